@@ -1,0 +1,206 @@
+"""Every setting, once: its name, type, range, default and help.
+
+The command line, the ``BERTSMITH_…`` environment variables, the configuration file and the Python API all take these
+names. Flags win over the environment, which wins over the file, which wins over the defaults.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bertsmith.errors import ConfigError, did_you_mean
+
+ENV_PREFIX = "BERTSMITH_"
+DEFAULT_MODEL = "google-bert/bert-base-uncased"
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Step(BaseModel):
+    """What the settings of every step have in common."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class DataConfig(Step):
+    """Step 1: where the table is, which columns to use, how to split."""
+
+    text_column: str | None = Field(None, description="Column that holds the texts; found by name unless given.")
+    label_column: str | None = Field(None, description="Column that holds the label numbers (or words).")
+    label_text_column: str | None = Field(None, description="Column that holds the labels in words.")
+    group_column: str | None = Field(
+        None, description="Keep rows with the same value here (author, document) in one split."
+    )
+    split_column: str | None = Field(None, description="Column that says train, validation or test for each row.")
+    validation: Path | None = Field(None, description="Validation table; otherwise a share of the table is held out.")
+    test: Path | None = Field(None, description="Test table; otherwise a share of the table is held out.")
+    validation_size: Share = Field(0.1, description="Share of the rows held out for validation.")
+    test_size: Share = Field(0.1, description="Share of the rows held out for the test.")
+    sql: str | None = Field(None, description="Query to read the table with, instead of a file (needs --db).")
+    db: str | None = Field(None, description="Database URL for --sql, such as sqlite:///reviews.db.")
+    sheet: str | None = Field(None, description="Excel sheet to read; the first one unless given.")
+    encoding: str | None = Field(None, description="Encoding of a text file, where the guess is wrong.")
+
+
+class ModelConfig(Step):
+    """Step 2: which checkpoint, on which device, how long the texts may be."""
+
+    model: str = Field(
+        DEFAULT_MODEL, description="Checkpoint: a Hugging Face hub id, a local folder, or packaged:minilm."
+    )
+    max_length: int | None = Field(
+        None, ge=8, le=131072, description="Tokens kept of each text; covers 99 % of the texts unless given."
+    )
+    device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="Where to compute.")
+    allow_pickle: bool = Field(
+        False, description="Load a checkpoint that has only pickle weights (with weights_only, no code is run)."
+    )
+
+
+class TrainConfig(Step):
+    """Steps 3 and 4: how to fine-tune. What is not given is derived from the data and said."""
+
+    epochs: Annotated[float, Field(gt=0, le=1000)] | None = Field(
+        None, description="Most passes over the training texts; early stopping may take fewer."
+    )
+    batch_size: int | None = Field(None, ge=1, le=65536, description="Texts per optimizer step.")
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="Peak learning rate.")
+    patience: int = Field(3, ge=1, le=1000, description="Epochs without a better macro-F1 before training stops.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="Number format of the training arithmetic; the weights stay fp32."
+    )
+    seed: int = Field(42, ge=0, lt=2**32, description="Seed of the split, the new head, the data order and dropout.")
+    set: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Any field of transformers.TrainingArguments, as NAME=VALUE; may be repeated.",
+    )
+    keep_checkpoints: bool = Field(False, description="Keep the checkpoints folder after training has finished.")
+
+
+STEPS: tuple[type[Step], ...] = (DataConfig, ModelConfig, TrainConfig)
+
+
+class Config(DataConfig, ModelConfig, TrainConfig):
+    """The resolved settings of a run: the steps' fields side by side, as the user writes them."""
+
+    def dump(self) -> dict[str, Any]:
+        """Return the settings as JSON-ready values."""
+        return self.model_dump(mode="json")
+
+
+def resolve(
+    flags: Mapping[str, Any], file: Path | None = None, *, environ: Mapping[str, str] | None = None, api: bool = False
+) -> Config:
+    """Merge flags, environment, file and defaults into one checked `Config`.
+
+    Args:
+        flags: values the user gave on the command line or as keyword arguments; ``None`` means not given.
+        file: a TOML file with the same names (``-`` and ``_`` are the same; tables ``[set]`` for training arguments).
+        environ: the environment; ``os.environ`` unless given.
+        api: name the settings in messages as Python arguments and not as flags.
+
+    Raises:
+        ConfigError: listing every unknown name, wrong type, value out of range and contradiction at once.
+    """
+    environ = os.environ if environ is None else environ
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    layers = [
+        _file_layer(file),
+        _environment_layer(environ),
+        {
+            name: (value, name if api else f"--{name.replace('_', '-')}")
+            for name, value in flags.items()
+            if value is not None
+        },
+    ]
+    for layer in layers:
+        for name, (value, place) in layer.items():
+            if name not in Config.model_fields:
+                problems.append(f"{place}: there is no such setting.{did_you_mean(name, Config.model_fields)}")
+                continue
+            if name == "set" and isinstance(value, Mapping):
+                value = {**values.get("set", {}), **value}
+            values[name], origin[name] = value, place
+    try:
+        config = Config(**values)
+    except ValidationError as error:
+        for detail in error.errors():
+            name = str(detail["loc"][0])
+            if name in Config.model_fields:
+                message = detail["msg"][0].lower() + detail["msg"][1:]
+                problems.append(f"{origin.get(name, name)}: {message}, not {detail['input']!r}")
+    else:
+        problems += _contradictions(config, origin)
+    if problems:
+        count = "a setting is" if len(problems) == 1 else f"{len(problems)} settings are"
+        raise ConfigError(f"{count} wrong:\n" + "\n".join(f"  - {problem}" for problem in problems))
+    return config
+
+
+def _contradictions(config: Config, origin: Mapping[str, str]) -> list[str]:
+    def name(field: str) -> str:
+        return origin.get(field, f"--{field.replace('_', '-')}")
+
+    problems = []
+    if (config.sql is None) != (config.db is None):
+        problems.append("--sql and --db go together: the query, and the database to put it to")
+    if config.split_column and (config.validation or config.test):
+        problems.append(f"{name('split_column')} and --validation/--test both say how to split: keep one of them")
+    if config.validation_size + config.test_size >= 1:
+        problems.append(f"{name('validation_size')} and {name('test_size')} together must leave texts to train on")
+    return problems
+
+
+def _environment_layer(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
+    given = {key: value for key, value in environ.items() if key.upper().startswith(ENV_PREFIX) and value != ""}
+    layer: dict[str, tuple[Any, str]] = {}
+    for key, text in given.items():
+        name = key[len(ENV_PREFIX) :].lower()
+        value: Any = parse_assignments(text.split()) if name == "set" else text
+        layer[name] = (value, f"environment variable {key}")
+    return layer
+
+
+def _file_layer(file: Path | None) -> dict[str, tuple[Any, str]]:
+    if file is None:
+        return {}
+    try:
+        content = tomllib.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"the configuration file cannot be read: {error.strerror}", where=str(file), remedy="Check the path."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the configuration file is not TOML: {error}", where=str(file), remedy='Write settings as: name = "value"'
+        ) from error
+    return {key.replace("-", "_"): (value, f"{file}: {key}") for key, value in content.items()}
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """Turn ``["weight_decay=0.05", "optim=adafactor"]`` into ``{"weight_decay": 0.05, "optim": "adafactor"}``.
+
+    Raises:
+        ConfigError: for an entry without ``=``.
+    """
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(
+                f"--set {assignment}: expected NAME=VALUE", remedy="Write for instance: --set weight_decay=0.05"
+            )
+        try:
+            values[name.strip()] = json.loads(text)
+        except json.JSONDecodeError:
+            values[name.strip()] = {"True": True, "False": False, "None": None}.get(text, text)
+    return values

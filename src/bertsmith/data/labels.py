@@ -1,0 +1,220 @@
+"""Link label numbers and label texts both ways, and refuse a label column that is not one."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bertsmith.data.table import MISSING, Labels
+from bertsmith.errors import DataError, listing
+
+_INTEGER = re.compile(r"[+-]?\d{1,18}(\.0*)?")
+_LEADING_ZERO = re.compile(r"[+-]?0\d+")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NO_NUMBER = frozenset({"", "na", "n/a", "nan", "null", "none", "nat", "<na>"})
+
+
+def label_words(values: Sequence[Any]) -> list[str | None]:
+    """Read a column as label texts: stripped, inner white space made single, ``None`` where there is nothing."""
+    words: list[str | None] = []
+    for value in values:
+        if _is_missing(value):
+            words.append(None)
+            continue
+        text = " ".join(_as_text(value).split())
+        words.append(text or None)
+    return words
+
+
+def label_numbers(values: Sequence[Any], where: str) -> list[int | None] | None:
+    """Read a column as label numbers.
+
+    Returns:
+        The numbers, ``None`` where a label is missing; or ``None`` altogether if the column holds words.
+
+    Raises:
+        DataError: if the column mixes numbers and words, or holds numbers that are not whole.
+    """
+    numbers: list[int | None] = []
+    fractions: list[tuple[int, str]] = []
+    words: list[tuple[int, str]] = []
+    missing_words: list[int] = []
+    n_numbers = 0
+    for row, value in enumerate(values, start=1):
+        text = "" if _is_missing(value) else _as_text(value).strip()
+        number: int | None = None
+        if text.casefold() in _NO_NUMBER:
+            if text:
+                missing_words.append(row)
+        elif isinstance(value, bool | np.bool_) or _LEADING_ZERO.fullmatch(text):
+            words.append((row, text))
+        elif _INTEGER.fullmatch(text):
+            number = int(text.partition(".")[0])
+            n_numbers += 1
+        elif _NUMBER.fullmatch(text) or text.casefold().lstrip("+-") in ("inf", "infinity"):
+            fractions.append((row, text))
+        else:
+            words.append((row, text))
+        numbers.append(number)
+    if words and (n_numbers or fractions):
+        if all(_LEADING_ZERO.fullmatch(text) for _, text in words):
+            return None
+        few, many = (words, "numbers") if len(words) <= n_numbers else ([], "words")
+        example = few[0] if few else next((row, str(n)) for row, n in enumerate(numbers, 1) if n is not None)
+        raise DataError(
+            f"the label column mixes numbers and words: most are {many}, but row {example[0]} has {example[1]!r}",
+            where=where,
+            remedy="Correct these labels, or pass the column as --label-text-column to read all of them as words.",
+        )
+    if words:
+        return None
+    if fractions:
+        row, text = fractions[0]
+        raise DataError(
+            f"the label column holds numbers that are not whole, such as {text} in row {row}: "
+            f"it looks like a score ({len({t for _, t in fractions}):,} different ones)",
+            where=where,
+            remedy="Name the column that holds the classes with --label-column, or cut the scores into classes first.",
+        )
+    return numbers
+
+
+def link(
+    numbers: Sequence[int | None] | None,
+    texts: Sequence[str | None] | None,
+    where: str,
+    *,
+    known: Labels | None = None,
+) -> tuple[Labels, np.ndarray]:
+    """Link numbers and texts row by row.
+
+    Args:
+        numbers: the label number of every row, or ``None`` if there is no such column.
+        texts: the label text of every row, or ``None`` if there is no such column.
+        where: file and columns, for messages.
+        known: the classes of a finished run; every row must then be one of these.
+
+    Returns:
+        The classes, and the class index of every row, shape (rows,), −1 where the label is missing.
+
+    Raises:
+        DataError: if one number has two texts, one text two numbers, or a label cannot be linked.
+    """
+    n_rows = len(numbers if numbers is not None else texts or ())
+    frame = pd.DataFrame(
+        {
+            "number": pd.array(list(numbers) if numbers is not None else [None] * n_rows, dtype="Int64"),
+            "text": pd.Series(list(texts) if texts is not None else [None] * n_rows, dtype=object),
+        }
+    )
+    pairs = frame.dropna().groupby(["number", "text"], sort=True).size().reset_index(name="rows")
+    _check_one_to_one(pairs, where)
+    if known is None:
+        labels = _new_labels(frame, pairs, where)
+    else:
+        labels = known
+        wrong = [
+            f"{number} = {text!r}"
+            for number, text in zip(pairs["number"], pairs["text"], strict=True)
+            if dict(zip(known.numbers, known.texts, strict=True)).get(number, text) != text
+        ]
+        if wrong and texts is not None:
+            raise DataError(
+                f"numbers and label texts are linked in another way than when the model was trained: {listing(wrong)}",
+                where=where,
+                remedy="Correct the pairs, or leave out the label number column.",
+            )
+    by_text = {text: index for index, text in enumerate(labels.texts)}
+    by_number = {number: index for index, number in enumerate(labels.numbers)}
+    from_text = frame["text"].map(by_text)
+    targets = from_text.where(frame["text"].notna(), frame["number"].map(by_number).astype(float))
+    unknown = targets.isna() & (frame["text"].notna() | frame["number"].notna())
+    if unknown.any():
+        odd = frame[unknown]
+        named = odd["text"].where(odd["text"].notna(), odd["number"].astype(object))
+        first = int(np.flatnonzero(unknown.to_numpy())[0]) + 1
+        raise DataError(
+            f"{int(unknown.sum()):,} rows have a label that is not among the classes: {listing(named.unique())}"
+            f" (first in row {first})",
+            where=where,
+            remedy=f"The classes are {listing(labels.texts, 30)}. Correct these labels or remove the rows.",
+        )
+    return labels, targets.fillna(MISSING).to_numpy(dtype=np.int64)
+
+
+def check_plausible(labels: Labels, targets: np.ndarray, where: str) -> None:
+    """Refuse a label column with (nearly) a class per row.
+
+    Raises:
+        DataError: if there are no labels, or fewer than two rows a class on average.
+    """
+    n_rows = int((targets != MISSING).sum())
+    if n_rows == 0:
+        raise DataError("no row has a label", where=where, remedy="Name the label column with --label-column.")
+    if n_rows < 2 * len(labels) and len(labels) > 2:
+        raise DataError(
+            f"the label column has {len(labels):,} different values in {n_rows:,} rows: "
+            "nearly every row would be a class of its own",
+            where=where,
+            remedy="Name the column that holds the classes with --label-column or --label-text-column.",
+        )
+
+
+def _check_one_to_one(pairs: pd.DataFrame, where: str) -> None:
+    problems = []
+    for one, other, say in (
+        ("number", "text", "number {} has the texts"),
+        ("text", "number", "text {!r} has the numbers"),
+    ):
+        for value, group in pairs.groupby(one, sort=True):
+            if len(group) > 1:
+                linked = [f"{v!r} ({n:,} rows)" for v, n in zip(group[other], group["rows"], strict=True)]
+                problems.append(say.format(value) + " " + ", ".join(linked))
+    if problems:
+        shown = "\n".join(f"  - {p}" for p in problems[:20])
+        more = f"\n  - and {len(problems) - 20:,} more" if len(problems) > 20 else ""
+        raise DataError(
+            f"label numbers and label texts do not go together one to one:\n{shown}{more}",
+            where=where,
+            remedy="Correct the pairs, or use one of the two columns only (--label-text-column alone takes the words).",
+        )
+
+
+def _new_labels(frame: pd.DataFrame, pairs: pd.DataFrame, where: str) -> Labels:
+    texts = sorted(frame["text"].dropna().unique())
+    numbers = sorted(int(n) for n in frame["number"].dropna().unique())
+    if pairs.empty:
+        if texts and numbers:
+            raise DataError(
+                "some rows have only a label number, others only a label text, and no row has both to link them",
+                where=where,
+                remedy="Give every file the same label columns.",
+            )
+        if texts:
+            return Labels(tuple(range(len(texts))), tuple(texts))
+        return Labels(tuple(numbers), tuple(str(n) for n in numbers))
+    linked = {int(n): t for n, t in zip(pairs["number"], pairs["text"], strict=True)}
+    lonely: list[object] = [n for n in numbers if n not in linked]
+    lonely += [t for t in texts if t not in set(linked.values())]
+    if lonely:
+        raise DataError(
+            f"these labels have no partner anywhere in the table: {listing(lonely)}",
+            where=where,
+            remedy="Give each number its label text (and each text its number) in at least one row.",
+        )
+    return Labels(tuple(linked), tuple(linked.values()))
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and math.isnan(value))
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)

@@ -1,0 +1,55 @@
+"""A rough guess at the language of a text, good enough to notice a mix: by script, then by its commonest words."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+_SCRIPTS = {
+    "Cyrillic": r"\u0400-\u052f",
+    "Greek": r"\u0370-\u03ff",
+    "Hebrew": r"\u0590-\u05ff",
+    "Arabic": r"\u0600-\u06ff\u0750-\u077f",
+    "Devanagari": r"\u0900-\u097f",
+    "Thai": r"\u0e00-\u0e7f",
+    "Korean": r"\uac00-\ud7af\u1100-\u11ff",
+    "Japanese": r"\u3040-\u30ff",
+    "Chinese": r"\u4e00-\u9fff",
+}
+_PATTERNS = {name: re.compile(f"[{span}]") for name, span in _SCRIPTS.items()}
+_LATIN = re.compile(r"[^\W\d_]+")
+_COMMON = {
+    "English": "the and of to is was for that with it you this not are on be have but my at what they how can i do we as",
+    "German": "der die und das ist nicht ich ein eine zu mit den auf für sie es auch dem wie von sich aber wir",
+    "French": "le les et des est pas je une un que pour dans qui sur vous avec mais au nous ce elle sont il",
+    "Spanish": "el los y que es una no por con para las del se su pero como más lo muy al yo está",
+    "Italian": "il che di e non è per un una sono con mi ma si come più questo della le ho del anche",
+    "Portuguese": "o que e não uma um para com os da se mas por muito mais na eu ele isso está você",
+    "Dutch": "de het een en van ik niet is dat op te zijn voor met maar ook aan bij heb deze naar",
+    "Swedish": "och att det som en på är av för inte jag den med till har om ett men var",
+    "Polish": "nie na się że jest jak ale czy tak jego przez już tylko może bardzo być są był ze mnie",
+    "Turkish": "bir ve bu için çok da de ile ne ama gibi daha ben değil olarak var kadar",
+}
+_WORDS = {language: frozenset(words.split()) for language, words in _COMMON.items()}
+MIN_HITS = 3
+
+
+def guess(text: str) -> str | None:
+    """Return the likely language (or script) of a text, ``None`` if there is too little to go by."""
+    if not text.isascii():
+        letters = len(_LATIN.findall(text)) and sum(map(len, _LATIN.findall(text)))
+        for name, pattern in _PATTERNS.items():
+            if len(pattern.findall(text)) > 0.3 * letters > 0:
+                return name
+    words = Counter(word.lower() for word in _LATIN.findall(text[:2000]))
+    hits = {language: sum(words[w] for w in common) for language, common in _WORDS.items()}
+    best, second = sorted(hits.values(), reverse=True)[:2]
+    if best < MIN_HITS or best < 1.5 * second:
+        return None
+    return max(hits, key=hits.__getitem__)
+
+
+def mix(texts: Iterable[str]) -> list[str | None]:
+    """Guess the language of every text."""
+    return [guess(text) for text in texts]

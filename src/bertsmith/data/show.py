@@ -1,0 +1,114 @@
+"""How findings look in a terminal, as plain text, and in a notebook."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table as Grid
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from bertsmith.data.inspect import ClassCount, Finding, Findings, Lengths
+
+MOST_CLASSES = 30
+"""Classes shown: the largest ones and the smallest ones, beyond this many."""
+
+_STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+
+
+def show(findings: Findings) -> RenderableType:
+    """Return findings as something ``rich`` can print."""
+    unused = findings.rows - findings.usable
+    head = Text.assemble(
+        (findings.name, "bold"),
+        f": {findings.rows:,} rows",
+        f", {findings.usable:,} usable" if unused else "",
+        f", {len(findings.classes)} classes, imbalance {findings.imbalance:.1f} : 1",
+    )
+    columns = "columns: " + ", ".join(f"{role.replace('_', ' ')} = {name!r}" for role, name in findings.columns.items())
+    parts: list[RenderableType] = [head, Text(columns, style="dim")]
+    if findings.splits:
+        given = ", ".join(f"{name} {n:,}" for name, n in findings.splits.items())
+        parts.append(Text(f"given splits: {given}", style="dim"))
+    parts += ["", class_chart(findings.classes), "", lengths_table(findings), _truncation(findings), ""]
+    if findings.findings:
+        parts += [finding_lines(finding) for finding in findings.findings]
+        parts.append(Text("Rows are counted from 1, the header not counted.", style="dim"))
+    else:
+        parts.append(Text("Nothing to complain of.", style="green"))
+    return Group(*parts)
+
+
+def class_chart(classes: tuple[ClassCount, ...], width: int = 30) -> RenderableType:
+    """Return a bar chart of the class counts, largest first."""
+    ordered = sorted(classes, key=lambda c: -c.rows)
+    most = max(c.rows for c in ordered) or 1
+    total = sum(c.rows for c in ordered) or 1
+    shown: list[ClassCount | None] = list(ordered)
+    if len(ordered) > MOST_CLASSES:
+        half = MOST_CLASSES // 2
+        shown = [*ordered[:half], None, *ordered[-half:]]
+    grid = Grid.grid(padding=(0, 1))
+    grid.add_column("label", justify="right", style="dim")
+    grid.add_column("label text", overflow="ellipsis", max_width=28, no_wrap=True)
+    grid.add_column("rows", justify="right", no_wrap=True)
+    grid.add_column("share", justify="right", style="dim", no_wrap=True)
+    grid.add_column("bar", style="cyan", no_wrap=True)
+    for entry in shown:
+        if entry is None:
+            grid.add_row("", f"… {len(ordered) - MOST_CLASSES:,} more …", "", "", "")
+            continue
+        bar = "█" * round(width * entry.rows / most) or ("▏" if entry.rows else "")
+        grid.add_row(str(entry.number), Text(entry.text), f"{entry.rows:,}", f"{entry.rows / total:.1%}", bar)
+    return grid
+
+
+def lengths_table(findings: Findings) -> RenderableType:
+    """Return the length percentiles, one line a unit."""
+    grid = Grid.grid(padding=(0, 2))
+    for _ in range(9):
+        grid.add_column(justify="right", no_wrap=True)
+    names = [f"{p} %" for p in findings.characters.percentiles]
+    grid.add_row("length in", "shortest", *names, "longest", style="dim")
+    for lengths in (findings.characters, findings.tokens):
+        grid.add_row(*_length_row(lengths))
+    return grid
+
+
+def _length_row(lengths: Lengths) -> list[str]:
+    middle = [f"{value:,}" for value in lengths.percentiles.values()]
+    return [lengths.unit, f"{lengths.shortest:,}", *middle, f"{lengths.longest:,}"]
+
+
+def _truncation(findings: Findings) -> Text:
+    return Text(
+        f"train would keep {findings.max_length} tokens of each text; {findings.truncated:.1%} of the texts are longer"
+    )
+
+
+def finding_lines(finding: Finding) -> RenderableType:
+    """Return one finding: severity, message, example rows, and what train will do."""
+    text = Text.assemble((f"{finding.severity:<8}", _STYLES[finding.severity]), finding.message)
+    if finding.rows:
+        text.append(f" (row{'s' if len(finding.rows) > 1 else ''} {', '.join(map(str, finding.rows))}", style="dim")
+        text.append(", …)" if finding.count > len(finding.rows) else ")", style="dim")
+    text.append(f"\n        → {finding.action}", style="dim")
+    return text
+
+
+def as_text(findings: Findings, width: int = 110) -> str:
+    """Return findings as plain text."""
+    buffer = io.StringIO()
+    Console(file=buffer, width=width, no_color=True, highlight=False).print(show(findings))
+    return buffer.getvalue().rstrip()
+
+
+def as_html(findings: Findings) -> str:
+    """Return findings as an HTML fragment, for notebooks."""
+    console = Console(record=True, width=110, file=io.StringIO(), highlight=False)
+    console.print(show(findings))
+    return console.export_html(
+        inline_styles=True, code_format='<pre style="line-height:1.25;font-family:monospace">{code}</pre>'
+    )

@@ -1,0 +1,130 @@
+"""Split into train, validation and test: stratified, seeded, groups kept together, given splits respected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from bertsmith.data.table import Table
+from bertsmith.errors import DataError, listing
+
+RULE = (
+    "every class gives at least one text to each held-out split and one to train, as far as its texts go: "
+    "with two texts one goes to train and one to test, a single one to train (the class then cannot be scored)"
+)
+
+
+def split(table: Table, *, validation_size: float, test_size: float, seed: int) -> Table:
+    """Give every row a split; rows that have one keep it.
+
+    Where validation or test is given, only the other is held out. Every class is held out in proportion (largest
+    remainder), and by `RULE` where it is small. Rows of one group stay together.
+
+    Args:
+        table: cleaned, so that no text stands in it twice to be split apart.
+        validation_size, test_size: share of the rows to hold out.
+        seed: the same seed gives the same split.
+
+    Returns:
+        The table with ``split`` filled in.
+
+    Raises:
+        DataError: if a split would be empty, or fewer than two classes are left to train on.
+    """
+    given = table.frame["split"]
+    shares = {
+        name: share
+        for name, share in (("test", test_size), ("validation", validation_size))
+        if not (given == name).any()
+    }
+    free = np.flatnonzero((given.isna() | (given == "train")).to_numpy())
+    result = given.fillna("train").to_numpy(dtype=object)
+    rng = np.random.default_rng(seed)
+    targets = table.targets[free]
+    if shares and len(free):
+        groups = table.frame["group"].iloc[free]
+        if groups.notna().any():
+            result[free] = _by_group(targets, pd.factorize(groups)[0], shares, rng)
+        else:
+            result[free] = _by_class(targets, len(table.labels), shares, rng)
+    _check(table, result)
+    return Table(
+        table.frame.assign(split=pd.Series(result, dtype="str")),
+        table.labels,
+        table.columns,
+        table.extra,
+        table.name,
+        table.notes,
+    )
+
+
+def _by_class(targets: np.ndarray, n_classes: int, shares: Mapping[str, float], rng: np.random.Generator) -> np.ndarray:
+    counts = np.bincount(targets, minlength=n_classes)
+    order = [rng.permutation(np.flatnonzero(targets == c)) for c in range(n_classes)]
+    result = np.full(len(targets), "train", dtype=object)
+    left = counts.copy()
+    for name, share in shares.items():  # test first: where texts are scarce, the honest figure comes first
+        take = np.minimum(np.maximum(_largest_remainder(counts * share), 1), np.maximum(left - 1, 0))
+        for c, n in enumerate(take):
+            result[order[c][:n]] = name
+            order[c] = order[c][n:]
+        left -= take
+    return result
+
+
+def _largest_remainder(ideal: np.ndarray) -> np.ndarray:
+    whole = np.floor(ideal).astype(np.int64)
+    missing = round(float(ideal.sum())) - int(whole.sum())
+    whole[np.argsort(-(ideal - whole), kind="stable")[: max(missing, 0)]] += 1
+    return whole
+
+
+def _by_group(
+    targets: np.ndarray, groups: np.ndarray, shares: Mapping[str, float], rng: np.random.Generator
+) -> np.ndarray:
+    n_groups = int(groups.max()) + 1
+    if n_groups <= len(shares):
+        raise DataError(
+            f"there are only {n_groups} groups: too few for {' and '.join(shares)} beside train",
+            remedy="Leave out --group-column, or give --validation and --test tables.",
+        )
+    # Class counts of every group, shape (groups, classes): groups go, large ones first, to the split that lacks most.
+    table = np.zeros((n_groups, int(targets.max()) + 1))
+    np.add.at(table, (groups, targets), 1)
+    names = ["train", *shares]
+    portions = np.array([1 - sum(shares.values()), *shares.values()])
+    wanted = np.outer(portions, table.sum(axis=0))
+    have = np.zeros_like(wanted)
+    chosen = np.zeros(n_groups, dtype=np.int64)
+    weight = 1 / np.maximum(table.sum(axis=0), 1)
+    order = rng.permutation(n_groups)
+    order = order[np.argsort(-table[order].sum(axis=1), kind="stable")]
+    for position, group in enumerate(order):
+        empty = [s for s in range(len(names)) if not have[s].any()]
+        if empty and n_groups - position <= len(empty):
+            best = empty[0]
+        else:
+            gain = ((have + table[group] - wanted) ** 2 - (have - wanted) ** 2) @ weight
+            best = int(np.argmin(gain))
+        have[best] += table[group]
+        chosen[group] = best
+    return np.array(names, dtype=object)[chosen[groups]]
+
+
+def _check(table: Table, result: np.ndarray) -> None:
+    for name in ("train", "validation", "test"):
+        if not (result == name).any():
+            raise DataError(
+                f"no text is left for the {name} split",
+                where=table.name,
+                remedy="Give more labelled texts, or --validation and --test tables.",
+            )
+    trained = np.unique(table.targets[result == "train"])
+    if len(trained) < 2:
+        raise DataError(
+            f"there is only one class to train on: {listing([table.labels.texts[int(c)] for c in trained])}",
+            where=table.name,
+            remedy="A classifier needs texts of at least two classes.",
+        )

@@ -1,0 +1,174 @@
+"""Load a checkpoint as a classifier for given labels, and its tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bertsmith.data.table import Labels
+from bertsmith.errors import DeviceError, ModelError
+from bertsmith.model.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its tokenizer, on its device.
+
+    Attributes:
+        model: a sequence-classification model, in fp32, that knows the label texts.
+        tokenizer: its tokenizer.
+        device: where the model is.
+        max_length: tokens kept of each text.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    max_length: int
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    def save(self, folder: Path) -> None:
+        """Write a plain Hugging Face checkpoint: weights, configuration, tokenizer."""
+        self.model.save_pretrained(folder, safe_serialization=True)
+        self.tokenizer.save_pretrained(folder)
+
+
+def choose_device(wanted: str = "auto") -> torch.device:
+    """Return the device to compute on: CUDA, else MPS, else CPU.
+
+    Raises:
+        DeviceError: if the device asked for is not there.
+    """
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return torch.device(next(name for name, is_there in there.items() if is_there))
+    if not there[wanted]:
+        raise DeviceError(
+            f"--device {wanted}: this machine, or this build of torch {torch.__version__}, has none",
+            remedy="Leave out --device, or install the torch build for your GPU.",
+        )
+    return torch.device(wanted)
+
+
+def describe_device(device: torch.device) -> str:
+    """Return the device in words: its kind, its name, its memory or cores."""
+    import torch
+
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"GPU {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    if device.type == "mps":
+        return "Apple GPU (MPS)"
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a checkpoint.
+
+    Raises:
+        ModelError: if it cannot be loaded, or does not know how to pad.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
+    except Exception as error:
+        raise _broken("tokenizer", checkpoint, error) from error
+    if tokenizer.pad_token_id is None:
+        raise ModelError(
+            "the tokenizer has no padding token", where=str(checkpoint.path), remedy="Take a BERT-family checkpoint."
+        )
+    return tokenizer
+
+
+def load_model(checkpoint: Checkpoint, labels: Labels | None = None) -> PreTrainedModel:
+    """Load a checkpoint for sequence classification, in fp32.
+
+    Args:
+        checkpoint: resolved, and so known to be complete and free of code of its own.
+        labels: the classes to build a new head for; ``None`` keeps the head that is there.
+
+    Raises:
+        ModelError: if the weights are damaged or do not fit the configuration.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    head: dict[str, Any] = {}
+    if labels is not None:
+        head = {
+            "num_labels": len(labels),
+            "id2label": labels.id2label,
+            "label2id": labels.label2id,
+            "problem_type": "single_label_classification",
+            "ignore_mismatched_sizes": True,
+        }
+    try:
+        with quiet_loading():
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                checkpoint.path,
+                trust_remote_code=False,
+                use_safetensors=not checkpoint.pickle,
+                weights_only=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **head,
+            )
+    except Exception as error:
+        raise _broken("model", checkpoint, error) from error
+    _refuse_unlearned(model, info, checkpoint, new_head=labels is not None)
+    return model
+
+
+def _refuse_unlearned(model: PreTrainedModel, info: Any, checkpoint: Checkpoint, *, new_head: bool) -> None:
+    """Refuse a checkpoint whose body was not in the file: transformers would fill it with random weights in silence."""
+    prefix = f"{model.base_model_prefix}."
+    missing = list(info["missing_keys"]) + [key[0] for key in info["mismatched_keys"]]
+    # A pooler is part of the head where the checkpoint was trained without one (RoBERTa, ELECTRA).
+    body = [key for key in missing if key.startswith(prefix) and "pooler" not in key and "position_ids" not in key]
+    lacking = body if new_head else missing
+    if lacking:
+        raise ModelError(
+            f"the checkpoint lacks {len(lacking):,} of the model's weights, such as {lacking[0]}",
+            where=str(checkpoint.path),
+            remedy="Give a complete checkpoint of this architecture, with shapes as in its config.json.",
+        )
+
+
+class quiet_loading:  # noqa: N801 - used like a function
+    """Keep transformers from reporting on the new head, which is meant to be new, while a model is loaded."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self._level = logging.get_verbosity()
+        self._bars = logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging
+
+        logging.set_verbosity(self._level)
+        if self._bars:
+            logging.enable_progress_bar()
+
+
+def _broken(what: str, checkpoint: Checkpoint, error: Exception) -> ModelError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ModelError(
+        f"the {what} of {checkpoint.name!r} cannot be loaded: {reason}",
+        where=str(checkpoint.path),
+        remedy="The files may be damaged or incomplete: fetch them again, or take another checkpoint.",
+    )
