@@ -1,0 +1,57 @@
+"""Fine-tune BERT-family models for text classification: from a labelled table to a classifier you can trust.
+
+The public names load on first use, so that ``import bertsmith`` needs neither torch nor pandas.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bertsmith.api import evaluate, inspect, load, read_table, train
+    from bertsmith.data.inspect import Findings
+    from bertsmith.data.table import Labels, Table
+    from bertsmith.errors import UserError
+    from bertsmith.inference.classifier import Classifier
+    from bertsmith.run import Run
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Classifier": "bertsmith.inference.classifier",
+    "Findings": "bertsmith.data.inspect",
+    "Labels": "bertsmith.data.table",
+    "Run": "bertsmith.run",
+    "Table": "bertsmith.data.table",
+    "UserError": "bertsmith.errors",
+    "evaluate": "bertsmith.api",
+    "inspect": "bertsmith.api",
+    "load": "bertsmith.api",
+    "read_table": "bertsmith.api",
+    "train": "bertsmith.api",
+}
+
+__all__ = [
+    "Classifier",
+    "Findings",
+    "Labels",
+    "Run",
+    "Table",
+    "UserError",
+    "evaluate",
+    "inspect",
+    "load",
+    "read_table",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'bertsmith' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

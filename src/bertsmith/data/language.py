@@ -20,7 +20,7 @@ _SCRIPTS = {
 _PATTERNS = {name: re.compile(f"[{span}]") for name, span in _SCRIPTS.items()}
 _LATIN = re.compile(r"[^\W\d_]+")
 _COMMON = {
-    "English": "the and of to is was for that with it you this not are on be have but my at what they how can i do we as",
+    "English": "the and of to is was for that with it you this not are on be have but my at what they can i do we as",
     "German": "der die und das ist nicht ich ein eine zu mit den auf für sie es auch dem wie von sich aber wir",
     "French": "le les et des est pas je une un que pour dans qui sur vous avec mais au nous ce elle sont il",
     "Spanish": "el los y que es una no por con para las del se su pero como más lo muy al yo está",

@@ -1,4 +1,4 @@
-"""Find a checkpoint: a hub id, a local folder, or a packaged one. Needs no torch: `inspect` uses it for the tokenizer."""
+"""Find a checkpoint: a hub id, a local folder, or a packaged one. Needs no torch, so `inspect` can count tokens."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TOKENIZERS = (
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
 POSITION_OFFSET = {"roberta": 2, "xlm-roberta": 2, "xlm-roberta-xl": 2, "camembert": 2, "mpnet": 2, "longformer": 2}
-"""Model types that count positions from ``pad_token_id + 1`` and so take fewer tokens than ``max_position_embeddings``."""
+"""Positions lost to model types that count them from ``pad_token_id + 1``."""
 
 
 @dataclass(frozen=True)

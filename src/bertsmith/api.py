@@ -1,0 +1,149 @@
+"""The functions of ``import bertsmith as bs``: the pipeline, with settings as keyword arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bertsmith.config import Config, DataConfig, resolve
+from bertsmith.data import inspect as inspecting
+from bertsmith.data.inspect import Findings
+from bertsmith.data.read import read_table as _read_table
+from bertsmith.data.table import Table
+from bertsmith.errors import ConfigError, listing
+from bertsmith.model import checkpoint
+from bertsmith.run import Run
+
+if TYPE_CHECKING:
+    from bertsmith.inference.classifier import Classifier
+    from bertsmith.pipeline import Observer
+
+
+def read_table(source: Any = None, **settings: Any) -> Table:
+    """Read a labelled table.
+
+    Args:
+        source: a path, ``hf://owner/name``, a pandas data frame, a ``datasets.Dataset``; none with ``sql`` and ``db``.
+        **settings: fields of `DataConfig`, such as ``text_column``, ``validation`` or ``test``.
+
+    Raises:
+        UserError: if it cannot be read, or its labels do not make sense.
+    """
+    return _read_table(source, resolve(settings, api=True))
+
+
+def inspect(table: Any, **settings: Any) -> Findings:
+    """Look a table over: classes, lengths, duplicates, conflicts, leaks, damage. Nothing is changed.
+
+    Args:
+        table: what `read_table` returns or takes.
+        **settings: fields of `DataConfig` and `ModelConfig`; ``model`` says whose tokens to count.
+
+    Raises:
+        UserError: if the table cannot be read.
+    """
+    config = resolve(settings, api=True)
+    return inspect_table(as_table(table, config), config)
+
+
+def train(
+    table: Any,
+    *,
+    output: Path | str,
+    resume: bool = False,
+    overwrite: bool = False,
+    config: Path | str | None = None,
+    on_event: Observer | None = None,
+    stop: Callable[[], bool] | None = None,
+    **settings: Any,
+) -> Run:
+    """Fine-tune and evaluate a classifier, end to end, into a run folder.
+
+    Args:
+        table: what `read_table` returns or takes.
+        output: the run folder.
+        resume: go on with an unfinished run.
+        overwrite: replace a finished run.
+        config: a TOML file of settings; keyword arguments win over it.
+        on_event: is told what happens (see `bertsmith.training.events`); ``print`` will do.
+        stop: asked after every step; where it says yes, a checkpoint is saved and training is interrupted.
+        **settings: fields of `DataConfig`, `ModelConfig` and `TrainConfig`, such as ``model`` or ``epochs``.
+
+    Raises:
+        UserError: for everything that the user can mend.
+        Interrupted: after ``stop`` said yes.
+    """
+    from bertsmith.pipeline import run_training
+
+    resolved = resolve(settings, Path(config) if config else None, api=True)
+    return run_training(
+        lambda: as_table(table, resolved),
+        resolved,
+        Path(output),
+        resume=resume,
+        overwrite=overwrite,
+        observe=on_event or (lambda event: None),
+        stop=stop or (lambda: False),
+    )
+
+
+def evaluate(run: Path | str, table: Any, *, name: str | None = None, **settings: Any) -> dict[str, Any]:
+    """Score a finished run on another labelled table; the figures are also kept in ``RUN/evaluations/NAME``.
+
+    Args:
+        run: the run folder.
+        table: what `read_table` takes.
+        name: of the evaluation; the table's name unless given.
+        **settings: fields of `DataConfig`, and ``device``.
+
+    Returns:
+        As in ``metrics.json`` for one split.
+
+    Raises:
+        UserError: if the run or the table is not usable.
+    """
+    from bertsmith.pipeline import run_evaluation
+
+    return run_evaluation(Path(run), table, resolve(settings, api=True), name=name).metrics
+
+
+def load(run: Path | str, *, device: str = "auto") -> Classifier:
+    """Load the classifier of a finished run.
+
+    Raises:
+        UserError: if there is none.
+    """
+    from bertsmith.inference.classifier import Classifier
+
+    return Classifier.load(run, device=device)
+
+
+def as_table(table: Any, config: Config) -> Table:
+    """Return a table that is read already as it is, and read everything else.
+
+    Raises:
+        ConfigError: if settings that say how to read are given for a table that is read.
+    """
+    if not isinstance(table, Table):
+        return _read_table(table, config)
+    late = [
+        name
+        for name, field in DataConfig.model_fields.items()
+        if name not in ("validation_size", "test_size") and getattr(config, name) != field.default
+    ]
+    if late:
+        raise ConfigError(
+            f"the table is read already, so {listing(late)} would have no effect", remedy="Give them to read_table."
+        )
+    return table
+
+
+def inspect_table(table: Table, config: Config) -> Findings:
+    """Inspect with the tokenizer of the configured checkpoint if it is on this machine, else with an estimate."""
+    tokenizer = checkpoint.local_tokenizer(config.model)
+    return inspecting.inspect(
+        table,
+        count_tokens=checkpoint.token_counter(tokenizer) if tokenizer else None,
+        max_length=config.max_length,
+    )

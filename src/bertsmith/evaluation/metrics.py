@@ -1,0 +1,163 @@
+"""Metrics that respect class imbalance, by scikit-learn."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sklearn import metrics as sk
+
+PRIMARY = "macro_f1"
+SCALARS = (
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "macro_precision",
+    "macro_recall",
+    "weighted_f1",
+    "weighted_precision",
+    "weighted_recall",
+    "mcc",
+    "log_loss",
+    "macro_average_precision",
+)
+"""Names of the single-number metrics. Of all but ``log_loss``, more is better."""
+
+
+def quick(targets: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Return the metrics shown at every epoch: accuracy and macro-F1.
+
+    Args:
+        targets: class indices, shape (n,).
+        probabilities: shape (n, classes).
+    """
+    predicted = probabilities.argmax(axis=1)
+    return {"accuracy": float(sk.accuracy_score(targets, predicted)), "macro_f1": macro_f1(targets, predicted)}
+
+
+def macro_f1(targets: np.ndarray, predicted: np.ndarray) -> float:
+    """Return the mean F1 over the classes that occur in ``targets`` or ``predicted`` (both shape (n,))."""
+    return float(sk.f1_score(targets, predicted, average="macro", zero_division=0))
+
+
+def scalars(targets: np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
+    """Return every single-number metric.
+
+    Averages over classes are taken over those that occur in ``targets`` or among the predictions, as scikit-learn does;
+    average precision over those in ``targets``, since it is not defined for the others.
+
+    Args:
+        targets: class indices, shape (n,).
+        probabilities: shape (n, classes).
+
+    Returns:
+        Metrics by name; ``None`` for one that is undefined on these texts.
+    """
+    predicted = probabilities.argmax(axis=1)
+    n_classes = probabilities.shape[1]
+    present = np.unique(targets)
+    result: dict[str, float | None] = {"accuracy": float(sk.accuracy_score(targets, predicted))}
+    recalls = sk.recall_score(targets, predicted, labels=present, average=None, zero_division=0)
+    result["balanced_accuracy"] = float(np.mean(recalls))
+    for average in ("macro", "weighted"):
+        precision, recall, f1, _ = sk.precision_recall_fscore_support(
+            targets, predicted, average=average, zero_division=0
+        )
+        result |= {
+            f"{average}_f1": float(f1),
+            f"{average}_precision": float(precision),
+            f"{average}_recall": float(recall),
+        }
+    result["mcc"] = float(sk.matthews_corrcoef(targets, predicted)) if len(present) > 1 else None
+    result["log_loss"] = float(sk.log_loss(targets, _normalised(probabilities), labels=np.arange(n_classes)))
+    precisions = [sk.average_precision_score(targets == c, probabilities[:, c]) for c in present]
+    result["macro_average_precision"] = float(np.mean(precisions)) if len(present) > 1 else None
+    return {name: result[name] for name in SCALARS}
+
+
+def per_class(targets: np.ndarray, probabilities: np.ndarray) -> list[dict[str, Any]]:
+    """Return precision, recall, F1, average precision and number of texts of every class.
+
+    Args:
+        targets: class indices, shape (n,).
+        probabilities: shape (n, classes).
+
+    Returns:
+        One entry a class, in order; ``None`` where a figure is undefined (no such text, or never predicted).
+    """
+    predicted = probabilities.argmax(axis=1)
+    classes = np.arange(probabilities.shape[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        precision, recall, f1, support = sk.precision_recall_fscore_support(
+            targets, predicted, labels=classes, average=None, zero_division=np.nan
+        )
+    times = np.bincount(predicted, minlength=len(classes))
+    return [
+        {
+            "precision": _defined(precision[c], times[c] > 0),
+            "recall": _defined(recall[c], support[c] > 0),
+            "f1": _defined(f1[c], support[c] + times[c] > 0),
+            "average_precision": _defined(
+                sk.average_precision_score(targets == c, probabilities[:, c]) if support[c] else np.nan, support[c] > 0
+            ),
+            "texts": int(support[c]),
+            "predicted": int(times[c]),
+        }
+        for c in classes
+    ]
+
+
+def confusion(targets: np.ndarray, predicted: np.ndarray, n_classes: int) -> np.ndarray:
+    """Return how many texts of each class (rows) were predicted as each class (columns), shape (classes, classes)."""
+    matrix: np.ndarray = sk.confusion_matrix(targets, predicted, labels=np.arange(n_classes))
+    return matrix
+
+
+def calibration(targets: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> dict[str, Any]:
+    """Return how far confidence can be believed.
+
+    The expected calibration error is the mean gap between confidence and accuracy over bins of equal width, weighted by
+    their texts (Guo et al. 2017, arXiv:1706.04599); the Brier score is the mean squared distance between probabilities
+    and truth, summed over the classes (Brier 1950), from 0 to 2.
+
+    Args:
+        targets: class indices, shape (n,).
+        probabilities: shape (n, classes).
+        bins: number of bins of confidence.
+    """
+    confidence = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == targets
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    counts = np.bincount(which, minlength=bins)
+    filled = np.maximum(counts, 1)
+    mean_confidence = np.bincount(which, weights=confidence, minlength=bins) / filled
+    accuracy = np.bincount(which, weights=right, minlength=bins) / filled
+    truth = np.eye(probabilities.shape[1])[targets]
+    return {
+        "expected_calibration_error": float((counts * abs(accuracy - mean_confidence)).sum() / len(targets)),
+        "brier_score": float(((probabilities - truth) ** 2).sum(axis=1).mean()),
+        "bins": [
+            {"texts": int(n), "confidence": float(c), "accuracy": float(a)}
+            for n, c, a in zip(counts, mean_confidence, accuracy, strict=True)
+            if n
+        ],
+    }
+
+
+def majority_probabilities(train_counts: Sequence[int], n: int) -> np.ndarray:
+    """Return what a model that only knows the class shares of train would say of n texts, shape (n, classes)."""
+    shares = np.asarray(train_counts, dtype=float)
+    return np.tile(shares / shares.sum(), (n, 1))
+
+
+def _defined(value: float, is_defined: bool) -> float | None:
+    return float(value) if is_defined else None
+
+
+def _normalised(probabilities: np.ndarray) -> np.ndarray:
+    exact = probabilities.astype(np.float64)
+    result: np.ndarray = exact / exact.sum(axis=1, keepdims=True)
+    return result

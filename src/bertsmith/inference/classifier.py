@@ -1,0 +1,145 @@
+"""A fitted classifier: texts in, labels, probabilities and confidence out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bertsmith.data.clean import normalise
+from bertsmith.data.table import Labels
+from bertsmith.errors import DeviceError, RunFolderError
+from bertsmith.model import checkpoint
+from bertsmith.model.load import Loaded, choose_device, load_model, load_tokenizer
+from bertsmith.run import Run, open_run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TOKENS_AT_ONCE = 8192
+"""Token budget of a micro-batch, padding counted. Texts go in order of length, so little of it is padding."""
+
+
+class Classifier:
+    """A model that labels texts, in fp32.
+
+    Attributes:
+        labels: the classes.
+        loaded: the model with its tokenizer.
+    """
+
+    def __init__(self, loaded: Loaded, labels: Labels) -> None:
+        self.loaded, self.labels = loaded, labels
+        loaded.model.eval()
+
+    @classmethod
+    def load(cls, path: Path | str, *, device: str = "auto") -> Classifier:
+        """Load from a run folder, or from the ``model`` folder alone.
+
+        Raises:
+            RunFolderError: if there is no finished run.
+            ModelError: if the model is damaged.
+            DeviceError: if the device is not there.
+        """
+        path = Path(path)
+        if (path / "config.json").is_file() and not Run(path).layout.run.is_file():
+            folder, labels = path, None
+        else:
+            run = open_run(path)
+            folder, labels = run.layout.model, run.labels
+        resolved = checkpoint.resolve(str(folder))
+        model, tokenizer = load_model(resolved), load_tokenizer(resolved)
+        texts = tuple(model.config.id2label[i] for i in range(model.config.num_labels))
+        if labels is None:
+            labels = Labels(tuple(range(len(texts))), texts)
+        elif labels.texts != texts:
+            raise RunFolderError(
+                "the model's labels are not those of labels.json", where=str(path), remedy="Train the run again."
+            )
+        where = choose_device(device)
+        model.to(where)
+        limit = min(int(tokenizer.model_max_length), resolved.max_positions)
+        return cls(Loaded(model, tokenizer, where, limit), labels)
+
+    def __repr__(self) -> str:
+        return f"Classifier({len(self.labels)} classes, {self.loaded.model.config.model_type}, {self.loaded.device})"
+
+    def predict_proba(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
+        """Return the probability of every class for every text, shape (texts, classes); rows sum to 1.
+
+        Args:
+            texts: n texts; a single string is taken as one text.
+            progress: is told how many texts were done since it was last told.
+
+        Raises:
+            DeviceError: if not even a single text fits into memory.
+        """
+        import torch
+
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        result = np.empty((len(texts), len(self.labels)), dtype=np.float64)
+        if not texts:
+            return result
+        tokenizer = self.loaded.tokenizer
+        encoded = tokenizer([normalise(text) for text in texts], truncation=True, max_length=self.loaded.max_length)
+        names = [name for name in encoded if name in tokenizer.model_input_names]
+        lengths = np.array([len(ids) for ids in encoded["input_ids"]])
+        for rows in micro_batches(lengths, TOKENS_AT_ONCE):
+            batch = tokenizer.pad({name: [encoded[name][i] for i in rows] for name in names}, return_tensors="pt")
+            try:
+                with torch.inference_mode():
+                    logits = self.loaded.model(**batch.to(self.loaded.device)).logits
+            except torch.OutOfMemoryError as error:
+                raise DeviceError(
+                    f"the device is out of memory with {len(rows)} texts of {lengths[rows[0]]} tokens",
+                    remedy="Pass --device cpu, or free the device.",
+                ) from error
+            result[rows] = torch.softmax(logits.double(), dim=-1).cpu().numpy()
+            if progress:
+                progress(len(rows))
+        return result
+
+    def predict(self, texts: Sequence[str]) -> list[str]:
+        """Return the label text of every text."""
+        return [self.labels.texts[i] for i in self.predict_proba(texts).argmax(axis=1)]
+
+    def predict_frame(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> pd.DataFrame:
+        """Return one row a text: ``predicted``, ``predicted_text``, ``confidence``, ``probabilities`` (a list)."""
+        return to_frame(self.predict_proba(texts, progress), self.labels)
+
+
+def to_frame(probabilities: np.ndarray, labels: Labels) -> pd.DataFrame:
+    """Turn probabilities, shape (n, classes), into the columns of `Classifier.predict_frame`."""
+    import pandas as pd
+
+    best = probabilities.argmax(axis=1)
+    return pd.DataFrame(
+        {
+            "predicted": np.array(labels.numbers, dtype=np.int64)[best],
+            "predicted_text": pd.Series(np.array(labels.texts, dtype=object)[best], dtype="str"),
+            "confidence": probabilities.max(axis=1) if len(probabilities) else np.empty(0),
+            "probabilities": list(probabilities),
+        }
+    )
+
+
+def micro_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Cut texts, longest first, into groups whose padded size stays within a token budget.
+
+    Args:
+        lengths: tokens of every text, shape (n,).
+        budget: tokens at once, padding counted; a text longer than that goes alone.
+
+    Returns:
+        Positions, each in exactly one group.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    groups = []
+    start = 0
+    while start < len(order):
+        size = max(budget // max(int(lengths[order[start]]), 1), 1)
+        groups.append(order[start : start + size])
+        start += size
+    return groups

@@ -1,0 +1,183 @@
+"""Figures as SVG: small, sharp, readable on paper and on a phone, and free of any library in the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup, escape
+
+WIDTH, HEIGHT = 640, 260
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 14, 40
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve: its name in the legend, its CSS class, and its points (x, y)."""
+
+    name: str
+    css: str
+    points: Sequence[tuple[float, float]]
+
+
+def curves(
+    lines: Sequence[Line], *, x_label: str, y_label: str, mark: float | None = None, mark_label: str = ""
+) -> Markup:
+    """Draw curves over a common x, with an optional vertical mark.
+
+    Args:
+        lines: the curves; points that are not finite are left out.
+        x_label, y_label: what the axes mean.
+        mark: x of a vertical line.
+        mark_label: what it means.
+    """
+    drawn = [Line(li.name, li.css, [p for p in li.points if all(map(math.isfinite, p))]) for li in lines]
+    points = [p for line in drawn for p in line.points]
+    if not points:
+        return Markup("<p>There is nothing to draw.</p>")
+    x_axis = _Axis([p[0] for p in points] + ([mark] if mark is not None else []), _LEFT, WIDTH - _RIGHT)
+    y_axis = _Axis([p[1] for p in points], HEIGHT - _BOTTOM, _TOP)
+    parts = [_frame(x_axis, y_axis, x_label, y_label)]
+    if mark is not None:
+        parts.append(_mark(x_axis(mark), mark_label))
+    for line in drawn:
+        path = " ".join(f"{x_axis(x):.1f},{y_axis(y):.1f}" for x, y in line.points)
+        parts.append(Markup('<polyline class="line {}" points="{}"/>').format(line.css, path))
+        for x, y in line.points:
+            parts.append(
+                Markup(
+                    '<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3.5"><title>{}: {:.4g}</title></circle>'
+                ).format(line.css, x_axis(x), y_axis(y), line.name, y)
+            )
+    legend = Markup("").join(
+        Markup('<span class="key"><i class="{}"></i>{}</span>').format(line.css, line.name) for line in drawn
+    )
+    return _svg(parts, f"{y_label} over {x_label}") + Markup('<p class="legend">{}</p>').format(legend)
+
+
+def histogram(
+    edges: Sequence[int], counts: Sequence[int], *, x_label: str, mark: float | None = None, mark_label: str = ""
+) -> Markup:
+    """Draw a histogram of texts, with an optional vertical mark.
+
+    Args:
+        edges: bin edges, one more than counts.
+        counts: texts in each bin.
+        x_label: what is measured.
+        mark: x of a vertical line.
+        mark_label: what it means.
+    """
+    x_axis = _Axis([edges[0], edges[-1], *([mark] if mark is not None else [])], _LEFT, WIDTH - _RIGHT)
+    y_axis = _Axis([0, max(counts)], HEIGHT - _BOTTOM, _TOP)
+    parts = [_frame(x_axis, y_axis, x_label, "texts")]
+    for low, high, n in zip(edges, edges[1:], counts, strict=False):
+        left, right, top = x_axis(low), x_axis(high), y_axis(n)
+        parts.append(
+            Markup(
+                '<rect class="bar" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">'
+                "<title>{} to {}: {:,} texts</title></rect>"
+            ).format(left, top, max(right - left - 1, 0.5), y_axis(0) - top, low, high - 1, n)
+        )
+    if mark is not None:
+        parts.append(_mark(x_axis(mark), mark_label))
+    return _svg(parts, f"Histogram of {x_label}")
+
+
+def heatmap(matrix: np.ndarray, names: Sequence[str], size: int = 900) -> Markup:
+    """Draw a large confusion matrix: a square a cell that is not zero, blue where right, red where wrong.
+
+    Args:
+        matrix: texts by class (rows) and prediction (columns), shape (classes, classes).
+        names: label texts.
+        size: width and height in user units.
+    """
+    k = len(matrix)
+    cell = size / k
+    totals = np.maximum(matrix.sum(axis=1), 1)
+    parts = [Markup('<rect class="ground" width="{0}" height="{0}"/>').format(size)]
+    for i, j in zip(*np.nonzero(matrix), strict=True):
+        share = matrix[i, j] / totals[i]
+        parts.append(
+            Markup(
+                '<rect class="{}" x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}" fill-opacity="{:.2f}"'
+                ' data-cell="{} → {}: {:,} of {:,} texts"/>'
+            ).format(
+                "right" if i == j else "wrong",
+                j * cell,
+                i * cell,
+                cell,
+                cell,
+                0.3 + 0.7 * float(share) ** 0.5,
+                names[i],
+                names[j],
+                int(matrix[i, j]),
+                int(totals[i]),
+            )
+        )
+    return Markup(
+        '<svg class="heatmap" viewBox="0 0 {0} {0}" role="img" aria-label="Confusion matrix">{1}</svg>'
+    ).format(size, Markup("").join(parts))
+
+
+class _Axis:
+    """Round ticks, and data to user units."""
+
+    def __init__(self, values: Sequence[float], start: float, end: float) -> None:
+        low, high = min(values), max(values)
+        if low == high:
+            low, high = (low - 0.5, high + 0.5) if low else (0.0, 1.0)
+        step = 10 ** math.floor(math.log10((high - low) / 4))
+        step *= next(m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= 6)
+        low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
+        self.ticks = [low + i * step for i in range(round((high - low) / step) + 1)]
+        self.decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+        self.low, self.high, self.start, self.end = low, high, start, end
+
+    def __call__(self, value: float) -> float:
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+    def labels(self) -> list[tuple[float, str]]:
+        return [(self(tick), f"{tick:,.{self.decimals}f}") for tick in self.ticks]
+
+
+def _frame(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> Markup:
+    parts = []
+    for y, text in y_axis.labels():
+        parts.append(
+            Markup('<line class="grid" x1="{}" x2="{}" y1="{y:.1f}" y2="{y:.1f}"/>').format(_LEFT, WIDTH - _RIGHT, y=y)
+        )
+        parts.append(
+            Markup('<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(_LEFT - 6, y + 4, text)
+        )
+    for x, text in x_axis.labels():
+        parts.append(
+            Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
+                x, HEIGHT - _BOTTOM + 16, text
+            )
+        )
+    middle = (_LEFT + WIDTH - _RIGHT) / 2
+    parts.append(
+        Markup('<text class="axis" x="{}" y="{}" text-anchor="middle">{}</text>').format(middle, HEIGHT - 6, x_label)
+    )
+    parts.append(
+        Markup('<text class="axis" transform="translate(12 {}) rotate(-90)" text-anchor="middle">{}</text>').format(
+            (HEIGHT - _BOTTOM + _TOP) / 2, y_label
+        )
+    )
+    return Markup("").join(parts)
+
+
+def _mark(x: float, label: str) -> Markup:
+    anchor, shift = ("end", -5) if x > WIDTH / 2 else ("start", 5)
+    return Markup(
+        '<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>'
+        '<text class="axis" x="{tx:.1f}" y="{ty}" text-anchor="{anchor}">{label}</text>'
+    ).format(x=x, top=_TOP, bottom=HEIGHT - _BOTTOM, tx=x + shift, ty=_TOP + 10, anchor=anchor, label=label)
+
+
+def _svg(parts: Sequence[Markup], title: str) -> Markup:
+    return Markup('<svg class="figure" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        WIDTH, HEIGHT, escape(title), Markup("").join(parts)
+    )

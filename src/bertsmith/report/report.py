@@ -1,0 +1,177 @@
+"""`report.html`: one self-contained page that a non-programmer can read, offline and on a phone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from bertsmith.data.inspect import Findings
+from bertsmith.report.figures import Line, curves, heatmap, histogram
+from bertsmith.run import Run, write_text
+
+MATRIX_AS_TABLE = 20
+"""Up to this many classes the confusion matrix is a table with figures in it; beyond, a picture to point at."""
+MISTAKES, SAMPLES, PAIRS = 20, 10, 20
+METRIC_NAMES = {
+    "macro_f1": ("Macro-F1", "the mean over the classes of precision and recall combined; every class counts the same"),
+    "accuracy": ("Accuracy", "the share of texts labelled right"),
+    "balanced_accuracy": ("Balanced accuracy", "the share labelled right within a class, averaged over the classes"),
+    "macro_precision": (
+        "Macro precision",
+        "of the texts given a label, the share it is right for, averaged over classes",
+    ),
+    "macro_recall": ("Macro recall", "of the texts of a class, the share that was found, averaged over classes"),
+    "weighted_f1": ("Weighted F1", "F1 with every class weighted by its texts"),
+    "weighted_precision": ("Weighted precision", "precision with every class weighted by its texts"),
+    "weighted_recall": ("Weighted recall", "recall with every class weighted by its texts: the same as accuracy"),
+    "mcc": ("Matthews correlation", "1 is perfect, 0 is no better than chance"),
+    "log_loss": ("Log loss", "how far the probabilities are off; less is better"),
+    "macro_average_precision": ("Macro average precision", "how well each class is ranked, whatever the threshold"),
+}
+
+
+def environment() -> jinja2.Environment:
+    """Return the templates, with autoescape on: texts, labels and names come from anywhere."""
+    result = jinja2.Environment(
+        loader=jinja2.PackageLoader("bertsmith.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    result.filters["number"] = lambda value, digits=3: "–" if value is None else f"{value:,.{digits}f}"
+    result.filters["integer"] = lambda value: f"{value:,}"
+    result.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f} %"
+    return result
+
+
+def write_report(run: Run) -> Path:
+    """Draw the page of a run that was scored, from what is in its folder.
+
+    Returns:
+        Where it was written.
+
+    Raises:
+        RunFolderError: if a file of the run is missing or damaged.
+    """
+    info, metrics, history = run.info, run.metrics, run.history
+    predictions = run.predictions
+    findings = info["data"]["findings"]
+    test = metrics["splits"]["test"]
+    names = [entry["label_text"] for entry in test["per_class"]]
+    matrix = np.array(test["confusion"])
+    mistakes = predictions[predictions["label"] != predictions["predicted"]]
+    right = predictions[predictions["label"] == predictions["predicted"]]
+    best_epoch = next((e["epoch"] for e in history if e["step"] == info["training"]["best_step"]), None)
+    page = (
+        environment()
+        .get_template("report.html")
+        .render(
+            title=run.path.resolve().name,
+            info=info,
+            metrics=metrics,
+            metric_names=METRIC_NAMES,
+            test=test,
+            baseline=metrics["baseline"]["majority_class"],
+            findings=findings,
+            lengths=_length_figure(findings),
+            balance=_balance(findings["classes"]),
+            losses=_loss_figure(history, best_epoch),
+            scores=_score_figure(history, best_epoch),
+            classes=_classes(test, run),
+            matrix=matrix.tolist() if len(names) <= MATRIX_AS_TABLE else None,
+            heatmap=heatmap(matrix, names) if len(names) > MATRIX_AS_TABLE else None,
+            names=names,
+            pairs=_pairs(matrix, names),
+            n_mistakes=len(mistakes),
+            mistakes=_examples(mistakes.sort_values("confidence", ascending=False, kind="stable").head(MISTAKES)),
+            samples=_examples(right.sample(min(SAMPLES, len(right)), random_state=info["config"]["seed"])),
+        )
+    )
+    write_text(run.layout.report, page)
+    return run.layout.report
+
+
+def findings_page(findings: Findings) -> str:
+    """Return the page of `inspect --html`."""
+    values = findings.to_dict()
+    return (
+        environment()
+        .get_template("findings.html")
+        .render(
+            title=findings.name,
+            findings=values,
+            lengths=_length_figure(values),
+            balance=_balance(values["classes"]),
+        )
+    )
+
+
+def _length_figure(findings: dict[str, Any]) -> Markup:
+    tokens = findings["tokens"]
+    return histogram(
+        tokens["edges"],
+        tokens["counts"],
+        x_label=f"length in {tokens['unit']}",
+        mark=min(findings["max_length"], tokens["edges"][-1]),
+        mark_label=f"kept: {findings['max_length']:,}",
+    )
+
+
+def _balance(classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    most = max((entry["rows"] for entry in classes), default=1) or 1
+    total = sum(entry["rows"] for entry in classes) or 1
+    ordered = sorted(classes, key=lambda entry: -entry["rows"])
+    return [{**e, "width": 100 * e["rows"] / most, "share": e["rows"] / total} for e in ordered]
+
+
+def _loss_figure(history: list[dict[str, Any]], best: float | None) -> Markup:
+    lines = [
+        Line("train loss", "c1", [(e["epoch"], e["train_loss"]) for e in history]),
+        Line("validation loss", "c2", [(e["epoch"], e["validation_loss"]) for e in history]),
+    ]
+    return curves(lines, x_label="epoch", y_label="loss", mark=best, mark_label="best")
+
+
+def _score_figure(history: list[dict[str, Any]], best: float | None) -> Markup:
+    lines = [
+        Line("validation macro-F1", "c1", [(e["epoch"], e["metrics"]["macro_f1"]) for e in history]),
+        Line("validation accuracy", "c2", [(e["epoch"], e["metrics"]["accuracy"]) for e in history]),
+    ]
+    return curves(lines, x_label="epoch", y_label="score", mark=best, mark_label="best")
+
+
+def _classes(test: dict[str, Any], run: Run) -> list[dict[str, Any]]:
+    counts = {entry["label"]: entry["train"] for entry in run.class_counts}
+    return [{**entry, "train": counts[entry["label"]]} for entry in test["per_class"]]
+
+
+def _pairs(matrix: np.ndarray, names: list[str]) -> list[dict[str, Any]]:
+    wrong = matrix.copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
+    cells = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True)]
+    totals = matrix.sum(axis=1)
+    return [
+        {"label": names[i], "predicted": names[j], "texts": int(wrong[i, j]), "of": int(totals[i])}
+        for i, j in cells
+        if wrong[i, j]
+    ]
+
+
+def _examples(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {
+            "row": int(row.row),
+            "text": row.text,
+            "label_text": row.label_text,
+            "predicted_text": row.predicted_text,
+            "confidence": float(row.confidence),
+        }
+        for row in rows.itertuples()
+    ]

@@ -1,0 +1,362 @@
+"""The run folder: the only place that writes there. At every instant it is absent, resumable or finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bertsmith.data.table import Labels
+from bertsmith.errors import RunFolderError, listing
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bertsmith.inference.classifier import Classifier
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What lies where in a run folder."""
+
+    root: Path
+
+    @property
+    def run(self) -> Path:
+        """Resolved configuration, seed, versions, hardware, data, status, timings."""
+        return self.root / "run.json"
+
+    @property
+    def labels(self) -> Path:
+        """Label number and text of every class, and its texts by split."""
+        return self.root / "labels.json"
+
+    @property
+    def splits(self) -> Path:
+        """Source row to split, and why rows were left out."""
+        return self.root / "splits.parquet"
+
+    @property
+    def model(self) -> Path:
+        """A plain Hugging Face checkpoint."""
+        return self.root / "model"
+
+    @property
+    def class_counts(self) -> list[dict[str, int]]:
+        """Texts of every class by split: ``label`` (the user's number), ``train``, ``validation``, ``test``."""
+        return [{"label": e["label"], **e["counts"]} for e in _read_json(self.layout.labels)["classes"]]
+
+    @property
+    def history(self) -> Path:
+        """One line an evaluation."""
+        return self.root / "history.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        """Every figure, by split."""
+        return self.root / "metrics.json"
+
+    @property
+    def predictions(self) -> Path:
+        """Predictions for the test split."""
+        return self.root / "predictions"
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.root / "report.html"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Checkpoints to resume from, while there is something to resume."""
+        return self.root / "checkpoints"
+
+    @property
+    def evaluations(self) -> Path:
+        """Scores on other tables."""
+        return self.root / "evaluations"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, to read from and to write to.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def layout(self) -> Layout:
+        """What lies where."""
+        return Layout(self.path)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, {self.info.get('status')})"
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The content of ``run.json``."""
+        return _read_json(self.layout.run)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The content of ``metrics.json``."""
+        return _read_json(self.layout.metrics)
+
+    @cached_property
+    def labels(self) -> Labels:
+        """The classes."""
+        entries = _read_json(self.layout.labels)["classes"]
+        return Labels(tuple(e["label"] for e in entries), tuple(e["label_text"] for e in entries))
+
+    @property
+    def class_counts(self) -> list[dict[str, int]]:
+        """Texts of every class by split: ``label`` (the user's number), ``train``, ``validation``, ``test``."""
+        return [{"label": e["label"], **e["counts"]} for e in _read_json(self.layout.labels)["classes"]]
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of ``history.jsonl``; empty before the first evaluation."""
+        if not self.layout.history.is_file():
+            return []
+        return [json.loads(line) for line in self.layout.history.read_text(encoding="utf-8").splitlines() if line]
+
+    @property
+    def predictions(self) -> pd.DataFrame:
+        """The predictions for the test split, one row a text."""
+        import pandas as pd
+
+        return pd.read_parquet(self.layout.predictions / "test.parquet")
+
+    def classifier(self, device: str = "auto") -> Classifier:
+        """Load the model."""
+        from bertsmith.inference.classifier import Classifier
+
+        return Classifier.load(self.path, device=device)
+
+    def last_checkpoint(self) -> Path | None:
+        """Return the newest checkpoint to resume from, ``None`` if there is none."""
+        found = [p for p in self.layout.checkpoints.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
+        return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def update(self, **values: Any) -> None:
+        """Set keys of ``run.json``."""
+        info = self.info if self.layout.run.is_file() else {}
+        write_json(self.layout.run, {**info, **values})
+
+    def log(self, entry: Mapping[str, Any]) -> None:
+        """Add a line to ``history.jsonl``."""
+        with self.layout.history.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def forget_history_after(self, step: int) -> None:
+        """Drop the evaluations after a step, which training will do again."""
+        lines = [json.dumps(entry) + "\n" for entry in self.history if entry["step"] <= step]
+        write_text(self.layout.history, "".join(lines))
+
+    def save_model(self, save: Callable[[Path], None]) -> None:
+        """Write the model folder whole, or not at all."""
+        with replaced_folder(self.layout.model) as folder:
+            save(folder)
+
+    def finish(self, *, keep_checkpoints: bool) -> None:
+        """Mark the run as finished and drop what was only there to resume from."""
+        self.update(status="finished", finished=now())
+        if not keep_checkpoints:
+            shutil.rmtree(self.layout.checkpoints, ignore_errors=True)
+
+
+def open_run(path: Path | str) -> Run:
+    """Return the finished run in a folder.
+
+    Raises:
+        RunFolderError: if there is none, or it is not finished.
+    """
+    run = Run(Path(path))
+    if not run.layout.run.is_file():
+        raise RunFolderError(
+            "there is no run in this folder" if run.path.is_dir() else "there is no such run folder",
+            where=str(path),
+            remedy="Give the folder that bertsmith train wrote (the -o of that command).",
+        )
+    status = run.info.get("status")
+    if status != "finished":
+        raise RunFolderError(
+            f"the run is not finished: its status is {status!r}",
+            where=str(path),
+            remedy=f"Finish it: run the same bertsmith train command again with --resume (-o {path}).",
+        )
+    return run
+
+
+def check_output(path: Path, *, resume: bool, overwrite: bool) -> None:
+    """See that a run may be written to a folder, before any work is done.
+
+    Raises:
+        RunFolderError: if something is there that must not be touched, or there is nothing to resume.
+    """
+    run = Run(path)
+    if resume and overwrite:
+        raise RunFolderError("--resume and --overwrite contradict each other", remedy="Give one of them.")
+    if not run.layout.run.is_file():
+        if resume:
+            raise RunFolderError(
+                "there is no run to resume in this folder", where=str(path), remedy="Leave out --resume."
+            )
+        if path.is_file() or (path.is_dir() and any(path.iterdir())):
+            kind = "a file" if path.is_file() else "a folder with other things in it"
+            raise RunFolderError(
+                f"this is {kind}, and bertsmith writes only to folders of its own",
+                where=str(path),
+                remedy="Give -o a folder that is empty or not there yet.",
+            )
+        return
+    status = run.info.get("status")
+    if status == "finished":
+        if resume:
+            raise RunFolderError("this run is finished: there is nothing to resume", where=str(path))
+        if not overwrite:
+            raise RunFolderError(
+                "a finished run is there already",
+                where=str(path),
+                remedy="Give -o another folder, or pass --overwrite to replace it.",
+            )
+    elif not resume and not overwrite and run.last_checkpoint() is not None:
+        raise RunFolderError(
+            f"an unfinished run is there (status {status!r}), with a checkpoint to go on from",
+            where=str(path),
+            remedy="Pass --resume to go on with it, or --overwrite to begin anew.",
+        )
+
+
+def create(path: Path) -> Run:
+    """Make an empty run folder, in the place of a run that `check_output` allowed to replace.
+
+    Raises:
+        RunFolderError: if the folder cannot be written to.
+    """
+    try:
+        if Run(path).layout.run.is_file():
+            shutil.rmtree(path)
+        path.mkdir(parents=True, exist_ok=True)
+        Layout(path).checkpoints.mkdir()
+    except OSError as error:
+        raise RunFolderError(
+            f"the run folder cannot be written: {error.strerror}", where=str(path), remedy="Give -o another place."
+        ) from error
+    return Run(path)
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Say which keys of two mappings differ, for a refusal to resume."""
+    return [
+        f"{key}: {before.get(key)!r} then, {after.get(key)!r} now"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+    ]
+
+
+def check_same(run: Run, *, config: Mapping[str, Any], fingerprint: str) -> None:
+    """See that a run is resumed with the settings and the data it was begun with.
+
+    Raises:
+        RunFolderError: naming what differs.
+    """
+    info = run.info
+    changed = differences(info.get("config", {}), config)
+    if info.get("data", {}).get("fingerprint") != fingerprint:
+        changed.append("the texts, labels or splits of the table")
+    if changed:
+        raise RunFolderError(
+            f"the run cannot be resumed with other settings or data; these differ: {listing(map(_Plain, changed))}",
+            where=str(run.path),
+            remedy="Run the command the run was begun with, or pass --overwrite to begin anew.",
+        )
+
+
+class _Plain(str):
+    """A string that `listing` does not quote."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def now() -> str:
+    """Return the time, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a file by rename, so that it is there whole or not at all."""
+    with replaced_file(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON by rename; what is not a number is ``null``, never ``NaN``."""
+    write_text(path, json.dumps(_finite(content), indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside ``path`` to write to; it takes the name when all went well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last: writers choose the format by it.
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``path`` to write into; it takes the name when all went well."""
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary.chmod(0o755)
+    try:
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(
+            f"a file of the run cannot be read: {error}",
+            where=str(path),
+            remedy="The run folder is damaged: train again.",
+        ) from error
+    return content

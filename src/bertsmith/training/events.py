@@ -1,0 +1,93 @@
+"""What happens while a model trains. Whoever saves, logs, draws progress or prunes only reads these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Started:
+    """Training begins (or goes on, at ``step``).
+
+    Attributes:
+        step: optimizer steps already done.
+        steps: optimizer steps if nothing stops training early.
+        epochs: epochs likewise.
+    """
+
+    step: int
+    steps: int
+    epochs: float
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One optimizer step is done.
+
+    Attributes:
+        step, epoch: how far training is.
+        texts_per_second: of the steps since the last evaluation, evaluation not counted.
+    """
+
+    step: int
+    epoch: float
+    texts_per_second: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The validation split was scored.
+
+    Attributes:
+        step, epoch: how far training is.
+        train_loss: mean over the steps since the last evaluation.
+        validation_loss: mean over the validation texts.
+        metrics: of the validation split, by name.
+        learning_rate: at this step.
+        texts_per_second: training texts per second since the last evaluation, evaluation not counted.
+        seconds: since training began.
+        best: whether the primary metric is the best so far.
+    """
+
+    step: int
+    epoch: float
+    train_loss: float
+    validation_loss: float
+    metrics: dict[str, float]
+    learning_rate: float
+    texts_per_second: float
+    seconds: float
+    best: bool
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint to resume from was written."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Training is over and the best epoch's weights are in the model.
+
+    Attributes:
+        step, epoch: how far it went.
+        best_step, best_score: where the primary metric was best, and how good.
+        stopped_early: whether patience ran out before the last epoch.
+        seconds: of training and evaluation together.
+    """
+
+    step: int
+    epoch: float
+    best_step: int
+    best_score: float
+    stopped_early: bool
+    seconds: float
+
+
+Event = Started | StepDone | Evaluated | Saved | Finished
+Listener = Callable[[Event], None]

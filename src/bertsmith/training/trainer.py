@@ -1,0 +1,273 @@
+"""`transformers.Trainer`, thinly extended, behind a stream of events. Nothing outside knows its callbacks."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter, ValidationError
+from transformers import (
+    DataCollatorWithPadding,
+    EarlyStoppingCallback,
+    EvalPrediction,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from bertsmith.config import TrainConfig
+from bertsmith.errors import ConfigError, DeviceError, Interrupted, did_you_mean
+from bertsmith.model.load import Loaded
+from bertsmith.training.events import Evaluated, Finished, Listener, Saved, Started, StepDone
+from bertsmith.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+PRIMARY = "macro_f1"
+
+Score = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
+"""Takes class indices (n,) and probabilities (n, classes), returns metrics by name, the primary one among them."""
+
+_OWN_FLAG = {"output_dir": "-o", "seed": "--seed", "data_seed": "--seed", "resume_from_checkpoint": "--resume"}
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Check names and types of the training arguments the user sets.
+
+    Raises:
+        ConfigError: listing everything that is wrong.
+    """
+    known = {f.name for f in dataclasses.fields(TrainingArguments)}
+    hints = typing.get_type_hints(TrainingArguments)
+    problems = []
+    for name, value in settings.items():
+        if name in _OWN_FLAG:
+            problems.append(f"--set {name}: use {_OWN_FLAG[name]} instead")
+        elif name not in known:
+            problems.append(f"--set {name}: there is no such training argument.{did_you_mean(name, known)}")
+        else:
+            try:
+                TypeAdapter(hints[name]).validate_python(value)
+            except ValidationError as error:
+                message = error.errors()[0]["msg"]
+                problems.append(f"--set {name}={value}: {message[0].lower()}{message[1:]}")
+    if problems:
+        raise ConfigError("training arguments are wrong:\n" + "\n".join(f"  - {p}" for p in problems))
+
+
+def training_arguments(
+    recipe: Recipe, config: TrainConfig, folder: Path, device: torch.device | None = None
+) -> TrainingArguments:
+    """Return the training arguments of a recipe, with what the user set on top.
+
+    Raises:
+        ConfigError: if transformers refuses what the user set.
+    """
+    check_settings(config.set)
+    arguments: dict[str, Any] = {
+        "output_dir": str(folder),
+        "seed": config.seed,
+        "num_train_epochs": recipe.epochs,
+        "per_device_train_batch_size": recipe.batch_size,
+        "per_device_eval_batch_size": 4 * recipe.batch_size,
+        "learning_rate": recipe.learning_rate,
+        "warmup_steps": recipe.warmup,
+        "weight_decay": recipe.weight_decay,
+        "bf16": recipe.precision == "bf16",
+        "fp16": recipe.precision == "fp16",
+        "use_cpu": device is not None and device.type == "cpu",
+        "eval_strategy": "epoch",
+        "logging_strategy": "epoch",
+        "save_total_limit": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": PRIMARY,
+        "greater_is_better": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": device is not None and device.type == "cuda",
+    }
+    arguments |= config.set
+    # A checkpoint is kept where one is scored, so that the best one is there in the end.
+    arguments.setdefault("save_strategy", arguments["eval_strategy"])
+    if "eval_steps" in arguments:
+        arguments.setdefault("save_steps", arguments["eval_steps"])
+    try:
+        result = TrainingArguments(**arguments)
+    except (ValueError, TypeError, ImportError) as error:
+        given = ", ".join(f"{name}={value}" for name, value in config.set.items()) or "the defaults"
+        raise ConfigError(
+            f"transformers refuses these training arguments: {' '.join(str(error).split())}",
+            where=f"--set {given}",
+            remedy="Change or leave out the argument it names.",
+        ) from error
+    if device is not None and device.type == "cuda":
+        result._n_gpu = min(result.n_gpu, 1)  # no silent DataParallel: it would multiply the batch size
+    return result
+
+
+def fit(
+    loaded: Loaded,
+    train: Dataset,
+    validation: Dataset,
+    arguments: TrainingArguments,
+    *,
+    score: Score,
+    emit: Listener,
+    patience: int,
+    stop: Callable[[], bool] = lambda: False,
+    resume: Path | None = None,
+) -> Finished:
+    """Fine-tune a model; the best epoch's weights are in it afterwards.
+
+    Args:
+        loaded: the model, changed in place, and its tokenizer.
+        train, validation: encoded, with ``labels``.
+        arguments: of `training_arguments`.
+        score: metrics of the validation split.
+        emit: is told every event.
+        patience: evaluations without a better primary metric before training stops.
+        stop: asked after every step; where it says yes, a checkpoint is saved and training is interrupted.
+        resume: checkpoint to go on from.
+
+    Raises:
+        Interrupted: after ``stop`` said yes and the checkpoint was saved.
+        DeviceError: if memory does not suffice.
+    """
+    reporter = _Reporter(emit, stop)
+    lengths = np.array([len(ids) for ids in validation["input_ids"]])
+    trainer = _Trainer(
+        model=loaded.model,
+        args=arguments,
+        train_dataset=train,
+        # Scores do not depend on the order; in order of length there is less padding.
+        eval_dataset=validation.select(np.argsort(-lengths, kind="stable")),
+        data_collator=DataCollatorWithPadding(loaded.tokenizer, pad_to_multiple_of=8),
+        processing_class=loaded.tokenizer,
+        compute_metrics=lambda prediction: _metrics(prediction, score),
+        callbacks=[reporter, EarlyStoppingCallback(patience)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    reporter.trainer = trainer
+    began = time.perf_counter()
+    try:
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    except torch.OutOfMemoryError as error:
+        half = max(arguments.per_device_train_batch_size // 2, 1)
+        raise DeviceError(
+            f"the device is out of memory with {arguments.per_device_train_batch_size} texts at once",
+            remedy=f"Pass --set per_device_train_batch_size={half} --set gradient_accumulation_steps="
+            f"{2 * arguments.gradient_accumulation_steps}: half the texts at once, the same step.",
+        ) from error
+    state = trainer.state
+    if reporter.interrupted:
+        raise Interrupted(f"stopped after step {state.global_step:,} of {state.max_steps:,}; a checkpoint is saved")
+    finished = Finished(
+        step=state.global_step,
+        epoch=float(state.epoch or 0),
+        best_step=int(state.best_global_step or state.global_step),
+        best_score=float(state.best_metric if state.best_metric is not None else float("nan")),
+        stopped_early=state.global_step < state.max_steps,
+        seconds=time.perf_counter() - began,
+    )
+    emit(finished)
+    return finished
+
+
+def _metrics(prediction: EvalPrediction, score: Score) -> dict[str, float]:
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    probabilities = torch.softmax(torch.from_numpy(np.asarray(logits)).float(), dim=-1).numpy()
+    return dict(score(np.asarray(prediction.label_ids), probabilities))
+
+
+class _Trainer(Trainer):
+    """The engine, with the losses and texts since the last evaluation kept, without a host synchronisation a step."""
+
+    loss_sum: torch.Tensor | float = 0.0
+    texts: int = 0
+    training_seconds: float = 0.0
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        began = time.perf_counter()
+        self.texts += len(inputs["labels"])
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self.loss_sum = self.loss_sum + loss
+        self.training_seconds += time.perf_counter() - began
+        return loss
+
+
+class _Reporter(TrainerCallback):
+    """Turns the Trainer's callbacks into events, and a wish to stop into a saved checkpoint."""
+
+    trainer: _Trainer
+
+    def __init__(self, emit: Listener, stop: Callable[[], bool]) -> None:
+        self.emit, self.stop = emit, stop
+        self.interrupted = False
+        self.began = time.perf_counter()
+        self.last_step = 0
+        self.best = float("-inf")
+        self.rate = 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.began = time.perf_counter()
+        self.last_step = state.global_step
+        if state.best_metric is not None:
+            self.best = state.best_metric
+        self.emit(Started(state.global_step, state.max_steps, args.num_train_epochs))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.emit(StepDone(state.global_step, float(state.epoch or 0), self._speed()))
+        if self.stop() and not control.should_training_stop:
+            self.interrupted = True
+            control.should_training_stop = control.should_save = True
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        lr_scheduler: Any = None,
+        **_: Any,
+    ) -> None:
+        values = {name.removeprefix("eval_"): float(value) for name, value in (metrics or {}).items()}
+        score = values[PRIMARY]
+        steps = max(state.global_step - self.last_step, 1)
+        self.emit(
+            Evaluated(
+                step=state.global_step,
+                epoch=float(state.epoch or 0),
+                train_loss=float(self.trainer.loss_sum) / steps,
+                validation_loss=values.pop("loss"),
+                metrics={
+                    name: value
+                    for name, value in values.items()
+                    if name != "epoch" and not name.endswith(("runtime", "_per_second"))
+                },
+                learning_rate=float(lr_scheduler.get_last_lr()[0]) if lr_scheduler is not None else self.rate,
+                texts_per_second=self._speed(),
+                seconds=time.perf_counter() - self.began,
+                best=score > self.best,
+            )
+        )
+        self.best = max(self.best, score)
+        self.last_step = state.global_step
+        self.trainer.loss_sum, self.trainer.texts, self.trainer.training_seconds = 0.0, 0, 0.0
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.emit(Saved(state.global_step, Path(args.output_dir) / f"checkpoint-{state.global_step}"))
+
+    def _speed(self) -> float:
+        return self.trainer.texts / self.trainer.training_seconds if self.trainer.training_seconds else 0.0
