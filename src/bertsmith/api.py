@@ -88,11 +88,11 @@ def train(
     )
 
 
-def evaluate(run: Path | str, table: Any, *, name: str | None = None, **settings: Any) -> dict[str, Any]:
+def evaluate(run: Run | Path | str, table: Any, *, name: str | None = None, **settings: Any) -> dict[str, Any]:
     """Score a finished run on another labelled table; the figures are also kept in ``RUN/evaluations/NAME``.
 
     Args:
-        run: the run folder.
+        run: the run, or its folder.
         table: what `read_table` takes.
         name: of the evaluation; the table's name unless given.
         **settings: fields of `DataConfig`, and ``device``.
@@ -105,10 +105,11 @@ def evaluate(run: Path | str, table: Any, *, name: str | None = None, **settings
     """
     from bertsmith.pipeline import run_evaluation
 
-    return run_evaluation(Path(run), table, resolve(settings, api=True), name=name).metrics
+    folder = run.path if isinstance(run, Run) else Path(run)
+    return run_evaluation(folder, table, resolve(settings, api=True), name=name).metrics
 
 
-def load(run: Path | str, *, device: str = "auto") -> Classifier:
+def load(run: Run | Path | str, *, device: str = "auto") -> Classifier:
     """Load the classifier of a finished run.
 
     Raises:
@@ -116,7 +117,7 @@ def load(run: Path | str, *, device: str = "auto") -> Classifier:
     """
     from bertsmith.inference.classifier import Classifier
 
-    return Classifier.load(run, device=device)
+    return Classifier.load(run.path if isinstance(run, Run) else run, device=device)
 
 
 def as_table(table: Any, config: Config) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -137,7 +138,7 @@ def run_training(
     try:
         with _timed(seconds, "training"):
             train, validation = (
-                encode(part.frame["text"].tolist(), tokenizer, max_length, part.targets)
+                encode(part.frame["text"].tolist(), loaded, part.targets)
                 for part in (parts["train"], parts["validation"])
             )
             finished = fit(
@@ -153,7 +154,9 @@ def run_training(
             )
             run.save_model(loaded.save)
         with _timed(seconds, "evaluation"):
-            metrics, predictions = _score(Classifier(loaded, table.labels), parts, config.seed, observe)
+            # What is scored is what the user gets: the model as it stands on disk.
+            fitted = Classifier.load(run.layout.model, labels=table.labels, device=config.device)
+            metrics, predictions = _score(fitted, parts, config.seed, observe)
             runs.write_json(run.layout.metrics, metrics)
             _write_predictions(run.layout.predictions, "test", predictions)
     except BaseException as error:
@@ -243,7 +246,8 @@ def _write_predictions(folder: Path, name: str, frame: pd.DataFrame) -> None:
     with runs.replaced_file(folder / f"{name}.parquet") as file:
         frame.to_parquet(file, index=False)
     with runs.replaced_file(folder / f"{name}.csv") as file:
-        shown = frame.assign(probabilities=[[round(float(p), 6) for p in row] for row in frame["probabilities"]])
+        rounded = [json.dumps([round(float(p), 6) for p in row]) for row in frame["probabilities"]]
+        shown = frame.assign(probabilities=rounded)
         shown.to_csv(file, index=False)
 
 

@@ -20,8 +20,6 @@ from bertsmith.errors import RunFolderError, listing
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bertsmith.inference.classifier import Classifier
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -48,11 +46,6 @@ class Layout:
     def model(self) -> Path:
         """A plain Hugging Face checkpoint."""
         return self.root / "model"
-
-    @property
-    def class_counts(self) -> list[dict[str, int]]:
-        """Texts of every class by split: ``label`` (the user's number), ``train``, ``validation``, ``test``."""
-        return [{"label": e["label"], **e["counts"]} for e in _read_json(self.layout.labels)["classes"]]
 
     @property
     def history(self) -> Path:
@@ -139,12 +132,6 @@ class Run:
         import pandas as pd
 
         return pd.read_parquet(self.layout.predictions / "test.parquet")
-
-    def classifier(self, device: str = "auto") -> Classifier:
-        """Load the model."""
-        from bertsmith.inference.classifier import Classifier
-
-        return Classifier.load(self.path, device=device)
 
     def last_checkpoint(self) -> Path | None:
         """Return the newest checkpoint to resume from, ``None`` if there is none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -29,11 +30,18 @@ def hardware(device: str) -> dict[str, Any]:
     """Return the machine in a few words; ``device`` is what was computed on."""
     import torch
 
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return {
         "device": device,
-        "cpu": capabilities.get("cpu_name") or platform.processor() or platform.machine(),
+        "cpu": cpu_capabilities().get("cpu_name") or platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+def cpu_capabilities() -> dict[str, Any]:
+    """Return what torch knows of the CPU: instruction sets, name, caches; empty where torch is too old to tell."""
+    import torch
+
+    ask: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+    return ask()

@@ -8,7 +8,7 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -206,16 +206,21 @@ def _guess_encoding(content: bytes, first_bad: int) -> str:
 
     # Only the lines around non-ASCII bytes tell anything; a window from the first of them is enough and quick.
     start = content.rfind(b"\n", 0, first_bad) + 1
-    best = from_bytes(content[start : start + 20_000]).best()
-    codec = best.encoding if best else "cp1252"
-    # latin-1 and its ISO kin decode 0x80-0x9f to control characters, where Windows has quotes and dashes.
-    return "cp1252" if codec in ("latin_1", "iso8859_1", "iso8859_15", "ascii", "utf_8") else codec
+    window = content[start : start + 20_000]
+    best = from_bytes(window).best()
+    # From a few bytes nobody can tell the Latin code pages apart: Windows-1252 is by far the commonest. The ISO kin of
+    # it decode 0x80-0x9f to control characters, where Windows has quotes and dashes.
+    few = sum(byte > 0x7F for byte in window) < 20
+    western = ("latin_1", "iso8859_1", "iso8859_15", "ascii", "utf_8")
+    return "cp1252" if best is None or few or best.encoding in western else best.encoding
 
 
 def _delimited(text: str, name: str, prefer: str | None) -> tuple[pd.DataFrame, list[Note]]:
     delimiter = prefer if prefer and prefer in text.partition("\n")[0] else _guess_delimiter(text)
     notes: list[Note] = []
-    dialects: list[dict[str, Any]] = [{}, {"escapechar": "\\", "doublequote": False}]
+    dialects: list[dict[str, Any]] = [{}]
+    if '\\"' in text:
+        dialects.append({"escapechar": "\\", "doublequote": False})
     if delimiter == "\t":
         dialects.append({"quoting": csv.QUOTE_NONE})
     first_error: DataError | None = None
@@ -466,7 +471,7 @@ def _encodable(text: str) -> str:
     return text
 
 
-def texts_of(values: Sequence[Any], where: str) -> list[str | None]:
+def texts_of(values: Iterable[Any], where: str) -> list[str | None]:
     """Read a column as texts: numbers become their digits, missing becomes ``None``.
 
     Lone surrogates, which no encoding can write, become U+FFFD.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _NO_NUMBER = frozenset({"", "na", "n/a", "nan", "null", "none", "nat", "<na>"})
 
 
-def label_words(values: Sequence[Any]) -> list[str | None]:
+def label_words(values: Iterable[Any]) -> list[str | None]:
     """Read a column as label texts: stripped, inner white space made single, ``None`` where there is nothing."""
     words: list[str | None] = []
     for value in values:
@@ -31,7 +31,7 @@ def label_words(values: Sequence[Any]) -> list[str | None]:
     return words
 
 
-def label_numbers(values: Sequence[Any], where: str) -> list[int | None] | None:
+def label_numbers(values: Iterable[Any], where: str) -> list[int | None] | None:
     """Read a column as label numbers.
 
     Returns:
@@ -131,8 +131,9 @@ def link(
             )
     by_text = {text: index for index, text in enumerate(labels.texts)}
     by_number = {number: index for index, number in enumerate(labels.numbers)}
-    from_text = frame["text"].map(by_text)
-    targets = from_text.where(frame["text"].notna(), frame["number"].map(by_number).astype(float))
+    # Where there is a text it decides; the number only where there is none.
+    targets = frame["text"].map(by_text).astype(float)
+    targets = targets.mask(frame["text"].isna(), frame["number"].map(by_number).astype(float))
     unknown = targets.isna() & (frame["text"].notna() | frame["number"].notna())
     if unknown.any():
         odd = frame[unknown]
@@ -173,7 +174,8 @@ def _check_one_to_one(pairs: pd.DataFrame, where: str) -> None:
     ):
         for value, group in pairs.groupby(one, sort=True):
             if len(group) > 1:
-                linked = [f"{v!r} ({n:,} rows)" for v, n in zip(group[other], group["rows"], strict=True)]
+                partners = group[other].tolist()
+                linked = [f"{v!r} ({n:,} rows)" for v, n in zip(partners, group["rows"], strict=True)]
                 problems.append(say.format(value) + " " + ", ".join(linked))
     if problems:
         shown = "\n".join(f"  - {p}" for p in problems[:20])

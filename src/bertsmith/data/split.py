@@ -78,7 +78,8 @@ def _largest_remainder(ideal: np.ndarray) -> np.ndarray:
     whole = np.floor(ideal).astype(np.int64)
     missing = round(float(ideal.sum())) - int(whole.sum())
     whole[np.argsort(-(ideal - whole), kind="stable")[: max(missing, 0)]] += 1
-    return whole
+    result: np.ndarray = whole
+    return result
 
 
 def _by_group(
@@ -110,7 +111,8 @@ def _by_group(
             best = int(np.argmin(gain))
         have[best] += table[group]
         chosen[group] = best
-    return np.array(names, dtype=object)[chosen[groups]]
+    result: np.ndarray = np.array(names, dtype=object)[chosen[groups]]
+    return result
 
 
 def _check(table: Table, result: np.ndarray) -> None:

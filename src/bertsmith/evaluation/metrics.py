@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -147,10 +146,9 @@ def calibration(targets: np.ndarray, probabilities: np.ndarray, bins: int = 15) 
     }
 
 
-def majority_probabilities(train_counts: Sequence[int], n: int) -> np.ndarray:
-    """Return what a model that only knows the class shares of train would say of n texts, shape (n, classes)."""
-    shares = np.asarray(train_counts, dtype=float)
-    return np.tile(shares / shares.sum(), (n, 1))
+def majority_probabilities(train_counts: np.ndarray, n: int) -> np.ndarray:
+    """Return what a model that only knows the class counts of train says of n texts, shape (n, classes)."""
+    return np.tile(train_counts / train_counts.sum(), (n, 1))
 
 
 def _defined(value: float, is_defined: bool) -> float | None:

@@ -35,8 +35,13 @@ class Classifier:
         loaded.model.eval()
 
     @classmethod
-    def load(cls, path: Path | str, *, device: str = "auto") -> Classifier:
+    def load(cls, path: Path | str, *, labels: Labels | None = None, device: str = "auto") -> Classifier:
         """Load from a run folder, or from the ``model`` folder alone.
+
+        Args:
+            path: the folder.
+            labels: the classes; otherwise those of the run, or of the model's own configuration numbered from 0.
+            device: where to compute.
 
         Raises:
             RunFolderError: if there is no finished run.
@@ -45,10 +50,10 @@ class Classifier:
         """
         path = Path(path)
         if (path / "config.json").is_file() and not Run(path).layout.run.is_file():
-            folder, labels = path, None
+            folder = path
         else:
             run = open_run(path)
-            folder, labels = run.layout.model, run.labels
+            folder, labels = run.layout.model, labels or run.labels
         resolved = checkpoint.resolve(str(folder))
         model, tokenizer = load_model(resolved), load_tokenizer(resolved)
         texts = tuple(model.config.id2label[i] for i in range(model.config.num_labels))
@@ -84,10 +89,11 @@ class Classifier:
             return result
         tokenizer = self.loaded.tokenizer
         encoded = tokenizer([normalise(text) for text in texts], truncation=True, max_length=self.loaded.max_length)
-        names = [name for name in encoded if name in tokenizer.model_input_names]
         lengths = np.array([len(ids) for ids in encoded["input_ids"]])
         for rows in micro_batches(lengths, TOKENS_AT_ONCE):
-            batch = tokenizer.pad({name: [encoded[name][i] for i in rows] for name in names}, return_tensors="pt")
+            batch = tokenizer.pad(
+                {name: [encoded[name][i] for i in rows] for name in self.loaded.input_names}, return_tensors="pt"
+            )
             try:
                 with torch.inference_mode():
                     logits = self.loaded.model(**batch.to(self.loaded.device)).logits

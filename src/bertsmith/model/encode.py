@@ -11,22 +11,22 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+    from bertsmith.model.load import Loaded
+
 CHUNK = 1000
 """Texts tokenized at once: enough for the tokenizer's threads, little enough for memory."""
 
 
 def encode(
     texts: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
+    loaded: Loaded,
     targets: np.ndarray | None = None,
 ) -> Dataset:
     """Tokenize texts.
 
     Args:
         texts: n texts.
-        tokenizer: the checkpoint's.
-        max_length: tokens kept of each text, special tokens counted.
+        loaded: the model, whose tokenizer, inputs and maximum length count.
         targets: class index of every text, shape (n,).
 
     Returns:
@@ -37,10 +37,10 @@ def encode(
 
     columns: dict[str, list[object]] = {}
     for start in range(0, len(texts), CHUNK):
-        encoded = tokenizer(list(texts[start : start + CHUNK]), truncation=True, max_length=max_length)
-        for name, values in encoded.items():
-            if name in tokenizer.model_input_names:
-                columns.setdefault(name, []).extend(values)
+        chunk = list(texts[start : start + CHUNK])
+        encoded = loaded.tokenizer(chunk, truncation=True, max_length=loaded.max_length)
+        for name in loaded.input_names:
+            columns.setdefault(name, []).extend(encoded[name])
     if targets is not None:
         columns["labels"] = [int(target) for target in targets]
     return Dataset.from_dict(columns)

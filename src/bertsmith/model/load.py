@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +35,12 @@ class Loaded:
     device: torch.device
     max_length: int
 
+    @cached_property
+    def input_names(self) -> tuple[str, ...]:
+        """What the tokenizer gives that the model takes, such as ``input_ids`` and ``attention_mask``."""
+        takes = inspect.signature(self.model.forward).parameters
+        return tuple(name for name in self.tokenizer.model_input_names if name in takes)
+
     @property
     def parameters(self) -> int:
         """Number of weights."""
@@ -38,8 +48,9 @@ class Loaded:
 
     def save(self, folder: Path) -> None:
         """Write a plain Hugging Face checkpoint: weights, configuration, tokenizer."""
-        self.model.save_pretrained(folder, safe_serialization=True)
-        self.tokenizer.save_pretrained(folder)
+        with quiet_transformers():
+            self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
 
 
 def choose_device(wanted: str = "auto") -> torch.device:
@@ -115,7 +126,7 @@ def load_model(checkpoint: Checkpoint, labels: Labels | None = None) -> PreTrain
             "ignore_mismatched_sizes": True,
         }
     try:
-        with quiet_loading():
+        with quiet_transformers():
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 checkpoint.path,
                 trust_remote_code=False,
@@ -146,22 +157,19 @@ def _refuse_unlearned(model: PreTrainedModel, info: Any, checkpoint: Checkpoint,
         )
 
 
-class quiet_loading:  # noqa: N801 - used like a function
-    """Keep transformers from reporting on the new head, which is meant to be new, while a model is loaded."""
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers from drawing bars and from reporting that the new head, which is meant to be new, is new."""
+    from transformers.utils import logging
 
-    def __enter__(self) -> None:
-        from transformers.utils import logging
-
-        self._level = logging.get_verbosity()
-        self._bars = logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        from transformers.utils import logging
-
-        logging.set_verbosity(self._level)
-        if self._bars:
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
             logging.enable_progress_bar()
 
 

@@ -136,7 +136,7 @@ class _Axis:
         self.low, self.high, self.start, self.end = low, high, start, end
 
     def __call__(self, value: float) -> float:
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+        return float(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start))
 
     def labels(self) -> list[tuple[float, str]]:
         return [(self(tick), f"{tick:,.{self.decimals}f}") for tick in self.ticks]

@@ -165,13 +165,5 @@ def _pairs(matrix: np.ndarray, names: list[str]) -> list[dict[str, Any]]:
 
 
 def _examples(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    return [
-        {
-            "row": int(row.row),
-            "text": row.text,
-            "label_text": row.label_text,
-            "predicted_text": row.predicted_text,
-            "confidence": float(row.confidence),
-        }
-        for row in rows.itertuples()
-    ]
+    columns = ["row", "text", "label_text", "predicted_text", "confidence"]
+    return [dict(zip(columns, values, strict=True)) for values in rows[columns].itertuples(index=False)]

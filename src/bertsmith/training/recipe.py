@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bertsmith.config import TrainConfig
+from bertsmith.versions import cpu_capabilities
 
 if TYPE_CHECKING:
     import torch
@@ -77,8 +78,8 @@ def choose_precision(device: torch.device) -> tuple[str, str]:
             return "bf16", "this GPU multiplies bf16 fast"
         return "fp16", "this GPU knows no bf16"
     if device.type == "cpu":
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-        if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
+        able = cpu_capabilities()
+        if able.get("avx512_bf16") or able.get("amx_bf16"):
             return "bf16", "this CPU multiplies bf16 faster than fp32"
         return "fp32", "this CPU has no fast bf16"
     return "fp32", "the safe choice on this device"

@@ -27,7 +27,7 @@ from transformers import (
 
 from bertsmith.config import TrainConfig
 from bertsmith.errors import ConfigError, DeviceError, Interrupted, did_you_mean
-from bertsmith.model.load import Loaded
+from bertsmith.model.load import Loaded, quiet_transformers
 from bertsmith.training.events import Evaluated, Finished, Listener, Saved, Started, StepDone
 from bertsmith.training.recipe import Recipe
 
@@ -162,7 +162,8 @@ def fit(
     reporter.trainer = trainer
     began = time.perf_counter()
     try:
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        with quiet_transformers():
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     except torch.OutOfMemoryError as error:
         half = max(arguments.per_device_train_batch_size // 2, 1)
         raise DeviceError(
@@ -191,7 +192,7 @@ def _metrics(prediction: EvalPrediction, score: Score) -> dict[str, float]:
     return dict(score(np.asarray(prediction.label_ids), probabilities))
 
 
-class _Trainer(Trainer):
+class _Trainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     """The engine, with the losses and texts since the last evaluation kept, without a host synchronisation a step."""
 
     loss_sum: torch.Tensor | float = 0.0
@@ -207,7 +208,7 @@ class _Trainer(Trainer):
         return loss
 
 
-class _Reporter(TrainerCallback):
+class _Reporter(TrainerCallback):  # type: ignore[misc]
     """Turns the Trainer's callbacks into events, and a wish to stop into a saved checkpoint."""
 
     trainer: _Trainer

@@ -1,0 +1,5 @@
+"""``python -m bertsmith``."""
+
+from bertsmith.cli.app import main
+
+main()

@@ -1,0 +1,103 @@
+"""The commands, and what becomes of errors: one clear message on stderr, and an exit code a script can rely on."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from typing import Annotated
+
+import typer
+
+from bertsmith import __version__
+from bertsmith.cli.demo import demo
+from bertsmith.cli.evaluate import evaluate
+from bertsmith.cli.inspect import inspect
+from bertsmith.cli.predict import predict
+from bertsmith.cli.terminal import talk
+from bertsmith.cli.train import train
+from bertsmith.errors import Interrupted, UserError
+
+app = typer.Typer(
+    name="bertsmith",
+    help="Fine-tune BERT-family models for text classification: from a labelled table to a classifier you can trust.",
+    epilog="Start with:  bertsmith inspect reviews.csv   then:  bertsmith train reviews.csv -o runs/reviews",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+for command in (demo, inspect, train, evaluate, predict):
+    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"bertsmith {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of a fault; works after a command too.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 2 the user can mend it, 1 a fault of ours, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    sys.exit(_run([a for a in arguments if a != "--debug"], debug))
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    try:
+        code = typer.main.get_command(app).main(args=arguments, prog_name="bertsmith", standalone_mode=False)
+        sys.stdout.flush()
+    except UserError as error:
+        talk().print(f"[bold red]error:[/] {_escaped(str(error))}")
+        return error.exit_code
+    except Interrupted as stopped:
+        talk().print(f"[yellow]interrupted:[/] {_escaped(str(stopped))}")
+        return stopped.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        talk().print("[yellow]interrupted[/]")
+        return 130
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a mistake in the command line, found by the parser
+            help_for = (
+                " ".join(["bertsmith", *arguments[:1]]) if arguments[:1] and arguments[0].isalpha() else "bertsmith"
+            )
+            talk().print(f"[bold red]error:[/] {_escaped(error.format_message())}\n  what to do: see {help_for} --help")
+            return 2
+        if debug:
+            raise
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="bertsmith-", suffix=".log", delete=False, encoding="utf-8"
+        ) as log:
+            log.write(traceback.format_exc())
+        talk().print(
+            f"[bold red]a fault in bertsmith:[/] {type(error).__name__}: {_escaped(str(error)[:300])}\n"
+            f"  where: the traceback is in {log.name}\n"
+            "  what to do: please report it with that file; --debug shows it here"
+        )
+        return 1
+    return int(code or 0)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

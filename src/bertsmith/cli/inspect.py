@@ -1,0 +1,43 @@
+"""``bertsmith inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bertsmith.cli.options import Json, TableArgument, with_settings
+from bertsmith.cli.terminal import print_json, result, talk
+from bertsmith.config import Config, DataConfig, ModelConfig
+
+
+@with_settings(DataConfig, ModelConfig, only=(*DataConfig.model_fields, "model", "max_length"))
+def inspect(
+    *,
+    table: TableArgument = None,
+    json: Json = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the findings as a page.")] = None,
+    settings: Config,
+) -> None:
+    """Look a table over: classes, lengths, duplicates, conflicts, leaks, damage; and what train would do about each.
+
+    Example: bertsmith inspect reviews.csv --html findings.html
+    """
+    from bertsmith.api import as_table, inspect_table
+
+    findings = inspect_table(as_table(table, settings), settings)
+    if json:
+        print_json(findings.to_dict())
+    else:
+        result().print(findings)
+    if html is not None:
+        from bertsmith.errors import UserError
+        from bertsmith.report.report import findings_page
+        from bertsmith.run import write_text
+
+        try:
+            write_text(html, findings_page(findings))
+        except OSError as error:
+            raise UserError(f"the page cannot be written: {error.strerror}", where=str(html)) from error
+        talk().print(f"page: {html}")

@@ -1,0 +1,105 @@
+"""Flags from the fields of `bertsmith.config`: one description for the flag, the file, the environment and the API."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from pydantic.fields import FieldInfo
+
+from bertsmith.config import Config, DataConfig, ModelConfig, Step, TrainConfig, parse_assignments, resolve
+
+_PANELS: dict[type[Step], str] = {DataConfig: "Data", ModelConfig: "Model", TrainConfig: "Training"}
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE.toml", help="Settings by the names of these flags.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+TableArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="TABLE",
+        show_default=False,
+        help="CSV, TSV, JSON Lines, JSON, Parquet, Feather or Excel file (gzip too), or hf://owner/name.",
+    ),
+]
+
+
+def with_settings(
+    *steps: type[Step], only: tuple[str, ...] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command a flag for every field of ``steps``, and hand it the resolved `Config` as ``settings``.
+
+    The flags are read as texts: `resolve` checks them all at once, together with the file and the environment.
+
+    Args:
+        steps: whose fields become flags.
+        only: names of the fields to take; all of them if empty.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        fields = {
+            name: (field, _PANELS[step])
+            for step in steps
+            for name, field in step.model_fields.items()
+            if not only or name in only
+        }
+
+        @functools.wraps(command)
+        def wrapper(**arguments: Any) -> None:
+            flags = {name: arguments.pop(name) for name in fields}
+            if flags.get("set") is not None:
+                flags["set"] = parse_assignments(flags["set"])
+            settings = resolve(flags, arguments.pop("config"))
+            command(**arguments, settings=settings)
+
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
+        own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        config = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile)
+        flags = [_parameter(name, field, panel) for name, (field, panel) in fields.items()]
+        parameters = [*own, *flags, config]
+        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+        return wrapper
+
+    return decorate
+
+
+def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
+    flag = f"--{name.replace('_', '-')}"
+    kind: Any = str
+    metavar: str | None = _metavar(field.annotation)
+    if field.annotation is bool:
+        kind, metavar = bool, None
+    elif name == "set":
+        kind, metavar = list[str], "NAME=VALUE"
+    shown = isinstance(field.default, str | int | float) and kind is str
+    option = typer.Option(
+        flag,
+        metavar=metavar,
+        help=f"{field.description} [default: {field.default}]" if shown else field.description,
+        rich_help_panel=panel,
+        show_default=False,
+    )
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def _metavar(annotation: Any) -> str:
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        annotation = next(a for a in typing.get_args(annotation) if a is not types.NoneType)
+    if typing.get_origin(annotation) is Annotated:
+        annotation = typing.get_args(annotation)[0]
+    if typing.get_origin(annotation) is Literal:
+        return "|".join(typing.get_args(annotation))
+    return {int: "N", float: "X", Path: "FILE"}.get(annotation, "TEXT")
+
+
+__all__ = ["Config", "ConfigFile", "Json", "TableArgument", "with_settings"]

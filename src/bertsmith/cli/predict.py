@@ -1,0 +1,112 @@
+"""``bertsmith predict``."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bertsmith.cli.evaluate import RunArgument
+from bertsmith.cli.options import with_settings
+from bertsmith.cli.terminal import talk
+from bertsmith.config import Config, DataConfig, ModelConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+READING = ("text_column", "sql", "db", "sheet", "encoding")
+
+
+@with_settings(DataConfig, ModelConfig, only=(*READING, "device"))
+def predict(
+    *,
+    run: RunArgument,
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="INPUT",
+            show_default=False,
+            help="Any table with a text column, a .txt file with a text a line, or - for lines on stdin.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="OUT", help="File to write: .csv, .jsonl or .parquet; else stdout."),
+    ] = None,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Add a column for every class.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is there.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="JSON Lines on stdout, not CSV.")] = False,
+    settings: Config,
+) -> None:
+    """Label new texts. The input's columns are kept; predicted, predicted_text and confidence are added.
+
+    Example: bertsmith predict runs/reviews new.csv -o predictions.csv
+    """
+    from bertsmith.errors import ConfigError, DataError, UserError
+    from bertsmith.inference.predict import open_writer, output_format, predict_rows
+    from bertsmith.run import open_run, replaced_file
+
+    open_run(run)
+    if source is None and settings.sql is None:
+        raise DataError("there is no INPUT", remedy="Give a file, - for stdin, or --sql with --db.")
+    if output is not None:
+        kind = output_format(output)
+        if output.exists() and not overwrite:
+            raise ConfigError("the output file is there already", where=str(output), remedy="Pass --overwrite.")
+    from bertsmith.inference.classifier import Classifier
+
+    parts = _parts(source, settings)
+    first = next(parts)  # a bad table is told before the model is loaded
+    classifier = Classifier.load(run, device=settings.device)
+    done = empty = 0
+
+    def predicted() -> Iterator[pd.DataFrame]:
+        nonlocal done, empty
+        for rows, texts in itertools.chain([first], parts):
+            for frame in predict_rows(classifier, rows, texts, probabilities=probabilities):
+                done += len(frame)
+                empty += int(frame["confidence"].isna().sum())
+                yield frame
+
+    if output is None:
+        with open_writer("jsonl" if json else "csv", sys.stdout) as writer:
+            for frame in predicted():
+                writer.write(frame)
+    else:
+        try:
+            with replaced_file(output) as file, open_writer(kind, file) as writer:
+                for frame in predicted():
+                    writer.write(frame)
+        except OSError as error:
+            raise UserError(f"the output cannot be written: {error.strerror}", where=str(output)) from error
+        talk().print(f"{done:,} rows written to {output}", markup=False)
+    if empty:
+        talk().print(f"[yellow]warning:[/] {empty:,} rows have no text and so no prediction")
+
+
+def _parts(source: str | None, settings: Config) -> Iterator[tuple[pd.DataFrame, list[str]]]:
+    from bertsmith.data.formats import decode, read_bytes
+    from bertsmith.data.read import is_text_lines, read_texts
+    from bertsmith.errors import DataError
+    from bertsmith.inference.predict import CHUNK
+
+    if source == "-":
+        if sys.stdin.isatty():
+            talk().print("[dim]reading texts, one a line, until the end of the input (Ctrl-D)[/]")
+        anything = False
+        while lines := list(itertools.islice(sys.stdin.buffer, CHUNK)):
+            text = decode(b"".join(lines), "stdin", settings.encoding)[0]
+            if text.strip():
+                anything = True
+                yield read_texts(text, lines=True)[:2]
+        if not anything:
+            raise DataError("there are no texts on stdin", remedy="Give one text a line.")
+    elif source is not None and not source.startswith("hf://") and is_text_lines(Path(source)):
+        text = decode(read_bytes(Path(source)), source, settings.encoding)[0]
+        yield read_texts(text, lines=True)[:2]
+    else:
+        yield read_texts(source, settings)[:2]

@@ -1,0 +1,138 @@
+"""What training looks like in a terminal: a live table; in a log: plain lines."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table as Grid
+from rich.text import Text
+
+from bertsmith.data.show import class_chart, finding_lines
+from bertsmith.training.events import Evaluated, Finished, Started, StepDone
+
+if TYPE_CHECKING:
+    from bertsmith.pipeline import Prepared
+
+_COLUMNS = ("epoch", "train loss", "val. loss", "accuracy", "macro-F1", "learning rate", "texts/s", "time left")
+
+
+class Progress:
+    """Draws what it is told of; used as an observer of the pipeline and as a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.evaluations: list[Evaluated] = []
+        self.started: Started | None = None
+        self.began = 0.0
+        self.done = StepDone(0, 0.0, 0.0)
+        self.scoring = (0, 0)
+        self.live: Live | None = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def __call__(self, event: Any) -> None:
+        """Draw an event of the pipeline."""
+        name = type(event).__name__
+        if name == "Prepared":
+            self._prepared(event)
+        elif isinstance(event, Started):
+            self.started, self.began = event, time.perf_counter()
+            if self.console.is_terminal:
+                self.live = Live(get_renderable=self._table, console=self.console, refresh_per_second=4)
+                self.live.start()
+            else:
+                self.console.print(f"training: {event.steps:,} steps, at most {event.epochs:g} epochs")
+        elif isinstance(event, StepDone):
+            self.done = event
+        elif isinstance(event, Evaluated):
+            self.evaluations.append(event)
+            if self.live is None:
+                line = ", ".join(f"{c} {v}" for c, v in zip(_COLUMNS, self._row(event), strict=True))
+                self.console.print(line, markup=False)
+        elif isinstance(event, Finished):
+            if self.live is not None:
+                self.live.update(self._table(), refresh=True)
+                self.live.stop()
+                self.live = None
+            why = "stopped early" if event.stopped_early else "done"
+            best = next(
+                (f"epoch {e.epoch:g}" for e in self.evaluations if e.step == event.best_step), f"step {event.best_step}"
+            )
+            self.console.print(
+                f"{why} after {_clock(event.seconds)}; best: {best}, validation macro-F1 {event.best_score:.3f}"
+            )
+        elif name == "Scoring":
+            self.scoring = (0, event.texts)
+            self.console.print(f"[dim]scoring {event.texts:,} texts …[/]")
+
+    def _prepared(self, prepared: Prepared) -> None:
+        findings, sizes, recipe = prepared.findings, prepared.split, prepared.recipe
+        say = self.console.print
+        say(f"{findings.name}: {findings.rows:,} rows, {len(findings.classes)} classes", markup=False)
+        say(class_chart(findings.classes))
+        for finding in findings.findings:
+            say(finding_lines(finding))
+        say(f"split: {sizes['train']:,} to train, {sizes['validation']:,} to validate, {sizes['test']:,} to test")
+        say(
+            f"model: {prepared.model}, {prepared.parameters / 1e6:.0f} M weights, on {prepared.device}; "
+            f"{prepared.max_length} tokens of each text",
+            markup=False,
+        )
+        for key in ("epochs", "batch_size", "learning_rate", "precision"):
+            reason = f"  [dim]{recipe.reasons[key]}[/]" if key in recipe.reasons else "  [dim]as given[/]"
+            value = getattr(recipe, key)
+            say(f"{key.replace('_', ' ')}: {f'{value:g}' if isinstance(value, float) else value}{reason}")
+
+    def _row(self, event: Evaluated) -> list[str]:
+        return [
+            f"{event.epoch:g}",
+            f"{event.train_loss:.4f}",
+            f"{event.validation_loss:.4f}",
+            f"{event.metrics['accuracy']:.3f}",
+            f"{event.metrics['macro_f1']:.3f}{'*' if event.best else ''}",
+            f"{event.learning_rate:.2e}",
+            f"{event.texts_per_second:.0f}",
+            self._left(event.step),
+        ]
+
+    def _left(self, step: int) -> str:
+        if self.started is None or step <= self.started.step:
+            return "–"
+        per_step = (time.perf_counter() - self.began) / (step - self.started.step)
+        return _clock(per_step * (self.started.steps - step))
+
+    def _table(self) -> Group:
+        grid = Grid(box=None, padding=(0, 1))
+        for column in _COLUMNS:
+            grid.add_column(column, justify="right", header_style="dim")
+        for event in self.evaluations:
+            grid.add_row(*self._row(event)[:-1], "", style="bold" if event.best else "")
+        total = self.started.steps if self.started else 1
+        bar = Grid.grid(padding=(0, 1))
+        bar.add_row(
+            ProgressBar(total=total, completed=self.done.step, width=40),
+            Text(
+                f"step {self.done.step:,} of {total:,}, {self.done.texts_per_second:.0f} texts/s, "
+                f"{self._left(self.done.step)} left",
+                style="dim",
+            ),
+        )
+        return Group(grid, bar)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

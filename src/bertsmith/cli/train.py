@@ -1,0 +1,101 @@
+"""``bertsmith train``."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bertsmith.cli.options import Json, TableArgument, with_settings
+from bertsmith.cli.terminal import print_json, result, talk
+from bertsmith.config import Config, DataConfig, ModelConfig, TrainConfig
+
+Output = Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Run folder to write.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run in the folder.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the run in the folder, once table and model are found good.")
+]
+
+
+@with_settings(DataConfig, ModelConfig, TrainConfig)
+def train(
+    *,
+    table: TableArgument = None,
+    output: Output,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    settings: Config,
+) -> None:
+    """Fine-tune and evaluate a classifier, end to end: check, clean, split, train, score, report.
+
+    Example: bertsmith train reviews.csv -o runs/reviews --model google-bert/bert-base-uncased
+    """
+    run_and_show(table, settings, output, resume=resume, overwrite=overwrite, json=json)
+
+
+def run_and_show(
+    source: Any, settings: Config, output: Path, *, resume: bool, overwrite: bool, json: bool = False
+) -> None:
+    """Train with progress on stderr, then print the result on stdout."""
+    from bertsmith.cli.progress import Progress
+    from bertsmith.run import check_output
+
+    check_output(output, resume=resume, overwrite=overwrite)
+    talk().print("[dim]reading the table, loading the model …[/]")
+    from bertsmith.api import as_table
+    from bertsmith.errors import Interrupted
+    from bertsmith.pipeline import run_training
+
+    with Progress(talk()) as progress, _stoppable() as stop:
+        try:
+            run = run_training(
+                lambda: as_table(source, settings),
+                settings,
+                output,
+                resume=resume,
+                overwrite=overwrite,
+                observe=progress,
+                stop=stop,
+            )
+        except Interrupted as stopped:
+            raise Interrupted(f"{stopped}\n  to go on: the same command with --resume") from None
+    metrics = run.metrics
+    if json:
+        print_json({"run": str(run.path), **metrics["splits"]["test"]})
+        return
+    test, baseline = metrics["splits"]["test"], metrics["baseline"]["majority_class"]
+    out = result()
+    for name, title in (("macro_f1", "macro-F1"), ("accuracy", "accuracy")):
+        entry = test["metrics"][name]
+        low, high = entry["interval"]
+        out.print(
+            f"test {title}  [bold]{entry['value']:.3f}[/]  (95 % interval {low:.3f} to {high:.3f}; "
+            f"always the commonest label: {baseline['test'][name]:.3f})"
+        )
+    out.print(f"on {test['texts']:,} texts that were not seen in training")
+    out.print(f"report  {run.layout.report}\nmodel   {run.layout.model}", markup=False)
+
+
+@contextmanager
+def _stoppable() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C (or SIGTERM) into a wish to stop; the second one stops at once."""
+    wish = threading.Event()
+
+    def handle(number: int, frame: object) -> None:
+        if wish.is_set():
+            raise KeyboardInterrupt
+        wish.set()
+        talk().print("[yellow]stopping after this step, with a checkpoint; again to stop at once[/]")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield wish.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

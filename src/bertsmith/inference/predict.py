@@ -1,0 +1,145 @@
+"""Predictions for whole tables and for lines of text, written out as they are made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from bertsmith.errors import ConfigError, DataError, listing
+from bertsmith.inference.classifier import Classifier
+
+CHUNK = 1024
+"""Texts predicted and written at once."""
+FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
+COLUMNS = ("predicted", "predicted_text", "confidence")
+
+
+class Writer(Protocol):
+    """Takes tables with the same columns, one after the other."""
+
+    def write(self, frame: pd.DataFrame) -> None:
+        """Write some rows."""
+        ...
+
+
+def predict_rows(
+    classifier: Classifier, rows: pd.DataFrame, texts: list[str], *, probabilities: bool = False
+) -> Iterator[pd.DataFrame]:
+    """Predict in order, in chunks of `CHUNK` rows.
+
+    Args:
+        classifier: the fitted model.
+        rows: the input columns, kept as they are, n rows.
+        texts: n texts; an empty one gets no prediction.
+        probabilities: also give one column a class.
+
+    Yields:
+        The input columns with ``predicted`` (label number), ``predicted_text``, ``confidence`` and, if wanted,
+        ``probability of LABEL TEXT`` for every class.
+
+    Raises:
+        DataError: if the input has a column of one of these names.
+    """
+    names = [f"probability of {text}" for text in classifier.labels.texts] if probabilities else []
+    clash = [name for name in (*COLUMNS, *names) if name in rows.columns]
+    if clash:
+        raise DataError(
+            f"the input has columns that predict would write: {listing(clash)}", remedy="Rename or remove them."
+        )
+    for start in range(0, len(rows), CHUNK):
+        part = rows.iloc[start : start + CHUNK].reset_index(drop=True)
+        some = texts[start : start + CHUNK]
+        filled = np.array([bool(text.strip()) for text in some])
+        predicted = classifier.predict_frame([text for text in some if text.strip()])
+        predicted.index = pd.Index(np.flatnonzero(filled))
+        table = np.stack(predicted["probabilities"].to_list()) if len(predicted) else np.empty((0, len(names)))
+        predicted = predicted[list(COLUMNS)].reindex(range(len(part)))
+        predicted["predicted"] = predicted["predicted"].astype("Int64")
+        for i, name in enumerate(names):
+            predicted[name] = pd.Series(table[:, i], index=np.flatnonzero(filled)).reindex(range(len(part)))
+        yield pd.concat([part, predicted], axis=1)
+
+
+def output_format(path: Path) -> str:
+    """Return the format that a file's name asks for.
+
+    Raises:
+        ConfigError: if it asks for none of those we write.
+    """
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise ConfigError(
+            f"predictions cannot be written as {path.suffix or 'a file without a suffix'!r}",
+            where=str(path),
+            remedy=f"Name the file with one of {listing(FORMATS)}.",
+        )
+    return kind
+
+
+@contextmanager
+def open_writer(kind: str, target: Path | IO[str]) -> Iterator[Writer]:
+    """Open a writer for a format of `FORMATS`, on a file or on an open text stream (not for Parquet)."""
+    if kind == "parquet":
+        assert isinstance(target, Path)
+        writer = _Parquet(target)
+        try:
+            yield writer
+        finally:
+            writer.close()
+    elif isinstance(target, Path):
+        with target.open("w", encoding="utf-8", newline="") as stream:
+            yield _Csv(stream) if kind == "csv" else _JsonLines(stream)
+    else:
+        yield _Csv(target) if kind == "csv" else _JsonLines(target)
+        target.flush()
+
+
+class _Csv:
+    def __init__(self, stream: IO[str]) -> None:
+        self.stream, self.header = stream, True
+
+    def write(self, frame: pd.DataFrame) -> None:
+        frame.to_csv(self.stream, index=False, header=self.header, lineterminator="\n", float_format="%.6f")
+        self.header = False
+
+
+class _JsonLines:
+    def __init__(self, stream: IO[str]) -> None:
+        self.stream = stream
+
+    def write(self, frame: pd.DataFrame) -> None:
+        for record in frame.astype(object).where(frame.notna(), None).to_dict("records"):
+            self.stream.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+
+
+class _Parquet:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.writer: Any = None
+
+    def write(self, frame: pd.DataFrame) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = {name: _arrow(frame[name], pa) for name in frame.columns}
+        table = pa.table(columns) if self.writer is None else pa.table(columns).cast(self.writer.schema)
+        if self.writer is None:
+            self.writer = pq.ParquetWriter(self.path, table.schema)
+        self.writer.write_table(table)
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+def _arrow(values: pd.Series, pa: Any) -> Any:
+    if values.dtype != object:
+        return pa.Array.from_pandas(values)
+    # Values of several kinds have no Arrow type, and a type found in one chunk may not hold for the next: as text.
+    return pa.array([None if v is None or v is pd.NA or v != v else str(v) for v in values], type=pa.string())

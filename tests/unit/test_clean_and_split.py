@@ -1,0 +1,164 @@
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bertsmith.config import DataConfig
+from bertsmith.data.clean import CONFLICT, DUPLICATE, EMPTY, IN_TEST, IN_VALIDATION, NO_LABEL, clean, normalise
+from bertsmith.data.read import read_table
+from bertsmith.data.split import split
+from bertsmith.errors import DataError
+from bertsmith.testing import tiny_table
+
+
+def _read(rows, **columns):
+    return read_table(pd.DataFrame(rows, columns=["Label Text", "Text"]).assign(**columns))
+
+
+def _drops(cleaned):
+    return {int(r.row): (r.reason, int(r.of)) for r in cleaned.dropped.itertuples()}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("  Keep THIS, please!  ", "Keep THIS, please!"),
+        ("cafe\u0301", "café"),
+        ("a\x00b\x07c", "abc"),
+        ("a\x0bb", "a b"),
+        ("don\x92t", "don’t"),
+        ("\ufefftext", "text"),
+        ("line\nbreak\ttab", "line\nbreak\ttab"),
+    ],
+)
+def test_normalise_touches_only_what_it_must(text, expected):
+    assert normalise(text) == expected
+
+
+@given(st.text())
+def test_normalise_is_idempotent(text):
+    assert normalise(normalise(text)) == normalise(text)
+
+
+def test_every_row_left_out_has_its_reason():
+    cleaned = clean(
+        _read(
+            [("a", "one"), ("a", " one "), ("b", "two"), ("a", "two"), ("a", "  "), (None, "x"), ("b", "y"), ("b", "z")]
+        )
+    )
+    assert _drops(cleaned) == {
+        2: (DUPLICATE, 1),
+        3: (CONFLICT, 3),
+        4: (CONFLICT, 3),
+        5: (EMPTY, 0),
+        6: (NO_LABEL, 0),
+    }
+    assert cleaned.table.frame["row"].tolist() == [1, 7, 8]
+    assert cleaned.counts == {CONFLICT: 2, DUPLICATE: 1, EMPTY: 1, NO_LABEL: 1}
+
+
+def test_leaks_leave_train_and_never_test():
+    table = read_table(
+        pd.DataFrame(
+            [
+                ("a", "one", "train"),
+                ("a", "two", "train"),
+                ("a", "three", "train"),
+                ("b", "four", "train"),
+                ("a", "two", "validation"),
+                ("b", "five", "validation"),
+                ("a", "one", "test"),
+                ("b", "one", "test"),
+                ("b", "five", "test"),
+            ],
+            columns=["label text", "text", "part"],
+        ),
+        DataConfig(split_column="part"),
+    )
+    cleaned = clean(table)
+    assert _drops(cleaned) == {1: (IN_TEST, 7), 2: (IN_VALIDATION, 5), 6: (IN_TEST, 9)}
+    assert (cleaned.table.frame["split"] == "test").sum() == 3
+
+
+def _balanced(counts):
+    rows = [(f"class {c}", f"text {c} {i}") for c, n in enumerate(counts) for i in range(n)]
+    return clean(_read(rows)).table
+
+
+def _sizes(table):
+    return pd.crosstab(table.frame["target"], table.frame["split"]).reindex(
+        columns=["train", "validation", "test"], fill_value=0
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(3, 60), min_size=2, max_size=8), st.integers(0, 2**32 - 1))
+def test_split_is_stratified_complete_and_seeded(counts, seed):
+    table = _balanced(counts)
+    result = split(table, validation_size=0.1, test_size=0.1, seed=seed)
+    sizes = _sizes(result).to_numpy()
+    assert sizes.sum(axis=1).tolist() == counts
+    assert (sizes >= 1).all()
+    # Within one text of the exact share, but for the one that every class must give.
+    assert (abs(sizes[:, 1:] - np.array(counts)[:, None] * 0.1) < 1 + 1e-9).all()
+    again = split(table, validation_size=0.1, test_size=0.1, seed=seed)
+    assert again.frame["split"].tolist() == result.frame["split"].tolist()
+
+
+def test_another_seed_gives_another_split():
+    table = _balanced([50, 50])
+    a, b = (split(table, validation_size=0.1, test_size=0.1, seed=s).frame["split"].tolist() for s in (1, 2))
+    assert a != b
+
+
+def test_small_classes_follow_the_rule():
+    sizes = _sizes(split(_balanced([20, 2, 3, 3]), validation_size=0.1, test_size=0.1, seed=0)).to_numpy().tolist()
+    assert sizes == [[16, 2, 2], [1, 0, 1], [1, 1, 1], [1, 1, 1]]
+
+
+def test_groups_stay_together():
+    frame = pd.DataFrame({"label": ["a", "b"] * 100, "text": [f"t{i}" for i in range(200)], "who": np.arange(200) // 8})
+
+    table = split(
+        clean(read_table(frame, DataConfig(group_column="who"))).table, validation_size=0.1, test_size=0.2, seed=3
+    )
+    assert (table.frame.groupby("group")["split"].nunique() == 1).all()
+    shares = table.frame["split"].value_counts(normalize=True)
+    assert shares["test"] == pytest.approx(0.2, abs=0.05)
+    assert shares["validation"] == pytest.approx(0.1, abs=0.05)
+
+
+def test_too_few_groups_are_told():
+
+    frame = pd.DataFrame({"label": ["a", "b"] * 5, "text": [f"t{i}" for i in range(10)], "who": [1, 2] * 5})
+    with pytest.raises(DataError, match="only 2 groups"):
+        split(
+            clean(read_table(frame, DataConfig(group_column="who"))).table, validation_size=0.1, test_size=0.1, seed=0
+        )
+
+
+def test_given_splits_are_kept_and_the_other_is_held_out(tmp_path):
+
+    tiny_table(100).to_csv(tmp_path / "train.csv", index=False)
+    tiny_table(30, seed=9).to_csv(tmp_path / "test.csv", index=False)
+    table = clean(read_table(tmp_path / "train.csv", DataConfig(test=tmp_path / "test.csv"))).table
+    result = split(table, validation_size=0.1, test_size=0.1, seed=0).frame
+    assert result[result["split"] == "test"]["source"].unique().tolist() == ["test.csv"]
+    assert (result["split"] == "test").sum() == 30
+    assert (result["split"] == "validation").sum() == pytest.approx(10, abs=1)
+
+
+def test_one_class_is_refused():
+    with pytest.raises(DataError, match="only one class to train on: 'a'"):
+        split(clean(_read([("a", f"t{i}") for i in range(30)])).table, validation_size=0.1, test_size=0.1, seed=0)
+
+
+def test_too_small_a_table_is_refused():
+    with pytest.raises(DataError, match="no text is left for the validation split"):
+        split(
+            clean(_read([("a", "1"), ("a", "2"), ("b", "3"), ("b", "4")])).table,
+            validation_size=0.1,
+            test_size=0.1,
+            seed=0,
+        )

@@ -1,0 +1,194 @@
+"""Every kind of table gives the same rows; every damaged one gives a message that says where and what to do."""
+
+import gzip
+import json
+import re
+import sqlite3
+
+import datasets
+import pandas as pd
+import pytest
+
+from bertsmith.config import DataConfig
+from bertsmith.data.read import read_table, read_texts
+from bertsmith.errors import DataError
+
+ROWS = [
+    (10, "good", "great, really; good"),
+    (20, "bad", 'awful "thing"\nin two lines'),
+    (10, "good", "naïve café – 100 %"),
+    (20, "bad", "NA"),
+]
+FRAME = pd.DataFrame(ROWS, columns=["Label", "Label Text", "Text"])
+
+
+def _excel(path):
+    FRAME.to_excel(path, index=False)
+
+
+def _jsonl(path):
+    path.write_text("\n".join(json.dumps(r) for r in FRAME.to_dict("records")), encoding="utf-8")
+
+
+def _gzip(path):
+    path.write_bytes(gzip.compress(FRAME.to_csv(index=False).encode()))
+
+
+WRITERS = {
+    "comma.csv": lambda p: FRAME.to_csv(p, index=False),
+    "semicolon.csv": lambda p: FRAME.to_csv(p, index=False, sep=";"),
+    "pipe.txt": lambda p: FRAME.to_csv(p, index=False, sep="|"),
+    "tab.tsv": lambda p: FRAME.to_csv(p, index=False, sep="\t"),
+    "bom.csv": lambda p: FRAME.to_csv(p, index=False, encoding="utf-8-sig"),
+    "utf16.csv": lambda p: FRAME.to_csv(p, index=False, encoding="utf-16"),
+    "utf16-no-mark.csv": lambda p: FRAME.to_csv(p, index=False, encoding="utf-16-le"),
+    "cp1252.csv": lambda p: FRAME.to_csv(p, index=False, encoding="cp1252"),
+    "escaped.csv": lambda p: FRAME.to_csv(p, index=False, doublequote=False, escapechar="\\"),
+    "crlf.csv": lambda p: FRAME.to_csv(p, index=False, lineterminator="\r\n"),
+    "packed.csv.gz": _gzip,
+    "lines.jsonl": _jsonl,
+    "array.json": lambda p: FRAME.to_json(p, orient="records"),
+    "table.parquet": lambda p: FRAME.to_parquet(p),
+    "table.feather": lambda p: FRAME.to_feather(p),
+    "book.xlsx": _excel,
+}
+
+
+def _check(table):
+    assert table.labels.numbers == (10, 20)
+    assert table.labels.texts == ("good", "bad")
+    assert table.frame["target"].tolist() == [0, 1, 0, 1]
+    assert table.frame["text"].tolist() == [text for _, _, text in ROWS]
+    assert table.frame["row"].tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_file_kind_gives_the_same_rows(name, tmp_path):
+    WRITERS[name](tmp_path / name)
+    _check(read_table(tmp_path / name))
+
+
+def test_values_in_memory_give_the_same_rows():
+    _check(read_table(FRAME))
+    _check(read_table(FRAME.set_index(pd.Index([7, 7, 1, 0]))))
+    _check(read_table(datasets.Dataset.from_pandas(FRAME)))
+
+
+def test_sql_gives_the_same_rows(tmp_path):
+    with sqlite3.connect(tmp_path / "d.db") as db:
+        FRAME.to_sql("reviews", db, index=False)
+    url = f"sqlite:///{tmp_path / 'd.db'}"
+    _check(read_table(None, DataConfig(sql="select * from reviews", db=url)))
+    with pytest.raises(DataError, match="no such table: reviewz"):
+        read_table(None, DataConfig(sql="select * from reviewz", db=url))
+    with pytest.raises(DataError, match="no such database file"):
+        read_table(None, DataConfig(sql="select 1", db=f"sqlite:///{tmp_path / 'none.db'}"))
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_a_dataset_dict_brings_its_splits_and_class_names():
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+    part = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, 1]}, features=features)
+    table = read_table(datasets.DatasetDict({"train": part, "test": part}))
+    assert table.labels.texts == ("neg", "pos")
+    assert table.frame["split"].tolist() == ["train"] * 3 + ["test"] * 3
+
+
+def test_given_files_become_splits_with_common_labels(tmp_path):
+    FRAME.to_csv(tmp_path / "train.csv", index=False)
+    FRAME[["Label Text", "Text"]].head(2).to_csv(tmp_path / "test.csv", index=False)
+    table = read_table(tmp_path / "train.csv", DataConfig(test=tmp_path / "test.csv"))
+    assert table.frame["source"].tolist() == ["train.csv"] * 4 + ["test.csv"] * 2
+    assert table.frame["split"].fillna("-").tolist() == ["-"] * 4 + ["test"] * 2
+    assert table.frame["target"].tolist() == [0, 1, 0, 1, 0, 1]
+
+
+BROKEN = {
+    "no-such.csv": (None, "no such file"),
+    "empty.csv": (b"", "empty"),
+    "blank.csv": (b" \n\n", "empty"),
+    "header.csv": (b"Text,Label\n", "no rows"),
+    "ragged.csv": (b"Text,Label\na,1\nb,c,2\n", r"1 of 2 rows .* line 3 has 3"),
+    "short.csv": (b"Text,Label\na,1\nb\n", "line 3 has 1"),
+    "open-quote.csv": (b'Text,Label\na,1\n"b,2\nc,3\n', "line 3"),
+    "late-quote.csv": (b'Text,Label\n"a"b,1\nc,2\n', "line 2"),
+    "twice.csv": (b"Text,Text,Label\na,b,1\n", "same name"),
+    "cut.csv.gz": (gzip.compress(b"Text,Label\n" + b"a,1\n" * 1000)[:30], "gzip"),
+    "cut.parquet": (b"PAR1 and nothing more", "Parquet file is damaged"),
+    "not.parquet": (b"Text,Label\na,1\n", "named like parquet"),
+    "not.xlsx": (b"PK\x03\x04 nothing", "Excel"),
+    "bad.jsonl": (b'{"Text": "a", "Label": 1}\n{"Text": \n', "line is not JSON"),
+    "scalar.jsonl": (b'{"Text": "a", "Label": 1}\n3\n', "found int"),
+    "bad.json": (b'[{"Text": "a"', "not JSON"),
+    "no-text.csv": (b"Foo,Label\na,1\n", "--text-column"),
+    "no-label.csv": (b"Text,Foo\na,1\n", "--label-column"),
+    "two-texts.csv": (b"review,body,label\na,b,1\n", "'review', 'body' could each be meant"),
+    "two-labels.csv": (b"text,category,class\na,b,1\n", "'category', 'class' could each be meant"),
+    "score.csv": (b"text,label\na,0.5\nb,0.25\n", "score"),
+    "ids.csv": (b"text,label\n" + b"".join(b"t%d,%d\n" % (i, i) for i in range(20)), "class of its own"),
+    "list.jsonl": (b'{"text": ["a"], "label": 1}\n', "holds a list"),
+    "no-labels.csv": (b"text,label\na,\nb,\n", "no row has a label"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_table_is_told_with_file_and_remedy(name, tmp_path):
+    content, expected = BROKEN[name]
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_table(tmp_path / name)
+    message = str(caught.value)
+    assert re.search(expected, message), message
+    assert name in message
+    assert "what to do:" in message
+
+
+def test_a_folder_is_not_a_table(tmp_path):
+    with pytest.raises(DataError, match="folder"):
+        read_table(tmp_path)
+
+
+def test_the_words_na_and_null_are_texts_and_not_missing(tmp_path):
+    (tmp_path / "t.csv").write_text("text,label\nNA,a\nnull,a\nnan,b\n,b\n")
+    frame = read_table(tmp_path / "t.csv").frame
+    assert frame["text"].tolist()[:3] == ["NA", "null", "nan"]
+    assert frame["text"].tolist()[3] == ""
+
+
+def test_a_guessed_encoding_is_told_and_can_be_overridden(tmp_path):
+    FRAME.to_csv(tmp_path / "t.csv", index=False, encoding="cp1252")
+    assert "read as cp1252" in read_table(tmp_path / "t.csv").notes[0].message
+    assert not read_table(tmp_path / "t.csv", DataConfig(encoding="cp1252")).notes
+    with pytest.raises(DataError, match="--encoding"):
+        read_table(tmp_path / "t.csv", DataConfig(encoding="no-such-encoding"))
+
+
+def test_lone_surrogates_do_not_get_through(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"text": "a\\ud800b", "label": "x"}\n{"text": "c", "label": "x"}\n' * 2)
+    assert read_table(tmp_path / "t.jsonl").frame["text"].tolist()[0] == "a\ufffdb"
+
+
+def test_excel_sheets_are_named(tmp_path):
+    with pd.ExcelWriter(tmp_path / "t.xlsx") as book:
+        pd.DataFrame({"nothing": [1]}).to_excel(book, sheet_name="notes", index=False)
+        FRAME.to_excel(book, sheet_name="data", index=False)
+    _check(read_table(tmp_path / "t.xlsx", DataConfig(sheet="data")))
+    with pytest.raises(DataError, match="'notes', 'data'"):
+        read_table(tmp_path / "t.xlsx", DataConfig(sheet="Data"))
+
+
+def test_split_columns(tmp_path):
+    frame = FRAME.assign(part=["train", "TRAIN", "dev", "test"])
+    table = read_table(frame, DataConfig(split_column="part"))
+    assert table.frame["split"].tolist() == ["train", "train", "validation", "test"]
+    with pytest.raises(DataError, match="'holdout'"):
+        read_table(frame.assign(part="holdout"), DataConfig(split_column="part"))
+    assert any("--split-column" in note.message for note in read_table(frame.rename(columns={"part": "split"})).notes)
+
+
+def test_texts_to_predict_need_no_label(tmp_path):
+    rows, texts, column = read_texts(pd.DataFrame({"id": [1, 2], "Review": ["a", None]}))
+    assert (texts, column, list(rows.columns)) == (["a", ""], "Review", ["id", "Review"])
+    assert read_texts(pd.DataFrame({"anything": ["a"]}))[1] == ["a"]
+    assert read_texts("one\n\ntwo\n", lines=True)[1] == ["one", "two"]

@@ -1,0 +1,131 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import bertsmith as bs
+from bertsmith.data.inspect import choose_max_length, estimate_tokens
+from bertsmith.data.language import guess
+from bertsmith.report.report import findings_page
+from bertsmith.testing import tiny_model, tiny_table
+
+
+def _kinds(frame, **settings):
+    found = bs.inspect(bs.read_table(frame, **settings))
+    return {f.kind: f for f in found.findings}
+
+
+def _with(rows):
+    return pd.concat([tiny_table(60), pd.DataFrame(rows, columns=["Label", "Label Text", "Text"])], ignore_index=True)
+
+
+def test_a_clean_table_has_nothing_to_complain_of(table):
+    found = bs.inspect(bs.read_table(table))
+    assert found.findings == ()
+    assert (found.rows, found.usable, len(found.classes), found.imbalance) == (120, 120, 3, 1.0)
+    assert "Nothing to complain of" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "severity"),
+    [
+        ((0, "animals", "   "), "empty-text", "warning"),
+        ((None, None, "something"), "missing-label", "warning"),
+        ((0, "animals", tiny_table(1)["Text"][0]), "duplicate", "info"),
+        ((1, "colours", tiny_table(1)["Text"][0]), "conflict", "warning"),
+        ((0, "animals", "the cafÃ© was fine"), "encoding-damage", "warning"),
+        ((0, "animals", "<p>my cat<br/></p>"), "html", "warning"),
+        ((0, "animals", "cat\x00dog"), "normalised", "info"),
+    ],
+)
+def test_each_flaw_is_found_with_its_row(row, kind, severity):
+    finding = _kinds(_with([row]))[kind]
+    assert finding.severity == severity
+    assert finding.count == (2 if kind == "conflict" else 1)
+    assert finding.action
+    if kind == "conflict":
+        assert finding.rows == (1, 61)
+    elif kind != "normalised":
+        assert finding.rows == (61,)
+
+
+def test_small_lonely_and_alike_classes_are_found():
+    rows = [(7, "rare", "a b"), (7, "rare", "c d"), (8, "Rare", "e f"), *((9, "few", f"g {i}") for i in range(5))]
+    kinds = _kinds(_with(rows))
+    assert "rare (2)" in kinds["class-too-small"].message
+    assert "Rare (1)" in kinds["class-too-small"].message
+    assert "few (5)" in kinds["small-class"].message
+    assert kinds["labels-alike"].count == 2
+    assert kinds["imbalance"].severity == "info"
+
+
+def test_leaks_between_given_splits_are_found():
+    frame = tiny_table(60).assign(part=["train"] * 40 + ["validation"] * 10 + ["test"] * 10)
+    frame.loc[45, "Text"] = frame.loc[0, "Text"] = frame.loc[50, "Text"]
+    frame.loc[45, "Label"], frame.loc[45, "Label Text"] = frame.loc[50, "Label"], frame.loc[50, "Label Text"]
+    finding = _kinds(frame, split_column="part")["leak-test"]
+    assert (finding.count, finding.rows) == (2, (1, 46))
+
+
+def test_rows_of_another_file_are_named_with_it(tmp_path):
+    tiny_table(60).to_csv(tmp_path / "train.csv", index=False)
+    test = tiny_table(20, seed=5)
+    test.loc[3, "Text"] = test.loc[0, "Text"]
+    test.to_csv(tmp_path / "test.csv", index=False)
+    kinds = {f.kind: f for f in bs.inspect(bs.read_table(tmp_path / "train.csv", test=tmp_path / "test.csv")).findings}
+    assert kinds["duplicate-held-out"].rows == ("test.csv 4",)
+
+
+def test_a_mix_of_languages_is_found():
+    german = [(0, "animals", f"ich habe die Katze und den Hund nicht gesehen, das ist so {i}") for i in range(12)]
+    english = [(1, "colours", f"the house is red and this is what you have to see, my friend {i}") for i in range(30)]
+    finding = _kinds(pd.DataFrame(german + english, columns=["Label", "Label Text", "Text"]))["languages"]
+    assert finding.count == 12
+    assert "German" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("the cat is on the mat and it is not my cat", "English"),
+        ("le chat est sur le tapis et les chiens ne sont pas dans la maison", "French"),
+        ("кошка сидит на ковре и смотрит в окно", "Cyrillic"),
+        ("猫はマットの上に座っています", "Japanese"),
+        ("ok", None),
+    ],
+)
+def test_languages_are_guessed(text, language):
+    assert guess(text) == language
+
+
+def test_truncation_is_counted_exactly_with_a_tokenizer(tmp_path, table):
+    model = tiny_model(tmp_path / "m")
+    table.loc[:9, "Text"] = [f"cat dog {'bird ' * 30}{i}" for i in range(10)]
+    found = bs.inspect(table, model=str(model), max_length=16)
+    assert found.tokens.unit == "tokens"
+    assert found.tokens.longest == 2 + 30 + 1 + 2  # words, number, [CLS] and [SEP]
+    assert found.truncated == pytest.approx(10 / 120)
+    assert {f.kind for f in found.findings} == {"truncated"}
+    assert sum(found.tokens.counts) == 120
+
+
+def test_max_length_covers_the_texts_and_keeps_to_the_model():
+    lengths = np.arange(1, 101)
+    assert choose_max_length(lengths, 512) == 104
+    assert choose_max_length(lengths, 64) == 64
+    assert choose_max_length(np.array([3]), 512) == 8
+    assert estimate_tokens(["one two, three"]).tolist() == [6]
+
+
+def test_findings_are_json_html_and_notebook_ready(table):
+    table.loc[0, "Text"] = "<script>alert(1)</script> <b>cat</b>"
+    found = bs.inspect(table)
+    assert json.loads(json.dumps(found.to_dict()))["rows"] == 120
+    assert found._repr_html_().startswith("<pre")
+    assert "<script>alert" not in findings_page(found)
+
+
+def test_a_table_that_is_read_takes_no_reading_settings(table):
+    with pytest.raises(bs.UserError, match="'text_column' would have no effect"):
+        bs.inspect(bs.read_table(table), text_column="Text")

@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bertsmith.data.labels import check_plausible, label_numbers, label_words, link
+from bertsmith.data.table import Labels
+from bertsmith.errors import DataError
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["1", "5", "3"], [1, 5, 3]),
+        ([10.0, 20.0, float("nan")], [10, 20, None]),
+        (["-1", "+1", ""], [-1, 1, None]),
+        (["1.0", "2.00", "NA"], [1, 2, None]),
+        (["spam", "ham"], None),
+        (["007", "012"], None),  # codes, not numbers
+        ([True, False], None),
+    ],
+)
+def test_a_label_column_is_numbers_or_words(values, expected):
+    assert label_numbers(values, "t") == expected
+
+
+def test_scores_are_refused_with_an_example():
+    with pytest.raises(DataError, match=r"not whole, such as 0.75 in row 2.*score"):
+        label_numbers(["1", "0.75"], "t")
+
+
+@pytest.mark.parametrize("value", ["inf", "-Infinity", "1e-3"])
+def test_numbers_that_are_no_label(value):
+    with pytest.raises(DataError):
+        label_numbers(["1", "2", value], "t")
+
+
+def test_numbers_and_words_mixed_are_refused():
+    with pytest.raises(DataError, match="most are numbers, but row 3 has 'spam'"):
+        label_numbers(["1", "2", "spam"], "t")
+
+
+def test_words_are_stripped_and_empty_ones_missing():
+    assert label_words(["  a  b ", "", None, float("nan"), 3.0]) == ["a b", None, None, None, "3"]
+
+
+def test_numbers_that_do_not_start_at_zero_keep_their_value():
+    labels, targets = link([30, 10, 20, 10], ["c", "a", "b", "a"], "t")
+    assert labels == Labels((10, 20, 30), ("a", "b", "c"))
+    assert targets.tolist() == [2, 0, 1, 0]
+    assert labels.id2label == {0: "a", 1: "b", 2: "c"}
+    assert labels.label2id == {"a": 0, "b": 1, "c": 2}
+
+
+def test_each_column_alone_makes_the_other():
+    assert link([1, -1, 1], None, "t")[0] == Labels((-1, 1), ("-1", "1"))
+    assert link(None, ["b", "a", None], "t")[0] == Labels((0, 1), ("a", "b"))
+
+
+def test_a_missing_half_is_filled_from_the_other_rows():
+    labels, targets = link([1, None, 2, 2], ["a", "a", None, "b"], "t")
+    assert labels == Labels((1, 2), ("a", "b"))
+    assert targets.tolist() == [0, 0, 1, 1]
+
+
+def test_all_crossed_pairs_are_listed():
+    with pytest.raises(DataError) as caught:
+        link([1, 1, 2, 3], ["a", "b", "c", "c"], "t")
+    message = str(caught.value)
+    assert "number 1 has the texts 'a' (1 rows), 'b' (1 rows)" in message
+    assert "text 'c' has the numbers 2 (1 rows), 3 (1 rows)" in message
+
+
+def test_labels_without_a_partner_are_refused():
+    with pytest.raises(DataError, match="no partner"):
+        link([1, 2], ["a", None], "t")
+    with pytest.raises(DataError, match="no row has both"):
+        link([1, None], [None, "a"], "t")
+
+
+def test_known_classes_are_kept_and_strangers_refused():
+    known = Labels((1, 2), ("a", "b"))
+    assert link(None, ["b", "a"], "t", known=known)[1].tolist() == [1, 0]
+    assert link([2, None], None, "t", known=known)[1].tolist() == [1, -1]
+    with pytest.raises(DataError, match=r"'z' \(first in row 2\)"):
+        link(None, ["a", "z"], "t", known=known)
+    with pytest.raises(DataError, match="linked in another way"):
+        link([1], ["b"], "t", known=known)
+
+
+def test_a_class_a_row_is_refused():
+    with pytest.raises(DataError, match="5 different values in 5 rows"):
+        check_plausible(Labels(tuple(range(5)), tuple("abcde")), np.arange(5), "t")
+    check_plausible(Labels((0, 1), ("a", "b")), np.array([0, 0, 1]), "t")
+
+
+@given(st.lists(st.sampled_from([(5, "five"), (-2, "minus two"), (0, "nought")]), min_size=1, max_size=40))
+def test_linking_is_faithful(pairs):
+    labels, targets = link([n for n, _ in pairs], [t for _, t in pairs], "t")
+    assert [(labels.numbers[i], labels.texts[i]) for i in targets] == pairs
+    assert sorted(labels.numbers) == list(labels.numbers)
