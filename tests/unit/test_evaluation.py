@@ -1,0 +1,131 @@
+"""Metrics, intervals and calibration against scikit-learn, scipy or a sum by hand."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn import metrics as sk
+
+from bertsmith.data.table import Labels
+from bertsmith.evaluation.evaluate import evaluate
+from bertsmith.evaluation.intervals import _average_precisions, bootstrap, from_pairs
+from bertsmith.evaluation.metrics import SCALARS, calibration, majority_probabilities, per_class, quick, scalars
+
+TARGETS = np.array([0, 0, 1, 1, 2])
+PROBABILITIES = np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.1, 0.8, 0.1], [0.2, 0.7, 0.1], [0.6, 0.2, 0.2]])
+
+
+def _random(seed, n, k, sharp=1.0):
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, k, n)
+    logits = rng.normal(size=(n, k)) + sharp * np.eye(k)[targets]
+    p = np.exp(logits)
+    return targets, p / p.sum(axis=1, keepdims=True)
+
+
+def test_by_hand():
+    values = scalars(TARGETS, PROBABILITIES)
+    assert set(values) == set(SCALARS)
+    assert values["accuracy"] == pytest.approx(3 / 5)
+    # F1: class 0 has 1 hit, 2 texts, 2 predictions; class 1 has 2, 2, 3; class 2 has none.
+    assert values["macro_f1"] == pytest.approx((0.5 + 0.8 + 0) / 3)
+    assert values["balanced_accuracy"] == pytest.approx((0.5 + 1 + 0) / 3)
+    assert values["log_loss"] == pytest.approx(-np.log([0.8, 0.3, 0.8, 0.7, 0.2]).mean())
+
+
+def test_what_is_undefined_is_none_and_not_zero():
+    classes = per_class(TARGETS, PROBABILITIES)
+    assert classes[2]["precision"] is None  # never predicted
+    assert classes[2]["recall"] == 0
+    absent = per_class(np.array([0, 0]), np.array([[0.9, 0.1, 0], [0.2, 0.8, 0]]))
+    assert absent[1]["recall"] is None  # no such text
+    assert absent[1]["precision"] == 0
+    assert absent[2]["f1"] is None
+    assert absent[2]["average_precision"] is None
+    one = scalars(np.array([0, 0]), np.array([[0.9, 0.1], [0.9, 0.1]]))
+    assert one["mcc"] is None
+    assert one["macro_average_precision"] is None
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 60), st.integers(2, 6))
+def test_the_quick_form_agrees_with_scikit_learn(seed, n, k):
+    targets, probabilities = _random(seed, n, k)
+    predicted = probabilities.argmax(axis=1)
+    ours, theirs = from_pairs(targets, predicted, k), scalars(targets, probabilities)
+    for name, value in ours.items():
+        if theirs[name] is not None:
+            assert value == pytest.approx(theirs[name], abs=1e-12), name
+    assert quick(targets, probabilities)["macro_f1"] == pytest.approx(theirs["macro_f1"])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.integers(5, 80), st.integers(2, 5))
+def test_average_precision_without_resampling_is_scikit_learns(seed, n, k):
+    targets, probabilities = _random(seed, n, k)
+
+    class Once:
+        def multinomial(self, n, shares, size):
+            return np.ones((size, len(shares)), dtype=int)
+
+    present = np.unique(targets)
+    expected = np.mean([sk.average_precision_score(targets == c, probabilities[:, c]) for c in present])
+    assert _average_precisions(targets, probabilities, Once())[0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_accuracy_interval_is_the_binomial_one():
+    targets, probabilities = _random(1, 400, 3)
+    low, high = bootstrap(targets, probabilities, seed=0)["accuracy"]
+    hits = (probabilities.argmax(axis=1) == targets).sum()
+    expected = stats.binom(400, hits / 400).ppf([0.025, 0.975]) / 400
+    assert [low, high] == pytest.approx(expected.tolist(), abs=0.008)
+
+
+def test_intervals_cover_about_as_often_as_they_say():
+    truth = np.mean([quick(*_random(s, 4000, 3))["macro_f1"] for s in range(5)])
+    inside = 0
+    for seed in range(60):
+        low, high = bootstrap(*_random(100 + seed, 150, 3), seed=seed, resamples=300)["macro_f1"]
+        inside += low <= truth <= high
+    assert inside >= 51  # 95 % of 60 is 57; fewer than 51 has a chance below 1 in 100
+
+
+def test_bootstrap_is_seeded_and_covers_every_metric():
+    targets, probabilities = _random(0, 50, 3)
+    first = bootstrap(targets, probabilities, seed=7, resamples=50)
+    assert first == bootstrap(targets, probabilities, seed=7, resamples=50)
+    assert set(first) == set(SCALARS)
+    assert all(low <= high for low, high in first.values())
+
+
+def test_calibration_by_hand():
+    values = calibration(TARGETS, PROBABILITIES, bins=2)
+    # One bin holds everything above one half: accuracy 3/5, mean confidence 0.7.
+    assert values["expected_calibration_error"] == pytest.approx(abs(0.7 - 0.6))
+    assert values["bins"] == [{"texts": 5, "confidence": pytest.approx(0.7), "accuracy": pytest.approx(0.6)}]
+    truth = np.eye(3)[TARGETS]
+    assert values["brier_score"] == pytest.approx(((PROBABILITIES - truth) ** 2).sum() / 5)
+
+
+def test_perfect_confidence_has_no_calibration_error():
+    values = calibration(np.array([0, 1]), np.eye(2))
+    assert values["expected_calibration_error"] == 0
+    assert values["brier_score"] == 0
+
+
+def test_the_majority_baseline_says_the_shares_of_train():
+    probabilities = majority_probabilities(np.array([30, 10]), 3)
+    assert probabilities.tolist() == [[0.75, 0.25]] * 3
+    assert scalars(np.array([0, 1, 0]), probabilities)["macro_f1"] == pytest.approx((2 * 2 / 5) / 2)
+
+
+def test_a_split_is_described_as_json():
+    result = evaluate(TARGETS, PROBABILITIES, Labels((5, 6, 7), ("a", "b", "c")), seed=0)
+    assert json.loads(json.dumps(result)) == result
+    assert result["texts"] == 5
+    assert result["confusion"] == [[1, 1, 0], [0, 2, 0], [1, 0, 0]]
+    assert [e["label"] for e in result["per_class"]] == [5, 6, 7]
+    assert all(entry["interval"] is not None for entry in result["metrics"].values())
