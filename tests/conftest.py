@@ -43,7 +43,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     table = tiny_table(150)
     table["Label"] = (table["Label"] + 1) * 10
-    bs.train(table, output=folder, model=str(tiny), epochs=12, learning_rate=5e-3, precision="fp32", device="cpu")
+    bs.train(table, output=folder, model=str(tiny), epochs=6, learning_rate=1e-2, precision="fp32", device="cpu")
     return folder
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bertsmith.api import evaluate, inspect, load, read_table, train
-    from bertsmith.data.inspect import Findings
+    from bertsmith.data.findings import Findings
     from bertsmith.data.table import Labels, Table
     from bertsmith.errors import UserError
     from bertsmith.inference.classifier import Classifier
@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Classifier": "bertsmith.inference.classifier",
-    "Findings": "bertsmith.data.inspect",
+    "Findings": "bertsmith.data.findings",
     "Labels": "bertsmith.data.table",
     "Run": "bertsmith.run",
     "Table": "bertsmith.data.table",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bertsmith.config import Config, DataConfig, resolve
 from bertsmith.data import inspect as inspecting
-from bertsmith.data.inspect import Findings
+from bertsmith.data.findings import Findings
 from bertsmith.data.read import read_table as _read_table
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, listing

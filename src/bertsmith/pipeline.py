@@ -20,7 +20,8 @@ from transformers import set_seed
 from bertsmith import run as runs
 from bertsmith.config import Config
 from bertsmith.data.clean import Cleaned, clean
-from bertsmith.data.inspect import Findings, choose_max_length, inspect
+from bertsmith.data.findings import Findings
+from bertsmith.data.inspect import choose_max_length, inspect
 from bertsmith.data.read import SPLITS, read_table
 from bertsmith.data.split import split
 from bertsmith.data.table import Table

@@ -102,10 +102,13 @@ def test_a_damaged_checkpoint_is_told(file, content, expected, tiny, tmp_path):
     (folder / file).unlink()
     if content is not None:
         (folder / file).write_text(content)
-    with pytest.raises(ModelError, match=expected) as caught:
+
+    def load():
         found = checkpoint.resolve(str(folder))
-        load_model(found, LABELS)
-        load_tokenizer(found)
+        return load_model(found, LABELS), load_tokenizer(found)
+
+    with pytest.raises(ModelError, match=expected) as caught:
+        load()
     assert "what to do" in str(caught.value)
 
 
@@ -113,7 +116,7 @@ def test_weights_that_do_not_fit_are_not_replaced_by_random_ones(tiny, tmp_path)
     folder = _copy(tiny, tmp_path)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
-    with pytest.raises(ModelError, match="lacks .* of the model's weights"):
+    with pytest.raises(ModelError, match=r"lacks .* of the model's weights"):
         load_model(checkpoint.resolve(str(folder)), LABELS)
 
 

@@ -89,7 +89,8 @@ def predict(
 
 
 def _parts(source: str | None, settings: Config) -> Iterator[tuple[pd.DataFrame, list[str]]]:
-    from bertsmith.data.formats import decode, read_bytes
+    from bertsmith.data.delimited import decode
+    from bertsmith.data.formats import read_bytes
     from bertsmith.data.read import is_text_lines, read_texts
     from bertsmith.errors import DataError
     from bertsmith.inference.predict import CHUNK

@@ -5,24 +5,22 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bertsmith.data.clean import CONFLICT, DUPLICATE, EMPTY, IN_TEST, IN_VALIDATION, NO_LABEL, Cleaned, clean
+from bertsmith.data.findings import SEVERITIES, ClassCount, Finding, Findings, Lengths
 from bertsmith.data.language import mix
 from bertsmith.data.split import RULE
 from bertsmith.data.table import MISSING, Table
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import Console, ConsoleOptions, RenderResult
 
 TokenCounter = Callable[[Sequence[str]], np.ndarray]
 """Takes texts, returns the number of tokens of each, special tokens counted, shape (texts,)."""
 
-SEVERITIES = ("error", "warning", "info")
 PERCENTILES = (5, 25, 50, 75, 95, 99)
 COVERAGE = 99
 """Share of the texts, in per cent, that the chosen maximum length covers."""
@@ -31,95 +29,6 @@ _HTML = re.compile(
     r"</?(?:p|br|div|span|a|b|i|em|strong|li|ul|td|tr|table|h\d|img|font)\b[^<>]*>|&(?:[a-z]{2,6}|#\d+);", re.I
 )
 _WORD = re.compile(r"\w+|[^\w\s]")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something about the table that the user should know.
-
-    Attributes:
-        kind: a short stable name, for scripts.
-        severity: ``"error"`` (train refuses), ``"warning"`` (look at it) or ``"info"``.
-        count: rows (or classes) it is about.
-        message: what was found.
-        action: what train will do about it.
-        rows: the first few source rows, 1 being the first after the header; of another file than the table itself, as
-            ``"test.csv 12"``.
-    """
-
-    kind: str
-    severity: str
-    count: int
-    message: str
-    action: str
-    rows: tuple[int | str, ...] = ()
-
-
-@dataclass(frozen=True)
-class ClassCount:
-    """A class with the number of its rows."""
-
-    number: int
-    text: str
-    rows: int
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """How long the texts are.
-
-    Attributes:
-        unit: ``"characters"``, ``"tokens"``, or ``"tokens (estimated)"``.
-        shortest, longest: extremes.
-        percentiles: length by percentile.
-        edges, counts: a histogram, ``len(edges) == len(counts) + 1``; the last bin takes all that is longer.
-    """
-
-    unit: str
-    shortest: int
-    longest: int
-    percentiles: dict[int, int]
-    edges: tuple[int, ...]
-    counts: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Findings:
-    """The result of `inspect`: figures, and findings in order of severity."""
-
-    name: str
-    rows: int
-    usable: int
-    columns: dict[str, str]
-    classes: tuple[ClassCount, ...]
-    imbalance: float
-    characters: Lengths
-    tokens: Lengths
-    max_length: int
-    truncated: float
-    splits: dict[str, int]
-    findings: tuple[Finding, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON-ready values."""
-        return asdict(self)
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from bertsmith.data.show import show
-
-        yield show(self)
-
-    def __str__(self) -> str:
-        from bertsmith.data.show import as_text
-
-        return as_text(self)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        from bertsmith.data.show import as_html
-
-        return as_html(self)
 
 
 def inspect(

@@ -11,8 +11,9 @@ import pandas as pd
 
 from bertsmith.config import DataConfig
 from bertsmith.data.columns import Columns, canonical, find_columns
-from bertsmith.data.formats import RawTable, read_raw, texts_of
 from bertsmith.data.labels import check_plausible, label_numbers, label_words, link
+from bertsmith.data.raw import RawTable, texts_of
+from bertsmith.data.sources import read_raw
 from bertsmith.data.table import Labels, Note, Table
 from bertsmith.errors import DataError, listing
 

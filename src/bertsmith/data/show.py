@@ -10,7 +10,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from bertsmith.data.inspect import ClassCount, Finding, Findings, Lengths
+    from bertsmith.data.findings import ClassCount, Finding, Findings, Lengths
 
 MOST_CLASSES = 30
 """Classes shown: the largest ones and the smallest ones, beyond this many."""

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from bertsmith.data.inspect import Findings
+from bertsmith.data.findings import Findings
 from bertsmith.report.figures import Line, curves, heatmap, histogram
 from bertsmith.run import Run, write_text
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,9 @@ def training_arguments(
         "use_cpu": device is not None and device.type == "cpu",
         "eval_strategy": "epoch",
         "logging_strategy": "epoch",
-        "save_total_limit": 1,
+        # The best and the newest. With 1, the Trainer would delete the one to resume from when it is interrupted.
+        "save_total_limit": 2,
+        "restore_callback_states_from_checkpoint": True,
         "load_best_model_at_end": True,
         "metric_for_best_model": PRIMARY,
         "greater_is_better": True,
@@ -193,19 +196,53 @@ def _metrics(prediction: EvalPrediction, score: Score) -> dict[str, float]:
 
 
 class _Trainer(Trainer):  # type: ignore[misc]  # transformers is untyped
-    """The engine, with the losses and texts since the last evaluation kept, without a host synchronisation a step."""
+    """The engine, with an order and a dropout that are pure functions of seed, epoch and step, so that a run can go on
+    from any step as if it had never stopped; and with the losses and texts since the last evaluation kept, without a
+    host synchronisation a step."""
 
     loss_sum: torch.Tensor | float = 0.0
     texts: int = 0
     training_seconds: float = 0.0
+    micro_batch: tuple[int, int] = (-1, 0)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
+        if self.args.train_sampling_strategy != "random":
+            return super()._get_train_sampler(train_dataset)
+        return _Order(len(train_dataset or self.train_dataset), self.args.seed, self._epoch)
+
+    def _epoch(self) -> int:
+        batches = len(self.train_dataset) / (self.args.per_device_train_batch_size * self.args.world_size)
+        whole = math.floor(batches) if self.args.dataloader_drop_last else math.ceil(batches)
+        return int(self.state.global_step // max(math.ceil(whole / self.args.gradient_accumulation_steps), 1))
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         began = time.perf_counter()
+        step, micro = self.micro_batch
+        self.micro_batch = (self.state.global_step, micro + 1 if step == self.state.global_step else 0)
+        torch.manual_seed(_mixed(self.args.seed, *self.micro_batch, self.args.process_index))
         self.texts += len(inputs["labels"])
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         self.loss_sum = self.loss_sum + loss
         self.training_seconds += time.perf_counter() - began
         return loss
+
+
+class _Order(torch.utils.data.Sampler[int]):  # type: ignore[misc]
+    """A random order that is known from the seed and the epoch alone."""
+
+    def __init__(self, n: int, seed: int, epoch: Callable[[], int]) -> None:
+        self.n, self.seed, self.epoch = n, seed, epoch
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[int]:
+        yield from np.random.default_rng([self.seed, self.epoch()]).permutation(self.n).tolist()
+
+
+def _mixed(*numbers: int) -> int:
+    """Return a seed that is another one for any other numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class _Reporter(TrainerCallback):  # type: ignore[misc]
@@ -233,6 +270,10 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
         if self.stop() and not control.should_training_stop:
             self.interrupted = True
             control.should_training_stop = control.should_save = True
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.interrupted:  # the Trainer takes a break for the end of the epoch, and would score it
+            control.should_evaluate = control.should_save = control.should_log = False
 
     def on_evaluate(
         self,

@@ -1,0 +1,64 @@
+"""A table as it stands in its source: columns under their own names, values as the format gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from bertsmith.data.table import Note
+from bertsmith.errors import DataError
+
+
+@dataclass(frozen=True)
+class RawTable:
+    """A table as it stands in the source.
+
+    Attributes:
+        frame: the columns under their own names; values as the format gives them (texts, for a delimited file).
+        name: what to call the source in messages.
+        notes: what reading found or repaired.
+        class_names: for columns of a ``datasets.ClassLabel``, the label texts by number.
+        split: the split of every row, where the source itself has splits (a ``DatasetDict``).
+    """
+
+    frame: pd.DataFrame
+    name: str
+    notes: tuple[Note, ...] = ()
+    class_names: dict[str, list[str]] = field(default_factory=dict)
+    split: pd.Series | None = None
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text)
+    return text
+
+
+def texts_of(values: Iterable[Any], where: str) -> list[str | None]:
+    """Read a column as texts: numbers become their digits, missing becomes ``None``.
+
+    Lone surrogates, which no encoding can write, become U+FFFD.
+
+    Raises:
+        DataError: if a cell holds a list or an object.
+    """
+    texts: list[str | None] = []
+    for row, value in enumerate(values, start=1):
+        if isinstance(value, str):
+            texts.append(_encodable(value))
+        elif isinstance(value, list | dict | bytes):
+            raise DataError(
+                f"row {row:,} holds a {type(value).__name__}, not a text",
+                where=where,
+                remedy="Name the column that holds the texts with --text-column.",
+            )
+        elif value is None or value != value or value is pd.NaT or value is pd.NA:
+            texts.append(None)
+        else:
+            texts.append(str(int(value)) if isinstance(value, float) and value.is_integer() else str(value))
+    return texts

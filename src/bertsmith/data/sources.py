@@ -1,0 +1,116 @@
+"""Everywhere a table may come from: a file, memory, a database, the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bertsmith.data.formats import read_file
+from bertsmith.data.raw import RawTable
+from bertsmith.errors import DataError, listing
+from bertsmith.hub import require_hub
+
+
+def read_raw(
+    source: Any, *, sql: str | None = None, db: str | None = None, sheet: str | None = None, encoding: str | None = None
+) -> RawTable:
+    """Read a file, ``hf://owner/name``, a data frame, a ``datasets.Dataset`` or a SQL query.
+
+    Raises:
+        DataError: if the source is not there, not readable, or empty.
+    """
+    if sql is not None:
+        raw = _read_sql(sql, db or "")
+    elif isinstance(source, pd.DataFrame):
+        raw = RawTable(source.reset_index(drop=True).rename(columns=str), "the data frame")
+    elif type(source).__module__.split(".")[0] == "datasets":
+        raw = _from_datasets(source, "the dataset")
+    elif str(source).startswith("hf://"):
+        raw = _read_hub(str(source))
+    elif isinstance(source, str | Path):
+        raw = read_file(Path(source), sheet=sheet, encoding=encoding)
+    else:
+        raise DataError(
+            f"a table cannot be read from a {type(source).__name__}",
+            remedy="Give a path, a pandas data frame, a datasets.Dataset, or hf://owner/name.",
+        )
+    repeated = raw.frame.columns[raw.frame.columns.duplicated()].unique()
+    if len(repeated):
+        raise DataError(
+            f"several columns have the same name: {listing(repeated)}",
+            where=raw.name,
+            remedy="Give every column a name of its own.",
+        )
+    if raw.frame.empty:
+        raise DataError("the table has no rows", where=raw.name, remedy="Check that it is the right file.")
+    return raw
+
+
+def _read_sql(query: str, db: str) -> RawTable:
+    try:
+        import sqlalchemy
+    except ImportError as error:
+        raise DataError(
+            "reading from a database needs the package sqlalchemy", remedy="pip install 'bertsmith[sql]'"
+        ) from error
+    name = "the query"
+    try:
+        engine = sqlalchemy.create_engine(db)
+        shown = engine.url.render_as_string(hide_password=True)
+        if engine.url.drivername.startswith("sqlite") and engine.url.database not in (None, "", ":memory:"):
+            path = Path(str(engine.url.database))
+            if not path.is_file():  # SQLite would make an empty database there
+                raise DataError("there is no such database file", where=str(path), remedy="Check --db.")
+        with engine.connect() as connection:
+            result = connection.execute(sqlalchemy.text(query))
+            if not result.returns_rows:
+                raise DataError("the query returns no rows", where=shown, remedy="Give a SELECT.")
+            keys = list(result.keys())
+            records = result.fetchall()
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        raise DataError(
+            f"the database says: {reason}", where=f"--sql {query!r}", remedy="Check --sql and --db."
+        ) from error
+    frame = pd.DataFrame({i: pd.Series([record[i] for record in records], dtype=object) for i in range(len(keys))})
+    frame.columns = pd.Index(keys)
+    return RawTable(frame, name)
+
+
+def _read_hub(address: str) -> RawTable:
+    parts = address.removeprefix("hf://").removeprefix("datasets/").split("/")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise DataError(
+            f"{address} is not the address of a dataset",
+            remedy="Write hf://owner/name or hf://owner/name/configuration.",
+        )
+    require_hub(f"dataset {address}", DataError)
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset("/".join(parts[:2]), *parts[2:])
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"the dataset cannot be loaded: {reason}",
+            where=address,
+            remedy="Check the name on the hub, log in if it is private, or download it and give the file.",
+        ) from error
+    return _from_datasets(loaded, address)
+
+
+def _from_datasets(source: Any, name: str) -> RawTable:
+    parts: Iterable[tuple[str | None, Any]] = source.items() if hasattr(source, "items") else [(None, source)]
+    frames, splits, class_names = [], [], {}
+    for split, dataset in parts:
+        frame = pd.DataFrame({c: pd.Series(dataset[c][:], dtype=object) for c in dataset.column_names})
+        for column, feature in dataset.features.items():
+            if type(feature).__name__ == "ClassLabel":
+                class_names[column] = list(feature.names)
+        frames.append(frame)
+        splits += [split] * len(frame)
+    known = pd.Series(splits, dtype=object) if any(splits) else None
+    return RawTable(pd.concat(frames, ignore_index=True), name, class_names=class_names, split=known)

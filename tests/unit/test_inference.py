@@ -1,0 +1,126 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import bertsmith as bs
+from bertsmith.errors import ConfigError, DataError
+from bertsmith.inference.classifier import micro_batches
+from bertsmith.inference.predict import open_writer, output_format, predict_rows
+from bertsmith.run import open_run
+from bertsmith.testing import WORDS, tiny_table
+
+
+@pytest.fixture(scope="module")
+def classifier(finished):
+    return bs.load(finished, device="cpu")
+
+
+def test_texts_are_labelled(classifier):
+    texts = ["my cat and my dog", "red and blue", "apple plum pear"]
+    assert classifier.predict(texts) == ["animals", "colours", "fruits"]
+    probabilities = classifier.predict_proba(texts)
+    assert probabilities.shape == (3, 3)
+    assert probabilities.sum(axis=1) == pytest.approx(1, abs=1e-12)
+    assert classifier.predict_proba("a single cat").shape == (1, 3)
+    assert classifier.predict_proba([]).shape == (0, 3)
+
+
+def test_a_text_is_labelled_the_same_alone_and_among_others(classifier):
+    texts = [*tiny_table(64, seed=3)["Text"], "cat " * 200, ""]
+    together = classifier.predict_proba(texts)
+    alone = np.concatenate([classifier.predict_proba([text]) for text in texts])
+    assert together == pytest.approx(alone, abs=1e-5)
+
+
+def test_the_model_folder_alone_will_do(finished, classifier):
+    alone = bs.load(finished / "model", device="cpu")
+    assert alone.labels.numbers == (0, 1, 2)
+    texts = tiny_table(9)["Text"].tolist()
+    assert alone.predict(texts) == classifier.predict(texts)
+    assert alone.loaded.max_length == classifier.loaded.max_length == open_run(finished).info["model"]["max_length"]
+
+
+@given(st.lists(st.integers(0, 600), max_size=60), st.integers(1, 4096))
+def test_micro_batches_hold_every_text_once_and_keep_to_the_budget(lengths, budget):
+    lengths = np.array(lengths, dtype=int)
+    groups = micro_batches(lengths, budget)
+    assert sorted(int(i) for group in groups for i in group) == list(range(len(lengths)))
+    for group in groups:
+        assert len(group) == 1 or lengths[group].max() * len(group) <= budget
+
+
+def _rows():
+    return pd.DataFrame({"id": [7, 8, 9, 10], "text": ["cat dog", "  ", "red, blue", 'a "pear"']})
+
+
+def test_input_columns_are_kept_and_empty_texts_get_no_prediction(classifier):
+    rows = _rows()
+    (frame,) = predict_rows(classifier, rows, rows["text"].tolist(), probabilities=True)
+    assert list(frame.columns) == [
+        "id",
+        "text",
+        "predicted",
+        "predicted_text",
+        "confidence",
+        *(f"probability of {name}" for name in list(WORDS)[:3]),
+    ]
+    assert frame["id"].tolist() == [7, 8, 9, 10]
+    assert frame["predicted"].isna().tolist() == [False, True, False, False]
+    assert frame["predicted_text"].tolist()[2:] == ["colours", "fruits"]
+    assert frame["predicted"].tolist()[2:] == [20, 30]
+    assert frame.filter(like="probability").dropna().sum(axis=1).tolist() == pytest.approx([1, 1, 1])
+
+
+def test_only_empty_texts_is_no_fault(classifier):
+    (frame,) = predict_rows(classifier, pd.DataFrame({"text": [""]}), [""], probabilities=True)
+    assert frame["confidence"].isna().all()
+
+
+def test_input_columns_are_never_overwritten(classifier):
+    with pytest.raises(DataError, match="'predicted'"):
+        next(predict_rows(classifier, pd.DataFrame({"text": ["a"], "predicted": [1]}), ["a"]))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_every_output_holds_the_same(suffix, classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr("bertsmith.inference.predict.CHUNK", 3)  # several chunks
+    rows = _rows().assign(mixed=[1, "two", None, 4.5])
+    path = tmp_path / f"out{suffix}"
+    with open_writer(output_format(path), path) as writer:
+        for frame in predict_rows(classifier, rows, rows["text"].tolist()):
+            writer.write(frame)
+    if suffix == ".csv":
+        back = pd.read_csv(path)
+    elif suffix == ".jsonl":
+        back = pd.DataFrame([json.loads(line) for line in path.read_text().splitlines()])
+    else:
+        back = pd.read_parquet(path)
+    assert back["text"].tolist() == rows["text"].tolist()
+    assert back["predicted"].dropna().tolist() == [10, 20, 30]
+    assert back["confidence"].isna().tolist() == [False, True, False, False]
+    assert back["mixed"].iloc[1] == "two"
+
+
+def test_unknown_outputs_are_told(tmp_path):
+    with pytest.raises(ConfigError, match=r"'\.xlsx'"):
+        output_format(tmp_path / "x.xlsx")
+
+
+def test_a_run_is_scored_on_another_table(finished, tmp_path):
+    table = tiny_table(30, seed=8)
+    table["Label"] = (table["Label"] + 1) * 10
+    table.loc[3, "Text"] = " "
+    table.to_csv(tmp_path / "new data.v2.csv", index=False)
+    metrics = bs.evaluate(finished, tmp_path / "new data.v2.csv", device="cpu")
+    assert metrics["texts"] == 29
+    assert metrics["metrics"]["macro_f1"]["value"] > 0.8
+    kept = json.loads((finished / "evaluations" / "new-data" / "metrics.json").read_text())
+    assert kept["left_out"] == {"empty text": 1}
+    with pytest.raises(DataError, match="'dragons'"):
+        bs.evaluate(finished, table.assign(**{"Label Text": "dragons"}).drop(columns="Label"))
+    with pytest.raises(DataError, match="linked in another way"):
+        bs.evaluate(finished, table.assign(Label=table["Label"].replace({10: 20, 20: 10})))

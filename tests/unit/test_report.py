@@ -1,0 +1,176 @@
+"""The page: everything in it, nothing that can run, nothing asked of the network."""
+
+import re
+import shutil
+import socket
+import subprocess
+import threading
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+import bertsmith as bs
+from bertsmith.report.figures import Line, curves, heatmap, histogram
+from bertsmith.report.report import write_report
+from bertsmith.run import open_run
+from bertsmith.testing import tiny_table
+
+EVIL = '"><script>canary()</script><img src="http://127.0.0.1:8099/x" onerror=canary()>'
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class _Page(HTMLParser):
+    """Collects what could fetch or run something."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.scripts, self.links, self.handlers, self.ids = 0, [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.scripts += tag == "script"
+        for name, value in attributes:
+            if name in ("src", "href", "action", "data", "poster", "srcset", "xlink:href"):
+                self.links.append(value)
+            if name.startswith("on"):
+                self.handlers.append((tag, name))
+
+
+def _check_inert(page):
+    parsed = _Page(page)
+    assert parsed.scripts == 1
+    assert parsed.links == ["data:,"]
+    assert parsed.handlers == []
+    assert "url(" not in page
+    assert "@import" not in page
+    assert "Content-Security-Policy" in page
+
+
+@pytest.fixture(scope="module")
+def evil(tmp_path_factory, tiny):
+    """A run whose texts, label texts, file and folder names all try to break out of the page."""
+    folder = tmp_path_factory.mktemp("evil")
+    table = tiny_table(90)
+    table["Text"] = EVIL + " " + table["Text"]
+    table["Label Text"] = table["Label Text"] + EVIL
+    table.to_csv(folder / "<b>x.csv", index=False)
+    return bs.train(
+        folder / "<b>x.csv", output=folder / "<i>run", model=str(tiny), epochs=1, device="cpu", precision="fp32"
+    )
+
+
+def test_nothing_from_a_table_gets_out_of_its_place(evil):
+    page = evil.layout.report.read_text()
+    _check_inert(page)
+    assert "<script>canary" not in page
+    assert "&lt;script&gt;canary" in page
+    assert "<b>x.csv" not in page
+    assert "<i>run" not in page
+    assert "<script>" not in (evil.layout.model / "README.md").read_text()
+
+
+def test_the_page_says_everything(finished):
+    page = write_report(open_run(finished)).read_text()
+    _check_inert(page)
+    for heading in (
+        "How good is it?",
+        "What was done",
+        "All figures",
+        "Class by class",
+        "What is mistaken for what",
+        "The most confident mistakes",
+        "A sample of right answers",
+        "How training went",
+        "What was found in the data",
+        "Class balance",
+        "Length of the texts",
+        "Use the model",
+        "Settings",
+    ):
+        assert f"<h2>{heading}</h2>" in page, heading
+    value = open_run(finished).metrics["splits"]["test"]["metrics"]["macro_f1"]["value"]
+    assert f"<b>{value:.3f}</b>macro-F1" in page
+
+
+def test_many_classes_are_drawn_as_a_picture(finished, tmp_path):
+    """A run with 151 classes, made from a small one by writing its figures."""
+    from bertsmith.run import Run, write_json
+
+    shutil.copytree(finished, tmp_path / "many")
+    run = Run(tmp_path / "many")
+    metrics = run.metrics
+    rng = np.random.default_rng(0)
+    matrix = np.diag(rng.integers(5, 30, 151)) + rng.binomial(1, 0.005, (151, 151))
+    classes = [
+        {**metrics["splits"]["test"]["per_class"][0], "label": c, "label_text": f"class {c}"} for c in range(151)
+    ]
+    metrics["splits"]["test"] |= {"confusion": matrix.tolist(), "per_class": classes}
+    write_json(run.layout.metrics, metrics)
+    counts = {"train": 3, "validation": 1, "test": 1}
+    write_json(run.layout.labels, {"classes": [{"label": c, "label_text": "", "counts": counts} for c in range(151)]})
+    page = write_report(run).read_text()
+    _check_inert(page)
+    assert page.count("data-cell=") == np.count_nonzero(matrix)
+    assert 'class="matrix"' not in page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_a_browser_asks_nothing_of_the_network(evil, tmp_path):
+    """The page is opened with every request sent to a proxy of ours, which must hear of none."""
+    heard = []
+    with socket.socket() as proxy:
+        proxy.bind(("127.0.0.1", 0))
+        proxy.listen(16)
+
+        def listen():
+            while True:
+                try:
+                    connection, _ = proxy.accept()
+                except OSError:
+                    return
+                heard.append(connection.recv(200))
+                connection.close()
+
+        threading.Thread(target=listen, daemon=True).start()
+        port = proxy.getsockname()[1]
+
+        def browse(page):
+            return subprocess.run(
+                [
+                    *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
+                    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+                    *("--disable-features=NetworkTimeServiceQuerying,OptimizationHints", "--disable-quic"),
+                    *(f"--user-data-dir={tmp_path / 'profile'}", f"--proxy-server=http://127.0.0.1:{port}"),
+                    *("--proxy-bypass-list=<-loopback>", "--virtual-time-budget=2000", "--dump-dom"),
+                    page,
+                ],
+                capture_output=True,
+                text=True,
+                timeout=120,
+            ).stdout
+
+        dom = browse(evil.layout.report.resolve().as_uri())
+        ours = [line for line in heard if b"127.0.0.1:8099" in line]
+        assert "How good is it?" in dom
+        assert ours == []
+        # The proxy does hear of a page that asks for something: the check can fail.
+        (tmp_path / "asks.html").write_text('<img src="http://127.0.0.1:8099/x">')
+        browse((tmp_path / "asks.html").as_uri())
+        assert any(b"127.0.0.1:8099" in line for line in heard)
+
+
+def test_figures_are_well_formed_and_escaped():
+    from xml.etree import ElementTree
+
+    drawn = [
+        curves([Line("<a>", "c1", [(1, 0.5), (2, float("nan"))])], x_label="x", y_label="<y>", mark=1, mark_label="&"),
+        histogram([0, 8, 16], [3, 0], x_label="l", mark=12, mark_label="m"),
+        heatmap(np.eye(3, dtype=int), ["<a>", "b", '"c"']),
+    ]
+    for figure in drawn:
+        ElementTree.fromstring(f"<div>{figure}</div>")
+        assert "<a>" not in figure
+    assert len(re.findall("<circle", drawn[0])) == 1
+    assert "nothing to draw" in curves([Line("a", "c1", [])], x_label="", y_label="")
+    ElementTree.fromstring(f"<div>{curves([Line('a', 'c1', [(1, 0.0)])], x_label='', y_label='')}</div>")

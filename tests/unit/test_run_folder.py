@@ -1,0 +1,163 @@
+"""The run folder holds what the contract says, and is never damaged."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import bertsmith as bs
+from bertsmith.errors import RunFolderError
+from bertsmith.run import open_run, replaced_file, replaced_folder, write_json
+from bertsmith.testing import tiny_table
+
+CONTRACT = {
+    "run.json",
+    "labels.json",
+    "splits.parquet",
+    "model",
+    "history.jsonl",
+    "metrics.json",
+    "predictions",
+    "report.html",
+}
+PREDICTION_COLUMNS = [
+    "row",
+    "text",
+    "label",
+    "label_text",
+    "predicted",
+    "predicted_text",
+    "confidence",
+    "probabilities",
+]
+
+
+def check_contract(folder):
+    """Check a finished run folder against the list of the design."""
+    assert {p.name for p in folder.iterdir()} >= CONTRACT
+    assert not (folder / "checkpoints").exists()
+    info = json.loads((folder / "run.json").read_text())
+    assert {"config", "versions", "hardware", "data", "status", "seconds"} <= set(info)
+    assert info["status"] == "finished"
+    classes = json.loads((folder / "labels.json").read_text())["classes"]
+    assert all({"id", "label", "label_text", "counts"} <= set(c) for c in classes)
+    splits = pd.read_parquet(folder / "splits.parquet")
+    assert set(splits["split"].dropna()) == {"train", "validation", "test"}
+    assert (splits["split"].isna() == splits["reason"].notna()).all()
+    assert not splits.duplicated(["source", "row"]).any()
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    keys = {"step", "epoch", "train_loss", "validation_loss", "metrics", "learning_rate", "texts_per_second", "seconds"}
+    assert history
+    assert all(keys <= set(entry) for entry in history)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert set(metrics["splits"]) == {"train", "validation", "test"}
+    for split in metrics["splits"].values():
+        for entry in split["metrics"].values():
+            assert set(entry) == {"value", "interval"}
+    assert {"per_class", "confusion", "calibration"} <= set(metrics["splits"]["test"])
+    assert "majority_class" in metrics["baseline"]
+    for predictions in (
+        pd.read_parquet(folder / "predictions" / "test.parquet"),
+        pd.read_csv(folder / "predictions" / "test.csv", keep_default_na=False),
+    ):
+        assert list(predictions.columns) == PREDICTION_COLUMNS
+        assert len(predictions) == metrics["splits"]["test"]["texts"]
+    card = (folder / "model" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers")
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {
+        p.name for p in (folder / "model").iterdir()
+    }
+    config = json.loads((folder / "model" / "config.json").read_text())
+    assert config["id2label"] == {str(c["id"]): c["label_text"] for c in classes}
+
+
+def test_a_run_folder_holds_what_the_contract_says(finished):
+    check_contract(finished)
+
+
+def test_the_user_sees_their_own_numbers(finished):
+    run = open_run(finished)
+    assert run.labels.numbers == (10, 20, 30)
+    assert set(run.predictions["label"]) == {10, 20, 30}
+    assert set(run.predictions["predicted"]) <= {10, 20, 30}
+    assert [e["label"] for e in run.metrics["splits"]["test"]["per_class"]] == [10, 20, 30]
+
+
+def test_predictions_and_metrics_agree(finished):
+    run = open_run(finished)
+    frame = run.predictions
+    test = run.metrics["splits"]["test"]
+    assert (frame["label"] == frame["predicted"]).mean() == pytest.approx(test["metrics"]["accuracy"]["value"])
+    assert test["metrics"]["macro_f1"]["value"] > 0.9  # the tiny table can be learned
+    assert np.stack(frame["probabilities"].to_list()).sum(axis=1) == pytest.approx(1)
+    splits = pd.read_parquet(run.layout.splits)
+    source = tiny_table(150)["Text"]
+    rows = splits[splits["split"] == "test"]["row"]
+    assert source.iloc[rows - 1].tolist() == frame["text"].tolist()
+
+
+def test_a_finished_run_is_not_overwritten(finished, tiny, table):
+    before = (finished / "metrics.json").read_bytes()
+    with pytest.raises(RunFolderError, match="--overwrite"):
+        bs.train(table, output=finished, model=str(tiny))
+    with pytest.raises(RunFolderError, match="nothing to resume"):
+        bs.train(table, output=finished, model=str(tiny), resume=True)
+    assert (finished / "metrics.json").read_bytes() == before
+
+
+def test_a_bad_table_or_model_leaves_the_old_run_alone(finished, tiny, table):
+    before = (finished / "metrics.json").read_bytes()
+    for bad in ({"table": table.drop(columns="Text")}, {"model": "./nowhere"}, {"set": {"no_such": 1}}):
+        arguments = {"table": table, "model": str(tiny), "output": finished, "overwrite": True, **bad}
+        with pytest.raises(bs.UserError):
+            bs.train(arguments.pop("table"), **arguments)
+    assert (finished / "metrics.json").read_bytes() == before
+
+
+def test_other_peoples_folders_are_not_written_to(tmp_path, tiny, table):
+    (tmp_path / "thesis.docx").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(RunFolderError, match="other things"):
+            bs.train(table, output=tmp_path, model=str(tiny), overwrite=overwrite)
+    with pytest.raises(RunFolderError, match="a file"):
+        bs.train(table, output=tmp_path / "thesis.docx", model=str(tiny))
+    assert (tmp_path / "thesis.docx").read_text() == "years of work"
+
+
+def test_an_overwritten_run_is_new(tmp_path, tiny, table):
+    settings = {"model": str(tiny), "epochs": 1, "device": "cpu", "precision": "fp32"}
+    bs.train(table, output=tmp_path / "run", **settings)
+    run = bs.train(table, output=tmp_path / "run", overwrite=True, keep_checkpoints=True, seed=1, **settings)
+    assert run.info["config"]["seed"] == 1
+    assert run.layout.checkpoints.is_dir()
+
+
+def test_what_is_no_run_is_told(tmp_path):
+    with pytest.raises(RunFolderError, match="no such run folder"):
+        open_run(tmp_path / "none")
+    with pytest.raises(RunFolderError, match="no run in this folder"):
+        open_run(tmp_path)
+    write_json(tmp_path / "run.json", {"status": "running"})
+    with pytest.raises(RunFolderError, match="not finished"):
+        open_run(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(RunFolderError, match="damaged"):
+        open_run(tmp_path)
+
+
+def test_files_and_folders_appear_whole_or_not_at_all(tmp_path):
+    (tmp_path / "f.txt").write_text("old")
+    with pytest.raises(ZeroDivisionError), replaced_file(tmp_path / "f.txt") as file:
+        file.write_text("half")
+        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), replaced_folder(tmp_path / "d") as folder:
+        (folder / "x").write_text("half")
+        raise ZeroDivisionError
+    assert (tmp_path / "f.txt").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["f.txt"]
+
+
+def test_json_never_holds_nan(tmp_path):
+    write_json(tmp_path / "x.json", {"a": float("nan"), "b": [float("inf"), 1.5], 3: (1,)})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [None, 1.5], "3": [1]}

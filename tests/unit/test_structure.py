@@ -1,0 +1,127 @@
+"""The shape of the package: imports follow the arrows of the design, and starting is quick."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import bertsmith
+
+SRC = Path(bertsmith.__file__).parent
+# A package may import those left of it; within one of these groups nothing imports another group member.
+ORDER = [
+    {"errors"},
+    {"config", "hub", "versions"},
+    {"data"},
+    {"model", "run"},
+    {"training", "evaluation"},
+    {"report", "inference"},
+    {"pipeline"},
+    {"api"},
+    {"cli"},
+]
+RANK = {name: i for i, group in enumerate(ORDER) for name in group}
+STANDALONE = {"testing"}
+
+
+def _imports(path):
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "bertsmith":
+            if node.module == "bertsmith":
+                yield from (f"bertsmith.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.split(".")[0] == "bertsmith")
+
+
+def test_imports_follow_the_arrows():
+    wrong = []
+    for path in sorted(SRC.rglob("*.py")):
+        parts = path.relative_to(SRC).with_suffix("").parts
+        if parts[0] in ("__init__", "__main__"):
+            continue
+        for target in _imports(path):
+            name = target.split(".")[1]
+            if name.startswith("__"):
+                continue
+            lonely = parts[0] in STANDALONE or name in STANDALONE
+            if lonely or (name != parts[0] and RANK[name] >= RANK[parts[0]]):
+                wrong.append(f"{'/'.join(parts)} imports {target}")
+    assert wrong == []
+
+
+def test_every_package_has_its_place_in_the_order():
+    there = {p.stem if p.suffix else p.name for p in SRC.iterdir() if not p.name.startswith("__")}
+    assert there - {"py"} == set(RANK) | STANDALONE
+
+
+def test_no_module_imports_itself_in_a_circle():
+    modules = {".".join(("bertsmith", *p.relative_to(SRC).with_suffix("").parts)): p for p in SRC.rglob("*.py")}
+    graph = {name: {t for t in _imports(path) if t in modules} for name, path in modules.items()}
+    done: set[str] = set()
+
+    def visit(name, path):
+        assert name not in path, " → ".join([*path, name])
+        if name not in done:
+            for target in graph[name]:
+                visit(target, [*path, name])
+            done.add(name)
+
+    for name in graph:
+        if not name.endswith("__init__"):
+            visit(name, [])
+
+
+def _python(code):
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    return out.stdout
+
+
+def test_import_is_light():
+    heavy = "{'torch', 'transformers', 'pandas', 'datasets', 'sklearn'}"
+    assert _python(f"import sys, bertsmith; print({heavy} & set(sys.modules))").strip() == "set()"
+
+
+def test_help_is_quick():
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "bertsmith", "--help"], check=True, capture_output=True)
+        times.append(time.perf_counter() - began)
+    assert min(times) < 0.5
+
+
+def test_inspect_of_10_000_rows_takes_seconds_and_no_torch(tmp_path):
+    from bertsmith.testing import tiny_table
+
+    tiny_table(10_000, classes=4).to_csv(tmp_path / "t.csv", index=False)
+    code = (
+        "import sys\nfrom bertsmith.cli.app import main\n"
+        f"try: main(['inspect', {str(tmp_path / 't.csv')!r}])\n"
+        "except SystemExit as e: assert not e.code\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    times = []
+    for _ in range(2):
+        began = time.perf_counter()
+        assert "10,000 rows" in _python(code)
+        times.append(time.perf_counter() - began)
+    assert min(times) < 3
+
+
+def test_all_public_names_exist_and_are_listed():
+    assert sorted(bertsmith.__all__) == bertsmith.__all__
+    assert set(bertsmith.__all__) == set(bertsmith._HOME)
+    assert all(getattr(bertsmith, name).__doc__ for name in bertsmith.__all__)
