@@ -27,10 +27,6 @@ def inspect(
     from bertsmith.api import as_table, inspect_table
 
     findings = inspect_table(as_table(table, settings), settings)
-    if json:
-        print_json(findings.to_dict())
-    else:
-        result().print(findings)
     if html is not None:
         from bertsmith.errors import UserError
         from bertsmith.report.report import findings_page
@@ -41,3 +37,7 @@ def inspect(
         except OSError as error:
             raise UserError(f"the page cannot be written: {error.strerror}", where=str(html)) from error
         talk().print(f"page: {html}")
+    if json:
+        print_json(findings.to_dict())
+    else:
+        result().print(findings)

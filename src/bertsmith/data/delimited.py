@@ -78,6 +78,16 @@ def _guess_encoding(content: bytes, first_bad: int) -> str:
 
 
 def delimited(text: str, name: str, prefer: str | None) -> tuple[pd.DataFrame, list[Note]]:
+    """Read a delimited text, every value as a text, an empty one as ``""``.
+
+    Args:
+        text: the whole file.
+        name: what to call it in messages.
+        prefer: the delimiter its name promises; taken if it is in the header.
+
+    Raises:
+        DataError: if quotes do not match or rows have more or fewer fields than the header.
+    """
     delimiter = prefer if prefer and prefer in text.partition("\n")[0] else _guess_delimiter(text)
     notes: list[Note] = []
     dialects: list[dict[str, Any]] = [{}]

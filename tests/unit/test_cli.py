@@ -1,0 +1,192 @@
+"""Commands: exit codes, what goes to stdout and what to stderr, and that no mistake shows a traceback."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bertsmith.cli.app import app, main
+from bertsmith.config import Config
+from bertsmith.testing import tiny_table
+
+
+@pytest.fixture
+def cli(capsys):
+    def run(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            main([str(a) for a in arguments])
+        out = capsys.readouterr()
+        assert "Traceback" not in out.err
+        return caught.value.code, out.out, out.err
+
+    return run
+
+
+@pytest.fixture
+def csv(tmp_path):
+    tiny_table().to_csv(tmp_path / "t.csv", index=False)
+    return tmp_path / "t.csv"
+
+
+COMMANDS = [command.callback.__name__ for command in app.registered_commands]
+
+
+def test_the_commands_are_those_of_the_readme():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert set(re.findall(r"^\| `bertsmith (\w+)", readme, flags=re.M)) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command, cli):
+    code, out, _ = cli(command, "--help")
+    assert code == 0
+    assert f"Example: bertsmith {command}" in " ".join(out.split())
+
+
+def test_every_setting_is_a_flag_of_train(cli):
+    out = cli("train", "--help")[1]
+    assert all(f"--{name.replace('_', '-')}" in out for name in Config.model_fields)
+
+
+def test_inspect_prints_json_and_writes_a_page(cli, csv, tmp_path):
+    code, out, err = cli("inspect", csv, "--json", "--html", tmp_path / "f.html")
+    assert code == 0
+    assert json.loads(out)["rows"] == 120
+    assert "f.html" in err
+    assert "Class balance" in (tmp_path / "f.html").read_text()
+
+
+def test_train_evaluate_predict(cli, csv, tiny, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    settings = ("--model", tiny, "--epochs", 1, "--device", "cpu", "--precision", "fp32", "--set", "weight_decay=0.02")
+    code, out, err = cli("train", csv, "-o", run, *settings)
+    assert code == 0
+    assert re.search(r"test macro-F1  0\.\d{3}  \(95 % interval", out)
+    assert "epoch 1, train loss" in err
+    assert json.loads((run / "run.json").read_text())["config"]["set"] == {"weight_decay": 0.02}
+
+    code, out, _ = cli("evaluate", run, csv, "--json")
+    assert code == 0
+    assert json.loads(out)["texts"] == 120
+
+    code, out, err = cli("predict", run, csv)
+    assert code == 0
+    frame = pd.read_csv(io.StringIO(out))
+    assert list(frame.columns) == ["Label", "Label Text", "Text", "predicted", "predicted_text", "confidence"]
+    assert len(frame) == 120
+
+    (tmp_path / "lines.txt").write_text("my cat\n\nred\n")
+    code, out, _ = cli("predict", run, tmp_path / "lines.txt", "--json", "--probabilities")
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [r["text"] for r in records] == ["my cat", "red"]
+    assert sum(v for k, v in records[0].items() if k.startswith("probability of")) == pytest.approx(1)
+
+    monkeypatch.setattr(
+        sys, "stdin", type("In", (), {"buffer": io.BytesIO("café\n".encode()), "isatty": lambda _: False})()
+    )
+    assert json.loads(cli("predict", run, "-", "--json")[1])["text"] == "café"
+
+    target = tmp_path / "out.parquet"
+    code, out, err = cli("predict", run, csv, "-o", target)
+    assert (code, out) == (0, "")
+    assert "120 rows written" in err
+    assert len(pd.read_parquet(target)) == 120
+    assert cli("predict", run, csv, "-o", target)[0] == 2
+    assert cli("predict", run, csv, "-o", target, "--overwrite")[0] == 0
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+    code, _, err = cli("train", csv, "-o", run, *settings)
+    assert code == 2
+    assert "--overwrite" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("train", "no-such.csv", "-o", "r"), "no such file"),
+        (("train", "T", "-o", "r", "--epochs", "many", "--patience", "0"), "2 settings are wrong"),
+        (("train", "T", "-o", "r", "--model", "./nowhere"), "no such checkpoint folder"),
+        (("train", "T", "-o", "r", "--model", "packaged:maxi"), "no packaged checkpoint"),
+        (("train", "T", "-o", "r", "--set", "weight_decy=1"), "Did you mean 'weight_decay'"),
+        (("train", "T", "-o", "r", "--set", "weight_decay"), "NAME=VALUE"),
+        (("train", "T", "-o", "T"), "this is a file"),
+        (("train", "T", "-o", "r", "--text-column", "txet"), "no column 'txet'. Did you mean 'Text'?"),
+        (("train", "T", "-o", "r", "--resume"), "no run to resume"),
+        (("train", "T", "-o", "r", "--config", "none.toml"), "configuration file cannot be read"),
+        (("train", "T", "-o", "r", "--epoch", "1"), "No such option"),
+        (("train", "T"), "Missing option"),
+        (("train", "-o", "r"), "no table is given"),
+        (("train", "-o", "r", "--sql", "select 1"), "--sql and --db go together"),
+        (("inspect", "no-such.csv"), "no such file"),
+        (("inspect", "T", "--html", "T/x.html"), "cannot be written"),
+        (("evaluate", "no-run", "T"), "no such run folder"),
+        (("predict", "no-run", "T"), "no such run folder"),
+        (("conquer",), "No such command"),
+    ],
+)
+def test_what_the_user_can_mend_is_told_with_exit_code_2(arguments, expected, cli, csv, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = cli(*(re.sub(r"^T\b", csv.name, a) for a in arguments))
+    assert code == 2
+    assert expected in " ".join(err.split()), err
+    assert out == ""
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["t.csv"]
+
+
+def test_a_fault_of_ours_is_short_and_leaves_a_log(cli, csv, monkeypatch):
+    monkeypatch.setattr("bertsmith.data.read.find_columns", lambda *_, **__: 1 / 0)
+    code, _, err = cli("inspect", csv)
+    assert code == 1
+    log = Path(re.search(r"the traceback is in (\S+)", err)[1])
+    assert "ZeroDivisionError" in log.read_text()
+    log.unlink()
+    with pytest.raises(ZeroDivisionError):
+        main(["inspect", str(csv), "--debug"])
+
+
+def test_version(cli):
+    assert cli("--version")[1].startswith("bertsmith 0.")
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(csv, tiny, tmp_path):
+    command = [sys.executable, "-m", "bertsmith", "train", str(csv), "-o", str(tmp_path / "run"), "--model", str(tiny)]
+    command += ["--device", "cpu", "--epochs", "400", "--patience", "400", "--learning-rate", "1e-5"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"})
+    told = []
+    for line in process.stderr:
+        told.append(line)
+        if line.startswith("epoch 2,"):
+            break
+    process.send_signal(signal.SIGINT)
+    told += process.communicate(timeout=120)[1].splitlines(keepends=True)
+    assert process.returncode == 130, "".join(told)
+    assert "the same command with --resume" in "".join(told)
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert info["status"] == "interrupted"
+    assert list((tmp_path / "run" / "checkpoints").glob("checkpoint-*"))
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr
+
+
+def test_a_hub_out_of_reach_is_told_within_15_seconds(csv, tmp_path):
+    began = time.perf_counter()
+    out = subprocess.run(
+        [sys.executable, "-m", "bertsmith", "train", str(csv), "-o", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path / "home")},
+    )
+    assert time.perf_counter() - began < 15
+    assert out.returncode == 2
+    assert "'google-bert/bert-base-uncased' is not on this machine and cannot be fetched" in out.stderr
+    assert "packaged:minilm" in out.stderr
+    assert not (tmp_path / "run").exists()
