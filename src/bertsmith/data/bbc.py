@@ -34,4 +34,6 @@ def bbc_news() -> pd.DataFrame:
         for label, name in enumerate(classes)
         for path in sorted((folder / name).glob("*.txt"))
     ]
-    return pd.DataFrame(rows, columns=["Label", "Label Text", "Text"])
+    frame = pd.DataFrame(rows, columns=["Label", "Label Text", "Text"])
+    frame.attrs["name"] = "BBC News"
+    return frame

@@ -25,7 +25,9 @@ def read_raw(
     if sql is not None:
         raw = _read_sql(sql, db or "")
     elif isinstance(source, pd.DataFrame):
-        raw = RawTable(source.reset_index(drop=True).rename(columns=str), "the data frame")
+        raw = RawTable(
+            source.reset_index(drop=True).rename(columns=str), str(source.attrs.get("name", "the data frame"))
+        )
     elif type(source).__module__.split(".")[0] == "datasets":
         raw = _from_datasets(source, "the dataset")
     elif str(source).startswith("hf://"):

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 640, 260
+HALF, WHOLE, HEIGHT = 440, 760, 240
+"""Widths of a figure that shares a line and of one that has it to itself, and the height, in user units (pixels)."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 14, 40
 
 
@@ -37,11 +38,11 @@ def curves(
     points = [p for line in drawn for p in line.points]
     if not points:
         return Markup("<p>There is nothing to draw.</p>")
-    x_axis = _Axis([p[0] for p in points] + ([mark] if mark is not None else []), _LEFT, WIDTH - _RIGHT)
+    x_axis = _Axis([p[0] for p in points] + ([mark] if mark is not None else []), _LEFT, HALF - _RIGHT)
     y_axis = _Axis([p[1] for p in points], HEIGHT - _BOTTOM, _TOP)
     parts = [_frame(x_axis, y_axis, x_label, y_label)]
     if mark is not None:
-        parts.append(_mark(x_axis(mark), mark_label))
+        parts.append(_mark(x_axis, mark, mark_label))
     for line in drawn:
         path = " ".join(f"{x_axis(x):.1f},{y_axis(y):.1f}" for x, y in line.points)
         parts.append(Markup('<polyline class="line {}" points="{}"/>').format(line.css, path))
@@ -54,7 +55,7 @@ def curves(
     legend = Markup("").join(
         Markup('<span class="key"><i class="{}"></i>{}</span>').format(line.css, line.name) for line in drawn
     )
-    return _svg(parts, f"{y_label} over {x_label}") + Markup('<p class="legend">{}</p>').format(legend)
+    return _svg(parts, HALF, f"{y_label} over {x_label}") + Markup('<p class="legend">{}</p>').format(legend)
 
 
 def histogram(
@@ -69,7 +70,7 @@ def histogram(
         mark: x of a vertical line.
         mark_label: what it means.
     """
-    x_axis = _Axis([edges[0], edges[-1], *([mark] if mark is not None else [])], _LEFT, WIDTH - _RIGHT)
+    x_axis = _Axis([edges[0], edges[-1], *([mark] if mark is not None else [])], _LEFT, WHOLE - _RIGHT)
     y_axis = _Axis([0, max(counts)], HEIGHT - _BOTTOM, _TOP)
     parts = [_frame(x_axis, y_axis, x_label, "texts")]
     for low, high, n in zip(edges, edges[1:], counts, strict=False):
@@ -81,8 +82,8 @@ def histogram(
             ).format(left, top, max(right - left - 1, 0.5), y_axis(0) - top, low, high - 1, n)
         )
     if mark is not None:
-        parts.append(_mark(x_axis(mark), mark_label))
-    return _svg(parts, f"Histogram of {x_label}")
+        parts.append(_mark(x_axis, mark, mark_label))
+    return _svg(parts, WHOLE, f"Histogram of {x_label}")
 
 
 def heatmap(matrix: np.ndarray, names: Sequence[str], size: int = 900) -> Markup:
@@ -129,6 +130,8 @@ class _Axis:
         if low == high:
             low, high = (low - 0.5, high + 0.5) if low else (0.0, 1.0)
         step = 10 ** math.floor(math.log10((high - low) / 4))
+        if all(float(value).is_integer() for value in values):
+            step = max(step, 1)
         step *= next(m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= 6)
         low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
         self.ticks = [low + i * step for i in range(round((high - low) / step) + 1)]
@@ -146,7 +149,7 @@ def _frame(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> Markup:
     parts = []
     for y, text in y_axis.labels():
         parts.append(
-            Markup('<line class="grid" x1="{}" x2="{}" y1="{y:.1f}" y2="{y:.1f}"/>').format(_LEFT, WIDTH - _RIGHT, y=y)
+            Markup('<line class="grid" x1="{}" x2="{}" y1="{y:.1f}" y2="{y:.1f}"/>').format(_LEFT, x_axis.end, y=y)
         )
         parts.append(
             Markup('<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(_LEFT - 6, y + 4, text)
@@ -157,7 +160,7 @@ def _frame(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> Markup:
                 x, HEIGHT - _BOTTOM + 16, text
             )
         )
-    middle = (_LEFT + WIDTH - _RIGHT) / 2
+    middle = (x_axis.start + x_axis.end) / 2
     parts.append(
         Markup('<text class="axis" x="{}" y="{}" text-anchor="middle">{}</text>').format(middle, HEIGHT - 6, x_label)
     )
@@ -169,15 +172,16 @@ def _frame(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> Markup:
     return Markup("").join(parts)
 
 
-def _mark(x: float, label: str) -> Markup:
-    anchor, shift = ("end", -5) if x > WIDTH / 2 else ("start", 5)
+def _mark(x_axis: _Axis, value: float, label: str) -> Markup:
+    x = x_axis(value)
+    anchor, shift = ("end", -5) if x > (x_axis.start + x_axis.end) / 2 else ("start", 5)
     return Markup(
         '<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>'
         '<text class="axis" x="{tx:.1f}" y="{ty}" text-anchor="{anchor}">{label}</text>'
     ).format(x=x, top=_TOP, bottom=HEIGHT - _BOTTOM, tx=x + shift, ty=_TOP + 10, anchor=anchor, label=label)
 
 
-def _svg(parts: Sequence[Markup], title: str) -> Markup:
+def _svg(parts: Sequence[Markup], width: int, title: str) -> Markup:
     return Markup('<svg class="figure" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        WIDTH, HEIGHT, escape(title), Markup("").join(parts)
+        width, HEIGHT, escape(title), Markup("").join(parts)
     )
