@@ -3,12 +3,9 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import bertsmith as bs
 from bertsmith.errors import ConfigError, DataError
-from bertsmith.inference.classifier import micro_batches
 from bertsmith.inference.predict import open_writer, output_format, predict_rows
 from bertsmith.run import open_run
 from bertsmith.testing import WORDS, tiny_table
@@ -42,15 +39,6 @@ def test_the_model_folder_alone_will_do(finished, classifier):
     texts = tiny_table(9)["Text"].tolist()
     assert alone.predict(texts) == classifier.predict(texts)
     assert alone.loaded.max_length == classifier.loaded.max_length == open_run(finished).info["model"]["max_length"]
-
-
-@given(st.lists(st.integers(0, 600), max_size=60), st.integers(1, 4096))
-def test_micro_batches_hold_every_text_once_and_keep_to_the_budget(lengths, budget):
-    lengths = np.array(lengths, dtype=int)
-    groups = micro_batches(lengths, budget)
-    assert sorted(int(i) for group in groups for i in group) == list(range(len(lengths)))
-    for group in groups:
-        assert len(group) == 1 or lengths[group].max() * len(group) <= budget
 
 
 def _rows():

@@ -13,7 +13,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from bertsmith.data.show import class_chart, finding_lines
-from bertsmith.training.events import Evaluated, Finished, Started, StepDone
+from bertsmith.training.events import Evaluated, Finished, MemoryShort, Started, StepDone
 
 if TYPE_CHECKING:
     from bertsmith.pipeline import Prepared
@@ -61,6 +61,11 @@ class Progress:
             if self.live is None:
                 line = ", ".join(f"{c} {v}" for c, v in zip(_COLUMNS, self._row(event), strict=True))
                 self.console.print(line, markup=False)
+        elif isinstance(event, MemoryShort):
+            self.console.print(
+                f"[yellow]memory was short at step {event.step:,}:[/] "
+                f"going on with {event.token_budget:,} tokens at once; the result stays the same"
+            )
         elif isinstance(event, Finished):
             if self.live is not None:
                 self.live.update(self._table(), refresh=True)

@@ -14,12 +14,10 @@ from bertsmith.errors import DeviceError, RunFolderError
 from bertsmith.model import checkpoint
 from bertsmith.model.load import Loaded, choose_device, load_model, load_tokenizer
 from bertsmith.run import Run, open_run
+from bertsmith.training.batching import TOKEN_BUDGETS, micro_batches
 
 if TYPE_CHECKING:
     import pandas as pd
-
-TOKENS_AT_ONCE = 8192
-"""Token budget of a micro-batch, padding counted. Texts go in order of length, so little of it is padding."""
 
 
 class Classifier:
@@ -90,7 +88,7 @@ class Classifier:
         tokenizer = self.loaded.tokenizer
         encoded = tokenizer([normalise(text) for text in texts], truncation=True, max_length=self.loaded.max_length)
         lengths = np.array([len(ids) for ids in encoded["input_ids"]])
-        for rows in micro_batches(lengths, TOKENS_AT_ONCE):
+        for rows in micro_batches(lengths, TOKEN_BUDGETS[self.loaded.device.type]):
             batch = tokenizer.pad(
                 {name: [encoded[name][i] for i in rows] for name in self.loaded.input_names}, return_tensors="pt"
             )
@@ -129,23 +127,3 @@ def to_frame(probabilities: np.ndarray, labels: Labels) -> pd.DataFrame:
             "probabilities": list(probabilities),
         }
     )
-
-
-def micro_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Cut texts, longest first, into groups whose padded size stays within a token budget.
-
-    Args:
-        lengths: tokens of every text, shape (n,).
-        budget: tokens at once, padding counted; a text longer than that goes alone.
-
-    Returns:
-        Positions, each in exactly one group.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    groups = []
-    start = 0
-    while start < len(order):
-        size = max(budget // max(int(lengths[order[start]]), 1), 1)
-        groups.append(order[start : start + size])
-        start += size
-    return groups

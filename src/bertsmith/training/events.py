@@ -89,5 +89,13 @@ class Finished:
     seconds: float
 
 
-Event = Started | StepDone | Evaluated | Saved | Finished
+@dataclass(frozen=True)
+class MemoryShort:
+    """A micro-batch did not fit into memory; the step is done again with half the token budget, to the same result."""
+
+    step: int
+    token_budget: int
+
+
+Event = Started | StepDone | Evaluated | Saved | MemoryShort | Finished
 Listener = Callable[[Event], None]

@@ -29,7 +29,9 @@ from transformers import (
 from bertsmith.config import TrainConfig
 from bertsmith.errors import ConfigError, DeviceError, Interrupted, did_you_mean
 from bertsmith.model.load import Loaded, quiet_transformers
-from bertsmith.training.events import Evaluated, Finished, Listener, Saved, Started, StepDone
+from bertsmith.training.batching import TOKEN_BUDGETS, cut
+from bertsmith.training.events import Evaluated, Finished, Listener, MemoryShort, Saved, Started, StepDone
+from bertsmith.training.losses import CrossEntropy
 from bertsmith.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -157,22 +159,24 @@ def fit(
         eval_dataset=validation.select(np.argsort(-lengths, kind="stable")),
         data_collator=DataCollatorWithPadding(loaded.tokenizer, pad_to_multiple_of=8),
         processing_class=loaded.tokenizer,
+        compute_loss_func=CrossEntropy(arguments.label_smoothing_factor),
         compute_metrics=lambda prediction: _metrics(prediction, score),
         callbacks=[reporter, EarlyStoppingCallback(patience)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
+    trainer.model_accepts_loss_kwargs = False  # the loss is ours: see losses.py
+    trainer.token_budget = TOKEN_BUDGETS[loaded.device.type]
+    trainer.emit = emit
     reporter.trainer = trainer
     began = time.perf_counter()
     try:
         with quiet_transformers():
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     except torch.OutOfMemoryError as error:
-        half = max(arguments.per_device_train_batch_size // 2, 1)
         raise DeviceError(
-            f"the device is out of memory with {arguments.per_device_train_batch_size} texts at once",
-            remedy=f"Pass --set per_device_train_batch_size={half} --set gradient_accumulation_steps="
-            f"{2 * arguments.gradient_accumulation_steps}: half the texts at once, the same step.",
+            f"the device is out of memory even with one text of {loaded.max_length} tokens at once",
+            remedy="Pass a smaller --max-length, take a smaller --model, free the device, or pass --device cpu.",
         ) from error
     state = trainer.state
     if reporter.interrupted:
@@ -196,14 +200,19 @@ def _metrics(prediction: EvalPrediction, score: Score) -> dict[str, float]:
 
 
 class _Trainer(Trainer):  # type: ignore[misc]  # transformers is untyped
-    """The engine, with an order and a dropout that are pure functions of seed, epoch and step, so that a run can go on
-    from any step as if it had never stopped; and with the losses and texts since the last evaluation kept, without a
-    host synchronisation a step."""
+    """The engine, with three things of ours.
+
+    Batches are cut into micro-batches by token budget, which is halved where memory does not suffice. The order of the
+    texts and the dropout are pure functions of seed, epoch and step, so that a run can go on from any step as if it had
+    never stopped. Losses and texts since the last evaluation are kept, without a host synchronisation a step.
+    """
 
     loss_sum: torch.Tensor | float = 0.0
     texts: int = 0
     training_seconds: float = 0.0
-    micro_batch: tuple[int, int] = (-1, 0)
+    part: tuple[int, int] = (-1, 0)
+    token_budget: int
+    emit: Listener
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         if self.args.train_sampling_strategy != "random":
@@ -217,14 +226,57 @@ class _Trainer(Trainer):  # type: ignore[misc]  # transformers is untyped
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         began = time.perf_counter()
-        step, micro = self.micro_batch
-        self.micro_batch = (self.state.global_step, micro + 1 if step == self.state.global_step else 0)
-        torch.manual_seed(_mixed(self.args.seed, *self.micro_batch, self.args.process_index))
+        step, part = self.part
+        self.part = (self.state.global_step, part + 1 if step == self.state.global_step else 0)
+        kept = self._gradients(model) if self.part[1] else None
+        while True:
+            try:
+                loss = self._in_micro_batches(model, inputs, num_items_in_batch)
+                break
+            except torch.OutOfMemoryError:
+                if self.token_budget <= inputs["attention_mask"].shape[1]:
+                    raise
+                self.token_budget //= 2
+            # Outside the handler, whose traceback would keep the tensors of the failed attempt alive.
+            self._restore(model, kept)
+            self.emit(MemoryShort(self.state.global_step, self.token_budget))
         self.texts += len(inputs["labels"])
-        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         self.loss_sum = self.loss_sum + loss
         self.training_seconds += time.perf_counter() - began
         return loss
+
+    def _in_micro_batches(self, model: Any, inputs: Any, num_items_in_batch: Any) -> torch.Tensor:
+        """Add the gradient of a batch to what is there, a micro-batch at a time; return its loss."""
+        total = torch.zeros((), device=self.args.device)
+        for i, micro_batch in enumerate(cut(inputs, self.token_budget)):
+            torch.manual_seed(_mixed(self.args.seed, *self.part, i, self.args.process_index))
+            total += super().training_step(model, micro_batch, num_items_in_batch)
+        return total
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Any, Any, Any]:
+        """Score a batch a micro-batch at a time, for the same reasons; texts come back with their labels, reordered."""
+        losses, logits, labels = [], [], []
+        for micro_batch in cut(inputs, self.token_budget):
+            loss, logit, label = super().prediction_step(model, micro_batch, prediction_loss_only, ignore_keys)
+            losses.append(loss * len(micro_batch["attention_mask"]))
+            logits.append(logit)
+            labels.append(label)
+        mean = torch.stack(losses).sum() / len(inputs["attention_mask"])
+        return (mean, None, None) if prediction_loss_only else (mean, torch.cat(logits), torch.cat(labels))
+
+    @staticmethod
+    def _gradients(model: Any) -> list[torch.Tensor | None]:
+        """Return what earlier parts of an accumulated step have left, to begin a part again from."""
+        return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+    @staticmethod
+    def _restore(model: Any, gradients: list[torch.Tensor | None] | None) -> None:
+        for i, parameter in enumerate(model.parameters()):
+            parameter.grad = gradients[i] if gradients else None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 class _Order(torch.utils.data.Sampler[int]):  # type: ignore[misc]
