@@ -26,7 +26,9 @@ from bertsmith.data.read import SPLITS, read_table
 from bertsmith.data.split import split
 from bertsmith.data.table import Table
 from bertsmith.errors import DataError, Interrupted
+from bertsmith.evaluation.baseline import tfidf_logistic_regression, verdict
 from bertsmith.evaluation.evaluate import evaluate
+from bertsmith.evaluation.intervals import paired_difference
 from bertsmith.evaluation.metrics import PRIMARY, majority_probabilities, quick, scalars
 from bertsmith.inference.classifier import Classifier, to_frame
 from bertsmith.model import checkpoint
@@ -220,14 +222,32 @@ def _score(
         probabilities = classifier.predict_proba(table.frame["text"].tolist(), lambda n: observe(Scored(n)))
         splits[name] = evaluate(table.targets, probabilities, table.labels, seed=seed, detail=name != "train")
     splits["train"]["sample_of"] = len(parts["train"])
-    counts = parts["train"].counts
-    majority = scalars(parts["test"].targets, majority_probabilities(counts, len(parts["test"])))
-    metrics = {
-        "primary": PRIMARY,
-        "splits": splits,
-        "baseline": {"majority_class": {"label_text": classifier.labels.texts[int(counts.argmax())], "test": majority}},
-    }
+    metrics = {"primary": PRIMARY, "splits": splits, "baseline": _baselines(parts, probabilities, seed)}
     return metrics, _predictions(parts["test"], probabilities)
+
+
+def _baselines(parts: dict[str, Table], probabilities: np.ndarray, seed: int) -> dict[str, Any]:
+    """Put the model's probabilities on test beside what one gets with less."""
+    train, test = parts["train"], parts["test"]
+    n_classes = len(test.labels)
+    words = tfidf_logistic_regression(
+        train.frame["text"].tolist(), train.targets, test.frame["text"].tolist(), n_classes=n_classes, seed=seed
+    )
+    ours, theirs = probabilities.argmax(axis=1), words.probabilities.argmax(axis=1)
+    value, low, high = paired_difference(test.targets, ours, theirs, n_classes, metric=PRIMARY, seed=seed)
+    return {
+        "majority_class": {
+            "label_text": test.labels.texts[int(train.counts.argmax())],
+            "test": scalars(test.targets, majority_probabilities(train.counts, len(test))),
+        },
+        "tfidf_logistic_regression": {
+            "c": words.c,
+            "seconds": round(words.seconds, 3),
+            "test": scalars(test.targets, words.probabilities),
+            "difference": {"metric": PRIMARY, "value": value, "interval": [low, high]},
+            "verdict": verdict(value, low, high, len(test)),
+        },
+    }
 
 
 def _predictions(table: Table, probabilities: np.ndarray) -> pd.DataFrame:

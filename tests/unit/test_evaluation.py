@@ -10,9 +10,11 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from bertsmith.data.table import Labels
+from bertsmith.evaluation.baseline import tfidf_logistic_regression, verdict
 from bertsmith.evaluation.evaluate import evaluate
-from bertsmith.evaluation.intervals import _average_precisions, bootstrap, from_pairs
+from bertsmith.evaluation.intervals import _average_precisions, bootstrap, from_pairs, paired_difference
 from bertsmith.evaluation.metrics import SCALARS, calibration, majority_probabilities, per_class, quick, scalars
+from bertsmith.testing import tiny_table
 
 TARGETS = np.array([0, 0, 1, 1, 2])
 PROBABILITIES = np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.1, 0.8, 0.1], [0.2, 0.7, 0.1], [0.6, 0.2, 0.2]])
@@ -120,6 +122,42 @@ def test_the_majority_baseline_says_the_shares_of_train():
     probabilities = majority_probabilities(np.array([30, 10]), 3)
     assert probabilities.tolist() == [[0.75, 0.25]] * 3
     assert scalars(np.array([0, 1, 0]), probabilities)["macro_f1"] == pytest.approx((2 * 2 / 5) / 2)
+
+
+def test_a_paired_difference_is_surer_than_its_parts():
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 3, 400)
+    one = np.where(rng.random(400) < 0.85, targets, rng.integers(0, 3, 400))
+    two = np.where(rng.random(400) < 0.9, one, (one + 1) % 3)  # wrong where `one` is, and a little more
+    value, low, high = paired_difference(targets, one, two, 3, seed=0)
+    assert value == pytest.approx(
+        sk.f1_score(targets, one, average="macro") - sk.f1_score(targets, two, average="macro")
+    )
+    assert 0 < low < value < high
+    intervals = [bootstrap(targets, np.eye(3)[p], seed=0)["macro_f1"] for p in (one, two)]
+    assert high - low < sum(b - a for a, b in intervals) / 2
+    same = paired_difference(targets, one, one, 3, seed=0)
+    assert same == (0, 0, 0)
+
+
+def test_the_baseline_learns_words_and_takes_what_comes():
+    train, test = tiny_table(90), tiny_table(30, seed=4)
+    found = tfidf_logistic_regression(
+        train["Text"].tolist(), train["Label"].to_numpy(), test["Text"].tolist(), n_classes=4, seed=0
+    )
+    assert (found.probabilities.argmax(axis=1) == test["Label"]).mean() > 0.9
+    assert found.probabilities.sum(axis=1) == pytest.approx(1, abs=1e-6)
+    assert (found.probabilities[:, 3] == 0).all()  # a class without a training text
+    odd = tfidf_logistic_regression(["🙂", "!", "🙂 x", "?"], np.array([0, 1, 0, 1]), ["🙂", ""], n_classes=2, seed=0)
+    assert odd.probabilities.shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [((0.1, 0.05, 0.2), "better than"), ((-0.1, -0.2, -0.05), "worse than"), ((0.1, -0.1, 0.2), "not distinguishable")],
+)
+def test_the_verdict_is_what_the_interval_says(interval, expected):
+    assert verdict(*interval, 100).startswith(expected)
 
 
 def test_a_split_is_described_as_json():

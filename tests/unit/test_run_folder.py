@@ -56,7 +56,8 @@ def check_contract(folder):
         for entry in split["metrics"].values():
             assert set(entry) == {"value", "interval"}
     assert {"per_class", "confusion", "calibration"} <= set(metrics["splits"]["test"])
-    assert "majority_class" in metrics["baseline"]
+    assert set(metrics["baseline"]) == {"majority_class", "tfidf_logistic_regression"}
+    assert {"test", "difference", "verdict"} <= set(metrics["baseline"]["tfidf_logistic_regression"])
     for predictions in (
         pd.read_parquet(folder / "predictions" / "test.parquet"),
         pd.read_csv(folder / "predictions" / "test.csv", keep_default_na=False),

@@ -79,6 +79,7 @@ def run_and_show(
             f"always the commonest label: {baseline['test'][name]:.3f})"
         )
     out.print(f"on {test['texts']:,} texts that were not seen in training")
+    out.print(f"it is {metrics['baseline']['tfidf_logistic_regression']['verdict']}", markup=False)
     out.print(f"report  {run.layout.report}\nmodel   {run.layout.model}", markup=False)
 
 

@@ -27,6 +27,7 @@ def write_card(run: Run) -> None:
             base_model=info["model"]["name"] if _HUB_ID.fullmatch(info["model"]["name"]) else None,
             test=metrics["splits"]["test"],
             metric_names=METRIC_NAMES,
+            verdict=metrics["baseline"]["tfidf_logistic_regression"]["verdict"],
             classes=[
                 {"label": e["label"], "text": _plain(e["label_text"]), "texts": e["texts"], "f1": e["f1"]}
                 for e in metrics["splits"]["test"]["per_class"]

@@ -78,6 +78,7 @@ def write_report(run: Run) -> Path:
             metric_names=METRIC_NAMES,
             test=test,
             baseline=metrics["baseline"]["majority_class"],
+            words=metrics["baseline"]["tfidf_logistic_regression"],
             findings=findings,
             lengths=_length_figure(findings),
             balance=_balance(findings["classes"]),
