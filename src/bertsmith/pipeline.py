@@ -159,7 +159,14 @@ def run_training(
         with _timed(seconds, "evaluation"):
             # What is scored is what the user gets: the model as it stands on disk.
             fitted = Classifier.load(run.layout.model, labels=table.labels, device=config.device)
-            metrics, predictions = _score(fitted, parts, config.seed, observe)
+            splits, probabilities = _score(fitted, parts, config.seed, observe)
+            predictions = _predictions(parts["test"], probabilities)
+        with _timed(seconds, "baseline"):
+            metrics = {
+                "primary": PRIMARY,
+                "splits": splits,
+                "baseline": _baselines(parts, probabilities, config.seed),
+            }
             runs.write_json(run.layout.metrics, metrics)
             _write_predictions(run.layout.predictions, "test", predictions)
     except BaseException as error:
@@ -210,8 +217,12 @@ def run_evaluation(
 
 def _score(
     classifier: Classifier, parts: dict[str, Table], seed: int, observe: Observer
-) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Score the fitted model on every split: the only time that the test split is looked at."""
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Score the fitted model on every split: the only time that the test split is looked at.
+
+    Returns:
+        What is said of each split, and the probabilities of the test texts, shape (texts, classes).
+    """
     sample = parts["train"]
     if len(sample) > TRAIN_SAMPLE:
         sample = sample.take(np.sort(np.random.default_rng(seed).choice(len(sample), TRAIN_SAMPLE, replace=False)))
@@ -222,8 +233,7 @@ def _score(
         probabilities = classifier.predict_proba(table.frame["text"].tolist(), lambda n: observe(Scored(n)))
         splits[name] = evaluate(table.targets, probabilities, table.labels, seed=seed, detail=name != "train")
     splits["train"]["sample_of"] = len(parts["train"])
-    metrics = {"primary": PRIMARY, "splits": splits, "baseline": _baselines(parts, probabilities, seed)}
-    return metrics, _predictions(parts["test"], probabilities)
+    return splits, probabilities
 
 
 def _baselines(parts: dict[str, Table], probabilities: np.ndarray, seed: int) -> dict[str, Any]:
@@ -242,7 +252,6 @@ def _baselines(parts: dict[str, Table], probabilities: np.ndarray, seed: int) ->
         },
         "tfidf_logistic_regression": {
             "c": words.c,
-            "seconds": round(words.seconds, 3),
             "test": scalars(test.targets, words.probabilities),
             "difference": {"metric": PRIMARY, "value": value, "interval": [low, high]},
             "verdict": verdict(value, low, high, len(test)),
