@@ -27,13 +27,14 @@ from bertsmith.data.split import split
 from bertsmith.data.table import Table
 from bertsmith.errors import DataError, Interrupted
 from bertsmith.evaluation.baseline import tfidf_logistic_regression, verdict
+from bertsmith.evaluation.calibration import calibration, fit_temperature, scale
 from bertsmith.evaluation.evaluate import evaluate
 from bertsmith.evaluation.intervals import paired_difference
 from bertsmith.evaluation.metrics import PRIMARY, majority_probabilities, quick, scalars
 from bertsmith.inference.classifier import Classifier, to_frame
 from bertsmith.model import checkpoint
 from bertsmith.model.encode import count_tokens, encode
-from bertsmith.model.load import Loaded, choose_device, describe_device, load_model, load_tokenizer
+from bertsmith.model.load import Loaded, choose_device, describe_device, load_model, load_tokenizer, scale_head
 from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
 from bertsmith.training.events import Evaluated, Event
@@ -159,7 +160,10 @@ def run_training(
         with _timed(seconds, "evaluation"):
             # What is scored is what the user gets: the model as it stands on disk.
             fitted = Classifier.load(run.layout.model, labels=table.labels, device=config.device)
+            temperature = _calibrate(fitted, parts["validation"], run)
             splits, probabilities = _score(fitted, parts, config.seed, observe)
+            uncalibrated = calibration(parts["test"].targets, scale(probabilities, 1 / temperature))
+            splits["test"]["calibration"] |= {"temperature": temperature, "before": uncalibrated}
             predictions = _predictions(parts["test"], probabilities)
         with _timed(seconds, "baseline"):
             metrics = {
@@ -213,6 +217,16 @@ def run_evaluation(
         runs.write_json(folder / "metrics.json", {"table": table.name, "left_out": cleaned.counts, **metrics})
         _write_predictions(folder, "predictions", _predictions(cleaned.table, probabilities))
     return Evaluation(metrics, cleaned.counts, run.layout.evaluations / name)
+
+
+def _calibrate(fitted: Classifier, validation: Table, run: runs.Run) -> float:
+    """Fold the temperature that fits the validation split into the model, here and on disk, and return it."""
+    targets = validation.targets
+    temperature = fit_temperature(targets, fitted.predict_proba(validation.frame["text"].tolist()))
+    if temperature == 1 or not scale_head(fitted.loaded.model, temperature):
+        return 1.0
+    run.save_model(fitted.loaded.save)
+    return temperature
 
 
 def _score(

@@ -20,6 +20,8 @@ def test_trained_saved_loaded_and_used(architecture, tmp_path):
         precision="fp32",
         device="cpu",
     )
+    calibration = run.metrics["splits"]["test"]["calibration"]
+    assert calibration["temperature"] > 0
     before = run.predictions
     texts = before["text"].tolist()
     after = bs.load(run).predict_proba(texts)

@@ -18,8 +18,8 @@ from bertsmith import hub
 from bertsmith.data.table import Labels
 from bertsmith.errors import DeviceError, ModelError
 from bertsmith.model import checkpoint
-from bertsmith.model.load import choose_device, load_model, load_tokenizer
-from bertsmith.testing import tiny_model
+from bertsmith.model.load import choose_device, load_model, load_tokenizer, scale_head
+from bertsmith.testing import ARCHITECTURES, tiny_model
 
 LABELS = Labels((3, 7), ("no", "yes"))
 
@@ -123,6 +123,17 @@ def test_weights_that_do_not_fit_are_not_replaced_by_random_ones(tiny, tmp_path)
 def test_a_headless_checkpoint_is_no_finished_classifier(tiny):
     with pytest.raises(ModelError, match="lacks 2 of the model's weights"):
         load_model(checkpoint.resolve(str(tiny)))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_temperature_is_folded_into_the_head_of_every_architecture(architecture, tmp_path):
+    model = load_model(checkpoint.resolve(str(tiny_model(tmp_path / "m", architecture))), LABELS).eval()
+    torch.nn.init.normal_(next(p for p in reversed(list(model.parameters()))))  # the bias of the head
+    texts = {"input_ids": torch.tensor([[2, 7, 9, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    with torch.inference_mode():
+        before = model(**texts).logits
+        assert scale_head(model, 2.5)
+        assert torch.allclose(model(**texts).logits, before / 2.5, atol=1e-6)
 
 
 def test_missing_folders_and_packages_are_told(monkeypatch):

@@ -11,9 +11,10 @@ from sklearn import metrics as sk
 
 from bertsmith.data.table import Labels
 from bertsmith.evaluation.baseline import tfidf_logistic_regression, verdict
+from bertsmith.evaluation.calibration import calibration, fit_temperature, scale
 from bertsmith.evaluation.evaluate import evaluate
 from bertsmith.evaluation.intervals import _average_precisions, bootstrap, from_pairs, paired_difference
-from bertsmith.evaluation.metrics import SCALARS, calibration, majority_probabilities, per_class, quick, scalars
+from bertsmith.evaluation.metrics import SCALARS, majority_probabilities, per_class, quick, scalars
 from bertsmith.testing import tiny_table
 
 TARGETS = np.array([0, 0, 1, 1, 2])
@@ -116,6 +117,23 @@ def test_perfect_confidence_has_no_calibration_error():
     values = calibration(np.array([0, 1]), np.eye(2))
     assert values["expected_calibration_error"] == 0
     assert values["brier_score"] == 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.5, 1.0, 3.0]))
+def test_the_temperature_of_a_distorted_model_is_found(seed, distortion):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(4000, 4)) * 2
+    honest = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    targets = (honest.cumsum(axis=1) < rng.random((4000, 1))).sum(axis=1)  # drawn as the probabilities say
+    distorted = scale(honest, 1 / distortion)
+    assert fit_temperature(targets, distorted) == pytest.approx(distortion, rel=0.15)
+    assert scale(distorted, distortion) == pytest.approx(honest)
+    assert (scale(distorted, distortion).argmax(axis=1) == distorted.argmax(axis=1)).all()
+
+
+def test_a_few_texts_set_no_temperature():
+    assert fit_temperature(TARGETS, PROBABILITIES) == 1
 
 
 def test_the_majority_baseline_says_the_shares_of_train():

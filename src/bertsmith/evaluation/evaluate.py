@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from bertsmith.data.table import Labels
+from bertsmith.evaluation.calibration import calibration
 from bertsmith.evaluation.intervals import LEVEL, RESAMPLES, bootstrap
-from bertsmith.evaluation.metrics import calibration, confusion, per_class, scalars
+from bertsmith.evaluation.metrics import confusion, per_class, scalars
 
 
 def evaluate(

@@ -115,37 +115,6 @@ def confusion(targets: np.ndarray, predicted: np.ndarray, n_classes: int) -> np.
     return matrix
 
 
-def calibration(targets: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> dict[str, Any]:
-    """Return how far confidence can be believed.
-
-    The expected calibration error is the mean gap between confidence and accuracy over bins of equal width, weighted by
-    their texts (Guo et al. 2017, arXiv:1706.04599); the Brier score is the mean squared distance between probabilities
-    and truth, summed over the classes (Brier 1950), from 0 to 2.
-
-    Args:
-        targets: class indices, shape (n,).
-        probabilities: shape (n, classes).
-        bins: number of bins of confidence.
-    """
-    confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == targets
-    which = np.minimum((confidence * bins).astype(int), bins - 1)
-    counts = np.bincount(which, minlength=bins)
-    filled = np.maximum(counts, 1)
-    mean_confidence = np.bincount(which, weights=confidence, minlength=bins) / filled
-    accuracy = np.bincount(which, weights=right, minlength=bins) / filled
-    truth = np.eye(probabilities.shape[1])[targets]
-    return {
-        "expected_calibration_error": float((counts * abs(accuracy - mean_confidence)).sum() / len(targets)),
-        "brier_score": float(((probabilities - truth) ** 2).sum(axis=1).mean()),
-        "bins": [
-            {"texts": int(n), "confidence": float(c), "accuracy": float(a)}
-            for n, c, a in zip(counts, mean_confidence, accuracy, strict=True)
-            if n
-        ],
-    }
-
-
 def majority_probabilities(train_counts: np.ndarray, n: int) -> np.ndarray:
     """Return what a model that only knows the class counts of train says of n texts, shape (n, classes)."""
     return np.tile(train_counts / train_counts.sum(), (n, 1))

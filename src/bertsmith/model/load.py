@@ -142,6 +142,29 @@ def load_model(checkpoint: Checkpoint, labels: Labels | None = None) -> PreTrain
     return model
 
 
+def scale_head(model: PreTrainedModel, temperature: float) -> bool:
+    """Divide the logits by a temperature, in the weights themselves, so that whoever loads the model gets them so.
+
+    Returns:
+        Whether it was done: the head must end in a linear layer with an output a class.
+    """
+    import torch
+
+    body = f"{model.base_model_prefix}."
+    last = None
+    for name, module in model.named_modules():
+        linear = isinstance(module, torch.nn.Linear) and module.out_features == model.config.num_labels
+        if linear and not name.startswith(body):
+            last = module
+    if last is None:
+        return False
+    with torch.no_grad():
+        last.weight /= temperature
+        if last.bias is not None:
+            last.bias /= temperature
+    return True
+
+
 def _refuse_unlearned(model: PreTrainedModel, info: Any, checkpoint: Checkpoint, *, new_head: bool) -> None:
     """Refuse a checkpoint whose body was not in the file: transformers would fill it with random weights in silence."""
     prefix = f"{model.base_model_prefix}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 
 HALF, WHOLE, HEIGHT = 440, 760, 240
 """Widths of a figure that shares a line and of one that has it to itself, and the height, in user units (pixels)."""
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 14, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 14, 40
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,40 @@ def histogram(
     return _svg(parts, WHOLE, f"Histogram of {x_label}")
 
 
+def reliability(bins: Sequence[Mapping[str, float]]) -> Markup:
+    """Draw accuracy over confidence, a dot a bin, larger where it holds more texts; calibrated is the diagonal.
+
+    Args:
+        bins: with ``confidence``, ``accuracy`` and ``texts``.
+    """
+    x_axis, y_axis = (
+        _Axis([0, 1], _LEFT, HALF - _RIGHT, whole=False),
+        _Axis([0, 1], HEIGHT - _BOTTOM, _TOP, whole=False),
+    )
+    parts = [
+        _frame(x_axis, y_axis, "confidence", "labelled right"),
+        Markup('<line class="mark" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(
+            x_axis(0), y_axis(0), x_axis(1), y_axis(1)
+        ),
+    ]
+    total = sum(entry["texts"] for entry in bins)
+    for entry in bins:
+        parts.append(
+            Markup(
+                '<circle class="dot c1" cx="{:.1f}" cy="{:.1f}" r="{:.1f}" fill-opacity="0.75">'
+                "<title>{:,} texts: confidence {:.3f}, labelled right {:.3f}</title></circle>"
+            ).format(
+                x_axis(entry["confidence"]),
+                y_axis(entry["accuracy"]),
+                3 + 11 * (entry["texts"] / total) ** 0.5,
+                entry["texts"],
+                entry["confidence"],
+                entry["accuracy"],
+            )
+        )
+    return _svg(parts, HALF, "Reliability diagram")
+
+
 def heatmap(matrix: np.ndarray, names: Sequence[str], size: int = 900) -> Markup:
     """Draw a large confusion matrix: a square a cell that is not zero, blue where right, red where wrong.
 
@@ -125,12 +159,12 @@ def heatmap(matrix: np.ndarray, names: Sequence[str], size: int = 900) -> Markup
 class _Axis:
     """Round ticks, and data to user units."""
 
-    def __init__(self, values: Sequence[float], start: float, end: float) -> None:
+    def __init__(self, values: Sequence[float], start: float, end: float, *, whole: bool = True) -> None:
         low, high = min(values), max(values)
         if low == high:
             low, high = (low - 0.5, high + 0.5) if low else (0.0, 1.0)
         step = 10 ** math.floor(math.log10((high - low) / 4))
-        if all(float(value).is_integer() for value in values):
+        if whole and all(float(value).is_integer() for value in values):
             step = max(step, 1)
         step *= next(m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= 6)
         low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step

@@ -11,7 +11,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from bertsmith.data.findings import Findings
-from bertsmith.report.figures import Line, curves, heatmap, histogram
+from bertsmith.report.figures import Line, curves, heatmap, histogram, reliability
 from bertsmith.run import Run, write_text
 
 MATRIX_AS_TABLE = 20
@@ -80,6 +80,7 @@ def write_report(run: Run) -> Path:
             baseline=metrics["baseline"]["majority_class"],
             words=metrics["baseline"]["tfidf_logistic_regression"],
             findings=findings,
+            reliability=reliability(test["calibration"]["bins"]),
             lengths=_length_figure(findings),
             balance=_balance(findings["classes"]),
             losses=_loss_figure(history, best_epoch),

@@ -1,0 +1,85 @@
+"""Confidence one can believe: temperature scaling, and how far confidence and accuracy are apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+BOUNDS = (0.05, 20.0)
+"""Temperatures looked at; a model that needs one outside has learned nothing, or all there is."""
+FEWEST_TEXTS = 20
+"""With fewer validation texts a temperature would fit their noise, and 1 is kept."""
+
+
+def fit_temperature(targets: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the temperature that makes the probabilities of held-out texts most likely (Guo et al. 2017).
+
+    Logits divided by it give calibrated probabilities; the order of the classes stays. Above 1 the model was too sure.
+
+    Args:
+        targets: class indices, shape (n,).
+        probabilities: of the same texts, shape (n, classes).
+    """
+    if len(targets) < FEWEST_TEXTS:
+        return 1.0
+    logs = _logs(probabilities)
+    rows = np.arange(len(targets))
+
+    def loss(log_temperature: float) -> float:
+        scaled = logs / np.exp(log_temperature)
+        return float(np.mean(_log_sum_exp(scaled) - scaled[rows, targets]))
+
+    found = minimize_scalar(loss, bounds=tuple(np.log(BOUNDS)), method="bounded")
+    return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
+
+
+def scale(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Return probabilities as they are at a temperature, shape (n, classes)."""
+    scaled = _logs(probabilities) / temperature
+    result: np.ndarray = np.exp(scaled - _log_sum_exp(scaled)[:, None])
+    return result
+
+
+def calibration(targets: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> dict[str, Any]:
+    """Return how far confidence can be believed.
+
+    The expected calibration error is the mean gap between confidence and accuracy over bins of equal width, weighted by
+    their texts (Guo et al. 2017, arXiv:1706.04599); the Brier score is the mean squared distance between probabilities
+    and truth, summed over the classes (Brier 1950), from 0 to 2.
+
+    Args:
+        targets: class indices, shape (n,).
+        probabilities: shape (n, classes).
+        bins: number of bins of confidence.
+    """
+    confidence = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == targets
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    counts = np.bincount(which, minlength=bins)
+    filled = np.maximum(counts, 1)
+    mean_confidence = np.bincount(which, weights=confidence, minlength=bins) / filled
+    accuracy = np.bincount(which, weights=right, minlength=bins) / filled
+    truth = np.eye(probabilities.shape[1])[targets]
+    return {
+        "expected_calibration_error": float((counts * abs(accuracy - mean_confidence)).sum() / len(targets)),
+        "brier_score": float(((probabilities - truth) ** 2).sum(axis=1).mean()),
+        "bins": [
+            {"texts": int(n), "confidence": float(c), "accuracy": float(a)}
+            for n, c, a in zip(counts, mean_confidence, accuracy, strict=True)
+            if n
+        ],
+    }
+
+
+def _logs(probabilities: np.ndarray) -> np.ndarray:
+    """Return logits, up to a constant a text, as which logarithms of probabilities will do."""
+    result: np.ndarray = np.log(np.clip(probabilities.astype(np.float64), 1e-30, None))
+    return result
+
+
+def _log_sum_exp(logits: np.ndarray) -> np.ndarray:
+    top = logits.max(axis=1)
+    result: np.ndarray = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
+    return result
