@@ -25,7 +25,7 @@ from bertsmith.data.inspect import choose_max_length, inspect
 from bertsmith.data.read import SPLITS, read_table
 from bertsmith.data.split import split
 from bertsmith.data.table import Table
-from bertsmith.errors import DataError, Interrupted
+from bertsmith.errors import ConfigError, DataError, Interrupted
 from bertsmith.evaluation.baseline import tfidf_logistic_regression, verdict
 from bertsmith.evaluation.calibration import calibration, fit_temperature, scale
 from bertsmith.evaluation.evaluate import evaluate
@@ -95,9 +95,7 @@ def run_training(
     with _timed(seconds, "data"):
         table = read()
         cleaned = clean(table)
-        data = split(
-            cleaned.table, validation_size=config.validation_size, test_size=config.test_size, seed=config.seed
-        )
+        data = _split(cleaned, config)
         parts = {name: data.take((data.frame["split"] == name).to_numpy()) for name in SPLITS}
 
     with _timed(seconds, "model"):
@@ -105,7 +103,12 @@ def run_training(
         device = choose_device(config.device)
         tokenizer = load_tokenizer(found)
         tokens = count_tokens(parts["train"].frame["text"].tolist(), tokenizer)
-        max_length = min(config.max_length or choose_max_length(tokens, found.max_positions), found.max_positions)
+        if config.max_length and config.max_length > found.max_positions:
+            raise ConfigError(
+                f"--max-length {config.max_length}: {found.name} takes at most {found.max_positions} tokens",
+                remedy="Leave it out, or take a checkpoint for longer texts, such as answerdotai/ModernBERT-base.",
+            )
+        max_length = config.max_length or choose_max_length(tokens, found.max_positions)
         tokenizer.model_max_length = max_length
         set_seed(config.seed)
         loaded = Loaded(load_model(found, table.labels), tokenizer, device, max_length)
@@ -114,6 +117,7 @@ def run_training(
         )
 
     recipe = choose(config, texts=len(parts["train"]), parameters=loaded.parameters, device=device)
+    arguments = training_arguments(recipe, config, runs.Layout(output).checkpoints, device)
     sizes = {name: len(part) for name, part in parts.items()}
     prepared = Prepared(
         findings, cleaned, sizes, found.name, loaded.parameters, describe_device(device), max_length, recipe
@@ -149,10 +153,11 @@ def run_training(
                 loaded,
                 train,
                 validation,
-                training_arguments(recipe, config, run.layout.checkpoints, device),
+                arguments,
                 score=quick,
                 emit=listen,
                 patience=config.patience,
+                by_hand=config.set,
                 stop=stop,
                 resume=from_checkpoint,
             )
@@ -217,6 +222,18 @@ def run_evaluation(
         runs.write_json(folder / "metrics.json", {"table": table.name, "left_out": cleaned.counts, **metrics})
         _write_predictions(folder, "predictions", _predictions(cleaned.table, probabilities))
     return Evaluation(metrics, cleaned.counts, run.layout.evaluations / name)
+
+
+def _split(cleaned: Cleaned, config: Config) -> Table:
+    try:
+        return split(
+            cleaned.table, validation_size=config.validation_size, test_size=config.test_size, seed=config.seed
+        )
+    except DataError as error:
+        if not cleaned.counts:
+            raise
+        left_out = ", ".join(f"{n:,} {reason}" for reason, n in cleaned.counts.items())
+        raise DataError(f"{error.what} (rows left out: {left_out})", where=error.where, remedy=error.remedy) from error
 
 
 def _calibrate(fitted: Classifier, validation: Table, run: runs.Run) -> float:

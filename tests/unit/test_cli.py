@@ -117,6 +117,13 @@ def test_train_evaluate_predict(cli, csv, tiny, tmp_path, monkeypatch):
         (("train", "T", "-o", "r", "--model", "packaged:maxi"), "no packaged checkpoint"),
         (("train", "T", "-o", "r", "--set", "weight_decy=1"), "Did you mean 'weight_decay'"),
         (("train", "T", "-o", "r", "--set", "weight_decay"), "NAME=VALUE"),
+        (("train", "T", "-o", "r", "--set", "eval_strategy=no"), "use epoch or steps"),
+        (("train", "T", "-o", "r", "--set", "optim=nonsense", "--model", "M"), "refuses these training arguments"),
+        (("train", "T", "-o", "r", "--max-length", "100", "--model", "M"), "takes at most 64 tokens"),
+        (
+            ("train", "T", "-o", "r", "--test", "T", "--model", "M"),
+            "left for the train split (rows left out: 120 also in test)",
+        ),
         (("train", "T", "-o", "T"), "this is a file"),
         (("train", "T", "-o", "r", "--text-column", "txet"), "no column 'txet'. Did you mean 'Text'?"),
         (("train", "T", "-o", "r", "--resume"), "no run to resume"),
@@ -132,9 +139,9 @@ def test_train_evaluate_predict(cli, csv, tiny, tmp_path, monkeypatch):
         (("conquer",), "No such command"),
     ],
 )
-def test_what_the_user_can_mend_is_told_with_exit_code_2(arguments, expected, cli, csv, tmp_path, monkeypatch):
+def test_what_the_user_can_mend_is_told_with_exit_code_2(arguments, expected, cli, csv, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, out, err = cli(*(re.sub(r"^T\b", csv.name, a) for a in arguments))
+    code, out, err = cli(*(str(tiny) if a == "M" else re.sub(r"^T\b", csv.name, a) for a in arguments))
     assert code == 2
     assert expected in " ".join(err.split()), err
     assert out == ""

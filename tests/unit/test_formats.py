@@ -112,6 +112,7 @@ BROKEN = {
     "short.csv": (b"Text,Label\na,1\nb\n", "line 3 has 1"),
     "open-quote.csv": (b'Text,Label\na,1\n"b,2\nc,3\n', "line 3"),
     "late-quote.csv": (b'Text,Label\n"a"b,1\nc,2\n', "line 2"),
+    "picture.csv": (b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20, "not a text file"),
     "twice.csv": (b"Text,Text,Label\na,b,1\n", "same name"),
     "cut.csv.gz": (gzip.compress(b"Text,Label\n" + b"a,1\n" * 1000)[:30], "gzip"),
     "cut.parquet": (b"PAR1 and nothing more", "Parquet file is damaged"),

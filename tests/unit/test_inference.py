@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -112,3 +113,10 @@ def test_a_run_is_scored_on_another_table(finished, tmp_path):
         bs.evaluate(finished, table.assign(**{"Label Text": "dragons"}).drop(columns="Label"))
     with pytest.raises(DataError, match="linked in another way"):
         bs.evaluate(finished, table.assign(Label=table["Label"].replace({10: 20, 20: 10})))
+
+
+def test_a_run_that_has_lost_its_model_does_not_ask_the_hub_for_it(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "model")
+    with pytest.raises(bs.UserError, match="lost its model"):
+        bs.load(tmp_path / "run")

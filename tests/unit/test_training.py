@@ -206,6 +206,11 @@ def _long_table():
     return table
 
 
+def test_arguments_that_only_fail_later_are_told_too(tiny, tmp_path):
+    with pytest.raises(ConfigError, match="per_device_train_batch_size=0"):
+        _train(tiny, tmp_path / "run", set={"per_device_train_batch_size": 0})
+
+
 def test_run_json_is_json(tiny, tmp_path):
     run = _train(tiny, tmp_path / "run", epochs=1)
     content = json.loads(run.layout.run.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))

@@ -53,7 +53,7 @@ class Progress:
                 self.live = Live(get_renderable=self._table, console=self.console, refresh_per_second=4)
                 self.live.start()
             else:
-                self.console.print(f"training: {event.steps:,} steps, at most {event.epochs:g} epochs")
+                self.console.print(f"training for at most {event.steps:,} steps")
         elif isinstance(event, StepDone):
             self.done = event
         elif isinstance(event, Evaluated):

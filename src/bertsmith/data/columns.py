@@ -98,7 +98,8 @@ def find_columns(
         raise DataError(
             "no column is named like one that holds the texts (Text, Sentence, Content, Review, …)",
             where=f"{source}, whose columns are {listing(names, 30)}",
-            remedy="Pass --text-column with the name of the column that holds the texts.",
+            remedy="Pass --text-column with the name of the column that holds the texts. "
+            "The first row of a file must name the columns.",
         )
     if label_required and label_name is None and label_text_name is None:
         raise DataError(

@@ -45,6 +45,11 @@ def decode(content: bytes, name: str, encoding: str | None = None) -> tuple[str,
                     remedy="Save it again as UTF-8.",
                 ) from error
     head = content[:4096]
+    binary = sum(byte < 9 or 13 < byte < 32 for byte in head if byte)
+    if binary > len(head) // 50:
+        raise DataError(
+            "this is not a text file", where=name, remedy="Give a CSV, JSON Lines, Parquet, Feather or Excel file."
+        )
     if head.count(b"\x00") > len(head) // 5:
         codec = "utf-16-le" if head[1::2].count(b"\x00") > head[::2].count(b"\x00") else "utf-16-be"
         try:

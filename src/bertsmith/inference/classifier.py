@@ -52,6 +52,8 @@ class Classifier:
         else:
             run = open_run(path)
             folder, labels = run.layout.model, labels or run.labels
+        if not folder.is_dir():
+            raise RunFolderError("the run has lost its model", where=str(folder), remedy="Train the run again.")
         resolved = checkpoint.resolve(str(folder))
         model, tokenizer = load_model(resolved), load_tokenizer(resolved)
         texts = tuple(model.config.id2label[i] for i in range(model.config.num_labels))

@@ -57,6 +57,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     for name, value in settings.items():
         if name in _OWN_FLAG:
             problems.append(f"--set {name}: use {_OWN_FLAG[name]} instead")
+        elif name == "eval_strategy" and str(value) == "no":
+            problems.append("--set eval_strategy=no: the best epoch is chosen on validation; use epoch or steps")
         elif name not in known:
             problems.append(f"--set {name}: there is no such training argument.{did_you_mean(name, known)}")
         else:
@@ -110,12 +112,7 @@ def training_arguments(
     try:
         result = TrainingArguments(**arguments)
     except (ValueError, TypeError, ImportError) as error:
-        given = ", ".join(f"{name}={value}" for name, value in config.set.items()) or "the defaults"
-        raise ConfigError(
-            f"transformers refuses these training arguments: {' '.join(str(error).split())}",
-            where=f"--set {given}",
-            remedy="Change or leave out the argument it names.",
-        ) from error
+        raise _refused(config.set, error) from error
     if device is not None and device.type == "cuda":
         result._n_gpu = min(result.n_gpu, 1)  # no silent DataParallel: it would multiply the batch size
     return result
@@ -132,6 +129,7 @@ def fit(
     patience: int,
     stop: Callable[[], bool] = lambda: False,
     resume: Path | None = None,
+    by_hand: Mapping[str, Any] | None = None,
 ) -> Finished:
     """Fine-tune a model; the best epoch's weights are in it afterwards.
 
@@ -144,12 +142,52 @@ def fit(
         patience: evaluations without a better primary metric before training stops.
         stop: asked after every step; where it says yes, a checkpoint is saved and training is interrupted.
         resume: checkpoint to go on from.
+        by_hand: the training arguments that the user set, to be named if training cannot even begin with them.
 
     Raises:
         Interrupted: after ``stop`` said yes and the checkpoint was saved.
         DeviceError: if memory does not suffice.
+        ConfigError: if training cannot begin with what was set by hand.
     """
     reporter = _Reporter(emit, stop)
+    began = time.perf_counter()
+    try:
+        with quiet_transformers():
+            trainer = _prepared(loaded, train, validation, arguments, score, patience, reporter)
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"the device is out of memory even with one text of {loaded.max_length} tokens at once",
+            remedy="Pass a smaller --max-length, take a smaller --model, free the device, or pass --device cpu.",
+        ) from error
+    except (ValueError, TypeError, RuntimeError, ImportError) as error:
+        if not by_hand or reporter.begun:
+            raise
+        raise _refused(by_hand, error) from error
+    state = trainer.state
+    if reporter.interrupted:
+        raise Interrupted(f"stopped after step {state.global_step:,} of {state.max_steps:,}; a checkpoint is saved")
+    finished = Finished(
+        step=state.global_step,
+        epoch=float(state.epoch or 0),
+        best_step=int(state.best_global_step or state.global_step),
+        best_score=float(state.best_metric if state.best_metric is not None else float("nan")),
+        stopped_early=state.global_step < state.max_steps,
+        seconds=time.perf_counter() - began,
+    )
+    emit(finished)
+    return finished
+
+
+def _prepared(
+    loaded: Loaded,
+    train: Dataset,
+    validation: Dataset,
+    arguments: TrainingArguments,
+    score: Score,
+    patience: int,
+    reporter: _Reporter,
+) -> _Trainer:
     lengths = np.array([len(ids) for ids in validation["input_ids"]])
     trainer = _Trainer(
         model=loaded.model,
@@ -167,30 +205,18 @@ def fit(
     trainer.remove_callback(ProgressCallback)
     trainer.model_accepts_loss_kwargs = False  # the loss is ours: see losses.py
     trainer.token_budget = TOKEN_BUDGETS[loaded.device.type]
-    trainer.emit = emit
+    trainer.emit = reporter.emit
     reporter.trainer = trainer
-    began = time.perf_counter()
-    try:
-        with quiet_transformers():
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    except torch.OutOfMemoryError as error:
-        raise DeviceError(
-            f"the device is out of memory even with one text of {loaded.max_length} tokens at once",
-            remedy="Pass a smaller --max-length, take a smaller --model, free the device, or pass --device cpu.",
-        ) from error
-    state = trainer.state
-    if reporter.interrupted:
-        raise Interrupted(f"stopped after step {state.global_step:,} of {state.max_steps:,}; a checkpoint is saved")
-    finished = Finished(
-        step=state.global_step,
-        epoch=float(state.epoch or 0),
-        best_step=int(state.best_global_step or state.global_step),
-        best_score=float(state.best_metric if state.best_metric is not None else float("nan")),
-        stopped_early=state.global_step < state.max_steps,
-        seconds=time.perf_counter() - began,
+    return trainer
+
+
+def _refused(by_hand: Mapping[str, Any], error: Exception) -> ConfigError:
+    given = ", ".join(f"{name}={value}" for name, value in by_hand.items()) or "the defaults"
+    return ConfigError(
+        f"transformers refuses these training arguments: {' '.join(str(error).split())}",
+        where=f"--set {given}",
+        remedy="Change or leave out the argument it names.",
     )
-    emit(finished)
-    return finished
 
 
 def _metrics(prediction: EvalPrediction, score: Score) -> dict[str, float]:
@@ -304,14 +330,14 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, emit: Listener, stop: Callable[[], bool]) -> None:
         self.emit, self.stop = emit, stop
-        self.interrupted = False
+        self.begun = self.interrupted = False
         self.began = time.perf_counter()
         self.last_step = 0
         self.best = float("-inf")
         self.rate = 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.began = time.perf_counter()
+        self.begun, self.began = True, time.perf_counter()
         self.last_step = state.global_step
         if state.best_metric is not None:
             self.best = state.best_metric
