@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bertsmith.api import evaluate, inspect, load, read_table, train
+    from bertsmith.api import compare, evaluate, inspect, load, read_table, train
     from bertsmith.data.findings import Findings
     from bertsmith.data.table import Labels, Table
     from bertsmith.errors import UserError
@@ -25,6 +25,7 @@ _HOME = {
     "Run": "bertsmith.run",
     "Table": "bertsmith.data.table",
     "UserError": "bertsmith.errors",
+    "compare": "bertsmith.api",
     "evaluate": "bertsmith.api",
     "inspect": "bertsmith.api",
     "load": "bertsmith.api",
@@ -39,6 +40,7 @@ __all__ = [
     "Run",
     "Table",
     "UserError",
+    "compare",
     "evaluate",
     "inspect",
     "load",

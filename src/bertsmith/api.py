@@ -11,9 +11,9 @@ from bertsmith.data import inspect as inspecting
 from bertsmith.data.findings import Findings
 from bertsmith.data.read import read_table as _read_table
 from bertsmith.data.table import Table
-from bertsmith.errors import ConfigError, listing
+from bertsmith.errors import ConfigError, RunFolderError, listing
 from bertsmith.model import checkpoint
-from bertsmith.run import Run
+from bertsmith.run import Run, open_run
 
 if TYPE_CHECKING:
     from bertsmith.inference.classifier import Classifier
@@ -107,6 +107,49 @@ def evaluate(run: Run | Path | str, table: Any, *, name: str | None = None, **se
 
     folder = run.path if isinstance(run, Run) else Path(run)
     return run_evaluation(folder, table, resolve(settings, api=True), name=name).metrics
+
+
+def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
+    """Put finished runs side by side on their test rows, each paired with the first.
+
+    Args:
+        *runs: two or more runs, or their folders; their test rows and classes must be the same.
+
+    Returns:
+        One entry a run, as of `bertsmith.evaluation.compare.side_by_side`, with ``texts``, the number of test rows.
+
+    Raises:
+        UserError: if a run is not finished, or the test rows differ, so that nothing could be paired.
+    """
+    import numpy as np
+
+    from bertsmith.evaluation.compare import side_by_side
+
+    opened = [run if isinstance(run, Run) else open_run(run) for run in runs]
+    if len(opened) < 2:
+        raise ConfigError("there is nothing to compare", remedy="Give two or more runs.")
+    names = [str(run.path) for run in opened]
+    if len(set(names)) < len(names):
+        raise ConfigError("the same run is given twice", where=", ".join(names), remedy="Give each run once.")
+    frames = [run.predictions.sort_values(["row", "text"], ignore_index=True) for run in opened]
+    first = frames[0]
+    for run, frame in zip(opened[1:], frames[1:], strict=True):
+        if run.labels != opened[0].labels:
+            raise RunFolderError(
+                "the runs have other classes, so they cannot be compared", where=f"{names[0]} and {run.path}"
+            )
+        if len(frame) != len(first) or not (frame[["text", "label"]] == first[["text", "label"]]).all(axis=None):
+            common = len(set(frame["text"]) & set(first["text"]))
+            raise RunFolderError(
+                "the runs were tested on other rows, so they cannot be paired: "
+                f"{len(first):,} and {len(frame):,} texts, {common:,} in common",
+                where=f"{names[0]} and {run.path}",
+                remedy="Train both with the same table, --seed and split settings, or with the same --test table.",
+            )
+    by_number = {number: index for index, number in enumerate(opened[0].labels.numbers)}
+    targets = np.array([by_number[label] for label in first["label"]])
+    tables = {name: np.stack(f["probabilities"].to_list()) for name, f in zip(names, frames, strict=True)}
+    return [{"texts": len(targets), **entry} for entry in side_by_side(targets, tables)]
 
 
 def load(run: Run | Path | str, *, device: str = "auto") -> Classifier:

@@ -120,3 +120,28 @@ def test_a_run_that_has_lost_its_model_does_not_ask_the_hub_for_it(finished, tmp
     shutil.rmtree(tmp_path / "run" / "model")
     with pytest.raises(bs.UserError, match="lost its model"):
         bs.load(tmp_path / "run")
+
+
+def test_runs_are_compared_on_the_same_rows_only(finished, tiny, tmp_path):
+    table = tiny_table(150)
+    table["Label"] = (table["Label"] + 1) * 10
+    settings = {"model": str(tiny), "epochs": 1, "precision": "fp32", "device": "cpu"}
+    weak = bs.train(table, output=tmp_path / "weak", **settings)
+    first, second = bs.compare(finished, weak)
+    assert first["difference"] is None
+    assert first["texts"] == len(weak.predictions)
+    difference = second["difference"]
+    gap = second["metrics"]["macro_f1"]["value"] - first["metrics"]["macro_f1"]["value"]
+    assert difference["value"] == pytest.approx(gap)
+    assert difference["distinguishable"]
+    assert difference["interval"][1] < 0
+    other = bs.train(table, output=tmp_path / "other", seed=1, **settings)
+    with pytest.raises(bs.UserError, match="tested on other rows"):
+        bs.compare(finished, other)
+    renamed = bs.train(table.replace("animals", "beasts"), output=tmp_path / "renamed", **settings)
+    with pytest.raises(bs.UserError, match="other classes"):
+        bs.compare(finished, renamed)
+    with pytest.raises(bs.UserError, match="two or more"):
+        bs.compare(finished)
+    with pytest.raises(bs.UserError, match="given twice"):
+        bs.compare(finished, finished)

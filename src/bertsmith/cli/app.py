@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from bertsmith import __version__
+from bertsmith.cli.compare import compare
 from bertsmith.cli.demo import demo
 from bertsmith.cli.evaluate import evaluate
 from bertsmith.cli.inspect import inspect
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
-for command in (demo, inspect, train, evaluate, predict):
+for command in (demo, inspect, train, evaluate, predict, compare):
     app.command()(command)
 
 

@@ -1,0 +1,44 @@
+"""Several classifiers on the same texts, side by side, with paired intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from bertsmith.evaluation.intervals import bootstrap, paired_difference
+from bertsmith.evaluation.metrics import PRIMARY, scalars
+
+
+def side_by_side(
+    targets: np.ndarray, probabilities: Mapping[str, np.ndarray], *, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Score classifiers on the same texts and pair each with the first.
+
+    Args:
+        targets: class indices, shape (n,).
+        probabilities: of each classifier by name, shape (n, classes).
+        seed: of the bootstrap.
+
+    Returns:
+        One entry a classifier, in order: ``name``, ``metrics`` (``value`` and ``interval`` by name) and ``difference``
+        of the primary metric to the first one (``value``, ``interval``, ``distinguishable``), ``None`` for the first.
+    """
+    names = list(probabilities)
+    first = probabilities[names[0]].argmax(axis=1)
+    entries = []
+    for name, table in probabilities.items():
+        intervals = bootstrap(targets, table, seed=seed)
+        difference = None
+        if name != names[0]:
+            value, low, high = paired_difference(
+                targets, table.argmax(axis=1), first, table.shape[1], metric=PRIMARY, seed=seed
+            )
+            difference = {"value": value, "interval": [low, high], "distinguishable": low > 0 or high < 0}
+        metrics = {
+            metric: {"value": value, "interval": list(intervals[metric]) if value is not None else None}
+            for metric, value in scalars(targets, table).items()
+        }
+        entries.append({"name": name, "metrics": metrics, "difference": difference})
+    return entries
