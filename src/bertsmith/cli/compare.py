@@ -32,32 +32,22 @@ def compare(
     if json:
         print_json(entries)
         return
-    grid = Table(box=None, padding=(0, 2))
-    for heading in (
-        "run",
-        "macro-F1",
-        "95 % interval",
-        "accuracy",
-        "log loss",
-        "macro-F1 to the first",
-        "95 % interval",
-    ):
-        grid.add_column(heading, justify="left" if heading == "run" else "right", header_style="dim")
+    grid = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("run", "macro-F1", "accuracy", "log loss", "macro-F1 against the first"):
+        grid.add_column(heading, no_wrap=True, header_style="dim")
     for entry in entries:
-        macro, difference = entry["metrics"]["macro_f1"], entry["difference"]
-        row = [
-            f"{macro['value']:.3f}",
-            "{:.3f} to {:.3f}".format(*macro["interval"]),
-            f"{entry['metrics']['accuracy']['value']:.3f}",
-            f"{entry['metrics']['log_loss']['value']:.3f}",
-        ]
-        if difference is None:
-            row += ["–", ""]
-        else:
-            low, high = difference["interval"]
-            clear = "" if difference["distinguishable"] else " (not distinguishable)"
-            row += [f"{difference['value']:+.3f}{clear}", f"{low:+.3f} to {high:+.3f}"]
-        grid.add_row(Text(entry["name"]), *row)
+        metrics, difference = entry["metrics"], entry["difference"]
+        against = ""
+        if difference is not None:
+            against = f"{difference['value']:+.3f} " + "[{:+.3f}, {:+.3f}]".format(*difference["interval"])
+            against += "" if difference["distinguishable"] else " not distinguishable"
+        grid.add_row(
+            Text(entry["name"], overflow="fold"),
+            Text(f"{metrics['macro_f1']['value']:.3f} " + "[{:.3f}, {:.3f}]".format(*metrics["macro_f1"]["interval"])),
+            f"{metrics['accuracy']['value']:.3f}",
+            f"{metrics['log_loss']['value']:.3f}",
+            Text(against),
+        )
     out = result()
     out.print(grid)
-    out.print(f"on the same {entries[0]['texts']:,} test texts; differences are paired, text by text")
+    out.print(f"on the same {entries[0]['texts']:,} test texts; intervals are 95 %, differences paired text by text")

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 
 
+WIDTH = 120
+"""Columns where nobody says how many there are: in a file or a pipe."""
+
+
+def _width(stream: IO[str]) -> int | None:
+    return None if stream.isatty() else WIDTH
+
+
 def talk() -> Console:
     """Return the console for talk, on stderr."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, soft_wrap=True, width=_width(sys.stderr))
 
 
 def result() -> Console:
     """Return the console for results, on stdout."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    return Console(file=sys.stdout, highlight=False, soft_wrap=True, width=_width(sys.stdout))
 
 
 def print_json(value: Any) -> None:
