@@ -8,7 +8,6 @@ from typing import IO, Any
 
 from rich.console import Console
 
-
 WIDTH = 120
 """Columns where nobody says how many there are: in a file or a pipe."""
 
