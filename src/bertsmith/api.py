@@ -103,7 +103,7 @@ def evaluate(run: Run | Path | str, table: Any, *, name: str | None = None, **se
     Raises:
         UserError: if the run or the table is not usable.
     """
-    from bertsmith.pipeline import run_evaluation
+    from bertsmith.scoring import run_evaluation
 
     folder = run.path if isinstance(run, Run) else Path(run)
     return run_evaluation(folder, table, resolve(settings, api=True), name=name).metrics

@@ -17,6 +17,7 @@ ORDER = [
     {"model", "run"},
     {"training", "evaluation"},
     {"report", "inference"},
+    {"scoring"},
     {"pipeline"},
     {"api"},
     {"cli"},

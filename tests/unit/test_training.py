@@ -9,9 +9,9 @@ from bertsmith.config import Config, TrainConfig
 from bertsmith.errors import ConfigError, Interrupted, RunFolderError
 from bertsmith.run import Run
 from bertsmith.testing import tiny_table
+from bertsmith.training.arguments import check_settings, training_arguments
 from bertsmith.training.events import Evaluated, Finished, MemoryShort, Saved, Started, StepDone
 from bertsmith.training.recipe import choose, choose_precision
-from bertsmith.training.trainer import check_settings, training_arguments
 
 CPU = torch.device("cpu")
 FAST = {"epochs": 3, "learning_rate": 1e-2, "precision": "fp32", "device": "cpu"}

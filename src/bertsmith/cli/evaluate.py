@@ -36,7 +36,7 @@ def evaluate(
     from bertsmith.run import open_run
 
     open_run(run)
-    from bertsmith.pipeline import run_evaluation
+    from bertsmith.scoring import run_evaluation
 
     evaluation = run_evaluation(run, table, settings, name=name)
     metrics = evaluation.metrics

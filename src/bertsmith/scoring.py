@@ -1,0 +1,162 @@
+"""Score a fitted model: on the splits of its own run, beside what one gets with less, and on other tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bertsmith import run as runs
+from bertsmith.config import Config
+from bertsmith.data.clean import clean
+from bertsmith.data.read import read_table
+from bertsmith.data.table import Table
+from bertsmith.errors import DataError
+from bertsmith.evaluation.baseline import tfidf_logistic_regression, verdict
+from bertsmith.evaluation.calibration import fit_temperature
+from bertsmith.evaluation.evaluate import evaluate
+from bertsmith.evaluation.intervals import paired_difference
+from bertsmith.evaluation.metrics import PRIMARY, majority_probabilities, scalars
+from bertsmith.inference.classifier import Classifier, to_frame
+from bertsmith.model.load import scale_head
+
+TRAIN_SAMPLE = 1000
+"""Training texts that are scored at the end, drawn at random: enough to see overfitting."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The fitted model is about to be scored on so many texts."""
+
+    texts: int
+
+
+@dataclass(frozen=True)
+class Scored:
+    """So many more texts were scored."""
+
+    texts: int
+
+
+Listener = Callable[[Scoring | Scored], None]
+
+
+def calibrate(fitted: Classifier, validation: Table, run: runs.Run) -> float:
+    """Fold the temperature that fits the validation split into the model, here and on disk, and return it."""
+    targets = validation.targets
+    temperature = fit_temperature(targets, fitted.predict_proba(validation.frame["text"].tolist()))
+    if temperature == 1 or not scale_head(fitted.loaded.model, temperature):
+        return 1.0
+    run.save_model(fitted.loaded.save)
+    return temperature
+
+
+def score_splits(
+    classifier: Classifier, parts: dict[str, Table], seed: int, observe: Listener
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Score the fitted model on every split: the only time that the test split is looked at.
+
+    Returns:
+        What is said of each split, and the probabilities of the test texts, shape (texts, classes).
+    """
+    sample = parts["train"]
+    if len(sample) > TRAIN_SAMPLE:
+        sample = sample.take(np.sort(np.random.default_rng(seed).choice(len(sample), TRAIN_SAMPLE, replace=False)))
+    tables = {"train": sample, "validation": parts["validation"], "test": parts["test"]}
+    observe(Scoring(sum(map(len, tables.values()))))
+    splits: dict[str, Any] = {}
+    for name, table in tables.items():
+        probabilities = classifier.predict_proba(table.frame["text"].tolist(), lambda n: observe(Scored(n)))
+        splits[name] = evaluate(table.targets, probabilities, table.labels, seed=seed, detail=name != "train")
+    splits["train"]["sample_of"] = len(parts["train"])
+    return splits, probabilities
+
+
+def baselines(parts: dict[str, Table], probabilities: np.ndarray, seed: int) -> dict[str, Any]:
+    """Put the model's probabilities on test beside what one gets with less."""
+    train, test = parts["train"], parts["test"]
+    n_classes = len(test.labels)
+    words = tfidf_logistic_regression(
+        train.frame["text"].tolist(), train.targets, test.frame["text"].tolist(), n_classes=n_classes, seed=seed
+    )
+    ours, theirs = probabilities.argmax(axis=1), words.probabilities.argmax(axis=1)
+    value, low, high = paired_difference(test.targets, ours, theirs, n_classes, metric=PRIMARY, seed=seed)
+    return {
+        "majority_class": {
+            "label_text": test.labels.texts[int(train.counts.argmax())],
+            "test": scalars(test.targets, majority_probabilities(train.counts, len(test))),
+        },
+        "tfidf_logistic_regression": {
+            "c": words.c,
+            "test": scalars(test.targets, words.probabilities),
+            "difference": {"metric": PRIMARY, "value": value, "interval": [low, high]},
+            "verdict": verdict(value, low, high, len(test)),
+        },
+    }
+
+
+def predictions_frame(table: Table, probabilities: np.ndarray) -> pd.DataFrame:
+    """Return one row a text: where it stands, its label, and what the model says; probabilities (n, classes)."""
+    labels = table.labels
+    given = pd.DataFrame(
+        {
+            "row": table.frame["row"],
+            "text": table.frame["text"],
+            "label": np.array(labels.numbers, dtype=np.int64)[table.targets],
+            "label_text": np.array(labels.texts, dtype=object)[table.targets],
+        }
+    )
+    return pd.concat([given, to_frame(probabilities, labels)], axis=1)
+
+
+def write_predictions(folder: Path, name: str, frame: pd.DataFrame) -> None:
+    """Write predictions as ``NAME.parquet`` and ``NAME.csv``, where the probabilities are a JSON list."""
+    with runs.replaced_file(folder / f"{name}.parquet") as file:
+        frame.to_parquet(file, index=False)
+    with runs.replaced_file(folder / f"{name}.csv") as file:
+        rounded = [json.dumps([round(float(p), 6) for p in row]) for row in frame["probabilities"]]
+        shown = frame.assign(probabilities=rounded)
+        shown.to_csv(file, index=False)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished run scored on another table: the figures, the rows left out by reason, and where it is kept."""
+
+    metrics: dict[str, Any]
+    left_out: dict[str, int]
+    path: Path
+
+
+def run_evaluation(
+    path: Path, source: Any, config: Config, *, name: str | None = None, observe: Listener = lambda event: None
+) -> Evaluation:
+    """Score a finished run on another table; see `bertsmith.evaluate`."""
+    run = runs.open_run(path)
+    table = source if isinstance(source, Table) else read_table(source, config, known=run.labels)
+    if table.labels != run.labels:
+        raise DataError(
+            "the table's classes are not those of the run", remedy="Give evaluate the file itself, not a read table."
+        )
+    # As a given test table: only what cannot be scored is left out.
+    cleaned = clean(dataclasses.replace(table, frame=table.frame.assign(split="test")))
+    if not len(cleaned.table):
+        raise DataError("no row has both a text and a label", where=table.name)
+    name = re.sub(r"[^\w.-]+", "-", name or re.sub(r"(\.\w+)+$", "", Path(table.name).name)).strip(".-") or "table"
+    classifier = Classifier.load(path, device=config.device)
+    observe(Scoring(len(cleaned.table)))
+    texts = cleaned.table.frame["text"].tolist()
+    probabilities = classifier.predict_proba(texts, lambda n: observe(Scored(n)))
+    metrics = evaluate(cleaned.table.targets, probabilities, run.labels, seed=run.info["config"]["seed"])
+    run.layout.evaluations.mkdir(exist_ok=True)
+    with runs.replaced_folder(run.layout.evaluations / name) as folder:
+        runs.write_json(folder / "metrics.json", {"table": table.name, "left_out": cleaned.counts, **metrics})
+        write_predictions(folder, "predictions", predictions_frame(cleaned.table, probabilities))
+    return Evaluation(metrics, cleaned.counts, run.layout.evaluations / name)

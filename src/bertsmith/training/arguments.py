@@ -1,0 +1,107 @@
+"""Training arguments: those of the recipe, with what the user set on top, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+from transformers import TrainingArguments
+
+from bertsmith.config import TrainConfig
+from bertsmith.errors import ConfigError, did_you_mean
+from bertsmith.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+PRIMARY = "macro_f1"
+"""The metric that chooses the best epoch; `fit` wants it among the scores."""
+
+_OWN_FLAG = {"output_dir": "-o", "seed": "--seed", "data_seed": "--seed", "resume_from_checkpoint": "--resume"}
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Check names and types of the training arguments the user sets.
+
+    Raises:
+        ConfigError: listing everything that is wrong.
+    """
+    known = {f.name for f in dataclasses.fields(TrainingArguments)}
+    hints = typing.get_type_hints(TrainingArguments)
+    problems = []
+    for name, value in settings.items():
+        if name in _OWN_FLAG:
+            problems.append(f"--set {name}: use {_OWN_FLAG[name]} instead")
+        elif name == "eval_strategy" and str(value) == "no":
+            problems.append("--set eval_strategy=no: the best epoch is chosen on validation; use epoch or steps")
+        elif name not in known:
+            problems.append(f"--set {name}: there is no such training argument.{did_you_mean(name, known)}")
+        else:
+            try:
+                TypeAdapter(hints[name]).validate_python(value)
+            except ValidationError as error:
+                message = error.errors()[0]["msg"]
+                problems.append(f"--set {name}={value}: {message[0].lower()}{message[1:]}")
+    if problems:
+        raise ConfigError("training arguments are wrong:\n" + "\n".join(f"  - {p}" for p in problems))
+
+
+def training_arguments(
+    recipe: Recipe, config: TrainConfig, folder: Path, device: torch.device | None = None
+) -> TrainingArguments:
+    """Return the training arguments of a recipe, with what the user set on top.
+
+    Raises:
+        ConfigError: if transformers refuses what the user set.
+    """
+    check_settings(config.set)
+    arguments: dict[str, Any] = {
+        "output_dir": str(folder),
+        "seed": config.seed,
+        "num_train_epochs": recipe.epochs,
+        "per_device_train_batch_size": recipe.batch_size,
+        "per_device_eval_batch_size": 4 * recipe.batch_size,
+        "learning_rate": recipe.learning_rate,
+        "warmup_steps": recipe.warmup,
+        "weight_decay": recipe.weight_decay,
+        "bf16": recipe.precision == "bf16",
+        "fp16": recipe.precision == "fp16",
+        "use_cpu": device is not None and device.type == "cpu",
+        "eval_strategy": "epoch",
+        "logging_strategy": "epoch",
+        # The best and the newest. With 1, the Trainer would delete the one to resume from when it is interrupted.
+        "save_total_limit": 2,
+        "restore_callback_states_from_checkpoint": True,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": PRIMARY,
+        "greater_is_better": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": device is not None and device.type == "cuda",
+    }
+    arguments |= config.set
+    # A checkpoint is kept where one is scored, so that the best one is there in the end.
+    arguments.setdefault("save_strategy", arguments["eval_strategy"])
+    if "eval_steps" in arguments:
+        arguments.setdefault("save_steps", arguments["eval_steps"])
+    try:
+        result = TrainingArguments(**arguments)
+    except (ValueError, TypeError, ImportError) as error:
+        raise refused(config.set, error) from error
+    if device is not None and device.type == "cuda":
+        result._n_gpu = min(result.n_gpu, 1)  # no silent DataParallel: it would multiply the batch size
+    return result
+
+
+def refused(by_hand: Mapping[str, Any], error: Exception) -> ConfigError:
+    """Return the error that says which training arguments, set by hand, do not work, and why."""
+    given = ", ".join(f"{name}={value}" for name, value in by_hand.items()) or "the defaults"
+    return ConfigError(
+        f"transformers refuses these training arguments: {' '.join(str(error).split())}",
+        where=f"--set {given}",
+        remedy="Change or leave out the argument it names.",
+    )
