@@ -193,3 +193,11 @@ def test_texts_to_predict_need_no_label(tmp_path):
     assert (texts, column, list(rows.columns)) == (["a", ""], "Review", ["id", "Review"])
     assert read_texts(pd.DataFrame({"anything": ["a"]}))[1] == ["a"]
     assert read_texts("one\n\ntwo\n", lines=True)[1] == ["one", "two"]
+
+
+def test_a_hub_dataset_out_of_reach_is_told(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(DataError, match=r"hf://owner/name cannot be fetched(.|\n)*HF_ENDPOINT"):
+        read_table("hf://owner/name")
+    with pytest.raises(DataError, match="not the address of a dataset"):
+        read_table("hf://name")
