@@ -15,6 +15,7 @@ import pandas as pd
 from transformers import set_seed
 
 from bertsmith import run as runs
+from bertsmith import storage
 from bertsmith.config import Config
 from bertsmith.data.clean import Cleaned, clean
 from bertsmith.data.findings import Findings
@@ -41,7 +42,7 @@ from bertsmith.scoring import (
     write_predictions,
 )
 from bertsmith.training.arguments import check_settings, training_arguments
-from bertsmith.training.events import Evaluated, Event
+from bertsmith.training.events import CheckpointsDamaged, Evaluated, Event
 from bertsmith.training.recipe import Recipe, choose
 from bertsmith.training.trainer import fit
 from bertsmith.versions import hardware, versions
@@ -115,11 +116,14 @@ def run_training(
         run = runs.Run(output)
         runs.check_same(run, config=config.dump(), fingerprint=described["data"]["fingerprint"])
         from_checkpoint = run.last_checkpoint()
+        if damaged := run.drop_checkpoints_after(from_checkpoint):
+            step = int(from_checkpoint.name.rpartition("-")[2]) if from_checkpoint else 0
+            observe(CheckpointsDamaged(step, damaged))
     else:
         run = runs.create(output)
         run.update(status="running", created=runs.now(), config=config.dump(), **described)
-        runs.write_json(run.layout.labels, _labels(table, parts))
-        with runs.replaced_file(run.layout.splits) as file:
+        storage.write_json(run.layout.labels, _labels(table, parts))
+        with storage.replaced_file(run.layout.splits) as file:
             _split_rows(data, cleaned).to_parquet(file, index=False)
     run.update(status="running")
     run.forget_history_after(int(from_checkpoint.name.rpartition("-")[2]) if from_checkpoint else 0)
@@ -163,7 +167,7 @@ def run_training(
                 "splits": splits,
                 "baseline": baselines(parts, probabilities, config.seed),
             }
-            runs.write_json(run.layout.metrics, metrics)
+            storage.write_json(run.layout.metrics, metrics)
             write_predictions(run.layout.predictions, "test", predictions)
     except BaseException as error:
         run.update(status="interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed")

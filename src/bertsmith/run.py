@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -16,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bertsmith.data.table import Labels
 from bertsmith.errors import RunFolderError, listing
+from bertsmith.storage import is_whole, replaced_folder, write_json, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,9 +132,20 @@ class Run:
         return pd.read_parquet(self.layout.predictions / "test.parquet")
 
     def last_checkpoint(self) -> Path | None:
-        """Return the newest checkpoint to resume from, ``None`` if there is none."""
-        found = [p for p in self.layout.checkpoints.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
-        return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+        """Return the newest whole checkpoint, ``None`` if there is none; the best one so far must be whole as well."""
+        for path in sorted(self.layout.checkpoints.glob("checkpoint-*"), key=_step, reverse=True):
+            if is_whole(path):
+                best = _read_json(path / "trainer_state.json").get("best_model_checkpoint")
+                if best is None or Path(best).name == path.name or is_whole(path.parent / Path(best).name):
+                    return path
+        return None
+
+    def drop_checkpoints_after(self, last: Path | None) -> list[int]:
+        """Remove what a resumed run cannot use, lest it pass for the newest; return the steps."""
+        unusable = [p for p in self.layout.checkpoints.glob("checkpoint-*") if last is None or _step(p) > _step(last)]
+        for path in unusable:
+            shutil.rmtree(path)
+        return sorted(map(_step, unusable))
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
@@ -248,6 +257,10 @@ def create(path: Path) -> Run:
     return Run(path)
 
 
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Say which keys of two mappings differ, for a refusal to resume."""
     return [
@@ -285,56 +298,6 @@ class _Plain(str):
 def now() -> str:
     """Return the time, UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def write_text(path: Path, content: str) -> None:
-    """Write a file by rename, so that it is there whole or not at all."""
-    with replaced_file(path) as temporary:
-        temporary.write_text(content, encoding="utf-8")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON by rename; what is not a number is ``null``, never ``NaN``."""
-    write_text(path, json.dumps(_finite(content), indent=2, ensure_ascii=False, default=str) + "\n")
-
-
-@contextmanager
-def replaced_file(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path`` to write to; it takes the name when all went well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: writers choose the format by it.
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def replaced_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside ``path`` to write into; it takes the name when all went well."""
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    temporary.chmod(0o755)
-    try:
-        yield temporary
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return None
-    return value
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from bertsmith import run as runs
+from bertsmith import storage
 from bertsmith.config import Config
 from bertsmith.data.clean import clean
 from bertsmith.data.read import read_table
@@ -25,6 +26,7 @@ from bertsmith.evaluation.evaluate import evaluate
 from bertsmith.evaluation.intervals import paired_difference
 from bertsmith.evaluation.metrics import PRIMARY, majority_probabilities, scalars
 from bertsmith.inference.classifier import Classifier, to_frame
+from bertsmith.inference.spreadsheet import guard
 from bertsmith.model.load import scale_head
 
 TRAIN_SAMPLE = 1000
@@ -117,13 +119,16 @@ def predictions_frame(table: Table, probabilities: np.ndarray) -> pd.DataFrame:
 
 
 def write_predictions(folder: Path, name: str, frame: pd.DataFrame) -> None:
-    """Write predictions as ``NAME.parquet`` and ``NAME.csv``, where the probabilities are a JSON list."""
-    with runs.replaced_file(folder / f"{name}.parquet") as file:
+    """Write predictions as ``NAME.parquet`` and ``NAME.csv``, where the probabilities are a JSON list.
+
+    The CSV is for spreadsheets, with cells that would be formulas guarded; the Parquet file has the texts as they are.
+    """
+    with storage.replaced_file(folder / f"{name}.parquet") as file:
         frame.to_parquet(file, index=False)
-    with runs.replaced_file(folder / f"{name}.csv") as file:
+    with storage.replaced_file(folder / f"{name}.csv") as file:
         rounded = [json.dumps([round(float(p), 6) for p in row]) for row in frame["probabilities"]]
         shown = frame.assign(probabilities=rounded)
-        shown.to_csv(file, index=False)
+        guard(shown).to_csv(file, index=False)
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,7 @@ def run_evaluation(
     probabilities = classifier.predict_proba(texts, lambda n: observe(Scored(n)))
     metrics = evaluate(cleaned.table.targets, probabilities, run.labels, seed=run.info["config"]["seed"])
     run.layout.evaluations.mkdir(exist_ok=True)
-    with runs.replaced_folder(run.layout.evaluations / name) as folder:
-        runs.write_json(folder / "metrics.json", {"table": table.name, "left_out": cleaned.counts, **metrics})
+    with storage.replaced_folder(run.layout.evaluations / name) as folder:
+        storage.write_json(folder / "metrics.json", {"table": table.name, "left_out": cleaned.counts, **metrics})
         write_predictions(folder, "predictions", predictions_frame(cleaned.table, probabilities))
     return Evaluation(metrics, cleaned.counts, run.layout.evaluations / name)

@@ -157,3 +157,17 @@ def test_a_fault_of_ours_is_short_and_leaves_a_log(cli, csv, monkeypatch):
 
 def test_version(cli):
     assert cli("--version")[1].startswith("bertsmith 0.")
+
+
+def test_cells_that_would_be_formulas_are_guarded_in_csv_unless_told_otherwise(cli, finished, tmp_path):
+    source = tmp_path / "new.csv"
+    texts = ["=1+1", "+cmd", "-2 stars", "@home", "\tindented", "plain", "-3.5", "+1e5"]
+    pd.DataFrame({"Text": texts, "=HYPERLINK()": texts, "n": range(-4, 4)}).to_csv(source, index=False)
+    guarded, plain = tmp_path / "guarded.csv", tmp_path / "plain.csv"
+    assert cli("predict", finished, source, "-o", guarded)[0] == 0
+    assert cli("predict", finished, source, "-o", plain, "--no-formula-guard")[0] == 0
+    frame = pd.read_csv(guarded, dtype=str)
+    expected = ["'=1+1", "'+cmd", "'-2 stars", "'@home", "'\tindented", "plain", "-3.5", "+1e5"]
+    assert frame.iloc[:, 0].tolist() == frame["'=HYPERLINK()"].tolist() == expected
+    assert frame["n"].tolist() == [str(n) for n in range(-4, 4)]
+    assert pd.read_csv(plain, dtype=str).iloc[:, 0].tolist() == texts

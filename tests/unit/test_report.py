@@ -95,7 +95,8 @@ def test_the_page_says_everything(finished):
 
 def test_many_classes_are_drawn_as_a_picture(finished, tmp_path):
     """A run with 151 classes, made from a small one by writing its figures."""
-    from bertsmith.run import Run, write_json
+    from bertsmith.run import Run
+    from bertsmith.storage import write_json
 
     shutil.copytree(finished, tmp_path / "many")
     run = Run(tmp_path / "many")

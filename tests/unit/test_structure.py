@@ -12,7 +12,7 @@ SRC = Path(bertsmith.__file__).parent
 # A package may import those left of it; within one of these groups nothing imports another group member.
 ORDER = [
     {"errors"},
-    {"config", "hub", "versions"},
+    {"config", "hub", "storage", "versions"},
     {"data"},
     {"model", "run"},
     {"training", "evaluation"},

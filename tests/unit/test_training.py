@@ -10,7 +10,7 @@ from bertsmith.errors import ConfigError, Interrupted, RunFolderError
 from bertsmith.run import Run
 from bertsmith.testing import tiny_table
 from bertsmith.training.arguments import check_settings, training_arguments
-from bertsmith.training.events import Evaluated, Finished, MemoryShort, Saved, Started, StepDone
+from bertsmith.training.events import CheckpointsDamaged, Evaluated, Finished, MemoryShort, Saved, Started, StepDone
 from bertsmith.training.recipe import choose, choose_precision
 
 CPU = torch.device("cpu")
@@ -138,6 +138,52 @@ def test_an_interrupted_run_is_resumed_to_the_same_end(at, tiny, tmp_path):
     assert _same(_weights(whole), _weights(run))
     assert [e["step"] for e in run.history] == [6, 12, 18]
     assert not run.layout.checkpoints.exists()
+
+
+@pytest.mark.parametrize("damage", ["a byte changed", "cut short", "no manifest", "a file is gone"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(damage, tiny, tmp_path):
+    whole = _train(tiny, tmp_path / "whole")
+    seen = []
+    with pytest.raises(Interrupted):
+        _train(
+            tiny, tmp_path / "run", on_event=seen.append, stop=lambda: sum(isinstance(e, StepDone) for e in seen) >= 9
+        )
+    run = Run(tmp_path / "run")
+    newest = run.last_checkpoint()
+    weights = newest / "model.safetensors"
+    if damage == "a byte changed":
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    elif damage == "cut short":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    else:
+        (newest / ("manifest.json" if damage == "no manifest" else "scheduler.pt")).unlink()
+    assert run.last_checkpoint().name == "checkpoint-6"
+    told = []
+    run = _train(tiny, tmp_path / "run", resume=True, on_event=told.append)
+    assert [e for e in told if isinstance(e, CheckpointsDamaged)] == [CheckpointsDamaged(6, [9])]
+    assert _same(_weights(whole), _weights(run))
+
+
+def test_checkpoints_are_written_by_time_and_a_run_goes_on_from_one_to_the_same_end(tiny, tmp_path, monkeypatch):
+    from bertsmith.training import trainer
+
+    whole = _train(tiny, tmp_path / "whole")
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", 0.0)
+
+    def die(event):
+        if isinstance(event, StepDone) and event.step == 9:
+            raise MemoryError  # as if killed: nothing is saved on the way out
+
+    with pytest.raises(MemoryError):
+        _train(tiny, tmp_path / "run", on_event=die)
+    assert Run(tmp_path / "run").last_checkpoint().name == "checkpoint-8"
+    run = _train(tiny, tmp_path / "run", resume=True)
+    assert _same(_weights(whole), _weights(run))
+    assert run.metrics == whole.metrics
+    same = ("step", "train_loss", "validation_loss", "metrics", "learning_rate")
+    assert [[e[k] for k in same] for e in run.history] == [[e[k] for k in same] for e in whole.history]
 
 
 def _fail_at(monkeypatch, fails):

@@ -30,7 +30,7 @@ def inspect(
     if html is not None:
         from bertsmith.errors import UserError
         from bertsmith.report.report import findings_page
-        from bertsmith.run import write_text
+        from bertsmith.storage import write_text
 
         try:
             write_text(html, findings_page(findings))

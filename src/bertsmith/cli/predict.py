@@ -40,6 +40,13 @@ def predict(
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Add a column for every class.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="JSON Lines on stdout, not CSV.")] = False,
+    formula_guard: Annotated[
+        bool,
+        typer.Option(
+            help="In CSV, put ' before cells that begin with = + - @, a tab or a carriage return and are no numbers: "
+            "a spreadsheet would run them as formulas."
+        ),
+    ] = True,
     settings: Config,
 ) -> None:
     """Label new texts. The input's columns are kept; predicted, predicted_text and confidence are added.
@@ -48,7 +55,8 @@ def predict(
     """
     from bertsmith.errors import ConfigError, DataError, UserError
     from bertsmith.inference.predict import open_writer, output_format, predict_rows
-    from bertsmith.run import open_run, replaced_file
+    from bertsmith.run import open_run
+    from bertsmith.storage import replaced_file
 
     open_run(run)
     if source is None and settings.sql is None:
@@ -73,12 +81,12 @@ def predict(
                 yield frame
 
     if output is None:
-        with open_writer("jsonl" if json else "csv", sys.stdout) as writer:
+        with open_writer("jsonl" if json else "csv", sys.stdout, guarded=formula_guard) as writer:
             for frame in predicted():
                 writer.write(frame)
     else:
         try:
-            with replaced_file(output) as file, open_writer(kind, file) as writer:
+            with replaced_file(output) as file, open_writer(kind, file, guarded=formula_guard) as writer:
                 for frame in predicted():
                     writer.write(frame)
         except OSError as error:

@@ -13,7 +13,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from bertsmith.data.show import class_chart, finding_lines
-from bertsmith.training.events import Evaluated, Finished, MemoryShort, Started, StepDone
+from bertsmith.training.events import CheckpointsDamaged, Evaluated, Finished, MemoryShort, Started, StepDone
 
 if TYPE_CHECKING:
     from bertsmith.pipeline import Prepared
@@ -61,6 +61,12 @@ class Progress:
             if self.live is None:
                 line = ", ".join(f"{c} {v}" for c, v in zip(_COLUMNS, self._row(event), strict=True))
                 self.console.print(line, markup=False)
+        elif isinstance(event, CheckpointsDamaged):
+            steps = ", ".join(f"{step:,}" for step in event.damaged)
+            self.console.print(
+                f"[yellow]the checkpoint of step {steps} is damaged or half written:[/] "
+                f"going on from {f'the one of step {event.step:,}' if event.step else 'the beginning'}"
+            )
         elif isinstance(event, MemoryShort):
             self.console.print(
                 f"[yellow]memory was short at step {event.step:,}:[/] "

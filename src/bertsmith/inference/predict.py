@@ -13,6 +13,7 @@ import pandas as pd
 
 from bertsmith.errors import ConfigError, DataError, listing
 from bertsmith.inference.classifier import Classifier
+from bertsmith.inference.spreadsheet import guard
 
 CHUNK = 1024
 """Texts predicted and written at once."""
@@ -83,8 +84,11 @@ def output_format(path: Path) -> str:
 
 
 @contextmanager
-def open_writer(kind: str, target: Path | IO[str]) -> Iterator[Writer]:
-    """Open a writer for a format of `FORMATS`, on a file or on an open text stream (not for Parquet)."""
+def open_writer(kind: str, target: Path | IO[str], *, guarded: bool = True) -> Iterator[Writer]:
+    """Open a writer for a format of `FORMATS`, on a file or on an open text stream (not for Parquet).
+
+    CSV is ``guarded`` against cells that a spreadsheet would run as formulas: see `guard`.
+    """
     if kind == "parquet":
         assert isinstance(target, Path)
         writer = _Parquet(target)
@@ -94,17 +98,18 @@ def open_writer(kind: str, target: Path | IO[str]) -> Iterator[Writer]:
             writer.close()
     elif isinstance(target, Path):
         with target.open("w", encoding="utf-8", newline="") as stream:
-            yield _Csv(stream) if kind == "csv" else _JsonLines(stream)
+            yield _Csv(stream, guarded) if kind == "csv" else _JsonLines(stream)
     else:
-        yield _Csv(target) if kind == "csv" else _JsonLines(target)
+        yield _Csv(target, guarded) if kind == "csv" else _JsonLines(target)
         target.flush()
 
 
 class _Csv:
-    def __init__(self, stream: IO[str]) -> None:
-        self.stream, self.header = stream, True
+    def __init__(self, stream: IO[str], guarded: bool) -> None:
+        self.stream, self.guarded, self.header = stream, guarded, True
 
     def write(self, frame: pd.DataFrame) -> None:
+        frame = guard(frame) if self.guarded else frame
         frame.to_csv(self.stream, index=False, header=self.header, lineterminator="\n", float_format="%.6f")
         self.header = False
 

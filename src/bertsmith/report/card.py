@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from bertsmith.report.report import METRIC_NAMES, environment
-from bertsmith.run import Run, write_text
+from bertsmith.run import Run
+from bertsmith.storage import write_text
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 

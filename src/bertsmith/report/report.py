@@ -12,7 +12,8 @@ from markupsafe import Markup
 
 from bertsmith.data.findings import Findings
 from bertsmith.report.figures import Line, curves, heatmap, histogram, reliability
-from bertsmith.run import Run, write_text
+from bertsmith.run import Run
+from bertsmith.storage import write_text
 
 MATRIX_AS_TABLE = 20
 """Up to this many classes the confusion matrix is a table with figures in it; beyond, a picture to point at."""

@@ -73,8 +73,8 @@ def training_arguments(
         "use_cpu": device is not None and device.type == "cpu",
         "eval_strategy": "epoch",
         "logging_strategy": "epoch",
-        # The best and the newest. With 1, the Trainer would delete the one to resume from when it is interrupted.
-        "save_total_limit": 2,
+        # The best, the newest, and the one before, which is gone on from if the newest is half written.
+        "save_total_limit": 3,
         "restore_callback_states_from_checkpoint": True,
         "load_best_model_at_end": True,
         "metric_for_best_model": PRIMARY,

@@ -97,5 +97,13 @@ class MemoryShort:
     token_budget: int
 
 
-Event = Started | StepDone | Evaluated | Saved | MemoryShort | Finished
+@dataclass(frozen=True)
+class CheckpointsDamaged:
+    """A run goes on from an earlier checkpoint (``step``; 0: from the beginning): the later ones were not whole."""
+
+    step: int
+    damaged: list[int]
+
+
+Event = Started | CheckpointsDamaged | StepDone | Evaluated | Saved | MemoryShort | Finished
 Listener = Callable[[Event], None]

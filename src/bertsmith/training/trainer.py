@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,7 @@ from transformers import (
 
 from bertsmith.errors import DeviceError, Interrupted
 from bertsmith.model.load import Loaded, quiet_transformers
+from bertsmith.storage import seal
 from bertsmith.training.arguments import PRIMARY, refused
 from bertsmith.training.batching import TOKEN_BUDGETS, cut
 from bertsmith.training.events import Evaluated, Finished, Listener, MemoryShort, Saved, Started, StepDone
@@ -33,6 +35,10 @@ from bertsmith.training.losses import CrossEntropy
 if TYPE_CHECKING:
     from datasets import Dataset
 
+PROGRESS = "progress.json"
+"""Of a checkpoint: what training has gathered since the last evaluation."""
+SAVE_SECONDS = 300.0
+"""A checkpoint is written when the last one is older, besides the one of every epoch."""
 Score = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
 """Takes class indices (n,) and probabilities (n, classes), returns metrics by name, the primary one among them."""
 
@@ -68,7 +74,7 @@ def fit(
         DeviceError: if memory does not suffice.
         ConfigError: if training cannot begin with what was set by hand.
     """
-    reporter = _Reporter(emit, stop)
+    reporter = _Reporter(emit, stop, resume)
     began = time.perf_counter()
     try:
         with quiet_transformers():
@@ -238,8 +244,9 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
 
     trainer: _Trainer
 
-    def __init__(self, emit: Listener, stop: Callable[[], bool]) -> None:
-        self.emit, self.stop = emit, stop
+    def __init__(self, emit: Listener, stop: Callable[[], bool], resume: Path | None) -> None:
+        self.emit, self.stop, self.resume = emit, stop, resume
+        self.saved = time.monotonic()
         self.begun = self.interrupted = False
         self.began = time.perf_counter()
         self.last_step = 0
@@ -248,13 +255,20 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.begun, self.began = True, time.perf_counter()
+        self.saved = time.monotonic()
         self.last_step = state.global_step
+        if self.resume is not None:
+            kept = json.loads((self.resume / PROGRESS).read_text())
+            self.last_step, self.trainer.loss_sum = kept["last_step"], kept["loss_sum"]
+            self.trainer.token_budget = kept["token_budget"]
         if state.best_metric is not None:
             self.best = state.best_metric
         self.emit(Started(state.global_step, state.max_steps, args.num_train_epochs))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.emit(StepDone(state.global_step, float(state.epoch or 0), self._speed()))
+        if time.monotonic() - self.saved > SAVE_SECONDS:
+            control.should_save = True
         if self.stop() and not control.should_training_stop:
             self.interrupted = True
             control.should_training_stop = control.should_save = True
@@ -297,7 +311,12 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
         self.trainer.loss_sum, self.trainer.texts, self.trainer.training_seconds = 0.0, 0, 0.0
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.emit(Saved(state.global_step, Path(args.output_dir) / f"checkpoint-{state.global_step}"))
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        kept = {"last_step": self.last_step, "loss_sum": float(self.trainer.loss_sum)}
+        (folder / PROGRESS).write_text(json.dumps({**kept, "token_budget": self.trainer.token_budget}))
+        seal(folder)
+        self.saved = time.monotonic()
+        self.emit(Saved(state.global_step, folder))
 
     def _speed(self) -> float:
         return self.trainer.texts / self.trainer.training_seconds if self.trainer.training_seconds else 0.0
