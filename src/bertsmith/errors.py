@@ -50,6 +50,10 @@ class DeviceError(UserError):
     """The device asked for is missing or out of memory."""
 
 
+class TrainingError(UserError):
+    """Training went wrong: its numbers are no longer finite."""
+
+
 class Interrupted(Exception):  # noqa: N818 - an interruption is not an error
     """Training was interrupted by the user, after a checkpoint was saved."""
 

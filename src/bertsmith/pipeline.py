@@ -76,8 +76,21 @@ def run_training(
     stop: Callable[[], bool],
 ) -> runs.Run:
     """Run all five steps into a run folder; see `bertsmith.train` for the arguments."""
-    runs.check_output(output, resume=resume, overwrite=overwrite)
-    check_settings(config.set)
+    with runs.held(output):
+        runs.check_output(output, resume=resume, overwrite=overwrite)
+        check_settings(config.set)
+        return _train(read, config, output, resume=resume, observe=observe, stop=stop)
+
+
+def _train(
+    read: Callable[[], Table],
+    config: Config,
+    output: Path,
+    *,
+    resume: bool,
+    observe: Observer,
+    stop: Callable[[], bool],
+) -> runs.Run:
     seconds: dict[str, float] = {}
 
     with _timed(seconds, "data"):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from bertsmith.data.table import Labels
 from bertsmith.errors import RunFolderError, listing
@@ -239,6 +242,39 @@ def check_output(path: Path, *, resume: bool, overwrite: bool) -> None:
         )
 
 
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold a run folder, there or not yet, against every other process; the lock goes with the process.
+
+    Raises:
+        RunFolderError: if another process holds it, or its place cannot be written to.
+    """
+    place = path.resolve()
+    lock = FileLock(place.parent / f".{place.name}.lock", timeout=0)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise RunFolderError(
+            "another process is training into this run folder",
+            where=str(path),
+            remedy="Wait until it is done, or give -o another folder.",
+        ) from None
+    except OSError as error:
+        raise _not_writable(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _not_writable(path: Path, error: OSError) -> RunFolderError:
+    return RunFolderError(
+        f"the run folder cannot be written: {error.strerror}", where=str(path), remedy="Give -o another place."
+    )
+
+
 def create(path: Path) -> Run:
     """Make an empty run folder, in the place of a run that `check_output` allowed to replace.
 
@@ -251,9 +287,7 @@ def create(path: Path) -> Run:
         path.mkdir(parents=True, exist_ok=True)
         Layout(path).checkpoints.mkdir()
     except OSError as error:
-        raise RunFolderError(
-            f"the run folder cannot be written: {error.strerror}", where=str(path), remedy="Give -o another place."
-        ) from error
+        raise _not_writable(path, error) from error
     return Run(path)
 
 

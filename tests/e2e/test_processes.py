@@ -39,6 +39,40 @@ def test_ctrl_c_saves_and_says_how_to_go_on(csv, tiny, tmp_path):
     assert "--resume" in refused.stderr
 
 
+def test_a_killed_run_ends_as_if_it_had_not_been_and_no_second_process_writes_there(csv, tiny, tmp_path):
+    def command(name):
+        flags = ["--model", str(tiny), "--device", "cpu", "--epochs", "60", "--patience", "60", "--precision", "fp32"]
+        return [sys.executable, "-m", "bertsmith", "train", str(csv), "-o", str(tmp_path / name), *flags]
+
+    def weights(name):
+        return (tmp_path / name / "model" / "model.safetensors").read_bytes()
+
+    subprocess.run(command("whole"), check=True, capture_output=True)
+    resume: list[str] = []
+    for moment in (0.6, 1.1, 0.9):  # seconds after the first epoch of each attempt
+        process = subprocess.Popen([*command("run"), *resume], stderr=subprocess.PIPE, text=True)
+        told = []
+        for line in process.stderr:
+            told.append(line)
+            if line.startswith("epoch "):
+                break
+        else:
+            pytest.fail("".join(told))
+        if not resume:
+            second = subprocess.run([*command("run"), "--overwrite"], capture_output=True, text=True)
+            assert second.returncode == 2
+            assert "another process is training into this run folder" in second.stderr
+        time.sleep(moment)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        resume = ["--resume"]
+    subprocess.run([*command("run"), "--resume"], check=True, capture_output=True)
+    assert weights("run") == weights("whole")
+    metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("run", "whole")]
+    assert metrics[0] == metrics[1]
+
+
 def test_a_hub_out_of_reach_is_told_within_15_seconds(csv, tmp_path):
     began = time.perf_counter()
     out = subprocess.run(

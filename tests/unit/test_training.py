@@ -6,7 +6,7 @@ import torch
 
 import bertsmith as bs
 from bertsmith.config import Config, TrainConfig
-from bertsmith.errors import ConfigError, Interrupted, RunFolderError
+from bertsmith.errors import ConfigError, Interrupted, RunFolderError, TrainingError
 from bertsmith.run import Run
 from bertsmith.testing import tiny_table
 from bertsmith.training.arguments import check_settings, training_arguments
@@ -263,3 +263,28 @@ def test_run_json_is_json(tiny, tmp_path):
     assert content["status"] == "finished"
     assert content["config"]["model"] == str(tiny)
     assert {"torch", "transformers", "bertsmith"} <= set(content["versions"])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_training_and_keeps_what_was_saved(value, tiny, tmp_path, monkeypatch):
+    from transformers.models.bert.modeling_bert import BertForSequenceClassification as Model
+
+    forward = Model.forward
+    steps = []
+
+    @functools.wraps(forward)
+    def broken(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        if self.training and len(steps) == 8:
+            output.logits = output.logits * value
+        return output
+
+    whole = _train(tiny, tmp_path / "whole")
+    monkeypatch.setattr(Model, "forward", broken)
+    with pytest.raises(TrainingError, match=r"(?s)step 9 is not a finite number.*--learning-rate"):
+        _train(tiny, tmp_path / "run", on_event=lambda e: steps.append(e) if isinstance(e, StepDone) else None)
+    run = Run(tmp_path / "run")
+    assert run.info["status"] == "failed"
+    assert run.last_checkpoint().name == "checkpoint-6"
+    monkeypatch.setattr(Model, "forward", forward)
+    assert _same(_weights(whole), _weights(_train(tiny, tmp_path / "run", resume=True)))

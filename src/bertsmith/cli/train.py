@@ -44,9 +44,10 @@ def run_and_show(
 ) -> None:
     """Train with progress on stderr, then print the result on stdout."""
     from bertsmith.cli.progress import Progress
-    from bertsmith.run import check_output
+    from bertsmith.run import check_output, held
 
-    check_output(output, resume=resume, overwrite=overwrite)
+    with held(output):  # told at once, before anything slow is imported
+        check_output(output, resume=resume, overwrite=overwrite)
     talk().print("[dim]reading the table, loading the model …[/]")
     from bertsmith.api import as_table
     from bertsmith.errors import Interrupted

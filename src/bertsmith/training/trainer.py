@@ -24,7 +24,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from bertsmith.errors import DeviceError, Interrupted
+from bertsmith.errors import DeviceError, Interrupted, TrainingError
 from bertsmith.model.load import Loaded, quiet_transformers
 from bertsmith.storage import seal
 from bertsmith.training.arguments import PRIMARY, refused
@@ -72,6 +72,7 @@ def fit(
     Raises:
         Interrupted: after ``stop`` said yes and the checkpoint was saved.
         DeviceError: if memory does not suffice.
+        TrainingError: if the loss is not finite; nothing of that step is kept or saved.
         ConfigError: if training cannot begin with what was set by hand.
     """
     reporter = _Reporter(emit, stop, resume)
@@ -182,6 +183,12 @@ class _Trainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             # Outside the handler, whose traceback would keep the tensors of the failed attempt alive.
             self._restore(model, kept)
             self.emit(MemoryShort(self.state.global_step, self.token_budget))
+        if not bool(torch.isfinite(loss)):
+            raise TrainingError(
+                f"the loss of step {self.state.global_step + 1:,} is not a finite number: training diverged",
+                remedy=f"Pass a smaller --learning-rate ({self.args.learning_rate:g} now)"
+                + (", or --precision fp32." if self.args.bf16 or self.args.fp16 else "."),
+            )
         self.texts += len(inputs["labels"])
         self.loss_sum = self.loss_sum + loss
         self.training_seconds += time.perf_counter() - began
