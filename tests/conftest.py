@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,10 +15,35 @@ import pytest
 
 from bertsmith.testing import tiny_model, tiny_table
 
+if TYPE_CHECKING:
+    import torch
+
+    from bertsmith.run import Run
+
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+FAST = {"epochs": 3, "learning_rate": 1e-2, "precision": "fp32", "device": "cpu"}
+
+
+def train(tiny: Path, output: Path, **settings: Any) -> Run:
+    """Train a tiny checkpoint for three epochs of six steps."""
+    import bertsmith as bs
+
+    return bs.train(settings.pop("table", tiny_table()), output=output, model=str(tiny), **{**FAST, **settings})
+
+
+def weights_of(run: Run) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(run.layout.model / "model.safetensors")
+
+
+def same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
 
 
 @pytest.fixture(autouse=True)
@@ -57,3 +85,26 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the real tables (../shared/data) are not on this machine")
     return SHARED
+
+
+def _mounted(folder: Path, options: str) -> Iterator[Path]:
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("a small disk can be made by root on Linux only")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own, of 8 MiB."""
+    yield from _mounted(tmp_path / "small", "size=8m")
+
+
+@pytest.fixture
+def read_only_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk that cannot be written to."""
+    yield from _mounted(tmp_path / "read-only", "size=8m,ro")

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,14 @@ from bertsmith.data.inspect import choose_max_length, inspect
 from bertsmith.data.read import SPLITS
 from bertsmith.data.split import split
 from bertsmith.data.table import Table
-from bertsmith.errors import ConfigError, DataError, Interrupted
+from bertsmith.errors import ConfigError, DataError, DeviceError, Interrupted
 from bertsmith.evaluation.calibration import calibration, scale
 from bertsmith.evaluation.metrics import PRIMARY, quick
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model import checkpoint
 from bertsmith.model.encode import count_tokens, encode
 from bertsmith.model.load import Loaded, choose_device, describe_device, load_model, load_tokenizer
+from bertsmith.output import check_output, check_room, check_same, create, held, told
 from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
 from bertsmith.scoring import (
@@ -42,7 +43,8 @@ from bertsmith.scoring import (
     write_predictions,
 )
 from bertsmith.training.arguments import check_settings, training_arguments
-from bertsmith.training.events import CheckpointsDamaged, Evaluated, Event
+from bertsmith.training.events import CheckpointsDamaged, Evaluated, Event, WentBack
+from bertsmith.training.memory import ran_out
 from bertsmith.training.recipe import Recipe, choose
 from bertsmith.training.trainer import fit
 from bertsmith.versions import hardware, versions
@@ -76,10 +78,18 @@ def run_training(
     stop: Callable[[], bool],
 ) -> runs.Run:
     """Run all five steps into a run folder; see `bertsmith.train` for the arguments."""
-    with runs.held(output):
-        runs.check_output(output, resume=resume, overwrite=overwrite)
+    with held(output), told(output):
+        check_output(output, resume=resume, overwrite=overwrite)
         check_settings(config.set)
-        return _train(read, config, output, resume=resume, observe=observe, stop=stop)
+        try:
+            return _train(read, config, output, resume=resume, observe=observe, stop=stop)
+        except (MemoryError, RuntimeError) as error:
+            if not ran_out(error):
+                raise
+            raise DeviceError(
+                f"memory does not suffice: {str(error).splitlines()[0] if str(error) else 'an allocation was refused'}",
+                remedy="Free memory, raise its limit, or take a smaller --model; --resume goes on from a checkpoint.",
+            ) from error
 
 
 def _train(
@@ -127,17 +137,19 @@ def _train(
     from_checkpoint = None
     if resume:
         run = runs.Run(output)
-        runs.check_same(run, config=config.dump(), fingerprint=described["data"]["fingerprint"])
+        check_same(run, config=config.dump(), fingerprint=described["data"]["fingerprint"])
         from_checkpoint = run.last_checkpoint()
         if damaged := run.drop_checkpoints_after(from_checkpoint):
             step = int(from_checkpoint.name.rpartition("-")[2]) if from_checkpoint else 0
             observe(CheckpointsDamaged(step, damaged))
     else:
-        run = runs.create(output)
-        run.update(status="running", created=runs.now(), config=config.dump(), **described)
-        storage.write_json(run.layout.labels, _labels(table, parts))
-        with storage.replaced_file(run.layout.splits) as file:
-            _split_rows(data, cleaned).to_parquet(file, index=False)
+        check_room(output, parameters=loaded.parameters, checkpoints=arguments.save_total_limit or 3)
+        run = create(output)
+        run.update(created=runs.now(), config=config.dump(), **described)
+    storage.write_json(run.layout.labels, _labels(table, parts))
+    with storage.replaced_file(run.layout.splits) as file:
+        _split_rows(data, cleaned).to_parquet(file, index=False)
+    run.layout.checkpoints.mkdir(exist_ok=True)
     run.update(status="running")
     run.forget_history_after(int(from_checkpoint.name.rpartition("-")[2]) if from_checkpoint else 0)
     observe(prepared)
@@ -145,6 +157,9 @@ def _train(
     def listen(event: Event) -> None:
         if isinstance(event, Evaluated):
             run.log(dataclasses.asdict(event))
+        elif isinstance(event, WentBack):
+            run.forget_history_after(event.to_step)
+            run.update(went_back=dataclasses.asdict(event))
         observe(event)
 
     try:
@@ -164,6 +179,7 @@ def _train(
                 by_hand=config.set,
                 stop=stop,
                 resume=from_checkpoint,
+                name_text=lambda i: _row(parts["train"], i),
             )
             run.save_model(loaded.save)
         with _timed(seconds, "evaluation"):
@@ -183,7 +199,9 @@ def _train(
             storage.write_json(run.layout.metrics, metrics)
             write_predictions(run.layout.predictions, "test", predictions)
     except BaseException as error:
-        run.update(status="interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed")
+        if run.layout.run.is_file():
+            with suppress(OSError):  # the disk may be what failed
+                run.update(status="interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed")
         raise
     run.update(training=dataclasses.asdict(finished), seconds=seconds)
     write_card(run)
@@ -247,6 +265,11 @@ def _split_rows(data: Table, cleaned: Cleaned) -> pd.DataFrame:
     frame = pd.concat([used.astype(object), out.astype(object)])[["source", "row", "split", "reason"]]
     frame = frame.astype({"source": "str", "row": "int64", "split": "str", "reason": "str"})
     return frame.sort_values(["source", "row"], ignore_index=True)
+
+
+def _row(table: Table, i: int) -> str:
+    source, row = table.frame["source"].iloc[i], table.frame["row"].iloc[i]
+    return f"{source} row {row:,}"
 
 
 @contextmanager

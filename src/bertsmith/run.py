@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from bertsmith.data.table import Labels
-from bertsmith.errors import RunFolderError, listing
-from bertsmith.storage import is_whole, replaced_folder, write_json, write_text
+from bertsmith.errors import RunFolderError
+from bertsmith.storage import drop_leftovers, is_whole, replaced_folder, write_json, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,6 +145,8 @@ class Run:
         unusable = [p for p in self.layout.checkpoints.glob("checkpoint-*") if last is None or _step(p) > _step(last)]
         for path in unusable:
             shutil.rmtree(path)
+        for folder in (self.path, self.layout.checkpoints):
+            drop_leftovers(folder)
         return sorted(map(_step, unusable))
 
     # -- writing -----------------------------------------------------------------------------------------------------
@@ -202,131 +201,8 @@ def open_run(path: Path | str) -> Run:
     return run
 
 
-def check_output(path: Path, *, resume: bool, overwrite: bool) -> None:
-    """See that a run may be written to a folder, before any work is done.
-
-    Raises:
-        RunFolderError: if something is there that must not be touched, or there is nothing to resume.
-    """
-    run = Run(path)
-    if resume and overwrite:
-        raise RunFolderError("--resume and --overwrite contradict each other", remedy="Give one of them.")
-    if not run.layout.run.is_file():
-        if resume:
-            raise RunFolderError(
-                "there is no run to resume in this folder", where=str(path), remedy="Leave out --resume."
-            )
-        if path.is_file() or (path.is_dir() and any(path.iterdir())):
-            kind = "a file" if path.is_file() else "a folder with other things in it"
-            raise RunFolderError(
-                f"this is {kind}, and bertsmith writes only to folders of its own",
-                where=str(path),
-                remedy="Give -o a folder that is empty or not there yet.",
-            )
-        return
-    status = run.info.get("status")
-    if status == "finished":
-        if resume:
-            raise RunFolderError("this run is finished: there is nothing to resume", where=str(path))
-        if not overwrite:
-            raise RunFolderError(
-                "a finished run is there already",
-                where=str(path),
-                remedy="Give -o another folder, or pass --overwrite to replace it.",
-            )
-    elif not resume and not overwrite and run.last_checkpoint() is not None:
-        raise RunFolderError(
-            f"an unfinished run is there (status {status!r}), with a checkpoint to go on from",
-            where=str(path),
-            remedy="Pass --resume to go on with it, or --overwrite to begin anew.",
-        )
-
-
-@contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Hold a run folder, there or not yet, against every other process; the lock goes with the process.
-
-    Raises:
-        RunFolderError: if another process holds it, or its place cannot be written to.
-    """
-    place = path.resolve()
-    lock = FileLock(place.parent / f".{place.name}.lock", timeout=0)
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise RunFolderError(
-            "another process is training into this run folder",
-            where=str(path),
-            remedy="Wait until it is done, or give -o another folder.",
-        ) from None
-    except OSError as error:
-        raise _not_writable(path, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
-
-
-def _not_writable(path: Path, error: OSError) -> RunFolderError:
-    return RunFolderError(
-        f"the run folder cannot be written: {error.strerror}", where=str(path), remedy="Give -o another place."
-    )
-
-
-def create(path: Path) -> Run:
-    """Make an empty run folder, in the place of a run that `check_output` allowed to replace.
-
-    Raises:
-        RunFolderError: if the folder cannot be written to.
-    """
-    try:
-        if Run(path).layout.run.is_file():
-            shutil.rmtree(path)
-        path.mkdir(parents=True, exist_ok=True)
-        Layout(path).checkpoints.mkdir()
-    except OSError as error:
-        raise _not_writable(path, error) from error
-    return Run(path)
-
-
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
-
-
-def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Say which keys of two mappings differ, for a refusal to resume."""
-    return [
-        f"{key}: {before.get(key)!r} then, {after.get(key)!r} now"
-        for key in sorted({*before, *after})
-        if before.get(key) != after.get(key)
-    ]
-
-
-def check_same(run: Run, *, config: Mapping[str, Any], fingerprint: str) -> None:
-    """See that a run is resumed with the settings and the data it was begun with.
-
-    Raises:
-        RunFolderError: naming what differs.
-    """
-    info = run.info
-    changed = differences(info.get("config", {}), config)
-    if info.get("data", {}).get("fingerprint") != fingerprint:
-        changed.append("the texts, labels or splits of the table")
-    if changed:
-        raise RunFolderError(
-            f"the run cannot be resumed with other settings or data; these differ: {listing(map(_Plain, changed))}",
-            where=str(run.path),
-            remedy="Run the command the run was begun with, or pass --overwrite to begin anew.",
-        )
-
-
-class _Plain(str):
-    """A string that `listing` does not quote."""
-
-    def __repr__(self) -> str:
-        return str(self)
 
 
 def now() -> str:

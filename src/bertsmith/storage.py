@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -12,7 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bertsmith.errors import RunFolderError
+
 MANIFEST = "manifest.json"
+PART = ".part"
+"""Ending of the names of temporary folders."""
 
 
 def write_text(path: Path, content: str) -> None:
@@ -43,35 +48,41 @@ def replaced_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside ``path`` to write into; it takes the name when all went well."""
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    """Give a temporary folder beside ``path`` to write into; it takes the name when all went well.
+
+    Every file is forced to disk before that: whatever instant the power goes, what has the name is whole.
+    """
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent))
     temporary.chmod(0o755)
+    before = temporary.with_name(f"{temporary.name}.before")
     try:
         yield temporary
+        _sync_all(temporary)
         if path.exists():
-            shutil.rmtree(path)
+            path.replace(before)  # a folder cannot be renamed over one with files in it
         temporary.replace(path)
+        _sync(path.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if before.exists() and not path.exists():
+            before.replace(path)
+        for leftover in (temporary, before):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def drop_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove the temporary folders that were to become ``name``, left where a process was killed."""
+    for path in folder.glob(f".{name}.*{PART}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def seal(folder: Path) -> None:
-    """Force a folder's files to disk and write their SHA-256 beside them, last and by rename.
-
-    Until the manifest has its name the folder does not pass for whole, whatever instant the power goes.
+    """Write the SHA-256 of a folder's files beside them; what comes after that, `is_whole` notices.
 
     Raises:
         OSError: if the disk is full or not to be written to.
     """
-    files = _files(folder)
-    for path in [*files, *(p for p in folder.rglob("*") if p.is_dir())]:
-        _sync(path)
-    temporary = folder / f".{MANIFEST}"
-    temporary.write_text(json.dumps({str(p.relative_to(folder)): _sha256(p) for p in files}, indent=2))
-    _sync(temporary)
-    temporary.replace(folder / MANIFEST)
-    for path in (folder, folder.parent):
-        _sync(path)
+    manifest = {str(p.relative_to(folder)): _sha256(p) for p in _files(folder)}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
 
 def is_whole(folder: Path) -> bool:
@@ -81,6 +92,18 @@ def is_whole(folder: Path) -> bool:
         return bool(manifest) and manifest == {str(p.relative_to(folder)): _sha256(p) for p in _files(folder)}
     except (OSError, ValueError):
         return False
+
+
+def cannot_write(path: Path, error: Exception) -> RunFolderError:
+    """Return the error that says why something of a run cannot be written, and what to do."""
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    return RunFolderError(
+        f"this cannot be written: {os.strerror(errno.ENOSPC) if full else getattr(error, 'strerror', None) or error}",
+        where=str(path),
+        remedy="Make room on the disk, then run the same command with --resume: earlier checkpoints are kept."
+        if full
+        else "Give -o another place, or mend this one and run the same command with --resume.",
+    )
 
 
 def _finite(value: Any) -> Any:
@@ -94,13 +117,17 @@ def _finite(value: Any) -> Any:
 
 
 def _files(folder: Path) -> list[Path]:
-    own = (MANIFEST, f".{MANIFEST}")
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).as_posix() not in own)
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_all(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        _sync(path)
 
 
 def _sync(path: Path) -> None:

@@ -2,14 +2,18 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from benchmarks.chaos import kills
 
-from bertsmith.testing import tiny_table
+from bertsmith.cli.train import _stoppable
+from bertsmith.output import held
+from bertsmith.testing import tiny_model, tiny_table
 
 
 @pytest.fixture
@@ -18,7 +22,8 @@ def csv(tmp_path):
     return tmp_path / "t.csv"
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(csv, tiny, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_a_request_to_end_save_and_say_how_to_go_on(number, csv, tiny, tmp_path):
     command = [sys.executable, "-m", "bertsmith", "train", str(csv), "-o", str(tmp_path / "run"), "--model", str(tiny)]
     command += ["--device", "cpu", "--epochs", "400", "--patience", "400", "--learning-rate", "1e-5"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"})
@@ -27,7 +32,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(csv, tiny, tmp_path):
         told.append(line)
         if line.startswith("epoch 2,"):
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     told += process.communicate(timeout=120)[1].splitlines(keepends=True)
     assert process.returncode == 130, "".join(told)
     assert "the same command with --resume" in "".join(told)
@@ -39,38 +44,61 @@ def test_ctrl_c_saves_and_says_how_to_go_on(csv, tiny, tmp_path):
     assert "--resume" in refused.stderr
 
 
-def test_a_killed_run_ends_as_if_it_had_not_been_and_no_second_process_writes_there(csv, tiny, tmp_path):
-    def command(name):
-        flags = ["--model", str(tiny), "--device", "cpu", "--epochs", "60", "--patience", "60", "--precision", "fp32"]
-        return [sys.executable, "-m", "bertsmith", "train", str(csv), "-o", str(tmp_path / name), *flags]
+def test_a_second_ctrl_c_stops_at_once():
+    with _stoppable() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
-    def weights(name):
-        return (tmp_path / name / "model" / "model.safetensors").read_bytes()
 
-    subprocess.run(command("whole"), check=True, capture_output=True)
-    resume: list[str] = []
-    for moment in (0.6, 1.1, 0.9):  # seconds after the first epoch of each attempt
-        process = subprocess.Popen([*command("run"), *resume], stderr=subprocess.PIPE, text=True)
-        told = []
-        for line in process.stderr:
-            told.append(line)
-            if line.startswith("epoch "):
-                break
-        else:
-            pytest.fail("".join(told))
-        if not resume:
-            second = subprocess.run([*command("run"), "--overwrite"], capture_output=True, text=True)
+def test_no_second_process_writes_to_a_run_folder(csv, tiny, tmp_path):
+    command = [sys.executable, "-m", "bertsmith", "train", str(csv), "-o", str(tmp_path / "run"), "--model", str(tiny)]
+    with held(tmp_path / "run"):
+        for flags in ([], ["--overwrite"]):
+            second = subprocess.run([*command, *flags], capture_output=True, text=True)
             assert second.returncode == 2
             assert "another process is training into this run folder" in second.stderr
-        time.sleep(moment)
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-        resume = ["--resume"]
-    subprocess.run([*command("run"), "--resume"], check=True, capture_output=True)
-    assert weights("run") == weights("whole")
-    metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("run", "whole")]
-    assert metrics[0] == metrics[1]
+    assert not (tmp_path / "run").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]
+
+
+def test_30_kills_at_random_moments_leave_no_trace(csv, tiny, tmp_path):
+    settings = {"epochs": 12, "patience": 4, "learning_rate": 1e-2, "precision": "fp32"}
+    outcomes = list(kills(tmp_path, csv, tiny, settings, n=30, seed=1))
+    assert all(outcome.same for outcome in outcomes)
+    left = [state for outcome in outcomes for state in outcome.left]
+    assert len(left) == 30
+    assert {"training", "scoring"} <= set(left)
+
+
+def test_an_address_space_that_is_small_is_respected(csv, tiny, tmp_path):
+    """Where less is free than the usual budget needs, it is smaller; where not even a step fits, that is said."""
+    large = tiny_model(tmp_path / "large", hidden_size=768, intermediate_size=3072, num_hidden_layers=4)
+    code = """
+import resource, sys
+import bertsmith.pipeline, bertsmith.cli.app
+from bertsmith.training import memory
+left = int(sys.argv.pop(1)) * 2**20
+used = int(next(l for l in open("/proc/self/status") if l.startswith("VmSize")).split()[1]) * 1024
+memory.TOKEN_BUDGETS["cpu"] = 2**20
+resource.setrlimit(resource.RLIMIT_AS, (used + left, used + left))
+bertsmith.cli.app.main(sys.argv[1:])
+"""
+    flags = ["--device", "cpu", "--epochs", "1", "--precision", "fp32"]
+    for model, left, expected, said in (
+        (tiny, 1500, 0, r"only [\d.]+ [GM]iB of memory are free"),
+        (large, 500, 2, r"memory does not suffice even for one text of \d+ tokens: about [\d.]+ [GM]iB are needed"),
+    ):
+        flags += ["--model", str(model)]
+        command = [sys.executable, "-c", code, str(left), "train", str(csv), "-o", str(tmp_path / "run"), *flags]
+        out = subprocess.run(
+            [*command, "--overwrite"], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        assert out.returncode == expected, out.stderr
+        assert "Traceback" not in out.stderr
+        assert re.search(said, out.stderr), out.stderr
 
 
 def test_a_hub_out_of_reach_is_told_within_15_seconds(csv, tmp_path):

@@ -15,7 +15,7 @@ ORDER = [
     {"config", "hub", "storage", "versions"},
     {"data"},
     {"model", "run"},
-    {"training", "evaluation"},
+    {"output", "training", "evaluation"},
     {"report", "inference"},
     {"scoring"},
     {"pipeline"},

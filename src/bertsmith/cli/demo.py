@@ -19,7 +19,7 @@ def demo(*, output: Output = DEMO_RUN, resume: Resume = False, overwrite: Overwr
     """
     from bertsmith.config import resolve
     from bertsmith.data.bbc import bbc_news
-    from bertsmith.run import check_output
+    from bertsmith.output import check_output
 
     check_output(output, resume=resume, overwrite=overwrite)
     talk().print("BBC News: 2,225 articles in 5 classes, fine-tuned with MiniLM, offline")

@@ -13,7 +13,18 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from bertsmith.data.show import class_chart, finding_lines
-from bertsmith.training.events import CheckpointsDamaged, Evaluated, Finished, MemoryShort, Started, StepDone
+from bertsmith.training.events import (
+    CheckpointsDamaged,
+    Collapsed,
+    Evaluated,
+    Finished,
+    MemoryPlanned,
+    MemoryShort,
+    Started,
+    StepDone,
+    WentBack,
+)
+from bertsmith.training.memory import in_words
 
 if TYPE_CHECKING:
     from bertsmith.pipeline import Prepared
@@ -71,6 +82,26 @@ class Progress:
             self.console.print(
                 f"[yellow]memory was short at step {event.step:,}:[/] "
                 f"going on with {event.token_budget:,} tokens at once; the result stays the same"
+            )
+        elif isinstance(event, MemoryPlanned):
+            self.console.print(
+                f"[yellow]only {in_words(event.free)} of memory are free:[/] "
+                f"training with {event.token_budget:,} tokens at once; the result stays the same"
+            )
+        elif isinstance(event, WentBack):
+            self.evaluations = [e for e in self.evaluations if e.step <= event.to_step]
+            place = f"the checkpoint of step {event.to_step:,}" if event.to_step else "the beginning"
+            self.console.print(
+                Text(f"{event.what}\ngoing back to {place}, once, with fp32 and learning rate {event.learning_rate:g}"),
+                style="yellow",
+            )
+        elif isinstance(event, Collapsed):
+            self.console.print(
+                Text(
+                    f"after epoch {event.epoch:g} every validation text is labelled {event.label_text!r}. Early on "
+                    "that passes; else try a smaller --learning-rate, more --epochs, or more texts of the other labels"
+                ),
+                style="yellow",
             )
         elif isinstance(event, Finished):
             if self.live is not None:

@@ -44,7 +44,7 @@ def run_and_show(
 ) -> None:
     """Train with progress on stderr, then print the result on stdout."""
     from bertsmith.cli.progress import Progress
-    from bertsmith.run import check_output, held
+    from bertsmith.output import check_output, held
 
     with held(output):  # told at once, before anything slow is imported
         check_output(output, resume=resume, overwrite=overwrite)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +16,13 @@ from bertsmith.model import checkpoint
 from bertsmith.model.load import Loaded, choose_device, load_model, load_tokenizer
 from bertsmith.run import Run, open_run
 from bertsmith.training.batching import TOKEN_BUDGETS, micro_batches
+from bertsmith.training.memory import free_memory, plan, ran_out
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
+
+log = logging.getLogger(__name__)
 
 
 class Classifier:
@@ -26,10 +31,12 @@ class Classifier:
     Attributes:
         labels: the classes.
         loaded: the model with its tokenizer.
+        token_budget: tokens at once, padding counted; less than usual where memory is short.
     """
 
     def __init__(self, loaded: Loaded, labels: Labels) -> None:
         self.loaded, self.labels = loaded, labels
+        self.token_budget = TOKEN_BUDGETS[loaded.device.type]
         loaded.model.eval()
 
     @classmethod
@@ -90,22 +97,40 @@ class Classifier:
         tokenizer = self.loaded.tokenizer
         encoded = tokenizer([normalise(text) for text in texts], truncation=True, max_length=self.loaded.max_length)
         lengths = np.array([len(ids) for ids in encoded["input_ids"]])
-        for rows in micro_batches(lengths, TOKEN_BUDGETS[self.loaded.device.type]):
-            batch = tokenizer.pad(
-                {name: [encoded[name][i] for i in rows] for name in self.loaded.input_names}, return_tensors="pt"
-            )
-            try:
-                with torch.inference_mode():
-                    logits = self.loaded.model(**batch.to(self.loaded.device)).logits
-            except torch.OutOfMemoryError as error:
-                raise DeviceError(
-                    f"the device is out of memory with {len(rows)} texts of {lengths[rows[0]]} tokens",
-                    remedy="Pass --device cpu, or free the device.",
-                ) from error
+        if self.loaded.device.type == "cpu":
+            self.token_budget = plan(self.loaded.model, int(lengths.max()), training=False, free=free_memory())
+        for rows in micro_batches(lengths, self.token_budget):
+            logits = self._logits({name: [encoded[name][i] for i in rows] for name in self.loaded.input_names})
             result[rows] = torch.softmax(logits.double(), dim=-1).cpu().numpy()
             if progress:
                 progress(len(rows))
         return result
+
+    def _logits(self, encoded: dict[str, list[list[int]]]) -> torch.Tensor:
+        """Return the logits of tokenized texts, of fewer at once as long as memory does not suffice."""
+        import torch
+
+        lengths = [len(ids) for ids in encoded["input_ids"]]
+        tokens = len(lengths) * max(lengths)
+        if tokens <= self.token_budget or len(lengths) == 1:
+            batch = self.loaded.tokenizer.pad(encoded, return_tensors="pt")
+            try:
+                with torch.inference_mode():
+                    logits: torch.Tensor = self.loaded.model(**batch.to(self.loaded.device)).logits
+                    return logits
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out(error):
+                    raise
+                if len(lengths) == 1:
+                    raise DeviceError(
+                        f"memory does not suffice even for one text of {lengths[0]:,} tokens",
+                        remedy="Free memory, raise its limit, or pass --device cpu.",
+                    ) from error
+                self.token_budget = tokens // 2
+            log.warning("memory was short: going on with %s tokens at once, to the same result", self.token_budget)
+        half = len(lengths) // 2
+        parts = ({name: ids[which] for name, ids in encoded.items()} for which in (slice(half), slice(half, None)))
+        return torch.cat([self._logits(part) for part in parts])
 
     def predict(self, texts: Sequence[str]) -> list[str]:
         """Return the label text of every text."""

@@ -139,6 +139,7 @@ def load_model(checkpoint: Checkpoint, labels: Labels | None = None) -> PreTrain
     except Exception as error:
         raise _broken("model", checkpoint, error) from error
     _refuse_unlearned(model, info, checkpoint, new_head=labels is not None)
+    _refuse_not_finite(model, checkpoint)
     return model
 
 
@@ -177,6 +178,16 @@ def _refuse_unlearned(model: PreTrainedModel, info: Any, checkpoint: Checkpoint,
             f"the checkpoint lacks {len(lacking):,} of the model's weights, such as {lacking[0]}",
             where=str(checkpoint.path),
             remedy="Give a complete checkpoint of this architecture, with shapes as in its config.json.",
+        )
+
+
+def _refuse_not_finite(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
+    wrong = [name for name, weights in model.named_parameters() if not bool(weights.isfinite().all())]
+    if wrong:
+        raise ModelError(
+            f"{len(wrong):,} of the checkpoint's weights hold NaN or infinite numbers, such as {wrong[0]}",
+            where=str(checkpoint.path),
+            remedy="Take another copy of it, saved before training went wrong.",
         )
 
 

@@ -98,6 +98,40 @@ class MemoryShort:
 
 
 @dataclass(frozen=True)
+class MemoryPlanned:
+    """Less memory is free (bytes) than is usual to use: the token budget is smaller, the result the same."""
+
+    token_budget: int
+    free: int
+
+
+@dataclass(frozen=True)
+class WentBack:
+    """A number was NaN or infinite: training goes on from ``to_step``, in fp32 and with half the learning rate.
+
+    Attributes:
+        step: optimizer steps done when it was noticed.
+        to_step: those done in the state it goes back to; 0: the beginning.
+        what: which number, where, and the likely cause.
+        learning_rate: the peak from now on.
+    """
+
+    step: int
+    to_step: int
+    what: str
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Collapsed:
+    """At an evaluation every validation text was given the same label, ``label_text``."""
+
+    step: int
+    epoch: float
+    label_text: str
+
+
+@dataclass(frozen=True)
 class CheckpointsDamaged:
     """A run goes on from an earlier checkpoint (``step``; 0: from the beginning): the later ones were not whole."""
 
@@ -105,5 +139,16 @@ class CheckpointsDamaged:
     damaged: list[int]
 
 
-Event = Started | CheckpointsDamaged | StepDone | Evaluated | Saved | MemoryShort | Finished
+Event = (
+    Started
+    | CheckpointsDamaged
+    | StepDone
+    | Evaluated
+    | Collapsed
+    | Saved
+    | MemoryPlanned
+    | MemoryShort
+    | WentBack
+    | Finished
+)
 Listener = Callable[[Event], None]

@@ -1,11 +1,9 @@
-"""`transformers.Trainer`, thinly extended, behind a stream of events. Nothing outside knows its callbacks."""
+"""Fine-tuning: the engine driven to its end, behind a stream of events. Nothing outside knows its callbacks."""
 
 from __future__ import annotations
 
-import json
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,26 +15,26 @@ from transformers import (
     EvalPrediction,
     PrinterCallback,
     ProgressCallback,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
 
-from bertsmith.errors import DeviceError, Interrupted, TrainingError
+from bertsmith.errors import DeviceError, Interrupted
 from bertsmith.model.load import Loaded, quiet_transformers
-from bertsmith.storage import seal
+from bertsmith.training import recovery
 from bertsmith.training.arguments import PRIMARY, refused
-from bertsmith.training.batching import TOKEN_BUDGETS, cut
-from bertsmith.training.events import Evaluated, Finished, Listener, MemoryShort, Saved, Started, StepDone
+from bertsmith.training.batching import TOKEN_BUDGETS
+from bertsmith.training.checkpoints import load_state
+from bertsmith.training.engine import Engine, NotFiniteError
+from bertsmith.training.events import Collapsed, Evaluated, Finished, Listener, MemoryPlanned, Saved, Started, StepDone
 from bertsmith.training.losses import CrossEntropy
+from bertsmith.training.memory import free_memory, plan, ran_out
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-PROGRESS = "progress.json"
-"""Of a checkpoint: what training has gathered since the last evaluation."""
 SAVE_SECONDS = 300.0
 """A checkpoint is written when the last one is older, besides the one of every epoch."""
 Score = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
@@ -55,6 +53,7 @@ def fit(
     stop: Callable[[], bool] = lambda: False,
     resume: Path | None = None,
     by_hand: Mapping[str, Any] | None = None,
+    name_text: Callable[[int], str] = lambda i: f"training text {i + 1:,}",
 ) -> Finished:
     """Fine-tune a model; the best epoch's weights are in it afterwards.
 
@@ -68,29 +67,44 @@ def fit(
         stop: asked after every step; where it says yes, a checkpoint is saved and training is interrupted.
         resume: checkpoint to go on from.
         by_hand: the training arguments that the user set, to be named if training cannot even begin with them.
+        name_text: says in words which training text the one at a position is, for messages.
 
     Raises:
         Interrupted: after ``stop`` said yes and the checkpoint was saved.
         DeviceError: if memory does not suffice.
-        TrainingError: if the loss is not finite; nothing of that step is kept or saved.
+        TrainingError: if a loss, gradient or logit is not finite, twice; nothing of that step is kept or saved.
+        RunFolderError: if a checkpoint cannot be written.
         ConfigError: if training cannot begin with what was set by hand.
     """
-    reporter = _Reporter(emit, stop, resume)
+    reporter = _Reporter(emit, stop)
     began = time.perf_counter()
-    try:
-        with quiet_transformers():
-            trainer = _prepared(loaded, train, validation, arguments, score, patience, reporter)
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    except torch.OutOfMemoryError as error:
-        raise DeviceError(
-            f"the device is out of memory even with one text of {loaded.max_length} tokens at once",
-            remedy="Pass a smaller --max-length, take a smaller --model, free the device, or pass --device cpu.",
-        ) from error
-    except (ValueError, TypeError, RuntimeError, ImportError) as error:
-        if not by_hand or reporter.begun:
-            raise
-        raise refused(by_hand, error) from error
-    state = trainer.state
+    slower = resume is not None and bool(load_state(resume)["slower"])
+    first = None if resume else {name: w.detach().cpu().clone() for name, w in loaded.model.state_dict().items()}
+    while True:
+        settings = recovery.safer(arguments) if slower else arguments
+        try:
+            with quiet_transformers():
+                engine = _engine(loaded, train, validation, settings, score, reporter)
+                engine.add_callback(EarlyStoppingCallback(patience))
+                engine.slower = slower
+                engine.train(resume_from_checkpoint=str(resume) if resume else None)
+            break
+        except NotFiniteError as error:
+            if slower:
+                raise recovery.failed(error, engine, name_text) from error
+            slower, resume = True, reporter.path or resume
+            back = recovery.went_back(error, engine, name_text, resume)
+            engine.accelerator.unwrap_model(loaded.model, keep_fp32_wrapper=False)  # without the old precision
+        except (ValueError, TypeError, RuntimeError, ImportError, MemoryError) as error:
+            if ran_out(error):
+                raise _too_large(train, validation) from error
+            if not by_hand or reporter.begun:
+                raise
+            raise refused(by_hand, error) from error
+        emit(back)
+        if resume is None and first is not None:
+            loaded.model.load_state_dict(first)
+    state = engine.state
     if reporter.interrupted:
         raise Interrupted(f"stopped after step {state.global_step:,} of {state.max_steps:,}; a checkpoint is saved")
     finished = Finished(
@@ -105,17 +119,26 @@ def fit(
     return finished
 
 
-def _prepared(
+def _engine(
     loaded: Loaded,
     train: Dataset,
     validation: Dataset,
     arguments: TrainingArguments,
     score: Score,
-    patience: int,
     reporter: _Reporter,
-) -> _Trainer:
+) -> Engine:
     lengths = np.array([len(ids) for ids in validation["input_ids"]])
-    trainer = _Trainer(
+
+    def metrics(prediction: EvalPrediction) -> dict[str, float]:
+        logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+        if not np.isfinite(logits).all():
+            raise NotFiniteError(f"a logit of the validation texts at step {engine.state.global_step:,}", [], [])
+        predicted = np.unique(np.argmax(logits, axis=-1))
+        reporter.only = loaded.model.config.id2label[int(predicted[0])] if len(predicted) == 1 else None
+        probabilities = torch.softmax(torch.from_numpy(np.asarray(logits)).float(), dim=-1).numpy()
+        return dict(score(np.asarray(prediction.label_ids), probabilities))
+
+    engine = Engine(
         model=loaded.model,
         args=arguments,
         train_dataset=train,
@@ -124,164 +147,70 @@ def _prepared(
         data_collator=DataCollatorWithPadding(loaded.tokenizer, pad_to_multiple_of=8),
         processing_class=loaded.tokenizer,
         compute_loss_func=CrossEntropy(arguments.label_smoothing_factor),
-        compute_metrics=lambda prediction: _metrics(prediction, score),
-        callbacks=[reporter, EarlyStoppingCallback(patience)],
+        compute_metrics=metrics,
+        callbacks=[reporter],
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    trainer.model_accepts_loss_kwargs = False  # the loss is ours: see losses.py
-    trainer.token_budget = TOKEN_BUDGETS[loaded.device.type]
-    trainer.emit = reporter.emit
-    reporter.trainer = trainer
-    return trainer
+    engine.remove_callback(PrinterCallback)
+    engine.remove_callback(ProgressCallback)
+    engine.model_accepts_loss_kwargs = False  # the loss is ours: see losses.py
+    engine.emit = reporter.emit
+    engine.token_budget = usual = TOKEN_BUDGETS[loaded.device.type]
+    if loaded.device.type == "cpu":
+        free = free_memory()
+        engine.token_budget = plan(loaded.model, _longest(train, validation), training=True, free=free)
+        if engine.token_budget < usual and free is not None:
+            reporter.emit(MemoryPlanned(engine.token_budget, free))
+    reporter.engine = engine
+    return engine
 
 
-def _metrics(prediction: EvalPrediction, score: Score) -> dict[str, float]:
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    probabilities = torch.softmax(torch.from_numpy(np.asarray(logits)).float(), dim=-1).numpy()
-    return dict(score(np.asarray(prediction.label_ids), probabilities))
+def _longest(*parts: Dataset) -> int:
+    return max(len(ids) for part in parts for ids in part["input_ids"])
 
 
-class _Trainer(Trainer):  # type: ignore[misc]  # transformers is untyped
-    """The engine, with three things of ours.
-
-    Batches are cut into micro-batches by token budget, which is halved where memory does not suffice. The order of the
-    texts and the dropout are pure functions of seed, epoch and step, so that a run can go on from any step as if it had
-    never stopped. Losses and texts since the last evaluation are kept, without a host synchronisation a step.
-    """
-
-    loss_sum: torch.Tensor | float = 0.0
-    texts: int = 0
-    training_seconds: float = 0.0
-    part: tuple[int, int] = (-1, 0)
-    token_budget: int
-    emit: Listener
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
-        if self.args.train_sampling_strategy != "random":
-            return super()._get_train_sampler(train_dataset)
-        return _Order(len(train_dataset or self.train_dataset), self.args.seed, self._epoch)
-
-    def _epoch(self) -> int:
-        batches = len(self.train_dataset) / (self.args.per_device_train_batch_size * self.args.world_size)
-        whole = math.floor(batches) if self.args.dataloader_drop_last else math.ceil(batches)
-        return int(self.state.global_step // max(math.ceil(whole / self.args.gradient_accumulation_steps), 1))
-
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        began = time.perf_counter()
-        step, part = self.part
-        self.part = (self.state.global_step, part + 1 if step == self.state.global_step else 0)
-        kept = self._gradients(model) if self.part[1] else None
-        while True:
-            try:
-                loss = self._in_micro_batches(model, inputs, num_items_in_batch)
-                break
-            except torch.OutOfMemoryError:
-                if self.token_budget <= inputs["attention_mask"].shape[1]:
-                    raise
-                self.token_budget //= 2
-            # Outside the handler, whose traceback would keep the tensors of the failed attempt alive.
-            self._restore(model, kept)
-            self.emit(MemoryShort(self.state.global_step, self.token_budget))
-        if not bool(torch.isfinite(loss)):
-            raise TrainingError(
-                f"the loss of step {self.state.global_step + 1:,} is not a finite number: training diverged",
-                remedy=f"Pass a smaller --learning-rate ({self.args.learning_rate:g} now)"
-                + (", or --precision fp32." if self.args.bf16 or self.args.fp16 else "."),
-            )
-        self.texts += len(inputs["labels"])
-        self.loss_sum = self.loss_sum + loss
-        self.training_seconds += time.perf_counter() - began
-        return loss
-
-    def _in_micro_batches(self, model: Any, inputs: Any, num_items_in_batch: Any) -> torch.Tensor:
-        """Add the gradient of a batch to what is there, a micro-batch at a time; return its loss."""
-        total = torch.zeros((), device=self.args.device)
-        for i, micro_batch in enumerate(cut(inputs, self.token_budget)):
-            torch.manual_seed(_mixed(self.args.seed, *self.part, i, self.args.process_index))
-            total += super().training_step(model, micro_batch, num_items_in_batch)
-        return total
-
-    def prediction_step(
-        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[Any, Any, Any]:
-        """Score a batch a micro-batch at a time, for the same reasons; texts come back with their labels, reordered."""
-        losses, logits, labels = [], [], []
-        for micro_batch in cut(inputs, self.token_budget):
-            loss, logit, label = super().prediction_step(model, micro_batch, prediction_loss_only, ignore_keys)
-            losses.append(loss * len(micro_batch["attention_mask"]))
-            logits.append(logit)
-            labels.append(label)
-        mean = torch.stack(losses).sum() / len(inputs["attention_mask"])
-        return (mean, None, None) if prediction_loss_only else (mean, torch.cat(logits), torch.cat(labels))
-
-    @staticmethod
-    def _gradients(model: Any) -> list[torch.Tensor | None]:
-        """Return what earlier parts of an accumulated step have left, to begin a part again from."""
-        return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
-
-    @staticmethod
-    def _restore(model: Any, gradients: list[torch.Tensor | None] | None) -> None:
-        for i, parameter in enumerate(model.parameters()):
-            parameter.grad = gradients[i] if gradients else None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
-class _Order(torch.utils.data.Sampler[int]):  # type: ignore[misc]
-    """A random order that is known from the seed and the epoch alone."""
-
-    def __init__(self, n: int, seed: int, epoch: Callable[[], int]) -> None:
-        self.n, self.seed, self.epoch = n, seed, epoch
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __iter__(self) -> Iterator[int]:
-        yield from np.random.default_rng([self.seed, self.epoch()]).permutation(self.n).tolist()
-
-
-def _mixed(*numbers: int) -> int:
-    """Return a seed that is another one for any other numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def _too_large(*parts: Dataset) -> DeviceError:
+    return DeviceError(
+        f"memory does not suffice even for one text of {_longest(*parts):,} tokens at once",
+        remedy="Pass a smaller --max-length, take a smaller --model, or free memory (or pass --device cpu).",
+    )
 
 
 class _Reporter(TrainerCallback):  # type: ignore[misc]
     """Turns the Trainer's callbacks into events, and a wish to stop into a saved checkpoint."""
 
-    trainer: _Trainer
+    engine: Engine
 
-    def __init__(self, emit: Listener, stop: Callable[[], bool], resume: Path | None) -> None:
-        self.emit, self.stop, self.resume = emit, stop, resume
+    def __init__(self, emit: Listener, stop: Callable[[], bool]) -> None:
+        self.emit, self.stop = emit, stop
+        self.path: Path | None = None
+        self.only: str | None = None
         self.saved = time.monotonic()
         self.begun = self.interrupted = False
         self.began = time.perf_counter()
-        self.last_step = 0
         self.best = float("-inf")
         self.rate = 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.begun, self.began = True, time.perf_counter()
         self.saved = time.monotonic()
-        self.last_step = state.global_step
-        if self.resume is not None:
-            kept = json.loads((self.resume / PROGRESS).read_text())
-            self.last_step, self.trainer.loss_sum = kept["last_step"], kept["loss_sum"]
-            self.trainer.token_budget = kept["token_budget"]
         if state.best_metric is not None:
             self.best = state.best_metric
         self.emit(Started(state.global_step, state.max_steps, args.num_train_epochs))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.emit(StepDone(state.global_step, float(state.epoch or 0), self._speed()))
-        if time.monotonic() - self.saved > SAVE_SECONDS:
+        # At the end of an epoch the Trainer scores, and saves after that by itself.
+        within = not self.engine.at_the_end_of_an_epoch
+        if time.monotonic() - self.saved > SAVE_SECONDS and within:
             control.should_save = True
         if self.stop() and not control.should_training_stop:
-            self.interrupted = True
-            control.should_training_stop = control.should_save = True
+            self.interrupted = control.should_training_stop = True
+            control.should_save = within
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.interrupted:  # the Trainer takes a break for the end of the epoch, and would score it
+        if (
+            self.interrupted and not self.engine.at_the_end_of_an_epoch
+        ):  # the Trainer takes a break for the end of the epoch, and would score it
             control.should_evaluate = control.should_save = control.should_log = False
 
     def on_evaluate(
@@ -295,12 +224,12 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         values = {name.removeprefix("eval_"): float(value) for name, value in (metrics or {}).items()}
         score = values[PRIMARY]
-        steps = max(state.global_step - self.last_step, 1)
+        steps = max(state.global_step - self.engine.evaluated_at, 1)
         self.emit(
             Evaluated(
                 step=state.global_step,
                 epoch=float(state.epoch or 0),
-                train_loss=float(self.trainer.loss_sum) / steps,
+                train_loss=float(self.engine.loss_sum) / steps,
                 validation_loss=values.pop("loss"),
                 metrics={
                     name: value
@@ -314,16 +243,15 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
             )
         )
         self.best = max(self.best, score)
-        self.last_step = state.global_step
-        self.trainer.loss_sum, self.trainer.texts, self.trainer.training_seconds = 0.0, 0, 0.0
+        if self.only is not None:
+            self.emit(Collapsed(state.global_step, float(state.epoch or 0), self.only))
+        self.engine.evaluated_at = state.global_step
+        self.engine.loss_sum, self.engine.texts, self.engine.training_seconds = 0.0, 0, 0.0
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        kept = {"last_step": self.last_step, "loss_sum": float(self.trainer.loss_sum)}
-        (folder / PROGRESS).write_text(json.dumps({**kept, "token_budget": self.trainer.token_budget}))
-        seal(folder)
+        self.path = self.engine.checkpoint(state.global_step)
         self.saved = time.monotonic()
-        self.emit(Saved(state.global_step, folder))
+        self.emit(Saved(state.global_step, self.path))
 
     def _speed(self) -> float:
-        return self.trainer.texts / self.trainer.training_seconds if self.trainer.training_seconds else 0.0
+        return self.engine.texts / self.engine.training_seconds if self.engine.training_seconds else 0.0

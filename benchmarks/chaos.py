@@ -1,0 +1,153 @@
+"""Runs killed at random moments, gone on with, and compared byte by byte with a run that was left alone.
+
+Every run is a process of its own, forked from one that has everything imported, and killed with SIGKILL: nothing
+of ours runs on the way out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+COMPARED = ("step", "epoch", "train_loss", "validation_loss", "metrics", "learning_rate", "best")
+
+
+def train(table: str, model: str, output: str, resume: bool, settings: dict) -> None:
+    """Train in this process, quietly; a checkpoint a fifth of a second, so that moments differ in what is there."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    import torch
+
+    import bertsmith as bs
+    from bertsmith.training import trainer
+
+    torch.set_num_threads(1)
+    trainer.SAVE_SECONDS = 0.2
+    bs.train(table, output=output, model=model, resume=resume, device="cpu", **settings)
+
+
+@dataclass
+class Outcome:
+    """What became of one run: after how many seconds it was killed, each time, and whether it ended the same."""
+
+    moments: list[float]
+    left: list[str]
+    same: bool
+
+
+def kills(folder: Path, table: Path, model: Path, settings: dict, *, n: int, seed: int) -> Iterator[Outcome]:
+    """Kill ``n`` times in all, runs one after the other, each until it survives; yield what became of each run.
+
+    Args:
+        folder: where the runs go; emptied of each one when it was compared.
+        table, model: of the runs.
+        settings: of the runs.
+        n: kills that hit a run at work; a run that is done first is not counted.
+        seed: of the moments.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bertsmith.pipeline", "torch", "transformers", "datasets", "sklearn.linear_model"])
+
+    def start(name: str, resume: bool) -> multiprocessing.Process:
+        process = context.Process(target=train, args=(str(table), str(model), str(folder / name), resume, settings))
+        process.start()
+        return process
+
+    for name in ("warm-up", "whole"):
+        began = time.monotonic()
+        process = start(name, resume=False)
+        process.join()
+        if process.exitcode:
+            raise RuntimeError(f"the run that was left alone failed: {process.exitcode}")
+        duration = time.monotonic() - began
+    expected = remains(folder / "whole")
+    choose = random.Random(seed)
+    killed = 0
+    while killed < n:
+        moments, left = [], []
+        run = folder / f"run-{killed}"
+        while True:
+            process = start(run.name, resume=(run / "run.json").is_file())
+            moment = choose.uniform(0, 1.1 * duration)
+            process.join(moment)
+            if process.is_alive() and killed < n:
+                os.kill(process.pid, signal.SIGKILL)
+                process.join()
+                killed += 1
+                moments.append(moment)
+                left.append(state(run))
+                if left[-1] == "finished":
+                    break
+                continue
+            process.join()
+            if process.exitcode:
+                raise RuntimeError(f"{run} cannot go on, killed after {moments} s: exit code {process.exitcode}")
+            break
+        yield Outcome(moments, left, remains(run) == expected)
+        if remains(run) == expected:
+            shutil.rmtree(run)
+
+
+def remains(run: Path) -> tuple[bytes, object, object]:
+    """Return what must be the same: weights, metrics, history."""
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    return (
+        (run / "model" / "model.safetensors").read_bytes(),
+        json.loads((run / "metrics.json").read_text()),
+        [{key: entry[key] for key in COMPARED} for entry in history],
+    )
+
+
+def state(run: Path) -> str:
+    """Return what a kill has left, in a word."""
+    if not (run / "run.json").is_file():
+        return "nothing yet"
+    status = json.loads((run / "run.json").read_text())["status"] if (run / "run.json").stat().st_size else "?"
+    checkpoints = sorted(p.name for p in (run / "checkpoints").glob("checkpoint-*"))
+    if (run / "checkpoints").is_dir() and list((run / "checkpoints").glob(".*")):
+        return "a checkpoint half written"
+    if status == "running":
+        return "scoring" if (run / "model").is_dir() else "training" if checkpoints else "no checkpoint yet"
+    return str(status)
+
+
+def main(n: int, seed: int = 0) -> int:
+    """Kill ``n`` times, print the count; 1 if a run did not end the same."""
+
+    from bertsmith.testing import tiny_model, tiny_table
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tiny_table().to_csv(folder / "table.csv", index=False)
+        model = tiny_model(folder / "model")
+        settings = {"epochs": 12, "patience": 4, "learning_rate": 1e-2, "precision": "fp32"}
+        outcomes, left = [], collections.Counter()
+        for outcome in kills(folder, folder / "table.csv", model, settings, n=n, seed=seed):
+            outcomes.append(outcome)
+            left.update(outcome.left)
+            sys.stdout.write(
+                f"\r{sum(left.values())} kills, {len(outcomes)} runs, {sum(o.same for o in outcomes)} ended the same"
+            )
+            sys.stdout.flush()
+    same = sum(len(o.moments) for o in outcomes if o.same)
+    sys.stdout.write(f"\n{same} of {n} kills left no trace. They found: ")
+    sys.stdout.write(", ".join(f"{state} {count}" for state, count in left.most_common()) + "\n")
+    return int(same < n)
+
+
+if __name__ == "__main__":
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("-n", type=int, default=200, help="kills")
+    arguments.add_argument("--seed", type=int, default=0, help="of the moments")
+    sys.exit(main(**vars(arguments.parse_args())))

@@ -1,0 +1,176 @@
+"""What may be written where: everything that is checked before a run folder is touched, and while it is written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from bertsmith.errors import RunFolderError, listing
+from bertsmith.run import Run
+from bertsmith.storage import PART, cannot_write, drop_leftovers
+
+
+def check_output(path: Path, *, resume: bool, overwrite: bool) -> None:
+    """See that a run may be written to a folder, before any work is done.
+
+    Raises:
+        RunFolderError: if something is there that must not be touched, or there is nothing to resume.
+    """
+    run = Run(path)
+    if resume and overwrite:
+        raise RunFolderError("--resume and --overwrite contradict each other", remedy="Give one of them.")
+    if not run.layout.run.is_file():
+        if resume:
+            raise RunFolderError(
+                "there is no run to resume in this folder", where=str(path), remedy="Leave out --resume."
+            )
+        if path.is_file() or (path.is_dir() and any(not p.name.startswith(".") for p in path.iterdir())):
+            kind = "a file" if path.is_file() else "a folder with other things in it"
+            raise RunFolderError(
+                f"this is {kind}, and bertsmith writes only to folders of its own",
+                where=str(path),
+                remedy="Give -o a folder that is empty or not there yet.",
+            )
+        return
+    status = run.info.get("status")
+    if status == "finished":
+        if resume:
+            raise RunFolderError("this run is finished: there is nothing to resume", where=str(path))
+        if not overwrite:
+            raise RunFolderError(
+                "a finished run is there already",
+                where=str(path),
+                remedy="Give -o another folder, or pass --overwrite to replace it.",
+            )
+    elif not resume and not overwrite and run.last_checkpoint() is not None:
+        raise RunFolderError(
+            f"an unfinished run is there (status {status!r}), with a checkpoint to go on from",
+            where=str(path),
+            remedy="Pass --resume to go on with it, or --overwrite to begin anew.",
+        )
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold a run folder, there or not yet, against every other process; the lock goes with the process.
+
+    Raises:
+        RunFolderError: if another process holds it, or its place cannot be written to.
+    """
+    place = path.resolve()
+    lock = FileLock(place.parent / f".{place.name}.lock", timeout=0)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise RunFolderError(
+            "another process is training into this run folder",
+            where=str(path),
+            remedy="Wait until it is done, or give -o another folder.",
+        ) from None
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses while a run is written into an error that says what to do.
+
+    Raises:
+        RunFolderError: if the disk is full, read-only or broken, or the folder is gone.
+    """
+    try:
+        yield
+    except OSError as error:
+        of_the_disk = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+        named = error.filename is not None and Path(os.fsdecode(error.filename)).is_relative_to(path)
+        if not of_the_disk and not named:
+            raise
+        raise cannot_write(path, error) from error
+
+
+def check_room(path: Path, *, parameters: int, checkpoints: int) -> None:
+    """See that there is room for a run, before training begins.
+
+    Args:
+        path: the run folder, there or not yet.
+        parameters: weights of the model; a checkpoint holds each, with two moments of the optimizer, in fp32.
+        checkpoints: how many are kept; one more is there while it is written.
+
+    Raises:
+        RunFolderError: if there is not.
+    """
+    disk = next(folder for folder in (path.resolve(), *path.resolve().parents) if folder.exists())
+    needed, free = 4 * parameters * (3 * (checkpoints + 1) + 1), shutil.disk_usage(disk).free
+    if free < needed:
+        raise RunFolderError(
+            f"there is too little room on the disk: {free / 1e9:.1f} GB are free, and about {needed / 1e9:.1f} GB are "
+            "needed for the model and its checkpoints",
+            where=str(path),
+            remedy="Make room, give -o another place, or keep fewer checkpoints: --set save_total_limit=1.",
+        )
+
+
+def create(path: Path) -> Run:
+    """Make an empty run folder, in the place of a run that `check_output` allowed to replace.
+
+    Raises:
+        RunFolderError: if the folder cannot be written to.
+    """
+    try:
+        drop_leftovers(path.parent, path.name)
+        if Run(path).layout.run.is_file():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent))
+            path.replace(old)  # at no instant is half of it there
+            shutil.rmtree(old)
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    return Run(path)
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Say which keys of two mappings differ, for a refusal to resume."""
+    return [
+        f"{key}: {before.get(key)!r} then, {after.get(key)!r} now"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+    ]
+
+
+def check_same(run: Run, *, config: Mapping[str, Any], fingerprint: str) -> None:
+    """See that a run is resumed with the settings and the data it was begun with.
+
+    Raises:
+        RunFolderError: naming what differs.
+    """
+    info = run.info
+    changed = differences(info.get("config", {}), config)
+    if info.get("data", {}).get("fingerprint") != fingerprint:
+        changed.append("the texts, labels or splits of the table")
+    if changed:
+        raise RunFolderError(
+            f"the run cannot be resumed with other settings or data; these differ: {listing(map(_Plain, changed))}",
+            where=str(run.path),
+            remedy="Run the command the run was begun with, or pass --overwrite to begin anew.",
+        )
+
+
+class _Plain(str):
+    """A string that `listing` does not quote."""
+
+    def __repr__(self) -> str:
+        return str(self)

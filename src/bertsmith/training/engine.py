@@ -1,0 +1,292 @@
+"""`transformers.Trainer` with what is ours: micro-batches, an order that needs no replay, whole checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import Trainer
+from transformers.trainer_callback import ExportableState, TrainerState
+
+from bertsmith.training import checkpoints
+from bertsmith.training.batching import cut
+from bertsmith.training.events import Listener, MemoryShort
+from bertsmith.training.memory import SMALLEST, ran_out
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+TRAINER_STATE = "trainer_state.json"
+
+
+class NotFiniteError(Exception):
+    """A number of training is NaN or infinite.
+
+    Attributes:
+        what: which one, and where.
+        rows: positions in the training split of the texts whose own loss is not finite; empty if it is all of them.
+        batch: positions of all texts of the step.
+    """
+
+    def __init__(self, what: str, rows: list[int], batch: list[int]) -> None:
+        super().__init__(what)
+        self.what, self.rows, self.batch = what, rows, batch
+
+
+class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
+    """The engine of training.
+
+    Batches are cut into micro-batches by token budget, which is halved where memory does not suffice. The order of the
+    texts and the dropout are pure functions of seed, epoch and step, so that a run can go on from any step as if it had
+    never stopped. Losses and texts since the last evaluation are kept, without a host synchronisation a step.
+    """
+
+    token_budget: int
+    emit: Listener
+    slower: bool = False
+    """Whether the learning rate was halved after a number went wrong."""
+    loss_sum: torch.Tensor | float = 0.0
+    evaluated_at: int = 0
+    texts: int = 0
+    training_seconds: float = 0.0
+    part: tuple[int, int] = (-1, 0)
+    _random: dict[str, Any]
+
+    def train(self, resume_from_checkpoint: str | None = None, **arguments: Any) -> Any:
+        """Train to the end; where the checkpoint is the end already, only load the best weights."""
+        if resume_from_checkpoint is not None:
+            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE))
+            patience = state.stateful_callbacks.get("EarlyStoppingCallback", {"args": {}, "attributes": {}})
+            waited = patience["attributes"].get("early_stopping_patience_counter", 0)
+            if state.global_step >= state.max_steps or waited >= patience["args"].get("early_stopping_patience", 1):
+                self.state = state
+                self._load_best_model()
+                return None
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **arguments)
+
+    # -- the order of the texts --------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
+        if self.args.train_sampling_strategy != "random":
+            return super()._get_train_sampler(train_dataset)
+        return _Order(len(train_dataset or self.train_dataset), self.args.seed, lambda: self._place()[0])
+
+    @property
+    def at_the_end_of_an_epoch(self) -> bool:
+        """Whether the steps done are whole epochs."""
+        return self._place()[1] == 0
+
+    def _place(self) -> tuple[int, int]:
+        """Return the epoch, and the batches of it that are done at the current step."""
+        batches = len(self.train_dataset) / (self.args.per_device_train_batch_size * self.args.world_size)
+        whole = math.floor(batches) if self.args.dataloader_drop_last else math.ceil(batches)
+        steps = max(math.ceil(whole / self.args.gradient_accumulation_steps), 1)
+        epoch, step = divmod(int(self.state.global_step), steps)
+        return epoch, step * self.args.gradient_accumulation_steps
+
+    def _batch(self) -> list[int]:
+        """Return the positions of the texts of the current batch in the training split, where they are known."""
+        if self.args.train_sampling_strategy != "random" or self.args.world_size > 1:
+            return []
+        epoch, done = self._place()
+        size = self.args.per_device_train_batch_size
+        start = (done + self.part[1]) * size
+        return [int(i) for i in _order(len(self.train_dataset), self.args.seed, epoch)[start : start + size]]
+
+    # -- a step ------------------------------------------------------------------------------------------------------
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Add the gradient of a batch to what is there, and return its loss."""
+        began = time.perf_counter()
+        step, part = self.part
+        self.part = (self.state.global_step, part + 1 if step == self.state.global_step else 0)
+        kept = self._gradients(model) if self.part[1] else None
+
+        loss = self._with_less_memory(
+            inputs,
+            lambda: self._in_micro_batches(model, inputs, num_items_in_batch),
+            undo=lambda: self._restore(model, kept),
+        )
+        if not bool(torch.isfinite(loss)):
+            raise self._not_finite("loss", model, inputs)
+        self.texts += len(inputs["labels"])
+        self.loss_sum = self.loss_sum + loss
+        self.training_seconds += time.perf_counter() - began
+        return loss
+
+    def _with_less_memory(
+        self, inputs: Any, attempt: Callable[[], Any], undo: Callable[[], None] = lambda: None
+    ) -> Any:
+        """Do something with a batch, with half the token budget as long as memory does not suffice."""
+        while True:
+            try:
+                return attempt()
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out(error) or self.token_budget <= max(int(inputs["attention_mask"].shape[1]), SMALLEST):
+                    raise
+                self.token_budget //= 2
+            # Outside the handler, whose traceback would keep the tensors of the failed attempt alive.
+            undo()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.emit(MemoryShort(self.state.global_step, self.token_budget))
+
+    def _in_micro_batches(self, model: Any, inputs: Any, num_items_in_batch: Any) -> torch.Tensor:
+        """Add the gradient of a batch to what is there, a micro-batch at a time; return its loss."""
+        total = torch.zeros((), device=self.args.device)
+        for i, micro_batch in enumerate(cut(inputs, self.token_budget)):
+            torch.manual_seed(_mixed(self.args.seed, *self.part, i, self.args.process_index))
+            total += super().training_step(model, micro_batch, num_items_in_batch)
+        return total
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Any, Any, Any]:
+        """Score a batch a micro-batch at a time, for the same reasons; texts come back with their labels, reordered."""
+        step = super().prediction_step
+
+        def attempt() -> tuple[Any, Any, Any]:
+            losses, logits, labels = [], [], []
+            for micro_batch in cut(inputs, self.token_budget):
+                loss, logit, label = step(model, micro_batch, prediction_loss_only, ignore_keys)
+                losses.append(loss * len(micro_batch["attention_mask"]))
+                logits.append(logit)
+                labels.append(label)
+            mean = torch.stack(losses).sum() / len(inputs["attention_mask"])
+            return (mean, None, None) if prediction_loss_only else (mean, torch.cat(logits), torch.cat(labels))
+
+        scored: tuple[Any, Any, Any] = self._with_less_memory(inputs, attempt)
+        return scored
+
+    @staticmethod
+    def _gradients(model: Any) -> list[torch.Tensor | None]:
+        """Return what earlier parts of an accumulated step have left, to begin a part again from."""
+        return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+    @staticmethod
+    def _restore(model: Any, gradients: list[torch.Tensor | None] | None) -> None:
+        for i, parameter in enumerate(model.parameters()):
+            kept = gradients[i] if gradients else None
+            parameter.grad = None if kept is None else kept.clone()
+
+    # -- numbers that go wrong ---------------------------------------------------------------------------------------
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        if norm is not None and not self.args.fp16 and not math.isfinite(norm):  # fp16 skips such a step by itself
+            batch = self._batch()
+            raise NotFiniteError(f"the gradient of step {self.state.global_step + 1:,}", [], batch)
+        return norm
+
+    def _not_finite(self, what: str, model: Any, inputs: Any) -> NotFiniteError:
+        """Find out which texts of a batch it is; those whose loss is not finite without dropout either."""
+        batch = self._batch()
+        model.eval()
+        with torch.no_grad():
+            wrong = [
+                row
+                for row in range(len(inputs["labels"]))
+                if not bool(
+                    torch.isfinite(self.compute_loss(model, {k: v[row : row + 1] for k, v in inputs.items()})).all()
+                )
+            ]
+        model.train()
+        alone = [] if len(wrong) == len(inputs["labels"]) or not batch else [batch[row] for row in wrong]
+        return NotFiniteError(f"the {what} of step {self.state.global_step + 1:,}", alone, batch)
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def checkpoint(self, step: int) -> Path:
+        """Return where the checkpoint of a step is."""
+        return Path(self.args.output_dir) / f"checkpoint-{step}"
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if not self.args.should_save:
+            return
+        self.store_flos()
+        path, best = self.checkpoint(self.state.global_step), self.state.best_global_step
+        if best and (best == self.state.global_step or self.checkpoint(best).exists()):
+            self.state.best_model_checkpoint = str(self.checkpoint(best))
+        for part in (*self.callback_handler.callbacks, self.control):
+            if isinstance(part, ExportableState):
+                self.state.stateful_callbacks[type(part).__name__] = part.state()
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.lr_scheduler.state_dict(),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+            "random": checkpoints.random_state(),
+            "token_budget": self.token_budget,
+            "slower": self.slower,
+            "loss_sum": float(self.loss_sum),
+            "evaluated_at": self.evaluated_at,
+        }
+        checkpoints.save(
+            path,
+            self.accelerator.unwrap_model(model),
+            self.processing_class,
+            state,
+            lambda folder: self.state.save_to_json(str(folder / TRAINER_STATE)),
+        )
+        checkpoints.rotate(path.parent, self.args.save_total_limit, best)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        checkpoints.load_weights(Path(resume_from_checkpoint), model or self.model)
+
+    def _load_best_model(self) -> None:
+        checkpoints.load_weights(self.checkpoint(self.state.best_global_step), self.model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            state = checkpoints.load_state(Path(checkpoint))
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.lr_scheduler.load_state_dict(state["schedule"])
+            if self.accelerator.scaler and state["scaler"]:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.token_budget = min(self.token_budget, state["token_budget"])
+            self.loss_sum, self.evaluated_at = state["loss_sum"], state["evaluated_at"]
+            self._random = state["random"]
+            if self.slower and not state["slower"]:
+                self._halve_learning_rate()
+            self.slower = self.slower or state["slower"]
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """It is loaded with the optimizer."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            checkpoints.restore_random_state(self._random)
+
+    def _halve_learning_rate(self) -> None:
+        for group in self.optimizer.param_groups:
+            for name in ("lr", "initial_lr"):
+                if name in group:
+                    group[name] *= 0.5
+        if hasattr(self.lr_scheduler, "base_lrs"):
+            self.lr_scheduler.base_lrs = [0.5 * rate for rate in self.lr_scheduler.base_lrs]
+
+
+class _Order(torch.utils.data.Sampler[int]):  # type: ignore[misc]
+    """A random order that is known from the seed and the epoch alone."""
+
+    def __init__(self, n: int, seed: int, epoch: Callable[[], int]) -> None:
+        self.n, self.seed, self.epoch = n, seed, epoch
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[int]:
+        yield from _order(self.n, self.seed, self.epoch()).tolist()
+
+
+def _order(n: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def _mixed(*numbers: int) -> int:
+    """Return a seed that is another one for any other numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

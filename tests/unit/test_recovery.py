@@ -1,0 +1,712 @@
+"""Whatever happens to a run: it goes on to the same end, or says what is wrong. The last good checkpoint survives."""
+
+import functools
+import json
+import os
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.models.bert.modeling_bert import BertForSequenceClassification as Model
+
+import bertsmith as bs
+from bertsmith import storage
+from bertsmith.data.table import Labels
+from bertsmith.errors import DeviceError, Interrupted, ModelError, RunFolderError, TrainingError
+from bertsmith.model import checkpoint as models
+from bertsmith.model.load import load_model, load_tokenizer
+from bertsmith.run import Run
+from bertsmith.testing import tiny_model, tiny_table
+from bertsmith.training import batching, checkpoints, memory, trainer
+from bertsmith.training.events import (
+    CheckpointsDamaged,
+    Collapsed,
+    MemoryPlanned,
+    MemoryShort,
+    Saved,
+    StepDone,
+    WentBack,
+)
+from tests.conftest import same_weights as _same
+from tests.conftest import train as _train
+from tests.conftest import weights_of as _weights
+
+TOLD = ("step", "train_loss", "validation_loss", "metrics", "learning_rate")
+
+
+def _history(run):
+    return [[entry[key] for key in TOLD] for entry in run.history]
+
+
+def _stop_after(steps):
+    """Return the listener and the wish that together stop training after some steps."""
+    seen = []
+    return {
+        "on_event": lambda e: seen.append(e) if isinstance(e, StepDone) else None,
+        "stop": lambda: len(seen) >= steps,
+    }
+
+
+class _PowerCutError(Exception):
+    """Nothing is saved on the way out."""
+
+
+# -- going on ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [4, 6, 9])
+def test_an_interrupted_run_is_resumed_to_the_same_end(at, tiny, tmp_path):
+    whole = _train(tiny, tmp_path / "whole")
+    seen = []
+    with pytest.raises(Interrupted, match=f"stopped after step {at}"):
+        _train(
+            tiny, tmp_path / "run", on_event=seen.append, stop=lambda: sum(isinstance(e, StepDone) for e in seen) >= at
+        )
+    run = Run(tmp_path / "run")
+    assert run.info["status"] == "interrupted"
+    assert run.last_checkpoint().name == f"checkpoint-{at}"
+    with pytest.raises(RunFolderError, match="--resume"):
+        _train(tiny, tmp_path / "run")
+    with pytest.raises(RunFolderError, match=r"epochs: 3\.0 then, 4\.0 now"):
+        _train(tiny, tmp_path / "run", resume=True, epochs=4)
+    with pytest.raises(RunFolderError, match="the texts, labels or splits"):
+        _train(tiny, tmp_path / "run", resume=True, table=tiny_table(seed=1))
+    run = _train(tiny, tmp_path / "run", resume=True)
+    assert _same(_weights(whole), _weights(run))
+    assert _history(run) == _history(whole)
+    assert run.metrics == whole.metrics
+    assert not run.layout.checkpoints.exists()
+
+
+@pytest.mark.parametrize("damage", ["a byte changed", "cut short", "no manifest", "a file is gone"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(damage, tiny, tmp_path):
+    whole = _train(tiny, tmp_path / "whole")
+    seen = []
+    with pytest.raises(Interrupted):
+        _train(
+            tiny, tmp_path / "run", on_event=seen.append, stop=lambda: sum(isinstance(e, StepDone) for e in seen) >= 9
+        )
+    run = Run(tmp_path / "run")
+    newest = run.last_checkpoint()
+    weights = newest / "model.safetensors"
+    if damage == "a byte changed":
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    elif damage == "cut short":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    else:
+        (newest / ("manifest.json" if damage == "no manifest" else "training.safetensors")).unlink()
+    assert run.last_checkpoint().name == "checkpoint-6"
+    told = []
+    run = _train(tiny, tmp_path / "run", resume=True, on_event=told.append)
+    assert [e for e in told if isinstance(e, CheckpointsDamaged)] == [CheckpointsDamaged(6, [9])]
+    assert _same(_weights(whole), _weights(run))
+
+
+def test_checkpoints_are_written_by_time_and_a_run_goes_on_from_one_to_the_same_end(tiny, tmp_path, monkeypatch):
+    whole = _train(tiny, tmp_path / "whole")
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", 0.0)
+
+    def die(event):
+        if isinstance(event, StepDone) and event.step == 9:
+            raise _PowerCutError
+
+    with pytest.raises(_PowerCutError):
+        _train(tiny, tmp_path / "run", on_event=die)
+    assert Run(tmp_path / "run").last_checkpoint().name == "checkpoint-8"
+    run = _train(tiny, tmp_path / "run", resume=True)
+    assert _same(_weights(whole), _weights(run))
+    assert run.metrics == whole.metrics
+    assert _history(run) == _history(whole)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"precision": "bf16"},
+        {"set": {"optim": "adafactor", "lr_scheduler_type": "cosine"}},
+        {"set": {"optim": "sgd", "lr_scheduler_type": "reduce_lr_on_plateau"}},
+        {"set": {"gradient_accumulation_steps": 2}},
+        {"set": {"train_sampling_strategy": "group_by_length"}},
+    ],
+    ids=str,
+)
+def test_any_precision_optimizer_and_schedule_goes_on_to_the_same_end(settings, tiny, tmp_path):
+    whole = _train(tiny, tmp_path / "whole", **settings)
+    with pytest.raises(Interrupted):
+        _train(tiny, tmp_path / "run", **settings, **_stop_after(4))
+    run = _train(tiny, tmp_path / "run", resume=True, **settings)
+    assert _same(_weights(whole), _weights(run))
+    assert _history(run) == _history(whole)
+
+
+def test_patience_goes_on_where_it_was(tiny, tmp_path):
+    settings = {"epochs": 40, "patience": 2, "learning_rate": 3e-3}
+    whole = _train(tiny, tmp_path / "whole", **settings)
+    with pytest.raises(Interrupted):
+        _train(tiny, tmp_path / "run", **settings, **_stop_after(whole.history[-1]["step"] - 2))
+    run = _train(tiny, tmp_path / "run", resume=True, **settings)
+    assert len(whole.history) < 40
+    assert _history(run) == _history(whole)
+
+
+def test_a_run_stopped_at_once_goes_on_from_its_last_checkpoint(tiny, tmp_path):
+    def interrupt(event):
+        if isinstance(event, StepDone) and event.step == 9:
+            raise KeyboardInterrupt
+
+    whole = _train(tiny, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        _train(tiny, tmp_path / "run", on_event=interrupt)
+    run = Run(tmp_path / "run")
+    assert run.info["status"] == "interrupted"
+    assert run.last_checkpoint().name == "checkpoint-6"
+    assert _same(_weights(whole), _weights(_train(tiny, tmp_path / "run", resume=True)))
+
+
+@pytest.mark.parametrize("settings", [{}, {"epochs": 40, "patience": 2}], ids=["the last epoch", "out of patience"])
+def test_a_run_that_was_done_training_only_scores(settings, tiny, tmp_path):
+    def die(event):
+        if type(event).__name__ == "Finished":
+            raise _PowerCutError
+
+    whole = _train(tiny, tmp_path / "whole", **settings)
+    with pytest.raises(_PowerCutError):
+        _train(tiny, tmp_path / "run", on_event=die, **settings)
+    steps = []
+    run = _train(tiny, tmp_path / "run", resume=True, on_event=steps.append, **settings)
+    assert not [e for e in steps if isinstance(e, StepDone)]
+    assert _same(_weights(whole), _weights(run))
+    assert _history(run) == _history(whole)
+    assert run.metrics == whole.metrics
+
+
+def test_a_run_folder_can_be_moved_before_it_goes_on(tiny, tmp_path):
+    whole = _train(tiny, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        _train(tiny, tmp_path / "run", **_stop_after(9))
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert _same(_weights(whole), _weights(_train(tiny, tmp_path / "moved", resume=True)))
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------------
+
+
+def _interrupted(tiny, folder, steps=9):
+    with pytest.raises(Interrupted):
+        _train(tiny, folder, **_stop_after(steps))
+    return Run(folder)
+
+
+def test_a_checkpoint_is_plain_data_and_a_model_of_its_own(tiny, tmp_path):
+    newest = _interrupted(tiny, tmp_path / "run").last_checkpoint()
+    names = {p.relative_to(newest).as_posix() for p in newest.rglob("*") if p.is_file()}
+    assert {Path(name).suffix for name in names} <= {".json", ".safetensors", ".txt"}
+    assert names - {"manifest.json"} == set(json.loads((newest / "manifest.json").read_text()))
+    assert load_model(models.resolve(str(newest))).num_labels == 3
+
+
+def test_the_random_state_of_everything_is_kept(tmp_path):
+    state = checkpoints.random_state()
+    expected = random.random(), np.random.random(), torch.rand(1)
+    tensors = {}
+    packed = json.loads(json.dumps(checkpoints._apart({"random": state, 3: (1, 2.5, None, True)}, tensors)))
+    save_file(tensors, tmp_path / "t")
+    back = checkpoints._together(packed, load_file(tmp_path / "t"))
+    checkpoints.restore_random_state(back["random"])
+    assert (random.random(), np.random.random(), torch.rand(1)) == expected
+    assert back[3] == (1, 2.5, None, True)
+
+
+def test_what_plain_data_cannot_hold_is_refused():
+    with pytest.raises(TrainingError, match="cannot hold the object"):
+        checkpoints._apart({"optimizer": [object()]}, {})
+
+
+def test_the_best_and_the_newest_checkpoints_are_kept(tmp_path):
+    for step in (6, 12, 18, 24, 30):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    checkpoints.rotate(tmp_path, None, 6)
+    assert len(list(tmp_path.iterdir())) == 5
+    checkpoints.rotate(tmp_path, 3, 6)
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoint-6", "checkpoint-24", "checkpoint-30"}
+    checkpoints.rotate(tmp_path, 1, 6)
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoint-6", "checkpoint-30"}
+
+
+def _states_during(action, folder, monkeypatch):
+    """Do something and return what a kill would leave of a folder: a copy for every state it was in on the way.
+
+    States are taken after every line of the code that writes. Returns pairs of a copy and the files in it that had
+    not been forced to disk yet, of which a power cut may leave anything.
+    """
+    states, seen = [], set()
+    synced = {p.stat().st_ino: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    fsync = os.fsync
+
+    def recorded(descriptor):
+        fsync(descriptor)
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.is_file():
+            synced[path.stat().st_ino] = path.stat().st_mtime_ns
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    writers = {checkpoints.__file__, storage.__file__}
+
+    def look():
+        files = {p.relative_to(folder): p.stat() for p in sorted(folder.rglob("*")) if p.is_file()}
+        safe = {name for name, stat in files.items() if synced.get(stat.st_ino) == stat.st_mtime_ns}
+        state = tuple((str(n), s.st_ino, s.st_size, s.st_mtime_ns, n in safe) for n, s in files.items())
+        if state not in seen:
+            seen.add(state)
+            copy = folder.with_name(f"state-{len(states)}")
+            shutil.copytree(folder, copy)
+            states.append((copy, sorted(set(files) - safe)))
+
+    def trace(frame, kind, argument):
+        if frame.f_code.co_filename in writers:
+            look()
+            return trace
+        return None
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        action()
+    finally:
+        sys.settrace(before)
+    look()
+    return states
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc for what was forced to disk")
+@pytest.mark.parametrize("again", [False, True], ids=["a new one", "one of the same step"])
+def test_a_save_stopped_at_any_instant_leaves_a_good_checkpoint(again, tiny, tmp_path, monkeypatch):
+    run = _interrupted(tiny, tmp_path / "run")
+    newest = run.last_checkpoint()
+    assert newest.name == "checkpoint-9"
+    model = load_model(models.resolve(str(newest)))
+    tokenizer = load_tokenizer(models.resolve(str(newest)))
+    state = checkpoints.load_state(newest)
+
+    def save():
+        path = newest.with_name("checkpoint-9" if again else "checkpoint-10")
+        checkpoints.save(
+            path, model, tokenizer, state, lambda f: shutil.copy(tmp_path / "kept.json", f / "trainer_state.json")
+        )
+        checkpoints.rotate(path.parent, 2, 6)
+
+    shutil.copy(newest / "trainer_state.json", tmp_path / "kept.json")
+    states = _states_during(save, tmp_path / "run", monkeypatch)
+    assert len(states) > 15
+    for copy, not_forced in states:
+        for cut in ("as it was", "emptied", "halved"):
+            for name in not_forced if cut != "as it was" else ():
+                content = (copy / name).read_bytes()
+                (copy / name).write_bytes(content[: len(content) // 2] if cut == "halved" else b"")
+            last = Run(copy).last_checkpoint()
+            assert last is not None, (copy, cut)
+            assert int(last.name.rpartition("-")[2]) >= (6 if again else 9)
+            checkpoints.load_weights(last, model)
+            assert checkpoints.load_state(last)["optimizer"]["state"].keys() == state["optimizer"]["state"].keys()
+    assert Run(states[-1][0]).last_checkpoint().name == ("checkpoint-9" if again else "checkpoint-10")
+    assert not list((tmp_path / "run").rglob("*.part*"))
+
+
+def test_what_a_kill_leaves_half_written_is_removed_when_the_run_goes_on(tiny, tmp_path):
+    run = _interrupted(tiny, tmp_path / "run")
+    for leftover in (run.layout.checkpoints / ".checkpoint-12.abc.part", run.path / ".model.abc.part"):
+        leftover.mkdir()
+        (leftover / "model.safetensors").write_text("half")
+    (run.path / ".notes").mkdir()
+    run = _train(tiny, tmp_path / "run", resume=True)
+    assert not list(run.path.rglob("*.part*"))
+    assert (run.path / ".notes").is_dir()
+
+
+# -- memory
+
+
+def _fail_at(monkeypatch, fails, error=None, *, training=True):
+    """Let the forward pass of the model run out of memory as ``fails(tokens, attempt)`` says."""
+    forward = Model.forward
+    attempts = []
+
+    @functools.wraps(forward)
+    def limited(self, *args, **kwargs):
+        if self.training == training:
+            attempts.append(kwargs["input_ids"].numel())
+            if fails(attempts[-1], len(attempts)):
+                raise error or torch.OutOfMemoryError("out of memory")
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(Model, "forward", limited)
+    return attempts
+
+
+def test_memory_that_does_not_suffice_halves_the_budget_and_changes_nothing_else(tiny, tmp_path, monkeypatch):
+    settings = {"epochs": 2, "table": _long_table()}
+    monkeypatch.setitem(batching.TOKEN_BUDGETS, "cpu", 64)
+    expected = _train(tiny, tmp_path / "expected", **settings)
+    monkeypatch.setitem(batching.TOKEN_BUDGETS, "cpu", 256)
+    events = []
+    # More than 64 tokens never fit, and what fails is the second micro-batch of a step: one has left its gradient.
+    attempts = _fail_at(monkeypatch, lambda tokens, attempt: tokens > 64)
+    run = _train(tiny, tmp_path / "run", on_event=events.append, **settings)
+    assert [e.token_budget for e in events if isinstance(e, MemoryShort)] == [128, 64]
+    assert max(attempts[3:]) <= 64
+    assert _same(_weights(expected), _weights(run))
+    assert [e["train_loss"] for e in run.history] == [e["train_loss"] for e in expected.history]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_failure_in_the_middle_of_a_step_leaves_no_trace(accumulation, tiny, tmp_path, monkeypatch):
+    settings = {"epochs": 1, "set": {"gradient_accumulation_steps": accumulation}, "table": _long_table()}
+    monkeypatch.setitem(batching.TOKEN_BUDGETS, "cpu", 128)
+    plain = _train(tiny, tmp_path / "plain", **settings)
+    attempts = _fail_at(monkeypatch, lambda tokens, attempt: attempt == 6)
+    run = _train(tiny, tmp_path / "run", **settings)
+    assert len(attempts) > 6
+    a, b = _weights(plain), _weights(run)
+    # From the sixth micro-batch on the budget is another one, and with it the dropout: close, not equal.
+    assert [e["train_loss"] for e in run.history] == pytest.approx([e["train_loss"] for e in plain.history], abs=0.05)
+    assert not _same(a, b)
+
+
+def test_memory_for_not_even_one_text_is_told(tiny, tmp_path, monkeypatch):
+    _fail_at(monkeypatch, lambda tokens, attempt: True)
+    with pytest.raises(bs.UserError, match=r"even for one text(.|\n)*--max-length"):
+        _train(tiny, tmp_path / "run")
+    assert Run(tmp_path / "run").info["status"] == "failed"
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def _long_table():
+    table = tiny_table()
+    table["Text"] = [f"{text} " * (1 + i % 5) for i, text in enumerate(table["Text"])]
+    return table
+
+
+@pytest.mark.parametrize("failure", ["RuntimeError", "MemoryError"])
+def test_other_words_for_memory_that_ran_out_are_understood(failure, tiny, tmp_path, monkeypatch):
+    words = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+    error = {"RuntimeError": RuntimeError(words), "MemoryError": MemoryError()}[failure]
+    monkeypatch.setitem(batching.TOKEN_BUDGETS, "cpu", 128)
+    _fail_at(monkeypatch, lambda tokens, attempt: attempt == 3, error)
+    events = []
+    _train(tiny, tmp_path / "run", epochs=1, on_event=events.append)
+    assert [e.token_budget for e in events if isinstance(e, MemoryShort)] == [64]
+
+
+def test_the_end_is_that_of_an_undisturbed_run_with_the_same_budgets(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(batching.TOKEN_BUDGETS, "cpu", 256)
+    fails = {9: 128, 17: 64}  # the budget from these steps on
+    steps = []
+
+    def listen(event):
+        if isinstance(event, StepDone):
+            steps.append(event)
+
+    settings = {"table": _long_table(), "on_event": listen}
+    attempts = _fail_at(
+        monkeypatch, lambda tokens, _: tokens > min([b for at, b in fails.items() if len(steps) + 1 >= at], default=999)
+    )
+    disturbed = _train(tiny, tmp_path / "disturbed", **settings)
+    assert max(attempts) > 128
+    steps.clear()
+    step = trainer.Engine.training_step
+
+    def scheduled(self, *args, **kwargs):
+        self.token_budget = fails.get(self.state.global_step + 1, self.token_budget)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.undo()
+    monkeypatch.setitem(batching.TOKEN_BUDGETS, "cpu", 256)
+    monkeypatch.setattr(trainer.Engine, "training_step", scheduled)
+    planned = _train(tiny, tmp_path / "planned", **settings)
+    assert _same(_weights(disturbed), _weights(planned))
+    assert _history(disturbed) == _history(planned)
+
+
+def test_without_dropout_the_loss_curve_is_that_of_an_undisturbed_run(tmp_path, monkeypatch):
+    calm = tiny_model(tmp_path / "calm", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    monkeypatch.setitem(batching.TOKEN_BUDGETS, "cpu", 256)
+    settings = {"table": _long_table(), "learning_rate": 1e-3, "set": {"optim": "sgd"}}
+    undisturbed = _train(calm, tmp_path / "undisturbed", **settings)
+    _fail_at(monkeypatch, lambda tokens, attempt: attempt in (3, 8))
+    disturbed = _train(calm, tmp_path / "disturbed", **settings)
+    for a, b in zip(undisturbed.history, disturbed.history, strict=True):
+        assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-5)
+        assert b["validation_loss"] == pytest.approx(a["validation_loss"], rel=1e-5)
+
+
+def test_scoring_that_runs_out_of_memory_takes_fewer_texts_at_once(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(batching.TOKEN_BUDGETS, "cpu", 256)
+    expected = _train(tiny, tmp_path / "expected", epochs=1, table=_long_table())
+    events = []
+    _fail_at(monkeypatch, lambda tokens, attempt: tokens > 64, training=False)
+    run = _train(tiny, tmp_path / "run", epochs=1, table=_long_table(), on_event=events.append)
+    assert [e.token_budget for e in events if isinstance(e, MemoryShort)] == [128, 64]
+    assert run.history[0]["validation_loss"] == pytest.approx(expected.history[0]["validation_loss"], rel=1e-5)
+    a, b = (r.metrics["splits"]["test"]["metrics"]["log_loss"]["value"] for r in (run, expected))
+    assert a == pytest.approx(b, rel=1e-6)
+
+
+def test_prediction_that_runs_out_of_memory_takes_fewer_texts_at_once(finished, monkeypatch, caplog):
+    classifier = bs.load(finished)
+    texts = _long_table()["Text"].tolist()
+    expected = classifier.predict_proba(texts)
+    attempts = _fail_at(monkeypatch, lambda tokens, attempt: tokens > 64, training=False)
+    assert classifier.predict_proba(texts) == pytest.approx(expected, abs=1e-6)
+    assert sum(tokens > 64 for tokens in attempts) < 10
+    assert "memory was short: going on with" in caplog.text
+    _fail_at(monkeypatch, lambda tokens, attempt: True, training=False)
+    with pytest.raises(DeviceError, match=r"even for one text of \d+ tokens"):
+        classifier.predict_proba(texts)
+
+
+def _proc(root, *, available=10**9, group="", status=""):
+    for name, content in {
+        "proc/meminfo": f"MemTotal: 1 kB\nMemAvailable: {available} kB\n",
+        "proc/self/cgroup": group,
+        "proc/self/status": status,
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
+
+
+def _group(root, folder, **files):
+    (root / "sys/fs/cgroup" / folder).mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (root / "sys/fs/cgroup" / folder / name.replace("memory_", "memory.")).write_text(content)
+
+
+def test_free_memory_is_the_least_that_machine_groups_and_ulimit_leave(tmp_path, monkeypatch):
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (-1, -1))
+    assert memory.free_memory(tmp_path / "nowhere") is None
+    _proc(tmp_path, available=5000)
+    assert memory.free_memory(tmp_path) == 5000 * 1024
+    _proc(tmp_path, group="0::/a/b\n")
+    _group(tmp_path, "a", memory_max="9000", memory_current="8000", memory_stat="anon 1\ninactive_file 500\n")
+    _group(tmp_path, "a/b", memory_max="max", memory_current="8000")
+    assert memory.free_memory(tmp_path) == 1500  # the limit of the group above, cached files not counted as used
+    _proc(tmp_path, group="5:cpu:/x\n4:memory:/a\n")
+    _group(tmp_path, "memory/a", **{"memory_limit_in_bytes": "700", "memory_usage_in_bytes": "600"})
+    assert memory.free_memory(tmp_path) == 100
+    _proc(tmp_path, status="VmSize:\t3 kB\nVmData:\t1 kB\n")
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (4096, 4096))
+    assert memory.free_memory(tmp_path) == 1024
+
+
+def test_a_run_begins_with_the_budget_that_fits_and_ends_the_same(tiny, tmp_path, monkeypatch):
+    model = load_model(models.resolve(str(tiny)), Labels((0, 1), ("a", "b")))
+    weights = 12 * sum(p.numel() for p in model.parameters())
+    each = memory._bytes_per_token(model, 32, True)
+    assert memory.plan(model, 32, training=True, free=None) == 1024
+    assert memory.plan(model, 32, training=True, free=weights + 1024 * each) == 1024
+    assert memory.plan(model, 32, training=True, free=weights + 1024 * each - 1) == 512
+    assert memory.plan(model, 32, training=True, free=weights + 32 * each) == 32
+    with pytest.raises(DeviceError, match=r"(?s)one text of 32 tokens.*--max-length"):
+        memory.plan(model, 32, training=True, free=weights + 32 * each - 1)
+    monkeypatch.setitem(batching.TOKEN_BUDGETS, "cpu", 64)
+    expected = _train(tiny, tmp_path / "expected", epochs=1)
+    monkeypatch.setitem(batching.TOKEN_BUDGETS, "cpu", 256)
+    monkeypatch.setattr(trainer, "plan", lambda *_, **__: 64)
+    events = []
+    run = _train(tiny, tmp_path / "run", epochs=1, on_event=events.append)
+    assert [e.token_budget for e in events if isinstance(e, MemoryPlanned)] == [64]
+    assert _same(_weights(expected), _weights(run))
+
+
+# -- numbers that go wrong ---------------------------------------------------------------------------------------------
+
+
+def _break(monkeypatch, when, change):
+    """Let ``change(logits)`` happen to the output of the model where ``when(model, steps done, inputs)`` says so."""
+    forward, steps = Model.forward, []
+
+    @functools.wraps(forward)
+    def broken(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        if when(self, len(steps), kwargs["input_ids"]):
+            output.logits = change(output.logits)
+        return output
+
+    monkeypatch.setattr(Model, "forward", broken)
+    return lambda event: steps.append(event) if isinstance(event, StepDone) else None
+
+
+class _BadGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(_, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(_, gradient):
+        return gradient * float("nan")
+
+
+BROKEN = {
+    "NaN loss": lambda logits: logits * float("nan"),
+    "Inf loss": lambda logits: logits * float("inf"),
+    "NaN gradient": _BadGradient.apply,
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize(("at", "back_to"), [(8, 6), (2, 0)])
+def test_a_number_that_goes_wrong_once_costs_a_step_back(kind, at, back_to, tiny, tmp_path, monkeypatch):
+    events, done = [], []
+    count = _break(monkeypatch, lambda model, n, _: model.training and n == at and not done, BROKEN[kind])
+
+    def listen(event):
+        events.append(event)
+        count(event)
+        if isinstance(event, WentBack):
+            done.append(event)
+
+    run = _train(tiny, tmp_path / "run", on_event=listen, precision="bf16")
+    (back,) = done
+    assert (back.step, back.to_step, back.learning_rate) == (at, back_to, 5e-3)
+    assert f"{kind.split()[1]} of step {at + 1} is not a finite number" in back.what
+    assert "the data frame row" in back.what
+    assert "overflowed in bf16" in back.what
+    assert run.info["status"] == "finished"
+    assert run.info["went_back"]["to_step"] == back_to
+    assert [e["step"] for e in run.history] == [6, 12, 18]
+    rates = [e["learning_rate"] for e in run.history]
+    plain = [e["learning_rate"] for e in _train(tiny, tmp_path / "plain").history]
+    halved = [False, True, True] if back_to else [True, True, True]
+    assert rates == pytest.approx([r / 2 if half else r for r, half in zip(plain, halved, strict=True)])
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_number_that_goes_wrong_twice_ends_training_and_keeps_what_was_saved(kind, tiny, tmp_path, monkeypatch):
+    whole = _train(tiny, tmp_path / "whole")
+    events = []
+    count = _break(monkeypatch, lambda model, n, _: model.training and n >= 8, BROKEN[kind])
+    with pytest.raises(TrainingError, match=r"(?s)of step 7 is not a finite number, again.*--learning-rate"):
+        _train(tiny, tmp_path / "run", on_event=lambda e: (count(e), events.append(e)))
+    assert sum(isinstance(e, WentBack) for e in events) == 1
+    run = Run(tmp_path / "run")
+    assert run.info["status"] == "failed"
+    assert run.last_checkpoint().name == "checkpoint-6"
+    monkeypatch.undo()
+    assert _same(_weights(whole), _weights(_train(tiny, tmp_path / "run", resume=True)))
+
+
+def test_after_going_back_a_run_resumes_with_the_same_care(tiny, tmp_path, monkeypatch):
+    def broken():
+        done = []
+        count = _break(monkeypatch, lambda model, n, _: model.training and n == 8 and not done, BROKEN["NaN loss"])
+        return lambda e: (count(e), done.append(e) if isinstance(e, WentBack) else None)
+
+    whole = _train(tiny, tmp_path / "whole", on_event=broken(), precision="bf16")
+    monkeypatch.undo()
+    listen, steps = broken(), []
+    with pytest.raises(Interrupted):
+        _train(
+            tiny,
+            tmp_path / "run",
+            on_event=lambda e: (listen(e), steps.append(e) if isinstance(e, StepDone) else None),
+            stop=lambda: len(steps) > 8 and steps[-1].step == 10,
+            precision="bf16",
+        )
+    monkeypatch.undo()
+    run = _train(tiny, tmp_path / "run", resume=True, precision="bf16")
+    assert _same(_weights(whole), _weights(run))
+    assert _history(run) == _history(whole)
+
+
+def test_the_text_that_breaks_the_loss_is_named(tiny, tmp_path, monkeypatch):
+    table = tiny_table()
+    table.loc[5, "Text"] = "9 9 9 9"
+    _break(
+        monkeypatch,
+        lambda model, n, ids: bool((ids == model.config.vocab_size - 1).sum(dim=1).eq(4).any()),
+        lambda logits: logits * float("nan"),
+    )
+    # The whole micro-batch is broken by it; alone, only this text is.
+    with pytest.raises(TrainingError, match=r"it comes from the data frame row 6\n"):
+        _train(tiny, tmp_path / "run", table=table, set={"per_device_eval_batch_size": 1}, validation_size=0.1, seed=2)
+
+
+def test_a_logit_that_is_not_finite_is_no_score(tiny, tmp_path, monkeypatch):
+    count = _break(monkeypatch, lambda model, n, _: not model.training and n >= 12, BROKEN["NaN loss"])
+    with pytest.raises(TrainingError, match="a logit of the validation texts at step 12 is not a finite number, again"):
+        _train(tiny, tmp_path / "run", on_event=count)
+    assert [e["step"] for e in Run(tmp_path / "run").history] == [6]
+
+
+def test_a_checkpoint_with_numbers_that_are_not_is_refused(tiny, tmp_path):
+    folder = Path(shutil.copytree(tiny, tmp_path / "copy"))
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.0.output.dense.weight"][3, 3] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 of the checkpoint's weights hold NaN .*layer.0.output.dense.weight"):
+        _train(folder, tmp_path / "run")
+
+
+def test_one_label_for_every_text_is_told(tiny, tmp_path):
+    events = []
+    _train(tiny, tmp_path / "run", epochs=2, learning_rate=1e-9, on_event=events.append)
+    told = [e for e in events if isinstance(e, Collapsed)]
+    assert [e.epoch for e in told] == [1, 2]
+    assert told[0].label_text in set(tiny_table()["Label Text"])
+    events.clear()
+    _train(tiny, tmp_path / "learns", epochs=6, on_event=events.append)
+    assert not [e for e in events if isinstance(e, Collapsed)][3:]
+
+
+# -- disks -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_folder_that_vanishes_ends_training_with_a_word(tiny, tmp_path):
+    def vanish(event):
+        if isinstance(event, Saved):
+            shutil.rmtree(tmp_path / "run")
+
+    with pytest.raises(RunFolderError, match="cannot be written"):
+        _train(tiny, tmp_path / "run", on_event=vanish)
+
+
+@pytest.mark.parametrize("step", [6, 12, 18, "the end"])
+def test_a_disk_that_is_full_ends_training_with_a_word_and_room_mends_it(step, tiny, tmp_path, small_disk):
+    whole = _train(tiny, tmp_path / "whole")
+    filler = small_disk / "filler"
+
+    def fill(event):
+        due = isinstance(event, StepDone) and event.step == step
+        if due or (step == "the end" and type(event).__name__ == "Finished"):
+            with pytest.raises(OSError, match="No space left"), filler.open("wb") as file:
+                while True:
+                    file.write(bytes(4096))
+                    file.flush()
+
+    with pytest.raises(RunFolderError, match=r"(?s)cannot be written: No space left.*--resume"):
+        _train(tiny, small_disk / "run", on_event=fill)
+    last = Run(small_disk / "run").last_checkpoint()
+    expected = {6: None, 12: "checkpoint-6", 18: "checkpoint-12", "the end": "checkpoint-18"}[step]
+    assert (last and last.name) == expected
+    filler.unlink()
+    again = {"resume": True} if expected else {"overwrite": True}
+    run = _train(tiny, small_disk / "run", **again)
+    assert _same(_weights(whole), _weights(run))
+    assert run.metrics == whole.metrics
+
+
+def test_a_place_that_cannot_be_written_is_told_before_any_work(tiny, tmp_path, read_only_disk):
+    with pytest.raises(RunFolderError, match="cannot be written: Read-only file system"):
+        _train(tiny, read_only_disk / "run")
+
+
+def test_a_disk_without_room_for_the_run_is_told_before_training(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**5))
+    with pytest.raises(RunFolderError, match=r"0.0 GB are free, and .* GB are needed"):
+        _train(tiny, tmp_path / "run")
