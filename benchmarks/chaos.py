@@ -113,7 +113,7 @@ def state(run: Path) -> str:
     """Return what a kill has left, in a word."""
     if not (run / "run.json").is_file():
         return "nothing yet"
-    status = json.loads((run / "run.json").read_text())["status"] if (run / "run.json").stat().st_size else "?"
+    status = json.loads((run / "run.json").read_text())["status"]
     checkpoints = sorted(p.name for p in (run / "checkpoints").glob("checkpoint-*"))
     if (run / "checkpoints").is_dir() and list((run / "checkpoints").glob(".*")):
         return "a checkpoint half written"

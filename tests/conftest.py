@@ -108,3 +108,18 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def read_only_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk that cannot be written to."""
     yield from _mounted(tmp_path / "read-only", "size=8m,ro")
+
+
+@pytest.fixture
+def cli(capsys):
+    """The command in this process: ``cli("inspect", path)`` gives exit code, stdout, stderr."""
+    from bertsmith.cli.app import main
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            main([str(a) for a in arguments])
+        out = capsys.readouterr()
+        assert "Traceback" not in out.err
+        return caught.value.code, out.out, out.err
+
+    return run

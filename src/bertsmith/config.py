@@ -47,6 +47,9 @@ class DataConfig(Step):
     db: str | None = Field(None, description="Database URL for --sql, such as sqlite:///reviews.db.")
     sheet: str | None = Field(None, description="Excel sheet to read; the first one unless given.")
     encoding: str | None = Field(None, description="Encoding of a text file, where the guess is wrong.")
+    max_unpacked: float = Field(
+        4.0, gt=0, le=1024, description="Most GB that a packed table may hold; one that holds more is not unpacked."
+    )
 
 
 class ModelConfig(Step):

@@ -145,7 +145,7 @@ def _train(
     else:
         check_room(output, parameters=loaded.parameters, checkpoints=arguments.save_total_limit or 3)
         run = create(output)
-        run.update(created=runs.now(), config=config.dump(), **described)
+        run.update(status="running", created=runs.now(), config=config.dump(), **described)
     storage.write_json(run.layout.labels, _labels(table, parts))
     with storage.replaced_file(run.layout.splits) as file:
         _split_rows(data, cleaned).to_parquet(file, index=False)

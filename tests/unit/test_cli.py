@@ -15,18 +15,6 @@ from bertsmith.testing import tiny_table
 
 
 @pytest.fixture
-def cli(capsys):
-    def run(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main([str(a) for a in arguments])
-        out = capsys.readouterr()
-        assert "Traceback" not in out.err
-        return caught.value.code, out.out, out.err
-
-    return run
-
-
-@pytest.fixture
 def csv(tmp_path):
     tiny_table().to_csv(tmp_path / "t.csv", index=False)
     return tmp_path / "t.csv"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import sys
 from typing import Any
 
@@ -13,6 +14,7 @@ from bertsmith.data.table import Note
 from bertsmith.errors import DataError, listing
 
 _DELIMITERS = (",", ";", "\t", "|")
+_SEPARATOR = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
 
 
 def decode(content: bytes, name: str, encoding: str | None = None) -> tuple[str, list[Note]]:
@@ -46,12 +48,14 @@ def decode(content: bytes, name: str, encoding: str | None = None) -> tuple[str,
                 ) from error
     head = content[:4096]
     binary = sum(byte < 9 or 13 < byte < 32 for byte in head if byte)
-    if binary > len(head) // 50:
+    even, odd = head[::2].count(b"\x00"), head[1::2].count(b"\x00")
+    wide = max(even, odd) > len(head) // 5 and min(even, odd) <= max(even, odd) // 10
+    if binary > 3 + len(head) // 50 or (even + odd > len(head) // 5 and not wide):
         raise DataError(
             "this is not a text file", where=name, remedy="Give a CSV, JSON Lines, Parquet, Feather or Excel file."
         )
-    if head.count(b"\x00") > len(head) // 5:
-        codec = "utf-16-le" if head[1::2].count(b"\x00") > head[::2].count(b"\x00") else "utf-16-be"
+    if wide:
+        codec = "utf-16-le" if odd > even else "utf-16-be"
         try:
             return content.decode(codec), [Note("info", f"{name} was read as {codec}")]
         except UnicodeError as error:
@@ -93,7 +97,9 @@ def delimited(text: str, name: str, prefer: str | None) -> tuple[pd.DataFrame, l
     Raises:
         DataError: if quotes do not match or rows have more or fewer fields than the header.
     """
-    delimiter = prefer if prefer and prefer in text.partition("\n")[0] else _guess_delimiter(text)
+    if said := _SEPARATOR.match(text):  # a line for Excel alone; blank, it keeps the numbers of the others
+        prefer, text = said[1], "\n" + text[said.end() :]
+    delimiter = prefer if prefer and prefer in text.lstrip("\n").partition("\n")[0] else _guess_delimiter(text)
     notes: list[Note] = []
     dialects: list[dict[str, Any]] = [{}]
     if '\\"' in text:

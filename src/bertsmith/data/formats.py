@@ -5,19 +5,30 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from bertsmith.config import DataConfig
 from bertsmith.data.delimited import decode, delimited
 from bertsmith.data.raw import RawTable
 from bertsmith.data.table import Note
 from bertsmith.errors import DataError, listing
 
 _BINARY = {b"PAR1": "parquet", b"ARROW1": "feather", b"PK\x03\x04": "excel", b"\xd0\xcf\x11\xe0": "excel"}
+_OTHER = {
+    b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"\x28\xb5\x2f\xfd": "a zstd archive",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a rar archive",
+    b"%PDF": "a PDF document",
+    b"\x80\x04": "a pickle, which bertsmith never opens because it can run code",
+    b"\x80\x05": "a pickle, which bertsmith never opens because it can run code",
+}
 _SUFFIXES = {
     ".csv": "delimited",
     ".tsv": "delimited",
@@ -37,44 +48,76 @@ _SUFFIXES = {
 }
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, most: float) -> bytes:
     """Return the bytes of a file, unpacked if it is gzip.
 
+    Args:
+        path: the file.
+        most: GB that it may hold unpacked.
+
     Raises:
-        DataError: if the file is missing, a folder, not readable, or a damaged gzip.
+        DataError: if the file is missing, a folder, not readable, a damaged gzip, or holds too much.
     """
+    where = str(path)
     try:
         if path.is_dir():
-            raise DataError("this is a folder, not a table", where=str(path), remedy="Give the path of a file.")
+            raise DataError("this is a folder, not a table", where=where, remedy="Give the path of a file.")
         if path.exists() and not path.is_file():
-            raise DataError("this is not a plain file", where=str(path), remedy="Save the table to a file first.")
+            raise DataError("this is not a plain file", where=where, remedy="Save the table to a file first.")
         content = path.read_bytes()
     except FileNotFoundError as error:
         near = sorted(p.name for p in path.parent.glob("*") if p.suffix in _SUFFIXES) if path.parent.is_dir() else []
         hint = f" In that folder there are {listing(near, 5)}." if near else ""
-        raise DataError("there is no such file", where=str(path), remedy=f"Check the path.{hint}") from error
-    except OSError as error:
-        raise DataError(f"the file cannot be read: {error.strerror}", where=str(path), remedy="Check it.") from error
+        raise DataError("there is no such file", where=where, remedy=f"Check the path.{hint}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"the file cannot be read: {reason}", where=where, remedy="Check its path and that you may read it."
+        ) from error
     if content[:2] == b"\x1f\x8b":
         try:
-            content = gzip.decompress(content)
+            with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+                content = file.read(int(most * 1e9) + 1)
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(
-                f"the gzip file is damaged or cut short: {error}", where=str(path), remedy="Copy or download it again."
+                f"the gzip file is damaged or cut short: {error}", where=where, remedy="Copy or download it again."
             ) from error
+        _check_size(len(content), most, path)
+        if content[:2] == b"\x1f\x8b":
+            raise DataError("this is gzip within gzip", where=where, remedy="Unpack it once and give what is inside.")
     return content
 
 
-def read_file(path: Path, *, sheet: str | None, encoding: str | None) -> RawTable:
+def _check_size(size: int, most: float, path: Path) -> None:
+    if size > most * 1e9:
+        raise DataError(
+            f"the file unpacks to more than {most:g} GB",
+            where=str(path),
+            remedy="If that is meant, pass a larger --max-unpacked (GB); else it is a decompression bomb.",
+        )
+
+
+def read_file(path: Path, config: DataConfig) -> RawTable:
     """Read a file, whatever its kind: by its first bytes, else by its name.
 
     Raises:
-        DataError: if it is missing, damaged, or of no known kind.
+        DataError: if it is missing, damaged, too large unpacked, or of no known kind.
     """
-    content = read_bytes(path)
+    content = read_bytes(path, config.max_unpacked)
     name = path.name
     suffixes = [s.lower() for s in path.suffixes if s.lower() != ".gz"]
     kind = next((kind for magic, kind in _BINARY.items() if content.startswith(magic)), None)
+    other = next((other for magic, other in _OTHER.items() if content.startswith(magic)), None)
+    if other is not None or (content[257:262] == b"ustar" and kind is None):
+        raise DataError(
+            f"this is {other or 'a tar archive'}",
+            where=str(path),
+            remedy="Give the table itself, as CSV, JSON Lines, Parquet, Feather or Excel.",
+        )
+    if content.startswith(b"SQLite format 3"):
+        raise DataError(
+            "this is an SQLite database", where=str(path), remedy=f"Pass --db sqlite:///{path} and a --sql query."
+        )
     if kind is None:
         kind = _SUFFIXES.get(suffixes[-1] if suffixes else "", "delimited")
         if kind in ("parquet", "feather", "excel"):
@@ -85,15 +128,15 @@ def read_file(path: Path, *, sheet: str | None, encoding: str | None) -> RawTabl
             )
     if kind == "excel" and suffixes and suffixes[-1] == ".zip":
         raise DataError("this is a zip archive", where=str(path), remedy="Unpack it and give the table inside.")
-    if not content.strip():
+    if not content.strip(b" \t\r\n\0"):
         raise DataError("the file is empty", where=str(path), remedy="Check that it is the right file.")
-    if kind == "parquet":
-        return RawTable(_parquet(content, path), name)
-    if kind == "feather":
-        return RawTable(_feather(content, path), name)
+    if kind in ("parquet", "feather"):
+        return RawTable(_arrow(content, path, kind, config.max_unpacked), name)
     if kind == "excel":
-        return _excel(content, path, sheet)
-    text, notes = decode(content, name, encoding)
+        return _excel(content, path, config)
+    text, notes = decode(content, name, config.encoding)
+    if text.lstrip()[:1] == "<":
+        raise DataError("this is HTML or XML, not a table", where=str(path), remedy="Save the table as CSV.")
     if kind == "json" or text.lstrip()[:1] in ("{", "["):
         frame = _json(text, name)
     else:
@@ -106,7 +149,7 @@ def _json(text: str, name: str) -> pd.DataFrame:
     if text.lstrip().startswith("["):
         try:
             records = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"this is not JSON: {error}", where=name, remedy="Save the table again.") from error
         numbered = list(enumerate(records, start=1))
         place = "entry"
@@ -117,7 +160,7 @@ def _json(text: str, name: str) -> pd.DataFrame:
             if line.strip():
                 try:
                     numbered.append((number, json.loads(line)))
-                except (json.JSONDecodeError, RecursionError) as error:
+                except (ValueError, RecursionError) as error:
                     raise DataError(
                         f"this line is not JSON: {error}",
                         where=f"{name}, line {number:,}",
@@ -134,32 +177,42 @@ def _json(text: str, name: str) -> pd.DataFrame:
     return pd.DataFrame({key: pd.Series([record.get(key) for _, record in numbered], dtype=object) for key in names})
 
 
-def _parquet(content: bytes, path: Path) -> pd.DataFrame:
+def _arrow(content: bytes, path: Path, kind: str, most: float) -> pd.DataFrame:
+    """Read Parquet or Feather piece by piece, so that what is small in the file cannot fill the memory."""
+    import pyarrow
+    import pyarrow.feather
     import pyarrow.parquet
 
-    return _arrow(lambda: pyarrow.parquet.read_table(io.BytesIO(content)), path, "Parquet")
-
-
-def _feather(content: bytes, path: Path) -> pd.DataFrame:
-    import pyarrow.feather
-
-    return _arrow(lambda: pyarrow.feather.read_table(io.BytesIO(content)), path, "Feather")
-
-
-def _arrow(read: Callable[[], Any], path: Path, kind: str) -> pd.DataFrame:
-    import pyarrow
-
+    columns: list[list[Any]] = []
+    size = 0
     try:
-        table = read()
+        if kind == "parquet":
+            file = pyarrow.parquet.ParquetFile(io.BytesIO(content))
+            names, pieces = file.schema_arrow.names, file.iter_batches()
+        else:
+            reader = pyarrow.ipc.open_file(io.BytesIO(content))
+            names = reader.schema.names
+            pieces = (reader.get_batch(i) for i in range(reader.num_record_batches))
+        columns = [[] for _ in names]
+        for piece in pieces:
+            size += piece.nbytes
+            _check_size(size, most, path)
+            for values, column in zip(columns, piece.columns, strict=True):
+                values += column.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(
-            f"the {kind} file is damaged or cut short: {reason}", where=str(path), remedy="Copy or write it again."
+            f"the {kind.title()} file is damaged or cut short: {reason}",
+            where=str(path),
+            remedy="Copy or write it again.",
         ) from error
-    return pd.DataFrame({name: pd.Series(table.column(name).to_pylist(), dtype=object) for name in table.column_names})
+    frame = pd.DataFrame({i: pd.Series(values, dtype=object) for i, values in enumerate(columns)})
+    frame.columns = pd.Index(names, dtype=object)
+    return frame
 
 
-def _excel(content: bytes, path: Path, sheet: str | None) -> RawTable:
+def _excel(content: bytes, path: Path, config: DataConfig) -> RawTable:
+    sheet = config.sheet
     try:
         import python_calamine
     except ImportError as error:
@@ -168,6 +221,9 @@ def _excel(content: bytes, path: Path, sheet: str | None) -> RawTable:
             where=str(path),
             remedy="pip install 'bertsmith[excel]', or save the table as CSV.",
         ) from error
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        with zipfile.ZipFile(io.BytesIO(content)) as packed:
+            _check_size(sum(entry.file_size for entry in packed.infolist()), config.max_unpacked, path)
     try:
         book = python_calamine.CalamineWorkbook.from_filelike(io.BytesIO(content))
         names = book.sheet_names

@@ -10,19 +10,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bertsmith.data.raw import refuse_nested
 from bertsmith.data.table import MISSING, Labels
 from bertsmith.errors import DataError, listing
 
 _INTEGER = re.compile(r"[+-]?\d{1,18}(\.0*)?")
+_TOO_LARGE = re.compile(r"[+-]?[1-9]\d{18,}(\.0*)?")
 _LEADING_ZERO = re.compile(r"[+-]?0\d+")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _NO_NUMBER = frozenset({"", "na", "n/a", "nan", "null", "none", "nat", "<na>"})
 
 
-def label_words(values: Iterable[Any]) -> list[str | None]:
-    """Read a column as label texts: stripped, inner white space made single, ``None`` where there is nothing."""
+def label_words(values: Iterable[Any], where: str) -> list[str | None]:
+    """Read a column as label texts: stripped, inner white space made single, ``None`` where there is nothing.
+
+    Raises:
+        DataError: if a cell holds a list or an object.
+    """
     words: list[str | None] = []
-    for value in values:
+    for row, value in enumerate(values, start=1):
+        refuse_nested(value, row, where, "--label-column")
         if _is_missing(value):
             words.append(None)
             continue
@@ -46,6 +53,7 @@ def label_numbers(values: Iterable[Any], where: str) -> list[int | None] | None:
     missing_words: list[int] = []
     n_numbers = 0
     for row, value in enumerate(values, start=1):
+        refuse_nested(value, row, where, "--label-column")
         text = "" if _is_missing(value) else _as_text(value).strip()
         number: int | None = None
         if text.casefold() in _NO_NUMBER:
@@ -56,6 +64,12 @@ def label_numbers(values: Iterable[Any], where: str) -> list[int | None] | None:
         elif _INTEGER.fullmatch(text):
             number = int(text.partition(".")[0])
             n_numbers += 1
+        elif _TOO_LARGE.fullmatch(text):
+            raise DataError(
+                f"the label number {text[:30]}{'…' if len(text) > 30 else ''} in row {row:,} is too large",
+                where=where,
+                remedy="Give whole numbers of at most 18 digits, or pass the column as --label-text-column.",
+            )
         elif _NUMBER.fullmatch(text) or text.casefold().lstrip("+-") in ("inf", "infinity"):
             fractions.append((row, text))
         else:

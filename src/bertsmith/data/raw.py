@@ -49,16 +49,25 @@ def texts_of(values: Iterable[Any], where: str) -> list[str | None]:
     """
     texts: list[str | None] = []
     for row, value in enumerate(values, start=1):
+        refuse_nested(value, row, where, "--text-column")
         if isinstance(value, str):
             texts.append(_encodable(value))
-        elif isinstance(value, list | dict | bytes):
-            raise DataError(
-                f"row {row:,} holds a {type(value).__name__}, not a text",
-                where=where,
-                remedy="Name the column that holds the texts with --text-column.",
-            )
         elif value is None or value != value or value is pd.NaT or value is pd.NA:
             texts.append(None)
         else:
             texts.append(str(int(value)) if isinstance(value, float) and value.is_integer() else str(value))
     return texts
+
+
+def refuse_nested(value: Any, row: int, where: str, flag: str) -> None:
+    """Refuse a cell that is no text and no number.
+
+    Raises:
+        DataError: if it is a list, an object or bytes.
+    """
+    if isinstance(value, list | dict | bytes | set | tuple):
+        raise DataError(
+            f"row {row:,} holds a {type(value).__name__}, not a text",
+            where=where,
+            remedy=f"Name the column that is meant with {flag}.",
+        )

@@ -38,18 +38,14 @@ def read_table(source: Any = None, config: DataConfig | None = None, *, known: L
         DataError: if the table cannot be read, a column is not certain, or the labels do not make sense.
     """
     config = config or DataConfig()
-    if source is None and config.sql is None:
-        raise DataError("no table is given", remedy="Give a file, or --sql with --db.")
-    parts: list[tuple[RawTable, str | None]] = [
-        (read_raw(source, sql=config.sql, db=config.db, sheet=config.sheet, encoding=config.encoding), None)
-    ]
-    for path, split in ((config.validation, "validation"), (config.test, "test")):
-        if path is not None:
-            parts.append((read_raw(path, sheet=config.sheet, encoding=config.encoding), split))
+    if source is not None and config.sql is not None:
+        raise DataError("a table and --sql are both given", where=str(source), remedy="Give one of them.")
+    given = ((source, None), (config.validation, "validation"), (config.test, "test"))
+    parts = [(read_raw(table, config), split) for table, split in given if table is not None or split is None]
     return _combine(parts, config, known)
 
 
-def _combine(parts: list[tuple[RawTable, str | None]], config: DataConfig, known: Labels | None) -> Table:
+def _combine(parts: Sequence[tuple[RawTable, str | None]], config: DataConfig, known: Labels | None) -> Table:
     frames: list[pd.DataFrame] = []
     extras: list[pd.DataFrame] = []
     numbers: list[int | None] = []
@@ -103,7 +99,9 @@ def _combine(parts: list[tuple[RawTable, str | None]], config: DataConfig, known
 def _label_columns(
     raw: RawTable, columns: Columns, name: str
 ) -> tuple[list[int | None] | None, list[str | None] | None]:
-    words = label_words(raw.frame[columns.label_text]) if columns.label_text else None
+    words = None
+    if columns.label_text:
+        words = label_words(raw.frame[columns.label_text], f"{name}, column {columns.label_text!r}")
     if columns.label is None:
         return None, words
     values = raw.frame[columns.label]
@@ -121,7 +119,7 @@ def _label_columns(
             where=name,
             remedy="Pass --label-text-column with the one to use, alone.",
         )
-    return None, label_words(values)
+    return None, label_words(values, f"{name}, column {columns.label!r}")
 
 
 def _splits(raw: RawTable, columns: Columns, split: str | None, name: str) -> pd.Series:
@@ -199,7 +197,7 @@ def read_texts(
         if not texts:
             raise DataError("there are no texts", remedy="Give one text a line.")
         return pd.DataFrame({"text": pd.Series(texts, dtype="str")}), texts, "text"
-    raw = read_raw(source, sql=config.sql, db=config.db, sheet=config.sheet, encoding=config.encoding)
+    raw = read_raw(source, config)
     names = list(raw.frame.columns)
     if len(names) == 1 and config.text_column is None:
         column = names[0]

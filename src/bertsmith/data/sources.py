@@ -8,22 +8,23 @@ from typing import Any
 
 import pandas as pd
 
+from bertsmith.config import DataConfig
 from bertsmith.data.formats import read_file
 from bertsmith.data.raw import RawTable
 from bertsmith.errors import DataError, listing
 from bertsmith.hub import require_hub
 
 
-def read_raw(
-    source: Any, *, sql: str | None = None, db: str | None = None, sheet: str | None = None, encoding: str | None = None
-) -> RawTable:
-    """Read a file, ``hf://owner/name``, a data frame, a ``datasets.Dataset`` or a SQL query.
+def read_raw(source: Any, config: DataConfig) -> RawTable:
+    """Read a file, ``hf://owner/name``, a data frame, a ``datasets.Dataset``, or, for ``None``, the SQL query.
 
     Raises:
         DataError: if the source is not there, not readable, or empty.
     """
-    if sql is not None:
-        raw = _read_sql(sql, db or "")
+    if source is None:
+        if config.sql is None:
+            raise DataError("no table is given", remedy="Give a file, or --sql with --db.")
+        raw = _read_sql(config.sql, config.db or "")
     elif isinstance(source, pd.DataFrame):
         raw = RawTable(
             source.reset_index(drop=True).rename(columns=str), str(source.attrs.get("name", "the data frame"))
@@ -33,7 +34,7 @@ def read_raw(
     elif str(source).startswith("hf://"):
         raw = _read_hub(str(source))
     elif isinstance(source, str | Path):
-        raw = read_file(Path(source), sheet=sheet, encoding=encoding)
+        raw = read_file(Path(source), config)
     else:
         raise DataError(
             f"a table cannot be read from a {type(source).__name__}",
@@ -72,7 +73,7 @@ def _read_sql(query: str, db: str) -> RawTable:
                 raise DataError("the query returns no rows", where=shown, remedy="Give a SELECT.")
             keys = list(result.keys())
             records = result.fetchall()
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
         raise DataError(
             f"the database says: {reason}", where=f"--sql {query!r}", remedy="Check --sql and --db."

@@ -1,0 +1,587 @@
+"""Malformed tables, built by code: what is wrong with each, and what is said or repaired.
+
+A case is refused (exit code 2, with a message that names the file and the remedy and holds `says`), or read after a
+repair: then `says` is in a note, if it is given, and `texts` and `labels` are what must come out.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import os
+import pickle
+import socket
+import sqlite3
+import tarfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import openpyxl
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet
+
+GOOD = "Text,Label\ncat,a\ndog,b\nred,a\nblue,b\n"
+TEXTS = ["cat", "dog", "red", "blue"]
+LABELS = ["a", "b", "a", "b"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A table and what becomes of it.
+
+    Attributes:
+        name: of the file.
+        make: writes it, given its path.
+        says: a regular expression.
+        texts, labels: of the table read after a repair; ``None`` where it is refused.
+        flags: of the command.
+        command: ``inspect``, or ``train`` where only training asks for more.
+    """
+
+    name: str
+    make: Callable[[Path], Any]
+    says: str = ""
+    texts: list[str] | None = None
+    labels: list[str] | None = None
+    flags: tuple[str, ...] = ()
+    command: str = "inspect"
+    where: str | None = None
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+@dataclass
+class _Corpus:
+    cases: list[Case] = field(default_factory=list)
+
+    def refused(self, name: str, content: Any, says: str, *flags: str, **more: Any) -> None:
+        self.cases.append(Case(name, _writer(content), says, flags=flags, **more))
+
+    def repaired(
+        self, name: str, content: Any, texts: Any = TEXTS, labels: Any = LABELS, says: str = "", *flags: str
+    ) -> None:
+        self.cases.append(Case(name, _writer(content), says, texts, labels, flags))
+
+
+def _writer(content: Any) -> Callable[[Path], Any]:
+    if callable(content):
+        return content
+    data = content if isinstance(content, bytes) else content.encode()
+    return lambda path: path.write_bytes(data)
+
+
+def _rows(*rows: str, header: str = "Text,Label") -> str:
+    return "\n".join([header, *rows]) + "\n"
+
+
+def _arrow(**columns: Any) -> pa.Table:
+    return pa.table(columns)
+
+
+def _parquet(table: pa.Table, cut: int | None = None, change: bool = False) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        pa.parquet.write_table(table, path)
+        content = bytearray(path.read_bytes())
+        if change:
+            content[-12:-8] = b"\xff\xff\xff\x7f"  # the length of the footer
+        path.write_bytes(content[:cut])
+
+    return write
+
+
+def _feather(table: pa.Table, cut: int | None = None) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        pa.feather.write_feather(table, str(path))
+        path.write_bytes(path.read_bytes()[:cut])
+
+    return write
+
+
+def _book(*sheets: list[list[Any]], merge: str | None = None) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        book = openpyxl.Workbook()
+        book.remove(book.active)
+        for i, rows in enumerate(sheets):
+            sheet = book.create_sheet(f"s{i}")
+            for row in rows:
+                sheet.append(row)
+            if merge:
+                sheet.merge_cells(merge)
+        book.save(path)
+
+    return write
+
+
+def _zip(**files: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in files.items():
+            packed.writestr(name.replace("__", "."), content)
+    return out.getvalue()
+
+
+def _tar(path: Path) -> None:
+    with tarfile.open(path, "w") as packed:
+        entry = tarfile.TarInfo("t.csv")
+        entry.size = len(GOOD)
+        packed.addfile(entry, io.BytesIO(GOOD.encode()))
+
+
+def _socket(path: Path) -> None:
+    here = Path.cwd()
+    os.chdir(path.parent)  # the name of a socket may not be long
+    try:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+def _database(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute("create table t (text, label)")
+        db.executemany("insert into t values (?, ?)", zip(TEXTS, LABELS, strict=True))
+        db.execute("create table blobs (text, label)")
+        db.execute("insert into blobs values (x'00ff', 'a')")
+    db.close()
+
+
+def corpus() -> list[Case]:
+    """Return the cases, each with a name of its own."""
+    c = _Corpus()
+    _delimiters(c)
+    _quotes(c)
+    _encodings(c)
+    _shapes(c)
+    _labels(c)
+    _texts(c)
+    _json(c)
+    _packed(c)
+    _arrow_files(c)
+    _excel(c)
+    _places(c)
+    _queries(c)
+    return c.cases
+
+
+def _delimiters(c: _Corpus) -> None:
+    for name, mark in {"semicolon": ";", "tab": "\t", "pipe": "|"}.items():
+        c.repaired(f"{name}.csv", GOOD.replace(",", mark))
+        c.repaired(
+            f"{name}-with-commas.csv",
+            _rows(*(f"{t}, {t}{mark}{x}" for t, x in zip(TEXTS, LABELS, strict=True)), header=f"Text{mark}Label"),
+            [f"{t}, {t}" for t in TEXTS],
+        )
+        c.refused(
+            f"{name}-under-comma.csv",
+            "Text,Label\n" + GOOD.partition("\n")[2].replace(",", mark),
+            "fields of the header",
+        )
+        c.refused(
+            f"comma-under-{name}.csv",
+            f"Text{mark}Label\n" + GOOD.partition("\n")[2],
+            "fields of the header|no column is named",
+        )
+    for name, mark in {"colon": ":", "space": " ", "caret": "^", "tilde": "~"}.items():
+        c.refused(f"{name}.csv", GOOD.replace(",", mark), "no column is named|several columns|fields of the header")
+    c.repaired("comma.tsv", GOOD)
+    c.repaired("two-pipes.csv", GOOD.replace(",", "||"))
+    c.repaired("windows-lines.csv", GOOD.replace("\n", "\r\n"))
+    c.repaired("old-mac-lines.csv", GOOD.replace("\n", "\r"))
+    c.repaired("mixed-lines.csv", GOOD.replace("\n", "\r\n", 2))
+    c.repaired("no-last-newline.csv", GOOD.rstrip())
+    c.repaired("excel-sep-line.csv", "sep=;\n" + GOOD.replace(",", ";"))
+
+
+def _quotes(c: _Corpus) -> None:
+    c.refused("open-in-the-last-row.csv", GOOD + '"red,a\n', "quotes do not match.*line 6")
+    c.refused("open-in-the-first-row.csv", 'Text,Label\n"cat,a\ndog,b\n', "quotes do not match.*line 2")
+    c.refused("open-in-the-header.csv", '"Text,Label\ncat,a\n', "quotes do not match.*line 1")
+    c.refused("text-after-a-quote.csv", 'Text,Label\n"cat" x,a\ndog,b\n', "quotes do not match.*line 2")
+    c.refused("single-quotes-with-comma.csv", "Text,Label\n'a, b',x\n", "line 2 has 3")
+    c.repaired("quote-inside.csv", _rows('say "cat",a', "dog,b", "red,a", "blue,b"), ['say "cat"', *TEXTS[1:]])
+    c.repaired("doubled.csv", _rows('"say ""cat""",a', "dog,b", "red,a", "blue,b"), ['say "cat"', *TEXTS[1:]])
+    c.repaired("backslash.csv", _rows('"say \\"cat\\"",a', "dog,b", "red,a", "blue,b"), ['say "cat"', *TEXTS[1:]])
+    c.repaired("all-quoted.csv", "\n".join(",".join(f'"{f}"' for f in row.split(",")) for row in GOOD.splitlines()))
+    c.repaired("lines-inside.csv", _rows('"cat\n\ncat",a', "dog,b", "red,a", "blue,b"), ["cat\n\ncat", *TEXTS[1:]])
+    c.repaired("curly.csv", _rows("“cat”,a", "dog,b", "red,a", "blue,b"), ["“cat”", *TEXTS[1:]])
+    c.repaired("open.tsv", GOOD.replace(",", "\t").replace("cat", '"cat'), ['"cat', *TEXTS[1:]])
+
+
+def _encodings(c: _Corpus) -> None:
+    accents = GOOD.replace("cat", "café, naïve").replace("café, naïve", '"café, naïve"')
+    texts = ["café, naïve", *TEXTS[1:]]
+    for codec in (
+        "utf-8",
+        "utf-8-sig",
+        "utf-16",
+        "utf-16-le",
+        "utf-16-be",
+        "utf-32",
+        "latin-1",
+        "cp1252",
+        "iso8859-15",
+    ):
+        c.repaired(f"{codec}.csv", accents.encode(codec), texts)
+    c.repaired(
+        "russian.csv",
+        (
+            "Text,Label\n" + "".join(f"это очень хороший товар номер {i},a\nплохая вещь {i},b\n" for i in range(9))
+        ).encode("cp1251"),
+        None,
+        None,
+        "",
+    )
+    c.cases[-1] = Case(
+        "russian.csv",
+        c.cases[-1].make,
+        "read as cp1251",
+        [t for i in range(9) for t in (f"это очень хороший товар номер {i}", f"плохая вещь {i}")],
+        LABELS[:2] * 9,
+    )
+    c.repaired("named-latin-1.csv", accents.encode("latin-1"), texts, LABELS, "", "--encoding", "latin-1")
+    c.refused("wrong-name.csv", accents.encode("latin-1"), "cannot be read as utf-8", "--encoding", "utf-8")
+    c.refused("unknown-name.csv", GOOD, "cannot be read as klingon", "--encoding", "klingon")
+    c.refused("not-an-encoding.csv", GOOD, "cannot be read as base64", "--encoding", "base64")
+    c.refused("mark-lies.csv", b"\xff\xfe" + GOOD.encode()[:-1], "says that it is utf-16 but is not")
+    c.refused(
+        "utf-8-mark-lies.csv", b"\xef\xbb\xbf" + accents.encode("latin-1"), "says that it is utf-8-sig but is not"
+    )
+    c.refused("utf-16-cut.csv", accents.encode("utf-16")[:-1], "says that it is utf-16 but is not")
+    c.refused("utf-16-no-mark-cut.csv", GOOD.encode("utf-16-le")[:-1], "not a text table")
+    c.repaired(
+        "nul-text.csv",
+        GOOD.encode().replace(b"cat", b"c\0t"),
+        ["c\0t", *TEXTS[1:]],
+        LABELS,
+        "control characters removed",
+    )
+    c.refused("nul-padding.csv", GOOD.encode() + b"\0" * 20, "line 6 has 1|not a text file")
+    c.refused("nul-only.csv", b"\0" * 100, "empty")
+    c.refused("random.csv", bytes(range(256)) * 8, "not a text file")
+    c.refused("png.csv", b"\x89PNG\r\n\x1a\n" + bytes(200), "not a text file")
+    c.repaired("ebcdic.csv", GOOD.encode("cp500"), TEXTS, LABELS, "it was read as cp")
+
+
+def _shapes(c: _Corpus) -> None:
+    for name, content in {"nothing": "", "spaces": "   ", "newlines": "\n\n\n", "mark-only": b"\xef\xbb\xbf"}.items():
+        c.refused(f"{name}.csv", content, "empty|no header")
+    c.refused("header-only.csv", "Text,Label\n", "no rows")
+    c.refused("header-no-newline.csv", "Text,Label", "no rows")
+    c.refused("header-and-blanks.csv", "Text,Label\n\n\n", "no rows")
+    c.refused("commas-only.csv", ",\n,\n,\n", "no column is named|several columns")
+    c.refused("no-header.csv", "cat,a\ndog,b\n", "no column is named")
+    c.refused("one-column.csv", "Text\ncat\ndog\n", "no column is named .* labels")
+    c.refused("labels-only.csv", "Label\na\nb\n", "no column is named .* texts")
+    c.refused("same-name.csv", "Text,Text,Label\na,b,x\n", "same name")
+    c.refused("alike.csv", "Text,text,Label\na,b,x\n", "could each be meant")
+    c.refused("alike-labels.csv", "Text,Label,LABEL\na,x,y\n", "could each be meant")
+    c.refused("synonyms.csv", "review,message,label\na,b,x\n", "could each be meant")
+    c.refused("column-not-there.csv", GOOD, "no column 'Txt'.*Did you mean 'Text'", "--text-column", "Txt")
+    c.refused("text-is-label.csv", GOOD, "given twice", "--text-column", "Label", "--label-column", "Label")
+    c.refused("long-row.csv", GOOD + "red,a,b\n", "line 6 has 3")
+    c.refused("short-row.csv", GOOD + "red\n", "line 6 has 1")
+    c.refused("comma-in-text.csv", GOOD + "red, blue,a\n", "line 6 has 3.*Put quotes")
+    c.refused("cut-short.csv", GOOD[:-3], "line 5 has 1")
+    c.refused("trailing-commas.csv", "Text,Label\ncat,a,\ndog,b,\n", "2 of 2 rows")
+    c.refused("blank-with-space.csv", "Text,Label\ncat,a\n \ndog,b\n", "line 3 has 1")
+    c.refused("footer.csv", GOOD + "4 rows exported\n", "line 6 has 1")
+    c.repaired("blank-lines.csv", GOOD.replace("\n", "\n\n"))
+    c.repaired("spaces-in-header.csv", GOOD.replace("Text,Label", "  Text , Label "))
+    c.repaired("shouted-header.csv", GOOD.replace("Text,Label", "TEXT,LABEL"))
+    c.repaired("unnamed-index.csv", "\n".join(f"{i or ''},{row}" for i, row in enumerate(GOOD.splitlines())))
+    c.repaired("no-suffix", GOOD)
+    c.repaired(
+        "wide.csv",
+        "\n".join(
+            row + "," + ",".join(f"{'c' if not i else 'v'}{j}" for j in range(500))
+            for i, row in enumerate(GOOD.splitlines())
+        ),
+    )
+
+
+def _labels(c: _Corpus) -> None:
+    def labelled(*labels: str) -> str:
+        return _rows(*(f"t{i},{label}" for i, label in enumerate(labels)))
+
+    train = {"command": "train"}
+    c.refused("one-class.csv", labelled(*"aaaaaa"), "one class|only one|single", **train)
+    c.refused("one-row-each.csv", labelled(*"abcdef"), "class of its own")
+    c.refused("one-row.csv", labelled("a"), "no text is left", **train)
+    c.refused("two-rows.csv", labelled("a", "b"), "no text is left", **train)
+    lonely = [*"aaaaaabbbbbbc"]
+    c.repaired("lonely-class.csv", labelled(*lonely), [f"t{i}" for i in range(13)], lonely, "single one to train")
+    c.refused("all-missing.csv", labelled("", "", ""), "no row has a label")
+    c.refused("all-nan.csv", labelled("nan", "NaN", "NA"), "no row has a label")
+    c.refused("mixed.csv", labelled("1", "2", "1", "2", "good"), "mixes numbers and words.*row 5 has 'good'")
+    c.refused("mostly-words.csv", labelled("a", "b", "a", "b", "1"), "mixes numbers and words.*row 5 has '1'")
+    c.refused("inf.csv", labelled("1", "0", "inf", "1"), "not whole, such as inf in row 3")
+    c.refused("minus-inf.csv", labelled("1", "0", "-Infinity", "1"), "not whole.*row 3")
+    c.refused("scores.csv", labelled("0.5", "0.25", "0.5"), "not whole.*score")
+    c.refused("one-fraction.csv", labelled("1", "2", "1", "2.5"), "not whole, such as 2.5 in row 4")
+    c.refused("scientific.csv", labelled("1e3", "2e3", "1e3", "2e3"), "not whole")
+    for digits in (19, 20, 40, 400):
+        c.refused(f"overflow-{digits}.csv", labelled("1", "2", "1", "9" * digits), "row 4 is too large")
+    c.refused("a-class-a-row.csv", labelled(*(f"label {i}" for i in range(30))), "class of its own")
+    c.refused("hex.csv", labelled("0x1", "2", "2", "1"), "mixes numbers and words")
+    c.refused(
+        "two-texts.csv",
+        _rows("cat,1,good", "dog,1,bad", "red,2,x", "blue,2,x", header="Text,Label,Label Text"),
+        "number 1 has the texts",
+    )
+    c.refused(
+        "two-numbers.csv",
+        _rows("cat,1,good", "dog,3,good", "red,2,x", "blue,2,x", header="Text,Label,Label Text"),
+        "'good' has the numbers",
+    )
+    c.refused(
+        "no-partner.csv",
+        _rows("cat,1,", "dog,2,good", "red,1,", "blue,2,good", header="Text,Label,Label Text"),
+        "no partner",
+    )
+    c.refused("words-and-words.csv", _rows("cat,a,x", "dog,b,y", header="Text,Label,Label Text"), "holds words too")
+    numbers = ["0", "1", "0", "1"]
+    c.repaired("whole-floats.csv", labelled("0.0", "1.0", "0.0", "1.0"), ["t0", "t1", "t2", "t3"], numbers)
+    c.repaired("plus-minus.csv", labelled("-1", "+1", "-1", "+1"), ["t0", "t1", "t2", "t3"], ["-1", "1", "-1", "1"])
+    c.repaired(
+        "leading-zeros.csv", labelled("01", "02", "01", "02"), ["t0", "t1", "t2", "t3"], ["01", "02", "01", "02"]
+    )
+    c.repaired(
+        "booleans.csv", labelled("True", "False", "True", "False"), ["t0", "t1", "t2", "t3"], ["True", "False"] * 2
+    )
+    c.repaired("spaces-around.csv", labelled(" a ", "b", "a", "  b"), ["t0", "t1", "t2", "t3"])
+    c.repaired("18-digits.csv", labelled("9" * 18, "1", "9" * 18, "1"), ["t0", "t1", "t2", "t3"], ["9" * 18, "1"] * 2)
+    c.repaired(
+        "missing-some.csv",
+        labelled("a", "b", "", "a", "b"),
+        ["t0", "t1", "t2", "t3", "t4"],
+        ["a", "b", None, "a", "b"],
+        "no label|without a label|missing",
+    )
+    c.repaired("emoji.csv", labelled("👍", "👎", "👍", "👎"), ["t0", "t1", "t2", "t3"], ["👍", "👎"] * 2)
+    c.repaired(
+        "label-lines.csv", _rows('t0,"a\nb"', "t1,c", 't2,"a b"', "t3,c"), ["t0", "t1", "t2", "t3"], ["a b", "c"] * 2
+    )
+
+
+def _texts(c: _Corpus) -> None:
+    million = "word " * 200_000
+    c.repaired(
+        "a-million-characters.csv",
+        _rows(f"{million.strip()},a", "dog,b", "red,a", "blue,b"),
+        [million.strip(), *TEXTS[1:]],
+    )
+    c.repaired("numbers.csv", _rows("1,a", "2.50,b", "3,a", "4,b"), ["1", "2.50", "3", "4"])
+    c.repaired("formulas.csv", _rows("=1+1,a", "+2,b", "@x,a", "-3,b"), ["=1+1", "+2", "@x", "-3"])
+    c.repaired(
+        "some-empty.csv", _rows(",a", "dog,b", "red,a", "blue,b"), ["", *TEXTS[1:]], LABELS, "1 row without a text"
+    )
+    c.repaired("controls.csv", _rows("c\x07at\x1b[31m,a", "dog,b", "red,a", "blue,b"), None, None)
+    c.cases[-1] = Case("controls.csv", c.cases[-1].make, "", ["c\x07at\x1b[31m", *TEXTS[1:]], LABELS)
+    c.refused("all-empty.csv", _rows(*(f",{x}" for x in "abababab")), "no row|no text|empty", command="train")
+    c.refused(
+        "all-the-same.csv",
+        _rows(*(f"cat,{x}" for x in "aaaabbbb")),
+        "no row|conflict|too few|left|class",
+        command="train",
+    )
+
+
+def _json(c: _Corpus) -> None:
+    good = [{"text": t, "label": x} for t, x in zip(TEXTS, LABELS, strict=True)]
+    lines = "\n".join(map(json.dumps, good))
+    c.repaired("array.jsonl", json.dumps(good))
+    c.repaired("lines.json", lines)
+    c.repaired("mark.jsonl", b"\xef\xbb\xbf" + lines.encode())
+    c.repaired("utf-16.jsonl", lines.encode("utf-16"))
+    c.repaired("blank-lines.jsonl", lines.replace("\n", "\n\n"))
+    c.repaired("lines.csv", lines)
+    c.repaired("surrogates.jsonl", lines.replace("cat", "c\\ud800t"), ["c\ufffdt", *TEXTS[1:]])
+    c.repaired("null-text.jsonl", lines.replace('"cat"', "null"), ["", *TEXTS[1:]], LABELS, "1 row without a text")
+    c.repaired(
+        "boolean-labels.jsonl", lines.replace('"a"', "true").replace('"b"', "false"), TEXTS, ["True", "False"] * 2
+    )
+    c.repaired("missing-key.jsonl", lines.replace('"text": "cat", ', ""), ["", *TEXTS[1:]])
+    c.refused("cut.jsonl", lines[:-3], "line 4.*|not JSON")
+    c.refused("comma.jsonl", lines.replace("}\n", "},\n"), "not JSON.*line 1|line 1")
+    c.refused("single-quotes.jsonl", lines.replace('"', "'"), "not JSON")
+    c.refused("two-on-a-line.jsonl", lines.replace("\n", "", 1), "not JSON")
+    c.refused("scalar.jsonl", lines + "\n3\n", "found int")
+    c.refused("string.json", '"cat"', "found str")
+    c.refused("null.json", "null", "found NoneType")
+    c.refused("number.json", "3", "found int")
+    c.refused("array-of-arrays.json", '[["text", "label"], ["cat", "a"]]', "found list")
+    c.refused("columns.json", json.dumps({"text": TEXTS, "label": LABELS}), "holds a list")
+    c.refused("null-entry.json", "[null]", "found NoneType")
+    c.refused("empty-array.json", "[]", "no rows|no column")
+    c.refused("empty-object.json", "{}", "no rows|no column")
+    c.refused("cut.json", json.dumps(good)[:-5], "not JSON")
+    c.refused("deep.json", "[" * 100_000, "not JSON|found list")
+    c.refused("deep.jsonl", '{"text":' * 100_000, "not JSON")
+    c.refused("list-text.jsonl", lines.replace('"cat"', '["cat"]'), "holds a list")
+    c.refused("object-text.jsonl", lines.replace('"cat"', '{"en": "cat"}'), "holds a dict")
+    c.refused("list-label.jsonl", lines.replace('"a"', '["a"]'), "list")
+    c.refused("nan-label.jsonl", lines.replace('"a"', "NaN").replace('"b"', "NaN"), "no row has a label")
+    c.refused("inf-label.jsonl", lines.replace('"a"', "Infinity").replace('"b"', "1"), "not whole")
+    c.refused("huge-label.jsonl", lines.replace('"a"', str(10**30)).replace('"b"', "1"), "too large")
+    c.refused("endless-number.jsonl", lines.replace('"a"', "9" * 10_000).replace('"b"', "1"), "too large|not JSON")
+
+
+def _packed(c: _Corpus) -> None:
+    packed = gzip.compress(GOOD.encode() * 50)
+    c.repaired("good.csv.gz", gzip.compress(GOOD.encode()))
+    c.repaired("no-gz-name.csv", gzip.compress(GOOD.encode()))
+    c.repaired("not-packed.csv.gz", GOOD)
+    for share in (5, 20, len(packed) // 2, len(packed) - 9, len(packed) - 1):
+        c.refused(f"cut-{share}.csv.gz", packed[:share], "gzip file is damaged")
+    c.refused("wrong-sum.csv.gz", packed[:-8] + b"\0" * 4 + packed[-4:], "gzip file is damaged")
+    c.refused("changed.csv.gz", packed[:30] + b"\xff\xff\xff" + packed[33:], "gzip file is damaged|not a text|header")
+    c.refused("nothing.csv.gz", gzip.compress(b""), "empty")
+    c.refused("twice.csv.gz", gzip.compress(packed), "gzip within gzip")
+    c.refused(
+        "bomb.csv.gz",
+        gzip.compress(b"Text,Label\n" + b"a" * 30_000_000),
+        "unpacks to more than 0.02 GB.*--max-unpacked",
+        "--max-unpacked",
+        "0.02",
+    )
+    c.refused("packed.csv.bz2", bz2.compress(GOOD.encode()), "bzip2")
+    c.refused("packed.csv.xz", lzma.compress(GOOD.encode()), "xz")
+    c.refused("packed.csv.zst", b"\x28\xb5\x2f\xfd" + bytes(20), "zstd")
+    c.refused("packed.7z", b"7z\xbc\xaf\x27\x1c" + bytes(20), "7z")
+    c.refused("packed.zip", _zip(t__csv=GOOD.encode()), "zip archive")
+    c.refused("packed.tar", _tar, "tar archive")
+    c.refused("paper.pdf", b"%PDF-1.7\n" + bytes(range(200)), "PDF")
+    c.refused("frame.pkl", pickle.dumps({"Text": TEXTS}), "pickle")
+    c.refused("frame.csv", pickle.dumps({"Text": TEXTS}, protocol=5), "pickle")
+    c.refused("page.html", "<!DOCTYPE html><table><tr><td>Text</td></tr></table>", "HTML")
+    c.refused("not-found.csv", "<html><body>404 Not Found</body></html>", "HTML")
+    c.refused("table.xml", '<?xml version="1.0"?><rows/>', "XML")
+    c.refused("data.csv", _database, "SQLite database.*--sql")
+
+
+def _arrow_files(c: _Corpus) -> None:
+    good = _arrow(text=TEXTS, label=LABELS)
+    for kind, write in (("parquet", _parquet), ("feather", _feather)):
+        c.repaired(f"named-csv-{kind}.csv", write(good))
+        c.repaired(f"categories.{kind}", write(_arrow(text=TEXTS, label=pa.array(LABELS).dictionary_encode())))
+        c.repaired(f"large-strings.{kind}", write(_arrow(text=pa.array(TEXTS, pa.large_string()), label=LABELS)))
+        c.repaired(f"booleans.{kind}", write(_arrow(text=TEXTS, label=[True, False] * 2)), TEXTS, ["True", "False"] * 2)
+        for cut in (3, 8, 100, -1, -8):
+            c.refused(f"cut{cut}.{kind}", write(good, cut), "damaged|does not hold it|empty")
+        c.refused(f"no-rows.{kind}", write(good.slice(0, 0)), "no rows")
+        c.refused(f"no-columns.{kind}", write(pa.table({})), "no rows|no column")
+        c.refused(f"lists.{kind}", write(_arrow(text=[[t] for t in TEXTS], label=LABELS)), "holds a list")
+        c.refused(f"objects.{kind}", write(_arrow(text=[{"en": t} for t in TEXTS], label=LABELS)), "holds a dict")
+        c.refused(f"binary.{kind}", write(_arrow(text=[t.encode() for t in TEXTS], label=LABELS)), "holds a bytes")
+        c.refused(f"fractions.{kind}", write(_arrow(text=TEXTS, label=[0.5, 1.0, 0.5, 1.0])), "not whole")
+        c.refused(f"nan-labels.{kind}", write(_arrow(text=TEXTS, label=[float("nan")] * 4)), "no row has a label")
+        c.refused(f"inf-labels.{kind}", write(_arrow(text=TEXTS, label=[1.0, float("inf"), 1.0, 2.0])), "not whole")
+        c.refused(
+            f"big-labels.{kind}",
+            write(_arrow(text=TEXTS, label=pa.array([2**64 - 1, 1, 2**64 - 1, 1], pa.uint64()))),
+            "too large",
+        )
+        c.refused(
+            f"same-names.{kind}",
+            write(pa.Table.from_arrays([pa.array(TEXTS)] * 2 + [pa.array(LABELS)], names=["text", "text", "label"])),
+            "same name",
+        )
+        bomb = pa.table(
+            {"text": pa.array(["a" * 1000]).dictionary_encode().take([0] * 60_000), "label": ["a", "b"] * 30_000}
+        )
+        bomb = bomb.set_column(0, "text", bomb["text"].cast(pa.string()))
+        c.refused(f"bomb.{kind}", write(bomb), "unpacks to more than 0.02 GB", "--max-unpacked", "0.02")
+        c.refused(f"text.{kind}", GOOD, f"named like {kind}")
+    c.refused("footer.parquet", _parquet(good, change=True), "damaged")
+
+
+def _excel(c: _Corpus) -> None:
+    rows = [["Text", "Label"], *([t, x] for t, x in zip(TEXTS, LABELS, strict=True))]
+    c.repaired("good.xlsx", _book(rows))
+    c.repaired("named-csv-xlsx.csv", _book(rows))
+    c.repaired("blank-rows.xlsx", _book([rows[0], [], *rows[1:], [], []]))
+    c.repaired("numbers.xlsx", _book([rows[0], *([t, i % 2] for i, t in enumerate(TEXTS))]), TEXTS, ["0", "1"] * 2)
+    c.repaired(
+        "whole-floats.xlsx", _book([rows[0], *([t, i % 2 + 0.0] for i, t in enumerate(TEXTS))]), TEXTS, ["0", "1"] * 2
+    )
+    c.repaired("second-sheet.xlsx", _book([["a"]], rows), TEXTS, LABELS, "", "--sheet", "s1")
+    c.refused("no-such-sheet.xlsx", _book(rows), "no sheet 'data'", "--sheet", "data")
+    c.refused("empty-sheet.xlsx", _book([]), "is empty")
+    c.refused("header-only.xlsx", _book(rows[:1]), "no rows")
+    c.refused("title-above.xlsx", _book([["Survey of 2024"], *rows]), "no column is named")
+    # A formula without a stored result is an empty cell: its text is missing and says so.
+    c.repaired(
+        "formulas.xlsx",
+        _book([rows[0], ['="c"&"at"', "a"], *rows[2:]]),
+        ["", *TEXTS[1:]],
+        LABELS,
+        "1 row without a text",
+    )
+    # Only the first cell of a merged range has the value; the others are empty.
+    c.repaired(
+        "merged.xlsx", _book(rows, merge="B2:B3"), TEXTS, ["a", None, "a", "b"], "no label|without a label|missing"
+    )
+    c.refused(
+        "dates.xlsx", _book([rows[0], *([t, f"2024-01-{i + 1:02}"] for i, t in enumerate(TEXTS))]), "class of its own"
+    )
+    c.refused("nothing-inside.xlsx", _zip(a__txt=b"a"), "Excel file cannot be read")
+    c.refused("word.docx", _zip(word_document__xml=b"<a/>"), "Excel file cannot be read")
+    c.refused("only-a-head.xlsx", b"PK\x03\x04 nothing", "Excel file cannot be read")
+    c.refused("locked.xlsx", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), "Excel file cannot be read")
+    c.refused("csv.xlsx", GOOD, "named like excel")
+    c.refused(
+        "bomb.xlsx",
+        _zip(xl_workbook__xml=b"<a/>" + b" " * 30_000_000),
+        "unpacks to more than 0.02 GB",
+        "--max-unpacked",
+        "0.02",
+    )
+
+    def cut(path: Path) -> None:
+        _book(rows)(path)
+        path.write_bytes(path.read_bytes()[:-200])
+
+    c.refused("cut.xlsx", cut, "Excel file cannot be read")
+
+
+def _places(c: _Corpus) -> None:
+    c.refused("folder.csv", Path.mkdir, "this is a folder")
+    c.refused("fifo.csv", os.mkfifo, "not a plain file")
+    c.refused("socket.csv", _socket, "not a plain file")
+    c.refused("device.csv", lambda path: path.symlink_to("/dev/zero"), "not a plain file")
+    c.refused("dangling.csv", lambda path: path.symlink_to("nowhere"), "no such file")
+    c.refused("loop.csv", lambda path: path.symlink_to(path.name), "cannot be read|no such file")
+    c.refused("never-written.csv", lambda path: None, "no such file")
+    c.refused("n" * 300 + ".csv", lambda path: None, "cannot be read.*too long", where="n" * 300)
+    c.refused("no-folder/t.csv", lambda path: None, "no such file")
+    c.refused("good.csv/t.csv", lambda path: path.parent.write_text(GOOD), "cannot be read|no such file")
+    c.refused("locked.csv", lambda path: (path.write_text(GOOD), path.chmod(0)), "cannot be read.*Permission")
+
+
+def _queries(c: _Corpus) -> None:
+    def query(name: str, sql: str, says: str, db: str = "sqlite:///{path}", make: Any = _database) -> None:
+        c.cases.append(Case(name, make, says, flags=("--sql", sql, "--db", db), where=""))
+
+    query("syntax.db", "selec * from t", "syntax error")
+    query("no-table.db", "select * from u", "no such table: u")
+    query("no-column.db", "select missing from t", "no such column")
+    query("two.db", "select 1; select 2", "one statement at a time")
+    query("no-select.db", "create table x (a)", "returns no rows|returns rows|no rows")
+    query("no-rows.db", "select * from t where 0", "no rows")
+    query("blobs.db", "select * from blobs", "holds a bytes")
+    query("same-names.db", "select text, text, label from t", "same name")
+    query("not-a-db.db", "select * from t", "not a database", make=lambda path: path.write_text(GOOD * 50))
+    query("missing.db", "select 1", "no such database file", make=lambda path: None)
+    query("no-scheme.db", "select 1", "database says|URL", db="{path}")
+    query("unknown.db", "select 1", "database says", db="nosuchdb://host/name")
+    query("no-driver.db", "select 1", "database says", db="oracle://host/name")
+    query("no-port.db", "select 1", "database says", db="sqlite://:port/{path}")

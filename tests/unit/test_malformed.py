@@ -1,0 +1,54 @@
+"""Every malformed table is refused with a message that helps, or repaired as stated: never a traceback, never wrong."""
+
+import os
+import re
+
+import pytest
+
+from bertsmith.config import DataConfig
+from bertsmith.data.read import read_table
+from tests.malformed import corpus
+
+CORPUS = corpus()
+
+
+def test_the_corpus_is_large_and_its_names_are_distinct():
+    assert len(CORPUS) >= 150
+    assert len({case.name for case in CORPUS}) == len(CORPUS)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("case", [c for c in CORPUS if c.texts is None], ids=repr)
+def test_a_malformed_table_is_refused_with_file_place_and_remedy(case, cli, tiny, tmp_path):
+    path = tmp_path / case.name
+    case.make(path)
+    if case.name == "locked.csv" and os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    flags = [flag.replace("{path}", str(path)) for flag in case.flags]
+    if case.command == "train":
+        flags += ["-o", tmp_path / "run", "--model", tiny]
+    before = sorted(p.name for p in tmp_path.iterdir())
+    code, out, err = cli(case.command, *([] if "--sql" in flags else [path]), *flags)
+    assert code == 2, (out, err)
+    message = " ".join(err.split())
+    assert re.search(case.says, message), message
+    assert "what to do:" in message, message
+    assert re.sub(r"\s", "", case.name if case.where is None else case.where) in re.sub(r"\s", "", err)
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("case", [c for c in CORPUS if c.texts is not None], ids=repr)
+def test_a_malformed_table_is_repaired_as_stated(case, cli, tmp_path):
+    path = tmp_path / case.name
+    case.make(path)
+    settings = {
+        flag[2:].replace("-", "_"): value for flag, value in zip(case.flags[::2], case.flags[1::2], strict=True)
+    }
+    table = read_table(path, DataConfig(**settings))
+    assert table.frame["text"].fillna("").tolist() == case.texts
+    names = [*table.labels.texts, None]
+    assert [names[target] for target in table.frame["target"]] == case.labels
+    code, out, err = cli("inspect", path, *case.flags)
+    assert code == 0, err
+    assert re.search(case.says, " ".join((out + err).split())), out
