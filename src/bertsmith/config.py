@@ -136,17 +136,23 @@ def resolve(
     try:
         config = Config(**values)
     except ValidationError as error:
-        for detail in error.errors():
-            name = str(detail["loc"][0])
-            if name in Config.model_fields:
-                message = detail["msg"][0].lower() + detail["msg"][1:]
-                problems.append(f"{origin.get(name, name)}: {message}, not {detail['input']!r}")
-    else:
-        problems += _contradictions(config, origin)
+        wrong = {str(detail["loc"][0]): detail for detail in error.errors()}
+        for name, detail in wrong.items():
+            message = detail["msg"][0].lower() + detail["msg"][1:]
+            problems.append(f"{origin.get(name, name)}: {message}, not {detail['input']!r}")
+        config = Config(**{name: value for name, value in values.items() if name not in wrong})
+    problems += _contradictions(config, origin)
     if problems:
         count = "a setting is" if len(problems) == 1 else f"{len(problems)} settings are"
         raise ConfigError(f"{count} wrong:\n" + "\n".join(f"  - {problem}" for problem in problems))
     return config
+
+
+_SAME = {
+    "epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "learning_rate": "learning_rate",
+}
 
 
 def _contradictions(config: Config, origin: Mapping[str, str]) -> list[str]:
@@ -160,6 +166,9 @@ def _contradictions(config: Config, origin: Mapping[str, str]) -> list[str]:
         problems.append(f"{name('split_column')} and --validation/--test both say how to split: keep one of them")
     if config.validation_size + config.test_size >= 1:
         problems.append(f"{name('validation_size')} and {name('test_size')} together must leave texts to train on")
+    for flag, argument in _SAME.items():
+        if flag in origin and argument in config.set:
+            problems.append(f"{name(flag)} and --set {argument} say the same thing: keep one of them")
     return problems
 
 

@@ -29,7 +29,14 @@ from bertsmith.evaluation.metrics import PRIMARY, quick
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model import checkpoint
 from bertsmith.model.encode import count_tokens, encode
-from bertsmith.model.load import Loaded, choose_device, describe_device, load_model, load_tokenizer
+from bertsmith.model.load import (
+    Loaded,
+    check_vocabulary,
+    choose_device,
+    describe_device,
+    load_model,
+    load_tokenizer,
+)
 from bertsmith.output import check_output, check_room, check_same, create, held, told
 from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
@@ -123,6 +130,7 @@ def _train(
         tokenizer.model_max_length = max_length
         set_seed(config.seed)
         loaded = Loaded(load_model(found, table.labels), tokenizer, device, max_length)
+        check_vocabulary(loaded.model, tokenizer, found)
         findings = inspect(
             table, count_tokens=lambda texts: count_tokens(texts, tokenizer), max_length=max_length, cleaned=cleaned
         )

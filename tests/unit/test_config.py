@@ -35,6 +35,10 @@ def test_contradictions_are_told():
         resolve({"sql": "select 1"}, environ={})
     with pytest.raises(ConfigError, match="keep one of them"):
         resolve({"split_column": "s", "test": "t.csv"}, environ={})
+    with pytest.raises(ConfigError, match="--learning-rate and --set learning_rate say the same thing"):
+        resolve({"learning_rate": 1e-4, "set": {"learning_rate": 1e-3}}, environ={})
+    with pytest.raises(ConfigError, match=r"(?s)2 settings are wrong.*--epochs.*--sql and --db"):
+        resolve({"sql": "select 1", "epochs": -1}, environ={})
     with pytest.raises(ConfigError, match="leave texts to train on"):
         resolve({"test_size": 0.6, "validation_size": 0.5}, environ={})
 

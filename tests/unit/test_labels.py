@@ -41,7 +41,14 @@ def test_numbers_and_words_mixed_are_refused():
 
 
 def test_words_are_stripped_and_empty_ones_missing():
-    assert label_words(["  a  b ", "", None, float("nan"), 3.0]) == ["a b", None, None, None, "3"]
+    assert label_words(["  a  b ", "", None, float("nan"), 3.0, "\x1b[31mred\x07"], "t") == [
+        "a b",
+        None,
+        None,
+        None,
+        "3",
+        "[31mred",
+    ]
 
 
 def test_numbers_that_do_not_start_at_zero_keep_their_value():

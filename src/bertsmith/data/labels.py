@@ -16,13 +16,15 @@ from bertsmith.errors import DataError, listing
 
 _INTEGER = re.compile(r"[+-]?\d{1,18}(\.0*)?")
 _TOO_LARGE = re.compile(r"[+-]?[1-9]\d{18,}(\.0*)?")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
+"""Control characters that are no white space: a terminal could obey them."""
 _LEADING_ZERO = re.compile(r"[+-]?0\d+")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _NO_NUMBER = frozenset({"", "na", "n/a", "nan", "null", "none", "nat", "<na>"})
 
 
 def label_words(values: Iterable[Any], where: str) -> list[str | None]:
-    """Read a column as label texts: stripped, inner white space made single, ``None`` where there is nothing.
+    """Read a column as label texts: stripped, white space made single, no control characters, ``None`` where empty.
 
     Raises:
         DataError: if a cell holds a list or an object.
@@ -33,7 +35,7 @@ def label_words(values: Iterable[Any], where: str) -> list[str | None]:
         if _is_missing(value):
             words.append(None)
             continue
-        text = " ".join(_as_text(value).split())
+        text = " ".join(_CONTROL.sub("", _as_text(value)).split())
         words.append(text or None)
     return words
 

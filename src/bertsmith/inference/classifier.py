@@ -13,7 +13,7 @@ from bertsmith.data.clean import normalise
 from bertsmith.data.table import Labels
 from bertsmith.errors import DeviceError, RunFolderError
 from bertsmith.model import checkpoint
-from bertsmith.model.load import Loaded, choose_device, load_model, load_tokenizer
+from bertsmith.model.load import Loaded, check_vocabulary, choose_device, load_model, load_tokenizer
 from bertsmith.run import Run, open_run
 from bertsmith.training.batching import TOKEN_BUDGETS, micro_batches
 from bertsmith.training.memory import free_memory, plan, ran_out
@@ -63,6 +63,7 @@ class Classifier:
             raise RunFolderError("the run has lost its model", where=str(folder), remedy="Train the run again.")
         resolved = checkpoint.resolve(str(folder))
         model, tokenizer = load_model(resolved), load_tokenizer(resolved)
+        check_vocabulary(model, tokenizer, resolved)
         texts = tuple(model.config.id2label[i] for i in range(model.config.num_labels))
         if labels is None:
             labels = Labels(tuple(range(len(texts))), texts)

@@ -15,6 +15,7 @@ import numpy as np
 
 from bertsmith import hub
 from bertsmith.errors import ModelError, listing
+from bertsmith.model import safety
 
 PACKAGED = {
     "packaged:minilm": (
@@ -68,7 +69,7 @@ class Checkpoint:
         file = self.path / "config.json"
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ModelError(
                 f"the checkpoint's config.json cannot be read: {error}",
                 where=str(file),
@@ -251,6 +252,7 @@ def _checked(checkpoint: Checkpoint, allow_pickle: bool) -> Checkpoint:
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as KNOWN
 
     where = str(checkpoint.path)
+    safety.check(checkpoint.path, checkpoint.config)
     if checkpoint.model_type not in KNOWN:
         own_code = (
             " and wants to run code of its own, which bertsmith never does" if "auto_map" in checkpoint.config else ""

@@ -143,6 +143,21 @@ def load_model(checkpoint: Checkpoint, labels: Labels | None = None) -> PreTrain
     return model
 
 
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint) -> None:
+    """See that the model has an embedding for every token of the tokenizer.
+
+    Raises:
+        ModelError: if they are not of the same checkpoint.
+    """
+    tokens, rows = max(tokenizer.get_vocab().values(), default=-1) + 1, model.get_input_embeddings().num_embeddings
+    if tokens > rows:
+        raise ModelError(
+            f"the tokenizer has {tokens:,} tokens and the model knows {rows:,}: they do not belong together",
+            where=str(checkpoint.path),
+            remedy="Save the tokenizer the checkpoint was trained with into its folder.",
+        )
+
+
 def scale_head(model: PreTrainedModel, temperature: float) -> bool:
     """Divide the logits by a temperature, in the weights themselves, so that whoever loads the model gets them so.
 

@@ -23,7 +23,7 @@ def write_card(run: Run) -> None:
         .overlay(autoescape=False)
         .get_template("card.md")
         .render(
-            name=run.path.resolve().name,
+            name=_plain(run.path.resolve().name),
             info=info,
             base_model=info["model"]["name"] if _HUB_ID.fullmatch(info["model"]["name"]) else None,
             test=metrics["splits"]["test"],

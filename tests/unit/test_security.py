@@ -1,0 +1,230 @@
+"""A checkpoint, a table or a name may try what it likes: nothing of it is run, followed or drawn as more than text."""
+
+import json
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import bertsmith as bs
+from bertsmith.data.table import Labels
+from bertsmith.errors import ModelError
+from bertsmith.model import checkpoint
+from bertsmith.model.load import check_vocabulary, load_model, load_tokenizer
+from bertsmith.run import open_run
+from bertsmith.testing import tiny_model, tiny_table
+
+LABELS = Labels((0, 1), ("no", "yes"))
+
+
+class _Canary:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    return Path(shutil.copytree(tiny, tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def canary(tmp_path):
+    return tmp_path / "canary"
+
+
+def _set(file, **values):
+    file.write_text(json.dumps({**(json.loads(file.read_text()) if file.is_file() else {}), **values}))
+
+
+def _load(folder):
+    found = checkpoint.resolve(str(folder))
+    model, tokenizer = load_model(found, LABELS), load_tokenizer(found)
+    check_vocabulary(model, tokenizer, found)
+    return model, tokenizer
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"_attn_implementation_internal": "owner/kernel"},
+        {"_attn_implementation": "owner/kernel"},
+        {"attn_implementation": "owner/kernel"},
+        {"attn_implementation": {"": "owner/kernel"}},
+        {"_experts_implementation_internal": "owner/kernel"},
+        {"experts_implementation": "owner/kernel"},
+        {"kernel_config": {"RMSNorm": "owner/kernel:Layer"}},
+        {"use_kernels": True},
+        {"text_config": {"_attn_implementation_internal": "owner/kernel"}},
+        {"_something_new": 1},
+    ],
+    ids=str,
+)
+def test_keys_that_may_fetch_code_are_refused_before_anything_is_loaded(entry, folder):
+    _set(folder / "config.json", **entry)
+    (folder / "model.safetensors").write_text("never opened")
+    key = next(iter(entry.get("text_config", entry)))
+    with pytest.raises(ModelError, match=f"{key}.*which can make a loader fetch and run code"):
+        checkpoint.resolve(str(folder))
+
+
+def test_keys_that_do_no_harm_are_taken(folder):
+    _set(folder / "config.json", _name_or_path="a/b", _attn_implementation="sdpa", _attn_implementation_autoset=True)
+    assert _load(folder)[0].num_labels == 2
+
+
+def test_nothing_in_a_malicious_folder_is_run(folder, canary, monkeypatch):
+    """Everything at once that a folder can hold beside what is needed; the model and the tokenizer load without it."""
+    evil = f"open({str(canary)!r}, 'w').close()\nclass Evil: pass\n"
+    for name in (
+        "evil.py",
+        "modeling_evil.py",
+        "tokenization_evil.py",
+        "configuration_evil.py",
+        "conftest.py",
+        "setup.py",
+    ):
+        (folder / name).write_text(evil)
+    auto = dict.fromkeys(("AutoConfig", "AutoModel", "AutoModelForSequenceClassification"), "modeling_evil.Evil")
+    _set(folder / "config.json", auto_map=auto, architectures=["Evil"], custom_pipelines={"x": {"impl": "evil.Evil"}})
+    _set(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization_evil.Evil", None]})
+    _set(folder / "generation_config.json", custom_generate="evil.py")
+    for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "rng_state.pth", "vocab.pkl"):
+        (folder / name).write_bytes(pickle.dumps(_Canary(canary)))
+        torch.save({"x": _Canary(canary)}, folder / f"zip-{name}")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model, tokenizer = _load(folder)
+    assert type(model).__name__ == "BertForSequenceClassification"
+    assert type(tokenizer).__module__.startswith("transformers.")
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("weights", ["pickle", "zip"])
+def test_a_pickle_runs_nothing_even_where_it_is_allowed(weights, folder, canary):
+    (folder / "model.safetensors").unlink()
+    if weights == "pickle":
+        (folder / "pytorch_model.bin").write_bytes(pickle.dumps(_Canary(canary)))
+    else:
+        torch.save({"x": _Canary(canary)}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="only pickle weights"):
+        checkpoint.resolve(str(folder))
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(checkpoint.resolve(str(folder), allow_pickle=True), LABELS)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("shard", ["../evil.safetensors", "/etc/passwd", "evil.bin", "a/b.safetensors", "..", ""])
+def test_an_index_that_points_elsewhere_is_refused(shard, folder, canary):
+    (folder / "model.safetensors").rename(folder.parent / "evil.safetensors")
+    (folder / "evil.bin").write_bytes(pickle.dumps(_Canary(canary)))
+    _set(folder / "model.safetensors.index.json", metadata={}, weight_map={"bert.embeddings": shard})
+    with pytest.raises(ModelError, match=r"not a \.safetensors file in the same folder"):
+        checkpoint.resolve(str(folder))
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("model.safetensors.index.json", {"weight_map": {"a": "model-1.safetensors"}}, "weights is missing: model-1"),
+        ("model.safetensors.index.json", {"weight_map": 3}, "names no files"),
+        ("model.safetensors.index.json", [], "holds no object"),
+        ("tokenizer_config.json", {"vocab_file": "../../secret"}, "points to '../../secret', outside its folder"),
+        ("tokenizer_config.json", {"merges_file": "/etc/passwd"}, "points to '/etc/passwd', outside its folder"),
+        ("tokenizer_config.json", [], "holds no object"),
+        ("adapter_config.json", {"base_model_name_or_path": "owner/evil"}, "adapter"),
+        ("config.json", {"model_type": "bert", "quantization_config": {"quant_method": "gptq"}}, "quantized"),
+        ("config.json", {"model_type": "vit"}, "which transformers cannot classify"),
+        ("config.json", {"model_type": "../bert"}, "which transformers cannot classify"),
+        ("config.json", {"model_type": ["bert"]}, "which transformers cannot classify"),
+    ],
+    ids=str,
+)
+def test_other_strange_files_are_told(file, content, expected, folder):
+    (folder / file).write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=expected) as caught:
+        checkpoint.resolve(str(folder))
+    assert "what to do" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_links_to_elsewhere_run_nothing(name, folder, canary):
+    secret = folder.parent / "secret"
+    secret.write_bytes(pickle.dumps(_Canary(canary)))
+    (folder / name).unlink()
+    (folder / name).symlink_to(secret)
+    with pytest.raises(ModelError, match=r"cannot be (loaded|read)"):
+        _load(folder)
+    assert not canary.exists()
+
+
+def test_a_tokenizer_of_another_checkpoint_is_told(folder, tmp_path):
+    _load(folder)
+    other = tiny_model(tmp_path / "other", vocab_size=10)
+    shutil.copy(other / "config.json", folder)
+    shutil.copy(other / "model.safetensors", folder)
+    with pytest.raises(ModelError, match=r"the tokenizer has \d+ tokens and the model knows 10"):
+        bs.train(tiny_table(), output=tmp_path / "run", model=str(folder), device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_names_from_a_table_become_no_paths_and_no_code(tiny, tmp_path):
+    """Label texts, column and file names with paths, script tags, links, formulas and Markdown in them."""
+    evil = ("../../evil", "/tmp/evil", "[a](javascript:canary())", "=cmd|' /C calc'!A0", "javascript:canary()")
+    table = tiny_table(150)
+    table["Label Text"] = [f"{evil[n]} {n}" for n in table["Label"]]
+    table["Text"] = [f"{evil[i % 5]} {text}" for i, text in enumerate(table["Text"])]
+    for i, name in enumerate(evil):
+        table[name + "<script>canary()</script>"] = i
+    name = "[x](javascript:canary()) ;..%2f<img src=x onerror=canary()>.csv".replace("/", "")
+    table.to_csv(tmp_path / name, index=False)
+    settings = {"epochs": 1, "device": "cpu", "precision": "fp32", "model": str(tiny)}
+    run = bs.train(tmp_path / name, output=tmp_path / "runs" / "evil", **settings)
+    plain = bs.train(tiny_table(150), output=tmp_path / "runs" / "plain", **settings)
+    files = [sorted(p.relative_to(r.path).as_posix() for p in r.path.rglob("*")) for r in (run, plain)]
+    assert files[0] == files[1]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, "runs"])
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["evil", "plain"]
+    page = run.layout.report.read_text()
+    assert not re.search(r"""<[^>]*\s(href|src|on\w+)\s*=\s*["']?(javascript|x|canary)""", page)
+    assert "<script>canary" not in page
+    card = (run.layout.model / "README.md").read_text()
+    assert not re.search(r"(?<!\\)\]\(javascript", card)
+    assert "<img" not in card
+    cells = (run.layout.predictions / "test.csv").read_text()
+    assert not re.search(r'(^|,)"?=cmd', cells, flags=re.MULTILINE)
+    assert open_run(run.path).labels.texts[0] == "../../evil 0"
+
+
+def test_nothing_of_ours_unpickles_or_runs_code_by_name():
+    """No call in the source that would: pickle, eval, exec, a shell, `torch.load`, remote code that is trusted."""
+    forbidden = re.compile(
+        r"\bpickle\.\w|(?<![.\w])(eval|exec)\(|os\.system|shell=True|torch\.load\(|trust_remote_code=True|yaml\.load\(|__import__"
+    )
+    sources = sorted((Path(__file__).parents[2] / "src").rglob("*.py"))
+    assert len(sources) > 50
+    found = [
+        f"{p.name}:{i}"
+        for p in sources
+        for i, line in enumerate(p.read_text().splitlines(), 1)
+        if forbidden.search(line)
+    ]
+    assert found == []
+
+
+def test_a_terminal_is_not_obeyed(tmp_path):
+    table = tiny_table(60)
+    table["Label Text"] = table["Label Text"] + "\x1b]0;owned\x07\x1b[2J"
+    table.to_json(tmp_path / "t.jsonl", orient="records", lines=True)
+    out = subprocess.run(
+        [sys.executable, "-m", "bertsmith", "inspect", str(tmp_path / "t.jsonl")], capture_output=True, text=True
+    )
+    assert out.returncode == 0
+    assert "\x1b" not in out.stdout + out.stderr
