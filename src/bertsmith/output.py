@@ -151,8 +151,8 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     ]
 
 
-def check_same(run: Run, *, config: Mapping[str, Any], fingerprint: str) -> None:
-    """See that a run is resumed with the settings and the data it was begun with.
+def check_same(run: Run, *, config: Mapping[str, Any], fingerprint: str, model: Mapping[str, Any]) -> None:
+    """See that a run is resumed with the settings, the data and the model it was begun with.
 
     Raises:
         RunFolderError: naming what differs.
@@ -161,9 +161,13 @@ def check_same(run: Run, *, config: Mapping[str, Any], fingerprint: str) -> None
     changed = differences(info.get("config", {}), config)
     if info.get("data", {}).get("fingerprint") != fingerprint:
         changed.append("the texts, labels or splits of the table")
+    before = info.get("model", {})
+    if before.get("files") != model["files"]:
+        changed.append("the model's configuration or tokenizer")
+    changed += differences({**before, "files": None}, {**model, "files": None})
     if changed:
         raise RunFolderError(
-            f"the run cannot be resumed with other settings or data; these differ: {listing(map(_Plain, changed))}",
+            f"the run cannot be resumed, since these differ: {listing(map(_Plain, changed))}",
             where=str(run.path),
             remedy="Run the command the run was begun with, or pass --overwrite to begin anew.",
         )

@@ -135,7 +135,10 @@ def _train(
             table, count_tokens=lambda texts: count_tokens(texts, tokenizer), max_length=max_length, cleaned=cleaned
         )
 
-    recipe = choose(config, texts=len(parts["train"]), parameters=loaded.parameters, device=device)
+    if resume:  # as it was chosen then, which another machine might not do again
+        recipe = Recipe(**runs.Run(output).info["recipe"])
+    else:
+        recipe = choose(config, texts=len(parts["train"]), parameters=loaded.parameters, device=device)
     arguments = training_arguments(recipe, config, runs.Layout(output).checkpoints, device)
     sizes = {name: len(part) for name, part in parts.items()}
     prepared = Prepared(
@@ -145,7 +148,7 @@ def _train(
     from_checkpoint = None
     if resume:
         run = runs.Run(output)
-        check_same(run, config=config.dump(), fingerprint=described["data"]["fingerprint"])
+        check_same(run, config=config.dump(), fingerprint=described["data"]["fingerprint"], model=described["model"])
         from_checkpoint = run.last_checkpoint()
         if damaged := run.drop_checkpoints_after(from_checkpoint):
             step = int(from_checkpoint.name.rpartition("-")[2]) if from_checkpoint else 0
@@ -250,6 +253,7 @@ def _describe(prepared: Prepared, data: Table, found: checkpoint.Checkpoint) -> 
             "name": found.name,
             "type": found.model_type,
             "revision": found.revision,
+            "files": found.digest,
             "parameters": prepared.parameters,
             "max_length": prepared.max_length,
         },

@@ -195,6 +195,28 @@ def test_a_run_folder_can_be_moved_before_it_goes_on(tiny, tmp_path):
     assert _same(_weights(whole), _weights(_train(tiny, tmp_path / "moved", resume=True)))
 
 
+def test_another_model_under_the_same_name_is_refused(tiny, tmp_path):
+    folder = Path(shutil.copytree(tiny, tmp_path / "checkpoint"))
+    with pytest.raises(Interrupted):
+        _train(folder, tmp_path / "run", **_stop_after(4))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"] |= {"cat": tokenizer["model"]["vocab"]["dog"]}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(RunFolderError, match="these differ: the model's configuration or tokenizer"):
+        _train(folder, tmp_path / "run", resume=True)
+
+
+def test_another_machine_goes_on_with_what_was_chosen(tiny, tmp_path, monkeypatch):
+    settings = {"precision": "auto", "learning_rate": None}
+    whole = _train(tiny, tmp_path / "whole", **settings)
+    with pytest.raises(Interrupted):
+        _train(tiny, tmp_path / "run", **settings, **_stop_after(4))
+    monkeypatch.setattr("bertsmith.training.recipe.choose_precision", lambda device: ("fp16", "another machine"))
+    run = _train(tiny, tmp_path / "run", resume=True, **settings)
+    assert run.info["recipe"]["precision"] == whole.info["recipe"]["precision"]
+    assert _same(_weights(whole), _weights(run))
+
+
 # -- checkpoints -------------------------------------------------------------------------------------------------------
 
 

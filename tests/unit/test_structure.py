@@ -1,6 +1,7 @@
 """The shape of the package: imports follow the arrows of the design, and starting is quick."""
 
 import ast
+import re
 import subprocess
 import sys
 import time
@@ -126,3 +127,11 @@ def test_all_public_names_exist_and_are_listed():
     assert sorted(bertsmith.__all__) == bertsmith.__all__
     assert set(bertsmith.__all__) == set(bertsmith._HOME)
     assert all(getattr(bertsmith, name).__doc__ for name in bertsmith.__all__)
+
+
+def test_every_promise_on_reliability_has_its_test():
+    root = Path(__file__).parents[2]
+    named = set(re.findall(r"`(test_\w+)`", (root / "docs" / "reliability.md").read_text()))
+    there = {name for p in (root / "tests").rglob("*.py") for name in re.findall(r"(?m)^def (test_\w+)", p.read_text())}
+    assert len(named) > 40
+    assert named - there == set()

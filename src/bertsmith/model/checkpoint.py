@@ -84,6 +84,15 @@ class Checkpoint:
         """The architecture, as ``transformers`` names it."""
         return str(self.config.get("model_type", ""))
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over configuration and tokenizer: what a text becomes depends on them."""
+        digest = hashlib.sha256()
+        for name in ("config.json", "tokenizer_config.json", *TOKENIZERS):
+            if (self.path / name).is_file():
+                digest.update((self.path / name).read_bytes())
+        return digest.hexdigest()
+
     @property
     def max_positions(self) -> int:
         """Most tokens the model takes, special tokens counted."""
