@@ -136,7 +136,8 @@ def _train(
         )
 
     if resume:  # as it was chosen then, which another machine might not do again
-        recipe = Recipe(**runs.Run(output).info["recipe"])
+        with runs.reading(runs.Layout(output).run):
+            recipe = Recipe(**runs.Run(output).info["recipe"])
     else:
         recipe = choose(config, texts=len(parts["train"]), parameters=loaded.parameters, device=device)
     arguments = training_arguments(recipe, config, runs.Layout(output).checkpoints, device)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -109,27 +112,35 @@ class Run:
     @cached_property
     def labels(self) -> Labels:
         """The classes."""
-        entries = _read_json(self.layout.labels)["classes"]
-        return Labels(tuple(e["label"] for e in entries), tuple(e["label_text"] for e in entries))
+        with reading(self.layout.labels):
+            entries = _read_json(self.layout.labels)["classes"]
+            return Labels(tuple(e["label"] for e in entries), tuple(e["label_text"] for e in entries))
 
     @property
     def class_counts(self) -> list[dict[str, int]]:
         """Texts of every class by split: ``label`` (the user's number), ``train``, ``validation``, ``test``."""
-        return [{"label": e["label"], **e["counts"]} for e in _read_json(self.layout.labels)["classes"]]
+        with reading(self.layout.labels):
+            return [{"label": e["label"], **e["counts"]} for e in _read_json(self.layout.labels)["classes"]]
 
     @property
     def history(self) -> list[dict[str, Any]]:
         """The lines of ``history.jsonl``; empty before the first evaluation."""
         if not self.layout.history.is_file():
             return []
-        return [json.loads(line) for line in self.layout.history.read_text(encoding="utf-8").splitlines() if line]
+        with reading(self.layout.history):
+            lines = self.layout.history.read_text(encoding="utf-8").splitlines()
+            entries = [json.loads(line) for line in lines if line]
+            [(e["step"], e["epoch"], e["metrics"]["macro_f1"]) for e in entries]  # which each must have
+            return entries
 
     @property
     def predictions(self) -> pd.DataFrame:
         """The predictions for the test split, one row a text."""
         import pandas as pd
 
-        return pd.read_parquet(self.layout.predictions / "test.parquet")
+        file = self.layout.predictions / "test.parquet"
+        with reading(file):
+            return pd.read_parquet(file)
 
     def last_checkpoint(self) -> Path | None:
         """Return the newest whole checkpoint, ``None`` if there is none; the best one so far must be whole as well."""
@@ -158,8 +169,10 @@ class Run:
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Add a line to ``history.jsonl``."""
-        with self.layout.history.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        if not self.path.is_dir():  # gone since: it is not made again
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
+        before = self.layout.history.read_text(encoding="utf-8") if self.layout.history.is_file() else ""
+        write_text(self.layout.history, before + json.dumps(entry) + "\n")
 
     def forget_history_after(self, step: int) -> None:
         """Drop the evaluations after a step, which training will do again."""
@@ -211,12 +224,26 @@ def now() -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
+    with reading(path):
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds {type(content).__name__} and no object")
+        return content
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged file of a run gives rise to into an error that names it.
+
+    Raises:
+        RunFolderError: if the file is not there or does not hold what it should.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
         raise RunFolderError(
-            f"a file of the run cannot be read: {error}",
+            f"a file of the run is missing or damaged: {reason}",
             where=str(path),
-            remedy="The run folder is damaged: train again.",
+            remedy="Put back a copy of it, or train again with --overwrite.",
         ) from error
-    return content

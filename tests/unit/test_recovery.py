@@ -696,6 +696,7 @@ def test_a_run_folder_that_vanishes_ends_training_with_a_word(tiny, tmp_path):
 
     with pytest.raises(RunFolderError, match="cannot be written"):
         _train(tiny, tmp_path / "run", on_event=vanish)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("step", [6, 12, 18, "the end"])

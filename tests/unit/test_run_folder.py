@@ -1,6 +1,7 @@
 """The run folder holds what the contract says, and is never damaged."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -8,10 +9,11 @@ import pytest
 
 import bertsmith as bs
 from bertsmith import storage
-from bertsmith.errors import RunFolderError
+from bertsmith.errors import Interrupted, RunFolderError
 from bertsmith.run import open_run
 from bertsmith.storage import replaced_file, replaced_folder, write_json
 from bertsmith.testing import tiny_table
+from tests.conftest import train
 
 CONTRACT = {
     "run.json",
@@ -190,3 +192,45 @@ def test_a_seal_is_broken_by_any_change(tmp_path):
         folder = sealed(name)
         change(folder)
         assert not storage.is_whole(folder), name
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "null", '{"classes": 3}', "{", None])
+@pytest.mark.parametrize("file", ["run.json", "labels.json", "predictions/test.parquet", "model/model.safetensors"])
+def test_a_damaged_file_of_a_run_is_named(file, content, finished, cli, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / file).unlink()
+    if content is not None:
+        (run / file).write_text(content)
+    (tmp_path / "t.txt").write_text("cat\n")
+    needs = ["compare", run, finished] if "predictions" in file else ["predict", run, tmp_path / "t.txt"]
+    code, _, err = cli(*needs)
+    assert code == 2
+    assert str(run) in err.replace("\n", "")
+    assert "what to do" in err
+
+
+@pytest.mark.parametrize("file", ["run.json", "labels.json", "history.jsonl", "splits.parquet"])
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"step"', None])
+def test_an_unfinished_run_with_a_damaged_file_goes_on_or_says_which(file, content, tiny, tmp_path):
+    steps = []
+
+    def stop():
+        return len(steps) >= 4
+
+    def listen(event):
+        if type(event).__name__ == "StepDone":
+            steps.append(event)
+
+    with pytest.raises(Interrupted):
+        train(tiny, tmp_path / "run", epochs=1, on_event=listen, stop=stop)
+    (tmp_path / "run" / file).unlink(missing_ok=True)
+    if content is not None:
+        (tmp_path / "run" / file).write_text(content)
+    if file == "run.json" or (file == "history.jsonl" and content):
+        with pytest.raises(RunFolderError, match=r"(there is no run|missing or damaged)(.|\n)*what to do"):
+            train(tiny, tmp_path / "run", epochs=1, resume=True)
+    else:
+        run = train(tiny, tmp_path / "run", epochs=1, resume=True)
+        assert run.info["status"] == "finished"
+        assert len(run.labels) == 3
