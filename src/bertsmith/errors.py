@@ -46,6 +46,10 @@ class RunFolderError(UserError):
     """A run folder that is absent, unfinished, already finished, or not ours to write to."""
 
 
+class OutputError(UserError):
+    """Something cannot be written: the disk is full, read-only or broken, or the place is gone."""
+
+
 class DeviceError(UserError):
     """The device asked for is missing or out of memory."""
 

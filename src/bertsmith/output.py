@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -63,7 +61,8 @@ def held(path: Path) -> Iterator[None]:
     """Hold a run folder, there or not yet, against every other process; the lock goes with the process.
 
     Raises:
-        RunFolderError: if another process holds it, or its place cannot be written to.
+        RunFolderError: if another process holds it.
+        OutputError: if its place cannot be written to.
     """
     place = path.resolve()
     lock = FileLock(place.parent / f".{place.name}.lock", timeout=0)
@@ -81,25 +80,8 @@ def held(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: nobody can be waiting for this one
         lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
-
-
-@contextmanager
-def told(path: Path) -> Iterator[None]:
-    """Turn what the disk refuses while a run is written into an error that says what to do.
-
-    Raises:
-        RunFolderError: if the disk is full, read-only or broken, or the folder is gone.
-    """
-    try:
-        yield
-    except OSError as error:
-        of_the_disk = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
-        named = error.filename is not None and Path(os.fsdecode(error.filename)).is_relative_to(path)
-        if not of_the_disk and not named:
-            raise
-        raise cannot_write(path, error) from error
 
 
 def check_room(path: Path, *, parameters: int, checkpoints: int) -> None:
@@ -128,7 +110,7 @@ def create(path: Path) -> Run:
     """Make an empty run folder, in the place of a run that `check_output` allowed to replace.
 
     Raises:
-        RunFolderError: if the folder cannot be written to.
+        OutputError: if the folder cannot be written to.
     """
     try:
         drop_leftovers(path.parent, path.name)

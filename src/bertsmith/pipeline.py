@@ -37,7 +37,7 @@ from bertsmith.model.load import (
     load_model,
     load_tokenizer,
 )
-from bertsmith.output import check_output, check_room, check_same, create, held, told
+from bertsmith.output import check_output, check_room, check_same, create, held
 from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
 from bertsmith.scoring import (
@@ -85,7 +85,7 @@ def run_training(
     stop: Callable[[], bool],
 ) -> runs.Run:
     """Run all five steps into a run folder; see `bertsmith.train` for the arguments."""
-    with held(output), told(output):
+    with held(output), storage.told(output, storage.GO_ON):
         check_output(output, resume=resume, overwrite=overwrite)
         check_settings(config.set)
         try:

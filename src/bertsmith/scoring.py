@@ -160,8 +160,10 @@ def run_evaluation(
     texts = cleaned.table.frame["text"].tolist()
     probabilities = classifier.predict_proba(texts, lambda n: observe(Scored(n)))
     metrics = evaluate(cleaned.table.targets, probabilities, run.labels, seed=run.info["config"]["seed"])
-    run.layout.evaluations.mkdir(exist_ok=True)
-    with storage.replaced_folder(run.layout.evaluations / name) as folder:
-        storage.write_json(folder / "metrics.json", {"table": table.name, "left_out": cleaned.counts, **metrics})
-        write_predictions(folder, "predictions", predictions_frame(cleaned.table, probabilities))
-    return Evaluation(metrics, cleaned.counts, run.layout.evaluations / name)
+    place = run.layout.evaluations / name
+    with storage.told(place):
+        run.layout.evaluations.mkdir(exist_ok=True)
+        with storage.replaced_folder(place) as folder:
+            storage.write_json(folder / "metrics.json", {"table": table.name, "left_out": cleaned.counts, **metrics})
+            write_predictions(folder, "predictions", predictions_frame(cleaned.table, probabilities))
+    return Evaluation(metrics, cleaned.counts, place)

@@ -13,9 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bertsmith.errors import RunFolderError
+from bertsmith.errors import OutputError
 
 MANIFEST = "manifest.json"
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+"""What a disk refuses with."""
+GO_ON = "Make room or mend the place, then run the same command with --resume: checkpoints that are there are kept."
+"""What to do where a run cannot be written."""
 PART = ".part"
 """Ending of the names of temporary folders."""
 
@@ -94,16 +98,29 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-def cannot_write(path: Path, error: Exception) -> RunFolderError:
-    """Return the error that says why something of a run cannot be written, and what to do."""
+def cannot_write(path: Path, error: Exception, remedy: str = "Make room, or give another place.") -> OutputError:
+    """Return the error that says why something cannot be written, and what to do."""
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-    return RunFolderError(
-        f"this cannot be written: {os.strerror(errno.ENOSPC) if full else getattr(error, 'strerror', None) or error}",
-        where=str(path),
-        remedy="Make room on the disk, then run the same command with --resume: earlier checkpoints are kept."
-        if full
-        else "Give -o another place, or mend this one and run the same command with --resume.",
-    )
+    reason = os.strerror(errno.ENOSPC) if full else getattr(error, "strerror", None) or error
+    return OutputError(f"this cannot be written: {reason}", where=str(path), remedy=remedy)
+
+
+@contextmanager
+def told(path: Path, remedy: str = "Make room, or give another place.") -> Iterator[None]:
+    """Turn what the disk refuses while ``path`` is written into an error that says what to do.
+
+    Raises:
+        OutputError: if the disk is full, read-only or broken, or the place is gone.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = Path(os.fsdecode(error.filename)) if error.filename else Path(os.devnull)
+        temporary = named.parent == path.parent and path.name in named.name
+        on_the_way = named.is_relative_to(path) or path.is_relative_to(named)
+        if error.errno not in DISK and not temporary and not on_the_way:
+            raise
+        raise cannot_write(path, error, remedy) from error
 
 
 def _finite(value: Any) -> Any:

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from transformers.models.bert.modeling_bert import BertForSequenceClassification
 import bertsmith as bs
 from bertsmith import storage
 from bertsmith.data.table import Labels
-from bertsmith.errors import DeviceError, Interrupted, ModelError, RunFolderError, TrainingError
+from bertsmith.errors import DeviceError, Interrupted, ModelError, OutputError, RunFolderError, TrainingError
 from bertsmith.model import checkpoint as models
 from bertsmith.model.load import load_model, load_tokenizer
 from bertsmith.run import Run
@@ -694,7 +695,7 @@ def test_a_run_folder_that_vanishes_ends_training_with_a_word(tiny, tmp_path):
         if isinstance(event, Saved):
             shutil.rmtree(tmp_path / "run")
 
-    with pytest.raises(RunFolderError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         _train(tiny, tmp_path / "run", on_event=vanish)
     assert not (tmp_path / "run").exists()
 
@@ -712,7 +713,7 @@ def test_a_disk_that_is_full_ends_training_with_a_word_and_room_mends_it(step, t
                     file.write(bytes(4096))
                     file.flush()
 
-    with pytest.raises(RunFolderError, match=r"(?s)cannot be written: No space left.*--resume"):
+    with pytest.raises(OutputError, match=r"(?s)cannot be written: No space left.*--resume"):
         _train(tiny, small_disk / "run", on_event=fill)
     last = Run(small_disk / "run").last_checkpoint()
     expected = {6: None, 12: "checkpoint-6", 18: "checkpoint-12", "the end": "checkpoint-18"}[step]
@@ -725,7 +726,7 @@ def test_a_disk_that_is_full_ends_training_with_a_word_and_room_mends_it(step, t
 
 
 def test_a_place_that_cannot_be_written_is_told_before_any_work(tiny, tmp_path, read_only_disk):
-    with pytest.raises(RunFolderError, match="cannot be written: Read-only file system"):
+    with pytest.raises(OutputError, match="cannot be written: Read-only file system"):
         _train(tiny, read_only_disk / "run")
 
 
@@ -733,3 +734,45 @@ def test_a_disk_without_room_for_the_run_is_told_before_training(tiny, tmp_path,
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**5))
     with pytest.raises(RunFolderError, match=r"0.0 GB are free, and .* GB are needed"):
         _train(tiny, tmp_path / "run")
+
+
+def test_other_output_that_cannot_be_written_is_told(finished, cli, tmp_path, small_disk, read_only_disk):
+    table = tmp_path / "t.csv"
+    tiny_table(30).to_csv(table, index=False)
+    with pytest.raises(OSError, match="No space left"), (small_disk / "filler").open("wb") as file:
+        while True:
+            file.write(bytes(4096))
+            file.flush()
+    for disk, reason in ((small_disk, "No space left"), (read_only_disk, "Read-only file system")):
+        for output in ("o.csv", "o.jsonl", "o.parquet", "in/a/folder.csv"):
+            code, _, err = cli("predict", finished, table, "-o", disk / output)
+            assert (code, "Traceback" in err) == (2, False)
+            assert f"cannot be written: {reason}" in err
+            assert str(disk / output) in err
+        code, _, err = cli("inspect", table, "--html", disk / "f.html")
+        assert code == 2
+        assert f"cannot be written: {reason}" in err
+        assert [p.name for p in disk.rglob("*") if p.is_file()] == ["filler"] * (disk == small_disk)
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "evaluations").symlink_to(read_only_disk)
+    code, _, err = cli("evaluate", run, table)
+    assert code == 2
+    assert "cannot be written: Read-only file system" in err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("command", ["predict", "inspect", "inspect --json"])
+def test_standard_output_that_is_full_is_told(command, finished, tmp_path):
+    table = tmp_path / "t.csv"
+    tiny_table(30).to_csv(table, index=False)
+    given = [finished, table] if command == "predict" else [table]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "bertsmith", *command.split(), *map(str, given)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 2, done.stderr
+    assert "cannot be written: No space left" in done.stderr
+    assert "Exception ignored" not in done.stderr

@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import traceback
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +20,7 @@ from bertsmith.cli.predict import predict
 from bertsmith.cli.terminal import talk
 from bertsmith.cli.train import train
 from bertsmith.errors import Interrupted, UserError
+from bertsmith.storage import DISK, cannot_write
 
 app = typer.Typer(
     name="bertsmith",
@@ -82,6 +84,10 @@ def _run(arguments: list[str], debug: bool) -> int:
                 " ".join(["bertsmith", *arguments[:1]]) if arguments[:1] and arguments[0].isalpha() else "bertsmith"
             )
             talk().print(f"[bold red]error:[/] {_escaped(error.format_message())}\n  what to do: see {help_for} --help")
+            return 2
+        if isinstance(error, OSError) and error.errno in DISK:
+            talk().print(f"[bold red]error:[/] {cannot_write(Path(error.filename or 'standard output'), error)}")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what is left cannot fail again
             return 2
         if debug:
             raise

@@ -28,14 +28,11 @@ def inspect(
 
     findings = inspect_table(as_table(table, settings), settings)
     if html is not None:
-        from bertsmith.errors import UserError
         from bertsmith.report.report import findings_page
-        from bertsmith.storage import write_text
+        from bertsmith.storage import told, write_text
 
-        try:
+        with told(html):
             write_text(html, findings_page(findings))
-        except OSError as error:
-            raise UserError(f"the page cannot be written: {error.strerror}", where=str(html)) from error
         talk().print(f"page: {html}")
     if json:
         print_json(findings.to_dict())

@@ -53,10 +53,10 @@ def predict(
 
     Example: bertsmith predict runs/reviews new.csv -o predictions.csv
     """
-    from bertsmith.errors import ConfigError, DataError, UserError
+    from bertsmith.errors import ConfigError, DataError
     from bertsmith.inference.predict import open_writer, output_format, predict_rows
     from bertsmith.run import open_run
-    from bertsmith.storage import replaced_file
+    from bertsmith.storage import replaced_file, told
 
     open_run(run)
     if source is None and settings.sql is None:
@@ -81,16 +81,18 @@ def predict(
                 yield frame
 
     if output is None:
-        with open_writer("jsonl" if json else "csv", sys.stdout, guarded=formula_guard) as writer:
+        kind = "jsonl" if json else "csv"
+        with open_writer(kind, sys.stdout, guarded=formula_guard) as writer:
             for frame in predicted():
                 writer.write(frame)
     else:
-        try:
-            with replaced_file(output) as file, open_writer(kind, file, guarded=formula_guard) as writer:
-                for frame in predicted():
-                    writer.write(frame)
-        except OSError as error:
-            raise UserError(f"the output cannot be written: {error.strerror}", where=str(output)) from error
+        with (
+            told(output),
+            replaced_file(output) as file,
+            open_writer(kind, file, guarded=formula_guard) as writer,
+        ):
+            for frame in predicted():
+                writer.write(frame)
         talk().print(f"{done:,} rows written to {output}", markup=False)
     if empty:
         talk().print(f"[yellow]warning:[/] {empty:,} rows have no text and so no prediction")

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 
 from bertsmith.errors import TrainingError
-from bertsmith.storage import cannot_write, is_whole, replaced_folder, seal
+from bertsmith.storage import GO_ON, cannot_write, is_whole, replaced_folder, seal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -43,7 +43,7 @@ def save(
         write: adds files of its own to the folder.
 
     Raises:
-        RunFolderError: if the disk is full, gone or not to be written to; earlier checkpoints are as they were.
+        OutputError: if the disk is full, gone or not to be written to; earlier checkpoints are as they were.
         TrainingError: if the state holds anything else.
     """
     with _told(path), replaced_folder(path) as folder:
@@ -109,7 +109,7 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise cannot_write(path, error) from error
+        raise cannot_write(path, error, GO_ON) from error
 
 
 def _apart(value: Any, tensors: dict[str, torch.Tensor]) -> Any:

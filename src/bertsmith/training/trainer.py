@@ -73,7 +73,7 @@ def fit(
         Interrupted: after ``stop`` said yes and the checkpoint was saved.
         DeviceError: if memory does not suffice.
         TrainingError: if a loss, gradient or logit is not finite, twice; nothing of that step is kept or saved.
-        RunFolderError: if a checkpoint cannot be written.
+        OutputError: if a checkpoint cannot be written.
         ConfigError: if training cannot begin with what was set by hand.
     """
     reporter = _Reporter(emit, stop)
