@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from bertsmith.config import DataConfig
+from bertsmith.data.delimited import decode
 from bertsmith.data.read import read_table, read_texts
 from bertsmith.errors import DataError
 
@@ -163,6 +164,11 @@ def test_a_guessed_encoding_is_told_and_can_be_overridden(tmp_path):
     assert not read_table(tmp_path / "t.csv", DataConfig(encoding="cp1252")).notes
     with pytest.raises(DataError, match="--encoding"):
         read_table(tmp_path / "t.csv", DataConfig(encoding="no-such-encoding"))
+
+
+def test_a_few_nul_bytes_do_not_make_utf_16():
+    assert decode(b"x\0y\n", "t")[0] == "x\0y\n"
+    assert decode("Text\ncat\n".encode("utf-16-be"), "t")[0] == "Text\ncat\n"
 
 
 def test_lone_surrogates_do_not_get_through(tmp_path):

@@ -118,6 +118,8 @@ def _parts(source: str | None, settings: Config) -> Iterator[tuple[pd.DataFrame,
             raise DataError("there are no texts on stdin", remedy="Give one text a line.")
     elif source is not None and not source.startswith("hf://") and is_text_lines(Path(source)):
         text = decode(read_bytes(Path(source), settings.max_unpacked), source, settings.encoding)[0]
+        if not text.strip():
+            raise DataError("the file is empty", where=source, remedy="Give one text a line.")
         yield read_texts(text, lines=True)[:2]
     else:
         yield read_texts(source, settings)[:2]

@@ -49,7 +49,7 @@ def decode(content: bytes, name: str, encoding: str | None = None) -> tuple[str,
     head = content[:4096]
     binary = sum(byte < 9 or 13 < byte < 32 for byte in head if byte)
     even, odd = head[::2].count(b"\x00"), head[1::2].count(b"\x00")
-    wide = max(even, odd) > len(head) // 5 and min(even, odd) <= max(even, odd) // 10
+    wide = max(even, odd) > 3 + len(head) // 5 and min(even, odd) <= max(even, odd) // 10
     if binary > 3 + len(head) // 50 or (even + odd > len(head) // 5 and not wide):
         raise DataError(
             "this is not a text file", where=name, remedy="Give a CSV, JSON Lines, Parquet, Feather or Excel file."
@@ -151,7 +151,7 @@ def _parse(text: str, name: str, delimiter: str, dialect: dict[str, Any]) -> pd.
         raise DataError(
             f"{len(ragged):,} of {len(rows) - 1:,} rows do not have the {len(header)} fields of the header: "
             f"line {line:,} has {n}",
-            where=f"{name}, lines {lines}",
+            where=f"{name}, line{'s' if len(ragged) > 1 else ''} {lines}",
             remedy="Put quotes around texts that hold the delimiter "
             f"({ {chr(9): 'tab'}.get(delimiter, delimiter)!r}), or save the table again.",
         )
