@@ -50,7 +50,7 @@ def decode(content: bytes, name: str, encoding: str | None = None) -> tuple[str,
     binary = sum(byte < 9 or 13 < byte < 32 for byte in head if byte)
     even, odd = head[::2].count(b"\x00"), head[1::2].count(b"\x00")
     wide = max(even, odd) > 3 + len(head) // 5 and min(even, odd) <= max(even, odd) // 10
-    if binary > 3 + len(head) // 50 or (even + odd > len(head) // 5 and not wide):
+    if binary > 3 + len(head) // 50 or (even + odd > 3 + len(head) // 5 and not wide):
         raise DataError(
             "this is not a text file", where=name, remedy="Give a CSV, JSON Lines, Parquet, Feather or Excel file."
         )
