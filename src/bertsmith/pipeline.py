@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from bertsmith.data.inspect import choose_max_length, inspect
 from bertsmith.data.read import SPLITS
 from bertsmith.data.split import split
 from bertsmith.data.table import Table
-from bertsmith.errors import ConfigError, DataError, DeviceError, Interrupted
+from bertsmith.errors import ConfigError, DataError, DeviceError, Interrupted, listing
 from bertsmith.evaluation.calibration import calibration, scale
 from bertsmith.evaluation.metrics import PRIMARY, quick
 from bertsmith.inference.classifier import Classifier
@@ -191,7 +191,7 @@ def _train(
                 by_hand=config.set,
                 stop=stop,
                 resume=from_checkpoint,
-                name_text=lambda i: _row(parts["train"], i),
+                name_texts=lambda positions: _rows(parts["train"], positions),
             )
             run.save_model(loaded.save)
         with _timed(seconds, "evaluation"):
@@ -280,9 +280,10 @@ def _split_rows(data: Table, cleaned: Cleaned) -> pd.DataFrame:
     return frame.sort_values(["source", "row"], ignore_index=True)
 
 
-def _row(table: Table, i: int) -> str:
-    source, row = table.frame["source"].iloc[i], table.frame["row"].iloc[i]
-    return f"{source} row {row:,}"
+def _rows(table: Table, positions: Sequence[int]) -> str:
+    """Say which source rows the texts at some positions of a split are."""
+    rows = table.frame.iloc[list(positions)].groupby("source")["row"]
+    return "; ".join(f"rows {listing(sorted(map(int, numbers)), 16)} of {source}" for source, numbers in rows)
 
 
 @contextmanager

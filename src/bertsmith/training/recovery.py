@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accelerate.state import AcceleratorState
 from transformers import TrainingArguments
 
-from bertsmith.errors import TrainingError, listing
+from bertsmith.errors import TrainingError
 from bertsmith.training.events import WentBack
 
 if TYPE_CHECKING:
     from bertsmith.training.engine import Engine, NotFiniteError
+
+NameTexts = Callable[[Sequence[int]], str]
+"""Says in words which texts stand at some positions of the training split."""
 
 
 def safer(arguments: TrainingArguments) -> TrainingArguments:
@@ -27,7 +30,7 @@ def safer(arguments: TrainingArguments) -> TrainingArguments:
     return result
 
 
-def went_back(error: NotFiniteError, engine: Engine, name: Callable[[int], str], to: Path | None) -> WentBack:
+def went_back(error: NotFiniteError, engine: Engine, name: NameTexts, to: Path | None) -> WentBack:
     """Return the event that says so."""
     return WentBack(
         step=engine.state.global_step,
@@ -37,7 +40,7 @@ def went_back(error: NotFiniteError, engine: Engine, name: Callable[[int], str],
     )
 
 
-def failed(error: NotFiniteError, engine: Engine, name: Callable[[int], str]) -> TrainingError:
+def failed(error: NotFiniteError, engine: Engine, name: NameTexts) -> TrainingError:
     """Return the error that ends training the second time."""
     return TrainingError(
         f"{error.what} is not a finite number, again, after going back with fp32 and half the learning rate",
@@ -47,14 +50,11 @@ def failed(error: NotFiniteError, engine: Engine, name: Callable[[int], str]) ->
     )
 
 
-def _rows(error: NotFiniteError, name: Callable[[int], str]) -> str:
-    class Plain(str):
-        __repr__ = str.__str__
-
+def _rows(error: NotFiniteError, name: NameTexts) -> str:
     if error.rows:
-        return f"it comes from {listing([Plain(name(i)) for i in sorted(error.rows)])}"
+        return f"it comes from {name(sorted(error.rows))}"
     if error.batch:
-        return f"in the batch of {listing([Plain(name(i)) for i in sorted(error.batch)])}"
+        return f"in a batch of {name(sorted(error.batch))}"
     return "in no text of its own"
 
 

@@ -21,7 +21,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from bertsmith.errors import DeviceError, Interrupted
+from bertsmith.errors import DeviceError, Interrupted, listing
 from bertsmith.model.load import Loaded, quiet_transformers
 from bertsmith.training import recovery
 from bertsmith.training.arguments import PRIMARY, refused
@@ -53,7 +53,7 @@ def fit(
     stop: Callable[[], bool] = lambda: False,
     resume: Path | None = None,
     by_hand: Mapping[str, Any] | None = None,
-    name_text: Callable[[int], str] = lambda i: f"training text {i + 1:,}",
+    name_texts: recovery.NameTexts = lambda positions: f"the training texts at {listing(positions)}, counted from 0",
 ) -> Finished:
     """Fine-tune a model; the best epoch's weights are in it afterwards.
 
@@ -67,7 +67,7 @@ def fit(
         stop: asked after every step; where it says yes, a checkpoint is saved and training is interrupted.
         resume: checkpoint to go on from.
         by_hand: the training arguments that the user set, to be named if training cannot even begin with them.
-        name_text: says in words which training text the one at a position is, for messages.
+        name_texts: for messages.
 
     Raises:
         Interrupted: after ``stop`` said yes and the checkpoint was saved.
@@ -91,9 +91,9 @@ def fit(
             break
         except NotFiniteError as error:
             if slower:
-                raise recovery.failed(error, engine, name_text) from error
+                raise recovery.failed(error, engine, name_texts) from error
             slower, resume = True, reporter.path or resume
-            back = recovery.went_back(error, engine, name_text, resume)
+            back = recovery.went_back(error, engine, name_texts, resume)
             engine.accelerator.unwrap_model(loaded.model, keep_fp32_wrapper=False)  # without the old precision
         except (ValueError, TypeError, RuntimeError, ImportError, MemoryError) as error:
             if ran_out(error):
