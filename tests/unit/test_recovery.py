@@ -755,6 +755,7 @@ def test_other_output_that_cannot_be_written_is_told(finished, cli, tmp_path, sm
         assert f"cannot be written: {reason}" in err
         assert [p.name for p in disk.rglob("*") if p.is_file()] == ["filler"] * (disk == small_disk)
     run = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(run / "evaluations", ignore_errors=True)
     (run / "evaluations").symlink_to(read_only_disk)
     code, _, err = cli("evaluate", run, table)
     assert code == 2
