@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 import sqlite3
 
@@ -144,6 +145,22 @@ def test_a_broken_table_is_told_with_file_and_remedy(name, tmp_path):
     assert re.search(expected, message), message
     assert name in message
     assert "what to do:" in message
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions are another thing there")
+def test_a_file_that_may_not_be_read_is_told(tmp_path):
+    path = tmp_path / "t.csv"
+    FRAME.to_csv(path, index=False)
+    _check(read_table(path))
+    path.chmod(0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)  # root may read everything
+    try:
+        with pytest.raises(DataError, match="cannot be read: Permission denied"):
+            read_table(path)
+    finally:
+        os.seteuid(user)
 
 
 def test_a_folder_is_not_a_table(tmp_path):

@@ -1,6 +1,5 @@
 """Every malformed table is refused with a message that helps, or repaired as stated: never a traceback, never wrong."""
 
-import os
 import re
 
 import pytest
@@ -22,8 +21,6 @@ def test_the_corpus_is_large_and_its_names_are_distinct():
 def test_a_malformed_table_is_refused_with_file_place_and_remedy(case, cli, tiny, tmp_path):
     path = tmp_path / case.name
     case.make(path)
-    if case.name == "locked.csv" and os.geteuid() == 0:
-        pytest.skip("root may read everything")
     flags = [flag.replace("{path}", str(path)) for flag in case.flags]
     if case.command == "train":
         flags += ["-o", tmp_path / "run", "--model", tiny]
