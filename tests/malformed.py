@@ -405,6 +405,9 @@ def _json(c: _Corpus) -> None:
     c.repaired("blank-lines.jsonl", lines.replace("\n", "\n\n"))
     c.repaired("lines.csv", lines)
     c.repaired("surrogates.jsonl", lines.replace("cat", "c\\ud800t"), ["c\ufffdt", *TEXTS[1:]])
+    c.repaired("surrogates-in-a-label.jsonl", lines.replace('"a"', '"a\\ud800"'), TEXTS, ["a\ufffd", "b"] * 2)
+    more = lines.replace('"label"', '"more\\ud800": "x\\ud800", "label"')
+    c.repaired("surrogates-elsewhere.jsonl", more)
     c.repaired("null-text.jsonl", lines.replace('"cat"', "null"), ["", *TEXTS[1:]], LABELS, "1 row without a text")
     c.repaired(
         "boolean-labels.jsonl", lines.replace('"a"', "true").replace('"b"', "false"), TEXTS, ["True", "False"] * 2

@@ -193,6 +193,16 @@ def test_lone_surrogates_do_not_get_through(tmp_path):
     assert read_table(tmp_path / "t.jsonl").frame["text"].tolist()[0] == "a\ufffdb"
 
 
+def test_surrogates_in_other_columns_can_be_predicted_and_written(tmp_path, finished, cli):
+    (tmp_path / "t.jsonl").write_text('{"text": "cat\\ud800", "more\\ud800": "x\\ud800"}\n' * 2)
+    for name in ("o.csv", "o.jsonl", "o.parquet"):
+        code, _, err = cli("predict", finished, tmp_path / "t.jsonl", "-o", tmp_path / name)
+        assert code == 0, err
+    assert "x\ufffd" in (tmp_path / "o.csv").read_text()
+    frame = FRAME.assign(more=pd.Series(["x\ud800"] * 4, dtype=object))
+    assert read_table(frame).extra["more"].tolist() == ["x\ufffd"] * 4
+
+
 def test_excel_sheets_are_named(tmp_path):
     with pd.ExcelWriter(tmp_path / "t.xlsx") as book:
         pd.DataFrame({"nothing": [1]}).to_excel(book, sheet_name="notes", index=False)

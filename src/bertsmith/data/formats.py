@@ -14,7 +14,7 @@ import pandas as pd
 
 from bertsmith.config import DataConfig
 from bertsmith.data.delimited import decode, delimited
-from bertsmith.data.raw import RawTable
+from bertsmith.data.raw import RawTable, encodable, encodable_text
 from bertsmith.data.table import Note
 from bertsmith.errors import DataError, listing
 
@@ -138,7 +138,7 @@ def read_file(path: Path, config: DataConfig) -> RawTable:
     if text.lstrip()[:1] == "<":
         raise DataError("this is HTML or XML, not a table", where=str(path), remedy="Save the table as CSV.")
     if kind == "json" or text.lstrip()[:1] in ("{", "["):
-        frame = _json(text, name)
+        frame = encodable(_json(text, name))
     else:
         frame, more = delimited(text, name, prefer="\t" if suffixes and suffixes[-1] in (".tsv", ".tab") else None)
         notes += more
@@ -174,7 +174,10 @@ def _json(text: str, name: str) -> pd.DataFrame:
                 remedy='Write every row as {"Text": "…", "Label Text": "…"}.',
             )
     names = dict.fromkeys(key for _, record in numbered for key in record)
-    return pd.DataFrame({key: pd.Series([record.get(key) for _, record in numbered], dtype=object) for key in names})
+    columns = (pd.Series([record.get(key) for _, record in numbered], dtype=object) for key in names)
+    frame = pd.DataFrame(dict(enumerate(columns)))
+    frame.columns = pd.Index([encodable_text(key) for key in names], dtype=object)
+    return frame
 
 
 def _arrow(content: bytes, path: Path, kind: str, most: float) -> pd.DataFrame:

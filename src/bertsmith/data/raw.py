@@ -31,12 +31,29 @@ class RawTable:
     split: pd.Series | None = None
 
 
-def _encodable(text: str) -> str:
+def encodable_text(text: str) -> str:
+    """Return a text that any encoding can write: lone surrogates become U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:
         return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text)
     return text
+
+
+def encodable(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a table whose names and texts any encoding can write: lone surrogates become U+FFFD."""
+
+    def mended(value: Any) -> Any:
+        return value if not isinstance(value, str) or value.isascii() else encodable_text(value)
+
+    columns = {i: frame.iloc[:, i] for i in range(frame.shape[1])}
+    texts = {
+        i: c.map(mended) if c.dtype == object or pd.api.types.is_string_dtype(c) else c for i, c in columns.items()
+    }
+    result = pd.DataFrame(texts, index=frame.index)
+    result.columns = pd.Index([mended(name) for name in frame.columns], dtype=object)
+    result.attrs = frame.attrs
+    return result
 
 
 def texts_of(values: Iterable[Any], where: str) -> list[str | None]:
@@ -51,7 +68,7 @@ def texts_of(values: Iterable[Any], where: str) -> list[str | None]:
     for row, value in enumerate(values, start=1):
         refuse_nested(value, row, where, "--text-column")
         if isinstance(value, str):
-            texts.append(_encodable(value))
+            texts.append(encodable_text(value))
         elif value is None or value != value or value is pd.NaT or value is pd.NA:
             texts.append(None)
         else:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from bertsmith.config import DataConfig
 from bertsmith.data.formats import read_file
-from bertsmith.data.raw import RawTable
+from bertsmith.data.raw import RawTable, encodable
 from bertsmith.errors import DataError, listing
 from bertsmith.hub import require_hub
 
@@ -27,7 +27,8 @@ def read_raw(source: Any, config: DataConfig) -> RawTable:
         raw = _read_sql(config.sql, config.db or "")
     elif isinstance(source, pd.DataFrame):
         raw = RawTable(
-            source.reset_index(drop=True).rename(columns=str), str(source.attrs.get("name", "the data frame"))
+            encodable(source.reset_index(drop=True).rename(columns=str)),
+            str(source.attrs.get("name", "the data frame")),
         )
     elif type(source).__module__.split(".")[0] == "datasets":
         raw = _from_datasets(source, "the dataset")
