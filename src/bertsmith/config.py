@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bertsmith.errors import ConfigError, did_you_mean
+from bertsmith.errors import ConfigError, did_you_mean, listing
 
 ENV_PREFIX = "BERTSMITH_"
 DEFAULT_MODEL = "google-bert/bert-base-uncased"
@@ -162,6 +162,9 @@ def _contradictions(config: Config, origin: Mapping[str, str]) -> list[str]:
     problems = []
     if (config.sql is None) != (config.db is None):
         problems.append("--sql and --db go together: the query, and the database to put it to")
+    for flag, table, size in (("test", config.test, "test_size"), ("validation", config.validation, "validation_size")):
+        if table is not None and size in origin:
+            problems.append(f"{name(flag)} and {name(size)} both say what the {flag} texts are: keep one of them")
     if config.split_column and (config.validation or config.test):
         problems.append(f"{name('split_column')} and --validation/--test both say how to split: keep one of them")
     if config.validation_size + config.test_size >= 1:
@@ -195,6 +198,13 @@ def _file_layer(file: Path | None) -> dict[str, tuple[Any, str]]:
         raise ConfigError(
             f"the configuration file is not TOML: {error}", where=str(file), remedy='Write settings as: name = "value"'
         ) from error
+    twice = [key for key in content if key != key.replace("-", "_") and key.replace("-", "_") in content]
+    if twice:
+        raise ConfigError(
+            f"these settings are there twice, with - and with _: {listing(twice)}",
+            where=str(file),
+            remedy="Keep one of each.",
+        )
     return {key.replace("-", "_"): (value, f"{file}: {key}") for key, value in content.items()}
 
 

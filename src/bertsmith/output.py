@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -11,9 +13,35 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from bertsmith.errors import RunFolderError, listing
+from bertsmith.errors import ConfigError, RunFolderError, listing
 from bertsmith.run import Run
 from bertsmith.storage import PART, cannot_write, drop_leftovers
+
+
+def check_file(path: Path, source: Any, *, overwrite: bool) -> None:
+    """See that a file may be written, before any work is done.
+
+    Args:
+        path: the file.
+        source: what is read: that is never replaced.
+        overwrite: whether a file that is there may be.
+
+    Raises:
+        ConfigError: if something is there that must not be replaced.
+    """
+    if not path.exists() and not path.is_symlink():
+        return
+    if isinstance(source, str | Path) and Path(source).exists() and path.exists() and path.samefile(source):
+        raise ConfigError(
+            "this is the input itself, which is never replaced", where=str(path), remedy="Give another file."
+        )
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "not a plain file"
+        raise ConfigError(f"this is {kind}, and cannot be replaced", where=str(path), remedy="Give another file.")
+    if not overwrite:
+        raise ConfigError(
+            "a file is there already", where=str(path), remedy="Give another file, or pass --overwrite to replace it."
+        )
 
 
 def check_output(path: Path, *, resume: bool, overwrite: bool) -> None:
@@ -26,6 +54,12 @@ def check_output(path: Path, *, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise RunFolderError("--resume and --overwrite contradict each other", remedy="Give one of them.")
     if not run.layout.run.is_file():
+        if run.layout.labels.exists() and run.layout.splits.exists():
+            raise RunFolderError(
+                "a run is there that has lost its run.json",
+                where=str(path),
+                remedy="Put a copy of that file back, give -o another folder, or remove this one.",
+            )
         if resume:
             raise RunFolderError(
                 "there is no run to resume in this folder", where=str(path), remedy="Leave out --resume."
@@ -70,6 +104,8 @@ def held(path: Path) -> Iterator[None]:
         place.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
+        if not Path(lock.lock_file).exists():  # it could not even be made
+            raise cannot_write(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES))) from None
         raise RunFolderError(
             "another process is training into this run folder",
             where=str(path),

@@ -174,6 +174,14 @@ def _train(
             run.update(went_back=dataclasses.asdict(event))
         observe(event)
 
+    def check_stop() -> None:
+        if stop():
+            raise Interrupted("stopped while scoring; training is done and kept")
+
+    def watch(event: Scoring | Scored) -> None:
+        observe(event)
+        check_stop()
+
     try:
         with _timed(seconds, "training"):
             train, validation = (
@@ -197,12 +205,13 @@ def _train(
         with _timed(seconds, "evaluation"):
             # What is scored is what the user gets: the model as it stands on disk.
             fitted = Classifier.load(run.layout.model, labels=table.labels, device=config.device)
-            temperature = calibrate(fitted, parts["validation"], run)
-            splits, probabilities = score_splits(fitted, parts, config.seed, observe)
+            temperature = calibrate(fitted, parts["validation"], run, lambda _: check_stop())
+            splits, probabilities = score_splits(fitted, parts, config.seed, watch)
             uncalibrated = calibration(parts["test"].targets, scale(probabilities, 1 / temperature))
             splits["test"]["calibration"] |= {"temperature": temperature, "before": uncalibrated}
             predictions = predictions_frame(parts["test"], probabilities)
         with _timed(seconds, "baseline"):
+            check_stop()
             metrics = {
                 "primary": PRIMARY,
                 "splits": splits,

@@ -19,7 +19,7 @@ from bertsmith.config import Config
 from bertsmith.data.clean import clean
 from bertsmith.data.read import read_table
 from bertsmith.data.table import Table
-from bertsmith.errors import DataError
+from bertsmith.errors import ConfigError, DataError
 from bertsmith.evaluation.baseline import tfidf_logistic_regression, verdict
 from bertsmith.evaluation.calibration import fit_temperature
 from bertsmith.evaluation.evaluate import evaluate
@@ -50,10 +50,10 @@ class Scored:
 Listener = Callable[[Scoring | Scored], None]
 
 
-def calibrate(fitted: Classifier, validation: Table, run: runs.Run) -> float:
+def calibrate(fitted: Classifier, validation: Table, run: runs.Run, progress: Callable[[int], None]) -> float:
     """Fold the temperature that fits the validation split into the model, here and on disk, and return it."""
     targets = validation.targets
-    temperature = fit_temperature(targets, fitted.predict_proba(validation.frame["text"].tolist()))
+    temperature = fit_temperature(targets, fitted.predict_proba(validation.frame["text"].tolist(), progress))
     if temperature == 1 or not scale_head(fitted.loaded.model, temperature):
         return 1.0
     run.save_model(fitted.loaded.save)
@@ -131,6 +131,32 @@ def write_predictions(folder: Path, name: str, frame: pd.DataFrame) -> None:
         guard(shown).to_csv(file, index=False)
 
 
+def _place(run: runs.Run, name: str | None, table: str) -> Path:
+    """Return the folder of an evaluation, by the name given or else that of the table.
+
+    Raises:
+        ConfigError: if the name given is no plain one, or another table's evaluation is there.
+    """
+    if name is not None and not re.fullmatch(r"\w([\w.-]*\w)?", name):
+        raise ConfigError(
+            f"--name {name!r} cannot be the name of a folder",
+            remedy="Write it with letters, digits, _ and, within, - and .",
+        )
+    named = name or re.sub(r"[^\w.-]+", "-", re.sub(r"(\.\w+)+$", "", Path(table).name)).strip(".-") or "table"
+    place = run.layout.evaluations / named
+    try:
+        before = json.loads((place / "metrics.json").read_text(encoding="utf-8"))["table"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return place
+    if before != table:
+        raise ConfigError(
+            f"an evaluation of another table, {before!r}, is there already",
+            where=str(place),
+            remedy="Pass --name with another name.",
+        )
+    return place
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A finished run scored on another table: the figures, the rows left out by reason, and where it is kept."""
@@ -154,13 +180,12 @@ def run_evaluation(
     cleaned = clean(dataclasses.replace(table, frame=table.frame.assign(split="test")))
     if not len(cleaned.table):
         raise DataError("no row has both a text and a label", where=table.name)
-    name = re.sub(r"[^\w.-]+", "-", name or re.sub(r"(\.\w+)+$", "", Path(table.name).name)).strip(".-") or "table"
+    place = _place(run, name, table.name)
     classifier = Classifier.load(path, device=config.device)
     observe(Scoring(len(cleaned.table)))
     texts = cleaned.table.frame["text"].tolist()
     probabilities = classifier.predict_proba(texts, lambda n: observe(Scored(n)))
     metrics = evaluate(cleaned.table.targets, probabilities, run.labels, seed=run.info["config"]["seed"])
-    place = run.layout.evaluations / name
     with storage.told(place):
         run.layout.evaluations.mkdir(exist_ok=True)
         with storage.replaced_folder(place) as folder:

@@ -98,15 +98,16 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-def cannot_write(path: Path, error: Exception, remedy: str = "Make room, or give another place.") -> OutputError:
-    """Return the error that says why something cannot be written, and what to do."""
+def cannot_write(path: Path, error: Exception, remedy: str | None = None) -> OutputError:
+    """Return the error that says why something cannot be written, and what to do: ``remedy``, or what is usual."""
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
     reason = os.strerror(errno.ENOSPC) if full else getattr(error, "strerror", None) or error
-    return OutputError(f"this cannot be written: {reason}", where=str(path), remedy=remedy)
+    usual = "Make room, or give another place." if full else "Give another place, or see that it can be written to."
+    return OutputError(f"this cannot be written: {reason}", where=str(path), remedy=remedy or usual)
 
 
 @contextmanager
-def told(path: Path, remedy: str = "Make room, or give another place.") -> Iterator[None]:
+def told(path: Path, remedy: str | None = None) -> Iterator[None]:
     """Turn what the disk refuses while ``path`` is written into an error that says what to do.
 
     Raises:

@@ -114,3 +114,15 @@ def test_a_hub_out_of_reach_is_told_within_15_seconds(csv, tmp_path):
     assert "'google-bert/bert-base-uncased' is not on this machine and cannot be fetched" in out.stderr
     assert "packaged:minilm" in out.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "command", ["predict {run} {table} >&-", "inspect {table} >&-", "predict {run} {table} <&- | head -1"]
+)
+def test_closed_streams_are_no_fault(command, finished, csv):
+    """A shell may close standard output, and what reads a pipe may stop reading."""
+    line = command.format(run=finished, table=csv).replace("predict", f"{sys.executable} -m bertsmith predict")
+    line = line.replace("inspect", f"{sys.executable} -m bertsmith inspect")
+    out = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    assert out.stderr == ""

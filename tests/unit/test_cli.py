@@ -118,6 +118,14 @@ def test_train_evaluate_predict(cli, csv, tiny, tmp_path, monkeypatch):
         (("train", "-o", "r", "--sql", "select 1"), "--sql and --db go together"),
         (("inspect", "no-such.csv"), "no such file"),
         (("inspect", "T", "--html", "T/x.html"), "cannot be written"),
+        (("inspect", "T", "--html", "T"), "the input itself"),
+        (("inspect", "T", "--html", "T", "--overwrite"), "the input itself"),
+        (("inspect", "T", "--html", "/dev/full", "--overwrite"), "not a plain file"),
+        (("inspect", "T", "--html", ".", "--overwrite"), "this is a folder"),
+        (("inspect", "T", "--sheet", "x"), "no Excel file"),
+        (("inspect", "T", "--label-column", "Text"), "column 'Text' is taken for the labels"),
+        (("train", "T", "-o", "/proc/run"), "cannot be written"),
+        (("train", "T", "-o", "r", "--test", "T", "--test-size", "0.2"), "keep one of them"),
         (("evaluate", "no-run", "T"), "no such run folder"),
         (("predict", "no-run", "T"), "no such run folder"),
         (("conquer",), "No such command"),
@@ -159,3 +167,52 @@ def test_cells_that_would_be_formulas_are_guarded_in_csv_unless_told_otherwise(c
     assert frame.iloc[:, 0].tolist() == frame["'=HYPERLINK()"].tolist() == expected
     assert frame["n"].tolist() == [str(n) for n in range(-4, 4)]
     assert pd.read_csv(plain, dtype=str).iloc[:, 0].tolist() == texts
+
+
+def test_a_file_that_is_there_is_replaced_only_where_told(cli, finished, csv, tmp_path):
+    page, predictions = tmp_path / "page.html", tmp_path / "predictions.csv"
+    for command in (("inspect", csv, "--html", page), ("predict", finished, csv, "-o", predictions)):
+        file = command[-1]
+        file.write_text("precious")
+        code, _, err = cli(*command)
+        assert (code, file.read_text()) == (2, "precious")
+        assert "--overwrite" in err
+        assert cli(*command, "--overwrite")[0] == 0
+        assert file.read_text() != "precious"
+    before = csv.read_bytes()
+    code, _, err = cli("predict", finished, csv, "-o", csv, "--overwrite")
+    assert (code, csv.read_bytes()) == (2, before)
+    assert "the input itself" in err
+
+
+def test_numbers_of_the_input_stay_as_they_are(cli, finished, tmp_path):
+    values = {"small": [1.23e-07, 0.1], "whole": [2, 3], "large": [1e300, 12345678.9]}
+    frame = pd.DataFrame({"Text": ["a cat", "a dog"], **values})
+    frame.to_excel(tmp_path / "t.xlsx", index=False)
+    frame.to_parquet(tmp_path / "t.parquet", index=False)
+    frame.to_json(tmp_path / "t.jsonl", orient="records", lines=True, double_precision=15)
+    for source in ("t.xlsx", "t.parquet", "t.jsonl"):
+        code, out, _ = cli("predict", finished, tmp_path / source)
+        assert code == 0
+        rows = pd.read_csv(io.StringIO(out), dtype=str)
+        assert rows["small"].tolist() == ["1.23e-07", "0.1"]
+        assert rows["whole"].tolist() == ["2", "3"]
+        assert rows["large"].map(float).tolist() == values["large"]
+        assert rows["confidence"].str.fullmatch(r"0\.\d{6}").all()
+
+
+def test_a_new_table_does_not_replace_the_evaluation_of_another(cli, finished, csv):
+    table = pd.read_csv(csv).drop(columns="Label")
+    table.to_csv(csv, index=False)
+    table.to_json(csv.with_suffix(".json"), orient="records")
+    assert cli("evaluate", finished, csv, "--device", "cpu")[0] == 0
+    assert cli("evaluate", finished, csv, "--device", "cpu")[0] == 0
+    code, _, err = cli("evaluate", finished, csv.with_suffix(".json"), "--device", "cpu")
+    assert code == 2
+    assert "an evaluation of another table, 't.csv', is there already" in err
+    assert cli("evaluate", finished, csv.with_suffix(".json"), "--device", "cpu", "--name", "t_2.x")[0] == 0
+    assert json.loads((finished / "evaluations" / "t_2.x" / "metrics.json").read_text())["table"] == "t.json"
+    for name in ("", "../x", "a b", ".x"):
+        code, _, err = cli("evaluate", finished, csv, "--name", name)
+        assert code == 2
+        assert "cannot be the name of a folder" in err

@@ -39,6 +39,9 @@ def test_contradictions_are_told():
         resolve({"learning_rate": 1e-4, "set": {"learning_rate": 1e-3}}, environ={})
     with pytest.raises(ConfigError, match=r"(?s)2 settings are wrong.*--epochs.*--sql and --db"):
         resolve({"sql": "select 1", "epochs": -1}, environ={})
+    for table in ("test", "validation"):
+        with pytest.raises(ConfigError, match=f"--{table} and --{table}-size both say"):
+            resolve({table: "t.csv", f"{table}_size": 0.2}, environ={})
     with pytest.raises(ConfigError, match="leave texts to train on"):
         resolve({"test_size": 0.6, "validation_size": 0.5}, environ={})
 
@@ -50,6 +53,12 @@ def test_a_broken_file_is_told(content, tmp_path):
         resolve({}, tmp_path / "c.toml", environ={})
     with pytest.raises(ConfigError, match="cannot be read"):
         resolve({}, tmp_path / "none.toml", environ={})
+
+
+def test_a_setting_written_twice_is_told(tmp_path):
+    (tmp_path / "c.toml").write_text("batch-size = 8\nbatch_size = 16\n")
+    with pytest.raises(ConfigError, match=r"twice(.|\n)*'batch-size'"):
+        resolve({}, tmp_path / "c.toml", environ={})
 
 
 def test_assignments_take_their_types():

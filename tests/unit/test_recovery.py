@@ -189,6 +189,25 @@ def test_a_run_that_was_done_training_only_scores(settings, tiny, tmp_path):
     assert run.metrics == whole.metrics
 
 
+@pytest.mark.parametrize("scored", [1, 60, 10**9], ids=["at once", "in between", "before the baseline"])
+def test_a_run_stopped_while_scoring_goes_on_with_scoring(scored, tiny, tmp_path):
+    left = [scored]
+
+    def listen(event):
+        if type(event).__name__ == "Scored":
+            left[0] -= event.texts
+        elif type(event).__name__ == "Scoring" and left[0] == 10**9:
+            left[0] = event.texts
+
+    whole = _train(tiny, tmp_path / "whole")
+    with pytest.raises(Interrupted, match="while scoring"):
+        _train(tiny, tmp_path / "run", on_event=listen, stop=lambda: left[0] <= 0)
+    assert Run(tmp_path / "run").info["status"] == "interrupted"
+    run = _train(tiny, tmp_path / "run", resume=True)
+    assert run.metrics == whole.metrics
+    assert _same(_weights(whole), _weights(run))
+
+
 def test_a_run_folder_can_be_moved_before_it_goes_on(tiny, tmp_path):
     whole = _train(tiny, tmp_path / "whole")
     with pytest.raises(Interrupted):

@@ -228,7 +228,7 @@ def test_an_unfinished_run_with_a_damaged_file_goes_on_or_says_which(file, conte
     if content is not None:
         (tmp_path / "run" / file).write_text(content)
     if file == "run.json" or (file == "history.jsonl" and content):
-        with pytest.raises(RunFolderError, match=r"(there is no run|missing or damaged)(.|\n)*what to do"):
+        with pytest.raises(RunFolderError, match=r"(lost its run.json|missing or damaged)(.|\n)*what to do"):
             train(tiny, tmp_path / "run", epochs=1, resume=True)
     else:
         run = train(tiny, tmp_path / "run", epochs=1, resume=True)

@@ -55,6 +55,9 @@ def _options(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit: 0 done, 2 the user can mend it, 1 a fault of ours, 130 interrupted."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - for as long as the process lives
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -64,8 +67,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(arguments: list[str], debug: bool) -> int:
     try:
-        code = typer.main.get_command(app).main(args=arguments, prog_name="bertsmith", standalone_mode=False)
+        command = typer.main.get_command(app)
+        # Not its main(), which ends the process with 1 where a pipe is closed.
+        with command.make_context("bertsmith", arguments) as context:
+            command.invoke(context)
         sys.stdout.flush()
+    except typer.Exit as wanted:
+        return wanted.exit_code
     except UserError as error:
         talk().print(f"[bold red]error:[/] {_escaped(str(error))}")
         return error.exit_code
@@ -101,7 +109,7 @@ def _run(arguments: list[str], debug: bool) -> int:
             "  what to do: please report it with that file; --debug shows it here"
         )
         return 1
-    return int(code or 0)
+    return 0
 
 
 def _escaped(text: str) -> str:

@@ -18,12 +18,17 @@ def inspect(
     table: TableArgument = None,
     json: Json = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the findings as a page.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page if it is there.")] = False,
     settings: Config,
 ) -> None:
     """Look a table over: classes, lengths, duplicates, conflicts, leaks, damage; and what train would do about each.
 
     Example: bertsmith inspect reviews.csv --html findings.html
     """
+    if html is not None:
+        from bertsmith.output import check_file
+
+        check_file(html, table, overwrite=overwrite)
     from bertsmith.api import as_table, inspect_table
 
     findings = inspect_table(as_table(table, settings), settings)

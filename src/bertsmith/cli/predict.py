@@ -18,7 +18,7 @@ from bertsmith.config import Config, DataConfig, ModelConfig
 if TYPE_CHECKING:
     import pandas as pd
 
-READING = ("text_column", "sql", "db", "sheet", "encoding")
+READING = ("text_column", "sql", "db", "sheet", "encoding", "max_unpacked")
 
 
 @with_settings(DataConfig, ModelConfig, only=(*READING, "device"))
@@ -53,8 +53,9 @@ def predict(
 
     Example: bertsmith predict runs/reviews new.csv -o predictions.csv
     """
-    from bertsmith.errors import ConfigError, DataError
+    from bertsmith.errors import DataError
     from bertsmith.inference.predict import open_writer, output_format, predict_rows
+    from bertsmith.output import check_file
     from bertsmith.run import open_run
     from bertsmith.storage import replaced_file, told
 
@@ -63,8 +64,7 @@ def predict(
         raise DataError("there is no INPUT", remedy="Give a file, - for stdin, or --sql with --db.")
     if output is not None:
         kind = output_format(output)
-        if output.exists() and not overwrite:
-            raise ConfigError("the output file is there already", where=str(output), remedy="Pass --overwrite.")
+        check_file(output, source, overwrite=overwrite)
     from bertsmith.inference.classifier import Classifier
 
     parts = _parts(source, settings)

@@ -74,8 +74,9 @@ class Progress:
                 self.console.print(line, markup=False)
         elif isinstance(event, CheckpointsDamaged):
             steps = ", ".join(f"{step:,}" for step in event.damaged)
+            which = f"checkpoint of step {steps} is" if len(event.damaged) == 1 else f"checkpoints of steps {steps} are"
             self.console.print(
-                f"[yellow]the checkpoint of step {steps} is damaged or half written:[/] "
+                f"[yellow]the {which} damaged or half written:[/] "
                 f"going on from {f'the one of step {event.step:,}' if event.step else 'the beginning'}"
             )
         elif isinstance(event, MemoryShort):

@@ -93,7 +93,7 @@ def _stoppable() -> Iterator[Callable[[], bool]]:
         if wish.is_set():
             raise KeyboardInterrupt
         wish.set()
-        talk().print("[yellow]stopping after this step, with a checkpoint; again to stop at once[/]")
+        talk().print("[yellow]stopping as soon as what is done is safe; again to stop at once[/]")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -95,8 +95,11 @@ def find_columns(
     if text_name is None:
         text_name = found(TEXT, "--text-column", chosen) or found(TEXT_SYNONYMS, "--text-column", chosen)
     if text_name is None:
+        taken = [name for name in chosen if name is not None and canonical(name) in (*TEXT, *TEXT_SYNONYMS)]
         raise DataError(
-            "no column is named like one that holds the texts (Text, Sentence, Content, Review, …)",
+            f"column {taken[0]!r} is taken for the labels, and no other is named like one that holds the texts"
+            if taken
+            else "no column is named like one that holds the texts (Text, Sentence, Content, Review, …)",
             where=f"{source}, whose columns are {listing(names, 30)}",
             remedy="Pass --text-column with the name of the column that holds the texts. "
             "The first row of a file must name the columns.",

@@ -130,6 +130,10 @@ def read_file(path: Path, config: DataConfig) -> RawTable:
         raise DataError("this is a zip archive", where=str(path), remedy="Unpack it and give the table inside.")
     if not content.strip(b" \t\r\n\0"):
         raise DataError("the file is empty", where=str(path), remedy="Check that it is the right file.")
+    if config.sheet is not None and kind != "excel":
+        raise DataError(
+            f"there is no sheet {config.sheet!r}: this is no Excel file", where=str(path), remedy="Leave out --sheet."
+        )
     if kind in ("parquet", "feather"):
         return RawTable(_arrow(content, path, kind, config.max_unpacked), name)
     if kind == "excel":
@@ -249,7 +253,7 @@ def _excel(content: bytes, path: Path, config: DataConfig) -> RawTable:
         )
     header = [str(cell).strip() or f"column {i}" for i, cell in enumerate(rows[0], start=1)]
     frame = pd.DataFrame(
-        {i: pd.Series([row[i] if row[i] != "" else None for row in rows[1:]], dtype=object) for i in range(len(header))}
+        {i: pd.Series([_excel_cell(row[i]) for row in rows[1:]], dtype=object) for i in range(len(header))}
     )
     frame.columns = pd.Index(header)
     notes = (
@@ -258,3 +262,10 @@ def _excel(content: bytes, path: Path, config: DataConfig) -> RawTable:
         else (Note("info", f"sheet {name!r} was read; {path.name} also has {listing(names[1:])}"),)
     )
     return RawTable(frame, path.name, notes)
+
+
+def _excel_cell(cell: Any) -> Any:
+    """Return a cell as one reads it: Excel keeps every number as a float."""
+    if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53:
+        return int(cell)
+    return None if cell == "" else cell

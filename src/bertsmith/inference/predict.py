@@ -109,8 +109,11 @@ class _Csv:
         self.stream, self.guarded, self.header = stream, guarded, True
 
     def write(self, frame: pd.DataFrame) -> None:
-        frame = guard(frame) if self.guarded else frame
-        frame.to_csv(self.stream, index=False, header=self.header, lineterminator="\n", float_format="%.6f")
+        frame = guard(frame) if self.guarded else frame.copy()
+        for name in frame.columns[frame.columns.get_loc(COLUMNS[0]) :]:
+            if pd.api.types.is_float_dtype(frame[name]):  # ours alone: the input's own numbers stay as they are
+                frame[name] = frame[name].map("{:.6f}".format, na_action="ignore")
+        frame.to_csv(self.stream, index=False, header=self.header, lineterminator="\n")
         self.header = False
 
 

@@ -77,9 +77,10 @@ def fit(
         ConfigError: if training cannot begin with what was set by hand.
     """
     reporter = _Reporter(emit, stop)
+    if resume is None:  # to begin anew with, as long as no checkpoint is there
+        reporter.first = {name: w.detach().cpu().clone() for name, w in loaded.model.state_dict().items()}
     began = time.perf_counter()
     slower = resume is not None and bool(load_state(resume)["slower"])
-    first = None if resume else {name: w.detach().cpu().clone() for name, w in loaded.model.state_dict().items()}
     while True:
         settings = recovery.safer(arguments) if slower else arguments
         try:
@@ -102,8 +103,8 @@ def fit(
                 raise
             raise refused(by_hand, error) from error
         emit(back)
-        if resume is None and first is not None:
-            loaded.model.load_state_dict(first)
+        if resume is None and reporter.first is not None:
+            loaded.model.load_state_dict(reporter.first)
     state = engine.state
     if reporter.interrupted:
         raise Interrupted(f"stopped after step {state.global_step:,} of {state.max_steps:,}; a checkpoint is saved")
@@ -183,6 +184,7 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
     def __init__(self, emit: Listener, stop: Callable[[], bool]) -> None:
         self.emit, self.stop = emit, stop
         self.path: Path | None = None
+        self.first: dict[str, torch.Tensor] | None = None
         self.only: str | None = None
         self.saved = time.monotonic()
         self.begun = self.interrupted = False
@@ -249,7 +251,7 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
         self.engine.loss_sum, self.engine.texts, self.engine.training_seconds = 0.0, 0, 0.0
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.path = self.engine.checkpoint(state.global_step)
+        self.path, self.first = self.engine.checkpoint(state.global_step), None
         self.saved = time.monotonic()
         self.emit(Saved(state.global_step, self.path))
 
