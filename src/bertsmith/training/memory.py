@@ -46,7 +46,8 @@ def plan(model: PreTrainedModel, longest: int, *, training: bool, free: int | No
     """Return the token budget for a CPU: the usual one, or as much of it as fits into memory.
 
     On a CPU memory that ends is no error to catch: the kernel kills the process. So the need is reckoned beforehand,
-    from above: to train BERT-Base and MiniLM on texts of 64 to 512 tokens, 1.06 to 1.35 times what was measured.
+    from above: to train BERT-Base and MiniLM on texts of 64 to 512 tokens, 1.04 to 1.35 times what was measured
+    (``benchmarks/memory.py``).
 
     Args:
         model: in fp32.
@@ -60,20 +61,24 @@ def plan(model: PreTrainedModel, longest: int, *, training: bool, free: int | No
     usual = TOKEN_BUDGETS["cpu"]
     if free is None:
         return usual
-    weights = 12 * sum(p.numel() for p in model.parameters()) if training else 0
-    each = _bytes_per_token(model, longest, training)
     budget = usual
-    while weights + max(budget, longest) * each > free:
+    while reckoned(model, longest, budget, training=training) > free:
         if budget <= longest:
             raise DeviceError(
                 f"memory does not suffice even for one text of {longest:,} tokens: "
-                f"about {in_words(weights + longest * each)} are needed, {in_words(free)} are free",
+                f"about {in_words(reckoned(model, longest, longest, training=training))} are needed, {in_words(free)} are free",
                 remedy="Pass a smaller --max-length, take a smaller --model, or free memory (or raise its limit)."
                 if training
                 else "Free memory, or raise its limit.",
             )
         budget //= 2
     return budget
+
+
+def reckoned(model: PreTrainedModel, longest: int, budget: int, *, training: bool) -> int:
+    """Return the bytes that a micro-batch takes on a CPU besides the model itself, reckoned from above; see `plan`."""
+    weights = 12 * sum(p.numel() for p in model.parameters()) if training else 0
+    return weights + max(budget, longest) * _bytes_per_token(model, longest, training)
 
 
 def _bytes_per_token(model: PreTrainedModel, longest: int, training: bool) -> int:
