@@ -64,9 +64,10 @@ def plan(model: PreTrainedModel, longest: int, *, training: bool, free: int | No
     budget = usual
     while reckoned(model, longest, budget, training=training) > free:
         if budget <= longest:
+            needed = in_words(reckoned(model, longest, longest, training=training))
             raise DeviceError(
                 f"memory does not suffice even for one text of {longest:,} tokens: "
-                f"about {in_words(reckoned(model, longest, longest, training=training))} are needed, {in_words(free)} are free",
+                f"about {needed} are needed, {in_words(free)} are free",
                 remedy="Pass a smaller --max-length, take a smaller --model, or free memory (or raise its limit)."
                 if training
                 else "Free memory, or raise its limit.",
