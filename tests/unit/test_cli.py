@@ -201,6 +201,20 @@ def test_numbers_of_the_input_stay_as_they_are(cli, finished, tmp_path):
         assert rows["confidence"].str.fullmatch(r"0\.\d{6}").all()
 
 
+def test_types_of_the_input_are_kept_in_parquet(cli, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("bertsmith.inference.predict.CHUNK", 2)  # the first chunk alone would say something else
+    days = pd.to_datetime(["2026-01-02", "2026-01-03", None])
+    frame = pd.DataFrame({"Text": ["a cat", "a dog", "red"], "n": [1, 2, 3], "f": [None, None, 0.5], "day": days})
+    frame = frame.assign(right=[True, False, True], words=[["a"], [], ["b", "c"]], mixed=["1", "2", "x"])
+    frame.to_parquet(tmp_path / "t.parquet", index=False)
+    assert cli("predict", finished, tmp_path / "t.parquet", "-o", tmp_path / "out.parquet")[0] == 0
+    back = pd.read_parquet(tmp_path / "out.parquet")[frame.columns]
+    before = pd.read_parquet(tmp_path / "t.parquet")
+    assert back.dtypes.to_dict() == before.dtypes.to_dict()
+    assert back.drop(columns="words").equals(before.drop(columns="words"))
+    assert [list(words) for words in back["words"]] == [["a"], [], ["b", "c"]]
+
+
 def test_a_new_table_does_not_replace_the_evaluation_of_another(cli, finished, csv):
     table = pd.read_csv(csv).drop(columns="Label")
     table.to_csv(csv, index=False)

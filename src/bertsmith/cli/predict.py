@@ -89,7 +89,7 @@ def predict(
         with (
             told(output),
             replaced_file(output) as file,
-            open_writer(kind, file, guarded=formula_guard) as writer,
+            open_writer(kind, file, guarded=formula_guard, rows=first[0]) as writer,
         ):
             for frame in predicted():
                 writer.write(frame)

@@ -84,14 +84,21 @@ def output_format(path: Path) -> str:
 
 
 @contextmanager
-def open_writer(kind: str, target: Path | IO[str], *, guarded: bool = True) -> Iterator[Writer]:
+def open_writer(
+    kind: str, target: Path | IO[str], *, guarded: bool = True, rows: pd.DataFrame | None = None
+) -> Iterator[Writer]:
     """Open a writer for a format of `FORMATS`, on a file or on an open text stream (not for Parquet).
 
-    CSV is ``guarded`` against cells that a spreadsheet would run as formulas: see `guard`.
+    Args:
+        kind: the format.
+        target: the file or stream.
+        guarded: guard CSV against cells that a spreadsheet would run as formulas: see `guard`.
+        rows: the whole input, whose columns get a type of their own in Parquet; without it, values of several
+            chunks that have no common type are written as text.
     """
     if kind == "parquet":
         assert isinstance(target, Path)
-        writer = _Parquet(target)
+        writer = _Parquet(target, rows)
         try:
             yield writer
         finally:
@@ -127,15 +134,16 @@ class _JsonLines:
 
 
 class _Parquet:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rows: pd.DataFrame | None) -> None:
         self.path = path
         self.writer: Any = None
+        self.types = {} if rows is None else {name: _type(rows[name]) for name in rows.columns}
 
     def write(self, frame: pd.DataFrame) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        columns = {name: _arrow(frame[name], pa) for name in frame.columns}
+        columns = {name: _arrow(frame[name], self.types.get(name)) for name in frame.columns}
         table = pa.table(columns) if self.writer is None else pa.table(columns).cast(self.writer.schema)
         if self.writer is None:
             self.writer = pq.ParquetWriter(self.path, table.schema)
@@ -146,8 +154,19 @@ class _Parquet:
             self.writer.close()
 
 
-def _arrow(values: pd.Series, pa: Any) -> Any:
-    if values.dtype != object:
-        return pa.Array.from_pandas(values)
-    # Values of several kinds have no Arrow type, and a type found in one chunk may not hold for the next: as text.
+def _type(values: pd.Series) -> Any:
+    """Return the Arrow type that holds every value of a column; text, where none but that does."""
+    import pyarrow as pa
+
+    try:
+        return pa.Array.from_pandas(values).type
+    except (pa.ArrowException, TypeError, OverflowError):
+        return pa.string()
+
+
+def _arrow(values: pd.Series, kind: Any) -> Any:
+    import pyarrow as pa
+
+    if values.dtype != object or (kind is not None and kind != pa.string()):
+        return pa.Array.from_pandas(values, type=kind)
     return pa.array([None if v is None or v is pd.NA or v != v else str(v) for v in values], type=pa.string())
