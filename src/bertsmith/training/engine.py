@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from transformers.trainer_callback import ExportableState, TrainerState
 
 from bertsmith.training import checkpoints
 from bertsmith.training.batching import cut
+from bertsmith.training.dropout import CheapDropout
 from bertsmith.training.events import Listener, MemoryShort
 from bertsmith.training.memory import SMALLEST, ran_out
 
@@ -140,9 +142,16 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
         """Add the gradient of a batch to what is there, a micro-batch at a time; return its loss."""
         total = torch.zeros((), device=self.args.device)
         for i, micro_batch in enumerate(cut(inputs, self.token_budget)):
-            torch.manual_seed(_mixed(self.args.seed, *self.part, i, self.args.process_index))
-            total += super().training_step(model, micro_batch, num_items_in_batch)
+            place = (self.args.seed, *self.part, i, self.args.process_index)
+            torch.manual_seed(_mixed(*place))
+            with CheapDropout(*place) if self._dropout_is_ours else contextlib.nullcontext():
+                total += super().training_step(model, micro_batch, num_items_in_batch)
         return total
+
+    @property
+    def _dropout_is_ours(self) -> bool:
+        """On a CPU; but checkpointed gradients do a part of the step again, and must then draw the same masks."""
+        return self.args.device.type == "cpu" and not self.args.gradient_checkpointing
 
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
