@@ -249,6 +249,9 @@ def _encodings(c: _Corpus) -> None:
     )
     c.repaired("named-latin-1.csv", accents.encode("latin-1"), texts, LABELS, "", "--encoding", "latin-1")
     c.refused("wrong-name.csv", accents.encode("latin-1"), "cannot be read as utf-8", "--encoding", "utf-8")
+    c.refused(
+        "no-text.parquet", _parquet(pa.table({"Text": ["a"], "Label": [1]})), "no encoding", "--encoding", "utf-8"
+    )
     c.refused("unknown-name.csv", GOOD, "cannot be read as klingon", "--encoding", "klingon")
     c.refused("not-an-encoding.csv", GOOD, "cannot be read as base64", "--encoding", "base64")
     c.refused("mark-lies.csv", b"\xff\xfe" + GOOD.encode()[:-1], "says that it is utf-16 but is not")

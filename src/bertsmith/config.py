@@ -144,7 +144,12 @@ def resolve(
     problems += _contradictions(config, origin)
     if problems:
         count = "a setting is" if len(problems) == 1 else f"{len(problems)} settings are"
-        raise ConfigError(f"{count} wrong:\n" + "\n".join(f"  - {problem}" for problem in problems))
+        raise ConfigError(
+            f"{count} wrong:\n" + "\n".join(f"  - {problem}" for problem in problems),
+            remedy="Put it right there; the documentation of Config has names and ranges."
+            if api
+            else "Put it right there; --help lists names and ranges.",
+        )
     return config
 
 

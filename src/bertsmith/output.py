@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,12 @@ from bertsmith.run import Run
 from bertsmith.storage import PART, cannot_write, drop_leftovers
 
 
-def check_file(path: Path, source: Any, *, overwrite: bool) -> None:
+def check_file(path: Path, sources: Iterable[Any], *, overwrite: bool) -> None:
     """See that a file may be written, before any work is done.
 
     Args:
         path: the file.
-        source: what is read: that is never replaced.
+        sources: everything that is read, files and the addresses of databases among it: that is never replaced.
         overwrite: whether a file that is there may be.
 
     Raises:
@@ -31,17 +32,32 @@ def check_file(path: Path, source: Any, *, overwrite: bool) -> None:
     """
     if not path.exists() and not path.is_symlink():
         return
-    if isinstance(source, str | Path) and Path(source).exists() and path.exists() and path.samefile(source):
+    files = [Path(re.sub(r"^sqlite[+\w]*:///", "", str(s))) for s in sources if isinstance(s, str | Path)]
+    if path.exists() and any(_is_there(file) and path.samefile(file) for file in files):
         raise ConfigError(
             "this is the input itself, which is never replaced", where=str(path), remedy="Give another file."
         )
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "not a plain file"
         raise ConfigError(f"this is {kind}, and cannot be replaced", where=str(path), remedy="Give another file.")
+    run = next((folder for folder in path.resolve().parents if Run(folder).layout.run.is_file()), None)
+    if run is not None:
+        raise ConfigError(
+            f"this is a file of the run {run}, which is never replaced",
+            where=str(path),
+            remedy="Give another file.",
+        )
     if not overwrite:
         raise ConfigError(
             "a file is there already", where=str(path), remedy="Give another file, or pass --overwrite to replace it."
         )
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # an address may be too long for a path
+        return False
 
 
 def check_output(path: Path, *, resume: bool, overwrite: bool) -> None:
@@ -75,7 +91,11 @@ def check_output(path: Path, *, resume: bool, overwrite: bool) -> None:
     status = run.info.get("status")
     if status == "finished":
         if resume:
-            raise RunFolderError("this run is finished: there is nothing to resume", where=str(path))
+            raise RunFolderError(
+                "this run is finished: there is nothing to resume",
+                where=str(path),
+                remedy="Leave out --resume, and give -o another folder or pass --overwrite to train anew.",
+            )
         if not overwrite:
             raise RunFolderError(
                 "a finished run is there already",

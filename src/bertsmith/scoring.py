@@ -131,8 +131,8 @@ def write_predictions(folder: Path, name: str, frame: pd.DataFrame) -> None:
         guard(shown).to_csv(file, index=False)
 
 
-def _place(run: runs.Run, name: str | None, table: str) -> Path:
-    """Return the folder of an evaluation, by the name given or else that of the table.
+def _place(run: runs.Run, name: str | None, table: str, source: str) -> Path:
+    """Return the folder of an evaluation, by the name given or else that of the table; ``source`` is its whole path.
 
     Raises:
         ConfigError: if the name given is no plain one, or another table's evaluation is there.
@@ -145,10 +145,11 @@ def _place(run: runs.Run, name: str | None, table: str) -> Path:
     named = name or re.sub(r"[^\w.-]+", "-", re.sub(r"(\.\w+)+$", "", Path(table).name)).strip(".-") or "table"
     place = run.layout.evaluations / named
     try:
-        before = json.loads((place / "metrics.json").read_text(encoding="utf-8"))["table"]
-    except (OSError, ValueError, KeyError, TypeError):
+        kept = json.loads((place / "metrics.json").read_text(encoding="utf-8"))
+        before = kept.get("source", kept["table"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return place
-    if before != table:
+    if before not in (source, table):
         raise ConfigError(
             f"an evaluation of another table, {before!r}, is there already",
             where=str(place),
@@ -180,7 +181,8 @@ def run_evaluation(
     cleaned = clean(dataclasses.replace(table, frame=table.frame.assign(split="test")))
     if not len(cleaned.table):
         raise DataError("no row has both a text and a label", where=table.name)
-    place = _place(run, name, table.name)
+    whole = str(Path(source).resolve()) if isinstance(source, str | Path) and Path(source).is_file() else table.name
+    place = _place(run, name, table.name, whole)
     classifier = Classifier.load(path, device=config.device)
     observe(Scoring(len(cleaned.table)))
     texts = cleaned.table.frame["text"].tolist()
@@ -189,6 +191,7 @@ def run_evaluation(
     with storage.told(place):
         run.layout.evaluations.mkdir(exist_ok=True)
         with storage.replaced_folder(place) as folder:
-            storage.write_json(folder / "metrics.json", {"table": table.name, "left_out": cleaned.counts, **metrics})
+            described = {"table": table.name, "source": whole, "left_out": cleaned.counts}
+            storage.write_json(folder / "metrics.json", {**described, **metrics})
             write_predictions(folder, "predictions", predictions_frame(cleaned.table, probabilities))
     return Evaluation(metrics, cleaned.counts, place)

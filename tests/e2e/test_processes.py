@@ -116,9 +116,14 @@ def test_a_hub_out_of_reach_is_told_within_15_seconds(csv, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    "command", ["predict {run} {table} >&-", "inspect {table} >&-", "predict {run} {table} <&- | head -1"]
-)
+def test_predictions_that_nobody_could_see_are_told(finished, csv):
+    line = f"{sys.executable} -m bertsmith predict {finished} {csv} >&-"
+    out = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    assert out.returncode == 2
+    assert "standard output is closed" in out.stderr
+
+
+@pytest.mark.parametrize("command", ["inspect {table} >&-", "predict {run} {table} <&- | head -1"])
 def test_closed_streams_are_no_fault(command, finished, csv):
     """A shell may close standard output, and what reads a pipe may stop reading."""
     line = command.format(run=finished, table=csv).replace("predict", f"{sys.executable} -m bertsmith predict")

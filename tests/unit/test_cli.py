@@ -3,10 +3,16 @@
 import io
 import json
 import re
+import shutil
+import sqlite3
 import sys
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bertsmith.cli.app import app, main
@@ -123,6 +129,7 @@ def test_train_evaluate_predict(cli, csv, tiny, tmp_path, monkeypatch):
         (("inspect", "T", "--html", "/dev/full", "--overwrite"), "not a plain file"),
         (("inspect", "T", "--html", ".", "--overwrite"), "this is a folder"),
         (("inspect", "T", "--sheet", "x"), "no Excel file"),
+        (("train", "T", "-o", "r", "--epochs", "0"), "--help lists names and ranges"),
         (("inspect", "T", "--label-column", "Text"), "column 'Text' is taken for the labels"),
         (("train", "T", "-o", "/proc/run"), "cannot be written"),
         (("train", "T", "-o", "r", "--test", "T", "--test-size", "0.2"), "keep one of them"),
@@ -215,6 +222,114 @@ def test_types_of_the_input_are_kept_in_parquet(cli, finished, tmp_path, monkeyp
     assert [list(words) for words in back["words"]] == [["a"], [], ["b", "c"]]
 
 
+def test_parquet_to_parquet_keeps_every_type(cli, finished, tmp_path):
+    columns = {
+        "Text": pa.array(["a cat", "a dog", "red"]),
+        "id": pa.array([2**53 + 1, None, -1], pa.int64()),
+        "tiny": pa.array([1, 2, None], pa.uint8()),
+        "half": pa.array([0.1, float("nan"), None], pa.float32()),
+        "kind": pa.array(["a", None, "a"]).dictionary_encode(),
+        "day": pa.array([date(2026, 1, 2), None, date(1969, 1, 1)]),
+        "price": pa.array([Decimal("1.10"), None, Decimal("-3.00")], pa.decimal128(5, 2)),
+        "when": pa.array([1, None, 2**60 + 1], pa.timestamp("ns", "UTC")),
+        "much": pa.array([[1], None, []], pa.large_list(pa.int16())),
+    }
+    table = pa.table(columns)
+    pq.write_table(table, tmp_path / "t.parquet")
+    assert cli("predict", finished, tmp_path / "t.parquet", "-o", tmp_path / "out.parquet")[0] == 0
+    back = pq.read_table(tmp_path / "out.parquet").select(table.column_names)
+    assert back.schema.types == pq.read_table(tmp_path / "t.parquet").schema.types
+    assert str(back.to_pydict()) == str(table.to_pydict())  # as texts, since NaN is not itself
+
+
+def test_whole_numbers_beside_missing_ones_stay_whole(cli, finished, tmp_path):
+    text, large = ["a cat", "a dog", "red"], [2**53 + 1, None, 1]
+    pq.write_table(pa.table({"Text": text, "id": large}), tmp_path / "t.parquet")
+    lines = [json.dumps({"Text": t, "id": n}) for t, n in zip(text, large, strict=True)]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    pd.DataFrame({"Text": text, "id": [7, None, 1]}).to_excel(tmp_path / "t.xlsx", index=False)
+    for source, ids in (("t.parquet", large), ("t.jsonl", large), ("t.xlsx", [7, None, 1])):
+        written = ["" if n is None else str(n) for n in ids]
+        out = cli("predict", finished, tmp_path / source)[1]
+        assert pd.read_csv(io.StringIO(out), dtype=str, keep_default_na=False)["id"].tolist() == written
+        out = cli("predict", finished, tmp_path / source, "--json")[1]
+        assert [json.loads(line)["id"] for line in out.splitlines()] == ids
+        target = tmp_path / f"{source}.out.parquet"
+        assert cli("predict", finished, tmp_path / source, "-o", target)[0] == 0
+        assert pq.read_table(target)["id"].to_pylist() == ids
+
+
+def test_json_lines_hold_json_alone(cli, finished, tmp_path):
+    odd = {"f": [float("inf"), float("nan"), 0.5], "deep": [[1.0, float("-inf")], None, []]}
+    pq.write_table(pa.table({"Text": ["a cat", "a dog", "red"], **odd}), tmp_path / "t.parquet")
+    out = cli("predict", finished, tmp_path / "t.parquet", "--json")[1]
+    records = [json.loads(line, parse_constant=lambda name: pytest.fail(name)) for line in out.splitlines()]
+    assert [r["f"] for r in records] == [None, None, 0.5]
+    assert [r["deep"] for r in records] == [[1.0, None], None, []]
+
+
+def test_nothing_that_is_read_is_replaced(cli, finished, csv, tmp_path):
+    frame = pd.read_csv(csv)
+    frame.iloc[:12].to_csv(tmp_path / "held.csv", index=False)
+    (tmp_path / "settings.toml").write_text('text-column = "Text"\n')
+    with sqlite3.connect(tmp_path / "d.html") as connection:
+        frame.to_sql("t", connection, index=False)
+    database = ("--sql", "select * from t", "--db", f"sqlite:///{tmp_path / 'd.html'}")
+    for target, arguments in (
+        ("held.csv", (csv, "--test", tmp_path / "held.csv")),
+        ("held.csv", (csv, "--validation", tmp_path / "held.csv")),
+        ("settings.toml", (csv, "--config", tmp_path / "settings.toml")),
+        ("d.html", database),
+    ):
+        before = (tmp_path / target).read_bytes()
+        code, _, err = cli("inspect", *arguments, "--html", tmp_path / target, "--overwrite")
+        assert (code, (tmp_path / target).read_bytes()) == (2, before)
+        assert "the input itself" in err
+    (tmp_path / "d.html").rename(tmp_path / "d.csv")
+    database = ("--sql", "select Text from t", "--db", f"sqlite:///{tmp_path / 'd.csv'}")
+    before = (tmp_path / "d.csv").read_bytes()
+    code, _, err = cli("predict", finished, *database, "-o", tmp_path / "d.csv", "--overwrite")
+    assert (code, (tmp_path / "d.csv").read_bytes()) == (2, before)
+    for name in ("splits.parquet", "model/config.json", "model/model.safetensors", "predictions/test.csv"):
+        before = (finished / name).read_bytes()
+        for command in (("predict", finished, csv, "-o"), ("inspect", csv, "--html")):
+            code, _, err = cli(*command, finished / name, "--overwrite")
+            assert (code, (finished / name).read_bytes()) == (2, before)
+            assert "--overwrite to replace" not in err
+
+
+def test_a_page_has_the_name_of_one(cli, csv, tmp_path):
+    for name in ("-", "page", "page.csv"):
+        code, _, err = cli("inspect", csv, "--html", tmp_path / name)
+        assert code == 2
+        assert "ends in .html" in err
+        assert not (tmp_path / name).exists()
+
+
+def test_a_damaged_model_of_a_run_is_told_as_such(cli, finished, csv, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    weights = tmp_path / "run" / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    for damage in (lambda: None, weights.unlink):
+        damage()
+        code, _, err = cli("predict", tmp_path / "run", csv)
+        assert code == 2
+        assert "the run's model is damaged" in err
+        assert "train again with --overwrite" in err
+
+
+def test_tables_of_one_name_in_two_folders_are_two(cli, finished, csv, tmp_path):
+    (tmp_path / "b").mkdir()
+    table = pd.read_csv(csv).drop(columns="Label")
+    table.to_csv(tmp_path / "same.csv", index=False)
+    table.to_csv(tmp_path / "b" / "same.csv", index=False)
+    assert cli("evaluate", finished, tmp_path / "same.csv", "--device", "cpu")[0] == 0
+    code, _, err = cli("evaluate", finished, tmp_path / "b" / "same.csv", "--device", "cpu")
+    assert code == 2
+    assert "an evaluation of another table" in err
+    assert "--name" in err
+
+
 def test_a_new_table_does_not_replace_the_evaluation_of_another(cli, finished, csv):
     table = pd.read_csv(csv).drop(columns="Label")
     table.to_csv(csv, index=False)
@@ -223,7 +338,7 @@ def test_a_new_table_does_not_replace_the_evaluation_of_another(cli, finished, c
     assert cli("evaluate", finished, csv, "--device", "cpu")[0] == 0
     code, _, err = cli("evaluate", finished, csv.with_suffix(".json"), "--device", "cpu")
     assert code == 2
-    assert "an evaluation of another table, 't.csv', is there already" in err
+    assert f"an evaluation of another table, '{csv.resolve()}', is there already" in err
     assert cli("evaluate", finished, csv.with_suffix(".json"), "--device", "cpu", "--name", "t_2.x")[0] == 0
     assert json.loads((finished / "evaluations" / "t_2.x" / "metrics.json").read_text())["table"] == "t.json"
     for name in ("", "../x", "a b", ".x"):

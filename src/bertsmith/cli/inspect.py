@@ -20,15 +20,21 @@ def inspect(
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the findings as a page.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page if it is there.")] = False,
     settings: Config,
+    config: Path | None,
 ) -> None:
     """Look a table over: classes, lengths, duplicates, conflicts, leaks, damage; and what train would do about each.
 
     Example: bertsmith inspect reviews.csv --html findings.html
     """
     if html is not None:
+        from bertsmith.errors import ConfigError
         from bertsmith.output import check_file
 
-        check_file(html, table, overwrite=overwrite)
+        check_file(html, (table, settings.test, settings.validation, settings.db, config), overwrite=overwrite)
+        if html.suffix.lower() not in (".html", ".htm"):
+            raise ConfigError(
+                "--html wants the name of a page", where=str(html), remedy="Give a name that ends in .html."
+            )
     from bertsmith.api import as_table, inspect_table
 
     findings = inspect_table(as_table(table, settings), settings)

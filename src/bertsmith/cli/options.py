@@ -36,7 +36,8 @@ def with_settings(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command a flag for every field of ``steps``, and hand it the resolved `Config` as ``settings``.
 
-    The flags are read as texts: `resolve` checks them all at once, together with the file and the environment.
+    The flags are read as texts: `resolve` checks them all at once, together with the file and the environment. A
+    command with a parameter ``config`` is told the file as well.
 
     Args:
         steps: whose fields become flags.
@@ -51,15 +52,23 @@ def with_settings(
             if not only or name in only
         }
 
+        told = "config" in inspect.signature(command).parameters
+
         @functools.wraps(command)
         def wrapper(**arguments: Any) -> None:
             flags = {name: arguments.pop(name) for name in fields}
             if flags.get("set") is not None:
                 flags["set"] = parse_assignments(flags["set"])
-            settings = resolve(flags, arguments.pop("config"))
-            command(**arguments, settings=settings)
+            file = arguments.pop("config")
+            if told:
+                arguments["config"] = file
+            command(**arguments, settings=resolve(flags, file))
 
-        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
+        own = [
+            p
+            for p in inspect.signature(command, eval_str=True).parameters.values()
+            if p.name not in ("settings", "config")
+        ]
         own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
         config = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile)
         flags = [_parameter(name, field, panel) for name, (field, panel) in fields.items()]

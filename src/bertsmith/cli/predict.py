@@ -12,7 +12,7 @@ import typer
 
 from bertsmith.cli.evaluate import RunArgument
 from bertsmith.cli.options import with_settings
-from bertsmith.cli.terminal import talk
+from bertsmith.cli.terminal import check_stdout, talk
 from bertsmith.config import Config, DataConfig, ModelConfig
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def predict(
         ),
     ] = True,
     settings: Config,
+    config: Path | None,
 ) -> None:
     """Label new texts. The input's columns are kept; predicted, predicted_text and confidence are added.
 
@@ -64,7 +65,7 @@ def predict(
         raise DataError("there is no INPUT", remedy="Give a file, - for stdin, or --sql with --db.")
     if output is not None:
         kind = output_format(output)
-        check_file(output, source, overwrite=overwrite)
+        check_file(output, (source, settings.db, config), overwrite=overwrite)
     from bertsmith.inference.classifier import Classifier
 
     parts = _parts(source, settings)
@@ -81,6 +82,7 @@ def predict(
                 yield frame
 
     if output is None:
+        check_stdout()
         kind = "jsonl" if json else "csv"
         with open_writer(kind, sys.stdout, guarded=formula_guard) as writer:
             for frame in predicted():

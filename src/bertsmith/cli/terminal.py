@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import IO, Any
 
@@ -24,6 +25,18 @@ def talk() -> Console:
 def result() -> Console:
     """Return the console for results, on stdout."""
     return Console(file=sys.stdout, highlight=False, soft_wrap=True, width=_width(sys.stdout))
+
+
+def check_stdout() -> None:
+    """See that there is somewhere to print what was asked for.
+
+    Raises:
+        OutputError: if standard output is closed.
+    """
+    from bertsmith.errors import OutputError
+
+    if str(getattr(sys.stdout, "name", "")) == os.devnull:  # which `main` puts in the place of a closed one
+        raise OutputError("standard output is closed", remedy="Give -o a file.")
 
 
 def print_json(value: Any) -> None:

@@ -134,6 +134,12 @@ def read_file(path: Path, config: DataConfig) -> RawTable:
         raise DataError(
             f"there is no sheet {config.sheet!r}: this is no Excel file", where=str(path), remedy="Leave out --sheet."
         )
+    if config.encoding is not None and kind in ("parquet", "feather", "excel"):
+        raise DataError(
+            f"this {kind.title()} file has no encoding of its own to choose",
+            where=str(path),
+            remedy="Leave out --encoding.",
+        )
     if kind in ("parquet", "feather"):
         return RawTable(_arrow(content, path, kind, config.max_unpacked), name)
     if kind == "excel":
@@ -195,12 +201,12 @@ def _arrow(content: bytes, path: Path, kind: str, most: float) -> pd.DataFrame:
     try:
         if kind == "parquet":
             file = pyarrow.parquet.ParquetFile(io.BytesIO(content))
-            names, pieces = file.schema_arrow.names, file.iter_batches()
+            schema, pieces = file.schema_arrow, file.iter_batches()
         else:
             reader = pyarrow.ipc.open_file(io.BytesIO(content))
-            names = reader.schema.names
+            schema = reader.schema
             pieces = (reader.get_batch(i) for i in range(reader.num_record_batches))
-        columns = [[] for _ in names]
+        columns = [[] for _ in schema.names]
         for piece in pieces:
             size += piece.nbytes
             _check_size(size, most, path)
@@ -214,7 +220,8 @@ def _arrow(content: bytes, path: Path, kind: str, most: float) -> pd.DataFrame:
             remedy="Copy or write it again.",
         ) from error
     frame = pd.DataFrame({i: pd.Series(values, dtype=object) for i, values in enumerate(columns)})
-    frame.columns = pd.Index(names, dtype=object)
+    frame.columns = pd.Index(schema.names, dtype=object)
+    frame.attrs["arrow"] = dict(zip(schema.names, schema.types, strict=True))
     return frame
 
 

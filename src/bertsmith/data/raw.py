@@ -17,7 +17,8 @@ class RawTable:
     """A table as it stands in the source.
 
     Attributes:
-        frame: the columns under their own names; values as the format gives them (texts, for a delimited file).
+        frame: the columns under their own names; values as the format gives them (texts, for a delimited file). Its
+            ``attrs["arrow"]`` are the Arrow types of the columns by name, where the source has such.
         name: what to call the source in messages.
         notes: what reading found or repaired.
         class_names: for columns of a ``datasets.ClassLabel``, the label texts by number.
@@ -48,7 +49,10 @@ def encodable(frame: pd.DataFrame) -> pd.DataFrame:
 
     columns = {i: frame.iloc[:, i] for i in range(frame.shape[1])}
     texts = {
-        i: c.map(mended) if c.dtype == object or pd.api.types.is_string_dtype(c) else c for i, c in columns.items()
+        i: pd.Series([mended(v) for v in c], index=c.index, dtype=c.dtype)
+        if c.dtype == object or pd.api.types.is_string_dtype(c)
+        else c
+        for i, c in columns.items()
     }
     result = pd.DataFrame(texts, index=frame.index)
     result.columns = pd.Index([mended(name) for name in frame.columns], dtype=object)

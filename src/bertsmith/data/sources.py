@@ -49,8 +49,8 @@ def read_raw(source: Any, config: DataConfig) -> RawTable:
             remedy="Give every column a name of its own.",
         )
     if raw.frame.empty:
-        given = f"--encoding {config.encoding} fits the file, and " if config.encoding else ""
-        raise DataError("the table has no rows", where=raw.name, remedy=f"Check that {given}that it is the right file.")
+        given = f"--encoding {config.encoding} fits the file and that " if config.encoding else ""
+        raise DataError("the table has no rows", where=raw.name, remedy=f"Check that {given}it is the right file.")
     return raw
 
 

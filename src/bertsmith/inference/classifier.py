@@ -11,7 +11,7 @@ import numpy as np
 
 from bertsmith.data.clean import normalise
 from bertsmith.data.table import Labels
-from bertsmith.errors import DeviceError, RunFolderError
+from bertsmith.errors import DeviceError, ModelError, RunFolderError
 from bertsmith.model import checkpoint
 from bertsmith.model.load import Loaded, check_vocabulary, choose_device, load_model, load_tokenizer
 from bertsmith.run import Run, open_run
@@ -61,9 +61,18 @@ class Classifier:
             folder, labels = run.layout.model, labels or run.labels
         if not folder.is_dir():
             raise RunFolderError("the run has lost its model", where=str(folder), remedy="Train the run again.")
-        resolved = checkpoint.resolve(str(folder))
-        model, tokenizer = load_model(resolved), load_tokenizer(resolved)
-        check_vocabulary(model, tokenizer, resolved)
+        try:
+            resolved = checkpoint.resolve(str(folder))
+            model, tokenizer = load_model(resolved), load_tokenizer(resolved)
+            check_vocabulary(model, tokenizer, resolved)
+        except ModelError as error:
+            if folder == path:
+                raise
+            raise RunFolderError(
+                f"the run's model is damaged: {error.what}",
+                where=error.where or str(folder),
+                remedy="Put back a copy of the folder, or train again with --overwrite.",
+            ) from error
         texts = tuple(model.config.id2label[i] for i in range(model.config.num_labels))
         if labels is None:
             labels = Labels(tuple(range(len(texts))), texts)

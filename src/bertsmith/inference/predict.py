@@ -129,21 +129,36 @@ class _JsonLines:
         self.stream = stream
 
     def write(self, frame: pd.DataFrame) -> None:
-        for record in frame.astype(object).where(frame.notna(), None).to_dict("records"):
-            self.stream.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+        for values in zip(*(frame[name].astype(object).tolist() for name in frame.columns), strict=True):
+            record = {name: _json(value) for name, value in zip(frame.columns, values, strict=True)}
+            self.stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+
+
+def _json(value: Any) -> Any:
+    """Return a value as JSON has it: what is missing, or no finite number, is null; nested values too."""
+    if value is None or value is pd.NA or value is pd.NaT:
+        return None
+    if isinstance(value, dict):
+        return {str(key): _json(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_json(entry) for entry in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 class _Parquet:
     def __init__(self, path: Path, rows: pd.DataFrame | None) -> None:
         self.path = path
         self.writer: Any = None
-        self.types = {} if rows is None else {name: _type(rows[name]) for name in rows.columns}
+        self.known = {} if rows is None else rows.attrs.get("arrow", {})
+        self.types = {} if rows is None else {n: self.known.get(n) or _type(rows[n]) for n in rows.columns}
 
     def write(self, frame: pd.DataFrame) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        columns = {name: _arrow(frame[name], self.types.get(name)) for name in frame.columns}
+        columns = {name: _arrow(frame[name], self.types.get(name), name in self.known) for name in frame.columns}
         table = pa.table(columns) if self.writer is None else pa.table(columns).cast(self.writer.schema)
         if self.writer is None:
             self.writer = pq.ParquetWriter(self.path, table.schema)
@@ -164,9 +179,11 @@ def _type(values: pd.Series) -> Any:
         return pa.string()
 
 
-def _arrow(values: pd.Series, kind: Any) -> Any:
+def _arrow(values: pd.Series, kind: Any, known: bool) -> Any:
     import pyarrow as pa
 
+    if known:  # as it was read: NaN is no missing value
+        return pa.array(values.tolist(), type=kind)
     if values.dtype != object or (kind is not None and kind != pa.string()):
         return pa.Array.from_pandas(values, type=kind)
     return pa.array([None if v is None or v is pd.NA or v != v else str(v) for v in values], type=pa.string())

@@ -18,7 +18,13 @@ def guard(frame: pd.DataFrame) -> pd.DataFrame:
     Source: OWASP, CSV Injection.
     """
     text = [not pd.api.types.is_numeric_dtype(dtype) for dtype in frame.dtypes]
-    columns = [frame.iloc[:, i].map(_guarded) if text[i] else frame.iloc[:, i] for i in range(frame.shape[1])]
+    columns = [
+        # as objects: a whole number beside a missing one must not become a float
+        pd.Series([_guarded(cell) for cell in frame.iloc[:, i]], index=frame.index, dtype=object)
+        if text[i]
+        else frame.iloc[:, i]
+        for i in range(frame.shape[1])
+    ]
     guarded = pd.concat(columns, axis=1) if columns else frame.copy()
     guarded.columns = [_guarded(name) for name in frame.columns]
     return guarded

@@ -47,7 +47,10 @@ def check_settings(settings: Mapping[str, Any]) -> None:
                 message = error.errors()[0]["msg"]
                 problems.append(f"--set {name}={value}: {message[0].lower()}{message[1:]}")
     if problems:
-        raise ConfigError("training arguments are wrong:\n" + "\n".join(f"  - {p}" for p in problems))
+        raise ConfigError(
+            "training arguments are wrong:\n" + "\n".join(f"  - {p}" for p in problems),
+            remedy="--set takes any field of transformers.TrainingArguments, as NAME=VALUE, in its type.",
+        )
 
 
 def training_arguments(
