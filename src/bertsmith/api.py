@@ -152,15 +152,20 @@ def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
     return [{"texts": len(targets), **entry} for entry in side_by_side(targets, tables)]
 
 
-def load(run: Run | Path | str, *, device: str = "auto") -> Classifier:
+def load(run: Run | Path | str, *, device: str = "auto", decide: bool = True) -> Classifier:
     """Load the classifier of a finished run.
+
+    Args:
+        run: the run, or its folder.
+        device: where to compute.
+        decide: use the decision rule tuned on validation, where the run has one.
 
     Raises:
         UserError: if there is none.
     """
     from bertsmith.inference.classifier import Classifier
 
-    return Classifier.load(run.path if isinstance(run, Run) else run, device=device)
+    return Classifier.load(run.path if isinstance(run, Run) else run, device=device, decide=decide)
 
 
 def as_table(table: Any, config: Config) -> Table:

@@ -43,6 +43,12 @@ class DataConfig(Step):
     test: Path | None = Field(None, description="Test table; otherwise a share of the table is held out.")
     validation_size: Share = Field(0.1, description="Share of the rows held out for validation.")
     test_size: Share = Field(0.1, description="Share of the rows held out for the test.")
+    near_duplicates: Literal["together", "ignore"] = Field(
+        "together", description="Keep texts that nearly repeat one another in one split, or split them as any others."
+    )
+    corrections: Path | None = Field(
+        None, description="CSV of corrected labels, as inspect --label-errors writes it, to put into the table."
+    )
     sql: str | None = Field(None, description="Query to read the table with, instead of a file (needs --db).")
     db: str | None = Field(None, description="Database URL for --sql, such as sqlite:///reviews.db.")
     sheet: str | None = Field(None, description="Excel sheet to read; the first one unless given.")
@@ -75,7 +81,12 @@ class TrainConfig(Step):
     )
     batch_size: int | None = Field(None, ge=1, le=65536, description="Texts per optimizer step.")
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="Peak learning rate.")
-    patience: int = Field(3, ge=1, le=1000, description="Epochs without a better macro-F1 before training stops.")
+    patience: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        None, description="Epochs without a better macro-F1 before training stops."
+    )
+    imbalance: Literal[
+        "auto", "none", "weights", "effective-number", "focal", "logit-adjustment", "balanced-sampling"
+    ] = Field("auto", description="What to do about classes of unequal size; chosen by how unequal, unless given.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="Number format of the training arithmetic; the weights stay fp32."
     )
@@ -87,10 +98,18 @@ class TrainConfig(Step):
     keep_checkpoints: bool = Field(False, description="Keep the checkpoints folder after training has finished.")
 
 
-STEPS: tuple[type[Step], ...] = (DataConfig, ModelConfig, TrainConfig)
+class EvalConfig(Step):
+    """Step 4, second half: how to decide, given the probabilities."""
+
+    decision_rule: Literal["auto", "off"] = Field(
+        "auto", description="Tune offsets of the classes for macro-F1 on validation, where that measurably helps."
+    )
 
 
-class Config(DataConfig, ModelConfig, TrainConfig):
+STEPS: tuple[type[Step], ...] = (DataConfig, ModelConfig, TrainConfig, EvalConfig)
+
+
+class Config(DataConfig, ModelConfig, TrainConfig, EvalConfig):
     """The resolved settings of a run: the steps' fields side by side, as the user writes them."""
 
     def dump(self) -> dict[str, Any]:

@@ -24,7 +24,6 @@ from bertsmith.data.read import SPLITS
 from bertsmith.data.split import split
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, DataError, DeviceError, Interrupted, listing
-from bertsmith.evaluation.calibration import calibration, scale
 from bertsmith.evaluation.metrics import PRIMARY, quick
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model import checkpoint
@@ -45,6 +44,7 @@ from bertsmith.scoring import (
     Scoring,
     baselines,
     calibrate,
+    look_closer,
     predictions_frame,
     score_splits,
     write_predictions,
@@ -139,7 +139,7 @@ def _train(
         with runs.reading(runs.Layout(output).run):
             recipe = Recipe(**runs.Run(output).info["recipe"])
     else:
-        recipe = choose(config, texts=len(parts["train"]), parameters=loaded.parameters, device=device)
+        recipe = choose(config, counts=parts["train"].counts, parameters=loaded.parameters, device=device)
     arguments = training_arguments(recipe, config, runs.Layout(output).checkpoints, device)
     sizes = {name: len(part) for name, part in parts.items()}
     prepared = Prepared(
@@ -195,7 +195,8 @@ def _train(
                 arguments,
                 score=quick,
                 emit=listen,
-                patience=config.patience,
+                imbalance=recipe.imbalance,
+                patience=recipe.patience,
                 by_hand=config.set,
                 stop=stop,
                 resume=from_checkpoint,
@@ -205,20 +206,21 @@ def _train(
         with _timed(seconds, "evaluation"):
             # What is scored is what the user gets: the model as it stands on disk.
             fitted = Classifier.load(run.layout.model, labels=table.labels, device=config.device)
-            temperature = calibrate(fitted, parts["validation"], run, lambda _: check_stop())
+            decision = calibrate(fitted, parts["validation"], run, config, lambda _: check_stop())
             splits, probabilities = score_splits(fitted, parts, config.seed, watch)
-            uncalibrated = calibration(parts["test"].targets, scale(probabilities, 1 / temperature))
-            splits["test"]["calibration"] |= {"temperature": temperature, "before": uncalibrated}
-            predictions = predictions_frame(parts["test"], probabilities)
+            closer = look_closer(fitted, parts, probabilities, decision)
+            splits["test"]["calibration"] |= closer.pop("calibration")
         with _timed(seconds, "baseline"):
             check_stop()
             metrics = {
                 "primary": PRIMARY,
                 "splits": splits,
-                "baseline": baselines(parts, probabilities, config.seed),
+                "baseline": baselines(parts, probabilities["test"], config.seed),
+                **closer,
             }
             storage.write_json(run.layout.metrics, metrics)
-            write_predictions(run.layout.predictions, "test", predictions)
+            for name in ("validation", "test"):
+                write_predictions(run.layout.predictions, name, predictions_frame(parts[name], probabilities[name]))
     except BaseException as error:
         if run.layout.run.is_file():
             with suppress(OSError):  # the disk may be what failed
@@ -234,7 +236,11 @@ def _train(
 def _split(cleaned: Cleaned, config: Config) -> Table:
     try:
         return split(
-            cleaned.table, validation_size=config.validation_size, test_size=config.test_size, seed=config.seed
+            cleaned.table,
+            validation_size=config.validation_size,
+            test_size=config.test_size,
+            seed=config.seed,
+            alike=cleaned.alike if config.near_duplicates == "together" else None,
         )
     except DataError as error:
         if not cleaned.counts:

@@ -60,7 +60,7 @@ class Layout:
 
     @property
     def predictions(self) -> Path:
-        """Predictions for the test split."""
+        """Predictions for the validation and test splits."""
         return self.root / "predictions"
 
     @property
@@ -136,9 +136,17 @@ class Run:
     @property
     def predictions(self) -> pd.DataFrame:
         """The predictions for the test split, one row a text."""
+        return self._predictions("test")
+
+    @property
+    def validation_predictions(self) -> pd.DataFrame:
+        """The predictions for the validation split, one row a text."""
+        return self._predictions("validation")
+
+    def _predictions(self, split: str) -> pd.DataFrame:
         import pandas as pd
 
-        file = self.layout.predictions / "test.parquet"
+        file = self.layout.predictions / f"{split}.parquet"
         with reading(file):
             return pd.read_parquet(file)
 

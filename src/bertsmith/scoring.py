@@ -20,14 +20,18 @@ from bertsmith.data.clean import clean
 from bertsmith.data.read import read_table
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, DataError
+from bertsmith.evaluation.abstention import check
 from bertsmith.evaluation.baseline import tfidf_logistic_regression, verdict
-from bertsmith.evaluation.calibration import fit_temperature
+from bertsmith.evaluation.calibration import calibration, fit_temperature, scale
+from bertsmith.evaluation.decision import Decision, Rule, tune
 from bertsmith.evaluation.evaluate import evaluate
-from bertsmith.evaluation.intervals import paired_difference
+from bertsmith.evaluation.intervals import from_pairs, paired_difference
 from bertsmith.evaluation.metrics import PRIMARY, majority_probabilities, scalars
+from bertsmith.evaluation.slices import slices
 from bertsmith.inference.classifier import Classifier, to_frame
 from bertsmith.inference.spreadsheet import guard
-from bertsmith.model.load import scale_head
+from bertsmith.model.encode import count_tokens
+from bertsmith.model.load import fold
 
 TRAIN_SAMPLE = 1000
 """Training texts that are scored at the end, drawn at random: enough to see overfitting."""
@@ -50,23 +54,45 @@ class Scored:
 Listener = Callable[[Scoring | Scored], None]
 
 
-def calibrate(fitted: Classifier, validation: Table, run: runs.Run, progress: Callable[[int], None]) -> float:
-    """Fold the temperature that fits the validation split into the model, here and on disk, and return it."""
+def calibrate(
+    fitted: Classifier, validation: Table, run: runs.Run, config: Config, progress: Callable[[int], None]
+) -> Decision:
+    """Tune the decision rule and the temperature on validation, and put both into the model, here and on disk.
+
+    Where the head ends in a linear layer they go into its weights, so that whoever loads the model gets them; else
+    into its configuration, for bertsmith alone.
+
+    Args:
+        fitted: as training left it; its ``rule`` is set.
+        validation: the split.
+        run: whose model is written anew.
+        config: whether a decision rule is wanted.
+        progress: is told how many texts were done.
+
+    Returns:
+        The decision rule.
+    """
     targets = validation.targets
-    temperature = fit_temperature(targets, fitted.predict_proba(validation.frame["text"].tolist(), progress))
-    if temperature == 1 or not scale_head(fitted.loaded.model, temperature):
-        return 1.0
-    run.save_model(fitted.loaded.save)
-    return temperature
+    probabilities = fitted.predict_proba(validation.frame["text"].tolist(), progress)
+    decision = tune(targets, probabilities, seed=config.seed)
+    if config.decision_rule == "off":
+        decision = dataclasses.replace(decision, used=False, offsets=np.zeros(probabilities.shape[1]))
+    offsets = tuple(decision.offsets.tolist()) if decision.used else ()
+    temperature = fit_temperature(targets, scale(probabilities, 1.0, decision.offsets))
+    if temperature != 1 or offsets:
+        fitted.rule = Rule(temperature, offsets, folded=fold(fitted.loaded.model, temperature, offsets))
+        fitted.loaded.model.config.bertsmith = fitted.rule.to_dict()
+        run.save_model(fitted.loaded.save)
+    return decision
 
 
 def score_splits(
     classifier: Classifier, parts: dict[str, Table], seed: int, observe: Listener
-) -> tuple[dict[str, Any], np.ndarray]:
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Score the fitted model on every split: the only time that the test split is looked at.
 
     Returns:
-        What is said of each split, and the probabilities of the test texts, shape (texts, classes).
+        What is said of each split, and the probabilities of its texts, shape (texts, classes); of train, of a sample.
     """
     sample = parts["train"]
     if len(sample) > TRAIN_SAMPLE:
@@ -74,11 +100,60 @@ def score_splits(
     tables = {"train": sample, "validation": parts["validation"], "test": parts["test"]}
     observe(Scoring(sum(map(len, tables.values()))))
     splits: dict[str, Any] = {}
+    probabilities: dict[str, np.ndarray] = {}
     for name, table in tables.items():
-        probabilities = classifier.predict_proba(table.frame["text"].tolist(), lambda n: observe(Scored(n)))
-        splits[name] = evaluate(table.targets, probabilities, table.labels, seed=seed, detail=name != "train")
+        said = classifier.predict_proba(table.frame["text"].tolist(), lambda n: observe(Scored(n)))
+        probabilities[name] = said
+        splits[name] = evaluate(
+            table.targets, said, table.labels, seed=seed, detail=name != "train", groups=groups_of(table)
+        )
     splits["train"]["sample_of"] = len(parts["train"])
     return splits, probabilities
+
+
+def groups_of(table: Table) -> np.ndarray | None:
+    """Return the group of every row, shape (rows,), where the table has groups."""
+    groups = table.frame["group"]
+    return pd.factorize(groups)[0] if len(groups) and groups.notna().all() else None
+
+
+def look_closer(
+    classifier: Classifier, parts: dict[str, Table], probabilities: dict[str, np.ndarray], decision: Decision
+) -> dict[str, Any]:
+    """Say what the figures of the test split hide: where it is worse, when it should not answer, what the rule does.
+
+    Args:
+        classifier: as it stands on disk.
+        parts: the splits.
+        probabilities: of their texts, shape (texts, classes).
+        decision: the rule that is in the classifier.
+
+    Returns:
+        JSON-ready: ``calibration`` (to add to that of the split), ``abstention``, ``slices`` and ``decision_rule``.
+    """
+    test, said = parts["test"], probabilities["test"]
+    targets, predicted, rule = test.targets, said.argmax(axis=1), classifier.rule
+    before = scale(said, 1 / rule.temperature, -np.array(rule.offsets or 0.0) / rule.temperature)
+    tokens = count_tokens(test.frame["text"].tolist(), classifier.loaded.tokenizer)
+    columns = {
+        "length in tokens": pd.Series(tokens),
+        "cut at the maximum length": pd.Series(np.where(tokens > classifier.loaded.max_length, "yes", "no")),
+        "label": pd.Series(np.array(test.labels.texts, dtype=object)[targets]).astype("category"),
+        **{str(name): test.extra[name] for name in test.extra.columns},
+    }
+    ruled = {"metric": PRIMARY, **decision.to_dict(), "folded": rule.folded}
+    if decision.used:
+        plain = rule.apply(said, decide=False).argmax(axis=1)
+        scores = {
+            name: from_pairs(targets, p, len(test.labels)) for name, p in (("with", predicted), ("without", plain))
+        }
+        ruled["test"] = {name: {m: s[m] for m in (PRIMARY, "accuracy")} for name, s in scores.items()}
+    return {
+        "calibration": {"temperature": rule.temperature, "before": calibration(targets, before)},
+        "abstention": check(targets, said, (parts["validation"].targets, probabilities["validation"])),
+        "slices": slices(predicted == targets, columns),
+        "decision_rule": ruled,
+    }
 
 
 def baselines(parts: dict[str, Table], probabilities: np.ndarray, seed: int) -> dict[str, Any]:
@@ -89,7 +164,9 @@ def baselines(parts: dict[str, Table], probabilities: np.ndarray, seed: int) -> 
         train.frame["text"].tolist(), train.targets, test.frame["text"].tolist(), n_classes=n_classes, seed=seed
     )
     ours, theirs = probabilities.argmax(axis=1), words.probabilities.argmax(axis=1)
-    value, low, high = paired_difference(test.targets, ours, theirs, n_classes, metric=PRIMARY, seed=seed)
+    value, low, high = paired_difference(
+        test.targets, ours, theirs, n_classes, metric=PRIMARY, seed=seed, groups=groups_of(test)
+    )
     return {
         "majority_class": {
             "label_text": test.labels.texts[int(train.counts.argmax())],

@@ -18,7 +18,7 @@ from bertsmith import hub
 from bertsmith.data.table import Labels
 from bertsmith.errors import DeviceError, ModelError
 from bertsmith.model import checkpoint
-from bertsmith.model.load import choose_device, load_model, load_tokenizer, scale_head
+from bertsmith.model.load import choose_device, fold, load_model, load_tokenizer
 from bertsmith.testing import ARCHITECTURES, tiny_model
 
 LABELS = Labels((3, 7), ("no", "yes"))
@@ -132,7 +132,7 @@ def test_a_temperature_is_folded_into_the_head_of_every_architecture(architectur
     texts = {"input_ids": torch.tensor([[2, 7, 9, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
     with torch.inference_mode():
         before = model(**texts).logits
-        assert scale_head(model, 2.5)
+        assert fold(model, 2.5)
         assert torch.allclose(model(**texts).logits, before / 2.5, atol=1e-6)
 
 

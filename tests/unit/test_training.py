@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,14 +17,14 @@ CPU = torch.device("cpu")
 
 
 def test_the_recipe_keeps_what_is_given_and_gives_reasons_for_the_rest():
-    recipe = choose(TrainConfig(epochs=2, learning_rate=1e-5), texts=100, parameters=10**6, device=CPU)
+    recipe = choose(TrainConfig(epochs=2, learning_rate=1e-5), counts=np.array([60, 40]), parameters=10**6, device=CPU)
     assert (recipe.epochs, recipe.learning_rate, recipe.batch_size) == (2, 1e-5, 16)
-    assert set(recipe.reasons) == {"batch_size", "precision", "warmup"}
+    assert set(recipe.reasons) == {"batch_size", "precision", "warmup", "patience", "imbalance"}
 
 
 @pytest.mark.parametrize(("texts", "epochs"), [(100, 20), (3200, 5), (10**6, 3)])
 def test_small_data_gets_more_epochs(texts, epochs):
-    assert choose(TrainConfig(), texts=texts, parameters=10**8, device=CPU).epochs == epochs
+    assert choose(TrainConfig(), counts=np.array([texts]), parameters=10**8, device=CPU).epochs == epochs
 
 
 def test_precision_follows_the_device(monkeypatch):
@@ -49,11 +50,13 @@ def test_training_arguments_are_checked_all_at_once():
 
 def test_any_training_argument_can_be_set(tmp_path):
     config = Config(set={"weight_decay": 0.5, "eval_strategy": "steps", "eval_steps": 7, "num_train_epochs": 9})
-    arguments = training_arguments(choose(config, texts=10, parameters=1, device=CPU), config, tmp_path, CPU)
+    arguments = training_arguments(
+        choose(config, counts=np.array([10]), parameters=1, device=CPU), config, tmp_path, CPU
+    )
     assert (arguments.weight_decay, arguments.num_train_epochs) == (0.5, 9)
     assert (arguments.save_strategy, arguments.save_steps) == ("steps", 7)
     bad = Config(set={"eval_strategy": "sometimes"})
-    recipe = choose(bad, texts=10, parameters=1, device=CPU)
+    recipe = choose(bad, counts=np.array([10]), parameters=1, device=CPU)
     with pytest.raises(ConfigError, match="transformers refuses"):
         training_arguments(recipe, bad, tmp_path, CPU)
 

@@ -13,9 +13,14 @@ from typing import Annotated, Any, Literal
 import typer
 from pydantic.fields import FieldInfo
 
-from bertsmith.config import Config, DataConfig, ModelConfig, Step, TrainConfig, parse_assignments, resolve
+from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, Step, TrainConfig, parse_assignments, resolve
 
-_PANELS: dict[type[Step], str] = {DataConfig: "Data", ModelConfig: "Model", TrainConfig: "Training"}
+_PANELS: dict[type[Step], str] = {
+    DataConfig: "Data",
+    ModelConfig: "Model",
+    TrainConfig: "Training",
+    EvalConfig: "Evaluation",
+}
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", metavar="FILE.toml", help="Settings by the names of these flags.")

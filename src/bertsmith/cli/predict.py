@@ -38,6 +38,25 @@ def predict(
         typer.Option("-o", "--output", metavar="OUT", help="File to write: .csv, .jsonl or .parquet; else stdout."),
     ] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Add a column for every class.")] = False,
+    min_confidence: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, metavar="X", help="Leave texts unlabelled that the model is less sure of."),
+    ] = None,
+    target_accuracy: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, metavar="X", help="The same, with the threshold that reached this accuracy on validation."
+        ),
+    ] = None,
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, max=0.999, metavar="X", help="Add label_set: labels among which the true one is, this often."
+        ),
+    ] = None,
+    decision_rule: Annotated[
+        bool, typer.Option(help="Use the decision rule tuned on validation, where the run has one.")
+    ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="JSON Lines on stdout, not CSV.")] = False,
     formula_guard: Annotated[
@@ -55,30 +74,40 @@ def predict(
     Example: bertsmith predict runs/reviews new.csv -o predictions.csv
     """
     from bertsmith.errors import DataError
-    from bertsmith.inference.predict import open_writer, output_format, predict_rows
+    from bertsmith.inference.predict import ABSTAINED, open_writer, output_format, predict_rows
     from bertsmith.output import check_file
     from bertsmith.run import open_run
     from bertsmith.storage import replaced_file, told
 
-    open_run(run)
+    opened = open_run(run)
     if source is None and settings.sql is None:
         raise DataError("there is no INPUT", remedy="Give a file, - for stdin, or --sql with --db.")
     if output is not None:
         kind = output_format(output)
         check_file(output, (source, settings.db, config), overwrite=overwrite)
+    from bertsmith.inference.abstain import abstention
     from bertsmith.inference.classifier import Classifier
 
     parts = _parts(source, settings)
     first = next(parts)  # a bad table is told before the model is loaded
-    classifier = Classifier.load(run, device=settings.device)
-    done = empty = 0
+    classifier = Classifier.load(run, device=settings.device, decide=decision_rule)
+    abstain = abstention(
+        opened,
+        classifier.rule,
+        decide=decision_rule,
+        min_confidence=min_confidence,
+        target_accuracy=target_accuracy,
+        coverage=coverage,
+    )
+    done = empty = abstained = 0
 
     def predicted() -> Iterator[pd.DataFrame]:
-        nonlocal done, empty
+        nonlocal done, empty, abstained
         for rows, texts in itertools.chain([first], parts):
-            for frame in predict_rows(classifier, rows, texts, probabilities=probabilities):
+            for frame in predict_rows(classifier, rows, texts, probabilities=probabilities, abstain=abstain):
                 done += len(frame)
                 empty += int(frame["confidence"].isna().sum())
+                abstained += int(frame[ABSTAINED].sum()) if ABSTAINED in frame.columns else 0
                 yield frame
 
     if output is None:
@@ -96,6 +125,10 @@ def predict(
             for frame in predicted():
                 writer.write(frame)
         talk().print(f"{done:,} rows written to {output}", markup=False)
+    if abstain.confidence is not None:
+        talk().print(
+            f"{abstained:,} of {done:,} rows left unlabelled: confidence below {abstain.confidence:.3f}", markup=False
+        )
     if empty:
         talk().print(f"[yellow]warning:[/] {empty:,} rows have no text and so no prediction")
 

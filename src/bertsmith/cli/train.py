@@ -13,7 +13,7 @@ import typer
 
 from bertsmith.cli.options import Json, TableArgument, with_settings
 from bertsmith.cli.terminal import print_json, result, talk
-from bertsmith.config import Config, DataConfig, ModelConfig, TrainConfig
+from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
 
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Run folder to write.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run in the folder.")]
@@ -22,7 +22,7 @@ Overwrite = Annotated[
 ]
 
 
-@with_settings(DataConfig, ModelConfig, TrainConfig)
+@with_settings(DataConfig, ModelConfig, TrainConfig, EvalConfig)
 def train(
     *,
     table: TableArgument = None,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
+from bertsmith.data.near_duplicates import near_duplicates
 from bertsmith.data.table import MISSING, Table
 
 EMPTY = "empty text"
@@ -63,6 +65,11 @@ class Cleaned:
     def counts(self) -> dict[str, int]:
         """Rows taken out, by reason."""
         return {str(reason): int(n) for reason, n in self.dropped["reason"].value_counts().items()}
+
+    @cached_property
+    def alike(self) -> np.ndarray:
+        """Groups of rows to use whose texts nearly repeat one another, shape (rows,); see `near_duplicates`."""
+        return near_duplicates(self.table.frame["text"].tolist())
 
 
 def clean(table: Table) -> Cleaned:

@@ -60,6 +60,7 @@ def inspect(
     found = [
         *_about_labels(usable),
         *_about_cleaning(cleaned),
+        *_about_near_duplicates(cleaned),
         *_about_texts(usable, texts),
         *_about_lengths(usable, tokens, limit),
         *(
@@ -236,6 +237,51 @@ def _about_cleaning(cleaned: Cleaned) -> list[Finding]:
         found.append(
             Finding(
                 "normalised", "info", cleaned.normalised, message, "control characters removed, characters composed"
+            )
+        )
+    return found
+
+
+def _about_near_duplicates(cleaned: Cleaned) -> list[Finding]:
+    frame, name = cleaned.table.frame, cleaned.table.name
+    grouped = frame.assign(alike=cleaned.alike, split=frame["split"].fillna("")).groupby("alike")
+    several = (grouped["text"].transform("nunique") > 1).to_numpy()  # texts that are equal are told elsewhere
+    if not several.any():
+        return []
+    found = [
+        Finding(
+            "near-duplicate",
+            "info",
+            int(several.sum()),
+            f"{_rows(int(several.sum()))} whose text nearly repeats that of another",
+            "kept, and kept in one split where bertsmith splits, unless --near-duplicates ignore",
+            _examples(frame[several], name),
+        )
+    ]
+    mixed = several & (grouped["target"].transform("nunique") > 1).to_numpy()
+    if mixed.any():
+        found.append(
+            Finding(
+                "near-conflict",
+                "warning",
+                int(mixed.sum()),
+                f"{_rows(int(mixed.sum()))} whose text nearly repeats that of another with another label",
+                "used as they are; look whether the labels are right",
+                _examples(frame[mixed], name),
+            )
+        )
+    held_out = frame["split"].isin(["validation", "test"]).to_numpy()
+    across = several & held_out & (grouped["split"].transform("nunique") > 1).to_numpy()
+    if across.any():
+        found.append(
+            Finding(
+                "near-leak",
+                "warning",
+                int(across.sum()),
+                f"{_rows(int(across.sum()))} of the given validation and test tables whose text nearly repeats one of "
+                "another split",
+                "kept: given tables stay whole; the figures may flatter",
+                _examples(frame[across], name),
             )
         )
     return found

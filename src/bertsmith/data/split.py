@@ -16,7 +16,9 @@ RULE = (
 )
 
 
-def split(table: Table, *, validation_size: float, test_size: float, seed: int) -> Table:
+def split(
+    table: Table, *, validation_size: float, test_size: float, seed: int, alike: np.ndarray | None = None
+) -> Table:
     """Give every row a split; rows that have one keep it.
 
     Where validation or test is given, only the other is held out. Every class is held out in proportion (largest
@@ -26,6 +28,8 @@ def split(table: Table, *, validation_size: float, test_size: float, seed: int) 
         table: cleaned, so that no text stands in it twice to be split apart.
         validation_size, test_size: share of the rows to hold out.
         seed: the same seed gives the same split.
+        alike: groups of rows that nearly repeat one another, shape (rows,), which stay together as well: then a class
+            counts by its groups.
 
     Returns:
         The table with ``split`` filled in.
@@ -45,10 +49,12 @@ def split(table: Table, *, validation_size: float, test_size: float, seed: int) 
     targets = table.targets[free]
     if shares and len(free):
         groups = table.frame["group"].iloc[free]
+        similar = np.arange(len(free)) if alike is None else np.unique(alike[free], return_inverse=True)[1]
         if groups.notna().any():
-            result[free] = _by_group(targets, pd.factorize(groups)[0], shares, rng)
+            result[free] = _by_group(targets, _joined(pd.factorize(groups)[0], similar), shares, rng)
         else:
-            result[free] = _by_class(targets, len(table.labels), shares, rng)
+            first, of = np.unique(similar, return_index=True, return_inverse=True)[1:]
+            result[free] = _by_class(targets[first], len(table.labels), shares, rng)[of]
     _check(table, result)
     return Table(
         table.frame.assign(split=pd.Series(result, dtype="str")),
@@ -71,6 +77,20 @@ def _by_class(targets: np.ndarray, n_classes: int, shares: Mapping[str, float], 
             result[order[c][:n]] = name
             order[c] = order[c][n:]
         left -= take
+    return result
+
+
+def _joined(groups: np.ndarray, similar: np.ndarray) -> np.ndarray:
+    """Return the groups of rows that share either of two groups, directly or by way of others, shape (rows,)."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
+    # A graph with rows, groups of the one kind and groups of the other as its nodes; a row is tied to its two groups.
+    n = len(groups)
+    ends = np.concatenate([n + groups, n + groups.max() + 1 + similar])
+    size = int(ends.max()) + 1
+    graph = csr_array((np.ones(2 * n), (np.tile(np.arange(n), 2), ends)), shape=(size, size))
+    result: np.ndarray = np.unique(connected_components(graph, directed=False)[1][:n], return_inverse=True)[1]
     return result
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -43,22 +44,17 @@ def tfidf_logistic_regression(
         seed: of the folds.
     """
     from sklearn.exceptions import ConvergenceWarning
-    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import KFold
-    from sklearn.pipeline import make_union
 
-    features = make_union(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=50_000, token_pattern=r"\w+|[^\w\s]"),
-        TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True, max_features=50_000),
-    )
+    words = features()
 
     def fitted(c: float, x: np.ndarray, y: np.ndarray) -> LogisticRegression:
         return LogisticRegression(C=c, max_iter=100, tol=1e-3).fit(x, y)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # close enough: it is a yardstick
-        x = features.fit_transform(train).astype(np.float32)
+        x = words.fit_transform(train).astype(np.float32)
         rng = np.random.default_rng(seed)
         some = rng.permutation(len(train))[:CHOICE_ROWS]
         scores = dict.fromkeys(GRID, 0.0)
@@ -71,8 +67,19 @@ def tfidf_logistic_regression(
         best = max(GRID, key=scores.__getitem__)
         model = fitted(best, x, targets)
         probabilities = np.zeros((len(texts), n_classes))
-        probabilities[:, model.classes_] = model.predict_proba(features.transform(texts).astype(np.float32))
+        probabilities[:, model.classes_] = model.predict_proba(words.transform(texts).astype(np.float32))
     return Baseline(probabilities, best)
+
+
+def features() -> Any:
+    """Return an unfitted bag of words, pairs of words, and characters in twos to fours within words, by TF-IDF."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import make_union
+
+    return make_union(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=50_000, token_pattern=r"\w+|[^\w\s]"),
+        TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True, max_features=50_000),
+    )
 
 
 def verdict(difference: float, low: float, high: float, texts: int) -> str:

@@ -24,20 +24,26 @@ def fit_temperature(targets: np.ndarray, probabilities: np.ndarray) -> float:
     """
     if len(targets) < FEWEST_TEXTS:
         return 1.0
-    logs = _logs(probabilities)
+    logits = logs(probabilities)
     rows = np.arange(len(targets))
 
     def loss(log_temperature: float) -> float:
-        scaled = logs / np.exp(log_temperature)
+        scaled = logits / np.exp(log_temperature)
         return float(np.mean(_log_sum_exp(scaled) - scaled[rows, targets]))
 
     found = minimize_scalar(loss, bounds=tuple(np.log(BOUNDS)), method="bounded")
     return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
 
 
-def scale(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Return probabilities as they are at a temperature, shape (n, classes)."""
-    scaled = _logs(probabilities) / temperature
+def scale(probabilities: np.ndarray, temperature: float, offsets: np.ndarray | float = 0.0) -> np.ndarray:
+    """Return probabilities as they are with offsets added to the logits, and then at a temperature, shape (n, classes).
+
+    Args:
+        probabilities: shape (n, classes).
+        temperature: that the logits are divided by.
+        offsets: of the classes, shape (classes,).
+    """
+    scaled = (logs(probabilities) + offsets) / temperature
     result: np.ndarray = np.exp(scaled - _log_sum_exp(scaled)[:, None])
     return result
 
@@ -73,8 +79,8 @@ def calibration(targets: np.ndarray, probabilities: np.ndarray, bins: int = 15) 
     }
 
 
-def _logs(probabilities: np.ndarray) -> np.ndarray:
-    """Return logits, up to a constant a text, as which logarithms of probabilities will do."""
+def logs(probabilities: np.ndarray) -> np.ndarray:
+    """Return logits, up to a constant a text, as which logarithms of probabilities will do, shape (n, classes)."""
     result: np.ndarray = np.log(np.clip(probabilities.astype(np.float64), 1e-30, None))
     return result
 

@@ -13,7 +13,13 @@ from bertsmith.evaluation.metrics import confusion, per_class, scalars
 
 
 def evaluate(
-    targets: np.ndarray, probabilities: np.ndarray, labels: Labels, *, seed: int, detail: bool = True
+    targets: np.ndarray,
+    probabilities: np.ndarray,
+    labels: Labels,
+    *,
+    seed: int,
+    detail: bool = True,
+    groups: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Score a split.
 
@@ -23,15 +29,17 @@ def evaluate(
         labels: the classes.
         seed: of the bootstrap.
         detail: add the figures per class, the confusion matrix and the calibration.
+        groups: which texts belong together (an author's, a document's), shape (n,): then whole groups are resampled.
 
     Returns:
         ``texts`` (n), ``metrics`` (name to ``value`` and ``interval``, ``None`` where it is undefined), and with
         ``detail`` also ``per_class``, ``confusion`` (rows: the class, columns: the prediction) and ``calibration``.
     """
-    intervals = bootstrap(targets, probabilities, seed=seed)
+    intervals = bootstrap(targets, probabilities, seed=seed, groups=groups)
+    over = "texts" if groups is None else "groups"
     result: dict[str, Any] = {
         "texts": len(targets),
-        "interval": {"level": LEVEL, "resamples": RESAMPLES, "method": "percentile bootstrap over texts"},
+        "interval": {"level": LEVEL, "resamples": RESAMPLES, "method": f"percentile bootstrap over {over}"},
         "metrics": {
             name: {
                 "value": value,

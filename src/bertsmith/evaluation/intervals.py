@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 RESAMPLES = 1000
@@ -11,12 +13,18 @@ LEVEL = 0.95
 
 
 def bootstrap(
-    targets: np.ndarray, probabilities: np.ndarray, *, seed: int, resamples: int = RESAMPLES, level: float = LEVEL
+    targets: np.ndarray,
+    probabilities: np.ndarray,
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    groups: np.ndarray | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Return the interval of every metric in `metrics.SCALARS`.
 
-    Every resample draws n texts with replacement. Averages over classes are taken as in `metrics.scalars`, over the
-    classes that occur in the resample.
+    Every resample draws n texts with replacement, or whole groups of them. Averages over classes are taken as in
+    `metrics.scalars`, over the classes that occur in the resample.
 
     Args:
         targets: class indices, shape (n,).
@@ -24,6 +32,7 @@ def bootstrap(
         seed: of the draws.
         resamples: number of draws.
         level: share of the resamples inside the interval.
+        groups: of the texts, as for `resampler`.
 
     Returns:
         Lower and upper end by metric name.
@@ -35,13 +44,14 @@ def bootstrap(
     losses = -np.log(np.clip(exact[np.arange(n), targets], np.finfo(np.float64).eps, 1))
     rng = np.random.default_rng(seed)
     draws: dict[str, list[float]] = {}
+    draw = resampler(n, groups)
     for _ in range(resamples):
-        drawn = rng.integers(0, n, n)
+        drawn = draw(rng)
         values = from_pairs(targets[drawn], predicted[drawn], n_classes)
         values["log_loss"] = float(losses[drawn].mean())
         for name, value in values.items():
             draws.setdefault(name, []).append(value)
-    draws["macro_average_precision"] = _average_precisions(targets, probabilities, rng).tolist()
+    draws["macro_average_precision"] = _average_precisions(targets, probabilities, draw, rng).tolist()
     tails = [50 * (1 - level), 50 * (1 + level)]
     return {name: tuple(np.nanpercentile(values, tails).tolist()) for name, values in draws.items()}
 
@@ -56,6 +66,7 @@ def paired_difference(
     seed: int,
     resamples: int = RESAMPLES,
     level: float = LEVEL,
+    groups: np.ndarray | None = None,
 ) -> tuple[float, float, float]:
     """Return by how much one classifier beats another on the same texts, with the interval of the difference.
 
@@ -69,27 +80,72 @@ def paired_difference(
         seed: of the draws.
         resamples: number of draws.
         level: share of the resamples inside the interval.
+        groups: of the texts, as for `resampler`.
 
     Returns:
         The difference (first minus second), its lower and its upper end.
     """
 
+    draws = paired_draws(
+        targets, first, second, n_classes, metric=metric, seed=seed, resamples=resamples, groups=groups
+    )
+    one, two = (from_pairs(targets, predicted, n_classes)[metric] for predicted in (first, second))
+    low, high = np.percentile(draws, [50 * (1 - level), 50 * (1 + level)])
+    return float(one - two), float(low), float(high)
+
+
+def paired_draws(
+    targets: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    n_classes: int,
+    *,
+    metric: str,
+    seed: int,
+    resamples: int = RESAMPLES,
+    groups: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return the difference of a metric (first minus second) on every resample, shape (resamples,).
+
+    The arguments are those of `paired_difference`.
+    """
+    rng = np.random.default_rng(seed)
+    draw = resampler(len(targets), groups)
+
     def difference(rows: np.ndarray) -> float:
         one, two = (from_pairs(targets[rows], predicted[rows], n_classes)[metric] for predicted in (first, second))
         return float(one - two)
 
-    n = len(targets)
-    rng = np.random.default_rng(seed)
-    draws = [difference(rng.integers(0, n, n)) for _ in range(resamples)]
-    low, high = np.percentile(draws, [50 * (1 - level), 50 * (1 + level)])
-    return difference(np.arange(n)), float(low), float(high)
+    return np.array([difference(draw(rng)) for _ in range(resamples)])
 
 
-def _average_precisions(targets: np.ndarray, probabilities: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def resampler(n: int, groups: np.ndarray | None = None) -> Callable[[np.random.Generator], np.ndarray]:
+    """Return a function that draws the rows of a resample.
+
+    Args:
+        n: number of texts.
+        groups: which of them belong together (an author's, a document's), shape (n,): then whole groups are drawn, as
+            many as there are, since texts of one group say less than as many of different ones (cluster bootstrap,
+            Davison and Hinkley 1997, section 3.8).
+    """
+    if groups is None:
+        return lambda rng: rng.integers(0, n, n)
+    codes = np.unique(groups, return_inverse=True)[1]
+    order = np.argsort(codes, kind="stable")
+    members = np.split(order, np.cumsum(np.bincount(codes))[:-1])
+    return lambda rng: np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
+
+
+def _average_precisions(
+    targets: np.ndarray,
+    probabilities: np.ndarray,
+    draw: Callable[[np.random.Generator], np.ndarray],
+    rng: np.random.Generator,
+) -> np.ndarray:
     """Macro average precision of every resample, shape (`RANKING_RESAMPLES`,)."""
-    n = len(targets)
     # How often each resample draws each text, shape (resamples, n): a draw with replacement is a weighting.
-    weights = rng.multinomial(n, np.full(n, 1 / n), size=RANKING_RESAMPLES).astype(np.float32)
+    weights = np.stack([np.bincount(draw(rng), minlength=len(targets)) for _ in range(RANKING_RESAMPLES)])
+    weights = weights.astype(np.float32)
     total = np.zeros(RANKING_RESAMPLES)
     classes = np.zeros(RANKING_RESAMPLES)
     for c in np.unique(targets):

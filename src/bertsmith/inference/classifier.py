@@ -12,6 +12,7 @@ import numpy as np
 from bertsmith.data.clean import normalise
 from bertsmith.data.table import Labels
 from bertsmith.errors import DeviceError, ModelError, RunFolderError
+from bertsmith.evaluation.decision import Rule
 from bertsmith.model import checkpoint
 from bertsmith.model.load import Loaded, check_vocabulary, choose_device, load_model, load_tokenizer
 from bertsmith.run import Run, open_run
@@ -31,22 +32,27 @@ class Classifier:
     Attributes:
         labels: the classes.
         loaded: the model with its tokenizer.
+        rule: temperature and offsets, fitted on validation.
+        decide: whether the offsets are used, which were tuned for the primary metric.
         token_budget: tokens at once, padding counted; less than usual where memory is short.
     """
 
-    def __init__(self, loaded: Loaded, labels: Labels) -> None:
-        self.loaded, self.labels = loaded, labels
+    def __init__(self, loaded: Loaded, labels: Labels, rule: Rule | None = None, *, decide: bool = True) -> None:
+        self.loaded, self.labels, self.rule, self.decide = loaded, labels, rule or Rule(), decide
         self.token_budget = TOKEN_BUDGETS[loaded.device.type]
         loaded.model.eval()
 
     @classmethod
-    def load(cls, path: Path | str, *, labels: Labels | None = None, device: str = "auto") -> Classifier:
+    def load(
+        cls, path: Path | str, *, labels: Labels | None = None, device: str = "auto", decide: bool = True
+    ) -> Classifier:
         """Load from a run folder, or from the ``model`` folder alone.
 
         Args:
             path: the folder.
             labels: the classes; otherwise those of the run, or of the model's own configuration numbered from 0.
             device: where to compute.
+            decide: use the decision rule tuned on validation, if there is one.
 
         Raises:
             RunFolderError: if there is no finished run.
@@ -80,10 +86,18 @@ class Classifier:
             raise RunFolderError(
                 "the model's labels are not those of labels.json", where=str(path), remedy="Train the run again."
             )
+        try:
+            rule = Rule.read(getattr(model.config, "bertsmith", None), len(texts))
+        except ValueError as error:
+            raise RunFolderError(
+                f"the decision rule of the model is damaged: {error}",
+                where=str(folder / "config.json"),
+                remedy="Put back a copy of the folder, or train again with --overwrite.",
+            ) from error
         where = choose_device(device)
         model.to(where)
         limit = min(int(tokenizer.model_max_length), resolved.max_positions)
-        return cls(Loaded(model, tokenizer, where, limit), labels)
+        return cls(Loaded(model, tokenizer, where, limit), labels, rule, decide=decide)
 
     def __repr__(self) -> str:
         return f"Classifier({len(self.labels)} classes, {self.loaded.model.config.model_type}, {self.loaded.device})"
@@ -114,7 +128,7 @@ class Classifier:
             result[rows] = torch.softmax(logits.double(), dim=-1).cpu().numpy()
             if progress:
                 progress(len(rows))
-        return result
+        return self.rule.apply(result, decide=self.decide)
 
     def _logits(self, encoded: dict[str, list[list[int]]]) -> torch.Tensor:
         """Return the logits of tokenized texts, of fewer at once as long as memory does not suffice."""

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from bertsmith.errors import ConfigError, DataError, listing
+from bertsmith.inference.abstain import Abstention
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.spreadsheet import guard
 
@@ -19,6 +20,7 @@ CHUNK = 1024
 """Texts predicted and written at once."""
 FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
 COLUMNS = ("predicted", "predicted_text", "confidence")
+ABSTAINED, LABEL_SET = "abstained", "label_set"
 
 
 class Writer(Protocol):
@@ -30,7 +32,12 @@ class Writer(Protocol):
 
 
 def predict_rows(
-    classifier: Classifier, rows: pd.DataFrame, texts: list[str], *, probabilities: bool = False
+    classifier: Classifier,
+    rows: pd.DataFrame,
+    texts: list[str],
+    *,
+    probabilities: bool = False,
+    abstain: Abstention | None = None,
 ) -> Iterator[pd.DataFrame]:
     """Predict in order, in chunks of `CHUNK` rows.
 
@@ -39,16 +46,20 @@ def predict_rows(
         rows: the input columns, kept as they are, n rows.
         texts: n texts; an empty one gets no prediction.
         probabilities: also give one column a class.
+        abstain: when not to answer, or to answer with several labels.
 
     Yields:
         The input columns with ``predicted`` (label number), ``predicted_text``, ``confidence`` and, if wanted,
-        ``probability of LABEL TEXT`` for every class.
+        ``probability of LABEL TEXT`` for every class; with ``abstain`` also ``abstained`` (where it is true,
+        ``predicted`` is missing) or ``label_set``, a list of label texts.
 
     Raises:
         DataError: if the input has a column of one of these names.
     """
     names = [f"probability of {text}" for text in classifier.labels.texts] if probabilities else []
-    clash = [name for name in (*COLUMNS, *names) if name in rows.columns]
+    abstain = abstain or Abstention()
+    more = [ABSTAINED] * (abstain.confidence is not None) + [LABEL_SET] * (abstain.in_set is not None)
+    clash = [name for name in (*COLUMNS, *more, *names) if name in rows.columns]
     if clash:
         raise DataError(
             f"the input has columns that predict would write: {listing(clash)}", remedy="Rename or remove them."
@@ -60,7 +71,16 @@ def predict_rows(
         predicted = classifier.predict_frame([text for text in some if text.strip()])
         predicted.index = pd.Index(np.flatnonzero(filled))
         table = np.stack(predicted["probabilities"].to_list()) if len(predicted) else np.empty((0, len(names)))
-        predicted = predicted[list(COLUMNS)].reindex(range(len(part)))
+        predicted = predicted[list(COLUMNS)]
+        if abstain.confidence is not None:
+            answered = abstain.answered(table)
+            predicted[list(COLUMNS[:2])] = predicted[list(COLUMNS[:2])].where(pd.Series(answered, predicted.index))
+            predicted[ABSTAINED] = pd.Series(~answered, predicted.index, dtype="boolean")
+        if abstain.in_set is not None:
+            predicted[LABEL_SET] = pd.Series(
+                abstain.sets(table, classifier.labels.texts), predicted.index, dtype=object
+            )
+        predicted = predicted.reindex(range(len(part)))
         predicted["predicted"] = predicted["predicted"].astype("Int64")
         for i, name in enumerate(names):
             predicted[name] = pd.Series(table[:, i], index=np.flatnonzero(filled)).reindex(range(len(part)))
@@ -120,6 +140,8 @@ class _Csv:
         for name in frame.columns[frame.columns.get_loc(COLUMNS[0]) :]:
             if pd.api.types.is_float_dtype(frame[name]):  # ours alone: the input's own numbers stay as they are
                 frame[name] = frame[name].map("{:.6f}".format, na_action="ignore")
+        if LABEL_SET in frame.columns:
+            frame[LABEL_SET] = frame[LABEL_SET].map(lambda s: json.dumps(s, ensure_ascii=False), na_action="ignore")
         frame.to_csv(self.stream, index=False, header=self.header, lineterminator="\n")
         self.header = False
 
@@ -184,6 +206,8 @@ def _arrow(values: pd.Series, kind: Any, known: bool) -> Any:
 
     if known:  # as it was read: NaN is no missing value
         return pa.array(values.tolist(), type=kind)
+    if values.name == LABEL_SET:
+        return pa.array([v if isinstance(v, list) else None for v in values], type=pa.list_(pa.string()))
     if values.dtype != object or (kind is not None and kind != pa.string()):
         return pa.Array.from_pandas(values, type=kind)
     return pa.array([None if v is None or v is pd.NA or v != v else str(v) for v in values], type=pa.string())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -158,8 +158,13 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         )
 
 
-def scale_head(model: PreTrainedModel, temperature: float) -> bool:
-    """Divide the logits by a temperature, in the weights themselves, so that whoever loads the model gets them so.
+def fold(model: PreTrainedModel, temperature: float, offsets: Sequence[float] = ()) -> bool:
+    """Add offsets to the logits and divide them by a temperature, in the weights, so that every loader gets them so.
+
+    Args:
+        model: is changed in place.
+        temperature: above 0.
+        offsets: of the classes; none where there are none.
 
     Returns:
         Whether it was done: the head must end in a linear layer with an output a class.
@@ -172,9 +177,11 @@ def scale_head(model: PreTrainedModel, temperature: float) -> bool:
         linear = isinstance(module, torch.nn.Linear) and module.out_features == model.config.num_labels
         if linear and not name.startswith(body):
             last = module
-    if last is None:
+    if last is None or (offsets and last.bias is None):
         return False
     with torch.no_grad():
+        if offsets:
+            last.bias += torch.tensor(offsets, device=last.bias.device)
         last.weight /= temperature
         if last.bias is not None:
             last.bias /= temperature

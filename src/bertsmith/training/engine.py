@@ -57,6 +57,8 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
     texts: int = 0
     training_seconds: float = 0.0
     part: tuple[int, int] = (-1, 0)
+    chances: np.ndarray | None = None
+    """Of every training text to be drawn, shape (texts,), with replacement; else every epoch has each text once."""
     _random: dict[str, Any]
 
     def train(self, resume_from_checkpoint: str | None = None, **arguments: Any) -> Any:
@@ -76,7 +78,12 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         if self.args.train_sampling_strategy != "random":
             return super()._get_train_sampler(train_dataset)
-        return _Order(len(train_dataset or self.train_dataset), self.args.seed, lambda: self._place()[0])
+        return _Order(len(train_dataset or self.train_dataset), lambda: self._order(self._place()[0]))
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Return the positions of an epoch's texts, in order, shape (texts,): known from seed and epoch alone."""
+        n, rng = len(self.train_dataset), np.random.default_rng([self.args.seed, epoch])
+        return rng.permutation(n) if self.chances is None else rng.choice(n, n, p=self.chances)
 
     @property
     def at_the_end_of_an_epoch(self) -> bool:
@@ -98,7 +105,7 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
         epoch, done = self._place()
         size = self.args.per_device_train_batch_size
         start = (done + self.part[1]) * size
-        return [int(i) for i in _order(len(self.train_dataset), self.args.seed, epoch)[start : start + size]]
+        return [int(i) for i in self._order(epoch)[start : start + size]]
 
     # -- a step ------------------------------------------------------------------------------------------------------
 
@@ -280,20 +287,16 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
 
 
 class _Order(torch.utils.data.Sampler[int]):  # type: ignore[misc]
-    """A random order that is known from the seed and the epoch alone."""
+    """The order of the epoch that is on."""
 
-    def __init__(self, n: int, seed: int, epoch: Callable[[], int]) -> None:
-        self.n, self.seed, self.epoch = n, seed, epoch
+    def __init__(self, n: int, order: Callable[[], np.ndarray]) -> None:
+        self.n, self.order = n, order
 
     def __len__(self) -> int:
         return self.n
 
     def __iter__(self) -> Iterator[int]:
-        yield from _order(self.n, self.seed, self.epoch()).tolist()
-
-
-def _order(n: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(n)
+        yield from self.order().tolist()
 
 
 def _mixed(*numbers: int) -> int:

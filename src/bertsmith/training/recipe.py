@@ -10,9 +10,12 @@ from bertsmith.config import TrainConfig
 from bertsmith.versions import cpu_capabilities
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 BATCH_SIZE = 16
+PATIENCE = 3
+UNEQUAL = 5.0
 MIN_STEPS = 1000
 """Fewer optimizer steps than this leave fine-tuning unstable on small data (Mosbach et al. 2021, arXiv:2006.04884)."""
 
@@ -24,6 +27,8 @@ class Recipe:
     Attributes:
         epochs, batch_size, learning_rate, warmup, weight_decay: as in ``transformers.TrainingArguments``.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` arithmetic; the weights stay fp32.
+        patience: epochs without a better score before training stops.
+        imbalance: what is done about classes of unequal size, one of `bertsmith.training.losses.LOSSES`.
         reasons: why, by setting.
     """
 
@@ -33,19 +38,22 @@ class Recipe:
     warmup: float
     weight_decay: float
     precision: str
+    patience: int
+    imbalance: str
     reasons: dict[str, str] = field(default_factory=dict)
 
 
-def choose(config: TrainConfig, *, texts: int, parameters: int, device: torch.device) -> Recipe:
+def choose(config: TrainConfig, *, counts: np.ndarray, parameters: int, device: torch.device) -> Recipe:
     """Choose what the user left open.
 
     Args:
         config: what the user gave.
-        texts: number of training texts.
+        counts: training texts of every class, shape (classes,).
         parameters: number of weights of the model.
         device: where training will run.
     """
     reasons = {}
+    texts = int(counts.sum())
     batch_size = config.batch_size
     if batch_size is None:
         batch_size = BATCH_SIZE
@@ -66,7 +74,27 @@ def choose(config: TrainConfig, *, texts: int, parameters: int, device: torch.de
     if why:
         reasons["precision"] = why
     reasons["warmup"] = "a tenth of the steps"
-    return Recipe(epochs, batch_size, rate, 0.1, 0.01, precision, reasons)
+    patience = config.patience
+    if patience is None:
+        patience = PATIENCE
+        reasons["patience"] = "the score of an epoch is uncertain: one bad one says little"
+    imbalance: str = config.imbalance
+    if imbalance == "auto":
+        imbalance, reasons["imbalance"] = choose_imbalance(counts)
+    return Recipe(epochs, batch_size, rate, 0.1, 0.01, precision, patience, imbalance, reasons)
+
+
+def choose_imbalance(counts: np.ndarray) -> tuple[str, str]:
+    """Return what to do about classes of unequal size, one of `bertsmith.training.losses.LOSSES`, and why.
+
+    Args:
+        counts: training texts of every class, shape (classes,).
+    """
+    present = counts[counts > 0]
+    ratio = float(present.max() / present.min())
+    if ratio < UNEQUAL:
+        return "none", f"the largest class has {ratio:.1f} times the texts of the smallest: no need"
+    return "none", f"the largest class has {ratio:.1f} times the texts of the smallest"
 
 
 def choose_precision(device: torch.device) -> tuple[str, str]:

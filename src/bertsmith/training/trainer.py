@@ -29,7 +29,7 @@ from bertsmith.training.batching import TOKEN_BUDGETS
 from bertsmith.training.checkpoints import load_state
 from bertsmith.training.engine import Engine, NotFiniteError
 from bertsmith.training.events import Collapsed, Evaluated, Finished, Listener, MemoryPlanned, Saved, Started, StepDone
-from bertsmith.training.losses import CrossEntropy
+from bertsmith.training.losses import LOSSES, StepLoss, inverse_weights
 from bertsmith.training.memory import free_memory, plan, ran_out
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def fit(
     validation: Dataset,
     arguments: TrainingArguments,
     *,
+    imbalance: str = "none",
     score: Score,
     emit: Listener,
     patience: int,
@@ -61,6 +62,7 @@ def fit(
         loaded: the model, changed in place, and its tokenizer.
         train, validation: encoded, with ``labels``.
         arguments: of `training_arguments`.
+        imbalance: what is done about classes of unequal size, one of `bertsmith.training.losses.LOSSES`.
         score: metrics of the validation split.
         emit: is told every event.
         patience: evaluations without a better primary metric before training stops.
@@ -85,7 +87,7 @@ def fit(
         settings = recovery.safer(arguments) if slower else arguments
         try:
             with quiet_transformers():
-                engine = _engine(loaded, train, validation, settings, score, reporter)
+                engine = _engine(loaded, train, validation, settings, imbalance, score, reporter)
                 engine.add_callback(EarlyStoppingCallback(patience))
                 engine.slower = slower
                 engine.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -125,6 +127,7 @@ def _engine(
     train: Dataset,
     validation: Dataset,
     arguments: TrainingArguments,
+    imbalance: str,
     score: Score,
     reporter: _Reporter,
 ) -> Engine:
@@ -139,6 +142,8 @@ def _engine(
         probabilities = torch.softmax(torch.from_numpy(np.asarray(logits)).float(), dim=-1).numpy()
         return dict(score(np.asarray(prediction.label_ids), probabilities))
 
+    targets = np.array(train["labels"])
+    counts = np.bincount(targets, minlength=loaded.model.config.num_labels)
     engine = Engine(
         model=loaded.model,
         args=arguments,
@@ -147,7 +152,7 @@ def _engine(
         eval_dataset=validation.select(np.argsort(-lengths, kind="stable")),
         data_collator=DataCollatorWithPadding(loaded.tokenizer, pad_to_multiple_of=8),
         processing_class=loaded.tokenizer,
-        compute_loss_func=CrossEntropy(arguments.label_smoothing_factor),
+        compute_loss_func=StepLoss(LOSSES[imbalance](counts, arguments.label_smoothing_factor)),
         compute_metrics=metrics,
         callbacks=[reporter],
     )
@@ -155,6 +160,8 @@ def _engine(
     engine.remove_callback(ProgressCallback)
     engine.model_accepts_loss_kwargs = False  # the loss is ours: see losses.py
     engine.emit = reporter.emit
+    if imbalance == "balanced-sampling":
+        engine.chances = inverse_weights(counts)[targets] / len(targets)
     engine.token_budget = usual = TOKEN_BUDGETS[loaded.device.type]
     if loaded.device.type == "cpu":
         free = free_memory()

@@ -1,0 +1,90 @@
+"""When not to answer, or to answer with several labels: thresholds from the validation texts of a run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from bertsmith.errors import ConfigError
+from bertsmith.evaluation.abstention import conformal_threshold, label_sets, threshold_for
+from bertsmith.evaluation.decision import Rule
+from bertsmith.run import Run
+
+
+@dataclass(frozen=True)
+class Abstention:
+    """Thresholds for answers.
+
+    Attributes:
+        confidence: texts with less get no label; ``None``: every text gets one.
+        in_set: labels with at least this probability are in a text's label set; ``None``: no sets are wanted.
+    """
+
+    confidence: float | None = None
+    in_set: float | None = None
+
+    def answered(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return which texts get a label, shape (n,), from probabilities of shape (n, classes)."""
+        threshold = 0.0 if self.confidence is None else self.confidence
+        result: np.ndarray = probabilities.max(axis=1, initial=0.0) >= threshold
+        return result
+
+    def sets(self, probabilities: np.ndarray, texts: tuple[str, ...]) -> list[list[str]]:
+        """Return the label set of every text, likeliest label first, from probabilities of shape (n, classes)."""
+        inside = label_sets(probabilities, self.in_set or 0.0)
+        order = np.argsort(-probabilities, axis=1, kind="stable")
+        return [[texts[c] for c in row if inside[i, c]] for i, row in enumerate(order)]
+
+
+def abstention(
+    run: Run,
+    rule: Rule,
+    *,
+    decide: bool = True,
+    min_confidence: float | None = None,
+    target_accuracy: float | None = None,
+    coverage: float | None = None,
+) -> Abstention:
+    """Turn what is wanted into thresholds.
+
+    Args:
+        run: a finished run.
+        rule: of its classifier.
+        decide: whether that uses its decision rule.
+        min_confidence: least confidence to answer with.
+        target_accuracy: wanted among the answered; the threshold is the least one that gave it on validation.
+        coverage: share of the texts whose label set is to hold the true label.
+
+    Raises:
+        ConfigError: if both of the first two are wanted, or there is no threshold for what is wanted.
+    """
+    if min_confidence is not None and target_accuracy is not None:
+        raise ConfigError("--min-confidence and --target-accuracy both say when to answer", remedy="Give one of them.")
+    if target_accuracy is None and coverage is None:
+        return Abstention(min_confidence)
+    frame = run.validation_predictions
+    targets = np.array([run.labels.numbers.index(number) for number in frame["label"]])
+    probabilities = np.stack(frame["probabilities"].to_list())
+    if not decide:
+        probabilities = Rule(rule.temperature, rule.offsets).apply(probabilities, decide=False)
+    n = len(targets)
+    if target_accuracy is not None:
+        right = probabilities.argmax(axis=1) == targets
+        min_confidence = threshold_for(probabilities.max(axis=1), right, target_accuracy)
+        if min_confidence is None:
+            raise ConfigError(
+                f"--target-accuracy {target_accuracy:g}: no threshold reached that on the {n:,} validation texts "
+                f"({right.mean():.3f} of all are labelled right)",
+                remedy="Ask for less, or pass --min-confidence.",
+            )
+    in_set = None
+    if coverage is not None:
+        if math.ceil((n + 1) * coverage - 1e-9) > n:
+            raise ConfigError(
+                f"--coverage {coverage:g}: the run's {n:,} validation texts are too few to promise that",
+                remedy=f"Ask for at most {n / (n + 1):.3f}, or train with more validation texts.",
+            )
+        in_set = conformal_threshold(targets, probabilities, coverage)
+    return Abstention(min_confidence, in_set)

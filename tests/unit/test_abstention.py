@@ -1,0 +1,142 @@
+"""Thresholds and label sets keep what they promise."""
+
+import io
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import accuracy_score
+
+from bertsmith.evaluation.abstention import (
+    accuracy_coverage,
+    check,
+    conformal_threshold,
+    coverage_interval,
+    label_sets,
+    threshold_for,
+)
+
+seeds = st.integers(0, 10**6)
+
+
+def _world(rng, n, k=5):
+    """Probabilities that are somewhat right, and truths drawn from a sharper version of them."""
+    logits = rng.normal(size=(n, k)) * 2
+    said = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    sharper = np.exp(1.5 * logits)
+    sharper /= sharper.sum(axis=1, keepdims=True)
+    return (rng.random((n, 1)) > sharper.cumsum(axis=1)).sum(axis=1).clip(0, k - 1), said
+
+
+@given(seeds, st.integers(1, 60))
+def test_the_curve_is_what_scikit_learn_says_of_the_most_confident(seed, n):
+    rng = np.random.default_rng(seed)
+    targets, said = _world(rng, n)
+    confidence = said.max(axis=1).round(1)  # with ties
+    predicted = said.argmax(axis=1)
+    for entry in accuracy_coverage(confidence, predicted == targets):
+        kept = confidence >= entry["threshold"]
+        assert entry["coverage"] == pytest.approx(kept.mean())
+        assert entry["accuracy"] == pytest.approx(accuracy_score(targets[kept], predicted[kept]))
+    assert entry["coverage"] == 1
+
+
+@given(seeds, st.integers(1, 60), st.floats(0.05, 1))
+def test_the_threshold_is_the_least_that_reaches_the_accuracy(seed, n, accuracy):
+    rng = np.random.default_rng(seed)
+    targets, said = _world(rng, n)
+    confidence, right = said.max(axis=1).round(1), said.argmax(axis=1) == targets
+    found = threshold_for(confidence, right, accuracy)
+    good = [t for t in np.unique(confidence) if right[confidence >= t].mean() >= accuracy - 1e-9]
+    assert found == (min(good) if good else None)
+
+
+@given(seeds, st.integers(1, 200), st.sampled_from([0.5, 0.8, 0.9, 0.95]))
+def test_the_sets_cover_the_held_out_texts_themselves_as_often_as_promised(seed, n, coverage):
+    targets, said = _world(np.random.default_rng(seed), n)
+    sets = label_sets(said, conformal_threshold(targets, said, coverage))
+    assert sets[np.arange(n), targets].mean() >= coverage - 1e-9
+    assert sets[np.arange(n), said.argmax(axis=1)].all()
+
+
+def test_sets_cover_new_texts_as_often_as_promised_on_average():
+    rng = np.random.default_rng(0)
+    held, texts, coverage = 200, 500, 0.9
+    covered, inside = [], 0
+    for _ in range(300):
+        targets, said = _world(rng, held + texts)
+        sets = label_sets(said[held:], conformal_threshold(targets[:held], said[:held], coverage))
+        covered.append(sets[np.arange(texts), targets[held:]].mean())
+        low, high = coverage_interval(coverage, held, texts)
+        inside += low <= covered[-1] <= high
+    assert np.mean(covered) == pytest.approx(coverage, abs=0.006)
+    assert inside / 300 == pytest.approx(0.95, abs=0.03)
+
+
+def test_the_expected_coverage_is_the_binomial_one_where_the_held_out_texts_are_many():
+    low, high = coverage_interval(0.9, 10**7, 400)
+    assert [low, high] == pytest.approx((stats.binom(400, 0.9).ppf([0.025, 0.975]) / 400).tolist(), abs=0.003)
+
+
+def test_too_few_texts_for_a_coverage_put_every_label_into_the_set():
+    targets, said = _world(np.random.default_rng(0), 8)
+    assert label_sets(said, conformal_threshold(targets, said, 0.9)).all()
+    assert coverage_interval(0.9, 8, 100) == (1.0, 1.0)
+
+
+def test_what_is_said_of_a_split_is_json():
+    rng = np.random.default_rng(0)
+    result = check(*_world(rng, 300), _world(rng, 200))
+    assert json.loads(json.dumps(result)) == result
+    assert [e["coverage"] for e in result["conformal"]] == [0.8, 0.9, 0.95, 0.99]
+    labels = [e["mean_labels"] for e in result["conformal"]]
+    assert labels == sorted(labels)
+
+
+def test_predict_leaves_unsure_texts_unlabelled(cli, finished, tmp_path):
+    source = tmp_path / "new.csv"
+    pd.DataFrame({"Text": ["a cat and a dog", "here there", "red blue green", ""]}).to_csv(source, index=False)
+    plain = pd.read_csv(io.StringIO(cli("predict", finished, source)[1]))
+    threshold = sorted(plain["confidence"].dropna())[1]
+    code, out, err = cli("predict", finished, source, "--min-confidence", threshold - 1e-6)
+    frame = pd.read_csv(io.StringIO(out))
+    assert code == 0
+    assert frame["abstained"].map({"True": True, "False": False, True: True, False: False}).sum() == 1
+    assert frame["predicted_text"].isna().sum() == 2  # the unsure one and the empty one
+    assert frame["confidence"].equals(plain["confidence"])
+    assert "1 of 4 rows left unlabelled" in err
+
+
+def test_predict_turns_an_accuracy_and_a_coverage_into_thresholds(cli, finished, tmp_path):
+    source = tmp_path / "new.csv"
+    pd.DataFrame({"Text": ["a cat and a dog", "here there", "red blue green"]}).to_csv(source, index=False)
+    code, _, err = cli("predict", finished, source, "--target-accuracy", 0.9)
+    assert code == 0
+    assert "confidence below" in err
+    for target in ("out.jsonl", "out.parquet", "out.csv"):
+        assert cli("predict", finished, source, "--coverage", 0.8, "-o", tmp_path / target)[0] == 0
+    sets = [json.loads(line)["label_set"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [list(s) for s in pd.read_parquet(tmp_path / "out.parquet")["label_set"]] == sets
+    frame = pd.read_csv(tmp_path / "out.csv")
+    assert [json.loads(s) for s in frame["label_set"]] == sets
+    assert [s[0] for s in sets] == frame["predicted_text"].tolist()  # the likeliest first
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--min-confidence", "0.5", "--target-accuracy", "0.9"), "Give one of them"),
+        (("--coverage", "0.99"), "validation texts are too few"),
+        (("--min-confidence", "2"), "less than or equal to 1"),
+        (("--coverage", "1"), "less than or equal to 0.999"),
+    ],
+)
+def test_what_cannot_be_promised_is_told(flags, expected, cli, finished, tmp_path):
+    (tmp_path / "new.txt").write_text("a cat\n")
+    code, out, err = cli("predict", finished, tmp_path / "new.txt", *flags)
+    assert (code, out) == (2, "")
+    assert expected in err

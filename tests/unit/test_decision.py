@@ -1,0 +1,134 @@
+"""The decision rule helps where it can, keeps away where it cannot, and means the same wherever the model goes."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score
+
+import bertsmith as bs
+from bertsmith.errors import RunFolderError
+from bertsmith.evaluation.calibration import logs, scale
+from bertsmith.evaluation.decision import SHRINKAGE, Rule, folds, offsets, tune
+from bertsmith.model.load import fold
+from bertsmith.testing import tiny_table
+
+
+def _skewed(rng, n, prior, shift):
+    """Texts whose model is right but for a shift against the rare classes; probabilities (n, classes)."""
+    targets = rng.choice(len(prior), n, p=prior)
+    logits = rng.normal(size=(n, len(prior)))
+    logits[np.arange(n), targets] += 2
+    return targets, scale(np.exp(logits + shift) / np.exp(logits + shift).sum(axis=1, keepdims=True), 1.0)
+
+
+def test_a_model_that_neglects_rare_classes_is_put_right():
+    rng = np.random.default_rng(0)
+    prior, shift = np.array([0.9, 0.05, 0.05]), np.array([3.0, 0.0, 0.0])
+    decision = tune(*_skewed(rng, 2000, prior, shift), seed=0)
+    assert decision.used
+    assert decision.gain > 2 * decision.standard_error > 0
+    assert decision.offsets[0] < decision.offsets[1:].min()
+    targets, said = _skewed(rng, 4000, prior, shift)
+    before = f1_score(targets, said.argmax(axis=1), average="macro")
+    after = f1_score(targets, (logs(said) + decision.offsets).argmax(axis=1), average="macro")
+    assert after - before == pytest.approx(decision.gain, abs=0.1)
+    assert after > before + 0.05
+
+
+def test_where_there_is_nothing_to_gain_the_rule_stays_off():
+    used = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        used += tune(*_skewed(rng, 300, np.full(3, 1 / 3), np.zeros(3)), seed=0).used
+    assert used <= 6  # one standard error: by chance one in six
+    assert not tune(np.array([0, 1] * 10), np.full((20, 2), 0.5), seed=0).used  # too few to tell
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(5, 60), st.integers(2, 5))
+def test_offsets_never_lower_the_score_before_they_are_shrunk(seed, n, k):
+    rng = np.random.default_rng(seed)
+    targets, logits = rng.integers(0, k, n), rng.normal(size=(n, k))
+    targets[:k] = np.arange(k)  # every class has a text
+    support = np.bincount(targets, minlength=k)
+    whole = offsets(targets, logits) * (support + SHRINKAGE) / support
+    before, after = (f1_score(targets, (logits + o).argmax(axis=1), average="macro") for o in (0, whole))
+    assert after >= before - 1e-9
+
+
+@given(st.integers(0, 10**6), st.integers(10, 100), st.integers(2, 5))
+def test_folds_spread_every_class(seed, n, k):
+    targets = np.random.default_rng(seed).integers(0, 3, n)
+    fold = folds(targets, seed, k)
+    for c in range(3):
+        sizes = np.bincount(fold[targets == c], minlength=k)
+        assert sizes.max() - sizes.min() <= 1
+
+
+@given(st.integers(0, 10**6), st.booleans(), st.floats(0.3, 3))
+def test_a_rule_says_the_same_folded_or_not(seed, decide, temperature):
+    rng = np.random.default_rng(seed)
+    raw = scale(rng.dirichlet(np.ones(4), size=6), 1.0)
+    shift = tuple(rng.normal(size=4))
+    beside = Rule(temperature, shift, folded=False).apply(raw, decide=decide)
+    within = Rule(temperature, shift).apply(scale(raw, temperature, np.array(shift)), decide=decide)
+    assert within == pytest.approx(beside, abs=1e-9)
+    assert Rule.read(Rule(temperature, shift).to_dict(), 4) == Rule(temperature, shift)
+
+
+@pytest.fixture
+def ruled(finished, tmp_path):
+    """The run with a rule that prefers the last class by far."""
+    shutil.copytree(finished, tmp_path / "ruled")
+    model = bs.load(finished, device="cpu").loaded
+    rule = Rule(2.0, (0.0, 0.0, 5.0))
+    assert fold(model.model, rule.temperature, rule.offsets)
+    model.model.config.bertsmith = rule.to_dict()
+    model.save(tmp_path / "ruled" / "model")
+    return tmp_path / "ruled"
+
+
+def test_the_rule_holds_everywhere_and_can_be_left_out(cli, finished, ruled, tmp_path):
+    from transformers import pipeline
+
+    texts = tiny_table(60, seed=9)["Text"].tolist()
+    plain = bs.load(finished, device="cpu").predict_proba(texts)
+    expected = scale(plain, 2.0, np.array([0.0, 0.0, 5.0]))
+    assert (expected.argmax(axis=1) != plain.argmax(axis=1)).any()
+    assert bs.load(ruled, device="cpu").predict_proba(texts) == pytest.approx(expected, abs=1e-5)
+    assert bs.load(ruled / "model", device="cpu").predict_proba(texts) == pytest.approx(expected, abs=1e-5)
+    without = bs.load(ruled, device="cpu", decide=False).predict_proba(texts)
+    assert without == pytest.approx(scale(plain, 2.0), abs=1e-5)
+    theirs = pipeline("text-classification", str(ruled / "model"), device="cpu", truncation=True)(texts)
+    names = bs.load(ruled, device="cpu").labels.texts
+    assert [entry["label"] for entry in theirs] == [names[i] for i in expected.argmax(axis=1)]
+    assert [entry["score"] for entry in theirs] == pytest.approx(expected.max(axis=1).tolist(), abs=1e-5)
+    pd.DataFrame({"Text": texts}).to_csv(tmp_path / "t.csv", index=False)
+    for flags, probabilities in (((), expected), (("--no-decision-rule",), scale(plain, 2.0))):
+        out = cli("predict", ruled, tmp_path / "t.csv", "--json", "--device", "cpu", *flags)[1]
+        found = [json.loads(line)["predicted_text"] for line in out.splitlines()]
+        assert found == [names[i] for i in probabilities.argmax(axis=1)]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [5, {"temperature": 0}, {"temperature": "x"}, {"offsets": [1.0]}, {"offsets": [None] * 3}, {"temperature": 1e999}],
+)
+def test_a_damaged_rule_is_told(damage, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    file = tmp_path / "run" / "model" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "bertsmith": damage}))
+    with pytest.raises(RunFolderError, match="rule of the model is damaged"):
+        bs.load(tmp_path / "run", device="cpu")
+
+
+def test_the_run_says_what_the_rule_is_and_does(finished):
+    rule = bs.Run(finished).metrics["decision_rule"]
+    assert rule["metric"] == "macro_f1"
+    assert rule["folded"]
+    assert len(rule["offsets"]) == 3

@@ -1,0 +1,111 @@
+"""Losses against closed forms, and one contract that every one of them keeps."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bertsmith.training.losses import (
+    LOSSES,
+    CrossEntropy,
+    StepLoss,
+    effective_number_weights,
+    inverse_weights,
+    log_prior,
+)
+from tests.conftest import train
+
+COUNTS = np.array([90, 9, 1])
+
+
+def _batch(seed=0, n=12):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 3, generator=generator), torch.randint(0, 3, (n,), generator=generator)
+
+
+class _Outputs:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_every_loss_is_one_a_text_and_sums_to_the_step(name, smoothing):
+    loss = LOSSES[name](COUNTS, smoothing)
+    logits, labels = _batch()
+    each = loss(logits, labels)
+    assert each.shape == (12,)
+    assert (each >= 0).all()
+    step = StepLoss(loss)
+    whole = step(_Outputs(logits), labels, 12)
+    parts = sum(step(_Outputs(logits[i : i + 5]), labels[i : i + 5], 12) for i in (0, 5, 10))
+    assert parts == pytest.approx(whole.item(), rel=1e-6)
+    assert whole == pytest.approx(each.mean().item(), rel=1e-6)
+    with torch.no_grad():  # while scoring it is plain
+        assert step(_Outputs(logits), labels) == pytest.approx(CrossEntropy()(logits, labels).mean().item())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_learns(name, tiny, tmp_path):
+    run = train(tiny, tmp_path / "run", imbalance=name)
+    assert run.info["recipe"]["imbalance"] == name
+    assert run.history[-1]["train_loss"] < run.history[0]["train_loss"]
+
+
+@given(st.lists(st.integers(0, 500), min_size=2, max_size=8).filter(any))
+def test_weights_are_1_on_average_over_the_texts(counts):
+    counts = np.array(counts)
+    for weights in (inverse_weights(counts), effective_number_weights(counts)):
+        assert weights @ counts == pytest.approx(counts.sum())
+        assert (weights[counts == 0] == 0).all()
+    present = counts > 0
+    assert inverse_weights(counts)[present] * counts[present] == pytest.approx(counts.sum() / present.sum())
+    order = np.argsort(counts[present])
+    assert (np.diff(effective_number_weights(counts)[present][order]) <= 1e-9).all()
+
+
+def test_by_hand():
+    logits, labels = torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([2])
+    plain = np.log(3)
+    assert LOSSES["none"](COUNTS, 0.0)(logits, labels).item() == pytest.approx(plain)
+    assert LOSSES["weights"](COUNTS, 0.0)(logits, labels).item() == pytest.approx(plain * 100 / 3)
+    assert LOSSES["focal"](COUNTS, 0.0)(logits, labels).item() == pytest.approx((2 / 3) ** 2 * plain, rel=1e-5)
+    # With equal logits the adjusted model says the shares of train.
+    assert LOSSES["logit-adjustment"](COUNTS, 0.0)(logits, labels).item() == pytest.approx(-np.log(0.01), rel=1e-5)
+    assert np.exp(log_prior(COUNTS)) == pytest.approx(COUNTS / 100)
+    assert np.isfinite(log_prior(np.array([5, 0]))).all()
+    beta = 1 - 3 / 100
+    number = (1 - beta**COUNTS) / (1 - beta)
+    weights = effective_number_weights(COUNTS)
+    assert weights / weights[0] == pytest.approx(number[0] / number)
+
+
+def test_logit_adjustment_makes_the_balanced_choice_of_a_model_that_cannot_tell():
+    """Trained with it, a model of one bias a class says nothing of the prior."""
+    labels = torch.from_numpy(np.repeat([0, 1, 2], COUNTS))
+    for name, expected in (("none", COUNTS / 100), ("logit-adjustment", np.full(3, 1 / 3))):
+        bias = torch.zeros(3, requires_grad=True)
+        loss = LOSSES[name](COUNTS, 0.0)
+        optimizer = torch.optim.LBFGS([bias], max_iter=200, line_search_fn="strong_wolfe")
+
+        def closure(bias=bias, loss=loss, optimizer=optimizer):
+            optimizer.zero_grad()
+            value = loss(bias.expand(100, 3), labels).mean()
+            value.backward()
+            return value
+
+        optimizer.step(closure)
+        assert torch.softmax(bias, 0).detach().numpy() == pytest.approx(expected, abs=1e-3)
+
+
+def test_balanced_sampling_draws_every_class_alike_and_resumes(tiny, tmp_path):
+    from bertsmith.errors import Interrupted
+    from tests.conftest import same_weights, weights_of
+
+    whole = train(tiny, tmp_path / "whole", imbalance="balanced-sampling")
+    asked = iter([False] * 8 + [True] * 99)
+    with pytest.raises(Interrupted):
+        train(tiny, tmp_path / "run", imbalance="balanced-sampling", stop=lambda: next(asked))
+    again = train(tiny, tmp_path / "run", imbalance="balanced-sampling", resume=True)
+    assert same_weights(weights_of(whole), weights_of(again))
