@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bertsmith.api import compare, evaluate, inspect, load, read_table, train
+    from bertsmith.api import compare, evaluate, inspect, label_errors, load, read_table, train
     from bertsmith.data.findings import Findings
     from bertsmith.data.table import Labels, Table
     from bertsmith.errors import UserError
@@ -28,6 +28,7 @@ _HOME = {
     "compare": "bertsmith.api",
     "evaluate": "bertsmith.api",
     "inspect": "bertsmith.api",
+    "label_errors": "bertsmith.api",
     "load": "bertsmith.api",
     "read_table": "bertsmith.api",
     "train": "bertsmith.api",
@@ -43,6 +44,7 @@ __all__ = [
     "compare",
     "evaluate",
     "inspect",
+    "label_errors",
     "load",
     "read_table",
     "train",

@@ -16,6 +16,8 @@ from bertsmith.model import checkpoint
 from bertsmith.run import Run, open_run
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from bertsmith.inference.classifier import Classifier
     from bertsmith.pipeline import Observer
 
@@ -75,8 +77,9 @@ def train(
         Interrupted: after ``stop`` said yes.
     """
     from bertsmith.pipeline import run_training
+    from bertsmith.training.arguments import problems_of
 
-    resolved = resolve(settings, Path(config) if config else None, api=True)
+    resolved = resolve(settings, Path(config) if config else None, api=True, check_set=problems_of)
     return run_training(
         lambda: as_table(table, resolved),
         resolved,
@@ -88,13 +91,16 @@ def train(
     )
 
 
-def evaluate(run: Run | Path | str, table: Any, *, name: str | None = None, **settings: Any) -> dict[str, Any]:
+def evaluate(
+    run: Run | Path | str, table: Any, *, name: str | None = None, overwrite: bool = False, **settings: Any
+) -> dict[str, Any]:
     """Score a finished run on another labelled table; the figures are also kept in ``RUN/evaluations/NAME``.
 
     Args:
         run: the run, or its folder.
         table: what `read_table` takes.
         name: of the evaluation; the table's name unless given.
+        overwrite: replace an evaluation of that name, of another table or of this one before it was changed.
         **settings: fields of `DataConfig`, and ``device``.
 
     Returns:
@@ -106,7 +112,7 @@ def evaluate(run: Run | Path | str, table: Any, *, name: str | None = None, **se
     from bertsmith.scoring import run_evaluation
 
     folder = run.path if isinstance(run, Run) else Path(run)
-    return run_evaluation(folder, table, resolve(settings, api=True), name=name).metrics
+    return run_evaluation(folder, table, resolve(settings, api=True), name=name, overwrite=overwrite).metrics
 
 
 def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
@@ -168,6 +174,42 @@ def load(run: Run | Path | str, *, device: str = "auto", decide: bool = True) ->
     return Classifier.load(run.path if isinstance(run, Run) else run, device=device, decide=decide)
 
 
+def label_errors(table: Any, **settings: Any) -> pd.DataFrame:
+    """Find labels that are probably wrong, by cross-validation with a bag of words.
+
+    Args:
+        table: what `read_table` returns or takes.
+        **settings: fields of `DataConfig`, and ``seed``.
+
+    Returns:
+        The suspected rows, the least plausible first: ``source``, ``row``, ``text``, ``given`` and ``suggested`` label
+        text, their probabilities, and ``corrected``, which is empty: filled in, saved as a CSV and given as
+        ``corrections``, it puts the labels right.
+
+    Raises:
+        UserError: if the table cannot be read, or the package cleanlab is missing.
+    """
+    config = resolve(settings, api=True)
+    return suspected(as_table(table, config), config)
+
+
+def suspected(table: Table, config: Config) -> pd.DataFrame:
+    """Do what `label_errors` does, with a table that is read and settings that are resolved."""
+    import numpy as np
+
+    from bertsmith.data.clean import clean
+    from bertsmith.data.corrections import COLUMNS
+    from bertsmith.evaluation.label_errors import suspects
+
+    usable = clean(table).table
+    found = suspects(usable.frame["text"].tolist(), usable.targets, len(table.labels), seed=config.seed)
+    rows = usable.frame.iloc[found["position"].to_numpy()].reset_index(drop=True)
+    texts = np.array(table.labels.texts, dtype=object)
+    return rows.assign(
+        given=texts[rows["target"]], suggested=texts[found["suggested"]], corrected="", **found.iloc[:, 2:]
+    )[list(COLUMNS)]
+
+
 def as_table(table: Any, config: Config) -> Table:
     """Return a table that is read already as it is, and read everything else.
 
@@ -179,7 +221,7 @@ def as_table(table: Any, config: Config) -> Table:
     late = [
         name
         for name, field in DataConfig.model_fields.items()
-        if name not in ("validation_size", "test_size") and getattr(config, name) != field.default
+        if name not in ("validation_size", "test_size", "near_duplicates") and getattr(config, name) != field.default
     ]
     if late:
         raise ConfigError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -118,7 +118,12 @@ class Config(DataConfig, ModelConfig, TrainConfig, EvalConfig):
 
 
 def resolve(
-    flags: Mapping[str, Any], file: Path | None = None, *, environ: Mapping[str, str] | None = None, api: bool = False
+    flags: Mapping[str, Any],
+    file: Path | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    api: bool = False,
+    check_set: Callable[[Mapping[str, Any]], Mapping[str, str]] = lambda values: {},
 ) -> Config:
     """Merge flags, environment, file and defaults into one checked `Config`.
 
@@ -127,6 +132,7 @@ def resolve(
         file: a TOML file with the same names (``-`` and ``_`` are the same; tables ``[set]`` for training arguments).
         environ: the environment; ``os.environ`` unless given.
         api: name the settings in messages as Python arguments and not as flags.
+        check_set: returns what is wrong with training arguments, by name; asked where some are set.
 
     Raises:
         ConfigError: listing every unknown name, wrong type, value out of range and contradiction at once.
@@ -135,6 +141,7 @@ def resolve(
     problems: list[str] = []
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
+    set_by: dict[str, str] = {}
     layers = [
         _file_layer(file),
         _environment_layer(environ),
@@ -150,6 +157,7 @@ def resolve(
                 problems.append(f"{place}: there is no such setting.{did_you_mean(name, Config.model_fields)}")
                 continue
             if name == "set" and isinstance(value, Mapping):
+                set_by |= dict.fromkeys(value, place)
                 value = {**values.get("set", {}), **value}
             values[name], origin[name] = value, place
     try:
@@ -161,6 +169,8 @@ def resolve(
             problems.append(f"{origin.get(name, name)}: {message}, not {detail['input']!r}")
         config = Config(**{name: value for name, value in values.items() if name not in wrong})
     problems += _contradictions(config, origin)
+    if config.set:
+        problems += [f"{set_by[name]} {name}: {message}" for name, message in check_set(config.set).items()]
     if problems:
         count = "a setting is" if len(problems) == 1 else f"{len(problems)} settings are"
         raise ConfigError(

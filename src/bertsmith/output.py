@@ -30,6 +30,13 @@ def check_file(path: Path, sources: Iterable[Any], *, overwrite: bool) -> None:
     Raises:
         ConfigError: if something is there that must not be replaced.
     """
+    run = next((folder for folder in path.absolute().parents if Run(folder).layout.run.is_file()), None)
+    if run is not None:
+        raise ConfigError(
+            f"this is in the folder of the run {run}, where only the run itself is kept",
+            where=str(path),
+            remedy="Give a file in another folder.",
+        )
     if not path.exists() and not path.is_symlink():
         return
     files = [Path(re.sub(r"^sqlite[+\w]*:///", "", str(s))) for s in sources if isinstance(s, str | Path)]
@@ -40,13 +47,6 @@ def check_file(path: Path, sources: Iterable[Any], *, overwrite: bool) -> None:
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "not a plain file"
         raise ConfigError(f"this is {kind}, and cannot be replaced", where=str(path), remedy="Give another file.")
-    run = next((folder for folder in path.resolve().parents if Run(folder).layout.run.is_file()), None)
-    if run is not None:
-        raise ConfigError(
-            f"this is a file of the run {run}, which is never replaced",
-            where=str(path),
-            remedy="Give another file.",
-        )
     if not overwrite:
         raise ConfigError(
             "a file is there already", where=str(path), remedy="Give another file, or pass --overwrite to replace it."
@@ -88,6 +88,12 @@ def check_output(path: Path, *, resume: bool, overwrite: bool) -> None:
                 remedy="Give -o a folder that is empty or not there yet.",
             )
         return
+    if overwrite and (foreign := run.foreign()):
+        raise RunFolderError(
+            f"the run folder holds what is not of the run and would be lost: {listing(foreign)}",
+            where=str(path),
+            remedy="Move that elsewhere first, or give -o another folder.",
+        )
     status = run.info.get("status")
     if status == "finished":
         if resume:
@@ -184,6 +190,8 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     """Say which keys of two mappings differ, for a refusal to resume."""
     return [
         f"{key}: {before.get(key)!r} then, {after.get(key)!r} now"
+        if key in before
+        else f"{key}: not there in the bertsmith it was begun with, {after[key]!r} now"
         for key in sorted({*before, *after})
         if before.get(key) != after.get(key)
     ]
@@ -197,7 +205,8 @@ def check_same(run: Run, *, config: Mapping[str, Any], fingerprint: str, model: 
     """
     info = run.info
     changed = differences(info.get("config", {}), config)
-    if info.get("data", {}).get("fingerprint") != fingerprint:
+    # Where settings differ, the texts of the splits may well do so in consequence.
+    if not changed and info.get("data", {}).get("fingerprint") != fingerprint:
         changed.append("the texts, labels or splits of the table")
     before = info.get("model", {})
     if before.get("files") != model["files"]:
@@ -207,7 +216,8 @@ def check_same(run: Run, *, config: Mapping[str, Any], fingerprint: str, model: 
         raise RunFolderError(
             f"the run cannot be resumed, since these differ: {listing(map(_Plain, changed))}",
             where=str(run.path),
-            remedy="Run the command the run was begun with, or pass --overwrite to begin anew.",
+            remedy="Run the command the run was begun with, with the same version of bertsmith, or pass --overwrite to "
+            "begin anew.",
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -49,7 +48,7 @@ from bertsmith.scoring import (
     score_splits,
     write_predictions,
 )
-from bertsmith.training.arguments import check_settings, training_arguments
+from bertsmith.training.arguments import training_arguments
 from bertsmith.training.events import CheckpointsDamaged, Evaluated, Event, WentBack
 from bertsmith.training.memory import ran_out
 from bertsmith.training.recipe import Recipe, choose
@@ -87,7 +86,6 @@ def run_training(
     """Run all five steps into a run folder; see `bertsmith.train` for the arguments."""
     with held(output), storage.told(output, storage.GO_ON):
         check_output(output, resume=resume, overwrite=overwrite)
-        check_settings(config.set)
         try:
             return _train(read, config, output, resume=resume, observe=observe, stop=stop)
         except (MemoryError, RuntimeError) as error:
@@ -110,13 +108,19 @@ def _train(
 ) -> runs.Run:
     seconds: dict[str, float] = {}
 
+    def check_stop(what: str) -> None:
+        if stop():
+            raise Interrupted(what)
+
     with _timed(seconds, "data"):
+        check_stop("stopped before training began")
         table = read()
         cleaned = clean(table)
         data = _split(cleaned, config)
         parts = {name: data.take((data.frame["split"] == name).to_numpy()) for name in SPLITS}
 
     with _timed(seconds, "model"):
+        check_stop("stopped before training began")
         found = checkpoint.resolve(config.model, allow_pickle=config.allow_pickle)
         device = choose_device(config.device)
         tokenizer = load_tokenizer(found)
@@ -174,13 +178,11 @@ def _train(
             run.update(went_back=dataclasses.asdict(event))
         observe(event)
 
-    def check_stop() -> None:
-        if stop():
-            raise Interrupted("stopped while scoring; training is done and kept")
+    scoring = "stopped while scoring; training is done and kept"
 
     def watch(event: Scoring | Scored) -> None:
         observe(event)
-        check_stop()
+        check_stop(scoring)
 
     try:
         with _timed(seconds, "training"):
@@ -206,12 +208,12 @@ def _train(
         with _timed(seconds, "evaluation"):
             # What is scored is what the user gets: the model as it stands on disk.
             fitted = Classifier.load(run.layout.model, labels=table.labels, device=config.device)
-            decision = calibrate(fitted, parts["validation"], run, config, lambda _: check_stop())
+            decision = calibrate(fitted, parts["validation"], run, config, lambda _: check_stop(scoring))
             splits, probabilities = score_splits(fitted, parts, config.seed, watch)
             closer = look_closer(fitted, parts, probabilities, decision)
             splits["test"]["calibration"] |= closer.pop("calibration")
         with _timed(seconds, "baseline"):
-            check_stop()
+            check_stop(scoring)
             metrics = {
                 "primary": PRIMARY,
                 "splits": splits,
@@ -250,16 +252,12 @@ def _split(cleaned: Cleaned, config: Config) -> Table:
 
 
 def _describe(prepared: Prepared, data: Table, found: checkpoint.Checkpoint) -> dict[str, Any]:
-    frame = data.frame
-    digest = hashlib.sha256()
-    for text, target, name in zip(frame["text"], frame["target"], frame["split"], strict=True):
-        digest.update(f"{target}\x1f{name}\x1f{text}\x1e".encode())
     return {
         "versions": versions(),
         "hardware": hardware(prepared.device),
         "data": {
-            "fingerprint": digest.hexdigest(),
-            "sources": [str(source) for source in frame["source"].unique()],
+            "fingerprint": data.fingerprint,
+            "sources": [str(source) for source in data.frame["source"].unique()],
             "splits": prepared.split,
             "left_out": prepared.cleaned.counts,
             "normalised": prepared.cleaned.normalised,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bertsmith.data.table import Labels
 from bertsmith.errors import RunFolderError
-from bertsmith.storage import drop_leftovers, is_whole, replaced_folder, write_json, write_text
+from bertsmith.storage import checksum, checksums, drop_leftovers, is_whole, replaced_folder, write_json, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,6 +96,12 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {self.info.get('status')})"
+
+    def foreign(self) -> list[str]:
+        """Return the names of what is in the folder besides what training writes, evaluations among it."""
+        names = {getattr(self.layout, name).name for name, kind in vars(Layout).items() if isinstance(kind, property)}
+        ours = names - {self.layout.evaluations.name}
+        return sorted(p.name for p in self.path.iterdir() if p.name not in ours and not p.name.startswith("."))
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -192,9 +198,28 @@ class Run:
         with replaced_folder(self.layout.model) as folder:
             save(folder)
 
+    def check_model(self) -> None:
+        """See that the model is what it was when the run was finished.
+
+        Raises:
+            RunFolderError: naming the file that is not, or is gone; files that were added do not matter.
+        """
+        sealed = self.info.get("model_files", {})
+        for name, digest in sealed.items():
+            file = self.layout.model / name
+            with reading(file):
+                if checksum(file) != digest:
+                    raise RunFolderError(
+                        "the run's model is damaged: this file is not what it was when the run was finished",
+                        where=str(file),
+                        remedy="Put back a copy of it, or train again with --overwrite. If the change is meant, give "
+                        "the model folder alone: it is loaded as it is.",
+                    )
+
     def finish(self, *, keep_checkpoints: bool) -> None:
-        """Mark the run as finished and drop what was only there to resume from."""
-        self.update(status="finished", finished=now())
+        """Mark the run as finished, seal its model and drop what was only there to resume from."""
+        files = {name: digest for name, digest in checksums(self.layout.model).items() if name != "README.md"}
+        self.update(status="finished", finished=now(), model_files=files)
         if not keep_checkpoints:
             shutil.rmtree(self.layout.checkpoints, ignore_errors=True)
 
@@ -250,6 +275,8 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+        if isinstance(error, json.JSONDecodeError):
+            reason = f"it is not JSON (line {error.lineno}, column {error.colno})"
         raise RunFolderError(
             f"a file of the run is missing or damaged: {reason}",
             where=str(path),

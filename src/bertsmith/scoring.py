@@ -208,11 +208,11 @@ def write_predictions(folder: Path, name: str, frame: pd.DataFrame) -> None:
         guard(shown).to_csv(file, index=False)
 
 
-def _place(run: runs.Run, name: str | None, table: str, source: str) -> Path:
-    """Return the folder of an evaluation, by the name given or else that of the table; ``source`` is its whole path.
+def _place(run: runs.Run, name: str | None, table: str, described: dict[str, Any], *, overwrite: bool) -> Path:
+    """Return the folder of an evaluation, by the name given or else that of the table.
 
     Raises:
-        ConfigError: if the name given is no plain one, or another table's evaluation is there.
+        ConfigError: if the name given is no plain one, or the evaluation of something else is there.
     """
     if name is not None and not re.fullmatch(r"\w([\w.-]*\w)?", name):
         raise ConfigError(
@@ -223,16 +223,18 @@ def _place(run: runs.Run, name: str | None, table: str, source: str) -> Path:
     place = run.layout.evaluations / named
     try:
         kept = json.loads((place / "metrics.json").read_text(encoding="utf-8"))
-        before = kept.get("source", kept["table"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        before = {key: kept[key] for key in described}
+    except (OSError, ValueError, KeyError, TypeError):
+        before = {} if place.exists() else described
+    if before == described or overwrite:
         return place
-    if before not in (source, table):
-        raise ConfigError(
-            f"an evaluation of another table, {before!r}, is there already",
-            where=str(place),
-            remedy="Pass --name with another name.",
-        )
-    return place
+    other = before.get("source") != described["source"]
+    which = f"of another table, {before.get('source')!r}," if other else "of this table, before it was changed,"
+    raise ConfigError(
+        f"an evaluation {which} is there already",
+        where=str(place),
+        remedy="Pass --name with another name, or --overwrite to replace it.",
+    )
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,13 @@ class Evaluation:
 
 
 def run_evaluation(
-    path: Path, source: Any, config: Config, *, name: str | None = None, observe: Listener = lambda event: None
+    path: Path,
+    source: Any,
+    config: Config,
+    *,
+    name: str | None = None,
+    overwrite: bool = False,
+    observe: Listener = lambda event: None,
 ) -> Evaluation:
     """Score a finished run on another table; see `bertsmith.evaluate`."""
     run = runs.open_run(path)
@@ -259,7 +267,8 @@ def run_evaluation(
     if not len(cleaned.table):
         raise DataError("no row has both a text and a label", where=table.name)
     whole = str(Path(source).resolve()) if isinstance(source, str | Path) and Path(source).is_file() else table.name
-    place = _place(run, name, table.name, whole)
+    described = {"source": whole, "fingerprint": cleaned.table.fingerprint}
+    place = _place(run, name, table.name, described, overwrite=overwrite)
     classifier = Classifier.load(path, device=config.device)
     observe(Scoring(len(cleaned.table)))
     texts = cleaned.table.frame["text"].tolist()
@@ -268,7 +277,7 @@ def run_evaluation(
     with storage.told(place):
         run.layout.evaluations.mkdir(exist_ok=True)
         with storage.replaced_folder(place) as folder:
-            described = {"table": table.name, "source": whole, "left_out": cleaned.counts}
-            storage.write_json(folder / "metrics.json", {**described, **metrics})
+            of = {"table": table.name, **described, "left_out": cleaned.counts}
+            storage.write_json(folder / "metrics.json", {**of, **metrics})
             write_predictions(folder, "predictions", predictions_frame(cleaned.table, probabilities))
     return Evaluation(metrics, cleaned.counts, place)

@@ -61,6 +61,7 @@ def replaced_folder(path: Path) -> Iterator[Path]:
     before = temporary.with_name(f"{temporary.name}.before")
     try:
         yield temporary
+        _open_up(temporary)
         _sync_all(temporary)
         if path.exists():
             path.replace(before)  # a folder cannot be renamed over one with files in it
@@ -79,13 +80,18 @@ def drop_leftovers(folder: Path, name: str = "*") -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def checksums(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file in a folder, by its path within; of the manifest of `seal` not."""
+    return {str(p.relative_to(folder)): checksum(p) for p in _files(folder)}
+
+
 def seal(folder: Path) -> None:
     """Write the SHA-256 of a folder's files beside them; what comes after that, `is_whole` notices.
 
     Raises:
         OSError: if the disk is full or not to be written to.
     """
-    manifest = {str(p.relative_to(folder)): _sha256(p) for p in _files(folder)}
+    manifest = checksums(folder)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
 
@@ -93,7 +99,7 @@ def is_whole(folder: Path) -> bool:
     """Return whether a folder was sealed and every file in it still is what it was then."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        return bool(manifest) and manifest == {str(p.relative_to(folder)): _sha256(p) for p in _files(folder)}
+        return bool(manifest) and manifest == checksums(folder)
     except (OSError, ValueError):
         return False
 
@@ -102,6 +108,9 @@ def cannot_write(path: Path, error: Exception, remedy: str | None = None) -> Out
     """Return the error that says why something cannot be written, and what to do: ``remedy``, or what is usual."""
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
     reason = os.strerror(errno.ENOSPC) if full else getattr(error, "strerror", None) or error
+    blocking = next((folder for folder in path.absolute().parents if folder.is_file()), None)
+    if blocking is not None:
+        reason = f"{blocking} is a file, not a folder"
     usual = "Make room, or give another place." if full else "Give another place, or see that it can be written to."
     return OutputError(f"this cannot be written: {reason}", where=str(path), remedy=remedy or usual)
 
@@ -138,9 +147,18 @@ def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
 
 
-def _sha256(path: Path) -> str:
+def checksum(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _open_up(folder: Path) -> None:
+    """Give every file the mode that this process's files have; some libraries write files for their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in _files(folder):
+        path.chmod(0o666 & ~mask)
 
 
 def _sync_all(folder: Path) -> None:

@@ -44,6 +44,37 @@ def test_ctrl_c_and_a_request_to_end_save_and_say_how_to_go_on(number, csv, tiny
     assert "--resume" in refused.stderr
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_request_to_end_before_training_is_kept_too(number, csv, tiny, tmp_path):
+    command = [sys.executable, "-m", "bertsmith", "train", str(csv), "-o", str(tmp_path / "run"), "--model", str(tiny)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"})
+    first = process.stderr.readline()
+    assert "reading the table" in first
+    time.sleep(0.3)  # while it imports what is slow
+    process.send_signal(number)
+    rest = process.communicate(timeout=120)[1]
+    assert process.returncode == 130, rest
+    assert "stopped before training began" in rest
+    assert "to go on: the same command" in rest
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_ctrl_c_says_how_to_go_on(csv, tiny, tmp_path):
+    command = [sys.executable, "-m", "bertsmith", "train", str(csv), "-o", str(tmp_path / "run"), "--model", str(tiny)]
+    command += ["--device", "cpu", "--epochs", "400", "--patience", "400", "--learning-rate", "1e-5"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"})
+    for line in process.stderr:
+        if line.startswith("epoch 2,"):
+            break
+    process.send_signal(signal.SIGSTOP)  # so that both are there before it can act on the first
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    rest = process.communicate(timeout=120)[1]
+    assert process.returncode == 130, rest
+    assert "the same command with --resume" in rest
+
+
 def test_a_second_ctrl_c_stops_at_once():
     with _stoppable() as stop:
         os.kill(os.getpid(), signal.SIGINT)

@@ -76,7 +76,7 @@ def test_train_evaluate_predict(cli, csv, tiny, tmp_path, monkeypatch):
     (tmp_path / "lines.txt").write_text("my cat\n\nred\n")
     code, out, _ = cli("predict", run, tmp_path / "lines.txt", "--json", "--probabilities")
     records = [json.loads(line) for line in out.splitlines()]
-    assert [r["text"] for r in records] == ["my cat", "red"]
+    assert [r["text"] for r in records] == ["my cat", "", "red"]
     assert sum(v for k, v in records[0].items() if k.startswith("probability of")) == pytest.approx(1)
 
     monkeypatch.setattr(
@@ -314,8 +314,83 @@ def test_a_damaged_model_of_a_run_is_told_as_such(cli, finished, csv, tmp_path):
         damage()
         code, _, err = cli("predict", tmp_path / "run", csv)
         assert code == 2
-        assert "the run's model is damaged" in err
+        assert "is damaged" in err or "missing or damaged" in err
+        assert "model.safetensors" in err
         assert "train again with --overwrite" in err
+
+
+def test_a_changed_byte_of_a_model_is_noticed(cli, finished, csv, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        file = tmp_path / "run" / "model" / name
+        before = file.read_bytes()
+        middle = len(before) // 2
+        file.write_bytes(before[:middle] + bytes([before[middle] ^ 1]) + before[middle + 1 :])
+        for command in (("predict", tmp_path / "run", csv), ("evaluate", tmp_path / "run", csv)):
+            code, out, err = cli(*command)
+            assert (code, out) == (2, "")
+            assert name in err
+            assert "not what it was" in err
+        file.write_bytes(before)
+    (tmp_path / "run" / "model" / "notes.txt").write_text("mine")
+    (tmp_path / "run" / "model" / "README.md").write_text("my card")
+    assert cli("predict", tmp_path / "run", csv)[0] == 0
+
+
+def test_overwriting_a_run_loses_nothing_that_is_not_of_it(cli, finished, csv, tiny, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    command = ("train", csv, "-o", run, "--model", tiny, "--epochs", 1, "--device", "cpu", "--overwrite")
+    for name in ("notes.txt", "evaluations/later/metrics.json"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("{}")
+        code, _, err = cli(*command)
+        assert code == 2
+        assert f"would be lost: '{Path(name).parts[0]}'" in err
+        assert (run / name).is_file()
+        shutil.rmtree(run / "evaluations", ignore_errors=True)
+        (run / "notes.txt").unlink(missing_ok=True)
+    assert cli(*command)[0] == 0
+
+
+def test_nothing_is_written_into_the_folder_of_a_run(cli, finished, csv):
+    for command in (
+        ("predict", finished, csv, "-o", finished / "new.csv"),
+        ("inspect", csv, "--html", finished / "x/n.html"),
+    ):
+        code, _, err = cli(*command)
+        assert code == 2
+        assert "only the run itself" in err
+
+
+def test_files_of_a_run_can_be_read_by_others(finished):
+    mode = (finished / "run.json").stat().st_mode
+    assert {p.stat().st_mode for p in finished.rglob("*") if p.is_file()} == {mode}
+
+
+def test_bytes_are_base64_where_there_is_no_better(cli, finished, tmp_path):
+    with sqlite3.connect(tmp_path / "d.sqlite") as connection:
+        connection.execute("create table t (Text text, b blob, n integer)")
+        connection.execute("insert into t values ('a cat', x'00ff', 7), ('red', null, null)")
+    database = ("--sql", "select * from t", "--db", f"sqlite:///{tmp_path / 'd.sqlite'}")
+    out = cli("predict", finished, *database, "--json")[1]
+    assert [(r["b"], r["n"]) for r in map(json.loads, out.splitlines())] == [("AP8=", 7), (None, None)]
+    out = cli("predict", finished, *database)[1]
+    assert pd.read_csv(io.StringIO(out), dtype=str)[["b", "n"]].iloc[0].tolist() == ["AP8=", "7"]
+
+
+def test_a_changed_table_does_not_replace_its_evaluation_unasked(cli, finished, csv):
+    table = pd.read_csv(csv).drop(columns="Label")
+    table.to_csv(csv, index=False)
+    command = ("evaluate", finished, csv, "--device", "cpu", "--name", "changed")
+    assert cli(*command)[0] == 0
+    assert cli(*command)[0] == 0  # the same again
+    table.iloc[:60].to_csv(csv, index=False)
+    code, _, err = cli(*command)
+    assert code == 2
+    assert "of this table, before it was changed" in err
+    assert cli(*command, "--overwrite")[0] == 0
+    assert json.loads((finished / "evaluations" / "changed" / "metrics.json").read_text())["texts"] == 60
 
 
 def test_tables_of_one_name_in_two_folders_are_two(cli, finished, csv, tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from bertsmith.config import DataConfig
 from bertsmith.data.delimited import decode
 from bertsmith.data.read import read_table, read_texts
+from bertsmith.data.sources import read_raw
 from bertsmith.errors import DataError
 
 ROWS = [
@@ -221,11 +222,31 @@ def test_split_columns(tmp_path):
     assert any("--split-column" in note.message for note in read_table(frame.rename(columns={"part": "split"})).notes)
 
 
+def test_formulas_that_nobody_calculated_are_told(tmp_path):
+    frame = pd.DataFrame({"Text": ["a", "=1+1", "c"], "Label": [0, 1, 0]})
+    frame.to_excel(tmp_path / "t.xlsx", index=False)
+    raw = read_raw(tmp_path / "t.xlsx", DataConfig())
+    assert raw.frame["Text"].tolist() == ["a", None, "c"]
+    assert [note.count for note in raw.notes] == [1]
+    assert "no value in the file" in raw.notes[0].message
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path):
+    for content, place in (
+        ('{"Text": "a", "Label": 0, "Label": 1}', "line 1"),
+        ('[{"Text": "a", "Text": "b"}]', "t.json"),
+    ):
+        (tmp_path / "t.json").write_text(content)
+        with pytest.raises(DataError, match="is there twice") as caught:
+            read_raw(tmp_path / "t.json", DataConfig())
+        assert place in str(caught.value)
+
+
 def test_texts_to_predict_need_no_label(tmp_path):
     rows, texts, column = read_texts(pd.DataFrame({"id": [1, 2], "Review": ["a", None]}))
     assert (texts, column, list(rows.columns)) == (["a", ""], "Review", ["id", "Review"])
     assert read_texts(pd.DataFrame({"anything": ["a"]}))[1] == ["a"]
-    assert read_texts("one\n\ntwo\n", lines=True)[1] == ["one", "two"]
+    assert read_texts("one\r\n\ntwo\u2028three\n", lines=True)[1] == ["one", "", "two\u2028three"]
 
 
 def test_a_hub_dataset_out_of_reach_is_told(monkeypatch):

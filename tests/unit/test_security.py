@@ -104,6 +104,10 @@ def test_nothing_in_a_malicious_folder_is_run(folder, canary, monkeypatch):
     assert type(model).__name__ == "BertForSequenceClassification"
     assert type(tokenizer).__module__.startswith("transformers.")
     assert not canary.exists()
+    model.save_pretrained(folder / "saved")
+    tokenizer.save_pretrained(folder / "saved")
+    for name in ("config.json", "tokenizer_config.json"):  # nor is the address of the code carried on
+        assert "evil" not in (folder / "saved" / name).read_text().replace(str(folder), "")
 
 
 @pytest.mark.parametrize("weights", ["pickle", "zip"])

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from bertsmith.config import Config, TrainConfig
+from bertsmith.config import Config, TrainConfig, resolve
 from bertsmith.errors import ConfigError
-from bertsmith.training.arguments import check_settings, training_arguments
+from bertsmith.training.arguments import problems_of, training_arguments
 from bertsmith.training.events import Evaluated, Finished, Saved, Started, StepDone
 from bertsmith.training.recipe import choose, choose_precision
 from tests.conftest import same_weights as _same
@@ -40,11 +40,15 @@ def test_precision_follows_the_device(monkeypatch):
 
 def test_training_arguments_are_checked_all_at_once():
     with pytest.raises(ConfigError) as caught:
-        check_settings({"weight_decy": 0.1, "max_steps": "many", "seed": 3, "optim": "adafactor"})
+        resolve(
+            {"patience": 0, "set": {"weight_decy": 0.1, "max_steps": "many", "seed": 3, "optim": "adafactor"}},
+            check_set=problems_of,
+        )
     message = str(caught.value)
-    assert "weight_decy: there is no such training argument. Did you mean 'weight_decay'?" in message
-    assert "max_steps=many: input should be a valid integer" in message
-    assert "seed: use --seed instead" in message
+    assert "--patience: input should be greater" in message
+    assert "--set weight_decy: there is no such training argument. Did you mean 'weight_decay'?" in message
+    assert "--set max_steps: input should be a valid integer" in message
+    assert "--set seed: use --seed instead" in message
     assert "adafactor" not in message
 
 

@@ -26,6 +26,7 @@ def evaluate(
         str | None,
         typer.Option(metavar="NAME", help="Folder for it in RUN/evaluations; the table's name unless given."),
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an evaluation that is there.")] = False,
     json: Json = False,
     settings: Config,
 ) -> None:
@@ -38,7 +39,7 @@ def evaluate(
     open_run(run)
     from bertsmith.scoring import run_evaluation
 
-    evaluation = run_evaluation(run, table, settings, name=name)
+    evaluation = run_evaluation(run, table, settings, name=name, overwrite=overwrite)
     metrics = evaluation.metrics
     for reason, n in evaluation.left_out.items():
         talk().print(f"left out: {n:,} rows ({reason})", markup=False)

@@ -18,7 +18,11 @@ def inspect(
     table: TableArgument = None,
     json: Json = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the findings as a page.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page if it is there.")] = False,
+    label_errors: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.csv", help="Write labels that are probably wrong, to correct for --corrections."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     settings: Config,
     config: Path | None,
 ) -> None:
@@ -26,18 +30,38 @@ def inspect(
 
     Example: bertsmith inspect reviews.csv --html findings.html
     """
-    if html is not None:
-        from bertsmith.errors import ConfigError
-        from bertsmith.output import check_file
+    inputs = (table, settings.test, settings.validation, settings.corrections, settings.db, config)
+    for file, flag, what, suffixes in (
+        (html, "--html", "a page", (".html", ".htm")),
+        (label_errors, "--label-errors", "a CSV", (".csv",)),
+    ):
+        if file is not None:
+            from bertsmith.errors import ConfigError
+            from bertsmith.output import check_file
 
-        check_file(html, (table, settings.test, settings.validation, settings.db, config), overwrite=overwrite)
-        if html.suffix.lower() not in (".html", ".htm"):
-            raise ConfigError(
-                "--html wants the name of a page", where=str(html), remedy="Give a name that ends in .html."
-            )
-    from bertsmith.api import as_table, inspect_table
+            check_file(file, inputs, overwrite=overwrite)
+            if file.suffix.lower() not in suffixes:
+                raise ConfigError(
+                    f"{flag} wants the name of {what}",
+                    where=str(file),
+                    remedy=f"Give a name that ends in {suffixes[0]}.",
+                )
+    from bertsmith.api import as_table, inspect_table, suspected
 
-    findings = inspect_table(as_table(table, settings), settings)
+    read = as_table(table, settings)
+    findings = inspect_table(read, settings)
+    if label_errors is not None:
+        from bertsmith.inference.spreadsheet import guard
+        from bertsmith.storage import replaced_file, told
+
+        found = suspected(read, settings)
+        with told(label_errors), replaced_file(label_errors) as part:
+            guard(found).to_csv(part, index=False)
+        talk().print(
+            f"{len(found):,} of {findings.usable:,} labels are probably wrong: {label_errors}\n"
+            "  fill in the column corrected where you agree, and give the file to train with --corrections",
+            markup=False,
+        )
     if html is not None:
         from bertsmith.report.report import findings_page
         from bertsmith.storage import told, write_text

@@ -6,7 +6,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -67,7 +67,7 @@ def with_settings(
             file = arguments.pop("config")
             if told:
                 arguments["config"] = file
-            command(**arguments, settings=resolve(flags, file))
+            command(**arguments, settings=resolve(flags, file, check_set=_problems_of))
 
         own = [
             p
@@ -83,6 +83,12 @@ def with_settings(
         return wrapper
 
     return decorate
+
+
+def _problems_of(settings: Mapping[str, Any]) -> Mapping[str, str]:
+    from bertsmith.training.arguments import problems_of  # which needs transformers
+
+    return problems_of(settings)
 
 
 def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:

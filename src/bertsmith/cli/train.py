@@ -14,6 +14,7 @@ import typer
 from bertsmith.cli.options import Json, TableArgument, with_settings
 from bertsmith.cli.terminal import print_json, result, talk
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
+from bertsmith.run import Run
 
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Run folder to write.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run in the folder.")]
@@ -49,12 +50,13 @@ def run_and_show(
     with held(output):  # told at once, before anything slow is imported
         check_output(output, resume=resume, overwrite=overwrite)
     talk().print("[dim]reading the table, loading the model …[/]")
-    from bertsmith.api import as_table
     from bertsmith.errors import Interrupted
-    from bertsmith.pipeline import run_training
 
     with Progress(talk()) as progress, _stoppable() as stop:
         try:
+            from bertsmith.api import as_table
+            from bertsmith.pipeline import run_training
+
             run = run_training(
                 lambda: as_table(source, settings),
                 settings,
@@ -64,8 +66,10 @@ def run_and_show(
                 observe=progress,
                 stop=stop,
             )
-        except Interrupted as stopped:
-            raise Interrupted(f"{stopped}\n  to go on: the same command with --resume") from None
+        except (Interrupted, KeyboardInterrupt) as stopped:
+            what = str(stopped) if isinstance(stopped, Interrupted) else "stopped at once"
+            how = "the same command with --resume" if Run(output).layout.run.is_file() else "the same command"
+            raise Interrupted(f"{what}\n  to go on: {how}") from None
     metrics = run.metrics
     if json:
         print_json({"run": str(run.path), **metrics["splits"]["test"]})

@@ -51,8 +51,11 @@ def decode(content: bytes, name: str, encoding: str | None = None) -> tuple[str,
     even, odd = head[::2].count(b"\x00"), head[1::2].count(b"\x00")
     wide = max(even, odd) > 3 + len(head) // 5 and min(even, odd) <= max(even, odd) // 10
     if binary > 3 + len(head) // 50 or (even + odd > 3 + len(head) // 5 and not wide):
+        zeros = f": {even + odd:,} of its first {len(head):,} bytes are NUL" if even + odd else ""
         raise DataError(
-            "this is not a text file", where=name, remedy="Give a CSV, JSON Lines, Parquet, Feather or Excel file."
+            f"this is not a text file{zeros}",
+            where=name,
+            remedy="Give a CSV, JSON Lines, Parquet, Feather or Excel file.",
         )
     if wide:
         codec = "utf-16-le" if odd > even else "utf-16-be"

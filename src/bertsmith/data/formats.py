@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import zipfile
 import zlib
 from pathlib import Path
@@ -158,7 +159,7 @@ def read_file(path: Path, config: DataConfig) -> RawTable:
 def _json(text: str, name: str) -> pd.DataFrame:
     if text.lstrip().startswith("["):
         try:
-            records = json.loads(text)
+            records = json.loads(text, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
             raise DataError(f"this is not JSON: {error}", where=name, remedy="Save the table again.") from error
         numbered = list(enumerate(records, start=1))
@@ -169,7 +170,7 @@ def _json(text: str, name: str) -> pd.DataFrame:
         for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
                 try:
-                    numbered.append((number, json.loads(line)))
+                    numbered.append((number, json.loads(line, object_pairs_hook=_once)))
                 except (ValueError, RecursionError) as error:
                     raise DataError(
                         f"this line is not JSON: {error}",
@@ -188,6 +189,14 @@ def _json(text: str, name: str) -> pd.DataFrame:
     frame = pd.DataFrame(dict(enumerate(columns)))
     frame.columns = pd.Index([encodable_text(key) for key in names], dtype=object)
     return frame
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"the key {twice!r} is there twice")
+    return record
 
 
 def _arrow(content: bytes, path: Path, kind: str, most: float) -> pd.DataFrame:
@@ -263,16 +272,28 @@ def _excel(content: bytes, path: Path, config: DataConfig) -> RawTable:
         {i: pd.Series([_excel_cell(row[i]) for row in rows[1:]], dtype=object) for i in range(len(header))}
     )
     frame.columns = pd.Index(header)
-    notes = (
-        ()
-        if sheet or len(names) == 1
-        else (Note("info", f"sheet {name!r} was read; {path.name} also has {listing(names[1:])}"),)
-    )
-    return RawTable(frame, path.name, notes)
+    notes = []
+    if not sheet and len(names) > 1:
+        notes.append(Note("info", f"sheet {name!r} was read; {path.name} also has {listing(names[1:])}"))
+    if formulas := _formulas_without_value(content):
+        message = (
+            f"{formulas:,} formulas in {path.name} have no value in the file and were read as empty: open and save it"
+        )
+        notes.append(Note("warning", message, formulas))
+    return RawTable(frame, path.name, tuple(notes))
+
+
+def _formulas_without_value(content: bytes) -> int:
+    """Return how many cells of an .xlsx file hold a formula that no spreadsheet has calculated yet."""
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        return 0
+    with zipfile.ZipFile(io.BytesIO(content)) as packed:
+        sheets = [name for name in packed.namelist() if re.fullmatch(r"xl/worksheets/[^/]+\.xml", name)]
+        return sum(len(re.findall(rb"</f>\s*(?:<v\s*/>|<v></v>|</c>)", packed.read(name))) for name in sheets)
 
 
 def _excel_cell(cell: Any) -> Any:
     """Return a cell as one reads it: Excel keeps every number as a float."""
-    if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53:
+    if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**63:
         return int(cell)
     return None if cell == "" else cell

@@ -11,6 +11,7 @@ import pandas as pd
 
 from bertsmith.config import DataConfig
 from bertsmith.data.columns import Columns, canonical, find_columns
+from bertsmith.data.corrections import correct
 from bertsmith.data.labels import check_plausible, label_numbers, label_words, link
 from bertsmith.data.raw import RawTable, texts_of
 from bertsmith.data.sources import read_raw
@@ -42,7 +43,8 @@ def read_table(source: Any = None, config: DataConfig | None = None, *, known: L
         raise DataError("a table and --sql are both given", where=str(source), remedy="Give one of them.")
     given = ((source, None), (config.validation, "validation"), (config.test, "test"))
     parts = [(read_raw(table, config), split) for table, split in given if table is not None or split is None]
-    return _combine(parts, config, known)
+    table = _combine(parts, config, known)
+    return table if config.corrections is None else correct(table, config.corrections, config)
 
 
 def _combine(parts: Sequence[tuple[RawTable, str | None]], config: DataConfig, known: Labels | None) -> Table:
@@ -181,7 +183,8 @@ def read_texts(
     """Read texts to predict: any table kind, or plain text with one text a line.
 
     Args:
-        source: what `read_table` takes, or the lines themselves as one string where ``lines`` is set.
+        source: what `read_table` takes, or the lines themselves as one string where ``lines`` is set: then a line is
+            a text, an empty one too, so that predictions stay beside their lines.
         config: which column holds the texts.
         lines: read ``source`` as plain text.
 
@@ -193,8 +196,8 @@ def read_texts(
     """
     config = config or DataConfig()
     if lines:
-        texts = [line for line in str(source).splitlines() if line.strip()]
-        if not texts:
+        texts = [line.removesuffix("\r") for line in str(source).removesuffix("\n").split("\n")]
+        if not any(text.strip() for text in texts):
             raise DataError("there are no texts", remedy="Give one text a line.")
         return pd.DataFrame({"text": pd.Series(texts, dtype="str")}), texts, "text"
     raw = read_raw(source, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -90,6 +91,15 @@ class Table:
         import numpy as np
 
         return np.bincount(self.targets[self.targets != MISSING], minlength=len(self.labels))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over texts, class indices and splits, in order."""
+        digest = hashlib.sha256()
+        columns = (self.frame[name] for name in ("text", "target", "split"))
+        for text, target, name in zip(*columns, strict=True):
+            digest.update(f"{target}\x1f{name}\x1f{text}\x1e".encode())
+        return digest.hexdigest()
 
     def take(self, keep: np.ndarray) -> Table:
         """Return the table with only the rows where ``keep`` (boolean, or positions) says so."""

@@ -67,6 +67,8 @@ class Classifier:
             folder, labels = run.layout.model, labels or run.labels
         if not folder.is_dir():
             raise RunFolderError("the run has lost its model", where=str(folder), remedy="Train the run again.")
+        if folder != path and Run(path).layout.run.is_file():
+            Run(path).check_model()
         try:
             resolved = checkpoint.resolve(str(folder))
             model, tokenizer = load_model(resolved), load_tokenizer(resolved)
@@ -84,7 +86,9 @@ class Classifier:
             labels = Labels(tuple(range(len(texts))), texts)
         elif labels.texts != texts:
             raise RunFolderError(
-                "the model's labels are not those of labels.json", where=str(path), remedy="Train the run again."
+                "the labels of model/config.json are not those of labels.json",
+                where=str(path),
+                remedy="Put back a copy of the one that was changed, or train again with --overwrite.",
             )
         try:
             rule = Rule.read(getattr(model.config, "bertsmith", None), len(texts))

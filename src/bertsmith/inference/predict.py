@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -137,6 +138,10 @@ class _Csv:
 
     def write(self, frame: pd.DataFrame) -> None:
         frame = guard(frame) if self.guarded else frame.copy()
+        for name in frame.columns[[pd.api.types.is_object_dtype(dtype) for dtype in frame.dtypes]]:
+            if any(isinstance(v, bytes) for v in frame[name]):
+                values = [_json(v) if isinstance(v, bytes) else v for v in frame[name]]
+                frame[name] = pd.Series(values, index=frame.index, dtype=object)
         for name in frame.columns[frame.columns.get_loc(COLUMNS[0]) :]:
             if pd.api.types.is_float_dtype(frame[name]):  # ours alone: the input's own numbers stay as they are
                 frame[name] = frame[name].map("{:.6f}".format, na_action="ignore")
@@ -157,9 +162,11 @@ class _JsonLines:
 
 
 def _json(value: Any) -> Any:
-    """Return a value as JSON has it: what is missing, or no finite number, is null; nested values too."""
+    """Return a value as JSON has it: what is missing, or no finite number, is null, bytes are Base64."""
     if value is None or value is pd.NA or value is pd.NaT:
         return None
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
     if isinstance(value, dict):
         return {str(key): _json(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple | np.ndarray):

@@ -96,6 +96,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
     except Exception as error:
         raise _broken("tokenizer", checkpoint, error) from error
+    tokenizer.init_kwargs.pop("auto_map", None)
     if tokenizer.pad_token_id is None:
         raise ModelError(
             "the tokenizer has no padding token", where=str(checkpoint.path), remedy="Take a BERT-family checkpoint."
@@ -138,6 +139,8 @@ def load_model(checkpoint: Checkpoint, labels: Labels | None = None) -> PreTrain
             )
     except Exception as error:
         raise _broken("model", checkpoint, error) from error
+    for key in ("auto_map", "custom_pipelines"):  # addresses of code that nobody is to follow
+        vars(model.config).pop(key, None)
     _refuse_unlearned(model, info, checkpoint, new_head=labels is not None)
     _refuse_not_finite(model, checkpoint)
     return model

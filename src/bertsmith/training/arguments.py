@@ -24,33 +24,25 @@ PRIMARY = "macro_f1"
 _OWN_FLAG = {"output_dir": "-o", "seed": "--seed", "data_seed": "--seed", "resume_from_checkpoint": "--resume"}
 
 
-def check_settings(settings: Mapping[str, Any]) -> None:
-    """Check names and types of the training arguments the user sets.
-
-    Raises:
-        ConfigError: listing everything that is wrong.
-    """
+def problems_of(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return what is wrong with the training arguments the user sets, by name: there is none, or of another type."""
     known = {f.name for f in dataclasses.fields(TrainingArguments)}
     hints = typing.get_type_hints(TrainingArguments)
-    problems = []
+    problems: dict[str, str] = {}
     for name, value in settings.items():
         if name in _OWN_FLAG:
-            problems.append(f"--set {name}: use {_OWN_FLAG[name]} instead")
+            problems[name] = f"use {_OWN_FLAG[name]} instead"
         elif name == "eval_strategy" and str(value) == "no":
-            problems.append("--set eval_strategy=no: the best epoch is chosen on validation; use epoch or steps")
+            problems[name] = "not no: the best epoch is chosen on validation; use epoch or steps"
         elif name not in known:
-            problems.append(f"--set {name}: there is no such training argument.{did_you_mean(name, known)}")
+            problems[name] = f"there is no such training argument.{did_you_mean(name, known)}"
         else:
             try:
                 TypeAdapter(hints[name]).validate_python(value)
             except ValidationError as error:
                 message = error.errors()[0]["msg"]
-                problems.append(f"--set {name}={value}: {message[0].lower()}{message[1:]}")
-    if problems:
-        raise ConfigError(
-            "training arguments are wrong:\n" + "\n".join(f"  - {p}" for p in problems),
-            remedy="--set takes any field of transformers.TrainingArguments, as NAME=VALUE, in its type.",
-        )
+                problems[name] = f"{message[0].lower()}{message[1:]}, not {value!r}"
+    return problems
 
 
 def training_arguments(
@@ -61,7 +53,6 @@ def training_arguments(
     Raises:
         ConfigError: if transformers refuses what the user set.
     """
-    check_settings(config.set)
     arguments: dict[str, Any] = {
         "output_dir": str(folder),
         "seed": config.seed,

@@ -1,0 +1,103 @@
+"""Suspected label errors: found where they are, written for a person, and taken back corrected."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import bertsmith as bs
+from bertsmith.errors import DataError
+from bertsmith.evaluation.label_errors import suspects
+from bertsmith.testing import tiny_table
+
+
+@pytest.fixture
+def flipped():
+    """A table of 300 rows with labels of another class in rows 3 and 40."""
+    table = tiny_table(300).drop(columns="Label")
+    for row in (3, 40):
+        name = table.loc[row - 1, "Label Text"]
+        table.loc[row - 1, "Label Text"] = "fruits" if name != "fruits" else "animals"
+    return table
+
+
+def test_flipped_labels_are_found_with_their_row(flipped):
+    found = bs.label_errors(flipped)
+    assert set(found["row"]) == {3, 40}
+    truth = tiny_table(300)["Label Text"]
+    assert found["suggested"].tolist() == [truth[row - 1] for row in found["row"]]
+    assert (found["given_probability"] < found["suggested_probability"]).all()
+    assert found["given_probability"].is_monotonic_increasing
+    assert (found["corrected"] == "").all()
+
+
+def test_of_flipped_labels_of_a_real_table_most_of_the_first_500_are_found(shared):
+    table = pd.read_csv(shared / "banking77" / "train.csv")
+    rng = np.random.default_rng(0)
+    n_classes = table["Label"].nunique()
+    flips = rng.permutation(len(table))[: len(table) // 5]
+    targets = table["Label"].to_numpy(copy=True)
+    targets[flips] = (targets[flips] + rng.integers(1, n_classes, len(flips))) % n_classes
+    found = suspects(table["Text"].tolist(), targets, n_classes, seed=0)["position"]
+    assert len(found) >= 500
+    assert np.isin(found[:500], flips).mean() >= 0.7
+
+
+def test_a_correction_round_trips(cli, flipped, tmp_path):
+    flipped.loc[9, "Text"] = "=" + flipped.loc[9, "Text"]  # a cell that CSV output guards
+    flipped.to_csv(tmp_path / "t.csv", index=False)
+    code, out, err = cli("inspect", tmp_path / "t.csv", "--label-errors", tmp_path / "suspects.csv", "--json")
+    assert code == 0
+    assert json.loads(out)["rows"] == 300
+    assert "--corrections" in err
+    found = pd.read_csv(tmp_path / "suspects.csv", keep_default_na=False)
+    found["corrected"] = np.where(found["row"].isin([3, 40]), found["suggested"], "")
+    found.loc[found["row"] == 40, "corrected"] = "-"
+    by_hand = {"source": "t.csv", "row": 10, "text": "'" + flipped.loc[9, "Text"]}
+    by_hand["corrected"] = "'" + flipped.loc[9, "Label Text"]
+    pd.concat([found, pd.DataFrame([by_hand])]).to_csv(tmp_path / "done.csv", index=False)
+    table = bs.read_table(tmp_path / "t.csv", corrections=tmp_path / "done.csv")
+    truth = tiny_table(300)["Label Text"]
+    names = [table.labels.texts[t] if t >= 0 else None for t in table.targets]
+    assert names == [None if i == 39 else name for i, name in enumerate(truth)]
+    assert any("3 labels corrected by done.csv" in note.message for note in table.notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"corrected": "fruts"}, "Did you mean 'fruits'"),
+        ({"row": 900}, "has no row 900"),
+        ({"row": "x"}, "has no row x"),
+        ({"text": "something else"}, "another text"),
+        ({"source": "other.csv"}, "other.csv has no row"),
+    ],
+)
+def test_corrections_that_do_not_fit_are_told(change, expected, flipped, tmp_path):
+    flipped.to_csv(tmp_path / "t.csv", index=False)
+    line = {"source": "t.csv", "row": 3, "text": flipped.loc[2, "Text"], "corrected": "animals"}
+    pd.DataFrame([{**line, **change}]).to_csv(tmp_path / "c.csv", index=False)
+    with pytest.raises(DataError, match="corrections do not fit") as caught:
+        bs.read_table(tmp_path / "t.csv", corrections=tmp_path / "c.csv")
+    assert expected in str(caught.value)
+
+
+def test_other_files_are_no_corrections(flipped, tmp_path):
+    flipped.to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(DataError, match="corrections need the columns"):
+        bs.read_table(tmp_path / "t.csv", corrections=tmp_path / "t.csv")
+
+
+def test_rare_classes_are_not_suspected_and_too_few_texts_are_told():
+    texts, targets = tiny_table(40)["Text"].tolist(), np.array([0, 1] * 18 + [2] * 4)
+    assert not np.isin(suspects(texts, targets, 3, seed=0)["position"], range(36, 40)).any()
+    with pytest.raises(DataError, match="fewer than two classes"):
+        suspects(texts[:6], targets[:6], 3, seed=0)
+
+
+def test_the_package_that_is_missing_is_named(flipped, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "cleanlab.filter", None)
+    with pytest.raises(DataError, match="needs the package cleanlab") as caught:
+        bs.label_errors(flipped)
+    assert "bertsmith[label-errors]" in str(caught.value)
