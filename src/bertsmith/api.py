@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from bertsmith.inference.classifier import Classifier
+    from bertsmith.inference.ensemble import Ensemble
     from bertsmith.pipeline import Observer
 
 
@@ -76,11 +77,11 @@ def train(
         UserError: for everything that the user can mend.
         Interrupted: after ``stop`` said yes.
     """
-    from bertsmith.pipeline import run_training
+    from bertsmith.repeat import run_seeds
     from bertsmith.training.arguments import problems_of
 
     resolved = resolve(settings, Path(config) if config else None, api=True, check_set=problems_of)
-    return run_training(
+    return run_seeds(
         lambda: as_table(table, resolved),
         resolved,
         Path(output),
@@ -130,6 +131,7 @@ def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
     import numpy as np
 
     from bertsmith.evaluation.compare import side_by_side
+    from bertsmith.scoring import targets_of
 
     opened = [run if isinstance(run, Run) else open_run(run) for run in runs]
     if len(opened) < 2:
@@ -152,25 +154,31 @@ def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
                 where=f"{names[0]} and {run.path}",
                 remedy="Train both with the same table, --seed and split settings, or with the same --test table.",
             )
-    by_number = {number: index for index, number in enumerate(opened[0].labels.numbers)}
-    targets = np.array([by_number[label] for label in first["label"]])
+    targets = targets_of(first, opened[0].labels)
     tables = {name: np.stack(f["probabilities"].to_list()) for name, f in zip(names, frames, strict=True)}
     return [{"texts": len(targets), **entry} for entry in side_by_side(targets, tables)]
 
 
-def load(run: Run | Path | str, *, device: str = "auto", decide: bool = True) -> Classifier:
+def load(
+    run: Run | Path | str, *, device: str = "auto", decide: bool = True, ensemble: bool = False
+) -> Classifier | Ensemble:
     """Load the classifier of a finished run.
 
     Args:
         run: the run, or its folder.
         device: where to compute.
         decide: use the decision rule tuned on validation, where the run has one.
+        ensemble: ask the models of all seeds together, where the run was trained with several.
 
     Raises:
         UserError: if there is none.
     """
     from bertsmith.inference.classifier import Classifier
 
+    if ensemble:
+        from bertsmith.inference.ensemble import Ensemble
+
+        return Ensemble.load(run if isinstance(run, Run) else open_run(run), device=device, decide=decide)
     return Classifier.load(run.path if isinstance(run, Run) else run, device=device, decide=decide)
 
 

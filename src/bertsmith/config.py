@@ -91,6 +91,9 @@ class TrainConfig(Step):
         "auto", description="Number format of the training arithmetic; the weights stay fp32."
     )
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of the split, the new head, the data order and dropout.")
+    seeds: int = Field(
+        1, ge=1, le=100, description="Train with this many seeds, keep the best by validation, and say the spread."
+    )
     set: dict[str, Any] = Field(
         default_factory=dict,
         description="Any field of transformers.TrainingArguments, as NAME=VALUE; may be repeated.",

@@ -19,13 +19,14 @@ from bertsmith.run import Run
 from bertsmith.storage import PART, cannot_write, drop_leftovers
 
 
-def check_file(path: Path, sources: Iterable[Any], *, overwrite: bool) -> None:
+def check_file(path: Path, sources: Iterable[Any], *, overwrite: bool, suffixes: tuple[str, ...] = ()) -> None:
     """See that a file may be written, before any work is done.
 
     Args:
         path: the file.
         sources: everything that is read, files and the addresses of databases among it: that is never replaced.
         overwrite: whether a file that is there may be.
+        suffixes: what its name may end in; anything, if there are none.
 
     Raises:
         ConfigError: if something is there that must not be replaced.
@@ -38,6 +39,7 @@ def check_file(path: Path, sources: Iterable[Any], *, overwrite: bool) -> None:
             remedy="Give a file in another folder.",
         )
     if not path.exists() and not path.is_symlink():
+        _check_suffix(path, suffixes)
         return
     files = [Path(re.sub(r"^sqlite[+\w]*:///", "", str(s))) for s in sources if isinstance(s, str | Path)]
     if path.exists() and any(_is_there(file) and path.samefile(file) for file in files):
@@ -47,9 +49,19 @@ def check_file(path: Path, sources: Iterable[Any], *, overwrite: bool) -> None:
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "not a plain file"
         raise ConfigError(f"this is {kind}, and cannot be replaced", where=str(path), remedy="Give another file.")
+    _check_suffix(path, suffixes)
     if not overwrite:
         raise ConfigError(
             "a file is there already", where=str(path), remedy="Give another file, or pass --overwrite to replace it."
+        )
+
+
+def _check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise ConfigError(
+            f"the name of this file does not say what is written: {suffixes[0]}",
+            where=str(path),
+            remedy=f"Give a name that ends in {suffixes[0]}.",
         )
 
 
@@ -108,7 +120,7 @@ def check_output(path: Path, *, resume: bool, overwrite: bool) -> None:
                 where=str(path),
                 remedy="Give -o another folder, or pass --overwrite to replace it.",
             )
-    elif not resume and not overwrite and run.last_checkpoint() is not None:
+    elif not resume and not overwrite and run.can_go_on:
         raise RunFolderError(
             f"an unfinished run is there (status {status!r}), with a checkpoint to go on from",
             where=str(path),
@@ -219,6 +231,17 @@ def check_same(run: Run, *, config: Mapping[str, Any], fingerprint: str, model: 
             remedy="Run the command the run was begun with, with the same version of bertsmith, or pass --overwrite to "
             "begin anew.",
         )
+
+
+def check_settings_same(run: Run, config: Mapping[str, Any]) -> None:
+    """See that a run is resumed with the settings it was begun with; `check_same` sees to the rest.
+
+    Raises:
+        RunFolderError: naming what differs.
+    """
+    info = run.info
+    same = {"fingerprint": info.get("data", {}).get("fingerprint"), "model": info.get("model", {})}
+    check_same(run, config=config, fingerprint=same["fingerprint"], model={"files": None, **same["model"]})
 
 
 class _Plain(str):

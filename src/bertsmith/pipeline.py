@@ -43,6 +43,7 @@ from bertsmith.scoring import (
     Scoring,
     baselines,
     calibrate,
+    explain_mistakes,
     look_closer,
     predictions_frame,
     score_splits,
@@ -86,25 +87,46 @@ def run_training(
     """Run all five steps into a run folder; see `bertsmith.train` for the arguments."""
     with held(output), storage.told(output, storage.GO_ON):
         check_output(output, resume=resume, overwrite=overwrite)
-        try:
-            return _train(read, config, output, resume=resume, observe=observe, stop=stop)
-        except (MemoryError, RuntimeError) as error:
-            if not ran_out(error):
-                raise
-            raise DeviceError(
-                f"memory does not suffice: {str(error).splitlines()[0] if str(error) else 'an allocation was refused'}",
-                remedy="Free memory, raise its limit, or take a smaller --model; --resume goes on from a checkpoint.",
-            ) from error
+        return train_into(output, read, config, resume=resume, observe=observe, stop=stop)
+
+
+def train_into(
+    output: Path,
+    read: Callable[[], Table],
+    config: Config,
+    *,
+    resume: bool,
+    observe: Observer,
+    stop: Callable[[], bool],
+    split_seed: int | None = None,
+    make_place: Callable[[], None] = lambda: None,
+) -> runs.Run:
+    """Run all five steps into a folder that was looked at and is held.
+
+    The arguments are those of `bertsmith.train`, with ``split_seed``, that of the run unless given, and ``make_place``,
+    which is called as soon as table and model are found good, before anything is written.
+    """
+    seed = config.seed if split_seed is None else split_seed
+    try:
+        return _train(read, config, output, resume, observe, stop, seed, make_place)
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        raise DeviceError(
+            f"memory does not suffice: {str(error).splitlines()[0] if str(error) else 'an allocation was refused'}",
+            remedy="Free memory, raise its limit, or take a smaller --model; --resume goes on from a checkpoint.",
+        ) from error
 
 
 def _train(
     read: Callable[[], Table],
     config: Config,
     output: Path,
-    *,
     resume: bool,
     observe: Observer,
     stop: Callable[[], bool],
+    split_seed: int,
+    make_place: Callable[[], None],
 ) -> runs.Run:
     seconds: dict[str, float] = {}
 
@@ -116,7 +138,7 @@ def _train(
         check_stop("stopped before training began")
         table = read()
         cleaned = clean(table)
-        data = _split(cleaned, config)
+        data = _split(cleaned, config, split_seed)
         parts = {name: data.take((data.frame["split"] == name).to_numpy()) for name in SPLITS}
 
     with _timed(seconds, "model"):
@@ -160,6 +182,7 @@ def _train(
             observe(CheckpointsDamaged(step, damaged))
     else:
         check_room(output, parameters=loaded.parameters, checkpoints=arguments.save_total_limit or 3)
+        make_place()
         run = create(output)
         run.update(status="running", created=runs.now(), config=config.dump(), **described)
     storage.write_json(run.layout.labels, _labels(table, parts))
@@ -222,7 +245,11 @@ def _train(
             }
             storage.write_json(run.layout.metrics, metrics)
             for name in ("validation", "test"):
-                write_predictions(run.layout.predictions, name, predictions_frame(parts[name], probabilities[name]))
+                predictions = predictions_frame(parts[name], probabilities[name])
+                write_predictions(run.layout.predictions, name, predictions)
+        with _timed(seconds, "explanations"):
+            check_stop(scoring)
+            storage.write_json(run.layout.explanations, {"mistakes": explain_mistakes(fitted, predictions)})
     except BaseException as error:
         if run.layout.run.is_file():
             with suppress(OSError):  # the disk may be what failed
@@ -235,13 +262,13 @@ def _train(
     return run
 
 
-def _split(cleaned: Cleaned, config: Config) -> Table:
+def _split(cleaned: Cleaned, config: Config, seed: int) -> Table:
     try:
         return split(
             cleaned.table,
             validation_size=config.validation_size,
             test_size=config.test_size,
-            seed=config.seed,
+            seed=seed,
             alike=cleaned.alike if config.near_duplicates == "together" else None,
         )
     except DataError as error:

@@ -64,6 +64,11 @@ class Layout:
         return self.root / "predictions"
 
     @property
+    def explanations(self) -> Path:
+        """Which words moved the most confident mistakes."""
+        return self.predictions / "explanations.json"
+
+    @property
     def report(self) -> Path:
         """The page."""
         return self.root / "report.html"
@@ -72,6 +77,11 @@ class Layout:
     def checkpoints(self) -> Path:
         """Checkpoints to resume from, while there is something to resume."""
         return self.root / "checkpoints"
+
+    @property
+    def seeds(self) -> Path:
+        """Runs of their own with other seeds, by seed, where there are several."""
+        return self.root / "seeds"
 
     @property
     def evaluations(self) -> Path:
@@ -145,6 +155,13 @@ class Run:
         return self._predictions("test")
 
     @property
+    def explanations(self) -> list[dict[str, Any]]:
+        """Which words moved the most confident mistakes; empty where that was not asked."""
+        file = self.layout.explanations
+        with reading(file):
+            return list(_read_json(file)["mistakes"]) if file.is_file() else []
+
+    @property
     def validation_predictions(self) -> pd.DataFrame:
         """The predictions for the validation split, one row a text."""
         return self._predictions("validation")
@@ -155,6 +172,16 @@ class Run:
         file = self.layout.predictions / f"{split}.parquet"
         with reading(file):
             return pd.read_parquet(file)
+
+    @property
+    def members(self) -> list[Run]:
+        """The runs with each seed, in order, where the run was trained with several."""
+        return [Run(path) for path in sorted(self.layout.seeds.glob("*"), key=lambda p: int(p.name))]
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether there is something to go on from: a whole checkpoint, or runs with other seeds."""
+        return self.last_checkpoint() is not None or any(m.layout.run.is_file() for m in self.members)
 
     def last_checkpoint(self) -> Path | None:
         """Return the newest whole checkpoint, ``None`` if there is none; the best one so far must be whole as well."""

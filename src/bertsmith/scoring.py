@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import re
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from bertsmith import storage
 from bertsmith.config import Config
 from bertsmith.data.clean import clean
 from bertsmith.data.read import read_table
-from bertsmith.data.table import Table
+from bertsmith.data.table import Labels, Table
 from bertsmith.errors import ConfigError, DataError
 from bertsmith.evaluation.abstention import check
 from bertsmith.evaluation.baseline import tfidf_logistic_regression, verdict
@@ -29,10 +30,13 @@ from bertsmith.evaluation.intervals import from_pairs, paired_difference
 from bertsmith.evaluation.metrics import PRIMARY, majority_probabilities, scalars
 from bertsmith.evaluation.slices import slices
 from bertsmith.inference.classifier import Classifier, to_frame
+from bertsmith.inference.explain import explain
 from bertsmith.inference.spreadsheet import guard
 from bertsmith.model.encode import count_tokens
 from bertsmith.model.load import fold
 
+EXPLAINED_TOKENS = 256
+"""Of test texts that are explained at the end: some seconds' work for MiniLM on two cores."""
 TRAIN_SAMPLE = 1000
 """Training texts that are scored at the end, drawn at random: enough to see overfitting."""
 
@@ -156,6 +160,31 @@ def look_closer(
     }
 
 
+def explain_mistakes(classifier: Classifier, predictions: pd.DataFrame) -> list[dict[str, Any]]:
+    """Say which words moved the most confident mistakes, as far as `EXPLAINED_TOKENS` go; nothing without captum.
+
+    Args:
+        classifier: as it stands on disk.
+        predictions: of `predictions_frame`, for the test split.
+
+    Returns:
+        JSON-ready: `Explanation` with ``row``, the place of the text in the source.
+    """
+    if importlib.util.find_spec("captum") is None:
+        return []
+    wrong = predictions[predictions["label"] != predictions["predicted"]]
+    wrong = wrong.sort_values("confidence", ascending=False, kind="stable")
+    explained, left = [], EXPLAINED_TOKENS
+    for row, text, tokens in zip(
+        wrong["row"], wrong["text"], count_tokens(wrong["text"].tolist(), classifier.loaded.tokenizer), strict=True
+    ):
+        if tokens > left:
+            break
+        left -= tokens
+        explained.append({"row": int(row), **explain(classifier, text).to_dict()})
+    return explained
+
+
 def baselines(parts: dict[str, Table], probabilities: np.ndarray, seed: int) -> dict[str, Any]:
     """Put the model's probabilities on test beside what one gets with less."""
     train, test = parts["train"], parts["test"]
@@ -193,6 +222,12 @@ def predictions_frame(table: Table, probabilities: np.ndarray) -> pd.DataFrame:
         }
     )
     return pd.concat([given, to_frame(probabilities, labels)], axis=1)
+
+
+def targets_of(predictions: pd.DataFrame, labels: Labels) -> np.ndarray:
+    """Return the class index of every text in predictions that were kept, shape (n,)."""
+    index = {number: i for i, number in enumerate(labels.numbers)}
+    return np.array([index[number] for number in predictions["label"]], dtype=np.int64)
 
 
 def write_predictions(folder: Path, name: str, frame: pd.DataFrame) -> None:

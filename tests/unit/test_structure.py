@@ -20,6 +20,7 @@ ORDER = [
     {"report", "inference"},
     {"scoring"},
     {"pipeline"},
+    {"repeat"},
     {"api"},
     {"cli"},
 ]

@@ -15,6 +15,7 @@ from bertsmith import __version__
 from bertsmith.cli.compare import compare
 from bertsmith.cli.demo import demo
 from bertsmith.cli.evaluate import evaluate
+from bertsmith.cli.explain import explain
 from bertsmith.cli.inspect import inspect
 from bertsmith.cli.predict import predict
 from bertsmith.cli.terminal import talk
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
-for command in (demo, inspect, train, evaluate, predict, compare):
+for command in (demo, inspect, train, evaluate, predict, explain, compare):
     app.command()(command)
 
 

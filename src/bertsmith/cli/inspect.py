@@ -31,21 +31,11 @@ def inspect(
     Example: bertsmith inspect reviews.csv --html findings.html
     """
     inputs = (table, settings.test, settings.validation, settings.corrections, settings.db, config)
-    for file, flag, what, suffixes in (
-        (html, "--html", "a page", (".html", ".htm")),
-        (label_errors, "--label-errors", "a CSV", (".csv",)),
-    ):
+    for file, suffixes in ((html, (".html", ".htm")), (label_errors, (".csv",))):
         if file is not None:
-            from bertsmith.errors import ConfigError
             from bertsmith.output import check_file
 
-            check_file(file, inputs, overwrite=overwrite)
-            if file.suffix.lower() not in suffixes:
-                raise ConfigError(
-                    f"{flag} wants the name of {what}",
-                    where=str(file),
-                    remedy=f"Give a name that ends in {suffixes[0]}.",
-                )
+            check_file(file, inputs, overwrite=overwrite, suffixes=suffixes)
     from bertsmith.api import as_table, inspect_table, suspected
 
     read = as_table(table, settings)

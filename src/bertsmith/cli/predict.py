@@ -57,6 +57,9 @@ def predict(
     decision_rule: Annotated[
         bool, typer.Option(help="Use the decision rule tuned on validation, where the run has one.")
     ] = True,
+    ensemble: Annotated[
+        bool, typer.Option("--ensemble", help="Ask the models of all seeds together, of a run trained with --seeds.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="JSON Lines on stdout, not CSV.")] = False,
     formula_guard: Annotated[
@@ -85,19 +88,20 @@ def predict(
     if output is not None:
         kind = output_format(output)
         check_file(output, (source, settings.db, config), overwrite=overwrite)
+    from bertsmith.api import load
     from bertsmith.inference.abstain import abstention
-    from bertsmith.inference.classifier import Classifier
 
     parts = _parts(source, settings)
     first = next(parts)  # a bad table is told before the model is loaded
-    classifier = Classifier.load(run, device=settings.device, decide=decision_rule)
+    classifier = load(opened, device=settings.device, decide=decision_rule, ensemble=ensemble)
     abstain = abstention(
         opened,
-        classifier.rule,
+        classifier.rules,
         decide=decision_rule,
         min_confidence=min_confidence,
         target_accuracy=target_accuracy,
         coverage=coverage,
+        ensemble=ensemble,
     )
     done = empty = abstained = 0
 

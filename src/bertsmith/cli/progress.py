@@ -116,6 +116,9 @@ class Progress:
             self.console.print(
                 f"{why} after {_clock(event.seconds)}; best: {best}, validation macro-F1 {event.best_score:.3f}"
             )
+        elif name == "SeedStarted":
+            self.evaluations = []
+            self.console.print(f"[bold]seed {event.seed}[/] ({event.number} of {event.of})")
         elif name == "Scoring":
             self.scoring = (0, event.texts)
             self.console.print(f"[dim]scoring {event.texts:,} texts …[/]")

@@ -55,9 +55,9 @@ def run_and_show(
     with Progress(talk()) as progress, _stoppable() as stop:
         try:
             from bertsmith.api import as_table
-            from bertsmith.pipeline import run_training
+            from bertsmith.repeat import run_seeds
 
-            run = run_training(
+            run = run_seeds(
                 lambda: as_table(source, settings),
                 settings,
                 output,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,22 +41,24 @@ class Abstention:
 
 def abstention(
     run: Run,
-    rule: Rule,
+    rules: Sequence[Rule],
     *,
     decide: bool = True,
     min_confidence: float | None = None,
     target_accuracy: float | None = None,
     coverage: float | None = None,
+    ensemble: bool = False,
 ) -> Abstention:
     """Turn what is wanted into thresholds.
 
     Args:
         run: a finished run.
-        rule: of its classifier.
+        rules: of its classifier, or of those of its ensemble.
         decide: whether that uses its decision rule.
         min_confidence: least confidence to answer with.
         target_accuracy: wanted among the answered; the threshold is the least one that gave it on validation.
         coverage: share of the texts whose label set is to hold the true label.
+        ensemble: whether the models of all seeds are asked together.
 
     Raises:
         ConfigError: if both of the first two are wanted, or there is no threshold for what is wanted.
@@ -64,11 +67,13 @@ def abstention(
         raise ConfigError("--min-confidence and --target-accuracy both say when to answer", remedy="Give one of them.")
     if target_accuracy is None and coverage is None:
         return Abstention(min_confidence)
-    frame = run.validation_predictions
-    targets = np.array([run.labels.numbers.index(number) for number in frame["label"]])
-    probabilities = np.stack(frame["probabilities"].to_list())
+    members = run.members if ensemble else [run]
+    frames = [member.validation_predictions for member in members]
+    targets = np.array([run.labels.numbers.index(number) for number in frames[0]["label"]])
+    said = [np.stack(frame["probabilities"].to_list()) for frame in frames]
     if not decide:
-        probabilities = Rule(rule.temperature, rule.offsets).apply(probabilities, decide=False)
+        said = [Rule(r.temperature, r.offsets).apply(p, decide=False) for r, p in zip(rules, said, strict=True)]
+    probabilities = np.mean(said, axis=0)
     n = len(targets)
     if target_accuracy is not None:
         right = probabilities.argmax(axis=1) == targets

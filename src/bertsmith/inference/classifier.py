@@ -26,7 +26,34 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Classifier:
+class Labelling:
+    """What labels texts, by probabilities.
+
+    Attributes:
+        labels: the classes.
+    """
+
+    labels: Labels
+
+    @property
+    def rules(self) -> list[Rule]:
+        """The decision rules of the models that are asked."""
+        raise NotImplementedError
+
+    def predict_proba(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
+        """Return the probability of every class for every text, shape (texts, classes)."""
+        raise NotImplementedError
+
+    def predict(self, texts: Sequence[str]) -> list[str]:
+        """Return the label text of every text."""
+        return [self.labels.texts[i] for i in self.predict_proba(texts).argmax(axis=1)]
+
+    def predict_frame(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> pd.DataFrame:
+        """Return one row a text: ``predicted``, ``predicted_text``, ``confidence``, ``probabilities`` (a list)."""
+        return to_frame(self.predict_proba(texts, progress), self.labels)
+
+
+class Classifier(Labelling):
     """A model that labels texts, in fp32.
 
     Attributes:
@@ -106,6 +133,11 @@ class Classifier:
     def __repr__(self) -> str:
         return f"Classifier({len(self.labels)} classes, {self.loaded.model.config.model_type}, {self.loaded.device})"
 
+    @property
+    def rules(self) -> list[Rule]:
+        """Its own."""
+        return [self.rule]
+
     def predict_proba(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the probability of every class for every text, shape (texts, classes); rows sum to 1.
 
@@ -159,14 +191,6 @@ class Classifier:
         half = len(lengths) // 2
         parts = ({name: ids[which] for name, ids in encoded.items()} for which in (slice(half), slice(half, None)))
         return torch.cat([self._logits(part) for part in parts])
-
-    def predict(self, texts: Sequence[str]) -> list[str]:
-        """Return the label text of every text."""
-        return [self.labels.texts[i] for i in self.predict_proba(texts).argmax(axis=1)]
-
-    def predict_frame(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> pd.DataFrame:
-        """Return one row a text: ``predicted``, ``predicted_text``, ``confidence``, ``probabilities`` (a list)."""
-        return to_frame(self.predict_proba(texts, progress), self.labels)
 
 
 def to_frame(probabilities: np.ndarray, labels: Labels) -> pd.DataFrame:

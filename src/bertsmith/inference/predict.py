@@ -14,7 +14,7 @@ import pandas as pd
 
 from bertsmith.errors import ConfigError, DataError, listing
 from bertsmith.inference.abstain import Abstention
-from bertsmith.inference.classifier import Classifier
+from bertsmith.inference.classifier import Labelling
 from bertsmith.inference.spreadsheet import guard
 
 CHUNK = 1024
@@ -33,7 +33,7 @@ class Writer(Protocol):
 
 
 def predict_rows(
-    classifier: Classifier,
+    classifier: Labelling,
     rows: pd.DataFrame,
     texts: list[str],
     *,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from bertsmith.storage import write_text
 MATRIX_AS_TABLE = 20
 """Up to this many classes the confusion matrix is a table with figures in it; beyond, a picture to point at."""
 MISTAKES, SAMPLES, PAIRS = 20, 10, 20
+EXAMPLE = 160
+"""Characters of an example in a table."""
 METRIC_NAMES = {
     "macro_f1": ("Macro-F1", "the mean over the classes of precision and recall combined; every class counts the same"),
     "accuracy": ("Accuracy", "the share of texts labelled right"),
@@ -82,6 +85,10 @@ def write_report(run: Run) -> Path:
             words=metrics["baseline"]["tfidf_logistic_regression"],
             findings=findings,
             reliability=reliability(test["calibration"]["bins"]),
+            abstention=_abstention_figure(metrics["abstention"]["accuracy_coverage"]),
+            worse=[entry for entry in metrics["slices"] if entry["worse"]],
+            rule=metrics["decision_rule"],
+            seeds=metrics.get("seeds"),
             lengths=_length_figure(findings),
             balance=_balance(findings["classes"]),
             losses=_loss_figure(history, best_epoch),
@@ -90,9 +97,11 @@ def write_report(run: Run) -> Path:
             matrix=matrix.tolist() if len(names) <= MATRIX_AS_TABLE else None,
             heatmap=heatmap(matrix, names) if len(names) > MATRIX_AS_TABLE else None,
             names=names,
-            pairs=_pairs(matrix, names),
+            pairs=_pairs(matrix, names, mistakes),
             n_mistakes=len(mistakes),
-            mistakes=_examples(mistakes.sort_values("confidence", ascending=False, kind="stable").head(MISTAKES)),
+            mistakes=_examples(
+                mistakes.sort_values("confidence", ascending=False, kind="stable").head(MISTAKES), run.explanations
+            ),
             samples=_examples(right.sample(min(SAMPLES, len(right)), random_state=info["config"]["seed"])),
         )
     )
@@ -113,6 +122,31 @@ def findings_page(findings: Findings) -> str:
             balance=_balance(values["classes"]),
         )
     )
+
+
+def explanations_page(explanations: list[dict[str, Any]], run: str) -> str:
+    """Return the page of `explain --html`.
+
+    Args:
+        explanations: of `bertsmith.inference.explain.Explanation.to_dict`.
+        run: name of the run.
+    """
+    shown = [{**e, "pieces": pieces(e)} for e in explanations]
+    return environment().get_template("explanations.html").render(title=f"Why? · {run}", explanations=shown)
+
+
+def pieces(explanation: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a text cut into words and what is between them: ``text``, and ``share``, from −1 to 1, or ``None``."""
+    text, words = explanation["text"], explanation["words"]
+    most = max((abs(w["attribution"]) for w in words), default=0.0) or 1.0
+    result: list[dict[str, Any]] = []
+    end = 0
+    for word in words:
+        result.append({"text": text[end : word["start"]], "share": None})
+        result.append({"text": word["text"], "share": word["attribution"] / most})
+        end = word["end"]
+    result.append({"text": text[end:], "share": None})
+    return [piece for piece in result if piece["text"]]
 
 
 def _length_figure(findings: dict[str, Any]) -> Markup:
@@ -154,19 +188,37 @@ def _classes(test: dict[str, Any], run: Run) -> list[dict[str, Any]]:
     return [{**entry, "train": counts[entry["label"]]} for entry in test["per_class"]]
 
 
-def _pairs(matrix: np.ndarray, names: list[str]) -> list[dict[str, Any]]:
+def _abstention_figure(curve: list[dict[str, float]]) -> Markup:
+    line = Line("accuracy among the answered", "c1", [(e["coverage"], e["accuracy"]) for e in curve])
+    return curves([line], x_label="share of the texts that are answered, the surest first", y_label="labelled right")
+
+
+def _pairs(matrix: np.ndarray, names: list[str], mistakes: pd.DataFrame) -> list[dict[str, Any]]:
     wrong = matrix.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
     cells = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True)]
     totals = matrix.sum(axis=1)
-    return [
-        {"label": names[i], "predicted": names[j], "texts": int(wrong[i, j]), "of": int(totals[i])}
-        for i, j in cells
-        if wrong[i, j]
-    ]
+    found = []
+    for i, j in cells:
+        if wrong[i, j]:
+            of_pair = mistakes[(mistakes["label_text"] == names[i]) & (mistakes["predicted_text"] == names[j])]
+            surest = of_pair.sort_values("confidence", ascending=False, kind="stable")["text"].tolist()
+            example = next(iter(surest), "")
+            found.append(
+                {
+                    "label": names[i],
+                    "predicted": names[j],
+                    "texts": int(wrong[i, j]),
+                    "of": int(totals[i]),
+                    "example": example if len(example) <= EXAMPLE else f"{example[:EXAMPLE]}…",
+                }
+            )
+    return found
 
 
-def _examples(rows: pd.DataFrame) -> list[dict[str, Any]]:
+def _examples(rows: pd.DataFrame, explanations: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
     columns = ["row", "text", "label_text", "predicted_text", "confidence"]
-    return [dict(zip(columns, values, strict=True)) for values in rows[columns].itertuples(index=False)]
+    explained = {(e["row"], e["text"]): pieces(e) for e in explanations}
+    examples = [dict(zip(columns, values, strict=True)) for values in rows[columns].itertuples(index=False)]
+    return [{**example, "pieces": explained.get((example["row"], example["text"]))} for example in examples]

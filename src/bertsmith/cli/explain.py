@@ -1,0 +1,85 @@
+"""``bertsmith explain``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from bertsmith.cli.evaluate import RunArgument
+from bertsmith.cli.options import Json, with_settings
+from bertsmith.cli.terminal import print_json, result, talk
+from bertsmith.config import Config, ModelConfig
+
+STRONGEST = 10
+"""Words listed with their figure."""
+
+
+@with_settings(ModelConfig, only=("device",))
+def explain(
+    *,
+    run: RunArgument,
+    text: Annotated[list[str], typer.Option("--text", metavar="TEXT", help="A text to explain; may be repeated.")],
+    label: Annotated[
+        str | None, typer.Option(metavar="LABEL", help="Explain this label text and not the predicted one.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with the words coloured.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page if it is there.")] = False,
+    json: Json = False,
+    settings: Config,
+    config: Path | None,
+) -> None:
+    """Show which words moved a prediction, and by how much.
+
+    Example: bertsmith explain runs/reviews --text "great phone, awful battery"
+    """
+    from bertsmith.output import check_file
+    from bertsmith.run import open_run
+
+    open_run(run)
+    if html is not None:
+        check_file(html, (config,), overwrite=overwrite, suffixes=(".html", ".htm"))
+    from bertsmith.inference.classifier import Classifier
+    from bertsmith.inference.explain import explain as explained
+
+    classifier = Classifier.load(run, device=settings.device)
+    found = [explained(classifier, one, label) for one in text]
+    if html is not None:
+        from bertsmith.report.report import explanations_page
+        from bertsmith.storage import told, write_text
+
+        with told(html):
+            write_text(html, explanations_page([e.to_dict() for e in found], run.resolve().name))
+        talk().print(f"page: {html}", markup=False)
+    if json:
+        print_json([e.to_dict() for e in found])
+        return
+    out = result()
+    for explanation in found:
+        most = max((abs(w.attribution) for w in explanation.words), default=0.0) or 1.0
+        line = Text()
+        end = 0
+        for word in explanation.words:
+            share = word.attribution / most
+            style = (
+                "" if abs(share) < 0.15 else f"{'bold ' if abs(share) > 0.5 else ''}{'green' if share > 0 else 'red'}"
+            )
+            line.append(explanation.text[end : word.start]).append(word.text, style=style)
+            end = word.end
+        line.append(explanation.text[end:], style="dim")
+        out.print(line)
+        other = (
+            ""
+            if explanation.label_text == explanation.predicted_text
+            else f" (predicted: {explanation.predicted_text})"
+        )
+        out.print(f"  {explanation.label_text}, probability {explanation.probability:.3f}{other}", markup=False)
+        for word in sorted(explanation.words, key=lambda w: -abs(w.attribution))[:STRONGEST]:
+            out.print(f"  {word.attribution:+8.3f}  {word.text}", markup=False)
+        out.print(
+            f"  the words add up to {explanation.change + explanation.gap:+.3f} "
+            f"of a change of {explanation.change:+.3f} in the logit",
+            markup=False,
+        )

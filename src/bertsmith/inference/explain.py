@@ -1,0 +1,165 @@
+"""Which words moved a prediction: integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365), by captum."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from bertsmith.data.clean import normalise
+from bertsmith.errors import ConfigError, DataError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+
+    from bertsmith.inference.classifier import Classifier
+
+STEPS = (32, 64, 128, 256, 512)
+"""Points of the path from nothing to the text that are tried, until the sum is right."""
+TOLERANCE = 0.05
+"""How far the attributions' sum may be from the change in the logit, as a share of that, or of 1 if it is less."""
+AT_ONCE = 16
+"""Points computed in one pass."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a text.
+
+    Attributes:
+        text: as it stands there.
+        start, end: its place, in characters of the explained text.
+        attribution: what it adds to the logit of the label; what is negative speaks against it.
+    """
+
+    text: str
+    start: int
+    end: int
+    attribution: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a text has a label.
+
+    Attributes:
+        text: the text, normalised.
+        label_text: the label that is explained.
+        predicted_text: the label the model gives.
+        probability: of the label that is explained.
+        words: those the model reads, in order; what was cut off is not among them.
+        change: of the logit, from a text of nothing but padding to this one.
+        gap: between the sum of the attributions and that change.
+        steps: points of the path.
+    """
+
+    text: str
+    label_text: str
+    predicted_text: str
+    probability: float
+    words: tuple[Word, ...]
+    change: float
+    gap: float
+    steps: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON-ready values."""
+        return asdict(self)
+
+
+def explain(classifier: Classifier, text: str, label: str | None = None) -> Explanation:
+    """Say which words moved the logit of a label, by how much.
+
+    The path leads from padding tokens to those of the text, its special tokens aside; what the pieces of a word add is
+    summed. The number of points is doubled until the attributions sum to the change in the logit.
+
+    Args:
+        classifier: a fitted model.
+        text: one text.
+        label: a label text; the predicted one unless given.
+
+    Raises:
+        ConfigError: if the package captum is missing, or there is no such label.
+        DataError: if the text is empty.
+    """
+    text = normalise(text)
+    if not text:
+        raise DataError("the text is empty", remedy="Give a text to explain.")
+    names = classifier.labels.texts
+    if label is not None and label not in names:
+        raise ConfigError(
+            f"there is no label {label!r}.{did_you_mean(label, names)}", remedy="Give a label of the run."
+        )
+    probabilities = classifier.predict_proba([text])[0]
+    predicted = int(probabilities.argmax())
+    target = predicted if label is None else names.index(label)
+    tokenizer = classifier.loaded.tokenizer
+    encoded = tokenizer(
+        text,
+        truncation=True,
+        max_length=classifier.loaded.max_length,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        return_tensors="pt",
+    )
+    special = encoded["special_tokens_mask"].bool()
+    inputs = {name: encoded[name].to(classifier.loaded.device) for name in classifier.loaded.input_names}
+    baseline = inputs["input_ids"].masked_fill(~special.to(classifier.loaded.device), tokenizer.pad_token_id)
+    of_tokens, change, gap, steps = _attributions(classifier, inputs, baseline, target)
+    return Explanation(
+        text=text,
+        label_text=names[target],
+        predicted_text=names[predicted],
+        probability=float(probabilities[target]),
+        words=_words(text, encoded.word_ids(), encoded["offset_mapping"][0].tolist(), of_tokens),
+        change=change,
+        gap=gap,
+        steps=steps,
+    )
+
+
+def _attributions(
+    classifier: Classifier, inputs: dict[str, torch.Tensor], baseline: torch.Tensor, target: int
+) -> tuple[list[float], float, float, int]:
+    """Return the attribution of every token, the change of the logit, the gap to it, and the points it took."""
+    import torch
+
+    try:
+        from captum.attr import LayerIntegratedGradients
+    except ImportError as error:
+        raise ConfigError("explaining needs the package captum", remedy="pip install 'bertsmith[explain]'") from error
+    model = classifier.loaded.model
+    others = {name: value for name, value in inputs.items() if name != "input_ids"}
+
+    def logit(ids: torch.Tensor) -> torch.Tensor:
+        repeated = {name: value.expand(len(ids), -1) for name, value in others.items()}
+        result: torch.Tensor = model(input_ids=ids, **repeated).logits[:, target]
+        return result
+
+    with torch.no_grad():
+        change = float(logit(inputs["input_ids"]) - logit(baseline))
+    method = LayerIntegratedGradients(logit, model.get_input_embeddings())
+    for steps in STEPS:
+        found = method.attribute(inputs["input_ids"], baselines=baseline, n_steps=steps, internal_batch_size=AT_ONCE)
+        of_tokens = found.sum(dim=-1)[0].detach().double().cpu()
+        gap = float(of_tokens.sum()) - change
+        if abs(gap) <= TOLERANCE * max(abs(change), 1.0):
+            break
+    model.zero_grad(set_to_none=True)
+    return of_tokens.tolist(), change, gap, steps
+
+
+def _words(
+    text: str, word_of: list[int | None], places: list[tuple[int, int]], of_tokens: list[float]
+) -> tuple[Word, ...]:
+    words: list[Word] = []
+    last = None
+    for word, (start, end), value in zip(word_of, places, of_tokens, strict=True):
+        if word is None or start == end:
+            continue
+        if word == last:
+            before = words.pop()
+            start, value = before.start, before.attribution + value
+        start += len(text[start:end]) - len(text[start:end].lstrip())  # some tokenizers count the space before
+        words.append(Word(text[start:end], start, end, value))
+        last = word
+    return tuple(words)

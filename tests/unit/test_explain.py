@@ -1,0 +1,89 @@
+"""Attributions add up, name the right words, and stay text on the page."""
+
+import json
+
+import pytest
+
+import bertsmith as bs
+from bertsmith.errors import ConfigError, DataError
+from bertsmith.inference.classifier import Classifier
+from bertsmith.inference.explain import TOLERANCE, explain
+from bertsmith.testing import ARCHITECTURES, WORDS, tiny_model, tiny_table
+from tests.conftest import FAST
+
+
+@pytest.fixture(scope="module")
+def classifier(finished):
+    return bs.load(finished, device="cpu")
+
+
+@pytest.mark.parametrize("label", [None, "animals", "colours", "fruits"])
+def test_attributions_sum_to_the_change_in_the_logit(label, classifier):
+    for text in ["my cat and your dog near 7", "here is a red apple, very quite", "that"]:
+        found = explain(classifier, text, label)
+        assert sum(w.attribution for w in found.words) == pytest.approx(found.change + found.gap, abs=1e-4)
+        assert abs(found.gap) <= TOLERANCE * max(abs(found.change), 1.0)
+        assert found.label_text == (label or found.predicted_text)
+
+
+def test_the_change_is_that_of_the_model(classifier):
+    import torch
+
+    text = "my cat and your dog"
+    found = explain(classifier, text)
+    tokenizer, model = classifier.loaded.tokenizer, classifier.loaded.model
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    padded = ids.clone()
+    padded[0, 1:-1] = tokenizer.pad_token_id
+    target = classifier.labels.texts.index(found.label_text)
+    with torch.no_grad():
+        logits = [
+            model(input_ids=i, attention_mask=torch.ones_like(ids)).logits[0, target].item() for i in (ids, padded)
+        ]
+    assert found.change == pytest.approx(logits[0] - logits[1], abs=1e-4)
+
+
+def test_the_word_that_tells_is_named(classifier):
+    for name in list(WORDS)[:3]:
+        telling = WORDS[name][0]
+        found = explain(classifier, f"this is quite near my {telling} but there", name)
+        assert max(found.words, key=lambda w: w.attribution).text == telling
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_is_explained_word_by_word(architecture, tmp_path):
+    model = tiny_model(tmp_path / "model", architecture)
+    run = bs.train(tiny_table(60), output=tmp_path / "run", model=str(model), **{**FAST, "epochs": 1})
+    text = "  Red cats, near\tthe plum "
+    found = explain(Classifier.load(run.path, device="cpu"), text)
+    assert all(found.text[w.start : w.end] == w.text for w in found.words)
+    assert "".join(w.text for w in found.words) == "Redcats,neartheplum"
+    assert abs(found.gap) <= TOLERANCE * max(abs(found.change), 1.0)
+
+
+def test_the_command_prints_json_and_a_page(cli, finished, tmp_path):
+    evil = "<script>canary()</script> my cat"
+    arguments = ("--text", "a red plum", "--text", evil, "--html", tmp_path / "why.html", "--json", "--device", "cpu")
+    code, out, err = cli("explain", finished, *arguments)
+    assert code == 0
+    found = json.loads(out)
+    assert [f["text"] for f in found] == ["a red plum", evil]
+    page = (tmp_path / "why.html").read_text()
+    assert "<script>canary" not in page
+    assert "canary" in page
+    assert "why.html" in err
+    code, out, _ = cli("explain", finished, "--text", "a red plum", "--label", "fruits", "--device", "cpu")
+    assert code == 0
+    assert "fruits, probability 0." in out
+    assert "add up to" in out
+
+
+def test_what_cannot_be_explained_is_told(cli, finished, classifier, monkeypatch):
+    code, _, err = cli("explain", finished, "--text", "a", "--label", "fruit", "--device", "cpu")
+    assert code == 2
+    assert "Did you mean 'fruits'" in err
+    with pytest.raises(DataError, match="empty"):
+        explain(classifier, " \n")
+    monkeypatch.setitem(__import__("sys").modules, "captum.attr", None)
+    with pytest.raises(ConfigError, match="captum"):
+        explain(classifier, "a cat")

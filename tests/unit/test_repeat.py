@@ -1,0 +1,94 @@
+"""Several seeds: the spread, the best, and all of them together."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import bertsmith as bs
+from bertsmith.errors import DataError, Interrupted, RunFolderError
+from bertsmith.evaluation.metrics import macro_f1
+from bertsmith.testing import tiny_table
+from tests.conftest import same_weights, train, weights_of
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory, tiny):
+    return train(tiny, tmp_path_factory.mktemp("seeds") / "run", seeds=3, seed=7, epochs=2)
+
+
+def test_every_seed_is_a_run_on_the_same_split(seeds):
+    assert [member.path.name for member in seeds.members] == ["7", "8", "9"]
+    assert len({member.info["data"]["fingerprint"] for member in seeds.members}) == 1
+    weights = [weights_of(member) for member in seeds.members]
+    assert not same_weights(weights[0], weights[1])
+    assert seeds.info["status"] == "finished"
+    assert seeds.info["config"]["seeds"] == 3
+
+
+def test_the_best_by_validation_is_the_run(seeds):
+    scores = [m.metrics["splits"]["validation"]["metrics"]["macro_f1"]["value"] for m in seeds.members]
+    best = seeds.members[int(np.argmax(scores))]
+    assert seeds.metrics["seeds"]["best"] == int(best.path.name) == seeds.info["best_seed"]
+    assert same_weights(weights_of(seeds), weights_of(best))
+    assert seeds.metrics["splits"] == best.metrics["splits"]
+    assert seeds.predictions.equals(best.predictions)
+    texts = tiny_table(20, seed=3)["Text"].tolist()
+    assert bs.load(seeds, device="cpu").predict(texts) == bs.load(best, device="cpu").predict(texts)
+
+
+def test_mean_spread_and_ensemble_are_those_of_the_members(seeds):
+    said = seeds.metrics["seeds"]
+    of_test = [m.metrics["splits"]["test"]["metrics"]["macro_f1"]["value"] for m in seeds.members]
+    assert [e["test"]["macro_f1"] for e in said["each"]] == of_test
+    assert said["test"]["macro_f1"]["mean"] == pytest.approx(np.mean(of_test))
+    assert said["test"]["macro_f1"]["standard_deviation"] == pytest.approx(np.std(of_test, ddof=1))
+    frame = seeds.predictions
+    mean = np.mean([np.stack(m.predictions["probabilities"].to_list()) for m in seeds.members], axis=0)
+    targets = frame["label"].to_numpy()
+    assert said["ensemble"]["metrics"]["macro_f1"]["value"] == pytest.approx(macro_f1(targets, mean.argmax(axis=1)))
+    together = bs.load(seeds, device="cpu", ensemble=True).predict_proba(frame["text"].tolist())
+    assert together == pytest.approx(mean, abs=1e-5)
+
+
+def test_the_command_predicts_with_all_of_them(cli, seeds, tmp_path):
+    texts = tiny_table(12, seed=5)["Text"]
+    pd.DataFrame({"Text": texts}).to_csv(tmp_path / "t.csv", index=False)
+    flags = ("--ensemble", "--json", "--device", "cpu", "--min-confidence", "0")
+    code, out, _ = cli("predict", seeds.path, tmp_path / "t.csv", *flags)
+    assert code == 0
+    expected = bs.load(seeds, device="cpu", ensemble=True).predict_proba(texts.tolist()).max(axis=1)
+    assert [json.loads(line)["confidence"] for line in out.splitlines()] == pytest.approx(expected.tolist(), abs=1e-6)
+    code, _, err = cli("predict", seeds.members[0].path, tmp_path / "t.csv", "--ensemble")
+    assert code == 2
+    assert "one model only" in err
+
+
+def test_what_is_interrupted_goes_on_to_the_same_end(seeds, tiny, tmp_path):
+    settings = {"seeds": 3, "seed": 7, "epochs": 2}
+    seen = []  # stops within the second seed
+
+    def stop():
+        names = [type(event).__name__ for event in seen]
+        return names.count("SeedStarted") == 2 and names[-1] == "StepDone"
+
+    with pytest.raises(Interrupted):
+        train(tiny, tmp_path / "run", on_event=seen.append, stop=stop, **settings)
+    run = bs.Run(tmp_path / "run")
+    assert run.info["status"] == "interrupted"
+    assert next(m.info["status"] for m in run.members) == "finished"
+    with pytest.raises(RunFolderError, match="--resume"):
+        train(tiny, tmp_path / "run", **settings)
+    with pytest.raises(RunFolderError, match=r"epochs: 2\.0 then, 3\.0 now"):
+        train(tiny, tmp_path / "run", resume=True, **{**settings, "epochs": 3})
+    again = train(tiny, tmp_path / "run", resume=True, **settings)
+    assert same_weights(weights_of(again), weights_of(seeds))
+    assert again.metrics == seeds.metrics
+
+
+def test_a_bad_table_replaces_nothing(seeds, tiny):
+    with pytest.raises(DataError):
+        train(tiny, seeds.path, table=tiny_table(2), seeds=2, overwrite=True)
+    assert bs.Run(seeds.path).info["status"] == "finished"
+    assert len(seeds.members) == 3
