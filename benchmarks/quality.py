@@ -36,8 +36,8 @@ def parts(folder: Path, seed: int) -> dict[str, pd.DataFrame]:
     return tables
 
 
-def ours(tables: dict[str, pd.DataFrame], seed: int, settings: dict) -> np.ndarray:
-    """Train with no setting but the checkpoint."""
+def ours(tables: dict[str, pd.DataFrame], seed: int, settings: dict) -> tuple[np.ndarray, dict]:
+    """Train with no setting but the checkpoint; return predictions and what the run says of its own confidence."""
     import bertsmith as bs
 
     with tempfile.TemporaryDirectory() as name:
@@ -57,7 +57,16 @@ def ours(tables: dict[str, pd.DataFrame], seed: int, settings: dict) -> np.ndarr
         frame = run.predictions.sort_values("row")
         kept = np.full(len(tables["test"]), -1)
         kept[frame["row"] - 1] = frame["predicted"]
-    return kept
+        metrics = run.metrics
+        said = {
+            "ece": metrics["splits"]["test"]["calibration"]["expected_calibration_error"],
+            "ece_before": metrics["splits"]["test"]["calibration"]["before"]["expected_calibration_error"],
+            "conformal": metrics["abstention"]["conformal"],
+            "recipe": run.info["recipe"],
+            "rule": metrics["decision_rule"]["used"],
+            "epochs": run.info["training"]["epoch"],
+        }
+    return kept, said
 
 
 def plain(tables: dict[str, pd.DataFrame], seed: int, settings: dict) -> np.ndarray:
@@ -134,9 +143,10 @@ def words(tables: dict[str, pd.DataFrame], seed: int, settings: dict) -> np.ndar
 def run_one(contender: str, data: Path, seed: int, kept: Path, settings: dict) -> None:
     """Run in this process and keep the predicted label numbers of the test texts."""
     tables = parts(data, seed)
-    predicted = {"ours": ours, "plain": plain, "words": words}[contender](tables, seed, settings)
+    found = {"ours": ours, "plain": plain, "words": words}[contender](tables, seed, settings)
+    predicted, said = found if isinstance(found, tuple) else (found, {})
     kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps({"predicted": [int(p) for p in predicted]}))
+    kept.write_text(json.dumps({**said, "predicted": [int(p) for p in predicted]}))
 
 
 def scores(targets: np.ndarray, runs: list[np.ndarray]) -> tuple[float, float]:
@@ -185,6 +195,26 @@ def report(data: Path, output: Path, tables: list[str], contenders: list[str], s
                 f"| {table} | {contender} | {len(of_seeds)} | {value:.3f} [{low:.3f}, {high:.3f}] | {accuracy:.3f} "
                 f"| {np.mean(seconds[contender]):,.0f} | {ahead} |"
             )
+    confidence(output, tables, seeds)
+
+
+def confidence(output: Path, tables: list[str], seeds: int) -> None:
+    """Print how far the confidence of our runs can be believed, and whether their label sets keep their promise."""
+    print(
+        "\n| table | seed | ECE on test | before calibration | true label in sets of 90 % | expected | labels a set |\n"
+        "| --- | --- | --- | --- | --- | --- | --- |"
+    )
+    for table in tables:
+        for seed in range(seeds):
+            path = output / f"{table}-ours-{seed}.json"
+            if path.is_file():
+                kept = json.loads(path.read_text())
+                sets = next(e for e in kept["conformal"] if e["coverage"] == 0.9)
+                low, high = sets["expected"]
+                print(
+                    f"| {table} | {seed} | {kept['ece']:.3f} | {kept['ece_before']:.3f} "
+                    f"| {sets['empirical_coverage']:.3f} | {low:.3f} to {high:.3f} | {sets['mean_labels']:.2f} |"
+                )
 
 
 def main() -> int:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,10 +8,12 @@ from hypothesis import strategies as st
 
 from bertsmith.config import DataConfig
 from bertsmith.data.clean import CONFLICT, DUPLICATE, EMPTY, IN_TEST, IN_VALIDATION, NO_LABEL, clean, normalise
+from bertsmith.data.inspect import inspect
+from bertsmith.data.near_duplicates import near_duplicates
 from bertsmith.data.read import read_table
 from bertsmith.data.split import split
 from bertsmith.errors import DataError
-from bertsmith.testing import tiny_table
+from bertsmith.testing import WORDS, tiny_table
 
 
 def _read(rows, **columns):
@@ -162,3 +166,70 @@ def test_too_small_a_table_is_refused():
             test_size=0.1,
             seed=0,
         )
+
+
+def test_texts_that_nearly_repeat_one_another_are_grouped():
+    texts = [
+        "Where is my new card? It should have come last week.",
+        "where is my new card -  it should have come last week!!",
+        "What is the exchange rate for euros today?",
+        "Where is my new card? It should have come last weeks.",
+        "completely different words stand here",
+        "",
+        "!?",
+        "!?",
+    ]
+    assert near_duplicates(texts).tolist() == [0, 0, 2, 0, 4, 5, 6, 6]
+    assert near_duplicates([]).tolist() == []
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.text(max_size=40), max_size=12), st.integers(0, 10**6))
+def test_equal_texts_are_always_in_one_group_and_a_group_begins_with_its_first(texts, seed):
+    texts = [*texts, *texts[:3]]
+    group = near_duplicates(texts)
+    for i, text in enumerate(texts):
+        assert group[i] <= i
+        assert group[group[i]] == group[i]
+        assert group[i] == group[texts.index(text)]
+
+
+def _near(rows=200):
+    table = tiny_table(rows)
+    rng = np.random.default_rng(0)
+    blocks = ["".join(rng.choice(list("abcdefghij "), 60)) for _ in range(rows // 4)]
+    table["Text"] = [f"{blocks[i // 4]} {'wxyz'[i % 4]}" for i in range(rows)]
+    table["Label Text"] = [list(WORDS)[i // 4 % 3] for i in range(rows)]
+    return read_table(table.drop(columns="Label"))
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_near_duplicates_stay_on_one_side(grouped):
+    table = _near()
+    if grouped:  # authors of eight texts each, which tie their near-duplicates together
+        groups = pd.Series([f"author {i // 8}" for i in range(len(table))], dtype="str")
+        table = replace(table, frame=table.frame.assign(group=groups))
+    cleaned = clean(table)
+    alike = cleaned.alike
+    assert len(np.unique(alike)) < len(alike) / 2
+    done = split(cleaned.table, validation_size=0.2, test_size=0.2, seed=0, alike=alike)
+    sides = done.frame.assign(alike=alike).groupby("alike")["split"].nunique()
+    assert (sides == 1).all()
+    if grouped:
+        assert (done.frame.groupby("group")["split"].nunique() == 1).all()
+    assert set(done.frame["split"]) == {"train", "validation", "test"}
+    apart = split(cleaned.table, validation_size=0.2, test_size=0.2, seed=0)
+    if not grouped:
+        assert (apart.frame.assign(alike=alike).groupby("alike")["split"].nunique() > 1).any()
+
+
+def test_near_duplicates_are_told_with_what_is_odd_about_them():
+    table = _near()
+    frame = table.frame.copy()
+    frame.loc[1, "target"] = (frame["target"][1] + 1) % 3
+    frame["split"] = ["test" if i in (9, 150) else "train" for i in range(len(frame))]
+    found = {f.kind: f for f in inspect(replace(table, frame=frame)).findings}
+    assert found["near-duplicate"].count >= 190  # MinHash misses a few
+    assert found["near-conflict"].severity == "warning"
+    assert 2 in found["near-conflict"].rows
+    assert found["near-leak"].rows == (10, 151)

@@ -68,7 +68,7 @@ def test_any_training_argument_can_be_set(tmp_path):
 def test_the_golden_run(tiny, tmp_path):
     """The loss of a fixed run, to notice a changed step. Measured with torch 2.13 and transformers 5.23 on a CPU."""
     run = _train(tiny, tmp_path / "run")
-    assert [e["train_loss"] for e in run.history] == pytest.approx([1.101, 1.034, 0.752], abs=0.03)
+    assert [e["train_loss"] for e in run.history] == pytest.approx([1.102, 1.091, 0.971], abs=0.03)
     assert [e["step"] for e in run.history] == [6, 12, 18]
 
 

@@ -109,7 +109,8 @@ def _by_group(
     if n_groups <= len(shares):
         raise DataError(
             f"there are only {n_groups} groups: too few for {' and '.join(shares)} beside train",
-            remedy="Leave out --group-column, or give --validation and --test tables.",
+            remedy="Leave out --group-column, give --validation and --test tables, or, where texts nearly repeat one "
+            "another, pass --near-duplicates ignore.",
         )
     # Class counts of every group, shape (groups, classes): groups go, large ones first, to the split that lacks most.
     table = np.zeros((n_groups, int(targets.max()) + 1))
@@ -141,7 +142,8 @@ def _check(table: Table, result: np.ndarray) -> None:
             raise DataError(
                 f"no text is left for the {name} split",
                 where=table.name,
-                remedy="Give more labelled texts, or --validation and --test tables.",
+                remedy="Give more labelled texts, or --validation and --test tables; or, where texts nearly repeat one "
+                "another, pass --near-duplicates ignore.",
             )
     trained = np.unique(table.targets[result == "train"])
     if len(trained) < 2:

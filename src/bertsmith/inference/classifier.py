@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from bertsmith.errors import DeviceError, ModelError, RunFolderError
 from bertsmith.evaluation.decision import Rule
 from bertsmith.model import checkpoint
 from bertsmith.model.load import Loaded, check_vocabulary, choose_device, load_model, load_tokenizer
+from bertsmith.model.packing import can_pack, packed
 from bertsmith.run import Run, open_run
 from bertsmith.training.batching import TOKEN_BUDGETS, micro_batches
 from bertsmith.training.memory import free_memory, plan, ran_out
@@ -61,12 +63,14 @@ class Classifier(Labelling):
         loaded: the model with its tokenizer.
         rule: temperature and offsets, fitted on validation.
         decide: whether the offsets are used, which were tuned for the primary metric.
-        token_budget: tokens at once, padding counted; less than usual where memory is short.
+        token_budget: tokens at once; less than usual where memory is short.
+        packs: whether texts are laid end to end: see `bertsmith.model.packing`.
     """
 
     def __init__(self, loaded: Loaded, labels: Labels, rule: Rule | None = None, *, decide: bool = True) -> None:
         self.loaded, self.labels, self.rule, self.decide = loaded, labels, rule or Rule(), decide
         self.token_budget = TOKEN_BUDGETS[loaded.device.type]
+        self.packs = can_pack(loaded.model)
         loaded.model.eval()
 
     @classmethod
@@ -159,7 +163,7 @@ class Classifier(Labelling):
         lengths = np.array([len(ids) for ids in encoded["input_ids"]])
         if self.loaded.device.type == "cpu":
             self.token_budget = plan(self.loaded.model, int(lengths.max()), training=False, free=free_memory())
-        for rows in micro_batches(lengths, self.token_budget):
+        for rows in micro_batches(lengths, self.token_budget, packed=self.packs):
             logits = self._logits({name: [encoded[name][i] for i in rows] for name in self.loaded.input_names})
             result[rows] = torch.softmax(logits.double(), dim=-1).cpu().numpy()
             if progress:
@@ -171,12 +175,13 @@ class Classifier(Labelling):
         import torch
 
         lengths = [len(ids) for ids in encoded["input_ids"]]
-        tokens = len(lengths) * max(lengths)
+        tokens = sum(lengths) if self.packs else len(lengths) * max(lengths)
         if tokens <= self.token_budget or len(lengths) == 1:
-            batch = self.loaded.tokenizer.pad(encoded, return_tensors="pt")
+            batch = self.loaded.tokenizer.pad(encoded, return_tensors="pt").to(self.loaded.device)
+            model = self.loaded.model
             try:
-                with torch.inference_mode():
-                    logits: torch.Tensor = self.loaded.model(**batch.to(self.loaded.device)).logits
+                with torch.inference_mode(), packed(model, batch) if self.packs else nullcontext(batch) as inputs:
+                    logits: torch.Tensor = model(**inputs).logits
                     return logits
             except (RuntimeError, MemoryError) as error:
                 if not ran_out(error):

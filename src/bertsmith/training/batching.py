@@ -14,6 +14,8 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
+SLACK = 2
+"""How many times the token budget a packed micro-batch may have in attention, where its texts are padded."""
 TOKEN_BUDGETS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
 """Tokens at once, padding counted, to begin with; halved where memory does not suffice.
 
@@ -23,34 +25,45 @@ EPYC, bf16).
 """
 
 
-def micro_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Cut texts, longest first, into groups whose padded size stays within a token budget.
+def micro_batches(lengths: np.ndarray, budget: int, *, packed: bool = False) -> list[np.ndarray]:
+    """Cut texts, longest first, into groups whose size stays within a token budget.
 
     Args:
         lengths: tokens of every text, shape (n,).
-        budget: tokens at once, padding counted; a text longer than that goes alone.
+        budget: tokens at once; a text longer than that goes alone.
+        packed: count the tokens that are there, and padding only beyond `SLACK` times the budget, since attention alone
+            sees it; else padding counts.
 
     Returns:
         Positions, each in exactly one group.
     """
     order = np.argsort(-lengths, kind="stable")
+    ordered = lengths[order]
     groups = []
     start = 0
     while start < len(order):
-        size = max(budget // max(int(lengths[order[start]]), 1), 1)
-        groups.append(order[start : start + size])
-        start += size
+        longest = max(int(ordered[start]), 1)
+        if packed:
+            within = int(np.searchsorted(np.cumsum(ordered[start : start + budget]), budget, side="right"))
+            size = min(within, SLACK * budget // longest)
+        else:
+            size = budget // longest
+        groups.append(order[start : start + max(size, 1)])
+        start += max(size, 1)
     return groups
 
 
-def cut(batch: dict[str, torch.Tensor], budget: int, multiple: int = 8) -> Iterator[dict[str, torch.Tensor]]:
+def cut(
+    batch: dict[str, torch.Tensor], budget: int, multiple: int = 8, *, packed: bool = False
+) -> Iterator[dict[str, torch.Tensor]]:
     """Cut a padded batch into micro-batches, each padded only to its own longest text.
 
     Args:
         batch: tensors of shape (texts, tokens) or (texts,), padded on the right or on the left, with
             ``attention_mask``.
-        budget: tokens at once, padding counted.
+        budget: tokens at once.
         multiple: lengths are kept at a multiple of this, which matrix units like.
+        packed: as for `micro_batches`; then lengths are left as they are.
 
     Yields:
         The same keys; every text of the batch in exactly one micro-batch.
@@ -61,8 +74,8 @@ def cut(batch: dict[str, torch.Tensor], budget: int, multiple: int = 8) -> Itera
     lengths = mask.sum(dim=1).cpu().numpy()
     width = mask.shape[1]
     on_the_right = not len(mask) or bool(mask[:, 0].all())
-    padded = np.minimum(-(-lengths // multiple) * multiple, width)
-    for rows in micro_batches(padded, budget):
+    padded = lengths if packed else np.minimum(-(-lengths // multiple) * multiple, width)
+    for rows in micro_batches(padded, budget, packed=packed):
         keep = int(padded[rows].max())
         columns = slice(0, keep) if on_the_right else slice(width - keep, width)
         which = torch.from_numpy(rows).to(mask.device)

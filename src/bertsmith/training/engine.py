@@ -14,6 +14,7 @@ import torch
 from transformers import Trainer
 from transformers.trainer_callback import ExportableState, TrainerState
 
+from bertsmith.model.packing import packed
 from bertsmith.training import checkpoints
 from bertsmith.training.batching import cut
 from bertsmith.training.dropout import CheapDropout
@@ -49,6 +50,8 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
     """
 
     token_budget: int
+    packs: bool = False
+    """Whether texts are laid end to end: see `bertsmith.model.packing`."""
     emit: Listener
     slower: bool = False
     """Whether the learning rate was halved after a number went wrong."""
@@ -148,12 +151,16 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
     def _in_micro_batches(self, model: Any, inputs: Any, num_items_in_batch: Any) -> torch.Tensor:
         """Add the gradient of a batch to what is there, a micro-batch at a time; return its loss."""
         total = torch.zeros((), device=self.args.device)
-        for i, micro_batch in enumerate(cut(inputs, self.token_budget)):
+        for i, micro_batch in enumerate(cut(inputs, self.token_budget, packed=self.packs)):
             place = (self.args.seed, *self.part, i, self.args.process_index)
             torch.manual_seed(_mixed(*place))
-            with CheapDropout(*place) if self._dropout_is_ours else contextlib.nullcontext():
-                total += super().training_step(model, micro_batch, num_items_in_batch)
+            dropout = CheapDropout(*place) if self._dropout_is_ours else contextlib.nullcontext()
+            with self._laid_out(micro_batch) as laid_out, dropout:
+                total += super().training_step(model, laid_out, num_items_in_batch)
         return total
+
+    def _laid_out(self, batch: dict[str, torch.Tensor]) -> contextlib.AbstractContextManager[dict[str, torch.Tensor]]:
+        return packed(self.model, batch) if self.packs else contextlib.nullcontext(batch)
 
     @property
     def _dropout_is_ours(self) -> bool:
@@ -168,8 +175,9 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
 
         def attempt() -> tuple[Any, Any, Any]:
             losses, logits, labels = [], [], []
-            for micro_batch in cut(inputs, self.token_budget):
-                loss, logit, label = step(model, micro_batch, prediction_loss_only, ignore_keys)
+            for micro_batch in cut(inputs, self.token_budget, packed=self.packs):
+                with self._laid_out(micro_batch) as laid_out:
+                    loss, logit, label = step(model, laid_out, prediction_loss_only, ignore_keys)
                 losses.append(loss * len(micro_batch["attention_mask"]))
                 logits.append(logit)
                 labels.append(label)

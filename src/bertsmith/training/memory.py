@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bertsmith.errors import DeviceError
-from bertsmith.training.batching import TOKEN_BUDGETS
+from bertsmith.training.batching import SLACK, TOKEN_BUDGETS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -91,7 +91,7 @@ def _bytes_per_token(model: PreTrainedModel, longest: int, training: bool) -> in
     inner = size("intermediate_size", "hidden_dim", default=4 * hidden)
     layers = size("num_hidden_layers", "n_layers", default=12)
     heads = size("num_attention_heads", "n_heads", default=12)
-    of_a_layer = 4 * (24 * hidden + 4 * inner + 5 * heads * longest)
+    of_a_layer = 4 * (24 * hidden + 4 * inner + 5 * SLACK * heads * longest)
     return of_a_layer * (layers if training else 1)
 
 

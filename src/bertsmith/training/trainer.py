@@ -23,6 +23,7 @@ from transformers import (
 
 from bertsmith.errors import DeviceError, Interrupted, listing
 from bertsmith.model.load import Loaded, quiet_transformers
+from bertsmith.model.packing import can_pack
 from bertsmith.training import recovery
 from bertsmith.training.arguments import PRIMARY, refused
 from bertsmith.training.batching import TOKEN_BUDGETS
@@ -160,6 +161,7 @@ def _engine(
     engine.remove_callback(ProgressCallback)
     engine.model_accepts_loss_kwargs = False  # the loss is ours: see losses.py
     engine.emit = reporter.emit
+    engine.packs = can_pack(loaded.model) and not arguments.gradient_checkpointing
     if imbalance == "balanced-sampling":
         engine.chances = inverse_weights(counts)[targets] / len(targets)
     engine.token_budget = usual = TOKEN_BUDGETS[loaded.device.type]

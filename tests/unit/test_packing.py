@@ -1,0 +1,137 @@
+"""Texts laid end to end give the logits and the gradient of the padded batch, for every architecture that can."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bertsmith.data.table import Labels
+from bertsmith.model import checkpoint
+from bertsmith.model.load import load_model
+from bertsmith.model.packing import STACKS, can_pack, packed
+from bertsmith.testing import ARCHITECTURES, tiny_model
+from bertsmith.training.batching import SLACK, cut, micro_batches
+from bertsmith.training.losses import CrossEntropy, StepLoss
+
+LABELS = Labels((0, 1, 2), ("a", "b", "c"))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Tiny models with large weights, so that every token matters; dropout off."""
+    made = {}
+    for architecture in ARCHITECTURES:
+        folder = tiny_model(tmp_path_factory.mktemp("models") / architecture, architecture)
+        model = load_model(checkpoint.resolve(str(folder)), LABELS).eval()
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight += 0.2 * torch.randn(weight.shape, generator=generator)
+        made[architecture] = model
+    return made
+
+
+def _batch(model, lengths, seed=0, left=False):
+    rng = np.random.default_rng(seed)
+    width = max(lengths)
+    pad = model.config.pad_token_id or 0
+    ids, mask = np.full((len(lengths), width), pad), np.zeros((len(lengths), width), dtype=int)
+    for row, n in enumerate(lengths):
+        where = slice(width - n, width) if left else slice(0, n)
+        ids[row, where], mask[row, where] = rng.integers(5, 40, n), 1
+    return {
+        "input_ids": torch.from_numpy(ids),
+        "attention_mask": torch.from_numpy(mask),
+        "labels": torch.from_numpy(rng.integers(0, 3, len(lengths))),
+    }
+
+
+def _logits_and_gradient(model, batch, pack):
+    batch = dict(batch)
+    labels = batch.pop("labels")
+    model.zero_grad()
+    if pack:
+        with packed(model, batch) as inputs:
+            outputs = model(**inputs)
+    else:
+        outputs = model(**batch)
+    StepLoss(CrossEntropy())(outputs, labels, len(labels)).backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    return outputs.logits.detach(), gradient
+
+
+@pytest.mark.parametrize("architecture", STACKS)
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(0, 10**6))
+def test_logits_and_gradient_are_those_of_the_padded_batch(architecture, models, lengths, seed):
+    model = models[architecture]
+    batch = _batch(model, lengths, seed)
+    expected, expected_gradient = _logits_and_gradient(model, batch, pack=False)
+    found, gradient = _logits_and_gradient(model, batch, pack=True)
+    assert found.shape == (len(lengths), 3)
+    assert found.numpy() == pytest.approx(expected.numpy(), abs=1e-4)
+    assert (gradient - expected_gradient).norm() / expected_gradient.norm() < 1e-4
+    again = _logits_and_gradient(model, batch, pack=False)[0]
+    assert again.equal(expected)  # nothing is left behind
+
+
+@pytest.mark.parametrize("architecture", STACKS)
+def test_a_text_is_not_moved_by_its_neighbours(architecture, models):
+    model = models[architecture]
+    lengths = [3, 30, 1, 12, 7]
+    batch = _batch(model, lengths)
+    together = _logits_and_gradient(model, batch, pack=True)[0]
+    assert together.std(dim=0).min() > 1e-3  # the texts do differ
+    for row, n in enumerate(lengths):
+        alone = {name: v[row : row + 1, :n] if v.dim() > 1 else v[row : row + 1] for name, v in batch.items()}
+        assert together[row].numpy() == pytest.approx(_logits_and_gradient(model, alone, True)[0][0].numpy(), abs=1e-4)
+
+
+def test_texts_padded_on_the_left_are_the_same_texts(models):
+    model = models["bert"]
+    right, left = (_batch(model, [3, 9, 5], left=left) for left in (False, True))
+    expected = _logits_and_gradient(model, right, pack=True)[0]
+    assert _logits_and_gradient(model, left, pack=True)[0].numpy() == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=10), st.integers(1, 200))
+def test_however_it_is_cut_the_gradient_of_a_packed_batch_is_that_of_the_whole(models, lengths, budget):
+    model = models["bert"]
+    batch = _batch(model, lengths)
+    expected = _logits_and_gradient(model, batch, pack=False)[1]
+    model.zero_grad()
+    for piece in cut(batch, budget, packed=True):
+        labels = piece.pop("labels")
+        with packed(model, piece) as inputs:
+            StepLoss(CrossEntropy())(model(**inputs), labels, len(lengths)).backward()
+    found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert (found - expected).norm() / expected.norm() < 1e-4
+
+
+@given(st.lists(st.integers(1, 600), max_size=60), st.integers(1, 4096))
+def test_packed_micro_batches_hold_every_text_once_and_keep_to_the_budget(lengths, budget):
+    lengths = np.array(lengths, dtype=int)
+    groups = micro_batches(lengths, budget, packed=True)
+    assert sorted(int(i) for group in groups for i in group) == list(range(len(lengths)))
+    for group in groups:
+        assert len(group) == 1 or lengths[group].sum() <= budget
+        assert len(group) == 1 or lengths[group].max() * len(group) <= SLACK * budget
+    assert len(groups) <= len(micro_batches(lengths, budget))
+
+
+def test_what_cannot_be_packed_is_run_as_ever(models):
+    assert {name for name, model in models.items() if can_pack(model)} == set(STACKS)
+    decoder = load_model(checkpoint.resolve(models["bert"].config._name_or_path), LABELS)
+    decoder.config.is_decoder = True
+    assert not can_pack(decoder)
+
+
+def test_an_error_within_leaves_the_model_as_it_was(models):
+    model = models["bert"]
+    batch = _batch(model, [3, 5])
+    before = _logits_and_gradient(model, batch, pack=False)[0]
+    with pytest.raises(RuntimeError), packed(model, {k: v for k, v in batch.items() if k != "labels"}):
+        raise RuntimeError
+    assert _logits_and_gradient(model, batch, pack=False)[0].equal(before)

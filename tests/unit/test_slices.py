@@ -1,0 +1,57 @@
+"""Slices that are worse are named, and chance is not."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from bertsmith.evaluation.slices import slices
+
+
+def test_the_slice_that_is_worse_is_named_and_the_others_are_not():
+    rng = np.random.default_rng(0)
+    source = pd.Series(rng.choice(["phone", "web", "mail"], 900))
+    length = pd.Series(rng.integers(3, 400, 900))
+    right = rng.random(900) < np.where(source == "mail", 0.7, 0.9)
+    found = slices(right, {"source": source, "length": length})
+    assert [(e["by"], e["value"]) for e in found if e["worse"]] == [("source", "mail")]
+    mail = found[0]
+    inside = (source == "mail").to_numpy()
+    assert mail["texts"] == inside.sum()
+    assert mail["accuracy"] == pytest.approx(right[inside].mean())
+    assert mail["rest"] == pytest.approx(right[~inside].mean())
+    assert mail["interval"][0] < mail["accuracy"] < mail["interval"][1]
+    table = [[right[inside].sum(), (~right[inside]).sum()], [right[~inside].sum(), (~right[~inside]).sum()]]
+    assert mail["p"] == pytest.approx(stats.fisher_exact(table, alternative="less").pvalue)
+    assert len([e for e in found if e["by"] == "length"]) == 4  # quarters
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_chance_alone_is_rarely_called_worse():
+    called = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        columns = {str(i): pd.Series(rng.integers(0, 5, 300)) for i in range(6)}
+        called += any(entry["worse"] for entry in slices(rng.random(300) < 0.8, columns))
+    assert called <= 10  # five of a hundred at most, and some luck
+
+
+@given(st.integers(0, 10**6), st.integers(0, 80))
+def test_any_column_can_be_sliced_by(seed, n):
+    rng = np.random.default_rng(seed)
+    odd = [None, "", "a", "a", 1, 1.5, float("nan"), [1], {"a": 1}, True]
+    columns = {
+        "odd": pd.Series([odd[i] for i in rng.integers(0, len(odd), n)], dtype=object),
+        "words": pd.Series(rng.choice(["x", "y", None], n), dtype=object),
+        "numbers": pd.Series(rng.normal(size=n)),
+        "constant": pd.Series(np.ones(n)),
+        "texts": pd.Series([f"text {i}" for i in range(n)], dtype=object),
+    }
+    for entry in slices(rng.random(n) < 0.5, columns):
+        assert entry["texts"] >= 10
+        assert n - entry["texts"] >= 10
+        assert entry["by"] not in ("constant", "texts")
