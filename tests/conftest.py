@@ -31,7 +31,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
-FAST = {"epochs": 3, "learning_rate": 1e-2, "precision": "fp32", "device": "cpu"}
+FAST = {"epochs": 3, "learning_rate": 1e-2, "head_rate": 1, "precision": "fp32", "device": "cpu"}
 
 
 def train(tiny: Path, output: Path, **settings: Any) -> Run:
@@ -76,7 +76,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     table = tiny_table(150)
     table["Label"] = (table["Label"] + 1) * 10
-    bs.train(table, output=folder, model=str(tiny), epochs=6, learning_rate=1e-2, precision="fp32", device="cpu")
+    bs.train(table, output=folder, model=str(tiny), **{**FAST, "epochs": 6})
     return folder
 
 

@@ -81,6 +81,9 @@ class TrainConfig(Step):
     )
     batch_size: int | None = Field(None, ge=1, le=65536, description="Texts per optimizer step.")
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="Peak learning rate.")
+    head_rate: Annotated[float, Field(gt=0, le=1000)] | None = Field(
+        None, description="Learning rate of the new head, as a multiple of that of the body."
+    )
     patience: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         None, description="Epochs without a better macro-F1 before training stops."
     )

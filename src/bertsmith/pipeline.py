@@ -221,6 +221,7 @@ def _train(
                 score=quick,
                 emit=listen,
                 imbalance=recipe.imbalance,
+                head_rate=recipe.head_rate,
                 patience=recipe.patience,
                 by_hand=config.set,
                 stop=stop,

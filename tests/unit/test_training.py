@@ -8,6 +8,7 @@ from bertsmith.config import Config, TrainConfig, resolve
 from bertsmith.errors import ConfigError
 from bertsmith.training.arguments import problems_of, training_arguments
 from bertsmith.training.events import Evaluated, Finished, Saved, Started, StepDone
+from bertsmith.training.rates import raise_head
 from bertsmith.training.recipe import choose, choose_precision
 from tests.conftest import same_weights as _same
 from tests.conftest import train as _train
@@ -19,7 +20,7 @@ CPU = torch.device("cpu")
 def test_the_recipe_keeps_what_is_given_and_gives_reasons_for_the_rest():
     recipe = choose(TrainConfig(epochs=2, learning_rate=1e-5), counts=np.array([60, 40]), parameters=10**6, device=CPU)
     assert (recipe.epochs, recipe.learning_rate, recipe.batch_size) == (2, 1e-5, 16)
-    assert set(recipe.reasons) == {"batch_size", "precision", "warmup", "patience", "imbalance"}
+    assert set(recipe.reasons) == {"batch_size", "precision", "warmup", "patience", "imbalance", "head_rate"}
 
 
 @pytest.mark.parametrize(("texts", "epochs"), [(100, 20), (3200, 5), (10**6, 3)])
@@ -119,3 +120,31 @@ def test_run_json_is_json(tiny, tmp_path):
     assert content["status"] == "finished"
     assert content["config"]["model"] == str(tiny)
     assert {"torch", "transformers", "bertsmith"} <= set(content["versions"])
+
+
+def test_the_head_has_a_learning_rate_of_its_own():
+    model = torch.nn.Module()
+    model.base_model_prefix = "body"
+    model.body, model.head = torch.nn.Linear(2, 3), torch.nn.Linear(3, 4)
+    decayed = {"params": [model.body.weight, model.head.weight], "weight_decay": 0.1}
+    plain = {"params": [model.body.bias, model.head.bias], "weight_decay": 0.0}
+    optimizer = torch.optim.AdamW([decayed, plain], lr=0.01)
+    raise_head(optimizer, model, 10)
+    found = {id(w): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for w in g["params"]}
+    assert found == {
+        id(model.body.weight): (0.01, 0.1),
+        id(model.body.bias): (0.01, 0.0),
+        id(model.head.weight): (pytest.approx(0.1), 0.1),
+        id(model.head.bias): (pytest.approx(0.1), 0.0),
+    }
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == 4
+
+
+def test_the_rate_of_the_head_reaches_training_and_its_schedule(tiny, tmp_path):
+    slow, fast = (_train(tiny, tmp_path / str(x), epochs=1, learning_rate=1e-3, head_rate=x) for x in (1, 100))
+    assert slow.history[0]["learning_rate"] == fast.history[0]["learning_rate"]
+    body, head = "bert.encoder.layer.0.attention.self.query.weight", "classifier.weight"
+    first = _weights(_train(tiny, tmp_path / "still", epochs=1, learning_rate=1e-9, head_rate=1))
+    moved = [{name: (_weights(run)[name] - first[name]).abs().mean() for name in (body, head)} for run in (slow, fast)]
+    assert moved[1][head] > 10 * moved[0][head]
+    assert moved[1][body] < 3 * moved[0][body]

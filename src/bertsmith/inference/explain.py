@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.data.clean import normalise
-from bertsmith.errors import ConfigError, DataError, did_you_mean
+from bertsmith.errors import ConfigError, DataError, DeviceError, did_you_mean
+from bertsmith.training.memory import ran_out
 
 if TYPE_CHECKING:
     import torch
@@ -80,6 +81,7 @@ def explain(classifier: Classifier, text: str, label: str | None = None) -> Expl
     Raises:
         ConfigError: if the package captum is missing, or there is no such label.
         DataError: if the text is empty.
+        DeviceError: if memory does not suffice.
     """
     text = normalise(text)
     if not text:
@@ -138,8 +140,25 @@ def _attributions(
     with torch.no_grad():
         change = float(logit(inputs["input_ids"]) - logit(baseline))
     method = LayerIntegratedGradients(logit, model.get_input_embeddings())
+
+    def attribute(steps: int, at_once: int) -> torch.Tensor:
+        try:
+            found: torch.Tensor = method.attribute(
+                inputs["input_ids"], baselines=baseline, n_steps=steps, internal_batch_size=at_once
+            )
+            return found
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            if at_once == 1:
+                raise DeviceError(
+                    f"memory does not suffice to explain a text of {baseline.shape[1]:,} tokens",
+                    remedy="Free memory, raise its limit, or explain a shorter text.",
+                ) from error
+        return attribute(steps, at_once // 2)
+
     for steps in STEPS:
-        found = method.attribute(inputs["input_ids"], baselines=baseline, n_steps=steps, internal_batch_size=AT_ONCE)
+        found = attribute(steps, AT_ONCE)
         of_tokens = found.sum(dim=-1)[0].detach().double().cpu()
         gap = float(of_tokens.sum()) - change
         if abs(gap) <= TOLERANCE * max(abs(change), 1.0):

@@ -20,6 +20,7 @@ from bertsmith.training.batching import cut
 from bertsmith.training.dropout import CheapDropout
 from bertsmith.training.events import Listener, MemoryShort
 from bertsmith.training.memory import SMALLEST, ran_out
+from bertsmith.training.rates import raise_head
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,6 +51,8 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
     """
 
     token_budget: int
+    head_rate: float = 1.0
+    """How many times the learning rate of the body the new head has."""
     packs: bool = False
     """Whether texts are laid end to end: see `bertsmith.model.packing`."""
     emit: Listener
@@ -109,6 +112,14 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
         size = self.args.per_device_train_batch_size
         start = (done + self.part[1]) * size
         return [int(i) for i in self._order(epoch)[start : start + size]]
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Make the optimizer of the training arguments, with the head's own learning rate."""
+        new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if new:
+            raise_head(optimizer, self.model, self.head_rate)
+        return optimizer
 
     # -- a step ------------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 16
 PATIENCE = 3
+HEAD_RATE = 10.0
 UNEQUAL = 5.0
 MIN_STEPS = 1000
 """Fewer optimizer steps than this leave fine-tuning unstable on small data (Mosbach et al. 2021, arXiv:2006.04884)."""
@@ -26,6 +27,7 @@ class Recipe:
 
     Attributes:
         epochs, batch_size, learning_rate, warmup, weight_decay: as in ``transformers.TrainingArguments``.
+        head_rate: learning rate of the new head, as a multiple of that of the body.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` arithmetic; the weights stay fp32.
         patience: epochs without a better score before training stops.
         imbalance: what is done about classes of unequal size, one of `bertsmith.training.losses.LOSSES`.
@@ -35,6 +37,7 @@ class Recipe:
     epochs: float
     batch_size: int
     learning_rate: float
+    head_rate: float
     warmup: float
     weight_decay: float
     precision: str
@@ -81,7 +84,11 @@ def choose(config: TrainConfig, *, counts: np.ndarray, parameters: int, device: 
     imbalance: str = config.imbalance
     if imbalance == "auto":
         imbalance, reasons["imbalance"] = choose_imbalance(counts)
-    return Recipe(epochs, batch_size, rate, 0.1, 0.01, precision, patience, imbalance, reasons)
+    head_rate = config.head_rate
+    if head_rate is None:
+        head_rate = HEAD_RATE
+        reasons["head_rate"] = "the head is new and has far to go, the body is not"
+    return Recipe(epochs, batch_size, rate, head_rate, 0.1, 0.01, precision, patience, imbalance, reasons)
 
 
 def choose_imbalance(counts: np.ndarray) -> tuple[str, str]:

@@ -49,6 +49,7 @@ def fit(
     arguments: TrainingArguments,
     *,
     imbalance: str = "none",
+    head_rate: float = 1.0,
     score: Score,
     emit: Listener,
     patience: int,
@@ -64,6 +65,7 @@ def fit(
         train, validation: encoded, with ``labels``.
         arguments: of `training_arguments`.
         imbalance: what is done about classes of unequal size, one of `bertsmith.training.losses.LOSSES`.
+        head_rate: learning rate of the new head, as a multiple of that of the body.
         score: metrics of the validation split.
         emit: is told every event.
         patience: evaluations without a better primary metric before training stops.
@@ -90,7 +92,7 @@ def fit(
             with quiet_transformers():
                 engine = _engine(loaded, train, validation, settings, imbalance, score, reporter)
                 engine.add_callback(EarlyStoppingCallback(patience))
-                engine.slower = slower
+                engine.slower, engine.head_rate = slower, head_rate
                 engine.train(resume_from_checkpoint=str(resume) if resume else None)
             break
         except NotFiniteError as error:
