@@ -17,15 +17,32 @@ from tests.conftest import weights_of as _weights
 CPU = torch.device("cpu")
 
 
+def _choose(counts, parameters=2 * 10**7, **given):
+    return choose(TrainConfig(**given), counts=np.array(counts), parameters=parameters, device=CPU)
+
+
 def test_the_recipe_keeps_what_is_given_and_gives_reasons_for_the_rest():
-    recipe = choose(TrainConfig(epochs=2, learning_rate=1e-5), counts=np.array([60, 40]), parameters=10**6, device=CPU)
+    recipe = _choose([60, 40], epochs=2, learning_rate=1e-5)
     assert (recipe.epochs, recipe.learning_rate, recipe.batch_size) == (2, 1e-5, 16)
-    assert set(recipe.reasons) == {"batch_size", "precision", "warmup", "patience", "imbalance", "head_rate"}
+    chosen = {"batch_size", "precision", "warmup", "patience", "imbalance", "head_rate"}
+    assert set(recipe.reasons) == chosen
+    assert set(_choose([60, 40]).reasons) == chosen | {"epochs", "learning_rate"}
 
 
-@pytest.mark.parametrize(("texts", "epochs"), [(100, 20), (3200, 5), (10**6, 3)])
-def test_small_data_gets_more_epochs(texts, epochs):
-    assert choose(TrainConfig(), counts=np.array([texts]), parameters=10**8, device=CPU).epochs == epochs
+@pytest.mark.parametrize(
+    ("counts", "epochs", "batch_size"),
+    [([50, 50], 20, 16), ([300, 300], 8, 16), ([1600, 1600], 4, 32), ([10**5] * 10, 4, 32), ([100] * 77, 4, 32)],
+)
+def test_small_data_gets_more_epochs(counts, epochs, batch_size):
+    recipe = _choose(counts)
+    assert (recipe.epochs, recipe.batch_size) == (epochs, batch_size)
+
+
+def test_many_classes_and_small_models_take_larger_steps():
+    for parameters in (2 * 10**7, 10**8, 3 * 10**8):
+        assert _choose([200] * 77, parameters).learning_rate > _choose([2000] * 7, parameters).learning_rate
+    rates = [_choose([2000] * 7, parameters).learning_rate for parameters in (2 * 10**7, 10**8, 3 * 10**8)]
+    assert rates == sorted(rates, reverse=True)
 
 
 def test_precision_follows_the_device(monkeypatch):

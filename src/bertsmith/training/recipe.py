@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bertsmith.config import TrainConfig
 from bertsmith.versions import cpu_capabilities
@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-BATCH_SIZE = 16
-PATIENCE = 3
-HEAD_RATE = 10.0
-UNEQUAL = 5.0
-MIN_STEPS = 1000
+FEW = 1000
+"""Training texts below which there are few."""
+MANY_CLASSES = 50
+EPOCHS, MOST_EPOCHS = 4, 20
+MIN_STEPS = 300
 """Fewer optimizer steps than this leave fine-tuning unstable on small data (Mosbach et al. 2021, arXiv:2006.04884)."""
+HEAD_RATE = 10.0
+UNEQUAL = 10.0
+"""Times the texts of the smallest class that the largest one has, from which on classes are called unequal."""
 
 
 @dataclass(frozen=True)
@@ -55,39 +58,43 @@ def choose(config: TrainConfig, *, counts: np.ndarray, parameters: int, device: 
         parameters: number of weights of the model.
         device: where training will run.
     """
-    reasons = {}
-    texts = int(counts.sum())
-    batch_size = config.batch_size
-    if batch_size is None:
-        batch_size = BATCH_SIZE
-        reasons["batch_size"] = "the usual choice for fine-tuning BERT (Devlin et al. 2019)"
-    per_epoch = math.ceil(texts / batch_size)
-    epochs = config.epochs
-    if epochs is None:
-        epochs = float(min(max(math.ceil(MIN_STEPS / per_epoch), 3), 20))
-        reasons["epochs"] = (
-            f"at least 3, and on small data enough for {MIN_STEPS:,} steps of {batch_size} texts, at most 20; "
-            f"early stopping after {config.patience} epochs without a better macro-F1"
-        )
-    rate = config.learning_rate
-    if rate is None:
-        rate = 2e-4 if parameters < 50e6 else 3e-5 if parameters < 200e6 else 1e-5
-        reasons["learning_rate"] = f"small models take larger steps: this one has {parameters / 1e6:.0f} M weights"
-    precision, why = choose_precision(device) if config.precision == "auto" else (config.precision, None)
-    if why:
-        reasons["precision"] = why
-    reasons["warmup"] = "a tenth of the steps"
-    patience = config.patience
-    if patience is None:
-        patience = PATIENCE
-        reasons["patience"] = "the score of an epoch is uncertain: one bad one says little"
-    imbalance: str = config.imbalance
+    texts, classes = int(counts.sum()), int((counts > 0).sum())
+    reasons = {"warmup": "a tenth of the steps"}
+
+    def otherwise(name: str, chosen: Any, reason: str) -> Any:
+        """Return what the user gave, or else what is chosen here, with its reason."""
+        given = getattr(config, name)
+        if given is not None:
+            return given
+        reasons[name] = reason
+        return chosen
+
+    few, many = texts < FEW, classes >= MANY_CLASSES
+    batch_size = otherwise(
+        "batch_size",
+        16 if few else 32,
+        f"{texts:,} training texts: {'small batches give more steps' if few else 'enough of them for that'}",
+    )
+    enough = math.ceil(MIN_STEPS / math.ceil(texts / batch_size))
+    epochs = otherwise(
+        "epochs",
+        float(min(max(enough, EPOCHS), MOST_EPOCHS)),
+        f"as many as make {MIN_STEPS} steps, at most {MOST_EPOCHS}" if enough > EPOCHS else "more were no better",
+    )
+    rates = (1e-4, 2e-4) if parameters < 50e6 else (3e-5, 5e-5) if parameters < 200e6 else (1e-5, 2e-5)
+    rate = otherwise(
+        "learning_rate",
+        rates[many],
+        f"small models take larger steps, this one has {parameters / 1e6:.0f} M weights"
+        + (f"; and so do {classes} classes" if many else ""),
+    )
+    head_rate = otherwise("head_rate", HEAD_RATE, "times that: the head is new and has far to go, the body has not")
+    patience = otherwise("patience", max(3, math.ceil(epochs / 3)), "epochs: a single score says little")
+    precision, imbalance = str(config.precision), str(config.imbalance)
+    if precision == "auto":
+        precision, reasons["precision"] = choose_precision(device)
     if imbalance == "auto":
         imbalance, reasons["imbalance"] = choose_imbalance(counts)
-    head_rate = config.head_rate
-    if head_rate is None:
-        head_rate = HEAD_RATE
-        reasons["head_rate"] = "the head is new and has far to go, the body is not"
     return Recipe(epochs, batch_size, rate, head_rate, 0.1, 0.01, precision, patience, imbalance, reasons)
 
 
@@ -99,9 +106,10 @@ def choose_imbalance(counts: np.ndarray) -> tuple[str, str]:
     """
     present = counts[counts > 0]
     ratio = float(present.max() / present.min())
+    said = f"the largest class has {ratio:.1f} times the texts of the smallest"
     if ratio < UNEQUAL:
-        return "none", f"the largest class has {ratio:.1f} times the texts of the smallest: no need"
-    return "none", f"the largest class has {ratio:.1f} times the texts of the smallest"
+        return "none", f"{said}: no need"
+    return "none", f"{said}: weighting and adjusting the loss were no better than a decision rule tuned afterwards"
 
 
 def choose_precision(device: torch.device) -> tuple[str, str]:
