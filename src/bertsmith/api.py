@@ -131,7 +131,7 @@ def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
     import numpy as np
 
     from bertsmith.evaluation.compare import side_by_side
-    from bertsmith.scoring import targets_of
+    from bertsmith.scoring import groups_in, targets_of
 
     opened = [run if isinstance(run, Run) else open_run(run) for run in runs]
     if len(opened) < 2:
@@ -155,8 +155,11 @@ def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
                 remedy="Train both with the same table, --seed and split settings, or with the same --test table.",
             )
     targets = targets_of(first, opened[0].labels)
+    seed = opened[0].info["config"]["seed"]  # so that the first run's intervals are those of its report
     tables = {name: np.stack(f["probabilities"].to_list()) for name, f in zip(names, frames, strict=True)}
-    return [{"texts": len(targets), **entry} for entry in side_by_side(targets, tables)]
+    return [
+        {"texts": len(targets), **entry} for entry in side_by_side(targets, tables, seed=seed, groups=groups_in(first))
+    ]
 
 
 def load(

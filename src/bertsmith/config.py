@@ -183,7 +183,7 @@ def resolve(
             f"{count} wrong:\n" + "\n".join(f"  - {problem}" for problem in problems),
             remedy="Put it right there; the documentation of Config has names and ranges."
             if api
-            else "Put it right there; --help lists names and ranges.",
+            else "Put it right there; --help lists the settings.",
         )
     return config
 

@@ -24,7 +24,7 @@ from bertsmith.output import check_output, check_settings_same, create, held
 from bertsmith.pipeline import run_training, train_into
 from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
-from bertsmith.scoring import targets_of
+from bertsmith.scoring import groups_in, targets_of
 from bertsmith.versions import versions
 
 
@@ -143,11 +143,11 @@ def _compare(members: list[runs.Run], best: runs.Run, seed: int) -> dict[str, An
         spread[metric] = {"mean": float(np.mean(of_test)), "standard_deviation": float(np.std(of_test, ddof=1))}
     probabilities = mean_probabilities([m.predictions for m in members])
     targets = targets_of(best.predictions, best.labels)
-    together = evaluate(targets, probabilities, best.labels, seed=seed, detail=False)
+    groups = groups_in(best.predictions)
+    together = evaluate(targets, probabilities, best.labels, seed=seed, detail=False, groups=groups)
     alone = np.stack(best.predictions["probabilities"].to_list())
-    difference = paired_difference(
-        targets, probabilities.argmax(axis=1), alone.argmax(axis=1), len(best.labels), metric=PRIMARY, seed=seed
-    )
+    ours, theirs, n_classes = probabilities.argmax(axis=1), alone.argmax(axis=1), len(best.labels)
+    difference = paired_difference(targets, ours, theirs, n_classes, metric=PRIMARY, seed=seed, groups=groups)
     return {
         "each": each,
         "best": int(best.path.name),

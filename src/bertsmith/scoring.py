@@ -211,7 +211,12 @@ def baselines(parts: dict[str, Table], probabilities: np.ndarray, seed: int) -> 
 
 
 def predictions_frame(table: Table, probabilities: np.ndarray) -> pd.DataFrame:
-    """Return one row a text: where it stands, its label, and what the model says; probabilities (n, classes)."""
+    """Return one row a text: where it stands, its label and group, and what the model says.
+
+    Args:
+        table: n texts.
+        probabilities: of them, shape (n, classes).
+    """
     labels = table.labels
     given = pd.DataFrame(
         {
@@ -221,6 +226,8 @@ def predictions_frame(table: Table, probabilities: np.ndarray) -> pd.DataFrame:
             "label_text": np.array(labels.texts, dtype=object)[table.targets],
         }
     )
+    if table.frame["group"].notna().all():
+        given["group"] = table.frame["group"]
     return pd.concat([given, to_frame(probabilities, labels)], axis=1)
 
 
@@ -228,6 +235,11 @@ def targets_of(predictions: pd.DataFrame, labels: Labels) -> np.ndarray:
     """Return the class index of every text in predictions that were kept, shape (n,)."""
     index = {number: i for i, number in enumerate(labels.numbers)}
     return np.array([index[number] for number in predictions["label"]], dtype=np.int64)
+
+
+def groups_in(predictions: pd.DataFrame) -> np.ndarray | None:
+    """Return the group of every text in predictions that were kept, shape (n,), where there are groups."""
+    return pd.factorize(predictions["group"])[0] if "group" in predictions.columns else None
 
 
 def write_predictions(folder: Path, name: str, frame: pd.DataFrame) -> None:
@@ -308,7 +320,13 @@ def run_evaluation(
     observe(Scoring(len(cleaned.table)))
     texts = cleaned.table.frame["text"].tolist()
     probabilities = classifier.predict_proba(texts, lambda n: observe(Scored(n)))
-    metrics = evaluate(cleaned.table.targets, probabilities, run.labels, seed=run.info["config"]["seed"])
+    metrics = evaluate(
+        cleaned.table.targets,
+        probabilities,
+        run.labels,
+        seed=run.info["config"]["seed"],
+        groups=groups_of(cleaned.table),
+    )
     with storage.told(place):
         run.layout.evaluations.mkdir(exist_ok=True)
         with storage.replaced_folder(place) as folder:

@@ -129,7 +129,7 @@ def test_train_evaluate_predict(cli, csv, tiny, tmp_path, monkeypatch):
         (("inspect", "T", "--html", "/dev/full", "--overwrite"), "not a plain file"),
         (("inspect", "T", "--html", ".", "--overwrite"), "this is a folder"),
         (("inspect", "T", "--sheet", "x"), "no Excel file"),
-        (("train", "T", "-o", "r", "--epochs", "0"), "--help lists names and ranges"),
+        (("train", "T", "-o", "r", "--epochs", "0"), "--help lists the settings"),
         (("inspect", "T", "--label-column", "Text"), "column 'Text' is taken for the labels"),
         (("train", "T", "-o", "/proc/run"), "cannot be written"),
         (("train", "T", "-o", "r", "--test", "T", "--test-size", "0.2"), "keep one of them"),

@@ -77,7 +77,7 @@ def test_the_command_prints_json_and_a_page(cli, finished, tmp_path):
     code, out, _ = cli("explain", finished, "--text", "a red plum", "--label", "fruits", "--device", "cpu")
     assert code == 0
     assert "fruits, probability 0." in out
-    assert "add up to" in out
+    assert "all words add up to" in out
 
 
 def test_what_cannot_be_explained_is_told(cli, finished, classifier, monkeypatch):

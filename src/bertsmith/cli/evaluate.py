@@ -14,7 +14,17 @@ from bertsmith.config import Config, DataConfig, ModelConfig
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", show_default=False, help="Folder that bertsmith train wrote.")
 ]
-READING = ("text_column", "label_column", "label_text_column", "sql", "db", "sheet", "encoding", "max_unpacked")
+READING = (
+    "text_column",
+    "label_column",
+    "label_text_column",
+    "group_column",
+    "sql",
+    "db",
+    "sheet",
+    "encoding",
+    "max_unpacked",
+)
 
 
 @with_settings(DataConfig, ModelConfig, only=(*READING, "device"))

@@ -68,7 +68,12 @@ def explain(
             )
             line.append(explanation.text[end : word.start]).append(word.text, style=style)
             end = word.end
-        line.append(explanation.text[end:], style="dim")
+        if explanation.unread:
+            line.append(
+                f" … ({explanation.unread:,} more characters are beyond the maximum length, and not read)", "dim"
+            )
+        else:
+            line.append(explanation.text[end:])
         out.print(line)
         other = (
             ""
@@ -78,8 +83,10 @@ def explain(
         out.print(f"  {explanation.label_text}, probability {explanation.probability:.3f}{other}", markup=False)
         for word in sorted(explanation.words, key=lambda w: -abs(w.attribution))[:STRONGEST]:
             out.print(f"  {word.attribution:+8.3f}  {word.text}", markup=False)
+        if len(explanation.words) > STRONGEST:
+            out.print(f"  … and {len(explanation.words) - STRONGEST:,} words that moved it less", markup=False)
         out.print(
-            f"  the words add up to {explanation.change + explanation.gap:+.3f} "
+            f"  all words add up to {explanation.change + explanation.gap:+.3f} "
             f"of a change of {explanation.change:+.3f} in the logit",
             markup=False,
         )

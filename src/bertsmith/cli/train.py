@@ -85,6 +85,20 @@ def run_and_show(
         )
     out.print(f"on {test['texts']:,} texts that were not seen in training")
     out.print(f"it is {metrics['baseline']['tfidf_logistic_regression']['verdict']}", markup=False)
+    rule = metrics["decision_rule"]
+    if rule["used"]:
+        out.print(
+            f"a decision rule tuned on validation is used: there it gained {rule['gain']:.3f} macro-F1 "
+            f"(standard error {rule['standard_error']:.3f}); without it the test macro-F1 is "
+            f"{rule['test']['without']['macro_f1']:.3f}"
+        )
+    if seeds := metrics.get("seeds"):
+        spread, together = seeds["test"]["macro_f1"], seeds["ensemble"]["metrics"]["macro_f1"]["value"]
+        out.print(
+            f"over {len(seeds['each'])} seeds macro-F1 is {spread['mean']:.3f} with a standard deviation of "
+            f"{spread['standard_deviation']:.3f}; this is seed {seeds['best']}, best on validation; all together reach "
+            f"{together:.3f} (predict --ensemble)"
+        )
     out.print(f"report  {run.layout.report}\nmodel   {run.layout.model}", markup=False)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from bertsmith.config import DataConfig
+from bertsmith.data.clean import normalise
+from bertsmith.data.columns import canonical
 from bertsmith.data.raw import texts_of
 from bertsmith.data.sources import read_raw
 from bertsmith.data.table import MISSING, Note, Table
@@ -37,41 +40,39 @@ def correct(table: Table, file: Path, config: DataConfig) -> Table:
             wrong is told at once.
     """
     raw = read_raw(file, DataConfig(encoding=config.encoding, max_unpacked=config.max_unpacked))
-    lacking = [name for name in NEEDED if name not in raw.frame.columns]
+    frame = raw.frame.rename(columns=lambda name: canonical(str(name)))
+    lacking = [name for name in NEEDED if name not in frame.columns]
     if lacking:
         raise DataError(
-            f"corrections need the columns {listing(NEEDED)}; {listing(lacking)} are missing",
+            f"corrections need the columns {listing(NEEDED)}, and there is no {listing(lacking)}",
             where=raw.name,
             remedy="Make the file with: bertsmith inspect TABLE --label-errors FILE.csv",
         )
+    columns = {name: texts_of(frame[name], f"{raw.name}, column {name!r}") for name in NEEDED}
+    names = list(table.frame["source"].unique())
+    # With one source the row and its text say enough: the table may have been renamed since.
+    several = len(names) > 1 and "source" in frame.columns
+    sources = texts_of(frame["source"], f"{raw.name}, column 'source'") if several else names[:1] * len(frame)
     where = {(source, int(row)): i for i, (source, row) in enumerate(table.frame[["source", "row"]].to_numpy())}
-    targets = table.frame["target"].to_numpy(copy=True)
+    found: dict[int, int] = {}
     problems: list[str] = []
-    corrected: list[int] = []
-    columns = {name: texts_of(raw.frame[name], f"{raw.name}, column {name!r}") for name in NEEDED}
-    sources = (
-        texts_of(raw.frame["source"], f"{raw.name}, column 'source'")
-        if "source" in raw.frame.columns
-        else [table.name] * len(raw.frame)
-    )
     rows = zip(sources, columns["row"], columns["text"], columns["corrected"], strict=True)
     for line, (source, row, text, wanted) in enumerate(rows, start=1):
         wanted = " ".join((wanted or "").split())
         if not wanted:
             continue
-        at = where.get((source, int(row))) if row is not None and row.isdigit() else None
+        number = re.sub(r"\.0+$", "", row or "")
+        at = where.get((source, int(number))) if number.isdigit() else None
         label = _label(wanted, table)
         if at is None:
             problems.append(f"row {line:,}: {source} has no row {row}")
         elif not _same(text, table.frame["text"].iloc[at]):
-            problems.append(f"row {line:,}: row {row} of {source} has another text")
+            problems.append(f"row {line:,}: row {number} of {source} has another text")
         elif label is None:
-            problems.append(
-                f"row {line:,}: {wanted!r} is no label of the table.{did_you_mean(wanted, table.labels.texts)}"
-            )
-        else:
-            targets[at] = label
-            corrected.append(int(row or 0))
+            known = did_you_mean(wanted, table.labels.texts) or f" There are {listing(table.labels.texts)}."
+            problems.append(f"row {line:,}: {wanted!r} is no label of the table.{known}")
+        elif found.setdefault(at, label) != label:
+            problems.append(f"row {line:,}: row {number} of {source} was corrected to something else before")
     if problems:
         shown = "\n".join(f"  - {problem}" for problem in problems[:10])
         more = f"\n  - and {len(problems) - 10:,} more" if len(problems) > 10 else ""
@@ -81,20 +82,30 @@ def correct(table: Table, file: Path, config: DataConfig) -> Table:
             remedy=f"Write label texts of the table into 'corrected', {REMOVE} to leave a row out, or nothing; and use "
             "the file with the table it was made from.",
         )
-    note = Note("info", f"{len(corrected):,} labels corrected by {raw.name}", len(corrected), tuple(corrected[:5]))
-    frame = table.frame.assign(target=pd.Series(targets))
-    return replace(table, frame=frame, notes=(*table.notes, note) if corrected else table.notes)
+    targets = table.frame["target"].to_numpy(copy=True)
+    changed = [at for at, label in found.items() if targets[at] != label]
+    out = [at for at in changed if found[at] == MISSING]
+    for at in changed:
+        targets[at] = found[at]
+    same = f", {len(found) - len(changed):,} already so" if len(found) > len(changed) else ""
+    said = f"{raw.name}: {len(changed) - len(out):,} labels corrected, {len(out):,} rows left out{same}"
+    note = Note(
+        "info" if found else "warning", said if found else f"{raw.name}: no correction is filled in", len(found)
+    )
+    return replace(table, frame=table.frame.assign(target=pd.Series(targets)), notes=(*table.notes, note))
 
 
 def _label(wanted: str, table: Table) -> int | None:
-    if wanted == REMOVE:
+    if wanted in (REMOVE, *"\u2010\u2011\u2012\u2013\u2014\u2212"):  # what a word processor makes of it
         return MISSING
     for text in (wanted, wanted.removeprefix("'")):  # CSV output guards cells that a spreadsheet would run
         if text in table.labels.label2id:
             return table.labels.label2id[text]
+        if text.lstrip("-").isdigit() and int(text) in table.labels.numbers:
+            return table.labels.numbers.index(int(text))
     return None
 
 
 def _same(one: str | None, other: str | None) -> bool:
-    a, b = (" ".join((text or "").split()) for text in (one, other))
+    a, b = (" ".join(normalise(text or "").split()) for text in (one, other))
     return a == b or a.removeprefix("'") == b

@@ -22,6 +22,8 @@ TokenCounter = Callable[[Sequence[str]], np.ndarray]
 """Takes texts, returns the number of tokens of each, special tokens counted, shape (texts,)."""
 
 PERCENTILES = (5, 25, 50, 75, 95, 99)
+EXAMPLES = 5
+"""Rows named with a finding."""
 COVERAGE = 99
 """Share of the texts, in per cent, that the chosen maximum length covers."""
 
@@ -64,7 +66,7 @@ def inspect(
         *_about_texts(usable, texts),
         *_about_lengths(usable, tokens, limit),
         *(
-            Finding("reading", note.severity, note.count, note.message, "the table is used as read", note.rows)
+            Finding("reading", note.severity, note.count, note.message, "the table is used like that", note.rows)
             for note in table.notes
         ),
     ]
@@ -255,7 +257,7 @@ def _about_near_duplicates(cleaned: Cleaned) -> list[Finding]:
             int(several.sum()),
             f"{_rows(int(several.sum()))} whose text nearly repeats that of another",
             "kept, and kept in one split where bertsmith splits, unless --near-duplicates ignore",
-            _examples(frame[several], name),
+            _pairs(frame, cleaned.alike, several, name),
         )
     ]
     mixed = several & (grouped["target"].transform("nunique") > 1).to_numpy()
@@ -267,7 +269,7 @@ def _about_near_duplicates(cleaned: Cleaned) -> list[Finding]:
                 int(mixed.sum()),
                 f"{_rows(int(mixed.sum()))} whose text nearly repeats that of another with another label",
                 "used as they are; look whether the labels are right",
-                _examples(frame[mixed], name),
+                _pairs(frame, cleaned.alike, mixed, name),
             )
         )
     held_out = frame["split"].isin(["validation", "test"]).to_numpy()
@@ -281,10 +283,24 @@ def _about_near_duplicates(cleaned: Cleaned) -> list[Finding]:
                 f"{_rows(int(across.sum()))} of the given validation and test tables whose text nearly repeats one of "
                 "another split",
                 "kept: given tables stay whole; the figures may flatter",
-                _examples(frame[across], name),
+                _pairs(frame, cleaned.alike, across, name),
             )
         )
     return found
+
+
+def _pairs(frame: pd.DataFrame, alike: np.ndarray, which: np.ndarray, main: str) -> tuple[str, ...]:
+    """Name some rows with the row each is like: the first of its group, or for that one the next."""
+    found: list[tuple[int | str, ...]] = []
+    for i in np.flatnonzero(which):
+        others = np.flatnonzero(alike == alike[i])
+        partner = others[0] if others[0] != i else others[1]
+        pair = _examples(frame.iloc[[i, partner]], main)
+        if sorted(map(str, pair)) not in [sorted(map(str, p)) for p in found]:
+            found.append(pair)
+        if len(found) == EXAMPLES:
+            break
+    return tuple(f"{a} ≈ {b}" for a, b in found)
 
 
 def _about_texts(table: Table, texts: list[str]) -> list[Finding]:
@@ -389,6 +405,6 @@ def _names(names: Sequence[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
 
 
-def _examples(frame: pd.DataFrame, main: str, limit: int = 5) -> tuple[int | str, ...]:
+def _examples(frame: pd.DataFrame, main: str, limit: int = EXAMPLES) -> tuple[int | str, ...]:
     head = zip(frame["source"].iloc[:limit], frame["row"].iloc[:limit], strict=True)
     return tuple(int(row) if source == main else f"{source} {row}" for source, row in head)

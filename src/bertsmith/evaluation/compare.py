@@ -12,7 +12,7 @@ from bertsmith.evaluation.metrics import PRIMARY, scalars
 
 
 def side_by_side(
-    targets: np.ndarray, probabilities: Mapping[str, np.ndarray], *, seed: int = 0
+    targets: np.ndarray, probabilities: Mapping[str, np.ndarray], *, seed: int = 0, groups: np.ndarray | None = None
 ) -> list[dict[str, Any]]:
     """Score classifiers on the same texts and pair each with the first.
 
@@ -20,6 +20,7 @@ def side_by_side(
         targets: class indices, shape (n,).
         probabilities: of each classifier by name, shape (n, classes).
         seed: of the bootstrap.
+        groups: which texts belong together, shape (n,), as for `bootstrap`.
 
     Returns:
         One entry a classifier, in order: ``name``, ``metrics`` (``value`` and ``interval`` by name) and ``difference``
@@ -29,11 +30,11 @@ def side_by_side(
     first = probabilities[names[0]].argmax(axis=1)
     entries = []
     for name, table in probabilities.items():
-        intervals = bootstrap(targets, table, seed=seed)
+        intervals = bootstrap(targets, table, seed=seed, groups=groups)
         difference = None
         if name != names[0]:
             value, low, high = paired_difference(
-                targets, table.argmax(axis=1), first, table.shape[1], metric=PRIMARY, seed=seed
+                targets, table.argmax(axis=1), first, table.shape[1], metric=PRIMARY, seed=seed, groups=groups
             )
             difference = {"value": value, "interval": [low, high], "distinguishable": low > 0 or high < 0}
         metrics = {

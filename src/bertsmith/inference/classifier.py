@@ -12,7 +12,7 @@ import numpy as np
 
 from bertsmith.data.clean import normalise
 from bertsmith.data.table import Labels
-from bertsmith.errors import DeviceError, ModelError, RunFolderError
+from bertsmith.errors import DataError, DeviceError, ModelError, RunFolderError
 from bertsmith.evaluation.decision import Rule
 from bertsmith.model import checkpoint
 from bertsmith.model.load import Loaded, check_vocabulary, choose_device, load_model, load_tokenizer
@@ -150,6 +150,7 @@ class Classifier(Labelling):
             progress: is told how many texts were done since it was last told.
 
         Raises:
+            DataError: if something is no text.
             DeviceError: if not even a single text fits into memory.
         """
         import torch
@@ -158,6 +159,12 @@ class Classifier(Labelling):
         result = np.empty((len(texts), len(self.labels)), dtype=np.float64)
         if not texts:
             return result
+        odd = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
+        if odd is not None:
+            raise DataError(
+                f"text {odd} (counted from 0) is no text: {texts[odd]!r}",
+                remedy="Leave out what is missing, or give ''.",
+            )
         tokenizer = self.loaded.tokenizer
         encoded = tokenizer([normalise(text) for text in texts], truncation=True, max_length=self.loaded.max_length)
         lengths = np.array([len(ids) for ids in encoded["input_ids"]])

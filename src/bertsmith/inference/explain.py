@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.data.clean import normalise
-from bertsmith.errors import ConfigError, DataError, DeviceError, did_you_mean
+from bertsmith.errors import ConfigError, DataError, DeviceError, did_you_mean, listing
 from bertsmith.training.memory import ran_out
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Explanation:
         change: of the logit, from a text of nothing but padding to this one.
         gap: between the sum of the attributions and that change.
         steps: points of the path.
+        unread: characters at the end that are beyond the maximum length.
     """
 
     text: str
@@ -61,6 +62,7 @@ class Explanation:
     change: float
     gap: float
     steps: int
+    unread: int
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-ready values."""
@@ -89,7 +91,7 @@ def explain(classifier: Classifier, text: str, label: str | None = None) -> Expl
     names = classifier.labels.texts
     if label is not None and label not in names:
         raise ConfigError(
-            f"there is no label {label!r}.{did_you_mean(label, names)}", remedy="Give a label of the run."
+            f"there is no label {label!r}.{did_you_mean(label, names)}", remedy=f"Give one of {listing(names)}."
         )
     probabilities = classifier.predict_proba([text])[0]
     predicted = int(probabilities.argmax())
@@ -107,15 +109,18 @@ def explain(classifier: Classifier, text: str, label: str | None = None) -> Expl
     inputs = {name: encoded[name].to(classifier.loaded.device) for name in classifier.loaded.input_names}
     baseline = inputs["input_ids"].masked_fill(~special.to(classifier.loaded.device), tokenizer.pad_token_id)
     of_tokens, change, gap, steps = _attributions(classifier, inputs, baseline, target)
+    words = _words(text, encoded.word_ids(), encoded["offset_mapping"][0].tolist(), of_tokens)
+    is_cut = len(tokenizer(text, verbose=False)["input_ids"]) > len(of_tokens)
     return Explanation(
         text=text,
         label_text=names[target],
         predicted_text=names[predicted],
         probability=float(probabilities[target]),
-        words=_words(text, encoded.word_ids(), encoded["offset_mapping"][0].tolist(), of_tokens),
+        words=words,
         change=change,
         gap=gap,
         steps=steps,
+        unread=len(text) - words[-1].end if is_cut and words else 0,
     )
 
 

@@ -89,6 +89,7 @@ def write_report(run: Run) -> Path:
             worse=[entry for entry in metrics["slices"] if entry["worse"]],
             rule=metrics["decision_rule"],
             seeds=metrics.get("seeds"),
+            groups=predictions["group"].nunique() if "group" in predictions.columns else 0,
             lengths=_length_figure(findings),
             balance=_balance(findings["classes"]),
             losses=_loss_figure(history, best_epoch),

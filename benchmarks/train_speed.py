@@ -1,0 +1,191 @@
+"""How fast one epoch of fine-tuning is: the Trainer as it is, the Trainer at its best, and ours.
+
+Contenders take turns in one process, with the same texts, tokens, batch size, optimizer, threads and start; figures are
+medians over rounds. Only training is timed, without evaluation and checkpoints.
+
+(a) trainer: `transformers.Trainer`, dynamic padding, fp32.
+(b) trainer at its best: texts of like length in a batch, bf16 where it is fast, fused AdamW.
+(c) ours: the engine of bertsmith, random batches, in the precision it chooses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+MODELS = ("minilm", "bert-base")
+BATCH = 32
+
+
+def texts_of(name: str, data: Path, limit: int | None, seed: int = 0) -> tuple[list[str], np.ndarray]:
+    """Return texts and class indices of ``reuters_r8`` or ``bbc``, at most ``limit`` of them, drawn at random."""
+    if name == "bbc":
+        from bertsmith.data.bbc import bbc_news
+
+        frame = bbc_news()
+        texts, labels = frame["Text"].astype(str).tolist(), frame["Label Text"].to_numpy()
+    else:
+        import pandas as pd
+
+        frame = pd.read_csv(data / name / "train.csv")
+        texts, labels = frame["Text"].astype(str).tolist(), frame["Label"].to_numpy()
+    targets = np.unique(labels, return_inverse=True)[1]
+    rows = np.random.default_rng(seed).permutation(len(texts))[:limit]
+    return [texts[i] for i in rows], targets[rows]
+
+
+def new_model(name: str, n_classes: int) -> Any:
+    """Return a model in fp32: MiniLM as packaged, or random weights in the shape of BERT-Base."""
+    from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+    from transformers.utils import logging
+
+    from bertsmith.model import checkpoint
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.manual_seed(0)
+    if name == "bert-base":
+        return BertForSequenceClassification(BertConfig(num_labels=n_classes))
+    folder = checkpoint.resolve("packaged:minilm").path
+    return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=n_classes)
+
+
+def run(contender: str, model_name: str, dataset: Any, tokenizer: Any, n_classes: int, device: torch.device) -> float:
+    """Train one epoch and return its seconds."""
+    from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+
+    from bertsmith.model.load import Loaded
+    from bertsmith.training.recipe import choose_precision
+    from bertsmith.training.trainer import _engine, _Reporter
+
+    model = new_model(model_name, n_classes).to(device)
+    fast = choose_precision(device)[0]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments: dict[str, Any] = {
+            "output_dir": folder,
+            "num_train_epochs": 1,
+            "per_device_train_batch_size": BATCH,
+            "learning_rate": 1e-4,
+            "eval_strategy": "no",
+            "save_strategy": "no",
+            "logging_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": device.type == "cpu",
+            "dataloader_pin_memory": device.type == "cuda",
+            "seed": 0,
+        }
+        if contender != "trainer":
+            arguments |= {"bf16": fast == "bf16", "fp16": fast == "fp16", "optim": "adamw_torch_fused"}
+        if contender == "best":
+            arguments["train_sampling_strategy"] = "group_by_length"
+        settings = TrainingArguments(**arguments)
+        if contender == "ours":
+            loaded = Loaded(model, tokenizer, device, tokenizer.model_max_length)
+            reporter = _Reporter(lambda event: None, lambda: False)
+            trainer = _engine(loaded, dataset, dataset, settings, "none", lambda t, p: {}, reporter)
+        else:
+            collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if contender == "best" else None)
+            trainer = Trainer(model, settings, data_collator=collator, train_dataset=dataset)
+            from transformers import PrinterCallback
+
+            trainer.remove_callback(PrinterCallback)
+        began = time.perf_counter()
+        trainer.train()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+
+def peak(device: torch.device, dtype: torch.dtype, hidden: int) -> float:
+    """Return the FLOP a second of a product of matrices as large as those of a feed-forward layer."""
+    a = torch.randn(1024, hidden, device=device, dtype=dtype)
+    b = torch.randn(hidden, 4 * hidden, device=device, dtype=dtype)
+    seconds = []
+    for _ in range(30):
+        began = time.perf_counter()
+        _ = a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return 2 * 1024 * hidden * 4 * hidden / statistics.median(seconds)
+
+
+def flops(model: Any, lengths: np.ndarray) -> float:
+    """Return the FLOP of the products of matrices that an epoch needs, no padding counted, forward and backward."""
+    config = model.config
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    of_token = layers * 2 * (4 * hidden**2 + 2 * hidden * config.intermediate_size)
+    attention = layers * 4 * hidden * (lengths.astype(float) ** 2).sum()
+    return 3 * (of_token * float(lengths.sum()) + attention)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the tables")
+    parser.add_argument("--tables", nargs="+", default=["reuters_r8", "bbc"])
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--contenders", nargs="+", default=["trainer", "best", "ours"])
+    parser.add_argument(
+        "--texts", type=int, help="texts of an epoch; all for MiniLM and 256 for BERT-Base unless given"
+    )
+    parser.add_argument("--max-length", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+
+    from bertsmith.model import checkpoint
+    from bertsmith.model.load import choose_device
+
+    device = choose_device("auto")
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.resolve("packaged:minilm").path)
+    tokenizer.model_max_length = given.max_length
+    print(f"{torch.get_num_threads()} threads, {device}, torch {torch.__version__}", file=sys.stderr)
+    print(
+        "| model | table | texts | contender | seconds, median (all) | texts/s | times (a) | share of matrix peak |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    )
+    for model_name in given.models:
+        for table in given.tables:
+            limit = given.texts or (256 if model_name == "bert-base" else None)
+            texts, targets = texts_of(table, given.data, limit)
+            encoded = tokenizer(texts, truncation=True, max_length=given.max_length)
+            lengths = np.array([len(ids) for ids in encoded["input_ids"]])
+            columns = {**encoded, "labels": targets.tolist(), "length": lengths.tolist()}
+            dataset = Dataset.from_dict(columns)
+            n_classes = int(targets.max()) + 1
+            seconds: dict[str, list[float]] = {contender: [] for contender in given.contenders}
+            for number in range(given.rounds):
+                for contender in given.contenders:
+                    taken = run(contender, model_name, dataset, tokenizer, n_classes, device)
+                    seconds[contender].append(taken)
+                    print(json.dumps([model_name, table, contender, number, round(taken, 1)]), file=sys.stderr)
+            model = new_model(model_name, n_classes)
+            needed = flops(model, lengths)
+            base = statistics.median(seconds[given.contenders[0]])
+            for contender, all_of_them in seconds.items():
+                median = statistics.median(all_of_them)
+                dtype = torch.float32 if contender == "trainer" else torch.bfloat16
+                share = needed / median / peak(device, dtype, model.config.hidden_size)
+                shown = ", ".join(f"{s:.0f}" for s in all_of_them)
+                print(
+                    f"| {model_name} | {table} | {len(texts):,} | {contender} | {median:.0f} ({shown}) "
+                    f"| {len(texts) / median:.1f} | {base / median:.2f} | {share:.0%} |",
+                    flush=True,
+                )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
