@@ -76,7 +76,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     table = tiny_table(150)
     table["Label"] = (table["Label"] + 1) * 10
-    bs.train(table, output=folder, model=str(tiny), **{**FAST, "epochs": 6})
+    bs.train(table, output=folder, model=str(tiny), **{**FAST, "epochs": 12})
     return folder
 
 

@@ -232,4 +232,4 @@ def test_near_duplicates_are_told_with_what_is_odd_about_them():
     assert found["near-duplicate"].count >= 190  # MinHash misses a few
     assert found["near-conflict"].severity == "warning"
     assert "1 ≈ 2" in found["near-conflict"].rows
-    assert found["near-leak"].rows == ("10 ≈ 9", "151 ≈ 149")
+    assert found["near-leak"].rows == ("10 ≈ 9", "151 ≈ 150")

@@ -90,6 +90,7 @@ def ruled(finished, tmp_path):
     assert fold(model.model, rule.temperature, rule.offsets)
     model.model.config.bertsmith = rule.to_dict()
     model.save(tmp_path / "ruled" / "model")
+    bs.Run(tmp_path / "ruled").finish(keep_checkpoints=True)  # its checksums
     return tmp_path / "ruled"
 
 
@@ -123,6 +124,7 @@ def test_a_damaged_rule_is_told(damage, finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     file = tmp_path / "run" / "model" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "bertsmith": damage}))
+    bs.Run(tmp_path / "run").finish(keep_checkpoints=True)  # its checksums
     with pytest.raises(RunFolderError, match="rule of the model is damaged"):
         bs.load(tmp_path / "run", device="cpu")
 

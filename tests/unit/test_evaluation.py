@@ -13,7 +13,7 @@ from bertsmith.data.table import Labels
 from bertsmith.evaluation.baseline import tfidf_logistic_regression, verdict
 from bertsmith.evaluation.calibration import calibration, fit_temperature, scale
 from bertsmith.evaluation.evaluate import evaluate
-from bertsmith.evaluation.intervals import _average_precisions, bootstrap, from_pairs, paired_difference
+from bertsmith.evaluation.intervals import _average_precisions, bootstrap, from_pairs, paired_difference, resampler
 from bertsmith.evaluation.metrics import SCALARS, majority_probabilities, per_class, quick, scalars
 from bertsmith.testing import tiny_table
 
@@ -173,6 +173,23 @@ def test_the_baseline_learns_words_and_takes_what_comes():
 )
 def test_the_verdict_is_what_the_interval_says(interval, expected):
     assert verdict(*interval, 100).startswith(expected)
+
+
+def test_whole_groups_are_drawn_where_there_are_some():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(40), 10)
+    targets = np.repeat(rng.integers(0, 2, 40), 10)
+    right = np.repeat(rng.random(40) < 0.8, 10)  # all texts of a group are right, or none
+    probabilities = np.eye(2)[np.where(right, targets, 1 - targets)]
+    by_text = bootstrap(targets, probabilities, seed=0)["accuracy"]
+    by_group = bootstrap(targets, probabilities, seed=0, groups=groups)["accuracy"]
+    expected = np.sqrt(right.mean() * (1 - right.mean()) / 40) * 2 * 1.96
+    assert by_group[1] - by_group[0] == pytest.approx(expected, rel=0.2)
+    assert by_group[1] - by_group[0] > 2.5 * (by_text[1] - by_text[0])
+    alone = bootstrap(targets, probabilities, seed=0, groups=np.arange(400))["accuracy"]
+    assert alone[1] - alone[0] == pytest.approx(by_text[1] - by_text[0], rel=0.15)
+    drawn = resampler(6, np.array([5, 5, 7, 7, 7, 9]))(np.random.default_rng(1))
+    assert all((drawn == i).sum() == (drawn == j).sum() for i, j in ((0, 1), (2, 3), (3, 4)))
 
 
 def test_a_split_is_described_as_json():

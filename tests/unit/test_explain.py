@@ -80,6 +80,15 @@ def test_the_command_prints_json_and_a_page(cli, finished, tmp_path):
     assert "all words add up to" in out
 
 
+def test_what_was_not_read_is_told(cli, finished, classifier):
+    text = " ".join(["cat"] * 100)
+    found = explain(classifier, text)
+    assert found.unread == len(text) - found.words[-1].end > 0
+    out = cli("explain", finished, "--text", text, "--device", "cpu")[1]
+    assert f"{found.unread:,} more characters are beyond the maximum length" in " ".join(out.split())
+    assert explain(classifier, "a cat").unread == 0
+
+
 def test_what_cannot_be_explained_is_told(cli, finished, classifier, monkeypatch):
     code, _, err = cli("explain", finished, "--text", "a", "--label", "fruit", "--device", "cpu")
     assert code == 2

@@ -42,6 +42,12 @@ def test_the_model_folder_alone_will_do(finished, classifier):
     assert alone.loaded.max_length == classifier.loaded.max_length == open_run(finished).info["model"]["max_length"]
 
 
+@pytest.mark.parametrize("odd", [None, float("nan"), 1.5, ["a"]])
+def test_what_is_no_text_is_told(odd, classifier):
+    with pytest.raises(DataError, match=r"text 1 \(counted from 0\) is no text"):
+        classifier.predict(["a", odd])
+
+
 def _rows():
     return pd.DataFrame({"id": [7, 8, 9, 10], "text": ["cat dog", "  ", "red, blue", 'a "pear"']})
 

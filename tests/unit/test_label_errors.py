@@ -61,7 +61,7 @@ def test_a_correction_round_trips(cli, flipped, tmp_path):
     truth = tiny_table(300)["Label Text"]
     names = [table.labels.texts[t] if t >= 0 else None for t in table.targets]
     assert names == [None if i == 39 else name for i, name in enumerate(truth)]
-    assert any("3 labels corrected by done.csv" in note.message for note in table.notes)
+    assert "corrections in done.csv: 1 corrected, 1 left out, 1 already so" in [note.message for note in table.notes]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_correction_round_trips(cli, flipped, tmp_path):
         ({"row": 900}, "has no row 900"),
         ({"row": "x"}, "has no row x"),
         ({"text": "something else"}, "another text"),
-        ({"source": "other.csv"}, "other.csv has no row"),
+        ({"corrected": "7"}, "There are 'animals', 'colours', 'fruits'."),
     ],
 )
 def test_corrections_that_do_not_fit_are_told(change, expected, flipped, tmp_path):
@@ -81,6 +81,37 @@ def test_corrections_that_do_not_fit_are_told(change, expected, flipped, tmp_pat
     with pytest.raises(DataError, match="corrections do not fit") as caught:
         bs.read_table(tmp_path / "t.csv", corrections=tmp_path / "c.csv")
     assert expected in str(caught.value)
+
+
+def test_what_spreadsheets_make_of_a_file_and_of_texts_is_understood(flipped, tmp_path):
+    flipped.loc[2, "Text"] = "cafe\u0301 " + flipped.loc[2, "Text"]  # decomposed, as file systems and editors leave it
+    flipped.to_csv(tmp_path / "renamed.csv", index=False)
+    rows = [
+        {"Source": "t.csv", "ROW": "3.0", "Text": "caf\u00e9 " + flipped.loc[2, "Text"][6:], "Corrected": "colours"},
+        {"Source": "t.csv", "ROW": "40", "Text": flipped.loc[39, "Text"], "Corrected": "\u2013"},
+    ]
+    pd.DataFrame(rows).to_excel(tmp_path / "c.xlsx", index=False)
+    table = bs.read_table(tmp_path / "renamed.csv", corrections=tmp_path / "c.xlsx")
+    assert table.labels.texts[table.targets[2]] == "colours"
+    assert table.targets[39] == -1
+
+
+def test_a_row_corrected_twice_must_be_corrected_alike(flipped, tmp_path):
+    flipped.to_csv(tmp_path / "t.csv", index=False)
+    line = {"row": 3, "text": flipped.loc[2, "Text"], "corrected": "colours"}
+    pd.DataFrame([line, line]).to_csv(tmp_path / "c.csv", index=False)
+    table = bs.read_table(tmp_path / "t.csv", corrections=tmp_path / "c.csv")
+    assert "corrections in c.csv: 1 corrected" in [note.message for note in table.notes]
+    pd.DataFrame([line, {**line, "corrected": "fruits"}]).to_csv(tmp_path / "c.csv", index=False)
+    with pytest.raises(DataError, match="something else before"):
+        bs.read_table(tmp_path / "t.csv", corrections=tmp_path / "c.csv")
+
+
+def test_a_file_that_nobody_filled_in_is_told(flipped, tmp_path):
+    flipped.to_csv(tmp_path / "t.csv", index=False)
+    pd.DataFrame([{"row": 3, "text": "x", "corrected": ""}]).to_csv(tmp_path / "c.csv", index=False)
+    notes = bs.read_table(tmp_path / "t.csv", corrections=tmp_path / "c.csv").notes
+    assert ("warning", "c.csv: no correction is filled in") in [(note.severity, note.message) for note in notes]
 
 
 def test_other_files_are_no_corrections(flipped, tmp_path):

@@ -87,8 +87,8 @@ def correct(table: Table, file: Path, config: DataConfig) -> Table:
     out = [at for at in changed if found[at] == MISSING]
     for at in changed:
         targets[at] = found[at]
-    same = f", {len(found) - len(changed):,} already so" if len(found) > len(changed) else ""
-    said = f"{raw.name}: {len(changed) - len(out):,} labels corrected, {len(out):,} rows left out{same}"
+    counts = {"corrected": len(changed) - len(out), "left out": len(out), "already so": len(found) - len(changed)}
+    said = f"corrections in {raw.name}: " + ", ".join(f"{n:,} {what}" for what, n in counts.items() if n)
     note = Note(
         "info" if found else "warning", said if found else f"{raw.name}: no correction is filled in", len(found)
     )
