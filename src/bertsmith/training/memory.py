@@ -46,7 +46,7 @@ def plan(model: PreTrainedModel, longest: int, *, training: bool, free: int | No
     """Return the token budget for a CPU: the usual one, or as much of it as fits into memory.
 
     On a CPU memory that ends is no error to catch: the kernel kills the process. So the need is reckoned beforehand,
-    from above: to train BERT-Base and MiniLM on texts of 64 to 512 tokens, 1.04 to 1.35 times what was measured
+    from above: to train BERT-Base and MiniLM on texts of 64 to 512 tokens, 1.19 to 1.80 times what was measured
     (``benchmarks/memory.py``).
 
     Args:
