@@ -79,7 +79,7 @@ def choose(config: TrainConfig, *, counts: np.ndarray, parameters: int, device: 
     epochs = otherwise(
         "epochs",
         float(min(max(enough, EPOCHS), MOST_EPOCHS)),
-        f"as many as make {MIN_STEPS} steps, at most {MOST_EPOCHS}" if enough > EPOCHS else "more were no better",
+        f"as many as make {MIN_STEPS} steps, at most {MOST_EPOCHS}" if enough > EPOCHS else "the usual number",
     )
     rates = (1e-4, 2e-4) if parameters < 50e6 else (3e-5, 5e-5) if parameters < 200e6 else (1e-5, 2e-5)
     rate = otherwise(
@@ -109,7 +109,7 @@ def choose_imbalance(counts: np.ndarray) -> tuple[str, str]:
     said = f"the largest class has {ratio:.1f} times the texts of the smallest"
     if ratio < UNEQUAL:
         return "none", f"{said}: no need"
-    return "none", f"{said}: weighting and adjusting the loss were no better than a decision rule tuned afterwards"
+    return "none", f"{said}: the loss is left alone, and a decision rule for macro-F1 is tried on validation"
 
 
 def choose_precision(device: torch.device) -> tuple[str, str]:
