@@ -224,6 +224,10 @@ def check_same(run: Run, *, config: Mapping[str, Any], fingerprint: str, model: 
     if before.get("files") != model["files"]:
         changed.append("the model's configuration or tokenizer")
     changed += differences({**before, "files": None}, {**model, "files": None})
+    _refuse(run, changed)
+
+
+def _refuse(run: Run, changed: list[str]) -> None:
     if changed:
         raise RunFolderError(
             f"the run cannot be resumed, since these differ: {listing(map(_Plain, changed))}",
@@ -239,9 +243,7 @@ def check_settings_same(run: Run, config: Mapping[str, Any]) -> None:
     Raises:
         RunFolderError: naming what differs.
     """
-    info = run.info
-    same = {"fingerprint": info.get("data", {}).get("fingerprint"), "model": info.get("model", {})}
-    check_same(run, config=config, fingerprint=same["fingerprint"], model={"files": None, **same["model"]})
+    _refuse(run, differences(run.info.get("config", {}), config))
 
 
 class _Plain(str):

@@ -176,7 +176,8 @@ class Run:
     @property
     def members(self) -> list[Run]:
         """The runs with each seed, in order, where the run was trained with several."""
-        return [Run(path) for path in sorted(self.layout.seeds.glob("*"), key=lambda p: int(p.name))]
+        folders = (path for path in self.layout.seeds.glob("*") if path.name.isdigit())  # others are leftovers
+        return [Run(path) for path in sorted(folders, key=lambda p: int(p.name))]
 
     @property
     def can_go_on(self) -> bool:

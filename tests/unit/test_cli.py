@@ -339,7 +339,7 @@ def test_a_changed_byte_of_a_model_is_noticed(cli, finished, csv, tmp_path):
 
 def test_overwriting_a_run_loses_nothing_that_is_not_of_it(cli, finished, csv, tiny, tmp_path):
     run = tmp_path / "run"
-    shutil.copytree(finished, run)
+    shutil.copytree(finished, run, ignore=shutil.ignore_patterns("evaluations"))
     command = ("train", csv, "-o", run, "--model", tiny, "--epochs", 1, "--device", "cpu", "--overwrite")
     for name in ("notes.txt", "evaluations/later/metrics.json"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)

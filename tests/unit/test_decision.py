@@ -16,6 +16,7 @@ from bertsmith.evaluation.calibration import logs, scale
 from bertsmith.evaluation.decision import SHRINKAGE, Rule, folds, offsets, tune
 from bertsmith.model.load import fold
 from bertsmith.testing import tiny_table
+from tests.conftest import FAST
 
 
 def _skewed(rng, n, prior, shift):
@@ -134,3 +135,10 @@ def test_the_run_says_what_the_rule_is_and_does(finished):
     assert rule["metric"] == "macro_f1"
     assert rule["folded"]
     assert len(rule["offsets"]) == 3
+
+
+def test_a_model_that_is_trained_on_leaves_its_old_rule_behind(ruled, tmp_path):
+    settings = {**FAST, "epochs": 1, "model": str(ruled / "model")}
+    for classes in (2, 3):
+        run = bs.train(tiny_table(90, classes=classes), output=tmp_path / str(classes), **settings, decision_rule="off")
+        assert bs.load(run, device="cpu").rule.offsets == ()

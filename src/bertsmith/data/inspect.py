@@ -247,46 +247,46 @@ def _about_cleaning(cleaned: Cleaned) -> list[Finding]:
 def _about_near_duplicates(cleaned: Cleaned) -> list[Finding]:
     frame, name = cleaned.table.frame, cleaned.table.name
     grouped = frame.assign(alike=cleaned.alike, split=frame["split"].fillna("")).groupby("alike")
-    several = (grouped["text"].transform("nunique") > 1).to_numpy()  # texts that are equal are told elsewhere
-    if not several.any():
-        return []
-    found = [
-        Finding(
+    # Texts that are equal are told elsewhere.
+    several, other_label, other_split = (
+        (grouped[column].transform("nunique") > 1).to_numpy() for column in ("text", "target", "split")
+    )
+    held_out = frame["split"].isin(["validation", "test"]).to_numpy()
+    kinds = (
+        (
             "near-duplicate",
             "info",
-            int(several.sum()),
-            f"{_rows(int(several.sum()))} whose text nearly repeats that of another",
+            several,
+            "whose text nearly repeats that of another",
             "kept, and kept in one split where bertsmith splits, unless --near-duplicates ignore",
-            _pairs(frame, cleaned.alike, several, name),
+        ),
+        (
+            "near-conflict",
+            "warning",
+            several & other_label,
+            "whose text nearly repeats that of another with another label",
+            "used as they are; look whether the labels are right",
+        ),
+        (
+            "near-leak",
+            "warning",
+            several & held_out & other_split,
+            "of the given validation and test tables whose text nearly repeats one of another split",
+            "kept: given tables stay whole; the figures may flatter",
+        ),
+    )
+    return [
+        Finding(
+            kind,
+            severity,
+            int(which.sum()),
+            f"{_rows(int(which.sum()))} {message}",
+            action,
+            _pairs(frame, cleaned.alike, which, name),
         )
+        for kind, severity, which, message, action in kinds
+        if which.any()
     ]
-    mixed = several & (grouped["target"].transform("nunique") > 1).to_numpy()
-    if mixed.any():
-        found.append(
-            Finding(
-                "near-conflict",
-                "warning",
-                int(mixed.sum()),
-                f"{_rows(int(mixed.sum()))} whose text nearly repeats that of another with another label",
-                "used as they are; look whether the labels are right",
-                _pairs(frame, cleaned.alike, mixed, name),
-            )
-        )
-    held_out = frame["split"].isin(["validation", "test"]).to_numpy()
-    across = several & held_out & (grouped["split"].transform("nunique") > 1).to_numpy()
-    if across.any():
-        found.append(
-            Finding(
-                "near-leak",
-                "warning",
-                int(across.sum()),
-                f"{_rows(int(across.sum()))} of the given validation and test tables whose text nearly repeats one of "
-                "another split",
-                "kept: given tables stay whole; the figures may flatter",
-                _pairs(frame, cleaned.alike, across, name),
-            )
-        )
-    return found
 
 
 def _pairs(frame: pd.DataFrame, alike: np.ndarray, which: np.ndarray, main: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Labelling:
+class Labelling(ABC):
     """What labels texts, by probabilities.
 
     Attributes:
@@ -38,13 +39,13 @@ class Labelling:
     labels: Labels
 
     @property
+    @abstractmethod
     def rules(self) -> list[Rule]:
         """The decision rules of the models that are asked."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict_proba(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the probability of every class for every text, shape (texts, classes)."""
-        raise NotImplementedError
 
     def predict(self, texts: Sequence[str]) -> list[str]:
         """Return the label text of every text."""

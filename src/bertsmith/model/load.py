@@ -141,6 +141,8 @@ def load_model(checkpoint: Checkpoint, labels: Labels | None = None) -> PreTrain
         raise _broken("model", checkpoint, error) from error
     for key in ("auto_map", "custom_pipelines"):  # addresses of code that nobody is to follow
         vars(model.config).pop(key, None)
+    if labels is not None:  # what an earlier run of ours tuned for the model as it was then
+        vars(model.config).pop("bertsmith", None)
     _refuse_unlearned(model, info, checkpoint, new_head=labels is not None)
     _refuse_not_finite(model, checkpoint)
     return model
