@@ -9,12 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bertsmith.api import compare, evaluate, inspect, label_errors, load, read_table, train
+    from bertsmith.api import compare, evaluate, inspect, label_errors, load, read_table, train, tune
     from bertsmith.data.findings import Findings
     from bertsmith.data.table import Labels, Table
     from bertsmith.errors import UserError
     from bertsmith.inference.classifier import Classifier
     from bertsmith.run import Run
+    from bertsmith.tuning.study import Study
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,7 @@ _HOME = {
     "Findings": "bertsmith.data.findings",
     "Labels": "bertsmith.data.table",
     "Run": "bertsmith.run",
+    "Study": "bertsmith.tuning.study",
     "Table": "bertsmith.data.table",
     "UserError": "bertsmith.errors",
     "compare": "bertsmith.api",
@@ -32,6 +34,7 @@ _HOME = {
     "load": "bertsmith.api",
     "read_table": "bertsmith.api",
     "train": "bertsmith.api",
+    "tune": "bertsmith.api",
 }
 
 __all__ = [
@@ -39,6 +42,7 @@ __all__ = [
     "Findings",
     "Labels",
     "Run",
+    "Study",
     "Table",
     "UserError",
     "compare",
@@ -48,6 +52,7 @@ __all__ = [
     "load",
     "read_table",
     "train",
+    "tune",
 ]
 
 

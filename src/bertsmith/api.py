@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bertsmith.inference.classifier import Classifier
     from bertsmith.inference.ensemble import Ensemble
     from bertsmith.pipeline import Observer
+    from bertsmith.tuning.study import Study
 
 
 def read_table(source: Any = None, **settings: Any) -> Table:
@@ -86,6 +87,83 @@ def train(
         resolved,
         Path(output),
         resume=resume,
+        overwrite=overwrite,
+        observe=on_event or (lambda event: None),
+        stop=stop or (lambda: False),
+    )
+
+
+def tune(
+    table: Any,
+    *,
+    output: Path | str,
+    trials: int | None = 20,
+    minutes: float | None = None,
+    jobs: int = 1,
+    objectives: Sequence[str] = ("macro_f1",),
+    storage: str | None = None,
+    cv: int | None = None,
+    final_seeds: int = 1,
+    models: Sequence[str] = (),
+    space: Path | str | None = None,
+    overwrite: bool = False,
+    config: Path | str | None = None,
+    on_event: Callable[[Any], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+    **settings: Any,
+) -> Study:
+    """Search for better settings than the defaults with Optuna; train and test the winner, and the defaults beside it.
+
+    The choice is made on validation alone. The same call goes on with a study that is there.
+
+    Args:
+        table: what `read_table` returns or takes.
+        output: the study folder.
+        trials: how many; with ``None``, until ``minutes`` are over.
+        minutes: for the search.
+        jobs: trials at once, a process each: a script that asks for several needs ``if __name__ == "__main__":``.
+        objectives: ``"macro_f1"``, or with ``"latency"`` besides.
+        storage: URL of a database, where several machines join in one study.
+        cv: folds of a cross-validation, where the validation texts are few.
+        final_seeds: seeds that the winner is trained with in the end.
+        models: checkpoints to choose among.
+        space: a TOML file that changes the search space.
+        overwrite: begin anew.
+        config: a TOML file of settings; keyword arguments win over it.
+        on_event: is told what happens (see `bertsmith.tuning.events`); ``print`` will do.
+        stop: asked after every step; where it says yes, the search ends, and finished trials are kept.
+        **settings: fields of `DataConfig`, `ModelConfig`, `TrainConfig` and `EvalConfig`; what is given is not varied.
+
+    Raises:
+        UserError: for everything that the user can mend.
+        Interrupted: after ``stop`` said yes.
+    """
+    from bertsmith.training.arguments import problems_of
+
+    try:
+        from bertsmith.tuning.plan import Plan
+        from bertsmith.tuning.tune import run_tuning
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"tuning needs the package {error.name}", remedy="Install it: pip install 'bertsmith[tune]'."
+        ) from error
+    resolved = resolve(settings, Path(config) if config else None, api=True, check_set=problems_of)
+    plan = Plan(
+        trials,
+        minutes,
+        jobs,
+        tuple(objectives),
+        storage,
+        cv,
+        final_seeds,
+        tuple(models),
+        Path(space) if space else None,
+    )
+    return run_tuning(
+        lambda: as_table(table, resolved),
+        resolved,
+        Path(output),
+        plan,
         overwrite=overwrite,
         observe=on_event or (lambda event: None),
         stop=stop or (lambda: False),

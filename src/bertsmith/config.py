@@ -84,6 +84,12 @@ class TrainConfig(Step):
     head_rate: Annotated[float, Field(gt=0, le=1000)] | None = Field(
         None, description="Learning rate of the new head, as a multiple of that of the body."
     )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="Learning rate of a layer, as a multiple of that of the one above it; 1: all alike."
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="Share of the activations that is dropped; as in the checkpoint unless given."
+    )
     patience: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         None, description="Epochs without a better macro-F1 before training stops."
     )
@@ -188,11 +194,12 @@ def resolve(
     return config
 
 
-_SAME = {
+SAME_ARGUMENT = {
     "epochs": "num_train_epochs",
     "batch_size": "per_device_train_batch_size",
     "learning_rate": "learning_rate",
 }
+"""Settings that transformers has a training argument for, by its name."""
 
 
 def _contradictions(config: Config, origin: Mapping[str, str]) -> list[str]:
@@ -209,7 +216,7 @@ def _contradictions(config: Config, origin: Mapping[str, str]) -> list[str]:
         problems.append(f"{name('split_column')} and --validation/--test both say how to split: keep one of them")
     if config.validation_size + config.test_size >= 1:
         problems.append(f"{name('validation_size')} and {name('test_size')} together must leave texts to train on")
-    for flag, argument in _SAME.items():
+    for flag, argument in SAME_ARGUMENT.items():
         if flag in origin and argument in config.set:
             problems.append(f"{name(flag)} and --set {argument} say the same thing: keep one of them")
     return problems

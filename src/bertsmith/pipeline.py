@@ -138,25 +138,14 @@ def _train(
         check_stop("stopped before training began")
         table = read()
         cleaned = clean(table)
-        data = _split(cleaned, config, split_seed)
+        data = split_cleaned(cleaned, config, split_seed)
         parts = {name: data.take((data.frame["split"] == name).to_numpy()) for name in SPLITS}
 
     with _timed(seconds, "model"):
         check_stop("stopped before training began")
         found = checkpoint.resolve(config.model, allow_pickle=config.allow_pickle)
-        device = choose_device(config.device)
-        tokenizer = load_tokenizer(found)
-        tokens = count_tokens(parts["train"].frame["text"].tolist(), tokenizer)
-        if config.max_length and config.max_length > found.max_positions:
-            raise ConfigError(
-                f"--max-length {config.max_length}: {found.name} takes at most {found.max_positions} tokens",
-                remedy="Leave it out, or take a checkpoint for longer texts, such as answerdotai/ModernBERT-base.",
-            )
-        max_length = config.max_length or choose_max_length(tokens, found.max_positions)
-        tokenizer.model_max_length = max_length
-        set_seed(config.seed)
-        loaded = Loaded(load_model(found, table.labels), tokenizer, device, max_length)
-        check_vocabulary(loaded.model, tokenizer, found)
+        loaded = prepare_model(found, config, parts["train"])
+        tokenizer, device, max_length = loaded.tokenizer, loaded.device, loaded.max_length
         findings = inspect(
             table, count_tokens=lambda texts: count_tokens(texts, tokenizer), max_length=max_length, cleaned=cleaned
         )
@@ -222,6 +211,7 @@ def _train(
                 emit=listen,
                 imbalance=recipe.imbalance,
                 head_rate=recipe.head_rate,
+                layer_decay=recipe.layer_decay,
                 patience=recipe.patience,
                 by_hand=config.set,
                 stop=stop,
@@ -263,7 +253,40 @@ def _train(
     return run
 
 
-def _split(cleaned: Cleaned, config: Config, seed: int) -> Table:
+def prepare_model(found: checkpoint.Checkpoint, config: Config, train: Table) -> Loaded:
+    """Load a checkpoint with a new head, and choose how many tokens of each text are kept.
+
+    Args:
+        found: the checkpoint.
+        config: which device, how many tokens, what dropout; its seed is that of the head.
+        train: the texts to train on.
+
+    Raises:
+        UserError: if the checkpoint, the device or the number of tokens will not do.
+    """
+    device = choose_device(config.device)
+    tokenizer = load_tokenizer(found)
+    if config.max_length and config.max_length > found.max_positions:
+        raise ConfigError(
+            f"--max-length {config.max_length}: {found.name} takes at most {found.max_positions} tokens",
+            remedy="Leave it out, or take a checkpoint for longer texts, such as answerdotai/ModernBERT-base.",
+        )
+    max_length = config.max_length or choose_max_length(
+        count_tokens(train.frame["text"].tolist(), tokenizer), found.max_positions
+    )
+    tokenizer.model_max_length = max_length
+    set_seed(config.seed)
+    loaded = Loaded(load_model(found, train.labels, dropout=config.dropout), tokenizer, device, max_length)
+    check_vocabulary(loaded.model, tokenizer, found)
+    return loaded
+
+
+def split_cleaned(cleaned: Cleaned, config: Config, seed: int) -> Table:
+    """Split what cleaning left as the settings say.
+
+    Raises:
+        DataError: if too little is left, naming what cleaning took out.
+    """
     try:
         return split(
             cleaned.table,

@@ -11,7 +11,7 @@ import time
 import pytest
 from benchmarks.chaos import kills
 
-from bertsmith.cli.train import _stoppable
+from bertsmith.cli.train import stoppable
 from bertsmith.output import held
 from bertsmith.testing import tiny_model, tiny_table
 
@@ -77,7 +77,7 @@ def test_a_second_ctrl_c_says_how_to_go_on(csv, tiny, tmp_path):
 
 def test_a_second_ctrl_c_stops_at_once():
     before = signal.getsignal(signal.SIGINT)  # ignored, where the tests run in the background of a shell
-    with _stoppable() as stop:
+    with stoppable() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop()
         with pytest.raises(KeyboardInterrupt):

@@ -21,6 +21,7 @@ ORDER = [
     {"scoring"},
     {"pipeline"},
     {"repeat"},
+    {"tuning"},
     {"api"},
     {"cli"},
 ]

@@ -8,7 +8,7 @@ from bertsmith.config import Config, TrainConfig, resolve
 from bertsmith.errors import ConfigError
 from bertsmith.training.arguments import problems_of, training_arguments
 from bertsmith.training.events import Evaluated, Finished, Saved, Started, StepDone
-from bertsmith.training.rates import raise_head
+from bertsmith.training.rates import set_rates
 from bertsmith.training.recipe import choose, choose_precision
 from tests.conftest import same_weights as _same
 from tests.conftest import train as _train
@@ -146,7 +146,7 @@ def test_the_head_has_a_learning_rate_of_its_own():
     decayed = {"params": [model.body.weight, model.head.weight], "weight_decay": 0.1}
     plain = {"params": [model.body.bias, model.head.bias], "weight_decay": 0.0}
     optimizer = torch.optim.AdamW([decayed, plain], lr=0.01)
-    raise_head(optimizer, model, 10)
+    set_rates(optimizer, model, head_rate=10, layer_decay=1)
     found = {id(w): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for w in g["params"]}
     assert found == {
         id(model.body.weight): (0.01, 0.1),

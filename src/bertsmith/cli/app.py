@@ -20,6 +20,7 @@ from bertsmith.cli.inspect import inspect
 from bertsmith.cli.predict import predict
 from bertsmith.cli.terminal import talk
 from bertsmith.cli.train import train
+from bertsmith.cli.tune import tune
 from bertsmith.errors import Interrupted, UserError
 from bertsmith.storage import DISK, cannot_write
 
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
-for command in (demo, inspect, train, evaluate, predict, explain, compare):
+for command in (demo, inspect, train, tune, evaluate, predict, explain, compare):
     app.command()(command)
 
 

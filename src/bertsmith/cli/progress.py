@@ -114,7 +114,7 @@ class Progress:
                 (f"epoch {e.epoch:g}" for e in self.evaluations if e.step == event.best_step), f"step {event.best_step}"
             )
             self.console.print(
-                f"{why} after {_clock(event.seconds)}; best: {best}, validation macro-F1 {event.best_score:.3f}"
+                f"{why} after {clock(event.seconds)}; best: {best}, validation macro-F1 {event.best_score:.3f}"
             )
         elif name == "SeedStarted":
             self.evaluations = []
@@ -157,7 +157,7 @@ class Progress:
         if self.started is None or step <= self.started.step:
             return "–"
         per_step = (time.perf_counter() - self.began) / (step - self.started.step)
-        return _clock(per_step * (self.started.steps - step))
+        return clock(per_step * (self.started.steps - step))
 
     def _table(self) -> Group:
         grid = Grid(box=None, padding=(0, 1))
@@ -178,7 +178,8 @@ class Progress:
         return Group(grid, bar)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Return a duration in words."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

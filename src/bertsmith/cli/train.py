@@ -52,7 +52,7 @@ def run_and_show(
     talk().print("[dim]reading the table, loading the model …[/]")
     from bertsmith.errors import Interrupted
 
-    with Progress(talk()) as progress, _stoppable() as stop:
+    with Progress(talk()) as progress, stoppable() as stop:
         try:
             from bertsmith.api import as_table
             from bertsmith.repeat import run_seeds
@@ -103,7 +103,7 @@ def run_and_show(
 
 
 @contextmanager
-def _stoppable() -> Iterator[Callable[[], bool]]:
+def stoppable() -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C (or SIGTERM) into a wish to stop; the second one stops at once."""
     wish = threading.Event()
 

@@ -82,12 +82,19 @@ def features() -> Any:
     )
 
 
-def verdict(difference: float, low: float, high: float, texts: int) -> str:
-    """Say in one sentence whether BERT was worth it, from the paired difference in macro-F1 and its 95 % interval."""
+def verdict(
+    difference: float,
+    low: float,
+    high: float,
+    texts: int,
+    *,
+    rival: str = "a bag of words with logistic regression",
+    if_worse: str = ": use that, or train longer",
+) -> str:
+    """Say in one sentence whether it was worth it, from the paired difference in macro-F1 and its 95 % interval."""
     interval = f"[{low:+.3f}, {high:+.3f}]"
-    rival = "a bag of words with logistic regression"
     if low > 0:
         return f"better than {rival} by {difference:.3f} macro-F1 {interval}"
     if high < 0:
-        return f"worse than {rival} by {-difference:.3f} macro-F1 {interval}: use that, or train longer"
+        return f"worse than {rival} by {-difference:.3f} macro-F1 {interval}{if_worse}"
     return f"not distinguishable from {rival} on {texts:,} test texts: {difference:+.3f} macro-F1 {interval}"

@@ -104,18 +104,21 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(checkpoint: Checkpoint, labels: Labels | None = None) -> PreTrainedModel:
+def load_model(
+    checkpoint: Checkpoint, labels: Labels | None = None, *, dropout: float | None = None
+) -> PreTrainedModel:
     """Load a checkpoint for sequence classification, in fp32.
 
     Args:
         checkpoint: resolved, and so known to be complete and free of code of its own.
         labels: the classes to build a new head for; ``None`` keeps the head that is there.
+        dropout: share of the activations to drop in training, everywhere; ``None`` leaves that to the checkpoint.
 
     Raises:
         ModelError: if the weights are damaged or do not fit the configuration.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
     head: dict[str, Any] = {}
     if labels is not None:
@@ -127,6 +130,8 @@ def load_model(checkpoint: Checkpoint, labels: Labels | None = None) -> PreTrain
             "ignore_mismatched_sizes": True,
         }
     try:
+        if dropout is not None:
+            head |= dict.fromkeys(dropouts(AutoConfig.from_pretrained(checkpoint.path)), dropout)
         with quiet_transformers():
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 checkpoint.path,
@@ -146,6 +151,11 @@ def load_model(checkpoint: Checkpoint, labels: Labels | None = None) -> PreTrain
     _refuse_unlearned(model, info, checkpoint, new_head=labels is not None)
     _refuse_not_finite(model, checkpoint)
     return model
+
+
+def dropouts(config: Any) -> dict[str, float]:
+    """Return a configuration's shares of dropout, by their names there; one that is not set follows another."""
+    return {n: float(v) for n, v in vars(config).items() if "dropout" in n and isinstance(v, int | float)}
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint) -> None:

@@ -16,7 +16,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 14, 40
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: its name in the legend, its CSS class, and its points (x, y)."""
+    """A curve: its name in the legend, its CSS class (with ``points``: not joined), and its points (x, y)."""
 
     name: str
     css: str
@@ -45,7 +45,8 @@ def curves(
         parts.append(_mark(x_axis, mark, mark_label))
     for line in drawn:
         path = " ".join(f"{x_axis(x):.1f},{y_axis(y):.1f}" for x, y in line.points)
-        parts.append(Markup('<polyline class="line {}" points="{}"/>').format(line.css, path))
+        if "points" not in line.css:
+            parts.append(Markup('<polyline class="line {}" points="{}"/>').format(line.css, path))
         for x, y in line.points:
             parts.append(
                 Markup(
@@ -56,6 +57,78 @@ def curves(
         Markup('<span class="key"><i class="{}"></i>{}</span>').format(line.css, line.name) for line in drawn
     )
     return _svg(parts, HALF, f"{y_label} over {x_label}") + Markup('<p class="legend">{}</p>').format(legend)
+
+
+def strands(lines: Sequence[tuple[Sequence[tuple[float, float]], bool]], *, x_label: str, y_label: str) -> Markup:
+    """Draw many curves over a common x, thin, with those that are marked in front.
+
+    Args:
+        lines: the points (x, y) of each, and whether it is marked.
+        x_label, y_label: what the axes mean.
+    """
+    points = [p for line, _ in lines for p in line]
+    if not points:
+        return Markup("<p>There is nothing to draw.</p>")
+    x_axis = _Axis([p[0] for p in points], _LEFT, HALF - _RIGHT)
+    y_axis = _Axis([p[1] for p in points], HEIGHT - _BOTTOM, _TOP)
+    parts = [_frame(x_axis, y_axis, x_label, y_label)]
+    for line, marked in sorted(lines, key=lambda entry: entry[1]):
+        path = " ".join(f"{x_axis(x):.1f},{y_axis(y):.1f}" for x, y in line)
+        parts.append(
+            Markup('<polyline class="line {}" points="{}"/>').format("c2" if marked else "strand", path)
+            if len(line) > 1
+            else Markup("").join(
+                Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="2.5"/>').format(
+                    "c2" if marked else "c1", x_axis(x), y_axis(y)
+                )
+                for x, y in line
+            )
+        )
+    return _svg(parts, HALF, f"{y_label} over {x_label}")
+
+
+def axes(
+    names: Sequence[str],
+    ends: Sequence[tuple[str, str]],
+    rows: Sequence[tuple[Sequence[float], float, bool]],
+) -> Markup:
+    """Draw parallel coordinates: an upright axis a name, a line a row across them.
+
+    Args:
+        names: of the axes.
+        ends: what stands at the bottom and at the top of each.
+        rows: where the line crosses each axis (0 to 1), how strong it is drawn (0 to 1), whether it is marked.
+    """
+    height, top, bottom = HEIGHT + 80, 50, 30
+    width = max(WHOLE, 84 * len(names))
+    xs = [50 + i * (width - 100) / max(len(names) - 1, 1) for i in range(len(names))]
+    parts = []
+    for places, strength, marked in sorted(rows, key=lambda row: (row[2], row[1])):
+        path = " ".join(
+            f"{x:.1f},{height - bottom - p * (height - top - bottom):.1f}" for x, p in zip(xs, places, strict=True)
+        )
+        parts.append(
+            Markup('<polyline class="line {}" stroke-opacity="{:.2f}" points="{}"/>').format(
+                "c2" if marked else "strand", 1 if marked else 0.15 + 0.75 * strength, path
+            )
+        )
+    for i, (x, name, (low, high)) in enumerate(zip(xs, names, ends, strict=True)):
+        parts.append(
+            Markup('<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{}" y2="{}"/>').format(top, height - bottom, x=x)
+        )
+        for y, text, css in (
+            (10 + 14 * (i % 2), name, "axis"),  # long names would run into one another
+            (top - 6, high, "tick"),
+            (height - bottom + 16, low, "tick"),
+        ):
+            parts.append(
+                Markup('<text class="{} small" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
+                    css, x, y, text
+                )
+            )
+    return Markup('<svg class="figure wide" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        width, height, "Parallel coordinates of the trials", Markup("").join(parts)
+    )
 
 
 def histogram(

@@ -46,9 +46,16 @@ def problems_of(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def training_arguments(
-    recipe: Recipe, config: TrainConfig, folder: Path, device: torch.device | None = None
+    recipe: Recipe, config: TrainConfig, folder: Path, device: torch.device | None = None, *, saves: bool = True
 ) -> TrainingArguments:
     """Return the training arguments of a recipe, with what the user set on top.
+
+    Args:
+        recipe: what was chosen.
+        config: with what the user set.
+        folder: for checkpoints.
+        device: where training will run.
+        saves: keep checkpoints, and take the best one in the end.
 
     Raises:
         ConfigError: if transformers refuses what the user set.
@@ -82,6 +89,8 @@ def training_arguments(
     arguments.setdefault("save_strategy", arguments["eval_strategy"])
     if "eval_steps" in arguments:
         arguments.setdefault("save_steps", arguments["eval_steps"])
+    if not saves:
+        arguments |= {"save_strategy": "no", "load_best_model_at_end": False}
     try:
         result = TrainingArguments(**arguments)
     except (ValueError, TypeError, ImportError) as error:

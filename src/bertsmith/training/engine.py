@@ -20,7 +20,7 @@ from bertsmith.training.batching import cut
 from bertsmith.training.dropout import CheapDropout
 from bertsmith.training.events import Listener, MemoryShort
 from bertsmith.training.memory import SMALLEST, ran_out
-from bertsmith.training.rates import raise_head
+from bertsmith.training.rates import set_rates
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -53,6 +53,8 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
     token_budget: int
     head_rate: float = 1.0
     """How many times the learning rate of the body the new head has."""
+    layer_decay: float = 1.0
+    """Learning rate of a layer, as a multiple of that of the one above it."""
     packs: bool = False
     """Whether texts are laid end to end: see `bertsmith.model.packing`."""
     emit: Listener
@@ -114,11 +116,11 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
         return [int(i) for i in self._order(epoch)[start : start + size]]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Make the optimizer of the training arguments, with the head's own learning rate."""
+        """Make the optimizer of the training arguments, with the learning rates of head and layers."""
         new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if new:
-            raise_head(optimizer, self.model, self.head_rate)
+            set_rates(optimizer, self.model, head_rate=self.head_rate, layer_decay=self.layer_decay)
         return optimizer
 
     # -- a step ------------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ class Recipe:
     Attributes:
         epochs, batch_size, learning_rate, warmup, weight_decay: as in ``transformers.TrainingArguments``.
         head_rate: learning rate of the new head, as a multiple of that of the body.
+        layer_decay: learning rate of a layer, as a multiple of that of the one above it.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` arithmetic; the weights stay fp32.
         patience: epochs without a better score before training stops.
         imbalance: what is done about classes of unequal size, one of `bertsmith.training.losses.LOSSES`.
@@ -46,6 +47,7 @@ class Recipe:
     precision: str
     patience: int
     imbalance: str
+    layer_decay: float = 1.0
     reasons: dict[str, str] = field(default_factory=dict)
 
 
@@ -89,13 +91,14 @@ def choose(config: TrainConfig, *, counts: np.ndarray, parameters: int, device: 
         + (f"; and so do {classes} classes" if many else ""),
     )
     head_rate = otherwise("head_rate", HEAD_RATE, "times that: the head is new and has far to go, the body has not")
+    layer_decay = otherwise("layer_decay", 1.0, "all layers alike")
     patience = otherwise("patience", max(3, math.ceil(epochs / 3)), "epochs: a single score says little")
     precision, imbalance = str(config.precision), str(config.imbalance)
     if precision == "auto":
         precision, reasons["precision"] = choose_precision(device)
     if imbalance == "auto":
         imbalance, reasons["imbalance"] = choose_imbalance(counts)
-    return Recipe(epochs, batch_size, rate, head_rate, 0.1, 0.01, precision, patience, imbalance, reasons)
+    return Recipe(epochs, batch_size, rate, head_rate, 0.1, 0.01, precision, patience, imbalance, layer_decay, reasons)
 
 
 def choose_imbalance(counts: np.ndarray) -> tuple[str, str]:

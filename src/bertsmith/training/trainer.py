@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -50,6 +51,7 @@ def fit(
     *,
     imbalance: str = "none",
     head_rate: float = 1.0,
+    layer_decay: float = 1.0,
     score: Score,
     emit: Listener,
     patience: int,
@@ -66,10 +68,13 @@ def fit(
         arguments: of `training_arguments`.
         imbalance: what is done about classes of unequal size, one of `bertsmith.training.losses.LOSSES`.
         head_rate: learning rate of the new head, as a multiple of that of the body.
+        layer_decay: learning rate of a layer, as a multiple of that of the one above it.
         score: metrics of the validation split.
         emit: is told every event.
-        patience: evaluations without a better primary metric before training stops.
+        patience: epochs without a better primary metric before training stops.
         stop: asked after every step; where it says yes, a checkpoint is saved and training is interrupted.
+            (None is ever saved where the arguments say ``save_strategy="no"``: then nothing is written at all, and the
+            last weights are in the model afterwards.)
         resume: checkpoint to go on from.
         by_hand: the training arguments that the user set, to be named if training cannot even begin with them.
         name_texts: for messages.
@@ -91,8 +96,8 @@ def fit(
         try:
             with quiet_transformers():
                 engine = _engine(loaded, train, validation, settings, imbalance, score, reporter)
-                engine.add_callback(EarlyStoppingCallback(patience))
-                engine.slower, engine.head_rate = slower, head_rate
+                engine.add_callback(EarlyStoppingCallback(patience * _evaluations_per_epoch(settings, len(train))))
+                engine.slower, engine.head_rate, engine.layer_decay = slower, head_rate, layer_decay
                 engine.train(resume_from_checkpoint=str(resume) if resume else None)
             break
         except NotFiniteError as error:
@@ -112,7 +117,8 @@ def fit(
             loaded.model.load_state_dict(reporter.first)
     state = engine.state
     if reporter.interrupted:
-        raise Interrupted(f"stopped after step {state.global_step:,} of {state.max_steps:,}; a checkpoint is saved")
+        kept = "; a checkpoint is saved" if arguments.save_strategy != "no" else ""
+        raise Interrupted(f"stopped after step {state.global_step:,} of {state.max_steps:,}{kept}")
     finished = Finished(
         step=state.global_step,
         epoch=float(state.epoch or 0),
@@ -176,6 +182,16 @@ def _engine(
     return engine
 
 
+def _evaluations_per_epoch(arguments: TrainingArguments, texts: int) -> int:
+    if arguments.eval_strategy != "steps" or not arguments.eval_steps:
+        return 1
+    steps: int = math.ceil(texts / (arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps))
+    every: float = float(arguments.eval_steps)
+    if every < 1:  # a share of all steps
+        every *= float(arguments.num_train_epochs) * steps
+    return int(max(1, round(steps / every)))
+
+
 def _longest(*parts: Dataset) -> int:
     return max(len(ids) for part in parts for ids in part["input_ids"])
 
@@ -213,7 +229,7 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.emit(StepDone(state.global_step, float(state.epoch or 0), self._speed()))
         # At the end of an epoch the Trainer scores, and saves after that by itself.
-        within = not self.engine.at_the_end_of_an_epoch
+        within = args.save_strategy != "no" and not self.engine.at_the_end_of_an_epoch
         if time.monotonic() - self.saved > SAVE_SECONDS and within:
             control.should_save = True
         if self.stop() and not control.should_training_stop:

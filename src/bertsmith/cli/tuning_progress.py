@@ -1,0 +1,156 @@
+"""What a study looks like in a terminal: the best trials and the running ones, live; in a log: a line a trial."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table as Grid
+from rich.text import Text
+
+from bertsmith.cli.progress import Progress, clock
+from bertsmith.tuning.events import FinalStarted, StorageAway, StudyStarted, TrialEnded, TrialScored, TrialStarted
+
+BEST = 5
+"""Trials in the table of the best."""
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass
+class _Trial:
+    settings: dict[str, Any]
+    curve: list[float] = field(default_factory=list)
+    ended: TrialEnded | None = None
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def score(self) -> float:
+        return max(self.curve, default=float("-inf"))
+
+
+class TuningProgress:
+    """Draws what it is told of; used as an observer of a study and as a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.study: StudyStarted | None = None
+        self.trials: dict[int, _Trial] = {}
+        self.live: Live | None = None
+        self.began = 0.0
+        self.final: Progress | None = None
+        self.away = False
+
+    def __enter__(self) -> TuningProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+        if self.final is not None:
+            self.final.__exit__(kind, error, trace)
+
+    def _stop(self) -> None:
+        if self.live is not None:
+            self.live.update(self._table(), refresh=True)
+            self.live.stop()
+            self.live = None
+
+    def __call__(self, event: Any) -> None:
+        """Draw an event of a study, or of the runs at its end."""
+        if isinstance(event, StudyStarted):
+            self._started(event)
+        elif isinstance(event, TrialStarted):
+            self.trials[event.number] = _Trial(event.settings)
+        elif isinstance(event, TrialScored):
+            self.trials[event.number].curve.append(event.value)
+        elif isinstance(event, TrialEnded):
+            self.trials[event.number].ended = event
+            if self.live is None:
+                self.console.print(self._line(event.number), markup=False)
+            elif event.why:
+                self.console.print(Text(f"trial {event.number} failed: {event.why}"), style="yellow")
+        elif isinstance(event, StorageAway):
+            if not self.away:
+                self.console.print(Text(f"the storage does not answer: {event.why}; trying again"), style="yellow")
+            self.away = True
+        elif isinstance(event, FinalStarted):
+            self._stop()
+            of = f", trial {event.trial}" if event.trial is not None else ""
+            self.console.print(f"[bold]training {event.name}{of}[/]")
+            self.final = Progress(self.console)
+        elif self.final is not None and type(event).__name__ != "Prepared":  # what the table is like was seen
+            self.final(event)
+
+    def _started(self, event: StudyStarted) -> None:
+        self.study, self.began = event, time.perf_counter()
+        train, validation = event.texts
+        self.console.print(f"{train:,} texts to train and {validation:,} to validate; the test texts are left alone")
+        for name, dimension in event.space.items():
+            self.console.print(f"  {name}: {dimension}", markup=False)
+        of = f" of {event.trials}" if event.trials is not None else ""
+        if event.done:
+            self.console.print(f"going on: {event.done}{of} trials are done")
+        if self.console.is_terminal:
+            self.live = Live(get_renderable=self._table, console=self.console, refresh_per_second=4)
+            self.live.start()
+
+    def _line(self, number: int) -> str:
+        trial = self.trials[number]
+        ended = trial.ended
+        assert ended is not None
+        best = ended.state == "complete" and all(
+            other.score < trial.score for n, other in self.trials.items() if n != number and other.ended is not None
+        )
+        score = f"macro-F1 {trial.score:.3f}{' (best so far)' if best else ''}" if trial.curve else ended.why
+        left = self._left()
+        return (
+            f"trial {number} {ended.state}: {score}, {clock(ended.seconds)}; {_settings(trial.settings)}"
+            f"{f'; {left} left' if left else ''}"
+        )
+
+    def _left(self) -> str:
+        ended = [t for t in self.trials.values() if t.ended is not None]
+        if self.study is None or self.study.trials is None or not ended:
+            return ""
+        missing = self.study.trials - self.study.done - len(ended)
+        return clock(max(missing, 0) * (time.perf_counter() - self.began) / len(ended)) if missing > 0 else ""
+
+    def _table(self) -> Group:
+        ended = {n: t for n, t in self.trials.items() if t.ended is not None and t.ended.state == "complete"}
+        grid = Grid(box=None, padding=(0, 1))
+        for column in ("trial", "macro-F1", "", "time", "settings"):
+            grid.add_column(column, justify="left" if column in ("", "settings") else "right", header_style="dim")
+        for number, trial in sorted(ended.items(), key=lambda item: -item[1].score)[:BEST]:
+            grid.add_row(*self._row(number, trial))
+        for number, trial in self.trials.items():
+            if trial.ended is None:
+                grid.add_row(*self._row(number, trial), style="dim")
+        parts: list[Any] = [grid]
+        if self.study is not None and self.study.trials is not None:
+            done = self.study.done + sum(t.ended is not None for t in self.trials.values())
+            bar = Grid.grid(padding=(0, 1))
+            left = self._left()
+            said = f"{done} of {self.study.trials} trials{f', {left} left' if left else ''}"
+            bar.add_row(ProgressBar(total=self.study.trials, completed=done, width=40), Text(said, style="dim"))
+            parts.append(bar)
+        return Group(*parts)
+
+    def _row(self, number: int, trial: _Trial) -> tuple[str, ...]:
+        seconds = trial.ended.seconds if trial.ended is not None else time.perf_counter() - trial.began
+        score = f"{trial.score:.3f}" if trial.curve else "–"
+        return str(number), score, _spark(trial.curve), clock(seconds), _settings(trial.settings)
+
+
+def _spark(curve: list[float]) -> str:
+    """Return a curve in characters, from 0 to 1."""
+    return "".join(_BARS[min(int(value * len(_BARS)), len(_BARS) - 1)] for value in curve[-16:])
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{n} {f'{v:.3g}' if isinstance(v, float) else v}" for n, v in settings.items())

@@ -1,0 +1,202 @@
+"""One trial: fine-tune with its settings on the training texts, score on validation. The test texts are not here."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bertsmith.config import Config
+from bertsmith.data.table import Table
+from bertsmith.errors import ConfigError
+from bertsmith.evaluation.metrics import PRIMARY, quick
+from bertsmith.model import checkpoint
+from bertsmith.model.encode import encode
+from bertsmith.model.load import Loaded
+from bertsmith.pipeline import prepare_model
+from bertsmith.training.arguments import training_arguments
+from bertsmith.training.events import Evaluated, Event
+from bertsmith.training.recipe import choose
+from bertsmith.training.trainer import fit
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+
+LATENCY_TEXTS, LATENCY_WARM = 50, 5
+Heard = Callable[[float, float], None]
+"""Is told the epoch, or the fold (from 1), and the validation score."""
+
+
+@dataclass
+class Bench:
+    """What all trials share: the texts, and token ids by the model and the length they are for.
+
+    Attributes:
+        train, validation: the texts; of the test split nothing is known here.
+        folds: where there is cross-validation, the fold of every text of both, shape (texts,); else ``None``.
+    """
+
+    train: Table
+    validation: Table
+    folds: np.ndarray | None = None
+    _encoded: dict[tuple[str, int], tuple[Dataset, Dataset]] = field(default_factory=dict)
+
+    def ready(self, config: Config) -> tuple[Loaded, Dataset, Dataset]:
+        """Return a model with a new head, and the tokenized texts to train and to validate on."""
+        found = checkpoint.resolve(config.model, allow_pickle=config.allow_pickle)
+        loaded = prepare_model(found, config, self.train)
+        key = (config.model, loaded.max_length)
+        if key not in self._encoded:
+            train, validation = (
+                encode(part.frame["text"].tolist(), loaded, part.targets) for part in (self.train, self.validation)
+            )
+            self._encoded[key] = (train, validation)
+        return loaded, *self._encoded[key]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial has to show.
+
+    Attributes:
+        score: the best on validation; with cross-validation the mean over the folds.
+        latency: of a single text, milliseconds, where asked for.
+        loaded: the model with the weights of the best evaluation; ``None`` with cross-validation.
+        epoch: of the best evaluation.
+        metrics: of it.
+    """
+
+    score: float
+    latency: float | None
+    loaded: Loaded | None
+    epoch: float
+    metrics: Mapping[str, float]
+
+
+def run_trial(
+    bench: Bench, config: Config, *, heard: Heard, stop: Callable[[], bool], latency: bool = False
+) -> Outcome:
+    """Fine-tune and score with some settings.
+
+    Args:
+        bench: the texts.
+        config: the settings.
+        heard: is told every score, and may raise to prune the trial.
+        stop: asked after every step.
+        latency: measure how long a single text takes.
+
+    Raises:
+        Interrupted: after ``stop`` said yes.
+        UserError: if training goes wrong.
+    """
+    if bench.folds is None:
+        return _fit(bench, config, None, heard, stop, latency)
+    outcomes = []
+    for fold in range(int(bench.folds.max()) + 1):
+        outcomes.append(_fit(bench, config, fold, lambda at, score: None, stop, latency))
+        heard(fold + 1, outcomes[-1].score)
+    names = outcomes[0].metrics.keys()
+    return Outcome(
+        score=float(np.mean([o.score for o in outcomes])),
+        latency=float(np.median([o.latency for o in outcomes if o.latency is not None])) if latency else None,
+        loaded=None,
+        epoch=float(np.mean([o.epoch for o in outcomes])),
+        metrics={name: float(np.mean([o.metrics[name] for o in outcomes])) for name in names},
+    )
+
+
+def _fit(
+    bench: Bench, config: Config, fold: int | None, heard: Heard, stop: Callable[[], bool], latency: bool
+) -> Outcome:
+    loaded, train, validation = bench.ready(config)
+    targets = bench.train.targets
+    if fold is not None and bench.folds is not None:
+        from datasets import concatenate_datasets
+
+        both = concatenate_datasets([train, validation])
+        train, validation = (both.select(np.flatnonzero(which)) for which in (bench.folds != fold, bench.folds == fold))
+        targets = np.concatenate([bench.train.targets, bench.validation.targets])[bench.folds != fold]
+    counts = np.bincount(targets, minlength=len(bench.train.labels))
+    recipe = choose(config, counts=counts, parameters=loaded.parameters, device=loaded.device)
+    arguments = training_arguments(recipe, config, Path("unused"), loaded.device, saves=False)
+    best: list[Evaluated] = []
+    weights: dict[str, torch.Tensor] = {}
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Evaluated):
+            if event.best:
+                best[:] = [event]
+                weights.update((name, w.detach().cpu().clone()) for name, w in loaded.model.state_dict().items())
+            heard(event.epoch, event.metrics[PRIMARY])
+
+    fit(
+        loaded,
+        train,
+        validation,
+        arguments,
+        imbalance=recipe.imbalance,
+        head_rate=recipe.head_rate,
+        layer_decay=recipe.layer_decay,
+        score=quick,
+        emit=listen,
+        patience=recipe.patience,
+        stop=stop,
+        by_hand=config.set,
+    )
+    if not best:
+        raise ConfigError(
+            "a trial ended before it was scored",
+            where=f"--set eval_steps={config.set.get('eval_steps')}",
+            remedy="Leave that out: trials are scored at fractions of an epoch.",
+        )
+    loaded.model.load_state_dict(weights)
+    said = best[0]
+    return Outcome(
+        score=said.metrics[PRIMARY],
+        latency=_latency(loaded, validation["input_ids"]) if latency else None,
+        loaded=loaded if fold is None else None,
+        epoch=said.epoch,
+        metrics=said.metrics,
+    )
+
+
+def steps_between(texts: int, batch_size: int) -> int | None:
+    """Return after how many steps a trial is scored: a half, a third or a quarter of an epoch, if one divides it."""
+    steps = math.ceil(texts / batch_size)
+    return next((steps // parts for parts in (2, 3, 4) if steps % parts == 0), None)
+
+
+def scored_within_epochs(config: Config, texts: int, batch_size: int) -> Config:
+    """Return settings with evaluations within epochs, for a run that is scored as often as a trial.
+
+    Args:
+        config: the settings; how often to evaluate is left as it is if the user said so.
+        texts: to train on.
+        batch_size: texts a step.
+    """
+    steps = steps_between(texts, batch_size)
+    whole = config.epochs is None or float(config.epochs).is_integer()
+    if steps is None or not whole or "eval_strategy" in config.set or "eval_steps" in config.set:
+        return config
+    return config.model_copy(update={"set": {**config.set, "eval_strategy": "steps", "eval_steps": steps}})
+
+
+def _latency(loaded: Loaded, texts: Sequence[Sequence[int]]) -> float:
+    """Return the median time for one text at a time, from token ids to logits on its device, in milliseconds."""
+    import torch
+
+    loaded.model.eval()
+    times = []
+    with torch.inference_mode():
+        for i in range(LATENCY_WARM + LATENCY_TEXTS):
+            ids = torch.tensor([list(texts[i % len(texts)])], device=loaded.device)
+            began = time.perf_counter()
+            loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.cpu()
+            times.append(time.perf_counter() - began)
+    return 1000 * float(np.median(times[LATENCY_WARM:]))

@@ -1,0 +1,309 @@
+"""Tune: trials until there are enough, on one worker or many; then the winner as a run, beside the defaults."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from filelock import FileLock, Timeout
+from optuna.trial import FrozenTrial, TrialState
+
+from bertsmith import run as runs
+from bertsmith import storage
+from bertsmith.config import Config
+from bertsmith.data.clean import Cleaned, clean
+from bertsmith.data.table import Table
+from bertsmith.errors import ConfigError, Interrupted
+from bertsmith.evaluation.baseline import verdict
+from bertsmith.evaluation.intervals import paired_difference
+from bertsmith.evaluation.metrics import PRIMARY
+from bertsmith.model import checkpoint
+from bertsmith.model.load import dropouts
+from bertsmith.pipeline import split_cleaned
+from bertsmith.repeat import run_seeds
+from bertsmith.report.study import write_study_report
+from bertsmith.scoring import groups_in, targets_of
+from bertsmith.training.arguments import problems_of
+from bertsmith.training.recipe import choose
+from bertsmith.tuning.events import FinalStarted, StudyStarted
+from bertsmith.tuning.plan import Plan
+from bertsmith.tuning.space import Dimension, default_space, narrowed, read_space
+from bertsmith.tuning.store import ERROR, Store, is_done
+from bertsmith.tuning.study import Study, agree, open_folder
+from bertsmith.tuning.trials import Bench
+from bertsmith.tuning.workers import (
+    PARTS,
+    STATES,
+    Observer,
+    Search,
+    config_of,
+    deadline,
+    open_store,
+    score_of,
+    watch,
+    work,
+)
+from bertsmith.versions import versions
+
+
+def run_tuning(
+    read: Callable[[], Table],
+    config: Config,
+    output: Path,
+    plan: Plan,
+    *,
+    overwrite: bool,
+    observe: Observer,
+    stop: Callable[[], bool],
+) -> Study:
+    """Search, then train and test the winner; see `bertsmith.tune` for the arguments."""
+    if plan.models:
+        config = config.model_copy(update={"model": plan.models[0]})
+    from_file = read_space(plan.space, problems_of) if plan.space else {}
+    with storage.told(output, "Make room or mend the place, then run the same command: finished trials are kept."):
+        study = open_folder(output, overwrite=overwrite)
+        if stop():
+            raise Interrupted("stopped before the search began")
+        table = read()
+        cleaned = clean(table)
+        data = split_cleaned(cleaned, config, config.seed)
+        train, validation = (data.take((data.frame["split"] == name).to_numpy()) for name in ("train", "validation"))
+        bench = Bench(train, validation, _folds(cleaned, data, plan.cv, config) if plan.cv else None)
+        search, usual = _prepare(bench, config, plan, from_file, output, data.fingerprint)
+        store = open_store(search, observe)
+        try:
+            store.suggest_first({name: dim.nearest(usual[name]) for name, dim in search.space.items() if name in usual})
+            done = sum(map(is_done, store.trials))
+            sizes = (len(train), len(validation))
+            observe(StudyStarted(plan.trials, done, search.space, sizes, plan.jobs))
+            try:
+                (work if plan.jobs == 1 else watch)(store, search, observe, stop)
+            finally:
+                study.update(trials=_entries(store.trials, 1 if plan.cv else PARTS))
+            _finish(study, store, lambda: table, search, config, usual, observe, stop)
+        finally:
+            store.close()
+    return study
+
+
+def _prepare(
+    bench: Bench,
+    config: Config,
+    plan: Plan,
+    from_file: Mapping[str, Dimension | Any],
+    output: Path,
+    fingerprint: str,
+) -> tuple[Search, dict[str, Any]]:
+    """Find the search space, and see that the folder's study is of the same search.
+
+    Returns:
+        The search, and what `train` would do for every dimension of the space.
+    """
+    for name in plan.models:  # before anything is searched
+        checkpoint.resolve(name, allow_pickle=config.allow_pickle)
+    loaded, _, _ = bench.ready(config)
+    counts = bench.train.counts
+    recipe = choose(config, counts=counts, parameters=loaded.parameters, device=loaded.device)
+    there = counts[counts > 0]
+    space, usual = default_space(
+        config,
+        recipe,
+        texts=len(bench.train),
+        unequal=float(there.max() / there.min()),
+        max_length=loaded.max_length,
+        dropout=max(dropouts(loaded.model.config).values(), default=0.0),
+        models=plan.models,
+    )
+    space, fixed = narrowed(space, config, from_file)
+    if not space:
+        raise ConfigError("every setting is fixed: there is nothing to search", remedy="Leave some of them out.")
+    searched = {
+        "settings": fixed.dump() | {"seeds": plan.final_seeds},
+        "space": {name: asdict(dimension) for name, dimension in space.items()},
+        "objectives": list(plan.objectives),
+        "cv": plan.cv,
+        "data": fingerprint,
+    }
+    study = Study(output)
+    agree(study, searched)
+    study.update(versions=versions(), result=None)
+    batch_size = fixed.batch_size or recipe.batch_size
+    search = Search(bench, fixed, plan, space, batch_size, _study_name(searched), output, deadline(plan))
+    return search, {name: value for name, value in usual.items() if name in space}
+
+
+def _folds(cleaned: Cleaned, data: Table, k: int, config: Config) -> np.ndarray:
+    """Return the fold of every train text, then of every validation text; what belongs together stays together."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    parts = [np.flatnonzero(data.frame["split"] == name) for name in ("train", "validation")]
+    rows = np.concatenate(parts)
+    groups = cleaned.alike[rows] if config.near_duplicates == "together" else np.arange(len(rows))
+    if data.frame["group"].notna().any():
+        groups = data.frame["group"].to_numpy()[rows]
+    folds = np.full(len(rows), -1)
+    splitter = StratifiedGroupKFold(k, shuffle=True, random_state=config.seed)
+    try:
+        for fold, (_, held_out) in enumerate(splitter.split(rows, data.targets[rows], groups)):
+            folds[held_out] = fold
+    except ValueError as error:
+        raise ConfigError(f"--cv {k}: {error}", remedy="Take fewer folds.") from error
+    if len(np.unique(folds)) < k or (folds < 0).any():
+        raise ConfigError(
+            f"--cv {k}: there are too few texts, or groups of them, for so many folds", remedy="Take fewer."
+        )
+    return folds
+
+
+def _study_name(searched: Mapping[str, Any]) -> str:
+    """Return a name that the same command has on every machine, wherever its files are."""
+    paths = ("validation", "test", "db", "corrections", "device")
+    settings = {name: value for name, value in searched["settings"].items() if name not in paths}
+    content = json.dumps({**searched, "settings": settings}, sort_keys=True, default=str)
+    return f"bertsmith-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+
+
+# -- what came of it ---------------------------------------------------------------------------------------------------
+
+
+def _entries(trials: list[FrozenTrial], parts: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "number": t.number,
+            "state": STATES.get(t.state, "failed"),
+            "values": list(t.values or []) if t.state == TrialState.COMPLETE else [],
+            "seconds": t.user_attrs.get("seconds"),
+            "settings": dict(t.params),
+            "curve": [(step / parts, value) for step, value in sorted(t.intermediate_values.items())],
+            "why": t.user_attrs.get(ERROR, ""),
+        }
+        for t in trials
+        if is_done(t)
+    ]
+
+
+def _finish(
+    study: Study,
+    store: Store,
+    read: Callable[[], Table],
+    search: Search,
+    config: Config,
+    usual: Mapping[str, Any],
+    observe: Observer,
+    stop: Callable[[], bool],
+) -> None:
+    """Train the winner and, beside it, what `train` would do with ``config``; score both on test, once."""
+    plan = search.plan
+    complete = [t for t in store.trials if t.state == TrialState.COMPLETE]
+    if not complete:
+        why = next((t.user_attrs[ERROR] for t in store.trials if ERROR in t.user_attrs), "none was finished")
+        raise ConfigError(f"no trial gave a result: {why}", remedy="Give the search more --minutes or other settings.")
+    try:
+        with FileLock(study.path / ".finish.lock", timeout=0):
+            winner = max(complete, key=lambda t: (score_of(t, plan), -t.number))
+            is_default = dict(winner.params) == dict(usual) and search.config == config
+            plain = config.model_copy(update={"seeds": plan.final_seeds})
+            tuned = config_of(search, winner.params).model_copy(update={"seeds": plan.final_seeds})
+            storage.write_text(study.settings, _toml(plain if is_default else tuned))
+            observe(FinalStarted("the winner", winner.number, {} if is_default else dict(winner.params)))
+            best = _final(study.best, read, plain if is_default else tuned, observe, stop)
+            defaults = best
+            if not is_default:
+                observe(FinalStarted("the defaults", None, {}))
+                defaults = _final(study.defaults, read, plain, observe, stop)
+            result = _result(winner, best, defaults, plan, is_default)
+            result["importance"] = _importance(store.study, plan)
+            result["trials"] = {s: sum(e["state"] == s for e in study.info["trials"]) for s in STATES.values()}
+            if len(plan.objectives) > 1:
+                result["front"] = sorted(t.number for t in store.study.best_trials)
+            study.update(result=result)
+            write_study_report(study.path, study.info)
+    except Timeout:
+        pass  # another worker of this folder does it
+
+
+def _final(
+    run: runs.Run, read: Callable[[], Table], config: Config, observe: Observer, stop: Callable[[], bool]
+) -> runs.Run:
+    there = run.info if run.layout.run.is_file() else {}
+    same = there.get("config") == config.dump()
+    if same and there.get("status") == "finished":
+        return run
+    resume = same and run.can_go_on
+    return run_seeds(
+        read, config, run.path, resume=resume, overwrite=bool(there) and not resume, observe=observe, stop=stop
+    )
+
+
+def _result(winner: FrozenTrial, best: runs.Run, defaults: runs.Run, plan: Plan, is_default: bool) -> dict[str, Any]:
+    def on(run: runs.Run, split: str) -> float:
+        return float(run.metrics["splits"][split]["metrics"][PRIMARY]["value"])
+
+    result: dict[str, Any] = {
+        "trial": winner.number,
+        "settings": dict(winner.params),
+        "is_default": is_default,
+        "score": score_of(winner, plan),
+        "values": dict(zip(plan.objectives, winner.values, strict=True)),
+        "test": best.metrics["splits"]["test"]["metrics"][PRIMARY],
+        "texts": best.metrics["splits"]["test"]["texts"],
+        "validation": on(best, "validation"),
+        "defaults": {"validation": on(defaults, "validation"), "test": on(defaults, "test")},
+    }
+    if is_default:
+        result["verdict"] = "no trial was better on validation than the defaults"
+        return result
+    frames = [run.predictions.sort_values(["row", "text"], ignore_index=True) for run in (best, defaults)]
+    targets = targets_of(frames[0], best.labels)
+    ours, theirs = (np.stack(f["probabilities"].to_list()).argmax(axis=1) for f in frames)
+    value, low, high = paired_difference(
+        targets,
+        ours,
+        theirs,
+        len(best.labels),
+        metric=PRIMARY,
+        seed=best.info["config"]["seed"],
+        groups=groups_in(frames[0]),
+    )
+    result["difference"] = {"metric": PRIMARY, "value": value, "interval": [low, high]}
+    sentence = verdict(value, low, high, len(targets), rival="the defaults", if_worse=": use these")
+    result["verdict"] = f"on test it is {sentence}"
+    return result
+
+
+def _importance(study: optuna.Study, plan: Plan) -> dict[str, float]:
+    """Return the share of the scores' spread that goes back to each setting; empty where nothing can be said."""
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+    index = plan.objectives.index(PRIMARY)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that less is better for it, which the sign takes care of
+            found = get_param_importances(
+                study, evaluator=PedAnovaImportanceEvaluator(), target=lambda t: -t.values[index]
+            )
+    except (ValueError, RuntimeError):
+        return {}
+    return {name: float(value) for name, value in found.items()}
+
+
+def _toml(config: Config) -> str:
+    """Return settings as a file for ``train --config``; what is at its default is left out."""
+    left_out = ("validation", "test", "sql", "db", "corrections")
+    lines = ["# The winner's settings: bertsmith train TABLE -o RUN --config best.toml"]
+    plain = {
+        name: value
+        for name, value in config.dump().items()
+        if name not in (*left_out, "set") and value != json.loads(json.dumps(Config.model_fields[name].default))
+    }
+    lines += [f"{name} = {json.dumps(value)}" for name, value in plain.items()]
+    if config.set:
+        lines += ["", "[set]", *(f"{name} = {json.dumps(value)}" for name, value in config.set.items())]
+    return "\n".join(lines) + "\n"

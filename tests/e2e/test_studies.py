@@ -1,0 +1,188 @@
+"""Studies as processes of their own: kills, several workers, and a database that they share."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+
+import bertsmith as bs
+from bertsmith.testing import tiny_table
+
+FLAGS = ["--device", "cpu", "--epochs", "2", "--learning-rate", "1e-2", "--precision", "fp32"]
+ENVIRONMENT = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def command(tiny, tmp_path):
+    tiny_table(150).to_csv(tmp_path / "t.csv", index=False)
+    start = [sys.executable, "-m", "bertsmith", "tune", str(tmp_path / "t.csv"), "--model", str(tiny), *FLAGS]
+
+    def to(folder, trials, *flags):
+        return [*start, "-o", str(tmp_path / folder), "--trials", str(trials), *map(str, flags)]
+
+    return to
+
+
+def _run(command, **settings):
+    out = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, **settings)
+    assert "Traceback" not in out.stderr, out.stderr
+    return out
+
+
+def _kill_after_a_trial(command):
+    """Kill a study with SIGKILL a moment after a trial has ended."""
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True)
+    for line in process.stderr:
+        if re.match(r"trial \d (complete|pruned)", line):
+            time.sleep(0.3)  # into the next one
+            break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def _what_counts(folder):
+    """Return what a study found, without times and numbers, which a kill may change."""
+    study = bs.Study(folder)
+    trials = [(t["state"], t["values"], t["settings"], t["curve"]) for t in study.info["trials"]]
+    return trials, study.result["score"], study.result["test"]
+
+
+def test_a_study_killed_twice_ends_as_if_it_had_not_been(command, tmp_path):
+    assert _run(command("whole", 4)).returncode == 0
+    kept = []
+    for _ in range(2):
+        _kill_after_a_trial(command("killed", 4))
+        before, kept = kept, [t.values for t in _trials(tmp_path / "killed") if t.values]
+        assert kept[: len(before)] == before
+        assert len(kept) > len(before)
+    out = _run(command("killed", 4))
+    assert out.returncode == 0
+    assert f"going on: {len(kept)} of 4 trials are done" in out.stderr
+    assert _what_counts(tmp_path / "killed") == _what_counts(tmp_path / "whole")
+
+
+def _trials(folder):
+    backend = optuna.storages.journal.JournalFileBackend(str(folder / "journal.log"))
+    storage = optuna.storages.JournalStorage(backend)
+    (name,) = optuna.get_all_study_names(storage)
+    return optuna.load_study(study_name=name, storage=storage).trials
+
+
+def test_two_workers_share_a_study_and_ctrl_c_keeps_it(command, tmp_path):
+    process = subprocess.Popen(command("s", 4, "--jobs", 2), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    for line in process.stderr:
+        if re.match(r"trial \d (complete|pruned)", line):
+            break
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=120)[1]
+    assert process.returncode == 130, told
+    assert "to go on: the same command" in told
+    kept = [t.values for t in _trials(tmp_path / "s") if t.state.is_finished() and t.values]
+    assert kept
+    out = _run(command("s", 4, "--jobs", 2))
+    assert out.returncode == 0, out.stderr
+    study = bs.Study(tmp_path / "s")
+    assert len(study.trials) == 4
+    assert len({json.dumps(t["settings"]) for t in study.info["trials"]}) == 4
+    assert all(values in [t["values"] for t in study.info["trials"]] for values in kept)
+    assert study.result is not None
+
+
+def test_the_trial_of_a_killed_worker_is_done_by_the_others(command, tmp_path):
+    process = subprocess.Popen(command("s", 4, "--jobs", 2), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    for line in process.stderr:
+        if re.match(r"trial \d (complete|pruned)", line):
+            break
+    children = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True)
+    os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+    told = process.communicate(timeout=240)[1]
+    assert process.returncode == 0, told
+    study = bs.Study(tmp_path / "s")
+    assert len(study.trials) == 4
+    assert set(study.trials["state"]) <= {"complete", "pruned"}
+
+
+@pytest.fixture
+def postgres(tmp_path):
+    """A server of its own on a free port of this machine; the URL of its database."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or [Path(p) for p in [shutil.which("initdb")] if p]
+    if not found:
+        pytest.skip("PostgreSQL is not installed")
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    programs = found[-1].parent
+    as_user = []
+    folder = Path(subprocess.run(["mktemp", "-d"], capture_output=True, text=True, check=True).stdout.strip())
+    if os.getuid() == 0:  # which the server refuses to run as
+        as_user = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups"]
+        shutil.chown(folder, "postgres", "postgres")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    data = folder / "data"
+
+    def server(*arguments):
+        subprocess.run([*as_user, *map(str, arguments)], check=True, capture_output=True, cwd="/")
+
+    server(programs / "initdb", "-D", data, "-U", "me", "-A", "trust")
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
+    start = (programs / "pg_ctl", "-D", data, "-w", "-o", options, "-l", folder / "log", "start")
+    stop = (programs / "pg_ctl", "-D", data, "-w", "-m", "fast", "stop")
+    server(*start)
+    try:
+        server(programs / "createdb", "-h", "127.0.0.1", "-p", port, "-U", "me", "studies")
+        yield f"postgresql+psycopg://me@127.0.0.1:{port}/studies", lambda: server(*stop), lambda: server(*start)
+    finally:
+        subprocess.run([*as_user, *map(str, stop)], capture_output=True, cwd="/", check=False)
+        shutil.rmtree(folder)
+
+
+def test_three_workers_on_a_real_database_lose_nothing_when_one_is_killed_and_it_restarts(postgres, command, tmp_path):
+    url, stop, start = postgres
+    # Signs of life that suit a test: a worker without one for four seconds is taken for dead.
+    code = (
+        "import sys\nfrom bertsmith.tuning import store\nstore.HEARTBEAT, store.GRACE = 1, 4\n"
+        "from bertsmith.cli.app import main\nmain(sys.argv[1:])"
+    )
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *command(f"machine{i}", 6, "--storage", url)[3:]],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT,
+        )
+        for i in range(3)
+    ]
+    for line in workers[0].stderr:
+        if re.match(r"trial \d (complete|pruned)", line):
+            break
+    time.sleep(0.2)  # into the next one
+    workers[0].kill()
+    workers[0].communicate()
+    for worker in workers[1:]:  # have found the database
+        told = []
+        assert any("test texts are left alone" in line for line in worker.stderr if not told.append(line)), told
+    stop()
+    time.sleep(2)
+    start()
+    told = [worker.communicate(timeout=100)[1] for worker in workers[1:]]
+    assert [worker.returncode for worker in workers[1:]] == [0, 0], "\n\n".join(told)
+    storage = optuna.storages.RDBStorage(url)
+    (name,) = optuna.get_all_study_names(storage)
+    trials = optuna.load_study(study_name=name, storage=storage).trials
+    states = [t.state.name for t in trials]
+    # Machines that do not see one another's lock may begin a trial each too many, and no more.
+    assert 6 <= states.count("COMPLETE") + states.count("PRUNED") <= 8, states
+    assert not {"RUNNING", "WAITING"} & set(states)
+    results = [bs.Study(tmp_path / f"machine{i}").result for i in (1, 2)]
+    assert results[0]["score"] == results[1]["score"]
+    best = max(t.value for t in trials if t.state.name == "COMPLETE")
+    assert results[0]["score"] == best
