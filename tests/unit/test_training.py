@@ -1,14 +1,19 @@
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 
 from bertsmith.config import Config, TrainConfig, resolve
+from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError
+from bertsmith.model import checkpoint
+from bertsmith.model.load import load_model
+from bertsmith.testing import ARCHITECTURES, tiny_model
 from bertsmith.training.arguments import problems_of, training_arguments
 from bertsmith.training.events import Evaluated, Finished, Saved, Started, StepDone
-from bertsmith.training.rates import set_rates
+from bertsmith.training.rates import factors, set_rates
 from bertsmith.training.recipe import choose, choose_precision
 from tests.conftest import same_weights as _same
 from tests.conftest import train as _train
@@ -24,7 +29,7 @@ def _choose(counts, parameters=2 * 10**7, **given):
 def test_the_recipe_keeps_what_is_given_and_gives_reasons_for_the_rest():
     recipe = _choose([60, 40], epochs=2, learning_rate=1e-5)
     assert (recipe.epochs, recipe.learning_rate, recipe.batch_size) == (2, 1e-5, 16)
-    chosen = {"batch_size", "precision", "warmup", "patience", "imbalance", "head_rate"}
+    chosen = {"batch_size", "precision", "warmup", "patience", "imbalance", "head_rate", "layer_decay"}
     assert set(recipe.reasons) == chosen
     assert set(_choose([60, 40]).reasons) == chosen | {"epochs", "learning_rate"}
 
@@ -155,6 +160,38 @@ def test_the_head_has_a_learning_rate_of_its_own():
         id(model.head.bias): (pytest.approx(0.1), 0.0),
     }
     assert sum(len(g["params"]) for g in optimizer.param_groups) == 4
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_layers_have_learning_rates_that_fall_towards_the_embeddings(architecture, tmp_path):
+    folder = tiny_model(tmp_path / "m", architecture)
+    model = load_model(checkpoint.resolve(str(folder)), Labels((0, 1), ("a", "b")))
+    found = factors(model, 10.0, 0.5)
+    numbered = {n: f for n, f in found.items() if re.search(r"\.\d+\.", n) and n.startswith(model.base_model_prefix)}
+    layers = 1 if architecture == "albert" else 2  # which uses one layer again and again
+    assert set(numbered.values()) == ({1.0} if layers == 1 else {0.5, 1.0})
+    words = next(n for n, p in model.named_parameters() if p is model.get_input_embeddings().weight)
+    assert found[words] == 0.5**layers
+    heads = [f for n, f in found.items() if not n.startswith(f"{model.base_model_prefix}.")]
+    assert heads
+    assert set(heads) == {10.0}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_dropout_that_is_asked_for_is_in_every_layer(architecture, tmp_path):
+    folder = tiny_model(tmp_path / "m", architecture)
+    model = load_model(checkpoint.resolve(str(folder)), Labels((0, 1), ("a", "b")), dropout=0.37)
+    rates = {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)}
+    assert rates == {0.37}
+
+
+def test_patience_counts_epochs_however_often_a_run_is_scored(tiny, tmp_path):
+    settings = {"epochs": 12, "patience": 2, "learning_rate": 1e-9, "head_rate": 1}
+    often = _train(tiny, tmp_path / "often", set={"eval_strategy": "steps", "eval_steps": 3}, **settings)
+    once = _train(tiny, tmp_path / "once", **settings)
+    # Nothing is better than the first score: the run ends two epochs after it.
+    assert (once.history[0]["epoch"], once.info["training"]["epoch"]) == (1, 3)
+    assert (often.history[0]["epoch"], often.info["training"]["epoch"]) == (0.5, 2.5)
 
 
 def test_the_rate_of_the_head_reaches_training_and_its_schedule(tiny, tmp_path):

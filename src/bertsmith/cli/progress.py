@@ -136,7 +136,16 @@ class Progress:
             f"{prepared.max_length} tokens of each text",
             markup=False,
         )
-        for key in ("epochs", "batch_size", "learning_rate", "head_rate", "precision", "patience", "imbalance"):
+        for key in (
+            "epochs",
+            "batch_size",
+            "learning_rate",
+            "head_rate",
+            "layer_decay",
+            "precision",
+            "patience",
+            "imbalance",
+        ):
             reason = f"  [dim]{recipe.reasons[key]}[/]" if key in recipe.reasons else "  [dim]as given[/]"
             value = getattr(recipe, key)
             say(f"{key.replace('_', ' ')}: {f'{value:g}' if isinstance(value, float) else value}{reason}")
