@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bertsmith.api import compare, evaluate, inspect, label_errors, load, read_table, train, tune
+    from bertsmith.api import compare, evaluate, export, inspect, label_errors, load, read_table, train, tune
     from bertsmith.data.findings import Findings
     from bertsmith.data.table import Labels, Table
     from bertsmith.errors import UserError
@@ -29,6 +29,7 @@ _HOME = {
     "UserError": "bertsmith.errors",
     "compare": "bertsmith.api",
     "evaluate": "bertsmith.api",
+    "export": "bertsmith.api",
     "inspect": "bertsmith.api",
     "label_errors": "bertsmith.api",
     "load": "bertsmith.api",
@@ -47,6 +48,7 @@ __all__ = [
     "UserError",
     "compare",
     "evaluate",
+    "export",
     "inspect",
     "label_errors",
     "load",

@@ -7,19 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.config import Config, DataConfig, resolve
-from bertsmith.data import inspect as inspecting
-from bertsmith.data.findings import Findings
 from bertsmith.data.read import read_table as _read_table
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, RunFolderError, listing
-from bertsmith.model import checkpoint
 from bertsmith.run import Run, open_run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bertsmith.inference.classifier import Classifier
-    from bertsmith.inference.ensemble import Ensemble
+    from bertsmith.data.findings import Findings
+    from bertsmith.inference.export import Export
+    from bertsmith.inference.labelling import Labelling
     from bertsmith.pipeline import Observer
     from bertsmith.tuning.study import Study
 
@@ -241,26 +239,67 @@ def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
 
 
 def load(
-    run: Run | Path | str, *, device: str = "auto", decide: bool = True, ensemble: bool = False
-) -> Classifier | Ensemble:
-    """Load the classifier of a finished run.
+    run: Run | Path | str,
+    *,
+    device: str = "auto",
+    decide: bool = True,
+    ensemble: bool = False,
+    runtime: str = "auto",
+) -> Labelling:
+    """Load the classifier of a finished run, or an export.
 
     Args:
-        run: the run, or its folder.
+        run: the run, its folder, or an export folder.
         device: where to compute.
         decide: use the decision rule tuned on validation, where the run has one.
         ensemble: ask the models of all seeds together, where the run was trained with several.
+        runtime: ``"torch"``; ``"onnx"`` or ``"openvino"`` for an export of the run; ``"auto"``: the fastest fp32 export
+            that was checked, else torch.
 
     Raises:
         UserError: if there is none.
     """
-    from bertsmith.inference.classifier import Classifier
+    from bertsmith.inference.opening import open_classifier
 
-    if ensemble:
-        from bertsmith.inference.ensemble import Ensemble
+    path = run.path if isinstance(run, Run) else run
+    return open_classifier(path, device=device, decide=decide, ensemble=ensemble, runtime=runtime)[0]
 
-        return Ensemble.load(run if isinstance(run, Run) else open_run(run), device=device, decide=decide)
-    return Classifier.load(run.path if isinstance(run, Run) else run, device=device, decide=decide)
+
+def export(
+    run: Run | Path | str,
+    *,
+    format: str = "onnx",
+    precision: str = "fp32",
+    output: Path | str | None = None,
+    accept: bool = False,
+    overwrite: bool = False,
+) -> Export:
+    """Export a run for a runtime that needs no torch, and check it against the original on the validation texts.
+
+    Args:
+        run: the run, or its folder.
+        format: ``"onnx"`` or ``"openvino"``.
+        precision: ``"fp32"``; ``"int8"`` with ONNX, ``"bf16"`` with OpenVINO.
+        output: the folder to write; ``RUN/export/FORMAT`` unless given.
+        accept: write it even if it does not say what the original says.
+        overwrite: replace an export that is there.
+
+    Returns:
+        Where it is, and how it compares (``about.parity``).
+
+    Raises:
+        UserError: if it cannot be made, or labels texts otherwise than the original.
+    """
+    from bertsmith.inference.export import export as write
+
+    return write(
+        run,
+        format=format,
+        precision=precision,
+        output=Path(output) if output is not None else None,
+        accept=accept,
+        overwrite=overwrite,
+    )
 
 
 def label_errors(table: Any, **settings: Any) -> pd.DataFrame:
@@ -321,6 +360,9 @@ def as_table(table: Any, config: Config) -> Table:
 
 def inspect_table(table: Table, config: Config) -> Findings:
     """Inspect with the tokenizer of the configured checkpoint if it is on this machine, else with an estimate."""
+    from bertsmith.data import inspect as inspecting
+    from bertsmith.model import checkpoint
+
     tokenizer = checkpoint.local_tokenizer(config.model)
     return inspecting.inspect(
         table,

@@ -84,6 +84,11 @@ class Layout:
         return self.root / "seeds"
 
     @property
+    def exports(self) -> Path:
+        """Models for other runtimes, by format."""
+        return self.root / "export"
+
+    @property
     def evaluations(self) -> Path:
         """Scores on other tables."""
         return self.root / "evaluations"

@@ -24,13 +24,15 @@ from bertsmith.errors import ConfigError, DataError
 from bertsmith.evaluation.abstention import check
 from bertsmith.evaluation.baseline import tfidf_logistic_regression, verdict
 from bertsmith.evaluation.calibration import calibration, fit_temperature, scale
-from bertsmith.evaluation.decision import Decision, Rule, tune
+from bertsmith.evaluation.decision import Decision, tune
 from bertsmith.evaluation.evaluate import evaluate
 from bertsmith.evaluation.intervals import from_pairs, paired_difference
 from bertsmith.evaluation.metrics import PRIMARY, majority_probabilities, scalars
+from bertsmith.evaluation.rule import Rule
 from bertsmith.evaluation.slices import slices
-from bertsmith.inference.classifier import Classifier, to_frame
+from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.explain import explain
+from bertsmith.inference.labelling import to_frame
 from bertsmith.inference.spreadsheet import guard
 from bertsmith.model.encode import count_tokens
 from bertsmith.model.load import fold

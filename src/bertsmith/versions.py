@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
@@ -45,3 +46,28 @@ def cpu_capabilities() -> dict[str, Any]:
 
     ask: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
     return ask()
+
+
+def cores() -> int:
+    """Return how many cores this process may use: those it is bound to, fewer where its container has a share of them.
+
+    ``OMP_NUM_THREADS`` is heeded, as everything that computes heeds it.
+    """
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    limits = [bound, _container_share()] + ([int(wanted)] if wanted.isdigit() and int(wanted) > 0 else [])
+    return max(1, min(limits))
+
+
+def _container_share(folder: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the cores that a control group lets its processes use, rounded up; many, where it sets no limit."""
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
+        return -(-int(quota) // int(period))
+    except (OSError, ValueError):
+        pass
+    try:
+        amount = int((folder / "cpu" / "cpu.cfs_quota_us").read_text())
+        return -(-amount // int((folder / "cpu" / "cpu.cfs_period_us").read_text())) if amount > 0 else 2**16
+    except (OSError, ValueError):
+        return 2**16

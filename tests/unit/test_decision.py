@@ -13,7 +13,8 @@ from sklearn.metrics import f1_score
 import bertsmith as bs
 from bertsmith.errors import RunFolderError
 from bertsmith.evaluation.calibration import logs, scale
-from bertsmith.evaluation.decision import SHRINKAGE, Rule, folds, offsets, tune
+from bertsmith.evaluation.decision import SHRINKAGE, folds, offsets, tune
+from bertsmith.evaluation.rule import Rule
 from bertsmith.model.load import fold
 from bertsmith.testing import tiny_table
 from tests.conftest import FAST

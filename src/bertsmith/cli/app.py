@@ -16,6 +16,7 @@ from bertsmith.cli.compare import compare
 from bertsmith.cli.demo import demo
 from bertsmith.cli.evaluate import evaluate
 from bertsmith.cli.explain import explain
+from bertsmith.cli.export import export
 from bertsmith.cli.inspect import inspect
 from bertsmith.cli.predict import predict
 from bertsmith.cli.terminal import talk
@@ -33,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
-for command in (demo, inspect, train, tune, evaluate, predict, explain, compare):
+for command in (demo, inspect, train, tune, evaluate, predict, explain, export, compare):
     app.command()(command)
 
 
@@ -98,6 +99,12 @@ def _run(arguments: list[str], debug: bool) -> int:
         if isinstance(error, OSError) and error.errno in DISK:
             talk().print(f"[bold red]error:[/] {cannot_write(Path(error.filename or 'standard output'), error)}")
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what is left cannot fail again
+            return 2
+        if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("bertsmith"):
+            talk().print(
+                f"[bold red]error:[/] this needs the package {error.name}, which is not installed\n"
+                "  what to do: install bertsmith whole; bertsmith-runtime is for predict and serve from an export alone"
+            )
             return 2
         if debug:
             raise

@@ -60,6 +60,13 @@ def predict(
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="Ask the models of all seeds together, of a run trained with --seeds.")
     ] = False,
+    runtime: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|torch|onnx|openvino",
+            help="What to compute with: auto takes the fastest fp32 export of the run that was checked, else torch.",
+        ),
+    ] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="JSON Lines on stdout, not CSV.")] = False,
     formula_guard: Annotated[
@@ -77,31 +84,34 @@ def predict(
     Example: bertsmith predict runs/reviews new.csv -o predictions.csv
     """
     from bertsmith.errors import DataError
+    from bertsmith.inference.exported import is_export
     from bertsmith.inference.predict import ABSTAINED, open_writer, output_format, predict_rows
     from bertsmith.output import check_file
     from bertsmith.run import open_run
     from bertsmith.storage import replaced_file, told
 
-    opened = open_run(run)
+    if not is_export(run):
+        open_run(run)
     if source is None and settings.sql is None:
         raise DataError("there is no INPUT", remedy="Give a file, - for stdin, or --sql with --db.")
     if output is not None:
         kind = output_format(output)
         check_file(output, (source, settings.db, config), overwrite=overwrite)
-    from bertsmith.api import load
     from bertsmith.inference.abstain import abstention
+    from bertsmith.inference.opening import open_classifier
 
     parts = _parts(source, settings)
     first = next(parts)  # a bad table is told before the model is loaded
-    classifier = load(opened, device=settings.device, decide=decision_rule, ensemble=ensemble)
+    classifier, held_out = open_classifier(
+        run, device=settings.device, decide=decision_rule, ensemble=ensemble, runtime=runtime
+    )
     abstain = abstention(
-        opened,
+        held_out,
         classifier.rules,
         decide=decision_rule,
         min_confidence=min_confidence,
         target_accuracy=target_accuracy,
         coverage=coverage,
-        ensemble=ensemble,
     )
     done = empty = abstained = 0
 

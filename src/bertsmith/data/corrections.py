@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from bertsmith.config import DataConfig
-from bertsmith.data.clean import normalise
 from bertsmith.data.columns import canonical
+from bertsmith.data.normalise import normalise
 from bertsmith.data.raw import texts_of
 from bertsmith.data.sources import read_raw
 from bertsmith.data.table import MISSING, Note, Table

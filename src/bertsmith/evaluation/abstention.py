@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.stats import betabinom
 
 POINTS = 50
 """Points of the accuracy-coverage curve."""
@@ -148,6 +147,8 @@ def coverage_interval(coverage: float, held_out: int, texts: int, level: float =
         texts: new texts, n.
         level: probability of the interval.
     """
+    from scipy.stats import betabinom
+
     k = math.ceil((held_out + 1) * coverage - 1e-9)
     if k > held_out:
         return 1.0, 1.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 BOUNDS = (0.05, 20.0)
 """Temperatures looked at; a model that needs one outside has learned nothing, or all there is."""
@@ -22,6 +21,8 @@ def fit_temperature(targets: np.ndarray, probabilities: np.ndarray) -> float:
         targets: class indices, shape (n,).
         probabilities: of the same texts, shape (n, classes).
     """
+    from scipy.optimize import minimize_scalar
+
     if len(targets) < FEWEST_TEXTS:
         return 1.0
     logits = logs(probabilities)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from bertsmith.errors import ConfigError
 from bertsmith.evaluation.abstention import conformal_threshold, label_sets, threshold_for
-from bertsmith.evaluation.decision import Rule
+from bertsmith.evaluation.rule import Rule
 from bertsmith.run import Run
 
 
@@ -39,26 +39,44 @@ class Abstention:
         return [[texts[c] for c in row if inside[i, c]] for i, row in enumerate(order)]
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """The validation texts, and what was said of them.
+
+    Attributes:
+        targets: class indices, shape (n,).
+        said: the probabilities of every model that is asked, each of shape (n, classes).
+    """
+
+    targets: np.ndarray
+    said: list[np.ndarray]
+
+
+def held_out_of(run: Run, *, ensemble: bool = False) -> HeldOut:
+    """Return the validation texts of a run, for all its seeds where ``ensemble`` says so."""
+    frames = [member.validation_predictions for member in (run.members if ensemble else [run])]
+    targets = np.array([run.labels.numbers.index(number) for number in frames[0]["label"]])
+    return HeldOut(targets, [np.stack(frame["probabilities"].to_list()) for frame in frames])
+
+
 def abstention(
-    run: Run,
+    held_out: Callable[[], HeldOut],
     rules: Sequence[Rule],
     *,
     decide: bool = True,
     min_confidence: float | None = None,
     target_accuracy: float | None = None,
     coverage: float | None = None,
-    ensemble: bool = False,
 ) -> Abstention:
     """Turn what is wanted into thresholds.
 
     Args:
-        run: a finished run.
-        rules: of its classifier, or of those of its ensemble.
+        held_out: gives the validation texts, where they are needed.
+        rules: of the models that are asked.
         decide: whether that uses its decision rule.
         min_confidence: least confidence to answer with.
         target_accuracy: wanted among the answered; the threshold is the least one that gave it on validation.
         coverage: share of the texts whose label set is to hold the true label.
-        ensemble: whether the models of all seeds are asked together.
 
     Raises:
         ConfigError: if both of the first two are wanted, or there is no threshold for what is wanted.
@@ -67,10 +85,8 @@ def abstention(
         raise ConfigError("--min-confidence and --target-accuracy both say when to answer", remedy="Give one of them.")
     if target_accuracy is None and coverage is None:
         return Abstention(min_confidence)
-    members = run.members if ensemble else [run]
-    frames = [member.validation_predictions for member in members]
-    targets = np.array([run.labels.numbers.index(number) for number in frames[0]["label"]])
-    said = [np.stack(frame["probabilities"].to_list()) for frame in frames]
+    known = held_out()
+    targets, said = known.targets, known.said
     if not decide:
         said = [Rule(r.temperature, r.offsets).apply(p, decide=False) for r, p in zip(rules, said, strict=True)]
     probabilities = np.mean(said, axis=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bertsmith.data.clean import normalise
+from bertsmith.data.normalise import normalise
 from bertsmith.data.table import Labels
 from bertsmith.errors import DataError, DeviceError, ModelError, RunFolderError
-from bertsmith.evaluation.decision import Rule
+from bertsmith.evaluation.rule import Rule
+from bertsmith.inference.labelling import Labelling
 from bertsmith.model import checkpoint
 from bertsmith.model.load import Loaded, check_vocabulary, choose_device, load_model, load_tokenizer
 from bertsmith.model.packing import can_pack, packed
@@ -23,37 +23,9 @@ from bertsmith.training.batching import TOKEN_BUDGETS, micro_batches
 from bertsmith.training.memory import free_memory, plan, ran_out
 
 if TYPE_CHECKING:
-    import pandas as pd
     import torch
 
 log = logging.getLogger(__name__)
-
-
-class Labelling(ABC):
-    """What labels texts, by probabilities.
-
-    Attributes:
-        labels: the classes.
-    """
-
-    labels: Labels
-
-    @property
-    @abstractmethod
-    def rules(self) -> list[Rule]:
-        """The decision rules of the models that are asked."""
-
-    @abstractmethod
-    def predict_proba(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Return the probability of every class for every text, shape (texts, classes)."""
-
-    def predict(self, texts: Sequence[str]) -> list[str]:
-        """Return the label text of every text."""
-        return [self.labels.texts[i] for i in self.predict_proba(texts).argmax(axis=1)]
-
-    def predict_frame(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> pd.DataFrame:
-        """Return one row a text: ``predicted``, ``predicted_text``, ``confidence``, ``probabilities`` (a list)."""
-        return to_frame(self.predict_proba(texts, progress), self.labels)
 
 
 class Classifier(Labelling):
@@ -204,18 +176,3 @@ class Classifier(Labelling):
         half = len(lengths) // 2
         parts = ({name: ids[which] for name, ids in encoded.items()} for which in (slice(half), slice(half, None)))
         return torch.cat([self._logits(part) for part in parts])
-
-
-def to_frame(probabilities: np.ndarray, labels: Labels) -> pd.DataFrame:
-    """Turn probabilities, shape (n, classes), into the columns of `Classifier.predict_frame`."""
-    import pandas as pd
-
-    best = probabilities.argmax(axis=1)
-    return pd.DataFrame(
-        {
-            "predicted": np.array(labels.numbers, dtype=np.int64)[best],
-            "predicted_text": pd.Series(np.array(labels.texts, dtype=object)[best], dtype="str"),
-            "confidence": probabilities.max(axis=1) if len(probabilities) else np.empty(0),
-            "probabilities": list(probabilities),
-        }
-    )

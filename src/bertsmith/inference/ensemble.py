@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bertsmith.errors import RunFolderError
-from bertsmith.evaluation.decision import Rule
-from bertsmith.inference.classifier import Classifier, Labelling
+from bertsmith.evaluation.rule import Rule
+from bertsmith.inference.classifier import Classifier
+from bertsmith.inference.labelling import Labelling
 from bertsmith.run import Run
 
 if TYPE_CHECKING:

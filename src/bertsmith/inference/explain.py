@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from bertsmith.data.clean import normalise
+from bertsmith.data.normalise import normalise
 from bertsmith.errors import ConfigError, DataError, DeviceError, did_you_mean, listing
 from bertsmith.training.memory import ran_out
 

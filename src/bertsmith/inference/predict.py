@@ -14,7 +14,7 @@ import pandas as pd
 
 from bertsmith.errors import ConfigError, DataError, listing
 from bertsmith.inference.abstain import Abstention
-from bertsmith.inference.classifier import Labelling
+from bertsmith.inference.labelling import Labelling
 from bertsmith.inference.spreadsheet import guard
 
 CHUNK = 1024

@@ -1,0 +1,274 @@
+"""An exported classifier: it needs neither torch nor transformers, only a runtime, tokenizers and numpy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from bertsmith.data.normalise import normalise
+from bertsmith.data.table import Labels
+from bertsmith.errors import ConfigError, DataError, RunFolderError
+from bertsmith.evaluation.rule import Rule
+from bertsmith.inference.abstain import HeldOut
+from bertsmith.inference.labelling import Labelling
+from bertsmith.training.batching import micro_batches
+from bertsmith.versions import cores
+
+ABOUT = "export.json"
+TOKENIZER, HELD_OUT = "tokenizer.json", "validation.npz"
+TOKEN_BUDGET = 2048
+"""Tokens at once, padding counted."""
+CHUNK = 1000
+"""Texts tokenized at once."""
+Session = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+"""Takes the model's inputs, each of shape (texts, tokens), returns logits of shape (texts, classes)."""
+
+
+def _onnx(folder: Path, precision: str, threads: int) -> Session:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    return lambda inputs: np.asarray(session.run(None, dict(inputs))[0])
+
+
+def _openvino(folder: Path, precision: str, threads: int) -> Session:
+    import openvino
+    from openvino import properties
+
+    core = openvino.Core()
+    settings = {
+        properties.inference_num_threads(): threads,
+        properties.hint.performance_mode(): properties.hint.PerformanceMode.LATENCY,
+        properties.hint.inference_precision(): openvino.Type.bf16 if precision == "bf16" else openvino.Type.f32,
+    }
+    request = core.compile_model(core.read_model(folder / "model.xml"), "CPU", settings).create_infer_request()
+
+    def run(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.array(next(iter(request.infer(dict(inputs)).values())), dtype=np.float32)
+
+    return run
+
+
+SESSIONS: dict[str, Callable[[Path, str, int], Session]] = {"onnx": _onnx, "openvino": _openvino}
+"""How a model is run, by the format it was exported to."""
+PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
+
+
+@dataclass(frozen=True)
+class About:
+    """What an export says of itself, in ``export.json``.
+
+    Attributes:
+        format, precision: what the model is.
+        labels: the classes.
+        inputs: what the model takes, of ``input_ids``, ``attention_mask`` and ``token_type_ids``.
+        max_length: tokens kept of each text.
+        pad_token: number and side (``"left"``, ``"right"``).
+        rule: temperature and offsets.
+        parity: how it compares with the original on validation texts.
+        files: XXH3 of every file.
+        run: what the run it comes from says of itself.
+    """
+
+    format: str
+    precision: str
+    labels: Labels
+    inputs: tuple[str, ...]
+    max_length: int
+    pad_token: tuple[int, str]
+    rule: Rule
+    parity: dict[str, Any]
+    files: dict[str, str]
+    run: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `read` reads."""
+        return {
+            "format": self.format,
+            "precision": self.precision,
+            "labels": [
+                {"label": n, "label_text": t} for n, t in zip(self.labels.numbers, self.labels.texts, strict=True)
+            ],
+            "inputs": list(self.inputs),
+            "max_length": self.max_length,
+            "pad_token": list(self.pad_token),
+            "rule": self.rule.to_dict(),
+            "parity": self.parity,
+            "files": self.files,
+            "run": self.run,
+        }
+
+    @classmethod
+    def read(cls, folder: Path) -> About:
+        """Read it.
+
+        Raises:
+            RunFolderError: if it is damaged.
+        """
+        try:
+            content = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+            labels = Labels(
+                tuple(int(e["label"]) for e in content["labels"]),
+                tuple(str(e["label_text"]) for e in content["labels"]),
+            )
+            number, side = content["pad_token"]
+            if content["format"] not in SESSIONS:
+                raise ValueError(f"there is no format {content['format']!r}")
+            return cls(
+                content["format"],
+                content["precision"],
+                labels,
+                tuple(content["inputs"]),
+                int(content["max_length"]),
+                (int(number), str(side)),
+                Rule.read(content["rule"], len(labels)),
+                content["parity"],
+                content["files"],
+                content["run"],
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _damaged(folder / ABOUT, f"{type(error).__name__}: {error}") from error
+
+
+class Exported(Labelling):
+    """A classifier that runs from an export folder.
+
+    Attributes:
+        about: what the export says of itself.
+        labels: the classes.
+        decide: whether the offsets of the decision rule are used.
+        folder: where it is.
+    """
+
+    def __init__(self, folder: Path, about: About, session: Session, tokenizer: Any, *, decide: bool = True) -> None:
+        self.folder, self.about, self.labels, self.decide = folder, about, about.labels, decide
+        self.session, self.tokenizer = session, tokenizer
+
+    @classmethod
+    def load(cls, folder: Path | str, *, decide: bool = True, threads: int | None = None) -> Exported:
+        """Load from an export folder.
+
+        Args:
+            folder: that `export` wrote.
+            decide: use the decision rule tuned on validation, if there is one.
+            threads: to compute with; those of the machine unless given.
+
+        Raises:
+            RunFolderError: if the export is damaged.
+            ConfigError: if its runtime is not installed.
+        """
+        from tokenizers import Tokenizer
+
+        folder = Path(folder)
+        about = About.read(folder)
+        for name, expected in about.files.items():
+            file = folder / name
+            if not file.is_file():
+                raise _damaged(file, "it is not there")
+            if digest(file) != expected:
+                raise _damaged(file, "it is not what it was when it was exported")
+        try:
+            session = SESSIONS[about.format](folder, about.precision, threads or cores())
+        except ModuleNotFoundError as error:
+            package = PACKAGES[about.format]
+            raise ConfigError(
+                f"the export needs the package {package}",
+                where=str(folder),
+                remedy=f"Install it: pip install {package}.",
+            ) from error
+        except Exception as error:
+            raise _damaged(folder, f"{PACKAGES[about.format]} cannot load it: {str(error).splitlines()[0]}") from error
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(about.max_length)
+        return cls(folder, about, session, tokenizer, decide=decide)
+
+    def __repr__(self) -> str:
+        return f"Exported({len(self.labels)} classes, {self.about.format} {self.about.precision})"
+
+    @property
+    def rules(self) -> list[Rule]:
+        """Its own."""
+        return [self.about.rule]
+
+    @property
+    def held_out(self) -> HeldOut:
+        """The validation texts of the run, and what the original said of them."""
+        try:
+            with np.load(self.folder / HELD_OUT, allow_pickle=False) as kept:
+                return HeldOut(kept["targets"], [kept["probabilities"].astype(np.float64)])
+        except (OSError, ValueError, KeyError) as error:
+            raise _damaged(self.folder / HELD_OUT, str(error)) from error
+
+    def predict_proba(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
+        """Return the probability of every class for every text, shape (texts, classes); rows sum to 1.
+
+        Args:
+            texts: n texts; a single string is taken as one text.
+            progress: is told how many texts were done since it was last told.
+
+        Raises:
+            DataError: if something is no text.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        odd = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
+        if odd is not None:
+            raise DataError(
+                f"text {odd} (counted from 0) is no text: {texts[odd]!r}",
+                remedy="Leave out what is missing, or give ''.",
+            )
+        ids: list[list[int]] = []
+        for start in range(0, len(texts), CHUNK):
+            chunk = [normalise(text) for text in texts[start : start + CHUNK]]
+            ids += [encoding.ids for encoding in self.tokenizer.encode_batch_fast(chunk)]
+        logits = np.empty((len(texts), len(self.labels)))
+        lengths = np.array([len(row) for row in ids], dtype=np.int64)
+        for rows in micro_batches(lengths, TOKEN_BUDGET) if len(ids) else []:
+            logits[rows] = self.session(self._batch([ids[i] for i in rows]))
+            if progress:
+                progress(len(rows))
+        exponents = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf)) if len(ids) else logits
+        return self.about.rule.apply(exponents / exponents.sum(axis=1, keepdims=True), decide=self.decide)
+
+    def _batch(self, ids: list[list[int]]) -> dict[str, np.ndarray]:
+        """Return the model's inputs for tokenized texts, padded to the longest."""
+        width = max(map(len, ids))
+        number, side = self.about.pad_token
+        table = np.full((len(ids), width), number, dtype=np.int64)
+        mask = np.zeros((len(ids), width), dtype=np.int64)
+        for i, row in enumerate(ids):
+            place = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+            table[i, place], mask[i, place] = row, 1
+        every = {"input_ids": table, "attention_mask": mask, "token_type_ids": np.zeros_like(table)}
+        return {name: every[name] for name in self.about.inputs}
+
+
+def is_export(path: Path) -> bool:
+    """Return whether a folder is an export."""
+    return (path / ABOUT).is_file()
+
+
+def digest(file: Path) -> str:
+    """Return the XXH3 of a file, which tells damage as fast as it can be read."""
+    hashed = xxhash.xxh3_128()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            hashed.update(block)
+    return hashed.hexdigest()
+
+
+def _damaged(file: Path, why: str) -> RunFolderError:
+    return RunFolderError(
+        f"the export is damaged: {why}",
+        where=str(file),
+        remedy="Export the run again: bertsmith export RUN --overwrite.",
+    )

@@ -1,0 +1,279 @@
+"""Exports: the same answers as the original, for every architecture, without torch."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bertsmith as bs
+from bertsmith.data.table import Labels
+from bertsmith.errors import ConfigError, DataError, ModelError, RunFolderError
+from bertsmith.inference import export as exporting
+from bertsmith.inference.classifier import Classifier
+from bertsmith.inference.exported import About, Exported
+from bertsmith.model import checkpoint
+from bertsmith.model.load import Loaded, load_model, load_tokenizer
+from bertsmith.testing import ARCHITECTURES, tiny_model, tiny_table
+from bertsmith.versions import _container_share, cores
+
+pytest.importorskip("onnxruntime", reason="the extra export is not installed")
+pytest.importorskip("onnxscript", reason="the extra export is not installed")
+
+TEXTS = ["cat", "the red dog is here", "apple " * 90, "", "hammer and nail near my plum", "?!", "grüße 猫"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, finished):
+    """A finished run of its own, so that exports in it disturb nobody."""
+    folder = tmp_path_factory.mktemp("exports") / "run"
+    shutil.copytree(finished, folder)
+    return bs.Run(folder)
+
+
+@pytest.fixture(scope="module")
+def exported(run):
+    return bs.export(run, overwrite=True)
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    """A copy of the export, to be changed."""
+    return Path(shutil.copytree(exported.path, tmp_path / "copy"))
+
+
+def _close(a, b):
+    assert a == pytest.approx(b, abs=1e-5)
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_export_of_every_architecture_says_what_the_original_says(architecture, format, tmp_path):
+    if format == "openvino":
+        pytest.importorskip("openvino", reason="openvino is not installed")
+        if architecture not in ("bert", "modernbert"):
+            pytest.skip("it is made from the ONNX file, which is tested for each")
+    import torch
+
+    found = checkpoint.resolve(str(tiny_model(tmp_path / "m", architecture)))
+    model, tokenizer = load_model(found, Labels((0, 1, 2), ("a", "b", "c"))), load_tokenizer(found)
+    original = Classifier(Loaded(model, tokenizer, torch.device("cpu"), 48), Labels((0, 1, 2), ("a", "b", "c")))
+    folder = tmp_path / "e"
+    folder.mkdir()
+    exporting.WRITERS[format](original, folder, "fp32")
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    about = About(
+        format,
+        "fp32",
+        original.labels,
+        original.loaded.input_names,
+        48,
+        (tokenizer.pad_token_id, tokenizer.padding_side),
+        original.rule,
+        {},
+        {},
+        {},
+    )
+    (folder / "export.json").write_text(json.dumps(about.to_dict()))
+    _close(Exported.load(folder).predict_proba(TEXTS), original.predict_proba(TEXTS))
+
+
+def test_all_ways_to_ask_give_the_same_answer(run, exported, tmp_path, cli):
+    from transformers import pipeline
+
+    texts = tiny_table(30, seed=4)["Text"].tolist()
+    expected = bs.load(run, runtime="torch", device="cpu").predict_proba(texts)
+    _close(bs.load(exported.path).predict_proba(texts), expected)
+    _close(bs.load(run, runtime="onnx").predict_proba(texts), expected)
+    piped = pipeline("text-classification", str(run.layout.model), top_k=None, truncation=True, device="cpu")(texts)
+    by_label = [{entry["label"]: entry["score"] for entry in answers} for answers in piped]
+    _close(np.array([[answer[label] for label in run.labels.texts] for answer in by_label]), expected)
+    (tmp_path / "t.txt").write_text("\n".join(texts))
+    for place in (run.path, exported.path):
+        code, out, _ = cli("predict", place, tmp_path / "t.txt", "--json", "--probabilities")
+        assert code == 0
+        said = [json.loads(line) for line in out.splitlines()]
+        _close(np.array([[row[f"probability of {label}"] for label in run.labels.texts] for row in said]), expected)
+        assert [row["predicted_text"] for row in said] == [run.labels.texts[i] for i in expected.argmax(axis=1)]
+
+
+def test_an_export_says_how_it_compares(exported, run):
+    found = exported.about.parity
+    assert found["agreement"] == 1
+    assert found["largest_difference"] < 1e-5
+    assert found["texts"] == len(run.validation_predictions)
+    assert exported.path == run.path / "export" / "onnx"
+    assert {p.name for p in exported.path.iterdir()} == {
+        "README.md",
+        "export.json",
+        "model.onnx",
+        "tokenizer.json",
+        "validation.npz",
+    }
+    assert "bertsmith predict ." in (exported.path / "README.md").read_text()
+    assert About.read(exported.path) == exported.about
+
+
+def test_batched_equals_single_whatever_the_neighbours(exported):
+    texts = tiny_table(40, seed=8)["Text"].tolist() + TEXTS
+    classifier = bs.load(exported.path)
+    together = classifier.predict_proba(texts)
+    _close(together, np.concatenate([classifier.predict_proba([text]) for text in texts]))
+    order = np.random.default_rng(0).permutation(len(texts))
+    _close(classifier.predict_proba([texts[i] for i in order]), together[order])
+    assert classifier.predict_proba([]).shape == (0, 3)
+    assert together.sum(axis=1) == pytest.approx(1)
+    with pytest.raises(DataError, match="text 1"):
+        classifier.predict_proba(["a", None])
+
+
+def test_a_rule_that_is_not_in_the_weights_travels_along(run, copy):
+    content = json.loads((copy / "export.json").read_text())
+    content["rule"] = {"temperature": 2.0, "offsets": [0.0, 3.0, 0.0], "folded": False}
+    (copy / "export.json").write_text(json.dumps(content))
+    plain, ruled = bs.load(run, runtime="torch", device="cpu").predict_proba(TEXTS), bs.load(copy)
+    logits = (np.log(plain) + np.array([0, 3, 0])) / 2
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert ruled.predict_proba(TEXTS) == pytest.approx(expected, abs=1e-4)
+
+
+def test_thresholds_come_from_the_export_as_from_the_run(run, exported, tmp_path, cli):
+    (tmp_path / "t.txt").write_text("cat\nred plum\nsaw")
+    flags = ("--target-accuracy", "0.5", "--coverage", "0.8", "--json")
+    said = [cli("predict", place, tmp_path / "t.txt", *flags)[1] for place in (exported.path, run.path)]
+    a, b = ([json.loads(line) for line in out.splitlines()] for out in said)
+    assert [row["label_set"] for row in a] == [row["label_set"] for row in b]
+    assert [row["abstained"] for row in a] == [row["abstained"] for row in b]
+
+
+def test_neither_torch_nor_transformers_nor_pyarrow_is_needed(exported, tmp_path):
+    code = (
+        "import sys\nfor name in ('torch', 'transformers', 'pyarrow', 'datasets', 'sklearn', 'scipy', 'datasketch'):\n"
+        "    sys.modules[name] = None\nfrom bertsmith.cli.app import main\nmain(sys.argv[1:])"
+    )
+    (tmp_path / "t.csv").write_text("Text,More\nred cat,1\n,2\nbig plum,3\n")
+    for flags in ([], ["--json", "--coverage", "0.8", "--target-accuracy", "0.4"], ["-o", str(tmp_path / "o.jsonl")]):
+        command = [sys.executable, "-c", code, "predict", str(exported.path), str(tmp_path / "t.csv"), *flags]
+        out = subprocess.run(command, capture_output=True, text=True)
+        assert out.returncode == 0, out.stderr
+    assert len((tmp_path / "o.jsonl").read_text().splitlines()) == 3
+    command = [sys.executable, "-c", code, "train", str(tmp_path / "t.csv"), "-o", str(tmp_path / "run")]
+    out = subprocess.run(command, capture_output=True, text=True)
+    assert out.returncode == 2
+    assert "which is not installed" in out.stderr
+    library = "import bertsmith as bs; print(bs.load(sys.argv[1]).predict(['red cat']))"
+    command = [sys.executable, "-c", code.split("from bertsmith")[0] + library, str(exported.path)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("['")
+
+
+def test_an_export_that_labels_otherwise_is_refused_with_the_figures(run, tmp_path, monkeypatch):
+    write = exporting._to_onnx
+
+    def wrong(original, folder, precision):
+        original.loaded.model.classifier.bias.data[0] += 5
+        write(original, folder, precision)
+        original.loaded.model.classifier.bias.data[0] -= 5
+
+    monkeypatch.setitem(exporting.WRITERS, "onnx", wrong)
+    with pytest.raises(ModelError, match=r"on \d+ validation texts [\d.]+% are labelled alike") as caught:
+        bs.export(run, output=tmp_path / "e")
+    assert "a probability differs by up to" in str(caught.value)
+    assert not (tmp_path / "e").exists()
+    made = bs.export(run, output=tmp_path / "e", accept=True)
+    assert made.about.parity["agreement"] < 1
+
+
+def test_int8_is_checked_like_any_other(run, exported, tmp_path):
+    made = bs.export(run, precision="int8", output=tmp_path / "e", accept=True)
+    assert made.about.precision == "int8"
+    assert (made.path / "model.onnx").stat().st_size < (exported.path / "model.onnx").stat().st_size
+    assert 0 < made.about.parity["largest_difference"] < 0.2
+    exported.path.rename(tmp_path / "aside")
+    made.path.rename(exported.path)
+    try:
+        with pytest.raises(RunFolderError, match="no fp32 export for it"):  # never a silent default
+            bs.load(run, runtime="onnx")
+        assert isinstance(bs.load(run), Classifier)
+    finally:
+        exported.path.rename(made.path)
+        (tmp_path / "aside").rename(exported.path)
+
+
+def test_auto_takes_an_export_of_this_very_model_only(run, exported):
+    assert isinstance(bs.load(run), Exported)
+    assert isinstance(bs.load(run, runtime="torch"), Classifier)
+    info = json.loads(run.layout.run.read_text())
+    changed = {**info, "model_files": {**info["model_files"], "model.safetensors": "0" * 64}}
+    try:
+        run.layout.run.write_text(json.dumps(changed))
+        with pytest.raises(RunFolderError, match="no fp32 export"):
+            bs.load(run, runtime="onnx")
+    finally:
+        run.layout.run.write_text(json.dumps(info))
+    with pytest.raises(ConfigError, match="there is none"):
+        bs.load(run, runtime="tensorrt")
+    with pytest.raises(ConfigError, match="this is an export"):
+        bs.load(exported.path, device="cuda")
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "validation.npz"])
+def test_a_changed_byte_and_a_lost_file_are_told(name, copy):
+    file = copy / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(RunFolderError, match="not what it was") as caught:
+        bs.load(copy)
+    assert str(file) in str(caught.value)
+    file.unlink()
+    with pytest.raises(RunFolderError, match="it is not there"):
+        bs.load(copy)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"format": "onnx"}', "\0"])
+def test_a_damaged_description_is_told(content, copy):
+    (copy / "export.json").write_text(content)
+    with pytest.raises(RunFolderError, match="the export is damaged"):
+        bs.load(copy)
+
+
+def test_where_an_export_may_go(run, exported, cli, tmp_path):
+    with pytest.raises(RunFolderError, match="an export is there already"):
+        bs.export(run)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(RunFolderError, match="a folder with other things in it"):
+        bs.export(run, output=tmp_path / "full", overwrite=True)
+    with pytest.raises(ConfigError, match="in the folder of the run"):
+        bs.export(run, output=run.path / "model" / "onnx")
+    for flags, said in (
+        (("--format", "tflite"), "there is none"),
+        (("--precision", "bf16"), "onnx is exported in fp32 or int8"),
+        (("--format", "openvino", "--precision", "int8"), "openvino is exported in fp32 or bf16"),
+    ):
+        code, _, err = cli("export", run.path, *flags)
+        assert code == 2
+        assert said in err
+    code, out, _ = cli("export", run.path, "--overwrite", "--json")
+    assert code == 0
+    assert json.loads(out)["agreement"] == 1
+
+
+def test_a_container_with_a_share_of_the_cores_is_respected(tmp_path, monkeypatch):
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert _container_share(tmp_path) == 2
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert _container_share(tmp_path) > 1000
+    (tmp_path / "cpu.max").unlink()
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("300000")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000")
+    assert _container_share(tmp_path) == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert cores() == 1
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert 1 <= cores() <= (os.cpu_count() or 1)
