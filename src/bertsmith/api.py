@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +103,7 @@ def tune(
     cv: int | None = None,
     final_seeds: int = 1,
     models: Sequence[str] = (),
-    space: Path | str | None = None,
+    space: Path | str | Mapping[str, Any] | None = None,
     overwrite: bool = False,
     config: Path | str | None = None,
     on_event: Callable[[Any], None] | None = None,
@@ -125,7 +125,8 @@ def tune(
         cv: folds of a cross-validation, where the validation texts are few.
         final_seeds: seeds that the winner is trained with in the end.
         models: checkpoints to choose among.
-        space: a TOML file that changes the search space.
+        space: what changes the search space: a TOML file or a dict, such as
+            ``{"learning_rate": {"low": 1e-5, "high": 1e-4, "log": True}, "batch_size": [16, 32], "dropout": 0.1}``.
         overwrite: begin anew.
         config: a TOML file of settings; keyword arguments win over it.
         on_event: is told what happens (see `bertsmith.tuning.events`); ``print`` will do.
@@ -155,7 +156,7 @@ def tune(
         cv,
         final_seeds,
         tuple(models),
-        Path(space) if space else None,
+        Path(space) if isinstance(space, str) else space,
     )
     return run_tuning(
         lambda: as_table(table, resolved),

@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bertsmith.errors import ConfigError, did_you_mean, listing
 
 ENV_PREFIX = "BERTSMITH_"
+PRIMARY = "macro_f1"
+"""The metric that chooses the best epoch, the decision rule and the winner of a study."""
 DEFAULT_MODEL = "google-bert/bert-base-uncased"
 
 Share = Annotated[float, Field(gt=0, lt=1)]

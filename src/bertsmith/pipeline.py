@@ -15,7 +15,7 @@ from transformers import set_seed
 
 from bertsmith import run as runs
 from bertsmith import storage
-from bertsmith.config import Config
+from bertsmith.config import PRIMARY, Config
 from bertsmith.data.clean import Cleaned, clean
 from bertsmith.data.findings import Findings
 from bertsmith.data.inspect import choose_max_length, inspect
@@ -23,7 +23,7 @@ from bertsmith.data.read import SPLITS
 from bertsmith.data.split import split
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, DataError, DeviceError, Interrupted, listing
-from bertsmith.evaluation.metrics import PRIMARY, quick
+from bertsmith.evaluation.metrics import quick
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model import checkpoint
 from bertsmith.model.encode import count_tokens, encode

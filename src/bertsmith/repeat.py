@@ -13,12 +13,11 @@ import numpy as np
 
 from bertsmith import run as runs
 from bertsmith import storage
-from bertsmith.config import Config
+from bertsmith.config import PRIMARY, Config
 from bertsmith.data.table import Table
 from bertsmith.errors import Interrupted
 from bertsmith.evaluation.evaluate import evaluate
 from bertsmith.evaluation.intervals import paired_difference
-from bertsmith.evaluation.metrics import PRIMARY
 from bertsmith.inference.ensemble import mean_probabilities
 from bertsmith.output import check_output, check_settings_same, create, held
 from bertsmith.pipeline import run_training, train_into

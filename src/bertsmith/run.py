@@ -265,10 +265,13 @@ def open_run(path: Path | str) -> Run:
     """
     run = Run(Path(path))
     if not run.layout.run.is_file():
+        study = (run.path / "study.json").is_file()
         raise RunFolderError(
             "there is no run in this folder" if run.path.is_dir() else "there is no such run folder",
             where=str(path),
-            remedy="Give the folder that bertsmith train wrote (the -o of that command).",
+            remedy=f"This is a study: give its winner, {run.path / 'best'}."
+            if study
+            else "Give the folder that bertsmith train wrote (the -o of that command).",
         )
     status = run.info.get("status")
     if status != "finished":

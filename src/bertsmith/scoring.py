@@ -16,7 +16,7 @@ import pandas as pd
 
 from bertsmith import run as runs
 from bertsmith import storage
-from bertsmith.config import Config
+from bertsmith.config import PRIMARY, Config
 from bertsmith.data.clean import clean
 from bertsmith.data.read import read_table
 from bertsmith.data.table import Labels, Table
@@ -27,7 +27,7 @@ from bertsmith.evaluation.calibration import calibration, fit_temperature, scale
 from bertsmith.evaluation.decision import Decision, tune
 from bertsmith.evaluation.evaluate import evaluate
 from bertsmith.evaluation.intervals import from_pairs, paired_difference
-from bertsmith.evaluation.metrics import PRIMARY, majority_probabilities, scalars
+from bertsmith.evaluation.metrics import majority_probabilities, scalars
 from bertsmith.evaluation.rule import Rule
 from bertsmith.evaluation.slices import slices
 from bertsmith.inference.classifier import Classifier

@@ -169,7 +169,7 @@ def test_three_workers_on_a_real_database_lose_nothing_when_one_is_killed_and_it
     workers[0].communicate()
     for worker in workers[1:]:  # have found the database
         told = []
-        assert any("test texts are left alone" in line for line in worker.stderr if not told.append(line)), told
+        assert any("for the test at the end" in line for line in worker.stderr if not told.append(line)), told
     stop()
     time.sleep(2)
     start()

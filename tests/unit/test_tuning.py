@@ -112,6 +112,13 @@ def test_every_wrong_search_space_is_told(line, said, cli, tmp_path):
     assert str(tmp_path / "s.toml") in str(caught.value)
 
 
+def test_a_space_can_be_a_dict_in_python():
+    read = read_space({"batch_size": (4, 8), "dropout": 0.2, "epochs": {"low": 1, "high": 3}}, problems_of)
+    assert read == {"batch_size": Choice((4, 8)), "dropout": 0.2, "epochs": Range(1, 3, whole=True)}
+    with pytest.raises(ConfigError, match="the search space is wrong"):
+        read_space({"epoch": 1}, problems_of)
+
+
 def test_all_that_is_wrong_is_told_at_once(tmp_path):
     (tmp_path / "s.toml").write_text("epoch = 1\nbatch_size = [0]\nseed = 1")
     with pytest.raises(ConfigError) as caught:
@@ -159,7 +166,8 @@ def test_the_winner_is_the_best_and_reaches_its_score_again(study):
     scores = complete["values"].str[0]
     assert study.result["score"] == scores.max()
     assert study.result["trial"] == complete["number"][scores.idxmax()]
-    assert study.result["validation"] == pytest.approx(study.result["score"])
+    curve = next(t["curve"] for t in study.info["trials"] if t["number"] == study.result["trial"])
+    assert [(e["epoch"], e["metrics"]["macro_f1"]) for e in study.best.history] == [tuple(point) for point in curve]
     assert study.best.info["status"] == "finished"
     assert study.best.metrics["splits"]["test"]["metrics"]["macro_f1"] == study.result["test"]
     # The checkpoint of the best trial has the weights of the winner, before calibration: the same body.
@@ -173,7 +181,7 @@ def test_the_winner_is_the_best_and_reaches_its_score_again(study):
 
 def test_the_defaults_beside_it_are_what_train_does(study, tiny, tmp_path):
     if study.result["is_default"]:
-        assert study.result["verdict"] == "no trial was better on validation than the defaults"
+        assert study.result["verdict"] == "no trial was better on validation than what train does with the same flags"
         return
     plain = train(tiny, tmp_path / "run", table=tiny_table(150), **QUICK)
     assert same_weights(weights_of(plain), weights_of(study.defaults))
@@ -206,25 +214,44 @@ def test_the_page_says_what_was_found(study):
 
 def test_advice_looks_at_the_edges_of_the_space_and_at_the_end_of_the_curve():
     info = {
-        "searched": {"cv": None, "space": {"learning_rate": {"low": 1e-5, "high": 1e-3, "log": True, "whole": False}}},
-        "trials": [{"number": 3, "curve": [[1.0, 0.5], [2.0, 0.6]]}],
-        "result": {
-            "trial": 3,
-            "settings": {"learning_rate": 9.9e-4},
-            "importance": {"learning_rate": 0.99, "dropout": 0.01},
-            "difference": {"interval": [-0.1, 0.2]},
+        "searched": {
+            "cv": None,
+            "space": {
+                "learning_rate": {"low": 1e-5, "high": 1e-3, "log": True, "whole": False},
+                "layer_decay": {"low": 0.7, "high": 1.0, "log": False, "whole": False},
+                "epochs": {"low": 1, "high": 3, "log": False, "whole": True},
+            },
         },
+        "trials": [
+            {"number": n, "state": "complete", "values": [n / 100], "curve": [[1.0, 0.5], [2.0, 0.6]]}
+            for n in range(12)
+        ],
     }
-    said = advice(info)
+    result = {
+        "trial": 3,
+        "is_default": False,
+        "settings": {"learning_rate": 9.9e-4, "layer_decay": 1.0},
+        "importance": {"learning_rate": 0.99, "dropout": 0.01},
+        "difference": {"interval": [-0.1, 0.2]},
+    }
+    said = advice(info, result)
     assert any("learning_rate" in s and "above 0.001" in s for s in said)
     assert any("more epochs" in s for s in said)
     assert any("depends on dropout" in s for s in said)
-    assert any("more labelled texts" in s for s in said)
-    info["result"]["settings"]["learning_rate"] = 1e-4
-    info["trials"][0]["curve"] = [[1.0, 0.6], [2.0, 0.5]]
-    info["result"]["difference"]["interval"] = [0.1, 0.2]
-    info["result"]["importance"]["dropout"] = 0.5
-    assert advice(info) == []
+    assert any("cannot be told apart" in s for s in said)
+    assert len(said) == 4  # nothing of layer_decay, which ends at 1
+    result["difference"]["interval"] = [-0.3, -0.1]
+    assert any("the winner is worse" in s for s in advice(info, result))
+    few = {**info, "trials": info["trials"][:5]}
+    assert not any("depends on" in s for s in advice(few, result))
+    result["settings"]["learning_rate"] = 1e-4
+    info["trials"][3]["curve"] = [[1.0, 0.6], [2.0, 0.5]]
+    result["difference"]["interval"] = [0.1, 0.2]
+    result["importance"]["dropout"] = 0.5
+    assert advice(info, result) == []
+    for trial in info["trials"]:
+        trial["values"] = [0.2]
+    assert any("nothing was learned" in s for s in advice(info, result))
 
 
 # -- nothing is lost -----------------------------------------------------------------------------------------------
@@ -265,7 +292,7 @@ def test_other_settings_or_data_are_refused_by_name(study, tiny, tmp_path):
     before = study.file.read_text()
     with pytest.raises(RunFolderError, match=r"epochs: 2\.0 then, 3\.0 now"):
         tune(tiny, study.path, trials=5, epochs=3)
-    with pytest.raises(RunFolderError, match="data"):
+    with pytest.raises(RunFolderError, match="the texts, labels or splits"):
         tune(tiny, study.path, trials=5, table=tiny_table(151))
     assert study.file.read_text() == before
     (tmp_path / "full").mkdir()
@@ -322,6 +349,27 @@ def test_the_trial_of_a_killed_worker_is_tried_again_but_not_for_ever(tmp_path):
     assert survivor.claim(SPACE, 1) is None
     assert [is_done(t) for t in survivor.trials] == [False, False, True]
     assert "killed" in survivor.trials[-1].user_attrs["error"]
+
+
+def test_ctrl_c_costs_no_trial_however_often(tmp_path):
+    store = _store(tmp_path)
+    for _ in range(9):
+        trial = store.claim(SPACE, 2)
+        store.give_back(trial.number, killed=False)
+    last = store.claim(SPACE, 2)
+    assert last.params == trial.params
+    assert [is_done(t) for t in store.trials] == [False] * 10
+
+
+def test_a_trial_counts_by_what_a_decision_rule_adds(tiny, tmp_path, monkeypatch):
+    from bertsmith.evaluation.decision import Decision
+
+    plain = tune(tiny, tmp_path / "off", trials=1, decision_rule="off")
+    rule = Decision(np.zeros(3), True, 0.25, 0.01)
+    monkeypatch.setattr(trying, "tune", lambda targets, probabilities, seed: rule)
+    ruled = tune(tiny, tmp_path / "auto", trials=1)
+    assert ruled.result["score"] == pytest.approx(plain.result["score"] + 0.25)
+    assert ruled.info["trials"][0]["curve"] == plain.info["trials"][0]["curve"]
 
 
 def test_a_journal_cut_short_loses_its_last_line_only(tmp_path):
@@ -406,7 +454,7 @@ def test_a_trial_that_falls_behind_is_given_up(tiny, tmp_path, monkeypatch):
         good = next(number) < 5
         for epoch in (0.5, 1.0, 1.5, 2.0):
             heard(epoch, (0.5 if good else 0.1) + epoch / 100)
-        return trying.Outcome(0.5, None, None, 2.0, {"macro_f1": 0.5})
+        return trying.Outcome(0.5, [(2.0, 0.5)], None, None, 2.0, {"macro_f1": 0.5})
 
     monkeypatch.setattr("bertsmith.tuning.workers.run_trial", made_up)
     study = tune(tiny, tmp_path / "s", trials=7)
@@ -493,7 +541,7 @@ def test_the_command_prints_what_was_found(cli, tiny, tmp_path):
     assert "winner: trial" in out
     code, out, err = cli("tune", tmp_path / "t.csv", "-o", tmp_path / "s", *flags, "--json")
     assert code == 0
-    assert "going on: 2 of 2 trials are done" in err
+    assert "going on: 2 trials are done, the best with" in err
     assert json.loads(out)["trials"] == {"complete": 2, "pruned": 0, "failed": 0}
     code, _, err = cli("tune", tmp_path / "t.csv", "-o", tmp_path / "s", *flags, "--models", "a,,b")
     assert code == 2

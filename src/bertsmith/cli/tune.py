@@ -104,7 +104,9 @@ def tune(
             )
         except (Interrupted, KeyboardInterrupt) as stopped:
             what = str(stopped) if isinstance(stopped, Interrupted) else "stopped at once"
-            raise Interrupted(f"{what}\n  to go on: the same command") from None
+            raise Interrupted(
+                f"{what}; trials that were not finished are begun again\n  to go on: the same command"
+            ) from None
     found = study.result
     if found is None:
         talk().print("another process finishes this study")
@@ -136,8 +138,9 @@ def _show(folder: Path, found: dict[str, Any]) -> None:
         f"{sum(counts.values())} trials: {counts['complete']} finished, {counts['pruned']} given up early, "
         f"{counts['failed']} failed"
     )
+    latency = f", {found['values']['latency']:.1f} ms a text" if "latency" in found["values"] else ""
     out.print(
-        f"winner: trial {found['trial']}, validation macro-F1 {found['score']:.3f}; test macro-F1 "
+        f"winner: trial {found['trial']}, validation macro-F1 {found['score']:.3f}{latency}; test macro-F1 "
         f"[bold]{found['test']['value']:.3f}[/]  (95 % interval {low:.3f} to {high:.3f}) on {found['texts']:,} texts"
     )
     out.print("the best of many trials owes part of its validation score to luck: the test figure is the one to trust")
@@ -145,4 +148,6 @@ def _show(folder: Path, found: dict[str, Any]) -> None:
     if not found["is_default"]:
         for name, value in found["settings"].items():
             out.print(f"  {name} = {f'{value:.3g}' if isinstance(value, float) else value}", markup=False)
+    for sentence in found["advice"]:
+        out.print(f"next: {sentence}", markup=False)
     out.print(f"report  {folder / 'report.html'}\nrun     {folder / 'best'}", markup=False)

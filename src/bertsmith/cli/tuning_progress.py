@@ -18,6 +18,8 @@ from bertsmith.tuning.events import FinalStarted, StorageAway, StudyStarted, Tri
 
 BEST = 5
 """Trials in the table of the best."""
+FEW = 200
+"""Validation texts below which scores move by several hundredths by chance."""
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -30,7 +32,15 @@ class _Trial:
 
     @property
     def score(self) -> float:
+        """The best so far; at the end what the trial counts by, which a decision rule may have raised."""
+        if self.ended is not None and self.ended.values:
+            return self.ended.values[0]
         return max(self.curve, default=float("-inf"))
+
+    @property
+    def said(self) -> str:
+        more = [f"{value:.1f} ms a text" for value in self.ended.values[1:]] if self.ended is not None else []
+        return ", ".join([f"macro-F1 {self.score:.3f}", *more]) if self.score > float("-inf") else "–"
 
 
 class TuningProgress:
@@ -81,21 +91,29 @@ class TuningProgress:
             self.away = True
         elif isinstance(event, FinalStarted):
             self._stop()
-            of = f", trial {event.trial}" if event.trial is not None else ""
-            self.console.print(f"[bold]training {event.name}{of}[/]")
+            self.console.print(f"[bold]training {event.name}, for the test[/]")
             self.final = Progress(self.console)
         elif self.final is not None and type(event).__name__ != "Prepared":  # what the table is like was seen
             self.final(event)
 
     def _started(self, event: StudyStarted) -> None:
         self.study, self.began = event, time.perf_counter()
-        train, validation = event.texts
-        self.console.print(f"{train:,} texts to train and {validation:,} to validate; the test texts are left alone")
+        train, validation, test, left_out = event.texts
+        self.console.print(
+            f"{train:,} texts to train and {validation:,} to validate ({test:,} for the test at the end"
+            f"{f', {left_out:,} left out' if left_out else ''})"
+        )
+        if validation < FEW:
+            self.console.print(
+                f"[yellow]{validation:,} validation texts are few:[/] which trial is best is a matter of luck, too; "
+                "--cv 5 scores by cross-validation"
+            )
         for name, dimension in event.space.items():
             self.console.print(f"  {name}: {dimension}", markup=False)
-        of = f" of {event.trials}" if event.trials is not None else ""
         if event.done:
-            self.console.print(f"going on: {event.done}{of} trials are done")
+            of = f" of {event.trials}" if event.trials is not None and event.trials > event.done else ""
+            best = f", the best with {event.best:.3f}" if event.best is not None else ""
+            self.console.print(f"going on: {event.done}{of} trials are done{best}")
         if self.console.is_terminal:
             self.live = Live(get_renderable=self._table, console=self.console, refresh_per_second=4)
             self.live.start()
@@ -104,14 +122,15 @@ class TuningProgress:
         trial = self.trials[number]
         ended = trial.ended
         assert ended is not None
-        best = ended.state == "complete" and all(
-            other.score < trial.score for n, other in self.trials.items() if n != number and other.ended is not None
-        )
-        score = f"macro-F1 {trial.score:.3f}{' (best so far)' if best else ''}" if trial.curve else ended.why
+        before = [t.score for n, t in self.trials.items() if n != number and t.ended and t.ended.state == "complete"]
+        if self.study is not None and self.study.best is not None:
+            before.append(self.study.best)
+        best = ended.state == "complete" and trial.score > max(before, default=float("-inf"))
+        score = ended.why or f"{trial.said}{' (best so far)' if best else ''}"
         left = self._left()
         return (
             f"trial {number} {ended.state}: {score}, {clock(ended.seconds)}; {_settings(trial.settings)}"
-            f"{f'; {left} left' if left else ''}"
+            f"{f'; {left} left for the search' if left else ''}"
         )
 
     def _left(self) -> str:
@@ -136,15 +155,20 @@ class TuningProgress:
             done = self.study.done + sum(t.ended is not None for t in self.trials.values())
             bar = Grid.grid(padding=(0, 1))
             left = self._left()
-            said = f"{done} of {self.study.trials} trials{f', {left} left' if left else ''}"
+            said = f"{done} of {self.study.trials} trials{f', {left} left for the search' if left else ''}"
             bar.add_row(ProgressBar(total=self.study.trials, completed=done, width=40), Text(said, style="dim"))
             parts.append(bar)
         return Group(*parts)
 
     def _row(self, number: int, trial: _Trial) -> tuple[str, ...]:
         seconds = trial.ended.seconds if trial.ended is not None else time.perf_counter() - trial.began
-        score = f"{trial.score:.3f}" if trial.curve else "–"
-        return str(number), score, _spark(trial.curve), clock(seconds), _settings(trial.settings)
+        return (
+            str(number),
+            trial.said.removeprefix("macro-F1 "),
+            _spark(trial.curve),
+            clock(seconds),
+            _settings(trial.settings),
+        )
 
 
 def _spark(curve: list[float]) -> str:

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from bertsmith.config import PRIMARY
 from bertsmith.evaluation.intervals import bootstrap, paired_difference
-from bertsmith.evaluation.metrics import PRIMARY, scalars
+from bertsmith.evaluation.metrics import scalars
 
 
 def side_by_side(

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from bertsmith.config import PRIMARY
 from bertsmith.evaluation.calibration import logs
 from bertsmith.evaluation.intervals import from_pairs, paired_draws
-from bertsmith.evaluation.metrics import PRIMARY
 
 GRID = np.arange(-3.0, 3.01, 0.25)
 """Offsets that are tried, in units of the logit."""

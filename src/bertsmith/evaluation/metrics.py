@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from sklearn import metrics as sk
 
-PRIMARY = "macro_f1"
 SCALARS = (
     "accuracy",
     "balanced_accuracy",

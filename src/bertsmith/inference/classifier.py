@@ -12,10 +12,11 @@ import numpy as np
 
 from bertsmith.data.normalise import normalise
 from bertsmith.data.table import Labels
-from bertsmith.errors import DataError, DeviceError, ModelError, RunFolderError
+from bertsmith.errors import DeviceError, ModelError, RunFolderError
 from bertsmith.evaluation.rule import Rule
-from bertsmith.inference.labelling import Labelling
+from bertsmith.inference.labelling import OneModel, as_texts, end_of
 from bertsmith.model import checkpoint
+from bertsmith.model.encode import count_tokens
 from bertsmith.model.load import Loaded, check_vocabulary, choose_device, load_model, load_tokenizer
 from bertsmith.model.packing import can_pack, packed
 from bertsmith.run import Run, open_run
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Classifier(Labelling):
+class Classifier(OneModel):
     """A model that labels texts, in fp32.
 
     Attributes:
@@ -111,33 +112,26 @@ class Classifier(Labelling):
         return f"Classifier({len(self.labels)} classes, {self.loaded.model.config.model_type}, {self.loaded.device})"
 
     @property
-    def rules(self) -> list[Rule]:
-        """Its own."""
-        return [self.rule]
+    def max_length(self) -> int:
+        """Tokens kept of each text."""
+        return self.loaded.max_length
 
-    def predict_proba(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Return the probability of every class for every text, shape (texts, classes); rows sum to 1.
+    def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the number of tokens of each text, special tokens counted, nothing cut, shape (texts,)."""
+        return count_tokens([normalise(text) for text in texts], self.loaded.tokenizer)
 
-        Args:
-            texts: n texts; a single string is taken as one text.
-            progress: is told how many texts were done since it was last told.
+    def keep_end(self, text: str) -> str:
+        """Return the end of a text that is longer than `max_length`, so long that it is not cut again."""
+        text = normalise(text)
+        encoded = self.loaded.tokenizer(text, return_offsets_mapping=True, verbose=False)
+        return end_of(text, encoded["offset_mapping"], self.max_length)
 
-        Raises:
-            DataError: if something is no text.
-            DeviceError: if not even a single text fits into memory.
-        """
-        import torch
-
-        texts = [texts] if isinstance(texts, str) else list(texts)
+    def logits(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
+        """Return the model's logits, as it stands, for every text, shape (texts, classes); see `predict_proba`."""
+        texts = as_texts(texts)
         result = np.empty((len(texts), len(self.labels)), dtype=np.float64)
         if not texts:
             return result
-        odd = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
-        if odd is not None:
-            raise DataError(
-                f"text {odd} (counted from 0) is no text: {texts[odd]!r}",
-                remedy="Leave out what is missing, or give ''.",
-            )
         tokenizer = self.loaded.tokenizer
         encoded = tokenizer([normalise(text) for text in texts], truncation=True, max_length=self.loaded.max_length)
         lengths = np.array([len(ids) for ids in encoded["input_ids"]])
@@ -145,10 +139,10 @@ class Classifier(Labelling):
             self.token_budget = plan(self.loaded.model, int(lengths.max()), training=False, free=free_memory())
         for rows in micro_batches(lengths, self.token_budget, packed=self.packs):
             logits = self._logits({name: [encoded[name][i] for i in rows] for name in self.loaded.input_names})
-            result[rows] = torch.softmax(logits.double(), dim=-1).cpu().numpy()
+            result[rows] = logits.double().cpu().numpy()
             if progress:
                 progress(len(rows))
-        return self.rule.apply(result, decide=self.decide)
+        return result
 
     def _logits(self, encoded: dict[str, list[list[int]]]) -> torch.Tensor:
         """Return the logits of tokenized texts, of fewer at once as long as memory does not suffice."""

@@ -13,10 +13,10 @@ import xxhash
 
 from bertsmith.data.normalise import normalise
 from bertsmith.data.table import Labels
-from bertsmith.errors import ConfigError, DataError, RunFolderError
+from bertsmith.errors import ConfigError, RunFolderError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.inference.abstain import HeldOut
-from bertsmith.inference.labelling import Labelling
+from bertsmith.inference.labelling import OneModel, as_texts, end_of
 from bertsmith.training.batching import micro_batches
 from bertsmith.versions import cores
 
@@ -139,19 +139,28 @@ class About:
             raise _damaged(folder / ABOUT, f"{type(error).__name__}: {error}") from error
 
 
-class Exported(Labelling):
+class Exported(OneModel):
     """A classifier that runs from an export folder.
 
     Attributes:
         about: what the export says of itself.
         labels: the classes.
+        rule: temperature and offsets.
         decide: whether the offsets of the decision rule are used.
         folder: where it is.
+        tokenizer, whole: one that cuts texts at `max_length`, one that does not.
     """
 
-    def __init__(self, folder: Path, about: About, session: Session, tokenizer: Any, *, decide: bool = True) -> None:
+    def __init__(self, folder: Path, about: About, session: Session, *, decide: bool = True) -> None:
+        from tokenizers import Tokenizer
+
         self.folder, self.about, self.labels, self.decide = folder, about, about.labels, decide
-        self.session, self.tokenizer = session, tokenizer
+        self.session, self.rule = session, about.rule
+        self.tokenizer, self.whole = (Tokenizer.from_file(str(folder / TOKENIZER)) for _ in range(2))
+        for tokenizer in (self.tokenizer, self.whole):
+            tokenizer.no_padding()
+        self.tokenizer.enable_truncation(about.max_length)
+        self.whole.no_truncation()
 
     @classmethod
     def load(cls, folder: Path | str, *, decide: bool = True, threads: int | None = None) -> Exported:
@@ -166,8 +175,6 @@ class Exported(Labelling):
             RunFolderError: if the export is damaged.
             ConfigError: if its runtime is not installed.
         """
-        from tokenizers import Tokenizer
-
         folder = Path(folder)
         about = About.read(folder)
         for name, expected in about.files.items():
@@ -187,18 +194,25 @@ class Exported(Labelling):
             ) from error
         except Exception as error:
             raise _damaged(folder, f"{PACKAGES[about.format]} cannot load it: {str(error).splitlines()[0]}") from error
-        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(about.max_length)
-        return cls(folder, about, session, tokenizer, decide=decide)
+        return cls(folder, about, session, decide=decide)
 
     def __repr__(self) -> str:
         return f"Exported({len(self.labels)} classes, {self.about.format} {self.about.precision})"
 
     @property
-    def rules(self) -> list[Rule]:
-        """Its own."""
-        return [self.about.rule]
+    def max_length(self) -> int:
+        """Tokens kept of each text."""
+        return self.about.max_length
+
+    def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the number of tokens of each text, special tokens counted, nothing cut, shape (texts,)."""
+        encoded = self.whole.encode_batch_fast([normalise(text) for text in texts])
+        return np.array([len(encoding.ids) for encoding in encoded], dtype=np.int64)
+
+    def keep_end(self, text: str) -> str:
+        """Return the end of a text that is longer than `max_length`, so long that it is not cut again."""
+        text = normalise(text)
+        return end_of(text, self.whole.encode(text).offsets, self.max_length)
 
     @property
     def held_out(self) -> HeldOut:
@@ -209,23 +223,9 @@ class Exported(Labelling):
         except (OSError, ValueError, KeyError) as error:
             raise _damaged(self.folder / HELD_OUT, str(error)) from error
 
-    def predict_proba(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Return the probability of every class for every text, shape (texts, classes); rows sum to 1.
-
-        Args:
-            texts: n texts; a single string is taken as one text.
-            progress: is told how many texts were done since it was last told.
-
-        Raises:
-            DataError: if something is no text.
-        """
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        odd = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
-        if odd is not None:
-            raise DataError(
-                f"text {odd} (counted from 0) is no text: {texts[odd]!r}",
-                remedy="Leave out what is missing, or give ''.",
-            )
+    def logits(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
+        """Return the model's logits, as it stands, for every text, shape (texts, classes); see `predict_proba`."""
+        texts = as_texts(texts)
         ids: list[list[int]] = []
         for start in range(0, len(texts), CHUNK):
             chunk = [normalise(text) for text in texts[start : start + CHUNK]]
@@ -236,8 +236,7 @@ class Exported(Labelling):
             logits[rows] = self.session(self._batch([ids[i] for i in rows]))
             if progress:
                 progress(len(rows))
-        exponents = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf)) if len(ids) else logits
-        return self.about.rule.apply(exponents / exponents.sum(axis=1, keepdims=True), decide=self.decide)
+        return logits
 
     def _batch(self, ids: list[list[int]]) -> dict[str, np.ndarray]:
         """Return the model's inputs for tokenized texts, padded to the longest."""

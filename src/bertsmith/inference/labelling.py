@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bertsmith.data.table import Labels
+from bertsmith.errors import DataError
 from bertsmith.evaluation.rule import Rule
 
 if TYPE_CHECKING:
@@ -31,7 +32,16 @@ class Labelling(ABC):
 
     @abstractmethod
     def predict_proba(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Return the probability of every class for every text, shape (texts, classes)."""
+        """Return the probability of every class for every text, shape (texts, classes); rows sum to 1.
+
+        Args:
+            texts: n texts; a single string is taken as one text.
+            progress: is told how many texts were done since it was last told.
+
+        Raises:
+            DataError: if something is no text.
+            DeviceError: if not even a single text fits into memory.
+        """
 
     def predict(self, texts: Sequence[str]) -> list[str]:
         """Return the label text of every text."""
@@ -40,6 +50,83 @@ class Labelling(ABC):
     def predict_frame(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> pd.DataFrame:
         """Return one row a text: ``predicted``, ``predicted_text``, ``confidence``, ``probabilities`` (a list)."""
         return to_frame(self.predict_proba(texts, progress), self.labels)
+
+
+class OneModel(Labelling):
+    """What labels texts with one model.
+
+    Attributes:
+        rule: temperature and offsets, fitted on validation.
+        decide: whether the offsets are used, which were tuned for the primary metric.
+        max_length: tokens kept of each text.
+    """
+
+    rule: Rule
+    decide: bool
+
+    @property
+    @abstractmethod
+    def max_length(self) -> int:
+        """Tokens kept of each text."""
+
+    @property
+    def rules(self) -> list[Rule]:
+        """Its own."""
+        return [self.rule]
+
+    @abstractmethod
+    def logits(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
+        """Return the model's logits, as it stands, for every text, shape (texts, classes); see `predict_proba`."""
+
+    @abstractmethod
+    def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the number of tokens of each text, special tokens counted, nothing cut, shape (texts,)."""
+
+    @abstractmethod
+    def keep_end(self, text: str) -> str:
+        """Return the end of a text that is longer than `max_length`, so long that it is not cut again."""
+
+    def predict_proba(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
+        """Return the probability of every class for every text, as `Labelling.predict_proba` says."""
+        return self.rule.apply(softmax(self.logits(texts, progress)), decide=self.decide)
+
+
+def as_texts(texts: Sequence[str]) -> list[str]:
+    """Return texts as a list, a single string as one text.
+
+    Raises:
+        DataError: if something is no text.
+    """
+    result = [texts] if isinstance(texts, str) else list(texts)
+    odd = next((i for i, text in enumerate(result) if not isinstance(text, str)), None)
+    if odd is not None:
+        raise DataError(
+            f"text {odd} (counted from 0) is no text: {result[odd]!r}",
+            remedy="Leave out what is missing, or give ''.",
+        )
+    return result
+
+
+def end_of(text: str, offsets: Sequence[tuple[int, int]], max_length: int) -> str:
+    """Return the end of a text, as many tokens as are kept of one.
+
+    Args:
+        text: as it was tokenized.
+        offsets: first and last character of each of its tokens; both 0 for special ones.
+        max_length: tokens kept of a text, special ones counted.
+    """
+    words = [start for start, end in offsets if end > start]
+    kept = max_length - (len(offsets) - len(words))
+    return text if len(words) <= kept else text[words[-kept] :]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return probabilities of logits, both of shape (texts, classes)."""
+    if not len(logits):
+        return logits
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    result: np.ndarray = exponents / exponents.sum(axis=1, keepdims=True)
+    return result
 
 
 def to_frame(probabilities: np.ndarray, labels: Labels) -> pd.DataFrame:

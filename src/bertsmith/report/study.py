@@ -14,6 +14,16 @@ EDGE = 0.05
 """Share of a range, counted from an end of it, that is called its edge."""
 LITTLE = 0.02
 """Share of the spread of the scores below which a setting is said to matter little."""
+ENOUGH = 10
+"""Finished trials from which on something is said of which settings matter."""
+LIMITS: dict[str, dict[str, float]] = {
+    "layer_decay": {"high": 1.0},
+    "dropout": {"low": 0.0},
+    "label_smoothing_factor": {"low": 0.0},
+    "warmup_steps": {"low": 0.0},
+    "epochs": {"low": 1},
+}
+"""Ends of ranges beyond which there is nothing."""
 SHOWN = 15
 
 
@@ -46,8 +56,10 @@ def write_study_report(folder: Path, info: Mapping[str, Any]) -> Path:
             parallel=_parallel(info["searched"]["space"], complete, index, result["trial"]),
             ranked=ranked[:SHOWN],
             names=list(info["searched"]["space"]),
-            importance=sorted(result["importance"].items(), key=lambda item: -item[1]),
-            advice=advice(info),
+            importance=sorted(result["importance"].items(), key=lambda i: -i[1]) if len(complete) >= ENOUGH else [],
+            enough=ENOUGH,
+            given={n: v for n, v in info["given"].items() if v not in (None, {}, "")},
+            failed=[t for t in trials if t["state"] == "failed"],
             front=[t for t in complete if t["number"] in result.get("front", [])],
         )
     )
@@ -55,33 +67,42 @@ def write_study_report(folder: Path, info: Mapping[str, Any]) -> Path:
     return folder / "report.html"
 
 
-def advice(info: Mapping[str, Any]) -> list[str]:
-    """Return what to try next, a sentence each, from the content of a ``study.json``."""
-    result, space = info["result"], info["searched"]["space"]
+def advice(info: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
+    """Return what to try next, a sentence each.
+
+    Args:
+        info: the content of a ``study.json``.
+        result: what was found, which need not stand there yet.
+    """
+    space, trials = info["searched"]["space"], info["trials"]
+    complete = [t for t in trials if t["state"] == "complete"]
     sentences = []
-    for name, value in result["settings"].items():
+    if len({t["values"][0] for t in complete}) == 1 and len(complete) > 1:
+        sentences.append("Every trial has the same score: nothing was learned. Train longer, or give more texts.")
+    for name, value in {} if result["is_default"] else result["settings"].items():
         dimension = space.get(name, {})
         if "low" not in dimension:
             continue
         place = _place(dimension, value)
-        if place < EDGE or place > 1 - EDGE:
-            end, word = ("low", "below") if place < 0.5 else ("high", "above")
+        end, word = ("low", "below") if place < 0.5 else ("high", "above")
+        if min(place, 1 - place) < EDGE and dimension[end] != LIMITS.get(name, {}).get(end):
             sentences.append(
                 f"{name} of the winner ({_short(value)}) is at the edge of its range: try values {word} "
                 f"{_short(dimension[end])} with --space."
             )
-    winner = next(t for t in info["trials"] if t["number"] == result["trial"])
-    if not info["searched"]["cv"] and len(winner["curve"]) > 1:
-        best = max(value for _, value in winner["curve"])
-        if winner["curve"][-1][1] == best:
-            sentences.append("The winner's score was still at its best when training ended: try more epochs.")
+    winner = next(t for t in trials if t["number"] == result["trial"])
+    scores = [value for _, value in winner["curve"]]
+    if "epochs" in space and not info["searched"]["cv"] and len(scores) > 1 and scores[-1] == max(scores):
+        sentences.append("The winner's score was still at its best when training ended: try more epochs.")
     little = [name for name, share in result["importance"].items() if share < LITTLE]
-    if little:
+    if little and len(complete) >= ENOUGH:
         sentences.append(f"Little depends on {', '.join(little)}: fixing them leaves more trials for the others.")
-    if result.get("difference") and result["difference"]["interval"][0] <= 0:
-        sentences.append(
-            "On test the winner cannot be told from the defaults: more labelled texts will help more than more trials."
-        )
+    if difference := result.get("difference"):
+        low, high = difference["interval"]
+        if high < 0:
+            sentences.append("On test the winner is worse: keep what train does; search with more validation texts.")
+        elif low <= 0:
+            sentences.append("On test the two cannot be told apart: more texts will help more than more trials.")
     return sentences
 
 

@@ -11,15 +11,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
-from bertsmith.config import TrainConfig
+from bertsmith.config import PRIMARY, TrainConfig
 from bertsmith.errors import ConfigError, did_you_mean
 from bertsmith.training.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
-
-PRIMARY = "macro_f1"
-"""The metric that chooses the best epoch; `fit` wants it among the scores."""
 
 _OWN_FLAG = {"output_dir": "-o", "seed": "--seed", "data_seed": "--seed", "resume_from_checkpoint": "--resume"}
 

@@ -22,11 +22,12 @@ from transformers import (
     TrainingArguments,
 )
 
+from bertsmith.config import PRIMARY
 from bertsmith.errors import DeviceError, Interrupted, listing
 from bertsmith.model.load import Loaded, quiet_transformers
 from bertsmith.model.packing import can_pack
 from bertsmith.training import recovery
-from bertsmith.training.arguments import PRIMARY, refused
+from bertsmith.training.arguments import refused
 from bertsmith.training.batching import TOKEN_BUDGETS
 from bertsmith.training.checkpoints import load_state
 from bertsmith.training.engine import Engine, NotFiniteError

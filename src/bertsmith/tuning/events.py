@@ -15,16 +15,16 @@ class StudyStarted:
     Attributes:
         trials: how many there are to be; ``None`` where time alone ends it.
         done: how many are done already, of an earlier command.
+        best: the best score among these; ``None`` where there is none.
         space: what is varied.
-        texts: to train and to validate on.
-        jobs: trials at once.
+        texts: to train and to validate on, for the test at the end, and left out.
     """
 
     trials: int | None
     done: int
+    best: float | None
     space: Space
-    texts: tuple[int, int]
-    jobs: int
+    texts: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,6 @@ class StorageAway:
 
 @dataclass(frozen=True)
 class FinalStarted:
-    """The settings named are trained as a run of their own and scored on test; ``trial`` is the one they come from."""
+    """The settings named are trained as a run of their own and scored on test."""
 
     name: str
-    trial: int | None
-    settings: dict[str, Any]

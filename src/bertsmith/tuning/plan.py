@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from bertsmith.errors import ConfigError, did_you_mean
-from bertsmith.evaluation.metrics import PRIMARY
+from bertsmith.config import PRIMARY
+from bertsmith.errors import ConfigError, listing
 
 OBJECTIVES = {PRIMARY: "maximize", "latency": "minimize"}
 """What a study may aim at, and which way is better; latency is that of a single text, in milliseconds."""
@@ -25,7 +27,7 @@ class Plan:
         cv: folds of a cross-validation over the train and validation texts; ``None``: the validation texts.
         final_seeds: seeds that winner and defaults are trained with.
         models: checkpoints to choose among.
-        space: TOML file that changes the search space.
+        space: what changes the search space: a TOML file, or its content.
     """
 
     trials: int | None = 20
@@ -36,7 +38,7 @@ class Plan:
     cv: int | None = None
     final_seeds: int = 1
     models: tuple[str, ...] = ()
-    space: Path | None = None
+    space: Path | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -54,7 +56,7 @@ class Plan:
             problems.append(f"--minutes: above 0, not {self.minutes:g}")
         for name in self.objectives:
             if name not in OBJECTIVES:
-                problems.append(f"--objective {name}: there is no such objective.{did_you_mean(name, OBJECTIVES)}")
+                problems.append(f"--objective {name}: there is no such objective, only {listing(OBJECTIVES)}")
         if PRIMARY not in self.objectives:
             problems.append(f"--objective: {PRIMARY} is always one of them")
         if len(set(self.objectives)) < len(self.objectives):
@@ -64,5 +66,5 @@ class Plan:
         if problems:
             raise ConfigError(
                 "the search is not set up right:\n" + "\n".join(f"  - {p}" for p in problems),
-                remedy="Put it right there.",
+                remedy="See bertsmith tune --help, or the documentation of bertsmith.tune.",
             )

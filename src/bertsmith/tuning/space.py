@@ -119,30 +119,23 @@ def _is_given(config: Config, name: str) -> bool:
     return name in config.set
 
 
-def read_space(file: Path, check_set: Callable[[Mapping[str, Any]], Mapping[str, str]]) -> dict[str, Dimension | Any]:
-    """Read a TOML file that narrows or widens the search space.
+def read_space(
+    source: Path | Mapping[str, Any], check_set: Callable[[Mapping[str, Any]], Mapping[str, str]]
+) -> dict[str, Dimension | Any]:
+    """Read what narrows or widens the search space.
 
     A table ``{low = …, high = …, log = true}`` is a `Range`, an array a `Choice`, a plain value fixes the setting.
 
     Args:
-        file: whose keys are settings of `train`, or training arguments of transformers.
+        source: a TOML file, or a mapping like its content, whose keys are settings of `train`, or training arguments of
+            transformers.
         check_set: returns what is wrong with training arguments, by name.
 
     Raises:
         ConfigError: listing everything that is wrong in it.
     """
-    try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"the search space cannot be read: {error.strerror}", where=str(file), remedy="Check the path."
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"the search space is not TOML: {error}",
-            where=str(file),
-            remedy="Write for instance: learning_rate = {low = 1e-5, high = 1e-3, log = true}",
-        ) from error
+    where = "space" if isinstance(source, Mapping) else str(source)
+    content = source if isinstance(source, Mapping) else _load(source)
     found: dict[str, Dimension | Any] = {}
     problems: list[str] = []
     for key, value in content.items():
@@ -158,10 +151,25 @@ def read_space(file: Path, check_set: Callable[[Mapping[str, Any]], Mapping[str,
     if problems:
         raise ConfigError(
             "the search space is wrong:\n" + "\n".join(f"  - {p}" for p in problems),
-            where=str(file),
+            where=where,
             remedy="Write {low = …, high = …} for a range, [ … ] for choices, or a plain value to fix a setting.",
         )
     return found
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"the search space cannot be read: {error.strerror}", where=str(file), remedy="Check the path."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the search space is not TOML: {error}",
+            where=str(file),
+            remedy="Write for instance: learning_rate = {low = 1e-5, high = 1e-3, log = true}",
+        ) from error
 
 
 def _known(key: str, name: str) -> str | None:
@@ -183,7 +191,7 @@ def _known(key: str, name: str) -> str | None:
 
 
 def _dimension(name: str, value: Any, check_set: Callable[[Mapping[str, Any]], Mapping[str, str]]) -> Dimension | Any:
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         odd = sorted(value.keys() - {"low", "high", "log"})
         if odd or not {"low", "high"} <= value.keys():
             raise ValueError(f"a range has low, high and, if wanted, log{f', not {listing(odd)}' if odd else ''}")
@@ -201,7 +209,7 @@ def _dimension(name: str, value: Any, check_set: Callable[[Mapping[str, Any]], M
         if not whole:
             _check(name, (low + high) / 2, check_set)
         return Range(low, high, log, whole)
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         if not value:
             raise ValueError("there is nothing to choose from")
         for entry in value:

@@ -159,11 +159,11 @@ class Store:
                 began = trial.datetime_start or datetime.min
                 nobodys = trial.state == TrialState.RUNNING and WORKER not in trial.user_attrs
                 if nobodys and (datetime.now() - began).total_seconds() > GRACE:
-                    self.give_back(trial.number)
+                    self.give_back(trial.number, killed=True)
             return
         for trial in self.trials:
             if trial.state == TrialState.RUNNING and not self._is_alive(trial.user_attrs.get(WORKER)):
-                self.give_back(trial.number)
+                self.give_back(trial.number, killed=True)
 
     def _journal(self) -> BaseStorage:
         path = self.folder / JOURNAL
@@ -187,14 +187,14 @@ class Store:
         except Timeout:
             return True
 
-    def give_back(self, number: int) -> None:
-        """End a trial that was not finished, and have its settings tried again, a few times at most."""
+    def give_back(self, number: int, *, killed: bool) -> None:
+        """End a trial that was not finished, and have its settings tried again; if killed, a few times at most."""
         trial = self.trials[number]
         if trial.state.is_finished():  # others took it for dead
             return
-        retry = trial.user_attrs.get(RETRY, 0) + 1
+        retry = trial.user_attrs.get(RETRY, 0) + killed
         if retry > MOST_RETRIES:
-            self.fail(number, "its worker was killed, again and again")
+            self.fail(number, f"its worker was killed, {retry} times")
             return
 
         def again() -> None:

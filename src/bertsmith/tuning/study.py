@@ -93,7 +93,7 @@ class Study:
 
 
 def open_folder(path: Path, *, overwrite: bool) -> Study:
-    """Return the study of a folder, made where there is none.
+    """Return the study of a folder, which need not be there yet.
 
     Raises:
         RunFolderError: if what is there is no study, or is not to be thrown away.
@@ -120,7 +120,6 @@ def open_folder(path: Path, *, overwrite: bool) -> Study:
             where=str(path),
             remedy="Give -o a folder that is empty or not there yet.",
         )
-    path.mkdir(parents=True, exist_ok=True)
     return study
 
 
@@ -136,18 +135,17 @@ def agree(study: Study, searched: dict[str, Any]) -> None:
     """
     searched = json.loads(json.dumps(searched, default=str))
     if not study.file.is_file():
+        study.path.mkdir(parents=True, exist_ok=True)
         write_json(study.file, {"created": now(), "searched": searched})
         return
     before = study.info.get("searched", {})
-    changed = [
-        f"{part}: {line}" if isinstance(searched[part], dict) else line
-        for part in searched
-        for line in (
-            differences(before.get(part) or {}, searched[part])
-            if isinstance(searched[part], dict)
-            else differences({part: before.get(part)}, {part: searched[part]})
-        )
-    ]
+    changed = differences(before.get("settings") or {}, searched["settings"])
+    for part, what in (("objectives", "the objectives"), ("cv", "--cv"), ("data", "the texts, labels or splits")):
+        if before.get(part) != searched[part]:
+            plain = part != "data"
+            changed.append(f"{what}: {before.get(part)!r} then, {searched[part]!r} now" if plain else what)
+    if not changed and before.get("space") != searched["space"]:  # where settings differ, it does in consequence
+        changed.append("the search space")
     if changed:
         raise RunFolderError(
             f"the study cannot be gone on with, since these differ: {'; '.join(changed)}",

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bertsmith.config import Config
+from bertsmith.config import PRIMARY, Config
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError
-from bertsmith.evaluation.metrics import PRIMARY, quick
+from bertsmith.evaluation.decision import tune
+from bertsmith.evaluation.metrics import quick
 from bertsmith.model import checkpoint
 from bertsmith.model.encode import encode
 from bertsmith.model.load import Loaded
@@ -65,7 +66,9 @@ class Outcome:
     """What a trial has to show.
 
     Attributes:
-        score: the best on validation; with cross-validation the mean over the folds.
+        score: the best on validation, with what a decision rule adds on texts it was not tuned on, where one would be
+            used; with cross-validation the mean over the folds.
+        curve: the epoch (or the fold, from 1) and the score of every evaluation, without a rule.
         latency: of a single text, milliseconds, where asked for.
         loaded: the model with the weights of the best evaluation; ``None`` with cross-validation.
         epoch: of the best evaluation.
@@ -73,6 +76,7 @@ class Outcome:
     """
 
     score: float
+    curve: list[tuple[float, float]]
     latency: float | None
     loaded: Loaded | None
     epoch: float
@@ -104,6 +108,7 @@ def run_trial(
     names = outcomes[0].metrics.keys()
     return Outcome(
         score=float(np.mean([o.score for o in outcomes])),
+        curve=[(float(fold), o.score) for fold, o in enumerate(outcomes, 1)],
         latency=float(np.median([o.latency for o in outcomes if o.latency is not None])) if latency else None,
         loaded=None,
         epoch=float(np.mean([o.epoch for o in outcomes])),
@@ -126,12 +131,19 @@ def _fit(
     recipe = choose(config, counts=counts, parameters=loaded.parameters, device=loaded.device)
     arguments = training_arguments(recipe, config, Path("unused"), loaded.device, saves=False)
     best: list[Evaluated] = []
+    curve: list[tuple[float, float]] = []
     weights: dict[str, torch.Tensor] = {}
+    said: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def score(targets: np.ndarray, probabilities: np.ndarray) -> Mapping[str, float]:
+        said[1:] = [(targets, probabilities)]
+        return quick(targets, probabilities)
 
     def listen(event: Event) -> None:
         if isinstance(event, Evaluated):
+            curve.append((event.epoch, event.metrics[PRIMARY]))
             if event.best:
-                best[:] = [event]
+                best[:], said[:] = [event], said[-1:]
                 weights.update((name, w.detach().cpu().clone()) for name, w in loaded.model.state_dict().items())
             heard(event.epoch, event.metrics[PRIMARY])
 
@@ -143,7 +155,7 @@ def _fit(
         imbalance=recipe.imbalance,
         head_rate=recipe.head_rate,
         layer_decay=recipe.layer_decay,
-        score=quick,
+        score=score,
         emit=listen,
         patience=recipe.patience,
         stop=stop,
@@ -156,13 +168,14 @@ def _fit(
             remedy="Leave that out: trials are scored at fractions of an epoch.",
         )
     loaded.model.load_state_dict(weights)
-    said = best[0]
+    rule = tune(*said[0], seed=config.seed) if config.decision_rule == "auto" else None
     return Outcome(
-        score=said.metrics[PRIMARY],
+        score=best[0].metrics[PRIMARY] + (rule.gain if rule is not None and rule.used else 0.0),
+        curve=curve,
         latency=_latency(loaded, validation["input_ids"]) if latency else None,
         loaded=loaded if fold is None else None,
-        epoch=said.epoch,
-        metrics=said.metrics,
+        epoch=best[0].epoch,
+        metrics=best[0].metrics,
     )
 
 

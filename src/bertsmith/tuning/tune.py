@@ -17,18 +17,17 @@ from optuna.trial import FrozenTrial, TrialState
 
 from bertsmith import run as runs
 from bertsmith import storage
-from bertsmith.config import Config
+from bertsmith.config import PRIMARY, Config
 from bertsmith.data.clean import Cleaned, clean
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, Interrupted
 from bertsmith.evaluation.baseline import verdict
 from bertsmith.evaluation.intervals import paired_difference
-from bertsmith.evaluation.metrics import PRIMARY
 from bertsmith.model import checkpoint
 from bertsmith.model.load import dropouts
 from bertsmith.pipeline import split_cleaned
 from bertsmith.repeat import run_seeds
-from bertsmith.report.study import write_study_report
+from bertsmith.report.study import advice, write_study_report
 from bertsmith.scoring import groups_in, targets_of
 from bertsmith.training.arguments import problems_of
 from bertsmith.training.recipe import choose
@@ -46,6 +45,7 @@ from bertsmith.tuning.workers import (
     config_of,
     deadline,
     open_store,
+    rank,
     score_of,
     watch,
     work,
@@ -81,8 +81,10 @@ def run_tuning(
         try:
             store.suggest_first({name: dim.nearest(usual[name]) for name, dim in search.space.items() if name in usual})
             done = sum(map(is_done, store.trials))
-            sizes = (len(train), len(validation))
-            observe(StudyStarted(plan.trials, done, search.space, sizes, plan.jobs))
+            best = max((score_of(t, plan) for t in store.trials if t.state == TrialState.COMPLETE), default=None)
+            n_test = len(data) - len(train) - len(validation)
+            sizes = (len(train), len(validation), n_test, len(cleaned.dropped))
+            observe(StudyStarted(plan.trials, done, best, search.space, sizes))
             try:
                 (work if plan.jobs == 1 else watch)(store, search, observe, stop)
             finally:
@@ -181,7 +183,8 @@ def _entries(trials: list[FrozenTrial], parts: int) -> list[dict[str, Any]]:
             "values": list(t.values or []) if t.state == TrialState.COMPLETE else [],
             "seconds": t.user_attrs.get("seconds"),
             "settings": dict(t.params),
-            "curve": [(step / parts, value) for step, value in sorted(t.intermediate_values.items())],
+            "curve": t.user_attrs.get("curve")
+            or [(step / parts, value) for step, value in sorted(t.intermediate_values.items())],
             "why": t.user_attrs.get(ERROR, ""),
         }
         for t in trials
@@ -207,35 +210,42 @@ def _finish(
         raise ConfigError(f"no trial gave a result: {why}", remedy="Give the search more --minutes or other settings.")
     try:
         with FileLock(study.path / ".finish.lock", timeout=0):
-            winner = max(complete, key=lambda t: (score_of(t, plan), -t.number))
+            winner = max(complete, key=lambda t: rank(t, plan))
             is_default = dict(winner.params) == dict(usual) and search.config == config
             plain = config.model_copy(update={"seeds": plan.final_seeds})
             tuned = config_of(search, winner.params).model_copy(update={"seeds": plan.final_seeds})
             storage.write_text(study.settings, _toml(plain if is_default else tuned))
-            observe(FinalStarted("the winner", winner.number, {} if is_default else dict(winner.params)))
-            best = _final(study.best, read, plain if is_default else tuned, observe, stop)
-            defaults = best
-            if not is_default:
-                observe(FinalStarted("the defaults", None, {}))
-                defaults = _final(study.defaults, read, plain, observe, stop)
+            best = _final("the winner", study.best, read, plain if is_default else tuned, observe, stop)
+            defaults = best if is_default else _final("the defaults", study.defaults, read, plain, observe, stop)
             result = _result(winner, best, defaults, plan, is_default)
+            usual_trial = next((t for t in complete if dict(t.params) == dict(usual)), None)
+            result["defaults"]["score"] = (
+                score_of(usual_trial, plan) if usual_trial and search.config == config else None
+            )
             result["importance"] = _importance(store.study, plan)
             result["trials"] = {s: sum(e["state"] == s for e in study.info["trials"]) for s in STATES.values()}
             if len(plan.objectives) > 1:
                 result["front"] = sorted(t.number for t in store.study.best_trials)
-            study.update(result=result)
+            result["advice"] = advice(study.info, result)
+            study.update(result=result, given=_given(search.config))
             write_study_report(study.path, study.info)
     except Timeout:
         pass  # another worker of this folder does it
 
 
 def _final(
-    run: runs.Run, read: Callable[[], Table], config: Config, observe: Observer, stop: Callable[[], bool]
+    name: str,
+    run: runs.Run,
+    read: Callable[[], Table],
+    config: Config,
+    observe: Observer,
+    stop: Callable[[], bool],
 ) -> runs.Run:
     there = run.info if run.layout.run.is_file() else {}
     same = there.get("config") == config.dump()
     if same and there.get("status") == "finished":
         return run
+    observe(FinalStarted(name))
     resume = same and run.can_go_on
     return run_seeds(
         read, config, run.path, resume=resume, overwrite=bool(there) and not resume, observe=observe, stop=stop
@@ -243,9 +253,6 @@ def _final(
 
 
 def _result(winner: FrozenTrial, best: runs.Run, defaults: runs.Run, plan: Plan, is_default: bool) -> dict[str, Any]:
-    def on(run: runs.Run, split: str) -> float:
-        return float(run.metrics["splits"][split]["metrics"][PRIMARY]["value"])
-
     result: dict[str, Any] = {
         "trial": winner.number,
         "settings": dict(winner.params),
@@ -254,11 +261,10 @@ def _result(winner: FrozenTrial, best: runs.Run, defaults: runs.Run, plan: Plan,
         "values": dict(zip(plan.objectives, winner.values, strict=True)),
         "test": best.metrics["splits"]["test"]["metrics"][PRIMARY],
         "texts": best.metrics["splits"]["test"]["texts"],
-        "validation": on(best, "validation"),
-        "defaults": {"validation": on(defaults, "validation"), "test": on(defaults, "test")},
+        "defaults": {"test": defaults.metrics["splits"]["test"]["metrics"][PRIMARY]},
     }
     if is_default:
-        result["verdict"] = "no trial was better on validation than the defaults"
+        result["verdict"] = "no trial was better on validation than what train does with the same flags"
         return result
     frames = [run.predictions.sort_values(["row", "text"], ignore_index=True) for run in (best, defaults)]
     targets = targets_of(frames[0], best.labels)
@@ -273,7 +279,9 @@ def _result(winner: FrozenTrial, best: runs.Run, defaults: runs.Run, plan: Plan,
         groups=groups_in(frames[0]),
     )
     result["difference"] = {"metric": PRIMARY, "value": value, "interval": [low, high]}
-    sentence = verdict(value, low, high, len(targets), rival="the defaults", if_worse=": use these")
+    sentence = verdict(
+        value, low, high, len(targets), rival="what train does with the same flags", if_worse=": use that"
+    )
     result["verdict"] = f"on test it is {sentence}"
     return result
 
@@ -294,16 +302,19 @@ def _importance(study: optuna.Study, plan: Plan) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
+def _given(config: Config) -> dict[str, Any]:
+    """Return the settings that are not at their defaults."""
+    usual = Config().dump()
+    return {name: value for name, value in config.dump().items() if value != usual[name]}
+
+
 def _toml(config: Config) -> str:
     """Return settings as a file for ``train --config``; what is at its default is left out."""
-    left_out = ("validation", "test", "sql", "db", "corrections")
+    left_out = ("validation", "test", "sql", "db", "corrections", "set")
     lines = ["# The winner's settings: bertsmith train TABLE -o RUN --config best.toml"]
-    plain = {
-        name: value
-        for name, value in config.dump().items()
-        if name not in (*left_out, "set") and value != json.loads(json.dumps(Config.model_fields[name].default))
-    }
-    lines += [f"{name} = {json.dumps(value)}" for name, value in plain.items()]
+    lines += [f"{name} = {json.dumps(value)}" for name, value in _given(config).items() if name not in left_out]
     if config.set:
         lines += ["", "[set]", *(f"{name} = {json.dumps(value)}" for name, value in config.set.items())]
+        if "eval_steps" in config.set:
+            lines.append("# eval_strategy and eval_steps suit this table: leave both out for a larger one.")
     return "\n".join(lines) + "\n"

@@ -15,9 +15,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from bertsmith import storage
-from bertsmith.config import Config
+from bertsmith.config import PRIMARY, Config
 from bertsmith.errors import ConfigError, Interrupted, UserError
-from bertsmith.evaluation.metrics import PRIMARY
 from bertsmith.tuning.events import StorageAway, TrialEnded, TrialScored, TrialStarted
 from bertsmith.tuning.plan import OBJECTIVES, Plan
 from bertsmith.tuning.space import Space, with_values
@@ -151,14 +150,14 @@ def _do(
         if isinstance(error, Interrupted) and not stop():
             store.fail(trial.number, "the time was up")
             return "failed", (), "the time was up"
-        store.give_back(trial.number)
+        store.give_back(trial.number, killed=False)
         raise
     values = tuple(outcome.score if name == PRIMARY else float(outcome.latency or 0) for name in plan.objectives)
     with store.lock:
         if outcome.loaded is not None and outcome.score > max((score_of(t, plan) for t in store.trials), default=-1.0):
             with storage.replaced_folder(Study(search.folder).best_trial) as folder:
                 outcome.loaded.save(folder)
-        store.note(trial, seconds=time.perf_counter() - began, epoch=outcome.epoch, metrics=dict(outcome.metrics))
+        store.note(trial, seconds=time.perf_counter() - began, epoch=outcome.epoch, curve=outcome.curve)
         store.tell(trial, TrialState.COMPLETE, values)
     return "complete", values, ""
 
@@ -169,6 +168,12 @@ def config_of(search: Search, values: Mapping[str, Any]) -> Config:
     if search.plan.cv:
         return config
     return scored_within_epochs(config, len(search.bench.train), config.batch_size or search.batch_size)
+
+
+def rank(trial: FrozenTrial, plan: Plan) -> tuple[float, float, int]:
+    """Return what the best of complete trials is the largest by: its score, then its speed, then its age."""
+    latency = dict(zip(plan.objectives, trial.values, strict=True)).get("latency", 0.0)
+    return score_of(trial, plan), -latency, -trial.number
 
 
 def score_of(trial: FrozenTrial, plan: Plan) -> float:
