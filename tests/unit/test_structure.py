@@ -21,7 +21,7 @@ ORDER = [
     {"scoring"},
     {"pipeline"},
     {"repeat"},
-    {"tuning"},
+    {"tuning", "serving"},
     {"api"},
     {"cli"},
 ]

@@ -19,6 +19,7 @@ from bertsmith.cli.explain import explain
 from bertsmith.cli.export import export
 from bertsmith.cli.inspect import inspect
 from bertsmith.cli.predict import predict
+from bertsmith.cli.serve import serve
 from bertsmith.cli.terminal import talk
 from bertsmith.cli.train import train
 from bertsmith.cli.tune import tune
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
-for command in (demo, inspect, train, tune, evaluate, predict, explain, export, compare):
+for command in (demo, inspect, train, tune, evaluate, predict, explain, export, serve, compare):
     app.command()(command)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bertsmith.evaluation.calibration import scale
+from bertsmith.evaluation.calibration import logs, scale
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,17 @@ class Rule:
             probabilities: as they come from the model, shape (n, classes).
             decide: leave the offsets out, or take them out, if not: the temperature stays.
         """
+        if self.folded and (decide or not self.offsets):
+            return probabilities
+        adjusted = self.adjust(logs(probabilities), decide=decide)
+        return scale(np.exp(adjusted - adjusted.max(axis=1, keepdims=True)), 1.0)
+
+    def adjust(self, logits: np.ndarray, *, decide: bool = True) -> np.ndarray:
+        """Return logits as the rule wants them, shape (n, classes), from those of the model as it stands."""
         offsets = np.array(self.offsets or 0.0)
         if self.folded:
-            return (
-                probabilities if decide or not self.offsets else scale(probabilities, 1.0, -offsets / self.temperature)
-            )
-        return scale(probabilities, self.temperature, offsets if decide else 0.0)
+            return logits if decide or not self.offsets else logits - offsets / self.temperature
+        return (logits + (offsets if decide else 0.0)) / self.temperature
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `read` reads."""

@@ -1,0 +1,408 @@
+"""The application: what is answered on which path."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import importlib.resources
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from bertsmith import __version__
+from bertsmith.errors import UserError
+from bertsmith.inference.labelling import OneModel
+from bertsmith.serving.batcher import Batcher, QueueFullError
+from bertsmith.serving.numbers import Numbers
+from bertsmith.serving.wire import (
+    ExplainRequest,
+    Health,
+    PipelineRequest,
+    PredictRequest,
+    Problem,
+    Score,
+    ranked,
+    scores,
+)
+
+log = logging.getLogger("bertsmith.serving")
+
+OPEN = ("/health", "/ready", "/ui")
+"""Paths that are answered without the token."""
+KINDS = {413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}
+"""What an error is called, by its status; ``Backend`` otherwise, as in text-embeddings-inference."""
+SLOW = 20_000
+"""Characters from which on texts are counted off the loop that answers."""
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may ask for.
+
+    Attributes:
+        body: bytes.
+        texts: in one request.
+        characters: of a text.
+        seconds: until the answer; also for the body to arrive.
+        max_wait: seconds of work that may be queued before requests are refused.
+    """
+
+    body: int = 2_000_000
+    texts: int = 1000
+    characters: int = 100_000
+    seconds: float = 30.0
+    max_wait: float = 0.5
+
+
+@dataclass
+class Service:
+    """What the application answers with; `server` sets it and may exchange it.
+
+    Attributes:
+        batcher: asks the classifier.
+        about: what ``/info`` says of it.
+        explain: says which words moved a text; ``None`` where that cannot be said.
+        draining: whether the server is about to end.
+    """
+
+    batcher: Batcher
+    about: dict[str, Any]
+    explain: Callable[[OneModel, str], Any] | None = None
+    draining: bool = False
+
+
+class Refused(Exception):  # noqa: N818 - it is an answer
+    """A request that is answered with an error."""
+
+    def __init__(self, status: int, error: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(error)
+        self.status, self.error, self.headers = status, error, headers
+
+
+def create_app(
+    get: Callable[[], Service | None], numbers: Numbers, limits: Limits, token: str | None = None
+) -> FastAPI:
+    """Make the application.
+
+    Args:
+        get: gives the service; ``None`` while it is loading.
+        numbers: where requests are counted.
+        limits: of requests.
+        token: that requests must bring, unless it is ``None``.
+    """
+    app = FastAPI(
+        title="bertsmith",
+        version=__version__,
+        description="A text classifier. POST /predict speaks the format of text-embeddings-inference, POST / that of "
+        "Hugging Face's inference.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    problems: dict[int | str, dict[str, Any]] = {
+        status: {"model": Problem, "description": text}
+        for status, text in (
+            (400, "The body is no JSON."),
+            (401, "The token is missing or wrong."),
+            (408, "The body did not arrive in time."),
+            (413, "The body or a text is too long."),
+            (422, "Something in the body is not as it should be; `error` says where."),
+            (429, "There is too much to do; `Retry-After` says when to ask again."),
+            (503, "The model is loading, the server about to end, or the answer took too long."),
+        )
+    }
+
+    def service() -> Service:
+        there = get()
+        if there is None:
+            raise Refused(503, "the model is loading")
+        return there
+
+    async def label(
+        request: Request, texts: Sequence[str], *, truncate: bool, side: str
+    ) -> tuple[np.ndarray, OneModel]:
+        """Return the logits of texts, as the rule wants them, and note what headers and log say."""
+        began, batcher = time.perf_counter(), service().batcher
+        texts = _checked(texts, limits)
+        classifier = batcher.classifier
+        count = classifier.count_tokens
+        characters = sum(map(len, texts))
+        tokens = await asyncio.to_thread(count, texts) if characters > SLOW else count(texts)
+        longest = classifier.max_length
+        cut = np.flatnonzero(tokens > longest)
+        if len(cut) and not truncate:
+            raise Refused(
+                413,
+                f"inputs[{cut[0]}]: {tokens[cut[0]]:,} tokens, at most {longest:,}; pass truncate to have it cut",
+            )
+        if side == "left":
+            texts = [classifier.keep_end(text) if tokens[i] > longest else text for i, text in enumerate(texts)]
+        kept = np.minimum(tokens, longest)
+        counted = time.perf_counter()
+        try:
+            async with asyncio.timeout(limits.seconds):
+                logits, answered, waited = await batcher.logits(texts, kept)
+        except QueueFullError as full:
+            raise Refused(429, f"there is too much to do: {full}", {"Retry-After": str(full.seconds)}) from full
+        except TimeoutError as late:
+            raise Refused(503, f"there was no answer in {limits.seconds:g} s") from late
+        done = time.perf_counter()
+        numbers.waited.observe(waited)
+        numbers.truncated.inc(len(cut))
+        numbers.queue.set(batcher.queued)
+        request.state.said = {"texts": len(texts), "tokens": int(kept.sum()), "queue_ms": round(1000 * waited, 2)}
+        request.state.headers = {
+            "x-compute-type": "cpu",
+            "x-compute-characters": str(characters),
+            "x-compute-tokens": str(int(kept.sum())),
+            "x-tokenization-time": _ms(counted - began),
+            "x-queue-time": _ms(waited),
+            "x-inference-time": _ms(done - counted - waited),
+            "x-compute-time": _ms(done - began),
+            "x-total-time": _ms(done - began),
+            **({"x-truncated-texts": ",".join(map(str, cut))} if len(cut) else {}),
+        }
+        return answered.rule.adjust(logits, decide=answered.decide), answered
+
+    @app.post("/predict", responses=problems, response_model=list[Score] | list[list[Score]])
+    async def predict(body: PredictRequest, request: Request) -> Response:
+        """Label a text, or a batch of texts, in the format of text-embeddings-inference: all labels, best first.
+
+        Texts that were cut are named in the header `x-truncated-texts`, counted from 0.
+        """
+        single = isinstance(body.inputs, str)
+        texts = [body.inputs] if isinstance(body.inputs, str) else [text for (text,) in body.inputs]
+        side = body.truncation_direction.lower()
+        logits, classifier = await label(request, texts, truncate=body.truncate, side=side)
+        answer = ranked(scores(logits, "none" if body.raw_scores else "softmax"), classifier.labels.texts)
+        return JSONResponse(answer[0] if single else answer, headers=request.state.headers)
+
+    @app.post("/", responses=problems, response_model=list[Score] | list[list[Score]])
+    async def pipeline(body: PipelineRequest, request: Request) -> Response:
+        """Label a text, or a flat list of texts, as Hugging Face's `pipeline("text-classification")` answers.
+
+        Texts that are too long are cut, and named in the header `x-truncated-texts`, counted from 0.
+        """
+        single = isinstance(body.inputs, str)
+        texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+        logits, classifier = await label(request, texts, truncate=True, side="right")
+        top_k = body.parameters.top_k
+        answer = ranked(scores(logits, body.parameters.function_to_apply), classifier.labels.texts, top_k or 1)
+        if top_k is None:
+            return JSONResponse([best for (best,) in answer], headers=request.state.headers)
+        return JSONResponse(answer[0] if single else answer, headers=request.state.headers)
+
+    @app.post("/explain", responses={**problems, 404: {"model": Problem, "description": "This server cannot explain."}})
+    async def explain(body: ExplainRequest, request: Request) -> Response:
+        """Say which words moved the label of a text (integrated gradients)."""
+        there = service()
+        action = there.explain
+        if action is None:
+            raise Refused(404, "explanations need the run itself (not an export), and the package captum")
+        (text,) = _checked([body.inputs], limits)
+        tokens = int(min(there.batcher.classifier.count_tokens([text])[0], there.batcher.classifier.max_length))
+        request.state.said = {"texts": 1, "tokens": tokens}
+        try:
+            async with asyncio.timeout(limits.seconds):
+                found = await there.batcher.alone(lambda classifier: action(classifier, text), tokens)
+        except QueueFullError as full:
+            raise Refused(429, f"there is too much to do: {full}", {"Retry-After": str(full.seconds)}) from full
+        except TimeoutError as late:
+            raise Refused(503, f"there was no answer in {limits.seconds:g} s") from late
+        return JSONResponse(found)
+
+    @app.get("/health", response_model=Health)
+    async def health() -> dict[str, str]:
+        """Say that the server lives."""
+        return {"status": "alive"}
+
+    @app.get("/ready", response_model=Health, responses={503: problems[503]})
+    async def ready() -> dict[str, str]:
+        """Say whether texts can be labelled: not while the model is loading or the server about to end."""
+        if service().draining:
+            raise Refused(503, "the server is about to end")
+        return {"status": "ready"}
+
+    @app.get("/info", responses={status: problems[status] for status in (401, 503)})
+    async def info() -> dict[str, Any]:
+        """Say which model this is, its labels, how good it was on its test texts, and what requests may hold."""
+        there = service()
+        return {
+            **there.about,
+            "version": __version__,
+            "explains": there.explain is not None,
+            "max_length": there.batcher.classifier.max_length,
+            "limits": {"body": limits.body, "texts": limits.texts, "characters": limits.characters},
+        }
+
+    @app.get("/metrics", response_class=Response, responses={401: problems[401], 200: {"content": {"text/plain": {}}}})
+    async def metrics() -> Response:
+        """Return what was counted, in Prometheus' text format."""
+        return Response(numbers.exposed(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    page = importlib.resources.files("bertsmith.serving").joinpath("page.html").read_text(encoding="utf-8")
+
+    @app.get("/ui", response_class=HTMLResponse)
+    async def ui() -> HTMLResponse:
+        """Return a page to try texts in."""
+        policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+        return HTMLResponse(page, headers={"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"})
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> JSONResponse:
+        return _problem(error.status, error.error, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        if any(entry["type"] == "json_invalid" for entry in error.errors()):
+            return _problem(400, "the body is no JSON")
+        return _problem(422, _what_is_wrong(error))
+
+    @app.exception_handler(HTTPException)
+    async def other(request: Request, error: HTTPException) -> JSONResponse:
+        headers = dict(error.headers or {})
+        return _problem(error.status_code, str(error.detail), headers)
+
+    @app.exception_handler(UserError)
+    async def told(request: Request, error: UserError) -> JSONResponse:
+        return _problem(503, error.what)
+
+    app.add_middleware(_Gate, limits=limits, token=token, numbers=numbers)
+    return app
+
+
+class _Gate:
+    """Around the application: the token, the size of the body and the time it takes, counting, and the log."""
+
+    def __init__(self, app: Any, limits: Limits, token: str | None, numbers: Numbers) -> None:
+        self.app, self.limits, self.token, self.numbers = app, limits, token, numbers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        status = 500
+        scope.setdefault("state", {})
+
+        async def watched(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            refusal = self._unknown(scope) or await self._body(scope, receive)
+            if isinstance(refusal, Response):
+                await refusal(scope, receive, watched)
+            else:
+                await self.app(scope, _replay(refusal, receive), watched)
+        except Exception:
+            log.exception("a fault in bertsmith")
+            if status == 500:
+                await _problem(500, "a fault in bertsmith; the server's log has it")(scope, receive, watched)
+        finally:
+            seconds = time.perf_counter() - began
+            path = scope["path"] if scope["path"] in _PATHS else "other"
+            self.numbers.requests.labels(path, str(status)).inc()
+            self.numbers.seconds.labels(path).observe(seconds)
+            entry = {"method": scope["method"], "path": scope["path"], "status": status, "ms": round(1000 * seconds, 2)}
+            log.info(json.dumps({"time": time.time(), **entry, **scope["state"].get("said", {})}))
+
+    def _unknown(self, scope: Scope) -> Response | None:
+        if self.token is None or scope["path"] in OPEN:
+            return None
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        given = headers.get(b"x-api-key", b"")
+        bearer = headers.get(b"authorization", b"")
+        if not given and bearer[:7].lower() == b"bearer ":
+            given = bearer[7:].strip()
+        if hmac.compare_digest(given, self.token.encode()):
+            return None
+        return _problem(401, "the token is missing or wrong", {"WWW-Authenticate": "Bearer"})
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes | Response:
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        said = headers.get(b"content-length", b"0")
+        too_long = _problem(413, f"the body is longer than {self.limits.body:,} bytes", {"Connection": "close"})
+        if not said.isdigit() or int(said) > self.limits.body:
+            return too_long
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return bytes(body)
+                    body += message.get("body", b"")
+                    if len(body) > self.limits.body:
+                        return too_long
+                    if not message.get("more_body", False):
+                        return bytes(body)
+        except TimeoutError:
+            return _problem(408, "the body did not arrive in time", {"Connection": "close"})
+
+
+_PATHS = ("/predict", "/", "/explain", "/health", "/ready", "/info", "/metrics", "/ui", "/openapi.json")
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return what gives a body that was read already, and then whatever comes."""
+    given = False
+
+    async def again() -> MutableMapping[str, Any]:
+        nonlocal given
+        if not given:
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await receive()
+
+    return again
+
+
+def _checked(texts: Sequence[str], limits: Limits) -> list[str]:
+    """Return texts without what no tokenizer takes.
+
+    Raises:
+        Refused: if there are too many, or one is too long.
+    """
+    if len(texts) > limits.texts:
+        raise Refused(422, f"inputs: {len(texts):,} texts, at most {limits.texts:,} in one request")
+    for i, text in enumerate(texts):
+        if len(text) > limits.characters:
+            raise Refused(422, f"inputs[{i}]: {len(text):,} characters, at most {limits.characters:,}")
+    return [text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace") for text in texts]
+
+
+def _what_is_wrong(error: RequestValidationError) -> str:
+    """Say where in the body what is wrong, each place once; the ways it might have been right are left out."""
+    found: dict[str, str] = {}
+    for entry in error.errors():
+        _, *parts = entry["loc"]
+        if len(parts) > 2 and parts[0] == "inputs" and isinstance(parts[2], int) and isinstance(entry["input"], str):
+            flat = 'a flat list is no batch here, two strings would be a pair: write [["a"], ["b"]], or use POST /'
+            return f"inputs: {flat}"
+        kept = [part for i, part in enumerate(parts) if isinstance(part, int) or i == 0 or parts[0] == "parameters"]
+        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in kept).lstrip(".")
+        found.setdefault(place or "the body", f"{entry['msg'][0].lower()}{entry['msg'][1:]}")
+    return "; ".join(f"{place}: {message}" for place, message in list(found.items())[:5])
+
+
+def _problem(status: int, error: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    kind = KINDS.get(status, "Backend" if status >= 500 else "Validation")
+    return JSONResponse({"error": error, "error_type": kind}, status_code=status, headers=headers)
+
+
+def _ms(seconds: float) -> str:
+    return f"{max(1000 * seconds, 0):.3f}"

@@ -1,0 +1,205 @@
+"""Texts of many requests in one batch, one batch at a time, and no more in the queue than can be answered soon."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bertsmith.inference.labelling import OneModel
+
+BATCH_TOKENS = 4096
+"""Tokens of a batch, counted without padding; a longer request is done in several, and others in between."""
+FIRST_SPEED = 2000.0
+"""Tokens a second that are reckoned with before anything was measured."""
+MEMORY = 0.2
+"""Weight of the newest batch in the measured speed."""
+
+
+class QueueFullError(Exception):
+    """There is more to do than can be done in the time that one may be kept waiting.
+
+    Attributes:
+        seconds: after which it makes sense to ask again, at least 1.
+    """
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(f"ask again in {seconds} s")
+        self.seconds = seconds
+
+
+@dataclass
+class _Job:
+    """Texts of one request that go into one batch; or anything else that needs the model for itself."""
+
+    texts: Sequence[str]
+    tokens: int
+    future: asyncio.Future[Any]
+    loop: asyncio.AbstractEventLoop
+    other: Callable[[OneModel], Any] | None = None
+    since: float = field(default_factory=time.perf_counter)
+
+
+class Batcher:
+    """Gives texts to a classifier from a thread of its own, those of several requests together.
+
+    While a batch is computed, what comes in waits, and makes up the next one: the busier, the larger the batches.
+    Nobody waits for company.
+
+    Attributes:
+        classifier: that is asked; may be exchanged at any time.
+        max_wait: seconds of work that may be queued, by the speed measured; what would wait longer is refused at once.
+        on_batch: is told the requests, the texts, the tokens and the seconds of every batch.
+    """
+
+    def __init__(
+        self,
+        classifier: OneModel,
+        *,
+        max_wait: float,
+        on_batch: Callable[[int, int, int, float], None] = lambda requests, texts, tokens, seconds: None,
+    ) -> None:
+        self.classifier, self.max_wait, self.on_batch = classifier, max_wait, on_batch
+        self.speed = FIRST_SPEED
+        self.queued = 0
+        self._jobs: collections.deque[_Job] = collections.deque()
+        self._there = threading.Condition()
+        self._over = False
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._thread.start()
+
+    @property
+    def wait(self) -> float:
+        """Seconds of work that are queued or being done."""
+        return self.queued / self.speed
+
+    async def logits(self, texts: Sequence[str], tokens: np.ndarray) -> tuple[np.ndarray, OneModel, float]:
+        """Return the logits of texts, shape (texts, classes), who gave them, and the seconds they were queued.
+
+        Args:
+            texts: of one request.
+            tokens: of each, as many as are kept, shape (texts,).
+
+        Raises:
+            QueueFullError: if there is too much to do before; a request that finds nothing queued is always taken.
+        """
+        pieces = _pieces(tokens)
+        began = time.perf_counter()
+        futures = self._put([([texts[i] for i in rows], int(tokens[rows].sum())) for rows in pieces])
+        try:
+            done = await asyncio.gather(*futures)
+        except asyncio.CancelledError:
+            for future in futures:
+                future.cancel()
+            raise
+        classifier = done[0][1]
+        if any(other is not classifier for _, other, _ in done):  # it was exchanged in between
+            return await self.logits(texts, tokens)
+        result = np.empty((len(texts), len(classifier.labels)))
+        for rows, (logits, _, _) in zip(pieces, done, strict=True):
+            result[rows] = logits
+        return result, classifier, min(started for *_, started in done) - began
+
+    async def alone(self, action: Callable[[OneModel], Any], tokens: int) -> Any:
+        """Do something with the model that is no batch, in its turn.
+
+        Raises:
+            QueueFullError: as `logits` does.
+        """
+        (future,) = self._put([((), tokens)], action)
+        return await future
+
+    def _put(
+        self, parts: Sequence[tuple[Sequence[str], int]], other: Callable[[OneModel], Any] | None = None
+    ) -> list[asyncio.Future[Any]]:
+        loop = asyncio.get_running_loop()
+        with self._there:
+            if self.queued and self.wait > self.max_wait:
+                raise QueueFullError(max(1, math.ceil(self.wait)))
+            jobs = [_Job(texts, tokens, loop.create_future(), loop, other) for texts, tokens in parts]
+            self._jobs.extend(jobs)
+            self.queued += sum(job.tokens for job in jobs)
+            self._there.notify()
+        return [job.future for job in jobs]
+
+    def close(self) -> None:
+        """End the thread as soon as the batch at hand is done; what is queued after that is not answered."""
+        with self._there:
+            self._over = True
+            self._there.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._there:
+                while not self._jobs and not self._over:
+                    self._there.wait()
+                if self._over:
+                    return
+                batch = [self._jobs.popleft()]
+                tokens = batch[0].tokens
+                while (
+                    self._jobs
+                    and batch[0].other is None
+                    and self._jobs[0].other is None
+                    and tokens + self._jobs[0].tokens <= BATCH_TOKENS
+                ):
+                    batch.append(self._jobs.popleft())
+                    tokens += batch[-1].tokens
+            self._do(batch, tokens)
+            with self._there:
+                self.queued -= tokens
+
+    def _do(self, batch: list[_Job], tokens: int) -> None:
+        began = time.perf_counter()
+        wanted = [job for job in batch if not job.future.cancelled()]
+        if not wanted:
+            return
+        classifier = self.classifier
+        try:
+            if wanted[0].other is not None:
+                answers: list[Any] = [wanted[0].other(classifier)]
+            else:
+                logits = classifier.logits([text for job in wanted for text in job.texts])
+                ends = np.cumsum([len(job.texts) for job in wanted])
+                answers = [(part, classifier, began) for part in np.split(logits, ends[:-1])]
+        except Exception as error:
+            for job in wanted:
+                _settle(job, None, error)
+            return
+        seconds = time.perf_counter() - began
+        if wanted[0].other is None:
+            self.speed += MEMORY * (tokens / max(seconds, 1e-6) - self.speed)
+        texts = sum(len(job.texts) for job in wanted)
+        for job, answer in zip(wanted, answers, strict=True):
+            _settle(job, answer, None)
+        self.on_batch(len(wanted), texts, tokens, seconds)
+
+
+def _settle(job: _Job, answer: Any, error: Exception | None) -> None:
+    def settle() -> None:
+        if not job.future.done():
+            job.future.set_result(answer) if error is None else job.future.set_exception(error)
+
+    if not job.loop.is_closed():
+        job.loop.call_soon_threadsafe(settle)
+
+
+def _pieces(tokens: np.ndarray) -> list[np.ndarray]:
+    """Return positions of texts, cut in order so that each piece has at most `BATCH_TOKENS`, if it has several."""
+    pieces: list[list[int]] = [[]]
+    size = 0
+    for i, n in enumerate(tokens):
+        if pieces[-1] and size + n > BATCH_TOKENS:
+            pieces.append([])
+            size = 0
+        pieces[-1].append(i)
+        size += int(n)
+    return [np.array(piece, dtype=np.int64) for piece in pieces]

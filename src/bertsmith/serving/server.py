@@ -1,0 +1,244 @@
+"""The server: load the classifier, answer until asked to end, finish what is in, and load anew on a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from bertsmith.errors import ConfigError, UserError
+from bertsmith.inference.exported import About, Exported, is_export
+from bertsmith.inference.labelling import OneModel
+from bertsmith.inference.opening import open_classifier
+from bertsmith.run import Run
+from bertsmith.serving.app import Limits, Service, create_app
+from bertsmith.serving.batcher import Batcher
+from bertsmith.serving.numbers import SHARED, Numbers
+from bertsmith.versions import cores
+
+log = logging.getLogger("bertsmith.serving")
+SETTINGS = "BERTSMITH_SERVING"
+"""Environment variable that hands the settings to worker processes."""
+GRACE = 30
+"""Seconds that requests which are in may take when the server is asked to end."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How to serve.
+
+    Attributes:
+        path: a run folder or an export folder.
+        host, port: where to listen; port 0 takes one that is free.
+        workers: processes.
+        device, decide, runtime: as for `open_classifier`.
+        limits: of requests.
+        token: that requests must bring; ``None``: none.
+    """
+
+    path: str
+    host: str = "127.0.0.1"
+    port: int = 8080
+    workers: int = 1
+    device: str = "auto"
+    decide: bool = True
+    runtime: str = "auto"
+    limits: Limits = field(default_factory=Limits)
+    token: str | None = None
+
+
+class Loader:
+    """Loads the classifier, now and whenever it is asked to."""
+
+    def __init__(self, serving: Serving, numbers: Numbers) -> None:
+        self.serving, self.numbers = serving, numbers
+        self.service: Service | None = None
+
+    def load(self) -> None:
+        """Load, and answer with what was loaded from now on.
+
+        Raises:
+            UserError: if there is nothing to load; then what was loaded before goes on.
+        """
+        serving = self.serving
+        found, _ = open_classifier(serving.path, device=serving.device, decide=serving.decide, runtime=serving.runtime)
+        assert isinstance(found, OneModel)
+        about, explain = _about(Path(serving.path), found), _explain(found)
+        if self.service is None:
+            batcher = Batcher(found, max_wait=serving.limits.max_wait, on_batch=self.numbers.batched)
+            self.service = Service(batcher, about, explain)
+        else:
+            self.service.batcher.classifier, self.service.about, self.service.explain = found, about, explain
+
+    def reload(self) -> None:
+        """Load again; where that fails, say so and go on."""
+        try:
+            self.load()
+            log.info(json.dumps({"event": "reloaded"}))
+        except UserError as error:
+            log.error(json.dumps({"event": "not reloaded", "error": str(error)}))
+
+
+def _about(path: Path, classifier: OneModel) -> dict[str, Any]:
+    labels = [
+        {"label": n, "label_text": t} for n, t in zip(classifier.labels.numbers, classifier.labels.texts, strict=True)
+    ]
+    runtime = f"{classifier.about.format} {classifier.about.precision}" if isinstance(classifier, Exported) else "torch"
+    about: dict[str, Any] = {"model": path.resolve().name, "labels": labels, "runtime": runtime}
+    if is_export(path):
+        run = About.read(path).run
+        return about | {"model": run["name"], "base_model": run["model"], "test": run["test"]}
+    if Run(path).layout.run.is_file():
+        test = Run(path).metrics["splits"]["test"]
+        scores = {name: test["metrics"][name] for name in ("macro_f1", "accuracy")}
+        return about | {"base_model": Run(path).info["model"]["name"], "test": {"texts": test["texts"], **scores}}
+    return about
+
+
+def _explain(classifier: OneModel) -> Any:
+    if isinstance(classifier, Exported) or importlib.util.find_spec("captum") is None:
+        return None
+    from bertsmith.inference.explain import explain
+
+    return lambda classifier, text: explain(classifier, text).to_dict()
+
+
+class _Server(uvicorn.Server):
+    """Ends with 0 when asked to, after what is in was answered."""
+
+    loader: Loader
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Heed signals without raising them again in the end."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def end(number: int, frame: object) -> None:
+            if self.loader.service is not None:
+                self.loader.service.draining = True
+            self.handle_exit(number, None)
+
+        before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+        if hasattr(signal, "SIGHUP"):
+            before[signal.SIGHUP] = signal.signal(
+                signal.SIGHUP, lambda *_: threading.Thread(target=self.loader.reload, daemon=True).start()
+            )
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def serve(serving: Serving) -> None:
+    """Serve until asked to end.
+
+    Raises:
+        UserError: if there is nothing to serve, or the address is taken.
+    """
+    _set_up_log()
+    with contextlib.closing(_listen(serving.host, serving.port)) as listening:
+        if serving.workers > 1:
+            _serve_many(serving, listening)
+        else:
+            asyncio.run(_serve_one(serving, listening))
+
+
+async def _serve_one(serving: Serving, listening: socket.socket) -> None:
+    """Serve from this process; requests are answered with 503 until the model is loaded."""
+    loader = Loader(serving, Numbers())
+    server = _Server(
+        _config(create_app(lambda: loader.service, loader.numbers, serving.limits, serving.token), serving)
+    )
+    server.loader = loader
+    running = asyncio.create_task(server.serve(sockets=[listening]))
+    try:
+        await asyncio.to_thread(loader.load)
+        _say_where(listening, serving)
+    finally:
+        if loader.service is None:
+            server.should_exit = True
+        await running
+
+
+def _config(app: Any, serving: Serving, **more: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=serving.host,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE,
+        lifespan="off",
+        **more,
+    )
+
+
+def _serve_many(serving: Serving, listening: socket.socket) -> None:
+    """Serve from several processes, each with a share of the cores; uvicorn starts, watches and reloads them."""
+    from uvicorn.supervisors import Multiprocess
+
+    open_classifier(serving.path, device=serving.device, decide=serving.decide, runtime=serving.runtime)
+    with tempfile.TemporaryDirectory(prefix="bertsmith-") as folder:
+        os.environ[SHARED] = folder
+        os.environ[SETTINGS] = json.dumps(asdict(serving))
+        os.environ["OMP_NUM_THREADS"] = str(max(1, cores() // serving.workers))
+        config = _config("bertsmith.serving.server:worker_app", serving, factory=True, workers=serving.workers)
+        _say_where(listening, serving)
+        Multiprocess(config, sockets=[listening]).run()
+
+
+def worker_app() -> FastAPI:
+    """Make the application of a worker process, from the settings in the environment."""
+    _set_up_log()
+    content = json.loads(os.environ[SETTINGS])
+    serving = Serving(**{**content, "limits": Limits(**content["limits"])})
+    loader = Loader(serving, Numbers())
+    loader.load()
+    return create_app(lambda: loader.service, loader.numbers, serving.limits, serving.token)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listening.close()
+        raise ConfigError(
+            f"there is no listening on {host}:{port}: {getattr(error, 'strerror', None) or error}",
+            remedy="Pass another --port (0 takes one that is free) or --host.",
+        ) from error
+    listening.listen(2048)
+    listening.set_inheritable(True)
+    return listening
+
+
+def _say_where(listening: socket.socket, serving: Serving) -> None:
+    host, port = listening.getsockname()[:2]
+    log.info(json.dumps({"event": "listening", "address": f"http://{host}:{port}", "page": f"http://{host}:{port}/ui"}))
+
+
+def _set_up_log() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)

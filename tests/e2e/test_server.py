@@ -1,0 +1,168 @@
+"""The server as a process: it ends without dropping what it took, loads anew, and can be several processes."""
+
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import bertsmith as bs
+
+pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+
+
+@contextmanager
+def serving(folder, *flags, environment=None):
+    command = [sys.executable, "-m", "bertsmith", "serve", str(folder), "--port", "0", "--device", "cpu", *flags]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+    )
+    told = []
+    for line in process.stderr:
+        told.append(line)
+        if found := re.search(r"http://127.0.0.1:(\d+)/?\"", line):
+            break
+    else:
+        raise AssertionError("".join(told))
+    process.port = int(found[1])
+    reader = threading.Thread(target=lambda: told.extend(process.stderr), daemon=True)
+    reader.start()
+    process.told = told
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        reader.join()
+        process.stderr.close()
+
+
+def _ask(port, path="/predict", body=None, headers=None):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        raw = json.dumps(body) if body is not None else None
+        connection.request("POST" if raw else "GET", path, raw, {"Content-Type": "application/json", **(headers or {})})
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    finally:
+        connection.close()
+
+
+def _ready(port):
+    for _ in range(600):
+        try:
+            if _ask(port, "/ready")[0] == 200:
+                return
+        except OSError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError("it is not ready")
+
+
+def _load(port, answers, over):
+    """Ask again and again; what was sent and got no answer at all is noted as ``None``."""
+    while not over.is_set():
+        try:
+            answers.append(_ask(port, body={"inputs": [["my cat"], ["red and blue"]] * 20})[0])
+        except ConnectionRefusedError:
+            return  # it was never taken
+        except (OSError, http.client.HTTPException):
+            answers.append(None)
+
+
+def _under_load(port, n=4):
+    answers, over = [], threading.Event()
+    threads = [threading.Thread(target=_load, args=(port, answers, over)) for _ in range(n)]
+    for thread in threads:
+        thread.start()
+    while len(answers) < 20:
+        time.sleep(0.01)
+    return answers, over, threads
+
+
+def test_a_request_to_end_drops_nothing_that_was_taken(finished):
+    with serving(finished, "--runtime", "torch", environment={"BERTSMITH_TOKEN": ""}) as server:
+        _ready(server.port)
+        answers, over, threads = _under_load(server.port)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(timeout=60) == 0
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert set(answers) <= {200, 429}
+    assert not any("my cat" in line for line in server.told)
+
+
+def test_a_new_model_is_loaded_without_dropping_requests(finished, tmp_path):
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    with serving(folder, environment={"BERTSMITH_TOKEN": "sesame"}) as server:
+        _ready(server.port)
+        assert _ask(server.port, "/info")[0] == 401
+        key = {"X-API-Key": "sesame"}
+        before = _ask(server.port, "/info", headers=key)[1]
+        answers, over = [], threading.Event()
+
+        def load():
+            while not over.is_set():
+                answers.append(_ask(server.port, body={"inputs": "my cat"}, headers=key)[0])
+
+        thread = threading.Thread(target=load)
+        thread.start()
+        metrics = json.loads((folder / "metrics.json").read_text())
+        metrics["splits"]["test"]["texts"] = 12345
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        server.send_signal(signal.SIGHUP)
+        for _ in range(300):
+            if _ask(server.port, "/info", headers=key)[1]["test"]["texts"] == 12345:
+                break
+            time.sleep(0.1)
+        else:
+            raise AssertionError(server.told)
+        # What cannot be loaded is told, and what was loaded goes on.
+        shutil.rmtree(folder / "model")
+        server.send_signal(signal.SIGHUP)
+        for _ in range(300):
+            if any("not reloaded" in line for line in server.told):
+                break
+            time.sleep(0.1)
+        over.set()
+        thread.join()
+        assert _ask(server.port, body={"inputs": "my cat"}, headers=key)[0] == 200
+    assert before["test"]["texts"] != 12345
+    assert set(answers) == {200}
+    assert any("not reloaded" in line for line in server.told)
+
+
+def test_several_processes_serve_and_count_together(finished):
+    expected = bs.load(finished, device="cpu", runtime="torch").predict_proba(["my cat"])[0].max()
+    with serving(finished, "--workers", "2", "--runtime", "torch") as server:
+        _ready(server.port)
+        answers = [_ask(server.port, body={"inputs": "my cat"}) for _ in range(30)]
+        assert all(
+            status == 200 and answer[0]["score"] == pytest.approx(expected, abs=1e-6) for status, answer in answers
+        )
+        connection = http.client.HTTPConnection("127.0.0.1", server.port)
+        connection.request("GET", "/metrics")
+        lines = connection.getresponse().read().decode().splitlines()
+        connection.close()
+        (counted,) = [line for line in lines if line.startswith('bertsmith_requests_total{path="/predict"')]
+        assert float(counted.rsplit(" ", 1)[1]) == 30
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(timeout=60) == 0
+
+
+def test_what_cannot_be_served_is_told_at_once(tmp_path):
+    command = [sys.executable, "-m", "bertsmith", "serve", str(tmp_path / "none"), "--port", "0"]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert out.returncode == 2
+    assert "there is no such run folder" in out.stderr
+    assert "Traceback" not in out.stderr

@@ -1,0 +1,503 @@
+"""The server: other people's formats, limits, batches of many requests, and nothing that stops it."""
+
+import asyncio
+import http.client
+import json
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+import bertsmith as bs
+from bertsmith.data.table import Labels
+from bertsmith.errors import ConfigError
+from bertsmith.evaluation.rule import Rule
+from bertsmith.inference.labelling import OneModel, end_of
+from bertsmith.testing import tiny_table
+
+uvicorn = pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+
+from bertsmith.serving.app import Limits, Service, create_app  # noqa: E402
+from bertsmith.serving.batcher import BATCH_TOKENS, Batcher, QueueFullError  # noqa: E402
+from bertsmith.serving.numbers import Numbers  # noqa: E402
+from bertsmith.serving.server import Loader, Serving, _listen  # noqa: E402
+
+
+@contextmanager
+def running(get, numbers=None, limits=None, token=None):
+    """A server in a thread of this process; gives a function that sends a request."""
+    app = create_app(get, numbers or Numbers(), limits or Limits(), token)
+    listening = _listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
+    thread.start()
+    port = listening.getsockname()[1]
+
+    def ask(path, body=None, headers=None, method=None):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        raw = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        method = method or ("GET" if raw is None else "POST")
+        connection.request(method, path, raw, {"Content-Type": "application/json", **(headers or {})})
+        response = connection.getresponse()
+        content = response.read()
+        connection.close()
+        is_json = response.headers.get("content-type", "").startswith("application/json")
+        return response.status, json.loads(content) if is_json else content.decode(), response.headers
+
+    ask.port = port
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield ask
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+class Fake(OneModel):
+    """Answers with the number in a text, as slowly as it is told to."""
+
+    labels = Labels((0, 1, 2), ("a", "b", "c"))
+    rule, decide, max_length = Rule(), True, 1000
+
+    def __init__(self, seconds=0.0):
+        self.seconds, self.batches = seconds, []
+
+    def count_tokens(self, texts):
+        return np.array([len(text) for text in texts])
+
+    def keep_end(self, text):
+        return text[-self.max_length :]
+
+    def logits(self, texts, progress=None):
+        time.sleep(self.seconds)
+        if "fail" in texts:
+            raise RuntimeError("as asked for")
+        self.batches.append(len(texts))
+        return np.array([[float(text.strip("x") or 0), 0.0, -1.0] for text in texts])
+
+
+@pytest.fixture(scope="module")
+def classifier(finished):
+    return bs.load(finished, device="cpu", runtime="torch")
+
+
+@pytest.fixture(scope="module")
+def ask(finished):
+    loader = Loader(Serving(str(finished), device="cpu", runtime="torch"), Numbers())
+    loader.load()
+    with running(lambda: loader.service, loader.numbers) as ask:
+        yield ask
+
+
+TEXTS = ["my cat and my dog", "red and blue", "apple plum pear", "?"]
+
+
+def _by_label(scores):
+    return {entry["label"]: entry["score"] for entry in scores}
+
+
+def _matches(scores, expected):
+    assert [entry["label"] for entry in scores] == [entry["label"] for entry in expected]
+    assert [entry["score"] for entry in scores] == pytest.approx([entry["score"] for entry in expected], abs=1e-5)
+
+
+# -- formats -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("function", [None, "softmax", "sigmoid", "none"])
+@pytest.mark.parametrize("top_k", [None, 1, 2, 9])
+def test_the_root_answers_as_pipeline_does(function, top_k, ask, finished):
+    from transformers import pipeline
+
+    piped = pipeline("text-classification", str(finished / "model"), device="cpu")
+    given = {name: v for name, v in (("top_k", top_k), ("function_to_apply", function)) if v is not None}
+    for inputs in (TEXTS[0], TEXTS, TEXTS[:1]):
+        expected = piped(inputs, truncation=True, **given)
+        status, answer, _ = ask("/", {"inputs": inputs, "parameters": given})
+        assert status == 200
+        flat = (
+            [[e] if isinstance(e, dict) else e for e in expected] if top_k is None or inputs != TEXTS[0] else [expected]
+        )
+        ours = [[e] if isinstance(e, dict) else e for e in answer] if top_k is None or inputs != TEXTS[0] else [answer]
+        assert np.shape(answer) == np.shape(expected)
+        for a, b in zip(ours, flat, strict=True):
+            _matches(a, b)
+
+
+def test_predict_answers_as_text_embeddings_inference_does(ask, classifier):
+    expected = classifier.predict_proba(TEXTS)
+    status, answer, headers = ask("/predict", {"inputs": TEXTS[0]})
+    assert status == 200
+    assert _by_label(answer) == pytest.approx(dict(zip(classifier.labels.texts, expected[0], strict=True)), abs=1e-6)
+    assert [e["score"] for e in answer] == sorted((e["score"] for e in answer), reverse=True)
+    for name in ("compute-type", "compute-time", "compute-characters", "compute-tokens", "total-time", "queue-time"):
+        assert f"x-{name}" in headers
+    assert int(headers["x-compute-characters"]) == len(TEXTS[0])
+    status, answer, _ = ask("/predict", {"inputs": [[text] for text in TEXTS]})
+    assert status == 200
+    for scores, row in zip(answer, expected, strict=True):
+        assert _by_label(scores) == pytest.approx(dict(zip(classifier.labels.texts, row, strict=True)), abs=1e-6)
+    status, raw, _ = ask("/predict", {"inputs": TEXTS[0], "raw_scores": True})
+    logits = classifier.logits(TEXTS[:1])[0]
+    assert _by_label(raw) == pytest.approx(dict(zip(classifier.labels.texts, logits, strict=True)), abs=1e-5)
+
+
+@pytest.mark.parametrize("inputs", [["a", "b"], ["a"], ["a", "b", "c"], [["a", "b"]]])
+def test_what_could_be_a_pair_is_refused_with_a_word(inputs, ask):
+    status, answer, _ = ask("/predict", {"inputs": inputs})
+    assert status == 422
+    assert answer["error_type"] == "Validation"
+    assert answer["error"].startswith("inputs")
+    if inputs[0] == "a":
+        assert 'write [["a"], ["b"]], or use POST /' in answer["error"]
+        assert ask("/", {"inputs": inputs})[0] == 200
+
+
+def test_a_text_that_is_cut_is_told(ask, classifier):
+    long = "cat " * 300 + "red blue green"
+    status, answer, _ = ask("/predict", {"inputs": [["a"], [long]]})
+    assert status == 413
+    assert answer["error"].startswith("inputs[1]: ")
+    assert f"at most {classifier.max_length}" in answer["error"]
+    for direction, kept in (("Right", long), ("left", classifier.keep_end(long))):
+        body = {"inputs": [["a"], [long]], "truncate": True, "truncation_direction": direction}
+        status, answer, headers = ask("/predict", body)
+        assert status == 200
+        assert headers["x-truncated-texts"] == "1"
+        expected = classifier.predict_proba([kept])[0]
+        assert _by_label(answer[1]) == pytest.approx(
+            dict(zip(classifier.labels.texts, expected, strict=True)), abs=1e-6
+        )
+    assert classifier.keep_end(long).endswith("red blue green")
+    assert classifier.count_tokens([classifier.keep_end(long)])[0] == classifier.max_length
+    assert ask("/", {"inputs": long})[2]["x-truncated-texts"] == "0"
+    assert "x-truncated-texts" not in ask("/", {"inputs": "cat"})[2]
+
+
+def test_the_end_of_a_text_is_kept_by_tokens():
+    assert end_of("one two three", [(0, 0), (0, 3), (4, 7), (8, 13), (0, 0)], 4) == "two three"
+    assert end_of("one", [(0, 0), (0, 3), (0, 0)], 4) == "one"
+
+
+def test_words_are_explained_where_that_can_be(ask, finished):
+    pytest.importorskip("captum", reason="the extra explain is not installed")
+    status, answer, _ = ask("/explain", {"inputs": "my cat"})
+    assert status == 200
+    assert [word["text"] for word in answer["words"]] == ["my", "cat"]
+    assert ask("/info")[1]["explains"]
+    batcher = Batcher(Fake(), max_wait=1)
+    with running(lambda: Service(batcher, {})) as other:
+        assert other("/explain", {"inputs": "1"})[0] == 404
+        assert not other("/info")[1]["explains"]
+    batcher.close()
+
+
+def test_information_readiness_and_health(ask, finished):
+    status, info, _ = ask("/info")
+    assert status == 200
+    assert [entry["label"] for entry in info["labels"]] == [10, 20, 30]
+    assert info["test"]["macro_f1"] == bs.Run(finished).metrics["splits"]["test"]["metrics"]["macro_f1"]
+    assert ask("/health")[:2] == (200, {"status": "alive"})
+    assert ask("/ready")[:2] == (200, {"status": "ready"})
+    assert "Label" in ask("/ui")[1]
+    with running(lambda: None) as loading:
+        assert loading("/health")[0] == 200
+        assert loading("/ready")[0] == 503
+        assert loading("/predict", {"inputs": "a"})[0] == 503
+    batcher = Batcher(Fake(), max_wait=1)
+    with running(lambda: Service(batcher, {}, draining=True)) as ending:
+        assert ending("/ready")[0] == 503
+        assert ending("/predict", {"inputs": "1"})[0] == 200
+    batcher.close()
+
+
+def test_numbers_are_counted(ask):
+    def value(name):
+        lines = ask("/metrics")[1].splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
+
+    before = value('bertsmith_requests_total{path="/predict",status="200"}'), value("bertsmith_texts_total")
+    ask("/predict", {"inputs": [["cat"], ["dog"]]})
+    after = value('bertsmith_requests_total{path="/predict",status="200"}'), value("bertsmith_texts_total")
+    assert (after[0] - before[0], after[1] - before[1]) == (1, 2)
+    ask("/made/up/path")
+    assert 'path="/made' not in ask("/metrics")[1]
+
+
+# -- limits --------------------------------------------------------------------------------------------------------
+
+
+def test_a_token_is_asked_for_everywhere_but_where_it_cannot_be():
+    batcher = Batcher(Fake(), max_wait=1)
+    with running(lambda: Service(batcher, {}), token="sesame") as ask:
+        for path in ("/info", "/metrics", "/openapi.json", "/nothing"):
+            assert ask(path)[0] == 401
+        assert ask("/predict", {"inputs": "1"})[0] == 401
+        for headers in (
+            {"Authorization": "Bearer sesame"},
+            {"X-API-Key": "sesame"},
+            {"Authorization": "bearer sesame"},
+        ):
+            assert ask("/predict", {"inputs": "1"}, headers)[0] == 200
+        for headers in ({"Authorization": "Bearer sesam"}, {"X-API-Key": ""}, {"Authorization": "Basic sesame"}):
+            status, answer, said = ask("/predict", {"inputs": "1"}, headers)
+            assert status == 401
+            assert said["WWW-Authenticate"] == "Bearer"
+            assert "sesame" not in str(answer)
+        for path in ("/health", "/ready", "/ui"):
+            assert ask(path)[0] == 200
+    batcher.close()
+
+
+def test_what_is_too_much_is_refused_with_the_place():
+    batcher = Batcher(Fake(), max_wait=1)
+    with running(lambda: Service(batcher, {}), limits=Limits(body=10_000, texts=3, characters=100)) as ask:
+        status, answer, _ = ask("/predict", {"inputs": "1" * 20_000})
+        assert (status, answer["error"]) == (413, "the body is longer than 10,000 bytes")
+        status, answer, _ = ask("/", {"inputs": ["1"] * 4})
+        assert (status, answer["error"]) == (422, "inputs: 4 texts, at most 3 in one request")
+        status, answer, _ = ask("/", {"inputs": ["1", "2" * 101]})
+        assert (status, answer["error"]) == (422, "inputs[1]: 101 characters, at most 100")
+        connection = http.client.HTTPConnection("127.0.0.1", ask.port)  # chunked: its length is not said beforehand
+        connection.request("POST", "/", iter([b"x" * 4000] * 5), {"Transfer-Encoding": "chunked"}, encode_chunked=True)
+        assert connection.getresponse().status == 413
+        connection.close()
+        assert ask("/predict", {"inputs": "1"})[0] == 200
+    batcher.close()
+
+
+def test_1000_hostile_bodies_get_an_answer_each_and_the_server_lives(ask):
+    rng = random.Random(0)
+    pieces = [
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b'"',
+        b"inputs",
+        b":",
+        b",",
+        b"null",
+        b"1e999",
+        b"-",
+        b"\\ud800",
+        b"\x00",
+        b"\xff",
+    ]
+    bodies = [
+        b"",
+        b"{",
+        b"[" * 100_000,
+        b'{"inputs":' * 20_000,
+        b'{"inputs": "\\ud800"}',
+        b'{"inputs": ["\\udfff\\ud800"]}',
+        b'{"inputs": "\\u0000"}',
+        b'{"inputs": NaN}',
+        b'{"inputs": 1' + b"0" * 10_000 + b"}",
+        b'{"inputs": "a", "parameters": {"top_k": -1}}',
+        b'{"inputs": "a", "parameters": {"top_k": 1e400}}',
+        b'{"inputs": "a", "parameters": []}',
+        b'{"inputs": {"a": "b"}}',
+        b'{"inputs": [[[["a"]]]]}',
+        b'{"inputs": []}',
+        b'{"inputs": ""}',
+        b'{"inputs": "  "}',
+        b'{"inputs": [null]}',
+        b'{"inputs": true}',
+        "grüße".encode("utf-16"),
+        b"\xef\xbb\xbf{}",
+    ]
+    meant = len(bodies)
+    while len(bodies) < 1000:
+        bodies.append(b"".join(rng.choices(pieces, k=rng.randint(1, 40))))
+    for i, body in enumerate(bodies):
+        status, answer, _ = ask("/predict" if i >= meant and i % 2 else "/", body)
+        # A lone surrogate or a NUL alone may be labelled: it is a text, after what no tokenizer takes was replaced.
+        assert 400 <= status < 500 or (status == 200 and b"\\u" in body), (body[:80], status, answer)
+        if status != 200:
+            assert set(answer) == {"error", "error_type"}
+    assert ask("/predict", {"inputs": "cat"})[0] == 200
+
+
+def test_there_is_a_way_to_say_no_for_every_method_and_path(ask):
+    assert ask("/predict", method="GET")[0] == 405
+    assert ask("/nothing")[0] == 404
+    assert ask("/predict", b"{}", {"Content-Type": "text/plain"})[0] == 422
+    status, answer, _ = ask("/", {"parameters": {"top_k": 0}, "inputs": [1, "a"]})
+    assert status == 422
+    assert "inputs[0]: " in answer["error"]
+    assert "parameters.top_k: input should be greater than or equal to 1" in answer["error"]
+
+
+# -- batches -------------------------------------------------------------------------------------------------------
+
+
+def test_requests_that_wait_are_answered_together_each_with_its_own():
+    fake = Fake(seconds=0.05)
+    batcher = Batcher(fake, max_wait=60)
+    with running(lambda: Service(batcher, {})) as ask, ThreadPoolExecutor(40) as pool:
+        answers = list(pool.map(lambda i: ask("/predict", {"inputs": str(i % 7), "raw_scores": True}), range(120)))
+    for i, (status, answer, _) in enumerate(answers):
+        assert status == 200
+        assert _by_label(answer)["a"] == i % 7
+    assert sum(fake.batches) == 120
+    assert len(fake.batches) < 40
+    batcher.close()
+
+
+def test_a_long_request_is_done_in_pieces_and_others_in_between():
+    fake = Fake()
+    batcher = Batcher(fake, max_wait=60)
+    text = "1" + "x" * 499
+    with running(lambda: Service(batcher, {}), limits=Limits(texts=100)) as ask:
+        status, answer, _ = ask("/predict", {"inputs": [[text]] * 50, "raw_scores": True})
+    assert status == 200
+    assert all(_by_label(scores)["a"] == 1 for scores in answer)
+    assert max(fake.batches) == BATCH_TOKENS // 500
+    assert sum(fake.batches) == 50
+    batcher.close()
+
+
+def test_a_full_queue_refuses_at_once_and_says_when_to_come_again():
+    fake = Fake(seconds=0.3)
+    batcher = Batcher(fake, max_wait=0.01)
+    began, slowest = time.perf_counter(), []
+    with running(lambda: Service(batcher, {})) as ask, ThreadPoolExecutor(30) as pool:
+
+        def one(_):
+            start = time.perf_counter()
+            found = ask("/predict", {"inputs": "1" + "x" * 900})
+            if found[0] == 429:
+                slowest.append(time.perf_counter() - start)
+            return found
+
+        answers = list(pool.map(one, range(30)))
+        statuses = [status for status, *_ in answers]
+        assert set(statuses) == {200, 429}
+        refused = next(a for a in answers if a[0] == 429)
+        assert int(refused[2]["Retry-After"]) >= 1
+        assert refused[1]["error_type"] == "Overloaded"
+        assert time.perf_counter() - began < 10
+        time.sleep(0.7)
+        assert ask("/predict", {"inputs": "1"})[0] == 200
+        assert batcher.queued == 0
+    batcher.close()
+
+
+def test_a_fault_is_told_and_does_not_stop_the_others():
+    batcher = Batcher(Fake(), max_wait=10)
+    with running(lambda: Service(batcher, {})) as ask:
+        status, answer, _ = ask("/predict", {"inputs": "fail"})
+        assert (status, answer["error_type"]) == (500, "Backend")
+        assert "as asked for" not in answer["error"]
+        assert ask("/predict", {"inputs": "1"})[0] == 200
+    batcher.close()
+
+
+def test_an_answer_that_takes_too_long_is_given_up():
+    batcher = Batcher(Fake(seconds=1.0), max_wait=10)
+    with running(lambda: Service(batcher, {}), limits=Limits(seconds=0.2)) as ask:
+        status, answer, _ = ask("/predict", {"inputs": "1"})
+        assert (status, answer["error"]) == (503, "there was no answer in 0.2 s")
+    batcher.close()
+
+
+def test_the_classifier_can_be_exchanged_while_requests_come_in():
+    class Other(Fake):
+        labels = Labels((0, 1), ("new", "other"))
+
+        def logits(self, texts, progress=None):
+            return super().logits(texts)[:, :2]
+
+    batcher = Batcher(Fake(seconds=0.01), max_wait=60)
+    with running(lambda: Service(batcher, {})) as ask, ThreadPoolExecutor(8) as pool:
+        futures = [pool.submit(ask, "/predict", {"inputs": "5"}) for _ in range(60)]
+        time.sleep(0.1)
+        batcher.classifier = Other(seconds=0.01)
+        answers = [future.result() for future in futures] + [ask("/predict", {"inputs": "5"})]
+    seen = {tuple(sorted(_by_label(answer))) for status, answer, _ in answers if status == 200}
+    assert all(status == 200 for status, *_ in answers)
+    assert seen <= {("a", "b", "c"), ("new", "other")}
+    assert _by_label(answers[-1][1]).keys() == {"new", "other"}
+    batcher.close()
+
+
+def test_a_batcher_alone_refuses_by_the_speed_it_measured():
+    async def main():
+        batcher = Batcher(Fake(seconds=0.1), max_wait=0.2)
+        tokens = np.array([900])
+        first = asyncio.create_task(batcher.logits(["1"], tokens))
+        await asyncio.sleep(0.02)
+        with pytest.raises(QueueFullError) as caught:
+            await batcher.logits(["1"], tokens)
+        assert caught.value.seconds >= 1
+        logits, _, waited = await first
+        assert logits.tolist() == [[1.0, 0.0, -1.0]]
+        assert waited < 0.1
+        batcher.close()
+
+    asyncio.run(main())
+
+
+# -- the whole -----------------------------------------------------------------------------------------------------
+
+
+def test_the_log_holds_no_text(ask, caplog):
+    secret = "sheep near zebra"
+    logger = __import__("logging").getLogger("bertsmith.serving")
+    logger.propagate = True
+    with caplog.at_level("INFO", logger="bertsmith.serving"):
+        ask("/predict", {"inputs": secret})
+        ask("/predict", {"inputs": [secret, secret]})
+        ask("/", {"inputs": secret * 9000})
+        while len(caplog.records) < 3:  # the line is written after the answer
+            time.sleep(0.01)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) >= 3
+    assert not any("zebra" in line for line in lines)
+    entry = json.loads(lines[0])
+    assert (entry["path"], entry["status"], entry["texts"]) == ("/predict", 200, 1)
+
+
+def test_the_description_holds_for_every_request_that_it_allows(ask):
+    schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+    from hypothesis import HealthCheck, settings
+
+    schema = schemathesis.openapi.from_url(f"http://127.0.0.1:{ask.port}/openapi.json")
+    tried = 0
+    for operation in schema.get_all_operations():
+        case_of = operation.ok()
+
+        @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+        @__import__("hypothesis").given(case=case_of.as_strategy())
+        def check(case):
+            response = case.call()
+            if response.status_code != 413:  # how many tokens a text has, a schema cannot say
+                case.validate_response(response)
+
+        check()
+        tried += 1
+    assert tried >= 8
+
+
+def test_an_address_that_is_taken_is_told():
+    taken = _listen("127.0.0.1", 0)
+    with pytest.raises(ConfigError, match="there is no listening on"):
+        _listen("127.0.0.1", taken.getsockname()[1])
+    taken.close()
+    with pytest.raises(ConfigError, match="there is no listening on"):
+        _listen("no.such.host.invalid", 0)
+
+
+def test_the_command_tells_what_it_cannot_serve(cli, tmp_path):
+    code, _, err = cli("serve", tmp_path / "none")
+    assert code == 2
+    assert "none" in err
+    code, _, err = cli("serve", tmp_path, "--port", "99999")
+    assert code == 2
+    assert len(tiny_table(3)) == 3
