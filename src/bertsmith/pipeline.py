@@ -44,6 +44,7 @@ from bertsmith.scoring import (
     baselines,
     calibrate,
     explain_mistakes,
+    hashes,
     look_closer,
     predictions_frame,
     score_splits,
@@ -337,10 +338,10 @@ def _labels(table: Table, parts: dict[str, Table]) -> dict[str, Any]:
 
 
 def _split_rows(data: Table, cleaned: Cleaned) -> pd.DataFrame:
-    used = data.frame[["source", "row", "split"]].assign(reason=None)
-    out = cleaned.dropped[["source", "row", "reason"]].assign(split=None)
-    frame = pd.concat([used.astype(object), out.astype(object)])[["source", "row", "split", "reason"]]
-    frame = frame.astype({"source": "str", "row": "int64", "split": "str", "reason": "str"})
+    used = data.frame[["source", "row", "split"]].assign(reason=None, hash=hashes(data.frame["text"]))
+    out = cleaned.dropped[["source", "row", "reason"]].assign(split=None, hash=None)
+    frame = pd.concat([used.astype(object), out.astype(object)])[["source", "row", "split", "reason", "hash"]]
+    frame = frame.astype({"source": "str", "row": "int64", "split": "str", "reason": "str", "hash": "str"})
     return frame.sort_values(["source", "row"], ignore_index=True)
 
 

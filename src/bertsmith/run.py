@@ -179,6 +179,17 @@ class Run:
             return pd.read_parquet(file)
 
     @property
+    def trained_on(self) -> set[str]:
+        """The hashes of the texts in train and validation; none where the run is of a version that kept none."""
+        import pandas as pd
+
+        with reading(self.layout.splits):
+            frame = pd.read_parquet(self.layout.splits)
+            if "hash" not in frame.columns:
+                return set()
+            return set(frame["hash"][frame["split"].isin(["train", "validation"])])
+
+    @property
     def members(self) -> list[Run]:
         """The runs with each seed, in order, where the run was trained with several."""
         folders = (path for path in self.layout.seeds.glob("*") if path.name.isdigit())  # others are leftovers

@@ -6,13 +6,14 @@ import dataclasses
 import importlib.util
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import xxhash
 
 from bertsmith import run as runs
 from bertsmith import storage
@@ -233,6 +234,11 @@ def predictions_frame(table: Table, probabilities: np.ndarray) -> pd.DataFrame:
     return pd.concat([given, to_frame(probabilities, labels)], axis=1)
 
 
+def hashes(texts: Iterable[str]) -> pd.Series:
+    """Return the XXH3 of every text, in hexadecimal: enough to tell whether a text was seen, and not what it said."""
+    return pd.Series([xxhash.xxh3_64_hexdigest(text.encode()) for text in texts], dtype="str")
+
+
 def targets_of(predictions: pd.DataFrame, labels: Labels) -> np.ndarray:
     """Return the class index of every text in predictions that were kept, shape (n,)."""
     index = {number: i for i, number in enumerate(labels.numbers)}
@@ -321,6 +327,7 @@ def run_evaluation(
     classifier = Classifier.load(path, device=config.device)
     observe(Scoring(len(cleaned.table)))
     texts = cleaned.table.frame["text"].tolist()
+    seen = int(hashes(texts).isin(run.trained_on).sum())
     probabilities = classifier.predict_proba(texts, lambda n: observe(Scored(n)))
     metrics = evaluate(
         cleaned.table.targets,
@@ -329,6 +336,7 @@ def run_evaluation(
         seed=run.info["config"]["seed"],
         groups=groups_of(cleaned.table),
     )
+    metrics["seen_in_training"] = seen
     with storage.told(place):
         run.layout.evaluations.mkdir(exist_ok=True)
         with storage.replaced_folder(place) as folder:

@@ -17,6 +17,7 @@ from bertsmith.evaluation.abstention import (
     conformal_threshold,
     coverage_interval,
     label_sets,
+    label_shift,
     threshold_for,
 )
 
@@ -140,3 +141,22 @@ def test_what_cannot_be_promised_is_told(flags, expected, cli, finished, tmp_pat
     code, out, err = cli("predict", finished, tmp_path / "new.txt", *flags)
     assert (code, out) == (2, "")
     assert expected in err
+
+
+def test_labels_that_are_distributed_otherwise_are_told():
+    alike = label_shift(np.repeat([0, 1, 2], 50), np.repeat([0, 1, 2], 200), 3)
+    assert (alike["distance"], alike["shifted"]) == (0, False)
+    assert alike["p"] == pytest.approx(1)
+    other = label_shift(np.repeat([0, 1, 2], [80, 10, 10]), np.repeat([0, 1, 2], [100, 100, 200]), 4)
+    assert other["distance"] == pytest.approx(0.8 - 0.25)
+    assert other["shifted"]
+    # Three texts say nothing, however they fall.
+    assert not label_shift(np.array([0, 0, 1]), np.array([1, 1, 1]), 2)["shifted"]
+    assert label_shift(np.zeros(3, dtype=int), np.zeros(9, dtype=int), 2)["p"] == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_random_split_is_seldom_called_shifted(seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(40, 4000, p=np.arange(1, 41) / 820)
+    assert not label_shift(labels[:400], labels[400:], 40)["shifted"]

@@ -54,6 +54,25 @@ def test_inspect_prints_json_and_writes_a_page(cli, csv, tmp_path):
     assert "Class balance" in (tmp_path / "f.html").read_text()
 
 
+def test_texts_that_the_run_was_trained_on_are_told(cli, csv, finished, tmp_path):
+    splits = pd.read_parquet(finished / "splits.parquet")
+    used = splits["split"].isin(["train", "validation"]).sum()
+    table = tiny_table(150)  # of which the run was made
+    table["Label"] = (table["Label"] + 1) * 10
+    new = tiny_table(30, seed=9)
+    new["Label"] = (new["Label"] + 1) * 10
+    for frame, seen in (
+        (table, used),
+        (new, 0),
+        (pd.concat([new, table.head(3)]), splits["split"][:3].ne("test").sum()),
+    ):
+        frame.to_csv(tmp_path / "again.csv", index=False)
+        code, out, err = cli("evaluate", finished, tmp_path / "again.csv", "--device", "cpu", "--json", "--overwrite")
+        assert code == 0
+        assert json.loads(out)["seen_in_training"] == seen
+        assert ("flatter it" in err) == (seen > 0)
+
+
 def test_train_evaluate_predict(cli, csv, tiny, tmp_path, monkeypatch):
     run = tmp_path / "run"
     settings = ("--model", tiny, "--epochs", 1, "--device", "cpu", "--precision", "fp32", "--set", "weight_decay=0.02")

@@ -53,6 +53,11 @@ def evaluate(
     metrics = evaluation.metrics
     for reason, n in evaluation.left_out.items():
         talk().print(f"left out: {n:,} rows ({reason})", markup=False)
+    if seen := metrics["seen_in_training"]:
+        talk().print(
+            f"[yellow]warning:[/] {seen:,} of these texts were used to train the run or to choose in it: the figures "
+            "flatter it"
+        )
     if json:
         print_json(metrics)
         return

@@ -98,7 +98,8 @@ def check(targets: np.ndarray, probabilities: np.ndarray, held_out: tuple[np.nda
     Returns:
         JSON-ready: ``accuracy_coverage``, the curve; ``thresholds``, one entry an accuracy of `TARGETS`; ``conformal``,
         one entry a coverage of `COVERAGES` with the empirical one and the interval in which it falls with 95 %
-        probability where the promise holds and the held-out texts are as many as they are.
+        probability where the promise holds and the held-out texts are as many as they are; ``label_shift``, as of that
+        function.
     """
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == targets
     of_others = held_out[1].max(axis=1), held_out[1].argmax(axis=1) == held_out[0]
@@ -132,7 +133,29 @@ def check(targets: np.ndarray, probabilities: np.ndarray, held_out: tuple[np.nda
         "accuracy_coverage": accuracy_coverage(confidence, right),
         "thresholds": thresholds,
         "conformal": conformal,
+        "label_shift": label_shift(held_out[0], targets, probabilities.shape[1]),
     }
+
+
+def label_shift(held_out: np.ndarray, targets: np.ndarray, n_classes: int) -> dict[str, Any]:
+    """Say whether labels are distributed alike in held-out texts and in others, as thresholds and coverage suppose.
+
+    Args:
+        held_out: class indices of the texts that thresholds come from.
+        targets: class indices of the others.
+        n_classes: number of classes.
+
+    Returns:
+        JSON-ready: ``distance``, the share of texts whose label would have to change (total variation), ``p`` of a
+        chi-squared test, and ``shifted``, whether it is below 0.001.
+    """
+    from scipy.stats import chi2_contingency
+
+    counts = np.stack([np.bincount(t, minlength=n_classes) for t in (held_out, targets)])
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    present = counts[:, counts.sum(axis=0) > 0]
+    p = float(chi2_contingency(present).pvalue) if present.shape[1] > 1 else 1.0
+    return {"distance": float(abs(shares[0] - shares[1]).sum() / 2), "p": p, "shifted": p < 0.001}
 
 
 def coverage_interval(coverage: float, held_out: int, texts: int, level: float = 0.95) -> tuple[float, float]:
