@@ -22,7 +22,7 @@ from bertsmith.testing import tiny_table
 uvicorn = pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
 from bertsmith.serving.app import Limits, Service, create_app  # noqa: E402
-from bertsmith.serving.batcher import BATCH_TOKENS, Batcher, QueueFullError  # noqa: E402
+from bertsmith.serving.batcher import Batcher, QueueFullError  # noqa: E402
 from bertsmith.serving.numbers import Numbers  # noqa: E402
 from bertsmith.serving.server import Loader, Serving, _listen  # noqa: E402
 
@@ -351,14 +351,14 @@ def test_requests_that_wait_are_answered_together_each_with_its_own():
 
 
 def test_a_long_request_is_done_in_pieces_and_others_in_between():
-    fake = Fake()
+    fake = Fake(seconds=0.02)
     batcher = Batcher(fake, max_wait=60)
     text = "1" + "x" * 499
     with running(lambda: Service(batcher, {}), limits=Limits(texts=100)) as ask:
         status, answer, _ = ask("/predict", {"inputs": [[text]] * 50, "raw_scores": True})
     assert status == 200
     assert all(_by_label(scores)["a"] == 1 for scores in answer)
-    assert max(fake.batches) == BATCH_TOKENS // 500
+    assert len(fake.batches) > 5
     assert sum(fake.batches) == 50
     batcher.close()
 

@@ -278,15 +278,26 @@ def create_app(
     async def told(request: Request, error: UserError) -> JSONResponse:
         return _problem(503, error.what)
 
-    app.add_middleware(_Gate, limits=limits, token=token, numbers=numbers)
+    app.add_middleware(_Gate, get=get, limits=limits, token=token, numbers=numbers)
     return app
 
 
 class _Gate:
-    """Around the application: the token, the size of the body and the time it takes, counting, and the log."""
+    """Around the application: the token, the size of the body and the time it takes, counting, and the log.
 
-    def __init__(self, app: Any, limits: Limits, token: str | None, numbers: Numbers) -> None:
-        self.app, self.limits, self.token, self.numbers = app, limits, token, numbers
+    Where the queue is full, requests are refused here already: that must cost little when there are many.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        get: Callable[[], Service | None],
+        limits: Limits,
+        token: str | None,
+        numbers: Numbers,
+    ) -> None:
+        self.app, self.get, self.limits, self.token, self.numbers = app, get, limits, token, numbers
+        self.refused, self.told = 0, 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -304,6 +315,8 @@ class _Gate:
 
         try:
             refusal = self._unknown(scope) or await self._body(scope, receive)
+            if isinstance(refusal, bytes) and scope["method"] == "POST":
+                refusal = self._full() or refusal
             if isinstance(refusal, Response):
                 await refusal(scope, receive, watched)
             else:
@@ -318,7 +331,24 @@ class _Gate:
             self.numbers.requests.labels(path, str(status)).inc()
             self.numbers.seconds.labels(path).observe(seconds)
             entry = {"method": scope["method"], "path": scope["path"], "status": status, "ms": round(1000 * seconds, 2)}
-            log.info(json.dumps({"time": time.time(), **entry, **scope["state"].get("said", {})}))
+            self._log({**entry, **scope["state"].get("said", {})})
+
+    def _log(self, entry: dict[str, Any]) -> None:
+        """Write a line for a request; for those that a full queue refuses one a second, with their number."""
+        now = time.time()
+        if entry["status"] == 429:
+            self.refused += 1
+            if now - self.told < 1:
+                return
+            entry["refused"], self.refused, self.told = self.refused, 0, now
+        log.info(json.dumps({"time": round(now, 3), **entry}))
+
+    def _full(self) -> Response | None:
+        there = self.get()
+        if there is None or not there.batcher.full:
+            return None
+        seconds = str(there.batcher.retry_after)
+        return _problem(429, f"there is too much to do: ask again in {seconds} s", {"Retry-After": seconds})
 
     def _unknown(self, scope: Scope) -> Response | None:
         if self.token is None or scope["path"] in OPEN:

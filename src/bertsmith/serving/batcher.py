@@ -15,8 +15,10 @@ import numpy as np
 
 from bertsmith.inference.labelling import OneModel
 
-BATCH_TOKENS = 4096
-"""Tokens of a batch, counted without padding; a longer request is done in several, and others in between."""
+BATCH_SECONDS = 0.15
+"""How long a batch may take, by the speed measured; a longer request is done in several, and others in between."""
+FEWEST, MOST = 512, 65536
+"""Tokens of a batch, counted without padding: least and most, whatever the speed."""
 FIRST_SPEED = 2000.0
 """Tokens a second that are reckoned with before anything was measured."""
 MEMORY = 0.2
@@ -69,6 +71,7 @@ class Batcher:
         self.classifier, self.max_wait, self.on_batch = classifier, max_wait, on_batch
         self.speed = FIRST_SPEED
         self.queued = 0
+        self._ended = 0.0
         self._jobs: collections.deque[_Job] = collections.deque()
         self._there = threading.Condition()
         self._over = False
@@ -80,6 +83,21 @@ class Batcher:
         """Seconds of work that are queued or being done."""
         return self.queued / self.speed
 
+    @property
+    def full(self) -> bool:
+        """Whether there is so much to do that nothing more is taken; what finds nothing queued is always taken."""
+        return self.queued > 0 and self.wait > self.max_wait
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds after which it makes sense to ask again, at least 1."""
+        return max(1, math.ceil(self.wait))
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a batch, at the speed measured."""
+        return int(min(max(BATCH_SECONDS * self.speed, FEWEST), MOST))
+
     async def logits(self, texts: Sequence[str], tokens: np.ndarray) -> tuple[np.ndarray, OneModel, float]:
         """Return the logits of texts, shape (texts, classes), who gave them, and the seconds they were queued.
 
@@ -88,9 +106,9 @@ class Batcher:
             tokens: of each, as many as are kept, shape (texts,).
 
         Raises:
-            QueueFullError: if there is too much to do before; a request that finds nothing queued is always taken.
+            QueueFullError: if there is too much to do before.
         """
-        pieces = _pieces(tokens)
+        pieces = _pieces(tokens, self.batch_tokens)
         began = time.perf_counter()
         futures = self._put([([texts[i] for i in rows], int(tokens[rows].sum())) for rows in pieces])
         try:
@@ -121,8 +139,8 @@ class Batcher:
     ) -> list[asyncio.Future[Any]]:
         loop = asyncio.get_running_loop()
         with self._there:
-            if self.queued and self.wait > self.max_wait:
-                raise QueueFullError(max(1, math.ceil(self.wait)))
+            if self.full:
+                raise QueueFullError(self.retry_after)
             jobs = [_Job(texts, tokens, loop.create_future(), loop, other) for texts, tokens in parts]
             self._jobs.extend(jobs)
             self.queued += sum(job.tokens for job in jobs)
@@ -149,7 +167,7 @@ class Batcher:
                     self._jobs
                     and batch[0].other is None
                     and self._jobs[0].other is None
-                    and tokens + self._jobs[0].tokens <= BATCH_TOKENS
+                    and tokens + self._jobs[0].tokens <= self.batch_tokens
                 ):
                     batch.append(self._jobs.popleft())
                     tokens += batch[-1].tokens
@@ -174,9 +192,13 @@ class Batcher:
             for job in wanted:
                 _settle(job, None, error)
             return
-        seconds = time.perf_counter() - began
+        ended = time.perf_counter()
+        seconds = ended - began
         if wanted[0].other is None:
-            self.speed += MEMORY * (tokens / max(seconds, 1e-6) - self.speed)
+            # Under load from end to end: what else the machine does meanwhile makes the queue slower, too.
+            taken = ended - max(self._ended, wanted[0].since)
+            self.speed += MEMORY * (tokens / max(taken, 1e-6) - self.speed)
+        self._ended = ended
         texts = sum(len(job.texts) for job in wanted)
         for job, answer in zip(wanted, answers, strict=True):
             _settle(job, answer, None)
@@ -192,12 +214,12 @@ def _settle(job: _Job, answer: Any, error: Exception | None) -> None:
         job.loop.call_soon_threadsafe(settle)
 
 
-def _pieces(tokens: np.ndarray) -> list[np.ndarray]:
-    """Return positions of texts, cut in order so that each piece has at most `BATCH_TOKENS`, if it has several."""
+def _pieces(tokens: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Return positions of texts, cut in order: pieces of at most so many tokens, or of one text."""
     pieces: list[list[int]] = [[]]
     size = 0
     for i, n in enumerate(tokens):
-        if pieces[-1] and size + n > BATCH_TOKENS:
+        if pieces[-1] and size + n > budget:
             pieces.append([])
             size = 0
         pieces[-1].append(i)

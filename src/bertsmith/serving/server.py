@@ -13,6 +13,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +37,8 @@ SETTINGS = "BERTSMITH_SERVING"
 """Environment variable that hands the settings to worker processes."""
 GRACE = 30
 """Seconds that requests which are in may take when the server is asked to end."""
+LINGER = 0.3
+"""Seconds in which the last connections are taken before that."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +121,17 @@ def _explain(classifier: OneModel) -> Any:
     return lambda classifier, text: explain(classifier, text).to_dict()
 
 
+def _take_no_more(listening: socket.socket) -> None:
+    """Have the system take no more connections, so that those it took already can be answered before it is closed."""
+    with contextlib.suppress(OSError):
+        listening.listen(0)
+
+
 class _Server(uvicorn.Server):
     """Ends with 0 when asked to, after what is in was answered."""
 
     loader: Loader
+    listening: socket.socket
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -133,7 +143,8 @@ class _Server(uvicorn.Server):
         def end(number: int, frame: object) -> None:
             if self.loader.service is not None:
                 self.loader.service.draining = True
-            self.handle_exit(number, None)
+            _take_no_more(self.listening)
+            threading.Timer(LINGER, self.handle_exit, (number, None)).start()
 
         before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
         if hasattr(signal, "SIGHUP"):
@@ -167,7 +178,7 @@ async def _serve_one(serving: Serving, listening: socket.socket) -> None:
     server = _Server(
         _config(create_app(lambda: loader.service, loader.numbers, serving.limits, serving.token), serving)
     )
-    server.loader = loader
+    server.loader, server.listening = loader, listening
     running = asyncio.create_task(server.serve(sockets=[listening]))
     try:
         await asyncio.to_thread(loader.load)
@@ -195,6 +206,14 @@ def _serve_many(serving: Serving, listening: socket.socket) -> None:
     """Serve from several processes, each with a share of the cores; uvicorn starts, watches and reloads them."""
     from uvicorn.supervisors import Multiprocess
 
+    class Workers(Multiprocess):
+        def handle_term(self) -> None:
+            _take_no_more(listening)
+            time.sleep(LINGER)
+            super().handle_term()
+
+        handle_int = handle_term
+
     open_classifier(serving.path, device=serving.device, decide=serving.decide, runtime=serving.runtime)
     with tempfile.TemporaryDirectory(prefix="bertsmith-") as folder:
         os.environ[SHARED] = folder
@@ -202,7 +221,7 @@ def _serve_many(serving: Serving, listening: socket.socket) -> None:
         os.environ["OMP_NUM_THREADS"] = str(max(1, cores() // serving.workers))
         config = _config("bertsmith.serving.server:worker_app", serving, factory=True, workers=serving.workers)
         _say_where(listening, serving)
-        Multiprocess(config, sockets=[listening]).run()
+        Workers(config, sockets=[listening]).run()
 
 
 def worker_app() -> FastAPI:
