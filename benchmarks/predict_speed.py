@@ -1,0 +1,117 @@
+"""Labelling many texts, and one: bertsmith beside `transformers.pipeline`, the same model, the same texts.
+
+The pipeline is tried with several batch sizes, in fp32 and bf16, with its input as it is and sorted by length: its best
+counts. Rounds are interleaved; medians are given. Every contender labels the texts once before it is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+BATCH_SIZES = (1, 8, 32, 64)
+
+
+def pipelines(model: Path, texts: list[str], batch_sizes: list[int]) -> dict[str, Callable[[], object]]:
+    """Return the pipeline's configurations, by name."""
+    import torch
+    from transformers import pipeline
+
+    contenders = {}
+    ordered = sorted(texts, key=len, reverse=True)
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        piped = pipeline("text-classification", str(model), device="cpu", dtype=dtype)
+        for size in batch_sizes:
+            for order, given in (("as it is", texts), ("sorted", ordered)):
+                contenders[f"pipeline, {precision}, batch {size}, {order}"] = lambda p=piped, g=given, s=size: p(
+                    g, batch_size=s, truncation=True
+                )
+    return contenders
+
+
+def ours(run: Path, exports: list[Path], texts: list[str]) -> dict[str, Callable[[], object]]:
+    """Return what bertsmith has, by name."""
+    import bertsmith as bs
+
+    found = {"bertsmith, torch": bs.load(run, device="cpu", runtime="torch")}
+    for folder in exports:
+        loaded = bs.load(folder)
+        found[f"bertsmith, {loaded.about.format} {loaded.about.precision}"] = loaded
+    return {name: lambda c=classifier: c.predict_proba(texts) for name, classifier in found.items()}
+
+
+def one_text(exports: list[Path], text: str, n: int = 300) -> None:
+    """Print how long a short text takes, one at a time."""
+    import bertsmith as bs
+
+    for folder in exports:
+        classifier = bs.load(folder)
+        for _ in range(30):
+            classifier.predict_proba([text])
+        times = []
+        for _ in range(n):
+            began = time.perf_counter()
+            classifier.predict_proba([text])
+            times.append(1000 * (time.perf_counter() - began))
+        p50, p99 = np.percentile(times, [50, 99])
+        print(f"one text of {len(text.split())} words, {folder.name}: p50 {p50:.2f} ms, p99 {p99:.2f} ms")
+
+
+def start(exports: list[Path], text: str, n: int = 7) -> None:
+    """Print how long the command takes for one text, from start to finish."""
+    for folder in exports:
+        times = []
+        for _ in range(n):
+            began = time.perf_counter()
+            command = [sys.executable, "-m", "bertsmith", "predict", str(folder), "-"]
+            subprocess.run(command, input=text, text=True, check=True, capture_output=True)
+            times.append(time.perf_counter() - began)
+        print(f"bertsmith predict, {folder.name}, one text, start to finish: {statistics.median(times):.2f} s")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="a finished run")
+    parser.add_argument("texts", type=Path, help="CSV with a column Text")
+    parser.add_argument("--exports", type=Path, nargs="*", default=[])
+    parser.add_argument("--rows", type=int, default=None, help="texts to take, at random; all unless given")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch-sizes", type=int, nargs="*", default=BATCH_SIZES)
+    given = parser.parse_args()
+    texts = pd.read_csv(given.texts)["Text"].astype(str).tolist()
+    if given.rows is not None:
+        texts = pd.Series(texts).sample(given.rows, random_state=0).tolist()
+    contenders = {
+        **ours(given.run, given.exports, texts),
+        **pipelines(given.run / "model", texts, list(given.batch_sizes)),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(given.rounds + 1):
+        for name, label in contenders.items():
+            began = time.perf_counter()
+            label()
+            if number:
+                seconds[name].append(time.perf_counter() - began)
+    speeds = {name: len(texts) / statistics.median(times) for name, times in seconds.items()}
+    best = max(speed for name, speed in speeds.items() if name.startswith("pipeline"))
+    print(f"{len(texts):,} texts of {given.texts}, medians of {given.rounds} rounds\n")
+    print("| | texts/s | times the pipeline's best |\n| --- | --- | --- |")
+    for name, speed in sorted(speeds.items(), key=lambda item: -item[1]):
+        print(f"| {name} | {speed:,.0f} | {speed / best:.2f} |")
+    print()
+    short = min(texts, key=lambda text: abs(len(text.split()) - 10))
+    one_text(given.exports, short)
+    start(given.exports, short)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
