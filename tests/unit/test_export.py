@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import bertsmith as bs
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, DataError, ModelError, RunFolderError
+from bertsmith.evaluation.rule import Rule
 from bertsmith.inference import export as exporting
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.exported import About, Exported
@@ -105,7 +107,8 @@ def test_an_export_says_how_it_compares(exported, run):
     found = exported.about.parity
     assert found["agreement"] == 1
     assert found["largest_difference"] < 1e-5
-    assert found["texts"] == len(run.validation_predictions)
+    assert found["texts"] == len(run.validation_predictions) + len(run.predictions)
+    assert found["neighbours"] < 1e-5
     assert exported.path == run.path / "export" / "onnx"
     assert {p.name for p in exported.path.iterdir()} == {
         "README.md",
@@ -132,9 +135,8 @@ def test_batched_equals_single_whatever_the_neighbours(exported):
 
 
 def test_a_rule_that_is_not_in_the_weights_travels_along(run, copy):
-    content = json.loads((copy / "export.json").read_text())
-    content["rule"] = {"temperature": 2.0, "offsets": [0.0, 3.0, 0.0], "folded": False}
-    (copy / "export.json").write_text(json.dumps(content))
+    about = replace(About.read(copy), rule=Rule(2.0, (0.0, 3.0, 0.0), folded=False))
+    (copy / "export.json").write_text(json.dumps(about.to_dict()))
     plain, ruled = bs.load(run, runtime="torch", device="cpu").predict_proba(TEXTS), bs.load(copy)
     logits = (np.log(plain) + np.array([0, 3, 0])) / 2
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -179,7 +181,7 @@ def test_an_export_that_labels_otherwise_is_refused_with_the_figures(run, tmp_pa
         original.loaded.model.classifier.bias.data[0] -= 5
 
     monkeypatch.setitem(exporting.WRITERS, "onnx", wrong)
-    with pytest.raises(ModelError, match=r"on \d+ validation texts [\d.]+% are labelled alike") as caught:
+    with pytest.raises(ModelError, match=r"on \d+ validation and test texts [\d.]+% are labelled alike") as caught:
         bs.export(run, output=tmp_path / "e")
     assert "a probability differs by up to" in str(caught.value)
     assert not (tmp_path / "e").exists()
@@ -192,6 +194,7 @@ def test_int8_is_checked_like_any_other(run, exported, tmp_path):
     assert made.about.precision == "int8"
     assert (made.path / "model.onnx").stat().st_size < (exported.path / "model.onnx").stat().st_size
     assert 0 < made.about.parity["largest_difference"] < 0.2
+    assert made.about.parity["neighbours"] < 1e-6
     exported.path.rename(tmp_path / "aside")
     made.path.rename(exported.path)
     try:
@@ -232,6 +235,27 @@ def test_a_changed_byte_and_a_lost_file_are_told(name, copy):
     file.unlink()
     with pytest.raises(RunFolderError, match="it is not there"):
         bs.load(copy)
+
+
+def test_what_an_export_says_of_itself_is_sealed(copy):
+    file = copy / "export.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content))  # laid out otherwise, but the same
+    bs.load(copy)
+    first, second = content["labels"][:2]
+    content["labels"][:2] = [second, first]
+    file.write_text(json.dumps(content))
+    with pytest.raises(RunFolderError, match="not what it was when it was exported"):
+        bs.load(copy)
+
+
+def test_an_export_whose_answers_depend_on_the_neighbours_is_refused(run, tmp_path, monkeypatch):
+    predict = Exported.predict_proba
+    monkeypatch.setattr(
+        Exported, "predict_proba", lambda self, texts, p=None: predict(self, texts, p) * (1 if len(texts) > 1 else 0.9)
+    )
+    with pytest.raises(ModelError, match="answers otherwise among other texts than alone"):
+        bs.export(run, output=tmp_path / "e")
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"format": "onnx"}', "\0"])

@@ -45,7 +45,7 @@ def running(get, numbers=None, limits=None, token=None):
         response = connection.getresponse()
         content = response.read()
         connection.close()
-        is_json = response.headers.get("content-type", "").startswith("application/json")
+        is_json = content and response.headers.get("content-type", "").startswith("application/json")
         return response.status, json.loads(content) if is_json else content.decode(), response.headers
 
     ask.port = port
@@ -110,12 +110,13 @@ def _matches(scores, expected):
 
 
 @pytest.mark.parametrize("function", [None, "softmax", "sigmoid", "none"])
-@pytest.mark.parametrize("top_k", [None, 1, 2, 9])
+@pytest.mark.parametrize("top_k", ["absent", None, 1, 2, 9])
 def test_the_root_answers_as_pipeline_does(function, top_k, ask, finished):
     from transformers import pipeline
 
     piped = pipeline("text-classification", str(finished / "model"), device="cpu")
-    given = {name: v for name, v in (("top_k", top_k), ("function_to_apply", function)) if v is not None}
+    given = {} if function is None else {"function_to_apply": function}
+    given |= {} if top_k == "absent" else {"top_k": top_k}
     for inputs in (TEXTS[0], TEXTS, TEXTS[:1]):
         expected = piped(inputs, truncation=True, **given)
         status, answer, _ = ask("/", {"inputs": inputs, "parameters": given})
@@ -154,7 +155,7 @@ def test_what_could_be_a_pair_is_refused_with_a_word(inputs, ask):
     assert answer["error_type"] == "Validation"
     assert answer["error"].startswith("inputs")
     if inputs[0] == "a":
-        assert 'write [["a"], ["b"]], or use POST /' in answer["error"]
+        assert "POST / takes flat lists as batches" in answer["error"]
         assert ask("/", {"inputs": inputs})[0] == 200
 
 
@@ -331,6 +332,10 @@ def test_there_is_a_way_to_say_no_for_every_method_and_path(ask):
     status, answer, _ = ask("/", {"parameters": {"top_k": 0}, "inputs": [1, "a"]})
     assert status == 422
     assert "inputs[0]: " in answer["error"]
+    assert ask("/predict", {"inputs": " "})[1]["error"] == "inputs: there is nothing in the text"
+    assert ask("/predict", {"inputs": [["a"], [" "]]})[1]["error"] == "inputs[1][0]: there is nothing in the text"
+    assert "at least 1 item" in ask("/predict", {"inputs": []})[1]["error"]
+    assert ask("/health", method="HEAD")[0] == 200  # as some that watch do
     assert "parameters.top_k: input should be greater than or equal to 1" in answer["error"]
 
 
@@ -360,6 +365,21 @@ def test_a_long_request_is_done_in_pieces_and_others_in_between():
     assert all(_by_label(scores)["a"] == 1 for scores in answer)
     assert len(fake.batches) > 5
     assert sum(fake.batches) == 50
+    batcher.close()
+
+
+def test_a_long_request_does_not_keep_others_from_their_turn():
+    fake = Fake(seconds=0.05)
+    batcher = Batcher(fake, max_wait=1.0)
+    text = "1" + "x" * 499
+    with running(lambda: Service(batcher, {}), limits=Limits(texts=100)) as ask, ThreadPoolExecutor(8) as pool:
+        long = pool.submit(ask, "/predict", {"inputs": [[text]] * 60})
+        time.sleep(0.3)
+        began = time.perf_counter()
+        assert [ask("/predict", {"inputs": "2"})[0] for _ in range(3)] == [200] * 3
+        assert time.perf_counter() - began < 1.5
+        assert not long.done()
+        assert long.result()[0] == 200
     batcher.close()
 
 

@@ -104,7 +104,7 @@ def _run(arguments: list[str], debug: bool) -> int:
         if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("bertsmith"):
             talk().print(
                 f"[bold red]error:[/] this needs the package {error.name}, which is not installed\n"
-                "  what to do: install bertsmith whole; bertsmith-runtime is for predict and serve from an export alone"
+                "  what to do: install it, or bertsmith whole (bertsmith-runtime runs exports and no more)"
             )
             return 2
         if debug:

@@ -64,7 +64,7 @@ def predict(
         str,
         typer.Option(
             metavar="auto|torch|onnx|openvino",
-            help="What to compute with: auto takes the fastest fp32 export of the run that was checked, else torch.",
+            help="What to compute with: auto takes an fp32 export of the run, where there is one, else torch.",
         ),
     ] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is there.")] = False,
@@ -84,7 +84,7 @@ def predict(
     Example: bertsmith predict runs/reviews new.csv -o predictions.csv
     """
     from bertsmith.errors import DataError
-    from bertsmith.inference.exported import is_export
+    from bertsmith.inference.exported import Exported, is_export
     from bertsmith.inference.predict import ABSTAINED, open_writer, output_format, predict_rows
     from bertsmith.output import check_file
     from bertsmith.run import open_run
@@ -105,6 +105,8 @@ def predict(
     classifier, held_out = open_classifier(
         run, device=settings.device, decide=decision_rule, ensemble=ensemble, runtime=runtime
     )
+    if isinstance(classifier, Exported) and not is_export(run):
+        talk().print(f"[dim]with the run's {classifier.about.format} export (--runtime torch: without)[/]")
     abstain = abstention(
         held_out,
         classifier.rules,

@@ -26,7 +26,7 @@ def serve(
         str,
         typer.Option(
             metavar="auto|torch|onnx|openvino",
-            help="What to compute with: auto takes the fastest fp32 export of the run that was checked, else torch.",
+            help="What to compute with: auto takes an fp32 export of the run, where there is one, else torch.",
         ),
     ] = "auto",
     decision_rule: Annotated[
@@ -53,7 +53,8 @@ def serve(
         from bertsmith.serving.server import serve as start
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"serving needs the package {error.name}", remedy="Install it: pip install 'bertsmith[serve]'."
+            f"serving needs the package {error.name}",
+            remedy="Install what it takes: pip install fastapi uvicorn prometheus-client.",
         ) from error
     limits = Limits(max_body, max_texts, max_characters, timeout, max_wait)
     token = os.environ.get(TOKEN) or None

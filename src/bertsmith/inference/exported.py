@@ -91,8 +91,8 @@ class About:
     run: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what `read` reads."""
-        return {
+        """Return what `read` reads, with a checksum of it."""
+        content = {
             "format": self.format,
             "precision": self.precision,
             "labels": [
@@ -106,6 +106,7 @@ class About:
             "files": self.files,
             "run": self.run,
         }
+        return content | {"seal": _seal(content)}
 
     @classmethod
     def read(cls, folder: Path) -> About:
@@ -120,6 +121,8 @@ class About:
                 tuple(int(e["label"]) for e in content["labels"]),
                 tuple(str(e["label_text"]) for e in content["labels"]),
             )
+            if content.pop("seal", None) != _seal(content):
+                raise ValueError("it is not what it was when it was exported")
             number, side = content["pad_token"]
             if content["format"] not in SESSIONS:
                 raise ValueError(f"there is no format {content['format']!r}")
@@ -136,7 +139,7 @@ class About:
                 content["run"],
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _damaged(folder / ABOUT, f"{type(error).__name__}: {error}") from error
+            raise _damaged(folder / ABOUT, str(error) or type(error).__name__) from error
 
 
 class Exported(OneModel):
@@ -249,6 +252,11 @@ class Exported(OneModel):
             table[i, place], mask[i, place] = row, 1
         every = {"input_ids": table, "attention_mask": mask, "token_type_ids": np.zeros_like(table)}
         return {name: every[name] for name in self.about.inputs}
+
+
+def _seal(content: dict[str, Any]) -> str:
+    """Return the XXH3 of JSON-ready content, however it is laid out in its file."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
 def is_export(path: Path) -> bool:

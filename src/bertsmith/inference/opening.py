@@ -31,7 +31,7 @@ def open_classifier(
         decide: use the decision rule tuned on validation, where there is one.
         ensemble: ask the models of all seeds together, where the run was trained with several.
         runtime: ``"auto"``: the fastest fp32 export of the run that is there, was checked against this very model and
-            can be run here, else torch; or one of `RUNTIMES`.
+            can be run here, else torch (which takes seconds to start); or one of `RUNTIMES`.
 
     Returns:
         It, and what gives the validation texts it was checked on.
@@ -86,9 +86,13 @@ def _export_of(run: Run, device: str, runtime: str) -> Path | None:
     if usable and not (runtime == "auto" and device == "auto" and _has_gpu()):
         return max(usable)[1]
     if runtime != "auto":
+        if importlib.util.find_spec(PACKAGES[runtime]) is None:
+            raise ConfigError(
+                f"--runtime {runtime}: {PACKAGES[runtime]} is not installed",
+                remedy=f"Install it: pip install {PACKAGES[runtime]}.",
+            )
         raise RunFolderError(
-            f"--runtime {runtime}: the run has no fp32 export for it that belongs to its model, or {PACKAGES[runtime]} "
-            "is not installed",
+            f"--runtime {runtime}: the run has no fp32 export for it that belongs to its model",
             where=str(run.layout.exports),
             remedy=f"Make one: bertsmith export {run.path} --format {runtime}.",
         )

@@ -42,6 +42,8 @@ KINDS = {413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealth
 """What an error is called, by its status; ``Backend`` otherwise, as in text-embeddings-inference."""
 SLOW = 20_000
 """Characters from which on texts are counted off the loop that answers."""
+OVER = 10
+"""Times the longest body that is read of one which is too long."""
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -197,9 +199,10 @@ def create_app(
         single = isinstance(body.inputs, str)
         texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
         logits, classifier = await label(request, texts, truncate=True, side="right")
-        top_k = body.parameters.top_k
-        answer = ranked(scores(logits, body.parameters.function_to_apply), classifier.labels.texts, top_k or 1)
-        if top_k is None:
+        top_k, said = body.parameters.top_k, "top_k" in body.parameters.model_fields_set
+        values = scores(logits, body.parameters.function_to_apply)
+        answer = ranked(values, classifier.labels.texts, top_k if said else 1)
+        if not said:
             return JSONResponse([best for (best,) in answer], headers=request.state.headers)
         return JSONResponse(answer[0] if single else answer, headers=request.state.headers)
 
@@ -209,7 +212,7 @@ def create_app(
         there = service()
         action = there.explain
         if action is None:
-            raise Refused(404, "explanations need the run itself (not an export), and the package captum")
+            raise Refused(404, "explanations need captum and torch: serve the run with --runtime torch")
         (text,) = _checked([body.inputs], limits)
         tokens = int(min(there.batcher.classifier.count_tokens([text])[0], there.batcher.classifier.max_length))
         request.state.said = {"texts": 1, "tokens": tokens}
@@ -222,6 +225,7 @@ def create_app(
             raise Refused(503, f"there was no answer in {limits.seconds:g} s") from late
         return JSONResponse(found)
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", response_model=Health)
     async def health() -> dict[str, str]:
         """Say that the server lives."""
@@ -330,7 +334,9 @@ class _Gate:
             path = scope["path"] if scope["path"] in _PATHS else "other"
             self.numbers.requests.labels(path, str(status)).inc()
             self.numbers.seconds.labels(path).observe(seconds)
-            entry = {"method": scope["method"], "path": scope["path"], "status": status, "ms": round(1000 * seconds, 2)}
+            client = (scope.get("client") or ("",))[0]
+            entry = {"client": client, "method": scope["method"], "path": scope["path"], "status": status}
+            entry["ms"] = round(1000 * seconds, 2)
             self._log({**entry, **scope["state"].get("said", {})})
 
     def _log(self, entry: dict[str, Any]) -> None:
@@ -341,7 +347,7 @@ class _Gate:
             if now - self.told < 1:
                 return
             entry["refused"], self.refused, self.told = self.refused, 0, now
-        log.info(json.dumps({"time": round(now, 3), **entry}))
+        log.info(json.dumps(entry))
 
     def _full(self) -> Response | None:
         there = self.get()
@@ -369,16 +375,21 @@ class _Gate:
         if not said.isdigit() or int(said) > self.limits.body:
             return too_long
         body = bytearray()
+        size = 0
         try:
             async with asyncio.timeout(self.limits.seconds):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return bytes(body)
-                    body += message.get("body", b"")
-                    if len(body) > self.limits.body:
+                    size += len(message.get("body", b""))
+                    if size <= self.limits.body:
+                        body += message.get("body", b"")
+                    more = message.get("more_body", False)
+                    # What is too long is read on for a while, so that the sender is there to hear the answer.
+                    if size > self.limits.body and (not more or size > OVER * self.limits.body):
                         return too_long
-                    if not message.get("more_body", False):
+                    if not more:
                         return bytes(body)
         except TimeoutError:
             return _problem(408, "the body did not arrive in time", {"Connection": "close"})
@@ -418,14 +429,24 @@ def _checked(texts: Sequence[str], limits: Limits) -> list[str]:
 def _what_is_wrong(error: RequestValidationError) -> str:
     """Say where in the body what is wrong, each place once; the ways it might have been right are left out."""
     found: dict[str, str] = {}
-    for entry in error.errors():
+    entries = error.errors()
+    for entry in entries:
         _, *parts = entry["loc"]
-        if len(parts) > 2 and parts[0] == "inputs" and isinstance(parts[2], int) and isinstance(entry["input"], str):
-            flat = 'a flat list is no batch here, two strings would be a pair: write [["a"], ["b"]], or use POST /'
-            return f"inputs: {flat}"
+        deep = len(parts) > 2 and parts[0] == "inputs"
+        flat = (
+            len(parts) == 3 and parts[0] == "inputs" and isinstance(parts[2], int) and isinstance(entry["input"], str)
+        )
+        if flat or (deep and entry["type"] == "too_long"):
+            return (
+                'inputs: a batch is [["a"], ["b"]] here; a flat list, or two texts in one, would be a pair, which this '
+                "classifier does not take. POST / takes flat lists as batches"
+            )
+        if isinstance(entry["input"], list) and entry["type"] == "string_type" and len(entries) > 1:
+            continue  # that it might have been a single text
         kept = [part for i, part in enumerate(parts) if isinstance(part, int) or i == 0 or parts[0] == "parameters"]
         place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in kept).lstrip(".")
-        found.setdefault(place or "the body", f"{entry['msg'][0].lower()}{entry['msg'][1:]}")
+        plain = "there is nothing in the text" if entry["type"] == "string_pattern_mismatch" else entry["msg"]
+        found.setdefault(place or "the body", f"{plain[0].lower()}{plain[1:]}")
     return "; ".join(f"{place}: {message}" for place, message in list(found.items())[:5])
 
 

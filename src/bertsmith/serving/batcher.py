@@ -53,7 +53,7 @@ class Batcher:
     """Gives texts to a classifier from a thread of its own, those of several requests together.
 
     While a batch is computed, what comes in waits, and makes up the next one: the busier, the larger the batches.
-    Nobody waits for company.
+    Nobody waits for company. Of a long request a piece is done at a time, in turn with the other requests.
 
     Attributes:
         classifier: that is asked; may be exchanged at any time.
@@ -70,18 +70,23 @@ class Batcher:
     ) -> None:
         self.classifier, self.max_wait, self.on_batch = classifier, max_wait, on_batch
         self.speed = FIRST_SPEED
-        self.queued = 0
+        self.queued = self._running = 0
         self._ended = 0.0
-        self._jobs: collections.deque[_Job] = collections.deque()
-        self._there = threading.Condition()
+        self._requests: collections.deque[collections.deque[_Job]] = collections.deque()
+        self._there = threading.Condition(threading.RLock())
         self._over = False
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
     @property
     def wait(self) -> float:
-        """Seconds of work that are queued or being done."""
-        return self.queued / self.speed
+        """Seconds until a new request has its turn: of every other one a piece comes before."""
+        with self._there:
+            return self._wait()
+
+    def _wait(self) -> float:
+        before = sum(request[0].tokens for request in self._requests if request)
+        return (before + self._running) / self.speed
 
     @property
     def full(self) -> bool:
@@ -139,10 +144,10 @@ class Batcher:
     ) -> list[asyncio.Future[Any]]:
         loop = asyncio.get_running_loop()
         with self._there:
-            if self.full:
-                raise QueueFullError(self.retry_after)
+            if self.queued and (wait := self._wait()) > self.max_wait:
+                raise QueueFullError(max(1, math.ceil(wait)))
             jobs = [_Job(texts, tokens, loop.create_future(), loop, other) for texts, tokens in parts]
-            self._jobs.extend(jobs)
+            self._requests.append(collections.deque(jobs))
             self.queued += sum(job.tokens for job in jobs)
             self._there.notify()
         return [job.future for job in jobs]
@@ -157,23 +162,32 @@ class Batcher:
     def _run(self) -> None:
         while True:
             with self._there:
-                while not self._jobs and not self._over:
+                while not self._requests and not self._over:
                     self._there.wait()
                 if self._over:
                     return
-                batch = [self._jobs.popleft()]
-                tokens = batch[0].tokens
-                while (
-                    self._jobs
-                    and batch[0].other is None
-                    and self._jobs[0].other is None
-                    and tokens + self._jobs[0].tokens <= self.batch_tokens
-                ):
-                    batch.append(self._jobs.popleft())
-                    tokens += batch[-1].tokens
-            self._do(batch, tokens)
+                batch = self._next()
+                self._running = sum(job.tokens for job in batch)
+            self._do(batch, self._running)
             with self._there:
-                self.queued -= tokens
+                self.queued -= self._running
+                self._running = 0
+
+    def _next(self) -> list[_Job]:
+        """Return the next batch: a piece of every request in turn, as long as there is room."""
+        batch: list[_Job] = []
+        tokens = 0
+        for _ in range(len(self._requests)):
+            request = self._requests[0]
+            alone = request[0].other is not None
+            if batch and (alone or batch[0].other is not None or tokens + request[0].tokens > self.batch_tokens):
+                break
+            batch.append(request.popleft())
+            tokens += batch[-1].tokens
+            self._requests.popleft()
+            if request:
+                self._requests.append(request)
+        return batch
 
     def _do(self, batch: list[_Job], tokens: int) -> None:
         began = time.perf_counter()

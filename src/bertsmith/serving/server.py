@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import ipaddress
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,7 @@ class Loader:
     def __init__(self, serving: Serving, numbers: Numbers) -> None:
         self.serving, self.numbers = serving, numbers
         self.service: Service | None = None
+        self.lock = threading.Lock()
 
     def load(self) -> None:
         """Load, and answer with what was loaded from now on.
@@ -82,6 +85,7 @@ class Loader:
         found, _ = open_classifier(serving.path, device=serving.device, decide=serving.decide, runtime=serving.runtime)
         assert isinstance(found, OneModel)
         about, explain = _about(Path(serving.path), found), _explain(found)
+        tell("loaded", model=about["model"], runtime=about["runtime"], trained=about.get("trained"))
         if self.service is None:
             batcher = Batcher(found, max_wait=serving.limits.max_wait, on_batch=self.numbers.batched)
             self.service = Service(batcher, about, explain)
@@ -90,11 +94,16 @@ class Loader:
 
     def reload(self) -> None:
         """Load again; where that fails, say so and go on."""
-        try:
-            self.load()
-            log.info(json.dumps({"event": "reloaded"}))
-        except UserError as error:
-            log.error(json.dumps({"event": "not reloaded", "error": str(error)}))
+        with self.lock:  # one after the other, so that the last one counts
+            try:
+                self.load()
+            except UserError as error:
+                tell("not reloaded", error=str(error))
+
+
+def tell(event: str, **more: Any) -> None:
+    """Write a line to the log."""
+    log.info(json.dumps({"event": event, **more}))
 
 
 def _about(path: Path, classifier: OneModel) -> dict[str, Any]:
@@ -105,11 +114,18 @@ def _about(path: Path, classifier: OneModel) -> dict[str, Any]:
     about: dict[str, Any] = {"model": path.resolve().name, "labels": labels, "runtime": runtime}
     if is_export(path):
         run = About.read(path).run
-        return about | {"model": run["name"], "base_model": run["model"], "test": run["test"]}
+        return about | {
+            "model": run["name"],
+            "base_model": run["model"],
+            "trained": run["trained"],
+            "test": run["test"],
+        }
     if Run(path).layout.run.is_file():
         test = Run(path).metrics["splits"]["test"]
         scores = {name: test["metrics"][name] for name in ("macro_f1", "accuracy")}
-        return about | {"base_model": Run(path).info["model"]["name"], "test": {"texts": test["texts"], **scores}}
+        info = Run(path).info
+        more = {"base_model": info["model"]["name"], "trained": info["finished"]}
+        return about | more | {"test": {"texts": test["texts"], **scores}}
     return about
 
 
@@ -143,6 +159,7 @@ class _Server(uvicorn.Server):
         def end(number: int, frame: object) -> None:
             if self.loader.service is not None:
                 self.loader.service.draining = True
+            tell("ending")
             _take_no_more(self.listening)
             threading.Timer(LINGER, self.handle_exit, (number, None)).start()
 
@@ -207,7 +224,16 @@ def _serve_many(serving: Serving, listening: socket.socket) -> None:
     from uvicorn.supervisors import Multiprocess
 
     class Workers(Multiprocess):
+        def handle_hup(self) -> None:
+            try:  # before those that answer are ended
+                open_classifier(serving.path, device=serving.device, decide=serving.decide, runtime=serving.runtime)
+            except UserError as error:
+                tell("not reloaded", error=str(error))
+                return
+            super().handle_hup()
+
         def handle_term(self) -> None:
+            tell("ending")
             _take_no_more(listening)
             time.sleep(LINGER)
             super().handle_term()
@@ -253,11 +279,23 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _say_where(listening: socket.socket, serving: Serving) -> None:
     host, port = listening.getsockname()[:2]
-    log.info(json.dumps({"event": "listening", "address": f"http://{host}:{port}", "page": f"http://{host}:{port}/ui"}))
+    address = f"http://{host}:{port}"
+    tell("listening", address=address, page=f"{address}/ui", workers=serving.workers, token=serving.token is not None)
+    if serving.token is None and not ipaddress.ip_address(host).is_loopback:
+        tell("warning", warning="others can reach this address, and no token is asked for: set BERTSMITH_TOKEN")
+
+
+class _Stamped(logging.Formatter):
+    """Puts the time, UTC, before the rest of a JSON line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        stamp = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        return f'{{"time": "{stamp}", {line[1:]}' if line.startswith("{") else line
 
 
 def _set_up_log() -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Stamped("%(message)s"))
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO)
