@@ -25,6 +25,14 @@ _PANELS: dict[type[Step], str] = {
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", metavar="FILE.toml", help="Settings by the names of these flags.")
 ]
+Runtime = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|torch|onnx|openvino",
+        help="What to compute with: auto takes an fp32 export of the run, where there is one, else torch.",
+    ),
+]
+DecisionRule = Annotated[bool, typer.Option(help="Use the decision rule tuned on validation, where the run has one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 TableArgument = Annotated[
     str | None,
@@ -122,4 +130,4 @@ def _metavar(annotation: Any) -> str:
     return {int: "N", float: "X", Path: "FILE"}.get(annotation, "TEXT")
 
 
-__all__ = ["Config", "ConfigFile", "Json", "TableArgument", "with_settings"]
+__all__ = ["Config", "ConfigFile", "DecisionRule", "Json", "Runtime", "TableArgument", "with_settings"]

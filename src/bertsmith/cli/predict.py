@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bertsmith.cli.evaluate import RunArgument
-from bertsmith.cli.options import with_settings
+from bertsmith.cli.options import DecisionRule, Runtime, with_settings
 from bertsmith.cli.terminal import check_stdout, talk
 from bertsmith.config import Config, DataConfig, ModelConfig
 
@@ -54,19 +54,11 @@ def predict(
             min=0.01, max=0.999, metavar="X", help="Add label_set: labels among which the true one is, this often."
         ),
     ] = None,
-    decision_rule: Annotated[
-        bool, typer.Option(help="Use the decision rule tuned on validation, where the run has one.")
-    ] = True,
+    decision_rule: DecisionRule = True,
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="Ask the models of all seeds together, of a run trained with --seeds.")
     ] = False,
-    runtime: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|torch|onnx|openvino",
-            help="What to compute with: auto takes an fp32 export of the run, where there is one, else torch.",
-        ),
-    ] = "auto",
+    runtime: Runtime = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="JSON Lines on stdout, not CSV.")] = False,
     formula_guard: Annotated[

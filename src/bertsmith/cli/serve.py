@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from bertsmith.cli.options import DecisionRule, Runtime
 from bertsmith.errors import ConfigError
 
 TOKEN = "BERTSMITH_TOKEN"
@@ -22,16 +23,8 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="0 takes one that is free.")] = 8080,
     workers: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="Processes.")] = 1,
     device: Annotated[str, typer.Option(metavar="auto|cuda|mps|cpu", help="Where to compute.")] = "auto",
-    runtime: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|torch|onnx|openvino",
-            help="What to compute with: auto takes an fp32 export of the run, where there is one, else torch.",
-        ),
-    ] = "auto",
-    decision_rule: Annotated[
-        bool, typer.Option(help="Use the decision rule tuned on validation, where the run has one.")
-    ] = True,
+    runtime: Runtime = "auto",
+    decision_rule: DecisionRule = True,
     max_body: Annotated[int, typer.Option(min=1, metavar="BYTES", help="Longest body of a request.")] = 2_000_000,
     max_texts: Annotated[int, typer.Option(min=1, metavar="N", help="Most texts in a request.")] = 1000,
     max_characters: Annotated[int, typer.Option(min=1, metavar="N", help="Longest text.")] = 100_000,
