@@ -44,7 +44,7 @@ def export(
     out = result()
     speeds = found["texts_per_second"]
     out.print(
-        f"{found['agreement']:.2%} of {found['texts']:,} validation texts are labelled as by the original; no "
+        f"{found['agreement']:.2%} of {found['texts']:,} validation and test texts are labelled as by the original; no "
         f"probability differs by more than {found['largest_difference']:.2g}"
     )
     out.print(f"texts a second here: {speeds['export']:,.0f}, the original {speeds['original']:,.0f}")

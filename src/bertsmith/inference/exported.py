@@ -36,6 +36,8 @@ def _onnx(folder: Path, precision: str, threads: int) -> Session:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # Threads that spin while they wait take the cores from what else a server does, and gain nothing on whole batches.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
     return lambda inputs: np.asarray(session.run(None, dict(inputs))[0])
 
