@@ -21,8 +21,9 @@ from bertsmith.testing import tiny_table
 
 uvicorn = pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
-from bertsmith.serving.app import Limits, Service, create_app  # noqa: E402
+from bertsmith.serving.app import Service, create_app  # noqa: E402
 from bertsmith.serving.batcher import Batcher, QueueFullError  # noqa: E402
+from bertsmith.serving.gate import Limits  # noqa: E402
 from bertsmith.serving.numbers import Numbers  # noqa: E402
 from bertsmith.serving.server import Loader, Serving, _listen  # noqa: E402
 

@@ -41,7 +41,7 @@ def serve(
     Example: bertsmith serve runs/reviews --port 8080
     """
     try:
-        from bertsmith.serving.app import Limits
+        from bertsmith.serving.gate import Limits
         from bertsmith.serving.server import Serving
         from bertsmith.serving.server import serve as start
     except ModuleNotFoundError as error:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import importlib.resources
-import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +20,9 @@ from bertsmith import __version__
 from bertsmith.errors import UserError
 from bertsmith.inference.labelling import OneModel
 from bertsmith.serving.batcher import Batcher, QueueFullError
+from bertsmith.serving.gate import Gate, Limits
 from bertsmith.serving.numbers import Numbers
+from bertsmith.serving.problems import Refused, problem, what_is_wrong
 from bertsmith.serving.wire import (
     ExplainRequest,
     Health,
@@ -36,36 +36,8 @@ from bertsmith.serving.wire import (
 
 log = logging.getLogger("bertsmith.serving")
 
-OPEN = ("/health", "/ready", "/ui")
-"""Paths that are answered without the token."""
-KINDS = {413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}
-"""What an error is called, by its status; ``Backend`` otherwise, as in text-embeddings-inference."""
 SLOW = 20_000
 """Characters from which on texts are counted off the loop that answers."""
-OVER = 10
-"""Times the longest body that is read of one which is too long."""
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a request may ask for.
-
-    Attributes:
-        body: bytes.
-        texts: in one request.
-        characters: of a text.
-        seconds: until the answer; also for the body to arrive.
-        max_wait: seconds of work that may be queued before requests are refused.
-    """
-
-    body: int = 2_000_000
-    texts: int = 1000
-    characters: int = 100_000
-    seconds: float = 30.0
-    max_wait: float = 0.5
 
 
 @dataclass
@@ -83,14 +55,6 @@ class Service:
     about: dict[str, Any]
     explain: Callable[[OneModel, str], Any] | None = None
     draining: bool = False
-
-
-class Refused(Exception):  # noqa: N818 - it is an answer
-    """A request that is answered with an error."""
-
-    def __init__(self, status: int, error: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(error)
-        self.status, self.error, self.headers = status, error, headers
 
 
 def create_app(
@@ -265,151 +229,25 @@ def create_app(
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> JSONResponse:
-        return _problem(error.status, error.error, error.headers)
+        return problem(error.status, error.error, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         if any(entry["type"] == "json_invalid" for entry in error.errors()):
-            return _problem(400, "the body is no JSON")
-        return _problem(422, _what_is_wrong(error))
+            return problem(400, "the body is no JSON")
+        return problem(422, what_is_wrong(error))
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> JSONResponse:
         headers = dict(error.headers or {})
-        return _problem(error.status_code, str(error.detail), headers)
+        return problem(error.status_code, str(error.detail), headers)
 
     @app.exception_handler(UserError)
     async def told(request: Request, error: UserError) -> JSONResponse:
-        return _problem(503, error.what)
+        return problem(503, error.what)
 
-    app.add_middleware(_Gate, get=get, limits=limits, token=token, numbers=numbers)
+    app.add_middleware(Gate, get=get, limits=limits, token=token, numbers=numbers)
     return app
-
-
-class _Gate:
-    """Around the application: the token, the size of the body and the time it takes, counting, and the log.
-
-    Where the queue is full, requests are refused here already: that must cost little when there are many.
-    """
-
-    def __init__(
-        self,
-        app: Any,
-        get: Callable[[], Service | None],
-        limits: Limits,
-        token: str | None,
-        numbers: Numbers,
-    ) -> None:
-        self.app, self.get, self.limits, self.token, self.numbers = app, get, limits, token, numbers
-        self.refused, self.told = 0, 0.0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        began = time.perf_counter()
-        status = 500
-        scope.setdefault("state", {})
-
-        async def watched(message: MutableMapping[str, Any]) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            refusal = self._unknown(scope) or await self._body(scope, receive)
-            if isinstance(refusal, bytes) and scope["method"] == "POST":
-                refusal = self._full() or refusal
-            if isinstance(refusal, Response):
-                await refusal(scope, receive, watched)
-            else:
-                await self.app(scope, _replay(refusal, receive), watched)
-        except Exception:
-            log.exception("a fault in bertsmith")
-            if status == 500:
-                await _problem(500, "a fault in bertsmith; the server's log has it")(scope, receive, watched)
-        finally:
-            seconds = time.perf_counter() - began
-            path = scope["path"] if scope["path"] in _PATHS else "other"
-            self.numbers.requests.labels(path, str(status)).inc()
-            self.numbers.seconds.labels(path).observe(seconds)
-            client = (scope.get("client") or ("",))[0]
-            entry = {"client": client, "method": scope["method"], "path": scope["path"], "status": status}
-            entry["ms"] = round(1000 * seconds, 2)
-            self._log({**entry, **scope["state"].get("said", {})})
-
-    def _log(self, entry: dict[str, Any]) -> None:
-        """Write a line for a request; for those that a full queue refuses one a second, with their number."""
-        now = time.time()
-        if entry["status"] == 429:
-            self.refused += 1
-            if now - self.told < 1:
-                return
-            entry["refused"], self.refused, self.told = self.refused, 0, now
-        log.info(json.dumps(entry))
-
-    def _full(self) -> Response | None:
-        there = self.get()
-        if there is None or not there.batcher.full:
-            return None
-        seconds = str(there.batcher.retry_after)
-        return _problem(429, f"there is too much to do: ask again in {seconds} s", {"Retry-After": seconds})
-
-    def _unknown(self, scope: Scope) -> Response | None:
-        if self.token is None or scope["path"] in OPEN:
-            return None
-        headers = {name.lower(): value for name, value in scope["headers"]}
-        given = headers.get(b"x-api-key", b"")
-        bearer = headers.get(b"authorization", b"")
-        if not given and bearer[:7].lower() == b"bearer ":
-            given = bearer[7:].strip()
-        if hmac.compare_digest(given, self.token.encode()):
-            return None
-        return _problem(401, "the token is missing or wrong", {"WWW-Authenticate": "Bearer"})
-
-    async def _body(self, scope: Scope, receive: Receive) -> bytes | Response:
-        headers = {name.lower(): value for name, value in scope["headers"]}
-        said = headers.get(b"content-length", b"0")
-        too_long = _problem(413, f"the body is longer than {self.limits.body:,} bytes", {"Connection": "close"})
-        if not said.isdigit() or int(said) > self.limits.body:
-            return too_long
-        body = bytearray()
-        size = 0
-        try:
-            async with asyncio.timeout(self.limits.seconds):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        return bytes(body)
-                    size += len(message.get("body", b""))
-                    if size <= self.limits.body:
-                        body += message.get("body", b"")
-                    more = message.get("more_body", False)
-                    # What is too long is read on for a while, so that the sender is there to hear the answer.
-                    if size > self.limits.body and (not more or size > OVER * self.limits.body):
-                        return too_long
-                    if not more:
-                        return bytes(body)
-        except TimeoutError:
-            return _problem(408, "the body did not arrive in time", {"Connection": "close"})
-
-
-_PATHS = ("/predict", "/", "/explain", "/health", "/ready", "/info", "/metrics", "/ui", "/openapi.json")
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return what gives a body that was read already, and then whatever comes."""
-    given = False
-
-    async def again() -> MutableMapping[str, Any]:
-        nonlocal given
-        if not given:
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
-        return await receive()
-
-    return again
 
 
 def _checked(texts: Sequence[str], limits: Limits) -> list[str]:
@@ -424,35 +262,6 @@ def _checked(texts: Sequence[str], limits: Limits) -> list[str]:
         if len(text) > limits.characters:
             raise Refused(422, f"inputs[{i}]: {len(text):,} characters, at most {limits.characters:,}")
     return [text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace") for text in texts]
-
-
-def _what_is_wrong(error: RequestValidationError) -> str:
-    """Say where in the body what is wrong, each place once; the ways it might have been right are left out."""
-    found: dict[str, str] = {}
-    entries = error.errors()
-    for entry in entries:
-        _, *parts = entry["loc"]
-        deep = len(parts) > 2 and parts[0] == "inputs"
-        flat = (
-            len(parts) == 3 and parts[0] == "inputs" and isinstance(parts[2], int) and isinstance(entry["input"], str)
-        )
-        if flat or (deep and entry["type"] == "too_long"):
-            return (
-                'inputs: a batch is [["a"], ["b"]] here; a flat list, or two texts in one, would be a pair, which this '
-                "classifier does not take. POST / takes flat lists as batches"
-            )
-        if isinstance(entry["input"], list) and entry["type"] == "string_type" and len(entries) > 1:
-            continue  # that it might have been a single text
-        kept = [part for i, part in enumerate(parts) if isinstance(part, int) or i == 0 or parts[0] == "parameters"]
-        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in kept).lstrip(".")
-        plain = "there is nothing in the text" if entry["type"] == "string_pattern_mismatch" else entry["msg"]
-        found.setdefault(place or "the body", f"{plain[0].lower()}{plain[1:]}")
-    return "; ".join(f"{place}: {message}" for place, message in list(found.items())[:5])
-
-
-def _problem(status: int, error: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    kind = KINDS.get(status, "Backend" if status >= 500 else "Validation")
-    return JSONResponse({"error": error, "error_type": kind}, status_code=status, headers=headers)
 
 
 def _ms(seconds: float) -> str:

@@ -29,8 +29,9 @@ from bertsmith.inference.exported import About, Exported, is_export
 from bertsmith.inference.labelling import OneModel
 from bertsmith.inference.opening import open_classifier
 from bertsmith.run import Run
-from bertsmith.serving.app import Limits, Service, create_app
+from bertsmith.serving.app import Service, create_app
 from bertsmith.serving.batcher import Batcher
+from bertsmith.serving.gate import Limits
 from bertsmith.serving.numbers import SHARED, Numbers
 from bertsmith.versions import cores
 
