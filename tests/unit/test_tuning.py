@@ -276,6 +276,26 @@ def test_a_study_goes_on_where_it_stopped_to_the_same_trials(study, tiny, tmp_pa
     assert again.result["score"] == study.result["score"]
 
 
+def test_a_stop_while_the_winner_is_trained_goes_on_with_it(study, tiny, tmp_path):
+    seen = []
+
+    def stop():
+        names = [type(event).__name__ for event in seen]
+        return "FinalStarted" in names and "Saved" in names[names.index("FinalStarted") :]
+
+    with pytest.raises(Interrupted, match="a checkpoint is saved"):
+        tune(tiny, tmp_path / "s", trials=5, on_event=seen.append, stop=stop)
+    kept = bs.Study(tmp_path / "s")
+    assert len(kept.trials) == 5
+    assert kept.best.info["status"] == "interrupted"
+    events = []
+    again = tune(tiny, tmp_path / "s", trials=5, on_event=events.append)
+    assert not [e for e in events if type(e).__name__ == "TrialStarted"]
+    assert next(e for e in events if type(e).__name__ == "Started").step > 0
+    assert same_weights(weights_of(again.best), weights_of(study.best))
+    assert again.result["test"] == study.result["test"]
+
+
 def test_a_finished_study_is_not_done_again_and_more_trials_go_on(tiny, tmp_path):
     study = tune(tiny, tmp_path / "s", trials=2)
     before = study.best.info["finished"], study.trials
