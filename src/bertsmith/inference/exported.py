@@ -279,5 +279,5 @@ def _damaged(file: Path, why: str) -> RunFolderError:
     return RunFolderError(
         f"the export is damaged: {why}",
         where=str(file),
-        remedy="Export the run again (bertsmith export RUN --overwrite), or have the run itself asked: --runtime torch.",
+        remedy="Export the run again (bertsmith export RUN --overwrite), or ask the run itself: --runtime torch.",
     )
