@@ -187,6 +187,17 @@ def test_an_export_that_labels_otherwise_is_refused_with_the_figures(run, tmp_pa
     assert not (tmp_path / "e").exists()
     made = bs.export(run, output=tmp_path / "e", accept=True)
     assert made.about.parity["agreement"] < 1
+    assert not made.about.parity["held"]
+    there = run.path / "export" / "accepted"  # as if it had been written into the run
+    shutil.move(made.path, there)
+    try:
+        said = bs.load(run)
+        assert not isinstance(said, Exported) or said.folder != there
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("bertsmith.inference.opening.is_export", lambda folder: folder == there)
+            assert isinstance(bs.load(run), Classifier)
+    finally:
+        shutil.rmtree(there)
 
 
 def test_int8_is_checked_like_any_other(run, exported, tmp_path):

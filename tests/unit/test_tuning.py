@@ -327,6 +327,23 @@ def test_other_settings_or_data_are_refused_by_name(study, tiny, tmp_path):
     assert len(tune(tiny, tmp_path / "s", trials=2, epochs=1, overwrite=True).trials) == 2
 
 
+def test_overwrite_throws_nothing_away_before_all_else_is_good_nor_under_others(tiny, tmp_path):
+    study = tune(tiny, tmp_path / "s", trials=1)
+    before = study.file.read_text()
+    bad = tiny_table(150).assign(Text="")
+    for wrong in ({"table": bad}, {"table": tiny_table(150), "max_length": 4096}):
+        with pytest.raises(bs.UserError):
+            tune(tiny, study.path, trials=1, overwrite=True, **wrong)
+        assert study.file.read_text() == before
+        assert study.best.info["status"] == "finished"
+    other = _store(study.path)
+    with pytest.raises(RunFolderError, match="another process is working on this study"):
+        tune(tiny, study.path, trials=1, overwrite=True)
+    assert study.file.read_text() == before
+    other.close()
+    assert len(tune(tiny, study.path, trials=1, epochs=1, overwrite=True).trials) == 1
+
+
 def _store(folder, **settings):
     folder.mkdir(exist_ok=True)
     pruner = optuna.pruners.NopPruner()

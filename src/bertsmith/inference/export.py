@@ -27,7 +27,7 @@ from bertsmith.versions import versions
 PRECISIONS = {"onnx": ("fp32", "int8"), "openvino": ("fp32", "bf16")}
 """Number formats of the arithmetic, by format of the export."""
 AGREEMENT = {"fp32": 1.0, "bf16": 0.995, "int8": 0.995}
-"""Least share of the validation texts that an export must label as the original does."""
+"""Least share of the texts it is compared on that an export must label as the original does."""
 DIFFERENCE = {"fp32": 1e-3, "bf16": 0.1, "int8": 0.1}
 """Largest difference of a probability from the original's that is let pass."""
 NEIGHBOURS = 0.005
@@ -100,8 +100,14 @@ def export(
             )
             storage.write_json(folder / ABOUT, about.to_dict())
             found = parity(original, Exported.load(folder), texts)
-            if not accept:
-                _refuse(found, precision, place)
+            why = _what_fails(found, precision)
+            if why and not accept:
+                raise ModelError(
+                    why,
+                    where=str(place),
+                    remedy="Take --precision fp32, or pass --accept if that will do. Nothing was written.",
+                )
+            found["held"] = not why
             storage.write_text(folder / "README.md", _readme(about, found))
             files = {p.name: digest(p) for p in sorted(folder.iterdir()) if p.name not in (ABOUT, "README.md")}
             about = replace(about, parity=found, files=files)
@@ -136,22 +142,20 @@ def parity(original: Labelling, other: Labelling, texts: list[str]) -> dict[str,
     }
 
 
-def _refuse(found: dict[str, Any], precision: str, place: Path) -> None:
+def _what_fails(found: dict[str, Any], precision: str) -> str:
+    """Return why an export with this parity is not to be used; empty where it holds."""
     if found["agreement"] < AGREEMENT[precision] or not found["largest_difference"] <= DIFFERENCE[precision]:
-        raise ModelError(
+        return (
             f"the export does not say what the original says: on {found['texts']:,} validation and test texts "
             f"{found['agreement']:.2%} are labelled alike (at least {AGREEMENT[precision]:.1%} is asked for) and a "
-            f"probability differs by up to {found['largest_difference']:.4f} (at most {DIFFERENCE[precision]:g})",
-            where=str(place),
-            remedy="Take --precision fp32, or pass --accept if that is good enough for you. Nothing was written.",
+            f"probability differs by up to {found['largest_difference']:.4f} (at most {DIFFERENCE[precision]:g})"
         )
     if not found["neighbours"] <= NEIGHBOURS:
-        raise ModelError(
-            f"the export answers otherwise among other texts than alone: a probability differs by up to "
-            f"{found['neighbours']:.4f} (at most {NEIGHBOURS:g})",
-            where=str(place),
-            remedy="Take --precision fp32, or pass --accept if that is good enough for you. Nothing was written.",
+        return (
+            "the export answers otherwise among other texts than alone: a probability differs by up to "
+            f"{found['neighbours']:.4f} (at most {NEIGHBOURS:g})"
         )
+    return ""
 
 
 def _check_place(place: Path, *, overwrite: bool) -> None:

@@ -80,7 +80,7 @@ def _export_of(run: Run, device: str, runtime: str) -> Path | None:
         if not is_export(folder):
             continue
         about = About.read(folder)
-        of_this = about.run.get("model_files") == files and about.precision == "fp32" and bool(about.parity)
+        of_this = about.run.get("model_files") == files and about.precision == "fp32" and about.parity.get("held")
         if of_this and runtime in ("auto", about.format) and importlib.util.find_spec(PACKAGES[about.format]):
             usable.append((about.parity["texts_per_second"]["export"], folder))
     if usable and not (runtime == "auto" and device == "auto" and _has_gpu()):

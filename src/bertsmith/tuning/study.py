@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from bertsmith.errors import RunFolderError, listing
 from bertsmith.output import differences
 from bertsmith.run import Run, now, reading
@@ -77,15 +79,14 @@ class Study:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """A row a trial: ``number``, ``state``, ``value``, ``seconds`` and its settings, as far as the search went."""
+        """A row a trial, as far as the search went: ``number``, ``state``, ``values``, ``seconds``, ``why``, settings."""
         import pandas as pd
 
-        entries = [{k: v for k, v in t.items() if k not in ("settings", "curve")} | t["settings"] for t in self._trials]
+        entries = [
+            {k: v for k, v in t.items() if k not in ("settings", "curve")} | t["settings"]
+            for t in self.info.get("trials", [])
+        ]
         return pd.DataFrame(entries)
-
-    @property
-    def _trials(self) -> list[dict[str, Any]]:
-        return list(self.info.get("trials", []))
 
     def update(self, **values: Any) -> None:
         """Set keys of ``study.json``."""
@@ -104,14 +105,21 @@ def open_folder(path: Path, *, overwrite: bool) -> Study:
             ours = {"study.json", "journal.log", "best_trial", "best", "defaults", "best.toml", "report.html"}
             foreign = [p.name for p in path.iterdir() if p.name not in ours and not p.name.startswith(".")]
             foreign += [f"best/{name}" for name in (study.best.foreign() if study.best.path.is_dir() else [])]
+            for sign in (path / ".workers").glob("*.lock"):
+                try:
+                    FileLock(sign, timeout=0).acquire().lock.release()
+                except Timeout:
+                    raise RunFolderError(
+                        "another process is working on this study",
+                        where=str(path),
+                        remedy="Wait until it is done, stop it, or give -o another folder.",
+                    ) from None
             if foreign:
                 raise RunFolderError(
                     f"the study folder holds what is not of the study and would be lost: {listing(foreign)}",
                     where=str(path),
                     remedy="Move that elsewhere first, or give -o another folder.",
                 )
-            for entry in path.iterdir():
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         return study
     if path.is_file() or (path.is_dir() and any(not p.name.startswith(".") for p in path.iterdir())):
         kind = "a file" if path.is_file() else "a folder with other things in it"
@@ -123,17 +131,21 @@ def open_folder(path: Path, *, overwrite: bool) -> Study:
     return study
 
 
-def agree(study: Study, searched: dict[str, Any]) -> None:
+def agree(study: Study, searched: dict[str, Any], *, overwrite: bool) -> None:
     """Write what is searched, or see that it is what was searched before.
 
     Args:
-        study: its folder.
+        study: its folder, that `open_folder` allowed to use.
         searched: settings, space, objectives and data, JSON-ready.
+        overwrite: throw away what is there, now that table and model are found good.
 
     Raises:
         RunFolderError: naming what differs.
     """
     searched = json.loads(json.dumps(searched, default=str))
+    if overwrite and study.file.is_file():
+        for entry in study.path.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     if not study.file.is_file():
         study.path.mkdir(parents=True, exist_ok=True)
         write_json(study.file, {"created": now(), "searched": searched})

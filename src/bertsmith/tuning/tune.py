@@ -76,7 +76,7 @@ def run_tuning(
         data = split_cleaned(cleaned, config, config.seed)
         train, validation = (data.take((data.frame["split"] == name).to_numpy()) for name in ("train", "validation"))
         bench = Bench(train, validation, _folds(cleaned, data, plan.cv, config) if plan.cv else None)
-        search, usual = _prepare(bench, config, plan, from_file, output, data.fingerprint)
+        search, usual = _prepare(bench, config, plan, from_file, output, data.fingerprint, overwrite)
         store = open_store(search, observe)
         try:
             store.suggest_first({name: dim.nearest(usual[name]) for name, dim in search.space.items() if name in usual})
@@ -102,6 +102,7 @@ def _prepare(
     from_file: Mapping[str, Dimension | Any],
     output: Path,
     fingerprint: str,
+    overwrite: bool,
 ) -> tuple[Search, dict[str, Any]]:
     """Find the search space, and see that the folder's study is of the same search.
 
@@ -134,7 +135,7 @@ def _prepare(
         "data": fingerprint,
     }
     study = Study(output)
-    agree(study, searched)
+    agree(study, searched, overwrite=overwrite)
     study.update(versions=versions(), result=None)
     batch_size = fixed.batch_size or recipe.batch_size
     search = Search(bench, fixed, plan, space, batch_size, _study_name(searched), output, deadline(plan))
