@@ -82,11 +82,7 @@ class Batcher:
     def wait(self) -> float:
         """Seconds until a new request has its turn: of every other one a piece comes before."""
         with self._there:
-            return self._wait()
-
-    def _wait(self) -> float:
-        before = sum(request[0].tokens for request in self._requests if request)
-        return (before + self._running) / self.speed
+            return (sum(request[0].tokens for request in self._requests) + self._running) / self.speed
 
     @property
     def full(self) -> bool:
@@ -144,8 +140,8 @@ class Batcher:
     ) -> list[asyncio.Future[Any]]:
         loop = asyncio.get_running_loop()
         with self._there:
-            if self.queued and (wait := self._wait()) > self.max_wait:
-                raise QueueFullError(max(1, math.ceil(wait)))
+            if self.full:
+                raise QueueFullError(self.retry_after)
             jobs = [_Job(texts, tokens, loop.create_future(), loop, other) for texts, tokens in parts]
             self._requests.append(collections.deque(jobs))
             self.queued += sum(job.tokens for job in jobs)

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from bertsmith.inference.labelling import softmax
+
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 """A text with something in it."""
 
@@ -87,9 +89,7 @@ def scores(logits: np.ndarray, function: str) -> np.ndarray:
     if function == "sigmoid":
         result: np.ndarray = 1 / (1 + np.exp(-logits))
         return result
-    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities: np.ndarray = exponents / exponents.sum(axis=1, keepdims=True)
-    return probabilities
+    return softmax(logits)
 
 
 def ranked(values: np.ndarray, labels: tuple[str, ...], top_k: int | None = None) -> list[list[dict[str, Any]]]:

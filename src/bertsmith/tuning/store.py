@@ -196,11 +196,7 @@ class Store:
         if retry > MOST_RETRIES:
             self.fail(number, f"its worker was killed, {retry} times")
             return
-
-        def again() -> None:
-            self.study.enqueue_trial(trial.params, user_attrs={RETRY: retry})
-
-        self.patiently(again)
+        self.patiently(lambda: self.study.enqueue_trial(trial.params, user_attrs={RETRY: retry}))
         self.patiently(lambda: self.study.tell(number, state=TrialState.FAIL))
 
     def fail(self, number: int, why: str) -> None:

@@ -79,7 +79,7 @@ class Study:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """A row a trial, as far as the search went: ``number``, ``state``, ``values``, ``seconds``, ``why``, settings."""
+        """A row a trial, so far: ``number``, ``state``, ``values``, ``seconds``, ``why`` and its settings."""
         import pandas as pd
 
         entries = [

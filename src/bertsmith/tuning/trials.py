@@ -71,16 +71,12 @@ class Outcome:
         curve: the epoch (or the fold, from 1) and the score of every evaluation, without a rule.
         latency: of a single text, milliseconds, where asked for.
         loaded: the model with the weights of the best evaluation; ``None`` with cross-validation.
-        epoch: of the best evaluation.
-        metrics: of it.
     """
 
     score: float
     curve: list[tuple[float, float]]
     latency: float | None
     loaded: Loaded | None
-    epoch: float
-    metrics: Mapping[str, float]
 
 
 def run_trial(
@@ -105,14 +101,11 @@ def run_trial(
     for fold in range(int(bench.folds.max()) + 1):
         outcomes.append(_fit(bench, config, fold, lambda at, score: None, stop, latency))
         heard(fold + 1, outcomes[-1].score)
-    names = outcomes[0].metrics.keys()
     return Outcome(
         score=float(np.mean([o.score for o in outcomes])),
         curve=[(float(fold), o.score) for fold, o in enumerate(outcomes, 1)],
         latency=float(np.median([o.latency for o in outcomes if o.latency is not None])) if latency else None,
         loaded=None,
-        epoch=float(np.mean([o.epoch for o in outcomes])),
-        metrics={name: float(np.mean([o.metrics[name] for o in outcomes])) for name in names},
     )
 
 
@@ -174,8 +167,6 @@ def _fit(
         curve=curve,
         latency=_latency(loaded, validation["input_ids"]) if latency else None,
         loaded=loaded if fold is None else None,
-        epoch=best[0].epoch,
-        metrics=best[0].metrics,
     )
 
 

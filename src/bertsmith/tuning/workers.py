@@ -157,7 +157,7 @@ def _do(
         if outcome.loaded is not None and outcome.score > max((score_of(t, plan) for t in store.trials), default=-1.0):
             with storage.replaced_folder(Study(search.folder).best_trial) as folder:
                 outcome.loaded.save(folder)
-        store.note(trial, seconds=time.perf_counter() - began, epoch=outcome.epoch, curve=outcome.curve)
+        store.note(trial, seconds=time.perf_counter() - began, curve=outcome.curve)
         store.tell(trial, TrialState.COMPLETE, values)
     return "complete", values, ""
 
