@@ -11,31 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from transformers import set_seed
 
 from bertsmith import run as runs
 from bertsmith import storage
 from bertsmith.config import PRIMARY, Config
 from bertsmith.data.clean import Cleaned, clean
 from bertsmith.data.findings import Findings
-from bertsmith.data.inspect import choose_max_length, inspect
+from bertsmith.data.inspect import inspect
 from bertsmith.data.read import SPLITS
-from bertsmith.data.split import split
 from bertsmith.data.table import Table
-from bertsmith.errors import ConfigError, DataError, DeviceError, Interrupted, listing
+from bertsmith.errors import DeviceError, Interrupted, listing
 from bertsmith.evaluation.metrics import quick
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model import checkpoint
 from bertsmith.model.encode import count_tokens, encode
 from bertsmith.model.load import (
-    Loaded,
-    check_vocabulary,
-    choose_device,
     describe_device,
-    load_model,
-    load_tokenizer,
 )
 from bertsmith.output import check_output, check_room, check_same, create, held
+from bertsmith.preparing import prepare_model, split_cleaned
 from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
 from bertsmith.scoring import (
@@ -252,55 +246,6 @@ def _train(
     write_report(run)
     run.finish(keep_checkpoints=config.keep_checkpoints)
     return run
-
-
-def prepare_model(found: checkpoint.Checkpoint, config: Config, train: Table) -> Loaded:
-    """Load a checkpoint with a new head, and choose how many tokens of each text are kept.
-
-    Args:
-        found: the checkpoint.
-        config: which device, how many tokens, what dropout; its seed is that of the head.
-        train: the texts to train on.
-
-    Raises:
-        UserError: if the checkpoint, the device or the number of tokens will not do.
-    """
-    device = choose_device(config.device)
-    tokenizer = load_tokenizer(found)
-    if config.max_length and config.max_length > found.max_positions:
-        raise ConfigError(
-            f"--max-length {config.max_length}: {found.name} takes at most {found.max_positions} tokens",
-            remedy="Leave it out, or take a checkpoint for longer texts, such as answerdotai/ModernBERT-base.",
-        )
-    max_length = config.max_length or choose_max_length(
-        count_tokens(train.frame["text"].tolist(), tokenizer), found.max_positions
-    )
-    tokenizer.model_max_length = max_length
-    set_seed(config.seed)
-    loaded = Loaded(load_model(found, train.labels, dropout=config.dropout), tokenizer, device, max_length)
-    check_vocabulary(loaded.model, tokenizer, found)
-    return loaded
-
-
-def split_cleaned(cleaned: Cleaned, config: Config, seed: int) -> Table:
-    """Split what cleaning left as the settings say.
-
-    Raises:
-        DataError: if too little is left, naming what cleaning took out.
-    """
-    try:
-        return split(
-            cleaned.table,
-            validation_size=config.validation_size,
-            test_size=config.test_size,
-            seed=seed,
-            alike=cleaned.alike if config.near_duplicates == "together" else None,
-        )
-    except DataError as error:
-        if not cleaned.counts:
-            raise
-        left_out = ", ".join(f"{n:,} {reason}" for reason, n in cleaned.counts.items())
-        raise DataError(f"{error.what} (rows left out: {left_out})", where=error.where, remedy=error.remedy) from error
 
 
 def _describe(prepared: Prepared, data: Table, found: checkpoint.Checkpoint) -> dict[str, Any]:

@@ -16,7 +16,7 @@ ORDER = [
     {"config", "hub", "storage", "versions"},
     {"data"},
     {"model", "run"},
-    {"output", "training", "evaluation"},
+    {"output", "preparing", "training", "evaluation"},
     {"report", "inference"},
     {"scoring"},
     {"pipeline"},

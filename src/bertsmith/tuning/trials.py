@@ -19,7 +19,7 @@ from bertsmith.evaluation.metrics import quick
 from bertsmith.model import checkpoint
 from bertsmith.model.encode import encode
 from bertsmith.model.load import Loaded
-from bertsmith.pipeline import prepare_model
+from bertsmith.preparing import prepare_model
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.events import Evaluated, Event
 from bertsmith.training.recipe import choose

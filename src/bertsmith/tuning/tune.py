@@ -25,7 +25,7 @@ from bertsmith.evaluation.baseline import verdict
 from bertsmith.evaluation.intervals import paired_difference
 from bertsmith.model import checkpoint
 from bertsmith.model.load import dropouts
-from bertsmith.pipeline import split_cleaned
+from bertsmith.preparing import split_cleaned
 from bertsmith.repeat import run_seeds
 from bertsmith.report.study import advice, write_study_report
 from bertsmith.scoring import groups_in, targets_of

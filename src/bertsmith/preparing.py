@@ -1,0 +1,64 @@
+"""What training and tuning begin with: the split texts, and a checkpoint with a new head."""
+
+from __future__ import annotations
+
+from transformers import set_seed
+
+from bertsmith.config import Config
+from bertsmith.data.clean import Cleaned
+from bertsmith.data.inspect import choose_max_length
+from bertsmith.data.split import split
+from bertsmith.data.table import Table
+from bertsmith.errors import ConfigError, DataError
+from bertsmith.model.checkpoint import Checkpoint
+from bertsmith.model.encode import count_tokens
+from bertsmith.model.load import Loaded, check_vocabulary, choose_device, load_model, load_tokenizer
+
+
+def prepare_model(found: Checkpoint, config: Config, train: Table) -> Loaded:
+    """Load a checkpoint with a new head, and choose how many tokens of each text are kept.
+
+    Args:
+        found: the checkpoint.
+        config: which device, how many tokens, what dropout; its seed is that of the head.
+        train: the texts to train on.
+
+    Raises:
+        UserError: if the checkpoint, the device or the number of tokens will not do.
+    """
+    device = choose_device(config.device)
+    tokenizer = load_tokenizer(found)
+    if config.max_length and config.max_length > found.max_positions:
+        raise ConfigError(
+            f"--max-length {config.max_length}: {found.name} takes at most {found.max_positions} tokens",
+            remedy="Leave it out, or take a checkpoint for longer texts, such as answerdotai/ModernBERT-base.",
+        )
+    max_length = config.max_length or choose_max_length(
+        count_tokens(train.frame["text"].tolist(), tokenizer), found.max_positions
+    )
+    tokenizer.model_max_length = max_length
+    set_seed(config.seed)
+    loaded = Loaded(load_model(found, train.labels, dropout=config.dropout), tokenizer, device, max_length)
+    check_vocabulary(loaded.model, tokenizer, found)
+    return loaded
+
+
+def split_cleaned(cleaned: Cleaned, config: Config, seed: int) -> Table:
+    """Split what cleaning left as the settings say.
+
+    Raises:
+        DataError: if too little is left, naming what cleaning took out.
+    """
+    try:
+        return split(
+            cleaned.table,
+            validation_size=config.validation_size,
+            test_size=config.test_size,
+            seed=seed,
+            alike=cleaned.alike if config.near_duplicates == "together" else None,
+        )
+    except DataError as error:
+        if not cleaned.counts:
+            raise
+        left_out = ", ".join(f"{n:,} {reason}" for reason, n in cleaned.counts.items())
+        raise DataError(f"{error.what} (rows left out: {left_out})", where=error.where, remedy=error.remedy) from error
