@@ -11,6 +11,7 @@ medians over rounds. Only training is timed, without evaluation and checkpoints.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
@@ -147,10 +148,14 @@ def main() -> int:
 
     from bertsmith.model import checkpoint
     from bertsmith.model.load import choose_device
+    from bertsmith.training.memory import freed_memory_kept
 
     device = choose_device("auto")
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.resolve("packaged:minilm").path)
     tokenizer.model_max_length = given.max_length
+    # The same allocator for all: it cannot be put back for one of them alone.
+    kept = contextlib.ExitStack()
+    kept.enter_context(freed_memory_kept())
     print(f"{torch.get_num_threads()} threads, {device}, torch {torch.__version__}", file=sys.stderr)
     print(
         "| model | table | texts | contender | seconds, median (all) | texts/s | times (a) | share of matrix peak |\n"

@@ -71,6 +71,45 @@ def test_attention_drops_its_weights_and_is_right_on_average(kind):
     assert float(error.max()) < 5
 
 
+@pytest.mark.parametrize("kind", ["none", "bool", "float"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_attention_and_its_gradients_are_those_of_the_same_mask_written_out(kind, dtype):
+    exact, ours = (
+        [torch.randn(2, 3, 6, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)] for _ in "ab"
+    )
+    exact = [x.to(dtype).double().requires_grad_() for x in exact]
+    ours = [x.to(dtype).requires_grad_() for x in ours]
+    seen = torch.ones(2, 1, 6, 6, dtype=torch.bool)
+    seen[0, :, :, 4:] = False
+    least = torch.finfo(torch.float32).min  # what transformers fills a mask with; more than bf16 can hold
+    mask = {"none": None, "bool": seen, "float": torch.zeros(seen.shape).masked_fill(~seen, least)}[kind]
+    with CheapDropout(3):
+        found = F.scaled_dot_product_attention(*ours, mask, dropout_p=0.25, scale=0.3)
+    stays = CheapDropout(3).mask(torch.Size((2, 3, 6, 6)), 0.25)
+    q, k, v = exact
+    scores = 0.3 * q @ k.transpose(-1, -2)
+    scores = scores if mask is None else scores.masked_fill(~seen, -torch.inf)
+    wanted = torch.where(stays, torch.softmax(scores, -1) / 0.75, 0) @ v
+    upstream = torch.randn(found.shape, dtype=torch.float64)
+    found.backward(upstream.to(dtype))
+    wanted.backward(upstream)
+    tolerance = 1e-9 if dtype == torch.float64 else 0.03
+    assert found.dtype == dtype
+    assert torch.allclose(found.double(), wanted, atol=tolerance)
+    for one, other in zip(ours, exact, strict=True):
+        assert torch.allclose(one.grad.double(), other.grad, atol=tolerance)
+
+
+def test_a_mask_that_learns_and_a_causal_one_are_left_to_torch():
+    q = torch.randn(1, 1, 4, 8)
+    learned = torch.zeros(1, 1, 4, 4, requires_grad=True)
+    with CheapDropout(3):
+        F.scaled_dot_product_attention(q, q, q, learned, dropout_p=0.5).sum().backward()
+        causal = F.scaled_dot_product_attention(q, q, torch.eye(4)[None, None], dropout_p=0.5, is_causal=True)
+    assert learned.grad is not None
+    assert torch.equal(causal, causal.tril())
+
+
 @pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a != "modernbert"])  # which drops nothing
 def test_every_architecture_gets_it(architecture, tmp_path):
     """With the same masks the logits are the same, whatever torch's own generator does; with others they are not."""

@@ -3,8 +3,10 @@
 import functools
 import json
 import os
+import platform
 import random
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -797,3 +799,17 @@ def test_standard_output_that_is_full_is_told(command, finished, tmp_path):
     assert done.returncode == 2, done.stderr
     assert "cannot be written: No space left" in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone can be told to keep what is freed")
+def test_freed_memory_is_kept_while_it_is_needed_again_and_given_back_afterwards():
+    def new_pages():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(10):
+            torch.zeros(2**21)  # 8 MiB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with memory.freed_memory_kept():
+        new_pages()
+        assert new_pages() < 100
+    assert new_pages() > 1000

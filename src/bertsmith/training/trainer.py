@@ -33,7 +33,7 @@ from bertsmith.training.checkpoints import load_state
 from bertsmith.training.engine import Engine, NotFiniteError
 from bertsmith.training.events import Collapsed, Evaluated, Finished, Listener, MemoryPlanned, Saved, Started, StepDone
 from bertsmith.training.losses import LOSSES, StepLoss, inverse_weights
-from bertsmith.training.memory import free_memory, plan, ran_out
+from bertsmith.training.memory import free_memory, freed_memory_kept, plan, ran_out
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -95,7 +95,7 @@ def fit(
     while True:
         settings = recovery.safer(arguments) if slower else arguments
         try:
-            with quiet_transformers():
+            with quiet_transformers(), freed_memory_kept():
                 engine = _engine(loaded, train, validation, settings, imbalance, score, reporter)
                 engine.add_callback(EarlyStoppingCallback(patience * _evaluations_per_epoch(settings, len(train))))
                 engine.slower, engine.head_rate, engine.layer_decay = slower, head_rate, layer_decay
