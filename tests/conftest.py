@@ -19,6 +19,7 @@ from bertsmith.testing import tiny_model, tiny_table
 if TYPE_CHECKING:
     import torch
 
+    from bertsmith.inference.labelling import Labelling
     from bertsmith.run import Run
 
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -78,6 +79,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     table["Label"] = (table["Label"] + 1) * 10
     bs.train(table, output=folder, model=str(tiny), **{**FAST, "epochs": 12})
     return folder
+
+
+@pytest.fixture(scope="session")
+def classifier(finished: Path) -> Labelling:
+    """The classifier of the finished run, with torch."""
+    import bertsmith as bs
+
+    return bs.load(finished, device="cpu", runtime="torch")
 
 
 @pytest.fixture

@@ -129,8 +129,12 @@ def check_output(path: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Hold a run folder, there or not yet, against every other process; the lock goes with the process.
+def held(path: Path, what: str = "training into this run folder") -> Iterator[None]:
+    """Hold a run folder or a file, there or not yet, against every other process; the lock goes with the process.
+
+    Args:
+        path: the folder or file.
+        what: another process is doing there, if it is held.
 
     Raises:
         RunFolderError: if another process holds it.
@@ -145,9 +149,9 @@ def held(path: Path) -> Iterator[None]:
         if not Path(lock.lock_file).exists():  # it could not even be made
             raise cannot_write(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES))) from None
         raise RunFolderError(
-            "another process is training into this run folder",
+            f"another process is {what}",
             where=str(path),
-            remedy="Wait until it is done, or give -o another folder.",
+            remedy="Wait until it is done, or give -o another place.",
         ) from None
     except OSError as error:
         raise cannot_write(path, error) from error

@@ -163,3 +163,36 @@ def test_closed_streams_are_no_fault(command, finished, csv):
     out = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     assert out.stderr == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_predictions_whose_process_ends_go_on_from_there(number, finished, tmp_path):
+    table = tiny_table(40_000)[["Text"]]
+    table.to_csv(tmp_path / "t.csv")
+    out, folder = tmp_path / "out.csv", tmp_path / "out.csv.unfinished"
+    command = [sys.executable, "-m", "bertsmith", "predict", str(finished), str(tmp_path / "t.csv"), "-o", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (folder / "00000000.json").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    told = process.communicate(timeout=60)[1]
+    if number == signal.SIGKILL:
+        assert process.returncode == -number
+    else:
+        assert process.returncode == 130, told
+        assert "to go on: the same command with --resume" in told
+    assert not out.exists()
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "unfinished predictions are there" in refused.stderr
+    written = (folder / "00000000.csv").stat().st_mtime_ns
+    process = subprocess.Popen([*command, "--resume"])
+    kept = []
+    while process.poll() is None:
+        kept += [p.stat().st_mtime_ns for p in folder.glob("00000000.csv")]
+        time.sleep(0.01)
+    assert process.returncode == 0
+    assert set(kept) == {written}  # it was not labelled again
+    assert not folder.exists()
+    lines = out.read_text().splitlines()
+    assert [line.split(",")[1] for line in lines[1:]] == table["Text"].tolist()

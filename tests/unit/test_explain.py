@@ -12,11 +12,6 @@ from bertsmith.testing import ARCHITECTURES, WORDS, tiny_model, tiny_table
 from tests.conftest import FAST
 
 
-@pytest.fixture(scope="module")
-def classifier(finished):
-    return bs.load(finished, device="cpu")
-
-
 @pytest.mark.parametrize("label", [None, "animals", "colours", "fruits"])
 def test_attributions_sum_to_the_change_in_the_logit(label, classifier):
     for text in ["my cat and your dog near 7", "here is a red apple, very quite", "that"]:

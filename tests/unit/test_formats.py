@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from bertsmith.config import DataConfig
-from bertsmith.data.delimited import decode
-from bertsmith.data.read import read_table, read_texts
+from bertsmith.data.encodings import decode
+from bertsmith.data.read import read_table
 from bertsmith.data.sources import read_raw
 from bertsmith.errors import DataError
 
@@ -240,13 +240,6 @@ def test_a_key_that_is_there_twice_is_refused(tmp_path):
         with pytest.raises(DataError, match="is there twice") as caught:
             read_raw(tmp_path / "t.json", DataConfig())
         assert place in str(caught.value)
-
-
-def test_texts_to_predict_need_no_label(tmp_path):
-    rows, texts, column = read_texts(pd.DataFrame({"id": [1, 2], "Review": ["a", None]}))
-    assert (texts, column, list(rows.columns)) == (["a", ""], "Review", ["id", "Review"])
-    assert read_texts(pd.DataFrame({"anything": ["a"]}))[1] == ["a"]
-    assert read_texts("one\r\n\ntwo\u2028three\n", lines=True)[1] == ["one", "", "two\u2028three"]
 
 
 def test_a_hub_dataset_out_of_reach_is_told(monkeypatch):

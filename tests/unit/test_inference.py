@@ -6,15 +6,13 @@ import pandas as pd
 import pytest
 
 import bertsmith as bs
+from bertsmith.config import DataConfig
+from bertsmith.data.stream import open_stream
 from bertsmith.errors import ConfigError, DataError
-from bertsmith.inference.predict import open_writer, output_format, predict_rows
+from bertsmith.inference.pieces import write_stream
+from bertsmith.inference.predict import output_format, predict_pieces, predict_rows
 from bertsmith.run import open_run
 from bertsmith.testing import WORDS, tiny_table
-
-
-@pytest.fixture(scope="module")
-def classifier(finished):
-    return bs.load(finished, device="cpu")
 
 
 def test_texts_are_labelled(classifier):
@@ -54,7 +52,7 @@ def _rows():
 
 def test_input_columns_are_kept_and_empty_texts_get_no_prediction(classifier):
     rows = _rows()
-    (frame,) = predict_rows(classifier, rows, rows["text"].tolist(), probabilities=True)
+    frame = predict_rows(classifier, rows, rows["text"].tolist(), probabilities=True)
     assert list(frame.columns) == [
         "id",
         "text",
@@ -71,23 +69,22 @@ def test_input_columns_are_kept_and_empty_texts_get_no_prediction(classifier):
 
 
 def test_only_empty_texts_is_no_fault(classifier):
-    (frame,) = predict_rows(classifier, pd.DataFrame({"text": [""]}), [""], probabilities=True)
+    frame = predict_rows(classifier, pd.DataFrame({"text": [""]}), [""], probabilities=True)
     assert frame["confidence"].isna().all()
 
 
 def test_input_columns_are_never_overwritten(classifier):
     with pytest.raises(DataError, match="'predicted'"):
-        next(predict_rows(classifier, pd.DataFrame({"text": ["a"], "predicted": [1]}), ["a"]))
+        predict_rows(classifier, pd.DataFrame({"text": ["a"], "predicted": [1]}), ["a"])
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_every_output_holds_the_same(suffix, classifier, tmp_path, monkeypatch):
-    monkeypatch.setattr("bertsmith.inference.predict.CHUNK", 3)  # several chunks
+    monkeypatch.setattr("bertsmith.data.stream.PIECE", 3)
     rows = _rows().assign(mixed=[1, "two", None, 4.5])
     path = tmp_path / f"out{suffix}"
-    with open_writer(output_format(path), path) as writer:
-        for frame in predict_rows(classifier, rows, rows["text"].tolist()):
-            writer.write(frame)
+    with open_stream(rows, DataConfig()) as stream:
+        write_stream(lambda pieces: predict_pieces(classifier, pieces), stream, path, {})
     if suffix == ".csv":
         back = pd.read_csv(path)
     elif suffix == ".jsonl":

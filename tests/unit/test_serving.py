@@ -83,11 +83,6 @@ class Fake(OneModel):
 
 
 @pytest.fixture(scope="module")
-def classifier(finished):
-    return bs.load(finished, device="cpu", runtime="torch")
-
-
-@pytest.fixture(scope="module")
 def ask(finished):
     loader = Loader(Serving(str(finished), device="cpu", runtime="torch"), Numbers())
     loader.load()

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from bertsmith.cli.evaluate import RunArgument
 from bertsmith.cli.options import DecisionRule, Runtime, with_settings
-from bertsmith.cli.terminal import check_stdout, talk
+from bertsmith.cli.terminal import check_stdout, sigterm_like_ctrl_c, talk
 from bertsmith.config import Config, DataConfig, ModelConfig
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from bertsmith.data.stream import Piece, Stream
 
+OnError = Literal["fail", "skip"]
+STDIN = 1024
+"""Lines of stdin that are labelled at once."""
+TOLD = 5
+"""Rows left out that are told one by one."""
 READING = ("text_column", "sql", "db", "sheet", "encoding", "max_unpacked")
 
 
@@ -59,6 +67,10 @@ def predict(
         bool, typer.Option("--ensemble", help="Ask the models of all seeds together, of a run trained with --seeds.")
     ] = False,
     runtime: Runtime = "auto",
+    on_error: Annotated[
+        OnError, typer.Option(help="What to do about rows that cannot be read: refuse the table, or leave them out.")
+    ] = "fail",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with predictions that were interrupted.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="JSON Lines on stdout, not CSV.")] = False,
     formula_guard: Annotated[
@@ -75,94 +87,116 @@ def predict(
 
     Example: bertsmith predict runs/reviews new.csv -o predictions.csv
     """
-    from bertsmith.errors import DataError
+    from bertsmith import __version__
+    from bertsmith.cli.prediction_progress import PredictionProgress
+    from bertsmith.data.stream import open_stream
+    from bertsmith.errors import ConfigError, DataError
     from bertsmith.inference.exported import Exported, is_export
-    from bertsmith.inference.predict import ABSTAINED, open_writer, output_format, predict_rows
+    from bertsmith.inference.pieces import check_unfinished, write_stream
+    from bertsmith.inference.predict import open_writer, output_format, predict_pieces
     from bertsmith.output import check_file
     from bertsmith.run import open_run
-    from bertsmith.storage import replaced_file, told
+    from bertsmith.storage import checksum
 
     if not is_export(run):
         open_run(run)
     if source is None and settings.sql is None:
         raise DataError("there is no INPUT", remedy="Give a file, - for stdin, or --sql with --db.")
+    if output is None and resume:
+        raise ConfigError("--resume goes on with a file", remedy="Give -o that file.")
     if output is not None:
-        kind = output_format(output)
+        output_format(output)
         check_file(output, (source, settings.db, config), overwrite=overwrite)
-    from bertsmith.inference.abstain import abstention
-    from bertsmith.inference.opening import open_classifier
+        check_unfinished(output, resume=resume, overwrite=overwrite)
+    asked: dict[str, Any] = {
+        "min_confidence": min_confidence,
+        "target_accuracy": target_accuracy,
+        "coverage": coverage,
+    }
+    skip = on_error == "skip"
+    with nullcontext(_stdin(settings)) if source == "-" else open_stream(source, settings, skip=skip) as stream:
+        _tell(stream)
+        from bertsmith.inference.abstain import abstention
+        from bertsmith.inference.opening import identity, open_classifier
 
-    parts = _parts(source, settings)
-    first = next(parts)  # a bad table is told before the model is loaded
-    classifier, held_out = open_classifier(
-        run, device=settings.device, decide=decision_rule, ensemble=ensemble, runtime=runtime
-    )
-    if isinstance(classifier, Exported) and not is_export(run):
-        talk().print(f"[dim]with the run's {classifier.about.format} export (--runtime torch: without)[/]")
-    abstain = abstention(
-        held_out,
-        classifier.rules,
-        decide=decision_rule,
-        min_confidence=min_confidence,
-        target_accuracy=target_accuracy,
-        coverage=coverage,
-    )
-    done = empty = abstained = 0
-
-    def predicted() -> Iterator[pd.DataFrame]:
-        nonlocal done, empty, abstained
-        for rows, texts in itertools.chain([first], parts):
-            for frame in predict_rows(classifier, rows, texts, probabilities=probabilities, abstain=abstain):
-                done += len(frame)
-                empty += int(frame["confidence"].isna().sum())
-                abstained += int(frame[ABSTAINED].sum()) if ABSTAINED in frame.columns else 0
-                yield frame
-
-    if output is None:
-        check_stdout()
-        kind = "jsonl" if json else "csv"
-        with open_writer(kind, sys.stdout, guarded=formula_guard) as writer:
-            for frame in predicted():
-                writer.write(frame)
-    else:
-        with (
-            told(output),
-            replaced_file(output) as file,
-            open_writer(kind, file, guarded=formula_guard, rows=first[0]) as writer,
-        ):
-            for frame in predicted():
-                writer.write(frame)
-        talk().print(f"{done:,} rows written to {output}", markup=False)
-    if abstain.confidence is not None:
-        talk().print(
-            f"{abstained:,} of {done:,} rows left unlabelled: confidence below {abstain.confidence:.3f}", markup=False
+        classifier, held_out = open_classifier(
+            run, device=settings.device, decide=decision_rule, ensemble=ensemble, runtime=runtime
         )
-    if empty:
-        talk().print(f"[yellow]warning:[/] {empty:,} rows have no text and so no prediction")
+        if isinstance(classifier, Exported) and not is_export(run):
+            talk().print(f"[dim]with the run's {classifier.about.format} export (--runtime torch: without)[/]")
+        abstain = abstention(held_out, classifier.rules, decide=decision_rule, **asked)
+        label = partial(predict_pieces, classifier, probabilities=probabilities, abstain=abstain)
+        if output is None:
+            check_stdout()
+            counts: Counter[str] = Counter()
+            with open_writer("jsonl" if json else "csv", sys.stdout, guarded=formula_guard) as writer:
+                for frame, of_piece in label(stream.pieces()):
+                    writer.write(frame)
+                    counts += of_piece
+        else:
+            about = {
+                "version": __version__,
+                "input": None if stream.path is None else checksum(stream.path),
+                "text_column": settings.text_column,
+                "encoding": settings.encoding,
+                "on_error": on_error,
+                "model": identity(run, ensemble=ensemble),
+                "labelled by": repr(classifier),
+                "decision_rule": decision_rule,
+                **asked,
+                "probabilities": probabilities,
+                "formula_guard": formula_guard,
+            }
+            with PredictionProgress(talk(), stream.n_rows) as progress, sigterm_like_ctrl_c():
+                counts = write_stream(
+                    partial(label, progress=progress),
+                    stream,
+                    output,
+                    about,
+                    guarded=formula_guard,
+                    resume=resume,
+                    done_before=progress.skip,
+                )
+            talk().print(f"{counts['rows']:,} rows written to {output}", markup=False)
+        if abstain.confidence is not None:
+            talk().print(
+                f"{counts['abstained']:,} of {counts['rows']:,} rows left unlabelled: "
+                f"confidence below {abstain.confidence:.3f}",
+                markup=False,
+            )
+        if counts["empty"]:
+            talk().print(f"[yellow]warning:[/] {counts['empty']:,} rows have no text and so no prediction")
 
 
-def _parts(source: str | None, settings: Config) -> Iterator[tuple[pd.DataFrame, list[str]]]:
-    from bertsmith.data.delimited import decode
-    from bertsmith.data.formats import read_bytes
-    from bertsmith.data.read import is_text_lines, read_texts
+def _tell(stream: Stream) -> None:
+    """Say what reading found."""
+    for note in stream.notes:
+        talk().print(f"{note.severity}: {note.message}", markup=False)
+    if stream.left_out:
+        some = "; ".join(f"{place}: {why}" for place, why in stream.left_out[:TOLD])
+        more = f"; and {len(stream.left_out) - TOLD:,} more" if len(stream.left_out) > TOLD else ""
+        talk().print(f"[yellow]warning:[/] {len(stream.left_out):,} rows cannot be read and are left out")
+        talk().print(f"  {some}{more}", markup=False)
+
+
+def _stdin(settings: Config) -> Stream:
+    """Lines from stdin, which are read as they come."""
+    from bertsmith.data.encodings import decode
+    from bertsmith.data.stream import Stream, lines_piece
     from bertsmith.errors import DataError
-    from bertsmith.inference.predict import CHUNK
 
-    if source == "-":
-        if sys.stdin.isatty():
-            talk().print("[dim]reading texts, one a line, until the end of the input (Ctrl-D)[/]")
-        anything = False
-        while lines := list(itertools.islice(sys.stdin.buffer, CHUNK)):
+    if sys.stdin.isatty():
+        talk().print("[dim]reading texts, one a line, until the end of the input (Ctrl-D)[/]")
+
+    def pieces() -> Iterator[Piece]:
+        while lines := list(itertools.islice(sys.stdin.buffer, STDIN)):
             text = decode(b"".join(lines), "stdin", settings.encoding)[0]
-            if text.strip():
-                anything = True
-                yield read_texts(text, lines=True)[:2]
-        if not anything:
-            raise DataError("there are no texts on stdin", remedy="Give one text a line.")
-    elif source is not None and not source.startswith("hf://") and is_text_lines(Path(source)):
-        text = decode(read_bytes(Path(source), settings.max_unpacked), source, settings.encoding)[0]
-        if not text.strip():
-            raise DataError("the file is empty", where=source, remedy="Give one text a line.")
-        yield read_texts(text, lines=True)[:2]
-    else:
-        yield read_texts(source, settings)[:2]
+            yield lines_piece([line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")])
+
+    read = pieces()
+    before: list[Piece] = []
+    for piece in read:  # something must be there before the model is loaded
+        before.append(piece)
+        if any(text.strip() for text in piece[1]):
+            return Stream("stdin", lambda: itertools.chain(before, read), None)
+    raise DataError("there are no texts on stdin", remedy="Give one text a line.")

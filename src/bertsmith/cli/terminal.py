@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any
 
 from rich.console import Console
@@ -25,6 +28,16 @@ def talk() -> Console:
 def result() -> Console:
     """Return the console for results, on stdout."""
     return Console(file=sys.stdout, highlight=False, soft_wrap=True, width=_width(sys.stdout))
+
+
+@contextmanager
+def sigterm_like_ctrl_c() -> Iterator[None]:
+    """Have SIGTERM do what Ctrl-C does, so that what is half done is cleared away."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def check_stdout() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bertsmith.data.delimited import decode
+from bertsmith.data.encodings import decode
 from bertsmith.errors import DataError
 
 

@@ -1,12 +1,15 @@
-"""Text files: which encoding, which delimiter, and rows that all have the fields of the header."""
+"""Delimited texts: which delimiter, and rows that all have the fields of the header."""
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
 import re
 import sys
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TextIO, TypeVar
 
 import pandas as pd
 
@@ -14,79 +17,14 @@ from bertsmith.data.table import Note
 from bertsmith.errors import DataError, listing
 
 _DELIMITERS = (",", ";", "\t", "|")
+_SAMPLE = 65536
+"""Characters by which the delimiter is guessed."""
 _SEPARATOR = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
 
 
-def decode(content: bytes, name: str, encoding: str | None = None) -> tuple[str, list[Note]]:
-    """Turn bytes into text: by byte order mark, as UTF-8, or by a guess that is reported.
-
-    Raises:
-        DataError: if ``encoding`` is given and does not fit, or nothing fits.
-    """
-    if encoding is not None:
-        try:
-            return content.decode(encoding).removeprefix("\ufeff"), []
-        except (LookupError, UnicodeError) as error:
-            raise DataError(
-                f"the file cannot be read as {encoding}: {error}", where=name, remedy="Check --encoding."
-            ) from error
-    for mark, codec in (
-        (b"\xef\xbb\xbf", "utf-8-sig"),
-        (b"\xff\xfe\x00\x00", "utf-32"),
-        (b"\x00\x00\xfe\xff", "utf-32"),
-        (b"\xff\xfe", "utf-16"),
-        (b"\xfe\xff", "utf-16"),
-    ):
-        if content.startswith(mark):
-            try:
-                return content.decode(codec), []
-            except UnicodeError as error:
-                raise DataError(
-                    f"the file says that it is {codec} but is not: {error}",
-                    where=name,
-                    remedy="Save it again as UTF-8.",
-                ) from error
-    head = content[:4096]
-    binary = sum(byte < 9 or 13 < byte < 32 for byte in head if byte)
-    even, odd = head[::2].count(b"\x00"), head[1::2].count(b"\x00")
-    wide = max(even, odd) > 3 + len(head) // 5 and min(even, odd) <= max(even, odd) // 10
-    if binary > 3 + len(head) // 50 or (even + odd > 3 + len(head) // 5 and not wide):
-        zeros = f": {even + odd:,} of its first {len(head):,} bytes are NUL" if even + odd else ""
-        raise DataError(
-            f"this is not a text file{zeros}",
-            where=name,
-            remedy="Give a CSV, JSON Lines, Parquet, Feather or Excel file.",
-        )
-    if wide:
-        codec = "utf-16-le" if odd > even else "utf-16-be"
-        try:
-            return content.decode(codec), [Note("info", f"{name} was read as {codec}")]
-        except UnicodeError as error:
-            raise DataError("this is not a text table", where=name, remedy="Save it as CSV in UTF-8.") from error
-    try:
-        return content.decode("utf-8"), []
-    except UnicodeDecodeError as error:
-        first_bad = error.start
-    codec = _guess_encoding(content, first_bad)
-    line = content.count(b"\n", 0, first_bad) + 1
-    note = Note(
-        "warning", f"{name} is not UTF-8 (line {line:,}); it was read as {codec}. If accents look wrong, use --encoding"
-    )
-    return content.decode(codec, errors="replace"), [note]
-
-
-def _guess_encoding(content: bytes, first_bad: int) -> str:
-    from charset_normalizer import from_bytes
-
-    # Only the lines around non-ASCII bytes tell anything; a window from the first of them is enough and quick.
-    start = content.rfind(b"\n", 0, first_bad) + 1
-    window = content[start : start + 20_000]
-    best = from_bytes(window).best()
-    # From a few bytes nobody can tell the Latin code pages apart: Windows-1252 is by far the commonest. The ISO kin of
-    # it decode 0x80-0x9f to control characters, where Windows has quotes and dashes.
-    few = sum(byte > 0x7F for byte in window) < 20
-    western = ("latin_1", "iso8859_1", "iso8859_15", "ascii", "utf_8")
-    return "cp1252" if best is None or few or best.encoding in western else best.encoding
+Row = tuple[int, list[str]]
+"""The line in which a row begins, and its fields."""
+T = TypeVar("T")
 
 
 def delimited(text: str, name: str, prefer: str | None) -> tuple[pd.DataFrame, list[Note]]:
@@ -100,66 +38,161 @@ def delimited(text: str, name: str, prefer: str | None) -> tuple[pd.DataFrame, l
     Raises:
         DataError: if quotes do not match or rows have more or fewer fields than the header.
     """
-    if said := _SEPARATOR.match(text):  # a line for Excel alone; blank, it keeps the numbers of the others
-        prefer, text = said[1], "\n" + text[said.end() :]
-    delimiter = prefer if prefer and prefer in text.lstrip("\n").partition("\n")[0] else _guess_delimiter(text)
-    notes: list[Note] = []
-    dialects: list[dict[str, Any]] = [{}]
-    if '\\"' in text:
-        dialects.append({"escapechar": "\\", "doublequote": False})
-    if delimiter == "\t":
-        dialects.append({"quoting": csv.QUOTE_NONE})
+
+    def table(names: list[str], rows: Iterator[Row]) -> pd.DataFrame:
+        return to_frame(names, [fields for _, fields in rows])
+
+    _, frame, notes = find_dialect(lambda: io.StringIO(text, newline=""), name, prefer, table)
+    return frame, notes
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a delimited text is written.
+
+    Attributes:
+        delimiter: between fields.
+        options: of `csv.reader` besides.
+        says: whether the first line says the delimiter, for Excel alone.
+    """
+
+    delimiter: str
+    options: Mapping[str, Any]
+    says: bool
+
+    def rows(self, text: TextIO, name: str, ragged: Callable[[int, int], None]) -> Iterator[Row]:
+        """Read row by row, the header first; empty lines are left out.
+
+        Args:
+            text: opened with ``newline=""``.
+            name: what to call it in messages.
+            ragged: is told the line and the number of fields of a row that has not those of the header, which is left
+                out.
+
+        Raises:
+            DataError: if quotes do not match.
+        """
+        first = next(text, "") if self.says else ""
+        start, n_fields = 1, 0
+        # A line for Excel is blank here, and keeps the numbers of the others.
+        reader = csv.reader(
+            itertools.chain(["\n"] if first else [], text), delimiter=self.delimiter, strict=True, **self.options
+        )
+        while True:
+            previous = csv.field_size_limit(sys.maxsize)
+            try:
+                fields = next(reader, None)
+            except csv.Error as error:
+                raise DataError(
+                    f"the quotes do not match in the row that begins in line {start:,} ({error})",
+                    where=f"{name}, line {start:,}",
+                    remedy='Put quotes around the text and write every quote inside it twice: "he said ""no"""',
+                ) from error
+            finally:
+                csv.field_size_limit(previous)
+            if fields is None:
+                return
+            if fields and n_fields and len(fields) != n_fields:
+                ragged(start, len(fields))
+            elif fields:
+                n_fields = n_fields or len(fields)
+                yield start, fields
+            start = reader.line_num + 1
+
+
+def find_dialect(
+    opened: Callable[[], TextIO],
+    name: str,
+    prefer: str | None,
+    take: Callable[[list[str], Iterator[Row]], T],
+    ragged: Callable[[int, int], None] | None = None,
+) -> tuple[Dialect, T, list[Note]]:
+    """Read a delimited text through, in the first dialect in which its quotes match.
+
+    Args:
+        opened: opens it, with ``newline=""``.
+        name: what to call it in messages.
+        prefer: the delimiter its name promises; taken if it is in the header.
+        take: is given the names of the columns and all rows, and reads them.
+        ragged: as for `Dialect.rows`; without it such rows are an error.
+
+    Returns:
+        The dialect, what ``take`` returned, and notes.
+
+    Raises:
+        DataError: if quotes do not match or, unless ``ragged`` is told, rows have more or fewer fields than the header.
+    """
+    with opened() as text:
+        sample = text.read(_SAMPLE)
+    if said := _SEPARATOR.match(sample):
+        prefer, sample = said[1], sample[said.end() :]
+    delimiter = prefer if prefer and prefer in sample.lstrip("\n").partition("\n")[0] else _guess_delimiter(sample)
     first_error: DataError | None = None
-    for dialect in dialects:
+    for options in ({}, {"escapechar": "\\", "doublequote": False}, {"quoting": csv.QUOTE_NONE}):
+        if "escapechar" in options:
+            with opened() as text:
+                if not any('\\"' in line for line in text):
+                    continue
+        if "quoting" in options and delimiter != "\t":
+            continue
+        dialect = Dialect(delimiter, options, bool(said))
         try:
-            frame = _parse(text, name, delimiter, dialect)
+            taken = _taken(dialect, opened, name, take, ragged)
         except DataError as error:
             first_error = first_error or error
             continue
-        if dialect:
-            how = "quotes as plain characters" if "quoting" in dialect else 'quotes escaped as \\"'
-            notes.append(Note("info", f"{name} was read with {how}"))
-        return frame, notes
+        how = "quotes as plain characters" if "quoting" in options else 'quotes escaped as \\"'
+        return dialect, taken, [Note("info", f"{name} was read with {how}")] if options else []
     assert first_error is not None
     raise first_error
 
 
-def _parse(text: str, name: str, delimiter: str, dialect: dict[str, Any]) -> pd.DataFrame:
-    previous = csv.field_size_limit(sys.maxsize)
-    start = 1
-    rows: list[list[str]] = []
-    ragged: list[tuple[int, int]] = []
-    try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, **dialect)
-        for fields in reader:
-            if fields:
-                if rows and len(fields) != len(rows[0]):
-                    ragged.append((start, len(fields)))
-                rows.append(fields)
-            start = reader.line_num + 1
-    except csv.Error as error:
+def _taken(
+    dialect: Dialect,
+    opened: Callable[[], TextIO],
+    name: str,
+    take: Callable[[list[str], Iterator[Row]], T],
+    ragged: Callable[[int, int], None] | None,
+) -> T:
+    wrong: list[tuple[int, int]] = []
+    n_rows = 0
+
+    def counted(rows: Iterator[Row]) -> Iterator[Row]:
+        nonlocal n_rows
+        for row in rows:
+            n_rows += 1
+            yield row
+
+    with opened() as text:
+        rows = dialect.rows(text, name, lambda line, n: wrong.append((line, n)))
+        _, header = next(rows, (0, []))
+        if not header:
+            raise DataError("the file has no header", where=name, remedy="The first row must name the columns.")
+        taken = take(column_names(header), counted(rows))
+    if wrong and ragged is None:
+        line, n = wrong[0]
+        lines = listing([line for line, _ in wrong], 5)
         raise DataError(
-            f"the quotes do not match in the row that begins in line {start:,} ({error})",
-            where=f"{name}, line {start:,}",
-            remedy='Put quotes around the text and write every quote inside it twice: "he said ""no"""',
-        ) from error
-    finally:
-        csv.field_size_limit(previous)
-    if not rows:
-        raise DataError("the file has no header", where=name, remedy="The first row must name the columns.")
-    header = rows[0]
-    if ragged:
-        line, n = ragged[0]
-        lines = listing([line for line, _ in ragged], 5)
-        raise DataError(
-            f"{len(ragged):,} of {len(rows) - 1:,} rows do not have the {len(header)} fields of the header: "
+            f"{len(wrong):,} of {n_rows + len(wrong):,} rows do not have the {len(header)} fields of the header: "
             f"line {line:,} has {n}",
-            where=f"{name}, line{'s' if len(ragged) > 1 else ''} {lines}",
+            where=f"{name}, line{'s' if len(wrong) > 1 else ''} {lines}",
             remedy="Put quotes around texts that hold the delimiter "
-            f"({ {chr(9): 'tab'}.get(delimiter, delimiter)!r}), or save the table again.",
+            f"({ {chr(9): 'tab'}.get(dialect.delimiter, dialect.delimiter)!r}), or save the table again.",
         )
-    names = [column.strip() or f"column {i}" for i, column in enumerate(header, start=1)]
-    columns = list(zip(*rows[1:], strict=True)) or [()] * len(names)
+    for line, n in wrong if ragged else []:
+        assert ragged is not None
+        ragged(line, n)
+    return taken
+
+
+def column_names(header: list[str]) -> list[str]:
+    """Return the names of the columns of a header; one without has its number."""
+    return [column.strip() or f"column {i}" for i, column in enumerate(header, start=1)]
+
+
+def to_frame(names: list[str], rows: list[list[str]]) -> pd.DataFrame:
+    """Return a data frame of texts."""
+    columns = list(zip(*rows, strict=True)) or [()] * len(names)
     # pandas would merge equal names: build by position, name after.
     frame = pd.DataFrame({i: pd.Series(values, dtype=object) for i, values in enumerate(columns)})
     frame.columns = pd.Index(names)
@@ -167,8 +200,8 @@ def _parse(text: str, name: str, delimiter: str, dialect: dict[str, Any]) -> pd.
 
 
 def _guess_delimiter(text: str) -> str:
-    sample = text[:65536].splitlines(keepends=True)[:200]
-    if len(text) > 65536 and len(sample) > 1:
+    sample = text.splitlines(keepends=True)[:200]
+    if len(text) >= _SAMPLE - 6 and len(sample) > 1:  # less what a line for Excel may take
         sample = sample[:-1]
     best, best_score = ",", (0.0, 0)
     for delimiter in _DELIMITERS:

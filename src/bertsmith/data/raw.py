@@ -60,16 +60,21 @@ def encodable(frame: pd.DataFrame) -> pd.DataFrame:
     return result
 
 
-def texts_of(values: Iterable[Any], where: str) -> list[str | None]:
+def texts_of(values: Iterable[Any], where: str, first: int = 1) -> list[str | None]:
     """Read a column as texts: numbers become their digits, missing becomes ``None``.
 
     Lone surrogates, which no encoding can write, become U+FFFD.
+
+    Args:
+        values: the cells.
+        where: file and column, for messages.
+        first: number of the row of the first of them.
 
     Raises:
         DataError: if a cell holds a list or an object.
     """
     texts: list[str | None] = []
-    for row, value in enumerate(values, start=1):
+    for row, value in enumerate(values, start=first):
         refuse_nested(value, row, where, "--text-column")
         if isinstance(value, str):
             texts.append(encodable_text(value))

@@ -177,37 +177,15 @@ def _where(names: list[str], columns: Columns) -> str:
     return f"{', '.join(names)}, column{'s' if len(used) > 1 else ''} {' and '.join(used)}"
 
 
-def read_texts(
-    source: Any, config: DataConfig | None = None, *, lines: bool = False
-) -> tuple[pd.DataFrame, list[str], str]:
-    """Read texts to predict: any table kind, or plain text with one text a line.
-
-    Args:
-        source: what `read_table` takes, or the lines themselves as one string where ``lines`` is set: then a line is
-            a text, an empty one too, so that predictions stay beside their lines.
-        config: which column holds the texts.
-        lines: read ``source`` as plain text.
-
-    Returns:
-        The input columns as they stand, the texts (missing ones empty), and the name of the text column.
+def text_column(names: list[str], name: str, config: DataConfig) -> str:
+    """Return the column with the texts to predict: the one named, the only one, or the one found by its name.
 
     Raises:
-        DataError: if the source cannot be read or the text column is not certain.
+        DataError: if that is not certain.
     """
-    config = config or DataConfig()
-    if lines:
-        texts = [line.removesuffix("\r") for line in str(source).removesuffix("\n").split("\n")]
-        if not any(text.strip() for text in texts):
-            raise DataError("there are no texts", remedy="Give one text a line.")
-        return pd.DataFrame({"text": pd.Series(texts, dtype="str")}), texts, "text"
-    raw = read_raw(source, config)
-    names = list(raw.frame.columns)
     if len(names) == 1 and config.text_column is None:
-        column = names[0]
-    else:
-        column = find_columns(names, raw.name, text=config.text_column, label_required=False).text
-    texts = [text or "" for text in texts_of(raw.frame[column], f"{raw.name}, column {column!r}")]
-    return raw.frame, texts, column
+        return names[0]
+    return find_columns(names, name, text=config.text_column, label_required=False).text
 
 
 def is_text_lines(path: Path) -> bool:

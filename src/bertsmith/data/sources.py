@@ -41,17 +41,26 @@ def read_raw(source: Any, config: DataConfig) -> RawTable:
             f"a table cannot be read from a {type(source).__name__}",
             remedy="Give a path, a pandas data frame, a datasets.Dataset, or hf://owner/name.",
         )
-    repeated = raw.frame.columns[raw.frame.columns.duplicated()].unique()
-    if len(repeated):
+    check_columns(list(raw.frame.columns), len(raw.frame), raw.name, config)
+    return raw
+
+
+def check_columns(names: list[str], n_rows: int, where: str, config: DataConfig) -> None:
+    """See that a table has rows, and columns that can be told apart.
+
+    Raises:
+        DataError: if not.
+    """
+    repeated = sorted({name for name in names if names.count(name) > 1}, key=names.index)
+    if repeated:
         raise DataError(
             f"several columns have the same name: {listing(repeated)}",
-            where=raw.name,
+            where=where,
             remedy="Give every column a name of its own.",
         )
-    if raw.frame.empty:
+    if not n_rows or not names:
         given = f"--encoding {config.encoding} fits the file and that " if config.encoding else ""
-        raise DataError("the table has no rows", where=raw.name, remedy=f"Check that {given}it is the right file.")
-    return raw
+        raise DataError("the table has no rows", where=where, remedy=f"Check that {given}it is the right file.")
 
 
 def _read_sql(query: str, db: str) -> RawTable:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from bertsmith.errors import ConfigError, RunFolderError
 from bertsmith.inference.abstain import HeldOut, held_out_of
@@ -68,6 +69,14 @@ def open_classifier(
             lambda: held_out_of(open_run(path), ensemble=True),
         )
     return Classifier.load(path, device=device, decide=decide), lambda: held_out_of(open_run(path))
+
+
+def identity(path: Path, *, ensemble: bool = False) -> list[Any]:
+    """Return what tells the models of a run or an export from all others: the checksums of their files."""
+    if is_export(path):
+        return [About.read(path).files]
+    run = open_run(path)
+    return [member.info.get("model_files") for member in (run.members if ensemble else [run])]
 
 
 def _export_of(run: Run, device: str, runtime: str) -> Path | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -17,8 +19,6 @@ from bertsmith.inference.abstain import Abstention
 from bertsmith.inference.labelling import Labelling
 from bertsmith.inference.spreadsheet import guard
 
-CHUNK = 1024
-"""Texts predicted and written at once."""
 FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
 COLUMNS = ("predicted", "predicted_text", "confidence")
 ABSTAINED, LABEL_SET = "abstained", "label_set"
@@ -39,8 +39,9 @@ def predict_rows(
     *,
     probabilities: bool = False,
     abstain: Abstention | None = None,
-) -> Iterator[pd.DataFrame]:
-    """Predict in order, in chunks of `CHUNK` rows.
+    progress: Callable[[int], None] | None = None,
+) -> pd.DataFrame:
+    """Predict some rows, in order.
 
     Args:
         classifier: the fitted model.
@@ -48,8 +49,9 @@ def predict_rows(
         texts: n texts; an empty one gets no prediction.
         probabilities: also give one column a class.
         abstain: when not to answer, or to answer with several labels.
+        progress: is told how many texts were done since it was last told.
 
-    Yields:
+    Returns:
         The input columns with ``predicted`` (label number), ``predicted_text``, ``confidence`` and, if wanted,
         ``probability of LABEL TEXT`` for every class; with ``abstain`` also ``abstained`` (where it is true,
         ``predicted`` is missing) or ``label_set``, a list of label texts.
@@ -65,27 +67,50 @@ def predict_rows(
         raise DataError(
             f"the input has columns that predict would write: {listing(clash)}", remedy="Rename or remove them."
         )
-    for start in range(0, len(rows), CHUNK):
-        part = rows.iloc[start : start + CHUNK].reset_index(drop=True)
-        some = texts[start : start + CHUNK]
-        filled = np.array([bool(text.strip()) for text in some])
-        predicted = classifier.predict_frame([text for text in some if text.strip()])
-        predicted.index = pd.Index(np.flatnonzero(filled))
-        table = np.stack(predicted["probabilities"].to_list()) if len(predicted) else np.empty((0, len(names)))
-        predicted = predicted[list(COLUMNS)]
-        if abstain.confidence is not None:
-            answered = abstain.answered(table)
-            predicted[list(COLUMNS[:2])] = predicted[list(COLUMNS[:2])].where(pd.Series(answered, predicted.index))
-            predicted[ABSTAINED] = pd.Series(~answered, predicted.index, dtype="boolean")
-        if abstain.in_set is not None:
-            predicted[LABEL_SET] = pd.Series(
-                abstain.sets(table, classifier.labels.texts), predicted.index, dtype=object
-            )
-        predicted = predicted.reindex(range(len(part)))
-        predicted["predicted"] = predicted["predicted"].astype("Int64")
-        for i, name in enumerate(names):
-            predicted[name] = pd.Series(table[:, i], index=np.flatnonzero(filled)).reindex(range(len(part)))
-        yield pd.concat([part, predicted], axis=1)
+    filled = np.array([bool(text.strip()) for text in texts])
+    predicted = classifier.predict_frame([text for text in texts if text.strip()], progress)
+    predicted.index = pd.Index(np.flatnonzero(filled))
+    table = np.stack(predicted["probabilities"].to_list()) if len(predicted) else np.empty((0, len(names)))
+    predicted = predicted[list(COLUMNS)]
+    if abstain.confidence is not None:
+        answered = abstain.answered(table)
+        predicted[list(COLUMNS[:2])] = predicted[list(COLUMNS[:2])].where(pd.Series(answered, predicted.index))
+        predicted[ABSTAINED] = pd.Series(~answered, predicted.index, dtype="boolean")
+    if abstain.in_set is not None:
+        sets = abstain.sets(table, classifier.labels.texts)
+        predicted[LABEL_SET] = pd.Series(sets, predicted.index, dtype=object)
+    predicted = predicted.reindex(range(len(texts)))
+    predicted["predicted"] = predicted["predicted"].astype("Int64")
+    for i, name in enumerate(names):
+        predicted[name] = pd.Series(table[:, i], index=np.flatnonzero(filled)).reindex(range(len(texts)))
+    return pd.concat([rows.reset_index(drop=True), predicted], axis=1)
+
+
+def predict_pieces(
+    classifier: Labelling,
+    pieces: Iterable[tuple[pd.DataFrame, list[str]]],
+    *,
+    probabilities: bool = False,
+    abstain: Abstention | None = None,
+    progress: Callable[[int], None] = lambda n: None,
+) -> Iterator[tuple[pd.DataFrame, Counter[str]]]:
+    """Predict piece by piece, in order.
+
+    Args:
+        classifier, probabilities, abstain: as for `predict_rows`.
+        pieces: input columns and texts.
+        progress: is told how many rows were done since it was last told.
+
+    Yields:
+        What `predict_rows` returns of each, and how many ``rows`` these are, how many of them ``empty``, how many
+        ``abstained``.
+    """
+    for rows, texts in pieces:
+        frame = predict_rows(classifier, rows, texts, probabilities=probabilities, abstain=abstain, progress=progress)
+        empty = int(frame["confidence"].isna().sum())
+        progress(empty)
+        left = int(frame[ABSTAINED].sum()) if ABSTAINED in frame.columns else 0
+        yield frame, Counter(rows=len(frame), empty=empty, abstained=left)
 
 
 def output_format(path: Path) -> str:
@@ -106,7 +131,12 @@ def output_format(path: Path) -> str:
 
 @contextmanager
 def open_writer(
-    kind: str, target: Path | IO[str], *, guarded: bool = True, rows: pd.DataFrame | None = None
+    kind: str,
+    target: Path | IO[str],
+    *,
+    guarded: bool = True,
+    types: tuple[Mapping[str, Any], bool] = ({}, False),
+    header: bool = True,
 ) -> Iterator[Writer]:
     """Open a writer for a format of `FORMATS`, on a file or on an open text stream (not for Parquet).
 
@@ -114,27 +144,43 @@ def open_writer(
         kind: the format.
         target: the file or stream.
         guarded: guard CSV against cells that a spreadsheet would run as formulas: see `guard`.
-        rows: the whole input, whose columns get a type of their own in Parquet; without it, values of several
-            chunks that have no common type are written as text.
+        types: the Arrow types of the input's columns in Parquet, and whether its values are as Arrow gives them;
+            a column of none is written in the type of what is written first.
+        header: begin CSV with the names of the columns.
     """
     if kind == "parquet":
         assert isinstance(target, Path)
-        writer = _Parquet(target, rows)
+        writer = _Parquet(target, *types)
         try:
             yield writer
         finally:
             writer.close()
     elif isinstance(target, Path):
         with target.open("w", encoding="utf-8", newline="") as stream:
-            yield _Csv(stream, guarded) if kind == "csv" else _JsonLines(stream)
+            yield _Csv(stream, guarded, header) if kind == "csv" else _JsonLines(stream)
     else:
-        yield _Csv(target, guarded) if kind == "csv" else _JsonLines(target)
+        yield _Csv(target, guarded, header) if kind == "csv" else _JsonLines(target)
         target.flush()
 
 
+def join(kind: str, parts: Sequence[Path], target: Path) -> None:
+    """Join what was written in parts, of which the first alone has a header, into one file."""
+    if kind != "parquet":
+        with target.open("wb") as whole:
+            for path in parts:
+                with path.open("rb") as part:
+                    shutil.copyfileobj(part, whole)
+        return
+    import pyarrow.parquet as pq
+
+    with pq.ParquetWriter(target, pq.read_schema(parts[0])) as writer:
+        for path in parts:
+            writer.write_table(pq.read_table(path).cast(writer.schema))
+
+
 class _Csv:
-    def __init__(self, stream: IO[str], guarded: bool) -> None:
-        self.stream, self.guarded, self.header = stream, guarded, True
+    def __init__(self, stream: IO[str], guarded: bool, header: bool) -> None:
+        self.stream, self.guarded, self.header = stream, guarded, header
 
     def write(self, frame: pd.DataFrame) -> None:
         frame = guard(frame) if self.guarded else frame.copy()
@@ -177,17 +223,15 @@ def _json(value: Any) -> Any:
 
 
 class _Parquet:
-    def __init__(self, path: Path, rows: pd.DataFrame | None) -> None:
-        self.path = path
+    def __init__(self, path: Path, types: Mapping[str, Any], as_read: bool) -> None:
+        self.path, self.types, self.as_read = path, types, as_read
         self.writer: Any = None
-        self.known = {} if rows is None else rows.attrs.get("arrow", {})
-        self.types = {} if rows is None else {n: self.known.get(n) or _type(rows[n]) for n in rows.columns}
 
     def write(self, frame: pd.DataFrame) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        columns = {name: _arrow(frame[name], self.types.get(name), name in self.known) for name in frame.columns}
+        columns = {name: _arrow(frame[name], self.types.get(name), self.as_read) for name in frame.columns}
         table = pa.table(columns) if self.writer is None else pa.table(columns).cast(self.writer.schema)
         if self.writer is None:
             self.writer = pq.ParquetWriter(self.path, table.schema)
@@ -198,20 +242,10 @@ class _Parquet:
             self.writer.close()
 
 
-def _type(values: pd.Series) -> Any:
-    """Return the Arrow type that holds every value of a column; text, where none but that does."""
+def _arrow(values: pd.Series, kind: Any, as_read: bool) -> Any:
     import pyarrow as pa
 
-    try:
-        return pa.Array.from_pandas(values).type
-    except (pa.ArrowException, TypeError, OverflowError):
-        return pa.string()
-
-
-def _arrow(values: pd.Series, kind: Any, known: bool) -> Any:
-    import pyarrow as pa
-
-    if known:  # as it was read: NaN is no missing value
+    if as_read and kind is not None:  # NaN is no missing value
         return pa.array(values.tolist(), type=kind)
     if values.name == LABEL_SET:
         return pa.array([v if isinstance(v, list) else None for v in values], type=pa.list_(pa.string()))

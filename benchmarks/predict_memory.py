@@ -1,0 +1,88 @@
+"""Peak memory of `bertsmith predict` over more and more rows: it should not grow.
+
+A tiny random model labels generated texts, since memory that grows with the rows would do so with any model; every run
+is a process of its own, whose peak the kernel tells.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+WORDS = ["cat", "dog", "red", "blue", "apple", "plum", "my", "your", "here", "is", "that", "very", "quite", "near"]
+MAKE = """
+import sys
+import bertsmith as bs
+from bertsmith.testing import tiny_model, tiny_table
+folder = sys.argv[1]
+bs.train(tiny_table(150), output=f"{folder}/run", model=str(tiny_model(f"{folder}/tiny")), epochs=1)
+"""
+
+
+def write_rows(path: Path, n: int, kind: str) -> None:
+    """Write texts of 3 to 40 words, with a number beside each, the same ones however many there are."""
+    rng = np.random.default_rng(0)
+    with path.open("w", newline="") as file:
+        if kind == "csv":
+            writer = csv.writer(file)
+            writer.writerow(["id", "Text"])
+        for i in range(n):
+            text = " ".join(rng.choice(WORDS, rng.integers(3, 41)))
+            if kind == "csv":
+                writer.writerow([i, text])
+            else:
+                file.write(json.dumps({"id": i, "Text": text}) + "\n")
+    if kind == "parquet":
+        import pyarrow.json
+        import pyarrow.parquet
+
+        table = pyarrow.json.read_json(path)
+        pyarrow.parquet.write_table(table, path)
+
+
+def peak(command: list[str]) -> tuple[float, float]:
+    """Run a command; return its peak resident memory in MiB, and its seconds."""
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed")
+    return usage.ru_maxrss / 1024, time.perf_counter() - began
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--kinds", nargs="+", default=["csv"], choices=["csv", "jsonl", "parquet"])
+    parser.add_argument("--runtime", default="onnx", choices=["onnx", "torch"])
+    given = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        run = folder / "run"
+        # Not in this process: what it needs at most would be the least that any other is said to need.
+        subprocess.run([sys.executable, "-c", MAKE, name], check=True)
+        if given.runtime == "onnx":
+            subprocess.run([sys.executable, "-m", "bertsmith", "export", str(run), "--accept"], check=True)
+        print("| rows | format | peak memory, MiB | seconds |\n| --- | --- | --- | --- |")
+        for kind in given.kinds:
+            for n in given.rows:
+                table, out = folder / f"rows.{kind}", folder / f"out.{kind}"
+                write_rows(table, n, kind)
+                command = [sys.executable, "-m", "bertsmith", "predict", str(run), str(table), "-o", str(out)]
+                memory, seconds = peak([*command, "--overwrite", "--runtime", given.runtime])
+                print(f"| {n:,} | {kind} | {memory:,.0f} | {seconds:,.0f} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

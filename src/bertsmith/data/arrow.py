@@ -1,0 +1,115 @@
+"""Parquet and Feather, read piece by piece."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pandas as pd
+
+from bertsmith.data.files import check_size
+from bertsmith.errors import DataError
+
+
+def read_arrow(file: BinaryIO, path: Path, kind: str, most: float) -> pd.DataFrame:
+    """Read Parquet or Feather piece by piece, so that what is small in the file cannot fill the memory.
+
+    Raises:
+        DataError: if it is damaged, or holds more than ``most`` GB.
+    """
+    schema, pieces = arrow_pieces(file, path, kind)
+    columns: list[list[Any]] = [[] for _ in schema.names]
+    size = 0
+    for piece in pieces:
+        size += piece.nbytes
+        check_size(size, most, path)
+        for values, column in zip(columns, piece.columns, strict=True):
+            values += column.to_pylist()
+    return arrow_frame(columns, schema)
+
+
+def arrow_pieces(file: BinaryIO, path: Path, kind: str, rows: int = 65536) -> tuple[Any, Iterator[Any]]:
+    """Return the schema of a Parquet or Feather file, and its record batches.
+
+    Args:
+        file: of `open_bytes`.
+        path: where it is.
+        kind: ``"parquet"`` or ``"feather"``.
+        rows: of a batch, at most.
+
+    Raises:
+        DataError: if it is damaged, also while the batches are read.
+    """
+    import pyarrow
+    import pyarrow.ipc
+    import pyarrow.parquet
+
+    @contextlib.contextmanager
+    def damage_told() -> Iterator[None]:
+        try:
+            yield
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(
+                f"the {kind.title()} file is damaged or cut short: {str(error).splitlines()[0]}",
+                where=str(path),
+                remedy="Copy or write it again.",
+            ) from error
+
+    def batches() -> Iterator[Any]:
+        with damage_told():
+            if kind == "parquet":
+                yield from reader.iter_batches(rows)
+                return
+            for i in range(reader.num_record_batches):
+                whole = reader.get_batch(i)
+                yield from (whole.slice(start, rows) for start in range(0, whole.num_rows, rows))
+
+    file.seek(0)
+    with damage_told():
+        reader = pyarrow.parquet.ParquetFile(file) if kind == "parquet" else pyarrow.ipc.open_file(file)
+        schema = reader.schema_arrow if kind == "parquet" else reader.schema
+    return schema, batches()
+
+
+def arrow_frame(columns: list[list[Any]], schema: Any) -> pd.DataFrame:
+    """Return a data frame of columns of values as they are, with their Arrow types in its ``attrs["arrow"]``."""
+    frame = pd.DataFrame({i: pd.Series(values, dtype=object) for i, values in enumerate(columns)})
+    frame.columns = pd.Index(schema.names, dtype=object)
+    frame.attrs["arrow"] = dict(zip(schema.names, schema.types, strict=True))
+    return frame
+
+
+def is_nested(kind: Any) -> bool:
+    """Return whether values of an Arrow type are neither texts nor numbers: lists, objects, bytes."""
+    import pyarrow.types as t
+
+    return bool(t.is_nested(kind) or t.is_binary(kind) or t.is_large_binary(kind) or t.is_fixed_size_binary(kind))
+
+
+def type_of(values: pd.Series) -> Any:
+    """Return the Arrow type that holds every value of a column; text, where none but that does."""
+    import pyarrow as pa
+
+    try:
+        return pa.Array.from_pandas(values).type
+    except (pa.ArrowException, TypeError, OverflowError):
+        return pa.string()
+
+
+def common_types(frames: Iterable[pd.DataFrame]) -> dict[str, Any]:
+    """Return, for every column of tables with the same columns, the Arrow type that holds all its values."""
+    import pyarrow as pa
+
+    found: dict[str, Any] = {}
+    for frame in frames:
+        for name in frame.columns:
+            kind = type_of(frame[name])
+            before = found.get(name, kind)
+            try:
+                pair = [pa.schema([(name, each)]) for each in (before, kind)]
+                found[name] = pa.unify_schemas(pair, promote_options="permissive").field(0).type
+            except pa.ArrowException:
+                found[name] = pa.string()
+    return found

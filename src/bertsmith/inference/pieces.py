@@ -1,0 +1,202 @@
+"""Predictions on their way to a file: kept piece by piece in a folder beside it, so that what is done stays done."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bertsmith.data.stream import PIECE, Piece, Stream
+from bertsmith.errors import Interrupted, RunFolderError
+from bertsmith.inference.predict import join, open_writer, output_format
+from bertsmith.output import differences, held
+from bertsmith.storage import replaced_file, told, write_json
+
+ABOUT = "about.json"
+SUFFIX = ".unfinished"
+"""What the folder is called besides the name of the file."""
+
+
+class Pieces:
+    """The predictions that are written already, of a file to be.
+
+    Attributes:
+        done: how many pieces there are.
+        counts: what `add` was told of them, summed up.
+    """
+
+    def __init__(self, output: Path, kind: str, *, guarded: bool, types: tuple[Mapping[str, Any], bool]) -> None:
+        self.output, self.kind, self.guarded, self.types = output, kind, guarded, types
+        self.folder = folder_of(output)
+        self.done = 0
+        self.counts: Counter[str] = Counter()
+
+    def add(self, frame: pd.DataFrame, counts: Mapping[str, int]) -> None:
+        """Write the next piece; once this returns, it stays written."""
+        with (
+            replaced_file(self._piece(self.done)) as file,
+            open_writer(self.kind, file, guarded=self.guarded, types=self.types, header=not self.done) as writer,
+        ):
+            writer.write(frame)
+        write_json(self._note(self.done), counts)
+        self._count(counts)
+
+    def resume(self, about: Mapping[str, Any]) -> None:
+        """Go on with what is there.
+
+        Raises:
+            RunFolderError: if there is nothing, or something else.
+        """
+        try:
+            before = json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunFolderError(
+                "there are no unfinished predictions to go on with",
+                where=str(self.folder),
+                remedy="Leave out --resume.",
+            ) from error
+        if changed := differences(before, json.loads(json.dumps(about))):
+            raise RunFolderError(
+                f"these predictions cannot be gone on with, since these differ: {'; '.join(changed)}",
+                where=str(self.folder),
+                remedy="Give the command they were begun with, or pass --overwrite to begin anew.",
+            )
+        while True:
+            try:
+                self._count(json.loads(self._note(self.done).read_text(encoding="utf-8")))
+            except (OSError, ValueError):
+                return
+
+    def begin(self, about: Mapping[str, Any]) -> None:
+        """Begin anew; what is there is dropped."""
+        self.drop()
+        self.folder.mkdir(parents=True)
+        write_json(self.folder / ABOUT, about)
+
+    def finish(self) -> None:
+        """Make the file of the pieces."""
+        with replaced_file(self.output) as file:
+            join(self.kind, [self._piece(i) for i in range(self.done)], file)
+        self.drop()
+
+    def drop(self) -> None:
+        """Remove the pieces."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _count(self, counts: Mapping[str, int]) -> None:
+        self.done += 1
+        self.counts.update(counts)
+
+    def _piece(self, i: int) -> Path:
+        return self.folder / f"{i:08}{self.output.suffix}"
+
+    def _note(self, i: int) -> Path:
+        return self.folder / f"{i:08}.json"
+
+
+def write_stream(
+    label: Callable[[Iterable[Piece]], Iterable[tuple[pd.DataFrame, Counter[str]]]],
+    stream: Stream,
+    output: Path,
+    about: Mapping[str, Any],
+    *,
+    guarded: bool = True,
+    resume: bool = False,
+    done_before: Callable[[int], None] = lambda n: None,
+) -> Counter[str]:
+    """Write the predictions of a stream to a file, which is there whole or not at all.
+
+    What is more than one piece of a file is kept piece by piece: whenever the process ends, what was done is there to
+    go on with.
+
+    Args:
+        label: `predict_pieces`, but for the pieces.
+        stream: the texts.
+        output: the file.
+        about: what the predictions depend on, ready for JSON.
+        guarded: as for `open_writer`.
+        resume: go on with what is there.
+        done_before: is told how many rows that is.
+
+    Returns:
+        The counts of `predict_pieces`, summed up.
+
+    Raises:
+        RunFolderError: as for `check_unfinished`, or if they are not of the same predictions.
+        Interrupted: where Ctrl-C ended it and something is there to go on with.
+        OutputError: if the file cannot be written.
+    """
+    kind = output_format(output)
+    types = stream.types() if kind == "parquet" else ({}, False)
+    with held(output, "writing this file"), told(output):
+        pieces = Pieces(output, kind, guarded=guarded, types=types)
+        if not resume and (stream.path is None or stream.n_rows is None or stream.n_rows <= PIECE):
+            pieces.drop()
+            with (
+                replaced_file(output) as file,
+                open_writer(kind, file, guarded=guarded, types=types) as writer,
+            ):
+                for frame, counts in label(stream.pieces()):
+                    writer.write(frame)
+                    pieces.counts += counts
+            return pieces.counts
+        if resume:
+            pieces.resume(about)
+            done_before(pieces.counts["rows"])
+        else:
+            pieces.begin(about)
+        try:
+            for frame, counts in label(itertools.islice(stream.pieces(), pieces.done, None)):
+                pieces.add(frame, counts)
+            pieces.finish()
+        except KeyboardInterrupt:
+            if not pieces.done:
+                raise
+            raise Interrupted(
+                f"the predictions of {pieces.counts['rows']:,} rows are kept in {pieces.folder}\n"
+                "  to go on: the same command with --resume"
+            ) from None
+        finally:
+            if not pieces.done:
+                pieces.drop()
+        return pieces.counts
+
+
+def folder_of(output: Path) -> Path:
+    """Return where the pieces of a file are kept."""
+    return output.with_name(output.name + SUFFIX)
+
+
+def check_unfinished(output: Path, *, resume: bool, overwrite: bool) -> None:
+    """See what may be done about unfinished predictions, before any work is.
+
+    Raises:
+        RunFolderError: if some are there and nobody said what to do with them, or there are none to go on with.
+    """
+    folder = folder_of(output)
+    if resume and overwrite:
+        raise RunFolderError("--resume and --overwrite contradict each other", remedy="Give one of them.")
+    if resume and not (folder / ABOUT).is_file():
+        raise RunFolderError(
+            "there are no unfinished predictions to go on with", where=str(folder), remedy="Leave out --resume."
+        )
+    if not folder.exists() or resume:
+        return
+    if not (folder / ABOUT).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunFolderError(
+            "bertsmith would keep unfinished predictions here, but something else is there",
+            where=str(folder),
+            remedy="Move that elsewhere, or give -o another file.",
+        )
+    if not overwrite:
+        raise RunFolderError(
+            "unfinished predictions are there",
+            where=str(folder),
+            remedy="Pass --resume to go on with them, or --overwrite to begin anew.",
+        )

@@ -1,0 +1,206 @@
+"""Texts read piece by piece are those of the table read whole; interrupted predictions go on to the same end."""
+
+import gzip
+import json
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from bertsmith.config import DataConfig
+from bertsmith.data.raw import texts_of
+from bertsmith.data.read import text_column
+from bertsmith.data.sources import read_raw
+from bertsmith.data.stream import open_stream
+from bertsmith.errors import DataError, Interrupted, RunFolderError, UserError
+from bertsmith.inference.pieces import check_unfinished, folder_of, write_stream
+from bertsmith.inference.predict import predict_pieces
+from tests.malformed import corpus
+
+TABLES = [c for c in corpus() if "--sql" not in c.flags]
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    monkeypatch.setattr("bertsmith.data.stream.PIECE", 3)
+    monkeypatch.setattr("bertsmith.inference.pieces.PIECE", 3)
+
+
+def _whole(path, config):
+    raw = read_raw(path, config)
+    column = text_column(list(raw.frame.columns), raw.name, config)
+    texts = [text or "" for text in texts_of(raw.frame[column], f"{raw.name}, column {column!r}")]
+    return raw.frame.astype(object).to_dict("split")["data"], list(raw.frame.columns), texts, list(raw.notes)
+
+
+def _streamed(path, config):
+    with open_stream(path, config) as stream:
+        pieces = list(stream.pieces())
+        assert [len(texts) for _, texts in pieces[:-1]] == [3] * (len(pieces) - 1)
+        assert stream.n_rows == sum(len(texts) for _, texts in pieces)
+        rows = [row for frame, _ in pieces for row in frame.astype(object).to_dict("split")["data"]]
+        return rows, list(pieces[0][0].columns), [t for _, texts in pieces for t in texts], list(stream.notes)
+
+
+def _outcome(read, path, config):
+    try:
+        return read(path, config)
+    except UserError as error:
+        return error.what, error.where, error.remedy
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("case", TABLES, ids=repr)
+def test_a_stream_gives_the_rows_and_the_errors_of_the_table_read_whole(case, tmp_path):
+    path = tmp_path / case.name
+    case.make(path)
+    known = set(DataConfig.model_fields)
+    flags = {f[2:].replace("-", "_"): v for f, v in zip(case.flags[::2], case.flags[1::2], strict=False)}
+    config = DataConfig(**{name: value for name, value in flags.items() if name in known - {"validation", "test"}})
+    if path.suffix == ".txt":
+        pytest.skip("predict reads it as lines of text")
+    whole, streamed = (_outcome(read, path, config) for read in (_whole, _streamed))
+    assert repr(streamed) == repr(whole)  # in which NaN is NaN
+
+
+def test_a_line_of_a_text_file_is_a_text_an_empty_one_too(tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_bytes("\ufeffone\r\n\ntwo\u2028three\nfour\n".encode())
+    with open_stream(path, DataConfig()) as stream:
+        assert [texts for _, texts in stream.pieces()] == [["one", "", "two\u2028three"], ["four"]]
+        assert stream.n_rows == 4
+    (tmp_path / "packed.txt.gz").write_bytes(gzip.compress(b"a\nb"))
+    with open_stream(tmp_path / "packed.txt.gz", DataConfig()) as stream:
+        assert [texts for _, texts in stream.pieces()] == [["a", "b"]]
+
+
+def test_texts_to_predict_need_no_label():
+    with open_stream(pd.DataFrame({"id": [1, 2], "Review": ["a", None]}), DataConfig()) as stream:
+        ((rows, texts),) = stream.pieces()
+        assert (texts, list(rows.columns)) == (["a", ""], ["id", "Review"])
+    with open_stream(pd.DataFrame({"anything": ["a"]}), DataConfig()) as stream:
+        assert next(stream.pieces())[1] == ["a"]
+
+
+BAD = {
+    "t.csv": ("Text,n\na,1\nb,2,3\nc,4\nd\ne,5\n", ["line 3", "line 5"], ["a", "c", "e"]),
+    "t.jsonl": (
+        '{"Text": "a"}\n{"Text": \n[1]\n\n{"Text": ["x"]}\n{"Text": "b", "n": 1}\n',
+        ["line 2", "line 3", "row 2"],
+        ["a", "b"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_rows_that_cannot_be_read_are_left_out_and_told_where_that_is_wanted(name, cli, finished, tmp_path):
+    content, places, texts = BAD[name]
+    (tmp_path / name).write_text(content)
+    with open_stream(tmp_path / name, DataConfig(), skip=True) as stream:
+        assert [place for place, _ in stream.left_out] == places
+        assert [text for _, some in stream.pieces() for text in some] == texts
+        assert stream.n_rows == len(texts)
+    with pytest.raises(DataError), open_stream(tmp_path / name, DataConfig()):
+        pass
+    out = tmp_path / "out.jsonl"
+    code, _, err = cli("predict", finished, tmp_path / name, "-o", out, "--on-error", "skip")
+    assert code == 0, err
+    assert f"{len(places)} rows cannot be read and are left out" in err
+    assert all(place in err for place in places)
+    assert [json.loads(line)["Text"] for line in out.read_text().splitlines()] == texts
+    code, _, err = cli("predict", finished, tmp_path / name, "-o", tmp_path / "no.csv")
+    assert code == 2
+    assert not (tmp_path / "no.csv").exists()
+
+
+def test_a_table_without_one_row_that_can_be_read_is_refused(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"Text": [1]}\n')
+    with (
+        pytest.raises(DataError, match="not one row can be read"),
+        open_stream(tmp_path / "t.jsonl", DataConfig(), skip=True),
+    ):
+        pass
+
+
+def test_columns_that_come_late_and_types_that_widen_are_one_table(classifier, tmp_path):
+    records = [{"Text": f"cat {i}"} for i in range(5)] + [{"Text": "dog", "late": i / 2, "n": i} for i in range(4)]
+    records[0]["n"] = "a word"
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    with open_stream(tmp_path / "t.jsonl", DataConfig()) as stream:
+        write_stream(lambda p: predict_pieces(classifier, p), stream, tmp_path / "out.parquet", {})
+    back = pq.read_table(tmp_path / "out.parquet")
+    assert back.column("late").to_pylist() == [None] * 5 + [0.0, 0.5, 1.0, 1.5]
+    assert back.column("n").to_pylist() == ["a word", *[None] * 4, "0", "1", "2", "3"]
+
+
+def _table(path, rows=11):
+    frame = pd.DataFrame({"id": range(rows), "Text": [f"cat {i}" if i % 4 else "" for i in range(rows)]})
+    frame.to_csv(path, index=False)
+    return path
+
+
+def _predict(classifier, source, output, about, *, stop_after=None, **settings):
+    def label(pieces):
+        for i, result in enumerate(predict_pieces(classifier, pieces)):
+            if i == stop_after:
+                raise KeyboardInterrupt
+            yield result
+
+    with open_stream(source, DataConfig()) as stream:
+        return write_stream(label, stream, output, about, **settings)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_predictions_that_were_interrupted_go_on_to_the_same_file(suffix, classifier, tmp_path):
+    source, about = _table(tmp_path / "t.csv"), {"input": "x"}
+    whole, parts = tmp_path / f"whole{suffix}", tmp_path / f"parts{suffix}"
+    counts = _predict(classifier, source, whole, about)
+    assert counts == {"rows": 11, "empty": 3, "abstained": 0}
+    with pytest.raises(Interrupted, match="the predictions of 6 rows are kept"):
+        _predict(classifier, source, parts, about, stop_after=2)
+    assert not parts.exists()
+    told = []
+    with pytest.raises(Interrupted, match="of 9 rows"):
+        _predict(classifier, source, parts, about, stop_after=1, resume=True, done_before=told.append)
+    assert _predict(classifier, source, parts, about, resume=True) == counts
+    assert told == [6]
+    if suffix == ".parquet":
+        assert pq.read_table(parts).equals(pq.read_table(whole))
+    else:
+        assert parts.read_bytes() == whole.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["t.csv", whole.name, parts.name])
+
+
+def test_what_is_unfinished_is_neither_mixed_with_other_predictions_nor_thrown_away(classifier, tmp_path):
+    source, output = _table(tmp_path / "t.csv"), tmp_path / "out.csv"
+    with pytest.raises(RunFolderError, match="no unfinished predictions"):
+        check_unfinished(output, resume=True, overwrite=False)
+    with pytest.raises(KeyboardInterrupt):
+        _predict(classifier, source, output, {"input": "x"}, stop_after=0)
+    assert not folder_of(output).exists()  # nothing was done
+    with pytest.raises(Interrupted):
+        _predict(classifier, source, output, {"input": "x"}, stop_after=1)
+    with pytest.raises(RunFolderError, match="--resume to go on with them"):
+        check_unfinished(output, resume=False, overwrite=False)
+    with pytest.raises(RunFolderError, match="contradict"):
+        check_unfinished(output, resume=True, overwrite=True)
+    with pytest.raises(RunFolderError, match="input: 'x' then, 'y' now"):
+        _predict(classifier, source, output, {"input": "y"}, resume=True)
+    check_unfinished(output, resume=False, overwrite=True)
+    _predict(classifier, source, output, {"input": "y"})
+    assert len(pd.read_csv(output)) == 11
+    assert not folder_of(output).exists()
+    (tmp_path / "mine.csv.unfinished").mkdir()
+    (tmp_path / "mine.csv.unfinished" / "diary").touch()
+    with pytest.raises(RunFolderError, match="something else is there"):
+        check_unfinished(tmp_path / "mine.csv", resume=False, overwrite=True)
+
+
+def test_a_piece_that_was_not_whole_is_done_again(classifier, tmp_path):
+    source, output = _table(tmp_path / "t.csv"), tmp_path / "out.jsonl"
+    with pytest.raises(Interrupted):
+        _predict(classifier, source, output, {}, stop_after=2)
+    (folder_of(output) / "00000001.json").unlink()  # as if it had been killed between the two files
+    (folder_of(output) / "00000001.jsonl").write_text('{"half')
+    _predict(classifier, source, output, {}, resume=True)
+    assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == [str(i) for i in range(11)]
