@@ -181,7 +181,8 @@ def report(data: Path, output: Path, tables: list[str], contenders: list[str], s
                     known = np.isin(found, names)
                     index = np.where(known, np.searchsorted(names, np.where(known, found, names[0])), len(names))
                     runs.setdefault(contender, []).append(index)
-                    seconds.setdefault(contender, []).append(kept["seconds"])
+                    if kept["seconds"] is not None:  # as where other work was done beside it
+                        seconds.setdefault(contender, []).append(kept["seconds"])
         draws = [rng.integers(0, len(targets), len(targets)) for _ in range(RESAMPLES)]
         means = {c: [scores(targets[d], [r[d] for r in rs])[0] for d in draws] for c, rs in runs.items()}
         for contender, of_seeds in runs.items():
