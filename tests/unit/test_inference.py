@@ -1,16 +1,22 @@
+import io
 import json
+import re
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import bertsmith as bs
 from bertsmith.config import DataConfig
 from bertsmith.data.stream import open_stream
 from bertsmith.errors import ConfigError, DataError
+from bertsmith.inference.labelling import softmax, windows_of
 from bertsmith.inference.pieces import write_stream
 from bertsmith.inference.predict import output_format, predict_pieces, predict_rows
+from bertsmith.inference.windows import Windowed
 from bertsmith.run import open_run
 from bertsmith.testing import WORDS, tiny_table
 
@@ -148,3 +154,40 @@ def test_runs_are_compared_on_the_same_rows_only(finished, tiny, tmp_path):
         bs.compare(finished)
     with pytest.raises(bs.UserError, match="given twice"):
         bs.compare(finished, finished)
+
+
+def _offsets(text):
+    """Of a tokenizer with a token a word, and a special one at either end."""
+    words = [match.span() for match in re.finditer(r"\S+", text)]
+    return [(0, 0), *words, (0, 0)]
+
+
+@given(st.lists(st.sampled_from(["a", "bb", "ccc"]), min_size=1, max_size=60), st.integers(3, 12))
+def test_windows_are_as_long_as_allowed_overlap_and_cover_every_word(words, max_length):
+    text, kept = " ".join(f"{word}{i}" for i, word in enumerate(words)), max_length - 2
+    windows = windows_of(text, _offsets(text), max_length)
+    split = [window.split() for window in windows]
+    assert {word for window in split for word in window} == set(text.split())
+    assert all(len(window) == min(kept, len(words)) for window in split)
+    assert all(window in text for window in windows)
+    assert split[-1][-1] == text.split()[-1]
+    assert len(windows) == 1 or len(windows) <= -(-len(words) // max(kept - kept // 4, 1))
+
+
+def test_long_texts_can_be_read_whole(classifier, cli, finished, tmp_path):
+    long = " ".join(["cat dog"] * 40 + ["red blue"] * 400)
+    beginning, whole = classifier.predict([long]), Windowed(classifier).predict([long])
+    assert (beginning, whole) == (["animals"], ["colours"])
+    texts = ["my cat", "red and blue", "apple"]
+    assert np.array_equal(Windowed(classifier).predict_proba(texts), classifier.predict_proba(texts))
+    logits = np.mean([classifier.logits([window])[0] for window in classifier.windows(long)], axis=0)
+    expected = classifier.rule.apply(softmax(logits[None]), decide=True)
+    assert Windowed(classifier).predict_proba([long]) == pytest.approx(expected, abs=1e-5)
+    assert Windowed(classifier).predict_proba([]).shape == (0, 3)
+    pd.DataFrame({"Text": [long, "my cat"]}).to_csv(tmp_path / "t.csv", index=False)
+    code, out, err = cli("predict", finished, tmp_path / "t.csv")
+    assert (code, pd.read_csv(io.StringIO(out))["predicted_text"].tolist()) == (0, ["animals", "animals"])
+    assert "1 texts are longer than the model reads at once" in err
+    code, out, err = cli("predict", finished, tmp_path / "t.csv", "--long", "window")
+    assert (code, pd.read_csv(io.StringIO(out))["predicted_text"].tolist()) == (0, ["colours", "animals"])
+    assert "longer" not in err

@@ -16,7 +16,7 @@ import bertsmith as bs
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError
 from bertsmith.evaluation.rule import Rule
-from bertsmith.inference.labelling import OneModel, end_of
+from bertsmith.inference.labelling import OneModel
 from bertsmith.testing import tiny_table
 
 uvicorn = pytest.importorskip("uvicorn", reason="the extra serve is not installed")
@@ -71,8 +71,8 @@ class Fake(OneModel):
     def count_tokens(self, texts):
         return np.array([len(text) for text in texts])
 
-    def keep_end(self, text):
-        return text[-self.max_length :]
+    def offsets(self, text):
+        return [(i, i + 1) for i in range(len(text))]
 
     def logits(self, texts, progress=None):
         time.sleep(self.seconds)
@@ -174,11 +174,6 @@ def test_a_text_that_is_cut_is_told(ask, classifier):
     assert classifier.count_tokens([classifier.keep_end(long)])[0] == classifier.max_length
     assert ask("/", {"inputs": long})[2]["x-truncated-texts"] == "0"
     assert "x-truncated-texts" not in ask("/", {"inputs": "cat"})[2]
-
-
-def test_the_end_of_a_text_is_kept_by_tokens():
-    assert end_of("one two three", [(0, 0), (0, 3), (4, 7), (8, 13), (0, 0)], 4) == "two three"
-    assert end_of("one", [(0, 0), (0, 3), (0, 0)], 4) == "one"
 
 
 def test_words_are_explained_where_that_can_be(ask, finished):

@@ -155,7 +155,7 @@ def test_predictions_that_were_interrupted_go_on_to_the_same_file(suffix, classi
     source, about = _table(tmp_path / "t.csv"), {"input": "x"}
     whole, parts = tmp_path / f"whole{suffix}", tmp_path / f"parts{suffix}"
     counts = _predict(classifier, source, whole, about)
-    assert counts == {"rows": 11, "empty": 3, "abstained": 0}
+    assert counts == {"rows": 11, "empty": 3, "abstained": 0, "cut": 0}
     with pytest.raises(Interrupted, match="the predictions of 6 rows are kept"):
         _predict(classifier, source, parts, about, stop_after=2)
     assert not parts.exists()

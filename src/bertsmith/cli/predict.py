@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bertsmith.data.stream import Piece, Stream
 
 OnError = Literal["fail", "skip"]
+Long = Literal["truncate", "window"]
 STDIN = 1024
 """Lines of stdin that are labelled at once."""
 TOLD = 5
@@ -62,6 +63,12 @@ def predict(
             min=0.01, max=0.999, metavar="X", help="Add label_set: labels among which the true one is, this often."
         ),
     ] = None,
+    long: Annotated[
+        Long,
+        typer.Option(
+            help="Of texts longer than the model reads at once, read the beginning, or all of it, a window at a time."
+        ),
+    ] = "truncate",
     decision_rule: DecisionRule = True,
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="Ask the models of all seeds together, of a run trained with --seeds.")
@@ -117,13 +124,19 @@ def predict(
     with nullcontext(_stdin(settings)) if source == "-" else open_stream(source, settings, skip=skip) as stream:
         _tell(stream)
         from bertsmith.inference.abstain import abstention
+        from bertsmith.inference.labelling import OneModel
         from bertsmith.inference.opening import identity, open_classifier
+        from bertsmith.inference.windows import Windowed
 
         classifier, held_out = open_classifier(
             run, device=settings.device, decide=decision_rule, ensemble=ensemble, runtime=runtime
         )
         if isinstance(classifier, Exported) and not is_export(run):
             talk().print(f"[dim]with the run's {classifier.about.format} export (--runtime torch: without)[/]")
+        if long == "window":
+            if not isinstance(classifier, OneModel):
+                raise ConfigError("--long window asks one model", remedy="Leave out --ensemble.")
+            classifier = Windowed(classifier)
         abstain = abstention(held_out, classifier.rules, decide=decision_rule, **asked)
         label = partial(predict_pieces, classifier, probabilities=probabilities, abstain=abstain)
         if output is None:
@@ -163,6 +176,11 @@ def predict(
                 f"{counts['abstained']:,} of {counts['rows']:,} rows left unlabelled: "
                 f"confidence below {abstain.confidence:.3f}",
                 markup=False,
+            )
+        if counts["cut"]:
+            talk().print(
+                f"[yellow]note:[/] {counts['cut']:,} texts are longer than the model reads at once, and only their "
+                "beginning was read (--long window reads all of it)"
             )
         if counts["empty"]:
             talk().print(f"[yellow]warning:[/] {counts['empty']:,} rows have no text and so no prediction")

@@ -14,7 +14,7 @@ from bertsmith.data.normalise import normalise
 from bertsmith.data.table import Labels
 from bertsmith.errors import DeviceError, ModelError, RunFolderError
 from bertsmith.evaluation.rule import Rule
-from bertsmith.inference.labelling import OneModel, as_texts, end_of
+from bertsmith.inference.labelling import OneModel, as_texts
 from bertsmith.model import checkpoint
 from bertsmith.model.encode import count_tokens
 from bertsmith.model.load import Loaded, check_vocabulary, choose_device, load_model, load_tokenizer
@@ -120,11 +120,11 @@ class Classifier(OneModel):
         """Return the number of tokens of each text, special tokens counted, nothing cut, shape (texts,)."""
         return count_tokens([normalise(text) for text in texts], self.loaded.tokenizer)
 
-    def keep_end(self, text: str) -> str:
-        """Return the end of a text that is longer than `max_length`, so long that it is not cut again."""
-        text = normalise(text)
+    def offsets(self, text: str) -> Sequence[tuple[int, int]]:
+        """Return the first and last character of every token of a text, nothing cut; both 0 for special tokens."""
         encoded = self.loaded.tokenizer(text, return_offsets_mapping=True, verbose=False)
-        return end_of(text, encoded["offset_mapping"], self.max_length)
+        offsets: Sequence[tuple[int, int]] = encoded["offset_mapping"]
+        return offsets
 
     def logits(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the model's logits, as it stands, for every text, shape (texts, classes); see `predict_proba`."""

@@ -16,7 +16,7 @@ from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, RunFolderError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.inference.abstain import HeldOut
-from bertsmith.inference.labelling import OneModel, as_texts, end_of
+from bertsmith.inference.labelling import OneModel, as_texts
 from bertsmith.training.batching import micro_batches
 from bertsmith.versions import cores
 
@@ -214,10 +214,10 @@ class Exported(OneModel):
         encoded = self.whole.encode_batch_fast([normalise(text) for text in texts])
         return np.array([len(encoding.ids) for encoding in encoded], dtype=np.int64)
 
-    def keep_end(self, text: str) -> str:
-        """Return the end of a text that is longer than `max_length`, so long that it is not cut again."""
-        text = normalise(text)
-        return end_of(text, self.whole.encode(text).offsets, self.max_length)
+    def offsets(self, text: str) -> Sequence[tuple[int, int]]:
+        """Return the first and last character of every token of a text, nothing cut; both 0 for special tokens."""
+        offsets: Sequence[tuple[int, int]] = self.whole.encode(text).offsets
+        return offsets
 
     @property
     def held_out(self) -> HeldOut:

@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bertsmith.data.normalise import normalise
 from bertsmith.data.table import Labels
 from bertsmith.errors import DataError
 from bertsmith.evaluation.rule import Rule
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+MOST_SPECIAL = 8
+"""Special tokens that a tokenizer may add to a text, at most."""
 
 
 class Labelling(ABC):
@@ -83,8 +88,25 @@ class OneModel(Labelling):
         """Return the number of tokens of each text, special tokens counted, nothing cut, shape (texts,)."""
 
     @abstractmethod
+    def offsets(self, text: str) -> Sequence[tuple[int, int]]:
+        """Return the first and last character of every token of a text, nothing cut; both 0 for special tokens."""
+
     def keep_end(self, text: str) -> str:
         """Return the end of a text that is longer than `max_length`, so long that it is not cut again."""
+        text = normalise(text)
+        return windows_of(text, self.offsets(text), self.max_length)[-1]
+
+    def windows(self, text: str) -> list[str]:
+        """Return the windows of a text, each so long that it is not cut: see `windows_of`."""
+        if len(text.encode()) + MOST_SPECIAL <= self.max_length:  # a token is a byte at least
+            return [text]
+        text = normalise(text)
+        return windows_of(text, self.offsets(text), self.max_length)
+
+    def count_long(self, texts: Sequence[str]) -> int:
+        """Return how many texts are longer than `max_length`, so that their ends are not read."""
+        long = [text for text in texts if len(text.encode()) + MOST_SPECIAL > self.max_length]
+        return int((self.count_tokens(long) > self.max_length).sum()) if long else 0
 
     def predict_proba(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the probability of every class for every text, as `Labelling.predict_proba` says."""
@@ -107,17 +129,21 @@ def as_texts(texts: Sequence[str]) -> list[str]:
     return result
 
 
-def end_of(text: str, offsets: Sequence[tuple[int, int]], max_length: int) -> str:
-    """Return the end of a text, as many tokens as are kept of one.
+def windows_of(text: str, offsets: Sequence[tuple[int, int]], max_length: int) -> list[str]:
+    """Cut a text into windows that overlap by a quarter; the last one ends where the text does.
 
     Args:
         text: as it was tokenized.
         offsets: first and last character of each of its tokens; both 0 for special ones.
         max_length: tokens kept of a text, special ones counted.
     """
-    words = [start for start, end in offsets if end > start]
-    kept = max_length - (len(offsets) - len(words))
-    return text if len(words) <= kept else text[words[-kept] :]
+    tokens = [(start, end) for start, end in offsets if end > start]
+    kept = max_length - (len(offsets) - len(tokens))
+    if len(tokens) <= kept:
+        return [text]
+    last = len(tokens) - kept
+    firsts = [*range(0, last, max(kept - kept // 4, 1)), last]
+    return [text[tokens[i][0] : tokens[i + kept - 1][1]] for i in firsts[:-1]] + [text[tokens[last][0] :]]
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from bertsmith.errors import ConfigError, DataError, listing
 from bertsmith.inference.abstain import Abstention
-from bertsmith.inference.labelling import Labelling
+from bertsmith.inference.labelling import Labelling, OneModel
 from bertsmith.inference.spreadsheet import guard
 
 FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
@@ -103,14 +103,15 @@ def predict_pieces(
 
     Yields:
         What `predict_rows` returns of each, and how many ``rows`` these are, how many of them ``empty``, how many
-        ``abstained``.
+        ``abstained``, and how many texts were ``cut``.
     """
     for rows, texts in pieces:
         frame = predict_rows(classifier, rows, texts, probabilities=probabilities, abstain=abstain, progress=progress)
         empty = int(frame["confidence"].isna().sum())
         progress(empty)
         left = int(frame[ABSTAINED].sum()) if ABSTAINED in frame.columns else 0
-        yield frame, Counter(rows=len(frame), empty=empty, abstained=left)
+        cut = classifier.count_long(texts) if isinstance(classifier, OneModel) else 0
+        yield frame, Counter(rows=len(frame), empty=empty, abstained=left, cut=cut)
 
 
 def output_format(path: Path) -> str:
