@@ -110,6 +110,9 @@ class TrainConfig(Step):
         description="Any field of transformers.TrainingArguments, as NAME=VALUE; may be repeated.",
     )
     keep_checkpoints: bool = Field(False, description="Keep the checkpoints folder after training has finished.")
+    profile: bool = Field(
+        False, description="Write RUN/trace.json: what the machine does in five steps, for ui.perfetto.dev."
+    )
 
 
 class EvalConfig(Step):

@@ -211,6 +211,7 @@ def _train(
                 by_hand=config.set,
                 stop=stop,
                 resume=from_checkpoint,
+                trace=run.layout.trace if config.profile else None,
                 name_texts=lambda positions: _rows(parts["train"], positions),
             )
             run.save_model(loaded.save)

@@ -54,6 +54,11 @@ class Layout:
         return self.root / "history.jsonl"
 
     @property
+    def trace(self) -> Path:
+        """What the machine did in a few steps of training, where that was asked for."""
+        return self.root / "trace.json"
+
+    @property
     def metrics(self) -> Path:
         """Every figure, by split."""
         return self.root / "metrics.json"

@@ -95,6 +95,21 @@ def test_the_golden_run(tiny, tmp_path):
     assert [e["step"] for e in run.history] == [6, 12, 18]
 
 
+def test_padding_is_told_where_there_is_some(tmp_path):
+    run = _train(tiny_model(tmp_path / "m", "modernbert"), tmp_path / "run")
+    assert all(0 < e["padding"] < 0.5 for e in run.history)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])  # of six steps each: the trace ends with training, or before
+def test_a_trace_of_a_few_steps_is_written_where_it_is_asked_for(epochs, tiny, tmp_path):
+    run = _train(tiny, tmp_path / "run", profile=True, epochs=epochs)
+    events = json.loads(run.layout.trace.read_text())["traceEvents"]
+    steps = [e for e in events if e.get("name", "").startswith("Optimizer.step")]
+    assert 0 < len(steps) <= 5
+    assert any(e.get("name") == "aten::mm" for e in events)
+    assert run.foreign() == []
+
+
 def test_events_tell_the_story(tiny, tmp_path):
     events = []
     run = _train(tiny, tmp_path / "run", on_event=events.append)
@@ -105,6 +120,9 @@ def test_events_tell_the_story(tiny, tmp_path):
     assert [e.epoch for e in evaluated] == [1, 2, 3]
     assert evaluated[0].learning_rate > evaluated[-1].learning_rate
     assert all(e.texts_per_second > 0 for e in evaluated)
+    assert all(e.tokens_per_second > e.texts_per_second for e in evaluated)
+    assert all(sum(e.shares.values()) == pytest.approx(1) and min(e.shares.values()) > 0 for e in evaluated)
+    assert all(e.padding == 0 for e in evaluated)  # laid end to end
     assert isinstance(told[-1], Finished)
     assert told[-1].best_score == max(e.metrics["macro_f1"] for e in evaluated)
     assert [e["epoch"] for e in run.history] == [1, 2, 3]

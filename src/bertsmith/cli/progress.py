@@ -116,6 +116,12 @@ class Progress:
             self.console.print(
                 f"{why} after {clock(event.seconds)}; best: {best}, validation macro-F1 {event.best_score:.3f}"
             )
+            if self.evaluations:
+                last = self.evaluations[-1]
+                spent = ", ".join(f"{phase} {share:.0%}" for phase, share in last.shares.items())
+                self.console.print(
+                    f"[dim]{last.tokens_per_second:,.0f} tokens/s, {last.padding:.0%} padding; time: {spent}[/]"
+                )
         elif name == "SeedStarted":
             self.evaluations = []
             self.console.print(f"[bold]seed {event.seed}[/] ({event.number} of {event.of})")

@@ -17,7 +17,7 @@ _OURS = tuple(
     name
     for step in (DataConfig, ModelConfig, TrainConfig, EvalConfig)
     for name in step.model_fields
-    if name not in ("seeds", "keep_checkpoints")
+    if name not in ("seeds", "keep_checkpoints", "profile")
 )
 _PANEL = "Search"
 MOST_TRIALS = 20

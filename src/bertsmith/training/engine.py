@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from bertsmith.training.dropout import CheapDropout
 from bertsmith.training.events import Listener, MemoryShort
 from bertsmith.training.memory import SMALLEST, ran_out
 from bertsmith.training.rates import set_rates
+from bertsmith.training.speed import Stopwatch
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -47,7 +47,7 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
 
     Batches are cut into micro-batches by token budget, which is halved where memory does not suffice. The order of the
     texts and the dropout are pure functions of seed, epoch and step, so that a run can go on from any step as if it had
-    never stopped. Losses and texts since the last evaluation are kept, without a host synchronisation a step.
+    never stopped. Losses and speed since the last evaluation are kept, without a host synchronisation a step.
     """
 
     token_budget: int
@@ -62,8 +62,7 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
     """Whether the learning rate was halved after a number went wrong."""
     loss_sum: torch.Tensor | float = 0.0
     evaluated_at: int = 0
-    texts: int = 0
-    training_seconds: float = 0.0
+    watch: Stopwatch
     part: tuple[int, int] = (-1, 0)
     chances: np.ndarray | None = None
     """Of every training text to be drawn, shape (texts,), with replacement; else every epoch has each text once."""
@@ -127,7 +126,7 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Add the gradient of a batch to what is there, and return its loss."""
-        began = time.perf_counter()
+        self.watch.lap("data")
         step, part = self.part
         self.part = (self.state.global_step, part + 1 if step == self.state.global_step else 0)
         kept = self._gradients(model) if self.part[1] else None
@@ -139,9 +138,10 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
         )
         if not bool(torch.isfinite(loss)):
             raise self._not_finite("loss", model, inputs)
-        self.texts += len(inputs["labels"])
+        self.watch.texts += len(inputs["labels"])
+        self.watch.tokens += inputs["attention_mask"].sum()
         self.loss_sum = self.loss_sum + loss
-        self.training_seconds += time.perf_counter() - began
+        self.watch.lap("backward")
         return loss
 
     def _with_less_memory(
@@ -169,8 +169,17 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
             torch.manual_seed(_mixed(*place))
             dropout = CheapDropout(*place) if self._dropout_is_ours else contextlib.nullcontext()
             with self._laid_out(micro_batch) as laid_out, dropout:
+                self.watch.places += laid_out["input_ids"].numel()
                 total += super().training_step(model, laid_out, num_items_in_batch)
+            self.watch.lap("backward")
         return total
+
+    def compute_loss(self, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
+        """Return the loss; the time until then is that of the forward pass."""
+        loss = super().compute_loss(model, inputs, *rest, **more)
+        if model.training:
+            self.watch.lap("forward")
+        return loss
 
     def _laid_out(self, batch: dict[str, torch.Tensor]) -> contextlib.AbstractContextManager[dict[str, torch.Tensor]]:
         return packed(self.model, batch) if self.packs else contextlib.nullcontext(batch)

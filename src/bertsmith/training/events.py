@@ -46,7 +46,9 @@ class Evaluated:
         validation_loss: mean over the validation texts.
         metrics: of the validation split, by name.
         learning_rate: at this step.
-        texts_per_second: training texts per second since the last evaluation, evaluation not counted.
+        texts_per_second, tokens_per_second: of training since the last evaluation, evaluation not counted.
+        padding: share of what went through the model that was padding.
+        shares: of that time, for ``data``, ``forward``, ``backward`` and ``optimizer``.
         seconds: since training began.
         best: whether the primary metric is the best so far.
     """
@@ -58,6 +60,9 @@ class Evaluated:
     metrics: dict[str, float]
     learning_rate: float
     texts_per_second: float
+    tokens_per_second: float
+    padding: float
+    shares: dict[str, float]
     seconds: float
     best: bool
 

@@ -34,6 +34,7 @@ from bertsmith.training.engine import Engine, NotFiniteError
 from bertsmith.training.events import Collapsed, Evaluated, Finished, Listener, MemoryPlanned, Saved, Started, StepDone
 from bertsmith.training.losses import LOSSES, StepLoss, inverse_weights
 from bertsmith.training.memory import free_memory, freed_memory_kept, plan, ran_out
+from bertsmith.training.speed import Stopwatch, Tracer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -59,6 +60,7 @@ def fit(
     stop: Callable[[], bool] = lambda: False,
     resume: Path | None = None,
     by_hand: Mapping[str, Any] | None = None,
+    trace: Path | None = None,
     name_texts: recovery.NameTexts = lambda positions: f"the training texts at {listing(positions)}, counted from 0",
 ) -> Finished:
     """Fine-tune a model; the best epoch's weights are in it afterwards.
@@ -78,6 +80,7 @@ def fit(
             last weights are in the model afterwards.)
         resume: checkpoint to go on from.
         by_hand: the training arguments that the user set, to be named if training cannot even begin with them.
+        trace: where to write what the machine does in a few steps.
         name_texts: for messages.
 
     Raises:
@@ -98,6 +101,8 @@ def fit(
             with quiet_transformers(), freed_memory_kept():
                 engine = _engine(loaded, train, validation, settings, imbalance, score, reporter)
                 engine.add_callback(EarlyStoppingCallback(patience * _evaluations_per_epoch(settings, len(train))))
+                if trace is not None:
+                    engine.add_callback(Tracer(trace))
                 engine.slower, engine.head_rate, engine.layer_decay = slower, head_rate, layer_decay
                 engine.train(resume_from_checkpoint=str(resume) if resume else None)
             break
@@ -169,7 +174,7 @@ def _engine(
     engine.remove_callback(PrinterCallback)
     engine.remove_callback(ProgressCallback)
     engine.model_accepts_loss_kwargs = False  # the loss is ours: see losses.py
-    engine.emit = reporter.emit
+    engine.emit, engine.watch = reporter.emit, Stopwatch()
     engine.packs = can_pack(loaded.model) and not arguments.gradient_checkpointing
     if imbalance == "balanced-sampling":
         engine.chances = inverse_weights(counts)[targets] / len(targets)
@@ -222,13 +227,15 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.begun, self.began = True, time.perf_counter()
+        self.engine.watch.reset()
         self.saved = time.monotonic()
         if state.best_metric is not None:
             self.best = state.best_metric
         self.emit(Started(state.global_step, state.max_steps, args.num_train_epochs))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.emit(StepDone(state.global_step, float(state.epoch or 0), self._speed()))
+        self.engine.watch.lap("optimizer")
+        self.emit(StepDone(state.global_step, float(state.epoch or 0), self.engine.watch.texts_per_second))
         # At the end of an epoch the Trainer scores, and saves after that by itself.
         within = args.save_strategy != "no" and not self.engine.at_the_end_of_an_epoch
         if time.monotonic() - self.saved > SAVE_SECONDS and within:
@@ -267,7 +274,7 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
                     if name != "epoch" and not name.endswith(("runtime", "_per_second"))
                 },
                 learning_rate=float(lr_scheduler.get_last_lr()[0]) if lr_scheduler is not None else self.rate,
-                texts_per_second=self._speed(),
+                **self.engine.watch.figures(),
                 seconds=time.perf_counter() - self.began,
                 best=score > self.best,
             )
@@ -276,12 +283,11 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
         if self.only is not None:
             self.emit(Collapsed(state.global_step, float(state.epoch or 0), self.only))
         self.engine.evaluated_at = state.global_step
-        self.engine.loss_sum, self.engine.texts, self.engine.training_seconds = 0.0, 0, 0.0
+        self.engine.loss_sum = 0.0
+        self.engine.watch.reset()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.path, self.first = self.engine.checkpoint(state.global_step), None
         self.saved = time.monotonic()
+        self.engine.watch.skip()
         self.emit(Saved(state.global_step, self.path))
-
-    def _speed(self) -> float:
-        return self.engine.texts / self.engine.training_seconds if self.engine.training_seconds else 0.0

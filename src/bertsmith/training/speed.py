@@ -1,0 +1,97 @@
+"""How fast training is, and where its time goes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+if TYPE_CHECKING:
+    import torch
+
+PHASES = ("data", "forward", "backward", "optimizer")
+WAIT, TRACED = 3, 5
+"""Steps until a trace begins, when all is warm, and steps in it."""
+
+
+class Stopwatch:
+    """Counts what goes through the model since it was last reset, and the time of each phase of a step.
+
+    On a GPU, which works on while the next thing is begun, the phases are those of the process that drives it; their
+    sum is right.
+
+    Attributes:
+        texts: trained on.
+        tokens: of them, as a tensor, so that no GPU is waited for.
+        places: tokens that went through the model, padding counted.
+        seconds: by phase.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, now."""
+        self.texts = self.places = 0
+        self.tokens: torch.Tensor | int = 0
+        self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+        self.skip()
+
+    def skip(self) -> None:
+        """Leave out the time since the last lap."""
+        self.at = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        """Give the time since the last lap to a phase."""
+        now = time.perf_counter()
+        self.seconds[phase] += now - self.at
+        self.at = now
+
+    @property
+    def texts_per_second(self) -> float:
+        """All phases counted."""
+        total = sum(self.seconds.values())
+        return self.texts / total if total else 0.0
+
+    def figures(self) -> dict[str, Any]:
+        """Return the figures of an `Evaluated`."""
+        total = sum(self.seconds.values()) or 1.0
+        tokens = int(self.tokens)
+        return {
+            "texts_per_second": self.texts_per_second,
+            "tokens_per_second": tokens / total,
+            "padding": 1 - tokens / self.places if self.places else 0.0,
+            "shares": {phase: self.seconds[phase] / total for phase in PHASES},
+        }
+
+
+class Tracer(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+    """Writes what the machine does in a few steps, for chrome://tracing or ui.perfetto.dev."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.steps = 0
+        self.profiler: torch.profiler.profile | None = None
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Begin, once all is warm."""
+        import torch
+
+        if self.steps == WAIT:
+            self.profiler = torch.profiler.profile()
+            self.profiler.start()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """End, after some steps."""
+        self.steps += 1
+        if self.steps == WAIT + TRACED:
+            self.on_train_end(args, state, control)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Write, where training was shorter than that too."""
+        if self.profiler is not None:
+            self.profiler.stop()
+            self.profiler.export_chrome_trace(str(self.path))
+            self.profiler = None
