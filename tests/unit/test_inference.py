@@ -58,7 +58,8 @@ def _rows():
 
 def test_input_columns_are_kept_and_empty_texts_get_no_prediction(classifier):
     rows = _rows()
-    frame = predict_rows(classifier, rows, rows["text"].tolist(), probabilities=True)
+    cells = predict_rows(classifier, rows.to_dict("list"), rows["text"].tolist(), probabilities=True)
+    frame = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in cells.items()})
     assert list(frame.columns) == [
         "id",
         "text",
@@ -75,13 +76,13 @@ def test_input_columns_are_kept_and_empty_texts_get_no_prediction(classifier):
 
 
 def test_only_empty_texts_is_no_fault(classifier):
-    frame = predict_rows(classifier, pd.DataFrame({"text": [""]}), [""], probabilities=True)
-    assert frame["confidence"].isna().all()
+    cells = predict_rows(classifier, {"text": [""]}, [""], probabilities=True)
+    assert {tuple(values) for name, values in cells.items() if name != "text"} == {(None,)}
 
 
 def test_input_columns_are_never_overwritten(classifier):
     with pytest.raises(DataError, match="'predicted'"):
-        predict_rows(classifier, pd.DataFrame({"text": ["a"], "predicted": [1]}), ["a"])
+        predict_rows(classifier, {"text": ["a"], "predicted": [1]}, ["a"])
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])

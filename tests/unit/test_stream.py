@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertsmith.config import DataConfig
+from bertsmith.data.columns import text_column
 from bertsmith.data.raw import texts_of
-from bertsmith.data.read import text_column
 from bertsmith.data.sources import read_raw
 from bertsmith.data.stream import open_stream
 from bertsmith.errors import DataError, Interrupted, RunFolderError, UserError
@@ -38,8 +38,8 @@ def _streamed(path, config):
         pieces = list(stream.pieces())
         assert [len(texts) for _, texts in pieces[:-1]] == [3] * (len(pieces) - 1)
         assert stream.n_rows == sum(len(texts) for _, texts in pieces)
-        rows = [row for frame, _ in pieces for row in frame.astype(object).to_dict("split")["data"]]
-        return rows, list(pieces[0][0].columns), [t for _, texts in pieces for t in texts], list(stream.notes)
+        rows = [list(row) for cells, _ in pieces for row in zip(*cells.values(), strict=True)]
+        return rows, list(pieces[0][0]), [t for _, texts in pieces for t in texts], list(stream.notes)
 
 
 def _outcome(read, path, config):
@@ -76,8 +76,8 @@ def test_a_line_of_a_text_file_is_a_text_an_empty_one_too(tmp_path):
 
 def test_texts_to_predict_need_no_label():
     with open_stream(pd.DataFrame({"id": [1, 2], "Review": ["a", None]}), DataConfig()) as stream:
-        ((rows, texts),) = stream.pieces()
-        assert (texts, list(rows.columns)) == (["a", ""], ["id", "Review"])
+        ((cells, texts),) = stream.pieces()
+        assert (texts, list(cells), cells["id"]) == (["a", ""], ["id", "Review"], [1, 2])
     with open_stream(pd.DataFrame({"anything": ["a"]}), DataConfig()) as stream:
         assert next(stream.pieces())[1] == ["a"]
 

@@ -143,8 +143,8 @@ def predict(
             check_stdout()
             counts: Counter[str] = Counter()
             with open_writer("jsonl" if json else "csv", sys.stdout, guarded=formula_guard) as writer:
-                for frame, of_piece in label(stream.pieces()):
-                    writer.write(frame)
+                for cells, of_piece in label(stream.pieces()):
+                    writer.write(cells)
                     counts += of_piece
         else:
             about = {

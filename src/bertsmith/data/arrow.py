@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bertsmith.data.files import check_size
 from bertsmith.errors import DataError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 def read_arrow(file: BinaryIO, path: Path, kind: str, most: float) -> pd.DataFrame:
     """Read Parquet or Feather piece by piece, so that what is small in the file cannot fill the memory.
+
+    The frame has the Arrow types of the columns by name in its ``attrs["arrow"]``.
 
     Raises:
         DataError: if it is damaged, or holds more than ``most`` GB.
@@ -27,7 +30,12 @@ def read_arrow(file: BinaryIO, path: Path, kind: str, most: float) -> pd.DataFra
         check_size(size, most, path)
         for values, column in zip(columns, piece.columns, strict=True):
             values += column.to_pylist()
-    return arrow_frame(columns, schema)
+    import pandas as pd
+
+    frame = pd.DataFrame({i: pd.Series(values, dtype=object) for i, values in enumerate(columns)})
+    frame.columns = pd.Index(schema.names, dtype=object)
+    frame.attrs["arrow"] = dict(zip(schema.names, schema.types, strict=True))
+    return frame
 
 
 def arrow_pieces(file: BinaryIO, path: Path, kind: str, rows: int = 65536) -> tuple[Any, Iterator[Any]]:
@@ -73,14 +81,6 @@ def arrow_pieces(file: BinaryIO, path: Path, kind: str, rows: int = 65536) -> tu
     return schema, batches()
 
 
-def arrow_frame(columns: list[list[Any]], schema: Any) -> pd.DataFrame:
-    """Return a data frame of columns of values as they are, with their Arrow types in its ``attrs["arrow"]``."""
-    frame = pd.DataFrame({i: pd.Series(values, dtype=object) for i, values in enumerate(columns)})
-    frame.columns = pd.Index(schema.names, dtype=object)
-    frame.attrs["arrow"] = dict(zip(schema.names, schema.types, strict=True))
-    return frame
-
-
 def is_nested(kind: Any) -> bool:
     """Return whether values of an Arrow type are neither texts nor numbers: lists, objects, bytes."""
     import pyarrow.types as t
@@ -88,28 +88,20 @@ def is_nested(kind: Any) -> bool:
     return bool(t.is_nested(kind) or t.is_binary(kind) or t.is_large_binary(kind) or t.is_fixed_size_binary(kind))
 
 
-def type_of(values: pd.Series) -> Any:
-    """Return the Arrow type that holds every value of a column; text, where none but that does."""
-    import pyarrow as pa
+def common_types(pieces: Iterable[Mapping[str, list[Any]]]) -> dict[str, Any]:
+    """Return, for every column of tables with the same columns, the Arrow type that holds all its values.
 
-    try:
-        return pa.Array.from_pandas(values).type
-    except (pa.ArrowException, TypeError, OverflowError):
-        return pa.string()
-
-
-def common_types(frames: Iterable[pd.DataFrame]) -> dict[str, Any]:
-    """Return, for every column of tables with the same columns, the Arrow type that holds all its values."""
+    That is text, where none but that does.
+    """
     import pyarrow as pa
 
     found: dict[str, Any] = {}
-    for frame in frames:
-        for name in frame.columns:
-            kind = type_of(frame[name])
-            before = found.get(name, kind)
+    for cells in pieces:
+        for name, values in cells.items():
             try:
-                pair = [pa.schema([(name, each)]) for each in (before, kind)]
+                kind = pa.array(values, from_pandas=True).type
+                pair = [pa.schema([(name, each)]) for each in (found.get(name, kind), kind)]
                 found[name] = pa.unify_schemas(pair, promote_options="permissive").field(0).type
-            except pa.ArrowException:
+            except (pa.ArrowException, TypeError, OverflowError):
                 found[name] = pa.string()
     return found

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from bertsmith.config import DataConfig
 from bertsmith.errors import DataError, did_you_mean, listing
 
 TEXT = ("text",)
@@ -124,3 +126,37 @@ def find_columns(
         group=given(group, "--group-column") if group else None,
         split=given(split, "--split-column") if split else None,
     )
+
+
+def text_column(names: list[str], name: str, config: DataConfig) -> str:
+    """Return the column with the texts to predict: the one named, the only one, or the one found by its name.
+
+    Raises:
+        DataError: if that is not certain.
+    """
+    if len(names) == 1 and config.text_column is None:
+        return names[0]
+    return find_columns(names, name, text=config.text_column, label_required=False).text
+
+
+def is_text_lines(path: Path) -> bool:
+    """Whether a file is read as plain text, one text a line, where texts are wanted."""
+    return [s.lower() for s in path.suffixes if s.lower() != ".gz"][-1:] == [".txt"]
+
+
+def check_columns(names: list[str], n_rows: int, where: str, config: DataConfig) -> None:
+    """See that a table has rows, and columns that can be told apart.
+
+    Raises:
+        DataError: if not.
+    """
+    repeated = sorted({name for name in names if names.count(name) > 1}, key=names.index)
+    if repeated:
+        raise DataError(
+            f"several columns have the same name: {listing(repeated)}",
+            where=where,
+            remedy="Give every column a name of its own.",
+        )
+    if not n_rows or not names:
+        given = f"--encoding {config.encoding} fits the file and that " if config.encoding else ""
+        raise DataError("the table has no rows", where=where, remedy=f"Check that {given}it is the right file.")

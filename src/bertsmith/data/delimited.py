@@ -9,12 +9,13 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TextIO, TypeVar
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from bertsmith.data.table import Note
 from bertsmith.errors import DataError, listing
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _DELIMITERS = (",", ";", "\t", "|")
 _SAMPLE = 65536
@@ -192,6 +193,8 @@ def column_names(header: list[str]) -> list[str]:
 
 def to_frame(names: list[str], rows: list[list[str]]) -> pd.DataFrame:
     """Return a data frame of texts."""
+    import pandas as pd
+
     columns = list(zip(*rows, strict=True)) or [()] * len(names)
     # pandas would merge equal names: build by position, name after.
     frame = pd.DataFrame({i: pd.Series(values, dtype=object) for i, values in enumerate(columns)})

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
-
-import pandas as pd
+from numbers import Number
+from typing import TYPE_CHECKING, Any
 
 from bertsmith.data.table import Note
 from bertsmith.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ def encodable_text(text: str) -> str:
 
 def encodable(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a table whose names and texts any encoding can write: lone surrogates become U+FFFD."""
+    import pandas as pd
 
     def mended(value: Any) -> Any:
         return value if not isinstance(value, str) or value.isascii() else encodable_text(value)
@@ -78,11 +81,17 @@ def texts_of(values: Iterable[Any], where: str, first: int = 1) -> list[str | No
         refuse_nested(value, row, where, "--text-column")
         if isinstance(value, str):
             texts.append(encodable_text(value))
-        elif value is None or value != value or value is pd.NaT or value is pd.NA:
+        elif is_missing(value):
             texts.append(None)
         else:
             texts.append(str(int(value)) if isinstance(value, float) and value.is_integer() else str(value))
     return texts
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a cell is empty: ``None``, NaN, or what pandas has for it."""
+    of_pandas = type(value).__name__ in ("NAType", "NaTType")  # which need not be there
+    return value is None or of_pandas or (isinstance(value, Number) and value != value)
 
 
 def refuse_nested(value: Any, row: int, where: str, flag: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -175,19 +174,3 @@ def _distinct_names(names: list[str]) -> list[str]:
 def _where(names: list[str], columns: Columns) -> str:
     used = [repr(column) for column in (columns.label, columns.label_text) if column]
     return f"{', '.join(names)}, column{'s' if len(used) > 1 else ''} {' and '.join(used)}"
-
-
-def text_column(names: list[str], name: str, config: DataConfig) -> str:
-    """Return the column with the texts to predict: the one named, the only one, or the one found by its name.
-
-    Raises:
-        DataError: if that is not certain.
-    """
-    if len(names) == 1 and config.text_column is None:
-        return names[0]
-    return find_columns(names, name, text=config.text_column, label_required=False).text
-
-
-def is_text_lines(path: Path) -> bool:
-    """Whether a file is read as plain text, one text a line, where texts are wanted."""
-    return [s.lower() for s in path.suffixes if s.lower() != ".gz"][-1:] == [".txt"]

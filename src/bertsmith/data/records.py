@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from bertsmith.data.raw import encodable_text
 from bertsmith.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def read_json(text: str, name: str) -> pd.DataFrame:
@@ -27,7 +28,13 @@ def read_json(text: str, name: str) -> pd.DataFrame:
             _check_record(record, f"{name}, entry {number:,}")
     else:
         records = [record for _, record in json_lines(text.split("\n"), name)]
-    return records_frame(records, dict.fromkeys(key for record in records for key in record))
+    import pandas as pd
+
+    keys = list(dict.fromkeys(key for record in records for key in record))
+    columns = (pd.Series([record.get(key) for record in records], dtype=object) for key in keys)
+    frame = pd.DataFrame(dict(enumerate(columns)))
+    frame.columns = pd.Index([encodable_text(key) for key in keys], dtype=object)
+    return frame
 
 
 def json_lines(
@@ -75,15 +82,6 @@ def _check_record(record: Any, where: str) -> None:
             where=where,
             remedy='Write every row as {"Text": "…", "Label Text": "…"}.',
         )
-
-
-def records_frame(records: list[dict[str, Any]], names: Iterable[str]) -> pd.DataFrame:
-    """Return a data frame of some columns of JSON objects; what an object has not is missing."""
-    keys = list(names)
-    columns = (pd.Series([record.get(key) for record in records], dtype=object) for key in keys)
-    frame = pd.DataFrame(dict(enumerate(columns)))
-    frame.columns = pd.Index([encodable_text(key) for key in keys], dtype=object)
-    return frame
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

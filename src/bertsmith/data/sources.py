@@ -9,9 +9,10 @@ from typing import Any
 import pandas as pd
 
 from bertsmith.config import DataConfig
+from bertsmith.data.columns import check_columns
 from bertsmith.data.formats import read_file
 from bertsmith.data.raw import RawTable, encodable
-from bertsmith.errors import DataError, listing
+from bertsmith.errors import DataError
 from bertsmith.hub import require_hub
 
 
@@ -43,24 +44,6 @@ def read_raw(source: Any, config: DataConfig) -> RawTable:
         )
     check_columns(list(raw.frame.columns), len(raw.frame), raw.name, config)
     return raw
-
-
-def check_columns(names: list[str], n_rows: int, where: str, config: DataConfig) -> None:
-    """See that a table has rows, and columns that can be told apart.
-
-    Raises:
-        DataError: if not.
-    """
-    repeated = sorted({name for name in names if names.count(name) > 1}, key=names.index)
-    if repeated:
-        raise DataError(
-            f"several columns have the same name: {listing(repeated)}",
-            where=where,
-            remedy="Give every column a name of its own.",
-        )
-    if not n_rows or not names:
-        given = f"--encoding {config.encoding} fits the file and that " if config.encoding else ""
-        raise DataError("the table has no rows", where=where, remedy=f"Check that {given}it is the right file.")
 
 
 def _read_sql(query: str, db: str) -> RawTable:

@@ -14,23 +14,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-import pandas as pd
-
 from bertsmith.config import DataConfig
-from bertsmith.data.arrow import arrow_frame, arrow_pieces, common_types, is_nested
-from bertsmith.data.delimited import Row, find_dialect, to_frame
+from bertsmith.data.arrow import arrow_pieces, common_types, is_nested
+from bertsmith.data.columns import check_columns, is_text_lines, text_column
+from bertsmith.data.delimited import Row, find_dialect
 from bertsmith.data.encodings import codec_of
 from bertsmith.data.files import check_size, kind_of, kind_of_text, open_bytes, promised_delimiter
-from bertsmith.data.raw import encodable, encodable_text, refuse_nested, texts_of
-from bertsmith.data.read import is_text_lines, text_column
-from bertsmith.data.records import json_lines, records_frame
-from bertsmith.data.sources import check_columns, read_raw
+from bertsmith.data.raw import encodable_text, refuse_nested, texts_of
+from bertsmith.data.records import json_lines
 from bertsmith.data.table import Note
 from bertsmith.errors import DataError
 
 PIECE = 8192
 """Rows of a piece; within one, texts are labelled in order of length."""
-Piece = tuple[pd.DataFrame, list[str]]
+Cells = dict[str, list[Any]]
+"""The cells of some rows, by column."""
+Piece = tuple[Cells, list[str]]
 """The input columns of some rows, and their texts; a missing one is empty."""
 Bad = Callable[[str, str], None]
 """Is told where a row is that cannot be read, and why."""
@@ -65,7 +64,7 @@ class _Source:
 
     name: str
     names: list[str]
-    frames: Callable[[], Iterator[pd.DataFrame]]
+    pieces: Callable[[], Iterator[Cells]]
     n_rows: int
     nested: set[str] = field(default_factory=set)
     notes: list[Note] = field(default_factory=list)
@@ -126,11 +125,12 @@ def _stream(source: _Source, config: DataConfig, bad: Bad | None, left_out: dict
 
     def pieces(bad: Bad | None) -> Iterator[Piece]:
         first = 1
-        for frame in source.frames():
-            n_rows = len(frame)
+        for cells in source.pieces():
+            n_rows = len(cells[column])
             if nested and bad is not None:
-                frame = frame[_usable(frame[column], first, where, bad)].reset_index(drop=True)
-            yield frame, [text or "" for text in texts_of(frame[column], where, first)]
+                usable = _usable(cells[column], first, where, bad)
+                cells = {name: list(itertools.compress(values, usable)) for name, values in cells.items()}
+            yield cells, [text or "" for text in texts_of(cells[column], where, first)]
             first += n_rows
 
     n_rows = source.n_rows
@@ -142,7 +142,7 @@ def _stream(source: _Source, config: DataConfig, bad: Bad | None, left_out: dict
     def types() -> tuple[dict[str, Any], bool]:
         if source.types is not None:
             return source.types, True
-        return common_types(frame for frame, _ in pieces(_ignore if bad else None)), False
+        return common_types(cells for cells, _ in pieces(_ignore if bad else None)), False
 
     return Stream(
         source.name,
@@ -154,7 +154,7 @@ def _stream(source: _Source, config: DataConfig, bad: Bad | None, left_out: dict
     )
 
 
-def _usable(values: pd.Series, first: int, where: str, bad: Bad) -> list[bool]:
+def _usable(values: list[Any], first: int, where: str, bad: Bad) -> list[bool]:
     usable = []
     for row, value in enumerate(values, start=first):
         try:
@@ -176,31 +176,33 @@ def _ignore(place: str, why: str) -> None:
 
 
 def _whole(source: Any, config: DataConfig) -> _Source:
+    from bertsmith.data.sources import read_raw
+
     raw = read_raw(source, config)
     names = list(raw.frame.columns)
 
-    def frames() -> Iterator[pd.DataFrame]:
+    def pieces() -> Iterator[Cells]:
         for start in range(0, len(raw.frame), PIECE):
-            yield raw.frame.iloc[start : start + PIECE].reset_index(drop=True)
+            yield {name: raw.frame[name].iloc[start : start + PIECE].tolist() for name in names}
 
     types = raw.frame.attrs.get("arrow")
-    return _Source(raw.name, names, frames, len(raw.frame), set(names), list(raw.notes), types)
+    return _Source(raw.name, names, pieces, len(raw.frame), set(names), list(raw.notes), types)
 
 
 def _of_arrow(file: BinaryIO, path: Path, kind: str, *, config: DataConfig, bad: Bad | None) -> _Source:
-    schema, pieces = arrow_pieces(file, path, kind, PIECE)
+    schema, batches = arrow_pieces(file, path, kind, PIECE)
     n_rows = size = 0
-    for piece in pieces:
+    for piece in batches:
         n_rows, size = n_rows + piece.num_rows, size + piece.nbytes
         check_size(size, config.max_unpacked, path)
 
-    def frames() -> Iterator[pd.DataFrame]:
+    def pieces() -> Iterator[Cells]:
         for piece in arrow_pieces(file, path, kind, PIECE)[1]:
-            yield arrow_frame([column.to_pylist() for column in piece.columns], schema)
+            yield {name: column.to_pylist() for name, column in zip(schema.names, piece.columns, strict=True)}
 
     types = dict(zip(schema.names, schema.types, strict=True))
     nested = {name for name, kind in types.items() if is_nested(kind)}
-    return _Source(path.name, list(schema.names), frames, n_rows, nested, types=types)
+    return _Source(path.name, list(schema.names), pieces, n_rows, nested, types=types)
 
 
 def _of_delimited(
@@ -217,13 +219,14 @@ def _of_delimited(
         lambda: opened(""), path.name, promised_delimiter(path), scan, ragged if bad else None
     )
 
-    def frames() -> Iterator[pd.DataFrame]:
+    def pieces() -> Iterator[Cells]:
         with opened("") as text:
             rows = itertools.islice(dialect.rows(text, path.name, lambda line, n: None), 1, None)
             for some in _batched(rows):
-                yield to_frame(names, [fields for _, fields in some])
+                columns = zip(*(fields for _, fields in some), strict=True)
+                yield {name: list(values) for name, values in zip(names, columns, strict=True)}
 
-    return _Source(path.name, names, frames, n_rows, notes=[*notes, *more])
+    return _Source(path.name, names, pieces, n_rows, notes=[*notes, *more])
 
 
 def _of_json_lines(
@@ -239,14 +242,17 @@ def _of_json_lines(
             keys.update(dict.fromkeys(record))
             nested.update(encodable_text(key) for key, value in record.items() if isinstance(value, list | dict))
 
-    def frames() -> Iterator[pd.DataFrame]:
+    def encodable(value: Any) -> Any:
+        return encodable_text(value) if isinstance(value, str) else value
+
+    def pieces() -> Iterator[Cells]:
         with opened("\n") as text:
             skipped = None if bad is None else lambda line, error: None
             for some in _batched(json_lines(text, path.name, skipped)):
-                yield encodable(records_frame([record for _, record in some], keys))
+                yield {encodable_text(key): [encodable(record.get(key)) for _, record in some] for key in keys}
 
-    names = list(records_frame([], keys).columns)
-    return _Source(path.name, names, frames, n_rows, nested, notes)
+    names = [encodable_text(key) for key in keys]
+    return _Source(path.name, names, pieces, n_rows, nested, notes)
 
 
 def _lines(file: BinaryIO, path: Path, config: DataConfig) -> Stream:
@@ -272,14 +278,14 @@ def _lines(file: BinaryIO, path: Path, config: DataConfig) -> Stream:
         pieces,
         n_rows,
         tuple(notes),
-        types=lambda: (common_types(frame for frame, _ in itertools.islice(pieces(), 1)), False),
+        types=lambda: (common_types(cells for cells, _ in itertools.islice(pieces(), 1)), False),
         path=path,
     )
 
 
 def lines_piece(texts: list[str]) -> Piece:
     """Return a piece of texts that have no other columns."""
-    return pd.DataFrame({"text": pd.Series(texts, dtype="str")}), texts
+    return {"text": list(texts)}, texts
 
 
 @contextmanager

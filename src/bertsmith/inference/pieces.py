@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from bertsmith.data.stream import PIECE, Piece, Stream
+from bertsmith.data.stream import PIECE, Cells, Piece, Stream
 from bertsmith.errors import Interrupted, RunFolderError
 from bertsmith.inference.predict import join, open_writer, output_format
 from bertsmith.output import differences, held
@@ -37,13 +35,13 @@ class Pieces:
         self.done = 0
         self.counts: Counter[str] = Counter()
 
-    def add(self, frame: pd.DataFrame, counts: Mapping[str, int]) -> None:
+    def add(self, cells: Cells, counts: Mapping[str, int]) -> None:
         """Write the next piece; once this returns, it stays written."""
         with (
             replaced_file(self._piece(self.done)) as file,
             open_writer(self.kind, file, guarded=self.guarded, types=self.types, header=not self.done) as writer,
         ):
-            writer.write(frame)
+            writer.write(cells)
         write_json(self._note(self.done), counts)
         self._count(counts)
 
@@ -101,7 +99,7 @@ class Pieces:
 
 
 def write_stream(
-    label: Callable[[Iterable[Piece]], Iterable[tuple[pd.DataFrame, Counter[str]]]],
+    label: Callable[[Iterable[Piece]], Iterable[tuple[Cells, Counter[str]]]],
     stream: Stream,
     output: Path,
     about: Mapping[str, Any],
@@ -142,8 +140,8 @@ def write_stream(
                 replaced_file(output) as file,
                 open_writer(kind, file, guarded=guarded, types=types) as writer,
             ):
-                for frame, counts in label(stream.pieces()):
-                    writer.write(frame)
+                for cells, counts in label(stream.pieces()):
+                    writer.write(cells)
                     pieces.counts += counts
             return pieces.counts
         if resume:
@@ -152,8 +150,8 @@ def write_stream(
         else:
             pieces.begin(about)
         try:
-            for frame, counts in label(itertools.islice(stream.pieces(), pieces.done, None)):
-                pieces.add(frame, counts)
+            for cells, counts in label(itertools.islice(stream.pieces(), pieces.done, None)):
+                pieces.add(cells, counts)
             pieces.finish()
         except KeyboardInterrupt:
             if not pieces.done:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import json
 import shutil
 from collections import Counter
@@ -12,40 +13,42 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
-import pandas as pd
 
+from bertsmith.data.raw import is_missing
+from bertsmith.data.stream import Cells, Piece
 from bertsmith.errors import ConfigError, DataError, listing
 from bertsmith.inference.abstain import Abstention
 from bertsmith.inference.labelling import Labelling, OneModel
-from bertsmith.inference.spreadsheet import guard
+from bertsmith.inference.spreadsheet import guarded_cell
 
 FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
 COLUMNS = ("predicted", "predicted_text", "confidence")
 ABSTAINED, LABEL_SET = "abstained", "label_set"
+PROBABILITY = "probability of "
 
 
 class Writer(Protocol):
-    """Takes tables with the same columns, one after the other."""
+    """Takes rows with the same columns, piece by piece."""
 
-    def write(self, frame: pd.DataFrame) -> None:
+    def write(self, cells: Cells) -> None:
         """Write some rows."""
         ...
 
 
 def predict_rows(
     classifier: Labelling,
-    rows: pd.DataFrame,
+    cells: Cells,
     texts: list[str],
     *,
     probabilities: bool = False,
     abstain: Abstention | None = None,
     progress: Callable[[int], None] | None = None,
-) -> pd.DataFrame:
+) -> Cells:
     """Predict some rows, in order.
 
     Args:
         classifier: the fitted model.
-        rows: the input columns, kept as they are, n rows.
+        cells: the input columns, kept as they are, n rows.
         texts: n texts; an empty one gets no prediction.
         probabilities: also give one column a class.
         abstain: when not to answer, or to answer with several labels.
@@ -54,46 +57,50 @@ def predict_rows(
     Returns:
         The input columns with ``predicted`` (label number), ``predicted_text``, ``confidence`` and, if wanted,
         ``probability of LABEL TEXT`` for every class; with ``abstain`` also ``abstained`` (where it is true,
-        ``predicted`` is missing) or ``label_set``, a list of label texts.
+        ``predicted`` is missing) or ``label_set``, a list of label texts. What is missing is ``None``.
 
     Raises:
         DataError: if the input has a column of one of these names.
     """
-    names = [f"probability of {text}" for text in classifier.labels.texts] if probabilities else []
-    abstain = abstain or Abstention()
-    more = [ABSTAINED] * (abstain.confidence is not None) + [LABEL_SET] * (abstain.in_set is not None)
-    clash = [name for name in (*COLUMNS, *more, *names) if name in rows.columns]
-    if clash:
+    labels, abstain = classifier.labels, abstain or Abstention()
+    filled = [i for i, text in enumerate(texts) if text.strip()]
+    table = classifier.predict_proba([texts[i] for i in filled], progress)
+
+    def spread(values: Iterable[Any]) -> list[Any]:
+        column: list[Any] = [None] * len(texts)
+        for i, value in zip(filled, values, strict=True):
+            column[i] = value
+        return column
+
+    best = table.argmax(axis=1).tolist()
+    answered = abstain.answered(table).tolist()
+    label = [c if yes else None for c, yes in zip(best, answered, strict=True)]
+    ours: Cells = {
+        "predicted": spread(None if c is None else labels.numbers[c] for c in label),
+        "predicted_text": spread(None if c is None else labels.texts[c] for c in label),
+        "confidence": spread(table.max(axis=1, initial=0.0).tolist()),
+    }
+    if abstain.confidence is not None:
+        ours[ABSTAINED] = spread(not yes for yes in answered)
+    if abstain.in_set is not None:
+        ours[LABEL_SET] = spread(abstain.sets(table, labels.texts))
+    if probabilities:
+        ours |= {f"{PROBABILITY}{text}": spread(table[:, c].tolist()) for c, text in enumerate(labels.texts)}
+    if clash := [name for name in ours if name in cells]:
         raise DataError(
             f"the input has columns that predict would write: {listing(clash)}", remedy="Rename or remove them."
         )
-    filled = np.array([bool(text.strip()) for text in texts])
-    predicted = classifier.predict_frame([text for text in texts if text.strip()], progress)
-    predicted.index = pd.Index(np.flatnonzero(filled))
-    table = np.stack(predicted["probabilities"].to_list()) if len(predicted) else np.empty((0, len(names)))
-    predicted = predicted[list(COLUMNS)]
-    if abstain.confidence is not None:
-        answered = abstain.answered(table)
-        predicted[list(COLUMNS[:2])] = predicted[list(COLUMNS[:2])].where(pd.Series(answered, predicted.index))
-        predicted[ABSTAINED] = pd.Series(~answered, predicted.index, dtype="boolean")
-    if abstain.in_set is not None:
-        sets = abstain.sets(table, classifier.labels.texts)
-        predicted[LABEL_SET] = pd.Series(sets, predicted.index, dtype=object)
-    predicted = predicted.reindex(range(len(texts)))
-    predicted["predicted"] = predicted["predicted"].astype("Int64")
-    for i, name in enumerate(names):
-        predicted[name] = pd.Series(table[:, i], index=np.flatnonzero(filled)).reindex(range(len(texts)))
-    return pd.concat([rows.reset_index(drop=True), predicted], axis=1)
+    return cells | ours
 
 
 def predict_pieces(
     classifier: Labelling,
-    pieces: Iterable[tuple[pd.DataFrame, list[str]]],
+    pieces: Iterable[Piece],
     *,
     probabilities: bool = False,
     abstain: Abstention | None = None,
     progress: Callable[[int], None] = lambda n: None,
-) -> Iterator[tuple[pd.DataFrame, Counter[str]]]:
+) -> Iterator[tuple[Cells, Counter[str]]]:
     """Predict piece by piece, in order.
 
     Args:
@@ -105,13 +112,12 @@ def predict_pieces(
         What `predict_rows` returns of each, and how many ``rows`` these are, how many of them ``empty``, how many
         ``abstained``, and how many texts were ``cut``.
     """
-    for rows, texts in pieces:
-        frame = predict_rows(classifier, rows, texts, probabilities=probabilities, abstain=abstain, progress=progress)
-        empty = int(frame["confidence"].isna().sum())
+    for cells, texts in pieces:
+        found = predict_rows(classifier, cells, texts, probabilities=probabilities, abstain=abstain, progress=progress)
+        empty = found["confidence"].count(None)
         progress(empty)
-        left = int(frame[ABSTAINED].sum()) if ABSTAINED in frame.columns else 0
         cut = classifier.count_long(texts) if isinstance(classifier, OneModel) else 0
-        yield frame, Counter(rows=len(frame), empty=empty, abstained=left, cut=cut)
+        yield found, Counter(rows=len(texts), empty=empty, abstained=found.get(ABSTAINED, []).count(True), cut=cut)
 
 
 def output_format(path: Path) -> str:
@@ -145,8 +151,7 @@ def open_writer(
         kind: the format.
         target: the file or stream.
         guarded: guard CSV against cells that a spreadsheet would run as formulas: see `guard`.
-        types: the Arrow types of the input's columns in Parquet, and whether its values are as Arrow gives them;
-            a column of none is written in the type of what is written first.
+        types: the Arrow types of the input's columns, for Parquet, and whether its values are as Arrow gives them.
         header: begin CSV with the names of the columns.
     """
     if kind == "parquet":
@@ -181,36 +186,47 @@ def join(kind: str, parts: Sequence[Path], target: Path) -> None:
 
 class _Csv:
     def __init__(self, stream: IO[str], guarded: bool, header: bool) -> None:
-        self.stream, self.guarded, self.header = stream, guarded, header
+        self.writer = csv.writer(stream, lineterminator="\n")
+        self.guarded, self.header = guarded, header
 
-    def write(self, frame: pd.DataFrame) -> None:
-        frame = guard(frame) if self.guarded else frame.copy()
-        for name in frame.columns[[pd.api.types.is_object_dtype(dtype) for dtype in frame.dtypes]]:
-            if any(isinstance(v, bytes) for v in frame[name]):
-                values = [_json(v) if isinstance(v, bytes) else v for v in frame[name]]
-                frame[name] = pd.Series(values, index=frame.index, dtype=object)
-        for name in frame.columns[frame.columns.get_loc(COLUMNS[0]) :]:
-            if pd.api.types.is_float_dtype(frame[name]):  # ours alone: the input's own numbers stay as they are
-                frame[name] = frame[name].map("{:.6f}".format, na_action="ignore")
-        if LABEL_SET in frame.columns:
-            frame[LABEL_SET] = frame[LABEL_SET].map(lambda s: json.dumps(s, ensure_ascii=False), na_action="ignore")
-        frame.to_csv(self.stream, index=False, header=self.header, lineterminator="\n")
+    def write(self, cells: Cells) -> None:
+        names = list(cells)
+        ours = names[names.index(COLUMNS[0]) :]
+        columns = [[(_of_ours if name in ours else _of_input)(value) for value in cells[name]] for name in names]
+        if self.guarded:
+            names = [guarded_cell(name) for name in names]
+            columns = [[guarded_cell(value) for value in values] for values in columns]
+        if self.header:
+            self.writer.writerow(names)
+        self.writer.writerows(zip(*columns, strict=True))
         self.header = False
+
+
+def _of_input(value: Any) -> Any:
+    """Return a cell of the input as CSV has it: what is missing is empty, bytes are Base64."""
+    return "" if is_missing(value) else _json(value) if isinstance(value, bytes) else value
+
+
+def _of_ours(value: Any) -> Any:
+    """Return a cell of ours as CSV has it: six decimals, and lists as JSON."""
+    if isinstance(value, list):
+        return json.dumps(value, ensure_ascii=False)
+    return f"{value:.6f}" if isinstance(value, float) else value
 
 
 class _JsonLines:
     def __init__(self, stream: IO[str]) -> None:
         self.stream = stream
 
-    def write(self, frame: pd.DataFrame) -> None:
-        for values in zip(*(frame[name].astype(object).tolist() for name in frame.columns), strict=True):
-            record = {name: _json(value) for name, value in zip(frame.columns, values, strict=True)}
+    def write(self, cells: Cells) -> None:
+        for values in zip(*cells.values(), strict=True):
+            record = {name: _json(value) for name, value in zip(cells, values, strict=True)}
             self.stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False, default=str) + "\n")
 
 
 def _json(value: Any) -> Any:
     """Return a value as JSON has it: what is missing, or no finite number, is null, bytes are Base64."""
-    if value is None or value is pd.NA or value is pd.NaT:
+    if is_missing(value):
         return None
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
@@ -228,28 +244,30 @@ class _Parquet:
         self.path, self.types, self.as_read = path, types, as_read
         self.writer: Any = None
 
-    def write(self, frame: pd.DataFrame) -> None:
+    def write(self, cells: Cells) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        columns = {name: _arrow(frame[name], self.types.get(name), self.as_read) for name in frame.columns}
-        table = pa.table(columns) if self.writer is None else pa.table(columns).cast(self.writer.schema)
+        columns = {}
+        for name, values in cells.items():
+            kind = self.types.get(name) or _type_of_ours(name)
+            if kind == pa.string() and not self.as_read:
+                values = [None if is_missing(value) else str(value) for value in values]
+            # As it was read, NaN is no missing value.
+            columns[name] = pa.array(values, type=kind, from_pandas=not self.as_read)
         if self.writer is None:
-            self.writer = pq.ParquetWriter(self.path, table.schema)
-        self.writer.write_table(table)
+            self.writer = pq.ParquetWriter(self.path, pa.table(columns).schema)
+        self.writer.write_table(pa.table(columns, schema=self.writer.schema))
 
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
 
 
-def _arrow(values: pd.Series, kind: Any, as_read: bool) -> Any:
+def _type_of_ours(name: str) -> Any:
     import pyarrow as pa
 
-    if as_read and kind is not None:  # NaN is no missing value
-        return pa.array(values.tolist(), type=kind)
-    if values.name == LABEL_SET:
-        return pa.array([v if isinstance(v, list) else None for v in values], type=pa.list_(pa.string()))
-    if values.dtype != object or (kind is not None and kind != pa.string()):
-        return pa.Array.from_pandas(values, type=kind)
-    return pa.array([None if v is None or v is pd.NA or v != v else str(v) for v in values], type=pa.string())
+    if name.startswith(PROBABILITY):
+        return pa.float64()
+    types = (pa.int64(), pa.string(), pa.float64(), pa.bool_(), pa.list_(pa.string()))
+    return dict(zip((*COLUMNS, ABSTAINED, LABEL_SET), types, strict=True))[name]

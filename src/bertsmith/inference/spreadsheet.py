@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 _FORMULA = re.compile(r"[=+\-@\t\r]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -17,20 +18,23 @@ def guard(frame: pd.DataFrame) -> pd.DataFrame:
     These begin with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return; numbers stay as they are.
     Source: OWASP, CSV Injection.
     """
+    import pandas as pd
+
     text = [not pd.api.types.is_numeric_dtype(dtype) for dtype in frame.dtypes]
     columns = [
         # as objects: a whole number beside a missing one must not become a float
-        pd.Series([_guarded(cell) for cell in frame.iloc[:, i]], index=frame.index, dtype=object)
+        pd.Series([guarded_cell(cell) for cell in frame.iloc[:, i]], index=frame.index, dtype=object)
         if text[i]
         else frame.iloc[:, i]
         for i in range(frame.shape[1])
     ]
     guarded = pd.concat(columns, axis=1) if columns else frame.copy()
-    guarded.columns = [_guarded(name) for name in frame.columns]
+    guarded.columns = [guarded_cell(name) for name in frame.columns]
     return guarded
 
 
-def _guarded(cell: Any) -> Any:
+def guarded_cell(cell: Any) -> Any:
+    """Return a cell as `guard` does."""
     if isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBER.fullmatch(cell):
         return f"'{cell}"
     return cell
