@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.config import Config, DataConfig, resolve
-from bertsmith.data.read import read_table as _read_table
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, RunFolderError, listing
 from bertsmith.run import Run, open_run
@@ -32,7 +31,9 @@ def read_table(source: Any = None, **settings: Any) -> Table:
     Raises:
         UserError: if it cannot be read, or its labels do not make sense.
     """
-    return _read_table(source, resolve(settings, api=True))
+    from bertsmith.data import read
+
+    return read.read_table(source, resolve(settings, api=True))
 
 
 def inspect(table: Any, **settings: Any) -> Findings:
@@ -346,7 +347,9 @@ def as_table(table: Any, config: Config) -> Table:
         ConfigError: if settings that say how to read are given for a table that is read.
     """
     if not isinstance(table, Table):
-        return _read_table(table, config)
+        from bertsmith.data import read
+
+        return read.read_table(table, config)
     late = [
         name
         for name, field in DataConfig.model_fields.items()

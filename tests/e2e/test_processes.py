@@ -171,7 +171,8 @@ def test_predictions_whose_process_ends_go_on_from_there(number, finished, tmp_p
     table.to_csv(tmp_path / "t.csv")
     out, folder = tmp_path / "out.csv", tmp_path / "out.csv.unfinished"
     command = [sys.executable, "-m", "bertsmith", "predict", str(finished), str(tmp_path / "t.csv"), "-o", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    heeded = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 - the tests may run where it is ignored
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeded)
     while not (folder / "00000000.json").exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(number)

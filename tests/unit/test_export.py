@@ -154,7 +154,8 @@ def test_thresholds_come_from_the_export_as_from_the_run(run, exported, tmp_path
 
 def test_neither_torch_nor_transformers_nor_pyarrow_is_needed(exported, tmp_path):
     code = (
-        "import sys\nfor name in ('torch', 'transformers', 'pyarrow', 'pandas', 'datasets', 'sklearn', 'scipy', 'datasketch'):\n"
+        "import sys\nbarred = 'torch transformers pyarrow pandas datasets sklearn scipy datasketch'\n"
+        "for name in barred.split():\n"
         "    sys.modules[name] = None\nfrom bertsmith.cli.app import main\nmain(sys.argv[1:])"
     )
     (tmp_path / "t.csv").write_text("Text,More\nred cat,1\n,2\nbig plum,3\n")

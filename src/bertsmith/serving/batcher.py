@@ -210,9 +210,9 @@ class Batcher:
             self.speed += MEMORY * (tokens / max(taken, 1e-6) - self.speed)
         self._ended = ended
         texts = sum(len(job.texts) for job in wanted)
+        self.on_batch(len(wanted), texts, tokens, seconds)  # before anyone is answered, who may ask for the numbers
         for job, answer in zip(wanted, answers, strict=True):
             _settle(job, answer, None)
-        self.on_batch(len(wanted), texts, tokens, seconds)
 
 
 def _settle(job: _Job, answer: Any, error: Exception | None) -> None:
