@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import shutil
+import subprocess
+import sys
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -196,11 +199,65 @@ def test_what_is_unfinished_is_neither_mixed_with_other_predictions_nor_thrown_a
         check_unfinished(tmp_path / "mine.csv", resume=False, overwrite=True)
 
 
-def test_a_piece_that_was_not_whole_is_done_again(classifier, tmp_path):
+DAMAGE = {
+    "killed between the two files": lambda folder: (folder / "00000001.json").unlink(),
+    "cut": lambda folder: (folder / "00000001.jsonl").write_text('{"half'),
+    "changed": lambda folder: (folder / "00000000.jsonl").write_text(
+        (folder / "00000000.jsonl").read_text().replace("cat", "dog")
+    ),
+    "without its note's content": lambda folder: (folder / "00000000.json").write_text("[]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_piece_that_was_not_whole_is_done_again(damage, classifier, tmp_path):
     source, output = _table(tmp_path / "t.csv"), tmp_path / "out.jsonl"
     with pytest.raises(Interrupted):
         _predict(classifier, source, output, {}, stop_after=2)
-    (folder_of(output) / "00000001.json").unlink()  # as if it had been killed between the two files
-    (folder_of(output) / "00000001.jsonl").write_text('{"half')
+    damage(folder_of(output))
     _predict(classifier, source, output, {}, resume=True)
     assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == [str(i) for i in range(11)]
+    assert "dog" not in output.read_text()
+
+
+def test_what_was_begun_to_replace_a_file_can_be_gone_on_with(classifier, cli, finished, tmp_path):
+    source, output = _table(tmp_path / "t.csv"), tmp_path / "out.csv"
+    for there in (False, True):
+        output.write_text("old") if there else None
+        with pytest.raises(Interrupted):
+            _predict(classifier, source, output, {}, stop_after=1)
+        output.write_text("old")
+        code, _, err = cli("predict", finished, source, "-o", output, "--resume")
+        assert code == 2
+        # It may be replaced, but is of other predictions; or it came there meanwhile, and may not.
+        assert ("these differ" if there else "a file is there already") in err
+        shutil.rmtree(folder_of(output))
+        output.unlink()
+
+
+def test_unfinished_predictions_that_nobody_can_tell_apart_are_begun_anew(classifier, tmp_path):
+    source, output = _table(tmp_path / "t.csv"), tmp_path / "out.csv"
+    with pytest.raises(Interrupted):
+        _predict(classifier, source, output, {}, stop_after=1)
+    (folder_of(output) / "about.json").write_text("{")
+    with pytest.raises(RunFolderError, match="is damaged") as caught:
+        check_unfinished(output, resume=True, overwrite=False)
+    assert "--overwrite" in caught.value.remedy
+    check_unfinished(output, resume=False, overwrite=True)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_lines_from_stdin_go_to_every_format(suffix, finished, tmp_path):
+    command = [sys.executable, "-m", "bertsmith", "predict", str(finished), "-", "-o", str(tmp_path / f"out{suffix}")]
+    done = subprocess.run(command, input=b"caf\xe9\ncat\n", capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"stdin is not UTF-8 (line 1)" in done.stderr
+    assert (tmp_path / f"out{suffix}").stat().st_size
+    refused = subprocess.run([*command, "--text-column", "x"], input=b"a", capture_output=True)
+    assert (refused.returncode, b"lines of text" in refused.stderr) == (2, True)
+
+
+def test_lists_and_objects_are_json_in_csv(classifier, tmp_path):
+    with open_stream(pd.DataFrame({"Text": ["cat"], "n": [{"a": [1, None]}]}), DataConfig()) as stream:
+        write_stream(lambda p: predict_pieces(classifier, p), stream, tmp_path / "out.csv", {})
+    assert json.loads(pd.read_csv(tmp_path / "out.csv")["n"][0]) == {"a": [1, None]}

@@ -99,7 +99,7 @@ def predict(
     from bertsmith.data.stream import open_stream
     from bertsmith.errors import ConfigError, DataError
     from bertsmith.inference.exported import Exported, is_export
-    from bertsmith.inference.pieces import check_unfinished, write_stream
+    from bertsmith.inference.pieces import check_unfinished, may_be_replaced, write_stream
     from bertsmith.inference.predict import open_writer, output_format, predict_pieces
     from bertsmith.output import check_file
     from bertsmith.run import open_run
@@ -109,12 +109,15 @@ def predict(
         open_run(run)
     if source is None and settings.sql is None:
         raise DataError("there is no INPUT", remedy="Give a file, - for stdin, or --sql with --db.")
+    if source == "-" and settings.text_column is not None:
+        raise ConfigError("stdin is read as lines of text, without columns", remedy="Leave out --text-column.")
     if output is None and resume:
         raise ConfigError("--resume goes on with a file", remedy="Give -o that file.")
     if output is not None:
         output_format(output)
-        check_file(output, (source, settings.db, config), overwrite=overwrite)
         check_unfinished(output, resume=resume, overwrite=overwrite)
+        again = overwrite or (resume and may_be_replaced(output))
+        check_file(output, (source, settings.db, config), overwrite=again)
     asked: dict[str, Any] = {
         "min_confidence": min_confidence,
         "target_accuracy": target_accuracy,
@@ -206,9 +209,15 @@ def _stdin(settings: Config) -> Stream:
     if sys.stdin.isatty():
         talk().print("[dim]reading texts, one a line, until the end of the input (Ctrl-D)[/]")
 
+    told: set[str] = set()
+
     def pieces() -> Iterator[Piece]:
         while lines := list(itertools.islice(sys.stdin.buffer, STDIN)):
-            text = decode(b"".join(lines), "stdin", settings.encoding)[0]
+            text, notes = decode(b"".join(lines), "stdin", settings.encoding)
+            for note in notes:
+                if note.severity not in told:
+                    talk().print(f"{note.severity}: {note.message}", markup=False)
+                    told.add(note.severity)
             yield lines_piece([line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")])
 
     read = pieces()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -14,11 +15,13 @@ from bertsmith.data.stream import PIECE, Cells, Piece, Stream
 from bertsmith.errors import Interrupted, RunFolderError
 from bertsmith.inference.predict import join, open_writer, output_format
 from bertsmith.output import differences, held
-from bertsmith.storage import replaced_file, told, write_json
+from bertsmith.storage import checksum, replaced_file, told, write_json
 
 ABOUT = "about.json"
 SUFFIX = ".unfinished"
 """What the folder is called besides the name of the file."""
+_OURS = re.compile(r"(\.\d+\.)?(about\.json|\d{8}\.\w+)")
+"""The names of the files in it, half written ones too."""
 
 
 class Pieces:
@@ -42,24 +45,17 @@ class Pieces:
             open_writer(self.kind, file, guarded=self.guarded, types=self.types, header=not self.done) as writer,
         ):
             writer.write(cells)
-        write_json(self._note(self.done), counts)
+        write_json(self._note(self.done), {"counts": counts, "sha256": checksum(self._piece(self.done))})
         self._count(counts)
 
     def resume(self, about: Mapping[str, Any]) -> None:
-        """Go on with what is there.
+        """Go on with what is there and whole.
 
         Raises:
             RunFolderError: if there is nothing, or something else.
         """
-        try:
-            before = json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunFolderError(
-                "there are no unfinished predictions to go on with",
-                where=str(self.folder),
-                remedy="Leave out --resume.",
-            ) from error
-        if changed := differences(before, json.loads(json.dumps(about))):
+        before = _begun(self.output)
+        if changed := differences(before["about"], json.loads(json.dumps(about))):
             raise RunFolderError(
                 f"these predictions cannot be gone on with, since these differ: {'; '.join(changed)}",
                 where=str(self.folder),
@@ -67,15 +63,18 @@ class Pieces:
             )
         while True:
             try:
-                self._count(json.loads(self._note(self.done).read_text(encoding="utf-8")))
-            except (OSError, ValueError):
+                note = json.loads(self._note(self.done).read_text(encoding="utf-8"))
+                if note["sha256"] != checksum(self._piece(self.done)):
+                    return
+                self._count(note["counts"])
+            except (OSError, ValueError, KeyError, TypeError):
                 return
 
     def begin(self, about: Mapping[str, Any]) -> None:
         """Begin anew; what is there is dropped."""
         self.drop()
         self.folder.mkdir(parents=True)
-        write_json(self.folder / ABOUT, about)
+        write_json(self.folder / ABOUT, {"about": about, "replaces": self.output.exists()})
 
     def finish(self) -> None:
         """Make the file of the pieces."""
@@ -171,6 +170,35 @@ def folder_of(output: Path) -> Path:
     return output.with_name(output.name + SUFFIX)
 
 
+def may_be_replaced(output: Path) -> bool:
+    """Return whether unfinished predictions were begun with leave to replace the file."""
+    return bool(_begun(output)["replaces"])
+
+
+def _begun(output: Path) -> dict[str, Any]:
+    """Return what was written when unfinished predictions were begun.
+
+    Raises:
+        RunFolderError: if there are none, or it is damaged.
+    """
+    folder = folder_of(output)
+    if not folder.exists():
+        raise RunFolderError(
+            "there are no unfinished predictions to go on with",
+            where=str(folder),
+            remedy="Leave out --resume (predictions of stdin, of a query and of few rows are not kept in pieces).",
+        )
+    try:
+        content: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        return {"about": content["about"], "replaces": content["replaces"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(
+            "what these unfinished predictions are of is damaged, so that they cannot be gone on with",
+            where=str(folder / ABOUT),
+            remedy="Pass --overwrite to begin anew.",
+        ) from error
+
+
 def check_unfinished(output: Path, *, resume: bool, overwrite: bool) -> None:
     """See what may be done about unfinished predictions, before any work is.
 
@@ -180,13 +208,11 @@ def check_unfinished(output: Path, *, resume: bool, overwrite: bool) -> None:
     folder = folder_of(output)
     if resume and overwrite:
         raise RunFolderError("--resume and --overwrite contradict each other", remedy="Give one of them.")
-    if resume and not (folder / ABOUT).is_file():
-        raise RunFolderError(
-            "there are no unfinished predictions to go on with", where=str(folder), remedy="Leave out --resume."
-        )
-    if not folder.exists() or resume:
+    if resume:
+        _begun(output)
+    if resume or not folder.exists():
         return
-    if not (folder / ABOUT).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+    if not folder.is_dir() or any(not _OURS.fullmatch(file.name) for file in folder.iterdir()):
         raise RunFolderError(
             "bertsmith would keep unfinished predictions here, but something else is there",
             where=str(folder),

@@ -203,7 +203,9 @@ class _Csv:
 
 
 def _of_input(value: Any) -> Any:
-    """Return a cell of the input as CSV has it: what is missing is empty, bytes are Base64."""
+    """Return a cell of the input as CSV has it: what is missing is empty, bytes are Base64, lists and objects JSON."""
+    if isinstance(value, list | dict):
+        return json.dumps(_json(value), ensure_ascii=False, default=str)
     return "" if is_missing(value) else _json(value) if isinstance(value, bytes) else value
 
 
@@ -252,7 +254,7 @@ class _Parquet:
         for name, values in cells.items():
             kind = self.types.get(name) or _type_of_ours(name)
             if kind == pa.string() and not self.as_read:
-                values = [None if is_missing(value) else str(value) for value in values]
+                values = [None if is_missing(value) else str(_of_input(value)) for value in values]
             # As it was read, NaN is no missing value.
             columns[name] = pa.array(values, type=kind, from_pandas=not self.as_read)
         if self.writer is None:
@@ -270,4 +272,4 @@ def _type_of_ours(name: str) -> Any:
     if name.startswith(PROBABILITY):
         return pa.float64()
     types = (pa.int64(), pa.string(), pa.float64(), pa.bool_(), pa.list_(pa.string()))
-    return dict(zip((*COLUMNS, ABSTAINED, LABEL_SET), types, strict=True))[name]
+    return dict(zip((*COLUMNS, ABSTAINED, LABEL_SET), types, strict=True)).get(name)
