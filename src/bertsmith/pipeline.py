@@ -24,7 +24,7 @@ from bertsmith.errors import DeviceError, Interrupted, listing
 from bertsmith.evaluation.metrics import quick
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model import checkpoint
-from bertsmith.model.encode import count_tokens, encode
+from bertsmith.model.encode import encode
 from bertsmith.model.load import (
     describe_device,
 )
@@ -140,10 +140,8 @@ def _train(
         check_stop("stopped before training began")
         found = checkpoint.resolve(config.model, allow_pickle=config.allow_pickle)
         loaded = prepare_model(found, config, parts["train"])
-        tokenizer, device, max_length = loaded.tokenizer, loaded.device, loaded.max_length
-        findings = inspect(
-            table, count_tokens=lambda texts: count_tokens(texts, tokenizer), max_length=max_length, cleaned=cleaned
-        )
+        device, max_length = loaded.device, loaded.max_length
+        findings = inspect(table, count_tokens=loaded.encoder.count, max_length=max_length, cleaned=cleaned)
 
     if resume:  # as it was chosen then, which another machine might not do again
         with runs.reading(runs.Layout(output).run):

@@ -35,7 +35,6 @@ from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.explain import explain
 from bertsmith.inference.labelling import to_frame
 from bertsmith.inference.spreadsheet import guard
-from bertsmith.model.encode import count_tokens
 from bertsmith.model.load import fold
 
 EXPLAINED_TOKENS = 256
@@ -141,7 +140,7 @@ def look_closer(
     test, said = parts["test"], probabilities["test"]
     targets, predicted, rule = test.targets, said.argmax(axis=1), classifier.rule
     before = scale(said, 1 / rule.temperature, -np.array(rule.offsets or 0.0) / rule.temperature)
-    tokens = count_tokens(test.frame["text"].tolist(), classifier.loaded.tokenizer)
+    tokens = classifier.loaded.encoder.count(test.frame["text"].tolist())
     columns = {
         "length in tokens": pd.Series(tokens),
         "cut at the maximum length": pd.Series(np.where(tokens > classifier.loaded.max_length, "yes", "no")),
@@ -178,9 +177,8 @@ def explain_mistakes(classifier: Classifier, predictions: pd.DataFrame) -> list[
     wrong = predictions[predictions["label"] != predictions["predicted"]]
     wrong = wrong.sort_values("confidence", ascending=False, kind="stable")
     explained, left = [], EXPLAINED_TOKENS
-    for row, text, tokens in zip(
-        wrong["row"], wrong["text"], count_tokens(wrong["text"].tolist(), classifier.loaded.tokenizer), strict=True
-    ):
+    counts = classifier.loaded.encoder.count(wrong["text"].tolist())
+    for row, text, tokens in zip(wrong["row"], wrong["text"], counts, strict=True):
         if tokens > left:
             break
         left -= tokens

@@ -141,7 +141,9 @@ def predict(
                 raise ConfigError("--long window asks one model", remedy="Leave out --ensemble.")
             classifier = Windowed(classifier)
         abstain = abstention(held_out, classifier.rules, decide=decision_rule, **asked)
-        label = partial(predict_pieces, classifier, probabilities=probabilities, abstain=abstain)
+        label = partial(
+            predict_pieces, classifier, probabilities=probabilities, abstain=abstain, waits=stream.n_rows is None
+        )
         if output is None:
             check_stdout()
             counts: Counter[str] = Counter()

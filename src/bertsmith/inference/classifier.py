@@ -14,9 +14,8 @@ from bertsmith.data.normalise import normalise
 from bertsmith.data.table import Labels
 from bertsmith.errors import DeviceError, ModelError, RunFolderError
 from bertsmith.evaluation.rule import Rule
-from bertsmith.inference.labelling import OneModel, as_texts
+from bertsmith.inference.labelling import Encoded, OneModel, as_texts
 from bertsmith.model import checkpoint
-from bertsmith.model.encode import count_tokens
 from bertsmith.model.load import Loaded, check_vocabulary, choose_device, load_model, load_tokenizer
 from bertsmith.model.packing import can_pack, packed
 from bertsmith.run import Run, open_run
@@ -118,23 +117,22 @@ class Classifier(OneModel):
 
     def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
         """Return the number of tokens of each text, special tokens counted, nothing cut, shape (texts,)."""
-        return count_tokens([normalise(text) for text in texts], self.loaded.tokenizer)
+        return self.loaded.encoder.count([normalise(text) for text in texts])
 
     def offsets(self, text: str) -> Sequence[tuple[int, int]]:
         """Return the first and last character of every token of a text, nothing cut; both 0 for special tokens."""
-        encoded = self.loaded.tokenizer(text, return_offsets_mapping=True, verbose=False)
-        offsets: Sequence[tuple[int, int]] = encoded["offset_mapping"]
-        return offsets
+        return self.loaded.encoder.offsets(text)
 
-    def logits(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Return the model's logits, as it stands, for every text, shape (texts, classes); see `predict_proba`."""
-        texts = as_texts(texts)
-        result = np.empty((len(texts), len(self.labels)), dtype=np.float64)
-        if not texts:
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """Tokenize texts, as `OneModel.encode` says."""
+        return self.loaded.encoder.columns([normalise(text) for text in as_texts(texts)], self.loaded.input_names)
+
+    def logits_of(self, encoded: Encoded, progress: Callable[[int], None] | None = None) -> np.ndarray:
+        """Return the model's logits for encoded texts, as `OneModel.logits_of` says."""
+        lengths = np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64)
+        result = np.empty((len(lengths), len(self.labels)), dtype=np.float64)
+        if not len(lengths):
             return result
-        tokenizer = self.loaded.tokenizer
-        encoded = tokenizer([normalise(text) for text in texts], truncation=True, max_length=self.loaded.max_length)
-        lengths = np.array([len(ids) for ids in encoded["input_ids"]])
         if self.loaded.device.type == "cpu":
             self.token_budget = plan(self.loaded.model, int(lengths.max()), training=False, free=free_memory())
         for rows in micro_batches(lengths, self.token_budget, packed=self.packs):

@@ -16,7 +16,8 @@ from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, RunFolderError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.inference.abstain import HeldOut
-from bertsmith.inference.labelling import OneModel, as_texts
+from bertsmith.inference.labelling import Encoded, OneModel, as_texts
+from bertsmith.model.encoder import FastEncoder
 from bertsmith.training.batching import micro_batches
 from bertsmith.versions import cores
 
@@ -24,8 +25,6 @@ ABOUT = "export.json"
 TOKENIZER, HELD_OUT = "tokenizer.json", "validation.npz"
 TOKEN_BUDGET = 2048
 """Tokens at once, padding counted."""
-CHUNK = 1000
-"""Texts tokenized at once."""
 Session = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 """Takes the model's inputs, each of shape (texts, tokens), returns logits of shape (texts, classes)."""
 
@@ -153,19 +152,13 @@ class Exported(OneModel):
         rule: temperature and offsets.
         decide: whether the offsets of the decision rule are used.
         folder: where it is.
-        tokenizer, whole: one that cuts texts at `max_length`, one that does not.
+        encoder: what turns texts into token ids.
     """
 
     def __init__(self, folder: Path, about: About, session: Session, *, decide: bool = True) -> None:
-        from tokenizers import Tokenizer
-
         self.folder, self.about, self.labels, self.decide = folder, about, about.labels, decide
         self.session, self.rule = session, about.rule
-        self.tokenizer, self.whole = (Tokenizer.from_file(str(folder / TOKENIZER)) for _ in range(2))
-        for tokenizer in (self.tokenizer, self.whole):
-            tokenizer.no_padding()
-        self.tokenizer.enable_truncation(about.max_length)
-        self.whole.no_truncation()
+        self.encoder = FastEncoder((folder / TOKENIZER).read_text(encoding="utf-8"), about.max_length)
 
     @classmethod
     def load(cls, folder: Path | str, *, decide: bool = True, threads: int | None = None) -> Exported:
@@ -211,13 +204,11 @@ class Exported(OneModel):
 
     def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
         """Return the number of tokens of each text, special tokens counted, nothing cut, shape (texts,)."""
-        encoded = self.whole.encode_batch_fast([normalise(text) for text in texts])
-        return np.array([len(encoding.ids) for encoding in encoded], dtype=np.int64)
+        return self.encoder.count([normalise(text) for text in texts])
 
     def offsets(self, text: str) -> Sequence[tuple[int, int]]:
         """Return the first and last character of every token of a text, nothing cut; both 0 for special tokens."""
-        offsets: Sequence[tuple[int, int]] = self.whole.encode(text).offsets
-        return offsets
+        return self.encoder.offsets(text)
 
     @property
     def held_out(self) -> HeldOut:
@@ -228,14 +219,14 @@ class Exported(OneModel):
         except (OSError, ValueError, KeyError) as error:
             raise _damaged(self.folder / HELD_OUT, str(error)) from error
 
-    def logits(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Return the model's logits, as it stands, for every text, shape (texts, classes); see `predict_proba`."""
-        texts = as_texts(texts)
-        ids: list[list[int]] = []
-        for start in range(0, len(texts), CHUNK):
-            chunk = [normalise(text) for text in texts[start : start + CHUNK]]
-            ids += [encoding.ids for encoding in self.tokenizer.encode_batch_fast(chunk)]
-        logits = np.empty((len(texts), len(self.labels)))
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """Tokenize texts, as `OneModel.encode` says."""
+        return self.encoder.columns([normalise(text) for text in as_texts(texts)])
+
+    def logits_of(self, encoded: Encoded, progress: Callable[[int], None] | None = None) -> np.ndarray:
+        """Return the model's logits for encoded texts, as `OneModel.logits_of` says."""
+        ids = encoded["input_ids"]
+        logits = np.empty((len(ids), len(self.labels)))
         lengths = np.array([len(row) for row in ids], dtype=np.int64)
         for rows in micro_batches(lengths, TOKEN_BUDGET) if len(ids) else []:
             logits[rows] = self.session(self._batch([ids[i] for i in rows]))

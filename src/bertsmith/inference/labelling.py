@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+Encoded = dict[str, list[list[int]]]
+"""What a model takes of some texts: ``input_ids`` and what else, a list of whole numbers a text."""
 MOST_SPECIAL = 8
 """Special tokens that a tokenizer may add to a text, at most."""
 
@@ -47,6 +50,13 @@ class Labelling(ABC):
             DataError: if something is no text.
             DeviceError: if not even a single text fits into memory.
         """
+
+    def prepare(self, texts: Sequence[str]) -> Callable[[Callable[[int], None] | None], np.ndarray]:
+        """Do what needs no model, and return what gives the `predict_proba` of the texts, once it is told a progress.
+
+        A thread may do this while another one labels texts that were prepared before.
+        """
+        return partial(self.predict_proba, texts)
 
     def predict(self, texts: Sequence[str]) -> list[str]:
         """Return the label text of every text."""
@@ -80,8 +90,20 @@ class OneModel(Labelling):
         return [self.rule]
 
     @abstractmethod
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """Tokenize texts, each cut at `max_length`.
+
+        Raises:
+            DataError: if something is no text.
+        """
+
+    @abstractmethod
+    def logits_of(self, encoded: Encoded, progress: Callable[[int], None] | None = None) -> np.ndarray:
+        """Return the model's logits, as it stands, for n encoded texts, shape (n, classes); see `predict_proba`."""
+
     def logits(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the model's logits, as it stands, for every text, shape (texts, classes); see `predict_proba`."""
+        return self.logits_of(self.encode(texts), progress)
 
     @abstractmethod
     def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
@@ -108,9 +130,14 @@ class OneModel(Labelling):
         long = [text for text in texts if len(text.encode()) + MOST_SPECIAL > self.max_length]
         return int((self.count_tokens(long) > self.max_length).sum()) if long else 0
 
+    def prepare(self, texts: Sequence[str]) -> Callable[[Callable[[int], None] | None], np.ndarray]:
+        """Tokenize texts, and return what gives their probabilities."""
+        encoded = self.encode(texts)
+        return lambda progress: self.rule.apply(softmax(self.logits_of(encoded, progress)), decide=self.decide)
+
     def predict_proba(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the probability of every class for every text, as `Labelling.predict_proba` says."""
-        return self.rule.apply(softmax(self.logits(texts, progress)), decide=self.decide)
+        return self.prepare(texts)(progress)
 
 
 def as_texts(texts: Sequence[str]) -> list[str]:

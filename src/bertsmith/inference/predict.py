@@ -8,7 +8,9 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -16,6 +18,7 @@ import numpy as np
 
 from bertsmith.data.raw import is_missing
 from bertsmith.data.stream import Cells, Piece
+from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, DataError, listing
 from bertsmith.inference.abstain import Abstention
 from bertsmith.inference.labelling import Labelling, OneModel
@@ -62,12 +65,41 @@ def predict_rows(
     Raises:
         DataError: if the input has a column of one of these names.
     """
-    labels, abstain = classifier.labels, abstain or Abstention()
+    prepared = _prepare(classifier, (cells, texts))
+    return _label(classifier.labels, prepared, probabilities, abstain or Abstention(), progress)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A tokenized piece: which of its texts are not empty, what gives their probabilities, and how many are cut."""
+
+    cells: Cells
+    n_rows: int
+    filled: list[int]
+    probabilities: Callable[[Callable[[int], None] | None], np.ndarray]
+    cut: int
+
+
+def _prepare(classifier: Labelling, piece: Piece) -> _Prepared:
+    cells, texts = piece
     filled = [i for i, text in enumerate(texts) if text.strip()]
-    table = classifier.predict_proba([texts[i] for i in filled], progress)
+    label = classifier.prepare([texts[i] for i in filled])
+    cut = classifier.count_long(texts) if isinstance(classifier, OneModel) else 0
+    return _Prepared(cells, len(texts), filled, label, cut)
+
+
+def _label(
+    labels: Labels,
+    prepared: _Prepared,
+    probabilities: bool,
+    abstain: Abstention,
+    progress: Callable[[int], None] | None,
+) -> Cells:
+    cells, filled = prepared.cells, prepared.filled
+    table = prepared.probabilities(progress)
 
     def spread(values: Iterable[Any]) -> list[Any]:
-        column: list[Any] = [None] * len(texts)
+        column: list[Any] = [None] * prepared.n_rows
         for i, value in zip(filled, values, strict=True):
             column[i] = value
         return column
@@ -100,24 +132,36 @@ def predict_pieces(
     probabilities: bool = False,
     abstain: Abstention | None = None,
     progress: Callable[[int], None] = lambda n: None,
+    waits: bool = False,
 ) -> Iterator[tuple[Cells, Counter[str]]]:
-    """Predict piece by piece, in order.
+    """Predict piece by piece, in order; a thread reads and tokenizes the next one meanwhile.
 
     Args:
         classifier, probabilities, abstain: as for `predict_rows`.
         pieces: input columns and texts.
         progress: is told how many rows were done since it was last told.
+        waits: pieces are waited for, so that a thread that reads the next one might never end: there is none then.
 
     Yields:
         What `predict_rows` returns of each, and how many ``rows`` these are, how many of them ``empty``, how many
         ``abstained``, and how many texts were ``cut``.
     """
-    for cells, texts in pieces:
-        found = predict_rows(classifier, cells, texts, probabilities=probabilities, abstain=abstain, progress=progress)
-        empty = found["confidence"].count(None)
+    coming = (_prepare(classifier, piece) for piece in pieces)
+    for prepared in coming if waits else _ahead(coming):
+        found = _label(classifier.labels, prepared, probabilities, abstain or Abstention(), progress)
+        empty = prepared.n_rows - len(prepared.filled)
         progress(empty)
-        cut = classifier.count_long(texts) if isinstance(classifier, OneModel) else 0
-        yield found, Counter(rows=len(texts), empty=empty, abstained=found.get(ABSTAINED, []).count(True), cut=cut)
+        abstained = found.get(ABSTAINED, []).count(True)
+        yield found, Counter(rows=prepared.n_rows, empty=empty, abstained=abstained, cut=prepared.cut)
+
+
+def _ahead(items: Iterator[_Prepared]) -> Iterator[_Prepared]:
+    """Yield items, of which a thread makes the next one while the one before is in use."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
 
 
 def output_format(path: Path) -> str:

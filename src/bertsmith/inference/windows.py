@@ -29,14 +29,22 @@ class Windowed(Labelling):
         """That of the model."""
         return self.model.rules
 
+    def prepare(self, texts: Sequence[str]) -> Callable[[Callable[[int], None] | None], np.ndarray]:
+        """Cut texts into windows and tokenize these, and return what gives the texts' probabilities."""
+        windows = [self.model.windows(text) for text in as_texts(texts)]
+        counts = np.array([len(of_text) for of_text in windows])
+        encoded = self.model.encode([window for of_text in windows for window in of_text])
+
+        def label(progress: Callable[[int], None] | None) -> np.ndarray:
+            if not windows:
+                return np.empty((0, len(self.labels)))
+            means = np.add.reduceat(self.model.logits_of(encoded), np.cumsum(counts) - counts) / counts[:, None]
+            if progress:
+                progress(len(windows))
+            return self.model.rule.apply(softmax(means), decide=self.model.decide)
+
+        return label
+
     def predict_proba(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the probability of every class for every text, shape (texts, classes); rows sum to 1."""
-        windows = [self.model.windows(text) for text in as_texts(texts)]
-        if not windows:
-            return np.empty((0, len(self.labels)))
-        counts = np.array([len(of_text) for of_text in windows])
-        logits = self.model.logits([window for of_text in windows for window in of_text])
-        means = np.add.reduceat(logits, np.cumsum(counts) - counts) / counts[:, None]
-        if progress:
-            progress(len(windows))
-        return self.model.rule.apply(softmax(means), decide=self.model.decide)
+        return self.prepare(texts)(progress)

@@ -16,6 +16,7 @@ import numpy as np
 from bertsmith import hub
 from bertsmith.errors import ModelError, listing
 from bertsmith.model import safety
+from bertsmith.model.encoder import FastEncoder
 
 PACKAGED = {
     "packaged:minilm": (
@@ -152,19 +153,10 @@ def token_counter(tokenizer_json: Path) -> Callable[[Any], np.ndarray]:
     Raises:
         ModelError: if the file is not a tokenizer.
     """
-    from tokenizers import Tokenizer
-
     try:
-        tokenizer = Tokenizer.from_file(str(tokenizer_json))
+        return FastEncoder(tokenizer_json.read_text(encoding="utf-8")).count
     except Exception as error:  # the Rust library raises plain Exception
         raise ModelError(f"the tokenizer cannot be read: {error}", where=str(tokenizer_json)) from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-
-    def count(texts: Any) -> np.ndarray:
-        return np.array([len(encoding) for encoding in tokenizer.encode_batch_fast(list(texts))], dtype=np.int64)
-
-    return count
 
 
 def _packaged_folder(name: str) -> Path | None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from bertsmith.data.table import Labels
 from bertsmith.errors import DeviceError, ModelError
 from bertsmith.model.checkpoint import Checkpoint
+from bertsmith.model.encode import encoder_of
+from bertsmith.model.encoder import Encoder
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +42,11 @@ class Loaded:
         """What the tokenizer gives that the model takes, such as ``input_ids`` and ``attention_mask``."""
         takes = inspect.signature(self.model.forward).parameters
         return tuple(name for name in self.tokenizer.model_input_names if name in takes)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """What turns texts into token ids, cut at `max_length`; several threads may ask it at once."""
+        return encoder_of(self.tokenizer, self.max_length)
 
     @property
     def parameters(self) -> int:

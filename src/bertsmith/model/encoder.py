@@ -1,0 +1,82 @@
+"""Texts to token ids, with the tokenizers library alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+CHUNK = 1000
+"""Texts tokenized at once: enough for the tokenizer's threads, little enough for memory."""
+COLUMNS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+"""What a model may take, and what the tokenizers library calls it."""
+
+
+class Encoder(Protocol):
+    """Turns texts into token ids; several threads may ask it at once."""
+
+    def columns(self, texts: Sequence[str], names: Sequence[str] = ("input_ids",)) -> dict[str, list[list[int]]]:
+        """Return a list a text for each of the names in `COLUMNS`, cut at the maximum length."""
+        ...
+
+    def count(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the number of tokens of each text, special tokens counted, nothing cut, shape (texts,)."""
+        ...
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Return the first and last character of every token of a text, nothing cut; both 0 for special tokens."""
+        ...
+
+
+class FastEncoder:
+    """An `Encoder` of a ``tokenizer.json``.
+
+    It has two copies of the tokenizer, since one that is told to cut cannot be asked for whole texts at the same time.
+    """
+
+    def __init__(self, content: str, max_length: int | None = None, side: str = "right") -> None:
+        """Set up.
+
+        Args:
+            content: of a ``tokenizer.json``.
+            max_length: tokens kept of each text; all unless given.
+            side: the one that is cut off.
+
+        Raises:
+            Exception: if it is no tokenizer, as the library has no other.
+        """
+        from tokenizers import Tokenizer
+
+        self._whole = Tokenizer.from_str(content)
+        self._whole.no_padding()
+        self._whole.no_truncation()
+        self._cutting = self._whole
+        if max_length is not None:
+            self._cutting = Tokenizer.from_str(content)
+            self._cutting.no_padding()
+            self._cutting.enable_truncation(max_length, direction=side)
+
+    def columns(self, texts: Sequence[str], names: Sequence[str] = ("input_ids",)) -> dict[str, list[list[int]]]:
+        """Return a list a text for each of the names in `COLUMNS`, cut at the maximum length."""
+        found: dict[str, list[list[int]]] = {name: [] for name in names}
+        for encoding in _encoded(self._cutting, texts):
+            for name, rows in found.items():
+                rows.append(getattr(encoding, COLUMNS[name]))
+        return found
+
+    def count(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the number of tokens of each text, special tokens counted, nothing cut, shape (texts,)."""
+        return np.fromiter(map(len, _encoded(self._whole, texts)), dtype=np.int64, count=len(texts))
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Return the first and last character of every token of a text, nothing cut; both 0 for special tokens."""
+        return list(self._whole.encode(text).offsets)
+
+
+def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[Encoding]:
+    for start in range(0, len(texts), CHUNK):
+        yield from tokenizer.encode_batch_fast(list(texts[start : start + CHUNK]))
