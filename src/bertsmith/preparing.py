@@ -13,6 +13,7 @@ from bertsmith.errors import ConfigError, DataError
 from bertsmith.model.checkpoint import Checkpoint
 from bertsmith.model.encode import count_tokens
 from bertsmith.model.load import Loaded, check_vocabulary, choose_device, load_model, load_tokenizer
+from bertsmith.model.symbols import name_symbols
 
 
 def prepare_model(found: Checkpoint, config: Config, train: Table) -> Loaded:
@@ -27,18 +28,17 @@ def prepare_model(found: Checkpoint, config: Config, train: Table) -> Loaded:
         UserError: if the checkpoint, the device or the number of tokens will not do.
     """
     device = choose_device(config.device)
-    tokenizer = load_tokenizer(found)
+    texts = train.frame["text"].tolist()
+    tokenizer, names = name_symbols(load_tokenizer(found), texts)
     if config.max_length and config.max_length > found.max_positions:
         raise ConfigError(
             f"--max-length {config.max_length}: {found.name} takes at most {found.max_positions} tokens",
             remedy="Leave it out, or take a checkpoint for longer texts, such as answerdotai/ModernBERT-base.",
         )
-    max_length = config.max_length or choose_max_length(
-        count_tokens(train.frame["text"].tolist(), tokenizer), found.max_positions
-    )
+    max_length = config.max_length or choose_max_length(count_tokens(texts, tokenizer), found.max_positions)
     tokenizer.model_max_length = max_length
     set_seed(config.seed)
-    loaded = Loaded(load_model(found, train.labels, dropout=config.dropout), tokenizer, device, max_length)
+    loaded = Loaded(load_model(found, train.labels, dropout=config.dropout), tokenizer, device, max_length, names)
     check_vocabulary(loaded.model, tokenizer, found)
     return loaded
 

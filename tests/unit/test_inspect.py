@@ -106,7 +106,10 @@ def test_truncation_is_counted_exactly_with_a_tokenizer(tmp_path, table):
     assert found.tokens.unit == "tokens"
     assert found.tokens.longest == 2 + 30 + 1 + 2  # words, number, [CLS] and [SEP]
     assert found.truncated == pytest.approx(10 / 120)
-    assert {f.kind for f in found.findings} == {"truncated"}
+    unread = next(f for f in found.findings if f.kind == "unread")
+    assert {f.kind for f in found.findings} == {"truncated", "unread"}
+    assert unread.count == 110  # with a number of two or three digits, of which it knows single ones
+    assert "such as '10', '11', '12'" in unread.message
     assert sum(found.tokens.counts) == 120
 
 

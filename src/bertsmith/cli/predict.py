@@ -77,6 +77,14 @@ def predict(
     on_error: Annotated[
         OnError, typer.Option(help="What to do about rows that cannot be read: refuse the table, or leave them out.")
     ] = "fail",
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Label a folder of Parquet files on the Ray cluster there (auto, HOST:PORT, ray://HOST:PORT), or with "
+            "local on one that is started here; OUT is a folder.",
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with predictions that were interrupted.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="JSON Lines on stdout, not CSV.")] = False,
@@ -101,14 +109,43 @@ def predict(
     from bertsmith.inference.exported import Exported, is_export
     from bertsmith.inference.pieces import check_unfinished, may_be_replaced, write_stream
     from bertsmith.inference.predict import open_writer, output_format, predict_pieces
-    from bertsmith.output import check_file
+    from bertsmith.output import check_file, check_folder, held
     from bertsmith.run import open_run
-    from bertsmith.storage import checksum
+    from bertsmith.storage import checksum, told
 
     if not is_export(run):
         open_run(run)
     if source is None and settings.sql is None:
         raise DataError("there is no INPUT", remedy="Give a file, - for stdin, or --sql with --db.")
+    asked: dict[str, Any] = {
+        "min_confidence": min_confidence,
+        "target_accuracy": target_accuracy,
+        "coverage": coverage,
+    }
+    opening: dict[str, Any] = {
+        "device": settings.device,
+        "decide": decision_rule,
+        "ensemble": ensemble,
+        "runtime": runtime,
+        "long": long,
+    }
+    if ray is not None:
+        from bertsmith.inference.on_ray import Asked, predict_on_ray
+
+        alone = {"--resume": resume, "--on-error skip": on_error == "skip", "--json": json, "--sql": settings.sql}
+        if given := [name for name, value in alone.items() if value]:
+            raise ConfigError(f"--ray does not go with {', '.join(given)}", remedy="Leave out one of them.")
+        if output is None or source is None or source == "-":
+            raise ConfigError(
+                "--ray labels a folder of Parquet files", remedy="Give it as INPUT, and a folder with -o."
+            )
+        check_folder(output, Path(source), overwrite=overwrite, suffix=".parquet")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        wanted = Asked(run.absolute(), opening, asked, probabilities)
+        with held(output, "writing this folder"), told(output), sigterm_like_ctrl_c():
+            n_rows = predict_on_ray(wanted, Path(source), output.absolute(), settings, ray)
+        talk().print(f"{n_rows:,} rows written to {output}", markup=False)
+        return
     if source == "-" and settings.text_column is not None:
         raise ConfigError("stdin is read as lines of text, without columns", remedy="Leave out --text-column.")
     if output is None and resume:
@@ -118,28 +155,17 @@ def predict(
         check_unfinished(output, resume=resume, overwrite=overwrite)
         again = overwrite or (resume and may_be_replaced(output))
         check_file(output, (source, settings.db, config), overwrite=again)
-    asked: dict[str, Any] = {
-        "min_confidence": min_confidence,
-        "target_accuracy": target_accuracy,
-        "coverage": coverage,
-    }
     skip = on_error == "skip"
     with nullcontext(_stdin(settings)) if source == "-" else open_stream(source, settings, skip=skip) as stream:
         _tell(stream)
         from bertsmith.inference.abstain import abstention
-        from bertsmith.inference.labelling import OneModel
         from bertsmith.inference.opening import identity, open_classifier
         from bertsmith.inference.windows import Windowed
 
-        classifier, held_out = open_classifier(
-            run, device=settings.device, decide=decision_rule, ensemble=ensemble, runtime=runtime
-        )
-        if isinstance(classifier, Exported) and not is_export(run):
-            talk().print(f"[dim]with the run's {classifier.about.format} export (--runtime torch: without)[/]")
-        if long == "window":
-            if not isinstance(classifier, OneModel):
-                raise ConfigError("--long window asks one model", remedy="Leave out --ensemble.")
-            classifier = Windowed(classifier)
+        classifier, held_out = open_classifier(run, **opening)
+        model = classifier.model if isinstance(classifier, Windowed) else classifier
+        if isinstance(model, Exported) and not is_export(run):
+            talk().print(f"[dim]with the run's {model.about.format} export (--runtime torch: without)[/]")
         abstain = abstention(held_out, classifier.rules, decide=decision_rule, **asked)
         label = partial(
             predict_pieces, classifier, probabilities=probabilities, abstain=abstain, waits=stream.n_rows is None

@@ -81,6 +81,26 @@ def arrow_pieces(file: BinaryIO, path: Path, kind: str, rows: int = 65536) -> tu
     return schema, batches()
 
 
+def parquet_head(path: Path) -> tuple[Any, int]:
+    """Return the schema of a Parquet file, and the number of its rows.
+
+    Raises:
+        DataError: if it is damaged.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            return file.schema_arrow.remove_metadata(), file.metadata.num_rows
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(
+            f"the Parquet file is damaged or cut short: {str(error).splitlines()[0]}",
+            where=str(path),
+            remedy="Copy or write it again.",
+        ) from error
+
+
 def is_nested(kind: Any) -> bool:
     """Return whether values of an Arrow type are neither texts nor numbers: lists, objects, bytes."""
     import pyarrow.types as t

@@ -180,7 +180,7 @@ def _words(
     for word, (start, end), value in zip(word_of, places, of_tokens, strict=True):
         if word is None or start == end:
             continue
-        if word == last:
+        if word == last or (words and start < words[-1].end):  # the words of an emoji's name are one
             before = words.pop()
             start, value = before.start, before.attribution + value
         start += len(text[start:end]) - len(text[start:end].lstrip())  # some tokenizers count the space before

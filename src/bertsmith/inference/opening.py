@@ -10,7 +10,8 @@ from typing import Any
 from bertsmith.errors import ConfigError, RunFolderError
 from bertsmith.inference.abstain import HeldOut, held_out_of
 from bertsmith.inference.exported import PACKAGES, About, Exported, is_export
-from bertsmith.inference.labelling import Labelling
+from bertsmith.inference.labelling import Labelling, OneModel
+from bertsmith.inference.windows import Windowed
 from bertsmith.run import Run, open_run
 
 RUNTIMES = ("auto", "torch", *PACKAGES)
@@ -23,6 +24,7 @@ def open_classifier(
     decide: bool = True,
     ensemble: bool = False,
     runtime: str = "auto",
+    long: str = "truncate",
 ) -> tuple[Labelling, Callable[[], HeldOut]]:
     """Open a classifier.
 
@@ -33,6 +35,7 @@ def open_classifier(
         ensemble: ask the models of all seeds together, where the run was trained with several.
         runtime: ``"auto"``: the fastest fp32 export of the run that is there, was checked against this very model and
             can be run here, else torch (which takes seconds to start); or one of `RUNTIMES`.
+        long: of texts longer than the model reads at once, ``"truncate"``: read the beginning; ``"window"``: all of it.
 
     Returns:
         It, and what gives the validation texts it was checked on.
@@ -41,6 +44,12 @@ def open_classifier(
         UserError: if there is none.
     """
     path = Path(path)
+    if long == "window":
+        if ensemble:
+            raise ConfigError("--long window asks one model", remedy="Leave out --ensemble.")
+        found, held_out = open_classifier(path, device=device, decide=decide, runtime=runtime)
+        assert isinstance(found, OneModel)
+        return Windowed(found), held_out
     if runtime not in RUNTIMES:
         raise ConfigError(f"--runtime {runtime}: there is none", remedy=f"Take one of {', '.join(RUNTIMES)}.")
     if is_export(path):

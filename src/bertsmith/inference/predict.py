@@ -291,23 +291,35 @@ class _Parquet:
         self.writer: Any = None
 
     def write(self, cells: Cells) -> None:
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        columns = {}
-        for name, values in cells.items():
-            kind = self.types.get(name) or _type_of_ours(name)
-            if kind == pa.string() and not self.as_read:
-                values = [None if is_missing(value) else str(_of_input(value)) for value in values]
-            # As it was read, NaN is no missing value.
-            columns[name] = pa.array(values, type=kind, from_pandas=not self.as_read)
+        table = to_arrow(cells, self.types, self.as_read)
         if self.writer is None:
-            self.writer = pq.ParquetWriter(self.path, pa.table(columns).schema)
-        self.writer.write_table(pa.table(columns, schema=self.writer.schema))
+            self.writer = pq.ParquetWriter(self.path, table.schema)
+        self.writer.write_table(table.cast(self.writer.schema))
 
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
+
+
+def to_arrow(cells: Cells, types: Mapping[str, Any], as_read: bool) -> Any:
+    """Return rows as an Arrow table.
+
+    Args:
+        cells: the columns of the input, then ours.
+        types: of the columns of the input, by name.
+        as_read: whether the values of the input are as Arrow gives them: then NaN is no missing value.
+    """
+    import pyarrow as pa
+
+    columns = {}
+    for name, values in cells.items():
+        kind = types.get(name) or _type_of_ours(name)
+        if kind == pa.string() and not as_read:
+            values = [None if is_missing(value) else str(_of_input(value)) for value in values]
+        columns[name] = pa.array(values, type=kind, from_pandas=not as_read)
+    return pa.table(columns)
 
 
 def _type_of_ours(name: str) -> Any:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bertsmith import hub
 from bertsmith.errors import ModelError, listing
 from bertsmith.model import safety
 from bertsmith.model.encoder import FastEncoder
+from bertsmith.model.symbols import with_names
 
 PACKAGED = {
     "packaged:minilm": (
@@ -147,14 +146,19 @@ def local_tokenizer(name: str) -> Path | None:
     return Path(cached) if isinstance(cached, str) else None
 
 
-def token_counter(tokenizer_json: Path) -> Callable[[Any], np.ndarray]:
-    """Return a function that counts the tokens of texts (special tokens counted), without torch.
+def encoder_from(tokenizer_json: Path, texts: Sequence[str]) -> tuple[FastEncoder, dict[str, str]]:
+    """Return what turns texts into tokens, without torch, and the symbols of the texts that it reads as their names.
+
+    Args:
+        tokenizer_json: the tokenizer.
+        texts: to train on: see `bertsmith.model.symbols.with_names`.
 
     Raises:
         ModelError: if the file is not a tokenizer.
     """
     try:
-        return FastEncoder(tokenizer_json.read_text(encoding="utf-8")).count
+        content, names = with_names(tokenizer_json.read_text(encoding="utf-8"), texts)
+        return FastEncoder(content), names
     except Exception as error:  # the Rust library raises plain Exception
         raise ModelError(f"the tokenizer cannot be read: {error}", where=str(tokenizer_json)) from error
 

@@ -76,3 +76,8 @@ class _SlowEncoder:
         with self.lock:
             encoded = self.tokenizer(text, return_offsets_mapping=True, verbose=False)
         return list(encoded["offset_mapping"])
+
+    def unread(self, texts: Sequence[str]) -> list[list[str]]:
+        with self.lock:
+            token = self.tokenizer.unk_token
+            return [[piece for piece in self.tokenizer.tokenize(text) if piece == token] for text in texts]

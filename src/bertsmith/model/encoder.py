@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -29,6 +30,10 @@ class Encoder(Protocol):
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Return the first and last character of every token of a text, nothing cut; both 0 for special tokens."""
+        ...
+
+    def unread(self, texts: Sequence[str]) -> list[list[str]]:
+        """Return what each text has that the tokenizer does not know, and the model cannot tell from any other such."""
         ...
 
 
@@ -75,6 +80,28 @@ class FastEncoder:
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Return the first and last character of every token of a text, nothing cut; both 0 for special tokens."""
         return list(self._whole.encode(text).offsets)
+
+    def unread(self, texts: Sequence[str]) -> list[list[str]]:
+        """Return what each text has that the tokenizer does not know, and the model cannot tell from any other such."""
+        unknown = unknown_token(self._whole)
+        found: list[list[str]] = []
+        for text, encoding in zip(texts, _encoded(self._whole, texts), strict=True):
+            found.append([])
+            if unknown in encoding.ids:
+                encoding = self._whole.encode(text)  # which says where
+                pairs = zip(encoding.ids, encoding.offsets, strict=True)
+                found[-1] = [text[start:end] for number, (start, end) in pairs if number == unknown]
+        return found
+
+
+def unknown_token(tokenizer: Tokenizer) -> int | None:
+    """Return the id of what a tokenizer does not know; none, where it knows everything."""
+    model = json.loads(tokenizer.to_str())["model"]
+    if model.get("unk_id") is not None:
+        return int(model["unk_id"])
+    token = model.get("unk_token")
+    number: int | None = tokenizer.token_to_id(token) if token is not None else None
+    return number
 
 
 def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[Encoding]:

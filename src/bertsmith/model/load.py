@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,12 +30,15 @@ class Loaded:
         tokenizer: its tokenizer.
         device: where the model is.
         max_length: tokens kept of each text.
+        names: symbols of the training texts that the tokenizer of the checkpoint does not know, and this one reads as
+            their names; by symbol.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
     max_length: int
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def input_names(self) -> tuple[str, ...]:

@@ -1,0 +1,368 @@
+"""What is wrong with a table, or odd about it: each finding with its rows and what train will do."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bertsmith.data.clean import CONFLICT, DUPLICATE, EMPTY, IN_TEST, IN_VALIDATION, NO_LABEL, Cleaned
+from bertsmith.data.findings import Finding
+from bertsmith.data.language import mix
+from bertsmith.data.split import RULE
+from bertsmith.data.table import MISSING, Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+EXAMPLES = 5
+"""Rows named with a finding."""
+_HTML = re.compile(
+    r"</?(?:p|br|div|span|a|b|i|em|strong|li|ul|td|tr|table|h\d|img|font)\b[^<>]*>|&(?:[a-z]{2,6}|#\d+);", re.I
+)
+
+
+def about_labels(table: Table) -> list[Finding]:
+    """Return what there is to say of classes that cannot be learned, or hardly."""
+    counts, labels, found = table.counts, table.labels, []
+    if (counts > 0).sum() < 2:
+        found.append(
+            Finding("one-class", "error", 1, "there are not two classes with usable texts", "train refuses the table")
+        )
+        return found
+    given = table.frame["split"]
+    training = table.targets[((given != "test") & (given != "validation")).to_numpy()]
+    trained = np.bincount(training[training != MISSING], minlength=len(labels))
+    absent = [labels.texts[i] for i in np.flatnonzero(trained == 0)]
+    if absent:
+        found.append(
+            Finding(
+                "untrained-class",
+                "warning",
+                len(absent),
+                f"no usable training text: {_names(absent)}",
+                "the class cannot be learned, and its texts in validation and test count as mistakes",
+            )
+        )
+    held_out = 2 - sum(bool((given == name).any()) for name in ("validation", "test"))
+    small = [f"{labels.texts[i]} ({trained[i]})" for i in np.flatnonzero((trained > 0) & (trained <= held_out))]
+    if small:
+        found.append(
+            Finding(
+                "class-too-small",
+                "warning",
+                len(small),
+                f"too few texts to be in every split: {_names(small)}",
+                RULE,
+            )
+        )
+    few = [f"{labels.texts[i]} ({trained[i]})" for i in np.flatnonzero((trained > held_out) & (trained < 10))]
+    if few:
+        found.append(
+            Finding(
+                "small-class",
+                "warning",
+                len(few),
+                f"fewer than 10 texts to learn from: {_names(few)}",
+                "used as it is; expect little of these classes, and merge them if that is acceptable",
+            )
+        )
+    folded = Counter(text.casefold() for text in labels.texts)
+    alike = [text for text in labels.texts if folded[text.casefold()] > 1]
+    if alike:
+        found.append(
+            Finding(
+                "labels-alike",
+                "warning",
+                len(alike),
+                f"label texts that differ only in case: {_names(alike)}",
+                "they stay classes of their own; make them equal in the table if they mean the same",
+            )
+        )
+    ratio = counts.max() / counts[counts > 0].min()
+    if ratio >= 10:
+        found.append(
+            Finding(
+                "imbalance",
+                "info",
+                len(labels),
+                f"the largest class has {ratio:.0f} times the texts of the smallest",
+                "macro-F1, which gives every class the same weight, chooses the best epoch",
+            )
+        )
+    return found
+
+
+_DROPPED = {
+    EMPTY: ("empty-text", "warning", "without a text", "left out"),
+    NO_LABEL: ("missing-label", "warning", "without a label", "left out; predict can label them afterwards"),
+    DUPLICATE: ("duplicate", "info", "repeating the text and class of another", "the first of each is kept"),
+    CONFLICT: (
+        "conflict",
+        "warning",
+        "whose text stands under several classes",
+        "set aside, all of them; correct the labels to use them",
+    ),
+    IN_TEST: (
+        "leak-test",
+        "warning",
+        "to train on whose text is also in the test table",
+        "taken out of train and validation; the test table stays whole",
+    ),
+    IN_VALIDATION: (
+        "leak-validation",
+        "warning",
+        "to train on whose text is also in the validation table",
+        "taken out of train",
+    ),
+}
+
+
+def about_cleaning(cleaned: Cleaned) -> list[Finding]:
+    """Return what there is to say of rows that cleaning takes out or changes."""
+    found = []
+    for reason, (kind, severity, message, action) in _DROPPED.items():
+        rows = cleaned.dropped[cleaned.dropped["reason"] == reason]
+        if len(rows):
+            found.append(
+                Finding(
+                    kind,
+                    severity,
+                    len(rows),
+                    _rows(len(rows)) + " " + message,
+                    action,
+                    _examples(rows, cleaned.table.name),
+                )
+            )
+    given = cleaned.table.frame["split"].isin(["validation", "test"])
+    repeated = cleaned.table.frame[given & cleaned.table.frame.duplicated(["split", "text"])]
+    if len(repeated):
+        message = f"{_rows(len(repeated))} repeating another within the given validation or test table"
+        found.append(
+            Finding(
+                "duplicate-held-out",
+                "info",
+                len(repeated),
+                message,
+                "kept: given tables stay whole",
+                _examples(repeated, cleaned.table.name),
+            )
+        )
+    if cleaned.normalised:
+        message = f"{_rows(cleaned.normalised)} with control characters or composed characters (Unicode NFC)"
+        found.append(
+            Finding(
+                "normalised", "info", cleaned.normalised, message, "control characters removed, characters composed"
+            )
+        )
+    return found
+
+
+def about_near_duplicates(cleaned: Cleaned) -> list[Finding]:
+    """Return what there is to say of texts that nearly repeat one another."""
+    frame, name = cleaned.table.frame, cleaned.table.name
+    grouped = frame.assign(alike=cleaned.alike, split=frame["split"].fillna("")).groupby("alike")
+    # Texts that are equal are told elsewhere.
+    several, other_label, other_split = (
+        (grouped[column].transform("nunique") > 1).to_numpy() for column in ("text", "target", "split")
+    )
+    held_out = frame["split"].isin(["validation", "test"]).to_numpy()
+    kinds = (
+        (
+            "near-duplicate",
+            "info",
+            several,
+            "whose text nearly repeats that of another",
+            "kept, and kept in one split where bertsmith splits, unless --near-duplicates ignore",
+        ),
+        (
+            "near-conflict",
+            "warning",
+            several & other_label,
+            "whose text nearly repeats that of another with another label",
+            "used as they are; look whether the labels are right",
+        ),
+        (
+            "near-leak",
+            "warning",
+            several & held_out & other_split,
+            "of the given validation and test tables whose text nearly repeats one of another split",
+            "kept: given tables stay whole; the figures may flatter",
+        ),
+    )
+    return [
+        Finding(
+            kind,
+            severity,
+            int(which.sum()),
+            f"{_rows(int(which.sum()))} {message}",
+            action,
+            _pairs(frame, cleaned.alike, which, name),
+        )
+        for kind, severity, which, message, action in kinds
+        if which.any()
+    ]
+
+
+def _pairs(frame: pd.DataFrame, alike: np.ndarray, which: np.ndarray, main: str) -> tuple[str, ...]:
+    """Name some rows with the row each is like: the first of its group, or for that one the next."""
+    found: list[tuple[int | str, ...]] = []
+    for i in np.flatnonzero(which):
+        others = np.flatnonzero(alike == alike[i])
+        partner = others[0] if others[0] != i else others[1]
+        pair = _examples(frame.iloc[[i, partner]], main)
+        if sorted(map(str, pair)) not in [sorted(map(str, p)) for p in found]:
+            found.append(pair)
+        if len(found) == EXAMPLES:
+            break
+    return tuple(f"{a} ≈ {b}" for a, b in found)
+
+
+def about_texts(table: Table, texts: list[str]) -> list[Finding]:
+    """Return what there is to say of damaged characters, HTML, and languages."""
+    from ftfy.badness import is_bad
+
+    found = []
+    n = max(len(texts), 1)
+    damaged = np.array([not t.isascii() and ("\ufffd" in t or is_bad(t)) for t in texts], dtype=bool)
+    if damaged.any():
+        message = f"{_rows(int(damaged.sum()))} with damaged characters (such as Ã© for é, or \ufffd)"
+        action = "used as they are; read the file with the right --encoding, or repair the texts"
+        severity = "warning" if damaged.mean() > 0.001 else "info"
+        found.append(
+            Finding(
+                "encoding-damage",
+                severity,
+                int(damaged.sum()),
+                message,
+                action,
+                _examples(table.frame[damaged], table.name),
+            )
+        )
+    html = np.array([bool(_HTML.search(t)) for t in texts], dtype=bool)
+    if html.any():
+        message = f"{_rows(int(html.sum()))} with HTML left in ({html.sum() / n:.1%})"
+        found.append(
+            Finding(
+                "html",
+                "warning" if html.mean() > 0.01 else "info",
+                int(html.sum()),
+                message,
+                "used as they are; strip the tags if they mean nothing",
+                _examples(table.frame[html], table.name),
+            )
+        )
+    languages = mix(texts)
+    known = Counter(language for language in languages if language)
+    total = known.total()
+    if total >= 10:
+        main = known.most_common(1)[0][0]
+        other = {k: v for k, v in known.items() if k != main and v >= max(3, 0.01 * total)}
+        if other:
+            where = np.array([language in other for language in languages])
+            shares = ", ".join(f"{k} {v / total:.1%}" for k, v in sorted(other.items(), key=lambda kv: -kv[1]))
+            message = f"texts in several languages, by a rough guess: {main} {known[main] / total:.1%}, {shares}"
+            found.append(
+                Finding(
+                    "languages",
+                    "warning",
+                    int(where.sum()),
+                    message,
+                    "used as they are; take a multilingual checkpoint, such as FacebookAI/xlm-roberta-base",
+                    _examples(table.frame[where], table.name),
+                )
+            )
+        if main != "English":
+            found.append(
+                Finding(
+                    "not-english",
+                    "warning",
+                    known[main],
+                    f"most texts look {main}",
+                    "the default checkpoint knows English: take one for this language, or a multilingual one",
+                )
+            )
+    return found
+
+
+def about_tokens(
+    table: Table, texts: list[str], unread: Sequence[Sequence[str]], names: Mapping[str, str]
+) -> list[Finding]:
+    """Return what there is to say of what the model's tokenizer does not know.
+
+    Args:
+        table: the usable rows.
+        texts: theirs.
+        unread: what each of them has that the tokenizer does not know, of `Tokens.unread`.
+        names: symbols that it reads as their names, by symbol.
+    """
+    found = []
+    symbols = set(names)
+    named = np.array([not text.isascii() and not symbols.isdisjoint(text) for text in texts], dtype=bool)
+    if named.any():
+        often = Counter(character for text in texts for character in dict.fromkeys(text) if character in symbols)
+        symbol = next(s for s, _ in often.most_common() if names[s])
+        found.append(
+            Finding(
+                "symbols",
+                "info",
+                int(named.sum()),
+                f"{_rows(int(named.sum()))} with emoji that the model's tokenizer does not know ({named.mean():.1%})",
+                f"each is read as its name: {symbol} as {names[symbol]!r}",
+                _examples(table.frame[named], table.name),
+            )
+        )
+    unknown = np.array([bool(pieces) for pieces in unread], dtype=bool)
+    if unknown.any():
+        pieces = dict.fromkeys(piece for of_text in unread for piece in of_text)
+        such = _names([repr(_short(piece)) for piece in list(pieces)[:3]])
+        found.append(
+            Finding(
+                "unread",
+                "warning" if unknown.mean() > 0.01 else "info",
+                int(unknown.sum()),
+                f"{_rows(int(unknown.sum()))} with what the model's tokenizer does not know ({unknown.mean():.1%}), "
+                f"such as {such}",
+                "all of that is one and the same to the model; if it matters, take a checkpoint that knows it",
+                _examples(table.frame[unknown], table.name),
+            )
+        )
+    return found
+
+
+def about_lengths(table: Table, tokens: np.ndarray, limit: int) -> list[Finding]:
+    """Return what there is to say of texts that are longer than what the model reads."""
+    long = tokens > limit
+    if not len(tokens) or long.mean() <= 0.011:
+        return []
+    message = f"{_rows(int(long.sum()))} longer than {limit} tokens ({long.mean():.1%})"
+    return [
+        Finding(
+            "truncated",
+            "warning",
+            int(long.sum()),
+            message,
+            "only their beginning is used",
+            _examples(table.frame[long], table.name),
+        )
+    ]
+
+
+def _rows(n: int) -> str:
+    return "1 row" if n == 1 else f"{n:,} rows"
+
+
+def _names(names: Sequence[str], limit: int = 8) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
+
+
+def _short(text: str, most: int = 20) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _examples(frame: pd.DataFrame, main: str, limit: int = EXAMPLES) -> tuple[int | str, ...]:
+    head = zip(frame["source"].iloc[:limit], frame["row"].iloc[:limit], strict=True)
+    return tuple(int(row) if source == main else f"{source} {row}" for source, row in head)

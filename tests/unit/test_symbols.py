@@ -1,0 +1,106 @@
+"""Emoji that a tokenizer does not know are read as their names, by whoever loads the model."""
+
+import unicodedata
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import normalizers
+from transformers import AutoTokenizer, pipeline
+
+import bertsmith as bs
+from bertsmith.errors import Interrupted
+from bertsmith.inference.explain import explain
+from bertsmith.model.encoder import FastEncoder
+from bertsmith.model.symbols import _charsmap, _names, with_names
+from bertsmith.testing import tiny_model, tiny_table
+from tests.conftest import FAST
+
+KEYS = st.sampled_from(["a", "b", "é", "€", "😂", "🐕", "✨", "中", "Ω"])
+
+
+def test_every_symbol_is_replaced_by_its_name():
+    normalizer = normalizers.Precompiled(_charsmap(_names()))
+    for symbol, name in _names().items():
+        assert normalizer.normalize_str(f"x{symbol}y") == f"x{name}y", unicodedata.name(symbol)
+    assert normalizer.normalize_str("plain, with é and 中") == "plain, with é and 中"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(KEYS, st.text("xyz ", max_size=6), min_size=1), st.lists(KEYS, max_size=12))
+def test_any_replacements_can_be_made(replacements, characters):
+    text = "|".join(characters)
+    expected = "".join(replacements.get(character, character) for character in text)
+    assert normalizers.Precompiled(_charsmap(replacements)).normalize_str(text) == expected
+
+
+def test_a_tokenizer_is_left_alone_where_no_text_has_a_symbol_it_does_not_know(tmp_path):
+    content = (tiny_model(tmp_path / "m") / "tokenizer.json").read_text()
+    for texts in ([], ["a cat and a dog"], ["un été, 中"], ["😂 has a name of words it does not know"]):
+        assert with_names(content, texts) == (content, {})
+
+
+def test_symbols_skin_tones_and_flags_are_read(tmp_path):
+    content = (tiny_model(tmp_path / "m") / "tokenizer.json").read_text()
+    named, found = with_names(content, ["a dog 🐕"])
+    assert found == {"🐕": "dog"}
+    encoder = FastEncoder(named)
+    same = encoder.columns(["my dog dog cat", "my🐕🐕 🐈"])["input_ids"]
+    assert same[0] == same[1]
+    assert encoder.offsets("my🐕🐕")[1:-1] == [(0, 2), (2, 3), (3, 4)]
+    assert encoder.unread(["a dog 🐕", "an ox 🐂 or 🐕"]) == [[], ["an", "ox", "🐂", "or"]]
+    assert with_names(named, ["a dog 🐕"]) == (named, {})  # it knows them now
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Trained on words, and one emoji."""
+    folder = tmp_path_factory.mktemp("symbols")
+    table = tiny_table(150)
+    table.loc[0, "Text"] = "my cat is here 🐈"
+    return bs.train(table, output=folder / "run", model=str(tiny_model(folder / "m")), **{**FAST, "epochs": 12})
+
+
+TEXTS = ["🐕 and 🐄", "the🐑", "🍐 🍑 🍋", "red", "a cat 🐈"]
+
+
+def test_emoji_that_no_training_text_had_are_understood(run):
+    assert bs.load(run.path, device="cpu").predict(TEXTS) == ["animals", "animals", "fruits", "colours", "animals"]
+
+
+def test_all_who_load_the_model_read_the_same(run, tmp_path):
+    ours = bs.load(run.path, device="cpu").predict_proba(TEXTS)
+    assert AutoTokenizer.from_pretrained(run.layout.model).tokenize("🐕") == ["dog"]
+    piped = pipeline("text-classification", str(run.layout.model), top_k=None, device="cpu")(TEXTS)
+    names = run.labels.texts
+    theirs = np.array([[{e["label"]: e["score"] for e in row}[name] for name in names] for row in piped])
+    assert ours == pytest.approx(theirs, abs=1e-5)
+    exported = bs.export(run.path, output=tmp_path / "onnx", format="onnx")
+    assert bs.load(exported.path).predict_proba(TEXTS) == pytest.approx(ours, abs=1e-4)
+
+
+def test_the_run_says_how_they_are_read(run):
+    found = {f["kind"]: f for f in run.info["data"]["findings"]["findings"]}
+    assert found["symbols"]["count"] == 1
+    assert "🐈 as 'cat'" in found["symbols"]["action"]
+
+
+def test_a_run_with_names_is_resumed_and_trained_on(run, tmp_path):
+    asked = iter(range(100))
+    table = tiny_table(150)
+    table.loc[0, "Text"] = "my cat is here 🐈"
+    model = tiny_model(tmp_path / "m")
+    with pytest.raises(Interrupted):
+        bs.train(table, output=tmp_path / "cut", model=str(model), stop=lambda: next(asked) > 14, **FAST)
+    whole = bs.train(table, output=tmp_path / "whole", model=str(model), **FAST)
+    resumed = bs.train(table, output=tmp_path / "cut", model=str(model), resume=True, **FAST)
+    assert resumed.predictions["confidence"].tolist() == whole.predictions["confidence"].tolist()
+    again = bs.train(table, output=tmp_path / "again", model=str(run.layout.model), **FAST)
+    assert bs.load(again.path, device="cpu").predict(["🐕"]) == ["animals"]
+
+
+def test_an_emoji_is_explained_as_one_word(run):
+    pytest.importorskip("captum")
+    explained = explain(bs.load(run.path, device="cpu"), "a 🐕🐈 is 🍈 here")
+    assert [word.text for word in explained.words] == ["a", "🐕", "🐈", "is", "🍈", "here"]
