@@ -54,6 +54,7 @@ def predict_on_ray(asked: Asked, source: Path, output: Path, config: DataConfig,
     """
     try:
         import ray
+        import ray.data
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"--ray needs the package {error.name}", remedy="Install it: pip install 'bertsmith[ray]'."
@@ -144,19 +145,21 @@ def _connected(address: str) -> Iterator[None]:
 
     import ray
 
+    for name in ("ray", "ray.data"):  # what goes wrong is told below
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     if ray.is_initialized():
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     here: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **here)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **here)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"--ray {address}: there is no such cluster: {str(error).splitlines()[0]}",
             remedy=f"Give {LOCAL}, auto, HOST:PORT or ray://HOST:PORT, and see that the cluster runs.",
         ) from error
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield
     finally:

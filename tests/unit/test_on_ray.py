@@ -1,0 +1,97 @@
+"""A folder of Parquet files, labelled on a Ray cluster: exactly the rows that went in come out."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bertsmith.testing import tiny_table
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's, of itself
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three files, with missing and empty texts, of 400 rows together."""
+    rows = tiny_table(400, seed=7)["Text"].tolist()
+    rows[3], rows[250] = None, "  "
+    (tmp_path / "in").mkdir()
+    for number, (start, end) in enumerate(((0, 150), (150, 151), (151, 400))):
+        columns = {"id": list(range(start, end)), "tags": [["a", None]] * (end - start), "Text": rows[start:end]}
+        pq.write_table(pa.table(columns), tmp_path / "in" / f"part-{number}.parquet")
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A local Ray that the test starts, whose workers are no less important than what else runs here."""
+    import ray
+
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def test_exactly_the_rows_that_went_in_come_out(cli, cluster, finished, folder, tmp_path):
+    code, _, err = cli("predict", finished, folder, "--ray", "local", "-o", tmp_path / "out", "--probabilities")
+    assert code == 0, err
+    assert "400 rows written" in err
+    found = pa.concat_tables(pq.read_table(file) for file in sorted((tmp_path / "out").glob("*.parquet")))
+    whole = pa.concat_tables(pq.read_table(file) for file in sorted(folder.glob("*.parquet")))
+    assert found.select(whole.column_names).equals(whole)
+    pq.write_table(whole, tmp_path / "whole.parquet")
+    assert (
+        cli("predict", finished, tmp_path / "whole.parquet", "-o", tmp_path / "one.parquet", "--probabilities")[0] == 0
+    )
+    alone = pq.read_table(tmp_path / "one.parquet")
+    assert found.schema.equals(alone.schema)
+    assert found["predicted_text"].to_pylist() == alone["predicted_text"].to_pylist()
+    assert [row for row, label in enumerate(found["predicted"].to_pylist()) if label is None] == [3, 250]
+    sure = [pytest.approx(c, abs=1e-5) for c in alone["confidence"].to_pylist() if c is not None]
+    assert [c for c in found["confidence"].to_pylist() if c is not None] == sure
+
+    code, _, err = cli("predict", finished, folder, "--ray", "local", "-o", tmp_path / "out")
+    assert code == 2
+    assert "files are there already" in err
+
+    # What is wrong in a row is told by a worker as everywhere, and what was there before stays.
+    pq.write_table(whole.set_column(2, "Text", pa.array([["a", "list"]] * 400)), tmp_path / "lists.parquet")
+    code, _, err = cli(
+        "predict", finished, tmp_path / "lists.parquet", "--ray", "local", "-o", tmp_path / "out", "--overwrite"
+    )
+    assert code == 2
+    assert "a list" in err
+    assert "Traceback" not in err
+    assert sum(pq.read_metadata(file).num_rows for file in (tmp_path / "out").glob("*.parquet")) == 400
+
+
+def test_what_does_not_go_with_ray_is_told(cli, finished, folder, tmp_path, monkeypatch):
+    def refused(*given):
+        code, _, err = cli("predict", finished, *given)
+        assert code == 2, err
+        assert not (tmp_path / "out").exists()
+        return err
+
+    ray = ("--ray", "local", "-o", tmp_path / "out")
+    assert "does not go with --resume, --on-error skip" in refused(folder, *ray, "--resume", "--on-error", "skip")
+    assert "a folder with -o" in refused(folder, "--ray", "local")
+    assert "there is no such folder" in refused(tmp_path / "none", *ray)
+    assert "the input is in this folder" in refused(folder, "--ray", "local", "-o", folder)
+    assert "in the folder of the run" in refused(folder, "--ray", "local", "-o", finished / "model")
+    assert "there is no column 'Txt'" in refused(folder, *ray, "--text-column", "Txt")
+    pq.write_table(pa.table({"Text": ["a"]}), folder / "other.parquet")
+    assert "its columns are not those of other.parquet" in refused(folder, *ray)
+    (folder / "other.parquet").write_bytes(b"PAR1 and no more")
+    assert "damaged or cut short" in refused(folder, *ray)
+    (folder / "other.parquet").unlink()
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "mine.txt").write_text("mine")
+    assert "holds something else: mine.txt" in refused(folder, "--ray", "local", "-o", notes, "--overwrite")
+    assert json.dumps((notes / "mine.txt").read_text()) == '"mine"'
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    assert "pip install 'bertsmith[ray]'" in refused(folder, *ray)
