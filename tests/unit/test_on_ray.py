@@ -1,6 +1,6 @@
 """A folder of Parquet files, labelled on a Ray cluster: exactly the rows that went in come out."""
 
-import json
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -91,7 +91,7 @@ def test_what_does_not_go_with_ray_is_told(cli, finished, folder, tmp_path, monk
     notes = tmp_path / "notes"
     notes.mkdir()
     (notes / "mine.txt").write_text("mine")
-    assert "holds something else: mine.txt" in refused(folder, "--ray", "local", "-o", notes, "--overwrite")
-    assert json.dumps((notes / "mine.txt").read_text()) == '"mine"'
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    assert "holds something else: 'mine.txt'" in refused(folder, "--ray", "local", "-o", notes, "--overwrite")
+    assert (notes / "mine.txt").read_text() == "mine"
+    monkeypatch.setitem(sys.modules, "ray", None)
     assert "pip install 'bertsmith[ray]'" in refused(folder, *ray)
