@@ -148,6 +148,10 @@ def predict(
         return
     if source == "-" and settings.text_column is not None:
         raise ConfigError("stdin is read as lines of text, without columns", remedy="Leave out --text-column.")
+    if output is not None and json:
+        raise ConfigError(
+            "--json is for stdout", remedy="Name the file OUT.jsonl for JSON Lines, and leave out --json."
+        )
     if output is None and resume:
         raise ConfigError("--resume goes on with a file", remedy="Give -o that file.")
     if output is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,12 +82,14 @@ def open_classifier(
     return Classifier.load(path, device=device, decide=decide), lambda: held_out_of(open_run(path))
 
 
-def identity(path: Path, *, ensemble: bool = False) -> list[Any]:
-    """Return what tells the models of a run or an export from all others: the checksums of their files."""
+def identity(path: Path, *, ensemble: bool = False) -> str:
+    """Return what tells the models of a run or an export from all others: a digest of their files' checksums."""
     if is_export(path):
-        return [About.read(path).files]
-    run = open_run(path)
-    return [member.info.get("model_files") for member in (run.members if ensemble else [run])]
+        files: list[Any] = [About.read(path).files]
+    else:
+        run = open_run(path)
+        files = [member.info.get("model_files") for member in (run.members if ensemble else [run])]
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _export_of(run: Run, device: str, runtime: str) -> Path | None:
