@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bertsmith.model.encoder import COLUMNS, Encoder, FastEncoder
+from bertsmith.model.token_cache import cached
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,12 +42,19 @@ def encode(texts: Sequence[str], loaded: Loaded, targets: np.ndarray | None = No
         n rows with ``input_ids``, ``attention_mask``, where the model takes them ``token_type_ids``, and ``labels`` if
         ``targets`` are given. Nothing is padded yet.
     """
+    import pyarrow as pa
     from datasets import Dataset
 
-    columns: dict[str, Any] = {**loaded.encoder.columns(texts, loaded.input_names)}
+    encoder, names = loaded.encoder, loaded.input_names
+
+    def make() -> pa.Table:
+        columns = encoder.columns(texts, names)
+        return pa.table({name: pa.array(rows, pa.list_(pa.int32())) for name, rows in columns.items()})
+
+    table = cached(texts, encoder.key and f"{encoder.key} {names}", make)
     if targets is not None:
-        columns["labels"] = [int(target) for target in targets]
-    return Dataset.from_dict(columns)
+        table = table.append_column("labels", pa.array(np.asarray(targets, dtype=np.int64)))
+    return Dataset(table)
 
 
 def count_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
@@ -56,6 +64,8 @@ def count_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> np
 
 class _SlowEncoder:
     """An `Encoder` of a tokenizer that the tokenizers library has not, or whose model takes more than that gives."""
+
+    key = None
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import xxhash
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -18,7 +19,16 @@ COLUMNS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_i
 
 
 class Encoder(Protocol):
-    """Turns texts into token ids; several threads may ask it at once."""
+    """Turns texts into token ids; several threads may ask it at once.
+
+    Attributes:
+        key: says what it makes of a text, as far as that is known.
+    """
+
+    @property
+    def key(self) -> str | None:
+        """Return it."""
+        ...
 
     def columns(self, texts: Sequence[str], names: Sequence[str] = ("input_ids",)) -> dict[str, list[list[int]]]:
         """Return a list a text for each of the names in `COLUMNS`, cut at the maximum length."""
@@ -54,8 +64,10 @@ class FastEncoder:
         Raises:
             Exception: if it is no tokenizer, as the library has no other.
         """
+        import tokenizers
         from tokenizers import Tokenizer
 
+        self.key = f"{tokenizers.__version__} {max_length} {side} {xxhash.xxh3_128_hexdigest(content.encode())}"
         self._whole = Tokenizer.from_str(content)
         self._whole.no_padding()
         self._whole.no_truncation()

@@ -1,0 +1,104 @@
+"""Token ids that were made before are found again, whole or not at all, and take up no more room than they may."""
+
+import os
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from bertsmith.model import token_cache
+from bertsmith.model.encode import encode
+from bertsmith.model.encoder import FastEncoder
+from bertsmith.model.load import Loaded
+from bertsmith.testing import tiny_model, tiny_table
+
+TEXTS = tiny_table(50)["Text"].tolist()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(token_cache, "FEWEST", 10)
+    return tmp_path / "cache" / "bertsmith" / "tokens"
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """How many texts were tokenized."""
+    counts = []
+    columns = FastEncoder.columns
+
+    def count(self, texts, names=("input_ids",)):
+        counts.append(len(texts))
+        return columns(self, texts, names)
+
+    monkeypatch.setattr(FastEncoder, "columns", count)
+    return counts
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def _loaded(model, max_length=16):
+    class Model:
+        def forward(self, input_ids, attention_mask, token_type_ids): ...
+
+    return Loaded(Model(), AutoTokenizer.from_pretrained(model), None, max_length)
+
+
+def test_the_same_texts_are_tokenized_once(folder, asked, model):
+    targets = np.arange(50) % 3
+    first = encode(TEXTS, _loaded(model), targets)
+    assert first["input_ids"][:] == _loaded(model).tokenizer(TEXTS, truncation=True, max_length=16)["input_ids"]
+    again = encode(TEXTS, _loaded(model), targets[::-1])
+    assert asked == [50]
+    assert again["labels"][:] == targets[::-1].tolist()
+    assert {n: again[n][:] for n in ("input_ids", "token_type_ids")} == {
+        n: first[n][:] for n in ("input_ids", "token_type_ids")
+    }
+    encode(TEXTS[:9], _loaded(model))  # too few to look for
+    encode(TEXTS, _loaded(model, 8))  # another length
+    encode(TEXTS[::-1], _loaded(model))
+    encode([*TEXTS[:-2], TEXTS[-2] + TEXTS[-1], ""], _loaded(model))  # the same characters, divided otherwise
+    assert asked == [50, 9, 50, 50, 50]
+    assert len(list(folder.iterdir())) == 4
+    assert oct(folder.stat().st_mode)[-2:] == "00"  # they say what the texts do
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-5], lambda b: b[:40] + b"!" + b[41:], lambda b: b""])
+def test_a_damaged_file_is_made_anew(folder, asked, model, damage):
+    first = encode(TEXTS, _loaded(model))["input_ids"][:]
+    (file,) = folder.iterdir()
+    file.write_bytes(damage(file.read_bytes()))
+    assert encode(TEXTS, _loaded(model))["input_ids"][:] == first
+    assert encode(TEXTS, _loaded(model))["input_ids"][:] == first
+    assert asked == [50, 50]
+
+
+def test_what_was_not_used_for_longest_makes_room(folder, asked, model, monkeypatch):
+    tables = [TEXTS[i:] + TEXTS[:i] for i in range(4)]
+    for i, texts in enumerate(tables[:3]):
+        encode(texts, _loaded(model))
+        newest = max(folder.iterdir(), key=lambda file: file.stat().st_ctime_ns)
+        os.utime(newest, (1000 + i, 1000 + i))
+    encode(tables[0], _loaded(model))  # used again
+    size = newest.stat().st_size
+    monkeypatch.setattr(token_cache, "MOST_BYTES", 3 * size + size // 2)
+    encode(tables[3], _loaded(model))
+    assert len(list(folder.iterdir())) == 3
+    asked.clear()
+    for texts in (tables[0], tables[2], tables[3], tables[1]):
+        encode(texts, _loaded(model))
+    assert asked == [50]  # the second one alone
+    monkeypatch.setattr(token_cache, "MOST_BYTES", 10)
+    encode(TEXTS[5:], _loaded(model))
+    assert not [file for file in folder.iterdir() if file.name.startswith(".")]
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(tmp_path, monkeypatch, model):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(token_cache, "FEWEST", 10)
+    assert len(encode(TEXTS, _loaded(model))) == 50
