@@ -92,6 +92,9 @@ class TrainConfig(Step):
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="Share of the activations that is dropped; as in the checkpoint unless given."
     )
+    consistency: Annotated[float, Field(ge=0, le=100)] | None = Field(
+        None, description="Weight of R-Drop, by which each text is read twice and to be labelled alike; 0: read once."
+    )
     patience: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         None, description="Epochs without a better macro-F1 before training stops."
     )

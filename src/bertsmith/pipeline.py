@@ -24,7 +24,7 @@ from bertsmith.errors import DeviceError, Interrupted, listing
 from bertsmith.evaluation.metrics import quick
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model import checkpoint
-from bertsmith.model.encode import encode
+from bertsmith.model.encode import encode, n_tokens
 from bertsmith.model.load import (
     describe_device,
 )
@@ -141,13 +141,23 @@ def _train(
         found = checkpoint.resolve(config.model, allow_pickle=config.allow_pickle)
         loaded = prepare_model(found, config, parts["train"])
         device, max_length = loaded.device, loaded.max_length
+        train, validation = (
+            encode(part.frame["text"].tolist(), loaded, part.targets) for part in (parts["train"], parts["validation"])
+        )
         findings = inspect(table, encoder=loaded.encoder, names=loaded.names, max_length=max_length, cleaned=cleaned)
 
     if resume:  # as it was chosen then, which another machine might not do again
         with runs.reading(runs.Layout(output).run):
             recipe = Recipe(**runs.Run(output).info["recipe"])
     else:
-        recipe = choose(config, counts=parts["train"].counts, parameters=loaded.parameters, device=device)
+        recipe = choose(
+            config,
+            counts=parts["train"].counts,
+            parameters=loaded.parameters,
+            device=device,
+            tokens=n_tokens(train),
+            dropout=loaded.dropout,
+        )
     arguments = training_arguments(recipe, config, runs.Layout(output).checkpoints, device)
     sizes = {name: len(part) for name, part in parts.items()}
     prepared = Prepared(
@@ -191,10 +201,6 @@ def _train(
 
     try:
         with _timed(seconds, "training"):
-            train, validation = (
-                encode(part.frame["text"].tolist(), loaded, part.targets)
-                for part in (parts["train"], parts["validation"])
-            )
             finished = fit(
                 loaded,
                 train,
@@ -205,6 +211,7 @@ def _train(
                 imbalance=recipe.imbalance,
                 head_rate=recipe.head_rate,
                 layer_decay=recipe.layer_decay,
+                consistency=recipe.consistency,
                 patience=recipe.patience,
                 by_hand=config.set,
                 stop=stop,

@@ -47,6 +47,25 @@ def test_every_loss_is_one_a_text_and_sums_to_the_step(name, smoothing):
 
 
 @pytest.mark.parametrize("name", LOSSES)
+def test_what_a_text_read_twice_costs(name):
+    (first, labels), (second, _) = _batch(seed=1), _batch(seed=2)
+    loss = LOSSES[name](COUNTS, 0.1)
+
+    def step(i, j):
+        twice = torch.cat([first[i:j], second[i:j]])
+        return StepLoss(loss, 1.5)(_Outputs(twice), labels[i:j].repeat(2), 12).item()
+
+    p, q = (torch.distributions.Categorical(logits=logits) for logits in (first, second))
+    apart = (torch.distributions.kl_divergence(p, q) + torch.distributions.kl_divergence(q, p)) / 2
+    expected = ((loss(first, labels) + loss(second, labels)) / 2 + 1.5 * apart).mean().item()
+    assert step(0, 12) == pytest.approx(expected, rel=1e-5)
+    assert step(0, 5) + step(5, 12) == pytest.approx(expected, rel=1e-5)
+    with torch.no_grad():  # while scoring every text comes once
+        plain = StepLoss(loss, 1.5)(_Outputs(first), labels)
+    assert plain == pytest.approx(CrossEntropy()(first, labels).mean().item())
+
+
+@pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_learns(name, tiny, tmp_path):
     run = train(tiny, tmp_path / "run", imbalance=name)
     assert run.info["recipe"]["imbalance"] == name

@@ -1,4 +1,5 @@
 import json
+import math
 import re
 
 import numpy as np
@@ -29,9 +30,38 @@ def _choose(counts, parameters=2 * 10**7, **given):
 def test_the_recipe_keeps_what_is_given_and_gives_reasons_for_the_rest():
     recipe = _choose([60, 40], epochs=2, learning_rate=1e-5)
     assert (recipe.epochs, recipe.learning_rate, recipe.batch_size) == (2, 1e-5, 16)
-    chosen = {"batch_size", "precision", "warmup", "patience", "imbalance", "head_rate", "layer_decay"}
+    chosen = {"batch_size", "precision", "warmup", "patience", "imbalance", "head_rate", "layer_decay", "consistency"}
     assert set(recipe.reasons) == chosen
     assert set(_choose([60, 40]).reasons) == chosen | {"epochs", "learning_rate"}
+
+
+@pytest.mark.parametrize(
+    ("counts", "tokens", "dropout", "given", "expected"),
+    [
+        ([500, 500], 30_000, 0.1, {}, 1.0),
+        ([500, 500], 300_000, 0.1, {}, 0.0),  # long to train on
+        ([500, 500], None, 0.1, {}, 0.0),
+        ([500, 500], 30_000, 0.0, {}, 0.0),  # without dropout both times are the same
+        ([20] * 77, 30_000, 0.1, {}, 0.0),
+        ([500, 500], 30_000, 0.1, {"consistency": 0}, 0.0),
+        ([20] * 77, 300_000, 0.1, {"consistency": 2}, 2.0),
+    ],
+)
+def test_texts_are_read_twice_where_that_is_cheap(counts, tokens, dropout, given, expected):
+    found = choose(
+        TrainConfig(**given), counts=np.array(counts), parameters=10**7, device=CPU, tokens=tokens, dropout=dropout
+    )
+    assert found.consistency == expected
+    assert found.epochs == max(3 if expected else 4, math.ceil(300 / math.ceil(sum(counts) / 32)))
+    assert ("consistency" in found.reasons) == (not given)
+
+
+def test_without_dropout_it_makes_no_difference_to_read_texts_twice(tiny, tmp_path):
+    runs = [_train(tiny, tmp_path / f"{c}", consistency=c, dropout=0.0) for c in (0, 1)]
+    once, twice = (run.history for run in runs)
+    assert [e["validation_loss"] for e in twice] == pytest.approx([e["validation_loss"] for e in once], rel=1e-4)
+    assert [e["train_loss"] for e in twice] == pytest.approx([e["train_loss"] for e in once], rel=1e-4)
+    assert [e["padding"] for e in twice] == pytest.approx([e["padding"] for e in once], abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +120,7 @@ def test_any_training_argument_can_be_set(tmp_path):
 
 def test_the_golden_run(tiny, tmp_path):
     """The loss of a fixed run, to notice a changed step. Measured with torch 2.13 and transformers 5.23 on a CPU."""
-    run = _train(tiny, tmp_path / "run")
+    run = _train(tiny, tmp_path / "run", consistency=0)
     assert [e["train_loss"] for e in run.history] == pytest.approx([1.102, 1.091, 0.971], abs=0.03)
     assert [e["step"] for e in run.history] == [6, 12, 18]
 

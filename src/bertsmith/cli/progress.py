@@ -151,6 +151,7 @@ class Progress:
             "precision",
             "patience",
             "imbalance",
+            "consistency",
         ):
             reason = f"  [dim]{recipe.reasons[key]}[/]" if key in recipe.reasons else "  [dim]as given[/]"
             value = getattr(recipe, key)

@@ -57,6 +57,13 @@ def encode(texts: Sequence[str], loaded: Loaded, targets: np.ndarray | None = No
     return Dataset(table)
 
 
+def n_tokens(encoded: Dataset) -> int:
+    """Return the number of tokens of all texts of `encode`."""
+    import pyarrow.compute as pc
+
+    return int(pc.sum(pc.list_value_length(encoded.with_format("arrow")[:]["input_ids"])).as_py() or 0)
+
+
 def count_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """Return the number of tokens of each text, special tokens counted, nothing cut, shape (n,)."""
     return encoder_of(tokenizer).count(texts)

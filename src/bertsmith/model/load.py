@@ -56,6 +56,11 @@ class Loaded:
         """Number of weights."""
         return sum(p.numel() for p in self.model.parameters())
 
+    @property
+    def dropout(self) -> float:
+        """The largest of its shares of dropout."""
+        return max(dropouts(self.model.config).values(), default=0.0)
+
     def save(self, folder: Path) -> None:
         """Write a plain Hugging Face checkpoint: weights, configuration, tokenizer."""
         with quiet_transformers():

@@ -55,6 +55,8 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
     """How many times the learning rate of the body the new head has."""
     layer_decay: float = 1.0
     """Learning rate of a layer, as a multiple of that of the one above it."""
+    twice: bool = False
+    """Whether every text of a step is read twice, with other dropout: see `bertsmith.training.losses.StepLoss`."""
     packs: bool = False
     """Whether texts are laid end to end: see `bertsmith.model.packing`."""
     emit: Listener
@@ -139,7 +141,7 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
         if not bool(torch.isfinite(loss)):
             raise self._not_finite("loss", model, inputs)
         self.watch.texts += len(inputs["labels"])
-        self.watch.tokens += inputs["attention_mask"].sum()
+        self.watch.tokens += inputs["attention_mask"].sum() * (1 + self.twice)
         self.loss_sum = self.loss_sum + loss
         self.watch.lap("backward")
         return loss
@@ -164,7 +166,10 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
     def _in_micro_batches(self, model: Any, inputs: Any, num_items_in_batch: Any) -> torch.Tensor:
         """Add the gradient of a batch to what is there, a micro-batch at a time; return its loss."""
         total = torch.zeros((), device=self.args.device)
-        for i, micro_batch in enumerate(cut(inputs, self.token_budget, packed=self.packs)):
+        budget = self.token_budget // 2 if self.twice else self.token_budget
+        for i, micro_batch in enumerate(cut(inputs, budget, packed=self.packs)):
+            if self.twice:
+                micro_batch = {name: torch.cat([values, values]) for name, values in micro_batch.items()}
             place = (self.args.seed, *self.part, i, self.args.process_index)
             torch.manual_seed(_mixed(*place))
             dropout = CheapDropout(*place) if self._dropout_is_ours else contextlib.nullcontext()

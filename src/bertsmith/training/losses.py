@@ -124,10 +124,13 @@ class StepLoss:
     Args:
         loss: of single texts. While scoring it is plain cross-entropy whatever was trained with, so that the validation
             losses of two runs can be compared.
+        consistency: where it is above 0, every text comes twice, in two halves; its loss is the mean of the two, and to
+            that comes this many times how far apart their probabilities are, the mean of both Kullback-Leibler
+            divergences (R-Drop: Wu et al. 2021, arXiv:2106.14448).
     """
 
-    def __init__(self, loss: Loss) -> None:
-        self.loss = loss
+    def __init__(self, loss: Loss, consistency: float = 0.0) -> None:
+        self.loss, self.consistency = loss, consistency
         self.plain = CrossEntropy()
 
     def __call__(
@@ -138,9 +141,17 @@ class StepLoss:
         Args:
             outputs: of the model, with ``logits`` of shape (texts, classes).
             labels: class indices, shape (texts,).
-            num_items_in_batch: texts in the whole step; those given, if ``None``.
+            num_items_in_batch: texts in the whole step, each counted once; those given, if ``None``.
         """
-        # In fp32 whatever the arithmetic of the model: a sum of many small terms.
-        losses = (self.loss if torch.is_grad_enabled() else self.plain)(outputs.logits.float(), labels)
+        logits = outputs.logits.float()  # whatever the arithmetic of the model: a sum of many small terms
+        losses = (self.loss if torch.is_grad_enabled() else self.plain)(logits, labels)
+        if self.consistency and torch.is_grad_enabled():
+            labels, losses = labels[: len(labels) // 2], losses.view(2, -1).mean(dim=0)
+            losses = losses + self.consistency * _divergence(*torch.log_softmax(logits, dim=-1).chunk(2))
         result: torch.Tensor = losses.sum() / (len(labels) if num_items_in_batch is None else num_items_in_batch)
         return result
+
+
+def _divergence(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return the mean of the Kullback-Leibler divergences of a from b and b from a, by text; both log-probabilities."""
+    return ((a.exp() - b.exp()) * (a - b)).sum(dim=-1) / 2

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 FEW = 1000
 """Training texts below which there are few."""
 MANY_CLASSES = 50
-EPOCHS, MOST_EPOCHS = 4, 20
+SHORT = 250_000
+"""Tokens of all training texts up to which an epoch is short, and learning from few texts wants to be held back."""
+EPOCHS, EPOCHS_TWICE, MOST_EPOCHS = 4, 3, 20
+"""The usual number, that where each text is read twice, and the most."""
 MIN_STEPS = 300
 """Fewer optimizer steps than this leave fine-tuning unstable on small data (Mosbach et al. 2021, arXiv:2006.04884)."""
 HEAD_RATE = 10.0
@@ -35,6 +38,7 @@ class Recipe:
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` arithmetic; the weights stay fp32.
         patience: epochs without a better score before training stops.
         imbalance: what is done about classes of unequal size, one of `bertsmith.training.losses.LOSSES`.
+        consistency: weight of R-Drop, see `bertsmith.training.losses.StepLoss`; 0: without.
         reasons: why, by setting.
     """
 
@@ -48,10 +52,19 @@ class Recipe:
     patience: int
     imbalance: str
     layer_decay: float = 1.0
+    consistency: float = 0.0
     reasons: dict[str, str] = field(default_factory=dict)
 
 
-def choose(config: TrainConfig, *, counts: np.ndarray, parameters: int, device: torch.device) -> Recipe:
+def choose(
+    config: TrainConfig,
+    *,
+    counts: np.ndarray,
+    parameters: int,
+    device: torch.device,
+    tokens: int | None = None,
+    dropout: float = 0.1,
+) -> Recipe:
     """Choose what the user left open.
 
     Args:
@@ -59,6 +72,8 @@ def choose(config: TrainConfig, *, counts: np.ndarray, parameters: int, device: 
         counts: training texts of every class, shape (classes,).
         parameters: number of weights of the model.
         device: where training will run.
+        tokens: of all training texts, as many as are kept; many unless given.
+        dropout: of the model.
     """
     texts, classes = int(counts.sum()), int((counts > 0).sum())
     reasons = {"warmup": "a tenth of the steps"}
@@ -77,11 +92,20 @@ def choose(config: TrainConfig, *, counts: np.ndarray, parameters: int, device: 
         16 if few else 32,
         f"{texts:,} training texts: {'small batches give more steps' if few else 'enough of them for that'}",
     )
+    twice = tokens is not None and tokens <= SHORT and not many and dropout > 0
+    consistency = otherwise(
+        "consistency",
+        float(twice),
+        f"weight of R-Drop: {tokens or 0:,} tokens are few, so each text is read twice, and to be labelled alike"
+        if twice
+        else "each text is read once",
+    )
+    usual = EPOCHS_TWICE if consistency else EPOCHS
     enough = math.ceil(MIN_STEPS / math.ceil(texts / batch_size))
     epochs = otherwise(
         "epochs",
-        float(min(max(enough, EPOCHS), MOST_EPOCHS)),
-        f"as many as make {MIN_STEPS} steps, at most {MOST_EPOCHS}" if enough > EPOCHS else "the usual number",
+        float(min(max(enough, usual), MOST_EPOCHS)),
+        f"as many as make {MIN_STEPS} steps, at most {MOST_EPOCHS}" if enough > usual else "the usual number",
     )
     rates = (1e-4, 2e-4) if parameters < 50e6 else (3e-5, 5e-5) if parameters < 200e6 else (1e-5, 2e-5)
     rate = otherwise(
@@ -98,7 +122,20 @@ def choose(config: TrainConfig, *, counts: np.ndarray, parameters: int, device: 
         precision, reasons["precision"] = choose_precision(device)
     if imbalance == "auto":
         imbalance, reasons["imbalance"] = choose_imbalance(counts)
-    return Recipe(epochs, batch_size, rate, head_rate, 0.1, 0.01, precision, patience, imbalance, layer_decay, reasons)
+    return Recipe(
+        epochs,
+        batch_size,
+        rate,
+        head_rate,
+        0.1,
+        0.01,
+        precision,
+        patience,
+        imbalance,
+        layer_decay,
+        consistency,
+        reasons,
+    )
 
 
 def choose_imbalance(counts: np.ndarray) -> tuple[str, str]:

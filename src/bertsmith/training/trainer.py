@@ -54,6 +54,7 @@ def fit(
     imbalance: str = "none",
     head_rate: float = 1.0,
     layer_decay: float = 1.0,
+    consistency: float = 0.0,
     score: Score,
     emit: Listener,
     patience: int,
@@ -72,6 +73,7 @@ def fit(
         imbalance: what is done about classes of unequal size, one of `bertsmith.training.losses.LOSSES`.
         head_rate: learning rate of the new head, as a multiple of that of the body.
         layer_decay: learning rate of a layer, as a multiple of that of the one above it.
+        consistency: weight of R-Drop, with which every text is read twice; 0: once.
         score: metrics of the validation split.
         emit: is told every event.
         patience: epochs without a better primary metric before training stops.
@@ -99,7 +101,7 @@ def fit(
         settings = recovery.safer(arguments) if slower else arguments
         try:
             with quiet_transformers(), freed_memory_kept():
-                engine = _engine(loaded, train, validation, settings, imbalance, score, reporter)
+                engine = _engine(loaded, train, validation, settings, imbalance, consistency, score, reporter)
                 engine.add_callback(EarlyStoppingCallback(patience * _evaluations_per_epoch(settings, len(train))))
                 if trace is not None:
                     engine.add_callback(Tracer(trace))
@@ -143,6 +145,7 @@ def _engine(
     validation: Dataset,
     arguments: TrainingArguments,
     imbalance: str,
+    consistency: float,
     score: Score,
     reporter: _Reporter,
 ) -> Engine:
@@ -167,7 +170,7 @@ def _engine(
         eval_dataset=validation.select(np.argsort(-lengths, kind="stable")),
         data_collator=DataCollatorWithPadding(loaded.tokenizer, pad_to_multiple_of=8),
         processing_class=loaded.tokenizer,
-        compute_loss_func=StepLoss(LOSSES[imbalance](counts, arguments.label_smoothing_factor)),
+        compute_loss_func=StepLoss(LOSSES[imbalance](counts, arguments.label_smoothing_factor), consistency),
         compute_metrics=metrics,
         callbacks=[reporter],
     )
@@ -175,6 +178,7 @@ def _engine(
     engine.remove_callback(ProgressCallback)
     engine.model_accepts_loss_kwargs = False  # the loss is ours: see losses.py
     engine.emit, engine.watch = reporter.emit, Stopwatch()
+    engine.twice = consistency > 0
     engine.packs = can_pack(loaded.model) and not arguments.gradient_checkpointing
     if imbalance == "balanced-sampling":
         engine.chances = inverse_weights(counts)[targets] / len(targets)

@@ -17,7 +17,7 @@ from bertsmith.errors import ConfigError
 from bertsmith.evaluation.decision import tune
 from bertsmith.evaluation.metrics import quick
 from bertsmith.model import checkpoint
-from bertsmith.model.encode import encode
+from bertsmith.model.encode import encode, n_tokens
 from bertsmith.model.load import Loaded
 from bertsmith.preparing import prepare_model
 from bertsmith.training.arguments import training_arguments
@@ -121,7 +121,14 @@ def _fit(
         train, validation = (both.select(np.flatnonzero(which)) for which in (bench.folds != fold, bench.folds == fold))
         targets = np.concatenate([bench.train.targets, bench.validation.targets])[bench.folds != fold]
     counts = np.bincount(targets, minlength=len(bench.train.labels))
-    recipe = choose(config, counts=counts, parameters=loaded.parameters, device=loaded.device)
+    recipe = choose(
+        config,
+        counts=counts,
+        parameters=loaded.parameters,
+        device=loaded.device,
+        tokens=n_tokens(train),
+        dropout=loaded.dropout,
+    )
     arguments = training_arguments(recipe, config, Path("unused"), loaded.device, saves=False)
     best: list[Evaluated] = []
     curve: list[tuple[float, float]] = []
@@ -148,6 +155,7 @@ def _fit(
         imbalance=recipe.imbalance,
         head_rate=recipe.head_rate,
         layer_decay=recipe.layer_decay,
+        consistency=recipe.consistency,
         score=score,
         emit=listen,
         patience=recipe.patience,

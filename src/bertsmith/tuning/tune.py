@@ -24,7 +24,7 @@ from bertsmith.errors import ConfigError, Interrupted
 from bertsmith.evaluation.baseline import verdict
 from bertsmith.evaluation.intervals import paired_difference
 from bertsmith.model import checkpoint
-from bertsmith.model.load import dropouts
+from bertsmith.model.encode import n_tokens
 from bertsmith.preparing import split_cleaned
 from bertsmith.repeat import run_seeds
 from bertsmith.report.study import advice, write_study_report
@@ -111,9 +111,16 @@ def _prepare(
     """
     for name in plan.models:  # before anything is searched
         checkpoint.resolve(name, allow_pickle=config.allow_pickle)
-    loaded, _, _ = bench.ready(config)
+    loaded, train, _ = bench.ready(config)
     counts = bench.train.counts
-    recipe = choose(config, counts=counts, parameters=loaded.parameters, device=loaded.device)
+    recipe = choose(
+        config,
+        counts=counts,
+        parameters=loaded.parameters,
+        device=loaded.device,
+        tokens=n_tokens(train),
+        dropout=loaded.dropout,
+    )
     there = counts[counts > 0]
     space, usual = default_space(
         config,
@@ -121,7 +128,7 @@ def _prepare(
         texts=len(bench.train),
         unequal=float(there.max() / there.min()),
         max_length=loaded.max_length,
-        dropout=max(dropouts(loaded.model.config).values(), default=0.0),
+        dropout=loaded.dropout,
         models=plan.models,
     )
     space, fixed = narrowed(space, config, from_file)
