@@ -48,6 +48,7 @@ from bertsmith.training.arguments import training_arguments
 from bertsmith.training.events import CheckpointsDamaged, Evaluated, Event, WentBack
 from bertsmith.training.memory import ran_out
 from bertsmith.training.recipe import Recipe, choose
+from bertsmith.training.together import ALONE, Group, join
 from bertsmith.training.trainer import fit
 from bertsmith.versions import hardware, versions
 
@@ -79,10 +80,56 @@ def run_training(
     observe: Observer,
     stop: Callable[[], bool],
 ) -> runs.Run:
-    """Run all five steps into a run folder; see `bertsmith.train` for the arguments."""
+    """Run all five steps into a run folder; see `bertsmith.train` for the arguments.
+
+    Where torchrun started several processes, they train together; one of them does all the rest.
+    """
+    group = join()
+    if not group.leads:
+        _assist(group, read, config, output, resume, stop)
+        group.wait()
+        return runs.Run(output)
     with held(output), storage.told(output, storage.GO_ON):
         check_output(output, resume=resume, overwrite=overwrite)
-        return train_into(output, read, config, resume=resume, observe=observe, stop=stop)
+        run = train_into(output, read, config, resume=resume, observe=observe, stop=stop, group=group)
+        group.wait()
+        return run
+
+
+def _assist(
+    group: Group,
+    read: Callable[[], Table],
+    config: Config,
+    output: Path,
+    resume: bool,
+    stop: Callable[[], bool],
+) -> None:
+    """Take a share of every step of a training that another process leads, and write nothing."""
+    data = split_cleaned(clean(read()), config, config.seed)
+    parts = {name: data.take((data.frame["split"] == name).to_numpy()) for name in SPLITS}
+    found = checkpoint.resolve(config.model, allow_pickle=config.allow_pickle)
+    loaded = prepare_model(found, config, parts["train"])
+    train, validation = (
+        encode(part.frame["text"].tolist(), loaded, part.targets) for part in (parts["train"], parts["validation"])
+    )
+    recipe, from_checkpoint = group.of_the_leader(None)
+    fit(
+        loaded,
+        train,
+        validation,
+        training_arguments(recipe, config, runs.Layout(output).checkpoints, loaded.device),
+        score=quick,
+        emit=lambda event: None,
+        imbalance=recipe.imbalance,
+        head_rate=recipe.head_rate,
+        layer_decay=recipe.layer_decay,
+        consistency=recipe.consistency,
+        patience=recipe.patience,
+        by_hand=config.set,
+        stop=stop,
+        resume=from_checkpoint,
+        group=group,
+    )
 
 
 def train_into(
@@ -95,6 +142,7 @@ def train_into(
     stop: Callable[[], bool],
     split_seed: int | None = None,
     make_place: Callable[[], None] = lambda: None,
+    group: Group = ALONE,
 ) -> runs.Run:
     """Run all five steps into a folder that was looked at and is held.
 
@@ -103,7 +151,7 @@ def train_into(
     """
     seed = config.seed if split_seed is None else split_seed
     try:
-        return _train(read, config, output, resume, observe, stop, seed, make_place)
+        return _train(read, config, output, resume, observe, stop, seed, make_place, group)
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise
@@ -122,6 +170,7 @@ def _train(
     stop: Callable[[], bool],
     split_seed: int,
     make_place: Callable[[], None],
+    group: Group,
 ) -> runs.Run:
     seconds: dict[str, float] = {}
 
@@ -184,6 +233,7 @@ def _train(
     run.update(status="running")
     run.forget_history_after(int(from_checkpoint.name.rpartition("-")[2]) if from_checkpoint else 0)
     observe(prepared)
+    group.of_the_leader((recipe, from_checkpoint))
 
     def listen(event: Event) -> None:
         if isinstance(event, Evaluated):
@@ -217,6 +267,7 @@ def _train(
                 stop=stop,
                 resume=from_checkpoint,
                 trace=run.layout.trace if config.profile else None,
+                group=group,
                 name_texts=lambda positions: _rows(parts["train"], positions),
             )
             run.save_model(loaded.save)

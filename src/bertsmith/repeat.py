@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from bertsmith import run as runs
 from bertsmith import storage
 from bertsmith.config import PRIMARY, Config
 from bertsmith.data.table import Table
-from bertsmith.errors import Interrupted
+from bertsmith.errors import ConfigError, Interrupted
 from bertsmith.evaluation.evaluate import evaluate
 from bertsmith.evaluation.intervals import paired_difference
 from bertsmith.inference.ensemble import mean_probabilities
@@ -53,6 +54,8 @@ def run_seeds(
     """
     if config.seeds == 1:
         return run_training(read, config, output, resume=resume, overwrite=overwrite, observe=observe, stop=stop)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("several processes train one model, not several", remedy="Leave out --seeds, or torchrun.")
     with held(output), storage.told(output, storage.GO_ON):
         check_output(output, resume=resume, overwrite=overwrite)
         run = runs.Run(output)

@@ -62,6 +62,8 @@ def main(arguments: list[str] | None = None) -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - for as long as the process lives
+    if os.environ.get("RANK", "0") != "0":  # one of several processes that torchrun started: another one speaks
+        sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -21,6 +21,7 @@ from bertsmith.training.events import Listener, MemoryShort
 from bertsmith.training.memory import SMALLEST, ran_out
 from bertsmith.training.rates import set_rates
 from bertsmith.training.speed import Stopwatch
+from bertsmith.training.together import ALONE, Group
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -59,6 +60,8 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
     """Whether every text of a step is read twice, with other dropout: see `bertsmith.training.losses.StepLoss`."""
     packs: bool = False
     """Whether texts are laid end to end: see `bertsmith.model.packing`."""
+    group: Group = ALONE
+    """The processes that train together."""
     emit: Listener
     slower: bool = False
     """Whether the learning rate was halved after a number went wrong."""
@@ -132,12 +135,16 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
         step, part = self.part
         self.part = (self.state.global_step, part + 1 if step == self.state.global_step else 0)
         kept = self._gradients(model) if self.part[1] else None
+        ours = inputs if self.group.size == 1 else self._share(inputs)[0]
 
         loss = self._with_less_memory(
-            inputs,
-            lambda: self._in_micro_batches(model, inputs, num_items_in_batch),
+            ours,
+            lambda: self._in_micro_batches(model, ours, num_items_in_batch),
             undo=lambda: self._restore(model, kept),
         )
+        loss = self.group.add_up(loss)
+        if self.accelerator.sync_gradients:
+            self.group.add_up_gradients(model.parameters())
         if not bool(torch.isfinite(loss)):
             raise self._not_finite("loss", model, inputs)
         self.watch.texts += len(inputs["labels"])
@@ -170,11 +177,11 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
         for i, micro_batch in enumerate(cut(inputs, budget, packed=self.packs)):
             if self.twice:
                 micro_batch = {name: torch.cat([values, values]) for name, values in micro_batch.items()}
-            place = (self.args.seed, *self.part, i, self.args.process_index)
+            place = (self.args.seed, *self.part, i, self.group.rank)
             torch.manual_seed(_mixed(*place))
             dropout = CheapDropout(*place) if self._dropout_is_ours else contextlib.nullcontext()
             with self._laid_out(micro_batch) as laid_out, dropout:
-                self.watch.places += laid_out["input_ids"].numel()
+                self.watch.places += laid_out["input_ids"].numel() * self.group.size  # the others have as much to do
                 total += super().training_step(model, laid_out, num_items_in_batch)
             self.watch.lap("backward")
         return total
@@ -199,20 +206,37 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
     ) -> tuple[Any, Any, Any]:
         """Score a batch a micro-batch at a time, for the same reasons; texts come back with their labels, reordered."""
         step = super().prediction_step
+        ours, rows = (inputs, None) if self.group.size == 1 else self._share(inputs)
 
         def attempt() -> tuple[Any, Any, Any]:
             losses, logits, labels = [], [], []
-            for micro_batch in cut(inputs, self.token_budget, packed=self.packs):
+            for micro_batch in cut(ours, self.token_budget, packed=self.packs):
                 with self._laid_out(micro_batch) as laid_out:
                     loss, logit, label = step(model, laid_out, prediction_loss_only, ignore_keys)
                 losses.append(loss * len(micro_batch["attention_mask"]))
                 logits.append(logit)
                 labels.append(label)
-            mean = torch.stack(losses).sum() / len(inputs["attention_mask"])
-            return (mean, None, None) if prediction_loss_only else (mean, torch.cat(logits), torch.cat(labels))
+            return torch.stack(losses).sum(), logits, labels
 
-        scored: tuple[Any, Any, Any] = self._with_less_memory(inputs, attempt)
-        return scored
+        n = len(inputs["attention_mask"])
+        if rows is None:
+            total, logits, labels = self._with_less_memory(ours, attempt)
+            return (
+                (total / n, None, None) if prediction_loss_only else (total / n, torch.cat(logits), torch.cat(labels))
+            )
+        total = torch.zeros((), device=self.args.device)
+        table = torch.zeros(n, model.config.num_labels, device=self.args.device)
+        if len(rows):  # which come in order of length, and so leave the model in that order
+            total, logits, _ = self._with_less_memory(ours, attempt)
+            if not prediction_loss_only:
+                table[rows] = torch.cat(logits).float()
+        total, table = self.group.add_up(total), self.group.add_up(table)
+        return (total / n, None, None) if prediction_loss_only else (total / n, table, inputs["labels"])
+
+    def _share(self, batch: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Return the texts of a batch that this process takes, longest first, and their positions in it."""
+        rows = self.group.share(batch["attention_mask"].sum(dim=1))
+        return {name: values[rows] for name, values in batch.items()}, rows
 
     @staticmethod
     def _gradients(model: Any) -> list[torch.Tensor | None]:
@@ -259,8 +283,13 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if not self.args.should_save:
             return
-        self.store_flos()
         path, best = self.checkpoint(self.state.global_step), self.state.best_global_step
+        if not self.group.leads:
+            self.group.wait()
+            if best and self.checkpoint(best).exists():
+                self.state.best_model_checkpoint = str(self.checkpoint(best))
+            return
+        self.store_flos()
         if best and (best == self.state.global_step or self.checkpoint(best).exists()):
             self.state.best_model_checkpoint = str(self.checkpoint(best))
         for part in (*self.callback_handler.callbacks, self.control):
@@ -284,6 +313,7 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
             lambda folder: self.state.save_to_json(str(folder / TRAINER_STATE)),
         )
         checkpoints.rotate(path.parent, self.args.save_total_limit, best)
+        self.group.wait()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         checkpoints.load_weights(Path(resume_from_checkpoint), model or self.model)

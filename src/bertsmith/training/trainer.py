@@ -35,6 +35,7 @@ from bertsmith.training.events import Collapsed, Evaluated, Finished, Listener, 
 from bertsmith.training.losses import LOSSES, StepLoss, inverse_weights
 from bertsmith.training.memory import free_memory, freed_memory_kept, plan, ran_out
 from bertsmith.training.speed import Stopwatch, Tracer
+from bertsmith.training.together import ALONE, Group
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -62,6 +63,7 @@ def fit(
     resume: Path | None = None,
     by_hand: Mapping[str, Any] | None = None,
     trace: Path | None = None,
+    group: Group = ALONE,
     name_texts: recovery.NameTexts = lambda positions: f"the training texts at {listing(positions)}, counted from 0",
 ) -> Finished:
     """Fine-tune a model; the best epoch's weights are in it afterwards.
@@ -83,6 +85,7 @@ def fit(
         resume: checkpoint to go on from.
         by_hand: the training arguments that the user set, to be named if training cannot even begin with them.
         trace: where to write what the machine does in a few steps.
+        group: the processes that train this model together, each of which calls this; the leading one writes.
         name_texts: for messages.
 
     Raises:
@@ -106,6 +109,7 @@ def fit(
                 if trace is not None:
                     engine.add_callback(Tracer(trace))
                 engine.slower, engine.head_rate, engine.layer_decay = slower, head_rate, layer_decay
+                engine.group = group
                 engine.train(resume_from_checkpoint=str(resume) if resume else None)
             break
         except NotFiniteError as error:
@@ -242,9 +246,11 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
         self.emit(StepDone(state.global_step, float(state.epoch or 0), self.engine.watch.texts_per_second))
         # At the end of an epoch the Trainer scores, and saves after that by itself.
         within = args.save_strategy != "no" and not self.engine.at_the_end_of_an_epoch
-        if time.monotonic() - self.saved > SAVE_SECONDS and within:
+        late = time.monotonic() - self.saved > SAVE_SECONDS and self.engine.group.leads
+        late, stop = self.engine.group.any(late, self.stop())
+        if late and within:
             control.should_save = True
-        if self.stop() and not control.should_training_stop:
+        if stop and not control.should_training_stop:
             self.interrupted = control.should_training_stop = True
             control.should_save = within
 

@@ -1,0 +1,97 @@
+"""Several processes train one model together, to the result of one alone."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from bertsmith.run import open_run
+from bertsmith.testing import tiny_table
+from bertsmith.training.together import ALONE, Group
+from tests.conftest import weights_of
+
+FLAGS = [
+    "--epochs",
+    "3",
+    "--learning-rate",
+    "1e-2",
+    "--head-rate",
+    "1",
+    "--precision",
+    "fp32",
+    "--device",
+    "cpu",
+    "--batch-size",
+    "16",
+]
+
+
+def _command(table, output, tiny, *more, processes=2):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    train = ["-m", "bertsmith", "train", str(table), "-o", str(output), "--model", str(tiny), *FLAGS, *more]
+    return [*(torchrun if processes > 1 else [sys.executable]), *train]
+
+
+def _together(*given, **how):
+    return subprocess.run(_command(*given, **how), capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def table(tmp_path):
+    tiny_table(121).to_csv(tmp_path / "t.csv", index=False)
+    return tmp_path / "t.csv"
+
+
+@pytest.mark.parametrize("more", [["--dropout", "0"], ["--dropout", "0", "--set", "gradient_accumulation_steps=2"]])
+def test_two_processes_give_the_result_of_one(table, tmp_path, tiny, more):
+    alone, both = (_together(table, tmp_path / f"{n}", tiny, *more, processes=n) for n in (1, 2))
+    assert alone.returncode == both.returncode == 0, both.stderr
+    assert both.stdout.count("test macro-F1") == 1  # one of them speaks
+    one, two = (open_run(tmp_path / f"{n}") for n in (1, 2))
+    for name in ("train_loss", "validation_loss"):
+        assert [e[name] for e in two.history] == pytest.approx([e[name] for e in one.history], rel=1e-4)
+    theirs = weights_of(two)
+    assert all(torch.allclose(theirs[name], w, atol=1e-4) for name, w in weights_of(one).items())
+    assert np.stack(two.predictions["probabilities"]) == pytest.approx(
+        np.stack(one.predictions["probabilities"]), abs=1e-3
+    )
+    assert sorted(p.name for p in two.path.iterdir()) == sorted(p.name for p in one.path.iterdir())
+
+
+def test_what_is_interrupted_together_goes_on_together(table, tmp_path, tiny):
+    whole = _together(table, tmp_path / "whole", tiny)
+    assert whole.returncode == 0, whole.stderr
+    command = _command(table, tmp_path / "cut", tiny)
+    history = tmp_path / "cut" / "history.jsonl"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not (history.is_file() and history.read_text()):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)  # which torchrun hands on
+        said = process.communicate(timeout=120)[1]
+    assert said.count("to go on: the same command with --resume") == 1, said
+    again = _together(table, tmp_path / "cut", tiny, "--resume")
+    assert again.returncode == 0, again.stderr
+    cut, one = open_run(tmp_path / "cut"), open_run(tmp_path / "whole")
+    assert [e["validation_loss"] for e in cut.history] == [e["validation_loss"] for e in one.history]
+    assert all(w.equal(weights_of(cut)[name]) for name, w in weights_of(one).items())
+
+
+def test_a_mistake_ends_all_of_them_with_one_message(table, tmp_path, tiny):
+    found = _together(table, tmp_path / "run", tiny, "--text-column", "Txt")
+    assert found.returncode != 0
+    assert found.stderr.count("there is no column 'Txt'") == 1
+    assert not (tmp_path / "run").exists()
+    seeds = _together(table, tmp_path / "run", tiny, "--seeds", "2")
+    assert seeds.stderr.count("several processes train one model, not several") == 1
+
+
+def test_texts_are_dealt_by_length():
+    lengths = torch.tensor([3, 9, 1, 7, 7])
+    shares = [Group(rank, 3).share(lengths).tolist() for rank in range(3)]
+    assert shares == [[1, 0], [3, 2], [4]]
+    assert ALONE.share(lengths).tolist() == [1, 3, 4, 0, 2]
+    assert [Group(rank, 7).share(lengths[:1]).tolist() for rank in range(2)] == [[0], []]
