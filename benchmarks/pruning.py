@@ -27,7 +27,7 @@ def run_trials(data: Path, table: str, trials: int, kept: Path) -> None:
     from bertsmith.config import PRIMARY, Config
     from bertsmith.data.clean import clean
     from bertsmith.data.read import read_table
-    from bertsmith.training.recipe import choose
+    from bertsmith.preparing import choose_recipe
     from bertsmith.tuning.space import default_space, suggest, with_values
     from bertsmith.tuning.trials import Bench, run_trial, scored_within_epochs
 
@@ -40,9 +40,9 @@ def run_trials(data: Path, table: str, trials: int, kept: Path) -> None:
             parts[name] = clean(read_table(folder / f"{table}-{name}.csv")).table
     bench = Bench(parts["train"], parts["val"])
     config = Config(model=MODEL, max_length=TOKENS)
-    loaded, _, _ = bench.ready(config)
+    loaded, train, _ = bench.ready(config)
     counts = bench.train.counts
-    recipe = choose(config, counts=counts, parameters=loaded.parameters, device=loaded.device)
+    recipe = choose_recipe(config, loaded, train)
     space, usual = default_space(
         config,
         recipe,

@@ -65,7 +65,7 @@ def run(contender: str, model_name: str, dataset: Any, tokenizer: Any, n_classes
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
     from bertsmith.model.load import Loaded
-    from bertsmith.training.recipe import choose_precision
+    from bertsmith.training.recipe import Recipe, choose_precision
     from bertsmith.training.trainer import _engine, _Reporter
 
     model = new_model(model_name, n_classes).to(device)
@@ -92,8 +92,9 @@ def run(contender: str, model_name: str, dataset: Any, tokenizer: Any, n_classes
         settings = TrainingArguments(**arguments)
         if contender == "ours":
             loaded = Loaded(model, tokenizer, device, tokenizer.model_max_length)
+            recipe = Recipe(1, BATCH, 1e-4, 1, 0, 0, fast, 1, "none")  # each text once, as the others read it
             reporter = _Reporter(lambda event: None, lambda: False)
-            trainer = _engine(loaded, dataset, dataset, settings, "none", lambda t, p: {}, reporter)
+            trainer = _engine(loaded, dataset, dataset, settings, recipe, lambda t, p: {}, reporter)
         else:
             collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if contender == "best" else None)
             trainer = Trainer(model, settings, data_collator=collator, train_dataset=dataset)

@@ -32,7 +32,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
-FAST = {"epochs": 3, "learning_rate": 1e-2, "head_rate": 1, "precision": "fp32", "device": "cpu"}
+FAST = {"epochs": 3, "learning_rate": 1e-2, "head_rate": 1, "precision": "fp32", "device": "cpu", "consistency": 0}
 
 
 def train(tiny: Path, output: Path, **settings: Any) -> Run:

@@ -24,12 +24,12 @@ from bertsmith.errors import DeviceError, Interrupted, listing
 from bertsmith.evaluation.metrics import quick
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model import checkpoint
-from bertsmith.model.encode import encode, n_tokens
+from bertsmith.model.encode import encode
 from bertsmith.model.load import (
     describe_device,
 )
 from bertsmith.output import check_output, check_room, check_same, create, held
-from bertsmith.preparing import prepare_model, split_cleaned
+from bertsmith.preparing import choose_recipe, prepare_model, split_cleaned
 from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
 from bertsmith.scoring import (
@@ -47,7 +47,7 @@ from bertsmith.scoring import (
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.events import CheckpointsDamaged, Evaluated, Event, WentBack
 from bertsmith.training.memory import ran_out
-from bertsmith.training.recipe import Recipe, choose
+from bertsmith.training.recipe import Recipe
 from bertsmith.training.together import ALONE, Group, join
 from bertsmith.training.trainer import fit
 from bertsmith.versions import hardware, versions
@@ -120,11 +120,7 @@ def _assist(
         training_arguments(recipe, config, runs.Layout(output).checkpoints, loaded.device),
         score=quick,
         emit=lambda event: None,
-        imbalance=recipe.imbalance,
-        head_rate=recipe.head_rate,
-        layer_decay=recipe.layer_decay,
-        consistency=recipe.consistency,
-        patience=recipe.patience,
+        recipe=recipe,
         by_hand=config.set,
         stop=stop,
         resume=from_checkpoint,
@@ -199,14 +195,7 @@ def _train(
         with runs.reading(runs.Layout(output).run):
             recipe = Recipe(**runs.Run(output).info["recipe"])
     else:
-        recipe = choose(
-            config,
-            counts=parts["train"].counts,
-            parameters=loaded.parameters,
-            device=device,
-            tokens=n_tokens(train),
-            dropout=loaded.dropout,
-        )
+        recipe = choose_recipe(config, loaded, train)
     arguments = training_arguments(recipe, config, runs.Layout(output).checkpoints, device)
     sizes = {name: len(part) for name, part in parts.items()}
     prepared = Prepared(
@@ -258,11 +247,7 @@ def _train(
                 arguments,
                 score=quick,
                 emit=listen,
-                imbalance=recipe.imbalance,
-                head_rate=recipe.head_rate,
-                layer_decay=recipe.layer_decay,
-                consistency=recipe.consistency,
-                patience=recipe.patience,
+                recipe=recipe,
                 by_hand=config.set,
                 stop=stop,
                 resume=from_checkpoint,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import numpy as np
 from transformers import set_seed
 
 from bertsmith.config import Config
@@ -11,9 +14,13 @@ from bertsmith.data.split import split
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, DataError
 from bertsmith.model.checkpoint import Checkpoint
-from bertsmith.model.encode import count_tokens
+from bertsmith.model.encode import count_tokens, n_tokens
 from bertsmith.model.load import Loaded, check_vocabulary, choose_device, load_model, load_tokenizer
 from bertsmith.model.symbols import name_symbols
+from bertsmith.training.recipe import Recipe, choose
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def prepare_model(found: Checkpoint, config: Config, train: Table) -> Loaded:
@@ -41,6 +48,24 @@ def prepare_model(found: Checkpoint, config: Config, train: Table) -> Loaded:
     loaded = Loaded(load_model(found, train.labels, dropout=config.dropout), tokenizer, device, max_length, names)
     check_vocabulary(loaded.model, tokenizer, found)
     return loaded
+
+
+def choose_recipe(config: Config, loaded: Loaded, train: Dataset) -> Recipe:
+    """Choose the settings that the user left open.
+
+    Args:
+        config: what the user gave.
+        loaded: of `prepare_model`.
+        train: the training texts, encoded, with ``labels``.
+    """
+    return choose(
+        config,
+        counts=np.bincount(np.array(train["labels"]), minlength=loaded.model.config.num_labels),
+        parameters=loaded.parameters,
+        device=loaded.device,
+        tokens=n_tokens(train),
+        dropout=loaded.dropout,
+    )
 
 
 def split_cleaned(cleaned: Cleaned, config: Config, seed: int) -> Table:

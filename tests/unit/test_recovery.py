@@ -63,24 +63,27 @@ class _PowerCutError(Exception):
 # -- going on ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("at", [4, 6, 9])
-def test_an_interrupted_run_is_resumed_to_the_same_end(at, tiny, tmp_path):
-    whole = _train(tiny, tmp_path / "whole")
+@pytest.mark.parametrize(("at", "twice"), [(4, 0), (6, 0), (9, 0), (9, 1)])
+def test_an_interrupted_run_is_resumed_to_the_same_end(at, twice, tiny, tmp_path):
+    def train(*given, **settings):
+        return _train(*given, **{"consistency": twice, **settings})
+
+    whole = train(tiny, tmp_path / "whole")
     seen = []
     with pytest.raises(Interrupted, match=f"stopped after step {at}"):
-        _train(
+        train(
             tiny, tmp_path / "run", on_event=seen.append, stop=lambda: sum(isinstance(e, StepDone) for e in seen) >= at
         )
     run = Run(tmp_path / "run")
     assert run.info["status"] == "interrupted"
     assert run.last_checkpoint().name == f"checkpoint-{at}"
     with pytest.raises(RunFolderError, match="--resume"):
-        _train(tiny, tmp_path / "run")
+        train(tiny, tmp_path / "run")
     with pytest.raises(RunFolderError, match=r"epochs: 3\.0 then, 4\.0 now"):
-        _train(tiny, tmp_path / "run", resume=True, epochs=4)
+        train(tiny, tmp_path / "run", resume=True, epochs=4)
     with pytest.raises(RunFolderError, match="the texts, labels or splits"):
-        _train(tiny, tmp_path / "run", resume=True, table=tiny_table(seed=1))
-    run = _train(tiny, tmp_path / "run", resume=True)
+        train(tiny, tmp_path / "run", resume=True, table=tiny_table(seed=1))
+    run = train(tiny, tmp_path / "run", resume=True)
     assert _same(_weights(whole), _weights(run))
     assert _history(run) == _history(whole)
     assert run.metrics == whole.metrics

@@ -24,7 +24,7 @@ from bertsmith.tuning.store import Store, is_done
 from bertsmith.tuning.trials import steps_between
 from tests.conftest import same_weights, train, weights_of
 
-QUICK = {"epochs": 2, "precision": "fp32", "device": "cpu", "learning_rate": 1e-2, "head_rate": 1}
+QUICK = {"consistency": 0, "epochs": 2, "precision": "fp32", "device": "cpu", "learning_rate": 1e-2, "head_rate": 1}
 RECIPE = Recipe(4.0, 32, 1e-4, 10.0, 0.1, 0.01, "fp32", 3, "none")
 
 

@@ -34,6 +34,7 @@ from bertsmith.training.engine import Engine, NotFiniteError
 from bertsmith.training.events import Collapsed, Evaluated, Finished, Listener, MemoryPlanned, Saved, Started, StepDone
 from bertsmith.training.losses import LOSSES, StepLoss, inverse_weights
 from bertsmith.training.memory import free_memory, freed_memory_kept, plan, ran_out
+from bertsmith.training.recipe import Recipe
 from bertsmith.training.speed import Stopwatch, Tracer
 from bertsmith.training.together import ALONE, Group
 
@@ -52,13 +53,9 @@ def fit(
     validation: Dataset,
     arguments: TrainingArguments,
     *,
-    imbalance: str = "none",
-    head_rate: float = 1.0,
-    layer_decay: float = 1.0,
-    consistency: float = 0.0,
+    recipe: Recipe,
     score: Score,
     emit: Listener,
-    patience: int,
     stop: Callable[[], bool] = lambda: False,
     resume: Path | None = None,
     by_hand: Mapping[str, Any] | None = None,
@@ -72,13 +69,9 @@ def fit(
         loaded: the model, changed in place, and its tokenizer.
         train, validation: encoded, with ``labels``.
         arguments: of `training_arguments`.
-        imbalance: what is done about classes of unequal size, one of `bertsmith.training.losses.LOSSES`.
-        head_rate: learning rate of the new head, as a multiple of that of the body.
-        layer_decay: learning rate of a layer, as a multiple of that of the one above it.
-        consistency: weight of R-Drop, with which every text is read twice; 0: once.
+        recipe: for what the arguments have no place: imbalance, rates of head and layers, consistency, patience.
         score: metrics of the validation split.
         emit: is told every event.
-        patience: epochs without a better primary metric before training stops.
         stop: asked after every step; where it says yes, a checkpoint is saved and training is interrupted.
             (None is ever saved where the arguments say ``save_strategy="no"``: then nothing is written at all, and the
             last weights are in the model afterwards.)
@@ -104,12 +97,12 @@ def fit(
         settings = recovery.safer(arguments) if slower else arguments
         try:
             with quiet_transformers(), freed_memory_kept():
-                engine = _engine(loaded, train, validation, settings, imbalance, consistency, score, reporter)
-                engine.add_callback(EarlyStoppingCallback(patience * _evaluations_per_epoch(settings, len(train))))
+                engine = _engine(loaded, train, validation, settings, recipe, score, reporter)
+                patience = recipe.patience * _evaluations_per_epoch(settings, len(train))
+                engine.add_callback(EarlyStoppingCallback(patience))
                 if trace is not None:
                     engine.add_callback(Tracer(trace))
-                engine.slower, engine.head_rate, engine.layer_decay = slower, head_rate, layer_decay
-                engine.group = group
+                engine.slower, engine.group = slower, group
                 engine.train(resume_from_checkpoint=str(resume) if resume else None)
             break
         except NotFiniteError as error:
@@ -148,8 +141,7 @@ def _engine(
     train: Dataset,
     validation: Dataset,
     arguments: TrainingArguments,
-    imbalance: str,
-    consistency: float,
+    recipe: Recipe,
     score: Score,
     reporter: _Reporter,
 ) -> Engine:
@@ -174,7 +166,9 @@ def _engine(
         eval_dataset=validation.select(np.argsort(-lengths, kind="stable")),
         data_collator=DataCollatorWithPadding(loaded.tokenizer, pad_to_multiple_of=8),
         processing_class=loaded.tokenizer,
-        compute_loss_func=StepLoss(LOSSES[imbalance](counts, arguments.label_smoothing_factor), consistency),
+        compute_loss_func=StepLoss(
+            LOSSES[recipe.imbalance](counts, arguments.label_smoothing_factor), recipe.consistency
+        ),
         compute_metrics=metrics,
         callbacks=[reporter],
     )
@@ -182,9 +176,10 @@ def _engine(
     engine.remove_callback(ProgressCallback)
     engine.model_accepts_loss_kwargs = False  # the loss is ours: see losses.py
     engine.emit, engine.watch = reporter.emit, Stopwatch()
-    engine.twice = consistency > 0
+    engine.head_rate, engine.layer_decay = recipe.head_rate, recipe.layer_decay
+    engine.twice = recipe.consistency > 0
     engine.packs = can_pack(loaded.model) and not arguments.gradient_checkpointing
-    if imbalance == "balanced-sampling":
+    if recipe.imbalance == "balanced-sampling":
         engine.chances = inverse_weights(counts)[targets] / len(targets)
     engine.token_budget = usual = TOKEN_BUDGETS[loaded.device.type]
     if loaded.device.type == "cpu":

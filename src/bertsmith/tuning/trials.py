@@ -17,12 +17,11 @@ from bertsmith.errors import ConfigError
 from bertsmith.evaluation.decision import tune
 from bertsmith.evaluation.metrics import quick
 from bertsmith.model import checkpoint
-from bertsmith.model.encode import encode, n_tokens
+from bertsmith.model.encode import encode
 from bertsmith.model.load import Loaded
-from bertsmith.preparing import prepare_model
+from bertsmith.preparing import choose_recipe, prepare_model
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.events import Evaluated, Event
-from bertsmith.training.recipe import choose
 from bertsmith.training.trainer import fit
 
 if TYPE_CHECKING:
@@ -113,22 +112,12 @@ def _fit(
     bench: Bench, config: Config, fold: int | None, heard: Heard, stop: Callable[[], bool], latency: bool
 ) -> Outcome:
     loaded, train, validation = bench.ready(config)
-    targets = bench.train.targets
     if fold is not None and bench.folds is not None:
         from datasets import concatenate_datasets
 
         both = concatenate_datasets([train, validation])
         train, validation = (both.select(np.flatnonzero(which)) for which in (bench.folds != fold, bench.folds == fold))
-        targets = np.concatenate([bench.train.targets, bench.validation.targets])[bench.folds != fold]
-    counts = np.bincount(targets, minlength=len(bench.train.labels))
-    recipe = choose(
-        config,
-        counts=counts,
-        parameters=loaded.parameters,
-        device=loaded.device,
-        tokens=n_tokens(train),
-        dropout=loaded.dropout,
-    )
+    recipe = choose_recipe(config, loaded, train)
     arguments = training_arguments(recipe, config, Path("unused"), loaded.device, saves=False)
     best: list[Evaluated] = []
     curve: list[tuple[float, float]] = []
@@ -152,13 +141,9 @@ def _fit(
         train,
         validation,
         arguments,
-        imbalance=recipe.imbalance,
-        head_rate=recipe.head_rate,
-        layer_decay=recipe.layer_decay,
-        consistency=recipe.consistency,
+        recipe=recipe,
         score=score,
         emit=listen,
-        patience=recipe.patience,
         stop=stop,
         by_hand=config.set,
     )

@@ -24,13 +24,11 @@ from bertsmith.errors import ConfigError, Interrupted
 from bertsmith.evaluation.baseline import verdict
 from bertsmith.evaluation.intervals import paired_difference
 from bertsmith.model import checkpoint
-from bertsmith.model.encode import n_tokens
-from bertsmith.preparing import split_cleaned
+from bertsmith.preparing import choose_recipe, split_cleaned
 from bertsmith.repeat import run_seeds
 from bertsmith.report.study import advice, write_study_report
 from bertsmith.scoring import groups_in, targets_of
 from bertsmith.training.arguments import problems_of
-from bertsmith.training.recipe import choose
 from bertsmith.tuning.events import FinalStarted, StudyStarted
 from bertsmith.tuning.plan import Plan
 from bertsmith.tuning.space import Dimension, default_space, narrowed, read_space
@@ -113,14 +111,7 @@ def _prepare(
         checkpoint.resolve(name, allow_pickle=config.allow_pickle)
     loaded, train, _ = bench.ready(config)
     counts = bench.train.counts
-    recipe = choose(
-        config,
-        counts=counts,
-        parameters=loaded.parameters,
-        device=loaded.device,
-        tokens=n_tokens(train),
-        dropout=loaded.dropout,
-    )
+    recipe = choose_recipe(config, loaded, train)
     there = counts[counts > 0]
     space, usual = default_space(
         config,
