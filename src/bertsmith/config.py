@@ -100,7 +100,10 @@ class TrainConfig(Step):
     )
     imbalance: Literal[
         "auto", "none", "weights", "effective-number", "focal", "logit-adjustment", "balanced-sampling"
-    ] = Field("auto", description="What to do about classes of unequal size; chosen by how unequal, unless given.")
+    ] = Field(
+        "auto",
+        description="What to do about classes of unequal size; auto: tune a decision rule afterwards.",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="Number format of the training arithmetic; the weights stay fp32."
     )

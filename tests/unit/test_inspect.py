@@ -109,7 +109,7 @@ def test_truncation_is_counted_exactly_with_a_tokenizer(tmp_path, table):
     unread = next(f for f in found.findings if f.kind == "unread")
     assert {f.kind for f in found.findings} == {"truncated", "unread"}
     assert unread.count == 110  # with a number of two or three digits, of which it knows single ones
-    assert "such as '10', '11', '12'" in unread.message
+    assert "such as '10', '11', '100'" in unread.message
     assert sum(found.tokens.counts) == 120
 
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from bertsmith.evaluation.slices import slices
+from bertsmith.evaluation.metrics import never_predicted
+from bertsmith.evaluation.slices import FEWEST_TEXTS, slices
 
 
 def test_the_slice_that_is_worse_is_named_and_the_others_are_not():
@@ -52,6 +53,14 @@ def test_any_column_can_be_sliced_by(seed, n):
         "texts": pd.Series([f"text {i}" for i in range(n)], dtype=object),
     }
     for entry in slices(rng.random(n) < 0.5, columns):
-        assert entry["texts"] >= 10
-        assert n - entry["texts"] >= 10
+        assert entry["texts"] >= FEWEST_TEXTS
+        assert n - entry["texts"] >= FEWEST_TEXTS
         assert entry["by"] not in ("constant", "texts")
+
+
+def test_a_small_class_that_is_always_wrong_is_told():
+    label = pd.Series(["optimism"] * 9 + ["anger"] * 62 + ["joy"] * 49).astype("category")
+    right = np.array([False] * 9 + [True] * 62 + [False] * 20 + [True] * 29)
+    assert next(e for e in slices(right, {"label": label}) if e["value"] == "optimism")["worse"]
+    assert never_predicted([[5, 0, 1], [3, 0, 4], [0, 0, 0]]) == [1]
+    assert never_predicted([[5, 0], [0, 3]]) == []

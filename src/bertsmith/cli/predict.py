@@ -218,7 +218,8 @@ def predict(
                 "beginning was read (--long window reads all of it)"
             )
         if counts["empty"]:
-            talk().print(f"[yellow]warning:[/] {counts['empty']:,} rows have no text and so no prediction")
+            rows = "1 row has" if counts["empty"] == 1 else f"{counts['empty']:,} rows have"
+            talk().print(f"[yellow]warning:[/] {rows} no text and so no prediction")
 
 
 def _tell(stream: Stream) -> None:

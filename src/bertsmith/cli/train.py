@@ -70,6 +70,11 @@ def run_and_show(
             what = str(stopped) if isinstance(stopped, Interrupted) else "stopped at once"
             how = "the same command with --resume" if Run(output).layout.run.is_file() else "the same command"
             raise Interrupted(f"{what}\n  to go on: {how}") from None
+    from rich.markup import escape
+
+    from bertsmith.errors import listing
+    from bertsmith.evaluation.metrics import FEW_TEXTS, never_predicted
+
     metrics = run.metrics
     if json:
         print_json({"run": str(run.path), **metrics["splits"]["test"]})
@@ -83,7 +88,11 @@ def run_and_show(
             f"test {title}  [bold]{entry['value']:.3f}[/]  (95 % interval {low:.3f} to {high:.3f}; "
             f"always the commonest label: {baseline['test'][name]:.3f})"
         )
-    out.print(f"on {test['texts']:,} texts that were not seen in training")
+    few = "; they are few, and every figure is rough" if test["texts"] < FEW_TEXTS else ""
+    out.print(f"on {test['texts']:,} texts that were not seen in training{few}")
+    if never := never_predicted(test["confusion"]):
+        named = listing([run.labels.texts[i] for i in never])
+        out.print(f"[yellow]never given, though test texts have it:[/] {escape(named)}")
     out.print(f"it is {metrics['baseline']['tfidf_logistic_regression']['verdict']}", markup=False)
     rule = metrics["decision_rule"]
     if rule["used"]:

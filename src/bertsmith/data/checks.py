@@ -244,14 +244,17 @@ def about_texts(table: Table, texts: list[str]) -> list[Finding]:
         )
     html = np.array([bool(_HTML.search(t)) for t in texts], dtype=bool)
     if html.any():
-        message = f"{_rows(int(html.sum()))} with HTML left in ({html.sum() / n:.1%})"
+        left = Counter(found for text in texts for found in dict.fromkeys(_HTML.findall(text))).most_common(3)
+        message = (
+            f"{_rows(int(html.sum()))} with HTML left in ({html.sum() / n:.1%}), such as {_names([t for t, _ in left])}"
+        )
         found.append(
             Finding(
                 "html",
                 "warning" if html.mean() > 0.01 else "info",
                 int(html.sum()),
                 message,
-                "used as they are; strip the tags if they mean nothing",
+                "used as they are; strip tags and replace entities (such as &amp; by &) if they mean nothing",
                 _examples(table.frame[html], table.name),
             )
         )
@@ -259,30 +262,30 @@ def about_texts(table: Table, texts: list[str]) -> list[Finding]:
     known = Counter(language for language in languages if language)
     total = known.total()
     if total >= 10:
-        main = known.most_common(1)[0][0]
+        main, most = known.most_common(1)[0]
+        guessed = f"of the {total:,} texts whose language can be guessed, roughly,"
         other = {k: v for k, v in known.items() if k != main and v >= max(3, 0.01 * total)}
         if other:
             where = np.array([language in other for language in languages])
-            shares = ", ".join(f"{k} {v / total:.1%}" for k, v in sorted(other.items(), key=lambda kv: -kv[1]))
-            message = f"texts in several languages, by a rough guess: {main} {known[main] / total:.1%}, {shares}"
+            shares = ", ".join(f"{v / total:.1%} {k}" for k, v in sorted(other.items(), key=lambda kv: -kv[1]))
             found.append(
                 Finding(
                     "languages",
                     "warning",
                     int(where.sum()),
-                    message,
+                    f"{guessed} {most / total:.1%} look {main}, others {shares}",
                     "used as they are; take a multilingual checkpoint, such as FacebookAI/xlm-roberta-base",
                     _examples(table.frame[where], table.name),
                 )
             )
-        if main != "English":
+        if main != "English" and most > total / 2:
             found.append(
                 Finding(
                     "not-english",
                     "warning",
-                    known[main],
-                    f"most texts look {main}",
-                    "the default checkpoint knows English: take one for this language, or a multilingual one",
+                    most,
+                    f"{guessed} most look {main}",
+                    "a checkpoint for English does not know it: take one for this language, or a multilingual one",
                 )
             )
     return found
@@ -318,7 +321,9 @@ def about_tokens(
     unknown = np.array([bool(pieces) for pieces in unread], dtype=bool)
     if unknown.any():
         pieces = dict.fromkeys(piece for of_text in unread for piece in of_text)
-        such = _names([repr(_short(piece)) for piece in list(pieces)[:3]])
+        longest = max(pieces, key=len)
+        shown = list(dict.fromkeys([*list(pieces)[:2], longest]))  # a word may be unknown for its length alone
+        such = _names([repr(_short(piece)) for piece in shown])
         found.append(
             Finding(
                 "unread",

@@ -154,10 +154,10 @@ def link(
     if unknown.any():
         odd = frame[unknown]
         named = odd["text"].where(odd["text"].notna(), odd["number"].astype(object))
+        rows = "1 row has" if unknown.sum() == 1 else f"{int(unknown.sum()):,} rows have"
         first = int(np.flatnonzero(unknown.to_numpy())[0]) + 1
         raise DataError(
-            f"{int(unknown.sum()):,} rows have a label that is not among the classes: {listing(named.unique())}"
-            f" (first in row {first})",
+            f"{rows} a label that is not among the classes: {listing(named.unique())} (first in row {first})",
             where=where,
             remedy=f"The classes are {listing(labels.texts, 30)}. Correct these labels or remove the rows.",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,16 @@ def per_class(targets: np.ndarray, probabilities: np.ndarray) -> list[dict[str, 
         }
         for c in classes
     ]
+
+
+FEW_TEXTS = 100
+"""Test texts below which every figure is rough: an accuracy of them has an interval of ten points to either side."""
+
+
+def never_predicted(matrix: Sequence[Sequence[int]]) -> list[int]:
+    """Return the classes that some texts have and none is given, from a confusion matrix (rows: the class)."""
+    given = [sum(column) for column in zip(*matrix, strict=True)]
+    return [i for i, row in enumerate(matrix) if sum(row) and not given[i]]
 
 
 def confusion(targets: np.ndarray, predicted: np.ndarray, n_classes: int) -> np.ndarray:

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-FEWEST_TEXTS = 10
-"""Slices (and what is left beside them) with fewer texts are not looked at."""
+FEWEST_TEXTS = 5
+"""Slices (and what is left beside them) with fewer texts are not looked at: nothing could be said of them."""
 MOST_VALUES = 30
 """A column with more different values is left alone."""
 MOST_NUMBERS = 8

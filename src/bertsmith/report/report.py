@@ -12,6 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from bertsmith.data.findings import Findings
+from bertsmith.evaluation.metrics import never_predicted
 from bertsmith.report.figures import Line, curves, heatmap, histogram, reliability
 from bertsmith.run import Run
 from bertsmith.storage import write_text
@@ -100,6 +101,7 @@ def write_report(run: Run) -> Path:
             names=names,
             pairs=_pairs(matrix, names, mistakes),
             n_mistakes=len(mistakes),
+            never=[names[i] for i in never_predicted(matrix.tolist())],
             mistakes=_examples(
                 mistakes.sort_values("confidence", ascending=False, kind="stable").head(MISTAKES), run.explanations
             ),
