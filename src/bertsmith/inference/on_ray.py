@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -75,6 +76,8 @@ def predict_on_ray(asked: Asked, source: Path, output: Path, config: DataConfig,
     _open(asked)  # so that what is wrong with the model is told before anything is started
     types = dict(zip(schema.names, schema.types, strict=True))
     with _connected(address), replaced_folder(output) as folder, _told(output):
+        with contextlib.suppress(ImportError):  # several threads of Ray would import it at once, and find half of it
+            importlib.import_module("fsspec.implementations.http")
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.raise_original_map_exception = True
