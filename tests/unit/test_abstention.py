@@ -89,11 +89,27 @@ def test_too_few_texts_for_a_coverage_put_every_label_into_the_set():
     assert coverage_interval(0.9, 8, 100) == (1.0, 1.0)
 
 
+def test_the_threshold_alone_keeps_the_promise_where_the_likeliest_label_is_right_more_often():
+    rng = np.random.default_rng(0)
+    inside, more = 0, []
+    for _ in range(200):
+        targets, said = _world(rng, 700)
+        said[np.arange(700), targets] += 1.5 * rng.random(700)  # right far more often than nine times in ten
+        said /= said.sum(axis=1, keepdims=True)
+        entry = check(targets[:500], said[:500], (targets[500:], said[500:]))["conformal"][1]
+        low, high = entry["expected"]
+        inside += low <= entry["by_threshold"] <= high
+        more.append(entry["empirical_coverage"])
+    assert inside / 200 == pytest.approx(0.95, abs=0.04)
+    assert np.mean(more) > 0.94
+
+
 def test_what_is_said_of_a_split_is_json():
     rng = np.random.default_rng(0)
     result = check(*_world(rng, 300), _world(rng, 200))
     assert json.loads(json.dumps(result)) == result
     assert [e["coverage"] for e in result["conformal"]] == [0.8, 0.9, 0.95, 0.99]
+    assert all(e["by_threshold"] <= e["empirical_coverage"] for e in result["conformal"])
     labels = [e["mean_labels"] for e in result["conformal"]]
     assert labels == sorted(labels)
 

@@ -97,9 +97,10 @@ def check(targets: np.ndarray, probabilities: np.ndarray, held_out: tuple[np.nda
 
     Returns:
         JSON-ready: ``accuracy_coverage``, the curve; ``thresholds``, one entry an accuracy of `TARGETS`; ``conformal``,
-        one entry a coverage of `COVERAGES` with the empirical one and the interval in which it falls with 95 %
-        probability where the promise holds and the held-out texts are as many as they are; ``label_shift``, as of that
-        function.
+        one entry a coverage of `COVERAGES` with the empirical one, that of the labels above the threshold alone
+        (``by_threshold``: without the likeliest one, which belongs to every set whatever its probability), and the
+        interval in which the latter falls with 95 % probability where the promise holds and the held-out texts are as
+        many as they are; ``label_shift``, as of that function.
     """
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == targets
     of_others = held_out[1].max(axis=1), held_out[1].argmax(axis=1) == held_out[0]
@@ -124,6 +125,7 @@ def check(targets: np.ndarray, probabilities: np.ndarray, held_out: tuple[np.nda
                 "coverage": coverage,
                 "threshold": threshold,
                 "empirical_coverage": float(sets[np.arange(len(sets)), targets].mean()),
+                "by_threshold": float((probabilities[np.arange(len(sets)), targets] >= threshold).mean()),
                 "expected": list(coverage_interval(coverage, len(held_out[0]), len(targets))),
                 "mean_labels": float(sets.sum(axis=1).mean()),
                 "single_label": float((sets.sum(axis=1) == 1).mean()),
