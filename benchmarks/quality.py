@@ -215,7 +215,8 @@ def confidence(output: Path, tables: list[str], seeds: int) -> None:
                 low, high = sets["expected"]
                 print(
                     f"| {table} | {seed} | {kept['ece']:.3f} | {kept['ece_before']:.3f} "
-                    f"| {sets['empirical_coverage']:.3f} | {sets.get('by_threshold', np.nan):.3f} | {low:.3f} to {high:.3f} | {sets['mean_labels']:.2f} |"
+                    f"| {sets['empirical_coverage']:.3f} | {sets.get('by_threshold', np.nan):.3f} "
+                    f"| {low:.3f} to {high:.3f} | {sets['mean_labels']:.2f} |"
                 )
 
 
