@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import importlib.util
 import ipaddress
 import json
@@ -11,6 +12,7 @@ import logging
 import os
 import signal
 import socket
+import struct
 import sys
 import tempfile
 import threading
@@ -40,6 +42,8 @@ SETTINGS = "BERTSMITH_SERVING"
 """Environment variable that hands the settings to worker processes."""
 GRACE = 30
 """Seconds that requests which are in may take when the server is asked to end."""
+_SO_ATTACH_FILTER = 26
+"""Of Linux; Python has no name for it."""
 LINGER = 0.3
 """Seconds in which the last connections are taken before that."""
 
@@ -139,9 +143,18 @@ def _explain(classifier: OneModel) -> Any:
 
 
 def _take_no_more(listening: socket.socket) -> None:
-    """Have the system take no more connections, so that those it took already can be answered before it is closed."""
+    """Have the system take no more connections, so that those it took already can be answered before it is closed.
+
+    On Linux a filter lets none in, a program of one instruction: keep 0 bytes of every packet. A queue of length 0 would
+    still take one connection at a time.
+    """
     with contextlib.suppress(OSError):
         listening.listen(0)
+    if sys.platform == "linux":
+        nothing = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
+        program = struct.pack("HP", 1, ctypes.addressof(nothing))
+        with contextlib.suppress(OSError):
+            listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
 class _Server(uvicorn.Server):
