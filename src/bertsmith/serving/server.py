@@ -145,8 +145,8 @@ def _explain(classifier: OneModel) -> Any:
 def _take_no_more(listening: socket.socket) -> None:
     """Have the system take no more connections, so that those it took already can be answered before it is closed.
 
-    On Linux a filter lets none in, a program of one instruction: keep 0 bytes of every packet. A queue of length 0 would
-    still take one connection at a time.
+    On Linux a filter lets none in, a program of one instruction: keep 0 bytes of every packet. A queue of length 0
+    would still take one connection at a time.
     """
     with contextlib.suppress(OSError):
         listening.listen(0)
