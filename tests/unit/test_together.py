@@ -63,9 +63,10 @@ def test_two_processes_give_the_result_of_one(table, tmp_path, tiny):
 
 
 def test_what_is_interrupted_together_goes_on_together(table, tmp_path, tiny):
-    whole = _together(table, tmp_path / "whole", tiny)
+    more = ["--epochs", "20", "--patience", "20"]  # time enough for the signal
+    whole = _together(table, tmp_path / "whole", tiny, *more)
     assert whole.returncode == 0, whole.stderr
-    command = _command(table, tmp_path / "cut", tiny)
+    command = _command(table, tmp_path / "cut", tiny, *more)
     history = tmp_path / "cut" / "history.jsonl"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None and not (history.is_file() and history.read_text()):
@@ -73,7 +74,7 @@ def test_what_is_interrupted_together_goes_on_together(table, tmp_path, tiny):
         process.send_signal(signal.SIGTERM)  # which torchrun hands on
         said = process.communicate(timeout=120)[1]
     assert said.count("to go on: the same command with --resume") == 1, said
-    again = _together(table, tmp_path / "cut", tiny, "--resume")
+    again = _together(table, tmp_path / "cut", tiny, *more, "--resume")
     assert again.returncode == 0, again.stderr
     cut, one = open_run(tmp_path / "cut"), open_run(tmp_path / "whole")
     assert [e["validation_loss"] for e in cut.history] == [e["validation_loss"] for e in one.history]

@@ -7,6 +7,7 @@ as if it were alone.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -117,4 +118,5 @@ def join() -> Group:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
         os.environ["CUDA_VISIBLE_DEVICES"] = seen[local]  # before it is initialised: each process sees one
     dist.init_process_group("nccl" if gpus else "gloo", rank=told["RANK"], world_size=size, timeout=_PATIENCE)
+    atexit.register(dist.destroy_process_group)  # whose threads would else end the process with a fault
     return Group(told["RANK"], size)
