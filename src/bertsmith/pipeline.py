@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -25,9 +25,7 @@ from bertsmith.evaluation.metrics import quick
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model import checkpoint
 from bertsmith.model.encode import encode
-from bertsmith.model.load import (
-    describe_device,
-)
+from bertsmith.model.load import Loaded, describe_device
 from bertsmith.output import check_output, check_room, check_same, create, held
 from bertsmith.preparing import choose_recipe, prepare_model, split_cleaned
 from bertsmith.report.card import write_card
@@ -51,6 +49,9 @@ from bertsmith.training.recipe import Recipe
 from bertsmith.training.together import ALONE, Group, join
 from bertsmith.training.trainer import fit
 from bertsmith.versions import hardware, versions
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,7 @@ def _assist(
 ) -> None:
     """Take a share of every step of a training that another process leads, and write nothing."""
     data = split_cleaned(clean(read()), config, config.seed)
-    parts = {name: data.take((data.frame["split"] == name).to_numpy()) for name in SPLITS}
-    found = checkpoint.resolve(config.model, allow_pickle=config.allow_pickle)
-    loaded = prepare_model(found, config, parts["train"])
-    train, validation = (
-        encode(part.frame["text"].tolist(), loaded, part.targets) for part in (parts["train"], parts["validation"])
-    )
+    loaded, _, train, validation = _ready(_parts(data), config)
     recipe, from_checkpoint = group.of_the_leader(None)
     fit(
         loaded,
@@ -179,16 +175,12 @@ def _train(
         table = read()
         cleaned = clean(table)
         data = split_cleaned(cleaned, config, split_seed)
-        parts = {name: data.take((data.frame["split"] == name).to_numpy()) for name in SPLITS}
+        parts = _parts(data)
 
     with _timed(seconds, "model"):
         check_stop("stopped before training began")
-        found = checkpoint.resolve(config.model, allow_pickle=config.allow_pickle)
-        loaded = prepare_model(found, config, parts["train"])
+        loaded, found, train, validation = _ready(parts, config)
         device, max_length = loaded.device, loaded.max_length
-        train, validation = (
-            encode(part.frame["text"].tolist(), loaded, part.targets) for part in (parts["train"], parts["validation"])
-        )
         findings = inspect(table, encoder=loaded.encoder, names=loaded.names, max_length=max_length, cleaned=cleaned)
 
     if resume:  # as it was chosen then, which another machine might not do again
@@ -288,6 +280,20 @@ def _train(
     write_report(run)
     run.finish(keep_checkpoints=config.keep_checkpoints)
     return run
+
+
+def _parts(data: Table) -> dict[str, Table]:
+    return {name: data.take((data.frame["split"] == name).to_numpy()) for name in SPLITS}
+
+
+def _ready(parts: dict[str, Table], config: Config) -> tuple[Loaded, checkpoint.Checkpoint, Dataset, Dataset]:
+    """Return the model with a new head, its checkpoint, and the encoded texts to train and to validate on."""
+    found = checkpoint.resolve(config.model, allow_pickle=config.allow_pickle)
+    loaded = prepare_model(found, config, parts["train"])
+    train, validation = (
+        encode(part.frame["text"].tolist(), loaded, part.targets) for part in (parts["train"], parts["validation"])
+    )
+    return loaded, found, train, validation
 
 
 def _describe(prepared: Prepared, data: Table, found: checkpoint.Checkpoint) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from bertsmith.pipeline import run_training, train_into
 from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
 from bertsmith.scoring import groups_in, targets_of
+from bertsmith.training.together import started
 from bertsmith.versions import versions
 
 
@@ -54,7 +54,7 @@ def run_seeds(
     """
     if config.seeds == 1:
         return run_training(read, config, output, resume=resume, overwrite=overwrite, observe=observe, stop=stop)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if started()[1] > 1:
         raise ConfigError("several processes train one model, not several", remedy="Leave out --seeds, or torchrun.")
     with held(output), storage.told(output, storage.GO_ON):
         check_output(output, resume=resume, overwrite=overwrite)

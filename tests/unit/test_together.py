@@ -11,7 +11,7 @@ import torch
 
 from bertsmith.run import open_run
 from bertsmith.testing import tiny_table
-from bertsmith.training.together import ALONE, Group
+from bertsmith.training.together import ALONE, Group, join, started
 from tests.conftest import weights_of
 
 FLAGS = [
@@ -86,6 +86,22 @@ def test_a_mistake_ends_all_of_them_with_one_message(table, tmp_path, tiny):
     assert found.returncode != 0
     assert found.stderr.count("there is no column 'Txt'") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_only_train_is_for_several_processes(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "bertsmith"]
+    found = subprocess.run([*command, "inspect", "t.csv"], capture_output=True, text=True, timeout=300)
+    assert found.returncode != 0
+    assert found.stderr.count("torchrun is for bertsmith train") == 1
+
+
+def test_a_rank_of_something_else_is_no_rank(monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert started() == (0, 1)
+    assert join() is ALONE
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert started() == (3, 4)
 
 
 def test_texts_are_dealt_by_length():

@@ -25,6 +25,7 @@ from bertsmith.cli.train import train
 from bertsmith.cli.tune import tune
 from bertsmith.errors import Interrupted, UserError
 from bertsmith.storage import DISK, cannot_write
+from bertsmith.training.together import started
 
 app = typer.Typer(
     name="bertsmith",
@@ -62,9 +63,13 @@ def main(arguments: list[str] | None = None) -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - for as long as the process lives
-    if os.environ.get("RANK", "0") != "0":  # one of several processes that torchrun started: another one speaks
-        sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    rank, processes = started()
+    if rank:  # of several processes that torchrun started, one speaks
+        sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+    if processes > 1 and arguments[:1] != ["train"]:
+        talk().print("[bold red]error:[/] torchrun is for bertsmith train: start other commands without it")
+        sys.exit(2)
     debug = "--debug" in arguments
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -46,9 +46,11 @@ def run_and_show(
     """Train with progress on stderr, then print the result on stdout."""
     from bertsmith.cli.progress import Progress
     from bertsmith.output import check_output, held
+    from bertsmith.training.together import started
 
-    with held(output):  # told at once, before anything slow is imported
-        check_output(output, resume=resume, overwrite=overwrite)
+    if started()[0] == 0:  # of several processes, the one that writes
+        with held(output):  # told at once, before anything slow is imported
+            check_output(output, resume=resume, overwrite=overwrite)
     talk().print("[dim]reading the table, loading the model …[/]")
     from bertsmith.errors import Interrupted
 

@@ -204,34 +204,24 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Any, Any, Any]:
-        """Score a batch a micro-batch at a time, for the same reasons; texts come back with their labels, reordered."""
+        """Score the texts of a batch, a micro-batch at a time for the same reasons; each process scores its share."""
         step = super().prediction_step
-        ours, rows = (inputs, None) if self.group.size == 1 else self._share(inputs)
+        ours, rows = self._share(inputs)
+        n = len(inputs["attention_mask"])
+        table = torch.zeros(n, model.config.num_labels, device=self.args.device)
 
-        def attempt() -> tuple[Any, Any, Any]:
-            losses, logits, labels = [], [], []
+        def attempt() -> torch.Tensor:
+            total, start = torch.zeros((), device=self.args.device), 0
             for micro_batch in cut(ours, self.token_budget, packed=self.packs):
                 with self._laid_out(micro_batch) as laid_out:
-                    loss, logit, label = step(model, laid_out, prediction_loss_only, ignore_keys)
-                losses.append(loss * len(micro_batch["attention_mask"]))
-                logits.append(logit)
-                labels.append(label)
-            return torch.stack(losses).sum(), logits, labels
+                    loss, logits, _ = step(model, laid_out, False, ignore_keys)
+                # They come in order of length, as its share does.
+                table[rows[start : start + len(logits)]] = logits.float()
+                total, start = total + loss * len(logits), start + len(logits)
+            return total
 
-        n = len(inputs["attention_mask"])
-        if rows is None:
-            total, logits, labels = self._with_less_memory(ours, attempt)
-            return (
-                (total / n, None, None) if prediction_loss_only else (total / n, torch.cat(logits), torch.cat(labels))
-            )
-        total = torch.zeros((), device=self.args.device)
-        table = torch.zeros(n, model.config.num_labels, device=self.args.device)
-        if len(rows):  # which come in order of length, and so leave the model in that order
-            total, logits, _ = self._with_less_memory(ours, attempt)
-            if not prediction_loss_only:
-                table[rows] = torch.cat(logits).float()
-        total, table = self.group.add_up(total), self.group.add_up(table)
-        return (total / n, None, None) if prediction_loss_only else (total / n, table, inputs["labels"])
+        total = self.group.add_up(self._with_less_memory(ours, attempt))
+        return total / n, self.group.add_up(table), inputs["labels"]
 
     def _share(self, batch: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Return the texts of a batch that this process takes, longest first, and their positions in it."""

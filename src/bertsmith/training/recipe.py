@@ -123,18 +123,18 @@ def choose(
     if imbalance == "auto":
         imbalance, reasons["imbalance"] = choose_imbalance(counts)
     return Recipe(
-        epochs,
-        batch_size,
-        rate,
-        head_rate,
-        0.1,
-        0.01,
-        precision,
-        patience,
-        imbalance,
-        layer_decay,
-        consistency,
-        reasons,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=rate,
+        head_rate=head_rate,
+        warmup=0.1,
+        weight_decay=0.01,
+        precision=precision,
+        patience=patience,
+        imbalance=imbalance,
+        layer_decay=layer_decay,
+        consistency=consistency,
+        reasons=reasons,
     )
 
 

@@ -93,20 +93,27 @@ class Group:
 ALONE = Group()
 
 
+def started() -> tuple[int, int]:
+    """Return the rank of this process and how many torchrun started; 0 and 1 where it did not."""
+    size = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    return (int(os.environ["RANK"]), size) if size > 1 else (0, 1)
+
+
 def join() -> Group:
     """Join the processes that torchrun started; where it did not, this one is alone.
 
     Raises:
         ConfigError: if there are more processes than GPUs, where there are any.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size < 2:
+    rank, size = started()
+    if size == 1:
         return ALONE
     import torch
     import torch.distributed as dist
 
-    told = {name: int(os.environ.pop(name)) for name in _TOLD if name in os.environ}
-    local = told.get("LOCAL_RANK", 0)
+    local = int(os.environ["LOCAL_RANK"])
+    for name in _TOLD:
+        os.environ.pop(name, None)
     gpus = torch.cuda.device_count()
     if gpus:
         if local >= gpus:
@@ -117,6 +124,6 @@ def join() -> Group:
             )
         seen = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
         os.environ["CUDA_VISIBLE_DEVICES"] = seen[local]  # before it is initialised: each process sees one
-    dist.init_process_group("nccl" if gpus else "gloo", rank=told["RANK"], world_size=size, timeout=_PATIENCE)
+    dist.init_process_group("nccl" if gpus else "gloo", rank=rank, world_size=size, timeout=_PATIENCE)
     atexit.register(dist.destroy_process_group)  # whose threads would else end the process with a fault
-    return Group(told["RANK"], size)
+    return Group(rank, size)
