@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FEW = 1000
 """Training texts below which there are few."""
 MANY_CLASSES = 50
-SHORT = 250_000
+SHORT = 100_000
 """Tokens of all training texts up to which an epoch is short, and learning from few texts wants to be held back."""
 EPOCHS, EPOCHS_TWICE, MOST_EPOCHS = 4, 3, 20
 """The usual number, that where each text is read twice, and the most."""
