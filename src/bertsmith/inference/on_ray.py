@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -76,12 +75,13 @@ def predict_on_ray(asked: Asked, source: Path, output: Path, config: DataConfig,
     _open(asked)  # so that what is wrong with the model is told before anything is started
     types = dict(zip(schema.names, schema.types, strict=True))
     with _connected(address), replaced_folder(output) as folder, _told(output):
-        with contextlib.suppress(ImportError):  # several threads of Ray would import it at once, and find half of it
-            importlib.import_module("fsspec.implementations.http")
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.raise_original_map_exception = True
         context.execution_options.preserve_order = True
+        # The other one resolves paths in threads that import fsspec's HTTP client at once; where it cannot be imported
+        # (no aiohttp), now and then one of them finds a half of it and ends the job.
+        context.use_datasource_v2 = False
         machine = ray.cluster_resources()
         gpus = int(machine.get("GPU", 0)) if asked.opening.get("device", "auto") != "cpu" else 0
         most = gpus or max(1, int(machine.get("CPU", 1)) - 1)  # a core reads and writes
