@@ -69,7 +69,7 @@ def run_trials(data: Path, table: str, trials: int, kept: Path) -> None:
         given = with_values(config, values)
         outcome = run_trial(
             bench,
-            scored_within_epochs(given, len(bench.train), given.batch_size or recipe.batch_size),
+            scored_within_epochs(given, bench, given.batch_size or recipe.batch_size),
             heard=heard,
             stop=lambda: False,
         )

@@ -23,7 +23,7 @@ import pandas as pd
 TABLES = ("tweet_emotion", "reuters_r8")
 CONTENDERS = ("trainer", "ours")
 MODEL = "packaged:minilm"
-TOKENS = 64
+TOKENS = 32
 TRAIN_TEXTS = 600
 
 
@@ -230,7 +230,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/tune"), help="where what was run is kept")
     parser.add_argument("--tables", nargs="+", default=TABLES, choices=TABLES)
     parser.add_argument("--seeds", type=int, default=3, help="studies of each contender")
-    parser.add_argument("--minutes", type=float, default=6.0, help="for each search")
+    parser.add_argument("--minutes", type=float, default=8.0, help="for each search")
     parser.add_argument("--cores", default="0,1", help="one for each contender")
     parser.add_argument("--one", nargs=3, metavar=("CONTENDER", "TABLE", "SEED"), help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -178,6 +178,18 @@ def test_devices():
             choose_device("cuda")
 
 
+def test_torch_has_no_more_threads_than_the_container_has_cores(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setattr("bertsmith.model.load.cores", lambda: 3)
+    try:
+        for given, expected in ((8, 3), (3, 3), (2, 2)):
+            torch.set_num_threads(given)
+            choose_device("cpu")
+            assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
+
+
 # -- the hub ---------------------------------------------------------------------------------------------------------
 
 

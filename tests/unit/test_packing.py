@@ -1,13 +1,16 @@
 """Texts laid end to end give the logits and the gradient of the padded batch, for every architecture that can."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812 - as everywhere
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertsmith.data.table import Labels
-from bertsmith.model import checkpoint
+from bertsmith.model import checkpoint, packing
 from bertsmith.model.load import load_model
 from bertsmith.model.packing import STACKS, can_pack, packed
 from bertsmith.testing import ARCHITECTURES, tiny_model
@@ -30,6 +33,17 @@ def models(tmp_path_factory):
                 weight += 0.2 * torch.randn(weight.shape, generator=generator)
         made[architecture] = model
     return made
+
+
+def _reference(query, key, value, starts, _, *lengths, scale=None, window_size=(-1, -1)):
+    """Attention of variable length as torch documents it, a text at a time."""
+    found = []
+    for start, end in itertools.pairwise(starts.tolist()):
+        place = torch.arange(end - start)
+        far = (place[:, None] - place).abs() > (window_size[0] if window_size[0] >= 0 else 10**6)
+        q, k, v = (x[start:end].transpose(0, 1) for x in (query, key, value))
+        found.append(F.scaled_dot_product_attention(q, k, v, ~far, scale=scale).transpose(0, 1))
+    return torch.cat(found)
 
 
 def _batch(model, lengths, seed=0, left=False):
@@ -74,6 +88,53 @@ def test_logits_and_gradient_are_those_of_the_padded_batch(architecture, models,
     assert (gradient - expected_gradient).norm() / expected_gradient.norm() < 1e-4
     again = _logits_and_gradient(model, batch, pack=False)[0]
     assert again.equal(expected)  # nothing is left behind
+
+
+@pytest.mark.parametrize("architecture", STACKS)
+def test_attention_of_variable_length_gives_the_same(architecture, models, monkeypatch):
+    model = models[architecture]
+    batch = _batch(model, [3, 30, 1, 12, 7])
+    expected, expected_gradient = _logits_and_gradient(model, batch, pack=False)
+    called = []
+
+    def counted(*given, **named):
+        called.append(True)
+        return _reference(*given, **named)
+
+    monkeypatch.setattr(packing, "_has_kernel", lambda *_: True)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", counted)
+    found, gradient = _logits_and_gradient(model, batch, pack=True)
+    assert len(called) == 2  # a layer
+    assert found.numpy() == pytest.approx(expected.numpy(), abs=1e-4)
+    assert (gradient - expected_gradient).norm() / expected_gradient.norm() < 1e-4
+
+
+@pytest.mark.parametrize("fault", [None, RuntimeError, "wrong"])
+def test_the_kernel_is_used_where_it_is_right_and_not_elsewhere(fault, monkeypatch):
+    def kernel(*given, **named):
+        if fault is RuntimeError:
+            raise RuntimeError
+        return _reference(*given, **named) * (1.1 if fault else 1.0)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
+    packing._agrees.cache_clear()
+    assert packing._agrees(torch.device("cpu"), torch.bfloat16, 64) == (fault is None)
+    assert not packing._has_kernel(torch.device("cpu"), torch.bfloat16, 64)
+
+
+def test_a_mean_over_the_tokens_is_that_of_the_text_alone(models):
+    model = models["modernbert"]
+    batch = _batch(model, [3, 30, 1, 12, 7])
+    try:
+        model.config.classifier_pooling = "mean"
+        expected, expected_gradient = _logits_and_gradient(model, batch, pack=False)
+        found, gradient = _logits_and_gradient(model, batch, pack=True)
+    finally:
+        model.config.classifier_pooling = "cls"
+    assert found.numpy() == pytest.approx(expected.numpy(), abs=1e-4)
+    of_first_tokens = _logits_and_gradient(model, batch, pack=True)[0]
+    assert (found - of_first_tokens).abs().max() > 1e-2
+    assert (gradient - expected_gradient).norm() / expected_gradient.norm() < 1e-4
 
 
 @pytest.mark.parametrize("architecture", STACKS)

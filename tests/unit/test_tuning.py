@@ -21,7 +21,7 @@ from bertsmith.tuning import trials as trying
 from bertsmith.tuning.plan import Plan
 from bertsmith.tuning.space import Choice, Range, default_space, narrowed, read_space, with_values
 from bertsmith.tuning.store import Store, is_done
-from bertsmith.tuning.trials import steps_between
+from bertsmith.tuning.trials import Bench, scored_within_epochs, steps_between
 from tests.conftest import same_weights, train, weights_of
 
 QUICK = {"consistency": 0, "epochs": 2, "precision": "fp32", "device": "cpu", "learning_rate": 1e-2, "head_rate": 1}
@@ -564,6 +564,12 @@ def test_trials_are_scored_at_fractions_that_end_with_the_epoch(steps):
     else:
         assert steps % between == 0
         assert 2 <= steps // between <= 4
+
+
+@pytest.mark.parametrize(("validation", "expected"), [(20, {"eval_strategy": "steps", "eval_steps": 5}), (21, {})])
+def test_many_validation_texts_are_scored_once_an_epoch(validation, expected):
+    bench = Bench(range(80), range(validation))
+    assert scored_within_epochs(Config(model="m"), bench, 8).set == expected
 
 
 # -- the command ---------------------------------------------------------------------------------------------------

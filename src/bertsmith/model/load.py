@@ -15,6 +15,7 @@ from bertsmith.errors import DeviceError, ModelError
 from bertsmith.model.checkpoint import Checkpoint
 from bertsmith.model.encode import encoder_of
 from bertsmith.model.encoder import Encoder
+from bertsmith.versions import cores
 
 if TYPE_CHECKING:
     import torch
@@ -71,11 +72,15 @@ class Loaded:
 def choose_device(wanted: str = "auto") -> torch.device:
     """Return the device to compute on: CUDA, else MPS, else CPU.
 
+    torch then has no more threads than the cores it may use: of a container's share of them it knows nothing.
+
     Raises:
         DeviceError: if the device asked for is not there.
     """
     import torch
 
+    if torch.get_num_threads() > cores():
+        torch.set_num_threads(cores())
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
         return torch.device(next(name for name, is_there in there.items() if is_there))

@@ -1,6 +1,7 @@
 """Texts laid end to end without padding: what works token by token has no padding to work on.
 
-Only attention needs the texts apart. There they are spread into a padded batch and gathered again; all else, the matrix
+Only attention needs the texts apart. There they are spread into a padded batch and gathered again, or, on a GPU that
+has it and where attention drops nothing, go through attention of variable length as they lie; all else, the matrix
 products above all, sees the tokens that are there and no others.
 """
 
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,28 +30,48 @@ STACKS = {
     "xlm-roberta": "encoder",
     "electra": "encoder",
     "distilbert": "transformer",
+    "modernbert": "",
 }
-"""The layers of the body, by model type: of what comes out of them, the head reads the first token of every text."""
+"""What ends the body, by model type (empty: all of it): of what comes out, the head reads a row for every text."""
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """How packed texts lie in a padded batch: its shape, the places of their tokens, and which places are filled."""
+    """How packed texts lie in a padded batch.
 
-    texts: int
-    width: int
-    places: torch.Tensor
+    Attributes:
+        mask: which places are filled, shape (texts, width).
+        places: of the tokens, in the batch laid out flat, shape (tokens,).
+        starts: where each text starts among the tokens, and where the last one ends, int32, shape (texts + 1,).
+    """
+
     mask: torch.Tensor
+    places: torch.Tensor
+    starts: torch.Tensor
+
+    def spread(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return shape (texts, width, n) of rows (tokens, n), zero where there is no token."""
+        wide: torch.Tensor = _Spread.apply(rows, self.places, self.mask.numel())
+        return wide.view(*self.mask.shape, -1)
+
+    def seen(self, window: int | None) -> torch.Tensor:
+        """Return which places a place sees, shape (texts, 1, width or 1, width), at most so far to either side."""
+        filled = self.mask[:, None, None, :]
+        if window is None:
+            return filled
+        place = torch.arange(self.mask.shape[1], device=self.mask.device)
+        # An empty place sees itself, so that no row of attention is without any weight.
+        return ((place[:, None] - place).abs() <= window) & (filled | (place[:, None] == place))
 
 
 _layout: ContextVar[_Layout | None] = ContextVar("layout", default=None)
 
 
 def can_pack(model: PreTrainedModel) -> bool:
-    """Return whether a model can be run on packed texts: on a CPU, with learned positions and the usual attention."""
+    """Return whether a model can be run on packed texts: with positions that are given, and the usual attention."""
     config = model.config
     return (
-        model.device.type == "cpu"
+        model.device.type in ("cpu", "cuda")
         and config.model_type in STACKS
         and getattr(config, "position_embedding_type", None) in (None, "absolute")
         and config._attn_implementation in ("sdpa", NAME)
@@ -69,25 +91,30 @@ def packed(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> Iterato
     Yields:
         The inputs, of shape (1, tokens of all texts); the model's logits have shape (texts, classes) as ever.
     """
+    config = model.config
     mask = batch["attention_mask"].bool()
-    texts, width = mask.shape
-    offset = model.config.pad_token_id + 1 if model.config.model_type in POSITION_OFFSET else 0
+    offset = config.pad_token_id + 1 if config.model_type in POSITION_OFFSET else 0
     positions = mask.cumsum(dim=1) - 1 + offset
     inputs = {
         name: values[mask][None] if values.shape == mask.shape else values
         for name, values in batch.items()
         if name != "attention_mask"
     }
-    first = torch.cat([mask.new_zeros(1, dtype=torch.long), mask.sum(dim=1).cumsum(0)[:-1]])
-    layout = _Layout(texts, width, mask.flatten().nonzero()[:, 0], mask[:, None, None, :])
+    lengths = mask.sum(dim=1)
+    starts = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+    layout = _Layout(mask, mask.flatten().nonzero()[:, 0], starts)
 
-    def keep_first(module: Any, args: Any, output: Any) -> Any:
-        output.last_hidden_state = output.last_hidden_state[0].index_select(0, first)[:, None]
+    def pooled(module: Any, args: Any, output: Any) -> Any:
+        rows = output.last_hidden_state[0]
+        if getattr(config, "classifier_pooling", "cls") == "mean":
+            of_texts = layout.spread(rows).sum(dim=1) / lengths[:, None]
+        else:
+            of_texts = rows.index_select(0, starts[:-1])
+        output.last_hidden_state = of_texts[:, None]
         return output
 
-    config = model.config
     before = config._attn_implementation
-    hook = getattr(model.base_model, STACKS[config.model_type]).register_forward_hook(keep_first)
+    hook = model.base_model.get_submodule(STACKS[config.model_type]).register_forward_hook(pooled)
     token = _layout.set(layout)
     config._attn_implementation = NAME
     try:
@@ -106,23 +133,86 @@ def _attention(
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend within each text; query, key and value have shape (1, heads, tokens of all texts, size of a head)."""
+    """Attend within each text; query, key and value have shape (1, heads, tokens of all texts, size of a head).
+
+    Of a sliding window, transformers gives the tokens to one side and the token itself.
+    """
     layout = _layout.get()
     assert layout is not None
-    heads, size = query.shape[1], query.shape[3]
+    window = None if sliding_window is None else sliding_window - 1
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+    if not dropout and _has_kernel(query.device, query.dtype, query.shape[2]):
+        mixed = _by_kernel(query, key, value, layout, scaling, window)
+    else:
+        mixed = _padded(query, key, value, layout, dropout, scaling, window)
+    return mixed[None], None
 
-    def spread(x: torch.Tensor) -> torch.Tensor:
-        rows = x.transpose(1, 2).reshape(-1, heads * size)
-        wide: torch.Tensor = _Spread.apply(rows, layout.places, layout.texts * layout.width)
-        return wide.view(layout.texts, layout.width, heads, size).transpose(1, 2)
 
-    mixed = F.scaled_dot_product_attention(
-        spread(query), spread(key), spread(value), layout.mask, dropout_p=dropout, scale=scaling
+def _padded(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: _Layout,
+    dropout: float,
+    scale: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Attend in a padded batch; query, key, value and what comes out have shape (tokens, heads, size of a head)."""
+    heads = query.shape[1]
+    query, key, value = (
+        layout.spread(x.flatten(1)).unflatten(2, (heads, -1)).transpose(1, 2) for x in (query, key, value)
     )
-    rows: torch.Tensor = _Gather.apply(mixed.transpose(1, 2).reshape(-1, heads * size), layout.places)
-    return rows.view(1, -1, heads, size), None
+    mixed = F.scaled_dot_product_attention(query, key, value, layout.seen(window), dropout_p=dropout, scale=scale)
+    rows: torch.Tensor = _Gather.apply(mixed.transpose(1, 2).flatten(2).flatten(0, 1), layout.places)
+    return rows.unflatten(1, (heads, -1))
+
+
+def _by_kernel(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: _Layout,
+    scale: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Attend with torch's attention of variable length; shapes as for `_padded`."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    width = layout.mask.shape[1]
+    around = (-1, -1) if window is None else (window, window)
+    mixed: torch.Tensor = varlen_attn(
+        query, key, value, layout.starts, layout.starts, width, width, scale=scale, window_size=around
+    )
+    return mixed
+
+
+def _has_kernel(device: torch.device, dtype: torch.dtype, size: int) -> bool:
+    """Return whether attention of variable length is there for heads of a size."""
+    return device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) and _agrees(device, dtype, size)
+
+
+@lru_cache
+def _agrees(device: torch.device, dtype: torch.dtype, size: int) -> bool:
+    """Try it on three texts: on an older GPU, with a size it has not or another version of torch, it raises."""
+    mask = torch.arange(48, device=device) < torch.tensor([[48], [5], [17]], device=device)
+    starts = F.pad(mask.sum(dim=1).cumsum(0, dtype=torch.int32), (1, 0))
+    layout = _Layout(mask, mask.flatten().nonzero()[:, 0], starts)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, len(layout.places), 2, size, generator=generator).to(device, dtype)
+    try:
+        return all(
+            torch.allclose(
+                _by_kernel(query, key, value, layout, None, window),
+                _padded(query, key, value, layout, 0.0, None, window),
+                atol=0.03,
+            )
+            for window in (None, 4)
+        )
+    except (RuntimeError, TypeError, ImportError):
+        return False
 
 
 class _Spread(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 LATENCY_TEXTS, LATENCY_WARM = 50, 5
+FEW_TO_SCORE = 1 / 4
+"""Of the training texts: with more validation texts than that, to score more than once an epoch takes too much time."""
 Heard = Callable[[float, float], None]
 """Is told the epoch, or the fold (from 1), and the validation score."""
 
@@ -169,15 +171,17 @@ def steps_between(texts: int, batch_size: int) -> int | None:
     return next((steps // parts for parts in (2, 3, 4) if steps % parts == 0), None)
 
 
-def scored_within_epochs(config: Config, texts: int, batch_size: int) -> Config:
-    """Return settings with evaluations within epochs, for a run that is scored as often as a trial.
+def scored_within_epochs(config: Config, bench: Bench, batch_size: int) -> Config:
+    """Return settings with evaluations within epochs, where they take little of the time.
 
     Args:
         config: the settings; how often to evaluate is left as it is if the user said so.
-        texts: to train on.
+        bench: the texts.
         batch_size: texts a step.
     """
-    steps = steps_between(texts, batch_size)
+    steps = steps_between(len(bench.train), batch_size)
+    if len(bench.validation) > FEW_TO_SCORE * len(bench.train):
+        return config
     whole = config.epochs is None or float(config.epochs).is_integer()
     if steps is None or not whole or "eval_strategy" in config.set or "eval_steps" in config.set:
         return config

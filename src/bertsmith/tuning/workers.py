@@ -23,6 +23,7 @@ from bertsmith.tuning.space import Space, with_values
 from bertsmith.tuning.store import ERROR, Store, TakenOverError, experimental, is_done
 from bertsmith.tuning.study import Study
 from bertsmith.tuning.trials import Bench, run_trial, scored_within_epochs
+from bertsmith.versions import cores
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -167,7 +168,7 @@ def config_of(search: Search, values: Mapping[str, Any]) -> Config:
     config = with_values(search.config, values)
     if search.plan.cv:
         return config
-    return scored_within_epochs(config, len(search.bench.train), config.batch_size or search.batch_size)
+    return scored_within_epochs(config, search.bench, config.batch_size or search.batch_size)
 
 
 def rank(trial: FrozenTrial, plan: Plan) -> tuple[float, float, int]:
@@ -244,7 +245,7 @@ def run_worker(search: Search, parent: int) -> None:
     wish = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: wish.append(True))
-    torch.set_num_threads(max(1, torch.get_num_threads() // search.plan.jobs))
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), cores()) // search.plan.jobs))
     store = open_store(search, lambda event: None)
     try:
         work(store, search, lambda event: None, lambda: bool(wish) or os.getppid() != parent)
