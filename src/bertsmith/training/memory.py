@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 SMALLEST = 8
 """Tokens; less than a text of this length is not tried."""
+FRAGMENTS = 2**19
+"""Bytes a token that a run takes beside what a step needs: freed memory in pieces of sizes that nothing fits again.
+
+They add up for some 200 steps: to 390 MiB with a model of two layers, and with MiniLM, at 1,024 tokens at once.
+"""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's ``mallopt``; both have 128 KiB at first."""
 _REFUSED = re.compile(
@@ -73,8 +78,7 @@ def plan(model: PreTrainedModel, longest: int, *, training: bool, free: int | No
     """Return the token budget for a CPU: the usual one, or as much of it as fits into memory.
 
     On a CPU memory that ends is no error to catch: the kernel kills the process. So the need is reckoned beforehand,
-    from above: to train BERT-Base and MiniLM on texts of 64 to 512 tokens, 1.19 to 1.80 times what was measured
-    (``benchmarks/memory.py``).
+    from above (``benchmarks/memory.py`` measures it).
 
     Args:
         model: in fp32.
@@ -119,7 +123,7 @@ def _bytes_per_token(model: PreTrainedModel, longest: int, training: bool) -> in
     layers = size("num_hidden_layers", "n_layers", default=12)
     heads = size("num_attention_heads", "n_heads", default=12)
     of_a_layer = 4 * (24 * hidden + 4 * inner + 5 * SLACK * heads * longest)
-    return of_a_layer * (layers if training else 1)
+    return of_a_layer * layers + FRAGMENTS if training else of_a_layer
 
 
 def _machine(root: Path) -> list[int]:
