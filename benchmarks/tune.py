@@ -170,7 +170,7 @@ def ours(tables: dict[str, pd.DataFrame], seed: int, minutes: float, began: floa
         return {
             "trials": trials,
             "settings": study.result["settings"],
-            "defaults": study.result["defaults"]["test"],
+            "defaults": study.result["defaults"]["test"]["value"],
             "test": macro_f1(tables["test"]["Label"].to_numpy(), predicted),
         }
 
