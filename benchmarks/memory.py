@@ -26,8 +26,7 @@ RUNS = {
     "4,096 texts": (4096, 16, 4),
     "sixteen epochs": (1024, 16, 16),
 }
-"""Texts, batch size and epochs of whole runs of a small model; the first has steps enough for the memory that freed
-pieces of many sizes leave unused to have stopped growing."""
+"""Texts, batch size and epochs of whole runs of a small model."""
 GROWTH = 1.1
 """Times the memory of the first run that another may take."""
 

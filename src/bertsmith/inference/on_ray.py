@@ -79,8 +79,8 @@ def predict_on_ray(asked: Asked, source: Path, output: Path, config: DataConfig,
         context.enable_progress_bars = False
         context.raise_original_map_exception = True
         context.execution_options.preserve_order = True
-        # The other one resolves paths in threads that import fsspec's HTTP client at once; where it cannot be imported
-        # (no aiohttp), now and then one of them finds a half of it and ends the job.
+        # Its newer reader resolves paths in threads that import fsspec's HTTP client at once; where it cannot be
+        # imported (no aiohttp), now and then one of them finds a half of it and ends the job.
         context.use_datasource_v2 = False
         machine = ray.cluster_resources()
         gpus = int(machine.get("GPU", 0)) if asked.opening.get("device", "auto") != "cpu" else 0

@@ -179,9 +179,9 @@ def scored_within_epochs(config: Config, bench: Bench, batch_size: int) -> Confi
         bench: the texts.
         batch_size: texts a step.
     """
-    steps = steps_between(len(bench.train), batch_size)
     if len(bench.validation) > FEW_TO_SCORE * len(bench.train):
         return config
+    steps = steps_between(len(bench.train), batch_size)
     whole = config.epochs is None or float(config.epochs).is_integer()
     if steps is None or not whole or "eval_strategy" in config.set or "eval_steps" in config.set:
         return config

@@ -164,7 +164,7 @@ def _do(
 
 
 def config_of(search: Search, values: Mapping[str, Any]) -> Config:
-    """Return the settings of a trial, which is scored within epochs."""
+    """Return the settings of a trial, which is scored within epochs where that takes little time."""
     config = with_values(search.config, values)
     if search.plan.cv:
         return config
