@@ -80,20 +80,19 @@ def kills(folder: Path, table: Path, model: Path, settings: dict, *, n: int, see
         while True:
             process = start(run.name, resume=(run / "run.json").is_file())
             moment = choose.uniform(0, 1.1 * duration)
-            process.join(moment)
-            if process.is_alive() and killed < n:
-                os.kill(process.pid, signal.SIGKILL)
-                process.join()
+            process.join(moment if killed < n else None)
+            process.kill()  # one that has just ended, seen or not yet seen, is left as it ended
+            process.join()
+            if process.exitcode == -signal.SIGKILL:
                 killed += 1
                 moments.append(moment)
                 left.append(state(run))
                 if left[-1] == "finished":
                     break
-                continue
-            process.join()
-            if process.exitcode:
+            elif process.exitcode:
                 raise RuntimeError(f"{run} cannot go on, killed after {moments} s: exit code {process.exitcode}")
-            break
+            else:
+                break
         yield Outcome(moments, left, remains(run) == expected)
         if remains(run) == expected:
             shutil.rmtree(run)
