@@ -34,6 +34,10 @@ class DataError(UserError):
     """A table that cannot be read, or whose labels do not make sense."""
 
 
+class RowError(DataError):
+    """Rows of a table that cannot be read, while the others can."""
+
+
 class ConfigError(UserError):
     """A setting that does not exist, has the wrong type, or contradicts another."""
 

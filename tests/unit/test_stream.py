@@ -113,6 +113,7 @@ def test_rows_that_cannot_be_read_are_left_out_and_told_where_that_is_wanted(nam
     assert [json.loads(line)["Text"] for line in out.read_text().splitlines()] == texts
     code, _, err = cli("predict", finished, tmp_path / name, "-o", tmp_path / "no.csv")
     assert code == 2
+    assert "Or leave such rows out: --on-error skip." in " ".join(err.split())
     assert not (tmp_path / "no.csv").exists()
 
 

@@ -6,7 +6,7 @@ import itertools
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -160,7 +160,8 @@ def predict(
         again = overwrite or (resume and may_be_replaced(output))
         check_file(output, (source, settings.db, config), overwrite=again)
     skip = on_error == "skip"
-    with nullcontext(_stdin(settings)) if source == "-" else open_stream(source, settings, skip=skip) as stream:
+    opened = nullcontext(_stdin(settings)) if source == "-" else open_stream(source, settings, skip=skip)
+    with _skipping_told(skip), opened as stream:
         _tell(stream)
         from bertsmith.inference.abstain import abstention
         from bertsmith.inference.opening import identity, open_classifier
@@ -220,6 +221,20 @@ def predict(
         if counts["empty"]:
             rows = "1 row has" if counts["empty"] == 1 else f"{counts['empty']:,} rows have"
             talk().print(f"[yellow]warning:[/] {rows} no text and so no prediction")
+
+
+@contextmanager
+def _skipping_told(skip: bool) -> Iterator[None]:
+    """Where rows cannot be read, say as well how to leave them out."""
+    from bertsmith.errors import RowError
+
+    try:
+        yield
+    except RowError as error:
+        if skip:
+            raise
+        remedy = f"{error.remedy} Or leave such rows out: --on-error skip."
+        raise RowError(error.what, where=error.where, remedy=remedy) from error
 
 
 def _tell(stream: Stream) -> None:

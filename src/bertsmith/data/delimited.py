@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from bertsmith.data.table import Note
-from bertsmith.errors import DataError, listing
+from bertsmith.errors import DataError, RowError, listing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -173,7 +173,7 @@ def _taken(
     if wrong and ragged is None:
         line, n = wrong[0]
         lines = listing([line for line, _ in wrong], 5)
-        raise DataError(
+        raise RowError(
             f"{len(wrong):,} of {n_rows + len(wrong):,} rows do not have the {len(header)} fields of the header: "
             f"line {line:,} has {n}",
             where=f"{name}, line{'s' if len(wrong) > 1 else ''} {lines}",

@@ -8,7 +8,7 @@ from numbers import Number
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.data.table import Note
-from bertsmith.errors import DataError
+from bertsmith.errors import RowError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,10 +98,10 @@ def refuse_nested(value: Any, row: int, where: str, flag: str) -> None:
     """Refuse a cell that is no text and no number.
 
     Raises:
-        DataError: if it is a list, an object or bytes.
+        RowError: if it is a list, an object or bytes.
     """
     if isinstance(value, list | dict | bytes | set | tuple):
-        raise DataError(
+        raise RowError(
             f"row {row:,} holds a {type(value).__name__}, not a text",
             where=where,
             remedy=f"Name the column that is meant with {flag}.",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.data.raw import encodable_text
-from bertsmith.errors import DataError
+from bertsmith.errors import DataError, RowError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,7 @@ def read_json(text: str, name: str) -> pd.DataFrame:
 
 
 def json_lines(
-    lines: Iterable[str], name: str, bad: Callable[[int, DataError], None] | None = None
+    lines: Iterable[str], name: str, bad: Callable[[int, RowError], None] | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Read JSON Lines one by one; empty lines are left out.
 
@@ -51,7 +51,7 @@ def json_lines(
         The number of the line, and its object.
 
     Raises:
-        DataError: if a line is no object, unless ``bad`` is told.
+        RowError: if a line is no object, unless ``bad`` is told.
     """
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -61,13 +61,13 @@ def json_lines(
             try:
                 record = json.loads(line, object_pairs_hook=_once)
             except (ValueError, RecursionError) as error:
-                raise DataError(
+                raise RowError(
                     f"this line is not JSON: {error}",
                     where=where,
                     remedy="Write one object a line, or all of them in one array: [{…}, {…}].",
                 ) from error
-            _check_record(record, where)
-        except DataError as error:
+            _check_record(record, where, RowError)
+        except RowError as error:
             if bad is None:
                 raise
             bad(number, error)
@@ -75,9 +75,9 @@ def json_lines(
         yield number, record
 
 
-def _check_record(record: Any, where: str) -> None:
+def _check_record(record: Any, where: str, kind: type[DataError] = DataError) -> None:
     if not isinstance(record, dict):
-        raise DataError(
+        raise kind(
             f"expected an object with the columns as keys, found {type(record).__name__}",
             where=where,
             remedy='Write every row as {"Text": "…", "Label Text": "…"}.',
