@@ -121,7 +121,7 @@ def test_any_training_argument_can_be_set(tmp_path):
 def test_the_golden_run(tiny, tmp_path):
     """The loss of a fixed run, to notice a changed step. Measured with torch 2.13 and transformers 5.23 on a CPU."""
     run = _train(tiny, tmp_path / "run", consistency=0)
-    assert [e["train_loss"] for e in run.history] == pytest.approx([1.102, 1.091, 0.971], abs=0.03)
+    assert [e["train_loss"] for e in run.history] == pytest.approx([1.101, 1.096, 0.902], abs=0.03)
     assert [e["step"] for e in run.history] == [6, 12, 18]
 
 
@@ -152,7 +152,7 @@ def test_events_tell_the_story(tiny, tmp_path):
     assert all(e.texts_per_second > 0 for e in evaluated)
     assert all(e.tokens_per_second > e.texts_per_second for e in evaluated)
     assert all(sum(e.shares.values()) == pytest.approx(1) and min(e.shares.values()) > 0 for e in evaluated)
-    assert all(e.padding == 0 for e in evaluated)  # laid end to end
+    assert all(e.padding < 0.06 for e in evaluated)  # laid end to end, up to a round number
     assert isinstance(told[-1], Finished)
     assert told[-1].best_score == max(e.metrics["macro_f1"] for e in evaluated)
     assert [e["epoch"] for e in run.history] == [1, 2, 3]

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
 NAME = "bertsmith_packed"
 """Of our attention among those of transformers."""
+SIZES = 16
+"""On a CPU empty tokens are added to a micro-batch so that between a number of tokens and its double there are only so
+many sizes: 3 % more tokens at most on average, and memory that was freed fits what comes next.
+
+With any number of tokens training took about twice the memory (`benchmarks/memory.py`).
+"""
 STACKS = {
     "bert": "encoder",
     "roberta": "encoder",
@@ -50,7 +56,7 @@ class _Layout:
     starts: torch.Tensor
 
     def spread(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return shape (texts, width, n) of rows (tokens, n), zero where there is no token."""
+        """Return shape (texts, width, n) of rows (tokens and empty ones, n), zero where there is no token."""
         wide: torch.Tensor = _Spread.apply(rows, self.places, self.mask.numel())
         return wide.view(*self.mask.shape, -1)
 
@@ -89,20 +95,26 @@ def packed(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> Iterato
             side; what has another shape, such as ``labels``, is passed on.
 
     Yields:
-        The inputs, of shape (1, tokens of all texts); the model's logits have shape (texts, classes) as ever.
+        The inputs, of shape (1, tokens of all texts, and empty ones after them); the model's logits have shape
+        (texts, classes) as ever.
     """
     config = model.config
     mask = batch["attention_mask"].bool()
     offset = config.pad_token_id + 1 if config.model_type in POSITION_OFFSET else 0
     positions = mask.cumsum(dim=1) - 1 + offset
-    inputs = {
-        name: values[mask][None] if values.shape == mask.shape else values
-        for name, values in batch.items()
-        if name != "attention_mask"
-    }
     lengths = mask.sum(dim=1)
     starts = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
     layout = _Layout(mask, mask.flatten().nonzero()[:, 0], starts)
+    empty = _empty(len(layout.places)) if mask.device.type == "cpu" else 0
+
+    def laid_out(values: torch.Tensor) -> torch.Tensor:
+        return F.pad(values.flatten()[layout.places], (0, empty))[None]
+
+    inputs = {
+        name: laid_out(values) if values.shape == mask.shape else values
+        for name, values in batch.items()
+        if name != "attention_mask"
+    }
 
     def pooled(module: Any, args: Any, output: Any) -> Any:
         rows = output.last_hidden_state[0]
@@ -118,11 +130,17 @@ def packed(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> Iterato
     token = _layout.set(layout)
     config._attn_implementation = NAME
     try:
-        yield {**inputs, "position_ids": positions[mask][None]}
+        yield {**inputs, "position_ids": laid_out(positions)}
     finally:
         config._attn_implementation = before
         _layout.reset(token)
         hook.remove()
+
+
+def _empty(n: int) -> int:
+    """Return how many empty tokens make the number of tokens one of `SIZES`."""
+    step = 2 ** max(n.bit_length() - 1, 0) // SIZES
+    return -n % step if step else 0
 
 
 def _attention(
@@ -161,12 +179,12 @@ def _padded(
     window: int | None,
 ) -> torch.Tensor:
     """Attend in a padded batch; query, key, value and what comes out have shape (tokens, heads, size of a head)."""
-    heads = query.shape[1]
+    n, heads = query.shape[:2]
     query, key, value = (
         layout.spread(x.flatten(1)).unflatten(2, (heads, -1)).transpose(1, 2) for x in (query, key, value)
     )
     mixed = F.scaled_dot_product_attention(query, key, value, layout.seen(window), dropout_p=dropout, scale=scale)
-    rows: torch.Tensor = _Gather.apply(mixed.transpose(1, 2).flatten(2).flatten(0, 1), layout.places)
+    rows: torch.Tensor = _Gather.apply(mixed.transpose(1, 2).flatten(2).flatten(0, 1), layout.places, n)
     return rows.unflatten(1, (heads, -1))
 
 
@@ -216,36 +234,50 @@ def _agrees(device: torch.device, dtype: torch.dtype, size: int) -> bool:
 
 
 class _Spread(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
-    """Rows put into their places among n; the others are zero."""
+    """Rows put into their places among n; the others are zero, and rows that have no place are left out."""
 
     @staticmethod
     def forward(context: Any, rows: torch.Tensor, places: torch.Tensor, n: int) -> torch.Tensor:
         """Return shape (n, width) of rows (tokens, width)."""
         context.save_for_backward(places)
-        return rows.new_zeros(n, rows.shape[1]).index_copy_(0, places, rows)
+        context.n = len(rows)
+        return _put(rows, places, n)
 
     @staticmethod
     def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         """Return the gradient of the rows."""
         (places,) = context.saved_tensors
-        return gradient.index_select(0, places), None, None
+        return _taken(gradient, places, context.n), None, None
 
 
 class _Gather(torch.autograd.Function):  # type: ignore[misc]
-    """The rows in some places; what stands in the others is dropped."""
+    """The rows in some places, and zeros after them; what stands in the other places is dropped."""
 
     @staticmethod
-    def forward(context: Any, wide: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """Return shape (tokens, width) of rows (n, width)."""
+    def forward(context: Any, wide: torch.Tensor, places: torch.Tensor, n: int) -> torch.Tensor:
+        """Return shape (n, width) of rows (places, width)."""
         context.save_for_backward(places)
         context.n = len(wide)
-        return wide.index_select(0, places)
+        return _taken(wide, places, n)
 
     @staticmethod
-    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         """Return the gradient of all places."""
         (places,) = context.saved_tensors
-        return gradient.new_zeros(context.n, gradient.shape[1]).index_copy_(0, places, gradient), None
+        return _put(gradient, places, context.n), None, None
+
+
+def _put(rows: torch.Tensor, places: torch.Tensor, n: int) -> torch.Tensor:
+    """Return n rows, zero but in those places, where the first of the given rows are."""
+    return rows.new_zeros(n, rows.shape[1]).index_copy_(0, places, rows[: len(places)])
+
+
+def _taken(wide: torch.Tensor, places: torch.Tensor, n: int) -> torch.Tensor:
+    """Return the rows in those places, and zeros up to n rows."""
+    taken = wide.new_empty(n, wide.shape[1])
+    torch.index_select(wide, 0, places, out=taken[: len(places)])
+    taken[len(places) :] = 0
+    return taken
 
 
 def _register() -> None:
