@@ -1,15 +1,20 @@
 """Tune: the search space, trials that never see the test texts, studies that lose nothing."""
 
 import dataclasses
+import io
 import json
 import threading
 
 import numpy as np
 import optuna
+import pandas as pd
 import pytest
 from optuna.trial import TrialState
+from rich.console import Console
+from sklearn.metrics import f1_score
 
 import bertsmith as bs
+from bertsmith.cli.tuning_progress import TuningProgress
 from bertsmith.config import Config
 from bertsmith.errors import ConfigError, DeviceError, Interrupted, RunFolderError
 from bertsmith.report.study import advice
@@ -18,13 +23,22 @@ from bertsmith.training.arguments import problems_of
 from bertsmith.training.recipe import Recipe
 from bertsmith.tuning import store as stores
 from bertsmith.tuning import trials as trying
+from bertsmith.tuning.events import StorageAway, StudyStarted, TrialStarted
 from bertsmith.tuning.plan import Plan
 from bertsmith.tuning.space import Choice, Range, default_space, narrowed, read_space, with_values
 from bertsmith.tuning.store import Store, is_done
 from bertsmith.tuning.trials import Bench, scored_within_epochs, steps_between
 from tests.conftest import same_weights, train, weights_of
 
-QUICK = {"consistency": 0, "epochs": 2, "precision": "fp32", "device": "cpu", "learning_rate": 1e-2, "head_rate": 1}
+QUICK = {
+    "seed": 2,
+    "consistency": 0,
+    "epochs": 2,
+    "precision": "fp32",
+    "device": "cpu",
+    "learning_rate": 1e-2,
+    "head_rate": 1,
+}
 RECIPE = Recipe(4.0, 32, 1e-4, 10.0, 0.1, 0.01, "fp32", 3, "none")
 
 
@@ -167,6 +181,7 @@ def test_the_winner_is_the_best_and_reaches_its_score_again(study):
     assert study.result["score"] == scores.max()
     assert study.result["trial"] == complete["number"][scores.idxmax()]
     curve = next(t["curve"] for t in study.info["trials"] if t["number"] == study.result["trial"])
+    assert not study.result["is_default"]
     assert [(e["epoch"], e["metrics"]["macro_f1"]) for e in study.best.history] == [tuple(point) for point in curve]
     assert study.best.info["status"] == "finished"
     assert study.best.metrics["splits"]["test"]["metrics"]["macro_f1"] == study.result["test"]
@@ -511,6 +526,49 @@ def test_the_time_ends_a_search(tiny, tmp_path, monkeypatch):
     assert len(study.trials) == 2
 
 
+def test_a_trial_that_the_end_of_the_time_cuts_short_is_begun_again(tiny, tmp_path, monkeypatch):
+    now, told = [1000.0], []
+    monkeypatch.setattr("bertsmith.tuning.workers.time.time", lambda: now[0])
+
+    def tick(event):
+        told.append(event)
+        if type(event).__name__ == "TrialScored" and event.number == cut:
+            now[0] += 120
+
+    cut = 0
+    with pytest.raises(ConfigError, match="no trial gave a result"):
+        tune(tiny, tmp_path / "s", trials=2, minutes=1, on_event=tick)
+    cut = 2
+    study = tune(tiny, tmp_path / "s", trials=2, minutes=1, on_event=tick)
+    assert list(study.trials["number"]) == [1]
+    study = tune(tiny, tmp_path / "s", trials=2, minutes=1, on_event=told.append)
+    assert list(study.trials["number"]) == [1, 3]
+    settings = {e.number: e.settings for e in told if type(e).__name__ == "TrialStarted"}
+    assert settings[0] == settings[1]  # the defaults
+    assert settings[2] == settings[3]
+    ends = {e.number: e.state for e in told if type(e).__name__ == "TrialEnded"}
+    assert ends == {0: "cut short", 1: "complete", 2: "cut short", 3: "complete"}
+
+
+def test_several_seeds_in_the_end_are_all_told_and_compared(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("bertsmith.tuning.tune.rank", lambda trial, plan: trial.number)  # not the defaults
+    assert "seeds" not in tune(tiny, tmp_path / "s", trials=2).result
+    study = tune(tiny, tmp_path / "s", trials=2, final_seeds=2)  # asked for when the search is over
+    result = study.result
+    pooled = []
+    for run, found in ((study.best, result), (study.defaults, result["defaults"])):
+        scores = [m.metrics["splits"]["test"]["metrics"]["macro_f1"]["value"] for m in run.members]
+        assert found["seeds"]["n"] == len(scores) == 2
+        assert found["seeds"]["mean"] == pytest.approx(np.mean(scores))
+        answers = pd.concat([m.predictions for m in run.members])
+        pooled.append(f1_score(answers["label"], answers["predicted"], average="macro"))
+    assert result["difference"]["value"] == pytest.approx(pooled[0] - pooled[1])
+    low, high = result["difference"]["interval"]
+    assert low <= result["difference"]["value"] <= high
+    assert "over 2 seeds together" in result["verdict"]
+    assert "Over 2 seeds macro-F1 on test is" in study.report.read_text()
+
+
 # -- other ways to score -------------------------------------------------------------------------------------------
 
 
@@ -575,6 +633,24 @@ def test_many_validation_texts_are_scored_once_an_epoch(validation, expected):
 # -- the command ---------------------------------------------------------------------------------------------------
 
 
+def test_what_a_user_should_know_before_a_search_is_printed():
+    console = Console(file=io.StringIO(), width=200)
+    with TuningProgress(console) as progress:
+        progress(StudyStarted(9, 4, 0.5, {}, (300, 250, 80, 0), unseen=("rare",), shared=("bertsmith-1f", 2)))
+        progress(StorageAway("sqlite: connection refused"))
+        progress(StorageAway("the same"))
+        progress(TrialStarted(4, {"epochs": 1.0}))
+    said = console.file.getvalue().splitlines()
+    assert said == [
+        "300 texts to train and 250 to validate (80 for the test at the end)",
+        "no text to validate on has the label 'rare': trials are not scored on it",
+        "study bertsmith-1f of the database; 2 of other data, flags or ranges there",
+        "going on: 4 of 9 trials are done, the best with 0.500",
+        "the storage does not answer, and is asked again for ten minutes (sqlite: connection refused)",
+        "the storage answers again",
+    ]
+
+
 def test_the_command_prints_what_was_found(cli, tiny, tmp_path):
     tiny_table(150).to_csv(tmp_path / "t.csv", index=False)
     flags = ("--model", tiny, "--trials", "2", "--epochs", "1", "--device", "cpu")
@@ -584,7 +660,7 @@ def test_the_command_prints_what_was_found(cli, tiny, tmp_path):
     assert "winner: trial" in out
     code, out, err = cli("tune", tmp_path / "t.csv", "-o", tmp_path / "s", *flags, "--json")
     assert code == 0
-    assert "going on: 2 trials are done, the best with" in err
+    assert "2 trials are done and 2 wanted: nothing is left to search" in err
     assert json.loads(out)["trials"] == {"complete": 2, "pruned": 0, "failed": 0}
     code, _, err = cli("tune", tmp_path / "t.csv", "-o", tmp_path / "s", *flags, "--models", "a,,b")
     assert code == 2

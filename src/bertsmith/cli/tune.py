@@ -134,8 +134,9 @@ def _show(folder: Path, found: dict[str, Any]) -> None:
     out = result()
     low, high = found["test"]["interval"]
     counts = found["trials"]
+    n = sum(counts.values())
     out.print(
-        f"{sum(counts.values())} trials: {counts['complete']} finished, {counts['pruned']} given up early, "
+        f"{n} trial{'s' if n > 1 else ''}: {counts['complete']} finished, {counts['pruned']} given up early, "
         f"{counts['failed']} failed"
     )
     latency = f", {found['values']['latency']:.1f} ms a text" if "latency" in found["values"] else ""
@@ -143,7 +144,16 @@ def _show(folder: Path, found: dict[str, Any]) -> None:
         f"winner: trial {found['trial']}, validation macro-F1 {found['score']:.3f}{latency}; test macro-F1 "
         f"[bold]{found['test']['value']:.3f}[/]  (95 % interval {low:.3f} to {high:.3f}) on {found['texts']:,} texts"
     )
-    out.print("the best of many trials owes part of its validation score to luck: the test figure is the one to trust")
+    if seeds := found.get("seeds"):
+        best, usual = ("{mean:.3f} ± {standard_deviation:.3f}".format(**s) for s in (seeds, found["defaults"]["seeds"]))
+        out.print(
+            f"that is the seed which is best on validation; over {seeds['n']} seeds test macro-F1 is {best}"
+            + ("" if found["is_default"] else f", and {usual} for what train does with the same flags")
+        )
+    if n > 1:
+        out.print(
+            f"the best of {n} trials owes part of its validation score to luck: the test figure is the one to trust"
+        )
     out.print(found["verdict"], markup=False)
     if not found["is_default"]:
         for name, value in found["settings"].items():

@@ -14,6 +14,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from bertsmith.cli.progress import Progress, clock
+from bertsmith.errors import listing
 from bertsmith.tuning.events import FinalStarted, StorageAway, StudyStarted, TrialEnded, TrialScored, TrialStarted
 
 BEST = 5
@@ -73,6 +74,9 @@ class TuningProgress:
 
     def __call__(self, event: Any) -> None:
         """Draw an event of a study, or of the runs at its end."""
+        told, self.away = self.away, isinstance(event, StorageAway)
+        if told and not self.away:
+            self.console.print("the storage answers again")
         if isinstance(event, StudyStarted):
             self._started(event)
         elif isinstance(event, TrialStarted):
@@ -84,11 +88,13 @@ class TuningProgress:
             if self.live is None:
                 self.console.print(self._line(event.number), markup=False)
             elif event.why:
-                self.console.print(Text(f"trial {event.number} failed: {event.why}"), style="yellow")
+                self.console.print(Text(f"trial {event.number} {event.state}: {event.why}"), style="yellow")
         elif isinstance(event, StorageAway):
-            if not self.away:
-                self.console.print(Text(f"the storage does not answer: {event.why}; trying again"), style="yellow")
-            self.away = True
+            if not told:
+                self.console.print(
+                    Text(f"the storage does not answer, and is asked again for ten minutes ({event.why})"),
+                    style="yellow",
+                )
         elif isinstance(event, FinalStarted):
             self._stop()
             self.console.print(f"[bold]training {event.name}, for the test[/]")
@@ -108,12 +114,25 @@ class TuningProgress:
                 f"[yellow]{validation:,} validation texts are few:[/] which trial is best is a matter of luck, too; "
                 "--cv 5 scores by cross-validation"
             )
+        if event.unseen:
+            self.console.print(
+                Text(f"no text to validate on has the label {listing(event.unseen)}: trials are not scored on it"),
+                style="yellow",
+            )
         for name, dimension in event.space.items():
             self.console.print(f"  {name}: {dimension}", markup=False)
-        if event.done:
+        if event.shared is not None:
+            name, others = event.shared
+            new = "" if event.done else ", new or without a finished trial yet"
+            more = f"; {others} of other data, flags or ranges there" if others else ""
+            self.console.print(f"study {name} of the database{new}{more}", markup=False)
+        if event.trials is not None and event.done >= event.trials:
+            self.console.print(f"{event.done} trials are done and {event.trials} wanted: nothing is left to search")
+        elif event.done:
             of = f" of {event.trials}" if event.trials is not None and event.trials > event.done else ""
             best = f", the best with {event.best:.3f}" if event.best is not None else ""
-            self.console.print(f"going on: {event.done}{of} trials are done{best}")
+            are = "trial is" if event.done == 1 and not of else "trials are"
+            self.console.print(f"going on: {event.done}{of} {are} done{best}")
         if self.console.is_terminal:
             self.live = Live(get_renderable=self._table, console=self.console, refresh_per_second=4)
             self.live.start()

@@ -18,6 +18,8 @@ class StudyStarted:
         best: the best score among these; ``None`` where there is none.
         space: what is varied.
         texts: to train and to validate on, for the test at the end, and left out.
+        unseen: label texts of classes without a text to validate on.
+        shared: the study's name in a database, and the number of other studies there; ``None`` without one.
     """
 
     trials: int | None
@@ -25,6 +27,8 @@ class StudyStarted:
     best: float | None
     space: Space
     texts: tuple[int, int, int, int]
+    unseen: tuple[str, ...] = ()
+    shared: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,10 @@ class TrialEnded:
 
     Attributes:
         number: of the trial.
-        state: ``"complete"``, ``"pruned"`` or ``"failed"``.
+        state: ``"complete"``, ``"pruned"``, ``"failed"`` or, by the end of the search, ``"cut short"``.
         values: the objectives' values; empty where it failed or was pruned.
         seconds: it took.
-        why: it failed; else empty.
+        why: it failed or was cut short; else empty.
     """
 
     number: int

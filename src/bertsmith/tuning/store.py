@@ -97,16 +97,22 @@ class Store:
             try:
                 return action()
             except _away() as error:
-                why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                why, where = _cause(error), shown(self.url) if self.url else str(self.folder / JOURNAL)
                 if time.monotonic() - began > AWAY_SECONDS:
                     raise OutputError(
                         f"the storage of the study does not answer: {why}",
-                        where=shown(self.url) if self.url else str(self.folder / JOURNAL),
+                        where=where,
                         remedy="See that it is there, then run the same command again: finished trials are kept.",
                     ) from error
-                self.on_away(why)
+                self.on_away(f"{where}: {why}")
             time.sleep(pause)
             pause = min(2 * pause, 15.0)
+
+    @property
+    def others(self) -> int:
+        """Other studies in the same storage."""
+        names: list[str] = self.patiently(lambda: optuna.get_all_study_names(self.storage))
+        return len(names) - 1
 
     # -- trials ------------------------------------------------------------------------------------------------------
 
@@ -309,7 +315,7 @@ def _database(url: str, tries: int = 5) -> BaseStorage:
     except Exception as error:
         # Workers that start together make the tables together: all but one are refused, and find them there then.
         if not isinstance(error, IntegrityError | ProgrammingError) or tries == 1:
-            why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            why = _cause(error)
             raise ConfigError(
                 f"--storage: the database cannot be used: {why}",
                 where=shown(url),
@@ -318,6 +324,13 @@ def _database(url: str, tries: int = 5) -> BaseStorage:
             ) from error
     time.sleep(1)
     return _database(url, tries - 1)
+
+
+def _cause(error: BaseException) -> str:
+    """Return the first line of what an error goes back to."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _away() -> tuple[type[Exception], ...]:

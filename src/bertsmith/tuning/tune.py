@@ -82,7 +82,9 @@ def run_tuning(
             best = max((score_of(t, plan) for t in store.trials if t.state == TrialState.COMPLETE), default=None)
             n_test = len(data) - len(train) - len(validation)
             sizes = (len(train), len(validation), n_test, len(cleaned.dropped))
-            observe(StudyStarted(plan.trials, done, best, search.space, sizes))
+            unseen = tuple(text for text, n in zip(data.labels.texts, validation.counts, strict=True) if not n)
+            shared = (search.name, store.others) if plan.storage else None
+            observe(StudyStarted(plan.trials, done, best, search.space, sizes, unseen, shared))
             try:
                 (work if plan.jobs == 1 else watch)(store, search, observe, stop)
             finally:
@@ -126,7 +128,7 @@ def _prepare(
     if not space:
         raise ConfigError("every setting is fixed: there is nothing to search", remedy="Leave some of them out.")
     searched = {
-        "settings": fixed.dump() | {"seeds": plan.final_seeds},
+        "settings": fixed.dump(),
         "space": {name: asdict(dimension) for name, dimension in space.items()},
         "objectives": list(plan.objectives),
         "cv": plan.cv,
@@ -262,27 +264,40 @@ def _result(winner: FrozenTrial, best: runs.Run, defaults: runs.Run, plan: Plan,
         "texts": best.metrics["splits"]["test"]["texts"],
         "defaults": {"test": defaults.metrics["splits"]["test"]["metrics"][PRIMARY]},
     }
+    if plan.final_seeds > 1:
+        for found, run in ((result, best), (result["defaults"], defaults)):
+            found["seeds"] = {"n": plan.final_seeds, **run.metrics["seeds"]["test"][PRIMARY]}
     if is_default:
         result["verdict"] = "no trial was better on validation than what train does with the same flags"
         return result
-    frames = [run.predictions.sort_values(["row", "text"], ignore_index=True) for run in (best, defaults)]
-    targets = targets_of(frames[0], best.labels)
-    ours, theirs = (np.stack(f["probabilities"].to_list()).argmax(axis=1) for f in frames)
-    value, low, high = paired_difference(
-        targets,
+    value, low, high = _difference(best, defaults)
+    result["difference"] = {"metric": PRIMARY, "value": value, "interval": [low, high]}
+    sentence = verdict(
+        value, low, high, result["texts"], rival="what train does with the same flags", if_worse=": use that"
+    )
+    over = f" over {plan.final_seeds} seeds together" if plan.final_seeds > 1 else ""
+    result["verdict"] = f"on test it is{over} {sentence}"
+    return result
+
+
+def _difference(best: runs.Run, defaults: runs.Run) -> tuple[float, float, float]:
+    """Return by how much a run beats another on test, with the interval; of several seeds all answers count alike."""
+    answers = []
+    for run in (best, defaults):
+        frames = [r.predictions.sort_values(["row", "text"], ignore_index=True) for r in run.members or [run]]
+        answers.append(np.concatenate([np.stack(f["probabilities"].to_list()).argmax(axis=1) for f in frames]))
+    ours, theirs = answers
+    texts = groups_in(frames[0])
+    texts = np.arange(len(frames[0])) if texts is None and len(frames) > 1 else texts
+    return paired_difference(
+        np.tile(targets_of(frames[0], best.labels), len(frames)),
         ours,
         theirs,
         len(best.labels),
         metric=PRIMARY,
         seed=best.info["config"]["seed"],
-        groups=groups_in(frames[0]),
+        groups=None if texts is None else np.tile(texts, len(frames)),
     )
-    result["difference"] = {"metric": PRIMARY, "value": value, "interval": [low, high]}
-    sentence = verdict(
-        value, low, high, len(targets), rival="what train does with the same flags", if_worse=": use that"
-    )
-    result["verdict"] = f"on test it is {sentence}"
-    return result
 
 
 def _importance(study: optuna.Study, plan: Plan) -> dict[str, float]:

@@ -148,10 +148,9 @@ def _do(
             raise
         return "failed", (), error.what
     except BaseException as error:
-        if isinstance(error, Interrupted) and not stop():
-            store.fail(trial.number, "the time was up")
-            return "failed", (), "the time was up"
         store.give_back(trial.number, killed=False)
+        if isinstance(error, Interrupted) and not stop():
+            return "cut short", (), "the time was up; the same command begins it again"
         raise
     values = tuple(outcome.score if name == PRIMARY else float(outcome.latency or 0) for name in plan.objectives)
     with store.lock:
