@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 SMALLEST = 8
 """Tokens; less than a text of this length is not tried."""
-FRAGMENTS = 2**20
+FRAGMENTS = 2**18
 """Bytes a token that a run takes beside what a step needs: freed memory in pieces of sizes that nothing fits again.
 
-At 1,024 tokens at once a model of two layers took 444 MiB more than was reckoned without them in 256 steps, and 774 MiB
+At 1,024 tokens at once a model of two layers took 126 MiB more than was reckoned without them in 256 steps, and 178 MiB
 more in 1,024.
 """
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
