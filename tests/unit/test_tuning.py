@@ -643,7 +643,7 @@ def test_what_a_user_should_know_before_a_search_is_printed():
     said = console.file.getvalue().splitlines()
     assert said == [
         "300 texts to train and 250 to validate (80 for the test at the end)",
-        "no text to validate on has the label 'rare': trials are not scored on it",
+        "no text to validate on has the label 'rare': trials gain nothing by finding it",
         "study bertsmith-1f of the database; 2 of other data, flags or ranges there",
         "going on: 4 of 9 trials are done, the best with 0.500",
         "the storage does not answer, and is asked again for ten minutes (sqlite: connection refused)",

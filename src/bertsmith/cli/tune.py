@@ -36,7 +36,8 @@ def tune(
         ),
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(metavar="X", help="Time for the search.", rich_help_panel=_PANEL)
+        float | None,
+        typer.Option(metavar="X", help="Time for the search, of this command alone.", rich_help_panel=_PANEL),
     ] = None,
     jobs: Annotated[int, typer.Option(metavar="N", help="Trials at once on this machine.", rich_help_panel=_PANEL)] = 1,
     objective: Annotated[
@@ -66,7 +67,8 @@ def tune(
         ),
     ] = None,
     final_seeds: Annotated[
-        int, typer.Option(metavar="N", help="Seeds to train the winner with in the end.", rich_help_panel=_PANEL)
+        int,
+        typer.Option(metavar="N", help="Seeds to train winner and defaults with in the end.", rich_help_panel=_PANEL),
     ] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew, in the place of a study.")] = False,
     json: Json = False,

@@ -116,7 +116,9 @@ class TuningProgress:
             )
         if event.unseen:
             self.console.print(
-                Text(f"no text to validate on has the label {listing(event.unseen)}: trials are not scored on it"),
+                Text(
+                    f"no text to validate on has the label {listing(event.unseen)}: trials gain nothing by finding it"
+                ),
                 style="yellow",
             )
         for name, dimension in event.space.items():
