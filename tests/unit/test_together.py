@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from bertsmith.cli.app import main
 from bertsmith.run import open_run
 from bertsmith.testing import tiny_table
 from bertsmith.training.together import ALONE, Group, join, started
@@ -89,10 +90,29 @@ def test_a_mistake_ends_all_of_them_with_one_message(table, tmp_path, tiny):
 
 
 def test_only_train_is_for_several_processes(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "bertsmith"]
+    slow = tmp_path / "slow.py"  # the one that speaks comes last
+    slow.write_text(
+        "import os, sys, time\ntime.sleep(3 * (os.environ['RANK'] == '0'))\n"
+        "from bertsmith.cli.app import main\nmain(sys.argv[1:])"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", slow]
     found = subprocess.run([*command, "inspect", "t.csv"], capture_output=True, text=True, timeout=300)
     assert found.returncode != 0
     assert found.stderr.count("torchrun is for bertsmith train") == 1
+
+
+def test_what_befalls_another_than_the_first_is_told_too(monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("bertsmith.cli.app.PATIENCE", 0.1)
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))  # and back again
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", "t.csv"])
+    sys.stdout.close()  # nobody's
+    assert ended.value.code == 2
+    assert "torchrun is for bertsmith train" in capsys.readouterr().err
 
 
 def test_a_rank_of_something_else_is_no_rank(monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +27,9 @@ from bertsmith.cli.tune import tune
 from bertsmith.errors import Interrupted, UserError
 from bertsmith.storage import DISK, cannot_write
 from bertsmith.training.together import started
+
+PATIENCE = 30.0
+"""Seconds for which a process that is not the one to speak waits for that one to say what went wrong."""
 
 app = typer.Typer(
     name="bertsmith",
@@ -65,18 +69,26 @@ def main(arguments: list[str] | None = None) -> None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - for as long as the process lives
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     rank, processes = started()
+    ours = sys.stderr
     if rank:  # of several processes that torchrun started, one speaks
         sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
-    if processes > 1 and arguments[:1] != ["train"]:
-        talk().print("[bold red]error:[/] torchrun is for bertsmith train: start other commands without it")
-        sys.exit(2)
     debug = "--debug" in arguments
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    sys.exit(_run([a for a in arguments if a != "--debug"], debug))
+    if processes > 1 and arguments[:1] != ["train"]:
+        code, message = 2, "[bold red]error:[/] torchrun is for bertsmith train: start other commands without it"
+    else:
+        code, message = _run([a for a in arguments if a != "--debug"], debug)
+    if rank and code in (1, 2):  # ending now would end the one that speaks before it has spoken
+        time.sleep(PATIENCE)  # in which torchrun ends this one, if that one met the same
+        sys.stderr = ours
+    if message:
+        talk().print(message)
+    sys.exit(code)
 
 
-def _run(arguments: list[str], debug: bool) -> int:
+def _run(arguments: list[str], debug: bool) -> tuple[int, str]:
+    """Run a command; return the exit code and what is to be said of how it ended."""
     try:
         command = typer.main.get_command(app)
         # Not its main(), which ends the process with 1 where a pipe is closed.
@@ -84,49 +96,42 @@ def _run(arguments: list[str], debug: bool) -> int:
             command.invoke(context)
         sys.stdout.flush()
     except typer.Exit as wanted:
-        return wanted.exit_code
+        return wanted.exit_code, ""
     except UserError as error:
-        talk().print(f"[bold red]error:[/] {_escaped(str(error))}")
-        return error.exit_code
+        return error.exit_code, f"[bold red]error:[/] {_escaped(str(error))}"
     except Interrupted as stopped:
-        talk().print(f"[yellow]interrupted:[/] {_escaped(str(stopped))}")
-        return stopped.exit_code
+        return stopped.exit_code, f"[yellow]interrupted:[/] {_escaped(str(stopped))}"
     except (KeyboardInterrupt, typer.Abort):
-        talk().print("[yellow]interrupted[/]")
-        return 130
+        return 130, "[yellow]interrupted[/]"
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 0, ""
     except Exception as error:
         if hasattr(error, "format_message"):  # a mistake in the command line, found by the parser
             help_for = (
                 " ".join(["bertsmith", *arguments[:1]]) if arguments[:1] and arguments[0].isalpha() else "bertsmith"
             )
-            talk().print(f"[bold red]error:[/] {_escaped(error.format_message())}\n  what to do: see {help_for} --help")
-            return 2
+            return 2, f"[bold red]error:[/] {_escaped(error.format_message())}\n  what to do: see {help_for} --help"
         if isinstance(error, OSError) and error.errno in DISK:
-            talk().print(f"[bold red]error:[/] {cannot_write(Path(error.filename or 'standard output'), error)}")
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what is left cannot fail again
-            return 2
+            return 2, f"[bold red]error:[/] {cannot_write(Path(error.filename or 'standard output'), error)}"
         if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("bertsmith"):
-            talk().print(
+            return 2, (
                 f"[bold red]error:[/] this needs the package {error.name}, which is not installed\n"
                 "  what to do: install it, or bertsmith whole (bertsmith-runtime runs exports and no more)"
             )
-            return 2
         if debug:
             raise
         with tempfile.NamedTemporaryFile(
             "w", prefix="bertsmith-", suffix=".log", delete=False, encoding="utf-8"
         ) as log:
             log.write(traceback.format_exc())
-        talk().print(
+        return 1, (
             f"[bold red]a fault in bertsmith:[/] {type(error).__name__}: {_escaped(str(error)[:300])}\n"
             f"  where: the traceback is in {log.name}\n"
             "  what to do: please report it with that file; --debug shows it here"
         )
-        return 1
-    return 0
+    return 0, ""
 
 
 def _escaped(text: str) -> str:
