@@ -12,6 +12,7 @@ from bertsmith.cli.terminal import print_json, result, talk
 from bertsmith.cli.train import stoppable
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
 from bertsmith.errors import ConfigError, Interrupted
+from bertsmith.tuning.plan import Plan
 
 _OURS = tuple(
     name
@@ -80,6 +81,18 @@ def tune(
 
     Example: bertsmith tune reviews.csv -o studies/reviews --trials 20
     """
+    how: dict[str, Any] = {
+        "trials": MOST_TRIALS if trials is None and minutes is None else trials,
+        "minutes": minutes,
+        "jobs": jobs,
+        "objectives": tuple(objective or ("macro_f1",)),
+        "storage": storage,
+        "cv": cv,
+        "final_seeds": final_seeds,
+        "models": _names(models),
+        "space": space,
+    }
+    Plan(**how)  # told at once, before anything slow is imported
     talk().print("[dim]reading the table, loading the model …[/]")
     from bertsmith.api import tune as search
     from bertsmith.cli.tuning_progress import TuningProgress
@@ -90,18 +103,10 @@ def tune(
             study = search(
                 table,
                 output=output,
-                trials=MOST_TRIALS if trials is None and minutes is None else trials,
-                minutes=minutes,
-                jobs=jobs,
-                objectives=tuple(objective or ("macro_f1",)),
-                storage=storage,
-                cv=cv,
-                final_seeds=final_seeds,
-                models=_names(models),
-                space=space,
                 overwrite=overwrite,
                 on_event=progress,
                 stop=stop,
+                **how,
                 **given,
             )
         except (Interrupted, KeyboardInterrupt) as stopped:
