@@ -93,5 +93,7 @@ def test_what_does_not_go_with_ray_is_told(cli, finished, folder, tmp_path, monk
     (notes / "mine.txt").write_text("mine")
     assert "holds something else: 'mine.txt'" in refused(folder, "--ray", "local", "-o", notes, "--overwrite")
     assert (notes / "mine.txt").read_text() == "mine"
+    nobody = ("--ray", "127.0.0.1:9", "-o", tmp_path / "out")
+    assert "--ray 127.0.0.1:9: there is no such cluster: [Errno 111]" in refused(folder, *nobody)
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "pip install 'bertsmith[ray]'" in refused(folder, *ray)

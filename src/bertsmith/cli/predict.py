@@ -81,7 +81,7 @@ def predict(
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Label a folder of Parquet files on the Ray cluster there (auto, HOST:PORT, ray://HOST:PORT), or with "
+            help="Label a folder of Parquet files on the Ray cluster there (auto, HOST:PORT), or with "
             "local on one that is started here; OUT is a folder.",
         ),
     ] = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -156,12 +157,16 @@ def _connected(address: str) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     here: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
+    host, _, port = address.rpartition(":")
     try:
+        if host and port.isdecimal() and "/" not in host:  # Ray itself takes minutes to find that nobody answers
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **here)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"--ray {address}: there is no such cluster: {str(error).splitlines()[0]}",
-            remedy=f"Give {LOCAL}, auto, HOST:PORT or ray://HOST:PORT, and see that the cluster runs.",
+            remedy=f"Give {LOCAL}, or auto or HOST:PORT on a machine of the cluster; see that it runs, and where it "
+            "asks for a token, set RAY_AUTH_MODE=token.",
         ) from error
     try:
         yield
