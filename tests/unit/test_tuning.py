@@ -7,11 +7,10 @@ import threading
 
 import numpy as np
 import optuna
-import pandas as pd
 import pytest
 from optuna.trial import TrialState
 from rich.console import Console
-from sklearn.metrics import f1_score
+from sqlalchemy.exc import OperationalError
 
 import bertsmith as bs
 from bertsmith.cli.tuning_progress import TuningProgress
@@ -110,6 +109,7 @@ def test_a_file_narrows_widens_and_fixes(tmp_path):
         ("batch_size = [8, 'many']", "not 'many'"),
         ("imbalance = ['none', 'some']", "not 'some'"),
         ("weight_decay = 'much'", "not 'much'"),
+        ("learning_rate = true", "not true"),
         ("seed = [1, 2]", "the best of many seeds is luck"),
         ("num_train_epochs = [1, 2]", "use epochs instead"),
         ("eval_steps = 3", "this is not for a search"),
@@ -124,6 +124,12 @@ def test_every_wrong_search_space_is_told(line, said, cli, tmp_path):
         read_space(tmp_path / "s.toml", problems_of)
     assert said in str(caught.value)
     assert str(tmp_path / "s.toml") in str(caught.value)
+
+
+def test_a_flag_that_is_in_the_file_too_is_told():
+    read = read_space({"epochs": (1, 2), "weight_decay": 0.1, "dropout": 0.1}, problems_of)
+    with pytest.raises(ConfigError, match="a flag and in the search space: 'epochs', 'weight_decay'"):
+        narrowed({}, Config(epochs=3, set={"weight_decay": 0.2}), read)
 
 
 def test_a_space_can_be_a_dict_in_python():
@@ -152,6 +158,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path):
         ({"cv": 1}, "--cv: at least 2"),
         ({"objectives": ("accuracy",)}, "there is no such objective"),
         ({"objectives": ("latency",)}, "macro_f1 is always one of them"),
+        ({"objectives": ("macro_f1", "latency"), "jobs": 2}, "disturb its measurement"),
         ({"models": ("a", "a")}, "twice"),
     ],
 )
@@ -162,6 +169,13 @@ def test_a_search_that_cannot_be_is_told(plan, said):
 
 
 # -- a study -------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_trial_is_the_defaults_in_what_a_file_adds_too(tiny, tmp_path):
+    added = {"adam_beta2": {"low": 0.9, "high": 0.9999}, "optim": ["sgd", "adamw_torch_fused"]}
+    study = tune(tiny, tmp_path / "s", trials=1, space=added)
+    assert study.result["settings"]["adam_beta2"] == 0.999
+    assert study.result["is_default"]
 
 
 def test_the_first_trial_is_the_defaults(study, tiny):
@@ -555,17 +569,18 @@ def test_several_seeds_in_the_end_are_all_told_and_compared(tiny, tmp_path, monk
     assert "seeds" not in tune(tiny, tmp_path / "s", trials=2).result
     study = tune(tiny, tmp_path / "s", trials=2, final_seeds=2)  # asked for when the search is over
     result = study.result
-    pooled = []
+    means = []
     for run, found in ((study.best, result), (study.defaults, result["defaults"])):
         scores = [m.metrics["splits"]["test"]["metrics"]["macro_f1"]["value"] for m in run.members]
         assert found["seeds"]["n"] == len(scores) == 2
         assert found["seeds"]["mean"] == pytest.approx(np.mean(scores))
-        answers = pd.concat([m.predictions for m in run.members])
-        pooled.append(f1_score(answers["label"], answers["predicted"], average="macro"))
-    assert result["difference"]["value"] == pytest.approx(pooled[0] - pooled[1])
+        means.append(np.mean(scores))
+    assert result["difference"]["value"] == pytest.approx(means[0] - means[1])
     low, high = result["difference"]["interval"]
     assert low <= result["difference"]["value"] <= high
-    assert "over 2 seeds together" in result["verdict"]
+    assert "in the mean of 2 seeds" in result["verdict"]
+    assert result["told"] == 2
+    assert "test result number 2 of this study" in study.report.read_text()
     assert "Over 2 seeds macro-F1 on test is" in study.report.read_text()
 
 
@@ -669,3 +684,18 @@ def test_the_command_prints_what_was_found(cli, tiny, tmp_path):
     assert code == 2
     assert "none.csv" in err
     assert not (tmp_path / "n").exists() or not any((tmp_path / "n").iterdir())
+
+
+def test_tables_that_another_worker_makes_at_the_same_time_are_waited_for(tmp_path, monkeypatch):
+    url, real, tries = f"sqlite:///{tmp_path / 's.db'}", stores.RDBStorage, []
+
+    def refused_once(*given, **how):
+        tries.append(given)
+        if len(tries) == 1:
+            raise OperationalError("CREATE TABLE", {}, Exception("table alembic_version already exists"))
+        return real(*given, **how)
+
+    monkeypatch.setattr(stores, "RDBStorage", refused_once)
+    monkeypatch.setattr(stores.time, "sleep", lambda seconds: None)
+    stores._database(url).remove_session()
+    assert len(tries) == 2

@@ -161,6 +161,11 @@ def _show(folder: Path, found: dict[str, Any]) -> None:
         out.print(
             f"the best of {n} trials owes part of its validation score to luck: the test figure is the one to trust"
         )
+    if found["told"] > 1:
+        out.print(
+            f"of this study that is test result number {found['told']}: each one that was known before the search went "
+            "on makes the next a little less trustworthy"
+        )
     out.print(found["verdict"], markup=False)
     if not found["is_default"]:
         for name, value in found["settings"].items():

@@ -57,8 +57,10 @@ class Plan:
         for name in self.objectives:
             if name not in OBJECTIVES:
                 problems.append(f"--objective {name}: there is no such objective, only {listing(OBJECTIVES)}")
-        if PRIMARY not in self.objectives:
+        if PRIMARY not in self.objectives and set(self.objectives) <= OBJECTIVES.keys():
             problems.append(f"--objective: {PRIMARY} is always one of them")
+        if "latency" in self.objectives and self.jobs > 1:
+            problems.append("--objective latency: trials beside one another disturb its measurement: leave out --jobs")
         if len(set(self.objectives)) < len(self.objectives):
             problems.append("--objective: each once")
         if len(set(self.models)) < len(self.models):

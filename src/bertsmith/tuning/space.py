@@ -55,7 +55,7 @@ class Choice:
 
     def nearest(self, value: Any) -> Any:
         """Return the value if it is a choice, else the first one."""
-        return value if value in self.values else self.values[0]
+        return next((choice for choice in self.values if choice == value), self.values[0])
 
 
 Dimension = Range | Choice
@@ -222,6 +222,8 @@ def _dimension(name: str, value: Any, check_set: Callable[[Mapping[str, Any]], M
 
 
 def _check(name: str, value: Any, check_set: Callable[[Mapping[str, Any]], Mapping[str, str]]) -> None:
+    if isinstance(value, bool) and name in _FIELDS:  # it would become a number, and none is true or false
+        raise ValueError(f"not {str(value).lower()}")
     if name not in _FIELDS:
         if wrong := check_set({name: value}).get(name):
             raise ValueError(wrong)
@@ -234,7 +236,15 @@ def _check(name: str, value: Any, check_set: Callable[[Mapping[str, Any]], Mappi
 
 
 def narrowed(space: Space, config: Config, read: Mapping[str, Dimension | Any]) -> tuple[Space, Config]:
-    """Put what a file says, as of `read_space`, over a space; return it and the settings with those the file fixes."""
+    """Put what a file says, as of `read_space`, over a space; return it and the settings with those the file fixes.
+
+    Raises:
+        ConfigError: if the file has what the user gave as a flag.
+    """
+    if both := [name for name in read if _is_given(config, name)]:
+        raise ConfigError(
+            f"given as a flag and in the search space: {listing(both)}", remedy="Leave it out of one of them."
+        )
     space = {**space}
     for name, dimension in read.items():
         space.pop(name, None)

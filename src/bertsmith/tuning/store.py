@@ -297,7 +297,7 @@ def shown(url: str) -> str:
 
 
 def _database(url: str, tries: int = 5) -> BaseStorage:
-    from sqlalchemy.exc import IntegrityError, ProgrammingError
+    from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
     try:
         with experimental():
@@ -307,14 +307,17 @@ def _database(url: str, tries: int = 5) -> BaseStorage:
                 grace_period=GRACE,
                 heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=MOST_RETRIES),
             )
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise ConfigError(
-            f"--storage {shown(url)}: the driver for it is not installed: {error.name}",
+            f"--storage {shown(url)}: the driver for it is not installed: {error.name or _cause(error)}",
             remedy="Install it, for PostgreSQL for instance: pip install 'psycopg[binary]', and postgresql+psycopg://…",
         ) from error
     except Exception as error:
         # Workers that start together make the tables together: all but one are refused, and find them there then.
-        if not isinstance(error, IntegrityError | ProgrammingError) or tries == 1:
+        refused = isinstance(error, IntegrityError | ProgrammingError) or (
+            isinstance(error, OperationalError) and "already exists" in str(error)
+        )
+        if not refused or tries == 1:
             why = _cause(error)
             raise ConfigError(
                 f"--storage: the database cannot be used: {why}",

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -120,7 +121,7 @@ def _fit(
         both = concatenate_datasets([train, validation])
         train, validation = (both.select(np.flatnonzero(which)) for which in (bench.folds != fold, bench.folds == fold))
     recipe = choose_recipe(config, loaded, train)
-    arguments = training_arguments(recipe, config, Path("unused"), loaded.device, saves=False)
+    arguments = training_arguments(recipe, config, Path(gettempdir()), loaded.device, saves=False)
     best: list[Evaluated] = []
     curve: list[tuple[float, float]] = []
     weights: dict[str, torch.Tensor] = {}

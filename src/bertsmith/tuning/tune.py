@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,13 @@ from bertsmith.data.clean import Cleaned, clean
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, Interrupted
 from bertsmith.evaluation.baseline import verdict
-from bertsmith.evaluation.intervals import paired_difference
+from bertsmith.evaluation.intervals import LEVEL, from_pairs, paired_draws
 from bertsmith.model import checkpoint
 from bertsmith.preparing import choose_recipe, split_cleaned
 from bertsmith.repeat import run_seeds
 from bertsmith.report.study import advice, write_study_report
 from bertsmith.scoring import groups_in, targets_of
-from bertsmith.training.arguments import problems_of
+from bertsmith.training.arguments import problems_of, training_arguments
 from bertsmith.tuning.events import FinalStarted, StudyStarted
 from bertsmith.tuning.plan import Plan
 from bertsmith.tuning.space import Dimension, default_space, narrowed, read_space
@@ -125,6 +126,11 @@ def _prepare(
         models=plan.models,
     )
     space, fixed = narrowed(space, config, from_file)
+    arguments = training_arguments(recipe, config, Path(gettempdir()), loaded.device, saves=False)
+    for name in space.keys() - usual.keys():  # what a file has and we do not vary by ourselves
+        value = loaded.max_length if name == "max_length" else getattr(config, name, getattr(arguments, name, None))
+        if value is not None:
+            usual[name] = value
     if not space:
         raise ConfigError("every setting is fixed: there is nothing to search", remedy="Leave some of them out.")
     searched = {
@@ -208,7 +214,9 @@ def _finish(
     complete = [t for t in store.trials if t.state == TrialState.COMPLETE]
     if not complete:
         why = next((t.user_attrs[ERROR] for t in store.trials if ERROR in t.user_attrs), "none was finished")
-        raise ConfigError(f"no trial gave a result: {why}", remedy="Give the search more --minutes or other settings.")
+        failed = any(ERROR in t.user_attrs for t in store.trials)
+        remedy = "Give other settings, or narrow the search space." if failed else "Give the search more --minutes."
+        raise ConfigError(f"no trial gave a result: {why}", remedy=remedy)
     try:
         with FileLock(study.path / ".finish.lock", timeout=0):
             winner = max(complete, key=lambda t: rank(t, plan))
@@ -223,6 +231,10 @@ def _finish(
             result["defaults"]["score"] = (
                 score_of(usual_trial, plan) if usual_trial and search.config == config else None
             )
+            told = study.info.get("told", [])
+            if (this := [winner.number, plan.final_seeds]) not in told:
+                study.update(told=[*told, this])
+            result["told"] = len(study.info["told"])
             result["importance"] = _importance(store.study, plan)
             result["trials"] = {s: sum(e["state"] == s for e in study.info["trials"]) for s in STATES.values()}
             if len(plan.objectives) > 1:
@@ -275,29 +287,32 @@ def _result(winner: FrozenTrial, best: runs.Run, defaults: runs.Run, plan: Plan,
     sentence = verdict(
         value, low, high, result["texts"], rival="what train does with the same flags", if_worse=": use that"
     )
-    over = f" over {plan.final_seeds} seeds together" if plan.final_seeds > 1 else ""
+    over = f" in the mean of {plan.final_seeds} seeds" if plan.final_seeds > 1 else ""
     result["verdict"] = f"on test it is{over} {sentence}"
     return result
 
 
 def _difference(best: runs.Run, defaults: runs.Run) -> tuple[float, float, float]:
-    """Return by how much a run beats another on test, with the interval; of several seeds all answers count alike."""
-    answers = []
-    for run in (best, defaults):
-        frames = [r.predictions.sort_values(["row", "text"], ignore_index=True) for r in run.members or [run]]
-        answers.append(np.concatenate([np.stack(f["probabilities"].to_list()).argmax(axis=1) for f in frames]))
-    ours, theirs = answers
-    texts = groups_in(frames[0])
-    texts = np.arange(len(frames[0])) if texts is None and len(frames) > 1 else texts
-    return paired_difference(
-        np.tile(targets_of(frames[0], best.labels), len(frames)),
-        ours,
-        theirs,
-        len(best.labels),
-        metric=PRIMARY,
-        seed=best.info["config"]["seed"],
-        groups=None if texts is None else np.tile(texts, len(frames)),
-    )
+    """Return by how much a run beats another on test, with the interval; of several seeds it is that of the means."""
+    values, draws = [], []
+    for ours, theirs in zip(best.members or [best], defaults.members or [defaults], strict=True):
+        frames = [run.predictions.sort_values(["row", "text"], ignore_index=True) for run in (ours, theirs)]
+        first, second = (np.stack(frame["probabilities"].to_list()).argmax(axis=1) for frame in frames)
+        targets, n_classes = targets_of(frames[0], best.labels), len(best.labels)
+        values.append(from_pairs(targets, first, n_classes)[PRIMARY] - from_pairs(targets, second, n_classes)[PRIMARY])
+        draws.append(  # of the same resamples for every seed
+            paired_draws(
+                targets,
+                first,
+                second,
+                n_classes,
+                metric=PRIMARY,
+                seed=best.info["config"]["seed"],
+                groups=groups_in(frames[0]),
+            )
+        )
+    low, high = np.percentile(np.mean(draws, axis=0), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return float(np.mean(values)), float(low), float(high)
 
 
 def _importance(study: optuna.Study, plan: Plan) -> dict[str, float]:
