@@ -6,6 +6,8 @@ medians over rounds. Only training is timed, without evaluation and checkpoints.
 (a) trainer: `transformers.Trainer`, dynamic padding, fp32.
 (b) trainer at its best: texts of like length in a batch, bf16 where it is fast, fused AdamW.
 (c) ours: the engine of bertsmith, random batches, in the precision it chooses.
+
+With ``--contenders ours grouped``: the same beside itself with texts of like length in a batch.
 """
 
 from __future__ import annotations
@@ -87,10 +89,10 @@ def run(contender: str, model_name: str, dataset: Any, tokenizer: Any, n_classes
         }
         if contender != "trainer":
             arguments |= {"bf16": fast == "bf16", "fp16": fast == "fp16", "optim": "adamw_torch_fused"}
-        if contender == "best":
+        if contender in ("best", "grouped"):
             arguments["train_sampling_strategy"] = "group_by_length"
         settings = TrainingArguments(**arguments)
-        if contender == "ours":
+        if contender in ("ours", "grouped"):
             loaded = Loaded(model, tokenizer, device, tokenizer.model_max_length)
             recipe = Recipe(1, BATCH, 1e-4, 1, 0, 0, fast, 1, "none")  # each text once, as the others read it
             reporter = _Reporter(lambda event: None, lambda: False)
