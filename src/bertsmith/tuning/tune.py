@@ -235,10 +235,10 @@ def _finish(
             if (this := [winner.number, plan.final_seeds]) not in told:
                 study.update(told=[*told, this])
             result["told"] = len(study.info["told"])
-            result["importance"] = _importance(store.study, plan)
+            result["importance"] = store.patiently(lambda: _importance(store.study, plan))
             result["trials"] = {s: sum(e["state"] == s for e in study.info["trials"]) for s in STATES.values()}
             if len(plan.objectives) > 1:
-                result["front"] = sorted(t.number for t in store.study.best_trials)
+                result["front"] = sorted(t.number for t in store.patiently(lambda: store.study.best_trials))
             result["advice"] = advice(study.info, result)
             study.update(result=result, given=_given(search.config))
             write_study_report(study.path, study.info)
