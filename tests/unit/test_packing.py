@@ -35,14 +35,15 @@ def models(tmp_path_factory):
     return made
 
 
-def _reference(query, key, value, starts, _, *lengths, scale=None, window_size=(-1, -1)):
+def _reference(query, key, value, starts, _, longest, __, dropout=0.0, *, scale=None, window_size=(-1, -1)):
     """Attention of variable length as torch documents it, a text at a time."""
     found = []
     for start, end in itertools.pairwise(starts.tolist()):
+        assert end - start <= longest
         place = torch.arange(end - start)
         far = (place[:, None] - place).abs() > (window_size[0] if window_size[0] >= 0 else 10**6)
         q, k, v = (x[start:end].transpose(0, 1) for x in (query, key, value))
-        found.append(F.scaled_dot_product_attention(q, k, v, ~far, scale=scale).transpose(0, 1))
+        found.append(F.scaled_dot_product_attention(q, k, v, ~far, dropout, scale=scale).transpose(0, 1))
     return torch.cat(found)
 
 
@@ -102,7 +103,6 @@ def test_attention_of_variable_length_gives_the_same(architecture, models, monke
         return _reference(*given, **named)
 
     monkeypatch.setattr(packing, "_has_kernel", lambda *_: True)
-    monkeypatch.setattr(packing, "_empty", lambda n: 0)  # as it is on a GPU
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", counted)
     found, gradient = _logits_and_gradient(model, batch, pack=True)
     assert len(called) == 2  # a layer
@@ -110,16 +110,22 @@ def test_attention_of_variable_length_gives_the_same(architecture, models, monke
     assert (gradient - expected_gradient).norm() / expected_gradient.norm() < 1e-4
 
 
-@pytest.mark.parametrize("fault", [None, RuntimeError, "wrong"])
+@pytest.mark.parametrize("fault", [None, RuntimeError, "wrong", "drops nothing"])
 def test_the_kernel_is_used_where_it_is_right_and_not_elsewhere(fault, monkeypatch):
     def kernel(*given, **named):
         if fault is RuntimeError:
             raise RuntimeError
-        return _reference(*given, **named) * (1.1 if fault else 1.0)
+        return _reference(*given, **named) * (1.1 if fault == "wrong" else 1.0)
+
+    def dropping(*given, **named):
+        return _reference(*given[:-1], 0.0 if fault == "drops nothing" else given[-1], **named)
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
+    monkeypatch.setattr(packing, "_varlen_attn_dropping", dropping)
+    before = torch.random.get_rng_state()
     packing._agrees.cache_clear()
     assert packing._agrees(torch.device("cpu"), torch.bfloat16, 64) == (fault is None)
+    assert torch.random.get_rng_state().equal(before)
     assert not packing._has_kernel(torch.device("cpu"), torch.bfloat16, 64)
 
 

@@ -16,6 +16,7 @@ from bertsmith.data.show import class_chart, finding_lines
 from bertsmith.training.events import (
     CheckpointsDamaged,
     Collapsed,
+    Compiling,
     Evaluated,
     Finished,
     MemoryPlanned,
@@ -89,6 +90,8 @@ class Progress:
                 f"[yellow]only {in_words(event.free)} of memory are free:[/] "
                 f"training with {event.token_budget:,} tokens at once; the result stays the same"
             )
+        elif isinstance(event, Compiling):
+            self.console.print(f"compiling the layers: training takes {clock(event.seconds)} more without that")
         elif isinstance(event, WentBack):
             self.evaluations = [e for e in self.evaluations if e.step <= event.to_step]
             place = f"the checkpoint of step {event.to_step:,}" if event.to_step else "the beginning"

@@ -149,10 +149,11 @@ class Classifier(OneModel):
         lengths = [len(ids) for ids in encoded["input_ids"]]
         tokens = sum(lengths) if self.packs else len(lengths) * max(lengths)
         if tokens <= self.token_budget or len(lengths) == 1:
-            batch = self.loaded.tokenizer.pad(encoded, return_tensors="pt").to(self.loaded.device)
+            batch = self.loaded.tokenizer.pad(encoded, return_tensors="pt")
             model = self.loaded.model
             try:
-                with torch.inference_mode(), packed(model, batch) if self.packs else nullcontext(batch) as inputs:
+                inputs_of = packed(model, batch) if self.packs else nullcontext(batch.to(model.device))
+                with torch.inference_mode(), inputs_of as inputs:
                     logits: torch.Tensor = model(**inputs).logits
                     return logits
             except (RuntimeError, MemoryError) as error:

@@ -1,8 +1,8 @@
 """Texts laid end to end without padding: what works token by token has no padding to work on.
 
 Only attention needs the texts apart. There they are spread into a padded batch and gathered again, or, on a GPU that
-has it and where attention drops nothing, go through attention of variable length as they lie; all else, the matrix
-products above all, sees the tokens that are there and no others.
+has it, go through attention of variable length as they lie; all else, the matrix products above all, sees the tokens
+that are there and no others.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
 NAME = "bertsmith_packed"
 """Of our attention among those of transformers."""
+STARTS = "starts"
 SIZES = 16
-"""On a CPU empty tokens are added to a micro-batch so that between a number of tokens and its double there are only so
-many sizes: 3 % more tokens at most on average, and memory that was freed fits what comes next.
+"""Empty tokens are added to a micro-batch so that between a number of tokens and its double there are only so many
+sizes: 3 % more tokens at most on average, and memory that was freed fits what comes next.
 
-With any number of tokens training took about twice the memory (`benchmarks/memory.py`).
+With any number of tokens training took about twice the memory on a CPU (`benchmarks/memory.py`); a GPU has few sizes to
+record (`bertsmith.training.graphs`), all of them multiples its matrix units like.
 """
 STACKS = {
     "bert": "encoder",
@@ -46,14 +48,25 @@ class _Layout:
     """How packed texts lie in a padded batch.
 
     Attributes:
-        mask: which places are filled, shape (texts, width).
-        places: of the tokens, in the batch laid out flat, shape (tokens,).
-        starts: where each text starts among the tokens, and where the last one ends, int32, shape (texts + 1,).
+        filled: which places are filled, on the CPU, shape (texts, width).
+        starts: where each text starts among the tokens, where the empty ones do, and where those end, int32, shape
+            (texts + 2,), on the device: to attention of variable length the empty tokens are one more text.
+        longest: at least the tokens of the longest text, and the empty ones.
     """
 
-    mask: torch.Tensor
-    places: torch.Tensor
+    filled: torch.Tensor
     starts: torch.Tensor
+    longest: int
+
+    @cached_property
+    def mask(self) -> torch.Tensor:
+        """Return which places are filled, on the device, shape (texts, width)."""
+        return moved(self.filled, self.starts.device)
+
+    @cached_property
+    def places(self) -> torch.Tensor:
+        """Return the places of the tokens, in the batch laid out flat, shape (tokens,)."""
+        return moved(self.filled.flatten().nonzero()[:, 0], self.starts.device)
 
     def spread(self, rows: torch.Tensor) -> torch.Tensor:
         """Return shape (texts, width, n) of rows (tokens and empty ones, n), zero where there is no token."""
@@ -85,43 +98,68 @@ def can_pack(model: PreTrainedModel) -> bool:
     )
 
 
+def can_record(model: PreTrainedModel) -> bool:
+    """Return whether nothing of a model that `can_pack` depends on the lengths of texts but by its inputs, on a GPU."""
+    return model.device.type == "cuda" and getattr(model.config, "classifier_pooling", "cls") == "cls"
+
+
 @contextmanager
 def packed(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
     """Give the inputs by which a model, while in this context, computes the logits of a padded batch from packed texts.
 
     Args:
         model: one that `can_pack`.
-        batch: ``input_ids``, ``attention_mask`` and what else the model takes, shape (texts, tokens), padded on either
-            side; what has another shape, such as ``labels``, is passed on.
+        batch: ``input_ids``, ``attention_mask`` and what else the model takes, on the CPU, shape (texts, tokens),
+            padded on either side; what has another shape, such as ``labels``, is passed on.
 
     Yields:
-        The inputs, of shape (1, tokens of all texts, and empty ones after them); the model's logits have shape
-        (texts, classes) as ever.
+        The inputs on the model's device, of shape (1, tokens of all texts, and empty ones after them); the model's
+        logits have shape (texts, classes) as ever.
     """
+    inputs = {name: moved(values, model.device) for name, values in laid_out(model, batch).items()}
+    with reading(model, batch["attention_mask"].bool(), inputs.pop(STARTS)):
+        yield inputs
+
+
+def laid_out(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the inputs of `packed`, still on the CPU, and under `STARTS` where each text starts, see `reading`."""
     config = model.config
     mask = batch["attention_mask"].bool()
     offset = config.pad_token_id + 1 if config.model_type in POSITION_OFFSET else 0
     positions = mask.cumsum(dim=1) - 1 + offset
-    lengths = mask.sum(dim=1)
-    starts = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-    layout = _Layout(mask, mask.flatten().nonzero()[:, 0], starts)
-    empty = _empty(len(layout.places)) if mask.device.type == "cpu" else 0
-
-    def laid_out(values: torch.Tensor) -> torch.Tensor:
-        return F.pad(values.flatten()[layout.places], (0, empty))[None]
-
-    inputs = {
-        name: laid_out(values) if values.shape == mask.shape else values
-        for name, values in batch.items()
+    places = mask.flatten().nonzero()[:, 0]
+    size = len(places) + _empty(len(places))
+    starts = F.pad(mask.sum(dim=1).cumsum(0, dtype=torch.int32), (1, 1))
+    starts[-1] = size
+    wide = {**batch, "position_ids": positions}
+    return {STARTS: starts} | {
+        name: F.pad(values.flatten()[places], (0, size - len(places)))[None] if values.shape == mask.shape else values
+        for name, values in wide.items()
         if name != "attention_mask"
     }
+
+
+@contextmanager
+def reading(
+    model: PreTrainedModel, filled: torch.Tensor, starts: torch.Tensor, longest: int | None = None
+) -> Iterator[None]:
+    """Have a model, while in this context, read the inputs of `laid_out`.
+
+    Args:
+        model: one that `can_pack`.
+        filled: attention mask of the padded batch, bool, on the CPU, shape (texts, width).
+        starts: of `laid_out`, on the model's device, shape (texts + 2,).
+        longest: at least the tokens of the longest text, and the empty ones; found out unless given.
+    """
+    config = model.config
+    layout = _Layout(filled, starts, longest or max(filled.shape[1], _empty(int(filled.sum()))))
 
     def pooled(module: Any, args: Any, output: Any) -> Any:
         rows = output.last_hidden_state[0]
         if getattr(config, "classifier_pooling", "cls") == "mean":
-            of_texts = layout.spread(rows).sum(dim=1) / lengths[:, None]
+            of_texts = layout.spread(rows).sum(dim=1) / starts[:-1].diff()[:, None]
         else:
-            of_texts = rows.index_select(0, starts[:-1])
+            of_texts = rows.index_select(0, starts[:-2])
         output.last_hidden_state = of_texts[:, None]
         return output
 
@@ -130,11 +168,20 @@ def packed(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> Iterato
     token = _layout.set(layout)
     config._attn_implementation = NAME
     try:
-        yield {**inputs, "position_ids": laid_out(positions)}
+        yield
     finally:
         config._attn_implementation = before
         _layout.reset(token)
         hook.remove()
+
+
+def moved(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor on a device; what it does at present is not waited for."""
+    if device.type != "cuda" or values.device.type != "cpu":
+        return values.to(device)
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("a recording would give the same values for ever")
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def _empty(n: int) -> int:
@@ -162,8 +209,8 @@ def _attention(
     assert layout is not None
     window = None if sliding_window is None else sliding_window - 1
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-    if not dropout and _has_kernel(query.device, query.dtype, query.shape[2]):
-        mixed = _by_kernel(query, key, value, layout, scaling, window)
+    if _has_kernel(query.device, query.dtype, query.shape[2]):
+        mixed = _by_kernel(query, key, value, layout, dropout, scaling, window)
     else:
         mixed = _padded(query, key, value, layout, dropout, scaling, window)
     return mixed[None], None
@@ -193,17 +240,50 @@ def _by_kernel(
     key: torch.Tensor,
     value: torch.Tensor,
     layout: _Layout,
+    dropout: float,
     scale: float | None,
     window: int | None,
 ) -> torch.Tensor:
     """Attend with torch's attention of variable length; shapes as for `_padded`."""
     from torch.nn.attention.varlen import varlen_attn
 
-    width = layout.mask.shape[1]
     around = (-1, -1) if window is None else (window, window)
-    mixed: torch.Tensor = varlen_attn(
-        query, key, value, layout.starts, layout.starts, width, width, scale=scale, window_size=around
-    )
+    of_texts = (layout.starts, layout.starts, layout.longest, layout.longest)
+    if dropout:
+        return _varlen_attn_dropping(query, key, value, *of_texts, dropout, scale=scale, window_size=around)
+    mixed: torch.Tensor = varlen_attn(query, key, value, *of_texts, scale=scale, window_size=around)
+    return mixed
+
+
+def _varlen_attn_dropping(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    dropout: float,
+    *,
+    scale: float | None,
+    window_size: tuple[int, int],
+) -> torch.Tensor:
+    """Do what ``varlen_attn`` does, which has no place for dropout, by what it calls."""
+    mixed: torch.Tensor = torch.ops.aten._flash_attention_forward(
+        query,
+        key,
+        value,
+        cu_seq_q,
+        cu_seq_k,
+        max_q,
+        max_k,
+        dropout,
+        is_causal=False,
+        return_debug_mask=False,
+        scale=scale,
+        window_size_left=window_size[0],
+        window_size_right=window_size[1],
+    )[0]
     return mixed
 
 
@@ -215,20 +295,24 @@ def _has_kernel(device: torch.device, dtype: torch.dtype, size: int) -> bool:
 @lru_cache
 def _agrees(device: torch.device, dtype: torch.dtype, size: int) -> bool:
     """Try it on three texts: on an older GPU, with a size it has not or another version of torch, it raises."""
-    mask = torch.arange(48, device=device) < torch.tensor([[48], [5], [17]], device=device)
-    starts = F.pad(mask.sum(dim=1).cumsum(0, dtype=torch.int32), (1, 0))
-    layout = _Layout(mask, mask.flatten().nonzero()[:, 0], starts)
+    mask = torch.arange(48) < torch.tensor([[48], [5], [17]])
+    starts = F.pad(mask.sum(dim=1).cumsum(0, dtype=torch.int32), (1, 1))
+    starts[-1] = n = int(starts[-2]) + 2  # with two empty tokens
+    layout = _Layout(mask, starts.to(device), 48)
     generator = torch.Generator().manual_seed(0)
-    query, key, value = torch.randn(3, len(layout.places), 2, size, generator=generator).to(device, dtype)
+    query, key, value = torch.randn(3, n, 2, size, generator=generator).to(device, dtype)
     try:
-        return all(
+        same = all(
             torch.allclose(
-                _by_kernel(query, key, value, layout, None, window),
-                _padded(query, key, value, layout, 0.0, None, window),
+                _by_kernel(query, key, value, layout, 0.0, None, window)[:-2],
+                _padded(query, key, value, layout, 0.0, None, window)[:-2],
                 atol=0.03,
             )
             for window in (None, 4)
         )
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            thinned = _by_kernel(query, key, torch.ones_like(value), layout, 0.5, None, None)[:-2].float()
+        return same and bool((thinned.mean() - 1).abs() < 0.2) and bool((thinned != 1).any())
     except (RuntimeError, TypeError, ImportError):
         return False
 
@@ -278,6 +362,13 @@ def _taken(wide: torch.Tensor, places: torch.Tensor, n: int) -> torch.Tensor:
     torch.index_select(wide, 0, places, out=taken[: len(places)])
     taken[len(places) :] = 0
     return taken
+
+
+def leave_attention_alone() -> None:
+    """Have what `torch.compile` compiles call our attention as it is."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, torch.compiler.disable(_attention))
 
 
 def _register() -> None:

@@ -79,7 +79,8 @@ def training_arguments(
         "greater_is_better": True,
         "report_to": "none",
         "disable_tqdm": True,
-        "dataloader_pin_memory": device is not None and device.type == "cuda",
+        "dataloader_pin_memory": False,  # what goes to a GPU is pinned when it has been cut
+        "logging_nan_inf_filter": False,  # it would wait for a GPU in every step; the engine looks after that itself
     }
     arguments |= config.set
     # A checkpoint is kept where one is scored, so that the best one is there in the end.

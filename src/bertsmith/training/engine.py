@@ -13,13 +13,17 @@ import torch
 from transformers import Trainer
 from transformers.trainer_callback import ExportableState, TrainerState
 
-from bertsmith.model.packing import packed
+from bertsmith.model.packing import SIZES, STARTS, laid_out, moved, packed, reading
 from bertsmith.training import checkpoints
 from bertsmith.training.batching import cut
+from bertsmith.training.compiled import LOOK, Compiled, can_compile, pays
 from bertsmith.training.dropout import CheapDropout
-from bertsmith.training.events import Listener, MemoryShort
+from bertsmith.training.events import Compiling, Listener, MemoryShort
+from bertsmith.training.finite import NotFiniteError, Part, Question, can_skip
+from bertsmith.training.graphs import Graphs
 from bertsmith.training.memory import SMALLEST, ran_out
 from bertsmith.training.rates import set_rates
+from bertsmith.training.rows import Rows
 from bertsmith.training.speed import Stopwatch
 from bertsmith.training.together import ALONE, Group
 
@@ -29,26 +33,13 @@ if TYPE_CHECKING:
 TRAINER_STATE = "trainer_state.json"
 
 
-class NotFiniteError(Exception):
-    """A number of training is NaN or infinite.
-
-    Attributes:
-        what: which one, and where.
-        rows: positions in the training split of the texts whose own loss is not finite; empty if it is all of them.
-        batch: positions of all texts of the step.
-    """
-
-    def __init__(self, what: str, rows: list[int], batch: list[int]) -> None:
-        super().__init__(what)
-        self.what, self.rows, self.batch = what, rows, batch
-
-
 class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
     """The engine of training.
 
     Batches are cut into micro-batches by token budget, which is halved where memory does not suffice. The order of the
     texts and the dropout are pure functions of seed, epoch and step, so that a run can go on from any step as if it had
-    never stopped. Losses and speed since the last evaluation are kept, without a host synchronisation a step.
+    never stopped. Batches are made and cut on the CPU, and a GPU is never waited for within a step: losses since the
+    last evaluation are kept there, and a step whose numbers are not finite is skipped there and told after the next.
     """
 
     token_budget: int
@@ -69,9 +60,25 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
     evaluated_at: int = 0
     watch: Stopwatch
     part: tuple[int, int] = (-1, 0)
+    graphs: Graphs | None = None
+    """Recordings of a GPU's work, where they can be made."""
+    compiled: Compiled | None = None
+    """The layers compiled, where that pays."""
+    steps: int = 0
+    """Optimizer steps begun in this process."""
+    longest: int = 0
+    """Tokens of the longest training text."""
     chances: np.ndarray | None = None
     """Of every training text to be drawn, shape (texts,), with replacement; else every epoch has each text once."""
     _random: dict[str, Any]
+    _parts: list[Part]
+    _question: Question | None = None
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Leave batches on the CPU, where they are cut."""
+        super().create_accelerator_and_postprocess()
+        self.accelerator.device_placement = False
+        self._parts = []
 
     def train(self, resume_from_checkpoint: str | None = None, **arguments: Any) -> Any:
         """Train to the end; where the checkpoint is the end already, only load the best weights."""
@@ -84,6 +91,23 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
                 self._load_best_model()
                 return None
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **arguments)
+
+    # -- batches -----------------------------------------------------------------------------------------------------
+
+    def _get_dataloader(
+        self, dataset: Dataset, description: str, batch_size: int, sampler_fn: Any = None, **more: Any
+    ) -> Any:
+        tokenizer, columns = self.processing_class, self._remove_unused_columns(dataset, description=description)
+        padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+        rows = Rows(columns, padding, left=tokenizer.padding_side == "left")
+        sampler = None if sampler_fn is None else lambda _: sampler_fn(dataset)
+        return super()._get_dataloader(rows, description, batch_size, sampler, **more)
+
+    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
+        return data_collator
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:
+        return sum(len(batch["labels"]) for batch in batch_samples)
 
     # -- the order of the texts --------------------------------------------------------------------------------------
 
@@ -102,21 +126,21 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
         """Whether the steps done are whole epochs."""
         return self._place()[1] == 0
 
-    def _place(self) -> tuple[int, int]:
-        """Return the epoch, and the batches of it that are done at the current step."""
+    def _place(self, at: int | None = None) -> tuple[int, int]:
+        """Return the epoch, and the batches of it that are done at a step, the current one unless given."""
         batches = len(self.train_dataset) / (self.args.per_device_train_batch_size * self.args.world_size)
         whole = math.floor(batches) if self.args.dataloader_drop_last else math.ceil(batches)
         steps = max(math.ceil(whole / self.args.gradient_accumulation_steps), 1)
-        epoch, step = divmod(int(self.state.global_step), steps)
+        epoch, step = divmod(int(self.state.global_step if at is None else at), steps)
         return epoch, step * self.args.gradient_accumulation_steps
 
-    def _batch(self) -> list[int]:
-        """Return the positions of the texts of the current batch in the training split, where they are known."""
+    def _batch(self, step: int, part: int) -> list[int]:
+        """Return the positions of the texts of a batch in the training split, where they are known."""
         if self.args.train_sampling_strategy != "random" or self.args.world_size > 1:
             return []
-        epoch, done = self._place()
+        epoch, done = self._place(step)
         size = self.args.per_device_train_batch_size
-        start = (done + self.part[1]) * size
+        start = (done + part) * size
         return [int(i) for i in self._order(epoch)[start : start + size]]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -134,6 +158,9 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
         self.watch.lap("data")
         step, part = self.part
         self.part = (self.state.global_step, part + 1 if step == self.state.global_step else 0)
+        self.steps += not self.part[1]
+        if self.steps == LOOK and not self.part[1]:
+            self._compile_if_it_pays()
         kept = self._gradients(model) if self.part[1] else None
         ours = inputs if self.group.size == 1 else self._share(inputs)[0]
 
@@ -145,10 +172,13 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
         loss = self.group.add_up(loss)
         if self.accelerator.sync_gradients:
             self.group.add_up_gradients(model.parameters())
-        if not bool(torch.isfinite(loss)):
-            raise self._not_finite("loss", model, inputs)
+        self._parts.append(Part(self.part, inputs, loss))
+        if self._asks_later:
+            self._settle()
+        elif not bool(torch.isfinite(loss)):
+            raise self._not_finite(self._parts[-1])
         self.watch.texts += len(inputs["labels"])
-        self.watch.tokens += inputs["attention_mask"].sum() * (1 + self.twice)
+        self.watch.tokens += int(inputs["attention_mask"].sum()) * (1 + self.twice)
         self.loss_sum = self.loss_sum + loss
         self.watch.lap("backward")
         return loss
@@ -166,6 +196,8 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
                 self.token_budget //= 2
             # Outside the handler, whose traceback would keep the tensors of the failed attempt alive.
             undo()
+            if self.graphs is not None:
+                self.graphs = Graphs(self.model)  # without the memory of the recordings there were
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             self.emit(MemoryShort(self.state.global_step, self.token_budget))
@@ -174,17 +206,51 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
         """Add the gradient of a batch to what is there, a micro-batch at a time; return its loss."""
         total = torch.zeros((), device=self.args.device)
         budget = self.token_budget // 2 if self.twice else self.token_budget
-        for i, micro_batch in enumerate(cut(inputs, budget, packed=self.packs)):
+        micro_batches = list(cut(inputs, budget, packed=self.packs))
+        for i, micro_batch in enumerate(micro_batches):
             if self.twice:
                 micro_batch = {name: torch.cat([values, values]) for name, values in micro_batch.items()}
             place = (self.args.seed, *self.part, i, self.group.rank)
             torch.manual_seed(_mixed(*place))
             dropout = CheapDropout(*place) if self._dropout_is_ours else contextlib.nullcontext()
-            with self._laid_out(micro_batch) as laid_out, dropout:
-                self.watch.places += laid_out["input_ids"].numel() * self.group.size  # the others have as much to do
-                total += super().training_step(model, laid_out, num_items_in_batch)
+            with dropout, self.compiled.used() if self.compiled else contextlib.nullcontext():
+                if self.graphs is not None and len(micro_batches) == 1:
+                    total += self._by_recording(model, micro_batch, num_items_in_batch)
+                else:
+                    with self._laid_out(micro_batch) as there:
+                        self._count(there["input_ids"])
+                        total += super().training_step(model, there, num_items_in_batch)
             self.watch.lap("backward")
         return total
+
+    def _by_recording(self, model: Any, batch: dict[str, torch.Tensor], num_items_in_batch: Any) -> torch.Tensor:
+        """Do what a step does with a micro-batch, by `Graphs`."""
+        assert self.graphs is not None
+        inputs, filled, step = laid_out(self.model, batch), batch["attention_mask"].bool(), super().training_step
+        self._count(inputs["input_ids"])
+        longest = max(self.longest, filled.shape[1], inputs["input_ids"].shape[1] // SIZES)
+
+        def work(there: dict[str, torch.Tensor]) -> torch.Tensor:
+            values = dict(there)
+            with reading(self.model, filled, values.pop(STARTS), longest):
+                loss: torch.Tensor = step(model, values, num_items_in_batch)
+            return loss
+
+        size = (len(filled), inputs["input_ids"].shape[1], longest, num_items_in_batch)
+        return self.graphs.run(size, inputs, work, self.args.device)
+
+    def _compile_if_it_pays(self) -> None:
+        """Have the layers compiled where the rest of training takes long on a GPU."""
+        if self.graphs is None or self.compiled is not None:
+            return
+        texts = (self.state.max_steps - self.state.global_step) * self.args.per_device_train_batch_size
+        seconds = texts * self.args.gradient_accumulation_steps / self.watch.texts_per_second
+        if pays(seconds) and can_compile(self.args.device):
+            self.emit(Compiling(self.state.global_step, seconds))
+            self.compiled, self.graphs = Compiled(self.model), Graphs(self.model)
+
+    def _count(self, ids: torch.Tensor) -> None:
+        self.watch.places += ids.numel() * self.group.size  # the others have as much to do
 
     def compute_loss(self, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
         """Return the loss; the time until then is that of the forward pass."""
@@ -194,7 +260,9 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
         return loss
 
     def _laid_out(self, batch: dict[str, torch.Tensor]) -> contextlib.AbstractContextManager[dict[str, torch.Tensor]]:
-        return packed(self.model, batch) if self.packs else contextlib.nullcontext(batch)
+        if self.packs:
+            return packed(self.model, batch)
+        return contextlib.nullcontext({name: moved(values, self.args.device) for name, values in batch.items()})
 
     @property
     def _dropout_is_ours(self) -> bool:
@@ -213,15 +281,15 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
         def attempt() -> torch.Tensor:
             total, start = torch.zeros((), device=self.args.device), 0
             for micro_batch in cut(ours, self.token_budget, packed=self.packs):
-                with self._laid_out(micro_batch) as laid_out:
-                    loss, logits, _ = step(model, laid_out, False, ignore_keys)
+                with self._laid_out(micro_batch) as there:
+                    loss, logits, _ = step(model, there, False, ignore_keys)
                 # They come in order of length, as its share does.
-                table[rows[start : start + len(logits)]] = logits.float()
+                table[moved(rows[start : start + len(logits)], table.device)] = logits.float()
                 total, start = total + loss * len(logits), start + len(logits)
             return total
 
         total = self.group.add_up(self._with_less_memory(ours, attempt))
-        return total / n, self.group.add_up(table), inputs["labels"]
+        return total / n, self.group.add_up(table), moved(inputs["labels"], table.device)
 
     def _share(self, batch: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Return the texts of a batch that this process takes, longest first, and their positions in it."""
@@ -241,16 +309,40 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
 
     # -- numbers that go wrong ---------------------------------------------------------------------------------------
 
+    @property
+    def _asks_later(self) -> bool:
+        """Whether the device itself leaves out a step whose numbers are not finite, so that nobody needs to wait."""
+        return self.args.device.type == "cuda" and not self.args.fp16 and can_skip(self.optimizer.optimizer)
+
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        if norm is not None and not self.args.fp16 and not math.isfinite(norm):  # fp16 skips such a step by itself
-            batch = self._batch()
-            raise NotFiniteError(f"the gradient of step {self.state.global_step + 1:,}", [], batch)
+        parts, self._parts = self._parts, []
+        if self._asks_later:
+            self._question = Question(parts, norm)
+            self.optimizer.optimizer.found_inf = self._question.wrong
+        elif norm is not None and not self.args.fp16 and not math.isfinite(norm):  # fp16 skips such a step by itself
+            raise self._of_gradient(parts[-1])
         return norm
 
-    def _not_finite(self, what: str, model: Any, inputs: Any) -> NotFiniteError:
+    def _settle(self) -> None:
+        """See what became of the last step that was asked about."""
+        question, self._question = self._question, None
+        wrong = question.answer() if question else None
+        if question and wrong is not None:
+            raise self._of_gradient(question.parts[-1]) if isinstance(wrong, str) else self._not_finite(wrong)
+
+    def _maybe_log_save_evaluate(self, *given: Any, **named: Any) -> None:
+        if self.control.should_evaluate or self.control.should_save or self.control.should_training_stop:
+            self._settle()
+        super()._maybe_log_save_evaluate(*given, **named)
+
+    def _of_gradient(self, part: Part) -> NotFiniteError:
+        return NotFiniteError(f"the gradient of step {part.place[0] + 1:,}", [], self._batch(*part.place))
+
+    def _not_finite(self, part: Part) -> NotFiniteError:
         """Find out which texts of a batch it is; those whose loss is not finite without dropout either."""
-        batch = self._batch()
+        batch, model = self._batch(*part.place), self.model
+        inputs = {name: values.to(self.args.device) for name, values in part.inputs.items()}
         model.eval()
         with torch.no_grad():
             wrong = [
@@ -262,7 +354,7 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
             ]
         model.train()
         alone = [] if len(wrong) == len(inputs["labels"]) or not batch else [batch[row] for row in wrong]
-        return NotFiniteError(f"the {what} of step {self.state.global_step + 1:,}", alone, batch)
+        return NotFiniteError(f"the loss of step {part.place[0] + 1:,}", alone, batch)
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 

@@ -111,6 +111,14 @@ class MemoryPlanned:
 
 
 @dataclass(frozen=True)
+class Compiling:
+    """The rest of training takes so many seconds that compiling the model's layers pays; that comes next."""
+
+    step: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class WentBack:
     """A number was NaN or infinite: training goes on from ``to_step``, in fp32 and with half the learning rate.
 
@@ -152,6 +160,7 @@ Event = (
     | Collapsed
     | Saved
     | MemoryPlanned
+    | Compiling
     | MemoryShort
     | WentBack
     | Finished

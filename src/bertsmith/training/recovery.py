@@ -14,7 +14,8 @@ from bertsmith.errors import TrainingError
 from bertsmith.training.events import WentBack
 
 if TYPE_CHECKING:
-    from bertsmith.training.engine import Engine, NotFiniteError
+    from bertsmith.training.engine import Engine
+from bertsmith.training.finite import NotFiniteError
 
 NameTexts = Callable[[Sequence[int]], str]
 """Says in words which texts stand at some positions of the training split."""

@@ -24,7 +24,7 @@ class Stopwatch:
 
     Attributes:
         texts: trained on.
-        tokens: of them, as a tensor, so that no GPU is waited for.
+        tokens: of them.
         places: tokens that went through the model, padding counted.
         seconds: by phase.
     """
@@ -34,8 +34,7 @@ class Stopwatch:
 
     def reset(self) -> None:
         """Begin anew, now."""
-        self.texts = self.places = 0
-        self.tokens: torch.Tensor | int = 0
+        self.texts = self.tokens = self.places = 0
         self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.skip()
 
@@ -58,11 +57,10 @@ class Stopwatch:
     def figures(self) -> dict[str, Any]:
         """Return the figures of an `Evaluated`."""
         total = sum(self.seconds.values()) or 1.0
-        tokens = int(self.tokens)
         return {
             "texts_per_second": self.texts_per_second,
-            "tokens_per_second": tokens / total,
-            "padding": 1 - tokens / self.places if self.places else 0.0,
+            "tokens_per_second": self.tokens / total,
+            "padding": 1 - self.tokens / self.places if self.places else 0.0,
             "shares": {phase: self.seconds[phase] / total for phase in PHASES},
         }
 

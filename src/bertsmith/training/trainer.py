@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from transformers import (
-    DataCollatorWithPadding,
     EarlyStoppingCallback,
     EvalPrediction,
     PrinterCallback,
@@ -25,13 +24,15 @@ from transformers import (
 from bertsmith.config import PRIMARY
 from bertsmith.errors import DeviceError, Interrupted, listing
 from bertsmith.model.load import Loaded, quiet_transformers
-from bertsmith.model.packing import can_pack
+from bertsmith.model.packing import can_pack, can_record
 from bertsmith.training import recovery
 from bertsmith.training.arguments import refused
 from bertsmith.training.batching import TOKEN_BUDGETS
 from bertsmith.training.checkpoints import load_state
-from bertsmith.training.engine import Engine, NotFiniteError
+from bertsmith.training.engine import Engine
 from bertsmith.training.events import Collapsed, Evaluated, Finished, Listener, MemoryPlanned, Saved, Started, StepDone
+from bertsmith.training.finite import NotFiniteError
+from bertsmith.training.graphs import Graphs
 from bertsmith.training.losses import LOSSES, StepLoss, inverse_weights
 from bertsmith.training.memory import free_memory, freed_memory_kept, plan, ran_out
 from bertsmith.training.recipe import Recipe
@@ -164,7 +165,7 @@ def _engine(
         train_dataset=train,
         # Scores do not depend on the order; in order of length there is less padding.
         eval_dataset=validation.select(np.argsort(-lengths, kind="stable")),
-        data_collator=DataCollatorWithPadding(loaded.tokenizer, pad_to_multiple_of=8),
+        data_collator=lambda batch: batch,  # `Rows` are batches already
         processing_class=loaded.tokenizer,
         compute_loss_func=StepLoss(
             LOSSES[recipe.imbalance](counts, arguments.label_smoothing_factor), recipe.consistency
@@ -179,6 +180,9 @@ def _engine(
     engine.head_rate, engine.layer_decay = recipe.head_rate, recipe.layer_decay
     engine.twice = recipe.consistency > 0
     engine.packs = can_pack(loaded.model) and not arguments.gradient_checkpointing
+    engine.longest = _longest(train)
+    if engine.packs and not arguments.fp16 and can_record(loaded.model):
+        engine.graphs = Graphs(loaded.model)
     if recipe.imbalance == "balanced-sampling":
         engine.chances = inverse_weights(counts)[targets] / len(targets)
     engine.token_budget = usual = TOKEN_BUDGETS[loaded.device.type]

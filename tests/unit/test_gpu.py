@@ -1,0 +1,225 @@
+"""What only a GPU can show; without one these are skipped, and the same code is tested on the CPU elsewhere."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, TrainingArguments
+
+from bertsmith.data.table import Labels
+from bertsmith.model import checkpoint, packing
+from bertsmith.model.load import Loaded, load_model
+from bertsmith.model.packing import STACKS, packed
+from bertsmith.testing import tiny_model
+from bertsmith.training import engine as engines
+from bertsmith.training.compiled import Compiled, can_compile
+from bertsmith.training.finite import NotFiniteError
+from bertsmith.training.losses import CrossEntropy, StepLoss
+from bertsmith.training.recipe import Recipe
+from bertsmith.training.trainer import _engine, _Reporter
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+LABELS = Labels((0, 1, 2), ("a", "b", "c"))
+
+
+def _batch(n=5, seed=0):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 30, n)
+    mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
+    ids = np.where(mask, rng.integers(5, 40, mask.shape), 0)
+    return {
+        "input_ids": torch.from_numpy(ids),
+        "attention_mask": torch.from_numpy(mask),
+        "labels": torch.from_numpy(rng.integers(0, 3, n)),
+    }
+
+
+@pytest.mark.parametrize("architecture", STACKS)
+def test_packed_texts_in_bf16_give_the_padded_batch_in_fp32(architecture, tmp_path):
+    folder = tiny_model(tmp_path / "model", architecture)
+    model = load_model(checkpoint.resolve(str(folder)), LABELS).eval().cuda()
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model.zero_grad()
+        batch = _batch()
+        labels = batch.pop("labels").cuda()
+        with torch.autocast("cuda", torch.bfloat16, enabled=dtype != torch.float32):
+            if dtype == torch.float32:
+                outputs = model(**{name: values.cuda() for name, values in batch.items()})
+            else:
+                with packed(model, batch) as inputs:
+                    outputs = model(**inputs)
+        StepLoss(CrossEntropy())(outputs, labels, len(labels)).backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found[dtype] = outputs.logits.detach().float(), gradient
+    (expected, expected_gradient), (logits, gradient) = found.values()
+    assert (logits - expected).abs().max() < 0.02
+    assert (gradient - expected_gradient).norm() / expected_gradient.norm() < 0.05
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_the_kernel_drops_what_it_should(size):
+    assert packing._agrees(torch.device("cuda"), torch.bfloat16, size)
+    n, p = size, 0.25
+    query, key = torch.randn(2, n, 2, size, device="cuda", dtype=torch.bfloat16)
+    value = torch.eye(n, device="cuda", dtype=torch.bfloat16)[:, None].repeat(1, 2, 1).requires_grad_()
+    starts = torch.tensor([0, n], device="cuda", dtype=torch.int32)
+    options = {"scale": None, "window_size": (-1, -1)}
+    whole = packing._varlen_attn_dropping(query, key, value, starts, starts, n, n, 1e-9, **options).float()
+    weights = packing._varlen_attn_dropping(query, key, value, starts, starts, n, n, p, **options)
+    dropped = weights == 0
+    assert float(dropped.float().mean()) == pytest.approx(p, abs=0.05)
+    assert torch.allclose((weights.float() * (1 - p))[~dropped], whole[~dropped], atol=0.01)
+    other = torch.randn_like(weights)
+    weights.backward(other)
+    expected = torch.einsum("qhk,qhd->khd", weights.detach().float(), other.float())
+    assert torch.allclose(value.grad.float(), expected, atol=0.05, rtol=0.05)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """Return what trains a model on random texts, and returns its engine and weights."""
+    return partial(_trained, tmp_path / "model")
+
+
+def _trained(folder, graphs, compiled=False, steps=40, accumulate=1, spoil=None, lengths=(5, 60), **sizes):
+    torch.manual_seed(0)
+    folder = tiny_model(folder, **sizes)
+    model = load_model(checkpoint.resolve(str(folder)), LABELS).cuda()
+    rng = np.random.default_rng(0)
+    n = 16 * steps * accumulate
+    ids = [rng.integers(5, 60, rng.integers(*lengths)).tolist() for _ in range(n)]
+    data = Dataset.from_dict(
+        {
+            "input_ids": ids,
+            "attention_mask": [[1] * len(i) for i in ids],
+            "labels": [int(i[0] > 30) for i in ids],
+        }
+    )
+    arguments = TrainingArguments(
+        output_dir="unused",
+        num_train_epochs=1,
+        per_device_train_batch_size=16,
+        gradient_accumulation_steps=accumulate,
+        learning_rate=1e-3,
+        eval_strategy="no",
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        bf16=True,
+        logging_nan_inf_filter=False,
+        seed=0,
+    )
+    recipe = Recipe(1, 16, 1e-3, 1, 0, 0, "bf16", 1, "none")
+    loaded = Loaded(model, AutoTokenizer.from_pretrained(folder), torch.device("cuda"), 64)
+    engine = _engine(loaded, data, data, arguments, recipe, lambda t, p: {}, _Reporter(lambda e: None, lambda: False))
+    assert engine.graphs is not None
+    if not graphs:
+        engine.graphs = None
+    if compiled:
+        engine.compiled = Compiled(model)
+    if spoil is not None:
+        spoil(engine)
+    engine.train()
+    return engine, torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_recordings_train_to_the_weights_that_are_reached_without(accumulate, trained):
+    plain, expected = trained(graphs=False, accumulate=accumulate)
+    engine, found = trained(graphs=True, accumulate=accumulate)
+    assert not engine.graphs.failures
+    assert engine.graphs.recordings
+    assert (found - expected).norm() / expected.norm() < 1e-3
+    assert float(engine.loss_sum) == pytest.approx(float(plain.loss_sum), rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_compiled_layers_learn_the_same(trained):
+    plain, _ = trained(graphs=True)
+    engine, _ = trained(graphs=True, compiled=True)
+    assert not engine.graphs.failures
+    assert engine.graphs.recordings
+    assert float(engine.loss_sum) == pytest.approx(float(plain.loss_sum), rel=0.05)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_layers_are_compiled_in_the_midst_of_training(trained, monkeypatch):
+    assert can_compile(torch.device("cuda"))
+    plain, _ = trained(graphs=True)
+    monkeypatch.setattr(engines, "LOOK", 10)
+    monkeypatch.setattr(engines, "pays", lambda seconds: seconds > 0)
+    engine, _ = trained(graphs=True)
+    assert engine.compiled is not None
+    assert engine.graphs.recordings
+    assert float(engine.loss_sum) == pytest.approx(float(plain.loss_sum), rel=0.05)
+
+
+def test_a_step_that_is_not_finite_is_told_one_later_and_changes_nothing(trained):
+    kept = {}
+
+    def spoil(engine):
+        usual = engine.compute_loss_func
+
+        def wrong(outputs, labels, num_items_in_batch=None):
+            loss = usual(outputs, labels, num_items_in_batch)
+            if engine.model.training and engine.state.global_step == 3:
+                kept["weights"] = [p.detach().clone() for p in engine.model.parameters()]
+                return loss * float("nan")
+            return loss
+
+        engine.compute_loss_func, engine.graphs = wrong, None
+        kept["engine"] = engine
+
+    with pytest.raises(NotFiniteError, match="loss of step 4"):
+        trained(graphs=True, spoil=spoil)
+    for before, now in zip(kept["weights"], kept["engine"].model.parameters(), strict=True):
+        assert torch.equal(before, now)
+
+
+def test_memory_that_does_not_suffice_halves_the_budget_and_changes_nothing_else(trained):
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4}
+    sizes |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    seen = {}
+
+    def look(engine):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        seen["before"] = torch.cuda.memory_reserved()
+
+    plain, _ = trained(graphs=True, steps=5, spoil=look, **sizes)
+    most = torch.cuda.max_memory_reserved()
+
+    def tighten(engine):
+        torch.cuda.empty_cache()
+        room = torch.cuda.memory_reserved() + 0.7 * (most - seen["before"])
+        torch.cuda.set_per_process_memory_fraction(room / torch.cuda.get_device_properties(0).total_memory)
+
+    try:
+        engine, _ = trained(graphs=True, steps=5, spoil=tighten, **sizes)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert engine.token_budget < plain.token_budget
+    assert float(engine.loss_sum) == pytest.approx(float(plain.loss_sum), rel=0.02)
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+def test_no_step_waits_for_the_gpu(trained):
+    def spoil(engine):
+        step = engine.training_step
+
+        def watched(*given):
+            # Within a step, and once all is warm, whatever waits raises.
+            torch.cuda.set_sync_debug_mode("error" if engine.state.global_step >= 30 else "default")
+            try:
+                return step(*given)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        engine.training_step = watched
+
+    trained(graphs=True, spoil=spoil, lengths=(30, 31))
+    trained(graphs=False, spoil=spoil)

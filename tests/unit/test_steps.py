@@ -1,0 +1,192 @@
+"""What makes steps fast on a GPU, as far as a CPU can show it: batches, recordings, numbers asked for later."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from bertsmith.data.table import Labels
+from bertsmith.model import checkpoint
+from bertsmith.model.load import load_model
+from bertsmith.model.packing import STARTS, laid_out, packed, reading
+from bertsmith.testing import tiny_model
+from bertsmith.training import engine as engines
+from bertsmith.training.compiled import Compiled, pays
+from bertsmith.training.events import Compiling
+from bertsmith.training.finite import Part, Question, can_skip
+from bertsmith.training.graphs import TRIES, Graphs
+from bertsmith.training.rows import Rows
+
+CPU = torch.device("cpu")
+LABELS = Labels((0, 1, 2), ("a", "b", "c"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=8), st.booleans(), st.integers(0, 99))
+def test_rows_are_padded_as_the_tokenizer_pads_them(tokenizer, lengths, left, seed):
+    rng = np.random.default_rng(seed)
+    ids = [rng.integers(5, 40, n).tolist() for n in lengths]
+    encoded = {"input_ids": ids, "attention_mask": [[1] * n for n in lengths]}
+    data = Dataset.from_dict({**encoded, "labels": rng.integers(0, 3, len(ids))})
+    order = rng.permutation(len(ids))
+    rows = Rows(data.select(order), {"input_ids": tokenizer.pad_token_id}, left=left)
+    wanted = rng.choice(len(ids), max(len(ids) // 2, 1), replace=False).tolist()
+    found = rows.__getitems__(wanted)
+    tokenizer.padding_side = "left" if left else "right"
+    picked = {name: [values[order[i]] for i in wanted] for name, values in encoded.items()}
+    expected = tokenizer.pad(picked, return_tensors="pt", pad_to_multiple_of=8)
+    assert len(rows) == len(ids)
+    for name in encoded:
+        assert torch.equal(found[name], expected[name])
+    assert found["labels"].tolist() == [data["labels"][order[i]] for i in wanted]
+
+
+class _Recorder:
+    """Does the work anew with the tensors it was recorded with, as a GPU does; the first tries may fail."""
+
+    def __init__(self, failures=0):
+        self.failures, self.recorded, self.replayed = failures, 0, 0
+
+    def __call__(self, work, inputs):
+        if self.failures:
+            self.failures -= 1
+            raise RuntimeError("not while a stream is captured")
+        self.recorded += 1
+        loss = torch.zeros(())
+
+        def replay():
+            self.replayed += 1
+            loss.copy_(work(inputs))
+
+        return replay, loss
+
+
+def _steps(folder, graphs_of, n=8, parts=1):
+    """Losses and gradients of some steps on batches of two sizes."""
+    torch.manual_seed(0)  # of the head
+    model = load_model(checkpoint.resolve(str(folder)), LABELS).eval()
+    graphs = graphs_of(model)
+    rng = np.random.default_rng(0)
+    found = []
+    for step in range(n):
+        model.zero_grad()
+        for _ in range(parts):
+            width = (12, 20)[step % 2]
+            mask = torch.ones(4, width, dtype=torch.int64)
+            mask[1, 5:] = 0  # the same in every step: without its kernel attention depends on it
+            batch = {
+                "input_ids": torch.from_numpy(rng.integers(5, 40, mask.shape)),
+                "attention_mask": mask,
+                "labels": torch.from_numpy(rng.integers(0, 3, 4)),
+            }
+
+            def work(there, batch=batch):
+                with reading(model, batch["attention_mask"].bool(), there[STARTS]):
+                    loss = model(**{name: values for name, values in there.items() if name != STARTS}).loss
+                loss.backward()
+                return loss.detach()
+
+            inputs = laid_out(model, batch)
+            size = inputs["input_ids"].shape[1]
+            loss = work(inputs) if graphs is None else graphs.run(size, inputs, work, CPU)
+            found.append(float(loss))
+        found.append(torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.grad is not None]))
+    return graphs, found
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("failures", [0, 1, 99])
+def test_recordings_give_the_losses_and_gradients_of_the_work_itself(folder, parts, failures, monkeypatch):
+    recorder = _Recorder(failures)
+    _, expected = _steps(folder, lambda model: None, parts=parts)
+    graphs, found = _steps(folder, lambda model: Graphs(model, recorder), parts=parts)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(torch.as_tensor(ours), torch.as_tensor(theirs), atol=1e-6)
+    assert recorder.recorded == len(graphs.recordings) <= len({*graphs.recordings, *graphs.failures})
+    assert all(n <= TRIES for n in graphs.failures.values())
+    if failures == 0:
+        assert recorder.replayed == 8 * parts - 1  # all but the very first
+    if failures == 99:
+        assert recorder.replayed == 0
+
+
+def test_compiled_layers_give_the_logits_of_the_others_and_leave_nothing(folder, monkeypatch):
+    model = load_model(checkpoint.resolve(str(folder)), LABELS).eval()
+    batch = {"input_ids": torch.randint(5, 40, (3, 9)), "attention_mask": torch.ones(3, 9, dtype=torch.int64)}
+    with torch.no_grad(), packed(model, batch) as inputs:
+        expected = model(**inputs).logits
+        called = []
+        monkeypatch.setattr(torch, "compile", lambda f, dynamic: lambda *a, **k: called.append(1) or f(*a, **k))
+        compiled = Compiled(model)
+        with compiled.used():
+            assert torch.equal(model(**inputs).logits, expected)
+        assert len(called) == 2
+        assert torch.equal(model(**inputs).logits, expected)
+    assert len(called) == 2
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def _question(losses, norm):
+    parts = [Part((3, i), {}, torch.tensor(loss)) for i, loss in enumerate(losses)]
+    return Question(parts, None if norm is None else torch.tensor(norm))
+
+
+@pytest.mark.parametrize(
+    ("losses", "norm", "expected"),
+    [
+        ([1.0, 2.0], 3.0, None),
+        ([1.0], None, None),
+        ([1.0, float("nan")], 3.0, (3, 1)),
+        ([float("inf"), float("nan")], float("nan"), (3, 0)),
+        ([1.0, 2.0], float("inf"), "gradient"),
+    ],
+)
+def test_a_question_says_what_was_not_finite(losses, norm, expected):
+    question = _question(losses, norm)
+    answer = question.answer()
+    assert (answer.place if isinstance(answer, Part) else answer) == expected
+    assert float(question.wrong) == (expected is not None)
+
+
+def test_the_optimizer_that_can_skip_a_step_does():
+    weight = torch.nn.Parameter(torch.ones(3))
+    assert not can_skip(torch.optim.AdamW([weight], fused=False))
+    assert not can_skip(torch.optim.SGD([weight], fused=True))
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    assert can_skip(optimizer)
+    weight.grad = torch.full((3,), float("nan"))
+    optimizer.found_inf = _question([float("nan")], 1.0).wrong
+    optimizer.step()
+    assert torch.equal(weight, torch.ones(3))
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(30.0, False), (1000.0, True)])
+def test_layers_are_compiled_only_where_that_pays(seconds, expected, folder, monkeypatch):
+    assert pays(seconds) is expected
+    events = []
+    engine = object.__new__(engines.Engine)
+    engine.graphs, engine.compiled, engine.emit = Graphs(torch.nn.Linear(2, 2), _Recorder()), None, events.append
+    engine.model = load_model(checkpoint.resolve(str(folder)), LABELS)
+    engine.state = type("State", (), {"max_steps": 1100, "global_step": 100})
+    engine.args = type(
+        "Arguments", (), {"per_device_train_batch_size": 10, "gradient_accumulation_steps": 1, "device": CPU}
+    )
+    engine.watch = type("Watch", (), {"texts_per_second": 10_000 / seconds})
+    monkeypatch.setattr(engines, "can_compile", lambda device: True)
+    monkeypatch.setattr(engines, "Graphs", lambda model: Graphs(model, _Recorder()))
+    engine._compile_if_it_pays()
+    assert (engine.compiled is not None) is expected
+    assert events == ([Compiling(100, pytest.approx(seconds))] if expected else [])
