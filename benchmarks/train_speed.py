@@ -10,6 +10,9 @@ ours: the engine of bertsmith, random batches, in the precision it chooses.
 grouped: ours with texts of like length in a batch.
 compiled: ours with its layers compiled, on a GPU.
 unrecorded: ours without recordings of a GPU's work.
+
+With ``--score`` every round has another seed, for the new head, the order and the dropout, and after its epoch a model
+labels the table's test texts, which is not timed: macro-F1 of all rounds, and by how much the last contender differs.
 """
 
 from __future__ import annotations
@@ -48,7 +51,45 @@ def texts_of(name: str, data: Path, limit: int | None, seed: int = 0) -> tuple[l
     return [texts[i] for i in rows], targets[rows]
 
 
-def new_model(name: str, n_classes: int) -> Any:
+def test_texts_of(name: str, data: Path) -> tuple[list[str], np.ndarray]:
+    """Return the test texts of a table in a folder, and their class indices."""
+    import pandas as pd
+
+    frame = pd.read_csv(data / name / "test.csv")
+    return frame["Text"].astype(str).tolist(), np.unique(frame["Label"].to_numpy(), return_inverse=True)[1]
+
+
+def labelled(model: Any, tokenizer: Any, texts: list[str]) -> np.ndarray:
+    """Return the class index of every text, shape (n,), in fp32."""
+    from bertsmith.training.batching import micro_batches
+
+    encoded = tokenizer(texts, truncation=True, max_length=tokenizer.model_max_length)
+    lengths = np.array([len(ids) for ids in encoded["input_ids"]])
+    found = np.empty(len(texts), dtype=int)
+    model = model.float().eval()
+    for rows in micro_batches(lengths, 1024):
+        batch = tokenizer.pad(
+            {name: [values[i] for i in rows] for name, values in encoded.items()}, return_tensors="pt"
+        )
+        with torch.inference_mode():
+            found[rows] = model(**batch.to(model.device)).logits.argmax(dim=-1).cpu()
+    return found
+
+
+def compare(first: list[np.ndarray], second: list[np.ndarray], targets: np.ndarray) -> str:
+    """Return the difference of the mean macro-F1 of two contenders over their rounds, with its interval, in words."""
+    from bertsmith.evaluation.intervals import from_pairs, paired_draws
+
+    n = int(targets.max()) + 1
+    scores = [[from_pairs(targets, labels, n)["macro_f1"] for labels in rounds] for rounds in (first, second)]
+    draws = [
+        paired_draws(targets, a, b, n, metric="macro_f1", seed=0) for a, b in zip(first, second, strict=True)
+    ]  # of the same resamples in every round
+    low, high = np.percentile(np.mean(draws, axis=0), [2.5, 97.5])
+    return f"{np.mean(scores[0]) - np.mean(scores[1]):+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def new_model(name: str, n_classes: int, seed: int = 0) -> Any:
     """Return a model in fp32: MiniLM as packaged, or random weights in the shape of BERT-Base."""
     from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
     from transformers.utils import logging
@@ -57,7 +98,7 @@ def new_model(name: str, n_classes: int) -> Any:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     if name == "bert-base":
         return BertForSequenceClassification(BertConfig(num_labels=n_classes))
     folder = checkpoint.resolve("packaged:minilm").path
@@ -65,9 +106,16 @@ def new_model(name: str, n_classes: int) -> Any:
 
 
 def run(
-    contender: str, model_name: str, dataset: Any, tokenizer: Any, n_classes: int, batch: int, device: torch.device
-) -> float:
-    """Train one epoch and return its seconds."""
+    contender: str,
+    model_name: str,
+    dataset: Any,
+    tokenizer: Any,
+    n_classes: int,
+    batch: int,
+    device: torch.device,
+    seed: int = 0,
+) -> tuple[float, Any]:
+    """Train one epoch; return its seconds and the model."""
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
     from bertsmith.model.load import Loaded
@@ -75,7 +123,7 @@ def run(
     from bertsmith.training.recipe import Recipe, choose_precision
     from bertsmith.training.trainer import _engine, _Reporter
 
-    model = new_model(model_name, n_classes).to(device)
+    model = new_model(model_name, n_classes, seed).to(device)
     fast = choose_precision(device)[0]
     with tempfile.TemporaryDirectory() as folder:
         arguments: dict[str, Any] = {
@@ -90,7 +138,7 @@ def run(
             "disable_tqdm": True,
             "use_cpu": device.type == "cpu",
             "dataloader_pin_memory": device.type == "cuda",
-            "seed": 0,
+            "seed": seed,
         }
         if contender != "trainer":
             arguments |= {"bf16": fast == "bf16", "fp16": fast == "fp16", "optim": "adamw_torch_fused"}
@@ -122,7 +170,7 @@ def run(
         trainer.train()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - began
+        return time.perf_counter() - began, model
 
 
 def peak(device: torch.device, dtype: torch.dtype, hidden: int) -> float:
@@ -162,11 +210,13 @@ def main() -> int:
     )
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--score", action="store_true", help="label the test texts too, with a seed a round")
     given = parser.parse_args()
 
     from datasets import Dataset
     from transformers import AutoTokenizer
 
+    from bertsmith.evaluation.intervals import from_pairs
     from bertsmith.model import checkpoint
     from bertsmith.model.load import choose_device
     from bertsmith.training.memory import freed_memory_kept
@@ -201,10 +251,16 @@ def main() -> int:
                     taken = time.perf_counter() - began
                     print(json.dumps([model_name, table, contender, "first", round(taken, 1)]), file=sys.stderr)
             seconds: dict[str, list[float]] = {contender: [] for contender in given.contenders}
+            labels: dict[str, list[np.ndarray]] = {contender: [] for contender in given.contenders}
+            if given.score:
+                test_texts, test_targets = test_texts_of(table, given.data)
             for number in range(given.rounds):
                 for contender in given.contenders:
-                    taken = run(contender, model_name, dataset, tokenizer, n_classes, given.batch, device)
+                    seed = number if given.score else 0
+                    taken, model = run(contender, model_name, dataset, tokenizer, n_classes, given.batch, device, seed)
                     seconds[contender].append(taken)
+                    if given.score:
+                        labels[contender].append(labelled(model, tokenizer, test_texts))
                     print(json.dumps([model_name, table, contender, number, round(taken, 2)]), file=sys.stderr)
             model = new_model(model_name, n_classes)
             needed = flops(model, lengths)
@@ -217,6 +273,14 @@ def main() -> int:
                 print(
                     f"| {model_name} | {table} | {len(texts):,} | {contender} | {median:.3g} ({shown}) "
                     f"| {len(texts) / median:.1f} | {base / median:.2f} | {share:.0%} |",
+                    flush=True,
+                )
+            for contender in given.contenders if given.score else ():
+                scores = [from_pairs(test_targets, found, n_classes)["macro_f1"] for found in labels[contender]]
+                difference = compare(labels[given.contenders[-1]], labels[contender], test_targets)
+                print(
+                    f"{contender}: test macro-F1 {np.mean(scores):.3f} ({', '.join(f'{x:.3f}' for x in scores)}); "
+                    f"{given.contenders[-1]} is {difference} from it",
                     flush=True,
                 )
     return 0
