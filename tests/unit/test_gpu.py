@@ -151,6 +151,7 @@ def test_layers_are_compiled_in_the_midst_of_training(trained, monkeypatch):
     assert can_compile(torch.device("cuda"))
     plain, _ = trained(graphs=True)
     monkeypatch.setattr(engines, "LOOK", 10)
+    monkeypatch.setattr(engines, "AT_LEAST", 5)
     monkeypatch.setattr(engines, "pays", lambda seconds: seconds > 0)
     engine, _ = trained(graphs=True)
     assert engine.compiled is not None

@@ -14,7 +14,7 @@ from bertsmith.model.load import load_model
 from bertsmith.model.packing import STARTS, laid_out, packed, reading
 from bertsmith.testing import tiny_model
 from bertsmith.training import engine as engines
-from bertsmith.training.compiled import Compiled, pays
+from bertsmith.training.compiled import AT_LEAST, LOOK, Compiled, pays
 from bertsmith.training.events import Compiling
 from bertsmith.training.finite import Part, Question, can_skip
 from bertsmith.training.graphs import TRIES, Graphs
@@ -184,9 +184,14 @@ def test_layers_are_compiled_only_where_that_pays(seconds, expected, folder, mon
     engine.args = type(
         "Arguments", (), {"per_device_train_batch_size": 10, "gradient_accumulation_steps": 1, "device": CPU}
     )
-    engine.watch = type("Watch", (), {"texts_per_second": 10_000 / seconds})
+    engine.watch = type("Watch", (), {"texts_per_second": 10_000 / seconds, "texts": 0})
     monkeypatch.setattr(engines, "can_compile", lambda device: True)
     monkeypatch.setattr(engines, "Graphs", lambda model: Graphs(model, _Recorder()))
-    engine._compile_if_it_pays()
+    for _ in range(LOOK + 5):  # scored a moment ago
+        engine._compile_if_it_pays()
+    assert events == []
+    engine.watch.texts = 10 * AT_LEAST
+    for _ in range(LOOK + 5):
+        engine._compile_if_it_pays()
     assert (engine.compiled is not None) is expected
     assert events == ([Compiling(100, pytest.approx(seconds))] if expected else [])

@@ -4,36 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import Trainer
 from transformers.trainer_callback import ExportableState, TrainerState
 
 from bertsmith.model.packing import SIZES, STARTS, laid_out, moved, packed, reading
 from bertsmith.training import checkpoints
 from bertsmith.training.batching import cut
-from bertsmith.training.compiled import LOOK, Compiled, can_compile, pays
+from bertsmith.training.compiled import AT_LEAST, LOOK, Compiled, can_compile, pays
 from bertsmith.training.dropout import CheapDropout
 from bertsmith.training.events import Compiling, Listener, MemoryShort
 from bertsmith.training.finite import NotFiniteError, Part, Question, can_skip
 from bertsmith.training.graphs import Graphs
 from bertsmith.training.memory import SMALLEST, ran_out
+from bertsmith.training.order import Ordered
 from bertsmith.training.rates import set_rates
-from bertsmith.training.rows import Rows
 from bertsmith.training.speed import Stopwatch
 from bertsmith.training.together import ALONE, Group
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    pass
 
 TRAINER_STATE = "trainer_state.json"
 
 
-class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
+class Engine(Ordered):
     """The engine of training.
 
     Batches are cut into micro-batches by token budget, which is halved where memory does not suffice. The order of the
@@ -65,20 +64,12 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
     compiled: Compiled | None = None
     """The layers compiled, where that pays."""
     steps: int = 0
-    """Optimizer steps begun in this process."""
+    """Optimizer steps begun in this process, as long as it is open whether layers are to be compiled."""
     longest: int = 0
     """Tokens of the longest training text."""
-    chances: np.ndarray | None = None
-    """Of every training text to be drawn, shape (texts,), with replacement; else every epoch has each text once."""
     _random: dict[str, Any]
-    _parts: list[Part]
+    _parts: tuple[Part, ...] = ()
     _question: Question | None = None
-
-    def create_accelerator_and_postprocess(self) -> None:
-        """Leave batches on the CPU, where they are cut."""
-        super().create_accelerator_and_postprocess()
-        self.accelerator.device_placement = False
-        self._parts = []
 
     def train(self, resume_from_checkpoint: str | None = None, **arguments: Any) -> Any:
         """Train to the end; where the checkpoint is the end already, only load the best weights."""
@@ -91,57 +82,6 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
                 self._load_best_model()
                 return None
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **arguments)
-
-    # -- batches -----------------------------------------------------------------------------------------------------
-
-    def _get_dataloader(
-        self, dataset: Dataset, description: str, batch_size: int, sampler_fn: Any = None, **more: Any
-    ) -> Any:
-        tokenizer, columns = self.processing_class, self._remove_unused_columns(dataset, description=description)
-        padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
-        rows = Rows(columns, padding, left=tokenizer.padding_side == "left")
-        sampler = None if sampler_fn is None else lambda _: sampler_fn(dataset)
-        return super()._get_dataloader(rows, description, batch_size, sampler, **more)
-
-    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
-        return data_collator
-
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:
-        return sum(len(batch["labels"]) for batch in batch_samples)
-
-    # -- the order of the texts --------------------------------------------------------------------------------------
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
-        if self.args.train_sampling_strategy != "random":
-            return super()._get_train_sampler(train_dataset)
-        return _Order(len(train_dataset or self.train_dataset), lambda: self._order(self._place()[0]))
-
-    def _order(self, epoch: int) -> np.ndarray:
-        """Return the positions of an epoch's texts, in order, shape (texts,): known from seed and epoch alone."""
-        n, rng = len(self.train_dataset), np.random.default_rng([self.args.seed, epoch])
-        return rng.permutation(n) if self.chances is None else rng.choice(n, n, p=self.chances)
-
-    @property
-    def at_the_end_of_an_epoch(self) -> bool:
-        """Whether the steps done are whole epochs."""
-        return self._place()[1] == 0
-
-    def _place(self, at: int | None = None) -> tuple[int, int]:
-        """Return the epoch, and the batches of it that are done at a step, the current one unless given."""
-        batches = len(self.train_dataset) / (self.args.per_device_train_batch_size * self.args.world_size)
-        whole = math.floor(batches) if self.args.dataloader_drop_last else math.ceil(batches)
-        steps = max(math.ceil(whole / self.args.gradient_accumulation_steps), 1)
-        epoch, step = divmod(int(self.state.global_step if at is None else at), steps)
-        return epoch, step * self.args.gradient_accumulation_steps
-
-    def _batch(self, step: int, part: int) -> list[int]:
-        """Return the positions of the texts of a batch in the training split, where they are known."""
-        if self.args.train_sampling_strategy != "random" or self.args.world_size > 1:
-            return []
-        epoch, done = self._place(step)
-        size = self.args.per_device_train_batch_size
-        start = (done + part) * size
-        return [int(i) for i in self._order(epoch)[start : start + size]]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Make the optimizer of the training arguments, with the learning rates of head and layers."""
@@ -158,8 +98,7 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
         self.watch.lap("data")
         step, part = self.part
         self.part = (self.state.global_step, part + 1 if step == self.state.global_step else 0)
-        self.steps += not self.part[1]
-        if self.steps == LOOK and not self.part[1]:
+        if self.graphs is not None and not self.part[1]:
             self._compile_if_it_pays()
         kept = self._gradients(model) if self.part[1] else None
         ours = inputs if self.group.size == 1 else self._share(inputs)[0]
@@ -172,7 +111,7 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
         loss = self.group.add_up(loss)
         if self.accelerator.sync_gradients:
             self.group.add_up_gradients(model.parameters())
-        self._parts.append(Part(self.part, inputs, loss))
+        self._parts += (Part(self.part, inputs, loss),)
         if self._asks_later:
             self._settle()
         elif not bool(torch.isfinite(loss)):
@@ -240,11 +179,13 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
         return self.graphs.run(size, inputs, work, self.args.device)
 
     def _compile_if_it_pays(self) -> None:
-        """Have the layers compiled where the rest of training takes long on a GPU."""
-        if self.graphs is None or self.compiled is not None:
+        """Have the layers compiled where the rest of training takes long on a GPU, once that can be told."""
+        batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        self.steps += 1
+        if self.compiled is not None or self.steps < LOOK or self.watch.texts < AT_LEAST * batch:
             return
-        texts = (self.state.max_steps - self.state.global_step) * self.args.per_device_train_batch_size
-        seconds = texts * self.args.gradient_accumulation_steps / self.watch.texts_per_second
+        self.steps = -self.state.max_steps  # not again
+        seconds = (self.state.max_steps - self.state.global_step) * batch / self.watch.texts_per_second
         if pays(seconds) and can_compile(self.args.device):
             self.emit(Compiling(self.state.global_step, seconds))
             self.compiled, self.graphs = Compiled(self.model), Graphs(self.model)
@@ -316,7 +257,7 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        parts, self._parts = self._parts, []
+        parts, self._parts = self._parts, ()
         if self._asks_later:
             self._question = Question(parts, norm)
             self.optimizer.optimizer.found_inf = self._question.wrong
@@ -337,11 +278,11 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
         super()._maybe_log_save_evaluate(*given, **named)
 
     def _of_gradient(self, part: Part) -> NotFiniteError:
-        return NotFiniteError(f"the gradient of step {part.place[0] + 1:,}", [], self._batch(*part.place))
+        return NotFiniteError(f"the gradient of step {part.place[0] + 1:,}", [], self.rows_of(*part.place))
 
     def _not_finite(self, part: Part) -> NotFiniteError:
         """Find out which texts of a batch it is; those whose loss is not finite without dropout either."""
-        batch, model = self._batch(*part.place), self.model
+        batch, model = self.rows_of(*part.place), self.model
         inputs = {name: values.to(self.args.device) for name, values in part.inputs.items()}
         model.eval()
         with torch.no_grad():
@@ -431,19 +372,6 @@ class Engine(Trainer):  # type: ignore[misc]  # transformers is untyped
                     group[name] *= 0.5
         if hasattr(self.lr_scheduler, "base_lrs"):
             self.lr_scheduler.base_lrs = [0.5 * rate for rate in self.lr_scheduler.base_lrs]
-
-
-class _Order(torch.utils.data.Sampler[int]):  # type: ignore[misc]
-    """The order of the epoch that is on."""
-
-    def __init__(self, n: int, order: Callable[[], np.ndarray]) -> None:
-        self.n, self.order = n, order
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __iter__(self) -> Iterator[int]:
-        yield from self.order().tolist()
 
 
 def _mixed(*numbers: int) -> int:

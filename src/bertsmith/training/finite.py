@@ -47,7 +47,7 @@ class Question:
     """
 
     def __init__(self, parts: Sequence[Part], norm: torch.Tensor | None) -> None:
-        self.parts = list(parts)
+        self.parts = tuple(parts)
         values = [part.loss for part in parts] + ([] if norm is None else [norm])
         finite = torch.isfinite(torch.stack([value.detach().float() for value in values]))
         self.wrong = 1.0 - finite.all().float()
