@@ -181,7 +181,7 @@ def _engine(
     engine.twice = recipe.consistency > 0
     engine.packs = can_pack(loaded.model) and not arguments.gradient_checkpointing
     engine.longest = _longest(train)
-    if engine.packs and not arguments.fp16 and can_record(loaded.model):
+    if engine.packs and arguments.bf16 and can_record(loaded.model):  # in fp32 attention has no kernel
         engine.graphs = Graphs(loaded.model)
     if recipe.imbalance == "balanced-sampling":
         engine.chances = inverse_weights(counts)[targets] / len(targets)
