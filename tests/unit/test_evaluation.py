@@ -110,9 +110,24 @@ def test_calibration_by_hand():
     assert values["brier_score"] == pytest.approx(((PROBABILITIES - truth) ** 2).sum() / 5)
 
 
+def test_an_honest_model_stays_below_the_calibration_error_of_chance_19_times_in_20():
+    below = above = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        honest = rng.dirichlet(np.full(3, 0.5), 200)
+        targets = (honest.cumsum(axis=1) < rng.random((200, 1))).sum(axis=1)  # drawn as the probabilities say
+        said = calibration(targets, honest)
+        below += said["expected_calibration_error"] <= said["by_chance"]
+        too_sure = honest**3 / (honest**3).sum(axis=1, keepdims=True)
+        said = calibration(targets, too_sure)
+        above += said["expected_calibration_error"] > said["by_chance"]
+    assert 87 <= below <= 100  # fewer has a chance below 1 in 1,000
+    assert above >= 95
+
+
 def test_perfect_confidence_has_no_calibration_error():
     values = calibration(np.array([0, 1]), np.eye(2))
-    assert values["expected_calibration_error"] == 0
+    assert values["expected_calibration_error"] == values["by_chance"] == 0
     assert values["brier_score"] == 0
 
 
