@@ -233,10 +233,12 @@ def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
                 remedy="Train both with the same table, --seed and split settings, or with the same --test table.",
             )
     targets = targets_of(first, opened[0].labels)
-    seed = opened[0].info["config"]["seed"]  # so that the first run's intervals are those of its report
+    # So that every run's intervals are those of its report.
+    seeds = [run.info.get("best_seed", run.info["config"]["seed"]) for run in opened]
     tables = {name: np.stack(f["probabilities"].to_list()) for name, f in zip(names, frames, strict=True)}
     return [
-        {"texts": len(targets), **entry} for entry in side_by_side(targets, tables, seed=seed, groups=groups_in(first))
+        {"texts": len(targets), **entry}
+        for entry in side_by_side(targets, tables, seeds=seeds, groups=groups_in(first))
     ]
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -46,13 +47,15 @@ def test_the_curve_is_what_scikit_learn_says_of_the_most_confident(seed, n):
     assert entry["coverage"] == 1
 
 
-@given(seeds, st.integers(1, 60), st.floats(0.05, 1))
-def test_the_threshold_is_the_least_that_reaches_the_accuracy(seed, n, accuracy):
+@given(seeds, st.integers(1, 60), st.floats(0.05, 0.99))
+def test_the_threshold_is_the_least_that_reaches_the_accuracy_on_enough_texts(seed, n, accuracy):
     rng = np.random.default_rng(seed)
     targets, said = _world(rng, n)
     confidence, right = said.max(axis=1).round(1), said.argmax(axis=1) == targets
     found = threshold_for(confidence, right, accuracy)
-    good = [t for t in np.unique(confidence) if right[confidence >= t].mean() >= accuracy - 1e-9]
+    sure = {t: right[confidence >= t] for t in np.unique(confidence)}
+    # On fewer than these not even one mistake could be among them.
+    good = [t for t, kept in sure.items() if kept.mean() >= accuracy - 1e-9 and len(kept) * (1 - accuracy) >= 1 - 1e-6]
     assert found == (min(good) if good else None)
 
 
@@ -150,6 +153,8 @@ def test_predict_turns_an_accuracy_and_a_coverage_into_thresholds(cli, finished,
         (("--coverage", "0.99"), "validation texts are too few"),
         (("--min-confidence", "2"), "less than or equal to 1"),
         (("--coverage", "1"), "less than or equal to 0.999"),
+        (("--target-accuracy", "1"), "nothing is labelled wrong"),
+        (("--target-accuracy", "0.999"), "no threshold reached that on 1,000 or more of the 15 validation texts"),
     ],
 )
 def test_what_cannot_be_promised_is_told(flags, expected, cli, finished, tmp_path):
@@ -157,6 +162,13 @@ def test_what_cannot_be_promised_is_told(flags, expected, cli, finished, tmp_pat
     code, out, err = cli("predict", finished, tmp_path / "new.txt", *flags)
     assert (code, out) == (2, "")
     assert expected in err
+
+
+def test_the_coverage_that_is_advised_can_be_had(cli, finished, tmp_path):
+    (tmp_path / "new.txt").write_text("a cat\n")
+    _, _, err = cli("predict", finished, tmp_path / "new.txt", "--coverage", "0.99")
+    advised = re.search(r"at most ([\d.]+\d)", err)[1]
+    assert cli("predict", finished, tmp_path / "new.txt", "--coverage", advised)[0] == 0
 
 
 def test_labels_that_are_distributed_otherwise_are_told():

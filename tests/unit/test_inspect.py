@@ -132,3 +132,12 @@ def test_findings_are_json_html_and_notebook_ready(table):
 def test_a_table_that_is_read_takes_no_reading_settings(table):
     with pytest.raises(bs.UserError, match="'text_column' would have no effect"):
         bs.inspect(bs.read_table(table), text_column="Text")
+
+
+def test_a_table_of_which_nothing_is_left_to_train_on_is_told(cli, tmp_path):
+    for name in ("t.csv", "test.csv"):
+        tiny_table(60).to_csv(tmp_path / name, index=False)
+    code, out, err = cli("inspect", tmp_path / "t.csv", "--test", tmp_path / "test.csv")
+    assert code == 0
+    assert "no text is left to train on" in out + err
+    assert "train refuses the table" in out + err

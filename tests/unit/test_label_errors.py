@@ -96,6 +96,28 @@ def test_what_spreadsheets_make_of_a_file_and_of_texts_is_understood(flipped, tm
     assert table.targets[39] == -1
 
 
+def test_rows_whose_label_is_another_than_when_the_file_was_made_are_told(flipped, tmp_path):
+    flipped.to_csv(tmp_path / "t.csv", index=False)
+    lines = [
+        {"row": row, "text": flipped.loc[row - 1, "Text"], "given": given, "corrected": corrected}
+        for row, given, corrected in (
+            (3, flipped.loc[2, "Label Text"], "colours"),  # as it was
+            (40, "tools", flipped.loc[39, "Label Text"]),  # corrected in the table since
+            (50, "animals" if flipped.loc[49, "Label Text"] != "animals" else "fruits", "colours"),
+        )
+    ]
+    lines[2]["corrected"] = next(
+        name
+        for name in ("animals", "colours", "fruits")
+        if name not in (lines[2]["given"], flipped.loc[49, "Label Text"])
+    )
+    pd.DataFrame(lines).to_csv(tmp_path / "c.csv", index=False)
+    notes = [note.message for note in bs.read_table(tmp_path / "t.csv", corrections=tmp_path / "c.csv").notes]
+    (told,) = [note for note in notes if "another label when it was made" in note]
+    assert "1 corrected rows" in told
+    assert "rows 50)" in told
+
+
 def test_a_row_corrected_twice_must_be_corrected_alike(flipped, tmp_path):
     flipped.to_csv(tmp_path / "t.csv", index=False)
     line = {"row": 3, "text": flipped.loc[2, "Text"], "corrected": "colours"}

@@ -52,6 +52,18 @@ def test_mean_spread_and_ensemble_are_those_of_the_members(seeds):
     assert together == pytest.approx(mean, abs=1e-5)
 
 
+def test_comparison_and_card_say_what_the_run_says(seeds):
+    own = {name: m["interval"] for name, m in seeds.metrics["splits"]["test"]["metrics"].items()}
+    other = next(m for m in seeds.members if int(m.path.name) != seeds.info["best_seed"])
+    for entry in (bs.compare(seeds, other)[0], bs.compare(other, seeds)[1]):
+        for name in ("macro_f1", "accuracy"):
+            assert entry["metrics"][name]["interval"] == own[name]
+    card = (seeds.path / "model" / "README.md").read_text()
+    assert f"seed: {seeds.info['best_seed']};" in card
+    assert "Of the models of 3 seeds, macro-F1 on test was" in card
+    assert "percentile bootstrap over texts" in card
+
+
 def test_the_command_predicts_with_all_of_them(cli, seeds, tmp_path):
     texts = tiny_table(12, seed=5)["Text"]
     pd.DataFrame({"Text": texts}).to_csv(tmp_path / "t.csv", index=False)

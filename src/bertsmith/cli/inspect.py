@@ -48,8 +48,9 @@ def inspect(
         with told(label_errors), replaced_file(label_errors) as part:
             guard(found).to_csv(part, index=False)
         talk().print(
-            f"{len(found):,} of {findings.usable:,} labels are probably wrong: {label_errors}\n"
-            "  fill in the column corrected where you agree, and give the file to train with --corrections",
+            f"{len(found):,} of {findings.usable:,} labels are hard to believe, the likeliest mistakes first: "
+            f"{label_errors}\n  a place to look, not a verdict: fill in the column corrected where you agree, and give "
+            "the file to train with --corrections",
             markup=False,
         )
     if html is not None:

@@ -36,6 +36,10 @@ def about_labels(table: Table) -> list[Finding]:
     given = table.frame["split"]
     training = table.targets[((given != "test") & (given != "validation")).to_numpy()]
     trained = np.bincount(training[training != MISSING], minlength=len(labels))
+    if (trained > 0).sum() < 2:
+        only = "no text" if not trained.any() else "only one class"
+        found.append(Finding("untrainable", "error", 1, f"{only} is left to train on", "train refuses the table"))
+        return found
     absent = [labels.texts[i] for i in np.flatnonzero(trained == 0)]
     if absent:
         found.append(

@@ -56,8 +56,10 @@ def correct(table: Table, file: Path, config: DataConfig) -> Table:
     where = {(source, int(row)): i for i, (source, row) in enumerate(table.frame[["source", "row"]].to_numpy())}
     found: dict[int, int] = {}
     problems: list[str] = []
-    rows = zip(sources, columns["row"], columns["text"], columns["corrected"], strict=True)
-    for line, (source, row, text, wanted) in enumerate(rows, start=1):
+    others: list[int] = []
+    given = texts_of(frame["given"], f"{raw.name}, column 'given'") if "given" in frame.columns else [None] * len(frame)
+    rows = zip(sources, columns["row"], columns["text"], given, columns["corrected"], strict=True)
+    for line, (source, row, text, before, wanted) in enumerate(rows, start=1):
         wanted = " ".join((wanted or "").split())
         if not wanted:
             continue
@@ -73,6 +75,8 @@ def correct(table: Table, file: Path, config: DataConfig) -> Table:
             problems.append(f"row {line:,}: {wanted!r} is no label of the table.{known}")
         elif found.setdefault(at, label) != label:
             problems.append(f"row {line:,}: row {number} of {source} was corrected to something else before")
+        elif before and table.frame["target"].iloc[at] not in (label, _label(before, table)):
+            others.append(int(number))
     if problems:
         shown = "\n".join(f"  - {problem}" for problem in problems[:10])
         more = f"\n  - and {len(problems) - 10:,} more" if len(problems) > 10 else ""
@@ -89,10 +93,13 @@ def correct(table: Table, file: Path, config: DataConfig) -> Table:
         targets[at] = found[at]
     counts = {"corrected": len(changed) - len(out), "left out": len(out), "already so": len(found) - len(changed)}
     said = f"corrections in {raw.name}: " + ", ".join(f"{n:,} {what}" for what, n in counts.items() if n)
-    note = Note(
-        "info" if found else "warning", said if found else f"{raw.name}: no correction is filled in", len(found)
-    )
-    return replace(table, frame=table.frame.assign(target=pd.Series(targets)), notes=(*table.notes, note))
+    notes = [
+        Note("info" if found else "warning", said if found else f"{raw.name}: no correction is filled in", len(found))
+    ]
+    if others:
+        told = f"{raw.name}: {len(others):,} corrected rows had another label when it was made (rows {listing(others)})"
+        notes.append(Note("warning", f"{told}: the table was changed since, or is another one", len(others)))
+    return replace(table, frame=table.frame.assign(target=pd.Series(targets)), notes=(*table.notes, *notes))
 
 
 def _label(wanted: str, table: Table) -> int | None:

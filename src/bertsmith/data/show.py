@@ -25,7 +25,8 @@ def show(findings: Findings) -> RenderableType:
         (findings.name, "bold"),
         f": {findings.rows:,} rows",
         f", {findings.usable:,} usable" if unused else "",
-        f", {len(findings.classes)} classes, imbalance {findings.imbalance:.1f} : 1",
+        f", {len(findings.classes)} classes"
+        + (f", imbalance {findings.imbalance:.1f} : 1" if findings.imbalance == findings.imbalance else ""),
     )
     columns = "columns: " + ", ".join(f"{role.replace('_', ' ')} = {name!r}" for role, name in findings.columns.items())
     parts: list[RenderableType] = [head, Text(columns, style="dim")]

@@ -41,21 +41,31 @@ def accuracy_coverage(confidence: np.ndarray, right: np.ndarray) -> list[dict[st
     ]
 
 
+def fewest_texts(accuracy: float) -> int:
+    """Return how many texts a threshold must rest on at least: as many as have one mistake at that accuracy.
+
+    Args:
+        accuracy: wanted, below 1.
+    """
+    return math.ceil(1 / (1 - accuracy) - 1e-6)
+
+
 def threshold_for(confidence: np.ndarray, right: np.ndarray, accuracy: float) -> float | None:
     """Return the least confidence from which on held-out texts were labelled with an accuracy.
 
     Args:
         confidence: shape (n,).
         right: whether the text is labelled right, shape (n,).
-        accuracy: wanted among the texts at least so confident.
+        accuracy: wanted among the texts at least so confident, below 1.
 
     Returns:
-        The threshold, or ``None`` where no threshold reaches the accuracy.
+        The threshold, or ``None`` where none reaches the accuracy on `fewest_texts` or more.
     """
     order = np.argsort(-confidence, kind="stable")
     sure, hits = confidence[order], np.cumsum(right[order])
     last = np.append(sure[1:] != sure[:-1], True)
-    enough = np.flatnonzero(last & (hits >= accuracy * np.arange(1, len(sure) + 1) - 1e-9))
+    n = np.arange(1, len(sure) + 1)
+    enough = np.flatnonzero(last & (hits >= accuracy * n - 1e-9) & (n >= fewest_texts(accuracy)))
     return float(sure[enough[-1]]) if len(enough) else None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,18 @@ from bertsmith.evaluation.metrics import scalars
 
 
 def side_by_side(
-    targets: np.ndarray, probabilities: Mapping[str, np.ndarray], *, seed: int = 0, groups: np.ndarray | None = None
+    targets: np.ndarray,
+    probabilities: Mapping[str, np.ndarray],
+    *,
+    seeds: Sequence[int],
+    groups: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
     """Score classifiers on the same texts and pair each with the first.
 
     Args:
         targets: class indices, shape (n,).
         probabilities: of each classifier by name, shape (n, classes).
-        seed: of the bootstrap.
+        seeds: of each one's bootstrap; the first one's is that of all differences.
         groups: which texts belong together, shape (n,), as for `bootstrap`.
 
     Returns:
@@ -30,12 +34,12 @@ def side_by_side(
     names = list(probabilities)
     first = probabilities[names[0]].argmax(axis=1)
     entries = []
-    for name, table in probabilities.items():
+    for (name, table), seed in zip(probabilities.items(), seeds, strict=True):
         intervals = bootstrap(targets, table, seed=seed, groups=groups)
         difference = None
         if name != names[0]:
             value, low, high = paired_difference(
-                targets, table.argmax(axis=1), first, table.shape[1], metric=PRIMARY, seed=seed, groups=groups
+                targets, table.argmax(axis=1), first, table.shape[1], metric=PRIMARY, seed=seeds[0], groups=groups
             )
             difference = {"value": value, "interval": [low, high], "distinguishable": low > 0 or high < 0}
         metrics = {

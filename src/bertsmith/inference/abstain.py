@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bertsmith.errors import ConfigError
-from bertsmith.evaluation.abstention import conformal_threshold, label_sets, threshold_for
+from bertsmith.evaluation.abstention import conformal_threshold, fewest_texts, label_sets, threshold_for
 from bertsmith.evaluation.rule import Rule
 from bertsmith.run import Run
 
@@ -81,6 +81,10 @@ def abstention(
     Raises:
         ConfigError: if both of the first two are wanted, or there is no threshold for what is wanted.
     """
+    if target_accuracy == 1:
+        raise ConfigError(
+            "--target-accuracy 1: no threshold can promise that nothing is labelled wrong", remedy="Ask for less."
+        )
     if min_confidence is not None and target_accuracy is not None:
         raise ConfigError("--min-confidence and --target-accuracy both say when to answer", remedy="Give one of them.")
     if target_accuracy is None and coverage is None:
@@ -96,7 +100,8 @@ def abstention(
         min_confidence = threshold_for(probabilities.max(axis=1), right, target_accuracy)
         if min_confidence is None:
             raise ConfigError(
-                f"--target-accuracy {target_accuracy:g}: no threshold reached that on the {n:,} validation texts "
+                f"--target-accuracy {target_accuracy:g}: no threshold reached that on "
+                f"{fewest_texts(target_accuracy):,} or more of the {n:,} validation texts "
                 f"({right.mean():.3f} of all are labelled right)",
                 remedy="Ask for less, or pass --min-confidence.",
             )
@@ -105,7 +110,8 @@ def abstention(
         if math.ceil((n + 1) * coverage - 1e-9) > n:
             raise ConfigError(
                 f"--coverage {coverage:g}: the run's {n:,} validation texts are too few to promise that",
-                remedy=f"Ask for at most {n / (n + 1):.3f}, or train with more validation texts.",
+                remedy=f"Ask for at most {math.floor(1000 * n / (n + 1)) / 1000:g}, or train with more validation "
+                "texts.",
             )
         in_set = conformal_threshold(targets, probabilities, coverage)
     return Abstention(min_confidence, in_set)

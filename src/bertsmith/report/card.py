@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from bertsmith.report.report import METRIC_NAMES, environment
+from bertsmith.report.report import METRIC_NAMES, best_epoch, environment
 from bertsmith.run import Run
 from bertsmith.storage import write_text
 
@@ -28,6 +28,8 @@ def write_card(run: Run) -> None:
             base_model=info["model"]["name"] if _HUB_ID.fullmatch(info["model"]["name"]) else None,
             test=metrics["splits"]["test"],
             metric_names=METRIC_NAMES,
+            seeds=metrics.get("seeds"),
+            best_epoch=best_epoch(run),
             verdict=metrics["baseline"]["tfidf_logistic_regression"]["verdict"],
             classes=[
                 {"label": e["label"], "text": _plain(e["label_text"]), "texts": e["texts"], "f1": e["f1"]}

@@ -55,6 +55,11 @@ def environment() -> jinja2.Environment:
     return result
 
 
+def best_epoch(run: Run) -> float | None:
+    """Return the epoch whose weights were kept, if it is known."""
+    return next((float(e["epoch"]) for e in run.history if e["step"] == run.info["training"]["best_step"]), None)
+
+
 def write_report(run: Run) -> Path:
     """Draw the page of a run that was scored, from what is in its folder.
 
@@ -72,7 +77,7 @@ def write_report(run: Run) -> Path:
     matrix = np.array(test["confusion"])
     mistakes = predictions[predictions["label"] != predictions["predicted"]]
     right = predictions[predictions["label"] == predictions["predicted"]]
-    best_epoch = next((e["epoch"] for e in history if e["step"] == info["training"]["best_step"]), None)
+    best = best_epoch(run)
     page = (
         environment()
         .get_template("report.html")
@@ -93,8 +98,8 @@ def write_report(run: Run) -> Path:
             groups=predictions["group"].nunique() if "group" in predictions.columns else 0,
             lengths=_length_figure(findings),
             balance=_balance(findings["classes"]),
-            losses=_loss_figure(history, best_epoch),
-            scores=_score_figure(history, best_epoch),
+            losses=_loss_figure(history, best),
+            scores=_score_figure(history, best),
             classes=_classes(test, run),
             matrix=matrix.tolist() if len(names) <= MATRIX_AS_TABLE else None,
             heatmap=heatmap(matrix, names) if len(names) > MATRIX_AS_TABLE else None,

@@ -148,8 +148,8 @@ def choose_imbalance(counts: np.ndarray) -> tuple[str, str]:
     ratio = float(present.max() / present.min())
     said = f"the largest class has {ratio:.1f} times the texts of the smallest"
     if ratio < UNEQUAL:
-        return "none", f"{said}: no need"
-    return "none", f"{said}: the loss is left alone, and a decision rule for macro-F1 is tried on validation"
+        return "none", f"{said}, in train: the loss is left alone"
+    return "none", f"{said}, in train: the loss is left alone, and a decision rule for macro-F1 is tried on validation"
 
 
 def choose_precision(device: torch.device) -> tuple[str, str]:
