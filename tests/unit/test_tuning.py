@@ -492,6 +492,46 @@ def test_a_storage_that_goes_away_and_comes_back_loses_nothing(tiny, tmp_path, m
     assert study.info["result"]["front"] == [0]
 
 
+def test_a_storage_that_goes_away_after_it_has_heard_and_before_it_answers(tmp_path, monkeypatch):
+    monkeypatch.setattr(stores.time, "sleep", lambda seconds: None)
+    store = _store(tmp_path, url=f"sqlite:///{tmp_path / 'study.db'}")
+    tell, left = optuna.Study.tell, [1]
+
+    def unanswered(*arguments, **named):
+        tell(*arguments, **named)
+        if left:
+            left.pop()
+            raise OperationalError("COMMIT", {}, Exception("server closed the connection"))
+
+    monkeypatch.setattr(optuna.Study, "tell", unanswered)
+    trial = store.claim(SPACE, None)
+    store.tell(trial, TrialState.COMPLETE, [0.5])
+    assert left == []
+    assert [(t.state, t.value) for t in store.trials] == [(TrialState.COMPLETE, 0.5)]
+
+
+def test_what_others_ended_meanwhile_is_taken_over_and_another_is_claimed(tmp_path, monkeypatch):
+    store = _store(tmp_path, url=f"sqlite:///{tmp_path / 'study.db'}")
+    trial = store.claim(SPACE, None)
+    store.study.tell(trial.number, state=TrialState.FAIL)  # by another worker, after a long silence
+    with pytest.raises(stores.TakenOverError):
+        store.tell(trial, TrialState.COMPLETE, [0.5])
+    with pytest.raises(stores.TakenOverError):
+        store.fail(trial.number, "it went wrong")
+    note = stores.Store.note
+    left = [1]
+
+    def silent(self, trial, **attributes):
+        if left:
+            left.pop()
+            self.study.tell(trial.number, state=TrialState.FAIL)
+        note(self, trial, **attributes)
+
+    monkeypatch.setattr(stores.Store, "note", silent)
+    assert store.claim(SPACE, None).number == 2
+    assert left == []
+
+
 def test_a_storage_that_stays_away_is_told_without_its_password(tmp_path, monkeypatch):
     monkeypatch.setattr(stores, "AWAY_SECONDS", 0.0)
     with pytest.raises(ConfigError, match="the database cannot be used") as caught:

@@ -140,10 +140,14 @@ class Store:
             self.study.sampler = self._sampler()
             with experimental():
                 trial: optuna.Trial = self.patiently(self.study.ask)
-            if isinstance(self.storage, RDBStorage):
-                self.patiently(partial(self.storage.record_heartbeat, trial._trial_id))
-            self.note(trial, **{WORKER: self.worker})
-            self.patiently(lambda: suggest(trial, space))
+            try:
+                if isinstance(self.storage, RDBStorage):
+                    self.patiently(partial(self.storage.record_heartbeat, trial._trial_id))
+                self.note(trial, **{WORKER: self.worker})
+                with _ours():
+                    self.patiently(lambda: suggest(trial, space))
+            except TakenOverError:  # the storage was away for long in the midst of it
+                return self.claim(space, wanted)
             return trial
 
     def _sampler(self) -> optuna.samplers.BaseSampler:
@@ -203,15 +207,16 @@ class Store:
             self.fail(number, f"its worker was killed, {retry} times")
             return
         self.patiently(lambda: self.study.enqueue_trial(trial.params, user_attrs={RETRY: retry}))
-        self.patiently(lambda: self.study.tell(number, state=TrialState.FAIL))
+        self._end(number, TrialState.FAIL)
 
     def fail(self, number: int, why: str) -> None:
         """End a trial that went wrong; it counts as one of those wanted. Raises `TakenOverError` as `tell` does."""
         trial = self.trials[number]
         if trial.state.is_finished():
             raise TakenOverError
-        self.patiently(lambda: self.storage.set_trial_user_attr(trial._trial_id, ERROR, why))
-        self.patiently(lambda: self.study.tell(number, state=TrialState.FAIL))
+        with _ours():
+            self.patiently(lambda: self.storage.set_trial_user_attr(trial._trial_id, ERROR, why))
+        self._end(number, TrialState.FAIL)
 
     def note(self, trial: optuna.Trial, **attributes: Any) -> None:
         """Set user attributes of a trial; raises `TakenOverError` as `tell` does."""
@@ -234,9 +239,18 @@ class Store:
         Raises:
             TakenOverError: if others took its worker for dead and ended it.
         """
-        if self.trials[trial.number].state.is_finished():
+        self._end(trial.number, state, values)
+        if self.trials[trial.number].state != state:  # to the others it failed
             raise TakenOverError
-        self.patiently(lambda: self.study.tell(trial, values, state))
+
+    def _end(self, number: int, state: TrialState, values: Sequence[float] | None = None) -> None:
+        """End a trial that may have ended: a storage that goes away may have heard before, and not have answered."""
+
+        def attempt() -> None:
+            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                self.study.tell(number, values, state, skip_if_finished=True)
+
+        self.patiently(attempt)
 
     @contextmanager
     def beating(self, trial: optuna.Trial) -> Iterator[None]:
