@@ -75,20 +75,22 @@ def test_the_page_says_everything(finished):
     _check_inert(page)
     for heading in (
         "How good is it?",
+        "What to fix?",
         "What was done",
         "All figures",
         "Class by class",
         "What is mistaken for what",
-        "The most confident mistakes",
         "A sample of right answers",
         "How training went",
-        "What was found in the data",
         "Class balance",
         "Length of the texts",
         "Use the model",
         "Settings",
     ):
         assert f"<h2>{heading}</h2>" in page, heading
+    what_to_fix = page.partition("<h2>What to fix?</h2>")[2].partition("</section>")[0]
+    for heading in ("The most confident mistakes", "What was found in the data"):
+        assert f"<h3>{heading}</h3>" in what_to_fix, heading
     value = open_run(finished).metrics["splits"]["test"]["metrics"]["macro_f1"]["value"]
     assert f"<b>{value:.3f}</b>macro-F1" in page
 
