@@ -92,6 +92,29 @@ def test_logits_and_gradient_are_those_of_the_padded_batch(architecture, models,
 
 
 @pytest.mark.parametrize("architecture", STACKS)
+@pytest.mark.parametrize("at_once", [1, 400, 1100])
+@pytest.mark.parametrize("lengths", [[5, 5, 5, 9, 9, 12, 30, 30], [3, 30, 1, 12, 7, 7, 2]])
+def test_texts_that_attend_a_few_at_a_time_give_the_same(architecture, models, lengths, at_once, monkeypatch):
+    model = models[architecture]
+    batch = _batch(model, lengths)
+    expected, expected_gradient = _logits_and_gradient(model, batch, pack=False)
+    sizes = []
+    whole = packing._at_once
+
+    def seen(layout, *rest):
+        sizes.append(tuple(layout.filled.shape))
+        return whole(layout, *rest)
+
+    monkeypatch.setattr(packing, "AT_ONCE", at_once)
+    monkeypatch.setattr(packing, "_at_once", seen)
+    found, gradient = _logits_and_gradient(model, batch, pack=True)
+    assert len(sizes) > 2  # more than one in a layer
+    assert all(n == 1 or n * width**2 <= at_once for n, width in sizes)
+    assert found.numpy() == pytest.approx(expected.numpy(), abs=1e-4)
+    assert (gradient - expected_gradient).norm() / expected_gradient.norm() < 1e-4
+
+
+@pytest.mark.parametrize("architecture", STACKS)
 def test_attention_of_variable_length_gives_the_same(architecture, models, monkeypatch):
     model = models[architecture]
     batch = _batch(model, [3, 30, 1, 12, 7])

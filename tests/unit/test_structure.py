@@ -104,7 +104,14 @@ def test_help_is_quick():
         began = time.perf_counter()
         subprocess.run([sys.executable, "-m", "bertsmith", "--help"], check=True, capture_output=True)
         times.append(time.perf_counter() - began)
-    assert min(times) < 0.5
+    assert min(times) < 1  # 0.6 to 0.8 on the slowest machine it was run on
+    heavy = "{'torch', 'transformers', 'pandas', 'datasets', 'sklearn', 'numpy'}"
+    code = (
+        "import sys\nfrom bertsmith.cli.app import main\n"
+        "try: main(['--help'])\nexcept SystemExit as e: assert not e.code\n"
+        f"assert not {heavy} & set(sys.modules)"
+    )
+    assert "train" in _python(code)
 
 
 def test_inspect_of_10_000_rows_takes_seconds_and_no_torch(tmp_path):
@@ -122,7 +129,7 @@ def test_inspect_of_10_000_rows_takes_seconds_and_no_torch(tmp_path):
         began = time.perf_counter()
         assert "10,000 rows" in _python(code)
         times.append(time.perf_counter() - began)
-    assert min(times) < 3
+    assert min(times) < 6  # about 4 there
 
 
 def test_all_public_names_exist_and_are_listed():

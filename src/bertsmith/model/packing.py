@@ -32,6 +32,8 @@ sizes: 3 % more tokens at most on average, and memory that was freed fits what c
 With any number of tokens training took about twice the memory on a CPU (`benchmarks/memory.py`); a GPU has few sizes to
 record (`bertsmith.training.graphs`), all of them multiples its matrix units like.
 """
+AT_ONCE = 2**15
+"""Scores of a head for the texts that attend at once on a CPU, to stay in its caches; a longer text goes alone."""
 STACKS = {
     "bert": "encoder",
     "roberta": "encoder",
@@ -59,6 +61,33 @@ class _Layout:
     longest: int
 
     @cached_property
+    def parts(self) -> list[_Layout]:
+        """Return layouts of a few texts each, one after the other, that attend at once; on a GPU all do."""
+        if self.starts.device.type != "cpu":
+            return [self]
+        lengths = self.filled.sum(dim=1)
+        groups: list[list[int]] = []
+        for n in lengths.tolist():
+            if groups and (len(groups[-1]) + 1) * max(n, *groups[-1]) ** 2 <= AT_ONCE:
+                groups[-1].append(n)
+            else:
+                groups.append([n])
+        return [
+            _Layout(torch.arange(max(group)) < of_group[:, None], self.starts, self.longest)
+            for group, of_group in zip(groups, lengths.split([len(group) for group in groups]), strict=True)
+        ]
+
+    @cached_property
+    def full(self) -> bool:
+        """Whether the texts of a part are all of the same length."""
+        return self.starts.device.type == "cpu" and bool(self.filled.all())
+
+    @cached_property
+    def n_tokens(self) -> int:
+        """Tokens of its texts, without empty ones."""
+        return int(self.filled.sum())
+
+    @cached_property
     def mask(self) -> torch.Tensor:
         """Return which places are filled, on the device, shape (texts, width)."""
         return moved(self.filled, self.starts.device)
@@ -69,18 +98,23 @@ class _Layout:
         return moved(self.filled.flatten().nonzero()[:, 0], self.starts.device)
 
     def spread(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return shape (texts, width, n) of rows (tokens and empty ones, n), zero where there is no token."""
-        wide: torch.Tensor = _Spread.apply(rows, self.places, self.mask.numel())
-        return wide.view(*self.mask.shape, -1)
+        """Return shape (texts, width, n) of rows (tokens, n), zero where there is no token."""
+        wide: torch.Tensor = rows if self.full else _Spread.apply(rows, self.places, self.filled.numel())
+        return wide.unflatten(0, self.filled.shape)
 
-    def seen(self, window: int | None) -> torch.Tensor:
+    def gathered(self, wide: torch.Tensor) -> torch.Tensor:
+        """Return the rows (tokens, n) of shape (texts, width, n)."""
+        flat = wide.flatten(0, 1)
+        rows: torch.Tensor = flat if self.full else _Gather.apply(flat, self.places)
+        return rows
+
+    def seen(self, window: int | None) -> torch.Tensor | None:
         """Return which places a place sees, shape (texts, 1, width or 1, width), at most so far to either side."""
-        filled = self.mask[:, None, None, :]
         if window is None:
-            return filled
-        place = torch.arange(self.mask.shape[1], device=self.mask.device)
+            return None if self.full else self.mask[:, None, None, :]
+        place = torch.arange(self.filled.shape[1], device=self.starts.device)
         # An empty place sees itself, so that no row of attention is without any weight.
-        return ((place[:, None] - place).abs() <= window) & (filled | (place[:, None] == place))
+        return ((place[:, None] - place).abs() <= window) & (self.mask[:, None, None, :] | (place[:, None] == place))
 
 
 _layout: ContextVar[_Layout | None] = ContextVar("layout", default=None)
@@ -157,7 +191,7 @@ def reading(
     def pooled(module: Any, args: Any, output: Any) -> Any:
         rows = output.last_hidden_state[0]
         if getattr(config, "classifier_pooling", "cls") == "mean":
-            of_texts = layout.spread(rows).sum(dim=1) / starts[:-1].diff()[:, None]
+            of_texts = layout.spread(rows[: layout.n_tokens]).sum(dim=1) / starts[:-1].diff()[:, None]
         else:
             of_texts = rows.index_select(0, starts[:-2])
         output.last_hidden_state = of_texts[:, None]
@@ -208,7 +242,7 @@ def _attention(
     layout = _layout.get()
     assert layout is not None
     window = None if sliding_window is None else sliding_window - 1
-    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+    query, key, value = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     if _has_kernel(query.device, query.dtype, query.shape[2]):
         mixed = _by_kernel(query, key, value, layout, dropout, scaling, window)
     else:
@@ -225,14 +259,31 @@ def _padded(
     scale: float | None,
     window: int | None,
 ) -> torch.Tensor:
-    """Attend in a padded batch; query, key, value and what comes out have shape (tokens, heads, size of a head)."""
-    n, heads = query.shape[:2]
+    """Attend in padded batches; query, key, value and what comes out have shape (tokens, heads, size of a head)."""
+    parts = layout.parts
+    sizes = [part.n_tokens for part in parts]
+    empty = len(query) - sum(sizes)
+    split = zip(parts, *(x.split([*sizes, empty])[:-1] for x in (query, key, value)), strict=True)
+    mixed = [_at_once(part, q, k, v, dropout, scale, window) for part, q, k, v in split]
+    return torch.cat([*mixed, query.new_zeros(empty, *query.shape[1:])])
+
+
+def _at_once(
+    layout: _Layout,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    dropout: float,
+    scale: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Attend in one padded batch; shapes as for `_padded`, without empty tokens."""
+    heads = query.shape[1]
     query, key, value = (
         layout.spread(x.flatten(1)).unflatten(2, (heads, -1)).transpose(1, 2) for x in (query, key, value)
     )
     mixed = F.scaled_dot_product_attention(query, key, value, layout.seen(window), dropout_p=dropout, scale=scale)
-    rows: torch.Tensor = _Gather.apply(mixed.transpose(1, 2).flatten(2).flatten(0, 1), layout.places, n)
-    return rows.unflatten(1, (heads, -1))
+    return layout.gathered(mixed.transpose(1, 2).flatten(2)).unflatten(1, (heads, -1))
 
 
 def _by_kernel(
@@ -318,50 +369,40 @@ def _agrees(device: torch.device, dtype: torch.dtype, size: int) -> bool:
 
 
 class _Spread(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
-    """Rows put into their places among n; the others are zero, and rows that have no place are left out."""
+    """Rows put into their places among n; the others are zero."""
 
     @staticmethod
     def forward(context: Any, rows: torch.Tensor, places: torch.Tensor, n: int) -> torch.Tensor:
-        """Return shape (n, width) of rows (tokens, width)."""
+        """Return shape (n, width) of rows (places, width)."""
         context.save_for_backward(places)
-        context.n = len(rows)
         return _put(rows, places, n)
 
     @staticmethod
     def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         """Return the gradient of the rows."""
-        (places,) = context.saved_tensors
-        return _taken(gradient, places, context.n), None, None
+        return gradient.index_select(0, *context.saved_tensors), None, None
 
 
 class _Gather(torch.autograd.Function):  # type: ignore[misc]
-    """The rows in some places, and zeros after them; what stands in the other places is dropped."""
+    """The rows in some places; what stands in the others is dropped."""
 
     @staticmethod
-    def forward(context: Any, wide: torch.Tensor, places: torch.Tensor, n: int) -> torch.Tensor:
-        """Return shape (n, width) of rows (places, width)."""
+    def forward(context: Any, wide: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Return shape (places, width) of rows (n, width)."""
         context.save_for_backward(places)
         context.n = len(wide)
-        return _taken(wide, places, n)
+        return wide.index_select(0, places)
 
     @staticmethod
-    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        """Return the gradient of all places."""
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Return the gradient of all rows."""
         (places,) = context.saved_tensors
-        return _put(gradient, places, context.n), None, None
+        return _put(gradient, places, context.n), None
 
 
 def _put(rows: torch.Tensor, places: torch.Tensor, n: int) -> torch.Tensor:
-    """Return n rows, zero but in those places, where the first of the given rows are."""
-    return rows.new_zeros(n, rows.shape[1]).index_copy_(0, places, rows[: len(places)])
-
-
-def _taken(wide: torch.Tensor, places: torch.Tensor, n: int) -> torch.Tensor:
-    """Return the rows in those places, and zeros up to n rows."""
-    taken = wide.new_empty(n, wide.shape[1])
-    torch.index_select(wide, 0, places, out=taken[: len(places)])
-    taken[len(places) :] = 0
-    return taken
+    """Return n rows, zero but in those places."""
+    return rows.new_zeros(n, rows.shape[1]).index_copy_(0, places, rows)
 
 
 def leave_attention_alone() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +20,12 @@ from bertsmith.training.dropout import CheapDropout
 from bertsmith.training.events import Compiling, Listener, MemoryShort
 from bertsmith.training.finite import NotFiniteError, Part, Question, can_skip
 from bertsmith.training.graphs import Graphs
+from bertsmith.training.lookups import RowGradients
 from bertsmith.training.memory import SMALLEST, ran_out
 from bertsmith.training.order import Ordered
 from bertsmith.training.rates import set_rates
 from bertsmith.training.speed import Stopwatch
 from bertsmith.training.together import ALONE, Group
-
-if TYPE_CHECKING:
-    pass
 
 TRAINER_STATE = "trainer_state.json"
 
@@ -151,8 +149,7 @@ class Engine(Ordered):
                 micro_batch = {name: torch.cat([values, values]) for name, values in micro_batch.items()}
             place = (self.args.seed, *self.part, i, self.group.rank)
             torch.manual_seed(_mixed(*place))
-            dropout = CheapDropout(*place) if self._dropout_is_ours else contextlib.nullcontext()
-            with dropout, self.compiled.used() if self.compiled else contextlib.nullcontext():
+            with self._cheaply(*place), self.compiled.used() if self.compiled else contextlib.nullcontext():
                 if self.graphs is not None and len(micro_batches) == 1:
                     total += self._by_recording(model, micro_batch, num_items_in_batch)
                 else:
@@ -205,10 +202,17 @@ class Engine(Ordered):
             return packed(self.model, batch)
         return contextlib.nullcontext({name: moved(values, self.args.device) for name, values in batch.items()})
 
-    @property
-    def _dropout_is_ours(self) -> bool:
-        """On a CPU; but checkpointed gradients do a part of the step again, and must then draw the same masks."""
-        return self.args.device.type == "cpu" and not self.args.gradient_checkpointing
+    @contextlib.contextmanager
+    def _cheaply(self, *place: int) -> Iterator[None]:
+        """Have a CPU do what torch does slowly there our way.
+
+        Not where gradients are checkpointed: that does a part of the step again, and must then draw the same masks.
+        """
+        if self.args.device.type != "cpu" or self.args.gradient_checkpointing:
+            yield
+            return
+        with CheapDropout(*place), RowGradients():
+            yield
 
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
