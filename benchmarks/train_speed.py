@@ -220,8 +220,10 @@ def main() -> int:
     from bertsmith.model import checkpoint
     from bertsmith.model.load import choose_device
     from bertsmith.training.memory import freed_memory_kept
+    from bertsmith.training.recipe import choose_precision
 
     device = choose_device("auto")
+    fast = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[choose_precision(device)[0]]
     packaged = given.tokenizer.startswith("packaged:")
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.resolve(given.tokenizer).path if packaged else given.tokenizer)
     tokenizer.model_max_length = given.max_length
@@ -267,7 +269,7 @@ def main() -> int:
             base = statistics.median(seconds[given.contenders[0]])
             for contender, all_of_them in seconds.items():
                 median = statistics.median(all_of_them)
-                dtype = torch.float32 if contender == "trainer" else torch.bfloat16
+                dtype = torch.float32 if contender == "trainer" else fast
                 share = needed / median / peak(device, dtype, model.config.hidden_size)
                 shown = ", ".join(f"{s:.3g}" for s in all_of_them)
                 print(
