@@ -261,9 +261,11 @@ def main() -> int:
                     seed = number if given.score else 0
                     taken, model = run(contender, model_name, dataset, tokenizer, n_classes, given.batch, device, seed)
                     seconds[contender].append(taken)
+                    line = [model_name, table, contender, number, round(taken, 2)]
                     if given.score:
                         labels[contender].append(labelled(model, tokenizer, test_texts))
-                    print(json.dumps([model_name, table, contender, number, round(taken, 2)]), file=sys.stderr)
+                        line.append(round(from_pairs(test_targets, labels[contender][-1], n_classes)["macro_f1"], 4))
+                    print(json.dumps(line), file=sys.stderr)
             model = new_model(model_name, n_classes)
             needed = flops(model, lengths)
             base = statistics.median(seconds[given.contenders[0]])
