@@ -85,7 +85,7 @@ def test_attention_and_its_gradients_are_those_of_the_same_mask_written_out(kind
     mask = {"none": None, "bool": seen, "float": torch.zeros(seen.shape).masked_fill(~seen, least)}[kind]
     with CheapDropout(3):
         found = F.scaled_dot_product_attention(*ours, mask, dropout_p=0.25, scale=0.3)
-    stays = CheapDropout(3).mask(torch.Size((2, 3, 6, 6)), 0.25)
+    stays = CheapDropout(3).mask(torch.Size((2, 3, 6, 6)), 0.25).bool()
     q, k, v = exact
     scores = 0.3 * q @ k.transpose(-1, -2)
     scores = scores if mask is None else scores.masked_fill(~seen, -torch.inf)

@@ -41,6 +41,13 @@ from tests.conftest import same_weights as _same
 from tests.conftest import train as _train
 from tests.conftest import weights_of as _weights
 
+
+@pytest.fixture(autouse=True)
+def same_budget_everywhere(monkeypatch):
+    """Have a CPU with matrix units cut batches as any other does."""
+    monkeypatch.setattr(batching, "WITH_TILES", 1)
+
+
 TOLD = ("step", "train_loss", "validation_loss", "metrics", "learning_rate")
 
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - as everywhere
 
 from bertsmith.model.checkpoint import POSITION_OFFSET
+from bertsmith.versions import cpu_capabilities
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,8 +33,11 @@ sizes: 3 % more tokens at most on average, and memory that was freed fits what c
 With any number of tokens training took about twice the memory on a CPU (`benchmarks/memory.py`); a GPU has few sizes to
 record (`bertsmith.training.graphs`), all of them multiples its matrix units like.
 """
-AT_ONCE = 2**15
-"""Scores of a head for the texts that attend at once on a CPU, to stay in its caches; a longer text goes alone."""
+AT_ONCE = 2**17 if cpu_capabilities().get("amx_bf16") else 2**15
+"""Scores of a head for the texts that attend at once on a CPU, to stay in its caches; a longer text goes alone.
+
+With matrix units (AMX) more of them are faster.
+"""
 STACKS = {
     "bert": "encoder",
     "roberta": "encoder",

@@ -40,10 +40,13 @@ class CheapDropout(TorchFunctionMode):  # type: ignore[misc]  # torch is untyped
         return function(*args, **(kwargs or {}))
 
     def mask(self, shape: torch.Size, p: float) -> torch.Tensor:
-        """Return which elements stay, each with probability 1 − p, independently; bool, of the shape given."""
+        """Return all bits set where an element stays, each with probability 1 − p, independently, and none elsewhere.
+
+        They are int16, of the shape given.
+        """
         n = shape.numel()
-        drawn = self.bits.random_raw(-(-n // 4)).view(np.int16)[:n]
-        return torch.from_numpy(drawn >= round(p * LEVELS) - LEVELS // 2).view(shape)
+        drawn = torch.from_numpy(self.bits.random_raw(-(-n // 4)).view(np.int16)[:n]).view(shape)
+        return drawn.ge_(round(p * LEVELS) - LEVELS // 2).neg_()
 
     def _dropout(self, x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
         if not training or not 0 < p < 1 or inplace or x.device.type != "cpu":
@@ -85,13 +88,13 @@ def _bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _kept(x: torch.Tensor, stays: torch.Tensor) -> torch.Tensor:
-    """Return x where the mask holds, and zero elsewhere: its bits are cleared."""
+    """Return x where the bits of the mask are set, and zero elsewhere."""
     bits = BITS[x.element_size()]
-    return torch.bitwise_and(x.view(bits), stays.to(bits).neg_()).view(x.dtype)
+    return torch.bitwise_and(x.view(bits), stays.to(bits)).view(x.dtype)
 
 
 class _Masked(torch.autograd.Function):  # type: ignore[misc]
-    """What a mask leaves, scaled; the mask is kept as bool, a byte an element."""
+    """What a mask leaves, scaled."""
 
     @staticmethod
     def forward(context: Any, x: torch.Tensor, stays: torch.Tensor, gain: float) -> torch.Tensor:

@@ -75,7 +75,7 @@ def free_memory(root: Path = Path("/")) -> int | None:
     return max(min(left), 0) if left else None
 
 
-def plan(model: PreTrainedModel, longest: int, *, training: bool, free: int | None) -> int:
+def plan(model: PreTrainedModel, longest: int, *, training: bool, free: int | None, usual: int | None = None) -> int:
     """Return the token budget for a CPU: the usual one, or as much of it as fits into memory.
 
     On a CPU memory that ends is no error to catch: the kernel kills the process. So the need is reckoned beforehand,
@@ -86,11 +86,12 @@ def plan(model: PreTrainedModel, longest: int, *, training: bool, free: int | No
         longest: tokens of the longest text.
         training: whether gradients and the optimizer's two moments are needed as well.
         free: bytes, of `free_memory`.
+        usual: the token budget where memory suffices; that of `TOKEN_BUDGETS` unless given.
 
     Raises:
         DeviceError: if not even one text of that length fits.
     """
-    usual = TOKEN_BUDGETS["cpu"]
+    usual = usual or TOKEN_BUDGETS["cpu"]
     if free is None:
         return usual
     budget = usual

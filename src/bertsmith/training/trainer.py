@@ -25,9 +25,8 @@ from bertsmith.config import PRIMARY
 from bertsmith.errors import DeviceError, Interrupted, listing
 from bertsmith.model.load import Loaded, quiet_transformers
 from bertsmith.model.packing import can_pack, can_record
-from bertsmith.training import recovery
+from bertsmith.training import batching, recovery
 from bertsmith.training.arguments import refused
-from bertsmith.training.batching import TOKEN_BUDGETS
 from bertsmith.training.checkpoints import load_state
 from bertsmith.training.engine import Engine
 from bertsmith.training.events import Collapsed, Evaluated, Finished, Listener, MemoryPlanned, Saved, Started, StepDone
@@ -38,6 +37,7 @@ from bertsmith.training.memory import free_memory, freed_memory_kept, plan, ran_
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.speed import Stopwatch, Tracer
 from bertsmith.training.together import ALONE, Group
+from bertsmith.versions import cpu_capabilities
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -185,12 +185,16 @@ def _engine(
         engine.graphs = Graphs(loaded.model)
     if recipe.imbalance == "balanced-sampling":
         engine.chances = inverse_weights(counts)[targets] / len(targets)
-    engine.token_budget = usual = TOKEN_BUDGETS[loaded.device.type]
+    usual = batching.TOKEN_BUDGETS[loaded.device.type]
     if loaded.device.type == "cpu":
-        free = free_memory()
-        engine.token_budget = plan(loaded.model, _longest(train, validation), training=True, free=free)
+        if arguments.bf16 and cpu_capabilities().get("amx_bf16"):
+            usual *= batching.WITH_TILES
+        free, longest = free_memory(), _longest(train, validation)
+        engine.token_budget = plan(loaded.model, longest, training=True, free=free, usual=usual)
         if engine.token_budget < usual and free is not None:
             reporter.emit(MemoryPlanned(engine.token_budget, free))
+    else:
+        engine.token_budget = usual
     reporter.engine = engine
     return engine
 
