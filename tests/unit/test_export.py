@@ -57,8 +57,6 @@ def _close(a, b):
 def test_an_export_of_every_architecture_says_what_the_original_says(architecture, format, tmp_path):
     if format == "openvino":
         pytest.importorskip("openvino", reason="openvino is not installed")
-        if architecture not in ("bert", "modernbert"):
-            pytest.skip("it is made from the ONNX file, which is tested for each")
     import torch
 
     found = checkpoint.resolve(str(tiny_model(tmp_path / "m", architecture)))

@@ -208,13 +208,24 @@ def _to_int8(file: Path) -> None:
 
 def _to_openvino(original: Classifier, folder: Path, precision: str) -> None:
     import openvino
+    import torch
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
-    source = folder / "source.onnx"
-    _write_onnx(original, source)
-    # Not by convert_model, which would tell its maker.
-    openvino.save_model(openvino.Core().read_model(source), folder / "model.xml", compress_to_fp16=False)
-    for part in folder.glob("source.onnx*"):
-        part.unlink()
+    names = original.loaded.input_names
+    with _exporting(original, "OpenVINO"):
+        # From torch itself, where attention is one operation still, which is faster than the pieces ONNX makes of it;
+        # and not by convert_model, which would tell its maker.
+        traced, inputs, free = _traceable(original)
+        program = torch.export.export(traced, inputs, dynamic_shapes=free, strict=False)
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        decoder = TorchFXPythonDecoder.from_exported_program(program)  # which must be there until all is converted
+        model = frontend.convert(frontend.load(decoder))
+        for port, name in zip(model.inputs, names, strict=True):
+            port.get_tensor().set_names({name})
+        model.outputs[0].get_tensor().set_names({"logits"})
+        model.validate_nodes_and_infer_types()
+        openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
 
 
 WRITERS: dict[str, Callable[[Classifier, Path, str], None]] = {"onnx": _to_onnx, "openvino": _to_openvino}
@@ -222,7 +233,28 @@ WRITERS: dict[str, Callable[[Classifier, Path, str], None]] = {"onnx": _to_onnx,
 
 
 def _write_onnx(original: Classifier, file: Path) -> None:
-    """Write the model with the decision rule that is in its weights, for any number of texts and tokens."""
+    import torch
+
+    with _exporting(original, "ONNX"):
+        traced, inputs, free = _traceable(original)
+        torch.onnx.export(
+            traced,
+            inputs,
+            str(file),
+            input_names=list(original.loaded.input_names),
+            output_names=["logits"],
+            dynamo=True,
+            dynamic_shapes=free,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def _traceable(original: Classifier) -> tuple[Any, tuple[Any, ...], tuple[Any, ...]]:
+    """Return a module from the model's inputs to logits, its inputs for two texts, and that their shapes are free.
+
+    The decision rule that is in the weights is in the logits.
+    """
     import torch
 
     model, names = original.loaded.model, original.loaded.input_names
@@ -238,24 +270,21 @@ def _write_onnx(original: Classifier, file: Path) -> None:
     free = torch.export.Dim.DYNAMIC
     wrapped = Logits().eval()
     wrapped.model = model
+    return wrapped, tuple(example[name] for name in names), (tuple({0: free, 1: free} for _ in names),)
+
+
+@contextmanager
+def _exporting(original: Classifier, to: str) -> Iterator[None]:
+    """Turn what exporters raise of a model into an error of ours."""
     try:
         with _quiet():
-            torch.onnx.export(
-                wrapped,
-                tuple(example[name] for name in names),
-                str(file),
-                input_names=list(names),
-                output_names=["logits"],
-                dynamo=True,
-                dynamic_shapes=(tuple({0: free, 1: free} for _ in names),),
-                external_data=False,
-                verbose=False,
-            )
+            yield
+    except ModuleNotFoundError:
+        raise
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError):
-            raise
         raise ModelError(
-            f"a model of type {model.config.model_type} cannot be exported to ONNX: {_first_line(error)}",
+            f"a model of type {original.loaded.model.config.model_type} cannot be exported to {to}: "
+            f"{_first_line(error)}",
             remedy="Use the run itself, with predict or serve.",
         ) from error
 
