@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from bertsmith.errors import ConfigError, DataError, ModelError, RunFolderError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.inference import export as exporting
 from bertsmith.inference.classifier import Classifier
-from bertsmith.inference.exported import About, Exported
+from bertsmith.inference.exported import TOKEN_BUDGETS, About, Exported
 from bertsmith.model import checkpoint
 from bertsmith.model.load import Loaded, load_model, load_tokenizer
 from bertsmith.testing import ARCHITECTURES, tiny_model, tiny_table
@@ -119,9 +120,18 @@ def test_an_export_says_how_it_compares(exported, run):
     assert About.read(exported.path) == exported.about
 
 
-def test_batched_equals_single_whatever_the_neighbours(exported):
+@pytest.fixture(scope="module")
+def in_openvino(run, tmp_path_factory):
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    return bs.export(run, format="openvino", output=tmp_path_factory.mktemp("openvino") / "e")
+
+
+@pytest.mark.parametrize("fixture", ["exported", "in_openvino"])
+def test_batched_equals_single_whatever_the_neighbours(fixture, request, monkeypatch):
+    for name in TOKEN_BUDGETS:  # many micro-batches, of which each thread has its own
+        monkeypatch.setitem(TOKEN_BUDGETS, name, 64)
     texts = tiny_table(40, seed=8)["Text"].tolist() + TEXTS
-    classifier = bs.load(exported.path)
+    classifier = Exported.load(request.getfixturevalue(fixture).path, threads=2)
     together = classifier.predict_proba(texts)
     _close(together, np.concatenate([classifier.predict_proba([text]) for text in texts]))
     order = np.random.default_rng(0).permutation(len(texts))
@@ -130,6 +140,34 @@ def test_batched_equals_single_whatever_the_neighbours(exported):
     assert together.sum(axis=1) == pytest.approx(1)
     with pytest.raises(DataError, match="text 1"):
         classifier.predict_proba(["a", None])
+
+
+@pytest.mark.parametrize("fixture", ["exported", "in_openvino"])
+def test_several_may_ask_at_once(fixture, request, monkeypatch):
+    for name in TOKEN_BUDGETS:
+        monkeypatch.setitem(TOKEN_BUDGETS, name, 64)
+    texts = tiny_table(60, seed=9)["Text"].tolist()
+    classifier = Exported.load(request.getfixturevalue(fixture).path, threads=2)
+    alone = [classifier.predict_proba(texts[i:]) for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for one, other in zip(alone, pool.map(lambda i: classifier.predict_proba(texts[i:]), range(8)), strict=True):
+            _close(other, one)
+
+
+@pytest.mark.parametrize("fixture", ["exported", "in_openvino"])
+def test_what_is_broken_off_disturbs_nothing(fixture, request, monkeypatch):
+    for name in TOKEN_BUDGETS:
+        monkeypatch.setitem(TOKEN_BUDGETS, name, 64)
+    texts = tiny_table(60, seed=9)["Text"].tolist()
+    classifier = Exported.load(request.getfixturevalue(fixture).path, threads=2)
+    expected = classifier.predict_proba(texts)
+
+    def stop(n: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as _kept:  # with all that its traceback refers to
+        classifier.predict_proba(texts, stop)
+    _close(classifier.predict_proba(texts), expected)
 
 
 def test_a_rule_that_is_not_in_the_weights_travels_along(run, copy):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -23,10 +27,12 @@ from bertsmith.versions import cores
 
 ABOUT = "export.json"
 TOKENIZER, HELD_OUT = "tokenizer.json", "validation.npz"
-TOKEN_BUDGET = 2048
-"""Tokens at once, padding counted."""
-Session = Callable[[Mapping[str, np.ndarray]], np.ndarray]
-"""Takes the model's inputs, each of shape (texts, tokens), returns logits of shape (texts, classes)."""
+TOKEN_BUDGETS = {"onnx": 2048, "openvino": 1024}
+"""Tokens at once, padding counted, by the format of the export: of a single core with OpenVINO, of all with ONNX."""
+Inputs = Mapping[str, np.ndarray]
+"""What a model takes, each of shape (texts, tokens)."""
+Session = Callable[[Iterable[Inputs], int], Generator[np.ndarray]]
+"""Takes micro-batches and how many they are, yields the logits of each in that order, shape (texts, classes)."""
 
 
 def _onnx(folder: Path, precision: str, threads: int) -> Session:
@@ -38,24 +44,51 @@ def _onnx(folder: Path, precision: str, threads: int) -> Session:
     # Threads that spin while they wait take the cores from what else a server does, and gain nothing on whole batches.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    return lambda inputs: np.asarray(session.run(None, dict(inputs))[0])
+    return lambda batches, n: (np.asarray(session.run(None, dict(batch))[0]) for batch in batches)
 
 
 def _openvino(folder: Path, precision: str, threads: int) -> Session:
+    """A single micro-batch gets all threads; of many each thread has its own, so that none waits for another."""
     import openvino
     from openvino import properties
 
     core = openvino.Core()
-    settings = {
-        properties.inference_num_threads(): threads,
-        properties.hint.performance_mode(): properties.hint.PerformanceMode.LATENCY,
-        properties.hint.inference_precision(): openvino.Type.bf16 if precision == "bf16" else openvino.Type.f32,
-    }
-    request = core.compile_model(core.read_model(folder / "model.xml"), "CPU", settings).create_infer_request()
+    model = core.read_model(folder / "model.xml")
 
-    def run(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        return np.array(next(iter(request.infer(dict(inputs)).values())), dtype=np.float32)
+    @cache
+    def requests(n: int) -> list[openvino.InferRequest]:
+        settings = {
+            properties.inference_num_threads(): threads,
+            properties.num_streams(): n,
+            properties.hint.inference_precision(): openvino.Type.bf16 if precision == "bf16" else openvino.Type.f32,
+        }
+        compiled = core.compile_model(model, "CPU", settings)
+        return [compiled.create_infer_request() for _ in range(n)]
 
+    def run(batches: Iterable[Inputs], n: int) -> Generator[np.ndarray]:
+        idle, busy = deque[openvino.InferRequest](), deque[openvino.InferRequest]()
+
+        def oldest() -> np.ndarray:
+            idle.append(busy.popleft())
+            idle[-1].wait()
+            return np.array(idle[-1].get_output_tensor(0).data, dtype=np.float32)
+
+        with alone:
+            idle.extend(requests(threads if n > 1 else 1))
+            try:
+                for batch in batches:
+                    if not idle:
+                        yield oldest()
+                    busy.append(idle.popleft())
+                    busy[-1].start_async(dict(batch))
+                while busy:
+                    yield oldest()
+            finally:
+                for request in busy:
+                    request.wait()
+
+    alone = Lock()
+    requests(1)  # whether it can be loaded shows at once
     return run
 
 
@@ -228,10 +261,13 @@ class Exported(OneModel):
         ids = encoded["input_ids"]
         logits = np.empty((len(ids), len(self.labels)))
         lengths = np.array([len(row) for row in ids], dtype=np.int64)
-        for rows in micro_batches(lengths, TOKEN_BUDGET) if len(ids) else []:
-            logits[rows] = self.session(self._batch([ids[i] for i in rows]))
-            if progress:
-                progress(len(rows))
+        groups = micro_batches(lengths, TOKEN_BUDGETS[self.about.format])
+        batches = (self._batch([ids[i] for i in rows]) for rows in groups)
+        with closing(self.session(batches, len(groups))) as of_groups:
+            for rows, found in zip(groups, of_groups, strict=True):
+                logits[rows] = found
+                if progress:
+                    progress(len(rows))
         return logits
 
     def _batch(self, ids: list[list[int]]) -> dict[str, np.ndarray]:
