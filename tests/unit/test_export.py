@@ -126,12 +126,17 @@ def in_openvino(run, tmp_path_factory):
     return bs.export(run, format="openvino", output=tmp_path_factory.mktemp("openvino") / "e")
 
 
-@pytest.mark.parametrize("fixture", ["exported", "in_openvino"])
-def test_batched_equals_single_whatever_the_neighbours(fixture, request, monkeypatch):
-    for name in TOKEN_BUDGETS:  # many micro-batches, of which each thread has its own
+@pytest.fixture(params=["exported", "in_openvino"])
+def cut_small(request, monkeypatch):
+    """An export on two threads, in whose hands a few texts are many micro-batches."""
+    for name in TOKEN_BUDGETS:
         monkeypatch.setitem(TOKEN_BUDGETS, name, 64)
+    return Exported.load(request.getfixturevalue(request.param).path, threads=2)
+
+
+def test_batched_equals_single_whatever_the_neighbours(cut_small):
     texts = tiny_table(40, seed=8)["Text"].tolist() + TEXTS
-    classifier = Exported.load(request.getfixturevalue(fixture).path, threads=2)
+    classifier = cut_small
     together = classifier.predict_proba(texts)
     _close(together, np.concatenate([classifier.predict_proba([text]) for text in texts]))
     order = np.random.default_rng(0).permutation(len(texts))
@@ -142,32 +147,24 @@ def test_batched_equals_single_whatever_the_neighbours(fixture, request, monkeyp
         classifier.predict_proba(["a", None])
 
 
-@pytest.mark.parametrize("fixture", ["exported", "in_openvino"])
-def test_several_may_ask_at_once(fixture, request, monkeypatch):
-    for name in TOKEN_BUDGETS:
-        monkeypatch.setitem(TOKEN_BUDGETS, name, 64)
+def test_several_may_ask_at_once(cut_small):
     texts = tiny_table(60, seed=9)["Text"].tolist()
-    classifier = Exported.load(request.getfixturevalue(fixture).path, threads=2)
-    alone = [classifier.predict_proba(texts[i:]) for i in range(8)]
+    alone = [cut_small.predict_proba(texts[i:]) for i in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        for one, other in zip(alone, pool.map(lambda i: classifier.predict_proba(texts[i:]), range(8)), strict=True):
-            _close(other, one)
+        at_once = list(pool.map(lambda i: cut_small.predict_proba(texts[i:]), range(8)))
+    assert np.concatenate(at_once) == pytest.approx(np.concatenate(alone), abs=1e-5)
 
 
-@pytest.mark.parametrize("fixture", ["exported", "in_openvino"])
-def test_what_is_broken_off_disturbs_nothing(fixture, request, monkeypatch):
-    for name in TOKEN_BUDGETS:
-        monkeypatch.setitem(TOKEN_BUDGETS, name, 64)
+def test_what_is_broken_off_disturbs_nothing(cut_small):
     texts = tiny_table(60, seed=9)["Text"].tolist()
-    classifier = Exported.load(request.getfixturevalue(fixture).path, threads=2)
-    expected = classifier.predict_proba(texts)
+    expected = cut_small.predict_proba(texts)
 
     def stop(n: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as _kept:  # with all that its traceback refers to
-        classifier.predict_proba(texts, stop)
-    _close(classifier.predict_proba(texts), expected)
+        cut_small.predict_proba(texts, stop)
+    _close(cut_small.predict_proba(texts), expected)
 
 
 def test_a_rule_that_is_not_in_the_weights_travels_along(run, copy):
