@@ -283,7 +283,7 @@ def export(
     Args:
         run: the run, or its folder.
         format: ``"onnx"`` or ``"openvino"``.
-        precision: ``"fp32"``; ``"int8"`` with ONNX, ``"bf16"`` with OpenVINO.
+        precision: ``"fp32"`` or ``"int8"``; with OpenVINO ``"bf16"`` too.
         output: the folder to write; ``RUN/export/FORMAT`` unless given.
         accept: write it even if it does not say what the original says.
         overwrite: replace an export that is there.

@@ -17,6 +17,7 @@ from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, DataError, ModelError, RunFolderError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.inference import export as exporting
+from bertsmith.inference import writers
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.exported import TOKEN_BUDGETS, About, Exported
 from bertsmith.model import checkpoint
@@ -53,11 +54,21 @@ def _close(a, b):
     assert a == pytest.approx(b, abs=1e-5)
 
 
-@pytest.mark.parametrize("format", ["onnx", "openvino"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_an_export_of_every_architecture_says_what_the_original_says(architecture, format, tmp_path):
+FORMATS = [("onnx", "fp32", 1e-5), ("openvino", "fp32", 1e-5), ("onnx", "int8", 0.02), ("openvino", "int8", 0.02)]
+"""Format, precision and how far a probability of a tiny model may be from the original's."""
+
+
+def _needs(format, precision="fp32"):
     if format == "openvino":
-        pytest.importorskip("openvino", reason="openvino is not installed")
+        pytest.importorskip("openvino", reason="the extra openvino is not installed")
+        if precision == "int8":
+            pytest.importorskip("nncf", reason="the extra openvino is not installed")
+
+
+@pytest.mark.parametrize(("format", "precision", "near"), FORMATS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_export_of_every_architecture_says_what_the_original_says(architecture, format, precision, near, tmp_path):
+    _needs(format, precision)
     import torch
 
     found = checkpoint.resolve(str(tiny_model(tmp_path / "m", architecture)))
@@ -65,11 +76,11 @@ def test_an_export_of_every_architecture_says_what_the_original_says(architectur
     original = Classifier(Loaded(model, tokenizer, torch.device("cpu"), 48), Labels((0, 1, 2), ("a", "b", "c")))
     folder = tmp_path / "e"
     folder.mkdir()
-    exporting.WRITERS[format](original, folder, "fp32")
+    writers.write_model(original, folder, format, precision, tiny_table(20)["Text"].tolist())
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     about = About(
         format,
-        "fp32",
+        precision,
         original.labels,
         original.loaded.input_names,
         48,
@@ -80,7 +91,10 @@ def test_an_export_of_every_architecture_says_what_the_original_says(architectur
         {},
     )
     (folder / "export.json").write_text(json.dumps(about.to_dict()))
-    _close(Exported.load(folder).predict_proba(TEXTS), original.predict_proba(TEXTS))
+    found = Exported.load(folder).predict_proba(TEXTS)
+    assert found == pytest.approx(original.predict_proba(TEXTS), abs=near)
+    if precision == "int8":
+        assert abs(found - original.predict_proba(TEXTS)).max() > 1e-7
 
 
 def test_all_ways_to_ask_give_the_same_answer(run, exported, tmp_path, cli):
@@ -122,7 +136,7 @@ def test_an_export_says_how_it_compares(exported, run):
 
 @pytest.fixture(scope="module")
 def in_openvino(run, tmp_path_factory):
-    pytest.importorskip("openvino", reason="openvino is not installed")
+    _needs("openvino")
     return bs.export(run, format="openvino", output=tmp_path_factory.mktemp("openvino") / "e")
 
 
@@ -207,14 +221,14 @@ def test_neither_torch_nor_transformers_nor_pyarrow_is_needed(exported, tmp_path
 
 
 def test_an_export_that_labels_otherwise_is_refused_with_the_figures(run, tmp_path, monkeypatch):
-    write = exporting._to_onnx
+    write = writers.WRITERS["onnx"]
 
-    def wrong(original, folder, precision):
+    def wrong(original, folder, precision, *rest):
         original.loaded.model.classifier.bias.data[0] += 5
-        write(original, folder, precision)
+        write(original, folder, precision, *rest)
         original.loaded.model.classifier.bias.data[0] -= 5
 
-    monkeypatch.setitem(exporting.WRITERS, "onnx", wrong)
+    monkeypatch.setitem(writers.WRITERS, "onnx", wrong)
     with pytest.raises(ModelError, match=r"on \d+ validation and test texts [\d.]+% are labelled alike") as caught:
         bs.export(run, output=tmp_path / "e")
     assert "a probability differs by up to" in str(caught.value)
@@ -249,6 +263,51 @@ def test_int8_is_checked_like_any_other(run, exported, tmp_path):
     finally:
         exported.path.rename(made.path)
         (tmp_path / "aside").rename(exported.path)
+
+
+@pytest.fixture
+def attempts(monkeypatch):
+    """What the writer of OpenVINO models is given to calibrate with, and whether to be careful, each time."""
+    _needs("openvino", "int8")
+    monkeypatch.setitem(writers.CALIBRATED, ("openvino", "int8"), 5)
+    given, write = [], writers.WRITERS["openvino"]
+    monkeypatch.setitem(
+        writers.WRITERS, "openvino", lambda *all_of_it: (given.append(all_of_it[3:]), write(*all_of_it))
+    )
+    return given
+
+
+def test_int8_in_openvino_is_calibrated_with_texts_that_it_is_not_checked_on(run, in_openvino, attempts, tmp_path):
+    made = bs.export(run, format="openvino", precision="int8", output=tmp_path / "e")
+    ((shown, careful),) = attempts
+    assert len(shown) == 5
+    assert set(shown) <= set(run.validation_predictions["text"])
+    assert not careful
+    found = made.about.parity
+    assert found["texts"] == len(run.validation_predictions) - 5 + len(run.predictions)
+    assert 1e-7 < found["largest_difference"] < 0.2
+    assert found["neighbours"] < 0.005
+    assert (made.path / "model.bin").stat().st_size < (in_openvino.path / "model.bin").stat().st_size / 2
+
+
+def test_where_int8_in_openvino_labels_otherwise_less_is_rounded(run, attempts, tmp_path, monkeypatch):
+    made = bs.export(run, format="openvino", precision="int8", output=tmp_path / "e")
+    monkeypatch.setitem(exporting.DIFFERENCE, "int8", 1e-9)
+    with pytest.raises(ModelError, match="does not say what the original says"):
+        bs.export(run, format="openvino", precision="int8", output=tmp_path / "other")
+    near = bs.export(run, format="openvino", precision="int8", output=tmp_path / "other", accept=True)
+    assert [careful for _, careful in attempts] == [False, False, True, False, True]
+    assert not near.about.parity["held"]
+    assert (near.path / "model.bin").stat().st_size > (made.path / "model.bin").stat().st_size
+
+
+def test_a_package_that_is_not_there_is_named(run, tmp_path, monkeypatch):
+    _needs("openvino")
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(ConfigError, match="openvino in int8 needs the package nncf") as caught:
+        bs.export(run, format="openvino", precision="int8", output=tmp_path / "e")
+    assert "bertsmith[openvino]" in str(caught.value)
+    assert not (tmp_path / "e").exists()
 
 
 def test_auto_takes_an_export_of_this_very_model_only(run, exported):
@@ -322,7 +381,7 @@ def test_where_an_export_may_go(run, exported, cli, tmp_path):
     for flags, said in (
         (("--format", "tflite"), "there is none"),
         (("--precision", "bf16"), "onnx is exported in fp32 or int8"),
-        (("--format", "openvino", "--precision", "int8"), "openvino is exported in fp32 or bf16"),
+        (("--format", "openvino", "--precision", "fp16"), "openvino is exported in fp32 or bf16 or int8"),
     ):
         code, _, err = cli("export", run.path, *flags)
         assert code == 2

@@ -17,7 +17,7 @@ def export(
     run: RunArgument,
     format: Annotated[str, typer.Option(metavar="onnx|openvino", help="What to export to.")] = "onnx",
     precision: Annotated[
-        str, typer.Option(metavar="fp32|bf16|int8", help="Number format: int8 with onnx, bf16 with openvino.")
+        str, typer.Option(metavar="fp32|bf16|int8", help="Number format: bf16 with openvino alone.")
     ] = "fp32",
     output: Annotated[
         Path | None,
