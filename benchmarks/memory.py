@@ -21,12 +21,17 @@ SHAPES = {
 }
 SMALL = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 2, "vocab_size": 2000}
 RUNS = {
-    "1,024 texts in batches of 16, four epochs": (1024, 16, 4),
-    "the same in batches of 128": (1024, 128, 4),
-    "4,096 texts": (4096, 16, 4),
-    "sixteen epochs": (1024, 16, 16),
+    "2,048 texts in batches of 16, four epochs": (2048, 16, 4),
+    "the same in batches of 128": (2048, 128, 4),
+    "8,192 texts, one epoch": (8192, 16, 1),
+    "512 texts, sixteen epochs": (512, 16, 16),
+    "2,048 texts, eight epochs": (2048, 16, 8),
 }
-"""Texts, batch size and epochs of whole runs of a small model."""
+"""Texts, batch size and epochs of whole runs of a small model.
+
+Lengths are drawn at random, and the most that any step has needed rises for some hundreds of steps, ever more slowly:
+so the same number of steps is done with more texts and more epochs, and twice as many with the same texts.
+"""
 GROWTH = 1.1
 """Times the memory of the first run that another may take."""
 

@@ -278,13 +278,13 @@ def export(
     accept: bool = False,
     overwrite: bool = False,
 ) -> Export:
-    """Export a run for a runtime that needs no torch, and check it against the original on the validation texts.
+    """Export a run for a runtime that needs no torch, and check it against the original on validation and test texts.
 
     Args:
         run: the run, or its folder.
         format: ``"onnx"`` or ``"openvino"``.
         precision: ``"fp32"`` or ``"int8"``; with OpenVINO ``"bf16"`` too.
-        output: the folder to write; ``RUN/export/FORMAT`` unless given.
+        output: the folder to write; ``RUN/export/FORMAT`` unless given, with ``-PRECISION`` but for fp32.
         accept: write it even if it does not say what the original says.
         overwrite: replace an export that is there.
 

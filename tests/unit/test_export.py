@@ -119,6 +119,7 @@ def test_all_ways_to_ask_give_the_same_answer(run, exported, tmp_path, cli):
 def test_an_export_says_how_it_compares(exported, run):
     found = exported.about.parity
     assert found["agreement"] == 1
+    assert found["others_at_most"] == pytest.approx(1 - 0.05 ** (1 / found["texts"]))  # none of them differs
     assert found["largest_difference"] < 1e-5
     assert found["texts"] == len(run.validation_predictions) + len(run.predictions)
     assert found["neighbours"] < 1e-5
@@ -301,13 +302,35 @@ def test_where_int8_in_openvino_labels_otherwise_less_is_rounded(run, attempts, 
     assert (near.path / "model.bin").stat().st_size > (made.path / "model.bin").stat().st_size
 
 
-def test_a_package_that_is_not_there_is_named(run, tmp_path, monkeypatch):
-    _needs("openvino")
-    monkeypatch.setitem(sys.modules, "nncf", None)
-    with pytest.raises(ConfigError, match="openvino in int8 needs the package nncf") as caught:
-        bs.export(run, format="openvino", precision="int8", output=tmp_path / "e")
-    assert "bertsmith[openvino]" in str(caught.value)
-    assert not (tmp_path / "e").exists()
+@pytest.mark.parametrize(
+    ("format", "extra", "package"), [("openvino", "openvino", "nncf"), ("onnx", "export", "onnxruntime")]
+)
+def test_a_package_that_is_not_there_is_named(format, extra, package, run, tmp_path, monkeypatch):
+    _needs(format)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=f"{format} in int8 needs the package {package}") as caught:
+        bs.export(run, format=format, precision="int8", output=tmp_path / "e")
+    assert f"bertsmith[{extra}]" in str(caught.value)
+    assert ".part" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_openvino_tells_its_maker_nothing(run, in_openvino, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    for command in (
+        ["export", str(run.path), "--format", "openvino", "--precision", "int8", "-o", str(tmp_path / "e"), "--accept"],
+        ["predict", str(in_openvino.path), "-"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "bertsmith", *command],
+            env=os.environ | {"HOME": str(home), "CI": ""},
+            input="red cat\n",
+            text=True,
+            capture_output=True,
+        )
+        assert done.returncode == 0, done.stderr
+    assert not (home / "intel").exists()
 
 
 def test_auto_takes_an_export_of_this_very_model_only(run, exported):
@@ -379,7 +402,7 @@ def test_where_an_export_may_go(run, exported, cli, tmp_path):
     with pytest.raises(ConfigError, match="in the folder of the run"):
         bs.export(run, output=run.path / "model" / "onnx")
     for flags, said in (
-        (("--format", "tflite"), "there is none"),
+        (("--format", "tflite"), "there is no such format"),
         (("--precision", "bf16"), "onnx is exported in fp32 or int8"),
         (("--format", "openvino", "--precision", "fp16"), "openvino is exported in fp32 or bf16 or int8"),
     ):

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import beta
 
 from bertsmith import storage
 from bertsmith.errors import ConfigError, ModelError, RunFolderError
 from bertsmith.inference.abstain import held_out_of
-from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.exported import ABOUT, HELD_OUT, TOKENIZER, About, Exported, digest
 from bertsmith.inference.labelling import Labelling
 from bertsmith.inference.writers import CALIBRATED, PRECISIONS, write_model
@@ -64,7 +64,7 @@ def export(
 ) -> Export:
     """Write a self-contained folder that labels texts without torch; see `bertsmith.export`."""
     if format not in PRECISIONS:
-        raise ConfigError(f"--format {format}: there is none", remedy=f"Take one of {', '.join(PRECISIONS)}.")
+        raise ConfigError(f"--format {format}: there is no such format", remedy=f"Take one of {', '.join(PRECISIONS)}.")
     if precision not in PRECISIONS[format]:
         raise ConfigError(
             f"--precision {precision}: {format} is exported in {' or '.join(PRECISIONS[format])}",
@@ -73,6 +73,8 @@ def export(
     opened = run if isinstance(run, Run) else open_run(run)
     place = output or opened.layout.exports / (format if precision == "fp32" else f"{format}-{precision}")
     _check_place(place, overwrite=overwrite)
+    from bertsmith.inference.classifier import Classifier  # brings torch, which what is refused above need not wait for
+
     original = Classifier.load(opened.path, device="cpu")
     validation, n = opened.validation_predictions["text"], CALIBRATED.get((format, precision), 0)
     shown = validation.sample(min(n, len(validation)), random_state=0)
@@ -109,7 +111,7 @@ def export(
                     where=str(place),
                     remedy="Take --precision fp32, or pass --accept if that will do. Nothing was written.",
                 )
-            found["held"] = not why
+            found |= {"held": not why, "calibrated_with": len(shown)}
             storage.write_text(folder / "README.md", _readme(about, found))
             files = {p.name: digest(p) for p in sorted(folder.iterdir()) if p.name not in (ABOUT, "README.md")}
             about = replace(about, parity=found, files=files)
@@ -121,9 +123,10 @@ def parity(original: Labelling, other: Labelling, texts: list[str]) -> dict[str,
     """Compare what two classifiers say of the same texts, and how fast.
 
     Returns:
-        ``texts``, ``agreement`` (share labelled alike; a tie within `TIED` counts), ``largest_difference`` (of a
-        probability), ``neighbours`` (the same for the other classifier between all texts together and one by one), and
-        ``texts_per_second`` of both.
+        ``texts``, ``agreement`` (share labelled alike; a tie within `TIED` counts), ``others_at_most`` (share of texts
+        like these that may be labelled otherwise: the upper bound of Clopper and Pearson 1934, at 95 %),
+        ``largest_difference`` (of a probability), ``neighbours`` (the same for the other classifier between all texts
+        together and one by one), and ``texts_per_second`` of both.
     """
     said, speeds = [], []
     for classifier in (original, other):
@@ -138,6 +141,7 @@ def parity(original: Labelling, other: Labelling, texts: list[str]) -> dict[str,
     return {
         "texts": len(texts),
         "agreement": float(alike.mean()),
+        "others_at_most": float(beta.ppf(0.95, (~alike).sum() + 1, alike.sum())) if alike.any() else 1.0,
         "largest_difference": float(abs(ours - theirs).max()),
         "neighbours": float(abs(alone - theirs[:ALONE]).max()),
         "texts_per_second": {"original": round(speeds[0], 1), "export": round(speeds[1], 1)},
@@ -198,6 +202,9 @@ def _about_run(run: Run) -> dict[str, Any]:
 def _readme(about: About, found: dict[str, Any]) -> str:
     test = about.run["test"]
     score, base = test["macro_f1"]["value"], about.run["model"]
+    bound = (
+        "" if about.precision == "fp32" else f" Of others up to {found['others_at_most']:.1%} may get another label."
+    )
     return f"""# {about.run["name"]}, exported
 
 A text classifier of {len(about.labels)} labels, fine-tuned from {base}; {about.format}, {about.precision}.
@@ -212,5 +219,5 @@ $ bertsmith predict . texts.csv -o predictions.csv
 
 On {test["texts"]:,} test texts the original reached a macro-F1 of {score:.3f}. Of {found["texts"]:,} validation and
 test texts this export gives {found["agreement"]:.2%} the same label, and no probability differs by more than
-{found["largest_difference"]:.2g}. Labels, temperature and decision rule travel with it, in `export.json`.
+{found["largest_difference"]:.2g}.{bound} Labels, temperature and decision rule travel with it, in `export.json`.
 """

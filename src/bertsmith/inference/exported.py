@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -47,18 +48,24 @@ def _onnx(folder: Path, precision: str, threads: int) -> Session:
     return lambda batches, n: (np.asarray(session.run(None, dict(batch))[0]) for batch in batches)
 
 
+def import_openvino() -> Any:
+    """Return the package openvino, which would tell its maker that it was imported, were its telemetry there."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if it were not installed
+    import openvino
+
+    return openvino
+
+
 def _openvino(folder: Path, precision: str, threads: int) -> Session:
     """A single micro-batch gets all threads; of many each thread has its own, so that none waits for another."""
-    import openvino
-    from openvino import properties
-
-    core = openvino.Core()
+    openvino = import_openvino()
+    properties, core = openvino.properties, openvino.Core()
     model = core.read_model(folder / "model.xml")
     # Without units for bf16 it would be imitated, slower than fp32 by far.
     short = precision != "fp32" and "BF16" in core.get_property("CPU", properties.device.capabilities())
 
     @cache
-    def requests(n: int) -> list[openvino.InferRequest]:
+    def requests(n: int) -> list[Any]:
         settings = {
             properties.inference_num_threads(): threads,
             properties.num_streams(): n,
@@ -68,7 +75,7 @@ def _openvino(folder: Path, precision: str, threads: int) -> Session:
         return [compiled.create_infer_request() for _ in range(n)]
 
     def run(batches: Iterable[Inputs], n: int) -> Generator[np.ndarray]:
-        idle, busy = deque[openvino.InferRequest](), deque[openvino.InferRequest]()
+        idle, busy = deque[Any](), deque[Any]()
 
         def oldest() -> np.ndarray:
             idle.append(busy.popleft())
@@ -174,8 +181,12 @@ class About:
                 content["files"],
                 content["run"],
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _damaged(folder / ABOUT, str(error) or type(error).__name__) from error
+        except json.JSONDecodeError as error:
+            raise _damaged(folder / ABOUT, f"line {error.lineno} of its description is not JSON") from error
+        except (KeyError, TypeError, AttributeError) as error:
+            raise _damaged(folder / ABOUT, "its description lacks what an export says of itself") from error
+        except (OSError, ValueError) as error:
+            raise _damaged(folder / ABOUT, str(error)) from error
 
 
 class Exported(OneModel):

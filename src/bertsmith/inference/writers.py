@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bertsmith.errors import ConfigError, ModelError
-from bertsmith.inference.classifier import Classifier
-from bertsmith.inference.exported import padded
+from bertsmith.inference.exported import import_openvino, padded
+
+if TYPE_CHECKING:
+    from bertsmith.inference.classifier import Classifier
 
 PRECISIONS = {"onnx": ("fp32", "int8"), "openvino": ("fp32", "bf16", "int8")}
 """Number formats of the arithmetic, by format of the export."""
@@ -49,6 +51,7 @@ def write_model(
         ModelError: if the exporter cannot do it.
     """
     try:
+        RUNTIMES[format]()
         WRITERS[format](original, folder, precision, texts, careful)
     except ModuleNotFoundError as error:
         extra = "export" if format == "onnx" else "openvino"
@@ -81,7 +84,7 @@ def _round_onnx(file: Path) -> None:
 
 
 def _to_openvino(original: Classifier, folder: Path, precision: str, texts: Sequence[str], careful: bool) -> None:
-    import openvino
+    openvino = import_openvino()
     import torch
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
@@ -114,7 +117,6 @@ def _rounded(model: Any, batches: list[dict[str, Any]], careful: bool) -> Any:
     last product of all stays as it is; to be careful all that narrow do, which are the second of each feed-forward
     pair, whose few large inputs leave the others no room.
     """
-    os.environ.setdefault("NNCF_CI", "1")  # or it would tell its maker
     import nncf
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
@@ -147,6 +149,8 @@ WRITERS: dict[str, Callable[[Classifier, Path, str, Sequence[str], bool], None]]
     "openvino": _to_openvino,
 }
 """How a model is written, by format."""
+RUNTIMES: dict[str, Callable[[], Any]] = {"onnx": lambda: import_module("onnxruntime"), "openvino": import_openvino}
+"""What imports the package that is to run it."""
 
 
 def _write_onnx(original: Classifier, file: Path) -> None:
