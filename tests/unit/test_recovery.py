@@ -823,6 +823,24 @@ def test_standard_output_that_is_full_is_told(command, finished, tmp_path):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone can be told to keep what is freed")
+def test_memory_that_is_freed_but_kept_is_given_back_beyond_a_limit():
+    with memory.freed_memory_kept():
+        before = memory.held()
+        kept, pieces = [], []
+        for _ in range(64):  # what stays lies between what goes, so that nothing of it is at the end of the heap
+            pieces.append(torch.zeros(2**20))  # 4 MiB
+            kept.append(torch.zeros(2**12))
+        del pieces
+        assert memory.held() > before + 200 * 2**20
+        enough = memory.held() + 2**20
+        assert memory.give_back_beyond(enough) == enough
+        assert memory.held() > before + 200 * 2**20
+        limit = memory.give_back_beyond(before)
+        assert memory.held() < before + 100 * 2**20
+        assert limit == pytest.approx(1.25 * memory.held(), rel=0.05)
+    assert len(kept) == 64
+
+
 def test_freed_memory_is_kept_while_it_is_needed_again_and_given_back_afterwards():
     def new_pages():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

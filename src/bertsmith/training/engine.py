@@ -21,7 +21,7 @@ from bertsmith.training.events import Compiling, Listener, MemoryShort
 from bertsmith.training.finite import NotFiniteError, Part, Question, can_skip
 from bertsmith.training.graphs import Graphs
 from bertsmith.training.lookups import RowGradients
-from bertsmith.training.memory import SMALLEST, ran_out
+from bertsmith.training.memory import SMALLEST, give_back_beyond, ran_out
 from bertsmith.training.order import Ordered
 from bertsmith.training.rates import set_rates
 from bertsmith.training.speed import Stopwatch
@@ -65,6 +65,8 @@ class Engine(Ordered):
     """Optimizer steps begun in this process, as long as it is open whether layers are to be compiled."""
     longest: int = 0
     """Tokens of the longest training text."""
+    most_held: int | None = None
+    """Bytes of memory beyond which what is freed is given back, where it is kept."""
     _random: dict[str, Any]
     _parts: tuple[Part, ...] = ()
     _question: Question | None = None
@@ -117,6 +119,8 @@ class Engine(Ordered):
         self.watch.texts += len(inputs["labels"])
         self.watch.tokens += int(inputs["attention_mask"].sum()) * (1 + self.twice)
         self.loss_sum = self.loss_sum + loss
+        if self.most_held is not None:
+            self.most_held = give_back_beyond(self.most_held)
         self.watch.lap("backward")
         return loss
 

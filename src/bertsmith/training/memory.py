@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import re
 import sys
 from collections.abc import Iterator
@@ -62,6 +63,28 @@ def freed_memory_kept() -> Iterator[None]:
         library.malloc_trim(0)
 
 
+def held() -> int | None:
+    """Return the bytes of memory that this process holds, freed ones that it keeps included; ``None`` if not Linux."""
+    pages = _read(Path("/proc/self/statm")).split()
+    return int(pages[1]) * mmap.PAGESIZE if pages else None
+
+
+def give_back_beyond(most: int) -> int:
+    """Give what is freed back to the system if this process holds more than some bytes.
+
+    What is freed lies in pieces of sizes that not everything fits, so that ever more is held, ever more slowly.
+
+    Returns:
+        The bytes to ask for next time: the same, or a quarter more than is in use where that is more, so that memory is
+        not given back and taken again all the time.
+    """
+    now = held()
+    if now is None or now <= most or not hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        return most
+    library.malloc_trim(0)
+    return max(most, (held() or 0) * 5 // 4)
+
+
 def free_memory(root: Path = Path("/")) -> int | None:
     """Return the bytes that this process may still take: what machine, control groups and ``ulimit`` leave it.
 
@@ -111,11 +134,16 @@ def plan(model: PreTrainedModel, longest: int, *, training: bool, free: int | No
 
 def reckoned(model: PreTrainedModel, longest: int, budget: int, *, training: bool) -> int:
     """Return the bytes that a micro-batch takes on a CPU besides the model itself, reckoned from above; see `plan`."""
+    return of_a_step(model, longest, budget, training=training) + training * max(budget, longest) * FRAGMENTS
+
+
+def of_a_step(model: PreTrainedModel, longest: int, budget: int, *, training: bool) -> int:
+    """Return the bytes that a micro-batch takes while it is computed, gradients and moments too, from above."""
     weights = 12 * sum(p.numel() for p in model.parameters()) if training else 0
-    return weights + max(budget, longest) * _bytes_per_token(model, longest, training)
+    return weights + max(budget, longest) * _bytes_per_token(model, longest)
 
 
-def _bytes_per_token(model: PreTrainedModel, longest: int, training: bool) -> int:
+def _bytes_per_token(model: PreTrainedModel, longest: int) -> int:
     def size(*names: str, default: int) -> int:
         values = [getattr(model.config, name, None) for name in names]
         return next((value for value in values if isinstance(value, int)), default)
@@ -124,8 +152,7 @@ def _bytes_per_token(model: PreTrainedModel, longest: int, training: bool) -> in
     inner = size("intermediate_size", "hidden_dim", default=4 * hidden)
     layers = size("num_hidden_layers", "n_layers", default=12)
     heads = size("num_attention_heads", "n_heads", default=12)
-    of_a_layer = 4 * (24 * hidden + 4 * inner + 5 * SLACK * heads * longest)
-    return of_a_layer * layers + FRAGMENTS if training else of_a_layer
+    return 4 * (24 * hidden + 4 * inner + 5 * SLACK * heads * longest) * layers
 
 
 def _machine(root: Path) -> list[int]:

@@ -33,7 +33,7 @@ from bertsmith.training.events import Collapsed, Evaluated, Finished, Listener, 
 from bertsmith.training.finite import NotFiniteError
 from bertsmith.training.graphs import Graphs
 from bertsmith.training.losses import LOSSES, StepLoss, inverse_weights
-from bertsmith.training.memory import free_memory, freed_memory_kept, plan, ran_out
+from bertsmith.training.memory import free_memory, freed_memory_kept, held, of_a_step, plan, ran_out
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.speed import Stopwatch, Tracer
 from bertsmith.training.together import ALONE, Group
@@ -191,6 +191,8 @@ def _engine(
             usual *= batching.WITH_TILES
         free, longest = free_memory(), _longest(train, validation)
         engine.token_budget = plan(loaded.model, longest, training=True, free=free, usual=usual)
+        if (now := held()) is not None:
+            engine.most_held = now + of_a_step(loaded.model, longest, engine.token_budget, training=True)
         if engine.token_budget < usual and free is not None:
             reporter.emit(MemoryPlanned(engine.token_budget, free))
     else:
