@@ -563,7 +563,7 @@ def test_free_memory_is_the_least_that_machine_groups_and_ulimit_leave(tmp_path,
 def test_a_run_begins_with_the_budget_that_fits_and_ends_the_same(tiny, tmp_path, monkeypatch):
     model = load_model(models.resolve(str(tiny)), Labels((0, 1), ("a", "b")))
     weights = 12 * sum(p.numel() for p in model.parameters())
-    each = memory._bytes_per_token(model, 32, True)
+    each = memory._bytes_per_token(model, 32) + memory.FRAGMENTS
     assert memory.plan(model, 32, training=True, free=None) == 1024
     assert memory.plan(model, 32, training=True, free=weights + 1024 * each) == 1024
     assert memory.plan(model, 32, training=True, free=weights + 1024 * each - 1) == 512
