@@ -28,8 +28,9 @@ or 128."""
 SMOOTHING = 0.7
 """How far a channel that is large in the activations is made small there and large in the weights instead.
 
-The exponent of SmoothQuant (Xiao et al. 2023). With MiniLM on reuters_r8 and banking77 no probability moved by more
-than 0.08, and by up to 0.11 with 0.6 and 0.8; by up to 0.26 with NNCF's own settings.
+The exponent of SmoothQuant (Xiao et al. 2023). With MiniLM, calibrated with 300 training texts, no probability of 1,000
+test texts of reuters_r8 and 2,000 of banking77 moved by more than 0.08 where the products that narrow stayed as they
+were, and by up to 0.11 with 0.6 and 0.8; with NNCF's own settings and all rounded by up to 0.26 on reuters_r8.
 """
 
 
