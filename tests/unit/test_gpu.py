@@ -209,12 +209,16 @@ def test_memory_that_does_not_suffice_halves_the_budget_and_changes_nothing_else
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_no_step_waits_for_the_gpu(trained):
+    watched_late = []
+
     def spoil(engine):
         step = engine.training_step
 
         def watched(*given):
             # Within a step, and once all is warm, whatever waits raises.
-            torch.cuda.set_sync_debug_mode("error" if engine.state.global_step >= 30 else "default")
+            late = engine.state.global_step >= 30
+            watched_late.append(late)
+            torch.cuda.set_sync_debug_mode("error" if late else "default")
             try:
                 return step(*given)
             finally:
@@ -223,4 +227,7 @@ def test_no_step_waits_for_the_gpu(trained):
         engine.training_step = watched
 
     trained(graphs=True, spoil=spoil, lengths=(30, 31))
+    recorded = sum(watched_late)
     trained(graphs=False, spoil=spoil)
+    assert recorded > 0
+    assert sum(watched_late) > recorded
