@@ -14,7 +14,7 @@ from bertsmith import storage
 from bertsmith.errors import ConfigError, ModelError, RunFolderError
 from bertsmith.inference.abstain import held_out_of
 from bertsmith.inference.exported import ABOUT, HELD_OUT, TOKENIZER, About, Exported, digest
-from bertsmith.inference.labelling import Labelling
+from bertsmith.inference.labelling import OneModel
 from bertsmith.inference.writers import CALIBRATED, PRECISIONS, write_model
 from bertsmith.run import Run, open_run
 from bertsmith.versions import versions
@@ -117,7 +117,7 @@ def export(
     return Export(place, about)
 
 
-def parity(original: Labelling, other: Labelling, texts: list[str]) -> dict[str, Any]:
+def parity(original: OneModel, other: OneModel, texts: list[str]) -> dict[str, Any]:
     """Compare what two classifiers say of the same texts, and how fast.
 
     Returns:
