@@ -32,7 +32,8 @@ import numpy as np
 import torch
 
 MODELS = ("minilm", "bert-base")
-CONTENDERS = ("trainer", "trainer-fast", "best", "ours", "grouped", "compiled", "unrecorded")
+OURS = ("ours", "grouped", "compiled", "unrecorded")
+CONTENDERS = ("trainer", "trainer-fast", "best", *OURS)
 
 
 def texts_of(name: str, data: Path, limit: int | None, seed: int = 0) -> tuple[list[str], np.ndarray]:
@@ -146,7 +147,7 @@ def run(
             arguments |= {"bf16": fast == "bf16", "fp16": fast == "fp16", "optim": "adamw_torch_fused"}
         if contender in ("best", "grouped"):
             arguments["train_sampling_strategy"] = "group_by_length"
-        ours = contender in ("ours", "grouped", "compiled", "unrecorded")
+        ours = contender in OURS
         if ours:
             arguments |= {"logging_nan_inf_filter": False, "dataloader_pin_memory": False}
         settings = TrainingArguments(**arguments)
@@ -194,13 +195,19 @@ def peak(device: torch.device, dtype: torch.dtype, hidden: int) -> float:
     return 2 * n * k * m / statistics.median(seconds)
 
 
-def flops(model: Any, lengths: np.ndarray) -> float:
-    """Return the FLOP of the products of matrices that an epoch needs, no padding counted, forward and backward."""
+def flops(model: Any, lengths: np.ndarray, *, firsts: bool) -> float:
+    """Return the FLOP of the products of matrices that an epoch needs, no padding counted, forward and backward.
+
+    Args:
+        model: of the shape of BERT.
+        lengths: tokens of every text.
+        firsts: the last layer is computed for the first tokens alone, but for keys and values.
+    """
     config = model.config
-    hidden, layers = config.hidden_size, config.num_hidden_layers
-    of_token = layers * 2 * (4 * hidden**2 + 2 * hidden * config.intermediate_size)
-    attention = layers * 4 * hidden * (lengths.astype(float) ** 2).sum()
-    return 3 * (of_token * float(lengths.sum()) + attention)
+    hidden, inner, tokens, pairs = config.hidden_size, config.intermediate_size, lengths.sum(), (lengths**2).sum()
+    layer = 2 * (4 * hidden**2 + 2 * hidden * inner) * tokens + 4 * hidden * pairs
+    short = 2 * 2 * hidden**2 * tokens + 2 * (2 * hidden**2 + 2 * hidden * inner) * len(lengths) + 4 * hidden * tokens
+    return 3 * float((config.num_hidden_layers - 1) * layer + (short if firsts else layer))
 
 
 def main() -> int:
@@ -274,12 +281,12 @@ def main() -> int:
                         line.append(round(scores[contender][-1], 4))
                     print(json.dumps(line), file=sys.stderr)
             model = new_model(model_name, n_classes)
-            needed = flops(model, lengths)
             base = statistics.median(seconds[given.contenders[0]])
             for contender, all_of_them in seconds.items():
                 median = statistics.median(all_of_them)
                 dtype = torch.float32 if contender == "trainer" else fast
-                share = needed / median / peak(device, dtype, model.config.hidden_size)
+                firsts = contender in OURS and device.type == "cpu"
+                share = flops(model, lengths.astype(float), firsts=firsts) / median / peak(device, dtype, model.config.hidden_size)
                 shown = ", ".join(f"{s:.3g}" for s in all_of_them)
                 print(
                     f"| {model_name} | {table} | {len(texts):,} | {contender} | {median:.3g} ({shown}) "

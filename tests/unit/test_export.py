@@ -19,7 +19,7 @@ from bertsmith.evaluation.rule import Rule
 from bertsmith.inference import export as exporting
 from bertsmith.inference import writers
 from bertsmith.inference.classifier import Classifier
-from bertsmith.inference.exported import TOKEN_BUDGETS, About, Exported
+from bertsmith.inference.exported import TOKEN_BUDGETS, About, Exported, few_widths
 from bertsmith.model import checkpoint
 from bertsmith.model.load import Loaded, load_model, load_tokenizer
 from bertsmith.testing import ARCHITECTURES, tiny_model, tiny_table
@@ -115,6 +115,33 @@ def test_an_int8_export_says_the_same_at_every_length(head, tmp_path):
     alone = np.concatenate([exported.predict_proba([text]) for text in texts])
     beside = np.concatenate([exported.predict_proba([text, texts[-1]])[:1] for text in texts[:-1]])
     assert alone[:-1] == pytest.approx(beside, abs=0.005)
+
+
+def test_micro_batches_have_one_of_few_widths():
+    lengths = np.arange(1, 1025)
+    widths = few_widths(lengths)
+    assert (widths >= lengths).all()
+    assert (widths <= lengths * 1.125).all()
+    assert len(set(widths[256:512])) == 8
+    assert len(set(widths[:16])) == 16
+
+
+def test_an_openvino_export_meets_few_shapes(in_openvino):
+    exported, widths = bs.load(in_openvino.path), set()
+    ids = [[2, *[7] * (n - 2), 3] for n in range(2, 65)]
+    run = exported.session
+
+    def seen(batches, n):
+        batches = list(batches)
+        widths.update(batch["input_ids"].shape[1] for batch in batches)
+        return run(batches, n)
+
+    exported.session, exported.about = seen, replace(exported.about, max_length=64)
+    exported.logits_of({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]})
+    assert widths <= set(few_widths(np.arange(1, 65)).tolist())
+    exported.about = replace(exported.about, max_length=61)
+    exported.logits_of({"input_ids": [row[:61] for row in ids], "attention_mask": [[1] * len(row[:61]) for row in ids]})
+    assert 61 in widths  # no wider than what the model takes
 
 
 def test_all_ways_to_ask_give_the_same_answer(run, exported, tmp_path, cli):

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, TrainingArguments
 
 from bertsmith.data.table import Labels
-from bertsmith.model import checkpoint, packing
+from bertsmith.model import checkpoint, packed_attention
 from bertsmith.model.load import Loaded, load_model
 from bertsmith.model.packing import STACKS, packed
 from bertsmith.testing import tiny_model
@@ -61,14 +61,14 @@ def test_packed_texts_in_bf16_give_the_padded_batch_in_fp32(architecture, tmp_pa
 
 @pytest.mark.parametrize("size", [32, 64])
 def test_the_kernel_drops_what_it_should(size):
-    assert packing._agrees(torch.device("cuda"), torch.bfloat16, size)
+    assert packed_attention._agrees(torch.device("cuda"), torch.bfloat16, size)
     n, p = size, 0.25
     query, key = torch.randn(2, n, 2, size, device="cuda", dtype=torch.bfloat16)
     value = torch.eye(n, device="cuda", dtype=torch.bfloat16)[:, None].repeat(1, 2, 1).requires_grad_()
     starts = torch.tensor([0, n], device="cuda", dtype=torch.int32)
     options = {"scale": None, "window_size": (-1, -1)}
-    whole = packing._varlen_attn_dropping(query, key, value, starts, starts, n, n, 1e-9, **options).float()
-    weights = packing._varlen_attn_dropping(query, key, value, starts, starts, n, n, p, **options)
+    whole = packed_attention._varlen_attn_dropping(query, key, value, starts, starts, n, n, 1e-9, **options).float()
+    weights = packed_attention._varlen_attn_dropping(query, key, value, starts, starts, n, n, p, **options)
     dropped = weights == 0
     assert float(dropped.float().mean()) == pytest.approx(p, abs=0.05)
     assert torch.allclose((weights.float() * (1 - p))[~dropped], whole[~dropped], atol=0.01)

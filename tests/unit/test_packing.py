@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertsmith.data.table import Labels
-from bertsmith.model import checkpoint, packing
+from bertsmith.model import checkpoint, packed_attention, packing
+from bertsmith.model.last_layer import LAYERS, short
 from bertsmith.model.load import load_model
 from bertsmith.model.packing import STACKS, can_pack, packed
 from bertsmith.testing import ARCHITECTURES, tiny_model
@@ -99,14 +100,14 @@ def test_texts_that_attend_a_few_at_a_time_give_the_same(architecture, models, l
     batch = _batch(model, lengths)
     expected, expected_gradient = _logits_and_gradient(model, batch, pack=False)
     sizes = []
-    whole = packing._at_once
+    whole = packed_attention._at_once
 
     def seen(layout, *rest):
         sizes.append(tuple(layout.filled.shape))
         return whole(layout, *rest)
 
-    monkeypatch.setattr(packing, "AT_ONCE", at_once)
-    monkeypatch.setattr(packing, "_at_once", seen)
+    monkeypatch.setattr(packed_attention, "AT_ONCE", at_once)
+    monkeypatch.setattr(packed_attention, "_at_once", seen)
     found, gradient = _logits_and_gradient(model, batch, pack=True)
     assert len(sizes) > 2  # more than one in a layer
     assert all(n == 1 or n * width**2 <= at_once for n, width in sizes)
@@ -125,12 +126,38 @@ def test_attention_of_variable_length_gives_the_same(architecture, models, monke
         called.append(True)
         return _reference(*given, **named)
 
-    monkeypatch.setattr(packing, "_has_kernel", lambda *_: True)
+    monkeypatch.setattr(packing, "can_shorten", lambda _: False)  # as on a GPU
+    monkeypatch.setattr(packed_attention, "_has_kernel", lambda *_: True)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", counted)
     found, gradient = _logits_and_gradient(model, batch, pack=True)
     assert len(called) == 2  # a layer
     assert found.numpy() == pytest.approx(expected.numpy(), abs=1e-4)
     assert (gradient - expected_gradient).norm() / expected_gradient.norm() < 1e-4
+
+
+@pytest.mark.parametrize("architecture", LAYERS)
+def test_the_last_layer_is_computed_for_the_first_token_of_a_text_alone(architecture, models):
+    model = models[architecture]
+    batch = _batch(model, [3, 30, 1, 12, 7])
+    expected, expected_gradient = _logits_and_gradient(model, batch, pack=False)
+    place, key, _ = LAYERS[architecture]
+    seen, layers = [], model.base_model.get_submodule(place)
+    hooks = [layer.register_forward_hook(lambda *given: seen.append(given[-1].shape[1])) for layer in layers]
+    hooks.append(layers[-1].get_submodule(key).register_forward_hook(lambda *given: seen.append(given[1][0].shape[1])))
+    try:
+        found, gradient = _logits_and_gradient(model, batch, pack=True)
+        assert seen == [54, 54, 5]  # 53 tokens and an empty one, those that keys are made of, and a token of each text
+        seen.clear()
+        with short(model):
+            padded = model(**batch).logits
+        assert seen == [30, 30, 1]
+        assert model.config._attn_implementation == "sdpa"
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for logits in (found, padded.detach()):
+        assert logits.numpy() == pytest.approx(expected.numpy(), abs=1e-4)
+    assert (gradient - expected_gradient).norm() / expected_gradient.norm() < 1e-5
 
 
 @pytest.mark.parametrize("fault", [None, RuntimeError, "wrong", "drops nothing"])
@@ -144,12 +171,12 @@ def test_the_kernel_is_used_where_it_is_right_and_not_elsewhere(fault, monkeypat
         return _reference(*given[:-1], 0.0 if fault == "drops nothing" else given[-1], **named)
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
-    monkeypatch.setattr(packing, "_varlen_attn_dropping", dropping)
+    monkeypatch.setattr(packed_attention, "_varlen_attn_dropping", dropping)
     before = torch.random.get_rng_state()
-    packing._agrees.cache_clear()
-    assert packing._agrees(torch.device("cpu"), torch.bfloat16, 64) == (fault is None)
+    packed_attention._agrees.cache_clear()
+    assert packed_attention._agrees(torch.device("cpu"), torch.bfloat16, 64) == (fault is None)
     assert torch.random.get_rng_state().equal(before)
-    assert not packing._has_kernel(torch.device("cpu"), torch.bfloat16, 64)
+    assert not packed_attention._has_kernel(torch.device("cpu"), torch.bfloat16, 64)
 
 
 def test_a_mean_over_the_tokens_is_that_of_the_text_alone(models):

@@ -30,6 +30,12 @@ ABOUT = "export.json"
 TOKENIZER, HELD_OUT = "tokenizer.json", "validation.npz"
 TOKEN_BUDGETS = {"onnx": 2048, "openvino": 1024}
 """Tokens at once, padding counted, by the format of the export: of a single core with OpenVINO, of all with ONNX."""
+WIDTHS = 8
+"""Between a number of tokens and its double micro-batches have only so many widths with OpenVINO.
+
+It prepares itself for every shape it meets: with two cores and AMX MiniLM in bf16 labelled the test texts of reuters_r8
+1.2 times as fast with 30 shapes as with 160, and in int8 1.4 times, for 3 % more tokens.
+"""
 Inputs = Mapping[str, np.ndarray]
 """What a model takes, each of shape (texts, tokens)."""
 Session = Callable[[Iterable[Inputs], int], Generator[np.ndarray]]
@@ -274,9 +280,11 @@ class Exported(OneModel):
         ids = encoded["input_ids"]
         logits = np.empty((len(ids), len(self.labels)))
         lengths = np.array([len(row) for row in ids], dtype=np.int64)
+        if self.about.format == "openvino":
+            lengths = np.minimum(few_widths(lengths), self.max_length)
         groups = micro_batches(lengths, TOKEN_BUDGETS[self.about.format])
         pad_token, names = self.about.pad_token, self.about.inputs
-        batches = (padded([ids[i] for i in rows], pad_token, names) for rows in groups)
+        batches = (padded([ids[i] for i in rows], pad_token, names, int(lengths[rows].max())) for rows in groups)
         with closing(self.session(batches, len(groups))) as of_groups:
             for rows, found in zip(groups, of_groups, strict=True):
                 logits[rows] = found
@@ -285,15 +293,25 @@ class Exported(OneModel):
         return logits
 
 
-def padded(ids: Sequence[list[int]], pad_token: tuple[int, str], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return a model's inputs for tokenized texts, padded to the longest, each of shape (texts, tokens).
+def few_widths(lengths: np.ndarray) -> np.ndarray:
+    """Return numbers of tokens rounded up to one of `WIDTHS` between a power of two and the next."""
+    steps = 2 ** np.maximum(np.log2(np.maximum(lengths - 1, 1)).astype(np.int64) - int(np.log2(WIDTHS)), 0)
+    rounded: np.ndarray = -(-lengths // steps) * steps
+    return rounded
+
+
+def padded(
+    ids: Sequence[list[int]], pad_token: tuple[int, str], names: Sequence[str], width: int | None = None
+) -> dict[str, np.ndarray]:
+    """Return a model's inputs for tokenized texts, padded to a width, each of shape (texts, tokens).
 
     Args:
         ids: of every text.
         pad_token: number and side.
         names: of the inputs.
+        width: in tokens; that of the longest unless given.
     """
-    width = max(map(len, ids))
+    width = width or max(map(len, ids))
     number, side = pad_token
     table = np.full((len(ids), width), number, dtype=np.int64)
     mask = np.zeros((len(ids), width), dtype=np.int64)

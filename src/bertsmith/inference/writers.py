@@ -190,11 +190,14 @@ def _traceable(original: Classifier) -> tuple[Any, tuple[Any, ...], tuple[Any, .
     """
     import torch
 
+    from bertsmith.model.last_layer import short
+
     model, names = original.loaded.model, original.loaded.input_names
 
     class Logits(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
         def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = model(**dict(zip(names, inputs, strict=True))).logits
+            with short(model):
+                logits: torch.Tensor = model(**dict(zip(names, inputs, strict=True))).logits
             return logits
 
     example = original.loaded.tokenizer(

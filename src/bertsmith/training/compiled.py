@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bertsmith.model.packing import leave_attention_alone
+from bertsmith.model.packed_attention import leave_attention_alone
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from transformers.trainer_callback import ExportableState, TrainerState
 
-from bertsmith.model.packing import SIZES, STARTS, laid_out, moved, packed, reading
+from bertsmith.model.packed_attention import moved
+from bertsmith.model.packing import SIZES, STARTS, laid_out, packed, reading
 from bertsmith.training import checkpoints
 from bertsmith.training.batching import cut
 from bertsmith.training.compiled import AT_LEAST, LOOK, Compiled, can_compile, pays

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bertsmith.model.packing import moved
+from bertsmith.model.packed_attention import moved
 
 MOST, TRIES = 64, 2
 """Recordings that are kept, and how often one is tried."""
