@@ -286,7 +286,8 @@ def main() -> int:
                 median = statistics.median(all_of_them)
                 dtype = torch.float32 if contender == "trainer" else fast
                 firsts = contender in OURS and device.type == "cpu"
-                share = flops(model, lengths.astype(float), firsts=firsts) / median / peak(device, dtype, model.config.hidden_size)
+                needed = flops(model, lengths.astype(float), firsts=firsts)
+                share = needed / median / peak(device, dtype, model.config.hidden_size)
                 shown = ", ".join(f"{s:.3g}" for s in all_of_them)
                 print(
                     f"| {model_name} | {table} | {len(texts):,} | {contender} | {median:.3g} ({shown}) "
