@@ -28,6 +28,7 @@ def demo(*, output: Output = DEMO_RUN, resume: Resume = False, overwrite: Overwr
         "\nNext, with a table of your own (columns such as Text and Label or Label Text):\n"
         "  bertsmith inspect reviews.csv\n"
         "  bertsmith train reviews.csv -o runs/reviews --model packaged:minilm\n"
-        "  bertsmith predict runs/reviews new.csv -o predictions.csv",
+        "  bertsmith predict runs/reviews new.csv -o predictions.csv\n"
+        "On Linux tcmalloc makes training on a CPU a little faster: docs/training.md says how.",
         markup=False,
     )
