@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bertsmith.data.table import Labels
 from bertsmith.model import checkpoint, packed_attention, packing
-from bertsmith.model.last_layer import LAYERS, short
+from bertsmith.model.last_layer import LAYERS, shortened_if_it_can
 from bertsmith.model.load import load_model
 from bertsmith.model.packing import STACKS, can_pack, packed
 from bertsmith.testing import ARCHITECTURES, tiny_model
@@ -148,7 +148,7 @@ def test_the_last_layer_is_computed_for_the_first_token_of_a_text_alone(architec
         found, gradient = _logits_and_gradient(model, batch, pack=True)
         assert seen == [54, 54, 5]  # 53 tokens and an empty one, those that keys are made of, and a token of each text
         seen.clear()
-        with short(model):
+        with shortened_if_it_can(model):
             padded = model(**batch).logits
         assert seen == [30, 30, 1]
         assert model.config._attn_implementation == "sdpa"

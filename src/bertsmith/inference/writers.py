@@ -190,13 +190,13 @@ def _traceable(original: Classifier) -> tuple[Any, tuple[Any, ...], tuple[Any, .
     """
     import torch
 
-    from bertsmith.model.last_layer import short
+    from bertsmith.model.last_layer import shortened_if_it_can
 
     model, names = original.loaded.model, original.loaded.input_names
 
     class Logits(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
         def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-            with short(model):
+            with shortened_if_it_can(model):
                 logits: torch.Tensor = model(**dict(zip(names, inputs, strict=True))).logits
             return logits
 

@@ -35,7 +35,11 @@ _made: ContextVar[list[torch.Tensor] | None] = ContextVar("made", default=None)
 def can_shorten(model: PreTrainedModel) -> bool:
     """Return whether the head of a model reads the first token alone, and its layers are built as is known here."""
     config = model.config
-    return config.model_type in LAYERS and not getattr(config, "chunk_size_feed_forward", 0)
+    return (
+        config.model_type in LAYERS
+        and not getattr(config, "chunk_size_feed_forward", 0)
+        and not getattr(config, "is_decoder", False)
+    )
 
 
 @contextmanager
@@ -72,7 +76,7 @@ def shortened(model: PreTrainedModel, first: Callable[[torch.Tensor], torch.Tens
 
 
 @contextmanager
-def short(model: PreTrainedModel) -> Iterator[None]:
+def shortened_if_it_can(model: PreTrainedModel) -> Iterator[None]:
     """Have a model that can, while in this context, compute the last layer of padded batches for first tokens alone."""
     config = model.config
     if not can_shorten(model) or config._attn_implementation != "sdpa":
