@@ -20,6 +20,20 @@ def test_micro_batches_hold_every_text_once_and_keep_to_the_budget(lengths, budg
         assert len(group) == 1 or lengths[group].max() * len(group) <= budget
 
 
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=60), st.integers(1, 4096), st.integers(0, 300))
+def test_a_micro_batch_ends_where_its_padding_would_be_too_much_and_no_earlier(lengths, budget, padding):
+    lengths = np.array(lengths)
+    groups = micro_batches(lengths, budget, padding=padding)
+    assert sorted(int(i) for group in groups for i in group) == list(range(len(lengths)))
+    for i, group in enumerate(groups):
+        longest, n = lengths[group].max(), len(group)
+        assert n == 1 or longest * n <= budget
+        assert longest * n - lengths[group].sum() <= padding
+        if i + 1 < len(groups):
+            added = longest - lengths[groups[i + 1]].max()
+            assert longest * (n + 1) > budget or longest * n - lengths[group].sum() + added > padding
+
+
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)

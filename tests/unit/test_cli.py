@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bertsmith.cli.app import app, main
+from bertsmith.cli.app import COMMANDS, main
 from bertsmith.config import Config
 from bertsmith.testing import tiny_table
 
@@ -24,9 +24,6 @@ from bertsmith.testing import tiny_table
 def csv(tmp_path):
     tiny_table().to_csv(tmp_path / "t.csv", index=False)
     return tmp_path / "t.csv"
-
-
-COMMANDS = [command.callback.__name__ for command in app.registered_commands]
 
 
 def test_the_commands_are_those_of_the_readme():

@@ -175,11 +175,23 @@ def test_an_export_says_how_it_compares(exported, run):
         "README.md",
         "export.json",
         "model.onnx",
+        "model.onnx.data",
         "tokenizer.json",
         "validation.npz",
     }
     assert "bertsmith predict ." in (exported.path / "README.md").read_text()
     assert About.read(exported.path) == exported.about
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_weights_are_in_a_file_of_their_own(run, exported, precision, tmp_path):
+    """Which is mapped into memory: a model of BERT-Base's shape is loaded in half the time."""
+    made = exported if precision == "fp32" else bs.export(run, precision="int8", output=tmp_path / "e", accept=True)
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load(str(made.path / "model.onnx"), load_external_data=False).graph
+    largest = max(graph.initializer, key=lambda tensor: np.prod(tensor.dims))
+    assert largest.data_location == onnx.TensorProto.EXTERNAL
+    assert {entry.key: entry.value for entry in largest.external_data}["location"] == "model.onnx.data"
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +311,8 @@ def test_an_export_that_labels_otherwise_is_refused_with_the_figures(run, tmp_pa
 def test_int8_is_checked_like_any_other(run, exported, tmp_path):
     made = bs.export(run, precision="int8", output=tmp_path / "e", accept=True)
     assert made.about.precision == "int8"
-    assert (made.path / "model.onnx").stat().st_size < (exported.path / "model.onnx").stat().st_size
+    ours, theirs = (sum(p.stat().st_size for p in e.path.glob("model.onnx*")) for e in (made, exported))
+    assert ours < theirs
     assert 0 < made.about.parity["largest_difference"] < 0.2
     assert made.about.parity["neighbours"] < 1e-6
     exported.path.rename(tmp_path / "aside")
@@ -397,7 +410,7 @@ def test_auto_takes_an_export_of_this_very_model_only(run, exported):
         bs.load(exported.path, device="cuda")
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "validation.npz"])
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json", "validation.npz"])
 def test_a_changed_byte_and_a_lost_file_are_told(name, copy):
     file = copy / name
     content = bytearray(file.read_bytes())

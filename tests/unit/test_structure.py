@@ -114,6 +114,15 @@ def test_help_is_quick():
     assert "train" in _python(code)
 
 
+def test_a_command_does_not_wait_for_the_others():
+    code = (
+        "import sys\nfrom bertsmith.cli.app import main\n"
+        "try: main(['predict', '--help'])\nexcept SystemExit as e: assert not e.code\n"
+        "print(sorted(n for n in sys.modules if n in ('bertsmith.cli.train', 'bertsmith.cli.predict')))"
+    )
+    assert _python(code).splitlines()[-1] == "['bertsmith.cli.predict']"
+
+
 def test_inspect_of_10_000_rows_takes_seconds_and_no_torch(tmp_path):
     from bertsmith.testing import tiny_table
 

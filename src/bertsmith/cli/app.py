@@ -7,23 +7,14 @@ import sys
 import tempfile
 import time
 import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bertsmith import __version__
-from bertsmith.cli.compare import compare
-from bertsmith.cli.demo import demo
-from bertsmith.cli.evaluate import evaluate
-from bertsmith.cli.explain import explain
-from bertsmith.cli.export import export
-from bertsmith.cli.inspect import inspect
-from bertsmith.cli.predict import predict
-from bertsmith.cli.serve import serve
 from bertsmith.cli.terminal import talk
-from bertsmith.cli.train import train
-from bertsmith.cli.tune import tune
 from bertsmith.errors import Interrupted, UserError
 from bertsmith.storage import DISK, cannot_write
 from bertsmith.training.together import started
@@ -31,17 +22,8 @@ from bertsmith.training.together import started
 PATIENCE = 30.0
 """Seconds for which a process that is not the one to speak waits for that one to say what went wrong."""
 
-app = typer.Typer(
-    name="bertsmith",
-    help="Fine-tune BERT-family models for text classification: from a labelled table to a classifier you can trust.",
-    epilog="Start with:  bertsmith inspect reviews.csv   then:  bertsmith train reviews.csv -o runs/reviews",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
-)
-for command in (demo, inspect, train, tune, evaluate, predict, explain, export, serve, compare):
-    app.command()(command)
+COMMANDS = ("demo", "inspect", "train", "tune", "evaluate", "predict", "explain", "export", "serve", "compare")
+"""Each is a function of this name in a module of this name."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -50,7 +32,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
@@ -60,6 +41,24 @@ def _options(
     ] = False,
 ) -> None:
     pass
+
+
+def app(wanted: str = "") -> typer.Typer:
+    """Return the command line: with the one command that is wanted, which need not wait for the others, or with all."""
+    made = typer.Typer(
+        name="bertsmith",
+        help="Fine-tune BERT-family models for text classification: from a labelled table to a classifier you can "
+        "trust.",
+        epilog="Start with:  bertsmith inspect reviews.csv   then:  bertsmith train reviews.csv -o runs/reviews",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    )
+    made.callback()(_options)
+    for name in (wanted,) if wanted in COMMANDS else COMMANDS:
+        made.command()(getattr(import_module(f"bertsmith.cli.{name}"), name))
+    return made
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -90,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: list[str], debug: bool) -> tuple[int, str]:
     """Run a command; return the exit code and what is to be said of how it ended."""
     try:
-        command = typer.main.get_command(app)
+        command = typer.main.get_command(app(*arguments[:1]))
         # Not its main(), which ends the process with 1 where a pipe is closed.
         with command.make_context("bertsmith", arguments) as context:
             command.invoke(context)

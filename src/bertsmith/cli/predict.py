@@ -103,7 +103,6 @@ def predict(
     Example: bertsmith predict runs/reviews new.csv -o predictions.csv
     """
     from bertsmith import __version__
-    from bertsmith.cli.prediction_progress import PredictionProgress
     from bertsmith.data.stream import open_stream
     from bertsmith.errors import ConfigError, DataError
     from bertsmith.inference.exported import Exported, is_export
@@ -183,6 +182,8 @@ def predict(
                     writer.write(cells)
                     counts += of_piece
         else:
+            from bertsmith.cli.prediction_progress import PredictionProgress
+
             about = {
                 "version": __version__,
                 "input": None if stream.path is None else checksum(stream.path),

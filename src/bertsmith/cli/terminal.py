@@ -8,9 +8,10 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from rich.console import Console
+if TYPE_CHECKING:
+    from rich.console import Console
 
 WIDTH = 120
 """Columns where nobody says how many there are: in a file or a pipe."""
@@ -22,11 +23,15 @@ def _width(stream: IO[str]) -> int | None:
 
 def talk() -> Console:
     """Return the console for talk, on stderr."""
+    from rich.console import Console
+
     return Console(stderr=True, highlight=False, soft_wrap=True, width=_width(sys.stderr))
 
 
 def result() -> Console:
     """Return the console for results, on stdout."""
+    from rich.console import Console
+
     return Console(file=sys.stdout, highlight=False, soft_wrap=True, width=_width(sys.stdout))
 
 

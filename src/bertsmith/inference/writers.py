@@ -81,7 +81,9 @@ def _round_onnx(file: Path) -> None:
             onnx.load(str(file)), bits=8, block_size=BLOCK, is_symmetric=True, accuracy_level=4
         )
         quantizer.process()
-        quantizer.model.save_model_to_file(str(file), use_external_data_format=False)
+        file.unlink()
+        file.with_name(f"{file.name}.data").unlink(missing_ok=True)  # or it would be added to
+        quantizer.model.save_model_to_file(str(file), use_external_data_format=True)
 
 
 def _to_openvino(original: Classifier, folder: Path, precision: str, texts: Sequence[str], careful: bool) -> None:
@@ -178,7 +180,7 @@ def _write_onnx(original: Classifier, file: Path) -> None:
             output_names=["logits"],
             dynamo=True,
             dynamic_shapes=free,
-            external_data=False,
+            external_data=True,  # weights in a file of their own are mapped into memory, all others copied, twice
             verbose=False,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -50,7 +51,8 @@ class Encoder(Protocol):
 class FastEncoder:
     """An `Encoder` of a ``tokenizer.json``.
 
-    It has two copies of the tokenizer, since one that is told to cut cannot be asked for whole texts at the same time.
+    It has two copies of the tokenizer, since one that is told to cut cannot be asked for whole texts at the same time;
+    the second is made when it is needed.
     """
 
     def __init__(self, content: str, max_length: int | None = None, side: str = "right") -> None:
@@ -68,14 +70,23 @@ class FastEncoder:
         from tokenizers import Tokenizer
 
         self.key = f"{tokenizers.__version__} {max_length} {side} {xxhash.xxh3_128_hexdigest(content.encode())}"
-        self._whole = Tokenizer.from_str(content)
-        self._whole.no_padding()
-        self._whole.no_truncation()
-        self._cutting = self._whole
+        self._content = content
+        self._cutting = Tokenizer.from_str(content)
+        self._cutting.no_padding()
+        self._cutting.no_truncation()
         if max_length is not None:
-            self._cutting = Tokenizer.from_str(content)
-            self._cutting.no_padding()
             self._cutting.enable_truncation(max_length, direction=side)
+
+    @cached_property
+    def _whole(self) -> Tokenizer:
+        from tokenizers import Tokenizer
+
+        if self._cutting.truncation is None:
+            return self._cutting
+        whole = Tokenizer.from_str(self._content)
+        whole.no_padding()
+        whole.no_truncation()
+        return whole
 
     def columns(self, texts: Sequence[str], names: Sequence[str] = ("input_ids",)) -> dict[str, list[list[int]]]:
         """Return a list a text for each of the names in `COLUMNS`, cut at the maximum length."""

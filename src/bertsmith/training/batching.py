@@ -32,7 +32,9 @@ gradients of weights above all, weighs more: MiniLM trained 1.2 times as fast wi
 """
 
 
-def micro_batches(lengths: np.ndarray, budget: int, *, packed: bool = False) -> list[np.ndarray]:
+def micro_batches(
+    lengths: np.ndarray, budget: int, *, packed: bool = False, padding: int | None = None
+) -> list[np.ndarray]:
     """Cut texts, longest first, into groups whose size stays within a token budget.
 
     Args:
@@ -40,6 +42,8 @@ def micro_batches(lengths: np.ndarray, budget: int, *, packed: bool = False) -> 
         budget: tokens at once; a text longer than that goes alone.
         packed: count the tokens that are there, and padding only beyond `SLACK` times the budget, since attention alone
             sees it; else padding counts.
+        padding: tokens of it that a group may have, unless it is packed: about as many as take the time that one more
+            group would. As many as there is room for unless given.
 
     Returns:
         Positions, each in exactly one group.
@@ -55,6 +59,9 @@ def micro_batches(lengths: np.ndarray, budget: int, *, packed: bool = False) -> 
             size = min(within, SLACK * budget // longest)
         else:
             size = budget // longest
+            if padding is not None:
+                added = np.cumsum(longest - ordered[start : start + max(size, 1)])
+                size = int(np.searchsorted(added, padding, side="right"))
         groups.append(order[start : start + max(size, 1)])
         start += max(size, 1)
     return groups
