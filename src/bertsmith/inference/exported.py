@@ -351,5 +351,5 @@ def _damaged(file: Path, why: str) -> RunFolderError:
     return RunFolderError(
         f"the export is damaged: {why}",
         where=str(file),
-        remedy="Export the run again (bertsmith export RUN --overwrite), or ask the run itself: --runtime torch.",
+        remedy="Copy it again from where it was made, or export the run again with --overwrite.",
     )
