@@ -52,6 +52,18 @@ def test_what_is_no_text_is_told(odd, classifier):
         classifier.predict(["a", odd])
 
 
+@pytest.mark.parametrize("odd", [None, 5, {"a": 1}, pd.DataFrame({"Text": ["a"]})])
+def test_what_is_no_list_of_texts_is_told(odd, classifier):
+    """A data frame would be labelled by the names of its columns."""
+    with pytest.raises(DataError, match="texts are given as a list, not as"):
+        classifier.predict(odd)
+
+
+def test_half_a_character_is_told(classifier):
+    with pytest.raises(DataError, match=r"text 1 \(counted from 0\) is no Unicode"):
+        classifier.predict(["a", "b \ud800"])
+
+
 def _rows():
     return pd.DataFrame({"id": [7, 8, 9, 10], "text": ["cat dog", "  ", "red, blue", 'a "pear"']})
 

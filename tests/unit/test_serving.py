@@ -159,6 +159,22 @@ def test_what_could_be_a_pair_is_refused_with_a_word(inputs, ask):
         assert ask("/", {"inputs": inputs})[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("inputs", "place"),
+    [
+        ([["a"], ["b"]], "inputs[0]: input should be a valid string"),
+        ([["a", 5]], "inputs[0]: input should be a valid string"),
+        (["a", 5], "inputs[1]: input should be a valid string"),
+        (["a", " "], "inputs[1]: there is nothing in the text"),
+    ],
+)
+def test_the_root_says_which_of_its_texts_is_none(inputs, place, ask):
+    status, answer, _ = ask("/", {"inputs": inputs})
+    assert status == 422
+    assert place in answer["error"]
+    assert "pair" not in answer["error"]
+
+
 def test_a_text_that_is_cut_is_told(ask, classifier):
     long = "cat " * 300 + "red blue green"
     status, answer, _ = ask("/predict", {"inputs": [["a"], [long]]})

@@ -107,9 +107,7 @@ def _run(arguments: list[str], debug: bool) -> tuple[int, str]:
         return 0, ""
     except Exception as error:
         if hasattr(error, "format_message"):  # a mistake in the command line, found by the parser
-            help_for = (
-                " ".join(["bertsmith", *arguments[:1]]) if arguments[:1] and arguments[0].isalpha() else "bertsmith"
-            )
+            help_for = " ".join(["bertsmith", *(name for name in arguments[:1] if name in COMMANDS)])
             return 2, f"[bold red]error:[/] {_escaped(error.format_message())}\n  what to do: see {help_for} --help"
         if isinstance(error, OSError) and error.errno in DISK:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what is left cannot fail again

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -146,13 +146,26 @@ def as_texts(texts: Sequence[str]) -> list[str]:
     Raises:
         DataError: if something is no text.
     """
+    if not isinstance(texts, Iterable) or isinstance(texts, Mapping) or hasattr(texts, "columns"):
+        raise DataError(
+            f"texts are given as a list, not as {type(texts).__name__}",
+            remedy="Give a list of texts, or the column of a data frame that holds them.",
+        )
     result = [texts] if isinstance(texts, str) else list(texts)
     odd = next((i for i, text in enumerate(result) if not isinstance(text, str)), None)
     if odd is not None:
         raise DataError(
             f"text {odd} (counted from 0) is no text: {result[odd]!r}",
-            remedy="Leave out what is missing, or give ''.",
+            remedy="Leave out what is missing.",
         )
+    for i, text in enumerate(result):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"text {i} (counted from 0) is no Unicode: it has half a character, {text[error.start]!r}",
+                remedy="Read it with its right encoding, or with errors='replace'.",
+            ) from error
     return result
 
 

@@ -235,7 +235,7 @@ def create_app(
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         if any(entry["type"] == "json_invalid" for entry in error.errors()):
             return problem(400, "the body is no JSON")
-        return problem(422, what_is_wrong(error))
+        return problem(422, what_is_wrong(error, nested=request.url.path == "/predict"))
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> JSONResponse:

@@ -17,8 +17,13 @@ class Refused(Exception):  # noqa: N818 - it is an answer
         self.status, self.error, self.headers = status, error, headers
 
 
-def what_is_wrong(error: RequestValidationError) -> str:
-    """Say where in the body what is wrong, each place once; the ways it might have been right are left out."""
+def what_is_wrong(error: RequestValidationError, *, nested: bool) -> str:
+    """Say where in the body what is wrong, each place once; the ways it might have been right are left out.
+
+    Args:
+        error: what was found.
+        nested: whether a batch is a list of lists in this format, not a flat list.
+    """
     found: dict[str, str] = {}
     entries = error.errors()
     for entry in entries:
@@ -27,12 +32,18 @@ def what_is_wrong(error: RequestValidationError) -> str:
         flat = (
             len(parts) == 3 and parts[0] == "inputs" and isinstance(parts[2], int) and isinstance(entry["input"], str)
         )
-        if flat or (deep and entry["type"] == "too_long"):
+        if nested and (flat or (deep and entry["type"] == "too_long")):
             return (
                 'inputs: a batch is [["a"], ["b"]] here; a flat list, or two texts in one, would be a pair, which this '
                 "classifier does not take. POST / takes flat lists as batches"
             )
-        if isinstance(entry["input"], list) and entry["type"] == "string_type" and len(entries) > 1:
+        of_all = not any(isinstance(part, int) for part in parts)
+        if (
+            isinstance(entry["input"], list)
+            and entry["type"] == "string_type"
+            and len(entries) > 1
+            and (nested or of_all)
+        ):
             continue  # that it might have been a single text
         kept = [part for i, part in enumerate(parts) if isinstance(part, int) or i == 0 or parts[0] == "parameters"]
         place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in kept).lstrip(".")
