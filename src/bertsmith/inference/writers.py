@@ -30,7 +30,8 @@ SMOOTHING = 0.7
 
 The exponent of SmoothQuant (Xiao et al. 2023). With MiniLM, calibrated with 300 training texts, no probability of 1,000
 test texts of reuters_r8 and 2,000 of banking77 moved by more than 0.08 where the products that narrow stayed as they
-were, and by up to 0.11 with 0.6 and 0.8; with NNCF's own settings and all rounded by up to 0.26 on reuters_r8.
+were and weights had all of their range, and by up to 0.11 with 0.6 and 0.8; with NNCF's own settings and all rounded by
+up to 0.26 on reuters_r8.
 """
 
 
@@ -120,6 +121,10 @@ def _rounded(model: Any, batches: list[dict[str, Any]], careful: bool) -> Any:
     last product of all stays as it is; to be careful all that narrow do, which are the second of each feed-forward
     pair, whose few large inputs leave the others no room. So do the products of attention, which are a small part:
     with AMX OpenVINO 2026.4 gets queries times keys wrong in int8 where there are as many tokens as numbers in a head.
+
+    Weights use half the range of eight bits, so that CPUs with AVX2 alone, whose products of eight bits overflow, say
+    what the others say: of 248 texts of reuters_r8 99.6 % were labelled as by the original there with the whole range,
+    and a probability moved by 0.17; with half of it 100 % and 0.075.
     """
     import nncf
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
@@ -136,6 +141,7 @@ def _rounded(model: Any, batches: list[dict[str, Any]], careful: bool) -> Any:
         advanced_parameters=nncf.AdvancedQuantizationParameters(
             smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=SMOOTHING),
             activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
+            overflow_fix=nncf.OverflowFix.ENABLE,  # weights in seven bits: CPUs without VNNI clip sums of eight
             disable_bias_correction=True,  # gained nothing with these
         ),
     )
