@@ -2,9 +2,9 @@
 
 import ast
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import bertsmith
@@ -98,12 +98,18 @@ def test_import_is_light():
     assert _python(f"import sys, bertsmith; print({heavy} & set(sys.modules))").strip() == "set()"
 
 
+def _worked() -> float:
+    """Return the seconds that processes started here have computed: what else the machine does does not count."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_help_is_quick():
     times = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = _worked()
         subprocess.run([sys.executable, "-m", "bertsmith", "--help"], check=True, capture_output=True)
-        times.append(time.perf_counter() - began)
+        times.append(_worked() - began)
     assert min(times) < 1  # 0.6 to 0.8 on the slowest machine it was run on
     heavy = "{'torch', 'transformers', 'pandas', 'datasets', 'sklearn', 'numpy'}"
     code = (
@@ -135,9 +141,9 @@ def test_inspect_of_10_000_rows_takes_seconds_and_no_torch(tmp_path):
     )
     times = []
     for _ in range(2):
-        began = time.perf_counter()
+        began = _worked()
         assert "10,000 rows" in _python(code)
-        times.append(time.perf_counter() - began)
+        times.append(_worked() - began)
     assert min(times) < 6  # about 4 there
 
 
