@@ -186,7 +186,7 @@ def _write_onnx(original: Classifier, file: Path) -> None:
             output_names=["logits"],
             dynamo=True,
             dynamic_shapes=free,
-            external_data=True,  # weights in a file of their own are mapped into memory, all others copied, twice
+            external_data=True,  # weights in a file of their own are mapped into memory, all others copied
             verbose=False,
         )
 

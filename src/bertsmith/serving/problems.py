@@ -37,13 +37,8 @@ def what_is_wrong(error: RequestValidationError, *, nested: bool) -> str:
                 'inputs: a batch is [["a"], ["b"]] here; a flat list, or two texts in one, would be a pair, which this '
                 "classifier does not take. POST / takes flat lists as batches"
             )
-        of_all = not any(isinstance(part, int) for part in parts)
-        if (
-            isinstance(entry["input"], list)
-            and entry["type"] == "string_type"
-            and len(entries) > 1
-            and (nested or of_all)
-        ):
+        of_list = entry["type"] == "string_type" and isinstance(entry["input"], list) and len(entries) > 1
+        if of_list and (nested or not any(isinstance(part, int) for part in parts)):
             continue  # that it might have been a single text
         kept = [part for i, part in enumerate(parts) if isinstance(part, int) or i == 0 or parts[0] == "parameters"]
         place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in kept).lstrip(".")
