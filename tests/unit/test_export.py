@@ -19,7 +19,8 @@ from bertsmith.evaluation.rule import Rule
 from bertsmith.inference import export as exporting
 from bertsmith.inference import writers
 from bertsmith.inference.classifier import Classifier
-from bertsmith.inference.exported import TOKEN_BUDGETS, About, Exported, few_widths
+from bertsmith.inference.exported import About, Exported, few_widths
+from bertsmith.inference.runtime import RUNTIMES
 from bertsmith.model import checkpoint
 from bertsmith.model.load import Loaded, load_model, load_tokenizer
 from bertsmith.testing import ARCHITECTURES, tiny_model, tiny_table
@@ -203,8 +204,8 @@ def in_openvino(run, tmp_path_factory):
 @pytest.fixture(params=["exported", "in_openvino"])
 def cut_small(request, monkeypatch):
     """An export on two threads, in whose hands a few texts are many micro-batches."""
-    for name in TOKEN_BUDGETS:
-        monkeypatch.setitem(TOKEN_BUDGETS, name, 64)
+    for name, runtime in RUNTIMES.items():
+        monkeypatch.setitem(RUNTIMES, name, replace(runtime, token_budget=64))
     return Exported.load(request.getfixturevalue(request.param).path, threads=2)
 
 

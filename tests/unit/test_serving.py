@@ -47,7 +47,7 @@ def running(get, numbers=None, limits=None, token=None):
         content = response.read()
         connection.close()
         is_json = content and response.headers.get("content-type", "").startswith("application/json")
-        return response.status, json.loads(content) if is_json else content.decode(), response.headers
+        return response.status, json.loads(content) if is_json else content.decode(errors="replace"), response.headers
 
     ask.port = port
     while not server.started:
@@ -241,13 +241,61 @@ def test_numbers_are_counted(ask):
     assert 'path="/made' not in ask("/metrics")[1]
 
 
+def test_a_body_that_is_not_said_to_be_json_is_told_so(ask):
+    for said in ("application/x-www-form-urlencoded", "text/plain"):
+        status, answer, _ = ask("/predict", {"inputs": "cat"}, {"Content-Type": said})
+        assert status == 415
+        assert said in answer["error"]
+        assert "send it with the header Content-Type: application/json" in answer["error"]
+    for said in ("application/json; charset=utf-8", "APPLICATION/JSON", "application/vnd.api+json"):
+        assert ask("/predict", {"inputs": "cat"}, {"Content-Type": said})[0] == 200
+
+
+def test_a_text_of_which_nothing_is_left_is_refused_and_no_other():
+    from pydantic import TypeAdapter, ValidationError
+
+    from bertsmith.data.normalise import normalise
+    from bertsmith.serving.wire import Text
+
+    adapter = TypeAdapter(Text)
+    for code in (*range(0x3100), *range(0xFE00, 0x10000)):
+        try:
+            adapter.validate_python(chr(code))
+        except ValidationError:
+            assert not normalise(chr(code)), hex(code)
+        else:
+            assert normalise(chr(code)), hex(code)
+
+
+def test_a_parameter_that_does_not_exist_is_refused(ask):
+    for path, body, place in (
+        ("/", {"inputs": "cat", "top_k": 2}, "top_k"),
+        ("/", {"inputs": "cat", "parameters": {"topk": 2}}, "parameters.topk"),
+        ("/predict", {"inputs": "cat", "truncat": True}, "truncat"),
+    ):
+        status, answer, _ = ask(path, body)
+        assert (status, answer["error"]) == (422, f"{place}: there is no such parameter; /docs says which there are")
+
+
+def test_the_description_is_read_without_the_internet(ask):
+    import re
+
+    status, page, _ = ask("/docs")
+    assert status == 200
+    assert "://" not in page.replace(f"http://127.0.0.1:{ask.port}", "")
+    parts = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert any(part.endswith(".js") for part in parts)
+    for part in parts:
+        assert ask(part)[0] == 200
+
+
 # -- limits --------------------------------------------------------------------------------------------------------
 
 
 def test_a_token_is_asked_for_everywhere_but_where_it_cannot_be():
     batcher = Batcher(Fake(), max_wait=1)
     with running(lambda: Service(batcher, {}), token="sesame") as ask:
-        for path in ("/info", "/metrics", "/openapi.json", "/nothing"):
+        for path in ("/info", "/metrics", "/nothing", "/static-offline-docs", "/redoc"):
             assert ask(path)[0] == 401
         assert ask("/predict", {"inputs": "1"})[0] == 401
         for headers in (
@@ -261,8 +309,13 @@ def test_a_token_is_asked_for_everywhere_but_where_it_cannot_be():
             assert status == 401
             assert said["WWW-Authenticate"] == "Bearer"
             assert "sesame" not in str(answer)
-        for path in ("/health", "/ready", "/ui"):
+        for path in ("/health", "/ready", "/ui", "/docs", "/static-offline-docs/swagger-ui.css"):
             assert ask(path)[0] == 200
+        described = ask("/openapi.json")[1]
+        assert {"http", "apiKey"} == {scheme["type"] for scheme in described["components"]["securitySchemes"].values()}
+        assert [
+            path for path, ways in described["paths"].items() if any("security" in way for way in ways.values())
+        ] == ["/predict", "/", "/explain", "/info", "/metrics"]
     batcher.close()
 
 
@@ -339,7 +392,6 @@ def test_1000_hostile_bodies_get_an_answer_each_and_the_server_lives(ask):
 def test_there_is_a_way_to_say_no_for_every_method_and_path(ask):
     assert ask("/predict", method="GET")[0] == 405
     assert ask("/nothing")[0] == 404
-    assert ask("/predict", b"{}", {"Content-Type": "text/plain"})[0] == 422
     status, answer, _ = ask("/", {"parameters": {"top_k": 0}, "inputs": [1, "a"]})
     assert status == 422
     assert "inputs[0]: " in answer["error"]
@@ -518,10 +570,10 @@ def test_the_description_holds_for_every_request_that_it_allows(ask):
 
 def test_an_address_that_is_taken_is_told():
     taken = _listen("127.0.0.1", 0)
-    with pytest.raises(ConfigError, match="there is no listening on"):
+    with pytest.raises(ConfigError, match="cannot listen on"):
         _listen("127.0.0.1", taken.getsockname()[1])
     taken.close()
-    with pytest.raises(ConfigError, match="there is no listening on"):
+    with pytest.raises(ConfigError, match="cannot listen on"):
         _listen("no.such.host.invalid", 0)
 
 

@@ -32,6 +32,12 @@ Runtime = Annotated[
         help="What to compute with: auto takes an fp32 export of the run, where there is one, else torch.",
     ),
 ]
+RunOrExport = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN", show_default=False, help="Folder that bertsmith train wrote, or that bertsmith export did."
+    ),
+]
 DecisionRule = Annotated[bool, typer.Option(help="Use the decision rule tuned on validation, where the run has one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 TableArgument = Annotated[

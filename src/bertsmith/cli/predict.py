@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bertsmith.cli.evaluate import RunArgument
-from bertsmith.cli.options import DecisionRule, Runtime, with_settings
+from bertsmith.cli.options import DecisionRule, RunOrExport, Runtime, with_settings
 from bertsmith.cli.terminal import check_stdout, sigterm_like_ctrl_c, talk
 from bertsmith.config import Config, DataConfig, ModelConfig
 
@@ -33,7 +32,7 @@ READING = ("text_column", "sql", "db", "sheet", "encoding", "max_unpacked")
 @with_settings(DataConfig, ModelConfig, only=(*READING, "device"))
 def predict(
     *,
-    run: RunArgument,
+    run: RunOrExport,
     source: Annotated[
         str | None,
         typer.Argument(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bertsmith.cli.options import DecisionRule, Runtime
+from bertsmith.cli.options import DecisionRule, RunOrExport, Runtime
 from bertsmith.errors import ConfigError
 
 TOKEN = "BERTSMITH_TOKEN"
@@ -16,9 +15,7 @@ TOKEN = "BERTSMITH_TOKEN"
 
 def serve(
     *,
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", show_default=False, help="Run folder, or export folder, to serve.")
-    ],
+    run: RunOrExport,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="0.0.0.0 is every address.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="0 takes one that is free.")] = 8080,
     workers: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="Processes.")] = 1,
@@ -33,7 +30,7 @@ def serve(
     ] = 0.5,
     timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="For an answer.")] = 30.0,
 ) -> None:
-    """Answer over HTTP: POST /predict and POST /, a page to try it on /ui, the description on /openapi.json.
+    """Answer over HTTP: POST /predict and POST /, a page to try it on /ui, the description on /docs.
 
     With BERTSMITH_TOKEN in the environment, requests need it: Authorization: Bearer …, or X-API-Key. SIGTERM ends the
     server when what is in was answered; SIGHUP has it load the folder again.
@@ -47,7 +44,7 @@ def serve(
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"serving needs the package {error.name}",
-            remedy="Install what it takes: pip install fastapi uvicorn prometheus-client.",
+            remedy="Install what it takes: pip install fastapi fastapi-offline uvicorn prometheus-client.",
         ) from error
     limits = Limits(max_body, max_texts, max_characters, timeout, max_wait)
     token = os.environ.get(TOKEN) or None

@@ -208,7 +208,8 @@ def _readme(about: About, found: dict[str, Any]) -> str:
     return f"""# {about.run["name"]}, exported
 
 A text classifier of {len(about.labels)} labels, fine-tuned from {base}; {about.format}, {about.precision}.
-It needs neither torch nor transformers. Two lines install and run it, the first in a clone of bertsmith:
+It needs neither torch nor transformers. Two lines install and run it, the first in a clone of bertsmith and a virtual
+environment of its own (where bertsmith is installed already, the second does):
 
 ```console
 $ pip install "./runtime[{about.format},serve]"

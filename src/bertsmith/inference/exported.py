@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -22,14 +18,13 @@ from bertsmith.errors import ConfigError, RunFolderError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.inference.abstain import HeldOut
 from bertsmith.inference.labelling import Encoded, OneModel, as_texts
+from bertsmith.inference.runtime import RUNTIMES, Session
 from bertsmith.model.encoder import FastEncoder
 from bertsmith.training.batching import micro_batches
 from bertsmith.versions import cores
 
 ABOUT = "export.json"
 TOKENIZER, HELD_OUT = "tokenizer.json", "validation.npz"
-TOKEN_BUDGETS = {"onnx": 2048, "openvino": 1024}
-"""Tokens at once, padding counted, by the format of the export: of a single core with OpenVINO, of all with ONNX."""
 PADDING = 64
 """Tokens of padding in a micro-batch, from which on another one is cheaper.
 
@@ -42,80 +37,6 @@ WIDTHS = 8
 It prepares itself for every shape it meets: with two cores and AMX MiniLM in bf16 labelled the test texts of reuters_r8
 1.2 times as fast with 30 shapes as with 160, and in int8 1.4 times, for 3 % more tokens.
 """
-Inputs = Mapping[str, np.ndarray]
-"""What a model takes, each of shape (texts, tokens)."""
-Session = Callable[[Iterable[Inputs], int], Generator[np.ndarray]]
-"""Takes micro-batches and how many they are, yields the logits of each in that order, shape (texts, classes)."""
-
-
-def _onnx(folder: Path, precision: str, threads: int) -> Session:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    # Threads that spin while they wait take the cores from what else a server does, and gain nothing on whole batches.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    return lambda batches, n: (np.asarray(session.run(None, dict(batch))[0]) for batch in batches)
-
-
-def import_openvino() -> Any:
-    """Return the package openvino, which would tell its maker that it was imported, were its telemetry there."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if it were not installed
-    import openvino
-
-    return openvino
-
-
-def _openvino(folder: Path, precision: str, threads: int) -> Session:
-    """A single micro-batch gets all threads; of many each thread has its own, so that none waits for another."""
-    openvino = import_openvino()
-    properties, core = openvino.properties, openvino.Core()
-    model = core.read_model(folder / "model.xml")
-    # Without units for bf16 it would be imitated, slower than fp32 by far.
-    short = precision != "fp32" and "BF16" in core.get_property("CPU", properties.device.capabilities())
-
-    @cache
-    def requests(n: int) -> list[Any]:
-        settings = {
-            properties.inference_num_threads(): threads,
-            properties.num_streams(): n,
-            properties.hint.inference_precision(): openvino.Type.bf16 if short else openvino.Type.f32,
-        }
-        compiled = core.compile_model(model, "CPU", settings)
-        return [compiled.create_infer_request() for _ in range(n)]
-
-    def run(batches: Iterable[Inputs], n: int) -> Generator[np.ndarray]:
-        idle, busy = deque[Any](), deque[Any]()
-
-        def oldest() -> np.ndarray:
-            idle.append(busy.popleft())
-            idle[-1].wait()
-            return np.array(idle[-1].get_output_tensor(0).data, dtype=np.float32)
-
-        with alone:
-            idle.extend(requests(threads if n > 1 else 1))
-            try:
-                for batch in batches:
-                    if not idle:
-                        yield oldest()
-                    busy.append(idle.popleft())
-                    busy[-1].start_async(dict(batch))
-                while busy:
-                    yield oldest()
-            finally:
-                for request in busy:
-                    request.wait()
-
-    alone = Lock()
-    requests(1)  # whether it can be loaded shows at once
-    return run
-
-
-SESSIONS: dict[str, Callable[[Path, str, int], Session]] = {"onnx": _onnx, "openvino": _openvino}
-"""How a model is run, by the format it was exported to."""
-PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 
 @dataclass(frozen=True)
@@ -179,7 +100,7 @@ class About:
             if content.pop("seal", None) != _seal(content):
                 raise ValueError("it is not what it was when it was exported")
             number, side = content["pad_token"]
-            if content["format"] not in SESSIONS:
+            if content["format"] not in RUNTIMES:
                 raise ValueError(f"there is no format {content['format']!r}")
             return cls(
                 content["format"],
@@ -239,17 +160,17 @@ class Exported(OneModel):
                 raise _damaged(file, "it is not there")
             if digest(file) != expected:
                 raise _damaged(file, "it is not what it was when it was exported")
+        runtime = RUNTIMES[about.format]
         try:
-            session = SESSIONS[about.format](folder, about.precision, threads or cores())
+            session = runtime.open(folder, about.precision, threads or cores())
         except ModuleNotFoundError as error:
-            package = PACKAGES[about.format]
             raise ConfigError(
-                f"the export needs the package {package}",
+                f"the export needs the package {runtime.package}",
                 where=str(folder),
-                remedy=f"Install it: pip install {package}.",
+                remedy=f"Install it: pip install {runtime.package}.",
             ) from error
         except Exception as error:
-            raise _damaged(folder, f"{PACKAGES[about.format]} cannot load it: {str(error).splitlines()[0]}") from error
+            raise _damaged(folder, f"{runtime.package} cannot load it: {str(error).splitlines()[0]}") from error
         return cls(folder, about, session, decide=decide)
 
     def __repr__(self) -> str:
@@ -286,9 +207,10 @@ class Exported(OneModel):
         ids = encoded["input_ids"]
         logits = np.empty((len(ids), len(self.labels)))
         lengths = np.array([len(row) for row in ids], dtype=np.int64)
-        if self.about.format == "openvino":
+        runtime = RUNTIMES[self.about.format]
+        if runtime.few_shapes:
             lengths = np.minimum(few_widths(lengths), self.max_length)
-        groups = micro_batches(lengths, TOKEN_BUDGETS[self.about.format], padding=PADDING)
+        groups = micro_batches(lengths, runtime.token_budget, padding=PADDING)
         pad_token, names = self.about.pad_token, self.about.inputs
         batches = (padded([ids[i] for i in rows], pad_token, names, int(lengths[rows].max())) for rows in groups)
         with closing(self.session(batches, len(groups))) as of_groups:

@@ -11,12 +11,13 @@ from typing import Any
 
 from bertsmith.errors import ConfigError, RunFolderError
 from bertsmith.inference.abstain import HeldOut, held_out_of
-from bertsmith.inference.exported import PACKAGES, About, Exported, is_export
+from bertsmith.inference.exported import About, Exported, is_export
 from bertsmith.inference.labelling import Labelling, OneModel
+from bertsmith.inference.runtime import RUNTIMES
 from bertsmith.inference.windows import Windowed
 from bertsmith.run import Run, open_run
 
-RUNTIMES = ("auto", "torch", *PACKAGES)
+CHOICES = ("auto", "torch", *RUNTIMES)
 
 
 def open_classifier(
@@ -36,7 +37,7 @@ def open_classifier(
         decide: use the decision rule tuned on validation, where there is one.
         ensemble: ask the models of all seeds together, where the run was trained with several.
         runtime: ``"auto"``: the fastest fp32 export of the run that is there, was checked against this very model and
-            can be run here, else torch (which takes seconds to start); or one of `RUNTIMES`.
+            can be run here, else torch (which takes seconds to start); or another of `CHOICES`.
         long: of texts longer than the model reads at once, ``"truncate"``: read the beginning; ``"window"``: all of it.
 
     Returns:
@@ -52,8 +53,8 @@ def open_classifier(
         found, held_out = open_classifier(path, device=device, decide=decide, runtime=runtime)
         assert isinstance(found, OneModel)
         return Windowed(found), held_out
-    if runtime not in RUNTIMES:
-        raise ConfigError(f"--runtime {runtime}: there is none", remedy=f"Take one of {', '.join(RUNTIMES)}.")
+    if runtime not in CHOICES:
+        raise ConfigError(f"--runtime {runtime}: there is none", remedy=f"Take one of {', '.join(CHOICES)}.")
     if is_export(path):
         about = About.read(path)
         if ensemble or device not in ("auto", "cpu") or runtime not in ("auto", about.format):
@@ -103,15 +104,16 @@ def _export_of(run: Run, device: str, runtime: str) -> Path | None:
             continue
         about = About.read(folder)
         of_this = about.run.get("model_files") == files and about.precision == "fp32" and about.parity.get("held")
-        if of_this and runtime in ("auto", about.format) and importlib.util.find_spec(PACKAGES[about.format]):
+        if of_this and runtime in ("auto", about.format) and RUNTIMES[about.format].installed:
             usable.append((about.parity["texts_per_second"]["export"], folder))
     if usable and not (runtime == "auto" and device == "auto" and _has_gpu()):
         return max(usable)[1]
     if runtime != "auto":
-        if importlib.util.find_spec(PACKAGES[runtime]) is None:
+        if not RUNTIMES[runtime].installed:
+            package = RUNTIMES[runtime].package
             raise ConfigError(
-                f"--runtime {runtime}: {PACKAGES[runtime]} is not installed",
-                remedy=f"Install it: pip install {PACKAGES[runtime]}.",
+                f"--runtime {runtime}: {package} is not installed",
+                remedy=f"Install it: pip install {package}.",
             )
         raise RunFolderError(
             f"--runtime {runtime}: the run has no fp32 export for it that belongs to its model",

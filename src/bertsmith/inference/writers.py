@@ -8,12 +8,12 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.errors import ConfigError, ModelError
-from bertsmith.inference.exported import import_openvino, padded
+from bertsmith.inference.exported import padded
+from bertsmith.inference.runtime import RUNTIMES, import_openvino
 
 if TYPE_CHECKING:
     from bertsmith.inference.classifier import Classifier
@@ -53,7 +53,7 @@ def write_model(
         ModelError: if the exporter cannot do it.
     """
     try:
-        RUNTIMES[format]()
+        RUNTIMES[format].load()  # what is to run it
         WRITERS[format](original, folder, precision, texts, careful)
     except ModuleNotFoundError as error:
         extra = "export" if format == "onnx" else "openvino"
@@ -169,8 +169,6 @@ WRITERS: dict[str, Callable[[Classifier, Path, str, Sequence[str], bool], None]]
     "openvino": _to_openvino,
 }
 """How a model is written, by format."""
-RUNTIMES: dict[str, Callable[[], Any]] = {"onnx": lambda: import_module("onnxruntime"), "openvino": import_openvino}
-"""What imports the package that is to run it."""
 
 
 def _write_onnx(original: Classifier, file: Path) -> None:

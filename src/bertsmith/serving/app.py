@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import importlib.resources
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.security import APIKeyHeader, HTTPBearer
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from bertsmith import __version__
@@ -68,14 +71,16 @@ def create_app(
         limits: of requests.
         token: that requests must bring, unless it is ``None``.
     """
-    app = FastAPI(
+    app: FastAPI = FastAPIOffline(
         title="bertsmith",
         version=__version__,
         description="A text classifier. POST /predict speaks the format of text-embeddings-inference, POST / that of "
         "Hugging Face's inference.",
-        docs_url=None,
         redoc_url=None,
     )
+    # The gate looks at the token; here it is only described.
+    schemes = (HTTPBearer(auto_error=False), APIKeyHeader(name="X-API-Key", auto_error=False))
+    secured = [Security(scheme) for scheme in schemes] if token else []
     problems: dict[int | str, dict[str, Any]] = {
         status: {"model": Problem, "description": text}
         for status, text in (
@@ -83,6 +88,7 @@ def create_app(
             (401, "The token is missing or wrong."),
             (408, "The body did not arrive in time."),
             (413, "The body or a text is too long."),
+            (415, "The body is not said to be JSON."),
             (422, "Something in the body is not as it should be; `error` says where."),
             (429, "There is too much to do; `Retry-After` says when to ask again."),
             (503, "The model is loading, the server about to end, or the answer took too long."),
@@ -141,7 +147,7 @@ def create_app(
         }
         return answered.rule.adjust(logits, decide=answered.decide), answered
 
-    @app.post("/predict", responses=problems, response_model=list[Score] | list[list[Score]])
+    @app.post("/predict", responses=problems, response_model=list[Score] | list[list[Score]], dependencies=secured)
     async def predict(body: PredictRequest, request: Request) -> Response:
         """Label a text, or a batch of texts, in the format of text-embeddings-inference: all labels, best first.
 
@@ -154,7 +160,7 @@ def create_app(
         answer = ranked(scores(logits, "none" if body.raw_scores else "softmax"), classifier.labels.texts)
         return JSONResponse(answer[0] if single else answer, headers=request.state.headers)
 
-    @app.post("/", responses=problems, response_model=list[Score] | list[list[Score]])
+    @app.post("/", responses=problems, response_model=list[Score] | list[list[Score]], dependencies=secured)
     async def pipeline(body: PipelineRequest, request: Request) -> Response:
         """Label a text, or a flat list of texts, as Hugging Face's `pipeline("text-classification")` answers.
 
@@ -164,13 +170,15 @@ def create_app(
         texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
         logits, classifier = await label(request, texts, truncate=True, side="right")
         top_k, said = body.parameters.top_k, "top_k" in body.parameters.model_fields_set
-        values = scores(logits, body.parameters.function_to_apply)
+        values = scores(logits, body.parameters.function_to_apply or "softmax")
         answer = ranked(values, classifier.labels.texts, top_k if said else 1)
         if not said:
             return JSONResponse([best for (best,) in answer], headers=request.state.headers)
         return JSONResponse(answer[0] if single else answer, headers=request.state.headers)
 
-    @app.post("/explain", responses={**problems, 404: {"model": Problem, "description": "This server cannot explain."}})
+    cannot = {"model": Problem, "description": "This server cannot explain."}
+
+    @app.post("/explain", responses={**problems, 404: cannot}, dependencies=secured)
     async def explain(body: ExplainRequest, request: Request) -> Response:
         """Say which words moved the label of a text (integrated gradients)."""
         there = service()
@@ -202,7 +210,7 @@ def create_app(
             raise Refused(503, "the server is about to end")
         return {"status": "ready"}
 
-    @app.get("/info", responses={status: problems[status] for status in (401, 503)})
+    @app.get("/info", responses={status: problems[status] for status in (401, 503)}, dependencies=secured)
     async def info() -> dict[str, Any]:
         """Say which model this is, its labels, how good it was on its test texts, and what requests may hold."""
         there = service()
@@ -214,7 +222,9 @@ def create_app(
             "limits": {"body": limits.body, "texts": limits.texts, "characters": limits.characters},
         }
 
-    @app.get("/metrics", response_class=Response, responses={401: problems[401], 200: {"content": {"text/plain": {}}}})
+    counted: dict[int | str, dict[str, Any]] = {401: problems[401], 200: {"content": {"text/plain": {}}}}
+
+    @app.get("/metrics", response_class=Response, responses=counted, dependencies=secured)
     async def metrics() -> Response:
         """Return what was counted, in Prometheus' text format."""
         return Response(numbers.exposed(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -233,6 +243,10 @@ def create_app(
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        said = request.headers.get("content-type", "")
+        if not re.match(r"application/([^;]*\+)?json\b", said, re.IGNORECASE):
+            of = f"the body is sent as {said[:100]}" if said else "nothing says what the body is"
+            return problem(415, f"{of}: send it with the header Content-Type: application/json")
         if any(entry["type"] == "json_invalid" for entry in error.errors()):
             return problem(400, "the body is no JSON")
         return problem(422, what_is_wrong(error, nested=request.url.path == "/predict"))

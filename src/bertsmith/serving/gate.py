@@ -19,8 +19,10 @@ from bertsmith.serving.problems import problem
 
 log = logging.getLogger("bertsmith.serving")
 
-OPEN = ("/health", "/ready", "/ui")
-"""Paths that are answered without the token."""
+OPEN = ("/health", "/ready", "/ui", "/docs", "/openapi.json")
+"""Paths that are answered without the token; so is what the page of `/docs` is made of."""
+STATIC = "/static-offline-docs/"
+"""Where that is."""
 OVER = 10
 """Times the longest body that is read of one which is too long."""
 Scope = MutableMapping[str, Any]
@@ -125,7 +127,7 @@ class Gate:
         return problem(429, f"there is too much to do: ask again in {seconds} s", {"Retry-After": seconds})
 
     def _unknown(self, scope: Scope) -> Response | None:
-        if self.token is None or scope["path"] in OPEN:
+        if self.token is None or scope["path"] in OPEN or scope["path"].startswith(STATIC):
             return None
         headers = {name.lower(): value for name, value in scope["headers"]}
         given = headers.get(b"x-api-key", b"")
@@ -163,7 +165,7 @@ class Gate:
             return problem(408, "the body did not arrive in time", {"Connection": "close"})
 
 
-_PATHS = ("/predict", "/", "/explain", "/health", "/ready", "/info", "/metrics", "/ui", "/openapi.json")
+_PATHS = ("/predict", "/", "/explain", "/info", "/metrics", *OPEN)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

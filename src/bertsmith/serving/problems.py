@@ -7,6 +7,11 @@ from fastapi.responses import JSONResponse
 
 KINDS = {413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}
 """What an error is called, by its status; ``Backend`` otherwise, as in text-embeddings-inference."""
+PLAIN = {
+    "string_pattern_mismatch": "there is nothing in the text",
+    "extra_forbidden": "there is no such parameter; /docs says which there are",
+}
+"""What is said of an error instead of pydantic's message."""
 
 
 class Refused(Exception):  # noqa: N818 - it is an answer
@@ -42,7 +47,7 @@ def what_is_wrong(error: RequestValidationError, *, nested: bool) -> str:
             continue  # that it might have been a single text
         kept = [part for i, part in enumerate(parts) if isinstance(part, int) or i == 0 or parts[0] == "parameters"]
         place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in kept).lstrip(".")
-        plain = "there is nothing in the text" if entry["type"] == "string_pattern_mismatch" else entry["msg"]
+        plain = PLAIN.get(entry["type"], entry["msg"])
         found.setdefault(place or "the body", f"{plain[0].lower()}{plain[1:]}")
     return "; ".join(f"{place}: {message}" for place, message in list(found.items())[:5])
 

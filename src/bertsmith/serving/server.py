@@ -283,7 +283,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listening.close()
         raise ConfigError(
-            f"there is no listening on {host}:{port}: {getattr(error, 'strerror', None) or error}",
+            f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}",
             remedy="Pass another --port (0 takes one that is free) or --host.",
         ) from error
     listening.listen(2048)

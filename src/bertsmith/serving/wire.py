@@ -12,15 +12,15 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from bertsmith.inference.labelling import softmax
 
-Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
-"""A text with something in it."""
+Text = Annotated[str, StringConstraints(min_length=1, pattern=r"[^\s\x00-\x1f\x7f\x81\x8d\x8f\x90\x9d\ufeff]")]
+"""A text of which something is left when it was normalised."""
 
 
 _Alone = Annotated[list[Text], Field(min_length=1, max_length=1)]
 
 
 class _Message(BaseModel):
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
 class PredictRequest(_Message):
@@ -44,7 +44,9 @@ class Parameters(_Message):
     top_k: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
         None, description="Labels to return; one unless given."
     )
-    function_to_apply: Literal["softmax", "sigmoid", "none"] = Field("softmax", description="What scores are.")
+    function_to_apply: Literal["softmax", "sigmoid", "none"] | None = Field(
+        None, description="What scores are of logits; softmax unless given."
+    )
 
 
 class PipelineRequest(_Message):
