@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 import tempfile
@@ -74,6 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in arguments
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # they are looked for in all that is installed
+    atexit.register(gc.freeze)  # what is left when the process ends need not be searched for garbage
     if processes > 1 and arguments[:1] != ["train"]:
         code, message = 2, "[bold red]error:[/] torchrun is for bertsmith train: start other commands without it"
     else:
