@@ -178,6 +178,7 @@ def test_three_workers_on_a_real_database_lose_nothing_when_one_is_killed_and_it
     storage = optuna.storages.RDBStorage(url)
     (name,) = optuna.get_all_study_names(storage)
     trials = optuna.load_study(study_name=name, storage=storage).trials
+    storage.engine.dispose()
     states = [t.state.name for t in trials]
     # Machines that do not see one another's lock may begin a trial each too many, and no more.
     assert 6 <= states.count("COMPLETE") + states.count("PRUNED") <= 8, states

@@ -13,7 +13,14 @@ from bertsmith.data.table import Labels
 from bertsmith.evaluation.baseline import tfidf_logistic_regression, verdict
 from bertsmith.evaluation.calibration import calibration, fit_temperature, scale
 from bertsmith.evaluation.evaluate import evaluate
-from bertsmith.evaluation.intervals import _average_precisions, bootstrap, from_pairs, paired_difference, resampler
+from bertsmith.evaluation.intervals import (
+    _average_precisions,
+    bootstrap,
+    from_pairs,
+    over_draws,
+    paired_difference,
+    resamples_of,
+)
 from bertsmith.evaluation.metrics import SCALARS, majority_probabilities, per_class, quick, scalars
 from bertsmith.testing import tiny_table
 
@@ -65,6 +72,17 @@ def test_the_quick_form_agrees_with_scikit_learn(seed, n, k):
     assert quick(targets, probabilities)["macro_f1"] == pytest.approx(theirs["macro_f1"])
 
 
+def test_a_resample_is_scored_as_the_texts_that_it_draws():
+    targets, probabilities = _random(3, 30, 4)
+    predicted = probabilities.argmax(axis=1)
+    (drawn,) = resamples_of(30, None, np.random.default_rng(0), 20)
+    assert (drawn.sum(axis=1) == 30).all()
+    found = over_draws(drawn, targets, predicted, 4)
+    for i, times in enumerate(drawn):
+        alone = from_pairs(np.repeat(targets, times), np.repeat(predicted, times), 4)
+        assert {name: values[i] for name, values in found.items()} == pytest.approx(alone)
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.integers(5, 80), st.integers(2, 5))
 def test_average_precision_without_resampling_is_scikit_learns(seed, n, k):
@@ -72,7 +90,7 @@ def test_average_precision_without_resampling_is_scikit_learns(seed, n, k):
 
     present = np.unique(targets)
     expected = np.mean([sk.average_precision_score(targets == c, probabilities[:, c]) for c in present])
-    once = _average_precisions(targets, probabilities, lambda rng: np.arange(n), np.random.default_rng(0))
+    once = _average_precisions(targets, probabilities, np.ones((1, n)))
     assert once[0] == pytest.approx(expected, abs=1e-6)
 
 
@@ -203,8 +221,10 @@ def test_whole_groups_are_drawn_where_there_are_some():
     assert by_group[1] - by_group[0] > 2.5 * (by_text[1] - by_text[0])
     alone = bootstrap(targets, probabilities, seed=0, groups=np.arange(400))["accuracy"]
     assert alone[1] - alone[0] == pytest.approx(by_text[1] - by_text[0], rel=0.15)
-    drawn = resampler(6, np.array([5, 5, 7, 7, 7, 9]))(np.random.default_rng(1))
-    assert all((drawn == i).sum() == (drawn == j).sum() for i, j in ((0, 1), (2, 3), (3, 4)))
+    (drawn,) = resamples_of(6, np.array([5, 5, 7, 7, 7, 9]), np.random.default_rng(1), 50)
+    assert drawn.shape == (50, 6)
+    assert all((drawn[:, i] == drawn[:, j]).all() for i, j in ((0, 1), (2, 3), (3, 4)))
+    assert (drawn[:, [0, 2, 5]].sum(axis=1) == 3).all()
 
 
 def test_a_split_is_described_as_json():

@@ -108,7 +108,7 @@ def test_rows_that_cannot_be_read_are_left_out_and_told_where_that_is_wanted(nam
     out = tmp_path / "out.jsonl"
     code, _, err = cli("predict", finished, tmp_path / name, "-o", out, "--on-error", "skip")
     assert code == 0, err
-    assert f"{len(places)} rows cannot be read and are left out" in err
+    assert f"rows left out, which cannot be read: {len(places)}" in err
     assert all(place in err for place in places)
     assert [json.loads(line)["Text"] for line in out.read_text().splitlines()] == texts
     code, _, err = cli("predict", finished, tmp_path / name, "-o", tmp_path / "no.csv")

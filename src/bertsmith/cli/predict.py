@@ -244,7 +244,7 @@ def _tell(stream: Stream) -> None:
     if stream.left_out:
         some = "; ".join(f"{place}: {why}" for place, why in stream.left_out[:TOLD])
         more = f"; and {len(stream.left_out) - TOLD:,} more" if len(stream.left_out) > TOLD else ""
-        talk().print(f"[yellow]warning:[/] {len(stream.left_out):,} rows cannot be read and are left out")
+        talk().print(f"[yellow]warning:[/] rows left out, which cannot be read: {len(stream.left_out):,}")
         talk().print(f"  {some}{more}", markup=False)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -10,6 +10,8 @@ RESAMPLES = 1000
 RANKING_RESAMPLES = 200
 """Fewer, since average precision has to be computed class by class."""
 LEVEL = 0.95
+CELLS = 2_000_000
+"""Resamples times texts at once."""
 
 
 def bootstrap(
@@ -32,7 +34,7 @@ def bootstrap(
         seed: of the draws.
         resamples: number of draws.
         level: share of the resamples inside the interval.
-        groups: of the texts, as for `resampler`.
+        groups: of the texts, as for `resamples_of`.
 
     Returns:
         Lower and upper end by metric name.
@@ -43,15 +45,13 @@ def bootstrap(
     exact /= exact.sum(axis=1, keepdims=True)
     losses = -np.log(np.clip(exact[np.arange(n), targets], np.finfo(np.float64).eps, 1))
     rng = np.random.default_rng(seed)
-    draws: dict[str, list[float]] = {}
-    draw = resampler(n, groups)
-    for _ in range(resamples):
-        drawn = draw(rng)
-        values = from_pairs(targets[drawn], predicted[drawn], n_classes)
-        values["log_loss"] = float(losses[drawn].mean())
-        for name, value in values.items():
-            draws.setdefault(name, []).append(value)
-    draws["macro_average_precision"] = _average_precisions(targets, probabilities, draw, rng).tolist()
+    some = [
+        {**over_draws(drawn, targets, predicted, n_classes), "log_loss": drawn @ losses / drawn.sum(axis=1)}
+        for drawn in resamples_of(n, groups, rng, resamples)
+    ]
+    draws = {name: np.concatenate([values[name] for values in some]) for name in some[0]}
+    ranking = resamples_of(n, groups, rng, RANKING_RESAMPLES)
+    draws["macro_average_precision"] = np.concatenate([_average_precisions(targets, probabilities, d) for d in ranking])
     tails = [50 * (1 - level), 50 * (1 + level)]
     return {name: tuple(np.nanpercentile(values, tails).tolist()) for name, values in draws.items()}
 
@@ -80,7 +80,7 @@ def paired_difference(
         seed: of the draws.
         resamples: number of draws.
         level: share of the resamples inside the interval.
-        groups: of the texts, as for `resampler`.
+        groups: of the texts, as for `resamples_of`.
 
     Returns:
         The difference (first minus second), its lower and its upper end.
@@ -110,53 +110,48 @@ def paired_draws(
     The arguments are those of `paired_difference`.
     """
     rng = np.random.default_rng(seed)
-    draw = resampler(len(targets), groups)
-
-    def difference(rows: np.ndarray) -> float:
-        one, two = (from_pairs(targets[rows], predicted[rows], n_classes)[metric] for predicted in (first, second))
-        return float(one - two)
-
-    return np.array([difference(draw(rng)) for _ in range(resamples)])
+    differences = []
+    for drawn in resamples_of(len(targets), groups, rng, resamples):
+        one, two = (over_draws(drawn, targets, predicted, n_classes)[metric] for predicted in (first, second))
+        differences.append(one - two)
+    return np.concatenate(differences)
 
 
-def resampler(n: int, groups: np.ndarray | None = None) -> Callable[[np.random.Generator], np.ndarray]:
-    """Return a function that draws the rows of a resample.
+def resamples_of(n: int, groups: np.ndarray | None, rng: np.random.Generator, resamples: int) -> Iterator[np.ndarray]:
+    """Yield how often each resample draws each text, shape (some of the resamples, n): as many as fit into memory.
 
     Args:
         n: number of texts.
         groups: which of them belong together (an author's, a document's), shape (n,): then whole groups are drawn, as
             many as there are, since texts of one group say less than as many of different ones (cluster bootstrap,
             Davison and Hinkley 1997, section 3.8).
+        rng: what draws.
+        resamples: number of draws.
     """
-    if groups is None:
-        return lambda rng: rng.integers(0, n, n)
-    codes = np.unique(groups, return_inverse=True)[1]
-    order = np.argsort(codes, kind="stable")
-    members = np.split(order, np.cumsum(np.bincount(codes))[:-1])
-    return lambda rng: np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
+    codes = None if groups is None else np.unique(groups, return_inverse=True)[1]
+    units = n if codes is None else int(codes.max()) + 1
+    at_once = max(CELLS // n, 1)
+    for start in range(0, resamples, at_once):
+        some = min(at_once, resamples - start)
+        drawn = rng.integers(0, units, (some, units)) + units * np.arange(some)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=some * units).reshape(some, units)
+        yield counts if codes is None else counts[:, codes]
 
 
-def _average_precisions(
-    targets: np.ndarray,
-    probabilities: np.ndarray,
-    draw: Callable[[np.random.Generator], np.ndarray],
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """Macro average precision of every resample, shape (`RANKING_RESAMPLES`,)."""
-    # How often each resample draws each text, shape (resamples, n): a draw with replacement is a weighting.
-    weights = np.stack([np.bincount(draw(rng), minlength=len(targets)) for _ in range(RANKING_RESAMPLES)])
-    weights = weights.astype(np.float32)
-    total = np.zeros(RANKING_RESAMPLES)
-    classes = np.zeros(RANKING_RESAMPLES)
+def _average_precisions(targets: np.ndarray, probabilities: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Macro average precision of every resample, shape (resamples,), given how often it draws each text."""
+    weights = drawn.astype(np.float32)
+    total = np.zeros(len(drawn))
+    classes = np.zeros(len(drawn))
     for c in np.unique(targets):
         order = np.argsort(-probabilities[:, c], kind="stable")
-        drawn = weights[:, order]
+        times = weights[:, order]
         positions = np.flatnonzero(targets[order] == c)
-        ranked = np.cumsum(drawn, axis=1)[:, positions]
-        drawn = drawn[:, positions]
-        hits = np.cumsum(drawn, axis=1)
+        ranked = np.cumsum(times, axis=1)[:, positions]
+        times = times[:, positions]
+        hits = np.cumsum(times, axis=1)
         positives = hits[:, -1]
-        precision = (drawn * hits / np.maximum(ranked, 1)).sum(axis=1)
+        precision = (times * hits / np.maximum(ranked, 1)).sum(axis=1)
         total += np.where(positives > 0, precision / np.maximum(positives, 1), 0)
         classes += positives > 0
     result: np.ndarray = total / np.maximum(classes, 1)
@@ -170,24 +165,42 @@ def from_pairs(targets: np.ndarray, predicted: np.ndarray, n_classes: int) -> di
         targets, predicted: class indices, shape (n,).
         n_classes: number of classes.
     """
-    hit = np.bincount(targets[targets == predicted], minlength=n_classes).astype(float)
-    support = np.bincount(targets, minlength=n_classes).astype(float)
-    times = np.bincount(predicted, minlength=n_classes).astype(float)
-    n = support.sum()
+    once = np.ones((1, len(targets)), dtype=np.int64)
+    return {name: float(value[0]) for name, value in over_draws(once, targets, predicted, n_classes).items()}
+
+
+def over_draws(drawn: np.ndarray, targets: np.ndarray, predicted: np.ndarray, n_classes: int) -> dict[str, np.ndarray]:
+    """Return `from_pairs` of every resample, each of shape (resamples,).
+
+    Args:
+        drawn: how often each resample draws each text, shape (resamples, n).
+        targets, predicted, n_classes: as there.
+    """
+    hit = _by_class(drawn * (targets == predicted), targets, n_classes)
+    support = _by_class(drawn, targets, n_classes)
+    times = _by_class(drawn, predicted, n_classes)
+    n = support.sum(axis=1)
     recall = hit / np.maximum(support, 1)
     precision = hit / np.maximum(times, 1)
     f1 = 2 * hit / np.maximum(support + times, 1)
     seen = support + times > 0
-    weights = support / n
-    spread = np.sqrt((n**2 - (times**2).sum()) * (n**2 - (support**2).sum()))
+    weights = support / n[:, None]
+    spread = np.sqrt((n**2 - (times**2).sum(axis=1)) * (n**2 - (support**2).sum(axis=1)))
+    found = n * hit.sum(axis=1) - (times * support).sum(axis=1)
     return {
-        "accuracy": hit.sum() / n,
-        "balanced_accuracy": recall[support > 0].mean(),
-        "macro_f1": f1[seen].mean(),
-        "macro_precision": precision[seen].mean(),
-        "macro_recall": recall[seen].mean(),
-        "weighted_f1": weights @ f1,
-        "weighted_precision": weights @ precision,
-        "weighted_recall": weights @ recall,
-        "mcc": (n * hit.sum() - times @ support) / spread if spread else 0.0,
+        "accuracy": hit.sum(axis=1) / n,
+        "balanced_accuracy": recall.mean(axis=1, where=support > 0),
+        "macro_f1": f1.mean(axis=1, where=seen),
+        "macro_precision": precision.mean(axis=1, where=seen),
+        "macro_recall": recall.mean(axis=1, where=seen),
+        "weighted_f1": (weights * f1).sum(axis=1),
+        "weighted_precision": (weights * precision).sum(axis=1),
+        "weighted_recall": (weights * recall).sum(axis=1),
+        "mcc": np.divide(found, spread, out=np.zeros_like(found), where=spread > 0),
     }
+
+
+def _by_class(drawn: np.ndarray, classes: np.ndarray, n_classes: int) -> np.ndarray:
+    """Return how often each resample draws a text of each class, shape (resamples, classes)."""
+    counts: np.ndarray = drawn.astype(np.float32) @ np.eye(n_classes, dtype=np.float32)[classes]  # exact: below 2 ** 24
+    return counts.astype(np.float64)

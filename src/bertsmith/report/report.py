@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ METRIC_NAMES = {
 }
 
 
+@cache
 def environment() -> jinja2.Environment:
     """Return the templates, with autoescape on: texts, labels and names come from anywhere."""
     result = jinja2.Environment(
