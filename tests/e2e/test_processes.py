@@ -167,7 +167,7 @@ def test_closed_streams_are_no_fault(command, finished, csv):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_predictions_whose_process_ends_go_on_from_there(number, finished, tmp_path):
-    table = tiny_table(40_000)[["Text"]]
+    table = tiny_table(20_000)[["Text"]]
     table.to_csv(tmp_path / "t.csv")
     out, folder = tmp_path / "out.csv", tmp_path / "out.csv.unfinished"
     command = [sys.executable, "-m", "bertsmith", "predict", str(finished), str(tmp_path / "t.csv"), "-o", str(out)]
