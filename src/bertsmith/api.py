@@ -249,6 +249,7 @@ def load(
     decide: bool = True,
     ensemble: bool = False,
     runtime: str = "auto",
+    long: str = "truncate",
 ) -> Labelling:
     """Load the classifier of a finished run, or an export.
 
@@ -259,6 +260,7 @@ def load(
         ensemble: ask the models of all seeds together, where the run was trained with several.
         runtime: ``"torch"``; ``"onnx"`` or ``"openvino"`` for an export of the run; ``"auto"``: the fastest fp32 export
             that was checked, else torch.
+        long: of texts longer than the model reads at once, ``"truncate"``: read the beginning; ``"window"``: all of it.
 
     Raises:
         UserError: if there is none.
@@ -266,7 +268,7 @@ def load(
     from bertsmith.inference.opening import open_classifier
 
     path = run.path if isinstance(run, Run) else run
-    return open_classifier(path, device=device, decide=decide, ensemble=ensemble, runtime=runtime)[0]
+    return open_classifier(path, device=device, decide=decide, ensemble=ensemble, runtime=runtime, long=long)[0]
 
 
 def export(

@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bertsmith.errors import ConfigError, did_you_mean, listing
 
 ENV_PREFIX = "BERTSMITH_"
+TOKEN = "BERTSMITH_TOKEN"
+"""What requests to a server bring: no setting, though it is named like one."""
 PRIMARY = "macro_f1"
 """The metric that chooses the best epoch, the decision rule and the winner of a study."""
 DEFAULT_MODEL = "google-bert/bert-base-uncased"
@@ -234,7 +236,11 @@ def _contradictions(config: Config, origin: Mapping[str, str]) -> list[str]:
 
 
 def _environment_layer(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
-    given = {key: value for key, value in environ.items() if key.upper().startswith(ENV_PREFIX) and value != ""}
+    given = {
+        key: value
+        for key, value in environ.items()
+        if key.upper().startswith(ENV_PREFIX) and key != TOKEN and value != ""
+    }
     layer: dict[str, tuple[Any, str]] = {}
     for key, text in given.items():
         name = key[len(ENV_PREFIX) :].lower()

@@ -261,8 +261,8 @@ class Run:
                     raise RunFolderError(
                         "the run's model is damaged: this file is not what it was when the run was finished",
                         where=str(file),
-                        remedy="Put back a copy of it, or train again with --overwrite. If the change is meant, give "
-                        "the model folder alone: it is loaded as it is.",
+                        remedy="Put back a copy of it, or train again with --overwrite. If the change is meant, "
+                        "bertsmith serve and bertsmith.load take the model folder alone, as it is.",
                     )
 
     def finish(self, *, keep_checkpoints: bool) -> None:
@@ -281,14 +281,18 @@ def open_run(path: Path | str) -> Run:
     """
     run = Run(Path(path))
     if not run.layout.run.is_file():
-        study = (run.path / "study.json").is_file()
-        raise RunFolderError(
-            "there is no run in this folder" if run.path.is_dir() else "there is no such run folder",
-            where=str(path),
-            remedy=f"This is a study: give its winner, {run.path / 'best'}."
-            if study
-            else "Give the folder that bertsmith train wrote (the -o of that command).",
-        )
+        remedy = "Give the folder that bertsmith train wrote (the -o of that command)."
+        if run.path.is_file():
+            what, remedy = "this is a file and no run folder", f"{remedy} The run comes first, then the table."
+        elif not run.path.is_dir():
+            what = "there is no such run folder"
+        else:
+            what = "there is no run in this folder"
+            if (run.path / "study.json").is_file():
+                remedy = f"This is a study: give its winner, {run.path / 'best'}."
+            elif (run.path / "export.json").is_file():
+                remedy = "This is an export: give the run that it was made from."
+        raise RunFolderError(what, where=str(path), remedy=remedy)
     status = run.info.get("status")
     if status != "finished":
         raise RunFolderError(

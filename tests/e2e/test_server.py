@@ -90,7 +90,7 @@ def _under_load(port, n=4):
 
 
 def test_a_request_to_end_drops_nothing_that_was_taken(finished):
-    with serving(finished, "--runtime", "torch", environment={"BERTSMITH_TOKEN": ""}) as server:
+    with serving(finished, "--runtime", "torch") as server:
         _ready(server.port)
         answers, over, threads = _under_load(server.port)
         server.send_signal(signal.SIGTERM)

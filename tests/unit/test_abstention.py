@@ -154,7 +154,7 @@ def test_predict_turns_an_accuracy_and_a_coverage_into_thresholds(cli, finished,
         (("--min-confidence", "2"), "less than or equal to 1"),
         (("--coverage", "1"), "less than or equal to 0.999"),
         (("--target-accuracy", "1"), "nothing is labelled wrong"),
-        (("--target-accuracy", "0.999"), "no threshold reached that on 1,000 or more of the 15 validation texts"),
+        (("--target-accuracy", "0.999"), "a threshold for that must rest on 1,000 validation texts, and there are 15"),
     ],
 )
 def test_what_cannot_be_promised_is_told(flags, expected, cli, finished, tmp_path):

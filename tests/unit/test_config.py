@@ -9,7 +9,7 @@ def test_flags_win_over_environment_over_file_over_defaults(tmp_path):
     file.write_text(
         'epochs = 1\nbatch-size = 2\nseed = 3\nmodel = "m"\n[set]\nweight_decay = 0.5\noptim = "adafactor"\n'
     )
-    environ = {"BERTSMITH_BATCH_SIZE": "20", "BERTSMITH_SEED": "30", "OTHER": "x"}
+    environ = {"BERTSMITH_BATCH_SIZE": "20", "BERTSMITH_SEED": "30", "OTHER": "x", "BERTSMITH_TOKEN": "of a server"}
     config = resolve({"seed": 300, "epochs": None, "set": {"weight_decay": 0.1}}, file, environ=environ)
     assert (config.epochs, config.batch_size, config.seed, config.model) == (1, 20, 300, "m")
     assert config.set == {"weight_decay": 0.1, "optim": "adafactor"}

@@ -14,7 +14,7 @@ import pytest
 
 import bertsmith as bs
 from bertsmith.data.table import Labels
-from bertsmith.errors import ConfigError, DataError, ModelError, RunFolderError
+from bertsmith.errors import ConfigError, DataError, DeviceError, ModelError, RunFolderError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.inference import export as exporting
 from bertsmith.inference import writers
@@ -407,8 +407,16 @@ def test_auto_takes_an_export_of_this_very_model_only(run, exported):
         run.layout.run.write_text(json.dumps(info))
     with pytest.raises(ConfigError, match="there is none"):
         bs.load(run, runtime="tensorrt")
+    with pytest.raises(RunFolderError, match="This is an export: give the run that it was made from"):
+        bs.export(exported.path)
+    with pytest.raises(RunFolderError, match="this is a file and no run folder"):
+        bs.load(exported.path / "README.md")
     with pytest.raises(ConfigError, match="this is an export"):
         bs.load(exported.path, device="cuda")
+    with pytest.raises(DeviceError, match="--device gpu: there is no such device"):
+        bs.load(run, device="gpu")
+    with pytest.raises(ConfigError, match="long='all': there is no such way"):
+        bs.load(run, long="all")
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json", "validation.npz"])

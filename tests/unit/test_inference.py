@@ -191,6 +191,7 @@ def test_long_texts_can_be_read_whole(classifier, cli, finished, tmp_path):
     long = " ".join(["cat dog"] * 40 + ["red blue"] * 400)
     beginning, whole = classifier.predict([long]), Windowed(classifier).predict([long])
     assert (beginning, whole) == (["animals"], ["colours"])
+    assert bs.load(finished, device="cpu", long="window").predict([long]) == whole
     texts = ["my cat", "red and blue", "apple"]
     assert np.array_equal(Windowed(classifier).predict_proba(texts), classifier.predict_proba(texts))
     logits = np.mean([classifier.logits([window])[0] for window in classifier.windows(long)], axis=0)

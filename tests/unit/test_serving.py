@@ -267,6 +267,18 @@ def test_a_text_of_which_nothing_is_left_is_refused_and_no_other():
             assert normalise(chr(code)), hex(code)
 
 
+def test_what_is_no_request_is_told_where_and_what_one_looks_like(ask):
+    assert ask("/", b"{'inputs': 'cat'}")[:2] == (
+        400,
+        {
+            "error": "the body is no JSON: character 1: Expecting property name enclosed in double quotes",
+            "error_type": "Validation",
+        },
+    )
+    assert ask("/", b'{"inputs": "\xff"}')[1]["error"] == "the body is no JSON in UTF-8"
+    assert ask("/", b'"cat"')[1]["error"] == 'the body: an object is expected, as {"inputs": "a text"}'
+
+
 def test_a_parameter_that_does_not_exist_is_refused(ask):
     for path, body, place in (
         ("/", {"inputs": "cat", "top_k": 2}, "top_k"),
@@ -577,10 +589,15 @@ def test_an_address_that_is_taken_is_told():
         _listen("no.such.host.invalid", 0)
 
 
-def test_the_command_tells_what_it_cannot_serve(cli, tmp_path):
+def test_the_command_tells_what_it_cannot_serve(cli, tmp_path, monkeypatch):
     code, _, err = cli("serve", tmp_path / "none")
     assert code == 2
     assert "none" in err
+    monkeypatch.setenv("BERTSMITH_TOKEN", " ")
+    code, _, err = cli("serve", tmp_path)
+    assert code == 2
+    assert "BERTSMITH_TOKEN: there is no token in it" in err
+    monkeypatch.delenv("BERTSMITH_TOKEN")
     code, _, err = cli("serve", tmp_path, "--port", "99999")
     assert code == 2
     assert len(tiny_table(3)) == 3

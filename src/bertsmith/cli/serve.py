@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 
 from bertsmith.cli.options import DecisionRule, RunOrExport, Runtime
+from bertsmith.config import TOKEN
 from bertsmith.errors import ConfigError
-
-TOKEN = "BERTSMITH_TOKEN"
 
 
 def serve(
@@ -47,5 +46,9 @@ def serve(
             remedy="Install what it takes: pip install fastapi fastapi-offline uvicorn prometheus-client.",
         ) from error
     limits = Limits(max_body, max_texts, max_characters, timeout, max_wait)
-    token = os.environ.get(TOKEN) or None
+    token = os.environ.get(TOKEN)
+    if token is not None and not token.strip():
+        raise ConfigError(
+            f"environment variable {TOKEN}: there is no token in it", remedy="Give one, or unset it to ask for none."
+        )
     start(Serving(str(run), host, port, workers, device, decision_rule, runtime, limits, token))

@@ -160,7 +160,7 @@ def _usable(values: list[Any], first: int, where: str, bad: Bad) -> list[bool]:
         try:
             refuse_nested(value, row, where, "--text-column")
         except DataError as error:
-            bad(f"row {row:,}", error.what)
+            bad(f"row {row:,}", error.what.removeprefix(f"row {row:,} "))
             usable.append(False)
         else:
             usable.append(True)

@@ -99,10 +99,14 @@ def abstention(
         right = probabilities.argmax(axis=1) == targets
         min_confidence = threshold_for(probabilities.max(axis=1), right, target_accuracy)
         if min_confidence is None:
+            needed = fewest_texts(target_accuracy)
+            why = (
+                f"a threshold for that must rest on {needed:,} validation texts, and there are {n:,}"
+                if needed > n
+                else f"no threshold reached that on {needed:,} or more of the {n:,} validation texts"
+            )
             raise ConfigError(
-                f"--target-accuracy {target_accuracy:g}: no threshold reached that on "
-                f"{fewest_texts(target_accuracy):,} or more of the {n:,} validation texts "
-                f"({right.mean():.3f} of all are labelled right)",
+                f"--target-accuracy {target_accuracy:g}: {why} ({right.mean():.3f} of all are labelled right)",
                 remedy="Ask for less, or pass --min-confidence.",
             )
     in_set = None

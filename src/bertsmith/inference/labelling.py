@@ -156,7 +156,7 @@ def as_texts(texts: Sequence[str]) -> list[str]:
     if odd is not None:
         raise DataError(
             f"text {odd} (counted from 0) is no text: {result[odd]!r}",
-            remedy="Leave out what is missing.",
+            remedy="Give texts alone: leave out what is missing, decode bytes, and take texts out of lists.",
         )
     for i, text in enumerate(result):
         try:

@@ -47,6 +47,8 @@ def open_classifier(
         UserError: if there is none.
     """
     path = Path(path)
+    if long not in ("truncate", "window"):
+        raise ConfigError(f"long={long!r}: there is no such way", remedy="Take truncate or window.")
     if long == "window":
         if ensemble:
             raise ConfigError("--long window asks one model", remedy="Leave out --ensemble.")

@@ -84,6 +84,8 @@ def choose_device(wanted: str = "auto") -> torch.device:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
         return torch.device(next(name for name, is_there in there.items() if is_there))
+    if wanted not in there:
+        raise DeviceError(f"--device {wanted}: there is no such device", remedy="Take one of auto, cuda, mps, cpu.")
     if not there[wanted]:
         raise DeviceError(
             f"--device {wanted}: this machine, or this build of torch {torch.__version__}, has none",

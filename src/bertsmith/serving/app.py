@@ -247,14 +247,16 @@ def create_app(
         if not re.match(r"application/([^;]*\+)?json\b", said, re.IGNORECASE):
             of = f"the body is sent as {said[:100]}" if said else "nothing says what the body is"
             return problem(415, f"{of}: send it with the header Content-Type: application/json")
-        if any(entry["type"] == "json_invalid" for entry in error.errors()):
-            return problem(400, "the body is no JSON")
+        broken = next((entry for entry in error.errors() if entry["type"] == "json_invalid"), None)
+        if broken is not None:
+            return problem(400, f"the body is no JSON: character {broken['loc'][-1]}: {broken['ctx']['error']}")
         return problem(422, what_is_wrong(error, nested=request.url.path == "/predict"))
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> JSONResponse:
         headers = dict(error.headers or {})
-        return problem(error.status_code, str(error.detail), headers)
+        said = "the body is no JSON in UTF-8" if error.status_code == 400 else str(error.detail)
+        return problem(error.status_code, said, headers)
 
     @app.exception_handler(UserError)
     async def told(request: Request, error: UserError) -> JSONResponse:

@@ -136,7 +136,11 @@ class Gate:
             given = bearer[7:].strip()
         if hmac.compare_digest(given, self.token.encode()):
             return None
-        return problem(401, "the token is missing or wrong", {"WWW-Authenticate": "Bearer"})
+        return problem(
+            401,
+            "the token is missing or wrong: send Authorization: Bearer …, or X-API-Key",
+            {"WWW-Authenticate": "Bearer"},
+        )
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | Response:
         headers = {name.lower(): value for name, value in scope["headers"]}

@@ -10,6 +10,7 @@ KINDS = {413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealth
 PLAIN = {
     "string_pattern_mismatch": "there is nothing in the text",
     "extra_forbidden": "there is no such parameter; /docs says which there are",
+    "model_attributes_type": 'an object is expected, as {"inputs": "a text"}',
 }
 """What is said of an error instead of pydantic's message."""
 
