@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bertsmith.cli.options import Json, TableArgument, with_settings
+from bertsmith.cli.options import Json, RunArgument, TableArgument, with_settings
 from bertsmith.cli.terminal import print_json, result, talk
 from bertsmith.config import Config, DataConfig, ModelConfig
 
-RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", show_default=False, help="Folder that bertsmith train wrote.")
-]
 READING = (
     "text_column",
     "label_column",

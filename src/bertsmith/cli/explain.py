@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from bertsmith.cli.evaluate import RunArgument
-from bertsmith.cli.options import Json, with_settings
+from bertsmith.cli.options import Json, RunArgument, with_settings
 from bertsmith.cli.terminal import print_json, result, talk
 from bertsmith.config import Config, ModelConfig
 

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bertsmith.cli.evaluate import RunArgument
-from bertsmith.cli.options import Json
+from bertsmith.cli.options import Json, RunArgument
 from bertsmith.cli.terminal import print_json, result, sigterm_like_ctrl_c, talk
 
 

@@ -32,6 +32,9 @@ Runtime = Annotated[
         help="What to compute with: auto takes an fp32 export of the run, where there is one, else torch.",
     ),
 ]
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", show_default=False, help="Folder that bertsmith train wrote.")
+]
 RunOrExport = Annotated[
     Path,
     typer.Argument(
@@ -136,4 +139,14 @@ def _metavar(annotation: Any) -> str:
     return {int: "N", float: "X", Path: "FILE"}.get(annotation, "TEXT")
 
 
-__all__ = ["Config", "ConfigFile", "DecisionRule", "Json", "Runtime", "TableArgument", "with_settings"]
+__all__ = [
+    "Config",
+    "ConfigFile",
+    "DecisionRule",
+    "Json",
+    "RunArgument",
+    "RunOrExport",
+    "Runtime",
+    "TableArgument",
+    "with_settings",
+]

@@ -255,6 +255,7 @@ def create_app(
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> JSONResponse:
         headers = dict(error.headers or {})
+        # 400 is of FastAPI, for what cannot be decoded.
         said = "the body is no JSON in UTF-8" if error.status_code == 400 else str(error.detail)
         return problem(error.status_code, said, headers)
 
