@@ -1,0 +1,59 @@
+"""What bertsmith 0.1.0 wrote on 28 November 2026 still loads, predicts the same, and resumes or is refused."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bertsmith as bs
+
+WRITTEN = Path(__file__).parents[1] / "data" / "written-by-0.1.tar.xz"
+SETTINGS = {"model": "tiny", "epochs": 12, "batch_size": 16, "learning_rate": 3e-2, "max_length": 32}
+
+
+@pytest.fixture
+def older(tmp_path, monkeypatch):
+    """A run, an interrupted run, a study and an export, with the probabilities that 0.1.0 gave for 20 texts."""
+    with tarfile.open(WRITTEN) as archive:
+        archive.extractall(tmp_path, filter="data")
+    monkeypatch.chdir(tmp_path)
+    return json.loads(Path("expected.json").read_text())
+
+
+def test_the_archive_is_small():
+    assert WRITTEN.stat().st_size < 500_000
+
+
+def test_a_run_and_its_export_predict_the_same(older):
+    for source, runtime in (("run", "torch"), ("study/best", "torch"), ("export", "onnx")):
+        classifier = bs.load(source, runtime=runtime, device="cpu")
+        assert classifier.labels.texts == ("animals", "colours", "fruits")
+        if source != "study/best":
+            assert classifier.predict_proba(older["texts"]) == pytest.approx(np.array(older["probabilities"]), abs=1e-5)
+
+
+def test_a_run_is_evaluated_as_before(older):
+    before = bs.Run(Path("run")).metrics["splits"]["test"]["metrics"]["macro_f1"]["value"]
+    test = bs.Run(Path("run")).predictions
+    table = test[["text", "label", "label_text"]].set_axis(["Text", "Label", "Label Text"], axis=1)
+    assert bs.evaluate("run", table)["metrics"]["macro_f1"]["value"] == pytest.approx(before)
+
+
+def test_an_interrupted_run_resumes_to_its_end_or_is_refused(older):
+    try:
+        run = bs.train("table.csv", output="interrupted", resume=True, **SETTINGS)
+    except bs.UserError as error:
+        assert error.remedy
+        assert "checkpoint-7" in [path.name for path in Path("interrupted/checkpoints").iterdir()]
+    else:
+        assert run.info["status"] == "finished"
+        assert [json.loads(line)["epoch"] for line in Path("interrupted/history.jsonl").read_text().splitlines()][
+            0
+        ] == 1
+
+
+def test_a_study_goes_on(older):
+    study = bs.tune("table.csv", output="study", trials=3, model="tiny", epochs=2, batch_size=16, max_length=32)
+    assert len(study.trials) == 3
