@@ -1,4 +1,4 @@
-"""What bertsmith 0.1.0 wrote on 28 November 2026 still loads, predicts the same, and resumes or is refused."""
+"""What bertsmith 0.1.0 wrote on 28 November 2026 still loads, predicts the same and resumes."""
 
 import json
 import tarfile
@@ -41,17 +41,10 @@ def test_a_run_is_evaluated_as_before(older):
     assert bs.evaluate("run", table)["metrics"]["macro_f1"]["value"] == pytest.approx(before)
 
 
-def test_an_interrupted_run_resumes_to_its_end_or_is_refused(older):
-    try:
-        run = bs.train("table.csv", output="interrupted", resume=True, **SETTINGS)
-    except bs.UserError as error:
-        assert error.remedy
-        assert "checkpoint-7" in [path.name for path in Path("interrupted/checkpoints").iterdir()]
-    else:
-        assert run.info["status"] == "finished"
-        assert [json.loads(line)["epoch"] for line in Path("interrupted/history.jsonl").read_text().splitlines()][
-            0
-        ] == 1
+def test_an_interrupted_run_resumes_to_its_end(older):
+    run = bs.train("table.csv", output="interrupted", resume=True, **SETTINGS)
+    assert run.info["status"] == "finished"
+    assert [line["epoch"] for line in map(json.loads, run.layout.history.read_text().splitlines())][:1] == [1]
 
 
 def test_a_study_goes_on(older):
