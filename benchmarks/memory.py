@@ -1,7 +1,7 @@
 """The memory of training on a CPU: a step's beside what is reckoned, and a run's with more texts, epochs and batches.
 
 Every measurement is a process of its own: the most it held, less what it held with the model loaded. First during three
-steps of AdamW on a micro-batch of 1,024 tokens, which is what `bertsmith.training.memory.plan` reckons from above; then
+steps of AdamW on a micro-batch of 1,024 tokens, which is what `bertsmith.compute.memory.plan` reckons from above; then
 during whole runs of a small model at that token budget, which should not grow with what is trained on.
 """
 
@@ -49,8 +49,8 @@ def reckoned_and_measured(shape: str, length: int, precision: str) -> tuple[int,
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
-    from bertsmith.training.memory import plan
-    from bertsmith.training.memory import reckoned as reckon
+    from bertsmith.compute.memory import plan
+    from bertsmith.compute.memory import reckoned as reckon
 
     model = BertForSequenceClassification(BertConfig(**SHAPES[shape], num_attention_heads=12))
     optimizer = torch.optim.AdamW(model.parameters())

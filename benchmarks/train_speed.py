@@ -63,7 +63,7 @@ def test_texts_of(name: str, data: Path) -> tuple[list[str], np.ndarray]:
 
 def labelled(model: Any, tokenizer: Any, texts: list[str]) -> np.ndarray:
     """Return the class index of every text, shape (n,), in fp32."""
-    from bertsmith.training.batching import micro_batches
+    from bertsmith.compute.batching import micro_batches
 
     encoded = tokenizer(texts, truncation=True, max_length=tokenizer.model_max_length)
     lengths = np.array([len(ids) for ids in encoded["input_ids"]])
@@ -122,7 +122,7 @@ def run(
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
     from bertsmith.model.load import Loaded
-    from bertsmith.training.compiled import Compiled
+    from bertsmith.training.collate import TokenDataset
     from bertsmith.training.recipe import Recipe, choose_precision
     from bertsmith.training.trainer import _engine, _Reporter
 
@@ -155,9 +155,9 @@ def run(
             loaded = Loaded(model, tokenizer, device, tokenizer.model_max_length)
             recipe = Recipe(1, batch, 1e-4, 1, 0, 0, fast, 1, "none")  # each text once, as the others read it
             reporter = _Reporter(lambda event: None, lambda: False)
-            trainer = _engine(loaded, dataset, dataset, settings, recipe, lambda t, p: {}, reporter)
-            if contender == "compiled":
-                trainer.compiled = Compiled(model)
+            texts = TokenDataset(dataset)
+            trainer = _engine(loaded, texts, texts, settings, recipe, lambda t, p: {}, reporter)
+            trainer.compiled = contender == "compiled"
             if contender == "unrecorded":
                 trainer.graphs = None
         else:
@@ -229,10 +229,10 @@ def main() -> int:
     from datasets import Dataset
     from transformers import AutoTokenizer
 
+    from bertsmith.compute.device import choose_device
+    from bertsmith.compute.memory import freed_memory_kept
     from bertsmith.evaluation.intervals import from_pairs
     from bertsmith.model import checkpoint
-    from bertsmith.model.load import choose_device
-    from bertsmith.training.memory import freed_memory_kept
     from bertsmith.training.recipe import choose_precision
 
     device = choose_device("auto")

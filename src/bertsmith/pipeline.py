@@ -14,6 +14,8 @@ import pandas as pd
 
 from bertsmith import run as runs
 from bertsmith import storage
+from bertsmith.compute.device import describe_device
+from bertsmith.compute.memory import ran_out
 from bertsmith.config import PRIMARY, Config
 from bertsmith.data.clean import Cleaned, clean
 from bertsmith.data.findings import Findings
@@ -25,7 +27,7 @@ from bertsmith.evaluation.metrics import quick
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model import checkpoint
 from bertsmith.model.encode import encode
-from bertsmith.model.load import Loaded, describe_device
+from bertsmith.model.load import Loaded
 from bertsmith.output import check_output, check_room, check_same, create, held
 from bertsmith.preparing import choose_recipe, prepare_model, split_cleaned
 from bertsmith.report.card import write_card
@@ -44,7 +46,6 @@ from bertsmith.scoring import (
 )
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.events import CheckpointsDamaged, Evaluated, Event, WentBack
-from bertsmith.training.memory import ran_out
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.together import ALONE, Group, join
 from bertsmith.training.trainer import fit

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from transformers import set_seed
 
+from bertsmith.compute.device import choose_device
 from bertsmith.config import Config
 from bertsmith.data.clean import Cleaned
 from bertsmith.data.inspect import choose_max_length
@@ -15,7 +16,7 @@ from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, DataError
 from bertsmith.model.checkpoint import Checkpoint
 from bertsmith.model.encode import count_tokens, n_tokens
-from bertsmith.model.load import Loaded, check_vocabulary, choose_device, load_model, load_tokenizer
+from bertsmith.model.load import Loaded, check_vocabulary, load_model, load_tokenizer
 from bertsmith.model.symbols import name_symbols
 from bertsmith.training.recipe import Recipe, choose
 

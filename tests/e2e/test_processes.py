@@ -111,7 +111,7 @@ def test_an_address_space_that_is_small_is_respected(csv, tiny, tmp_path):
     code = """
 import resource, sys
 import bertsmith.pipeline, bertsmith.cli.app
-from bertsmith.training import memory
+from bertsmith.compute import memory
 left = int(sys.argv.pop(1)) * 2**20
 used = int(next(l for l in open("/proc/self/status") if l.startswith("VmSize")).split()[1]) * 1024
 memory.TOKEN_BUDGETS["cpu"] = 2**20

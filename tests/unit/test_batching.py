@@ -1,13 +1,20 @@
 """How a batch is cut changes nothing but memory and speed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BertConfig, BertForSequenceClassification
 
-from bertsmith.training.batching import cut, micro_batches
+from bertsmith.compute.batching import micro_batches
+from bertsmith.data.table import Labels
+from bertsmith.model import checkpoint
+from bertsmith.model.batch import TokenBatch
+from bertsmith.model.forward import padded_logits
+from bertsmith.model.load import Loaded, load_model, load_tokenizer
+from bertsmith.testing import tiny_model
 from bertsmith.training.losses import CrossEntropy, StepLoss
 
 
@@ -34,59 +41,54 @@ def test_a_micro_batch_ends_where_its_padding_would_be_too_much_and_no_earlier(l
             assert longest * (n + 1) > budget or longest * n - lengths[group].sum() + added > padding
 
 
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    return BertForSequenceClassification(
-        BertConfig(vocab_size=50, max_position_embeddings=64, num_labels=3, initializer_range=0.3, **sizes)
-    ).eval()  # dropout off
-
-
-def _batch(lengths, left, seed=0):
-    rng = np.random.default_rng(seed)
-    width = max(lengths)
-    ids, mask = np.zeros((len(lengths), width), dtype=int), np.zeros((len(lengths), width), dtype=int)
-    for row, n in enumerate(lengths):
-        where = slice(width - n, width) if left else slice(0, n)
-        ids[row, where], mask[row, where] = rng.integers(1, 50, n), 1
-    labels = rng.integers(0, 3, len(lengths))
-    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-    return {name: torch.from_numpy(values) for name, values in batch.items()}
-
-
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 400), st.booleans())
-def test_cutting_keeps_every_token(lengths, budget, left):
-    batch = _batch(lengths, left)
-    pieces = list(cut(batch, budget))
-    assert sum(len(piece["labels"]) for piece in pieces) == len(lengths)
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=12),
+    st.integers(1, 400),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+)
+def test_cutting_keeps_every_token(lengths, budget, packed, typed, labelled):
+    rng = np.random.default_rng(0)
+    columns = {"input_ids": [rng.integers(1, 50, n).tolist() for n in lengths]}
+    if typed:
+        columns["token_type_ids"] = [rng.integers(0, 2, n).tolist() for n in lengths]
+    batch = TokenBatch.of(columns)
+    if labelled:
+        batch = replace(batch, labels=torch.from_numpy(rng.integers(0, 3, len(lengths))))
 
     def texts(batch):
-        return sorted(
-            (row[mask.bool()].tolist(), int(label))
-            for row, mask, label in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True)
-        )
+        types = batch.input_ids if batch.token_type_ids is None else batch.token_type_ids
+        labels = batch.lengths if batch.labels is None else batch.labels
+        split = (values.split(batch.lengths.tolist()) for values in (batch.input_ids, types))
+        return sorted((i.tolist(), t.tolist(), int(n)) for i, t, n in zip(*split, labels, strict=True))
 
-    assert sorted(text for piece in pieces for text in texts(piece)) == texts(batch)
-
-
-def _gradient(model, pieces, n, loss):
-    model.zero_grad()
-    for piece in pieces:
-        piece = dict(piece)
-        labels = piece.pop("labels")
-        loss(model(**piece), labels, n).backward()
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert sorted(text for part in batch.cut(budget, packed=packed) for text in texts(part)) == texts(batch)
 
 
-@settings(max_examples=40, deadline=None)
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    """A model that Hugging Face's own forward pass computes."""
+    folder = tiny_model(tmp_path_factory.mktemp("albert"), "albert", initializer_range=0.3)
+    found = checkpoint.resolve(str(folder))
+    model = load_model(found, Labels((0, 1, 2), ("a", "b", "c"))).eval()  # dropout off
+    return Loaded(model, load_tokenizer(found), torch.device("cpu"), 64)
+
+
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 600), st.sampled_from([0.0, 0.1]))
-def test_the_gradient_is_that_of_the_whole_batch(model, lengths, budget, smoothing):
-    batch = _batch(lengths, left=False)
-    whole_batch = {name: values for name, values in batch.items() if name != "labels"}
-    model.zero_grad()
-    plain = torch.nn.CrossEntropyLoss(label_smoothing=smoothing)(model(**whole_batch).logits, batch["labels"])
-    plain.backward()
-    expected = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    found = _gradient(model, cut(batch, budget), len(lengths), StepLoss(CrossEntropy(smoothing)))
+def test_the_gradient_of_padded_texts_is_that_of_the_whole_batch(loaded, lengths, budget, smoothing):
+    model, rng = loaded.model, np.random.default_rng(0)
+    batch = TokenBatch.of({"input_ids": [rng.integers(5, 40, n).tolist() for n in lengths]})
+    batch = replace(batch, labels=torch.from_numpy(rng.integers(0, 3, len(lengths))))
+
+    def gradient(parts, loss):
+        model.zero_grad()
+        for part in parts:
+            loss(padded_logits(loaded, part), part.labels).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    expected = gradient([batch], torch.nn.CrossEntropyLoss(label_smoothing=smoothing))
+    step_loss = StepLoss(CrossEntropy(smoothing))
+    found = gradient(batch.cut(budget, packed=False), lambda logits, labels: step_loss(logits, labels, len(lengths)))
     assert (found - expected).norm() / expected.norm() < 1e-5

@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from bertsmith import hub
+from bertsmith.compute.device import choose_device
 from bertsmith.data.table import Labels
 from bertsmith.errors import DeviceError, ModelError
 from bertsmith.model import checkpoint
-from bertsmith.model.load import choose_device, fold, load_model, load_tokenizer
+from bertsmith.model.load import fold, load_model, load_tokenizer
 from bertsmith.testing import ARCHITECTURES, tiny_model
 
 LABELS = Labels((3, 7), ("no", "yes"))

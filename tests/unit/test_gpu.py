@@ -9,12 +9,14 @@ from datasets import Dataset
 from transformers import AutoTokenizer, TrainingArguments
 
 from bertsmith.data.table import Labels
-from bertsmith.model import checkpoint, packed_attention
+from bertsmith.model import attention, checkpoint, forward
+from bertsmith.model.batch import TokenBatch
+from bertsmith.model.dropout import Dropout
 from bertsmith.model.load import Loaded, load_model
-from bertsmith.model.packing import STACKS, packed
 from bertsmith.testing import tiny_model
 from bertsmith.training import engine as engines
-from bertsmith.training.compiled import Compiled, can_compile
+from bertsmith.training.collate import TokenDataset
+from bertsmith.training.compiled import can_compile
 from bertsmith.training.finite import NotFiniteError
 from bertsmith.training.losses import CrossEntropy, StepLoss
 from bertsmith.training.recipe import Recipe
@@ -26,34 +28,28 @@ LABELS = Labels((0, 1, 2), ("a", "b", "c"))
 
 def _batch(n=5, seed=0):
     rng = np.random.default_rng(seed)
-    lengths = rng.integers(1, 30, n)
-    mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
-    ids = np.where(mask, rng.integers(5, 40, mask.shape), 0)
-    return {
-        "input_ids": torch.from_numpy(ids),
-        "attention_mask": torch.from_numpy(mask),
-        "labels": torch.from_numpy(rng.integers(0, 3, n)),
-    }
+    lengths = torch.from_numpy(rng.integers(1, 30, n))
+    return TokenBatch(torch.from_numpy(rng.integers(5, 40, int(lengths.sum()))), lengths), rng.integers(0, 3, n)
 
 
-@pytest.mark.parametrize("architecture", STACKS)
+@pytest.mark.parametrize("architecture", forward.ARCHITECTURES)
 def test_packed_texts_in_bf16_give_the_padded_batch_in_fp32(architecture, tmp_path):
     folder = tiny_model(tmp_path / "model", architecture)
     model = load_model(checkpoint.resolve(str(folder)), LABELS).eval().cuda()
+    batch, labels = _batch()
+    targets = torch.from_numpy(labels).cuda()
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
         model.zero_grad()
-        batch = _batch()
-        labels = batch.pop("labels").cuda()
         with torch.autocast("cuda", torch.bfloat16, enabled=dtype != torch.float32):
             if dtype == torch.float32:
-                outputs = model(**{name: values.cuda() for name, values in batch.items()})
+                padding = forward.position_offset(model) or model.config.pad_token_id or 0
+                logits = model(**{k: v.cuda() for k, v in batch.padded({"input_ids": padding}).items()}).logits
             else:
-                with packed(model, batch) as inputs:
-                    outputs = model(**inputs)
-        StepLoss(CrossEntropy())(outputs, labels, len(labels)).backward()
+                logits = forward.logits(model, forward.pack_for(model, batch).to(model.device))
+        StepLoss(CrossEntropy())(logits, targets, len(labels)).backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-        found[dtype] = outputs.logits.detach().float(), gradient
+        found[dtype] = logits.detach().float(), gradient
     (expected, expected_gradient), (logits, gradient) = found.values()
     assert (logits - expected).abs().max() < 0.02
     assert (gradient - expected_gradient).norm() / expected_gradient.norm() < 0.05
@@ -61,14 +57,13 @@ def test_packed_texts_in_bf16_give_the_padded_batch_in_fp32(architecture, tmp_pa
 
 @pytest.mark.parametrize("size", [32, 64])
 def test_the_kernel_drops_what_it_should(size):
-    assert packed_attention._agrees(torch.device("cuda"), torch.bfloat16, size)
+    assert attention._agrees(torch.device("cuda"), torch.bfloat16, size)
     n, p = size, 0.25
     query, key = torch.randn(2, n, 2, size, device="cuda", dtype=torch.bfloat16)
     value = torch.eye(n, device="cuda", dtype=torch.bfloat16)[:, None].repeat(1, 2, 1).requires_grad_()
     starts = torch.tensor([0, n], device="cuda", dtype=torch.int32)
-    options = {"scale": None, "window_size": (-1, -1)}
-    whole = packed_attention._varlen_attn_dropping(query, key, value, starts, starts, n, n, 1e-9, **options).float()
-    weights = packed_attention._varlen_attn_dropping(query, key, value, starts, starts, n, n, p, **options)
+    whole = attention._variable_length(query, key, value, starts, starts, n, n, 1e-9, (-1, -1)).float()
+    weights = attention._variable_length(query, key, value, starts, starts, n, n, p, (-1, -1))
     dropped = weights == 0
     assert float(dropped.float().mean()) == pytest.approx(p, abs=0.05)
     assert torch.allclose((weights.float() * (1 - p))[~dropped], whole[~dropped], atol=0.01)
@@ -76,6 +71,21 @@ def test_the_kernel_drops_what_it_should(size):
     weights.backward(other)
     expected = torch.einsum("qhk,qhd->khd", weights.detach().float(), other.float())
     assert torch.allclose(value.grad.float(), expected, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("architecture", [a for a in forward.ARCHITECTURES if a != "modernbert"])  # which drops nothing
+def test_dropout_on_a_gpu_follows_its_generator(architecture, tmp_path):
+    folder = tiny_model(tmp_path / "model", architecture)
+    model = load_model(checkpoint.resolve(str(folder)), LABELS).cuda()
+    packed = forward.pack_for(model, _batch()[0]).to(model.device)
+
+    def logits(seed):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            return forward.logits(model, packed, dropout=Dropout(0))
+
+    assert torch.equal(logits(1), logits(1))
+    assert not torch.equal(logits(1), logits(2))
 
 
 @pytest.fixture
@@ -115,12 +125,13 @@ def _trained(folder, graphs, compiled=False, steps=40, accumulate=1, spoil=None,
     )
     recipe = Recipe(1, 16, 1e-3, 1, 0, 0, "bf16", 1, "none")
     loaded = Loaded(model, AutoTokenizer.from_pretrained(folder), torch.device("cuda"), 64)
-    engine = _engine(loaded, data, data, arguments, recipe, lambda t, p: {}, _Reporter(lambda e: None, lambda: False))
+    texts = TokenDataset(data)
+    reporter = _Reporter(lambda e: None, lambda: False)
+    engine = _engine(loaded, texts, texts, arguments, recipe, lambda t, p: {}, reporter)
     assert engine.graphs is not None
     if not graphs:
         engine.graphs = None
-    if compiled:
-        engine.compiled = Compiled(model)
+    engine.compiled = compiled
     if spoil is not None:
         spoil(engine)
     engine.train()
@@ -154,7 +165,7 @@ def test_layers_are_compiled_in_the_midst_of_training(trained, monkeypatch):
     monkeypatch.setattr(engines, "AT_LEAST", 5)
     monkeypatch.setattr(engines, "pays", lambda seconds: seconds > 0)
     engine, _ = trained(graphs=True)
-    assert engine.compiled is not None
+    assert engine.compiled
     assert engine.graphs.recordings
     assert float(engine.loss_sum) == pytest.approx(float(plain.loss_sum), rel=0.05)
 
@@ -163,16 +174,16 @@ def test_a_step_that_is_not_finite_is_told_one_later_and_changes_nothing(trained
     kept = {}
 
     def spoil(engine):
-        usual = engine.compute_loss_func
+        usual = engine.compute_loss
 
-        def wrong(outputs, labels, num_items_in_batch=None):
-            loss = usual(outputs, labels, num_items_in_batch)
-            if engine.model.training and engine.state.global_step == 3:
+        def wrong(*given, **named):
+            loss = usual(*given, **named)
+            if engine.state.global_step == 3:
                 kept["weights"] = [p.detach().clone() for p in engine.model.parameters()]
                 return loss * float("nan")
             return loss
 
-        engine.compute_loss_func, engine.graphs = wrong, None
+        engine.compute_loss, engine.graphs = wrong, None
         kept["engine"] = engine
 
     with pytest.raises(NotFiniteError, match="loss of step 4"):

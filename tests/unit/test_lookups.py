@@ -1,25 +1,21 @@
-"""The gradient of what is looked up in a table is torch's own, without a table made for every micro-batch."""
+"""The gradient of an embedding lookup is torch's own, without a whole table for each micro-batch."""
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812 - as everywhere
+import torch.nn.functional as F  # noqa: N812
 
-from bertsmith.training.lookups import RowGradients, _Lookup
+from bertsmith.model.lookup import _Lookup, lookup
+from bertsmith.training.replicas import collect_gradients, replicate
 
-IDS = torch.tensor([[3, 1, 3, 0], [9, 0, 3, 8]])
+IDS = torch.tensor([3, 1, 3, 0, 9, 0, 3, 8])
 
 
-def _gradient(table, ours, ids=IDS, times=2):
+def _gradient(table, look, times=2):
     table.weight.grad = None
-    out = torch.randn(*ids.shape, table.embedding_dim, generator=torch.Generator().manual_seed(0))
+    out = torch.randn(len(IDS), table.embedding_dim, generator=torch.Generator().manual_seed(0))
     for _ in range(times):
-        if ours:
-            with RowGradients():
-                found = table(ids)
-                (found * out.to(found.dtype)).sum().backward()
-        else:
-            found = table(ids)
-            (found * out.to(found.dtype)).sum().backward()
+        found = look(table)
+        (found * out.to(found.dtype)).sum().backward()
     return found.detach(), table.weight.grad
 
 
@@ -27,8 +23,8 @@ def _gradient(table, ours, ids=IDS, times=2):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_rows_and_their_gradient_are_those_of_torch(padding, dtype):
     table = torch.nn.Embedding(10, 6, padding_idx=padding, dtype=dtype)
-    rows, gradient = _gradient(table, ours=False)
-    ours, ours_gradient = _gradient(table, ours=True)
+    rows, gradient = _gradient(table, lambda t: t(IDS))
+    ours, ours_gradient = _gradient(table, lambda t: lookup(t, IDS))
     assert ours.equal(rows)
     assert ours_gradient.dtype == dtype
     assert torch.allclose(ours_gradient, gradient, rtol=1e-6, atol=1e-6)
@@ -37,10 +33,9 @@ def test_rows_and_their_gradient_are_those_of_torch(padding, dtype):
 
 def test_the_gradient_that_is_there_is_added_to_in_place():
     table = torch.nn.Embedding(10, 6)
-    with RowGradients():
-        table(IDS).sum().backward()
-        first = table.weight.grad
-        table(IDS).sum().backward()
+    lookup(table, IDS).sum().backward()
+    first = table.weight.grad
+    lookup(table, IDS).sum().backward()
     assert table.weight.grad is first
     assert first[3].tolist() == [6.0] * 6  # three times in IDS, twice
     assert not first[2].any()
@@ -49,37 +44,47 @@ def test_the_gradient_that_is_there_is_added_to_in_place():
 def test_a_gradient_of_the_same_table_from_elsewhere_is_added_too():
     table, x = torch.nn.Embedding(10, 6), torch.randn(3, 6)
 
-    def loss():
-        return table(IDS).sum() + F.linear(x, table.weight).square().sum()
+    def loss(rows):
+        return rows.sum() + F.linear(x, table.weight).square().sum()
 
-    loss().backward()
+    loss(table(IDS)).backward()
     expected, table.weight.grad = table.weight.grad, None
-    with RowGradients():
-        loss().backward()
+    loss(lookup(table, IDS)).backward()
     assert torch.allclose(table.weight.grad, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("why", ["frozen", "evaluation", "computed", "max_norm", "sparse", "scaled"])
-def test_what_is_not_a_plain_table_of_parameters_is_left_to_torch(why, monkeypatch):
+@pytest.mark.parametrize("why", ["frozen", "evaluation", "max_norm", "sparse", "scale_grad_by_freq"])
+def test_what_is_not_a_plain_table_that_learns_is_left_to_torch(why, monkeypatch):
     monkeypatch.setattr(_Lookup, "apply", lambda *_: pytest.fail("ours"))
-    more = {"max_norm": {"max_norm": 1.0}, "sparse": {"sparse": True}, "scaled": {"scale_grad_by_freq": True}}
-    weight = torch.randn(10, 6, requires_grad=why != "frozen")
-    weight = weight * 2 if why == "computed" else weight
-    with RowGradients(), torch.set_grad_enabled(why != "evaluation"):
-        if why == "max_norm":
-            weight = weight.detach()
-        assert F.embedding(IDS, weight, **more.get(why, {})).shape == (2, 4, 6)
+    options = {why: 1.0 if why == "max_norm" else True} if why not in ("frozen", "evaluation") else {}
+    table = torch.nn.Embedding(10, 6, **options)
+    table.weight.requires_grad_(why != "frozen")
+    with torch.set_grad_enabled(why != "evaluation"):
+        assert lookup(table, IDS).shape == (8, 6)
 
 
-def test_a_model_in_bf16_autocast_has_the_same_gradient():
+def test_a_replica_shares_weights_and_its_rows_are_added_once():
+    model = torch.nn.Sequential(torch.nn.Embedding(10, 6, padding_idx=0), torch.nn.Linear(6, 2))
+    loss = lambda m: m[1](lookup(m[0], IDS)).square().sum()  # noqa: E731
+    loss(model).backward()
+    expected = [2 * p.grad for p in model.parameters()]
+    copy = replicate(model)
+    assert all(a.data_ptr() == b.data_ptr() for a, b in zip(model.parameters(), copy.parameters(), strict=True))
+    loss(copy).backward()
+    assert copy[0].weight.grad is None  # kept as rows
+    for _ in range(2):  # the second time there is nothing left to add
+        collect_gradients(model, copy)
+    assert all(torch.allclose(p.grad, e) for p, e in zip(model.parameters(), expected, strict=True))
+
+
+def test_a_table_in_bf16_autocast_has_the_same_gradient():
     table, layer = torch.nn.Embedding(10, 6), torch.nn.Linear(6, 2)
 
-    def loss():
+    def loss(rows):
         with torch.autocast("cpu", torch.bfloat16):
-            return layer(table(IDS)).float().square().sum()
+            return layer(rows).float().square().sum()
 
-    loss().backward()
+    loss(table(IDS)).backward()
     expected, table.weight.grad = table.weight.grad, None
-    with RowGradients():
-        loss().backward()
+    loss(lookup(table, IDS)).backward()
     assert torch.allclose(table.weight.grad, expected, rtol=1e-6)

@@ -16,17 +16,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers.models.bert.modeling_bert import BertForSequenceClassification as Model
 
 import bertsmith as bs
 from bertsmith import storage
+from bertsmith.compute import batching, memory
 from bertsmith.data.table import Labels
 from bertsmith.errors import DeviceError, Interrupted, ModelError, OutputError, RunFolderError, TrainingError
 from bertsmith.model import checkpoint as models
+from bertsmith.model import forward
 from bertsmith.model.load import load_model, load_tokenizer
 from bertsmith.run import Run
 from bertsmith.testing import tiny_model, tiny_table
-from bertsmith.training import batching, checkpoints, memory, trainer
+from bertsmith.training import checkpoints, trainer
 from bertsmith.training.events import (
     CheckpointsDamaged,
     Collapsed,
@@ -391,18 +392,18 @@ def test_what_a_kill_leaves_half_written_is_removed_when_the_run_goes_on(tiny, t
 
 def _fail_at(monkeypatch, fails, error=None, *, training=True):
     """Let the forward pass of the model run out of memory as ``fails(tokens, attempt)`` says."""
-    forward = Model.forward
+    logits = forward.logits
     attempts = []
 
-    @functools.wraps(forward)
-    def limited(self, *args, **kwargs):
-        if self.training == training:
-            attempts.append(kwargs["input_ids"].numel())
+    @functools.wraps(logits)
+    def limited(model, batch, **more):
+        if (more.get("dropout") is not None) == training and (training or not torch.is_grad_enabled()):
+            attempts.append(sum(batch.lengths))
             if fails(attempts[-1], len(attempts)):
                 raise error or torch.OutOfMemoryError("out of memory")
-        return forward(self, *args, **kwargs)
+        return logits(model, batch, **more)
 
-    monkeypatch.setattr(Model, "forward", limited)
+    monkeypatch.setattr(forward, "logits", limited)
     return attempts
 
 
@@ -585,16 +586,14 @@ def test_a_run_begins_with_the_budget_that_fits_and_ends_the_same(tiny, tmp_path
 
 def _break(monkeypatch, when, change):
     """Let ``change(logits)`` happen to the output of the model where ``when(model, steps done, inputs)`` says so."""
-    forward, steps = Model.forward, []
+    logits, steps = forward.logits, []
 
-    @functools.wraps(forward)
-    def broken(self, *args, **kwargs):
-        output = forward(self, *args, **kwargs)
-        if when(self, len(steps), kwargs["input_ids"]):
-            output.logits = change(output.logits)
-        return output
+    @functools.wraps(logits)
+    def broken(model, batch, **more):
+        found = logits(model, batch, **more)
+        return change(found) if when(model, len(steps), batch.input_ids[None]) else found
 
-    monkeypatch.setattr(Model, "forward", broken)
+    monkeypatch.setattr(forward, "logits", broken)
     return lambda event: steps.append(event) if isinstance(event, StepDone) else None
 
 

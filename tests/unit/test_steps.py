@@ -1,5 +1,7 @@
 """What makes steps fast on a GPU, as far as a CPU can show it: batches, recordings, numbers asked for later."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,16 +11,16 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from bertsmith.data.table import Labels
-from bertsmith.model import checkpoint
+from bertsmith.model import checkpoint, forward
+from bertsmith.model.batch import TokenBatch
 from bertsmith.model.load import load_model
-from bertsmith.model.packing import STARTS, laid_out, packed, reading
 from bertsmith.testing import tiny_model
 from bertsmith.training import engine as engines
-from bertsmith.training.compiled import AT_LEAST, LOOK, Compiled, pays
+from bertsmith.training.collate import TokenDataset
+from bertsmith.training.compiled import AT_LEAST, LOOK, pays
 from bertsmith.training.events import Compiling
 from bertsmith.training.finite import Part, Question, can_skip
 from bertsmith.training.graphs import TRIES, Graphs
-from bertsmith.training.rows import Rows
 
 CPU = torch.device("cpu")
 LABELS = Labels((0, 1, 2), ("a", "b", "c"))
@@ -36,22 +38,30 @@ def tokenizer(folder):
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=8), st.booleans(), st.integers(0, 99))
-def test_rows_are_padded_as_the_tokenizer_pads_them(tokenizer, lengths, left, seed):
+def test_a_batch_is_padded_as_the_tokenizer_pads_it(tokenizer, lengths, left, seed):
     rng = np.random.default_rng(seed)
     ids = [rng.integers(5, 40, n).tolist() for n in lengths]
-    encoded = {"input_ids": ids, "attention_mask": [[1] * n for n in lengths]}
-    data = Dataset.from_dict({**encoded, "labels": rng.integers(0, 3, len(ids))})
+    data = Dataset.from_dict({"input_ids": ids, "labels": rng.integers(0, 3, len(ids))})
     order = rng.permutation(len(ids))
-    rows = Rows(data.select(order), {"input_ids": tokenizer.pad_token_id}, left=left)
+    texts = TokenDataset(data.select(order))
     wanted = rng.choice(len(ids), max(len(ids) // 2, 1), replace=False).tolist()
-    found = rows.__getitems__(wanted)
+    found = TokenBatch(**texts.__getitems__(wanted))
     tokenizer.padding_side = "left" if left else "right"
-    picked = {name: [values[order[i]] for i in wanted] for name, values in encoded.items()}
+    picked = {"input_ids": [ids[order[i]] for i in wanted]}
     expected = tokenizer.pad(picked, return_tensors="pt", pad_to_multiple_of=8)
-    assert len(rows) == len(ids)
-    for name in encoded:
-        assert torch.equal(found[name], expected[name])
-    assert found["labels"].tolist() == [data["labels"][order[i]] for i in wanted]
+    padded = found.padded({"input_ids": tokenizer.pad_token_id}, left=left)
+    assert len(texts) == len(ids)
+    for name in ("input_ids", "attention_mask"):
+        assert torch.equal(padded[name], expected[name])
+    assert found.labels.tolist() == [data["labels"][order[i]] for i in wanted]
+    assert texts.whole().lengths.tolist() == [lengths[i] for i in order]
+
+
+def test_token_types_reach_the_batch():
+    columns = {"input_ids": [[5, 6, 7], [8, 9]], "token_type_ids": [[0, 1, 1], [0, 0]], "labels": [1, 0]}
+    batch = TokenBatch(**TokenDataset(Dataset.from_dict(columns)).__getitems__([1, 0]))
+    assert batch.token_type_ids.tolist() == [0, 0, 0, 1, 1]
+    assert batch.take(torch.tensor([1])).token_type_ids.tolist() == [0, 1, 1]
 
 
 class _Recorder:
@@ -85,23 +95,19 @@ def _steps(folder, graphs_of, n=8, parts=1):
         model.zero_grad()
         for _ in range(parts):
             width = (12, 20)[step % 2]
-            mask = torch.ones(4, width, dtype=torch.int64)
-            mask[1, 5:] = 0  # the same in every step: without its kernel attention depends on it
-            batch = {
-                "input_ids": torch.from_numpy(rng.integers(5, 40, mask.shape)),
-                "attention_mask": mask,
-                "labels": torch.from_numpy(rng.integers(0, 3, 4)),
-            }
+            lengths = torch.tensor([width, 5, width, width])  # the same in every step: without its kernel attention
+            ids = torch.from_numpy(rng.integers(5, 40, int(lengths.sum())))  # depends on them
+            packed = forward.pack_for(model, TokenBatch(ids, lengths))
+            inputs = {**packed.tensors(), "labels": torch.from_numpy(rng.integers(0, 3, 4))}
 
-            def work(there, batch=batch):
-                with reading(model, batch["attention_mask"].bool(), there[STARTS]):
-                    loss = model(**{name: values for name, values in there.items() if name != STARTS}).loss
+            def work(there, packed=packed):
+                fields = {name: values for name, values in there.items() if name != "labels"}
+                logits = forward.logits(model, replace(packed, **fields))
+                loss = torch.nn.functional.cross_entropy(logits, there["labels"])
                 loss.backward()
                 return loss.detach()
 
-            inputs = laid_out(model, batch)
-            size = inputs["input_ids"].shape[1]
-            loss = work(inputs) if graphs is None else graphs.run(size, inputs, work, CPU)
+            loss = work(inputs) if graphs is None else graphs.run(len(packed.input_ids), inputs, work, CPU)
             found.append(float(loss))
         found.append(torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.grad is not None]))
     return graphs, found
@@ -123,24 +129,10 @@ def test_recordings_give_the_losses_and_gradients_of_the_work_itself(folder, par
         assert recorder.replayed == 0
 
 
-def test_compiled_layers_give_the_logits_of_the_others_and_leave_nothing(folder, monkeypatch):
-    model = load_model(checkpoint.resolve(str(folder)), LABELS).eval()
-    batch = {"input_ids": torch.randint(5, 40, (3, 9)), "attention_mask": torch.ones(3, 9, dtype=torch.int64)}
-    with torch.no_grad(), packed(model, batch) as inputs:
-        expected = model(**inputs).logits
-        called = []
-        monkeypatch.setattr(torch, "compile", lambda f, dynamic: lambda *a, **k: called.append(1) or f(*a, **k))
-        compiled = Compiled(model)
-        with compiled.used():
-            assert torch.equal(model(**inputs).logits, expected)
-        assert len(called) == 2
-        assert torch.equal(model(**inputs).logits, expected)
-    assert len(called) == 2
-    assert not any("forward" in vars(module) for module in model.modules())
-
-
 def _question(losses, norm):
-    parts = [Part((3, i), {}, torch.tensor(loss)) for i, loss in enumerate(losses)]
+    parts = [
+        Part((3, i), TokenBatch(torch.zeros(0), torch.zeros(0)), torch.tensor(loss)) for i, loss in enumerate(losses)
+    ]
     return Question(parts, None if norm is None else torch.tensor(norm))
 
 
@@ -178,7 +170,8 @@ def test_layers_are_compiled_only_where_that_pays(seconds, expected, folder, mon
     assert pays(seconds) is expected
     events = []
     engine = object.__new__(engines.Engine)
-    engine.graphs, engine.compiled, engine.emit = Graphs(torch.nn.Linear(2, 2), _Recorder()), None, events.append
+    engine.graphs, engine.compiled, engine.emit = Graphs(torch.nn.Linear(2, 2), _Recorder()), False, events.append
+    engine._steps_seen = 0
     engine.model = load_model(checkpoint.resolve(str(folder)), LABELS)
     engine.state = type("State", (), {"max_steps": 1100, "global_step": 100})
     engine.args = type(
@@ -193,5 +186,5 @@ def test_layers_are_compiled_only_where_that_pays(seconds, expected, folder, mon
     engine.watch.texts = 10 * AT_LEAST
     for _ in range(LOOK + 5):
         engine._compile_if_it_pays()
-    assert (engine.compiled is not None) is expected
+    assert engine.compiled is expected
     assert events == ([Compiling(100, pytest.approx(seconds))] if expected else [])

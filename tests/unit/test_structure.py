@@ -14,7 +14,7 @@ SRC = Path(bertsmith.__file__).parent
 ORDER = [
     {"errors"},
     {"config", "hub", "storage", "versions"},
-    {"data"},
+    {"compute", "data"},
     {"model", "run"},
     {"output", "training", "evaluation"},
     {"report", "inference", "preparing"},

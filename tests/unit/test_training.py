@@ -125,17 +125,27 @@ def test_the_golden_run(tiny, tmp_path):
     assert [e["step"] for e in run.history] == [6, 12, 18]
 
 
-def test_without_dropout_the_last_layer_for_first_tokens_alone_changes_no_loss(tmp_path, monkeypatch):
+@pytest.mark.parametrize("change", ["hugging face", "three workers"])
+def test_without_dropout_no_loss_depends_on_how_it_is_computed(change, tmp_path, monkeypatch):
     still = tiny_model(tmp_path / "m", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    short = _train(still, tmp_path / "short", consistency=0)
-    monkeypatch.setattr("bertsmith.model.packing.can_shorten", lambda _: False)
-    whole = _train(still, tmp_path / "whole", consistency=0)
+    ours = _train(still, tmp_path / "ours", consistency=0)
+    if change == "hugging face":
+        monkeypatch.setattr("bertsmith.model.forward.supports", lambda _: False)
+    else:
+        monkeypatch.setattr("bertsmith.compute.workers.count", lambda: 3)
+    other = _train(still, tmp_path / "other", consistency=0)
     for loss in ("train_loss", "validation_loss"):
-        assert [e[loss] for e in short.history] == pytest.approx([e[loss] for e in whole.history], rel=1e-5)
+        assert [e[loss] for e in other.history] == pytest.approx([e[loss] for e in ours.history], rel=1e-5)
+
+
+def test_several_workers_give_the_same_numbers_each_time(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("bertsmith.compute.workers.count", lambda: 2)
+    one, other = (_weights(_train(tiny, tmp_path / name, epochs=1)) for name in "ab")
+    assert _same(one, other)
 
 
 def test_padding_is_told_where_there_is_some(tmp_path):  # of a model that is not packed
-    run = _train(tiny_model(tmp_path / "m", "mpnet"), tmp_path / "run")
+    run = _train(tiny_model(tmp_path / "m", "albert"), tmp_path / "run")
     assert all(0 < e["padding"] < 0.5 for e in run.history)
 
 

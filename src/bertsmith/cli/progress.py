@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table as Grid
 from rich.text import Text
 
+from bertsmith.compute.memory import in_words
 from bertsmith.data.show import class_chart, finding_lines
 from bertsmith.training.events import (
     CheckpointsDamaged,
@@ -25,7 +26,6 @@ from bertsmith.training.events import (
     StepDone,
     WentBack,
 )
-from bertsmith.training.memory import in_words
 
 if TYPE_CHECKING:
     from bertsmith.pipeline import Prepared

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
+from bertsmith.compute import workers
+from bertsmith.compute.batching import TOKEN_BUDGETS
+from bertsmith.compute.device import choose_device
+from bertsmith.compute.memory import free_memory, plan, ran_out
 from bertsmith.data.normalise import normalise
 from bertsmith.data.table import Labels
 from bertsmith.errors import DeviceError, ModelError, RunFolderError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.inference.labelling import Encoded, OneModel, as_texts
 from bertsmith.model import checkpoint
-from bertsmith.model.load import Loaded, check_vocabulary, choose_device, load_model, load_tokenizer
-from bertsmith.model.packing import can_pack, packed
+from bertsmith.model.batch import TokenBatch
+from bertsmith.model.load import Loaded, check_vocabulary, load_model, load_tokenizer
+from bertsmith.model.scores import compute_logits
 from bertsmith.run import Run, open_run
-from bertsmith.training.batching import TOKEN_BUDGETS, micro_batches
-from bertsmith.training.memory import free_memory, plan, ran_out
-
-if TYPE_CHECKING:
-    import torch
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +35,14 @@ class Classifier(OneModel):
         loaded: the model with its tokenizer.
         rule: temperature and offsets, fitted on validation.
         decide: whether the offsets are used, which were tuned for the primary metric.
-        token_budget: tokens at once; less than usual where memory is short.
-        packs: whether texts are laid end to end: see `bertsmith.model.packing`.
+        token_budget: tokens at once, where memory suffices.
+        dtype: of the matrix products.
     """
 
     def __init__(self, loaded: Loaded, labels: Labels, rule: Rule | None = None, *, decide: bool = True) -> None:
         self.loaded, self.labels, self.rule, self.decide = loaded, labels, rule or Rule(), decide
         self.token_budget = TOKEN_BUDGETS[loaded.device.type]
-        self.packs = can_pack(loaded.model)
+        self.dtype = torch.float32
         loaded.model.eval()
 
     @classmethod
@@ -129,43 +128,28 @@ class Classifier(OneModel):
 
     def logits_of(self, encoded: Encoded, progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the model's logits for encoded texts, as `OneModel.logits_of` says."""
-        lengths = np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64)
-        result = np.empty((len(lengths), len(self.labels)), dtype=np.float64)
-        if not len(lengths):
-            return result
+        batch = TokenBatch.of(encoded)
+        if not len(batch):
+            return np.empty((0, len(self.labels)))
+        budget = self.token_budget
         if self.loaded.device.type == "cpu":
-            self.token_budget = plan(self.loaded.model, int(lengths.max()), training=False, free=free_memory())
-        for rows in micro_batches(lengths, self.token_budget, packed=self.packs):
-            logits = self._logits({name: [encoded[name][i] for i in rows] for name in self.loaded.input_names})
-            result[rows] = logits.double().cpu().numpy()
-            if progress:
-                progress(len(rows))
-        return result
+            free, threads = free_memory(), workers.count()
+            budget = plan(self.loaded.model, batch.longest, training=False, free=free, usual=budget, workers=threads)
+        try:
+            logits, sufficed = compute_logits(
+                self.loaded, batch, budget, dtype=self.dtype, progress=progress, on_short_memory=_report
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            raise DeviceError(
+                f"memory does not suffice even for one text of {batch.longest:,} tokens",
+                remedy="Free memory, raise its limit, or pass --device cpu.",
+            ) from error
+        if sufficed < budget:
+            self.token_budget = sufficed
+        return logits
 
-    def _logits(self, encoded: dict[str, list[list[int]]]) -> torch.Tensor:
-        """Return the logits of tokenized texts, of fewer at once as long as memory does not suffice."""
-        import torch
 
-        lengths = [len(ids) for ids in encoded["input_ids"]]
-        tokens = sum(lengths) if self.packs else len(lengths) * max(lengths)
-        if tokens <= self.token_budget or len(lengths) == 1:
-            batch = self.loaded.tokenizer.pad(encoded, return_tensors="pt")
-            model = self.loaded.model
-            try:
-                inputs_of = packed(model, batch) if self.packs else nullcontext(batch.to(model.device))
-                with torch.inference_mode(), inputs_of as inputs:
-                    logits: torch.Tensor = model(**inputs).logits
-                    return logits
-            except (RuntimeError, MemoryError) as error:
-                if not ran_out(error):
-                    raise
-                if len(lengths) == 1:
-                    raise DeviceError(
-                        f"memory does not suffice even for one text of {lengths[0]:,} tokens",
-                        remedy="Free memory, raise its limit, or pass --device cpu.",
-                    ) from error
-                self.token_budget = tokens // 2
-            log.warning("memory was short: going on with %s tokens at once, to the same result", self.token_budget)
-        half = len(lengths) // 2
-        parts = ({name: ids[which] for name, ids in encoded.items()} for which in (slice(half), slice(half, None)))
-        return torch.cat([self._logits(part) for part in parts])
+def _report(budget: int) -> None:
+    log.warning("memory was short: going on with %s tokens at once, to the same result", budget)

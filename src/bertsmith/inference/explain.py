@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from bertsmith.compute.memory import ran_out
+from bertsmith.compute.retry import with_less_memory
 from bertsmith.data.normalise import normalise
 from bertsmith.errors import ConfigError, DataError, DeviceError, did_you_mean, listing
-from bertsmith.training.memory import ran_out
+from bertsmith.model import forward
+from bertsmith.model.batch import TokenBatch
+from bertsmith.model.encoder import COLUMNS
 
 if TYPE_CHECKING:
     import torch
@@ -85,6 +90,8 @@ def explain(classifier: Classifier, text: str, label: str | None = None) -> Expl
         DataError: if the text is empty.
         DeviceError: if memory does not suffice.
     """
+    import torch
+
     text = normalise(text)
     if not text:
         raise DataError("the text is empty", remedy="Give a text to explain.")
@@ -103,13 +110,12 @@ def explain(classifier: Classifier, text: str, label: str | None = None) -> Expl
         max_length=classifier.loaded.max_length,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
-        return_tensors="pt",
     )
-    special = encoded["special_tokens_mask"].bool()
-    inputs = {name: encoded[name].to(classifier.loaded.device) for name in classifier.loaded.input_names}
-    baseline = inputs["input_ids"].masked_fill(~special.to(classifier.loaded.device), tokenizer.pad_token_id)
-    of_tokens, change, gap, steps = _attributions(classifier, inputs, baseline, target)
-    words = _words(text, encoded.word_ids(), encoded["offset_mapping"][0].tolist(), of_tokens)
+    batch = TokenBatch.of({name: [encoded[name]] for name in COLUMNS if name in classifier.loaded.input_names})
+    special = torch.tensor(encoded["special_tokens_mask"]).bool()
+    nothing = batch.input_ids.masked_fill(~special, tokenizer.pad_token_id)
+    of_tokens, change, gap, steps = _attributions(classifier, batch, nothing, target)
+    words = _words(text, encoded.word_ids(), encoded["offset_mapping"], of_tokens)
     is_cut = len(tokenizer(text, verbose=False)["input_ids"]) > len(of_tokens)
     return Explanation(
         text=text,
@@ -125,50 +131,54 @@ def explain(classifier: Classifier, text: str, label: str | None = None) -> Expl
 
 
 def _attributions(
-    classifier: Classifier, inputs: dict[str, torch.Tensor], baseline: torch.Tensor, target: int
+    classifier: Classifier, batch: TokenBatch, nothing: torch.Tensor, target: int
 ) -> tuple[list[float], float, float, int]:
-    """Return the attribution of every token, the change of the logit, the gap to it, and the points it took."""
+    """Return the attribution of every token, the change of the logit, the gap to it, and the points it took.
+
+    Args:
+        classifier: a fitted model.
+        batch: one text.
+        nothing: token ids that the path starts from, shape (tokens,).
+        target: class index.
+    """
     import torch
 
     try:
-        from captum.attr import LayerIntegratedGradients
+        from captum.attr import IntegratedGradients
     except ImportError as error:
         raise ConfigError("explaining needs the package captum", remedy="pip install 'bertsmith[explain]'") from error
-    model = classifier.loaded.model
-    others = {name: value for name, value in inputs.items() if name != "input_ids"}
+    loaded, tokens = classifier.loaded, len(nothing)
+    embed = loaded.model.get_input_embeddings()
 
-    def logit(ids: torch.Tensor) -> torch.Tensor:
-        repeated = {name: value.expand(len(ids), -1) for name, value in others.items()}
-        result: torch.Tensor = model(input_ids=ids, **repeated).logits[:, target]
-        return result
+    def logit(embeddings: torch.Tensor) -> torch.Tensor:
+        return forward.logits_of_embeddings(loaded, batch, embeddings)[:, target]
 
     with torch.no_grad():
-        change = float(logit(inputs["input_ids"]) - logit(baseline))
-    method = LayerIntegratedGradients(logit, model.get_input_embeddings())
+        start, end = (embed(ids.to(loaded.device))[None] for ids in (nothing, batch.input_ids))
+        change = float(logit(end) - logit(start))
+    method = IntegratedGradients(logit)
 
-    def attribute(steps: int, at_once: int) -> torch.Tensor:
+    def attribute(steps: int, budget: int) -> torch.Tensor:
+        found: torch.Tensor = method.attribute(
+            end, baselines=start, n_steps=steps, internal_batch_size=max(budget // tokens, 1)
+        )
+        return found
+
+    budget = AT_ONCE * tokens
+    for steps in STEPS:
         try:
-            found: torch.Tensor = method.attribute(
-                inputs["input_ids"], baselines=baseline, n_steps=steps, internal_batch_size=at_once
-            )
-            return found
+            found, budget = with_less_memory(partial(attribute, steps), budget, smallest=tokens)
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error):
                 raise
-            if at_once == 1:
-                raise DeviceError(
-                    f"memory does not suffice to explain a text of {baseline.shape[1]:,} tokens",
-                    remedy="Free memory, raise its limit, or explain a shorter text.",
-                ) from error
-        return attribute(steps, at_once // 2)
-
-    for steps in STEPS:
-        found = attribute(steps, AT_ONCE)
-        of_tokens = found.sum(dim=-1)[0].detach().double().cpu()
+            raise DeviceError(
+                f"memory does not suffice to explain a text of {tokens:,} tokens",
+                remedy="Free memory, raise its limit, or explain a shorter text.",
+            ) from error
+        of_tokens = found.sum(dim=-1)[0].detach().cpu().double()
         gap = float(of_tokens.sum()) - change
         if abs(gap) <= TOLERANCE * max(abs(change), 1.0):
             break
-    model.zero_grad(set_to_none=True)
     return of_tokens.tolist(), change, gap, steps
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from bertsmith.compute.batching import micro_batches
 from bertsmith.data.normalise import normalise
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, RunFolderError
@@ -20,7 +21,6 @@ from bertsmith.inference.abstain import HeldOut
 from bertsmith.inference.labelling import Encoded, OneModel, as_texts
 from bertsmith.inference.runtime import RUNTIMES, Session
 from bertsmith.model.encoder import FastEncoder
-from bertsmith.training.batching import micro_batches
 from bertsmith.versions import cores
 
 ABOUT = "export.json"

@@ -128,6 +128,6 @@ def _export_of(run: Run, device: str, runtime: str) -> Path | None:
 def _has_gpu() -> bool:
     if importlib.util.find_spec("torch") is None:
         return False
-    from bertsmith.model.load import choose_device
+    from bertsmith.compute.device import choose_device
 
     return bool(choose_device().type != "cpu")

@@ -196,14 +196,17 @@ def _traceable(original: Classifier) -> tuple[Any, tuple[Any, ...], tuple[Any, .
     """
     import torch
 
-    from bertsmith.model.last_layer import shortened_if_it_can
+    from bertsmith.model import forward
+    from bertsmith.model.batch import PaddedBatch
 
     model, names = original.loaded.model, original.loaded.input_names
 
     class Logits(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
         def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-            with shortened_if_it_can(model):
-                logits: torch.Tensor = model(**dict(zip(names, inputs, strict=True))).logits
+            given = dict(zip(names, inputs, strict=True))
+            if forward.supports(model):
+                return forward.logits(model, PaddedBatch.of(**given, padding_id=forward.position_offset(model)))
+            logits: torch.Tensor = model(**given).logits
             return logits
 
     example = original.loaded.tokenizer(

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.data.table import Labels
-from bertsmith.errors import DeviceError, ModelError
+from bertsmith.errors import ModelError
 from bertsmith.model.checkpoint import Checkpoint
 from bertsmith.model.encode import encoder_of
 from bertsmith.model.encoder import Encoder
-from bertsmith.versions import cores
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +52,16 @@ class Loaded:
         return encoder_of(self.tokenizer, self.max_length)
 
     @property
+    def padding(self) -> dict[str, int]:
+        """What the inputs of the model are padded with, by name."""
+        return {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}
+
+    @property
+    def pads_left(self) -> bool:
+        """Whether the tokenizer pads before a text."""
+        return bool(self.tokenizer.padding_side == "left")
+
+    @property
     def parameters(self) -> int:
         """Number of weights."""
         return sum(p.numel() for p in self.model.parameters())
@@ -67,43 +76,6 @@ class Loaded:
         with quiet_transformers():
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
-
-
-def choose_device(wanted: str = "auto") -> torch.device:
-    """Return the device to compute on: CUDA, else MPS, else CPU.
-
-    torch then has no more threads than the cores it may use: of a container's share of them it knows nothing.
-
-    Raises:
-        DeviceError: if the device asked for is not there.
-    """
-    import torch
-
-    if torch.get_num_threads() > cores():
-        torch.set_num_threads(cores())
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted == "auto":
-        return torch.device(next(name for name, is_there in there.items() if is_there))
-    if wanted not in there:
-        raise DeviceError(f"--device {wanted}: there is no such device", remedy="Take one of auto, cuda, mps, cpu.")
-    if not there[wanted]:
-        raise DeviceError(
-            f"--device {wanted}: this machine, or this build of torch {torch.__version__}, has none",
-            remedy="Leave out --device, or install the torch build for your GPU.",
-        )
-    return torch.device(wanted)
-
-
-def describe_device(device: torch.device) -> str:
-    """Return the device in words: its kind, its name, its memory or cores."""
-    import torch
-
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        return f"GPU {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
-    if device.type == "mps":
-        return "Apple GPU (MPS)"
-    return f"CPU, {torch.get_num_threads()} threads"
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:

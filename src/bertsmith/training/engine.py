@@ -1,378 +1,429 @@
-"""`transformers.Trainer` with what is ours: micro-batches, an order that needs no replay, whole checkpoints."""
+"""`transformers.Trainer` with steps of its own: packed micro-batches, reproducible dropout, one thread per core."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from transformers.trainer_callback import ExportableState, TrainerState
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainingArguments
 
-from bertsmith.model.packed_attention import moved
-from bertsmith.model.packing import SIZES, STARTS, laid_out, packed, reading
-from bertsmith.training import checkpoints
-from bertsmith.training.batching import cut
-from bertsmith.training.compiled import AT_LEAST, LOOK, Compiled, can_compile, pays
-from bertsmith.training.dropout import CheapDropout
+from bertsmith.compute import workers
+from bertsmith.compute.memory import SMALLEST, give_back_beyond
+from bertsmith.compute.retry import with_less_memory
+from bertsmith.model import forward
+from bertsmith.model.batch import SIZES, PackedBatch, TokenBatch, to_device
+from bertsmith.model.dropout import Dropout
+from bertsmith.model.load import Loaded
+from bertsmith.model.scores import compute_logits
+from bertsmith.training.collate import TokenDataset
+from bertsmith.training.compiled import AT_LEAST, LOOK, can_compile, pays
 from bertsmith.training.events import Compiling, Listener, MemoryShort
 from bertsmith.training.finite import NotFiniteError, Part, Question, can_skip
 from bertsmith.training.graphs import Graphs
-from bertsmith.training.lookups import RowGradients
-from bertsmith.training.memory import SMALLEST, give_back_beyond, ran_out
-from bertsmith.training.order import Ordered
+from bertsmith.training.losses import StepLoss
 from bertsmith.training.rates import set_rates
+from bertsmith.training.replicas import collect_gradients, replicate
+from bertsmith.training.resume import ResumableTrainer
+from bertsmith.training.sampler import EpochOrder, EpochSampler, place_of
 from bertsmith.training.speed import Stopwatch
 from bertsmith.training.together import ALONE, Group
 
-TRAINER_STATE = "trainer_state.json"
+Score = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
+"""Takes class indices (n,) and probabilities (n, classes), returns metrics by name, the primary one among them."""
 
 
-class Engine(Ordered):
-    """The engine of training.
+@dataclass(frozen=True)
+class Steps:
+    """How steps are computed.
 
-    Batches are cut into micro-batches by token budget, which is halved where memory does not suffice. The order of the
-    texts and the dropout are pure functions of seed, epoch and step, so that a run can go on from any step as if it had
-    never stopped. Batches are made and cut on the CPU, and a GPU is never waited for within a step: losses since the
-    last evaluation are kept there, and a step whose numbers are not finite is skipped there and told after the next.
+    Attributes:
+        token_budget: tokens of a micro-batch, to begin with.
+        head_rate: learning rate of the new head, as a multiple of that of the body.
+        layer_decay: learning rate of a layer, as a multiple of that of the layer above.
+        packs: whether texts are packed end to end, see `bertsmith.model.forward`.
+        records: whether a GPU's work is recorded and replayed, see `Graphs`.
+        workers: micro-batches computed at once.
+        most_held: bytes of memory beyond which freed memory is given back to the system, where it is kept.
+        slower: whether the learning rate was halved after a number was not finite.
+        chances: probability of each training text to be drawn, shape (texts,); each is drawn once an epoch if ``None``.
     """
 
     token_budget: int
     head_rate: float = 1.0
-    """How many times the learning rate of the body the new head has."""
     layer_decay: float = 1.0
-    """Learning rate of a layer, as a multiple of that of the one above it."""
-    twice: bool = False
-    """Whether every text of a step is read twice, with other dropout: see `bertsmith.training.losses.StepLoss`."""
     packs: bool = False
-    """Whether texts are laid end to end: see `bertsmith.model.packing`."""
-    group: Group = ALONE
-    """The processes that train together."""
-    emit: Listener
-    slower: bool = False
-    """Whether the learning rate was halved after a number went wrong."""
-    loss_sum: torch.Tensor | float = 0.0
-    evaluated_at: int = 0
-    watch: Stopwatch
-    part: tuple[int, int] = (-1, 0)
-    graphs: Graphs | None = None
-    """Recordings of a GPU's work, where they can be made."""
-    compiled: Compiled | None = None
-    """The layers compiled, where that pays."""
-    steps: int = 0
-    """Optimizer steps begun in this process, as long as it is open whether layers are to be compiled."""
-    longest: int = 0
-    """Tokens of the longest training text."""
+    records: bool = False
+    workers: int = 1
     most_held: int | None = None
-    """Bytes of memory beyond which what is freed is given back, where it is kept."""
-    _random: dict[str, Any]
-    _parts: tuple[Part, ...] = ()
-    _question: Question | None = None
+    slower: bool = False
+    chances: np.ndarray | None = None
 
-    def train(self, resume_from_checkpoint: str | None = None, **arguments: Any) -> Any:
-        """Train to the end; where the checkpoint is the end already, only load the best weights."""
-        if resume_from_checkpoint is not None:
-            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE))
-            patience = state.stateful_callbacks.get("EarlyStoppingCallback", {"args": {}, "attributes": {}})
-            waited = patience["attributes"].get("early_stopping_patience_counter", 0)
-            if state.global_step >= state.max_steps or waited >= patience["args"].get("early_stopping_patience", 1):
-                self.state = state
-                self._load_best_model()
-                return None
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **arguments)
+
+class Engine(ResumableTrainer):
+    """The training loop.
+
+    Batches are cut into micro-batches by a token budget, which is halved where memory does not suffice. Order and
+    dropout are pure functions of seed, epoch and step, so a run resumes from any step as if it had never stopped.
+    Batches are made and cut on the host. A GPU is never waited for within a step: losses since the last evaluation are
+    kept on it, and a step whose numbers are not finite is skipped there and reported after the next.
+
+    Args:
+        loaded: the model, trained in place, and its tokenizer.
+        train, validation: encoded texts with labels.
+        arguments: of the Trainer.
+        steps: how steps are computed.
+        loss: of a step.
+        score: metrics of the validation texts.
+        emit: receives events.
+        callbacks: of the Trainer.
+        group: the processes that train this model together.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        train: TokenDataset,
+        validation: TokenDataset,
+        arguments: TrainingArguments,
+        *,
+        steps: Steps,
+        loss: StepLoss,
+        score: Score,
+        emit: Listener,
+        callbacks: Sequence[TrainerCallback] = (),
+        group: Group = ALONE,
+    ) -> None:
+        self.loaded, self.group, self.emit, self.score, self.step_loss = loaded, group, emit, score, loss
+        self.steps, self.token_budget, self.most_held = steps, steps.token_budget, steps.most_held
+        self.slower = steps.slower
+        self.order = EpochOrder(len(train), arguments.seed, steps.chances)
+        self.watch = Stopwatch()
+        self.loss_sum: torch.Tensor | float = 0.0
+        self.evaluated_at = 0
+        self.compiled = False
+        self.replicas: list[Any] = []
+        self.longest = int(train.lengths.max())
+        self._part = (-1, 0)
+        self._forward_seconds: list[float] = []
+        self._steps_seen = 0
+        self._parts: tuple[Part, ...] = ()
+        self._question: Question | None = None
+        super().__init__(
+            model=loaded.model,
+            args=arguments,
+            train_dataset=train,
+            eval_dataset=validation,
+            data_collator=lambda batch: batch,  # `TokenDataset` makes whole batches
+            processing_class=loaded.tokenizer,
+            compute_loss_func=loss,  # so that the Trainer does not scale the loss again
+            callbacks=list(callbacks),
+        )
+        self.graphs = Graphs(loaded.model) if steps.records else None
+
+    # -- what the Trainer asks for -------------------------------------------------------------------------------------
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Leave batches on the host, where they are cut."""
+        super().create_accelerator_and_postprocess()
+        self.accelerator.device_placement = False
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Make the optimizer of the training arguments, with the learning rates of head and layers."""
         new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if new:
-            set_rates(optimizer, self.model, head_rate=self.head_rate, layer_decay=self.layer_decay)
+            set_rates(optimizer, self.model, head_rate=self.steps.head_rate, layer_decay=self.steps.layer_decay)
         return optimizer
 
-    # -- a step ------------------------------------------------------------------------------------------------------
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return batches in the order of `EpochOrder`, or in the one the training arguments ask for."""
+        data = self.train_dataset
+        if self.args.train_sampling_strategy == "random":
+            sampler: Any = EpochSampler(self.order, lambda: self.place()[0])
+        else:
+            sampler = self._get_train_sampler(data)
+        return DataLoader(
+            data,
+            batch_size=self.args.train_batch_size,
+            sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            drop_last=self.args.dataloader_drop_last,
+        )
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """Return the batches of a step, and how many texts they have."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return batches, sum(len(batch["labels"]) for batch in batches)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Score the validation texts; each process of a group computes its share of them."""
+        batch = (eval_dataset or self.eval_dataset).whole()
+        assert batch.labels is not None
+        mine = self.group.share(batch.lengths)
+        self.model.eval()
+        logits, self.token_budget = compute_logits(
+            self.loaded,
+            batch.take(mine),
+            self.token_budget,
+            dtype=self._dtype,
+            on_short_memory=lambda budget: self.emit(MemoryShort(self.state.global_step, budget)),
+        )
+        table = torch.zeros(len(batch), logits.shape[1])
+        table[mine] = torch.from_numpy(logits).float()
+        table = self.group.add_up(to_device(table, self.args.device)).cpu()
+        if not bool(table.isfinite().all()):
+            raise NotFiniteError(f"a logit of the validation texts at step {self.state.global_step:,}", [], [])
+        values = {
+            "loss": float(torch.nn.functional.cross_entropy(table, batch.labels)),
+            **self.score(batch.labels.numpy(), torch.softmax(table, dim=-1).numpy()),
+        }
+        metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in values.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def place(self, step: int | None = None) -> tuple[int, int]:
+        """Return the epoch, and the batches of it that are done, at a step; the current one unless given."""
+        return place_of(self.state.global_step if step is None else step, len(self.train_dataset), self.args)
+
+    @property
+    def at_the_end_of_an_epoch(self) -> bool:
+        """Whether the steps done are whole epochs."""
+        return self.place()[1] == 0
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
+
+    # -- a step --------------------------------------------------------------------------------------------------------
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Add the gradient of a batch to what is there, and return its loss."""
+        """Add the gradient of a batch to what is there, and return its part of the loss of the step."""
         self.watch.lap("data")
-        step, part = self.part
-        self.part = (self.state.global_step, part + 1 if step == self.state.global_step else 0)
-        if self.graphs is not None and not self.part[1]:
+        step, part = self._part
+        self._part = (self.state.global_step, part + 1 if step == self.state.global_step else 0)
+        if self.graphs is not None and not self._part[1]:
             self._compile_if_it_pays()
-        kept = self._gradients(model) if self.part[1] else None
-        ours = inputs if self.group.size == 1 else self._share(inputs)[0]
+        kept = self._gradients(model) if self._part[1] else None
+        batch = TokenBatch(**inputs)
+        ours = batch if self.group.size == 1 else batch.take(self.group.share(batch.lengths))
 
-        loss = self._with_less_memory(
-            ours,
-            lambda: self._in_micro_batches(model, ours, num_items_in_batch),
-            undo=lambda: self._restore(model, kept),
+        def undo(budget: int) -> None:
+            self._restore(model, kept)
+            if self.graphs is not None:
+                self.graphs = Graphs(self.model)  # without the memory of the recordings there were
+            self.emit(MemoryShort(self.state.global_step, budget))
+
+        loss, self.token_budget = with_less_memory(
+            lambda budget: self._add_gradients(model, ours, num_items_in_batch, budget),
+            self.token_budget,
+            smallest=max(ours.longest, SMALLEST),
+            on_failure=undo,
         )
         loss = self.group.add_up(loss)
         if self.accelerator.sync_gradients:
             self.group.add_up_gradients(model.parameters())
-        self._parts += (Part(self.part, inputs, loss),)
+        self._parts += (Part(self._part, batch, loss),)
         if self._asks_later:
-            self._settle()
+            self.settle()
         elif not bool(torch.isfinite(loss)):
             raise self._not_finite(self._parts[-1])
-        self.watch.texts += len(inputs["labels"])
-        self.watch.tokens += int(inputs["attention_mask"].sum()) * (1 + self.twice)
+        self.watch.count(len(batch), len(batch.input_ids) * (1 + self.step_loss.twice))
         self.loss_sum = self.loss_sum + loss
         if self.most_held is not None:
             self.most_held = give_back_beyond(self.most_held)
         self.watch.lap("backward")
+        threads = min(self.steps.workers, len(self._forward_seconds)) or 1
+        self.watch.move("backward", "forward", sum(self._forward_seconds) / threads)
+        self._forward_seconds.clear()
         return loss
 
-    def _with_less_memory(
-        self, inputs: Any, attempt: Callable[[], Any], undo: Callable[[], None] = lambda: None
-    ) -> Any:
-        """Do something with a batch, with half the token budget as long as memory does not suffice."""
-        while True:
-            try:
-                return attempt()
-            except (RuntimeError, MemoryError) as error:
-                if not ran_out(error) or self.token_budget <= max(int(inputs["attention_mask"].shape[1]), SMALLEST):
-                    raise
-                self.token_budget //= 2
-            # Outside the handler, whose traceback would keep the tensors of the failed attempt alive.
-            undo()
-            if self.graphs is not None:
-                self.graphs = Graphs(self.model)  # without the memory of the recordings there were
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            self.emit(MemoryShort(self.state.global_step, self.token_budget))
+    def _add_gradients(self, model: Any, batch: TokenBatch, texts: Any, budget: int) -> torch.Tensor:
+        """Add the gradient of a batch to what is there, some micro-batches at a time; return its loss."""
+        budget = budget // 2 if self.step_loss.twice else budget
+        parts = batch.cut(budget, packed=self.steps.packs, workers=self.steps.workers) if len(batch) else []
+        if self.steps.workers == 1 or len(parts) < 2:
+            losses = [self._add_gradient(model, part, i, texts, len(parts)) for i, part in enumerate(parts)]
+            return torch.stack([torch.zeros((), device=self.args.device), *losses]).sum()
+        while len(self.replicas) < self.steps.workers - 1:
+            self.replicas.append(replicate(self.model))
+        models = [model, *self.replicas][: len(parts)]
 
-    def _in_micro_batches(self, model: Any, inputs: Any, num_items_in_batch: Any) -> torch.Tensor:
-        """Add the gradient of a batch to what is there, a micro-batch at a time; return its loss."""
-        total = torch.zeros((), device=self.args.device)
-        budget = self.token_budget // 2 if self.twice else self.token_budget
-        micro_batches = list(cut(inputs, budget, packed=self.packs))
-        for i, micro_batch in enumerate(micro_batches):
-            if self.twice:
-                micro_batch = {name: torch.cat([values, values]) for name, values in micro_batch.items()}
-            place = (self.args.seed, *self.part, i, self.group.rank)
+        def work(worker: int) -> torch.Tensor:
+            with self._weights_cast_once():
+                return torch.stack(
+                    [
+                        self._add_gradient(models[worker], parts[i], i, texts, len(parts))
+                        for i in range(worker, len(parts), len(models))
+                    ]
+                ).sum()
+
+        losses = workers.run([partial(work, worker) for worker in range(len(models))])
+        for replica in models[1:]:
+            collect_gradients(model, replica)
+        return torch.stack(losses).sum()
+
+    def _add_gradient(self, model: Any, part: TokenBatch, number: int, texts: Any, parts: int) -> torch.Tensor:
+        """Add the gradient of a micro-batch to that of a model, and return its loss."""
+        if self.step_loss.twice:
+            part = part.twice()
+        place = (self.args.seed, *self._part, number, self.group.rank)
+        if not self.steps.packs or self.args.device.type != "cpu":
             torch.manual_seed(_mixed(*place))
-            with self._cheaply(*place), self.compiled.used() if self.compiled else contextlib.nullcontext():
-                if self.graphs is not None and len(micro_batches) == 1:
-                    total += self._by_recording(model, micro_batch, num_items_in_batch)
-                else:
-                    with self._laid_out(micro_batch) as there:
-                        self._count(there["input_ids"])
-                        total += super().training_step(model, there, num_items_in_batch)
-            self.watch.lap("backward")
-        return total
+        dropout = Dropout(*place)
+        assert part.labels is not None
+        if not self.steps.packs:
+            self.watch.places += len(part) * part.longest * self.group.size  # the others have as much to do
+            return super().training_step(model, {"batch": part, "labels": self._sent(part.labels)}, texts)
+        packed = forward.pack_for(self.model, part)
+        self.watch.places += len(packed.input_ids) * self.group.size
+        if self.graphs is not None and parts == 1:
+            return self._by_recording(model, packed, part.labels, dropout, texts)
+        inputs = {"batch": packed.to(self.args.device), "labels": self._sent(part.labels), "dropout": dropout}
+        return super().training_step(model, inputs, texts)
 
-    def _by_recording(self, model: Any, batch: dict[str, torch.Tensor], num_items_in_batch: Any) -> torch.Tensor:
+    def _sent(self, values: torch.Tensor) -> torch.Tensor:
+        return to_device(values, self.args.device)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Return the part of the loss of the step that a micro-batch has."""
+        began = time.perf_counter()
+        batch = inputs["batch"]
+        if isinstance(batch, PackedBatch):
+            logits = forward.logits(model, batch, dropout=inputs["dropout"], compiled=self.compiled)
+        else:
+            logits = forward.padded_logits(replace(self.loaded, model=model), batch)
+        loss = self.step_loss(logits, inputs["labels"], num_items_in_batch)
+        self._forward_seconds.append(time.perf_counter() - began)
+        return loss
+
+    def _by_recording(
+        self, model: Any, packed: PackedBatch, labels: torch.Tensor, dropout: Dropout, texts: Any
+    ) -> torch.Tensor:
         """Do what a step does with a micro-batch, by `Graphs`."""
         assert self.graphs is not None
-        inputs, filled, step = laid_out(self.model, batch), batch["attention_mask"].bool(), super().training_step
-        self._count(inputs["input_ids"])
-        longest = max(self.longest, filled.shape[1], inputs["input_ids"].shape[1] // SIZES)
+        longest = max(self.longest, packed.longest, len(packed.input_ids) // SIZES)
+        step = super().training_step
 
         def work(there: dict[str, torch.Tensor]) -> torch.Tensor:
-            values = dict(there)
-            with reading(self.model, filled, values.pop(STARTS), longest):
-                loss: torch.Tensor = step(model, values, num_items_in_batch)
+            fields = {name: values for name, values in there.items() if name != "labels"}
+            batch = replace(packed, longest=longest, **fields)
+            loss: torch.Tensor = step(model, {"batch": batch, "labels": there["labels"], "dropout": dropout}, texts)
             return loss
 
-        size = (len(filled), inputs["input_ids"].shape[1], longest, num_items_in_batch)
+        inputs = {**packed.tensors(), "labels": labels}
+        size = (len(labels), len(packed.input_ids), longest, texts, *inputs)
         return self.graphs.run(size, inputs, work, self.args.device)
 
+    def _weights_cast_once(self) -> AbstractContextManager[Any]:
+        """Keep the weights that autocast makes shorter from one micro-batch of a step to the next."""
+        shortens = self._dtype != torch.float32 and self.args.device.type == "cpu"
+        return torch.autocast("cpu", self._dtype) if shortens else nullcontext()
+
     def _compile_if_it_pays(self) -> None:
-        """Have the layers compiled where the rest of training takes long on a GPU, once that can be told."""
+        """Have the layers compiled where the rest of training takes long on a GPU, once that can be estimated."""
         batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        self.steps += 1
-        if self.compiled is not None or self.steps < LOOK or self.watch.texts < AT_LEAST * batch:
+        self._steps_seen += 1
+        if self.compiled or self._steps_seen < LOOK or self.watch.texts < AT_LEAST * batch:
             return
-        self.steps = -self.state.max_steps  # not again
+        self._steps_seen = -self.state.max_steps  # not again
         seconds = (self.state.max_steps - self.state.global_step) * batch / self.watch.texts_per_second
         if pays(seconds) and can_compile(self.args.device):
             self.emit(Compiling(self.state.global_step, seconds))
-            self.compiled, self.graphs = Compiled(self.model), Graphs(self.model)
-
-    def _count(self, ids: torch.Tensor) -> None:
-        self.watch.places += ids.numel() * self.group.size  # the others have as much to do
-
-    def compute_loss(self, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
-        """Return the loss; the time until then is that of the forward pass."""
-        loss = super().compute_loss(model, inputs, *rest, **more)
-        if model.training:
-            self.watch.lap("forward")
-        return loss
-
-    def _laid_out(self, batch: dict[str, torch.Tensor]) -> contextlib.AbstractContextManager[dict[str, torch.Tensor]]:
-        if self.packs:
-            return packed(self.model, batch)
-        return contextlib.nullcontext({name: moved(values, self.args.device) for name, values in batch.items()})
-
-    @contextlib.contextmanager
-    def _cheaply(self, *place: int) -> Iterator[None]:
-        """Have a CPU do what torch does slowly there our way.
-
-        Not where gradients are checkpointed: that does a part of the step again, and must then draw the same masks.
-        """
-        if self.args.device.type != "cpu" or self.args.gradient_checkpointing:
-            yield
-            return
-        with CheapDropout(*place), RowGradients():
-            yield
-
-    def prediction_step(
-        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[Any, Any, Any]:
-        """Score the texts of a batch, a micro-batch at a time for the same reasons; each process scores its share."""
-        step = super().prediction_step
-        ours, rows = self._share(inputs)
-        n = len(inputs["attention_mask"])
-        table = torch.zeros(n, model.config.num_labels, device=self.args.device)
-
-        def attempt() -> torch.Tensor:
-            total, start = torch.zeros((), device=self.args.device), 0
-            for micro_batch in cut(ours, self.token_budget, packed=self.packs):
-                with self._laid_out(micro_batch) as there:
-                    loss, logits, _ = step(model, there, False, ignore_keys)
-                # They come in order of length, as its share does.
-                table[moved(rows[start : start + len(logits)], table.device)] = logits.float()
-                total, start = total + loss * len(logits), start + len(logits)
-            return total
-
-        total = self.group.add_up(self._with_less_memory(ours, attempt))
-        return total / n, self.group.add_up(table), moved(inputs["labels"], table.device)
-
-    def _share(self, batch: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Return the texts of a batch that this process takes, longest first, and their positions in it."""
-        rows = self.group.share(batch["attention_mask"].sum(dim=1))
-        return {name: values[rows] for name, values in batch.items()}, rows
+            self.compiled, self.graphs = True, Graphs(self.model)
 
     @staticmethod
     def _gradients(model: Any) -> list[torch.Tensor | None]:
         """Return what earlier parts of an accumulated step have left, to begin a part again from."""
         return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
 
-    @staticmethod
-    def _restore(model: Any, gradients: list[torch.Tensor | None] | None) -> None:
+    def _restore(self, model: Any, gradients: list[torch.Tensor | None] | None) -> None:
         for i, parameter in enumerate(model.parameters()):
             kept = gradients[i] if gradients else None
             parameter.grad = None if kept is None else kept.clone()
+        self.replicas.clear()
 
-    # -- numbers that go wrong ---------------------------------------------------------------------------------------
+    # -- numbers that are not finite -----------------------------------------------------------------------------------
 
     @property
     def _asks_later(self) -> bool:
         """Whether the device itself leaves out a step whose numbers are not finite, so that nobody needs to wait."""
         return self.args.device.type == "cuda" and not self.args.fp16 and can_skip(self.optimizer.optimizer)
 
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm)
+    def check_gradient(self, norm: Any) -> None:
+        """Refuse a step whose gradient is not finite, given its norm; on a GPU, after the next step."""
         parts, self._parts = self._parts, ()
         if self._asks_later:
             self._question = Question(parts, norm)
             self.optimizer.optimizer.found_inf = self._question.wrong
         elif norm is not None and not self.args.fp16 and not math.isfinite(norm):  # fp16 skips such a step by itself
             raise self._of_gradient(parts[-1])
-        return norm
 
-    def _settle(self) -> None:
-        """See what became of the last step that was asked about."""
+    def settle(self) -> None:
+        """Wait for what became of the last step that the device was asked about."""
         question, self._question = self._question, None
         wrong = question.answer() if question else None
         if question and wrong is not None:
             raise self._of_gradient(question.parts[-1]) if isinstance(wrong, str) else self._not_finite(wrong)
-
-    def _maybe_log_save_evaluate(self, *given: Any, **named: Any) -> None:
-        if self.control.should_evaluate or self.control.should_save or self.control.should_training_stop:
-            self._settle()
-        super()._maybe_log_save_evaluate(*given, **named)
 
     def _of_gradient(self, part: Part) -> NotFiniteError:
         return NotFiniteError(f"the gradient of step {part.place[0] + 1:,}", [], self.rows_of(*part.place))
 
     def _not_finite(self, part: Part) -> NotFiniteError:
         """Find out which texts of a batch it is; those whose loss is not finite without dropout either."""
-        batch, model = self.rows_of(*part.place), self.model
-        inputs = {name: values.to(self.args.device) for name, values in part.inputs.items()}
-        model.eval()
-        with torch.no_grad():
-            wrong = [
-                row
-                for row in range(len(inputs["labels"]))
-                if not bool(
-                    torch.isfinite(self.compute_loss(model, {k: v[row : row + 1] for k, v in inputs.items()})).all()
-                )
-            ]
-        model.train()
-        alone = [] if len(wrong) == len(inputs["labels"]) or not batch else [batch[row] for row in wrong]
-        return NotFiniteError(f"the loss of step {part.place[0] + 1:,}", alone, batch)
+        rows, batch = self.rows_of(*part.place), part.batch
+        self.model.eval()
+        wrong = []
+        for row in range(len(batch)):
+            logits, _ = compute_logits(
+                self.loaded, batch.take(torch.tensor([row])), self.token_budget, dtype=self._dtype
+            )
+            if not np.isfinite(logits).all():
+                wrong.append(row)
+        self.model.train()
+        alone = [] if len(wrong) == len(batch) or not rows else [rows[row] for row in wrong]
+        return NotFiniteError(f"the loss of step {part.place[0] + 1:,}", alone, rows)
 
-    # -- checkpoints -------------------------------------------------------------------------------------------------
+    def rows_of(self, step: int, part: int) -> list[int]:
+        """Return the positions of the texts of a batch in the training split, where they are known."""
+        if self.args.train_sampling_strategy != "random" or self.args.world_size > 1:
+            return []
+        epoch, done = self.place(step)
+        size = self.args.per_device_train_batch_size
+        start = (done + part) * size
+        return [int(i) for i in self.order(epoch)[start : start + size]]
 
-    def checkpoint(self, step: int) -> Path:
-        """Return where the checkpoint of a step is."""
-        return Path(self.args.output_dir) / f"checkpoint-{step}"
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        if not self.args.should_save:
-            return
-        path, best = self.checkpoint(self.state.global_step), self.state.best_global_step
-        if not self.group.leads:
-            self.group.wait()
-            if best and self.checkpoint(best).exists():
-                self.state.best_model_checkpoint = str(self.checkpoint(best))
-            return
-        self.store_flos()
-        if best and (best == self.state.global_step or self.checkpoint(best).exists()):
-            self.state.best_model_checkpoint = str(self.checkpoint(best))
-        for part in (*self.callback_handler.callbacks, self.control):
-            if isinstance(part, ExportableState):
-                self.state.stateful_callbacks[type(part).__name__] = part.state()
-        state = {
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.lr_scheduler.state_dict(),
-            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
-            "random": checkpoints.random_state(),
+    def progress(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the engine."""
+        return {
             "token_budget": self.token_budget,
             "slower": self.slower,
             "loss_sum": float(self.loss_sum),
             "evaluated_at": self.evaluated_at,
         }
-        checkpoints.save(
-            path,
-            self.accelerator.unwrap_model(model),
-            self.processing_class,
-            state,
-            lambda folder: self.state.save_to_json(str(folder / TRAINER_STATE)),
-        )
-        checkpoints.rotate(path.parent, self.args.save_total_limit, best)
-        self.group.wait()
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        checkpoints.load_weights(Path(resume_from_checkpoint), model or self.model)
-
-    def _load_best_model(self) -> None:
-        checkpoints.load_weights(self.checkpoint(self.state.best_global_step), self.model)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            state = checkpoints.load_state(Path(checkpoint))
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.lr_scheduler.load_state_dict(state["schedule"])
-            if self.accelerator.scaler and state["scaler"]:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
-            self.token_budget = min(self.token_budget, state["token_budget"])
-            self.loss_sum, self.evaluated_at = state["loss_sum"], state["evaluated_at"]
-            self._random = state["random"]
-            if self.slower and not state["slower"]:
-                self._halve_learning_rate()
-            self.slower = self.slower or state["slower"]
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        """It is loaded with the optimizer."""
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            checkpoints.restore_random_state(self._random)
+    def restore(self, progress: dict[str, Any]) -> None:
+        """Take over what `progress` returned."""
+        self.token_budget = min(self.token_budget, progress["token_budget"])
+        self.loss_sum, self.evaluated_at = progress["loss_sum"], progress["evaluated_at"]
+        if self.slower and not progress["slower"]:
+            self._halve_learning_rate()
+        self.slower = self.slower or progress["slower"]
 
     def _halve_learning_rate(self) -> None:
         for group in self.optimizer.param_groups:

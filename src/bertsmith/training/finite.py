@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from bertsmith.model.batch import TokenBatch
+
 
 class NotFiniteError(Exception):
     """A number of training is NaN or infinite.
@@ -29,12 +31,12 @@ class Part:
 
     Attributes:
         place: its step, and which of the batches of that step it is, from 0.
-        inputs: on the CPU.
+        batch: its texts.
         loss: its part of the loss of the step.
     """
 
     place: tuple[int, int]
-    inputs: dict[str, torch.Tensor]
+    batch: TokenBatch
     loss: torch.Tensor
 
 

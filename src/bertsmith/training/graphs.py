@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bertsmith.model.packed_attention import moved
+from bertsmith.model.batch import to_device
 
 MOST, TRIES = 64, 2
 """Recordings that are kept, and how often one is tried."""
@@ -59,7 +59,7 @@ class Graphs:
         """
         recording = self.recordings.get(size)
         if recording is None:
-            there = {name: moved(values, device) for name, values in inputs.items()}
+            there = {name: to_device(values, device) for name, values in inputs.items()}
             if not self.gradients or self.failures[size] == TRIES or len(self.recordings) == MOST:
                 return self._as_it_is(work, there)
             self._keep_gradients()
@@ -71,7 +71,7 @@ class Graphs:
             recording = self.recordings[size] = _Recording(there, replay, loss)
         else:
             for name, values in inputs.items():
-                recording.inputs[name].copy_(moved(values, device))
+                recording.inputs[name].copy_(to_device(values, device))
             self._keep_gradients()
         recording.replay()
         return recording.loss.clone()

@@ -7,7 +7,7 @@ or micro-batches their own loss is not that of the whole batch. Here it is, for 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -130,20 +130,20 @@ class StepLoss:
     """
 
     def __init__(self, loss: Loss, consistency: float = 0.0) -> None:
-        self.loss, self.consistency = loss, consistency
+        self.loss, self.consistency, self.twice = loss, consistency, consistency > 0
         self.plain = CrossEntropy()
 
     def __call__(
-        self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+        self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """Return the loss of some texts as their part of the step's mean loss, a scalar.
 
         Args:
-            outputs: of the model, with ``logits`` of shape (texts, classes).
+            logits: shape (texts, classes).
             labels: class indices, shape (texts,).
             num_items_in_batch: texts in the whole step, each counted once; those given, if ``None``.
         """
-        logits = outputs.logits.float()  # whatever the arithmetic of the model: a sum of many small terms
+        logits = logits.float()  # whatever the arithmetic of the model: a sum of many small terms
         losses = (self.loss if torch.is_grad_enabled() else self.plain)(logits, labels)
         if self.consistency and torch.is_grad_enabled():
             labels, losses = labels[: len(labels) // 2], losses.view(2, -1).mean(dim=0)

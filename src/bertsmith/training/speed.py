@@ -42,6 +42,16 @@ class Stopwatch:
         """Leave out the time since the last lap."""
         self.at = time.perf_counter()
 
+    def count(self, texts: int, tokens: int) -> None:
+        """Count what a batch has."""
+        self.texts += texts
+        self.tokens += tokens
+
+    def move(self, phase: str, to: str, seconds: float) -> None:
+        """Give seconds of one phase to another."""
+        self.seconds[phase] -= seconds
+        self.seconds[to] += seconds
+
     def lap(self, phase: str) -> None:
         """Give the time since the last lap to a phase."""
         now = time.perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,6 @@ import numpy as np
 import torch
 from transformers import (
     EarlyStoppingCallback,
-    EvalPrediction,
     PrinterCallback,
     ProgressCallback,
     TrainerCallback,
@@ -21,21 +21,22 @@ from transformers import (
     TrainingArguments,
 )
 
+from bertsmith.compute import batching, workers
+from bertsmith.compute.memory import free_memory, freed_memory_kept, held, of_a_step, plan, ran_out
 from bertsmith.config import PRIMARY
 from bertsmith.errors import DeviceError, Interrupted, listing
+from bertsmith.model import forward
 from bertsmith.model.load import Loaded, quiet_transformers
-from bertsmith.model.packing import can_pack, can_record
-from bertsmith.training import batching, recovery
+from bertsmith.training import recovery
 from bertsmith.training.arguments import refused
 from bertsmith.training.checkpoints import load_state
-from bertsmith.training.engine import Engine
+from bertsmith.training.collate import TokenDataset
+from bertsmith.training.engine import Engine, Score, Steps
 from bertsmith.training.events import Collapsed, Evaluated, Finished, Listener, MemoryPlanned, Saved, Started, StepDone
 from bertsmith.training.finite import NotFiniteError
-from bertsmith.training.graphs import Graphs
 from bertsmith.training.losses import LOSSES, StepLoss, inverse_weights
-from bertsmith.training.memory import free_memory, freed_memory_kept, held, of_a_step, plan, ran_out
 from bertsmith.training.recipe import Recipe
-from bertsmith.training.speed import Stopwatch, Tracer
+from bertsmith.training.speed import Tracer
 from bertsmith.training.together import ALONE, Group
 from bertsmith.versions import cpu_capabilities
 
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
 
 SAVE_SECONDS = 300.0
 """A checkpoint is written when the last one is older, besides the one of every epoch."""
-Score = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
-"""Takes class indices (n,) and probabilities (n, classes), returns metrics by name, the primary one among them."""
 
 
 def fit(
@@ -93,17 +92,17 @@ def fit(
     if resume is None:  # to begin anew with, as long as no checkpoint is there
         reporter.first = {name: w.detach().cpu().clone() for name, w in loaded.model.state_dict().items()}
     began = time.perf_counter()
+    texts, held_out = TokenDataset(train), TokenDataset(validation)
     slower = resume is not None and bool(load_state(resume)["slower"])
     while True:
         settings = recovery.safer(arguments) if slower else arguments
         try:
             with quiet_transformers(), freed_memory_kept():
-                engine = _engine(loaded, train, validation, settings, recipe, score, reporter)
+                engine = _engine(loaded, texts, held_out, settings, recipe, score, reporter, group, slower=slower)
                 patience = recipe.patience * _evaluations_per_epoch(settings, len(train))
                 engine.add_callback(EarlyStoppingCallback(patience))
                 if trace is not None:
                     engine.add_callback(Tracer(trace))
-                engine.slower, engine.group = slower, group
                 engine.train(resume_from_checkpoint=str(resume) if resume else None)
             break
         except NotFiniteError as error:
@@ -114,7 +113,7 @@ def fit(
             engine.accelerator.unwrap_model(loaded.model, keep_fp32_wrapper=False)  # without the old precision
         except (ValueError, TypeError, RuntimeError, ImportError, MemoryError) as error:
             if ran_out(error):
-                raise _too_large(train, validation) from error
+                raise _too_large(texts, held_out) from error
             if not by_hand or reporter.begun:
                 raise
             raise refused(by_hand, error) from error
@@ -139,66 +138,84 @@ def fit(
 
 def _engine(
     loaded: Loaded,
-    train: Dataset,
-    validation: Dataset,
+    train: TokenDataset,
+    validation: TokenDataset,
     arguments: TrainingArguments,
     recipe: Recipe,
     score: Score,
     reporter: _Reporter,
+    group: Group = ALONE,
+    *,
+    slower: bool = False,
 ) -> Engine:
-    lengths = np.array([len(ids) for ids in validation["input_ids"]])
-
-    def metrics(prediction: EvalPrediction) -> dict[str, float]:
-        logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-        if not np.isfinite(logits).all():
-            raise NotFiniteError(f"a logit of the validation texts at step {engine.state.global_step:,}", [], [])
-        predicted = np.unique(np.argmax(logits, axis=-1))
+    def scored(targets: np.ndarray, probabilities: np.ndarray) -> Mapping[str, float]:
+        predicted = np.unique(probabilities.argmax(axis=1))
         reporter.only = loaded.model.config.id2label[int(predicted[0])] if len(predicted) == 1 else None
-        probabilities = torch.softmax(torch.from_numpy(np.asarray(logits)).float(), dim=-1).numpy()
-        return dict(score(np.asarray(prediction.label_ids), probabilities))
+        return score(targets, probabilities)
 
-    targets = np.array(train["labels"])
-    counts = np.bincount(targets, minlength=loaded.model.config.num_labels)
+    counts = np.bincount(train.labels, minlength=loaded.model.config.num_labels)
+    loss = StepLoss(LOSSES[recipe.imbalance](counts, arguments.label_smoothing_factor), recipe.consistency)
+    steps = _steps(loaded, train, validation, arguments, recipe, counts, reporter.emit, slower=slower)
     engine = Engine(
-        model=loaded.model,
-        args=arguments,
-        train_dataset=train,
-        # Scores do not depend on the order; in order of length there is less padding.
-        eval_dataset=validation.select(np.argsort(-lengths, kind="stable")),
-        data_collator=lambda batch: batch,  # `Rows` are batches already
-        processing_class=loaded.tokenizer,
-        compute_loss_func=StepLoss(
-            LOSSES[recipe.imbalance](counts, arguments.label_smoothing_factor), recipe.consistency
-        ),
-        compute_metrics=metrics,
+        loaded,
+        train,
+        validation,
+        arguments,
+        steps=steps,
+        loss=loss,
+        score=scored,
+        emit=reporter.emit,
         callbacks=[reporter],
+        group=group,
     )
     engine.remove_callback(PrinterCallback)
     engine.remove_callback(ProgressCallback)
-    engine.model_accepts_loss_kwargs = False  # the loss is ours: see losses.py
-    engine.emit, engine.watch = reporter.emit, Stopwatch()
-    engine.head_rate, engine.layer_decay = recipe.head_rate, recipe.layer_decay
-    engine.twice = recipe.consistency > 0
-    engine.packs = can_pack(loaded.model) and not arguments.gradient_checkpointing
-    engine.longest = _longest(train)
-    if engine.packs and arguments.bf16 and can_record(loaded.model):  # in fp32 attention has no kernel
-        engine.graphs = Graphs(loaded.model)
-    if recipe.imbalance == "balanced-sampling":
-        engine.chances = inverse_weights(counts)[targets] / len(targets)
-    usual = batching.TOKEN_BUDGETS[loaded.device.type]
-    if loaded.device.type == "cpu":
-        if arguments.bf16 and cpu_capabilities().get("amx_bf16"):
-            usual *= batching.WITH_TILES
-        free, longest = free_memory(), _longest(train, validation)
-        engine.token_budget = plan(loaded.model, longest, training=True, free=free, usual=usual)
-        if (now := held()) is not None:
-            engine.most_held = now + of_a_step(loaded.model, longest, engine.token_budget, training=True)
-        if engine.token_budget < usual and free is not None:
-            reporter.emit(MemoryPlanned(engine.token_budget, free))
-    else:
-        engine.token_budget = usual
     reporter.engine = engine
     return engine
+
+
+def _steps(
+    loaded: Loaded,
+    train: TokenDataset,
+    validation: TokenDataset,
+    arguments: TrainingArguments,
+    recipe: Recipe,
+    counts: np.ndarray,
+    emit: Listener,
+    *,
+    slower: bool,
+) -> Steps:
+    """Return how steps are computed on the device at hand."""
+    device = loaded.device.type
+    packs = forward.supports(loaded.model) and not arguments.gradient_checkpointing
+    steps = Steps(
+        token_budget=batching.TOKEN_BUDGETS[device],
+        head_rate=recipe.head_rate,
+        layer_decay=recipe.layer_decay,
+        packs=packs,
+        # In fp32 attention has no kernel, and mean pooling depends on the lengths of the texts.
+        records=packs
+        and device == "cuda"
+        and arguments.bf16
+        and getattr(loaded.model.config, "classifier_pooling", "cls") == "cls",
+        slower=slower,
+        chances=inverse_weights(counts)[train.labels] / len(train) if recipe.imbalance == "balanced-sampling" else None,
+    )
+    if device != "cpu":
+        return steps
+    usual = steps.token_budget
+    if arguments.bf16 and cpu_capabilities().get("amx_bf16"):
+        usual *= batching.WITH_TILES
+    free, longest = free_memory(), _longest(train, validation)
+    threads = workers.count() if packs else 1
+    budget = plan(loaded.model, longest, training=True, free=free, usual=usual, workers=threads)
+    if budget < usual and free is not None:
+        emit(MemoryPlanned(budget, free))
+    now = held()
+    most = None
+    if now is not None:
+        most = now + of_a_step(loaded.model, longest, budget, training=True, workers=threads)
+    return replace(steps, token_budget=budget, workers=threads, most_held=most)
 
 
 def _evaluations_per_epoch(arguments: TrainingArguments, texts: int) -> int:
@@ -211,11 +228,11 @@ def _evaluations_per_epoch(arguments: TrainingArguments, texts: int) -> int:
     return int(max(1, round(steps / every)))
 
 
-def _longest(*parts: Dataset) -> int:
-    return max(len(ids) for part in parts for ids in part["input_ids"])
+def _longest(*parts: TokenDataset) -> int:
+    return max(int(part.lengths.max()) for part in parts)
 
 
-def _too_large(*parts: Dataset) -> DeviceError:
+def _too_large(*parts: TokenDataset) -> DeviceError:
     return DeviceError(
         f"memory does not suffice even for one text of {_longest(*parts):,} tokens at once",
         remedy="Pass a smaller --max-length, take a smaller --model, or free memory (or pass --device cpu).",
@@ -248,6 +265,8 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.engine.watch.lap("optimizer")
+        if control.should_evaluate or control.should_save or control.should_training_stop:
+            self.engine.settle()
         self.emit(StepDone(state.global_step, float(state.epoch or 0), self.engine.watch.texts_per_second))
         # At the end of an epoch the Trainer scores, and saves after that by itself.
         within = args.save_strategy != "no" and not self.engine.at_the_end_of_an_epoch
@@ -260,6 +279,7 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
             control.should_save = within
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.engine.settle()
         if (
             self.interrupted and not self.engine.at_the_end_of_an_epoch
         ):  # the Trainer takes a break for the end of the epoch, and would score it

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bertsmith.compute.batching import SLACK, TOKEN_BUDGETS
 from bertsmith.errors import DeviceError
-from bertsmith.training.batching import SLACK, TOKEN_BUDGETS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -98,7 +98,15 @@ def free_memory(root: Path = Path("/")) -> int | None:
     return max(min(left), 0) if left else None
 
 
-def plan(model: PreTrainedModel, longest: int, *, training: bool, free: int | None, usual: int | None = None) -> int:
+def plan(
+    model: PreTrainedModel,
+    longest: int,
+    *,
+    training: bool,
+    free: int | None,
+    usual: int | None = None,
+    workers: int = 1,
+) -> int:
     """Return the token budget for a CPU: the usual one, or as much of it as fits into memory.
 
     On a CPU memory that ends is no error to catch: the kernel kills the process. So the need is reckoned beforehand,
@@ -110,6 +118,7 @@ def plan(model: PreTrainedModel, longest: int, *, training: bool, free: int | No
         training: whether gradients and the optimizer's two moments are needed as well.
         free: bytes, of `free_memory`.
         usual: the token budget where memory suffices; that of `TOKEN_BUDGETS` unless given.
+        workers: micro-batches computed at once.
 
     Raises:
         DeviceError: if not even one text of that length fits.
@@ -118,9 +127,9 @@ def plan(model: PreTrainedModel, longest: int, *, training: bool, free: int | No
     if free is None:
         return usual
     budget = usual
-    while reckoned(model, longest, budget, training=training) > free:
+    while reckoned(model, longest, budget, training=training, workers=workers) > free:
         if budget <= longest:
-            needed = in_words(reckoned(model, longest, longest, training=training))
+            needed = in_words(reckoned(model, longest, longest, training=training, workers=workers))
             raise DeviceError(
                 f"memory does not suffice even for one text of {longest:,} tokens: "
                 f"about {needed} are needed, {in_words(free)} are free",
@@ -132,15 +141,16 @@ def plan(model: PreTrainedModel, longest: int, *, training: bool, free: int | No
     return budget
 
 
-def reckoned(model: PreTrainedModel, longest: int, budget: int, *, training: bool) -> int:
-    """Return the bytes that a micro-batch takes on a CPU besides the model itself, reckoned from above; see `plan`."""
-    return of_a_step(model, longest, budget, training=training) + training * max(budget, longest) * FRAGMENTS
+def reckoned(model: PreTrainedModel, longest: int, budget: int, *, training: bool, workers: int = 1) -> int:
+    """Return an upper bound of the bytes that a step takes on a CPU besides the model itself; see `plan`."""
+    fragments = training * workers * max(budget, longest) * FRAGMENTS
+    return of_a_step(model, longest, budget, training=training, workers=workers) + fragments
 
 
-def of_a_step(model: PreTrainedModel, longest: int, budget: int, *, training: bool) -> int:
-    """Return the bytes that a micro-batch takes while it is computed, gradients and moments too, from above."""
-    weights = 12 * sum(p.numel() for p in model.parameters()) if training else 0
-    return weights + max(budget, longest) * _bytes_per_token(model, longest)
+def of_a_step(model: PreTrainedModel, longest: int, budget: int, *, training: bool, workers: int = 1) -> int:
+    """Return an upper bound of the bytes of a step while it is computed: gradients of each worker, moments, texts."""
+    weights = (8 + 4 * workers) * sum(p.numel() for p in model.parameters()) if training else 0
+    return weights + workers * max(budget, longest) * _bytes_per_token(model, longest)
 
 
 def _bytes_per_token(model: PreTrainedModel, longest: int) -> int:

@@ -1,0 +1,295 @@
+"""Our forward pass gives the logits and gradients of Hugging Face's own, for every architecture it has a table for."""
+
+import inspect
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bertsmith.compute.batching import SLACK, micro_batches
+from bertsmith.data.table import Labels
+from bertsmith.model import attention, checkpoint, forward
+from bertsmith.model import batch as batches
+from bertsmith.model.batch import PaddedBatch, TokenBatch
+from bertsmith.model.dropout import Dropout
+from bertsmith.model.load import Loaded, load_model, load_tokenizer
+from bertsmith.model.scores import compute_logits
+from bertsmith.testing import ARCHITECTURES, tiny_model
+from bertsmith.training.losses import CrossEntropy, StepLoss
+from bertsmith.training.replicas import collect_gradients, replicate
+
+LABELS = Labels((0, 1, 2), ("a", "b", "c"))
+CPU = torch.device("cpu")
+FROZEN = {
+    "bert": [[-0.18385, -0.11712, 0.418], [-0.11529, -0.08606, 0.52514], [-0.20519, -0.12031, 0.34786]],
+    "roberta": [[0.00329, 0.0892, 0.19796], [0.01232, 0.08237, 0.17022], [0.00277, 0.07666, 0.20469]],
+    "xlm-roberta": [[-1.88137, 0.24306, -0.01534], [-1.84228, 0.24622, 0.08682], [-1.87106, 0.24081, -0.01905]],
+    "electra": [[-0.31473, -0.18935, 0.49318], [-0.2977, -0.15492, 0.53804], [-0.31539, -0.18334, 0.47035]],
+    "mpnet": [[-0.18141, -0.01972, 0.44254], [-0.23741, 0.01696, 0.47091], [-0.20153, -0.04914, 0.44337]],
+    "distilbert": [[-1.1055, 0.78539, 0.24883], [-1.08979, 0.83022, 0.23505], [-1.07584, 0.77943, 0.25194]],
+    "modernbert": [[0.17718, 0.26395, 0.65777], [0.41721, 0.08051, 0.06062], [0.5263, -0.14191, -0.2641]],
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Tiny models with large weights, so that every token matters, saved and loaded again."""
+    made = {}
+    for architecture in ARCHITECTURES:
+        folder = tiny_model(tmp_path_factory.mktemp("models") / architecture, architecture)
+        found = checkpoint.resolve(str(folder))
+        model, tokenizer = load_model(found, LABELS), load_tokenizer(found)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.copy_(0.25 * torch.randn(weight.shape, generator=generator))
+        model.save_pretrained(folder)
+        model = load_model(checkpoint.resolve(str(folder))).eval()
+        made[architecture] = Loaded(model, tokenizer, CPU, 64)
+    return made
+
+
+def _texts(model, lengths, seed=0, types=True):
+    rng = np.random.default_rng(seed)
+    columns = {"input_ids": [rng.integers(5, 40, n).tolist() for n in lengths]}
+    if types and "token_type_ids" in inspect.signature(model.forward).parameters and model.config.type_vocab_size > 1:
+        columns["token_type_ids"] = [[0] * (n // 2) + [1] * (n - n // 2) for n in lengths]
+    return TokenBatch.of(columns)
+
+
+def _padded(model, batch):
+    pad = forward.position_offset(model)
+    return batch.padded({"input_ids": (model.config.pad_token_id or 0) if pad is None else pad}, multiple=1)
+
+
+def _gradient(model):
+    return torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in model.parameters()])
+
+
+def _with_gradient(model, logits):
+    model.zero_grad()
+    found = logits()
+    (found**2).sum().backward()
+    return found.detach(), _gradient(model)
+
+
+def _close(a, b):
+    return float((a - b).norm() / b.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("architecture", forward.ARCHITECTURES)
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.booleans(), st.integers(0, 10**6))
+def test_logits_and_gradients_are_those_of_hugging_face(architecture, models, lengths, types, seed):
+    model = models[architecture].model
+    assert forward.supports(model)
+    batch = _texts(model, lengths, seed, types)
+    expected, expected_gradient = _with_gradient(model, lambda: model(**_padded(model, batch)).logits)
+    found, gradient = _with_gradient(model, lambda: forward.logits(model, forward.pack_for(model, batch)))
+    assert found.shape == (len(lengths), 3)
+    assert _close(found, expected)
+    assert _close(gradient, expected_gradient)
+    with torch.no_grad():
+        assert _close(forward.logits(model, forward.pack_for(model, batch)), expected)
+        inputs = _padded(model, batch)
+        padded = PaddedBatch.of(**inputs, padding_id=forward.position_offset(model))
+        assert _close(forward.logits(model, padded), expected)
+
+
+@pytest.mark.parametrize("architecture", forward.ARCHITECTURES)
+def test_logits_are_those_that_were_frozen(architecture, models):
+    """A changed step shows, even if transformers changes the same way. Weights and texts come from fixed seeds."""
+    model = models[architecture].model
+    with torch.no_grad():
+        found = forward.logits(model, forward.pack_for(model, _texts(model, [7, 3, 12])))
+    assert found.numpy() == pytest.approx(np.array(FROZEN[architecture]), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("architecture", forward.ARCHITECTURES)
+@pytest.mark.parametrize("scores", [1, 400, 1100])
+@pytest.mark.parametrize("lengths", [[5, 5, 5, 9, 9, 12, 30, 30], [3, 30, 1, 12, 7, 7, 2]])
+def test_texts_that_attend_a_few_at_a_time_give_the_same(architecture, models, lengths, scores, monkeypatch):
+    model = models[architecture].model
+    batch = _texts(model, lengths)
+    expected, expected_gradient = _with_gradient(model, lambda: model(**_padded(model, batch)).logits)
+    monkeypatch.setattr(batches, "SCORES", scores)
+    packed = forward.pack_for(model, batch)
+    assert all(texts == 1 or texts * width**2 <= scores for texts, width in (group.shape for group in packed.groups))
+    assert sum(group.shape[0] for group in packed.groups) == len(lengths)
+    found, gradient = _with_gradient(model, lambda: forward.logits(model, packed))
+    assert _close(found, expected)
+    assert _close(gradient, expected_gradient)
+
+
+def _by_text(query, key, value, query_starts, key_starts, most_queries, most_keys, p, around):
+    """Attention of variable length as torch documents it, one text at a time."""
+    found = []
+    pairs = zip(itertools.pairwise(query_starts.tolist()), itertools.pairwise(key_starts.tolist()), strict=True)
+    for (q, q_end), (k, k_end) in pairs:
+        assert q_end - q <= most_queries
+        assert k_end - k <= most_keys
+        far = torch.zeros(q_end - q, k_end - k, dtype=torch.bool)
+        if around[0] >= 0:
+            place = torch.arange(k_end - k)
+            far = (place[: q_end - q, None] - place).abs() > around[0]
+        parts = (x.transpose(0, 1) for x in (query[q:q_end], key[k:k_end], value[k:k_end]))
+        found.append(F.scaled_dot_product_attention(*parts, ~far, p).transpose(0, 1))
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("architecture", [a for a in forward.ARCHITECTURES if a != "mpnet"])  # which needs a bias
+def test_the_path_of_a_gpu_gives_the_same_with_a_reference_kernel(architecture, models, monkeypatch):
+    model = models[architecture].model
+    batch = _texts(model, [5, 30, 1, 12, 7])
+    expected, expected_gradient = _with_gradient(model, lambda: model(**_padded(model, batch)).logits)
+    called = []
+    monkeypatch.setattr(attention, "has_kernel", lambda *_: True)
+    monkeypatch.setattr(attention, "_variable_length", lambda *given: called.append(1) or _by_text(*given))
+    found, gradient = _with_gradient(model, lambda: forward.logits(model, forward.pack_for(model, batch)))
+    assert len(called) == model.config.num_hidden_layers
+    assert _close(found, expected)
+    assert _close(gradient, expected_gradient)
+
+
+def test_a_kernel_is_tried_before_it_is_used(monkeypatch):
+    monkeypatch.setattr(attention, "_variable_length", _by_text)
+    attention._agrees.cache_clear()
+    assert attention._agrees(CPU, torch.float32, 16)
+    for wrong in (lambda *given: _by_text(*given) + 0.1, lambda *given: _by_text(*given[:-2], 0.0, given[-1])):
+        monkeypatch.setattr(attention, "_variable_length", wrong)
+        attention._agrees.cache_clear()
+        assert not attention._agrees(CPU, torch.float32, 16)
+    attention._agrees.cache_clear()
+    assert not attention.has_kernel(CPU, torch.bfloat16, 16)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=12),
+    st.integers(1, 200),
+    st.integers(1, 3),
+    st.sampled_from([0.0, 0.1]),
+)
+def test_however_a_batch_is_cut_its_gradient_is_that_of_the_whole(models, lengths, budget, workers, smoothing):
+    model, rng = models["bert"].model, np.random.default_rng(0)
+    batch = _texts(model, lengths)
+    labels = torch.from_numpy(rng.integers(0, 3, len(lengths)))
+    batch = TokenBatch(batch.input_ids, batch.lengths, batch.token_type_ids, labels)
+    loss = StepLoss(CrossEntropy(smoothing))
+    model.zero_grad()
+    whole = torch.nn.CrossEntropyLoss(label_smoothing=smoothing)
+    whole(model(**_padded(model, batch)).logits, labels).backward()
+    expected = _gradient(model)
+    model.zero_grad()
+    copies = [model, *(replicate(model) for _ in range(workers - 1))]
+    for i, part in enumerate(batch.cut(budget, packed=True, workers=workers)):
+        copy = copies[i % workers]
+        loss(forward.logits(copy, forward.pack_for(copy, part)), part.labels, len(lengths)).backward()
+    for copy in copies[1:]:
+        collect_gradients(model, copy)
+        assert all(p.grad is None for p in copy.parameters())
+    assert _close(_gradient(model), expected)
+
+
+@given(st.lists(st.integers(1, 600), max_size=60), st.integers(1, 4096), st.integers(1, 4))
+def test_packed_micro_batches_hold_every_text_once_and_keep_to_the_budget(lengths, budget, workers):
+    lengths = np.array(lengths, dtype=int)
+    groups = micro_batches(lengths, budget, packed=True, workers=workers)
+    assert sorted(int(i) for group in groups for i in group) == list(range(len(lengths)))
+    for group in groups:
+        assert len(group) == 1 or lengths[group].sum() <= budget
+        assert len(group) == 1 or lengths[group].max() * len(group) <= SLACK * budget
+
+
+def test_workers_have_about_as_much_to_do():
+    lengths = np.random.default_rng(0).integers(20, 60, 96)
+    groups = micro_batches(lengths, 1000, packed=True, workers=4)
+    sizes = [int(lengths[group].sum()) for group in groups]
+    assert len(groups) % 4 == 0
+    assert max(sizes) - min(sizes) <= 2 * 60
+
+
+@pytest.mark.parametrize("threads", [2, 8])
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("architecture", ["bert", "albert"])
+def test_threads_that_share_a_model_get_the_logits_of_one(architecture, workers, threads, models, monkeypatch):
+    monkeypatch.setattr("bertsmith.compute.workers.count", lambda: workers)
+    loaded, before = models[architecture], torch.get_num_threads()
+    batch = _texts(loaded.model, np.random.default_rng(1).integers(1, 40, 64).tolist())
+    expected, _ = compute_logits(loaded, batch, 100)
+
+    def some(i):
+        return compute_logits(loaded, batch.take(torch.arange(i, 64, threads)), 100)[0]
+
+    with ThreadPoolExecutor(threads) as pool:
+        for i, found in enumerate(pool.map(some, range(threads))):
+            assert found == pytest.approx(expected[i::threads], abs=1e-5)
+    assert torch.get_num_threads() == before
+
+
+def test_what_has_no_table_runs_as_hugging_face_wrote_it(models):
+    assert {name for name, loaded in models.items() if forward.supports(loaded.model)} == set(forward.ARCHITECTURES)
+    loaded = models["deberta-v2"]
+    batch = _texts(loaded.model, [3, 9, 5])
+    with torch.no_grad():
+        expected = loaded.model(**_padded(loaded.model, batch)).logits
+    assert compute_logits(loaded, batch, 64)[0] == pytest.approx(expected.numpy(), abs=1e-5)
+    decoder = load_model(checkpoint.resolve(models["bert"].model.config._name_or_path))
+    decoder.config.is_decoder = True
+    assert not forward.supports(decoder)
+
+
+def test_the_forward_pass_leaves_the_model_as_it_was(models):
+    model = models["bert"].model
+    config, hooks = model.config.to_dict(), sum(len(m._forward_hooks) for m in model.modules())
+    forward.logits(model, forward.pack_for(model, _texts(model, [3, 5])), dropout=Dropout(0)).sum().backward()
+    assert model.config.to_dict() == config
+    assert sum(len(m._forward_hooks) for m in model.modules()) == hooks
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("architecture", forward.ARCHITECTURES)
+def test_dropout_comes_from_its_seed_alone_and_leaves_the_mean(architecture, models):
+    loaded = models[architecture]
+    model, batch = loaded.model, forward.pack_for(loaded.model, _texts(loaded.model, [6, 6]))
+
+    def logits(seed, other=0):
+        torch.manual_seed(other)
+        with torch.no_grad():
+            return forward.logits(model, batch, dropout=None if seed is None else Dropout(seed))
+
+    rates = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+    assert torch.equal(logits(1, 1), logits(1, 2))
+    assert torch.equal(logits(1), logits(2)) == (max(rates) == 0)  # ModernBERT drops nothing
+
+
+def test_logits_in_bf16_are_near_and_training_in_it_too(models):
+    model = models["bert"].model
+    batch = _texts(model, [5, 30, 1, 12, 7])
+    expected, expected_gradient = _with_gradient(model, lambda: model(**_padded(model, batch)).logits)
+
+    def shorter():
+        with torch.autocast("cpu", torch.bfloat16):
+            return forward.logits(model, forward.pack_for(model, batch))
+
+    found, gradient = _with_gradient(model, shorter)
+    assert found.dtype == torch.float32  # the head is computed in full precision
+    assert float((found - expected).norm() / expected.norm()) < 0.05
+    assert float((gradient - expected_gradient).norm() / expected_gradient.norm()) < 0.1
+
+
+def test_compiled_layers_give_the_same_logits(models, monkeypatch):
+    model = models["bert"].model
+    batch = forward.pack_for(model, _texts(model, [3, 9, 5]))
+    called = []
+    monkeypatch.setattr(torch, "compile", lambda f, dynamic: lambda *a, **k: called.append(1) or f(*a, **k))
+    forward._compiled.cache_clear()
+    with torch.no_grad():
+        assert torch.equal(forward.logits(model, batch, compiled=True), forward.logits(model, batch))
+    assert len(called) == 2
+    forward._compiled.cache_clear()
