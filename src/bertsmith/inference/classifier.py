@@ -137,7 +137,7 @@ class Classifier(OneModel):
             self.token_budget = plan(self.loaded.model, int(lengths.max()), training=False, free=free_memory())
         for rows in micro_batches(lengths, self.token_budget, packed=self.packs):
             logits = self._logits({name: [encoded[name][i] for i in rows] for name in self.loaded.input_names})
-            result[rows] = logits.double().cpu().numpy()
+            result[rows] = logits.cpu().double().numpy()  # Apple GPUs have no float64
             if progress:
                 progress(len(rows))
         return result

@@ -164,7 +164,7 @@ def _attributions(
 
     for steps in STEPS:
         found = attribute(steps, AT_ONCE)
-        of_tokens = found.sum(dim=-1)[0].detach().double().cpu()
+        of_tokens = found.sum(dim=-1)[0].detach().cpu().double()  # Apple GPUs have no float64
         gap = float(of_tokens.sum()) - change
         if abs(gap) <= TOLERANCE * max(abs(change), 1.0):
             break
