@@ -13,6 +13,7 @@ import bertsmith as bs
 from bertsmith.config import DataConfig
 from bertsmith.data.stream import open_stream
 from bertsmith.errors import ConfigError, DataError
+from bertsmith.inference.ensemble import Ensemble
 from bertsmith.inference.labelling import softmax, windows_of
 from bertsmith.inference.pieces import write_stream
 from bertsmith.inference.predict import output_format, predict_pieces, predict_rows
@@ -85,6 +86,51 @@ def test_input_columns_are_kept_and_empty_texts_get_no_prediction(classifier):
     assert frame["predicted_text"].tolist()[2:] == ["colours", "fruits"]
     assert frame["predicted"].tolist()[2:] == [20, 30]
     assert frame.filter(like="probability").dropna().sum(axis=1).tolist() == pytest.approx([1, 1, 1])
+
+
+def test_a_data_frame_keeps_its_columns_and_its_index(classifier):
+    frame = pd.DataFrame(
+        {"Review": ["my cat", None, "apple plum", " "], "stars": [5, 4, 3, 2]}, index=["d", "b", "b", "a"]
+    )
+    found = classifier.predict_frame(frame)
+    assert list(frame.columns) == ["Review", "stars"]  # it is not changed itself
+    pd.testing.assert_frame_equal(found[["Review", "stars"]], frame)
+    assert found["predicted_text"].fillna("").tolist() == ["animals", "", "fruits", ""]
+    assert found["predicted"].tolist() == [10, pd.NA, 30, pd.NA]
+    of_texts = classifier.predict_frame(["my cat", "apple plum"])
+    pd.testing.assert_frame_equal(
+        found.iloc[[0, 2]][list(of_texts.columns)].astype({"predicted": "int64"}).reset_index(drop=True), of_texts
+    )
+    whole = classifier.predict_frame(frame.iloc[[0, 2]])
+    assert whole["predicted"].dtype == "int64"
+    assert classifier.predict_frame(frame.iloc[:0]).shape == (0, 6)
+    assert classifier.predict_frame(pd.DataFrame({"words": ["my cat"]}))["predicted_text"].tolist() == ["animals"]
+    named = classifier.predict_frame(frame.assign(words="apple plum"), text_column="words")
+    assert set(named["predicted_text"]) == {"fruits"}
+
+
+@pytest.mark.parametrize(
+    ("frame", "column", "error"),
+    [
+        (pd.DataFrame({"Text": ["a"], "text": ["b"]}), None, DataError),
+        (pd.DataFrame({"a": ["a"], "b": ["b"]}), None, DataError),
+        (pd.DataFrame({"a": ["a"]}), "c", DataError),
+        (pd.DataFrame({"text": [["a"]]}), None, DataError),
+        (pd.DataFrame({"text": ["a"], "confidence": [1]}), None, DataError),
+        (["a"], "text", ConfigError),
+    ],
+)
+def test_a_data_frame_that_cannot_be_labelled_is_told(frame, column, error, classifier):
+    with pytest.raises(error):
+        classifier.predict_frame(frame, text_column=column)
+
+
+def test_classes_are_those_of_the_columns(classifier):
+    expected = np.array(["animals", "colours", "fruits"])
+    for one in (classifier, Ensemble([classifier, classifier]), Windowed(classifier)):
+        assert one.classes_.dtype == expected.dtype
+        assert one.classes_.tolist() == expected.tolist()
+    assert classifier.classes_[classifier.predict_proba(["my cat"]).argmax(axis=1)].tolist() == ["animals"]
 
 
 def test_only_empty_texts_is_no_fault(classifier):
