@@ -14,9 +14,10 @@ from bertsmith.config import DataConfig
 from bertsmith.data.stream import open_stream
 from bertsmith.errors import ConfigError, DataError
 from bertsmith.inference.ensemble import Ensemble
+from bertsmith.inference.formats import output_format
 from bertsmith.inference.labelling import softmax, windows_of
 from bertsmith.inference.pieces import write_stream
-from bertsmith.inference.predict import output_format, predict_pieces, predict_rows
+from bertsmith.inference.predict import predict_pieces, predict_rows
 from bertsmith.inference.windows import Windowed
 from bertsmith.run import open_run
 from bertsmith.testing import WORDS, tiny_table
@@ -143,7 +144,7 @@ def test_input_columns_are_never_overwritten(classifier):
         predict_rows(classifier, {"text": ["a"], "predicted": [1]}, ["a"])
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet", ".xlsx"])
 def test_every_output_holds_the_same(suffix, classifier, tmp_path, monkeypatch):
     monkeypatch.setattr("bertsmith.data.stream.PIECE", 3)
     rows = _rows().assign(mixed=[1, "two", None, 4.5])
@@ -155,7 +156,11 @@ def test_every_output_holds_the_same(suffix, classifier, tmp_path, monkeypatch):
     elif suffix == ".jsonl":
         back = pd.DataFrame([json.loads(line) for line in path.read_text().splitlines()])
     else:
-        back = pd.read_parquet(path)
+        back = (
+            pd.read_parquet(path)
+            if suffix == ".parquet"
+            else pd.read_excel(path, engine="calamine").fillna({"text": ""})
+        )
     assert back["text"].tolist() == rows["text"].tolist()
     assert back["predicted"].dropna().tolist() == [10, 20, 30]
     assert back["confidence"].isna().tolist() == [False, True, False, False]
@@ -163,8 +168,8 @@ def test_every_output_holds_the_same(suffix, classifier, tmp_path, monkeypatch):
 
 
 def test_unknown_outputs_are_told(tmp_path):
-    with pytest.raises(ConfigError, match=r"'\.xlsx'"):
-        output_format(tmp_path / "x.xlsx")
+    with pytest.raises(ConfigError, match=r"'\.xls'"):
+        output_format(tmp_path / "x.xls")
 
 
 def test_a_run_is_scored_on_another_table(finished, tmp_path):
