@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +193,8 @@ def held(path: Path, what: str = "training into this run folder") -> Iterator[No
     try:
         yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: nobody can be waiting for this one
+        with suppress(PermissionError):  # Windows removes no open file; there filelock removes it after the release
+            Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: nobody can be waiting for this one
         lock.release()
 
 
@@ -255,7 +256,7 @@ def check_same(run: Run, *, config: Mapping[str, Any], fingerprint: str, model: 
         RunFolderError: naming what differs.
     """
     info = run.info
-    changed = differences(info.get("config", {}), config)
+    changed = _changed_settings(run, config)
     # Where settings differ, the texts of the splits may well do so in consequence.
     if not changed and info.get("data", {}).get("fingerprint") != fingerprint:
         changed.append("the texts, labels or splits of the table")
@@ -264,6 +265,12 @@ def check_same(run: Run, *, config: Mapping[str, Any], fingerprint: str, model: 
         changed.append("the model's configuration or tokenizer")
     changed += differences({**before, "files": None}, {**model, "files": None})
     _refuse(run, changed)
+
+
+def _changed_settings(run: Run, config: Mapping[str, Any]) -> list[str]:
+    """Say which settings of a run differ; the device may, so that what one device cannot finish another one can."""
+    before = run.info.get("config", {})
+    return differences(before, {**config, "device": before.get("device", config.get("device"))})
 
 
 def _refuse(run: Run, changed: list[str]) -> None:
@@ -282,7 +289,7 @@ def check_settings_same(run: Run, config: Mapping[str, Any]) -> None:
     Raises:
         RunFolderError: naming what differs.
     """
-    _refuse(run, differences(run.info.get("config", {}), config))
+    _refuse(run, _changed_settings(run, config))
 
 
 class _Plain(str):

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,7 @@ def replaced_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        _sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -66,7 +65,7 @@ def replaced_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             path.replace(before)  # a folder cannot be renamed over one with files in it
         temporary.replace(path)
-        _sync(path.parent)
+        _sync_folder(path.parent)
     finally:
         if before.exists() and not path.exists():
             before.replace(path)
@@ -82,7 +81,7 @@ def drop_leftovers(folder: Path, name: str = "*") -> None:
 
 def checksums(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of every file in a folder, by its path within; of the manifest of `seal` not."""
-    return {str(p.relative_to(folder)): checksum(p) for p in _files(folder)}
+    return {p.relative_to(folder).as_posix(): checksum(p) for p in _files(folder)}
 
 
 def seal(folder: Path) -> None:
@@ -163,14 +162,23 @@ def _open_up(folder: Path) -> None:
 
 def _sync_all(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
-        _sync(path)
+        if path.is_dir():
+            _sync_folder(path)
+        else:
+            _sync(path)
 
 
 def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":  # folders cannot be opened there
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Force a file to disk."""
+    with path.open("r+b") as file:  # Windows refuses to sync what is open for reading alone
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    """Force a folder's entries to disk, where the system opens folders: Windows does not."""
+    with suppress(PermissionError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -6,7 +6,8 @@ import re
 import shutil
 import sqlite3
 import sys
-from datetime import date
+import zipfile
+from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -15,8 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import bertsmith as bs
 from bertsmith.cli.app import COMMANDS, main
-from bertsmith.config import Config
+from bertsmith.config import Config, DataConfig
+from bertsmith.data.stream import open_stream
+from bertsmith.inference.pieces import Pieces
 from bertsmith.testing import tiny_table
 
 
@@ -190,6 +194,108 @@ def test_cells_that_would_be_formulas_are_guarded_in_csv_unless_told_otherwise(c
     assert frame.iloc[:, 0].tolist() == frame["'=HYPERLINK()"].tolist() == expected
     assert frame["n"].tolist() == [str(n) for n in range(-4, 4)]
     assert pd.read_csv(plain, dtype=str).iloc[:, 0].tolist() == texts
+
+
+AWKWARD = ["=1+1", "#N/A", " two  spaces ", "a\r\nb\x07", "_x0041_", "naïve; café, 😀", "007", "-3.5"]
+
+
+def test_excel_files_hold_what_they_were_given_and_are_read_back(cli, finished, tmp_path):
+    days = [datetime(2026, 1, 2, 3, 4, 5), *[None] * 7]
+    large = [10**15 + 1, 7, *[0] * 6]
+    odd = [" \n ", "a\uffff", "😀" * 16_000, *[None] * 5]
+    frame = pd.DataFrame(
+        {"Text": AWKWARD, "odd": odd, "day": days, "n": large, "yes": [True, False] * 4, "f": [0.5, None] * 4}
+    )
+    frame.to_parquet(tmp_path / "t.parquet", index=False)
+    code, _, err = cli("predict", finished, tmp_path / "t.parquet", "-o", tmp_path / "out.xlsx")
+    assert (code, "Traceback" in err) == (0, False)
+    with zipfile.ZipFile(tmp_path / "out.xlsx") as packed:
+        assert not any(b"<f>" in packed.read(name) for name in packed.namelist())
+    with open_stream(tmp_path / "out.xlsx", DataConfig()) as stream:
+        (cells, texts), *_ = stream.pieces()
+        assert stream.notes == ()
+    assert texts == cells["Text"] == AWKWARD
+    assert cells["odd"] == [" \n ", "a\ufffd", "😀" * 16_000, *[None] * 5]
+    assert cells["day"] == [datetime(2026, 1, 2, 3, 4, 5), *[None] * 7]
+    assert cells["n"] == [str(10**15 + 1), 7, *[0] * 6]
+    assert cells["yes"] == frame["yes"].tolist()
+    assert cells["f"] == [0.5, None] * 4
+    expected = bs.load(finished, device="cpu", runtime="torch").predict_frame(AWKWARD)
+    assert cells["predicted_text"] == expected["predicted_text"].tolist()
+    assert cells["predicted"] == expected["predicted"].tolist()
+    assert cells["confidence"] == pytest.approx(expected["confidence"].tolist(), abs=1e-5)
+
+
+def test_what_does_not_fit_into_excel_is_told_before_anything_is_labelled(cli, finished, tmp_path, monkeypatch):
+    def label(*_, **__):
+        raise AssertionError("not before it is known to fit")
+
+    monkeypatch.setattr("bertsmith.inference.predict._prepare", label)
+    source, target = tmp_path / "t.csv", tmp_path / "out.xlsx"
+    pd.DataFrame({"Text": ["a cat", "a cat"], "note": ["x", "😀" * 16_384]}).to_csv(source, index=False)
+    code, _, err = cli("predict", finished, source, "-o", target)
+    assert (code, target.exists()) == (2, False)
+    assert "row 2, column 'note'" in err
+    monkeypatch.setattr("bertsmith.inference.spreadsheet.ROWS", 3)
+    pd.DataFrame({"Text": ["a cat"] * 3}).to_csv(source, index=False)
+    code, _, err = cli("predict", finished, source, "-o", target)
+    assert (code, target.exists()) == (2, False)
+    assert "2 besides the header" in err
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    pd.DataFrame({"Text": ["a cat"] * 2}).to_csv(source, index=False)
+    code, _, err = cli("predict", finished, source, "-o", target)
+    assert (code, "bertsmith[excel]" in err) == (2, True)
+
+
+@pytest.mark.parametrize(("dialect", "delimiter", "decimal"), [("excel", ",", "."), ("excel-semicolon", ";", ",")])
+def test_csv_for_excel_is_resumed_and_read_back(dialect, delimiter, decimal, cli, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("bertsmith.data.stream.PIECE", 3)
+    monkeypatch.setattr("bertsmith.inference.pieces.PIECE", 3)
+    frame = pd.DataFrame({"Text": AWKWARD, "f": [-0.5, 1.25] * 4})
+    frame.to_parquet(tmp_path / "t.parquet", index=False)
+    command = ("predict", finished, tmp_path / "t.parquet", "--no-formula-guard")
+    whole, parts = tmp_path / "whole.csv", tmp_path / "parts.csv"
+    assert cli(*command, "-o", whole, "--csv-dialect", dialect)[0] == 0
+    content = whole.read_bytes()
+    assert content.startswith(b"\xef\xbb\xbfText" + delimiter.encode())
+    assert content.count(b"\xef\xbb\xbf") == 1
+    back = pd.read_csv(io.BytesIO(content), sep=delimiter, decimal=decimal, encoding="utf-8-sig", keep_default_na=False)
+    assert back["f"].tolist() == frame["f"].tolist()
+    assert back["confidence"].between(0.3, 1).all()
+    with open_stream(whole, DataConfig()) as stream:
+        assert [text for _, texts in stream.pieces() for text in texts] == AWKWARD
+    assert cli(*command, "--csv-dialect", dialect)[1].encode() == content
+
+    add, added = Pieces.add, []
+
+    def once(pieces, *given):
+        if added:
+            raise KeyboardInterrupt
+        added.append(add(pieces, *given))
+
+    monkeypatch.setattr(Pieces, "add", once)
+    assert cli(*command, "-o", parts, "--csv-dialect", dialect)[0] == 130
+    monkeypatch.setattr(Pieces, "add", add)
+    code, _, err = cli(*command, "-o", parts, "--resume")
+    assert (code, "csv_dialect" in err) == (2, True)
+    assert cli(*command, "-o", parts, "--csv-dialect", dialect, "--resume")[0] == 0
+    assert parts.read_bytes() == content
+
+
+def test_a_csv_dialect_is_for_csv(cli, finished, csv, tmp_path):
+    for more in (("-o", tmp_path / "out.jsonl"), ("--json",)):
+        assert cli("predict", finished, csv, "--csv-dialect", "excel", *more)[0] == 2
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_predict_ends_with_counts_by_label(cli, finished, tmp_path):
+    source = tmp_path / "t.csv"
+    texts = ["my cat", "a dog", "red and blue", "apple plum", "my bird", None]
+    pd.DataFrame({"Text": texts}).to_csv(source, index=False)
+    for more in ((), ("-o", tmp_path / "out.jsonl")):
+        err = cli("predict", finished, source, *more)[2]
+        counts = re.findall(r"^ +(\d+) +([\d.]+)% +(\w+)$", err, re.M)
+        assert counts == [("3", "60.0", "animals"), ("1", "20.0", "colours"), ("1", "20.0", "fruits")]
 
 
 def test_a_file_that_is_there_is_replaced_only_where_told(cli, finished, csv, tmp_path):

@@ -1,6 +1,8 @@
 """Attributions add up, name the right words, and stay text on the page."""
 
+import html
 import json
+import re
 
 import pytest
 
@@ -55,6 +57,7 @@ def test_every_architecture_is_explained_word_by_word(architecture, tmp_path):
     found = explain(Classifier.load(run.path, device="cpu"), text)
     assert all(found.text[w.start : w.end] == w.text for w in found.words)
     assert "".join(w.text for w in found.words) == "Redcats,neartheplum"
+    assert "".join(w.text + w.after for w in found.words) == text.strip()
     assert abs(found.gap) <= TOLERANCE * max(abs(found.change), 1.0)
 
 
@@ -73,6 +76,23 @@ def test_the_command_prints_json_and_a_page(cli, finished, tmp_path):
     assert code == 0
     assert "fruits, probability 0." in out
     assert "all words add up to" in out
+
+
+def test_words_are_shown_as_they_are_written(cli, finished, classifier, tmp_path):
+    text = "Don't faint.  It’s a red,blue cat."
+    arguments = ("explain", finished, "--text", text, "--device", "cpu")
+    code, out, _ = cli(*arguments, "--html", tmp_path / "why.html", "--json")
+    assert code == 0
+    words = json.loads(out)[0]["words"]
+    assert [w["text"] for w in words] == ["Don't", "faint", ".", "It’s", "a", "red", ",", "blue", "cat", "."]
+    assert "".join(w["text"] + w["after"] for w in words) == text
+    shown = re.search(r'<p class="text words-read">(.*?)</p>', (tmp_path / "why.html").read_text())[1]
+    assert ".text { white-space: pre-wrap;" in (tmp_path / "why.html").read_text()
+    assert html.unescape(re.sub("<[^>]+>", "", shown)) == text
+    assert [w.text for w in explain(classifier, "3.5 of 1,000").words] == ["3.5", "of", "1,000"]
+    lines = cli(*arguments)[1].splitlines()
+    assert lines[0] == text
+    assert any(line.endswith("  Don't") for line in lines)
 
 
 def test_what_was_not_read_is_told(cli, finished, classifier):

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import bertsmith as bs
@@ -150,7 +151,11 @@ def test_all_ways_to_ask_give_the_same_answer(run, exported, tmp_path, cli):
 
     texts = tiny_table(30, seed=4)["Text"].tolist()
     expected = bs.load(run, runtime="torch", device="cpu").predict_proba(texts)
-    _close(bs.load(exported.path).predict_proba(texts), expected)
+    alone = bs.load(exported.path)
+    _close(alone.predict_proba(texts), expected)
+    assert alone.classes_.tolist() == list(run.labels.texts)
+    frame = alone.predict_frame(pd.DataFrame({"Text": texts}))
+    _close(np.stack(frame["probabilities"].to_list()), expected)
     _close(bs.load(run, runtime="onnx").predict_proba(texts), expected)
     piped = pipeline("text-classification", str(run.layout.model), top_k=None, truncation=True, device="cpu")(texts)
     by_label = [{entry["label"]: entry["score"] for entry in answers} for answers in piped]

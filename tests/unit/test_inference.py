@@ -13,9 +13,11 @@ import bertsmith as bs
 from bertsmith.config import DataConfig
 from bertsmith.data.stream import open_stream
 from bertsmith.errors import ConfigError, DataError
+from bertsmith.inference.ensemble import Ensemble
+from bertsmith.inference.formats import output_format
 from bertsmith.inference.labelling import softmax, windows_of
 from bertsmith.inference.pieces import write_stream
-from bertsmith.inference.predict import output_format, predict_pieces, predict_rows
+from bertsmith.inference.predict import predict_pieces, predict_rows
 from bertsmith.inference.windows import Windowed
 from bertsmith.run import open_run
 from bertsmith.testing import WORDS, tiny_table
@@ -87,6 +89,51 @@ def test_input_columns_are_kept_and_empty_texts_get_no_prediction(classifier):
     assert frame.filter(like="probability").dropna().sum(axis=1).tolist() == pytest.approx([1, 1, 1])
 
 
+def test_a_data_frame_keeps_its_columns_and_its_index(classifier):
+    frame = pd.DataFrame(
+        {"Review": ["my cat", None, "apple plum", " "], "stars": [5, 4, 3, 2]}, index=["d", "b", "b", "a"]
+    )
+    found = classifier.predict_frame(frame)
+    assert list(frame.columns) == ["Review", "stars"]  # it is not changed itself
+    pd.testing.assert_frame_equal(found[["Review", "stars"]], frame)
+    assert found["predicted_text"].fillna("").tolist() == ["animals", "", "fruits", ""]
+    assert found["predicted"].tolist() == [10, pd.NA, 30, pd.NA]
+    of_texts = classifier.predict_frame(["my cat", "apple plum"])
+    pd.testing.assert_frame_equal(
+        found.iloc[[0, 2]][list(of_texts.columns)].astype({"predicted": "int64"}).reset_index(drop=True), of_texts
+    )
+    whole = classifier.predict_frame(frame.iloc[[0, 2]])
+    assert whole["predicted"].dtype == "int64"
+    assert classifier.predict_frame(frame.iloc[:0]).shape == (0, 6)
+    assert classifier.predict_frame(pd.DataFrame({"words": ["my cat"]}))["predicted_text"].tolist() == ["animals"]
+    named = classifier.predict_frame(frame.assign(words="apple plum"), text_column="words")
+    assert set(named["predicted_text"]) == {"fruits"}
+
+
+@pytest.mark.parametrize(
+    ("frame", "column", "error"),
+    [
+        (pd.DataFrame({"Text": ["a"], "text": ["b"]}), None, DataError),
+        (pd.DataFrame({"a": ["a"], "b": ["b"]}), None, DataError),
+        (pd.DataFrame({"a": ["a"]}), "c", DataError),
+        (pd.DataFrame({"text": [["a"]]}), None, DataError),
+        (pd.DataFrame({"text": ["a"], "confidence": [1]}), None, DataError),
+        (["a"], "text", ConfigError),
+    ],
+)
+def test_a_data_frame_that_cannot_be_labelled_is_told(frame, column, error, classifier):
+    with pytest.raises(error):
+        classifier.predict_frame(frame, text_column=column)
+
+
+def test_classes_are_those_of_the_columns(classifier):
+    expected = np.array(["animals", "colours", "fruits"])
+    for one in (classifier, Ensemble([classifier, classifier]), Windowed(classifier)):
+        assert one.classes_.dtype == expected.dtype
+        assert one.classes_.tolist() == expected.tolist()
+    assert classifier.classes_[classifier.predict_proba(["my cat"]).argmax(axis=1)].tolist() == ["animals"]
+
+
 def test_only_empty_texts_is_no_fault(classifier):
     cells = predict_rows(classifier, {"text": [""]}, [""], probabilities=True)
     assert {tuple(values) for name, values in cells.items() if name != "text"} == {(None,)}
@@ -97,7 +144,7 @@ def test_input_columns_are_never_overwritten(classifier):
         predict_rows(classifier, {"text": ["a"], "predicted": [1]}, ["a"])
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet", ".xlsx"])
 def test_every_output_holds_the_same(suffix, classifier, tmp_path, monkeypatch):
     monkeypatch.setattr("bertsmith.data.stream.PIECE", 3)
     rows = _rows().assign(mixed=[1, "two", None, 4.5])
@@ -109,7 +156,11 @@ def test_every_output_holds_the_same(suffix, classifier, tmp_path, monkeypatch):
     elif suffix == ".jsonl":
         back = pd.DataFrame([json.loads(line) for line in path.read_text().splitlines()])
     else:
-        back = pd.read_parquet(path)
+        back = (
+            pd.read_parquet(path)
+            if suffix == ".parquet"
+            else pd.read_excel(path, engine="calamine").fillna({"text": ""})
+        )
     assert back["text"].tolist() == rows["text"].tolist()
     assert back["predicted"].dropna().tolist() == [10, 20, 30]
     assert back["confidence"].isna().tolist() == [False, True, False, False]
@@ -117,8 +168,8 @@ def test_every_output_holds_the_same(suffix, classifier, tmp_path, monkeypatch):
 
 
 def test_unknown_outputs_are_told(tmp_path):
-    with pytest.raises(ConfigError, match=r"'\.xlsx'"):
-        output_format(tmp_path / "x.xlsx")
+    with pytest.raises(ConfigError, match=r"'\.xls'"):
+        output_format(tmp_path / "x.xls")
 
 
 def test_a_run_is_scored_on_another_table(finished, tmp_path):

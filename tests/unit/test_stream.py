@@ -17,7 +17,7 @@ from bertsmith.data.sources import read_raw
 from bertsmith.data.stream import open_stream
 from bertsmith.errors import DataError, Interrupted, RunFolderError, UserError
 from bertsmith.inference.pieces import check_unfinished, folder_of, write_stream
-from bertsmith.inference.predict import predict_pieces
+from bertsmith.inference.predict import LABELLED, predict_pieces
 from tests.malformed import corpus
 
 TABLES = [c for c in corpus() if "--sql" not in c.flags]
@@ -154,12 +154,18 @@ def _predict(classifier, source, output, about, *, stop_after=None, **settings):
         return write_stream(label, stream, output, about, **settings)
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet", ".xlsx"])
 def test_predictions_that_were_interrupted_go_on_to_the_same_file(suffix, classifier, tmp_path):
     source, about = _table(tmp_path / "t.csv"), {"input": "x"}
     whole, parts = tmp_path / f"whole{suffix}", tmp_path / f"parts{suffix}"
     counts = _predict(classifier, source, whole, about)
-    assert counts == {"rows": 11, "empty": 3, "abstained": 0, "cut": 0}
+    assert {key: n for key, n in counts.items() if not key.startswith(LABELLED)} == {
+        "rows": 11,
+        "empty": 3,
+        "abstained": 0,
+        "cut": 0,
+    }
+    assert sum(n for key, n in counts.items() if key.startswith(LABELLED)) == 8
     with pytest.raises(Interrupted, match="the predictions of 6 rows are kept"):
         _predict(classifier, source, parts, about, stop_after=2)
     assert not parts.exists()
@@ -170,6 +176,9 @@ def test_predictions_that_were_interrupted_go_on_to_the_same_file(suffix, classi
     assert told == [6]
     if suffix == ".parquet":
         assert pq.read_table(parts).equals(pq.read_table(whole))
+    elif suffix == ".xlsx":  # which holds the time it was written
+        assert pd.read_excel(parts, engine="calamine").equals(pd.read_excel(whole, engine="calamine"))
+        assert len(pd.read_excel(whole, engine="calamine")) == 11
     else:
         assert parts.read_bytes() == whole.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["t.csv", whole.name, parts.name])

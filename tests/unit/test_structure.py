@@ -151,6 +151,7 @@ def test_all_public_names_exist_and_are_listed():
     assert sorted(bertsmith.__all__) == bertsmith.__all__
     assert set(bertsmith.__all__) == set(bertsmith._HOME)
     assert all(getattr(bertsmith, name).__doc__ for name in bertsmith.__all__)
+    assert dir(bertsmith) == sorted([*bertsmith.__all__, "__version__"])
 
 
 def test_every_promise_on_reliability_has_its_test():

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from bertsmith import __version__
-from bertsmith.cli.terminal import talk
+from bertsmith.cli.terminal import talk, use_utf8
 from bertsmith.errors import Interrupted, UserError
 from bertsmith.storage import DISK, cannot_write
 from bertsmith.training.together import started
@@ -68,6 +68,8 @@ def main(arguments: list[str] | None = None) -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - for as long as the process lives
+    use_utf8(sys.stdout)
+    use_utf8(sys.stderr)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     rank, processes = started()
     ours = sys.stderr

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,10 +23,13 @@ if TYPE_CHECKING:
 
 OnError = Literal["fail", "skip"]
 Long = Literal["truncate", "window"]
+CsvDialect = Literal["plain", "excel", "excel-semicolon"]
 STDIN = 1024
 """Lines of stdin that are labelled at once."""
 TOLD = 5
 """Rows left out that are told one by one."""
+LISTED = 20
+"""Labels listed with the number of their rows."""
 READING = ("text_column", "sql", "db", "sheet", "encoding", "max_unpacked")
 
 
@@ -43,7 +47,9 @@ def predict(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="OUT", help="File to write: .csv, .jsonl or .parquet; else stdout."),
+        typer.Option(
+            "-o", "--output", metavar="OUT", help="File to write: .csv, .jsonl, .parquet or .xlsx; else stdout."
+        ),
     ] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Add a column for every class.")] = False,
     min_confidence: Annotated[
@@ -87,6 +93,12 @@ def predict(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with predictions that were interrupted.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="JSON Lines on stdout, not CSV.")] = False,
+    csv_dialect: Annotated[
+        CsvDialect,
+        typer.Option(
+            help="CSV for Excel: with a byte order mark, and for systems with a decimal comma with ; between fields."
+        ),
+    ] = "plain",
     formula_guard: Annotated[
         bool,
         typer.Option(
@@ -105,8 +117,9 @@ def predict(
     from bertsmith.data.stream import open_stream
     from bertsmith.errors import ConfigError, DataError
     from bertsmith.inference.exported import Exported, is_export
+    from bertsmith.inference.formats import DIALECTS, open_writer, output_format
     from bertsmith.inference.pieces import check_unfinished, may_be_replaced, write_stream
-    from bertsmith.inference.predict import open_writer, output_format, predict_pieces
+    from bertsmith.inference.predict import predict_pieces
     from bertsmith.output import check_file, check_folder, held
     from bertsmith.run import open_run
     from bertsmith.storage import checksum, told
@@ -152,8 +165,11 @@ def predict(
         )
     if output is None and resume:
         raise ConfigError("--resume goes on with a file", remedy="Give -o that file.")
+    kind = ("jsonl" if json else "csv") if output is None else output_format(output)
+    if csv_dialect != "plain" and kind != "csv":
+        raise ConfigError("--csv-dialect is for CSV", remedy="Leave it out, or write a .csv file.")
+    style = replace(DIALECTS[csv_dialect], guarded=formula_guard)
     if output is not None:
-        output_format(output)
         check_unfinished(output, resume=resume, overwrite=overwrite)
         again = overwrite or (resume and may_be_replaced(output))
         check_file(output, (source, settings.db, config), overwrite=again)
@@ -176,7 +192,7 @@ def predict(
         if output is None:
             check_stdout()
             counts: Counter[str] = Counter()
-            with open_writer("jsonl" if json else "csv", sys.stdout, guarded=formula_guard) as writer:
+            with open_writer(kind, sys.stdout, style=style) as writer:
                 for cells, of_piece in label(stream.pieces()):
                     writer.write(cells)
                     counts += of_piece
@@ -194,6 +210,7 @@ def predict(
                 "decision_rule": decision_rule,
                 **asked,
                 "probabilities": probabilities,
+                "csv_dialect": csv_dialect,
                 "formula_guard": formula_guard,
             }
             with PredictionProgress(talk(), stream.n_rows) as progress, sigterm_like_ctrl_c():
@@ -202,11 +219,12 @@ def predict(
                     stream,
                     output,
                     about,
-                    guarded=formula_guard,
+                    style=style,
                     resume=resume,
                     done_before=progress.skip,
                 )
             talk().print(f"{counts['rows']:,} rows written to {output}", markup=False)
+        _tell_labels(counts)
         if abstain.confidence is not None:
             talk().print(
                 f"{counts['abstained']:,} of {counts['rows']:,} rows left unlabelled: "
@@ -246,6 +264,18 @@ def _tell(stream: Stream) -> None:
         more = f"; and {len(stream.left_out) - TOLD:,} more" if len(stream.left_out) > TOLD else ""
         talk().print(f"[yellow]warning:[/] rows left out, which cannot be read: {len(stream.left_out):,}")
         talk().print(f"  {some}{more}", markup=False)
+
+
+def _tell_labels(counts: Counter[str]) -> None:
+    """Say how many rows got each label."""
+    from bertsmith.inference.predict import LABELLED
+
+    labels = Counter({key.removeprefix(LABELLED): n for key, n in counts.items() if key.startswith(LABELLED)})
+    total = labels.total()
+    for text, n in labels.most_common(LISTED):
+        talk().print(f"  {n:>{len(f'{total:,}')},}  {n / total:6.1%}  {text}", markup=False)
+    if (more := len(labels) - LISTED) > 0:
+        talk().print(f"  … and {more:,} labels with fewer rows", markup=False)
 
 
 def _stdin(settings: Config) -> Stream:

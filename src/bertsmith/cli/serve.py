@@ -10,6 +10,7 @@ import typer
 from bertsmith.cli.options import DecisionRule, RunOrExport, Runtime
 from bertsmith.config import TOKEN
 from bertsmith.errors import ConfigError
+from bertsmith.serving.signals import heeded
 
 
 def serve(
@@ -36,19 +37,20 @@ def serve(
 
     Example: bertsmith serve runs/reviews --port 8080
     """
-    try:
-        from bertsmith.serving.gate import Limits
-        from bertsmith.serving.server import Serving
-        from bertsmith.serving.server import serve as start
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"serving needs the package {error.name}",
-            remedy="Install what it takes: pip install fastapi fastapi-offline uvicorn prometheus-client.",
-        ) from error
-    limits = Limits(max_body, max_texts, max_characters, timeout, max_wait)
     token = os.environ.get(TOKEN)
     if token is not None and not token.strip():
         raise ConfigError(
             f"environment variable {TOKEN}: there is no token in it", remedy="Give one, or unset it to ask for none."
         )
-    start(Serving(str(run), host, port, workers, device, decision_rule, runtime, limits, token))
+    with heeded() as wishes:
+        try:
+            from bertsmith.serving.gate import Limits
+            from bertsmith.serving.server import Serving
+            from bertsmith.serving.server import serve as start
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"serving needs the package {error.name}",
+                remedy="Install what it takes: pip install fastapi fastapi-offline uvicorn prometheus-client.",
+            ) from error
+        limits = Limits(max_body, max_texts, max_characters, timeout, max_wait)
+        start(Serving(str(run), host, port, workers, device, decision_rule, runtime, limits, token), wishes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -19,6 +20,19 @@ WIDTH = 120
 
 def _width(stream: IO[str]) -> int | None:
     return None if stream.isatty() else WIDTH
+
+
+def use_utf8(stream: IO[str]) -> None:
+    """Have a file or a pipe get UTF-8 and unchanged line ends on every system.
+
+    A terminal keeps its own encoding, and shows ``?`` for a character that this lacks.
+    """
+    if not isinstance(stream, io.TextIOWrapper):  # what a test or a notebook puts in its place takes any text
+        return
+    if stream.isatty():
+        stream.reconfigure(errors="replace")
+    else:
+        stream.reconfigure(encoding="utf-8", newline="\n")
 
 
 def talk() -> Console:

@@ -6,7 +6,6 @@ import csv
 import io
 import itertools
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
 _DELIMITERS = (",", ";", "\t", "|")
 _SAMPLE = 65536
 """Characters by which the delimiter is guessed."""
+_LONGEST = 2**31 - 1
+"""Characters of a field: the most that `csv` takes where a C long has 32 bits, as on Windows."""
 _SEPARATOR = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
 
 
@@ -80,7 +81,7 @@ class Dialect:
             itertools.chain(["\n"] if first else [], text), delimiter=self.delimiter, strict=True, **self.options
         )
         while True:
-            previous = csv.field_size_limit(sys.maxsize)
+            previous = csv.field_size_limit(_LONGEST)
             try:
                 fields = next(reader, None)
             except csv.Error as error:

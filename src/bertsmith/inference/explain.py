@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ TOLERANCE = 0.05
 """How far the attributions' sum may be from the change in the logit, as a share of that, or of 1 if it is less."""
 AT_ONCE = 16
 """Points computed in one pass."""
+_JOINT = re.compile(r"(?<=\w)['’.](?=\w)|(?<=\d),(?=\d)")
+"""What is inside a word, though tokenizers cut there: ``Don't``, ``3.5``, ``1,000``."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,14 @@ class Word:
         text: as it stands there.
         start, end: its place, in characters of the explained text.
         attribution: what it adds to the logit of the label; what is negative speaks against it.
+        after: the characters between it and the next word; ``text + after`` of all words is what the model reads.
     """
 
     text: str
     start: int
     end: int
     attribution: float
+    after: str = ""
 
 
 @dataclass(frozen=True)
@@ -190,10 +195,13 @@ def _words(
     for word, (start, end), value in zip(word_of, places, of_tokens, strict=True):
         if word is None or start == end:
             continue
-        if word == last or (words and start < words[-1].end):  # the words of an emoji's name are one
-            before = words.pop()
-            start, value = before.start, before.attribution + value
         start += len(text[start:end]) - len(text[start:end].lstrip())  # some tokenizers count the space before
+        before = words[-1].end if words else -1
+        joined = start == before and (_JOINT.match(text, start) or _JOINT.match(text, start - 1))
+        if word == last or start < before or joined:  # the words of an emoji's name are one
+            first = words.pop()
+            start, value = first.start, first.attribution + value
         words.append(Word(text[start:end], start, end, value))
         last = word
-    return tuple(words)
+    ends = [*(word.start for word in words[1:]), *(word.end for word in words[-1:])]
+    return tuple(replace(word, after=text[word.end : end]) for word, end in zip(words, ends, strict=True))

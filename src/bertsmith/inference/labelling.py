@@ -5,13 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from bertsmith.config import DataConfig
+from bertsmith.data.columns import check_columns
+from bertsmith.data.columns import text_column as find_text_column
 from bertsmith.data.normalise import normalise
+from bertsmith.data.raw import texts_of
 from bertsmith.data.table import Labels
-from bertsmith.errors import DataError
+from bertsmith.errors import ConfigError, DataError, listing
 from bertsmith.evaluation.rule import Rule
 
 if TYPE_CHECKING:
@@ -32,6 +36,11 @@ class Labelling(ABC):
     """
 
     labels: Labels
+
+    @property
+    def classes_(self) -> np.ndarray:
+        """The label texts in the order of the columns of `predict_proba`, as scikit-learn names them."""
+        return np.array(self.labels.texts)
 
     @property
     @abstractmethod
@@ -62,9 +71,47 @@ class Labelling(ABC):
         """Return the label text of every text."""
         return [self.labels.texts[i] for i in self.predict_proba(texts).argmax(axis=1)]
 
-    def predict_frame(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> pd.DataFrame:
-        """Return one row a text: ``predicted``, ``predicted_text``, ``confidence``, ``probabilities`` (a list)."""
+    def predict_frame(
+        self,
+        texts: Sequence[str] | pd.DataFrame,
+        progress: Callable[[int], None] | None = None,
+        *,
+        text_column: str | None = None,
+    ) -> pd.DataFrame:
+        """Return one row a text: ``predicted``, ``predicted_text``, ``confidence``, ``probabilities`` (an array).
+
+        Args:
+            texts: n texts, or a data frame of n rows. Its columns and its index are kept, and a row without a text gets
+                missing values.
+            progress: is told how many texts were done since it was last told.
+            text_column: of the data frame; found by its name unless given, as in a table that is read.
+
+        Raises:
+            DataError: if something is no text, the text column is not certain, or a column has a name of ours.
+        """
+        if hasattr(texts, "columns"):
+            return self._predict_rows_of(cast("pd.DataFrame", texts), progress, text_column)
+        if text_column is not None:
+            raise ConfigError("text_column is for a data frame", remedy="Leave it out, or give the data frame.")
         return to_frame(self.predict_proba(texts, progress), self.labels)
+
+    def _predict_rows_of(
+        self, frame: pd.DataFrame, progress: Callable[[int], None] | None, column: str | None
+    ) -> pd.DataFrame:
+        names, where = [str(name) for name in frame.columns], "the data frame"
+        config = DataConfig(text_column=column)
+        check_columns(names, max(len(frame), 1), where, config)
+        found = find_text_column(names, where, config)
+        texts = texts_of(frame.iloc[:, names.index(found)].tolist(), f"{where}, column {found!r}")
+        filled = [i for i, text in enumerate(texts) if text and text.strip()]
+        ours = to_frame(self.predict_proba([texts[i] or "" for i in filled], progress), self.labels)
+        if clash := [name for name in ours.columns if name in names]:
+            raise DataError(
+                f"the data frame has columns that this would add: {listing(clash)}", remedy="Rename or remove them."
+            )
+        if len(filled) < len(texts):  # a column of whole numbers has missing values only as Int64
+            ours = ours.astype({"predicted": "Int64"}).set_axis(filled).reindex(range(len(texts)))
+        return frame.assign(**{name: ours[name].array for name in ours.columns})
 
 
 class OneModel(Labelling):

@@ -18,8 +18,9 @@ from bertsmith.data.raw import texts_of
 from bertsmith.data.stream import PIECE
 from bertsmith.errors import ConfigError, DataError, OutputError, UserError
 from bertsmith.inference.abstain import abstention
+from bertsmith.inference.formats import to_arrow
 from bertsmith.inference.opening import open_classifier
-from bertsmith.inference.predict import predict_rows, to_arrow
+from bertsmith.inference.predict import predict_rows
 from bertsmith.storage import replaced_folder
 
 LOCAL = "local"

@@ -13,7 +13,8 @@ from typing import Any
 
 from bertsmith.data.stream import PIECE, Cells, Piece, Stream
 from bertsmith.errors import Interrupted, RunFolderError
-from bertsmith.inference.predict import join, open_writer, output_format
+from bertsmith.inference.formats import DIALECTS, TYPED, CsvStyle, join, open_writer, output_format, part_of
+from bertsmith.inference.spreadsheet import check_fits
 from bertsmith.output import differences, held
 from bertsmith.storage import checksum, replaced_file, told, write_json
 
@@ -32,8 +33,8 @@ class Pieces:
         counts: what `add` was told of them, summed up.
     """
 
-    def __init__(self, output: Path, kind: str, *, guarded: bool, types: tuple[Mapping[str, Any], bool]) -> None:
-        self.output, self.kind, self.guarded, self.types = output, kind, guarded, types
+    def __init__(self, output: Path, kind: str, *, style: CsvStyle, types: tuple[Mapping[str, Any], bool]) -> None:
+        self.output, self.kind, self.style, self.types = output, kind, style, types
         self.folder = folder_of(output)
         self.done = 0
         self.counts: Counter[str] = Counter()
@@ -42,7 +43,7 @@ class Pieces:
         """Write the next piece; once this returns, it stays written."""
         with (
             replaced_file(self._piece(self.done)) as file,
-            open_writer(self.kind, file, guarded=self.guarded, types=self.types, header=not self.done) as writer,
+            open_writer(part_of(self.kind), file, style=self.style, types=self.types, header=not self.done) as writer,
         ):
             writer.write(cells)
         write_json(self._note(self.done), {"counts": counts, "sha256": checksum(self._piece(self.done))})
@@ -91,7 +92,7 @@ class Pieces:
         self.counts.update(counts)
 
     def _piece(self, i: int) -> Path:
-        return self.folder / f"{i:08}{self.output.suffix}"
+        return self.folder / f"{i:08}.{part_of(self.kind)}"
 
     def _note(self, i: int) -> Path:
         return self.folder / f"{i:08}.json"
@@ -103,7 +104,7 @@ def write_stream(
     output: Path,
     about: Mapping[str, Any],
     *,
-    guarded: bool = True,
+    style: CsvStyle = DIALECTS["plain"],
     resume: bool = False,
     done_before: Callable[[int], None] = lambda n: None,
 ) -> Counter[str]:
@@ -117,7 +118,7 @@ def write_stream(
         stream: the texts.
         output: the file.
         about: what the predictions depend on, ready for JSON.
-        guarded: as for `open_writer`.
+        style: how CSV is written.
         resume: go on with what is there.
         done_before: is told how many rows that is.
 
@@ -128,16 +129,19 @@ def write_stream(
         RunFolderError: as for `check_unfinished`, or if they are not of the same predictions.
         Interrupted: where Ctrl-C ended it and something is there to go on with.
         OutputError: if the file cannot be written.
+        DataError: if an Excel file cannot hold the rows.
     """
     kind = output_format(output)
-    types = stream.types() if kind == "parquet" else ({}, False)
+    types = stream.types() if kind in TYPED else ({}, False)
+    if kind == "xlsx" and stream.n_rows is not None:
+        check_fits(cells for cells, _ in stream.pieces())
     with held(output, "writing this file"), told(output):
-        pieces = Pieces(output, kind, guarded=guarded, types=types)
+        pieces = Pieces(output, kind, style=style, types=types)
         if not resume and (stream.path is None or stream.n_rows is None or stream.n_rows <= PIECE):
             pieces.drop()
             with (
                 replaced_file(output) as file,
-                open_writer(kind, file, guarded=guarded, types=types) as writer,
+                open_writer(kind, file, style=style, types=types) as writer,
             ):
                 for cells, counts in label(stream.pieces()):
                     writer.write(cells)

@@ -1,41 +1,24 @@
-"""Predictions for whole tables and for lines of text, written out as they are made."""
+"""Predictions for whole tables and for lines of text."""
 
 from __future__ import annotations
 
-import base64
-import csv
-import json
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from bertsmith.data.raw import is_missing
 from bertsmith.data.stream import Cells, Piece
 from bertsmith.data.table import Labels
-from bertsmith.errors import ConfigError, DataError, listing
+from bertsmith.errors import DataError, listing
 from bertsmith.inference.abstain import Abstention
+from bertsmith.inference.formats import ABSTAINED, LABEL_SET, PROBABILITY
 from bertsmith.inference.labelling import Labelling, OneModel
-from bertsmith.inference.spreadsheet import guarded_cell
 
-FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
-COLUMNS = ("predicted", "predicted_text", "confidence")
-ABSTAINED, LABEL_SET = "abstained", "label_set"
-PROBABILITY = "probability of "
-
-
-class Writer(Protocol):
-    """Takes rows with the same columns, piece by piece."""
-
-    def write(self, cells: Cells) -> None:
-        """Write some rows."""
-        ...
+LABELLED = "labelled "
+"""In counts, what stands before a label text."""
 
 
 def predict_rows(
@@ -144,7 +127,7 @@ def predict_pieces(
 
     Yields:
         What `predict_rows` returns of each, and how many ``rows`` these are, how many of them ``empty``, how many
-        ``abstained``, and how many texts were ``cut``.
+        ``abstained``, how many texts were ``cut``, and how many got each label, by `LABELLED` and its text.
     """
     coming = (_prepare(classifier, piece) for piece in pieces)
     for prepared in coming if waits else _ahead(coming):
@@ -152,7 +135,9 @@ def predict_pieces(
         empty = prepared.n_rows - len(prepared.filled)
         progress(empty)
         abstained = found.get(ABSTAINED, []).count(True)
-        yield found, Counter(rows=prepared.n_rows, empty=empty, abstained=abstained, cut=prepared.cut)
+        counts = Counter(rows=prepared.n_rows, empty=empty, abstained=abstained, cut=prepared.cut)
+        counts.update(f"{LABELLED}{text}" for text in found["predicted_text"] if text is not None)
+        yield found, counts
 
 
 def _ahead(items: Iterator[_Prepared]) -> Iterator[_Prepared]:
@@ -162,170 +147,3 @@ def _ahead(items: Iterator[_Prepared]) -> Iterator[_Prepared]:
         while (item := coming.result()) is not None:
             coming = pool.submit(next, items, None)
             yield item
-
-
-def output_format(path: Path) -> str:
-    """Return the format that a file's name asks for.
-
-    Raises:
-        ConfigError: if it asks for none of those we write.
-    """
-    kind = FORMATS.get(path.suffix.lower())
-    if kind is None:
-        raise ConfigError(
-            f"predictions cannot be written as {path.suffix or 'a file without a suffix'!r}",
-            where=str(path),
-            remedy=f"Name the file with one of {listing(FORMATS)}.",
-        )
-    return kind
-
-
-@contextmanager
-def open_writer(
-    kind: str,
-    target: Path | IO[str],
-    *,
-    guarded: bool = True,
-    types: tuple[Mapping[str, Any], bool] = ({}, False),
-    header: bool = True,
-) -> Iterator[Writer]:
-    """Open a writer for a format of `FORMATS`, on a file or on an open text stream (not for Parquet).
-
-    Args:
-        kind: the format.
-        target: the file or stream.
-        guarded: guard CSV against cells that a spreadsheet would run as formulas: see `guard`.
-        types: the Arrow types of the input's columns, for Parquet, and whether its values are as Arrow gives them.
-        header: begin CSV with the names of the columns.
-    """
-    if kind == "parquet":
-        assert isinstance(target, Path)
-        writer = _Parquet(target, *types)
-        try:
-            yield writer
-        finally:
-            writer.close()
-    elif isinstance(target, Path):
-        with target.open("w", encoding="utf-8", newline="") as stream:
-            yield _Csv(stream, guarded, header) if kind == "csv" else _JsonLines(stream)
-    else:
-        yield _Csv(target, guarded, header) if kind == "csv" else _JsonLines(target)
-        target.flush()
-
-
-def join(kind: str, parts: Sequence[Path], target: Path) -> None:
-    """Join what was written in parts, of which the first alone has a header, into one file."""
-    if kind != "parquet":
-        with target.open("wb") as whole:
-            for path in parts:
-                with path.open("rb") as part:
-                    shutil.copyfileobj(part, whole)
-        return
-    import pyarrow.parquet as pq
-
-    with pq.ParquetWriter(target, pq.read_schema(parts[0])) as writer:
-        for path in parts:
-            writer.write_table(pq.read_table(path).cast(writer.schema))
-
-
-class _Csv:
-    def __init__(self, stream: IO[str], guarded: bool, header: bool) -> None:
-        self.writer = csv.writer(stream, lineterminator="\n")
-        self.guarded, self.header = guarded, header
-
-    def write(self, cells: Cells) -> None:
-        names = list(cells)
-        ours = names[names.index(COLUMNS[0]) :]
-        columns = [[(_of_ours if name in ours else _of_input)(value) for value in cells[name]] for name in names]
-        if self.guarded:
-            names = [guarded_cell(name) for name in names]
-            columns = [[guarded_cell(value) for value in values] for values in columns]
-        if self.header:
-            self.writer.writerow(names)
-        self.writer.writerows(zip(*columns, strict=True))
-        self.header = False
-
-
-def _of_input(value: Any) -> Any:
-    """Return a cell of the input as CSV has it: what is missing is empty, bytes are Base64, lists and objects JSON."""
-    if isinstance(value, list | dict):
-        return json.dumps(_json(value), ensure_ascii=False, default=str)
-    return "" if is_missing(value) else _json(value) if isinstance(value, bytes) else value
-
-
-def _of_ours(value: Any) -> Any:
-    """Return a cell of ours as CSV has it: six decimals, and lists as JSON."""
-    if isinstance(value, list):
-        return json.dumps(value, ensure_ascii=False)
-    return f"{value:.6f}" if isinstance(value, float) else value
-
-
-class _JsonLines:
-    def __init__(self, stream: IO[str]) -> None:
-        self.stream = stream
-
-    def write(self, cells: Cells) -> None:
-        for values in zip(*cells.values(), strict=True):
-            record = {name: _json(value) for name, value in zip(cells, values, strict=True)}
-            self.stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False, default=str) + "\n")
-
-
-def _json(value: Any) -> Any:
-    """Return a value as JSON has it: what is missing, or no finite number, is null, bytes are Base64."""
-    if is_missing(value):
-        return None
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, dict):
-        return {str(key): _json(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [_json(entry) for entry in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-class _Parquet:
-    def __init__(self, path: Path, types: Mapping[str, Any], as_read: bool) -> None:
-        self.path, self.types, self.as_read = path, types, as_read
-        self.writer: Any = None
-
-    def write(self, cells: Cells) -> None:
-        import pyarrow.parquet as pq
-
-        table = to_arrow(cells, self.types, self.as_read)
-        if self.writer is None:
-            self.writer = pq.ParquetWriter(self.path, table.schema)
-        self.writer.write_table(table.cast(self.writer.schema))
-
-    def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
-
-
-def to_arrow(cells: Cells, types: Mapping[str, Any], as_read: bool) -> Any:
-    """Return rows as an Arrow table.
-
-    Args:
-        cells: the columns of the input, then ours.
-        types: of the columns of the input, by name.
-        as_read: whether the values of the input are as Arrow gives them: then NaN is no missing value.
-    """
-    import pyarrow as pa
-
-    columns = {}
-    for name, values in cells.items():
-        kind = types.get(name) or _type_of_ours(name)
-        if kind == pa.string() and not as_read:
-            values = [None if is_missing(value) else str(_of_input(value)) for value in values]
-        columns[name] = pa.array(values, type=kind, from_pandas=not as_read)
-    return pa.table(columns)
-
-
-def _type_of_ours(name: str) -> Any:
-    import pyarrow as pa
-
-    if name.startswith(PROBABILITY):
-        return pa.float64()
-    types = (pa.int64(), pa.string(), pa.float64(), pa.bool_(), pa.list_(pa.string()))
-    return dict(zip((*COLUMNS, ABSTAINED, LABEL_SET), types, strict=True)).get(name)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import importlib.util
 import ipaddress
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import socket
-import struct
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -25,6 +23,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from filelock import FileLock
 
 from bertsmith.errors import ConfigError, UserError
 from bertsmith.inference.exported import About, Exported, is_export
@@ -35,6 +34,7 @@ from bertsmith.serving.app import Service, create_app
 from bertsmith.serving.batcher import Batcher
 from bertsmith.serving.gate import Limits
 from bertsmith.serving.numbers import SHARED, Numbers
+from bertsmith.serving.signals import Wishes, held_back, take_no_more, watch
 from bertsmith.versions import cores
 
 log = logging.getLogger("bertsmith.serving")
@@ -42,10 +42,6 @@ SETTINGS = "BERTSMITH_SERVING"
 """Environment variable that hands the settings to worker processes."""
 GRACE = 30
 """Seconds that requests which are in may take when the server is asked to end."""
-_SO_ATTACH_FILTER = 26
-"""Of Linux; Python has no name for it."""
-LINGER = 0.3
-"""Seconds in which the last connections are taken before that."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +74,19 @@ class Loader:
     def __init__(self, serving: Serving, numbers: Numbers) -> None:
         self.serving, self.numbers = serving, numbers
         self.service: Service | None = None
-        self.lock = threading.Lock()
+        self.closed = False
+        self.lock = threading.Lock()  # loads are one after the other, so that the last one counts
 
     def load(self) -> None:
         """Load, and answer with what was loaded from now on.
 
         Raises:
-            UserError: if there is nothing to load; then what was loaded before goes on.
+            UserError: if there is nothing to load.
         """
+        with self.lock:
+            self._load()
+
+    def _load(self) -> None:
         serving = self.serving
         found, _ = open_classifier(serving.path, device=serving.device, decide=serving.decide, runtime=serving.runtime)
         assert isinstance(found, OneModel)
@@ -99,11 +100,18 @@ class Loader:
 
     def reload(self) -> None:
         """Load again; where that fails, say so and go on."""
-        with self.lock:  # one after the other, so that the last one counts
+        with self.lock:
+            if self.closed or self.service is None:
+                return
             try:
-                self.load()
+                self._load()
             except UserError as error:
                 tell("not reloaded", error=str(error))
+
+    def close(self) -> None:
+        """Wait for a load that is under way, and load no more: no thread may be in it when the process ends."""
+        with self.lock:
+            self.closed = True
 
 
 def tell(event: str, **more: Any) -> None:
@@ -142,55 +150,21 @@ def _explain(classifier: OneModel) -> Any:
     return lambda classifier, text: explain(classifier, text).to_dict()
 
 
-def _take_no_more(listening: socket.socket) -> None:
-    """Have the system take no more connections, so that those it took already can be answered before it is closed.
-
-    On Linux a filter lets none in, a program of one instruction: keep 0 bytes of every packet. A queue of length 0
-    would still take one connection at a time.
-    """
-    with contextlib.suppress(OSError):
-        listening.listen(0)
-    if sys.platform == "linux":
-        nothing = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
-        program = struct.pack("HP", 1, ctypes.addressof(nothing))
-        with contextlib.suppress(OSError):
-            listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
-
-
 class _Server(uvicorn.Server):
-    """Ends with 0 when asked to, after what is in was answered."""
-
-    loader: Loader
-    listening: socket.socket
+    """Leaves signals to `bertsmith.serving.signals`."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Heed signals without raising them again in the end."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def end(number: int, frame: object) -> None:
-            if self.loader.service is not None:
-                self.loader.service.draining = True
-            tell("ending")
-            _take_no_more(self.listening)
-            threading.Timer(LINGER, self.handle_exit, (number, None)).start()
-
-        before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
-        if hasattr(signal, "SIGHUP"):
-            before[signal.SIGHUP] = signal.signal(
-                signal.SIGHUP, lambda *_: threading.Thread(target=self.loader.reload, daemon=True).start()
-            )
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        """Do nothing."""
+        yield
 
 
-def serve(serving: Serving) -> None:
+def serve(serving: Serving, wishes: Wishes) -> None:
     """Serve until asked to end.
+
+    Args:
+        serving: how.
+        wishes: what signals have asked for.
 
     Raises:
         UserError: if there is nothing to serve, or the address is taken.
@@ -198,26 +172,36 @@ def serve(serving: Serving) -> None:
     _set_up_log()
     with contextlib.closing(_listen(serving.host, serving.port)) as listening:
         if serving.workers > 1:
-            _serve_many(serving, listening)
+            _serve_many(serving, listening, wishes)
         else:
-            asyncio.run(_serve_one(serving, listening))
+            asyncio.run(_serve_one(serving, listening, wishes))
 
 
-async def _serve_one(serving: Serving, listening: socket.socket) -> None:
+async def _serve_one(serving: Serving, listening: socket.socket, wishes: Wishes) -> None:
     """Serve from this process; requests are answered with 503 until the model is loaded."""
     loader = Loader(serving, Numbers())
     server = _Server(
         _config(create_app(lambda: loader.service, loader.numbers, serving.limits, serving.token), serving)
     )
-    server.loader, server.listening = loader, listening
+
+    def end() -> None:
+        if loader.service is not None:
+            loader.service.draining = True
+        tell("ending")
+        take_no_more(listening)
+        server.should_exit = True
+
+    watch(wishes, end=end, reload=loader.reload)
     running = asyncio.create_task(server.serve(sockets=[listening]))
     try:
         await asyncio.to_thread(loader.load)
-        _say_where(listening, serving)
+        if not wishes.end:
+            _say_where(listening, serving)
     finally:
         if loader.service is None:
             server.should_exit = True
         await running
+        await asyncio.to_thread(loader.close)
 
 
 def _config(app: Any, serving: Serving, **more: Any) -> uvicorn.Config:
@@ -233,45 +217,81 @@ def _config(app: Any, serving: Serving, **more: Any) -> uvicorn.Config:
     )
 
 
-def _serve_many(serving: Serving, listening: socket.socket) -> None:
-    """Serve from several processes, each with a share of the cores; uvicorn starts, watches and reloads them."""
+def _serve_many(serving: Serving, listening: socket.socket, wishes: Wishes) -> None:
+    """Serve from several processes, each with a share of the cores; uvicorn starts and watches them."""
     from uvicorn.supervisors import Multiprocess
 
     class Workers(Multiprocess):
+        def init_processes(self) -> None:
+            with held_back():
+                super().init_processes()
+
+        def keep_subprocess_alive(self) -> None:
+            with held_back():
+                super().keep_subprocess_alive()
+
+        def handle_signals(self) -> None:
+            if wishes.reload:
+                wishes.reload = False
+                self.handle_hup()
+            super().handle_signals()
+
         def handle_hup(self) -> None:
-            try:  # before those that answer are ended
+            try:  # once, so that what cannot be loaded is told once
                 open_classifier(serving.path, device=serving.device, decide=serving.decide, runtime=serving.runtime)
             except UserError as error:
                 tell("not reloaded", error=str(error))
                 return
-            super().handle_hup()
+            for worker in self.processes:
+                if worker.process.is_alive() and worker.pid is not None:
+                    os.kill(worker.pid, signal.SIGHUP)
 
-        def handle_term(self) -> None:
-            tell("ending")
-            _take_no_more(listening)
-            time.sleep(LINGER)
-            super().handle_term()
+    config = _config("bertsmith.serving.server:worker_app", serving, factory=True, workers=serving.workers)
+    workers = Workers(config, sockets=[listening])
+    wishes.heed()  # where the line before put handlers that act only between two other things
 
-        handle_int = handle_term
+    def end() -> None:
+        tell("ending")
+        take_no_more(listening)
+        workers.should_exit.set()
 
+    watch(wishes, end=end)
     open_classifier(serving.path, device=serving.device, decide=serving.decide, runtime=serving.runtime)
+    if wishes.end:
+        return
     with tempfile.TemporaryDirectory(prefix="bertsmith-") as folder:
         os.environ[SHARED] = folder
         os.environ[SETTINGS] = json.dumps(asdict(serving))
         os.environ["OMP_NUM_THREADS"] = str(max(1, cores() // serving.workers))
-        config = _config("bertsmith.serving.server:worker_app", serving, factory=True, workers=serving.workers)
         _say_where(listening, serving)
-        Workers(config, sockets=[listening]).run()
+        workers.run()
 
 
 def worker_app() -> FastAPI:
     """Make the application of a worker process, from the settings in the environment."""
     _set_up_log()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     content = json.loads(os.environ[SETTINGS])
     serving = Serving(**{**content, "limits": Limits(**content["limits"])})
-    loader = Loader(serving, Numbers())
+    loader, wishes = Loader(serving, Numbers()), Wishes()
+    lock = FileLock(Path(os.environ[SHARED]) / "reload.lock")  # memory holds one more model, not one more a worker
+
+    def reload() -> None:
+        with lock:
+            loader.reload()
+
+    wishes.heed_reload()
+    watch(wishes, reload=reload)
     loader.load()
     return create_app(lambda: loader.service, loader.numbers, serving.limits, serving.token)
+
+
+def _end_with_parent() -> None:
+    """Wait until the process that started this worker is gone, however it ended, then end this one as well."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,0 +1,88 @@
+"""Starts servers whose classifier is a stand-in that loads for as long as a file is there: a process of its own.
+
+A line on stdin is JSON: the folder of a server, and its flags. There the server writes its log, ``loads`` has a line
+for each time something began to load, ``hold`` makes that wait, and ``code`` is the exit code. Servers are forked, so
+that what they import is imported once. At the end of stdin what runs still is killed.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+
+from bertsmith.data.table import Labels
+from bertsmith.evaluation.rule import Rule
+from bertsmith.inference.labelling import OneModel
+from bertsmith.serving import server
+
+
+class StandIn(OneModel):
+    labels = Labels((0, 1), ("a", "b"))
+    rule, decide, max_length = Rule(), True, 1000
+
+    def count_tokens(self, texts):
+        return np.array([len(text) for text in texts])
+
+    def offsets(self, text):
+        return [(i, i + 1) for i in range(len(text))]
+
+    def encode(self, texts):
+        return {"input_ids": [[ord(character) for character in text] for text in texts]}
+
+    def logits_of(self, encoded, progress=None):
+        time.sleep(0.8)  # so that a request is under way when a signal comes
+        return np.zeros((len(encoded["input_ids"]), 2))
+
+
+def open_classifier(path, **_):
+    folder = Path(path)
+    with (folder / "loads").open("a") as loads:
+        loads.write(f"{os.getpid()}\n")
+    while (folder / "hold").exists():
+        time.sleep(0.02)
+    return StandIn(), None
+
+
+server.open_classifier = open_classifier  # in workers too: they import this file again
+
+
+def start(folder, flags):
+    """Fork a server into a process group of its own; return its process id in the parent."""
+    if pid := os.fork():
+        return pid
+    os.setsid()
+    log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    from bertsmith.cli.app import main
+
+    main(["serve", str(folder), "--port", "0", *flags])
+    raise AssertionError("main exits")
+
+
+if __name__ == "__main__":
+    running, started = {}, []
+    lines_end = False
+    while running or not lines_end:
+        if not lines_end and select.select([0], [], [], 0.05)[0]:
+            read = os.read(0, select.PIPE_BUF * 64)  # whole lines, which are written at once
+            lines_end = not read
+            for pid in started if lines_end else ():
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+            for line in read.splitlines():
+                name, flags = json.loads(line)
+                pid = start(Path(name), flags)
+                running[pid] = Path(name)
+                started.append(pid)
+        with contextlib.suppress(ChildProcessError):
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid:
+                (running.pop(pid) / "code").write_text(str(os.waitstatus_to_exitcode(status)))
+        time.sleep(0.02 * lines_end)
