@@ -276,7 +276,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     """Turn ``["weight_decay=0.05", "optim=adafactor"]`` into ``{"weight_decay": 0.05, "optim": "adafactor"}``.
 
     Raises:
-        ConfigError: for an entry without ``=``.
+        ConfigError: for an entry without ``=``, and for a name given twice.
     """
     values: dict[str, Any] = {}
     for assignment in assignments:
@@ -285,8 +285,11 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
             raise ConfigError(
                 f"--set {assignment}: expected NAME=VALUE", remedy="Write for instance: --set weight_decay=0.05"
             )
+        name = name.strip()
+        if name in values:
+            raise ConfigError(f"--set {name} is given more than once", remedy="Give each name once.")
         try:
-            values[name.strip()] = json.loads(text)
+            values[name] = json.loads(text)
         except json.JSONDecodeError:
-            values[name.strip()] = {"True": True, "False": False, "None": None}.get(text, text)
+            values[name] = {"True": True, "False": False, "None": None}.get(text, text)
     return values

@@ -14,9 +14,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import typer
 
-from bertsmith.cli.app import COMMANDS, main
+from bertsmith.cli.app import COMMANDS, app, main
 from bertsmith.config import Config
+from bertsmith.errors import ConfigError
 from bertsmith.testing import tiny_table
 
 
@@ -161,6 +163,33 @@ def test_what_the_user_can_mend_is_told_with_exit_code_2(arguments, expected, cl
     assert expected in " ".join(err.split()), err
     assert out == ""
     assert sorted(p.name for p in tmp_path.iterdir()) == ["t.csv"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_option_is_given_twice_unless_it_repeats(name):
+    command = typer.main.get_command(app(name))
+    command = getattr(command, "commands", {name: command})[name]
+    options = [p for p in command.params if p.param_type_name == "option"]
+    assert {o.name for o in options if o.multiple} <= {"set", "objective", "text"}
+    for option in options:
+        long = max(option.opts, key=len)
+        if option.is_flag:
+            twice = [[first, second] for first in option.opts for second in (long, *option.secondary_opts)]
+        else:
+            twice = [[f"{long}=x", flag, "y"] for flag in option.opts]
+        for arguments in twice:
+            if option.multiple:
+                command.make_context(name, [*arguments], resilient_parsing=True)
+                continue
+            with pytest.raises(ConfigError, match=long):
+                command.make_context(name, [*arguments])
+
+
+def test_an_option_given_twice_ends_with_exit_code_2_before_anything_is_read(cli, csv):
+    for twice in (("--text-column", "Text", "--text-column=Text"), ("--json", "--json")):
+        code, out, err = cli("inspect", csv, *twice)
+        assert (code, out) == (2, "")
+        assert twice[0] in err
 
 
 def test_a_fault_of_ours_is_short_and_leaves_a_log(cli, csv, monkeypatch):

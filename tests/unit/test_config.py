@@ -73,3 +73,5 @@ def test_assignments_take_their_types():
     }
     with pytest.raises(ConfigError, match="NAME=VALUE"):
         parse_assignments(["weight_decay"])
+    with pytest.raises(ConfigError, match="weight_decay"):
+        parse_assignments(["weight_decay=0.1", "optim=adafactor", "weight_decay=0.2"])
