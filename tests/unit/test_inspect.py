@@ -60,6 +60,14 @@ def test_small_lonely_and_alike_classes_are_found():
     assert kinds["imbalance"].severity == "info"
 
 
+def test_a_few_joined_labels_and_many_lonely_ones_are_found():
+    assert _kinds(_with([(7, "animals;colours", "a b")]))["joined-labels"].count == 1
+    lonely = _with([(i, f"class {i}", f"a b {i}") for i in range(10, 40)])
+    finding = _kinds(lonely)["near-unique-labels"]
+    assert (finding.severity, finding.count) == ("warning", 30)
+    assert "near-unique-labels" not in _kinds(lonely.head(75))
+
+
 def test_leaks_between_given_splits_are_found():
     frame = tiny_table(60).assign(part=["train"] * 40 + ["validation"] * 10 + ["test"] * 10)
     frame.loc[45, "Text"] = frame.loc[0, "Text"] = frame.loc[50, "Text"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -98,3 +99,8 @@ class Findings:
         from bertsmith.data.show import as_html
 
         return as_html(self)
+
+
+def some_of(names: Sequence[str], limit: int = 8) -> str:
+    """Join names for a message, and count those beyond ``limit``."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")

@@ -10,7 +10,6 @@ import numpy as np
 
 from bertsmith.data.checks import (
     about_cleaning,
-    about_labels,
     about_lengths,
     about_near_duplicates,
     about_texts,
@@ -18,6 +17,7 @@ from bertsmith.data.checks import (
 )
 from bertsmith.data.clean import Cleaned, clean
 from bertsmith.data.findings import SEVERITIES, ClassCount, Finding, Findings, Lengths
+from bertsmith.data.label_checks import about_labels
 from bertsmith.data.table import Table
 
 PERCENTILES = (5, 25, 50, 75, 95, 99)
