@@ -18,8 +18,7 @@ from bertsmith.config import PRIMARY, Config
 from bertsmith.data.clean import Cleaned, clean
 from bertsmith.data.findings import Findings
 from bertsmith.data.inspect import inspect
-from bertsmith.data.read import SPLITS
-from bertsmith.data.table import Table
+from bertsmith.data.table import SPLITS, Table
 from bertsmith.errors import DeviceError, Interrupted, listing
 from bertsmith.evaluation.metrics import quick
 from bertsmith.inference.classifier import Classifier

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -66,6 +67,31 @@ def test_a_few_joined_labels_and_many_lonely_ones_are_found():
     finding = _kinds(lonely)["near-unique-labels"]
     assert (finding.severity, finding.count) == ("warning", 30)
     assert "near-unique-labels" not in _kinds(lonely.head(75))
+
+
+def test_classes_and_imbalance_are_shown_by_split(tmp_path, cli):
+    train, test = tiny_table(120), tiny_table(30, seed=5)
+    train = train.drop(train.index[train["Label"] == 0][10:])  # 10, 40, 40
+    test = test.drop(test.index[test["Label"] == 1][2:])  # 10, 2, 10
+    train.to_csv(tmp_path / "t.csv", index=False)
+    test.to_csv(tmp_path / "test.csv", index=False)
+    arguments = ("inspect", tmp_path / "t.csv", "--test", tmp_path / "test.csv")
+    found = json.loads(cli(*arguments, "--json", "--html", tmp_path / "page.html")[1])
+    assert [(c["rows"], c["splits"]) for c in found["classes"]] == [
+        (20, {"train": 10, "test": 10}),
+        (42, {"train": 40, "test": 2}),
+        (50, {"train": 40, "test": 10}),
+    ]
+    assert found["splits"] == {"train": 90, "test": 22}
+    assert (found["imbalance"], found["imbalances"]) == (4, {"train": 4, "test": 5})
+    page = (tmp_path / "page.html").read_text()
+    assert re.search(r"<th[^>]*>train</th><th[^>]*>test</th><th[^>]*>share of train</th>", page)
+    assert re.search(r">colours</td><td[^>]*>40</td><td[^>]*>2</td><td[^>]*>44.4", page)
+    assert "4.0 (train), 5.0 (test)" in page
+    shown = cli(*arguments)[1]
+    assert re.search(r"train +test +of train", shown)
+    assert re.search(r"colours +40 +2 +44.4%", shown)
+    assert re.search(r"4\.0 : 1 in train, 5\.0 : 1 in test", shown)
 
 
 def test_leaks_between_given_splits_are_found():

@@ -18,7 +18,7 @@ from bertsmith.data.checks import (
 from bertsmith.data.clean import Cleaned, clean
 from bertsmith.data.findings import SEVERITIES, ClassCount, Finding, Findings, Lengths
 from bertsmith.data.label_checks import about_labels
-from bertsmith.data.table import Table
+from bertsmith.data.table import SPLITS, Table
 
 PERCENTILES = (5, 25, 50, 75, 95, 99)
 COVERAGE = 99
@@ -63,8 +63,8 @@ def inspect(
     tokens = encoder.count(texts) if encoder else estimate_tokens(texts)
     limit = max_length or choose_max_length(tokens, model_limit)
     characters = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
-    counts = usable.counts
-    present = counts[counts > 0]
+    counts, by_split = usable.counts, _counts_by_split(usable)
+    imbalances = {name: _imbalance(of_split) for name, of_split in by_split.items()}
     truncated = float((tokens > limit).mean()) if len(tokens) else 0.0
     found = [
         *about_labels(usable),
@@ -78,7 +78,6 @@ def inspect(
             for note in table.notes
         ),
     ]
-    split = usable.frame["split"].value_counts()
     return Findings(
         name=table.name,
         rows=len(table),
@@ -89,17 +88,33 @@ def inspect(
             if (name := getattr(table.columns, role)) is not None
         },
         classes=tuple(
-            ClassCount(number, text, int(n))
-            for number, text, n in zip(table.labels.numbers, table.labels.texts, counts, strict=True)
+            ClassCount(number, text, int(counts[i]), {name: int(n[i]) for name, n in by_split.items()})
+            for i, (number, text) in enumerate(zip(table.labels.numbers, table.labels.texts, strict=True))
         ),
-        imbalance=float(present.max() / present.min()) if len(present) else float("nan"),
+        imbalance=imbalances.get("train", _imbalance(counts)),
         characters=_lengths("characters", characters),
         tokens=_lengths("tokens" if encoder else "tokens (estimated)", tokens),
         max_length=limit,
         truncated=truncated,
-        splits={str(name): int(n) for name, n in split.items()},
+        splits={name: int(n.sum()) for name, n in by_split.items()},
         findings=tuple(sorted(found, key=lambda f: SEVERITIES.index(f.severity))),
+        imbalances=imbalances,
     )
+
+
+def _counts_by_split(table: Table) -> dict[str, np.ndarray]:
+    """Return the rows of every class, shape (classes,), by split, where splits are given."""
+    given = table.frame["split"]
+    if not given.notna().any():
+        return {}
+    split = given.fillna("train").to_numpy()
+    present = [name for name in SPLITS if (split == name).any()]
+    return {name: table.take(split == name).counts for name in present}
+
+
+def _imbalance(counts: np.ndarray) -> float:
+    present = counts[counts > 0]
+    return float(present.max() / present.min()) if len(present) else float("nan")
 
 
 def estimate_tokens(texts: Sequence[str]) -> np.ndarray:

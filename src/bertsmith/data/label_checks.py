@@ -97,14 +97,14 @@ def about_labels(table: Table) -> list[Finding]:
                 "such classes cannot be learned; merge them, or name the column of the classes with --label-column",
             )
         )
-    ratio = counts.max() / counts[counts > 0].min()
+    ratio = trained.max() / trained[trained > 0].min()
     if ratio >= 10:
         found.append(
             Finding(
                 "imbalance",
                 "info",
                 len(labels),
-                f"the largest class has {ratio:.0f} times the texts of the smallest",
+                f"the largest class has {ratio:.0f} times as many texts to learn from as the smallest",
                 "macro-F1, which gives every class the same weight, chooses the best epoch",
             )
         )

@@ -14,10 +14,9 @@ from bertsmith.data.corrections import correct
 from bertsmith.data.labels import check_plausible, label_numbers, label_words, link
 from bertsmith.data.raw import RawTable, texts_of
 from bertsmith.data.sources import read_raw
-from bertsmith.data.table import Labels, Note, Table
+from bertsmith.data.table import SPLITS, Labels, Note, Table
 from bertsmith.errors import DataError, listing
 
-SPLITS = ("train", "validation", "test")
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev", "development", "eval"), "validation"),

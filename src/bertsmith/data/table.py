@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from bertsmith.data.columns import Columns
 
+SPLITS = ("train", "validation", "test")
 MISSING = -1
 """The class index of a row without a label."""
 
