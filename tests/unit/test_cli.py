@@ -16,10 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 
+import bertsmith as bs
 from bertsmith.cli.app import COMMANDS, app, main
 from bertsmith.config import Config
 from bertsmith.errors import ConfigError
 from bertsmith.testing import tiny_table
+from tests.conftest import train
 
 
 @pytest.fixture
@@ -70,6 +72,18 @@ def test_texts_that_the_run_was_trained_on_are_told(cli, csv, finished, tmp_path
         assert code == 0
         assert json.loads(out)["seen_in_training"] == seen
         assert ("flatter it" in err) == (seen > 0)
+
+
+def test_train_and_evaluate_take_tables_in_memory(tiny, finished, tmp_path):
+    tables = {"test": tiny_table(20, seed=5), "validation": tiny_table(25, seed=6)}
+    run = train(tiny, tmp_path / "run", epochs=1, **tables)
+    assert run.metrics["splits"]["test"]["texts"] == 20
+    assert run.info["data"]["splits"] == {"train": 120, "validation": 25, "test": 20}
+    assert run.info["config"]["test"] == "a DataFrame in memory"
+    new = tables["test"].assign(Label=(tables["test"]["Label"] + 1) * 10)
+    assert bs.evaluate(finished, new, name="in-memory", device="cpu")["texts"] == 20
+    with pytest.raises(ConfigError, match="test"):
+        bs.evaluate(finished, new, test=new)
 
 
 def test_train_evaluate_predict(cli, csv, tiny, tmp_path, monkeypatch):

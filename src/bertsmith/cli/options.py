@@ -156,7 +156,7 @@ def _metavar(annotation: Any) -> str:
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         annotation = next(a for a in typing.get_args(annotation) if a is not types.NoneType)
     if typing.get_origin(annotation) is Annotated:
-        annotation = typing.get_args(annotation)[0]
+        return _metavar(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) is Literal:
         return "|".join(typing.get_args(annotation))
     return {int: "N", float: "X", Path: "FILE"}.get(annotation, "TEXT")
