@@ -379,6 +379,6 @@ def inspect_table(table: Table, config: Config) -> Findings:
 
     tokenizer = checkpoint.local_tokenizer(config.model)
     if tokenizer is None:
-        return inspecting.inspect(table, max_length=config.max_length)
+        return inspecting.inspect(table, max_length=config.max_length, config=config)
     encoder, names = checkpoint.encoder_from(tokenizer, table.frame["text"].dropna().tolist())
-    return inspecting.inspect(table, encoder=encoder, names=names, max_length=config.max_length)
+    return inspecting.inspect(table, encoder=encoder, names=names, max_length=config.max_length, config=config)

@@ -172,6 +172,32 @@ def test_a_table_of_which_nothing_is_left_to_train_on_is_told(cli, tmp_path):
     for name in ("t.csv", "test.csv"):
         tiny_table(60).to_csv(tmp_path / name, index=False)
     code, out, err = cli("inspect", tmp_path / "t.csv", "--test", tmp_path / "test.csv")
+    assert code == 2
+    assert "no text is left for the train split" in " ".join(out.split())
+    assert "no text is left for the train split" in " ".join(err.split())
+
+
+@pytest.mark.parametrize("labels", ["aaaaaaaa", "ab", "aabb"])
+def test_a_table_that_train_refuses_is_shown_with_the_reason_and_exit_code_2(labels, cli, tiny, tmp_path):
+    frame = pd.DataFrame({"Text": [f"text {i} {label}" for i, label in enumerate(labels)], "Label": list(labels)})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    train = cli("train", tmp_path / "t.csv", "-o", tmp_path / "run", "--model", tiny, "--near-duplicates", "ignore")
+    assert train[0] == 2
+    reason = re.search(r"error: (.+)", train[2])[1]
+    code, out, err = cli("inspect", tmp_path / "t.csv", "--near-duplicates", "ignore", "--json")
+    found = json.loads(out)
+    assert code == 2
+    assert found["rows"] == len(labels)
+    (refused,) = [f for f in found["findings"] if f["severity"] == "error"]
+    assert refused["kind"] == "refused"
+    assert reason in refused["message"]
+    assert reason in err
+    classes = len(set(labels))
+    assert f"{classes} {'class' if classes == 1 else 'classes'}," in cli("inspect", tmp_path / "t.csv")[1]
+
+
+def test_a_table_that_train_takes_is_not_refused(cli, tmp_path):
+    tiny_table(60).to_csv(tmp_path / "t.csv", index=False)
+    code, out, _ = cli("inspect", tmp_path / "t.csv", "--json")
     assert code == 0
-    assert "no text is left to train on" in out + err
-    assert "train refuses the table" in out + err
+    assert "error" not in [f["severity"] for f in json.loads(out)["findings"]]

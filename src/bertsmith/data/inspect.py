@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from bertsmith.config import Config
 from bertsmith.data.checks import (
     about_cleaning,
     about_lengths,
@@ -18,7 +19,9 @@ from bertsmith.data.checks import (
 from bertsmith.data.clean import Cleaned, clean
 from bertsmith.data.findings import SEVERITIES, ClassCount, Finding, Findings, Lengths
 from bertsmith.data.label_checks import about_labels
+from bertsmith.data.split import split_cleaned
 from bertsmith.data.table import SPLITS, Table
+from bertsmith.errors import DataError
 
 PERCENTILES = (5, 25, 50, 75, 95, 99)
 COVERAGE = 99
@@ -46,6 +49,7 @@ def inspect(
     max_length: int | None = None,
     model_limit: int = 512,
     cleaned: Cleaned | None = None,
+    config: Config | None = None,
 ) -> Findings:
     """Look a table over. Nothing is changed.
 
@@ -56,6 +60,7 @@ def inspect(
         max_length: tokens kept of each text; chosen by `choose_max_length` unless given.
         model_limit: most tokens the model takes.
         cleaned: the table cleaned, if that is at hand.
+        config: how train would split it; given, a table that train refuses is a finding.
     """
     cleaned = cleaned or clean(table)
     usable = cleaned.table
@@ -67,6 +72,7 @@ def inspect(
     imbalances = {name: _imbalance(of_split) for name, of_split in by_split.items()}
     truncated = float((tokens > limit).mean()) if len(tokens) else 0.0
     found = [
+        *_refusal(cleaned, config),
         *about_labels(usable),
         *about_cleaning(cleaned),
         *about_near_duplicates(cleaned),
@@ -100,6 +106,16 @@ def inspect(
         findings=tuple(sorted(found, key=lambda f: SEVERITIES.index(f.severity))),
         imbalances=imbalances,
     )
+
+
+def _refusal(cleaned: Cleaned, config: Config | None) -> list[Finding]:
+    if config is None:
+        return []
+    try:
+        split_cleaned(cleaned, config, config.seed)
+    except DataError as error:
+        return [Finding("refused", "error", 1, f"train refuses this table: {error.what}", error.remedy or "")]
+    return []
 
 
 def _counts_by_split(table: Table) -> dict[str, np.ndarray]:

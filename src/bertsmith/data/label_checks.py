@@ -17,18 +17,12 @@ _MANY_CLASSES = 20
 
 def about_labels(table: Table) -> list[Finding]:
     """Return what there is to say of classes that cannot be learned, or hardly."""
-    counts, labels, found = table.counts, table.labels, []
-    if (counts > 0).sum() < 2:
-        found.append(
-            Finding("one-class", "error", 1, "there are not two classes with usable texts", "train refuses the table")
-        )
-        return found
+    found: list[Finding] = []
+    counts, labels = table.counts, table.labels
     given = table.frame["split"]
     training = table.targets[((given != "test") & (given != "validation")).to_numpy()]
     trained = np.bincount(training[training != MISSING], minlength=len(labels))
-    if (trained > 0).sum() < 2:
-        only = "no text" if not trained.any() else "only one class"
-        found.append(Finding("untrainable", "error", 1, f"{only} is left to train on", "train refuses the table"))
+    if (trained > 0).sum() < 2:  # which train refuses
         return found
     absent = [labels.texts[i] for i in np.flatnonzero(trained == 0)]
     if absent:

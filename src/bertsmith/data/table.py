@@ -78,7 +78,8 @@ class Table:
         return len(self.frame)
 
     def __repr__(self) -> str:
-        return f"Table({self.name!r}, {len(self):,} rows, {len(self.labels)} classes)"
+        classes = "1 class" if len(self.labels) == 1 else f"{len(self.labels)} classes"
+        return f"Table({self.name!r}, {len(self):,} rows, {classes})"
 
     @cached_property
     def targets(self) -> np.ndarray:
