@@ -20,7 +20,6 @@ from pydantic import (
     Field,
     InstanceOf,
     PlainSerializer,
-    SerializationInfo,
     ValidationError,
     WithJsonSchema,
 )
@@ -65,14 +64,10 @@ def _as_source(value: Any) -> Any:
     )
 
 
-def _saved(value: Any, info: SerializationInfo) -> Any:
-    return value if value is None or info.mode == "python" else str(value)
-
-
 TableSource = Annotated[
     Path | InstanceOf[Source] | None,
     BeforeValidator(_as_source),
-    PlainSerializer(_saved),
+    PlainSerializer(str, when_used="json-unless-none"),
     WithJsonSchema({"type": "string", "format": "path"}),
 ]
 

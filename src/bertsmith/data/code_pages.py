@@ -48,16 +48,25 @@ _OTHER_SCRIPTS = ("cp1251", "cp1253", "cp1255", "cp1256")
 """Code pages considered where there are fewer than `_FEW` bytes to judge by."""
 _FEW = 60
 _LESS = 0.9
-"""Weight of a word where a Western text may be in several languages, as against all of it being in one."""
-_MARKS = "’‘“”„«»–—…•€£™®©°\xa0"
+"""Weight of a word of `_RARE`, and of one of a Western text that may be in several languages."""
+_RARE = ("Icelandic", "Croatian")
+"""Languages whose letters stand for commoner ones of Turkish and Icelandic in other pages."""
+_QUOTES = "‘’“”„«»–—…•\xa0"
+_OPENING = "¿¡" + _QUOTES
+_CLOSING = _QUOTES + "€£™®©°"
 _WORD = re.compile(rb"[A-Za-z\x80-\xff]+")
+_TELLING = {
+    language: words.difference(*(others for other, others in WORDS.items() if other != language))
+    for language, words in WORDS.items()
+}
+"""Common words that no other language has."""
 
 
 def code_page(content: bytes) -> str:
     """Return the code page that best explains some bytes that are not UTF-8.
 
     A word is explained by a language if all its letters are of that language's alphabet. The page whose best language
-    explains the most words wins; Windows-1252 does unless another one explains more.
+    explains the most words wins, common words counted twice; Windows-1252 does unless another one explains more.
     """
     words = list(dict.fromkeys(_WORD.findall(content)))
     plain = {word.decode().lower() for word in words if word.isascii()}
@@ -67,11 +76,8 @@ def code_page(content: bytes) -> str:
         decoded = [word.decode(page, errors="replace") for word in marked]
         seen = plain | {word.lower() for word in decoded}
         fits = {language: _fitting(decoded, letters) for language, letters in languages.items()}
-        score = max(
-            len(fit) * (_LESS if language == "Icelandic" else 1) + len(seen & WORDS.get(language, frozenset()))
-            for language, fit in fits.items()
-        )
         together = len(set().union(*fits.values()))
+        score = max(_score(language, len(fit), seen) for language, fit in fits.items())
         if languages is _WESTERN:
             score = max(score, _LESS * together)
         if score > most:
@@ -80,9 +86,14 @@ def code_page(content: bytes) -> str:
     return best if 2 * explained >= len(marked) else _of_another_script(content)
 
 
+def _score(language: str, fitting: int, seen: set[str]) -> float:
+    common = len(seen & _TELLING.get(language, frozenset())) if fitting else 0
+    return fitting * (_LESS if language in _RARE else 1) + common
+
+
 def _fitting(words: list[str], letters: str) -> set[str]:
-    """Return the positions of the words that are written with these letters, none of them a capital inside a word."""
-    pattern = re.compile(f"[¿¡{_MARKS}]*[A-Za-z{letters}{letters.upper()}’]*[{_MARKS}]*")
+    """Return the words that are written with these letters, none of them a capital inside a word."""
+    pattern = re.compile(f"[{_OPENING}]*[A-Za-z{letters}{letters.upper()}’]*[{_CLOSING}]*")
     return {word for word in words if pattern.fullmatch(word) and not _capital_inside(word)}
 
 

@@ -33,9 +33,9 @@ _COMMON = {
     "Czech": "je se že jsem ale jako byl byla bylo není jen když proč už jsou který velmi podle nebo pro",
     "Hungarian": "és hogy nem egy ez az volt csak meg már kell nagyon vagy mint még lehet miért",
     "Romanian": "și şi nu este pe cu sunt mai din care pentru că să dar foarte fost acest",
-    "Lithuanian": "ir yra kad su į iš buvo bet tai kaip labai jau tik nuo arba man",
-    "Latvian": "un ir ar uz bija ļoti es nav tas ka bet par kā no ko lai",
-    "Icelandic": "og að er ekki ég til við það sem hann þetta mjög eru ekkert var með",
+    "Lithuanian": "yra kad į iš buvo bet kaip labai jau tik nuo arba čia prie apie",
+    "Latvian": "ar uz bija ļoti nav tas ka kā ko lai ja vai šo jau tiek",
+    "Icelandic": "og að er ekki ég við á í það sem hann þetta mjög eru ekkert var með",
 }
 WORDS = {language: frozenset(words.split()) for language, words in _COMMON.items()}
 """The commonest words of a language that tell it from the others."""
