@@ -26,7 +26,8 @@ def read_table(source: Any = None, **settings: Any) -> Table:
 
     Args:
         source: a path, ``hf://owner/name``, a pandas data frame, a ``datasets.Dataset``; none with ``sql`` and ``db``.
-        **settings: fields of `DataConfig`, such as ``text_column``, ``validation`` or ``test``.
+        **settings: fields of `DataConfig`, such as ``text_column``. ``validation`` and ``test`` take what ``source``
+            takes.
 
     Raises:
         UserError: if it cannot be read, or its labels do not make sense.
@@ -180,7 +181,7 @@ def evaluate(
         table: what `read_table` takes.
         name: of the evaluation; the table's name unless given.
         overwrite: replace an evaluation of that name, of another table or of this one before it was changed.
-        **settings: fields of `DataConfig`, and ``device``.
+        **settings: fields of `DataConfig` but ``validation`` and ``test``, and ``device``.
 
     Returns:
         As in ``metrics.json`` for one split.
@@ -190,6 +191,11 @@ def evaluate(
     """
     from bertsmith.scoring import run_evaluation
 
+    if others := [name for name in ("validation", "test") if settings.get(name) is not None]:
+        raise ConfigError(
+            f"evaluate scores one table, so {listing(others)} would have no effect",
+            remedy="Give the table to score as the second argument.",
+        )
     folder = run.path if isinstance(run, Run) else Path(run)
     return run_evaluation(folder, table, resolve(settings, api=True), name=name, overwrite=overwrite).metrics
 
@@ -373,6 +379,6 @@ def inspect_table(table: Table, config: Config) -> Findings:
 
     tokenizer = checkpoint.local_tokenizer(config.model)
     if tokenizer is None:
-        return inspecting.inspect(table, max_length=config.max_length)
+        return inspecting.inspect(table, max_length=config.max_length, config=config)
     encoder, names = checkpoint.encoder_from(tokenizer, table.frame["text"].dropna().tolist())
-    return inspecting.inspect(table, encoder=encoder, names=names, max_length=config.max_length)
+    return inspecting.inspect(table, encoder=encoder, names=names, max_length=config.max_length, config=config)

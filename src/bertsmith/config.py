@@ -13,18 +13,63 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    PlainSerializer,
+    ValidationError,
+    WithJsonSchema,
+)
+from pydantic_core import PydanticCustomError
 
 from bertsmith.errors import ConfigError, did_you_mean, listing
 
 ENV_PREFIX = "BERTSMITH_"
 TOKEN = "BERTSMITH_TOKEN"
 """What requests to a server bring: no setting, though it is named like one."""
+_LONGEST_SHOWN = 200
+"""Characters of a wrong value that a message repeats."""
 PRIMARY = "macro_f1"
 """The metric that chooses the best epoch, the decision rule and the winner of a study."""
 DEFAULT_MODEL = "google-bert/bert-base-uncased"
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Source:
+    """A table that is not a file, as a setting: a data frame, a dataset, or an address on the hub.
+
+    It stands for the table where settings are printed, compared and saved.
+    """
+
+    def __init__(self, table: Any) -> None:
+        self.table = table
+
+    def __repr__(self) -> str:
+        return self.table if isinstance(self.table, str) else f"a {type(self.table).__name__} in memory"
+
+
+def _as_source(value: Any) -> Any:
+    if isinstance(value, str):
+        return Source(value) if value.startswith("hf://") else Path(value)
+    if value is None or isinstance(value, Path | Source):
+        return value
+    if {kind.__module__.partition(".")[0] for kind in type(value).__mro__} & {"pandas", "datasets"}:
+        return Source(value)
+    raise PydanticCustomError(
+        "table", "Input should be a path, hf://owner/name, a pandas data frame or a datasets.Dataset"
+    )
+
+
+TableSource = Annotated[
+    Path | InstanceOf[Source] | None,
+    BeforeValidator(_as_source),
+    PlainSerializer(str, when_used="json-unless-none"),
+    WithJsonSchema({"type": "string", "format": "path"}),
+]
 
 
 class Step(BaseModel):
@@ -43,8 +88,8 @@ class DataConfig(Step):
         None, description="Keep rows with the same value here (author, document) in one split."
     )
     split_column: str | None = Field(None, description="Column that says train, validation or test for each row.")
-    validation: Path | None = Field(None, description="Validation table; otherwise a share of the table is held out.")
-    test: Path | None = Field(None, description="Test table; otherwise a share of the table is held out.")
+    validation: TableSource = Field(None, description="Validation table; otherwise a share of the table is held out.")
+    test: TableSource = Field(None, description="Test table; otherwise a share of the table is held out.")
     validation_size: Share = Field(0.1, description="Share of the rows held out for validation.")
     test_size: Share = Field(0.1, description="Share of the rows held out for the test.")
     near_duplicates: Literal["together", "ignore"] = Field(
@@ -191,7 +236,7 @@ def resolve(
         wrong = {str(detail["loc"][0]): detail for detail in error.errors()}
         for name, detail in wrong.items():
             message = detail["msg"][0].lower() + detail["msg"][1:]
-            problems.append(f"{origin.get(name, name)}: {message}, not {detail['input']!r}")
+            problems.append(f"{origin.get(name, name)}: {message}, not {_shown(detail['input'])}")
         config = Config(**{name: value for name, value in values.items() if name not in wrong})
     problems += _contradictions(config, origin)
     if config.set:
@@ -200,11 +245,20 @@ def resolve(
         count = "a setting is" if len(problems) == 1 else f"{len(problems)} settings are"
         raise ConfigError(
             f"{count} wrong:\n" + "\n".join(f"  - {problem}" for problem in problems),
-            remedy="Put it right there; the documentation of Config has names and ranges."
+            remedy="Correct it there; docs/settings.md lists names, types and ranges."
             if api
-            else "Put it right there; --help lists the settings.",
+            else "Correct it there; --help lists the settings.",
         )
     return config
+
+
+def _shown(value: Any) -> str:
+    """Return a value for a message: a text, a number or a few of them; of everything else, what it is."""
+    parts = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(part, str | int | float | Path | None) for part in parts):
+        return f"a {type(value).__name__}"
+    shown = repr(value)
+    return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}…"
 
 
 SAME_ARGUMENT = {
@@ -276,7 +330,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     """Turn ``["weight_decay=0.05", "optim=adafactor"]`` into ``{"weight_decay": 0.05, "optim": "adafactor"}``.
 
     Raises:
-        ConfigError: for an entry without ``=``.
+        ConfigError: for an entry without ``=``, and for a name given twice.
     """
     values: dict[str, Any] = {}
     for assignment in assignments:
@@ -285,8 +339,11 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
             raise ConfigError(
                 f"--set {assignment}: expected NAME=VALUE", remedy="Write for instance: --set weight_decay=0.05"
             )
+        name = name.strip()
+        if name in values:
+            raise ConfigError(f"--set {name} is given more than once", remedy="Give each name once.")
         try:
-            values[name.strip()] = json.loads(text)
+            values[name] = json.loads(text)
         except json.JSONDecodeError:
-            values[name.strip()] = {"True": True, "False": False, "None": None}.get(text, text)
+            values[name] = {"True": True, "False": False, "None": None}.get(text, text)
     return values

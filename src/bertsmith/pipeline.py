@@ -20,8 +20,8 @@ from bertsmith.config import PRIMARY, Config
 from bertsmith.data.clean import Cleaned, clean
 from bertsmith.data.findings import Findings
 from bertsmith.data.inspect import inspect
-from bertsmith.data.read import SPLITS
-from bertsmith.data.table import Table
+from bertsmith.data.split import split_cleaned
+from bertsmith.data.table import SPLITS, Table
 from bertsmith.errors import DeviceError, Interrupted, listing
 from bertsmith.evaluation.metrics import quick
 from bertsmith.inference.classifier import Classifier
@@ -29,7 +29,7 @@ from bertsmith.model import checkpoint
 from bertsmith.model.encode import encode
 from bertsmith.model.load import Loaded
 from bertsmith.output import check_output, check_room, check_same, create, held
-from bertsmith.preparing import choose_recipe, prepare_model, split_cleaned
+from bertsmith.preparing import choose_recipe, prepare_model
 from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
 from bertsmith.scoring import (

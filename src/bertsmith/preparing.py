@@ -9,11 +9,9 @@ from transformers import set_seed
 
 from bertsmith.compute.device import choose_device
 from bertsmith.config import Config
-from bertsmith.data.clean import Cleaned
 from bertsmith.data.inspect import choose_max_length
-from bertsmith.data.split import split
 from bertsmith.data.table import Table
-from bertsmith.errors import ConfigError, DataError
+from bertsmith.errors import ConfigError
 from bertsmith.model.checkpoint import Checkpoint
 from bertsmith.model.encode import count_tokens, n_tokens
 from bertsmith.model.load import Loaded, check_vocabulary, load_model, load_tokenizer
@@ -67,24 +65,3 @@ def choose_recipe(config: Config, loaded: Loaded, train: Dataset) -> Recipe:
         tokens=n_tokens(train),
         dropout=loaded.dropout,
     )
-
-
-def split_cleaned(cleaned: Cleaned, config: Config, seed: int) -> Table:
-    """Split what cleaning left as the settings say.
-
-    Raises:
-        DataError: if too little is left, naming what cleaning took out.
-    """
-    try:
-        return split(
-            cleaned.table,
-            validation_size=config.validation_size,
-            test_size=config.test_size,
-            seed=seed,
-            alike=cleaned.alike if config.near_duplicates == "together" else None,
-        )
-    except DataError as error:
-        if not cleaned.counts:
-            raise
-        left_out = ", ".join(f"{n:,} {reason}" for reason, n in cleaned.counts.items())
-        raise DataError(f"{error.what} (rows left out: {left_out})", where=error.where, remedy=error.remedy) from error

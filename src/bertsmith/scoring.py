@@ -310,6 +310,7 @@ def run_evaluation(
 ) -> Evaluation:
     """Score a finished run on another table; see `bertsmith.evaluate`."""
     run = runs.open_run(path)
+    config = config.model_copy(update={"validation": None, "test": None})  # one table is scored, and no other
     table = source if isinstance(source, Table) else read_table(source, config, known=run.labels)
     if table.labels != run.labels:
         raise DataError(

@@ -15,13 +15,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import typer
 
 import bertsmith as bs
-from bertsmith.cli.app import COMMANDS, main
+from bertsmith.cli.app import COMMANDS, app, main
 from bertsmith.config import Config, DataConfig
 from bertsmith.data.stream import open_stream
+from bertsmith.errors import ConfigError
 from bertsmith.inference.pieces import Pieces
 from bertsmith.testing import tiny_table
+from tests.conftest import train
 
 
 @pytest.fixture
@@ -72,6 +75,18 @@ def test_texts_that_the_run_was_trained_on_are_told(cli, csv, finished, tmp_path
         assert code == 0
         assert json.loads(out)["seen_in_training"] == seen
         assert ("flatter it" in err) == (seen > 0)
+
+
+def test_train_and_evaluate_take_tables_in_memory(tiny, finished, tmp_path):
+    tables = {"test": tiny_table(20, seed=5), "validation": tiny_table(25, seed=6)}
+    run = train(tiny, tmp_path / "run", epochs=1, **tables)
+    assert run.metrics["splits"]["test"]["texts"] == 20
+    assert run.info["data"]["splits"] == {"train": 120, "validation": 25, "test": 20}
+    assert run.info["config"]["test"] == "a DataFrame in memory"
+    new = tables["test"].assign(Label=(tables["test"]["Label"] + 1) * 10)
+    assert bs.evaluate(finished, new, name="in-memory", device="cpu")["texts"] == 20
+    with pytest.raises(ConfigError, match="test"):
+        bs.evaluate(finished, new, test=new)
 
 
 def test_train_evaluate_predict(cli, csv, tiny, tmp_path, monkeypatch):
@@ -165,6 +180,33 @@ def test_what_the_user_can_mend_is_told_with_exit_code_2(arguments, expected, cl
     assert expected in " ".join(err.split()), err
     assert out == ""
     assert sorted(p.name for p in tmp_path.iterdir()) == ["t.csv"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_option_is_given_twice_unless_it_repeats(name):
+    command = typer.main.get_command(app(name))
+    command = getattr(command, "commands", {name: command})[name]
+    options = [p for p in command.params if p.param_type_name == "option"]
+    assert {o.name for o in options if o.multiple} <= {"set", "objective", "text"}
+    for option in options:
+        long = max(option.opts, key=len)
+        if option.is_flag:
+            twice = [[first, second] for first in option.opts for second in (long, *option.secondary_opts)]
+        else:
+            twice = [[f"{long}=x", flag, "y"] for flag in option.opts]
+        for arguments in twice:
+            if option.multiple:
+                command.make_context(name, [*arguments], resilient_parsing=True)
+                continue
+            with pytest.raises(ConfigError, match=long):
+                command.make_context(name, [*arguments])
+
+
+def test_an_option_given_twice_ends_with_exit_code_2_before_anything_is_read(cli, csv):
+    for twice in (("--text-column", "Text", "--text-column=Text"), ("--json", "--json")):
+        code, out, err = cli("inspect", csv, *twice)
+        assert (code, out) == (2, "")
+        assert twice[0] in err
 
 
 def test_a_fault_of_ours_is_short_and_leaves_a_log(cli, csv, monkeypatch):

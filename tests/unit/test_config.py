@@ -1,7 +1,16 @@
+import json
+import pickle
+import re
+from pathlib import Path
+
+import pandas as pd
 import pytest
 
+import bertsmith as bs
 from bertsmith.config import Config, parse_assignments, resolve
-from bertsmith.errors import ConfigError
+from bertsmith.errors import ConfigError, UserError
+from bertsmith.testing import tiny_table
+from tests.settings_page import PAGE, page
 
 
 def test_flags_win_over_environment_over_file_over_defaults(tmp_path):
@@ -73,3 +82,39 @@ def test_assignments_take_their_types():
     }
     with pytest.raises(ConfigError, match="NAME=VALUE"):
         parse_assignments(["weight_decay"])
+    with pytest.raises(ConfigError, match="weight_decay"):
+        parse_assignments(["weight_decay=0.1", "optim=adafactor", "weight_decay=0.2"])
+
+
+def test_the_page_of_settings_is_up_to_date():
+    assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m tests.settings_page"
+
+
+def test_messages_name_a_page_that_exists():
+    with pytest.raises(ConfigError) as caught:
+        resolve({"epochs": -1}, api=True)
+    pages = re.findall(r"docs/\w+\.md", caught.value.remedy)
+    assert pages
+    assert all((PAGE.parents[1] / name).is_file() for name in pages)
+
+
+def test_no_message_prints_a_whole_table():
+    frame = pd.DataFrame({"Text": ["a secret text"] * 50, "Label": [0, 1] * 25})
+    for settings in ({"text_column": frame}, {"test": [frame]}, {"epochs": {"a": frame}}, {"test": 5}, {"set": frame}):
+        with pytest.raises(ConfigError) as caught:
+            bs.read_table(frame, **settings)
+        assert "secret" not in str(caught.value)
+    with pytest.raises(UserError) as caught:
+        bs.read_table(frame, sql="select 1", db="sqlite:///x.db")
+    assert "secret" not in str(caught.value)
+    with pytest.raises(ConfigError, match="test_size"):
+        bs.read_table(frame, test=frame, test_size=0.2)
+
+
+def test_a_table_in_memory_is_a_setting_that_can_be_copied_and_saved():
+    config = resolve({"test": tiny_table(6), "validation": "hf://owner/name"}, api=True)
+    assert Config(**config.model_dump()).test.table is config.test.table
+    assert json.loads(json.dumps(config.dump()))["validation"] == "hf://owner/name"
+    assert "DataFrame" in config.dump()["test"]
+    assert len(pickle.loads(pickle.dumps(config)).test.table) == 6
+    assert resolve({"test": "a.csv"}).test == Path("a.csv")

@@ -10,6 +10,7 @@ import datasets
 import pandas as pd
 import pytest
 
+import bertsmith as bs
 from bertsmith.config import DataConfig
 from bertsmith.data.encodings import decode
 from bertsmith.data.read import read_table
@@ -104,6 +105,18 @@ def test_given_files_become_splits_with_common_labels(tmp_path):
     assert table.frame["source"].tolist() == ["train.csv"] * 4 + ["test.csv"] * 2
     assert table.frame["split"].fillna("-").tolist() == ["-"] * 4 + ["test"] * 2
     assert table.frame["target"].tolist() == [0, 1, 0, 1, 0, 1]
+
+
+def test_tables_in_memory_become_splits(tmp_path):
+    FRAME.to_csv(tmp_path / "file.csv", index=False)
+    dataset = datasets.Dataset.from_pandas(FRAME.tail(2), preserve_index=False)
+    table = bs.read_table(FRAME, validation=FRAME.head(2), test=dataset)
+    assert table.frame["split"].fillna("-").tolist() == ["-"] * 4 + ["validation"] * 2 + ["test"] * 2
+    assert table.frame["text"].tolist()[4:] == [text for _, _, text in ROWS]
+    assert len(set(table.frame["source"])) == 3
+    assert bs.inspect(tmp_path / "file.csv", test=FRAME.head(3)).splits == {"train": 1, "test": 3}
+    both = datasets.DatasetDict({"train": dataset})
+    assert bs.read_table(FRAME, test=both).frame["split"].tolist()[4:] == ["test"] * 2
 
 
 BROKEN = {

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -58,6 +59,39 @@ def test_small_lonely_and_alike_classes_are_found():
     assert "few (5)" in kinds["small-class"].message
     assert kinds["labels-alike"].count == 2
     assert kinds["imbalance"].severity == "info"
+
+
+def test_a_few_joined_labels_and_many_lonely_ones_are_found():
+    assert _kinds(_with([(7, "animals;colours", "a b")]))["joined-labels"].count == 1
+    lonely = _with([(i, f"class {i}", f"a b {i}") for i in range(10, 40)])
+    finding = _kinds(lonely)["near-unique-labels"]
+    assert (finding.severity, finding.count) == ("warning", 30)
+    assert "near-unique-labels" not in _kinds(lonely.head(75))
+
+
+def test_classes_and_imbalance_are_shown_by_split(tmp_path, cli):
+    train, test = tiny_table(120), tiny_table(30, seed=5)
+    train = train.drop(train.index[train["Label"] == 0][10:])  # 10, 40, 40
+    test = test.drop(test.index[test["Label"] == 1][2:])  # 10, 2, 10
+    train.to_csv(tmp_path / "t.csv", index=False)
+    test.to_csv(tmp_path / "test.csv", index=False)
+    arguments = ("inspect", tmp_path / "t.csv", "--test", tmp_path / "test.csv")
+    found = json.loads(cli(*arguments, "--json", "--html", tmp_path / "page.html")[1])
+    assert [(c["rows"], c["splits"]) for c in found["classes"]] == [
+        (20, {"train": 10, "test": 10}),
+        (42, {"train": 40, "test": 2}),
+        (50, {"train": 40, "test": 10}),
+    ]
+    assert found["splits"] == {"train": 90, "test": 22}
+    assert (found["imbalance"], found["imbalances"]) == (4, {"train": 4, "test": 5})
+    page = (tmp_path / "page.html").read_text()
+    assert re.search(r"<th[^>]*>train</th><th[^>]*>test</th><th[^>]*>share of train</th>", page)
+    assert re.search(r">colours</td><td[^>]*>40</td><td[^>]*>2</td><td[^>]*>44.4", page)
+    assert "4.0 (train), 5.0 (test)" in page
+    shown = cli(*arguments)[1]
+    assert re.search(r"train +test +of train", shown)
+    assert re.search(r"colours +40 +2 +44.4%", shown)
+    assert re.search(r"4\.0 : 1 in train, 5\.0 : 1 in test", shown)
 
 
 def test_leaks_between_given_splits_are_found():
@@ -138,6 +172,32 @@ def test_a_table_of_which_nothing_is_left_to_train_on_is_told(cli, tmp_path):
     for name in ("t.csv", "test.csv"):
         tiny_table(60).to_csv(tmp_path / name, index=False)
     code, out, err = cli("inspect", tmp_path / "t.csv", "--test", tmp_path / "test.csv")
+    assert code == 2
+    assert "no text is left for the train split" in " ".join(out.split())
+    assert "no text is left for the train split" in " ".join(err.split())
+
+
+@pytest.mark.parametrize("labels", ["aaaaaaaa", "ab", "aabb"])
+def test_a_table_that_train_refuses_is_shown_with_the_reason_and_exit_code_2(labels, cli, tiny, tmp_path):
+    frame = pd.DataFrame({"Text": [f"text {i} {label}" for i, label in enumerate(labels)], "Label": list(labels)})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    train = cli("train", tmp_path / "t.csv", "-o", tmp_path / "run", "--model", tiny, "--near-duplicates", "ignore")
+    assert train[0] == 2
+    reason = re.search(r"error: (.+)", train[2])[1]
+    code, out, err = cli("inspect", tmp_path / "t.csv", "--near-duplicates", "ignore", "--json")
+    found = json.loads(out)
+    assert code == 2
+    assert found["rows"] == len(labels)
+    (refused,) = [f for f in found["findings"] if f["severity"] == "error"]
+    assert refused["kind"] == "refused"
+    assert reason in refused["message"]
+    assert reason in err
+    classes = len(set(labels))
+    assert f"{classes} {'class' if classes == 1 else 'classes'}," in cli("inspect", tmp_path / "t.csv")[1]
+
+
+def test_a_table_that_train_takes_is_not_refused(cli, tmp_path):
+    tiny_table(60).to_csv(tmp_path / "t.csv", index=False)
+    code, out, _ = cli("inspect", tmp_path / "t.csv", "--json")
     assert code == 0
-    assert "no text is left to train on" in out + err
-    assert "train refuses the table" in out + err
+    assert "error" not in [f["severity"] for f in json.loads(out)["findings"]]

@@ -1,9 +1,12 @@
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertsmith.data.labels import check_plausible, label_numbers, label_words, link
+from bertsmith.config import DataConfig
+from bertsmith.data.labels import check_plausible, joined, label_numbers, label_words, link
+from bertsmith.data.read import read_table
 from bertsmith.data.table import Labels
 from bertsmith.errors import DataError
 
@@ -49,6 +52,47 @@ def test_words_are_stripped_and_empty_ones_missing():
         "3",
         "[31mred",
     ]
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["love", "sadness", "joy", "love;sadness", "joy; love"], ["love;sadness", "joy; love"]),
+        (["Action|Drama", "Comedy|Action", "Drama|Comedy"], ["Action|Drama", "Comedy|Action", "Drama|Comedy"]),
+        (["['love']", "['joy']", "['joy', 'love']"], ["['joy', 'love']"]),
+        (["[1]", "[2]", "[1, 2]"], ["[1, 2]"]),
+        (["Health, Safety", "Health", "Travel"], []),
+        (["Doors, Windows", "Windows, Roofs", "Walls"], []),
+        (["hotel;price", "hotel;staff", "food;price", "food;staff"], []),  # a level and one below it
+        (["Sports", "News", "Sports/News", "TCP/IP", "a;", ";"], []),
+    ],
+)
+def test_joined_labels_are_told_from_names_with_separators(texts, expected):
+    assert joined(texts) == expected
+
+
+@pytest.mark.parametrize("cells", [["love", "joy", "fear"], ["3", "10", "7"]])
+def test_several_labels_in_a_cell_are_refused(cells):
+    a, b, c = cells
+    frame = pd.DataFrame({"Label": [*cells * 5, f"{a};{b}", f"{b};{c}", f"{a};{b};{c}", f"{a};{b}"]})
+    frame["Text"] = [f"text {i}" for i in range(len(frame))]
+    with pytest.raises(DataError) as caught:
+        read_table(frame)
+    assert "4 of 19 rows" in caught.value.what
+    assert f"{a};{b}" in caught.value.what
+    assert "column 'Label'" in caught.value.where
+
+
+def test_emotions_of_the_shared_table_are_refused(shared):
+    for name in ("train", "val", "test"):
+        with pytest.raises(DataError, match="several labels"):
+            read_table(shared / "goemotions" / f"{name}.csv", DataConfig(label_column="Labels"))
+
+
+@pytest.mark.parametrize("names", [("Health, Safety", "Health", "Safety"), ("a/b", "a", "b"), ("x;y", "y;z", "x")])
+def test_a_handful_of_names_with_separators_is_read(names):
+    frame = pd.DataFrame({"Label": names * 5, "Text": [f"text {i}" for i in range(15)]})
+    assert read_table(frame).labels.texts == tuple(sorted(names))
 
 
 def test_numbers_that_do_not_start_at_zero_keep_their_value():

@@ -87,7 +87,11 @@ def test_what_does_not_go_with_ray_is_told(cli, finished, folder, tmp_path, monk
     assert "its columns are not those of other.parquet" in refused(folder, *ray)
     (folder / "other.parquet").write_bytes(b"PAR1 and no more")
     assert "damaged or cut short" in refused(folder, *ray)
+    (folder / "other.parquet").write_text("Text\na\n")
+    assert "not a Parquet file" in refused(folder, *ray)
     (folder / "other.parquet").unlink()
+    tiny_table(3).to_csv(tmp_path / "new.csv", index=False)
+    assert "not a Parquet file" in refused(tmp_path / "new.csv", *ray)
     notes = tmp_path / "notes"
     notes.mkdir()
     (notes / "mine.txt").write_text("mine")

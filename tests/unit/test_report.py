@@ -95,6 +95,25 @@ def test_the_page_says_everything(finished):
     assert f"<b>{value:.3f}</b>macro-F1" in page
 
 
+def test_the_class_table_is_by_split_and_one_of_an_older_run_is_not(finished, tmp_path):
+    from bertsmith.run import Run
+    from bertsmith.storage import write_json
+
+    shutil.copytree(finished, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    info = run.info
+    del info["data"]["findings"]["imbalances"]  # as an older version wrote it
+    for entry in info["data"]["findings"]["classes"]:
+        del entry["splits"]
+    write_json(run.layout.run, info)
+    assert '<th class="n">texts</th><th class="n">share</th>' in write_report(Run(run.path)).read_text()
+    table = bs.read_table(tiny_table(60).assign(part=["train"] * 40 + ["test"] * 20), split_column="part")
+    info["data"]["findings"] = bs.inspect(table).to_dict()
+    write_json(run.layout.run, info)
+    page = write_report(Run(run.path)).read_text()
+    assert '<th class="n">train</th><th class="n">test</th><th class="n">share of train</th>' in page
+
+
 def test_many_classes_are_drawn_as_a_picture(finished, tmp_path):
     """A run with 151 classes, made from a small one by writing its figures."""
     from bertsmith.run import Run

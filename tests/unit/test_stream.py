@@ -261,7 +261,7 @@ def test_lines_from_stdin_go_to_every_format(suffix, finished, tmp_path):
     command = [sys.executable, "-m", "bertsmith", "predict", str(finished), "-", "-o", str(tmp_path / f"out{suffix}")]
     done = subprocess.run(command, input=b"caf\xe9\ncat\n", capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert b"stdin is not UTF-8 (line 1)" in done.stderr
+    assert b"stdin is not UTF-8; it was read as cp1252" in done.stderr
     assert (tmp_path / f"out{suffix}").stat().st_size
     refused = subprocess.run([*command, "--text-column", "x"], input=b"a", capture_output=True)
     assert (refused.returncode, b"lines of text" in refused.stderr) == (2, True)

@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from bertsmith import __version__
+from bertsmith.cli.options import Command
 from bertsmith.cli.terminal import talk, use_utf8
 from bertsmith.errors import Interrupted, UserError
 from bertsmith.storage import DISK, cannot_write
@@ -59,7 +60,7 @@ def app(wanted: str = "") -> typer.Typer:
     )
     made.callback()(_options)
     for name in (wanted,) if wanted in COMMANDS else COMMANDS:
-        made.command()(getattr(import_module(f"bertsmith.cli.{name}"), name))
+        made.command(cls=Command)(getattr(import_module(f"bertsmith.cli.{name}"), name))
     return made
 
 

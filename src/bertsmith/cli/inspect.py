@@ -10,6 +10,7 @@ import typer
 from bertsmith.cli.options import Json, TableArgument, with_settings
 from bertsmith.cli.terminal import print_json, result, talk
 from bertsmith.config import Config, DataConfig, ModelConfig
+from bertsmith.errors import DataError
 
 
 @with_settings(DataConfig, ModelConfig, only=(*DataConfig.model_fields, "model", "max_length"))
@@ -27,6 +28,8 @@ def inspect(
     config: Path | None,
 ) -> None:
     """Look a table over: classes, lengths, duplicates, conflicts, leaks, damage; and what train would do about each.
+
+    The exit code is 2 if train refuses the table.
 
     Example: bertsmith inspect reviews.csv --html findings.html
     """
@@ -64,3 +67,6 @@ def inspect(
         print_json(findings.to_dict())
     else:
         result().print(findings)
+    for finding in findings.findings:
+        if finding.severity == "error":
+            raise DataError(finding.message, where=findings.name, remedy=finding.action)

@@ -6,14 +6,17 @@ import functools
 import inspect
 import types
 import typing
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from pydantic.fields import FieldInfo
+from typer.core import TyperCommand
 
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, Step, TrainConfig, parse_assignments, resolve
+from bertsmith.errors import ConfigError
 
 _PANELS: dict[type[Step], str] = {
     DataConfig: "Data",
@@ -51,6 +54,26 @@ TableArgument = Annotated[
         help="CSV, TSV, JSON Lines, JSON, Parquet, Feather or Excel file (gzip too), or hf://owner/name.",
     ),
 ]
+
+
+class Command(TyperCommand):
+    """A command that refuses an option given twice, of which the parser would take the last."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments of the command line.
+
+        Raises:
+            ConfigError: if an option is repeated that cannot be.
+        """
+        given = Counter(id(p) for p in self.make_parser(ctx).parse_args(args=list(args))[2])
+        repeated = [
+            "/".join(max(names, key=len) for names in (option.opts, option.secondary_opts) if names)
+            for option in self.get_params(ctx)
+            if given[id(option)] > 1 and not (getattr(option, "multiple", False) or option.is_eager)
+        ]
+        if repeated:
+            raise ConfigError(f"given more than once: {', '.join(repeated)}", remedy="Give each option once.")
+        return super().parse_args(ctx, args)
 
 
 def with_settings(
@@ -133,13 +156,14 @@ def _metavar(annotation: Any) -> str:
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         annotation = next(a for a in typing.get_args(annotation) if a is not types.NoneType)
     if typing.get_origin(annotation) is Annotated:
-        annotation = typing.get_args(annotation)[0]
+        return _metavar(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) is Literal:
         return "|".join(typing.get_args(annotation))
     return {int: "N", float: "X", Path: "FILE"}.get(annotation, "TEXT")
 
 
 __all__ = [
+    "Command",
     "Config",
     "ConfigFile",
     "DecisionRule",

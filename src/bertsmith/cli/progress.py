@@ -13,7 +13,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from bertsmith.compute.memory import in_words
-from bertsmith.data.show import class_chart, finding_lines
+from bertsmith.data.show import class_chart, finding_lines, headline
 from bertsmith.training.events import (
     CheckpointsDamaged,
     Collapsed,
@@ -135,7 +135,7 @@ class Progress:
     def _prepared(self, prepared: Prepared) -> None:
         findings, sizes, recipe = prepared.findings, prepared.split, prepared.recipe
         say = self.console.print
-        say(f"{findings.name}: {findings.rows:,} rows, {len(findings.classes)} classes", markup=False)
+        say(headline(findings))
         say(class_chart(findings.classes))
         for finding in findings.findings:
             say(finding_lines(finding))

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bertsmith.data.clean import CONFLICT, DUPLICATE, EMPTY, IN_TEST, IN_VALIDATION, NO_LABEL, Cleaned
-from bertsmith.data.findings import Finding
+from bertsmith.data.findings import Finding, some_of
 from bertsmith.data.language import mix
-from bertsmith.data.split import RULE
-from bertsmith.data.table import MISSING, Table
+from bertsmith.data.table import Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,81 +22,6 @@ EXAMPLES = 5
 _HTML = re.compile(
     r"</?(?:p|br|div|span|a|b|i|em|strong|li|ul|td|tr|table|h\d|img|font)\b[^<>]*>|&(?:[a-z]{2,6}|#\d+);", re.I
 )
-
-
-def about_labels(table: Table) -> list[Finding]:
-    """Return what there is to say of classes that cannot be learned, or hardly."""
-    counts, labels, found = table.counts, table.labels, []
-    if (counts > 0).sum() < 2:
-        found.append(
-            Finding("one-class", "error", 1, "there are not two classes with usable texts", "train refuses the table")
-        )
-        return found
-    given = table.frame["split"]
-    training = table.targets[((given != "test") & (given != "validation")).to_numpy()]
-    trained = np.bincount(training[training != MISSING], minlength=len(labels))
-    if (trained > 0).sum() < 2:
-        only = "no text" if not trained.any() else "only one class"
-        found.append(Finding("untrainable", "error", 1, f"{only} is left to train on", "train refuses the table"))
-        return found
-    absent = [labels.texts[i] for i in np.flatnonzero(trained == 0)]
-    if absent:
-        found.append(
-            Finding(
-                "untrained-class",
-                "warning",
-                len(absent),
-                f"no usable training text: {_names(absent)}",
-                "the class cannot be learned, and its texts in validation and test count as mistakes",
-            )
-        )
-    held_out = 2 - sum(bool((given == name).any()) for name in ("validation", "test"))
-    small = [f"{labels.texts[i]} ({trained[i]})" for i in np.flatnonzero((trained > 0) & (trained <= held_out))]
-    if small:
-        found.append(
-            Finding(
-                "class-too-small",
-                "warning",
-                len(small),
-                f"too few texts to be in every split: {_names(small)}",
-                RULE,
-            )
-        )
-    few = [f"{labels.texts[i]} ({trained[i]})" for i in np.flatnonzero((trained > held_out) & (trained < 10))]
-    if few:
-        found.append(
-            Finding(
-                "small-class",
-                "warning",
-                len(few),
-                f"fewer than 10 texts to learn from: {_names(few)}",
-                "used as it is; expect little of these classes, and merge them if that is acceptable",
-            )
-        )
-    folded = Counter(text.casefold() for text in labels.texts)
-    alike = [text for text in labels.texts if folded[text.casefold()] > 1]
-    if alike:
-        found.append(
-            Finding(
-                "labels-alike",
-                "warning",
-                len(alike),
-                f"label texts that differ only in case: {_names(alike)}",
-                "they stay classes of their own; make them equal in the table if they mean the same",
-            )
-        )
-    ratio = counts.max() / counts[counts > 0].min()
-    if ratio >= 10:
-        found.append(
-            Finding(
-                "imbalance",
-                "info",
-                len(labels),
-                f"the largest class has {ratio:.0f} times the texts of the smallest",
-                "macro-F1, which gives every class the same weight, chooses the best epoch",
-            )
-        )
-    return found
 
 
 _DROPPED = {
@@ -230,7 +154,6 @@ def about_texts(table: Table, texts: list[str]) -> list[Finding]:
     from ftfy.badness import is_bad
 
     found = []
-    n = max(len(texts), 1)
     damaged = np.array([not t.isascii() and ("\ufffd" in t or is_bad(t)) for t in texts], dtype=bool)
     if damaged.any():
         message = f"{_rows(int(damaged.sum()))} with damaged characters (such as Ã© for é, or \ufffd)"
@@ -248,10 +171,9 @@ def about_texts(table: Table, texts: list[str]) -> list[Finding]:
         )
     html = np.array([bool(_HTML.search(t)) for t in texts], dtype=bool)
     if html.any():
-        left = Counter(found for text in texts for found in dict.fromkeys(_HTML.findall(text))).most_common(3)
-        message = (
-            f"{_rows(int(html.sum()))} with HTML left in ({html.sum() / n:.1%}), such as {_names([t for t, _ in left])}"
-        )
+        tags = Counter(tag for text in texts for tag in dict.fromkeys(_HTML.findall(text)))
+        such = some_of([tag for tag, _ in tags.most_common(3)])
+        message = f"{_rows(int(html.sum()))} with HTML left in ({html.mean():.1%}), such as {such}"
         found.append(
             Finding(
                 "html",
@@ -327,7 +249,7 @@ def about_tokens(
         pieces = dict.fromkeys(piece for of_text in unread for piece in of_text)
         longest = max(pieces, key=len)
         shown = list(dict.fromkeys([*list(pieces)[:2], longest]))  # a word may be unknown for its length alone
-        such = _names([repr(_short(piece)) for piece in shown])
+        such = some_of([repr(_short(piece)) for piece in shown])
         found.append(
             Finding(
                 "unread",
@@ -362,10 +284,6 @@ def about_lengths(table: Table, tokens: np.ndarray, limit: int) -> list[Finding]
 
 def _rows(n: int) -> str:
     return "1 row" if n == 1 else f"{n:,} rows"
-
-
-def _names(names: Sequence[str], limit: int = 8) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
 
 
 def _short(text: str, most: int = 20) -> str:

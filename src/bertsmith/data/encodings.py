@@ -6,11 +6,14 @@ import codecs
 import io
 from typing import BinaryIO
 
+from bertsmith.data.code_pages import code_page
 from bertsmith.data.table import Note
 from bertsmith.errors import DataError
 
 _PIECE = 2**20
 """Bytes read at once."""
+_EXAMPLE = 80
+"""Characters shown of a decoded line."""
 
 
 def decode(content: bytes, name: str, encoding: str | None = None) -> tuple[str, list[Note]]:
@@ -82,9 +85,9 @@ def codec_of(file: BinaryIO, name: str, encoding: str | None = None) -> tuple[st
     misfit = _misfit(file, "utf-8")
     if misfit is None:
         return "utf-8", "strict", []
-    codec, line = _guess_encoding(file, misfit[0])
-    said = f"{name} is not UTF-8 (line {line:,}); it was read as {codec}. If accents look wrong, use --encoding"
-    return codec, "replace", [Note("warning", said)]
+    codec, number, line = _guess_encoding(file, misfit[0])
+    said = f"{name} is not UTF-8; it was read as {codec}. If its accents are wrong, pass --encoding"
+    return codec, "replace", [Note("warning", f"{said}. Line {number:,}: {line}")]
 
 
 def _misfit(file: BinaryIO, codec: str) -> tuple[int, str] | None:
@@ -112,23 +115,33 @@ def _misfit(file: BinaryIO, codec: str) -> tuple[int, str] | None:
         done += len(piece)
 
 
-def _guess_encoding(file: BinaryIO, first_bad: int) -> tuple[str, int]:
-    """Return a likely codec of a file that is not UTF-8, and the line of its first byte that is not."""
-    from charset_normalizer import from_bytes
-
+def _guess_encoding(file: BinaryIO, first_bad: int) -> tuple[str, int, str]:
+    """Return a likely codec of a file that is not UTF-8, and a line to check it by: its number, and what it says."""
     # Only the lines around non-ASCII bytes tell anything; a window from the first of them is enough and quick.
     file.seek(0)
-    line, start, done = 1, 0, 0
+    first, start, done = 1, 0, 0
     while done < first_bad:
         piece = file.read(min(_PIECE, first_bad - done))
-        line += piece.count(b"\n")
+        first += piece.count(b"\n")
         start = done + piece.rfind(b"\n") + 1 if b"\n" in piece else start
         done += len(piece)
     file.seek(start)
     window = file.read(20_000)
-    best = from_bytes(window).best()
-    # From a few bytes nobody can tell the Latin code pages apart: Windows-1252 is by far the commonest. The ISO kin of
-    # it decode 0x80-0x9f to control characters, where Windows has quotes and dashes.
-    few = sum(byte > 0x7F for byte in window) < 20
-    western = ("latin_1", "iso8859_1", "iso8859_15", "ascii", "utf_8")
-    return "cp1252" if best is None or few or best.encoding in western else best.encoding, line
+    codec = code_page(window)
+    lines = [line.decode(codec, errors="replace") for line in window.split(b"\n")]
+    most = max(range(len(lines)), key=lambda i: len(_accents(lines[i])))
+    return codec, first + most, _around_accents(lines[most])
+
+
+def _accents(line: str) -> set[str]:
+    return {character for character in line if not character.isascii() and character.isalpha()}
+
+
+def _around_accents(line: str) -> str:
+    """Return a line, or of a long one the part that holds the first accent."""
+    line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(line.split()))  # nothing a terminal obeys
+    if len(line) <= _EXAMPLE:
+        return line
+    first = next((i for i, character in enumerate(line) if not character.isascii()), 0)
+    start = max(0, min(first - _EXAMPLE // 2, len(line) - _EXAMPLE))
+    return f"{'…' if start else ''}{line[start : start + _EXAMPLE]}{'…' if start + _EXAMPLE < len(line) else ''}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,11 +36,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class ClassCount:
-    """A class with the number of its rows."""
+    """A class with the number of its rows, and where splits are given, by split."""
 
     number: int
     text: str
     rows: int
+    splits: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def training(self) -> int:
+        """Rows to train on, of which the splits that are not given are held out."""
+        return self.splits.get("train", 0) if self.splits else self.rows
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,13 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Findings:
-    """The result of `inspect`: figures, and findings in order of severity."""
+    """The result of `inspect`: figures, and findings in order of severity.
+
+    Attributes:
+        imbalance: rows of the largest class, as a multiple of those of the smallest, among the rows to train on.
+        splits: usable rows by split, where splits are given; a row without one counts as train.
+        imbalances: ``imbalance`` of each of these splits, over the classes that are in it.
+    """
 
     name: str
     rows: int
@@ -77,6 +90,7 @@ class Findings:
     truncated: float
     splits: dict[str, int]
     findings: tuple[Finding, ...]
+    imbalances: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-ready values."""
@@ -98,3 +112,8 @@ class Findings:
         from bertsmith.data.show import as_html
 
         return as_html(self)
+
+
+def some_of(names: Sequence[str], limit: int = 8) -> str:
+    """Join names for a message, and count those beyond ``limit``."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")

@@ -8,9 +8,9 @@ from typing import Protocol
 
 import numpy as np
 
+from bertsmith.config import Config
 from bertsmith.data.checks import (
     about_cleaning,
-    about_labels,
     about_lengths,
     about_near_duplicates,
     about_texts,
@@ -18,7 +18,10 @@ from bertsmith.data.checks import (
 )
 from bertsmith.data.clean import Cleaned, clean
 from bertsmith.data.findings import SEVERITIES, ClassCount, Finding, Findings, Lengths
-from bertsmith.data.table import Table
+from bertsmith.data.label_checks import about_labels
+from bertsmith.data.split import split_cleaned
+from bertsmith.data.table import SPLITS, Table
+from bertsmith.errors import DataError
 
 PERCENTILES = (5, 25, 50, 75, 95, 99)
 COVERAGE = 99
@@ -46,6 +49,7 @@ def inspect(
     max_length: int | None = None,
     model_limit: int = 512,
     cleaned: Cleaned | None = None,
+    config: Config | None = None,
 ) -> Findings:
     """Look a table over. Nothing is changed.
 
@@ -56,6 +60,7 @@ def inspect(
         max_length: tokens kept of each text; chosen by `choose_max_length` unless given.
         model_limit: most tokens the model takes.
         cleaned: the table cleaned, if that is at hand.
+        config: how train would split it; given, a table that train refuses is a finding.
     """
     cleaned = cleaned or clean(table)
     usable = cleaned.table
@@ -63,10 +68,11 @@ def inspect(
     tokens = encoder.count(texts) if encoder else estimate_tokens(texts)
     limit = max_length or choose_max_length(tokens, model_limit)
     characters = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
-    counts = usable.counts
-    present = counts[counts > 0]
+    counts, by_split = usable.counts, _counts_by_split(usable)
+    imbalances = {name: _imbalance(of_split) for name, of_split in by_split.items()}
     truncated = float((tokens > limit).mean()) if len(tokens) else 0.0
     found = [
+        *_refusal(cleaned, config),
         *about_labels(usable),
         *about_cleaning(cleaned),
         *about_near_duplicates(cleaned),
@@ -78,7 +84,6 @@ def inspect(
             for note in table.notes
         ),
     ]
-    split = usable.frame["split"].value_counts()
     return Findings(
         name=table.name,
         rows=len(table),
@@ -89,17 +94,43 @@ def inspect(
             if (name := getattr(table.columns, role)) is not None
         },
         classes=tuple(
-            ClassCount(number, text, int(n))
-            for number, text, n in zip(table.labels.numbers, table.labels.texts, counts, strict=True)
+            ClassCount(number, text, int(counts[i]), {name: int(n[i]) for name, n in by_split.items()})
+            for i, (number, text) in enumerate(zip(table.labels.numbers, table.labels.texts, strict=True))
         ),
-        imbalance=float(present.max() / present.min()) if len(present) else float("nan"),
+        imbalance=imbalances.get("train", _imbalance(counts)),
         characters=_lengths("characters", characters),
         tokens=_lengths("tokens" if encoder else "tokens (estimated)", tokens),
         max_length=limit,
         truncated=truncated,
-        splits={str(name): int(n) for name, n in split.items()},
+        splits={name: int(n.sum()) for name, n in by_split.items()},
         findings=tuple(sorted(found, key=lambda f: SEVERITIES.index(f.severity))),
+        imbalances=imbalances,
     )
+
+
+def _refusal(cleaned: Cleaned, config: Config | None) -> list[Finding]:
+    if config is None:
+        return []
+    try:
+        split_cleaned(cleaned, config, config.seed)
+    except DataError as error:
+        return [Finding("refused", "error", 1, f"train refuses this table: {error.what}", error.remedy or "")]
+    return []
+
+
+def _counts_by_split(table: Table) -> dict[str, np.ndarray]:
+    """Return the rows of every class, shape (classes,), by split, where splits are given."""
+    given = table.frame["split"]
+    if not given.notna().any():
+        return {}
+    split = given.fillna("train").to_numpy()
+    present = [name for name in SPLITS if (split == name).any()]
+    return {name: table.take(split == name).counts for name in present}
+
+
+def _imbalance(counts: np.ndarray) -> float:
+    present = counts[counts > 0]
+    return float(present.max() / present.min()) if len(present) else float("nan")
 
 
 def estimate_tokens(texts: Sequence[str]) -> np.ndarray:

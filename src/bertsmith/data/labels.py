@@ -20,6 +20,10 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
 """Control characters that are no white space: a terminal could obey them."""
 _LEADING_ZERO = re.compile(r"[+-]?0\d+")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_JOINS = (";", "|", ",")
+"""What label texts are joined with. Not ``/``, which stands in the names of many classes."""
+_FEW_JOINED = 3
+"""Joined label texts from which on they are no accident."""
 _NO_NUMBER = frozenset({"", "na", "n/a", "nan", "null", "none", "nat", "<na>"})
 
 
@@ -80,6 +84,7 @@ def label_numbers(values: Iterable[Any], where: str) -> list[int | None] | None:
     if words and (n_numbers or fractions):
         if all(_LEADING_ZERO.fullmatch(text) for _, text in words):
             return None
+        refuse_joined([text for _, text in words] + [str(n) for n in numbers if n is not None], where)
         few, many = (words, "numbers") if len(words) <= n_numbers else ([], "words")
         example = few[0] if few else next((row, str(n)) for row, n in enumerate(numbers, 1) if n is not None)
         raise DataError(
@@ -164,15 +169,60 @@ def link(
     return labels, targets.fillna(MISSING).to_numpy(dtype=np.int64)
 
 
-def check_plausible(labels: Labels, targets: np.ndarray, where: str) -> None:
-    """Refuse a label column with (nearly) a class per row.
+def joined(texts: Sequence[str]) -> list[str]:
+    """Return the label texts that join several labels, such as ``"love;sadness"`` or ``"['love', 'sadness']"``.
+
+    A text counts if each of its parts is a label text of its own, or has different places in several texts. So
+    ``"Health, Safety"`` does not, unless there are ``"Health"`` and ``"Safety"`` too.
+    """
+    found: list[str] = []
+    for mark in _JOINS:
+        parts = {text: [part.strip(" '\"") for part in text.strip("[](){} ").split(mark)] for text in texts}
+        places: dict[str, set[int]] = {}
+        for text_parts in parts.values():
+            for place, part in enumerate(text_parts):
+                places.setdefault(part, set()).add(place if len(text_parts) > 1 else -1)
+        free = {part for part, at in places.items() if part and (-1 in at or len(at) > 1)}
+        several = [text for text in texts if len(parts[text]) > 1 and free.issuperset(parts[text])]
+        found = max(found, several, key=len)
+    return found
+
+
+def refuse_joined(texts: Sequence[str], where: str) -> None:
+    """Refuse a label column with several labels in a cell.
+
+    Args:
+        texts: the label texts, one a row.
+        where: file and column, for messages.
 
     Raises:
-        DataError: if there are no labels, or fewer than two rows a class on average.
+        DataError: if so many label texts join others that it is no accident.
+    """
+    distinct = sorted(set(texts))
+    several = joined(distinct)
+    if len(several) < max(_FEW_JOINED, len(distinct) / 10):
+        return
+    rows = sum(map(set(several).__contains__, texts))
+    raise DataError(
+        f"{rows:,} of {len(texts):,} rows have several labels, such as {listing(several, 3)}: "
+        "more than one label for a text is not supported",
+        where=where,
+        remedy="Keep one label in each row, or leave these rows out. If each combination is a class of its own, "
+        "write it without the separator.",
+    )
+
+
+def check_plausible(labels: Labels, targets: np.ndarray, where: str) -> None:
+    """Refuse a label column with several labels a row, or with (nearly) a class per row.
+
+    Raises:
+        DataError: if there are no labels, if many label texts join others, or if there are fewer than two rows a class
+            on average.
     """
     n_rows = int((targets != MISSING).sum())
     if n_rows == 0:
         raise DataError("no row has a label", where=where, remedy="Name the label column with --label-column.")
+    refuse_joined([labels.texts[target] for target in targets if target != MISSING], where)
     if n_rows < 2 * len(labels) and len(labels) > 2:
         raise DataError(
             f"the label column has {len(labels):,} different values in {n_rows:,} rows: "

@@ -25,13 +25,20 @@ _COMMON = {
     "French": "le les et des est pas je une un que pour dans qui sur vous avec mais au nous ce elle sont il",
     "Spanish": "el los y que es una no por con para las del se su pero como más lo muy al yo está",
     "Italian": "il che di e non è per un una sono con mi ma si come più questo della le ho del anche",
-    "Portuguese": "o que e não uma um para com os da se mas por muito mais na eu ele isso está você",
+    "Portuguese": "o que e é não uma um para com os da se mas por muito mais na eu ele isso está você",
     "Dutch": "de het een en van ik niet is dat op te zijn voor met maar ook aan bij heb deze naar",
     "Swedish": "och att det som en på är av för inte jag den med till har om ett men var",
     "Polish": "nie na się że jest jak ale czy tak jego przez już tylko może bardzo być są był ze mnie",
     "Turkish": "bir ve bu için çok da de ile ne ama gibi daha ben değil olarak var kadar",
+    "Czech": "je se že jsem ale jako byl byla bylo není jen když proč už jsou který velmi podle nebo pro",
+    "Hungarian": "és hogy nem egy ez az volt csak meg már kell nagyon vagy mint még lehet miért",
+    "Romanian": "și şi nu este pe cu sunt mai din care pentru că să dar foarte fost acest",
+    "Lithuanian": "yra kad į iš buvo bet kaip labai jau tik nuo arba čia prie apie",
+    "Latvian": "ar uz bija ļoti nav tas ka kā ko lai ja vai šo jau tiek",
+    "Icelandic": "og að er ekki ég við á í það sem hann þetta mjög eru ekkert var með",
 }
-_WORDS = {language: frozenset(words.split()) for language, words in _COMMON.items()}
+WORDS = {language: frozenset(words.split()) for language, words in _COMMON.items()}
+"""The commonest words of a language that tell it from the others."""
 MIN_HITS = 3
 
 
@@ -43,7 +50,7 @@ def guess(text: str) -> str | None:
             if len(pattern.findall(text)) > 0.3 * letters > 0:
                 return name
     words = Counter(word.lower() for word in _LATIN.findall(text[:2000]))
-    hits = {language: sum(words[w] for w in common) for language, common in _WORDS.items()}
+    hits = {language: sum(words[w] for w in common) for language, common in WORDS.items()}
     best, second = sorted(hits.values(), reverse=True)[:2]
     if best < MIN_HITS or best < 1.5 * second:
         return None

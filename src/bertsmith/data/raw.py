@@ -104,5 +104,6 @@ def refuse_nested(value: Any, row: int, where: str, flag: str) -> None:
         raise RowError(
             f"row {row:,} holds a {type(value).__name__}, not a text",
             where=where,
-            remedy=f"Name the column that is meant with {flag}.",
+            remedy=f"Name the column that is meant with {flag}."
+            + (" More than one label for a text is not supported." if flag == "--label-column" else ""),
         )

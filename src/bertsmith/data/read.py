@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bertsmith.config import DataConfig
+from bertsmith.config import DataConfig, Source
 from bertsmith.data.columns import Columns, canonical, find_columns
 from bertsmith.data.corrections import correct
 from bertsmith.data.labels import check_plausible, label_numbers, label_words, link
 from bertsmith.data.raw import RawTable, texts_of
 from bertsmith.data.sources import read_raw
-from bertsmith.data.table import Labels, Note, Table
+from bertsmith.data.table import SPLITS, Labels, Note, Table
 from bertsmith.errors import DataError, listing
 
-SPLITS = ("train", "validation", "test")
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev", "development", "eval"), "validation"),
@@ -39,7 +38,7 @@ def read_table(source: Any = None, config: DataConfig | None = None, *, known: L
     """
     config = config or DataConfig()
     if source is not None and config.sql is not None:
-        raise DataError("a table and --sql are both given", where=str(source), remedy="Give one of them.")
+        raise DataError("a table and --sql are both given", where=repr(Source(source)), remedy="Give one of them.")
     given = ((source, None), (config.validation, "validation"), (config.test, "test"))
     parts = [(read_raw(table, config), split) for table, split in given if table is not None or split is None]
     table = _combine(parts, config, known)

@@ -9,6 +9,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
+from bertsmith.data.table import SPLITS
+
 if TYPE_CHECKING:
     from bertsmith.data.findings import ClassCount, Finding, Findings, Lengths
 
@@ -20,19 +22,13 @@ _STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
 def show(findings: Findings) -> RenderableType:
     """Return findings as something ``rich`` can print."""
-    unused = findings.rows - findings.usable
-    head = Text.assemble(
-        (findings.name, "bold"),
-        f": {findings.rows:,} rows",
-        f", {findings.usable:,} usable" if unused else "",
-        f", {len(findings.classes)} classes"
-        + (f", imbalance {findings.imbalance:.1f} : 1" if findings.imbalance == findings.imbalance else ""),
-    )
     columns = "columns: " + ", ".join(f"{role.replace('_', ' ')} = {name!r}" for role, name in findings.columns.items())
-    parts: list[RenderableType] = [head, Text(columns, style="dim")]
+    parts: list[RenderableType] = [headline(findings), Text(columns, style="dim")]
     if findings.splits:
         given = ", ".join(f"{name} {n:,}" for name, n in findings.splits.items())
-        parts.append(Text(f"given splits: {given}", style="dim"))
+        free = [name for name in SPLITS if name not in findings.splits and "train" in findings.splits]
+        held_out = f"; train holds out {' and '.join(free)} of its rows" if free else ""
+        parts.append(Text(f"given splits: {given}{held_out}", style="dim"))
     parts += ["", class_chart(findings.classes), "", lengths_table(findings), _truncation(findings), ""]
     if findings.findings:
         parts += [finding_lines(finding) for finding in findings.findings]
@@ -42,11 +38,31 @@ def show(findings: Findings) -> RenderableType:
     return Group(*parts)
 
 
+def headline(findings: Findings) -> Text:
+    """Return name, rows, classes and imbalance in one line."""
+    unused = findings.rows - findings.usable
+    return Text.assemble(
+        (findings.name, "bold"),
+        f": {findings.rows:,} rows",
+        f", {findings.usable:,} usable" if unused else "",
+        f", {len(findings.classes)} {'class' if len(findings.classes) == 1 else 'classes'}",
+        _imbalance(findings),
+    )
+
+
+def _imbalance(findings: Findings) -> str:
+    by_split = {name: ratio for name, ratio in findings.imbalances.items() if ratio == ratio}
+    if by_split:
+        return ", imbalance " + ", ".join(f"{ratio:.1f} : 1 in {name}" for name, ratio in by_split.items())
+    return f", imbalance {findings.imbalance:.1f} : 1" if findings.imbalance == findings.imbalance else ""
+
+
 def class_chart(classes: tuple[ClassCount, ...], width: int = 30) -> RenderableType:
-    """Return a bar chart of the class counts, largest first."""
-    ordered = sorted(classes, key=lambda c: -c.rows)
-    most = max(c.rows for c in ordered) or 1
-    total = sum(c.rows for c in ordered) or 1
+    """Return the rows of every class, by split where splits are given, with bars of those to train on."""
+    ordered = sorted(classes, key=lambda c: (-c.training, -c.rows))
+    most = max(c.training for c in ordered) or 1
+    total = sum(c.training for c in ordered) or 1
+    splits = list(ordered[0].splits)
     shown: list[ClassCount | None] = list(ordered)
     if len(ordered) > MOST_CLASSES:
         half = MOST_CLASSES // 2
@@ -54,15 +70,19 @@ def class_chart(classes: tuple[ClassCount, ...], width: int = 30) -> RenderableT
     grid = Grid.grid(padding=(0, 1))
     grid.add_column("label", justify="right", style="dim")
     grid.add_column("label text", overflow="ellipsis", max_width=28, no_wrap=True)
-    grid.add_column("rows", justify="right", no_wrap=True)
+    for name in splits or ["rows"]:
+        grid.add_column(name, justify="right", no_wrap=True)
     grid.add_column("share", justify="right", style="dim", no_wrap=True)
     grid.add_column("bar", style="cyan", no_wrap=True)
+    if splits:
+        grid.add_row("", "", *splits, "of train" if "train" in splits else "", "", style="dim")
     for entry in shown:
         if entry is None:
-            grid.add_row("", f"… {len(ordered) - MOST_CLASSES:,} more …", "", "", "")
+            grid.add_row("", f"… {len(ordered) - MOST_CLASSES:,} more …")
             continue
-        bar = "█" * round(width * entry.rows / most) or ("▏" if entry.rows else "")
-        grid.add_row(str(entry.number), Text(entry.text), f"{entry.rows:,}", f"{entry.rows / total:.1%}", bar)
+        bar = "█" * round(width * entry.training / most) or ("▏" if entry.training else "")
+        rows = [f"{n:,}" for n in entry.splits.values()] or [f"{entry.rows:,}"]
+        grid.add_row(str(entry.number), Text(entry.text), *rows, f"{entry.training / total:.1%}", bar)
     return grid
 
 

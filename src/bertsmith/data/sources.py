@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from bertsmith.config import DataConfig
+from bertsmith.config import DataConfig, Source
 from bertsmith.data.columns import check_columns
 from bertsmith.data.formats import read_file
 from bertsmith.data.raw import RawTable, encodable
@@ -19,9 +19,15 @@ from bertsmith.hub import require_hub
 def read_raw(source: Any, config: DataConfig) -> RawTable:
     """Read a file, ``hf://owner/name``, a data frame, a ``datasets.Dataset``, or, for ``None``, the SQL query.
 
+    Args:
+        source: one of these, or a `Source` of one.
+        config: how to read it.
+
     Raises:
         DataError: if the source is not there, not readable, or empty.
     """
+    if isinstance(source, Source):
+        source = source.table
     if source is None:
         if config.sql is None:
             raise DataError("no table is given", remedy="Give a file, or --sql with --db.")

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from bertsmith.config import DataConfig
+from bertsmith.data.clean import Cleaned
 from bertsmith.data.table import Table
 from bertsmith.errors import DataError, listing
 
@@ -64,6 +66,27 @@ def split(
         table.name,
         table.notes,
     )
+
+
+def split_cleaned(cleaned: Cleaned, config: DataConfig, seed: int) -> Table:
+    """Split what cleaning left as the settings say.
+
+    Raises:
+        DataError: if too little is left, naming what cleaning took out.
+    """
+    try:
+        return split(
+            cleaned.table,
+            validation_size=config.validation_size,
+            test_size=config.test_size,
+            seed=seed,
+            alike=cleaned.alike if config.near_duplicates == "together" else None,
+        )
+    except DataError as error:
+        if not cleaned.counts:
+            raise
+        left_out = ", ".join(f"{n:,} {reason}" for reason, n in cleaned.counts.items())
+        raise DataError(f"{error.what} (rows left out: {left_out})", where=error.where, remedy=error.remedy) from error
 
 
 def _by_class(targets: np.ndarray, n_classes: int, shares: Mapping[str, float], rng: np.random.Generator) -> np.ndarray:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from bertsmith.data.columns import Columns
 
+SPLITS = ("train", "validation", "test")
 MISSING = -1
 """The class index of a row without a label."""
 
@@ -77,7 +78,8 @@ class Table:
         return len(self.frame)
 
     def __repr__(self) -> str:
-        return f"Table({self.name!r}, {len(self):,} rows, {len(self.labels)} classes)"
+        classes = "1 class" if len(self.labels) == 1 else f"{len(self.labels)} classes"
+        return f"Table({self.name!r}, {len(self):,} rows, {classes})"
 
     @cached_property
     def targets(self) -> np.ndarray:

@@ -62,7 +62,7 @@ def predict_on_ray(asked: Asked, source: Path, output: Path, config: DataConfig,
             f"--ray needs the package {error.name}", remedy="Install it: pip install 'bertsmith[ray]'."
         ) from error
     files = parquet_files(source)
-    heads = {file: parquet_head(file) for file in files}
+    heads = {file: _head(file) for file in files}
     schema, _ = heads[files[0]]
     for file, (other, _) in heads.items():
         if not other.equals(schema):
@@ -142,6 +142,17 @@ def parquet_files(source: Path) -> list[Path]:
             remedy="Give a folder with files named *.parquet.",
         )
     return files
+
+
+def _head(file: Path) -> tuple[Any, int]:
+    with contextlib.suppress(OSError), file.open("rb") as opened:
+        if opened.read(4) != b"PAR1":
+            raise DataError(
+                "this is not a Parquet file, and --ray reads no other",
+                where=str(file),
+                remedy="Save the table as Parquet, or leave out --ray.",
+            )
+    return parquet_head(file)
 
 
 @contextlib.contextmanager

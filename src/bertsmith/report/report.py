@@ -99,7 +99,7 @@ def write_report(run: Run) -> Path:
             seeds=metrics.get("seeds"),
             groups=predictions["group"].nunique() if "group" in predictions.columns else 0,
             lengths=_length_figure(findings),
-            balance=_balance(findings["classes"]),
+            balance=_balance(findings),
             losses=_loss_figure(history, best),
             scores=_score_figure(history, best),
             classes=_classes(test, run),
@@ -129,7 +129,7 @@ def findings_page(findings: Findings) -> str:
             title=findings.name,
             findings=values,
             lengths=_length_figure(values),
-            balance=_balance(values["classes"]),
+            balance=_balance(values),
         )
     )
 
@@ -170,11 +170,17 @@ def _length_figure(findings: dict[str, Any]) -> Markup:
     )
 
 
-def _balance(classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    most = max((entry["rows"] for entry in classes), default=1) or 1
-    total = sum(entry["rows"] for entry in classes) or 1
-    ordered = sorted(classes, key=lambda entry: -entry["rows"])
-    return [{**e, "width": 100 * e["rows"] / most, "share": e["rows"] / total} for e in ordered]
+def _balance(findings: dict[str, Any]) -> dict[str, Any]:
+    """Return the rows of every class, by split where splits are given; the bars are of those to train on."""
+    imbalances = findings.get("imbalances") or {"texts": findings["imbalance"]}  # older runs have no splits here
+    classes = [{**c, "counts": list(c.get("splits", {}).values()) or [c["rows"]]} for c in findings["classes"]]
+    classes.sort(key=lambda c: (-c["counts"][0], -c["rows"]))
+    most = max((c["counts"][0] for c in classes), default=1) or 1
+    total = sum(c["counts"][0] for c in classes) or 1
+    return {
+        "imbalances": imbalances,
+        "classes": [{**c, "width": 100 * c["counts"][0] / most, "share": c["counts"][0] / total} for c in classes],
+    }
 
 
 def _loss_figure(history: list[dict[str, Any]], best: float | None) -> Markup:

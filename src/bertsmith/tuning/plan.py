@@ -68,5 +68,5 @@ class Plan:
         if problems:
             raise ConfigError(
                 "the search is not set up right:\n" + "\n".join(f"  - {p}" for p in problems),
-                remedy="See bertsmith tune --help, or the documentation of bertsmith.tune.",
+                remedy="See bertsmith tune --help, or help(bertsmith.tune).",
             )

@@ -20,12 +20,13 @@ from bertsmith import run as runs
 from bertsmith import storage
 from bertsmith.config import PRIMARY, Config
 from bertsmith.data.clean import Cleaned, clean
+from bertsmith.data.split import split_cleaned
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, Interrupted
 from bertsmith.evaluation.baseline import verdict
 from bertsmith.evaluation.intervals import LEVEL, from_pairs, paired_draws
 from bertsmith.model import checkpoint
-from bertsmith.preparing import choose_recipe, split_cleaned
+from bertsmith.preparing import choose_recipe
 from bertsmith.repeat import run_seeds
 from bertsmith.report.study import advice, write_study_report
 from bertsmith.scoring import groups_in, targets_of

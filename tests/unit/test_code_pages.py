@@ -1,0 +1,150 @@
+"""A text file in a code page is read in that code page, however short it is, and the note shows a line to check."""
+
+import pytest
+
+from bertsmith.data.code_pages import code_page
+from bertsmith.data.encodings import decode
+from bertsmith.data.read import read_table
+
+SENTENCES = {
+    "French": (
+        "cp1252",
+        "C'était une fête à Noël, et tout le monde a adoré le gâteau.",
+        "Où êtes-vous ? La réponse n'est jamais arrivée.",
+        "Cœur de ville, œuvre magnifique, prix élevé : 45 €.",
+        "L'hôtel était propre, mais le petit-déjeuner trop cher.",
+        "Le téléphone s'éteint tout seul, même chargé.",
+        "Ça ne marche plus après deux mois, c'est décevant.",
+    ),
+    "German": (
+        "cp1252",
+        "Das Gerät funktioniert überhaupt nicht, ich bin enttäuscht.",
+        "Für den Preis ist die Qualität völlig in Ordnung.",
+        "Schöne Größe, passt genau und fühlt sich gut an.",
+        "Die Lieferung kam zu spät, der Käufer wurde nicht informiert.",
+        "Sehr freundlicher Service, würde ich wieder kaufen.",
+        "Leider ist der Deckel gebrochen und die Rückgabe mühsam.",
+    ),
+    "Spanish": (
+        "cp1252",
+        "El envío llegó rápido y el producto está muy bien.",
+        "¿Por qué no funciona la aplicación en mi teléfono?",
+        "La habitación era pequeña, pero la cama muy cómoda.",
+        "No lo compraría otra vez, qué decepción.",
+        "Mañana devolveré el artículo porque está roto.",
+        "Excelente atención, volveremos el próximo año.",
+    ),
+    "Portuguese": (
+        "cp1252",
+        "O produto não chegou e ninguém respondeu às minhas mensagens.",
+        "A qualidade é ótima e a entrega foi rápida.",
+        "Não gostei da atenção, o atendimento é péssimo.",
+        "A bateria não dura, já pedi a devolução.",
+        "Muito bom, recomendo a todos os meus irmãos.",
+        "O hotel fica próximo da praia e o pequeno-almoço é bom.",
+    ),
+    "Italian": (
+        "cp1252",
+        "Il prodotto è arrivato rotto, non è possibile usarlo.",
+        "La qualità è ottima e il prezzo è giusto.",
+        "Perché nessuno risponde? Così non va.",
+    ),
+    "Swedish": (
+        "cp1252",
+        "Produkten gick sönder efter två veckor, mycket dålig kvalitet.",
+        "Jag är väldigt nöjd med köpet och leveransen.",
+        "Rummet var för litet men sängen var skön.",
+    ),
+    "Danish": (
+        "cp1252",
+        "Varen gik i stykker efter få uger, meget dårlig kvalitet.",
+        "Jeg er rigtig glad for købet og leveringen.",
+        "Værelset var småt, men sengen var god.",
+    ),
+    "Polish": (
+        "cp1250",
+        "Produkt przyszedł uszkodzony i nie działa prawidłowo.",
+        "Jestem bardzo zadowolony, polecam każdemu.",
+        "Proszę o zwrot pieniędzy, to nie jest to, co zamówiłem.",
+        "Łóżko było niewygodne, śniadanie zimne.",
+        "Nie kupię więcej, żenada i strata pieniędzy.",
+        "Muzyka piękna, film trochę za długi.",
+    ),
+    "Czech": (
+        "cp1250",
+        "Výrobek přišel poškozený a vůbec nefunguje.",
+        "Kvalita je špatná, už nikdy víc.",
+        "Děkuji za ochotu, určitě se vrátíme příští rok.",
+        "Baterie vydrží krátce, to mě zklamalo.",
+        "Proč to trvá tak dlouho?",
+        "Ještě jsem nic neobdržel, peníze jsou pryč.",
+    ),
+    "Hungarian": (
+        "cp1250",
+        "A termék hibásan érkezett és egyáltalán nem működik.",
+        "Nagyon elégedett vagyok, gyors volt a szállítás.",
+        "A szoba kicsi volt, de az ágy kényelmes.",
+    ),
+    "Turkish": (
+        "cp1254",
+        "Ürün kırık geldi ve hiç çalışmıyor, çok kötü.",
+        "Çok memnun kaldım, kargo hızlıydı.",
+        "Fiyatına göre kalitesi iyi, herkese öneririm.",
+        "Bir daha asla almam, param boşa gitti.",
+        "İstediğim renk değildi, değiştirdim.",
+        "Pil ömrü kısa, iki günde bitiyor.",
+    ),
+    "Russian": (
+        "cp1251",
+        "Товар пришёл сломанный и совсем не работает.",
+        "Очень довольна покупкой, доставка быстрая.",
+        "Номер был маленький, но кровать удобная.",
+    ),
+    "Greek": (
+        "cp1253",
+        "Το προϊόν ήρθε σπασμένο και δεν λειτουργεί καθόλου.",
+        "Είμαι πολύ ευχαριστημένη, η παράδοση ήταν γρήγορη.",
+        "Το δωμάτιο ήταν μικρό αλλά το κρεβάτι άνετο.",
+    ),
+}
+
+
+def _table(sentences):
+    return "Text,Label\n" + "".join(f'"{sentence}",{"ab"[i % 2]}\n' for i, sentence in enumerate(sentences))
+
+
+@pytest.mark.parametrize("language", SENTENCES)
+def test_a_file_is_read_in_the_code_page_of_its_language(language):
+    page, *sentences = SENTENCES[language]
+    long = [f"{sentence} {i}" for i in range(150 // len(sentences)) for sentence in sentences]
+    for table in [_table([sentence]) for sentence in sentences] + [_table(sentences), _table(long)]:
+        text, notes = decode(table.encode(page), "t.csv")
+        assert text == table
+        assert [note.severity for note in notes] == ["warning"]
+
+
+@pytest.mark.parametrize("word", ["été", "Noël", "größer", "niño", "não", "perché", "smörgås", "It’s"])
+def test_one_western_word_is_read_as_windows_1252(word):
+    assert code_page(word.encode("cp1252")) == "cp1252"
+
+
+def test_western_languages_side_by_side_are_read_as_windows_1252():
+    western = [s for page, *sentences in SENTENCES.values() if page == "cp1252" for s in sentences]
+    assert code_page(_table(western).encode("cp1252")) == "cp1252"
+
+
+def test_a_table_of_excel_for_mac_is_read():
+    table = _table(SENTENCES["French"][1:])
+    assert decode(table.encode("mac_roman"), "t.csv")[0] == table
+
+
+def test_the_note_shows_the_line_with_the_most_accents(tmp_path):
+    rows = ["It’s plain,a", "an été,b", "où est le château dès Noël,a", "x" * 300 + " déjà à " + "y" * 300 + ",b"]
+    (tmp_path / "t.csv").write_bytes("\n".join(["Text,Label", *rows[:3], "plain,b"]).encode("cp1252"))
+    (note,) = read_table(tmp_path / "t.csv").notes
+    assert "cp1252" in note.message
+    assert "Line 4: où est le château dès Noël,a" in note.message
+    (tmp_path / "t.csv").write_bytes("\n".join(["Text,Label", rows[3], "plain,a", "plain,b"]).encode("cp1252"))
+    (note,) = read_table(tmp_path / "t.csv").notes
+    assert "déjà à" in note.message
+    assert len(note.message) < 250
