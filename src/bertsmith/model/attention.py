@@ -35,7 +35,7 @@ def attend(
         query: shape (tokens, heads, head size), or (texts, heads, head size) for the first token of each text alone.
         key: shape (tokens, heads, head size).
         value: as ``key``.
-        batch: how the texts are packed.
+        batch: how the texts are packed. Where it is a `PaddedBatch`, the tokens are (texts, width).
         bias: added to the scores of every text, shape (heads, width, width) for a width no text exceeds.
         window: tokens seen to either side; all unless given.
         dropout: of the attention weights, with rate ``p``.
@@ -62,10 +62,8 @@ def _padded(
     bias: torch.Tensor | None,
     window: int | None,
 ) -> torch.Tensor:
-    """Attend in one padded rectangle, in a form that exporters recognize."""
-    texts, width = batch.mask.shape
-    firsts = query.shape[0] != key.shape[0]
-    queries = 1 if firsts else width
+    """Attend in one padded rectangle, in a form that exporters recognize; shapes (texts, width or 1, heads, n)."""
+    width, queries = batch.mask.shape[1], query.shape[1]
     seen = batch.mask[:, None, None, :]
     if window is not None:
         place = torch.arange(width, device=query.device)
@@ -74,13 +72,8 @@ def _padded(
         seen = near & (seen | (place[:queries, None] == place))
     if bias is not None:
         seen = bias[None, :, :queries].masked_fill(~seen, torch.finfo(query.dtype).min)
-    wide = F.scaled_dot_product_attention(
-        query.unflatten(0, (texts, queries)).transpose(1, 2),
-        key.unflatten(0, (texts, width)).transpose(1, 2),
-        value.unflatten(0, (texts, width)).transpose(1, 2),
-        seen,
-    )
-    return wide.transpose(1, 2).flatten(0, 1)
+    wide = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), seen)
+    return wide.transpose(1, 2)
 
 
 def _by_groups(

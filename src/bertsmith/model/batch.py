@@ -109,21 +109,21 @@ class TokenBatch:
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """Texts padded to one width and laid out flat, for exporters, which know neither lengths nor groups.
+    """Texts padded to one width, for exporters, which know neither lengths nor groups.
 
     Attributes:
-        input_ids: shape (texts * width,).
-        position_ids: as ``input_ids``.
+        input_ids: shape (texts, width).
+        position_ids: as ``input_ids``, by broadcasting.
         token_type_ids: as ``input_ids``; ``None`` where the model takes none.
         mask: which places are filled, bool, shape (texts, width).
-        word_embeddings: replaces the embeddings of ``input_ids``, shape (texts * width, width of an embedding).
+        word_embeddings: ``None``.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     token_type_ids: torch.Tensor | None
     mask: torch.Tensor
-    word_embeddings: torch.Tensor | None = None
+    word_embeddings: None = None
 
     @classmethod
     def of(
@@ -136,17 +136,11 @@ class PaddedBatch:
     ) -> PaddedBatch:
         """Build a batch from tensors (texts, width), padded on the right; ``padding_id`` is that of `pack`."""
         if padding_id is None:
-            positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         else:
             counted = (input_ids != padding_id).long()
             positions = counted.cumsum(1) * counted + padding_id
-        types = None if token_type_ids is None else token_type_ids.flatten()
-        return cls(input_ids.flatten(), positions.flatten(), types, attention_mask.bool())
-
-    @property
-    def first(self) -> torch.Tensor:
-        """Rows of the first token of each text, shape (texts,)."""
-        return torch.arange(self.mask.shape[0], device=self.mask.device) * self.mask.shape[1]
+        return cls(input_ids, positions, token_type_ids, attention_mask.bool())
 
     @property
     def width(self) -> int:
@@ -154,10 +148,13 @@ class PaddedBatch:
         width: int = self.mask.shape[1]
         return width
 
+    def firsts(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return what belongs to first tokens, shape (texts, 1, …), of rows (texts, width, …)."""
+        return rows[:, :1]
+
     def mean(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the mean over the tokens of each text of rows (texts * width, n), shape (texts, n)."""
-        wide = rows.unflatten(0, self.mask.shape) * self.mask[:, :, None]
-        return wide.sum(1) / self.mask.sum(1, keepdim=True)
+        """Return the mean over the tokens of each text of rows (texts, width, n), shape (texts, n)."""
+        return (rows * self.mask[:, :, None]).sum(1) / self.mask.sum(1, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -219,6 +216,10 @@ class PackedBatch:
     def width(self) -> int:
         """Tokens of the longest text."""
         return max(self.lengths)
+
+    def firsts(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return what belongs to first tokens, shape (texts, …), of rows (tokens, …)."""
+        return rows.index_select(0, self.first)
 
     def mean(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the mean over the tokens of each text of rows (tokens, n), shape (texts, n)."""

@@ -273,13 +273,13 @@ def _post_norm_layer(
     def part(name: str) -> Any:
         return attrgetter(name)(layer)
 
-    residual = x.index_select(0, batch.first) if firsts else x
+    residual = batch.firsts(x) if firsts else x
     query, key, value = (
-        part(name)(rows).unflatten(1, (heads, -1))
+        part(name)(rows).unflatten(-1, (heads, -1))
         for name, rows in ((names.query, residual), (names.key, x), (names.value, x))
     )
     rate = part(names.weights_dropout).p
-    mixed = attention(query, key, value, batch, bias=bias, dropout=drop.dropout, p=rate).flatten(1)
+    mixed = attention(query, key, value, batch, bias=bias, dropout=drop.dropout, p=rate).flatten(-2)
     rate = 0.0 if names.out_dropout is None else part(names.out_dropout).p
     x = part(names.out_norm)(drop.add(part(names.out)(mixed), residual, rate))
     inner = part(names.activation)(part(names.up)(x))
@@ -290,7 +290,7 @@ def _post_norm_layer(
 def _head(model: Any, x: torch.Tensor, drop: Drop, head: Head) -> torch.Tensor:
     """Compute the head, which is small, in full precision."""
     with torch.autocast(x.device.type, enabled=False):
-        return head(model, x.to(model.dtype), drop)
+        return head(model, (x if x.dim() == 2 else x[:, 0]).to(model.dtype), drop)
 
 
 def _relative_bias(table: Any, batch: Batch) -> torch.Tensor:
@@ -321,8 +321,10 @@ def _modernbert(model: Any, batch: Batch, drop: Drop, compute_layer: Callable[..
     if x is None:
         x = lookup(body.embeddings.tok_embeddings, batch.input_ids)
     x = drop(body.embeddings.norm(x), body.embeddings.drop.p)
+    packed = batch.position_ids.dim() == 1
+    places = batch.position_ids[None] if packed else batch.position_ids
     rotations = {
-        kind: [rotation[0, :, None] for rotation in body.rotary_emb(x, batch.position_ids[None], kind)]
+        kind: [(turn[0] if packed else turn).unsqueeze(-2) for turn in body.rotary_emb(x, places, kind)]
         for kind in set(config.layer_types)
     }
     pools_mean = config.classifier_pooling == "mean"
@@ -344,14 +346,14 @@ def _pre_norm_layer(
     attention: Attention = attend,
 ) -> torch.Tensor:
     attn, mlp = layer.attn, layer.mlp
-    query, key, value = attn.Wqkv(layer.attn_norm(x)).unflatten(1, (3, heads, -1)).unbind(1)
+    query, key, value = attn.Wqkv(layer.attn_norm(x)).unflatten(-1, (3, heads, -1)).unbind(-3)
     query, key = (_rotated(rows, *rotation) for rows in (query, key))
     if firsts:
-        query, x = query.index_select(0, batch.first), x.index_select(0, batch.first)
+        query, x = batch.firsts(query), batch.firsts(x)
     # Hugging Face counts the token itself among those to one side.
     window = None if attn.sliding_window is None else attn.sliding_window - 1
     rate = attn.attention_dropout
-    mixed = attention(query, key, value, batch, window=window, dropout=drop.dropout, p=rate).flatten(1)
+    mixed = attention(query, key, value, batch, window=window, dropout=drop.dropout, p=rate).flatten(-2)
     x = drop.add(attn.Wo(mixed), x, rate)
     inner, gate = mlp.Wi(layer.mlp_norm(x)).chunk(2, dim=-1)
     result: torch.Tensor = x + mlp.Wo(drop(mlp.act(inner) * gate, mlp.drop.p))
