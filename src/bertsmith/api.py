@@ -10,6 +10,7 @@ from bertsmith.config import Config, DataConfig, resolve
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, RunFolderError, listing
 from bertsmith.run import Run, open_run
+from bertsmith.versions import use_cores
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,6 +83,7 @@ def train(
     from bertsmith.training.arguments import problems_of
 
     resolved = resolve(settings, Path(config) if config else None, api=True, check_set=problems_of)
+    use_cores(resolved.threads)
     return run_seeds(
         lambda: as_table(table, resolved),
         resolved,
@@ -149,6 +151,7 @@ def tune(
             f"tuning needs the package {error.name}", remedy="Install it: pip install 'bertsmith[tune]'."
         ) from error
     resolved = resolve(settings, Path(config) if config else None, api=True, check_set=problems_of)
+    use_cores(resolved.threads)
     plan = Plan(
         trials,
         minutes,

@@ -117,6 +117,9 @@ class ModelConfig(Step):
         None, ge=8, le=131072, description="Tokens kept of each text; covers 99 % of the texts unless given."
     )
     device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="Where to compute.")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU cores to use; all that this process may use unless given."
+    )
     allow_pickle: bool = Field(
         False, description="Load a checkpoint that has only pickle weights (with weights_only, no code is run)."
     )

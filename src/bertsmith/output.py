@@ -268,9 +268,13 @@ def check_same(run: Run, *, config: Mapping[str, Any], fingerprint: str, model: 
 
 
 def _changed_settings(run: Run, config: Mapping[str, Any]) -> list[str]:
-    """Say which settings of a run differ; the device may, so that what one device cannot finish another one can."""
+    """Say which settings of a run differ. Device and threads may, so that another machine can finish the run."""
     before = run.info.get("config", {})
-    return differences(before, {**config, "device": before.get("device", config.get("device"))})
+    free = ("device", "threads")
+    return differences(
+        {name: value for name, value in before.items() if name not in free},
+        {name: value for name, value in config.items() if name not in free},
+    )
 
 
 def _refuse(run: Run, changed: list[str]) -> None:

@@ -48,15 +48,25 @@ def cpu_capabilities() -> dict[str, Any]:
     return ask()
 
 
-def cores() -> int:
-    """Return how many cores this process may use: those it is bound to, fewer where its container has a share of them.
+_limit: int | None = None
 
-    ``OMP_NUM_THREADS`` is heeded, as everything that computes heeds it.
+
+def use_cores(n: int | None) -> None:
+    """Let this process use at most n cores; all that there are if ``None``."""
+    global _limit
+    _limit = n
+
+
+def cores() -> int:
+    """Return how many cores this process may use.
+
+    They are those it is bound to, fewer where its container has a share of them, where ``OMP_NUM_THREADS`` says so, or
+    after `use_cores`.
     """
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     limits = [bound, _container_share()] + ([int(wanted)] if wanted.isdigit() and int(wanted) > 0 else [])
-    return max(1, min(limits))
+    return max(1, min(limits + ([_limit] if _limit else [])))
 
 
 def _container_share(folder: Path = Path("/sys/fs/cgroup")) -> int:

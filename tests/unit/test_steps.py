@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from bertsmith import versions
+from bertsmith.compute import workers
 from bertsmith.data.table import Labels
 from bertsmith.model import checkpoint, forward
 from bertsmith.model.batch import TokenBatch
@@ -21,6 +23,7 @@ from bertsmith.training.compiled import AT_LEAST, LOOK, pays
 from bertsmith.training.events import Compiling
 from bertsmith.training.finite import Part, Question, can_skip
 from bertsmith.training.graphs import TRIES, Graphs
+from bertsmith.training.speed import Pace
 
 CPU = torch.device("cpu")
 LABELS = Labels((0, 1, 2), ("a", "b", "c"))
@@ -188,3 +191,25 @@ def test_layers_are_compiled_only_where_that_pays(seconds, expected, folder, mon
         engine._compile_if_it_pays()
     assert engine.compiled is expected
     assert events == ([Compiling(100, pytest.approx(seconds))] if expected else [])
+
+
+def test_steps_that_become_much_slower_are_noticed_once():
+    pace = Pace()
+    calm = [pace.slowdown(1.0, 1000) for _ in range(20)]
+    longer_texts = [pace.slowdown(8.0, 8000) for _ in range(20)]
+    assert calm + longer_texts == [None] * 40
+    found = [pace.slowdown(6.0, 1000) for _ in range(20)]
+    assert [times for times in found if times] == [pytest.approx(6.0)]
+    fast = Pace()
+    assert not any(fast.slowdown(0.001 * (1 + 9 * (i > 10)), 1000) for i in range(40))  # too short to matter
+
+
+def test_cores_are_limited_by_the_setting(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    everything = versions.cores()
+    versions.use_cores(1)
+    assert versions.cores() == workers.count() == 1
+    versions.use_cores(10**6)
+    assert versions.cores() == everything
+    versions.use_cores(None)
+    assert versions.cores() == everything

@@ -23,7 +23,7 @@ READING = (
 )
 
 
-@with_settings(DataConfig, ModelConfig, only=(*READING, "device"))
+@with_settings(DataConfig, ModelConfig, only=(*READING, "device", "threads"))
 def evaluate(
     *,
     run: RunArgument,

@@ -16,7 +16,7 @@ STRONGEST = 10
 """Words listed with their figure."""
 
 
-@with_settings(ModelConfig, only=("device",))
+@with_settings(ModelConfig, only=("device", "threads"))
 def explain(
     *,
     run: RunArgument,

@@ -17,6 +17,7 @@ from typer.core import TyperCommand
 
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, Step, TrainConfig, parse_assignments, resolve
 from bertsmith.errors import ConfigError
+from bertsmith.versions import use_cores
 
 _PANELS: dict[type[Step], str] = {
     DataConfig: "Data",
@@ -107,7 +108,9 @@ def with_settings(
             file = arguments.pop("config")
             if told:
                 arguments["config"] = file
-            command(**arguments, settings=resolve(flags, file, check_set=_problems_of))
+            settings = resolve(flags, file, check_set=_problems_of)
+            use_cores(settings.threads)
+            command(**arguments, settings=settings)
 
         own = [
             p

@@ -33,7 +33,7 @@ LISTED = 20
 READING = ("text_column", "sql", "db", "sheet", "encoding", "max_unpacked")
 
 
-@with_settings(DataConfig, ModelConfig, only=(*READING, "device"))
+@with_settings(DataConfig, ModelConfig, only=(*READING, "device", "threads"))
 def predict(
     *,
     run: RunOrExport,

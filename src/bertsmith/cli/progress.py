@@ -22,6 +22,7 @@ from bertsmith.training.events import (
     Finished,
     MemoryPlanned,
     MemoryShort,
+    Slowed,
     Started,
     StepDone,
     WentBack,
@@ -89,6 +90,12 @@ class Progress:
             self.console.print(
                 f"[yellow]only {in_words(event.free)} of memory are free:[/] "
                 f"training with {event.token_budget:,} tokens at once; the result stays the same"
+            )
+        elif isinstance(event, Slowed):
+            load = f" (load {event.load:.1f} on {event.cores} cores)" if event.load is not None else ""
+            self.console.print(
+                f"[yellow]steps take {event.times:.0f} times as long as the first ones:[/] "
+                f"another program seems to use this CPU{load}; with --threads this run uses fewer cores"
             )
         elif isinstance(event, Compiling):
             self.console.print(f"compiling the layers: training takes {clock(event.seconds)} more without that")

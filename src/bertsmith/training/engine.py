@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -25,7 +26,7 @@ from bertsmith.model.load import Loaded
 from bertsmith.model.scores import compute_logits
 from bertsmith.training.collate import TokenDataset
 from bertsmith.training.compiled import AT_LEAST, LOOK, can_compile, pays
-from bertsmith.training.events import Compiling, Listener, MemoryShort
+from bertsmith.training.events import Compiling, Listener, MemoryShort, Slowed
 from bertsmith.training.finite import NotFiniteError, Part, Question, can_skip
 from bertsmith.training.graphs import Graphs
 from bertsmith.training.losses import StepLoss
@@ -33,8 +34,9 @@ from bertsmith.training.rates import set_rates
 from bertsmith.training.replicas import collect_gradients, replicate
 from bertsmith.training.resume import ResumableTrainer
 from bertsmith.training.sampler import EpochOrder, EpochSampler, place_of
-from bertsmith.training.speed import Stopwatch
+from bertsmith.training.speed import Pace, Stopwatch
 from bertsmith.training.together import ALONE, Group
+from bertsmith.versions import cores
 
 Score = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
 """Takes class indices (n,) and probabilities (n, classes), returns metrics by name, the primary one among them."""
@@ -105,7 +107,7 @@ class Engine(ResumableTrainer):
         self.steps, self.token_budget, self.most_held = steps, steps.token_budget, steps.most_held
         self.slower = steps.slower
         self.order = EpochOrder(len(train), arguments.seed, steps.chances)
-        self.watch = Stopwatch()
+        self.watch, self._pace = Stopwatch(), Pace()
         self.loss_sum: torch.Tensor | float = 0.0
         self.evaluated_at = 0
         self.compiled = False
@@ -211,6 +213,7 @@ class Engine(ResumableTrainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Add the gradient of a batch to what is there, and return its part of the loss of the step."""
         self.watch.lap("data")
+        began = time.perf_counter()
         step, part = self._part
         self._part = (self.state.global_step, part + 1 if step == self.state.global_step else 0)
         if self.graphs is not None and not self._part[1]:
@@ -239,7 +242,9 @@ class Engine(ResumableTrainer):
             self.settle()
         elif not bool(torch.isfinite(loss)):
             raise self._not_finite(self._parts[-1])
-        self.watch.count(len(batch), len(batch.input_ids) * (1 + self.step_loss.twice))
+        tokens = len(batch.input_ids) * (1 + self.step_loss.twice)
+        self.watch.count(len(batch), tokens)
+        self._notice_pace(time.perf_counter() - began, tokens)
         self.loss_sum = self.loss_sum + loss
         if self.most_held is not None:
             self.most_held = give_back_beyond(self.most_held)
@@ -248,6 +253,13 @@ class Engine(ResumableTrainer):
         self.watch.move("backward", "forward", sum(self._forward_seconds) / threads)
         self._forward_seconds.clear()
         return loss
+
+    def _notice_pace(self, seconds: float, tokens: int) -> None:
+        """Report that steps have become much slower; on a GPU the time of a step says nothing."""
+        times = self._pace.slowdown(seconds, tokens) if self.args.device.type == "cpu" else None
+        if times is not None:
+            load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+            self.emit(Slowed(self.state.global_step, times, load, cores()))
 
     def _add_gradients(self, model: Any, batch: TokenBatch, texts: Any, budget: int) -> torch.Tensor:
         """Add the gradient of a batch to what is there, some micro-batches at a time; return its loss."""

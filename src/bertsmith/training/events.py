@@ -111,6 +111,23 @@ class MemoryPlanned:
 
 
 @dataclass(frozen=True)
+class Slowed:
+    """Steps take much longer than the first ones did, as beside another busy program.
+
+    Attributes:
+        step: optimizer steps done.
+        times: how many times as long, for as many tokens.
+        load: processes that want a core, on average over the last minute; ``None`` where the system does not say.
+        cores: cores this process may use.
+    """
+
+    step: int
+    times: float
+    load: float | None
+    cores: int
+
+
+@dataclass(frozen=True)
 class Compiling:
     """The rest of training takes so many seconds that compiling the model's layers pays; that comes next."""
 
@@ -154,6 +171,7 @@ class CheckpointsDamaged:
 
 Event = (
     Started
+    | Slowed
     | CheckpointsDamaged
     | StepDone
     | Evaluated

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     import torch
 
 PHASES = ("data", "forward", "backward", "optimizer")
+STEADY, LONG, MUCH = 5, 10.0, 4.0
+"""Steps that are compared with as many first ones, the seconds they take at least, and how much slower they must be."""
 WAIT, TRACED = 3, 5
 """Steps until a trace begins, when all is warm, and steps in it."""
 
@@ -73,6 +77,34 @@ class Stopwatch:
             "padding": 1 - self.tokens / self.places if self.places else 0.0,
             "shares": {phase: self.seconds[phase] / total for phase in PHASES},
         }
+
+
+class Pace:
+    """Notices, once, that steps take much longer than the first ones did."""
+
+    def __init__(self) -> None:
+        self._first: list[float] = []
+        self._last: deque[tuple[float, float]] = deque(maxlen=STEADY)
+        self._told = False
+
+    def slowdown(self, seconds: float, tokens: int) -> float | None:
+        """Take in a step; return how many times as slow as the first steps the last ones are, where that is much.
+
+        Args:
+            seconds: that the step took.
+            tokens: that it computed.
+        """
+        if self._told or not tokens:
+            return None
+        if len(self._first) <= STEADY:  # the very first step also sets things up
+            self._first.append(seconds / tokens)
+            return None
+        self._last.append((seconds, seconds / tokens))
+        times = statistics.median(pace for _, pace in self._last) / statistics.median(self._first[1:])
+        if len(self._last) < STEADY or sum(taken for taken, _ in self._last) < LONG or times < MUCH:
+            return None
+        self._told = True
+        return times
 
 
 class Tracer(TrainerCallback):  # type: ignore[misc]  # transformers is untyped

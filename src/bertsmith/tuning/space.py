@@ -22,7 +22,7 @@ LONG = 256
 """Tokens from which on half of them is a choice."""
 UNEQUAL = 2.0
 """Times the texts of the smallest class that the largest one has, from which on something may be done about it."""
-_NOT_TUNED = ("seed", "seeds", "set", "keep_checkpoints", "profile", "device", "allow_pickle")
+_NOT_TUNED = ("seed", "seeds", "set", "keep_checkpoints", "profile", "device", "threads", "allow_pickle")
 _FIELDS = {n: f for step in (ModelConfig, TrainConfig) for n, f in step.model_fields.items() if n not in _NOT_TUNED}
 
 

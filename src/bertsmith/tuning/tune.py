@@ -174,7 +174,7 @@ def _folds(cleaned: Cleaned, data: Table, k: int, config: Config) -> np.ndarray:
 
 def _study_name(searched: Mapping[str, Any]) -> str:
     """Return a name that the same command has on every machine, wherever its files are."""
-    paths = ("validation", "test", "db", "corrections", "device")
+    paths = ("validation", "test", "db", "corrections", "device", "threads")
     settings = {name: value for name, value in searched["settings"].items() if name not in paths}
     content = json.dumps({**searched, "settings": settings}, sort_keys=True, default=str)
     return f"bertsmith-{hashlib.sha256(content.encode()).hexdigest()[:16]}"

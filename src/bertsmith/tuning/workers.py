@@ -23,7 +23,7 @@ from bertsmith.tuning.space import Space, with_values
 from bertsmith.tuning.store import ERROR, Store, TakenOverError, experimental, is_done
 from bertsmith.tuning.study import Study
 from bertsmith.tuning.trials import Bench, run_trial, scored_within_epochs
-from bertsmith.versions import cores
+from bertsmith.versions import cores, use_cores
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -244,7 +244,9 @@ def run_worker(search: Search, parent: int) -> None:
     wish = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: wish.append(True))
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), cores()) // search.plan.jobs))
+    use_cores(search.config.threads)
+    use_cores(max(1, cores() // search.plan.jobs))
+    torch.set_num_threads(cores())
     store = open_store(search, lambda event: None)
     try:
         work(store, search, lambda event: None, lambda: bool(wish) or os.getppid() != parent)
