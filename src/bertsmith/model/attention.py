@@ -73,7 +73,9 @@ def _padded(
     if bias is not None:
         seen = bias[None, :, :queries].masked_fill(~seen, torch.finfo(query.dtype).min)
     wide = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), seen)
-    return wide.transpose(1, 2)
+    wide = wide.transpose(1, 2)
+    # Exporters write attention with a bias in single steps, whose result is laid out otherwise than they recorded.
+    return wide if bias is None else wide.clone(memory_format=torch.contiguous_format)
 
 
 def _by_groups(
