@@ -23,7 +23,7 @@ from bertsmith.data.read import read_table
 from bertsmith.data.table import Labels, Table
 from bertsmith.errors import ConfigError, DataError
 from bertsmith.evaluation.abstention import check
-from bertsmith.evaluation.baseline import tfidf_logistic_regression, verdict
+from bertsmith.evaluation.baseline import bag_of_words, verdict
 from bertsmith.evaluation.calibration import calibration, fit_temperature, scale
 from bertsmith.evaluation.decision import Decision, tune
 from bertsmith.evaluation.evaluate import evaluate
@@ -190,7 +190,7 @@ def baselines(parts: dict[str, Table], probabilities: np.ndarray, seed: int) -> 
     """Put the model's probabilities on test beside what one gets with less."""
     train, test = parts["train"], parts["test"]
     n_classes = len(test.labels)
-    words = tfidf_logistic_regression(
+    words = bag_of_words(
         train.frame["text"].tolist(), train.targets, test.frame["text"].tolist(), n_classes=n_classes, seed=seed
     )
     ours, theirs = probabilities.argmax(axis=1), words.probabilities.argmax(axis=1)
@@ -202,11 +202,11 @@ def baselines(parts: dict[str, Table], probabilities: np.ndarray, seed: int) -> 
             "label_text": test.labels.texts[int(train.counts.argmax())],
             "test": scalars(test.targets, majority_probabilities(train.counts, len(test))),
         },
-        "tfidf_logistic_regression": {
-            "c": words.c,
+        "bag_of_words": {
+            "classifier": words.classifier,
             "test": scalars(test.targets, words.probabilities),
             "difference": {"metric": PRIMARY, "value": value, "interval": [low, high]},
-            "verdict": verdict(value, low, high, len(test)),
+            "verdict": verdict(value, low, high, len(test), rival=f"a bag of words with a {words.classifier}"),
         },
     }
 

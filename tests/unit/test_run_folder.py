@@ -10,6 +10,7 @@ import pytest
 import bertsmith as bs
 from bertsmith import storage
 from bertsmith.errors import Interrupted, RunFolderError
+from bertsmith.report.report import write_report
 from bertsmith.run import open_run
 from bertsmith.storage import replaced_file, replaced_folder, write_json
 from bertsmith.testing import tiny_table
@@ -61,8 +62,8 @@ def check_contract(folder):
         for entry in split["metrics"].values():
             assert set(entry) == {"value", "interval"}
     assert {"per_class", "confusion", "calibration"} <= set(metrics["splits"]["test"])
-    assert set(metrics["baseline"]) == {"majority_class", "tfidf_logistic_regression"}
-    assert {"test", "difference", "verdict"} <= set(metrics["baseline"]["tfidf_logistic_regression"])
+    assert set(metrics["baseline"]) == {"majority_class", "bag_of_words"}
+    assert {"test", "difference", "verdict"} <= set(metrics["baseline"]["bag_of_words"])
     for predictions in (
         pd.read_parquet(folder / "predictions" / "test.parquet"),
         pd.read_csv(folder / "predictions" / "test.csv", keep_default_na=False),
@@ -80,6 +81,19 @@ def check_contract(folder):
 
 def test_a_run_folder_holds_what_the_contract_says(finished):
     check_contract(finished)
+
+
+def test_the_baseline_of_an_older_run_is_read(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "old")
+    run = open_run(tmp_path / "old")
+    metrics = json.loads(run.layout.metrics.read_text())
+    entry = {**metrics["baseline"].pop("bag_of_words"), "c": 10.0}
+    del entry["classifier"]
+    metrics["baseline"]["tfidf_logistic_regression"] = entry
+    write_json(run.layout.metrics, metrics)
+    assert run.metrics["baseline"]["bag_of_words"] == {"classifier": "logistic regression", **entry}
+    write_report(run)
+    assert "logistic regression" in run.layout.report.read_text(encoding="utf-8")
 
 
 def test_the_user_sees_their_own_numbers(finished):

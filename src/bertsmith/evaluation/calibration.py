@@ -32,7 +32,7 @@ def fit_temperature(targets: np.ndarray, probabilities: np.ndarray) -> float:
 
     def loss(log_temperature: float) -> float:
         scaled = logits / np.exp(log_temperature)
-        return float(np.mean(_log_sum_exp(scaled) - scaled[rows, targets]))
+        return float(np.mean(log_sum_exp(scaled) - scaled[rows, targets]))
 
     found = minimize_scalar(loss, bounds=tuple(np.log(BOUNDS)), method="bounded")
     return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
@@ -47,7 +47,7 @@ def scale(probabilities: np.ndarray, temperature: float, offsets: np.ndarray | f
         offsets: of the classes, shape (classes,).
     """
     scaled = (logs(probabilities) + offsets) / temperature
-    result: np.ndarray = np.exp(scaled - _log_sum_exp(scaled)[:, None])
+    result: np.ndarray = np.exp(scaled - log_sum_exp(scaled)[:, None])
     return result
 
 
@@ -99,7 +99,8 @@ def logs(probabilities: np.ndarray) -> np.ndarray:
     return result
 
 
-def _log_sum_exp(logits: np.ndarray) -> np.ndarray:
+def log_sum_exp(logits: np.ndarray) -> np.ndarray:
+    """Return the logarithm of the sum of exponentials of every row, shape (n,), of logits of shape (n, classes)."""
     top = logits.max(axis=1)
     result: np.ndarray = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
     return result
