@@ -129,6 +129,9 @@ class EvalConfig(Step):
     decision_rule: Literal["auto", "off"] = Field(
         "auto", description="Tune offsets of the classes for macro-F1 on validation, where that measurably helps."
     )
+    explanations: Literal["auto", "off"] = Field(
+        "auto", description="Explain the most confident mistakes on test, in a twentieth of the training time."
+    )
 
 
 STEPS: tuple[type[Step], ...] = (DataConfig, ModelConfig, TrainConfig, EvalConfig)

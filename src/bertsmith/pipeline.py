@@ -23,6 +23,7 @@ from bertsmith.data.table import Table
 from bertsmith.errors import DeviceError, Interrupted, listing
 from bertsmith.evaluation.metrics import quick
 from bertsmith.inference.classifier import Classifier
+from bertsmith.inference.explain import explain_mistakes
 from bertsmith.model import checkpoint
 from bertsmith.model.encode import encode
 from bertsmith.model.load import Loaded, describe_device
@@ -34,8 +35,6 @@ from bertsmith.scoring import (
     Scored,
     Scoring,
     baselines,
-    calibrate,
-    explain_mistakes,
     hashes,
     look_closer,
     predictions_frame,
@@ -251,8 +250,7 @@ def _train(
         with _timed(seconds, "evaluation"):
             # What is scored is what the user gets: the model as it stands on disk.
             fitted = Classifier.load(run.layout.model, labels=table.labels, device=config.device)
-            decision = calibrate(fitted, parts["validation"], run, config, lambda _: check_stop(scoring))
-            splits, probabilities = score_splits(fitted, parts, config.seed, watch)
+            splits, probabilities, decision = score_splits(fitted, parts, run, config, watch)
             closer = look_closer(fitted, parts, probabilities, decision)
             splits["test"]["calibration"] |= closer.pop("calibration")
         with _timed(seconds, "baseline"):
@@ -269,7 +267,9 @@ def _train(
                 write_predictions(run.layout.predictions, name, predictions)
         with _timed(seconds, "explanations"):
             check_stop(scoring)
-            storage.write_json(run.layout.explanations, {"mistakes": explain_mistakes(fitted, predictions)})
+            wanted = config.explanations == "auto"
+            mistakes = explain_mistakes(fitted, predictions, seconds["training"]) if wanted else []
+            storage.write_json(run.layout.explanations, {"mistakes": mistakes})
     except BaseException as error:
         if run.layout.run.is_file():
             with suppress(OSError):  # the disk may be what failed

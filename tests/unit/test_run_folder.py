@@ -10,6 +10,7 @@ import pytest
 import bertsmith as bs
 from bertsmith import storage
 from bertsmith.errors import Interrupted, RunFolderError
+from bertsmith.inference.classifier import Classifier
 from bertsmith.report.report import write_report
 from bertsmith.run import open_run
 from bertsmith.storage import replaced_file, replaced_folder, write_json
@@ -115,6 +116,26 @@ def test_predictions_and_metrics_agree(finished):
     source = tiny_table(150)["Text"]
     rows = splits[splits["split"] == "test"]["row"]
     assert source.iloc[rows - 1].tolist() == frame["text"].tolist()
+
+
+def test_scoring_predicts_each_text_once_and_samples_train(tiny, tmp_path, monkeypatch):
+    predicted = []
+    plain = Classifier.logits_of
+
+    def logits_of(self, encoded, progress=None):
+        predicted.append(len(encoded["input_ids"]))
+        return plain(self, encoded, progress)
+
+    monkeypatch.setattr(Classifier, "logits_of", logits_of)
+    run = train(tiny, tmp_path / "run", table=tiny_table(300), epochs=1, explanations="off")
+    splits = run.metrics["splits"]
+    assert sum(predicted) == sum(s["texts"] for s in splits.values())
+    assert splits["train"]["texts"] == 200 < splits["train"]["sample_of"]
+    assert run.explanations == []
+    # What was predicted before calibration and scaled afterwards is what the saved model says.
+    kept = run.validation_predictions
+    again = bs.load(run.path, runtime="torch").predict_proba(kept["text"].tolist())
+    assert again == pytest.approx(np.stack(kept["probabilities"].to_list()), abs=1e-5)
 
 
 def test_a_finished_run_is_not_overwritten(finished, tiny, table):

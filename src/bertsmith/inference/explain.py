@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
+import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +13,7 @@ from bertsmith.errors import ConfigError, DataError, DeviceError, did_you_mean, 
 from bertsmith.training.memory import ran_out
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
     from bertsmith.inference.classifier import Classifier
@@ -18,6 +22,12 @@ STEPS = (32, 64, 128, 256, 512)
 """Points of the path from nothing to the text that are tried, until the sum is right."""
 TOLERANCE = 0.05
 """How far the attributions' sum may be from the change in the logit, as a share of that, or of 1 if it is less."""
+FORWARD_PASSES = 2
+"""Forward passes that a point costs in time, its backward pass counted and batching too."""
+EXPLAINED_TOKENS = 256
+"""Of test texts that training explains at its end: some seconds' work for MiniLM on two cores."""
+EXPLAINED_SHARE, EXPLAINED_SECONDS = 0.05, 2.0
+"""Explanations take at most this share of the training time, or this many seconds if that is more."""
 AT_ONCE = 16
 """Points computed in one pass."""
 
@@ -69,7 +79,11 @@ class Explanation:
         return asdict(self)
 
 
-def explain(classifier: Classifier, text: str, label: str | None = None) -> Explanation:
+class OutOfTimeError(Exception):
+    """An explanation would not be ready before its deadline."""
+
+
+def explain(classifier: Classifier, text: str, label: str | None = None, *, deadline: float = math.inf) -> Explanation:
     """Say which words moved the logit of a label, by how much.
 
     The path leads from padding tokens to those of the text, its special tokens aside; what the pieces of a word add is
@@ -79,8 +93,10 @@ def explain(classifier: Classifier, text: str, label: str | None = None) -> Expl
         classifier: a fitted model.
         text: one text.
         label: a label text; the predicted one unless given.
+        deadline: by when to be ready, on the clock of `time.perf_counter`.
 
     Raises:
+        OutOfTimeError: as soon as it is foreseeable that the deadline cannot be met.
         ConfigError: if the package captum is missing, or there is no such label.
         DataError: if the text is empty.
         DeviceError: if memory does not suffice.
@@ -108,7 +124,7 @@ def explain(classifier: Classifier, text: str, label: str | None = None) -> Expl
     special = encoded["special_tokens_mask"].bool()
     inputs = {name: encoded[name].to(classifier.loaded.device) for name in classifier.loaded.input_names}
     baseline = inputs["input_ids"].masked_fill(~special.to(classifier.loaded.device), tokenizer.pad_token_id)
-    of_tokens, change, gap, steps = _attributions(classifier, inputs, baseline, target)
+    of_tokens, change, gap, steps = _attributions(classifier, inputs, baseline, target, deadline)
     words = _words(text, encoded.word_ids(), encoded["offset_mapping"][0].tolist(), of_tokens)
     is_cut = len(tokenizer(text, verbose=False)["input_ids"]) > len(of_tokens)
     return Explanation(
@@ -124,8 +140,37 @@ def explain(classifier: Classifier, text: str, label: str | None = None) -> Expl
     )
 
 
+def explain_mistakes(classifier: Classifier, predictions: pd.DataFrame, seconds: float) -> list[dict[str, Any]]:
+    """Explain the most confident mistakes, as far as `EXPLAINED_TOKENS` and the time allow; none without captum.
+
+    Args:
+        classifier: as it stands on disk.
+        predictions: of `predictions_frame`, for the test split.
+        seconds: that training took.
+
+    Returns:
+        JSON-ready: `Explanation` with ``row``, the place of the text in the source.
+    """
+    if importlib.util.find_spec("captum") is None:
+        return []
+    wrong = predictions[predictions["label"] != predictions["predicted"]]
+    wrong = wrong.sort_values("confidence", ascending=False, kind="stable")
+    explained, left = [], EXPLAINED_TOKENS
+    deadline = time.perf_counter() + max(EXPLAINED_SHARE * seconds, EXPLAINED_SECONDS)
+    counts = classifier.loaded.encoder.count(wrong["text"].tolist())
+    for row, text, tokens in zip(wrong["row"], wrong["text"], counts, strict=True):
+        if tokens > left:
+            break
+        left -= tokens
+        try:
+            explained.append({"row": int(row), **explain(classifier, text, deadline=deadline).to_dict()})
+        except OutOfTimeError:
+            break
+    return explained
+
+
 def _attributions(
-    classifier: Classifier, inputs: dict[str, torch.Tensor], baseline: torch.Tensor, target: int
+    classifier: Classifier, inputs: dict[str, torch.Tensor], baseline: torch.Tensor, target: int, deadline: float
 ) -> tuple[list[float], float, float, int]:
     """Return the attribution of every token, the change of the logit, the gap to it, and the points it took."""
     import torch
@@ -142,6 +187,7 @@ def _attributions(
         result: torch.Tensor = model(input_ids=ids, **repeated).logits[:, target]
         return result
 
+    began = time.perf_counter()
     with torch.no_grad():
         change = float(logit(inputs["input_ids"]) - logit(baseline))
     method = LayerIntegratedGradients(logit, model.get_input_embeddings())
@@ -162,12 +208,17 @@ def _attributions(
                 ) from error
         return attribute(steps, at_once // 2)
 
+    expected = FORWARD_PASSES * STEPS[0] * (time.perf_counter() - began) / 2
     for steps in STEPS:
+        if time.perf_counter() + expected > deadline:
+            raise OutOfTimeError
+        began = time.perf_counter()
         found = attribute(steps, AT_ONCE)
         of_tokens = found.sum(dim=-1)[0].detach().double().cpu()
         gap = float(of_tokens.sum()) - change
         if abs(gap) <= TOLERANCE * max(abs(change), 1.0):
             break
+        expected = 2 * (time.perf_counter() - began)
     model.zero_grad(set_to_none=True)
     return of_tokens.tolist(), change, gap, steps
 
