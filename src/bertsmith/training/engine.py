@@ -57,6 +57,8 @@ class Engine(Ordered):
     loss_sum: torch.Tensor | float = 0.0
     evaluated_at: int = 0
     watch: Stopwatch
+    won: Callable[[], bool]
+    """Whether the last evaluation is the best one so far."""
     part: tuple[int, int] = (-1, 0)
     graphs: Graphs | None = None
     """Recordings of a GPU's work, where they can be made."""
@@ -305,6 +307,12 @@ class Engine(Ordered):
         model.train()
         alone = [] if len(wrong) == len(inputs["labels"]) or not batch else [batch[row] for row in wrong]
         return NotFiniteError(f"the loss of step {part.place[0] + 1:,}", alone, batch)
+
+    def _determine_best_metric(self, metrics: Any, trial: Any) -> bool:
+        """Take the last evaluation for the best where it is; the Trainer itself keeps the first of equal scores."""
+        if self.won():
+            self.state.best_metric = None
+        return bool(super()._determine_best_metric(metrics, trial))
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
