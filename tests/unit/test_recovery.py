@@ -171,6 +171,28 @@ def test_patience_goes_on_where_it_was(tiny, tmp_path):
     assert _history(run) == _history(whole)
 
 
+def test_the_time_of_a_resumed_run_counts_from_its_beginning(tiny, tmp_path):
+    seen = []
+
+    def kill(event):
+        if isinstance(event, StepDone) and event.step == 8:
+            seen.append(Run(tmp_path / "run").info["seconds"])  # what a kill would leave
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _train(tiny, tmp_path / "run", on_event=kill)
+    assert seen[0]["training"] > 0
+    run = Run(tmp_path / "run")
+    spent = run.info["seconds"]
+    assert spent["training"] > seen[0]["training"]
+    run.update(seconds={**spent, "training": 1000.0, "data": 100.0})
+    run = _train(tiny, tmp_path / "run", resume=True)
+    assert 1000 < run.info["seconds"]["training"] < 1100
+    assert 100 < run.info["seconds"]["data"] < 200
+    assert run.info["training"]["seconds"] == run.info["seconds"]["training"]
+    assert [e["seconds"] > 1000 for e in run.history] == [False, True, True]
+
+
 def test_a_run_stopped_at_once_goes_on_from_its_last_checkpoint(tiny, tmp_path):
     def interrupt(event):
         if isinstance(event, StepDone) and event.step == 9:
