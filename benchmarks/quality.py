@@ -128,10 +128,10 @@ def plain(tables: dict[str, pd.DataFrame], seed: int, settings: dict) -> np.ndar
 
 def words(tables: dict[str, pd.DataFrame], seed: int, settings: dict) -> np.ndarray:
     """Fit the bag of words that stands beside every model of ours."""
-    from bertsmith.evaluation.baseline import tfidf_logistic_regression
+    from bertsmith.evaluation.baseline import bag_of_words
 
     numbers, targets = np.unique(tables["train"]["Label"], return_inverse=True)
-    fitted = tfidf_logistic_regression(
+    fitted = bag_of_words(
         tables["train"]["Text"].astype(str).tolist(),
         targets,
         tables["test"]["Text"].astype(str).tolist(),

@@ -34,6 +34,8 @@ _LONGEST_SHOWN = 200
 """Characters of a wrong value that a message repeats."""
 PRIMARY = "macro_f1"
 """The metric that chooses the best epoch, the decision rule and the winner of a study."""
+FEWEST_TO_SELECT = 20
+"""Validation texts below which no epoch can be told from another: then the last weights are kept."""
 DEFAULT_MODEL = "google-bert/bert-base-uncased"
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -176,6 +178,9 @@ class EvalConfig(Step):
 
     decision_rule: Literal["auto", "off"] = Field(
         "auto", description="Tune offsets of the classes for macro-F1 on validation, where that measurably helps."
+    )
+    explanations: Literal["auto", "off"] = Field(
+        "auto", description="Explain the most confident mistakes on test, in a twentieth of the training time."
     )
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from bertsmith.data.table import SPLITS, Table
 from bertsmith.errors import DeviceError, Interrupted, listing
 from bertsmith.evaluation.metrics import quick
 from bertsmith.inference.classifier import Classifier
+from bertsmith.inference.explain import explain_mistakes
 from bertsmith.model import checkpoint
 from bertsmith.model.encode import encode
 from bertsmith.model.load import Loaded
@@ -36,8 +36,6 @@ from bertsmith.scoring import (
     Scored,
     Scoring,
     baselines,
-    calibrate,
-    explain_mistakes,
     hashes,
     look_closer,
     predictions_frame,
@@ -45,8 +43,9 @@ from bertsmith.scoring import (
     write_predictions,
 )
 from bertsmith.training.arguments import training_arguments
-from bertsmith.training.events import CheckpointsDamaged, Evaluated, Event, WentBack
+from bertsmith.training.events import CheckpointsDamaged, Evaluated, Event, Saved, WentBack
 from bertsmith.training.recipe import Recipe
+from bertsmith.training.speed import Phases
 from bertsmith.training.together import ALONE, Group, join
 from bertsmith.training.trainer import fit
 from bertsmith.versions import hardware, versions
@@ -165,20 +164,20 @@ def _train(
     make_place: Callable[[], None],
     group: Group,
 ) -> runs.Run:
-    seconds: dict[str, float] = {}
+    phases = Phases()
 
     def check_stop(what: str) -> None:
         if stop():
             raise Interrupted(what)
 
-    with _timed(seconds, "data"):
+    with phases.timed("data"):
         check_stop("stopped before training began")
         table = read()
         cleaned = clean(table)
         data = split_cleaned(cleaned, config, split_seed)
         parts = _parts(data)
 
-    with _timed(seconds, "model"):
+    with phases.timed("model"):
         check_stop("stopped before training began")
         loaded, found, train, validation = _ready(parts, config)
         device, max_length = loaded.device, loaded.max_length
@@ -198,12 +197,15 @@ def _train(
     from_checkpoint = None
     if resume:
         run = runs.Run(output)
+        earlier = run.info.get("seconds", {})
+        phases.add(earlier)
         check_same(run, config=config.dump(), fingerprint=described["data"]["fingerprint"], model=described["model"])
         from_checkpoint = run.last_checkpoint()
         if damaged := run.drop_checkpoints_after(from_checkpoint):
             step = int(from_checkpoint.name.rpartition("-")[2]) if from_checkpoint else 0
             observe(CheckpointsDamaged(step, damaged))
     else:
+        earlier = {}
         check_room(output, parameters=loaded.parameters, checkpoints=arguments.save_total_limit or 3)
         make_place()
         run = create(output)
@@ -212,14 +214,16 @@ def _train(
     with storage.replaced_file(run.layout.splits) as file:
         _split_rows(data, cleaned).to_parquet(file, index=False)
     run.layout.checkpoints.mkdir(exist_ok=True)
-    run.update(status="running")
+    run.update(status="running", seconds=phases.seconds())
     run.forget_history_after(int(from_checkpoint.name.rpartition("-")[2]) if from_checkpoint else 0)
     observe(prepared)
     group.of_the_leader((recipe, from_checkpoint))
 
     def listen(event: Event) -> None:
         if isinstance(event, Evaluated):
-            run.log(dataclasses.asdict(event))
+            run.log({**dataclasses.asdict(event), "seconds": event.seconds + earlier.get("training", 0.0)})
+        elif isinstance(event, Saved):  # what a killed run has spent by then counts
+            run.update(seconds=phases.seconds())
         elif isinstance(event, WentBack):
             run.forget_history_after(event.to_step)
             run.update(went_back=dataclasses.asdict(event))
@@ -232,7 +236,7 @@ def _train(
         check_stop(scoring)
 
     try:
-        with _timed(seconds, "training"):
+        with phases.timed("training"):
             finished = fit(
                 loaded,
                 train,
@@ -249,14 +253,13 @@ def _train(
                 name_texts=lambda positions: _rows(parts["train"], positions),
             )
             run.save_model(loaded.save)
-        with _timed(seconds, "evaluation"):
+        with phases.timed("evaluation"):
             # What is scored is what the user gets: the model as it stands on disk.
             fitted = Classifier.load(run.layout.model, labels=table.labels, device=config.device)
-            decision = calibrate(fitted, parts["validation"], run, config, lambda _: check_stop(scoring))
-            splits, probabilities = score_splits(fitted, parts, config.seed, watch)
+            splits, probabilities, decision = score_splits(fitted, parts, run, config, watch)
             closer = look_closer(fitted, parts, probabilities, decision)
             splits["test"]["calibration"] |= closer.pop("calibration")
-        with _timed(seconds, "baseline"):
+        with phases.timed("baseline"):
             check_stop(scoring)
             metrics = {
                 "primary": PRIMARY,
@@ -268,15 +271,19 @@ def _train(
             for name in ("validation", "test"):
                 predictions = predictions_frame(parts[name], probabilities[name])
                 write_predictions(run.layout.predictions, name, predictions)
-        with _timed(seconds, "explanations"):
+        with phases.timed("explanations"):
             check_stop(scoring)
-            storage.write_json(run.layout.explanations, {"mistakes": explain_mistakes(fitted, predictions)})
+            wanted = config.explanations == "auto"
+            mistakes = explain_mistakes(fitted, predictions, phases.seconds()["training"]) if wanted else []
+            storage.write_json(run.layout.explanations, {"mistakes": mistakes})
     except BaseException as error:
         if run.layout.run.is_file():
             with suppress(OSError):  # the disk may be what failed
-                run.update(status="interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed")
+                status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
+                run.update(status=status, seconds=phases.seconds())
         raise
-    run.update(training=dataclasses.asdict(finished), seconds=seconds)
+    spent = phases.seconds()
+    run.update(training={**dataclasses.asdict(finished), "seconds": spent["training"]}, seconds=spent)
     write_card(run)
     write_report(run)
     run.finish(keep_checkpoints=config.keep_checkpoints)
@@ -343,12 +350,3 @@ def _rows(table: Table, positions: Sequence[int]) -> str:
     """Say which source rows the texts at some positions of a split are."""
     rows = table.frame.iloc[list(positions)].groupby("source")["row"]
     return "; ".join(f"rows {listing(sorted(map(int, numbers)), 16)} of {source}" for source, numbers in rows)
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    began = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds[name] = round(time.perf_counter() - began, 3)

@@ -133,7 +133,11 @@ class Run:
     @property
     def metrics(self) -> dict[str, Any]:
         """The content of ``metrics.json``."""
-        return _read_json(self.layout.metrics)
+        content = _read_json(self.layout.metrics)
+        with reading(self.layout.metrics):
+            if before := content.get("baseline", {}).get("tfidf_logistic_regression"):  # of older versions
+                content["baseline"]["bag_of_words"] = {"classifier": "logistic regression", **before}
+        return content
 
     @cached_property
     def labels(self) -> Labels:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -23,7 +22,7 @@ from bertsmith.data.read import read_table
 from bertsmith.data.table import Labels, Table
 from bertsmith.errors import ConfigError, DataError
 from bertsmith.evaluation.abstention import check
-from bertsmith.evaluation.baseline import tfidf_logistic_regression, verdict
+from bertsmith.evaluation.baseline import bag_of_words, verdict
 from bertsmith.evaluation.calibration import calibration, fit_temperature, scale
 from bertsmith.evaluation.decision import Decision, tune
 from bertsmith.evaluation.evaluate import evaluate
@@ -32,15 +31,12 @@ from bertsmith.evaluation.metrics import majority_probabilities, scalars
 from bertsmith.evaluation.rule import Rule
 from bertsmith.evaluation.slices import slices
 from bertsmith.inference.classifier import Classifier
-from bertsmith.inference.explain import explain
 from bertsmith.inference.labelling import to_frame
 from bertsmith.inference.spreadsheet import guard
 from bertsmith.model.load import fold
 
-EXPLAINED_TOKENS = 256
-"""Of test texts that are explained at the end: some seconds' work for MiniLM on two cores."""
-TRAIN_SAMPLE = 1000
-"""Training texts that are scored at the end, drawn at random: enough to see overfitting."""
+TRAIN_SAMPLE = (200, 1000)
+"""Fewest and most training texts that are scored, else a tenth of them: enough to see overfitting."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +57,8 @@ Listener = Callable[[Scoring | Scored], None]
 
 
 def calibrate(
-    fitted: Classifier, validation: Table, run: runs.Run, config: Config, progress: Callable[[int], None]
-) -> Decision:
+    fitted: Classifier, targets: np.ndarray, probabilities: np.ndarray, run: runs.Run, config: Config
+) -> tuple[Decision, np.ndarray]:
     """Tune the decision rule and the temperature on validation, and put both into the model, here and on disk.
 
     Where the head ends in a linear layer they go into its weights, so that whoever loads the model gets them; else
@@ -70,16 +66,14 @@ def calibrate(
 
     Args:
         fitted: as training left it; its ``rule`` is set.
-        validation: the split.
+        targets: class indices of the validation texts, shape (n,).
+        probabilities: of the same texts, from ``fitted``, shape (n, classes).
         run: whose model is written anew.
         config: whether a decision rule is wanted.
-        progress: is told how many texts were done.
 
     Returns:
-        The decision rule.
+        The decision rule, and the probabilities that the model gives the same texts from now on.
     """
-    targets = validation.targets
-    probabilities = fitted.predict_proba(validation.frame["text"].tolist(), progress)
     decision = tune(targets, probabilities, seed=config.seed)
     if config.decision_rule == "off":
         decision = dataclasses.replace(decision, used=False, offsets=np.zeros(probabilities.shape[1]))
@@ -89,32 +83,38 @@ def calibrate(
         fitted.rule = Rule(temperature, offsets, folded=fold(fitted.loaded.model, temperature, offsets))
         fitted.loaded.model.config.bertsmith = fitted.rule.to_dict()
         run.save_model(fitted.loaded.save)
-    return decision
+    return decision, scale(probabilities, temperature, decision.offsets)
 
 
 def score_splits(
-    classifier: Classifier, parts: dict[str, Table], seed: int, observe: Listener
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Score the fitted model on every split: the only time that the test split is looked at.
+    fitted: Classifier, parts: dict[str, Table], run: runs.Run, config: Config, observe: Listener
+) -> tuple[dict[str, Any], dict[str, np.ndarray], Decision]:
+    """Calibrate the fitted model and score it on every split: the only time that the test split is looked at.
+
+    Every text is predicted once. The arguments are those of `calibrate`.
 
     Returns:
-        What is said of each split, and the probabilities of its texts, shape (texts, classes); of train, of a sample.
+        Figures and probabilities by split, the latter of shape (texts, classes), and the decision rule. Of train there
+        is a sample.
     """
-    sample = parts["train"]
-    if len(sample) > TRAIN_SAMPLE:
-        sample = sample.take(np.sort(np.random.default_rng(seed).choice(len(sample), TRAIN_SAMPLE, replace=False)))
-    tables = {"train": sample, "validation": parts["validation"], "test": parts["test"]}
+    sample, seed = parts["train"], config.seed
+    size = min(max(len(sample) // 10, TRAIN_SAMPLE[0]), TRAIN_SAMPLE[1])
+    if len(sample) > size:
+        sample = sample.take(np.sort(np.random.default_rng(seed).choice(len(sample), size, replace=False)))
+    tables = {"validation": parts["validation"], "train": sample, "test": parts["test"]}
     observe(Scoring(sum(map(len, tables.values()))))
     splits: dict[str, Any] = {}
     probabilities: dict[str, np.ndarray] = {}
     for name, table in tables.items():
-        said = classifier.predict_proba(table.frame["text"].tolist(), lambda n: observe(Scored(n)))
-        probabilities[name] = said
+        found = fitted.predict_proba(table.frame["text"].tolist(), lambda n: observe(Scored(n)))
+        if name == "validation":
+            decision, found = calibrate(fitted, table.targets, found, run, config)
+        probabilities[name] = found
         splits[name] = evaluate(
-            table.targets, said, table.labels, seed=seed, detail=name != "train", groups=groups_of(table)
+            table.targets, found, table.labels, seed=seed, detail=name != "train", groups=groups_of(table)
         )
     splits["train"]["sample_of"] = len(parts["train"])
-    return splits, probabilities
+    return splits, probabilities, decision
 
 
 def groups_of(table: Table) -> np.ndarray | None:
@@ -162,35 +162,11 @@ def look_closer(
     }
 
 
-def explain_mistakes(classifier: Classifier, predictions: pd.DataFrame) -> list[dict[str, Any]]:
-    """Say which words moved the most confident mistakes, as far as `EXPLAINED_TOKENS` go; nothing without captum.
-
-    Args:
-        classifier: as it stands on disk.
-        predictions: of `predictions_frame`, for the test split.
-
-    Returns:
-        JSON-ready: `Explanation` with ``row``, the place of the text in the source.
-    """
-    if importlib.util.find_spec("captum") is None:
-        return []
-    wrong = predictions[predictions["label"] != predictions["predicted"]]
-    wrong = wrong.sort_values("confidence", ascending=False, kind="stable")
-    explained, left = [], EXPLAINED_TOKENS
-    counts = classifier.loaded.encoder.count(wrong["text"].tolist())
-    for row, text, tokens in zip(wrong["row"], wrong["text"], counts, strict=True):
-        if tokens > left:
-            break
-        left -= tokens
-        explained.append({"row": int(row), **explain(classifier, text).to_dict()})
-    return explained
-
-
 def baselines(parts: dict[str, Table], probabilities: np.ndarray, seed: int) -> dict[str, Any]:
     """Put the model's probabilities on test beside what one gets with less."""
     train, test = parts["train"], parts["test"]
     n_classes = len(test.labels)
-    words = tfidf_logistic_regression(
+    words = bag_of_words(
         train.frame["text"].tolist(), train.targets, test.frame["text"].tolist(), n_classes=n_classes, seed=seed
     )
     ours, theirs = probabilities.argmax(axis=1), words.probabilities.argmax(axis=1)
@@ -202,11 +178,11 @@ def baselines(parts: dict[str, Table], probabilities: np.ndarray, seed: int) -> 
             "label_text": test.labels.texts[int(train.counts.argmax())],
             "test": scalars(test.targets, majority_probabilities(train.counts, len(test))),
         },
-        "tfidf_logistic_regression": {
-            "c": words.c,
+        "bag_of_words": {
+            "classifier": words.classifier,
             "test": scalars(test.targets, words.probabilities),
             "difference": {"metric": PRIMARY, "value": value, "interval": [low, high]},
-            "verdict": verdict(value, low, high, len(test)),
+            "verdict": verdict(value, low, high, len(test), rival=f"a bag of words with a {words.classifier}"),
         },
     }
 

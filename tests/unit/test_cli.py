@@ -6,6 +6,7 @@ import re
 import shutil
 import sqlite3
 import sys
+import warnings
 import zipfile
 from datetime import date, datetime
 from decimal import Decimal
@@ -36,6 +37,17 @@ def csv(tmp_path):
 def test_the_commands_are_those_of_the_readme():
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     assert set(re.findall(r"^\| `bertsmith (\w+)", readme, flags=re.M)) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("flag", [(), ("--debug",)], ids=["usual", "debug"])
+def test_warnings_of_libraries_do_not_reach_the_terminal(flag, cli, csv, monkeypatch):
+    monkeypatch.setattr("bertsmith.cli.inspect.print_json", lambda values: warnings.warn("of a library", stacklevel=1))
+    monkeypatch.setenv("PYTHONWARNINGS", "")
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        code = cli("inspect", csv, "--json", *flag)[0]
+    assert code == 0
+    assert [str(w.message) for w in shown] == ["of a library"] * len(flag)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -3,13 +3,15 @@
 import html
 import json
 import re
+import time
 
+import pandas as pd
 import pytest
 
 import bertsmith as bs
 from bertsmith.errors import ConfigError, DataError
 from bertsmith.inference.classifier import Classifier
-from bertsmith.inference.explain import TOLERANCE, explain
+from bertsmith.inference.explain import TOLERANCE, OutOfTimeError, explain, explain_mistakes
 from bertsmith.testing import ARCHITECTURES, WORDS, tiny_model, tiny_table
 from tests.conftest import FAST
 
@@ -47,6 +49,16 @@ def test_the_word_that_tells_is_named(classifier):
             found = explain(classifier, f"this is quite near my {telling} but there", name)
             named.append(max(found.words, key=lambda w: w.attribution).text == telling)
     assert sum(named) >= 15  # of 30: so tiny a model has not learned every word, and chance would name 4
+
+
+def test_explanations_end_by_their_deadline(classifier, monkeypatch):
+    with pytest.raises(OutOfTimeError):
+        explain(classifier, "my cat and your dog", deadline=time.perf_counter())
+    table = tiny_table(30)
+    predictions = pd.DataFrame({"row": range(30), "text": table["Text"], "label": 0, "predicted": 1, "confidence": 0.9})
+    assert explain_mistakes(classifier, predictions, seconds=0.0)
+    monkeypatch.setattr("bertsmith.inference.explain.EXPLAINED_SECONDS", 0.0)
+    assert explain_mistakes(classifier, predictions, seconds=0.0) == []
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -163,13 +163,35 @@ def test_any_precision_optimizer_and_schedule_goes_on_to_the_same_end(settings, 
 
 
 def test_patience_goes_on_where_it_was(tiny, tmp_path):
-    settings = {"epochs": 40, "patience": 2, "learning_rate": 3e-3}
+    settings = {"epochs": 40, "patience": 2, "learning_rate": 3e-3, "validation_size": 0.2}
     whole = _train(tiny, tmp_path / "whole", **settings)
     with pytest.raises(Interrupted):
         _train(tiny, tmp_path / "run", **settings, **_stop_after(whole.history[-1]["step"] - 2))
     run = _train(tiny, tmp_path / "run", resume=True, **settings)
     assert len(whole.history) < 40
     assert _history(run) == _history(whole)
+
+
+def test_the_time_of_a_resumed_run_counts_from_its_beginning(tiny, tmp_path):
+    seen = []
+
+    def kill(event):
+        if isinstance(event, StepDone) and event.step == 8:
+            seen.append(Run(tmp_path / "run").info["seconds"])  # what a kill would leave
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _train(tiny, tmp_path / "run", on_event=kill)
+    assert seen[0]["training"] > 0
+    run = Run(tmp_path / "run")
+    spent = run.info["seconds"]
+    assert spent["training"] > seen[0]["training"]
+    run.update(seconds={**spent, "training": 1000.0, "data": 100.0})
+    run = _train(tiny, tmp_path / "run", resume=True)
+    assert 1000 < run.info["seconds"]["training"] < 1100
+    assert 100 < run.info["seconds"]["data"] < 200
+    assert run.info["training"]["seconds"] == run.info["seconds"]["training"]
+    assert [e["seconds"] > 1000 for e in run.history] == [False, True, True]
 
 
 def test_a_run_stopped_at_once_goes_on_from_its_last_checkpoint(tiny, tmp_path):
@@ -186,7 +208,9 @@ def test_a_run_stopped_at_once_goes_on_from_its_last_checkpoint(tiny, tmp_path):
     assert _same(_weights(whole), _weights(_train(tiny, tmp_path / "run", resume=True)))
 
 
-@pytest.mark.parametrize("settings", [{}, {"epochs": 40, "patience": 2}], ids=["the last epoch", "out of patience"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"epochs": 40, "patience": 2, "validation_size": 0.2}], ids=["the last epoch", "out of patience"]
+)
 def test_a_run_that_was_done_training_only_scores(settings, tiny, tmp_path):
     def die(event):
         if type(event).__name__ == "Finished":
@@ -720,13 +744,14 @@ def test_a_checkpoint_with_numbers_that_are_not_is_refused(tiny, tmp_path):
 
 def test_one_label_for_every_text_is_told(tiny, tmp_path):
     events = []
-    _train(tiny, tmp_path / "run", epochs=2, learning_rate=1e-9, on_event=events.append)
+    shares = {"validation_size": 0.2, "test_size": 0.2}
+    _train(tiny, tmp_path / "run", epochs=2, learning_rate=1e-9, on_event=events.append, **shares)
     told = [e for e in events if isinstance(e, Collapsed)]
-    assert [e.epoch for e in told] == [1, 2]
+    assert [e.epoch for e in told] == [1]  # once a run
     assert told[0].label_text in set(tiny_table()["Label Text"])
     events.clear()
-    _train(tiny, tmp_path / "learns", epochs=6, on_event=events.append)
-    assert not [e for e in events if isinstance(e, Collapsed)][3:]
+    _train(tiny, tmp_path / "few", epochs=2, learning_rate=1e-9, on_event=events.append)
+    assert not [e for e in events if isinstance(e, Collapsed)]  # 15 texts tell nothing
 
 
 # -- disks -------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ import pytest
 import bertsmith as bs
 from bertsmith import storage
 from bertsmith.errors import Interrupted, RunFolderError
+from bertsmith.inference.classifier import Classifier
+from bertsmith.report.report import write_report
 from bertsmith.run import open_run
 from bertsmith.storage import replaced_file, replaced_folder, write_json
 from bertsmith.testing import tiny_table
@@ -61,8 +63,8 @@ def check_contract(folder):
         for entry in split["metrics"].values():
             assert set(entry) == {"value", "interval"}
     assert {"per_class", "confusion", "calibration"} <= set(metrics["splits"]["test"])
-    assert set(metrics["baseline"]) == {"majority_class", "tfidf_logistic_regression"}
-    assert {"test", "difference", "verdict"} <= set(metrics["baseline"]["tfidf_logistic_regression"])
+    assert set(metrics["baseline"]) == {"majority_class", "bag_of_words"}
+    assert {"test", "difference", "verdict"} <= set(metrics["baseline"]["bag_of_words"])
     for predictions in (
         pd.read_parquet(folder / "predictions" / "test.parquet"),
         pd.read_csv(folder / "predictions" / "test.csv", keep_default_na=False),
@@ -80,6 +82,19 @@ def check_contract(folder):
 
 def test_a_run_folder_holds_what_the_contract_says(finished):
     check_contract(finished)
+
+
+def test_the_baseline_of_an_older_run_is_read(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "old")
+    run = open_run(tmp_path / "old")
+    metrics = json.loads(run.layout.metrics.read_text())
+    entry = {**metrics["baseline"].pop("bag_of_words"), "c": 10.0}
+    del entry["classifier"]
+    metrics["baseline"]["tfidf_logistic_regression"] = entry
+    write_json(run.layout.metrics, metrics)
+    assert run.metrics["baseline"]["bag_of_words"] == {"classifier": "logistic regression", **entry}
+    write_report(run)
+    assert "logistic regression" in run.layout.report.read_text(encoding="utf-8")
 
 
 def test_the_user_sees_their_own_numbers(finished):
@@ -101,6 +116,26 @@ def test_predictions_and_metrics_agree(finished):
     source = tiny_table(150)["Text"]
     rows = splits[splits["split"] == "test"]["row"]
     assert source.iloc[rows - 1].tolist() == frame["text"].tolist()
+
+
+def test_scoring_predicts_each_text_once_and_samples_train(tiny, tmp_path, monkeypatch):
+    predicted = []
+    plain = Classifier.logits_of
+
+    def logits_of(self, encoded, progress=None):
+        predicted.append(len(encoded["input_ids"]))
+        return plain(self, encoded, progress)
+
+    monkeypatch.setattr(Classifier, "logits_of", logits_of)
+    run = train(tiny, tmp_path / "run", table=tiny_table(300), epochs=1, explanations="off")
+    splits = run.metrics["splits"]
+    assert sum(predicted) == sum(s["texts"] for s in splits.values())
+    assert splits["train"]["texts"] == 200 < splits["train"]["sample_of"]
+    assert run.explanations == []
+    # What was predicted before calibration and scaled afterwards is what the saved model says.
+    kept = run.validation_predictions
+    again = bs.load(run.path, runtime="torch").predict_proba(kept["text"].tolist())
+    assert again == pytest.approx(np.stack(kept["probabilities"].to_list()), abs=1e-5)
 
 
 def test_a_finished_run_is_not_overwritten(finished, tiny, table):

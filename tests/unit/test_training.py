@@ -8,7 +8,7 @@ import torch
 
 from bertsmith.config import Config, TrainConfig, resolve
 from bertsmith.data.table import Labels
-from bertsmith.errors import ConfigError
+from bertsmith.errors import ConfigError, Interrupted
 from bertsmith.model import checkpoint
 from bertsmith.model.load import load_model
 from bertsmith.testing import ARCHITECTURES, tiny_model
@@ -21,6 +21,10 @@ from tests.conftest import train as _train
 from tests.conftest import weights_of as _weights
 
 CPU = torch.device("cpu")
+
+
+def _steps(events):
+    return [e for e in events if isinstance(e, StepDone)]
 
 
 def _choose(counts, parameters=2 * 10**7, **given):
@@ -189,13 +193,41 @@ def test_the_same_command_gives_the_same_numbers_and_another_seed_others(tiny, t
 
 def test_the_best_epoch_is_kept_and_patience_stops(tiny, tmp_path):
     events = []
-    run = _train(tiny, tmp_path / "run", epochs=40, patience=2, on_event=events.append)
+    run = _train(tiny, tmp_path / "run", epochs=40, patience=2, validation_size=0.2, on_event=events.append)
     finished = next(e for e in events if isinstance(e, Finished))
     scores = [e["metrics"]["macro_f1"] for e in run.history]
     assert finished.stopped_early
     assert len(scores) == scores.index(max(scores)) + 1 + 2
-    assert finished.best_step == run.history[scores.index(max(scores))]["step"]
+    best = max(run.history, key=lambda e: (e["metrics"]["macro_f1"], -e["validation_loss"]))
+    assert (finished.best_step, finished.selected) == (best["step"], True)
     assert run.metrics["splits"]["validation"]["metrics"]["macro_f1"]["value"] == pytest.approx(max(scores))
+
+
+def test_of_equal_epochs_the_one_with_the_lower_loss_is_kept(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("bertsmith.pipeline.quick", lambda targets, p: {"accuracy": 0.5, "macro_f1": 0.5})
+    settings = {"epochs": 6, "patience": 6, "validation_size": 0.2, "learning_rate": 3e-3}
+    whole = _train(tiny, tmp_path / "whole", **settings)
+    losses = [e["validation_loss"] for e in whole.history]
+    kept = whole.info["training"]["best_step"]
+    assert kept == whole.history[int(np.argmin(losses))]["step"]
+    assert kept > whole.history[0]["step"]
+    with pytest.raises(Interrupted):
+        seen = []
+        _train(tiny, tmp_path / "run", on_event=seen.append, stop=lambda: len(_steps(seen)) > 14, **settings)
+    run = _train(tiny, tmp_path / "run", resume=True, **settings)
+    assert run.info["training"]["best_step"] == kept
+    assert [e["best"] for e in run.history] == [e["best"] for e in whole.history]
+
+
+def test_with_few_validation_texts_the_last_weights_are_kept(tiny, tmp_path, monkeypatch):
+    scores = iter([0.9, 0.5, 0.4, 0.3])
+    monkeypatch.setattr("bertsmith.pipeline.quick", lambda targets, p: {"accuracy": 0.5, "macro_f1": next(scores)})
+    run = _train(tiny, tmp_path / "run", epochs=4, patience=1)
+    training = run.info["training"]
+    assert run.info["data"]["splits"]["validation"] < 20
+    assert (training["epoch"], training["selected"], training["stopped_early"]) == (4, False, False)
+    assert training["best_step"] == run.history[-1]["step"]
+    assert "The last weights were kept" in run.layout.report.read_text(encoding="utf-8")
 
 
 def test_arguments_that_only_fail_later_are_told_too(tiny, tmp_path):
@@ -253,7 +285,7 @@ def test_dropout_that_is_asked_for_is_in_every_layer(architecture, tmp_path):
 
 
 def test_patience_counts_epochs_however_often_a_run_is_scored(tiny, tmp_path):
-    settings = {"epochs": 12, "patience": 2, "learning_rate": 1e-9, "head_rate": 1}
+    settings = {"epochs": 12, "patience": 2, "learning_rate": 1e-9, "head_rate": 1, "validation_size": 0.2}
     often = _train(tiny, tmp_path / "often", set={"eval_strategy": "steps", "eval_steps": 3}, **settings)
     once = _train(tiny, tmp_path / "once", **settings)
     # Nothing is better than the first score: the run ends two epochs after it.

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -80,6 +81,9 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # they are looked for in all that is installed
+    if not (debug or sys.warnoptions):  # they speak to developers; with -W or PYTHONWARNINGS they are wanted
+        warnings.showwarning = _drop
+        os.environ["PYTHONWARNINGS"] = "ignore"  # for processes that we start
     atexit.register(gc.freeze)  # what is left when the process ends need not be searched for garbage
     if processes > 1 and arguments[:1] != ["train"]:
         code, message = 2, "[bold red]error:[/] torchrun is for bertsmith train: start other commands without it"
@@ -91,6 +95,10 @@ def main(arguments: list[str] | None = None) -> None:
     if message:
         talk().print(message)
     sys.exit(code)
+
+
+def _drop(*warning: object, **more: object) -> None:
+    """Show no warning of Python or a library; filters still apply, so that one turned into an error is raised."""
 
 
 def _run(arguments: list[str], debug: bool) -> tuple[int, str]:

@@ -110,7 +110,7 @@ class Progress:
             self.console.print(
                 Text(
                     f"after epoch {event.epoch:g} every validation text is labelled {event.label_text!r}. Early on "
-                    "that passes; else try a smaller --learning-rate, more --epochs, or more texts of the other labels"
+                    "that passes. If it does not, try a smaller --learning-rate or more texts of the other labels"
                 ),
                 style="yellow",
             )
@@ -123,8 +123,9 @@ class Progress:
             best = next(
                 (f"epoch {e.epoch:g}" for e in self.evaluations if e.step == event.best_step), f"step {event.best_step}"
             )
+            kept = f"best: {best}" if event.selected else f"too few validation texts to choose an epoch: {best} is kept"
             self.console.print(
-                f"{why} after {clock(event.seconds)}; best: {best}, validation macro-F1 {event.best_score:.3f}"
+                f"{why} after {clock(event.seconds)}; {kept}, validation macro-F1 {event.best_score:.3f}"
             )
             if self.evaluations:
                 last = self.evaluations[-1]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
 import re
+import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,6 +19,7 @@ from bertsmith.model.batch import TokenBatch
 from bertsmith.model.encoder import COLUMNS
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
     from bertsmith.inference.classifier import Classifier
@@ -24,6 +28,12 @@ STEPS = (32, 64, 128, 256, 512)
 """Points of the path from nothing to the text that are tried, until the sum is right."""
 TOLERANCE = 0.05
 """How far the attributions' sum may be from the change in the logit, as a share of that, or of 1 if it is less."""
+FORWARD_PASSES = 2
+"""Forward passes that a point costs in time, its backward pass counted and batching too."""
+EXPLAINED_TOKENS = 256
+"""Of test texts that training explains at its end: some seconds' work for MiniLM on two cores."""
+EXPLAINED_SHARE, EXPLAINED_SECONDS = 0.05, 2.0
+"""Explanations take at most this share of the training time, or this many seconds if that is more."""
 AT_ONCE = 16
 """Points computed in one pass."""
 _JOINT = re.compile(r"(?<=\w)['’.](?=\w)|(?<=\d),(?=\d)")
@@ -79,7 +89,11 @@ class Explanation:
         return asdict(self)
 
 
-def explain(classifier: Classifier, text: str, label: str | None = None) -> Explanation:
+class OutOfTimeError(Exception):
+    """An explanation would not be ready before its deadline."""
+
+
+def explain(classifier: Classifier, text: str, label: str | None = None, *, deadline: float = math.inf) -> Explanation:
     """Say which words moved the logit of a label, by how much.
 
     The path leads from padding tokens to those of the text, its special tokens aside; what the pieces of a word add is
@@ -89,8 +103,10 @@ def explain(classifier: Classifier, text: str, label: str | None = None) -> Expl
         classifier: a fitted model.
         text: one text.
         label: a label text; the predicted one unless given.
+        deadline: by when to be ready, on the clock of `time.perf_counter`.
 
     Raises:
+        OutOfTimeError: as soon as it is foreseeable that the deadline cannot be met.
         ConfigError: if the package captum is missing, or there is no such label.
         DataError: if the text is empty.
         DeviceError: if memory does not suffice.
@@ -119,7 +135,7 @@ def explain(classifier: Classifier, text: str, label: str | None = None) -> Expl
     batch = TokenBatch.of({name: [encoded[name]] for name in COLUMNS if name in classifier.loaded.input_names})
     special = torch.tensor(encoded["special_tokens_mask"]).bool()
     nothing = batch.input_ids.masked_fill(~special, tokenizer.pad_token_id)
-    of_tokens, change, gap, steps = _attributions(classifier, batch, nothing, target)
+    of_tokens, change, gap, steps = _attributions(classifier, batch, nothing, target, deadline)
     words = _words(text, encoded.word_ids(), encoded["offset_mapping"], of_tokens)
     is_cut = len(tokenizer(text, verbose=False)["input_ids"]) > len(of_tokens)
     return Explanation(
@@ -135,8 +151,37 @@ def explain(classifier: Classifier, text: str, label: str | None = None) -> Expl
     )
 
 
+def explain_mistakes(classifier: Classifier, predictions: pd.DataFrame, seconds: float) -> list[dict[str, Any]]:
+    """Explain the most confident mistakes, as far as `EXPLAINED_TOKENS` and the time allow; none without captum.
+
+    Args:
+        classifier: as it stands on disk.
+        predictions: of `predictions_frame`, for the test split.
+        seconds: that training took.
+
+    Returns:
+        JSON-ready: `Explanation` with ``row``, the place of the text in the source.
+    """
+    if importlib.util.find_spec("captum") is None:
+        return []
+    wrong = predictions[predictions["label"] != predictions["predicted"]]
+    wrong = wrong.sort_values("confidence", ascending=False, kind="stable")
+    explained, left = [], EXPLAINED_TOKENS
+    deadline = time.perf_counter() + max(EXPLAINED_SHARE * seconds, EXPLAINED_SECONDS)
+    counts = classifier.loaded.encoder.count(wrong["text"].tolist())
+    for row, text, tokens in zip(wrong["row"], wrong["text"], counts, strict=True):
+        if tokens > left:
+            break
+        left -= tokens
+        try:
+            explained.append({"row": int(row), **explain(classifier, text, deadline=deadline).to_dict()})
+        except OutOfTimeError:
+            break
+    return explained
+
+
 def _attributions(
-    classifier: Classifier, batch: TokenBatch, nothing: torch.Tensor, target: int
+    classifier: Classifier, batch: TokenBatch, nothing: torch.Tensor, target: int, deadline: float
 ) -> tuple[list[float], float, float, int]:
     """Return the attribution of every token, the change of the logit, the gap to it, and the points it took.
 
@@ -145,6 +190,11 @@ def _attributions(
         batch: one text.
         nothing: token ids that the path starts from, shape (tokens,).
         target: class index.
+        deadline: value of ``time.perf_counter()`` after which nothing more is begun.
+
+    Raises:
+        OutOfTimeError: if it would not be done by then.
+        DeviceError: if memory does not suffice.
     """
     import torch
 
@@ -158,6 +208,7 @@ def _attributions(
     def logit(embeddings: torch.Tensor) -> torch.Tensor:
         return forward.logits_of_embeddings(loaded, batch, embeddings)[:, target]
 
+    began = time.perf_counter()
     with torch.no_grad():
         start, end = (embed(ids.to(loaded.device))[None] for ids in (nothing, batch.input_ids))
         change = float(logit(end) - logit(start))
@@ -170,7 +221,11 @@ def _attributions(
         return found
 
     budget = AT_ONCE * tokens
+    expected = FORWARD_PASSES * STEPS[0] * (time.perf_counter() - began) / 2
     for steps in STEPS:
+        if time.perf_counter() + expected > deadline:
+            raise OutOfTimeError
+        began = time.perf_counter()
         try:
             found, budget = with_less_memory(partial(attribute, steps), budget, smallest=tokens)
         except (RuntimeError, MemoryError) as error:
@@ -184,6 +239,7 @@ def _attributions(
         gap = float(of_tokens.sum()) - change
         if abs(gap) <= TOLERANCE * max(abs(change), 1.0):
             break
+        expected = 2 * (time.perf_counter() - began)
     return of_tokens.tolist(), change, gap, steps
 
 

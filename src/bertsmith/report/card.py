@@ -30,7 +30,7 @@ def write_card(run: Run) -> None:
             metric_names=METRIC_NAMES,
             seeds=metrics.get("seeds"),
             best_epoch=best_epoch(run),
-            verdict=metrics["baseline"]["tfidf_logistic_regression"]["verdict"],
+            verdict=metrics["baseline"]["bag_of_words"]["verdict"],
             classes=[
                 {"label": e["label"], "text": _plain(e["label_text"]), "texts": e["texts"], "f1": e["f1"]}
                 for e in metrics["splits"]["test"]["per_class"]

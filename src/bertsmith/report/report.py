@@ -90,7 +90,7 @@ def write_report(run: Run) -> Path:
             metric_names=METRIC_NAMES,
             test=test,
             baseline=metrics["baseline"]["majority_class"],
-            words=metrics["baseline"]["tfidf_logistic_regression"],
+            words=metrics["baseline"]["bag_of_words"],
             findings=findings,
             reliability=reliability(test["calibration"]["bins"]),
             abstention=_abstention_figure(metrics["abstention"]["accuracy_coverage"]),

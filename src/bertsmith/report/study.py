@@ -68,7 +68,7 @@ def write_study_report(folder: Path, info: Mapping[str, Any]) -> Path:
 
 
 def advice(info: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
-    """Return what to try next, a sentence each.
+    """Return what to try next, a sentence each; nothing follows from fewer than `ENOUGH` finished trials.
 
     Args:
         info: the content of a ``study.json``.
@@ -76,9 +76,11 @@ def advice(info: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
     """
     space, trials = info["searched"]["space"], info["trials"]
     complete = [t for t in trials if t["state"] == "complete"]
+    if len(complete) < ENOUGH:
+        return []
     sentences = []
-    if len({t["values"][0] for t in complete}) == 1 and len(complete) > 1:
-        sentences.append("Every trial has the same score: nothing was learned. Train longer, or give more texts.")
+    if len({t["values"][0] for t in complete}) == 1:
+        sentences.append("Every trial has the same score: nothing was learned. Give more texts, or allow more epochs.")
     for name, value in {} if result["is_default"] else result["settings"].items():
         dimension = space.get(name, {})
         if "low" not in dimension:
@@ -95,7 +97,7 @@ def advice(info: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
     if "epochs" in space and not info["searched"]["cv"] and len(scores) > 1 and scores[-1] == max(scores):
         sentences.append("The winner's score was still at its best when training ended: try more epochs.")
     little = [name for name, share in result["importance"].items() if share < LITTLE]
-    if little and len(complete) >= ENOUGH:
+    if little:
         sentences.append(f"Little depends on {', '.join(little)}: fixing them leaves more trials for the others.")
     if difference := result.get("difference"):
         low, high = difference["interval"]

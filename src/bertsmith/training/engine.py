@@ -84,6 +84,7 @@ class Engine(ResumableTrainer):
         steps: how steps are computed.
         loss: of a step.
         score: metrics of the validation texts.
+        won: returns whether the last evaluation is the best one so far.
         emit: receives events.
         callbacks: of the Trainer.
         group: the processes that train this model together.
@@ -99,11 +100,13 @@ class Engine(ResumableTrainer):
         steps: Steps,
         loss: StepLoss,
         score: Score,
+        won: Callable[[], bool],
         emit: Listener,
         callbacks: Sequence[TrainerCallback] = (),
         group: Group = ALONE,
     ) -> None:
         self.loaded, self.group, self.emit, self.score, self.step_loss = loaded, group, emit, score, loss
+        self.won = won
         self.steps, self.token_budget, self.most_held = steps, steps.token_budget, steps.most_held
         self.slower = steps.slower
         self.order = EpochOrder(len(train), arguments.seed, steps.chances)
@@ -193,6 +196,8 @@ class Engine(ResumableTrainer):
         metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in values.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if self.won():  # or the Trainer would keep the first of equal scores
+            self.state.best_metric = None
         return metrics
 
     def place(self, step: int | None = None) -> tuple[int, int]:

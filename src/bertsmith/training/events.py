@@ -82,6 +82,7 @@ class Finished:
     Attributes:
         step, epoch: how far it went.
         best_step, best_score: where the primary metric was best, and how good.
+        selected: whether the best epoch was chosen; else the last one is the best.
         stopped_early: whether patience ran out before the last epoch.
         seconds: of training and evaluation together.
     """
@@ -90,6 +91,7 @@ class Finished:
     epoch: float
     best_step: int
     best_score: float
+    selected: bool
     stopped_early: bool
     seconds: float
 
@@ -154,7 +156,7 @@ class WentBack:
 
 @dataclass(frozen=True)
 class Collapsed:
-    """At an evaluation every validation text was given the same label, ``label_text``."""
+    """At an evaluation, the first such one, every validation text was given the same label, ``label_text``."""
 
     step: int
     epoch: float

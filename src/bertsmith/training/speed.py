@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,38 @@ STEADY, LONG, MUCH = 5, 10.0, 4.0
 """Steps that are compared with as many first ones, the seconds they take at least, and how much slower they must be."""
 WAIT, TRACED = 3, 5
 """Steps until a trace begins, when all is warm, and steps in it."""
+
+
+class Phases:
+    """How long each phase of a run takes, added up over its resumptions."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._phase: str | None = None
+        self._since = 0.0
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Count the time until the end of the block as that of a phase."""
+        self._phase, self._since = phase, time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds()
+            self._phase = None
+
+    def add(self, earlier: Mapping[str, float]) -> None:
+        """Add what was spent before the run was resumed."""
+        for phase, seconds in earlier.items():
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of every phase so far, the current one included."""
+        if self._phase is not None:
+            now = time.perf_counter()
+            self.add({self._phase: now - self._since})
+            self._since = now
+        return {phase: round(seconds, 3) for phase, seconds in self._seconds.items()}
 
 
 class Stopwatch:

@@ -23,7 +23,7 @@ from transformers import (
 
 from bertsmith.compute import batching, workers
 from bertsmith.compute.memory import free_memory, freed_memory_kept, held, of_a_step, plan, ran_out
-from bertsmith.config import PRIMARY
+from bertsmith.config import FEWEST_TO_SELECT, PRIMARY
 from bertsmith.errors import DeviceError, Interrupted, listing
 from bertsmith.model import forward
 from bertsmith.model.load import Loaded, quiet_transformers
@@ -65,6 +65,9 @@ def fit(
 ) -> Finished:
     """Fine-tune a model; the best epoch's weights are in it afterwards.
 
+    Of epochs with the same score the one with the lower validation loss is the best, then the later one. With fewer
+    than `FEWEST_TO_SELECT` validation texts it is the last one, and nothing stops training early.
+
     Args:
         loaded: the model, changed in place, and its tokenizer.
         train, validation: encoded, with ``labels``.
@@ -88,7 +91,7 @@ def fit(
         OutputError: if a checkpoint cannot be written.
         ConfigError: if training cannot begin with what was set by hand.
     """
-    reporter = _Reporter(emit, stop)
+    reporter = _Reporter(emit, stop, selects=len(validation) >= FEWEST_TO_SELECT)
     if resume is None:  # to begin anew with, as long as no checkpoint is there
         reporter.first = {name: w.detach().cpu().clone() for name, w in loaded.model.state_dict().items()}
     began = time.perf_counter()
@@ -99,8 +102,9 @@ def fit(
         try:
             with quiet_transformers(), freed_memory_kept():
                 engine = _engine(loaded, texts, held_out, settings, recipe, score, reporter, group, slower=slower)
-                patience = recipe.patience * _evaluations_per_epoch(settings, len(train))
-                engine.add_callback(EarlyStoppingCallback(patience))
+                if reporter.selects:
+                    patience = recipe.patience * _evaluations_per_epoch(settings, len(train))
+                    engine.add_callback(EarlyStoppingCallback(patience))
                 if trace is not None:
                     engine.add_callback(Tracer(trace))
                 engine.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -129,6 +133,7 @@ def fit(
         epoch=float(state.epoch or 0),
         best_step=int(state.best_global_step or state.global_step),
         best_score=float(state.best_metric if state.best_metric is not None else float("nan")),
+        selected=reporter.selects,
         stopped_early=state.global_step < state.max_steps,
         seconds=time.perf_counter() - began,
     )
@@ -164,6 +169,7 @@ def _engine(
         steps=steps,
         loss=loss,
         score=scored,
+        won=lambda: reporter.won,
         emit=reporter.emit,
         callbacks=[reporter],
         group=group,
@@ -244,23 +250,28 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
 
     engine: Engine
 
-    def __init__(self, emit: Listener, stop: Callable[[], bool]) -> None:
-        self.emit, self.stop = emit, stop
+    def __init__(self, emit: Listener, stop: Callable[[], bool], *, selects: bool = True) -> None:
+        self.emit, self.stop, self.selects = emit, stop, selects
         self.path: Path | None = None
         self.first: dict[str, torch.Tensor] | None = None
         self.only: str | None = None
         self.saved = time.monotonic()
         self.begun = self.interrupted = False
         self.began = time.perf_counter()
-        self.best = float("-inf")
+        self.best = (float("-inf"), float("-inf"))
+        self.won = self.collapsed = False
         self.rate = 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.begun, self.began = True, time.perf_counter()
         self.engine.watch.reset()
         self.saved = time.monotonic()
+        self.best = (float("-inf"), float("-inf"))
         if state.best_metric is not None:
-            self.best = state.best_metric
+            of_best = (
+                e["eval_loss"] for e in state.log_history if e["step"] == state.best_global_step and "eval_loss" in e
+            )
+            self.best = (self._sign(args) * state.best_metric, -next(of_best, float("inf")))
         self.emit(Started(state.global_step, state.max_steps, args.num_train_epochs))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -295,7 +306,11 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         values = {name.removeprefix("eval_"): float(value) for name, value in (metrics or {}).items()}
-        score = values[PRIMARY]
+        metric = (args.metric_for_best_model or PRIMARY).removeprefix("eval_")
+        score = (self._sign(args) * values[metric], -values["loss"])
+        self.won = score >= self.best or not self.selects
+        if self.won:
+            self.best = score
         steps = max(state.global_step - self.engine.evaluated_at, 1)
         self.emit(
             Evaluated(
@@ -311,11 +326,11 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
                 learning_rate=float(lr_scheduler.get_last_lr()[0]) if lr_scheduler is not None else self.rate,
                 **self.engine.watch.figures(),
                 seconds=time.perf_counter() - self.began,
-                best=score > self.best,
+                best=self.won,
             )
         )
-        self.best = max(self.best, score)
-        if self.only is not None:
+        if self.only is not None and self.selects and not self.collapsed:
+            self.collapsed = True
             self.emit(Collapsed(state.global_step, float(state.epoch or 0), self.only))
         self.engine.evaluated_at = state.global_step
         self.engine.loss_sum = 0.0
@@ -326,3 +341,7 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
         self.saved = time.monotonic()
         self.engine.watch.skip()
         self.emit(Saved(state.global_step, self.path))
+
+    @staticmethod
+    def _sign(args: TrainingArguments) -> int:
+        return -1 if args.greater_is_better is False else 1
