@@ -1,3 +1,4 @@
+import inspect
 import json
 import math
 import re
@@ -5,6 +6,8 @@ import re
 import numpy as np
 import pytest
 import torch
+import transformers
+from transformers import Trainer
 
 from bertsmith.config import Config, TrainConfig, resolve
 from bertsmith.data.table import Labels
@@ -13,9 +16,11 @@ from bertsmith.model import checkpoint
 from bertsmith.model.load import load_model
 from bertsmith.testing import ARCHITECTURES, tiny_model
 from bertsmith.training.arguments import problems_of, training_arguments
+from bertsmith.training.engine import Engine
 from bertsmith.training.events import Evaluated, Finished, Saved, Started, StepDone
 from bertsmith.training.rates import factors, set_rates
 from bertsmith.training.recipe import choose, choose_precision
+from bertsmith.training.resume import OVERRIDDEN, ResumableTrainer
 from tests.conftest import same_weights as _same
 from tests.conftest import train as _train
 from tests.conftest import weights_of as _weights
@@ -301,3 +306,19 @@ def test_the_rate_of_the_head_reaches_training_and_its_schedule(tiny, tmp_path):
     moved = [{name: (_weights(run)[name] - first[name]).abs().mean() for name in (body, head)} for run in (slow, fast)]
     assert moved[1][head] > 10 * moved[0][head]
     assert moved[1][body] < 3 * moved[0][body]
+
+
+@pytest.mark.parametrize("name", OVERRIDDEN)
+def test_the_private_methods_of_the_trainer_are_those_that_are_overridden(name):
+    """A transformers release that changes one of them breaks exact resume: adapt training/resume.py."""
+    theirs, ours = getattr(Trainer, name, None), vars(ResumableTrainer)[name]
+    assert theirs is not None, f"transformers {transformers.__version__} has no Trainer.{name} any more"
+    for method in (theirs, ours):
+        assert tuple(inspect.signature(method).parameters)[1:] == OVERRIDDEN[name], (
+            f"Trainer.{name} has other parameters"
+        )
+
+
+def test_no_other_private_method_of_the_trainer_is_overridden():
+    ours = {name for cls in (Engine, ResumableTrainer) for name in vars(cls) if hasattr(Trainer, name)}
+    assert {name for name in ours if name.startswith("_") and not name.startswith("__")} == set(OVERRIDDEN)
