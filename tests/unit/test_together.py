@@ -16,8 +16,6 @@ from bertsmith.training.together import ALONE, Group, join, started
 from tests.conftest import weights_of
 
 FLAGS = [
-    "--epochs",
-    "3",
     "--learning-rate",
     "1e-2",
     "--head-rate",
@@ -33,7 +31,8 @@ FLAGS = [
 
 def _command(table, output, tiny, *more, processes=2):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    train = ["-m", "bertsmith", "train", str(table), "-o", str(output), "--model", str(tiny), *FLAGS, *more]
+    epochs = [] if "--epochs" in more else ["--epochs", "3"]
+    train = ["-m", "bertsmith", "train", str(table), "-o", str(output), "--model", str(tiny), *FLAGS, *epochs, *more]
     return [*(torchrun if processes > 1 else [sys.executable]), *train]
 
 
