@@ -256,8 +256,9 @@ def _train(
         with phases.timed("evaluation"):
             # What is scored is what the user gets: the model as it stands on disk.
             fitted = Classifier.load(run.layout.model, labels=table.labels, device=config.device)
-            splits, probabilities, decision = score_splits(fitted, parts, run, config, watch)
-            closer = look_closer(fitted, parts, probabilities, decision)
+            scores = score_splits(fitted, parts, run, config, watch)
+            splits, probabilities = scores.splits, scores.probabilities
+            closer = look_closer(fitted, parts, probabilities, scores.decision)
             splits["test"]["calibration"] |= closer.pop("calibration")
         with phases.timed("baseline"):
             check_stop(scoring)
@@ -265,6 +266,7 @@ def _train(
                 "primary": PRIMARY,
                 "splits": splits,
                 "baseline": baselines(parts, probabilities["test"], config.seed),
+                "inference": scores.inference,
                 **closer,
             }
             storage.write_json(run.layout.metrics, metrics)

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 import xxhash
 
 from bertsmith import run as runs
 from bertsmith import storage
-from bertsmith.config import PRIMARY, Config
+from bertsmith.compute.device import choose_precision
+from bertsmith.config import FEWEST_TO_SELECT, PRIMARY, Config
 from bertsmith.data.clean import clean
 from bertsmith.data.read import read_table
 from bertsmith.data.table import Labels, Table
@@ -86,16 +88,31 @@ def calibrate(
     return decision, scale(probabilities, temperature, decision.offsets)
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What a fitted model says of the splits.
+
+    Attributes:
+        splits: figures by split.
+        probabilities: by split, shape (texts, classes).
+        decision: the decision rule that is in the model.
+        inference: see `choose_inference`.
+    """
+
+    splits: dict[str, Any]
+    probabilities: dict[str, np.ndarray]
+    decision: Decision
+    inference: dict[str, Any]
+
+
 def score_splits(
     fitted: Classifier, parts: dict[str, Table], run: runs.Run, config: Config, observe: Listener
-) -> tuple[dict[str, Any], dict[str, np.ndarray], Decision]:
+) -> Scores:
     """Calibrate the fitted model and score it on every split: the only time that the test split is looked at.
 
     Every text is predicted once. The arguments are those of `calibrate`.
 
-    Returns:
-        Figures and probabilities by split, the latter of shape (texts, classes), and the decision rule. Of train there
-        is a sample.
+    Of train a sample is scored.
     """
     sample, seed = parts["train"], config.seed
     size = min(max(len(sample) // 10, TRAIN_SAMPLE[0]), TRAIN_SAMPLE[1])
@@ -109,12 +126,40 @@ def score_splits(
         found = fitted.predict_proba(table.frame["text"].tolist(), lambda n: observe(Scored(n)))
         if name == "validation":
             decision, found = calibrate(fitted, table.targets, found, run, config)
+            inference = choose_inference(fitted, table, found)
         probabilities[name] = found
         splits[name] = evaluate(
             table.targets, found, table.labels, seed=seed, detail=name != "train", groups=groups_of(table)
         )
     splits["train"]["sample_of"] = len(parts["train"])
-    return splits, probabilities, decision
+    return Scores(splits, probabilities, decision, inference)
+
+
+def choose_inference(fitted: Classifier, validation: Table, probabilities: np.ndarray) -> dict[str, Any]:
+    """Have the classifier predict in bf16 if its device is fast at that and the validation texts keep their labels.
+
+    Args:
+        fitted: calibrated; its ``dtype`` is set.
+        validation: the validation split.
+        probabilities: of its texts in fp32, shape (n, classes).
+
+    Returns:
+        JSON-ready: ``precision`` of predictions, and, where bf16 was tried, ``texts``, ``agreement`` (share of them
+        with the same label) and ``largest_difference`` (of a probability).
+    """
+    if choose_precision(fitted.loaded.device)[0] != "bf16" or len(validation) < FEWEST_TO_SELECT:
+        return {"precision": "fp32"}
+    fitted.compute_in(torch.bfloat16)
+    shorter = fitted.predict_proba(validation.frame["text"].tolist())
+    same = shorter.argmax(axis=1) == probabilities.argmax(axis=1)
+    if not same.all():
+        fitted.compute_in(torch.float32)
+    return {
+        "precision": "bf16" if same.all() else "fp32",
+        "texts": len(validation),
+        "agreement": float(same.mean()),
+        "largest_difference": float(abs(shorter - probabilities).max()),
+    }
 
 
 def groups_of(table: Table) -> np.ndarray | None:

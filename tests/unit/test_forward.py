@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -18,10 +19,10 @@ from bertsmith.model import batch as batches
 from bertsmith.model.batch import PaddedBatch, TokenBatch
 from bertsmith.model.dropout import Dropout
 from bertsmith.model.load import Loaded, load_model, load_tokenizer
+from bertsmith.model.replicas import collect_gradients, replicate, with_shorter_layers
 from bertsmith.model.scores import compute_logits
 from bertsmith.testing import ARCHITECTURES, tiny_model
 from bertsmith.training.losses import CrossEntropy, StepLoss
-from bertsmith.training.replicas import collect_gradients, replicate
 
 LABELS = Labels((0, 1, 2), ("a", "b", "c"))
 CPU = torch.device("cpu")
@@ -281,6 +282,23 @@ def test_logits_in_bf16_are_near_and_training_in_it_too(models):
     assert found.dtype == torch.float32  # the head is computed in full precision
     assert float((found - expected).norm() / expected.norm()) < 0.05
     assert float((gradient - expected_gradient).norm() / expected_gradient.norm()) < 0.1
+
+
+@pytest.mark.parametrize("architecture", forward.ARCHITECTURES)
+def test_layers_in_bf16_predict_nearly_the_same_and_share_the_rest(architecture, models):
+    loaded = models[architecture]
+    batch = _texts(loaded.model, [5, 30, 1, 12, 7])
+    expected, _ = compute_logits(loaded, batch, 64)
+    shorter = with_shorter_layers(loaded, torch.bfloat16)
+    found, _ = compute_logits(shorter, batch, 64, dtype=torch.bfloat16)
+    assert 0 < np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.05
+    table = loaded.model.get_input_embeddings().weight
+    assert shorter.model.get_input_embeddings().weight.data_ptr() == table.data_ptr()
+    kinds = {name: p.dtype for name, p in shorter.model.named_parameters()}
+    assert all(dtype == torch.float32 for name, dtype in kinds.items() if re.search(r"[nN]orm\.|classifier", name))
+    assert torch.bfloat16 in kinds.values()
+    assert with_shorter_layers(loaded, torch.float32) is loaded
+    assert compute_logits(loaded, batch, 64)[0] == pytest.approx(expected)
 
 
 def test_compiled_layers_give_the_same_logits(models, monkeypatch):

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ import bertsmith as bs
 from bertsmith.config import DataConfig
 from bertsmith.data.stream import open_stream
 from bertsmith.errors import ConfigError, DataError
+from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.ensemble import Ensemble
 from bertsmith.inference.formats import output_format
 from bertsmith.inference.labelling import softmax, windows_of
@@ -21,6 +23,7 @@ from bertsmith.inference.predict import predict_pieces, predict_rows
 from bertsmith.inference.windows import Windowed
 from bertsmith.run import open_run
 from bertsmith.testing import WORDS, tiny_table
+from tests.conftest import train
 
 
 def test_texts_are_labelled(classifier):
@@ -256,3 +259,41 @@ def test_long_texts_can_be_read_whole(classifier, cli, finished, tmp_path):
     code, out, err = cli("predict", finished, tmp_path / "t.csv", "--long", "window")
     assert (code, pd.read_csv(io.StringIO(out))["predicted_text"].tolist()) == (0, ["colours", "animals"])
     assert "longer" not in err
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+def test_predictions_are_in_bf16_where_that_is_fast_and_changes_no_label(agrees, tiny, tmp_path, monkeypatch):
+    """The device is said to be fast in bf16; whether labels change is decided by the validation texts."""
+    monkeypatch.setattr("bertsmith.scoring.choose_precision", lambda device: ("bf16", "for this test"))
+    monkeypatch.setattr("bertsmith.inference.classifier.choose_precision", lambda device: ("bf16", "for this test"))
+    if not agrees:
+        usual = Classifier.logits_of
+
+        def other(self, *given):
+            return usual(self, *given) * (-1 if self.dtype == torch.bfloat16 else 1)
+
+        monkeypatch.setattr(Classifier, "logits_of", other)
+    run = train(tiny, tmp_path / "run", table=tiny_table(300), epochs=2)
+    found = run.metrics["inference"]
+    assert (found["precision"], found["agreement"] == 1, found["texts"] >= 20) == (
+        "bf16" if agrees else "fp32",
+        agrees,
+        True,
+    )
+    classifier = Classifier.load(run.path, device="cpu")
+    assert classifier.dtype == (torch.bfloat16 if agrees else torch.float32)
+    texts = tiny_table(40, seed=1)["Text"].tolist()
+    said = classifier.predict_proba(texts)
+    exact = classifier.compute_in(torch.float32).predict_proba(texts)
+    assert said == pytest.approx(exact, abs=0.02)
+    assert (said == exact).all() == (not agrees)
+    monkeypatch.setattr("bertsmith.inference.classifier.choose_precision", lambda device: ("fp32", "another machine"))
+    assert Classifier.load(run.path, device="cpu").dtype == torch.float32
+    run.layout.metrics.write_text("{")
+    assert Classifier.load(run.path, device="cpu").dtype == torch.float32
+
+
+def test_a_device_that_is_not_fast_in_bf16_predicts_in_fp32(finished, monkeypatch):
+    assert bs.Run(finished).metrics["inference"]["precision"] in ("fp32", "bf16")
+    monkeypatch.setattr("bertsmith.inference.classifier.choose_precision", lambda device: ("fp16", "an older GPU"))
+    assert Classifier.load(finished, device="cpu").dtype == torch.float32

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from bertsmith.model.lookup import _Lookup, lookup
-from bertsmith.training.replicas import collect_gradients, replicate
+from bertsmith.model.replicas import collect_gradients, replicate
 
 IDS = torch.tensor([3, 1, 3, 0, 9, 0, 3, 8])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bertsmith.errors import DeviceError
-from bertsmith.versions import cores
+from bertsmith.versions import cores, cpu_capabilities
 
 if TYPE_CHECKING:
     import torch
@@ -46,3 +46,19 @@ def describe_device(device: torch.device) -> str:
     if device.type == "mps":
         return "Apple GPU (MPS)"
     return f"CPU, {torch.get_num_threads()} threads"
+
+
+def choose_precision(device: torch.device) -> tuple[str, str]:
+    """Return the number format the device is fast at, and why."""
+    import torch
+
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) >= (8, 0):
+            return "bf16", "this GPU multiplies bf16 fast"
+        return "fp16", "this GPU does not support bf16"
+    if device.type == "cpu":
+        able = cpu_capabilities()
+        if able.get("avx512_bf16") or able.get("amx_bf16"):
+            return "bf16", "this CPU multiplies bf16 faster than fp32"
+        return "fp32", "this CPU has no fast bf16"
+    return "fp32", "the safe choice on this device"

@@ -11,16 +11,18 @@ import torch
 
 from bertsmith.compute import workers
 from bertsmith.compute.batching import TOKEN_BUDGETS
-from bertsmith.compute.device import choose_device
+from bertsmith.compute.device import choose_device, choose_precision
 from bertsmith.compute.memory import free_memory, plan, ran_out
 from bertsmith.data.normalise import normalise
 from bertsmith.data.table import Labels
-from bertsmith.errors import DeviceError, ModelError, RunFolderError
+from bertsmith.errors import DeviceError, ModelError, RunFolderError, UserError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.inference.labelling import Encoded, OneModel, as_texts
 from bertsmith.model import checkpoint
 from bertsmith.model.batch import TokenBatch
+from bertsmith.model.forward import supports
 from bertsmith.model.load import Loaded, check_vocabulary, load_model, load_tokenizer
+from bertsmith.model.replicas import with_shorter_layers
 from bertsmith.model.scores import compute_logits
 from bertsmith.run import Run, open_run
 
@@ -36,14 +38,15 @@ class Classifier(OneModel):
         rule: temperature and offsets, fitted on validation.
         decide: whether the offsets are used, which were tuned for the primary metric.
         token_budget: tokens at once, where memory suffices.
-        dtype: of the matrix products.
+        dtype: of the matrix products: bf16 where the device is fast at it and the run's own check found the same
+            labels, else fp32.
     """
 
     def __init__(self, loaded: Loaded, labels: Labels, rule: Rule | None = None, *, decide: bool = True) -> None:
         self.loaded, self.labels, self.rule, self.decide = loaded, labels, rule or Rule(), decide
         self.token_budget = TOKEN_BUDGETS[loaded.device.type]
-        self.dtype = torch.float32
         loaded.model.eval()
+        self.compute_in(torch.float32)
 
     @classmethod
     def load(
@@ -104,7 +107,17 @@ class Classifier(OneModel):
         where = choose_device(device)
         model.to(where)
         limit = min(int(tokenizer.model_max_length), resolved.max_positions)
-        return cls(Loaded(model, tokenizer, where, limit), labels, rule, decide=decide)
+        found = cls(Loaded(model, tokenizer, where, limit), labels, rule, decide=decide)
+        if folder != path and checked_in_bf16(Run(path)) and choose_precision(where)[0] == "bf16":
+            found.compute_in(torch.bfloat16)
+        return found
+
+    def compute_in(self, dtype: torch.dtype) -> Classifier:
+        """Compute matrix products in a type from now on; return the classifier. Explanations are always in fp32."""
+        if not supports(self.loaded.model):
+            dtype = torch.float32
+        self.dtype, self._computing = dtype, with_shorter_layers(self.loaded, dtype)
+        return self
 
     def __repr__(self) -> str:
         return f"Classifier({len(self.labels)} classes, {self.loaded.model.config.model_type}, {self.loaded.device})"
@@ -137,7 +150,7 @@ class Classifier(OneModel):
             budget = plan(self.loaded.model, batch.longest, training=False, free=free, usual=budget, workers=threads)
         try:
             logits, sufficed = compute_logits(
-                self.loaded, batch, budget, dtype=self.dtype, progress=progress, on_short_memory=_report
+                self._computing, batch, budget, dtype=self.dtype, progress=progress, on_short_memory=_report
             )
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error):
@@ -149,6 +162,14 @@ class Classifier(OneModel):
         if sufficed < budget:
             self.token_budget = sufficed
         return logits
+
+
+def checked_in_bf16(run: Run) -> bool:
+    """Return whether a run found that its model labels texts in bf16 as in fp32; see `bertsmith.scoring`."""
+    try:
+        return bool(run.metrics.get("inference", {}).get("precision") == "bf16")
+    except UserError:  # a run without its figures still predicts
+        return False
 
 
 def _report(budget: int) -> None:

@@ -71,9 +71,11 @@ def export(
     opened = run if isinstance(run, Run) else open_run(run)
     place = output or opened.layout.exports / (format if precision == "fp32" else f"{format}-{precision}")
     _check_place(place, overwrite=overwrite)
-    from bertsmith.inference.classifier import Classifier  # brings torch, which what is refused above need not wait for
+    import torch  # which what is refused above need not wait for
 
-    original = Classifier.load(opened.path, device="cpu")
+    from bertsmith.inference.classifier import Classifier
+
+    original = Classifier.load(opened.path, device="cpu").compute_in(torch.float32)
     validation, n = opened.validation_predictions["text"], CALIBRATED.get((format, precision), 0)
     shown = validation.sample(min(n, len(validation)), random_state=0)
     texts = [*validation.drop(shown.index), *opened.predictions["text"]][:CHECKED]

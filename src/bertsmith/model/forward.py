@@ -178,7 +178,7 @@ def logits(
         return _modernbert(model, batch, drop, _compiled(_pre_norm_layer) if compiled else _pre_norm_layer)
     compute_layer = _compiled(_post_norm_layer) if compiled else _post_norm_layer
     names, body = POST_NORM[model.config.model_type], model.base_model
-    x = _embed(body, names, batch, drop)
+    x = _in_type_of_products(_embed(body, names, batch, drop), attrgetter(names.layers)(body)[0], names.query)
     table = names.relative_positions
     bias = None if table is None else _relative_bias(attrgetter(table)(body), batch)
     *layers, last = attrgetter(names.layers)(body)
@@ -252,8 +252,7 @@ def _embed(body: Any, names: PostNorm, batch: Batch, drop: Drop) -> torch.Tensor
     x = drop(parts.LayerNorm(x), parts.dropout.p)
     if names.projection is not None and hasattr(body, names.projection):
         x = getattr(body, names.projection)(x)
-    # On a CPU, normalization keeps the type it is given: all that follows is then in the type of matrix products.
-    return x.to(torch.get_autocast_dtype("cpu")) if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") else x
+    return x
 
 
 def _post_norm_layer(
@@ -287,10 +286,19 @@ def _post_norm_layer(
     return result
 
 
+def _in_type_of_products(x: torch.Tensor, layer: Any, product: str) -> torch.Tensor:
+    """Return x in the type of matrix products on a CPU, where normalization keeps it: so does all that follows."""
+    if x.device.type != "cpu":
+        return x
+    if torch.is_autocast_enabled("cpu"):
+        return x.to(torch.get_autocast_dtype("cpu"))
+    return x.to(attrgetter(product)(layer).weight.dtype)
+
+
 def _head(model: Any, x: torch.Tensor, drop: Drop, head: Head) -> torch.Tensor:
     """Compute the head, which is small, in full precision."""
     with torch.autocast(x.device.type, enabled=False):
-        return head(model, (x if x.dim() == 2 else x[:, 0]).to(model.dtype), drop)
+        return head(model, (x if x.dim() == 2 else x[:, 0]).float(), drop)
 
 
 def _relative_bias(table: Any, batch: Batch) -> torch.Tensor:
@@ -321,6 +329,7 @@ def _modernbert(model: Any, batch: Batch, drop: Drop, compute_layer: Callable[..
     if x is None:
         x = lookup(body.embeddings.tok_embeddings, batch.input_ids)
     x = drop(body.embeddings.norm(x), body.embeddings.drop.p)
+    x = _in_type_of_products(x, body.layers[0], "attn.Wqkv")
     packed = batch.position_ids.dim() == 1
     places = batch.position_ids[None] if packed else batch.position_ids
     rotations = {

@@ -40,7 +40,7 @@ def compute_logits(
         loaded: the model, whose mode matters only where `bertsmith.model.forward.supports` refuses it.
         batch: n texts.
         budget: tokens at once.
-        dtype: of the matrix products.
+        dtype: of the matrix products; on a CPU, that of the layers, see `bertsmith.model.replicas.with_shorter_layers`.
         progress: called with the number of texts done since the last call.
         on_short_memory: called with the next token budget, where memory does not suffice.
 
@@ -77,7 +77,8 @@ def compute_logits(
 def _logits(loaded: Loaded, batch: TokenBatch, packs: bool, dtype: torch.dtype, budget: int) -> torch.Tensor:
     """Return the logits of a micro-batch, cut further where the budget is smaller than it."""
     model, device = loaded.model, loaded.device
-    shorter = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
+    autocasts = dtype != torch.float32 and device.type != "cpu"
+    shorter = torch.autocast(device.type, dtype) if autocasts else nullcontext()
     parts = []
     with torch.inference_mode(), shorter:
         groups = batch.groups(budget, packed=packs)

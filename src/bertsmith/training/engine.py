@@ -23,6 +23,7 @@ from bertsmith.model import forward
 from bertsmith.model.batch import SIZES, PackedBatch, TokenBatch, to_device
 from bertsmith.model.dropout import Dropout
 from bertsmith.model.load import Loaded
+from bertsmith.model.replicas import collect_gradients, replicate, with_shorter_layers
 from bertsmith.model.scores import compute_logits
 from bertsmith.training.collate import TokenDataset
 from bertsmith.training.compiled import AT_LEAST, LOOK, can_compile, pays
@@ -31,7 +32,6 @@ from bertsmith.training.finite import NotFiniteError, Part, Question, can_skip
 from bertsmith.training.graphs import Graphs
 from bertsmith.training.losses import StepLoss
 from bertsmith.training.rates import set_rates
-from bertsmith.training.replicas import collect_gradients, replicate
 from bertsmith.training.resume import ResumableTrainer
 from bertsmith.training.sampler import EpochOrder, EpochSampler, place_of
 from bertsmith.training.speed import Pace, Stopwatch
@@ -178,7 +178,7 @@ class Engine(ResumableTrainer):
         mine = self.group.share(batch.lengths)
         self.model.eval()
         logits, self.token_budget = compute_logits(
-            self.loaded,
+            with_shorter_layers(self.loaded, self._dtype) if self.steps.packs else self.loaded,
             batch.take(mine),
             self.token_budget,
             dtype=self._dtype,

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from bertsmith.compute.device import choose_precision
 from bertsmith.config import TrainConfig
-from bertsmith.versions import cpu_capabilities
 
 if TYPE_CHECKING:
     import numpy as np
@@ -150,19 +150,3 @@ def choose_imbalance(counts: np.ndarray) -> tuple[str, str]:
     if ratio < UNEQUAL:
         return "none", f"{said}, in train: the loss is left alone"
     return "none", f"{said}, in train: the loss is left alone, and a decision rule for macro-F1 is tried on validation"
-
-
-def choose_precision(device: torch.device) -> tuple[str, str]:
-    """Return the number format the device is fast at, and why."""
-    import torch
-
-    if device.type == "cuda":
-        if torch.cuda.get_device_capability(device) >= (8, 0):
-            return "bf16", "this GPU multiplies bf16 fast"
-        return "fp16", "this GPU knows no bf16"
-    if device.type == "cpu":
-        able = cpu_capabilities()
-        if able.get("avx512_bf16") or able.get("amx_bf16"):
-            return "bf16", "this CPU multiplies bf16 faster than fp32"
-        return "fp32", "this CPU has no fast bf16"
-    return "fp32", "the safe choice on this device"
