@@ -14,6 +14,9 @@ unrecorded: ours without recordings of a GPU's work.
 
 With ``--score`` every round has another seed, for the new head, the order and the dropout, and after its epoch a model
 labels the table's test texts, which is not timed: macro-F1 of all rounds, and by how much the last contender differs.
+
+With ``--whole`` whole processes take turns, from start to end, on the same splits (8 : 1 : 1): `bertsmith train` with
+its checks, scoring, baseline and report, and ``plain.py``, the Trainer at its best. Both read each text once an epoch.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import argparse
 import contextlib
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -210,6 +214,72 @@ def flops(model: Any, lengths: np.ndarray, *, firsts: bool) -> float:
     return 3 * float((config.num_hidden_layers - 1) * layer + (short if firsts else layer))
 
 
+def whole(table: str, given: argparse.Namespace, *, bf16: bool) -> None:
+    """Time whole processes in turn on a table; print a row each.
+
+    Args:
+        table: name of a table of `baseline.table_of`.
+        given: the command line.
+        bf16: whether the script computes in bf16.
+    """
+    import pandas as pd
+    from baseline import table_of
+
+    from bertsmith.model import checkpoint
+
+    model = str(checkpoint.resolve("packaged:minilm").path)
+    rows = pd.concat(table_of(table, given.data)).sample(frac=1, random_state=0)[["Label", "Text"]]
+    rows = rows.drop_duplicates("Text").head(given.texts or len(rows))
+    rows = rows[rows["Label"].map(rows["Label"].value_counts()) >= 3]
+    ends = [8 * len(rows) // 10, 9 * len(rows) // 10]
+    parts = {"train": rows[: ends[0]], "validation": rows[ends[0] : ends[1]], "test": rows[ends[1] :]}
+    known = set(parts["train"]["Label"])
+    seconds: dict[str, list[float]] = {"plain.py": [], "bertsmith train": []}
+    scores: dict[str, list[float]] = {name: [] for name in seconds}
+    phases: list[dict[str, float]] = []
+    for number in range(given.rounds):
+        for name in seconds:
+            with tempfile.TemporaryDirectory() as place:
+                folder = Path(place)
+                for part, table_of_part in parts.items():
+                    kept = table_of_part[table_of_part["Label"].isin(known)]
+                    kept.to_csv(folder / f"{part}.csv", index=False)
+                shared = [f"--epochs={given.epochs}", f"--max-length={given.max_length}"]
+                if name == "plain.py":
+                    script = [str(Path(__file__).parent / name), str(folder), str(folder / "run"), f"--model={model}"]
+                    command = [*script, *shared, f"--batch={given.batch}", *(["--bf16"] if bf16 else [])]
+                else:
+                    files = [f"--validation={folder / 'validation.csv'}", f"--test={folder / 'test.csv'}"]
+                    command = ["-m", "bertsmith", "train", str(folder / "train.csv"), *files, *shared]
+                    command += [
+                        f"--output={folder / 'run'}",
+                        f"--model={model}",
+                        f"--batch-size={given.batch}",
+                        "--consistency=0",
+                    ]
+                began = time.perf_counter()
+                subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+                seconds[name].append(time.perf_counter() - began)
+                metrics = json.loads((folder / "run" / "metrics.json").read_text())
+                if name == "plain.py":
+                    scores[name].append(metrics["test_macro_f1"])
+                else:
+                    scores[name].append(metrics["splits"]["test"]["metrics"]["macro_f1"]["value"])
+                    phases.append(json.loads((folder / "run" / "run.json").read_text())["seconds"])
+                print(json.dumps([table, name, number, round(seconds[name][-1], 1)]), file=sys.stderr)
+    base = statistics.median(seconds["plain.py"])
+    for name, taken in seconds.items():
+        of_rounds = ", ".join(f"{s:.0f}" for s in taken)
+        median = statistics.median(taken)
+        spent = {phase: statistics.median(p[phase] for p in phases) for phase in phases[0]}
+        shown = ", ".join(f"{phase} {s:.1f}" for phase, s in spent.items()) if name != "plain.py" else ""
+        print(
+            f"| {table} | {len(parts['train']):,} | {name} | {median:.1f} ({of_rounds}) | {base / median:.2f} "
+            f"| {statistics.median(scores[name]):.3f} | {shown} |",
+            flush=True,
+        )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the tables")
@@ -223,6 +293,8 @@ def main() -> int:
     )
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--whole", action="store_true", help="time whole processes: bertsmith train and plain.py")
+    parser.add_argument("--epochs", type=float, default=1, help="of --whole")
     parser.add_argument("--score", action="store_true", help="label the test texts too, with a seed a round")
     given = parser.parse_args()
 
@@ -237,6 +309,12 @@ def main() -> int:
 
     device = choose_device("auto")
     fast = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[choose_precision(device)[0]]
+    if given.whole:
+        print("| table | texts | process | seconds, median (all) | times plain.py | macro-F1 | of which |")
+        print("| --- " * 7 + "|")
+        for table in given.tables:
+            whole(table, given, bf16=fast == torch.bfloat16)
+        return 0
     packaged = given.tokenizer.startswith("packaged:")
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.resolve(given.tokenizer).path if packaged else given.tokenizer)
     tokenizer.model_max_length = given.max_length

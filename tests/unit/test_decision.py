@@ -88,7 +88,7 @@ def ruled(finished, tmp_path):
     """The run with a rule that prefers the last class by far."""
     shutil.copytree(finished, tmp_path / "ruled")
     model = bs.load(finished, device="cpu").loaded
-    rule = Rule(2.0, (0.0, 0.0, 5.0))
+    rule = Rule(2.0, (0.0, 0.0, 9.0))
     assert fold(model.model, rule.temperature, rule.offsets)
     model.model.config.bertsmith = rule.to_dict()
     model.save(tmp_path / "ruled" / "model")
@@ -101,7 +101,7 @@ def test_the_rule_holds_everywhere_and_can_be_left_out(cli, finished, ruled, tmp
 
     texts = tiny_table(60, seed=9)["Text"].tolist()
     plain = bs.load(finished, device="cpu").predict_proba(texts)
-    expected = scale(plain, 2.0, np.array([0.0, 0.0, 5.0]))
+    expected = scale(plain, 2.0, np.array([0.0, 0.0, 9.0]))
     assert (expected.argmax(axis=1) != plain.argmax(axis=1)).any()
     assert bs.load(ruled, device="cpu").predict_proba(texts) == pytest.approx(expected, abs=1e-5)
     assert bs.load(ruled / "model", device="cpu").predict_proba(texts) == pytest.approx(expected, abs=1e-5)
