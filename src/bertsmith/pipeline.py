@@ -194,7 +194,7 @@ def _train(
         findings, cleaned, sizes, found.name, loaded.parameters, describe_device(device), max_length, recipe
     )
     described = _describe(prepared, data, found)
-    from_checkpoint = None
+    from_checkpoint, earlier = None, dict[str, float]()
     if resume:
         run = runs.Run(output)
         earlier = run.info.get("seconds", {})
@@ -205,7 +205,6 @@ def _train(
             step = int(from_checkpoint.name.rpartition("-")[2]) if from_checkpoint else 0
             observe(CheckpointsDamaged(step, damaged))
     else:
-        earlier = {}
         check_room(output, parameters=loaded.parameters, checkpoints=arguments.save_total_limit or 3)
         make_place()
         run = create(output)
@@ -275,8 +274,8 @@ def _train(
                 write_predictions(run.layout.predictions, name, predictions)
         with phases.timed("explanations"):
             check_stop(scoring)
-            wanted = config.explanations == "auto"
-            mistakes = explain_mistakes(fitted, predictions, phases.seconds()["training"]) if wanted else []
+            spent = phases.seconds()["training"]
+            mistakes = explain_mistakes(fitted, predictions, spent) if config.explanations == "auto" else []
             storage.write_json(run.layout.explanations, {"mistakes": mistakes})
     except BaseException as error:
         if run.layout.run.is_file():
@@ -284,8 +283,8 @@ def _train(
                 status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
                 run.update(status=status, seconds=phases.seconds())
         raise
-    spent = phases.seconds()
-    run.update(training={**dataclasses.asdict(finished), "seconds": spent["training"]}, seconds=spent)
+    seconds = phases.seconds()
+    run.update(training={**dataclasses.asdict(finished), "seconds": seconds["training"]}, seconds=seconds)
     write_card(run)
     write_report(run)
     run.finish(keep_checkpoints=config.keep_checkpoints)
