@@ -14,6 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from bertsmith.config import Config
 from bertsmith.errors import ConfigError, RunFolderError, listing
 from bertsmith.run import Run
 from bertsmith.storage import PART, cannot_write, drop_leftovers
@@ -268,8 +269,11 @@ def check_same(run: Run, *, config: Mapping[str, Any], fingerprint: str, model: 
 
 
 def _changed_settings(run: Run, config: Mapping[str, Any]) -> list[str]:
-    """Say which settings of a run differ. Device and threads may, so that another machine can finish the run."""
-    before = run.info.get("config", {})
+    """Say which settings of a run differ. Device and threads may, so that another machine can finish the run.
+
+    A setting that an older version did not have counts as not given.
+    """
+    before = {**Config().dump(), **run.info.get("config", {})}
     free = ("device", "threads")
     return differences(
         {name: value for name, value in before.items() if name not in free},
