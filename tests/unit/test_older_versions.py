@@ -48,5 +48,7 @@ def test_an_interrupted_run_resumes_to_its_end(older):
 
 
 def test_a_study_goes_on(older):
+    before = bs.Study(Path("study")).trials
     study = bs.tune("table.csv", output="study", trials=3, model="tiny", epochs=2, batch_size=16, max_length=32)
     assert len(study.trials) == 3
+    assert study.trials["values"].tolist()[:2] == before["values"].tolist()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from bertsmith.config import Config
 from bertsmith.errors import RunFolderError, listing
 from bertsmith.output import differences
 from bertsmith.run import Run, now, reading
@@ -151,7 +152,8 @@ def agree(study: Study, searched: dict[str, Any], *, overwrite: bool) -> None:
         write_json(study.file, {"created": now(), "searched": searched})
         return
     before = study.info.get("searched", {})
-    changed = differences(before.get("settings") or {}, searched["settings"])
+    # A setting that an older version did not have counts as not given.
+    changed = differences({**Config().dump(), **(before.get("settings") or {})}, searched["settings"])
     for part, what in (("objectives", "the objectives"), ("cv", "--cv"), ("data", "the texts, labels or splits")):
         if before.get(part) != searched[part]:
             plain = part != "data"

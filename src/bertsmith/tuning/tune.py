@@ -145,7 +145,7 @@ def _prepare(
     agree(study, searched, overwrite=overwrite)
     study.update(versions=versions(), result=None)
     batch_size = fixed.batch_size or recipe.batch_size
-    search = Search(bench, fixed, plan, space, batch_size, _study_name(searched), output, deadline(plan))
+    search = Search(bench, fixed, plan, space, batch_size, _study_name(study.info["searched"]), output, deadline(plan))
     return search, {name: value for name, value in usual.items() if name in space}
 
 
@@ -173,7 +173,11 @@ def _folds(cleaned: Cleaned, data: Table, k: int, config: Config) -> np.ndarray:
 
 
 def _study_name(searched: Mapping[str, Any]) -> str:
-    """Return a name that the same command has on every machine, wherever its files are."""
+    """Return a name that the same command has on every machine, wherever its files are.
+
+    Args:
+        searched: as it is in ``study.json``, so that a study of an older version, with fewer settings, keeps its name.
+    """
     paths = ("validation", "test", "db", "corrections", "device", "threads")
     settings = {name: value for name, value in searched["settings"].items() if name not in paths}
     content = json.dumps({**searched, "settings": settings}, sort_keys=True, default=str)
