@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from bertsmith.testing import tiny_model, tiny_table
 
@@ -37,7 +37,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 # The same examples in every run: a test that passed here passes elsewhere. To look for more, raise max_examples.
-settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repeatable")
 
 FAST = {"epochs": 3, "learning_rate": 1e-2, "head_rate": 1, "precision": "fp32", "device": "cpu", "consistency": 0}

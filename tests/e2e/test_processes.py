@@ -123,8 +123,8 @@ bertsmith.cli.app.main(sys.argv[1:])
         (tiny, 1500, 0, r"only [\d.]+ [GM]iB of memory are free"),
         (large, 500, 2, r"memory does not suffice even for one text of \d+ tokens: about [\d.]+ [GM]iB are needed"),
     ):
-        flags += ["--model", str(model)]
-        command = [sys.executable, "-c", code, str(left), "train", str(csv), "-o", str(tmp_path / "run"), *flags]
+        given = ["train", str(csv), "-o", str(tmp_path / "run"), "--model", str(model), *flags]
+        command = [sys.executable, "-c", code, str(left), *given]
         out = subprocess.run(
             [*command, "--overwrite"], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )

@@ -181,7 +181,7 @@ def test_devices():
 
 def test_torch_has_no_more_threads_than_the_container_has_cores(monkeypatch):
     before = torch.get_num_threads()
-    monkeypatch.setattr("bertsmith.model.load.cores", lambda: 3)
+    monkeypatch.setattr("bertsmith.compute.device.cores", lambda: 3)
     try:
         for given, expected in ((8, 3), (3, 3), (2, 2)):
             torch.set_num_threads(given)

@@ -24,11 +24,6 @@ def _batch(seed=0, n=12):
     return torch.randn(n, 3, generator=generator), torch.randint(0, 3, (n,), generator=generator)
 
 
-class _Outputs:
-    def __init__(self, logits):
-        self.logits = logits
-
-
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_every_loss_is_one_a_text_and_sums_to_the_step(name, smoothing):
@@ -38,12 +33,12 @@ def test_every_loss_is_one_a_text_and_sums_to_the_step(name, smoothing):
     assert each.shape == (12,)
     assert (each >= 0).all()
     step = StepLoss(loss)
-    whole = step(_Outputs(logits), labels, 12)
-    parts = sum(step(_Outputs(logits[i : i + 5]), labels[i : i + 5], 12) for i in (0, 5, 10))
+    whole = step(logits, labels, 12)
+    parts = sum(step(logits[i : i + 5], labels[i : i + 5], 12) for i in (0, 5, 10))
     assert parts == pytest.approx(whole.item(), rel=1e-6)
     assert whole == pytest.approx(each.mean().item(), rel=1e-6)
     with torch.no_grad():  # while scoring it is plain
-        assert step(_Outputs(logits), labels) == pytest.approx(CrossEntropy()(logits, labels).mean().item())
+        assert step(logits, labels) == pytest.approx(CrossEntropy()(logits, labels).mean().item())
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -53,7 +48,7 @@ def test_what_a_text_read_twice_costs(name):
 
     def step(i, j):
         twice = torch.cat([first[i:j], second[i:j]])
-        return StepLoss(loss, 1.5)(_Outputs(twice), labels[i:j].repeat(2), 12).item()
+        return StepLoss(loss, 1.5)(twice, labels[i:j].repeat(2), 12).item()
 
     p, q = (torch.distributions.Categorical(logits=logits) for logits in (first, second))
     apart = (torch.distributions.kl_divergence(p, q) + torch.distributions.kl_divergence(q, p)) / 2
@@ -61,7 +56,7 @@ def test_what_a_text_read_twice_costs(name):
     assert step(0, 12) == pytest.approx(expected, rel=1e-5)
     assert step(0, 5) + step(5, 12) == pytest.approx(expected, rel=1e-5)
     with torch.no_grad():  # while scoring every text comes once
-        plain = StepLoss(loss, 1.5)(_Outputs(first), labels)
+        plain = StepLoss(loss, 1.5)(first, labels)
     assert plain == pytest.approx(CrossEntropy()(first, labels).mean().item())
 
 
