@@ -30,7 +30,7 @@ from bertsmith.tuning.trials import Bench, scored_within_epochs, steps_between
 from tests.conftest import same_weights, train, weights_of
 
 QUICK = {
-    "seed": 2,
+    "seed": 7,  # so that the winner of the study is not the default
     "consistency": 0,
     "epochs": 2,
     "precision": "fp32",
