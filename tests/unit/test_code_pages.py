@@ -148,3 +148,31 @@ def test_the_note_shows_the_line_with_the_most_accents(tmp_path):
     (note,) = read_table(tmp_path / "t.csv").notes
     assert "déjà à" in note.message
     assert len(note.message) < 250
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "30ºC in 5 m³",
+        "1º piso, Mª José, Nº 5",
+        "Costs ¥500 or £5m",
+        "Only 50¢ each",
+        "see §5 ¶2",
+        "a 5 µm filter, 20° ±2, 5×3 cm²",
+        "see note¹",
+        "1¼ cups, ½tsp and ¾",
+        "Add 1¼ cups to the crème brûlée; the café and the entrées",
+        "café with mint for those who care, from a pro",
+        "kWh/m² ©2020 Acme®",
+        "“5 \xa0 kg”",
+        "don´t",
+        "Zimmer mit 20 m² für 2 Gäste, 3º",
+    ],
+)
+def test_symbols_are_no_letters_of_another_page(text):
+    assert code_page(text.encode("cp1252")) == "cp1252"
+
+
+@pytest.mark.parametrize("text", ["Produkt był drogi", "są już", "miał zły dzień", "casa şi oraş"])
+def test_letters_that_windows_1252_has_symbols_for_count_within_words_and_in_common_words(text):
+    assert code_page(text.encode("cp1250")) == "cp1250"
