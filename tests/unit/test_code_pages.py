@@ -5,6 +5,7 @@ import pytest
 from bertsmith.data.code_pages import code_page
 from bertsmith.data.encodings import decode
 from bertsmith.data.read import read_table
+from bertsmith.errors import DataError
 
 SENTENCES = {
     "French": (
@@ -148,3 +149,79 @@ def test_the_note_shows_the_line_with_the_most_accents(tmp_path):
     (note,) = read_table(tmp_path / "t.csv").notes
     assert "déjà à" in note.message
     assert len(note.message) < 250
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "30ºC in 5 m³",
+        "1º piso, Mª José, Nº 5",
+        "Costs ¥500 or £5m",
+        "Only 50¢ each",
+        "see §5 ¶2",
+        "a 5 µm filter, 20° ±2, 5×3 cm²",
+        "see note¹",
+        "1¼ cups, ½tsp and ¾",
+        "Add 1¼ cups to the crème brûlée; the café and the entrées",
+        "café with mint for those who care, from a pro",
+        "kWh/m² ©2020 Acme®",
+        "“5 \xa0 kg”",
+        "don´t",
+        "Zimmer mit 20 m² für 2 Gäste, 3º",
+    ],
+)
+def test_symbols_are_no_letters_of_another_page(text):
+    assert code_page(text.encode("cp1252")) == "cp1252"
+
+
+@pytest.mark.parametrize("text", ["Produkt był drogi", "są już", "miał zły dzień", "casa şi oraş"])
+def test_letters_that_windows_1252_has_symbols_for_count_within_words_and_in_common_words(text):
+    assert code_page(text.encode("cp1250")) == "cp1250"
+
+
+def _rows(first, count, text="naïve café déjà"):
+    return [f"{text} {i},{'ab'[i % 2]}" for i in range(first, first + count)]
+
+
+@pytest.mark.parametrize("bad", [b"\xe9", b"\x93quoted\x94", b"\xe2\x82"])
+def test_a_few_bad_bytes_do_not_make_a_code_page_of_utf_8(bad):
+    lines = [line.encode() for line in ["Text,Label", *_rows(0, 40)]]
+    lines[7] = b"a bad " + bad + b" one,a"
+    content = b"\n".join(lines)
+    text, (note,) = decode(content, "t.csv")
+    assert text == content.decode("utf-8", errors="replace")
+    assert (note.severity, "line 8" in note.message.lower()) == ("warning", True)
+    with pytest.raises(DataError, match="line 8, byte"):
+        decode(content, "t.csv", "utf-8")
+
+
+@pytest.mark.parametrize("rows", [1, 50])
+def test_a_file_cut_inside_its_last_character_is_utf_8(rows):
+    content = "\n".join(["Text,Label", *_rows(0, rows), "été"]).encode()[:-1]
+    text, (note,) = decode(content, "t.csv")
+    assert text == content.decode("utf-8", errors="replace")
+    assert f"line {rows + 2}" in note.message
+
+
+def test_a_replacement_character_in_the_text_is_not_a_bad_byte():
+    content = "\n".join(_rows(0, 5, "caf\ufffd")).encode() + "\nété\n".encode("cp1252")
+    assert "cp1252" in decode(content, "t.csv")[1][0].message
+
+
+def test_all_parts_of_a_file_decide_its_code_page(tmp_path):
+    neutral = [f'"filler {"x" * 80} é {i}",a' for i in range(600)]
+    polish = [f'"{sentence}",b' for sentence in SENTENCES["Polish"][1:]]
+    table = "\n".join(["Text,Label", *neutral, *polish, *neutral, ""])
+    text, (note,) = decode(table.encode("cp1250"), "t.csv")
+    assert text == table
+    most = max(polish, key=lambda line: len(set(line) & set("ąćęłńśźżĄĆĘŁŃŚŹŻ")))
+    assert f"Line {602 + polish.index(most):,}: {most}" in note.message
+
+
+def test_a_long_line_and_a_far_bad_byte_are_sampled():
+    long = '{"text": "' + "é" * 50_000 + "x" * 2**21
+    text, (note,) = decode((long + "caf").encode() + b"\xe9 ok", "t.json")
+    assert (text == long + "caf\ufffd ok") is True  # no diff of megabytes
+    assert "line 1" in note.message
+    long = "x" * 2**21 + " żółć " + "x" * 2**21
+    assert (decode(long.encode("cp1250"), "t.csv")[0] == long) is True

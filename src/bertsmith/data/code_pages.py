@@ -54,12 +54,21 @@ _RARE = ("Icelandic", "Croatian")
 _QUOTES = "‘’“”„«»–—…•\xa0"
 _OPENING = "¿¡" + _QUOTES
 _CLOSING = _QUOTES + "€£™®©°"
+_SYMBOLS = "¢£¤¥¦§¨©ª¬®¯°±²³´µ¶·¸¹º¼½¾×÷€™"
+"""What Windows-1252 has beside numbers and words, and other pages have letters for."""
 _WORD = re.compile(rb"[A-Za-z\x80-\xff]+")
+_ENGLISH = frozenset({"bet", "care", "mint", "pro", "volt"})
+"""English words that are common words of another language."""
 _TELLING = {
-    language: words.difference(*(others for other, others in WORDS.items() if other != language))
+    language: frozenset(
+        word
+        for word in words.difference(_ENGLISH, *(others for other, others in WORDS.items() if other != language))
+        if len(word) > 1
+    )
     for language, words in WORDS.items()
 }
-"""Common words that no other language has."""
+"""Common words that no other language has, single letters left out: a byte on its own is more often a symbol."""
+_TELLING_MARKED = frozenset(word for words in _TELLING.values() for word in words if not word.isascii())
 
 
 def code_page(content: bytes) -> str:
@@ -67,10 +76,11 @@ def code_page(content: bytes) -> str:
 
     A word is explained by a language if all its letters are of that language's alphabet. The page whose best language
     explains the most words wins, common words counted twice; Windows-1252 does unless another one explains more.
+    Words that Windows-1252 reads as symbols (``m³``, ``§``) count only where they are a common word of a language.
     """
     words = list(dict.fromkeys(_WORD.findall(content)))
     plain = {word.decode().lower() for word in words if word.isascii()}
-    marked = [word for word in words if not word.isascii()]
+    marked = [word for word in words if not word.isascii() and not _is_symbol(word)]
     best, most, explained = "cp1252", 0.0, 0
     for page, languages in _PAGES.items():
         decoded = [word.decode(page, errors="replace") for word in marked]
@@ -86,6 +96,14 @@ def code_page(content: bytes) -> str:
     return best if 2 * explained >= len(marked) else _of_another_script(content)
 
 
+def _is_symbol(word: bytes) -> bool:
+    """Whether Windows-1252 reads a word as symbols, alone or at the ends of an ASCII word."""
+    text = word.decode("cp1252", errors="replace").strip(_SYMBOLS + _QUOTES)
+    if not text.isascii() and any(character.isalpha() for character in text):
+        return False
+    return not any(word.decode(page, errors="replace").lower() in _TELLING_MARKED for page in _PAGES)
+
+
 def _score(language: str, fitting: int, seen: set[str]) -> float:
     common = len(seen & _TELLING.get(language, frozenset())) if fitting else 0
     return fitting * (_LESS if language in _RARE else 1) + common
@@ -93,7 +111,7 @@ def _score(language: str, fitting: int, seen: set[str]) -> float:
 
 def _fitting(words: list[str], letters: str) -> set[str]:
     """Return the words that are written with these letters, none of them a capital inside a word."""
-    pattern = re.compile(f"[{_OPENING}]*[A-Za-z{letters}{letters.upper()}’]*[{_CLOSING}]*")
+    pattern = re.compile(f"[{_OPENING}]*[A-Za-z{letters}{letters.upper()}’´]*[{_CLOSING}]*")
     return {word for word in words if pattern.fullmatch(word) and not _capital_inside(word)}
 
 
