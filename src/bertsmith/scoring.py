@@ -34,7 +34,7 @@ from bertsmith.evaluation.rule import Rule
 from bertsmith.evaluation.slices import slices
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.labelling import to_frame
-from bertsmith.inference.spreadsheet import guard
+from bertsmith.inference.spreadsheet import write_csv
 from bertsmith.model.load import fold
 
 TRAIN_SAMPLE = (200, 1000)
@@ -279,7 +279,7 @@ def write_predictions(folder: Path, name: str, frame: pd.DataFrame) -> None:
     with storage.replaced_file(folder / f"{name}.csv") as file:
         rounded = [json.dumps([round(float(p), 6) for p in row]) for row in frame["probabilities"]]
         shown = frame.assign(probabilities=rounded)
-        guard(shown).to_csv(file, index=False)
+        write_csv(shown, file)
 
 
 def _place(run: runs.Run, name: str | None, table: str, described: dict[str, Any], *, overwrite: bool) -> Path:

@@ -8,6 +8,8 @@ import sqlite3
 import sys
 import warnings
 import zipfile
+from csv import DictReader
+from csv import reader as csv_reader
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -24,6 +26,7 @@ from bertsmith.config import Config, DataConfig
 from bertsmith.data.stream import open_stream
 from bertsmith.errors import ConfigError
 from bertsmith.inference.pieces import Pieces
+from bertsmith.inference.spreadsheet import write_csv
 from bertsmith.testing import tiny_table
 from tests.conftest import train
 
@@ -596,3 +599,22 @@ def test_a_new_table_does_not_replace_the_evaluation_of_another(cli, finished, c
         code, _, err = cli("evaluate", finished, csv, "--name", name)
         assert code == 2
         assert "cannot be the name of a folder" in err
+
+
+@pytest.mark.parametrize("dialect", ["plain", "excel", "excel-semicolon"])
+def test_a_lone_carriage_return_stays_within_its_cell(cli, finished, tmp_path, dialect):
+    texts = ["hello\r=1+cmd|A0", "a cat", "two\r\nlines"]
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.csv"
+    source.write_text("\n".join(json.dumps({"Text": text, "id": i}) for i, text in enumerate(texts)))
+    assert cli("predict", finished, source, "-o", output, "--csv-dialect", dialect, "--device", "cpu")[0] == 0
+    with output.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(DictReader(file, delimiter=";" if dialect == "excel-semicolon" else ","))
+    assert [row["Text"] for row in rows] == texts
+    assert [row["id"] for row in rows] == ["0", "1", "2"]
+
+
+def test_the_csv_of_a_frame_keeps_a_carriage_return_within_its_cell(tmp_path):
+    frame = pd.DataFrame({"Text": ["a\rb", "=1"], "n": [1, 2]})
+    write_csv(frame, tmp_path / "f.csv")
+    with (tmp_path / "f.csv").open(newline="") as file:
+        assert list(csv_reader(file)) == [["Text", "n"], ["a\rb", "1"], ["'=1", "2"]]

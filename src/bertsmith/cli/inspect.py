@@ -44,12 +44,12 @@ def inspect(
     read = as_table(table, settings)
     findings = inspect_table(read, settings)
     if label_errors is not None:
-        from bertsmith.inference.spreadsheet import guard
+        from bertsmith.inference.spreadsheet import write_csv
         from bertsmith.storage import replaced_file, told
 
         found = suspected(read, settings)
         with told(label_errors), replaced_file(label_errors) as part:
-            guard(found).to_csv(part, index=False)
+            write_csv(found, part)
         talk().print(
             f"{len(found):,} of {findings.usable:,} labels are hard to believe, the likeliest mistakes first: "
             f"{label_errors}\n  a place to look, not a verdict: fill in the column corrected where you agree, and give "

@@ -18,7 +18,7 @@ import numpy as np
 from bertsmith.data.raw import is_missing
 from bertsmith.data.stream import Cells
 from bertsmith.errors import ConfigError, listing
-from bertsmith.inference.spreadsheet import Workbook, guarded_cell
+from bertsmith.inference.spreadsheet import Workbook, guarded_cell, quoting
 
 FORMATS = {
     ".csv": "csv",
@@ -157,7 +157,10 @@ def join(kind: str, parts: Sequence[Path], target: Path) -> None:
 
 class _Csv:
     def __init__(self, stream: IO[str], style: CsvStyle, header: bool) -> None:
-        self.writer = csv.writer(stream, delimiter=style.delimiter, lineterminator="\n")
+        self.writers = {
+            how: csv.writer(stream, delimiter=style.delimiter, lineterminator="\n", quoting=how)
+            for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+        }
         self.stream, self.style, self.header = stream, style, header
 
     def write(self, cells: Cells) -> None:
@@ -166,9 +169,13 @@ class _Csv:
         columns = [[self._cell(value, name in ours) for value in cells[name]] for name in names]
         if self.header:
             self.stream.write("\ufeff" * self.style.bom)
-            self.writer.writerow([guarded_cell(name) if self.style.guarded else name for name in names])
-        self.writer.writerows(zip(*columns, strict=True))
+            self._row([guarded_cell(name) if self.style.guarded else name for name in names])
+        for row in zip(*columns, strict=True):
+            self._row(row)
         self.header = False
+
+    def _row(self, cells: Sequence[Any]) -> None:
+        self.writers[quoting(cells)].writerow(cells)
 
     def _cell(self, value: Any, ours: bool) -> Any:
         cell = _of_ours(value) if ours else _of_input(value)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from bertsmith.errors import ConfigError, DataError
 
@@ -152,6 +153,19 @@ def guard(frame: pd.DataFrame) -> pd.DataFrame:
     guarded = pd.concat(columns, axis=1) if columns else frame.copy()
     guarded.columns = [guarded_cell(name) for name in frame.columns]
     return guarded
+
+
+def quoting(values: Iterable[Any]) -> Literal[0, 1]:
+    """Return how ``csv`` has to quote a row: all of it if a cell has a carriage return, which it leaves bare."""
+    returns = any(isinstance(value, str) and "\r" in value for value in values)
+    return csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
+
+
+def write_csv(frame: pd.DataFrame, file: Path) -> None:
+    """Write a frame as CSV that a spreadsheet opens without running a cell, each text in a cell of its own."""
+    safe = guard(frame)
+    texts = (value for column in safe.select_dtypes(exclude="number") for value in safe[column])
+    safe.to_csv(file, index=False, quoting=quoting([*safe.columns, *texts]))
 
 
 def guarded_cell(cell: Any) -> Any:
