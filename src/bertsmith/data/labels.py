@@ -13,7 +13,7 @@ import pandas as pd
 
 from bertsmith.data.raw import refuse_nested
 from bertsmith.data.table import MISSING, Labels
-from bertsmith.errors import DataError, listing
+from bertsmith.errors import DataError, cut, listing, quoted
 
 _INTEGER = re.compile(r"[+-]?\d{1,18}(\.0*)?")
 _TOO_LARGE = re.compile(r"[+-]?[1-9]\d{18,}(\.0*)?")
@@ -80,7 +80,7 @@ def label_numbers(values: Iterable[Any], where: str) -> list[int | None] | None:
             n_numbers += 1
         elif _TOO_LARGE.fullmatch(text):
             raise DataError(
-                f"the label number {text[:30]}{'…' if len(text) > 30 else ''} in row {row:,} is too large",
+                f"the label number {cut(text)} in row {row:,} is too large",
                 where=where,
                 remedy="Give whole numbers of at most 18 digits, or pass the column as --label-text-column.",
             )
@@ -96,7 +96,7 @@ def label_numbers(values: Iterable[Any], where: str) -> list[int | None] | None:
         few, many = (words, "numbers") if len(words) <= n_numbers else ([], "words")
         example = few[0] if few else next((row, str(n)) for row, n in enumerate(numbers, 1) if n is not None)
         raise DataError(
-            f"the label column mixes numbers and words: most are {many}, but row {example[0]} has {example[1]!r}",
+            f"the label column mixes numbers and words: most are {many}, but row {example[0]} has {quoted(example[1])}",
             where=where,
             remedy="Correct these labels, or pass the column as --label-text-column to read all of them as words.",
         )
@@ -105,7 +105,7 @@ def label_numbers(values: Iterable[Any], where: str) -> list[int | None] | None:
     if fractions:
         row, text = fractions[0]
         raise DataError(
-            f"the label column holds numbers that are not whole, such as {text} in row {row}: "
+            f"the label column holds numbers that are not whole, such as {cut(text)} in row {row}: "
             f"it looks like a score ({len({t for _, t in fractions}):,} different ones)",
             where=where,
             remedy="Name the column that holds the classes with --label-column, or cut the scores into classes first.",
@@ -148,7 +148,7 @@ def link(
     else:
         labels = known
         wrong = [
-            f"{number} = {text!r}"
+            f"{number} = {quoted(text)}"
             for number, text in zip(pairs["number"], pairs["text"], strict=True)
             if dict(zip(known.numbers, known.texts, strict=True)).get(number, text) != text
         ]
@@ -257,13 +257,13 @@ def _check_one_to_one(pairs: pd.DataFrame, where: str) -> None:
     problems = []
     for one, other, say in (
         ("number", "text", "number {} has the texts"),
-        ("text", "number", "text {!r} has the numbers"),
+        ("text", "number", "text {} has the numbers"),
     ):
         for value, group in pairs.groupby(one, sort=True):
             if len(group) > 1:
                 partners = group[other].tolist()
-                linked = [f"{v!r} ({n:,} rows)" for v, n in zip(partners, group["rows"], strict=True)]
-                problems.append(say.format(value) + " " + ", ".join(linked))
+                linked = [f"{quoted(v)} ({n:,} rows)" for v, n in zip(partners, group["rows"], strict=True)]
+                problems.append(say.format(quoted(value)) + " " + ", ".join(linked))
     if problems:
         shown = "\n".join(f"  - {p}" for p in problems[:20])
         more = f"\n  - and {len(problems) - 20:,} more" if len(problems) > 20 else ""
