@@ -25,13 +25,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from bertsmith.errors import ConfigError, did_you_mean, listing
+from bertsmith.errors import ConfigError, cut, did_you_mean, is_possible, listing, quoted
 
 ENV_PREFIX = "BERTSMITH_"
 TOKEN = "BERTSMITH_TOKEN"
 """What requests to a server bring: no setting, though it is named like one."""
-_LONGEST_SHOWN = 200
-"""Characters of a wrong value that a message repeats."""
 PRIMARY = "macro_f1"
 """The metric that chooses the best epoch, the decision rule and the winner of a study."""
 FEWEST_TO_SELECT = 20
@@ -39,6 +37,21 @@ FEWEST_TO_SELECT = 20
 DEFAULT_MODEL = "google-bert/bert-base-uncased"
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _as_path(value: Any) -> Any:
+    if value is None or (isinstance(value, str | Path) and is_possible(value)):
+        return value
+    raise PydanticCustomError("path", "Should be a path")
+
+
+def _as_name(value: Any) -> Any:
+    if isinstance(value, str) and not value.startswith("packaged:") and not is_possible(value):
+        raise PydanticCustomError("name", "Should be the name of a checkpoint or the path of a folder")
+    return value
+
+
+FilePath = Annotated[Path | None, BeforeValidator(_as_path)]
 
 
 class Source:
@@ -56,7 +69,7 @@ class Source:
 
 def _as_source(value: Any) -> Any:
     if isinstance(value, str):
-        return Source(value) if value.startswith("hf://") else Path(value)
+        return Source(value) if value.startswith("hf://") else Path(_as_path(value))
     if value is None or isinstance(value, Path | Source):
         return value
     if {kind.__module__.partition(".")[0] for kind in type(value).__mro__} & {"pandas", "datasets"}:
@@ -97,7 +110,7 @@ class DataConfig(Step):
     near_duplicates: Literal["together", "ignore"] = Field(
         "together", description="Keep texts that nearly repeat one another in one split, or split them as any others."
     )
-    corrections: Path | None = Field(
+    corrections: FilePath = Field(
         None, description="CSV of corrected labels, as inspect --label-errors writes it, to put into the table."
     )
     sql: str | None = Field(None, description="Query to read the table with, instead of a file (needs --db).")
@@ -112,7 +125,7 @@ class DataConfig(Step):
 class ModelConfig(Step):
     """Step 2: which checkpoint, on which device, how long the texts may be."""
 
-    model: str = Field(
+    model: Annotated[str, BeforeValidator(_as_name)] = Field(
         DEFAULT_MODEL, description="Checkpoint: a Hugging Face hub id, a local folder, or packaged:minilm."
     )
     max_length: int | None = Field(
@@ -224,7 +237,7 @@ def resolve(
         _file_layer(file),
         _environment_layer(environ),
         {
-            name: (value, name if api else f"--{name.replace('_', '-')}")
+            name: (value, cut(name) if api else f"--{name.replace('_', '-')}")
             for name, value in flags.items()
             if value is not None
         },
@@ -265,8 +278,7 @@ def _shown(value: Any) -> str:
     parts = value if isinstance(value, list | tuple) else [value]
     if not all(isinstance(part, str | int | float | Path | None) for part in parts):
         return f"a {type(value).__name__}"
-    shown = repr(value)
-    return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}…"
+    return quoted(value) if isinstance(value, str) else cut(repr(value))
 
 
 SAME_ARGUMENT = {
@@ -331,7 +343,7 @@ def _file_layer(file: Path | None) -> dict[str, tuple[Any, str]]:
             where=str(file),
             remedy="Keep one of each.",
         )
-    return {key.replace("-", "_"): (value, f"{file}: {key}") for key, value in content.items()}
+    return {key.replace("-", "_"): (value, f"{file}: {cut(key)}") for key, value in content.items()}
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+_LONGEST_SHOWN = 80
+"""Characters of a value that a message repeats."""
 
 
 class UserError(Exception):
@@ -72,11 +79,56 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest known name, or an empty string."""
     folded = {other.casefold(): other for other in known}
     close = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.6)
-    return f" Did you mean '{folded[close[0]]}'?" if close else ""
+    return f" Did you mean {quoted(folded[close[0]])}?" if close else ""
+
+
+def cut(text: str) -> str:
+    """Return a text for a message: what is too long ends in ``…``."""
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 1]}…"
+
+
+def quoted(value: object) -> str:
+    """Return a value for a message: a string in quotes, anything else as it prints itself; both cut."""
+    return repr(cut(value)) if isinstance(value, str) else cut(str(value))
 
 
 def listing(values: Iterable[object], limit: int = 10) -> str:
-    """Join values for a message, quoting strings and cutting after ``limit``."""
-    items = [repr(value) if isinstance(value, str) else str(value) for value in values]
+    """Join values for a message, quoting strings, cutting long ones, and stopping after ``limit``."""
+    items = [quoted(value) for value in values]
     shown = ", ".join(items[:limit])
     return shown + (f" and {len(items) - limit:,} more" if len(items) > limit else "")
+
+
+def path_of(value: Any, name: str, kind: type[UserError] = ConfigError) -> Path:
+    """Return an argument as a path.
+
+    Args:
+        value: the argument.
+        name: of the argument, for messages.
+        kind: of the error.
+
+    Raises:
+        UserError: of that kind, if it is not a path, or one that no file system takes.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise kind(f"{name} should be a path, not a {type(value).__name__}", remedy="Give a str or a pathlib.Path.")
+    if not is_possible(value):
+        raise kind(
+            f"{name} is not a possible path: {quoted(str(value))} ({len(str(value)):,} characters)",
+            remedy="Give the path of a file or folder, not its content.",
+        )
+    return Path(value)
+
+
+def is_possible(path: str | os.PathLike[str]) -> bool:
+    """Return whether this can be a path, of something that is there or not.
+
+    A new file or folder with a line break in its name is no path, but the content of a file.
+    """
+    try:
+        Path(path).stat()
+    except OSError as error:
+        return error.errno not in (errno.ENAMETOOLONG, errno.EINVAL) and "\n" not in str(path)
+    except ValueError:  # a null character
+        return False
+    return True

@@ -43,7 +43,7 @@ from bertsmith.scoring import (
     write_predictions,
 )
 from bertsmith.training.arguments import training_arguments
-from bertsmith.training.events import CheckpointsDamaged, Evaluated, Event, Saved, WentBack
+from bertsmith.training.events import CheckpointsDamaged, Evaluated, Event, Finished, Saved, WentBack
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.speed import Phases
 from bertsmith.training.together import ALONE, Group, join
@@ -219,8 +219,10 @@ def _train(
     group.of_the_leader((recipe, from_checkpoint))
 
     def listen(event: Event) -> None:
+        if isinstance(event, Evaluated | Finished):  # what the run spent before it was resumed counts
+            event = dataclasses.replace(event, seconds=event.seconds + earlier.get("training", 0.0))
         if isinstance(event, Evaluated):
-            run.log({**dataclasses.asdict(event), "seconds": event.seconds + earlier.get("training", 0.0)})
+            run.log(dataclasses.asdict(event))
         elif isinstance(event, Saved):  # what a killed run has spent by then counts
             run.update(seconds=phases.seconds())
         elif isinstance(event, WentBack):

@@ -103,6 +103,21 @@ def test_the_accuracy_interval_is_the_binomial_one():
     assert [low, high] == pytest.approx(expected.tolist(), abs=0.008)
 
 
+@pytest.mark.parametrize("right", [True, False])
+@pytest.mark.parametrize("n_groups", [None, 3])
+def test_the_accuracy_interval_is_exact_where_all_or_no_texts_are_right(right, n_groups):
+    targets = np.arange(6) % 2
+    probabilities = np.eye(2)[targets if right else 1 - targets]
+    groups = None if n_groups is None else np.arange(6) % n_groups
+    intervals = bootstrap(targets, probabilities, seed=0, groups=groups)
+    far = 0.025 ** (1 / (n_groups or 6))  # of no mistakes in n trials, the closed form
+    assert intervals["accuracy"] == pytest.approx((far, 1) if right else (0, 1 - far))
+    assert intervals["weighted_recall"] == intervals["accuracy"]
+    shown = evaluate(targets, probabilities, Labels((0, 1), ("a", "b")), seed=0, groups=groups)["metrics"]["accuracy"]
+    assert shown["value"] == right
+    assert shown["interval"] == list(intervals["accuracy"])
+
+
 def test_intervals_cover_about_as_often_as_they_say():
     truth = np.mean([quick(*_random(s, 4000, 3))["macro_f1"] for s in range(5)])
     inside = 0

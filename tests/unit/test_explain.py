@@ -125,3 +125,9 @@ def test_what_cannot_be_explained_is_told(cli, finished, classifier, monkeypatch
     monkeypatch.setitem(__import__("sys").modules, "captum.attr", None)
     with pytest.raises(ConfigError, match="captum"):
         explain(classifier, "a cat")
+
+
+@pytest.mark.parametrize(("words", "expected"), [(11, "and 1 more word that"), (13, "and 3 more words that")])
+def test_words_that_are_not_shown_are_counted(words, expected, cli, finished):
+    text = " ".join(["plum"] * words)
+    assert expected in cli("explain", finished, "--text", text, "--device", "cpu")[1]

@@ -32,6 +32,13 @@ def test_scores_are_refused_with_an_example():
         label_numbers(["1", "0.75"], "t")
 
 
+@pytest.mark.parametrize("values", [["1,0", "0,5", "0,25"], ["1", "0", "0,5"], ["0,5", "0.5", "1,5e-3"]])
+def test_scores_with_a_decimal_comma_are_refused_alike(values):
+    frame = pd.DataFrame({"Label": values * 4, "Text": [f"text {i}" for i in range(12)]})
+    with pytest.raises(DataError, match="looks like a score"):
+        read_table(frame)
+
+
 @pytest.mark.parametrize("value", ["inf", "-Infinity", "1e-3"])
 def test_numbers_that_are_no_label(value):
     with pytest.raises(DataError):
@@ -64,6 +71,23 @@ def test_words_are_stripped_and_empty_ones_missing():
         (["Health, Safety", "Health", "Travel"], []),
         (["Doors, Windows", "Windows, Roofs", "Walls"], []),
         (["hotel;price", "hotel;staff", "food;price", "food;staff"], []),  # a level and one below it
+        (["anger;fear", "anger;joy", "fear;joy", "joy;love"], ["anger;fear", "anger;joy", "fear;joy"]),
+        (["a;b", "a;c", "b;c"], ["a;b", "a;c", "b;c"]),
+        (["love;", "joy;", "love;joy;"], ["love;joy;"]),
+        (["['love']", "['joy']", "['love' 'joy']"], ["['love' 'joy']"]),
+        (["[1]", "[2]", "[1 2]"], ["[1 2]"]),
+        (["A;1", "B;1", "A;2", "B;2"], []),
+        (["Paris, France", "Lyon, France", "Berlin, Germany"], []),
+        (
+            ["Paris, Texas", "Dallas, Texas", "Dallas, Ohio", "Lima, Ohio", "Lima, Peru", "Cusco, Peru", "Peru, Ohio"],
+            [],
+        ),
+        (["Smith, John", "Smith, Jane", "Doe, John", "Doe, Jane"], []),
+        (
+            ["C", "C++", "C+", "R&D", "Research & Development", "Research", "18+", "Yes, but", "Yes", "Sport|Ball"],
+            [],
+        ),
+        (["yes", "no", "yes/no", "yes no", "yes-no", "1-2", "1", "2"], []),
         (["Sports", "News", "Sports/News", "TCP/IP", "a;", ";"], []),
     ],
 )
@@ -81,6 +105,21 @@ def test_several_labels_in_a_cell_are_refused(cells):
     assert "4 of 19 rows" in caught.value.what
     assert f"{a};{b}" in caught.value.what
     assert "column 'Label'" in caught.value.where
+
+
+@pytest.mark.parametrize("mark", ["+", " & ", "\n", "\r\n", "\t", "、", "，", "；", " · ", "•"])
+@pytest.mark.parametrize("cells", [["love", "joy", "fear"], ["3", "10", "7"]])
+def test_all_usual_separators_of_labels_are_recognised(mark, cells):
+    joins = [mark.join(cells), mark.join(cells[:2]), mark.join(cells[1:])]
+    assert joined([*cells, *joins]) == joins
+    frame = pd.DataFrame({"Label": [*cells * 4, *joins * 2], "Text": [f"text {i}" for i in range(18)]})
+    with pytest.raises(DataError) as caught:
+        read_table(frame)
+    assert "6 of 18 rows" in caught.value.what
+
+
+def test_label_texts_that_a_line_break_divides_stay_labels():
+    assert label_words(["very\ngood", "very\tbad", "good"], "t") == ["very good", "very bad", "good"]
 
 
 def test_emotions_of_the_shared_table_are_refused(shared):

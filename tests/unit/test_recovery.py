@@ -187,10 +187,13 @@ def test_the_time_of_a_resumed_run_counts_from_its_beginning(tiny, tmp_path):
     spent = run.info["seconds"]
     assert spent["training"] > seen[0]["training"]
     run.update(seconds={**spent, "training": 1000.0, "data": 100.0})
-    run = _train(tiny, tmp_path / "run", resume=True)
+    told = []
+    run = _train(tiny, tmp_path / "run", resume=True, on_event=told.append)
     assert 1000 < run.info["seconds"]["training"] < 1100
     assert 100 < run.info["seconds"]["data"] < 200
     assert run.info["training"]["seconds"] == run.info["seconds"]["training"]
+    (finished,) = [event for event in told if type(event).__name__ == "Finished"]
+    assert 1000 < finished.seconds < 1100
     assert [e["seconds"] > 1000 for e in run.history] == [False, True, True]
 
 

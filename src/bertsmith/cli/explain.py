@@ -83,7 +83,8 @@ def explain(
         for word in sorted(explanation.words, key=lambda w: -abs(w.attribution))[:STRONGEST]:
             out.print(f"  {word.attribution:+8.3f}  {word.text}", markup=False)
         if len(explanation.words) > STRONGEST:
-            out.print(f"  … and {len(explanation.words) - STRONGEST:,} words that moved it less", markup=False)
+            more = len(explanation.words) - STRONGEST
+            out.print(f"  … and {more:,} more word{'s' if more > 1 else ''} that moved it less", markup=False)
         out.print(
             f"  all words add up to {explanation.change + explanation.gap:+.3f} "
             f"of a change of {explanation.change:+.3f} in the logit",

@@ -6,9 +6,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bertsmith.config import DataConfig
-from bertsmith.errors import DataError, did_you_mean, listing
+from bertsmith.errors import DataError, did_you_mean, listing, quoted
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TEXT = ("text",)
 TEXT_SYNONYMS = ("sentence", "content", "body", "review", "message", "document", "tweet", "comment", "utterance")
@@ -68,7 +72,7 @@ def find_columns(
         if len(alike) == 1:
             return alike[0]
         raise DataError(
-            f"there is no column {name!r}.{did_you_mean(name, names)}",
+            f"there is no column {quoted(name)}.{did_you_mean(name, names)}",
             where=f"{source}, whose columns are {listing(names, 30)}",
             remedy=f"Pass {flag} with one of these names.",
         )
@@ -99,7 +103,7 @@ def find_columns(
     if text_name is None:
         taken = [name for name in chosen if name is not None and canonical(name) in (*TEXT, *TEXT_SYNONYMS)]
         raise DataError(
-            f"column {taken[0]!r} is taken for the labels, and no other is named like one that holds the texts"
+            f"column {quoted(taken[0])} is taken for the labels, and no other is named like one that holds the texts"
             if taken
             else "no column is named like one that holds the texts (Text, Sentence, Content, Review, …)",
             where=f"{source}, whose columns are {listing(names, 30)}",
@@ -114,7 +118,7 @@ def find_columns(
         )
     if text_name in (label_name, label_text_name) or (label_name is not None and label_name == label_text_name):
         raise DataError(
-            f"column {text_name if text_name in (label_name, label_text_name) else label_name!r} is given twice, "
+            f"column {quoted(text_name if text_name in (label_name, label_text_name) else label_name)} is given twice, "
             "for different things",
             where=source,
             remedy="Give the text, the label and the label text a column each.",
@@ -142,6 +146,22 @@ def text_column(names: list[str], name: str, config: DataConfig) -> str:
 def is_text_lines(path: Path) -> bool:
     """Whether a file is read as plain text, one text a line, where texts are wanted."""
     return [s.lower() for s in path.suffixes if s.lower() != ".gz"][-1:] == [".txt"]
+
+
+def check_flat(frame: pd.DataFrame, where: str) -> None:
+    """See that the columns of a data frame have plain names.
+
+    Raises:
+        DataError: if the names have several levels.
+    """
+    if frame.columns.nlevels > 1:
+        raise DataError(
+            f"the column names have {frame.columns.nlevels} levels, such as {quoted(str(frame.columns[0]))}"
+            if len(frame.columns)
+            else "the column names have several levels",
+            where=where,
+            remedy="Give every column one name: df.columns = df.columns.map('_'.join)",
+        )
 
 
 def check_columns(names: list[str], n_rows: int, where: str, config: DataConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,16 +13,19 @@ import pandas as pd
 
 from bertsmith.data.raw import refuse_nested
 from bertsmith.data.table import MISSING, Labels
-from bertsmith.errors import DataError, listing
+from bertsmith.errors import DataError, cut, listing, quoted
 
 _INTEGER = re.compile(r"[+-]?\d{1,18}(\.0*)?")
 _TOO_LARGE = re.compile(r"[+-]?[1-9]\d{18,}(\.0*)?")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
 """Control characters that are no white space: a terminal could obey them."""
 _LEADING_ZERO = re.compile(r"[+-]?0\d+")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-_JOINS = (";", "|", ",")
-"""What label texts are joined with. Not ``/``, which stands in the names of many classes."""
+_NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?")
+_JOINS = tuple(map(re.compile, (r"[;；]", r"\|", r"[,，、]", r"\+", "&", "[·•]", r"[\n\r\t]")))
+"""What label texts are joined with. Not ``/``, space or ``-``, which stand in the names of many classes."""
+_NUMPY = re.compile(r"""(?<=['"])\s+(?=['"])|(?<=[\d.])\s+(?=\d)""")
+"""What separates the items of an array as NumPy prints it: ``['love' 'joy']``, ``[1 2]``."""
+_BREAK = re.compile(r"\S[\n\r\t]+\S")
 _FEW_JOINED = 3
 """Joined label texts from which on they are no accident."""
 _NO_NUMBER = frozenset({"", "na", "n/a", "nan", "null", "none", "nat", "<na>"})
@@ -31,16 +35,20 @@ def label_words(values: Iterable[Any], where: str) -> list[str | None]:
     """Read a column as label texts: stripped, white space made single, no control characters, ``None`` where empty.
 
     Raises:
-        DataError: if a cell holds a list or an object.
+        DataError: if a cell holds a list or an object, or many cells hold several labels, one a line.
     """
     words: list[str | None] = []
+    lines: list[str] = []
     for row, value in enumerate(values, start=1):
         refuse_nested(value, row, where, "--label-column")
         if _is_missing(value):
             words.append(None)
             continue
-        text = " ".join(_CONTROL.sub("", _as_text(value)).split())
-        words.append(text or None)
+        whole = _CONTROL.sub("", _as_text(value)).strip()
+        lines.append(whole)
+        words.append(" ".join(whole.split()) or None)
+    if any(map(_BREAK.search, lines)):  # afterwards a line break is a space
+        refuse_joined(lines, where)
     return words
 
 
@@ -72,7 +80,7 @@ def label_numbers(values: Iterable[Any], where: str) -> list[int | None] | None:
             n_numbers += 1
         elif _TOO_LARGE.fullmatch(text):
             raise DataError(
-                f"the label number {text[:30]}{'…' if len(text) > 30 else ''} in row {row:,} is too large",
+                f"the label number {cut(text)} in row {row:,} is too large",
                 where=where,
                 remedy="Give whole numbers of at most 18 digits, or pass the column as --label-text-column.",
             )
@@ -88,7 +96,7 @@ def label_numbers(values: Iterable[Any], where: str) -> list[int | None] | None:
         few, many = (words, "numbers") if len(words) <= n_numbers else ([], "words")
         example = few[0] if few else next((row, str(n)) for row, n in enumerate(numbers, 1) if n is not None)
         raise DataError(
-            f"the label column mixes numbers and words: most are {many}, but row {example[0]} has {example[1]!r}",
+            f"the label column mixes numbers and words: most are {many}, but row {example[0]} has {quoted(example[1])}",
             where=where,
             remedy="Correct these labels, or pass the column as --label-text-column to read all of them as words.",
         )
@@ -97,7 +105,7 @@ def label_numbers(values: Iterable[Any], where: str) -> list[int | None] | None:
     if fractions:
         row, text = fractions[0]
         raise DataError(
-            f"the label column holds numbers that are not whole, such as {text} in row {row}: "
+            f"the label column holds numbers that are not whole, such as {cut(text)} in row {row}: "
             f"it looks like a score ({len({t for _, t in fractions}):,} different ones)",
             where=where,
             remedy="Name the column that holds the classes with --label-column, or cut the scores into classes first.",
@@ -140,7 +148,7 @@ def link(
     else:
         labels = known
         wrong = [
-            f"{number} = {text!r}"
+            f"{number} = {quoted(text)}"
             for number, text in zip(pairs["number"], pairs["text"], strict=True)
             if dict(zip(known.numbers, known.texts, strict=True)).get(number, text) != text
         ]
@@ -172,20 +180,33 @@ def link(
 def joined(texts: Sequence[str]) -> list[str]:
     """Return the label texts that join several labels, such as ``"love;sadness"`` or ``"['love', 'sadness']"``.
 
-    A text counts if each of its parts is a label text of its own, or has different places in several texts. So
-    ``"Health, Safety"`` does not, unless there are ``"Health"`` and ``"Safety"`` too.
+    A text counts if each of its parts is a label of its own: it is a label text, has different places in several texts,
+    or occurs in several texts whose parts change places. So ``"Health, Safety"`` does not, unless there are
+    ``"Health"`` and ``"Safety"`` too, nor do a level and one below it, such as ``"hotel;price"`` and ``"hotel;staff"``.
     """
     found: list[str] = []
+    arrays = {text: "\n".join(_NUMPY.split(text)) if text[:1] + text[-1:] == "[]" else text for text in texts}
     for mark in _JOINS:
-        parts = {text: [part.strip(" '\"") for part in text.strip("[](){} ").split(mark)] for text in texts}
+        parts = {text: _parts(array, mark) for text, array in arrays.items()}
         places: dict[str, set[int]] = {}
+        times: Counter[str] = Counter()
         for text_parts in parts.values():
             for place, part in enumerate(text_parts):
                 places.setdefault(part, set()).add(place if len(text_parts) > 1 else -1)
-        free = {part for part, at in places.items() if part and (-1 in at or len(at) > 1)}
+            times.update(set(text_parts))
+        recurring = {part for part, n in times.items() if n > 1}
+        free = {part for part, at in places.items() if -1 in at or len(at) > 1}
+        # Sets in sorted order: few parts but the first and the last keep their place.
+        if 3 * sum(len(places[part] - {-1}) > 1 for part in recurring) >= len(recurring):
+            free |= recurring
         several = [text for text in texts if len(parts[text]) > 1 and free.issuperset(parts[text])]
         found = max(found, several, key=len)
     return found
+
+
+def _parts(text: str, mark: re.Pattern[str]) -> list[str]:
+    parts = (part.strip(" \r\n\t'\"") for part in mark.split(text.strip("[](){} ")))
+    return [part for part in parts if part]
 
 
 def refuse_joined(texts: Sequence[str], where: str) -> None:
@@ -236,13 +257,13 @@ def _check_one_to_one(pairs: pd.DataFrame, where: str) -> None:
     problems = []
     for one, other, say in (
         ("number", "text", "number {} has the texts"),
-        ("text", "number", "text {!r} has the numbers"),
+        ("text", "number", "text {} has the numbers"),
     ):
         for value, group in pairs.groupby(one, sort=True):
             if len(group) > 1:
                 partners = group[other].tolist()
-                linked = [f"{v!r} ({n:,} rows)" for v, n in zip(partners, group["rows"], strict=True)]
-                problems.append(say.format(value) + " " + ", ".join(linked))
+                linked = [f"{quoted(v)} ({n:,} rows)" for v, n in zip(partners, group["rows"], strict=True)]
+                problems.append(say.format(quoted(value)) + " " + ", ".join(linked))
     if problems:
         shown = "\n".join(f"  - {p}" for p in problems[:20])
         more = f"\n  - and {len(problems) - 20:,} more" if len(problems) > 20 else ""

@@ -101,8 +101,9 @@ def refuse_nested(value: Any, row: int, where: str, flag: str) -> None:
         RowError: if it is a list, an object or bytes.
     """
     if isinstance(value, list | dict | bytes | set | tuple):
+        held = "bytes" if isinstance(value, bytes) else f"a {type(value).__name__}"
         raise RowError(
-            f"row {row:,} holds a {type(value).__name__}, not a text",
+            f"row {row:,} holds {held}, not text",
             where=where,
             remedy=f"Name the column that is meant with {flag}."
             + (" More than one label for a text is not supported." if flag == "--label-column" else ""),

@@ -15,7 +15,7 @@ from bertsmith.data.labels import check_plausible, label_numbers, label_words, l
 from bertsmith.data.raw import RawTable, texts_of
 from bertsmith.data.sources import read_raw
 from bertsmith.data.table import SPLITS, Labels, Note, Table
-from bertsmith.errors import DataError, listing
+from bertsmith.errors import DataError, listing, quoted
 
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -40,7 +40,7 @@ def read_table(source: Any = None, config: DataConfig | None = None, *, known: L
     if source is not None and config.sql is not None:
         raise DataError("a table and --sql are both given", where=repr(Source(source)), remedy="Give one of them.")
     given = ((source, None), (config.validation, "validation"), (config.test, "test"))
-    parts = [(read_raw(table, config), split) for table, split in given if table is not None or split is None]
+    parts = [(read_raw(table, config, split), split) for table, split in given if table is not None or split is None]
     table = _combine(parts, config, known)
     return table if config.corrections is None else correct(table, config.corrections, config)
 
@@ -53,7 +53,7 @@ def _combine(parts: Sequence[tuple[RawTable, str | None]], config: DataConfig, k
     notes: list[Note] = []
     has_numbers = has_words = False
     first: Columns | None = None
-    names = _distinct_names([raw.name for raw, _ in parts])
+    names = _distinct_names([(raw.name, split) for raw, split in parts])
     for (raw, split), name in zip(parts, names, strict=True):
         columns = find_columns(
             list(raw.frame.columns),
@@ -77,7 +77,7 @@ def _combine(parts: Sequence[tuple[RawTable, str | None]], config: DataConfig, k
                     "source": name,
                     "row": np.arange(1, n_rows + 1, dtype=np.int64),
                     "text": pd.Series(
-                        texts_of(raw.frame[columns.text], f"{name}, column {columns.text!r}"), dtype="str"
+                        texts_of(raw.frame[columns.text], f"{name}, column {quoted(columns.text)}"), dtype="str"
                     ),
                     "split": _splits(raw, columns, split, name),
                     "group": _groups(raw, columns),
@@ -101,11 +101,11 @@ def _label_columns(
 ) -> tuple[list[int | None] | None, list[str | None] | None]:
     words = None
     if columns.label_text:
-        words = label_words(raw.frame[columns.label_text], f"{name}, column {columns.label_text!r}")
+        words = label_words(raw.frame[columns.label_text], f"{name}, column {quoted(columns.label_text)}")
     if columns.label is None:
         return None, words
     values = raw.frame[columns.label]
-    numbers = label_numbers(values, f"{name}, column {columns.label!r}")
+    numbers = label_numbers(values, f"{name}, column {quoted(columns.label)}")
     if columns.label in raw.class_names:
         class_names = raw.class_names[columns.label]
         numbers = [n if n is not None and 0 <= n < len(class_names) else None for n in numbers or []]
@@ -114,12 +114,12 @@ def _label_columns(
         return numbers, words
     if words is not None:
         raise DataError(
-            f"column {columns.label!r} should hold label numbers but holds words, "
-            f"and column {columns.label_text!r} holds words too",
+            f"column {quoted(columns.label)} should hold label numbers but holds words, "
+            f"and column {quoted(columns.label_text)} holds words too",
             where=name,
             remedy="Pass --label-text-column with the one to use, alone.",
         )
-    return None, label_words(values, f"{name}, column {columns.label!r}")
+    return None, label_words(values, f"{name}, column {quoted(columns.label)}")
 
 
 def _splits(raw: RawTable, columns: Columns, split: str | None, name: str) -> pd.Series:
@@ -137,7 +137,7 @@ def _splits(raw: RawTable, columns: Columns, split: str | None, name: str) -> pd
     if odd:
         raise DataError(
             f"these values do not name a split: {listing(odd)}",
-            where=f"{name}, column {columns.split!r}" if columns.split else name,
+            where=f"{name}, column {quoted(columns.split)}" if columns.split else name,
             remedy="Write train, validation or test in every row.",
         )
     if "train" not in splits:
@@ -148,7 +148,7 @@ def _splits(raw: RawTable, columns: Columns, split: str | None, name: str) -> pd
 def _groups(raw: RawTable, columns: Columns) -> pd.Series:
     if columns.group is None:
         return pd.Series([None] * len(raw.frame), dtype="str")
-    values = texts_of(raw.frame[columns.group], f"{raw.name}, column {columns.group!r}")
+    values = texts_of(raw.frame[columns.group], f"{raw.name}, column {quoted(columns.group)}")
     # A row without a group is a group of its own.
     return pd.Series([value or f"row {i} of {raw.name}" for i, value in enumerate(values, 1)], dtype="str")
 
@@ -165,11 +165,11 @@ def _unused(columns: Columns, extra: pd.DataFrame) -> list[Note]:
     return notes
 
 
-def _distinct_names(names: list[str]) -> list[str]:
-    roles = ("", " (validation)", " (test)")
-    return [name + (roles[i] if names.count(name) > 1 else "") for i, name in enumerate(names)]
+def _distinct_names(parts: list[tuple[str, str | None]]) -> list[str]:
+    names = [name for name, _ in parts]
+    return [f"{name} ({split})" if split and names.count(name) > 1 else name for name, split in parts]
 
 
 def _where(names: list[str], columns: Columns) -> str:
-    used = [repr(column) for column in (columns.label, columns.label_text) if column]
+    used = [quoted(column) for column in (columns.label, columns.label_text) if column]
     return f"{', '.join(names)}, column{'s' if len(used) > 1 else ''} {' and '.join(used)}"

@@ -9,23 +9,25 @@ from typing import Any
 import pandas as pd
 
 from bertsmith.config import DataConfig, Source
-from bertsmith.data.columns import check_columns
+from bertsmith.data.columns import check_columns, check_flat
 from bertsmith.data.formats import read_file
 from bertsmith.data.raw import RawTable, encodable
-from bertsmith.errors import DataError
+from bertsmith.errors import DataError, cut, path_of, quoted
 from bertsmith.hub import require_hub
 
 
-def read_raw(source: Any, config: DataConfig) -> RawTable:
+def read_raw(source: Any, config: DataConfig, role: str | None = None) -> RawTable:
     """Read a file, ``hf://owner/name``, a data frame, a ``datasets.Dataset``, or, for ``None``, the SQL query.
 
     Args:
         source: one of these, or a `Source` of one.
         config: how to read it.
+        role: what a table in memory is for, where there are several: ``"validation"`` or ``"test"``.
 
     Raises:
         DataError: if the source is not there, not readable, or empty.
     """
+    which = f" ({role})" if role else ""
     if isinstance(source, Source):
         source = source.table
     if source is None:
@@ -33,16 +35,15 @@ def read_raw(source: Any, config: DataConfig) -> RawTable:
             raise DataError("no table is given", remedy="Give a file, or --sql with --db.")
         raw = _read_sql(config.sql, config.db or "")
     elif isinstance(source, pd.DataFrame):
-        raw = RawTable(
-            encodable(source.reset_index(drop=True).rename(columns=str)),
-            str(source.attrs.get("name", "the data frame")),
-        )
+        name = str(source.attrs.get("name", f"the data frame{which}"))
+        check_flat(source, name)
+        raw = RawTable(encodable(source.reset_index(drop=True).rename(columns=str)), name)
     elif type(source).__module__.split(".")[0] == "datasets":
-        raw = _from_datasets(source, "the dataset")
+        raw = _from_datasets(source, f"the dataset{which}")
     elif str(source).startswith("hf://"):
         raw = _read_hub(str(source))
     elif isinstance(source, str | Path):
-        raw = read_file(Path(source), config)
+        raw = read_file(path_of(source, "the table", DataError), config)
     else:
         raise DataError(
             f"a table cannot be read from a {type(source).__name__}",
@@ -76,7 +77,7 @@ def _read_sql(query: str, db: str) -> RawTable:
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
         raise DataError(
-            f"the database says: {reason}", where=f"--sql {query!r}", remedy="Check --sql and --db."
+            f"the database says: {reason}", where=f"--sql {quoted(query)}", remedy="Check --sql and --db."
         ) from error
     frame = pd.DataFrame({i: pd.Series([record[i] for record in records], dtype=object) for i in range(len(keys))})
     frame.columns = pd.Index(keys)
@@ -87,7 +88,7 @@ def _read_hub(address: str) -> RawTable:
     parts = address.removeprefix("hf://").removeprefix("datasets/").split("/")
     if len(parts) not in (2, 3) or not all(parts):
         raise DataError(
-            f"{address} is not the address of a dataset",
+            f"{cut(address)} is not the address of a dataset",
             remedy="Write hf://owner/name or hf://owner/name/configuration.",
         )
     require_hub(f"dataset {address}", DataError)

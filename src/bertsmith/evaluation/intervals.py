@@ -1,10 +1,11 @@
-"""How sure a figure is: percentile bootstrap over the texts (Efron 1979)."""
+"""How sure a figure is: percentile bootstrap over the texts (Efron 1979), and exact where that has no width."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import numpy as np
+from scipy.stats import binomtest
 
 RESAMPLES = 1000
 RANKING_RESAMPLES = 200
@@ -27,6 +28,9 @@ def bootstrap(
 
     Every resample draws n texts with replacement, or whole groups of them. Averages over classes are taken as in
     `metrics.scalars`, over the classes that occur in the resample.
+
+    Where all or none of the texts are right, so are those of every resample. Accuracy then has the exact interval of
+    Clopper and Pearson (1934), with as many trials as there are texts, or groups.
 
     Args:
         targets: class indices, shape (n,).
@@ -53,7 +57,14 @@ def bootstrap(
     ranking = resamples_of(n, groups, rng, RANKING_RESAMPLES)
     draws["macro_average_precision"] = np.concatenate([_average_precisions(targets, probabilities, d) for d in ranking])
     tails = [50 * (1 - level), 50 * (1 + level)]
-    return {name: tuple(np.nanpercentile(values, tails).tolist()) for name, values in draws.items()}
+    intervals = {name: tuple(np.nanpercentile(values, tails).tolist()) for name, values in draws.items()}
+    right = predicted == targets
+    if right.all() or not right.any():
+        trials = n if groups is None else len(np.unique(groups))
+        exact_interval = binomtest(trials if right.all() else 0, trials).proportion_ci(level, method="exact")
+        # Recall weighted by support is accuracy.
+        intervals |= dict.fromkeys(("accuracy", "weighted_recall"), (exact_interval.low, exact_interval.high))
+    return intervals
 
 
 def paired_difference(

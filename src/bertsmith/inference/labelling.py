@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from bertsmith.config import DataConfig
-from bertsmith.data.columns import check_columns
+from bertsmith.data.columns import check_columns, check_flat
 from bertsmith.data.columns import text_column as find_text_column
 from bertsmith.data.normalise import normalise
 from bertsmith.data.raw import texts_of
@@ -98,7 +98,9 @@ class Labelling(ABC):
     def _predict_rows_of(
         self, frame: pd.DataFrame, progress: Callable[[int], None] | None, column: str | None
     ) -> pd.DataFrame:
-        names, where = [str(name) for name in frame.columns], "the data frame"
+        where = "the data frame"
+        check_flat(frame, where)
+        names = [str(name) for name in frame.columns]
         config = DataConfig(text_column=column)
         check_columns(names, max(len(frame), 1), where, config)
         found = find_text_column(names, where, config)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bertsmith.errors import ConfigError, RunFolderError
+from bertsmith.errors import ConfigError, RunFolderError, path_of
 from bertsmith.inference.abstain import HeldOut, held_out_of
 from bertsmith.inference.exported import About, Exported, is_export
 from bertsmith.inference.labelling import Labelling, OneModel
@@ -46,7 +46,7 @@ def open_classifier(
     Raises:
         UserError: if there is none.
     """
-    path = Path(path)
+    path = path_of(path, "run")
     if long not in ("truncate", "window"):
         raise ConfigError(f"long={long!r}: there is no such way", remedy="Take truncate or window.")
     if long == "window":

@@ -1,0 +1,116 @@
+"""Messages repeat little of what is wrong, and say which argument or table it is."""
+
+import re
+
+import pandas as pd
+import pytest
+
+import bertsmith as bs
+from bertsmith.errors import ConfigError, DataError, UserError, cut, listing, path_of
+from bertsmith.testing import tiny_table
+
+CONTENT = tiny_table(300).to_csv(index=False)
+LONG = "x" * 3000
+
+
+def _rows(**columns):
+    return pd.DataFrame({"Text": [f"text {i}" for i in range(6)], **columns})
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda table, folder: bs.read_table(CONTENT),
+        lambda table, folder: bs.read_table(CONTENT[:200]),
+        lambda table, folder: bs.read_table(table, test=CONTENT),
+        lambda table, folder: bs.read_table(table, corrections=CONTENT),
+        lambda table, folder: bs.inspect(table, model=CONTENT),
+        lambda table, folder: bs.load(CONTENT),
+        lambda table, folder: bs.load("a/" * 3000),
+        lambda table, folder: bs.compare(CONTENT, LONG),
+        lambda table, folder: bs.evaluate(CONTENT, table),
+        lambda table, folder: bs.export(CONTENT),
+        lambda table, folder: bs.train(table, output=CONTENT),
+        lambda table, folder: bs.train(table, output=LONG),
+        lambda table, folder: bs.train(table, output=folder, model=LONG),
+        lambda table, folder: bs.train(table, output=folder, config=CONTENT),
+        lambda table, folder: bs.tune(table, output=folder, space=CONTENT),
+        lambda table, folder: bs.read_table("hf://" + LONG),
+        lambda table, folder: bs.read_table(table, **{LONG: 3}),
+        lambda table, folder: bs.read_table(table, text_column=LONG),
+        lambda table, folder: bs.read_table(table.rename(columns={"Text": LONG})),
+        lambda table, folder: bs.read_table(table.assign(Split=LONG), split_column="Split"),
+        lambda table, folder: bs.read_table(
+            _rows(**{"Label": [1, 1, 2, 2, None, None], "Label Text": [*"aabb", LONG, LONG]})
+        ),
+        lambda table, folder: bs.read_table(
+            _rows(**{"Label": [1, 1, 2, 2, 3, 3], "Label Text": [*"aabb", LONG, LONG + "y"]})
+        ),
+        lambda table, folder: bs.read_table(_rows(Label=["1", "1", "2", "2", "3", LONG])),
+        lambda table, folder: bs.read_table(_rows(Label=["0." + "1" * 3000] * 6)),
+    ],
+)
+def test_what_is_wrong_is_repeated_in_part(call, tmp_path):
+    with pytest.raises(UserError) as caught:
+        call(tiny_table(30), tmp_path / "run")
+    assert len(str(caught.value)) < 600
+    assert not (tmp_path / "run").exists()
+
+
+def test_long_values_are_cut_and_short_ones_whole():
+    assert cut("x" * 80) == "x" * 80
+    assert cut("x" * 81) == "x" * 79 + "…"
+    assert listing(["a", 3, LONG]) == f"'a', 3, '{'x' * 79}…'"
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("output", lambda table: bs.train(table, output=table)),
+        ("output", lambda table: bs.tune(table, output=table)),
+        ("space", lambda table: bs.tune(table, output="run", space=table)),
+        ("config", lambda table: bs.train(table, output="run", config=table)),
+        ("corrections", lambda table: bs.train(table, output="run", corrections=table)),
+        ("run", lambda table: bs.load(table)),
+        ("run", lambda table: bs.evaluate(table, table)),
+        ("run", lambda table: bs.compare(table, table)),
+        ("run", lambda table: bs.export(table)),
+    ],
+)
+def test_an_argument_that_is_no_path_is_named_with_its_type(name, call):
+    with pytest.raises(ConfigError, match=rf"\b{name}\b.*should be a path, not a DataFrame") as caught:
+        call(tiny_table(30))
+    assert "valid path" not in caught.value.what
+
+
+def test_paths_of_what_is_there_or_not_are_paths(tmp_path):
+    there = tmp_path / "a table.csv"
+    there.touch()
+    assert path_of(there, "x") == there
+    assert path_of(str(tmp_path / "new" / "run"), "x") == tmp_path / "new" / "run"
+
+
+@pytest.mark.parametrize("role", ["validation", "test"])
+def test_the_table_that_is_wrong_is_named_by_its_role(role, cli, tmp_path):
+    table = tiny_table(30)
+    with pytest.raises(DataError) as caught:
+        bs.read_table(table, **{role: table.drop(columns="Text")})
+    assert caught.value.where.startswith(f"the data frame ({role})")
+    with pytest.raises(DataError) as caught:
+        bs.read_table(table, **{role: table.iloc[:0]})
+    assert caught.value.where == f"the data frame ({role})"
+    table.to_csv(tmp_path / "t.csv", index=False)
+    read = bs.read_table(tmp_path / "t.csv", **{role: tmp_path / "t.csv"})
+    assert set(read.frame["source"]) == {"t.csv", f"t.csv ({role})"}
+
+
+def test_column_names_of_several_levels_are_refused():
+    table = tiny_table(30)
+    table.columns = pd.MultiIndex.from_product([["a"], table.columns])
+    with pytest.raises(DataError, match="2 levels"):
+        bs.read_table(table)
+
+
+def test_cells_of_bytes_are_refused():
+    with pytest.raises(DataError, match=re.escape("row 1 holds bytes, not text")):
+        bs.read_table(tiny_table(30).assign(Text=b"x"))
