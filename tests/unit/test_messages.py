@@ -114,3 +114,26 @@ def test_column_names_of_several_levels_are_refused():
 def test_cells_of_bytes_are_refused():
     with pytest.raises(DataError, match=re.escape("row 1 holds bytes, not text")):
         bs.read_table(tiny_table(30).assign(Text=b"x"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train", "t.csv", "-o", LONG),
+        ("predict", LONG, "t.csv", "-o", "p.csv"),
+        ("predict", "run", "t.csv", "-o", f"{LONG}.csv"),
+        ("inspect", LONG),
+        ("inspect", "t.csv", "--config", LONG),
+        ("inspect", "t.csv", "--label-errors", f"{LONG}.csv"),
+        ("inspect", "t.csv", "--sheet", LONG),
+        ("compare", LONG, "run"),
+        ("export", LONG),
+    ],
+)
+def test_commands_refuse_paths_that_are_none(command, cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_table(30).to_csv("t.csv", index=False)
+    code, _, err = cli(*command)
+    assert code == 2
+    assert len(err) < 600
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, Step, TrainConfig, parse_assignments, resolve
-from bertsmith.errors import ConfigError
+from bertsmith.errors import ConfigError, path_of
 from bertsmith.versions import use_cores
 
 _PANELS: dict[type[Step], str] = {
@@ -105,6 +105,9 @@ def with_settings(
             flags = {name: arguments.pop(name) for name in fields}
             if flags.get("set") is not None:
                 flags["set"] = parse_assignments(flags["set"])
+            for name, value in arguments.items():
+                if isinstance(value, Path):
+                    path_of(value, name)
             file = arguments.pop("config")
             if told:
                 arguments["config"] = file

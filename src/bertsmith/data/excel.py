@@ -14,7 +14,7 @@ from bertsmith.config import DataConfig
 from bertsmith.data.files import check_size
 from bertsmith.data.raw import RawTable
 from bertsmith.data.table import Note
-from bertsmith.errors import DataError, listing
+from bertsmith.errors import DataError, listing, quoted
 
 
 def read_excel(content: bytes, path: Path, config: DataConfig) -> RawTable:
@@ -40,7 +40,7 @@ def read_excel(content: bytes, path: Path, config: DataConfig) -> RawTable:
         names = book.sheet_names
         if sheet is not None and sheet not in names:
             raise DataError(
-                f"there is no sheet {sheet!r}",
+                f"there is no sheet {quoted(sheet)}",
                 where=f"{path}, whose sheets are {listing(names)}",
                 remedy="Check --sheet.",
             )

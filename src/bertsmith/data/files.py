@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from bertsmith.config import DataConfig
-from bertsmith.errors import DataError, listing
+from bertsmith.errors import DataError, listing, path_of, quoted
 from bertsmith.storage import DISK, cannot_write
 
 _IN_MEMORY = 2**26
@@ -55,7 +55,7 @@ def open_bytes(path: Path, most: float) -> BinaryIO:
     Raises:
         DataError: if the file is missing, a folder, not readable, a damaged gzip, or holds too much.
     """
-    where = str(path)
+    where = str(path_of(path, "the table", DataError))
     try:
         if path.is_dir():
             raise DataError("this is a folder, not a table", where=where, remedy="Give the path of a file.")
@@ -159,7 +159,9 @@ def kind_of(file: BinaryIO, path: Path, config: DataConfig) -> str:
         head = file.read(2**20)
     if config.sheet is not None and kind != "excel":
         raise DataError(
-            f"there is no sheet {config.sheet!r}: this is no Excel file", where=str(path), remedy="Leave out --sheet."
+            f"there is no sheet {quoted(config.sheet)}: this is no Excel file",
+            where=str(path),
+            remedy="Leave out --sheet.",
         )
     if config.encoding is not None and kind in ("parquet", "feather", "excel"):
         raise DataError(

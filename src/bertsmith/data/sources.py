@@ -12,7 +12,7 @@ from bertsmith.config import DataConfig, Source
 from bertsmith.data.columns import check_columns, check_flat
 from bertsmith.data.formats import read_file
 from bertsmith.data.raw import RawTable, encodable
-from bertsmith.errors import DataError, cut, path_of, quoted
+from bertsmith.errors import DataError, cut, quoted
 from bertsmith.hub import require_hub
 
 
@@ -43,7 +43,7 @@ def read_raw(source: Any, config: DataConfig, role: str | None = None) -> RawTab
     elif str(source).startswith("hf://"):
         raw = _read_hub(str(source))
     elif isinstance(source, str | Path):
-        raw = read_file(path_of(source, "the table", DataError), config)
+        raw = read_file(Path(source), config)
     else:
         raise DataError(
             f"a table cannot be read from a {type(source).__name__}",
