@@ -45,7 +45,8 @@ def describe_device(device: torch.device) -> str:
         return f"GPU {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
     if device.type == "mps":
         return "Apple GPU (MPS)"
-    return f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def choose_precision(device: torch.device) -> tuple[str, str]:
