@@ -53,7 +53,7 @@ class Labelling(ABC):
 
         Args:
             texts: n texts; a single string is taken as one text.
-            progress: is told how many texts were done since it was last told.
+            progress: called with the number of texts done since the last call.
 
         Raises:
             DataError: if something is no text.
@@ -83,11 +83,11 @@ class Labelling(ABC):
         Args:
             texts: n texts, or a data frame of n rows. Its columns and its index are kept, and a row without a text gets
                 missing values.
-            progress: is told how many texts were done since it was last told.
+            progress: called with the number of texts done since the last call.
             text_column: of the data frame; found by its name unless given, as in a table that is read.
 
         Raises:
-            DataError: if something is no text, the text column is not certain, or a column has a name of ours.
+            DataError: if an item is not a string, the text column is ambiguous, or a column is named as an output column.
         """
         if hasattr(texts, "columns"):
             return self._predict_rows_of(cast("pd.DataFrame", texts), progress, text_column)

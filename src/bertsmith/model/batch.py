@@ -57,7 +57,7 @@ class TokenBatch:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest text; 0 if there is none."""
+        """Tokens of the longest text; 0 for an empty batch."""
         return int(self.lengths.max()) if len(self) else 0
 
     def take(self, texts: torch.Tensor) -> TokenBatch:

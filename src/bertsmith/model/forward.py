@@ -121,7 +121,7 @@ ARCHITECTURES = (*POST_NORM, "modernbert")
 
 
 class Drop:
-    """Dropout, or nothing where there is none."""
+    """Dropout, or the identity without it."""
 
     def __init__(self, dropout: Dropout | None) -> None:
         self.dropout = dropout

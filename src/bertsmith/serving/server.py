@@ -237,7 +237,7 @@ def _serve_many(serving: Serving, listening: socket.socket, wishes: Wishes) -> N
             super().handle_signals()
 
         def handle_hup(self) -> None:
-            try:  # once, so that what cannot be loaded is told once
+            try:  # once, so that a model that cannot be loaded is reported once
                 open_classifier(serving.path, device=serving.device, decide=serving.decide, runtime=serving.runtime)
             except UserError as error:
                 tell("not reloaded", error=str(error))
