@@ -33,7 +33,7 @@ TOKEN = "BERTSMITH_TOKEN"
 PRIMARY = "macro_f1"
 """The metric that chooses the best epoch, the decision rule and the winner of a study."""
 FEWEST_TO_SELECT = 20
-"""Validation texts below which no epoch can be told from another: then the last weights are kept."""
+"""With fewer validation texts no epoch is selected, and the last weights are kept."""
 DEFAULT_MODEL = "google-bert/bert-base-uncased"
 
 Share = Annotated[float, Field(gt=0, lt=1)]

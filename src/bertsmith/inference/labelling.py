@@ -87,7 +87,7 @@ class Labelling(ABC):
             text_column: of the data frame; found by its name unless given, as in a table that is read.
 
         Raises:
-            DataError: if an item is not a string, the text column is ambiguous, or a column is named as an output column.
+            DataError: if an item is not a string, the text column is ambiguous, or an output column exists already.
         """
         if hasattr(texts, "columns"):
             return self._predict_rows_of(cast("pd.DataFrame", texts), progress, text_column)

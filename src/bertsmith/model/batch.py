@@ -37,7 +37,7 @@ class TokenBatch:
         input_ids: token ids, int64, shape (tokens,).
         lengths: tokens of each text, int64, shape (texts,).
         token_type_ids: int64, shape (tokens,); ``None`` where the model takes none.
-        labels: class indices, int64, shape (texts,); ``None`` where there are none.
+        labels: class indices, int64, shape (texts,); ``None`` without labels.
     """
 
     input_ids: torch.Tensor

@@ -260,7 +260,7 @@ class Engine(ResumableTrainer):
         return loss
 
     def _notice_pace(self, seconds: float, tokens: int) -> None:
-        """Report that steps have become much slower; on a GPU the time of a step says nothing."""
+        """Report that steps have become much slower; not on a GPU, where the time of a step is unknown."""
         times = self._pace.slowdown(seconds, tokens) if self.args.device.type == "cpu" else None
         if times is not None:
             load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
