@@ -117,7 +117,9 @@ class Engine(ResumableTrainer):
         self.replicas: list[Any] = []
         self.longest = int(train.lengths.max())
         self._part = (-1, 0)
+        # Lists, to which several threads append at once.
         self._forward_seconds: list[float] = []
+        self._computed: list[int] = []
         self._steps_seen = 0
         self._parts: tuple[Part, ...] = ()
         self._question: Question | None = None
@@ -249,6 +251,8 @@ class Engine(ResumableTrainer):
             raise self._not_finite(self._parts[-1])
         tokens = len(batch.input_ids) * (1 + self.step_loss.twice)
         self.watch.count(len(batch), tokens)
+        self.watch.places += sum(self._computed) * self.group.size  # the other processes have as much to do
+        self._computed.clear()
         self._notice_pace(time.perf_counter() - began, tokens)
         self.loss_sum = self.loss_sum + loss
         if self.most_held is not None:
@@ -301,10 +305,10 @@ class Engine(ResumableTrainer):
         dropout = Dropout(*place)
         assert part.labels is not None
         if not self.steps.packs:
-            self.watch.places += len(part) * part.longest * self.group.size  # the others have as much to do
+            self._computed.append(len(part) * part.longest)
             return super().training_step(model, {"batch": part, "labels": self._sent(part.labels)}, texts)
         packed = forward.pack_for(self.model, part)
-        self.watch.places += len(packed.input_ids) * self.group.size
+        self._computed.append(len(packed.input_ids))
         if self.graphs is not None and parts == 1:
             return self._by_recording(model, packed, part.labels, dropout, texts)
         inputs = {"batch": packed.to(self.args.device), "labels": self._sent(part.labels), "dropout": dropout}
