@@ -20,7 +20,7 @@ from bertsmith.model.batch import PaddedBatch, TokenBatch
 from bertsmith.model.dropout import Dropout
 from bertsmith.model.load import Loaded, load_model, load_tokenizer
 from bertsmith.model.replicas import collect_gradients, replicate, with_shorter_layers
-from bertsmith.model.scores import compute_logits
+from bertsmith.model.scores import compute_embeddings, compute_logits
 from bertsmith.testing import ARCHITECTURES, tiny_model
 from bertsmith.training.losses import CrossEntropy, StepLoss
 
@@ -100,6 +100,20 @@ def test_logits_and_gradients_are_those_of_hugging_face(architecture, models, le
         inputs = _padded(model, batch)
         padded = PaddedBatch.of(**inputs, padding_id=forward.position_offset(model))
         assert _close(forward.logits(model, padded), expected)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("budget", [4096, 16])
+def test_embeddings_are_the_mean_of_the_last_hidden_states(architecture, budget, models):
+    loaded = models[architecture]
+    batch = _texts(loaded.model, [7, 3, 12, 7], types=False)
+    inputs = batch.padded(loaded.padding, multiple=1)
+    with torch.no_grad():
+        taken = {name: values for name, values in inputs.items() if name in loaded.input_names}
+        states = loaded.model.base_model(**taken).last_hidden_state
+    mask = inputs["attention_mask"][:, :, None]
+    expected = F.normalize((states * mask).sum(1) / mask.sum(1)).numpy()
+    assert compute_embeddings(loaded, batch, budget) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("architecture", forward.ARCHITECTURES)

@@ -175,17 +175,22 @@ def logits(
     """
     drop = Drop(dropout)
     if model.config.model_type == "modernbert":
-        return _modernbert(model, batch, drop, _compiled(_pre_norm_layer) if compiled else _pre_norm_layer)
-    compute_layer = _compiled(_post_norm_layer) if compiled else _post_norm_layer
-    names, body = POST_NORM[model.config.model_type], model.base_model
-    x = _in_type_of_products(_embed(body, names, batch, drop), attrgetter(names.layers)(body)[0], names.query)
-    table = names.relative_positions
-    bias = None if table is None else _relative_bias(attrgetter(table)(body), batch)
-    *layers, last = attrgetter(names.layers)(body)
-    heads = getattr(model.config, names.heads)
-    for layer in layers:
-        x = compute_layer(layer, names, x, batch, heads, bias, drop)
-    return _head(model, compute_layer(last, names, x, batch, heads, bias, drop, firsts=True), drop, names.head)
+        pools_mean = model.config.classifier_pooling == "mean"
+        x = _modernbert(model, batch, drop, compiled=compiled, firsts=not pools_mean)
+        return _head(model, batch.mean(x) if pools_mean else x, drop, _modernbert_head)
+    x = _post_norm(model, batch, drop, compiled=compiled, firsts=True)
+    return _head(model, x, drop, POST_NORM[model.config.model_type].head)
+
+
+def embeddings(model: PreTrainedModel, batch: PackedBatch) -> torch.Tensor:
+    """Return the mean of the last hidden states of each packed text, shape (texts, hidden size).
+
+    Args:
+        model: a model that `supports` accepts; its head is not used.
+        batch: the texts, on the model's device.
+    """
+    compute = _modernbert if model.config.model_type == "modernbert" else _post_norm
+    return batch.mean(compute(model, batch, Drop(None)).float())
 
 
 @lru_cache
@@ -211,6 +216,16 @@ def padded_logits(loaded: Loaded, batch: TokenBatch) -> torch.Tensor:
     inputs = batch.padded(loaded.padding, left=loaded.pads_left)
     taken = {name: to_device(values, loaded.device) for name, values in inputs.items() if name in loaded.input_names}
     result: torch.Tensor = loaded.model(**taken).logits
+    return result
+
+
+def padded_embeddings(loaded: Loaded, batch: TokenBatch) -> torch.Tensor:
+    """Return what `embeddings` does, by Hugging Face's own forward pass."""
+    inputs = batch.padded(loaded.padding, left=loaded.pads_left)
+    taken = {name: to_device(values, loaded.device) for name, values in inputs.items() if name in loaded.input_names}
+    states = loaded.model.base_model(**taken).last_hidden_state
+    mask = to_device(inputs["attention_mask"], loaded.device)[:, :, None]
+    result: torch.Tensor = (states.float() * mask).sum(1) / mask.sum(1)
     return result
 
 
@@ -253,6 +268,20 @@ def _embed(body: Any, names: PostNorm, batch: Batch, drop: Drop) -> torch.Tensor
     if names.projection is not None and hasattr(body, names.projection):
         x = getattr(body, names.projection)(x)
     return x
+
+
+def _post_norm(model: Any, batch: Batch, drop: Drop, *, compiled: bool = False, firsts: bool = False) -> torch.Tensor:
+    """Return the last hidden states, shape (tokens, hidden size); with ``firsts``, of first tokens alone."""
+    compute_layer = _compiled(_post_norm_layer) if compiled else _post_norm_layer
+    names, body = POST_NORM[model.config.model_type], model.base_model
+    x = _in_type_of_products(_embed(body, names, batch, drop), attrgetter(names.layers)(body)[0], names.query)
+    table = names.relative_positions
+    bias = None if table is None else _relative_bias(attrgetter(table)(body), batch)
+    *layers, last = attrgetter(names.layers)(body)
+    heads = getattr(model.config, names.heads)
+    for layer in layers:
+        x = compute_layer(layer, names, x, batch, heads, bias, drop)
+    return compute_layer(last, names, x, batch, heads, bias, drop, firsts=firsts)
 
 
 def _post_norm_layer(
@@ -319,11 +348,13 @@ def _relative_bias(table: Any, batch: Batch) -> torch.Tensor:
 # -- ModernBERT --------------------------------------------------------------------------------------------------------
 
 
-def _modernbert(model: Any, batch: Batch, drop: Drop, compute_layer: Callable[..., torch.Tensor]) -> torch.Tensor:
-    """Compute ModernBERT: normalization before each sum, rotary positions, local attention, gated feed-forward layers.
+def _modernbert(model: Any, batch: Batch, drop: Drop, *, compiled: bool = False, firsts: bool = False) -> torch.Tensor:
+    """Return what `_post_norm` does, for ModernBERT.
 
-    Source: Warner et al. 2024, arXiv:2412.13663.
+    It normalizes before each sum and has rotary positions, local attention and gated feed-forward layers. Source:
+    Warner et al. 2024, arXiv:2412.13663.
     """
+    compute_layer = _compiled(_pre_norm_layer) if compiled else _pre_norm_layer
     config, body = model.config, model.base_model
     x = batch.word_embeddings
     if x is None:
@@ -336,12 +367,12 @@ def _modernbert(model: Any, batch: Batch, drop: Drop, compute_layer: Callable[..
         kind: [(turn[0] if packed else turn).unsqueeze(-2) for turn in body.rotary_emb(x, places, kind)]
         for kind in set(config.layer_types)
     }
-    pools_mean = config.classifier_pooling == "mean"
     for i, layer in enumerate(body.layers):
-        firsts = i == len(body.layers) - 1 and not pools_mean
-        x = compute_layer(layer, x, batch, config.num_attention_heads, rotations[layer.attention_type], drop, firsts)
-    x = body.final_norm(x)
-    return _head(model, batch.mean(x) if pools_mean else x, drop, _modernbert_head)
+        last = i == len(body.layers) - 1
+        rotation = rotations[layer.attention_type]
+        x = compute_layer(layer, x, batch, config.num_attention_heads, rotation, drop, firsts and last)
+    result: torch.Tensor = body.final_norm(x)
+    return result
 
 
 def _pre_norm_layer(

@@ -1,4 +1,4 @@
-"""Logits of any number of texts, a micro-batch at a time: what validation, scoring and prediction share."""
+"""Logits and embeddings of any number of texts: what validation, scoring, prediction and baselines share."""
 
 from __future__ import annotations
 
@@ -50,8 +50,34 @@ def compute_logits(
     Raises:
         RuntimeError: or ``MemoryError``, if memory does not suffice for one text.
     """
+    classes = loaded.model.config.num_labels
+    compute = partial(_computed, loaded, forward.logits, forward.padded_logits, dtype)
+    return _in_micro_batches(loaded, batch, budget, classes, compute, progress, on_short_memory)
+
+
+def compute_embeddings(loaded: Loaded, batch: TokenBatch, budget: int) -> np.ndarray:
+    """Compute the mean of the last hidden states of texts, each of length 1, float64, shape (n, hidden size).
+
+    The arguments and errors are those of `compute_logits`.
+    """
+    width = loaded.model.config.hidden_size
+    compute = partial(_computed, loaded, forward.embeddings, forward.padded_embeddings, torch.float32)
+    found, _ = _in_micro_batches(loaded, batch, budget, width, compute)
+    result: np.ndarray = found / np.linalg.norm(found, axis=1, keepdims=True)
+    return result
+
+
+def _in_micro_batches(
+    loaded: Loaded,
+    batch: TokenBatch,
+    budget: int,
+    columns: int,
+    compute: Callable[[TokenBatch, int], torch.Tensor],
+    progress: Progress | None = None,
+    on_short_memory: Progress = lambda budget: None,
+) -> tuple[np.ndarray, int]:
     packs = forward.supports(loaded.model)
-    result = np.empty((len(batch), loaded.model.config.num_labels))
+    result = np.empty((len(batch), columns))
     if not len(batch):
         return result, budget
     spread = workers.count() if loaded.device.type == "cpu" and packs else 1
@@ -60,11 +86,11 @@ def compute_logits(
     def score(rows: np.ndarray) -> None:
         nonlocal budget  # what did not suffice once is not tried again
         part = batch.take(torch.from_numpy(rows))
-        attempt = partial(_logits, loaded, part, packs, dtype)
-        logits, sufficed = with_less_memory(attempt, budget, smallest=part.longest, on_failure=on_short_memory)
+        attempt = partial(compute, part)
+        found, sufficed = with_less_memory(attempt, budget, smallest=part.longest, on_failure=on_short_memory)
         budget = min(budget, sufficed)
         # In double precision only on the host: MPS has none.
-        result[rows] = logits.float().cpu().double().numpy()
+        result[rows] = found.float().cpu().double().numpy()
 
     for start in range(0, len(groups), ROUND * spread):
         some = groups[start : start + ROUND * spread]
@@ -74,9 +100,17 @@ def compute_logits(
     return result, budget
 
 
-def _logits(loaded: Loaded, batch: TokenBatch, packs: bool, dtype: torch.dtype, budget: int) -> torch.Tensor:
-    """Return the logits of a micro-batch, cut further where the budget is smaller than it."""
+def _computed(
+    loaded: Loaded,
+    of_packed: Callable[..., torch.Tensor],
+    of_padded: Callable[..., torch.Tensor],
+    dtype: torch.dtype,
+    batch: TokenBatch,
+    budget: int,
+) -> torch.Tensor:
+    """Return rows for the texts of a micro-batch, cut further where the budget is smaller than it."""
     model, device = loaded.model, loaded.device
+    packs = forward.supports(model)
     autocasts = dtype != torch.float32 and device.type != "cpu"
     shorter = torch.autocast(device.type, dtype) if autocasts else nullcontext()
     parts = []
@@ -85,9 +119,9 @@ def _logits(loaded: Loaded, batch: TokenBatch, packs: bool, dtype: torch.dtype, 
         for rows in groups:
             part = batch if len(groups) == 1 else batch.take(torch.from_numpy(rows))
             if packs:
-                parts.append(forward.logits(model, forward.pack_for(model, part).to(device)))
+                parts.append(of_packed(model, forward.pack_for(model, part).to(device)))
             else:
-                parts.append(forward.padded_logits(loaded, part))
+                parts.append(of_padded(loaded, part))
         order = torch.from_numpy(np.concatenate(groups)).to(device) if len(groups) > 1 else None
-        together = torch.cat(parts)
-        return together if order is None else together.index_select(0, order.argsort())
+        found = torch.cat(parts)
+        return found if order is None else found.index_select(0, order.argsort())
