@@ -30,29 +30,27 @@ if TYPE_CHECKING:
     from bertsmith.model.load import Loaded
 
 Head = Callable[[Any, torch.Tensor, "Drop"], torch.Tensor]
-"""Returns logits (texts, classes) of the model and the last hidden states of first tokens (texts, hidden size)."""
+"""Returns what the head's last layer reads (texts, n), given the model and last hidden states (texts, hidden size)."""
 
 Attention = Callable[..., torch.Tensor]
 """`bertsmith.model.attention.attend`."""
 
 
 def _pooler_head(model: Any, x: torch.Tensor, drop: Drop) -> torch.Tensor:
-    pooled = torch.tanh(model.base_model.pooler.dense(x))
-    logits: torch.Tensor = model.classifier(drop(pooled, model.dropout.p))
-    return logits
+    return drop(torch.tanh(model.base_model.pooler.dense(x)), model.dropout.p)
 
 
 def _dense_head(model: Any, x: torch.Tensor, drop: Drop) -> torch.Tensor:
     head = model.classifier
-    hidden = getattr(head, "activation", torch.tanh)(head.dense(drop(x, head.dropout.p)))
-    logits: torch.Tensor = head.out_proj(drop(hidden, head.dropout.p))
-    return logits
+    return drop(getattr(head, "activation", torch.tanh)(head.dense(drop(x, head.dropout.p))), head.dropout.p)
 
 
 def _relu_head(model: Any, x: torch.Tensor, drop: Drop) -> torch.Tensor:
-    hidden = torch.relu(model.pre_classifier(x))
-    logits: torch.Tensor = model.classifier(drop(hidden, model.dropout.p))
-    return logits
+    return drop(torch.relu(model.pre_classifier(x)), model.dropout.p)
+
+
+def _modernbert_head(model: Any, x: torch.Tensor, drop: Drop) -> torch.Tensor:
+    return drop(model.head(x), model.drop.p)
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class PostNorm:
     """Where an encoder that normalizes after each residual sum, as BERT does, keeps its parts.
 
     ``layers``, ``relative_positions`` and ``projection`` are attributes of the body, ``heads`` of the configuration,
-    and the others of a layer.
+    ``last`` of the model, and the others of a layer.
     """
 
     query: str = "attention.self.query"
@@ -80,10 +78,11 @@ class PostNorm:
     relative_positions: str | None = None
     projection: str | None = None
     head: Head = _dense_head
+    last: str = "classifier.out_proj"
 
 
 POST_NORM = {
-    "bert": PostNorm(head=_pooler_head),
+    "bert": PostNorm(head=_pooler_head, last="classifier"),
     "roberta": PostNorm(),
     "xlm-roberta": PostNorm(),
     "electra": PostNorm(projection="embeddings_project"),
@@ -113,6 +112,7 @@ POST_NORM = {
         layers="transformer.layer",
         heads="n_heads",
         head=_relu_head,
+        last="classifier",
     ),
 }
 """By model type. Their embeddings have the names of BERT's."""
@@ -177,9 +177,10 @@ def logits(
     if model.config.model_type == "modernbert":
         pools_mean = model.config.classifier_pooling == "mean"
         x = _modernbert(model, batch, drop, compiled=compiled, firsts=not pools_mean)
-        return _head(model, batch.mean(x) if pools_mean else x, drop, _modernbert_head)
+        return _head(model, batch.mean(x) if pools_mean else x, drop, _modernbert_head, "classifier")
     x = _post_norm(model, batch, drop, compiled=compiled, firsts=True)
-    return _head(model, x, drop, POST_NORM[model.config.model_type].head)
+    names = POST_NORM[model.config.model_type]
+    return _head(model, x, drop, names.head, names.last)
 
 
 def embeddings(model: PreTrainedModel, batch: PackedBatch) -> torch.Tensor:
@@ -213,20 +214,38 @@ def padded_logits(loaded: Loaded, batch: TokenBatch) -> torch.Tensor:
         loaded: any sequence-classification model; in training mode it drops out as PyTorch does.
         batch: the texts, on the host.
     """
-    inputs = batch.padded(loaded.padding, left=loaded.pads_left)
-    taken = {name: to_device(values, loaded.device) for name, values in inputs.items() if name in loaded.input_names}
-    result: torch.Tensor = loaded.model(**taken).logits
+    result: torch.Tensor = loaded.model(**_padded_inputs(loaded, batch)).logits
     return result
+
+
+def _padded_inputs(loaded: Loaded, batch: TokenBatch) -> dict[str, torch.Tensor]:
+    inputs = batch.padded(loaded.padding, left=loaded.pads_left)
+    return {name: to_device(values, loaded.device) for name, values in inputs.items() if name in loaded.input_names}
 
 
 def padded_embeddings(loaded: Loaded, batch: TokenBatch) -> torch.Tensor:
     """Return what `embeddings` does, by Hugging Face's own forward pass."""
-    inputs = batch.padded(loaded.padding, left=loaded.pads_left)
-    taken = {name: to_device(values, loaded.device) for name, values in inputs.items() if name in loaded.input_names}
-    states = loaded.model.base_model(**taken).last_hidden_state
-    mask = to_device(inputs["attention_mask"], loaded.device)[:, :, None]
+    inputs = _padded_inputs(loaded, batch)
+    states, mask = loaded.model.base_model(**inputs).last_hidden_state, inputs["attention_mask"][:, :, None]
     result: torch.Tensor = (states.float() * mask).sum(1) / mask.sum(1)
     return result
+
+
+def features(model: PreTrainedModel, batch: PackedBatch) -> torch.Tensor:
+    """Return what the last layer of the head reads, shape (texts, hidden size).
+
+    Args:
+        model: a model of a type in `POST_NORM` that `supports` accepts.
+        batch: the texts, on the model's device.
+    """
+    states = _post_norm(model, batch, Drop(None), firsts=True)
+    return POST_NORM[model.config.model_type].head(model, states.float(), Drop(None))
+
+
+def padded_features(loaded: Loaded, batch: TokenBatch) -> torch.Tensor:
+    """Return what `features` does, by Hugging Face's own forward pass of the body."""
+    states = loaded.model.base_model(**_padded_inputs(loaded, batch)).last_hidden_state
+    return POST_NORM[loaded.model.config.model_type].head(loaded.model, states[:, 0], Drop(None))
 
 
 def logits_of_embeddings(loaded: Loaded, batch: TokenBatch, embeddings: torch.Tensor) -> torch.Tensor:
@@ -324,10 +343,12 @@ def _in_type_of_products(x: torch.Tensor, layer: Any, product: str) -> torch.Ten
     return x.to(attrgetter(product)(layer).weight.dtype)
 
 
-def _head(model: Any, x: torch.Tensor, drop: Drop, head: Head) -> torch.Tensor:
+def _head(model: Any, x: torch.Tensor, drop: Drop, head: Head, last: str) -> torch.Tensor:
     """Compute the head, which is small, in full precision."""
     with torch.autocast(x.device.type, enabled=False):
-        return head(model, (x if x.dim() == 2 else x[:, 0]).float(), drop)
+        features = head(model, (x if x.dim() == 2 else x[:, 0]).float(), drop)
+        logits: torch.Tensor = attrgetter(last)(model)(features)
+        return logits
 
 
 def _relative_bias(table: Any, batch: Batch) -> torch.Tensor:
@@ -405,11 +426,6 @@ def _rotated(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
     wide = rows.float()
     left, right = wide.chunk(2, dim=-1)
     return (wide * cos + torch.cat((-right, left), dim=-1) * sin).to(rows.dtype)
-
-
-def _modernbert_head(model: Any, x: torch.Tensor, drop: Drop) -> torch.Tensor:
-    result: torch.Tensor = model.classifier(drop(model.head(x), model.drop.p))
-    return result
 
 
 def _rope_types(model: PreTrainedModel) -> list[str]:

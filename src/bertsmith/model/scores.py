@@ -60,11 +60,19 @@ def compute_embeddings(loaded: Loaded, batch: TokenBatch, budget: int) -> np.nda
 
     The arguments and errors are those of `compute_logits`.
     """
-    width = loaded.model.config.hidden_size
     compute = partial(_computed, loaded, forward.embeddings, forward.padded_embeddings, torch.float32)
-    found, _ = _in_micro_batches(loaded, batch, budget, width, compute)
+    found, _ = _in_micro_batches(loaded, batch, budget, loaded.model.config.hidden_size, compute)
     result: np.ndarray = found / np.linalg.norm(found, axis=1, keepdims=True)
     return result
+
+
+def compute_features(loaded: Loaded, batch: TokenBatch, budget: int) -> np.ndarray:
+    """Compute what the last layer of the head reads, float64, shape (n, hidden size); see `forward.features`.
+
+    The arguments and errors are those of `compute_logits`.
+    """
+    compute = partial(_computed, loaded, forward.features, forward.padded_features, torch.float32)
+    return _in_micro_batches(loaded, batch, budget, loaded.model.config.hidden_size, compute)[0]
 
 
 def _in_micro_batches(

@@ -1,0 +1,85 @@
+"""The added layer is the mean of the hidden states, in a checkpoint that transformers loads; the head a regression."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from sklearn.linear_model import LogisticRegression
+
+from bertsmith.data.table import Labels
+from bertsmith.model import checkpoint, forward, pooling
+from bertsmith.model.batch import TokenBatch
+from bertsmith.model.load import Loaded, load_model, load_tokenizer
+from bertsmith.model.scores import compute_embeddings, compute_features, compute_logits
+from bertsmith.testing import tiny_model
+
+LABELS = Labels((0, 1, 2), ("a", "b", "c"))
+
+
+@pytest.fixture(params=pooling.POOLED)
+def loaded(request, tmp_path):
+    found = checkpoint.resolve(str(tiny_model(tmp_path / "model", request.param)))
+    return Loaded(load_model(found, LABELS), load_tokenizer(found), torch.device("cpu"), 64)
+
+
+def _texts(n=40):
+    rng = np.random.default_rng(0)
+    return TokenBatch.of({"input_ids": [rng.integers(5, 40, rng.integers(3, 20)).tolist() for _ in range(n)]})
+
+
+def _features(loaded):
+    return compute_features(loaded, _texts(), 512)
+
+
+def test_the_head_reads_the_mean_of_the_hidden_states(loaded):
+    if loaded.model.config.model_type == "mpnet":  # whose attention depends on distance as well
+        torch.nn.init.zeros_(loaded.model.mpnet.encoder.relative_attention_bias.weight)
+    mean = torch.from_numpy(compute_embeddings(loaded, _texts(), 512))
+    layers = loaded.model.config.num_hidden_layers
+    pooling.add_pooling_layer(loaded.model)
+    assert loaded.model.config.num_hidden_layers == layers + 1
+    found = _features(loaded)
+    expected = torch.tanh(pooling.SLOPE * F.layer_norm(mean, mean.shape[1:])).numpy()
+    for one, other in zip(found, expected, strict=True):
+        assert np.corrcoef(one, other)[0, 1] > 0.97
+
+
+def test_transformers_loads_the_model_with_its_new_layer(loaded, tmp_path):
+    pooling.add_pooling_layer(loaded.model)
+    texts = _texts()
+    logits = compute_logits(loaded, texts, 512)[0]
+    loaded.model.save_pretrained(tmp_path / "saved")
+    again = load_model(checkpoint_at(loaded, tmp_path / "saved")).eval()
+    with torch.no_grad():
+        padded = texts.padded(loaded.padding, multiple=1)
+        taken = {name: values for name, values in padded.items() if name in loaded.input_names}
+        assert again(**taken).logits.numpy() == pytest.approx(logits, rel=1e-4, abs=1e-5)
+
+
+def checkpoint_at(loaded, folder):
+    loaded.tokenizer.save_pretrained(folder)
+    return checkpoint.resolve(str(folder))
+
+
+def test_features_are_the_same_without_packing(loaded):
+    pooling.add_pooling_layer(loaded.model)
+    batch = _texts(7)
+    with torch.inference_mode():
+        padded = forward.padded_features(loaded, batch)
+        packed = forward.features(loaded.model, forward.pack_for(loaded.model, batch))
+    assert packed.numpy() == pytest.approx(padded.numpy(), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("classes", [[0, 1, 2], [0, 2]])
+def test_the_head_begins_as_a_regression(loaded, classes):
+    """A class without a text has a head too, and never wins."""
+    pooling.add_pooling_layer(loaded.model)
+    features, targets = _features(loaded), np.resize(classes, 40)
+    pooling.set_head(loaded.model, features, targets, strength=10.0)
+    logits = compute_logits(loaded, _texts(), 512)[0]
+    center = features.mean(axis=0)
+    regression = LogisticRegression(C=10.0, class_weight="balanced", max_iter=1000).fit(features - center, targets)
+    expected = regression.predict_proba(features - center)
+    found = torch.softmax(torch.from_numpy(logits[:, classes]), dim=1).numpy()
+    assert found == pytest.approx(expected, abs=1e-3)
+    assert set(logits.argmax(axis=1)) <= set(classes)
