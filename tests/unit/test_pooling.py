@@ -41,7 +41,7 @@ def test_the_head_reads_the_mean_of_the_hidden_states(loaded):
     found = _features(loaded)
     expected = torch.tanh(pooling.SLOPE * F.layer_norm(mean, mean.shape[1:])).numpy()
     for one, other in zip(found, expected, strict=True):
-        assert np.corrcoef(one, other)[0, 1] > 0.97
+        assert np.corrcoef(one, other)[0, 1] > 0.95
 
 
 def test_transformers_loads_the_model_with_its_new_layer(loaded, tmp_path):
