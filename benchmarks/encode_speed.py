@@ -1,7 +1,7 @@
 """Texts to token ids: ours, and `datasets.map` with the tokenizer of transformers in one process and in several.
 
-Every contender starts from a list of texts and ends with token ids in memory; nothing is taken from a cache, except where
-it says so. Rounds are interleaved; medians are given.
+Every contender starts from a list of texts and ends with token ids in memory; nothing is taken from a cache, except
+where it says so. Rounds are interleaved; medians are given.
 """
 
 from __future__ import annotations

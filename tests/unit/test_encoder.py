@@ -107,6 +107,7 @@ def test_the_ids_are_those_of_the_tokenizer_however_often_they_are_cut(made, fam
     assert _lists(whole) == {name: expected[name] for name in NAMES}
     assert whole.lengths.tolist() == list(map(len, expected["input_ids"]))
     assert whole.unknown.tolist() == [encoder.unknown in ids for ids in expected["input_ids"]]
+    assert [bool(encoder.unread(text)) for text in texts] == whole.unknown.tolist()
     longer, shorter = sorted(lengths, reverse=True)
     expected = tokenizer(texts, truncation=True, max_length=shorter)
     for cut in (encoder.encode(texts, NAMES, shorter), encoder.encode(texts, NAMES, longer).cut(shorter)):

@@ -248,8 +248,8 @@ def about_tokens(table: Table, texts: list[str], tokens: Tokens, names: Mapping[
         )
     unknown = tokens.unknown
     if unknown.any() and tokens.encoder is not None:
-        shown_of = [texts[i] for i in np.flatnonzero(unknown)[:LOOKED_AT]]
-        pieces = dict.fromkeys(piece for text in shown_of for piece in tokens.encoder.unread(text))
+        some = np.flatnonzero(unknown)[:LOOKED_AT]
+        pieces = dict.fromkeys(piece for i in some for piece in tokens.encoder.unread(texts[i]))
         longest = max(pieces, key=len)
         shown = list(dict.fromkeys([*list(pieces)[:2], longest]))  # a word may be unknown for its length alone
         such = some_of([repr(_short(piece)) for piece in shown])

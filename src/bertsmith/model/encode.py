@@ -71,4 +71,6 @@ class _SlowEncoder(Encoder):
 
     def unread(self, text: str) -> list[str]:
         with self.lock:
-            return [piece for piece in self.tokenizer.tokenize(text) if piece == self.tokenizer.unk_token]
+            pieces = self.tokenizer.tokenize(text)
+            numbers = self.tokenizer.convert_tokens_to_ids(pieces)
+        return [piece for piece, number in zip(pieces, numbers, strict=True) if number == self.unknown]
