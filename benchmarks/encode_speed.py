@@ -1,6 +1,6 @@
 """Texts to token ids: ours, and `datasets.map` with the tokenizer of transformers in one process and in several.
 
-Every contender starts from a list of texts and ends with a `datasets.Dataset`; nothing is taken from a cache, except
+Every contender starts from a list of texts and ends with token ids in memory; nothing is taken from a cache, except
 where it says so. Rounds are interleaved; medians are given.
 """
 
@@ -51,6 +51,7 @@ def main() -> int:
 
     from bertsmith.model import checkpoint, token_cache
     from bertsmith.model.encode import encode
+    from bertsmith.model.encoder import Tokens
     from bertsmith.model.load import Loaded
     from bertsmith.versions import cores
 
@@ -88,7 +89,10 @@ def main() -> int:
                     found.append(make())
                     if number:
                         seconds[name].append(time.perf_counter() - began)
-            if any(other["input_ids"][:] != found[0]["input_ids"][:] for other in found):
+            ids = [
+                [r.tolist() for r in made.ids()] if isinstance(made, Tokens) else made["input_ids"][:] for made in found
+            ]
+            if any(other != ids[0] for other in ids):
                 print(f"{table}: contenders differ", file=sys.stderr)
                 return 1
         base = min(statistics.median(taken) for name, taken in seconds.items() if name.startswith("datasets"))

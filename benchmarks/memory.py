@@ -74,13 +74,14 @@ def measured_run(n_texts: int, batch_size: int, epochs: int) -> int:
 
     import numpy as np
     import torch
-    from datasets import Dataset
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
     from bertsmith.config import TrainConfig
     from bertsmith.model import checkpoint
+    from bertsmith.model.encoder import Tokens
     from bertsmith.model.load import Loaded
     from bertsmith.training.arguments import training_arguments
+    from bertsmith.training.collate import TokenDataset
     from bertsmith.training.recipe import Recipe
     from bertsmith.training.trainer import fit
 
@@ -89,11 +90,9 @@ def measured_run(n_texts: int, batch_size: int, epochs: int) -> int:
     model = BertForSequenceClassification(BertConfig(**SMALL, num_attention_heads=12))
     rng = np.random.default_rng(0)
 
-    def texts(n: int) -> Dataset:
+    def texts(n: int) -> TokenDataset:
         ids = [rng.integers(5, 2000, length).tolist() for length in rng.integers(8, 129, n)]
-        return Dataset.from_dict(
-            {"input_ids": ids, "attention_mask": [[1] * len(i) for i in ids], "labels": rng.integers(0, 2, n).tolist()}
-        )
+        return TokenDataset(Tokens.of({"input_ids": ids}), rng.integers(0, 2, n))
 
     train, validation = texts(n_texts), texts(16)
     recipe = Recipe(epochs, batch_size, 1e-5, 1, 0, 0, "fp32", epochs, "none")

@@ -125,6 +125,7 @@ def run(
     """Train one epoch; return its seconds and the model."""
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
+    from bertsmith.model.encoder import Tokens
     from bertsmith.model.load import Loaded
     from bertsmith.training.collate import TokenDataset
     from bertsmith.training.recipe import Recipe, choose_precision
@@ -159,7 +160,8 @@ def run(
             loaded = Loaded(model, tokenizer, device, tokenizer.model_max_length)
             recipe = Recipe(1, batch, 1e-4, 1, 0, 0, fast, 1, "none")  # each text once, as the others read it
             reporter = _Reporter(lambda event: None, lambda: False)
-            texts = TokenDataset(dataset)
+            columns = {name: dataset[name][:] for name in loaded.columns}
+            texts = TokenDataset(Tokens.of(columns), np.array(dataset["labels"]))
             trainer = _engine(loaded, texts, texts, settings, recipe, lambda t, p: {}, reporter)
             trainer.compiled = contender == "compiled"
             if contender == "unrecorded":

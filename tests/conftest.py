@@ -98,6 +98,22 @@ def classifier(finished: Path) -> Labelling:
 
 
 @pytest.fixture
+def tokenized(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that went through a tokenizer."""
+    from bertsmith.model.encoder import FastEncoder
+
+    texts: list[str] = []
+    whole = FastEncoder.whole
+
+    def counted(self: FastEncoder, given: list[str], names: tuple[str, ...]) -> dict[str, list[list[int]]]:
+        texts.extend(given)
+        return whole(self, given, names)
+
+    monkeypatch.setattr(FastEncoder, "whole", counted)
+    return texts
+
+
+@pytest.fixture
 def table() -> pd.DataFrame:
     return tiny_table()
 

@@ -378,10 +378,19 @@ def as_table(table: Any, config: Config) -> Table:
 def inspect_table(table: Table, config: Config) -> Findings:
     """Inspect with the tokenizer of the configured checkpoint if it is on this machine, else with an estimate."""
     from bertsmith.data import inspect as inspecting
+    from bertsmith.data.clean import clean
     from bertsmith.model import checkpoint
 
     tokenizer = checkpoint.local_tokenizer(config.model)
     if tokenizer is None:
         return inspecting.inspect(table, max_length=config.max_length, config=config)
     encoder, names = checkpoint.encoder_from(tokenizer, table.frame["text"].dropna().tolist())
-    return inspecting.inspect(table, encoder=encoder, names=names, max_length=config.max_length, config=config)
+    cleaned = clean(table)
+    return inspecting.inspect(
+        table,
+        tokens=encoder.encode(cleaned.table.frame["text"].tolist()),
+        names=names,
+        max_length=config.max_length,
+        cleaned=cleaned,
+        config=config,
+    )

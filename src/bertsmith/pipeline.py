@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bertsmith import run as runs
@@ -26,7 +27,7 @@ from bertsmith.evaluation.metrics import quick
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.explain import explain_mistakes
 from bertsmith.model import checkpoint
-from bertsmith.model.encode import encode
+from bertsmith.model.encoder import Tokens
 from bertsmith.model.load import Loaded
 from bertsmith.output import check_output, check_room, check_same, create, held
 from bertsmith.preparing import choose_recipe, prepare_model
@@ -43,15 +44,13 @@ from bertsmith.scoring import (
     write_predictions,
 )
 from bertsmith.training.arguments import training_arguments
+from bertsmith.training.collate import TokenDataset
 from bertsmith.training.events import CheckpointsDamaged, Evaluated, Event, Finished, Saved, WentBack
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.speed import Phases
 from bertsmith.training.together import ALONE, Group, join
 from bertsmith.training.trainer import fit
 from bertsmith.versions import hardware, versions
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def _assist(
 ) -> None:
     """Take a share of every step of a training that another process leads, and write nothing."""
     data = split_cleaned(clean(read()), config, config.seed)
-    loaded, _, train, validation = _ready(_parts(data), config)
+    loaded, _, _, train, validation = _ready(data.take((data.frame["split"] != "test").to_numpy()), config)
     recipe, from_checkpoint = group.of_the_leader(None)
     fit(
         loaded,
@@ -175,13 +174,13 @@ def _train(
         table = read()
         cleaned = clean(table)
         data = split_cleaned(cleaned, config, split_seed)
-        parts = _parts(data)
+        parts = {name: data.take(rows) for name, rows in _positions(data).items()}
 
     with phases.timed("model"):
         check_stop("stopped before training began")
-        loaded, found, train, validation = _ready(parts, config)
+        loaded, found, tokens, train, validation = _ready(data, config)
         device, max_length = loaded.device, loaded.max_length
-        findings = inspect(table, encoder=loaded.encoder, names=loaded.names, max_length=max_length, cleaned=cleaned)
+        findings = inspect(table, tokens=tokens, names=loaded.names, max_length=max_length, cleaned=cleaned)
 
     if resume:  # as it was chosen then, which another machine might not do again
         with runs.reading(runs.Layout(output).run):
@@ -257,9 +256,10 @@ def _train(
         with phases.timed("evaluation"):
             # What is scored is what the user gets: the model as it stands on disk.
             fitted = Classifier.load(run.layout.model, labels=table.labels, device=config.device)
-            scores = score_splits(fitted, parts, run, config, watch)
+            encoded = {name: tokens.take(rows) for name, rows in _positions(data).items()}
+            scores = score_splits(fitted, parts, encoded, run, config, watch)
             splits, probabilities = scores.splits, scores.probabilities
-            closer = look_closer(fitted, parts, probabilities, scores.decision)
+            closer = look_closer(fitted, parts, scores)
             splits["test"]["calibration"] |= closer.pop("calibration")
         with phases.timed("baseline"):
             check_stop(scoring)
@@ -277,7 +277,9 @@ def _train(
         with phases.timed("explanations"):
             check_stop(scoring)
             spent = phases.seconds()["training"]
-            mistakes = explain_mistakes(fitted, predictions, spent) if config.explanations == "auto" else []
+            mistakes = []
+            if config.explanations == "auto":
+                mistakes = explain_mistakes(fitted, predictions, scores.lengths, spent)
             storage.write_json(run.layout.explanations, {"mistakes": mistakes})
     except BaseException as error:
         if run.layout.run.is_file():
@@ -293,18 +295,21 @@ def _train(
     return run
 
 
-def _parts(data: Table) -> dict[str, Table]:
-    return {name: data.take((data.frame["split"] == name).to_numpy()) for name in SPLITS}
+def _positions(data: Table) -> dict[str, np.ndarray]:
+    return {name: np.flatnonzero(data.frame["split"] == name) for name in SPLITS}
 
 
-def _ready(parts: dict[str, Table], config: Config) -> tuple[Loaded, checkpoint.Checkpoint, Dataset, Dataset]:
-    """Return the model with a new head, its checkpoint, and the encoded texts to train and to validate on."""
+def _ready(data: Table, config: Config) -> tuple[Loaded, checkpoint.Checkpoint, Tokens, TokenDataset, TokenDataset]:
+    """Return the model with a new head, its checkpoint, all texts tokenized, and those to train and to validate on."""
     found = checkpoint.resolve(config.model, allow_pickle=config.allow_pickle)
-    loaded = prepare_model(found, config, parts["train"])
-    train, validation = (
-        encode(part.frame["text"].tolist(), loaded, part.targets) for part in (parts["train"], parts["validation"])
-    )
-    return loaded, found, train, validation
+    train = (data.frame["split"] == "train").to_numpy()
+    loaded, tokens = prepare_model(found, config, data.labels, data.frame["text"].tolist(), train)
+    parts = {
+        name: TokenDataset(tokens.take(rows).cut(loaded.max_length), data.targets[rows])
+        for name, rows in _positions(data).items()
+        if name != "test"
+    }
+    return loaded, found, tokens, parts["train"], parts["validation"]
 
 
 def _describe(prepared: Prepared, data: Table, found: checkpoint.Checkpoint) -> dict[str, Any]:

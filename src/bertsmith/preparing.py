@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import compress
 
 import numpy as np
 from transformers import set_seed
@@ -10,58 +12,71 @@ from transformers import set_seed
 from bertsmith.compute.device import choose_device
 from bertsmith.config import Config
 from bertsmith.data.inspect import choose_max_length
-from bertsmith.data.table import Table
+from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError
 from bertsmith.model.checkpoint import Checkpoint
-from bertsmith.model.encode import count_tokens, n_tokens
+from bertsmith.model.encode import encode
+from bertsmith.model.encoder import Tokens
 from bertsmith.model.load import Loaded, check_vocabulary, load_model, load_tokenizer
 from bertsmith.model.symbols import name_symbols
+from bertsmith.training.collate import TokenDataset
 from bertsmith.training.recipe import Recipe, choose
 
-if TYPE_CHECKING:
-    from datasets import Dataset
 
-
-def prepare_model(found: Checkpoint, config: Config, train: Table) -> Loaded:
-    """Load a checkpoint with a new head, and choose how many tokens of each text are kept.
+def prepare_model(
+    found: Checkpoint,
+    config: Config,
+    labels: Labels,
+    texts: Sequence[str],
+    train: np.ndarray,
+    tokens: Tokens | None = None,
+) -> tuple[Loaded, Tokens]:
+    """Load a checkpoint with a new head, tokenize texts, and choose how many tokens of each are kept.
 
     Args:
         found: the checkpoint.
         config: which device, how many tokens, what dropout; its seed is that of the head.
-        train: the texts to train on.
+        labels: the classes.
+        texts: n texts.
+        train: which of them to train on, bool, shape (n,).
+        tokens: what an earlier call returned for the same checkpoint and texts.
+
+    Returns:
+        The model, and the texts tokenized, cut only at the most that the checkpoint takes.
 
     Raises:
         UserError: if the checkpoint, the device or the number of tokens will not do.
     """
     device = choose_device(config.device)
-    texts = train.frame["text"].tolist()
-    tokenizer, names = name_symbols(load_tokenizer(found), texts)
+    tokenizer, names = name_symbols(load_tokenizer(found), list(compress(texts, train)))
     if config.max_length and config.max_length > found.max_positions:
         raise ConfigError(
             f"--max-length {config.max_length}: {found.name} takes at most {found.max_positions} tokens",
             remedy="Leave it out, or take a checkpoint for longer texts, such as answerdotai/ModernBERT-base.",
         )
-    max_length = config.max_length or choose_max_length(count_tokens(texts, tokenizer), found.max_positions)
-    tokenizer.model_max_length = max_length
     set_seed(config.seed)
-    loaded = Loaded(load_model(found, train.labels, dropout=config.dropout), tokenizer, device, max_length, names)
-    check_vocabulary(loaded.model, tokenizer, found)
-    return loaded
+    model = load_model(found, labels, dropout=config.dropout)
+    check_vocabulary(model, tokenizer, found)
+    loaded = Loaded(model, tokenizer, device, found.max_positions, names)
+    tokens = encode(texts, loaded) if tokens is None else tokens
+    max_length = config.max_length or choose_max_length(tokens.lengths[train], found.max_positions)
+    tokenizer.model_max_length = max_length
+    return replace(loaded, max_length=max_length), tokens
 
 
-def choose_recipe(config: Config, loaded: Loaded, train: Dataset) -> Recipe:
+def choose_recipe(config: Config, loaded: Loaded, train: TokenDataset) -> Recipe:
     """Choose the settings that the user left open.
 
     Args:
         config: what the user gave.
         loaded: of `prepare_model`.
-        train: the training texts, encoded, with ``labels``.
+        train: the training texts, with their labels.
     """
     return choose(
         config,
-        counts=np.bincount(np.array(train["labels"]), minlength=loaded.model.config.num_labels),
+        counts=np.bincount(train.labels, minlength=loaded.model.config.num_labels),
         parameters=loaded.parameters,
         device=loaded.device,
-        tokens=n_tokens(train),
+        tokens=int(train.lengths.sum()),
         dropout=loaded.dropout,
     )

@@ -35,6 +35,7 @@ from bertsmith.evaluation.slices import slices
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.labelling import to_frame
 from bertsmith.inference.spreadsheet import write_csv
+from bertsmith.model.encoder import Tokens
 from bertsmith.model.load import fold
 
 TRAIN_SAMPLE = (200, 1000)
@@ -97,51 +98,64 @@ class Scores:
         probabilities: by split, shape (texts, classes).
         decision: the decision rule that is in the model.
         inference: see `choose_inference`.
+        lengths: tokens of every test text, nothing cut, shape (texts,).
     """
 
     splits: dict[str, Any]
     probabilities: dict[str, np.ndarray]
     decision: Decision
     inference: dict[str, Any]
+    lengths: np.ndarray
 
 
 def score_splits(
-    fitted: Classifier, parts: dict[str, Table], run: runs.Run, config: Config, observe: Listener
+    fitted: Classifier,
+    parts: dict[str, Table],
+    encoded: dict[str, Tokens],
+    run: runs.Run,
+    config: Config,
+    observe: Listener,
 ) -> Scores:
     """Calibrate the fitted model and score it on every split: the only time that the test split is looked at.
 
-    Every text is predicted once. The arguments are those of `calibrate`.
+    Every text is predicted once; of train a sample is scored.
 
-    Of train a sample is scored.
+    Args:
+        fitted, run, config: as for `calibrate`.
+        parts: the splits.
+        encoded: their tokens, as training had them, cut nowhere before the model's maximum length.
+        observe: is told how far it is.
     """
     sample, seed = parts["train"], config.seed
     size = min(max(len(sample) // 10, TRAIN_SAMPLE[0]), TRAIN_SAMPLE[1])
     if len(sample) > size:
-        sample = sample.take(np.sort(np.random.default_rng(seed).choice(len(sample), size, replace=False)))
+        rows = np.sort(np.random.default_rng(seed).choice(len(sample), size, replace=False))
+        sample, encoded = sample.take(rows), {**encoded, "train": encoded["train"].take(rows)}
     tables = {"validation": parts["validation"], "train": sample, "test": parts["test"]}
     observe(Scoring(sum(map(len, tables.values()))))
     splits: dict[str, Any] = {}
     probabilities: dict[str, np.ndarray] = {}
     for name, table in tables.items():
-        found = fitted.predict_proba(table.frame["text"].tolist(), lambda n: observe(Scored(n)))
+        tokens = fitted.own(encoded[name], table.frame["text"].tolist())
+        found = fitted.probabilities_of(tokens, lambda n: observe(Scored(n)))
         if name == "validation":
             decision, found = calibrate(fitted, table.targets, found, run, config)
-            inference = choose_inference(fitted, table, found)
+            inference = choose_inference(fitted, tokens, found)
         probabilities[name] = found
         splits[name] = evaluate(
             table.targets, found, table.labels, seed=seed, detail=name != "train", groups=groups_of(table)
         )
     splits["train"]["sample_of"] = len(parts["train"])
-    return Scores(splits, probabilities, decision, inference)
+    return Scores(splits, probabilities, decision, inference, tokens.lengths)
 
 
-def choose_inference(fitted: Classifier, validation: Table, probabilities: np.ndarray) -> dict[str, Any]:
+def choose_inference(fitted: Classifier, validation: Tokens, probabilities: np.ndarray) -> dict[str, Any]:
     """Have the classifier predict in bf16 if its device is fast at that and the validation texts keep their labels.
 
     Args:
         fitted: calibrated; its ``dtype`` is set.
-        validation: the validation split.
-        probabilities: of its texts in fp32, shape (n, classes).
+        validation: the validation texts.
+        probabilities: of these in fp32, shape (n, classes).
 
     Returns:
         JSON-ready: ``precision`` of predictions, and, where bf16 was tried, ``texts``, ``agreement`` (share of them
@@ -150,7 +164,7 @@ def choose_inference(fitted: Classifier, validation: Table, probabilities: np.nd
     if choose_precision(fitted.loaded.device)[0] != "bf16" or len(validation) < FEWEST_TO_SELECT:
         return {"precision": "fp32"}
     fitted.compute_in(torch.bfloat16)
-    shorter = fitted.predict_proba(validation.frame["text"].tolist())
+    shorter = fitted.probabilities_of(validation)
     same = shorter.argmax(axis=1) == probabilities.argmax(axis=1)
     if not same.all():
         fitted.compute_in(torch.float32)
@@ -168,40 +182,36 @@ def groups_of(table: Table) -> np.ndarray | None:
     return pd.factorize(groups)[0] if len(groups) and groups.notna().all() else None
 
 
-def look_closer(
-    classifier: Classifier, parts: dict[str, Table], probabilities: dict[str, np.ndarray], decision: Decision
-) -> dict[str, Any]:
+def look_closer(classifier: Classifier, parts: dict[str, Table], scores: Scores) -> dict[str, Any]:
     """Say what the figures of the test split hide: where it is worse, when it should not answer, what the rule does.
 
     Args:
         classifier: as it stands on disk.
         parts: the splits.
-        probabilities: of their texts, shape (texts, classes).
-        decision: the rule that is in the classifier.
+        scores: of them.
 
     Returns:
         JSON-ready: ``calibration`` (to add to that of the split), ``abstention``, ``slices`` and ``decision_rule``.
     """
-    test, said = parts["test"], probabilities["test"]
+    test, said, tokens = parts["test"], scores.probabilities["test"], scores.lengths
     targets, predicted, rule = test.targets, said.argmax(axis=1), classifier.rule
     before = scale(said, 1 / rule.temperature, -np.array(rule.offsets or 0.0) / rule.temperature)
-    tokens = classifier.loaded.encoder.count(test.frame["text"].tolist())
     columns = {
         "length in tokens": pd.Series(tokens),
         "cut at the maximum length": pd.Series(np.where(tokens > classifier.loaded.max_length, "yes", "no")),
         "label": pd.Series(np.array(test.labels.texts, dtype=object)[targets]).astype("category"),
         **{str(name): test.extra[name] for name in test.extra.columns},
     }
-    ruled = {"metric": PRIMARY, **decision.to_dict(), "folded": rule.folded}
-    if decision.used:
+    ruled = {"metric": PRIMARY, **scores.decision.to_dict(), "folded": rule.folded}
+    if scores.decision.used:
         plain = rule.apply(said, decide=False).argmax(axis=1)
-        scores = {
+        found = {
             name: from_pairs(targets, p, len(test.labels)) for name, p in (("with", predicted), ("without", plain))
         }
-        ruled["test"] = {name: {m: s[m] for m in (PRIMARY, "accuracy")} for name, s in scores.items()}
+        ruled["test"] = {name: {m: s[m] for m in (PRIMARY, "accuracy")} for name, s in found.items()}
     return {
         "calibration": {"temperature": rule.temperature, "before": calibration(targets, before)},
-        "abstention": check(targets, said, (parts["validation"].targets, probabilities["validation"])),
+        "abstention": check(targets, said, (parts["validation"].targets, scores.probabilities["validation"])),
         "slices": slices(predicted == targets, columns),
         "decision_rule": ruled,
     }

@@ -18,25 +18,29 @@ import numpy as np
 from bertsmith.data.table import Labels
 from bertsmith.evaluation.rule import Rule
 from bertsmith.inference.labelling import OneModel
+from bertsmith.model.encoder import Encoder
 from bertsmith.serving import server
+
+
+class Characters(Encoder):
+    """A token a character."""
+
+    key, unknown, ends = "characters", None, (0, 0)
+
+    def whole(self, texts, names):
+        return {"input_ids": [[ord(character) for character in text] for text in texts]}
+
+    def unread(self, text):
+        return []
 
 
 class StandIn(OneModel):
     labels = Labels((0, 1), ("a", "b"))
-    rule, decide, max_length = Rule(), True, 1000
+    rule, decide, max_length, encoder = Rule(), True, 1000, Characters()
 
-    def count_tokens(self, texts):
-        return np.array([len(text) for text in texts])
-
-    def offsets(self, text):
-        return [(i, i + 1) for i in range(len(text))]
-
-    def encode(self, texts):
-        return {"input_ids": [[ord(character) for character in text] for text in texts]}
-
-    def logits_of(self, encoded, progress=None):
+    def logits_of(self, tokens, progress=None):
         time.sleep(0.8)  # so that a request is under way when a signal comes
-        return np.zeros((len(encoded["input_ids"]), 2))
+        return np.zeros((len(tokens), 2))
 
 
 def open_classifier(path, **_):

@@ -12,6 +12,7 @@ from bertsmith.compute.batching import micro_batches
 from bertsmith.data.table import Labels
 from bertsmith.model import checkpoint
 from bertsmith.model.batch import TokenBatch
+from bertsmith.model.encoder import Tokens
 from bertsmith.model.forward import padded_logits
 from bertsmith.model.load import Loaded, load_model, load_tokenizer
 from bertsmith.testing import tiny_model
@@ -53,7 +54,7 @@ def test_cutting_keeps_every_token(lengths, budget, packed, typed, labelled):
     columns = {"input_ids": [rng.integers(1, 50, n).tolist() for n in lengths]}
     if typed:
         columns["token_type_ids"] = [rng.integers(0, 2, n).tolist() for n in lengths]
-    batch = TokenBatch.of(columns)
+    batch = TokenBatch.of(Tokens.of(columns))
     if labelled:
         batch = replace(batch, labels=torch.from_numpy(rng.integers(0, 3, len(lengths))))
 
@@ -79,7 +80,7 @@ def loaded(tmp_path_factory):
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 600), st.sampled_from([0.0, 0.1]))
 def test_the_gradient_of_padded_texts_is_that_of_the_whole_batch(loaded, lengths, budget, smoothing):
     model, rng = loaded.model, np.random.default_rng(0)
-    batch = TokenBatch.of({"input_ids": [rng.integers(5, 40, n).tolist() for n in lengths]})
+    batch = TokenBatch.of(Tokens.of({"input_ids": [rng.integers(5, 40, n).tolist() for n in lengths]}))
     batch = replace(batch, labels=torch.from_numpy(rng.integers(0, 3, len(lengths))))
 
     def gradient(parts, loss):

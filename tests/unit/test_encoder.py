@@ -6,17 +6,61 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from bertsmith.model.encode import count_tokens, encoder_of
+from bertsmith.model.encode import encoder_of
+from bertsmith.model.encoder import FastEncoder
 from bertsmith.testing import tiny_model, tiny_table
 
-NAMES = ("input_ids", "token_type_ids", "attention_mask")
+NAMES = ("input_ids", "token_type_ids")
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+LETTERS = ["a", "b", "c", "ab", "0", ":"]
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return AutoTokenizer.from_pretrained(tiny_model(tmp_path_factory.mktemp("model")))
+def _word_pieces():
+    found = Tokenizer(
+        models.WordPiece({w: i for i, w in enumerate([*SPECIAL, *LETTERS, "##a", "##b"])}, unk_token="[UNK]")
+    )
+    found.normalizer, found.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    found.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return found
+
+
+def _bytes():
+    words = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    found = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, []))
+    found.pre_tokenizer, found.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    found.post_processor = processors.RobertaProcessing(("[SEP]", 3), ("[CLS]", 2), add_prefix_space=False)
+    return found
+
+
+def _unigram(template):
+    pieces = [*((w, 0.0) for w in SPECIAL), *(("▁" + w, -2.0) for w in LETTERS), *((w, -3.0) for w in LETTERS)]
+    found = Tokenizer(models.Unigram(pieces, unk_id=1))
+    found.pre_tokenizer = pre_tokenizers.Metaspace()
+    found.post_processor = processors.TemplateProcessing(
+        single=template, pair="$A $B", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return found
+
+
+FAMILIES = {
+    "BERT": _word_pieces,
+    "RoBERTa": _bytes,
+    "DeBERTa": lambda: _unigram("[CLS] $A [SEP]"),
+    "XLNet": lambda: _unigram("$A:0 [SEP]:0 [CLS]:2"),
+    "T5": lambda: _unigram("$A [SEP]"),
+    "no special tokens": lambda: _unigram("$A"),
+}
+
+
+def _tokenizer(family, side):
+    made = FAMILIES[family]()
+    made.add_special_tokens(SPECIAL)
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    special = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token"), SPECIAL, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=made, truncation_side=side, model_input_names=names, **special)
 
 
 class Slow:
@@ -25,41 +69,100 @@ class Slow:
     is_fast = False
 
     def __init__(self, tokenizer):
-        self.tokenizer, self.model_input_names = tokenizer, tokenizer.model_input_names
+        self.tokenizer = tokenizer
 
     def __call__(self, *args, **kwargs):
         return self.tokenizer(*args, **kwargs)
 
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.text(st.sampled_from("abcat dog😂 é0\n"), max_size=80), max_size=8), st.integers(3, 20))
-def test_the_ids_are_those_of_the_tokenizer(tokenizer, texts, max_length):
-    for one in (tokenizer, Slow(tokenizer)):
-        encoder = encoder_of(one, max_length)
-        if texts:
-            expected = tokenizer(texts, truncation=True, max_length=max_length)
-            assert encoder.columns(texts, NAMES) == {name: expected[name] for name in NAMES}
-            whole = tokenizer(texts, verbose=False)["input_ids"]
-            assert encoder.count(texts).tolist() == count_tokens(texts, one).tolist() == list(map(len, whole))
-            assert encoder.offsets(texts[0]) == tokenizer(texts[0], return_offsets_mapping=True)["offset_mapping"]
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
 
 
-def test_the_side_that_is_cut_off_is_that_of_the_tokenizer(tokenizer, tmp_path):
-    tokenizer.save_pretrained(tmp_path)
-    left = AutoTokenizer.from_pretrained(tmp_path, truncation_side="left")
-    text = " ".join("0123456789")
-    found = encoder_of(left, 6).columns([text])["input_ids"]
-    assert found == [left(text, truncation=True, max_length=6)["input_ids"]]
-    assert found != encoder_of(tokenizer, 6).columns([text])["input_ids"]
+@pytest.fixture(scope="module")
+def made():
+    return {(family, side): _tokenizer(family, side) for family in FAMILIES for side in ("left", "right")}
+
+
+def _lists(tokens):
+    ends = tokens.starts[1:]
+    return {name: [row.tolist() for row in np.split(values, ends)] for name, values in tokens.columns.items()}
 
 
 @pytest.mark.parametrize("slow", [False, True])
-def test_several_threads_may_ask_for_cut_and_for_whole_texts(tokenizer, slow):
-    encoder = encoder_of(Slow(tokenizer) if slow else tokenizer, 5)
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=40, deadline=None)
+@given(
+    texts=st.lists(st.lists(st.sampled_from([*"abc0é😂 :", "ab", "[SEP]", "[CLS]"]), max_size=60).map("".join)),
+    lengths=st.lists(st.integers(2, 20), min_size=2, max_size=2),
+)
+def test_the_ids_are_those_of_the_tokenizer_however_often_they_are_cut(made, family, side, slow, texts, lengths):
+    tokenizer = made[family, side]
+    encoder = encoder_of(Slow(tokenizer) if slow else tokenizer)
+    whole = encoder.encode(texts, NAMES)
+    if not texts:
+        assert len(whole) == 0
+        return
+    expected = tokenizer(texts, verbose=False)
+    assert _lists(whole) == {name: expected[name] for name in NAMES}
+    assert whole.lengths.tolist() == list(map(len, expected["input_ids"]))
+    assert whole.unknown.tolist() == [encoder.unknown in ids for ids in expected["input_ids"]]
+    assert [bool(encoder.unread(text)) for text in texts] == whole.unknown.tolist()
+    longer, shorter = sorted(lengths, reverse=True)
+    expected = tokenizer(texts, truncation=True, max_length=shorter)
+    for cut in (encoder.encode(texts, NAMES, shorter), encoder.encode(texts, NAMES, longer).cut(shorter)):
+        assert _lists(cut) == {name: expected[name] for name in NAMES}
+        assert cut.lengths.tolist() == whole.lengths.tolist()
+        assert cut.is_cut.tolist() == (whole.lengths > shorter).tolist()
+    end = made[family, "left"](texts, truncation=True, max_length=shorter)
+    assert _lists(whole.cut(shorter, left=True)) == {name: end[name] for name in NAMES}
+    order = np.arange(len(texts))[::-1]
+    assert _lists(whole.take(order)) == {name: values[::-1] for name, values in _lists(whole).items()}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(list(FAMILIES)), st.lists(st.integers(0, 60), max_size=6), st.integers(3, 12))
+def test_windows_are_as_long_as_allowed_overlap_and_cover_every_token(made, family, sizes, max_length):
+    encoder = encoder_of(made[family, "right"])
+    before, after = encoder.ends
+    content = max_length - before - after
+    texts = [" ".join(["a", "b", "c", "0"] * 15)[: 2 * size] for size in sizes]
+    whole = encoder.encode(texts)
+    windows, counts = whole.windows(max_length)
+    assert len(counts) == len(texts)
+    found = iter(windows.ids())
+    for ids, count in zip(whole.ids(), counts, strict=True):
+        of_text = [next(found).tolist() for _ in range(count)]
+        if len(ids) <= max_length:
+            assert of_text == [ids.tolist()]
+            continue
+        step = max(content - content // 4, 1)
+        starts = [*range(0, len(ids) - max_length, step), len(ids) - max_length]
+        inner = ids.tolist()[before : len(ids) - after]
+        head, tail = ids.tolist()[:before], ids.tolist()[len(ids) - after :]
+        assert of_text == [head + inner[start : start + content] + tail for start in starts]
+        assert starts[-1] + content == len(inner)
+
+
+def test_encoders_of_the_same_tokenizer_have_the_same_key(made, tmp_path):
+    tokenizer = made["BERT", "right"]
+    key = encoder_of(tokenizer).key
+    tokenizer(["a b", "c"], truncation=True, max_length=3, padding="max_length")  # which it then remembers
+    assert encoder_of(tokenizer).key == key
+    tokenizer.save_pretrained(tmp_path)
+    assert encoder_of(AutoTokenizer.from_pretrained(tmp_path)).key == key
+    assert FastEncoder((tmp_path / "tokenizer.json").read_text()).key == key
+    assert encoder_of(made["BERT", "left"]).key != key != encoder_of(made["RoBERTa", "right"]).key
+    assert encoder_of(Slow(tokenizer)).key is None
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_several_threads_may_ask_at_once(slow, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model(tmp_path))
+    encoder = encoder_of(Slow(tokenizer) if slow else tokenizer)
     texts = [f"{text} and the cat and the dog" for text in tiny_table(200)["Text"]]
-    cut, whole = encoder.columns(texts), encoder.count(texts)
-    assert max(map(len, cut["input_ids"])) == 5 < whole.min()
+    cut, whole = (_lists(encoder.encode(texts, NAMES, n)) for n in (5, None))
     with ThreadPoolExecutor(4) as pool:
-        asked = [pool.submit(encoder.columns if i % 2 else encoder.count, texts) for i in range(40)]
+        asked = [pool.submit(encoder.encode, texts, NAMES, 5 if i % 2 else None) for i in range(40)]
     for i, answer in enumerate(asked):
-        assert answer.result() == cut if i % 2 else np.array_equal(answer.result(), whole)
+        assert _lists(answer.result()) == (cut if i % 2 else whole)

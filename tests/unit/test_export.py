@@ -23,6 +23,7 @@ from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.exported import About, Exported, few_widths
 from bertsmith.inference.runtime import RUNTIMES
 from bertsmith.model import checkpoint
+from bertsmith.model.encoder import Tokens
 from bertsmith.model.load import Loaded, load_model, load_tokenizer
 from bertsmith.testing import ARCHITECTURES, tiny_model, tiny_table
 from bertsmith.versions import _container_share, cores
@@ -139,10 +140,10 @@ def test_an_openvino_export_meets_few_shapes(in_openvino):
         return run(batches, n)
 
     exported.session, exported.about = seen, replace(exported.about, max_length=64)
-    exported.logits_of({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]})
+    exported.logits_of(Tokens.of({"input_ids": ids}))
     assert widths <= set(few_widths(np.arange(1, 65)).tolist())
     exported.about = replace(exported.about, max_length=61)
-    exported.logits_of({"input_ids": [row[:61] for row in ids], "attention_mask": [[1] * len(row[:61]) for row in ids]})
+    exported.logits_of(Tokens.of({"input_ids": [row[:61] for row in ids]}))
     assert 61 in widths  # no wider than what the model takes
 
 

@@ -18,6 +18,7 @@ from bertsmith.model import attention, checkpoint, forward
 from bertsmith.model import batch as batches
 from bertsmith.model.batch import PaddedBatch, TokenBatch
 from bertsmith.model.dropout import Dropout
+from bertsmith.model.encoder import Tokens
 from bertsmith.model.load import Loaded, load_model, load_tokenizer
 from bertsmith.model.replicas import collect_gradients, replicate, with_shorter_layers
 from bertsmith.model.scores import compute_embeddings, compute_logits
@@ -60,7 +61,7 @@ def _texts(model, lengths, seed=0, types=True):
     columns = {"input_ids": [rng.integers(5, 40, n).tolist() for n in lengths]}
     if types and "token_type_ids" in inspect.signature(model.forward).parameters and model.config.type_vocab_size > 1:
         columns["token_type_ids"] = [[0] * (n // 2) + [1] * (n - n // 2) for n in lengths]
-    return TokenBatch.of(columns)
+    return TokenBatch.of(Tokens.of(columns))
 
 
 def _padded(model, batch):

@@ -5,13 +5,13 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 from transformers import AutoTokenizer, TrainingArguments
 
 from bertsmith.data.table import Labels
 from bertsmith.model import attention, checkpoint, forward
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.dropout import Dropout
+from bertsmith.model.encoder import Tokens
 from bertsmith.model.load import Loaded, load_model
 from bertsmith.testing import tiny_model
 from bertsmith.training import engine as engines
@@ -101,13 +101,6 @@ def _trained(folder, graphs, compiled=False, steps=40, accumulate=1, spoil=None,
     rng = np.random.default_rng(0)
     n = 16 * steps * accumulate
     ids = [rng.integers(5, 60, rng.integers(*lengths)).tolist() for _ in range(n)]
-    data = Dataset.from_dict(
-        {
-            "input_ids": ids,
-            "attention_mask": [[1] * len(i) for i in ids],
-            "labels": [int(i[0] > 30) for i in ids],
-        }
-    )
     arguments = TrainingArguments(
         output_dir="unused",
         num_train_epochs=1,
@@ -125,7 +118,7 @@ def _trained(folder, graphs, compiled=False, steps=40, accumulate=1, spoil=None,
     )
     recipe = Recipe(1, 16, 1e-3, 1, 0, 0, "bf16", 1, "none")
     loaded = Loaded(model, AutoTokenizer.from_pretrained(folder), torch.device("cuda"), 64)
-    texts = TokenDataset(data)
+    texts = TokenDataset(Tokens.of({"input_ids": ids}), np.array([int(i[0] > 30) for i in ids]))
     reporter = _Reporter(lambda e: None, lambda: False)
     engine = _engine(loaded, texts, texts, arguments, recipe, lambda t, p: {}, reporter)
     assert engine.graphs is not None

@@ -1,14 +1,11 @@
 import io
 import json
-import re
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import bertsmith as bs
 from bertsmith.config import DataConfig
@@ -17,7 +14,7 @@ from bertsmith.errors import ConfigError, DataError
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.ensemble import Ensemble
 from bertsmith.inference.formats import output_format
-from bertsmith.inference.labelling import softmax, windows_of
+from bertsmith.inference.labelling import softmax
 from bertsmith.inference.pieces import write_stream
 from bertsmith.inference.predict import predict_pieces, predict_rows
 from bertsmith.inference.windows import Windowed
@@ -223,24 +220,6 @@ def test_runs_are_compared_on_the_same_rows_only(finished, tiny, tmp_path):
         bs.compare(finished, finished)
 
 
-def _offsets(text):
-    """Of a tokenizer with a token a word, and a special one at either end."""
-    words = [match.span() for match in re.finditer(r"\S+", text)]
-    return [(0, 0), *words, (0, 0)]
-
-
-@given(st.lists(st.sampled_from(["a", "bb", "ccc"]), min_size=1, max_size=60), st.integers(3, 12))
-def test_windows_are_as_long_as_allowed_overlap_and_cover_every_word(words, max_length):
-    text, kept = " ".join(f"{word}{i}" for i, word in enumerate(words)), max_length - 2
-    windows = windows_of(text, _offsets(text), max_length)
-    split = [window.split() for window in windows]
-    assert {word for window in split for word in window} == set(text.split())
-    assert all(len(window) == min(kept, len(words)) for window in split)
-    assert all(window in text for window in windows)
-    assert split[-1][-1] == text.split()[-1]
-    assert len(windows) == 1 or len(windows) <= -(-len(words) // max(kept - kept // 4, 1))
-
-
 def test_long_texts_can_be_read_whole(classifier, cli, finished, tmp_path):
     long = " ".join(["cat dog"] * 40 + ["red blue"] * 400)
     beginning, whole = classifier.predict([long]), Windowed(classifier).predict([long])
@@ -248,7 +227,10 @@ def test_long_texts_can_be_read_whole(classifier, cli, finished, tmp_path):
     assert bs.load(finished, device="cpu", long="window").predict([long]) == whole
     texts = ["my cat", "red and blue", "apple"]
     assert np.array_equal(Windowed(classifier).predict_proba(texts), classifier.predict_proba(texts))
-    logits = np.mean([classifier.logits([window])[0] for window in classifier.windows(long)], axis=0)
+    windows, counts = classifier.encode([long], whole=True).windows(classifier.max_length)
+    kept = classifier.max_length - 2  # of 880 words, a quarter of which is in the next window too
+    assert counts.tolist() == [len(windows)] == [-(-(880 - kept) // (kept - kept // 4)) + 1]
+    logits = np.mean([classifier.logits_of(windows.take([i]))[0] for i in range(len(windows))], axis=0)
     expected = classifier.rule.apply(softmax(logits[None]), decide=True)
     assert Windowed(classifier).predict_proba([long]) == pytest.approx(expected, abs=1e-5)
     assert Windowed(classifier).predict_proba([]).shape == (0, 3)
@@ -259,6 +241,14 @@ def test_long_texts_can_be_read_whole(classifier, cli, finished, tmp_path):
     code, out, err = cli("predict", finished, tmp_path / "t.csv", "--long", "window")
     assert (code, pd.read_csv(io.StringIO(out))["predicted_text"].tolist()) == (0, ["colours", "animals"])
     assert "longer" not in err
+
+
+@pytest.mark.parametrize("long", ["truncate", "window"])
+def test_predicting_tokenizes_each_text_once(long, cli, finished, tmp_path, tokenized):
+    texts = ["my cat", " ".join(["red blue"] * 400), "apple"]
+    pd.DataFrame({"Text": texts}).to_csv(tmp_path / "t.csv", index=False)
+    assert cli("predict", finished, tmp_path / "t.csv", "--runtime", "torch", "--long", long)[0] == 0
+    assert tokenized == texts
 
 
 @pytest.mark.parametrize("agrees", [True, False])

@@ -38,7 +38,7 @@ def test_the_best_by_validation_is_the_run(seeds):
     assert bs.load(seeds, device="cpu").predict(texts) == bs.load(best, device="cpu").predict(texts)
 
 
-def test_mean_spread_and_ensemble_are_those_of_the_members(seeds):
+def test_mean_spread_and_ensemble_are_those_of_the_members(seeds, tokenized):
     said = seeds.metrics["seeds"]
     of_test = [m.metrics["splits"]["test"]["metrics"]["macro_f1"]["value"] for m in seeds.members]
     assert [e["test"]["macro_f1"] for e in said["each"]] == of_test
@@ -49,6 +49,7 @@ def test_mean_spread_and_ensemble_are_those_of_the_members(seeds):
     targets = frame["label"].to_numpy()
     assert said["ensemble"]["metrics"]["macro_f1"]["value"] == pytest.approx(macro_f1(targets, mean.argmax(axis=1)))
     together = bs.load(seeds, device="cpu", ensemble=True).predict_proba(frame["text"].tolist())
+    assert tokenized == frame["text"].tolist()  # once for all members
     assert together == pytest.approx(mean, abs=1e-5)
 
 

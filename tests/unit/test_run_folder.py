@@ -11,6 +11,7 @@ import bertsmith as bs
 from bertsmith import storage
 from bertsmith.errors import Interrupted, RunFolderError
 from bertsmith.inference.classifier import Classifier
+from bertsmith.model.load import Loaded
 from bertsmith.report.report import write_report
 from bertsmith.run import open_run
 from bertsmith.storage import replaced_file, replaced_folder, write_json
@@ -122,9 +123,9 @@ def test_scoring_predicts_each_text_once_and_samples_train(tiny, tmp_path, monke
     predicted = []
     plain = Classifier.logits_of
 
-    def logits_of(self, encoded, progress=None):
-        predicted.append(len(encoded["input_ids"]))
-        return plain(self, encoded, progress)
+    def logits_of(self, tokens, progress=None):
+        predicted.append(len(tokens))
+        return plain(self, tokens, progress)
 
     monkeypatch.setattr(Classifier, "logits_of", logits_of)
     run = train(tiny, tmp_path / "run", table=tiny_table(300), epochs=1, explanations="off")
@@ -135,6 +136,28 @@ def test_scoring_predicts_each_text_once_and_samples_train(tiny, tmp_path, monke
     # What was predicted before calibration and scaled afterwards is what the saved model says.
     kept = run.validation_predictions
     again = bs.load(run.path, runtime="torch").predict_proba(kept["text"].tolist())
+    assert again == pytest.approx(np.stack(kept["probabilities"].to_list()), abs=1e-5)
+
+
+def test_training_tokenizes_each_text_once(tiny, tmp_path, tokenized):
+    run = train(tiny, tmp_path / "run", table=tiny_table(300), epochs=1, explanations="off")
+    assert sorted(tokenized) == sorted(tiny_table(300)["Text"])
+    assert "tokens" in run.info["data"]["findings"]
+
+
+def test_what_is_scored_is_what_the_tokenizer_on_disk_makes_of_the_texts(tiny, tmp_path, tokenized, monkeypatch):
+    save = Loaded.save
+
+    def save_another(self, folder):  # which knows no cat
+        save(self, folder)
+        file = folder / "tokenizer.json"
+        file.write_text(file.read_text().replace('"cat"', '"catt"'))
+
+    monkeypatch.setattr(Loaded, "save", save_another)
+    run = train(tiny, tmp_path / "run", table=tiny_table(150), epochs=1, explanations="off")
+    assert sorted(tokenized) == sorted(2 * tiny_table(150)["Text"].tolist())
+    kept = run.predictions
+    again = bs.load(run.path, runtime="torch", device="cpu").predict_proba(kept["text"].tolist())
     assert again == pytest.approx(np.stack(kept["probabilities"].to_list()), abs=1e-5)
 
 

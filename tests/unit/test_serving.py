@@ -17,6 +17,7 @@ from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.inference.labelling import OneModel
+from bertsmith.model.encoder import Encoder
 from bertsmith.testing import tiny_table
 
 uvicorn = pytest.importorskip("uvicorn", reason="the extra serve is not installed")
@@ -59,26 +60,29 @@ def running(get, numbers=None, limits=None, token=None):
         thread.join()
 
 
+class Characters(Encoder):
+    """A token a character."""
+
+    key, unknown, ends = "characters", None, (0, 0)
+
+    def whole(self, texts, names):
+        return {"input_ids": [[ord(character) for character in text] for text in texts]}
+
+    def unread(self, text):
+        return []
+
+
 class Fake(OneModel):
     """Answers with the number in a text, as slowly as it is told to."""
 
     labels = Labels((0, 1, 2), ("a", "b", "c"))
-    rule, decide, max_length = Rule(), True, 1000
+    rule, decide, max_length, encoder = Rule(), True, 1000, Characters()
 
     def __init__(self, seconds=0.0):
         self.seconds, self.batches = seconds, []
 
-    def count_tokens(self, texts):
-        return np.array([len(text) for text in texts])
-
-    def offsets(self, text):
-        return [(i, i + 1) for i in range(len(text))]
-
-    def encode(self, texts):
-        return {"input_ids": [[ord(character) for character in text] for text in texts]}
-
-    def logits_of(self, encoded, progress=None):
-        texts = ["".join(map(chr, ids)) for ids in encoded["input_ids"]]
+    def logits_of(self, tokens, progress=None):
+        texts = ["".join(map(chr, ids)) for ids in tokens.ids()]
         time.sleep(self.seconds)
         if "fail" in texts:
             raise RuntimeError("as asked for")
@@ -181,7 +185,9 @@ def test_a_text_that_is_cut_is_told(ask, classifier):
     assert status == 413
     assert answer["error"].startswith("inputs[1]: ")
     assert f"at most {classifier.max_length}" in answer["error"]
-    for direction, kept in (("Right", long), ("left", classifier.keep_end(long))):
+    end = "cat " * (classifier.max_length - 5) + "red blue green"
+    assert classifier.count_tokens([end])[0] == classifier.max_length
+    for direction, kept in (("Right", long), ("left", end)):
         body = {"inputs": [["a"], [long]], "truncate": True, "truncation_direction": direction}
         status, answer, headers = ask("/predict", body)
         assert status == 200
@@ -190,10 +196,17 @@ def test_a_text_that_is_cut_is_told(ask, classifier):
         assert _by_label(answer[1]) == pytest.approx(
             dict(zip(classifier.labels.texts, expected, strict=True)), abs=1e-6
         )
-    assert classifier.keep_end(long).endswith("red blue green")
-    assert classifier.count_tokens([classifier.keep_end(long)])[0] == classifier.max_length
     assert ask("/", {"inputs": long})[2]["x-truncated-texts"] == "0"
     assert "x-truncated-texts" not in ask("/", {"inputs": "cat"})[2]
+
+
+@pytest.mark.parametrize("direction", ["left", "right"])
+def test_a_request_is_tokenized_once(direction, ask, tokenized):
+    texts = [*TEXTS, "cat " * 300]
+    body = {"inputs": [[text] for text in texts], "truncate": True, "truncation_direction": direction}
+    assert ask("/predict", body)[0] == 200
+    assert ask("/", {"inputs": "red"})[0] == 200
+    assert [text.strip() for text in tokenized] == [text.strip() for text in (*texts, "red")]
 
 
 def test_words_are_explained_where_that_can_be(ask, finished):
@@ -509,8 +522,8 @@ def test_the_classifier_can_be_exchanged_while_requests_come_in():
     class Other(Fake):
         labels = Labels((0, 1), ("new", "other"))
 
-        def logits(self, texts, progress=None):
-            return super().logits(texts)[:, :2]
+        def logits_of(self, tokens, progress=None):
+            return super().logits_of(tokens)[:, :2]
 
     batcher = Batcher(Fake(seconds=0.01), max_wait=60)
     with running(lambda: Service(batcher, {})) as ask, ThreadPoolExecutor(8) as pool:
@@ -527,14 +540,15 @@ def test_the_classifier_can_be_exchanged_while_requests_come_in():
 
 def test_a_batcher_alone_refuses_by_the_speed_it_measured():
     async def main():
-        batcher = Batcher(Fake(seconds=0.1), max_wait=0.2)
-        tokens = np.array([900])
-        first = asyncio.create_task(batcher.logits(["1"], tokens))
+        fake = Fake(seconds=0.1)
+        batcher = Batcher(fake, max_wait=0.2)
+        tokens = fake.encode(["1" + "x" * 899])
+        first = asyncio.create_task(batcher.logits(fake, tokens))
         await asyncio.sleep(0.02)
         with pytest.raises(QueueFullError) as caught:
-            await batcher.logits(["1"], tokens)
+            await batcher.logits(fake, tokens)
         assert caught.value.seconds >= 1
-        logits, _, waited = await first
+        logits, waited = await first
         assert logits.tolist() == [[1.0, 0.0, -1.0]]
         assert waited < 0.1
         batcher.close()

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -15,6 +14,7 @@ from bertsmith.compute import workers
 from bertsmith.data.table import Labels
 from bertsmith.model import checkpoint, forward
 from bertsmith.model.batch import TokenBatch
+from bertsmith.model.encoder import Tokens
 from bertsmith.model.load import load_model
 from bertsmith.testing import tiny_model
 from bertsmith.training import engine as engines
@@ -44,9 +44,9 @@ def tokenizer(folder):
 def test_a_batch_is_padded_as_the_tokenizer_pads_it(tokenizer, lengths, left, seed):
     rng = np.random.default_rng(seed)
     ids = [rng.integers(5, 40, n).tolist() for n in lengths]
-    data = Dataset.from_dict({"input_ids": ids, "labels": rng.integers(0, 3, len(ids))})
+    labels = rng.integers(0, 3, len(ids))
     order = rng.permutation(len(ids))
-    texts = TokenDataset(data.select(order))
+    texts = TokenDataset(Tokens.of({"input_ids": ids}).take(order), labels[order])
     wanted = rng.choice(len(ids), max(len(ids) // 2, 1), replace=False).tolist()
     found = TokenBatch(**texts.__getitems__(wanted))
     tokenizer.padding_side = "left" if left else "right"
@@ -56,13 +56,13 @@ def test_a_batch_is_padded_as_the_tokenizer_pads_it(tokenizer, lengths, left, se
     assert len(texts) == len(ids)
     for name in ("input_ids", "attention_mask"):
         assert torch.equal(padded[name], expected[name])
-    assert found.labels.tolist() == [data["labels"][order[i]] for i in wanted]
+    assert found.labels.tolist() == labels[order[wanted]].tolist()
     assert texts.whole().lengths.tolist() == [lengths[i] for i in order]
 
 
 def test_token_types_reach_the_batch():
-    columns = {"input_ids": [[5, 6, 7], [8, 9]], "token_type_ids": [[0, 1, 1], [0, 0]], "labels": [1, 0]}
-    batch = TokenBatch(**TokenDataset(Dataset.from_dict(columns)).__getitems__([1, 0]))
+    columns = {"input_ids": [[5, 6, 7], [8, 9]], "token_type_ids": [[0, 1, 1], [0, 0]]}
+    batch = TokenBatch(**TokenDataset(Tokens.of(columns), np.array([1, 0])).__getitems__([1, 0]))
     assert batch.token_type_ids.tolist() == [0, 0, 0, 1, 1]
     assert batch.take(torch.tensor([1])).token_type_ids.tolist() == [0, 1, 1]
 

@@ -225,8 +225,13 @@ def test_the_settings_of_the_winner_train_it_again(study, tiny, tmp_path):
 
 def test_no_trial_sees_a_test_text(tiny, tmp_path, monkeypatch):
     seen = set()
-    encode = trying.encode
-    monkeypatch.setattr(trying, "encode", lambda texts, *rest: (seen.update(texts), encode(texts, *rest))[1])
+    prepare = trying.prepare_model
+
+    def prepare_model(found, config, labels, texts, *rest):
+        seen.update(texts)
+        return prepare(found, config, labels, texts, *rest)
+
+    monkeypatch.setattr(trying, "prepare_model", prepare_model)
     study = tune(tiny, tmp_path / "s", trials=1)
     tested = set(study.best.predictions["text"])
     assert len(tested) >= 15

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,8 +17,12 @@ from bertsmith.data.table import Table
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bertsmith.model.encoder import Tokens
+
 EXAMPLES = 5
 """Rows named with a finding."""
+LOOKED_AT = 100
+"""Texts with what a tokenizer does not know that are looked at for examples of it."""
 _HTML = re.compile(
     r"</?(?:p|br|div|span|a|b|i|em|strong|li|ul|td|tr|table|h\d|img|font)\b[^<>]*>|&(?:[a-z]{2,6}|#\d+);", re.I
 )
@@ -217,16 +221,14 @@ def about_texts(table: Table, texts: list[str]) -> list[Finding]:
     return found
 
 
-def about_tokens(
-    table: Table, texts: list[str], unread: Sequence[Sequence[str]], names: Mapping[str, str]
-) -> list[Finding]:
+def about_tokens(table: Table, texts: list[str], tokens: Tokens, names: Mapping[str, str]) -> list[Finding]:
     """Return what there is to say of what the model's tokenizer does not know.
 
     Args:
         table: the usable rows.
         texts: theirs.
-        unread: what each of them has that the tokenizer does not know, of `Tokens.unread`.
-        names: symbols that it reads as their names, by symbol.
+        tokens: what the model's tokenizer makes of them.
+        names: symbols that the tokenizer reads as their names, by symbol.
     """
     found = []
     symbols = set(names)
@@ -244,9 +246,10 @@ def about_tokens(
                 _examples(table.frame[named], table.name),
             )
         )
-    unknown = np.array([bool(pieces) for pieces in unread], dtype=bool)
-    if unknown.any():
-        pieces = dict.fromkeys(piece for of_text in unread for piece in of_text)
+    unknown = tokens.unknown
+    if unknown.any() and tokens.encoder is not None:
+        some = np.flatnonzero(unknown)[:LOOKED_AT]
+        pieces = dict.fromkeys(piece for i in some for piece in tokens.encoder.unread(texts[i]))
         longest = max(pieces, key=len)
         shown = list(dict.fromkeys([*list(pieces)[:2], longest]))  # a word may be unknown for its length alone
         such = some_of([repr(_short(piece)) for piece in shown])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,28 +23,19 @@ from bertsmith.data.split import split_cleaned
 from bertsmith.data.table import SPLITS, Table
 from bertsmith.errors import DataError
 
+if TYPE_CHECKING:
+    from bertsmith.model.encoder import Tokens
+
 PERCENTILES = (5, 25, 50, 75, 95, 99)
 COVERAGE = 99
 """Share of the texts, in per cent, that the chosen maximum length covers."""
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
-class Tokens(Protocol):
-    """What the model's tokenizer makes of texts."""
-
-    def count(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the number of tokens of each, special tokens counted, shape (texts,)."""
-        ...
-
-    def unread(self, texts: Sequence[str]) -> list[list[str]]:
-        """Return what each text has that the tokenizer does not know."""
-        ...
-
-
 def inspect(
     table: Table,
     *,
-    encoder: Tokens | None = None,
+    tokens: Tokens | None = None,
     names: Mapping[str, str] | None = None,
     max_length: int | None = None,
     model_limit: int = 512,
@@ -55,8 +46,8 @@ def inspect(
 
     Args:
         table: as read.
-        encoder: of the model's tokenizer; lengths are estimated from words without it.
-        names: symbols that it reads as their names, by symbol.
+        tokens: what the model's tokenizer makes of the usable texts; lengths are estimated from words without them.
+        names: symbols that the tokenizer reads as their names, by symbol.
         max_length: tokens kept of each text; chosen by `choose_max_length` unless given.
         model_limit: most tokens the model takes.
         cleaned: the table cleaned, if that is at hand.
@@ -65,20 +56,20 @@ def inspect(
     cleaned = cleaned or clean(table)
     usable = cleaned.table
     texts = usable.frame["text"].tolist()
-    tokens = encoder.count(texts) if encoder else estimate_tokens(texts)
-    limit = max_length or choose_max_length(tokens, model_limit)
+    lengths = tokens.lengths if tokens is not None else estimate_tokens(texts)
+    limit = max_length or choose_max_length(lengths, model_limit)
     characters = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
     counts, by_split = usable.counts, _counts_by_split(usable)
     imbalances = {name: _imbalance(of_split) for name, of_split in by_split.items()}
-    truncated = float((tokens > limit).mean()) if len(tokens) else 0.0
+    truncated = float((lengths > limit).mean()) if len(lengths) else 0.0
     found = [
         *_refusal(cleaned, config),
         *about_labels(usable),
         *about_cleaning(cleaned),
         *about_near_duplicates(cleaned),
         *about_texts(usable, texts),
-        *(about_tokens(usable, texts, encoder.unread(texts), names or {}) if encoder else ()),
-        *about_lengths(usable, tokens, limit),
+        *(about_tokens(usable, texts, tokens, names or {}) if tokens is not None else ()),
+        *about_lengths(usable, lengths, limit),
         *(
             Finding("reading", note.severity, note.count, note.message, "the table is used like that", note.rows)
             for note in table.notes
@@ -99,7 +90,7 @@ def inspect(
         ),
         imbalance=imbalances.get("train", _imbalance(counts)),
         characters=_lengths("characters", characters),
-        tokens=_lengths("tokens" if encoder else "tokens (estimated)", tokens),
+        tokens=_lengths("tokens" if tokens is not None else "tokens (estimated)", lengths),
         max_length=limit,
         truncated=truncated,
         splits={name: int(n.sum()) for name, n in by_split.items()},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +13,14 @@ from bertsmith.compute import workers
 from bertsmith.compute.batching import TOKEN_BUDGETS
 from bertsmith.compute.device import choose_device, choose_precision
 from bertsmith.compute.memory import free_memory, plan, ran_out
-from bertsmith.data.normalise import normalise
 from bertsmith.data.table import Labels
 from bertsmith.errors import DeviceError, ModelError, RunFolderError, UserError
 from bertsmith.evaluation.rule import Rule
-from bertsmith.inference.labelling import Encoded, OneModel, as_texts
+from bertsmith.inference.labelling import OneModel
 from bertsmith.model import checkpoint
 from bertsmith.model.batch import TokenBatch
+from bertsmith.model.encode import encoder_of
+from bertsmith.model.encoder import Tokens
 from bertsmith.model.forward import supports
 from bertsmith.model.load import Loaded, check_vocabulary, load_model, load_tokenizer
 from bertsmith.model.replicas import with_shorter_layers
@@ -44,6 +45,7 @@ class Classifier(OneModel):
 
     def __init__(self, loaded: Loaded, labels: Labels, rule: Rule | None = None, *, decide: bool = True) -> None:
         self.loaded, self.labels, self.rule, self.decide = loaded, labels, rule or Rule(), decide
+        self.encoder, self.columns = encoder_of(loaded.tokenizer), loaded.columns
         self.token_budget = TOKEN_BUDGETS[loaded.device.type]
         loaded.model.eval()
         self.compute_in(torch.float32)
@@ -127,21 +129,9 @@ class Classifier(OneModel):
         """Tokens kept of each text."""
         return self.loaded.max_length
 
-    def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the number of tokens of each text, special tokens counted, nothing cut, shape (texts,)."""
-        return self.loaded.encoder.count([normalise(text) for text in texts])
-
-    def offsets(self, text: str) -> Sequence[tuple[int, int]]:
-        """Return the first and last character of every token of a text, nothing cut; both 0 for special tokens."""
-        return self.loaded.encoder.offsets(text)
-
-    def encode(self, texts: Sequence[str]) -> Encoded:
-        """Tokenize texts, as `OneModel.encode` says."""
-        return self.loaded.encoder.columns([normalise(text) for text in as_texts(texts)], self.loaded.input_names)
-
-    def logits_of(self, encoded: Encoded, progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Return the model's logits for encoded texts, as `OneModel.logits_of` says."""
-        batch = TokenBatch.of(encoded)
+    def logits_of(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> np.ndarray:
+        """Return the model's logits for tokenized texts, as `OneModel.logits_of` says."""
+        batch = TokenBatch.of(tokens)
         if not len(batch):
             return np.empty((0, len(self.labels)))
         budget = self.token_budget

@@ -52,7 +52,8 @@ class Ensemble(Labelling):
 
     def predict_proba(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the probability of every class for every text, shape (texts, classes); rows sum to 1."""
-        result: np.ndarray = np.mean([m.predict_proba(texts) for m in self.members], axis=0)
+        tokens = self.members[0].encode(texts, whole=True)
+        result: np.ndarray = np.mean([m.probabilities_of(m.own(tokens, texts)) for m in self.members], axis=0)
         if progress:
             progress(len(result))
         return result

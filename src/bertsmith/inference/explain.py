@@ -16,9 +16,10 @@ from bertsmith.data.normalise import normalise
 from bertsmith.errors import ConfigError, DataError, DeviceError, did_you_mean, listing
 from bertsmith.model import forward
 from bertsmith.model.batch import TokenBatch
-from bertsmith.model.encoder import COLUMNS
+from bertsmith.model.encoder import Tokens
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     import torch
 
@@ -132,7 +133,7 @@ def explain(classifier: Classifier, text: str, label: str | None = None, *, dead
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
     )
-    batch = TokenBatch.of({name: [encoded[name]] for name in COLUMNS if name in classifier.loaded.input_names})
+    batch = TokenBatch.of(Tokens.of({name: [encoded[name]] for name in classifier.columns}))
     special = torch.tensor(encoded["special_tokens_mask"]).bool()
     nothing = batch.input_ids.masked_fill(~special, tokenizer.pad_token_id)
     of_tokens, change, gap, steps = _attributions(classifier, batch, nothing, target, deadline)
@@ -151,12 +152,15 @@ def explain(classifier: Classifier, text: str, label: str | None = None, *, dead
     )
 
 
-def explain_mistakes(classifier: Classifier, predictions: pd.DataFrame, seconds: float) -> list[dict[str, Any]]:
+def explain_mistakes(
+    classifier: Classifier, predictions: pd.DataFrame, lengths: np.ndarray, seconds: float
+) -> list[dict[str, Any]]:
     """Explain the most confident mistakes, as far as `EXPLAINED_TOKENS` and the time allow; none without captum.
 
     Args:
         classifier: as it stands on disk.
         predictions: of `predictions_frame`, for the test split.
+        lengths: tokens of each of its texts, shape (texts,).
         seconds: that training took.
 
     Returns:
@@ -168,8 +172,7 @@ def explain_mistakes(classifier: Classifier, predictions: pd.DataFrame, seconds:
     wrong = wrong.sort_values("confidence", ascending=False, kind="stable")
     explained, left = [], EXPLAINED_TOKENS
     deadline = time.perf_counter() + max(EXPLAINED_SHARE * seconds, EXPLAINED_SECONDS)
-    counts = classifier.loaded.encoder.count(wrong["text"].tolist())
-    for row, text, tokens in zip(wrong["row"], wrong["text"], counts, strict=True):
+    for row, text, tokens in zip(wrong["row"], wrong["text"], lengths[wrong.index], strict=True):
         if tokens > left:
             break
         left -= tokens

@@ -13,14 +13,13 @@ import numpy as np
 import xxhash
 
 from bertsmith.compute.batching import micro_batches
-from bertsmith.data.normalise import normalise
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, RunFolderError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.inference.abstain import HeldOut
-from bertsmith.inference.labelling import Encoded, OneModel, as_texts
+from bertsmith.inference.labelling import OneModel
 from bertsmith.inference.runtime import RUNTIMES, Session
-from bertsmith.model.encoder import FastEncoder
+from bertsmith.model.encoder import FastEncoder, Tokens
 from bertsmith.versions import cores
 
 ABOUT = "export.json"
@@ -137,7 +136,7 @@ class Exported(OneModel):
     def __init__(self, folder: Path, about: About, session: Session, *, decide: bool = True) -> None:
         self.folder, self.about, self.labels, self.decide = folder, about, about.labels, decide
         self.session, self.rule = session, about.rule
-        self.encoder = FastEncoder((folder / TOKENIZER).read_text(encoding="utf-8"), about.max_length)
+        self.encoder = FastEncoder((folder / TOKENIZER).read_text(encoding="utf-8"))
 
     @classmethod
     def load(cls, folder: Path | str, *, decide: bool = True, threads: int | None = None) -> Exported:
@@ -181,14 +180,6 @@ class Exported(OneModel):
         """Tokens kept of each text."""
         return self.about.max_length
 
-    def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the number of tokens of each text, special tokens counted, nothing cut, shape (texts,)."""
-        return self.encoder.count([normalise(text) for text in texts])
-
-    def offsets(self, text: str) -> Sequence[tuple[int, int]]:
-        """Return the first and last character of every token of a text, nothing cut; both 0 for special tokens."""
-        return self.encoder.offsets(text)
-
     @property
     def held_out(self) -> HeldOut:
         """The validation texts of the run, and what the original said of them."""
@@ -198,15 +189,10 @@ class Exported(OneModel):
         except (OSError, ValueError, KeyError) as error:
             raise _damaged(self.folder / HELD_OUT, str(error)) from error
 
-    def encode(self, texts: Sequence[str]) -> Encoded:
-        """Tokenize texts, as `OneModel.encode` says."""
-        return self.encoder.columns([normalise(text) for text in as_texts(texts)])
-
-    def logits_of(self, encoded: Encoded, progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Return the model's logits for encoded texts, as `OneModel.logits_of` says."""
-        ids = encoded["input_ids"]
+    def logits_of(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> np.ndarray:
+        """Return the model's logits for tokenized texts, as `OneModel.logits_of` says."""
+        ids, lengths = tokens.ids(), tokens.kept
         logits = np.empty((len(ids), len(self.labels)))
-        lengths = np.array([len(row) for row in ids], dtype=np.int64)
         runtime = RUNTIMES[self.about.format]
         if runtime.few_shapes:
             lengths = np.minimum(few_widths(lengths), self.max_length)
@@ -229,7 +215,7 @@ def few_widths(lengths: np.ndarray) -> np.ndarray:
 
 
 def padded(
-    ids: Sequence[list[int]], pad_token: tuple[int, str], names: Sequence[str], width: int | None = None
+    ids: Sequence[np.ndarray], pad_token: tuple[int, str], names: Sequence[str], width: int | None = None
 ) -> dict[str, np.ndarray]:
     """Return a model's inputs for tokenized texts, padded to a width, each of shape (texts, tokens).
 

@@ -17,15 +17,14 @@ from bertsmith.data.raw import texts_of
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, DataError, listing
 from bertsmith.evaluation.rule import Rule
+from bertsmith.model.encoder import Encoder, Tokens
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-Encoded = dict[str, list[list[int]]]
-"""What a model takes of some texts: ``input_ids`` and what else, a list of whole numbers a text."""
-MOST_SPECIAL = 8
-"""Special tokens that a tokenizer may add to a text, at most."""
+Label = Callable[[Callable[[int], None] | None], np.ndarray]
+"""Gives the `Labelling.predict_proba` of texts that were prepared, once it is told a progress."""
 
 
 class Labelling(ABC):
@@ -60,12 +59,12 @@ class Labelling(ABC):
             DeviceError: if not even a single text fits into memory.
         """
 
-    def prepare(self, texts: Sequence[str]) -> Callable[[Callable[[int], None] | None], np.ndarray]:
-        """Do what needs no model, and return what gives the `predict_proba` of the texts, once it is told a progress.
+    def prepare(self, texts: Sequence[str]) -> tuple[Label, int]:
+        """Do what needs no model; return what labels the texts, and how many are cut, so that their ends are not read.
 
         A thread may do this while another one labels texts that were prepared before.
         """
-        return partial(self.predict_proba, texts)
+        return partial(self.predict_proba, texts), 0
 
     def predict(self, texts: Sequence[str]) -> list[str]:
         """Return the label text of every text."""
@@ -122,11 +121,15 @@ class OneModel(Labelling):
     Attributes:
         rule: temperature and offsets, fitted on validation.
         decide: whether the offsets are used, which were tuned for the primary metric.
+        encoder: what turns texts into token ids.
+        columns: what of `bertsmith.model.encoder.COLUMNS` the model takes.
         max_length: tokens kept of each text.
     """
 
     rule: Rule
     decide: bool
+    encoder: Encoder
+    columns: Sequence[str] = ("input_ids",)
 
     @property
     @abstractmethod
@@ -138,55 +141,55 @@ class OneModel(Labelling):
         """Its own."""
         return [self.rule]
 
-    @abstractmethod
-    def encode(self, texts: Sequence[str]) -> Encoded:
-        """Tokenize texts, each cut at `max_length`.
+    def encode(self, texts: Sequence[str], *, whole: bool = False) -> Tokens:
+        """Tokenize texts, each cut at `max_length` unless it is wanted whole.
 
         Raises:
             DataError: if something is no text.
         """
+        normal = [normalise(text) for text in as_texts(texts)]
+        return self.encoder.encode(normal, self.columns, None if whole else self.max_length)
+
+    def own(self, tokens: Tokens, texts: Sequence[str]) -> Tokens:
+        """Return what `encode` returns: taken from ``tokens`` where these are what this model's tokenizer makes.
+
+        Args:
+            tokens: of the texts, from the tokenizer of any model, cut nowhere before `max_length`.
+            texts: n texts.
+        """
+        theirs = tokens.encoder and tokens.encoder.key
+        if tokens.encoder is self.encoder or (theirs is not None and theirs == self.encoder.key):
+            return tokens.cut(self.max_length)
+        return self.encode(texts)
 
     @abstractmethod
-    def logits_of(self, encoded: Encoded, progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Return the model's logits, as it stands, for n encoded texts, shape (n, classes); see `predict_proba`."""
+    def logits_of(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> np.ndarray:
+        """Return the model's logits, as it stands, for n tokenized texts, shape (n, classes); see `predict_proba`."""
 
     def logits(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the model's logits, as it stands, for every text, shape (texts, classes); see `predict_proba`."""
         return self.logits_of(self.encode(texts), progress)
 
-    @abstractmethod
     def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
         """Return the number of tokens of each text, special tokens counted, nothing cut, shape (texts,)."""
-
-    @abstractmethod
-    def offsets(self, text: str) -> Sequence[tuple[int, int]]:
-        """Return the first and last character of every token of a text, nothing cut; both 0 for special tokens."""
-
-    def keep_end(self, text: str) -> str:
-        """Return the end of a text that is longer than `max_length`, so long that it is not cut again."""
-        text = normalise(text)
-        return windows_of(text, self.offsets(text), self.max_length)[-1]
-
-    def windows(self, text: str) -> list[str]:
-        """Return the windows of a text, each so long that it is not cut: see `windows_of`."""
-        if len(text.encode()) + MOST_SPECIAL <= self.max_length:  # a token is a byte at least
-            return [text]
-        text = normalise(text)
-        return windows_of(text, self.offsets(text), self.max_length)
+        return self.encode(texts).lengths
 
     def count_long(self, texts: Sequence[str]) -> int:
         """Return how many texts are longer than `max_length`, so that their ends are not read."""
-        long = [text for text in texts if len(text.encode()) + MOST_SPECIAL > self.max_length]
-        return int((self.count_tokens(long) > self.max_length).sum()) if long else 0
+        return int(self.encode(texts).is_cut.sum())
 
-    def prepare(self, texts: Sequence[str]) -> Callable[[Callable[[int], None] | None], np.ndarray]:
-        """Tokenize texts, and return what gives their probabilities."""
-        encoded = self.encode(texts)
-        return lambda progress: self.rule.apply(softmax(self.logits_of(encoded, progress)), decide=self.decide)
+    def probabilities_of(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> np.ndarray:
+        """Return the probabilities for n tokenized texts, shape (n, classes); see `predict_proba`."""
+        return self.rule.apply(softmax(self.logits_of(tokens, progress)), decide=self.decide)
+
+    def prepare(self, texts: Sequence[str]) -> tuple[Label, int]:
+        """Tokenize texts; see `Labelling.prepare`."""
+        tokens = self.encode(texts)
+        return partial(self.probabilities_of, tokens), int(tokens.is_cut.sum())
 
     def predict_proba(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the probability of every class for every text, as `Labelling.predict_proba` says."""
-        return self.prepare(texts)(progress)
+        return self.probabilities_of(self.encode(texts), progress)
 
 
 def as_texts(texts: Sequence[str]) -> list[str]:
@@ -216,23 +219,6 @@ def as_texts(texts: Sequence[str]) -> list[str]:
                 remedy="Read it with its right encoding, or with errors='replace'.",
             ) from error
     return result
-
-
-def windows_of(text: str, offsets: Sequence[tuple[int, int]], max_length: int) -> list[str]:
-    """Cut a text into windows that overlap by a quarter; the last one ends where the text does.
-
-    Args:
-        text: as it was tokenized.
-        offsets: first and last character of each of its tokens; both 0 for special ones.
-        max_length: tokens kept of a text, special ones counted.
-    """
-    tokens = [(start, end) for start, end in offsets if end > start]
-    kept = max_length - (len(offsets) - len(tokens))
-    if len(tokens) <= kept:
-        return [text]
-    last = len(tokens) - kept
-    firsts = [*range(0, last, max(kept - kept // 4, 1)), last]
-    return [text[tokens[i][0] : tokens[i + kept - 1][1]] for i in firsts[:-1]] + [text[tokens[last][0] :]]
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -8,14 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from bertsmith.data.stream import Cells, Piece
 from bertsmith.data.table import Labels
 from bertsmith.errors import DataError, listing
 from bertsmith.inference.abstain import Abstention
 from bertsmith.inference.formats import ABSTAINED, LABEL_SET, PROBABILITY
-from bertsmith.inference.labelling import Labelling, OneModel
+from bertsmith.inference.labelling import Label, Labelling
 
 LABELLED = "labelled "
 """In counts, what stands before a label text."""
@@ -59,15 +57,14 @@ class _Prepared:
     cells: Cells
     n_rows: int
     filled: list[int]
-    probabilities: Callable[[Callable[[int], None] | None], np.ndarray]
+    probabilities: Label
     cut: int
 
 
 def _prepare(classifier: Labelling, piece: Piece) -> _Prepared:
     cells, texts = piece
     filled = [i for i, text in enumerate(texts) if text.strip()]
-    label = classifier.prepare([texts[i] for i in filled])
-    cut = classifier.count_long(texts) if isinstance(classifier, OneModel) else 0
+    label, cut = classifier.prepare([texts[i] for i in filled])
     return _Prepared(cells, len(texts), filled, label, cut)
 
 

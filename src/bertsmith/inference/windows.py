@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from bertsmith.evaluation.rule import Rule
-from bertsmith.inference.labelling import Labelling, OneModel, as_texts, softmax
+from bertsmith.inference.labelling import Label, Labelling, OneModel, softmax
 
 
 class Windowed(Labelling):
@@ -29,22 +29,20 @@ class Windowed(Labelling):
         """That of the model."""
         return self.model.rules
 
-    def prepare(self, texts: Sequence[str]) -> Callable[[Callable[[int], None] | None], np.ndarray]:
-        """Cut texts into windows and tokenize these, and return what gives the texts' probabilities."""
-        windows = [self.model.windows(text) for text in as_texts(texts)]
-        counts = np.array([len(of_text) for of_text in windows])
-        encoded = self.model.encode([window for of_text in windows for window in of_text])
+    def prepare(self, texts: Sequence[str]) -> tuple[Label, int]:
+        """Tokenize texts and cut them into windows; see `Labelling.prepare`. None of them is cut."""
+        windows, counts = self.model.encode(texts, whole=True).windows(self.model.max_length)
 
         def label(progress: Callable[[int], None] | None) -> np.ndarray:
-            if not windows:
+            if not len(counts):
                 return np.empty((0, len(self.labels)))
-            means = np.add.reduceat(self.model.logits_of(encoded), np.cumsum(counts) - counts) / counts[:, None]
+            means = np.add.reduceat(self.model.logits_of(windows), np.cumsum(counts) - counts) / counts[:, None]
             if progress:
-                progress(len(windows))
+                progress(len(counts))
             return self.model.rule.apply(softmax(means), decide=self.model.decide)
 
-        return label
+        return label, 0
 
     def predict_proba(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the probability of every class for every text, shape (texts, classes); rows sum to 1."""
-        return self.prepare(texts)(progress)
+        return self.prepare(texts)[0](progress)

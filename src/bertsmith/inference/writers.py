@@ -107,7 +107,7 @@ def _to_openvino(original: Classifier, folder: Path, precision: str, texts: Sequ
         model.outputs[0].get_tensor().set_names({"logits"})
         model.validate_nodes_and_infer_types()
         if precision == "int8":
-            batches = [padded([ids], (0, "right"), names) for ids in original.encode(texts)["input_ids"]]
+            batches = [padded([ids], (0, "right"), names) for ids in original.encode(texts).ids()]
             model = _rounded(model, batches, careful)
         for file in folder.glob("model.*"):  # of an attempt before, which may be in use still
             file.unlink()

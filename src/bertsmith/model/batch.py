@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from bertsmith.compute.batching import micro_batches
+from bertsmith.model.encoder import Tokens
 from bertsmith.versions import cpu_capabilities
 
 SIZES = 16
@@ -49,11 +50,10 @@ class TokenBatch:
         return len(self.lengths)
 
     @classmethod
-    def of(cls, columns: Mapping[str, list[list[int]]]) -> TokenBatch:
-        """Build a batch from lists, one per text, of ``input_ids`` and maybe ``token_type_ids``."""
-        ids = columns["input_ids"]
-        types = columns.get("token_type_ids")
-        return cls(_flat(ids), torch.tensor([len(text) for text in ids]), None if types is None else _flat(types))
+    def of(cls, tokens: Tokens) -> TokenBatch:
+        """Build a batch of tokenized texts."""
+        values = {name: torch.from_numpy(column.astype(np.int64)) for name, column in tokens.columns.items()}
+        return cls(lengths=torch.from_numpy(tokens.kept.copy()), **values)
 
     @property
     def longest(self) -> int:
@@ -319,7 +319,3 @@ def _group(lengths: list[int], text: int, token: int, *, empty: int, device: tor
     rows = torch.full((mask.numel(),), empty)
     rows[places] = torch.arange(*tokens)
     return Group(texts, tokens, width, *(to_device(values, device) for values in (mask, rows, places)))
-
-
-def _flat(texts: list[list[int]]) -> torch.Tensor:
-    return torch.tensor([token for text in texts for token in text], dtype=torch.int64)

@@ -1,100 +1,76 @@
-"""Texts to token ids: a `datasets.Dataset` with only the columns the model takes."""
+"""What a model's own tokenizer makes of texts: only the columns the model takes."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bertsmith.model.encoder import COLUMNS, Encoder, FastEncoder
+from bertsmith.model.encoder import Encoder, FastEncoder, Tokens, ends_of
 from bertsmith.model.token_cache import cached
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
     from bertsmith.model.load import Loaded
 
 
-def encoder_of(tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> Encoder:
-    """Return what turns texts into token ids as a tokenizer does, faster.
-
-    Args:
-        tokenizer: of transformers.
-        max_length: tokens kept of each text; all unless given.
-    """
-    if tokenizer.is_fast and set(tokenizer.model_input_names) <= COLUMNS.keys():
-        return FastEncoder(tokenizer.backend_tokenizer.to_str(), max_length, tokenizer.truncation_side)
-    return _SlowEncoder(tokenizer, max_length)
+def encoder_of(tokenizer: PreTrainedTokenizerBase) -> Encoder:
+    """Return what turns texts into token ids as a tokenizer of transformers does, faster."""
+    if tokenizer.is_fast:
+        return FastEncoder(tokenizer.backend_tokenizer.to_str(), tokenizer.truncation_side)
+    return _SlowEncoder(tokenizer)
 
 
-def encode(texts: Sequence[str], loaded: Loaded, targets: np.ndarray | None = None) -> Dataset:
-    """Tokenize texts.
+def encode(texts: Sequence[str], loaded: Loaded) -> Tokens:
+    """Tokenize texts, or find what was made of them before.
 
     Args:
         texts: n texts.
         loaded: the model, whose tokenizer, inputs and maximum length count.
-        targets: class index of every text, shape (n,).
-
-    Returns:
-        n rows with ``input_ids``, ``attention_mask``, where the model takes them ``token_type_ids``, and ``labels`` if
-        ``targets`` are given. Nothing is padded yet.
     """
-    import pyarrow as pa
-    from datasets import Dataset
+    encoder, names = encoder_of(loaded.tokenizer), loaded.columns
 
-    encoder, names = loaded.encoder, loaded.input_names
+    def make() -> dict[str, np.ndarray]:
+        made = encoder.encode(texts, names, loaded.max_length)
+        return {**made.columns, "kept": made.kept, "lengths": made.lengths, "unknown": made.unknown.view(np.uint8)}
 
-    def make() -> pa.Table:
-        columns = encoder.columns(texts, names)
-        return pa.table({name: pa.array(rows, pa.list_(pa.int32())) for name, rows in columns.items()})
-
-    table = cached(texts, encoder.key and f"{encoder.key} {names}", make)
-    if targets is not None:
-        table = table.append_column("labels", pa.array(np.asarray(targets, dtype=np.int64)))
-    return Dataset(table)
+    found = cached(texts, encoder.key and f"{encoder.key} {loaded.max_length} {names}", make)
+    kept, lengths, unknown = (found[name] for name in ("kept", "lengths", "unknown"))
+    return Tokens({name: found[name] for name in names}, kept, lengths, unknown.view(bool), encoder)
 
 
-def n_tokens(encoded: Dataset) -> int:
-    """Return the number of tokens of all texts of `encode`."""
-    import pyarrow.compute as pc
-
-    return int(pc.sum(pc.list_value_length(encoded.with_format("arrow")[:]["input_ids"])).as_py() or 0)
-
-
-def count_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """Return the number of tokens of each text, special tokens counted, nothing cut, shape (n,)."""
-    return encoder_of(tokenizer).count(texts)
-
-
-class _SlowEncoder:
-    """An `Encoder` of a tokenizer that the tokenizers library has not, or whose model takes more than that gives."""
+class _SlowEncoder(Encoder):
+    """An `Encoder` of a tokenizer that the tokenizers library has not."""
 
     key = None
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
-        self.tokenizer, self.max_length = tokenizer, max_length
-        self.lock = threading.Lock()
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer, self.lock = tokenizer, threading.Lock()
+        self.cuts_left = tokenizer.truncation_side == "left"
 
-    def columns(self, texts: Sequence[str], names: Sequence[str] = ("input_ids",)) -> dict[str, list[list[int]]]:
+    @property
+    def unknown(self) -> int | None:
+        number: int | None = self.tokenizer.unk_token_id
+        return number
+
+    @cached_property
+    def ends(self) -> tuple[int, int]:
         with self.lock:
-            cut = self.max_length is not None
-            encoded = self.tokenizer(list(texts), truncation=cut, max_length=self.max_length, verbose=False)
+            return ends_of(*(self.tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False)))
+
+    def whole(self, texts: Sequence[str], names: Sequence[str]) -> dict[str, list[list[int]]]:
+        if not texts:
+            return {name: [] for name in names}
+        with self.lock:
+            encoded = self.tokenizer(list(texts), truncation=False, verbose=False)
         return {name: encoded[name] for name in names}
 
-    def count(self, texts: Sequence[str]) -> np.ndarray:
+    def unread(self, text: str) -> list[str]:
         with self.lock:
-            encoded = self.tokenizer(list(texts), truncation=False, return_attention_mask=False, verbose=False)
-        return np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64)
-
-    def offsets(self, text: str) -> list[tuple[int, int]]:
-        with self.lock:
-            encoded = self.tokenizer(text, return_offsets_mapping=True, verbose=False)
-        return list(encoded["offset_mapping"])
-
-    def unread(self, texts: Sequence[str]) -> list[list[str]]:
-        with self.lock:
-            token = self.tokenizer.unk_token
-            return [[piece for piece in self.tokenizer.tokenize(text) if piece == token] for text in texts]
+            pieces = self.tokenizer.tokenize(text)
+            numbers = self.tokenizer.convert_tokens_to_ids(pieces)
+        return [piece for piece, number in zip(pieces, numbers, strict=True) if number == self.unknown]

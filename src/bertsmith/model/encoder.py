@@ -1,132 +1,247 @@
-"""Texts to token ids, with the tokenizers library alone."""
+"""Texts to token ids, each text tokenized once; with the tokenizers library alone."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding, Tokenizer
+    from tokenizers import Tokenizer
 
 CHUNK = 1000
 """Texts tokenized at once: enough for the tokenizer's threads, little enough for memory."""
-COLUMNS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-"""What a model may take, and what the tokenizers library calls it."""
+COLUMNS = {"input_ids": "ids", "token_type_ids": "type_ids"}
+"""What a model may take of texts that are not padded, and what the tokenizers library calls it."""
 
 
-class Encoder(Protocol):
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Tokenized texts, one after the other.
+
+    Attributes:
+        columns: values by name, of those in `COLUMNS` that the model takes, int32, shape (tokens,).
+        kept: tokens of each text that are here, int64, shape (texts,).
+        lengths: tokens of each text before anything was cut, special tokens counted, int64, shape (texts,).
+        unknown: whether a text has something that the tokenizer does not know, bool, shape (texts,).
+        encoder: what made them.
+    """
+
+    columns: dict[str, np.ndarray]
+    kept: np.ndarray
+    lengths: np.ndarray
+    unknown: np.ndarray
+    encoder: Encoder | None = None
+
+    @classmethod
+    def of(cls, rows: Mapping[str, Sequence[Sequence[int]]], encoder: Encoder | None = None) -> Tokens:
+        """Build them from lists, one per text, of ``input_ids`` and maybe ``token_type_ids``."""
+        lengths = np.fromiter(map(len, rows["input_ids"]), np.int64)
+        total = int(lengths.sum())
+        columns = {name: np.fromiter(chain.from_iterable(rows[name]), np.int32, total) for name in rows}
+        unknown = np.zeros(len(lengths), dtype=bool)
+        if encoder is not None and encoder.unknown is not None:
+            places = np.flatnonzero(columns["input_ids"] == encoder.unknown)
+            unknown[np.searchsorted(np.cumsum(lengths), places, side="right")] = True
+        return cls(columns, lengths, lengths, unknown, encoder)
+
+    @staticmethod
+    def joined(parts: Sequence[Tokens]) -> Tokens:
+        """Return the texts of one or more parts, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
+        kept, lengths, unknown = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("kept", "lengths", "unknown")
+        )
+        return Tokens(columns, kept, lengths, unknown, parts[0].encoder)
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    @property
+    def is_cut(self) -> np.ndarray:
+        """Whether tokens of a text are missing, bool, shape (texts,)."""
+        return np.asarray(self.lengths > self.kept)
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Where each text begins, int64, shape (texts,)."""
+        return np.asarray(np.cumsum(self.kept) - self.kept)
+
+    def ids(self) -> list[np.ndarray]:
+        """Return the token ids of every text."""
+        return np.split(self.columns["input_ids"], self.starts[1:]) if len(self) else []
+
+    def take(self, texts: np.ndarray) -> Tokens:
+        """Return some of the texts, in the order of their positions."""
+        return self._parts(np.asarray(texts, dtype=np.int64))
+
+    def cut(self, max_length: int, *, left: bool | None = None) -> Tokens:
+        """Cut what is longer, as the tokenizer does: the special tokens stay.
+
+        Args:
+            max_length: tokens kept of each text.
+            left: whether the beginning is cut off; as the tokenizer is set unless given.
+        """
+        if not len(self) or self.kept.max() <= max_length:
+            return self
+        left = self.encoder.cuts_left if left is None and self.encoder else left
+        shifts = np.maximum(self.kept - max_length, 0) if left else 0
+        return self._parts(np.arange(len(self)), shifts, max_length)
+
+    def windows(self, max_length: int) -> tuple[Tokens, np.ndarray]:
+        """Cut texts into windows that overlap by a quarter; the last one ends where the text does.
+
+        Returns:
+            The windows, special tokens around each, and how many each text has, shape (texts,).
+        """
+        content = max_length - sum(self.encoder.ends if self.encoder else (0, 0))
+        step = max(content - content // 4, 1)
+        shifts = [[*range(0, n - max_length, step), max(n - max_length, 0)] for n in self.kept.tolist()]
+        counts = np.fromiter(map(len, shifts), np.int64)
+        of_all = np.fromiter(chain.from_iterable(shifts), np.int64)
+        return self._parts(np.repeat(np.arange(len(self)), counts), of_all, max_length), counts
+
+    def _parts(self, texts: np.ndarray, shifts: np.ndarray | int = 0, max_length: int | None = None) -> Tokens:
+        """Return at most ``max_length`` tokens of some texts: content from a shift on, between the special tokens."""
+        before, after = self.encoder.ends if max_length is not None and self.encoder else (0, 0)
+        whole = self.kept[texts]
+        kept = whole if max_length is None else np.minimum(whole, max_length)
+        place = span(self.starts[texts], kept)
+        if max_length is not None:
+            within = span(np.zeros_like(kept), kept)
+            moved = np.where(within < before, 0, np.repeat(np.broadcast_to(shifts, kept.shape), kept))
+            place += np.where(within >= np.repeat(kept - after, kept), np.repeat(whole - kept, kept), moved)
+        columns = {name: values[place] for name, values in self.columns.items()}
+        return Tokens(columns, kept, self.lengths[texts], self.unknown[texts], self.encoder)
+
+
+def span(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return the whole numbers from each start on, as many as its length says, one after the other."""
+    ends = np.cumsum(lengths)
+    result: np.ndarray = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+    return result
+
+
+class Encoder(ABC):
     """Turns texts into token ids; several threads may ask it at once.
 
     Attributes:
-        key: says what it makes of a text, as far as that is known.
+        cuts_left: whether the beginning is cut off, not the end.
     """
+
+    cuts_left = False
 
     @property
+    @abstractmethod
     def key(self) -> str | None:
-        """Return it."""
-        ...
+        """Say what it makes of a text, as far as that is known."""
 
-    def columns(self, texts: Sequence[str], names: Sequence[str] = ("input_ids",)) -> dict[str, list[list[int]]]:
-        """Return a list a text for each of the names in `COLUMNS`, cut at the maximum length."""
-        ...
+    @property
+    @abstractmethod
+    def unknown(self) -> int | None:
+        """The id of what it does not know; none, where it knows everything."""
 
-    def count(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the number of tokens of each text, special tokens counted, nothing cut, shape (texts,)."""
-        ...
+    @property
+    @abstractmethod
+    def ends(self) -> tuple[int, int]:
+        """Special tokens before and after a text."""
 
-    def offsets(self, text: str) -> list[tuple[int, int]]:
-        """Return the first and last character of every token of a text, nothing cut; both 0 for special tokens."""
-        ...
+    @abstractmethod
+    def whole(self, texts: Sequence[str], names: Sequence[str]) -> dict[str, list[list[int]]]:
+        """Tokenize texts: a list a text for each of the names in `COLUMNS`, nothing cut. All texts go through here."""
 
-    def unread(self, texts: Sequence[str]) -> list[list[str]]:
-        """Return what each text has that the tokenizer does not know, and the model cannot tell from any other such."""
-        ...
+    @abstractmethod
+    def unread(self, text: str) -> list[str]:
+        """Return what a text has that the tokenizer does not know, and the model cannot tell from any other such."""
+
+    def encode(
+        self, texts: Sequence[str], names: Sequence[str] = ("input_ids",), max_length: int | None = None
+    ) -> Tokens:
+        """Tokenize texts.
+
+        Args:
+            texts: n texts.
+            names: of `COLUMNS`, ``input_ids`` among them.
+            max_length: tokens kept of each text; all unless given.
+        """
+        parts = []
+        for start in range(0, max(len(texts), 1), CHUNK):
+            part = Tokens.of(self.whole(texts[start : start + CHUNK], names), self)
+            parts.append(part if max_length is None else part.cut(max_length))
+        return Tokens.joined(parts)
 
 
-class FastEncoder:
-    """An `Encoder` of a ``tokenizer.json``.
+class FastEncoder(Encoder):
+    """An `Encoder` of a ``tokenizer.json``."""
 
-    It has two copies of the tokenizer, since one that is told to cut cannot be asked for whole texts at the same time;
-    the second is made when it is needed.
-    """
-
-    def __init__(self, content: str, max_length: int | None = None, side: str = "right") -> None:
+    def __init__(self, content: str, side: str = "right") -> None:
         """Set up.
 
         Args:
             content: of a ``tokenizer.json``.
-            max_length: tokens kept of each text; all unless given.
             side: the one that is cut off.
 
         Raises:
             Exception: if it is no tokenizer, as the library has no other.
         """
-        import tokenizers
         from tokenizers import Tokenizer
 
-        self.key = f"{tokenizers.__version__} {max_length} {side} {xxhash.xxh3_128_hexdigest(content.encode())}"
-        self._content = content
-        self._cutting = Tokenizer.from_str(content)
-        self._cutting.no_padding()
-        self._cutting.no_truncation()
-        if max_length is not None:
-            self._cutting.enable_truncation(max_length, direction=side)
+        self.cuts_left = side == "left"
+        self._tokenizer = Tokenizer.from_str(content)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
 
     @cached_property
-    def _whole(self) -> Tokenizer:
-        from tokenizers import Tokenizer
+    def key(self) -> str:
+        """Say what it makes of a text, as far as that is known."""
+        import tokenizers
 
-        if self._cutting.truncation is None:
-            return self._cutting
-        whole = Tokenizer.from_str(self._content)
-        whole.no_padding()
-        whole.no_truncation()
-        return whole
+        content = self._tokenizer.to_str().encode()
+        return f"{tokenizers.__version__} {self.cuts_left} {xxhash.xxh3_128_hexdigest(content)}"
 
-    def columns(self, texts: Sequence[str], names: Sequence[str] = ("input_ids",)) -> dict[str, list[list[int]]]:
-        """Return a list a text for each of the names in `COLUMNS`, cut at the maximum length."""
-        found: dict[str, list[list[int]]] = {name: [] for name in names}
-        for encoding in _encoded(self._cutting, texts):
-            for name, rows in found.items():
-                rows.append(getattr(encoding, COLUMNS[name]))
-        return found
+    @cached_property
+    def unknown(self) -> int | None:
+        """The id of what it does not know; none, where it knows everything."""
+        return unknown_token(self._tokenizer)
 
-    def count(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the number of tokens of each text, special tokens counted, nothing cut, shape (texts,)."""
-        return np.fromiter(map(len, _encoded(self._whole, texts)), dtype=np.int64, count=len(texts))
+    @cached_property
+    def ends(self) -> tuple[int, int]:
+        """Special tokens before and after a text."""
+        return ends_of(*(self._tokenizer.encode("a", add_special_tokens=special).ids for special in (True, False)))
 
-    def offsets(self, text: str) -> list[tuple[int, int]]:
-        """Return the first and last character of every token of a text, nothing cut; both 0 for special tokens."""
-        return list(self._whole.encode(text).offsets)
+    def whole(self, texts: Sequence[str], names: Sequence[str]) -> dict[str, list[list[int]]]:
+        """Tokenize texts: a list a text for each of the names in `COLUMNS`, nothing cut."""
+        encodings = self._tokenizer.encode_batch_fast(list(texts))
+        return {name: [getattr(encoding, COLUMNS[name]) for encoding in encodings] for name in names}
 
-    def unread(self, texts: Sequence[str]) -> list[list[str]]:
-        """Return what each text has that the tokenizer does not know, and the model cannot tell from any other such."""
-        unknown = unknown_token(self._whole)
-        found: list[list[str]] = []
-        for text, encoding in zip(texts, _encoded(self._whole, texts), strict=True):
-            found.append([])
-            if unknown in encoding.ids:
-                encoding = self._whole.encode(text)  # which says where
-                pairs = zip(encoding.ids, encoding.offsets, strict=True)
-                found[-1] = [text[start:end] for number, (start, end) in pairs if number == unknown]
-        return found
+    def unread(self, text: str) -> list[str]:
+        """Return what a text has that the tokenizer does not know, and the model cannot tell from any other such."""
+        encoding = self._tokenizer.encode(text)
+        pairs = zip(encoding.ids, encoding.offsets, strict=True)
+        return [text[start:end] for number, (start, end) in pairs if number == self.unknown]
 
 
 def unknown_token(tokenizer: Tokenizer) -> int | None:
     """Return the id of what a tokenizer does not know; none, where it knows everything."""
-    model = json.loads(tokenizer.to_str())["model"]
-    if model.get("unk_id") is not None:
-        return int(model["unk_id"])
-    token = model.get("unk_token")
-    number: int | None = tokenizer.token_to_id(token) if token is not None else None
+    if hasattr(tokenizer.model, "unk_token"):
+        token = tokenizer.model.unk_token
+        number: int | None = None if token is None else tokenizer.token_to_id(token)
+    else:  # Unigram, which tells only in JSON
+        number = json.loads(tokenizer.to_str())["model"].get("unk_id")
     return number
 
 
-def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[Encoding]:
-    for start in range(0, len(texts), CHUNK):
-        yield from tokenizer.encode_batch_fast(list(texts[start : start + CHUNK]))
+def ends_of(whole: list[int], content: list[int]) -> tuple[int, int]:
+    """Return how many tokens stand before and after the content of a text."""
+    extra = len(whole) - len(content)
+    before = next((i for i in range(extra + 1) if whole[i : i + len(content)] == content), extra)
+    return before, extra - before

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bertsmith.data.table import Labels
 from bertsmith.errors import ModelError
 from bertsmith.model.checkpoint import Checkpoint
-from bertsmith.model.encode import encoder_of
-from bertsmith.model.encoder import Encoder
+from bertsmith.model.encoder import COLUMNS
 
 if TYPE_CHECKING:
     import torch
@@ -46,10 +45,10 @@ class Loaded:
         takes = inspect.signature(self.model.forward).parameters
         return tuple(name for name in self.tokenizer.model_input_names if name in takes)
 
-    @cached_property
-    def encoder(self) -> Encoder:
-        """What turns texts into token ids, cut at `max_length`; several threads may ask it at once."""
-        return encoder_of(self.tokenizer, self.max_length)
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What of `COLUMNS` the model takes."""
+        return tuple(name for name in COLUMNS if name in self.input_names)
 
     @property
     def padding(self) -> dict[str, int]:

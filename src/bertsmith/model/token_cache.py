@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import xxhash
 
 FEWEST = 20_000
@@ -24,7 +24,7 @@ def folder() -> Path:
     return (Path(home) if home and Path(home).is_absolute() else Path.home() / ".cache") / "bertsmith" / "tokens"
 
 
-def cached(texts: Sequence[str], key: str | None, make: Callable[[], Any]) -> Any:
+def cached(texts: Sequence[str], key: str | None, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Return what was made of these texts before, or make it and keep it.
 
     A file has the checksum of what is in it first: one that is damaged is made anew. What cannot be read or written is
@@ -33,7 +33,7 @@ def cached(texts: Sequence[str], key: str | None, make: Callable[[], Any]) -> An
     Args:
         texts: n texts; fewer than `FEWEST` are not kept.
         key: all else that the result depends on; with ``None`` nothing is kept.
-        make: makes it, an Arrow table.
+        make: makes it, arrays of one axis by name.
     """
     if key is None or len(texts) < FEWEST:
         return make()
@@ -45,11 +45,12 @@ def cached(texts: Sequence[str], key: str | None, make: Callable[[], Any]) -> An
         if xxhash.xxh3_128_digest(content[16:]) == content[:16]:
             with contextlib.suppress(OSError):
                 os.utime(file)
-            return pa.ipc.open_file(pa.py_buffer(content).slice(16)).read_all()
-    table = make()
+            table = pa.ipc.open_file(pa.py_buffer(content).slice(16)).read_all()
+            return {name: table[name].chunk(0).values.to_numpy() for name in table.column_names}
+    arrays = make()
     with contextlib.suppress(OSError):
-        _keep(file, table)
-    return table
+        _keep(file, arrays)
+    return arrays
 
 
 def _name(texts: Sequence[str], key: str) -> str:
@@ -61,9 +62,11 @@ def _name(texts: Sequence[str], key: str) -> str:
     return hashed.hexdigest()
 
 
-def _keep(file: Path, table: Any) -> None:
+def _keep(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
     import pyarrow as pa
 
+    # One row, an array in each column: that is read back where it lies, and none is too long for it.
+    table = pa.table({name: pa.LargeListArray.from_arrays([0, len(a)], a) for name, a in arrays.items()})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)

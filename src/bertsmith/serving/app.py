@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ from bertsmith.serving.wire import (
 log = logging.getLogger("bertsmith.serving")
 
 SLOW = 20_000
-"""Characters from which on texts are counted off the loop that answers."""
+"""Characters from which on texts are tokenized off the loop that answers."""
 
 
 @dataclass
@@ -108,23 +109,20 @@ def create_app(
         began, batcher = time.perf_counter(), service().batcher
         texts = _checked(texts, limits)
         classifier = batcher.classifier
-        count = classifier.count_tokens
+        encode = partial(classifier.encode, texts, whole=True)
         characters = sum(map(len, texts))
-        tokens = await asyncio.to_thread(count, texts) if characters > SLOW else count(texts)
+        whole = await asyncio.to_thread(encode) if characters > SLOW else encode()
         longest = classifier.max_length
-        cut = np.flatnonzero(tokens > longest)
+        cut = np.flatnonzero(whole.lengths > longest)
         if len(cut) and not truncate:
-            raise Refused(
-                413,
-                f"inputs[{cut[0]}]: {tokens[cut[0]]:,} tokens, at most {longest:,}; pass truncate to have it cut",
-            )
-        if side == "left":
-            texts = [classifier.keep_end(text) if tokens[i] > longest else text for i, text in enumerate(texts)]
-        kept = np.minimum(tokens, longest)
+            first = f"inputs[{cut[0]}]: {whole.lengths[cut[0]]:,} tokens"
+            raise Refused(413, f"{first}, at most {longest:,}; pass truncate to have it cut")
+        tokens = whole.cut(longest, left=True if side == "left" else None)
+        kept = int(tokens.kept.sum())
         counted = time.perf_counter()
         try:
             async with asyncio.timeout(limits.seconds):
-                logits, answered, waited = await batcher.logits(texts, kept)
+                logits, waited = await batcher.logits(classifier, tokens)
         except QueueFullError as full:
             raise Refused(429, f"there is too much to do: {full}", {"Retry-After": str(full.seconds)}) from full
         except TimeoutError as late:
@@ -133,11 +131,11 @@ def create_app(
         numbers.waited.observe(waited)
         numbers.truncated.inc(len(cut))
         numbers.queue.set(batcher.queued)
-        request.state.said = {"texts": len(texts), "tokens": int(kept.sum()), "queue_ms": round(1000 * waited, 2)}
+        request.state.said = {"texts": len(texts), "tokens": kept, "queue_ms": round(1000 * waited, 2)}
         request.state.headers = {
             "x-compute-type": "cpu",
             "x-compute-characters": str(characters),
-            "x-compute-tokens": str(int(kept.sum())),
+            "x-compute-tokens": str(kept),
             "x-tokenization-time": _ms(counted - began),
             "x-queue-time": _ms(waited),
             "x-inference-time": _ms(done - counted - waited),
@@ -145,7 +143,7 @@ def create_app(
             "x-total-time": _ms(done - began),
             **({"x-truncated-texts": ",".join(map(str, cut))} if len(cut) else {}),
         }
-        return answered.rule.adjust(logits, decide=answered.decide), answered
+        return classifier.rule.adjust(logits, decide=classifier.decide), classifier
 
     @app.post("/predict", responses=problems, response_model=list[Score] | list[list[Score]], dependencies=secured)
     async def predict(body: PredictRequest, request: Request) -> Response:

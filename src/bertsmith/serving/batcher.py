@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bertsmith.inference.labelling import OneModel
+from bertsmith.model.encoder import Tokens
 
 BATCH_SECONDS = 0.15
 """How long a batch may take, by the speed measured; a longer request is done in several, and others in between."""
@@ -41,12 +42,18 @@ class QueueFullError(Exception):
 class _Job:
     """Texts of one request that go into one batch; or anything else that needs the model for itself."""
 
-    texts: Sequence[str]
+    classifier: OneModel
+    what: Tokens | Callable[[OneModel], Any]
     tokens: int
     future: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
-    other: Callable[[OneModel], Any] | None = None
+
     since: float = field(default_factory=time.perf_counter)
+
+    def goes_with(self, other: _Job) -> bool:
+        """Return whether one batch can hold both."""
+        texts = isinstance(self.what, Tokens) and isinstance(other.what, Tokens)
+        return texts and self.classifier is other.classifier
 
 
 class Batcher:
@@ -56,7 +63,7 @@ class Batcher:
     Nobody waits for company. Of a long request a piece is done at a time, in turn with the other requests.
 
     Attributes:
-        classifier: that is asked; may be exchanged at any time.
+        classifier: that requests are for; may be exchanged at any time.
         max_wait: seconds of work that may be queued, by the speed measured; what would wait longer is refused at once.
         on_batch: is told the requests, the texts, the tokens and the seconds of every batch.
     """
@@ -99,32 +106,26 @@ class Batcher:
         """Tokens of a batch, at the speed measured."""
         return int(min(max(BATCH_SECONDS * self.speed, FEWEST), MOST))
 
-    async def logits(self, texts: Sequence[str], tokens: np.ndarray) -> tuple[np.ndarray, OneModel, float]:
-        """Return the logits of texts, shape (texts, classes), who gave them, and the seconds they were queued.
+    async def logits(self, classifier: OneModel, tokens: Tokens) -> tuple[np.ndarray, float]:
+        """Return the logits of texts, shape (texts, classes), and the seconds they were queued.
 
         Args:
-            texts: of one request.
-            tokens: of each, as many as are kept, shape (texts,).
+            classifier: that tokenized them; it answers, even if another one has taken its place by then.
+            tokens: the texts of one request, cut.
 
         Raises:
             QueueFullError: if there is too much to do before.
         """
-        pieces = _pieces(tokens, self.batch_tokens)
+        pieces = _pieces(tokens.kept, self.batch_tokens)
         began = time.perf_counter()
-        futures = self._put([([texts[i] for i in rows], int(tokens[rows].sum())) for rows in pieces])
+        futures = self._put(classifier, [(tokens.take(rows), int(tokens.kept[rows].sum())) for rows in pieces])
         try:
             done = await asyncio.gather(*futures)
         except asyncio.CancelledError:
             for future in futures:
                 future.cancel()
             raise
-        classifier = done[0][1]
-        if any(other is not classifier for _, other, _ in done):  # it was exchanged in between
-            return await self.logits(texts, tokens)
-        result = np.empty((len(texts), len(classifier.labels)))
-        for rows, (logits, _, _) in zip(pieces, done, strict=True):
-            result[rows] = logits
-        return result, classifier, min(started for *_, started in done) - began
+        return np.concatenate([logits for logits, _ in done]), min(started for _, started in done) - began
 
     async def alone(self, action: Callable[[OneModel], Any], tokens: int) -> Any:
         """Do something with the model that is no batch, in its turn.
@@ -132,17 +133,17 @@ class Batcher:
         Raises:
             QueueFullError: as `logits` does.
         """
-        (future,) = self._put([((), tokens)], action)
+        (future,) = self._put(self.classifier, [(action, tokens)])
         return await future
 
     def _put(
-        self, parts: Sequence[tuple[Sequence[str], int]], other: Callable[[OneModel], Any] | None = None
+        self, classifier: OneModel, parts: Sequence[tuple[Tokens | Callable[[OneModel], Any], int]]
     ) -> list[asyncio.Future[Any]]:
         loop = asyncio.get_running_loop()
         with self._there:
             if self.full:
                 raise QueueFullError(self.retry_after)
-            jobs = [_Job(texts, tokens, loop.create_future(), loop, other) for texts, tokens in parts]
+            jobs = [_Job(classifier, what, tokens, loop.create_future(), loop) for what, tokens in parts]
             self._requests.append(collections.deque(jobs))
             self.queued += sum(job.tokens for job in jobs)
             self._there.notify()
@@ -175,8 +176,7 @@ class Batcher:
         tokens = 0
         for _ in range(len(self._requests)):
             request = self._requests[0]
-            alone = request[0].other is not None
-            if batch and (alone or batch[0].other is not None or tokens + request[0].tokens > self.batch_tokens):
+            if batch and not (batch[0].goes_with(request[0]) and tokens + request[0].tokens <= self.batch_tokens):
                 break
             batch.append(request.popleft())
             tokens += batch[-1].tokens
@@ -190,27 +190,27 @@ class Batcher:
         wanted = [job for job in batch if not job.future.cancelled()]
         if not wanted:
             return
-        classifier = self.classifier
+        classifier, parts = wanted[0].classifier, [job.what for job in wanted if isinstance(job.what, Tokens)]
         try:
-            if wanted[0].other is not None:
-                answers: list[Any] = [wanted[0].other(classifier)]
+            if isinstance(wanted[0].what, Tokens):
+                logits = classifier.logits_of(Tokens.joined(parts))
+                ends = np.cumsum([len(part) for part in parts])
+                answers: list[Any] = [(part, began) for part in np.split(logits, ends[:-1])]
             else:
-                logits = classifier.logits([text for job in wanted for text in job.texts])
-                ends = np.cumsum([len(job.texts) for job in wanted])
-                answers = [(part, classifier, began) for part in np.split(logits, ends[:-1])]
+                answers = [wanted[0].what(classifier)]
         except Exception as error:
             for job in wanted:
                 _settle(job, None, error)
             return
         ended = time.perf_counter()
         seconds = ended - began
-        if wanted[0].other is None:
+        if parts:
             # Under load from end to end: what else the machine does meanwhile makes the queue slower, too.
             taken = ended - max(self._ended, wanted[0].since)
             self.speed += MEMORY * (tokens / max(taken, 1e-6) - self.speed)
         self._ended = ended
-        texts = sum(len(job.texts) for job in wanted)
-        self.on_batch(len(wanted), texts, tokens, seconds)  # before anyone is answered, who may ask for the numbers
+        # Before anyone is answered, who may ask for the numbers.
+        self.on_batch(len(wanted), sum(map(len, parts)), tokens, seconds)
         for job, answer in zip(wanted, answers, strict=True):
             _settle(job, answer, None)
 

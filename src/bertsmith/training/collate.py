@@ -1,37 +1,27 @@
-"""Batches straight from the memory of Arrow, without a Python object per token."""
+"""Batches straight from arrays of tokens, without a Python object per token."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from bertsmith.model.batch import TokenBatch
-
-if TYPE_CHECKING:
-    import datasets
+from bertsmith.model.encoder import Tokens, span
 
 
 class TokenDataset(Dataset[Any]):  # type: ignore[misc]  # torch is untyped here
-    """Encoded texts with their labels; a batch of them is the fields of a `TokenBatch`.
+    """Tokenized texts with their labels; a batch of them is the fields of a `TokenBatch`.
 
     Args:
-        encoded: rows with ``input_ids``, maybe ``token_type_ids``, and ``labels``.
+        tokens: n texts.
+        labels: the class index of each, shape (n,).
     """
 
-    def __init__(self, encoded: datasets.Dataset) -> None:
-        table = encoded.with_format("arrow")[:]
-        ids = table["input_ids"].combine_chunks()
-        offsets = ids.offsets.to_numpy()
-        self.starts, self.lengths = offsets[:-1].astype(np.int64), np.diff(offsets).astype(np.int64)
-        self.columns = {"input_ids": ids.values.to_numpy()}
-        if "token_type_ids" in table.column_names:
-            types = table["token_type_ids"].combine_chunks()
-            if len(types) == 0 or types.offsets[0].as_py() == offsets[0]:
-                self.columns["token_type_ids"] = types.values.to_numpy()
-        self.labels = table["labels"].to_numpy()
+    def __init__(self, tokens: Tokens, labels: np.ndarray) -> None:
+        self.columns, self.starts, self.lengths, self.labels = tokens.columns, tokens.starts, tokens.kept, labels
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -46,8 +36,7 @@ class TokenDataset(Dataset[Any]):  # type: ignore[misc]  # torch is untyped here
     def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
         """Return the fields of a batch, int64."""
         lengths = self.lengths[rows]
-        ends = np.cumsum(lengths)
-        tokens = np.arange(int(ends[-1])) + np.repeat(self.starts[rows] - (ends - lengths), lengths)
+        tokens = span(self.starts[rows], lengths)
         batch = {"labels": self.labels[rows], "lengths": lengths}
         batch |= {name: values[tokens] for name, values in self.columns.items()}
         return {name: torch.from_numpy(values.astype(np.int64)) for name, values in batch.items()}

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,17 +40,14 @@ from bertsmith.training.speed import Tracer
 from bertsmith.training.together import ALONE, Group
 from bertsmith.versions import cpu_capabilities
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 SAVE_SECONDS = 300.0
 """A checkpoint is written when the last one is older, besides the one of every epoch."""
 
 
 def fit(
     loaded: Loaded,
-    train: Dataset,
-    validation: Dataset,
+    train: TokenDataset,
+    validation: TokenDataset,
     arguments: TrainingArguments,
     *,
     recipe: Recipe,
@@ -70,7 +67,7 @@ def fit(
 
     Args:
         loaded: the model, changed in place, and its tokenizer.
-        train, validation: encoded, with ``labels``.
+        train, validation: tokenized texts with their labels.
         arguments: of `training_arguments`.
         recipe: for what the arguments have no place: imbalance, rates of head and layers, consistency, patience.
         score: metrics of the validation split.
@@ -95,13 +92,12 @@ def fit(
     if resume is None:  # to begin anew with, as long as no checkpoint is there
         reporter.first = {name: w.detach().cpu().clone() for name, w in loaded.model.state_dict().items()}
     began = time.perf_counter()
-    texts, held_out = TokenDataset(train), TokenDataset(validation)
     slower = resume is not None and bool(load_state(resume)["slower"])
     while True:
         settings = recovery.safer(arguments) if slower else arguments
         try:
             with quiet_transformers(), freed_memory_kept():
-                engine = _engine(loaded, texts, held_out, settings, recipe, score, reporter, group, slower=slower)
+                engine = _engine(loaded, train, validation, settings, recipe, score, reporter, group, slower=slower)
                 if reporter.selects:
                     patience = recipe.patience * _evaluations_per_epoch(settings, len(train))
                     engine.add_callback(EarlyStoppingCallback(patience))
@@ -117,7 +113,7 @@ def fit(
             engine.accelerator.unwrap_model(loaded.model, keep_fp32_wrapper=False)  # without the old precision
         except (ValueError, TypeError, RuntimeError, ImportError, MemoryError) as error:
             if ran_out(error):
-                raise _too_large(texts, held_out) from error
+                raise _too_large(train, validation) from error
             if not by_hand or reporter.begun:
                 raise
             raise refused(by_hand, error) from error

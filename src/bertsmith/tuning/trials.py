@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import gettempdir
@@ -18,16 +18,16 @@ from bertsmith.errors import ConfigError
 from bertsmith.evaluation.decision import tune
 from bertsmith.evaluation.metrics import quick
 from bertsmith.model import checkpoint
-from bertsmith.model.encode import encode
+from bertsmith.model.encoder import Tokens
 from bertsmith.model.load import Loaded
 from bertsmith.preparing import choose_recipe, prepare_model
 from bertsmith.training.arguments import training_arguments
+from bertsmith.training.collate import TokenDataset
 from bertsmith.training.events import Evaluated, Event
 from bertsmith.training.trainer import fit
 
 if TYPE_CHECKING:
     import torch
-    from datasets import Dataset
 
 LATENCY_TEXTS, LATENCY_WARM = 50, 5
 FEW_TO_SCORE = 1 / 4
@@ -38,7 +38,7 @@ Heard = Callable[[float, float], None]
 
 @dataclass
 class Bench:
-    """What all trials share: the texts, and token ids by the model and the length they are for.
+    """What all trials share: the texts, and their token ids by model.
 
     Attributes:
         train, validation: the texts; of the test split nothing is known here.
@@ -48,19 +48,29 @@ class Bench:
     train: Table
     validation: Table
     folds: np.ndarray | None = None
-    _encoded: dict[tuple[str, int], tuple[Dataset, Dataset]] = field(default_factory=dict)
+    _tokens: dict[str, Tokens] = field(default_factory=dict)
 
-    def ready(self, config: Config) -> tuple[Loaded, Dataset, Dataset]:
-        """Return a model with a new head, and the tokenized texts to train and to validate on."""
+    def ready(self, config: Config, fold: int | None = None) -> tuple[Loaded, TokenDataset, TokenDataset]:
+        """Return a model with a new head, and the tokenized texts to train and to validate on.
+
+        Args:
+            config: the settings.
+            fold: that is held out, with cross-validation.
+        """
         found = checkpoint.resolve(config.model, allow_pickle=config.allow_pickle)
-        loaded = prepare_model(found, config, self.train)
-        key = (config.model, loaded.max_length)
-        if key not in self._encoded:
-            train, validation = (
-                encode(part.frame["text"].tolist(), loaded, part.targets) for part in (self.train, self.validation)
-            )
-            self._encoded[key] = (train, validation)
-        return loaded, *self._encoded[key]
+        texts = [text for part in (self.train, self.validation) for text in part.frame["text"]]
+        train = np.arange(len(texts)) < len(self.train)
+        known = self._tokens.get(config.model)
+        loaded, tokens = prepare_model(found, config, self.train.labels, texts, train, known)
+        self._tokens[config.model] = tokens
+        tokens, targets = tokens.cut(loaded.max_length), np.concatenate([self.train.targets, self.validation.targets])
+        if fold is not None and self.folds is not None:
+            train = self.folds != fold
+
+        def part(which: np.ndarray) -> TokenDataset:
+            return TokenDataset(tokens.take(np.flatnonzero(which)), targets[which])
+
+        return loaded, part(train), part(~train)
 
 
 @dataclass(frozen=True)
@@ -114,12 +124,7 @@ def run_trial(
 def _fit(
     bench: Bench, config: Config, fold: int | None, heard: Heard, stop: Callable[[], bool], latency: bool
 ) -> Outcome:
-    loaded, train, validation = bench.ready(config)
-    if fold is not None and bench.folds is not None:
-        from datasets import concatenate_datasets
-
-        both = concatenate_datasets([train, validation])
-        train, validation = (both.select(np.flatnonzero(which)) for which in (bench.folds != fold, bench.folds == fold))
+    loaded, train, validation = bench.ready(config, fold)
     recipe = choose_recipe(config, loaded, train)
     arguments = training_arguments(recipe, config, Path(gettempdir()), loaded.device, saves=False)
     best: list[Evaluated] = []
@@ -161,7 +166,7 @@ def _fit(
     return Outcome(
         score=best[0].metrics[PRIMARY] + (rule.gain if rule is not None and rule.used else 0.0),
         curve=curve,
-        latency=_latency(loaded, validation["input_ids"]) if latency else None,
+        latency=_latency(loaded, validation) if latency else None,
         loaded=loaded if fold is None else None,
     )
 
@@ -189,7 +194,7 @@ def scored_within_epochs(config: Config, bench: Bench, batch_size: int) -> Confi
     return config.model_copy(update={"set": {**config.set, "eval_strategy": "steps", "eval_steps": steps}})
 
 
-def _latency(loaded: Loaded, texts: Sequence[Sequence[int]]) -> float:
+def _latency(loaded: Loaded, texts: TokenDataset) -> float:
     """Return the median time for one text at a time, from token ids to logits on its device, in milliseconds."""
     import torch
 
@@ -197,7 +202,7 @@ def _latency(loaded: Loaded, texts: Sequence[Sequence[int]]) -> float:
     times = []
     with torch.inference_mode():
         for i in range(LATENCY_WARM + LATENCY_TEXTS):
-            ids = torch.tensor([list(texts[i % len(texts)])], device=loaded.device)
+            ids = torch.tensor([texts[i % len(texts)]["input_ids"].tolist()], device=loaded.device)
             began = time.perf_counter()
             loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.cpu()
             times.append(time.perf_counter() - began)
