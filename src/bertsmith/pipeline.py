@@ -30,10 +30,11 @@ from bertsmith.model import checkpoint
 from bertsmith.model.encoder import Tokens
 from bertsmith.model.load import Loaded
 from bertsmith.output import check_output, check_room, check_same, create, held
-from bertsmith.preparing import choose_recipe, prepare_model
+from bertsmith.preparing import begin_head, choose_recipe, prepare_model
 from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
 from bertsmith.scoring import (
+    Frozen,
     Scored,
     Scoring,
     baselines,
@@ -108,6 +109,7 @@ def _assist(
     data = split_cleaned(clean(read()), config, config.seed)
     loaded, _, _, train, validation = _ready(data.take((data.frame["split"] != "test").to_numpy()), config)
     recipe, from_checkpoint = group.of_the_leader(None)
+    begin_head(loaded, group.of_the_leader(None))
     fit(
         loaded,
         train,
@@ -180,6 +182,7 @@ def _train(
         check_stop("stopped before training began")
         loaded, found, tokens, train, validation = _ready(data, config)
         device, max_length = loaded.device, loaded.max_length
+        encoded = {name: tokens.take(rows) for name, rows in _positions(data).items()}
         findings = inspect(table, tokens=tokens, names=loaded.names, max_length=max_length, cleaned=cleaned)
 
     if resume:  # as it was chosen then, which another machine might not do again
@@ -236,6 +239,9 @@ def _train(
         check_stop(scoring)
 
     try:
+        with phases.timed("baseline"):
+            frozen = Frozen.fit(loaded, parts, encoded, config.seed)
+            begin_head(loaded, group.of_the_leader(frozen.regression))
         with phases.timed("training"):
             finished = fit(
                 loaded,
@@ -256,7 +262,6 @@ def _train(
         with phases.timed("evaluation"):
             # What is scored is what the user gets: the model as it stands on disk.
             fitted = Classifier.load(run.layout.model, labels=table.labels, device=config.device)
-            encoded = {name: tokens.take(rows) for name, rows in _positions(data).items()}
             scores = score_splits(fitted, parts, encoded, run, config, watch)
             splits, probabilities = scores.splits, scores.probabilities
             closer = look_closer(fitted, parts, scores)
@@ -266,7 +271,7 @@ def _train(
             metrics = {
                 "primary": PRIMARY,
                 "splits": splits,
-                "baseline": baselines(parts, probabilities["test"], config.seed),
+                "baseline": baselines(parts, probabilities["test"], frozen, config.seed),
                 "inference": scores.inference,
                 **closer,
             }

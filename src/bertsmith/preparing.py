@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import compress
 
 import numpy as np
+import pandas as pd
 from transformers import set_seed
 
 from bertsmith.compute.device import choose_device
@@ -14,13 +15,20 @@ from bertsmith.config import Config
 from bertsmith.data.inspect import choose_max_length
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError
+from bertsmith.evaluation.baseline import Regression
+from bertsmith.model import pooling
+from bertsmith.model.batch import TokenBatch
 from bertsmith.model.checkpoint import Checkpoint
 from bertsmith.model.encode import encode
 from bertsmith.model.encoder import Tokens
 from bertsmith.model.load import Loaded, check_vocabulary, load_model, load_tokenizer
+from bertsmith.model.scores import compute_embeddings, compute_features
 from bertsmith.model.symbols import name_symbols
 from bertsmith.training.collate import TokenDataset
 from bertsmith.training.recipe import Recipe, choose
+
+EMBEDDED = 4000
+"""Most texts of a split that are embedded before fine-tuning."""
 
 
 def prepare_model(
@@ -32,6 +40,8 @@ def prepare_model(
     tokens: Tokens | None = None,
 ) -> tuple[Loaded, Tokens]:
     """Load a checkpoint with a new head, tokenize texts, and choose how many tokens of each are kept.
+
+    A checkpoint made for sentence embeddings gets mean pooling, see `bertsmith.model.pooling`.
 
     Args:
         found: the checkpoint.
@@ -57,11 +67,46 @@ def prepare_model(
     set_seed(config.seed)
     model = load_model(found, labels, dropout=config.dropout)
     check_vocabulary(model, tokenizer, found)
-    loaded = Loaded(model, tokenizer, device, found.max_positions, names)
+    pooled = found.pools_mean and found.model_type in pooling.POOLED
+    if pooled:
+        pooling.add_pooling_layer(model)
+    loaded = Loaded(model, tokenizer, device, found.max_positions, names, pooled)
     tokens = encode(texts, loaded) if tokens is None else tokens
     max_length = config.max_length or choose_max_length(tokens.lengths[train], found.max_positions)
     tokenizer.model_max_length = max_length
     return replace(loaded, max_length=max_length), tokens
+
+
+def embed(loaded: Loaded, tokens: Tokens) -> np.ndarray:
+    """Return embeddings of n texts before fine-tuning, with values between −1 and 1, shape (n, hidden size).
+
+    They are the means of the hidden states; with mean pooling in the model, what its head reads.
+    """
+    loaded.model.to(loaded.device).eval()
+    batch = TokenBatch.of(tokens.cut(loaded.max_length))
+    if loaded.pooled:
+        return compute_features(loaded, batch)
+    return pooling.passed_on(compute_embeddings(loaded, batch))
+
+
+def begin_head(loaded: Loaded, regression: Regression) -> None:
+    """Have the head of a model with mean pooling begin as a regression on `embed`; leave others as they are."""
+    if loaded.pooled:
+        pooling.set_head(loaded.model, regression.weight, regression.bias)
+
+
+def draw_evenly(targets: np.ndarray, most: int, *, seed: int) -> np.ndarray:
+    """Return the positions of some texts, in order, drawn so that each class has as many as others where it can.
+
+    Args:
+        targets: class indices, shape (n,).
+        most: how many; all if there are fewer.
+        seed: of the draw.
+    """
+    order = np.random.default_rng(seed).permutation(len(targets))
+    in_class = pd.Series(targets[order]).groupby(targets[order]).cumcount().to_numpy()
+    result: np.ndarray = np.sort(order[np.argsort(in_class, kind="stable")[:most]])
+    return result
 
 
 def choose_recipe(config: Config, loaded: Loaded, train: TokenDataset) -> Recipe:

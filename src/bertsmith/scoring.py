@@ -24,7 +24,7 @@ from bertsmith.data.read import read_table
 from bertsmith.data.table import Labels, Table
 from bertsmith.errors import ConfigError, DataError
 from bertsmith.evaluation.abstention import check
-from bertsmith.evaluation.baseline import bag_of_words, verdict
+from bertsmith.evaluation.baseline import Baseline, Regression, bag_of_words, regression_on_embeddings, verdict
 from bertsmith.evaluation.calibration import calibration, fit_temperature, scale
 from bertsmith.evaluation.decision import Decision, tune
 from bertsmith.evaluation.evaluate import evaluate
@@ -36,7 +36,8 @@ from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.labelling import to_frame
 from bertsmith.inference.spreadsheet import write_csv
 from bertsmith.model.encoder import Tokens
-from bertsmith.model.load import fold
+from bertsmith.model.load import Loaded, fold
+from bertsmith.preparing import EMBEDDED, draw_evenly, embed
 
 TRAIN_SAMPLE = (200, 1000)
 """Fewest and most training texts that are scored, else a tenth of them: enough to see overfitting."""
@@ -217,27 +218,67 @@ def look_closer(classifier: Classifier, parts: dict[str, Table], scores: Scores)
     }
 
 
-def baselines(parts: dict[str, Table], probabilities: np.ndarray, seed: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Frozen:
+    """What a regression on embeddings of the checkpoint says, before fine-tuning.
+
+    Attributes:
+        regression: fitted to training texts.
+        trained_on: how many.
+        rows: positions of some texts of the test split, shape (n,).
+        probabilities: of them, shape (n, classes).
+    """
+
+    regression: Regression
+    trained_on: int
+    rows: np.ndarray
+    probabilities: np.ndarray
+
+    @classmethod
+    def fit(cls, loaded: Loaded, parts: dict[str, Table], encoded: dict[str, Tokens], seed: int) -> Frozen:
+        """Fit it to the training texts, and ask it for the test texts; to at most `EMBEDDED` of each."""
+        train, test = parts["train"], parts["test"]
+        some = draw_evenly(train.targets, EMBEDDED, seed=seed)
+        rows = np.sort(np.random.default_rng(seed).permutation(len(test))[:EMBEDDED])
+        embeddings = embed(loaded, encoded["train"].take(some))
+        regression = regression_on_embeddings(embeddings, train.targets[some], n_classes=len(train.labels))
+        return cls(regression, len(some), rows, regression.probabilities(embed(loaded, encoded["test"].take(rows))))
+
+
+def baselines(parts: dict[str, Table], probabilities: np.ndarray, frozen: Frozen, seed: int) -> dict[str, Any]:
     """Put the model's probabilities on test beside what one gets with less."""
     train, test = parts["train"], parts["test"]
-    n_classes = len(test.labels)
-    words = bag_of_words(
-        train.frame["text"].tolist(), train.targets, test.frame["text"].tolist(), n_classes=n_classes, seed=seed
-    )
-    ours, theirs = probabilities.argmax(axis=1), words.probabilities.argmax(axis=1)
-    value, low, high = paired_difference(
-        test.targets, ours, theirs, n_classes, metric=PRIMARY, seed=seed, groups=groups_of(test)
-    )
+    texts = {name: part.frame["text"].tolist() for name, part in (("train", train), ("test", test))}
+    n_classes, rows = len(test.labels), frozen.rows
+    words = bag_of_words(texts["train"], train.targets, texts["test"], n_classes=n_classes, seed=seed)
+    embedded = Baseline(frozen.probabilities, "logistic regression")
+
+    def beside(rival: Baseline, table: Table, ours: np.ndarray, name: str) -> dict[str, Any]:
+        predictions = ours.argmax(axis=1), rival.probabilities.argmax(axis=1)
+        value, low, high = paired_difference(
+            table.targets, *predictions, n_classes, metric=PRIMARY, seed=seed, groups=groups_of(table)
+        )
+        return {
+            "classifier": rival.classifier,
+            "test": scalars(table.targets, rival.probabilities),
+            "difference": {"metric": PRIMARY, "value": value, "interval": [low, high]},
+            "verdict": verdict(value, low, high, len(table), rival=name),
+        }
+
     return {
         "majority_class": {
             "label_text": test.labels.texts[int(train.counts.argmax())],
             "test": scalars(test.targets, majority_probabilities(train.counts, len(test))),
         },
-        "bag_of_words": {
-            "classifier": words.classifier,
-            "test": scalars(test.targets, words.probabilities),
-            "difference": {"metric": PRIMARY, "value": value, "interval": [low, high]},
-            "verdict": verdict(value, low, high, len(test), rival=f"a bag of words with a {words.classifier}"),
+        "bag_of_words": beside(words, test, probabilities, f"a bag of words with a {words.classifier}"),
+        "frozen_embeddings": {
+            **beside(
+                embedded,
+                test.take(rows),
+                probabilities[rows],
+                "a logistic regression on the frozen embeddings of the checkpoint",
+            ),
+            "texts": {"train": frozen.trained_on, "test": len(rows)},
         },
     }
 

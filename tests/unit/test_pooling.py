@@ -7,8 +7,10 @@ import torch.nn.functional as F  # noqa: N812
 from sklearn.linear_model import LogisticRegression
 
 from bertsmith.data.table import Labels
+from bertsmith.evaluation.baseline import EMBEDDING_STRENGTH, regression_on_embeddings
 from bertsmith.model import checkpoint, forward, pooling
 from bertsmith.model.batch import TokenBatch
+from bertsmith.model.encoder import Tokens
 from bertsmith.model.load import Loaded, load_model, load_tokenizer
 from bertsmith.model.scores import compute_features, compute_logits
 from bertsmith.testing import tiny_model
@@ -24,7 +26,8 @@ def loaded(request, tmp_path):
 
 def _texts(n=40):
     rng = np.random.default_rng(0)
-    return TokenBatch.of({"input_ids": [rng.integers(5, 40, rng.integers(3, 20)).tolist() for _ in range(n)]})
+    rows = [rng.integers(5, 40, rng.integers(3, 20)).tolist() for _ in range(n)]
+    return TokenBatch.of(Tokens.of({"input_ids": rows}))
 
 
 def _features(loaded):
@@ -76,14 +79,18 @@ def test_features_are_the_same_without_packing(loaded):
 
 @pytest.mark.parametrize("classes", [[0, 1, 2], [0, 2]])
 def test_the_head_begins_as_a_regression(loaded, classes):
-    """A class without a text has a head too, and never wins."""
+    """A class without a text has a head too, and does not win."""
     pooling.add_pooling_layer(loaded.model)
     features, targets = _features(loaded), np.resize(classes, 40)
-    pooling.set_head(loaded.model, features, targets, strength=10.0)
+    found = regression_on_embeddings(features, targets, n_classes=3)
+    pooling.set_head(loaded.model, found.weight, found.bias)
     logits = compute_logits(loaded, _texts(), 512)[0]
+    assert torch.softmax(torch.from_numpy(logits), dim=1).numpy() == pytest.approx(
+        found.probabilities(features), abs=1e-3
+    )
     center = features.mean(axis=0)
-    regression = LogisticRegression(C=10.0, class_weight="balanced", max_iter=1000).fit(features - center, targets)
-    expected = regression.predict_proba(features - center)
-    found = torch.softmax(torch.from_numpy(logits[:, classes]), dim=1).numpy()
-    assert found == pytest.approx(expected, abs=1e-3)
+    model = LogisticRegression(C=EMBEDDING_STRENGTH, class_weight="balanced", max_iter=1000)
+    expected = model.fit(features - center, targets).predict_proba(features - center)
+    within = found.probabilities(features)[:, classes]
+    assert within / within.sum(axis=1, keepdims=True) == pytest.approx(expected, abs=1e-3)
     assert set(logits.argmax(axis=1)) <= set(classes)

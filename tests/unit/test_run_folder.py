@@ -64,8 +64,9 @@ def check_contract(folder):
         for entry in split["metrics"].values():
             assert set(entry) == {"value", "interval"}
     assert {"per_class", "confusion", "calibration"} <= set(metrics["splits"]["test"])
-    assert set(metrics["baseline"]) == {"majority_class", "bag_of_words"}
-    assert {"test", "difference", "verdict"} <= set(metrics["baseline"]["bag_of_words"])
+    assert set(metrics["baseline"]) == {"majority_class", "bag_of_words", "frozen_embeddings"}
+    for rival in ("bag_of_words", "frozen_embeddings"):
+        assert {"classifier", "test", "difference", "verdict"} <= set(metrics["baseline"][rival])
     for predictions in (
         pd.read_parquet(folder / "predictions" / "test.parquet"),
         pd.read_csv(folder / "predictions" / "test.csv", keep_default_na=False),
@@ -90,7 +91,7 @@ def test_the_baseline_of_an_older_run_is_read(finished, tmp_path):
     run = open_run(tmp_path / "old")
     metrics = json.loads(run.layout.metrics.read_text())
     entry = {**metrics["baseline"].pop("bag_of_words"), "c": 10.0}
-    del entry["classifier"]
+    del entry["classifier"], metrics["baseline"]["frozen_embeddings"]
     metrics["baseline"]["tfidf_logistic_regression"] = entry
     write_json(run.layout.metrics, metrics)
     assert run.metrics["baseline"]["bag_of_words"] == {"classifier": "logistic regression", **entry}

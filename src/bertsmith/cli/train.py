@@ -95,7 +95,8 @@ def run_and_show(
     if never := never_predicted(test["confusion"]):
         named = listing([run.labels.texts[i] for i in never])
         out.print(f"[yellow]never given, though test texts have it:[/] {escape(named)}")
-    out.print(f"it is {metrics['baseline']['bag_of_words']['verdict']}", markup=False)
+    for name in ("bag_of_words", "frozen_embeddings"):
+        out.print(f"it is {metrics['baseline'][name]['verdict']}", markup=False)
     rule = metrics["decision_rule"]
     if rule["used"]:
         out.print(

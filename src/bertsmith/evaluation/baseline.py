@@ -15,8 +15,10 @@ from bertsmith.evaluation.metrics import macro_f1
 STRENGTH = 1.0
 """Inverse strength of the L2 penalty, ``C``."""
 FOLDS = 3
-EMBEDDING_STRENGTH = 10.0
-"""The same of the regression on embeddings, whose length is 1."""
+EMBEDDING_STRENGTH = 0.1
+"""The same of the regression on embeddings, whose values lie between −1 and 1."""
+ABSENT = -5.0
+"""Bias of a class without a training text in that regression."""
 CALIBRATION_ROWS = 3000
 """Most texts that margins are cross-fitted on."""
 
@@ -67,25 +69,46 @@ def bag_of_words(
     return Baseline(probabilities, ("linear SVM", "linear SVM with an offset a class")[best])
 
 
-def regression_on_embeddings(train: np.ndarray, targets: np.ndarray, others: np.ndarray, *, n_classes: int) -> Baseline:
-    """Fit a logistic regression on embeddings of the checkpoint before fine-tuning, and predict other texts.
+@dataclass(frozen=True)
+class Regression:
+    """A logistic regression.
+
+    Attributes:
+        weight: shape (classes, hidden size).
+        bias: shape (classes,).
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+    def probabilities(self, embeddings: np.ndarray) -> np.ndarray:
+        """Return the probability of every class for n texts, shape (n, classes)."""
+        logits = embeddings @ self.weight.T + self.bias
+        result: np.ndarray = np.exp(logits - log_sum_exp(logits)[:, None])
+        return result
+
+
+def regression_on_embeddings(embeddings: np.ndarray, targets: np.ndarray, *, n_classes: int) -> Regression:
+    """Fit a logistic regression on embeddings of the checkpoint before fine-tuning.
 
     The loss of a text is weighted by the inverse frequency of its class, as for `bag_of_words`.
 
     Args:
-        train: embeddings of n training texts, each of length 1, shape (n, hidden size).
+        embeddings: of n training texts, with values between −1 and 1, shape (n, hidden size).
         targets: their class indices, shape (n,), of two classes at least.
-        others: embeddings of m texts to predict, shape (m, hidden size).
-        n_classes: number of classes; those without a training text get probability 0.
+        n_classes: number of classes; one without a training text is hardly ever predicted.
     """
     from sklearn.linear_model import LogisticRegression
 
-    center = train.mean(axis=0)
+    center = embeddings.mean(axis=0)
     model = LogisticRegression(C=EMBEDDING_STRENGTH, class_weight="balanced", max_iter=1000)
-    model.fit(train - center, targets)
-    probabilities = np.zeros((len(others), n_classes))
-    probabilities[:, model.classes_] = model.predict_proba(others - center)
-    return Baseline(probabilities, "logistic regression")
+    model.fit(embeddings - center, targets)
+    found, biases = model.coef_, model.intercept_
+    if len(found) == 1:
+        found, biases = np.concatenate([-found, found]) / 2, np.concatenate([-biases, biases]) / 2
+    weight, bias = np.zeros((n_classes, embeddings.shape[1])), np.full(n_classes, ABSENT)
+    weight[model.classes_], bias[model.classes_] = found, biases - found @ center
+    return Regression(weight, bias)
 
 
 def _cross_fitted(x: Any, y: np.ndarray, n_classes: int, seed: int) -> np.ndarray:

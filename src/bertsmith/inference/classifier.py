@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bertsmith.compute import workers
 from bertsmith.compute.batching import TOKEN_BUDGETS
 from bertsmith.compute.device import choose_device, choose_precision
-from bertsmith.compute.memory import free_memory, plan, ran_out
+from bertsmith.compute.memory import ran_out
 from bertsmith.data.table import Labels
 from bertsmith.errors import DeviceError, ModelError, RunFolderError, UserError
 from bertsmith.evaluation.rule import Rule
@@ -24,7 +23,7 @@ from bertsmith.model.encoder import Tokens
 from bertsmith.model.forward import supports
 from bertsmith.model.load import Loaded, check_vocabulary, load_model, load_tokenizer
 from bertsmith.model.replicas import with_shorter_layers
-from bertsmith.model.scores import compute_logits
+from bertsmith.model.scores import compute_logits, token_budget
 from bertsmith.run import Run, open_run
 
 log = logging.getLogger(__name__)
@@ -134,10 +133,7 @@ class Classifier(OneModel):
         batch = TokenBatch.of(tokens)
         if not len(batch):
             return np.empty((0, len(self.labels)))
-        budget = self.token_budget
-        if self.loaded.device.type == "cpu":
-            free, threads = free_memory(), workers.count()
-            budget = plan(self.loaded.model, batch.longest, training=False, free=free, usual=budget, workers=threads)
+        budget = token_budget(self.loaded, batch.longest, self.token_budget)
         try:
             logits, sufficed = compute_logits(
                 self._computing, batch, budget, dtype=self.dtype, progress=progress, on_short_memory=_report

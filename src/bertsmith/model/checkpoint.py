@@ -38,6 +38,8 @@ TOKENIZERS = (
     "spm.model",
 )
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+POOLING = "1_Pooling/config.json"
+"""Where sentence-transformers says how the hidden states of a text become one vector."""
 
 POSITION_OFFSET = {"roberta": 2, "xlm-roberta": 2, "xlm-roberta-xl": 2, "camembert": 2, "mpnet": 2, "longformer": 2}
 """Positions lost to model types that count them from ``pad_token_id + 1``."""
@@ -83,6 +85,27 @@ class Checkpoint:
     def model_type(self) -> str:
         """The architecture, as ``transformers`` names it."""
         return str(self.config.get("model_type", ""))
+
+    @cached_property
+    def pools_mean(self) -> bool:
+        """Whether the checkpoint is made for sentence embeddings: for the mean of the hidden states, and nothing else.
+
+        Raises:
+            ModelError: if the file that says so is damaged.
+        """
+        file = self.path / POOLING
+        if not file.is_file():
+            return False
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            modes = {name for name, value in content.items() if name.startswith("pooling_mode") and value is True}
+        except (OSError, ValueError, RecursionError, AttributeError) as error:
+            raise ModelError(
+                f"the checkpoint's pooling cannot be read: {error}",
+                where=str(file),
+                remedy="Save it again, or delete it.",
+            ) from error
+        return modes == {"pooling_mode_mean_tokens"} or content.get("pooling_mode") == "mean"
 
     @cached_property
     def digest(self) -> str:
@@ -218,6 +241,7 @@ def _from_hub(name: str, allow_pickle: bool) -> Checkpoint:
                 wanted.append("pytorch_model*.bin")
             # Top-level files only: other frameworks' and exports' weights lie in folders or under other names.
             patterns = [f for f in files if "/" not in f and any(Path(f).match(p) for p in wanted)]
+            patterns += [POOLING] if POOLING in files else []
             # By the branch and not by the commit: so the cache knows where to look when the hub is away.
             path = snapshot_download(name, allow_patterns=patterns, endpoint=hub.endpoint(), etag_timeout=hub.TIMEOUT)
             return Checkpoint(name, Path(path), revision=Path(path).name)

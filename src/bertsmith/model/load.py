@@ -31,6 +31,7 @@ class Loaded:
         max_length: tokens kept of each text.
         names: symbols of the training texts that the tokenizer of the checkpoint does not know, and this one reads as
             their names; by symbol.
+        pooled: whether mean pooling was added to the model, whose head is to begin as a regression.
     """
 
     model: PreTrainedModel
@@ -38,6 +39,7 @@ class Loaded:
     device: torch.device
     max_length: int
     names: Mapping[str, str] = field(default_factory=dict)
+    pooled: bool = False
 
     @cached_property
     def input_names(self) -> tuple[str, ...]:

@@ -28,8 +28,6 @@ SLOPE = 0.5
 """Of the square layer: small, so that tanh is nearly linear."""
 SPREAD = 0.002
 """Standard deviation of the attention's first weights: nearly uniform, and yet with a gradient."""
-ABSENT = -5.0
-"""Bias of a class without a training text."""
 
 
 def add_pooling_layer(model: PreTrainedModel) -> None:
@@ -64,29 +62,19 @@ def add_pooling_layer(model: PreTrainedModel) -> None:
                 module.layer_idx = i
 
 
-def set_head(model: PreTrainedModel, features: np.ndarray, targets: np.ndarray, *, strength: float) -> None:
-    """Have the last layer of the head begin as a logistic regression.
-
-    Args:
-        model: changed in place.
-        features: what the layer reads of n training texts, shape (n, hidden size).
-        targets: class indices, shape (n,), of two classes at least.
-        strength: inverse strength of the L2 penalty, ``C``.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    center = features.mean(axis=0)
-    fitted = LogisticRegression(C=strength, class_weight="balanced", max_iter=1000).fit(features - center, targets)
-    found, bias = fitted.coef_, fitted.intercept_
-    if len(found) == 1:
-        found, bias = np.concatenate([-found, found]) / 2, np.concatenate([-bias, bias]) / 2
-    weight = np.zeros((model.config.num_labels, features.shape[1]))
-    biases = np.full(model.config.num_labels, ABSENT)
-    weight[fitted.classes_], biases[fitted.classes_] = found, bias - found @ center
+def set_head(model: PreTrainedModel, weight: np.ndarray, bias: np.ndarray) -> None:
+    """Set the last layer of the head: its weight, shape (classes, hidden size), and its bias, shape (classes,)."""
     layer = attrgetter(POST_NORM[model.config.model_type].last)(model)
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(weight))
-        layer.bias.copy_(torch.from_numpy(biases))
+        layer.bias.copy_(torch.from_numpy(bias))
+
+
+def passed_on(embeddings: np.ndarray) -> np.ndarray:
+    """Return what the head would read, were these embeddings pooled by the new layer, shape (n, hidden size)."""
+    centred = embeddings - embeddings.mean(axis=1, keepdims=True)
+    result: np.ndarray = np.tanh(SLOPE * centred / np.maximum(centred.std(axis=1, keepdims=True), 1e-12))
+    return result
 
 
 def _square_layer(model: Any) -> torch.nn.Linear:

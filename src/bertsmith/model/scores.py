@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from bertsmith.compute import workers
+from bertsmith.compute.batching import TOKEN_BUDGETS
+from bertsmith.compute.memory import free_memory, plan
 from bertsmith.compute.retry import with_less_memory
 from bertsmith.model import forward
 from bertsmith.model.batch import TokenBatch
@@ -21,6 +23,23 @@ if TYPE_CHECKING:
 Progress = Callable[[int], None]
 ROUND = 4
 """Micro-batches per worker between two calls of the progress callback, which happen in the caller's thread."""
+
+
+def token_budget(loaded: Loaded, longest: int, usual: int | None = None) -> int:
+    """Return how many tokens to compute at once without gradients.
+
+    Args:
+        loaded: the model.
+        longest: tokens of the longest text.
+        usual: the budget where memory suffices; that of the device unless given.
+
+    Raises:
+        DeviceError: if memory does not suffice for one text of that length.
+    """
+    usual = usual or TOKEN_BUDGETS[loaded.device.type]
+    if loaded.device.type != "cpu":
+        return usual
+    return plan(loaded.model, longest, training=False, free=free_memory(), usual=usual, workers=workers.count())
 
 
 def compute_logits(
@@ -55,23 +74,25 @@ def compute_logits(
     return _in_micro_batches(loaded, batch, budget, classes, compute, progress, on_short_memory)
 
 
-def compute_embeddings(loaded: Loaded, batch: TokenBatch, budget: int) -> np.ndarray:
+def compute_embeddings(loaded: Loaded, batch: TokenBatch, budget: int | None = None) -> np.ndarray:
     """Compute the mean of the last hidden states of texts, each of length 1, float64, shape (n, hidden size).
 
-    The arguments and errors are those of `compute_logits`.
+    Arguments and errors are those of `compute_logits`; the budget is that of `token_budget` unless given.
     """
     compute = partial(_computed, loaded, forward.embeddings, forward.padded_embeddings, torch.float32)
+    budget = budget or token_budget(loaded, batch.longest)
     found, _ = _in_micro_batches(loaded, batch, budget, loaded.model.config.hidden_size, compute)
     result: np.ndarray = found / np.linalg.norm(found, axis=1, keepdims=True)
     return result
 
 
-def compute_features(loaded: Loaded, batch: TokenBatch, budget: int) -> np.ndarray:
+def compute_features(loaded: Loaded, batch: TokenBatch, budget: int | None = None) -> np.ndarray:
     """Compute what the last layer of the head reads, float64, shape (n, hidden size); see `forward.features`.
 
-    The arguments and errors are those of `compute_logits`.
+    Arguments and errors are those of `compute_embeddings`.
     """
     compute = partial(_computed, loaded, forward.features, forward.padded_features, torch.float32)
+    budget = budget or token_budget(loaded, batch.longest)
     return _in_micro_batches(loaded, batch, budget, loaded.model.config.hidden_size, compute)[0]
 
 

@@ -91,6 +91,7 @@ def write_report(run: Run) -> Path:
             test=test,
             baseline=metrics["baseline"]["majority_class"],
             words=metrics["baseline"]["bag_of_words"],
+            frozen=metrics["baseline"].get("frozen_embeddings"),  # older runs have none
             findings=findings,
             reliability=reliability(test["calibration"]["bins"]),
             abstention=_abstention_figure(metrics["abstention"]["accuracy_coverage"]),
