@@ -56,9 +56,10 @@ def test_explanations_end_by_their_deadline(classifier, monkeypatch):
         explain(classifier, "my cat and your dog", deadline=time.perf_counter())
     table = tiny_table(30)
     predictions = pd.DataFrame({"row": range(30), "text": table["Text"], "label": 0, "predicted": 1, "confidence": 0.9})
-    assert explain_mistakes(classifier, predictions, seconds=0.0)
+    lengths = classifier.count_tokens(table["Text"].tolist())
+    assert explain_mistakes(classifier, predictions, lengths, seconds=0.0)
     monkeypatch.setattr("bertsmith.inference.explain.EXPLAINED_SECONDS", 0.0)
-    assert explain_mistakes(classifier, predictions, seconds=0.0) == []
+    assert explain_mistakes(classifier, predictions, lengths, seconds=0.0) == []
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
