@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["BERTSMITH_CV"] = "0"  # tables of tests are small; what cross-validates says so
 
 
 def pytest_collection_finish() -> None:

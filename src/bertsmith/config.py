@@ -106,7 +106,14 @@ class DataConfig(Step):
     validation: TableSource = Field(None, description="Validation table; otherwise a share of the table is held out.")
     test: TableSource = Field(None, description="Test table; otherwise a share of the table is held out.")
     validation_size: Share = Field(0.1, description="Share of the rows held out for validation.")
-    test_size: Share = Field(0.1, description="Share of the rows held out for the test.")
+    test_size: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="Share of the rows held out for the test; 0: figures come from cross-validation."
+    )
+    cv: Annotated[int, Field(ge=0, le=100)] | None = Field(
+        None,
+        description="Cross-validate with K folds, then train on all texts but those of the test; "
+        "0: hold out validation texts. Chosen by the number of texts unless given.",
+    )
     near_duplicates: Literal["together", "ignore"] = Field(
         "together", description="Keep texts that nearly repeat one another in one split, or split them as any others."
     )
@@ -301,6 +308,13 @@ def _contradictions(config: Config, origin: Mapping[str, str]) -> list[str]:
             problems.append(f"{name(flag)} and {name(size)} both say what the {flag} texts are: keep one of them")
     if config.split_column and (config.validation or config.test):
         problems.append(f"{name('split_column')} and --validation/--test both say how to split: keep one of them")
+    if config.cv == 1:
+        problems.append(f"{name('cv')}: a cross-validation has 2 folds at least; 0 holds out validation texts")
+    if config.cv and config.validation is not None:
+        problems.append(f"{name('cv')} and {name('validation')} both say how to validate: keep one of them")
+    if config.test_size == 0 and (config.cv == 0 or config.validation is not None):
+        other = "cv" if config.cv == 0 else "validation"
+        problems.append(f"{name('test_size')} 0 needs a cross-validation, which {name(other)} rules out")
     if config.validation_size + config.test_size >= 1:
         problems.append(f"{name('validation_size')} and {name('test_size')} together must leave texts to train on")
     for flag, argument in SAME_ARGUMENT.items():

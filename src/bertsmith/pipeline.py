@@ -14,15 +14,17 @@ import pandas as pd
 
 from bertsmith import run as runs
 from bertsmith import storage
+from bertsmith.baselines import Frozen, baselines
 from bertsmith.compute.device import describe_device
 from bertsmith.compute.memory import ran_out
 from bertsmith.config import PRIMARY, Config
+from bertsmith.cross_validation import choose_folds, divide, score_folds
 from bertsmith.data.clean import Cleaned, clean
 from bertsmith.data.findings import Findings
 from bertsmith.data.inspect import inspect
 from bertsmith.data.split import split_cleaned
 from bertsmith.data.table import SPLITS, Table
-from bertsmith.errors import DeviceError, Interrupted, listing
+from bertsmith.errors import ConfigError, DeviceError, Interrupted, listing
 from bertsmith.evaluation.metrics import quick
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.explain import explain_mistakes
@@ -34,10 +36,9 @@ from bertsmith.preparing import begin_head, choose_recipe, prepare_model
 from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
 from bertsmith.scoring import (
-    Frozen,
+    CrossValidated,
     Scored,
     Scoring,
-    baselines,
     hashes,
     look_closer,
     predictions_frame,
@@ -66,6 +67,7 @@ class Prepared:
     device: str
     max_length: int
     recipe: Recipe
+    folds: int = 0
 
 
 Observer = Callable[[Event | Prepared | Scoring | Scored], None]
@@ -175,14 +177,19 @@ def _train(
         check_stop("stopped before training began")
         table = read()
         cleaned = clean(table)
-        data = split_cleaned(cleaned, config, split_seed)
-        parts = {name: data.take(rows) for name, rows in _positions(data).items()}
+        data, fold = _divided(cleaned, config, split_seed, runs.Run(output) if resume else None, group)
+        positions = _positions(data)
+        if fold is not None:  # by models that were not trained on them
+            positions["validation"] = positions["train"]
+            tested = len(positions["test"]) > 0
+            positions["test"] = positions["test"] if tested else positions["train"]
+        parts = {name: data.take(rows) for name, rows in positions.items()}
 
     with phases.timed("model"):
         check_stop("stopped before training began")
         loaded, found, tokens, train, validation = _ready(data, config)
         device, max_length = loaded.device, loaded.max_length
-        encoded = {name: tokens.take(rows) for name, rows in _positions(data).items()}
+        encoded = {name: tokens.take(rows) for name, rows in positions.items()}
         findings = inspect(table, tokens=tokens, names=loaded.names, max_length=max_length, cleaned=cleaned)
 
     if resume:  # as it was chosen then, which another machine might not do again
@@ -190,10 +197,18 @@ def _train(
             recipe = Recipe(**runs.Run(output).info["recipe"])
     else:
         recipe = choose_recipe(config, loaded, train)
-    arguments = training_arguments(recipe, config, runs.Layout(output).checkpoints, device)
-    sizes = {name: len(part) for name, part in parts.items()}
+    arguments = training_arguments(recipe, config, runs.Layout(output).checkpoints, device, validates=fold is None)
+    sizes = {name: len(rows) for name, rows in _positions(data).items()}
     prepared = Prepared(
-        findings, cleaned, sizes, found.name, loaded.parameters, describe_device(device), max_length, recipe
+        findings,
+        cleaned,
+        sizes,
+        found.name,
+        loaded.parameters,
+        describe_device(device),
+        max_length,
+        recipe,
+        0 if fold is None else int(fold.max()) + 1,
     )
     described = _describe(prepared, data, found)
     from_checkpoint, earlier = None, dict[str, float]()
@@ -211,7 +226,7 @@ def _train(
         make_place()
         run = create(output)
         run.update(status="running", created=runs.now(), config=config.dump(), **described)
-    storage.write_json(run.layout.labels, _labels(table, parts))
+    storage.write_json(run.layout.labels, _labels(data))
     with storage.replaced_file(run.layout.splits) as file:
         _split_rows(data, cleaned).to_parquet(file, index=False)
     run.layout.checkpoints.mkdir(exist_ok=True)
@@ -240,9 +255,24 @@ def _train(
 
     try:
         with phases.timed("baseline"):
-            frozen = Frozen.fit(loaded, parts, encoded, config.seed)
-            begin_head(loaded, group.of_the_leader(frozen.regression))
+            frozen = Frozen.embed(loaded, parts, encoded, config.seed)
+            begin_head(loaded, group.of_the_leader(frozen.regress()))
         with phases.timed("training"):
+            crossed = None
+            if fold is not None:
+                probabilities_of_folds = score_folds(
+                    found,
+                    config,
+                    recipe,
+                    parts["train"],
+                    encoded["train"],
+                    fold,
+                    frozen.regress,
+                    run.layout.folds,
+                    emit=observe,
+                    stop=stop,
+                )
+                crossed = CrossValidated(fold, probabilities_of_folds, tested)
             finished = fit(
                 loaded,
                 train,
@@ -262,16 +292,16 @@ def _train(
         with phases.timed("evaluation"):
             # What is scored is what the user gets: the model as it stands on disk.
             fitted = Classifier.load(run.layout.model, labels=table.labels, device=config.device)
-            scores = score_splits(fitted, parts, encoded, run, config, watch)
+            scores = score_splits(fitted, parts, encoded, run, config, watch, crossed)
             splits, probabilities = scores.splits, scores.probabilities
-            closer = look_closer(fitted, parts, scores)
+            closer = look_closer(fitted, parts, scores, crossed)
             splits["test"]["calibration"] |= closer.pop("calibration")
         with phases.timed("baseline"):
             check_stop(scoring)
             metrics = {
                 "primary": PRIMARY,
                 "splits": splits,
-                "baseline": baselines(parts, probabilities["test"], frozen, config.seed),
+                "baseline": baselines(parts, probabilities["test"], frozen, config.seed, crossed),
                 "inference": scores.inference,
                 **closer,
             }
@@ -283,7 +313,7 @@ def _train(
             check_stop(scoring)
             spent = phases.seconds()["training"]
             mistakes = []
-            if config.explanations == "auto":
+            if config.explanations == "auto" and (crossed is None or crossed.tested):  # else it saw the texts
                 mistakes = explain_mistakes(fitted, predictions, scores.lengths, spent)
             storage.write_json(run.layout.explanations, {"mistakes": mistakes})
     except BaseException as error:
@@ -298,6 +328,28 @@ def _train(
     write_report(run)
     run.finish(keep_checkpoints=config.keep_checkpoints)
     return run
+
+
+def _divided(
+    cleaned: Cleaned, config: Config, seed: int, resumed: runs.Run | None, group: Group
+) -> tuple[Table, np.ndarray | None]:
+    """Split a table; with cross-validation, return the fold of each training text as well, shape (texts,).
+
+    A resumed run has the folds that it began with. What is cross-validated without being asked to is split as usual
+    where it has too few texts for folds.
+    """
+    k = choose_folds(config, cleaned.table) if resumed is None else int(resumed.info["data"].get("folds", 0))
+    if k and group.size > 1:
+        if config.cv or not config.test_size:
+            raise ConfigError("a cross-validation trains in one process", remedy="Leave out --cv, or torchrun.")
+        k = 0
+    if k:
+        try:
+            return divide(cleaned, split_cleaned(cleaned, config, seed), k, config, seed)
+        except ConfigError:
+            if config.cv or not config.test_size:
+                raise
+    return split_cleaned(cleaned, config, seed), None
 
 
 def _positions(data: Table) -> dict[str, np.ndarray]:
@@ -325,6 +377,7 @@ def _describe(prepared: Prepared, data: Table, found: checkpoint.Checkpoint) -> 
             "fingerprint": data.fingerprint,
             "sources": [str(source) for source in data.frame["source"].unique()],
             "splits": prepared.split,
+            "folds": prepared.folds,
             "left_out": prepared.cleaned.counts,
             "normalised": prepared.cleaned.normalised,
             "findings": prepared.findings.to_dict(),
@@ -341,12 +394,12 @@ def _describe(prepared: Prepared, data: Table, found: checkpoint.Checkpoint) -> 
     }
 
 
-def _labels(table: Table, parts: dict[str, Table]) -> dict[str, Any]:
-    counts = {name: part.counts for name, part in parts.items()}
+def _labels(data: Table) -> dict[str, Any]:
+    counts = {name: data.take(rows).counts for name, rows in _positions(data).items()}
     return {
         "classes": [
             {"id": i, "label": number, "label_text": text, "counts": {name: int(n[i]) for name, n in counts.items()}}
-            for i, (number, text) in enumerate(zip(table.labels.numbers, table.labels.texts, strict=True))
+            for i, (number, text) in enumerate(zip(data.labels.numbers, data.labels.texts, strict=True))
         ]
     }
 

@@ -124,4 +124,5 @@ def choose_recipe(config: Config, loaded: Loaded, train: TokenDataset) -> Recipe
         device=loaded.device,
         tokens=int(train.lengths.sum()),
         dropout=loaded.dropout,
+        fitted=loaded.pooled,
     )

@@ -99,7 +99,7 @@ def _one(
         path,
         read,
         config.model_copy(update={"seed": seed, "seeds": 1}),
-        resume=one.layout.run.is_file() and one.last_checkpoint() is not None,
+        resume=one.layout.run.is_file() and one.can_go_on,
         observe=observe,
         stop=stop,
         split_seed=config.seed,

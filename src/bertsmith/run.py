@@ -84,6 +84,11 @@ class Layout:
         return self.root / "checkpoints"
 
     @property
+    def folds(self) -> Path:
+        """Probabilities of the texts of each fold that is done, while there is something to resume."""
+        return self.root / "folds"
+
+    @property
     def seeds(self) -> Path:
         """Runs of their own with other seeds, by seed, where there are several."""
         return self.root / "seeds"
@@ -206,8 +211,9 @@ class Run:
 
     @property
     def can_go_on(self) -> bool:
-        """Whether there is something to go on from: a whole checkpoint, or runs with other seeds."""
-        return self.last_checkpoint() is not None or any(m.layout.run.is_file() for m in self.members)
+        """Whether there is something to go on from: a whole checkpoint, a fold, or runs with other seeds."""
+        folds = any(self.layout.folds.glob("[0-9]*.npy"))
+        return folds or self.last_checkpoint() is not None or any(m.layout.run.is_file() for m in self.members)
 
     def last_checkpoint(self) -> Path | None:
         """Return the newest whole checkpoint, ``None`` if there is none; the best one so far must be whole as well."""
@@ -275,6 +281,7 @@ class Run:
         self.update(status="finished", finished=now(), model_files=files)
         if not keep_checkpoints:
             shutil.rmtree(self.layout.checkpoints, ignore_errors=True)
+            shutil.rmtree(self.layout.folds, ignore_errors=True)
 
 
 def open_run(path: Path | str) -> Run:

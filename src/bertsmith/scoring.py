@@ -24,20 +24,17 @@ from bertsmith.data.read import read_table
 from bertsmith.data.table import Labels, Table
 from bertsmith.errors import ConfigError, DataError
 from bertsmith.evaluation.abstention import check
-from bertsmith.evaluation.baseline import Baseline, Regression, bag_of_words, regression_on_embeddings, verdict
-from bertsmith.evaluation.calibration import calibration, fit_temperature, scale
+from bertsmith.evaluation.calibration import PRIOR, WIDE_PRIOR, calibration, fit_temperature, scale
 from bertsmith.evaluation.decision import Decision, tune
 from bertsmith.evaluation.evaluate import evaluate
-from bertsmith.evaluation.intervals import from_pairs, paired_difference
-from bertsmith.evaluation.metrics import majority_probabilities, scalars
+from bertsmith.evaluation.intervals import from_pairs
 from bertsmith.evaluation.rule import Rule
 from bertsmith.evaluation.slices import slices
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.labelling import to_frame
 from bertsmith.inference.spreadsheet import write_csv
 from bertsmith.model.encoder import Tokens
-from bertsmith.model.load import Loaded, fold
-from bertsmith.preparing import EMBEDDED, draw_evenly, embed
+from bertsmith.model.load import fold
 
 TRAIN_SAMPLE = (200, 1000)
 """Fewest and most training texts that are scored, else a tenth of them: enough to see overfitting."""
@@ -60,34 +57,66 @@ class Scored:
 Listener = Callable[[Scoring | Scored], None]
 
 
-def calibrate(
-    fitted: Classifier, targets: np.ndarray, probabilities: np.ndarray, run: runs.Run, config: Config
-) -> tuple[Decision, np.ndarray]:
-    """Tune the decision rule and the temperature on validation, and put both into the model, here and on disk.
+def fit_rule(
+    targets: np.ndarray, probabilities: np.ndarray, config: Config, *, prior: float = PRIOR
+) -> tuple[Decision, float]:
+    """Tune the decision rule and the temperature on held-out texts.
+
+    Args:
+        targets: class indices of the texts, shape (n,).
+        probabilities: of the same texts, shape (n, classes).
+        config: whether a decision rule is wanted.
+        prior: of the temperature, see `fit_temperature`.
+
+    Returns:
+        The decision rule, whose offsets are 0 where it is not used, and the temperature.
+    """
+    decision = tune(targets, probabilities, seed=config.seed)
+    if config.decision_rule == "off":
+        decision = dataclasses.replace(decision, used=False, offsets=np.zeros(probabilities.shape[1]))
+    return decision, fit_temperature(targets, scale(probabilities, 1.0, decision.offsets), prior=prior)
+
+
+def set_rule(fitted: Classifier, decision: Decision, temperature: float, run: runs.Run) -> None:
+    """Put a decision rule and a temperature into a model, here and on disk.
 
     Where the head ends in a linear layer they go into its weights, so that whoever loads the model gets them; else
     into its configuration, for bertsmith alone.
 
     Args:
         fitted: as training left it; its ``rule`` is set.
-        targets: class indices of the validation texts, shape (n,).
-        probabilities: of the same texts, from ``fitted``, shape (n, classes).
+        decision, temperature: of `fit_rule`.
         run: whose model is written anew.
-        config: whether a decision rule is wanted.
-
-    Returns:
-        The decision rule, and the probabilities that the model gives the same texts from now on.
     """
-    decision = tune(targets, probabilities, seed=config.seed)
-    if config.decision_rule == "off":
-        decision = dataclasses.replace(decision, used=False, offsets=np.zeros(probabilities.shape[1]))
     offsets = tuple(decision.offsets.tolist()) if decision.used else ()
-    temperature = fit_temperature(targets, scale(probabilities, 1.0, decision.offsets))
     if temperature != 1 or offsets:
         fitted.rule = Rule(temperature, offsets, folded=fold(fitted.loaded.model, temperature, offsets))
         fitted.loaded.model.config.bertsmith = fitted.rule.to_dict()
         run.save_model(fitted.loaded.save)
-    return decision, scale(probabilities, temperature, decision.offsets)
+
+
+@dataclass(frozen=True)
+class CrossValidated:
+    """What models said of training texts that they were not trained on.
+
+    Attributes:
+        fold: of each training text, shape (n,).
+        probabilities: of each, shape (n, classes).
+        tested: whether other texts are there to test on.
+    """
+
+    fold: np.ndarray
+    probabilities: np.ndarray
+    tested: bool
+
+    def calibrated(self, targets: np.ndarray, config: Config) -> np.ndarray:
+        """Return the probabilities as they are with rule and temperature of all other folds, shape (n, classes)."""
+        result = np.empty_like(self.probabilities)
+        for f in range(int(self.fold.max()) + 1):
+            inside = self.fold != f
+            decision, temperature = fit_rule(targets[inside], self.probabilities[inside], config, prior=WIDE_PRIOR)
+            result[~inside] = scale(self.probabilities[~inside], temperature, decision.offsets)
+        return result
 
 
 @dataclass(frozen=True)
@@ -116,16 +145,20 @@ def score_splits(
     run: runs.Run,
     config: Config,
     observe: Listener,
+    crossed: CrossValidated | None = None,
 ) -> Scores:
     """Calibrate the fitted model and score it on every split: the only time that the test split is looked at.
 
-    Every text is predicted once; of train a sample is scored.
+    Every text is predicted once; of train a sample is scored. With cross-validation, what is called validation are the
+    training texts, as models said that were not trained on them; so is the test, where there are no test texts.
 
     Args:
-        fitted, run, config: as for `calibrate`.
+        fitted, run: as for `set_rule`.
         parts: the splits.
         encoded: their tokens, as training had them, cut nowhere before the model's maximum length.
+        config: the settings.
         observe: is told how far it is.
+        crossed: of the training texts, with cross-validation.
     """
     sample, seed = parts["train"], config.seed
     size = min(max(len(sample) // 10, TRAIN_SAMPLE[0]), TRAIN_SAMPLE[1])
@@ -133,21 +166,36 @@ def score_splits(
         rows = np.sort(np.random.default_rng(seed).choice(len(sample), size, replace=False))
         sample, encoded = sample.take(rows), {**encoded, "train": encoded["train"].take(rows)}
     tables = {"validation": parts["validation"], "train": sample, "test": parts["test"]}
-    observe(Scoring(sum(map(len, tables.values()))))
+    ready: dict[str, np.ndarray] = {}
+    if crossed is not None:
+        ready["validation"] = crossed.probabilities
+        if not crossed.tested:
+            ready["test"] = crossed.calibrated(parts["test"].targets, config)
+    observe(Scoring(sum(len(table) for name, table in tables.items() if name not in ready)))
+
+    def predict(name: str) -> np.ndarray:
+        tokens = fitted.own(encoded[name], tables[name].frame["text"].tolist())
+        return fitted.probabilities_of(tokens, lambda n: observe(Scored(n)))
+
     splits: dict[str, Any] = {}
     probabilities: dict[str, np.ndarray] = {}
     for name, table in tables.items():
-        tokens = fitted.own(encoded[name], table.frame["text"].tolist())
-        found = fitted.probabilities_of(tokens, lambda n: observe(Scored(n)))
+        found = ready[name] if name in ready else predict(name)
         if name == "validation":
-            decision, found = calibrate(fitted, table.targets, found, run, config)
-            inference = choose_inference(fitted, tokens, found)
+            prior = PRIOR if crossed is None else WIDE_PRIOR
+            decision, temperature = fit_rule(table.targets, found, config, prior=prior)
+            set_rule(fitted, decision, temperature, run)
+            found = scale(found, temperature, decision.offsets)
         probabilities[name] = found
         splits[name] = evaluate(
             table.targets, found, table.labels, seed=seed, detail=name != "train", groups=groups_of(table)
         )
+        if name in ready:
+            splits[name] |= {"by": "cross-validation", "folds": int(crossed.fold.max()) + 1 if crossed else 0}
+    checked = "validation" if crossed is None else "train"
+    inference = choose_inference(fitted, encoded[checked], probabilities[checked])
     splits["train"]["sample_of"] = len(parts["train"])
-    return Scores(splits, probabilities, decision, inference, tokens.lengths)
+    return Scores(splits, probabilities, decision, inference, encoded["test"].lengths)
 
 
 def choose_inference(fitted: Classifier, validation: Tokens, probabilities: np.ndarray) -> dict[str, Any]:
@@ -155,7 +203,7 @@ def choose_inference(fitted: Classifier, validation: Tokens, probabilities: np.n
 
     Args:
         fitted: calibrated; its ``dtype`` is set.
-        validation: the validation texts.
+        validation: the validation texts, or others.
         probabilities: of these in fp32, shape (n, classes).
 
     Returns:
@@ -183,13 +231,16 @@ def groups_of(table: Table) -> np.ndarray | None:
     return pd.factorize(groups)[0] if len(groups) and groups.notna().all() else None
 
 
-def look_closer(classifier: Classifier, parts: dict[str, Table], scores: Scores) -> dict[str, Any]:
+def look_closer(
+    classifier: Classifier, parts: dict[str, Table], scores: Scores, crossed: CrossValidated | None = None
+) -> dict[str, Any]:
     """Say what the figures of the test split hide: where it is worse, when it should not answer, what the rule does.
 
     Args:
         classifier: as it stands on disk.
         parts: the splits.
         scores: of them.
+        crossed: as for `score_splits`.
 
     Returns:
         JSON-ready: ``calibration`` (to add to that of the split), ``abstention``, ``slices`` and ``decision_rule``.
@@ -212,75 +263,26 @@ def look_closer(classifier: Classifier, parts: dict[str, Table], scores: Scores)
         ruled["test"] = {name: {m: s[m] for m in (PRIMARY, "accuracy")} for name, s in found.items()}
     return {
         "calibration": {"temperature": rule.temperature, "before": calibration(targets, before)},
-        "abstention": check(targets, said, (parts["validation"].targets, scores.probabilities["validation"])),
+        "abstention": _check_abstention(parts, scores, crossed),
         "slices": slices(predicted == targets, columns),
         "decision_rule": ruled,
     }
 
 
-@dataclass(frozen=True)
-class Frozen:
-    """What a regression on embeddings of the checkpoint says, before fine-tuning.
-
-    Attributes:
-        regression: fitted to training texts.
-        trained_on: how many.
-        rows: positions of some texts of the test split, shape (n,).
-        probabilities: of them, shape (n, classes).
-    """
-
-    regression: Regression
-    trained_on: int
-    rows: np.ndarray
-    probabilities: np.ndarray
-
-    @classmethod
-    def fit(cls, loaded: Loaded, parts: dict[str, Table], encoded: dict[str, Tokens], seed: int) -> Frozen:
-        """Fit it to the training texts, and ask it for the test texts; to at most `EMBEDDED` of each."""
-        train, test = parts["train"], parts["test"]
-        some = draw_evenly(train.targets, EMBEDDED, seed=seed)
-        rows = np.sort(np.random.default_rng(seed).permutation(len(test))[:EMBEDDED])
-        embeddings = embed(loaded, encoded["train"].take(some))
-        regression = regression_on_embeddings(embeddings, train.targets[some], n_classes=len(train.labels))
-        return cls(regression, len(some), rows, regression.probabilities(embed(loaded, encoded["test"].take(rows))))
+def _check_abstention(parts: dict[str, Table], scores: Scores, crossed: CrossValidated | None) -> dict[str, Any]:
+    """Check thresholds on texts that they do not come from: without test texts, on every other fold."""
+    targets, said = (
+        {name: of[name] for name in ("validation", "test")} for of in (_targets(parts), scores.probabilities)
+    )
+    if crossed is not None and not crossed.tested:
+        even = crossed.fold % 2 == 0
+        targets = {"validation": targets["test"][even], "test": targets["test"][~even]}
+        said = {"validation": said["test"][even], "test": said["test"][~even]}
+    return check(targets["test"], said["test"], (targets["validation"], said["validation"]))
 
 
-def baselines(parts: dict[str, Table], probabilities: np.ndarray, frozen: Frozen, seed: int) -> dict[str, Any]:
-    """Put the model's probabilities on test beside what one gets with less."""
-    train, test = parts["train"], parts["test"]
-    texts = {name: part.frame["text"].tolist() for name, part in (("train", train), ("test", test))}
-    n_classes, rows = len(test.labels), frozen.rows
-    words = bag_of_words(texts["train"], train.targets, texts["test"], n_classes=n_classes, seed=seed)
-    embedded = Baseline(frozen.probabilities, "logistic regression")
-
-    def beside(rival: Baseline, table: Table, ours: np.ndarray, name: str) -> dict[str, Any]:
-        predictions = ours.argmax(axis=1), rival.probabilities.argmax(axis=1)
-        value, low, high = paired_difference(
-            table.targets, *predictions, n_classes, metric=PRIMARY, seed=seed, groups=groups_of(table)
-        )
-        return {
-            "classifier": rival.classifier,
-            "test": scalars(table.targets, rival.probabilities),
-            "difference": {"metric": PRIMARY, "value": value, "interval": [low, high]},
-            "verdict": verdict(value, low, high, len(table), rival=name),
-        }
-
-    return {
-        "majority_class": {
-            "label_text": test.labels.texts[int(train.counts.argmax())],
-            "test": scalars(test.targets, majority_probabilities(train.counts, len(test))),
-        },
-        "bag_of_words": beside(words, test, probabilities, f"a bag of words with a {words.classifier}"),
-        "frozen_embeddings": {
-            **beside(
-                embedded,
-                test.take(rows),
-                probabilities[rows],
-                "a logistic regression on the frozen embeddings of the checkpoint",
-            ),
-            "texts": {"train": frozen.trained_on, "test": len(rows)},
-        },
-    }
+def _targets(parts: dict[str, Table]) -> dict[str, np.ndarray]:
+    return {name: part.targets for name, part in parts.items()}
 
 
 def predictions_frame(table: Table, probabilities: np.ndarray) -> pd.DataFrame:

@@ -20,6 +20,8 @@ from bertsmith.training.events import (
     Compiling,
     Evaluated,
     Finished,
+    FoldDone,
+    FoldStarted,
     MemoryPlanned,
     MemoryShort,
     Slowed,
@@ -124,15 +126,20 @@ class Progress:
                 (f"epoch {e.epoch:g}" for e in self.evaluations if e.step == event.best_step), f"step {event.best_step}"
             )
             kept = f"best: {best}" if event.selected else f"too few validation texts to choose an epoch: {best} is kept"
-            self.console.print(
-                f"{why} after {clock(event.seconds)}; {kept}, validation macro-F1 {event.best_score:.3f}"
-            )
+            score = "" if event.best_score is None else f"; {kept}, validation macro-F1 {event.best_score:.3f}"
+            self.console.print(f"{why} after {clock(event.seconds)}{score}")
             if self.evaluations:
                 last = self.evaluations[-1]
                 spent = ", ".join(f"{phase} {share:.0%}" for phase, share in last.shares.items())
                 self.console.print(
                     f"[dim]{last.tokens_per_second:,.0f} tokens/s, {last.padding:.0%} padding; time: {spent}[/]"
                 )
+        elif isinstance(event, FoldStarted):
+            self.console.print(f"[bold]fold {event.number}[/] of {event.of}: training without its texts")
+        elif isinstance(event, FoldDone):
+            self.console.print(f"fold {event.number} of {event.of}: macro-F1 {event.score:.3f} on its texts")
+            if event.number == event.of:
+                self.console.print("[bold]training on all texts[/]")
         elif name == "SeedStarted":
             self.evaluations = []
             self.console.print(f"[bold]seed {event.seed}[/] ({event.number} of {event.of})")
@@ -147,7 +154,10 @@ class Progress:
         say(class_chart(findings.classes))
         for finding in findings.findings:
             say(finding_lines(finding))
-        say(f"split: {sizes['train']:,} to train, {sizes['validation']:,} to validate, {sizes['test']:,} to test")
+        validated = (
+            f"{prepared.folds}-fold cross-validation" if prepared.folds else f"{sizes['validation']:,} to validate"
+        )
+        say(f"split: {sizes['train']:,} to train, {validated}, {sizes['test']:,} to test")
         say(
             f"model: {prepared.model}, {prepared.parameters / 1e6:.0f} M weights, on {prepared.device}; "
             f"{prepared.max_length} tokens of each text",

@@ -83,15 +83,21 @@ def run_and_show(
         return
     test, baseline = metrics["splits"]["test"], metrics["baseline"]["majority_class"]
     out = result()
+    source = "cross-validated" if "by" in test else "test"
     for name, title in (("macro_f1", "macro-F1"), ("accuracy", "accuracy")):
         entry = test["metrics"][name]
         low, high = entry["interval"]
         out.print(
-            f"test {title}  [bold]{entry['value']:.3f}[/]  (95 % interval {low:.3f} to {high:.3f}; "
+            f"{source} {title}  [bold]{entry['value']:.3f}[/]  (95 % interval {low:.3f} to {high:.3f}; "
             f"always the commonest label: {baseline['test'][name]:.3f})"
         )
     few = "; they are few, and every figure is rough" if test["texts"] < FEW_TEXTS else ""
-    out.print(f"on {test['texts']:,} texts that were not seen in training{few}")
+    how = (
+        f", each by a model of {test['folds']} that was not trained on it"
+        if "by" in test
+        else " that were not seen in training"
+    )
+    out.print(f"on {test['texts']:,} texts{how}{few}")
     if never := never_predicted(test["confusion"]):
         named = listing([run.labels.texts[i] for i in never])
         out.print(f"[yellow]never given, though test texts have it:[/] {escape(named)}")

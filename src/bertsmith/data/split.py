@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import pandas as pd
 from bertsmith.config import DataConfig
 from bertsmith.data.clean import Cleaned
 from bertsmith.data.table import Table
-from bertsmith.errors import DataError, listing
+from bertsmith.errors import ConfigError, DataError, listing
 
 RULE = (
     "every class gives at least one text to each held-out split and one to train, as far as its texts go: "
@@ -28,7 +29,7 @@ def split(
 
     Args:
         table: cleaned, so that no text stands in it twice to be split apart.
-        validation_size, test_size: share of the rows to hold out.
+        validation_size, test_size: share of the rows to hold out; 0 for no such split.
         seed: the same seed gives the same split.
         alike: groups of rows that nearly repeat one another, shape (rows,), which stay together as well: then a class
             counts by its groups.
@@ -43,7 +44,7 @@ def split(
     shares = {
         name: share
         for name, share in (("test", test_size), ("validation", validation_size))
-        if not (given == name).any()
+        if share and not (given == name).any()
     }
     free = np.flatnonzero((given.isna() | (given == "train")).to_numpy())
     result = given.fillna("train").to_numpy(dtype=object)
@@ -57,7 +58,8 @@ def split(
         else:
             first, of = np.unique(similar, return_index=True, return_inverse=True)[1:]
             result[free] = _by_class(targets[first], len(table.labels), shares, rng)[of]
-    _check(table, result)
+    wanted = [name for name, size in (("validation", validation_size), ("test", test_size)) if size]
+    _check(table, result, ["train", *wanted])
     return Table(
         table.frame.assign(split=pd.Series(result, dtype="str")),
         table.labels,
@@ -87,6 +89,41 @@ def split_cleaned(cleaned: Cleaned, config: DataConfig, seed: int) -> Table:
             raise
         left_out = ", ".join(f"{n:,} {reason}" for reason, n in cleaned.counts.items())
         raise DataError(f"{error.what} (rows left out: {left_out})", where=error.where, remedy=error.remedy) from error
+
+
+def fold_of(cleaned: Cleaned, data: Table, rows: np.ndarray, k: int, config: DataConfig, seed: int) -> np.ndarray:
+    """Return the fold of some rows, 0 to k − 1, shape (rows,): stratified, and what belongs together in one.
+
+    Args:
+        cleaned, data: the table cleaned, and split.
+        rows: positions in both, shape (rows,).
+        k: number of folds.
+        config: whether texts that nearly repeat one another belong together.
+        seed: of the spreading.
+
+    Raises:
+        ConfigError: if there are too few texts, or groups of them.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    groups = cleaned.alike[rows] if config.near_duplicates == "together" else np.arange(len(rows))
+    given = data.frame["group"]
+    if given.notna().any():
+        groups = _joined(pd.factorize(given.iloc[rows])[0], np.unique(groups, return_inverse=True)[1])
+    folds = np.full(len(rows), -1)
+    try:
+        with warnings.catch_warnings():  # of a class with fewer texts than folds
+            warnings.simplefilter("ignore", UserWarning)
+            splitter = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
+            for fold, (_, held_out) in enumerate(splitter.split(rows, data.targets[rows], groups)):
+                folds[held_out] = fold
+    except ValueError as error:
+        raise ConfigError(f"--cv {k}: {error}", remedy="Take fewer folds.") from error
+    if len(np.unique(folds)) < k or (folds < 0).any():
+        raise ConfigError(
+            f"--cv {k}: there are too few texts, or groups of them, for so many folds", remedy="Take fewer."
+        )
+    return folds
 
 
 def _by_class(targets: np.ndarray, n_classes: int, shares: Mapping[str, float], rng: np.random.Generator) -> np.ndarray:
@@ -159,8 +196,8 @@ def _by_group(
     return result
 
 
-def _check(table: Table, result: np.ndarray) -> None:
-    for name in ("train", "validation", "test"):
+def _check(table: Table, result: np.ndarray, wanted: Sequence[str]) -> None:
+    for name in wanted:
         if not (result == name).any():
             raise DataError(
                 f"no text is left for the {name} split",

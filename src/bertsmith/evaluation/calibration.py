@@ -12,9 +12,11 @@ DRAWS = 200
 """Of labels, to see how large the calibration error of a perfect model would be."""
 PRIOR = 0.3
 """Standard deviation of the logarithm of temperatures, by which one found on few texts is shrunk."""
+WIDE_PRIOR = 1.0
+"""The same where few texts were trained on: then models are much too sure, or much too modest."""
 
 
-def fit_temperature(targets: np.ndarray, probabilities: np.ndarray) -> float:
+def fit_temperature(targets: np.ndarray, probabilities: np.ndarray, *, prior: float = PRIOR) -> float:
     """Return the temperature that makes the probabilities of held-out texts most likely (Guo et al. 2017), shrunk.
 
     Logits divided by it give calibrated probabilities; the order of the classes stays. Above 1 the model was too sure.
@@ -22,12 +24,13 @@ def fit_temperature(targets: np.ndarray, probabilities: np.ndarray) -> float:
     Few texts say little about it. Let t be the logarithm of the most likely temperature. The curvature of the negative
     log-likelihood at t is the variance of a text's scaled logits under its probabilities, summed over the texts; its
     inverse is the squared standard error s² of t (observed information, Efron and Hinkley 1978). With a normal prior
-    around 0 of variance `PRIOR`² the posterior mean is t · `PRIOR`² / (`PRIOR`² + s²) (Gelman et al. 2013, section
-    2.5). It is 0, a temperature of 1, where texts tell nothing, as when all are labelled right.
+    around 0 of variance p² the posterior mean is t · p² / (p² + s²) (Gelman et al. 2013, section 2.5). It is 0, a
+    temperature of 1, where texts tell nothing, as when all are labelled right.
 
     Args:
         targets: class indices, shape (n,).
         probabilities: of the same texts, shape (n, classes).
+        prior: the standard deviation p.
     """
     from scipy.optimize import minimize_scalar
 
@@ -44,7 +47,7 @@ def fit_temperature(targets: np.ndarray, probabilities: np.ndarray) -> float:
     scaled = logits / np.exp(found.x)
     p = np.exp(scaled - log_sum_exp(scaled)[:, None])
     information = float(((p * scaled**2).sum(axis=1) - (p * scaled).sum(axis=1) ** 2).sum())
-    return float(np.exp(found.x * information / (information + PRIOR**-2)))
+    return float(np.exp(found.x * information / (information + prior**-2)))
 
 
 def scale(probabilities: np.ndarray, temperature: float, offsets: np.ndarray | float = 0.0) -> np.ndarray:

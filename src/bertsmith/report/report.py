@@ -80,6 +80,7 @@ def write_report(run: Run) -> Path:
     mistakes = predictions[predictions["label"] != predictions["predicted"]]
     right = predictions[predictions["label"] == predictions["predicted"]]
     best = best_epoch(run)
+    crossed = metrics["splits"]["validation"].get("folds", 0)
     page = (
         environment()
         .get_template("report.html")
@@ -89,6 +90,8 @@ def write_report(run: Run) -> Path:
             metrics=metrics,
             metric_names=METRIC_NAMES,
             test=test,
+            crossed=crossed,
+            tested="by" not in test,
             baseline=metrics["baseline"]["majority_class"],
             words=metrics["baseline"]["bag_of_words"],
             frozen=metrics["baseline"].get("frozen_embeddings"),  # older runs have none
@@ -101,8 +104,8 @@ def write_report(run: Run) -> Path:
             groups=predictions["group"].nunique() if "group" in predictions.columns else 0,
             lengths=_length_figure(findings),
             balance=_balance(findings),
-            losses=_loss_figure(history, best),
-            scores=_score_figure(history, best),
+            losses=_loss_figure(history, best) if history else None,
+            scores=_score_figure(history, best) if history else None,
             classes=_classes(test, run),
             matrix=matrix.tolist() if len(names) <= MATRIX_AS_TABLE else None,
             heatmap=heatmap(matrix, names) if len(names) > MATRIX_AS_TABLE else None,

@@ -18,6 +18,8 @@ from bertsmith.training.recipe import Recipe
 if TYPE_CHECKING:
     import torch
 
+NEVER = 2**31 - 1
+"""Steps."""
 _OWN_FLAG = {"output_dir": "-o", "seed": "--seed", "data_seed": "--seed", "resume_from_checkpoint": "--resume"}
 
 
@@ -43,7 +45,13 @@ def problems_of(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def training_arguments(
-    recipe: Recipe, config: TrainConfig, folder: Path, device: torch.device | None = None, *, saves: bool = True
+    recipe: Recipe,
+    config: TrainConfig,
+    folder: Path,
+    device: torch.device | None = None,
+    *,
+    saves: bool = True,
+    validates: bool = True,
 ) -> TrainingArguments:
     """Return the training arguments of a recipe, with what the user set on top.
 
@@ -53,6 +61,7 @@ def training_arguments(
         folder: for checkpoints.
         device: where training will run.
         saves: keep checkpoints, and take the best one in the end.
+        validates: score validation texts; without them the last weights are kept, and checkpoints are saved by time.
 
     Raises:
         ConfigError: if transformers refuses what the user set.
@@ -87,6 +96,9 @@ def training_arguments(
     arguments.setdefault("save_strategy", arguments["eval_strategy"])
     if "eval_steps" in arguments:
         arguments.setdefault("save_steps", arguments["eval_steps"])
+    if not validates:
+        arguments |= {"eval_strategy": "no", "save_strategy": "steps", "save_steps": NEVER}
+        arguments |= {"load_best_model_at_end": False}
     if not saves:
         arguments |= {"save_strategy": "no", "load_best_model_at_end": False}
     try:

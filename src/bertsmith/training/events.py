@@ -81,7 +81,7 @@ class Finished:
 
     Attributes:
         step, epoch: how far it went.
-        best_step, best_score: where the primary metric was best, and how good.
+        best_step, best_score: where the primary metric was best, and how good; ``None`` without validation texts.
         selected: whether the best epoch was chosen; else the last one is the best.
         stopped_early: whether patience ran out before the last epoch.
         seconds: of training and evaluation together.
@@ -90,10 +90,27 @@ class Finished:
     step: int
     epoch: float
     best_step: int
-    best_score: float
+    best_score: float | None
     selected: bool
     stopped_early: bool
     seconds: float
+
+
+@dataclass(frozen=True)
+class FoldStarted:
+    """Training begins without the texts of one of several folds; ``number`` counts from 1."""
+
+    number: int
+    of: int
+
+
+@dataclass(frozen=True)
+class FoldDone:
+    """The texts of a fold were scored; ``score`` is their macro-F1."""
+
+    number: int
+    of: int
+    score: float
 
 
 @dataclass(frozen=True)
@@ -183,6 +200,8 @@ Event = (
     | Compiling
     | MemoryShort
     | WentBack
+    | FoldStarted
+    | FoldDone
     | Finished
 )
 Listener = Callable[[Event], None]

@@ -19,9 +19,13 @@ MANY_CLASSES = 50
 SHORT = 100_000
 """Tokens of all training texts up to which an epoch is short, and learning from few texts wants to be held back."""
 EPOCHS, EPOCHS_TWICE, MOST_EPOCHS = 4, 3, 20
-"""The usual number, that where each text is read twice, and the most."""
-MIN_STEPS = 300
-"""Fewer optimizer steps than this leave fine-tuning unstable on small data (Mosbach et al. 2021, arXiv:2006.04884)."""
+"""The usual number, that where each text is read twice, and the most, unless these are fewer than `LEAST_STEPS`."""
+MIN_STEPS, LEAST_STEPS = 300, 120
+"""Fewer optimizer steps leave fine-tuning unstable on small data (Mosbach et al. 2021, arXiv:2006.04884)."""
+FEW_STEPS, FEW_EPOCHS, GENTLE_TEXTS = 60, 8, 300
+"""The least steps and epochs where the head is fitted already, and training texts below which they and a gentler
+learning rate count.
+"""
 HEAD_RATE = 10.0
 UNEQUAL = 10.0
 """Times the texts of the smallest class that the largest one has, from which on classes are called unequal."""
@@ -64,6 +68,7 @@ def choose(
     device: torch.device,
     tokens: int | None = None,
     dropout: float = 0.1,
+    fitted: bool = False,
 ) -> Recipe:
     """Choose what the user left open.
 
@@ -74,6 +79,7 @@ def choose(
         device: where training will run.
         tokens: of all training texts, as many as are kept; many unless given.
         dropout: of the model.
+        fitted: whether the head begins as a regression, see `bertsmith.model.pooling`.
     """
     texts, classes = int(counts.sum()), int((counts > 0).sum())
     reasons = {"warmup": "a tenth of the steps"}
@@ -92,7 +98,8 @@ def choose(
         16 if few else 32,
         f"{texts:,} training texts: {'small batches give more steps' if few else 'enough of them for that'}",
     )
-    twice = tokens is not None and tokens <= SHORT and not many and dropout > 0
+    gentle = fitted and texts < GENTLE_TEXTS
+    twice = tokens is not None and tokens <= SHORT and not many and dropout > 0 and not fitted
     consistency = otherwise(
         "consistency",
         float(twice),
@@ -100,21 +107,30 @@ def choose(
         if twice
         else "each text is read once",
     )
-    usual = EPOCHS_TWICE if consistency else EPOCHS
-    enough = math.ceil(MIN_STEPS / math.ceil(texts / batch_size))
+    usual = EPOCHS_TWICE if consistency else FEW_EPOCHS if gentle else EPOCHS
+    of_epoch = math.ceil(texts / batch_size)
+    steps = FEW_STEPS if fitted else min(MIN_STEPS, max(MOST_EPOCHS * of_epoch, LEAST_STEPS))
+    enough = math.ceil(steps / of_epoch)
     epochs = otherwise(
         "epochs",
-        float(min(max(enough, usual), MOST_EPOCHS)),
-        f"as many as make {MIN_STEPS} steps, at most {MOST_EPOCHS}" if enough > usual else "the usual number",
+        float(max(enough, usual)),
+        f"as many as make {steps} steps" if enough > usual else "the usual number",
     )
     rates = (1e-4, 2e-4) if parameters < 50e6 else (3e-5, 5e-5) if parameters < 200e6 else (1e-5, 2e-5)
     rate = otherwise(
         "learning_rate",
-        rates[many],
+        rates[many] / (2 if gentle else 1),
         f"small models take larger steps, this one has {parameters / 1e6:.0f} M weights"
-        + (f"; and so do {classes} classes" if many else ""),
+        + (f"; and so do {classes} classes" if many else "")
+        + ("; few texts take smaller ones" if gentle else ""),
     )
-    head_rate = otherwise("head_rate", HEAD_RATE, "times that: the head is new and has far to go, the body has not")
+    head_rate = otherwise(
+        "head_rate",
+        1.0 if fitted else HEAD_RATE,
+        "as the body: the head begins fitted"
+        if fitted
+        else "times that: the head is new and has far to go, the body has not",
+    )
     layer_decay = otherwise("layer_decay", 1.0, "all layers alike")
     patience = otherwise("patience", max(3, math.ceil(epochs / 3)), "epochs: a single score says little")
     precision, imbalance = str(config.precision), str(config.imbalance)

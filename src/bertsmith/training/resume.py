@@ -106,7 +106,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
         checkpoints.load_weights(Path(resume_from_checkpoint), model or self.model)
 
     def _load_best_model(self) -> None:
-        checkpoints.load_weights(self.checkpoint(self.state.best_global_step), self.model)
+        step = self.state.best_global_step or self.state.global_step  # the last weights, where none were scored
+        checkpoints.load_weights(self.checkpoint(step), self.model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

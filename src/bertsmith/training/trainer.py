@@ -67,7 +67,8 @@ def fit(
 
     Args:
         loaded: the model, changed in place, and its tokenizer.
-        train, validation: tokenized texts with their labels.
+        train, validation: tokenized texts with their labels; there may be no validation texts, where the arguments say
+            ``eval_strategy="no"``.
         arguments: of `training_arguments`.
         recipe: for what the arguments have no place: imbalance, rates of head and layers, consistency, patience.
         score: metrics of the validation split.
@@ -128,7 +129,7 @@ def fit(
         step=state.global_step,
         epoch=float(state.epoch or 0),
         best_step=int(state.best_global_step or state.global_step),
-        best_score=float(state.best_metric if state.best_metric is not None else float("nan")),
+        best_score=None if state.best_metric is None else float(state.best_metric),
         selected=reporter.selects,
         stopped_early=state.global_step < state.max_steps,
         seconds=time.perf_counter() - began,
@@ -231,7 +232,7 @@ def _evaluations_per_epoch(arguments: TrainingArguments, texts: int) -> int:
 
 
 def _longest(*parts: TokenDataset) -> int:
-    return max(int(part.lengths.max()) for part in parts)
+    return max(int(part.lengths.max()) for part in parts if len(part))
 
 
 def _too_large(*parts: TokenDataset) -> DeviceError:

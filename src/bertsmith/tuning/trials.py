@@ -15,12 +15,13 @@ import numpy as np
 from bertsmith.config import PRIMARY, Config
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError
+from bertsmith.evaluation.baseline import regression_on_embeddings
 from bertsmith.evaluation.decision import tune
 from bertsmith.evaluation.metrics import quick
 from bertsmith.model import checkpoint
 from bertsmith.model.encoder import Tokens
 from bertsmith.model.load import Loaded
-from bertsmith.preparing import choose_recipe, prepare_model
+from bertsmith.preparing import EMBEDDED, begin_head, choose_recipe, draw_evenly, embed, prepare_model
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.collate import TokenDataset
 from bertsmith.training.events import Evaluated, Event
@@ -49,6 +50,7 @@ class Bench:
     validation: Table
     folds: np.ndarray | None = None
     _tokens: dict[str, Tokens] = field(default_factory=dict)
+    _embedded: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     def ready(self, config: Config, fold: int | None = None) -> tuple[Loaded, TokenDataset, TokenDataset]:
         """Return a model with a new head, and the tokenized texts to train and to validate on.
@@ -66,6 +68,14 @@ class Bench:
         tokens, targets = tokens.cut(loaded.max_length), np.concatenate([self.train.targets, self.validation.targets])
         if fold is not None and self.folds is not None:
             train = self.folds != fold
+        if loaded.pooled:
+            key = (config.model, loaded.max_length)
+            if key not in self._embedded:
+                rows = draw_evenly(targets, EMBEDDED, seed=config.seed)
+                self._embedded[key] = (rows, embed(loaded, tokens.take(rows)))
+            rows, embeddings = self._embedded[key]
+            inside, classes = train[rows], len(self.train.labels)
+            begin_head(loaded, regression_on_embeddings(embeddings[inside], targets[rows[inside]], n_classes=classes))
 
         def part(which: np.ndarray) -> TokenDataset:
             return TokenDataset(tokens.take(np.flatnonzero(which)), targets[which])

@@ -19,8 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 from bertsmith import run as runs
 from bertsmith import storage
 from bertsmith.config import PRIMARY, Config
-from bertsmith.data.clean import Cleaned, clean
-from bertsmith.data.split import split_cleaned
+from bertsmith.data.clean import clean
+from bertsmith.data.split import fold_of, split_cleaned
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, Interrupted
 from bertsmith.evaluation.baseline import verdict
@@ -75,7 +75,9 @@ def run_tuning(
         cleaned = clean(table)
         data = split_cleaned(cleaned, config, config.seed)
         train, validation = (data.take((data.frame["split"] == name).to_numpy()) for name in ("train", "validation"))
-        bench = Bench(train, validation, _folds(cleaned, data, plan.cv, config) if plan.cv else None)
+        rows = np.concatenate([np.flatnonzero(data.frame["split"] == name) for name in ("train", "validation")])
+        folds = fold_of(cleaned, data, rows, plan.cv, config, config.seed) if plan.cv else None
+        bench = Bench(train, validation, folds)
         search, usual = _prepare(bench, config, plan, from_file, output, data.fingerprint, overwrite)
         store = open_store(search, observe)
         try:
@@ -147,29 +149,6 @@ def _prepare(
     batch_size = fixed.batch_size or recipe.batch_size
     search = Search(bench, fixed, plan, space, batch_size, _study_name(study.info["searched"]), output, deadline(plan))
     return search, {name: value for name, value in usual.items() if name in space}
-
-
-def _folds(cleaned: Cleaned, data: Table, k: int, config: Config) -> np.ndarray:
-    """Return the fold of every train text, then of every validation text; what belongs together stays together."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    parts = [np.flatnonzero(data.frame["split"] == name) for name in ("train", "validation")]
-    rows = np.concatenate(parts)
-    groups = cleaned.alike[rows] if config.near_duplicates == "together" else np.arange(len(rows))
-    if data.frame["group"].notna().any():
-        groups = data.frame["group"].to_numpy()[rows]
-    folds = np.full(len(rows), -1)
-    splitter = StratifiedGroupKFold(k, shuffle=True, random_state=config.seed)
-    try:
-        for fold, (_, held_out) in enumerate(splitter.split(rows, data.targets[rows], groups)):
-            folds[held_out] = fold
-    except ValueError as error:
-        raise ConfigError(f"--cv {k}: {error}", remedy="Take fewer folds.") from error
-    if len(np.unique(folds)) < k or (folds < 0).any():
-        raise ConfigError(
-            f"--cv {k}: there are too few texts, or groups of them, for so many folds", remedy="Take fewer."
-        )
-    return folds
 
 
 def _study_name(searched: Mapping[str, Any]) -> str:

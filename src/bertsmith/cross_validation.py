@@ -1,0 +1,151 @@
+"""Cross-validation within a training: every labelled text is scored by a model that was not trained on it.
+
+Where texts are few, a validation split costs more than it gives. So the model is trained once without each fold, for
+predictions that calibrate it, and once on all texts. Nothing is selected on the held-out texts: the last weights count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import gettempdir
+
+import numpy as np
+
+from bertsmith import storage
+from bertsmith.config import PRIMARY, Config
+from bertsmith.data.clean import Cleaned
+from bertsmith.data.split import fold_of
+from bertsmith.data.table import Table
+from bertsmith.errors import ConfigError
+from bertsmith.evaluation.baseline import Regression
+from bertsmith.evaluation.metrics import quick
+from bertsmith.inference.classifier import Classifier
+from bertsmith.model.checkpoint import Checkpoint
+from bertsmith.model.encoder import Tokens
+from bertsmith.preparing import begin_head, prepare_model
+from bertsmith.training.arguments import training_arguments
+from bertsmith.training.collate import TokenDataset
+from bertsmith.training.events import FoldDone, FoldStarted, Listener
+from bertsmith.training.recipe import Recipe
+from bertsmith.training.trainer import fit
+
+FEW = 300
+"""Labelled texts, those of the test aside, below which training cross-validates by itself."""
+FOLDS_OF_FEW, FOLDS = 3, 5
+"""Folds then, and where there are no test texts."""
+
+
+def choose_folds(config: Config, data: Table) -> int:
+    """Return how many folds to cross-validate with; 0 for a validation split.
+
+    Args:
+        config: what the user set.
+        data: the table before it is split, with the splits that are given.
+
+    Raises:
+        ConfigError: if validation texts are given as well.
+    """
+    given = data.frame["split"]
+    if (given == "validation").any():
+        if config.cv or config.test_size == 0:
+            raise ConfigError(
+                "the table says which texts are for validation, and a cross-validation needs none",
+                remedy="Leave out --cv and --test-size 0, or the validation texts.",
+            )
+        return 0
+    if config.cv is not None:
+        return config.cv
+    tested = (given == "test").any()
+    if config.test_size == 0 and not tested:
+        return FOLDS
+    labelled = int((given != "test").sum()) if tested else round(len(data) * (1 - config.test_size))
+    return FOLDS_OF_FEW if labelled < FEW else 0
+
+
+def divide(cleaned: Cleaned, data: Table, k: int, config: Config, seed: int) -> tuple[Table, np.ndarray]:
+    """Make the validation texts of a split table training texts, and give each of these a fold.
+
+    Returns:
+        The table, and the fold of each training text, shape (training texts,).
+
+    Raises:
+        ConfigError: if there are too few texts for so many folds.
+    """
+    split = data.frame["split"].replace("validation", "train")
+    data = Table(data.frame.assign(split=split), data.labels, data.columns, data.extra, data.name, data.notes)
+    rows = np.flatnonzero(split == "train")
+    fold = fold_of(cleaned, data, rows, k, config, seed)
+    for f in range(k):
+        if len(np.unique(data.targets[rows][fold != f])) < 2:
+            raise ConfigError(
+                f"--cv {k}: without one of the folds there is only one class to train on", remedy="Label more texts."
+            )
+    return data, fold
+
+
+def score_folds(
+    found: Checkpoint,
+    config: Config,
+    recipe: Recipe,
+    table: Table,
+    tokens: Tokens,
+    fold: np.ndarray,
+    regress: Callable[[np.ndarray], Regression],
+    place: Path,
+    *,
+    emit: Listener,
+    stop: Callable[[], bool],
+) -> np.ndarray:
+    """Train without each fold, and score its texts; folds that were scored before are read.
+
+    Args:
+        found: the checkpoint.
+        config: the settings.
+        recipe: how to train.
+        table: the training texts.
+        tokens: of these.
+        fold: of each, shape (texts,).
+        regress: fits the regression that a head begins as, to the texts that a mask, shape (texts,), picks.
+        place: folder in which the probabilities of each fold are kept.
+        emit: receives events.
+        stop: asked after every step.
+
+    Returns:
+        Probabilities, shape (texts, classes).
+
+    Raises:
+        Interrupted: after ``stop`` said yes; the folds that are done are kept.
+        UserError: if training goes wrong.
+    """
+    k, texts = int(fold.max()) + 1, table.frame["text"].tolist()
+    result = np.empty((len(texts), len(table.labels)))
+    for f in range(k):
+        inside, outside = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
+        file = place / f"{f}.npy"
+        with contextlib.suppress(OSError, ValueError):
+            result[outside] = np.load(file, allow_pickle=False)
+            continue
+        emit(FoldStarted(f + 1, k))
+        every = np.ones(len(texts), dtype=bool)
+        loaded, _ = prepare_model(found, config, table.labels, texts, every, tokens)
+        begin_head(loaded, regress(fold != f))
+        cut = tokens.cut(loaded.max_length)
+        fit(
+            loaded,
+            TokenDataset(cut.take(inside), table.targets[inside]),
+            TokenDataset(cut.take(np.array([], dtype=np.int64)), np.array([], dtype=np.int64)),
+            training_arguments(recipe, config, Path(gettempdir()), loaded.device, saves=False, validates=False),
+            recipe=recipe,
+            score=quick,
+            emit=emit,
+            by_hand=config.set,
+            stop=stop,
+        )
+        result[outside] = Classifier(loaded, table.labels).probabilities_of(cut.take(outside))
+        place.mkdir(exist_ok=True)
+        with storage.replaced_file(file) as part, part.open("wb") as stream:
+            np.save(stream, result[outside])
+        emit(FoldDone(f + 1, k, float(quick(table.targets[outside], result[outside])[PRIMARY])))
+    return result
