@@ -71,6 +71,7 @@ def _seeds() -> None:
 def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [n for n in os.environ if n.startswith("BERTSMITH_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("BERTSMITH_CV", "0")
 
 
 @pytest.fixture(scope="session")

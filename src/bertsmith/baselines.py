@@ -73,6 +73,7 @@ def baselines(
     rounds = [(np.ones(len(train), dtype=bool), np.ones(len(test), dtype=bool))]
     if crossed is not None and not crossed.tested:
         rounds = [(crossed.fold != f, crossed.fold == f) for f in range(int(crossed.fold.max()) + 1)]
+    kind = "test texts" if len(rounds) == 1 else "cross-validated texts"
     said, embedded = np.empty((len(test), n_classes)), np.empty((len(rows), n_classes))
     for inside, outside in rounds:
         words = bag_of_words(
@@ -95,7 +96,7 @@ def baselines(
             "classifier": rival.classifier,
             "test": scalars(table.targets, rival.probabilities),
             "difference": {"metric": PRIMARY, "value": value, "interval": [low, high]},
-            "verdict": verdict(value, low, high, len(table), rival=name),
+            "verdict": verdict(value, low, high, len(table), rival=name, kind=kind),
         }
 
     bag, regression = Baseline(said, words.classifier), Baseline(embedded, "logistic regression")

@@ -115,7 +115,7 @@ def _cross_fitted(x: Any, y: np.ndarray, n_classes: int, seed: int) -> np.ndarra
     """Return the margins of every text under an SVM fitted without it, shape (texts, classes)."""
     margins = np.empty((len(y), n_classes))
     fold = folds(y, seed, FOLDS)
-    for f in range(FOLDS):
+    for f in np.unique(fold):  # very few texts do not fill all folds
         inside, outside = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
         margins[outside] = _margins(x[inside], y[inside], x[outside], n_classes)
     return margins
@@ -181,6 +181,7 @@ def verdict(
     texts: int,
     *,
     rival: str = "a bag of words with a linear SVM",
+    kind: str = "test texts",
     if_worse: str = ": use that, or label more texts",
 ) -> str:
     """Say in one sentence whether it was worth it, from the paired difference in macro-F1 and its 95 % interval."""
@@ -189,4 +190,4 @@ def verdict(
         return f"better than {rival} by {difference:.3f} macro-F1 {interval}"
     if high < 0:
         return f"worse than {rival} by {-difference:.3f} macro-F1 {interval}{if_worse}"
-    return f"not distinguishable from {rival} on {texts:,} test texts: {difference:+.3f} macro-F1 {interval}"
+    return f"not distinguishable from {rival} on {texts:,} {kind}: {difference:+.3f} macro-F1 {interval}"

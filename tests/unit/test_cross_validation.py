@@ -1,0 +1,199 @@
+"""With cross-validation no text is scored by a model that was trained on it, and the model is trained on all texts."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import bertsmith as bs
+from bertsmith import baselines
+from bertsmith.config import Config
+from bertsmith.cross_validation import FEW, FOLDS, FOLDS_OF_FEW, choose_folds, divide
+from bertsmith.data.clean import clean
+from bertsmith.data.read import read_table
+from bertsmith.data.split import split_cleaned
+from bertsmith.errors import ConfigError, Interrupted
+from bertsmith.inference.abstain import held_out_of
+from bertsmith.run import Run
+from bertsmith.testing import tiny_model, tiny_table
+from bertsmith.training.events import FoldDone, FoldStarted, StepDone
+from tests.conftest import same_weights, weights_of
+from tests.conftest import train as _train
+
+
+@pytest.fixture(scope="module")
+def pooled(tmp_path_factory):
+    """A tiny checkpoint that says it is made for the mean of the hidden states."""
+    folder = tiny_model(tmp_path_factory.mktemp("pooled") / "model")
+    (folder / "1_Pooling").mkdir()
+    modes = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(modes))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, pooled):
+    """Cross-validated with three folds, with test texts."""
+    return _train(pooled, tmp_path_factory.mktemp("runs") / "run", table=tiny_table(90), cv=3)
+
+
+@pytest.fixture(scope="module")
+def untested(tmp_path_factory, pooled):
+    """Cross-validated without test texts."""
+    with pytest.MonkeyPatch.context() as patch:
+        regressed = []
+        regress = baselines.Frozen.regress
+        patch.setattr(
+            baselines.Frozen, "regress", lambda self, which=None: (regressed.append(which), regress(self, which))[1]
+        )
+        folder = tmp_path_factory.mktemp("runs") / "untested"
+        return _train(pooled, folder, table=tiny_table(90), test_size=0, cv=FOLDS), regressed
+
+
+def _table(**columns):
+    frame = tiny_table(len(next(iter(columns.values()))) if columns else 90).assign(**columns)
+    return read_table(frame, Config())
+
+
+def test_every_training_text_is_scored_by_a_model_that_was_not_trained_on_it(run):
+    splits = pd.read_parquet(run.layout.splits)
+    assert set(splits["split"].dropna()) == {"train", "test"}
+    trained = set(splits["row"][splits["split"] == "train"])
+    assert set(run.validation_predictions["row"]) == trained
+    figures = run.metrics["splits"]["validation"]
+    assert (figures["texts"], figures["by"], figures["folds"]) == (len(trained), "cross-validation", 3)
+    assert "by" not in run.metrics["splits"]["test"]
+    assert run.info["data"]["folds"] == 3
+    assert run.info["data"]["splits"]["validation"] == 0
+    assert run.history == []
+    assert not run.layout.folds.exists()
+    page = run.layout.report.read_text(encoding="utf-8")
+    assert "3-fold cross-validation" in page
+    classifier = bs.load(run.path, device="cpu", runtime="torch")  # whose rule comes from these predictions
+    frame = run.predictions
+    assert np.stack(frame["probabilities"]) == pytest.approx(classifier.predict_proba(frame["text"].tolist()), abs=1e-5)
+
+
+def test_without_test_texts_the_figures_are_those_of_the_cross_validation(untested):
+    run, regressed = untested
+    test = run.metrics["splits"]["test"]
+    assert (test["texts"], test["by"], test["folds"]) == (90, "cross-validation", FOLDS)
+    assert sorted(run.predictions["row"]) == list(range(1, 91))
+    assert run.explanations == []
+    assert "cross-validation" in run.layout.report.read_text(encoding="utf-8")
+    assert "cross-validation" in (run.layout.model / "README.md").read_text(encoding="utf-8")
+    for rival in ("bag_of_words", "frozen_embeddings"):
+        assert 0 < run.metrics["baseline"][rival]["test"]["macro_f1"] <= 1
+    # The head that begins a fold, and the rival scored on it, know nothing of the fold: each leaves out its texts.
+    left_out = [~which for which in regressed if which is not None]
+    assert len(left_out) == 2 * FOLDS
+    for of_heads, of_rival in zip(left_out[:FOLDS], left_out[FOLDS:], strict=True):
+        assert of_heads.tolist() == of_rival.tolist()
+    assert np.sum(left_out[:FOLDS], axis=0).tolist() == [1] * 90
+
+
+def test_thresholds_come_from_the_cross_validation(run):
+    assert len(held_out_of(run).targets) == run.info["data"]["splits"]["train"]
+
+
+def test_a_stopped_run_goes_on_with_the_folds_that_are_left(tmp_path, pooled):
+    settings = {"table": tiny_table(60), "cv": 3}
+    events = []
+    whole = _train(pooled, tmp_path / "whole", **settings, on_event=events.append)
+    assert [type(e) for e in events if isinstance(e, FoldStarted | FoldDone)] == [FoldStarted, FoldDone] * 3
+    started = []
+
+    def stop():
+        return len(started) == 2
+
+    with pytest.raises(Interrupted):
+        _train(
+            pooled,
+            tmp_path / "run",
+            **settings,
+            on_event=lambda e: started.append(e) if isinstance(e, FoldStarted) else None,
+            stop=stop,
+        )
+    assert Run(tmp_path / "run").info["status"] == "interrupted"
+    assert len(list((tmp_path / "run" / "folds").iterdir())) == 1
+    events.clear()
+    resumed = _train(pooled, tmp_path / "run", **settings, resume=True, on_event=events.append)
+    assert [e.number for e in events if isinstance(e, FoldStarted)] == [2, 3]
+    assert same_weights(weights_of(whole), weights_of(resumed))
+    assert whole.metrics["splits"] == resumed.metrics["splits"]
+
+
+def test_the_training_on_all_texts_goes_on_from_where_it_stopped(tmp_path, pooled):
+    settings = {"table": tiny_table(60), "cv": 2}
+    whole = _train(pooled, tmp_path / "whole", **settings)
+    seen = []
+    with pytest.raises(Interrupted):
+        _train(
+            pooled, tmp_path / "run", **settings, on_event=seen.append, stop=lambda: _steps_after_folds(seen, of=2) >= 5
+        )
+    assert list((tmp_path / "run" / "checkpoints").iterdir())
+    resumed = _train(pooled, tmp_path / "run", **settings, resume=True)
+    assert same_weights(weights_of(whole), weights_of(resumed))
+
+
+def _steps_after_folds(events, of):
+    done = [i for i, e in enumerate(events) if isinstance(e, FoldDone) and e.number == of]
+    return sum(isinstance(e, StepDone) for e in events[done[0] :]) if done else 0
+
+
+def test_few_texts_are_cross_validated_unless_validation_texts_are_given(monkeypatch):
+    monkeypatch.delenv("BERTSMITH_CV")
+    few, many = _table(), read_table(tiny_table(2 * FEW), Config())
+    given = read_table(tiny_table(90).assign(split=["validation", "test", "train"] * 30), Config(split_column="split"))
+    assert choose_folds(Config(), few) == FOLDS_OF_FEW
+    assert choose_folds(Config(), many) == 0
+    assert choose_folds(Config(), given) == 0
+    assert choose_folds(Config(cv=0), few) == 0
+    assert choose_folds(Config(cv=7), many) == 7
+    assert choose_folds(Config(test_size=0), many) == FOLDS
+    with pytest.raises(ConfigError):
+        choose_folds(Config(cv=5), given)
+
+
+def test_a_table_too_small_for_folds_has_a_validation_split(tmp_path, pooled, monkeypatch):
+    monkeypatch.delenv("BERTSMITH_CV")
+    texts = [f"{word} {i}" for i, word in enumerate(["red", "blue"] * 3)]
+    table = pd.DataFrame({"Text": texts, "Label": [0, 1] * 3})
+    run = _train(pooled, tmp_path / "run", table=table, near_duplicates="ignore")
+    assert run.info["data"]["folds"] in (0, FOLDS_OF_FEW)
+    with pytest.raises(ConfigError):
+        _train(pooled, tmp_path / "refused", table=table, cv=50)
+    assert not (tmp_path / "refused" / "run.json").exists()
+
+
+def test_what_belongs_together_is_in_one_fold():
+    table = read_table(tiny_table(90).assign(author=np.arange(90) // 6), Config(group_column="author"))
+    cleaned, config = clean(table), Config(group_column="author")
+    data, fold = divide(cleaned, split_cleaned(cleaned, config, 0), 3, config, 0)
+    trained = data.frame[data.frame["split"] == "train"]
+    assert set(data.frame["split"]) == {"train", "test"}
+    assert sorted(set(fold)) == [0, 1, 2]
+    assert (pd.Series(fold).groupby(trained["group"].to_numpy()).nunique() == 1).all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"cv": 1}, {"cv": 0, "test_size": 0}, {"cv": 5, "validation": tiny_table(9)}],
+)
+def test_settings_that_contradict_each_other_are_refused(settings, tmp_path, pooled):
+    with pytest.raises(ConfigError):
+        _train(pooled, tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_processes_are_told_to_train_without_folds(monkeypatch):
+    from bertsmith import pipeline
+    from bertsmith.training.together import Group
+
+    cleaned = clean(_table())
+    data, fold = pipeline._divided(cleaned, Config(), 0, None, Group(0, 2))
+    assert fold is None
+    assert (data.frame["split"] == "validation").any()
+    with pytest.raises(ConfigError):
+        pipeline._divided(cleaned, Config(cv=3), 0, None, Group(0, 2))
