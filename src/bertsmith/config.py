@@ -109,11 +109,6 @@ class DataConfig(Step):
     test_size: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1, description="Share of the rows held out for the test; 0: figures come from cross-validation."
     )
-    cv: Annotated[int, Field(ge=0, le=100)] | None = Field(
-        None,
-        description="Cross-validate with K folds, then train on all texts but those of the test; "
-        "0: hold out validation texts. Chosen by the number of texts unless given.",
-    )
     near_duplicates: Literal["together", "ignore"] = Field(
         "together", description="Keep texts that nearly repeat one another in one split, or split them as any others."
     )
@@ -169,6 +164,11 @@ class TrainConfig(Step):
     )
     patience: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         None, description="Epochs without a better macro-F1 before training stops."
+    )
+    cv: Annotated[int, Field(ge=0, le=100)] | None = Field(
+        None,
+        description="Cross-validate with K folds, then train on all texts but those of the test; "
+        "0: hold out validation texts. Chosen by the number of texts unless given.",
     )
     imbalance: Literal[
         "auto", "none", "weights", "effective-number", "focal", "logit-adjustment", "balanced-sampling"

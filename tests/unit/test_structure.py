@@ -19,6 +19,7 @@ ORDER = [
     {"output", "training", "evaluation"},
     {"report", "inference", "preparing"},
     {"scoring"},
+    {"baselines", "cross_validation"},
     {"pipeline"},
     {"repeat"},
     {"tuning", "serving"},

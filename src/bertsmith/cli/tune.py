@@ -18,7 +18,7 @@ _OURS = tuple(
     name
     for step in (DataConfig, ModelConfig, TrainConfig, EvalConfig)
     for name in step.model_fields
-    if name not in ("seeds", "keep_checkpoints", "profile")
+    if name not in ("seeds", "keep_checkpoints", "profile", "cv")  # of which it has its own
 )
 _PANEL = "Search"
 MOST_TRIALS = 20
