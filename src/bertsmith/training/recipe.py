@@ -99,7 +99,7 @@ def choose(
         f"{texts:,} training texts: {'small batches give more steps' if few else 'enough of them for that'}",
     )
     gentle = fitted and texts < GENTLE_TEXTS
-    twice = tokens is not None and tokens <= SHORT and not many and dropout > 0 and not fitted
+    twice = tokens is not None and tokens <= SHORT and not many and dropout > 0 and not gentle
     consistency = otherwise(
         "consistency",
         float(twice),
