@@ -32,8 +32,8 @@ def _steps(events):
     return [e for e in events if isinstance(e, StepDone)]
 
 
-def _choose(counts, parameters=2 * 10**7, **given):
-    return choose(TrainConfig(**given), counts=np.array(counts), parameters=parameters, device=CPU)
+def _choose(counts, parameters=2 * 10**7, *, fitted=False, **given):
+    return choose(TrainConfig(**given), counts=np.array(counts), parameters=parameters, device=CPU, fitted=fitted)
 
 
 def test_the_recipe_keeps_what_is_given_and_gives_reasons_for_the_rest():
@@ -80,6 +80,22 @@ def test_without_dropout_it_makes_no_difference_to_read_texts_twice(tiny, tmp_pa
 def test_small_data_gets_more_epochs(counts, epochs, batch_size):
     recipe = _choose(counts)
     assert (recipe.epochs, recipe.batch_size) == (epochs, batch_size)
+
+
+@pytest.mark.parametrize(
+    ("counts", "epochs"), [([8, 8], 60), ([24, 24], 20), ([100, 100], 8), ([8] * 77, 4), ([1600, 1600], 4)]
+)
+def test_a_head_that_begins_fitted_needs_fewer_steps_and_smaller_ones(counts, epochs):
+    fitted, new = (_choose(counts, fitted=fitted) for fitted in (True, False))
+    assert (fitted.epochs, fitted.head_rate) == (epochs, 1)
+    assert new.epochs >= fitted.epochs
+    assert fitted.learning_rate == new.learning_rate * (0.5 if sum(counts) < 300 else 1)
+
+
+@pytest.mark.parametrize(("counts", "steps"), [([8, 8], 120), ([24, 24], 120), ([100, 100], 260)])
+def test_very_few_texts_still_make_steps(counts, steps):
+    recipe = _choose(counts)
+    assert recipe.epochs * math.ceil(sum(counts) / recipe.batch_size) == steps
 
 
 def test_many_classes_and_small_models_take_larger_steps():
