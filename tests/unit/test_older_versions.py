@@ -41,13 +41,15 @@ def test_a_run_is_evaluated_as_before(older):
     assert bs.evaluate("run", table)["metrics"]["macro_f1"]["value"] == pytest.approx(before)
 
 
-def test_an_interrupted_run_resumes_to_its_end(older):
+def test_an_interrupted_run_resumes_to_its_end(older, monkeypatch):
+    monkeypatch.delenv("BERTSMITH_CV")
     run = bs.train("table.csv", output="interrupted", resume=True, **SETTINGS)
     assert run.info["status"] == "finished"
     assert [line["epoch"] for line in map(json.loads, run.layout.history.read_text().splitlines())][:1] == [1]
 
 
-def test_a_study_goes_on(older):
+def test_a_study_goes_on(older, monkeypatch):
+    monkeypatch.delenv("BERTSMITH_CV")
     before = bs.Study(Path("study")).trials
     study = bs.tune("table.csv", output="study", trials=3, model="tiny", epochs=2, batch_size=16, max_length=32)
     assert len(study.trials) == 3
