@@ -1,7 +1,5 @@
 """With cross-validation no text is scored by a model that was trained on it, and the model is trained on all texts."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,20 +14,10 @@ from bertsmith.data.split import split_cleaned
 from bertsmith.errors import ConfigError, Interrupted
 from bertsmith.inference.abstain import held_out_of
 from bertsmith.run import Run
-from bertsmith.testing import tiny_model, tiny_table
+from bertsmith.testing import tiny_table
 from bertsmith.training.events import FoldDone, FoldStarted, StepDone
 from tests.conftest import same_weights, weights_of
 from tests.conftest import train as _train
-
-
-@pytest.fixture(scope="module")
-def pooled(tmp_path_factory):
-    """A tiny checkpoint that says it is made for the mean of the hidden states."""
-    folder = tiny_model(tmp_path_factory.mktemp("pooled") / "model")
-    (folder / "1_Pooling").mkdir()
-    modes = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps(modes))
-    return folder
 
 
 @pytest.fixture(scope="module")
