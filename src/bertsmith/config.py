@@ -107,7 +107,9 @@ class DataConfig(Step):
     test: TableSource = Field(None, description="Test table; otherwise a share of the table is held out.")
     validation_size: Share = Field(0.1, description="Share of the rows held out for validation.")
     test_size: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.1, description="Share of the rows held out for the test; 0: figures come from cross-validation."
+        0.1,
+        description="Share of the rows held out for the test; 0: figures come from cross-validation, "
+        "as below 300 labelled texts unless given.",
     )
     near_duplicates: Literal["together", "ignore"] = Field(
         "together", description="Keep texts that nearly repeat one another in one split, or split them as any others."
@@ -168,7 +170,7 @@ class TrainConfig(Step):
     cv: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None,
         description="Cross-validate with K folds, then train on all texts but those of the test; "
-        "0: hold out validation texts. Chosen by the number of texts unless given.",
+        "0: hold out validation texts. 3 below 300 labelled texts unless given, else 0.",
     )
     imbalance: Literal[
         "auto", "none", "weights", "effective-number", "focal", "logit-adjustment", "balanced-sampling"

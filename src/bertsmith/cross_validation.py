@@ -16,7 +16,7 @@ import numpy as np
 from bertsmith import storage
 from bertsmith.config import PRIMARY, Config
 from bertsmith.data.clean import Cleaned
-from bertsmith.data.split import fold_of
+from bertsmith.data.split import fold_of, split_cleaned
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError
 from bertsmith.evaluation.baseline import Regression
@@ -32,40 +32,47 @@ from bertsmith.training.recipe import Recipe
 from bertsmith.training.trainer import fit
 
 FEW = 300
-"""Labelled texts, those of the test aside, below which training cross-validates by itself."""
+"""Labelled texts, those of a given test table aside, below which training cross-validates by itself."""
 FOLDS_OF_FEW, FOLDS = 3, 5
 """Folds then, and where there are no test texts."""
 
 
-def choose_folds(config: Config, data: Table) -> int:
-    """Return how many folds to cross-validate with; 0 for a validation split.
+def choose_folds(config: Config, data: Table) -> tuple[int, float]:
+    """Return how many folds to cross-validate with, 0 for a validation split, and the share of the test texts.
 
     Args:
-        config: what the user set.
+        config: what the user set. The share of the test texts is 0 for few texts unless it is set: a tenth of them says
+            nothing.
         data: the table before it is split, with the splits that are given.
 
     Raises:
         ConfigError: if validation texts are given as well.
     """
-    given = data.frame["split"]
+    given, share = data.frame["split"], config.test_size
+    tested = bool((given == "test").any())
     if (given == "validation").any():
-        if config.cv or config.test_size == 0:
+        if config.cv or not share:
             raise ConfigError(
                 "the table says which texts are for validation, and a cross-validation needs none",
                 remedy="Leave out --cv and --test-size 0, or the validation texts.",
             )
-        return 0
-    if config.cv is not None:
-        return config.cv
-    tested = (given == "test").any()
-    if config.test_size == 0 and not tested:
-        return FOLDS
-    labelled = int((given != "test").sum()) if tested else round(len(data) * (1 - config.test_size))
-    return FOLDS_OF_FEW if labelled < FEW else 0
+        return 0, share
+    few = int((given != "test").sum()) < FEW
+    folds = config.cv
+    if folds is None:
+        folds = FOLDS if not share and not tested else FOLDS_OF_FEW if few else 0
+    return folds, 0.0 if folds and few and "test_size" not in config.model_fields_set else share
 
 
-def divide(cleaned: Cleaned, data: Table, k: int, config: Config, seed: int) -> tuple[Table, np.ndarray]:
-    """Make the validation texts of a split table training texts, and give each of these a fold.
+def divide(cleaned: Cleaned, k: int, test_size: float, config: Config, seed: int) -> tuple[Table, np.ndarray]:
+    """Split a table into training and test texts, and give each training text a fold.
+
+    Args:
+        cleaned: the table.
+        k: number of folds.
+        test_size: share of the test texts, unless these are given.
+        config: the settings.
+        seed: of split and folds.
 
     Returns:
         The table, and the fold of each training text, shape (training texts,).
@@ -73,9 +80,8 @@ def divide(cleaned: Cleaned, data: Table, k: int, config: Config, seed: int) -> 
     Raises:
         ConfigError: if there are too few texts for so many folds.
     """
-    split = data.frame["split"].replace("validation", "train")
-    data = Table(data.frame.assign(split=split), data.labels, data.columns, data.extra, data.name, data.notes)
-    rows = np.flatnonzero(split == "train")
+    data = split_cleaned(cleaned, config, seed, validation_size=0.0, test_size=test_size)
+    rows = np.flatnonzero(data.frame["split"] == "train")
     fold = fold_of(cleaned, data, rows, k, config, seed)
     for f in range(k):
         if len(np.unique(data.targets[rows][fold != f])) < 2:

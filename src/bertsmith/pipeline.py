@@ -338,16 +338,21 @@ def _divided(
     A resumed run has the folds that it began with. What is cross-validated without being asked to is split as usual
     where it has too few texts for folds.
     """
-    k = choose_folds(config, cleaned.table) if resumed is None else int(resumed.info["data"].get("folds", 0))
+    if resumed is None:
+        k, test_size = choose_folds(config, cleaned.table)
+    else:
+        k, tested = int(resumed.info["data"].get("folds", 0)), resumed.info["data"]["splits"]["test"]
+        test_size = config.test_size if tested else 0.0
+    asked = config.cv or not config.test_size
     if k and group.size > 1:
-        if config.cv or not config.test_size:
+        if asked:
             raise ConfigError("a cross-validation trains in one process", remedy="Leave out --cv, or torchrun.")
         k = 0
     if k:
         try:
-            return divide(cleaned, split_cleaned(cleaned, config, seed), k, config, seed)
+            return divide(cleaned, k, test_size, config, seed)
         except ConfigError:
-            if config.cv or not config.test_size:
+            if asked:
                 raise
     return split_cleaned(cleaned, config, seed), None
 

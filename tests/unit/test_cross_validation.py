@@ -10,7 +10,6 @@ from bertsmith.config import Config
 from bertsmith.cross_validation import FEW, FOLDS, FOLDS_OF_FEW, choose_folds, divide
 from bertsmith.data.clean import clean
 from bertsmith.data.read import read_table
-from bertsmith.data.split import split_cleaned
 from bertsmith.errors import ConfigError, Interrupted
 from bertsmith.inference.abstain import held_out_of
 from bertsmith.run import Run
@@ -23,7 +22,7 @@ from tests.conftest import train as _train
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, pooled):
     """Cross-validated with three folds, with test texts."""
-    return _train(pooled, tmp_path_factory.mktemp("runs") / "run", table=tiny_table(90), cv=3)
+    return _train(pooled, tmp_path_factory.mktemp("runs") / "run", table=tiny_table(90), cv=3, test_size=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -134,12 +133,14 @@ def test_few_texts_are_cross_validated_unless_validation_texts_are_given(monkeyp
     monkeypatch.delenv("BERTSMITH_CV")
     few, many = _table(), read_table(tiny_table(2 * FEW), Config())
     given = read_table(tiny_table(90).assign(split=["validation", "test", "train"] * 30), Config(split_column="split"))
-    assert choose_folds(Config(), few) == FOLDS_OF_FEW
-    assert choose_folds(Config(), many) == 0
-    assert choose_folds(Config(), given) == 0
-    assert choose_folds(Config(cv=0), few) == 0
-    assert choose_folds(Config(cv=7), many) == 7
-    assert choose_folds(Config(test_size=0), many) == FOLDS
+    assert choose_folds(Config(), few) == (FOLDS_OF_FEW, 0)
+    assert choose_folds(Config(test_size=0.2), few) == (FOLDS_OF_FEW, 0.2)
+    assert choose_folds(Config(), many) == (0, 0.1)
+    assert choose_folds(Config(), given) == (0, 0.1)
+    assert choose_folds(Config(cv=0), few) == (0, 0.1)
+    assert choose_folds(Config(cv=7), many) == (7, 0.1)
+    assert choose_folds(Config(cv=7), few) == (7, 0)
+    assert choose_folds(Config(test_size=0), many) == (FOLDS, 0)
     with pytest.raises(ConfigError):
         choose_folds(Config(cv=5), given)
 
@@ -158,7 +159,7 @@ def test_a_table_too_small_for_folds_has_a_validation_split(tmp_path, pooled, mo
 def test_what_belongs_together_is_in_one_fold():
     table = read_table(tiny_table(90).assign(author=np.arange(90) // 6), Config(group_column="author"))
     cleaned, config = clean(table), Config(group_column="author")
-    data, fold = divide(cleaned, split_cleaned(cleaned, config, 0), 3, config, 0)
+    data, fold = divide(cleaned, 3, 0.1, config, 0)
     trained = data.frame[data.frame["split"] == "train"]
     assert set(data.frame["split"]) == {"train", "test"}
     assert sorted(set(fold)) == [0, 1, 2]

@@ -70,8 +70,15 @@ def split(
     )
 
 
-def split_cleaned(cleaned: Cleaned, config: DataConfig, seed: int) -> Table:
-    """Split what cleaning left as the settings say.
+def split_cleaned(
+    cleaned: Cleaned,
+    config: DataConfig,
+    seed: int,
+    *,
+    validation_size: float | None = None,
+    test_size: float | None = None,
+) -> Table:
+    """Split what cleaning left as the settings say, but for the shares that are given.
 
     Raises:
         DataError: if too little is left, naming what cleaning took out.
@@ -79,8 +86,8 @@ def split_cleaned(cleaned: Cleaned, config: DataConfig, seed: int) -> Table:
     try:
         return split(
             cleaned.table,
-            validation_size=config.validation_size,
-            test_size=config.test_size,
+            validation_size=config.validation_size if validation_size is None else validation_size,
+            test_size=config.test_size if test_size is None else test_size,
             seed=seed,
             alike=cleaned.alike if config.near_duplicates == "together" else None,
         )

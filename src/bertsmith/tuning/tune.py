@@ -64,6 +64,11 @@ def run_tuning(
     stop: Callable[[], bool],
 ) -> Study:
     """Search, then train and test the winner; see `bertsmith.tune` for the arguments."""
+    if not config.test_size:
+        raise ConfigError(
+            "--test-size 0: a study needs test texts that it never looks at", remedy="Leave out --test-size 0."
+        )
+    config = config.model_copy(update={"test_size": config.test_size})  # as set by the user: of few texts as well
     if plan.models:
         config = config.model_copy(update={"model": plan.models[0]})
     from_file = read_space(plan.space, problems_of) if plan.space else {}
