@@ -247,7 +247,11 @@ def look_closer(
     """
     test, said, tokens = parts["test"], scores.probabilities["test"], scores.lengths
     targets, predicted, rule = test.targets, said.argmax(axis=1), classifier.rule
-    before = scale(said, 1 / rule.temperature, -np.array(rule.offsets or 0.0) / rule.temperature)
+    if crossed is not None and not crossed.tested:  # each fold has a rule and a temperature of its own
+        before, plain = crossed.probabilities, crossed.probabilities.argmax(axis=1)
+    else:
+        before = scale(said, 1 / rule.temperature, -np.array(rule.offsets or 0.0) / rule.temperature)
+        plain = rule.apply(said, decide=False).argmax(axis=1)
     columns = {
         "length in tokens": pd.Series(tokens),
         "cut at the maximum length": pd.Series(np.where(tokens > classifier.loaded.max_length, "yes", "no")),
@@ -256,7 +260,6 @@ def look_closer(
     }
     ruled = {"metric": PRIMARY, **scores.decision.to_dict(), "folded": rule.folded}
     if scores.decision.used:
-        plain = rule.apply(said, decide=False).argmax(axis=1)
         found = {
             name: from_pairs(targets, p, len(test.labels)) for name, p in (("with", predicted), ("without", plain))
         }

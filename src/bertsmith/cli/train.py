@@ -107,7 +107,7 @@ def run_and_show(
     if rule["used"]:
         out.print(
             f"a decision rule tuned on validation is used: there it gained {rule['gain']:.3f} macro-F1 "
-            f"(standard error {rule['standard_error']:.3f}); without it the test macro-F1 is "
+            f"(standard error {rule['standard_error']:.3f}); without it the {source} macro-F1 is "
             f"{rule['test']['without']['macro_f1']:.3f}"
         )
     if seeds := metrics.get("seeds"):
