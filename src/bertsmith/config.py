@@ -312,11 +312,12 @@ def _contradictions(config: Config, origin: Mapping[str, str]) -> list[str]:
         problems.append(f"{name('split_column')} and --validation/--test both say how to split: keep one of them")
     if config.cv == 1:
         problems.append(f"{name('cv')}: a cross-validation has 2 folds at least; 0 holds out validation texts")
-    if config.cv and config.validation is not None:
-        problems.append(f"{name('cv')} and {name('validation')} both say how to validate: keep one of them")
+    for other in ("validation", "validation_size"):
+        if config.cv and other in origin:
+            problems.append(f"{name('cv')} and {name(other)} both say how to validate: keep one of them")
     if config.test_size == 0 and (config.cv == 0 or config.validation is not None):
-        other = "cv" if config.cv == 0 else "validation"
-        problems.append(f"{name('test_size')} 0 needs a cross-validation, which {name(other)} rules out")
+        other = f"{name('cv')} 0" if config.cv == 0 else name("validation")
+        problems.append(f"{name('test_size')} 0 needs a cross-validation, which {other} rules out")
     if config.validation_size + config.test_size >= 1:
         problems.append(f"{name('validation_size')} and {name('test_size')} together must leave texts to train on")
     for flag, argument in SAME_ARGUMENT.items():

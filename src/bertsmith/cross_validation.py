@@ -18,7 +18,7 @@ from bertsmith.config import PRIMARY, Config
 from bertsmith.data.clean import Cleaned
 from bertsmith.data.split import fold_of, split_cleaned
 from bertsmith.data.table import Table
-from bertsmith.errors import ConfigError
+from bertsmith.errors import ConfigError, Interrupted
 from bertsmith.evaluation.baseline import Regression
 from bertsmith.evaluation.metrics import quick
 from bertsmith.inference.classifier import Classifier
@@ -53,14 +53,17 @@ def choose_folds(config: Config, data: Table) -> tuple[int, float]:
     if (given == "validation").any():
         if config.cv or not share:
             raise ConfigError(
-                "the table says which texts are for validation, and a cross-validation needs none",
-                remedy="Leave out --cv and --test-size 0, or the validation texts.",
+                "the table has validation texts, and a cross-validation has none",
+                where=data.name,
+                remedy="Leave out --cv (or --test-size 0), or the validation texts.",
             )
         return 0, share
     few = int((given != "test").sum()) < FEW
     folds = config.cv
+    if folds is None and "validation_size" in config.model_fields_set and share:
+        folds = 0
     if folds is None:
-        folds = FOLDS if not share and not tested else FOLDS_OF_FEW if few else 0
+        folds = FOLDS_OF_FEW if few else 0 if share or tested else FOLDS
     return folds, 0.0 if folds and few and "test_size" not in config.model_fields_set else share
 
 
@@ -132,26 +135,35 @@ def score_folds(
         file = place / f"{f}.npy"
         with contextlib.suppress(OSError, ValueError):
             result[outside] = np.load(file, allow_pickle=False)
+            emit(FoldDone(f + 1, k, _score(table.targets[outside], result[outside])))
             continue
         emit(FoldStarted(f + 1, k))
         every = np.ones(len(texts), dtype=bool)
         loaded, _ = prepare_model(found, config, table.labels, texts, every, tokens)
         begin_head(loaded, regress(fold != f))
         cut = tokens.cut(loaded.max_length)
-        fit(
-            loaded,
-            TokenDataset(cut.take(inside), table.targets[inside]),
-            TokenDataset(cut.take(np.array([], dtype=np.int64)), np.array([], dtype=np.int64)),
-            training_arguments(recipe, config, Path(gettempdir()), loaded.device, saves=False, validates=False),
-            recipe=recipe,
-            score=quick,
-            emit=emit,
-            by_hand=config.set,
-            stop=stop,
-        )
+        try:
+            fit(
+                loaded,
+                TokenDataset(cut.take(inside), table.targets[inside]),
+                TokenDataset(cut.take(np.array([], dtype=np.int64)), np.array([], dtype=np.int64)),
+                training_arguments(recipe, config, Path(gettempdir()), loaded.device, saves=False, validates=False),
+                recipe=recipe,
+                score=quick,
+                emit=emit,
+                by_hand=config.set,
+                stop=stop,
+            )
+        except Interrupted as error:
+            kept = f"; the {f} before it are kept" if f > 1 else "; the one before it is kept" if f else ""
+            raise Interrupted(f"stopped in fold {f + 1} of {k}, which begins anew{kept}") from error
         result[outside] = Classifier(loaded, table.labels).probabilities_of(cut.take(outside))
         place.mkdir(exist_ok=True)
         with storage.replaced_file(file) as part, part.open("wb") as stream:
             np.save(stream, result[outside])
-        emit(FoldDone(f + 1, k, float(quick(table.targets[outside], result[outside])[PRIMARY])))
+        emit(FoldDone(f + 1, k, _score(table.targets[outside], result[outside])))
     return result
+
+
+def _score(targets: np.ndarray, probabilities: np.ndarray) -> float:
+    return float(quick(targets, probabilities)[PRIMARY])

@@ -341,7 +341,8 @@ def _divided(
     if resumed is None:
         k, test_size = choose_folds(config, cleaned.table)
     else:
-        k, tested = int(resumed.info["data"].get("folds", 0)), resumed.info["data"]["splits"]["test"]
+        with runs.reading(resumed.layout.run):
+            k, tested = int(resumed.info["data"].get("folds", 0)), resumed.info["data"]["splits"]["test"]
         test_size = config.test_size if tested else 0.0
     asked = config.cv or not config.test_size
     if k and group.size > 1:

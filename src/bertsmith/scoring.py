@@ -23,7 +23,7 @@ from bertsmith.data.clean import clean
 from bertsmith.data.read import read_table
 from bertsmith.data.table import Labels, Table
 from bertsmith.errors import ConfigError, DataError
-from bertsmith.evaluation.abstention import check
+from bertsmith.evaluation.abstention import accuracy_coverage, check
 from bertsmith.evaluation.calibration import PRIOR, WIDE_PRIOR, calibration, fit_temperature, scale
 from bertsmith.evaluation.decision import Decision, tune
 from bertsmith.evaluation.evaluate import evaluate
@@ -273,19 +273,19 @@ def look_closer(
 
 
 def _check_abstention(parts: dict[str, Table], scores: Scores, crossed: CrossValidated | None) -> dict[str, Any]:
-    """Check thresholds on texts that they do not come from: without test texts, on every other fold."""
-    targets, said = (
-        {name: of[name] for name in ("validation", "test")} for of in (_targets(parts), scores.probabilities)
-    )
-    if crossed is not None and not crossed.tested:
-        even = crossed.fold % 2 == 0
-        targets = {"validation": targets["test"][even], "test": targets["test"][~even]}
-        said = {"validation": said["test"][even], "test": said["test"][~even]}
-    return check(targets["test"], said["test"], (targets["validation"], said["validation"]))
+    """Check thresholds on texts that they do not come from: without test texts, every other fold checks the others.
 
-
-def _targets(parts: dict[str, Table]) -> dict[str, np.ndarray]:
-    return {name: part.targets for name, part in parts.items()}
+    Returns:
+        JSON-ready: that of `check`, and ``texts`` that thresholds and sets were checked on.
+    """
+    targets, said = parts["test"].targets, scores.probabilities["test"]
+    if crossed is None or crossed.tested:
+        held_out = parts["validation"].targets, scores.probabilities["validation"]
+        return {**check(targets, said, held_out), "texts": len(targets)}
+    even = crossed.fold % 2 == 0
+    found = check(targets[~even], said[~even], (targets[even], said[even]))
+    curve = accuracy_coverage(said.max(axis=1), said.argmax(axis=1) == targets)
+    return {**found, "accuracy_coverage": curve, "texts": int((~even).sum())}
 
 
 def predictions_frame(table: Table, probabilities: np.ndarray) -> pd.DataFrame:

@@ -78,6 +78,9 @@ def test_without_test_texts_the_figures_are_those_of_the_cross_validation(untest
     for of_heads, of_rival in zip(left_out[:FOLDS], left_out[FOLDS:], strict=True):
         assert of_heads.tolist() == of_rival.tolist()
     assert np.sum(left_out[:FOLDS], axis=0).tolist() == [1] * 90
+    abstention = run.metrics["abstention"]
+    assert 0 < abstention["texts"] < 90  # thresholds are checked on texts that they do not come from
+    assert abstention["accuracy_coverage"][-1]["accuracy"] == test["metrics"]["accuracy"]["value"]
 
 
 def test_thresholds_come_from_the_cross_validation(run):
@@ -94,7 +97,7 @@ def test_a_stopped_run_goes_on_with_the_folds_that_are_left(tmp_path, pooled):
     def stop():
         return len(started) == 2
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match="fold 2 of 3"):
         _train(
             pooled,
             tmp_path / "run",
@@ -107,6 +110,7 @@ def test_a_stopped_run_goes_on_with_the_folds_that_are_left(tmp_path, pooled):
     events.clear()
     resumed = _train(pooled, tmp_path / "run", **settings, resume=True, on_event=events.append)
     assert [e.number for e in events if isinstance(e, FoldStarted)] == [2, 3]
+    assert [e.number for e in events if isinstance(e, FoldDone)] == [1, 2, 3]
     assert same_weights(weights_of(whole), weights_of(resumed))
     assert whole.metrics["splits"] == resumed.metrics["splits"]
 
@@ -138,6 +142,8 @@ def test_few_texts_are_cross_validated_unless_validation_texts_are_given(monkeyp
     assert choose_folds(Config(), many) == (0, 0.1)
     assert choose_folds(Config(), given) == (0, 0.1)
     assert choose_folds(Config(cv=0), few) == (0, 0.1)
+    assert choose_folds(Config(validation_size=0.2), few) == (0, 0.1)
+    assert choose_folds(Config(test_size=0), few) == (FOLDS_OF_FEW, 0)
     assert choose_folds(Config(cv=7), many) == (7, 0.1)
     assert choose_folds(Config(cv=7), few) == (7, 0)
     assert choose_folds(Config(test_size=0), many) == (FOLDS, 0)
@@ -168,7 +174,13 @@ def test_what_belongs_together_is_in_one_fold():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"cv": 1}, {"cv": 0, "test_size": 0}, {"cv": 5, "validation": tiny_table(9)}],
+    [
+        {"cv": 1},
+        {"cv": 0, "test_size": 0},
+        {"cv": 5, "validation": tiny_table(9)},
+        {"cv": 5, "validation_size": 0.2},
+        {"cv": 90},
+    ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings, tmp_path, pooled):
     with pytest.raises(ConfigError):

@@ -135,11 +135,11 @@ class Progress:
                     f"[dim]{last.tokens_per_second:,.0f} tokens/s, {last.padding:.0%} padding; time: {spent}[/]"
                 )
         elif isinstance(event, FoldStarted):
-            self.console.print(f"[bold]fold {event.number}[/] of {event.of}: training without its texts")
+            self.console.print(f"[bold]fold {event.number}[/] of {event.of}: training on the others")
         elif isinstance(event, FoldDone):
             self.console.print(f"fold {event.number} of {event.of}: macro-F1 {event.score:.3f} on its texts")
             if event.number == event.of:
-                self.console.print("[bold]training on all texts[/]")
+                self.console.print("[bold]all folds are done:[/] training on the texts of all of them")
         elif name == "SeedStarted":
             self.evaluations = []
             self.console.print(f"[bold]seed {event.seed}[/] ({event.number} of {event.of})")
@@ -157,7 +157,8 @@ class Progress:
         validated = (
             f"{prepared.folds}-fold cross-validation" if prepared.folds else f"{sizes['validation']:,} to validate"
         )
-        say(f"split: {sizes['train']:,} to train, {validated}, {sizes['test']:,} to test")
+        tested = f"{sizes['test']:,} to test" if sizes["test"] else "no test texts"
+        say(f"split: {sizes['train']:,} to train, {validated}, {tested}")
         say(
             f"model: {prepared.model}, {prepared.parameters / 1e6:.0f} M weights, on {prepared.device}; "
             f"{prepared.max_length} tokens of each text",

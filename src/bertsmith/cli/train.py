@@ -92,11 +92,9 @@ def run_and_show(
             f"always the commonest label: {baseline['test'][name]:.3f})"
         )
     few = "; they are few, and every figure is rough" if test["texts"] < FEW_TEXTS else ""
-    how = (
-        f", each by a model of {test['folds']} that was not trained on it"
-        if "by" in test
-        else " that were not seen in training"
-    )
+    how = " that were not seen in training"
+    if "by" in test:
+        how = f", each labelled by one of {test['folds']} models, which was not trained on it"
     out.print(f"on {test['texts']:,} texts{how}{few}")
     if never := never_predicted(test["confusion"]):
         named = listing([run.labels.texts[i] for i in never])

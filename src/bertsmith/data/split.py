@@ -124,11 +124,15 @@ def fold_of(cleaned: Cleaned, data: Table, rows: np.ndarray, k: int, config: Dat
             splitter = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
             for fold, (_, held_out) in enumerate(splitter.split(rows, data.targets[rows], groups)):
                 folds[held_out] = fold
-    except ValueError as error:
-        raise ConfigError(f"--cv {k}: {error}", remedy="Take fewer folds.") from error
+    except ValueError:  # there is not even one class with a text for each fold
+        folds[:] = -1
     if len(np.unique(folds)) < k or (folds < 0).any():
+        largest, n_groups = int(np.bincount(data.targets[rows]).max()), len(np.unique(groups))
         raise ConfigError(
-            f"--cv {k}: there are too few texts, or groups of them, for so many folds", remedy="Take fewer."
+            f"--cv {k}: too few texts for so many folds: the largest class has {largest:,} texts, and there are "
+            f"{n_groups:,} groups of texts that belong together",
+            where=data.name,
+            remedy=f"Take at most {min(largest, n_groups)} folds.",
         )
     return folds
 
