@@ -98,7 +98,7 @@ def run_and_show(
     out.print(f"on {test['texts']:,} texts{how}{few}")
     if never := never_predicted(test["confusion"]):
         named = listing([run.labels.texts[i] for i in never])
-        out.print(f"[yellow]never given, though test texts have it:[/] {escape(named)}")
+        out.print(f"[yellow]never predicted, although texts have it:[/] {escape(named)}")
     for name in ("bag_of_words", "frozen_embeddings"):
         out.print(f"it is {metrics['baseline'][name]['verdict']}", markup=False)
     rule = metrics["decision_rule"]
@@ -127,7 +127,7 @@ def stoppable() -> Iterator[Callable[[], bool]]:
         if wish.is_set():
             raise KeyboardInterrupt
         wish.set()
-        talk().print("[yellow]stopping as soon as what is done is safe; again to stop at once[/]")
+        talk().print("[yellow]stopping after the current step; press Ctrl-C again to stop at once[/]")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -55,7 +55,7 @@ class Labelling(ABC):
             progress: called with the number of texts done since the last call.
 
         Raises:
-            DataError: if something is no text.
+            DataError: if an item is not a string.
             DeviceError: if not even a single text fits into memory.
         """
 
@@ -145,7 +145,7 @@ class OneModel(Labelling):
         """Tokenize texts, each cut at `max_length` unless it is wanted whole.
 
         Raises:
-            DataError: if something is no text.
+            DataError: if an item is not a string.
         """
         normal = [normalise(text) for text in as_texts(texts)]
         return self.encoder.encode(normal, self.columns, None if whole else self.max_length)
@@ -196,7 +196,7 @@ def as_texts(texts: Sequence[str]) -> list[str]:
     """Return texts as a list, a single string as one text.
 
     Raises:
-        DataError: if something is no text.
+        DataError: if an item is not a string.
     """
     if not isinstance(texts, Iterable) or isinstance(texts, Mapping) or hasattr(texts, "columns"):
         raise DataError(
@@ -207,7 +207,7 @@ def as_texts(texts: Sequence[str]) -> list[str]:
     odd = next((i for i, text in enumerate(result) if not isinstance(text, str)), None)
     if odd is not None:
         raise DataError(
-            f"text {odd} (counted from 0) is no text: {result[odd]!r}",
+            f"item {odd} is not a string: {result[odd]!r}",
             remedy="Give texts alone: leave out what is missing, decode bytes, and take texts out of lists.",
         )
     for i, text in enumerate(result):
@@ -215,7 +215,7 @@ def as_texts(texts: Sequence[str]) -> list[str]:
             text.encode()
         except UnicodeEncodeError as error:
             raise DataError(
-                f"text {i} (counted from 0) is no Unicode: it has half a character, {text[error.start]!r}",
+                f"item {i} is not valid Unicode: it has a lone surrogate, {text[error.start]!r}",
                 remedy="Read it with its right encoding, or with errors='replace'.",
             ) from error
     return result

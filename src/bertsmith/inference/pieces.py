@@ -58,7 +58,7 @@ class Pieces:
         before = _begun(self.output)
         if changed := differences(before["about"], json.loads(json.dumps(about))):
             raise RunFolderError(
-                f"these predictions cannot be gone on with, since these differ: {'; '.join(changed)}",
+                f"these predictions cannot be resumed, since these differ: {'; '.join(changed)}",
                 where=str(self.folder),
                 remedy="Give the command they were begun with, or pass --overwrite to begin anew.",
             )
@@ -197,7 +197,7 @@ def _begun(output: Path) -> dict[str, Any]:
         return {"about": content["about"], "replaces": content["replaces"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(
-            "what these unfinished predictions are of is damaged, so that they cannot be gone on with",
+            "the description of these unfinished predictions is damaged, so they cannot be resumed",
             where=str(folder / ABOUT),
             remedy="Pass --overwrite to begin anew.",
         ) from error

@@ -162,7 +162,7 @@ def agree(study: Study, searched: dict[str, Any], *, overwrite: bool) -> None:
         changed.append("the search space")
     if changed:
         raise RunFolderError(
-            f"the study cannot be gone on with, since these differ: {'; '.join(changed)}",
+            f"the study cannot be resumed, since these settings differ: {'; '.join(changed)}",
             where=str(study.path),
             remedy="Run the command it was begun with, give -o another folder, or pass --overwrite to begin anew.",
         )
