@@ -215,7 +215,8 @@ def about_texts(table: Table, texts: list[str]) -> list[Finding]:
                     "warning",
                     most,
                     f"{guessed} most look {main}",
-                    "a checkpoint for English does not know it: take one for this language, or a multilingual one",
+                    f"a checkpoint for English does not know it: take one for {main}, or a multilingual one, such as "
+                    "FacebookAI/xlm-roberta-base",
                 )
             )
     return found
