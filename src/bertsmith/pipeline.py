@@ -51,7 +51,7 @@ from bertsmith.training.events import CheckpointsDamaged, Evaluated, Event, Fini
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.speed import Phases
 from bertsmith.training.together import ALONE, Group, join
-from bertsmith.training.trainer import fit
+from bertsmith.training.trainer import check_memory, fit
 from bertsmith.versions import hardware, versions
 
 
@@ -254,6 +254,7 @@ def _train(
         check_stop(scoring)
 
     try:
+        check_memory(loaded, train, validation)
         with phases.timed("baseline"):
             frozen = Frozen.embed(loaded, parts, encoded, config.seed)
             begin_head(loaded, group.of_the_leader(frozen.regress()))

@@ -221,6 +221,17 @@ def _steps(
     return replace(steps, token_budget=budget, workers=threads, most_held=most)
 
 
+def check_memory(loaded: Loaded, *parts: TokenDataset) -> None:
+    """See that a step fits into memory, before anything takes some of it.
+
+    Raises:
+        DeviceError: if a CPU has too little for one text.
+    """
+    if loaded.device.type == "cpu":
+        threads = workers.count() if forward.supports(loaded.model) else 1
+        plan(loaded.model, _longest(*parts), training=True, free=free_memory(), workers=threads)
+
+
 def _evaluations_per_epoch(arguments: TrainingArguments, texts: int) -> int:
     if arguments.eval_strategy != "steps" or not arguments.eval_steps:
         return 1
