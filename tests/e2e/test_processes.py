@@ -162,7 +162,7 @@ def test_closed_streams_are_no_fault(command, finished, csv):
     line = line.replace("inspect", f"{sys.executable} -m bertsmith inspect")
     out = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
-    assert out.stderr == ""
+    assert not re.search("traceback|error", out.stderr, re.IGNORECASE)  # whether counts are printed is a race
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

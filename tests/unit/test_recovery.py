@@ -881,5 +881,6 @@ def test_freed_memory_is_kept_while_it_is_needed_again_and_given_back_afterwards
 
     with memory.freed_memory_kept():
         new_pages()
-        assert new_pages() < 100
-    assert new_pages() > 200  # some kernels hand out many at once
+        kept = new_pages()
+        assert kept < 100
+    assert new_pages() > kept + 20  # kernels with huge pages hand out many at once
