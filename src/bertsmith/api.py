@@ -192,7 +192,7 @@ def evaluate(
     Raises:
         UserError: if the run or the table is not usable.
     """
-    from bertsmith.scoring import run_evaluation
+    from bertsmith.evaluating import run_evaluation
 
     if others := [name for name in ("validation", "test") if settings.get(name) is not None]:
         raise ConfigError(

@@ -149,7 +149,7 @@ def test_training_tokenizes_each_text_once(tiny, tmp_path, tokenized):
 def test_what_is_scored_is_what_the_tokenizer_on_disk_makes_of_the_texts(tiny, tmp_path, tokenized, monkeypatch):
     save = Loaded.save
 
-    def save_another(self, folder):  # which knows no cat
+    def save_another(self, folder):  # whose vocabulary lacks "cat"
         save(self, folder)
         file = folder / "tokenizer.json"
         file.write_text(file.read_text().replace('"cat"', '"catt"'))

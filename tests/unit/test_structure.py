@@ -19,7 +19,7 @@ ORDER = [
     {"output", "training", "evaluation"},
     {"report", "inference", "preparing"},
     {"scoring"},
-    {"baselines", "cross_validation"},
+    {"baselines", "cross_validation", "evaluating"},
     {"pipeline"},
     {"repeat"},
     {"tuning", "serving"},

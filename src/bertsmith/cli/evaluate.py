@@ -43,7 +43,7 @@ def evaluate(
     from bertsmith.run import open_run
 
     open_run(run)
-    from bertsmith.scoring import run_evaluation
+    from bertsmith.evaluating import run_evaluation
 
     evaluation = run_evaluation(run, table, settings, name=name, overwrite=overwrite)
     metrics = evaluation.metrics

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 Label = Callable[[Callable[[int], None] | None], np.ndarray]
-"""Gives the `Labelling.predict_proba` of texts that were prepared, once it is told a progress."""
+"""Takes a progress callback and returns the probabilities of prepared texts; see `Labelling.predict_proba`."""
 
 
 class Labelling(ABC):
@@ -173,10 +173,6 @@ class OneModel(Labelling):
     def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
         """Return the number of tokens of each text, special tokens counted, nothing cut, shape (texts,)."""
         return self.encode(texts).lengths
-
-    def count_long(self, texts: Sequence[str]) -> int:
-        """Return how many texts are longer than `max_length`, so that their ends are not read."""
-        return int(self.encode(texts).is_cut.sum())
 
     def probabilities_of(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the probabilities for n tokenized texts, shape (n, classes); see `predict_proba`."""

@@ -98,7 +98,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class FoldStarted:
-    """Training begins without the texts of one of several folds; ``number`` counts from 1."""
+    """Training on all folds but one begins; ``number``, from 1, is the fold that is left out."""
 
     number: int
     of: int
