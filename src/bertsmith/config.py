@@ -315,8 +315,9 @@ def _contradictions(config: Config, origin: Mapping[str, str]) -> list[str]:
     for other in ("validation", "validation_size"):
         if config.cv and other in origin:
             problems.append(f"{name('cv')} and {name(other)} both say how to validate: keep one of them")
-    if config.test_size == 0 and (config.cv == 0 or config.validation is not None):
-        other = f"{name('cv')} 0" if config.cv == 0 else name("validation")
+    validates = next((other for other in ("validation", "validation_size") if other in origin), None)
+    if config.test_size == 0 and (config.cv == 0 or validates):
+        other = name(validates) if validates else f"{name('cv')} 0"
         problems.append(f"{name('test_size')} 0 needs a cross-validation, which {other} rules out")
     if config.validation_size + config.test_size >= 1:
         problems.append(f"{name('validation_size')} and {name('test_size')} together must leave texts to train on")

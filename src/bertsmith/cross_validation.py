@@ -13,6 +13,7 @@ from tempfile import gettempdir
 
 import numpy as np
 
+from bertsmith import run as runs
 from bertsmith import storage
 from bertsmith.config import PRIMARY, Config
 from bertsmith.data.clean import Cleaned
@@ -92,6 +93,44 @@ def divide(cleaned: Cleaned, k: int, test_size: float, config: Config, seed: int
                 f"--cv {k}: without one of the folds there is only one class to train on", remedy="Label more texts."
             )
     return data, fold
+
+
+def split_or_fold(
+    cleaned: Cleaned, config: Config, seed: int, resumed: runs.Run | None = None, *, alone: bool = True
+) -> tuple[Table, np.ndarray | None]:
+    """Split a table; with cross-validation, return the fold of each training text as well, shape (texts,).
+
+    A resumed run has the folds that it began with. A table that is too small for folds is split as usual, unless the
+    user asked for a cross-validation.
+
+    Args:
+        cleaned: the table.
+        config: the settings.
+        seed: of split and folds.
+        resumed: the run to resume.
+        alone: whether one process trains the model.
+
+    Raises:
+        UserError: if the table cannot be split as the settings say.
+    """
+    if resumed is None:
+        k, test_size = choose_folds(config, cleaned.table)
+    else:
+        with runs.reading(resumed.layout.run):
+            k, tested = int(resumed.info["data"].get("folds", 0)), resumed.info["data"]["splits"]["test"]
+        test_size = config.test_size if tested else 0.0
+    asked = config.cv or not config.test_size
+    if k and not alone:
+        if asked:
+            raise ConfigError("a cross-validation trains in one process", remedy="Leave out --cv, or torchrun.")
+        k = 0
+    if k:
+        try:
+            return divide(cleaned, k, test_size, config, seed)
+        except ConfigError:
+            if asked:
+                raise
+    return split_cleaned(cleaned, config, seed), None
 
 
 def score_folds(

@@ -18,13 +18,13 @@ from bertsmith.baselines import Frozen, baselines
 from bertsmith.compute.device import describe_device
 from bertsmith.compute.memory import ran_out
 from bertsmith.config import PRIMARY, Config
-from bertsmith.cross_validation import choose_folds, divide, score_folds
+from bertsmith.cross_validation import score_folds, split_or_fold
 from bertsmith.data.clean import Cleaned, clean
 from bertsmith.data.findings import Findings
 from bertsmith.data.inspect import inspect
 from bertsmith.data.split import split_cleaned
 from bertsmith.data.table import SPLITS, Table
-from bertsmith.errors import ConfigError, DeviceError, Interrupted, listing
+from bertsmith.errors import DeviceError, Interrupted, listing
 from bertsmith.evaluation.metrics import quick
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.explain import explain_mistakes
@@ -177,7 +177,9 @@ def _train(
         check_stop("stopped before training began")
         table = read()
         cleaned = clean(table)
-        data, fold = _divided(cleaned, config, split_seed, runs.Run(output) if resume else None, group)
+        data, fold = split_or_fold(
+            cleaned, config, split_seed, runs.Run(output) if resume else None, alone=group.size == 1
+        )
         positions = _positions(data)
         if fold is not None:  # by models that were not trained on them
             positions["validation"] = positions["train"]
@@ -329,34 +331,6 @@ def _train(
     write_report(run)
     run.finish(keep_checkpoints=config.keep_checkpoints)
     return run
-
-
-def _divided(
-    cleaned: Cleaned, config: Config, seed: int, resumed: runs.Run | None, group: Group
-) -> tuple[Table, np.ndarray | None]:
-    """Split a table; with cross-validation, return the fold of each training text as well, shape (texts,).
-
-    A resumed run has the folds that it began with. What is cross-validated without being asked to is split as usual
-    where it has too few texts for folds.
-    """
-    if resumed is None:
-        k, test_size = choose_folds(config, cleaned.table)
-    else:
-        with runs.reading(resumed.layout.run):
-            k, tested = int(resumed.info["data"].get("folds", 0)), resumed.info["data"]["splits"]["test"]
-        test_size = config.test_size if tested else 0.0
-    asked = config.cv or not config.test_size
-    if k and group.size > 1:
-        if asked:
-            raise ConfigError("a cross-validation trains in one process", remedy="Leave out --cv, or torchrun.")
-        k = 0
-    if k:
-        try:
-            return divide(cleaned, k, test_size, config, seed)
-        except ConfigError:
-            if asked:
-                raise
-    return split_cleaned(cleaned, config, seed), None
 
 
 def _positions(data: Table) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ import pytest
 import bertsmith as bs
 from bertsmith import baselines
 from bertsmith.config import Config
-from bertsmith.cross_validation import FEW, FOLDS, FOLDS_OF_FEW, choose_folds, divide
+from bertsmith.cross_validation import FEW, FOLDS, FOLDS_OF_FEW, choose_folds, divide, split_or_fold
 from bertsmith.data.clean import clean
 from bertsmith.data.read import read_table
 from bertsmith.errors import ConfigError, Interrupted
@@ -179,6 +179,7 @@ def test_what_belongs_together_is_in_one_fold():
         {"cv": 0, "test_size": 0},
         {"cv": 5, "validation": tiny_table(9)},
         {"cv": 5, "validation_size": 0.2},
+        {"cv": None, "test_size": 0, "validation_size": 0.2},
         {"cv": 90},
     ],
 )
@@ -189,12 +190,9 @@ def test_settings_that_contradict_each_other_are_refused(settings, tmp_path, poo
 
 
 def test_several_processes_are_told_to_train_without_folds(monkeypatch):
-    from bertsmith import pipeline
-    from bertsmith.training.together import Group
-
     cleaned = clean(_table())
-    data, fold = pipeline._divided(cleaned, Config(), 0, None, Group(0, 2))
+    data, fold = split_or_fold(cleaned, Config(), 0, alone=False)
     assert fold is None
     assert (data.frame["split"] == "validation").any()
     with pytest.raises(ConfigError):
-        pipeline._divided(cleaned, Config(cv=3), 0, None, Group(0, 2))
+        split_or_fold(cleaned, Config(cv=3), 0, alone=False)
