@@ -224,7 +224,7 @@ def test_batched_equals_single_whatever_the_neighbours(cut_small):
     _close(classifier.predict_proba([texts[i] for i in order]), together[order])
     assert classifier.predict_proba([]).shape == (0, 3)
     assert together.sum(axis=1) == pytest.approx(1)
-    with pytest.raises(DataError, match="text 1"):
+    with pytest.raises(DataError, match="item 1"):
         classifier.predict_proba(["a", None])
 
 
