@@ -57,7 +57,9 @@ def kills(folder: Path, table: Path, model: Path, settings: dict, *, n: int, see
         seed: of the moments.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bertsmith.pipeline", "torch", "transformers", "datasets", "sklearn.linear_model"])
+    context.set_forkserver_preload(
+        ["bertsmith.workflows.train", "torch", "transformers", "datasets", "sklearn.linear_model"]
+    )
 
     def start(name: str, resume: bool) -> multiprocessing.Process:
         process = context.Process(target=train, args=(str(table), str(model), str(folder / name), resume, settings))

@@ -49,11 +49,10 @@ def main() -> int:
     from datasets import disable_progress_bars
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    from bertsmith.compute.machine import cores
     from bertsmith.model import checkpoint, token_cache
-    from bertsmith.model.encode import encode
-    from bertsmith.model.encoder import Tokens
     from bertsmith.model.load import Loaded
-    from bertsmith.versions import cores
+    from bertsmith.model.tokenizer import Tokens, encode
 
     disable_progress_bars()
     folder = checkpoint.resolve("packaged:minilm").path

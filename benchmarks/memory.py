@@ -78,8 +78,8 @@ def measured_run(n_texts: int, batch_size: int, epochs: int) -> int:
 
     from bertsmith.config import TrainConfig
     from bertsmith.model import checkpoint
-    from bertsmith.model.encoder import Tokens
     from bertsmith.model.load import Loaded
+    from bertsmith.model.tokenizer import Tokens
     from bertsmith.training.arguments import training_arguments
     from bertsmith.training.collate import TokenDataset
     from bertsmith.training.recipe import Recipe

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bertsmith.versions import cores
+from bertsmith.compute.machine import cores
 
 BATCH_SIZES = (1, 8, 32, 64)
 

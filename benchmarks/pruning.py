@@ -27,9 +27,9 @@ def run_trials(data: Path, table: str, trials: int, kept: Path) -> None:
     from bertsmith.config import PRIMARY, Config
     from bertsmith.data.clean import clean
     from bertsmith.data.read import read_table
-    from bertsmith.preparing import choose_recipe
     from bertsmith.tuning.space import default_space, suggest, with_values
-    from bertsmith.tuning.trials import Bench, run_trial, scored_within_epochs
+    from bertsmith.workflows.prepare import choose_recipe
+    from bertsmith.workflows.trials import Bench, run_trial, scored_within_epochs
 
     folder = kept.parent / "texts"
     folder.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,7 @@ CONTENDERS = ("trainer", "trainer-fast", "best", *OURS)
 def texts_of(name: str, data: Path, limit: int | None, seed: int = 0) -> tuple[list[str], np.ndarray]:
     """Return texts and class indices of ``reuters_r8`` or ``bbc``, at most ``limit`` of them, drawn at random."""
     if name == "bbc":
-        from bertsmith.data.bbc import bbc_news
+        from bertsmith.cli.demo import bbc_news
 
         frame = bbc_news()
         texts, labels = frame["Text"].astype(str).tolist(), frame["Label Text"].to_numpy()
@@ -125,8 +125,8 @@ def run(
     """Train one epoch; return its seconds and the model."""
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
-    from bertsmith.model.encoder import Tokens
     from bertsmith.model.load import Loaded
+    from bertsmith.model.tokenizer import Tokens
     from bertsmith.training.collate import TokenDataset
     from bertsmith.training.recipe import Recipe, choose_precision
     from bertsmith.training.trainer import _engine, _Reporter

@@ -21,8 +21,8 @@ from bertsmith.testing import tiny_model, tiny_table
 if TYPE_CHECKING:
     import torch
 
-    from bertsmith.inference.labelling import Labelling
-    from bertsmith.run import Run
+    from bertsmith.folders.run import Run
+    from bertsmith.inference.predictor import Labelling
 
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -113,7 +113,7 @@ def classifier(finished: Path) -> Labelling:
 @pytest.fixture
 def tokenized(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The texts that went through a tokenizer."""
-    from bertsmith.model.encoder import FastEncoder
+    from bertsmith.model.tokenizer import FastEncoder
 
     texts: list[str] = []
     whole = FastEncoder.whole

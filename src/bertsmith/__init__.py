@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from bertsmith.data.findings import Findings
     from bertsmith.data.table import Labels, Table
     from bertsmith.errors import UserError
+    from bertsmith.folders.run import Run
+    from bertsmith.folders.study import Study
     from bertsmith.inference.classifier import Classifier
-    from bertsmith.run import Run
-    from bertsmith.tuning.study import Study
 
 __version__ = "0.1.0"
 
@@ -23,8 +23,8 @@ _HOME = {
     "Classifier": "bertsmith.inference.classifier",
     "Findings": "bertsmith.data.findings",
     "Labels": "bertsmith.data.table",
-    "Run": "bertsmith.run",
-    "Study": "bertsmith.tuning.study",
+    "Run": "bertsmith.folders.run",
+    "Study": "bertsmith.folders.study",
     "Table": "bertsmith.data.table",
     "UserError": "bertsmith.errors",
     "compare": "bertsmith.api",

@@ -6,20 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bertsmith.compute.machine import use_cores
 from bertsmith.config import Config, DataConfig, resolve
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, RunFolderError, listing, path_of
-from bertsmith.run import Run, open_run
-from bertsmith.versions import use_cores
+from bertsmith.folders.run import Run, open_run
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from bertsmith.data.findings import Findings
+    from bertsmith.events import RunListener, StudyListener
+    from bertsmith.folders.study import Study
     from bertsmith.inference.export import Export
-    from bertsmith.inference.labelling import Labelling
-    from bertsmith.pipeline import Observer
-    from bertsmith.tuning.study import Study
+    from bertsmith.inference.predictor import Labelling
 
 
 def read_table(source: Any = None, **settings: Any) -> Table:
@@ -59,7 +59,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     config: Path | str | None = None,
-    on_event: Observer | None = None,
+    on_event: RunListener | None = None,
     stop: Callable[[], bool] | None = None,
     **settings: Any,
 ) -> Run:
@@ -71,7 +71,7 @@ def train(
         resume: go on with an unfinished run.
         overwrite: replace a finished run.
         config: a TOML file of settings; keyword arguments win over it.
-        on_event: is told what happens (see `bertsmith.training.events`); ``print`` will do.
+        on_event: is told what happens (see `bertsmith.events`); ``print`` will do.
         stop: asked after every step; where it says yes, a checkpoint is saved and training is interrupted.
         **settings: fields of `DataConfig`, `ModelConfig` and `TrainConfig`, such as ``model`` or ``epochs``.
 
@@ -79,8 +79,8 @@ def train(
         UserError: for everything that the user can mend.
         Interrupted: after ``stop`` said yes.
     """
-    from bertsmith.repeat import run_seeds
     from bertsmith.training.arguments import problems_of
+    from bertsmith.workflows.seeds import run_seeds
 
     resolved = resolve(settings, None if config is None else path_of(config, "config"), api=True, check_set=problems_of)
     use_cores(resolved.threads)
@@ -110,7 +110,7 @@ def tune(
     space: Path | str | Mapping[str, Any] | None = None,
     overwrite: bool = False,
     config: Path | str | None = None,
-    on_event: Callable[[Any], None] | None = None,
+    on_event: StudyListener | None = None,
     stop: Callable[[], bool] | None = None,
     **settings: Any,
 ) -> Study:
@@ -133,7 +133,7 @@ def tune(
             ``{"learning_rate": {"low": 1e-5, "high": 1e-4, "log": True}, "batch_size": [16, 32], "dropout": 0.1}``.
         overwrite: begin anew.
         config: a TOML file of settings; keyword arguments win over it.
-        on_event: is told what happens (see `bertsmith.tuning.events`); ``print`` will do.
+        on_event: is told what happens (see `bertsmith.events`); ``print`` will do.
         stop: asked after every step; where it says yes, the search ends, and finished trials are kept.
         **settings: fields of `DataConfig`, `ModelConfig`, `TrainConfig` and `EvalConfig`; what is given is not varied.
 
@@ -145,7 +145,7 @@ def tune(
 
     try:
         from bertsmith.tuning.plan import Plan
-        from bertsmith.tuning.tune import run_tuning
+        from bertsmith.workflows.tune import run_tuning
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"tuning needs the package {error.name}", remedy="Install it: pip install 'bertsmith[tune]'."
@@ -192,7 +192,7 @@ def evaluate(
     Raises:
         UserError: if the run or the table is not usable.
     """
-    from bertsmith.evaluating import run_evaluation
+    from bertsmith.workflows.evaluate import run_evaluation
 
     if others := [name for name in ("validation", "test") if settings.get(name) is not None]:
         raise ConfigError(
@@ -210,15 +210,15 @@ def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
         *runs: two or more runs, or their folders; their test rows and classes must be the same.
 
     Returns:
-        One entry a run, as of `bertsmith.evaluation.compare.side_by_side`, with ``texts``, the number of test rows.
+        One entry a run, as of `bertsmith.evaluation.evaluate.side_by_side`, with ``texts``, the number of test rows.
 
     Raises:
         UserError: if a run is not finished, or the test rows differ, so that nothing could be paired.
     """
     import numpy as np
 
-    from bertsmith.evaluation.compare import side_by_side
-    from bertsmith.scoring import groups_in, targets_of
+    from bertsmith.evaluation.evaluate import side_by_side
+    from bertsmith.workflows.score import groups_in, targets_of
 
     opened = [run if isinstance(run, Run) else open_run(run) for run in runs]
     if len(opened) < 2:
@@ -274,7 +274,7 @@ def load(
     Raises:
         UserError: if there is none.
     """
-    from bertsmith.inference.opening import open_classifier
+    from bertsmith.inference.load import open_classifier
 
     path = run.path if isinstance(run, Run) else run
     return open_classifier(path, device=device, decide=decide, ensemble=ensemble, runtime=runtime, long=long)[0]

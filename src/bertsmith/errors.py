@@ -11,6 +11,8 @@ from typing import Any
 
 _LONGEST_SHOWN = 80
 """Characters of a value that a message repeats."""
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+"""What a disk refuses with."""
 
 
 class UserError(Exception):
@@ -132,3 +134,14 @@ def is_possible(path: str | os.PathLike[str]) -> bool:
     except ValueError:  # a null character
         return False
     return True
+
+
+def cannot_write(path: Path, error: Exception, remedy: str | None = None) -> OutputError:
+    """Return the error that says why something cannot be written, and what to do: ``remedy``, or what is usual."""
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    reason = os.strerror(errno.ENOSPC) if full else getattr(error, "strerror", None) or error
+    blocking = next((folder for folder in path.absolute().parents if folder.is_file()), None)
+    if blocking is not None:
+        reason = f"{blocking} is a file, not a folder"
+    usual = "Make room, or give another place." if full else "Give another place, or see that it can be written to."
+    return OutputError(f"this cannot be written: {reason}", where=str(path), remedy=remedy or usual)

@@ -17,8 +17,8 @@ import numpy as np
 
 from bertsmith.data.table import Labels
 from bertsmith.evaluation.rule import Rule
-from bertsmith.inference.labelling import OneModel
-from bertsmith.model.encoder import Encoder
+from bertsmith.inference.predictor import OneModel
+from bertsmith.model.tokenizer import Encoder
 from bertsmith.serving import server
 
 

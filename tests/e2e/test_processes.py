@@ -12,7 +12,7 @@ import pytest
 from benchmarks.chaos import kills
 
 from bertsmith.cli.train import stoppable
-from bertsmith.output import held
+from bertsmith.folders.claim import held
 from bertsmith.testing import tiny_model, tiny_table
 
 
@@ -110,7 +110,7 @@ def test_an_address_space_that_is_small_is_respected(csv, tiny, tmp_path):
     large = tiny_model(tmp_path / "large", hidden_size=768, intermediate_size=3072, num_hidden_layers=4)
     code = """
 import resource, sys
-import bertsmith.pipeline, bertsmith.cli.app
+import bertsmith.workflows.train, bertsmith.cli.app
 from bertsmith.compute import memory
 left = int(sys.argv.pop(1)) * 2**20
 used = int(next(l for l in open("/proc/self/status") if l.startswith("VmSize")).split()[1]) * 1024

@@ -28,7 +28,7 @@ def _cli(*arguments):
 @pytest.fixture(scope="module")
 def bbc(tmp_path_factory):
     """A run on 700 articles of BBC News, cut short to be quick: 45 tokens each, one epoch."""
-    from bertsmith.data.bbc import bbc_news
+    from bertsmith.cli.demo import bbc_news
 
     folder = tmp_path_factory.mktemp("bbc")
     articles = bbc_news()

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bertsmith import hub
 from bertsmith.compute.device import choose_device
+from bertsmith.data import hub
 from bertsmith.data.table import Labels
 from bertsmith.errors import DeviceError, ModelError
 from bertsmith.model import checkpoint

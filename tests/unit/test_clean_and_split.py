@@ -10,9 +10,9 @@ from bertsmith.config import DataConfig
 from bertsmith.data.clean import CONFLICT, DUPLICATE, EMPTY, IN_TEST, IN_VALIDATION, NO_LABEL, clean
 from bertsmith.data.inspect import inspect
 from bertsmith.data.near_duplicates import near_duplicates
-from bertsmith.data.normalise import normalise
 from bertsmith.data.read import read_table
 from bertsmith.data.split import split
+from bertsmith.data.texts import normalise
 from bertsmith.errors import DataError
 from bertsmith.testing import WORDS, tiny_table
 

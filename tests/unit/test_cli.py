@@ -25,7 +25,7 @@ from bertsmith.cli.app import COMMANDS, app, main
 from bertsmith.config import Config, DataConfig
 from bertsmith.data.stream import open_stream
 from bertsmith.errors import ConfigError
-from bertsmith.inference.pieces import Pieces
+from bertsmith.inference.chunks import Pieces
 from bertsmith.inference.spreadsheet import write_csv
 from bertsmith.testing import tiny_table
 from tests.conftest import train
@@ -307,7 +307,7 @@ def test_what_does_not_fit_into_excel_is_told_before_anything_is_labelled(cli, f
 @pytest.mark.parametrize(("dialect", "delimiter", "decimal"), [("excel", ",", "."), ("excel-semicolon", ";", ",")])
 def test_csv_for_excel_is_resumed_and_read_back(dialect, delimiter, decimal, cli, finished, tmp_path, monkeypatch):
     monkeypatch.setattr("bertsmith.data.stream.PIECE", 3)
-    monkeypatch.setattr("bertsmith.inference.pieces.PIECE", 3)
+    monkeypatch.setattr("bertsmith.inference.chunks.PIECE", 3)
     frame = pd.DataFrame({"Text": AWKWARD, "f": [-0.5, 1.25] * 4})
     frame.to_parquet(tmp_path / "t.parquet", index=False)
     command = ("predict", finished, tmp_path / "t.parquet", "--no-formula-guard")

@@ -5,16 +5,16 @@ import pandas as pd
 import pytest
 
 import bertsmith as bs
-from bertsmith import baselines
 from bertsmith.config import Config
-from bertsmith.cross_validation import FEW, FOLDS, FOLDS_OF_FEW, choose_folds, divide, split_or_fold
 from bertsmith.data.clean import clean
 from bertsmith.data.read import read_table
 from bertsmith.errors import ConfigError, Interrupted
+from bertsmith.events import FoldDone, FoldStarted, StepDone
+from bertsmith.folders.run import Run
 from bertsmith.inference.abstain import held_out_of
-from bertsmith.run import Run
 from bertsmith.testing import tiny_table
-from bertsmith.training.events import FoldDone, FoldStarted, StepDone
+from bertsmith.workflows import baselines
+from bertsmith.workflows.cross_validation import FEW, FOLDS, FOLDS_OF_FEW, choose_folds, divide, split_or_fold
 from tests.conftest import same_weights, weights_of
 from tests.conftest import train as _train
 

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from bertsmith.model.encode import encoder_of
-from bertsmith.model.encoder import FastEncoder
+from bertsmith.model.tokenizer import FastEncoder, encoder_of
 from bertsmith.testing import tiny_model, tiny_table
 
 NAMES = ("input_ids", "token_type_ids")

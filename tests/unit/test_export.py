@@ -14,19 +14,19 @@ import pandas as pd
 import pytest
 
 import bertsmith as bs
+from bertsmith.compute.machine import _container_share, cores
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, DataError, DeviceError, ModelError, RunFolderError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.inference import export as exporting
-from bertsmith.inference import writers
+from bertsmith.inference import export_formats
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.exported import About, Exported, few_widths
 from bertsmith.inference.runtime import RUNTIMES
 from bertsmith.model import checkpoint
-from bertsmith.model.encoder import Tokens
 from bertsmith.model.load import Loaded, load_model, load_tokenizer
+from bertsmith.model.tokenizer import Tokens
 from bertsmith.testing import ARCHITECTURES, tiny_model, tiny_table
-from bertsmith.versions import _container_share, cores
 
 pytest.importorskip("onnxruntime", reason="the extra export is not installed")
 pytest.importorskip("onnxscript", reason="the extra export is not installed")
@@ -77,7 +77,7 @@ def _both(folder, architecture, format, precision, **settings):
     original = Classifier(Loaded(model, tokenizer, torch.device("cpu"), 48), Labels((0, 1, 2), ("a", "b", "c")))
     place = folder / "e"
     place.mkdir()
-    writers.write_model(original, place, format, precision, tiny_table(20)["Text"].tolist())
+    export_formats.write_model(original, place, format, precision, tiny_table(20)["Text"].tolist())
     tokenizer.backend_tokenizer.save(str(place / "tokenizer.json"))
     about = About(
         format,
@@ -288,7 +288,7 @@ def test_neither_torch_nor_transformers_nor_pyarrow_is_needed(exported, tmp_path
 
 
 def test_an_export_that_labels_otherwise_is_refused_with_the_figures(run, tmp_path, monkeypatch):
-    write = writers.WRITERS["onnx"]
+    write = export_formats.WRITERS["onnx"]
 
     def wrong(original, folder, precision, *rest):
         head = original.loaded.model.classifier
@@ -298,7 +298,7 @@ def test_an_export_that_labels_otherwise_is_refused_with_the_figures(run, tmp_pa
             if not (folder / "model.onnx").exists():
                 write(original, folder, precision, *rest)
 
-    monkeypatch.setitem(writers.WRITERS, "onnx", wrong)
+    monkeypatch.setitem(export_formats.WRITERS, "onnx", wrong)
     with pytest.raises(ModelError, match=r"on \d+ validation and test texts [\d.]+% are labelled alike") as caught:
         bs.export(run, output=tmp_path / "e")
     assert "a probability differs by up to" in str(caught.value)
@@ -312,7 +312,7 @@ def test_an_export_that_labels_otherwise_is_refused_with_the_figures(run, tmp_pa
         said = bs.load(run)
         assert not isinstance(said, Exported) or said.folder != there
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("bertsmith.inference.opening.is_export", lambda folder: folder == there)
+            patch.setattr("bertsmith.inference.load.is_export", lambda folder: folder == there)
             assert isinstance(bs.load(run), Classifier)
     finally:
         shutil.rmtree(there)
@@ -340,14 +340,14 @@ def test_int8_is_checked_like_any_other(run, exported, tmp_path):
 def attempts(monkeypatch):
     """What the writer of OpenVINO models is given to calibrate with, whether to be careful, and the weights' bytes."""
     _needs("openvino", "int8")
-    monkeypatch.setitem(writers.CALIBRATED, ("openvino", "int8"), 5)
-    given, write = [], writers.WRITERS["openvino"]
+    monkeypatch.setitem(export_formats.CALIBRATED, ("openvino", "int8"), 5)
+    given, write = [], export_formats.WRITERS["openvino"]
 
     def noted(original, folder, precision, texts, careful):
         write(original, folder, precision, texts, careful)
         given.append((texts, careful, (folder / "model.bin").stat().st_size))
 
-    monkeypatch.setitem(writers.WRITERS, "openvino", noted)
+    monkeypatch.setitem(export_formats.WRITERS, "openvino", noted)
     return given
 
 

@@ -18,10 +18,10 @@ from bertsmith.model import attention, checkpoint, forward
 from bertsmith.model import batch as batches
 from bertsmith.model.batch import PaddedBatch, TokenBatch
 from bertsmith.model.dropout import Dropout
-from bertsmith.model.encoder import Tokens
 from bertsmith.model.load import Loaded, load_model, load_tokenizer
+from bertsmith.model.outputs import compute_embeddings, compute_logits
 from bertsmith.model.replicas import collect_gradients, replicate, with_shorter_layers
-from bertsmith.model.scores import compute_embeddings, compute_logits
+from bertsmith.model.tokenizer import Tokens
 from bertsmith.testing import ARCHITECTURES, tiny_model
 from bertsmith.training.losses import CrossEntropy, StepLoss
 
@@ -234,7 +234,7 @@ def test_workers_have_about_as_much_to_do():
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("architecture", ["bert", "albert"])
 def test_threads_that_share_a_model_get_the_logits_of_one(architecture, workers, threads, models, monkeypatch):
-    monkeypatch.setattr("bertsmith.compute.workers.count", lambda: workers)
+    monkeypatch.setattr("bertsmith.compute.threads.count", lambda: workers)
     loaded, before = models[architecture], torch.get_num_threads()
     batch = _texts(loaded.model, np.random.default_rng(1).integers(1, 40, 64).tolist())
     expected, _ = compute_logits(loaded, batch, 100)

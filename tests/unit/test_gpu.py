@@ -11,14 +11,14 @@ from bertsmith.data.table import Labels
 from bertsmith.model import attention, checkpoint, forward
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.dropout import Dropout
-from bertsmith.model.encoder import Tokens
 from bertsmith.model.load import Loaded, load_model
+from bertsmith.model.tokenizer import Tokens
 from bertsmith.testing import tiny_model
 from bertsmith.training import engine as engines
 from bertsmith.training.collate import TokenDataset
-from bertsmith.training.compiled import can_compile
-from bertsmith.training.finite import NotFiniteError
+from bertsmith.training.cuda_graphs import can_compile
 from bertsmith.training.losses import CrossEntropy, StepLoss
+from bertsmith.training.nan_guard import NotFiniteError
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.trainer import _engine, _Reporter
 

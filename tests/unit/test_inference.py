@@ -11,14 +11,14 @@ import bertsmith as bs
 from bertsmith.config import DataConfig
 from bertsmith.data.stream import open_stream
 from bertsmith.errors import ConfigError, DataError
+from bertsmith.folders.run import open_run
+from bertsmith.inference.chunks import write_stream
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.ensemble import Ensemble
-from bertsmith.inference.formats import output_format
-from bertsmith.inference.labelling import softmax
-from bertsmith.inference.pieces import write_stream
 from bertsmith.inference.predict import predict_pieces, predict_rows
+from bertsmith.inference.predictor import softmax
+from bertsmith.inference.table_writers import output_format
 from bertsmith.inference.windows import Windowed
-from bertsmith.run import open_run
 from bertsmith.testing import WORDS, tiny_table
 from tests.conftest import train
 
@@ -254,7 +254,7 @@ def test_predicting_tokenizes_each_text_once(long, cli, finished, tmp_path, toke
 @pytest.mark.parametrize("agrees", [True, False])
 def test_predictions_are_in_bf16_where_that_is_fast_and_changes_no_label(agrees, tiny, tmp_path, monkeypatch):
     """The device is said to be fast in bf16; whether labels change is decided by the validation texts."""
-    monkeypatch.setattr("bertsmith.scoring.choose_precision", lambda device: ("bf16", "for this test"))
+    monkeypatch.setattr("bertsmith.workflows.score.choose_precision", lambda device: ("bf16", "for this test"))
     monkeypatch.setattr("bertsmith.inference.classifier.choose_precision", lambda device: ("bf16", "for this test"))
     if not agrees:
         usual = Classifier.logits_of

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from bertsmith.model.lookup import _Lookup, lookup
+from bertsmith.model.embedding_grad import _Lookup, lookup
 from bertsmith.model.replicas import collect_gradients, replicate
 
 IDS = torch.tensor([3, 1, 3, 0, 9, 0, 3, 8])

@@ -18,17 +18,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import bertsmith as bs
-from bertsmith import storage
 from bertsmith.compute import batching, memory
 from bertsmith.data.table import Labels
 from bertsmith.errors import DeviceError, Interrupted, ModelError, OutputError, RunFolderError, TrainingError
-from bertsmith.model import checkpoint as models
-from bertsmith.model import forward
-from bertsmith.model.load import load_model, load_tokenizer
-from bertsmith.run import Run
-from bertsmith.testing import tiny_model, tiny_table
-from bertsmith.training import checkpoints, trainer
-from bertsmith.training.events import (
+from bertsmith.events import (
     CheckpointsDamaged,
     Collapsed,
     MemoryPlanned,
@@ -37,7 +30,14 @@ from bertsmith.training.events import (
     StepDone,
     WentBack,
 )
-from bertsmith.training.finite import can_skip
+from bertsmith.folders import atomic
+from bertsmith.folders.run import Run
+from bertsmith.model import checkpoint as models
+from bertsmith.model import forward
+from bertsmith.model.load import load_model, load_tokenizer
+from bertsmith.testing import tiny_model, tiny_table
+from bertsmith.training import checkpoints, trainer
+from bertsmith.training.nan_guard import can_skip
 from tests.conftest import same_weights as _same
 from tests.conftest import train as _train
 from tests.conftest import weights_of as _weights
@@ -341,7 +341,7 @@ def _states_during(action, folder, monkeypatch):
             synced[path.stat().st_ino] = path.stat().st_mtime_ns
 
     monkeypatch.setattr(os, "fsync", recorded)
-    writers = {checkpoints.__file__, storage.__file__}
+    writers = {checkpoints.__file__, atomic.__file__}
 
     def look():
         files = {p.relative_to(folder): p.stat() for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import bertsmith as bs
+from bertsmith.folders.run import open_run
 from bertsmith.report.figures import Line, curves, heatmap, histogram
 from bertsmith.report.report import write_report
-from bertsmith.run import open_run
 from bertsmith.testing import tiny_table
 
 EVIL = '"><script>canary()</script><img src="http://127.0.0.1:8099/x" onerror=canary()>'
@@ -96,8 +96,8 @@ def test_the_page_says_everything(finished):
 
 
 def test_the_class_table_is_by_split_and_one_of_an_older_run_is_not(finished, tmp_path):
-    from bertsmith.run import Run
-    from bertsmith.storage import write_json
+    from bertsmith.folders.atomic import write_json
+    from bertsmith.folders.run import Run
 
     shutil.copytree(finished, tmp_path / "run")
     run = Run(tmp_path / "run")
@@ -116,8 +116,8 @@ def test_the_class_table_is_by_split_and_one_of_an_older_run_is_not(finished, tm
 
 def test_many_classes_are_drawn_as_a_picture(finished, tmp_path):
     """A run with 151 classes, made from a small one by writing its figures."""
-    from bertsmith.run import Run
-    from bertsmith.storage import write_json
+    from bertsmith.folders.atomic import write_json
+    from bertsmith.folders.run import Run
 
     shutil.copytree(finished, tmp_path / "many")
     run = Run(tmp_path / "many")

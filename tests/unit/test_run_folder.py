@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 
 import bertsmith as bs
-from bertsmith import storage
 from bertsmith.errors import Interrupted, RunFolderError
+from bertsmith.folders import atomic
+from bertsmith.folders.atomic import replaced_file, replaced_folder, write_json
+from bertsmith.folders.run import open_run
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model.load import Loaded
 from bertsmith.report.report import write_report
-from bertsmith.run import open_run
-from bertsmith.storage import replaced_file, replaced_folder, write_json
 from bertsmith.testing import tiny_table
 from tests.conftest import train
 
@@ -234,9 +234,9 @@ def test_a_seal_is_broken_by_any_change(tmp_path):
         (folder / "inner").mkdir(parents=True)
         (folder / "a.bin").write_bytes(b"abc")
         (folder / "inner" / "b.json").write_text("{}")
-        assert not storage.is_whole(folder)
-        storage.seal(folder)
-        assert storage.is_whole(folder)
+        assert not atomic.is_whole(folder)
+        atomic.seal(folder)
+        assert atomic.is_whole(folder)
         return folder
 
     changes = {
@@ -244,14 +244,14 @@ def test_a_seal_is_broken_by_any_change(tmp_path):
         "a byte more": lambda f: (f / "inner" / "b.json").write_text("{} "),
         "a file less": lambda f: (f / "inner" / "b.json").unlink(),
         "a file more": lambda f: (f / "inner" / "c.json").write_text(""),
-        "no manifest": lambda f: (f / storage.MANIFEST).unlink(),
-        "half a manifest": lambda f: (f / storage.MANIFEST).write_text((f / storage.MANIFEST).read_text()[:50]),
-        "an empty manifest": lambda f: (f / storage.MANIFEST).write_text("{}"),
+        "no manifest": lambda f: (f / atomic.MANIFEST).unlink(),
+        "half a manifest": lambda f: (f / atomic.MANIFEST).write_text((f / atomic.MANIFEST).read_text()[:50]),
+        "an empty manifest": lambda f: (f / atomic.MANIFEST).write_text("{}"),
     }
     for name, change in changes.items():
         folder = sealed(name)
         change(folder)
-        assert not storage.is_whole(folder), name
+        assert not atomic.is_whole(folder), name
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", "null", '{"classes": 3}', "{", None])

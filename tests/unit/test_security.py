@@ -14,9 +14,9 @@ import torch
 import bertsmith as bs
 from bertsmith.data.table import Labels
 from bertsmith.errors import ModelError
+from bertsmith.folders.run import open_run
 from bertsmith.model import checkpoint
 from bertsmith.model.load import check_vocabulary, load_model, load_tokenizer
-from bertsmith.run import open_run
 from bertsmith.testing import tiny_model, tiny_table
 
 LABELS = Labels((0, 1), ("no", "yes"))

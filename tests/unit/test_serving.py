@@ -16,16 +16,16 @@ import bertsmith as bs
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError
 from bertsmith.evaluation.rule import Rule
-from bertsmith.inference.labelling import OneModel
-from bertsmith.model.encoder import Encoder
+from bertsmith.inference.predictor import OneModel
+from bertsmith.model.tokenizer import Encoder
 from bertsmith.testing import tiny_table
 
 uvicorn = pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
 from bertsmith.serving.app import Service, create_app  # noqa: E402
 from bertsmith.serving.batcher import Batcher, QueueFullError  # noqa: E402
-from bertsmith.serving.gate import Limits  # noqa: E402
-from bertsmith.serving.numbers import Numbers  # noqa: E402
+from bertsmith.serving.middleware import Limits  # noqa: E402
+from bertsmith.serving.prometheus import Numbers  # noqa: E402
 from bertsmith.serving.server import Loader, Serving, _listen  # noqa: E402
 
 
@@ -267,8 +267,8 @@ def test_a_body_that_is_not_said_to_be_json_is_told_so(ask):
 def test_a_text_of_which_nothing_is_left_is_refused_and_no_other():
     from pydantic import TypeAdapter, ValidationError
 
-    from bertsmith.data.normalise import normalise
-    from bertsmith.serving.wire import Text
+    from bertsmith.data.texts import normalise
+    from bertsmith.serving.schemas import Text
 
     adapter = TypeAdapter(Text)
     for code in (*range(0x3100), *range(0xFE00, 0x10000)):

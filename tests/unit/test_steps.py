@@ -9,21 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from bertsmith import versions
-from bertsmith.compute import workers
+from bertsmith.compute import machine, threads
 from bertsmith.data.table import Labels
+from bertsmith.events import Compiling
 from bertsmith.model import checkpoint, forward
 from bertsmith.model.batch import TokenBatch
-from bertsmith.model.encoder import Tokens
 from bertsmith.model.load import load_model
+from bertsmith.model.tokenizer import Tokens
 from bertsmith.testing import tiny_model
 from bertsmith.training import engine as engines
 from bertsmith.training.collate import TokenDataset
-from bertsmith.training.compiled import AT_LEAST, LOOK, pays
-from bertsmith.training.events import Compiling
-from bertsmith.training.finite import Part, Question, can_skip
-from bertsmith.training.graphs import TRIES, Graphs
-from bertsmith.training.speed import Pace
+from bertsmith.training.cuda_graphs import AT_LEAST, LOOK, TRIES, Graphs, pays
+from bertsmith.training.nan_guard import Part, Question, can_skip
+from bertsmith.training.timing import Pace
 
 CPU = torch.device("cpu")
 LABELS = Labels((0, 1, 2), ("a", "b", "c"))
@@ -206,10 +204,10 @@ def test_steps_that_become_much_slower_are_noticed_once():
 
 def test_cores_are_limited_by_the_setting(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    everything = versions.cores()
-    versions.use_cores(1)
-    assert versions.cores() == workers.count() == 1
-    versions.use_cores(10**6)
-    assert versions.cores() == everything
-    versions.use_cores(None)
-    assert versions.cores() == everything
+    everything = machine.cores()
+    machine.use_cores(1)
+    assert machine.cores() == threads.count() == 1
+    machine.use_cores(10**6)
+    assert machine.cores() == everything
+    machine.use_cores(None)
+    assert machine.cores() == everything

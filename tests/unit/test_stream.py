@@ -12,11 +12,11 @@ import pytest
 
 from bertsmith.config import DataConfig
 from bertsmith.data.columns import text_column
-from bertsmith.data.raw import texts_of
 from bertsmith.data.sources import read_raw
 from bertsmith.data.stream import open_stream
+from bertsmith.data.texts import texts_of
 from bertsmith.errors import DataError, Interrupted, RunFolderError, UserError
-from bertsmith.inference.pieces import check_unfinished, folder_of, write_stream
+from bertsmith.inference.chunks import check_unfinished, folder_of, write_stream
 from bertsmith.inference.predict import LABELLED, predict_pieces
 from tests.malformed import corpus
 
@@ -26,7 +26,7 @@ TABLES = [c for c in corpus() if "--sql" not in c.flags]
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     monkeypatch.setattr("bertsmith.data.stream.PIECE", 3)
-    monkeypatch.setattr("bertsmith.inference.pieces.PIECE", 3)
+    monkeypatch.setattr("bertsmith.inference.chunks.PIECE", 3)
 
 
 def _whole(path, config):

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer, pipeline
 import bertsmith as bs
 from bertsmith.errors import Interrupted
 from bertsmith.inference.explain import explain
-from bertsmith.model.encoder import FastEncoder
-from bertsmith.model.symbols import _charsmap, _names, with_names
+from bertsmith.model.emoji import _charsmap, _names, with_names
+from bertsmith.model.tokenizer import FastEncoder
 from bertsmith.testing import tiny_model, tiny_table
 from tests.conftest import FAST
 

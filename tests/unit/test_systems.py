@@ -16,12 +16,12 @@ from torch.overrides import TorchFunctionMode
 from bertsmith.cli.app import main
 from bertsmith.data.read import read_table
 from bertsmith.errors import Interrupted, RunFolderError
+from bertsmith.events import StepDone
+from bertsmith.folders.atomic import replaced_file, replaced_folder
+from bertsmith.folders.claim import held
+from bertsmith.folders.run import Run
 from bertsmith.inference.explain import explain
-from bertsmith.output import held
-from bertsmith.run import Run
-from bertsmith.storage import replaced_file, replaced_folder
 from bertsmith.testing import tiny_table
-from bertsmith.training.events import StepDone
 from tests.conftest import train
 
 CP1252 = {"encoding": "cp1252", "newline": "\r\n"}

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from bertsmith.cli.app import main
-from bertsmith.run import open_run
+from bertsmith.folders.run import open_run
 from bertsmith.testing import tiny_table
-from bertsmith.training.together import ALONE, Group, join, started
+from bertsmith.training.distributed import ALONE, Group, join, started
 from tests.conftest import weights_of
 
 FLAGS = [

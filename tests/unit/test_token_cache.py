@@ -6,9 +6,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from bertsmith.model import token_cache
-from bertsmith.model.encode import encode
-from bertsmith.model.encoder import FastEncoder
 from bertsmith.model.load import Loaded
+from bertsmith.model.tokenizer import FastEncoder, encode
 from bertsmith.testing import tiny_model, tiny_table
 
 TEXTS = tiny_table(50)["Text"].tolist()

@@ -12,15 +12,15 @@ from transformers import Trainer
 from bertsmith.config import Config, TrainConfig, resolve
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, Interrupted
+from bertsmith.events import Evaluated, Finished, Saved, Started, StepDone
 from bertsmith.model import checkpoint
 from bertsmith.model.load import load_model
 from bertsmith.testing import ARCHITECTURES, tiny_model
 from bertsmith.training.arguments import problems_of, training_arguments
 from bertsmith.training.engine import Engine
-from bertsmith.training.events import Evaluated, Finished, Saved, Started, StepDone
-from bertsmith.training.rates import factors, set_rates
+from bertsmith.training.param_groups import factors, set_rates
 from bertsmith.training.recipe import choose, choose_precision
-from bertsmith.training.resume import OVERRIDDEN, ResumableTrainer
+from bertsmith.training.resumable import OVERRIDDEN, ResumableTrainer
 from tests.conftest import same_weights as _same
 from tests.conftest import train as _train
 from tests.conftest import weights_of as _weights
@@ -157,14 +157,14 @@ def test_without_dropout_no_loss_depends_on_how_it_is_computed(change, tmp_path,
     if change == "hugging face":
         monkeypatch.setattr("bertsmith.model.forward.supports", lambda _: False)
     else:
-        monkeypatch.setattr("bertsmith.compute.workers.count", lambda: 3)
+        monkeypatch.setattr("bertsmith.compute.threads.count", lambda: 3)
     other = _train(still, tmp_path / "other", consistency=0)
     for loss in ("train_loss", "validation_loss"):
         assert [e[loss] for e in other.history] == pytest.approx([e[loss] for e in ours.history], rel=1e-5)
 
 
 def test_several_workers_give_the_same_numbers_each_time(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("bertsmith.compute.workers.count", lambda: 2)
+    monkeypatch.setattr("bertsmith.compute.threads.count", lambda: 2)
     one, other = (_weights(_train(tiny, tmp_path / name, epochs=1)) for name in "ab")
     assert _same(one, other)
 
@@ -225,7 +225,7 @@ def test_the_best_epoch_is_kept_and_patience_stops(tiny, tmp_path):
 
 
 def test_of_equal_epochs_the_one_with_the_lower_loss_is_kept(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("bertsmith.pipeline.quick", lambda targets, p: {"accuracy": 0.5, "macro_f1": 0.5})
+    monkeypatch.setattr("bertsmith.workflows.train.quick", lambda targets, p: {"accuracy": 0.5, "macro_f1": 0.5})
     settings = {"epochs": 6, "patience": 6, "validation_size": 0.2, "learning_rate": 3e-3}
     whole = _train(tiny, tmp_path / "whole", **settings)
     losses = [e["validation_loss"] for e in whole.history]
@@ -242,7 +242,9 @@ def test_of_equal_epochs_the_one_with_the_lower_loss_is_kept(tiny, tmp_path, mon
 
 def test_with_few_validation_texts_the_last_weights_are_kept(tiny, tmp_path, monkeypatch):
     scores = iter([0.9, 0.5, 0.4, 0.3])
-    monkeypatch.setattr("bertsmith.pipeline.quick", lambda targets, p: {"accuracy": 0.5, "macro_f1": next(scores)})
+    monkeypatch.setattr(
+        "bertsmith.workflows.train.quick", lambda targets, p: {"accuracy": 0.5, "macro_f1": next(scores)}
+    )
     run = _train(tiny, tmp_path / "run", epochs=4, patience=1)
     training = run.info["training"]
     assert run.info["data"]["splits"]["validation"] < 20

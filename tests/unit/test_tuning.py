@@ -16,17 +16,17 @@ import bertsmith as bs
 from bertsmith.cli.tuning_progress import TuningProgress
 from bertsmith.config import Config
 from bertsmith.errors import ConfigError, DeviceError, Interrupted, RunFolderError
+from bertsmith.events import StorageAway, StudyStarted, TrialStarted
 from bertsmith.report.study import advice
 from bertsmith.testing import tiny_table
 from bertsmith.training.arguments import problems_of
 from bertsmith.training.recipe import Recipe
 from bertsmith.tuning import store as stores
-from bertsmith.tuning import trials as trying
-from bertsmith.tuning.events import StorageAway, StudyStarted, TrialStarted
 from bertsmith.tuning.plan import Plan
 from bertsmith.tuning.space import Choice, Range, default_space, narrowed, read_space, with_values
 from bertsmith.tuning.store import Store, is_done
-from bertsmith.tuning.trials import Bench, scored_within_epochs, steps_between
+from bertsmith.workflows import trials as trying
+from bertsmith.workflows.trials import Bench, scored_within_epochs, steps_between
 from tests.conftest import same_weights, train, weights_of
 
 QUICK = {
@@ -554,7 +554,7 @@ def test_a_trial_that_fails_is_told_and_the_others_go_on(tiny, tmp_path, monkeyp
             raise DeviceError("memory does not suffice even for one text")
         return run_trial(bench, config, **rest)
 
-    monkeypatch.setattr("bertsmith.tuning.workers.run_trial", sometimes)
+    monkeypatch.setattr("bertsmith.workflows.workers.run_trial", sometimes)
     study = tune(tiny, tmp_path / "s", trials=3)
     assert list(study.trials["state"]) == ["complete", "failed", "complete"]
     assert study.trials["why"][1] == "memory does not suffice even for one text"
@@ -565,7 +565,7 @@ def test_where_every_trial_fails_the_reason_is_told(tiny, tmp_path, monkeypatch)
     def never(*_, **__):
         raise DeviceError("memory does not suffice even for one text")
 
-    monkeypatch.setattr("bertsmith.tuning.workers.run_trial", never)
+    monkeypatch.setattr("bertsmith.workflows.workers.run_trial", never)
     with pytest.raises(DeviceError, match="memory does not suffice"):
         tune(tiny, tmp_path / "s", trials=9)
     assert len(bs.Study(tmp_path / "s").trials) == 3
@@ -580,7 +580,7 @@ def test_a_trial_that_falls_behind_is_given_up(tiny, tmp_path, monkeypatch):
             heard(epoch, (0.5 if good else 0.1) + epoch / 100)
         return trying.Outcome(0.5, [(2.0, 0.5)], None, None)
 
-    monkeypatch.setattr("bertsmith.tuning.workers.run_trial", made_up)
+    monkeypatch.setattr("bertsmith.workflows.workers.run_trial", made_up)
     study = tune(tiny, tmp_path / "s", trials=7)
     assert list(study.trials["state"]) == ["complete"] * 5 + ["pruned"] * 2
     assert all(len(curve) == 1 for curve in [t["curve"] for t in study.info["trials"]][5:])
@@ -588,7 +588,7 @@ def test_a_trial_that_falls_behind_is_given_up(tiny, tmp_path, monkeypatch):
 
 def test_the_time_ends_a_search(tiny, tmp_path, monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr("bertsmith.tuning.workers.time.time", lambda: now[0])
+    monkeypatch.setattr("bertsmith.workflows.workers.time.time", lambda: now[0])
 
     def tick(event):
         if type(event).__name__ == "TrialEnded":
@@ -600,7 +600,7 @@ def test_the_time_ends_a_search(tiny, tmp_path, monkeypatch):
 
 def test_a_trial_that_the_end_of_the_time_cuts_short_is_begun_again(tiny, tmp_path, monkeypatch):
     now, told = [1000.0], []
-    monkeypatch.setattr("bertsmith.tuning.workers.time.time", lambda: now[0])
+    monkeypatch.setattr("bertsmith.workflows.workers.time.time", lambda: now[0])
 
     def tick(event):
         told.append(event)
@@ -623,7 +623,7 @@ def test_a_trial_that_the_end_of_the_time_cuts_short_is_begun_again(tiny, tmp_pa
 
 
 def test_several_seeds_in_the_end_are_all_told_and_compared(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("bertsmith.tuning.tune.rank", lambda trial, plan: trial.number)  # not the defaults
+    monkeypatch.setattr("bertsmith.workflows.tune.rank", lambda trial, plan: trial.number)  # not the defaults
     assert "seeds" not in tune(tiny, tmp_path / "s", trials=2).result
     study = tune(tiny, tmp_path / "s", trials=2, final_seeds=2)  # asked for when the search is over
     result = study.result
@@ -651,7 +651,7 @@ def test_cross_validation_scores_every_text_once_and_keeps_groups_together(tiny,
     benches = []
     run_trial = trying.run_trial
     monkeypatch.setattr(
-        "bertsmith.tuning.workers.run_trial",
+        "bertsmith.workflows.workers.run_trial",
         lambda bench, *a, **k: (benches.append(bench), run_trial(bench, *a, **k))[1],
     )
     study = tune(tiny, tmp_path / "s", trials=1, cv=3, table=table, group_column="Author", epochs=1)

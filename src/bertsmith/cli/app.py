@@ -19,9 +19,8 @@ import typer
 from bertsmith import __version__
 from bertsmith.cli.options import Command
 from bertsmith.cli.terminal import talk, use_utf8
-from bertsmith.errors import Interrupted, UserError
-from bertsmith.storage import DISK, cannot_write
-from bertsmith.training.together import started
+from bertsmith.errors import DISK, Interrupted, UserError, cannot_write
+from bertsmith.training.distributed import started
 
 PATIENCE = 30.0
 """Seconds for which a process that is not the one to speak waits for that one to say what went wrong."""

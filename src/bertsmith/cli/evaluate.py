@@ -40,10 +40,10 @@ def evaluate(
 
     Example: bertsmith evaluate runs/reviews reviews_2025.csv
     """
-    from bertsmith.run import open_run
+    from bertsmith.folders.run import open_run
 
     open_run(run)
-    from bertsmith.evaluating import run_evaluation
+    from bertsmith.workflows.evaluate import run_evaluation
 
     evaluation = run_evaluation(run, table, settings, name=name, overwrite=overwrite)
     metrics = evaluation.metrics

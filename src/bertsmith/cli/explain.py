@@ -34,8 +34,8 @@ def explain(
 
     Example: bertsmith explain runs/reviews --text "great phone, awful battery"
     """
-    from bertsmith.output import check_file
-    from bertsmith.run import open_run
+    from bertsmith.folders.claim import check_file
+    from bertsmith.folders.run import open_run
 
     open_run(run)
     if html is not None:
@@ -46,8 +46,8 @@ def explain(
     classifier = Classifier.load(run, device=settings.device)
     found = [explained(classifier, one, label) for one in text]
     if html is not None:
+        from bertsmith.folders.atomic import told, write_text
         from bertsmith.report.report import explanations_page
-        from bertsmith.storage import told, write_text
 
         with told(html):
             write_text(html, explanations_page([e.to_dict() for e in found], run.resolve().name))

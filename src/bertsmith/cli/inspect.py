@@ -36,7 +36,7 @@ def inspect(
     inputs = (table, settings.test, settings.validation, settings.corrections, settings.db, config)
     for file, suffixes in ((html, (".html", ".htm")), (label_errors, (".csv",))):
         if file is not None:
-            from bertsmith.output import check_file
+            from bertsmith.folders.claim import check_file
 
             check_file(file, inputs, overwrite=overwrite, suffixes=suffixes)
     from bertsmith.api import as_table, inspect_table, suspected
@@ -44,8 +44,8 @@ def inspect(
     read = as_table(table, settings)
     findings = inspect_table(read, settings)
     if label_errors is not None:
+        from bertsmith.folders.atomic import replaced_file, told
         from bertsmith.inference.spreadsheet import write_csv
-        from bertsmith.storage import replaced_file, told
 
         found = suspected(read, settings)
         with told(label_errors), replaced_file(label_errors) as part:
@@ -57,8 +57,8 @@ def inspect(
             markup=False,
         )
     if html is not None:
+        from bertsmith.folders.atomic import told, write_text
         from bertsmith.report.report import findings_page
-        from bertsmith.storage import told, write_text
 
         with told(html):
             write_text(html, findings_page(findings))

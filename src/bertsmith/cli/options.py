@@ -15,9 +15,9 @@ import typer
 from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
+from bertsmith.compute.machine import use_cores
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, Step, TrainConfig, parse_assignments, resolve
 from bertsmith.errors import ConfigError, path_of
-from bertsmith.versions import use_cores
 
 _PANELS: dict[type[Step], str] = {
     DataConfig: "Data",

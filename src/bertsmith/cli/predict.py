@@ -116,13 +116,13 @@ def predict(
     from bertsmith import __version__
     from bertsmith.data.stream import open_stream
     from bertsmith.errors import ConfigError, DataError
+    from bertsmith.folders.atomic import checksum, told
+    from bertsmith.folders.claim import check_file, check_folder, held
+    from bertsmith.folders.run import open_run
+    from bertsmith.inference.chunks import check_unfinished, may_be_replaced, write_stream
     from bertsmith.inference.exported import Exported, is_export
-    from bertsmith.inference.formats import DIALECTS, open_writer, output_format
-    from bertsmith.inference.pieces import check_unfinished, may_be_replaced, write_stream
     from bertsmith.inference.predict import predict_pieces
-    from bertsmith.output import check_file, check_folder, held
-    from bertsmith.run import open_run
-    from bertsmith.storage import checksum, told
+    from bertsmith.inference.table_writers import DIALECTS, open_writer, output_format
 
     if not is_export(run):
         open_run(run)
@@ -141,7 +141,7 @@ def predict(
         "long": long,
     }
     if ray is not None:
-        from bertsmith.inference.on_ray import Asked, predict_on_ray
+        from bertsmith.inference.ray_data import Asked, predict_on_ray
 
         alone = {"--resume": resume, "--on-error skip": on_error == "skip", "--json": json, "--sql": settings.sql}
         if given := [name for name, value in alone.items() if value]:
@@ -178,7 +178,7 @@ def predict(
     with _skipping_told(skip), opened as stream:
         _tell(stream)
         from bertsmith.inference.abstain import abstention
-        from bertsmith.inference.opening import identity, open_classifier
+        from bertsmith.inference.load import identity, open_classifier
         from bertsmith.inference.windows import Windowed
 
         classifier, held_out = open_classifier(run, **opening)
@@ -197,7 +197,7 @@ def predict(
                     writer.write(cells)
                     counts += of_piece
         else:
-            from bertsmith.cli.prediction_progress import PredictionProgress
+            from bertsmith.cli.progress import PredictionProgress
 
             about = {
                 "version": __version__,

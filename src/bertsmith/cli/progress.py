@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table as Grid
 from rich.text import Text
 
 from bertsmith.compute.memory import in_words
-from bertsmith.data.show import class_chart, finding_lines, headline
-from bertsmith.training.events import (
+from bertsmith.data.findings import class_chart, finding_lines, headline
+from bertsmith.events import (
     CheckpointsDamaged,
     Collapsed,
     Compiling,
@@ -24,19 +24,20 @@ from bertsmith.training.events import (
     FoldStarted,
     MemoryPlanned,
     MemoryShort,
+    Prepared,
+    RunEvent,
+    Scoring,
+    SeedStarted,
     Slowed,
     Started,
     StepDone,
     WentBack,
 )
 
-if TYPE_CHECKING:
-    from bertsmith.pipeline import Prepared
-
 _COLUMNS = ("epoch", "train loss", "val. loss", "accuracy", "macro-F1", "learning rate", "texts/s", "time left")
 
 
-class Progress:
+class TrainingProgress:
     """Draws what it is told of; used as an observer of the pipeline and as a context manager."""
 
     def __init__(self, console: Console) -> None:
@@ -48,7 +49,7 @@ class Progress:
         self.scoring = (0, 0)
         self.live: Live | None = None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> TrainingProgress:
         return self
 
     def __exit__(
@@ -57,10 +58,9 @@ class Progress:
         if self.live is not None:
             self.live.stop()
 
-    def __call__(self, event: Any) -> None:
+    def __call__(self, event: RunEvent) -> None:
         """Draw an event of the pipeline."""
-        name = type(event).__name__
-        if name == "Prepared":
+        if isinstance(event, Prepared):
             self._prepared(event)
         elif isinstance(event, Started):
             self.started, self.began = event, time.perf_counter()
@@ -140,10 +140,10 @@ class Progress:
             self.console.print(f"fold {event.number} of {event.of}: macro-F1 {event.score:.3f} on its texts")
             if event.number == event.of:
                 self.console.print("[bold]all folds are done:[/] training on the texts of all of them")
-        elif name == "SeedStarted":
+        elif isinstance(event, SeedStarted):
             self.evaluations = []
             self.console.print(f"[bold]seed {event.seed}[/] ({event.number} of {event.of})")
-        elif name == "Scoring":
+        elif isinstance(event, Scoring):
             self.scoring = (0, event.texts)
             self.console.print(f"[dim]scoring {event.texts:,} texts …[/]")
 
@@ -221,3 +221,52 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+EVERY = 60.0
+"""Seconds between two lines."""
+
+
+class PredictionProgress:
+    """Is told how many rows were done; a context manager.
+
+    Args:
+        console: to draw on.
+        n_rows: how many there are; none, where that is not known.
+    """
+
+    def __init__(self, console: Console, n_rows: int | None) -> None:
+        self.console, self.n_rows = console, n_rows
+        self.done = self.skipped = 0
+        self.began = self.told = time.monotonic()
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("rows, {task.fields[rate]}"), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.task = self.bar.add_task("", total=n_rows, rate="")
+
+    def __enter__(self) -> PredictionProgress:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def skip(self, n: int) -> None:
+        """Count rows that were done before."""
+        self.done = self.skipped = n
+        self.bar.update(self.task, completed=n)
+
+    def __call__(self, n: int) -> None:
+        """Count rows that are done now."""
+        self.done += n
+        now = time.monotonic()
+        rate = (self.done - self.skipped) / max(now - self.began, 1e-9)
+        self.bar.update(self.task, advance=n, rate=f"{rate:,.0f} rows/s")
+        if self.console.is_terminal or now - self.told < EVERY:
+            return
+        self.told = now
+        of, left = "", ""
+        if self.n_rows is not None:
+            of, left = f" of {self.n_rows:,}", f", {(self.n_rows - self.done) / max(rate, 1e-9) / 60:,.0f} min left"
+        self.console.print(f"{self.done:,}{of} rows, {rate:,.0f} rows/s{left}", markup=False)

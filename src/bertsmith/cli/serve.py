@@ -44,7 +44,7 @@ def serve(
         )
     with heeded() as wishes:
         try:
-            from bertsmith.serving.gate import Limits
+            from bertsmith.serving.middleware import Limits
             from bertsmith.serving.server import Serving
             from bertsmith.serving.server import serve as start
         except ModuleNotFoundError as error:

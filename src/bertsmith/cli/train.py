@@ -14,7 +14,7 @@ import typer
 from bertsmith.cli.options import Json, TableArgument, with_settings
 from bertsmith.cli.terminal import print_json, result, talk
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
-from bertsmith.run import Run
+from bertsmith.folders.run import Run
 
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Run folder to write.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run in the folder.")]
@@ -44,9 +44,9 @@ def run_and_show(
     source: Any, settings: Config, output: Path, *, resume: bool, overwrite: bool, json: bool = False
 ) -> None:
     """Train with progress on stderr, then print the result on stdout."""
-    from bertsmith.cli.progress import Progress
-    from bertsmith.output import check_output, held
-    from bertsmith.training.together import started
+    from bertsmith.cli.progress import TrainingProgress
+    from bertsmith.folders.claim import check_output, held
+    from bertsmith.training.distributed import started
 
     if started()[0] == 0:  # of several processes, the one that writes
         with held(output):  # told at once, before anything slow is imported
@@ -54,10 +54,10 @@ def run_and_show(
     talk().print("[dim]reading the table, loading the model …[/]")
     from bertsmith.errors import Interrupted
 
-    with Progress(talk()) as progress, stoppable() as stop:
+    with TrainingProgress(talk()) as progress, stoppable() as stop:
         try:
             from bertsmith.api import as_table
-            from bertsmith.repeat import run_seeds
+            from bertsmith.workflows.seeds import run_seeds
 
             run = run_seeds(
                 lambda: as_table(source, settings),

@@ -13,9 +13,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table as Grid
 from rich.text import Text
 
-from bertsmith.cli.progress import Progress, clock
+from bertsmith.cli.progress import TrainingProgress, clock
 from bertsmith.errors import listing
-from bertsmith.tuning.events import FinalStarted, StorageAway, StudyStarted, TrialEnded, TrialScored, TrialStarted
+from bertsmith.events import (
+    FinalStarted,
+    Prepared,
+    StorageAway,
+    StudyEvent,
+    StudyStarted,
+    TrialEnded,
+    TrialScored,
+    TrialStarted,
+)
 
 BEST = 5
 """Trials in the table of the best."""
@@ -53,7 +62,7 @@ class TuningProgress:
         self.trials: dict[int, _Trial] = {}
         self.live: Live | None = None
         self.began = 0.0
-        self.final: Progress | None = None
+        self.final: TrainingProgress | None = None
         self.away = False
 
     def __enter__(self) -> TuningProgress:
@@ -72,7 +81,7 @@ class TuningProgress:
             self.live.stop()
             self.live = None
 
-    def __call__(self, event: Any) -> None:
+    def __call__(self, event: StudyEvent) -> None:
         """Draw an event of a study, or of the runs at its end."""
         told, self.away = self.away, isinstance(event, StorageAway)
         if told and not self.away:
@@ -98,8 +107,8 @@ class TuningProgress:
         elif isinstance(event, FinalStarted):
             self._stop()
             self.console.print(f"[bold]training {event.name}, for the test[/]")
-            self.final = Progress(self.console)
-        elif self.final is not None and type(event).__name__ != "Prepared":  # what the table is like was seen
+            self.final = TrainingProgress(self.console)
+        elif self.final is not None and not isinstance(event, Prepared):  # what the table is like was seen
             self.final(event)
 
     def _started(self, event: StudyStarted) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bertsmith.compute.machine import cores, cpu_capabilities
 from bertsmith.errors import DeviceError
-from bertsmith.versions import cores, cpu_capabilities
 
 if TYPE_CHECKING:
     import torch

@@ -17,7 +17,7 @@ from bertsmith.data.table import Table
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bertsmith.model.encoder import Tokens
+    from bertsmith.model.tokenizer import Tokens
 
 EXAMPLES = 5
 """Rows named with a finding."""

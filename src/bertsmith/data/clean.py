@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from bertsmith.data.near_duplicates import near_duplicates
-from bertsmith.data.normalise import normalise
 from bertsmith.data.table import MISSING, Table
+from bertsmith.data.texts import normalise
 
 EMPTY = "empty text"
 NO_LABEL = "missing label"

@@ -10,10 +10,9 @@ import pandas as pd
 
 from bertsmith.config import DataConfig
 from bertsmith.data.columns import canonical
-from bertsmith.data.normalise import normalise
-from bertsmith.data.raw import texts_of
 from bertsmith.data.sources import read_raw
 from bertsmith.data.table import MISSING, Note, Table
+from bertsmith.data.texts import normalise, texts_of
 from bertsmith.errors import DataError, did_you_mean, listing
 
 COLUMNS = ("source", "row", "text", "given", "suggested", "given_probability", "suggested_probability", "corrected")

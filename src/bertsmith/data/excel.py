@@ -12,8 +12,7 @@ import pandas as pd
 
 from bertsmith.config import DataConfig
 from bertsmith.data.files import check_size
-from bertsmith.data.raw import RawTable
-from bertsmith.data.table import Note
+from bertsmith.data.table import Note, RawTable
 from bertsmith.errors import DataError, listing, quoted
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from bertsmith.config import DataConfig
-from bertsmith.errors import DataError, listing, path_of, quoted
-from bertsmith.storage import DISK, cannot_write
+from bertsmith.errors import DISK, DataError, cannot_write, listing, path_of, quoted
 
 _IN_MEMORY = 2**26
 """Bytes up to which an unpacked file is kept in memory."""

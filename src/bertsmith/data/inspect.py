@@ -24,7 +24,7 @@ from bertsmith.data.table import SPLITS, Table
 from bertsmith.errors import DataError
 
 if TYPE_CHECKING:
-    from bertsmith.model.encoder import Tokens
+    from bertsmith.model.tokenizer import Tokens
 
 PERCENTILES = (5, 25, 50, 75, 95, 99)
 COVERAGE = 99

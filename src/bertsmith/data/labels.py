@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bertsmith.data.raw import refuse_nested
 from bertsmith.data.table import MISSING, Labels
+from bertsmith.data.texts import refuse_nested
 from bertsmith.errors import DataError, cut, listing, quoted
 
 _INTEGER = re.compile(r"[+-]?\d{1,18}(\.0*)?")

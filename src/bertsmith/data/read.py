@@ -12,9 +12,9 @@ from bertsmith.config import DataConfig, Source
 from bertsmith.data.columns import Columns, canonical, find_columns
 from bertsmith.data.corrections import correct
 from bertsmith.data.labels import check_plausible, label_numbers, label_words, link
-from bertsmith.data.raw import RawTable, texts_of
 from bertsmith.data.sources import read_raw
-from bertsmith.data.table import SPLITS, Labels, Note, Table
+from bertsmith.data.table import SPLITS, Labels, Note, RawTable, Table
+from bertsmith.data.texts import texts_of
 from bertsmith.errors import DataError, listing, quoted
 
 _SPLIT_WORDS = {

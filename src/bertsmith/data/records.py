@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from bertsmith.data.raw import encodable_text
+from bertsmith.data.texts import encodable_text
 from bertsmith.errors import DataError, RowError
 
 if TYPE_CHECKING:

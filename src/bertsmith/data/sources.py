@@ -9,11 +9,40 @@ from typing import Any
 import pandas as pd
 
 from bertsmith.config import DataConfig, Source
+from bertsmith.data.arrow import read_arrow
 from bertsmith.data.columns import check_columns, check_flat
-from bertsmith.data.formats import read_file
-from bertsmith.data.raw import RawTable, encodable
+from bertsmith.data.delimited import delimited
+from bertsmith.data.encodings import decode
+from bertsmith.data.excel import read_excel
+from bertsmith.data.files import kind_of, kind_of_text, open_bytes, promised_delimiter
+from bertsmith.data.hub import require_hub
+from bertsmith.data.records import read_json
+from bertsmith.data.table import RawTable, encodable
 from bertsmith.errors import DataError, cut, quoted
-from bertsmith.hub import require_hub
+
+
+def read_file(path: Path, config: DataConfig) -> RawTable:
+    """Read a file, whatever its kind.
+
+    Raises:
+        DataError: if it is missing, damaged, too large unpacked, or of no known kind.
+    """
+    name = path.name
+    with open_bytes(path, config.max_unpacked) as file:
+        kind = kind_of(file, path, config)
+        if kind in ("parquet", "feather"):
+            return RawTable(read_arrow(file, path, kind, config.max_unpacked), name)
+        file.seek(0)
+        content = file.read()
+    if kind == "excel":
+        return read_excel(content, path, config)
+    text, notes = decode(content, name, config.encoding)
+    if kind_of_text(text, kind, path) == "json":
+        frame = encodable(read_json(text, name))
+    else:
+        frame, more = delimited(text, name, prefer=promised_delimiter(path))
+        notes += more
+    return RawTable(frame, name, tuple(notes))
 
 
 def read_raw(source: Any, config: DataConfig, role: str | None = None) -> RawTable:

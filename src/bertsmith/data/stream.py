@@ -20,9 +20,9 @@ from bertsmith.data.columns import check_columns, is_text_lines, text_column
 from bertsmith.data.delimited import Row, find_dialect
 from bertsmith.data.encodings import codec_of
 from bertsmith.data.files import check_size, kind_of, kind_of_text, open_bytes, promised_delimiter
-from bertsmith.data.raw import encodable_text, refuse_nested, texts_of
 from bertsmith.data.records import json_lines
 from bertsmith.data.table import Note
+from bertsmith.data.texts import encodable_text, refuse_nested, texts_of
 from bertsmith.errors import DataError
 
 PIECE = 8192

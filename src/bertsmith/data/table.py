@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from bertsmith.data.texts import encodable_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,3 +118,43 @@ class Table:
             self.name,
             self.notes,
         )
+
+
+@dataclass(frozen=True)
+class RawTable:
+    """A table as it stands in the source.
+
+    Attributes:
+        frame: the columns under their own names; values as the format gives them (texts, for a delimited file). Its
+            ``attrs["arrow"]`` are the Arrow types of the columns by name, where the source has such.
+        name: what to call the source in messages.
+        notes: what reading found or repaired.
+        class_names: for columns of a ``datasets.ClassLabel``, the label texts by number.
+        split: the split of every row, where the source itself has splits (a ``DatasetDict``).
+    """
+
+    frame: pd.DataFrame
+    name: str
+    notes: tuple[Note, ...] = ()
+    class_names: dict[str, list[str]] = field(default_factory=dict)
+    split: pd.Series | None = None
+
+
+def encodable(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a table whose names and texts any encoding can write: lone surrogates become U+FFFD."""
+    import pandas as pd
+
+    def mended(value: Any) -> Any:
+        return value if not isinstance(value, str) or value.isascii() else encodable_text(value)
+
+    columns = {i: frame.iloc[:, i] for i in range(frame.shape[1])}
+    texts = {
+        i: pd.Series([mended(v) for v in c], index=c.index, dtype=c.dtype)
+        if c.dtype == object or pd.api.types.is_string_dtype(c)
+        else c
+        for i, c in columns.items()
+    }
+    result = pd.DataFrame(texts, index=frame.index)
+    result.columns = pd.Index([mended(name) for name in frame.columns], dtype=object)
+    result.attrs = frame.attrs
+    return result

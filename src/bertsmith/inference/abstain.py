@@ -11,7 +11,7 @@ import numpy as np
 from bertsmith.errors import ConfigError
 from bertsmith.evaluation.abstention import conformal_threshold, fewest_texts, label_sets, threshold_for
 from bertsmith.evaluation.rule import Rule
-from bertsmith.run import Run
+from bertsmith.folders.run import Run
 
 
 @dataclass(frozen=True)

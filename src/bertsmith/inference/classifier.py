@@ -15,16 +15,15 @@ from bertsmith.compute.memory import ran_out
 from bertsmith.data.table import Labels
 from bertsmith.errors import DeviceError, ModelError, RunFolderError, UserError
 from bertsmith.evaluation.rule import Rule
-from bertsmith.inference.labelling import OneModel
+from bertsmith.folders.run import Run, open_run
+from bertsmith.inference.predictor import OneModel
 from bertsmith.model import checkpoint
 from bertsmith.model.batch import TokenBatch
-from bertsmith.model.encode import encoder_of
-from bertsmith.model.encoder import Tokens
 from bertsmith.model.forward import supports
 from bertsmith.model.load import Loaded, check_vocabulary, load_model, load_tokenizer
+from bertsmith.model.outputs import compute_logits, token_budget
 from bertsmith.model.replicas import with_shorter_layers
-from bertsmith.model.scores import compute_logits, token_budget
-from bertsmith.run import Run, open_run
+from bertsmith.model.tokenizer import Tokens, encoder_of
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +150,7 @@ class Classifier(OneModel):
 
 
 def checked_in_bf16(run: Run) -> bool:
-    """Return whether a run found that its model labels texts in bf16 as in fp32; see `bertsmith.scoring`."""
+    """Return whether a run found that its model labels texts in bf16 as in fp32; see `bertsmith.workflows.score`."""
     try:
         return bool(run.metrics.get("inference", {}).get("precision") == "bf16")
     except UserError:  # a run without its figures still predicts

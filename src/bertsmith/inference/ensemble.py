@@ -9,9 +9,9 @@ import numpy as np
 
 from bertsmith.errors import RunFolderError
 from bertsmith.evaluation.rule import Rule
+from bertsmith.folders.run import Run
 from bertsmith.inference.classifier import Classifier
-from bertsmith.inference.labelling import Labelling
-from bertsmith.run import Run
+from bertsmith.inference.predictor import Labelling
 
 if TYPE_CHECKING:
     import pandas as pd

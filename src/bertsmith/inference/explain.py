@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from bertsmith.compute.memory import ran_out
 from bertsmith.compute.retry import with_less_memory
-from bertsmith.data.normalise import normalise
+from bertsmith.data.texts import normalise
 from bertsmith.errors import ConfigError, DataError, DeviceError, did_you_mean, listing
 from bertsmith.model import forward
 from bertsmith.model.batch import TokenBatch
-from bertsmith.model.encoder import Tokens
+from bertsmith.model.tokenizer import Tokens
 
 if TYPE_CHECKING:
     import numpy as np

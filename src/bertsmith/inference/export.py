@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from scipy.stats import beta
 
-from bertsmith import storage
+from bertsmith.compute.machine import versions
 from bertsmith.errors import ConfigError, ModelError, RunFolderError
+from bertsmith.folders import atomic
+from bertsmith.folders.run import Run, open_run
 from bertsmith.inference.abstain import held_out_of
+from bertsmith.inference.export_formats import CALIBRATED, PRECISIONS, write_model
 from bertsmith.inference.exported import ABOUT, HELD_OUT, TOKENIZER, About, Exported, digest
-from bertsmith.inference.labelling import OneModel
-from bertsmith.inference.writers import CALIBRATED, PRECISIONS, write_model
-from bertsmith.run import Run, open_run
-from bertsmith.versions import versions
+from bertsmith.inference.predictor import OneModel
 
 AGREEMENT = {"fp32": 1.0, "bf16": 0.995, "int8": 0.995}
 """Least share of the texts it is compared on that an export must label as the original does."""
@@ -79,9 +79,9 @@ def export(
     validation, n = opened.validation_predictions["text"], CALIBRATED.get((format, precision), 0)
     shown = validation.sample(min(n, len(validation)), random_state=0)
     texts = [*validation.drop(shown.index), *opened.predictions["text"]][:CHECKED]
-    with storage.told(place):
+    with atomic.told(place):
         place.parent.mkdir(parents=True, exist_ok=True)
-        with storage.replaced_folder(place) as folder:
+        with atomic.replaced_folder(place) as folder:
             tokenizer = original.loaded.tokenizer
             tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
             known = held_out_of(opened)
@@ -98,7 +98,7 @@ def export(
                 {},
                 _about_run(opened),
             )
-            storage.write_json(folder / ABOUT, about.to_dict())
+            atomic.write_json(folder / ABOUT, about.to_dict())
             for careful in (False, True) if n else (False,):
                 write_model(original, folder, format, precision, list(shown), careful=careful)
                 found = parity(original, Exported.load(folder), texts)
@@ -112,10 +112,10 @@ def export(
                     remedy="Take --precision fp32, or pass --accept if that will do. Nothing was written.",
                 )
             found |= {"held": not why, "calibrated_with": len(shown)}
-            storage.write_text(folder / "README.md", _readme(about, found))
+            atomic.write_text(folder / "README.md", _readme(about, found))
             files = {p.name: digest(p) for p in sorted(folder.iterdir()) if p.name not in (ABOUT, "README.md")}
             about = replace(about, parity=found, files=files)
-            storage.write_json(folder / ABOUT, about.to_dict())
+            atomic.write_json(folder / ABOUT, about.to_dict())
     return Export(place, about)
 
 

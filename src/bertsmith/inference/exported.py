@@ -13,14 +13,14 @@ import numpy as np
 import xxhash
 
 from bertsmith.compute.batching import micro_batches
+from bertsmith.compute.machine import cores
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, RunFolderError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.inference.abstain import HeldOut
-from bertsmith.inference.labelling import OneModel
+from bertsmith.inference.predictor import OneModel
 from bertsmith.inference.runtime import RUNTIMES, Session
-from bertsmith.model.encoder import FastEncoder, Tokens
-from bertsmith.versions import cores
+from bertsmith.model.tokenizer import FastEncoder, Tokens
 
 ABOUT = "export.json"
 TOKENIZER, HELD_OUT = "tokenizer.json", "validation.npz"

@@ -12,8 +12,8 @@ from bertsmith.data.stream import Cells, Piece
 from bertsmith.data.table import Labels
 from bertsmith.errors import DataError, listing
 from bertsmith.inference.abstain import Abstention
-from bertsmith.inference.formats import ABSTAINED, LABEL_SET, PROBABILITY
-from bertsmith.inference.labelling import Label, Labelling
+from bertsmith.inference.predictor import Label, Labelling
+from bertsmith.inference.table_writers import ABSTAINED, LABEL_SET, PROBABILITY
 
 LABELLED = "labelled "
 """In counts, what stands before a label text."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from bertsmith.evaluation.rule import Rule
-from bertsmith.inference.labelling import Label, Labelling, OneModel, softmax
+from bertsmith.inference.predictor import Label, Labelling, OneModel, softmax
 
 
 class Windowed(Labelling):

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from bertsmith.compute.batching import micro_batches
-from bertsmith.model.encoder import Tokens
-from bertsmith.versions import cpu_capabilities
+from bertsmith.compute.machine import cpu_capabilities
+from bertsmith.model.tokenizer import Tokens
 
 SIZES = 16
 """Packed batches are rounded up to one of so many sizes between a number of tokens and its double.

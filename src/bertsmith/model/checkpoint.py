@@ -11,11 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bertsmith import hub
+from bertsmith.data import hub
 from bertsmith.errors import ModelError, listing
 from bertsmith.model import safety
-from bertsmith.model.encoder import FastEncoder
-from bertsmith.model.symbols import with_names
+from bertsmith.model.emoji import with_names
+from bertsmith.model.tokenizer import FastEncoder
 
 PACKAGED = {
     "packaged:minilm": (
@@ -174,7 +174,7 @@ def encoder_from(tokenizer_json: Path, texts: Sequence[str]) -> tuple[FastEncode
 
     Args:
         tokenizer_json: the tokenizer.
-        texts: to train on: see `bertsmith.model.symbols.with_names`.
+        texts: to train on: see `bertsmith.model.emoji.with_names`.
 
     Raises:
         ModelError: if the file is not a tokenizer.

@@ -22,7 +22,7 @@ import torch.nn.functional as F  # noqa: N812
 from bertsmith.model.attention import attend
 from bertsmith.model.batch import Batch, PackedBatch, TokenBatch, pack, to_device
 from bertsmith.model.dropout import Dropout
-from bertsmith.model.lookup import lookup
+from bertsmith.model.embedding_grad import lookup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

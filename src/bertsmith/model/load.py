@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bertsmith.data.table import Labels
 from bertsmith.errors import ModelError
 from bertsmith.model.checkpoint import Checkpoint
-from bertsmith.model.encoder import COLUMNS
+from bertsmith.model.tokenizer import COLUMNS
 
 if TYPE_CHECKING:
     import torch

@@ -28,7 +28,7 @@ def replicate(model: PreTrainedModel) -> PreTrainedModel:
     replica: PreTrainedModel = copy.deepcopy(model, shared)
     for module in replica.modules():
         if isinstance(module, torch.nn.Embedding):
-            module.weight.pending_rows = []  # see bertsmith.model.lookup
+            module.weight.pending_rows = []  # see bertsmith.model.embedding_grad
     return replica
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
+from bertsmith.folders.atomic import write_text
+from bertsmith.folders.run import Run
 from bertsmith.report.report import METRIC_NAMES, best_epoch, environment
-from bertsmith.run import Run
-from bertsmith.storage import write_text
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 

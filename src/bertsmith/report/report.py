@@ -14,9 +14,9 @@ from markupsafe import Markup
 
 from bertsmith.data.findings import Findings
 from bertsmith.evaluation.metrics import never_predicted
+from bertsmith.folders.atomic import write_text
+from bertsmith.folders.run import Run
 from bertsmith.report.figures import Line, curves, heatmap, histogram, reliability
-from bertsmith.run import Run
-from bertsmith.storage import write_text
 
 MATRIX_AS_TABLE = 20
 """Up to this many classes the confusion matrix is a table with figures in it; beyond, a picture to point at."""

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bertsmith.folders.atomic import write_text
 from bertsmith.report.figures import Line, axes, curves, strands
 from bertsmith.report.report import environment
-from bertsmith.storage import write_text
 
 EDGE = 0.05
 """Share of a range, counted from an end of it, that is called its edge."""

@@ -22,20 +22,22 @@ from starlette.exceptions import HTTPException
 
 from bertsmith import __version__
 from bertsmith.errors import UserError
-from bertsmith.inference.labelling import OneModel
+from bertsmith.inference.predictor import OneModel
 from bertsmith.serving.batcher import Batcher, QueueFullError
-from bertsmith.serving.gate import Gate, Limits
-from bertsmith.serving.numbers import Numbers
-from bertsmith.serving.problems import Refused, problem, what_is_wrong
-from bertsmith.serving.wire import (
+from bertsmith.serving.middleware import Gate, Limits
+from bertsmith.serving.prometheus import Numbers
+from bertsmith.serving.schemas import (
     ExplainRequest,
     Health,
     PipelineRequest,
     PredictRequest,
     Problem,
+    Refused,
     Score,
+    problem,
     ranked,
     scores,
+    what_is_wrong,
 )
 
 log = logging.getLogger("bertsmith.serving")

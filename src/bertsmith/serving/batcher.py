@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from bertsmith.inference.labelling import OneModel
-from bertsmith.model.encoder import Tokens
+from bertsmith.inference.predictor import OneModel
+from bertsmith.model.tokenizer import Tokens
 
 BATCH_SECONDS = 0.15
 """How long a batch may take, by the speed measured; a longer request is done in several, and others in between."""

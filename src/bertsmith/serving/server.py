@@ -25,17 +25,17 @@ import uvicorn
 from fastapi import FastAPI
 from filelock import FileLock
 
+from bertsmith.compute.machine import cores
 from bertsmith.errors import ConfigError, UserError
+from bertsmith.folders.run import Run
 from bertsmith.inference.exported import About, Exported, is_export
-from bertsmith.inference.labelling import OneModel
-from bertsmith.inference.opening import open_classifier
-from bertsmith.run import Run
+from bertsmith.inference.load import open_classifier
+from bertsmith.inference.predictor import OneModel
 from bertsmith.serving.app import Service, create_app
 from bertsmith.serving.batcher import Batcher
-from bertsmith.serving.gate import Limits
-from bertsmith.serving.numbers import SHARED, Numbers
+from bertsmith.serving.middleware import Limits
+from bertsmith.serving.prometheus import SHARED, Numbers
 from bertsmith.serving.signals import Wishes, held_back, take_no_more, watch
-from bertsmith.versions import cores
 
 log = logging.getLogger("bertsmith.serving")
 SETTINGS = "BERTSMITH_SERVING"

@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 
-from bertsmith.errors import TrainingError
-from bertsmith.storage import GO_ON, cannot_write, is_whole, replaced_folder, seal
+from bertsmith.errors import TrainingError, cannot_write
+from bertsmith.folders.atomic import GO_ON, is_whole, replaced_folder, seal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

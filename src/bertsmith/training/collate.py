@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from bertsmith.model.batch import TokenBatch
-from bertsmith.model.encoder import Tokens, span
+from bertsmith.model.tokenizer import Tokens, span
 
 
 class TokenDataset(Dataset[Any]):  # type: ignore[misc]  # torch is untyped here

@@ -16,27 +16,26 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 
-from bertsmith.compute import workers
+from bertsmith.compute import threads
+from bertsmith.compute.machine import cores
 from bertsmith.compute.memory import SMALLEST, give_back_beyond
 from bertsmith.compute.retry import with_less_memory
+from bertsmith.events import Compiling, Listener, MemoryShort, Slowed
 from bertsmith.model import forward
 from bertsmith.model.batch import SIZES, PackedBatch, TokenBatch, to_device
 from bertsmith.model.dropout import Dropout
 from bertsmith.model.load import Loaded
+from bertsmith.model.outputs import compute_logits
 from bertsmith.model.replicas import collect_gradients, replicate, with_shorter_layers
-from bertsmith.model.scores import compute_logits
 from bertsmith.training.collate import TokenDataset
-from bertsmith.training.compiled import AT_LEAST, LOOK, can_compile, pays
-from bertsmith.training.events import Compiling, Listener, MemoryShort, Slowed
-from bertsmith.training.finite import NotFiniteError, Part, Question, can_skip
-from bertsmith.training.graphs import Graphs
+from bertsmith.training.cuda_graphs import AT_LEAST, LOOK, Graphs, can_compile, pays
+from bertsmith.training.distributed import ALONE, Group
 from bertsmith.training.losses import StepLoss
-from bertsmith.training.rates import set_rates
-from bertsmith.training.resume import ResumableTrainer
+from bertsmith.training.nan_guard import NotFiniteError, Part, Question, can_skip
+from bertsmith.training.param_groups import set_rates
+from bertsmith.training.resumable import ResumableTrainer
 from bertsmith.training.sampler import EpochOrder, EpochSampler, place_of
-from bertsmith.training.speed import Pace, Stopwatch
-from bertsmith.training.together import ALONE, Group
-from bertsmith.versions import cores
+from bertsmith.training.timing import Pace, Stopwatch
 
 Score = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
 """Takes class indices (n,) and probabilities (n, classes), returns metrics by name, the primary one among them."""
@@ -290,7 +289,7 @@ class Engine(ResumableTrainer):
                     ]
                 ).sum()
 
-        losses = workers.run([partial(work, worker) for worker in range(len(models))])
+        losses = threads.run([partial(work, worker) for worker in range(len(models))])
         for replica in models[1:]:
             collect_gradients(model, replica)
         return torch.stack(losses).sum()

@@ -21,24 +21,24 @@ from transformers import (
     TrainingArguments,
 )
 
-from bertsmith.compute import batching, workers
+from bertsmith.compute import batching, threads
+from bertsmith.compute.machine import cpu_capabilities
 from bertsmith.compute.memory import free_memory, freed_memory_kept, held, of_a_step, plan, ran_out
 from bertsmith.config import FEWEST_TO_SELECT, PRIMARY
 from bertsmith.errors import DeviceError, Interrupted, listing
+from bertsmith.events import Collapsed, Evaluated, Finished, Listener, MemoryPlanned, Saved, Started, StepDone
 from bertsmith.model import forward
 from bertsmith.model.load import Loaded, quiet_transformers
-from bertsmith.training import recovery
+from bertsmith.training import nan_guard
 from bertsmith.training.arguments import refused
 from bertsmith.training.checkpoints import load_state
 from bertsmith.training.collate import TokenDataset
+from bertsmith.training.distributed import ALONE, Group
 from bertsmith.training.engine import Engine, Score, Steps
-from bertsmith.training.events import Collapsed, Evaluated, Finished, Listener, MemoryPlanned, Saved, Started, StepDone
-from bertsmith.training.finite import NotFiniteError
 from bertsmith.training.losses import LOSSES, StepLoss, inverse_weights
+from bertsmith.training.nan_guard import NotFiniteError
 from bertsmith.training.recipe import Recipe
-from bertsmith.training.speed import Tracer
-from bertsmith.training.together import ALONE, Group
-from bertsmith.versions import cpu_capabilities
+from bertsmith.training.timing import Tracer
 
 SAVE_SECONDS = 300.0
 """A checkpoint is written when the last one is older, besides the one of every epoch."""
@@ -58,7 +58,7 @@ def fit(
     by_hand: Mapping[str, Any] | None = None,
     trace: Path | None = None,
     group: Group = ALONE,
-    name_texts: recovery.NameTexts = lambda positions: f"the training texts at {listing(positions)}, counted from 0",
+    name_texts: nan_guard.NameTexts = lambda positions: f"the training texts at {listing(positions)}, counted from 0",
 ) -> Finished:
     """Fine-tune a model; the best epoch's weights are in it afterwards.
 
@@ -95,7 +95,7 @@ def fit(
     began = time.perf_counter()
     slower = resume is not None and bool(load_state(resume)["slower"])
     while True:
-        settings = recovery.safer(arguments) if slower else arguments
+        settings = nan_guard.safer(arguments) if slower else arguments
         try:
             with quiet_transformers(), freed_memory_kept():
                 engine = _engine(loaded, train, validation, settings, recipe, score, reporter, group, slower=slower)
@@ -108,9 +108,9 @@ def fit(
             break
         except NotFiniteError as error:
             if slower:
-                raise recovery.failed(error, engine, name_texts) from error
+                raise nan_guard.failed(error, engine, name_texts) from error
             slower, resume = True, reporter.path or resume
-            back = recovery.went_back(error, engine, name_texts, resume)
+            back = nan_guard.went_back(error, engine, name_texts, resume)
             engine.accelerator.unwrap_model(loaded.model, keep_fp32_wrapper=False)  # without the old precision
         except (ValueError, TypeError, RuntimeError, ImportError, MemoryError) as error:
             if ran_out(error):
@@ -210,15 +210,15 @@ def _steps(
     if arguments.bf16 and cpu_capabilities().get("amx_bf16"):
         usual *= batching.WITH_TILES
     free, longest = free_memory(), _longest(train, validation)
-    threads = workers.count() if packs else 1
-    budget = plan(loaded.model, longest, training=True, free=free, usual=usual, workers=threads)
+    workers = threads.count() if packs else 1
+    budget = plan(loaded.model, longest, training=True, free=free, usual=usual, workers=workers)
     if budget < usual and free is not None:
         emit(MemoryPlanned(budget, free))
     now = held()
     most = None
     if now is not None:
-        most = now + of_a_step(loaded.model, longest, budget, training=True, workers=threads)
-    return replace(steps, token_budget=budget, workers=threads, most_held=most)
+        most = now + of_a_step(loaded.model, longest, budget, training=True, workers=workers)
+    return replace(steps, token_budget=budget, workers=workers, most_held=most)
 
 
 def check_memory(loaded: Loaded, *parts: TokenDataset) -> None:
@@ -228,8 +228,8 @@ def check_memory(loaded: Loaded, *parts: TokenDataset) -> None:
         DeviceError: if a CPU has too little for one text.
     """
     if loaded.device.type == "cpu":
-        threads = workers.count() if forward.supports(loaded.model) else 1
-        plan(loaded.model, _longest(*parts), training=True, free=free_memory(), workers=threads)
+        workers = threads.count() if forward.supports(loaded.model) else 1
+        plan(loaded.model, _longest(*parts), training=True, free=free_memory(), workers=workers)
 
 
 def _evaluations_per_epoch(arguments: TrainingArguments, texts: int) -> int:

@@ -1,0 +1,230 @@
+"""Predictions on their way to a file: kept piece by piece in a folder beside it, so that what is done stays done."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bertsmith.data.stream import PIECE, Cells, Piece, Stream
+from bertsmith.errors import Interrupted, RunFolderError
+from bertsmith.folders.atomic import checksum, replaced_file, told, write_json
+from bertsmith.folders.claim import differences, held
+from bertsmith.inference.spreadsheet import check_fits
+from bertsmith.inference.table_writers import DIALECTS, TYPED, CsvStyle, join, open_writer, output_format, part_of
+
+ABOUT = "about.json"
+SUFFIX = ".unfinished"
+"""What the folder is called besides the name of the file."""
+_OURS = re.compile(r"(\.\d+\.)?(about\.json|\d{8}\.\w+)")
+"""The names of the files in it, half written ones too."""
+
+
+class Pieces:
+    """The predictions that are written already, of a file to be.
+
+    Attributes:
+        done: how many pieces there are.
+        counts: what `add` was told of them, summed up.
+    """
+
+    def __init__(self, output: Path, kind: str, *, style: CsvStyle, types: tuple[Mapping[str, Any], bool]) -> None:
+        self.output, self.kind, self.style, self.types = output, kind, style, types
+        self.folder = folder_of(output)
+        self.done = 0
+        self.counts: Counter[str] = Counter()
+
+    def add(self, cells: Cells, counts: Mapping[str, int]) -> None:
+        """Write the next piece; once this returns, it stays written."""
+        with (
+            replaced_file(self._piece(self.done)) as file,
+            open_writer(part_of(self.kind), file, style=self.style, types=self.types, header=not self.done) as writer,
+        ):
+            writer.write(cells)
+        write_json(self._note(self.done), {"counts": counts, "sha256": checksum(self._piece(self.done))})
+        self._count(counts)
+
+    def resume(self, about: Mapping[str, Any]) -> None:
+        """Go on with what is there and whole.
+
+        Raises:
+            RunFolderError: if there is nothing, or something else.
+        """
+        before = _begun(self.output)
+        if changed := differences(before["about"], json.loads(json.dumps(about))):
+            raise RunFolderError(
+                f"these predictions cannot be resumed, since these differ: {'; '.join(changed)}",
+                where=str(self.folder),
+                remedy="Give the command they were begun with, or pass --overwrite to begin anew.",
+            )
+        while True:
+            try:
+                note = json.loads(self._note(self.done).read_text(encoding="utf-8"))
+                if note["sha256"] != checksum(self._piece(self.done)):
+                    return
+                self._count(note["counts"])
+            except (OSError, ValueError, KeyError, TypeError):
+                return
+
+    def begin(self, about: Mapping[str, Any]) -> None:
+        """Begin anew; what is there is dropped."""
+        self.drop()
+        self.folder.mkdir(parents=True)
+        write_json(self.folder / ABOUT, {"about": about, "replaces": self.output.exists()})
+
+    def finish(self) -> None:
+        """Make the file of the pieces."""
+        with replaced_file(self.output) as file:
+            join(self.kind, [self._piece(i) for i in range(self.done)], file)
+        self.drop()
+
+    def drop(self) -> None:
+        """Remove the pieces."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _count(self, counts: Mapping[str, int]) -> None:
+        self.done += 1
+        self.counts.update(counts)
+
+    def _piece(self, i: int) -> Path:
+        return self.folder / f"{i:08}.{part_of(self.kind)}"
+
+    def _note(self, i: int) -> Path:
+        return self.folder / f"{i:08}.json"
+
+
+def write_stream(
+    label: Callable[[Iterable[Piece]], Iterable[tuple[Cells, Counter[str]]]],
+    stream: Stream,
+    output: Path,
+    about: Mapping[str, Any],
+    *,
+    style: CsvStyle = DIALECTS["plain"],
+    resume: bool = False,
+    done_before: Callable[[int], None] = lambda n: None,
+) -> Counter[str]:
+    """Write the predictions of a stream to a file, which is there whole or not at all.
+
+    What is more than one piece of a file is kept piece by piece: whenever the process ends, what was done is there to
+    go on with.
+
+    Args:
+        label: `predict_pieces`, but for the pieces.
+        stream: the texts.
+        output: the file.
+        about: what the predictions depend on, ready for JSON.
+        style: how CSV is written.
+        resume: go on with what is there.
+        done_before: is told how many rows that is.
+
+    Returns:
+        The counts of `predict_pieces`, summed up.
+
+    Raises:
+        RunFolderError: as for `check_unfinished`, or if they are not of the same predictions.
+        Interrupted: where Ctrl-C ended it and something is there to go on with.
+        OutputError: if the file cannot be written.
+        DataError: if an Excel file cannot hold the rows.
+    """
+    kind = output_format(output)
+    types = stream.types() if kind in TYPED else ({}, False)
+    if kind == "xlsx" and stream.n_rows is not None:
+        check_fits(cells for cells, _ in stream.pieces())
+    with held(output, "writing this file"), told(output):
+        pieces = Pieces(output, kind, style=style, types=types)
+        if not resume and (stream.path is None or stream.n_rows is None or stream.n_rows <= PIECE):
+            pieces.drop()
+            with (
+                replaced_file(output) as file,
+                open_writer(kind, file, style=style, types=types) as writer,
+            ):
+                for cells, counts in label(stream.pieces()):
+                    writer.write(cells)
+                    pieces.counts += counts
+            return pieces.counts
+        if resume:
+            pieces.resume(about)
+            done_before(pieces.counts["rows"])
+        else:
+            pieces.begin(about)
+        try:
+            for cells, counts in label(itertools.islice(stream.pieces(), pieces.done, None)):
+                pieces.add(cells, counts)
+            pieces.finish()
+        except KeyboardInterrupt:
+            if not pieces.done:
+                raise
+            raise Interrupted(
+                f"the predictions of {pieces.counts['rows']:,} rows are kept in {pieces.folder}\n"
+                "  to go on: the same command with --resume"
+            ) from None
+        finally:
+            if not pieces.done:
+                pieces.drop()
+        return pieces.counts
+
+
+def folder_of(output: Path) -> Path:
+    """Return where the pieces of a file are kept."""
+    return output.with_name(output.name + SUFFIX)
+
+
+def may_be_replaced(output: Path) -> bool:
+    """Return whether unfinished predictions were begun with leave to replace the file."""
+    return bool(_begun(output)["replaces"])
+
+
+def _begun(output: Path) -> dict[str, Any]:
+    """Return what was written when unfinished predictions were begun.
+
+    Raises:
+        RunFolderError: if there are none, or it is damaged.
+    """
+    folder = folder_of(output)
+    if not folder.exists():
+        raise RunFolderError(
+            "there are no unfinished predictions to go on with",
+            where=str(folder),
+            remedy="Leave out --resume (predictions of stdin, of a query and of few rows are not kept in pieces).",
+        )
+    try:
+        content: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        return {"about": content["about"], "replaces": content["replaces"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(
+            "the description of these unfinished predictions is damaged, so they cannot be resumed",
+            where=str(folder / ABOUT),
+            remedy="Pass --overwrite to begin anew.",
+        ) from error
+
+
+def check_unfinished(output: Path, *, resume: bool, overwrite: bool) -> None:
+    """See what may be done about unfinished predictions, before any work is.
+
+    Raises:
+        RunFolderError: if some are there and nobody said what to do with them, or there are none to go on with.
+    """
+    folder = folder_of(output)
+    if resume and overwrite:
+        raise RunFolderError("--resume and --overwrite contradict each other", remedy="Give one of them.")
+    if resume:
+        _begun(output)
+    if resume or not folder.exists():
+        return
+    if not folder.is_dir() or any(not _OURS.fullmatch(file.name) for file in folder.iterdir()):
+        raise RunFolderError(
+            "bertsmith would keep unfinished predictions here, but something else is there",
+            where=str(folder),
+            remedy="Move that elsewhere, or give -o another file.",
+        )
+    if not overwrite:
+        raise RunFolderError(
+            "unfinished predictions are there",
+            where=str(folder),
+            remedy="Pass --resume to go on with them, or --overwrite to begin anew.",
+        )

@@ -1,0 +1,133 @@
+"""Open what labels texts: a run, with torch or with an export of it, or an export alone."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bertsmith.errors import ConfigError, RunFolderError, path_of
+from bertsmith.folders.run import Run, open_run
+from bertsmith.inference.abstain import HeldOut, held_out_of
+from bertsmith.inference.exported import About, Exported, is_export
+from bertsmith.inference.predictor import Labelling, OneModel
+from bertsmith.inference.runtime import RUNTIMES
+from bertsmith.inference.windows import Windowed
+
+CHOICES = ("auto", "torch", *RUNTIMES)
+
+
+def open_classifier(
+    path: Path | str,
+    *,
+    device: str = "auto",
+    decide: bool = True,
+    ensemble: bool = False,
+    runtime: str = "auto",
+    long: str = "truncate",
+) -> tuple[Labelling, Callable[[], HeldOut]]:
+    """Open a classifier.
+
+    Args:
+        path: a run folder, its ``model`` folder, or an export folder.
+        device: where to compute; exports compute on the CPU.
+        decide: use the decision rule tuned on validation, where there is one.
+        ensemble: ask the models of all seeds together, where the run was trained with several.
+        runtime: ``"auto"``: the fastest fp32 export of the run that is there, was checked against this very model and
+            can be run here, else torch (which takes seconds to start); or another of `CHOICES`.
+        long: of texts longer than the model reads at once, ``"truncate"``: read the beginning; ``"window"``: all of it.
+
+    Returns:
+        It, and what gives the validation texts it was checked on.
+
+    Raises:
+        UserError: if there is none.
+    """
+    path = path_of(path, "run")
+    if long not in ("truncate", "window"):
+        raise ConfigError(f"long={long!r}: there is no such way", remedy="Take truncate or window.")
+    if long == "window":
+        if ensemble:
+            raise ConfigError("--long window asks one model", remedy="Leave out --ensemble.")
+        found, held_out = open_classifier(path, device=device, decide=decide, runtime=runtime)
+        assert isinstance(found, OneModel)
+        return Windowed(found), held_out
+    if runtime not in CHOICES:
+        raise ConfigError(f"--runtime {runtime}: there is none", remedy=f"Take one of {', '.join(CHOICES)}.")
+    if is_export(path):
+        about = About.read(path)
+        if ensemble or device not in ("auto", "cpu") or runtime not in ("auto", about.format):
+            raise ConfigError(
+                f"this is an export for {about.format} on the CPU, of one model",
+                where=str(path),
+                remedy="Leave out --device, --runtime and --ensemble, or give the run itself.",
+            )
+        exported = Exported.load(path, decide=decide)
+        return exported, lambda: exported.held_out
+    export = None
+    if Run(path).layout.run.is_file() and not ensemble:
+        export = _export_of(open_run(path), device, runtime)
+    elif runtime not in ("auto", "torch"):
+        raise ConfigError(f"--runtime {runtime}: only a run of one model has exports", remedy="Leave out --runtime.")
+    if export is not None:
+        return Exported.load(export, decide=decide), lambda: held_out_of(open_run(path))
+    from bertsmith.inference.classifier import Classifier
+    from bertsmith.inference.ensemble import Ensemble
+
+    if ensemble:
+        return (
+            Ensemble.load(open_run(path), device=device, decide=decide),
+            lambda: held_out_of(open_run(path), ensemble=True),
+        )
+    return Classifier.load(path, device=device, decide=decide), lambda: held_out_of(open_run(path))
+
+
+def identity(path: Path, *, ensemble: bool = False) -> str:
+    """Return what tells the models of a run or an export from all others: a digest of their files' checksums."""
+    if is_export(path):
+        files: list[Any] = [About.read(path).files]
+    else:
+        run = open_run(path)
+        files = [member.info.get("model_files") for member in (run.members if ensemble else [run])]
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _export_of(run: Run, device: str, runtime: str) -> Path | None:
+    """Return the export of a run to use; none where torch it is."""
+    if runtime == "torch" or (runtime == "auto" and device not in ("auto", "cpu")):
+        return None
+    files = run.info.get("model_files")
+    usable: list[tuple[float, Path]] = []
+    for folder in sorted(run.layout.exports.glob("*")):
+        if not is_export(folder):
+            continue
+        about = About.read(folder)
+        of_this = about.run.get("model_files") == files and about.precision == "fp32" and about.parity.get("held")
+        if of_this and runtime in ("auto", about.format) and RUNTIMES[about.format].installed:
+            usable.append((about.parity["texts_per_second"]["export"], folder))
+    if usable and not (runtime == "auto" and device == "auto" and _has_gpu()):
+        return max(usable)[1]
+    if runtime != "auto":
+        if not RUNTIMES[runtime].installed:
+            package = RUNTIMES[runtime].package
+            raise ConfigError(
+                f"--runtime {runtime}: {package} is not installed",
+                remedy=f"Install it: pip install {package}.",
+            )
+        raise RunFolderError(
+            f"--runtime {runtime}: the run has no fp32 export for it that belongs to its model",
+            where=str(run.layout.exports),
+            remedy=f"Make one: bertsmith export {run.path} --format {runtime}.",
+        )
+    return None
+
+
+def _has_gpu() -> bool:
+    if importlib.util.find_spec("torch") is None:
+        return False
+    from bertsmith.compute.device import choose_device
+
+    return bool(choose_device().type != "cpu")

@@ -1,0 +1,1 @@
+"""Where the packages meet: train, evaluate, tune, several seeds."""
