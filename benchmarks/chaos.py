@@ -38,7 +38,7 @@ def train(table: str, model: str, output: str, resume: bool, settings: dict) -> 
 
 
 @dataclass
-class Outcome:
+class TrialResult:
     """What became of one run: after how many seconds it was killed, each time, and whether it ended the same."""
 
     moments: list[float]
@@ -46,7 +46,7 @@ class Outcome:
     same: bool
 
 
-def kills(folder: Path, table: Path, model: Path, settings: dict, *, n: int, seed: int) -> Iterator[Outcome]:
+def kills(folder: Path, table: Path, model: Path, settings: dict, *, n: int, seed: int) -> Iterator[TrialResult]:
     """Kill ``n`` times in all, runs one after the other, each until it survives; yield what became of each run.
 
     Args:
@@ -95,7 +95,7 @@ def kills(folder: Path, table: Path, model: Path, settings: dict, *, n: int, see
                 raise RuntimeError(f"{run} cannot go on, killed after {moments} s: exit code {process.exitcode}")
             else:
                 break
-        yield Outcome(moments, left, remains(run) == expected)
+        yield TrialResult(moments, left, remains(run) == expected)
         if remains(run) == expected:
             shutil.rmtree(run)
 

@@ -1,4 +1,4 @@
-"""Labelling many texts, and one: bertsmith beside `transformers.pipeline`, the same model, the same texts.
+"""Predictor many texts, and one: bertsmith beside `transformers.pipeline`, the same model, the same texts.
 
 The pipeline is tried with several batch sizes, in fp32 and bf16, with its input as it is and sorted by length: its best
 counts. Rounds are interleaved; medians are given. Every contender labels 64 texts before it is timed.

@@ -29,7 +29,7 @@ def run_trials(data: Path, table: str, trials: int, kept: Path) -> None:
     from bertsmith.data.read import read_table
     from bertsmith.tuning.space import default_space, suggest, with_values
     from bertsmith.workflows.prepare import choose_recipe
-    from bertsmith.workflows.trials import Bench, run_trial, scored_within_epochs
+    from bertsmith.workflows.trials import TrialData, run_trial, scored_within_epochs
 
     folder = kept.parent / "texts"
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def run_trials(data: Path, table: str, trials: int, kept: Path) -> None:
         frame.to_csv(folder / f"{table}-{name}.csv", index=False)
         if name != "test":
             parts[name] = clean(read_table(folder / f"{table}-{name}.csv")).table
-    bench = Bench(parts["train"], parts["val"])
+    bench = TrialData(parts["train"], parts["val"])
     config = Config(model=MODEL, max_length=TOKENS, consistency=0.0)  # each text once: twice the trials in the time
     loaded, train, _ = bench.ready(config)
     counts = bench.train.counts

@@ -304,7 +304,7 @@ def main() -> int:
     from transformers import AutoTokenizer
 
     from bertsmith.compute.device import choose_device
-    from bertsmith.compute.memory import freed_memory_kept
+    from bertsmith.compute.memory import keep_freed_memory
     from bertsmith.evaluation.intervals import from_pairs
     from bertsmith.model import checkpoint
     from bertsmith.training.recipe import choose_precision
@@ -322,7 +322,7 @@ def main() -> int:
     tokenizer.model_max_length = given.max_length
     # The same allocator for all: it cannot be put back for one of them alone.
     kept = contextlib.ExitStack()
-    kept.enter_context(freed_memory_kept())
+    kept.enter_context(keep_freed_memory())
     machine = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"{machine}, torch {torch.__version__}, batches of {given.batch}, {given.max_length} tokens", file=sys.stderr)
     print(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from bertsmith.folders.run import Run
-    from bertsmith.inference.predictor import Labelling
+    from bertsmith.inference.predictor import Predictor
 
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -103,7 +103,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def classifier(finished: Path) -> Labelling:
+def classifier(finished: Path) -> Predictor:
     """The classifier of the finished run, with torch."""
     import bertsmith as bs
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bertsmith.events import RunListener, StudyListener
     from bertsmith.folders.study import Study
     from bertsmith.inference.export import Export
-    from bertsmith.inference.predictor import Labelling
+    from bertsmith.inference.predictor import Predictor
 
 
 def read_table(source: Any = None, **settings: Any) -> Table:
@@ -259,7 +259,7 @@ def load(
     ensemble: bool = False,
     runtime: str = "auto",
     long: str = "truncate",
-) -> Labelling:
+) -> Predictor:
     """Load the classifier of a finished run, or an export.
 
     Args:

@@ -17,7 +17,7 @@ import numpy as np
 
 from bertsmith.data.table import Labels
 from bertsmith.evaluation.rule import Rule
-from bertsmith.inference.predictor import OneModel
+from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.model.tokenizer import Encoder
 from bertsmith.serving import server
 
@@ -34,7 +34,7 @@ class Characters(Encoder):
         return []
 
 
-class StandIn(OneModel):
+class StandIn(ModelPredictor):
     labels = Labels((0, 1), ("a", "b"))
     rule, decide, max_length, encoder = Rule(), True, 1000, Characters()
 

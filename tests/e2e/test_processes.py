@@ -12,7 +12,7 @@ import pytest
 from benchmarks.chaos import kills
 
 from bertsmith.cli.train import stoppable
-from bertsmith.folders.claim import held
+from bertsmith.folders.claim import lock
 from bertsmith.testing import tiny_model, tiny_table
 
 
@@ -87,7 +87,7 @@ def test_a_second_ctrl_c_stops_at_once():
 
 def test_no_second_process_writes_to_a_run_folder(csv, tiny, tmp_path):
     command = [sys.executable, "-m", "bertsmith", "train", str(csv), "-o", str(tmp_path / "run"), "--model", str(tiny)]
-    with held(tmp_path / "run"):
+    with lock(tmp_path / "run"):
         for flags in ([], ["--overwrite"]):
             second = subprocess.run([*command, *flags], capture_output=True, text=True)
             assert second.returncode == 2
@@ -171,8 +171,8 @@ def test_predictions_whose_process_ends_go_on_from_there(number, finished, tmp_p
     table.to_csv(tmp_path / "t.csv")
     out, folder = tmp_path / "out.csv", tmp_path / "out.csv.unfinished"
     command = [sys.executable, "-m", "bertsmith", "predict", str(finished), str(tmp_path / "t.csv"), "-o", str(out)]
-    heeded = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 - the tests may run where it is ignored
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeded)
+    handle_signals = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 - the tests may run where it is ignored
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=handle_signals)
     while not (folder / "00000000.json").exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(number)

@@ -25,7 +25,7 @@ from bertsmith.cli.app import COMMANDS, app, main
 from bertsmith.config import Config, DataConfig
 from bertsmith.data.stream import open_stream
 from bertsmith.errors import ConfigError
-from bertsmith.inference.chunks import Pieces
+from bertsmith.inference.chunks import Chunks
 from bertsmith.inference.spreadsheet import write_csv
 from bertsmith.testing import tiny_table
 from tests.conftest import train
@@ -323,16 +323,16 @@ def test_csv_for_excel_is_resumed_and_read_back(dialect, delimiter, decimal, cli
         assert [text for _, texts in stream.pieces() for text in texts] == AWKWARD
     assert cli(*command, "--csv-dialect", dialect)[1].encode() == content
 
-    add, added = Pieces.add, []
+    add, added = Chunks.add, []
 
     def once(pieces, *given):
         if added:
             raise KeyboardInterrupt
         added.append(add(pieces, *given))
 
-    monkeypatch.setattr(Pieces, "add", once)
+    monkeypatch.setattr(Chunks, "add", once)
     assert cli(*command, "-o", parts, "--csv-dialect", dialect)[0] == 130
-    monkeypatch.setattr(Pieces, "add", add)
+    monkeypatch.setattr(Chunks, "add", add)
     code, _, err = cli(*command, "-o", parts, "--resume")
     assert (code, "csv_dialect" in err) == (2, True)
     assert cli(*command, "-o", parts, "--csv-dialect", dialect, "--resume")[0] == 0

@@ -11,7 +11,7 @@ from bertsmith.data.read import read_table
 from bertsmith.errors import ConfigError, Interrupted
 from bertsmith.events import FoldDone, FoldStarted, StepDone
 from bertsmith.folders.run import Run
-from bertsmith.inference.abstain import held_out_of
+from bertsmith.inference.abstain import held_out_predictions
 from bertsmith.testing import tiny_table
 from bertsmith.workflows import baselines
 from bertsmith.workflows.cross_validation import FEW, FOLDS, FOLDS_OF_FEW, choose_folds, divide, split_or_fold
@@ -30,9 +30,11 @@ def untested(tmp_path_factory, pooled):
     """Cross-validated without test texts."""
     with pytest.MonkeyPatch.context() as patch:
         regressed = []
-        regress = baselines.Frozen.regress
+        regress = baselines.FrozenEmbeddings.regress
         patch.setattr(
-            baselines.Frozen, "regress", lambda self, which=None: (regressed.append(which), regress(self, which))[1]
+            baselines.FrozenEmbeddings,
+            "regress",
+            lambda self, which=None: (regressed.append(which), regress(self, which))[1],
         )
         folder = tmp_path_factory.mktemp("runs") / "untested"
         return _train(pooled, folder, table=tiny_table(90), test_size=0, cv=FOLDS), regressed
@@ -84,7 +86,7 @@ def test_without_test_texts_the_figures_are_those_of_the_cross_validation(untest
 
 
 def test_thresholds_come_from_the_cross_validation(run):
-    assert len(held_out_of(run).targets) == run.info["data"]["splits"]["train"]
+    assert len(held_out_predictions(run).targets) == run.info["data"]["splits"]["train"]
 
 
 def test_a_stopped_run_goes_on_with_the_folds_that_are_left(tmp_path, pooled):

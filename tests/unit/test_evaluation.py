@@ -22,7 +22,7 @@ from bertsmith.evaluation.intervals import (
     paired_difference,
     resamples_of,
 )
-from bertsmith.evaluation.metrics import SCALARS, majority_probabilities, per_class, quick, scalars
+from bertsmith.evaluation.metrics import SCALARS, majority_probabilities, per_class, scalars, validation_metrics
 from bertsmith.testing import tiny_table
 
 TARGETS = np.array([0, 0, 1, 1, 2])
@@ -70,7 +70,7 @@ def test_the_quick_form_agrees_with_scikit_learn(seed, n, k):
     for name, value in ours.items():
         if theirs[name] is not None:
             assert value == pytest.approx(theirs[name], abs=1e-12), name
-    assert quick(targets, probabilities)["macro_f1"] == pytest.approx(theirs["macro_f1"])
+    assert validation_metrics(targets, probabilities)["macro_f1"] == pytest.approx(theirs["macro_f1"])
 
 
 def test_a_resample_is_scored_as_the_texts_that_it_draws():
@@ -119,7 +119,7 @@ def test_the_accuracy_interval_is_exact_where_all_or_no_texts_are_right(right, n
 
 
 def test_intervals_cover_about_as_often_as_they_say():
-    truth = np.mean([quick(*_random(s, 4000, 3))["macro_f1"] for s in range(5)])
+    truth = np.mean([validation_metrics(*_random(s, 4000, 3))["macro_f1"] for s in range(5)])
     inside = 0
     for seed in range(60):
         low, high = bootstrap(*_random(100 + seed, 150, 3), seed=seed, resamples=300)["macro_f1"]

@@ -21,7 +21,7 @@ from bertsmith.evaluation.rule import Rule
 from bertsmith.inference import export as exporting
 from bertsmith.inference import export_formats
 from bertsmith.inference.classifier import Classifier
-from bertsmith.inference.exported import About, Exported, few_widths
+from bertsmith.inference.exported import About, Exported, round_up_widths
 from bertsmith.inference.runtime import RUNTIMES
 from bertsmith.model import checkpoint
 from bertsmith.model.load import Loaded, load_model, load_tokenizer
@@ -122,7 +122,7 @@ def test_an_int8_export_says_the_same_at_every_length(head, tmp_path):
 
 def test_micro_batches_have_one_of_few_widths():
     lengths = np.arange(1, 1025)
-    widths = few_widths(lengths)
+    widths = round_up_widths(lengths)
     assert (widths >= lengths).all()
     assert (widths <= lengths * 1.125).all()
     assert len(set(widths[256:512])) == 8
@@ -141,7 +141,7 @@ def test_an_openvino_export_meets_few_shapes(in_openvino):
 
     exported.session, exported.about = seen, replace(exported.about, max_length=64)
     exported.logits_of(Tokens.of({"input_ids": ids}))
-    assert widths <= set(few_widths(np.arange(1, 65)).tolist())
+    assert widths <= set(round_up_widths(np.arange(1, 65)).tolist())
     exported.about = replace(exported.about, max_length=61)
     exported.logits_of(Tokens.of({"input_ids": [row[:61] for row in ids]}))
     assert 61 in widths  # no wider than what the model takes

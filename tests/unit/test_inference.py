@@ -15,7 +15,7 @@ from bertsmith.folders.run import open_run
 from bertsmith.inference.chunks import write_stream
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.ensemble import Ensemble
-from bertsmith.inference.predict import predict_pieces, predict_rows
+from bertsmith.inference.predict import predict_chunks, predict_rows
 from bertsmith.inference.predictor import softmax
 from bertsmith.inference.table_writers import output_format
 from bertsmith.inference.windows import Windowed
@@ -150,7 +150,7 @@ def test_every_output_holds_the_same(suffix, classifier, tmp_path, monkeypatch):
     rows = _rows().assign(mixed=[1, "two", None, 4.5])
     path = tmp_path / f"out{suffix}"
     with open_stream(rows, DataConfig()) as stream:
-        write_stream(lambda pieces: predict_pieces(classifier, pieces), stream, path, {})
+        write_stream(lambda pieces: predict_chunks(classifier, pieces), stream, path, {})
     if suffix == ".csv":
         back = pd.read_csv(path)
     elif suffix == ".jsonl":

@@ -54,9 +54,9 @@ def test_a_correction_round_trips(cli, flipped, tmp_path):
     found = pd.read_csv(tmp_path / "suspects.csv", keep_default_na=False)
     found["corrected"] = np.where(found["row"].isin([3, 40]), found["suggested"], "")
     found.loc[found["row"] == 40, "corrected"] = "-"
-    by_hand = {"source": "t.csv", "row": 10, "text": "'" + flipped.loc[9, "Text"]}
-    by_hand["corrected"] = "'" + flipped.loc[9, "Label Text"]
-    pd.concat([found, pd.DataFrame([by_hand])]).to_csv(tmp_path / "done.csv", index=False)
+    user_arguments = {"source": "t.csv", "row": 10, "text": "'" + flipped.loc[9, "Text"]}
+    user_arguments["corrected"] = "'" + flipped.loc[9, "Label Text"]
+    pd.concat([found, pd.DataFrame([user_arguments])]).to_csv(tmp_path / "done.csv", index=False)
     table = bs.read_table(tmp_path / "t.csv", corrections=tmp_path / "done.csv")
     truth = tiny_table(300)["Label Text"]
     names = [table.labels.texts[t] if t >= 0 else None for t in table.targets]

@@ -16,7 +16,7 @@ import bertsmith as bs
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError
 from bertsmith.evaluation.rule import Rule
-from bertsmith.inference.predictor import OneModel
+from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.model.tokenizer import Encoder
 from bertsmith.testing import tiny_table
 
@@ -25,14 +25,14 @@ uvicorn = pytest.importorskip("uvicorn", reason="the extra serve is not installe
 from bertsmith.serving.app import Service, create_app  # noqa: E402
 from bertsmith.serving.batcher import Batcher, QueueFullError  # noqa: E402
 from bertsmith.serving.middleware import Limits  # noqa: E402
-from bertsmith.serving.prometheus import Numbers  # noqa: E402
+from bertsmith.serving.prometheus import ServerMetrics  # noqa: E402
 from bertsmith.serving.server import Loader, Serving, _listen  # noqa: E402
 
 
 @contextmanager
 def running(get, numbers=None, limits=None, token=None):
     """A server in a thread of this process; gives a function that sends a request."""
-    app = create_app(get, numbers or Numbers(), limits or Limits(), token)
+    app = create_app(get, numbers or ServerMetrics(), limits or Limits(), token)
     listening = _listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
@@ -72,7 +72,7 @@ class Characters(Encoder):
         return []
 
 
-class Fake(OneModel):
+class Fake(ModelPredictor):
     """Answers with the number in a text, as slowly as it is told to."""
 
     labels = Labels((0, 1, 2), ("a", "b", "c"))
@@ -92,7 +92,7 @@ class Fake(OneModel):
 
 @pytest.fixture(scope="module")
 def ask(finished):
-    loader = Loader(Serving(str(finished), device="cpu", runtime="torch"), Numbers())
+    loader = Loader(Serving(str(finished), device="cpu", runtime="torch"), ServerMetrics())
     loader.load()
     with running(lambda: loader.service, loader.numbers) as ask:
         yield ask

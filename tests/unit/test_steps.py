@@ -19,8 +19,8 @@ from bertsmith.model.tokenizer import Tokens
 from bertsmith.testing import tiny_model
 from bertsmith.training import engine as engines
 from bertsmith.training.collate import TokenDataset
-from bertsmith.training.cuda_graphs import AT_LEAST, LOOK, TRIES, Graphs, pays
-from bertsmith.training.nan_guard import Part, Question, can_skip
+from bertsmith.training.cuda_graphs import AT_LEAST, LOOK, TRIES, CudaGraphs, pays
+from bertsmith.training.nan_guard import FiniteCheck, Part, can_skip
 from bertsmith.training.timing import Pace
 
 CPU = torch.device("cpu")
@@ -119,7 +119,7 @@ def _steps(folder, graphs_of, n=8, parts=1):
 def test_recordings_give_the_losses_and_gradients_of_the_work_itself(folder, parts, failures, monkeypatch):
     recorder = _Recorder(failures)
     _, expected = _steps(folder, lambda model: None, parts=parts)
-    graphs, found = _steps(folder, lambda model: Graphs(model, recorder), parts=parts)
+    graphs, found = _steps(folder, lambda model: CudaGraphs(model, recorder), parts=parts)
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.allclose(torch.as_tensor(ours), torch.as_tensor(theirs), atol=1e-6)
     assert recorder.recorded == len(graphs.recordings) <= len({*graphs.recordings, *graphs.failures})
@@ -134,7 +134,7 @@ def _question(losses, norm):
     parts = [
         Part((3, i), TokenBatch(torch.zeros(0), torch.zeros(0)), torch.tensor(loss)) for i, loss in enumerate(losses)
     ]
-    return Question(parts, None if norm is None else torch.tensor(norm))
+    return FiniteCheck(parts, None if norm is None else torch.tensor(norm))
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_layers_are_compiled_only_where_that_pays(seconds, expected, folder, mon
     assert pays(seconds) is expected
     events = []
     engine = object.__new__(engines.Engine)
-    engine.graphs, engine.compiled, engine.emit = Graphs(torch.nn.Linear(2, 2), _Recorder()), False, events.append
+    engine.graphs, engine.compiled, engine.emit = CudaGraphs(torch.nn.Linear(2, 2), _Recorder()), False, events.append
     engine._steps_seen = 0
     engine.model = load_model(checkpoint.resolve(str(folder)), LABELS)
     engine.state = type("State", (), {"max_steps": 1100, "global_step": 100})
@@ -180,7 +180,7 @@ def test_layers_are_compiled_only_where_that_pays(seconds, expected, folder, mon
     )
     engine.watch = type("Watch", (), {"texts_per_second": 10_000 / seconds, "texts": 0})
     monkeypatch.setattr(engines, "can_compile", lambda device: True)
-    monkeypatch.setattr(engines, "Graphs", lambda model: Graphs(model, _Recorder()))
+    monkeypatch.setattr(engines, "CudaGraphs", lambda model: CudaGraphs(model, _Recorder()))
     for _ in range(LOOK + 5):  # scored a moment ago
         engine._compile_if_it_pays()
     assert events == []

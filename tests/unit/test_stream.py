@@ -17,7 +17,7 @@ from bertsmith.data.stream import open_stream
 from bertsmith.data.texts import texts_of
 from bertsmith.errors import DataError, Interrupted, RunFolderError, UserError
 from bertsmith.inference.chunks import check_unfinished, folder_of, write_stream
-from bertsmith.inference.predict import LABELLED, predict_pieces
+from bertsmith.inference.predict import LABELLED, predict_chunks
 from tests.malformed import corpus
 
 TABLES = [c for c in corpus() if "--sql" not in c.flags]
@@ -131,7 +131,7 @@ def test_columns_that_come_late_and_types_that_widen_are_one_table(classifier, t
     records[0]["n"] = "a word"
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     with open_stream(tmp_path / "t.jsonl", DataConfig()) as stream:
-        write_stream(lambda p: predict_pieces(classifier, p), stream, tmp_path / "out.parquet", {})
+        write_stream(lambda p: predict_chunks(classifier, p), stream, tmp_path / "out.parquet", {})
     back = pq.read_table(tmp_path / "out.parquet")
     assert back.column("late").to_pylist() == [None] * 5 + [0.0, 0.5, 1.0, 1.5]
     assert back.column("n").to_pylist() == ["a word", *[None] * 4, "0", "1", "2", "3"]
@@ -145,7 +145,7 @@ def _table(path, rows=11):
 
 def _predict(classifier, source, output, about, *, stop_after=None, **settings):
     def label(pieces):
-        for i, result in enumerate(predict_pieces(classifier, pieces)):
+        for i, result in enumerate(predict_chunks(classifier, pieces)):
             if i == stop_after:
                 raise KeyboardInterrupt
             yield result
@@ -269,5 +269,5 @@ def test_lines_from_stdin_go_to_every_format(suffix, finished, tmp_path):
 
 def test_lists_and_objects_are_json_in_csv(classifier, tmp_path):
     with open_stream(pd.DataFrame({"Text": ["cat"], "n": [{"a": [1, None]}]}), DataConfig()) as stream:
-        write_stream(lambda p: predict_pieces(classifier, p), stream, tmp_path / "out.csv", {})
+        write_stream(lambda p: predict_chunks(classifier, p), stream, tmp_path / "out.csv", {})
     assert json.loads(pd.read_csv(tmp_path / "out.csv")["n"][0]) == {"a": [1, None]}

@@ -18,7 +18,7 @@ from bertsmith.model.load import load_model
 from bertsmith.testing import ARCHITECTURES, tiny_model
 from bertsmith.training.arguments import problems_of, training_arguments
 from bertsmith.training.engine import Engine
-from bertsmith.training.param_groups import factors, set_rates
+from bertsmith.training.param_groups import factors, set_param_groups
 from bertsmith.training.recipe import choose, choose_precision
 from bertsmith.training.resumable import OVERRIDDEN, ResumableTrainer
 from tests.conftest import same_weights as _same
@@ -225,7 +225,9 @@ def test_the_best_epoch_is_kept_and_patience_stops(tiny, tmp_path):
 
 
 def test_of_equal_epochs_the_one_with_the_lower_loss_is_kept(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("bertsmith.workflows.train.quick", lambda targets, p: {"accuracy": 0.5, "macro_f1": 0.5})
+    monkeypatch.setattr(
+        "bertsmith.workflows.train.validation_metrics", lambda targets, p: {"accuracy": 0.5, "macro_f1": 0.5}
+    )
     settings = {"epochs": 6, "patience": 6, "validation_size": 0.2, "learning_rate": 3e-3}
     whole = _train(tiny, tmp_path / "whole", **settings)
     losses = [e["validation_loss"] for e in whole.history]
@@ -243,7 +245,7 @@ def test_of_equal_epochs_the_one_with_the_lower_loss_is_kept(tiny, tmp_path, mon
 def test_with_few_validation_texts_the_last_weights_are_kept(tiny, tmp_path, monkeypatch):
     scores = iter([0.9, 0.5, 0.4, 0.3])
     monkeypatch.setattr(
-        "bertsmith.workflows.train.quick", lambda targets, p: {"accuracy": 0.5, "macro_f1": next(scores)}
+        "bertsmith.workflows.train.validation_metrics", lambda targets, p: {"accuracy": 0.5, "macro_f1": next(scores)}
     )
     run = _train(tiny, tmp_path / "run", epochs=4, patience=1)
     training = run.info["training"]
@@ -273,7 +275,7 @@ def test_the_head_has_a_learning_rate_of_its_own():
     decayed = {"params": [model.body.weight, model.head.weight], "weight_decay": 0.1}
     plain = {"params": [model.body.bias, model.head.bias], "weight_decay": 0.0}
     optimizer = torch.optim.AdamW([decayed, plain], lr=0.01)
-    set_rates(optimizer, model, head_rate=10, layer_decay=1)
+    set_param_groups(optimizer, model, head_rate=10, layer_decay=1)
     found = {id(w): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for w in g["params"]}
     assert found == {
         id(model.body.weight): (0.01, 0.1),

@@ -26,7 +26,7 @@ from bertsmith.tuning.plan import Plan
 from bertsmith.tuning.space import Choice, Range, default_space, narrowed, read_space, with_values
 from bertsmith.tuning.store import Store, is_done
 from bertsmith.workflows import trials as trying
-from bertsmith.workflows.trials import Bench, scored_within_epochs, steps_between
+from bertsmith.workflows.trials import TrialData, scored_within_epochs, steps_between
 from tests.conftest import same_weights, train, weights_of
 
 QUICK = {
@@ -578,7 +578,7 @@ def test_a_trial_that_falls_behind_is_given_up(tiny, tmp_path, monkeypatch):
         good = next(number) < 5
         for epoch in (0.5, 1.0, 1.5, 2.0):
             heard(epoch, (0.5 if good else 0.1) + epoch / 100)
-        return trying.Outcome(0.5, [(2.0, 0.5)], None, None)
+        return trying.TrialResult(0.5, [(2.0, 0.5)], None, None)
 
     monkeypatch.setattr("bertsmith.workflows.workers.run_trial", made_up)
     study = tune(tiny, tmp_path / "s", trials=7)
@@ -699,7 +699,7 @@ def test_trials_are_scored_at_fractions_that_end_with_the_epoch(steps):
 
 @pytest.mark.parametrize(("validation", "expected"), [(20, {"eval_strategy": "steps", "eval_steps": 5}), (21, {})])
 def test_many_validation_texts_are_scored_once_an_epoch(validation, expected):
-    bench = Bench(range(80), range(validation))
+    bench = TrialData(range(80), range(validation))
     assert scored_within_epochs(Config(model="m"), bench, 8).set == expected
 
 

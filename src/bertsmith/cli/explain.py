@@ -46,10 +46,10 @@ def explain(
     classifier = Classifier.load(run, device=settings.device)
     found = [explained(classifier, one, label) for one in text]
     if html is not None:
-        from bertsmith.folders.atomic import told, write_text
+        from bertsmith.folders.atomic import disk_errors, write_text
         from bertsmith.report.report import explanations_page
 
-        with told(html):
+        with disk_errors(html):
             write_text(html, explanations_page([e.to_dict() for e in found], run.resolve().name))
         talk().print(f"page: {html}", markup=False)
     if json:

@@ -44,11 +44,11 @@ def inspect(
     read = as_table(table, settings)
     findings = inspect_table(read, settings)
     if label_errors is not None:
-        from bertsmith.folders.atomic import replaced_file, told
+        from bertsmith.folders.atomic import disk_errors, replaced_file
         from bertsmith.inference.spreadsheet import write_csv
 
         found = suspected(read, settings)
-        with told(label_errors), replaced_file(label_errors) as part:
+        with disk_errors(label_errors), replaced_file(label_errors) as part:
             write_csv(found, part)
         talk().print(
             f"{len(found):,} of {findings.usable:,} labels are hard to believe, the likeliest mistakes first: "
@@ -57,10 +57,10 @@ def inspect(
             markup=False,
         )
     if html is not None:
-        from bertsmith.folders.atomic import told, write_text
+        from bertsmith.folders.atomic import disk_errors, write_text
         from bertsmith.report.report import findings_page
 
-        with told(html):
+        with disk_errors(html):
             write_text(html, findings_page(findings))
         talk().print(f"page: {html}")
     if json:

@@ -19,7 +19,7 @@ from bertsmith.cli.terminal import check_stdout, sigterm_like_ctrl_c, talk
 from bertsmith.config import Config, DataConfig, ModelConfig
 
 if TYPE_CHECKING:
-    from bertsmith.data.stream import Piece, Stream
+    from bertsmith.data.stream import Chunk, Stream
 
 OnError = Literal["fail", "skip"]
 Long = Literal["truncate", "window"]
@@ -116,12 +116,12 @@ def predict(
     from bertsmith import __version__
     from bertsmith.data.stream import open_stream
     from bertsmith.errors import ConfigError, DataError
-    from bertsmith.folders.atomic import checksum, told
-    from bertsmith.folders.claim import check_file, check_folder, held
+    from bertsmith.folders.atomic import checksum, disk_errors
+    from bertsmith.folders.claim import check_file, check_folder, lock
     from bertsmith.folders.run import open_run
     from bertsmith.inference.chunks import check_unfinished, may_be_replaced, write_stream
     from bertsmith.inference.exported import Exported, is_export
-    from bertsmith.inference.predict import predict_pieces
+    from bertsmith.inference.predict import predict_chunks
     from bertsmith.inference.table_writers import DIALECTS, open_writer, output_format
 
     if not is_export(run):
@@ -141,7 +141,7 @@ def predict(
         "long": long,
     }
     if ray is not None:
-        from bertsmith.inference.ray_data import Asked, predict_on_ray
+        from bertsmith.inference.ray_data import RayRequest, predict_on_ray
 
         alone = {"--resume": resume, "--on-error skip": on_error == "skip", "--json": json, "--sql": settings.sql}
         if given := [name for name, value in alone.items() if value]:
@@ -152,8 +152,8 @@ def predict(
             )
         check_folder(output, Path(source), overwrite=overwrite, suffix=".parquet")
         output.parent.mkdir(parents=True, exist_ok=True)
-        wanted = Asked(run.absolute(), opening, asked, probabilities)
-        with held(output, "writing this folder"), told(output), sigterm_like_ctrl_c():
+        wanted = RayRequest(run.absolute(), opening, asked, probabilities)
+        with lock(output, "writing this folder"), disk_errors(output), sigterm_like_ctrl_c():
             n_rows = predict_on_ray(wanted, Path(source), output.absolute(), settings, ray)
         talk().print(f"{n_rows:,} rows written to {output}", markup=False)
         return
@@ -187,7 +187,7 @@ def predict(
             talk().print(f"[dim]with the run's {model.about.format} export (--runtime torch: without)[/]")
         abstain = abstention(held_out, classifier.rules, decide=decision_rule, **asked)
         label = partial(
-            predict_pieces, classifier, probabilities=probabilities, abstain=abstain, waits=stream.n_rows is None
+            predict_chunks, classifier, probabilities=probabilities, abstain=abstain, waits=stream.n_rows is None
         )
         if output is None:
             check_stdout()
@@ -281,7 +281,7 @@ def _tell_labels(counts: Counter[str]) -> None:
 def _stdin(settings: Config) -> Stream:
     """Lines from stdin, which are read as they come."""
     from bertsmith.data.encodings import decode
-    from bertsmith.data.stream import Stream, lines_piece
+    from bertsmith.data.stream import Stream, lines_chunk
     from bertsmith.errors import DataError
 
     if sys.stdin.isatty():
@@ -289,17 +289,17 @@ def _stdin(settings: Config) -> Stream:
 
     told: set[str] = set()
 
-    def pieces() -> Iterator[Piece]:
+    def pieces() -> Iterator[Chunk]:
         while lines := list(itertools.islice(sys.stdin.buffer, STDIN)):
             text, notes = decode(b"".join(lines), "stdin", settings.encoding)
             for note in notes:
                 if note.severity not in told:
                     talk().print(f"{note.severity}: {note.message}", markup=False)
                     told.add(note.severity)
-            yield lines_piece([line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")])
+            yield lines_chunk([line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")])
 
     read = pieces()
-    before: list[Piece] = []
+    before: list[Chunk] = []
     for piece in read:  # something must be there before the model is loaded
         before.append(piece)
         if any(text.strip() for text in piece[1]):

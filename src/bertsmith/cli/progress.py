@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table as Grid
 from rich.text import Text
 
-from bertsmith.compute.memory import in_words
+from bertsmith.compute.memory import format_bytes
 from bertsmith.data.findings import class_chart, finding_lines, headline
 from bertsmith.events import (
     CheckpointsDamaged,
@@ -90,7 +90,7 @@ class TrainingProgress:
             )
         elif isinstance(event, MemoryPlanned):
             self.console.print(
-                f"[yellow]only {in_words(event.free)} of memory are free:[/] "
+                f"[yellow]only {format_bytes(event.free)} of memory are free:[/] "
                 f"training with {event.token_budget:,} tokens at once; the result stays the same"
             )
         elif isinstance(event, Slowed):

@@ -10,7 +10,7 @@ import typer
 from bertsmith.cli.options import DecisionRule, RunOrExport, Runtime
 from bertsmith.config import TOKEN
 from bertsmith.errors import ConfigError
-from bertsmith.serving.signals import heeded
+from bertsmith.serving.signals import handle_signals
 
 
 def serve(
@@ -42,7 +42,7 @@ def serve(
         raise ConfigError(
             f"environment variable {TOKEN}: there is no token in it", remedy="Give one, or unset it to ask for none."
         )
-    with heeded() as wishes:
+    with handle_signals() as wishes:
         try:
             from bertsmith.serving.middleware import Limits
             from bertsmith.serving.server import Serving

@@ -45,11 +45,11 @@ def run_and_show(
 ) -> None:
     """Train with progress on stderr, then print the result on stdout."""
     from bertsmith.cli.progress import TrainingProgress
-    from bertsmith.folders.claim import check_output, held
+    from bertsmith.folders.claim import check_output, lock
     from bertsmith.training.distributed import started
 
     if started()[0] == 0:  # of several processes, the one that writes
-        with held(output):  # told at once, before anything slow is imported
+        with lock(output):  # told at once, before anything slow is imported
             check_output(output, resume=resume, overwrite=overwrite)
     talk().print("[dim]reading the table, loading the model …[/]")
     from bertsmith.errors import Interrupted

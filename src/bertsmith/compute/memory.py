@@ -32,7 +32,7 @@ _REFUSED = re.compile(
 )
 
 
-def ran_out(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory did not suffice, on whatever device."""
     import torch
 
@@ -42,7 +42,7 @@ def ran_out(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def freed_memory_kept() -> Iterator[None]:
+def keep_freed_memory() -> Iterator[None]:
     """While in this context, have glibc keep what is freed for the next step; afterwards it goes back to the system.
 
     Otherwise every large tensor is new memory, whose pages the kernel hands out and zeroes one by one: 8 % of the time
@@ -63,13 +63,13 @@ def freed_memory_kept() -> Iterator[None]:
         library.malloc_trim(0)
 
 
-def held() -> int | None:
+def resident_memory() -> int | None:
     """Return the bytes of memory that this process holds, freed ones that it keeps included; ``None`` if not Linux."""
     pages = _read(Path("/proc/self/statm")).split()
     return int(pages[1]) * mmap.PAGESIZE if pages else None
 
 
-def give_back_beyond(most: int) -> int:
+def release_beyond(most: int) -> int:
     """Give what is freed back to the system if this process holds more than some bytes.
 
     What is freed lies in pieces of sizes that not everything fits, so that ever more is held, ever more slowly.
@@ -78,11 +78,11 @@ def give_back_beyond(most: int) -> int:
         The bytes to ask for next time: the same, or a quarter more than is in use where that is more, so that memory is
         not given back and taken again all the time.
     """
-    now = held()
+    now = resident_memory()
     if now is None or now <= most or not hasattr(library := ctypes.CDLL(None), "malloc_trim"):
         return most
     library.malloc_trim(0)
-    return max(most, (held() or 0) * 5 // 4)
+    return max(most, (resident_memory() or 0) * 5 // 4)
 
 
 def free_memory(root: Path = Path("/")) -> int | None:
@@ -127,12 +127,12 @@ def plan(
     if free is None:
         return usual
     budget = usual
-    while reckoned(model, longest, budget, training=training, workers=workers) > free:
+    while estimate(model, longest, budget, training=training, workers=workers) > free:
         if budget <= longest:
-            needed = in_words(reckoned(model, longest, longest, training=training, workers=workers))
+            needed = format_bytes(estimate(model, longest, longest, training=training, workers=workers))
             raise DeviceError(
                 f"memory does not suffice even for one text of {longest:,} tokens: "
-                f"about {needed} are needed, {in_words(free)} are free",
+                f"about {needed} are needed, {format_bytes(free)} are free",
                 remedy="Pass a smaller --max-length, take a smaller --model, or free memory (or raise its limit)."
                 if training
                 else "Free memory, or raise its limit.",
@@ -141,13 +141,13 @@ def plan(
     return budget
 
 
-def reckoned(model: PreTrainedModel, longest: int, budget: int, *, training: bool, workers: int = 1) -> int:
+def estimate(model: PreTrainedModel, longest: int, budget: int, *, training: bool, workers: int = 1) -> int:
     """Return an upper bound of the bytes that a step takes on a CPU besides the model itself; see `plan`."""
     fragments = training * workers * max(budget, longest) * FRAGMENTS
-    return of_a_step(model, longest, budget, training=training, workers=workers) + fragments
+    return step_memory(model, longest, budget, training=training, workers=workers) + fragments
 
 
-def of_a_step(model: PreTrainedModel, longest: int, budget: int, *, training: bool, workers: int = 1) -> int:
+def step_memory(model: PreTrainedModel, longest: int, budget: int, *, training: bool, workers: int = 1) -> int:
     """Return an upper bound of the bytes of a step while it is computed: gradients of each worker, moments, texts."""
     weights = (8 + 4 * workers) * sum(p.numel() for p in model.parameters()) if training else 0
     return weights + workers * max(budget, longest) * _bytes_per_token(model, longest)
@@ -212,6 +212,6 @@ def _read(path: Path) -> str:
         return ""
 
 
-def in_words(size: int) -> str:
+def format_bytes(size: int) -> str:
     """Return a number of bytes as one reads it."""
     return f"{size / 2**30:.1f} GiB" if size > 2**30 else f"{size / 2**20:.0f} MiB"

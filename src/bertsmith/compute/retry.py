@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from bertsmith.compute.memory import ran_out
+from bertsmith.compute.memory import is_out_of_memory
 
 T = TypeVar("T")
 
 
-def with_less_memory(
+def retry_with_less_memory(
     attempt: Callable[[int], T],
     budget: int,
     *,
@@ -35,7 +35,7 @@ def with_less_memory(
         try:
             return attempt(budget), budget
         except (RuntimeError, MemoryError) as error:
-            if not ran_out(error) or budget <= smallest:
+            if not is_out_of_memory(error) or budget <= smallest:
                 raise
         # Outside the handler, whose traceback would keep the tensors of the failed attempt alive.
         budget = max(budget // 2, smallest)

@@ -22,7 +22,7 @@ def read_arrow(file: BinaryIO, path: Path, kind: str, most: float) -> pd.DataFra
     Raises:
         DataError: if it is damaged, or holds more than ``most`` GB.
     """
-    schema, pieces = arrow_pieces(file, path, kind)
+    schema, pieces = arrow_chunks(file, path, kind)
     columns: list[list[Any]] = [[] for _ in schema.names]
     size = 0
     for piece in pieces:
@@ -38,7 +38,7 @@ def read_arrow(file: BinaryIO, path: Path, kind: str, most: float) -> pd.DataFra
     return frame
 
 
-def arrow_pieces(file: BinaryIO, path: Path, kind: str, rows: int = 65536) -> tuple[Any, Iterator[Any]]:
+def arrow_chunks(file: BinaryIO, path: Path, kind: str, rows: int = 65536) -> tuple[Any, Iterator[Any]]:
     """Return the schema of a Parquet or Feather file, and its record batches.
 
     Args:
@@ -55,7 +55,7 @@ def arrow_pieces(file: BinaryIO, path: Path, kind: str, rows: int = 65536) -> tu
     import pyarrow.parquet
 
     @contextlib.contextmanager
-    def damage_told() -> Iterator[None]:
+    def damage_reported() -> Iterator[None]:
         try:
             yield
         except (pyarrow.ArrowException, OSError) as error:
@@ -66,7 +66,7 @@ def arrow_pieces(file: BinaryIO, path: Path, kind: str, rows: int = 65536) -> tu
             ) from error
 
     def batches() -> Iterator[Any]:
-        with damage_told():
+        with damage_reported():
             if kind == "parquet":
                 yield from reader.iter_batches(rows)
                 return
@@ -75,7 +75,7 @@ def arrow_pieces(file: BinaryIO, path: Path, kind: str, rows: int = 65536) -> tu
                 yield from (whole.slice(start, rows) for start in range(0, whole.num_rows, rows))
 
     file.seek(0)
-    with damage_told():
+    with damage_reported():
         reader = pyarrow.parquet.ParquetFile(file) if kind == "parquet" else pyarrow.ipc.open_file(file)
         schema = reader.schema_arrow if kind == "parquet" else reader.schema
     return schema, batches()

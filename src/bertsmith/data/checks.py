@@ -53,7 +53,7 @@ _DROPPED = {
 }
 
 
-def about_cleaning(cleaned: Cleaned) -> list[Finding]:
+def cleaning_findings(cleaned: Cleaned) -> list[Finding]:
     """Return what there is to say of rows that cleaning takes out or changes."""
     found = []
     for reason, (kind, severity, message, action) in _DROPPED.items():
@@ -93,7 +93,7 @@ def about_cleaning(cleaned: Cleaned) -> list[Finding]:
     return found
 
 
-def about_near_duplicates(cleaned: Cleaned) -> list[Finding]:
+def near_duplicate_findings(cleaned: Cleaned) -> list[Finding]:
     """Return what there is to say of texts that nearly repeat one another."""
     frame, name = cleaned.table.frame, cleaned.table.name
     grouped = frame.assign(alike=cleaned.alike, split=frame["split"].fillna("")).groupby("alike")
@@ -153,7 +153,7 @@ def _pairs(frame: pd.DataFrame, alike: np.ndarray, which: np.ndarray, main: str)
     return tuple(f"{a} ≈ {b}" for a, b in found)
 
 
-def about_texts(table: Table, texts: list[str]) -> list[Finding]:
+def text_findings(table: Table, texts: list[str]) -> list[Finding]:
     """Return what there is to say of damaged characters, HTML, and languages."""
     from ftfy.badness import is_bad
 
@@ -222,7 +222,7 @@ def about_texts(table: Table, texts: list[str]) -> list[Finding]:
     return found
 
 
-def about_tokens(table: Table, texts: list[str], tokens: Tokens, names: Mapping[str, str]) -> list[Finding]:
+def token_findings(table: Table, texts: list[str], tokens: Tokens, names: Mapping[str, str]) -> list[Finding]:
     """Return what there is to say of what the model's tokenizer does not know.
 
     Args:
@@ -268,7 +268,7 @@ def about_tokens(table: Table, texts: list[str], tokens: Tokens, names: Mapping[
     return found
 
 
-def about_lengths(table: Table, tokens: np.ndarray, limit: int) -> list[Finding]:
+def length_findings(table: Table, tokens: np.ndarray, limit: int) -> list[Finding]:
     """Return what there is to say of texts that are longer than what the model reads."""
     long = tokens > limit
     if not len(tokens) or long.mean() <= 0.011:

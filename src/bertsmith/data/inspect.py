@@ -10,15 +10,15 @@ import numpy as np
 
 from bertsmith.config import Config
 from bertsmith.data.checks import (
-    about_cleaning,
-    about_lengths,
-    about_near_duplicates,
-    about_texts,
-    about_tokens,
+    cleaning_findings,
+    length_findings,
+    near_duplicate_findings,
+    text_findings,
+    token_findings,
 )
 from bertsmith.data.clean import Cleaned, clean
 from bertsmith.data.findings import SEVERITIES, ClassCount, Finding, Findings, Lengths
-from bertsmith.data.label_checks import about_labels
+from bertsmith.data.label_checks import label_findings
 from bertsmith.data.split import split_cleaned
 from bertsmith.data.table import SPLITS, Table
 from bertsmith.errors import DataError
@@ -64,12 +64,12 @@ def inspect(
     truncated = float((lengths > limit).mean()) if len(lengths) else 0.0
     found = [
         *_refusal(cleaned, config),
-        *about_labels(usable),
-        *about_cleaning(cleaned),
-        *about_near_duplicates(cleaned),
-        *about_texts(usable, texts),
-        *(about_tokens(usable, texts, tokens, names or {}) if tokens is not None else ()),
-        *about_lengths(usable, lengths, limit),
+        *label_findings(usable),
+        *cleaning_findings(cleaned),
+        *near_duplicate_findings(cleaned),
+        *text_findings(usable, texts),
+        *(token_findings(usable, texts, tokens, names or {}) if tokens is not None else ()),
+        *length_findings(usable, lengths, limit),
         *(
             Finding("reading", note.severity, note.count, note.message, "the table is used like that", note.rows)
             for note in table.notes

@@ -15,7 +15,7 @@ _MANY_CLASSES = 20
 """Classes beyond which many with a single text suggest that the column holds something else."""
 
 
-def about_labels(table: Table) -> list[Finding]:
+def label_findings(table: Table) -> list[Finding]:
     """Return what there is to say of classes that cannot be learned, or hardly."""
     found: list[Finding] = []
     counts, labels = table.counts, table.labels

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from bertsmith.config import DataConfig
-from bertsmith.data.arrow import arrow_pieces, common_types, is_nested
+from bertsmith.data.arrow import arrow_chunks, common_types, is_nested
 from bertsmith.data.columns import check_columns, is_text_lines, text_column
 from bertsmith.data.delimited import Row, find_dialect
 from bertsmith.data.encodings import codec_of
@@ -29,7 +29,7 @@ PIECE = 8192
 """Rows of a piece; within one, texts are labelled in order of length."""
 Cells = dict[str, list[Any]]
 """The cells of some rows, by column."""
-Piece = tuple[Cells, list[str]]
+Chunk = tuple[Cells, list[str]]
 """The input columns of some rows, and their texts; a missing one is empty."""
 Bad = Callable[[str, str], None]
 """Is told where a row is that cannot be read, and why."""
@@ -50,7 +50,7 @@ class Stream:
     """
 
     name: str
-    pieces: Callable[[], Iterator[Piece]]
+    pieces: Callable[[], Iterator[Chunk]]
     n_rows: int | None
     notes: tuple[Note, ...] = ()
     left_out: tuple[tuple[str, str], ...] = ()
@@ -123,7 +123,7 @@ def _stream(source: _Source, config: DataConfig, bad: Bad | None, left_out: dict
     where = f"{source.name}, column {column!r}"
     nested = column in source.nested
 
-    def pieces(bad: Bad | None) -> Iterator[Piece]:
+    def pieces(bad: Bad | None) -> Iterator[Chunk]:
         first = 1
         for cells in source.pieces():
             n_rows = len(cells[column])
@@ -190,14 +190,14 @@ def _whole(source: Any, config: DataConfig) -> _Source:
 
 
 def _of_arrow(file: BinaryIO, path: Path, kind: str, *, config: DataConfig, bad: Bad | None) -> _Source:
-    schema, batches = arrow_pieces(file, path, kind, PIECE)
+    schema, batches = arrow_chunks(file, path, kind, PIECE)
     n_rows = size = 0
     for piece in batches:
         n_rows, size = n_rows + piece.num_rows, size + piece.nbytes
         check_size(size, config.max_unpacked, path)
 
     def pieces() -> Iterator[Cells]:
-        for piece in arrow_pieces(file, path, kind, PIECE)[1]:
+        for piece in arrow_chunks(file, path, kind, PIECE)[1]:
             yield {name: column.to_pylist() for name, column in zip(schema.names, piece.columns, strict=True)}
 
     types = dict(zip(schema.names, schema.types, strict=True))
@@ -264,9 +264,9 @@ def _lines(file: BinaryIO, path: Path, config: DataConfig) -> Stream:
             for line in text:
                 yield line.removesuffix("\n").removesuffix("\r")
 
-    def pieces() -> Iterator[Piece]:
+    def pieces() -> Iterator[Chunk]:
         for some in _batched(texts()):
-            yield lines_piece(some)
+            yield lines_chunk(some)
 
     n_rows, anything = 0, False
     for line in texts():
@@ -283,7 +283,7 @@ def _lines(file: BinaryIO, path: Path, config: DataConfig) -> Stream:
     )
 
 
-def lines_piece(texts: list[str]) -> Piece:
+def lines_chunk(texts: list[str]) -> Chunk:
     """Return a piece of texts that have no other columns."""
     return {"text": list(texts)}, texts
 

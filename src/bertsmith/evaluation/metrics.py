@@ -25,7 +25,7 @@ SCALARS = (
 """Names of the single-number metrics. Of all but ``log_loss``, more is better."""
 
 
-def quick(targets: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+def validation_metrics(targets: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     """Return the metrics shown at every epoch: accuracy and macro-F1.
 
     Args:

@@ -15,7 +15,9 @@ from typing import Any
 from bertsmith.errors import DISK, cannot_write
 
 MANIFEST = "manifest.json"
-GO_ON = "Make room or mend the place, then run the same command with --resume: checkpoints that are there are kept."
+RESUME_REMEDY = (
+    "Make room or mend the place, then run the same command with --resume: checkpoints that are there are kept."
+)
 """What to do where a run cannot be written."""
 PART = ".part"
 """Ending of the names of temporary folders."""
@@ -101,7 +103,7 @@ def is_whole(folder: Path) -> bool:
 
 
 @contextmanager
-def told(path: Path, remedy: str | None = None) -> Iterator[None]:
+def disk_errors(path: Path, remedy: str | None = None) -> Iterator[None]:
     """Turn what the disk refuses while ``path`` is written into an error that says what to do.
 
     Raises:

@@ -156,7 +156,7 @@ def check_output(path: Path, *, resume: bool, overwrite: bool) -> None:
                 where=str(path),
                 remedy="Give -o another folder, or pass --overwrite to replace it.",
             )
-    elif not resume and not overwrite and run.can_go_on:
+    elif not resume and not overwrite and run.is_resumable:
         raise RunFolderError(
             f"an unfinished run is there (status {status!r}), with a checkpoint to go on from",
             where=str(path),
@@ -165,7 +165,7 @@ def check_output(path: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 @contextmanager
-def held(path: Path, what: str = "training into this run folder") -> Iterator[None]:
+def lock(path: Path, what: str = "training into this run folder") -> Iterator[None]:
     """Hold a run folder or a file, there or not yet, against every other process; the lock goes with the process.
 
     Args:

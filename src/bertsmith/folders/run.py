@@ -147,7 +147,7 @@ class Run:
     def metrics(self) -> dict[str, Any]:
         """The content of ``metrics.json``."""
         content = _read_json(self.layout.metrics)
-        with reading(self.layout.metrics):
+        with damage_errors(self.layout.metrics):
             if before := content.get("baseline", {}).get("tfidf_logistic_regression"):  # of older versions
                 content["baseline"]["bag_of_words"] = {"classifier": "logistic regression", **before}
         return content
@@ -155,14 +155,14 @@ class Run:
     @cached_property
     def labels(self) -> Labels:
         """The classes."""
-        with reading(self.layout.labels):
+        with damage_errors(self.layout.labels):
             entries = _read_json(self.layout.labels)["classes"]
             return Labels(tuple(e["label"] for e in entries), tuple(e["label_text"] for e in entries))
 
     @property
     def class_counts(self) -> list[dict[str, int]]:
         """Texts of every class by split: ``label`` (the user's number), ``train``, ``validation``, ``test``."""
-        with reading(self.layout.labels):
+        with damage_errors(self.layout.labels):
             return [{"label": e["label"], **e["counts"]} for e in _read_json(self.layout.labels)["classes"]]
 
     @property
@@ -170,7 +170,7 @@ class Run:
         """The lines of ``history.jsonl``; empty before the first evaluation."""
         if not self.layout.history.is_file():
             return []
-        with reading(self.layout.history):
+        with damage_errors(self.layout.history):
             lines = self.layout.history.read_text(encoding="utf-8").splitlines()
             entries = [json.loads(line) for line in lines if line]
             [(e["step"], e["epoch"], e["metrics"]["macro_f1"]) for e in entries]  # which each must have
@@ -185,7 +185,7 @@ class Run:
     def explanations(self) -> list[dict[str, Any]]:
         """Which words moved the most confident mistakes; empty where that was not asked."""
         file = self.layout.explanations
-        with reading(file):
+        with damage_errors(file):
             return list(_read_json(file)["mistakes"]) if file.is_file() else []
 
     @property
@@ -197,7 +197,7 @@ class Run:
         import pandas as pd
 
         file = self.layout.predictions / f"{split}.parquet"
-        with reading(file):
+        with damage_errors(file):
             return pd.read_parquet(file)
 
     @property
@@ -205,7 +205,7 @@ class Run:
         """The hashes of the texts in train and validation; none where the run is of a version that kept none."""
         import pandas as pd
 
-        with reading(self.layout.splits):
+        with damage_errors(self.layout.splits):
             frame = pd.read_parquet(self.layout.splits)
             if "hash" not in frame.columns:
                 return set()
@@ -218,7 +218,7 @@ class Run:
         return [Run(path) for path in sorted(folders, key=lambda p: int(p.name))]
 
     @property
-    def can_go_on(self) -> bool:
+    def is_resumable(self) -> bool:
         """Whether there is something to go on from: a whole checkpoint, a fold, or runs with other seeds."""
         folds = any(self.layout.folds.glob("[0-9]*.npy"))
         return folds or self.last_checkpoint() is not None or any(m.layout.run.is_file() for m in self.members)
@@ -255,7 +255,7 @@ class Run:
         before = self.layout.history.read_text(encoding="utf-8") if self.layout.history.is_file() else ""
         write_text(self.layout.history, before + json.dumps(entry) + "\n")
 
-    def forget_history_after(self, step: int) -> None:
+    def truncate_history(self, step: int) -> None:
         """Drop the evaluations after a step, which training will do again."""
         lines = [json.dumps(entry) + "\n" for entry in self.history if entry["step"] <= step]
         write_text(self.layout.history, "".join(lines))
@@ -274,7 +274,7 @@ class Run:
         sealed = self.info.get("model_files", {})
         for name, digest in sealed.items():
             file = self.layout.model / name
-            with reading(file):
+            with damage_errors(file):
                 if checksum(file) != digest:
                     raise RunFolderError(
                         "the run's model is damaged: this file is not what it was when the run was finished",
@@ -332,7 +332,7 @@ def now() -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    with reading(path):
+    with damage_errors(path):
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError(f"it holds {type(content).__name__} and no object")
@@ -340,7 +340,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def damage_errors(path: Path) -> Iterator[None]:
     """Turn whatever a damaged file of a run gives rise to into an error that names it.
 
     Raises:

@@ -14,7 +14,7 @@ from bertsmith.config import Config
 from bertsmith.errors import RunFolderError, listing
 from bertsmith.folders.atomic import write_json
 from bertsmith.folders.claim import differences
-from bertsmith.folders.run import Run, now, reading
+from bertsmith.folders.run import Run, damage_errors, now
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +70,7 @@ class Study:
     @property
     def info(self) -> dict[str, Any]:
         """The content of ``study.json``."""
-        with reading(self.file):
+        with damage_errors(self.file):
             return dict(json.loads(self.file.read_text(encoding="utf-8")))
 
     @property

@@ -40,7 +40,7 @@ class Abstention:
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOutPredictions:
     """The validation texts, and what was said of them.
 
     Attributes:
@@ -52,15 +52,15 @@ class HeldOut:
     said: list[np.ndarray]
 
 
-def held_out_of(run: Run, *, ensemble: bool = False) -> HeldOut:
+def held_out_predictions(run: Run, *, ensemble: bool = False) -> HeldOutPredictions:
     """Return the validation texts of a run, for all its seeds where ``ensemble`` says so."""
     frames = [member.validation_predictions for member in (run.members if ensemble else [run])]
     targets = np.array([run.labels.numbers.index(number) for number in frames[0]["label"]])
-    return HeldOut(targets, [np.stack(frame["probabilities"].to_list()) for frame in frames])
+    return HeldOutPredictions(targets, [np.stack(frame["probabilities"].to_list()) for frame in frames])
 
 
 def abstention(
-    held_out: Callable[[], HeldOut],
+    held_out: Callable[[], HeldOutPredictions],
     rules: Sequence[Rule],
     *,
     decide: bool = True,

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bertsmith.data.stream import PIECE, Cells, Piece, Stream
+from bertsmith.data.stream import PIECE, Cells, Chunk, Stream
 from bertsmith.errors import Interrupted, RunFolderError
-from bertsmith.folders.atomic import checksum, replaced_file, told, write_json
-from bertsmith.folders.claim import differences, held
+from bertsmith.folders.atomic import checksum, disk_errors, replaced_file, write_json
+from bertsmith.folders.claim import differences, lock
 from bertsmith.inference.spreadsheet import check_fits
 from bertsmith.inference.table_writers import DIALECTS, TYPED, CsvStyle, join, open_writer, output_format, part_of
 
@@ -25,7 +25,7 @@ _OURS = re.compile(r"(\.\d+\.)?(about\.json|\d{8}\.\w+)")
 """The names of the files in it, half written ones too."""
 
 
-class Pieces:
+class Chunks:
     """The predictions that are written already, of a file to be.
 
     Attributes:
@@ -99,7 +99,7 @@ class Pieces:
 
 
 def write_stream(
-    label: Callable[[Iterable[Piece]], Iterable[tuple[Cells, Counter[str]]]],
+    label: Callable[[Iterable[Chunk]], Iterable[tuple[Cells, Counter[str]]]],
     stream: Stream,
     output: Path,
     about: Mapping[str, Any],
@@ -114,7 +114,7 @@ def write_stream(
     go on with.
 
     Args:
-        label: `predict_pieces`, but for the pieces.
+        label: `predict_chunks`, but for the pieces.
         stream: the texts.
         output: the file.
         about: what the predictions depend on, ready for JSON.
@@ -123,7 +123,7 @@ def write_stream(
         done_before: is told how many rows that is.
 
     Returns:
-        The counts of `predict_pieces`, summed up.
+        The counts of `predict_chunks`, summed up.
 
     Raises:
         RunFolderError: as for `check_unfinished`, or if they are not of the same predictions.
@@ -135,8 +135,8 @@ def write_stream(
     types = stream.types() if kind in TYPED else ({}, False)
     if kind == "xlsx" and stream.n_rows is not None:
         check_fits(cells for cells, _ in stream.pieces())
-    with held(output, "writing this file"), told(output):
-        pieces = Pieces(output, kind, style=style, types=types)
+    with lock(output, "writing this file"), disk_errors(output):
+        pieces = Chunks(output, kind, style=style, types=types)
         if not resume and (stream.path is None or stream.n_rows is None or stream.n_rows <= PIECE):
             pieces.drop()
             with (

@@ -11,12 +11,12 @@ import torch
 
 from bertsmith.compute.batching import TOKEN_BUDGETS
 from bertsmith.compute.device import choose_device, choose_precision
-from bertsmith.compute.memory import ran_out
+from bertsmith.compute.memory import is_out_of_memory
 from bertsmith.data.table import Labels
 from bertsmith.errors import DeviceError, ModelError, RunFolderError, UserError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.folders.run import Run, open_run
-from bertsmith.inference.predictor import OneModel
+from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.model import checkpoint
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.forward import supports
@@ -28,7 +28,7 @@ from bertsmith.model.tokenizer import Tokens, encoder_of
 log = logging.getLogger(__name__)
 
 
-class Classifier(OneModel):
+class Classifier(ModelPredictor):
     """A model that labels texts, in fp32.
 
     Attributes:
@@ -128,7 +128,7 @@ class Classifier(OneModel):
         return self.loaded.max_length
 
     def logits_of(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Return the model's logits for tokenized texts, as `OneModel.logits_of` says."""
+        """Return the model's logits for tokenized texts, as `ModelPredictor.logits_of` says."""
         batch = TokenBatch.of(tokens)
         if not len(batch):
             return np.empty((0, len(self.labels)))
@@ -138,7 +138,7 @@ class Classifier(OneModel):
                 self._computing, batch, budget, dtype=self.dtype, progress=progress, on_short_memory=_report
             )
         except (RuntimeError, MemoryError) as error:
-            if not ran_out(error):
+            if not is_out_of_memory(error):
                 raise
             raise DeviceError(
                 f"memory does not suffice even for one text of {batch.longest:,} tokens",

@@ -11,13 +11,13 @@ from bertsmith.errors import RunFolderError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.folders.run import Run
 from bertsmith.inference.classifier import Classifier
-from bertsmith.inference.predictor import Labelling
+from bertsmith.inference.predictor import Predictor
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-class Ensemble(Labelling):
+class Ensemble(Predictor):
     """The models of all seeds of a run; its probabilities are the mean of theirs.
 
     Attributes:

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bertsmith.compute.memory import ran_out
-from bertsmith.compute.retry import with_less_memory
+from bertsmith.compute.memory import is_out_of_memory
+from bertsmith.compute.retry import retry_with_less_memory
 from bertsmith.data.texts import normalise
 from bertsmith.errors import ConfigError, DataError, DeviceError, did_you_mean, listing
 from bertsmith.model import forward
@@ -230,9 +230,9 @@ def _attributions(
             raise OutOfTimeError
         began = time.perf_counter()
         try:
-            found, budget = with_less_memory(partial(attribute, steps), budget, smallest=tokens)
+            found, budget = retry_with_less_memory(partial(attribute, steps), budget, smallest=tokens)
         except (RuntimeError, MemoryError) as error:
-            if not ran_out(error):
+            if not is_out_of_memory(error):
                 raise
             raise DeviceError(
                 f"memory does not suffice to explain a text of {tokens:,} tokens",

@@ -14,10 +14,10 @@ from bertsmith.compute.machine import versions
 from bertsmith.errors import ConfigError, ModelError, RunFolderError
 from bertsmith.folders import atomic
 from bertsmith.folders.run import Run, open_run
-from bertsmith.inference.abstain import held_out_of
+from bertsmith.inference.abstain import held_out_predictions
 from bertsmith.inference.export_formats import CALIBRATED, PRECISIONS, write_model
 from bertsmith.inference.exported import ABOUT, HELD_OUT, TOKENIZER, About, Exported, digest
-from bertsmith.inference.predictor import OneModel
+from bertsmith.inference.predictor import ModelPredictor
 
 AGREEMENT = {"fp32": 1.0, "bf16": 0.995, "int8": 0.995}
 """Least share of the texts it is compared on that an export must label as the original does."""
@@ -79,12 +79,12 @@ def export(
     validation, n = opened.validation_predictions["text"], CALIBRATED.get((format, precision), 0)
     shown = validation.sample(min(n, len(validation)), random_state=0)
     texts = [*validation.drop(shown.index), *opened.predictions["text"]][:CHECKED]
-    with atomic.told(place):
+    with atomic.disk_errors(place):
         place.parent.mkdir(parents=True, exist_ok=True)
         with atomic.replaced_folder(place) as folder:
             tokenizer = original.loaded.tokenizer
             tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
-            known = held_out_of(opened)
+            known = held_out_predictions(opened)
             np.savez(folder / HELD_OUT, targets=known.targets, probabilities=known.said[0].astype(np.float32))
             about = About(
                 format,
@@ -119,7 +119,7 @@ def export(
     return Export(place, about)
 
 
-def parity(original: OneModel, other: OneModel, texts: list[str]) -> dict[str, Any]:
+def parity(original: ModelPredictor, other: ModelPredictor, texts: list[str]) -> dict[str, Any]:
     """Compare what two classifiers say of the same texts, and how fast.
 
     Returns:

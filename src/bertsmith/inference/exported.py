@@ -17,8 +17,8 @@ from bertsmith.compute.machine import cores
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, RunFolderError
 from bertsmith.evaluation.rule import Rule
-from bertsmith.inference.abstain import HeldOut
-from bertsmith.inference.predictor import OneModel
+from bertsmith.inference.abstain import HeldOutPredictions
+from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.inference.runtime import RUNTIMES, Session
 from bertsmith.model.tokenizer import FastEncoder, Tokens
 
@@ -121,7 +121,7 @@ class About:
             raise _damaged(folder / ABOUT, str(error)) from error
 
 
-class Exported(OneModel):
+class Exported(ModelPredictor):
     """A classifier that runs from an export folder.
 
     Attributes:
@@ -181,21 +181,21 @@ class Exported(OneModel):
         return self.about.max_length
 
     @property
-    def held_out(self) -> HeldOut:
+    def held_out(self) -> HeldOutPredictions:
         """The validation texts of the run, and what the original said of them."""
         try:
             with np.load(self.folder / HELD_OUT, allow_pickle=False) as kept:
-                return HeldOut(kept["targets"], [kept["probabilities"].astype(np.float64)])
+                return HeldOutPredictions(kept["targets"], [kept["probabilities"].astype(np.float64)])
         except (OSError, ValueError, KeyError) as error:
             raise _damaged(self.folder / HELD_OUT, str(error)) from error
 
     def logits_of(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Return the model's logits for tokenized texts, as `OneModel.logits_of` says."""
+        """Return the model's logits for tokenized texts, as `ModelPredictor.logits_of` says."""
         ids, lengths = tokens.ids(), tokens.kept
         logits = np.empty((len(ids), len(self.labels)))
         runtime = RUNTIMES[self.about.format]
         if runtime.few_shapes:
-            lengths = np.minimum(few_widths(lengths), self.max_length)
+            lengths = np.minimum(round_up_widths(lengths), self.max_length)
         groups = micro_batches(lengths, runtime.token_budget, padding=PADDING)
         pad_token, names = self.about.pad_token, self.about.inputs
         batches = (padded([ids[i] for i in rows], pad_token, names, int(lengths[rows].max())) for rows in groups)
@@ -207,7 +207,7 @@ class Exported(OneModel):
         return logits
 
 
-def few_widths(lengths: np.ndarray) -> np.ndarray:
+def round_up_widths(lengths: np.ndarray) -> np.ndarray:
     """Return numbers of tokens rounded up to one of `WIDTHS` between a power of two and the next."""
     steps = 2 ** np.maximum(np.log2(np.maximum(lengths - 1, 1)).astype(np.int64) - int(np.log2(WIDTHS)), 0)
     rounded: np.ndarray = -(-lengths // steps) * steps

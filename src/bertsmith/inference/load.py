@@ -11,9 +11,9 @@ from typing import Any
 
 from bertsmith.errors import ConfigError, RunFolderError, path_of
 from bertsmith.folders.run import Run, open_run
-from bertsmith.inference.abstain import HeldOut, held_out_of
+from bertsmith.inference.abstain import HeldOutPredictions, held_out_predictions
 from bertsmith.inference.exported import About, Exported, is_export
-from bertsmith.inference.predictor import Labelling, OneModel
+from bertsmith.inference.predictor import ModelPredictor, Predictor
 from bertsmith.inference.runtime import RUNTIMES
 from bertsmith.inference.windows import Windowed
 
@@ -28,7 +28,7 @@ def open_classifier(
     ensemble: bool = False,
     runtime: str = "auto",
     long: str = "truncate",
-) -> tuple[Labelling, Callable[[], HeldOut]]:
+) -> tuple[Predictor, Callable[[], HeldOutPredictions]]:
     """Open a classifier.
 
     Args:
@@ -53,7 +53,7 @@ def open_classifier(
         if ensemble:
             raise ConfigError("--long window asks one model", remedy="Leave out --ensemble.")
         found, held_out = open_classifier(path, device=device, decide=decide, runtime=runtime)
-        assert isinstance(found, OneModel)
+        assert isinstance(found, ModelPredictor)
         return Windowed(found), held_out
     if runtime not in CHOICES:
         raise ConfigError(f"--runtime {runtime}: there is none", remedy=f"Take one of {', '.join(CHOICES)}.")
@@ -73,16 +73,16 @@ def open_classifier(
     elif runtime not in ("auto", "torch"):
         raise ConfigError(f"--runtime {runtime}: only a run of one model has exports", remedy="Leave out --runtime.")
     if export is not None:
-        return Exported.load(export, decide=decide), lambda: held_out_of(open_run(path))
+        return Exported.load(export, decide=decide), lambda: held_out_predictions(open_run(path))
     from bertsmith.inference.classifier import Classifier
     from bertsmith.inference.ensemble import Ensemble
 
     if ensemble:
         return (
             Ensemble.load(open_run(path), device=device, decide=decide),
-            lambda: held_out_of(open_run(path), ensemble=True),
+            lambda: held_out_predictions(open_run(path), ensemble=True),
         )
-    return Classifier.load(path, device=device, decide=decide), lambda: held_out_of(open_run(path))
+    return Classifier.load(path, device=device, decide=decide), lambda: held_out_predictions(open_run(path))
 
 
 def identity(path: Path, *, ensemble: bool = False) -> str:

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from bertsmith.data.stream import Cells, Piece
+from bertsmith.data.stream import Cells, Chunk
 from bertsmith.data.table import Labels
 from bertsmith.errors import DataError, listing
 from bertsmith.inference.abstain import Abstention
-from bertsmith.inference.predictor import Label, Labelling
+from bertsmith.inference.predictor import Label, Predictor
 from bertsmith.inference.table_writers import ABSTAINED, LABEL_SET, PROBABILITY
 
 LABELLED = "labelled "
@@ -20,7 +20,7 @@ LABELLED = "labelled "
 
 
 def predict_rows(
-    classifier: Labelling,
+    classifier: Predictor,
     cells: Cells,
     texts: list[str],
     *,
@@ -61,7 +61,7 @@ class _Prepared:
     cut: int
 
 
-def _prepare(classifier: Labelling, piece: Piece) -> _Prepared:
+def _prepare(classifier: Predictor, piece: Chunk) -> _Prepared:
     cells, texts = piece
     filled = [i for i, text in enumerate(texts) if text.strip()]
     label, cut = classifier.prepare([texts[i] for i in filled])
@@ -105,9 +105,9 @@ def _label(
     return cells | ours
 
 
-def predict_pieces(
-    classifier: Labelling,
-    pieces: Iterable[Piece],
+def predict_chunks(
+    classifier: Predictor,
+    pieces: Iterable[Chunk],
     *,
     probabilities: bool = False,
     abstain: Abstention | None = None,

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 Label = Callable[[Callable[[int], None] | None], np.ndarray]
-"""Takes a progress callback and returns the probabilities of prepared texts; see `Labelling.predict_proba`."""
+"""Takes a progress callback and returns the probabilities of prepared texts; see `Predictor.predict_proba`."""
 
 
-class Labelling(ABC):
+class Predictor(ABC):
     """What labels texts, by probabilities.
 
     Attributes:
@@ -114,7 +114,7 @@ class Labelling(ABC):
         return frame.assign(**{name: ours[name].array for name in ours.columns})
 
 
-class OneModel(Labelling):
+class ModelPredictor(Predictor):
     """What labels texts with one model.
 
     Attributes:
@@ -178,12 +178,12 @@ class OneModel(Labelling):
         return self.rule.apply(softmax(self.logits_of(tokens, progress)), decide=self.decide)
 
     def prepare(self, texts: Sequence[str]) -> tuple[Label, int]:
-        """Tokenize texts; see `Labelling.prepare`."""
+        """Tokenize texts; see `Predictor.prepare`."""
         tokens = self.encode(texts)
         return partial(self.probabilities_of, tokens), int(tokens.is_cut.sum())
 
     def predict_proba(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Return the probability of every class for every text, as `Labelling.predict_proba` says."""
+        """Return the probability of every class for every text, as `Predictor.predict_proba` says."""
         return self.probabilities_of(self.encode(texts), progress)
 
 

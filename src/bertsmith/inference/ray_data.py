@@ -28,7 +28,7 @@ LOCAL = "local"
 
 
 @dataclass(frozen=True)
-class Asked:
+class RayRequest:
     """What is wanted of the texts: what `open_classifier`, `abstention` and `predict_rows` take, by name."""
 
     run: Path
@@ -37,7 +37,7 @@ class Asked:
     probabilities: bool = False
 
 
-def predict_on_ray(asked: Asked, source: Path, output: Path, config: DataConfig, address: str = LOCAL) -> int:
+def predict_on_ray(asked: RayRequest, source: Path, output: Path, config: DataConfig, address: str = LOCAL) -> int:
     """Label the texts of Parquet files and write them, with all columns and in order, as Parquet files.
 
     Args:
@@ -109,7 +109,7 @@ def predict_on_ray(asked: Asked, source: Path, output: Path, config: DataConfig,
 class Worker:
     """Labels the batches that Ray gives it; a process has one."""
 
-    def __init__(self, asked: Asked, column: str, where: str, types: dict[str, Any]) -> None:
+    def __init__(self, asked: RayRequest, column: str, where: str, types: dict[str, Any]) -> None:
         self.asked, self.column, self.where, self.types = asked, column, where, types
         self.classifier, self.abstain = _open(asked)
 
@@ -121,7 +121,7 @@ class Worker:
         return to_arrow(label(self.classifier, cells, texts), self.types, as_read=True)
 
 
-def _open(asked: Asked) -> tuple[Any, Any]:
+def _open(asked: RayRequest) -> tuple[Any, Any]:
     classifier, held_out = open_classifier(asked.run, **asked.opening)
     decide = asked.opening.get("decide", True)
     return classifier, abstention(held_out, classifier.rules, decide=decide, **asked.abstaining)

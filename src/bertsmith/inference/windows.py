@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from bertsmith.evaluation.rule import Rule
-from bertsmith.inference.predictor import Label, Labelling, OneModel, softmax
+from bertsmith.inference.predictor import Label, ModelPredictor, Predictor, softmax
 
 
-class Windowed(Labelling):
+class Windowed(Predictor):
     """A classifier that reads long texts whole: a text's logits are the mean of those of its windows.
 
     Attributes:
@@ -18,7 +18,7 @@ class Windowed(Labelling):
         labels: the classes.
     """
 
-    def __init__(self, model: OneModel) -> None:
+    def __init__(self, model: ModelPredictor) -> None:
         self.model, self.labels = model, model.labels
 
     def __repr__(self) -> str:
@@ -30,7 +30,7 @@ class Windowed(Labelling):
         return self.model.rules
 
     def prepare(self, texts: Sequence[str]) -> tuple[Label, int]:
-        """Tokenize texts and cut them into windows; see `Labelling.prepare`. None of them is cut."""
+        """Tokenize texts and cut them into windows; see `Predictor.prepare`. None of them is cut."""
         windows, counts = self.model.encode(texts, whole=True).windows(self.model.max_length)
 
         def label(progress: Callable[[int], None] | None) -> np.ndarray:

@@ -61,7 +61,7 @@ def with_names(content: str, texts: Sequence[str]) -> tuple[str, dict[str, str]]
     return json.dumps(whole, ensure_ascii=False), found
 
 
-def name_symbols(
+def add_emoji_names(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> tuple[PreTrainedTokenizerBase, dict[str, str]]:
     """Have a tokenizer of transformers read symbols as `with_names` says; return it, and the symbols with their names.

@@ -13,7 +13,7 @@ import torch
 from bertsmith.compute import threads
 from bertsmith.compute.batching import TOKEN_BUDGETS
 from bertsmith.compute.memory import free_memory, plan
-from bertsmith.compute.retry import with_less_memory
+from bertsmith.compute.retry import retry_with_less_memory
 from bertsmith.model import forward
 from bertsmith.model.batch import TokenBatch
 
@@ -116,7 +116,7 @@ def _in_micro_batches(
         nonlocal budget  # what did not suffice once is not tried again
         part = batch.take(torch.from_numpy(rows))
         attempt = partial(compute, part)
-        found, sufficed = with_less_memory(attempt, budget, smallest=part.longest, on_failure=on_short_memory)
+        found, sufficed = retry_with_less_memory(attempt, budget, smallest=part.longest, on_failure=on_short_memory)
         budget = min(budget, sufficed)
         # In double precision only on the host: MPS has none.
         result[rows] = found.float().cpu().double().numpy()

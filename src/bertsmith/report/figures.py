@@ -59,7 +59,7 @@ def curves(
     return _svg(parts, HALF, f"{y_label} over {x_label}") + Markup('<p class="legend">{}</p>').format(legend)
 
 
-def strands(lines: Sequence[tuple[Sequence[tuple[float, float]], bool]], *, x_label: str, y_label: str) -> Markup:
+def seed_curves(lines: Sequence[tuple[Sequence[tuple[float, float]], bool]], *, x_label: str, y_label: str) -> Markup:
     """Draw many curves over a common x, thin, with those that are marked in front.
 
     Args:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bertsmith.folders.atomic import write_text
-from bertsmith.report.figures import Line, axes, curves, strands
+from bertsmith.report.figures import Line, axes, curves, seed_curves
 from bertsmith.report.report import environment
 
 EDGE = 0.05
@@ -48,7 +48,7 @@ def write_study_report(folder: Path, info: Mapping[str, Any]) -> Path:
             objectives=objectives,
             index=index,
             history=_history(complete, index),
-            learning=strands(
+            learning=seed_curves(
                 [([(float(x), float(y)) for x, y in t["curve"]], t["number"] == result["trial"]) for t in trials],
                 x_label="fold" if info["searched"]["cv"] else "epoch",
                 y_label="macro-F1",

@@ -22,10 +22,10 @@ from starlette.exceptions import HTTPException
 
 from bertsmith import __version__
 from bertsmith.errors import UserError
-from bertsmith.inference.predictor import OneModel
+from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.serving.batcher import Batcher, QueueFullError
-from bertsmith.serving.middleware import Gate, Limits
-from bertsmith.serving.prometheus import Numbers
+from bertsmith.serving.middleware import Limits, Middleware
+from bertsmith.serving.prometheus import ServerMetrics
 from bertsmith.serving.schemas import (
     ExplainRequest,
     Health,
@@ -59,12 +59,12 @@ class Service:
 
     batcher: Batcher
     about: dict[str, Any]
-    explain: Callable[[OneModel, str], Any] | None = None
+    explain: Callable[[ModelPredictor, str], Any] | None = None
     draining: bool = False
 
 
 def create_app(
-    get: Callable[[], Service | None], numbers: Numbers, limits: Limits, token: str | None = None
+    get: Callable[[], Service | None], numbers: ServerMetrics, limits: Limits, token: str | None = None
 ) -> FastAPI:
     """Make the application.
 
@@ -106,7 +106,7 @@ def create_app(
 
     async def label(
         request: Request, texts: Sequence[str], *, truncate: bool, side: str
-    ) -> tuple[np.ndarray, OneModel]:
+    ) -> tuple[np.ndarray, ModelPredictor]:
         """Return the logits of texts, as the rule wants them, and note what headers and log say."""
         began, batcher = time.perf_counter(), service().batcher
         texts = _checked(texts, limits)
@@ -263,7 +263,7 @@ def create_app(
     async def told(request: Request, error: UserError) -> JSONResponse:
         return problem(503, error.what)
 
-    app.add_middleware(Gate, get=get, limits=limits, token=token, numbers=numbers)
+    app.add_middleware(Middleware, get=get, limits=limits, token=token, numbers=numbers)
     return app
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bertsmith.inference.predictor import OneModel
+from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.model.tokenizer import Tokens
 
 BATCH_SECONDS = 0.15
@@ -42,8 +42,8 @@ class QueueFullError(Exception):
 class _Job:
     """Texts of one request that go into one batch; or anything else that needs the model for itself."""
 
-    classifier: OneModel
-    what: Tokens | Callable[[OneModel], Any]
+    classifier: ModelPredictor
+    what: Tokens | Callable[[ModelPredictor], Any]
     tokens: int
     future: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
@@ -70,7 +70,7 @@ class Batcher:
 
     def __init__(
         self,
-        classifier: OneModel,
+        classifier: ModelPredictor,
         *,
         max_wait: float,
         on_batch: Callable[[int, int, int, float], None] = lambda requests, texts, tokens, seconds: None,
@@ -106,7 +106,7 @@ class Batcher:
         """Tokens of a batch, at the speed measured."""
         return int(min(max(BATCH_SECONDS * self.speed, FEWEST), MOST))
 
-    async def logits(self, classifier: OneModel, tokens: Tokens) -> tuple[np.ndarray, float]:
+    async def logits(self, classifier: ModelPredictor, tokens: Tokens) -> tuple[np.ndarray, float]:
         """Return the logits of texts, shape (texts, classes), and the seconds they were queued.
 
         Args:
@@ -127,7 +127,7 @@ class Batcher:
             raise
         return np.concatenate([logits for logits, _ in done]), min(started for _, started in done) - began
 
-    async def alone(self, action: Callable[[OneModel], Any], tokens: int) -> Any:
+    async def alone(self, action: Callable[[ModelPredictor], Any], tokens: int) -> Any:
         """Do something with the model that is no batch, in its turn.
 
         Raises:
@@ -137,7 +137,7 @@ class Batcher:
         return await future
 
     def _put(
-        self, classifier: OneModel, parts: Sequence[tuple[Tokens | Callable[[OneModel], Any], int]]
+        self, classifier: ModelPredictor, parts: Sequence[tuple[Tokens | Callable[[ModelPredictor], Any], int]]
     ) -> list[asyncio.Future[Any]]:
         loop = asyncio.get_running_loop()
         with self._there:

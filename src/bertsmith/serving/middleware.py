@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from fastapi.responses import Response
 
 from bertsmith.serving.batcher import Batcher
-from bertsmith.serving.prometheus import Numbers
+from bertsmith.serving.prometheus import ServerMetrics
 from bertsmith.serving.schemas import problem
 
 log = logging.getLogger("bertsmith.serving")
@@ -55,7 +55,7 @@ class Served(Protocol):
     batcher: Batcher
 
 
-class Gate:
+class Middleware:
     """Around the application: the token, the size of the body and the time it takes, counting, and the log.
 
     Where the queue is full, requests are refused here already: that must cost little when there are many.
@@ -67,7 +67,7 @@ class Gate:
         get: Callable[[], Served | None],
         limits: Limits,
         token: str | None,
-        numbers: Numbers,
+        numbers: ServerMetrics,
     ) -> None:
         self.app, self.get, self.limits, self.token, self.numbers = app, get, limits, token, numbers
         self.refused, self.told = 0, 0.0

@@ -11,7 +11,7 @@ SHARED = "PROMETHEUS_MULTIPROC_DIR"
 """Environment variable that names the folder where several processes count together."""
 
 
-class Numbers:
+class ServerMetrics:
     """Counters of one server; with several processes, of all of them."""
 
     def __init__(self) -> None:

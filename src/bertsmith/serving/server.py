@@ -30,12 +30,12 @@ from bertsmith.errors import ConfigError, UserError
 from bertsmith.folders.run import Run
 from bertsmith.inference.exported import About, Exported, is_export
 from bertsmith.inference.load import open_classifier
-from bertsmith.inference.predictor import OneModel
+from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.serving.app import Service, create_app
 from bertsmith.serving.batcher import Batcher
 from bertsmith.serving.middleware import Limits
-from bertsmith.serving.prometheus import SHARED, Numbers
-from bertsmith.serving.signals import Wishes, held_back, take_no_more, watch
+from bertsmith.serving.prometheus import SHARED, ServerMetrics
+from bertsmith.serving.signals import SignalRequests, held_back, take_no_more, watch
 
 log = logging.getLogger("bertsmith.serving")
 SETTINGS = "BERTSMITH_SERVING"
@@ -71,7 +71,7 @@ class Serving:
 class Loader:
     """Loads the classifier, now and whenever it is asked to."""
 
-    def __init__(self, serving: Serving, numbers: Numbers) -> None:
+    def __init__(self, serving: Serving, numbers: ServerMetrics) -> None:
         self.serving, self.numbers = serving, numbers
         self.service: Service | None = None
         self.closed = False
@@ -89,7 +89,7 @@ class Loader:
     def _load(self) -> None:
         serving = self.serving
         found, _ = open_classifier(serving.path, device=serving.device, decide=serving.decide, runtime=serving.runtime)
-        assert isinstance(found, OneModel)
+        assert isinstance(found, ModelPredictor)
         about, explain = _about(Path(serving.path), found), _explain(found)
         tell("loaded", model=about["model"], runtime=about["runtime"], trained=about.get("trained"))
         if self.service is None:
@@ -119,7 +119,7 @@ def tell(event: str, **more: Any) -> None:
     log.info(json.dumps({"event": event, **more}))
 
 
-def _about(path: Path, classifier: OneModel) -> dict[str, Any]:
+def _about(path: Path, classifier: ModelPredictor) -> dict[str, Any]:
     labels = [
         {"label": n, "label_text": t} for n, t in zip(classifier.labels.numbers, classifier.labels.texts, strict=True)
     ]
@@ -142,7 +142,7 @@ def _about(path: Path, classifier: OneModel) -> dict[str, Any]:
     return about
 
 
-def _explain(classifier: OneModel) -> Any:
+def _explain(classifier: ModelPredictor) -> Any:
     if isinstance(classifier, Exported) or importlib.util.find_spec("captum") is None:
         return None
     from bertsmith.inference.explain import explain
@@ -159,7 +159,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def serve(serving: Serving, wishes: Wishes) -> None:
+def serve(serving: Serving, wishes: SignalRequests) -> None:
     """Serve until asked to end.
 
     Args:
@@ -177,9 +177,9 @@ def serve(serving: Serving, wishes: Wishes) -> None:
             asyncio.run(_serve_one(serving, listening, wishes))
 
 
-async def _serve_one(serving: Serving, listening: socket.socket, wishes: Wishes) -> None:
+async def _serve_one(serving: Serving, listening: socket.socket, wishes: SignalRequests) -> None:
     """Serve from this process; requests are answered with 503 until the model is loaded."""
-    loader = Loader(serving, Numbers())
+    loader = Loader(serving, ServerMetrics())
     server = _Server(
         _config(create_app(lambda: loader.service, loader.numbers, serving.limits, serving.token), serving)
     )
@@ -217,7 +217,7 @@ def _config(app: Any, serving: Serving, **more: Any) -> uvicorn.Config:
     )
 
 
-def _serve_many(serving: Serving, listening: socket.socket, wishes: Wishes) -> None:
+def _serve_many(serving: Serving, listening: socket.socket, wishes: SignalRequests) -> None:
     """Serve from several processes, each with a share of the cores; uvicorn starts and watches them."""
     from uvicorn.supervisors import Multiprocess
 
@@ -273,7 +273,7 @@ def worker_app() -> FastAPI:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     content = json.loads(os.environ[SETTINGS])
     serving = Serving(**{**content, "limits": Limits(**content["limits"])})
-    loader, wishes = Loader(serving, Numbers()), Wishes()
+    loader, wishes = Loader(serving, ServerMetrics()), SignalRequests()
     lock = FileLock(Path(os.environ[SHARED]) / "reload.lock")  # memory holds one more model, not one more a worker
 
     def reload() -> None:

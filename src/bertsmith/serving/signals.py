@@ -27,7 +27,7 @@ _TERMINAL = tuple(getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasa
 
 
 @dataclass
-class Wishes:
+class SignalRequests:
     """What signals have asked for.
 
     A handler interrupts the main thread anywhere, even where that holds a lock or writes to the log. So it only sets a
@@ -64,9 +64,9 @@ class Wishes:
 
 
 @contextlib.contextmanager
-def heeded() -> Iterator[Wishes]:
+def handle_signals() -> Iterator[SignalRequests]:
     """Note what signals ask for. Once the server has ended they are ignored: the process ends anyway."""
-    wishes = Wishes()
+    wishes = SignalRequests()
     handlers = wishes.heed()
     try:
         yield wishes
@@ -76,7 +76,9 @@ def heeded() -> Iterator[Wishes]:
             signal.signal(number, handler)
 
 
-def watch(wishes: Wishes, *, end: Callable[[], None] | None = None, reload: Callable[[], None] | None = None) -> None:
+def watch(
+    wishes: SignalRequests, *, end: Callable[[], None] | None = None, reload: Callable[[], None] | None = None
+) -> None:
     """Start a thread that does what signals ask for: ``reload`` each time, ``end`` once; ``None`` is left to others."""
 
     def look() -> None:
@@ -95,7 +97,7 @@ def watch(wishes: Wishes, *, end: Callable[[], None] | None = None, reload: Call
 def held_back() -> Iterator[None]:
     """Start processes that a terminal cannot end, which signals all processes it runs: that is up to their parent.
 
-    SIGINT never reaches them, and SIGHUP does when they call `Wishes.heed_reload`.
+    SIGINT never reaches them, and SIGHUP does when they call `SignalRequests.heed_reload`.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield

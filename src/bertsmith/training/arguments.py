@@ -110,9 +110,9 @@ def training_arguments(
     return result
 
 
-def refused(by_hand: Mapping[str, Any], error: Exception) -> ConfigError:
+def refused(user_arguments: Mapping[str, Any], error: Exception) -> ConfigError:
     """Return the error that says which training arguments, set by hand, do not work, and why."""
-    given = ", ".join(f"{name}={value}" for name, value in by_hand.items()) or "the defaults"
+    given = ", ".join(f"{name}={value}" for name, value in user_arguments.items()) or "the defaults"
     return ConfigError(
         f"transformers refuses these training arguments: {' '.join(str(error).split())}",
         where=f"--set {given}",

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 
 from bertsmith.errors import TrainingError, cannot_write
-from bertsmith.folders.atomic import GO_ON, is_whole, replaced_folder, seal
+from bertsmith.folders.atomic import RESUME_REMEDY, is_whole, replaced_folder, seal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -109,7 +109,7 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise cannot_write(path, error, GO_ON) from error
+        raise cannot_write(path, error, RESUME_REMEDY) from error
 
 
 def _apart(value: Any, tensors: dict[str, torch.Tensor]) -> Any:

@@ -31,7 +31,7 @@ class _Recording:
     loss: torch.Tensor
 
 
-class Graphs:
+class CudaGraphs:
     """Recordings of the work on micro-batches of one model, by size.
 
     Args:

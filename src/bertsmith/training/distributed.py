@@ -75,7 +75,7 @@ class Group:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return tuple((self.add_up(torch.tensor(wishes, dtype=torch.int32, device=device)) > 0).tolist())
 
-    def of_the_leader(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Return what the leading process gives here, to all of them."""
         if self.size == 1:
             return value
@@ -87,7 +87,7 @@ class Group:
 
     def wait(self) -> None:
         """Wait until all are here."""
-        self.of_the_leader(None)
+        self.broadcast(None)
 
 
 ALONE = Group()

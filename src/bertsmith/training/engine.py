@@ -18,8 +18,8 @@ from transformers import TrainerCallback, TrainingArguments
 
 from bertsmith.compute import threads
 from bertsmith.compute.machine import cores
-from bertsmith.compute.memory import SMALLEST, give_back_beyond
-from bertsmith.compute.retry import with_less_memory
+from bertsmith.compute.memory import SMALLEST, release_beyond
+from bertsmith.compute.retry import retry_with_less_memory
 from bertsmith.events import Compiling, Listener, MemoryShort, Slowed
 from bertsmith.model import forward
 from bertsmith.model.batch import SIZES, PackedBatch, TokenBatch, to_device
@@ -28,11 +28,11 @@ from bertsmith.model.load import Loaded
 from bertsmith.model.outputs import compute_logits
 from bertsmith.model.replicas import collect_gradients, replicate, with_shorter_layers
 from bertsmith.training.collate import TokenDataset
-from bertsmith.training.cuda_graphs import AT_LEAST, LOOK, Graphs, can_compile, pays
+from bertsmith.training.cuda_graphs import AT_LEAST, LOOK, CudaGraphs, can_compile, pays
 from bertsmith.training.distributed import ALONE, Group
 from bertsmith.training.losses import StepLoss
-from bertsmith.training.nan_guard import NotFiniteError, Part, Question, can_skip
-from bertsmith.training.param_groups import set_rates
+from bertsmith.training.nan_guard import FiniteCheck, NotFiniteError, Part, can_skip
+from bertsmith.training.param_groups import set_param_groups
 from bertsmith.training.resumable import ResumableTrainer
 from bertsmith.training.sampler import EpochOrder, EpochSampler, place_of
 from bertsmith.training.timing import Pace, Stopwatch
@@ -50,7 +50,7 @@ class Steps:
         head_rate: learning rate of the new head, as a multiple of that of the body.
         layer_decay: learning rate of a layer, as a multiple of that of the layer above.
         packs: whether texts are packed end to end, see `bertsmith.model.forward`.
-        records: whether a GPU's work is recorded and replayed, see `Graphs`.
+        records: whether a GPU's work is recorded and replayed, see `CudaGraphs`.
         workers: micro-batches computed at once.
         most_held: bytes of memory beyond which freed memory is given back to the system, where it is kept.
         slower: whether the learning rate was halved after a number was not finite.
@@ -121,7 +121,7 @@ class Engine(ResumableTrainer):
         self._computed: list[int] = []
         self._steps_seen = 0
         self._parts: tuple[Part, ...] = ()
-        self._question: Question | None = None
+        self._question: FiniteCheck | None = None
         super().__init__(
             model=loaded.model,
             args=arguments,
@@ -132,7 +132,7 @@ class Engine(ResumableTrainer):
             compute_loss_func=loss,  # so that the Trainer does not scale the loss again
             callbacks=list(callbacks),
         )
-        self.graphs = Graphs(loaded.model) if steps.records else None
+        self.graphs = CudaGraphs(loaded.model) if steps.records else None
 
     # -- what the Trainer asks for -------------------------------------------------------------------------------------
 
@@ -146,7 +146,7 @@ class Engine(ResumableTrainer):
         new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if new:
-            set_rates(optimizer, self.model, head_rate=self.steps.head_rate, layer_decay=self.steps.layer_decay)
+            set_param_groups(optimizer, self.model, head_rate=self.steps.head_rate, layer_decay=self.steps.layer_decay)
         return optimizer
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -231,10 +231,10 @@ class Engine(ResumableTrainer):
         def undo(budget: int) -> None:
             self._restore(model, kept)
             if self.graphs is not None:
-                self.graphs = Graphs(self.model)  # without the memory of the recordings there were
+                self.graphs = CudaGraphs(self.model)  # without the memory of the recordings there were
             self.emit(MemoryShort(self.state.global_step, budget))
 
-        loss, self.token_budget = with_less_memory(
+        loss, self.token_budget = retry_with_less_memory(
             lambda budget: self._add_gradients(model, ours, num_items_in_batch, budget),
             self.token_budget,
             smallest=max(ours.longest, SMALLEST),
@@ -255,7 +255,7 @@ class Engine(ResumableTrainer):
         self._notice_pace(time.perf_counter() - began, tokens)
         self.loss_sum = self.loss_sum + loss
         if self.most_held is not None:
-            self.most_held = give_back_beyond(self.most_held)
+            self.most_held = release_beyond(self.most_held)
         self.watch.lap("backward")
         threads = min(self.steps.workers, len(self._forward_seconds)) or 1
         self.watch.move("backward", "forward", sum(self._forward_seconds) / threads)
@@ -333,7 +333,7 @@ class Engine(ResumableTrainer):
     def _by_recording(
         self, model: Any, packed: PackedBatch, labels: torch.Tensor, dropout: Dropout, texts: Any
     ) -> torch.Tensor:
-        """Do what a step does with a micro-batch, by `Graphs`."""
+        """Do what a step does with a micro-batch, by `CudaGraphs`."""
         assert self.graphs is not None
         longest = max(self.longest, packed.longest, len(packed.input_ids) // SIZES)
         step = super().training_step
@@ -363,7 +363,7 @@ class Engine(ResumableTrainer):
         seconds = (self.state.max_steps - self.state.global_step) * batch / self.watch.texts_per_second
         if pays(seconds) and can_compile(self.args.device):
             self.emit(Compiling(self.state.global_step, seconds))
-            self.compiled, self.graphs = True, Graphs(self.model)
+            self.compiled, self.graphs = True, CudaGraphs(self.model)
 
     @staticmethod
     def _gradients(model: Any) -> list[torch.Tensor | None]:
@@ -387,7 +387,7 @@ class Engine(ResumableTrainer):
         """Refuse a step whose gradient is not finite, given its norm; on a GPU, after the next step."""
         parts, self._parts = self._parts, ()
         if self._asks_later:
-            self._question = Question(parts, norm)
+            self._question = FiniteCheck(parts, norm)
             self.optimizer.optimizer.found_inf = self._question.wrong
         elif norm is not None and not self.args.fp16 and not math.isfinite(norm):  # fp16 skips such a step by itself
             raise self._of_gradient(parts[-1])

@@ -49,7 +49,7 @@ class Part:
     loss: torch.Tensor
 
 
-class Question:
+class FiniteCheck:
     """Whether losses and gradient of a step are finite; the answer is there when the device has come so far.
 
     Args:

@@ -39,7 +39,7 @@ def factors(model: PreTrainedModel, head_rate: float, layer_decay: float) -> dic
     return {name: factor(name) for name, _ in model.named_parameters()}
 
 
-def set_rates(
+def set_param_groups(
     optimizer: torch.optim.Optimizer, model: PreTrainedModel, *, head_rate: float, layer_decay: float
 ) -> None:
     """Multiply the learning rates of an optimizer by the `factors`, before the schedule is made.

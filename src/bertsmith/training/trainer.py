@@ -23,7 +23,14 @@ from transformers import (
 
 from bertsmith.compute import batching, threads
 from bertsmith.compute.machine import cpu_capabilities
-from bertsmith.compute.memory import free_memory, freed_memory_kept, held, of_a_step, plan, ran_out
+from bertsmith.compute.memory import (
+    free_memory,
+    is_out_of_memory,
+    keep_freed_memory,
+    plan,
+    resident_memory,
+    step_memory,
+)
 from bertsmith.config import FEWEST_TO_SELECT, PRIMARY
 from bertsmith.errors import DeviceError, Interrupted, listing
 from bertsmith.events import Collapsed, Evaluated, Finished, Listener, MemoryPlanned, Saved, Started, StepDone
@@ -55,7 +62,7 @@ def fit(
     emit: Listener,
     stop: Callable[[], bool] = lambda: False,
     resume: Path | None = None,
-    by_hand: Mapping[str, Any] | None = None,
+    user_arguments: Mapping[str, Any] | None = None,
     trace: Path | None = None,
     group: Group = ALONE,
     name_texts: nan_guard.NameTexts = lambda positions: f"the training texts at {listing(positions)}, counted from 0",
@@ -77,7 +84,7 @@ def fit(
             (None is ever saved where the arguments say ``save_strategy="no"``: then nothing is written at all, and the
             last weights are in the model afterwards.)
         resume: checkpoint to go on from.
-        by_hand: the training arguments that the user set, to be named if training cannot even begin with them.
+        user_arguments: the training arguments that the user set, to be named if training cannot even begin with them.
         trace: where to write what the machine does in a few steps.
         group: the processes that train this model together, each of which calls this; the leading one writes.
         name_texts: for messages.
@@ -97,7 +104,7 @@ def fit(
     while True:
         settings = nan_guard.safer(arguments) if slower else arguments
         try:
-            with quiet_transformers(), freed_memory_kept():
+            with quiet_transformers(), keep_freed_memory():
                 engine = _engine(loaded, train, validation, settings, recipe, score, reporter, group, slower=slower)
                 if reporter.selects:
                     patience = recipe.patience * _evaluations_per_epoch(settings, len(train))
@@ -113,11 +120,11 @@ def fit(
             back = nan_guard.went_back(error, engine, name_texts, resume)
             engine.accelerator.unwrap_model(loaded.model, keep_fp32_wrapper=False)  # without the old precision
         except (ValueError, TypeError, RuntimeError, ImportError, MemoryError) as error:
-            if ran_out(error):
+            if is_out_of_memory(error):
                 raise _too_large(train, validation) from error
-            if not by_hand or reporter.begun:
+            if not user_arguments or reporter.begun:
                 raise
-            raise refused(by_hand, error) from error
+            raise refused(user_arguments, error) from error
         emit(back)
         if resume is None and reporter.first is not None:
             loaded.model.load_state_dict(reporter.first)
@@ -214,10 +221,10 @@ def _steps(
     budget = plan(loaded.model, longest, training=True, free=free, usual=usual, workers=workers)
     if budget < usual and free is not None:
         emit(MemoryPlanned(budget, free))
-    now = held()
+    now = resident_memory()
     most = None
     if now is not None:
-        most = now + of_a_step(loaded.model, longest, budget, training=True, workers=workers)
+        most = now + step_memory(loaded.model, longest, budget, training=True, workers=workers)
     return replace(steps, token_budget=budget, workers=workers, most_held=most)
 
 

@@ -28,7 +28,7 @@ _FIELDS = {n: f for step in (ModelConfig, TrainConfig) for n, f in step.model_fi
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from ``low`` to ``high``, both included; ``log``: evenly by factors; ``whole``: integers."""
+    """ServerMetrics from ``low`` to ``high``, both included; ``log``: evenly by factors; ``whole``: integers."""
 
     low: float
     high: float

@@ -19,7 +19,7 @@ from bertsmith.workflows.score import CrossValidated, groups_of
 
 
 @dataclass(frozen=True)
-class Frozen:
+class FrozenEmbeddings:
     """Some training and test texts embedded before fine-tuning, and a regression on them.
 
     Attributes:
@@ -35,7 +35,7 @@ class Frozen:
     n_classes: int
 
     @classmethod
-    def embed(cls, loaded: Loaded, parts: dict[str, Table], encoded: dict[str, Tokens], seed: int) -> Frozen:
+    def embed(cls, loaded: Loaded, parts: dict[str, Table], encoded: dict[str, Tokens], seed: int) -> FrozenEmbeddings:
         """Embed the texts of train and test, or `EMBEDDED` of each."""
         test = np.sort(np.random.default_rng(seed).permutation(len(parts["test"]))[:EMBEDDED])
         rows = {"train": draw_evenly(parts["train"].targets, EMBEDDED, seed=seed), "test": test}
@@ -54,7 +54,7 @@ class Frozen:
 def baselines(
     parts: dict[str, Table],
     probabilities: np.ndarray,
-    frozen: Frozen,
+    frozen: FrozenEmbeddings,
     seed: int,
     crossed: CrossValidated | None = None,
 ) -> dict[str, Any]:

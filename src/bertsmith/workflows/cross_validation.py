@@ -19,7 +19,7 @@ from bertsmith.data.split import fold_of, split_cleaned
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, Interrupted
 from bertsmith.evaluation.baseline import Regression
-from bertsmith.evaluation.metrics import quick
+from bertsmith.evaluation.metrics import validation_metrics
 from bertsmith.events import FoldDone, FoldStarted, Listener
 from bertsmith.folders import atomic
 from bertsmith.folders import run as runs
@@ -116,7 +116,7 @@ def split_or_fold(
     if resumed is None:
         k, test_size = choose_folds(config, cleaned.table)
     else:
-        with runs.reading(resumed.layout.run):
+        with runs.damage_errors(resumed.layout.run):
             k, tested = int(resumed.info["data"].get("folds", 0)), resumed.info["data"]["splits"]["test"]
         test_size = config.test_size if tested else 0.0
     asked = config.cv or not config.test_size
@@ -188,9 +188,9 @@ def score_folds(
                 TokenDataset(cut.take(np.array([], dtype=np.int64)), np.array([], dtype=np.int64)),
                 training_arguments(recipe, config, Path(gettempdir()), loaded.device, saves=False, validates=False),
                 recipe=recipe,
-                score=quick,
+                score=validation_metrics,
                 emit=emit,
-                by_hand=config.set,
+                user_arguments=config.set,
                 stop=stop,
             )
         except Interrupted as error:
@@ -205,4 +205,4 @@ def score_folds(
 
 
 def _score(targets: np.ndarray, probabilities: np.ndarray) -> float:
-    return float(quick(targets, probabilities)[PRIMARY])
+    return float(validation_metrics(targets, probabilities)[PRIMARY])

@@ -97,7 +97,7 @@ def run_evaluation(
         groups=groups_of(cleaned.table),
     )
     metrics["seen_in_training"] = seen
-    with atomic.told(place):
+    with atomic.disk_errors(place):
         run.layout.evaluations.mkdir(exist_ok=True)
         with atomic.replaced_folder(place) as folder:
             of = {"table": table.name, **described, "left_out": cleaned.counts}

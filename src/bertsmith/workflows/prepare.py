@@ -19,7 +19,7 @@ from bertsmith.evaluation.baseline import Regression
 from bertsmith.model import pooling
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.checkpoint import Checkpoint
-from bertsmith.model.emoji import name_symbols
+from bertsmith.model.emoji import add_emoji_names
 from bertsmith.model.load import Loaded, check_vocabulary, load_model, load_tokenizer
 from bertsmith.model.outputs import compute_embeddings, compute_features
 from bertsmith.model.tokenizer import Tokens, encode
@@ -57,7 +57,7 @@ def prepare_model(
         UserError: if the checkpoint, the device or the number of tokens will not do.
     """
     device = choose_device(config.device)
-    tokenizer, names = name_symbols(load_tokenizer(found), list(compress(texts, train)))
+    tokenizer, names = add_emoji_names(load_tokenizer(found), list(compress(texts, train)))
     if config.max_length and config.max_length > found.max_positions:
         raise ConfigError(
             f"--max-length {config.max_length}: {found.name} takes at most {found.max_positions} tokens",

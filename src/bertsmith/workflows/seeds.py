@@ -19,7 +19,7 @@ from bertsmith.evaluation.intervals import paired_difference
 from bertsmith.events import RunListener, SeedStarted
 from bertsmith.folders import atomic
 from bertsmith.folders import run as runs
-from bertsmith.folders.claim import check_output, check_settings_same, create, held
+from bertsmith.folders.claim import check_output, check_settings_same, create, lock
 from bertsmith.inference.ensemble import mean_probabilities
 from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
@@ -47,7 +47,7 @@ def run_seeds(
         return run_training(read, config, output, resume=resume, overwrite=overwrite, observe=observe, stop=stop)
     if started()[1] > 1:
         raise ConfigError("several processes train one model, not several", remedy="Leave out --seeds, or torchrun.")
-    with held(output), atomic.told(output, atomic.GO_ON):
+    with lock(output), atomic.disk_errors(output, atomic.RESUME_REMEDY):
         check_output(output, resume=resume, overwrite=overwrite)
         run = runs.Run(output)
         ours = resume
@@ -90,7 +90,7 @@ def _one(
         path,
         read,
         config.model_copy(update={"seed": seed, "seeds": 1}),
-        resume=one.layout.run.is_file() and one.can_go_on,
+        resume=one.layout.run.is_file() and one.is_resumable,
         observe=observe,
         stop=stop,
         split_seed=config.seed,

@@ -13,14 +13,14 @@ import pandas as pd
 
 from bertsmith.compute.device import describe_device
 from bertsmith.compute.machine import hardware, versions
-from bertsmith.compute.memory import ran_out
+from bertsmith.compute.memory import is_out_of_memory
 from bertsmith.config import PRIMARY, Config
 from bertsmith.data.clean import Cleaned, clean
 from bertsmith.data.inspect import inspect
 from bertsmith.data.split import split_cleaned
 from bertsmith.data.table import SPLITS, Table
 from bertsmith.errors import DeviceError, Interrupted, listing
-from bertsmith.evaluation.metrics import quick
+from bertsmith.evaluation.metrics import validation_metrics
 from bertsmith.events import (
     CheckpointsDamaged,
     Evaluated,
@@ -35,7 +35,7 @@ from bertsmith.events import (
 )
 from bertsmith.folders import atomic
 from bertsmith.folders import run as runs
-from bertsmith.folders.claim import check_output, check_room, check_same, create, held
+from bertsmith.folders.claim import check_output, check_room, check_same, create, lock
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.explain import explain_mistakes
 from bertsmith.model import checkpoint
@@ -49,7 +49,7 @@ from bertsmith.training.distributed import ALONE, Group, join
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.timing import Phases
 from bertsmith.training.trainer import check_memory, fit
-from bertsmith.workflows.baselines import Frozen, baselines
+from bertsmith.workflows.baselines import FrozenEmbeddings, baselines
 from bertsmith.workflows.cross_validation import score_folds, split_or_fold
 from bertsmith.workflows.prepare import begin_head, choose_recipe, prepare_model
 from bertsmith.workflows.score import (
@@ -81,7 +81,7 @@ def run_training(
         _assist(group, read, config, output, resume, stop)
         group.wait()
         return runs.Run(output)
-    with held(output), atomic.told(output, atomic.GO_ON):
+    with lock(output), atomic.disk_errors(output, atomic.RESUME_REMEDY):
         check_output(output, resume=resume, overwrite=overwrite)
         run = train_into(output, read, config, resume=resume, observe=observe, stop=stop, group=group)
         group.wait()
@@ -99,17 +99,17 @@ def _assist(
     """Take a share of every step of a training that another process leads, and write nothing."""
     data = split_cleaned(clean(read()), config, config.seed)
     loaded, _, _, train, validation = _ready(data.take((data.frame["split"] != "test").to_numpy()), config)
-    recipe, from_checkpoint = group.of_the_leader(None)
-    begin_head(loaded, group.of_the_leader(None))
+    recipe, from_checkpoint = group.broadcast(None)
+    begin_head(loaded, group.broadcast(None))
     fit(
         loaded,
         train,
         validation,
         training_arguments(recipe, config, runs.Layout(output).checkpoints, loaded.device),
-        score=quick,
+        score=validation_metrics,
         emit=lambda event: None,
         recipe=recipe,
-        by_hand=config.set,
+        user_arguments=config.set,
         stop=stop,
         resume=from_checkpoint,
         group=group,
@@ -137,7 +137,7 @@ def train_into(
     try:
         return _train(read, config, output, resume, observe, stop, seed, make_place, group)
     except (MemoryError, RuntimeError) as error:
-        if not ran_out(error):
+        if not is_out_of_memory(error):
             raise
         raise DeviceError(
             f"memory does not suffice: {str(error).splitlines()[0] if str(error) else 'an allocation was refused'}",
@@ -184,7 +184,7 @@ def _train(
         findings = inspect(table, tokens=tokens, names=loaded.names, max_length=max_length, cleaned=cleaned)
 
     if resume:  # as it was chosen then, which another machine might not do again
-        with runs.reading(runs.Layout(output).run):
+        with runs.damage_errors(runs.Layout(output).run):
             recipe = Recipe(**runs.Run(output).info["recipe"])
     else:
         recipe = choose_recipe(config, loaded, train)
@@ -222,9 +222,9 @@ def _train(
         _split_rows(data, cleaned).to_parquet(file, index=False)
     run.layout.checkpoints.mkdir(exist_ok=True)
     run.update(status="running", seconds=phases.seconds())
-    run.forget_history_after(int(from_checkpoint.name.rpartition("-")[2]) if from_checkpoint else 0)
+    run.truncate_history(int(from_checkpoint.name.rpartition("-")[2]) if from_checkpoint else 0)
     observe(prepared)
-    group.of_the_leader((recipe, from_checkpoint))
+    group.broadcast((recipe, from_checkpoint))
 
     def listen(event: Event) -> None:
         if isinstance(event, Evaluated | Finished):  # what the run spent before it was resumed counts
@@ -234,7 +234,7 @@ def _train(
         elif isinstance(event, Saved):  # what a killed run has spent by then counts
             run.update(seconds=phases.seconds())
         elif isinstance(event, WentBack):
-            run.forget_history_after(event.to_step)
+            run.truncate_history(event.to_step)
             run.update(went_back=dataclasses.asdict(event))
         observe(event)
 
@@ -247,8 +247,8 @@ def _train(
     try:
         check_memory(loaded, train, validation)
         with phases.timed("baseline"):
-            frozen = Frozen.embed(loaded, parts, encoded, config.seed)
-            begin_head(loaded, group.of_the_leader(frozen.regress()))
+            frozen = FrozenEmbeddings.embed(loaded, parts, encoded, config.seed)
+            begin_head(loaded, group.broadcast(frozen.regress()))
         with phases.timed("training"):
             crossed = None
             if fold is not None:
@@ -270,10 +270,10 @@ def _train(
                 train,
                 validation,
                 arguments,
-                score=quick,
+                score=validation_metrics,
                 emit=listen,
                 recipe=recipe,
-                by_hand=config.set,
+                user_arguments=config.set,
                 stop=stop,
                 resume=from_checkpoint,
                 trace=run.layout.trace if config.profile else None,

@@ -17,7 +17,7 @@ from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError
 from bertsmith.evaluation.baseline import regression_on_embeddings
 from bertsmith.evaluation.decision import tune
-from bertsmith.evaluation.metrics import quick
+from bertsmith.evaluation.metrics import validation_metrics
 from bertsmith.events import Evaluated, Event
 from bertsmith.model import checkpoint
 from bertsmith.model.load import Loaded
@@ -38,7 +38,7 @@ Heard = Callable[[float, float], None]
 
 
 @dataclass
-class Bench:
+class TrialData:
     """What all trials share: the texts, and their token ids by model.
 
     Attributes:
@@ -84,7 +84,7 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialResult:
     """What a trial has to show.
 
     Attributes:
@@ -102,8 +102,8 @@ class Outcome:
 
 
 def run_trial(
-    bench: Bench, config: Config, *, heard: Heard, stop: Callable[[], bool], latency: bool = False
-) -> Outcome:
+    bench: TrialData, config: Config, *, heard: Heard, stop: Callable[[], bool], latency: bool = False
+) -> TrialResult:
     """Fine-tune and score with some settings.
 
     Args:
@@ -123,7 +123,7 @@ def run_trial(
     for fold in range(int(bench.folds.max()) + 1):
         outcomes.append(_fit(bench, config, fold, lambda at, score: None, stop, latency))
         heard(fold + 1, outcomes[-1].score)
-    return Outcome(
+    return TrialResult(
         score=float(np.mean([o.score for o in outcomes])),
         curve=[(float(fold), o.score) for fold, o in enumerate(outcomes, 1)],
         latency=float(np.median([o.latency for o in outcomes if o.latency is not None])) if latency else None,
@@ -132,8 +132,8 @@ def run_trial(
 
 
 def _fit(
-    bench: Bench, config: Config, fold: int | None, heard: Heard, stop: Callable[[], bool], latency: bool
-) -> Outcome:
+    bench: TrialData, config: Config, fold: int | None, heard: Heard, stop: Callable[[], bool], latency: bool
+) -> TrialResult:
     loaded, train, validation = bench.ready(config, fold)
     recipe = choose_recipe(config, loaded, train)
     arguments = training_arguments(recipe, config, Path(gettempdir()), loaded.device, saves=False)
@@ -144,7 +144,7 @@ def _fit(
 
     def score(targets: np.ndarray, probabilities: np.ndarray) -> Mapping[str, float]:
         said[1:] = [(targets, probabilities)]
-        return quick(targets, probabilities)
+        return validation_metrics(targets, probabilities)
 
     def listen(event: Event) -> None:
         if isinstance(event, Evaluated):
@@ -163,7 +163,7 @@ def _fit(
         score=score,
         emit=listen,
         stop=stop,
-        by_hand=config.set,
+        user_arguments=config.set,
     )
     if not best:
         raise ConfigError(
@@ -173,7 +173,7 @@ def _fit(
         )
     loaded.model.load_state_dict(weights)
     rule = tune(*said[0], seed=config.seed) if config.decision_rule == "auto" else None
-    return Outcome(
+    return TrialResult(
         score=best[0].metrics[PRIMARY] + (rule.gain if rule is not None and rule.used else 0.0),
         curve=curve,
         latency=_latency(loaded, validation) if latency else None,
@@ -187,7 +187,7 @@ def steps_between(texts: int, batch_size: int) -> int | None:
     return next((steps // parts for parts in (2, 3, 4) if steps % parts == 0), None)
 
 
-def scored_within_epochs(config: Config, bench: Bench, batch_size: int) -> Config:
+def scored_within_epochs(config: Config, bench: TrialData, batch_size: int) -> Config:
     """Return settings with evaluations within epochs, where they take little of the time.
 
     Args:

@@ -37,7 +37,7 @@ from bertsmith.tuning.store import ERROR, Store, is_done
 from bertsmith.workflows.prepare import choose_recipe
 from bertsmith.workflows.score import groups_in, targets_of
 from bertsmith.workflows.seeds import run_seeds
-from bertsmith.workflows.trials import Bench
+from bertsmith.workflows.trials import TrialData
 from bertsmith.workflows.workers import (
     PARTS,
     STATES,
@@ -71,7 +71,9 @@ def run_tuning(
     if plan.models:
         config = config.model_copy(update={"model": plan.models[0]})
     from_file = read_space(plan.space, problems_of) if plan.space else {}
-    with atomic.told(output, "Make room or mend the place, then run the same command: finished trials are kept."):
+    with atomic.disk_errors(
+        output, "Make room or mend the place, then run the same command: finished trials are kept."
+    ):
         study = open_folder(output, overwrite=overwrite)
         if stop():
             raise Interrupted("stopped before the search began")
@@ -81,7 +83,7 @@ def run_tuning(
         train, validation = (data.take((data.frame["split"] == name).to_numpy()) for name in ("train", "validation"))
         rows = np.concatenate([np.flatnonzero(data.frame["split"] == name) for name in ("train", "validation")])
         folds = fold_of(cleaned, data, rows, plan.cv, config, config.seed) if plan.cv else None
-        bench = Bench(train, validation, folds)
+        bench = TrialData(train, validation, folds)
         search, usual = _prepare(bench, config, plan, from_file, output, data.fingerprint, overwrite)
         store = open_store(search, observe)
         try:
@@ -104,7 +106,7 @@ def run_tuning(
 
 
 def _prepare(
-    bench: Bench,
+    bench: TrialData,
     config: Config,
     plan: Plan,
     from_file: Mapping[str, Dimension | Any],
@@ -247,7 +249,7 @@ def _final(
     if same and there.get("status") == "finished":
         return run
     observe(FinalStarted(name))
-    resume = same and run.can_go_on
+    resume = same and run.is_resumable
     return run_seeds(
         read, config, run.path, resume=resume, overwrite=bool(there) and not resume, observe=observe, stop=stop
     )

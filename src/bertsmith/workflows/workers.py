@@ -23,7 +23,7 @@ from bertsmith.folders.study import Study
 from bertsmith.tuning.plan import OBJECTIVES, Plan
 from bertsmith.tuning.space import Space, with_values
 from bertsmith.tuning.store import ERROR, Store, TakenOverError, experimental, is_done
-from bertsmith.workflows.trials import Bench, run_trial, scored_within_epochs
+from bertsmith.workflows.trials import TrialData, run_trial, scored_within_epochs
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -52,7 +52,7 @@ class Search:
         until: time (seconds since the epoch) after which no trial goes on; ``None``: there is none.
     """
 
-    bench: Bench
+    bench: TrialData
     config: Config
     plan: Plan
     space: Space
@@ -131,13 +131,13 @@ def _do(
             if store.patiently(trial.should_prune):
                 raise optuna.TrialPruned
 
-    def late_or_stopped() -> bool:
+    def should_stop() -> bool:
         return stop() or _is_late(search)
 
     config, latency = config_of(search, trial.params), "latency" in plan.objectives
     try:
         with store.beating(trial):
-            outcome = run_trial(search.bench, config, heard=heard, stop=late_or_stopped, latency=latency)
+            outcome = run_trial(search.bench, config, heard=heard, stop=should_stop, latency=latency)
     except optuna.TrialPruned:
         store.note(trial, seconds=time.perf_counter() - began)
         store.tell(trial, TrialState.PRUNED)

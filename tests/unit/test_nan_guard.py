@@ -854,20 +854,20 @@ def test_standard_output_that_is_full_is_told(command, finished, tmp_path):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone can be told to keep what is freed")
 def test_memory_that_is_freed_but_kept_is_given_back_beyond_a_limit():
-    with memory.freed_memory_kept():
-        before = memory.held()
+    with memory.keep_freed_memory():
+        before = memory.resident_memory()
         kept, pieces = [], []
         for _ in range(64):  # what stays lies between what goes, so that nothing of it is at the end of the heap
             pieces.append(torch.zeros(2**20))  # 4 MiB
             kept.append(torch.zeros(2**12))
         del pieces
-        assert memory.held() > before + 200 * 2**20
-        enough = memory.held() + 2**20
-        assert memory.give_back_beyond(enough) == enough
-        assert memory.held() > before + 200 * 2**20
-        limit = memory.give_back_beyond(before)
-        assert memory.held() < before + 100 * 2**20
-        assert limit == pytest.approx(1.25 * memory.held(), rel=0.05)
+        assert memory.resident_memory() > before + 200 * 2**20
+        enough = memory.resident_memory() + 2**20
+        assert memory.release_beyond(enough) == enough
+        assert memory.resident_memory() > before + 200 * 2**20
+        limit = memory.release_beyond(before)
+        assert memory.resident_memory() < before + 100 * 2**20
+        assert limit == pytest.approx(1.25 * memory.resident_memory(), rel=0.05)
     assert len(kept) == 64
 
 
@@ -879,7 +879,7 @@ def test_freed_memory_is_kept_while_it_is_needed_again_and_given_back_afterwards
             torch.zeros(2**21)  # 8 MiB
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    with memory.freed_memory_kept():
+    with memory.keep_freed_memory():
         new_pages()
         kept = new_pages()
         assert kept < 100
