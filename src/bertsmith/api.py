@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.compute.machine import use_cores
-from bertsmith.config import Config, DataConfig, resolve
+from bertsmith.config import resolve
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, RunFolderError, listing, path_of
 from bertsmith.folders.run import Run, open_run
@@ -49,6 +49,9 @@ def inspect(table: Any, **settings: Any) -> Findings:
         UserError: if the table cannot be read.
     """
     config = resolve(settings, api=True)
+    from bertsmith.workflows.inspect import as_table, check_read_settings, inspect_table
+
+    check_read_settings(table, config)
     return inspect_table(as_table(table, config), config)
 
 
@@ -80,12 +83,14 @@ def train(
         Interrupted: after ``stop`` said yes.
     """
     from bertsmith.training.arguments import problems_of
+    from bertsmith.workflows.inspect import check_read_settings
     from bertsmith.workflows.seeds import run_seeds
 
     resolved = resolve(settings, None if config is None else path_of(config, "config"), api=True, check_set=problems_of)
+    check_read_settings(table, resolved)
     use_cores(resolved.threads)
     return run_seeds(
-        lambda: as_table(table, resolved),
+        table,
         resolved,
         path_of(output, "output"),
         resume=resume,
@@ -145,12 +150,14 @@ def tune(
 
     try:
         from bertsmith.tuning.plan import Plan
+        from bertsmith.workflows.inspect import check_read_settings
         from bertsmith.workflows.tune import run_tuning
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"tuning needs the package {error.name}", remedy="Install it: pip install 'bertsmith[tune]'."
         ) from error
     resolved = resolve(settings, None if config is None else path_of(config, "config"), api=True, check_set=problems_of)
+    check_read_settings(table, resolved)
     use_cores(resolved.threads)
     plan = Plan(
         trials,
@@ -164,7 +171,7 @@ def tune(
         space if space is None or isinstance(space, Mapping) else path_of(space, "space"),
     )
     return run_tuning(
-        lambda: as_table(table, resolved),
+        table,
         resolved,
         path_of(output, "output"),
         plan,
@@ -333,64 +340,7 @@ def label_errors(table: Any, **settings: Any) -> pd.DataFrame:
         UserError: if the table cannot be read, or the package cleanlab is missing.
     """
     config = resolve(settings, api=True)
-    return suspected(as_table(table, config), config)
+    from bertsmith.workflows.inspect import as_table, check_read_settings, suspected_label_errors
 
-
-def suspected(table: Table, config: Config) -> pd.DataFrame:
-    """Do what `label_errors` does, with a table that is read and settings that are resolved."""
-    import numpy as np
-
-    from bertsmith.data.clean import clean
-    from bertsmith.data.corrections import COLUMNS
-    from bertsmith.evaluation.label_errors import suspects
-
-    usable = clean(table).table
-    found = suspects(usable.frame["text"].tolist(), usable.targets, len(table.labels), seed=config.seed)
-    rows = usable.frame.iloc[found["position"].to_numpy()].reset_index(drop=True)
-    texts = np.array(table.labels.texts, dtype=object)
-    return rows.assign(
-        given=texts[rows["target"]], suggested=texts[found["suggested"]], corrected="", **found.iloc[:, 2:]
-    )[list(COLUMNS)]
-
-
-def as_table(table: Any, config: Config) -> Table:
-    """Return a table that is read already as it is, and read everything else.
-
-    Raises:
-        ConfigError: if settings that say how to read are given for a table that is read.
-    """
-    if not isinstance(table, Table):
-        from bertsmith.data import read
-
-        return read.read_table(table, config)
-    late = [
-        name
-        for name, field in DataConfig.model_fields.items()
-        if name not in ("validation_size", "test_size", "near_duplicates") and getattr(config, name) != field.default
-    ]
-    if late:
-        raise ConfigError(
-            f"the table is read already, so {listing(late)} would have no effect", remedy="Give them to read_table."
-        )
-    return table
-
-
-def inspect_table(table: Table, config: Config) -> Findings:
-    """Inspect with the tokenizer of the configured checkpoint if it is on this machine, else with an estimate."""
-    from bertsmith.data import inspect as inspecting
-    from bertsmith.data.clean import clean
-    from bertsmith.model import checkpoint
-
-    tokenizer = checkpoint.local_tokenizer(config.model)
-    if tokenizer is None:
-        return inspecting.inspect(table, max_length=config.max_length, config=config)
-    encoder, names = checkpoint.encoder_from(tokenizer, table.frame["text"].dropna().tolist())
-    cleaned = clean(table)
-    return inspecting.inspect(
-        table,
-        tokens=encoder.encode(cleaned.table.frame["text"].tolist()),
-        names=names,
-        max_length=config.max_length,
-        cleaned=cleaned,
-        config=config,
-    )
+    check_read_settings(table, config)
+    return suspected_label_errors(as_table(table, config), config)

@@ -34,23 +34,25 @@ def explain(
 
     Example: bertsmith explain runs/reviews --text "great phone, awful battery"
     """
-    from bertsmith.folders.claim import check_file
+    from bertsmith.folders.atomic import write_text
+    from bertsmith.folders.claim import claim
+    from bertsmith.folders.files import OutputFile
     from bertsmith.folders.run import open_run
 
     open_run(run)
-    if html is not None:
-        check_file(html, (config,), overwrite=overwrite, suffixes=(".html", ".htm"))
+    page = OutputFile(html, (config,), (".html", ".htm")) if html else None
+    if page:
+        page.check(overwrite=overwrite)  # before the slow part
     from bertsmith.inference.classifier import Classifier
     from bertsmith.inference.explain import explain as explained
 
     classifier = Classifier.load(run, device=settings.device)
     found = [explained(classifier, one, label) for one in text]
-    if html is not None:
-        from bertsmith.folders.atomic import disk_errors, write_text
+    if page:
         from bertsmith.report.report import explanations_page
 
-        with disk_errors(html):
-            write_text(html, explanations_page([e.to_dict() for e in found], run.resolve().name))
+        with claim(page, overwrite=overwrite):
+            write_text(page.path, explanations_page([e.to_dict() for e in found], run.resolve().name))
         talk().print(f"page: {html}", markup=False)
     if json:
         print_json([e.to_dict() for e in found])

@@ -33,35 +33,37 @@ def inspect(
 
     Example: bertsmith inspect reviews.csv --html findings.html
     """
-    inputs = (table, settings.test, settings.validation, settings.corrections, settings.db, config)
-    for file, suffixes in ((html, (".html", ".htm")), (label_errors, (".csv",))):
-        if file is not None:
-            from bertsmith.folders.claim import check_file
+    from bertsmith.folders.atomic import replaced_file, write_text
+    from bertsmith.folders.claim import claim
+    from bertsmith.folders.files import OutputFile
 
-            check_file(file, inputs, overwrite=overwrite, suffixes=suffixes)
-    from bertsmith.api import as_table, inspect_table, suspected
+    inputs = (table, settings.test, settings.validation, settings.corrections, settings.db, config)
+    page = OutputFile(html, inputs, (".html", ".htm")) if html else None
+    suspects = OutputFile(label_errors, inputs, (".csv",)) if label_errors else None
+    for file in (page, suspects):
+        if file:
+            file.check(overwrite=overwrite)  # before the slow part
+    from bertsmith.workflows.inspect import as_table, inspect_table, suspected_label_errors
 
     read = as_table(table, settings)
     findings = inspect_table(read, settings)
-    if label_errors is not None:
-        from bertsmith.folders.atomic import disk_errors, replaced_file
+    if suspects:
         from bertsmith.inference.spreadsheet import write_csv
 
-        found = suspected(read, settings)
-        with disk_errors(label_errors), replaced_file(label_errors) as part:
+        found = suspected_label_errors(read, settings)
+        with claim(suspects, overwrite=overwrite), replaced_file(suspects.path) as part:
             write_csv(found, part)
         talk().print(
-            f"{len(found):,} of {findings.usable:,} labels are hard to believe, the likeliest mistakes first: "
-            f"{label_errors}\n  a place to look, not a verdict: fill in the column corrected where you agree, and give "
-            "the file to train with --corrections",
+            f"{len(found):,} of {findings.usable:,} labels are probably wrong, the likeliest mistakes first: "
+            f"{label_errors}\n  Fill in the column corrected where you agree, and give the file to train with "
+            "--corrections",
             markup=False,
         )
-    if html is not None:
-        from bertsmith.folders.atomic import disk_errors, write_text
+    if page:
         from bertsmith.report.report import findings_page
 
-        with disk_errors(html):
-            write_text(html, findings_page(findings))
+        with claim(page, overwrite=overwrite):
+            write_text(page.path, findings_page(findings))
         talk().print(f"page: {html}")
     if json:
         print_json(findings.to_dict())

@@ -45,22 +45,22 @@ def run_and_show(
 ) -> None:
     """Train with progress on stderr, then print the result on stdout."""
     from bertsmith.cli.progress import TrainingProgress
-    from bertsmith.folders.claim import check_output, lock
+    from bertsmith.folders.claim import claim
+    from bertsmith.folders.new_run import RunPlace
     from bertsmith.training.distributed import started
 
     if started()[0] == 0:  # of several processes, the one that writes
-        with lock(output):  # told at once, before anything slow is imported
-            check_output(output, resume=resume, overwrite=overwrite)
+        with claim(RunPlace(output), resume=resume, overwrite=overwrite):
+            pass  # refuses before the slow imports
     talk().print("[dim]reading the table, loading the model …[/]")
     from bertsmith.errors import Interrupted
 
     with TrainingProgress(talk()) as progress, stoppable() as stop:
         try:
-            from bertsmith.api import as_table
             from bertsmith.workflows.seeds import run_seeds
 
             run = run_seeds(
-                lambda: as_table(source, settings),
+                source,
                 settings,
                 output,
                 resume=resume,

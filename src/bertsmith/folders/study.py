@@ -6,14 +6,14 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from filelock import FileLock, Timeout
 
 from bertsmith.config import Config
-from bertsmith.errors import RunFolderError, listing
+from bertsmith.errors import RunFolderError
 from bertsmith.folders.atomic import write_json
-from bertsmith.folders.claim import differences
+from bertsmith.folders.claim import check_contents, check_empty, differences
 from bertsmith.folders.run import Run, damage_errors, now
 
 if TYPE_CHECKING:
@@ -33,9 +33,36 @@ class Study:
     """
 
     path: Path
+    activity: ClassVar[str | None] = None  # workers share the folder
+    disk_remedy: ClassVar[str | None] = (
+        "Make room or mend the place, then run the same command: finished trials are kept."
+    )
 
     def __repr__(self) -> str:
         return f"Study({str(self.path)!r}, {'finished' if self.result else 'unfinished'})"
+
+    def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Refuse a folder with other files, and to overwrite a study that another process works on.
+
+        Raises:
+            RunFolderError: with the reason.
+        """
+        if not self.file.is_file():
+            check_empty(self.path)
+        elif overwrite:
+            ours = {"study.json", "journal.log", "best_trial", "best", "defaults", "best.toml", "report.html"}
+            foreign = [p.name for p in self.path.iterdir() if p.name not in ours and not p.name.startswith(".")]
+            foreign += [f"best/{name}" for name in (self.best.foreign() if self.best.path.is_dir() else [])]
+            for worker in (self.path / ".workers").glob("*.lock"):
+                try:
+                    FileLock(worker, timeout=0).acquire().lock.release()
+                except Timeout:
+                    raise RunFolderError(
+                        "another process is working on this study",
+                        where=str(self.path),
+                        remedy="Wait until it is done, stop it, or give -o another folder.",
+                    ) from None
+            check_contents(self.path, foreign, "study")
 
     @property
     def file(self) -> Path:
@@ -94,49 +121,11 @@ class Study:
         write_json(self.file, {**self.info, **values})
 
 
-def open_folder(path: Path, *, overwrite: bool) -> Study:
-    """Return the study of a folder, which need not be there yet.
-
-    Raises:
-        RunFolderError: if what is there is no study, or is not to be thrown away.
-    """
-    study = Study(path)
-    if study.file.is_file():
-        if overwrite:
-            ours = {"study.json", "journal.log", "best_trial", "best", "defaults", "best.toml", "report.html"}
-            foreign = [p.name for p in path.iterdir() if p.name not in ours and not p.name.startswith(".")]
-            foreign += [f"best/{name}" for name in (study.best.foreign() if study.best.path.is_dir() else [])]
-            for sign in (path / ".workers").glob("*.lock"):
-                try:
-                    FileLock(sign, timeout=0).acquire().lock.release()
-                except Timeout:
-                    raise RunFolderError(
-                        "another process is working on this study",
-                        where=str(path),
-                        remedy="Wait until it is done, stop it, or give -o another folder.",
-                    ) from None
-            if foreign:
-                raise RunFolderError(
-                    f"the study folder holds what is not of the study and would be lost: {listing(foreign)}",
-                    where=str(path),
-                    remedy="Move that elsewhere first, or give -o another folder.",
-                )
-        return study
-    if path.is_file() or (path.is_dir() and any(not p.name.startswith(".") for p in path.iterdir())):
-        kind = "a file" if path.is_file() else "a folder with other things in it"
-        raise RunFolderError(
-            f"this is {kind}, and bertsmith writes only to folders of its own",
-            where=str(path),
-            remedy="Give -o a folder that is empty or not there yet.",
-        )
-    return study
-
-
 def agree(study: Study, searched: dict[str, Any], *, overwrite: bool) -> None:
     """Write what is searched, or see that it is what was searched before.
 
     Args:
-        study: its folder, that `open_folder` allowed to use.
+        study: its folder, that `Study.check` allowed to use.
         searched: settings, space, objectives and data, JSON-ready.
         overwrite: throw away what is there, now that table and model are found good.
 

@@ -11,8 +11,9 @@ import numpy as np
 from scipy.stats import beta
 
 from bertsmith.compute.machine import versions
-from bertsmith.errors import ConfigError, ModelError, RunFolderError
+from bertsmith.errors import ConfigError, ModelError
 from bertsmith.folders import atomic
+from bertsmith.folders.files import ExportFolder
 from bertsmith.folders.run import Run, open_run
 from bertsmith.inference.abstain import held_out_predictions
 from bertsmith.inference.export_formats import CALIBRATED, PRECISIONS, write_model
@@ -70,7 +71,7 @@ def export(
         )
     opened = run if isinstance(run, Run) else open_run(run)
     place = output or opened.layout.exports / (format if precision == "fp32" else f"{format}-{precision}")
-    _check_place(place, overwrite=overwrite)
+    ExportFolder(place).check(overwrite=overwrite)
     import torch  # which what is refused above need not wait for
 
     from bertsmith.inference.classifier import Classifier
@@ -164,29 +165,6 @@ def _what_fails(found: dict[str, Any], precision: str) -> str:
             f"{found['neighbours']:.4f} (at most {NEIGHBOURS:g})"
         )
     return ""
-
-
-def _check_place(place: Path, *, overwrite: bool) -> None:
-    if not place.exists():
-        inside = next((folder for folder in place.absolute().parents if Run(folder).layout.run.is_file()), None)
-        if inside is not None and place.absolute().parent != Run(inside).layout.exports.absolute():
-            raise ConfigError(
-                f"this is in the folder of the run {inside}, where only the run itself is kept",
-                where=str(place),
-                remedy="Leave out -o, or give a folder elsewhere.",
-            )
-        return
-    if place.is_dir() and not any(place.iterdir()):
-        return
-    if not (place / ABOUT).is_file():
-        kind = "a folder with other things in it" if place.is_dir() else "a file"
-        raise RunFolderError(f"this is {kind}", where=str(place), remedy="Give -o a folder that is not there yet.")
-    if not overwrite:
-        raise RunFolderError(
-            "an export is there already",
-            where=str(place),
-            remedy="Pass --overwrite to replace it, or -o another folder.",
-        )
 
 
 def _about_run(run: Run) -> dict[str, Any]:

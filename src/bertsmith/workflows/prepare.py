@@ -1,9 +1,10 @@
-"""What training and tuning begin with: the split texts, and a checkpoint with a new head."""
+"""What training and tuning begin with: the splits of a table, and a checkpoint with a new head."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import compress
 
 import numpy as np
@@ -12,13 +13,14 @@ from transformers import set_seed
 
 from bertsmith.compute.device import choose_device
 from bertsmith.config import Config
+from bertsmith.data.clean import Cleaned
 from bertsmith.data.inspect import choose_max_length
-from bertsmith.data.table import Labels
+from bertsmith.data.table import SPLITS, Labels, Table
 from bertsmith.errors import ConfigError
 from bertsmith.evaluation.baseline import Regression
 from bertsmith.model import pooling
 from bertsmith.model.batch import TokenBatch
-from bertsmith.model.checkpoint import Checkpoint
+from bertsmith.model.checkpoint import Checkpoint, resolve
 from bertsmith.model.emoji import add_emoji_names
 from bertsmith.model.load import Loaded, check_vocabulary, load_model, load_tokenizer
 from bertsmith.model.outputs import compute_embeddings, compute_features
@@ -28,6 +30,86 @@ from bertsmith.training.recipe import Recipe, choose
 
 EMBEDDED = 4000
 """Most texts of a split that are embedded before fine-tuning."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A cleaned table and its splits.
+
+    Attributes:
+        cleaned: the rows that are used, and those that are not.
+        data: the rows that are used, with their splits.
+        fold: the fold of each training text, shape (training texts,); ``None`` without cross-validation.
+    """
+
+    cleaned: Cleaned
+    data: Table
+    fold: np.ndarray | None
+
+    @cached_property
+    def rows(self) -> dict[str, np.ndarray]:
+        """Positions in ``data`` of the texts of each split."""
+        return {name: np.flatnonzero(self.data.frame["split"] == name) for name in SPLITS}
+
+    @cached_property
+    def scored(self) -> dict[str, np.ndarray]:
+        """Positions in ``data`` of the texts that the figures of each split describe.
+
+        In a cross-validation, the figures of validation describe the training texts. So do those of test if the table
+        has no test texts.
+        """
+        if self.fold is None:
+            return self.rows
+        train, test = self.rows["train"], self.rows["test"]
+        return {"train": train, "validation": train, "test": test if len(test) else train}
+
+    @cached_property
+    def parts(self) -> dict[str, Table]:
+        """The texts of `scored`, by split."""
+        return {name: self.data.take(rows) for name, rows in self.scored.items()}
+
+    @property
+    def n_folds(self) -> int:
+        """Number of folds; 0 without cross-validation."""
+        return 0 if self.fold is None else int(self.fold.max()) + 1
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A checkpoint with a new head, and the tokenized texts.
+
+    Attributes:
+        checkpoint: where the weights come from.
+        loaded: the model.
+        tokens: of all texts, not cut.
+        train, validation: the texts to train and to validate on, cut at the maximum length.
+    """
+
+    checkpoint: Checkpoint
+    loaded: Loaded
+    tokens: Tokens
+    train: TokenDataset
+    validation: TokenDataset
+
+
+def prepare_inputs(data: Table, config: Config) -> Inputs:
+    """Load the checkpoint with a new head, and tokenize every text once.
+
+    Args:
+        data: the texts, with their splits.
+        config: the settings.
+
+    Raises:
+        UserError: if the checkpoint, the device or the number of tokens is not usable.
+    """
+    found = resolve(config.model, allow_pickle=config.allow_pickle)
+    train = (data.frame["split"] == "train").to_numpy()
+    loaded, tokens = prepare_model(found, config, data.labels, data.frame["text"].tolist(), train)
+    train_set, validation_set = (
+        TokenDataset(tokens.take(rows).cut(loaded.max_length), data.targets[rows])
+        for rows in (np.flatnonzero(train), np.flatnonzero(data.frame["split"] == "validation"))
+    )
+    return Inputs(found, loaded, tokens, train_set, validation_set)
 
 
 def prepare_model(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +12,26 @@ import numpy as np
 from bertsmith.compute.machine import versions
 from bertsmith.config import PRIMARY, Config
 from bertsmith.data.table import Table
-from bertsmith.errors import ConfigError, Interrupted
+from bertsmith.errors import ConfigError
 from bertsmith.evaluation.evaluate import evaluate
 from bertsmith.evaluation.intervals import paired_difference
 from bertsmith.events import RunListener, SeedStarted
 from bertsmith.folders import atomic
-from bertsmith.folders import run as runs
-from bertsmith.folders.claim import check_output, check_settings_same, create, lock
+from bertsmith.folders.claim import claim
+from bertsmith.folders.new_run import RunPlace, check_same_settings, create
+from bertsmith.folders.run import Run, now
 from bertsmith.inference.ensemble import mean_probabilities
 from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
 from bertsmith.training.distributed import started
+from bertsmith.workflows.inspect import as_table
+from bertsmith.workflows.record import failure_recorded
 from bertsmith.workflows.score import groups_in, targets_of
 from bertsmith.workflows.train import run_training, train_into
 
 
 def run_seeds(
-    read: Callable[[], Table],
+    source: Any,
     config: Config,
     output: Path,
     *,
@@ -37,68 +39,71 @@ def run_seeds(
     overwrite: bool,
     observe: RunListener,
     stop: Callable[[], bool],
-) -> runs.Run:
-    """Run all five steps with each of ``config.seeds`` seeds; see `bertsmith.train` for the arguments.
+) -> Run:
+    """Train with each of ``config.seeds`` seeds; see `bertsmith.train` for the arguments.
 
-    Every seed is a run of its own in ``RUN/seeds``, on the same split. The files of the one that was best on validation
-    become those of the run, and its metrics say how far all of them are apart.
+    Each seed is a run of its own in ``RUN/seeds``, on the same split. The run takes the files of the seed with the best
+    validation score. Its metrics include the spread over the seeds.
     """
     if config.seeds == 1:
-        return run_training(read, config, output, resume=resume, overwrite=overwrite, observe=observe, stop=stop)
+        return run_training(source, config, output, resume=resume, overwrite=overwrite, observe=observe, stop=stop)
     if started()[1] > 1:
-        raise ConfigError("several processes train one model, not several", remedy="Leave out --seeds, or torchrun.")
-    with lock(output), atomic.disk_errors(output, atomic.RESUME_REMEDY):
-        check_output(output, resume=resume, overwrite=overwrite)
-        run = runs.Run(output)
-        ours = resume
+        raise ConfigError(
+            "with torchrun, several processes train one model, not several", remedy="Leave out --seeds, or torchrun."
+        )
+    run = Run(output)
+    with claim(RunPlace(output), resume=resume, overwrite=overwrite):
         if resume:
-            check_settings_same(run, config.dump())
+            check_same_settings(run, config.dump())
+        created = resume
 
-        def make_place() -> None:
-            nonlocal ours
-            if not ours:
-                create(output).update(status="running", created=runs.now(), config=config.dump(), versions=versions())
-            ours = True
+        def create_once() -> None:
+            nonlocal created
+            if not created:
+                create(output).update(status="running", created=now(), config=config.dump(), versions=versions())
+            created = True
 
-        table = cache(read)
+        table = as_table(source, config)
         try:
             for number in range(config.seeds):
-                _one(table, config, run, number, observe, stop, make_place)
-        except BaseException as error:
-            if ours and run.layout.run.is_file():
-                run.update(status="interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed")
-            raise
+                _train_one(table, config, run, number, observe, stop, create_once)
+        except BaseException:
+            if not created:
+                raise
+            with failure_recorded(run):
+                raise
         return _gather(run, config)
 
 
-def _one(
-    read: Callable[[], Table],
+def _train_one(
+    table: Table,
     config: Config,
-    run: runs.Run,
+    run: Run,
     number: int,
     observe: RunListener,
     stop: Callable[[], bool],
-    make_place: Callable[[], None],
+    before_writing: Callable[[], None],
 ) -> None:
     seed = (config.seed + number) % 2**32
     path = run.layout.seeds / str(seed)
-    one = runs.Run(path)
-    if one.layout.run.is_file() and one.info.get("status") == "finished":
+    one = Run(path)
+    begun = one.layout.run.is_file()
+    if begun and one.info.get("status") == "finished":
         return
     observe(SeedStarted(seed, number + 1, config.seeds))
     train_into(
         path,
-        read,
+        table,
         config.model_copy(update={"seed": seed, "seeds": 1}),
-        resume=one.layout.run.is_file() and one.is_resumable,
+        resume=begun and one.is_resumable,
         observe=observe,
         stop=stop,
         split_seed=config.seed,
-        make_place=make_place,
+        before_writing=before_writing,
     )
 
 
-def _gather(run: runs.Run, config: Config) -> runs.Run:
+def _gather(run: Run, config: Config) -> Run:
     """Make the best of several runs the run, and say what all of them are like."""
     members = run.members
     scores = [m.metrics["splits"]["validation"]["metrics"][PRIMARY]["value"] for m in members]
@@ -121,8 +126,8 @@ def _gather(run: runs.Run, config: Config) -> runs.Run:
     return run
 
 
-def _compare(members: list[runs.Run], best: runs.Run, seed: int) -> dict[str, Any]:
-    def value(member: runs.Run, split: str, metric: str) -> float:
+def _compare(members: list[Run], best: Run, seed: int) -> dict[str, Any]:
+    def value(member: Run, split: str, metric: str) -> float:
         return float(member.metrics["splits"][split]["metrics"][metric]["value"])
 
     metrics = (PRIMARY, "accuracy")

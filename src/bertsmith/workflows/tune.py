@@ -27,13 +27,15 @@ from bertsmith.evaluation.intervals import LEVEL, from_pairs, paired_draws
 from bertsmith.events import FinalStarted, StudyListener, StudyStarted
 from bertsmith.folders import atomic
 from bertsmith.folders import run as runs
-from bertsmith.folders.study import Study, agree, open_folder
+from bertsmith.folders.claim import claim
+from bertsmith.folders.study import Study, agree
 from bertsmith.model import checkpoint
 from bertsmith.report.study import advice, write_study_report
 from bertsmith.training.arguments import problems_of, training_arguments
 from bertsmith.tuning.plan import Plan
 from bertsmith.tuning.space import Dimension, default_space, narrowed, read_space
 from bertsmith.tuning.store import ERROR, Store, is_done
+from bertsmith.workflows.inspect import as_table
 from bertsmith.workflows.prepare import choose_recipe
 from bertsmith.workflows.score import groups_in, targets_of
 from bertsmith.workflows.seeds import run_seeds
@@ -53,7 +55,7 @@ from bertsmith.workflows.workers import (
 
 
 def run_tuning(
-    read: Callable[[], Table],
+    source: Any,
     config: Config,
     output: Path,
     plan: Plan,
@@ -71,13 +73,11 @@ def run_tuning(
     if plan.models:
         config = config.model_copy(update={"model": plan.models[0]})
     from_file = read_space(plan.space, problems_of) if plan.space else {}
-    with atomic.disk_errors(
-        output, "Make room or mend the place, then run the same command: finished trials are kept."
-    ):
-        study = open_folder(output, overwrite=overwrite)
+    study = Study(output)
+    with claim(study, overwrite=overwrite):
         if stop():
             raise Interrupted("stopped before the search began")
-        table = read()
+        table = as_table(source, config)
         cleaned = clean(table)
         data = split_cleaned(cleaned, config, config.seed)
         train, validation = (data.take((data.frame["split"] == name).to_numpy()) for name in ("train", "validation"))
@@ -99,7 +99,7 @@ def run_tuning(
                 (work if plan.jobs == 1 else watch)(store, search, observe, stop)
             finally:
                 study.update(trials=_entries(store.trials, 1 if plan.cv else PARTS))
-            _finish(study, store, lambda: table, search, config, usual, observe, stop)
+            _finish(study, store, table, search, config, usual, observe, stop)
         finally:
             store.close()
     return study
@@ -192,7 +192,7 @@ def _entries(trials: list[FrozenTrial], parts: int) -> list[dict[str, Any]]:
 def _finish(
     study: Study,
     store: Store,
-    read: Callable[[], Table],
+    table: Table,
     search: Search,
     config: Config,
     usual: Mapping[str, Any],
@@ -214,8 +214,8 @@ def _finish(
             plain = config.model_copy(update={"seeds": plan.final_seeds})
             tuned = config_of(search, winner.params).model_copy(update={"seeds": plan.final_seeds})
             atomic.write_text(study.settings, _toml(plain if is_default else tuned))
-            best = _final("the winner", study.best, read, plain if is_default else tuned, observe, stop)
-            defaults = best if is_default else _final("the defaults", study.defaults, read, plain, observe, stop)
+            best = _final("the winner", study.best, table, plain if is_default else tuned, observe, stop)
+            defaults = best if is_default else _final("the defaults", study.defaults, table, plain, observe, stop)
             result = _result(winner, best, defaults, plan, is_default)
             usual_trial = next((t for t in complete if dict(t.params) == dict(usual)), None)
             result["defaults"]["score"] = (
@@ -239,7 +239,7 @@ def _finish(
 def _final(
     name: str,
     run: runs.Run,
-    read: Callable[[], Table],
+    table: Table,
     config: Config,
     observe: StudyListener,
     stop: Callable[[], bool],
@@ -251,7 +251,7 @@ def _final(
     observe(FinalStarted(name))
     resume = same and run.is_resumable
     return run_seeds(
-        read, config, run.path, resume=resume, overwrite=bool(there) and not resume, observe=observe, stop=stop
+        table, config, run.path, resume=resume, overwrite=bool(there) and not resume, observe=observe, stop=stop
     )
 
 

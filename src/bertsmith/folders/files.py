@@ -1,0 +1,139 @@
+"""Files and folders of files that a command writes: predictions, pages, tables, exports."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from bertsmith.errors import ConfigError, RunFolderError, listing
+from bertsmith.folders.claim import check_not_in_run
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A file to write.
+
+    Attributes:
+        path: the file.
+        sources: everything the command reads, such as files and database URLs; none of it is ever replaced.
+        suffixes: endings that the file name may have; any if empty.
+    """
+
+    path: Path
+    sources: Iterable[Any] = ()
+    suffixes: tuple[str, ...] = ()
+    activity: ClassVar[str | None] = "writing this file"
+    disk_remedy: ClassVar[str | None] = None
+
+    def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Refuse to replace an input, a folder, or a file without ``overwrite``.
+
+        Raises:
+            ConfigError: with the reason.
+        """
+        path, remedy = self.path, "Give another file."
+        check_not_in_run(path, "Give a file in another folder.")
+        if path.exists() and any(_same_file(source, path) for source in self.sources):
+            raise ConfigError("this is the input, which is never replaced", where=str(path), remedy=remedy)
+        if (path.exists() or path.is_symlink()) and not path.is_file():
+            kind = "a folder" if path.is_dir() else "a broken link" if path.is_symlink() else "not a plain file"
+            raise ConfigError(f"this is {kind}, and cannot be replaced", where=str(path), remedy=remedy)
+        if self.suffixes and path.suffix.lower() not in self.suffixes:
+            raise ConfigError(
+                f"the file name does not end in {self.suffixes[0]}",
+                where=str(path),
+                remedy=f"Give a name that ends in {self.suffixes[0]}.",
+            )
+        if path.exists() and not overwrite:
+            raise ConfigError(
+                "the file exists", where=str(path), remedy="Give another file, or pass --overwrite to replace it."
+            )
+
+
+@dataclass(frozen=True)
+class OutputFolder:
+    """A folder of files to write.
+
+    Attributes:
+        path: the folder.
+        source: what the command reads, which is never replaced.
+        suffix: of the files; a folder with other files is never replaced.
+    """
+
+    path: Path
+    source: Path
+    suffix: str
+    activity: ClassVar[str | None] = "writing this folder"
+    disk_remedy: ClassVar[str | None] = None
+
+    def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Refuse to replace an input, a file, or other files.
+
+        Raises:
+            ConfigError: with the reason.
+        """
+        path, remedy = self.path, "Give another folder."
+        check_not_in_run(path / "file", "Give a file in another folder.")
+        if not path.exists() and not path.is_symlink():
+            return
+        if not path.is_dir() or path.is_symlink():
+            raise ConfigError("this is not a folder, and cannot be replaced", where=str(path), remedy=remedy)
+        inputs = [self.source.absolute(), *self.source.absolute().parents]
+        if path.absolute() in inputs or path.resolve() in [folder.resolve() for folder in inputs]:
+            raise ConfigError("the input is in this folder", where=str(path), remedy=remedy)
+        files = sorted(path.iterdir())
+        if foreign := [file.name for file in files if file.suffix != self.suffix or not file.is_file()]:
+            raise ConfigError(f"this folder contains other files: {listing(foreign)}", where=str(path), remedy=remedy)
+        if files and not overwrite:
+            raise ConfigError(
+                "the folder contains files",
+                where=str(path),
+                remedy="Give another folder, or pass --overwrite to replace them.",
+            )
+
+
+@dataclass(frozen=True)
+class ExportFolder:
+    """The folder of an export.
+
+    Attributes:
+        path: the folder.
+    """
+
+    FILE: ClassVar[str] = "export.json"
+    path: Path
+    activity: ClassVar[str | None] = "writing this export"
+    disk_remedy: ClassVar[str | None] = None
+
+    def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Refuse to replace anything but an export, and that only with ``overwrite``.
+
+        Raises:
+            UserError: with the reason.
+        """
+        path = self.path
+        if not path.exists():
+            check_not_in_run(path, "Leave out -o, or give a folder elsewhere.", allowed="export")
+        elif path.is_dir() and not any(path.iterdir()):
+            pass
+        elif not (path / self.FILE).is_file():
+            kind = "a folder with other files in it" if path.is_dir() else "a file"
+            raise RunFolderError(f"this is {kind}", where=str(path), remedy="Give -o a folder that does not exist.")
+        elif not overwrite:
+            raise RunFolderError(
+                "the export exists", where=str(path), remedy="Pass --overwrite to replace it, or -o another folder."
+            )
+
+
+def _same_file(source: Any, path: Path) -> bool:
+    """Return whether a source, which may be a file or the URL of an SQLite database, is the file at a path."""
+    if not isinstance(source, str | Path):
+        return False
+    file = Path(re.sub(r"^sqlite[+\w]*:///", "", str(source)))
+    try:
+        return file.exists() and path.samefile(file)
+    except (OSError, ValueError):  # a URL can be too long for a path
+        return False

@@ -1,0 +1,163 @@
+"""Begin a run or resume it: everything that is checked before its folder is written."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from bertsmith.config import Config
+from bertsmith.errors import RunFolderError, cannot_write, listing
+from bertsmith.folders.atomic import PART, RESUME_REMEDY, drop_leftovers
+from bertsmith.folders.claim import check_contents, check_empty, differences
+from bertsmith.folders.run import Run
+
+
+@dataclass(frozen=True)
+class RunPlace:
+    """The folder of a run that is to be trained.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+    activity: ClassVar[str | None] = "training into this run folder"
+    disk_remedy: ClassVar[str | None] = RESUME_REMEDY
+
+    def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Refuse to replace a run or other files without permission.
+
+        Raises:
+            RunFolderError: with the reason, or if no run can be resumed.
+        """
+        path, run = self.path, Run(self.path)
+        if resume and overwrite:
+            raise RunFolderError("--resume and --overwrite contradict each other", remedy="Give one of them.")
+        if not run.layout.run.is_file():
+            if run.layout.labels.exists() and run.layout.splits.exists():
+                raise RunFolderError(
+                    "this run folder has lost its run.json",
+                    where=str(path),
+                    remedy="Put back a copy of that file, give -o another folder, or remove this one.",
+                )
+            if resume:
+                raise RunFolderError(
+                    "this folder contains no run to resume", where=str(path), remedy="Leave out --resume."
+                )
+            check_empty(path)
+            return
+        if overwrite:
+            check_contents(path, run.foreign(), "run")
+            return
+        status = run.info.get("status")
+        if status == "finished":
+            raise RunFolderError(
+                "this run is finished: nothing is left to resume" if resume else "this folder contains a finished run",
+                where=str(path),
+                remedy=f"{'Leave out --resume, and g' if resume else 'G'}ive -o another folder, or pass --overwrite to "
+                "train again.",
+            )
+        if not resume and run.is_resumable:
+            raise RunFolderError(
+                f"this folder contains an unfinished run (status {status!r}) that can be resumed",
+                where=str(path),
+                remedy="Pass --resume to continue it, or --overwrite to begin again.",
+            )
+
+
+def create(path: Path) -> Run:
+    """Make an empty run folder. A run that `RunPlace.check` allowed to replace is removed.
+
+    Raises:
+        OutputError: if the folder is not writable.
+    """
+    try:
+        drop_leftovers(path.parent, path.name)
+        if Run(path).layout.run.is_file():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent))
+            path.replace(old)  # so that half of the old run never remains under its name
+            shutil.rmtree(old)
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    return Run(path)
+
+
+def check_room(path: Path, *, parameters: int, checkpoints: int) -> None:
+    """Check that the disk has room for a run.
+
+    Args:
+        path: the run folder, which need not exist.
+        parameters: of the model; a checkpoint holds each, with two moments of the optimizer, in fp32.
+        checkpoints: how many are kept; one more exists while it is written.
+
+    Raises:
+        RunFolderError: if the disk has too little room.
+    """
+    disk = next(folder for folder in (path.resolve(), *path.resolve().parents) if folder.exists())
+    needed, free = 4 * parameters * (3 * (checkpoints + 1) + 1), shutil.disk_usage(disk).free
+    if free < needed:
+        raise RunFolderError(
+            f"the disk is too full: {free / 1e9:.1f} GB are free, and the model and its checkpoints need about "
+            f"{needed / 1e9:.1f} GB",
+            where=str(path),
+            remedy="Make room, give -o another place, or keep fewer checkpoints: --set save_total_limit=1.",
+        )
+
+
+def check_same(run: Run, *, config: Mapping[str, Any], fingerprint: str, model: Mapping[str, Any]) -> None:
+    """Check that a run is resumed with the settings, data and model that it began with.
+
+    Raises:
+        RunFolderError: naming what differs.
+    """
+    info = run.info
+    changed = _changed_settings(run, config)
+    # Other settings may change the texts of the splits.
+    if not changed and info.get("data", {}).get("fingerprint") != fingerprint:
+        changed.append("the texts, labels or splits of the table")
+    before = info.get("model", {})
+    if before.get("files") != model["files"]:
+        changed.append("the model's configuration or tokenizer")
+    changed += differences({**before, "files": None}, {**model, "files": None})
+    _refuse(run, changed)
+
+
+def check_same_settings(run: Run, config: Mapping[str, Any]) -> None:
+    """Check that a run is resumed with the settings that it began with.
+
+    Raises:
+        RunFolderError: naming what differs.
+    """
+    _refuse(run, _changed_settings(run, config))
+
+
+def _changed_settings(run: Run, config: Mapping[str, Any]) -> list[str]:
+    """Describe which settings of a run differ. Device and threads may, so that another machine can finish the run."""
+    before = {**Config().dump(), **run.info.get("config", {})}  # an older version lacks newer settings
+    machine = ("device", "threads")
+    return differences(
+        {name: value for name, value in before.items() if name not in machine},
+        {name: value for name, value in config.items() if name not in machine},
+    )
+
+
+def _refuse(run: Run, changed: list[str]) -> None:
+    if changed:
+        raise RunFolderError(
+            f"the run cannot be resumed, because these differ: {listing(map(_Plain, changed))}",
+            where=str(run.path),
+            remedy="Run the command that began the run, with the same version of bertsmith, or pass --overwrite to "
+            "begin again.",
+        )
+
+
+class _Plain(str):
+    """A string that `listing` does not quote."""
+
+    def __repr__(self) -> str:
+        return str(self)

@@ -1,0 +1,76 @@
+"""Read and inspect a table with the settings of a command."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bertsmith.config import Config, DataConfig
+from bertsmith.data.clean import clean
+from bertsmith.data.corrections import COLUMNS
+from bertsmith.data.inspect import inspect
+from bertsmith.data.read import read_table
+from bertsmith.data.table import Table
+from bertsmith.errors import ConfigError, listing
+from bertsmith.evaluation.label_errors import suspects
+from bertsmith.model import checkpoint
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bertsmith.data.findings import Findings
+
+
+def as_table(source: Any, config: Config) -> Table:
+    """Return a `Table` unchanged, and read everything else.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    return source if isinstance(source, Table) else read_table(source, config)
+
+
+def check_read_settings(source: Any, config: Config) -> None:
+    """Refuse settings that say how to read a table together with a `Table`, which is read already.
+
+    Raises:
+        ConfigError: naming the settings.
+    """
+    splitting = ("validation_size", "test_size", "near_duplicates")
+    late = [
+        name
+        for name, field in DataConfig.model_fields.items()
+        if name not in splitting and getattr(config, name) != field.default
+    ]
+    if isinstance(source, Table) and late:
+        raise ConfigError(
+            f"the table is read already, so {listing(late)} would have no effect", remedy="Give them to read_table."
+        )
+
+
+def inspect_table(table: Table, config: Config) -> Findings:
+    """Inspect a table with the tokenizer of the checkpoint, or with an estimate if it is not on this machine.
+
+    Args:
+        table: the table.
+        config: the checkpoint and the maximum length.
+    """
+    tokenizer = checkpoint.local_tokenizer(config.model)
+    if tokenizer is None:
+        return inspect(table, max_length=config.max_length, config=config)
+    encoder, names = checkpoint.encoder_from(tokenizer, table.frame["text"].dropna().tolist())
+    cleaned = clean(table)
+    tokens = encoder.encode(cleaned.table.frame["text"].tolist())
+    return inspect(table, tokens=tokens, names=names, max_length=config.max_length, cleaned=cleaned, config=config)
+
+
+def suspected_label_errors(table: Table, config: Config) -> pd.DataFrame:
+    """Return the rows whose labels are probably wrong; see `bertsmith.label_errors`."""
+    usable = clean(table).table
+    found = suspects(usable.frame["text"].tolist(), usable.targets, len(table.labels), seed=config.seed)
+    rows = usable.frame.iloc[found["position"].to_numpy()].reset_index(drop=True)
+    texts = np.array(table.labels.texts, dtype=object)
+    columns = found.iloc[:, 2:]
+    rows = rows.assign(given=texts[rows["target"]], suggested=texts[found["suggested"]], corrected="", **columns)
+    return rows[list(COLUMNS)]

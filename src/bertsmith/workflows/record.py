@@ -1,0 +1,190 @@
+"""Write down a run while it is made: what it began with, its history, its status."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bertsmith.compute.machine import hardware, versions
+from bertsmith.config import Config
+from bertsmith.data.clean import Cleaned
+from bertsmith.data.table import Table
+from bertsmith.errors import Interrupted
+from bertsmith.events import (
+    CheckpointsDamaged,
+    Evaluated,
+    Event,
+    Finished,
+    Listener,
+    Prepared,
+    RunListener,
+    Saved,
+    WentBack,
+)
+from bertsmith.folders.atomic import replaced_file, write_json
+from bertsmith.folders.new_run import check_room, check_same, create
+from bertsmith.folders.run import Run, now
+from bertsmith.training.timing import Phases
+from bertsmith.workflows.prepare import Inputs, Splits
+from bertsmith.workflows.score import hashes
+
+
+def begin_run(
+    output: Path,
+    config: Config,
+    splits: Splits,
+    inputs: Inputs,
+    prepared: Prepared,
+    phases: Phases,
+    *,
+    checkpoints: int,
+    before_writing: Callable[[], None],
+) -> Run:
+    """Create the run folder and write down what the run begins with.
+
+    Args:
+        output: the folder.
+        config: the settings.
+        splits, inputs, prepared: what the run begins with.
+        phases: the time spent so far.
+        checkpoints: how many are kept.
+        before_writing: called before the first write.
+
+    Raises:
+        UserError: if the disk is too full or not writable.
+    """
+    check_room(output, parameters=inputs.loaded.parameters, checkpoints=checkpoints)
+    before_writing()
+    run = create(output)
+    described = _describe(prepared, splits.data, inputs)
+    run.update(status="running", created=now(), config=config.dump(), **described)
+    _write_splits(run, splits, phases)
+    run.truncate_history(0)
+    return run
+
+
+def resume_run(
+    output: Path,
+    config: Config,
+    splits: Splits,
+    inputs: Inputs,
+    prepared: Prepared,
+    phases: Phases,
+    observe: RunListener,
+) -> tuple[Run, Path | None]:
+    """Check that an unfinished run is the same run, and return it with its last whole checkpoint.
+
+    Damaged checkpoints are reported and removed. ``phases`` gets the time that the run has spent before.
+
+    Raises:
+        RunFolderError: naming what differs from the run that began.
+    """
+    run = Run(output)
+    phases.add(run.info.get("seconds", {}))
+    described = _describe(prepared, splits.data, inputs)
+    check_same(run, config=config.dump(), fingerprint=described["data"]["fingerprint"], model=described["model"])
+    checkpoint = run.last_checkpoint()
+    step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    if damaged := run.drop_checkpoints_after(checkpoint):
+        observe(CheckpointsDamaged(step, damaged))
+    _write_splits(run, splits, phases)
+    run.truncate_history(step)
+    return run, checkpoint
+
+
+def history_of(run: Run, phases: Phases, observe: RunListener) -> Listener:
+    """Return a listener that writes events to the run folder and passes them on.
+
+    Seconds of events include those of the run before it was resumed.
+
+    Args:
+        run: the run.
+        phases: its times.
+        observe: receives the events.
+    """
+    earlier = phases.seconds().get("training", 0.0)
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Evaluated | Finished):
+            event = dataclasses.replace(event, seconds=event.seconds + earlier)
+        if isinstance(event, Evaluated):
+            run.log(dataclasses.asdict(event))
+        elif isinstance(event, Saved):  # so that the time is known if the process is killed
+            run.update(seconds=phases.seconds())
+        elif isinstance(event, WentBack):
+            run.truncate_history(event.to_step)
+            run.update(went_back=dataclasses.asdict(event))
+        observe(event)
+
+    return listen
+
+
+@contextmanager
+def failure_recorded(run: Run, phases: Phases | None = None) -> Iterator[None]:
+    """Write the status ``interrupted`` or ``failed`` to ``run.json`` if the block raises."""
+    try:
+        yield
+    except BaseException as error:
+        if run.layout.run.is_file():
+            with suppress(OSError):  # the disk may be what failed
+                status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
+                run.update(status=status, **({"seconds": phases.seconds()} if phases else {}))
+        raise
+
+
+def _write_splits(run: Run, splits: Splits, phases: Phases) -> None:
+    write_json(run.layout.labels, _labels(splits))
+    with replaced_file(run.layout.splits) as file:
+        _split_rows(splits.data, splits.cleaned).to_parquet(file, index=False)
+    run.layout.checkpoints.mkdir(exist_ok=True)
+    run.update(status="running", seconds=phases.seconds())
+
+
+def _describe(prepared: Prepared, data: Table, inputs: Inputs) -> dict[str, Any]:
+    checkpoint = inputs.checkpoint
+    return {
+        "versions": versions(),
+        "hardware": hardware(prepared.device),
+        "data": {
+            "fingerprint": data.fingerprint,
+            "sources": [str(source) for source in data.frame["source"].unique()],
+            "splits": prepared.split,
+            "folds": prepared.folds,
+            "left_out": prepared.cleaned.counts,
+            "normalised": prepared.cleaned.normalised,
+            "findings": prepared.findings.to_dict(),
+        },
+        "model": {
+            "name": checkpoint.name,
+            "type": checkpoint.model_type,
+            "revision": checkpoint.revision,
+            "files": checkpoint.digest,
+            "parameters": prepared.parameters,
+            "max_length": prepared.max_length,
+        },
+        "recipe": dataclasses.asdict(prepared.recipe),
+    }
+
+
+def _labels(splits: Splits) -> Mapping[str, Any]:
+    labels = splits.data.labels
+    counts = {name: splits.data.take(rows).counts for name, rows in splits.rows.items()}
+    return {
+        "classes": [
+            {"id": i, "label": number, "label_text": text, "counts": {name: int(n[i]) for name, n in counts.items()}}
+            for i, (number, text) in enumerate(zip(labels.numbers, labels.texts, strict=True))
+        ]
+    }
+
+
+def _split_rows(data: Table, cleaned: Cleaned) -> pd.DataFrame:
+    used = data.frame[["source", "row", "split"]].assign(reason=None, hash=hashes(data.frame["text"]))
+    unused = cleaned.dropped[["source", "row", "reason"]].assign(split=None, hash=None)
+    frame = pd.concat([used.astype(object), unused.astype(object)])[["source", "row", "split", "reason", "hash"]]
+    frame = frame.astype({"source": "str", "row": "int64", "split": "str", "reason": "str", "hash": "str"})
+    return frame.sort_values(["source", "row"], ignore_index=True)
