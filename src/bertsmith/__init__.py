@@ -9,39 +9,50 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bertsmith.api import compare, evaluate, export, inspect, label_errors, load, read_table, train, tune
+    from bertsmith.api.inference import export, load, predict
+    from bertsmith.api.training import compare, evaluate, inspect, label_errors, read_table, train, tune
     from bertsmith.data.findings import Findings
     from bertsmith.data.table import Labels, Table
     from bertsmith.errors import UserError
     from bertsmith.folders.run import Run
     from bertsmith.folders.study import Study
     from bertsmith.inference.classifier import Classifier
+    from bertsmith.inference.export import Export
+    from bertsmith.inference.predictor import Predictor
+    from bertsmith.workflows.predict import Predictions
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Classifier": "bertsmith.inference.classifier",
     "Findings": "bertsmith.data.findings",
+    "Export": "bertsmith.inference.export",
     "Labels": "bertsmith.data.table",
+    "Predictions": "bertsmith.workflows.predict",
+    "Predictor": "bertsmith.inference.predictor",
     "Run": "bertsmith.folders.run",
     "Study": "bertsmith.folders.study",
     "Table": "bertsmith.data.table",
     "UserError": "bertsmith.errors",
-    "compare": "bertsmith.api",
-    "evaluate": "bertsmith.api",
-    "export": "bertsmith.api",
-    "inspect": "bertsmith.api",
-    "label_errors": "bertsmith.api",
-    "load": "bertsmith.api",
-    "read_table": "bertsmith.api",
-    "train": "bertsmith.api",
-    "tune": "bertsmith.api",
+    "compare": "bertsmith.api.training",
+    "evaluate": "bertsmith.api.training",
+    "export": "bertsmith.api.inference",
+    "inspect": "bertsmith.api.training",
+    "label_errors": "bertsmith.api.training",
+    "load": "bertsmith.api.inference",
+    "predict": "bertsmith.api.inference",
+    "read_table": "bertsmith.api.training",
+    "train": "bertsmith.api.training",
+    "tune": "bertsmith.api.training",
 }
 
 __all__ = [
     "Classifier",
+    "Export",
     "Findings",
     "Labels",
+    "Predictions",
+    "Predictor",
     "Run",
     "Study",
     "Table",
@@ -52,6 +63,7 @@ __all__ = [
     "inspect",
     "label_errors",
     "load",
+    "predict",
     "read_table",
     "train",
     "tune",

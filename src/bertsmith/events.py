@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bertsmith.data.clean import Cleaned
     from bertsmith.data.findings import Findings
+    from bertsmith.data.table import Note
     from bertsmith.training.recipe import Recipe
     from bertsmith.tuning.space import Space
 
@@ -234,6 +235,42 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class InputOpened:
+    """The texts to predict are open.
+
+    Attributes:
+        n_rows: number of rows; ``None`` if unknown.
+        notes: what reading found or repaired.
+        left_out: position and reason of each row that cannot be read.
+    """
+
+    n_rows: int | None
+    notes: tuple[Note, ...]
+    left_out: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class ModelOpened:
+    """The model is loaded; ``export`` is the format of the run's export that is used, ``None`` without one."""
+
+    export: str | None
+
+
+@dataclass(frozen=True)
+class RowsResumed:
+    """So many rows were predicted before the command was resumed."""
+
+    rows: int
+
+
+@dataclass(frozen=True)
+class RowsPredicted:
+    """So many more rows are predicted."""
+
+    rows: int
+
+
+@dataclass(frozen=True)
 class StudyStarted:
     """The study is open.
 
@@ -327,7 +364,10 @@ RunEvent = SeedStarted | Prepared | Event | Scoring | Scored
 """Of one run, from the table to the report."""
 StudyEvent = StudyStarted | TrialStarted | TrialScored | TrialEnded | StorageAway | FinalStarted | RunEvent
 """Of a study."""
+PredictionEvent = InputOpened | ModelOpened | RowsResumed | RowsPredicted
+"""Of predictions."""
 Listener = Callable[[Event], None]
 ScoringListener = Callable[[Scoring | Scored], None]
 RunListener = Callable[[RunEvent], None]
 StudyListener = Callable[[StudyEvent], None]
+PredictionListener = Callable[[PredictionEvent], None]

@@ -1,3 +1,4 @@
+import ast
 import json
 import pickle
 import re
@@ -7,9 +8,11 @@ import pandas as pd
 import pytest
 
 import bertsmith as bs
-from bertsmith.config import Config, parse_assignments, resolve
+from bertsmith.config import Config
 from bertsmith.errors import ConfigError, UserError
+from bertsmith.resolve import parse_assignments, resolve
 from bertsmith.testing import tiny_table
+from tests import keyword_types
 from tests.settings_page import PAGE, page
 
 
@@ -88,6 +91,12 @@ def test_assignments_take_their_types():
 
 def test_the_page_of_settings_is_up_to_date():
     assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m tests.settings_page"
+
+
+def test_keyword_types_are_those_of_the_settings():
+    assert ast.dump(ast.parse(keyword_types.FILE.read_text(encoding="utf-8"))) == ast.dump(
+        ast.parse(keyword_types.source())
+    ), "run: python -m tests.keyword_types"
 
 
 def test_messages_name_a_page_that_exists():

@@ -14,6 +14,7 @@ SRC = Path(bertsmith.__file__).parent
 ORDER = [
     {"errors"},
     {"config", "compute", "events"},
+    {"resolve"},
     {"data"},
     {"folders"},
     {"model", "evaluation"},

@@ -9,12 +9,13 @@ import torch
 import transformers
 from transformers import Trainer
 
-from bertsmith.config import Config, TrainConfig, resolve
+from bertsmith.config import Config, TrainConfig
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, Interrupted
 from bertsmith.events import Evaluated, Finished, Saved, Started, StepDone
 from bertsmith.model import checkpoint
 from bertsmith.model.load import load_model
+from bertsmith.resolve import resolve
 from bertsmith.testing import ARCHITECTURES, tiny_model
 from bertsmith.training.arguments import problems_of, training_arguments
 from bertsmith.training.engine import Engine

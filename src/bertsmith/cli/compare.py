@@ -26,7 +26,7 @@ def compare(
     from rich.table import Table
     from rich.text import Text
 
-    from bertsmith.api import compare as compare_runs
+    from bertsmith.api.training import compare as compare_runs
 
     entries = compare_runs(*runs)
     if json:

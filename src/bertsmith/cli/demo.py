@@ -23,8 +23,8 @@ def demo(*, output: Output = DEMO_RUN, resume: Resume = False, overwrite: Overwr
 
     Example: bertsmith demo -o runs/bbc-news
     """
-    from bertsmith.config import resolve
     from bertsmith.folders.new_run import RunPlace
+    from bertsmith.resolve import resolve
 
     RunPlace(output).check(resume=resume, overwrite=overwrite)
     talk().print("BBC News: 2,225 articles in 5 classes, fine-tuned with MiniLM, offline")

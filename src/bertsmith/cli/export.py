@@ -38,7 +38,7 @@ def export(
     Example: bertsmith export runs/reviews --format onnx
     """
     talk().print("[dim]loading the model, writing the export, comparing the two …[/]")
-    from bertsmith.api import export as write
+    from bertsmith.api.inference import export as write
 
     with sigterm_like_ctrl_c():
         made = write(run, format=format, precision=precision, output=output, accept=accept, overwrite=overwrite)

@@ -16,8 +16,9 @@ from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
 from bertsmith.compute.machine import use_cores
-from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, Step, TrainConfig, parse_assignments, resolve
+from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, Step, TrainConfig
 from bertsmith.errors import ConfigError, path_of
+from bertsmith.resolve import parse_assignments, resolve
 
 _PANELS: dict[type[Step], str] = {
     DataConfig: "Data",

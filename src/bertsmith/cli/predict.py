@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bertsmith.cli.options import DecisionRule, RunOrExport, Runtime, with_settings
 from bertsmith.cli.terminal import check_stdout, sigterm_like_ctrl_c, talk
-from bertsmith.config import Config, DataConfig, ModelConfig
+from bertsmith.config import Config, CsvDialect, DataConfig, Long, ModelConfig, OnError
 
 if TYPE_CHECKING:
     from bertsmith.data.stream import Chunk, Stream
+    from bertsmith.workflows.predict import Predictions
 
-OnError = Literal["fail", "skip"]
-Long = Literal["truncate", "window"]
-CsvDialect = Literal["plain", "excel", "excel-semicolon"]
 STDIN = 1024
-"""Lines of stdin that are labelled at once."""
-TOLD = 5
-"""Rows left out that are told one by one."""
+"""Lines of stdin in a chunk."""
 LISTED = 20
-"""Labels listed with the number of their rows."""
+"""Labels in the summary."""
 READING = ("text_column", "sql", "db", "sheet", "encoding", "max_unpacked")
 
 
@@ -42,7 +35,7 @@ def predict(
         typer.Argument(
             metavar="INPUT",
             show_default=False,
-            help="Any table with a text column, a .txt file with a text a line, or - for lines on stdin.",
+            help="Any table with a text column, a .txt file with one text per line, or - for lines on stdin.",
         ),
     ] = None,
     output: Annotated[
@@ -113,195 +106,116 @@ def predict(
 
     Example: bertsmith predict runs/reviews new.csv -o predictions.csv
     """
-    from bertsmith import __version__
-    from bertsmith.data.stream import open_stream
+    from bertsmith.cli.progress import PredictionProgress
     from bertsmith.errors import ConfigError, DataError
-    from bertsmith.folders.atomic import checksum, disk_errors
-    from bertsmith.folders.claim import check_file, check_folder, lock
-    from bertsmith.folders.run import open_run
-    from bertsmith.inference.chunks import check_unfinished, may_be_replaced, write_stream
-    from bertsmith.inference.exported import Exported, is_export
-    from bertsmith.inference.predict import predict_chunks
-    from bertsmith.inference.table_writers import DIALECTS, open_writer, output_format
+    from bertsmith.inference.table_writers import open_writer
+    from bertsmith.workflows.predict import PredictOptions, run_prediction, run_prediction_on_ray
 
-    if not is_export(run):
-        open_run(run)
     if source is None and settings.sql is None:
-        raise DataError("there is no INPUT", remedy="Give a file, - for stdin, or --sql with --db.")
-    asked: dict[str, Any] = {
-        "min_confidence": min_confidence,
-        "target_accuracy": target_accuracy,
-        "coverage": coverage,
-    }
-    opening: dict[str, Any] = {
-        "device": settings.device,
-        "decide": decision_rule,
-        "ensemble": ensemble,
-        "runtime": runtime,
-        "long": long,
-    }
-    if ray is not None:
-        from bertsmith.inference.ray_data import RayRequest, predict_on_ray
-
-        alone = {"--resume": resume, "--on-error skip": on_error == "skip", "--json": json, "--sql": settings.sql}
-        if given := [name for name, value in alone.items() if value]:
-            raise ConfigError(f"--ray does not go with {', '.join(given)}", remedy="Leave out one of them.")
-        if output is None or source is None or source == "-":
-            raise ConfigError(
-                "--ray labels a folder of Parquet files", remedy="Give it as INPUT, and a folder with -o."
-            )
-        check_folder(output, Path(source), overwrite=overwrite, suffix=".parquet")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        wanted = RayRequest(run.absolute(), opening, asked, probabilities)
-        with lock(output, "writing this folder"), disk_errors(output), sigterm_like_ctrl_c():
-            n_rows = predict_on_ray(wanted, Path(source), output.absolute(), settings, ray)
-        talk().print(f"{n_rows:,} rows written to {output}", markup=False)
-        return
+        raise DataError("INPUT is missing", remedy="Give a file, - for stdin, or --sql with --db.")
     if source == "-" and settings.text_column is not None:
         raise ConfigError("stdin is read as lines of text, without columns", remedy="Leave out --text-column.")
     if output is not None and json:
         raise ConfigError(
             "--json is for stdout", remedy="Name the file OUT.jsonl for JSON Lines, and leave out --json."
         )
-    if output is None and resume:
-        raise ConfigError("--resume goes on with a file", remedy="Give -o that file.")
-    kind = ("jsonl" if json else "csv") if output is None else output_format(output)
-    if csv_dialect != "plain" and kind != "csv":
+    if json and csv_dialect != "plain":
         raise ConfigError("--csv-dialect is for CSV", remedy="Leave it out, or write a .csv file.")
-    style = replace(DIALECTS[csv_dialect], guarded=formula_guard)
-    if output is not None:
-        check_unfinished(output, resume=resume, overwrite=overwrite)
-        again = overwrite or (resume and may_be_replaced(output))
-        check_file(output, (source, settings.db, config), overwrite=again)
-    skip = on_error == "skip"
-    opened = nullcontext(_stdin(settings)) if source == "-" else open_stream(source, settings, skip=skip)
-    with _skipping_told(skip), opened as stream:
-        _tell(stream)
-        from bertsmith.inference.abstain import abstention
-        from bertsmith.inference.load import identity, open_classifier
-        from bertsmith.inference.windows import Windowed
-
-        classifier, held_out = open_classifier(run, **opening)
-        model = classifier.model if isinstance(classifier, Windowed) else classifier
-        if isinstance(model, Exported) and not is_export(run):
-            talk().print(f"[dim]with the run's {model.about.format} export (--runtime torch: without)[/]")
-        abstain = abstention(held_out, classifier.rules, decide=decision_rule, **asked)
-        label = partial(
-            predict_chunks, classifier, probabilities=probabilities, abstain=abstain, waits=stream.n_rows is None
-        )
-        if output is None:
-            check_stdout()
-            counts: Counter[str] = Counter()
-            with open_writer(kind, sys.stdout, style=style) as writer:
-                for cells, of_piece in label(stream.pieces()):
-                    writer.write(cells)
-                    counts += of_piece
-        else:
-            from bertsmith.cli.progress import PredictionProgress
-
-            about = {
-                "version": __version__,
-                "input": None if stream.path is None else checksum(stream.path),
-                "text_column": settings.text_column,
-                "encoding": settings.encoding,
-                "on_error": on_error,
-                "model": identity(run, ensemble=ensemble),
-                "labelled by": repr(classifier),
-                "decision_rule": decision_rule,
-                **asked,
-                "probabilities": probabilities,
-                "csv_dialect": csv_dialect,
-                "formula_guard": formula_guard,
-            }
-            with PredictionProgress(talk(), stream.n_rows) as progress, sigterm_like_ctrl_c():
-                counts = write_stream(
-                    partial(label, progress=progress),
-                    stream,
-                    output,
-                    about,
-                    style=style,
-                    resume=resume,
-                    done_before=progress.skip,
-                )
-            talk().print(f"{counts['rows']:,} rows written to {output}", markup=False)
-        _tell_labels(counts)
-        if abstain.confidence is not None:
-            talk().print(
-                f"{counts['abstained']:,} of {counts['rows']:,} rows left unlabelled: "
-                f"confidence below {abstain.confidence:.3f}",
-                markup=False,
+    options = PredictOptions(
+        probabilities,
+        min_confidence,
+        target_accuracy,
+        coverage,
+        long,
+        decision_rule,
+        ensemble,
+        runtime,
+        on_error,
+        csv_dialect,
+        formula_guard,
+    )
+    if ray is not None:
+        if json:
+            raise ConfigError("--ray cannot be combined with --json", remedy="Leave out one of them.")
+        with sigterm_like_ctrl_c():
+            found = run_prediction_on_ray(
+                run, source, settings, options, output=output, resume=resume, overwrite=overwrite, address=ray
             )
-        if counts["cut"]:
-            talk().print(
-                f"[yellow]note:[/] {counts['cut']:,} texts are longer than the model reads at once, and only their "
-                "beginning was read (--long window reads all of it)"
+        talk().print(f"{found.rows:,} rows written to {output}", markup=False)
+        return
+    texts = partial(_stdin, settings) if source == "-" else source
+    if output is None:
+        check_stdout()
+        with open_writer("jsonl" if json else "csv", sys.stdout, style=options.csv_style) as writer:
+            show = PredictionProgress(talk(), counts=False)
+            found = run_prediction(run, texts, settings, options, write=writer.write, resume=resume, observe=show)
+    else:
+        with PredictionProgress(talk()) as progress, sigterm_like_ctrl_c():
+            found = run_prediction(
+                run,
+                texts,
+                settings,
+                options,
+                output=output,
+                resume=resume,
+                overwrite=overwrite,
+                inputs=(config,),
+                observe=progress,
             )
-        if counts["empty"]:
-            rows = "1 row has" if counts["empty"] == 1 else f"{counts['empty']:,} rows have"
-            talk().print(f"[yellow]warning:[/] {rows} no text and so no prediction")
+        talk().print(f"{found.rows:,} rows written to {output}", markup=False)
+    _print_summary(found)
 
 
-@contextmanager
-def _skipping_told(skip: bool) -> Iterator[None]:
-    """Where rows cannot be read, say as well how to leave them out."""
-    from bertsmith.errors import RowError
-
-    try:
-        yield
-    except RowError as error:
-        if skip:
-            raise
-        remedy = f"{error.remedy} Or leave such rows out: --on-error skip."
-        raise RowError(error.what, where=error.where, remedy=remedy) from error
-
-
-def _tell(stream: Stream) -> None:
-    """Say what reading found."""
-    for note in stream.notes:
-        talk().print(f"{note.severity}: {note.message}", markup=False)
-    if stream.left_out:
-        some = "; ".join(f"{place}: {why}" for place, why in stream.left_out[:TOLD])
-        more = f"; and {len(stream.left_out) - TOLD:,} more" if len(stream.left_out) > TOLD else ""
-        talk().print(f"[yellow]warning:[/] rows left out, which cannot be read: {len(stream.left_out):,}")
-        talk().print(f"  {some}{more}", markup=False)
-
-
-def _tell_labels(counts: Counter[str]) -> None:
-    """Say how many rows got each label."""
-    from bertsmith.inference.predict import LABELLED
-
-    labels = Counter({key.removeprefix(LABELLED): n for key, n in counts.items() if key.startswith(LABELLED)})
-    total = labels.total()
-    for text, n in labels.most_common(LISTED):
+def _print_summary(found: Predictions) -> None:
+    """Print how many rows got each label, and what the user should know about the others."""
+    total = sum(found.label_counts.values())
+    for text, n in list(found.label_counts.items())[:LISTED]:
         talk().print(f"  {n:>{len(f'{total:,}')},}  {n / total:6.1%}  {text}", markup=False)
-    if (more := len(labels) - LISTED) > 0:
+    if (more := len(found.label_counts) - LISTED) > 0:
         talk().print(f"  … and {more:,} labels with fewer rows", markup=False)
+    if found.threshold is not None:
+        talk().print(
+            f"{found.abstained:,} of {found.rows:,} rows left unlabelled: confidence below {found.threshold:.3f}",
+            markup=False,
+        )
+    if found.cut:
+        talk().print(
+            f"[yellow]note:[/] {found.cut:,} texts are longer than the maximum length, and only their beginning was "
+            "read (--long window reads all of it)"
+        )
+    if found.empty:
+        rows = "1 row has" if found.empty == 1 else f"{found.empty:,} rows have"
+        talk().print(f"[yellow]warning:[/] {rows} no text and so no prediction")
 
 
 def _stdin(settings: Config) -> Stream:
-    """Lines from stdin, which are read as they come."""
+    """Return a stream of the lines of stdin, which are read as they arrive.
+
+    Raises:
+        DataError: if stdin has no text.
+    """
     from bertsmith.data.encodings import decode
     from bertsmith.data.stream import Stream, lines_chunk
     from bertsmith.errors import DataError
 
     if sys.stdin.isatty():
-        talk().print("[dim]reading texts, one a line, until the end of the input (Ctrl-D)[/]")
+        talk().print("[dim]reading texts, one per line, until the end of the input (Ctrl-D)[/]")
 
-    told: set[str] = set()
+    noted: set[str] = set()
 
     def pieces() -> Iterator[Chunk]:
         while lines := list(itertools.islice(sys.stdin.buffer, STDIN)):
             text, notes = decode(b"".join(lines), "stdin", settings.encoding)
             for note in notes:
-                if note.severity not in told:
+                if note.severity not in noted:
                     talk().print(f"{note.severity}: {note.message}", markup=False)
-                    told.add(note.severity)
+                    noted.add(note.severity)
             yield lines_chunk([line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")])
 
     read = pieces()
     before: list[Chunk] = []
-    for piece in read:  # something must be there before the model is loaded
+    for piece in read:  # so that an empty input is reported before the model is loaded
         before.append(piece)
         if any(text.strip() for text in piece[1]):
             return Stream("stdin", lambda: itertools.chain(before, read), None)
-    raise DataError("there are no texts on stdin", remedy="Give one text a line.")
+    raise DataError("stdin has no text", remedy="Give one text per line.")

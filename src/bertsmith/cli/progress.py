@@ -22,9 +22,13 @@ from bertsmith.events import (
     Finished,
     FoldDone,
     FoldStarted,
+    InputOpened,
     MemoryPlanned,
     MemoryShort,
+    ModelOpened,
+    PredictionEvent,
     Prepared,
+    RowsResumed,
     RunEvent,
     Scoring,
     SeedStarted,
@@ -223,28 +227,30 @@ def clock(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
-EVERY = 60.0
-"""Seconds between two lines."""
+LOG_SECONDS = 60.0
+"""Seconds between two lines of a log."""
+LEFT_OUT_SHOWN = 5
+"""Rows left out that are shown one by one."""
 
 
 class PredictionProgress:
-    """Is told how many rows were done; a context manager.
+    """Prints what reading found, and the progress of predictions; a context manager.
 
     Args:
-        console: to draw on.
-        n_rows: how many there are; none, where that is not known.
+        console: to print on.
+        counts: whether to show the number of rows.
     """
 
-    def __init__(self, console: Console, n_rows: int | None) -> None:
-        self.console, self.n_rows = console, n_rows
-        self.done = self.skipped = 0
-        self.began = self.told = time.monotonic()
+    def __init__(self, console: Console, *, counts: bool = True) -> None:
+        self.console, self.counts = console, counts
+        self.n_rows: int | None = None
+        self.done = self.resumed = 0
+        self.started = self.printed = time.monotonic()
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("rows, {task.fields[rate]}"), TimeRemainingColumn())
-        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self.task = self.bar.add_task("", total=n_rows, rate="")
+        self.bar = Progress(*columns, console=console, transient=True, disable=not counts or not console.is_terminal)
+        self.task = self.bar.add_task("", total=None, rate="")
 
     def __enter__(self) -> PredictionProgress:
-        self.bar.start()
         return self
 
     def __exit__(
@@ -252,21 +258,41 @@ class PredictionProgress:
     ) -> None:
         self.bar.stop()
 
-    def skip(self, n: int) -> None:
-        """Count rows that were done before."""
-        self.done = self.skipped = n
-        self.bar.update(self.task, completed=n)
+    def __call__(self, event: PredictionEvent) -> None:
+        """Show an event."""
+        if isinstance(event, InputOpened):
+            self._show_input(event)
+        elif isinstance(event, ModelOpened):
+            if event.export:
+                self.console.print(f"[dim]with the run's {event.export} export (--runtime torch: without)[/]")
+            self.started = self.printed = time.monotonic()
+            self.bar.start()
+        elif isinstance(event, RowsResumed):
+            self.done = self.resumed = event.rows
+            self.bar.update(self.task, completed=event.rows)
+        elif self.counts:
+            self._advance(event.rows)
 
-    def __call__(self, n: int) -> None:
-        """Count rows that are done now."""
+    def _show_input(self, event: InputOpened) -> None:
+        self.n_rows = event.n_rows
+        self.bar.update(self.task, total=event.n_rows)
+        for note in event.notes:
+            self.console.print(f"{note.severity}: {note.message}", markup=False)
+        if n := len(event.left_out):
+            some = "; ".join(f"{place}: {why}" for place, why in event.left_out[:LEFT_OUT_SHOWN])
+            more = f"; and {n - LEFT_OUT_SHOWN:,} more" if n > LEFT_OUT_SHOWN else ""
+            self.console.print(f"[yellow]warning:[/] rows left out because they cannot be read: {n:,}")
+            self.console.print(f"  {some}{more}", markup=False)
+
+    def _advance(self, n: int) -> None:
         self.done += n
         now = time.monotonic()
-        rate = (self.done - self.skipped) / max(now - self.began, 1e-9)
+        rate = (self.done - self.resumed) / max(now - self.started, 1e-9)
         self.bar.update(self.task, advance=n, rate=f"{rate:,.0f} rows/s")
-        if self.console.is_terminal or now - self.told < EVERY:
+        if self.console.is_terminal or now - self.printed < LOG_SECONDS:
             return
-        self.told = now
-        of, left = "", ""
+        self.printed = now
+        total, left = "", ""
         if self.n_rows is not None:
-            of, left = f" of {self.n_rows:,}", f", {(self.n_rows - self.done) / max(rate, 1e-9) / 60:,.0f} min left"
-        self.console.print(f"{self.done:,}{of} rows, {rate:,.0f} rows/s{left}", markup=False)
+            total, left = f" of {self.n_rows:,}", f", {(self.n_rows - self.done) / max(rate, 1e-9) / 60:,.0f} min left"
+        self.console.print(f"{self.done:,}{total} rows, {rate:,.0f} rows/s{left}", markup=False)

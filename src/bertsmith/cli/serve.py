@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from bertsmith.cli.options import DecisionRule, RunOrExport, Runtime
-from bertsmith.config import TOKEN
 from bertsmith.errors import ConfigError
+from bertsmith.resolve import TOKEN
 from bertsmith.serving.signals import handle_signals
 
 

@@ -94,7 +94,7 @@ def tune(
     }
     Plan(**how)  # told at once, before anything slow is imported
     talk().print("[dim]reading the table, loading the model …[/]")
-    from bertsmith.api import tune as search
+    from bertsmith.api.training import tune as search
     from bertsmith.cli.tuning_progress import TuningProgress
 
     given = {name: getattr(settings, name) for name in _OURS if getattr(settings, name) != _default(name)}

@@ -8,13 +8,15 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from bertsmith.data.stream import PIECE, Cells, Chunk, Stream
 from bertsmith.errors import Interrupted, RunFolderError
-from bertsmith.folders.atomic import checksum, disk_errors, replaced_file, write_json
-from bertsmith.folders.claim import differences, lock
+from bertsmith.folders.atomic import checksum, replaced_file, write_json
+from bertsmith.folders.claim import differences
+from bertsmith.folders.files import OutputFile
 from bertsmith.inference.spreadsheet import check_fits
 from bertsmith.inference.table_writers import DIALECTS, TYPED, CsvStyle, join, open_writer, output_format, part_of
 
@@ -23,6 +25,46 @@ SUFFIX = ".unfinished"
 """What the folder is called besides the name of the file."""
 _OURS = re.compile(r"(\.\d+\.)?(about\.json|\d{8}\.\w+)")
 """The names of the files in it, half written ones too."""
+
+
+@dataclass(frozen=True)
+class PredictionFile:
+    """A file of predictions to write, and the folder of its unfinished chunks.
+
+    Attributes:
+        path: the file.
+        sources: everything the command reads, which is never replaced.
+    """
+
+    path: Path
+    sources: Iterable[Any] = ()
+    activity: ClassVar[str | None] = "writing this file"
+    disk_remedy: ClassVar[str | None] = None
+
+    def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Refuse to replace a file or unfinished predictions without permission.
+
+        Raises:
+            UserError: with the reason, or if no predictions can be resumed.
+        """
+        folder = folder_of(self.path)
+        if resume and overwrite:
+            raise RunFolderError("--resume and --overwrite contradict each other", remedy="Give one of them.")
+        replaces = _begun(self.path)["replaces"] if resume else overwrite
+        if folder.exists() and not resume:
+            if not folder.is_dir() or any(not _OURS.fullmatch(file.name) for file in folder.iterdir()):
+                raise RunFolderError(
+                    "unfinished predictions are kept here, but the folder contains other files",
+                    where=str(folder),
+                    remedy="Move them elsewhere, or give -o another file.",
+                )
+            if not overwrite:
+                raise RunFolderError(
+                    "unfinished predictions exist",
+                    where=str(folder),
+                    remedy="Pass --resume to continue them, or --overwrite to begin again.",
+                )
+        OutputFile(self.path, self.sources).check(overwrite=bool(replaces))
 
 
 class Chunks:
@@ -106,7 +148,7 @@ def write_stream(
     *,
     style: CsvStyle = DIALECTS["plain"],
     resume: bool = False,
-    done_before: Callable[[int], None] = lambda n: None,
+    on_resume: Callable[[int], None] = lambda n: None,
 ) -> Counter[str]:
     """Write the predictions of a stream to a file, which is there whole or not at all.
 
@@ -120,13 +162,13 @@ def write_stream(
         about: what the predictions depend on, ready for JSON.
         style: how CSV is written.
         resume: go on with what is there.
-        done_before: is told how many rows that is.
+        on_resume: receives the number of rows that are done.
 
     Returns:
         The counts of `predict_chunks`, summed up.
 
     Raises:
-        RunFolderError: as for `check_unfinished`, or if they are not of the same predictions.
+        RunFolderError: if the unfinished predictions are others.
         Interrupted: where Ctrl-C ended it and something is there to go on with.
         OutputError: if the file cannot be written.
         DataError: if an Excel file cannot hold the rows.
@@ -135,48 +177,42 @@ def write_stream(
     types = stream.types() if kind in TYPED else ({}, False)
     if kind == "xlsx" and stream.n_rows is not None:
         check_fits(cells for cells, _ in stream.pieces())
-    with lock(output, "writing this file"), disk_errors(output):
-        pieces = Chunks(output, kind, style=style, types=types)
-        if not resume and (stream.path is None or stream.n_rows is None or stream.n_rows <= PIECE):
-            pieces.drop()
-            with (
-                replaced_file(output) as file,
-                open_writer(kind, file, style=style, types=types) as writer,
-            ):
-                for cells, counts in label(stream.pieces()):
-                    writer.write(cells)
-                    pieces.counts += counts
-            return pieces.counts
-        if resume:
-            pieces.resume(about)
-            done_before(pieces.counts["rows"])
-        else:
-            pieces.begin(about)
-        try:
-            for cells, counts in label(itertools.islice(stream.pieces(), pieces.done, None)):
-                pieces.add(cells, counts)
-            pieces.finish()
-        except KeyboardInterrupt:
-            if not pieces.done:
-                raise
-            raise Interrupted(
-                f"the predictions of {pieces.counts['rows']:,} rows are kept in {pieces.folder}\n"
-                "  to go on: the same command with --resume"
-            ) from None
-        finally:
-            if not pieces.done:
-                pieces.drop()
+    pieces = Chunks(output, kind, style=style, types=types)
+    if not resume and (stream.path is None or stream.n_rows is None or stream.n_rows <= PIECE):
+        pieces.drop()
+        with (
+            replaced_file(output) as file,
+            open_writer(kind, file, style=style, types=types) as writer,
+        ):
+            for cells, counts in label(stream.pieces()):
+                writer.write(cells)
+                pieces.counts += counts
         return pieces.counts
+    if resume:
+        pieces.resume(about)
+        on_resume(pieces.counts["rows"])
+    else:
+        pieces.begin(about)
+    try:
+        for cells, counts in label(itertools.islice(stream.pieces(), pieces.done, None)):
+            pieces.add(cells, counts)
+        pieces.finish()
+    except KeyboardInterrupt:
+        if not pieces.done:
+            raise
+        raise Interrupted(
+            f"the predictions of {pieces.counts['rows']:,} rows are kept in {pieces.folder}\n"
+            "  to go on: the same command with --resume"
+        ) from None
+    finally:
+        if not pieces.done:
+            pieces.drop()
+    return pieces.counts
 
 
 def folder_of(output: Path) -> Path:
     """Return where the pieces of a file are kept."""
     return output.with_name(output.name + SUFFIX)
-
-
-def may_be_replaced(output: Path) -> bool:
-    """Return whether unfinished predictions were begun with leave to replace the file."""
-    return bool(_begun(output)["replaces"])
 
 
 def _begun(output: Path) -> dict[str, Any]:
@@ -201,30 +237,3 @@ def _begun(output: Path) -> dict[str, Any]:
             where=str(folder / ABOUT),
             remedy="Pass --overwrite to begin anew.",
         ) from error
-
-
-def check_unfinished(output: Path, *, resume: bool, overwrite: bool) -> None:
-    """See what may be done about unfinished predictions, before any work is.
-
-    Raises:
-        RunFolderError: if some are there and nobody said what to do with them, or there are none to go on with.
-    """
-    folder = folder_of(output)
-    if resume and overwrite:
-        raise RunFolderError("--resume and --overwrite contradict each other", remedy="Give one of them.")
-    if resume:
-        _begun(output)
-    if resume or not folder.exists():
-        return
-    if not folder.is_dir() or any(not _OURS.fullmatch(file.name) for file in folder.iterdir()):
-        raise RunFolderError(
-            "bertsmith would keep unfinished predictions here, but something else is there",
-            where=str(folder),
-            remedy="Move that elsewhere, or give -o another file.",
-        )
-    if not overwrite:
-        raise RunFolderError(
-            "unfinished predictions are there",
-            where=str(folder),
-            remedy="Pass --resume to go on with them, or --overwrite to begin anew.",
-        )

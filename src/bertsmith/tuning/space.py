@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from bertsmith.config import SAME_ARGUMENT, Config, ModelConfig, TrainConfig
+from bertsmith.config import Config, ModelConfig, TrainConfig
 from bertsmith.errors import ConfigError, did_you_mean, listing
+from bertsmith.resolve import SAME_ARGUMENT
 from bertsmith.training.recipe import FEW, MOST_EPOCHS, Recipe
 
 if TYPE_CHECKING:

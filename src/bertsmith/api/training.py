@@ -1,16 +1,16 @@
-"""The functions of ``import bertsmith as bs``: the pipeline, with settings as keyword arguments."""
+"""Read, inspect, train, tune, evaluate and compare, with settings as keyword arguments."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from bertsmith.compute.machine import use_cores
-from bertsmith.config import resolve
 from bertsmith.data.table import Table
-from bertsmith.errors import ConfigError, RunFolderError, listing, path_of
+from bertsmith.errors import ConfigError, listing, path_of
 from bertsmith.folders.run import Run, open_run
+from bertsmith.resolve import resolve
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,11 +18,17 @@ if TYPE_CHECKING:
     from bertsmith.data.findings import Findings
     from bertsmith.events import RunListener, StudyListener
     from bertsmith.folders.study import Study
-    from bertsmith.inference.export import Export
-    from bertsmith.inference.predictor import Predictor
+    from bertsmith.keywords import (
+        EvaluateSettings,
+        InspectSettings,
+        LabelErrorSettings,
+        ReadSettings,
+        TrainSettings,
+        TuneSettings,
+    )
 
 
-def read_table(source: Any = None, **settings: Any) -> Table:
+def read_table(source: Any = None, **settings: Unpack[ReadSettings]) -> Table:
     """Read a labelled table.
 
     Args:
@@ -38,7 +44,7 @@ def read_table(source: Any = None, **settings: Any) -> Table:
     return read.read_table(source, resolve(settings, api=True))
 
 
-def inspect(table: Any, **settings: Any) -> Findings:
+def inspect(table: Any, **settings: Unpack[InspectSettings]) -> Findings:
     """Look a table over: classes, lengths, duplicates, conflicts, leaks, damage. Nothing is changed.
 
     Args:
@@ -64,7 +70,7 @@ def train(
     config: Path | str | None = None,
     on_event: RunListener | None = None,
     stop: Callable[[], bool] | None = None,
-    **settings: Any,
+    **settings: Unpack[TrainSettings],
 ) -> Run:
     """Fine-tune and evaluate a classifier, end to end, into a run folder.
 
@@ -117,7 +123,7 @@ def tune(
     config: Path | str | None = None,
     on_event: StudyListener | None = None,
     stop: Callable[[], bool] | None = None,
-    **settings: Any,
+    **settings: Unpack[TuneSettings],
 ) -> Study:
     """Search for better settings than the defaults with Optuna; train and test the winner, and the defaults beside it.
 
@@ -182,7 +188,12 @@ def tune(
 
 
 def evaluate(
-    run: Run | Path | str, table: Any, *, name: str | None = None, overwrite: bool = False, **settings: Any
+    run: Run | Path | str,
+    table: Any,
+    *,
+    name: str | None = None,
+    overwrite: bool = False,
+    **settings: Unpack[EvaluateSettings],
 ) -> dict[str, Any]:
     """Score a finished run on another labelled table; the figures are also kept in ``RUN/evaluations/NAME``.
 
@@ -222,109 +233,12 @@ def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
     Raises:
         UserError: if a run is not finished, or the test rows differ, so that nothing could be paired.
     """
-    import numpy as np
+    from bertsmith.workflows.compare import compare_runs
 
-    from bertsmith.evaluation.evaluate import side_by_side
-    from bertsmith.workflows.score import groups_in, targets_of
-
-    opened = [run if isinstance(run, Run) else open_run(run) for run in runs]
-    if len(opened) < 2:
-        raise ConfigError("there is nothing to compare", remedy="Give two or more runs.")
-    names = [str(run.path) for run in opened]
-    if len(set(names)) < len(names):
-        raise ConfigError("the same run is given twice", where=", ".join(names), remedy="Give each run once.")
-    frames = [run.predictions.sort_values(["row", "text"], ignore_index=True) for run in opened]
-    first = frames[0]
-    for run, frame in zip(opened[1:], frames[1:], strict=True):
-        if run.labels != opened[0].labels:
-            raise RunFolderError(
-                "the runs have other classes, so they cannot be compared", where=f"{names[0]} and {run.path}"
-            )
-        if len(frame) != len(first) or not (frame[["text", "label"]] == first[["text", "label"]]).all(axis=None):
-            common = len(set(frame["text"]) & set(first["text"]))
-            raise RunFolderError(
-                "the runs were tested on other rows, so they cannot be paired: "
-                f"{len(first):,} and {len(frame):,} texts, {common:,} in common",
-                where=f"{names[0]} and {run.path}",
-                remedy="Train both with the same table, --seed and split settings, or with the same --test table.",
-            )
-    targets = targets_of(first, opened[0].labels)
-    # So that every run's intervals are those of its report.
-    seeds = [run.info.get("best_seed", run.info["config"]["seed"]) for run in opened]
-    tables = {name: np.stack(f["probabilities"].to_list()) for name, f in zip(names, frames, strict=True)}
-    return [
-        {"texts": len(targets), **entry}
-        for entry in side_by_side(targets, tables, seeds=seeds, groups=groups_in(first))
-    ]
+    return compare_runs([run if isinstance(run, Run) else open_run(run) for run in runs])
 
 
-def load(
-    run: Run | Path | str,
-    *,
-    device: str = "auto",
-    decide: bool = True,
-    ensemble: bool = False,
-    runtime: str = "auto",
-    long: str = "truncate",
-) -> Predictor:
-    """Load the classifier of a finished run, or an export.
-
-    Args:
-        run: the run, its folder, or an export folder.
-        device: where to compute.
-        decide: use the decision rule tuned on validation, where the run has one.
-        ensemble: ask the models of all seeds together, where the run was trained with several.
-        runtime: ``"torch"``; ``"onnx"`` or ``"openvino"`` for an export of the run; ``"auto"``: the fastest fp32 export
-            that was checked, else torch.
-        long: of texts longer than the model reads at once, ``"truncate"``: read the beginning; ``"window"``: all of it.
-
-    Raises:
-        UserError: if there is none.
-    """
-    from bertsmith.inference.load import open_classifier
-
-    path = run.path if isinstance(run, Run) else run
-    return open_classifier(path, device=device, decide=decide, ensemble=ensemble, runtime=runtime, long=long)[0]
-
-
-def export(
-    run: Run | Path | str,
-    *,
-    format: str = "onnx",
-    precision: str = "fp32",
-    output: Path | str | None = None,
-    accept: bool = False,
-    overwrite: bool = False,
-) -> Export:
-    """Export a run for a runtime that needs no torch, and check it against the original on validation and test texts.
-
-    Args:
-        run: the run, or its folder.
-        format: ``"onnx"`` or ``"openvino"``.
-        precision: ``"fp32"`` or ``"int8"``; with OpenVINO ``"bf16"`` too.
-        output: the folder to write; ``RUN/export/FORMAT`` unless given, with ``-PRECISION`` but for fp32.
-        accept: write it even if it does not say what the original says.
-        overwrite: replace an export that is there.
-
-    Returns:
-        Where it is, and how it compares (``about.parity``).
-
-    Raises:
-        UserError: if it cannot be made, or labels texts otherwise than the original.
-    """
-    from bertsmith.inference.export import export as write
-
-    return write(
-        run,
-        format=format,
-        precision=precision,
-        output=path_of(output, "output") if output is not None else None,
-        accept=accept,
-        overwrite=overwrite,
-    )
-
-
-def label_errors(table: Any, **settings: Any) -> pd.DataFrame:
+def label_errors(table: Any, **settings: Unpack[LabelErrorSettings]) -> pd.DataFrame:
     """Find labels that are probably wrong, by cross-validation with a bag of words.
 
     Args:

@@ -1,0 +1,1 @@
+"""The functions of ``import bertsmith as bs``, with settings as keyword arguments."""

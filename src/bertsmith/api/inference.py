@@ -1,0 +1,174 @@
+"""Load, predict and export, with settings as keyword arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Unpack
+
+from bertsmith.compute.machine import use_cores
+from bertsmith.config import CsvDialect, Long, OnError
+from bertsmith.errors import path_of
+from bertsmith.folders.run import Run
+from bertsmith.resolve import resolve
+
+if TYPE_CHECKING:
+    from bertsmith.events import PredictionListener
+    from bertsmith.inference.export import Export
+    from bertsmith.inference.predictor import Predictor
+    from bertsmith.keywords import PredictSettings
+    from bertsmith.workflows.predict import Predictions
+
+Device = Literal["auto", "cuda", "mps", "cpu"]
+Runtime = Literal["auto", "torch", "onnx", "openvino"]
+
+
+def load(
+    run: Run | Path | str,
+    *,
+    device: Device = "auto",
+    decide: bool = True,
+    ensemble: bool = False,
+    runtime: Runtime = "auto",
+    long: Long = "truncate",
+) -> Predictor:
+    """Load the classifier of a finished run, or an export.
+
+    Args:
+        run: the run, its folder, or an export folder.
+        device: where to compute.
+        decide: use the decision rule tuned on validation, where the run has one.
+        ensemble: ask the models of all seeds together, where the run was trained with several.
+        runtime: ``"torch"``; ``"onnx"`` or ``"openvino"`` for an export of the run; ``"auto"``: the fastest fp32 export
+            that was checked, else torch.
+        long: of texts longer than the model reads at once, ``"truncate"``: read the beginning; ``"window"``: all of it.
+
+    Raises:
+        UserError: if there is none.
+    """
+    from bertsmith.inference.load import open_classifier
+
+    path = run.path if isinstance(run, Run) else run
+    return open_classifier(path, device=device, decide=decide, ensemble=ensemble, runtime=runtime, long=long)[0]
+
+
+def predict(
+    run: Run | Path | str,
+    source: Any = None,
+    *,
+    output: Path | str | None = None,
+    probabilities: bool = False,
+    min_confidence: float | None = None,
+    target_accuracy: float | None = None,
+    coverage: float | None = None,
+    long: Long = "truncate",
+    decide: bool = True,
+    ensemble: bool = False,
+    runtime: Runtime = "auto",
+    on_error: OnError = "fail",
+    ray: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    csv_dialect: CsvDialect = "plain",
+    formula_guard: bool = True,
+    on_event: PredictionListener | None = None,
+    **settings: Unpack[PredictSettings],
+) -> Predictions:
+    """Label the texts of a table, chunk by chunk; the memory does not grow with a CSV, JSON Lines or Parquet file.
+
+    Args:
+        run: the run, its folder, or an export folder.
+        source: a path, ``hf://owner/name``, a pandas data frame or a ``datasets.Dataset``; ``None`` with ``sql`` and
+            ``db``.
+        output: the file to write: ``.csv``, ``.jsonl``, ``.parquet`` or ``.xlsx``; with ``None``, the predictions are
+            returned in memory.
+        probabilities: add a column per class.
+        min_confidence: leave texts unlabelled below this confidence, between 0 and 1.
+        target_accuracy: the same, with the threshold that reaches this accuracy on the validation texts.
+        coverage: add ``label_set``: labels that include the true one with this probability.
+        long: read the beginning of texts longer than the maximum length, or all of them window by window.
+        decide: use the decision rule of the run, if it has one.
+        ensemble: average the models of all seeds.
+        runtime: ``"torch"``; ``"onnx"`` or ``"openvino"`` for an export of the run; ``"auto"``: the fastest checked
+            fp32 export, else torch.
+        on_error: refuse a table with rows that cannot be read, or skip the rows.
+        ray: the address of a Ray cluster, or ``"local"``; ``source`` and ``output`` are folders of Parquet files.
+        resume: continue predictions that were interrupted.
+        overwrite: replace the output.
+        csv_dialect: how CSV is written.
+        formula_guard: escape CSV cells that a spreadsheet would run as formulas.
+        on_event: called with each event (see `bertsmith.events`).
+        **settings: of `DataConfig` and `ModelConfig`: how to read the source, and where to compute.
+
+    Returns:
+        The number of rows, the label counts, and the predictions if they are in memory.
+
+    Raises:
+        UserError: for everything that the user can fix.
+        Interrupted: on Ctrl-C, if something is kept to resume from.
+    """
+    from bertsmith.workflows.predict import PredictOptions, predict_in_memory, run_prediction, run_prediction_on_ray
+
+    config = resolve(settings, api=True)
+    use_cores(config.threads)
+    folder = run.path if isinstance(run, Run) else path_of(run, "run")
+    file = None if output is None else path_of(output, "output")
+    options = PredictOptions(
+        probabilities,
+        min_confidence,
+        target_accuracy,
+        coverage,
+        long,
+        decide,
+        ensemble,
+        runtime,
+        on_error,
+        csv_dialect,
+        formula_guard,
+    )
+    observe = on_event or (lambda event: None)
+    if ray is not None:
+        return run_prediction_on_ray(
+            folder, source, config, options, output=file, resume=resume, overwrite=overwrite, address=ray
+        )
+    if file is None:
+        return predict_in_memory(folder, source, config, options, resume=resume, observe=observe)
+    return run_prediction(
+        folder, source, config, options, output=file, resume=resume, overwrite=overwrite, observe=observe
+    )
+
+
+def export(
+    run: Run | Path | str,
+    *,
+    format: str = "onnx",
+    precision: str = "fp32",
+    output: Path | str | None = None,
+    accept: bool = False,
+    overwrite: bool = False,
+) -> Export:
+    """Export a run for a runtime that needs no torch, and check it against the original on validation and test texts.
+
+    Args:
+        run: the run, or its folder.
+        format: ``"onnx"`` or ``"openvino"``.
+        precision: ``"fp32"`` or ``"int8"``; with OpenVINO ``"bf16"`` too.
+        output: the folder to write; ``RUN/export/FORMAT`` unless given, with ``-PRECISION`` but for fp32.
+        accept: write it even if it does not say what the original says.
+        overwrite: replace an export that is there.
+
+    Returns:
+        Where it is, and how it compares (``about.parity``).
+
+    Raises:
+        UserError: if it cannot be made, or labels texts otherwise than the original.
+    """
+    from bertsmith.inference.export import export as write
+
+    return write(
+        run,
+        format=format,
+        precision=precision,
+        output=path_of(output, "output") if output is not None else None,
+        accept=accept,
+        overwrite=overwrite,
+    )

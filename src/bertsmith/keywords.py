@@ -1,0 +1,99 @@
+"""Types of the keyword arguments of the Python API, for completion and type checkers.
+
+Generated from `bertsmith.config` by ``python -m tests.keyword_types``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+
+class PredictSettings(TypedDict, total=False):
+    """How to read texts, and where to compute."""
+
+    text_column: str | None
+    sql: str | None
+    db: str | None
+    sheet: str | None
+    encoding: str | None
+    max_unpacked: float
+    device: Literal["auto", "cuda", "mps", "cpu"]
+    threads: int | None
+
+
+class TableSettings(TypedDict, total=False):
+    """How to read and split one table."""
+
+    text_column: str | None
+    label_column: str | None
+    label_text_column: str | None
+    group_column: str | None
+    split_column: str | None
+    validation_size: float
+    test_size: float
+    near_duplicates: Literal["together", "ignore"]
+    corrections: Path | str | None
+    sql: str | None
+    db: str | None
+    sheet: str | None
+    encoding: str | None
+    max_unpacked: float
+
+
+class EvaluateSettings(TableSettings, total=False):
+    """How to read a table, and where to compute."""
+
+    device: Literal["auto", "cuda", "mps", "cpu"]
+    threads: int | None
+
+
+class ReadSettings(TableSettings, total=False):
+    """How to read and split tables."""
+
+    validation: Any
+    test: Any
+
+
+class LabelErrorSettings(ReadSettings, total=False):
+    """How to read a table and to split it into folds."""
+
+    seed: int
+
+
+class InspectSettings(ReadSettings, total=False):
+    """How to read a table and to count tokens."""
+
+    model: str
+    max_length: int | None
+    device: Literal["auto", "cuda", "mps", "cpu"]
+    threads: int | None
+    allow_pickle: bool
+
+
+class TuneSettings(InspectSettings, total=False):
+    """How to read a table, to fine-tune and to decide; the folds of a study are a parameter."""
+
+    epochs: float | None
+    batch_size: int | None
+    learning_rate: float | None
+    head_rate: float | None
+    layer_decay: float | None
+    dropout: float | None
+    consistency: float | None
+    patience: int | None
+    imbalance: Literal["auto", "none", "weights", "effective-number", "focal", "logit-adjustment", "balanced-sampling"]
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    seed: int
+    seeds: int
+    set: dict[str, Any]
+    keep_checkpoints: bool
+    profile: bool
+    decision_rule: Literal["auto", "off"]
+    explanations: Literal["auto", "off"]
+
+
+class TrainSettings(TuneSettings, total=False):
+    """How to read a table, to fine-tune and to decide."""
+
+    cv: int | None

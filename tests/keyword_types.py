@@ -1,0 +1,72 @@
+"""Types of the keyword arguments of the Python API, made from `bertsmith.config`: ``python -m tests.keyword_types``."""
+
+from __future__ import annotations
+
+import typing
+from pathlib import Path
+from typing import Any
+
+from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TableSource, TrainConfig
+
+FILE = Path(__file__).parents[1] / "src" / "bertsmith" / "keywords.py"
+_HEAD = '''"""Types of the keyword arguments of the Python API, for completion and type checkers.
+
+Generated from `bertsmith.config` by ``python -m tests.keyword_types``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+'''
+_TEXTS = ("text_column", "sql", "db", "sheet", "encoding", "max_unpacked")
+_TABLES = tuple(name for name in DataConfig.model_fields if name not in ("validation", "test"))
+_CLASSES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "PredictSettings": ("TypedDict", "How to read texts, and where to compute.", (*_TEXTS, "device", "threads")),
+    "TableSettings": ("TypedDict", "How to read and split one table.", _TABLES),
+    "EvaluateSettings": ("TableSettings", "How to read a table, and where to compute.", ("device", "threads")),
+    "ReadSettings": ("TableSettings", "How to read and split tables.", ("validation", "test")),
+    "LabelErrorSettings": ("ReadSettings", "How to read a table and to split it into folds.", ("seed",)),
+    "InspectSettings": ("ReadSettings", "How to read a table and to count tokens.", tuple(ModelConfig.model_fields)),
+    "TuneSettings": (
+        "InspectSettings",
+        "How to read a table, to fine-tune and to decide; the folds of a study are a parameter.",
+        tuple(name for name in (*TrainConfig.model_fields, *EvalConfig.model_fields) if name != "cv"),
+    ),
+    "TrainSettings": ("TuneSettings", "How to read a table, to fine-tune and to decide.", ("cv",)),
+}
+
+
+def source() -> str:
+    """Return the module."""
+    parts = [_HEAD]
+    for name, (base, doc, fields) in _CLASSES.items():
+        lines = [f"    {field}: {_type(field)}" for field in fields]
+        parts.append("\n".join([f"\nclass {name}({base}, total=False):", f'    """{doc}"""\n', *lines, ""]))
+    return "\n".join(parts)
+
+
+def _type(field: str) -> str:
+    """Return the type of what a user may pass as a setting."""
+    if typing.get_type_hints(Config, include_extras=True)[field] == TableSource:
+        return "Any"  # a path, an address, a data frame or a dataset
+    return _spelled(typing.get_type_hints(Config)[field])
+
+
+def _spelled(hint: Any) -> str:
+    if hint is Path:
+        return "Path | str"
+    if hint is type(None):
+        return "None"
+    if typing.get_origin(hint) is typing.Literal:
+        return f"Literal[{', '.join(repr(value).replace(chr(39), chr(34)) for value in typing.get_args(hint))}]"
+    if typing.get_origin(hint) is dict:
+        return "dict[str, Any]"
+    if arguments := typing.get_args(hint):  # a union
+        return " | ".join(map(_spelled, arguments))
+    return str(hint.__name__)
+
+
+if __name__ == "__main__":
+    FILE.write_text(source(), encoding="utf-8")
