@@ -34,7 +34,7 @@ def test_all_mistakes_are_told_at_once_with_their_place(tmp_path):
     with pytest.raises(ConfigError) as caught:
         resolve({"learning_rate": "fast", "device": "gpu"}, file, environ={"BERTSMITH_SEED": "-1"})
     message = str(caught.value)
-    assert f"{file}: epoch: there is no such setting. Did you mean 'epochs'?" in message
+    assert f"{file}: epoch: unknown setting. Did you mean 'epochs'?" in message
     assert f"{file}: patience: input should be greater than or equal to 1" in message
     assert "--learning-rate: input should be a valid number" in message
     assert "--device: input should be 'auto', 'cuda', 'mps' or 'cpu', not 'gpu'" in message

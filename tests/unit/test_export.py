@@ -474,11 +474,11 @@ def test_a_damaged_description_is_told(content, copy):
 
 
 def test_where_an_export_may_go(run, exported, cli, tmp_path):
-    with pytest.raises(RunFolderError, match="an export is there already"):
+    with pytest.raises(RunFolderError, match="--overwrite"):
         bs.export(run)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
-    with pytest.raises(RunFolderError, match="a folder with other things in it"):
+    with pytest.raises(RunFolderError, match="other files"):
         bs.export(run, output=tmp_path / "full", overwrite=True)
     with pytest.raises(ConfigError, match="in the folder of the run"):
         bs.export(run, output=run.path / "model" / "onnx")

@@ -237,10 +237,36 @@ def test_long_texts_can_be_read_whole(classifier, cli, finished, tmp_path):
     pd.DataFrame({"Text": [long, "my cat"]}).to_csv(tmp_path / "t.csv", index=False)
     code, out, err = cli("predict", finished, tmp_path / "t.csv")
     assert (code, pd.read_csv(io.StringIO(out))["predicted_text"].tolist()) == (0, ["animals", "animals"])
-    assert "1 texts are longer than the model reads at once" in err
+    assert "--long window" in err
     code, out, err = cli("predict", finished, tmp_path / "t.csv", "--long", "window")
     assert (code, pd.read_csv(io.StringIO(out))["predicted_text"].tolist()) == (0, ["colours", "animals"])
     assert "longer" not in err
+
+
+def test_predict_in_python_does_what_the_command_does(finished, cli, tmp_path):
+    frame = pd.DataFrame({"id": [7, 8, 9], "Review": ["my cat", None, "red and blue"]})
+    events = []
+    found = bs.predict(finished, frame, device="cpu", probabilities=True, on_event=events.append)
+    assert (found.path, found.rows, found.empty) == (None, 3, 1)
+    assert found.label_counts == {"animals": 1, "colours": 1}
+    assert found.frame["predicted"].tolist() == [10, pd.NA, 20]
+    assert found.frame["id"].tolist() == [7, 8, 9]
+    assert [type(event).__name__ for event in events[:2]] == ["InputOpened", "ModelOpened"]
+    assert sum(event.rows for event in events[2:]) == 3
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    written = bs.predict(
+        finished, tmp_path / "t.csv", output=tmp_path / "python.csv", device="cpu", min_confidence=0.99
+    )
+    assert (written.path, written.frame, written.threshold) == (tmp_path / "python.csv", None, 0.99)
+    command = ("predict", finished, tmp_path / "t.csv", "-o", tmp_path / "command.csv", "--device", "cpu")
+    assert cli(*command, "--min-confidence", 0.99)[0] == 0
+    assert (tmp_path / "python.csv").read_bytes() == (tmp_path / "command.csv").read_bytes()
+    with pytest.raises(ConfigError, match="--overwrite"):
+        bs.predict(finished, tmp_path / "t.csv", output=tmp_path / "python.csv")
+    with pytest.raises(ConfigError, match="never replaced"):
+        bs.predict(finished, tmp_path / "t.csv", output=tmp_path / "t.csv", overwrite=True)
+    with pytest.raises(ConfigError, match="confidnce"):
+        bs.predict(finished, frame, confidnce=1)
 
 
 @pytest.mark.parametrize("long", ["truncate", "window"])

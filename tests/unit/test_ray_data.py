@@ -56,7 +56,7 @@ def test_exactly_the_rows_that_went_in_come_out(cli, cluster, finished, folder, 
 
     code, _, err = cli("predict", finished, folder, "--ray", "local", "-o", tmp_path / "out")
     assert code == 2
-    assert "files are there already" in err
+    assert "--overwrite" in err
 
     # What is wrong in a row is told by a worker as everywhere, and what was there before stays.
     pq.write_table(whole.set_column(2, "Text", pa.array([["a", "list"]] * 400)), tmp_path / "lists.parquet")

@@ -166,7 +166,7 @@ def test_a_finished_run_is_not_overwritten(finished, tiny, table):
     before = (finished / "metrics.json").read_bytes()
     with pytest.raises(RunFolderError, match="--overwrite"):
         bs.train(table, output=finished, model=str(tiny))
-    with pytest.raises(RunFolderError, match="nothing to resume"):
+    with pytest.raises(RunFolderError, match="Leave out --resume"):
         bs.train(table, output=finished, model=str(tiny), resume=True)
     assert (finished / "metrics.json").read_bytes() == before
 
@@ -183,7 +183,7 @@ def test_a_bad_table_or_model_leaves_the_old_run_alone(finished, tiny, table):
 def test_other_peoples_folders_are_not_written_to(tmp_path, tiny, table):
     (tmp_path / "thesis.docx").write_text("years of work")
     for overwrite in (False, True):
-        with pytest.raises(RunFolderError, match="other things"):
+        with pytest.raises(RunFolderError, match="other files"):
             bs.train(table, output=tmp_path, model=str(tiny), overwrite=overwrite)
     with pytest.raises(RunFolderError, match="a file"):
         bs.train(table, output=tmp_path / "thesis.docx", model=str(tiny))

@@ -16,7 +16,7 @@ from bertsmith.data.sources import read_raw
 from bertsmith.data.stream import open_stream
 from bertsmith.data.texts import texts_of
 from bertsmith.errors import DataError, Interrupted, RunFolderError, UserError
-from bertsmith.inference.chunks import check_unfinished, folder_of, write_stream
+from bertsmith.inference.chunks import PredictionFile, folder_of, write_stream
 from bertsmith.inference.predict import LABELLED, predict_chunks
 from tests.malformed import corpus
 
@@ -108,7 +108,7 @@ def test_rows_that_cannot_be_read_are_left_out_and_told_where_that_is_wanted(nam
     out = tmp_path / "out.jsonl"
     code, _, err = cli("predict", finished, tmp_path / name, "-o", out, "--on-error", "skip")
     assert code == 0, err
-    assert f"rows left out, which cannot be read: {len(places)}" in err
+    assert f"cannot be read: {len(places)}" in err
     assert all(place in err for place in places)
     assert [json.loads(line)["Text"] for line in out.read_text().splitlines()] == texts
     code, _, err = cli("predict", finished, tmp_path / name, "-o", tmp_path / "no.csv")
@@ -171,7 +171,7 @@ def test_predictions_that_were_interrupted_go_on_to_the_same_file(suffix, classi
     assert not parts.exists()
     told = []
     with pytest.raises(Interrupted, match="of 9 rows"):
-        _predict(classifier, source, parts, about, stop_after=1, resume=True, done_before=told.append)
+        _predict(classifier, source, parts, about, stop_after=1, resume=True, on_resume=told.append)
     assert _predict(classifier, source, parts, about, resume=True) == counts
     assert told == [6]
     if suffix == ".parquet":
@@ -187,26 +187,26 @@ def test_predictions_that_were_interrupted_go_on_to_the_same_file(suffix, classi
 def test_what_is_unfinished_is_neither_mixed_with_other_predictions_nor_thrown_away(classifier, tmp_path):
     source, output = _table(tmp_path / "t.csv"), tmp_path / "out.csv"
     with pytest.raises(RunFolderError, match="no unfinished predictions"):
-        check_unfinished(output, resume=True, overwrite=False)
+        PredictionFile(output).check(resume=True, overwrite=False)
     with pytest.raises(KeyboardInterrupt):
         _predict(classifier, source, output, {"input": "x"}, stop_after=0)
     assert not folder_of(output).exists()  # nothing was done
     with pytest.raises(Interrupted):
         _predict(classifier, source, output, {"input": "x"}, stop_after=1)
-    with pytest.raises(RunFolderError, match="--resume to go on with them"):
-        check_unfinished(output, resume=False, overwrite=False)
+    with pytest.raises(RunFolderError, match="--resume"):
+        PredictionFile(output).check(resume=False, overwrite=False)
     with pytest.raises(RunFolderError, match="contradict"):
-        check_unfinished(output, resume=True, overwrite=True)
+        PredictionFile(output).check(resume=True, overwrite=True)
     with pytest.raises(RunFolderError, match="input: 'x' then, 'y' now"):
         _predict(classifier, source, output, {"input": "y"}, resume=True)
-    check_unfinished(output, resume=False, overwrite=True)
+    PredictionFile(output).check(resume=False, overwrite=True)
     _predict(classifier, source, output, {"input": "y"})
     assert len(pd.read_csv(output)) == 11
     assert not folder_of(output).exists()
     (tmp_path / "mine.csv.unfinished").mkdir()
     (tmp_path / "mine.csv.unfinished" / "diary").touch()
-    with pytest.raises(RunFolderError, match="something else is there"):
-        check_unfinished(tmp_path / "mine.csv", resume=False, overwrite=True)
+    with pytest.raises(RunFolderError, match="other files"):
+        PredictionFile(tmp_path / "mine.csv").check(resume=False, overwrite=True)
 
 
 DAMAGE = {
@@ -240,7 +240,7 @@ def test_what_was_begun_to_replace_a_file_can_be_gone_on_with(classifier, cli, f
         code, _, err = cli("predict", finished, source, "-o", output, "--resume")
         assert code == 2
         # It may be replaced, but is of other predictions; or it came there meanwhile, and may not.
-        assert ("these differ" if there else "a file is there already") in err
+        assert ("these differ" if there else "--overwrite") in err
         shutil.rmtree(folder_of(output))
         output.unlink()
 
@@ -251,9 +251,9 @@ def test_unfinished_predictions_that_nobody_can_tell_apart_are_begun_anew(classi
         _predict(classifier, source, output, {}, stop_after=1)
     (folder_of(output) / "about.json").write_text("{")
     with pytest.raises(RunFolderError, match="is damaged") as caught:
-        check_unfinished(output, resume=True, overwrite=False)
+        PredictionFile(output).check(resume=True, overwrite=False)
     assert "--overwrite" in caught.value.remedy
-    check_unfinished(output, resume=False, overwrite=True)
+    PredictionFile(output).check(resume=False, overwrite=True)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])

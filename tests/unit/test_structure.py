@@ -12,7 +12,7 @@ import bertsmith
 SRC = Path(bertsmith.__file__).parent
 # A package may import those left of it; within one of these groups nothing imports another group member.
 ORDER = [
-    {"errors"},
+    {"errors", "keywords"},
     {"config", "compute", "events"},
     {"resolve"},
     {"data"},

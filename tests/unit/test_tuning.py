@@ -350,11 +350,11 @@ def test_other_settings_or_data_are_refused_by_name(study, tiny, tmp_path):
     assert study.file.read_text() == before
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
-    with pytest.raises(RunFolderError, match="a folder with other things"):
+    with pytest.raises(RunFolderError, match="a folder with other files"):
         tune(tiny, tmp_path / "full")
     tune(tiny, tmp_path / "s", trials=1)
     (tmp_path / "s" / "notes.txt").write_text("mine")
-    with pytest.raises(RunFolderError, match=r"would be lost: 'notes.txt'"):
+    with pytest.raises(RunFolderError, match=r"notes\.txt"):
         tune(tiny, tmp_path / "s", trials=1, overwrite=True)
     (tmp_path / "s" / "notes.txt").unlink()
     assert len(tune(tiny, tmp_path / "s", trials=2, epochs=1, overwrite=True).trials) == 2
