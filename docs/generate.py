@@ -186,9 +186,9 @@ _STUDY = """## A study
 | file | content |
 | --- | --- |
 | `export.json` | labels, inputs, maximum length, temperature and decision rule, comparison with the original, checksums |
-| `model.onnx` and its weights, or `model.xml` and `model.bin` | the model |
+| `model.onnx` and `model.onnx.data`, or `model.xml` and `model.bin` | the model |
 | `tokenizer.json` | the tokenizer |
-| `held_out.npz` | labels and probabilities of the validation texts, for `--target-accuracy` and `--coverage` |
+| `validation.npz` | labels and probabilities of the validation texts, for `--target-accuracy` and `--coverage` |
 | `README.md` | the commands that install and run it |
 
 ## Predictions of new texts
