@@ -9,6 +9,7 @@ release = metadata.version("bertsmith")
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 myst_heading_anchors = 3
+smartquotes = False  # they would make a dash of the two hyphens of a flag
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
@@ -22,4 +23,5 @@ html_title = "bertsmith"
 html_static_path = ["_static"]
 html_css_files = ["tables.css"]
 html_show_sphinx = False
+html_show_copyright = False
 html_copy_source = False

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -48,15 +49,16 @@ def test_every_public_name_is_on_the_page_of_the_python_api():
 
 
 def test_every_part_of_a_file_of_a_run_is_described(generate, finished, tmp_path):
-    run = bs.Run(finished)
+    folder = shutil.copytree(finished, tmp_path / "run")
+    run = bs.Run(folder)
     tiny_table(40, seed=1).to_csv(tmp_path / "later.csv", index=False)
     bs.evaluate(run, tmp_path / "later.csv")
-    evaluation = json.loads((finished / "evaluations" / "later" / "metrics.json").read_text())
+    evaluation = json.loads((folder / "evaluations" / "later" / "metrics.json").read_text())
     splits = run.metrics["splits"]
     found = {
         "run.json": set(run.info),
-        "labels.json": set(json.loads((finished / "labels.json").read_text())["classes"][0]),
-        "splits.parquet": set(pd.read_parquet(finished / "splits.parquet")),
+        "labels.json": set(json.loads((folder / "labels.json").read_text())["classes"][0]),
+        "splits.parquet": set(pd.read_parquet(folder / "splits.parquet")),
         "history.jsonl": set(run.history[0]),
         "metrics.json": set(run.metrics),
         "metrics.json, one split": set().union(*splits.values()),
