@@ -91,8 +91,8 @@ def _number(value: Any) -> Any:
 
 _COMMANDS = """# Commands
 
-Results go to standard output, progress and messages to standard error. A flag that is given twice is an error, unless its
-description says that it repeats. `bertsmith COMMAND --help` prints the same descriptions.
+Results go to standard output, progress and messages to standard error. A flag that is given twice is an error, unless
+its description says that it repeats. `bertsmith COMMAND --help` prints the same descriptions.
 
 | exit code | meaning |
 | --- | --- |
@@ -106,6 +106,7 @@ description says that it repeats. `bertsmith COMMAND --help` prints the same des
 def commands() -> str:
     """Return the page of commands, from the command line itself."""
     import typer
+
     from bertsmith.cli.app import app
 
     parts = [_COMMANDS]
@@ -117,7 +118,8 @@ def commands() -> str:
         options = [p for p in command.params if p not in arguments and p.name != "help"]
         usage = " ".join(p.metavar if p.required else f"[{p.metavar}]" for p in arguments)
         parts += [f"## {name}\n", *(f"{_plain(line)}\n" for line in about)]
-        parts.append(f"```console\n$ {example}\n```\n\nUsage: `{' '.join(f'bertsmith {name} {usage} [OPTIONS]'.split())}`\n")
+        whole = " ".join(f"bertsmith {name} {usage} [OPTIONS]".split())
+        parts.append(f"```console\n$ {example}\n```\n\nUsage: `{whole}`\n")
         own = [p for p in options if p.name not in Config.model_fields]
         rows = [(f"`{p.metavar}`", "", p.help) for p in arguments]
         rows += [(_flags(p), _shown_default(p), _plain(p.help) + _range(p)) for p in own]
@@ -161,8 +163,8 @@ _FILES = """# Files
 
 ## A run
 
-`bertsmith train` writes a run folder. At every instant it is absent, resumable or finished. Rows are counted from 1; the
-header does not count. A label is your number, a label text is your words for it.
+`bertsmith train` writes a run folder. At every instant it is absent, resumable or finished. Rows are counted from 1;
+the header does not count. A label is your number, a label text is your words for it.
 
 """
 _STUDY = """## A study
@@ -185,7 +187,7 @@ _STUDY = """## A study
 
 | file | content |
 | --- | --- |
-| `export.json` | labels, inputs, maximum length, temperature and decision rule, comparison with the original, checksums |
+| `export.json` | labels, inputs, maximum length, temperature, decision rule, check against the original, checksums |
 | `model.onnx` and `model.onnx.data`, or `model.xml` and `model.bin` | the model |
 | `tokenizer.json` | the tokenizer |
 | `validation.npz` | labels and probabilities of the validation texts, for `--target-accuracy` and `--coverage` |
@@ -221,7 +223,7 @@ _SPLIT = {
     "metrics": "every metric with `value` and `interval`; an undefined value is `null`",
     "per_class": "precision, recall, F1, average precision and counts of each class",
     "confusion": "confusion matrix; rows are the true classes, columns the predicted ones",
-    "calibration": "expected calibration error, Brier score, bins; for the test split also the values before calibration",
+    "calibration": "expected calibration error, Brier score, bins; for the test split also before calibration",
     "sample_of": "for the train split: number of training texts that the scored sample comes from",
     "by": "`cross-validation` where the figures come from one; otherwise absent",
     "folds": "number of folds, where the figures come from a cross-validation",
@@ -335,7 +337,8 @@ def files() -> str:
 _HTTP = """# HTTP API
 
 `bertsmith serve` answers these requests. The server describes itself at `/openapi.json`, and `/docs` is a page to try
-requests in. Where `BERTSMITH_TOKEN` is set, requests need the header `Authorization: Bearer TOKEN` or `X-API-Key: TOKEN`.
+requests in. Where `BERTSMITH_TOKEN` is set, requests need the header `Authorization: Bearer TOKEN` or
+`X-API-Key: TOKEN`.
 The paths `/health`, `/ready`, `/ui`, `/docs` and `/openapi.json` never need it.
 """
 
@@ -363,7 +366,8 @@ def http() -> str:
     parts.append("## Answers\n")
     for name in ("Score", "Problem", "Health"):
         parts.append(f"### {name}\n\n{_plain(schemas[name]['description'])}\n")
-        parts.append(_table(("field", "type"), ((f"`{key}`", _json_type(s)) for key, s in schemas[name]["properties"].items())))
+        fields = schemas[name]["properties"].items()
+        parts.append(_table(("field", "type"), ((f"`{key}`", _json_type(schema)) for key, schema in fields)))
     return "\n".join(parts)
 
 
