@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import bertsmith as bs
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -315,12 +316,10 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
 
 def files() -> str:
     """Return the page of files, from the docstrings of the run folder's layout."""
-    from bertsmith.run import Layout
-
-    layout = Layout(Path("RUN"))
+    layout = bs.Run(Path("RUN")).layout
     parts = {
         getattr(layout, name).relative_to("RUN").as_posix(): inspect.getdoc(member) or ""
-        for name, member in vars(Layout).items()
+        for name, member in vars(type(layout)).items()
         if isinstance(member, property)
     }
     folders = {"model", "predictions", "checkpoints", "folds", "seeds", "export", "evaluations"}
@@ -346,10 +345,8 @@ The paths `/health`, `/ready`, `/ui`, `/docs` and `/openapi.json` never need it.
 def http() -> str:
     """Return the page of the HTTP API, from its OpenAPI description."""
     from bertsmith.serving.app import create_app
-    from bertsmith.serving.gate import Limits
-    from bertsmith.serving.numbers import Numbers
 
-    about = create_app(lambda: None, Numbers(), Limits()).openapi()
+    about = create_app(lambda: None, None, None).openapi()  # neither counts nor limits are in the description
     schemas = about["components"]["schemas"]
     parts, statuses = [_HTTP], dict[str, str]()
     for path, methods in about["paths"].items():
@@ -364,11 +361,17 @@ def http() -> str:
             parts.append(f"Statuses: {', '.join(f'`{code}`' for code in sorted(answers))}.\n")
     parts.append(f"## Statuses\n\n{_table(('status', 'meaning'), sorted(statuses.items()))}")
     parts.append("## Answers\n")
-    for name in ("Score", "Problem", "Health"):
+    for name in dict.fromkeys(re.findall(r"#/components/schemas/(\w+)", str([*_answers(about)]))):
         parts.append(f"### {name}\n\n{_plain(schemas[name]['description'])}\n")
         fields = schemas[name]["properties"].items()
         parts.append(_table(("field", "type"), ((f"`{key}`", _json_type(schema)) for key, schema in fields)))
     return "\n".join(parts)
+
+
+def _answers(about: dict[str, Any]) -> Iterator[Any]:
+    for methods in about["paths"].values():
+        for action in methods.values():
+            yield from (answer.get("content") for code, answer in sorted(action["responses"].items()))
 
 
 def _fields(schemas: dict[str, Any], name: str, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
