@@ -205,7 +205,7 @@ _STUDY = """## A study
 | `confidence` | calibrated probability of the predicted class |
 | `abstained` | with `--min-confidence` or `--target-accuracy`: whether the row is left without a label |
 | `label_set` | with `--coverage`: the label texts among which the true one is |
-| one column a class | with `--probabilities`: the probability of that class |
+| `probability of LABEL TEXT` | with `--probabilities`: one column for each class |
 """
 _PREDICTIONS = {
     "row": "row of the source table",
