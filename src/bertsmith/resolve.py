@@ -80,7 +80,7 @@ def resolve(
         count = "a setting is" if len(problems) == 1 else f"{len(problems)} settings are"
         raise ConfigError(
             f"{count} wrong:\n" + "\n".join(f"  - {problem}" for problem in problems),
-            remedy="Correct it there; docs/settings.md lists names, types and ranges."
+            remedy="Correct it there; docs/reference/settings.md lists names, types and ranges."
             if api
             else "Correct it there; --help lists the settings.",
         )

@@ -156,7 +156,7 @@ def test_all_public_names_exist_and_are_listed():
 
 def test_every_promise_on_reliability_has_its_test():
     root = Path(__file__).parents[2]
-    named = set(re.findall(r"`(test_\w+)`", (root / "docs" / "reliability.md").read_text()))
+    named = set(re.findall(r"`(test_\w+)`", (root / "docs" / "explanation" / "reliability.md").read_text()))
     there = {name for p in (root / "tests").rglob("*.py") for name in re.findall(r"(?m)^def (test_\w+)", p.read_text())}
     assert len(named) > 40
     assert named - there == set()

@@ -12,15 +12,13 @@ SLACK = 2
 TOKEN_BUDGETS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
 """Tokens computed at once, by device type; halved where memory does not suffice.
 
-On a CPU small micro-batches stay in the caches. Of 512 to 8,192 tokens, 512 and 1,024 trained MiniLM fastest, six times
-as fast as whole batches of 16 texts of up to 512 tokens (two cores of an AMD EPYC, bf16).
+On a CPU small micro-batches stay in the caches.
 """
 WITH_TILES = 4
 """Factor of the token budget for training in bf16 on a CPU with matrix units (AMX).
 
 Matrix products take only a third of the time there, so the fixed cost of a micro-batch, summing the gradients of the
-weights above all, weighs more. MiniLM trained 1.2 times and BERT-Base 1.25 times as fast with 4,096 tokens as with
-1,024 (two cores of an Intel Xeon).
+weights above all, weighs more.
 """
 
 

@@ -1,7 +1,7 @@
 """Work spread over the cores of a CPU: one thread per core, each with texts of its own.
 
 PyTorch splits each operation over all cores and waits for the slowest after each. Small operations gain little by that,
-and beside another busy process they lose nearly everything: MiniLM trained 20 times slower. Threads that each compute
+and beside another busy process they lose nearly everything. Threads that each compute
 other texts wait for one another once per step.
 """
 

@@ -23,10 +23,8 @@ from bertsmith.inference.predictor import ModelPredictor
 AGREEMENT = {"fp32": 1.0, "bf16": 0.995, "int8": 0.995}
 """Least share of the texts it is compared on that an export must label as the original does."""
 DIFFERENCE = {"fp32": 1e-3, "bf16": 0.1, "int8": 0.2}
-"""Largest difference of a probability from the original's that is let pass.
-
-A single text between two labels decides it: of 3,999 questions of banking77 one moved by 0.19 in int8, the next by
-0.06.
+"""Largest difference of a probability from the original's that is let pass: a single text between two labels decides
+it.
 """
 NEIGHBOURS = 0.005
 """Largest difference of a probability between a text among others and the same text alone that is let pass."""

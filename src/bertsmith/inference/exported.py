@@ -25,16 +25,11 @@ from bertsmith.model.tokenizer import FastEncoder, Tokens
 ABOUT = "export.json"
 TOKENIZER, HELD_OUT = "tokenizer.json", "validation.npz"
 PADDING = 64
-"""Tokens of padding in a micro-batch, from which on another one is cheaper.
-
-MiniLM answered 24 or 48 tweets 1.2 to 1.6 times as fast as in one micro-batch, and 8 or 24 news of reuters_r8 1.5 to
-2.2 times (two cores of an AMD EPYC, AVX2); 32 to 128 did nearly as well.
-"""
+"""Tokens of padding in a micro-batch, from which on another one is cheaper."""
 WIDTHS = 8
 """Between a number of tokens and its double micro-batches have only so many widths with OpenVINO.
 
-It prepares itself for every shape it meets: with two cores and AMX MiniLM in bf16 labelled the test texts of reuters_r8
-1.2 times as fast with 30 shapes as with 160, and in int8 1.4 times, for 3 % more tokens.
+It prepares itself for every shape it meets.
 """
 
 

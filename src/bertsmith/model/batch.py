@@ -18,8 +18,7 @@ from bertsmith.model.tokenizer import Tokens
 SIZES = 16
 """Packed batches are rounded up to one of so many sizes between a number of tokens and its double.
 
-That adds 3 % of the tokens on average. Freed memory then fits later batches (training took about twice the memory on a
-CPU without it, see ``benchmarks/memory.py``), and a GPU meets few sizes to record.
+Freed memory then fits later batches (see ``benchmarks/memory.py``), and a GPU meets few sizes to record.
 """
 MULTIPLE = 8
 """Widths of padded batches are multiples of this, which matrix units prefer."""

@@ -1,0 +1,436 @@
+"""Write the pages of the reference that come from the code: ``python docs/generate.py``.
+
+A test compares the pages with what this script would write.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import bertsmith as bs
+from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
+
+REFERENCE = Path(__file__).parent / "reference"
+_NOTE = "<!-- docs/generate.py writes this page from the code: edit the code or the script. -->\n"
+_STEPS = {DataConfig: "Data", ModelConfig: "Model", TrainConfig: "Training", EvalConfig: "Evaluation"}
+
+# -- settings --------------------------------------------------------------------------------------------------------
+
+_SETTINGS = """# Settings
+
+Every setting has one name. The table shows how to write `batch_size` in each place:
+
+| place | spelling |
+| --- | --- |
+| flag | `--batch-size 16` |
+| environment variable | `BERTSMITH_BATCH_SIZE=16` |
+| configuration file (`--config FILE.toml`) | `batch_size = 16` or `batch-size = 16` |
+| Python | `bertsmith.train(table, batch_size=16, …)` |
+
+Flags and Python arguments win over environment variables. Those win over the file, and the file wins over the defaults.
+bertsmith reports all wrong settings at once. From Python, `validation` and `test` also take a pandas data frame or a
+`datasets.Dataset`.
+
+The `set` setting passes any field of `transformers.TrainingArguments`:
+
+```toml
+# bertsmith train reviews.csv -o runs/reviews --config settings.toml
+model = "FacebookAI/roberta-base"
+epochs = 4
+
+[set]
+weight_decay = 0.05
+```
+"""
+_TYPES = {
+    "string": "text",
+    "integer": "whole number",
+    "number": "number",
+    "boolean": "true or false",
+    "object": "table",
+}
+_BOUNDS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}
+
+
+def settings() -> str:
+    """Return the page of settings, from `bertsmith.config`."""
+    parts = [_SETTINGS]
+    for step, title in _STEPS.items():
+        rows = [
+            (f"`{name}`", _kind(schema), _default(schema), schema["description"])
+            for name, schema in step.model_json_schema()["properties"].items()
+        ]
+        parts.append(f"## {title}\n\n{_table(('name', 'type', 'default', 'meaning'), rows)}")
+    return "\n".join(parts)
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    schema = next((s for s in schema.get("anyOf", []) if s["type"] != "null"), schema)
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    kind = "path" if schema.get("format") == "path" else _TYPES[schema["type"]]
+    bounds = [text.format(_number(schema[key])) for key, text in _BOUNDS.items() if key in schema]
+    return ", ".join([kind, *bounds])
+
+
+def _default(schema: dict[str, Any]) -> str:
+    value = schema.get("default")
+    if value is None or value == {}:
+        return ""
+    return f"`{str(value).lower() if isinstance(value, bool) else _number(value)}`"
+
+
+def _number(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# -- commands --------------------------------------------------------------------------------------------------------
+
+_COMMANDS = """# Commands
+
+Results go to standard output, progress and messages to standard error. A flag that is given twice is an error, unless
+its description says that it repeats. `bertsmith COMMAND --help` prints the same descriptions.
+
+| exit code | meaning |
+| --- | --- |
+| 0 | done |
+| 1 | a fault in bertsmith; the message names a file with the traceback |
+| 2 | an error that you can fix; the message says what is wrong, where, and what to do |
+| 130 | interrupted; the message says how to resume |
+"""
+
+
+def commands() -> str:
+    """Return the page of commands, from the command line itself."""
+    import typer
+
+    from bertsmith.cli.app import app
+
+    parts = [_COMMANDS]
+    for name, command in typer.main.get_command(app()).commands.items():
+        lines = [line.strip() for line in command.help.splitlines()]
+        example = next(line for line in lines if line.startswith("Example: ")).removeprefix("Example: ")
+        about = [line for line in lines if line and not line.startswith("Example: ")]
+        arguments = [p for p in command.params if not p.opts[0].startswith("-")]
+        options = [p for p in command.params if p not in arguments and p.name != "help"]
+        usage = " ".join(p.metavar if p.required else f"[{p.metavar}]" for p in arguments)
+        parts += [f"## {name}\n", *(f"{_plain(line)}\n" for line in about)]
+        whole = " ".join(f"bertsmith {name} {usage} [OPTIONS]".split())
+        parts.append(f"```console\n$ {example}\n```\n\nUsage: `{whole}`\n")
+        own = [p for p in options if p.name not in Config.model_fields]
+        rows = [(f"`{p.metavar}`", "", p.help) for p in arguments]
+        rows += [(_flags(p), _shown_default(p), _plain(p.help) + _range(p)) for p in own]
+        parts.append(_table(("argument or option", "default", "meaning"), rows))
+        for step, title in _STEPS.items():
+            flags = [f"`--{p.name.replace('_', '-')}`" for p in options if p.name in step.model_fields]
+            if flags:
+                parts.append(f"[{title} settings](settings.md#{title.lower()}): {', '.join(flags)}.\n")
+    return "\n".join(parts)
+
+
+def _flags(option: Any) -> str:
+    names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
+    return f"{names} `{_escaped(option.metavar or _choices(option))}`" if not option.is_flag else names
+
+
+def _choices(option: Any) -> str:
+    kind = option.type_descriptor.annotation
+    return "|".join(map(str, getattr(kind, "__args__", ()))) or "VALUE"
+
+
+def _shown_default(option: Any) -> str:
+    if option.required:
+        return "required"
+    if option.is_flag and option.secondary_opts:
+        return f"`{option.opts[0] if option.default else option.secondary_opts[0]}`"
+    hidden = option.default is None or option.is_flag or option.default in ((), [])
+    return "" if hidden else f"`{_number(option.default)}`"
+
+
+def _range(option: Any) -> str:
+    least, most = _number(option.min), _number(option.max)
+    if least is None:
+        return ""
+    return f" At least {least}." if most is None else f" From {least} to {most}."
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+_FILES = """# Files
+
+## A run
+
+`bertsmith train` writes a run folder. At every instant it is absent, resumable or finished. Rows are counted from 1;
+the header does not count. A label is your number, a label text is your words for it.
+
+"""
+_STUDY = """## A study
+
+`bertsmith tune` writes a study folder.
+
+| file | content |
+| --- | --- |
+| `report.html` | the result, what to try next, which settings matter, and every trial |
+| `best/` | the winner, as a run folder |
+| `defaults/` | the run that `train` makes with the same flags; absent where the defaults won |
+| `best.toml` | the settings of the winner, for `bertsmith train --config` |
+| `best_trial/` | the checkpoint of the best trial so far; absent with `--cv` |
+| `study.json` | settings, search space, trials and result |
+| `journal.log` | the study in Optuna's format |
+
+## An export
+
+`bertsmith export` writes an export folder. Every file that an answer depends on has a checksum.
+
+| file | content |
+| --- | --- |
+| `export.json` | labels, inputs, maximum length, temperature, decision rule, check against the original, checksums |
+| `model.onnx` and `model.onnx.data`, or `model.xml` and `model.bin` | the model |
+| `tokenizer.json` | the tokenizer |
+| `validation.npz` | labels and probabilities of the validation texts, for `--target-accuracy` and `--coverage` |
+| `README.md` | the commands that install and run it |
+
+## Predictions of new texts
+
+`bertsmith predict` keeps the columns of the input and adds these:
+
+| column | content |
+| --- | --- |
+| `predicted` | label; empty where a text is missing or the model abstains |
+| `predicted_text` | label text |
+| `confidence` | calibrated probability of the predicted class |
+| `abstained` | with `--min-confidence` or `--target-accuracy`: whether the row is left without a label |
+| `label_set` | with `--coverage`: the label texts among which the true one is |
+| `probability of LABEL TEXT` | with `--probabilities`: one column for each class |
+"""
+_PREDICTIONS = {
+    "row": "row of the source table",
+    "text": "text as the model read it, after cleaning",
+    "label": "label from the table",
+    "label_text": "label text from the table",
+    "group": "group of the text; with `--group-column` only",
+    "predicted": "predicted label",
+    "predicted_text": "predicted label text",
+    "confidence": "calibrated probability of the predicted class",
+    "probabilities": "probability of every class, in the order of `labels.json`; a JSON list in the CSV file",
+}
+_SPLIT = {
+    "texts": "number of texts",
+    "interval": "confidence level, number of resamples, and method of the intervals",
+    "metrics": "every metric with `value` and `interval`; an undefined value is `null`",
+    "per_class": "precision, recall, F1, average precision and counts of each class",
+    "confusion": "confusion matrix; rows are the true classes, columns the predicted ones",
+    "calibration": "expected calibration error, Brier score, bins; for the test split also before calibration",
+    "sample_of": "for the train split: number of training texts that the scored sample comes from",
+    "by": "`cross-validation` where the figures come from one; otherwise absent",
+    "folds": "number of folds, where the figures come from a cross-validation",
+}
+CONTENT: dict[str, tuple[str, dict[str, str]]] = {
+    "run.json": (
+        "key",
+        {
+            "status": "`running`, `interrupted`, `failed` or `finished`",
+            "created": "start of the run, UTC",
+            "finished": "end of the run, UTC",
+            "config": "every setting",
+            "versions": "versions of Python and of the main packages",
+            "hardware": "device, CPU, cores, threads and system",
+            "data": "fingerprint, sources, sizes of the splits, rows left out by reason, and all findings",
+            "model": "checkpoint: name, architecture, revision, checksum, number of weights, maximum length",
+            "recipe": "training settings in use, with the reason for each choice",
+            "seconds": "time by phase",
+            "training": "steps, epochs, best step and score, early stopping, time",
+            "model_files": "SHA-256 of the files in `model/`",
+            "went_back": "step and reason, if a loss or gradient was not finite; otherwise absent",
+            "best_seed": "seed of the best run; with `--seeds` only",
+        },
+    ),
+    "labels.json": (
+        "key of a class",
+        {
+            "id": "class index in the model, from 0",
+            "label": "label",
+            "label_text": "label text",
+            "counts": "texts of the class in each split",
+        },
+    ),
+    "splits.parquet": (
+        "column",
+        {
+            "source": "name of the source table",
+            "row": "row in that table",
+            "split": "`train`, `validation` or `test`; missing if the row was left out",
+            "reason": "why the row was left out; otherwise missing",
+            "hash": "XXH3 hash of the text; `evaluate` uses it to count texts that were seen in training",
+        },
+    ),
+    "history.jsonl": (
+        "key of a line (one line per evaluation)",
+        {
+            "step": "optimizer steps so far",
+            "epoch": "epochs so far",
+            "train_loss": "mean over the steps since the last evaluation",
+            "validation_loss": "mean over the validation texts",
+            "metrics": "accuracy and macro-F1 on validation",
+            "learning_rate": "learning rate at this step",
+            "texts_per_second": "training speed since the last evaluation",
+            "tokens_per_second": "training speed since the last evaluation",
+            "padding": "share of the computed tokens that were padding",
+            "shares": "shares of the time for `data`, `forward`, `backward` and `optimizer`",
+            "seconds": "since training began",
+            "best": "whether this is the best macro-F1 so far",
+        },
+    ),
+    "metrics.json": (
+        "key",
+        {
+            "primary": "metric that chooses the best epoch: `macro_f1`",
+            "splits": "figures of `train`, `validation` and `test`; see below",
+            "baseline": "the three baselines: `majority_class`, `bag_of_words`, `frozen_embeddings`",
+            "inference": "number format for predictions, and how it was checked",
+            "abstention": "accuracy by coverage, thresholds, conformal sets, label shift",
+            "slices": "accuracy on parts of the test split",
+            "decision_rule": "offsets of the classes, gain, and whether the rule is in use",
+            "seeds": "each seed, the spread, and the ensemble; with `--seeds` only",
+        },
+    ),
+    "metrics.json, one split": ("key", _SPLIT),
+    "predictions": ("column of `validation` and `test` (`.parquet` and `.csv`)", _PREDICTIONS),
+    "evaluations": (
+        "key of `NAME/metrics.json` besides those of a split",
+        {
+            "table": "name of the table",
+            "source": "path of the table",
+            "fingerprint": "SHA-256 over texts, labels and splits",
+            "left_out": "rows left out, by reason",
+            "seen_in_training": "texts of the table that the model was trained or validated on",
+        },
+    ),
+}
+"""What a file of a run holds, by its name: what its parts are called, and each of them."""
+
+
+def files() -> str:
+    """Return the page of files, from the docstrings of the run folder's layout."""
+    layout = bs.Run(Path("RUN")).layout
+    parts = {
+        getattr(layout, name).relative_to("RUN").as_posix(): inspect.getdoc(member) or ""
+        for name, member in vars(type(layout)).items()
+        if isinstance(member, property)
+    }
+    folders = {"model", "predictions", "checkpoints", "folds", "seeds", "export", "evaluations"}
+    rows = [(f"`{path}{'/' if path in folders else ''}`", _plain(text)) for path, text in parts.items()]
+    page = [_FILES + _table(("file", "content"), rows)]
+    for path, (what, content) in CONTENT.items():
+        name = f"{path}/" if path in folders else path
+        page.append(f"### {name}\n\n{_table((what, 'content'), ((f'`{key}`', text) for key, text in content.items()))}")
+    return "\n".join([*page, _STUDY])
+
+
+# -- HTTP ------------------------------------------------------------------------------------------------------------
+
+_HTTP = """# HTTP API
+
+`bertsmith serve` answers these requests. The server describes itself at `/openapi.json`, and `/docs` is a page to try
+requests in. Where `BERTSMITH_TOKEN` is set, requests need the header `Authorization: Bearer TOKEN` or
+`X-API-Key: TOKEN`.
+The paths `/health`, `/ready`, `/ui`, `/docs` and `/openapi.json` never need it.
+"""
+
+
+def http() -> str:
+    """Return the page of the HTTP API, from its OpenAPI description."""
+    from bertsmith.serving.app import create_app
+
+    about = create_app(lambda: None, None, None).openapi()  # neither counts nor limits are in the description
+    schemas = about["components"]["schemas"]
+    parts, statuses = [_HTTP], dict[str, str]()
+    for path, methods in about["paths"].items():
+        for method, action in methods.items():
+            text = "\n\n".join(" ".join(part.split()) for part in action["description"].split("\n\n"))
+            parts.append(f"## {method.upper()} {path}\n\n{text}\n")
+            if body := action.get("requestBody"):
+                name = body["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+                parts.append(_table(("field", "type", "default", "meaning"), _fields(schemas, name)))
+            answers = {code: _plain(answer["description"]) for code, answer in action["responses"].items()}
+            statuses |= answers | {"200": "The request is answered."}
+            parts.append(f"Statuses: {', '.join(f'`{code}`' for code in sorted(answers))}.\n")
+    parts.append(f"## Statuses\n\n{_table(('status', 'meaning'), sorted(statuses.items()))}")
+    parts.append("## Answers\n")
+    for name in dict.fromkeys(re.findall(r"#/components/schemas/(\w+)", str([*_answers(about)]))):
+        parts.append(f"### {name}\n\n{_plain(schemas[name]['description'])}\n")
+        fields = schemas[name]["properties"].items()
+        parts.append(_table(("field", "type"), ((f"`{key}`", _json_type(schema)) for key, schema in fields)))
+    return "\n".join(parts)
+
+
+def _answers(about: dict[str, Any]) -> Iterator[Any]:
+    for methods in about["paths"].values():
+        for action in methods.values():
+            yield from (answer.get("content") for code, answer in sorted(action["responses"].items()))
+
+
+def _fields(schemas: dict[str, Any], name: str, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    for key, schema in schemas[name]["properties"].items():
+        if "$ref" in schema:
+            yield from _fields(schemas, schema["$ref"].rpartition("/")[2], f"{prefix}{key}.")
+            continue
+        given = schema.get("default")
+        default = "" if given is None else f"`{str(given).lower() if isinstance(given, bool) else given}`"
+        if key in schemas[name].get("required", ()):
+            default = "required"
+        yield f"`{prefix}{key}`", _json_type(schema), default, _plain(schema.get("description", ""))
+
+
+def _json_type(schema: dict[str, Any]) -> str:
+    if "anyOf" in schema:
+        return " or ".join(_json_type(s) for s in schema["anyOf"] if s.get("type") != "null")
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if schema.get("type") == "array":
+        return f"list of {_json_type(schema['items'])}"
+    return {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}[schema["type"]]
+
+
+# -- all -------------------------------------------------------------------------------------------------------------
+
+
+def _plain(text: str) -> str:
+    """Return a description on one line, with the double backquotes of docstrings as single ones."""
+    return re.sub(r"``(.+?)``", r"`\1`", " ".join(text.split()))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(head)
+    lines = [head, ["---"] * len(head), *([_escaped_once(cell) for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _escaped_once(text: str) -> str:
+    return re.sub(r"(?<!\\)\|", "\\|", text)
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "settings.md": settings,
+    "commands.md": commands,
+    "files.md": files,
+    "http.md": http,
+}
+
+
+def page(name: str) -> str:
+    """Return what a page should hold."""
+    return _NOTE + PAGES[name]().rstrip("\n") + "\n"
+
+
+if __name__ == "__main__":
+    for name in PAGES:
+        (REFERENCE / name).write_text(page(name), encoding="utf-8")
