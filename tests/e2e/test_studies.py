@@ -32,10 +32,18 @@ def command(tiny, tmp_path):
     return to
 
 
-def _run(command, **settings):
-    out = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, **settings)
-    assert "Traceback" not in out.stderr, out.stderr
-    return out
+@pytest.fixture
+def here(cli, monkeypatch):
+    """Runs a command to its end in this process, which has everything imported; returns what it said."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def run(command):
+        code, _, said = cli(*command[3:])
+        assert code == 0, said
+        return said
+
+    return run
 
 
 def _kill_after_a_trial(command):
@@ -56,17 +64,16 @@ def _what_counts(folder):
     return trials, study.result["score"], study.result["test"]
 
 
-def test_a_study_killed_twice_ends_as_if_it_had_not_been(command, tmp_path):
-    assert _run(command("whole", 4)).returncode == 0
+def test_a_study_killed_twice_ends_as_if_it_had_not_been(command, here, tmp_path):
+    here(command("whole", 4))
     kept = []
     for _ in range(2):
         _kill_after_a_trial(command("killed", 4))
         before, kept = kept, [t.values for t in _trials(tmp_path / "killed") if t.values]
         assert kept[: len(before)] == before
         assert len(kept) > len(before)
-    out = _run(command("killed", 4))
-    assert out.returncode == 0
-    assert f"going on: {len(kept)} of 4 trials are done" in out.stderr
+    said = here(command("killed", 4))
+    assert f"going on: {len(kept)} of 4 trials are done" in said
     assert _what_counts(tmp_path / "killed") == _what_counts(tmp_path / "whole")
 
 
@@ -77,7 +84,7 @@ def _trials(folder):
     return optuna.load_study(study_name=name, storage=storage).trials
 
 
-def test_two_workers_share_a_study_and_ctrl_c_keeps_it(command, tmp_path):
+def test_two_workers_share_a_study_and_ctrl_c_keeps_it(command, here, tmp_path):
     process = subprocess.Popen(command("s", 4, "--jobs", 2), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     for line in process.stderr:
         if re.match(r"trial \d (complete|pruned)", line):
@@ -88,8 +95,7 @@ def test_two_workers_share_a_study_and_ctrl_c_keeps_it(command, tmp_path):
     assert "to go on: the same command" in told
     kept = [t.values for t in _trials(tmp_path / "s") if t.state.is_finished() and t.values]
     assert kept
-    out = _run(command("s", 4, "--jobs", 2))
-    assert out.returncode == 0, out.stderr
+    here(command("s", 4, "--jobs", 2))
     study = bs.Study(tmp_path / "s")
     assert len(study.trials) == 4
     assert len({json.dumps(t["settings"]) for t in study.info["trials"]}) == 4

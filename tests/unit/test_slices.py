@@ -34,11 +34,11 @@ def test_the_slice_that_is_worse_is_named_and_the_others_are_not():
 
 def test_chance_alone_is_rarely_called_worse():
     called = 0
-    for seed in range(100):
+    for seed in range(50):
         rng = np.random.default_rng(seed)
-        columns = {str(i): pd.Series(rng.integers(0, 5, 300)) for i in range(6)}
+        columns = {str(i): pd.Series(rng.integers(0, 5, 300)) for i in range(3)}
         called += any(entry["worse"] for entry in slices(rng.random(300) < 0.8, columns))
-    assert called <= 10  # five of a hundred at most, and some luck
+    assert called <= 5  # two or three of fifty at most, and some luck
 
 
 @given(st.integers(0, 10**6), st.integers(0, 80))
