@@ -50,9 +50,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
     for item in items:
-        given = inspect.signature(item.function).parameters if isinstance(item, pytest.Function) else {}
-        if item.path.stem in order or {"tiny", "pooled"} & set(given):
+        if item.path.stem in order or (isinstance(item, pytest.Function) and _trains(item)):
             item.add_marker("slow")
+
+
+def _trains(item: pytest.Function) -> bool:
+    """Return whether a test trains: it asks for a checkpoint, not only for the finished run that all share."""
+    shared = {"finished", "classifier"} & set(item.fixturenames)
+    return bool({"tiny", "pooled"} & set(inspect.signature(item.function).parameters if shared else item.fixturenames))
 
 
 _modules = 0

@@ -32,6 +32,7 @@ def test_the_slice_that_is_worse_is_named_and_the_others_are_not():
     assert json.loads(json.dumps(found)) == found
 
 
+@pytest.mark.slow
 def test_chance_alone_is_rarely_called_worse():
     called = 0
     for seed in range(50):
