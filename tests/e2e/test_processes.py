@@ -99,7 +99,7 @@ def test_no_second_process_writes_to_a_run_folder(csv, tiny, tmp_path):
 
 
 def test_30_kills_at_random_moments_leave_no_trace(csv, tiny, tmp_path):
-    settings = {"epochs": 4, "patience": 4, "learning_rate": 1e-2, "precision": "fp32", "explanations": "off"}
+    settings = {"epochs": 4, "learning_rate": 1e-2, "precision": "fp32"}
     outcomes = list(kills(tmp_path, csv, tiny, settings, n=30, seed=1))
     assert all(outcome.same for outcome in outcomes)
     left = [state for outcome in outcomes for state in outcome.left]
