@@ -1,4 +1,5 @@
 # Two commands do everything on a fresh machine with Python 3.11+ and make: `make demo` and `make test`.
+# `make check` is the quick part of `make test`.
 
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -6,15 +7,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test docs lint types setup clean
+.PHONY: demo test check docs lint types setup clean
 
 demo: setup
 	$(BIN)/bertsmith demo --overwrite
 
-# A file of tests a core, each with one thread: several processes with several threads would only wait for one another.
-# Files go in the order of their names, those of whole processes first: what takes longest is not begun last.
+# One test file per core, each with one thread: several processes with several threads only wait for one another.
+# The longest files start first (tests/conftest.py sorts them).
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+
+check: lint types
+	$(PYTEST) -m "not slow" tests/unit
 
 # The site, in docs/_build/html; a warning is an error.
 docs: setup

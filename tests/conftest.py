@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import json
 import os
 import random
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,10 +31,53 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["BERTSMITH_CV"] = "0"  # tables of tests are small; what cross-validates says so
 
 
+LONGEST = (
+    "test_processes",
+    "test_studies",
+    "test_nan_guard",
+    "test_real_data",
+    "test_tuning",
+    "test_distributed",
+    "test_export",
+    "test_server",
+    "test_signals",
+)
+"""Files that take longest, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files, so that no worker is left with one of them, and mark tests that train as slow."""
+    order = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    for item in items:
+        if item.path.stem in order or (isinstance(item, pytest.Function) and _trains(item)):
+            item.add_marker("slow")
+
+
+def _trains(item: pytest.Function) -> bool:
+    """Return whether a test trains: it asks for a checkpoint, not only for the finished run that all share."""
+    shared = {"finished", "classifier"} & set(item.fixturenames)
+    return bool({"tiny", "pooled"} & set(inspect.signature(item.function).parameters if shared else item.fixturenames))
+
+
+_modules = 0
+
+
+def _out_of_the_search_for_garbage() -> None:
+    """Take what was imported since the last time out of the search for garbage, which takes long otherwise."""
+    global _modules
+    if len(sys.modules) > _modules + 20:
+        _modules = len(sys.modules)
+        gc.collect()
+        gc.freeze()
+
+
 def pytest_collection_finish() -> None:
-    """Take what was imported out of the search for garbage, which takes seconds of every minute otherwise."""
-    gc.collect()
-    gc.freeze()
+    _out_of_the_search_for_garbage()
+
+
+def pytest_runtest_logfinish() -> None:
+    _out_of_the_search_for_garbage()
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -46,10 +91,11 @@ FAST = {"epochs": 3, "learning_rate": 1e-2, "head_rate": 1, "precision": "fp32",
 
 
 def train(tiny: Path, output: Path, **settings: Any) -> Run:
-    """Train a tiny checkpoint for three epochs of six steps."""
+    """Train a tiny checkpoint for three epochs of six steps; no mistake is explained unless asked for."""
     import bertsmith as bs
 
-    return bs.train(settings.pop("table", tiny_table()), output=output, model=str(tiny), **{**FAST, **settings})
+    settings = {**FAST, "explanations": "off", **settings}
+    return bs.train(settings.pop("table", tiny_table()), output=output, model=str(tiny), **settings)
 
 
 def weights_of(run: Run) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
@@ -21,21 +22,33 @@ FLAGS = ["--device", "cpu", "--epochs", "2", "--learning-rate", "1e-2", "--preci
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 
 
-@pytest.fixture
-def command(tiny, tmp_path):
-    tiny_table(150).to_csv(tmp_path / "t.csv", index=False)
-    start = [sys.executable, "-m", "bertsmith", "tune", str(tmp_path / "t.csv"), "--model", str(tiny), *FLAGS]
+def _commands(tiny, place):
+    tiny_table(150).to_csv(place / "t.csv", index=False)
+    start = [sys.executable, "-m", "bertsmith", "tune", str(place / "t.csv"), "--model", str(tiny), *FLAGS]
 
     def to(folder, trials, *flags):
-        return [*start, "-o", str(tmp_path / folder), "--trials", str(trials), *map(str, flags)]
+        return [*start, "-o", str(place / folder), "--trials", str(trials), *map(str, flags)]
 
     return to
 
 
-def _run(command, **settings):
-    out = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, **settings)
-    assert "Traceback" not in out.stderr, out.stderr
-    return out
+@pytest.fixture
+def command(tiny, tmp_path):
+    return _commands(tiny, tmp_path)
+
+
+@pytest.fixture
+def here(cli, monkeypatch):
+    """Runs a command to its end in this process, which has everything imported; returns what it said."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def run(command):
+        code, _, said = cli(*command[3:])
+        assert code == 0, said
+        return said
+
+    return run
 
 
 def _kill_after_a_trial(command):
@@ -56,17 +69,16 @@ def _what_counts(folder):
     return trials, study.result["score"], study.result["test"]
 
 
-def test_a_study_killed_twice_ends_as_if_it_had_not_been(command, tmp_path):
-    assert _run(command("whole", 4)).returncode == 0
+def test_a_study_killed_twice_ends_as_if_it_had_not_been(command, here, tmp_path):
+    here(command("whole", 4))
     kept = []
     for _ in range(2):
         _kill_after_a_trial(command("killed", 4))
         before, kept = kept, [t.values for t in _trials(tmp_path / "killed") if t.values]
         assert kept[: len(before)] == before
         assert len(kept) > len(before)
-    out = _run(command("killed", 4))
-    assert out.returncode == 0
-    assert f"going on: {len(kept)} of 4 trials are done" in out.stderr
+    said = here(command("killed", 4))
+    assert f"going on: {len(kept)} of 4 trials are done" in said
     assert _what_counts(tmp_path / "killed") == _what_counts(tmp_path / "whole")
 
 
@@ -77,38 +89,62 @@ def _trials(folder):
     return optuna.load_study(study_name=name, storage=storage).trials
 
 
-def test_two_workers_share_a_study_and_ctrl_c_keeps_it(command, tmp_path):
-    process = subprocess.Popen(command("s", 4, "--jobs", 2), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
-    for line in process.stderr:
-        if re.match(r"trial \d (complete|pruned)", line):
-            break
-    process.send_signal(signal.SIGINT)
-    told = process.communicate(timeout=120)[1]
-    assert process.returncode == 130, told
-    assert "to go on: the same command" in told
-    kept = [t.values for t in _trials(tmp_path / "s") if t.state.is_finished() and t.values]
-    assert kept
-    out = _run(command("s", 4, "--jobs", 2))
-    assert out.returncode == 0, out.stderr
-    study = bs.Study(tmp_path / "s")
-    assert len(study.trials) == 4
-    assert len({json.dumps(t["settings"]) for t in study.info["trials"]}) == 4
-    assert all(values in [t["values"] for t in study.info["trials"]] for values in kept)
-    assert study.result is not None
+@dataclass
+class Shared:
+    """A study of two workers: ended by Ctrl-C, then begun again, when one worker was killed.
+
+    Attributes:
+        ended, told: exit code and messages of the first command.
+        kept: the values of the trials that it left.
+        ended_again, told_again: of the second command.
+        study: at last.
+    """
+
+    ended: int
+    told: str
+    kept: list[list[float]]
+    ended_again: int
+    told_again: str
+    study: bs.Study
 
 
-def test_the_trial_of_a_killed_worker_is_done_by_the_others(command, tmp_path):
-    process = subprocess.Popen(command("s", 4, "--jobs", 2), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
-    for line in process.stderr:
-        if re.match(r"trial \d (complete|pruned)", line):
-            break
-    children = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def shared_study(tiny, tmp_path_factory):
+    place = tmp_path_factory.mktemp("shared")
+    command = _commands(tiny, place)("s", 6, "--jobs", 2)
+
+    def until_a_trial_ends():
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+        for line in process.stderr:
+            if re.match(r"trial \d (complete|pruned)", line):
+                break
+        return process
+
+    first = until_a_trial_ends()
+    first.send_signal(signal.SIGINT)
+    told = first.communicate(timeout=120)[1]
+    kept = [t.values for t in _trials(place / "s") if t.state.is_finished() and t.values]
+    second = until_a_trial_ends()
+    children = subprocess.run(["pgrep", "-P", str(second.pid), "-f", "spawn_main"], capture_output=True, text=True)
     os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
-    told = process.communicate(timeout=240)[1]
-    assert process.returncode == 0, told
-    study = bs.Study(tmp_path / "s")
-    assert len(study.trials) == 4
-    assert set(study.trials["state"]) <= {"complete", "pruned"}
+    told_again = second.communicate(timeout=240)[1]
+    return Shared(first.returncode, told, kept, second.returncode, told_again, bs.Study(place / "s"))
+
+
+def test_two_workers_share_a_study_and_ctrl_c_keeps_it(shared_study):
+    assert shared_study.ended == 130, shared_study.told
+    assert "to go on: the same command" in shared_study.told
+    assert shared_study.kept
+    found = shared_study.study.info["trials"]
+    assert len({json.dumps(t["settings"]) for t in found}) == len(found) == 6
+    assert all(values in [t["values"] for t in found] for values in shared_study.kept)
+    assert shared_study.study.result is not None
+
+
+def test_the_trial_of_a_killed_worker_is_done_by_the_others(shared_study):
+    assert shared_study.ended_again == 0, shared_study.told_again
+    assert len(shared_study.study.trials) == 6
+    assert set(shared_study.study.trials["state"]) <= {"complete", "pruned"}
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import bertsmith as bs
 from bertsmith.testing import ARCHITECTURES, tiny_model, tiny_table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_trained_saved_loaded_and_used(architecture, tmp_path):
     model = tiny_model(tmp_path / "model", architecture)

@@ -37,7 +37,8 @@ def untested(tmp_path_factory, pooled):
             lambda self, which=None: (regressed.append(which), regress(self, which))[1],
         )
         folder = tmp_path_factory.mktemp("runs") / "untested"
-        return _train(pooled, folder, table=tiny_table(90), test_size=0, cv=FOLDS), regressed
+        settings = {"test_size": 0, "cv": FOLDS, "explanations": "auto"}
+        return _train(pooled, folder, table=tiny_table(90), **settings), regressed
 
 
 def _table(**columns):
@@ -90,7 +91,7 @@ def test_thresholds_come_from_the_cross_validation(run):
 
 
 def test_a_stopped_run_goes_on_with_the_folds_that_are_left(tmp_path, pooled):
-    settings = {"table": tiny_table(60), "cv": 3}
+    settings = {"table": tiny_table(60), "cv": 3, "epochs": 1}
     events = []
     whole = _train(pooled, tmp_path / "whole", **settings, on_event=events.append)
     assert [type(e) for e in events if isinstance(e, FoldStarted | FoldDone)] == [FoldStarted, FoldDone] * 3

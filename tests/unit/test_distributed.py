@@ -1,6 +1,9 @@
 """Several processes train one model together, to the result of one alone."""
 
+import multiprocessing
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -40,17 +43,49 @@ def _together(*given, **how):
     return subprocess.run(_command(*given, **how), capture_output=True, text=True, timeout=300)
 
 
+def _as_torchrun_does(rank, size, port, arguments):
+    """Be one of the processes that torchrun starts."""
+    os.environ |= {"TORCHELASTIC_RUN_ID": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"BERTSMITH_CV": "0", "OMP_NUM_THREADS": "1"}
+    main(arguments)
+
+
+def _forked(*given, processes=2):
+    """Train as `_together` does, in processes forked from one that has everything imported; return the exit codes."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["tests.unit.test_distributed", "bertsmith.workflows.train", "transformers", "datasets"]
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = _command(*given, processes=1)[3:]
+    workers = [
+        context.Process(target=_as_torchrun_does, args=(rank, processes, port, arguments)) for rank in range(processes)
+    ]
+    for process in workers:
+        process.start()
+    for process in workers:
+        process.join(timeout=300)
+        process.kill()
+        process.join()
+    return [process.exitcode for process in workers]
+
+
 @pytest.fixture
 def table(tmp_path):
     tiny_table(121).to_csv(tmp_path / "t.csv", index=False)
     return tmp_path / "t.csv"
 
 
-def test_two_processes_give_the_result_of_one(table, tmp_path, pooled):
+def test_two_processes_give_the_result_of_one(table, tmp_path, pooled, cli):
     """They begin with one head, too."""
     more = ["--dropout", "0", "--set", "gradient_accumulation_steps=2"]
-    alone, both = (_together(table, tmp_path / f"{n}", pooled, *more, processes=n) for n in (1, 2))
-    assert alone.returncode == both.returncode == 0, both.stderr
+    code, _, said = cli(*_command(table, tmp_path / "1", pooled, *more, processes=1)[3:])
+    assert code == 0, said
+    both = _together(table, tmp_path / "2", pooled, *more)
+    assert both.returncode == 0, both.stderr
     assert both.stdout.count("test macro-F1") == 1  # one of them speaks
     one, two = (open_run(tmp_path / f"{n}") for n in (1, 2))
     for name in ("train_loss", "validation_loss"):
@@ -66,9 +101,9 @@ def test_two_processes_give_the_result_of_one(table, tmp_path, pooled):
 
 
 def test_what_is_interrupted_together_goes_on_together(table, tmp_path, tiny):
-    more = ["--epochs", "20", "--patience", "20"]  # time enough for the signal
-    whole = _together(table, tmp_path / "whole", tiny, *more)
-    assert whole.returncode == 0, whole.stderr
+    more = ["--epochs", "10", "--patience", "10"]  # time enough for the signal
+    whole = _forked(table, tmp_path / "whole", tiny, *more)
+    assert whole == [0, 0]
     command = _command(table, tmp_path / "cut", tiny, *more)
     history = tmp_path / "cut" / "history.jsonl"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
@@ -77,8 +112,8 @@ def test_what_is_interrupted_together_goes_on_together(table, tmp_path, tiny):
         process.send_signal(signal.SIGTERM)  # which torchrun hands on
         said = process.communicate(timeout=120)[1]
     assert said.count("to go on: the same command with --resume") == 1, said
-    again = _together(table, tmp_path / "cut", tiny, *more, "--resume")
-    assert again.returncode == 0, again.stderr
+    again = _forked(table, tmp_path / "cut", tiny, *more, "--resume")
+    assert again == [0, 0]
     cut, one = open_run(tmp_path / "cut"), open_run(tmp_path / "whole")
     assert [e["validation_loss"] for e in cut.history] == [e["validation_loss"] for e in one.history]
     assert all(w.equal(weights_of(cut)[name]) for name, w in weights_of(one).items())

@@ -62,6 +62,7 @@ def test_explanations_end_by_their_deadline(classifier, monkeypatch):
     assert explain_mistakes(classifier, predictions, lengths, seconds=0.0) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_is_explained_word_by_word(architecture, tmp_path):
     model = tiny_model(tmp_path / "model", architecture)

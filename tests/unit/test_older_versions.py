@@ -9,6 +9,7 @@ import pytest
 
 import bertsmith as bs
 
+pytestmark = pytest.mark.slow
 WRITTEN = Path(__file__).parents[1] / "data" / "written-by-0.1.tar.xz"
 SETTINGS = {"model": "tiny", "epochs": 12, "batch_size": 16, "learning_rate": 3e-2, "max_length": 32}
 

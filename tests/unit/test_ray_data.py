@@ -9,7 +9,7 @@ import pytest
 from bertsmith.testing import tiny_table
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's, of itself
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]  # Ray's, of itself
 
 
 @pytest.fixture

@@ -270,9 +270,9 @@ def test_a_damaged_file_of_a_run_is_named(file, content, finished, cli, tmp_path
     assert "what to do" in err
 
 
-@pytest.mark.parametrize("file", ["run.json", "labels.json", "history.jsonl", "splits.parquet"])
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"step"', None])
-def test_an_unfinished_run_with_a_damaged_file_goes_on_or_says_which(file, content, tiny, tmp_path):
+@pytest.fixture(scope="module")
+def unfinished(tiny, tmp_path_factory):
+    """The folder of a run that was interrupted after step 4 of 6, for tests to copy."""
     steps = []
 
     def stop():
@@ -282,8 +282,16 @@ def test_an_unfinished_run_with_a_damaged_file_goes_on_or_says_which(file, conte
         if type(event).__name__ == "StepDone":
             steps.append(event)
 
+    folder = tmp_path_factory.mktemp("unfinished") / "run"
     with pytest.raises(Interrupted):
-        train(tiny, tmp_path / "run", epochs=1, on_event=listen, stop=stop)
+        train(tiny, folder, epochs=1, on_event=listen, stop=stop)
+    return folder
+
+
+@pytest.mark.parametrize("file", ["run.json", "labels.json", "history.jsonl", "splits.parquet"])
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"step"', None])
+def test_an_unfinished_run_with_a_damaged_file_goes_on_or_says_which(file, content, unfinished, tiny, tmp_path):
+    shutil.copytree(unfinished, tmp_path / "run")
     (tmp_path / "run" / file).unlink(missing_ok=True)
     if content is not None:
         (tmp_path / "run" / file).write_text(content)

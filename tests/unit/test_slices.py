@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -32,15 +32,17 @@ def test_the_slice_that_is_worse_is_named_and_the_others_are_not():
     assert json.loads(json.dumps(found)) == found
 
 
+@pytest.mark.slow
 def test_chance_alone_is_rarely_called_worse():
     called = 0
-    for seed in range(100):
+    for seed in range(50):
         rng = np.random.default_rng(seed)
-        columns = {str(i): pd.Series(rng.integers(0, 5, 300)) for i in range(6)}
+        columns = {str(i): pd.Series(rng.integers(0, 5, 300)) for i in range(3)}
         called += any(entry["worse"] for entry in slices(rng.random(300) < 0.8, columns))
-    assert called <= 10  # five of a hundred at most, and some luck
+    assert called <= 5  # two or three of fifty at most, and some luck
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(0, 80))
 def test_any_column_can_be_sliced_by(seed, n):
     rng = np.random.default_rng(seed)

@@ -1,6 +1,7 @@
 """Texts read piece by piece are those of the table read whole; interrupted predictions go on to the same end."""
 
 import gzip
+import io
 import json
 import shutil
 import subprocess
@@ -256,15 +257,28 @@ def test_unfinished_predictions_that_nobody_can_tell_apart_are_begun_anew(classi
     PredictionFile(output).check(resume=False, overwrite=True)
 
 
+def _stdin(monkeypatch, content):
+    given = io.TextIOWrapper(io.BytesIO(content))
+    monkeypatch.setattr(sys, "stdin", given)
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_lines_from_stdin_go_to_every_format(suffix, finished, tmp_path):
-    command = [sys.executable, "-m", "bertsmith", "predict", str(finished), "-", "-o", str(tmp_path / f"out{suffix}")]
-    done = subprocess.run(command, input=b"caf\xe9\ncat\n", capture_output=True)
-    assert done.returncode == 0, done.stderr
-    assert b"stdin is not UTF-8; it was read as cp1252" in done.stderr
+def test_lines_from_stdin_go_to_every_format(suffix, cli, finished, tmp_path, monkeypatch):
+    command = ["predict", finished, "-", "-o", tmp_path / f"out{suffix}"]
+    if suffix == ".csv":  # from a real pipe
+        command = [sys.executable, "-m", "bertsmith", *map(str, command)]
+        done = subprocess.run(command, input=b"caf\xe9\ncat\n", capture_output=True)
+        code, told = done.returncode, done.stderr.decode()
+        command = command[3:]
+    else:
+        _stdin(monkeypatch, b"caf\xe9\ncat\n")
+        code, _, told = cli(*command)
+    assert code == 0, told
+    assert "stdin is not UTF-8; it was read as cp1252" in " ".join(told.split())
     assert (tmp_path / f"out{suffix}").stat().st_size
-    refused = subprocess.run([*command, "--text-column", "x"], input=b"a", capture_output=True)
-    assert (refused.returncode, b"lines of text" in refused.stderr) == (2, True)
+    _stdin(monkeypatch, b"a")
+    code, _, told = cli(*command, "--text-column", "x")
+    assert (code, "lines of text" in told) == (2, True)
 
 
 def test_lists_and_objects_are_json_in_csv(classifier, tmp_path):

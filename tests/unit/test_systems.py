@@ -124,7 +124,7 @@ def test_training_predicting_and_explaining_need_no_float64_on_the_device(tiny, 
     import bertsmith as bs
 
     with NoFloat64():
-        run = train(tiny, tmp_path / "run", epochs=1)
+        run = train(tiny, tmp_path / "run", epochs=1, explanations="auto")
         classifier = bs.load(run, device="cpu", runtime="torch")
         assert classifier.predict_proba(["my cat"]).shape == (1, 3)
         assert explain(classifier, "my cat").words

@@ -144,22 +144,36 @@ def test_any_training_argument_can_be_set(tmp_path):
         training_arguments(recipe, bad, tmp_path, CPU)
 
 
-def test_the_golden_run(tiny, tmp_path):
+@pytest.fixture(scope="module")
+def story(tiny, tmp_path_factory):
+    """A run of three epochs, and its events."""
+    events = []
+    return _train(tiny, tmp_path_factory.mktemp("story") / "run", on_event=events.append), events
+
+
+@pytest.fixture(scope="module")
+def still(tmp_path_factory):
+    """A tiny checkpoint without dropout, and a run of it."""
+    folder = tmp_path_factory.mktemp("still")
+    model = tiny_model(folder / "m", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    return model, _train(model, folder / "run")
+
+
+def test_the_golden_run(story):
     """The loss of a fixed run, to notice a changed step. Measured with torch 2.13 and transformers 5.23 on a CPU."""
-    run = _train(tiny, tmp_path / "run", consistency=0)
+    run, _ = story
     assert [e["train_loss"] for e in run.history] == pytest.approx([1.106, 1.094, 0.855], abs=0.03)
     assert [e["step"] for e in run.history] == [6, 12, 18]
 
 
 @pytest.mark.parametrize("change", ["hugging face", "three workers"])
-def test_without_dropout_no_loss_depends_on_how_it_is_computed(change, tmp_path, monkeypatch):
-    still = tiny_model(tmp_path / "m", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    ours = _train(still, tmp_path / "ours", consistency=0)
+def test_without_dropout_no_loss_depends_on_how_it_is_computed(change, still, tmp_path, monkeypatch):
+    model, ours = still
     if change == "hugging face":
         monkeypatch.setattr("bertsmith.model.forward.supports", lambda _: False)
     else:
         monkeypatch.setattr("bertsmith.compute.threads.count", lambda: 3)
-    other = _train(still, tmp_path / "other", consistency=0)
+    other = _train(model, tmp_path / "other")
     for loss in ("train_loss", "validation_loss"):
         assert [e[loss] for e in other.history] == pytest.approx([e[loss] for e in ours.history], rel=1e-5)
 
@@ -185,9 +199,8 @@ def test_a_trace_of_a_few_steps_is_written_where_it_is_asked_for(epochs, tiny, t
     assert run.foreign() == []
 
 
-def test_events_tell_the_story(tiny, tmp_path):
-    events = []
-    run = _train(tiny, tmp_path / "run", on_event=events.append)
+def test_events_tell_the_story(story):
+    run, events = story
     told = [e for e in events if isinstance(e, Started | StepDone | Evaluated | Saved | Finished)]
     assert [type(e) for e in told[:1]] == [Started]
     assert sum(isinstance(e, StepDone) for e in told) == 18
@@ -261,8 +274,8 @@ def test_arguments_that_only_fail_later_are_told_too(tiny, tmp_path):
         _train(tiny, tmp_path / "run", set={"per_device_train_batch_size": 0})
 
 
-def test_run_json_is_json(tiny, tmp_path):
-    run = _train(tiny, tmp_path / "run", epochs=1)
+def test_run_json_is_json(tiny, story):
+    run, _ = story
     content = json.loads(run.layout.run.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert content["status"] == "finished"
     assert content["config"]["model"] == str(tiny)

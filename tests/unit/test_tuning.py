@@ -4,6 +4,8 @@ import dataclasses
 import io
 import json
 import threading
+import time
+import types
 
 import numpy as np
 import optuna
@@ -37,6 +39,7 @@ QUICK = {
     "device": "cpu",
     "learning_rate": 1e-2,
     "head_rate": 1,
+    "explanations": "off",
 }
 RECIPE = Recipe(4.0, 32, 1e-4, 10.0, 0.1, 0.01, "fp32", 3, "none")
 
@@ -173,7 +176,7 @@ def test_a_search_that_cannot_be_is_told(plan, said):
 
 def test_the_first_trial_is_the_defaults_in_what_a_file_adds_too(tiny, tmp_path):
     added = {"adam_beta2": {"low": 0.9, "high": 0.9999}, "optim": ["sgd", "adamw_torch_fused"]}
-    study = tune(tiny, tmp_path / "s", trials=1, space=added)
+    study = tune(tiny, tmp_path / "s", trials=1, space=added, epochs=1)
     assert study.result["settings"]["adam_beta2"] == 0.999
     assert study.result["is_default"]
 
@@ -232,7 +235,7 @@ def test_no_trial_sees_a_test_text(tiny, tmp_path, monkeypatch):
         return prepare(found, config, labels, texts, *rest)
 
     monkeypatch.setattr(trying, "prepare_model", prepare_model)
-    study = tune(tiny, tmp_path / "s", trials=1)
+    study = tune(tiny, tmp_path / "s", trials=1, epochs=1)
     tested = set(study.best.predictions["text"])
     assert len(tested) >= 15
     assert len(seen) + len(tested) == 150
@@ -290,26 +293,25 @@ def test_advice_looks_at_the_edges_of_the_space_and_at_the_end_of_the_curve():
 # -- nothing is lost -----------------------------------------------------------------------------------------------
 
 
-def test_a_study_goes_on_where_it_stopped_to_the_same_trials(study, tiny, tmp_path):
-    seen = []
+@pytest.fixture(scope="module")
+def stopped_in_a_trial(tiny, tmp_path_factory):
+    """The folder of a study that was stopped while it tried the third settings."""
+    seen, folder = [], tmp_path_factory.mktemp("stopped") / "s"
 
     def stop():
         return sum(type(e).__name__ == "TrialEnded" for e in seen) == 2 and type(seen[-1]).__name__ == "TrialScored"
 
     with pytest.raises(Interrupted, match="stopped after step"):
-        tune(tiny, tmp_path / "s", trials=5, on_event=seen.append, stop=stop)
-    kept = bs.Study(tmp_path / "s")
+        tune(tiny, folder, trials=5, on_event=seen.append, stop=stop)
+    kept = bs.Study(folder)
     assert len(kept.trials) == 2
     assert kept.result is None
-    started = []
-    again = tune(tiny, tmp_path / "s", trials=5, on_event=started.append)
-    assert next(e for e in started if type(e).__name__ == "StudyStarted").done == 2
-    columns = [n for n in study.trials.columns if n not in ("number", "seconds")]
-    assert again.trials[columns].to_dict("records") == study.trials[columns].to_dict("records")
-    assert again.result["score"] == study.result["score"]
+    return folder
 
 
-def test_a_stop_while_the_winner_is_trained_goes_on_with_it(study, tiny, tmp_path):
+@pytest.fixture(scope="module")
+def stopped_in_the_end(stopped_in_a_trial, tiny):
+    """The folder of that study, which went on and was stopped again while the winner was trained; and its events."""
     seen = []
 
     def stop():
@@ -317,12 +319,26 @@ def test_a_stop_while_the_winner_is_trained_goes_on_with_it(study, tiny, tmp_pat
         return "FinalStarted" in names and "Saved" in names[names.index("FinalStarted") :]
 
     with pytest.raises(Interrupted, match="a checkpoint is saved"):
-        tune(tiny, tmp_path / "s", trials=5, on_event=seen.append, stop=stop)
-    kept = bs.Study(tmp_path / "s")
+        tune(tiny, stopped_in_a_trial, trials=5, on_event=seen.append, stop=stop)
+    return stopped_in_a_trial, seen
+
+
+def test_a_study_goes_on_where_it_stopped_to_the_same_trials(study, stopped_in_the_end):
+    folder, started = stopped_in_the_end
+    again = bs.Study(folder)
+    assert next(e for e in started if type(e).__name__ == "StudyStarted").done == 2
+    columns = [n for n in study.trials.columns if n not in ("number", "seconds")]
+    assert again.trials[columns].to_dict("records") == study.trials[columns].to_dict("records")
+
+
+def test_a_stop_while_the_winner_is_trained_goes_on_with_it(study, stopped_in_the_end, tiny):
+    folder, _ = stopped_in_the_end
+    kept = bs.Study(folder)
     assert len(kept.trials) == 5
     assert kept.best.info["status"] == "interrupted"
     events = []
-    again = tune(tiny, tmp_path / "s", trials=5, on_event=events.append)
+    again = tune(tiny, folder, trials=5, on_event=events.append)
+    assert again.result["score"] == study.result["score"]
     assert not [e for e in events if type(e).__name__ == "TrialStarted"]
     assert next(e for e in events if type(e).__name__ == "Started").step > 0
     assert same_weights(weights_of(again.best), weights_of(study.best))
@@ -330,13 +346,13 @@ def test_a_stop_while_the_winner_is_trained_goes_on_with_it(study, tiny, tmp_pat
 
 
 def test_a_finished_study_is_not_done_again_and_more_trials_go_on(tiny, tmp_path):
-    study = tune(tiny, tmp_path / "s", trials=2)
+    study = tune(tiny, tmp_path / "s", trials=2, epochs=1)
     before = study.best.info["finished"], study.trials
     events = []
-    again = tune(tiny, tmp_path / "s", trials=2, on_event=events.append)
+    again = tune(tiny, tmp_path / "s", trials=2, epochs=1, on_event=events.append)
     assert not [e for e in events if type(e).__name__ in ("TrialStarted", "Started")]
     assert again.best.info["finished"] == before[0]
-    more = tune(tiny, tmp_path / "s", trials=3)
+    more = tune(tiny, tmp_path / "s", trials=3, epochs=1)
     assert more.trials.iloc[:2].equals(before[1])
     assert len(more.trials) == 3
 
@@ -352,7 +368,7 @@ def test_other_settings_or_data_are_refused_by_name(study, tiny, tmp_path):
     (tmp_path / "full" / "notes.txt").write_text("mine")
     with pytest.raises(RunFolderError, match="a folder with other files"):
         tune(tiny, tmp_path / "full")
-    tune(tiny, tmp_path / "s", trials=1)
+    tune(tiny, tmp_path / "s", trials=1, epochs=1)
     (tmp_path / "s" / "notes.txt").write_text("mine")
     with pytest.raises(RunFolderError, match=r"notes\.txt"):
         tune(tiny, tmp_path / "s", trials=1, overwrite=True)
@@ -361,7 +377,7 @@ def test_other_settings_or_data_are_refused_by_name(study, tiny, tmp_path):
 
 
 def test_overwrite_throws_nothing_away_before_all_else_is_good_nor_under_others(tiny, tmp_path):
-    study = tune(tiny, tmp_path / "s", trials=1)
+    study = tune(tiny, tmp_path / "s", trials=1, epochs=1)
     before = study.file.read_text()
     bad = tiny_table(150).assign(Text="")
     for wrong in ({"table": bad}, {"table": tiny_table(150), "max_length": 4096}):
@@ -383,6 +399,8 @@ def _store(folder, **settings):
     return Store(folder, "s", **{"url": None, "directions": ["maximize"], "pruner": pruner, "seed": 0, **settings})
 
 
+UNTIRING = types.SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None)
+"""For `stores.time`: what else sleeps in this process must go on sleeping, or it would take all of a core."""
 SPACE = {"learning_rate": Range(1e-5, 1e-3, log=True), "epochs": Range(1, 9, whole=True)}
 
 
@@ -434,10 +452,10 @@ def test_ctrl_c_costs_no_trial_however_often(tmp_path):
 def test_a_trial_counts_by_what_a_decision_rule_adds(tiny, tmp_path, monkeypatch):
     from bertsmith.evaluation.decision import Decision
 
-    plain = tune(tiny, tmp_path / "off", trials=1, decision_rule="off")
+    plain = tune(tiny, tmp_path / "off", trials=1, epochs=1, decision_rule="off")
     rule = Decision(np.zeros(3), True, 0.25, 0.01)
     monkeypatch.setattr(trying, "tune", lambda targets, probabilities, seed: rule)
-    ruled = tune(tiny, tmp_path / "auto", trials=1)
+    ruled = tune(tiny, tmp_path / "auto", trials=1, epochs=1)
     assert ruled.result["score"] == pytest.approx(plain.result["score"] + 0.25)
     assert ruled.info["trials"][0]["curve"] == plain.info["trials"][0]["curve"]
 
@@ -458,9 +476,7 @@ def test_a_journal_cut_short_loses_its_last_line_only(tmp_path):
 
 
 def test_a_storage_that_goes_away_and_comes_back_loses_nothing(tiny, tmp_path, monkeypatch):
-    from sqlalchemy.exc import OperationalError
-
-    monkeypatch.setattr(stores.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(stores, "time", UNTIRING)
     away, events = {"tell": 2, "report": 3, "ask": 1, "importance": 1, "best": 1}, []
 
     def failing(name, action):
@@ -497,7 +513,7 @@ def test_a_storage_that_goes_away_and_comes_back_loses_nothing(tiny, tmp_path, m
 
 
 def test_a_storage_that_goes_away_after_it_has_heard_and_before_it_answers(tmp_path, monkeypatch):
-    monkeypatch.setattr(stores.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(stores, "time", UNTIRING)
     store = _store(tmp_path, url=f"sqlite:///{tmp_path / 'study.db'}")
     tell, left = optuna.Study.tell, [1]
 
@@ -555,7 +571,7 @@ def test_a_trial_that_fails_is_told_and_the_others_go_on(tiny, tmp_path, monkeyp
         return run_trial(bench, config, **rest)
 
     monkeypatch.setattr("bertsmith.workflows.workers.run_trial", sometimes)
-    study = tune(tiny, tmp_path / "s", trials=3)
+    study = tune(tiny, tmp_path / "s", trials=3, epochs=1)
     assert list(study.trials["state"]) == ["complete", "failed", "complete"]
     assert study.trials["why"][1] == "memory does not suffice even for one text"
     assert study.result["trials"] == {"complete": 2, "pruned": 0, "failed": 1}
@@ -594,7 +610,7 @@ def test_the_time_ends_a_search(tiny, tmp_path, monkeypatch):
         if type(event).__name__ == "TrialEnded":
             now[0] += 40
 
-    study = tune(tiny, tmp_path / "s", trials=None, minutes=1, on_event=tick)
+    study = tune(tiny, tmp_path / "s", trials=None, minutes=1, epochs=1, on_event=tick)
     assert len(study.trials) == 2
 
 
@@ -624,8 +640,8 @@ def test_a_trial_that_the_end_of_the_time_cuts_short_is_begun_again(tiny, tmp_pa
 
 def test_several_seeds_in_the_end_are_all_told_and_compared(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("bertsmith.workflows.tune.rank", lambda trial, plan: trial.number)  # not the defaults
-    assert "seeds" not in tune(tiny, tmp_path / "s", trials=2).result
-    study = tune(tiny, tmp_path / "s", trials=2, final_seeds=2)  # asked for when the search is over
+    assert "seeds" not in tune(tiny, tmp_path / "s", trials=2, epochs=1).result
+    study = tune(tiny, tmp_path / "s", trials=2, epochs=1, final_seeds=2)  # asked for when the search is over
     result = study.result
     means = []
     for run, found in ((study.best, result), (study.defaults, result["defaults"])):
@@ -666,7 +682,7 @@ def test_cross_validation_scores_every_text_once_and_keeps_groups_together(tiny,
 
 
 def test_two_objectives_give_a_front(tiny, tmp_path):
-    study = tune(tiny, tmp_path / "s", trials=3, objectives=("macro_f1", "latency"))
+    study = tune(tiny, tmp_path / "s", trials=3, epochs=1, objectives=("macro_f1", "latency"))
     values = {t["number"]: t["values"] for t in study.info["trials"]}
     assert all(ms > 0 for _, ms in values.values())
     for number in values:
@@ -682,7 +698,8 @@ def test_a_checkpoint_can_be_a_choice(tiny, tmp_path):
     from bertsmith.testing import tiny_model
 
     other = tiny_model(tmp_path / "other", "distilbert")
-    study = bs.tune(tiny_table(150), output=tmp_path / "s", trials=6, models=(str(tiny), str(other)), **QUICK)
+    settings = {**QUICK, "epochs": 1, "models": (str(tiny), str(other))}
+    study = bs.tune(tiny_table(150), output=tmp_path / "s", trials=6, **settings)
     assert set(study.trials["model"]) == {str(tiny), str(other)}
     assert study.trials["model"][0] == str(tiny)
 
@@ -754,6 +771,6 @@ def test_tables_that_another_worker_makes_at_the_same_time_are_waited_for(tmp_pa
         return real(*given, **how)
 
     monkeypatch.setattr(stores, "RDBStorage", refused_once)
-    monkeypatch.setattr(stores.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(stores, "time", UNTIRING)
     stores._database(url).remove_session()
     assert len(tries) == 2
