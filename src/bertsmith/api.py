@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bertsmith.config import Config, DataConfig, resolve
 from bertsmith.data.table import Table
-from bertsmith.errors import ConfigError, RunFolderError, listing, path_of
+from bertsmith.errors import ConfigError, RunFolderError, listing, needing, path_of
 from bertsmith.run import Run, open_run
 from bertsmith.versions import use_cores
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bertsmith.tuning.study import Study
 
 
+@needing("train")
 def read_table(source: Any = None, **settings: Any) -> Table:
     """Read a labelled table.
 
@@ -38,6 +39,7 @@ def read_table(source: Any = None, **settings: Any) -> Table:
     return read.read_table(source, resolve(settings, api=True))
 
 
+@needing("train")
 def inspect(table: Any, **settings: Any) -> Findings:
     """Look a table over: classes, lengths, duplicates, conflicts, leaks, damage. Nothing is changed.
 
@@ -52,6 +54,7 @@ def inspect(table: Any, **settings: Any) -> Findings:
     return inspect_table(as_table(table, config), config)
 
 
+@needing("train")
 def train(
     table: Any,
     *,
@@ -95,6 +98,7 @@ def train(
     )
 
 
+@needing("tune")
 def tune(
     table: Any,
     *,
@@ -142,14 +146,9 @@ def tune(
         Interrupted: after ``stop`` said yes.
     """
     from bertsmith.training.arguments import problems_of
+    from bertsmith.tuning.plan import Plan
+    from bertsmith.tuning.tune import run_tuning
 
-    try:
-        from bertsmith.tuning.plan import Plan
-        from bertsmith.tuning.tune import run_tuning
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"tuning needs the package {error.name}", remedy="Install it: pip install 'bertsmith[tune]'."
-        ) from error
     resolved = resolve(settings, None if config is None else path_of(config, "config"), api=True, check_set=problems_of)
     use_cores(resolved.threads)
     plan = Plan(
@@ -174,6 +173,7 @@ def tune(
     )
 
 
+@needing("train")
 def evaluate(
     run: Run | Path | str, table: Any, *, name: str | None = None, overwrite: bool = False, **settings: Any
 ) -> dict[str, Any]:
@@ -203,6 +203,7 @@ def evaluate(
     return run_evaluation(folder, table, resolve(settings, api=True), name=name, overwrite=overwrite).metrics
 
 
+@needing("train")
 def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
     """Put finished runs side by side on their test rows, each paired with the first.
 
@@ -251,6 +252,7 @@ def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
     ]
 
 
+@needing()
 def load(
     run: Run | Path | str,
     *,
@@ -280,6 +282,7 @@ def load(
     return open_classifier(path, device=device, decide=decide, ensemble=ensemble, runtime=runtime, long=long)[0]
 
 
+@needing("export")
 def export(
     run: Run | Path | str,
     *,
@@ -294,7 +297,7 @@ def export(
     Args:
         run: the run, or its folder.
         format: ``"onnx"`` or ``"openvino"``.
-        precision: ``"fp32"`` or ``"int8"``; with OpenVINO ``"bf16"`` too.
+        precision: ``"fp32"``; with OpenVINO also ``"bf16"`` and ``"int8"``.
         output: the folder to write; ``RUN/export/FORMAT`` unless given, with ``-PRECISION`` but for fp32.
         accept: write it even if it does not say what the original says.
         overwrite: replace an export that is there.
@@ -317,6 +320,7 @@ def export(
     )
 
 
+@needing("label-errors")
 def label_errors(table: Any, **settings: Any) -> pd.DataFrame:
     """Find labels that are probably wrong, by cross-validation with a bag of words.
 

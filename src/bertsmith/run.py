@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.data.table import Labels
-from bertsmith.errors import RunFolderError, path_of
+from bertsmith.errors import RunFolderError, needing, path_of
 from bertsmith.storage import checksum, checksums, drop_leftovers, is_whole, replaced_folder, write_json, write_text
 
 if TYPE_CHECKING:
@@ -169,6 +169,7 @@ class Run:
             return entries
 
     @property
+    @needing()
     def predictions(self) -> pd.DataFrame:
         """The predictions for the test split, one row a text."""
         return self._predictions("test")
@@ -181,6 +182,7 @@ class Run:
             return list(_read_json(file)["mistakes"]) if file.is_file() else []
 
     @property
+    @needing()
     def validation_predictions(self) -> pd.DataFrame:
         """The predictions for the validation split, one row a text."""
         return self._predictions("validation")

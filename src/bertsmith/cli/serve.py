@@ -43,14 +43,9 @@ def serve(
             f"environment variable {TOKEN}: there is no token in it", remedy="Give one, or unset it to ask for none."
         )
     with heeded() as wishes:
-        try:
-            from bertsmith.serving.gate import Limits
-            from bertsmith.serving.server import Serving
-            from bertsmith.serving.server import serve as start
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"serving needs the package {error.name}",
-                remedy="Install what it takes: pip install fastapi fastapi-offline uvicorn prometheus-client.",
-            ) from error
+        from bertsmith.serving.gate import Limits
+        from bertsmith.serving.server import Serving
+        from bertsmith.serving.server import serve as start
+
         limits = Limits(max_body, max_texts, max_characters, timeout, max_wait)
         start(Serving(str(run), host, port, workers, device, decision_rule, runtime, limits, token), wishes)

@@ -12,7 +12,7 @@ from bertsmith.config import DataConfig, Source
 from bertsmith.data.columns import check_columns, check_flat
 from bertsmith.data.formats import read_file
 from bertsmith.data.raw import RawTable, encodable
-from bertsmith.errors import DataError, cut, quoted
+from bertsmith.errors import DataError, MissingPackageError, cut, quoted
 from bertsmith.hub import require_hub
 
 
@@ -57,9 +57,7 @@ def _read_sql(query: str, db: str) -> RawTable:
     try:
         import sqlalchemy
     except ImportError as error:
-        raise DataError(
-            "reading from a database needs the package sqlalchemy", remedy="pip install 'bertsmith[sql]'"
-        ) from error
+        raise MissingPackageError("sqlalchemy", "reading from a database") from error
     name = "the query"
     try:
         engine = sqlalchemy.create_engine(db)

@@ -14,7 +14,7 @@ import xxhash
 
 from bertsmith.compute.batching import micro_batches
 from bertsmith.data.table import Labels
-from bertsmith.errors import ConfigError, RunFolderError
+from bertsmith.errors import MissingPackageError, RunFolderError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.inference.abstain import HeldOut
 from bertsmith.inference.labelling import OneModel
@@ -149,7 +149,7 @@ class Exported(OneModel):
 
         Raises:
             RunFolderError: if the export is damaged.
-            ConfigError: if its runtime is not installed.
+            MissingPackageError: if its runtime is not installed.
         """
         folder = Path(folder)
         about = About.read(folder)
@@ -163,11 +163,7 @@ class Exported(OneModel):
         try:
             session = runtime.open(folder, about.precision, threads or cores())
         except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"the export needs the package {runtime.package}",
-                where=str(folder),
-                remedy=f"Install it: pip install {runtime.package}.",
-            ) from error
+            raise MissingPackageError(runtime.package, "the export", where=str(folder)) from error
         except Exception as error:
             raise _damaged(folder, f"{runtime.package} cannot load it: {str(error).splitlines()[0]}") from error
         return cls(folder, about, session, decide=decide)

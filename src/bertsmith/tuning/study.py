@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from bertsmith.config import Config
-from bertsmith.errors import RunFolderError, listing
+from bertsmith.errors import RunFolderError, listing, needing
 from bertsmith.output import differences
 from bertsmith.run import Run, now, reading
 from bertsmith.storage import write_json
@@ -79,6 +79,7 @@ class Study:
         return self.info.get("result") if self.file.is_file() else None
 
     @property
+    @needing()
     def trials(self) -> pd.DataFrame:
         """A row a trial, so far: ``number``, ``state``, ``values``, ``seconds``, ``why`` and its settings."""
         import pandas as pd
