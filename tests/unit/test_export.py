@@ -336,7 +336,7 @@ def rounded(copy):
 
 def test_an_int8_export_for_onnx_of_an_older_version_still_runs(run, exported, rounded, tmp_path):
     found, original = (bs.load(folder).predict_proba(TEXTS) for folder in (rounded, exported.path))
-    assert 1e-7 < abs(found - original).max() < 0.02
+    assert 1e-7 < abs(found - original).max() < 0.2
     exported.path.rename(tmp_path / "aside")
     rounded.rename(exported.path)
     try:
@@ -389,7 +389,7 @@ def test_where_int8_in_openvino_labels_otherwise_less_is_rounded(run, attempts, 
     [
         ("openvino", "int8", "export", "nncf"),
         ("openvino", "fp32", "openvino", "openvino"),
-        ("onnx", "fp32", "export", "onnxscript"),
+        ("onnx", "fp32", "export", "onnxruntime"),
     ],
 )
 def test_a_package_that_is_not_there_is_named(format, precision, extra, package, run, tmp_path, monkeypatch):
