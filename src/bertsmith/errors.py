@@ -134,11 +134,12 @@ class Interrupted(Exception):  # noqa: N818 - an interruption is not an error
     exit_code = 130
 
 
-def needing(extra: str | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def needing(extra: str | None = None, purpose: str | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Have a function name the extra to install where a package is missing, with a `MissingPackageError`.
 
     Args:
         extra: the extra that the function needs as a whole.
+        purpose: what the function does, for the message; its name unless given.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -149,8 +150,8 @@ def needing(extra: str | None = None) -> Callable[[Callable[P, R]], Callable[P, 
             except ModuleNotFoundError as error:
                 if error.name not in EXTRAS:
                     raise
-                purpose = f"bertsmith.{function.__qualname__}"
-                raise MissingPackageError(error.name, purpose, needs=extra) from error
+                doing = purpose or f"bertsmith.{function.__qualname__}"
+                raise MissingPackageError(error.name, doing, needs=extra) from error
 
         return checked
 

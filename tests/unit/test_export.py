@@ -276,10 +276,11 @@ def test_neither_torch_nor_transformers_nor_pyarrow_is_needed(exported, tmp_path
         out = subprocess.run(command, capture_output=True, text=True)
         assert out.returncode == 0, out.stderr
     assert len((tmp_path / "o.jsonl").read_text().splitlines()) == 3
-    command = [sys.executable, "-c", code, "train", str(tmp_path / "t.csv"), "-o", str(tmp_path / "run")]
-    out = subprocess.run(command, capture_output=True, text=True)
-    assert out.returncode == 2
-    assert "bertsmith[train]" in out.stderr
+    for file, extra in (("o.parquet", "tables"), ("o.xlsx", "excel")):
+        command = [sys.executable, "-c", code, "predict", str(exported.path), str(tmp_path / "t.csv")]
+        out = subprocess.run([*command, "-o", str(tmp_path / file)], capture_output=True, text=True)
+        assert out.returncode == 2
+        assert f"bertsmith[{extra}]" in out.stderr
     library = "import bertsmith as bs; print(bs.load(sys.argv[1]).predict(['red cat']))"
     command = [sys.executable, "-c", code.split("from bertsmith")[0] + library, str(exported.path)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("['")

@@ -113,6 +113,9 @@ NEEDED_BY_COMMAND = {
     "export RUN": "export",
     "predict RUN PARQUET": "tables",
     "predict RUN JSON": "tables",
+    "predict RUN EXCEL": "excel",
+    "predict RUN --sql Q --db sqlite:///d": "sql",
+    "predict RUN hf://a/b": "train",
     "predict RUN FOLDER --ray local -o OUT": "ray",
 }
 NEEDED_BY_FUNCTION = {
@@ -138,7 +141,8 @@ def named(tmp_path_factory, finished):
     (folder / "p").mkdir()
     tiny_table(20).to_parquet(folder / "p" / "t.parquet")
     (folder / "t.json").write_text('[{"Text": "a"}]')
-    files = {"T": "t.csv", "PARQUET": "p/t.parquet", "JSON": "t.json", "FOLDER": "p", "OUT": "out"}
+    tiny_table(20).to_excel(folder / "t.xlsx", index=False)
+    files = {"EXCEL": "t.xlsx", "T": "t.csv", "PARQUET": "p/t.parquet", "JSON": "t.json", "FOLDER": "p", "OUT": "out"}
     return {"RUN": finished} | {word: folder / name for word, name in files.items()}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bertsmith.data.stream import PIECE, Cells, Piece, Stream
-from bertsmith.errors import Interrupted, RunFolderError
+from bertsmith.errors import Interrupted, RunFolderError, needing
 from bertsmith.inference.formats import DIALECTS, TYPED, CsvStyle, join, open_writer, output_format, part_of
 from bertsmith.inference.spreadsheet import check_fits
 from bertsmith.output import differences, held
@@ -132,7 +132,8 @@ def write_stream(
         DataError: if an Excel file cannot hold the rows.
     """
     kind = output_format(output)
-    types = stream.types() if kind in TYPED else ({}, False)
+    typed = needing("excel" if kind == "xlsx" else "tables", f"writing .{kind}")(stream.types)
+    types = typed() if kind in TYPED else ({}, False)
     if kind == "xlsx" and stream.n_rows is not None:
         check_fits(cells for cells, _ in stream.pieces())
     with held(output, "writing this file"), told(output):
