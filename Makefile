@@ -7,16 +7,6 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test lint types setup clean
-.PHONY: help
-
-help:  # the first target: what `make` alone does
-	@echo "make demo    train and test a classifier on BBC News, offline"
-	@echo "make check   what a change must pass while you work on it: linters, types, the quick tests"
-	@echo "make test    linters, types and every test"
-	@echo "make lint    ruff: style and format"
-	@echo "make types   mypy"
-	@echo "make setup   the virtual environment $(VENV), which the others make too"
-	@echo "make clean   remove $(VENV)"
 
 demo: setup
 	$(BIN)/bertsmith demo --overwrite
@@ -48,3 +38,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 clean:
 	rm -rf $(VENV)
+
+.DEFAULT_GOAL := help
+.PHONY: help
+help:
+	@echo "make demo    train and test a classifier on BBC News, offline"
+	@echo "make check   what to run while you work on a change: linters, types, the quick tests"
+	@echo "make test    linters, types and every test"
+	@echo "make lint    ruff: style and format"
+	@echo "make types   mypy"
+	@echo "make docs    the documentation, in docs/_build/html"
+	@echo "make setup   the virtual environment $(VENV), which the others make too"
+	@echo "make clean   remove what the others made"
