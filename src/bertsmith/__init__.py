@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bertsmith.inference.predictor import Predictor
     from bertsmith.workflows.predict import Predictions
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "Classifier": "bertsmith.inference.classifier",
@@ -72,7 +72,14 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
+        from bertsmith.errors import EXTRAS, MissingPackageError
+
+        try:
+            return getattr(importlib.import_module(_HOME[name]), name)
+        except ModuleNotFoundError as error:
+            if error.name not in EXTRAS:
+                raise
+            raise MissingPackageError(error.name, f"bertsmith.{name}", needs="train") from error
     raise AttributeError(f"module 'bertsmith' has no attribute {name!r}")
 
 

@@ -4,10 +4,41 @@ from __future__ import annotations
 
 import difflib
 import errno
+import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+EXTRAS = {
+    "pandas": "tables",
+    "pyarrow": "tables",
+    "accelerate": "train",
+    "datasets": "train",
+    "datasketch": "train",
+    "huggingface_hub": "train",
+    "jinja2": "train",
+    "safetensors": "train",
+    "scipy": "train",
+    "sklearn": "train",
+    "torch": "train",
+    "transformers": "train",
+    "optuna": "tune",
+    "captum": "explain",
+    "cleanlab": "label-errors",
+    "nncf": "export",
+    "onnx": "export",
+    "onnxscript": "export",
+    "openvino": "openvino",
+    "openpyxl": "excel",
+    "python_calamine": "excel",
+    "sqlalchemy": "sql",
+    "ray": "ray",
+}
+"""The extra that brings each package which an installation can lack, by the name of its import."""
 
 _LONGEST_SHOWN = 80
 """Characters of a value that a message repeats."""
@@ -51,6 +82,34 @@ class ConfigError(UserError):
     """A setting that does not exist, has the wrong type, or contradicts another."""
 
 
+class MissingPackageError(ConfigError):
+    """A package that is not installed.
+
+    Args:
+        package: the name of its import.
+        purpose: what needs it.
+        needs: the extra that the purpose needs as a whole; it counts where the package alone is part of a smaller one.
+        otherwise: another way out.
+        where: the file or folder it was needed for.
+
+    Attributes:
+        package: as given.
+        extra: the extra to install; ``None`` if no extra brings the package.
+    """
+
+    def __init__(
+        self, package: str, purpose: str, *, needs: str | None = None, otherwise: str = "", where: str | None = None
+    ) -> None:
+        extra = EXTRAS.get(package)
+        self.package, self.extra = package, needs if needs and extra in (None, "tables", "train") else extra
+        wanted = f"'bertsmith[{self.extra}]'" if self.extra else package
+        super().__init__(
+            f"{purpose} needs the package {package}, which is not installed",
+            where=where,
+            remedy=f"Install it: pip install {wanted}.{f' {otherwise}' if otherwise else ''}",
+        )
+
+
 class ModelError(UserError):
     """A checkpoint that is missing, unreachable, unsafe, or of the wrong kind."""
 
@@ -75,6 +134,30 @@ class Interrupted(Exception):  # noqa: N818 - an interruption is not an error
     """Training was interrupted by the user, after a checkpoint was saved."""
 
     exit_code = 130
+
+
+def needing(extra: str | None = None, purpose: str | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Have a function name the extra to install where a package is missing, with a `MissingPackageError`.
+
+    Args:
+        extra: the extra that the function needs as a whole.
+        purpose: what the function does, for the message; its name unless given.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return function(*args, **kwargs)
+            except ModuleNotFoundError as error:
+                if error.name not in EXTRAS:
+                    raise
+                doing = purpose or f"bertsmith.{function.__qualname__}"
+                raise MissingPackageError(error.name, doing, needs=extra) from error
+
+        return checked
+
+    return decorate
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ import pytest
 
 import bertsmith as bs
 
-pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
 
 @contextmanager

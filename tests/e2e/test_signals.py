@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
 PATIENCE = 60.0
 """Seconds in which something must come about."""

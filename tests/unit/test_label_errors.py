@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import bertsmith as bs
-from bertsmith.errors import DataError
+from bertsmith.errors import DataError, MissingPackageError
 from bertsmith.evaluation.label_errors import suspects
 from bertsmith.testing import tiny_table
 
@@ -152,6 +152,6 @@ def test_rare_classes_are_not_suspected_and_too_few_texts_are_told():
 
 def test_the_package_that_is_missing_is_named(flipped, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "cleanlab.filter", None)
-    with pytest.raises(DataError, match="needs the package cleanlab") as caught:
+    with pytest.raises(MissingPackageError) as caught:
         bs.label_errors(flipped)
-    assert "bertsmith[label-errors]" in str(caught.value)
+    assert (caught.value.package, caught.value.extra) == ("cleanlab", "label-errors")

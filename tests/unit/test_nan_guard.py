@@ -6,7 +6,6 @@ import os
 import platform
 import random
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -589,6 +588,7 @@ def _group(root, folder, **files):
 
 
 def test_free_memory_is_the_least_that_machine_groups_and_ulimit_leave(tmp_path, monkeypatch):
+    pytest.importorskip("resource", reason="Windows has none")
     monkeypatch.setattr("resource.getrlimit", lambda kind: (-1, -1))
     assert memory.free_memory(tmp_path / "nowhere") is None
     _proc(tmp_path, available=5000)
@@ -885,6 +885,8 @@ def test_memory_that_is_freed_but_kept_is_given_back_beyond_a_limit():
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone can be told to keep what is freed")
 def test_freed_memory_is_kept_while_it_is_needed_again_and_given_back_afterwards():
+    resource = pytest.importorskip("resource")
+
     def new_pages():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for _ in range(10):

@@ -1,6 +1,14 @@
-"""What an installation asks for: the versions that were tested, and none that is known not to do."""
+"""What an installation asks for, what its wheel holds, and what it says where an extra is missing."""
 
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -8,7 +16,17 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+import bertsmith
+from bertsmith.cli.app import COMMANDS
+from bertsmith.errors import EXTRAS
+from bertsmith.testing import tiny_table
+
 ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+OPTIONAL = PROJECT["optional-dependencies"]
+IMPORTS = {"python-calamine": "python_calamine", "scikit-learn": "sklearn", "huggingface-hub": "huggingface_hub"}
+"""The names that packages are imported by, where they differ."""
+NOT_FOR_USERS = ("demo", "dev", "docs")
 
 
 @pytest.fixture(scope="module")
@@ -18,26 +36,188 @@ def tested():
     return {canonicalize_name(name): Version(version) for name, version in pins.items()}
 
 
-def _required(file):
-    project = tomllib.loads((ROOT / file).read_text())["project"]
-    extras = project["optional-dependencies"].values()
-    return [Requirement(text) for text in (*project["dependencies"], *(text for extra in extras for text in extra))]
+def _required(*extras):
+    """Return what extras ask for; all of them and the base, if none is named."""
+    texts = [*(() if extras else PROJECT["dependencies"]), *(t for e in extras or OPTIONAL for t in OPTIONAL[e])]
+    return [found for found in map(Requirement, texts) if found.name != "bertsmith"]
 
 
-@pytest.mark.parametrize("file", ["pyproject.toml", "runtime/pyproject.toml"])
-def test_what_is_required_was_tested(file, tested):
-    wrong = [str(r) for r in _required(file) if not r.specifier.contains(tested[canonicalize_name(r.name)])]
+def test_what_is_required_was_tested(tested):
+    wrong = [str(r) for r in _required() if not r.specifier.contains(tested[canonicalize_name(r.name)])]
     assert not wrong
 
 
 def test_a_minor_version_of_transformers_that_was_not_tested_is_not_installed(tested):
-    (allowed,) = [r.specifier for r in _required("pyproject.toml") if r.name == "transformers"]
+    (allowed,) = [r.specifier for r in _required() if r.name == "transformers"]
     major, minor, *_ = tested["transformers"].release
     assert allowed.contains(f"{major}.{minor}.99")
     assert not allowed.contains(f"{major}.{minor + 1}.0")
 
 
 def test_no_cleanlab_under_the_agpl_is_installed():
-    (allowed,) = [r.specifier for r in _required("pyproject.toml") if r.name == "cleanlab"]
+    (allowed,) = [r.specifier for r in _required() if r.name == "cleanlab"]
     assert not allowed.contains("2.7.1")
     assert allowed.contains("2.8.0")
+
+
+def test_messages_know_the_extra_of_every_package():
+    extras = [extra for extra in OPTIONAL if extra not in NOT_FOR_USERS]
+    brought = {IMPORTS.get(r.name, r.name): extra for extra in extras for r in _required(extra)}
+    assert {name: EXTRAS.get(name) for name in brought} == brought
+    assert set(EXTRAS.values()) <= set(extras)
+
+
+def test_all_brings_every_extra_for_users():
+    def reached(extra):
+        inner = [r for r in map(Requirement, OPTIONAL[extra]) if r.name == "bertsmith"]
+        return {extra}.union(*(reached(name) for r in inner for name in r.extras))
+
+    assert reached("all") == set(OPTIONAL) - set(NOT_FOR_USERS)
+
+
+LIGHT = f"""
+import contextlib, io, json, sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+class Light(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name in {sorted(set(EXTRAS) - {"huggingface_hub"})!r} else super().find_spec(name, path, target)
+sys.meta_path = [Light if finder is PathFinder else finder for finder in sys.meta_path]
+"""
+"""Hides every package of an extra, except one that tokenizers brings, which the base has."""
+COMMANDS_RUN = """
+from bertsmith.cli.app import main
+for arguments in json.load(sys.stdin):
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        try: main(arguments)
+        except SystemExit as end: print(json.dumps([end.code, said.getvalue()]))
+"""
+FUNCTIONS_RUN = """
+import bertsmith as bs
+for call in json.load(sys.stdin):
+    try: eval(call)
+    except bs.UserError as error: print(json.dumps([error.exit_code, getattr(error, "extra", str(error))]))
+"""
+NEEDED_BY_COMMAND = {
+    "demo -o OUT": "train",
+    "inspect T": "train",
+    "train T -o OUT": "train",
+    "evaluate RUN T": "train",
+    "compare RUN RUN": "train",
+    "predict RUN T": "train",
+    "serve RUN --port 0": "train",
+    "tune T -o OUT": "tune",
+    "explain RUN --text cat": "explain",
+    "export RUN": "export",
+    "predict RUN PARQUET": "tables",
+    "predict RUN JSON": "tables",
+    "predict RUN EXCEL": "excel",
+    "predict RUN --sql Q --db sqlite:///d": "sql",
+    "predict RUN hf://a/b": "train",
+    "predict RUN FOLDER --ray local -o OUT": "ray",
+}
+NEEDED_BY_FUNCTION = {
+    "bs.read_table('T')": "train",
+    "bs.inspect('T')": "train",
+    "bs.train('T', output='OUT')": "train",
+    "bs.evaluate('RUN', 'T')": "train",
+    "bs.compare('RUN', 'RUN/.')": "train",
+    "bs.load('RUN')": "train",
+    "bs.predict('RUN', 'T')": "tables",
+    "bs.Classifier": "train",
+    "bs.tune('T', output='OUT')": "tune",
+    "bs.export('RUN')": "export",
+    "bs.label_errors('T')": "label-errors",
+    "bs.Run(Path('RUN')).predictions": "tables",
+}
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory, finished):
+    """What a word of the commands above stands for."""
+    folder = tmp_path_factory.mktemp("light")
+    tiny_table(20).to_csv(folder / "t.csv", index=False)
+    (folder / "p").mkdir()
+    tiny_table(20).to_parquet(folder / "p" / "t.parquet")
+    (folder / "t.json").write_text('[{"Text": "a"}]')
+    tiny_table(20).to_excel(folder / "t.xlsx", index=False)
+    files = {"EXCEL": "t.xlsx", "T": "t.csv", "PARQUET": "p/t.parquet", "JSON": "t.json", "FOLDER": "p", "OUT": "out"}
+    return {"RUN": finished} | {word: folder / name for word, name in files.items()}
+
+
+def _light(code, given, named):
+    asked = [[str(named.get(word, word)) for word in words] for words in given]
+    lines = json.dumps(["".join(words) for words in asked] if code == FUNCTIONS_RUN else asked)
+    out = subprocess.run([sys.executable, "-c", LIGHT + code], input=lines, capture_output=True, text=True, timeout=300)
+    assert "Traceback" not in out.stderr, out.stderr
+    assert not named["OUT"].exists()
+    return list(map(json.loads, out.stdout.splitlines()))
+
+
+def test_every_command_names_the_extra_it_needs(named):
+    assert {command.split()[0] for command in NEEDED_BY_COMMAND} == set(COMMANDS)
+    found = _light(COMMANDS_RUN, [command.split() for command in NEEDED_BY_COMMAND], named)
+    for (command, extra), (code, said) in zip(NEEDED_BY_COMMAND.items(), found, strict=True):
+        assert code == 2, (command, said)
+        assert f"pip install 'bertsmith[{extra}]'" in said, command
+
+
+def test_every_function_names_the_extra_it_needs(named):
+    functions = {name for name in bertsmith.__all__ if name[0].islower()}
+    assert functions <= {re.match(r"bs\.(\w+)", call)[1] for call in NEEDED_BY_FUNCTION}
+    found = _light(FUNCTIONS_RUN, [re.split(r"\b", call) for call in NEEDED_BY_FUNCTION], named)
+    expected = [[call, 2, extra] for call, extra in NEEDED_BY_FUNCTION.items()]
+    assert [[call, *line] for call, line in zip(NEEDED_BY_FUNCTION, found, strict=True)] == expected
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The wheel and the source distribution."""
+    if importlib.util.find_spec("hatchling") is None:
+        pytest.skip("the extra dev is not installed")
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "hatchling", "build", "-d", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    (wheel,), (source,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    return wheel, source
+
+
+def test_the_version_is_that_of_the_package_and_the_change_log(built):
+    wheel, source = built
+    assert wheel.name.split("-")[1] == bertsmith.__version__
+    assert source.name == f"bertsmith-{bertsmith.__version__}.tar.gz"
+    released = re.findall(r"(?m)^## (\d[\d.]*) \(\d{4}-\d\d-\d\d\)$", (ROOT / "CHANGELOG.md").read_text())
+    assert released[0] == bertsmith.__version__
+
+
+def test_wheel_and_source_hold_the_whole_package_and_nothing_else(built):
+    files = {
+        p.relative_to(ROOT / "src").as_posix()
+        for p in (ROOT / "src" / "bertsmith").rglob("*")
+        if p.is_file() and "__pycache__" not in p.parts
+    }
+    wheel, source = built
+    with zipfile.ZipFile(wheel) as packed:
+        names = set(packed.namelist())
+    assert {name for name in names if ".dist-info/" not in name} == files
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    with tarfile.open(source) as packed:
+        inside = {name.split("/", 1)[1] for name in packed.getnames()}
+    assert {f"src/{file}" for file in files} <= inside
+    assert inside.isdisjoint({"tests", "benchmarks", "docs"})
+
+
+def test_the_wheel_installs_and_its_command_runs(built, tmp_path):
+    wheel, _ = built
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
+    subprocess.run([*pip, "--target", str(tmp_path), str(wheel)], check=True, capture_output=True, timeout=120)
+    (command,) = (tmp_path / "bin").glob("bertsmith*")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    out = subprocess.run([command, "--help"], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=60)
+    assert out.returncode == 0, out.stderr
+    assert all(name in out.stdout for name in COMMANDS)
+    where = "import bertsmith; print(bertsmith.__file__)"
+    out = subprocess.run([sys.executable, "-c", where], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert Path(out.stdout.strip()).is_relative_to(tmp_path)

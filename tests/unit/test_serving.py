@@ -4,6 +4,8 @@ import asyncio
 import http.client
 import json
 import random
+import socket
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +22,14 @@ from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.model.tokenizer import Encoder
 from bertsmith.testing import tiny_table
 
-uvicorn = pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
 from bertsmith.serving.app import Service, create_app  # noqa: E402
 from bertsmith.serving.batcher import Batcher, QueueFullError  # noqa: E402
 from bertsmith.serving.middleware import Limits  # noqa: E402
 from bertsmith.serving.prometheus import ServerMetrics  # noqa: E402
 from bertsmith.serving.server import Loader, Serving, _listen  # noqa: E402
+from bertsmith.serving.signals import take_no_more  # noqa: E402
 
 
 @contextmanager
@@ -604,6 +607,18 @@ def test_an_address_that_is_taken_is_told():
     taken.close()
     with pytest.raises(ConfigError, match="cannot listen on"):
         _listen("no.such.host.invalid", 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can keep connections out")
+def test_a_server_that_ends_lets_no_connection_in_that_it_would_have_to_reset():
+    with _listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()) as early:
+        take_no_more(listening)
+        accepted, _ = listening.accept()
+        with accepted:  # what was in before is still answered
+            accepted.sendall(b"answer")
+            assert early.recv(6) == b"answer"
+        with pytest.raises(TimeoutError):
+            socket.create_connection(listening.getsockname(), timeout=0.3)
 
 
 def test_the_command_tells_what_it_cannot_serve(cli, tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import fcntl
 import io
 import json
 import os
@@ -44,6 +43,7 @@ def test_a_delimited_table_is_read_where_a_long_has_32_bits(tmp_path, monkeypatc
 
 
 def test_files_and_folders_are_written_where_windows_refuses_to_sync(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl", reason="Windows has none")
     real_open, real_fsync, real_unlink = os.open, os.fsync, Path.unlink
     synced = []
 

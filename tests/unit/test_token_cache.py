@@ -15,9 +15,9 @@ TEXTS = tiny_table(50)["Text"].tolist()
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(token_cache, "folder", lambda: tmp_path / "cache" / "tokens")
     monkeypatch.setattr(token_cache, "FEWEST", 10)
-    return tmp_path / "cache" / "bertsmith" / "tokens"
+    return tmp_path / "cache" / "tokens"
 
 
 @pytest.fixture
@@ -100,6 +100,6 @@ def test_what_was_not_used_for_longest_makes_room(folder, asked, model, monkeypa
 
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path, monkeypatch, model):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(token_cache, "folder", lambda: tmp_path / "file" / "tokens")
     monkeypatch.setattr(token_cache, "FEWEST", 10)
     assert len(encode(TEXTS, _loaded(model))) == 50

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from bertsmith.compute.machine import use_cores
 from bertsmith.config import CsvDialect, Long, OnError
-from bertsmith.errors import path_of
+from bertsmith.errors import needing, path_of
 from bertsmith.folders.run import Run
 from bertsmith.resolve import resolve
 
@@ -22,6 +22,7 @@ Device = Literal["auto", "cuda", "mps", "cpu"]
 Runtime = Literal["auto", "torch", "onnx", "openvino"]
 
 
+@needing()
 def load(
     run: Run | Path | str,
     *,
@@ -51,6 +52,7 @@ def load(
     return open_classifier(path, device=device, decide=decide, ensemble=ensemble, runtime=runtime, long=long)[0]
 
 
+@needing()
 def predict(
     run: Run | Path | str,
     source: Any = None,
@@ -137,6 +139,7 @@ def predict(
     )
 
 
+@needing("export")
 def export(
     run: Run | Path | str,
     *,
@@ -151,7 +154,7 @@ def export(
     Args:
         run: the run, or its folder.
         format: ``"onnx"`` or ``"openvino"``.
-        precision: ``"fp32"`` or ``"int8"``; with OpenVINO ``"bf16"`` too.
+        precision: ``"fp32"``; with OpenVINO also ``"bf16"`` and ``"int8"``.
         output: the folder to write; ``RUN/export/FORMAT`` unless given, with ``-PRECISION`` but for fp32.
         accept: write it even if it does not say what the original says.
         overwrite: replace an export that is there.

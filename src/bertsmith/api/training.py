@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from bertsmith.compute.machine import use_cores
 from bertsmith.data.table import Table
-from bertsmith.errors import ConfigError, listing, path_of
+from bertsmith.errors import ConfigError, listing, needing, path_of
 from bertsmith.folders.run import Run, open_run
 from bertsmith.resolve import resolve
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
 
 
+@needing("train")
 def read_table(source: Any = None, **settings: Unpack[ReadSettings]) -> Table:
     """Read a labelled table.
 
@@ -44,6 +45,7 @@ def read_table(source: Any = None, **settings: Unpack[ReadSettings]) -> Table:
     return read.read_table(source, resolve(settings, api=True))
 
 
+@needing("train")
 def inspect(table: Any, **settings: Unpack[InspectSettings]) -> Findings:
     """Look a table over: classes, lengths, duplicates, conflicts, leaks, damage. Nothing is changed.
 
@@ -61,6 +63,7 @@ def inspect(table: Any, **settings: Unpack[InspectSettings]) -> Findings:
     return inspect_table(as_table(table, config), config)
 
 
+@needing("train")
 def train(
     table: Any,
     *,
@@ -106,6 +109,7 @@ def train(
     )
 
 
+@needing("tune")
 def tune(
     table: Any,
     *,
@@ -153,15 +157,10 @@ def tune(
         Interrupted: after ``stop`` said yes.
     """
     from bertsmith.training.arguments import problems_of
+    from bertsmith.tuning.plan import Plan
+    from bertsmith.workflows.inspect import check_read_settings
+    from bertsmith.workflows.tune import run_tuning
 
-    try:
-        from bertsmith.tuning.plan import Plan
-        from bertsmith.workflows.inspect import check_read_settings
-        from bertsmith.workflows.tune import run_tuning
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"tuning needs the package {error.name}", remedy="Install it: pip install 'bertsmith[tune]'."
-        ) from error
     resolved = resolve(settings, None if config is None else path_of(config, "config"), api=True, check_set=problems_of)
     check_read_settings(table, resolved)
     use_cores(resolved.threads)
@@ -187,6 +186,7 @@ def tune(
     )
 
 
+@needing("train")
 def evaluate(
     run: Run | Path | str,
     table: Any,
@@ -221,6 +221,7 @@ def evaluate(
     return run_evaluation(folder, table, resolve(settings, api=True), name=name, overwrite=overwrite).metrics
 
 
+@needing("train")
 def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
     """Put finished runs side by side on their test rows, each paired with the first.
 
@@ -238,6 +239,7 @@ def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
     return compare_runs([run if isinstance(run, Run) else open_run(run) for run in runs])
 
 
+@needing("label-errors")
 def label_errors(table: Any, **settings: Unpack[LabelErrorSettings]) -> pd.DataFrame:
     """Find labels that are probably wrong, by cross-validation with a bag of words.
 

@@ -19,7 +19,7 @@ import typer
 from bertsmith import __version__
 from bertsmith.cli.options import Command
 from bertsmith.cli.terminal import talk, use_utf8
-from bertsmith.errors import DISK, Interrupted, UserError, cannot_write
+from bertsmith.errors import DISK, Interrupted, MissingPackageError, UserError, cannot_write
 from bertsmith.training.distributed import started
 
 PATIENCE = 30.0
@@ -27,6 +27,14 @@ PATIENCE = 30.0
 
 COMMANDS = ("demo", "inspect", "train", "tune", "evaluate", "predict", "explain", "export", "serve", "compare")
 """Each is a function of this name in a module of this name."""
+_NEEDS = dict.fromkeys(COMMANDS, "train") | {
+    "tune": "tune",
+    "explain": "explain",
+    "export": "export",
+    "predict": None,
+    "serve": None,
+}
+"""The extra that a command needs as a whole; for the others the package that is missing decides."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -127,10 +135,9 @@ def _run(arguments: list[str], debug: bool) -> tuple[int, str]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what is left cannot fail again
             return 2, f"[bold red]error:[/] {cannot_write(Path(error.filename or 'standard output'), error)}"
         if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("bertsmith"):
-            return 2, (
-                f"[bold red]error:[/] this needs the package {error.name}, which is not installed\n"
-                "  what to do: install it, or bertsmith whole (bertsmith-runtime runs exports and no more)"
-            )
+            purpose = " ".join(["bertsmith", *arguments[:1]])
+            missing = MissingPackageError(error.name, purpose, needs=_NEEDS.get("".join(arguments[:1])))
+            return missing.exit_code, f"[bold red]error:[/] {_escaped(str(missing))}"
         if debug:
             raise
         with tempfile.NamedTemporaryFile(

@@ -16,7 +16,7 @@ def export(
     run: RunArgument,
     format: Annotated[str, typer.Option(metavar="onnx|openvino", help="What to export to.")] = "onnx",
     precision: Annotated[
-        str, typer.Option(metavar="fp32|bf16|int8", help="Number format: bf16 with openvino alone.")
+        str, typer.Option(metavar="fp32|bf16|int8", help="Number format: bf16 and int8 with openvino only.")
     ] = "fp32",
     output: Annotated[
         Path | None,

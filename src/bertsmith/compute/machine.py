@@ -9,8 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from bertsmith import __version__
+
 _PACKAGES = (
-    "bertsmith",
     "torch",
     "transformers",
     "tokenizers",
@@ -24,7 +25,8 @@ _PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that can change a result."""
-    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+    ours = {"python": platform.python_version(), "bertsmith": __version__}
+    return ours | {name: version(name) for name in _PACKAGES}
 
 
 def hardware(device: str) -> dict[str, Any]:

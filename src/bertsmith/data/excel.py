@@ -13,7 +13,7 @@ import pandas as pd
 from bertsmith.config import DataConfig
 from bertsmith.data.files import check_size
 from bertsmith.data.table import Note, RawTable
-from bertsmith.errors import DataError, listing, quoted
+from bertsmith.errors import DataError, MissingPackageError, listing, quoted
 
 
 def read_excel(content: bytes, path: Path, config: DataConfig) -> RawTable:
@@ -26,10 +26,8 @@ def read_excel(content: bytes, path: Path, config: DataConfig) -> RawTable:
     try:
         import python_calamine
     except ImportError as error:
-        raise DataError(
-            "reading Excel needs the package python-calamine",
-            where=str(path),
-            remedy="pip install 'bertsmith[excel]', or save the table as CSV.",
+        raise MissingPackageError(
+            "python_calamine", "reading Excel", where=str(path), otherwise="Or save the table as CSV."
         ) from error
     if zipfile.is_zipfile(io.BytesIO(content)):
         with zipfile.ZipFile(io.BytesIO(content)) as packed:

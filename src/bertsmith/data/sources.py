@@ -18,7 +18,7 @@ from bertsmith.data.files import kind_of, kind_of_text, open_bytes, promised_del
 from bertsmith.data.hub import require_hub
 from bertsmith.data.records import read_json
 from bertsmith.data.table import RawTable, encodable
-from bertsmith.errors import DataError, cut, quoted
+from bertsmith.errors import DataError, MissingPackageError, cut, quoted
 
 
 def read_file(path: Path, config: DataConfig) -> RawTable:
@@ -86,9 +86,7 @@ def _read_sql(query: str, db: str) -> RawTable:
     try:
         import sqlalchemy
     except ImportError as error:
-        raise DataError(
-            "reading from a database needs the package sqlalchemy", remedy="pip install 'bertsmith[sql]'"
-        ) from error
+        raise MissingPackageError("sqlalchemy", "reading from a database") from error
     name = "the query"
     try:
         engine = sqlalchemy.create_engine(db)

@@ -21,9 +21,9 @@ from bertsmith.data.delimited import Row, find_dialect
 from bertsmith.data.encodings import codec_of
 from bertsmith.data.files import check_size, kind_of, kind_of_text, open_bytes, promised_delimiter
 from bertsmith.data.records import json_lines
-from bertsmith.data.table import Note
+from bertsmith.data.table import Note, RawTable
 from bertsmith.data.texts import encodable_text, refuse_nested, texts_of
-from bertsmith.errors import DataError
+from bertsmith.errors import DataError, needing
 
 PIECE = 8192
 """Rows of a piece; within one, texts are labelled in order of length."""
@@ -90,7 +90,8 @@ def open_stream(source: Any, config: DataConfig, *, skip: bool = False) -> Itera
     bad = partial(_note, left_out) if skip else None
     path = Path(source) if isinstance(source, str | Path) and not str(source).startswith("hf://") else None
     if path is None:
-        yield _stream(_whole(source, config), config, bad, left_out)
+        whole = _whole(source, config, "sql" if source is None else "train")
+        yield _stream(whole, config, bad, left_out)
         return
     with open_bytes(path, config.max_unpacked) as file:
         if is_text_lines(path):
@@ -105,7 +106,7 @@ def _reader(file: BinaryIO, path: Path, config: DataConfig) -> Callable[..., _So
     if kind in ("parquet", "feather"):
         return partial(_of_arrow, file, path, kind)
     if kind == "excel":
-        return lambda config, bad: _whole(path, config)
+        return lambda config, bad: _whole(path, config, "excel")
     codec, errors, notes = codec_of(file, path.name, config.encoding)
     opened = partial(_opened, file, codec, errors)
     with opened("") as text:
@@ -113,7 +114,7 @@ def _reader(file: BinaryIO, path: Path, config: DataConfig) -> Callable[..., _So
     if kind_of_text(head, kind, path) == "delimited":
         return partial(_of_delimited, opened, path, notes)
     if head.lstrip().startswith("["):
-        return lambda config, bad: _whole(path, config)
+        return lambda config, bad: _whole(path, config, "tables")
     return partial(_of_json_lines, opened, path, notes)
 
 
@@ -175,10 +176,16 @@ def _ignore(place: str, why: str) -> None:
     """It was told before."""
 
 
-def _whole(source: Any, config: DataConfig) -> _Source:
-    from bertsmith.data.sources import read_raw
+def _whole(source: Any, config: DataConfig, extra: str) -> _Source:
+    """Read a table whole, with what an extra of bertsmith brings."""
 
-    raw = read_raw(source, config)
+    @needing(extra, "reading this input")
+    def read() -> RawTable:
+        from bertsmith.data.sources import read_raw
+
+        return read_raw(source, config)
+
+    raw = read()
     names = list(raw.frame.columns)
 
     def pieces() -> Iterator[Cells]:

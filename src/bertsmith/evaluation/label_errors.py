@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from bertsmith.errors import DataError
+from bertsmith.errors import DataError, MissingPackageError
 from bertsmith.evaluation.baseline import features
 from bertsmith.evaluation.decision import folds
 
@@ -33,14 +33,13 @@ def suspects(texts: Sequence[str], targets: np.ndarray, n_classes: int, *, seed:
         probabilities of the two, ``given_probability`` and ``suggested_probability``.
 
     Raises:
-        DataError: if the package cleanlab is missing, or too few texts are there.
+        MissingPackageError: if the package cleanlab is missing.
+        DataError: if the texts are too few.
     """
     try:
         from cleanlab.filter import find_label_issues
     except ImportError as error:
-        raise DataError(
-            "finding label errors needs the package cleanlab", remedy="pip install 'bertsmith[label-errors]'"
-        ) from error
+        raise MissingPackageError("cleanlab", "finding label errors") from error
     from sklearn.linear_model import SGDClassifier
 
     enough = np.flatnonzero(np.bincount(targets, minlength=n_classes) >= FOLDS)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.data.table import Labels
-from bertsmith.errors import RunFolderError, path_of
+from bertsmith.errors import RunFolderError, needing, path_of
 from bertsmith.folders.atomic import (
     checksum,
     checksums,
@@ -177,6 +177,7 @@ class Run:
             return entries
 
     @property
+    @needing()
     def predictions(self) -> pd.DataFrame:
         """The predictions for the test split, one row a text."""
         return self._predictions("test")
@@ -189,6 +190,7 @@ class Run:
             return list(_read_json(file)["mistakes"]) if file.is_file() else []
 
     @property
+    @needing()
     def validation_predictions(self) -> pd.DataFrame:
         """The predictions for the validation split, one row a text."""
         return self._predictions("validation")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from filelock import FileLock, Timeout
 
 from bertsmith.config import Config
-from bertsmith.errors import RunFolderError
+from bertsmith.errors import RunFolderError, needing
 from bertsmith.folders.atomic import write_json
 from bertsmith.folders.claim import check_contents, check_empty, differences
 from bertsmith.folders.run import Run, damage_errors, now
@@ -106,6 +106,7 @@ class Study:
         return self.info.get("result") if self.file.is_file() else None
 
     @property
+    @needing()
     def trials(self) -> pd.DataFrame:
         """A row a trial, so far: ``number``, ``state``, ``values``, ``seconds``, ``why`` and its settings."""
         import pandas as pd

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from bertsmith.data.stream import PIECE, Cells, Chunk, Stream
-from bertsmith.errors import Interrupted, RunFolderError
+from bertsmith.errors import Interrupted, RunFolderError, needing
 from bertsmith.folders.atomic import checksum, replaced_file, write_json
 from bertsmith.folders.claim import differences
 from bertsmith.folders.files import OutputFile
@@ -174,7 +174,8 @@ def write_stream(
         DataError: if an Excel file cannot hold the rows.
     """
     kind = output_format(output)
-    types = stream.types() if kind in TYPED else ({}, False)
+    typed = needing("excel" if kind == "xlsx" else "tables", f"writing .{kind}")(stream.types)
+    types = typed() if kind in TYPED else ({}, False)
     if kind == "xlsx" and stream.n_rows is not None:
         check_fits(cells for cells, _ in stream.pieces())
     pieces = Chunks(output, kind, style=style, types=types)

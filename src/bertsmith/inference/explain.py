@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bertsmith.compute.memory import is_out_of_memory
 from bertsmith.compute.retry import retry_with_less_memory
 from bertsmith.data.texts import normalise
-from bertsmith.errors import ConfigError, DataError, DeviceError, did_you_mean, listing
+from bertsmith.errors import ConfigError, DataError, DeviceError, MissingPackageError, did_you_mean, listing
 from bertsmith.model import forward
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.tokenizer import Tokens
@@ -108,7 +108,8 @@ def explain(classifier: Classifier, text: str, label: str | None = None, *, dead
 
     Raises:
         OutOfTimeError: as soon as it is foreseeable that the deadline cannot be met.
-        ConfigError: if the package captum is missing, or there is no such label.
+        MissingPackageError: if the package captum is missing.
+        ConfigError: if there is no such label.
         DataError: if the text is empty.
         DeviceError: if memory does not suffice.
     """
@@ -204,7 +205,7 @@ def _attributions(
     try:
         from captum.attr import IntegratedGradients
     except ImportError as error:
-        raise ConfigError("explaining needs the package captum", remedy="pip install 'bertsmith[explain]'") from error
+        raise MissingPackageError("captum", "explaining") from error
     loaded, tokens = classifier.loaded, len(nothing)
     embed = loaded.model.get_input_embeddings()
 

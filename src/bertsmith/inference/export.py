@@ -63,9 +63,10 @@ def export(
     if format not in PRECISIONS:
         raise ConfigError(f"--format {format}: there is no such format", remedy=f"Take one of {', '.join(PRECISIONS)}.")
     if precision not in PRECISIONS[format]:
+        elsewhere = "".join(f", or --format {name}" for name, found in PRECISIONS.items() if precision in found)
         raise ConfigError(
             f"--precision {precision}: {format} is exported in {' or '.join(PRECISIONS[format])}",
-            remedy="Take one of these, or another --format.",
+            remedy=f"Take --precision {PRECISIONS[format][0]}{elsewhere}.",
         )
     opened = run if isinstance(run, Run) else open_run(run)
     place = output or opened.layout.exports / (format if precision == "fp32" else f"{format}-{precision}")
@@ -179,6 +180,7 @@ def _about_run(run: Run) -> dict[str, Any]:
 
 def _readme(about: About, found: dict[str, Any]) -> str:
     test = about.run["test"]
+    package = "bertsmith" if about.format == "onnx" else f"'bertsmith[{about.format}]'"
     score, base = test["macro_f1"]["value"], about.run["model"]
     bound = (
         "" if about.precision == "fp32" else f" Of others up to {found['others_at_most']:.1%} may get another label."
@@ -186,11 +188,10 @@ def _readme(about: About, found: dict[str, Any]) -> str:
     return f"""# {about.run["name"]}, exported
 
 A text classifier of {len(about.labels)} labels, fine-tuned from {base}; {about.format}, {about.precision}.
-It needs neither torch nor transformers. Two lines install and run it, the first in a clone of bertsmith and a virtual
-environment of its own (where bertsmith is installed already, the second does):
+It needs neither torch nor transformers. Two lines install and run it:
 
 ```console
-$ pip install "./runtime[{about.format},serve]"
+$ pip install {package}
 $ bertsmith predict . texts.csv -o predictions.csv
 ```
 

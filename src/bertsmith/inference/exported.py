@@ -15,7 +15,7 @@ import xxhash
 from bertsmith.compute.batching import micro_batches
 from bertsmith.compute.machine import cores
 from bertsmith.data.table import Labels
-from bertsmith.errors import ConfigError, RunFolderError
+from bertsmith.errors import MissingPackageError, RunFolderError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.inference.abstain import HeldOutPredictions
 from bertsmith.inference.predictor import ModelPredictor
@@ -144,7 +144,7 @@ class Exported(ModelPredictor):
 
         Raises:
             RunFolderError: if the export is damaged.
-            ConfigError: if its runtime is not installed.
+            MissingPackageError: if its runtime is not installed.
         """
         folder = Path(folder)
         about = About.read(folder)
@@ -158,11 +158,7 @@ class Exported(ModelPredictor):
         try:
             session = runtime.open(folder, about.precision, threads or cores())
         except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"the export needs the package {runtime.package}",
-                where=str(folder),
-                remedy=f"Install it: pip install {runtime.package}.",
-            ) from error
+            raise MissingPackageError(runtime.package, "the export", where=str(folder)) from error
         except Exception as error:
             raise _damaged(folder, f"{runtime.package} cannot load it: {str(error).splitlines()[0]}") from error
         return cls(folder, about, session, decide=decide)

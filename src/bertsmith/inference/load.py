@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bertsmith.errors import ConfigError, RunFolderError, path_of
+from bertsmith.errors import ConfigError, MissingPackageError, RunFolderError, path_of
 from bertsmith.folders.run import Run, open_run
 from bertsmith.inference.abstain import HeldOutPredictions, held_out_predictions
 from bertsmith.inference.exported import About, Exported, is_export
@@ -74,8 +74,14 @@ def open_classifier(
         raise ConfigError(f"--runtime {runtime}: only a run of one model has exports", remedy="Leave out --runtime.")
     if export is not None:
         return Exported.load(export, decide=decide), lambda: held_out_predictions(open_run(path))
-    from bertsmith.inference.classifier import Classifier
-    from bertsmith.inference.ensemble import Ensemble
+    try:
+        from bertsmith.inference.classifier import Classifier
+        from bertsmith.inference.ensemble import Ensemble
+    except ModuleNotFoundError as error:
+        otherwise = "Or give an export, which bertsmith export writes."
+        raise MissingPackageError(
+            error.name or "torch", "a run without an export", needs="train", where=str(path), otherwise=otherwise
+        ) from error
 
     if ensemble:
         return (
@@ -112,11 +118,7 @@ def _export_of(run: Run, device: str, runtime: str) -> Path | None:
         return max(usable)[1]
     if runtime != "auto":
         if not RUNTIMES[runtime].installed:
-            package = RUNTIMES[runtime].package
-            raise ConfigError(
-                f"--runtime {runtime}: {package} is not installed",
-                remedy=f"Install it: pip install {package}.",
-            )
+            raise MissingPackageError(RUNTIMES[runtime].package, f"--runtime {runtime}")
         raise RunFolderError(
             f"--runtime {runtime}: the run has no fp32 export for it that belongs to its model",
             where=str(run.layout.exports),

@@ -16,7 +16,7 @@ from bertsmith.data.arrow import parquet_head
 from bertsmith.data.columns import check_columns, text_column
 from bertsmith.data.stream import PIECE
 from bertsmith.data.texts import texts_of
-from bertsmith.errors import ConfigError, DataError, OutputError, UserError
+from bertsmith.errors import ConfigError, DataError, MissingPackageError, OutputError, UserError
 from bertsmith.folders.atomic import replaced_folder
 from bertsmith.inference.abstain import abstention
 from bertsmith.inference.load import open_classifier
@@ -58,9 +58,7 @@ def predict_on_ray(asked: RayRequest, source: Path, output: Path, config: DataCo
         import ray
         import ray.data
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"--ray needs the package {error.name}", remedy="Install it: pip install 'bertsmith[ray]'."
-        ) from error
+        raise MissingPackageError(error.name or "ray", "--ray", needs="ray") from error
     files = parquet_files(source)
     heads = {file: _head(file) for file in files}
     schema, _ = heads[files[0]]

@@ -10,7 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bertsmith.errors import ConfigError, DataError
+from bertsmith.errors import DataError, MissingPackageError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +32,7 @@ class Workbook:
     """An Excel file of one sheet, written row by row in constant memory; texts stay texts whatever they begin with.
 
     Raises:
-        ConfigError: if the package openpyxl is missing.
+        MissingPackageError: if the package openpyxl is missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,10 +40,8 @@ class Workbook:
             import openpyxl
             from openpyxl.cell import WriteOnlyCell
         except ImportError as error:
-            raise ConfigError(
-                "writing Excel needs the package openpyxl",
-                where=str(path),
-                remedy=f"pip install 'bertsmith[excel]'. Or: {_ELSEWHERE}",
+            raise MissingPackageError(
+                "openpyxl", "writing Excel", where=str(path), otherwise=f"Or: {_ELSEWHERE}"
             ) from error
         self.path, self.make = path, WriteOnlyCell
         self.book = openpyxl.Workbook(write_only=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
+from platformdirs import user_cache_path
 
 FEWEST = 20_000
 """Texts below which tokenizing is done before it was looked for: a second or so."""
@@ -20,8 +21,7 @@ _SUFFIX = ".tokens"
 
 def folder() -> Path:
     """Return where they are kept."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home and Path(home).is_absolute() else Path.home() / ".cache") / "bertsmith" / "tokens"
+    return user_cache_path("bertsmith", appauthor=False) / "tokens"
 
 
 def cached(texts: Sequence[str], key: str | None, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

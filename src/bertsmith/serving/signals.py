@@ -115,7 +115,8 @@ def take_no_more(listening: socket.socket) -> None:
     """Have the system take no more connections, and wait until those that it took already are accepted.
 
     On Linux a filter lets none in, a program of one instruction: keep 0 bytes of every packet. A queue of length 0
-    would still take one connection at a time.
+    would still take one connection at a time, which is reset when the socket closes: with 24 clients 10 were in 24
+    endings, none with the filter.
     """
     with contextlib.suppress(OSError):
         listening.listen(0)

@@ -13,7 +13,6 @@ from bertsmith.data.inspect import inspect
 from bertsmith.data.read import read_table
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, listing
-from bertsmith.evaluation.label_errors import suspects
 from bertsmith.model import checkpoint
 
 if TYPE_CHECKING:
@@ -67,6 +66,8 @@ def inspect_table(table: Table, config: Config) -> Findings:
 
 def suspected_label_errors(table: Table, config: Config) -> pd.DataFrame:
     """Return the rows whose labels are probably wrong; see `bertsmith.label_errors`."""
+    from bertsmith.evaluation.label_errors import suspects  # imports scikit-learn, which inspect does not need
+
     usable = clean(table).table
     found = suspects(usable.frame["text"].tolist(), usable.targets, len(table.labels), seed=config.seed)
     rows = usable.frame.iloc[found["position"].to_numpy()].reset_index(drop=True)
