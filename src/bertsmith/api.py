@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bertsmith.compute.machine import use_cores
 from bertsmith.config import Config, DataConfig, resolve
 from bertsmith.data.table import Table
-from bertsmith.errors import ConfigError, RunFolderError, listing, path_of
+from bertsmith.errors import ConfigError, RunFolderError, listing, to_path
 from bertsmith.folders.run import Run, open_run
 
 if TYPE_CHECKING:
@@ -82,12 +82,12 @@ def train(
     from bertsmith.training.arguments import problems_of
     from bertsmith.workflows.seeds import run_seeds
 
-    resolved = resolve(settings, None if config is None else path_of(config, "config"), api=True, check_set=problems_of)
+    resolved = resolve(settings, None if config is None else to_path(config, "config"), api=True, check_set=problems_of)
     use_cores(resolved.threads)
     return run_seeds(
         lambda: as_table(table, resolved),
         resolved,
-        path_of(output, "output"),
+        to_path(output, "output"),
         resume=resume,
         overwrite=overwrite,
         observe=on_event or (lambda event: None),
@@ -150,7 +150,7 @@ def tune(
         raise ConfigError(
             f"tuning needs the package {error.name}", remedy="Install it: pip install 'bertsmith[tune]'."
         ) from error
-    resolved = resolve(settings, None if config is None else path_of(config, "config"), api=True, check_set=problems_of)
+    resolved = resolve(settings, None if config is None else to_path(config, "config"), api=True, check_set=problems_of)
     use_cores(resolved.threads)
     plan = Plan(
         trials,
@@ -161,12 +161,12 @@ def tune(
         cv,
         final_seeds,
         tuple(models),
-        space if space is None or isinstance(space, Mapping) else path_of(space, "space"),
+        space if space is None or isinstance(space, Mapping) else to_path(space, "space"),
     )
     return run_tuning(
         lambda: as_table(table, resolved),
         resolved,
-        path_of(output, "output"),
+        to_path(output, "output"),
         plan,
         overwrite=overwrite,
         observe=on_event or (lambda event: None),
@@ -199,7 +199,7 @@ def evaluate(
             f"evaluate scores one table, so {listing(others)} would have no effect",
             remedy="Give the table to score as the second argument.",
         )
-    folder = run.path if isinstance(run, Run) else path_of(run, "run")
+    folder = run.path if isinstance(run, Run) else to_path(run, "run")
     return run_evaluation(folder, table, resolve(settings, api=True), name=name, overwrite=overwrite).metrics
 
 
@@ -311,7 +311,7 @@ def export(
         run,
         format=format,
         precision=precision,
-        output=path_of(output, "output") if output is not None else None,
+        output=to_path(output, "output") if output is not None else None,
         accept=accept,
         overwrite=overwrite,
     )

@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from bertsmith.errors import ConfigError, cut, did_you_mean, is_possible, listing, quoted
+from bertsmith.errors import ConfigError, did_you_mean, is_valid_path, listing, quoted, shorten
 
 ENV_PREFIX = "BERTSMITH_"
 TOKEN = "BERTSMITH_TOKEN"
@@ -40,13 +40,13 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 def _as_path(value: Any) -> Any:
-    if value is None or (isinstance(value, str | Path) and is_possible(value)):
+    if value is None or (isinstance(value, str | Path) and is_valid_path(value)):
         return value
     raise PydanticCustomError("path", "Should be a path")
 
 
 def _as_name(value: Any) -> Any:
-    if isinstance(value, str) and not value.startswith("packaged:") and not is_possible(value):
+    if isinstance(value, str) and not value.startswith("packaged:") and not is_valid_path(value):
         raise PydanticCustomError("name", "Should be the name of a checkpoint or the path of a folder")
     return value
 
@@ -246,7 +246,7 @@ def resolve(
         _file_layer(file),
         _environment_layer(environ),
         {
-            name: (value, cut(name) if api else f"--{name.replace('_', '-')}")
+            name: (value, shorten(name) if api else f"--{name.replace('_', '-')}")
             for name, value in flags.items()
             if value is not None
         },
@@ -287,7 +287,7 @@ def _shown(value: Any) -> str:
     parts = value if isinstance(value, list | tuple) else [value]
     if not all(isinstance(part, str | int | float | Path | None) for part in parts):
         return f"a {type(value).__name__}"
-    return quoted(value) if isinstance(value, str) else cut(repr(value))
+    return quoted(value) if isinstance(value, str) else shorten(repr(value))
 
 
 SAME_ARGUMENT = {
@@ -361,7 +361,7 @@ def _file_layer(file: Path | None) -> dict[str, tuple[Any, str]]:
             where=str(file),
             remedy="Keep one of each.",
         )
-    return {key.replace("-", "_"): (value, f"{file}: {cut(key)}") for key, value in content.items()}
+    return {key.replace("-", "_"): (value, f"{file}: {shorten(key)}") for key, value in content.items()}
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from bertsmith.config import DataConfig
-from bertsmith.errors import DISK, DataError, cannot_write, listing, path_of, quoted
+from bertsmith.errors import DISK_ERRNOS, DataError, listing, quoted, to_path, write_error
 
 _IN_MEMORY = 2**26
 """Bytes up to which an unpacked file is kept in memory."""
@@ -54,7 +54,7 @@ def open_bytes(path: Path, most: float) -> BinaryIO:
     Raises:
         DataError: if the file is missing, a folder, not readable, a damaged gzip, or holds too much.
     """
-    where = str(path_of(path, "the table", DataError))
+    where = str(to_path(path, "the table", DataError))
     try:
         if path.is_dir():
             raise DataError("this is a folder, not a table", where=where, remedy="Give the path of a file.")
@@ -85,8 +85,8 @@ def _unpacked(file: BinaryIO, path: Path, most: float) -> BinaryIO:
                     unpacked.write(piece)
                     check_size(unpacked.tell(), most, path)
         except (OSError, EOFError, zlib.error) as error:
-            if getattr(error, "errno", None) in DISK:
-                raise cannot_write(Path(tempfile.gettempdir()) / path.stem, error) from error
+            if getattr(error, "errno", None) in DISK_ERRNOS:
+                raise write_error(Path(tempfile.gettempdir()) / path.stem, error) from error
             raise DataError(
                 f"the gzip file is damaged or cut short: {error}", where=where, remedy="Copy or download it again."
             ) from error

@@ -13,7 +13,7 @@ import pandas as pd
 
 from bertsmith.data.table import MISSING, Labels
 from bertsmith.data.texts import refuse_nested
-from bertsmith.errors import DataError, cut, listing, quoted
+from bertsmith.errors import DataError, listing, quoted, shorten
 
 _INTEGER = re.compile(r"[+-]?\d{1,18}(\.0*)?")
 _TOO_LARGE = re.compile(r"[+-]?[1-9]\d{18,}(\.0*)?")
@@ -80,7 +80,7 @@ def label_numbers(values: Iterable[Any], where: str) -> list[int | None] | None:
             n_numbers += 1
         elif _TOO_LARGE.fullmatch(text):
             raise DataError(
-                f"the label number {cut(text)} in row {row:,} is too large",
+                f"the label number {shorten(text)} in row {row:,} is too large",
                 where=where,
                 remedy="Give whole numbers of at most 18 digits, or pass the column as --label-text-column.",
             )
@@ -105,7 +105,7 @@ def label_numbers(values: Iterable[Any], where: str) -> list[int | None] | None:
     if fractions:
         row, text = fractions[0]
         raise DataError(
-            f"the label column holds numbers that are not whole, such as {cut(text)} in row {row}: "
+            f"the label column holds numbers that are not whole, such as {shorten(text)} in row {row}: "
             f"it looks like a score ({len({t for _, t in fractions}):,} different ones)",
             where=where,
             remedy="Name the column that holds the classes with --label-column, or cut the scores into classes first.",

@@ -18,7 +18,7 @@ from bertsmith.data.files import kind_of, kind_of_text, open_bytes, promised_del
 from bertsmith.data.hub import require_hub
 from bertsmith.data.records import read_json
 from bertsmith.data.table import RawTable, encodable
-from bertsmith.errors import DataError, cut, quoted
+from bertsmith.errors import DataError, quoted, shorten
 
 
 def read_file(path: Path, config: DataConfig) -> RawTable:
@@ -117,7 +117,7 @@ def _read_hub(address: str) -> RawTable:
     parts = address.removeprefix("hf://").removeprefix("datasets/").split("/")
     if len(parts) not in (2, 3) or not all(parts):
         raise DataError(
-            f"{cut(address)} is not the address of a dataset",
+            f"{shorten(address)} is not the address of a dataset",
             remedy="Write hf://owner/name or hf://owner/name/configuration.",
         )
     require_hub(f"dataset {address}", DataError)

@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from bertsmith.config import Config
-from bertsmith.errors import ConfigError, RunFolderError, cannot_write, listing
+from bertsmith.errors import ConfigError, RunFolderError, listing, write_error
 from bertsmith.folders.atomic import PART, drop_leftovers
 from bertsmith.folders.run import Run
 
@@ -183,14 +183,14 @@ def lock(path: Path, what: str = "training into this run folder") -> Iterator[No
         lock.acquire()
     except Timeout:
         if not Path(lock.lock_file).exists():  # it could not even be made
-            raise cannot_write(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES))) from None
+            raise write_error(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES))) from None
         raise RunFolderError(
             f"another process is {what}",
             where=str(path),
             remedy="Wait until it is done, or give -o another place.",
         ) from None
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise write_error(path, error) from error
     try:
         yield
     finally:
@@ -235,7 +235,7 @@ def create(path: Path) -> Run:
             shutil.rmtree(old)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise write_error(path, error) from error
     return Run(path)
 
 
