@@ -389,7 +389,7 @@ def inspect_table(table: Table, config: Config) -> Findings:
     return inspecting.inspect(
         table,
         tokens=encoder.encode(cleaned.table.frame["text"].tolist()),
-        names=names,
+        symbol_names=names,
         max_length=config.max_length,
         cleaned=cleaned,
         config=config,

@@ -269,7 +269,7 @@ def test_excel_files_hold_what_they_were_given_and_are_read_back(cli, finished, 
     with zipfile.ZipFile(tmp_path / "out.xlsx") as packed:
         assert not any(b"<f>" in packed.read(name) for name in packed.namelist())
     with open_stream(tmp_path / "out.xlsx", DataConfig()) as stream:
-        (cells, texts), *_ = stream.pieces()
+        (cells, texts), *_ = stream.chunks()
         assert stream.notes == ()
     assert texts == cells["Text"] == AWKWARD
     assert cells["odd"] == [" \n ", "a\ufffd", "😀" * 16_000, *[None] * 5]
@@ -306,8 +306,8 @@ def test_what_does_not_fit_into_excel_is_told_before_anything_is_labelled(cli, f
 
 @pytest.mark.parametrize(("dialect", "delimiter", "decimal"), [("excel", ",", "."), ("excel-semicolon", ";", ",")])
 def test_csv_for_excel_is_resumed_and_read_back(dialect, delimiter, decimal, cli, finished, tmp_path, monkeypatch):
-    monkeypatch.setattr("bertsmith.data.stream.PIECE", 3)
-    monkeypatch.setattr("bertsmith.inference.chunks.PIECE", 3)
+    monkeypatch.setattr("bertsmith.data.stream.CHUNK_ROWS", 3)
+    monkeypatch.setattr("bertsmith.inference.chunks.CHUNK_ROWS", 3)
     frame = pd.DataFrame({"Text": AWKWARD, "f": [-0.5, 1.25] * 4})
     frame.to_parquet(tmp_path / "t.parquet", index=False)
     command = ("predict", finished, tmp_path / "t.parquet", "--no-formula-guard")
@@ -320,7 +320,7 @@ def test_csv_for_excel_is_resumed_and_read_back(dialect, delimiter, decimal, cli
     assert back["f"].tolist() == frame["f"].tolist()
     assert back["confidence"].between(0.3, 1).all()
     with open_stream(whole, DataConfig()) as stream:
-        assert [text for _, texts in stream.pieces() for text in texts] == AWKWARD
+        assert [text for _, texts in stream.chunks() for text in texts] == AWKWARD
     assert cli(*command, "--csv-dialect", dialect)[1].encode() == content
 
     add, added = Chunks.add, []
@@ -388,7 +388,7 @@ def test_numbers_of_the_input_stay_as_they_are(cli, finished, tmp_path):
 
 
 def test_types_of_the_input_are_kept_in_parquet(cli, finished, tmp_path, monkeypatch):
-    monkeypatch.setattr("bertsmith.data.stream.PIECE", 2)  # the first piece alone would say something else
+    monkeypatch.setattr("bertsmith.data.stream.CHUNK_ROWS", 2)  # the first piece alone would say something else
     days = pd.to_datetime(["2026-01-02", "2026-01-03", None])
     frame = pd.DataFrame({"Text": ["a cat", "a dog", "red"], "n": [1, 2, 3], "f": [None, None, 0.5], "day": days})
     frame = frame.assign(right=[True, False, True], words=[["a"], [], ["b", "c"]], mixed=["1", "2", "x"])

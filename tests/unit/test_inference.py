@@ -146,7 +146,7 @@ def test_input_columns_are_never_overwritten(classifier):
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet", ".xlsx"])
 def test_every_output_holds_the_same(suffix, classifier, tmp_path, monkeypatch):
-    monkeypatch.setattr("bertsmith.data.stream.PIECE", 3)
+    monkeypatch.setattr("bertsmith.data.stream.CHUNK_ROWS", 3)
     rows = _rows().assign(mixed=[1, "two", None, 4.5])
     path = tmp_path / f"out{suffix}"
     with open_stream(rows, DataConfig()) as stream:

@@ -193,7 +193,7 @@ def predict(
             check_stdout()
             counts: Counter[str] = Counter()
             with open_writer(kind, sys.stdout, style=style) as writer:
-                for cells, of_piece in label(stream.pieces()):
+                for cells, of_piece in label(stream.chunks()):
                     writer.write(cells)
                     counts += of_piece
         else:
@@ -259,10 +259,10 @@ def _tell(stream: Stream) -> None:
     """Say what reading found."""
     for note in stream.notes:
         talk().print(f"{note.severity}: {note.message}", markup=False)
-    if stream.left_out:
-        some = "; ".join(f"{place}: {why}" for place, why in stream.left_out[:TOLD])
-        more = f"; and {len(stream.left_out) - TOLD:,} more" if len(stream.left_out) > TOLD else ""
-        talk().print(f"[yellow]warning:[/] rows left out, which cannot be read: {len(stream.left_out):,}")
+    if stream.skipped:
+        some = "; ".join(f"{place}: {why}" for place, why in stream.skipped[:TOLD])
+        more = f"; and {len(stream.skipped) - TOLD:,} more" if len(stream.skipped) > TOLD else ""
+        talk().print(f"[yellow]warning:[/] rows left out, which cannot be read: {len(stream.skipped):,}")
         talk().print(f"  {some}{more}", markup=False)
 
 
@@ -280,7 +280,7 @@ def _tell_labels(counts: Counter[str]) -> None:
 
 def _stdin(settings: Config) -> Stream:
     """Lines from stdin, which are read as they come."""
-    from bertsmith.data.encodings import decode
+    from bertsmith.data.formats.encodings import decode
     from bertsmith.data.stream import Stream, lines_chunk
     from bertsmith.errors import DataError
 

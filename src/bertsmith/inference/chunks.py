@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bertsmith.data.stream import PIECE, Cells, Chunk, Stream
+from bertsmith.data.stream import CHUNK_ROWS, Chunk, Stream
+from bertsmith.data.table import Cells
 from bertsmith.errors import Interrupted, RunFolderError
 from bertsmith.folders.atomic import checksum, disk_errors, replaced_file, write_json
 from bertsmith.folders.claim import differences, lock
@@ -134,16 +135,16 @@ def write_stream(
     kind = output_format(output)
     types = stream.types() if kind in TYPED else ({}, False)
     if kind == "xlsx" and stream.n_rows is not None:
-        check_fits(cells for cells, _ in stream.pieces())
+        check_fits(cells for cells, _ in stream.chunks())
     with lock(output, "writing this file"), disk_errors(output):
         pieces = Chunks(output, kind, style=style, types=types)
-        if not resume and (stream.path is None or stream.n_rows is None or stream.n_rows <= PIECE):
+        if not resume and (stream.path is None or stream.n_rows is None or stream.n_rows <= CHUNK_ROWS):
             pieces.drop()
             with (
                 replaced_file(output) as file,
                 open_writer(kind, file, style=style, types=types) as writer,
             ):
-                for cells, counts in label(stream.pieces()):
+                for cells, counts in label(stream.chunks()):
                     writer.write(cells)
                     pieces.counts += counts
             return pieces.counts
@@ -153,7 +154,7 @@ def write_stream(
         else:
             pieces.begin(about)
         try:
-            for cells, counts in label(itertools.islice(stream.pieces(), pieces.done, None)):
+            for cells, counts in label(itertools.islice(stream.chunks(), pieces.done, None)):
                 pieces.add(cells, counts)
             pieces.finish()
         except KeyboardInterrupt:

@@ -181,7 +181,7 @@ def _train(
         loaded, found, tokens, train, validation = _ready(data, config)
         device, max_length = loaded.device, loaded.max_length
         encoded = {name: tokens.take(rows) for name, rows in positions.items()}
-        findings = inspect(table, tokens=tokens, names=loaded.names, max_length=max_length, cleaned=cleaned)
+        findings = inspect(table, tokens=tokens, symbol_names=loaded.names, max_length=max_length, cleaned=cleaned)
 
     if resume:  # as it was chosen then, which another machine might not do again
         with runs.damage_errors(runs.Layout(output).run):
