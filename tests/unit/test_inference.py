@@ -184,7 +184,7 @@ def test_a_run_is_scored_on_another_table(finished, tmp_path):
     assert kept["left_out"] == {"empty text": 1}
     with pytest.raises(DataError, match="'dragons'"):
         bs.evaluate(finished, table.assign(**{"Label Text": "dragons"}).drop(columns="Label"))
-    with pytest.raises(DataError, match="linked in another way"):
+    with pytest.raises(DataError, match="10 = 'colours'"):
         bs.evaluate(finished, table.assign(Label=table["Label"].replace({10: 20, 20: 10})))
 
 

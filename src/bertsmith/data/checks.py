@@ -150,25 +150,11 @@ _DROPPED = {
     EMPTY: ("empty-text", "warning", "without a text", "dropped"),
     NO_LABEL: ("missing-label", "warning", "without a label", "dropped; predict can label them later"),
     DUPLICATE: ("duplicate", "info", "with the same text and class as another row", "only the first is used"),
-    CONFLICT: (
-        "conflict",
-        "warning",
-        "whose text has several classes",
-        "all of them are dropped; correct the labels to use them",
-    ),
-    IN_TEST: (
-        "leak-test",
-        "warning",
-        "of train and validation whose text is also in the test table",
-        "dropped from train and validation; the test table does not change",
-    ),
-    IN_VALIDATION: (
-        "leak-validation",
-        "warning",
-        "of train whose text is also in the validation table",
-        "dropped from train",
-    ),
+    CONFLICT: ("conflict", "warning", "whose text has several classes", "dropped; correct the labels to use them"),
+    IN_TEST: ("leak-test", "warning", "whose text is also in the test table", "dropped from train and validation"),
+    IN_VALIDATION: ("leak-validation", "warning", "whose text is also in the validation table", "dropped from train"),
 }
+"""For each reason to drop rows: the kind, severity, message and action of the finding."""
 
 
 def check_cleaning(inspected: Inspected) -> Iterator[Finding]:
@@ -198,26 +184,22 @@ def check_near_duplicates(inspected: Inspected) -> Iterator[Finding]:
         (grouped[column].transform("nunique") > 1).to_numpy() for column in ("text", "target", "split")
     )
     is_held_out = frame["split"].isin(["validation", "test"]).to_numpy()
+    unless = "near-duplicates stay in one split unless --near-duplicates ignore"
+    leak = "of the given validation and test tables with a near-duplicate in another split"
     for kind, severity, mask, message, action in (
-        (
-            "near-duplicate",
-            "info",
-            is_near,
-            "with near-duplicate texts",
-            "used; near-duplicates stay in one split unless --near-duplicates ignore",
-        ),
+        ("near-duplicate", "info", is_near, "with near-duplicates", f"used; {unless}"),
         (
             "near-conflict",
             "warning",
             is_near & has_other_label,
-            "with near-duplicate texts and different labels",
+            "with near-duplicates of another class",
             "used; check the labels",
         ),
         (
             "near-leak",
             "warning",
             is_near & is_held_out & has_other_split,
-            "of the given validation and test tables with a near-duplicate in another split",
+            leak,
             "used: given tables do not change; the metrics may be too high",
         ),
     ):
