@@ -11,21 +11,27 @@ from bertsmith.data.formats.files import TableFile, check_unpacked_size
 from bertsmith.data.table import Cells, ChunkedTable, OnBadRow
 from bertsmith.errors import DataError
 
+_BATCH_ROWS = 65536
+"""Most rows that are in memory both as Arrow and as Python values while a file is read whole."""
 
-def read_arrow(file: TableFile, chunk_rows: int, on_bad_row: OnBadRow | None = None, *, kind: str) -> ChunkedTable:
+
+def read_arrow(
+    file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRow | None = None, *, kind: str
+) -> ChunkedTable:
     """Read a file whose ``kind`` is ``"Parquet"`` or ``"Feather"``.
 
     Raises:
         DataError: if it is damaged or too large unpacked.
     """
-    schema, batches = _record_batches(file.binary, file.path, kind, chunk_rows)
+    max_rows = chunk_rows or _BATCH_ROWS
+    schema, batches = _record_batches(file.binary, file.path, kind, max_rows)
     n_rows = n_bytes = 0
     for batch in batches:
         n_rows, n_bytes = n_rows + batch.num_rows, n_bytes + batch.nbytes
         check_unpacked_size(n_bytes, file.config.max_unpacked, file.path)
 
     def chunks() -> Iterator[Cells]:
-        for batch in _record_batches(file.binary, file.path, kind, chunk_rows)[1]:
+        for batch in _record_batches(file.binary, file.path, kind, max_rows)[1]:
             yield {name: column.to_pylist() for name, column in zip(schema.names, batch.columns, strict=True)}
 
     types = dict(zip(schema.names, schema.types, strict=True))

@@ -6,7 +6,7 @@ import csv
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TextIO
 
 from bertsmith.data.formats.files import TableFile
@@ -22,14 +22,13 @@ _SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
 """First line of a file that declares its delimiter to Excel."""
 
 
-def read_delimited(file: TableFile, chunk_rows: int, on_bad_row: OnBadRow | None) -> ChunkedTable:
+def read_delimited(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRow | None) -> ChunkedTable:
     """Read delimited text; every cell is a string, ``""`` if empty.
 
     Raises:
         DataError: if quotes do not match.
         RowError: if rows have more or fewer fields than the header, unless there is ``on_bad_row``.
     """
-    name = file.path.name
     with file.text.open() as text:
         sample = text.read(_SAMPLE_CHARS)
     expected = "\t" if file.suffix in (".tsv", ".tab") else None
@@ -49,28 +48,18 @@ def read_delimited(file: TableFile, chunk_rows: int, on_bad_row: OnBadRow | None
                     continue
         if "quoting" in options and delimiter != "\t":
             continue
-        dialect = _Dialect(delimiter, options, bool(declared))
         try:
-            columns, n_rows = _first_pass(file, dialect, on_bad_row)
+            table = _read(file, _Dialect(delimiter, options, bool(declared)), chunk_rows, on_bad_row)
         except DataError as error:
             first_error = first_error or error
             continue
-
-        def chunks(dialect: _Dialect = dialect, columns: list[str] = columns) -> Iterator[Cells]:
-            with file.text.open() as text:
-                rows = itertools.islice(dialect.rows(text, name, lambda line, n_fields: None), 1, None)
-                while chunk := list(itertools.islice(rows, chunk_rows)):
-                    values = zip(*chunk, strict=True)
-                    yield {column: list(cells) for column, cells in zip(columns, values, strict=True)}
-
-        notes = (Note("info", f"{name} was read with {how}"),) if how else ()
-        return ChunkedTable(name, columns, chunks, n_rows, notes=(*file.text.notes, *notes))
+        notes = (Note("info", f"{file.path.name} was read with {how}"),) if how else ()
+        return replace(table, notes=(*file.text.notes, *notes))
     assert first_error is not None
     raise first_error
 
 
-def _first_pass(file: TableFile, dialect: _Dialect, on_bad_row: OnBadRow | None) -> tuple[list[str], int]:
-    """Return the names of the columns and the number of rows."""
+def _read(file: TableFile, dialect: _Dialect, chunk_rows: int | None, on_bad_row: OnBadRow | None) -> ChunkedTable:
     name = file.path.name
     ragged: list[tuple[int, int]] = []
     with file.text.open() as text:
@@ -78,7 +67,8 @@ def _first_pass(file: TableFile, dialect: _Dialect, on_bad_row: OnBadRow | None)
         header = next(rows, [])
         if not header:
             raise DataError("the file has no header", where=name, remedy="Name the columns in the first row.")
-        n_rows = sum(1 for _ in rows)
+        all_rows = list(rows) if chunk_rows is None else []
+        n_rows = len(all_rows) if chunk_rows is None else sum(1 for _ in rows)
     if ragged and on_bad_row is None:
         line, n_fields = ragged[0]
         delimiter = "tab" if dialect.delimiter == "\t" else dialect.delimiter
@@ -91,7 +81,16 @@ def _first_pass(file: TableFile, dialect: _Dialect, on_bad_row: OnBadRow | None)
     for line, n_fields in ragged:
         assert on_bad_row is not None
         on_bad_row(f"line {line:,}", f"{n_fields} fields, but the header has {len(header)}")
-    return [column.strip() or f"column {i}" for i, column in enumerate(header, start=1)], n_rows
+    columns = [column.strip() or f"column {i}" for i, column in enumerate(header, start=1)]
+
+    def chunks() -> Iterator[Cells]:
+        with file.text.open() as text:
+            rows = dialect.rows(text, name, lambda line, n_fields: None)  # the first pass reports ragged rows
+            rows = iter(all_rows) if chunk_rows is None else itertools.islice(rows, 1, None)
+            while chunk := list(itertools.islice(rows, chunk_rows)):
+                yield {column: list(cells) for column, cells in zip(columns, zip(*chunk, strict=True), strict=True)}
+
+    return ChunkedTable(name, columns, chunks, n_rows)
 
 
 @dataclass(frozen=True)

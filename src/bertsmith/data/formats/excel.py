@@ -13,7 +13,7 @@ from bertsmith.data.table import Cells, ChunkedTable, Note, OnBadRow
 from bertsmith.errors import DataError, listing, quoted
 
 
-def read_excel(file: TableFile, chunk_rows: int, on_bad_row: OnBadRow | None = None) -> ChunkedTable:
+def read_excel(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRow | None = None) -> ChunkedTable:
     """Read the sheet that ``config.sheet`` names, or the first one.
 
     Raises:
@@ -60,8 +60,9 @@ def read_excel(file: TableFile, chunk_rows: int, on_bad_row: OnBadRow | None = N
     header = [str(cell).strip() or f"column {i}" for i, cell in enumerate(rows[0], start=1)]
 
     def chunks() -> Iterator[Cells]:
-        for start in range(1, len(rows), chunk_rows):
-            values = zip(*rows[start : start + chunk_rows], strict=True)
+        step = chunk_rows or len(rows)
+        for start in range(1, len(rows), step):
+            values = zip(*rows[start : start + step], strict=True)
             yield {column: [_cell_value(cell) for cell in cells] for column, cells in zip(header, values, strict=True)}
 
     notes = []

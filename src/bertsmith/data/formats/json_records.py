@@ -13,7 +13,7 @@ from bertsmith.data.texts import replace_surrogates
 from bertsmith.errors import DataError, RowError
 
 
-def read_json_array(file: TableFile, chunk_rows: int, on_bad_row: OnBadRow | None = None) -> ChunkedTable:
+def read_json_array(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRow | None = None) -> ChunkedTable:
     """Read a JSON array of objects, one per row.
 
     Raises:
@@ -31,7 +31,7 @@ def read_json_array(file: TableFile, chunk_rows: int, on_bad_row: OnBadRow | Non
     return _table(file, chunk_rows, lambda: iter(records), records)
 
 
-def read_json_lines(file: TableFile, chunk_rows: int, on_bad_row: OnBadRow | None) -> ChunkedTable:
+def read_json_lines(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRow | None) -> ChunkedTable:
     """Read JSON Lines, one object per row.
 
     Raises:
@@ -48,10 +48,13 @@ def read_json_lines(file: TableFile, chunk_rows: int, on_bad_row: OnBadRow | Non
 
 def _table(
     file: TableFile,
-    chunk_rows: int,
+    chunk_rows: int | None,
     records: Callable[[], Iterator[dict[str, Any]]],
     first_pass: Iterable[dict[str, Any]],
 ) -> ChunkedTable:
+    if chunk_rows is None:
+        all_records = list(first_pass)
+        first_pass, records = all_records, lambda: iter(all_records)
     keys: dict[str, None] = {}
     nested: set[str] = set()
     n_rows = 0

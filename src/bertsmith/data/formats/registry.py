@@ -23,14 +23,14 @@ class Format:
     Attributes:
         name: for messages.
         suffixes: endings of file names, in lower case.
-        read: reads a file in chunks of so many rows. It reports rows that cannot be read to the callback and skips
-            them; without a callback, it raises a `RowError`.
+        read: reads a file in chunks of so many rows; ``None`` means chunks of any size, for reading whole. It reports
+            rows that cannot be read to the callback and skips them; without a callback, it raises a `RowError`.
         magic: first bytes of such files; empty for text formats.
     """
 
     name: str
     suffixes: tuple[str, ...]
-    read: Callable[[TableFile, int, OnBadRow | None], ChunkedTable]
+    read: Callable[[TableFile, int | None, OnBadRow | None], ChunkedTable]
     magic: tuple[bytes, ...] = ()
 
 
@@ -42,7 +42,6 @@ FEATHER = Format("Feather", (".feather", ".arrow"), partial(arrow.read_arrow, ki
 EXCEL = Format("Excel", (".xlsx", ".xls", ".xlsb", ".ods"), excel.read_excel, (b"PK\x03\x04", b"\xd0\xcf\x11\xe0"))
 FORMATS = (DELIMITED, JSON_LINES, JSON_ARRAY, PARQUET, FEATHER, EXCEL)
 
-_CHUNK_ROWS = 65536
 _UNSUPPORTED = {
     b"BZh": "a bzip2 archive",
     b"\xfd7zXZ": "an xz archive",
@@ -64,7 +63,7 @@ def read_file(path: Path, config: DataConfig) -> RawTable:
     import pandas as pd
 
     with open_table(path, config) as (file_format, file):
-        table = file_format.read(file, _CHUNK_ROWS, None)
+        table = file_format.read(file, None, None)
         check_columns(table.columns, table.n_rows, table.name, config)
         columns: Cells = {name: [] for name in table.columns}
         for cells in table.chunks():
