@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import optuna
-from tune import MODEL, TABLES, TOKENS, texts_of
+from tune import MODEL, TABLES, TOKENS, to_texts
 
 FIRST = 10
 """Trials that are drawn by chance in a study, before its sampler models anything."""
@@ -34,7 +34,7 @@ def run_trials(data: Path, table: str, trials: int, kept: Path) -> None:
     folder = kept.parent / "texts"
     folder.mkdir(parents=True, exist_ok=True)
     parts = {}
-    for name, frame in texts_of(data / table, 0).items():
+    for name, frame in to_texts(data / table, 0).items():
         frame.to_csv(folder / f"{table}-{name}.csv", index=False)
         if name != "test":
             parts[name] = clean(read_table(folder / f"{table}-{name}.csv")).table

@@ -40,7 +40,7 @@ OURS = ("ours", "grouped", "compiled", "unrecorded")
 CONTENDERS = ("trainer", "trainer-fast", "best", *OURS)
 
 
-def texts_of(name: str, data: Path, limit: int | None, seed: int = 0) -> tuple[list[str], np.ndarray]:
+def to_texts(name: str, data: Path, limit: int | None, seed: int = 0) -> tuple[list[str], np.ndarray]:
     """Return texts and class indices of ``reuters_r8`` or ``bbc``, at most ``limit`` of them, drawn at random."""
     if name == "bbc":
         from bertsmith.cli.demo import bbc_news
@@ -332,7 +332,7 @@ def main() -> int:
     for model_name in given.models:
         for table in given.tables:
             limit = given.texts or (256 if model_name == "bert-base" else None)
-            texts, targets = texts_of(table, given.data, limit)
+            texts, targets = to_texts(table, given.data, limit)
             encoded = tokenizer(texts, truncation=True, max_length=given.max_length)
             lengths = np.array([len(ids) for ids in encoded["input_ids"]])
             columns = {**encoded, "labels": targets.tolist(), "length": lengths.tolist()}

@@ -27,7 +27,7 @@ TOKENS = 32
 TRAIN_TEXTS = 600
 
 
-def texts_of(folder: Path, seed: int) -> dict[str, pd.DataFrame]:
+def to_texts(folder: Path, seed: int) -> dict[str, pd.DataFrame]:
     """Return train, validation and test; a tenth of train is held out where no validation table is there."""
     from sklearn.model_selection import train_test_split
 
@@ -178,7 +178,7 @@ def ours(tables: dict[str, pd.DataFrame], seed: int, minutes: float, began: floa
 def run_one(contender: str, data: Path, table: str, seed: int, minutes: float, kept: Path) -> None:
     """Run a study in this process and keep what came of it."""
     began = time.time()
-    tables = texts_of(data / table, seed)
+    tables = to_texts(data / table, seed)
     found = {"trainer": trainer, "ours": ours}[contender](tables, seed, minutes, began)
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps({"minutes": minutes, "when": f"{datetime.now():%Y-%m-%d}", **found}))

@@ -1,7 +1,6 @@
-"""Malformed tables, built by code: what is wrong with each, and what is said or repaired.
+"""Malformed tables, built by code, with the error or the repaired content of each.
 
-A case is refused (exit code 2, with a message that names the file and the remedy and holds `says`), or read after a
-repair: then `says` is in a note, if it is given, and `texts` and `labels` are what must come out.
+A case is refused (exit code 2, with a message that names the file and a remedy), or read after a repair.
 """
 
 from __future__ import annotations
@@ -34,15 +33,16 @@ LABELS = ["a", "b", "a", "b"]
 
 @dataclass(frozen=True)
 class Case:
-    """A table and what becomes of it.
+    """A malformed table, and the expected result.
 
     Attributes:
-        name: of the file.
-        make: writes it, given its path.
-        says: a regular expression.
-        texts, labels: of the table read after a repair; ``None`` where it is refused.
-        flags: of the command.
-        command: ``inspect``, or ``train`` where only training asks for more.
+        name: the name of the file.
+        make: writes the file, given its path.
+        says: a regular expression that the message, or the output after a repair, matches.
+        texts, labels: the texts and labels after a repair; ``None`` if the table is refused.
+        flags: flags of the command.
+        command: ``inspect``, or ``train`` if only training refuses the table.
+        where: what the message names instead of the file.
     """
 
     name: str
@@ -137,7 +137,7 @@ def _tar(path: Path) -> None:
 
 def _socket(path: Path) -> None:
     here = Path.cwd()
-    os.chdir(path.parent)  # the name of a socket may not be long
+    os.chdir(path.parent)  # the path of a socket must be short
     try:
         with socket.socket(socket.AF_UNIX) as made:
             made.bind(path.name)
@@ -155,7 +155,7 @@ def _database(path: Path) -> None:
 
 
 def corpus() -> list[Case]:
-    """Return the cases, each with a name of its own."""
+    """Return the cases, with distinct names."""
     c = _Corpus()
     _delimiters(c)
     _quotes(c)
@@ -183,15 +183,15 @@ def _delimiters(c: _Corpus) -> None:
         c.refused(
             f"{name}-under-comma.csv",
             "Text,Label\n" + GOOD.partition("\n")[2].replace(",", mark),
-            "fields of the header",
+            "header",
         )
         c.refused(
             f"comma-under-{name}.csv",
             f"Text{mark}Label\n" + GOOD.partition("\n")[2],
-            "fields of the header|no column is named",
+            "header|--text-column",
         )
     for name, mark in {"colon": ":", "space": " ", "caret": "^", "tilde": "~"}.items():
-        c.refused(f"{name}.csv", GOOD.replace(",", mark), "no column is named|several columns|fields of the header")
+        c.refused(f"{name}.csv", GOOD.replace(",", mark), "header|--text-column")
     c.repaired("comma.tsv", GOOD)
     c.repaired("two-pipes.csv", GOOD.replace(",", "||"))
     c.repaired("windows-lines.csv", GOOD.replace("\n", "\r\n"))
@@ -202,10 +202,10 @@ def _delimiters(c: _Corpus) -> None:
 
 
 def _quotes(c: _Corpus) -> None:
-    c.refused("open-in-the-last-row.csv", GOOD + '"red,a\n', "quotes do not match.*line 6")
-    c.refused("open-in-the-first-row.csv", 'Text,Label\n"cat,a\ndog,b\n', "quotes do not match.*line 2")
-    c.refused("open-in-the-header.csv", '"Text,Label\ncat,a\n', "quotes do not match.*line 1")
-    c.refused("text-after-a-quote.csv", 'Text,Label\n"cat" x,a\ndog,b\n', "quotes do not match.*line 2")
+    c.refused("open-in-the-last-row.csv", GOOD + '"red,a\n', "quotes.*line 6")
+    c.refused("open-in-the-first-row.csv", 'Text,Label\n"cat,a\ndog,b\n', "quotes.*line 2")
+    c.refused("open-in-the-header.csv", '"Text,Label\ncat,a\n', "quotes.*line 1")
+    c.refused("text-after-a-quote.csv", 'Text,Label\n"cat" x,a\ndog,b\n', "quotes.*line 2")
     c.refused("single-quotes-with-comma.csv", "Text,Label\n'a, b',x\n", "line 2 has 3")
     c.repaired("quote-inside.csv", _rows('say "cat",a', "dog,b", "red,a", "blue,b"), ['say "cat"', *TEXTS[1:]])
     c.repaired("doubled.csv", _rows('"say ""cat""",a', "dog,b", "red,a", "blue,b"), ['say "cat"', *TEXTS[1:]])
@@ -243,56 +243,58 @@ def _encodings(c: _Corpus) -> None:
     c.cases[-1] = Case(
         "russian.csv",
         c.cases[-1].make,
-        "read as cp1251",
+        "cp1251",
         [t for i in range(9) for t in (f"это очень хороший товар номер {i}", f"плохая вещь {i}")],
         LABELS[:2] * 9,
     )
     c.repaired("named-latin-1.csv", accents.encode("latin-1"), texts, LABELS, "", "--encoding", "latin-1")
-    c.refused("wrong-name.csv", accents.encode("latin-1"), "cannot be read as utf-8", "--encoding", "utf-8")
+    c.refused("wrong-name.csv", accents.encode("latin-1"), "utf-8.*--encoding", "--encoding", "utf-8")
     c.refused(
-        "no-text.parquet", _parquet(pa.table({"Text": ["a"], "Label": [1]})), "no encoding", "--encoding", "utf-8"
+        "no-text.parquet",
+        _parquet(pa.table({"Text": ["a"], "Label": [1]})),
+        "--encoding.*Parquet",
+        "--encoding",
+        "utf-8",
     )
-    c.refused("unknown-name.csv", GOOD, "cannot be read as klingon", "--encoding", "klingon")
-    c.refused("not-an-encoding.csv", GOOD, "cannot be read as base64", "--encoding", "base64")
-    c.refused("mark-lies.csv", b"\xff\xfe" + GOOD.encode()[:-1], "says that it is utf-16 but is not")
-    c.refused(
-        "utf-8-mark-lies.csv", b"\xef\xbb\xbf" + accents.encode("latin-1"), "says that it is utf-8-sig but is not"
-    )
-    c.refused("utf-16-cut.csv", accents.encode("utf-16")[:-1], "says that it is utf-16 but is not")
-    c.refused("utf-16-no-mark-cut.csv", GOOD.encode("utf-16-le")[:-1], "not a text table")
+    c.refused("unknown-name.csv", GOOD, "klingon.*--encoding", "--encoding", "klingon")
+    c.refused("not-an-encoding.csv", GOOD, "base64.*--encoding", "--encoding", "base64")
+    c.refused("mark-lies.csv", b"\xff\xfe" + GOOD.encode()[:-1], "utf-16")
+    c.refused("utf-8-mark-lies.csv", b"\xef\xbb\xbf" + accents.encode("latin-1"), "utf-8-sig")
+    c.refused("utf-16-cut.csv", accents.encode("utf-16")[:-1], "utf-16")
+    c.refused("utf-16-no-mark-cut.csv", GOOD.encode("utf-16-le")[:-1], "text file")
     c.repaired(
         "nul-text.csv",
         GOOD.encode().replace(b"cat", b"c\0t"),
         ["c\0t", *TEXTS[1:]],
         LABELS,
-        "control characters removed",
+        "control characters",
     )
-    c.refused("nul-padding.csv", GOOD.encode() + b"\0" * 20, "line 6 has 1|not a text file")
+    c.refused("nul-padding.csv", GOOD.encode() + b"\0" * 20, "line 6 has 1|text file")
     c.refused("nul-only.csv", b"\0" * 100, "empty")
-    c.refused("random.csv", bytes(range(256)) * 8, "not a text file")
-    c.refused("png.csv", b"\x89PNG\r\n\x1a\n" + bytes(200), "not a text file")
-    c.repaired("ebcdic.csv", GOOD.encode("cp500"), TEXTS, LABELS, "it was read as cp")
+    c.refused("random.csv", bytes(range(256)) * 8, "text file")
+    c.refused("png.csv", b"\x89PNG\r\n\x1a\n" + bytes(200), "text file")
+    c.repaired("ebcdic.csv", GOOD.encode("cp500"), TEXTS, LABELS, "cp\\d")
 
 
 def _shapes(c: _Corpus) -> None:
     for name, content in {"nothing": "", "spaces": "   ", "newlines": "\n\n\n", "mark-only": b"\xef\xbb\xbf"}.items():
-        c.refused(f"{name}.csv", content, "empty|no header")
+        c.refused(f"{name}.csv", content, "empty|header")
     c.refused("header-only.csv", "Text,Label\n", "no rows")
     c.refused("header-no-newline.csv", "Text,Label", "no rows")
     c.refused("header-and-blanks.csv", "Text,Label\n\n\n", "no rows")
-    c.refused("commas-only.csv", ",\n,\n,\n", "no column is named|several columns")
-    c.refused("no-header.csv", "cat,a\ndog,b\n", "no column is named")
-    c.refused("one-column.csv", "Text\ncat\ndog\n", "no column is named .* labels")
-    c.refused("labels-only.csv", "Label\na\nb\n", "no column is named .* texts")
+    c.refused("commas-only.csv", ",\n,\n,\n", "--text-column|same name")
+    c.refused("no-header.csv", "cat,a\ndog,b\n", "--text-column")
+    c.refused("one-column.csv", "Text\ncat\ndog\n", "--label-column")
+    c.refused("labels-only.csv", "Label\na\nb\n", "--text-column")
     c.refused("same-name.csv", "Text,Text,Label\na,b,x\n", "same name")
-    c.refused("alike.csv", "Text,text,Label\na,b,x\n", "could each be meant")
-    c.refused("alike-labels.csv", "Text,Label,LABEL\na,x,y\n", "could each be meant")
-    c.refused("synonyms.csv", "review,message,label\na,b,x\n", "could each be meant")
-    c.refused("column-not-there.csv", GOOD, "no column 'Txt'.*Did you mean 'Text'", "--text-column", "Txt")
-    c.refused("text-is-label.csv", GOOD, "given twice", "--text-column", "Label", "--label-column", "Label")
+    c.refused("alike.csv", "Text,text,Label\na,b,x\n", "'Text', 'text'.*--text-column")
+    c.refused("alike-labels.csv", "Text,Label,LABEL\na,x,y\n", "'Label', 'LABEL'.*--label-column")
+    c.refused("synonyms.csv", "review,message,label\na,b,x\n", "'review', 'message'.*--text-column")
+    c.refused("column-not-there.csv", GOOD, "'Txt'.*'Text'.*--text-column", "--text-column", "Txt")
+    c.refused("text-is-label.csv", GOOD, "'Label'.*twice", "--text-column", "Label", "--label-column", "Label")
     c.refused("long-row.csv", GOOD + "red,a,b\n", "line 6 has 3")
     c.refused("short-row.csv", GOOD + "red\n", "line 6 has 1")
-    c.refused("comma-in-text.csv", GOOD + "red, blue,a\n", "line 6 has 3.*Put quotes")
+    c.refused("comma-in-text.csv", GOOD + "red, blue,a\n", "line 6 has 3.*','")
     c.refused("cut-short.csv", GOOD[:-3], "line 5 has 1")
     c.refused("trailing-commas.csv", "Text,Label\ncat,a,\ndog,b,\n", "2 of 2 rows")
     c.refused("blank-with-space.csv", "Text,Label\ncat,a\n \ndog,b\n", "line 3 has 1")
@@ -316,41 +318,47 @@ def _labels(c: _Corpus) -> None:
         return _rows(*(f"t{i},{label}" for i, label in enumerate(labels)))
 
     train = {"command": "train"}
-    c.refused("one-class.csv", labelled(*"aaaaaa"), "one class|only one|single", **train)
-    c.refused("one-row-each.csv", labelled(*"abcdef"), "class of its own")
-    c.refused("one-row.csv", labelled("a"), "no text is left", **train)
-    c.refused("two-rows.csv", labelled("a", "b"), "no text is left", **train)
-    lonely = [*"aaaaaabbbbbbc"]
-    c.repaired("lonely-class.csv", labelled(*lonely), [f"t{i}" for i in range(13)], lonely, "single one to train")
+    c.refused("one-class.csv", labelled(*"aaaaaa"), "one class: 'a'", **train)
+    c.refused("one-row-each.csv", labelled(*"abcdef"), "(30|6|4) different values.*--label-column")
+    c.refused("one-row.csv", labelled("a"), "validation split", **train)
+    c.refused("two-rows.csv", labelled("a", "b"), "validation split", **train)
+    small = [*"aaaaaabbbbbbc"]
+    c.repaired("small-class.csv", labelled(*small), [f"t{i}" for i in range(13)], small, "c \\(1\\)")
     c.refused("all-missing.csv", labelled("", "", ""), "no row has a label")
     c.refused("all-nan.csv", labelled("nan", "NaN", "NA"), "no row has a label")
-    c.refused("mixed.csv", labelled("1", "2", "1", "2", "good"), "mixes numbers and words.*row 5 has 'good'")
-    c.refused("mostly-words.csv", labelled("a", "b", "a", "b", "1"), "mixes numbers and words.*row 5 has '1'")
-    c.refused("inf.csv", labelled("1", "0", "inf", "1"), "not whole, such as inf in row 3")
-    c.refused("minus-inf.csv", labelled("1", "0", "-Infinity", "1"), "not whole.*row 3")
-    c.refused("scores.csv", labelled("0.5", "0.25", "0.5"), "not whole.*score")
-    c.refused("one-fraction.csv", labelled("1", "2", "1", "2.5"), "not whole, such as 2.5 in row 4")
-    c.refused("scientific.csv", labelled("1e3", "2e3", "1e3", "2e3"), "not whole")
+    c.refused("mixed.csv", labelled("1", "2", "1", "2", "good"), "row 5 has 'good'")
+    c.refused("mostly-words.csv", labelled("a", "b", "a", "b", "1"), "row 5 has '1'")
+    c.refused("inf.csv", labelled("1", "0", "inf", "1"), "inf in row 3")
+    c.refused("minus-inf.csv", labelled("1", "0", "-Infinity", "1"), "-Infinity in row 3")
+    c.refused("scores.csv", labelled("0.5", "0.25", "0.5"), "0.5 in row 1")
+    c.refused("one-fraction.csv", labelled("1", "2", "1", "2.5"), "2.5 in row 4")
+    c.refused("scientific.csv", labelled("1e3", "2e3", "1e3", "2e3"), "1e3 in row 1")
     for digits in (19, 20, 40, 400):
-        c.refused(f"overflow-{digits}.csv", labelled("1", "2", "1", "9" * digits), "row 4 is too large")
-    c.refused("a-class-a-row.csv", labelled(*(f"label {i}" for i in range(30))), "class of its own")
-    c.refused("hex.csv", labelled("0x1", "2", "2", "1"), "mixes numbers and words")
+        c.refused(f"overflow-{digits}.csv", labelled("1", "2", "1", "9" * digits), "9 in row 4|… in row 4")
+    c.refused(
+        "a-class-a-row.csv", labelled(*(f"label {i}" for i in range(30))), "(30|6|4) different values.*--label-column"
+    )
+    c.refused("hex.csv", labelled("0x1", "2", "2", "1"), "row 1 has '0x1'")
     c.refused(
         "two-texts.csv",
         _rows("cat,1,good", "dog,1,bad", "red,2,x", "blue,2,x", header="Text,Label,Label Text"),
-        "number 1 has the texts",
+        "number 1 .*'bad'.*'good'",
     )
     c.refused(
         "two-numbers.csv",
         _rows("cat,1,good", "dog,3,good", "red,2,x", "blue,2,x", header="Text,Label,Label Text"),
-        "'good' has the numbers",
+        "'good' .* 1 .* 3 ",
     )
     c.refused(
         "no-partner.csv",
         _rows("cat,1,", "dog,2,good", "red,1,", "blue,2,good", header="Text,Label,Label Text"),
-        "no partner",
+        "paired.*: 1 ",
     )
-    c.refused("words-and-words.csv", _rows("cat,a,x", "dog,b,y", header="Text,Label,Label Text"), "holds words too")
+    c.refused(
+        "words-and-words.csv",
+        _rows("cat,a,x", "dog,b,y", header="Text,Label,Label Text"),
+        "'Label' and 'Label Text'.*--label-text-column",
+    )
     numbers = ["0", "1", "0", "1"]
     c.repaired("whole-floats.csv", labelled("0.0", "1.0", "0.0", "1.0"), ["t0", "t1", "t2", "t3"], numbers)
     c.repaired("plus-minus.csv", labelled("-1", "+1", "-1", "+1"), ["t0", "t1", "t2", "t3"], ["-1", "1", "-1", "1"])
@@ -367,7 +375,7 @@ def _labels(c: _Corpus) -> None:
         labelled("a", "b", "", "a", "b"),
         ["t0", "t1", "t2", "t3", "t4"],
         ["a", "b", None, "a", "b"],
-        "no label|without a label|missing",
+        "without a label",
     )
     c.repaired("emoji.csv", labelled("👍", "👎", "👍", "👎"), ["t0", "t1", "t2", "t3"], ["👍", "👎"] * 2)
     c.repaired(
@@ -389,11 +397,11 @@ def _texts(c: _Corpus) -> None:
     )
     c.repaired("controls.csv", _rows("c\x07at\x1b[31m,a", "dog,b", "red,a", "blue,b"), None, None)
     c.cases[-1] = Case("controls.csv", c.cases[-1].make, "", ["c\x07at\x1b[31m", *TEXTS[1:]], LABELS)
-    c.refused("all-empty.csv", _rows(*(f",{x}" for x in "abababab")), "no row|no text|empty", command="train")
+    c.refused("all-empty.csv", _rows(*(f",{x}" for x in "abababab")), "train split.*8 empty text", command="train")
     c.refused(
         "all-the-same.csv",
         _rows(*(f"cat,{x}" for x in "aaaabbbb")),
-        "no row|conflict|too few|left|class",
+        "8 conflicting labels",
         command="train",
     )
 
@@ -416,29 +424,29 @@ def _json(c: _Corpus) -> None:
         "boolean-labels.jsonl", lines.replace('"a"', "true").replace('"b"', "false"), TEXTS, ["True", "False"] * 2
     )
     c.repaired("missing-key.jsonl", lines.replace('"text": "cat", ', ""), ["", *TEXTS[1:]])
-    c.refused("cut.jsonl", lines[:-3], "line 4.*|not JSON")
-    c.refused("comma.jsonl", lines.replace("}\n", "},\n"), "not JSON.*line 1|line 1")
-    c.refused("single-quotes.jsonl", lines.replace('"', "'"), "not JSON")
-    c.refused("two-on-a-line.jsonl", lines.replace("\n", "", 1), "not JSON")
+    c.refused("cut.jsonl", lines[:-3], "line 4")
+    c.refused("comma.jsonl", lines.replace("}\n", "},\n"), "line 1")
+    c.refused("single-quotes.jsonl", lines.replace('"', "'"), "line 1")
+    c.refused("two-on-a-line.jsonl", lines.replace("\n", "", 1), "line 1")
     c.refused("scalar.jsonl", lines + "\n3\n", "found int")
     c.refused("string.json", '"cat"', "found str")
     c.refused("null.json", "null", "found NoneType")
     c.refused("number.json", "3", "found int")
     c.refused("array-of-arrays.json", '[["text", "label"], ["cat", "a"]]', "found list")
-    c.refused("columns.json", json.dumps({"text": TEXTS, "label": LABELS}), "holds a list")
+    c.refused("columns.json", json.dumps({"text": TEXTS, "label": LABELS}), "row 1 holds a list")
     c.refused("null-entry.json", "[null]", "found NoneType")
-    c.refused("empty-array.json", "[]", "no rows|no column")
-    c.refused("empty-object.json", "{}", "no rows|no column")
-    c.refused("cut.json", json.dumps(good)[:-5], "not JSON")
-    c.refused("deep.json", "[" * 100_000, "not JSON|found list")
-    c.refused("deep.jsonl", '{"text":' * 100_000, "not JSON")
-    c.refused("list-text.jsonl", lines.replace('"cat"', '["cat"]'), "holds a list")
-    c.refused("object-text.jsonl", lines.replace('"cat"', '{"en": "cat"}'), "holds a dict")
+    c.refused("empty-array.json", "[]", "no rows")
+    c.refused("empty-object.json", "{}", "no rows")
+    c.refused("cut.json", json.dumps(good)[:-5], "JSON")
+    c.refused("deep.json", "[" * 100_000, "JSON")
+    c.refused("deep.jsonl", '{"text":' * 100_000, "line 1")
+    c.refused("list-text.jsonl", lines.replace('"cat"', '["cat"]'), "row 1 holds a list")
+    c.refused("object-text.jsonl", lines.replace('"cat"', '{"en": "cat"}'), "row 1 holds a dict")
     c.refused("list-label.jsonl", lines.replace('"a"', '["a"]'), "list")
     c.refused("nan-label.jsonl", lines.replace('"a"', "NaN").replace('"b"', "NaN"), "no row has a label")
-    c.refused("inf-label.jsonl", lines.replace('"a"', "Infinity").replace('"b"', "1"), "not whole")
-    c.refused("huge-label.jsonl", lines.replace('"a"', str(10**30)).replace('"b"', "1"), "too large")
-    c.refused("endless-number.jsonl", lines.replace('"a"', "9" * 10_000).replace('"b"', "1"), "too large|not JSON")
+    c.refused("inf-label.jsonl", lines.replace('"a"', "Infinity").replace('"b"', "1"), "row 1")
+    c.refused("huge-label.jsonl", lines.replace('"a"', str(10**30)).replace('"b"', "1"), "in row 1")
+    c.refused("endless-number.jsonl", lines.replace('"a"', "9" * 10_000).replace('"b"', "1"), "row 1|line 1")
 
 
 def _packed(c: _Corpus) -> None:
@@ -447,15 +455,15 @@ def _packed(c: _Corpus) -> None:
     c.repaired("no-gz-name.csv", gzip.compress(GOOD.encode()))
     c.repaired("not-packed.csv.gz", GOOD)
     for share in (5, 20, len(packed) // 2, len(packed) - 9, len(packed) - 1):
-        c.refused(f"cut-{share}.csv.gz", packed[:share], "gzip file is damaged")
-    c.refused("wrong-sum.csv.gz", packed[:-8] + b"\0" * 4 + packed[-4:], "gzip file is damaged")
-    c.refused("changed.csv.gz", packed[:30] + b"\xff\xff\xff" + packed[33:], "gzip file is damaged|not a text|header")
+        c.refused(f"cut-{share}.csv.gz", packed[:share], "gzip")
+    c.refused("wrong-sum.csv.gz", packed[:-8] + b"\0" * 4 + packed[-4:], "gzip")
+    c.refused("changed.csv.gz", packed[:30] + b"\xff\xff\xff" + packed[33:], "gzip|text file|header")
     c.refused("nothing.csv.gz", gzip.compress(b""), "empty")
-    c.refused("twice.csv.gz", gzip.compress(packed), "gzip within gzip")
+    c.refused("twice.csv.gz", gzip.compress(packed), "gzip.*gzip")
     c.refused(
         "bomb.csv.gz",
         gzip.compress(b"Text,Label\n" + b"a" * 30_000_000),
-        "unpacks to more than 0.02 GB.*--max-unpacked",
+        "0.02 GB.*--max-unpacked",
         "--max-unpacked",
         "0.02",
     )
@@ -482,19 +490,19 @@ def _arrow_files(c: _Corpus) -> None:
         c.repaired(f"large-strings.{kind}", write(_arrow(text=pa.array(TEXTS, pa.large_string()), label=LABELS)))
         c.repaired(f"booleans.{kind}", write(_arrow(text=TEXTS, label=[True, False] * 2)), TEXTS, ["True", "False"] * 2)
         for cut in (3, 8, 100, -1, -8):
-            c.refused(f"cut{cut}.{kind}", write(good, cut), "damaged|does not hold it|empty")
+            c.refused(f"cut{cut}.{kind}", write(good, cut), "(?i)" + kind + "|empty")
         c.refused(f"no-rows.{kind}", write(good.slice(0, 0)), "no rows")
-        c.refused(f"no-columns.{kind}", write(pa.table({})), "no rows|no column")
-        c.refused(f"lists.{kind}", write(_arrow(text=[[t] for t in TEXTS], label=LABELS)), "holds a list")
-        c.refused(f"objects.{kind}", write(_arrow(text=[{"en": t} for t in TEXTS], label=LABELS)), "holds a dict")
-        c.refused(f"binary.{kind}", write(_arrow(text=[t.encode() for t in TEXTS], label=LABELS)), "holds bytes")
-        c.refused(f"fractions.{kind}", write(_arrow(text=TEXTS, label=[0.5, 1.0, 0.5, 1.0])), "not whole")
+        c.refused(f"no-columns.{kind}", write(pa.table({})), "no rows")
+        c.refused(f"lists.{kind}", write(_arrow(text=[[t] for t in TEXTS], label=LABELS)), "row 1 holds a list")
+        c.refused(f"objects.{kind}", write(_arrow(text=[{"en": t} for t in TEXTS], label=LABELS)), "row 1 holds a dict")
+        c.refused(f"binary.{kind}", write(_arrow(text=[t.encode() for t in TEXTS], label=LABELS)), "row 1 holds bytes")
+        c.refused(f"fractions.{kind}", write(_arrow(text=TEXTS, label=[0.5, 1.0, 0.5, 1.0])), "0.5 in row 1")
         c.refused(f"nan-labels.{kind}", write(_arrow(text=TEXTS, label=[float("nan")] * 4)), "no row has a label")
-        c.refused(f"inf-labels.{kind}", write(_arrow(text=TEXTS, label=[1.0, float("inf"), 1.0, 2.0])), "not whole")
+        c.refused(f"inf-labels.{kind}", write(_arrow(text=TEXTS, label=[1.0, float("inf"), 1.0, 2.0])), "inf in row 2")
         c.refused(
             f"big-labels.{kind}",
             write(_arrow(text=TEXTS, label=pa.array([2**64 - 1, 1, 2**64 - 1, 1], pa.uint64()))),
-            "too large",
+            "in row 1",
         )
         c.refused(
             f"same-names.{kind}",
@@ -505,9 +513,9 @@ def _arrow_files(c: _Corpus) -> None:
             {"text": pa.array(["a" * 1000]).dictionary_encode().take([0] * 60_000), "label": ["a", "b"] * 30_000}
         )
         bomb = bomb.set_column(0, "text", bomb["text"].cast(pa.string()))
-        c.refused(f"bomb.{kind}", write(bomb), "unpacks to more than 0.02 GB", "--max-unpacked", "0.02")
-        c.refused(f"text.{kind}", GOOD, f"named like {kind}")
-    c.refused("footer.parquet", _parquet(good, change=True), "damaged")
+        c.refused(f"bomb.{kind}", write(bomb), "0.02 GB.*--max-unpacked", "--max-unpacked", "0.02")
+        c.refused(f"text.{kind}", GOOD, f"(?i){kind}")
+    c.refused("footer.parquet", _parquet(good, change=True), "Parquet")
 
 
 def _excel(c: _Corpus) -> None:
@@ -520,10 +528,10 @@ def _excel(c: _Corpus) -> None:
         "whole-floats.xlsx", _book([rows[0], *([t, i % 2 + 0.0] for i, t in enumerate(TEXTS))]), TEXTS, ["0", "1"] * 2
     )
     c.repaired("second-sheet.xlsx", _book([["a"]], rows), TEXTS, LABELS, "", "--sheet", "s1")
-    c.refused("no-such-sheet.xlsx", _book(rows), "no sheet 'data'", "--sheet", "data")
-    c.refused("empty-sheet.xlsx", _book([]), "is empty")
+    c.refused("no-such-sheet.xlsx", _book(rows), "'data'.*'s0'.*--sheet", "--sheet", "data")
+    c.refused("empty-sheet.xlsx", _book([]), "'s0'.*--sheet")
     c.refused("header-only.xlsx", _book(rows[:1]), "no rows")
-    c.refused("title-above.xlsx", _book([["Survey of 2024"], *rows]), "no column is named")
+    c.refused("title-above.xlsx", _book([["Survey of 2024"], *rows]), "--text-column")
     # A formula without a stored result is an empty cell: its text is missing and says so.
     c.repaired(
         "formulas.xlsx",
@@ -533,21 +541,21 @@ def _excel(c: _Corpus) -> None:
         "1 row without a text",
     )
     # Only the first cell of a merged range has the value; the others are empty.
-    c.repaired(
-        "merged.xlsx", _book(rows, merge="B2:B3"), TEXTS, ["a", None, "a", "b"], "no label|without a label|missing"
-    )
+    c.repaired("merged.xlsx", _book(rows, merge="B2:B3"), TEXTS, ["a", None, "a", "b"], "without a label")
     c.refused(
-        "dates.xlsx", _book([rows[0], *([t, f"2024-01-{i + 1:02}"] for i, t in enumerate(TEXTS))]), "class of its own"
+        "dates.xlsx",
+        _book([rows[0], *([t, f"2024-01-{i + 1:02}"] for i, t in enumerate(TEXTS))]),
+        "(30|6|4) different values.*--label-column",
     )
-    c.refused("nothing-inside.xlsx", _zip(a__txt=b"a"), "Excel file cannot be read")
-    c.refused("word.docx", _zip(word_document__xml=b"<a/>"), "Excel file cannot be read")
-    c.refused("only-a-head.xlsx", b"PK\x03\x04 nothing", "Excel file cannot be read")
-    c.refused("locked.xlsx", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), "Excel file cannot be read")
-    c.refused("csv.xlsx", GOOD, "named like excel")
+    c.refused("nothing-inside.xlsx", _zip(a__txt=b"a"), "Excel file")
+    c.refused("word.docx", _zip(word_document__xml=b"<a/>"), "Excel file")
+    c.refused("only-a-head.xlsx", b"PK\x03\x04 nothing", "Excel file")
+    c.refused("locked.xlsx", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), "Excel file")
+    c.refused("csv.xlsx", GOOD, "Excel")
     c.refused(
         "bomb.xlsx",
         _zip(xl_workbook__xml=b"<a/>" + b" " * 30_000_000),
-        "unpacks to more than 0.02 GB",
+        "0.02 GB.*--max-unpacked",
         "--max-unpacked",
         "0.02",
     )
@@ -556,20 +564,20 @@ def _excel(c: _Corpus) -> None:
         _book(rows)(path)
         path.write_bytes(path.read_bytes()[:-200])
 
-    c.refused("cut.xlsx", cut, "Excel file cannot be read")
+    c.refused("cut.xlsx", cut, "Excel file")
 
 
 def _places(c: _Corpus) -> None:
-    c.refused("folder.csv", Path.mkdir, "this is a folder")
-    c.refused("fifo.csv", os.mkfifo, "not a plain file")
-    c.refused("socket.csv", _socket, "not a plain file")
-    c.refused("device.csv", lambda path: path.symlink_to("/dev/zero"), "not a plain file")
-    c.refused("dangling.csv", lambda path: path.symlink_to("nowhere"), "no such file")
-    c.refused("loop.csv", lambda path: path.symlink_to(path.name), "cannot be read|no such file")
-    c.refused("never-written.csv", lambda path: None, "no such file")
-    c.refused("n" * 300 + ".csv", lambda path: None, "not a possible path", where="the table")
-    c.refused("no-folder/t.csv", lambda path: None, "no such file")
-    c.refused("good.csv/t.csv", lambda path: path.parent.write_text(GOOD), "cannot be read|no such file")
+    c.refused("folder.csv", Path.mkdir, "folder")
+    c.refused("fifo.csv", os.mkfifo, "regular file")
+    c.refused("socket.csv", _socket, "regular file")
+    c.refused("device.csv", lambda path: path.symlink_to("/dev/zero"), "regular file")
+    c.refused("dangling.csv", lambda path: path.symlink_to("nowhere"), "does not exist")
+    c.refused("loop.csv", lambda path: path.symlink_to(path.name), "cannot be read|does not exist")
+    c.refused("never-written.csv", lambda path: None, "does not exist")
+    c.refused("n" * 300 + ".csv", lambda path: None, r"\d characters", where="the table")
+    c.refused("no-folder/t.csv", lambda path: None, "does not exist")
+    c.refused("good.csv/t.csv", lambda path: path.parent.write_text(GOOD), "cannot be read|does not exist")
 
 
 def _queries(c: _Corpus) -> None:
@@ -580,13 +588,13 @@ def _queries(c: _Corpus) -> None:
     query("no-table.db", "select * from u", "no such table: u")
     query("no-column.db", "select missing from t", "no such column")
     query("two.db", "select 1; select 2", "one statement at a time")
-    query("no-select.db", "create table x (a)", "returns no rows|returns rows|no rows")
+    query("no-select.db", "create table x (a)", "returns no rows")
     query("no-rows.db", "select * from t where 0", "no rows")
-    query("blobs.db", "select * from blobs", "holds bytes")
+    query("blobs.db", "select * from blobs", "row 1 holds bytes")
     query("same-names.db", "select text, text, label from t", "same name")
     query("not-a-db.db", "select * from t", "not a database", make=lambda path: path.write_text(GOOD * 50))
-    query("missing.db", "select 1", "no such database file", make=lambda path: None)
-    query("no-scheme.db", "select 1", "database says|URL", db="{path}")
-    query("unknown.db", "select 1", "database says", db="nosuchdb://host/name")
-    query("no-driver.db", "select 1", "database says", db="oracle://host/name")
-    query("no-port.db", "select 1", "database says", db="sqlite://:port/{path}")
+    query("missing.db", "select 1", "does not exist.*--db", make=lambda path: None)
+    query("no-scheme.db", "select 1", "database reports", db="{path}")
+    query("unknown.db", "select 1", "database reports", db="nosuchdb://host/name")
+    query("no-driver.db", "select 1", "database reports", db="oracle://host/name")
+    query("no-port.db", "select 1", "database reports", db="sqlite://:port/{path}")

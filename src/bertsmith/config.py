@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from bertsmith.errors import is_possible
+from bertsmith.errors import is_valid_path
 
 PRIMARY = "macro_f1"
 """The metric that chooses the best epoch, the decision rule and the winner of a study."""
@@ -38,13 +38,13 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 def _as_path(value: Any) -> Any:
-    if value is None or (isinstance(value, str | Path) and is_possible(value)):
+    if value is None or (isinstance(value, str | Path) and is_valid_path(value)):
         return value
     raise PydanticCustomError("path", "Should be a path")
 
 
 def _as_name(value: Any) -> Any:
-    if isinstance(value, str) and not value.startswith("packaged:") and not is_possible(value):
+    if isinstance(value, str) and not value.startswith("packaged:") and not is_valid_path(value):
         raise PydanticCustomError("name", "Should be the name of a checkpoint or the path of a folder")
     return value
 

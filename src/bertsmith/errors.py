@@ -1,4 +1,4 @@
-"""The errors a user can mend. Everything else that is raised is a fault of ours."""
+"""Errors that the user can fix. Any other exception is a bug in bertsmith."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ EXTRAS = {
 }
 """The extra that brings each package which an installation can lack, by the name of its import."""
 
-_LONGEST_SHOWN = 80
-"""Characters of a value that a message repeats."""
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
-"""What a disk refuses with."""
+_MAX_SHOWN = 80
+"""Most characters of a value in a message."""
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+"""Error numbers of a disk that is full, read-only or broken."""
 
 
 class UserError(Exception):
-    """Something the user can put right: bad table, bad flag, missing model, no space.
+    """Base class of the errors that the user can fix.
 
     Args:
         what: what is wrong, with the offending value.
-        where: the file, column, row, flag or key it was found in.
+        where: the file, column, row, flag or key.
         remedy: what to do about it, naming the flag or the edit.
     """
 
@@ -71,15 +71,15 @@ class UserError(Exception):
 
 
 class DataError(UserError):
-    """A table that cannot be read, or whose labels do not make sense."""
+    """A table cannot be read, or its labels are inconsistent."""
 
 
 class RowError(DataError):
-    """Rows of a table that cannot be read, while the others can."""
+    """Some rows of a table cannot be read; the other rows can."""
 
 
 class ConfigError(UserError):
-    """A setting that does not exist, has the wrong type, or contradicts another."""
+    """A setting does not exist, has the wrong type, or contradicts another setting."""
 
 
 class MissingPackageError(ConfigError):
@@ -111,27 +111,27 @@ class MissingPackageError(ConfigError):
 
 
 class ModelError(UserError):
-    """A checkpoint that is missing, unreachable, unsafe, or of the wrong kind."""
+    """A checkpoint is missing, unreachable, unsafe, or of the wrong kind."""
 
 
 class RunFolderError(UserError):
-    """A run folder that is absent, unfinished, already finished, or not ours to write to."""
+    """A run folder is missing, unfinished, already finished, or was not created by bertsmith."""
 
 
 class OutputError(UserError):
-    """Something cannot be written: the disk is full, read-only or broken, or the place is gone."""
+    """A file cannot be written: the disk is full, read-only or broken, or the folder does not exist."""
 
 
 class DeviceError(UserError):
-    """The device asked for is missing or out of memory."""
+    """The requested device is missing or out of memory."""
 
 
 class TrainingError(UserError):
-    """Training went wrong: its numbers are no longer finite."""
+    """Training failed: a loss or gradient is not finite."""
 
 
 class Interrupted(Exception):  # noqa: N818 - an interruption is not an error
-    """Training was interrupted by the user, after a checkpoint was saved."""
+    """The user interrupted training, after a checkpoint was saved."""
 
     exit_code = 130
 
@@ -162,53 +162,55 @@ def needing(extra: str | None = None, purpose: str | None = None) -> Callable[[C
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest known name, or an empty string."""
-    folded = {other.casefold(): other for other in known}
-    close = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.6)
-    return f" Did you mean {quoted(folded[close[0]])}?" if close else ""
+    by_folded = {other.casefold(): other for other in known}
+    close = difflib.get_close_matches(name.casefold(), list(by_folded), n=1, cutoff=0.6)
+    return f" Did you mean {quoted(by_folded[close[0]])}?" if close else ""
 
 
-def cut(text: str) -> str:
-    """Return a text for a message: what is too long ends in ``…``."""
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 1]}…"
+def shorten(text: str) -> str:
+    """Shorten a text for a message; a shortened text ends in ``…``."""
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 1]}…"
 
 
 def quoted(value: object) -> str:
-    """Return a value for a message: a string in quotes, anything else as it prints itself; both cut."""
-    return repr(cut(value)) if isinstance(value, str) else cut(str(value))
+    """Format a value for a message: shortened, and in quotes if it is a string."""
+    return repr(shorten(value)) if isinstance(value, str) else shorten(str(value))
 
 
 def listing(values: Iterable[object], limit: int = 10) -> str:
-    """Join values for a message, quoting strings, cutting long ones, and stopping after ``limit``."""
+    """Format the first ``limit`` values for a message, each by `quoted`, and count the others."""
     items = [quoted(value) for value in values]
     shown = ", ".join(items[:limit])
     return shown + (f" and {len(items) - limit:,} more" if len(items) > limit else "")
 
 
-def path_of(value: Any, name: str, kind: type[UserError] = ConfigError) -> Path:
-    """Return an argument as a path.
+def to_path(value: Any, name: str, error_type: type[UserError] = ConfigError) -> Path:
+    """Convert an argument to a path.
 
     Args:
         value: the argument.
-        name: of the argument, for messages.
-        kind: of the error.
+        name: the name of the argument, for messages.
+        error_type: the class of the error to raise.
 
     Raises:
-        UserError: of that kind, if it is not a path, or one that no file system takes.
+        UserError: of class ``error_type``, if the value is not a path or no file system accepts it.
     """
     if not isinstance(value, str | os.PathLike):
-        raise kind(f"{name} should be a path, not a {type(value).__name__}", remedy="Give a str or a pathlib.Path.")
-    if not is_possible(value):
-        raise kind(
-            f"{name} is not a possible path: {quoted(str(value))} ({len(str(value)):,} characters)",
+        raise error_type(
+            f"{name} should be a path, not a {type(value).__name__}", remedy="Give a str or a pathlib.Path."
+        )
+    if not is_valid_path(value):
+        raise error_type(
+            f"{name} is not a valid path: {quoted(str(value))} ({len(str(value)):,} characters)",
             remedy="Give the path of a file or folder, not its content.",
         )
     return Path(value)
 
 
-def is_possible(path: str | os.PathLike[str]) -> bool:
-    """Return whether this can be a path, of something that is there or not.
+def is_valid_path(path: str | os.PathLike[str]) -> bool:
+    """Return whether this can be the path of a file or folder, whether that exists or not.
 
-    A new file or folder with a line break in its name is no path, but the content of a file.
+    A path with a line break is valid only if it exists: otherwise it is probably the content of a file.
     """
     try:
         Path(path).stat()
@@ -219,12 +221,18 @@ def is_possible(path: str | os.PathLike[str]) -> bool:
     return True
 
 
-def cannot_write(path: Path, error: Exception, remedy: str | None = None) -> OutputError:
-    """Return the error that says why something cannot be written, and what to do: ``remedy``, or what is usual."""
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-    reason = os.strerror(errno.ENOSPC) if full else getattr(error, "strerror", None) or error
+def write_error(path: Path, error: Exception, remedy: str | None = None) -> OutputError:
+    """Return the `OutputError` for a path that cannot be written.
+
+    Args:
+        path: the file or folder.
+        error: what the operating system or a library raised.
+        remedy: what to do; by default, to free space or to give another path.
+    """
+    disk_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    reason = os.strerror(errno.ENOSPC) if disk_full else getattr(error, "strerror", None) or error
     blocking = next((folder for folder in path.absolute().parents if folder.is_file()), None)
     if blocking is not None:
         reason = f"{blocking} is a file, not a folder"
-    usual = "Make room, or give another place." if full else "Give another place, or see that it can be written to."
-    return OutputError(f"this cannot be written: {reason}", where=str(path), remedy=remedy or usual)
+    default = "Free some space, or give another path." if disk_full else "Give another path, or check its permissions."
+    return OutputError(f"the path cannot be written: {reason}", where=str(path), remedy=remedy or default)

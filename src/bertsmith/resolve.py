@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bertsmith.config import Config
-from bertsmith.errors import ConfigError, cut, did_you_mean, listing, quoted
+from bertsmith.errors import ConfigError, did_you_mean, listing, quoted, shorten
 
 ENV_PREFIX = "BERTSMITH_"
 TOKEN = "BERTSMITH_TOKEN"
@@ -51,7 +51,7 @@ def resolve(
         _file_layer(file),
         _environment_layer(environ),
         {
-            name: (value, cut(name) if api else f"--{name.replace('_', '-')}")
+            name: (value, shorten(name) if api else f"--{name.replace('_', '-')}")
             for name, value in flags.items()
             if value is not None
         },
@@ -92,7 +92,7 @@ def _shown(value: Any) -> str:
     parts = value if isinstance(value, list | tuple) else [value]
     if not all(isinstance(part, str | int | float | Path | None) for part in parts):
         return f"a {type(value).__name__}"
-    return quoted(value) if isinstance(value, str) else cut(repr(value))
+    return quoted(value) if isinstance(value, str) else shorten(repr(value))
 
 
 SAME_ARGUMENT = {
@@ -166,7 +166,7 @@ def _file_layer(file: Path | None) -> dict[str, tuple[Any, str]]:
             where=str(file),
             remedy="Keep one of each.",
         )
-    return {key.replace("-", "_"): (value, f"{file}: {cut(key)}") for key, value in content.items()}
+    return {key.replace("-", "_"): (value, f"{file}: {shorten(key)}") for key, value in content.items()}
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def test_train_evaluate_predict(cli, csv, tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("train", "no-such.csv", "-o", "r"), "no such file"),
+        (("train", "no-such.csv", "-o", "r"), "no-such.csv"),
         (("train", "T", "-o", "r", "--epochs", "many", "--patience", "0"), "2 settings are wrong"),
         (("train", "T", "-o", "r", "--model", "./nowhere"), "no such checkpoint folder"),
         (("train", "T", "-o", "r", "--model", "packaged:maxi"), "no packaged checkpoint"),
@@ -162,7 +162,7 @@ def test_train_evaluate_predict(cli, csv, tiny, tmp_path, monkeypatch):
         (("train", "T", "-o", "r", "--max-length", "100", "--model", "M"), "takes at most 64 tokens"),
         (
             ("train", "T", "-o", "r", "--test", "T", "--model", "M"),
-            "left for the train split (rows left out: 120 also in test)",
+            "train split (dropped rows: 120 also in test)",
         ),
         (("train", "T", "-o", "T"), "this is a file"),
         (("train", "T", "-o", "r", "--text-column", "txet"), "no column 'txet'. Did you mean 'Text'?"),
@@ -172,15 +172,15 @@ def test_train_evaluate_predict(cli, csv, tiny, tmp_path, monkeypatch):
         (("train", "T"), "Missing option"),
         (("train", "-o", "r"), "no table is given"),
         (("train", "-o", "r", "--sql", "select 1"), "--sql and --db go together"),
-        (("inspect", "no-such.csv"), "no such file"),
+        (("inspect", "no-such.csv"), "no-such.csv"),
         (("inspect", "T", "--html", "T/x.html"), "cannot be written"),
         (("inspect", "T", "--html", "T"), "never replaced"),
         (("inspect", "T", "--html", "T", "--overwrite"), "never replaced"),
         (("inspect", "T", "--html", "/dev/full", "--overwrite"), "not a plain file"),
         (("inspect", "T", "--html", ".", "--overwrite"), "this is a folder"),
-        (("inspect", "T", "--sheet", "x"), "no Excel file"),
+        (("inspect", "T", "--sheet", "x"), "Omit --sheet"),
         (("train", "T", "-o", "r", "--epochs", "0"), "--help lists the settings"),
-        (("inspect", "T", "--label-column", "Text"), "column 'Text' is taken for the labels"),
+        (("inspect", "T", "--label-column", "Text"), "column 'Text' is the label column"),
         (("train", "T", "-o", "/proc/run"), "cannot be written"),
         (("train", "T", "-o", "r", "--test", "T", "--test-size", "0.2"), "keep one of them"),
         (("evaluate", "no-run", "T"), "no such run folder"),
@@ -269,7 +269,7 @@ def test_excel_files_hold_what_they_were_given_and_are_read_back(cli, finished, 
     with zipfile.ZipFile(tmp_path / "out.xlsx") as packed:
         assert not any(b"<f>" in packed.read(name) for name in packed.namelist())
     with open_stream(tmp_path / "out.xlsx", DataConfig()) as stream:
-        (cells, texts), *_ = stream.pieces()
+        (cells, texts), *_ = stream.chunks()
         assert stream.notes == ()
     assert texts == cells["Text"] == AWKWARD
     assert cells["odd"] == [" \n ", "a\ufffd", "😀" * 16_000, *[None] * 5]
@@ -306,8 +306,8 @@ def test_what_does_not_fit_into_excel_is_told_before_anything_is_labelled(cli, f
 
 @pytest.mark.parametrize(("dialect", "delimiter", "decimal"), [("excel", ",", "."), ("excel-semicolon", ";", ",")])
 def test_csv_for_excel_is_resumed_and_read_back(dialect, delimiter, decimal, cli, finished, tmp_path, monkeypatch):
-    monkeypatch.setattr("bertsmith.data.stream.PIECE", 3)
-    monkeypatch.setattr("bertsmith.inference.chunks.PIECE", 3)
+    monkeypatch.setattr("bertsmith.data.stream.CHUNK_ROWS", 3)
+    monkeypatch.setattr("bertsmith.inference.chunks.CHUNK_ROWS", 3)
     frame = pd.DataFrame({"Text": AWKWARD, "f": [-0.5, 1.25] * 4})
     frame.to_parquet(tmp_path / "t.parquet", index=False)
     command = ("predict", finished, tmp_path / "t.parquet", "--no-formula-guard")
@@ -320,7 +320,7 @@ def test_csv_for_excel_is_resumed_and_read_back(dialect, delimiter, decimal, cli
     assert back["f"].tolist() == frame["f"].tolist()
     assert back["confidence"].between(0.3, 1).all()
     with open_stream(whole, DataConfig()) as stream:
-        assert [text for _, texts in stream.pieces() for text in texts] == AWKWARD
+        assert [text for _, texts in stream.chunks() for text in texts] == AWKWARD
     assert cli(*command, "--csv-dialect", dialect)[1].encode() == content
 
     add, added = Chunks.add, []
@@ -388,7 +388,7 @@ def test_numbers_of_the_input_stay_as_they_are(cli, finished, tmp_path):
 
 
 def test_types_of_the_input_are_kept_in_parquet(cli, finished, tmp_path, monkeypatch):
-    monkeypatch.setattr("bertsmith.data.stream.PIECE", 2)  # the first piece alone would say something else
+    monkeypatch.setattr("bertsmith.data.stream.CHUNK_ROWS", 2)  # the first piece alone would say something else
     days = pd.to_datetime(["2026-01-02", "2026-01-03", None])
     frame = pd.DataFrame({"Text": ["a cat", "a dog", "red"], "n": [1, 2, 3], "f": [None, None, 0.5], "day": days})
     frame = frame.assign(right=[True, False, True], words=[["a"], [], ["b", "c"]], mixed=["1", "2", "x"])

@@ -1,9 +1,9 @@
-"""A text file in a code page is read in that code page, however short it is, and the note shows a line to check."""
+"""Text files in a code page are decoded correctly, however short they are, and the note shows a line to check."""
 
 import pytest
 
-from bertsmith.data.code_pages import code_page
-from bertsmith.data.encodings import decode
+from bertsmith.data.formats.code_pages import detect_code_page
+from bertsmith.data.formats.encodings import decode
 from bertsmith.data.read import read_table
 from bertsmith.errors import DataError
 
@@ -126,15 +126,15 @@ def test_a_file_is_read_in_the_code_page_of_its_language(language):
 
 @pytest.mark.parametrize("word", ["été", "Noël", "größer", "niño", "não", "perché", "smörgås", "It’s"])
 def test_one_western_word_is_read_as_windows_1252(word):
-    assert code_page(word.encode("cp1252")) == "cp1252"
+    assert detect_code_page(word.encode("cp1252")) == "cp1252"
 
 
-def test_western_languages_side_by_side_are_read_as_windows_1252():
+def test_a_mix_of_western_languages_is_read_as_windows_1252():
     western = [s for page, *sentences in SENTENCES.values() if page == "cp1252" for s in sentences]
-    assert code_page(_table(western).encode("cp1252")) == "cp1252"
+    assert detect_code_page(_table(western).encode("cp1252")) == "cp1252"
 
 
-def test_a_table_of_excel_for_mac_is_read():
+def test_mac_roman_is_detected():
     table = _table(SENTENCES["French"][1:])
     assert decode(table.encode("mac_roman"), "t.csv")[0] == table
 
@@ -170,13 +170,13 @@ def test_the_note_shows_the_line_with_the_most_accents(tmp_path):
         "Zimmer mit 20 m² für 2 Gäste, 3º",
     ],
 )
-def test_symbols_are_no_letters_of_another_page(text):
-    assert code_page(text.encode("cp1252")) == "cp1252"
+def test_symbols_are_not_read_as_letters_of_another_page(text):
+    assert detect_code_page(text.encode("cp1252")) == "cp1252"
 
 
 @pytest.mark.parametrize("text", ["Produkt był drogi", "są już", "miał zły dzień", "casa şi oraş"])
-def test_letters_that_windows_1252_has_symbols_for_count_within_words_and_in_common_words(text):
-    assert code_page(text.encode("cp1250")) == "cp1250"
+def test_letters_that_are_symbols_in_windows_1252_count_in_words(text):
+    assert detect_code_page(text.encode("cp1250")) == "cp1250"
 
 
 def _rows(first, count, text="naïve café déjà"):
@@ -184,7 +184,7 @@ def _rows(first, count, text="naïve café déjà"):
 
 
 @pytest.mark.parametrize("bad", [b"\xe9", b"\x93quoted\x94", b"\xe2\x82"])
-def test_a_few_bad_bytes_do_not_make_a_code_page_of_utf_8(bad):
+def test_a_file_with_few_invalid_bytes_is_still_utf_8(bad):
     lines = [line.encode() for line in ["Text,Label", *_rows(0, 40)]]
     lines[7] = b"a bad " + bad + b" one,a"
     content = b"\n".join(lines)
@@ -196,19 +196,19 @@ def test_a_few_bad_bytes_do_not_make_a_code_page_of_utf_8(bad):
 
 
 @pytest.mark.parametrize("rows", [1, 50])
-def test_a_file_cut_inside_its_last_character_is_utf_8(rows):
+def test_a_file_truncated_in_its_last_character_is_utf_8(rows):
     content = "\n".join(["Text,Label", *_rows(0, rows), "été"]).encode()[:-1]
     text, (note,) = decode(content, "t.csv")
     assert text == content.decode("utf-8", errors="replace")
     assert f"line {rows + 2}" in note.message
 
 
-def test_a_replacement_character_in_the_text_is_not_a_bad_byte():
+def test_a_replacement_character_in_the_text_is_not_an_invalid_byte():
     content = "\n".join(_rows(0, 5, "caf\ufffd")).encode() + "\nété\n".encode("cp1252")
     assert "cp1252" in decode(content, "t.csv")[1][0].message
 
 
-def test_all_parts_of_a_file_decide_its_code_page(tmp_path):
+def test_the_code_page_is_detected_from_all_parts_of_a_file(tmp_path):
     neutral = [f'"filler {"x" * 80} é {i}",a' for i in range(600)]
     polish = [f'"{sentence}",b' for sentence in SENTENCES["Polish"][1:]]
     table = "\n".join(["Text,Label", *neutral, *polish, *neutral, ""])
@@ -218,7 +218,7 @@ def test_all_parts_of_a_file_decide_its_code_page(tmp_path):
     assert f"Line {602 + polish.index(most):,}: {most}" in note.message
 
 
-def test_a_long_line_and_a_far_bad_byte_are_sampled():
+def test_a_long_line_and_a_distant_invalid_byte_are_sampled():
     long = '{"text": "' + "é" * 50_000 + "x" * 2**21
     text, (note,) = decode((long + "caf").encode() + b"\xe9 ok", "t.json")
     assert (text == long + "caf\ufffd ok") is True  # no diff of megabytes

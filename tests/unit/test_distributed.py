@@ -122,7 +122,7 @@ def test_what_is_interrupted_together_goes_on_together(table, tmp_path, tiny):
 def test_a_mistake_ends_all_of_them_with_one_message(table, tmp_path, tiny):
     found = _together(table, tmp_path / "run", tiny, "--text-column", "Txt")
     assert found.returncode != 0
-    assert found.stderr.count("there is no column 'Txt'") == 1
+    assert found.stderr.count("no column 'Txt'") == 1
     assert not (tmp_path / "run").exists()
 
 

@@ -146,7 +146,7 @@ def test_input_columns_are_never_overwritten(classifier):
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet", ".xlsx"])
 def test_every_output_holds_the_same(suffix, classifier, tmp_path, monkeypatch):
-    monkeypatch.setattr("bertsmith.data.stream.PIECE", 3)
+    monkeypatch.setattr("bertsmith.data.stream.CHUNK_ROWS", 3)
     rows = _rows().assign(mixed=[1, "two", None, 4.5])
     path = tmp_path / f"out{suffix}"
     with open_stream(rows, DataConfig()) as stream:
@@ -184,7 +184,7 @@ def test_a_run_is_scored_on_another_table(finished, tmp_path):
     assert kept["left_out"] == {"empty text": 1}
     with pytest.raises(DataError, match="'dragons'"):
         bs.evaluate(finished, table.assign(**{"Label Text": "dragons"}).drop(columns="Label"))
-    with pytest.raises(DataError, match="linked in another way"):
+    with pytest.raises(DataError, match="10 = 'colours'"):
         bs.evaluate(finished, table.assign(Label=table["Label"].replace({10: 20, 20: 10})))
 
 

@@ -1,4 +1,4 @@
-"""Every malformed table is refused with a message that helps, or repaired as stated: never a traceback, never wrong."""
+"""Every malformed table is refused with file and remedy, or repaired correctly: never a traceback."""
 
 import re
 
@@ -47,5 +47,5 @@ def test_a_malformed_table_is_repaired_as_stated(case, cli, tmp_path):
     names = [*table.labels.texts, None]
     assert [names[target] for target in table.frame["target"]] == case.labels
     code, out, err = cli("inspect", path, *case.flags)
-    assert code == (2 if "train refuses this table" in err else 0), err  # most are too small to be split
+    assert code == (2 if "train refuses this table" in err else 0), err  # most tables are too small to split
     assert re.search(case.says, " ".join((out + err).split())), out

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 import bertsmith as bs
-from bertsmith.errors import ConfigError, DataError, UserError, cut, listing, path_of
+from bertsmith.errors import ConfigError, DataError, UserError, listing, shorten, to_path
 from bertsmith.testing import tiny_table
 
 CONTENT = tiny_table(300).to_csv(index=False)
@@ -58,8 +58,8 @@ def test_what_is_wrong_is_repeated_in_part(call, tmp_path):
 
 
 def test_long_values_are_cut_and_short_ones_whole():
-    assert cut("x" * 80) == "x" * 80
-    assert cut("x" * 81) == "x" * 79 + "…"
+    assert shorten("x" * 80) == "x" * 80
+    assert shorten("x" * 81) == "x" * 79 + "…"
     assert listing(["a", 3, LONG]) == f"'a', 3, '{'x' * 79}…'"
 
 
@@ -86,8 +86,8 @@ def test_an_argument_that_is_no_path_is_named_with_its_type(name, call):
 def test_paths_of_what_is_there_or_not_are_paths(tmp_path):
     there = tmp_path / "a table.csv"
     there.touch()
-    assert path_of(there, "x") == there
-    assert path_of(str(tmp_path / "new" / "run"), "x") == tmp_path / "new" / "run"
+    assert to_path(there, "x") == there
+    assert to_path(str(tmp_path / "new" / "run"), "x") == tmp_path / "new" / "run"
 
 
 @pytest.mark.parametrize("role", ["validation", "test"])

@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def texts_of(table: pd.DataFrame) -> list[str]:
+def to_texts(table: pd.DataFrame) -> list[str]:
     return [" ".join(text.split()) for text in table["Text"]]
 
 
@@ -35,8 +35,8 @@ def test_a_draw_is_repeatable_and_shares_no_text_with_what_is_scored(folder: Pat
     labelled, scored = quality.draw(folder, size, 1, on)
     again, _ = quality.draw(folder, size, 1, on)
     pd.testing.assert_frame_equal(labelled, again)
-    assert not set(texts_of(labelled)) & set(texts_of(scored))
-    assert len(set(texts_of(labelled))) == len(labelled)
+    assert not set(to_texts(labelled)) & set(to_texts(scored))
+    assert len(set(to_texts(labelled))) == len(labelled)
     assert not labelled.index.equals(quality.draw(folder, size, 2, on)[0].index)
 
 
@@ -53,7 +53,7 @@ def test_sizes_are_texts_a_class_or_in_all(folder: Path) -> None:
 
 def test_on_test_the_whole_test_table_is_scored_and_folds_have_no_text_of_it(folder: Path) -> None:
     _, scored = quality.draw(folder, "8", 0, "test")
-    assert texts_of(scored) == texts_of(table_of(10_000))
+    assert to_texts(scored) == to_texts(table_of(10_000))
     labelled, _ = quality.draw(folder, "all", 0, "test")
     assert len(labelled) == 2 * sum(SHARES.values())
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from bertsmith.compute.machine import use_cores
 from bertsmith.config import CsvDialect, Long, OnError
-from bertsmith.errors import needing, path_of
+from bertsmith.errors import needing, to_path
 from bertsmith.folders.run import Run
 from bertsmith.resolve import resolve
 
@@ -112,8 +112,8 @@ def predict(
 
     config = resolve(settings, api=True)
     use_cores(config.threads)
-    folder = run.path if isinstance(run, Run) else path_of(run, "run")
-    file = None if output is None else path_of(output, "output")
+    folder = run.path if isinstance(run, Run) else to_path(run, "run")
+    file = None if output is None else to_path(output, "output")
     options = PredictOptions(
         probabilities,
         min_confidence,
@@ -171,7 +171,7 @@ def export(
         run,
         format=format,
         precision=precision,
-        output=path_of(output, "output") if output is not None else None,
+        output=to_path(output, "output") if output is not None else None,
         accept=accept,
         overwrite=overwrite,
     )

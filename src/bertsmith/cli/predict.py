@@ -194,7 +194,7 @@ def _stdin(settings: Config) -> Stream:
     Raises:
         DataError: if stdin has no text.
     """
-    from bertsmith.data.encodings import decode
+    from bertsmith.data.formats.encodings import decode
     from bertsmith.data.stream import Stream, lines_chunk
     from bertsmith.errors import DataError
 

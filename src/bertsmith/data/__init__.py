@@ -1,1 +1,1 @@
-"""Step 1: read a table, link its labels, inspect, clean and split it. Knows nothing of models."""
+"""Read, inspect, clean and split tables of labelled texts."""

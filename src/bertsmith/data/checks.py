@@ -1,299 +1,338 @@
-"""What is wrong with a table, or odd about it: each finding with its rows and what train will do."""
+"""Checks of a table. To add one, write a function that yields findings and list it in `CHECKS`."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bertsmith.config import Config
 from bertsmith.data.clean import CONFLICT, DUPLICATE, EMPTY, IN_TEST, IN_VALIDATION, NO_LABEL, Cleaned
-from bertsmith.data.findings import Finding, some_of
-from bertsmith.data.language import mix
-from bertsmith.data.table import Table
+from bertsmith.data.findings import Finding, join_names
+from bertsmith.data.labels import find_joined
+from bertsmith.data.language import guess_language
+from bertsmith.data.split import SMALL_CLASS_RULE, split_cleaned
+from bertsmith.data.table import MISSING, Table
+from bertsmith.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from bertsmith.model.tokenizer import Tokens
 
-EXAMPLES = 5
-"""Rows named with a finding."""
-LOOKED_AT = 100
-"""Texts with what a tokenizer does not know that are looked at for examples of it."""
+MAX_EXAMPLES = 5
+"""Most example rows of a finding."""
+MAX_UNKNOWN_TEXTS = 100
+"""Most texts searched for examples of unknown words."""
+MANY_CLASSES = 20
+"""Above this number of classes, a single text in most of them suggests that the column does not hold classes."""
 _HTML = re.compile(
     r"</?(?:p|br|div|span|a|b|i|em|strong|li|ul|td|tr|table|h\d|img|font)\b[^<>]*>|&(?:[a-z]{2,6}|#\d+);", re.I
 )
 
 
+@dataclass(frozen=True)
+class Inspected:
+    """What checks look at.
+
+    Attributes:
+        table: the table as read.
+        cleaned: the cleaned table.
+        texts: the usable texts.
+        lengths: their lengths in tokens, shape (usable rows,).
+        max_length: most tokens that training keeps of a text.
+        tokens: the tokens of the usable texts, if a tokenizer is available.
+        symbol_names: for each symbol that the tokenizer reads as its name, the name.
+        config: the settings for the split, if they are known.
+    """
+
+    table: Table
+    cleaned: Cleaned
+    texts: list[str]
+    lengths: np.ndarray
+    max_length: int
+    tokens: Tokens | None
+    symbol_names: Mapping[str, str]
+    config: Config | None
+
+    def rows(self, kind: str, severity: str, rows: pd.DataFrame, message: str, action: str) -> Finding:
+        """Return a finding about some rows of the table, which the message follows: ``"3 rows" + message``."""
+        return Finding(kind, severity, len(rows), f"{_n_rows(len(rows))} {message}", action, self.name_rows(rows))
+
+    def texts_where(self, kind: str, severity: str, mask: np.ndarray, message: str, action: str) -> Finding:
+        """Return a finding about the usable rows of a boolean mask, shape (usable rows,), as `rows` does."""
+        return self.rows(kind, severity, self.cleaned.table.frame[mask], message, action)
+
+    def name_rows(self, rows: pd.DataFrame) -> tuple[int | str, ...]:
+        """Return the row numbers of the first rows, with the file name for another file than the table itself."""
+        head = zip(rows["source"].iloc[:MAX_EXAMPLES], rows["row"].iloc[:MAX_EXAMPLES], strict=True)
+        return tuple(int(row) if source == self.table.name else f"{source} {row}" for source, row in head)
+
+
+def check_split(inspected: Inspected) -> Iterator[Finding]:
+    """Report that train cannot split the table."""
+    if inspected.config is not None:
+        try:
+            split_cleaned(inspected.cleaned, inspected.config, inspected.config.seed)
+        except DataError as error:
+            yield Finding("refused", "error", 1, f"train refuses this table: {error.what}", error.remedy or "")
+
+
+def check_labels(inspected: Inspected) -> Iterator[Finding]:
+    """Report classes that cannot be learned, or hardly, and suspicious label texts."""
+    table = inspected.cleaned.table
+    labels, split = table.labels, table.frame["split"]
+    targets = table.targets[((split != "test") & (split != "validation")).to_numpy()]
+    n_train = np.bincount(targets[targets != MISSING], minlength=len(labels))
+    if (n_train > 0).sum() < 2:  # `check_split` reports it
+        return
+
+    def classes(kind: str, names: list[str], message: str, action: str) -> Iterator[Finding]:
+        if names:
+            yield Finding(kind, "warning", len(names), f"{message}: {join_names(names)}", action)
+
+    yield from classes(
+        "untrained-class",
+        [labels.texts[i] for i in np.flatnonzero(n_train == 0)],
+        "classes without a usable training text",
+        "the class cannot be learned, and its texts in validation and test count as errors",
+    )
+    n_held_out = 2 - sum(bool((split == name).any()) for name in ("validation", "test"))
+    too_small, small = (
+        [f"{labels.texts[i]} ({n_train[i]})" for i in np.flatnonzero(mask)]
+        for mask in ((n_train > 0) & (n_train <= n_held_out), (n_train > n_held_out) & (n_train < 10))
+    )
+    yield from classes("class-too-small", too_small, "classes with too few texts for every split", SMALL_CLASS_RULE)
+    yield from classes(
+        "small-class",
+        small,
+        "classes with fewer than 10 training texts",
+        "used unchanged; they may be predicted poorly. Merge them if that is acceptable",
+    )
+    n_folded = Counter(text.casefold() for text in labels.texts)
+    yield from classes(
+        "labels-alike",
+        [text for text in labels.texts if n_folded[text.casefold()] > 1],
+        "label texts that differ only in case",
+        "used as separate classes; make them equal in the table if they mean the same",
+    )
+    yield from classes(
+        "joined-labels",
+        find_joined(labels.texts),
+        "label texts that join several labels",
+        "each is used as one class; a text cannot have more than one label",
+    )
+    n_single = int((table.counts == 1).sum())
+    if len(labels) > MANY_CLASSES and 2 * n_single > len(labels):
+        yield Finding(
+            "near-unique-labels",
+            "warning",
+            n_single,
+            f"{n_single:,} of {len(labels):,} classes have a single text",
+            "such classes cannot be learned; merge them, or name the column of the classes with --label-column",
+        )
+    ratio = n_train.max() / n_train[n_train > 0].min()
+    if ratio >= 10:
+        yield Finding(
+            "imbalance",
+            "info",
+            len(labels),
+            f"the largest class has {ratio:.0f} times as many training texts as the smallest",
+            "macro-F1, which weights all classes equally, selects the best epoch",
+        )
+
+
 _DROPPED = {
-    EMPTY: ("empty-text", "warning", "without a text", "left out"),
-    NO_LABEL: ("missing-label", "warning", "without a label", "left out; predict can label them afterwards"),
-    DUPLICATE: ("duplicate", "info", "repeating the text and class of another", "the first of each is kept"),
-    CONFLICT: (
-        "conflict",
-        "warning",
-        "whose text stands under several classes",
-        "set aside, all of them; correct the labels to use them",
-    ),
-    IN_TEST: (
-        "leak-test",
-        "warning",
-        "to train on whose text is also in the test table",
-        "taken out of train and validation; the test table stays whole",
-    ),
-    IN_VALIDATION: (
-        "leak-validation",
-        "warning",
-        "to train on whose text is also in the validation table",
-        "taken out of train",
-    ),
+    EMPTY: ("empty-text", "warning", "without a text", "dropped"),
+    NO_LABEL: ("missing-label", "warning", "without a label", "dropped; predict can label them later"),
+    DUPLICATE: ("duplicate", "info", "with the same text and class as another row", "only the first is used"),
+    CONFLICT: ("conflict", "warning", "whose text has several classes", "dropped; correct the labels to use them"),
+    IN_TEST: ("leak-test", "warning", "whose text is also in the test table", "dropped from train and validation"),
+    IN_VALIDATION: ("leak-validation", "warning", "whose text is also in the validation table", "dropped from train"),
 }
+"""For each reason to drop rows: the kind, severity, message and action of the finding."""
 
 
-def cleaning_findings(cleaned: Cleaned) -> list[Finding]:
-    """Return what there is to say of rows that cleaning takes out or changes."""
-    found = []
+def check_cleaning(inspected: Inspected) -> Iterator[Finding]:
+    """Report rows that cleaning drops or changes."""
+    cleaned = inspected.cleaned
     for reason, (kind, severity, message, action) in _DROPPED.items():
         rows = cleaned.dropped[cleaned.dropped["reason"] == reason]
         if len(rows):
-            found.append(
-                Finding(
-                    kind,
-                    severity,
-                    len(rows),
-                    _rows(len(rows)) + " " + message,
-                    action,
-                    _examples(rows, cleaned.table.name),
-                )
-            )
-    given = cleaned.table.frame["split"].isin(["validation", "test"])
-    repeated = cleaned.table.frame[given & cleaned.table.frame.duplicated(["split", "text"])]
+            yield inspected.rows(kind, severity, rows, message, action)
+    frame = cleaned.table.frame
+    repeated = frame[frame["split"].isin(["validation", "test"]) & frame.duplicated(["split", "text"])]
     if len(repeated):
-        message = f"{_rows(len(repeated))} repeating another within the given validation or test table"
-        found.append(
-            Finding(
-                "duplicate-held-out",
-                "info",
-                len(repeated),
-                message,
-                "kept: given tables stay whole",
-                _examples(repeated, cleaned.table.name),
-            )
-        )
+        message = "that repeat a text of the same given validation or test table"
+        yield inspected.rows("duplicate-held-out", "info", repeated, message, "used: given tables do not change")
     if cleaned.normalised:
-        message = f"{_rows(cleaned.normalised)} with control characters or composed characters (Unicode NFC)"
-        found.append(
-            Finding(
-                "normalised", "info", cleaned.normalised, message, "control characters removed, characters composed"
-            )
-        )
-    return found
+        message = f"{_n_rows(cleaned.normalised)} with control characters or decomposed characters"
+        action = "control characters removed, characters composed (Unicode NFC)"
+        yield Finding("normalised", "info", cleaned.normalised, message, action)
 
 
-def near_duplicate_findings(cleaned: Cleaned) -> list[Finding]:
-    """Return what there is to say of texts that nearly repeat one another."""
-    frame, name = cleaned.table.frame, cleaned.table.name
-    grouped = frame.assign(alike=cleaned.alike, split=frame["split"].fillna("")).groupby("alike")
-    # Texts that are equal are told elsewhere.
-    several, other_label, other_split = (
+def check_near_duplicates(inspected: Inspected) -> Iterator[Finding]:
+    """Report near-duplicates, and those with different labels or in different given splits."""
+    frame, groups = inspected.cleaned.table.frame, inspected.cleaned.near_duplicates
+    grouped = frame.assign(near_duplicates=groups, split=frame["split"].fillna("")).groupby("near_duplicates")
+    # `check_cleaning` reports groups of equal texts.
+    is_near, has_other_label, has_other_split = (
         (grouped[column].transform("nunique") > 1).to_numpy() for column in ("text", "target", "split")
     )
-    held_out = frame["split"].isin(["validation", "test"]).to_numpy()
-    kinds = (
-        (
-            "near-duplicate",
-            "info",
-            several,
-            "whose text nearly repeats that of another",
-            "kept, and kept in one split where bertsmith splits, unless --near-duplicates ignore",
-        ),
+    is_held_out = frame["split"].isin(["validation", "test"]).to_numpy()
+    unless = "near-duplicates stay in one split unless --near-duplicates ignore"
+    leak = "of the given validation and test tables with a near-duplicate in another split"
+    for kind, severity, mask, message, action in (
+        ("near-duplicate", "info", is_near, "with near-duplicates", f"used; {unless}"),
         (
             "near-conflict",
             "warning",
-            several & other_label,
-            "whose text nearly repeats that of another with another label",
-            "used as they are; look whether the labels are right",
+            is_near & has_other_label,
+            "with near-duplicates of another class",
+            "used; check the labels",
         ),
         (
             "near-leak",
             "warning",
-            several & held_out & other_split,
-            "of the given validation and test tables whose text nearly repeats one of another split",
-            "kept: given tables stay whole; the figures may flatter",
+            is_near & is_held_out & has_other_split,
+            leak,
+            "used: given tables do not change; the metrics may be too high",
         ),
-    )
-    return [
-        Finding(
-            kind,
-            severity,
-            int(which.sum()),
-            f"{_rows(int(which.sum()))} {message}",
-            action,
-            _pairs(frame, cleaned.alike, which, name),
-        )
-        for kind, severity, which, message, action in kinds
-        if which.any()
-    ]
+    ):
+        if mask.any():
+            pairs: list[tuple[int | str, ...]] = []
+            for i in np.flatnonzero(mask):
+                others = np.flatnonzero(groups == groups[i])
+                pair = inspected.name_rows(frame.iloc[[i, others[0] if others[0] != i else others[1]]])
+                if pair not in pairs and pair[::-1] not in pairs:
+                    pairs.append(pair)
+                if len(pairs) == MAX_EXAMPLES:
+                    break
+            n = int(mask.sum())
+            yield Finding(kind, severity, n, f"{_n_rows(n)} {message}", action, tuple(f"{a} ≈ {b}" for a, b in pairs))
 
 
-def _pairs(frame: pd.DataFrame, alike: np.ndarray, which: np.ndarray, main: str) -> tuple[str, ...]:
-    """Name some rows with the row each is like: the first of its group, or for that one the next."""
-    found: list[tuple[int | str, ...]] = []
-    for i in np.flatnonzero(which):
-        others = np.flatnonzero(alike == alike[i])
-        partner = others[0] if others[0] != i else others[1]
-        pair = _examples(frame.iloc[[i, partner]], main)
-        if sorted(map(str, pair)) not in [sorted(map(str, p)) for p in found]:
-            found.append(pair)
-        if len(found) == EXAMPLES:
-            break
-    return tuple(f"{a} ≈ {b}" for a, b in found)
-
-
-def text_findings(table: Table, texts: list[str]) -> list[Finding]:
-    """Return what there is to say of damaged characters, HTML, and languages."""
+def check_texts(inspected: Inspected) -> Iterator[Finding]:
+    """Report damaged characters and HTML."""
     from ftfy.badness import is_bad
 
-    found = []
+    texts = inspected.texts
     damaged = np.array([not t.isascii() and ("\ufffd" in t or is_bad(t)) for t in texts], dtype=bool)
     if damaged.any():
-        message = f"{_rows(int(damaged.sum()))} with damaged characters (such as Ã© for é, or \ufffd)"
-        action = "used as they are; read the file with the right --encoding, or repair the texts"
-        severity = "warning" if damaged.mean() > 0.001 else "info"
-        found.append(
-            Finding(
-                "encoding-damage",
-                severity,
-                int(damaged.sum()),
-                message,
-                action,
-                _examples(table.frame[damaged], table.name),
-            )
+        yield inspected.texts_where(
+            "encoding-damage",
+            "warning" if damaged.mean() > 0.001 else "info",
+            damaged,
+            "with damaged characters (such as Ã© for é, or \ufffd)",
+            "used unchanged; read the file with the right --encoding, or repair the texts",
         )
     html = np.array([bool(_HTML.search(t)) for t in texts], dtype=bool)
     if html.any():
         tags = Counter(tag for text in texts for tag in dict.fromkeys(_HTML.findall(text)))
-        such = some_of([tag for tag, _ in tags.most_common(3)])
-        message = f"{_rows(int(html.sum()))} with HTML left in ({html.mean():.1%}), such as {such}"
-        found.append(
-            Finding(
-                "html",
-                "warning" if html.mean() > 0.01 else "info",
-                int(html.sum()),
-                message,
-                "used as they are; strip tags and replace entities (such as &amp; by &) if they mean nothing",
-                _examples(table.frame[html], table.name),
-            )
+        examples = join_names([tag for tag, _ in tags.most_common(3)])
+        yield inspected.texts_where(
+            "html",
+            "warning" if html.mean() > 0.01 else "info",
+            html,
+            f"with HTML ({html.mean():.1%}), such as {examples}",
+            "used unchanged; remove tags and replace entities (such as &amp; by &) if they carry no meaning",
         )
-    languages = mix(texts)
-    known = Counter(language for language in languages if language)
-    total = known.total()
-    if total >= 10:
-        main, most = known.most_common(1)[0]
-        guessed = f"of the {total:,} texts whose language can be guessed, roughly,"
-        other = {k: v for k, v in known.items() if k != main and v >= max(3, 0.01 * total)}
-        if other:
-            where = np.array([language in other for language in languages])
-            shares = ", ".join(f"{v / total:.1%} {k}" for k, v in sorted(other.items(), key=lambda kv: -kv[1]))
-            found.append(
-                Finding(
-                    "languages",
-                    "warning",
-                    int(where.sum()),
-                    f"{guessed} {most / total:.1%} look {main}, others {shares}",
-                    "used as they are; take a multilingual checkpoint, such as FacebookAI/xlm-roberta-base",
-                    _examples(table.frame[where], table.name),
-                )
-            )
-        if main != "English" and most > total / 2:
-            found.append(
-                Finding(
-                    "not-english",
-                    "warning",
-                    most,
-                    f"{guessed} most look {main}",
-                    f"a checkpoint for English does not know it: take one for {main}, or a multilingual one, such as "
-                    "FacebookAI/xlm-roberta-base",
-                )
-            )
-    return found
 
 
-def token_findings(table: Table, texts: list[str], tokens: Tokens, names: Mapping[str, str]) -> list[Finding]:
-    """Return what there is to say of what the model's tokenizer does not know.
+def check_languages(inspected: Inspected) -> Iterator[Finding]:
+    """Report a mix of languages, and a main language other than English."""
+    languages = [guess_language(text) for text in inspected.texts]
+    counts = Counter(language for language in languages if language)
+    total = counts.total()
+    if total < 10:
+        return
+    main, n_main = counts.most_common(1)[0]
+    scope = f"of the {total:,} texts whose language can be guessed,"
+    others = {language: n for language, n in counts.most_common() if language != main and n >= max(3, 0.01 * total)}
+    if others:
+        mask = np.array([language in others for language in languages])
+        shares = ", ".join(f"{n / total:.1%} {language}" for language, n in others.items())
+        yield Finding(
+            "languages",
+            "warning",
+            int(mask.sum()),
+            f"{scope} {n_main / total:.1%} seem to be {main}, others {shares}",
+            "used unchanged; choose a multilingual checkpoint, such as FacebookAI/xlm-roberta-base",
+            inspected.name_rows(inspected.cleaned.table.frame[mask]),
+        )
+    if main != "English" and n_main > total / 2:
+        yield Finding(
+            "not-english",
+            "warning",
+            n_main,
+            f"{scope} most seem to be {main}",
+            f"an English checkpoint does not know {main}: choose a checkpoint for {main}, or a multilingual one, such "
+            "as FacebookAI/xlm-roberta-base",
+        )
 
-    Args:
-        table: the usable rows.
-        texts: theirs.
-        tokens: what the model's tokenizer makes of them.
-        names: symbols that the tokenizer reads as their names, by symbol.
-    """
-    found = []
-    symbols = set(names)
-    named = np.array([not text.isascii() and not symbols.isdisjoint(text) for text in texts], dtype=bool)
-    if named.any():
-        often = Counter(character for text in texts for character in dict.fromkeys(text) if character in symbols)
-        symbol = next(s for s, _ in often.most_common() if names[s])
-        found.append(
-            Finding(
-                "symbols",
-                "info",
-                int(named.sum()),
-                f"{_rows(int(named.sum()))} with emoji that the model's tokenizer does not know ({named.mean():.1%})",
-                f"each is read as its name: {symbol} as {names[symbol]!r}",
-                _examples(table.frame[named], table.name),
-            )
+
+def check_tokens(inspected: Inspected) -> Iterator[Finding]:
+    """Report symbols and words that the tokenizer does not know."""
+    texts, tokens, names = inspected.texts, inspected.tokens, inspected.symbol_names
+    if tokens is None:
+        return
+    has_symbol = np.array([not t.isascii() and not names.keys().isdisjoint(t) for t in texts], dtype=bool)
+    if has_symbol.any():
+        symbols = Counter(character for text in texts for character in dict.fromkeys(text) if character in names)
+        symbol = next(symbol for symbol, _ in symbols.most_common() if names[symbol])
+        yield inspected.texts_where(
+            "symbols",
+            "info",
+            has_symbol,
+            f"with emoji that the model's tokenizer does not know ({has_symbol.mean():.1%})",
+            f"each is read as its name: {symbol} as {names[symbol]!r}",
         )
     unknown = tokens.unknown
     if unknown.any() and tokens.encoder is not None:
-        some = np.flatnonzero(unknown)[:LOOKED_AT]
-        pieces = dict.fromkeys(piece for i in some for piece in tokens.encoder.unread(texts[i]))
-        longest = max(pieces, key=len)
-        shown = list(dict.fromkeys([*list(pieces)[:2], longest]))  # a word may be unknown for its length alone
-        such = some_of([repr(_short(piece)) for piece in shown])
-        found.append(
-            Finding(
-                "unread",
-                "warning" if unknown.mean() > 0.01 else "info",
-                int(unknown.sum()),
-                f"{_rows(int(unknown.sum()))} with what the model's tokenizer does not know ({unknown.mean():.1%}), "
-                f"such as {such}",
-                "all of that is one and the same to the model; if it matters, take a checkpoint that knows it",
-                _examples(table.frame[unknown], table.name),
-            )
+        searched = np.flatnonzero(unknown)[:MAX_UNKNOWN_TEXTS]
+        words = dict.fromkeys(word for i in searched for word in tokens.encoder.unread(texts[i]))
+        # The longest one as well: a word may be unknown only because of its length.
+        examples = dict.fromkeys([*list(words)[:2], max(words, key=len)])
+        shown = join_names([repr(word if len(word) <= 20 else f"{word[:19]}…") for word in examples])
+        yield inspected.texts_where(
+            "unread",
+            "warning" if unknown.mean() > 0.01 else "info",
+            unknown,
+            f"with words that the model's tokenizer does not know ({unknown.mean():.1%}), such as {shown}",
+            "all unknown words are the same token to the model; if they matter, choose another checkpoint",
         )
-    return found
 
 
-def length_findings(table: Table, tokens: np.ndarray, limit: int) -> list[Finding]:
-    """Return what there is to say of texts that are longer than what the model reads."""
-    long = tokens > limit
-    if not len(tokens) or long.mean() <= 0.011:
-        return []
-    message = f"{_rows(int(long.sum()))} longer than {limit} tokens ({long.mean():.1%})"
-    return [
-        Finding(
-            "truncated",
-            "warning",
-            int(long.sum()),
-            message,
-            "only their beginning is used",
-            _examples(table.frame[long], table.name),
-        )
-    ]
+def check_lengths(inspected: Inspected) -> Iterator[Finding]:
+    """Report truncated texts, if there are more than `choose_max_length` accepts."""
+    long = inspected.lengths > inspected.max_length
+    if len(long) and long.mean() > 0.011:
+        message = f"longer than {inspected.max_length} tokens ({long.mean():.1%})"
+        yield inspected.texts_where("truncated", "warning", long, message, "only their beginning is used")
 
 
-def _rows(n: int) -> str:
+def check_reading(inspected: Inspected) -> Iterator[Finding]:
+    """Report the notes of the reader."""
+    for note in inspected.table.notes:
+        yield Finding("reading", note.severity, note.count, note.message, "the table is used as read", note.rows)
+
+
+CHECKS: tuple[Callable[[Inspected], Iterator[Finding]], ...] = (
+    check_split,
+    check_labels,
+    check_cleaning,
+    check_near_duplicates,
+    check_texts,
+    check_languages,
+    check_tokens,
+    check_lengths,
+    check_reading,
+)
+
+
+def _n_rows(n: int) -> str:
     return "1 row" if n == 1 else f"{n:,} rows"
-
-
-def _short(text: str, most: int = 20) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def _examples(frame: pd.DataFrame, main: str, limit: int = EXAMPLES) -> tuple[int | str, ...]:
-    head = zip(frame["source"].iloc[:limit], frame["row"].iloc[:limit], strict=True)
-    return tuple(int(row) if source == main else f"{source} {row}" for source, row in head)

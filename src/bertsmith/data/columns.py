@@ -1,11 +1,10 @@
-"""Which column is which: by name, ignoring case, spaces and underscores. A guess that is not certain is an error."""
+"""Find the columns of a table by name, ignoring case, spaces and punctuation. An uncertain guess is an error."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bertsmith.config import DataConfig
@@ -23,7 +22,7 @@ LABEL_TEXT = ("labeltext", "labelname")
 
 @dataclass(frozen=True)
 class Columns:
-    """The names, in the source, of the columns in use; ``None`` where there is none."""
+    """The source names of the columns in use; ``None`` for a column that the table does not have."""
 
     text: str
     label: str | None
@@ -33,8 +32,9 @@ class Columns:
 
     @property
     def used(self) -> tuple[str, ...]:
-        """The names in use, in the order text, label, label text, group, split."""
-        return tuple(n for n in (self.text, self.label, self.label_text, self.group, self.split) if n is not None)
+        """The names that are not ``None``, in the order text, label, label text, group, split."""
+        names = (self.text, self.label, self.label_text, self.group, self.split)
+        return tuple(name for name in names if name is not None)
 
 
 def canonical(name: str) -> str:
@@ -42,141 +42,125 @@ def canonical(name: str) -> str:
     return re.sub(r"[\W_]+", "", name).casefold()
 
 
-def find_columns(
-    names: Sequence[str],
-    source: str,
-    *,
-    text: str | None = None,
-    label: str | None = None,
-    label_text: str | None = None,
-    group: str | None = None,
-    split: str | None = None,
-    label_required: bool = True,
-) -> Columns:
-    """Say which of ``names`` holds what.
+def find_columns(names: Sequence[str], source: str, config: DataConfig, *, label_required: bool = True) -> Columns:
+    """Find the columns in use: those that the settings name, in any case and spacing, or by their names.
 
     Args:
         names: the column names of the source.
-        source: its name, for messages.
-        text, label, label_text, group, split: names the user gave; they must exist (case and spaces are forgiven).
-        label_required: whether a table without any label column is an error.
+        source: the name of the source, for messages.
+        config: the settings.
+        label_required: whether a table without a label column is an error.
 
     Raises:
-        DataError: if a given column is not there, a needed one is not found, or several could be meant.
+        DataError: if a configured or required column is missing, or several columns match.
     """
+    where = f"{source}, with the columns {listing(names, 30)}"
 
-    def given(name: str, flag: str) -> str:
-        if name in names:
-            return name
-        alike = [other for other in names if canonical(other) == canonical(name)]
-        if len(alike) == 1:
-            return alike[0]
+    def lookup(name: str | None, flag: str) -> str | None:
+        if not name:
+            return None
+        matches = [name] if name in names else [other for other in names if canonical(other) == canonical(name)]
+        if len(matches) == 1:
+            return matches[0]
         raise DataError(
-            f"there is no column {quoted(name)}.{did_you_mean(name, names)}",
-            where=f"{source}, whose columns are {listing(names, 30)}",
+            f"the table has no column {quoted(name)}.{did_you_mean(name, names)}",
+            where=where,
             remedy=f"Pass {flag} with one of these names.",
         )
 
-    def found(known: Sequence[str], flag: str, taken: Sequence[str | None]) -> str | None:
+    def search(known: Sequence[str], flag: str, taken: Sequence[str | None]) -> str | None:
         matches = [name for name in names if canonical(name) in known and name not in taken]
         if len(matches) > 1:
             raise DataError(
-                f"columns {listing(matches)} could each be meant",
-                where=source,
-                remedy=f"Say which one with {flag}.",
+                f"several columns match: {listing(matches)}", where=source, remedy=f"Name the right one with {flag}."
             )
         return matches[0] if matches else None
 
-    text_name = given(text, "--text-column") if text else None
-    label_name = given(label, "--label-column") if label else None
-    label_text_name = given(label_text, "--label-text-column") if label_text else None
-    chosen = [text_name, label_name, label_text_name]
-    if label_text_name is None:
-        label_text_name = found(LABEL_TEXT, "--label-text-column", chosen)
-    if label_name is None and not label_text:
-        label_name = found(LABEL, "--label-column", chosen)
-        if label_name is None and label_text_name is None:
-            label_name = found(LABEL_SYNONYMS, "--label-column", chosen)
-    chosen = [label_name, label_text_name]
-    if text_name is None:
-        text_name = found(TEXT, "--text-column", chosen) or found(TEXT_SYNONYMS, "--text-column", chosen)
-    if text_name is None:
-        taken = [name for name in chosen if name is not None and canonical(name) in (*TEXT, *TEXT_SYNONYMS)]
+    text = lookup(config.text_column, "--text-column")
+    label = lookup(config.label_column, "--label-column")
+    label_text = lookup(config.label_text_column, "--label-text-column")
+    taken = [text, label, label_text]
+    if label is None and label_text is None:
+        label_text = search(LABEL_TEXT, "--label-text-column", taken)
+        label = search(LABEL, "--label-column", taken)
+        if label is None and label_text is None:
+            label = search(LABEL_SYNONYMS, "--label-column", taken)
+    elif label_text is None:
+        label_text = search(LABEL_TEXT, "--label-text-column", taken)
+    taken = [label, label_text]
+    if text is None:
+        text = search(TEXT, "--text-column", taken) or search(TEXT_SYNONYMS, "--text-column", taken)
+    if text is None:
+        like_text = [name for name in taken if name is not None and canonical(name) in (*TEXT, *TEXT_SYNONYMS)]
         raise DataError(
-            f"column {quoted(taken[0])} is taken for the labels, and no other is named like one that holds the texts"
-            if taken
-            else "no column is named like one that holds the texts (Text, Sentence, Content, Review, …)",
-            where=f"{source}, whose columns are {listing(names, 30)}",
+            f"column {quoted(like_text[0])} is the label column, and no other column name suggests texts"
+            if like_text
+            else "no column name suggests texts (Text, Sentence, Content, Review, …)",
+            where=where,
             remedy="Pass --text-column with the name of the column that holds the texts. "
             "The first row of a file must name the columns.",
         )
-    if label_required and label_name is None and label_text_name is None:
+    if label_required and label is None and label_text is None:
         raise DataError(
-            "no column is named like one that holds the labels (Label, Label Text, Category, Class, Target, …)",
-            where=f"{source}, whose columns are {listing(names, 30)}",
+            "no column name suggests labels (Label, Label Text, Category, Class, Target, …)",
+            where=where,
             remedy="Pass --label-column (numbers or words) or --label-text-column with the name of the column.",
         )
-    if text_name in (label_name, label_text_name) or (label_name is not None and label_name == label_text_name):
+    repeated = text if text in (label, label_text) else label if label == label_text else None
+    if repeated is not None:
         raise DataError(
-            f"column {quoted(text_name if text_name in (label_name, label_text_name) else label_name)} is given twice, "
-            "for different things",
+            f"column {quoted(repeated)} is given twice, for different purposes",
             where=source,
-            remedy="Give the text, the label and the label text a column each.",
+            remedy="Give different columns for the text, the label and the label text.",
         )
     return Columns(
-        text_name,
-        label_name,
-        label_text_name,
-        group=given(group, "--group-column") if group else None,
-        split=given(split, "--split-column") if split else None,
+        text,
+        label,
+        label_text,
+        lookup(config.group_column, "--group-column"),
+        lookup(config.split_column, "--split-column"),
     )
 
 
-def text_column(names: list[str], name: str, config: DataConfig) -> str:
-    """Return the column with the texts to predict: the one named, the only one, or the one found by its name.
+def find_text_column(names: list[str], source: str, config: DataConfig) -> str:
+    """Return the column of the texts to predict: the configured one, the only one, or the one that its name suggests.
 
     Raises:
-        DataError: if that is not certain.
+        DataError: if the column is missing, or several columns match.
     """
     if len(names) == 1 and config.text_column is None:
         return names[0]
-    return find_columns(names, name, text=config.text_column, label_required=False).text
+    return find_columns(names, source, DataConfig(text_column=config.text_column), label_required=False).text
 
 
-def is_text_lines(path: Path) -> bool:
-    """Whether a file is read as plain text, one text a line, where texts are wanted."""
-    return [s.lower() for s in path.suffixes if s.lower() != ".gz"][-1:] == [".txt"]
-
-
-def check_flat(frame: pd.DataFrame, where: str) -> None:
-    """See that the columns of a data frame have plain names.
+def check_single_level(frame: pd.DataFrame, where: str) -> None:
+    """Check that the column names of a data frame have a single level.
 
     Raises:
-        DataError: if the names have several levels.
+        DataError: if the columns are a ``MultiIndex``.
     """
     if frame.columns.nlevels > 1:
+        example = f", such as {quoted(str(frame.columns[0]))}" if len(frame.columns) else ""
         raise DataError(
-            f"the column names have {frame.columns.nlevels} levels, such as {quoted(str(frame.columns[0]))}"
-            if len(frame.columns)
-            else "the column names have several levels",
+            f"the column names have {frame.columns.nlevels} levels{example}",
             where=where,
-            remedy="Give every column one name: df.columns = df.columns.map('_'.join)",
+            remedy="Give every column a single name: df.columns = df.columns.map('_'.join)",
         )
 
 
 def check_columns(names: list[str], n_rows: int, where: str, config: DataConfig) -> None:
-    """See that a table has rows, and columns that can be told apart.
+    """Check that a table has rows, and columns with distinct names.
 
     Raises:
-        DataError: if not.
+        DataError: if it has not.
     """
     repeated = sorted({name for name in names if names.count(name) > 1}, key=names.index)
     if repeated:
         raise DataError(
             f"several columns have the same name: {listing(repeated)}",
             where=where,
-            remedy="Give every column a name of its own.",
+            remedy="Give every column a different name.",
         )
     if not n_rows or not names:
-        given = f"--encoding {config.encoding} fits the file and that " if config.encoding else ""
-        raise DataError("the table has no rows", where=where, remedy=f"Check that {given}it is the right file.")
+        encoding = f"--encoding {config.encoding} fits the file and that " if config.encoding else ""
+        raise DataError("the table has no rows", where=where, remedy=f"Check that {encoding}it is the right file.")

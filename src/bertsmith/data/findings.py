@@ -1,4 +1,4 @@
-"""What inspecting a table finds: plain values that print, render and serialise themselves."""
+"""The findings of `inspect`, and how they are printed and serialised."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ SEVERITIES = ("error", "warning", "info")
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about the table that the user should know.
+    """A property of the table that the user should know.
 
     Attributes:
         kind: a short stable name, for scripts.
-        severity: ``"error"`` (train refuses), ``"warning"`` (look at it) or ``"info"``.
-        count: rows (or classes) it is about.
+        severity: ``"error"`` (train refuses the table), ``"warning"`` (needs attention) or ``"info"``.
+        count: number of rows or classes.
         message: what was found.
         action: what train will do about it.
-        rows: the first few source rows, 1 being the first after the header; of another file than the table itself, as
-            ``"test.csv 12"``.
+        rows: example rows, where 1 is the first row after the header; ``"test.csv 12"`` for a row of another file than
+            the table itself.
     """
 
     kind: str
@@ -43,7 +43,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class ClassCount:
-    """A class with the number of its rows, and where splits are given, by split."""
+    """A class with its number of rows, in total and by given split."""
 
     number: int
     text: str
@@ -52,19 +52,19 @@ class ClassCount:
 
     @property
     def training(self) -> int:
-        """Rows to train on, of which the splits that are not given are held out."""
+        """Number of rows from which train takes its training texts and the splits that are not given."""
         return self.splits.get("train", 0) if self.splits else self.rows
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """How long the texts are.
+    """The distribution of text lengths.
 
     Attributes:
         unit: ``"characters"``, ``"tokens"``, or ``"tokens (estimated)"``.
-        shortest, longest: extremes.
+        shortest, longest: the extremes.
         percentiles: length by percentile.
-        edges, counts: a histogram, ``len(edges) == len(counts) + 1``; the last bin takes all that is longer.
+        edges, counts: a histogram with ``len(edges) == len(counts) + 1``; the last bin includes all longer texts.
     """
 
     unit: str
@@ -77,12 +77,20 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Findings:
-    """The result of `inspect`: figures, and findings in order of severity.
+    """The result of `inspect`.
 
     Attributes:
-        imbalance: rows of the largest class, as a multiple of those of the smallest, among the rows to train on.
-        splits: usable rows by split, where splits are given; a row without one counts as train.
-        imbalances: ``imbalance`` of each of these splits, over the classes that are in it.
+        name: name of the table.
+        rows, usable: number of rows, before and after cleaning.
+        columns: source name of each column in use, by its role.
+        classes: the classes.
+        imbalance: size of the largest class relative to the smallest, among the rows to train on.
+        characters, tokens: the distributions of text lengths.
+        max_length: most tokens that train keeps of a text.
+        truncated: share of the texts that are longer.
+        splits: number of usable rows by given split; a row without one counts as train.
+        findings: the findings, in order of severity.
+        imbalances: ``imbalance`` of each given split, over its classes.
     """
 
     name: str
@@ -100,52 +108,59 @@ class Findings:
     imbalances: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON-ready values."""
+        """Return all fields as JSON-serialisable values."""
         return asdict(self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield show(self)
+        yield render(self)
 
     def __str__(self) -> str:
-        return as_text(self)
+        buffer = io.StringIO()
+        Console(file=buffer, width=110, no_color=True, highlight=False).print(self)
+        return buffer.getvalue().rstrip()
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return as_html(self)
+        console = Console(record=True, width=110, file=io.StringIO(), highlight=False)
+        console.print(self)
+        return console.export_html(
+            inline_styles=True, code_format='<pre style="line-height:1.25;font-family:monospace">{code}</pre>'
+        )
 
 
-def some_of(names: Sequence[str], limit: int = 8) -> str:
-    """Join names for a message, and count those beyond ``limit``."""
+def join_names(names: Sequence[str], limit: int = 8) -> str:
+    """Join the first ``limit`` names for a message, and count the others."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
 
 
-MOST_CLASSES = 30
-"""Classes shown: the largest ones and the smallest ones, beyond this many."""
+MAX_CLASSES = 30
+"""Most classes in a chart; of more classes, it shows the largest and the smallest."""
 
 _STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
 
-def show(findings: Findings) -> RenderableType:
-    """Return findings as something ``rich`` can print."""
+def render(findings: Findings) -> RenderableType:
+    """Render findings for ``rich``."""
     columns = "columns: " + ", ".join(f"{role.replace('_', ' ')} = {name!r}" for role, name in findings.columns.items())
     parts: list[RenderableType] = [headline(findings), Text(columns, style="dim")]
+    truncation = f"train keeps {findings.max_length} tokens of a text; {findings.truncated:.1%} of the texts are longer"
     if findings.splits:
         given = ", ".join(f"{name} {n:,}" for name, n in findings.splits.items())
-        free = [name for name in SPLITS if name not in findings.splits and "train" in findings.splits]
-        held_out = f"; train holds out {' and '.join(free)} of its rows" if free else ""
+        absent = [name for name in SPLITS if name not in findings.splits and "train" in findings.splits]
+        held_out = f"; train also holds out {' and '.join(absent)}" if absent else ""
         parts.append(Text(f"given splits: {given}{held_out}", style="dim"))
-    parts += ["", class_chart(findings.classes), "", lengths_table(findings), _truncation(findings), ""]
+    parts += ["", class_chart(findings.classes), "", lengths_table(findings), Text(truncation), ""]
     if findings.findings:
         parts += [finding_lines(finding) for finding in findings.findings]
-        parts.append(Text("Rows are counted from 1, the header not counted.", style="dim"))
+        parts.append(Text("Row 1 is the first row after the header.", style="dim"))
     else:
-        parts.append(Text("Nothing to complain of.", style="green"))
+        parts.append(Text("No problems found.", style="green"))
     return Group(*parts)
 
 
 def headline(findings: Findings) -> Text:
-    """Return name, rows, classes and imbalance in one line."""
+    """Render the name, and the numbers of rows and classes, in one line."""
     unused = findings.rows - findings.usable
     return Text.assemble(
         (findings.name, "bold"),
@@ -164,14 +179,14 @@ def _imbalance(findings: Findings) -> str:
 
 
 def class_chart(classes: tuple[ClassCount, ...], width: int = 30) -> RenderableType:
-    """Return the rows of every class, by split where splits are given, with bars of those to train on."""
+    """Render the number of rows of every class, by given split, with bars for the rows to train on."""
     ordered = sorted(classes, key=lambda c: (-c.training, -c.rows))
     most = max(c.training for c in ordered) or 1
     total = sum(c.training for c in ordered) or 1
     splits = list(ordered[0].splits)
     shown: list[ClassCount | None] = list(ordered)
-    if len(ordered) > MOST_CLASSES:
-        half = MOST_CLASSES // 2
+    if len(ordered) > MAX_CLASSES:
+        half = MAX_CLASSES // 2
         shown = [*ordered[:half], None, *ordered[-half:]]
     grid = Grid.grid(padding=(0, 1))
     grid.add_column("label", justify="right", style="dim")
@@ -184,7 +199,7 @@ def class_chart(classes: tuple[ClassCount, ...], width: int = 30) -> RenderableT
         grid.add_row("", "", *splits, "of train" if "train" in splits else "", "", style="dim")
     for entry in shown:
         if entry is None:
-            grid.add_row("", f"… {len(ordered) - MOST_CLASSES:,} more …")
+            grid.add_row("", f"… {len(ordered) - MAX_CLASSES:,} more …")
             continue
         bar = "█" * round(width * entry.training / most) or ("▏" if entry.training else "")
         rows = [f"{n:,}" for n in entry.splits.values()] or [f"{entry.rows:,}"]
@@ -193,49 +208,23 @@ def class_chart(classes: tuple[ClassCount, ...], width: int = 30) -> RenderableT
 
 
 def lengths_table(findings: Findings) -> RenderableType:
-    """Return the length percentiles, one line a unit."""
+    """Render the percentiles of the text lengths."""
     grid = Grid.grid(padding=(0, 2))
     for _ in range(9):
         grid.add_column(justify="right", no_wrap=True)
     names = [f"{p} %" for p in findings.characters.percentiles]
     grid.add_row("length in", "shortest", *names, "longest", style="dim")
     for lengths in (findings.characters, findings.tokens):
-        grid.add_row(*_length_row(lengths))
+        values = (lengths.shortest, *lengths.percentiles.values(), lengths.longest)
+        grid.add_row(lengths.unit, *(f"{value:,}" for value in values))
     return grid
 
 
-def _length_row(lengths: Lengths) -> list[str]:
-    middle = [f"{value:,}" for value in lengths.percentiles.values()]
-    return [lengths.unit, f"{lengths.shortest:,}", *middle, f"{lengths.longest:,}"]
-
-
-def _truncation(findings: Findings) -> Text:
-    return Text(
-        f"train would keep {findings.max_length} tokens of each text; {findings.truncated:.1%} of the texts are longer"
-    )
-
-
 def finding_lines(finding: Finding) -> RenderableType:
-    """Return one finding: severity, message, example rows, and what train will do."""
+    """Render a finding: its severity, message, example rows, and what train will do."""
     text = Text.assemble((f"{finding.severity:<8}", _STYLES[finding.severity]), finding.message)
     if finding.rows:
         text.append(f" (row{'s' if len(finding.rows) > 1 else ''} {', '.join(map(str, finding.rows))}", style="dim")
         text.append(", …)" if finding.count > len(finding.rows) else ")", style="dim")
     text.append(f"\n        → {finding.action}", style="dim")
     return text
-
-
-def as_text(findings: Findings, width: int = 110) -> str:
-    """Return findings as plain text."""
-    buffer = io.StringIO()
-    Console(file=buffer, width=width, no_color=True, highlight=False).print(show(findings))
-    return buffer.getvalue().rstrip()
-
-
-def as_html(findings: Findings) -> str:
-    """Return findings as an HTML fragment, for notebooks."""
-    console = Console(record=True, width=110, file=io.StringIO(), highlight=False)
-    console.print(show(findings))
-    return console.export_html(
-        inline_styles=True, code_format='<pre style="line-height:1.25;font-family:monospace">{code}</pre>'
-    )

@@ -1,4 +1,4 @@
-"""What a table holds and what is wrong with it: each finding counted, with example rows and what train will do."""
+"""Inspect a table: its classes, text lengths, and findings with example rows and what train will do."""
 
 from __future__ import annotations
 
@@ -9,26 +9,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bertsmith.config import Config
-from bertsmith.data.checks import (
-    cleaning_findings,
-    length_findings,
-    near_duplicate_findings,
-    text_findings,
-    token_findings,
-)
+from bertsmith.data.checks import CHECKS, Inspected
 from bertsmith.data.clean import Cleaned, clean
-from bertsmith.data.findings import SEVERITIES, ClassCount, Finding, Findings, Lengths
-from bertsmith.data.label_checks import label_findings
-from bertsmith.data.split import split_cleaned
+from bertsmith.data.findings import SEVERITIES, ClassCount, Findings, Lengths
 from bertsmith.data.table import SPLITS, Table
-from bertsmith.errors import DataError
 
 if TYPE_CHECKING:
     from bertsmith.model.tokenizer import Tokens
 
 PERCENTILES = (5, 25, 50, 75, 95, 99)
 COVERAGE = 99
-"""Share of the texts, in per cent, that the chosen maximum length covers."""
+"""Percentage of the texts that the chosen maximum length covers."""
+DEFAULT_MODEL_LIMIT = 512
+"""Most tokens of most BERT models."""
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -36,45 +29,31 @@ def inspect(
     table: Table,
     *,
     tokens: Tokens | None = None,
-    names: Mapping[str, str] | None = None,
+    symbol_names: Mapping[str, str] | None = None,
     max_length: int | None = None,
-    model_limit: int = 512,
     cleaned: Cleaned | None = None,
     config: Config | None = None,
 ) -> Findings:
-    """Look a table over. Nothing is changed.
+    """Inspect a table, without changing it.
 
     Args:
-        table: as read.
-        tokens: what the model's tokenizer makes of the usable texts; lengths are estimated from words without them.
-        names: symbols that the tokenizer reads as their names, by symbol.
-        max_length: tokens kept of each text; chosen by `choose_max_length` unless given.
-        model_limit: most tokens the model takes.
-        cleaned: the table cleaned, if that is at hand.
-        config: how train would split it; given, a table that train refuses is a finding.
+        table: the table as read.
+        tokens: the tokens of the usable texts; without them, lengths are estimated.
+        symbol_names: for each symbol that the tokenizer reads as its name, the name.
+        max_length: most tokens that training keeps of a text; chosen by `choose_max_length` by default.
+        cleaned: the cleaned table, if it is available.
+        config: the settings for the split; with them, a table that train refuses is a finding.
     """
     cleaned = cleaned or clean(table)
     usable = cleaned.table
     texts = usable.frame["text"].tolist()
     lengths = tokens.lengths if tokens is not None else estimate_tokens(texts)
-    limit = max_length or choose_max_length(lengths, model_limit)
-    characters = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+    max_length = max_length or choose_max_length(lengths, DEFAULT_MODEL_LIMIT)
+    n_characters = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
     counts, by_split = usable.counts, _counts_by_split(usable)
-    imbalances = {name: _imbalance(of_split) for name, of_split in by_split.items()}
-    truncated = float((lengths > limit).mean()) if len(lengths) else 0.0
-    found = [
-        *_refusal(cleaned, config),
-        *label_findings(usable),
-        *cleaning_findings(cleaned),
-        *near_duplicate_findings(cleaned),
-        *text_findings(usable, texts),
-        *(token_findings(usable, texts, tokens, names or {}) if tokens is not None else ()),
-        *length_findings(usable, lengths, limit),
-        *(
-            Finding("reading", note.severity, note.count, note.message, "the table is used like that", note.rows)
-            for note in table.notes
-        ),
-    ]
+    imbalances = {name: _imbalance(split_counts) for name, split_counts in by_split.items()}
+    inspected = Inspected(table, cleaned, texts, lengths, max_length, tokens, symbol_names or {}, config)
+    findings = [finding for check in CHECKS for finding in check(inspected)]
     return Findings(
         name=table.name,
         rows=len(table),
@@ -89,63 +68,61 @@ def inspect(
             for i, (number, text) in enumerate(zip(table.labels.numbers, table.labels.texts, strict=True))
         ),
         imbalance=imbalances.get("train", _imbalance(counts)),
-        characters=_lengths("characters", characters),
+        characters=_lengths("characters", n_characters),
         tokens=_lengths("tokens" if tokens is not None else "tokens (estimated)", lengths),
-        max_length=limit,
-        truncated=truncated,
+        max_length=max_length,
+        truncated=float((lengths > max_length).mean()) if len(lengths) else 0.0,
         splits={name: int(n.sum()) for name, n in by_split.items()},
-        findings=tuple(sorted(found, key=lambda f: SEVERITIES.index(f.severity))),
+        findings=tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))),
         imbalances=imbalances,
     )
 
 
-def _refusal(cleaned: Cleaned, config: Config | None) -> list[Finding]:
-    if config is None:
-        return []
-    try:
-        split_cleaned(cleaned, config, config.seed)
-    except DataError as error:
-        return [Finding("refused", "error", 1, f"train refuses this table: {error.what}", error.remedy or "")]
-    return []
-
-
 def _counts_by_split(table: Table) -> dict[str, np.ndarray]:
-    """Return the rows of every class, shape (classes,), by split, where splits are given."""
+    """Return for every given split the number of rows of every class, shape (classes,)."""
     given = table.frame["split"]
     if not given.notna().any():
         return {}
     split = given.fillna("train").to_numpy()
-    present = [name for name in SPLITS if (split == name).any()]
-    return {name: table.take(split == name).counts for name in present}
+    return {name: table.take(split == name).counts for name in SPLITS if (split == name).any()}
 
 
 def _imbalance(counts: np.ndarray) -> float:
-    present = counts[counts > 0]
-    return float(present.max() / present.min()) if len(present) else float("nan")
+    nonzero = counts[counts > 0]
+    return float(nonzero.max() / nonzero.min()) if len(nonzero) else float("nan")
 
 
 def estimate_tokens(texts: Sequence[str]) -> np.ndarray:
-    """Estimate word pieces from words and punctuation marks, shape (texts,).
+    """Estimate the number of word pieces from words and punctuation, shape (texts,).
 
-    On English texts, BERT's word pieces are 1.02 to 1.16 times as many (measured on five collections).
+    In five English collections, BERT has 1.02 to 1.16 word pieces per word or punctuation mark.
     """
     return np.array([round(1.1 * len(_WORD.findall(text))) + 2 for text in texts], dtype=np.int64)
 
 
-def choose_max_length(tokens: np.ndarray, model_limit: int) -> int:
-    """Return the length that covers `COVERAGE` per cent of the texts, a multiple of 8, at most ``model_limit``."""
-    if not len(tokens):
+def choose_max_length(lengths: np.ndarray, model_limit: int) -> int:
+    """Return the maximum length that covers `COVERAGE` percent of the texts.
+
+    Args:
+        lengths: length of every text in tokens, shape (texts,).
+        model_limit: most tokens of the model.
+
+    Returns:
+        A multiple of 8 that is at most ``model_limit``, or ``model_limit``.
+    """
+    if not len(lengths):
         return model_limit
-    wanted = int(np.ceil(np.percentile(tokens, COVERAGE)))
-    return int(min(max(-(-wanted // 8) * 8, 8), model_limit))
+    covered = int(np.ceil(np.percentile(lengths, COVERAGE)))
+    return int(min(max(-(-covered // 8) * 8, 8), model_limit))
 
 
 def _lengths(unit: str, values: np.ndarray) -> Lengths:
     if not len(values):
         return Lengths(unit, 0, 0, dict.fromkeys(PERCENTILES, 0), (0, 1), (0,))
-    at = {p: int(np.percentile(values, p)) for p in PERCENTILES}
-    top = max(at[99], 1)
+    percentiles = {p: int(np.percentile(values, p)) for p in PERCENTILES}
+    top = max(percentiles[99], 1)
     width = max(-(-top // 40), 1)
     edges = np.arange(0, top + 2 * width, width)
     counts = np.histogram(np.minimum(values, edges[-1]), bins=edges)[0]
-    return Lengths(unit, int(values.min()), int(values.max()), at, tuple(map(int, edges)), tuple(map(int, counts)))
+    bins = tuple(map(int, edges)), tuple(map(int, counts))
+    return Lengths(unit, int(values.min()), int(values.max()), percentiles, *bins)

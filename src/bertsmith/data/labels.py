@@ -1,8 +1,7 @@
-"""Link label numbers and label texts both ways, and refuse a label column that is not one."""
+"""Parse label columns, link label numbers to label texts, and refuse columns that do not hold classes."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,77 +11,88 @@ import numpy as np
 import pandas as pd
 
 from bertsmith.data.table import MISSING, Labels
-from bertsmith.data.texts import refuse_nested
-from bertsmith.errors import DataError, cut, listing, quoted
+from bertsmith.data.texts import check_scalar, is_missing, to_text
+from bertsmith.errors import DataError, listing, quoted, shorten
 
 _INTEGER = re.compile(r"[+-]?\d{1,18}(\.0*)?")
 _TOO_LARGE = re.compile(r"[+-]?[1-9]\d{18,}(\.0*)?")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
-"""Control characters that are no white space: a terminal could obey them."""
+"""Control characters other than white space, which a terminal might interpret."""
 _LEADING_ZERO = re.compile(r"[+-]?0\d+")
 _NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?")
-_JOINS = tuple(map(re.compile, (r"[;；]", r"\|", r"[,，、]", r"\+", "&", "[·•]", r"[\n\r\t]")))
-"""What label texts are joined with. Not ``/``, space or ``-``, which stand in the names of many classes."""
-_NUMPY = re.compile(r"""(?<=['"])\s+(?=['"])|(?<=[\d.])\s+(?=\d)""")
-"""What separates the items of an array as NumPy prints it: ``['love' 'joy']``, ``[1 2]``."""
-_BREAK = re.compile(r"\S[\n\r\t]+\S")
-_FEW_JOINED = 3
-"""Joined label texts from which on they are no accident."""
-_NO_NUMBER = frozenset({"", "na", "n/a", "nan", "null", "none", "nat", "<na>"})
+_SEPARATORS = tuple(map(re.compile, (r"[;；]", r"\|", r"[,，、]", r"\+", "&", "[·•]", r"[\n\r\t]")))
+"""Separators between several labels. ``/``, space and ``-`` are missing, since many class names contain them."""
+_NUMPY_SEPARATOR = re.compile(r"""(?<=['"])\s+(?=['"])|(?<=[\d.])\s+(?=\d)""")
+"""What separates the items of a printed NumPy array: ``['love' 'joy']``, ``[1 2]``."""
+_LINE_BREAK = re.compile(r"\S[\n\r\t]+\S")
+_MIN_JOINED = 3
+"""Fewest distinct joined label texts that count as several labels per row."""
+_MISSING_WORDS = frozenset({"", "na", "n/a", "nan", "null", "none", "nat", "<na>"})
 
 
-def label_words(values: Iterable[Any], where: str) -> list[str | None]:
-    """Read a column as label texts: stripped, white space made single, no control characters, ``None`` where empty.
+def parse_label_texts(cells: Iterable[Any], where: str) -> list[str | None]:
+    """Parse a column of label texts.
 
-    Raises:
-        DataError: if a cell holds a list or an object, or many cells hold several labels, one a line.
-    """
-    words: list[str | None] = []
-    lines: list[str] = []
-    for row, value in enumerate(values, start=1):
-        refuse_nested(value, row, where, "--label-column")
-        if _is_missing(value):
-            words.append(None)
-            continue
-        whole = _CONTROL.sub("", _as_text(value)).strip()
-        lines.append(whole)
-        words.append(" ".join(whole.split()) or None)
-    if any(map(_BREAK.search, lines)):  # afterwards a line break is a space
-        refuse_joined(lines, where)
-    return words
+    White space is normalised and control characters are removed.
 
-
-def label_numbers(values: Iterable[Any], where: str) -> list[int | None] | None:
-    """Read a column as label numbers.
+    Args:
+        cells: the cells of the column.
+        where: file and column, for messages.
 
     Returns:
-        The numbers, ``None`` where a label is missing; or ``None`` altogether if the column holds words.
+        The label texts, ``None`` for empty cells.
 
     Raises:
-        DataError: if the column mixes numbers and words, or holds numbers that are not whole.
+        DataError: if a cell holds a list or an object, or many cells hold several labels, one per line.
+    """
+    texts: list[str | None] = []
+    originals: list[str] = []
+    for row, cell in enumerate(cells, start=1):
+        check_scalar(cell, row, where, "--label-column")
+        if is_missing(cell):
+            texts.append(None)
+            continue
+        original = _CONTROL.sub("", to_text(cell)).strip()
+        originals.append(original)
+        texts.append(" ".join(original.split()) or None)
+    if any(map(_LINE_BREAK.search, originals)):  # now, since line breaks became spaces
+        check_single_label(originals, where)
+    return texts
+
+
+def parse_label_numbers(cells: Iterable[Any], where: str) -> list[int | None] | None:
+    """Parse a column of label numbers.
+
+    Args:
+        cells: the cells of the column.
+        where: file and column, for messages.
+
+    Returns:
+        The numbers, ``None`` for missing labels; or ``None`` if the column holds words.
+
+    Raises:
+        DataError: if the column mixes numbers and words, or its numbers are not integers or too large.
     """
     numbers: list[int | None] = []
     fractions: list[tuple[int, str]] = []
     words: list[tuple[int, str]] = []
-    missing_words: list[int] = []
     n_numbers = 0
-    for row, value in enumerate(values, start=1):
-        refuse_nested(value, row, where, "--label-column")
-        text = "" if _is_missing(value) else _as_text(value).strip()
+    for row, cell in enumerate(cells, start=1):
+        check_scalar(cell, row, where, "--label-column")
+        text = "" if is_missing(cell) else to_text(cell).strip()
         number: int | None = None
-        if text.casefold() in _NO_NUMBER:
-            if text:
-                missing_words.append(row)
-        elif isinstance(value, bool | np.bool_) or _LEADING_ZERO.fullmatch(text):
+        if text.casefold() in _MISSING_WORDS:
+            pass
+        elif isinstance(cell, bool | np.bool_) or _LEADING_ZERO.fullmatch(text):
             words.append((row, text))
         elif _INTEGER.fullmatch(text):
             number = int(text.partition(".")[0])
             n_numbers += 1
         elif _TOO_LARGE.fullmatch(text):
             raise DataError(
-                f"the label number {cut(text)} in row {row:,} is too large",
+                f"the label number {shorten(text)} in row {row:,} is too large",
                 where=where,
-                remedy="Give whole numbers of at most 18 digits, or pass the column as --label-text-column.",
+                remedy="Give integers of at most 18 digits, or pass the column as --label-text-column.",
             )
         elif _NUMBER.fullmatch(text) or text.casefold().lstrip("+-") in ("inf", "infinity"):
             fractions.append((row, text))
@@ -92,11 +102,14 @@ def label_numbers(values: Iterable[Any], where: str) -> list[int | None] | None:
     if words and (n_numbers or fractions):
         if all(_LEADING_ZERO.fullmatch(text) for _, text in words):
             return None
-        refuse_joined([text for _, text in words] + [str(n) for n in numbers if n is not None], where)
-        few, many = (words, "numbers") if len(words) <= n_numbers else ([], "words")
-        example = few[0] if few else next((row, str(n)) for row, n in enumerate(numbers, 1) if n is not None)
+        check_single_label([text for _, text in words] + [str(n) for n in numbers if n is not None], where)
+        if len(words) <= n_numbers:
+            majority, (row, example) = "numbers", words[0]
+        else:
+            majority = "words"
+            row, example = next((row, str(n)) for row, n in enumerate(numbers, 1) if n is not None)
         raise DataError(
-            f"the label column mixes numbers and words: most are {many}, but row {example[0]} has {quoted(example[1])}",
+            f"the label column mixes numbers and words: most are {majority}, but row {row} has {quoted(example)}",
             where=where,
             remedy="Correct these labels, or pass the column as --label-text-column to read all of them as words.",
         )
@@ -104,35 +117,36 @@ def label_numbers(values: Iterable[Any], where: str) -> list[int | None] | None:
         return None
     if fractions:
         row, text = fractions[0]
+        n_distinct = len({text for _, text in fractions})
         raise DataError(
-            f"the label column holds numbers that are not whole, such as {cut(text)} in row {row}: "
-            f"it looks like a score ({len({t for _, t in fractions}):,} different ones)",
+            f"the label column holds numbers that are not integers, such as {shorten(text)} in row {row}: "
+            f"it looks like a score ({n_distinct:,} different values)",
             where=where,
-            remedy="Name the column that holds the classes with --label-column, or cut the scores into classes first.",
+            remedy="Name the column of the classes with --label-column, or bin the scores into classes first.",
         )
     return numbers
 
 
-def link(
+def link_labels(
     numbers: Sequence[int | None] | None,
     texts: Sequence[str | None] | None,
     where: str,
     *,
     known: Labels | None = None,
 ) -> tuple[Labels, np.ndarray]:
-    """Link numbers and texts row by row.
+    """Link label numbers and label texts row by row.
 
     Args:
-        numbers: the label number of every row, or ``None`` if there is no such column.
-        texts: the label text of every row, or ``None`` if there is no such column.
+        numbers: the label number of every row, or ``None`` without such a column.
+        texts: the label text of every row, or ``None`` without such a column.
         where: file and columns, for messages.
-        known: the classes of a finished run; every row must then be one of these.
+        known: the classes of a finished run, to which the labels must belong.
 
     Returns:
-        The classes, and the class index of every row, shape (rows,), −1 where the label is missing.
+        The classes, and the class index of every row, shape (rows,), −1 if the label is missing.
 
     Raises:
-        DataError: if one number has two texts, one text two numbers, or a label cannot be linked.
+        DataError: if a number has two texts, a text has two numbers, or a label cannot be linked.
     """
     n_rows = len(numbers if numbers is not None else texts or ())
     frame = pd.DataFrame(
@@ -147,130 +161,133 @@ def link(
         labels = _new_labels(frame, pairs, where)
     else:
         labels = known
+        by_number = dict(zip(known.numbers, known.texts, strict=True))
         wrong = [
             f"{number} = {quoted(text)}"
             for number, text in zip(pairs["number"], pairs["text"], strict=True)
-            if dict(zip(known.numbers, known.texts, strict=True)).get(number, text) != text
+            if by_number.get(number, text) != text
         ]
         if wrong and texts is not None:
             raise DataError(
-                f"numbers and label texts are linked in another way than when the model was trained: {listing(wrong)}",
+                f"label numbers and label texts are paired differently than in training: {listing(wrong)}",
                 where=where,
-                remedy="Correct the pairs, or leave out the label number column.",
+                remedy="Correct the pairs, or remove the column of label numbers.",
             )
-    by_text = {text: index for index, text in enumerate(labels.texts)}
-    by_number = {number: index for index, number in enumerate(labels.numbers)}
-    # Where there is a text it decides; the number only where there is none.
-    targets = frame["text"].map(by_text).astype(float)
-    targets = targets.mask(frame["text"].isna(), frame["number"].map(by_number).astype(float))
-    unknown = targets.isna() & (frame["text"].notna() | frame["number"].notna())
-    if unknown.any():
-        odd = frame[unknown]
-        named = odd["text"].where(odd["text"].notna(), odd["number"].astype(object))
-        rows = "1 row has" if unknown.sum() == 1 else f"{int(unknown.sum()):,} rows have"
-        first = int(np.flatnonzero(unknown.to_numpy())[0]) + 1
+    text_index = labels.label2id
+    number_index = {number: index for index, number in enumerate(labels.numbers)}
+    # The number decides only where the text is missing.
+    targets = frame["text"].map(text_index).astype(float)
+    targets = targets.mask(frame["text"].isna(), frame["number"].map(number_index).astype(float))
+    is_unknown = targets.isna() & (frame["text"].notna() | frame["number"].notna())
+    if is_unknown.any():
+        unknown = frame[is_unknown]
+        names = unknown["text"].where(unknown["text"].notna(), unknown["number"].astype(object))
+        rows = "1 row has" if len(unknown) == 1 else f"{len(unknown):,} rows have"
         raise DataError(
-            f"{rows} a label that is not among the classes: {listing(named.unique())} (first in row {first})",
+            f"{rows} an unknown label: {listing(names.unique())} (first in row {int(unknown.index[0]) + 1})",
             where=where,
             remedy=f"The classes are {listing(labels.texts, 30)}. Correct these labels or remove the rows.",
         )
     return labels, targets.fillna(MISSING).to_numpy(dtype=np.int64)
 
 
-def joined(texts: Sequence[str]) -> list[str]:
+def find_joined(texts: Sequence[str]) -> list[str]:
     """Return the label texts that join several labels, such as ``"love;sadness"`` or ``"['love', 'sadness']"``.
 
-    A text counts if each of its parts is a label of its own: it is a label text, has different places in several texts,
-    or occurs in several texts whose parts change places. So ``"Health, Safety"`` does not, unless there are
-    ``"Health"`` and ``"Safety"`` too, nor do a level and one below it, such as ``"hotel;price"`` and ``"hotel;staff"``.
+    A text joins labels if each of its parts is a label: the part is a label text itself, or it has different positions
+    in several texts, or it is in several texts whose parts change positions. So ``"Health, Safety"`` is a single label
+    unless ``"Health"`` and ``"Safety"`` are labels. A level and a sublevel, such as ``"hotel;price"`` and
+    ``"hotel;staff"``, are single labels.
     """
     found: list[str] = []
-    arrays = {text: "\n".join(_NUMPY.split(text)) if text[:1] + text[-1:] == "[]" else text for text in texts}
-    for mark in _JOINS:
-        parts = {text: _parts(array, mark) for text, array in arrays.items()}
-        places: dict[str, set[int]] = {}
-        times: Counter[str] = Counter()
+    unpacked = {t: "\n".join(_NUMPY_SEPARATOR.split(t)) if t[:1] + t[-1:] == "[]" else t for t in texts}
+    for separator in _SEPARATORS:
+        parts = {text: _split_parts(original, separator) for text, original in unpacked.items()}
+        positions: dict[str, set[int]] = {}  # −1: the whole text
+        n_texts: Counter[str] = Counter()
         for text_parts in parts.values():
-            for place, part in enumerate(text_parts):
-                places.setdefault(part, set()).add(place if len(text_parts) > 1 else -1)
-            times.update(set(text_parts))
-        recurring = {part for part, n in times.items() if n > 1}
-        free = {part for part, at in places.items() if -1 in at or len(at) > 1}
-        # Sets in sorted order: few parts but the first and the last keep their place.
-        if 3 * sum(len(places[part] - {-1}) > 1 for part in recurring) >= len(recurring):
-            free |= recurring
-        several = [text for text in texts if len(parts[text]) > 1 and free.issuperset(parts[text])]
-        found = max(found, several, key=len)
+            for position, part in enumerate(text_parts):
+                positions.setdefault(part, set()).add(position if len(text_parts) > 1 else -1)
+            n_texts.update(set(text_parts))
+        recurring = {part for part, n in n_texts.items() if n > 1}
+        labels = {part for part, found_at in positions.items() if -1 in found_at or len(found_at) > 1}
+        # In sorted sets of labels, most parts other than the first and the last change positions.
+        if 3 * sum(len(positions[part] - {-1}) > 1 for part in recurring) >= len(recurring):
+            labels |= recurring
+        joined = [text for text in texts if len(parts[text]) > 1 and labels.issuperset(parts[text])]
+        found = max(found, joined, key=len)
     return found
 
 
-def _parts(text: str, mark: re.Pattern[str]) -> list[str]:
-    parts = (part.strip(" \r\n\t'\"") for part in mark.split(text.strip("[](){} ")))
+def _split_parts(text: str, separator: re.Pattern[str]) -> list[str]:
+    parts = (part.strip(" \r\n\t'\"") for part in separator.split(text.strip("[](){} ")))
     return [part for part in parts if part]
 
 
-def refuse_joined(texts: Sequence[str], where: str) -> None:
-    """Refuse a label column with several labels in a cell.
+def check_single_label(texts: Sequence[str], where: str) -> None:
+    """Check that a label column has a single label per row.
 
     Args:
-        texts: the label texts, one a row.
+        texts: the label text of every row.
         where: file and column, for messages.
 
     Raises:
-        DataError: if so many label texts join others that it is no accident.
+        DataError: if at least 3 distinct label texts, and 10 % of them, join several labels.
     """
     distinct = sorted(set(texts))
-    several = joined(distinct)
-    if len(several) < max(_FEW_JOINED, len(distinct) / 10):
+    joined = find_joined(distinct)
+    if len(joined) < max(_MIN_JOINED, len(distinct) / 10):
         return
-    rows = sum(map(set(several).__contains__, texts))
+    n_rows = sum(map(set(joined).__contains__, texts))
     raise DataError(
-        f"{rows:,} of {len(texts):,} rows have several labels, such as {listing(several, 3)}: "
-        "more than one label for a text is not supported",
+        f"{n_rows:,} of {len(texts):,} rows have several labels, such as {listing(joined, 3)}: "
+        "a text cannot have more than one label",
         where=where,
-        remedy="Keep one label in each row, or leave these rows out. If each combination is a class of its own, "
-        "write it without the separator.",
+        remedy="Keep one label in each row, or remove these rows. If each combination is a class, write it without "
+        "the separator.",
     )
 
 
-def check_plausible(labels: Labels, targets: np.ndarray, where: str) -> None:
-    """Refuse a label column with several labels a row, or with (nearly) a class per row.
+def check_classes(labels: Labels, targets: np.ndarray, where: str) -> None:
+    """Check that a label column holds classes.
+
+    Args:
+        labels: the classes.
+        targets: the class index of every row, shape (rows,).
+        where: file and columns, for messages.
 
     Raises:
-        DataError: if there are no labels, if many label texts join others, or if there are fewer than two rows a class
-            on average.
+        DataError: if no row has a label, rows have several labels, or classes have fewer than two rows on average.
     """
     n_rows = int((targets != MISSING).sum())
     if n_rows == 0:
         raise DataError("no row has a label", where=where, remedy="Name the label column with --label-column.")
-    refuse_joined([labels.texts[target] for target in targets if target != MISSING], where)
+    check_single_label([labels.texts[target] for target in targets if target != MISSING], where)
     if n_rows < 2 * len(labels) and len(labels) > 2:
         raise DataError(
             f"the label column has {len(labels):,} different values in {n_rows:,} rows: "
-            "nearly every row would be a class of its own",
+            "nearly every row would be a separate class",
             where=where,
-            remedy="Name the column that holds the classes with --label-column or --label-text-column.",
+            remedy="Name the column of the classes with --label-column or --label-text-column.",
         )
 
 
 def _check_one_to_one(pairs: pd.DataFrame, where: str) -> None:
     problems = []
-    for one, other, say in (
-        ("number", "text", "number {} has the texts"),
-        ("text", "number", "text {} has the numbers"),
-    ):
+    for one, other in (("number", "text"), ("text", "number")):
         for value, group in pairs.groupby(one, sort=True):
             if len(group) > 1:
-                partners = group[other].tolist()
-                linked = [f"{quoted(v)} ({n:,} rows)" for v, n in zip(partners, group["rows"], strict=True)]
-                problems.append(say.format(quoted(value)) + " " + ", ".join(linked))
+                linked = [
+                    f"{quoted(v)} ({n:,} rows)" for v, n in zip(group[other].tolist(), group["rows"], strict=True)
+                ]
+                problems.append(f"{one} {quoted(value)} has the {other}s {', '.join(linked)}")
     if problems:
         shown = "\n".join(f"  - {p}" for p in problems[:20])
         more = f"\n  - and {len(problems) - 20:,} more" if len(problems) > 20 else ""
         raise DataError(
-            f"label numbers and label texts do not go together one to one:\n{shown}{more}",
+            f"label numbers and label texts are not paired one to one:\n{shown}{more}",
             where=where,
-            remedy="Correct the pairs, or use one of the two columns only (--label-text-column alone takes the words).",
+            remedy="Correct the pairs, or use only one of the columns (--label-text-column to use the words).",
         )
 
 
@@ -280,7 +297,7 @@ def _new_labels(frame: pd.DataFrame, pairs: pd.DataFrame, where: str) -> Labels:
     if pairs.empty:
         if texts and numbers:
             raise DataError(
-                "some rows have only a label number, others only a label text, and no row has both to link them",
+                "some rows have only a label number, others only a label text, and no row has both",
                 where=where,
                 remedy="Give every file the same label columns.",
             )
@@ -288,22 +305,12 @@ def _new_labels(frame: pd.DataFrame, pairs: pd.DataFrame, where: str) -> Labels:
             return Labels(tuple(range(len(texts))), tuple(texts))
         return Labels(tuple(numbers), tuple(str(n) for n in numbers))
     linked = {int(n): t for n, t in zip(pairs["number"], pairs["text"], strict=True)}
-    lonely: list[object] = [n for n in numbers if n not in linked]
-    lonely += [t for t in texts if t not in set(linked.values())]
-    if lonely:
+    unpaired: list[object] = [n for n in numbers if n not in linked]
+    unpaired += [t for t in texts if t not in set(linked.values())]
+    if unpaired:
         raise DataError(
-            f"these labels have no partner anywhere in the table: {listing(lonely)}",
+            f"these labels are not paired with a number or text in any row: {listing(unpaired)}",
             where=where,
-            remedy="Give each number its label text (and each text its number) in at least one row.",
+            remedy="Give each number its label text, and each text its number, in at least one row.",
         )
     return Labels(tuple(linked), tuple(linked.values()))
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and math.isnan(value))
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)

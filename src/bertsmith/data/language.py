@@ -1,10 +1,9 @@
-"""A rough guess at the language of a text, good enough to notice a mix: by script, then by its commonest words."""
+"""Guess the language of a text by its script, or by its most common words: enough to detect a mix of languages."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
 
 _SCRIPTS = {
     "Cyrillic": r"\u0400-\u052f",
@@ -18,7 +17,7 @@ _SCRIPTS = {
     "Chinese": r"\u4e00-\u9fff",
 }
 _PATTERNS = {name: re.compile(f"[{span}]") for name, span in _SCRIPTS.items()}
-_LATIN = re.compile(r"[^\W\d_]+")
+_LETTERS = re.compile(r"[^\W\d_]+")
 _COMMON = {
     "English": "the and of to is was for that with it you this not are on be have but my at what they can i do we as",
     "German": "der die und das ist nicht ich ein eine zu mit den auf für sie es auch dem wie von sich aber wir",
@@ -38,25 +37,22 @@ _COMMON = {
     "Icelandic": "og að er ekki ég við á í það sem hann þetta mjög eru ekkert var með",
 }
 WORDS = {language: frozenset(words.split()) for language, words in _COMMON.items()}
-"""The commonest words of a language that tell it from the others."""
+"""Common words of each language that distinguish it from the others."""
 MIN_HITS = 3
+"""Fewest common words in a text for a guess."""
 
 
-def guess(text: str) -> str | None:
-    """Return the likely language (or script) of a text, ``None`` if there is too little to go by."""
+def guess_language(text: str) -> str | None:
+    """Return the likely language or script of a text, or ``None`` if it is uncertain."""
+    letter_runs = _LETTERS.findall(text)
     if not text.isascii():
-        letters = len(_LATIN.findall(text)) and sum(map(len, _LATIN.findall(text)))
+        n_letters = sum(map(len, letter_runs))
         for name, pattern in _PATTERNS.items():
-            if len(pattern.findall(text)) > 0.3 * letters > 0:
+            if len(pattern.findall(text)) > 0.3 * n_letters > 0:
                 return name
-    words = Counter(word.lower() for word in _LATIN.findall(text[:2000]))
+    words = Counter(word.lower() for word in _LETTERS.findall(text[:2000]))
     hits = {language: sum(words[w] for w in common) for language, common in WORDS.items()}
     best, second = sorted(hits.values(), reverse=True)[:2]
     if best < MIN_HITS or best < 1.5 * second:
         return None
     return max(hits, key=hits.__getitem__)
-
-
-def mix(texts: Iterable[str]) -> list[str | None]:
-    """Guess the language of every text."""
-    return [guess(text) for text in texts]

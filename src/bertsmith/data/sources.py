@@ -1,4 +1,4 @@
-"""Everywhere a table may come from: a file, memory, a database, the hub."""
+"""Read a table from a file, a data frame, a dataset, the hub or a database."""
 
 from __future__ import annotations
 
@@ -9,54 +9,27 @@ from typing import Any
 import pandas as pd
 
 from bertsmith.config import DataConfig, Source
-from bertsmith.data.arrow import read_arrow
-from bertsmith.data.columns import check_columns, check_flat
-from bertsmith.data.delimited import delimited
-from bertsmith.data.encodings import decode
-from bertsmith.data.excel import read_excel
-from bertsmith.data.files import kind_of, kind_of_text, open_bytes, promised_delimiter
-from bertsmith.data.hub import require_hub
-from bertsmith.data.records import read_json
-from bertsmith.data.table import RawTable, encodable
-from bertsmith.errors import DataError, MissingPackageError, cut, quoted
-
-
-def read_file(path: Path, config: DataConfig) -> RawTable:
-    """Read a file, whatever its kind.
-
-    Raises:
-        DataError: if it is missing, damaged, too large unpacked, or of no known kind.
-    """
-    name = path.name
-    with open_bytes(path, config.max_unpacked) as file:
-        kind = kind_of(file, path, config)
-        if kind in ("parquet", "feather"):
-            return RawTable(read_arrow(file, path, kind, config.max_unpacked), name)
-        file.seek(0)
-        content = file.read()
-    if kind == "excel":
-        return read_excel(content, path, config)
-    text, notes = decode(content, name, config.encoding)
-    if kind_of_text(text, kind, path) == "json":
-        frame = encodable(read_json(text, name))
-    else:
-        frame, more = delimited(text, name, prefer=promised_delimiter(path))
-        notes += more
-    return RawTable(frame, name, tuple(notes))
+from bertsmith.data import hub
+from bertsmith.data.columns import check_columns, check_single_level
+from bertsmith.data.formats.registry import read_file
+from bertsmith.data.table import RawTable
+from bertsmith.data.texts import replace_surrogates
+from bertsmith.errors import DataError, MissingPackageError, quoted, shorten
 
 
 def read_raw(source: Any, config: DataConfig, role: str | None = None) -> RawTable:
-    """Read a file, ``hf://owner/name``, a data frame, a ``datasets.Dataset``, or, for ``None``, the SQL query.
+    """Read a table without interpreting its columns.
 
     Args:
-        source: one of these, or a `Source` of one.
-        config: how to read it.
-        role: what a table in memory is for, where there are several: ``"validation"`` or ``"test"``.
+        source: a path, ``hf://owner/name``, a data frame, a ``datasets.Dataset`` or ``DatasetDict``, a `Source` of one
+            of these, or ``None`` for ``config.sql``.
+        config: the settings for reading.
+        role: ``"validation"`` or ``"test"``, to name such a table in messages.
 
     Raises:
-        DataError: if the source is not there, not readable, or empty.
+        DataError: if the source is missing, unreadable, or empty.
     """
-    which = f" ({role})" if role else ""
+    suffix = f" ({role})" if role else ""
     if isinstance(source, Source):
         source = source.table
     if source is None:
@@ -64,22 +37,37 @@ def read_raw(source: Any, config: DataConfig, role: str | None = None) -> RawTab
             raise DataError("no table is given", remedy="Give a file, or --sql with --db.")
         raw = _read_sql(config.sql, config.db or "")
     elif isinstance(source, pd.DataFrame):
-        name = str(source.attrs.get("name", f"the data frame{which}"))
-        check_flat(source, name)
-        raw = RawTable(encodable(source.reset_index(drop=True).rename(columns=str)), name)
+        name = str(source.attrs.get("name", f"the data frame{suffix}"))
+        check_single_level(source, name)
+        raw = RawTable(_without_surrogates(source.reset_index(drop=True).rename(columns=str)), name)
     elif type(source).__module__.split(".")[0] == "datasets":
-        raw = _from_datasets(source, f"the dataset{which}")
+        raw = _from_datasets(source, f"the dataset{suffix}")
     elif str(source).startswith("hf://"):
         raw = _read_hub(str(source))
     elif isinstance(source, str | Path):
         raw = read_file(Path(source), config)
     else:
         raise DataError(
-            f"a table cannot be read from a {type(source).__name__}",
+            f"a {type(source).__name__} is not a table",
             remedy="Give a path, a pandas data frame, a datasets.Dataset, or hf://owner/name.",
         )
     check_columns(list(raw.frame.columns), len(raw.frame), raw.name, config)
     return raw
+
+
+def _without_surrogates(frame: pd.DataFrame) -> pd.DataFrame:
+    def clean(value: Any) -> Any:
+        return replace_surrogates(value) if isinstance(value, str) and not value.isascii() else value
+
+    columns = {}
+    for i in range(frame.shape[1]):
+        column = frame.iloc[:, i]
+        if column.dtype == object or pd.api.types.is_string_dtype(column):
+            column = pd.Series([clean(value) for value in column], index=column.index, dtype=column.dtype)
+        columns[i] = column
+    result = pd.DataFrame(columns, index=frame.index)
+    result.columns = pd.Index([clean(name) for name in frame.columns], dtype=object)
+    return result
 
 
 def _read_sql(query: str, db: str) -> RawTable:
@@ -87,38 +75,43 @@ def _read_sql(query: str, db: str) -> RawTable:
         import sqlalchemy
     except ImportError as error:
         raise MissingPackageError("sqlalchemy", "reading from a database") from error
-    name = "the query"
     try:
         engine = sqlalchemy.create_engine(db)
-        shown = engine.url.render_as_string(hide_password=True)
+        url = engine.url.render_as_string(hide_password=True)
         if engine.url.drivername.startswith("sqlite") and engine.url.database not in (None, "", ":memory:"):
             path = Path(str(engine.url.database))
-            if not path.is_file():  # SQLite would make an empty database there
-                raise DataError("there is no such database file", where=str(path), remedy="Check --db.")
+            if not path.is_file():  # SQLite would create an empty database
+                raise DataError("the database file does not exist", where=str(path), remedy="Check --db.")
         with engine.connect() as connection:
             result = connection.execute(sqlalchemy.text(query))
             if not result.returns_rows:
-                raise DataError("the query returns no rows", where=shown, remedy="Give a SELECT.")
-            keys = list(result.keys())
-            records = result.fetchall()
+                raise DataError("the query returns no rows", where=url, remedy="Give a SELECT.")
+            names = list(result.keys())
+            rows = result.fetchall()
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
         raise DataError(
-            f"the database says: {reason}", where=f"--sql {quoted(query)}", remedy="Check --sql and --db."
+            f"the database reports: {reason}", where=f"--sql {quoted(query)}", remedy="Check --sql and --db."
         ) from error
-    frame = pd.DataFrame({i: pd.Series([record[i] for record in records], dtype=object) for i in range(len(keys))})
-    frame.columns = pd.Index(keys)
-    return RawTable(frame, name)
+    frame = pd.DataFrame({i: pd.Series([row[i] for row in rows], dtype=object) for i in range(len(names))})
+    frame.columns = pd.Index(names)
+    return RawTable(frame, "the query")
 
 
 def _read_hub(address: str) -> RawTable:
     parts = address.removeprefix("hf://").removeprefix("datasets/").split("/")
     if len(parts) not in (2, 3) or not all(parts):
         raise DataError(
-            f"{cut(address)} is not the address of a dataset",
+            f"{shorten(address)} is not the address of a dataset",
             remedy="Write hf://owner/name or hf://owner/name/configuration.",
         )
-    require_hub(f"dataset {address}", DataError)
+    reason = hub.unreachable_reason()
+    if reason is not None:
+        raise DataError(
+            f"dataset {address} cannot be downloaded: {reason}",
+            where=hub.endpoint(),
+            remedy="Check the network or HF_ENDPOINT, or give a local file instead.",
+        )
     import datasets
 
     try:
@@ -128,7 +121,7 @@ def _read_hub(address: str) -> RawTable:
         raise DataError(
             f"the dataset cannot be loaded: {reason}",
             where=address,
-            remedy="Check the name on the hub, log in if it is private, or download it and give the file.",
+            remedy="Check its name on the hub, log in if it is private, or download it and give the file.",
         ) from error
     return _from_datasets(loaded, address)
 
@@ -143,5 +136,5 @@ def _from_datasets(source: Any, name: str) -> RawTable:
                 class_names[column] = list(feature.names)
         frames.append(frame)
         splits += [split] * len(frame)
-    known = pd.Series(splits, dtype=object) if any(splits) else None
-    return RawTable(pd.concat(frames, ignore_index=True), name, class_names=class_names, split=known)
+    split_column = pd.Series(splits, dtype=object) if any(splits) else None
+    return RawTable(pd.concat(frames, ignore_index=True), name, class_names=class_names, split=split_column)

@@ -1,13 +1,12 @@
-"""The values that flow out of reading: a table of labelled texts, and the labels, linked both ways."""
+"""Tables of labelled texts, and their labels."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-
-from bertsmith.data.texts import encodable_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,13 +17,17 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation", "test")
 MISSING = -1
 """The class index of a row without a label."""
+Cells = dict[str, list[Any]]
+"""The cells of some rows, by column."""
+OnBadRow = Callable[[str, str], None]
+"""Receives the location of a row that cannot be read, such as ``"line 3"``, and the reason."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """The classes: the user's numbers and texts, by class index 0…k−1.
+    """The classes: label numbers and label texts, by class index 0…k−1.
 
-    The model is trained on the class index; the user only ever sees ``numbers`` and ``texts``.
+    The model is trained on the class index; the user sees only ``numbers`` and ``texts``.
     """
 
     numbers: tuple[int, ...]
@@ -35,18 +38,18 @@ class Labels:
 
     @property
     def id2label(self) -> dict[int, str]:
-        """Class index to label text, as ``transformers`` wants it."""
+        """Class index to label text, as in the configs of ``transformers``."""
         return dict(enumerate(self.texts))
 
     @property
     def label2id(self) -> dict[str, int]:
-        """Label text to class index, as ``transformers`` wants it."""
+        """Label text to class index, as in the configs of ``transformers``."""
         return {text: index for index, text in enumerate(self.texts)}
 
 
 @dataclass(frozen=True)
 class Note:
-    """Something reading did that the user should know of."""
+    """What a reader did that the user should know."""
 
     severity: str
     message: str
@@ -56,17 +59,17 @@ class Note:
 
 @dataclass(frozen=True)
 class Table:
-    """Labelled texts, as read.
+    """Labelled texts.
 
     Attributes:
-        frame: one row a text, index 0…n−1, with the columns ``source`` (name of the file), ``row`` (1 is the first row
-            after the header), ``text`` (missing allowed), ``target`` (class index, −1 where the label is missing),
-            ``split`` (``"train"``, ``"validation"``, ``"test"``, or missing) and ``group`` (missing allowed).
+        frame: one row per text, index 0…n−1, with the columns ``source`` (file name), ``row`` (1 is the first row after
+            the header), ``text`` (may be missing), ``target`` (class index, −1 if the label is missing), ``split``
+            (``"train"``, ``"validation"``, ``"test"``, or missing) and ``group`` (may be missing).
         labels: the classes.
-        columns: what the columns are called in the source.
-        extra: the columns not in use, aligned with ``frame``.
-        name: what the table is called in messages.
-        notes: what reading found or repaired.
+        columns: the names of the columns in the source.
+        extra: the unused columns, aligned with ``frame``.
+        name: the name of the table, for messages.
+        notes: what the reader found or repaired.
     """
 
     frame: pd.DataFrame
@@ -85,52 +88,48 @@ class Table:
 
     @cached_property
     def targets(self) -> np.ndarray:
-        """Class index of every row, shape (rows,), −1 where the label is missing."""
+        """Class index of every row, shape (rows,), −1 if the label is missing."""
         values: np.ndarray = self.frame["target"].to_numpy()
         return values
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """Rows of every class, shape (classes,)."""
+        """Number of rows of every class, shape (classes,)."""
         import numpy as np
 
         return np.bincount(self.targets[self.targets != MISSING], minlength=len(self.labels))
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over texts, class indices and splits, in order."""
+        """SHA-256 of the texts, class indices and splits, in order."""
         digest = hashlib.sha256()
         columns = (self.frame[name] for name in ("text", "target", "split"))
         for text, target, name in zip(*columns, strict=True):
             digest.update(f"{target}\x1f{name}\x1f{text}\x1e".encode())
         return digest.hexdigest()
 
-    def take(self, keep: np.ndarray) -> Table:
-        """Return the table with only the rows where ``keep`` (boolean, or positions) says so."""
+    def take(self, rows: np.ndarray) -> Table:
+        """Return a table of some rows, given as a boolean mask or as positions, shape (rows,)."""
         import numpy as np
 
-        positions = np.flatnonzero(keep) if keep.dtype == bool else keep
-        return Table(
-            self.frame.iloc[positions].reset_index(drop=True),
-            self.labels,
-            self.columns,
-            self.extra.iloc[positions].reset_index(drop=True),
-            self.name,
-            self.notes,
+        positions = np.flatnonzero(rows) if rows.dtype == bool else rows
+        return replace(
+            self,
+            frame=self.frame.iloc[positions].reset_index(drop=True),
+            extra=self.extra.iloc[positions].reset_index(drop=True),
         )
 
 
 @dataclass(frozen=True)
 class RawTable:
-    """A table as it stands in the source.
+    """A table as read from its source, before its columns are interpreted.
 
     Attributes:
-        frame: the columns under their own names; values as the format gives them (texts, for a delimited file). Its
-            ``attrs["arrow"]`` are the Arrow types of the columns by name, where the source has such.
-        name: what to call the source in messages.
-        notes: what reading found or repaired.
-        class_names: for columns of a ``datasets.ClassLabel``, the label texts by number.
-        split: the split of every row, where the source itself has splits (a ``DatasetDict``).
+        frame: the columns under their original names, with cells as the format gives them.
+        name: the name of the source, for messages.
+        notes: what the reader found or repaired.
+        class_names: for each column that is a ``datasets.ClassLabel``, the label texts by number.
+        split: the split of every row, for a source with splits (a ``DatasetDict``).
     """
 
     frame: pd.DataFrame
@@ -140,21 +139,24 @@ class RawTable:
     split: pd.Series | None = None
 
 
-def encodable(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a table whose names and texts any encoding can write: lone surrogates become U+FFFD."""
-    import pandas as pd
+@dataclass(frozen=True)
+class ChunkedTable:
+    """A table that is read in chunks, repeatedly if needed, so that memory does not grow with its size.
 
-    def mended(value: Any) -> Any:
-        return value if not isinstance(value, str) or value.isascii() else encodable_text(value)
+    Attributes:
+        name: the name of the source, for messages.
+        columns: the names of the columns.
+        chunks: returns an iterator over the chunks, from the first.
+        n_rows: the number of rows.
+        nested: the columns that may contain lists, objects or bytes.
+        notes: what the reader found or repaired.
+        types: the Arrow types by column, for a source with such types.
+    """
 
-    columns = {i: frame.iloc[:, i] for i in range(frame.shape[1])}
-    texts = {
-        i: pd.Series([mended(v) for v in c], index=c.index, dtype=c.dtype)
-        if c.dtype == object or pd.api.types.is_string_dtype(c)
-        else c
-        for i, c in columns.items()
-    }
-    result = pd.DataFrame(texts, index=frame.index)
-    result.columns = pd.Index([mended(name) for name in frame.columns], dtype=object)
-    result.attrs = frame.attrs
-    return result
+    name: str
+    columns: list[str]
+    chunks: Callable[[], Iterator[Cells]]
+    n_rows: int
+    nested: set[str] = field(default_factory=set)
+    notes: tuple[Note, ...] = ()
+    types: dict[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""Cells as texts: how a cell is read, and how every text is normalised before training and prediction."""
+"""Convert cells to texts, and normalise texts before training and prediction."""
 
 from __future__ import annotations
 
@@ -10,35 +10,37 @@ from typing import Any
 
 from bertsmith.errors import RowError
 
-_SPACES = "\x0b\x0c\x1c\x1d\x1e\x1f\x85"
+_WHITE_SPACE = "\x0b\x0c\x1c\x1d\x1e\x1f\x85"
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]")
 
 
 def _replacement(code: int) -> str:
-    if chr(code) in _SPACES:
+    if chr(code) in _WHITE_SPACE:
         return " "
-    if 0x80 <= code <= 0x9F:  # a Windows-1252 quote or dash that was read as Latin-1
+    if 0x80 <= code <= 0x9F:  # a quote or dash of Windows-1252, decoded as Latin-1
         return bytes([code]).decode("cp1252", errors="ignore")
     return ""
 
 
-_TABLE = {code: _replacement(code) for code in [*range(0x20), *range(0x7F, 0xA0), 0xFEFF] if _CONTROL.match(chr(code))}
+_REPLACEMENTS = {
+    code: _replacement(code) for code in [*range(0x20), *range(0x7F, 0xA0), 0xFEFF] if _CONTROL.match(chr(code))
+}
 
 
 def normalise(text: str) -> str:
-    """Return a text in Unicode NFC, without control characters and outer white space.
+    """Convert a text to Unicode NFC, and remove control characters and outer white space.
 
-    Words are never changed: no lower-casing, no stripping of punctuation or stop words.
+    Words stay as they are: case, punctuation and stop words do not change.
     """
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
     if _CONTROL.search(text):
-        text = text.translate(_TABLE)
+        text = text.translate(_REPLACEMENTS)
     return text.strip()
 
 
-def encodable_text(text: str) -> str:
-    """Return a text that any encoding can write: lone surrogates become U+FFFD."""
+def replace_surrogates(text: str) -> str:
+    """Replace lone surrogates, which no encoding can write, by U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -46,48 +48,52 @@ def encodable_text(text: str) -> str:
     return text
 
 
-def texts_of(values: Iterable[Any], where: str, first: int = 1) -> list[str | None]:
-    """Read a column as texts: numbers become their digits, missing becomes ``None``.
-
-    Lone surrogates, which no encoding can write, become U+FFFD.
+def to_texts(cells: Iterable[Any], where: str, first_row: int = 1) -> list[str | None]:
+    """Convert a column to texts: whole numbers are written as integers, missing cells become ``None``.
 
     Args:
-        values: the cells.
+        cells: the cells of the column.
         where: file and column, for messages.
-        first: number of the row of the first of them.
+        first_row: the number of the first cell's row.
 
     Raises:
-        DataError: if a cell holds a list or an object.
+        RowError: if a cell holds a list, an object or bytes.
     """
     texts: list[str | None] = []
-    for row, value in enumerate(values, start=first):
-        refuse_nested(value, row, where, "--text-column")
-        if isinstance(value, str):
-            texts.append(encodable_text(value))
-        elif is_missing(value):
-            texts.append(None)
-        else:
-            texts.append(str(int(value)) if isinstance(value, float) and value.is_integer() else str(value))
+    for row, cell in enumerate(cells, start=first_row):
+        check_scalar(cell, row, where, "--text-column")
+        texts.append(None if is_missing(cell) else replace_surrogates(to_text(cell)))
     return texts
 
 
-def is_missing(value: Any) -> bool:
-    """Return whether a cell is empty: ``None``, NaN, or what pandas has for it."""
-    of_pandas = type(value).__name__ in ("NAType", "NaTType")  # which need not be there
-    return value is None or of_pandas or (isinstance(value, Number) and value != value)
+def to_text(cell: Any) -> str:
+    """Convert a cell to a text; a whole number is written as an integer."""
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
 
 
-def refuse_nested(value: Any, row: int, where: str, flag: str) -> None:
-    """Refuse a cell that is no text and no number.
+def is_missing(cell: Any) -> bool:
+    """Return whether a cell is ``None``, NaN, or a missing value of pandas."""
+    is_pandas_missing = type(cell).__name__ in ("NAType", "NaTType")  # by name, so as not to import pandas
+    return cell is None or is_pandas_missing or (isinstance(cell, Number) and cell != cell)
+
+
+def check_scalar(cell: Any, row: int, where: str, flag: str) -> None:
+    """Check that a cell is a text or a number.
+
+    Args:
+        cell: the cell.
+        row: the number of its row, for messages.
+        where: file and column, for messages.
+        flag: the flag that names the column, for messages.
 
     Raises:
-        RowError: if it is a list, an object or bytes.
+        RowError: if the cell holds a list, an object or bytes.
     """
-    if isinstance(value, list | dict | bytes | set | tuple):
-        held = "bytes" if isinstance(value, bytes) else f"a {type(value).__name__}"
+    if isinstance(cell, list | dict | bytes | set | tuple):
+        found = "bytes" if isinstance(cell, bytes) else f"a {type(cell).__name__}"
         raise RowError(
-            f"row {row:,} holds {held}, not text",
+            f"row {row:,} holds {found}, not text",
             where=where,
-            remedy=f"Name the column that is meant with {flag}."
-            + (" More than one label for a text is not supported." if flag == "--label-column" else ""),
+            remedy=f"Name another column with {flag}."
+            + (" A text cannot have more than one label." if flag == "--label-column" else ""),
         )

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from bertsmith.errors import DISK, cannot_write
+from bertsmith.errors import DISK_ERRNOS, write_error
 
 MANIFEST = "manifest.json"
 RESUME_REMEDY = (
@@ -115,9 +115,9 @@ def disk_errors(path: Path, remedy: str | None = None) -> Iterator[None]:
         named = Path(os.fsdecode(error.filename)) if error.filename else Path(os.devnull)
         temporary = named.parent == path.parent and path.name in named.name
         on_the_way = named.is_relative_to(path) or path.is_relative_to(named)
-        if error.errno not in DISK and not temporary and not on_the_way:
+        if error.errno not in DISK_ERRNOS and not temporary and not on_the_way:
             raise
-        raise cannot_write(path, error, remedy) from error
+        raise write_error(path, error, remedy) from error
 
 
 def _finite(value: Any) -> Any:

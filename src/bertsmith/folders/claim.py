@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
-from bertsmith.errors import ConfigError, RunFolderError, cannot_write, listing
+from bertsmith.errors import ConfigError, RunFolderError, listing, write_error
 from bertsmith.folders.atomic import disk_errors
 
 
@@ -76,14 +76,14 @@ def lock(path: Path, activity: str) -> Iterator[None]:
         file_lock.acquire()
     except Timeout:
         if not Path(file_lock.lock_file).exists():  # the lock file could not be created
-            raise cannot_write(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES))) from None
+            raise write_error(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES))) from None
         raise RunFolderError(
             f"another process is {activity}",
             where=str(path),
             remedy="Wait until it is done, or give -o another place.",
         ) from None
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise write_error(path, error) from error
     try:
         yield
     finally:

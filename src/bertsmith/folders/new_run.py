@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from bertsmith.config import Config
-from bertsmith.errors import RunFolderError, cannot_write, listing
+from bertsmith.errors import RunFolderError, listing, write_error
 from bertsmith.folders.atomic import PART, RESUME_REMEDY, drop_leftovers
 from bertsmith.folders.claim import check_contents, check_empty, differences
 from bertsmith.folders.run import Run
@@ -83,7 +83,7 @@ def create(path: Path) -> Run:
             shutil.rmtree(old)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise write_error(path, error) from error
     return Run(path)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.data.table import Labels
-from bertsmith.errors import RunFolderError, needing, path_of
+from bertsmith.errors import RunFolderError, needing, to_path
 from bertsmith.folders.atomic import (
     checksum,
     checksums,
@@ -300,7 +300,7 @@ def open_run(path: Path | str) -> Run:
     Raises:
         RunFolderError: if there is none, or it is not finished.
     """
-    run = Run(path_of(path, "run"))
+    run = Run(to_path(path, "run"))
     if not run.layout.run.is_file():
         remedy = "Give the folder that bertsmith train wrote (the -o of that command)."
         if run.path.is_file():

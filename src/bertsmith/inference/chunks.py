@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bertsmith.data.stream import PIECE, Cells, Chunk, Stream
+from bertsmith.data.stream import CHUNK_ROWS, Chunk, Stream
+from bertsmith.data.table import Cells
 from bertsmith.errors import Interrupted, RunFolderError, needing
 from bertsmith.folders.atomic import checksum, replaced_file, write_json
 from bertsmith.folders.claim import differences
@@ -177,15 +178,15 @@ def write_stream(
     typed = needing("excel" if kind == "xlsx" else "tables", f"writing .{kind}")(stream.types)
     types = typed() if kind in TYPED else ({}, False)
     if kind == "xlsx" and stream.n_rows is not None:
-        check_fits(cells for cells, _ in stream.pieces())
+        check_fits(cells for cells, _ in stream.chunks())
     pieces = Chunks(output, kind, style=style, types=types)
-    if not resume and (stream.path is None or stream.n_rows is None or stream.n_rows <= PIECE):
+    if not resume and (stream.path is None or stream.n_rows is None or stream.n_rows <= CHUNK_ROWS):
         pieces.drop()
         with (
             replaced_file(output) as file,
             open_writer(kind, file, style=style, types=types) as writer,
         ):
-            for cells, counts in label(stream.pieces()):
+            for cells, counts in label(stream.chunks()):
                 writer.write(cells)
                 pieces.counts += counts
         return pieces.counts
@@ -195,7 +196,7 @@ def write_stream(
     else:
         pieces.begin(about)
     try:
-        for cells, counts in label(itertools.islice(stream.pieces(), pieces.done, None)):
+        for cells, counts in label(itertools.islice(stream.chunks(), pieces.done, None)):
             pieces.add(cells, counts)
         pieces.finish()
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bertsmith.errors import ConfigError, MissingPackageError, RunFolderError, path_of
+from bertsmith.errors import ConfigError, MissingPackageError, RunFolderError, to_path
 from bertsmith.folders.run import Run, open_run
 from bertsmith.inference.abstain import HeldOutPredictions, held_out_predictions
 from bertsmith.inference.exported import About, Exported, is_export
@@ -46,7 +46,7 @@ def open_classifier(
     Raises:
         UserError: if there is none.
     """
-    path = path_of(path, "run")
+    path = to_path(path, "run")
     if long not in ("truncate", "window"):
         raise ConfigError(f"long={long!r}: there is no such way", remedy="Take truncate or window.")
     if long == "window":

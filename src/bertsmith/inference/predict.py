@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from bertsmith.data.stream import Cells, Chunk
-from bertsmith.data.table import Labels
+from bertsmith.data.stream import Chunk
+from bertsmith.data.table import Cells, Labels
 from bertsmith.errors import DataError, listing
 from bertsmith.inference.abstain import Abstention
 from bertsmith.inference.predictor import Label, Predictor

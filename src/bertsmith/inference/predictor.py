@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from bertsmith.config import DataConfig
-from bertsmith.data.columns import check_columns, check_flat
-from bertsmith.data.columns import text_column as find_text_column
+from bertsmith.data.columns import check_columns, check_single_level, find_text_column
 from bertsmith.data.table import Labels
-from bertsmith.data.texts import normalise, texts_of
+from bertsmith.data.texts import normalise, to_texts
 from bertsmith.errors import ConfigError, DataError, listing
 from bertsmith.evaluation.rule import Rule
 from bertsmith.model.tokenizer import Encoder, Tokens
@@ -97,12 +96,12 @@ class Predictor(ABC):
         self, frame: pd.DataFrame, progress: Callable[[int], None] | None, column: str | None
     ) -> pd.DataFrame:
         where = "the data frame"
-        check_flat(frame, where)
+        check_single_level(frame, where)
         names = [str(name) for name in frame.columns]
         config = DataConfig(text_column=column)
         check_columns(names, max(len(frame), 1), where, config)
         found = find_text_column(names, where, config)
-        texts = texts_of(frame.iloc[:, names.index(found)].tolist(), f"{where}, column {found!r}")
+        texts = to_texts(frame.iloc[:, names.index(found)].tolist(), f"{where}, column {found!r}")
         filled = [i for i, text in enumerate(texts) if text and text.strip()]
         ours = to_frame(self.predict_proba([texts[i] or "" for i in filled], progress), self.labels)
         if clash := [name for name in ours.columns if name in names]:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from bertsmith.config import DataConfig
-from bertsmith.data.arrow import parquet_head
-from bertsmith.data.columns import check_columns, text_column
-from bertsmith.data.stream import PIECE
-from bertsmith.data.texts import texts_of
+from bertsmith.data.columns import check_columns, find_text_column
+from bertsmith.data.formats.arrow import parquet_schema
+from bertsmith.data.stream import CHUNK_ROWS
+from bertsmith.data.texts import to_texts
 from bertsmith.errors import ConfigError, DataError, MissingPackageError, OutputError, UserError
 from bertsmith.folders.atomic import replaced_folder
 from bertsmith.inference.abstain import abstention
@@ -71,7 +71,7 @@ def predict_on_ray(asked: RayRequest, source: Path, output: Path, config: DataCo
             )
     n_rows = sum(n for _, n in heads.values())
     check_columns(list(schema.names), n_rows, source.name, config)
-    column = text_column(list(schema.names), source.name, config)
+    column = find_text_column(list(schema.names), source.name, config)
     _open(asked)  # so that what is wrong with the model is told before anything is started
     types = dict(zip(schema.names, schema.types, strict=True))
     with _connected(address), replaced_folder(output) as folder, _told(output):
@@ -89,12 +89,12 @@ def predict_on_ray(asked: RayRequest, source: Path, output: Path, config: DataCo
             Worker,
             fn_constructor_args=(asked, column, f"{source.name}, column {column!r}", types),
             batch_format="pyarrow",
-            batch_size=PIECE,
+            batch_size=CHUNK_ROWS,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
             num_cpus=1,
             num_gpus=1 if gpus else 0,
         ).write_parquet(str(folder))
-        written = sum(parquet_head(file)[1] for file in sorted(folder.glob("*.parquet")))
+        written = sum(parquet_schema(file)[1] for file in sorted(folder.glob("*.parquet")))
         if written != n_rows:
             raise OutputError(
                 f"{n_rows:,} rows went in and {written:,} came out",
@@ -114,7 +114,7 @@ class Worker:
     def __call__(self, batch: Any) -> Any:
         """Return a table with the predictions beside its columns."""
         cells = {name: values.to_pylist() for name, values in zip(batch.column_names, batch.columns, strict=True)}
-        texts = [text or "" for text in texts_of(cells[self.column], self.where)]
+        texts = [text or "" for text in to_texts(cells[self.column], self.where)]
         label = partial(predict_rows, probabilities=self.asked.probabilities, abstain=self.abstain)
         return to_arrow(label(self.classifier, cells, texts), self.types, as_read=True)
 
@@ -150,7 +150,7 @@ def _head(file: Path) -> tuple[Any, int]:
                 where=str(file),
                 remedy="Save the table as Parquet, or leave out --ray.",
             )
-    return parquet_head(file)
+    return parquet_schema(file)
 
 
 @contextlib.contextmanager

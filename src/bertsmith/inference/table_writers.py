@@ -15,7 +15,7 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
-from bertsmith.data.stream import Cells
+from bertsmith.data.table import Cells
 from bertsmith.data.texts import is_missing
 from bertsmith.errors import ConfigError, listing
 from bertsmith.inference.spreadsheet import Workbook, guarded_cell, quoting

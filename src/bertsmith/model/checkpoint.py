@@ -230,7 +230,7 @@ def _from_hub(name: str, allow_pickle: bool) -> Checkpoint:
         RepositoryNotFoundError,
     )
 
-    reason = hub.problem()
+    reason = hub.unreachable_reason()
     if reason is None:
         try:
             info = HfApi(endpoint=hub.endpoint()).model_info(name, timeout=hub.TIMEOUT)

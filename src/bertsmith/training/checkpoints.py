@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 
-from bertsmith.errors import TrainingError, cannot_write
+from bertsmith.errors import TrainingError, write_error
 from bertsmith.folders.atomic import RESUME_REMEDY, is_whole, replaced_folder, seal
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise cannot_write(path, error, RESUME_REMEDY) from error
+        raise write_error(path, error, RESUME_REMEDY) from error
 
 
 def _apart(value: Any, tensors: dict[str, torch.Tensor]) -> Any:

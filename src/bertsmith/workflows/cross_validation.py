@@ -15,7 +15,7 @@ import numpy as np
 
 from bertsmith.config import PRIMARY, Config
 from bertsmith.data.clean import Cleaned
-from bertsmith.data.split import fold_of, split_cleaned
+from bertsmith.data.split import assign_folds, split_cleaned
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, Interrupted
 from bertsmith.evaluation.baseline import Regression
@@ -86,7 +86,7 @@ def divide(cleaned: Cleaned, k: int, test_size: float, config: Config, seed: int
     """
     data = split_cleaned(cleaned, config, seed, validation_size=0.0, test_size=test_size)
     rows = np.flatnonzero(data.frame["split"] == "train")
-    fold = fold_of(cleaned, data, rows, k, config, seed)
+    fold = assign_folds(cleaned, data, rows, k, config, seed)
     for f in range(k):
         if len(np.unique(data.targets[rows][fold != f])) < 2:
             raise ConfigError(

@@ -61,7 +61,9 @@ def inspect_table(table: Table, config: Config) -> Findings:
     encoder, names = checkpoint.encoder_from(tokenizer, table.frame["text"].dropna().tolist())
     cleaned = clean(table)
     tokens = encoder.encode(cleaned.table.frame["text"].tolist())
-    return inspect(table, tokens=tokens, names=names, max_length=config.max_length, cleaned=cleaned, config=config)
+    return inspect(
+        table, tokens=tokens, symbol_names=names, max_length=config.max_length, cleaned=cleaned, config=config
+    )
 
 
 def suspected_label_errors(table: Table, config: Config) -> pd.DataFrame:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from bertsmith import __version__
 from bertsmith.config import Config, CsvDialect, Long, OnError
-from bertsmith.data.stream import Cells, Stream, open_stream
+from bertsmith.data.stream import Stream, open_stream
+from bertsmith.data.table import Cells
 from bertsmith.errors import ConfigError, RowError
 from bertsmith.events import InputOpened, ModelOpened, PredictionListener, RowsPredicted, RowsResumed
 from bertsmith.folders.atomic import checksum
@@ -125,7 +126,7 @@ def run_prediction(
         with _opened(source, config, options, observe) as stream:
             labelled, abstain = _model(run, stream, config, options, observe)
             counts: Counter[str] = Counter()
-            for cells, chunk_counts in labelled(stream.pieces()):
+            for cells, chunk_counts in labelled(stream.chunks()):
                 if write is not None:
                     write(cells)
                 counts += chunk_counts
@@ -216,7 +217,7 @@ def _opened(source: Any, config: Config, options: PredictOptions, observe: Predi
     opened = nullcontext(source()) if callable(source) else open_stream(source, config, skip=skip)
     try:
         with opened as stream:
-            observe(InputOpened(stream.n_rows, stream.notes, stream.left_out))
+            observe(InputOpened(stream.n_rows, stream.notes, stream.skipped))
             yield stream
     except RowError as error:
         if skip:
@@ -290,5 +291,5 @@ def _summary(path: Path | None, counts: Counter[str], abstain: Abstention, strea
         counts["abstained"],
         counts["cut"],
         abstain.confidence,
-        stream.left_out,
+        stream.skipped,
     )

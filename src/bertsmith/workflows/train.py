@@ -117,7 +117,11 @@ def train_into(
         arguments = training_arguments(recipe, config, Layout(output).checkpoints, loaded.device, validates=validates)
         prepared = Prepared(
             inspect(
-                table, tokens=inputs.tokens, names=loaded.names, max_length=loaded.max_length, cleaned=splits.cleaned
+                table,
+                tokens=inputs.tokens,
+                symbol_names=loaded.names,
+                max_length=loaded.max_length,
+                cleaned=splits.cleaned,
             ),
             splits.cleaned,
             {name: len(rows) for name, rows in splits.rows.items()},

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from bertsmith.compute.machine import versions
 from bertsmith.config import PRIMARY, Config
 from bertsmith.data.clean import clean
-from bertsmith.data.split import fold_of, split_cleaned
+from bertsmith.data.split import assign_folds, split_cleaned
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, Interrupted
 from bertsmith.evaluation.baseline import verdict
@@ -82,7 +82,7 @@ def run_tuning(
         data = split_cleaned(cleaned, config, config.seed)
         train, validation = (data.take((data.frame["split"] == name).to_numpy()) for name in ("train", "validation"))
         rows = np.concatenate([np.flatnonzero(data.frame["split"] == name) for name in ("train", "validation")])
-        folds = fold_of(cleaned, data, rows, plan.cv, config, config.seed) if plan.cv else None
+        folds = assign_folds(cleaned, data, rows, plan.cv, config, config.seed) if plan.cv else None
         bench = TrialData(train, validation, folds)
         search, usual = _prepare(bench, config, plan, from_file, output, data.fingerprint, overwrite)
         store = open_store(search, observe)

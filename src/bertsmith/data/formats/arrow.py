@@ -1,0 +1,114 @@
+"""Parquet and Feather, read in batches: memory is bounded even if a small file unpacks to a large table."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from bertsmith.data.formats.files import TableFile, check_unpacked_size
+from bertsmith.data.table import Cells, ChunkedTable, OnBadRow
+from bertsmith.errors import DataError
+
+_BATCH_ROWS = 65536
+"""Most rows that are in memory both as Arrow and as Python values while a file is read whole."""
+
+
+def read_arrow(
+    file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRow | None = None, *, kind: str
+) -> ChunkedTable:
+    """Read a file whose ``kind`` is ``"Parquet"`` or ``"Feather"``.
+
+    Raises:
+        DataError: if it is damaged or too large unpacked.
+    """
+    max_rows = chunk_rows or _BATCH_ROWS
+    schema, batches = _record_batches(file.binary, file.path, kind, max_rows)
+    n_rows = n_bytes = 0
+    for batch in batches:
+        n_rows, n_bytes = n_rows + batch.num_rows, n_bytes + batch.nbytes
+        check_unpacked_size(n_bytes, file.config.max_unpacked, file.path)
+
+    def chunks() -> Iterator[Cells]:
+        for batch in _record_batches(file.binary, file.path, kind, max_rows)[1]:
+            yield {name: column.to_pylist() for name, column in zip(schema.names, batch.columns, strict=True)}
+
+    types = dict(zip(schema.names, schema.types, strict=True))
+    nested = {name for name, arrow_type in types.items() if _is_nested(arrow_type)}
+    return ChunkedTable(file.path.name, list(schema.names), chunks, n_rows, nested, types=types)
+
+
+def _record_batches(binary: BinaryIO, path: Path, kind: str, max_rows: int) -> tuple[Any, Iterator[Any]]:
+    """Return the Arrow schema, and the record batches of at most ``max_rows`` rows.
+
+    Raises:
+        DataError: if the file is damaged; also while the batches are read.
+    """
+    import pyarrow.ipc
+    import pyarrow.parquet
+
+    def batches() -> Iterator[Any]:
+        with _report_damage(path, kind):
+            if kind == "Parquet":
+                yield from reader.iter_batches(max_rows)
+                return
+            for i in range(reader.num_record_batches):
+                batch = reader.get_batch(i)
+                yield from (batch.slice(start, max_rows) for start in range(0, batch.num_rows, max_rows))
+
+    binary.seek(0)
+    with _report_damage(path, kind):
+        reader = pyarrow.parquet.ParquetFile(binary) if kind == "Parquet" else pyarrow.ipc.open_file(binary)
+        schema = reader.schema_arrow if kind == "Parquet" else reader.schema
+    return schema, batches()
+
+
+def parquet_schema(path: Path) -> tuple[Any, int]:
+    """Return the Arrow schema of a Parquet file, without metadata, and its number of rows.
+
+    Raises:
+        DataError: if it is damaged.
+    """
+    import pyarrow.parquet
+
+    with _report_damage(path, "Parquet"), pyarrow.parquet.ParquetFile(path) as file:
+        return file.schema_arrow.remove_metadata(), file.metadata.num_rows
+
+
+@contextlib.contextmanager
+def _report_damage(path: Path, kind: str) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(
+            f"the {kind} file is damaged or truncated: {str(error).splitlines()[0]}",
+            where=str(path),
+            remedy="Copy or save it again.",
+        ) from error
+
+
+def _is_nested(arrow_type: Any) -> bool:
+    """Return whether values of an Arrow type are lists, objects or bytes."""
+    import pyarrow.types as t
+
+    is_bytes = t.is_binary(arrow_type) or t.is_large_binary(arrow_type) or t.is_fixed_size_binary(arrow_type)
+    return bool(t.is_nested(arrow_type) or is_bytes)
+
+
+def common_types(chunks: Iterable[Mapping[str, list[Any]]]) -> dict[str, Any]:
+    """Return for every column the Arrow type that holds its values in all chunks, or string if none does."""
+    import pyarrow as pa
+
+    found: dict[str, Any] = {}
+    for cells in chunks:
+        for name, values in cells.items():
+            try:
+                arrow_type = pa.array(values, from_pandas=True).type
+                schemas = [pa.schema([(name, each)]) for each in (found.get(name, arrow_type), arrow_type)]
+                found[name] = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+            except (pa.ArrowException, TypeError, OverflowError):
+                found[name] = pa.string()
+    return found

@@ -1,0 +1,160 @@
+"""Delimited text: detect the dialect, and read rows with as many fields as the header."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TextIO
+
+from bertsmith.data.formats.files import TableFile
+from bertsmith.data.table import Cells, ChunkedTable, Note, OnBadRow
+from bertsmith.errors import DataError, RowError, listing
+
+_DELIMITERS = (",", ";", "\t", "|")
+_SAMPLE_CHARS = 65536
+"""Characters from which the delimiter is detected."""
+_MAX_FIELD_CHARS = 2**31 - 1
+"""The largest limit that `csv` accepts where a C long has 32 bits, as on Windows."""
+_SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
+"""First line of a file that declares its delimiter to Excel."""
+
+
+def read_delimited(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRow | None) -> ChunkedTable:
+    """Read delimited text; every cell is a string, ``""`` if empty.
+
+    Raises:
+        DataError: if quotes do not match.
+        RowError: if rows have more or fewer fields than the header, unless there is ``on_bad_row``.
+    """
+    with file.text.open() as text:
+        sample = text.read(_SAMPLE_CHARS)
+    expected = "\t" if file.suffix in (".tsv", ".tab") else None
+    if declared := _SEPARATOR_LINE.match(sample):
+        expected, sample = declared[1], sample[declared.end() :]
+    header = sample.lstrip("\n").partition("\n")[0]
+    delimiter = expected if expected and expected in header else _detect_delimiter(sample)
+    first_error: DataError | None = None
+    for options, how in (
+        ({}, ""),
+        ({"escapechar": "\\", "doublequote": False}, 'quotes escaped as \\"'),
+        ({"quoting": csv.QUOTE_NONE}, "quotes as plain characters"),
+    ):
+        if "escapechar" in options:
+            with file.text.open() as text:
+                if not any('\\"' in line for line in text):
+                    continue
+        if "quoting" in options and delimiter != "\t":
+            continue
+        try:
+            table = _read(file, _Dialect(delimiter, options, bool(declared)), chunk_rows, on_bad_row)
+        except DataError as error:
+            first_error = first_error or error
+            continue
+        notes = (Note("info", f"{file.path.name} was read with {how}"),) if how else ()
+        return replace(table, notes=(*file.text.notes, *notes))
+    assert first_error is not None
+    raise first_error
+
+
+def _read(file: TableFile, dialect: _Dialect, chunk_rows: int | None, on_bad_row: OnBadRow | None) -> ChunkedTable:
+    name = file.path.name
+    ragged: list[tuple[int, int]] = []
+    with file.text.open() as text:
+        rows = dialect.rows(text, name, lambda line, n_fields: ragged.append((line, n_fields)))
+        header = next(rows, [])
+        if not header:
+            raise DataError("the file has no header", where=name, remedy="Name the columns in the first row.")
+        all_rows = list(rows) if chunk_rows is None else []
+        n_rows = len(all_rows) if chunk_rows is None else sum(1 for _ in rows)
+    if ragged and on_bad_row is None:
+        line, n_fields = ragged[0]
+        delimiter = "tab" if dialect.delimiter == "\t" else dialect.delimiter
+        raise RowError(
+            f"{len(ragged):,} of {n_rows + len(ragged):,} rows do not have the {len(header)} fields of the header: "
+            f"line {line:,} has {n_fields}",
+            where=f"{name}, line{'s' if len(ragged) > 1 else ''} {listing([line for line, _ in ragged], 5)}",
+            remedy=f"Put quotes around texts that contain the delimiter ({delimiter!r}), or save the table again.",
+        )
+    for line, n_fields in ragged:
+        assert on_bad_row is not None
+        on_bad_row(f"line {line:,}", f"{n_fields} fields, but the header has {len(header)}")
+    columns = [column.strip() or f"column {i}" for i, column in enumerate(header, start=1)]
+
+    def chunks() -> Iterator[Cells]:
+        with file.text.open() as text:
+            rows = dialect.rows(text, name, lambda line, n_fields: None)  # the first pass reports ragged rows
+            rows = iter(all_rows) if chunk_rows is None else itertools.islice(rows, 1, None)
+            while chunk := list(itertools.islice(rows, chunk_rows)):
+                yield {column: list(cells) for column, cells in zip(columns, zip(*chunk, strict=True), strict=True)}
+
+    return ChunkedTable(name, columns, chunks, n_rows)
+
+
+@dataclass(frozen=True)
+class _Dialect:
+    """How a delimited text is written.
+
+    Attributes:
+        delimiter: the character between fields.
+        options: other options of `csv.reader`.
+        has_separator_line: whether the first line declares the delimiter to Excel.
+    """
+
+    delimiter: str
+    options: Mapping[str, Any]
+    has_separator_line: bool
+
+    def rows(self, text: TextIO, name: str, on_ragged: Callable[[int, int], None]) -> Iterator[list[str]]:
+        """Yield the fields of every row, the header first; empty lines are skipped.
+
+        Args:
+            text: the file, opened with ``newline=""``.
+            name: the name of the file, for messages.
+            on_ragged: receives the first line and the number of fields of every row that differs from the header; such
+                rows are skipped.
+
+        Raises:
+            DataError: if quotes do not match.
+        """
+        # A blank line replaces the separator line, so that line numbers stay the same.
+        first = ["\n"] if self.has_separator_line and next(text, "") else []
+        reader = csv.reader(itertools.chain(first, text), delimiter=self.delimiter, strict=True, **self.options)
+        start, n_fields = 1, 0
+        while True:
+            previous = csv.field_size_limit(_MAX_FIELD_CHARS)
+            try:
+                fields = next(reader, None)
+            except csv.Error as error:
+                raise DataError(
+                    f"the quotes do not match in the row that begins in line {start:,} ({error})",
+                    where=f"{name}, line {start:,}",
+                    remedy='Put quotes around the text and double every quote inside it: "he said ""no"""',
+                ) from error
+            finally:
+                csv.field_size_limit(previous)
+            if fields is None:
+                return
+            if fields and n_fields and len(fields) != n_fields:
+                on_ragged(start, len(fields))
+            elif fields:
+                n_fields = n_fields or len(fields)
+                yield fields
+            start = reader.line_num + 1
+
+
+def _detect_delimiter(text: str) -> str:
+    lines = text.splitlines(keepends=True)[:200]
+    if len(text) >= _SAMPLE_CHARS - 6 and len(lines) > 1:  # the last line is probably cut; 6: a separator line
+        lines = lines[:-1]
+    best, best_score = ",", (0.0, 0)
+    for delimiter in _DELIMITERS:
+        rows = [row for row in csv.reader(lines, delimiter=delimiter) if row]
+        if not rows or len(rows[0]) < 2:
+            continue
+        agreement = sum(len(row) == len(rows[0]) for row in rows) / len(rows)
+        if (agreement, len(rows[0])) > best_score:
+            best, best_score = delimiter, (agreement, len(rows[0]))
+    return best

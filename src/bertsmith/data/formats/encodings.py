@@ -1,0 +1,264 @@
+"""Detect the encoding of text files, and decode them."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import BinaryIO, NamedTuple, TextIO
+
+from bertsmith.data.formats.code_pages import detect_code_page
+from bertsmith.data.table import Note
+from bertsmith.errors import DataError
+
+_BLOCK = 2**20
+"""Bytes read at once."""
+_SAMPLE_BLOCKS = 16
+"""Blocks of a file that a sample is taken from."""
+_SAMPLE_BYTES = 8_000
+"""Most bytes sampled from a block, and from a line."""
+_EXAMPLE_RANGE = _SAMPLE_BLOCKS * _BLOCK
+"""Largest distance of the example line from the first invalid byte: the lines up to it are counted."""
+_MAX_INVALID = 0.1
+"""Largest share of invalid non-ASCII characters in a file that is still read as UTF-8."""
+_PARTIAL_START = re.compile(rb"\A[\x80-\xbf]{1,3}")
+_PARTIAL_END = re.compile(rb"[\xc0-\xff][\x80-\xbf]{0,2}\Z")
+"""UTF-8 characters truncated at the start or the end of a part of a line."""
+_EXAMPLE_CHARS = 80
+"""Most characters shown of an example line."""
+_BYTE_ORDER_MARKS = (
+    (b"\xef\xbb\xbf", "utf-8-sig"),
+    (b"\xff\xfe\x00\x00", "utf-32"),
+    (b"\x00\x00\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A text file and its encoding.
+
+    Attributes:
+        binary: the open file.
+        codec: the name of its codec.
+        errors: how to decode invalid bytes: ``"strict"`` (the file has none) or ``"replace"``.
+        notes: what the user should know about the encoding.
+    """
+
+    binary: BinaryIO
+    codec: str
+    errors: str
+    notes: tuple[Note, ...]
+
+    @contextmanager
+    def open(self, newline: str = "") -> Iterator[TextIO]:
+        """Open the file as text, from the start, without a byte order mark; ``newline`` as for `open`."""
+        self.binary.seek(0)
+        text = io.TextIOWrapper(self.binary, encoding=self.codec, errors=self.errors, newline=newline)
+        try:
+            if text.read(1) != "\ufeff":
+                text.seek(0)
+            yield text
+        finally:
+            if not self.binary.closed:  # it is closed if the reader was abandoned halfway
+                text.detach()
+
+    def head(self) -> str:
+        """Return the first 4096 characters that are not all blank, or ``""``."""
+        with self.open() as text:
+            return next((block for block in iter(lambda: text.read(4096), "") if block.strip()), "")
+
+
+def decode(content: bytes, name: str, encoding: str | None = None) -> tuple[str, tuple[Note, ...]]:
+    """Decode bytes as `open_text` does, and return the text and the notes.
+
+    Raises:
+        DataError: if the bytes do not match ``encoding``, or are not text.
+    """
+    file = open_text(io.BytesIO(content), name, encoding)
+    with file.open() as text:
+        return text.read(), file.notes
+
+
+def open_text(binary: BinaryIO, name: str, encoding: str | None = None) -> TextFile:
+    """Detect the encoding of a file: by its byte order mark, as UTF-8, or by a guess that is reported in a note.
+
+    Args:
+        binary: the open file; read through, one block at a time.
+        name: the name of the file, for messages.
+        encoding: the encoding that the user gave.
+
+    Raises:
+        DataError: if the file does not match ``encoding``, or is not text.
+    """
+    if encoding is not None:
+        try:
+            invalid = _first_invalid(binary, encoding)
+        except LookupError as error:
+            invalid = _InvalidByte(str(error))
+        if invalid:
+            raise DataError(
+                f"the file cannot be decoded as {encoding}: {invalid.reason}", where=name, remedy="Check --encoding."
+            )
+        return TextFile(binary, encoding, "strict", ())
+    binary.seek(0)
+    head = binary.read(4096)
+    for mark, codec in _BYTE_ORDER_MARKS:
+        if head.startswith(mark):
+            if invalid := _first_invalid(binary, codec):
+                raise DataError(
+                    f"the byte order mark says {codec}, but the file is not: {invalid.reason}",
+                    where=name,
+                    remedy="Save the file again as UTF-8.",
+                )
+            return TextFile(binary, codec, "strict", ())
+    n_control = sum(byte < 9 or 13 < byte < 32 for byte in head if byte)
+    even, odd = head[::2].count(b"\x00"), head[1::2].count(b"\x00")
+    is_wide = max(even, odd) > 3 + len(head) // 5 and min(even, odd) <= max(even, odd) // 10
+    if n_control > 3 + len(head) // 50 or (even + odd > 3 + len(head) // 5 and not is_wide):
+        zeros = f": {even + odd:,} of its first {len(head):,} bytes are NUL" if even + odd else ""
+        raise DataError(
+            f"the file is not a text file{zeros}",
+            where=name,
+            remedy="Give a CSV, JSON Lines, Parquet, Feather or Excel file.",
+        )
+    if is_wide:
+        codec = "utf-16-le" if odd > even else "utf-16-be"
+        if _first_invalid(binary, codec):
+            raise DataError("the file is not a text file", where=name, remedy="Save it as CSV in UTF-8.")
+        return TextFile(binary, codec, "strict", (Note("info", f"{name} was read as {codec}"),))
+    invalid = _first_invalid(binary, "utf-8")
+    if invalid is None:
+        return TextFile(binary, "utf-8", "strict", ())
+    sample = _sample(binary, invalid)
+    if _is_mostly_utf_8([line for _, line in sample], invalid.truncated):
+        message = (
+            f"{name} has invalid UTF-8: {invalid.reason}. It was read as UTF-8, with U+FFFD for invalid bytes. "
+            f"Correct line {invalid.line:,} and similar lines, or pass --encoding if the file is not UTF-8"
+        )
+        return TextFile(binary, "utf-8", "replace", (Note("warning", message),))
+    codec = detect_code_page(b"\n".join(line for _, line in sample))
+    position, example = max(
+        (item for item in sample if invalid.line_start <= item[0] < invalid.position + _EXAMPLE_RANGE),
+        key=lambda item: _example_rank(item[1], codec),
+    )
+    line = invalid.line + _count_newlines(binary, invalid.line_start, position)
+    shown = _excerpt(example.decode(codec, errors="replace"))
+    message = f"{name} is not UTF-8; it was read as {codec}. If its accents are wrong, pass --encoding"
+    return TextFile(binary, codec, "replace", (Note("warning", f"{message}. Line {line:,}: {shown}"),))
+
+
+class _InvalidByte(NamedTuple):
+    """The first byte that a codec cannot decode."""
+
+    reason: str
+    position: int = 0
+    line: int = 1
+    """Number of the line, counted from 1."""
+    line_start: int = 0
+    """Position of the first byte of the line."""
+    truncated: bool = False
+    """Whether the file ends inside a character."""
+
+
+def _first_invalid(binary: BinaryIO, codec: str) -> _InvalidByte | None:
+    """Return the first byte that a codec cannot decode, or ``None``.
+
+    Raises:
+        LookupError: if no text codec has this name.
+    """
+    one_byte = "\n".encode(codec) == b"\n"  # raises LookupError for codecs such as base64
+    decoder = codecs.getincrementaldecoder(codec)()
+    binary.seek(0)
+    done, line, line_start = 0, 1, 0
+    while True:
+        block = binary.read(_BLOCK)
+        pending = decoder.getstate()[0]
+        try:
+            decoder.decode(block, final=not block)
+        except UnicodeError as error:
+            if not isinstance(error, UnicodeDecodeError):
+                return _InvalidByte(str(error), done, line, line_start)
+            before = (pending + block)[: error.start]
+            position = done - len(pending) + error.start
+            line += before.count(b"\n")
+            if b"\n" in before:
+                line_start = done - len(pending) + before.rindex(b"\n") + 1
+            where = f"line {line:,}, " if one_byte else ""
+            reason = f"{error.reason} at {where}byte {position + 1:,}"
+            return _InvalidByte(reason, position, line, line_start, not block)
+        if not block:
+            return None
+        if b"\n" in block:
+            line, line_start = line + block.count(b"\n"), done + block.rindex(b"\n") + 1
+        done += len(block)
+
+
+def _count_newlines(binary: BinaryIO, start: int, end: int) -> int:
+    binary.seek(start)
+    return sum(binary.read(min(_BLOCK, end - at)).count(b"\n") for at in range(start, end, _BLOCK))
+
+
+def _sample(binary: BinaryIO, invalid: _InvalidByte) -> list[tuple[int, bytes]]:
+    """Return non-ASCII lines from all parts of a file, with their positions, and the line of the invalid byte.
+
+    At most `_SAMPLE_BLOCKS` MiB are read. Lines longer than `_SAMPLE_BYTES` are split.
+    """
+    binary.seek(0, io.SEEK_END)
+    size = binary.tell()
+    first = max(invalid.line_start, invalid.position - _SAMPLE_BYTES // 2)
+    starts = sorted({first, *(size * i // _SAMPLE_BLOCKS for i in range(_SAMPLE_BLOCKS))})
+    sample: list[tuple[int, bytes]] = []
+    position, ended = 0, True
+    for start, end in pairwise([*starts, size]):
+        at = max(start, position)
+        is_line_start = at == invalid.line_start or (ended and at == position)
+        binary.seek(at)
+        n_sampled = 0
+        while at < min(end, start + _BLOCK) and n_sampled < _SAMPLE_BYTES and (line := binary.readline(_SAMPLE_BYTES)):
+            ended = line.endswith(b"\n") or at + len(line) == size
+            if not line.isascii():
+                part = line if is_line_start else _PARTIAL_START.sub(b"", line)
+                sample.append((at, part if ended else _PARTIAL_END.sub(b"", part)))
+                n_sampled += len(line)
+            at, is_line_start = at + len(line), ended
+        position = at
+    return sample
+
+
+def _is_mostly_utf_8(lines: list[bytes], truncated: bool) -> bool:
+    """Return whether few non-ASCII characters are invalid; in a truncated file, all but the last may be valid."""
+    joined = b"\n".join(lines)
+    decoded = joined.decode("utf-8", errors="replace")
+    n_non_ascii = sum(not character.isascii() for character in decoded)
+    n_invalid = max(1, decoded.count("\ufffd") - joined.count("\ufffd".encode()))
+    return n_invalid <= _MAX_INVALID * n_non_ascii or (truncated and n_non_ascii > n_invalid == 1)
+
+
+def _example_rank(line: bytes, codec: str) -> tuple[int, int, int]:
+    """Rank a line as an example of a codec.
+
+    The rank is the number of accents that the most similar codec decodes differently, of accents, and of non-ASCII
+    characters.
+    """
+    other = "cp1250" if codec == "cp1252" else "cp1252"
+    non_ascii = {character for character in line.decode(codec, errors="replace") if not character.isascii()}
+    accents = {character for character in non_ascii - {"\ufffd"} if character.isalpha()}
+    n_differing = sum(a.encode(codec, errors="ignore").decode(other, errors="replace") != a for a in accents)
+    return n_differing, len(accents), len(non_ascii)
+
+
+def _excerpt(line: str) -> str:
+    """Return a line, or the part of a long line around its first accent."""
+    printable = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(line.split()))  # no terminal escapes
+    if len(printable) <= _EXAMPLE_CHARS:
+        return printable
+    first = next((i for i, character in enumerate(printable) if not character.isascii()), 0)
+    start = max(0, min(first - _EXAMPLE_CHARS // 2, len(printable) - _EXAMPLE_CHARS))
+    end = start + _EXAMPLE_CHARS
+    return f"{'…' if start else ''}{printable[start:end]}{'…' if end < len(printable) else ''}"

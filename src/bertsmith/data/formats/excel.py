@@ -1,0 +1,91 @@
+"""Excel and OpenDocument workbooks."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+from bertsmith.data.formats.files import TableFile, check_unpacked_size
+from bertsmith.data.table import Cells, ChunkedTable, Note, OnBadRow
+from bertsmith.errors import DataError, MissingPackageError, listing, quoted
+
+
+def read_excel(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRow | None = None) -> ChunkedTable:
+    """Read the sheet that ``config.sheet`` names, or the first one.
+
+    Raises:
+        DataError: if the file is damaged or too large unpacked, or the sheet is missing or empty.
+    """
+    path, sheet = file.path, file.config.sheet
+    try:
+        import python_calamine
+    except ImportError as error:
+        raise MissingPackageError(
+            "python_calamine", "reading Excel", where=str(path), otherwise="Or save the table as CSV."
+        ) from error
+    file.binary.seek(0)
+    content = io.BytesIO(file.binary.read())
+    if zipfile.is_zipfile(content):
+        with zipfile.ZipFile(content) as packed:
+            n_bytes = sum(entry.file_size for entry in packed.infolist())
+        check_unpacked_size(n_bytes, file.config.max_unpacked, path)
+    try:
+        content.seek(0)
+        book = python_calamine.CalamineWorkbook.from_filelike(content)
+        names = book.sheet_names
+        if sheet is not None and sheet not in names:
+            raise DataError(
+                f"the workbook has no sheet {quoted(sheet)}",
+                where=f"{path}, with the sheets {listing(names)}",
+                remedy="Check --sheet.",
+            )
+        name = sheet or names[0]
+        rows = book.get_sheet_by_name(name).to_python(skip_empty_area=True)
+    except python_calamine.CalamineError as error:
+        raise DataError(
+            f"the Excel file cannot be read: {error}", where=str(path), remedy="Save it again as .xlsx."
+        ) from error
+    rows = [row for row in rows if any(cell != "" for cell in row)]
+    if not rows:
+        raise DataError(
+            f"the sheet {name!r} is empty",
+            where=f"{path}, with the sheets {listing(names)}",
+            remedy="Name another sheet with --sheet.",
+        )
+    header = [str(cell).strip() or f"column {i}" for i, cell in enumerate(rows[0], start=1)]
+
+    def chunks() -> Iterator[Cells]:
+        step = chunk_rows or len(rows)
+        for start in range(1, len(rows), step):
+            values = zip(*rows[start : start + step], strict=True)
+            yield {column: [_cell_value(cell) for cell in cells] for column, cells in zip(header, values, strict=True)}
+
+    notes = []
+    if not sheet and len(names) > 1:
+        notes.append(Note("info", f"sheet {name!r} was read; {path.name} also has {listing(names[1:])}"))
+    if n_formulas := _count_formulas_without_value(content):
+        message = (
+            f"{n_formulas:,} formulas in {path.name} have no stored value and were read as empty cells. "
+            "Open the file in a spreadsheet and save it"
+        )
+        notes.append(Note("warning", message, n_formulas))
+    return ChunkedTable(path.name, header, chunks, len(rows) - 1, notes=tuple(notes))
+
+
+def _count_formulas_without_value(content: io.BytesIO) -> int:
+    """Count the cells of an .xlsx file with a formula that no spreadsheet has calculated yet."""
+    if not zipfile.is_zipfile(content):
+        return 0
+    with zipfile.ZipFile(content) as packed:
+        sheets = [name for name in packed.namelist() if re.fullmatch(r"xl/worksheets/[^/]+\.xml", name)]
+        return sum(len(re.findall(rb"</f>\s*(?:<v\s*/>|<v></v>|</c>)", packed.read(name))) for name in sheets)
+
+
+def _cell_value(cell: Any) -> Any:
+    """Return whole numbers as integers, since Excel stores every number as a float, and empty cells as ``None``."""
+    if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**63:
+        return int(cell)
+    return None if cell == "" else cell
