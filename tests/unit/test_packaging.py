@@ -112,7 +112,6 @@ NEEDED_BY_COMMAND = {
     "explain RUN --text cat": "explain",
     "export RUN": "export",
     "predict RUN PARQUET": "tables",
-    "predict RUN JSON": "tables",
     "predict RUN EXCEL": "excel",
     "predict RUN --sql Q --db sqlite:///d": "sql",
     "predict RUN hf://a/b": "train",
@@ -143,7 +142,7 @@ def named(tmp_path_factory, finished):
     tiny_table(20).to_parquet(folder / "p" / "t.parquet")
     (folder / "t.json").write_text('[{"Text": "a"}]')
     tiny_table(20).to_excel(folder / "t.xlsx", index=False)
-    files = {"EXCEL": "t.xlsx", "T": "t.csv", "PARQUET": "p/t.parquet", "JSON": "t.json", "FOLDER": "p", "OUT": "out"}
+    files = {"EXCEL": "t.xlsx", "T": "t.csv", "PARQUET": "p/t.parquet", "FOLDER": "p", "OUT": "out"}
     return {"RUN": finished} | {word: folder / name for word, name in files.items()}
 
 
