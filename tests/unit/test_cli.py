@@ -183,8 +183,8 @@ def test_train_evaluate_predict(cli, csv, tiny, tmp_path, monkeypatch):
         (("inspect", "T", "--label-column", "Text"), "column 'Text' is taken for the labels"),
         (("train", "T", "-o", "/proc/run"), "cannot be written"),
         (("train", "T", "-o", "r", "--test", "T", "--test-size", "0.2"), "keep one of them"),
-        (("evaluate", "no-run", "T"), "no such run folder"),
-        (("predict", "no-run", "T"), "no such run folder"),
+        (("evaluate", "no-run", "T"), "where: no-run"),
+        (("predict", "no-run", "T"), "where: no-run"),
         (("conquer",), "No such command"),
     ],
 )
@@ -493,9 +493,8 @@ def test_a_damaged_model_of_a_run_is_told_as_such(cli, finished, csv, tmp_path):
         damage()
         code, _, err = cli("predict", tmp_path / "run", csv)
         assert code == 2
-        assert "is damaged" in err or "missing or damaged" in err
-        assert "model.safetensors" in err
-        assert "train again with --overwrite" in err
+        assert str(weights) in err.replace("\n", "")
+        assert "--overwrite" in err
 
 
 def test_a_changed_byte_of_a_model_is_noticed(cli, finished, csv, tmp_path):

@@ -88,7 +88,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_end(at, twice, tiny, tmp_path
     assert run.last_checkpoint().name == f"checkpoint-{at}"
     with pytest.raises(RunFolderError, match="--resume"):
         train(tiny, tmp_path / "run")
-    with pytest.raises(RunFolderError, match=r"epochs: 3\.0 then, 4\.0 now"):
+    with pytest.raises(RunFolderError, match=r"epochs .*3\.0.*4\.0"):
         train(tiny, tmp_path / "run", resume=True, epochs=4)
     with pytest.raises(RunFolderError, match="the texts, labels or splits"):
         train(tiny, tmp_path / "run", resume=True, table=tiny_table(seed=1))

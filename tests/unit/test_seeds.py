@@ -94,7 +94,7 @@ def test_what_is_interrupted_goes_on_to_the_same_end(seeds, tiny, tmp_path):
     (run.layout.seeds / ".8.left.part").mkdir()  # as a kill leaves it
     with pytest.raises(RunFolderError, match="--resume"):
         train(tiny, tmp_path / "run", **settings)
-    with pytest.raises(RunFolderError, match=r"epochs: 2\.0 then, 3\.0 now"):
+    with pytest.raises(RunFolderError, match=r"epochs .*2\.0.*3\.0"):
         train(tiny, tmp_path / "run", resume=True, **{**settings, "epochs": 3})
     again = train(tiny, tmp_path / "run", resume=True, **settings)
     assert same_weights(weights_of(again), weights_of(seeds))

@@ -343,7 +343,7 @@ def test_a_finished_study_is_not_done_again_and_more_trials_go_on(tiny, tmp_path
 
 def test_other_settings_or_data_are_refused_by_name(study, tiny, tmp_path):
     before = study.file.read_text()
-    with pytest.raises(RunFolderError, match=r"epochs: 2\.0 then, 3\.0 now"):
+    with pytest.raises(RunFolderError, match=r"epochs .*2\.0.*3\.0"):
         tune(tiny, study.path, trials=5, epochs=3)
     with pytest.raises(RunFolderError, match="the texts, labels or splits"):
         tune(tiny, study.path, trials=5, table=tiny_table(151))

@@ -1,4 +1,4 @@
-"""Files and folders of files that a command writes: predictions, pages, tables, exports."""
+"""Files and folders that commands write: predictions, pages, tables, exports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class OutputFile:
 
     Attributes:
         path: the file.
-        sources: everything the command reads, such as files and database URLs; none of it is ever replaced.
+        sources: files and database URLs that the command reads; they are never replaced.
         suffixes: endings that the file name may have; any if empty.
     """
 
@@ -59,7 +59,7 @@ class OutputFolder:
 
     Attributes:
         path: the folder.
-        source: what the command reads, which is never replaced.
+        source: the file or folder that the command reads; it is never replaced.
         suffix: of the files; a folder with other files is never replaced.
     """
 
@@ -116,11 +116,11 @@ class ExportFolder:
         """
         path = self.path
         if not path.exists():
-            check_not_in_run(path, "Leave out -o, or give a folder elsewhere.", allowed="export")
+            check_not_in_run(path, "Leave out -o, or give a folder outside the run.", allowed="export")
         elif path.is_dir() and not any(path.iterdir()):
-            pass
+            return
         elif not (path / self.FILE).is_file():
-            kind = "a folder with other files in it" if path.is_dir() else "a file"
+            kind = "a folder with other files" if path.is_dir() else "a file"
             raise RunFolderError(f"this is {kind}", where=str(path), remedy="Give -o a folder that does not exist.")
         elif not overwrite:
             raise RunFolderError(

@@ -87,7 +87,7 @@ def run_evaluation(
     classifier = Classifier.load(path, device=config.device)
     observe(Scoring(len(cleaned.table)))
     texts = cleaned.table.frame["text"].tolist()
-    seen = int(hashes(texts).isin(run.trained_on).sum())
+    seen = int(hashes(texts).isin(run.training_hashes).sum())
     probabilities = classifier.predict_proba(texts, lambda n: observe(Scored(n)))
     metrics = evaluate(
         cleaned.table.targets,

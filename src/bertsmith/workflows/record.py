@@ -90,7 +90,7 @@ def resume_run(
     check_same(run, config=config.dump(), fingerprint=described["data"]["fingerprint"], model=described["model"])
     checkpoint = run.last_checkpoint()
     step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    if damaged := run.drop_checkpoints_after(checkpoint):
+    if damaged := run.remove_checkpoints_after(checkpoint):
         observe(CheckpointsDamaged(step, damaged))
     _write_splits(run, splits, phases)
     run.truncate_history(step)

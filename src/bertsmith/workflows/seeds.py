@@ -18,7 +18,7 @@ from bertsmith.evaluation.intervals import paired_difference
 from bertsmith.events import RunListener, SeedStarted
 from bertsmith.folders import atomic
 from bertsmith.folders.claim import claim
-from bertsmith.folders.new_run import RunPlace, check_same_settings, create
+from bertsmith.folders.new_run import RunFolder, check_same_settings, create
 from bertsmith.folders.run import Run, now
 from bertsmith.inference.ensemble import mean_probabilities
 from bertsmith.report.card import write_card
@@ -52,7 +52,7 @@ def run_seeds(
             "with torchrun, several processes train one model, not several", remedy="Leave out --seeds, or torchrun."
         )
     run = Run(output)
-    with claim(RunPlace(output), resume=resume, overwrite=overwrite):
+    with claim(RunFolder(output), resume=resume, overwrite=overwrite):
         if resume:
             check_same_settings(run, config.dump())
         created = resume

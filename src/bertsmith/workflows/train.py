@@ -21,7 +21,7 @@ from bertsmith.evaluation.metrics import validation_metrics
 from bertsmith.events import Finished, Prepared, RunListener, Scored, Scoring
 from bertsmith.folders.atomic import write_json
 from bertsmith.folders.claim import claim
-from bertsmith.folders.new_run import RunPlace
+from bertsmith.folders.new_run import RunFolder
 from bertsmith.folders.run import Layout, Run, damage_errors
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.explain import explain_mistakes
@@ -66,7 +66,7 @@ def run_training(
         _assist(group, source, config, output, stop)
         group.wait()
         return Run(output)
-    with claim(RunPlace(output), resume=resume, overwrite=overwrite):
+    with claim(RunFolder(output), resume=resume, overwrite=overwrite):
         run = train_into(output, source, config, resume=resume, observe=observe, stop=stop, group=group)
         group.wait()
         return run

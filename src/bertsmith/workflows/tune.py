@@ -28,7 +28,7 @@ from bertsmith.events import FinalStarted, StudyListener, StudyStarted
 from bertsmith.folders import atomic
 from bertsmith.folders import run as runs
 from bertsmith.folders.claim import claim
-from bertsmith.folders.study import Study, agree
+from bertsmith.folders.study import Study, begin_or_resume
 from bertsmith.model import checkpoint
 from bertsmith.report.study import advice, write_study_report
 from bertsmith.training.arguments import problems_of, training_arguments
@@ -150,7 +150,7 @@ def _prepare(
         "data": fingerprint,
     }
     study = Study(output)
-    agree(study, searched, overwrite=overwrite)
+    begin_or_resume(study, searched, overwrite=overwrite)
     study.update(versions=versions(), result=None)
     batch_size = fixed.batch_size or recipe.batch_size
     search = Search(bench, fixed, plan, space, batch_size, _study_name(study.info["searched"]), output, deadline(plan))
