@@ -579,7 +579,7 @@ def test_tables_of_one_name_in_two_folders_are_two(cli, finished, csv, tmp_path)
     assert cli("evaluate", finished, tmp_path / "same.csv", "--device", "cpu")[0] == 0
     code, _, err = cli("evaluate", finished, tmp_path / "b" / "same.csv", "--device", "cpu")
     assert code == 2
-    assert "an evaluation of another table" in err
+    assert str(tmp_path / "same.csv") in err.replace("\n", "")
     assert "--name" in err
 
 
@@ -591,7 +591,7 @@ def test_a_new_table_does_not_replace_the_evaluation_of_another(cli, finished, c
     assert cli("evaluate", finished, csv, "--device", "cpu")[0] == 0
     code, _, err = cli("evaluate", finished, csv.with_suffix(".json"), "--device", "cpu")
     assert code == 2
-    assert f"an evaluation of another table, '{csv.resolve()}', is there already" in err
+    assert f"'{csv.resolve()}'" in err
     assert cli("evaluate", finished, csv.with_suffix(".json"), "--device", "cpu", "--name", "t_2.x")[0] == 0
     assert json.loads((finished / "evaluations" / "t_2.x" / "metrics.json").read_text())["table"] == "t.json"
     for name in ("", "../x", "a b", ".x"):
