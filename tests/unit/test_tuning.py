@@ -16,7 +16,7 @@ import bertsmith as bs
 from bertsmith.cli.tuning_progress import TuningProgress
 from bertsmith.config import Config
 from bertsmith.errors import ConfigError, DeviceError, Interrupted, RunFolderError
-from bertsmith.events import StorageAway, StudyStarted, TrialStarted
+from bertsmith.events import StorageUnavailable, StudyStarted, TrialStarted
 from bertsmith.report.study import advice
 from bertsmith.testing import tiny_table
 from bertsmith.training.arguments import problems_of
@@ -481,8 +481,8 @@ def test_a_storage_that_goes_away_and_comes_back_loses_nothing(tiny, tmp_path, m
     monkeypatch.setattr(optuna.Study, "best_trials", property(failing("best", optuna.Study.best_trials.fget)))
     study = tune(tiny, tmp_path / "s", trials=2, storage=f"sqlite:///{tmp_path / 'study.db'}", on_event=events.append)
     assert away == {"tell": 0, "report": 0, "ask": 0, "importance": 0, "best": 1}
-    assert sum(type(e).__name__ == "StorageAway" for e in events) == 7
-    assert "server closed the connection" in next(e.why for e in events if type(e).__name__ == "StorageAway")
+    assert sum(type(e).__name__ == "StorageUnavailable" for e in events) == 7
+    assert "server closed the connection" in next(e.why for e in events if type(e).__name__ == "StorageUnavailable")
     assert list(study.trials["state"]) == ["complete", "complete"]
 
     study = tune(
@@ -710,8 +710,8 @@ def test_what_a_user_should_know_before_a_search_is_printed():
     console = Console(file=io.StringIO(), width=200)
     with TuningProgress(console) as progress:
         progress(StudyStarted(9, 4, 0.5, {}, (300, 250, 80, 0), unseen=("rare",), shared=("bertsmith-1f", 2)))
-        progress(StorageAway("sqlite: connection refused"))
-        progress(StorageAway("the same"))
+        progress(StorageUnavailable("sqlite: connection refused"))
+        progress(StorageUnavailable("the same"))
         progress(TrialStarted(4, {"epochs": 1.0}))
     said = console.file.getvalue().splitlines()
     assert said == [

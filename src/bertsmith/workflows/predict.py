@@ -59,17 +59,17 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What was predicted.
+    """Predictions for a table, and their summary.
 
     Attributes:
         path: the file or folder that was written; ``None`` if the predictions are in memory.
         frame: the input columns and the predictions, if they are in memory; else ``None``.
         rows: number of rows.
-        label_counts: rows per predicted label text, the most frequent label first.
-        empty: rows without a text, which get no prediction.
-        abstained: rows left unlabelled because the confidence is too low.
-        cut: texts of which only the beginning was read.
-        threshold: the confidence that a label needs; ``None`` if every text gets one.
+        label_counts: number of rows per predicted label text, the most frequent label first.
+        empty: number of rows without a text, which get no prediction.
+        abstained: number of rows left unlabelled because of low confidence.
+        cut: number of truncated texts.
+        threshold: the minimum confidence of a label; ``None`` without a threshold.
         left_out: position and reason of each row that could not be read.
     """
 
@@ -109,11 +109,11 @@ def run_prediction(
         resume: continue unfinished predictions.
         overwrite: replace the file.
         inputs: other files that the command reads, which are never replaced.
-        observe: receives the events.
+        observe: called with each event.
 
     Raises:
         UserError: for everything that the user can fix.
-        Interrupted: on Ctrl-C, if something is kept to resume from.
+        Interrupted: on Ctrl-C, if the predictions can be resumed.
     """
     if not is_export(run):
         open_run(run)
@@ -123,9 +123,9 @@ def run_prediction(
         raise ConfigError("--csv-dialect is for CSV", remedy="Leave it out, or write a .csv file.")
     if output is None:
         with _opened(source, config, options, observe) as stream:
-            labelled, abstain = _model(run, stream, config, options, observe)
+            label, abstain = _model(run, stream, config, options, observe)
             counts: Counter[str] = Counter()
-            for cells, chunk_counts in labelled(stream.pieces()):
+            for cells, chunk_counts in label(stream.pieces()):
                 if write is not None:
                     write(cells)
                 counts += chunk_counts
@@ -135,12 +135,12 @@ def run_prediction(
         claim(PredictionFile(output, sources), resume=resume, overwrite=overwrite),
         _opened(source, config, options, observe) as stream,
     ):
-        labelled, abstain = _model(run, stream, config, options, observe)
+        label, abstain = _model(run, stream, config, options, observe)
         counts = write_stream(
-            labelled,
+            label,
             stream,
             output,
-            _description(run, stream, config, options, labelled),
+            _description(run, stream, config, options, label),
             style=options.csv_style,
             resume=resume,
             on_resume=lambda n: observe(RowsResumed(n)),
@@ -166,11 +166,11 @@ def predict_in_memory(
         for name, values in cells.items():
             columns.setdefault(name, []).extend(values)
 
-    found = run_prediction(run, source, config, options, write=add, resume=resume, observe=observe)
+    predictions = run_prediction(run, source, config, options, write=add, resume=resume, observe=observe)
     frame = pd.DataFrame(columns)
-    if found.empty or found.abstained:  # a column of integers with missing values
-        frame = frame.astype({"predicted": "Int64"})
-    return replace(found, frame=frame)
+    if predictions.empty or predictions.abstained:
+        frame = frame.astype({"predicted": "Int64"})  # integers with missing values
+    return replace(predictions, frame=frame)
 
 
 def run_prediction_on_ray(
@@ -192,10 +192,10 @@ def run_prediction_on_ray(
     from bertsmith.inference.ray_data import RayRequest, predict_on_ray
 
     unused = {"--resume": resume, "--on-error skip": options.on_error == "skip", "--sql": config.sql}
-    if given := [name for name, value in unused.items() if value]:
-        raise ConfigError(f"--ray cannot be combined with {', '.join(given)}", remedy="Leave out one of them.")
+    if clash := [name for name, value in unused.items() if value]:
+        raise ConfigError(f"--ray cannot be combined with {', '.join(clash)}", remedy="Leave out one of them.")
     if output is None or not isinstance(source, str | Path) or str(source) == "-":
-        raise ConfigError("--ray labels a folder of Parquet files", remedy="Give it as INPUT, and a folder with -o.")
+        raise ConfigError("--ray needs a folder of Parquet files and an output folder", remedy="Give INPUT and -o.")
     opening = {
         "device": config.device,
         "decide": options.decide,
@@ -211,7 +211,7 @@ def run_prediction_on_ray(
 
 @contextmanager
 def _opened(source: Any, config: Config, options: PredictOptions, observe: PredictionListener) -> Iterator[Stream]:
-    """Open the texts, and report what reading found. Errors of rows mention how to leave the rows out."""
+    """Open the texts and report notes and skipped rows. Errors of single rows mention ``--on-error skip``."""
     skip = options.on_error == "skip"
     opened = nullcontext(source()) if callable(source) else open_stream(source, config, skip=skip)
     try:
@@ -221,14 +221,14 @@ def _opened(source: Any, config: Config, options: PredictOptions, observe: Predi
     except RowError as error:
         if skip:
             raise
-        remedy = f"{error.remedy} Or leave such rows out: --on-error skip."
+        remedy = f"{error.remedy} Or skip such rows: --on-error skip."
         raise RowError(error.what, where=error.where, remedy=remedy) from error
 
 
 def _model(
     run: Path, stream: Stream, config: Config, options: PredictOptions, observe: PredictionListener
 ) -> tuple[partial[Iterator[tuple[Cells, Counter[str]]]], Abstention]:
-    """Load the classifier; return the function that labels chunks, and its thresholds."""
+    """Load the classifier; return a function that labels chunks, and the thresholds."""
     from bertsmith.inference.abstain import abstention
     from bertsmith.inference.exported import Exported
     from bertsmith.inference.load import open_classifier
@@ -246,7 +246,7 @@ def _model(
     model = classifier.model if isinstance(classifier, Windowed) else classifier
     observe(ModelOpened(model.about.format if isinstance(model, Exported) and not is_export(run) else None))
     abstain = abstention(held_out, classifier.rules, decide=options.decide, **options.thresholds)
-    labelled = partial(
+    label = partial(
         predict_chunks,
         classifier,
         probabilities=options.probabilities,
@@ -254,17 +254,17 @@ def _model(
         waits=stream.n_rows is None,
         progress=lambda n: observe(RowsPredicted(n)),
     )
-    return labelled, abstain
+    return label, abstain
 
 
 def _description(
-    run: Path, stream: Stream, config: Config, options: PredictOptions, labelled: partial[Any]
+    run: Path, stream: Stream, config: Config, options: PredictOptions, label: partial[Any]
 ) -> dict[str, Any]:
-    """Return what the predictions depend on: they are resumed only with the same."""
+    """Return everything that the predictions depend on. Resuming is refused if any of it has changed."""
     from bertsmith.inference.load import identity
 
-    classifier: Predictor = labelled.args[0]
-    chosen = asdict(options)
+    classifier: Predictor = label.args[0]
+    values = asdict(options)
     return {
         "version": __version__,
         "input": None if stream.path is None else checksum(stream.path),
@@ -272,8 +272,8 @@ def _description(
         "encoding": config.encoding,
         "model": identity(run, ensemble=options.ensemble),
         "labelled by": repr(classifier),
-        "decision_rule": chosen.pop("decide"),
-        **{name: value for name, value in chosen.items() if name not in ("long", "ensemble", "runtime")},
+        "decision_rule": values.pop("decide"),
+        **{name: value for name, value in values.items() if name not in ("long", "ensemble", "runtime")},
     }
 
 

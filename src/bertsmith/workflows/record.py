@@ -21,9 +21,9 @@ from bertsmith.events import (
     Finished,
     Listener,
     Prepared,
+    RolledBack,
     RunListener,
     Saved,
-    WentBack,
 )
 from bertsmith.folders.atomic import replaced_file, write_json
 from bertsmith.folders.new_run import check_room, check_same, create
@@ -109,7 +109,7 @@ def recording_listener(run: Run, phases: Phases, observe: RunListener) -> Listen
             run.log(dataclasses.asdict(event))
         elif isinstance(event, Saved):  # the time so far survives a kill
             run.update(seconds=phases.seconds())
-        elif isinstance(event, WentBack):
+        elif isinstance(event, RolledBack):
             run.truncate_history(event.to_step)
             run.update(went_back=dataclasses.asdict(event))
         observe(event)
