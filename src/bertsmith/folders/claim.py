@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from filelock import FileLock, Timeout
 
@@ -15,7 +17,8 @@ from bertsmith.errors import ConfigError, RunFolderError, cannot_write, listing,
 from bertsmith.folders.atomic import disk_errors
 
 
-class Output(Protocol):
+@dataclass(frozen=True)
+class Output(ABC):
     """A file or folder to write.
 
     Attributes:
@@ -24,14 +27,12 @@ class Output(Protocol):
         disk_remedy: what to do if the disk is full or not writable; the usual advice if ``None``.
     """
 
-    @property
-    def path(self) -> Path: ...  # noqa: D102
-    @property
-    def activity(self) -> str | None: ...  # noqa: D102
-    @property
-    def disk_remedy(self) -> str | None: ...  # noqa: D102
+    path: Path
+    activity: ClassVar[str | None] = None
+    disk_remedy: ClassVar[str | None] = None
 
-    def check(self, *, resume: bool, overwrite: bool) -> None:
+    @abstractmethod
+    def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
         """Refuse to write if what exists must not be replaced, or if nothing can be resumed.
 
         Raises:

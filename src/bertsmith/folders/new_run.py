@@ -5,26 +5,19 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from bertsmith.config import Config
 from bertsmith.errors import RunFolderError, cannot_write
 from bertsmith.folders.atomic import PART, RESUME_REMEDY, remove_temporary_folders
-from bertsmith.folders.claim import check_contents, check_empty, differences, refuse_changes
+from bertsmith.folders.claim import Output, check_contents, check_empty, differences, refuse_changes
 from bertsmith.folders.run import Run
 
 
-@dataclass(frozen=True)
-class RunFolder:
-    """The folder of a run to train.
+class RunFolder(Output):
+    """The folder of a run to train."""
 
-    Attributes:
-        path: the folder.
-    """
-
-    path: Path
     activity: ClassVar[str | None] = "training into this run folder"
     disk_remedy: ClassVar[str | None] = RESUME_REMEDY
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,25 +12,20 @@ from filelock import FileLock, Timeout
 from bertsmith.config import Config
 from bertsmith.errors import RunFolderError
 from bertsmith.folders.atomic import write_json
-from bertsmith.folders.claim import check_contents, check_empty, differences, refuse_changes
+from bertsmith.folders.claim import Output, check_contents, check_empty, differences, refuse_changes
 from bertsmith.folders.run import Run, now, read_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
-class Study:
+class Study(Output):
     """A study folder.
 
-    ``study.json`` contains the search and its result, ``journal.log`` is the storage of Optuna.
-
-    Attributes:
-        path: the folder.
+    ``study.json`` contains the search and its result, ``journal.log`` is the storage of Optuna. Workers share the
+    folder, so it is not locked.
     """
 
-    path: Path
-    activity: ClassVar[str | None] = None  # workers share the folder
     disk_remedy: ClassVar[str | None] = (
         "Free disk space or repair the disk, then run the same command. Finished trials are kept."
     )

@@ -8,9 +8,8 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from bertsmith.data.stream import PIECE, Cells, Chunk, Stream
 from bertsmith.errors import Interrupted, RunFolderError
@@ -27,19 +26,8 @@ _CHUNK_FILE = re.compile(r"(\.\d+\.)?(about\.json|\d{8}\.\w+)")
 """Names of the files in this folder, temporary files included."""
 
 
-@dataclass(frozen=True)
-class PredictionFile:
-    """A file of predictions to write, and the folder of its unfinished chunks.
-
-    Attributes:
-        path: the file.
-        sources: files and database URLs that the command reads; they are never replaced.
-    """
-
-    path: Path
-    sources: Iterable[Any] = ()
-    activity: ClassVar[str | None] = "writing this file"
-    disk_remedy: ClassVar[str | None] = None
+class PredictionFile(OutputFile):
+    """A file of predictions to write, and the folder of its unfinished chunks."""
 
     def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
         """Refuse to replace a file or unfinished predictions without permission.
@@ -64,7 +52,7 @@ class PredictionFile:
                     where=str(folder),
                     remedy="Pass --resume to continue them, or --overwrite to begin again.",
                 )
-        OutputFile(self.path, self.sources).check(overwrite=bool(replaces))
+        super().check(overwrite=bool(replaces))
 
 
 class Chunks:

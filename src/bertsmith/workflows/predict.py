@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -115,37 +115,55 @@ def run_prediction(
         UserError: for everything that the user can fix.
         Interrupted: on Ctrl-C, if the predictions can be resumed.
     """
+    from bertsmith.inference.predict import LABELLED, predict_chunks
+
     if not is_export(run):
         open_run(run)
     if resume and output is None:
         raise ConfigError("--resume continues the predictions of a file", remedy="Give -o that file.")
     if options.csv_dialect != "plain" and output is not None and output_format(output) != "csv":
         raise ConfigError("--csv-dialect is for CSV", remedy="Leave it out, or write a .csv file.")
-    if output is None:
-        with _opened(source, config, options, observe) as stream:
-            label, abstain = _model(run, stream, config, options, observe)
-            counts: Counter[str] = Counter()
+    claimed: AbstractContextManager[None] = nullcontext()
+    if output is not None:
+        claimed = claim(PredictionFile(output, (source, config.db, *inputs)), resume=resume, overwrite=overwrite)
+    with claimed, _opened(source, config, options, observe) as stream:
+        classifier, abstain = _model(run, config, options, observe)
+        label = partial(
+            predict_chunks,
+            classifier,
+            probabilities=options.probabilities,
+            abstain=abstain,
+            waits=stream.n_rows is None,
+            progress=lambda n: observe(RowsPredicted(n)),
+        )
+        counts: Counter[str] = Counter()
+        if output is None:
             for cells, chunk_counts in label(stream.pieces()):
                 if write is not None:
                     write(cells)
                 counts += chunk_counts
-            return _summary(None, counts, abstain, stream)
-    sources = (source, config.db, *inputs)
-    with (
-        claim(PredictionFile(output, sources), resume=resume, overwrite=overwrite),
-        _opened(source, config, options, observe) as stream,
-    ):
-        label, abstain = _model(run, stream, config, options, observe)
-        counts = write_stream(
-            label,
-            stream,
-            output,
-            _description(run, stream, config, options, label),
-            style=options.csv_style,
-            resume=resume,
-            on_resume=lambda n: observe(RowsResumed(n)),
-        )
-        return _summary(output, counts, abstain, stream)
+        else:
+            counts = write_stream(
+                label,
+                stream,
+                output,
+                _description(run, stream, config, options, classifier),
+                style=options.csv_style,
+                resume=resume,
+                on_resume=lambda n: observe(RowsResumed(n)),
+            )
+    labels = Counter({key.removeprefix(LABELLED): n for key, n in counts.items() if key.startswith(LABELLED)})
+    return Predictions(
+        output,
+        None,
+        counts["rows"],
+        dict(labels.most_common()),
+        counts["empty"],
+        counts["abstained"],
+        counts["cut"],
+        abstain.confidence,
+        stream.left_out,
+    )
 
 
 def predict_in_memory(
@@ -226,13 +244,12 @@ def _opened(source: Any, config: Config, options: PredictOptions, observe: Predi
 
 
 def _model(
-    run: Path, stream: Stream, config: Config, options: PredictOptions, observe: PredictionListener
-) -> tuple[partial[Iterator[tuple[Cells, Counter[str]]]], Abstention]:
-    """Load the classifier; return a function that labels chunks, and the thresholds."""
+    run: Path, config: Config, options: PredictOptions, observe: PredictionListener
+) -> tuple[Predictor, Abstention]:
+    """Load the classifier and its thresholds."""
     from bertsmith.inference.abstain import abstention
     from bertsmith.inference.exported import Exported
     from bertsmith.inference.load import open_classifier
-    from bertsmith.inference.predict import predict_chunks
     from bertsmith.inference.windows import Windowed
 
     classifier, held_out = open_classifier(
@@ -245,25 +262,15 @@ def _model(
     )
     model = classifier.model if isinstance(classifier, Windowed) else classifier
     observe(ModelOpened(model.about.format if isinstance(model, Exported) and not is_export(run) else None))
-    abstain = abstention(held_out, classifier.rules, decide=options.decide, **options.thresholds)
-    label = partial(
-        predict_chunks,
-        classifier,
-        probabilities=options.probabilities,
-        abstain=abstain,
-        waits=stream.n_rows is None,
-        progress=lambda n: observe(RowsPredicted(n)),
-    )
-    return label, abstain
+    return classifier, abstention(held_out, classifier.rules, decide=options.decide, **options.thresholds)
 
 
 def _description(
-    run: Path, stream: Stream, config: Config, options: PredictOptions, label: partial[Any]
+    run: Path, stream: Stream, config: Config, options: PredictOptions, classifier: Predictor
 ) -> dict[str, Any]:
     """Return everything that the predictions depend on. Resuming is refused if any of it has changed."""
     from bertsmith.inference.load import identity
 
-    classifier: Predictor = label.args[0]
     values = asdict(options)
     return {
         "version": __version__,
@@ -275,20 +282,3 @@ def _description(
         "decision_rule": values.pop("decide"),
         **{name: value for name, value in values.items() if name not in ("long", "ensemble", "runtime")},
     }
-
-
-def _summary(path: Path | None, counts: Counter[str], abstain: Abstention, stream: Stream) -> Predictions:
-    from bertsmith.inference.predict import LABELLED
-
-    labels = Counter({key.removeprefix(LABELLED): n for key, n in counts.items() if key.startswith(LABELLED)})
-    return Predictions(
-        path,
-        None,
-        counts["rows"],
-        dict(labels.most_common()),
-        counts["empty"],
-        counts["abstained"],
-        counts["cut"],
-        abstain.confidence,
-        stream.left_out,
-    )
