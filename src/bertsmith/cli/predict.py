@@ -105,7 +105,7 @@ def predict(
     settings: Config,
     config: Path | None,
 ) -> None:
-    """Label new texts. The input's columns are kept; predicted, predicted_text and confidence are added.
+    """Label new texts. The output has the input's columns, and predicted, predicted_text and confidence.
 
     Example: bertsmith predict runs/reviews new.csv -o predictions.csv
     """

@@ -110,7 +110,7 @@ def check_same(run: Run, *, config: Mapping[str, Any], fingerprint: str, model: 
     """
     info = run.info
     changed = _changed_settings(run, config)
-    # Different settings can change the splits, so the settings are reported alone.
+    # Different settings can change the splits, so only the settings are reported.
     if not changed and info.get("data", {}).get("fingerprint") != fingerprint:
         changed.append("the texts, labels or splits of the table")
     old_model = info.get("model", {})

@@ -19,7 +19,7 @@ def compare_runs(opened: Sequence[Run]) -> list[dict[str, Any]]:
         raise ConfigError("at least two runs are needed", remedy="Give two or more runs.")
     names = [str(run.path) for run in opened]
     if len(set(names)) < len(names):
-        raise ConfigError("the same run is given twice", where=", ".join(names), remedy="Give each run once.")
+        raise ConfigError("duplicate run", where=", ".join(names), remedy="Give each run once.")
     frames = [run.predictions.sort_values(["row", "text"], ignore_index=True) for run in opened]
     first = frames[0]
     for run, frame in zip(opened[1:], frames[1:], strict=True):
