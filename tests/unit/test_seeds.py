@@ -75,7 +75,7 @@ def test_predict_averages_the_models_of_all_seeds(cli, seeds, tmp_path):
     assert [json.loads(line)["confidence"] for line in out.splitlines()] == pytest.approx(expected.tolist(), abs=1e-6)
     code, _, err = cli("predict", seeds.members[0].path, tmp_path / "t.csv", "--ensemble")
     assert code == 2
-    assert "--ensemble" in err
+    assert "--seeds" in err
 
 
 def test_an_interrupted_run_resumes_to_the_same_result(seeds, tiny, tmp_path):
