@@ -16,7 +16,7 @@ from bertsmith.data.sources import read_raw
 from bertsmith.data.stream import open_stream
 from bertsmith.data.texts import texts_of
 from bertsmith.errors import DataError, Interrupted, RunFolderError, UserError
-from bertsmith.inference.chunks import PredictionFile, folder_of, write_stream
+from bertsmith.inference.chunks import PredictionFile, chunks_folder, write_stream
 from bertsmith.inference.predict import LABELLED, predict_chunks
 from tests.malformed import corpus
 
@@ -188,10 +188,10 @@ def test_unfinished_predictions_are_neither_mixed_nor_removed(classifier, tmp_pa
     source, output = _table(tmp_path / "t.csv"), tmp_path / "out.csv"
     with pytest.raises(RunFolderError) as error:
         PredictionFile(output).check(resume=True, overwrite=False)
-    assert error.value.where == str(folder_of(output))
+    assert error.value.where == str(chunks_folder(output))
     with pytest.raises(KeyboardInterrupt):
         _predict(classifier, source, output, {"input": "x"}, stop_after=0)
-    assert not folder_of(output).exists()  # nothing was done
+    assert not chunks_folder(output).exists()  # no chunk was finished
     with pytest.raises(Interrupted):
         _predict(classifier, source, output, {"input": "x"}, stop_after=1)
     with pytest.raises(RunFolderError, match="--resume"):
@@ -203,7 +203,7 @@ def test_unfinished_predictions_are_neither_mixed_nor_removed(classifier, tmp_pa
     PredictionFile(output).check(resume=False, overwrite=True)
     _predict(classifier, source, output, {"input": "y"})
     assert len(pd.read_csv(output)) == 11
-    assert not folder_of(output).exists()
+    assert not chunks_folder(output).exists()
     (tmp_path / "mine.csv.unfinished").mkdir()
     (tmp_path / "mine.csv.unfinished" / "diary").touch()
     with pytest.raises(RunFolderError) as error:
@@ -226,7 +226,7 @@ def test_damaged_chunks_are_predicted_again(damage, classifier, tmp_path):
     source, output = _table(tmp_path / "t.csv"), tmp_path / "out.jsonl"
     with pytest.raises(Interrupted):
         _predict(classifier, source, output, {}, stop_after=2)
-    damage(folder_of(output))
+    damage(chunks_folder(output))
     _predict(classifier, source, output, {}, resume=True)
     assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == [str(i) for i in range(11)]
     assert "dog" not in output.read_text()
@@ -244,7 +244,7 @@ def test_predictions_that_replace_a_file_can_be_resumed(classifier, cli, finishe
         assert code == 2
         # The file may be replaced only if it existed at the beginning; then the changed predictions are refused.
         assert ("labelled by" in err) == existed
-        shutil.rmtree(folder_of(output))
+        shutil.rmtree(chunks_folder(output))
         output.unlink()
 
 
@@ -252,10 +252,10 @@ def test_unfinished_predictions_with_a_damaged_description_are_refused(classifie
     source, output = _table(tmp_path / "t.csv"), tmp_path / "out.csv"
     with pytest.raises(Interrupted):
         _predict(classifier, source, output, {}, stop_after=1)
-    (folder_of(output) / "about.json").write_text("{")
+    (chunks_folder(output) / "about.json").write_text("{")
     with pytest.raises(RunFolderError) as error:
         PredictionFile(output).check(resume=True, overwrite=False)
-    assert error.value.where == str(folder_of(output) / "about.json")
+    assert error.value.where == str(chunks_folder(output) / "about.json")
     assert "--overwrite" in error.value.remedy
     PredictionFile(output).check(resume=False, overwrite=True)
 

@@ -35,7 +35,7 @@ class PredictionFile(OutputFile):
         Raises:
             UserError: with the reason, or if no predictions can be resumed.
         """
-        folder = folder_of(self.path)
+        folder = chunks_folder(self.path)
         if resume and overwrite:
             raise RunFolderError("--resume and --overwrite contradict each other", remedy="Give one of them.")
         replaces = _read_about(self.path)["replaces"] if resume else overwrite
@@ -65,7 +65,7 @@ class Chunks:
 
     def __init__(self, output: Path, kind: str, *, style: CsvStyle, types: tuple[Mapping[str, Any], bool]) -> None:
         self.output, self.kind, self.style, self.types = output, kind, style, types
-        self.folder = folder_of(output)
+        self.folder = chunks_folder(output)
         self.done = 0
         self.counts: Counter[str] = Counter()
 
@@ -190,7 +190,7 @@ def write_stream(
     return chunks.counts
 
 
-def folder_of(output: Path) -> Path:
+def chunks_folder(output: Path) -> Path:
     """Return the folder of the unfinished chunks of a file."""
     return output.with_name(output.name + SUFFIX)
 
@@ -201,7 +201,7 @@ def _read_about(output: Path) -> dict[str, Any]:
     Raises:
         RunFolderError: if no unfinished predictions exist, or their description is damaged.
     """
-    folder = folder_of(output)
+    folder = chunks_folder(output)
     if not folder.exists():
         raise RunFolderError(
             "no unfinished predictions exist",

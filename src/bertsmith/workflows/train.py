@@ -113,7 +113,7 @@ def train_into(
             inputs = prepare_inputs(splits.data, config)
         loaded, tables = inputs.loaded, splits.scored_tables
         tokens = {name: inputs.tokens.take(rows) for name, rows in splits.scored_rows.items()}
-        recipe = choose_recipe(config, loaded, inputs.train) if resumed is None else _recipe_of(resumed)
+        recipe = choose_recipe(config, loaded, inputs.train) if resumed is None else _saved_recipe(resumed)
         validates = splits.fold is None
         arguments = training_arguments(recipe, config, Layout(output).checkpoints, loaded.device, validates=validates)
         prepared = prepared_event(table, splits, inputs, recipe)
@@ -195,7 +195,7 @@ def _assist(group: Group, source: Any, config: Config, output: Path, stop: Calla
     )
 
 
-def _recipe_of(run: Run) -> Recipe:
+def _saved_recipe(run: Run) -> Recipe:
     """Return the recipe of a run to resume; another machine might choose another."""
     with damage_errors(run.layout.run):
         return Recipe(**run.info["recipe"])
