@@ -185,7 +185,8 @@ def test_predictions_whose_process_ends_go_on_from_there(number, finished, tmp_p
     assert not out.exists()
     refused = subprocess.run(command, capture_output=True, text=True)
     assert refused.returncode == 2
-    assert "unfinished predictions are there" in refused.stderr
+    assert f"where: {folder}\n" in refused.stderr
+    assert "--resume" in refused.stderr
     written = (folder / "00000000.csv").stat().st_mtime_ns
     process = subprocess.Popen([*command, "--resume"])
     kept = []
