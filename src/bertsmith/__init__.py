@@ -1,6 +1,6 @@
-"""Fine-tune BERT-family models for text classification: from a labelled table to a classifier you can trust.
+"""Fine-tune BERT-family models for text classification.
 
-The public names load on first use, so that ``import bertsmith`` needs neither torch nor pandas.
+Public names are imported on first use, so that ``import bertsmith`` imports neither torch nor pandas.
 """
 
 from __future__ import annotations
@@ -23,28 +23,20 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-_HOME = {
-    "Classifier": "bertsmith.inference.classifier",
-    "Findings": "bertsmith.data.findings",
-    "Export": "bertsmith.inference.export",
-    "Labels": "bertsmith.data.table",
-    "Predictions": "bertsmith.workflows.predict",
-    "Predictor": "bertsmith.inference.predictor",
-    "Run": "bertsmith.folders.run",
-    "Study": "bertsmith.folders.study",
-    "Table": "bertsmith.data.table",
-    "UserError": "bertsmith.errors",
-    "compare": "bertsmith.api.training",
-    "evaluate": "bertsmith.api.training",
-    "export": "bertsmith.api.inference",
-    "inspect": "bertsmith.api.training",
-    "label_errors": "bertsmith.api.training",
-    "load": "bertsmith.api.inference",
-    "predict": "bertsmith.api.inference",
-    "read_table": "bertsmith.api.training",
-    "train": "bertsmith.api.training",
-    "tune": "bertsmith.api.training",
+_NAMES = {
+    "bertsmith.api.inference": ("export", "load", "predict"),
+    "bertsmith.api.training": ("compare", "evaluate", "inspect", "label_errors", "read_table", "train", "tune"),
+    "bertsmith.data.findings": ("Findings",),
+    "bertsmith.data.table": ("Labels", "Table"),
+    "bertsmith.errors": ("UserError",),
+    "bertsmith.folders.run": ("Run",),
+    "bertsmith.folders.study": ("Study",),
+    "bertsmith.inference.classifier": ("Classifier",),
+    "bertsmith.inference.export": ("Export",),
+    "bertsmith.inference.predictor": ("Predictor",),
+    "bertsmith.workflows.predict": ("Predictions",),
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "Classifier",
@@ -71,11 +63,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
+    if name in _MODULES:
         from bertsmith.errors import EXTRAS, MissingPackageError
 
         try:
-            return getattr(importlib.import_module(_HOME[name]), name)
+            return getattr(importlib.import_module(_MODULES[name]), name)
         except ModuleNotFoundError as error:
             if error.name not in EXTRAS:
                 raise

@@ -25,7 +25,7 @@ from bertsmith.errors import is_valid_path
 PRIMARY = "macro_f1"
 """The metric that chooses the best epoch, the decision rule and the winner of a study."""
 FEWEST_TO_SELECT = 20
-"""With fewer validation texts no epoch is selected, and the last weights are kept."""
+"""With fewer validation texts, no epoch is selected and the last weights count."""
 DEFAULT_MODEL = "google-bert/bert-base-uncased"
 
 Long = Literal["truncate", "window"]
@@ -53,10 +53,7 @@ FilePath = Annotated[Path | None, BeforeValidator(_as_path)]
 
 
 class Source:
-    """A table that is not a file, as a setting: a data frame, a dataset, or an address on the hub.
-
-    It stands for the table where settings are printed, compared and saved.
-    """
+    """A table that is not a file: a data frame, a dataset, or ``hf://owner/name``."""
 
     def __init__(self, table: Any) -> None:
         self.table = table
@@ -86,121 +83,119 @@ TableSource = Annotated[
 
 
 class Step(BaseModel):
-    """What the settings of every step have in common."""
+    """Base class of the settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class DataConfig(Step):
-    """Step 1: where the table is, which columns to use, how to split."""
+    """Settings for reading and splitting a table."""
 
-    text_column: str | None = Field(None, description="Column that holds the texts; found by name unless given.")
-    label_column: str | None = Field(None, description="Column that holds the label numbers (or words).")
-    label_text_column: str | None = Field(None, description="Column that holds the labels in words.")
+    text_column: str | None = Field(None, description="Column with the texts; found by name by default.")
+    label_column: str | None = Field(None, description="Column with the label numbers (or words).")
+    label_text_column: str | None = Field(None, description="Column with the labels in words.")
     group_column: str | None = Field(
         None, description="Keep rows with the same value here (author, document) in one split."
     )
-    split_column: str | None = Field(None, description="Column that says train, validation or test for each row.")
-    validation: TableSource = Field(None, description="Validation table; otherwise a share of the table is held out.")
-    test: TableSource = Field(None, description="Test table; otherwise a share of the table is held out.")
-    validation_size: Share = Field(0.1, description="Share of the rows held out for validation.")
+    split_column: str | None = Field(None, description="Column with train, validation or test for each row.")
+    validation: TableSource = Field(None, description="Validation table; a share of the rows by default.")
+    test: TableSource = Field(None, description="Test table; a share of the rows by default.")
+    validation_size: Share = Field(0.1, description="Share of the rows for validation.")
     test_size: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1,
-        description="Share of the rows held out for the test; 0: figures come from cross-validation, "
-        "as below 300 labelled texts unless given.",
+        description="Share of the rows for the test; 0: cross-validate instead. Default below 300 labelled texts: 0.",
     )
     near_duplicates: Literal["together", "ignore"] = Field(
-        "together", description="Keep texts that nearly repeat one another in one split, or split them as any others."
+        "together", description="Keep near-duplicate texts in one split, or ignore that they are near-duplicates."
     )
-    corrections: FilePath = Field(
-        None, description="CSV of corrected labels, as inspect --label-errors writes it, to put into the table."
-    )
-    sql: str | None = Field(None, description="Query to read the table with, instead of a file (needs --db).")
+    corrections: FilePath = Field(None, description="CSV of corrected labels, in the format of inspect --label-errors.")
+    sql: str | None = Field(None, description="Query that returns the table, instead of a file; needs --db.")
     db: str | None = Field(None, description="Database URL for --sql, such as sqlite:///reviews.db.")
-    sheet: str | None = Field(None, description="Excel sheet to read; the first one unless given.")
-    encoding: str | None = Field(None, description="Encoding of a text file, where the guess is wrong.")
+    sheet: str | None = Field(None, description="Excel sheet; the first one by default.")
+    encoding: str | None = Field(None, description="Encoding of a text file; detected by default.")
     max_unpacked: float = Field(
-        4.0, gt=0, le=1024, description="Most GB that a packed table may hold; one that holds more is not unpacked."
+        4.0, gt=0, le=1024, description="Maximum size of a decompressed table in GB; larger tables are refused."
     )
 
 
 class ModelConfig(Step):
-    """Step 2: which checkpoint, on which device, how long the texts may be."""
+    """Settings for the checkpoint and the device."""
 
     model: Annotated[str, BeforeValidator(_as_name)] = Field(
         DEFAULT_MODEL, description="Checkpoint: a Hugging Face hub id, a local folder, or packaged:minilm."
     )
     max_length: int | None = Field(
-        None, ge=8, le=131072, description="Tokens kept of each text; covers 99 % of the texts unless given."
+        None, ge=8, le=131072, description="Maximum tokens per text; by default, enough for 99 % of the texts."
     )
-    device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="Where to compute.")
+    device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="Device to compute on.")
     threads: int | None = Field(
-        None, ge=1, le=1024, description="CPU cores to use; all that this process may use unless given."
+        None, ge=1, le=1024, description="Number of CPU cores; all that this process may use by default."
     )
     allow_pickle: bool = Field(
-        False, description="Load a checkpoint that has only pickle weights (with weights_only, no code is run)."
+        False, description="Load a checkpoint with only pickle weights; weights_only=True prevents code execution."
     )
 
 
 class TrainConfig(Step):
-    """Steps 3 and 4: how to fine-tune. What is not given is derived from the data and said."""
+    """Settings for fine-tuning. By default, they are derived from the data and reported."""
 
     epochs: Annotated[float, Field(gt=0, le=1000)] | None = Field(
-        None, description="Most passes over the training texts; early stopping may take fewer."
+        None, description="Maximum number of epochs; early stopping may end training before."
     )
     batch_size: int | None = Field(None, ge=1, le=65536, description="Texts per optimizer step.")
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="Peak learning rate.")
     head_rate: Annotated[float, Field(gt=0, le=1000)] | None = Field(
-        None, description="Learning rate of the new head, as a multiple of that of the body."
+        None, description="Learning rate of the new head, as a multiple of the learning rate."
     )
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="Learning rate of a layer, as a multiple of that of the one above it; 1: all alike."
+        None,
+        description="Layer-wise learning rate decay: rate of a layer over that of the next; 1: no decay.",
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        None, description="Share of the activations that is dropped; as in the checkpoint unless given."
+        None, description="Dropout probability; from the checkpoint by default."
     )
     consistency: Annotated[float, Field(ge=0, le=100)] | None = Field(
-        None, description="Weight of R-Drop, by which each text is read twice and to be labelled alike; 0: read once."
+        None, description="Weight of R-Drop, a consistency loss between two passes with different dropout; 0: off."
     )
     patience: Annotated[int, Field(ge=1, le=1000)] | None = Field(
-        None, description="Epochs without a better macro-F1 before training stops."
+        None, description="Epochs without a better macro-F1 before early stopping."
     )
     cv: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None,
-        description="Cross-validate with K folds, then train on all texts but those of the test; "
-        "0: hold out validation texts. 3 below 300 labelled texts unless given, else 0.",
+        description="Cross-validate with K folds, then train on all but the test texts; 0: use a validation split. "
+        "Default: 3 below 300 labelled texts, else 0.",
     )
     imbalance: Literal[
         "auto", "none", "weights", "effective-number", "focal", "logit-adjustment", "balanced-sampling"
     ] = Field(
         "auto",
-        description="What to do about classes of unequal size; auto: tune a decision rule afterwards.",
+        description="Handling of imbalanced classes; auto: tune a decision rule after training.",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="Number format of the training arithmetic; the weights stay fp32."
+        "auto", description="Precision of training; the weights stay fp32."
     )
-    seed: int = Field(42, ge=0, lt=2**32, description="Seed of the split, the new head, the data order and dropout.")
+    seed: int = Field(42, ge=0, lt=2**32, description="Seed of split, head initialization, shuffling and dropout.")
     seeds: int = Field(
-        1, ge=1, le=100, description="Train with this many seeds, keep the best by validation, and say the spread."
+        1, ge=1, le=100, description="Train with this many seeds, select the best on validation, and report the spread."
     )
     set: dict[str, Any] = Field(
         default_factory=dict,
         description="Any field of transformers.TrainingArguments, as NAME=VALUE; may be repeated.",
     )
-    keep_checkpoints: bool = Field(False, description="Keep the checkpoints folder after training has finished.")
+    keep_checkpoints: bool = Field(False, description="Keep the checkpoints after training.")
     profile: bool = Field(
-        False, description="Write RUN/trace.json: what the machine does in five steps, for ui.perfetto.dev."
+        False, description="Write a profiler trace of five steps to RUN/trace.json, for ui.perfetto.dev."
     )
 
 
 class EvalConfig(Step):
-    """Step 4, second half: how to decide, given the probabilities."""
+    """Settings for evaluation."""
 
     decision_rule: Literal["auto", "off"] = Field(
-        "auto", description="Tune offsets of the classes for macro-F1 on validation, where that measurably helps."
+        "auto", description="Tune class offsets for macro-F1 on validation, if this improves it measurably."
     )
     explanations: Literal["auto", "off"] = Field(
-        "auto", description="Explain the most confident mistakes on test, in a twentieth of the training time."
+        "auto", description="Explain the most confident test mistakes, within 5 % of the training time."
     )
 
 
@@ -208,7 +203,7 @@ STEPS: tuple[type[Step], ...] = (DataConfig, ModelConfig, TrainConfig, EvalConfi
 
 
 class Config(DataConfig, ModelConfig, TrainConfig, EvalConfig):
-    """The resolved settings of a run: the steps' fields side by side, as the user writes them."""
+    """All settings of a run."""
 
     def dump(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values."""

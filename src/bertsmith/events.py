@@ -1,4 +1,4 @@
-"""All events: what happens while a table is prepared, a model trains or a study runs. Listeners dispatch by type."""
+"""Events of training, prediction and tuning. Listeners dispatch by type."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SeedStarted:
-    """Training with one of several seeds begins (or goes on); ``number`` counts from 1."""
+    """Training with one of several seeds begins or resumes; ``number`` counts from 1."""
 
     seed: int
     number: int
@@ -26,7 +26,7 @@ class SeedStarted:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything is ready for training."""
+    """Data and model are ready for training."""
 
     findings: Findings
     cleaned: Cleaned
@@ -41,13 +41,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Started:
-    """Training begins (or goes on, at ``step``).
-
-    Attributes:
-        step: optimizer steps already done.
-        steps: optimizer steps if nothing stops training early.
-        epochs: epochs likewise.
-    """
+    """Training begins, or resumes after ``step`` steps; ``steps`` and ``epochs`` are the maximum."""
 
     step: int
     steps: int
@@ -56,12 +50,7 @@ class Started:
 
 @dataclass(frozen=True)
 class StepDone:
-    """One optimizer step is done.
-
-    Attributes:
-        step, epoch: how far training is.
-        texts_per_second: of the steps since the last evaluation, evaluation not counted.
-    """
+    """An optimizer step is done; ``texts_per_second`` is the training speed since the last evaluation."""
 
     step: int
     epoch: float
@@ -73,15 +62,13 @@ class Evaluated:
     """The validation split was scored.
 
     Attributes:
-        step, epoch: how far training is.
         train_loss: mean over the steps since the last evaluation.
         validation_loss: mean over the validation texts.
-        metrics: of the validation split, by name.
-        learning_rate: at this step.
-        texts_per_second, tokens_per_second: of training since the last evaluation, evaluation not counted.
-        padding: share of what went through the model that was padding.
-        shares: of that time, for ``data``, ``forward``, ``backward`` and ``optimizer``.
-        seconds: since training began.
+        metrics: validation metrics by name.
+        texts_per_second, tokens_per_second: training speed since the last evaluation, without evaluation.
+        padding: share of padding in the tokens of the batches.
+        shares: share of the training time of ``data``, ``forward``, ``backward`` and ``optimizer``.
+        seconds: time since training began.
         best: whether the primary metric is the best so far.
     """
 
@@ -101,7 +88,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint to resume from was written."""
+    """A checkpoint was written."""
 
     step: int
     path: Path
@@ -109,14 +96,13 @@ class Saved:
 
 @dataclass(frozen=True)
 class Finished:
-    """Training is over and the best epoch's weights are in the model.
+    """Training is finished, and the model has the weights of the best epoch.
 
     Attributes:
-        step, epoch: how far it went.
-        best_step, best_score: where the primary metric was best, and how good; ``None`` without validation texts.
-        selected: whether the best epoch was chosen; else the last one is the best.
-        stopped_early: whether patience ran out before the last epoch.
-        seconds: of training and evaluation together.
+        best_step, best_score: step and value of the best primary metric; no value without validation texts.
+        selected: whether the best epoch was selected; otherwise the last weights count.
+        stopped_early: whether early stopping ended training.
+        seconds: time of training and evaluation.
     """
 
     step: int
@@ -130,7 +116,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class FoldStarted:
-    """Training on all folds but one begins; ``number``, from 1, is the fold that is left out."""
+    """Training without a fold begins; its ``number`` counts from 1."""
 
     number: int
     of: int
@@ -146,16 +132,16 @@ class FoldDone:
 
 
 @dataclass(frozen=True)
-class MemoryShort:
-    """A micro-batch did not fit into memory; the step is done again with half the token budget, to the same result."""
+class MemoryExceeded:
+    """A micro-batch did not fit into memory; the step is repeated with half the token budget, with the same result."""
 
     step: int
     token_budget: int
 
 
 @dataclass(frozen=True)
-class MemoryPlanned:
-    """Less memory is free (bytes) than is usual to use: the token budget is smaller, the result the same."""
+class MemoryLimited:
+    """Little memory is free (bytes); the token budget is reduced, with the same result."""
 
     token_budget: int
     free: int
@@ -163,14 +149,7 @@ class MemoryPlanned:
 
 @dataclass(frozen=True)
 class Slowed:
-    """Steps take much longer than the first ones did, as beside another busy program.
-
-    Attributes:
-        step: optimizer steps done.
-        times: how many times as long, for as many tokens.
-        load: processes that want a core, on average over the last minute; ``None`` where the system does not say.
-        cores: cores this process may use.
-    """
+    """A token takes ``times`` as long as at the beginning; ``load`` is the load average, or ``None`` if unknown."""
 
     step: int
     times: float
@@ -180,21 +159,21 @@ class Slowed:
 
 @dataclass(frozen=True)
 class Compiling:
-    """The rest of training takes so many seconds that compiling the model's layers pays; that comes next."""
+    """The layers are compiled, because the rest of training takes ``seconds`` without."""
 
     step: int
     seconds: float
 
 
 @dataclass(frozen=True)
-class WentBack:
-    """A number was NaN or infinite: training goes on from ``to_step``, in fp32 and with half the learning rate.
+class RolledBack:
+    """A value was NaN or infinite; training continues from ``to_step``, in fp32 and with half the learning rate.
 
     Attributes:
-        step: optimizer steps done when it was noticed.
-        to_step: those done in the state it goes back to; 0: the beginning.
-        what: which number, where, and the likely cause.
-        learning_rate: the peak from now on.
+        step: step at which the value was detected.
+        to_step: step of the restored state; 0 is the beginning.
+        what: the value, its source and the likely cause.
+        learning_rate: the new peak learning rate.
     """
 
     step: int
@@ -205,7 +184,7 @@ class WentBack:
 
 @dataclass(frozen=True)
 class Collapsed:
-    """At an evaluation, the first such one, every validation text was given the same label, ``label_text``."""
+    """For the first time, an evaluation predicted the same ``label_text`` for every validation text."""
 
     step: int
     epoch: float
@@ -214,7 +193,7 @@ class Collapsed:
 
 @dataclass(frozen=True)
 class CheckpointsDamaged:
-    """A run goes on from an earlier checkpoint (``step``; 0: from the beginning): the later ones were not whole."""
+    """Damaged checkpoints are skipped; the run resumes at ``step``, where 0 is the beginning."""
 
     step: int
     damaged: list[int]
@@ -222,14 +201,14 @@ class CheckpointsDamaged:
 
 @dataclass(frozen=True)
 class Scoring:
-    """The fitted model is about to be scored on so many texts."""
+    """Scoring of ``texts`` texts begins."""
 
     texts: int
 
 
 @dataclass(frozen=True)
 class Scored:
-    """So many more texts were scored."""
+    """``texts`` more texts were scored."""
 
     texts: int
 
@@ -240,7 +219,7 @@ class InputOpened:
 
     Attributes:
         n_rows: number of rows; ``None`` if unknown.
-        notes: what reading found or repaired.
+        notes: remarks of the reader, such as a guessed encoding.
         left_out: position and reason of each row that cannot be read.
     """
 
@@ -251,21 +230,21 @@ class InputOpened:
 
 @dataclass(frozen=True)
 class ModelOpened:
-    """The model is loaded; ``export`` is the format of the run's export that is used, ``None`` without one."""
+    """The model is loaded; ``export`` is the format of the run's export in use, or ``None``."""
 
     export: str | None
 
 
 @dataclass(frozen=True)
 class RowsResumed:
-    """So many rows were predicted before the command was resumed."""
+    """``rows`` rows were already predicted before the command was resumed."""
 
     rows: int
 
 
 @dataclass(frozen=True)
 class RowsPredicted:
-    """So many more rows are predicted."""
+    """``rows`` more rows were predicted."""
 
     rows: int
 
@@ -275,13 +254,12 @@ class StudyStarted:
     """The study is open.
 
     Attributes:
-        trials: how many there are to be; ``None`` where time alone ends it.
-        done: how many are done already, of an earlier command.
-        best: the best score among these; ``None`` where there is none.
-        space: what is varied.
-        texts: to train and to validate on, for the test at the end, and left out.
-        unseen: label texts of classes without a text to validate on.
-        shared: the study's name in a database, and the number of other studies there; ``None`` without one.
+        trials: number of trials; ``None`` if only a time limit ends the study.
+        done, best: number of trials that earlier commands finished, and their best score, if any.
+        space: the search space.
+        texts: number of texts for training, validation and test, and of texts left out.
+        unseen: label texts of classes without validation texts.
+        shared: name of the study in its database, and number of other studies in it; ``None`` without a database.
     """
 
     trials: int | None
@@ -295,7 +273,7 @@ class StudyStarted:
 
 @dataclass(frozen=True)
 class TrialStarted:
-    """A trial begins with these settings."""
+    """A trial begins."""
 
     number: int
     settings: dict[str, Any]
@@ -303,7 +281,7 @@ class TrialStarted:
 
 @dataclass(frozen=True)
 class TrialScored:
-    """A trial was scored on validation; ``at`` is the epoch, or the fold (from 1)."""
+    """A trial was scored on validation; ``at`` is the epoch, or the fold counted from 1."""
 
     number: int
     at: float
@@ -312,14 +290,12 @@ class TrialScored:
 
 @dataclass(frozen=True)
 class TrialEnded:
-    """A trial is over.
+    """A trial has ended.
 
     Attributes:
-        number: of the trial.
-        state: ``"complete"``, ``"pruned"``, ``"failed"`` or, by the end of the search, ``"cut short"``.
-        values: the objectives' values; empty where it failed or was pruned.
-        seconds: it took.
-        why: it failed or was cut short; else empty.
+        state: ``"complete"``, ``"pruned"``, ``"failed"`` or, at the end of the search, ``"cut short"``.
+        values: values of the objectives; empty for a failed or pruned trial.
+        why: why the trial failed or was cut short; otherwise empty.
     """
 
     number: int
@@ -330,15 +306,15 @@ class TrialEnded:
 
 
 @dataclass(frozen=True)
-class StorageAway:
-    """The storage did not answer, for the reason given; it is asked again."""
+class StorageUnavailable:
+    """The storage did not answer, for the reason ``why``; the request is repeated."""
 
     why: str
 
 
 @dataclass(frozen=True)
 class FinalStarted:
-    """The settings named are trained as a run of their own and scored on test."""
+    """A final run with the settings ``name`` begins."""
 
     name: str
 
@@ -351,21 +327,21 @@ Event = (
     | Evaluated
     | Collapsed
     | Saved
-    | MemoryPlanned
+    | MemoryLimited
     | Compiling
-    | MemoryShort
-    | WentBack
+    | MemoryExceeded
+    | RolledBack
     | FoldStarted
     | FoldDone
     | Finished
 )
-"""Of one training."""
+"""Events of a training."""
 RunEvent = SeedStarted | Prepared | Event | Scoring | Scored
-"""Of one run, from the table to the report."""
-StudyEvent = StudyStarted | TrialStarted | TrialScored | TrialEnded | StorageAway | FinalStarted | RunEvent
-"""Of a study."""
+"""Events of a run, from the table to the report."""
+StudyEvent = StudyStarted | TrialStarted | TrialScored | TrialEnded | StorageUnavailable | FinalStarted | RunEvent
+"""Events of a study."""
 PredictionEvent = InputOpened | ModelOpened | RowsResumed | RowsPredicted
-"""Of predictions."""
+"""Events of predictions."""
 Listener = Callable[[Event], None]
 ScoringListener = Callable[[Scoring | Scored], None]
 RunListener = Callable[[RunEvent], None]

@@ -33,11 +33,11 @@ def resolve(
     """Merge flags, environment, file and defaults into one checked `Config`.
 
     Args:
-        flags: values the user gave on the command line or as keyword arguments; ``None`` means not given.
-        file: a TOML file with the same names (``-`` and ``_`` are the same; tables ``[set]`` for training arguments).
-        environ: the environment; ``os.environ`` unless given.
-        api: name the settings in messages as Python arguments and not as flags.
-        check_set: returns what is wrong with training arguments, by name; asked where some are set.
+        flags: values from the command line or keyword arguments; ``None`` is ignored.
+        file: a TOML file with the same names, where ``-`` and ``_`` are the same, and a table ``[set]``.
+        environ: the environment variables; ``os.environ`` if ``None``.
+        api: use the names of Python arguments in messages, not flags.
+        check_set: returns the problems of training arguments by name.
 
     Raises:
         ConfigError: listing every unknown name, wrong type, value out of range and contradiction at once.
@@ -45,8 +45,8 @@ def resolve(
     environ = os.environ if environ is None else environ
     problems: list[str] = []
     values: dict[str, Any] = {}
-    origin: dict[str, str] = {}
-    set_by: dict[str, str] = {}
+    sources: dict[str, str] = {}
+    set_sources: dict[str, str] = {}
     layers = [
         _file_layer(file),
         _environment_layer(environ),
@@ -57,38 +57,37 @@ def resolve(
         },
     ]
     for layer in layers:
-        for name, (value, place) in layer.items():
+        for name, (value, source) in layer.items():
             if name not in Config.model_fields:
-                problems.append(f"{place}: unknown setting.{did_you_mean(name, Config.model_fields)}")
+                problems.append(f"{source}: unknown setting.{did_you_mean(name, Config.model_fields)}")
                 continue
             if name == "set" and isinstance(value, Mapping):
-                set_by |= dict.fromkeys(value, place)
+                set_sources |= dict.fromkeys(value, source)
                 value = {**values.get("set", {}), **value}
-            values[name], origin[name] = value, place
+            values[name], sources[name] = value, source
     try:
         config = Config(**values)
     except ValidationError as error:
         wrong = {str(detail["loc"][0]): detail for detail in error.errors()}
         for name, detail in wrong.items():
             message = detail["msg"][0].lower() + detail["msg"][1:]
-            problems.append(f"{origin.get(name, name)}: {message}, not {_shown(detail['input'])}")
+            problems.append(f"{sources.get(name, name)}: {message}, not {_shown(detail['input'])}")
         config = Config(**{name: value for name, value in values.items() if name not in wrong})
-    problems += _contradictions(config, origin)
+    problems += _contradictions(config, sources)
     if config.set:
-        problems += [f"{set_by[name]} {name}: {message}" for name, message in check_set(config.set).items()]
+        problems += [f"{set_sources[name]} {name}: {message}" for name, message in check_set(config.set).items()]
     if problems:
-        count = "a setting is" if len(problems) == 1 else f"{len(problems)} settings are"
+        count = "one setting is" if len(problems) == 1 else f"{len(problems)} settings are"
         raise ConfigError(
-            f"{count} wrong:\n" + "\n".join(f"  - {problem}" for problem in problems),
-            remedy="Correct it there; docs/reference/settings.md lists names, types and ranges."
-            if api
-            else "Correct it there; --help lists the settings.",
+            f"{count} invalid:\n" + "\n".join(f"  - {problem}" for problem in problems),
+            remedy="Correct the settings; "
+            f"{'docs/reference/settings.md' if api else '--help'} lists names, types and ranges.",
         )
     return config
 
 
 def _shown(value: Any) -> str:
-    """Return a value for a message: a text, a number or a few of them; of everything else, what it is."""
+    """Return a value for a message, or its type if it is not a string, a number or a short list."""
     parts = value if isinstance(value, list | tuple) else [value]
     if not all(isinstance(part, str | int | float | Path | None) for part in parts):
         return f"a {type(value).__name__}"
@@ -100,49 +99,44 @@ SAME_ARGUMENT = {
     "batch_size": "per_device_train_batch_size",
     "learning_rate": "learning_rate",
 }
-"""Settings that transformers has a training argument for, by its name."""
+"""Settings that are also fields of ``TrainingArguments``, under another name."""
 
 
-def _contradictions(config: Config, origin: Mapping[str, str]) -> list[str]:
+def _contradictions(config: Config, sources: Mapping[str, str]) -> list[str]:
     def name(field: str) -> str:
-        return origin.get(field, f"--{field.replace('_', '-')}")
+        return sources.get(field, f"--{field.replace('_', '-')}")
 
     problems = []
     if (config.sql is None) != (config.db is None):
-        problems.append("--sql and --db go together: the query, and the database to put it to")
+        problems.append("--sql needs --db, and --db needs --sql")
     for flag, table, size in (("test", config.test, "test_size"), ("validation", config.validation, "validation_size")):
-        if table is not None and size in origin:
-            problems.append(f"{name(flag)} and {name(size)} both say what the {flag} texts are: keep one of them")
+        if table is not None and size in sources:
+            problems.append(f"{name(flag)} and {name(size)} both define the {flag} texts: keep one of them")
     if config.split_column and (config.validation or config.test):
-        problems.append(f"{name('split_column')} and --validation/--test both say how to split: keep one of them")
+        problems.append(f"{name('split_column')} and --validation/--test both define the split: keep one of them")
     if config.cv == 1:
-        problems.append(f"{name('cv')}: a cross-validation has 2 folds at least; 0 holds out validation texts")
+        problems.append(f"{name('cv')}: cross-validation needs at least 2 folds; 0 uses a validation split")
     for other in ("validation", "validation_size"):
-        if config.cv and other in origin:
-            problems.append(f"{name('cv')} and {name(other)} both say how to validate: keep one of them")
-    validates = next((other for other in ("validation", "validation_size") if other in origin), None)
+        if config.cv and other in sources:
+            problems.append(f"{name('cv')} and {name(other)} both define the validation: keep one of them")
+    validates = next((other for other in ("validation", "validation_size") if other in sources), None)
     if config.test_size == 0 and (config.cv == 0 or validates):
         other = name(validates) if validates else f"{name('cv')} 0"
-        problems.append(f"{name('test_size')} 0 needs a cross-validation, which {other} rules out")
+        problems.append(f"{name('test_size')} 0 needs cross-validation, which {other} excludes")
     if config.validation_size + config.test_size >= 1:
-        problems.append(f"{name('validation_size')} and {name('test_size')} together must leave texts to train on")
+        problems.append(f"{name('validation_size')} and {name('test_size')} must leave texts for training")
     for flag, argument in SAME_ARGUMENT.items():
-        if flag in origin and argument in config.set:
-            problems.append(f"{name(flag)} and --set {argument} say the same thing: keep one of them")
+        if flag in sources and argument in config.set:
+            problems.append(f"{name(flag)} and --set {argument} set the same argument: keep one of them")
     return problems
 
 
 def _environment_layer(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
-    given = {
-        key: value
-        for key, value in environ.items()
-        if key.upper().startswith(ENV_PREFIX) and key != TOKEN and value != ""
-    }
     layer: dict[str, tuple[Any, str]] = {}
-    for key, text in given.items():
-        name = key[len(ENV_PREFIX) :].lower()
-        value: Any = parse_assignments(text.split()) if name == "set" else text
-        layer[name] = (value, f"environment variable {key}")
+    for key, text in environ.items():
+        if key.upper().startswith(ENV_PREFIX) and key != TOKEN and text:
+            name = key[len(ENV_PREFIX) :].lower()
+            layer[name] = parse_assignments(text.split()) if name == "set" else text, f"environment variable {key}"
     return layer
 
 
@@ -162,7 +156,7 @@ def _file_layer(file: Path | None) -> dict[str, tuple[Any, str]]:
     twice = [key for key in content if key != key.replace("-", "_") and key.replace("-", "_") in content]
     if twice:
         raise ConfigError(
-            f"these settings are given twice, with - and with _: {listing(twice)}",
+            f"duplicate settings, with - and with _: {listing(twice)}",
             where=str(file),
             remedy="Keep one of each.",
         )

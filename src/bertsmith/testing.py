@@ -1,4 +1,4 @@
-"""Tiny checkpoints and tables for tests, made in a moment, with no network. Nothing here is good at anything."""
+"""Tiny random checkpoints and tables for tests. They need no network, and the checkpoints are not pretrained."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ ARCHITECTURES = (
     "xlm-roberta",
     "modernbert",
 )
-"""Model types that `tiny_model` can make."""
+"""Model types that `tiny_model` supports."""
 _NO_TOKEN_TYPES = ("roberta", "distilbert", "mpnet", "xlm-roberta", "modernbert")
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "mpnet")
 
 
 def tiny_table(rows: int = 120, classes: int = 3, *, seed: int = 0) -> pd.DataFrame:
-    """Return a table with ``Label``, ``Label Text`` and ``Text`` whose classes can be learned from single words."""
+    """Return a table with ``Label``, ``Label Text`` and ``Text``, whose classes can be learned from single words."""
     rng = random.Random(seed)
     names = list(WORDS)[:classes]
     records = []
@@ -62,13 +62,13 @@ def tiny_table(rows: int = 120, classes: int = 3, *, seed: int = 0) -> pd.DataFr
 
 
 def tiny_model(folder: Path, model_type: str = "bert", *, seed: int = 0, **settings: Any) -> Path:
-    """Write a random checkpoint of two small layers with its word-level tokenizer.
+    """Write a checkpoint with two small layers of random weights and a word-level tokenizer.
 
     Args:
-        folder: where to write it.
+        folder: the folder to write.
         model_type: one of `ARCHITECTURES`.
-        seed: of the weights.
-        **settings: of the model's configuration, over the small ones used here.
+        seed: seed of the weights.
+        **settings: fields of the model's configuration.
 
     Returns:
         The folder.
@@ -106,7 +106,7 @@ def tiny_model(folder: Path, model_type: str = "bert", *, seed: int = 0, **setti
         "intermediate_size": 64,
         "max_position_embeddings": 66 if model_type in _OFFSET_POSITIONS else 64,
         "pad_token_id": 0,
-        "initializer_range": 0.05,  # at this size the usual 0.02 takes many epochs to grow out of
+        "initializer_range": 0.05,  # with the usual 0.02, small models need many epochs
     }
     if model_type == "distilbert":
         sizes |= {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 2}

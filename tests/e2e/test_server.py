@@ -164,5 +164,5 @@ def test_what_cannot_be_served_is_told_at_once(tmp_path):
     command = [sys.executable, "-m", "bertsmith", "serve", str(tmp_path / "none"), "--port", "0"]
     out = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert out.returncode == 2
-    assert "there is no such run folder" in out.stderr
+    assert f"where: {tmp_path / 'none'}" in out.stderr
     assert "Traceback" not in out.stderr

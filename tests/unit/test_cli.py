@@ -152,7 +152,7 @@ def test_train_evaluate_predict(cli, csv, tiny, tmp_path, monkeypatch):
     ("arguments", "expected"),
     [
         (("train", "no-such.csv", "-o", "r"), "no-such.csv"),
-        (("train", "T", "-o", "r", "--epochs", "many", "--patience", "0"), "2 settings are wrong"),
+        (("train", "T", "-o", "r", "--epochs", "many", "--patience", "0"), "2 settings"),
         (("train", "T", "-o", "r", "--model", "./nowhere"), "no such checkpoint folder"),
         (("train", "T", "-o", "r", "--model", "packaged:maxi"), "no packaged checkpoint"),
         (("train", "T", "-o", "r", "--set", "weight_decy=1"), "Did you mean 'weight_decay'"),
@@ -171,7 +171,7 @@ def test_train_evaluate_predict(cli, csv, tiny, tmp_path, monkeypatch):
         (("train", "T", "-o", "r", "--epoch", "1"), "No such option"),
         (("train", "T"), "Missing option"),
         (("train", "-o", "r"), "no table is given"),
-        (("train", "-o", "r", "--sql", "select 1"), "--sql and --db go together"),
+        (("train", "-o", "r", "--sql", "select 1"), "--sql needs --db"),
         (("inspect", "no-such.csv"), "no-such.csv"),
         (("inspect", "T", "--html", "T/x.html"), "cannot be written"),
         (("inspect", "T", "--html", "T"), "never replaced"),
@@ -179,12 +179,12 @@ def test_train_evaluate_predict(cli, csv, tiny, tmp_path, monkeypatch):
         (("inspect", "T", "--html", "/dev/full", "--overwrite"), "not a plain file"),
         (("inspect", "T", "--html", ".", "--overwrite"), "this is a folder"),
         (("inspect", "T", "--sheet", "x"), "Omit --sheet"),
-        (("train", "T", "-o", "r", "--epochs", "0"), "--help lists the settings"),
+        (("train", "T", "-o", "r", "--epochs", "0"), "--epochs:"),
         (("inspect", "T", "--label-column", "Text"), "column 'Text' is the label column"),
         (("train", "T", "-o", "/proc/run"), "cannot be written"),
-        (("train", "T", "-o", "r", "--test", "T", "--test-size", "0.2"), "keep one of them"),
-        (("evaluate", "no-run", "T"), "no such run folder"),
-        (("predict", "no-run", "T"), "no such run folder"),
+        (("train", "T", "-o", "r", "--test", "T", "--test-size", "0.2"), "--test and --test-size"),
+        (("evaluate", "no-run", "T"), "where: no-run"),
+        (("predict", "no-run", "T"), "where: no-run"),
         (("conquer",), "No such command"),
     ],
 )
@@ -493,9 +493,8 @@ def test_a_damaged_model_of_a_run_is_told_as_such(cli, finished, csv, tmp_path):
         damage()
         code, _, err = cli("predict", tmp_path / "run", csv)
         assert code == 2
-        assert "is damaged" in err or "missing or damaged" in err
-        assert "model.safetensors" in err
-        assert "train again with --overwrite" in err
+        assert str(weights) in err.replace("\n", "")
+        assert "--overwrite" in err
 
 
 def test_a_changed_byte_of_a_model_is_noticed(cli, finished, csv, tmp_path):
@@ -508,8 +507,8 @@ def test_a_changed_byte_of_a_model_is_noticed(cli, finished, csv, tmp_path):
         for command in (("predict", tmp_path / "run", csv), ("evaluate", tmp_path / "run", csv)):
             code, out, err = cli(*command)
             assert (code, out) == (2, "")
-            assert name in err
-            assert "not what it was" in err
+            assert str(file) in err.replace("\n", "")
+            assert "--overwrite" in err
         file.write_bytes(before)
     (tmp_path / "run" / "model" / "notes.txt").write_text("mine")
     (tmp_path / "run" / "model" / "README.md").write_text("my card")
@@ -539,7 +538,9 @@ def test_nothing_is_written_into_the_folder_of_a_run(cli, finished, csv):
     ):
         code, _, err = cli(*command)
         assert code == 2
-        assert "only the run itself" in err
+        assert str(finished) in err.replace("\n", "")
+        assert not (finished / "x").exists()
+        assert not (finished / "new.csv").exists()
 
 
 def test_files_of_a_run_can_be_read_by_others(finished):
@@ -567,7 +568,8 @@ def test_a_changed_table_does_not_replace_its_evaluation_unasked(cli, finished, 
     table.iloc[:60].to_csv(csv, index=False)
     code, _, err = cli(*command)
     assert code == 2
-    assert "of this table, before it was changed" in err
+    assert str(finished / "evaluations" / "changed") in err.replace("\n", "")
+    assert "--overwrite" in err
     assert cli(*command, "--overwrite")[0] == 0
     assert json.loads((finished / "evaluations" / "changed" / "metrics.json").read_text())["texts"] == 60
 
@@ -580,7 +582,7 @@ def test_tables_of_one_name_in_two_folders_are_two(cli, finished, csv, tmp_path)
     assert cli("evaluate", finished, tmp_path / "same.csv", "--device", "cpu")[0] == 0
     code, _, err = cli("evaluate", finished, tmp_path / "b" / "same.csv", "--device", "cpu")
     assert code == 2
-    assert "an evaluation of another table" in err
+    assert str(tmp_path / "same.csv") in err.replace("\n", "")
     assert "--name" in err
 
 
@@ -592,7 +594,7 @@ def test_a_new_table_does_not_replace_the_evaluation_of_another(cli, finished, c
     assert cli("evaluate", finished, csv, "--device", "cpu")[0] == 0
     code, _, err = cli("evaluate", finished, csv.with_suffix(".json"), "--device", "cpu")
     assert code == 2
-    assert f"an evaluation of another table, '{csv.resolve()}', is there already" in err
+    assert f"'{csv.resolve()}'" in err
     assert cli("evaluate", finished, csv.with_suffix(".json"), "--device", "cpu", "--name", "t_2.x")[0] == 0
     assert json.loads((finished / "evaluations" / "t_2.x" / "metrics.json").read_text())["table"] == "t.json"
     for name in ("", "../x", "a b", ".x"):

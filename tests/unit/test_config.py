@@ -27,7 +27,7 @@ def test_flags_win_over_environment_over_file_over_defaults(tmp_path):
     assert config.patience == Config().patience
 
 
-def test_all_mistakes_are_told_at_once_with_their_place(tmp_path):
+def test_all_invalid_settings_are_reported_with_their_source(tmp_path):
     file = tmp_path / "c.toml"
     file.write_text("epoch = 3\npatience = 0\n")
     with pytest.raises(ConfigError) as caught:
@@ -38,37 +38,35 @@ def test_all_mistakes_are_told_at_once_with_their_place(tmp_path):
     assert "--learning-rate: input should be a valid number" in message
     assert "--device: input should be 'auto', 'cuda', 'mps' or 'cpu', not 'gpu'" in message
     assert "environment variable BERTSMITH_SEED: input should be greater than or equal to 0" in message
-    assert message.startswith("5 settings are wrong")
+    assert message.count("\n  - ") == 5
 
 
-def test_contradictions_are_told():
-    with pytest.raises(ConfigError, match="--sql and --db"):
-        resolve({"sql": "select 1"}, environ={})
-    with pytest.raises(ConfigError, match="keep one of them"):
-        resolve({"split_column": "s", "test": "t.csv"}, environ={})
-    with pytest.raises(ConfigError, match="--learning-rate and --set learning_rate say the same thing"):
-        resolve({"learning_rate": 1e-4, "set": {"learning_rate": 1e-3}}, environ={})
-    with pytest.raises(ConfigError, match=r"(?s)2 settings are wrong.*--epochs.*--sql and --db"):
-        resolve({"sql": "select 1", "epochs": -1}, environ={})
-    for table in ("test", "validation"):
-        with pytest.raises(ConfigError, match=f"--{table} and --{table}-size both say"):
-            resolve({table: "t.csv", f"{table}_size": 0.2}, environ={})
-    with pytest.raises(ConfigError, match="leave texts to train on"):
-        resolve({"test_size": 0.6, "validation_size": 0.5}, environ={})
+def test_contradictions_are_reported():
+    for flags, names in (
+        ({"sql": "select 1"}, "--sql.*--db"),
+        ({"sql": "select 1", "epochs": -1}, "(?s)--epochs.*--sql.*--db"),
+        ({"split_column": "s", "test": "t.csv"}, "--split-column and --validation/--test"),
+        ({"learning_rate": 1e-4, "set": {"learning_rate": 1e-3}}, "--learning-rate and --set learning_rate"),
+        ({"test": "t.csv", "test_size": 0.2}, "--test and --test-size"),
+        ({"validation": "t.csv", "validation_size": 0.2}, "--validation and --validation-size"),
+        ({"test_size": 0.6, "validation_size": 0.5}, "--validation-size and --test-size"),
+    ):
+        with pytest.raises(ConfigError, match=names):
+            resolve(flags, environ={})
 
 
 @pytest.mark.parametrize("content", [b"epochs = ", b"\xff\xfe"])
-def test_a_broken_file_is_told(content, tmp_path):
+def test_unreadable_files_are_reported(content, tmp_path):
     (tmp_path / "c.toml").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"not TOML"):
-        resolve({}, tmp_path / "c.toml", environ={})
-    with pytest.raises(ConfigError, match="cannot be read"):
-        resolve({}, tmp_path / "none.toml", environ={})
+    for name in ("c.toml", "none.toml"):
+        with pytest.raises(ConfigError) as error:
+            resolve({}, tmp_path / name, environ={})
+        assert error.value.where == str(tmp_path / name)
 
 
-def test_a_setting_written_twice_is_told(tmp_path):
+def test_duplicate_settings_are_reported(tmp_path):
     (tmp_path / "c.toml").write_text("batch-size = 8\nbatch_size = 16\n")
-    with pytest.raises(ConfigError, match=r"twice(.|\n)*'batch-size'"):
+    with pytest.raises(ConfigError, match="'batch-size'"):
         resolve({}, tmp_path / "c.toml", environ={})
 
 

@@ -1,4 +1,4 @@
-"""With cross-validation no text is scored by a model that was trained on it, and the model is trained on all texts."""
+"""Cross-validation scores each text with a model that was not trained on it."""
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,14 @@ from bertsmith.folders.run import Run
 from bertsmith.inference.abstain import held_out_predictions
 from bertsmith.testing import tiny_table
 from bertsmith.workflows import baselines
-from bertsmith.workflows.cross_validation import FEW, FOLDS, FOLDS_OF_FEW, choose_folds, divide, split_or_fold
+from bertsmith.workflows.cross_validation import (
+    DEFAULT_FOLDS,
+    FEW_TEXT_FOLDS,
+    FEW_TEXTS,
+    choose_folds,
+    split_into_folds,
+    split_or_fold,
+)
 from tests.conftest import same_weights, weights_of
 from tests.conftest import train as _train
 
@@ -29,16 +36,16 @@ def run(tmp_path_factory, pooled):
 def untested(tmp_path_factory, pooled):
     """Cross-validated without test texts."""
     with pytest.MonkeyPatch.context() as patch:
-        regressed = []
-        regress = baselines.FrozenEmbeddings.regress
+        masks = []
+        fit_regression = baselines.FrozenEmbeddings.fit_regression
         patch.setattr(
             baselines.FrozenEmbeddings,
-            "regress",
-            lambda self, which=None: (regressed.append(which), regress(self, which))[1],
+            "fit_regression",
+            lambda self, mask=None: (masks.append(mask), fit_regression(self, mask))[1],
         )
         folder = tmp_path_factory.mktemp("runs") / "untested"
-        settings = {"test_size": 0, "cv": FOLDS, "explanations": "auto"}
-        return _train(pooled, folder, table=tiny_table(90), **settings), regressed
+        settings = {"test_size": 0, "cv": DEFAULT_FOLDS, "explanations": "auto"}
+        return _train(pooled, folder, table=tiny_table(90), **settings), masks
 
 
 def _table(**columns):
@@ -65,22 +72,22 @@ def test_every_training_text_is_scored_by_a_model_that_was_not_trained_on_it(run
     assert np.stack(frame["probabilities"]) == pytest.approx(classifier.predict_proba(frame["text"].tolist()), abs=1e-5)
 
 
-def test_without_test_texts_the_figures_are_those_of_the_cross_validation(untested):
-    run, regressed = untested
+def test_without_test_texts_the_test_metrics_come_from_cross_validation(untested):
+    run, masks = untested
     test = run.metrics["splits"]["test"]
-    assert (test["texts"], test["by"], test["folds"]) == (90, "cross-validation", FOLDS)
+    assert (test["texts"], test["by"], test["folds"]) == (90, "cross-validation", DEFAULT_FOLDS)
     assert sorted(run.predictions["row"]) == list(range(1, 91))
     assert run.explanations == []
     assert "cross-validation" in run.layout.report.read_text(encoding="utf-8")
     assert "cross-validation" in (run.layout.model / "README.md").read_text(encoding="utf-8")
-    for rival in ("bag_of_words", "frozen_embeddings"):
-        assert 0 < run.metrics["baseline"][rival]["test"]["macro_f1"] <= 1
-    # The head that begins a fold, and the rival scored on it, know nothing of the fold: each leaves out its texts.
-    left_out = [~which for which in regressed if which is not None]
-    assert len(left_out) == 2 * FOLDS
-    for of_heads, of_rival in zip(left_out[:FOLDS], left_out[FOLDS:], strict=True):
-        assert of_heads.tolist() == of_rival.tolist()
-    assert np.sum(left_out[:FOLDS], axis=0).tolist() == [1] * 90
+    for baseline in ("bag_of_words", "frozen_embeddings"):
+        assert 0 < run.metrics["baseline"][baseline]["test"]["macro_f1"] <= 1
+    # Neither the initial head of a fold nor the baseline is fitted to the texts of the fold.
+    left_out = [~mask for mask in masks if mask is not None]
+    assert len(left_out) == 2 * DEFAULT_FOLDS
+    for head, baseline in zip(left_out[:DEFAULT_FOLDS], left_out[DEFAULT_FOLDS:], strict=True):
+        assert head.tolist() == baseline.tolist()
+    assert np.sum(left_out[:DEFAULT_FOLDS], axis=0).tolist() == [1] * 90
     abstention = run.metrics["abstention"]
     assert 0 < abstention["texts"] < 90  # thresholds are checked on texts that they do not come from
     assert abstention["accuracy_coverage"][-1]["accuracy"] == test["metrics"]["accuracy"]["value"]
@@ -90,7 +97,7 @@ def test_thresholds_come_from_the_cross_validation(run):
     assert len(held_out_predictions(run).targets) == run.info["data"]["splits"]["train"]
 
 
-def test_a_stopped_run_goes_on_with_the_folds_that_are_left(tmp_path, pooled):
+def test_a_resumed_run_trains_only_the_remaining_folds(tmp_path, pooled):
     settings = {"table": tiny_table(60), "cv": 3, "epochs": 1}
     events = []
     whole = _train(pooled, tmp_path / "whole", **settings, on_event=events.append)
@@ -118,7 +125,7 @@ def test_a_stopped_run_goes_on_with_the_folds_that_are_left(tmp_path, pooled):
     assert whole.metrics["splits"] == resumed.metrics["splits"]
 
 
-def test_the_training_on_all_texts_goes_on_from_where_it_stopped(tmp_path, pooled):
+def test_training_on_all_texts_is_resumed_from_its_checkpoint(tmp_path, pooled):
     settings = {"table": tiny_table(60), "cv": 2}
     whole = _train(pooled, tmp_path / "whole", **settings)
     seen = []
@@ -138,18 +145,18 @@ def _steps_after_folds(events, of):
 
 def test_few_texts_are_cross_validated_unless_validation_texts_are_given(monkeypatch):
     monkeypatch.delenv("BERTSMITH_CV")
-    few, many = _table(), read_table(tiny_table(2 * FEW), Config())
+    few, many = _table(), read_table(tiny_table(2 * FEW_TEXTS), Config())
     given = read_table(tiny_table(90).assign(split=["validation", "test", "train"] * 30), Config(split_column="split"))
-    assert choose_folds(Config(), few) == (FOLDS_OF_FEW, 0)
-    assert choose_folds(Config(test_size=0.2), few) == (FOLDS_OF_FEW, 0.2)
+    assert choose_folds(Config(), few) == (FEW_TEXT_FOLDS, 0)
+    assert choose_folds(Config(test_size=0.2), few) == (FEW_TEXT_FOLDS, 0.2)
     assert choose_folds(Config(), many) == (0, 0.1)
     assert choose_folds(Config(), given) == (0, 0.1)
     assert choose_folds(Config(cv=0), few) == (0, 0.1)
     assert choose_folds(Config(validation_size=0.2), few) == (0, 0.1)
-    assert choose_folds(Config(test_size=0), few) == (FOLDS_OF_FEW, 0)
+    assert choose_folds(Config(test_size=0), few) == (FEW_TEXT_FOLDS, 0)
     assert choose_folds(Config(cv=7), many) == (7, 0.1)
     assert choose_folds(Config(cv=7), few) == (7, 0)
-    assert choose_folds(Config(test_size=0), many) == (FOLDS, 0)
+    assert choose_folds(Config(test_size=0), many) == (DEFAULT_FOLDS, 0)
     with pytest.raises(ConfigError):
         choose_folds(Config(cv=5), given)
 
@@ -159,16 +166,16 @@ def test_a_table_too_small_for_folds_has_a_validation_split(tmp_path, pooled, mo
     texts = [f"{word} {i}" for i, word in enumerate(["red", "blue"] * 3)]
     table = pd.DataFrame({"Text": texts, "Label": [0, 1] * 3})
     run = _train(pooled, tmp_path / "run", table=table, near_duplicates="ignore")
-    assert run.info["data"]["folds"] in (0, FOLDS_OF_FEW)
+    assert run.info["data"]["folds"] in (0, FEW_TEXT_FOLDS)
     with pytest.raises(ConfigError):
         _train(pooled, tmp_path / "refused", table=table, cv=50)
     assert not (tmp_path / "refused" / "run.json").exists()
 
 
-def test_what_belongs_together_is_in_one_fold():
+def test_groups_are_not_divided_between_folds():
     table = read_table(tiny_table(90).assign(author=np.arange(90) // 6), Config(group_column="author"))
     cleaned, config = clean(table), Config(group_column="author")
-    data, fold = divide(cleaned, 3, 0.1, config, 0)
+    data, fold = split_into_folds(cleaned, 3, 0.1, config, 0)
     trained = data.frame[data.frame["split"] == "train"]
     assert set(data.frame["split"]) == {"train", "test"}
     assert sorted(set(fold)) == [0, 1, 2]
@@ -192,10 +199,10 @@ def test_settings_that_contradict_each_other_are_refused(settings, tmp_path, poo
     assert not (tmp_path / "run").exists()
 
 
-def test_several_processes_are_told_to_train_without_folds(monkeypatch):
+def test_several_processes_train_without_folds(monkeypatch):
     cleaned = clean(_table())
-    data, fold = split_or_fold(cleaned, Config(), 0, alone=False)
+    data, fold = split_or_fold(cleaned, Config(), 0, single_process=False)
     assert fold is None
     assert (data.frame["split"] == "validation").any()
     with pytest.raises(ConfigError):
-        split_or_fold(cleaned, Config(cv=3), 0, alone=False)
+        split_or_fold(cleaned, Config(cv=3), 0, single_process=False)

@@ -10,7 +10,7 @@ import torch
 import bertsmith as bs
 from bertsmith.config import DataConfig
 from bertsmith.data.stream import open_stream
-from bertsmith.errors import ConfigError, DataError
+from bertsmith.errors import ConfigError, DataError, RunFolderError
 from bertsmith.folders.run import open_run
 from bertsmith.inference.chunks import write_stream
 from bertsmith.inference.classifier import Classifier
@@ -209,15 +209,14 @@ def test_runs_are_compared_on_the_same_rows_only(finished, tiny, tmp_path):
     assert difference["distinguishable"]
     assert difference["interval"][1] < 0
     other = bs.train(table, output=tmp_path / "other", seed=1, **settings)
-    with pytest.raises(bs.UserError, match="tested on other rows"):
-        bs.compare(finished, other)
     renamed = bs.train(table.replace("animals", "beasts"), output=tmp_path / "renamed", **settings)
-    with pytest.raises(bs.UserError, match="other classes"):
-        bs.compare(finished, renamed)
-    with pytest.raises(bs.UserError, match="two or more"):
-        bs.compare(finished)
-    with pytest.raises(bs.UserError, match="given twice"):
-        bs.compare(finished, finished)
+    for run in (other, renamed):
+        with pytest.raises(RunFolderError) as error:
+            bs.compare(finished, run)
+        assert error.value.where == f"{finished} and {run.path}"
+    for runs in ((finished,), (finished, finished)):
+        with pytest.raises(ConfigError):
+            bs.compare(*runs)
 
 
 def test_long_texts_can_be_read_whole(classifier, cli, finished, tmp_path):

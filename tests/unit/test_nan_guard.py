@@ -24,11 +24,11 @@ from bertsmith.errors import DeviceError, Interrupted, ModelError, OutputError, 
 from bertsmith.events import (
     CheckpointsDamaged,
     Collapsed,
-    MemoryPlanned,
-    MemoryShort,
+    MemoryExceeded,
+    MemoryLimited,
+    RolledBack,
     Saved,
     StepDone,
-    WentBack,
 )
 from bertsmith.folders import atomic
 from bertsmith.folders.run import Run
@@ -110,7 +110,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_end(at, twice, whole, tiny, t
     assert run.last_checkpoint().name == f"checkpoint-{at}"
     with pytest.raises(RunFolderError, match="--resume"):
         train(tiny, tmp_path / "run")
-    with pytest.raises(RunFolderError, match=r"epochs: 3\.0 then, 4\.0 now"):
+    with pytest.raises(RunFolderError, match=r"epochs .*3\.0.*4\.0"):
         train(tiny, tmp_path / "run", resume=True, epochs=4)
     with pytest.raises(RunFolderError, match="the texts, labels or splits"):
         train(tiny, tmp_path / "run", resume=True, table=tiny_table(seed=1))
@@ -456,7 +456,7 @@ def test_memory_that_does_not_suffice_halves_the_budget_and_changes_nothing_else
     # More than 64 tokens never fit, and what fails is the second micro-batch of a step: one has left its gradient.
     attempts = _fail_at(monkeypatch, lambda tokens, attempt: tokens > 64)
     run = _train(tiny, tmp_path / "run", on_event=events.append, **settings)
-    assert [e.token_budget for e in events if isinstance(e, MemoryShort)] == [128, 64]
+    assert [e.token_budget for e in events if isinstance(e, MemoryExceeded)] == [128, 64]
     assert max(attempts[3:]) <= 64
     weights, others = _weights(expected), _weights(run)
     # The head has the temperature in it, of validation texts that were scored so many at once.
@@ -501,7 +501,7 @@ def test_other_words_for_memory_that_ran_out_are_understood(failure, tiny, tmp_p
     _fail_at(monkeypatch, lambda tokens, attempt: attempt == 3, error)
     events = []
     _train(tiny, tmp_path / "run", epochs=1, on_event=events.append)
-    assert [e.token_budget for e in events if isinstance(e, MemoryShort)] == [64]
+    assert [e.token_budget for e in events if isinstance(e, MemoryExceeded)] == [64]
 
 
 def test_the_end_is_that_of_an_undisturbed_run_with_the_same_budgets(tiny, tmp_path, monkeypatch):
@@ -552,7 +552,7 @@ def test_scoring_that_runs_out_of_memory_takes_fewer_texts_at_once(tiny, tmp_pat
     events = []
     _fail_at(monkeypatch, lambda tokens, attempt: tokens > 64, training=False)
     run = _train(tiny, tmp_path / "run", epochs=1, table=_long_table(), on_event=events.append)
-    assert [e.token_budget for e in events if isinstance(e, MemoryShort)] == [128, 64]
+    assert [e.token_budget for e in events if isinstance(e, MemoryExceeded)] == [128, 64]
     assert run.history[0]["validation_loss"] == pytest.approx(expected.history[0]["validation_loss"], rel=1e-5)
     a, b = (r.metrics["splits"]["test"]["metrics"]["log_loss"]["value"] for r in (run, expected))
     assert a == pytest.approx(b, rel=1e-6)
@@ -621,7 +621,7 @@ def test_a_run_begins_with_the_budget_that_fits_and_ends_the_same(tiny, tmp_path
     monkeypatch.setattr(trainer, "plan", lambda *_, **__: 64)
     events = []
     run = _train(tiny, tmp_path / "run", epochs=1, on_event=events.append)
-    assert [e.token_budget for e in events if isinstance(e, MemoryPlanned)] == [64]
+    assert [e.token_budget for e in events if isinstance(e, MemoryLimited)] == [64]
     assert _same(_weights(expected), _weights(run))
 
 
@@ -675,7 +675,7 @@ def test_a_number_that_goes_wrong_once_costs_a_step_back(kind, at, back_to, aske
     def listen(event):
         events.append(event)
         count(event)
-        if isinstance(event, WentBack):
+        if isinstance(event, RolledBack):
             done.append(event)
 
     run = _train(tiny, tmp_path / "run", on_event=listen, precision="bf16")
@@ -701,7 +701,7 @@ def test_a_number_that_goes_wrong_twice_ends_training_and_keeps_what_was_saved(
     count = _break(monkeypatch, lambda model, n, _: model.training and n >= 8, BROKEN[kind])
     with pytest.raises(TrainingError, match=r"(?s)of step 7 is not a finite number, again.*--learning-rate"):
         _train(tiny, tmp_path / "run", on_event=lambda e: (count(e), events.append(e)))
-    assert sum(isinstance(e, WentBack) for e in events) == 1
+    assert sum(isinstance(e, RolledBack) for e in events) == 1
     run = Run(tmp_path / "run")
     assert run.info["status"] == "failed"
     assert run.last_checkpoint().name == "checkpoint-6"
@@ -713,7 +713,7 @@ def test_after_going_back_a_run_resumes_with_the_same_care(tiny, tmp_path, monke
     def broken():
         done = []
         count = _break(monkeypatch, lambda model, n, _: model.training and n == 8 and not done, BROKEN["NaN loss"])
-        return lambda e: (count(e), done.append(e) if isinstance(e, WentBack) else None)
+        return lambda e: (count(e), done.append(e) if isinstance(e, RolledBack) else None)
 
     whole = _train(tiny, tmp_path / "whole", on_event=broken(), precision="bf16")
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""What bertsmith 0.1.0 wrote on 28 November 2026 still loads, predicts the same and resumes."""
+"""Files of bertsmith 0.1.0, written on 28 November 2026, still load, predict the same and resume."""
 
 import json
 import tarfile
@@ -16,7 +16,7 @@ SETTINGS = {"model": "tiny", "epochs": 12, "batch_size": 16, "learning_rate": 3e
 
 @pytest.fixture
 def older(tmp_path, monkeypatch):
-    """A run, an interrupted run, a study and an export, with the probabilities that 0.1.0 gave for 20 texts."""
+    """Extract a run, an interrupted run, a study and an export; return the probabilities of 0.1.0 for 20 texts."""
     with tarfile.open(WRITTEN) as archive:
         archive.extractall(tmp_path, filter="data")
     monkeypatch.chdir(tmp_path)
@@ -42,14 +42,14 @@ def test_a_run_is_evaluated_as_before(older):
     assert bs.evaluate("run", table)["metrics"]["macro_f1"]["value"] == pytest.approx(before)
 
 
-def test_an_interrupted_run_resumes_to_its_end(older, monkeypatch):
+def test_an_interrupted_run_is_resumed(older, monkeypatch):
     monkeypatch.delenv("BERTSMITH_CV")
     run = bs.train("table.csv", output="interrupted", resume=True, **SETTINGS)
     assert run.info["status"] == "finished"
     assert [line["epoch"] for line in map(json.loads, run.layout.history.read_text().splitlines())][:1] == [1]
 
 
-def test_a_study_goes_on(older, monkeypatch):
+def test_a_study_is_resumed(older, monkeypatch):
     monkeypatch.delenv("BERTSMITH_CV")
     before = bs.Study(Path("study")).trials
     study = bs.tune("table.csv", output="study", trials=3, model="tiny", epochs=2, batch_size=16, max_length=32)

@@ -31,7 +31,7 @@ def to_texts(table: pd.DataFrame) -> list[str]:
 
 @pytest.mark.parametrize("on", ["folds", "test"])
 @pytest.mark.parametrize("size", ["8", "64", "250", "all"])
-def test_a_draw_is_repeatable_and_shares_no_text_with_what_is_scored(folder: Path, on: str, size: str) -> None:
+def test_draws_are_repeatable_and_disjoint_from_the_scored_texts(folder: Path, on: str, size: str) -> None:
     labelled, scored = quality.draw(folder, size, 1, on)
     again, _ = quality.draw(folder, size, 1, on)
     pd.testing.assert_frame_equal(labelled, again)
@@ -40,42 +40,42 @@ def test_a_draw_is_repeatable_and_shares_no_text_with_what_is_scored(folder: Pat
     assert not labelled.index.equals(quality.draw(folder, size, 2, on)[0].index)
 
 
-def test_sizes_are_texts_a_class_or_in_all(folder: Path) -> None:
+def test_sizes_are_texts_per_class_or_in_total(folder: Path) -> None:
     def counts(size: str, on: str) -> list[int]:
         return quality.draw(folder, size, 0, on)[0]["Label"].value_counts().sort_index().tolist()
 
     assert counts("8", "folds") == [8, 8, 8]
-    assert counts("64", "folds") == [64, 40, 8]  # a third of a small class is left to be scored
+    assert counts("64", "folds") == [64, 40, 8]  # a third of a small class is scored
     assert counts("64", "test") == [64, 64, 24]
     assert sum(counts("210", "folds")) == 210
     assert counts("210", "test") == pytest.approx([210 * n / 372 for n in SHARES.values()], abs=1)
 
 
-def test_on_test_the_whole_test_table_is_scored_and_folds_have_no_text_of_it(folder: Path) -> None:
+def test_on_test_all_test_texts_are_scored_and_none_is_drawn(folder: Path) -> None:
     _, scored = quality.draw(folder, "8", 0, "test")
     assert to_texts(scored) == to_texts(table_of(10_000))
     labelled, _ = quality.draw(folder, "all", 0, "test")
     assert len(labelled) == 2 * sum(SHARES.values())
 
 
-def test_all_sizes_of_a_seed_score_the_same_texts_and_hold_one_another(folder: Path) -> None:
+def test_sizes_of_a_seed_are_nested_and_score_the_same_texts(folder: Path) -> None:
     small, scored = quality.draw(folder, "8", 3, "folds")
     large, same = quality.draw(folder, "16", 3, "folds")
     assert scored.index.equals(same.index)
     assert set(small.index) < set(large.index)
 
 
-def test_a_tenth_of_each_class_is_held_out_and_one_text_at_least() -> None:
+def test_a_tenth_of_each_class_is_held_out_but_at_least_one_text() -> None:
     targets = np.repeat([0, 1, 2, 3], [100, 8, 2, 1])
     assert np.bincount(targets[quality.tenth(targets, 0)], minlength=4).tolist() == [10, 1, 1, 0]
 
 
 def scores(predicted: np.ndarray, targets: np.ndarray, table: str) -> quality.Score:
-    kept = {"predicted": predicted.tolist(), "confidence": np.full(len(targets), 0.75).tolist()}
-    return quality.score(targets, quality.resamples(table, np.arange(len(targets))), kept)
+    predictions = {"predicted": predicted.tolist(), "confidence": np.full(len(targets), 0.75).tolist()}
+    return quality.score(targets, quality.resamples(table, np.arange(len(targets))), predictions)
 
 
-def test_the_pooled_difference_is_paired_and_weighs_tables_alike() -> None:
+def test_the_pooled_difference_is_paired_and_weights_tables_equally() -> None:
     rng = np.random.default_rng(0)
     targets = rng.integers(0, 3, 400)
     right, half = targets, np.where(rng.random(400) < 0.5, targets, (targets + 1) % 3)
@@ -87,7 +87,7 @@ def test_the_pooled_difference_is_paired_and_weighs_tables_alike() -> None:
     gap = ours["a", 0].macro_f1 - other["a", 0].macro_f1
     value, low, high = quality.ahead(ours, other)
     assert value == pytest.approx(gap)
-    error = 0.5 / np.sqrt(400)  # of the share that is labelled right, as macro-F1 is nearly here
+    error = 0.5 / np.sqrt(400)  # standard error of the accuracy, which is close to macro-F1 in this test
     assert low == pytest.approx(value - 1.96 * error, abs=0.01)
     assert high == pytest.approx(value + 1.96 * error, abs=0.01)
 
@@ -96,7 +96,7 @@ def test_the_pooled_difference_is_paired_and_weighs_tables_alike() -> None:
     assert high - low < 1.96 * error + 0.02
 
 
-def test_a_text_without_a_prediction_is_wrong_and_confidence_is_held_against_accuracy() -> None:
+def test_missing_predictions_are_wrong_and_confidence_is_compared_with_accuracy() -> None:
     targets = np.repeat([0, 1], 20)
     predicted = np.where(np.arange(40) < 30, targets, -1)
     found = scores(predicted, targets, "a")

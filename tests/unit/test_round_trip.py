@@ -1,4 +1,4 @@
-"""Any table of texts and labels that a format can hold comes back from it as it was."""
+"""Every format returns the table that was written, for any texts and labels that it supports."""
 
 import gzip
 import json
@@ -15,18 +15,18 @@ from hypothesis import strategies as st
 from bertsmith.config import DataConfig
 from bertsmith.data.read import read_table
 
-# A file with many control characters is taken for no text at all, and says so.
+# A file with many control characters is refused as binary.
 CONTROL = "".join(map(chr, range(32))).translate({9: None, 10: None, 13: None})
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=CONTROL), min_size=1, max_size=60)
 WORD = st.text(st.characters(categories=["L", "M", "P", "S"]), min_size=1, max_size=12)
 TABLES = st.lists(st.tuples(TEXT, st.integers(0, 3)), min_size=2, max_size=12)
 NAMES = st.lists(WORD, min_size=4, max_size=4, unique=True)
-# The XML of Excel has no other control characters, and it knows one kind of line end.
+# The XML of Excel has no control characters.
 EXCEL = st.text(st.characters(exclude_categories=["Cs", "Cc", "Co", "Cn"]), min_size=1, max_size=60)
 
 
-def _csv(frame: pd.DataFrame, path: Path, **how: str) -> None:
-    frame.to_csv(path, index=False, quoting=1, lineterminator="\n", **how)
+def _csv(frame: pd.DataFrame, path: Path, **options: str) -> None:
+    frame.to_csv(path, index=False, quoting=1, lineterminator="\n", **options)
 
 
 def _sql(frame: pd.DataFrame, path: Path) -> None:
@@ -63,7 +63,7 @@ def _check(source, frame, config=None):
 
 
 def _frame(rows, names):
-    # Two rows more, so that there are two classes and no class a row.
+    # At least two classes, and fewer classes than rows.
     rows = [*rows, *[("one", 0), ("two", 1)] * 4]
     return pd.DataFrame([(n, names[n], text) for text, n in rows], columns=["Label", "Label Text", "Text"])
 
@@ -71,7 +71,7 @@ def _frame(rows, names):
 @pytest.mark.parametrize("name", WRITERS)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=TABLES, names=NAMES)
-def test_a_table_comes_back_from_a_file(name, tmp_path, rows, names):
+def test_a_file_returns_the_table(name, tmp_path, rows, names):
     frame = _frame(rows, names)
     WRITERS[name](frame, tmp_path / name)
     _check(tmp_path / name, frame)
@@ -79,7 +79,7 @@ def test_a_table_comes_back_from_a_file(name, tmp_path, rows, names):
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=TABLES, names=NAMES)
-def test_a_table_comes_back_from_memory_and_from_a_database(tmp_path, rows, names):
+def test_memory_and_databases_return_the_table(tmp_path, rows, names):
     frame = _frame(rows, names)
     _check(frame, frame)
     _check(datasets.Dataset.from_pandas(frame), frame)
@@ -89,12 +89,12 @@ def test_a_table_comes_back_from_memory_and_from_a_database(tmp_path, rows, name
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.tuples(EXCEL, st.integers(0, 3)), min_size=2, max_size=12), names=NAMES)
-def test_a_table_comes_back_from_excel(tmp_path, rows, names):
+def test_excel_returns_the_table(tmp_path, rows, names):
     frame = _frame(rows, names)
     book = openpyxl.Workbook()
     for i, row in enumerate([frame.columns, *frame.itertuples(index=False)], start=1):
         for j, value in enumerate(row, start=1):
             cell = book.active.cell(i, j, value)
-            cell.data_type = "s" if isinstance(value, str) else "n"  # else "=1" would be a formula and "#N/A" an error
+            cell.data_type = "s" if isinstance(value, str) else "n"  # "=1" is not a formula, "#N/A" not an error
     book.save(tmp_path / "t.xlsx")
     _check(tmp_path / "t.xlsx", frame)

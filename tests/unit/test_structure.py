@@ -149,7 +149,7 @@ def test_inspect_of_10_000_rows_takes_seconds_and_no_torch(tmp_path):
 
 def test_all_public_names_exist_and_are_listed():
     assert sorted(bertsmith.__all__) == bertsmith.__all__
-    assert set(bertsmith.__all__) == set(bertsmith._HOME)
+    assert set(bertsmith.__all__) == set(bertsmith._MODULES)
     assert all(getattr(bertsmith, name).__doc__ for name in bertsmith.__all__)
     assert dir(bertsmith) == sorted([*bertsmith.__all__, "__version__"])
 

@@ -196,7 +196,7 @@ def test_a_trace_of_a_few_steps_is_written_where_it_is_asked_for(epochs, tiny, t
     steps = [e for e in events if e.get("name", "").startswith("Optimizer.step")]
     assert 0 < len(steps) <= 5
     assert any(e.get("name") == "aten::mm" for e in events)
-    assert run.foreign() == []
+    assert run.foreign_files() == []
 
 
 def test_events_tell_the_story(story):

@@ -18,7 +18,7 @@ import bertsmith as bs
 from bertsmith.cli.tuning_progress import TuningProgress
 from bertsmith.config import Config
 from bertsmith.errors import ConfigError, DeviceError, Interrupted, RunFolderError
-from bertsmith.events import StorageAway, StudyStarted, TrialStarted
+from bertsmith.events import StorageUnavailable, StudyStarted, TrialStarted
 from bertsmith.report.study import advice
 from bertsmith.testing import tiny_table
 from bertsmith.training.arguments import problems_of
@@ -359,7 +359,7 @@ def test_a_finished_study_is_not_done_again_and_more_trials_go_on(tiny, tmp_path
 
 def test_other_settings_or_data_are_refused_by_name(study, tiny, tmp_path):
     before = study.file.read_text()
-    with pytest.raises(RunFolderError, match=r"epochs: 2\.0 then, 3\.0 now"):
+    with pytest.raises(RunFolderError, match=r"epochs .*2\.0.*3\.0"):
         tune(tiny, study.path, trials=5, epochs=3)
     with pytest.raises(RunFolderError, match="the texts, labels or splits"):
         tune(tiny, study.path, trials=5, table=tiny_table(151))
@@ -497,8 +497,8 @@ def test_a_storage_that_goes_away_and_comes_back_loses_nothing(tiny, tmp_path, m
     monkeypatch.setattr(optuna.Study, "best_trials", property(failing("best", optuna.Study.best_trials.fget)))
     study = tune(tiny, tmp_path / "s", trials=2, storage=f"sqlite:///{tmp_path / 'study.db'}", on_event=events.append)
     assert away == {"tell": 0, "report": 0, "ask": 0, "importance": 0, "best": 1}
-    assert sum(type(e).__name__ == "StorageAway" for e in events) == 7
-    assert "server closed the connection" in next(e.why for e in events if type(e).__name__ == "StorageAway")
+    assert sum(type(e).__name__ == "StorageUnavailable" for e in events) == 7
+    assert "server closed the connection" in next(e.why for e in events if type(e).__name__ == "StorageUnavailable")
     assert list(study.trials["state"]) == ["complete", "complete"]
 
     study = tune(
@@ -727,8 +727,8 @@ def test_what_a_user_should_know_before_a_search_is_printed():
     console = Console(file=io.StringIO(), width=200)
     with TuningProgress(console) as progress:
         progress(StudyStarted(9, 4, 0.5, {}, (300, 250, 80, 0), unseen=("rare",), shared=("bertsmith-1f", 2)))
-        progress(StorageAway("sqlite: connection refused"))
-        progress(StorageAway("the same"))
+        progress(StorageUnavailable("sqlite: connection refused"))
+        progress(StorageUnavailable("the same"))
         progress(TrialStarted(4, {"epochs": 1.0}))
     said = console.file.getvalue().splitlines()
     assert said == [

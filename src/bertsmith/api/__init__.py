@@ -1,1 +1,1 @@
-"""The functions of ``import bertsmith as bs``, with settings as keyword arguments."""
+"""Public functions, with settings as keyword arguments."""

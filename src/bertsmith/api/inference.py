@@ -36,15 +36,16 @@ def load(
 
     Args:
         run: the run, its folder, or an export folder.
-        device: where to compute.
-        decide: use the decision rule tuned on validation, where the run has one.
-        ensemble: ask the models of all seeds together, where the run was trained with several.
-        runtime: ``"torch"``; ``"onnx"`` or ``"openvino"`` for an export of the run; ``"auto"``: the fastest fp32 export
-            that was checked, else torch.
-        long: of texts longer than the model reads at once, ``"truncate"``: read the beginning; ``"window"``: all of it.
+        device: the device to compute on.
+        decide: use the decision rule of the run, if it has one.
+        ensemble: average the models of all seeds.
+        runtime: ``"torch"``; ``"onnx"`` or ``"openvino"`` for an export of the run; ``"auto"``: the fastest checked
+            fp32 export, else torch.
+        long: read the beginning of texts longer than the maximum length (``"truncate"``), or all of them window by
+            window (``"window"``).
 
     Raises:
-        UserError: if there is none.
+        UserError: if the run or export is missing or not usable.
     """
     from bertsmith.inference.load import open_classifier
 
@@ -75,14 +76,14 @@ def predict(
     on_event: PredictionListener | None = None,
     **settings: Unpack[PredictSettings],
 ) -> Predictions:
-    """Label the texts of a table, chunk by chunk; the memory does not grow with a CSV, JSON Lines or Parquet file.
+    """Label the texts of a table chunk by chunk. CSV, JSON Lines and Parquet files of any size fit into memory.
 
     Args:
         run: the run, its folder, or an export folder.
         source: a path, ``hf://owner/name``, a pandas data frame or a ``datasets.Dataset``; ``None`` with ``sql`` and
             ``db``.
-        output: the file to write: ``.csv``, ``.jsonl``, ``.parquet`` or ``.xlsx``; with ``None``, the predictions are
-            returned in memory.
+        output: the file to write: ``.csv``, ``.jsonl``, ``.parquet`` or ``.xlsx``; ``None`` returns the predictions
+            in memory.
         probabilities: add a column per class.
         min_confidence: leave texts unlabelled below this confidence, between 0 and 1.
         target_accuracy: the same, with the threshold that reaches this accuracy on the validation texts.
@@ -99,14 +100,14 @@ def predict(
         csv_dialect: how CSV is written.
         formula_guard: escape CSV cells that a spreadsheet would run as formulas.
         on_event: called with each event (see `bertsmith.events`).
-        **settings: of `DataConfig` and `ModelConfig`: how to read the source, and where to compute.
+        **settings: fields of `DataConfig` and `ModelConfig` for reading the source, and the device.
 
     Returns:
         The number of rows, the label counts, and the predictions if they are in memory.
 
     Raises:
         UserError: for everything that the user can fix.
-        Interrupted: on Ctrl-C, if something is kept to resume from.
+        Interrupted: on Ctrl-C, if the predictions can be resumed.
     """
     from bertsmith.workflows.predict import PredictOptions, predict_in_memory, run_prediction, run_prediction_on_ray
 
@@ -149,21 +150,21 @@ def export(
     accept: bool = False,
     overwrite: bool = False,
 ) -> Export:
-    """Export a run for a runtime that needs no torch, and check it against the original on validation and test texts.
+    """Export a run for a runtime without torch, and check it against the original on validation and test texts.
 
     Args:
         run: the run, or its folder.
         format: ``"onnx"`` or ``"openvino"``.
         precision: ``"fp32"``; with OpenVINO also ``"bf16"`` and ``"int8"``.
-        output: the folder to write; ``RUN/export/FORMAT`` unless given, with ``-PRECISION`` but for fp32.
-        accept: write it even if it does not say what the original says.
-        overwrite: replace an export that is there.
+        output: the folder to write; by default ``RUN/export/FORMAT``, followed by ``-PRECISION`` unless fp32.
+        accept: write the export even if its labels differ from the original.
+        overwrite: replace an existing export.
 
     Returns:
-        Where it is, and how it compares (``about.parity``).
+        The export, and its comparison with the original (``about.parity``).
 
     Raises:
-        UserError: if it cannot be made, or labels texts otherwise than the original.
+        UserError: if the export fails, or its labels differ from the original.
     """
     from bertsmith.inference.export import export as write
 

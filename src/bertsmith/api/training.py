@@ -33,12 +33,13 @@ def read_table(source: Any = None, **settings: Unpack[ReadSettings]) -> Table:
     """Read a labelled table.
 
     Args:
-        source: a path, ``hf://owner/name``, a pandas data frame, a ``datasets.Dataset``; none with ``sql`` and ``db``.
-        **settings: fields of `DataConfig`, such as ``text_column``. ``validation`` and ``test`` take what ``source``
-            takes.
+        source: a path, ``hf://owner/name``, a pandas data frame or a ``datasets.Dataset``; ``None`` with ``sql`` and
+            ``db``.
+        **settings: fields of `DataConfig`, such as ``text_column``. ``validation`` and ``test`` accept the same types
+            as ``source``.
 
     Raises:
-        UserError: if it cannot be read, or its labels do not make sense.
+        UserError: if the table cannot be read, or its labels are not usable.
     """
     from bertsmith.data import read
 
@@ -47,11 +48,11 @@ def read_table(source: Any = None, **settings: Unpack[ReadSettings]) -> Table:
 
 @needing("train")
 def inspect(table: Any, **settings: Unpack[InspectSettings]) -> Findings:
-    """Look a table over: classes, lengths, duplicates, conflicts, leaks, damage. Nothing is changed.
+    """Check a table for its classes, text lengths, duplicates, conflicting labels, leaks and damaged texts.
 
     Args:
-        table: what `read_table` returns or takes.
-        **settings: fields of `DataConfig` and `ModelConfig`; ``model`` says whose tokens to count.
+        table: a `Table`, or what `read_table` takes.
+        **settings: fields of `DataConfig` and `ModelConfig`; the tokens of ``model`` are counted.
 
     Raises:
         UserError: if the table cannot be read.
@@ -78,18 +79,18 @@ def train(
     """Fine-tune and evaluate a classifier, end to end, into a run folder.
 
     Args:
-        table: what `read_table` returns or takes.
+        table: a `Table`, or what `read_table` takes.
         output: the run folder.
-        resume: go on with an unfinished run.
-        overwrite: replace a finished run.
-        config: a TOML file of settings; keyword arguments win over it.
-        on_event: is told what happens (see `bertsmith.events`); ``print`` will do.
-        stop: asked after every step; where it says yes, a checkpoint is saved and training is interrupted.
-        **settings: fields of `DataConfig`, `ModelConfig` and `TrainConfig`, such as ``model`` or ``epochs``.
+        resume: continue an unfinished run.
+        overwrite: replace an existing run.
+        config: a TOML file of settings; keyword arguments take precedence.
+        on_event: called with each event (see `bertsmith.events`), for example ``print``.
+        stop: called after every step; if it returns true, a checkpoint is saved and training is interrupted.
+        **settings: fields of `DataConfig`, `ModelConfig`, `TrainConfig` and `EvalConfig`, such as ``epochs``.
 
     Raises:
-        UserError: for everything that the user can mend.
-        Interrupted: after ``stop`` said yes.
+        UserError: for everything that the user can fix.
+        Interrupted: if ``stop`` returned true.
     """
     from bertsmith.training.arguments import problems_of
     from bertsmith.workflows.inspect import check_read_settings
@@ -129,32 +130,32 @@ def tune(
     stop: Callable[[], bool] | None = None,
     **settings: Unpack[TuneSettings],
 ) -> Study:
-    """Search for better settings than the defaults with Optuna; train and test the winner, and the defaults beside it.
+    """Search for better settings than the defaults with Optuna; train and test the best and the default settings.
 
-    The choice is made on validation alone. The same call goes on with a study that is there.
+    Only the validation texts select settings. The same call resumes an existing study.
 
     Args:
-        table: what `read_table` returns or takes.
+        table: a `Table`, or what `read_table` takes.
         output: the study folder.
-        trials: how many; with ``None``, until ``minutes`` are over.
-        minutes: for the search.
-        jobs: trials at once, a process each: a script that asks for several needs ``if __name__ == "__main__":``.
-        objectives: ``"macro_f1"``, or with ``"latency"`` besides.
-        storage: URL of a database, where several machines join in one study.
-        cv: folds of a cross-validation, where the validation texts are few.
-        final_seeds: seeds that the winner is trained with in the end.
-        models: checkpoints to choose among.
-        space: what changes the search space: a TOML file or a dict, such as
+        trials: number of trials; ``None`` for a limit of ``minutes`` only.
+        minutes: time limit of the search in minutes.
+        jobs: number of parallel trials, each in a process; a script needs ``if __name__ == "__main__":``.
+        objectives: ``"macro_f1"``, optionally with ``"latency"``.
+        storage: URL of a database, for a study on several machines.
+        cv: number of cross-validation folds per trial, for few validation texts.
+        final_seeds: number of seeds for the final training with the best settings.
+        models: checkpoints to choose from.
+        space: changes to the search space: a TOML file or a dict, such as
             ``{"learning_rate": {"low": 1e-5, "high": 1e-4, "log": True}, "batch_size": [16, 32], "dropout": 0.1}``.
-        overwrite: begin anew.
-        config: a TOML file of settings; keyword arguments win over it.
-        on_event: is told what happens (see `bertsmith.events`); ``print`` will do.
-        stop: asked after every step; where it says yes, the search ends, and finished trials are kept.
-        **settings: fields of `DataConfig`, `ModelConfig`, `TrainConfig` and `EvalConfig`; what is given is not varied.
+        overwrite: replace an existing study.
+        config: a TOML file of settings; keyword arguments take precedence.
+        on_event: called with each event (see `bertsmith.events`), for example ``print``.
+        stop: called after every step; if it returns true, the search ends and finished trials are saved.
+        **settings: fields of `DataConfig`, `ModelConfig`, `TrainConfig` and `EvalConfig`; they are not varied.
 
     Raises:
-        UserError: for everything that the user can mend.
-        Interrupted: after ``stop`` said yes.
+        UserError: for everything that the user can fix.
+        Interrupted: if ``stop`` returned true.
     """
     from bertsmith.training.arguments import problems_of
     from bertsmith.tuning.plan import Plan
@@ -195,17 +196,17 @@ def evaluate(
     overwrite: bool = False,
     **settings: Unpack[EvaluateSettings],
 ) -> dict[str, Any]:
-    """Score a finished run on another labelled table; the figures are also kept in ``RUN/evaluations/NAME``.
+    """Score a finished run on another labelled table, and save the metrics in ``RUN/evaluations/NAME``.
 
     Args:
         run: the run, or its folder.
         table: what `read_table` takes.
-        name: of the evaluation; the table's name unless given.
-        overwrite: replace an evaluation of that name, of another table or of this one before it was changed.
-        **settings: fields of `DataConfig` but ``validation`` and ``test``, and ``device``.
+        name: name of the evaluation; the name of the table by default.
+        overwrite: replace an evaluation on another or changed table.
+        **settings: fields of `DataConfig` except ``validation`` and ``test``, and ``device``.
 
     Returns:
-        As in ``metrics.json`` for one split.
+        Metrics in the format of a split in ``metrics.json``.
 
     Raises:
         UserError: if the run or the table is not usable.
@@ -214,7 +215,7 @@ def evaluate(
 
     if others := [name for name in ("validation", "test") if settings.get(name) is not None]:
         raise ConfigError(
-            f"evaluate scores one table, so {listing(others)} would have no effect",
+            f"evaluate scores a single table, and cannot be combined with {listing(others)}",
             remedy="Give the table to score as the second argument.",
         )
     folder = run.path if isinstance(run, Run) else to_path(run, "run")
@@ -223,16 +224,17 @@ def evaluate(
 
 @needing("train")
 def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
-    """Put finished runs side by side on their test rows, each paired with the first.
+    """Compare finished runs on the same test rows, each with the first.
 
     Args:
         *runs: two or more runs, or their folders; their test rows and classes must be the same.
 
     Returns:
-        One entry a run, as of `bertsmith.evaluation.evaluate.side_by_side`, with ``texts``, the number of test rows.
+        One entry per run: the result of `bertsmith.evaluation.evaluate.side_by_side`, and ``texts``, the number of
+        test rows.
 
     Raises:
-        UserError: if a run is not finished, or the test rows differ, so that nothing could be paired.
+        UserError: if a run is not finished, or the test rows differ.
     """
     from bertsmith.workflows.compare import compare_runs
 
@@ -244,13 +246,13 @@ def label_errors(table: Any, **settings: Unpack[LabelErrorSettings]) -> pd.DataF
     """Find labels that are probably wrong, by cross-validation with a bag of words.
 
     Args:
-        table: what `read_table` returns or takes.
+        table: a `Table`, or what `read_table` takes.
         **settings: fields of `DataConfig`, and ``seed``.
 
     Returns:
-        The suspected rows, the least plausible first: ``source``, ``row``, ``text``, ``given`` and ``suggested`` label
-        text, their probabilities, and ``corrected``, which is empty: filled in, saved as a CSV and given as
-        ``corrections``, it puts the labels right.
+        The suspected rows, the least plausible label first: ``source``, ``row``, ``text``, the label texts ``given``
+        and ``suggested``, their probabilities, and an empty column ``corrected``. With corrected labels filled in and
+        saved as CSV, the table can be passed as ``corrections``.
 
     Raises:
         UserError: if the table cannot be read, or the package cleanlab is missing.

@@ -23,10 +23,10 @@ def demo(*, output: Output = DEMO_RUN, resume: Resume = False, overwrite: Overwr
 
     Example: bertsmith demo -o runs/bbc-news
     """
-    from bertsmith.folders.new_run import RunPlace
+    from bertsmith.folders.new_run import RunFolder
     from bertsmith.resolve import resolve
 
-    RunPlace(output).check(resume=resume, overwrite=overwrite)
+    RunFolder(output).check(resume=resume, overwrite=overwrite)
     talk().print("BBC News: 2,225 articles in 5 classes, fine-tuned with MiniLM, offline")
     run_and_show(bbc_news(), resolve(SETTINGS, environ={}), output, resume=resume, overwrite=overwrite)
     result().print(

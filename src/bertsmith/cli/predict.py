@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from bertsmith.workflows.predict import Predictions
 
 STDIN = 1024
-"""Lines of stdin in a chunk."""
-LISTED = 20
-"""Labels in the summary."""
+"""Number of lines per chunk of stdin."""
+MAX_LABELS = 20
+"""Maximum number of labels in the summary."""
 READING = ("text_column", "sql", "db", "sheet", "encoding", "max_unpacked")
 
 
@@ -41,68 +41,71 @@ def predict(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", metavar="OUT", help="File to write: .csv, .jsonl, .parquet or .xlsx; else stdout."
+            "-o", "--output", metavar="OUT", help="File to write: .csv, .jsonl, .parquet or .xlsx; stdout by default."
         ),
     ] = None,
-    probabilities: Annotated[bool, typer.Option("--probabilities", help="Add a column for every class.")] = False,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Add one column per class.")] = False,
     min_confidence: Annotated[
         float | None,
-        typer.Option(min=0, max=1, metavar="X", help="Leave texts unlabelled that the model is less sure of."),
+        typer.Option(min=0, max=1, metavar="X", help="Leave texts unlabelled below this confidence."),
     ] = None,
     target_accuracy: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, metavar="X", help="The same, with the threshold that reached this accuracy on validation."
+            min=0, max=1, metavar="X", help="The same, with the threshold that reaches this accuracy on validation."
         ),
     ] = None,
     coverage: Annotated[
         float | None,
         typer.Option(
-            min=0.01, max=0.999, metavar="X", help="Add label_set: labels among which the true one is, this often."
+            min=0.01,
+            max=0.999,
+            metavar="X",
+            help="Add label_set: labels with the true one among them, at this rate.",
         ),
     ] = None,
     long: Annotated[
         Long,
         typer.Option(
-            help="Of texts longer than the model reads at once, read the beginning, or all of it, a window at a time."
+            help="Read the beginning of texts longer than the maximum length, or all of them window by window."
         ),
     ] = "truncate",
     decision_rule: DecisionRule = True,
     ensemble: Annotated[
-        bool, typer.Option("--ensemble", help="Ask the models of all seeds together, of a run trained with --seeds.")
+        bool, typer.Option("--ensemble", help="Average the models of all seeds of a run trained with --seeds.")
     ] = False,
     runtime: Runtime = "auto",
     on_error: Annotated[
-        OnError, typer.Option(help="What to do about rows that cannot be read: refuse the table, or leave them out.")
+        OnError, typer.Option(help="Refuse a table with rows that cannot be read, or skip the rows.")
     ] = "fail",
     ray: Annotated[
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Label a folder of Parquet files on the Ray cluster there (auto, HOST:PORT), or with "
-            "local on one that is started here; OUT is a folder.",
+            help="Label a folder of Parquet files on a Ray cluster: auto, HOST:PORT, or local to start one. "
+            "OUT is a folder.",
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with predictions that were interrupted.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is there.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="JSON Lines on stdout, not CSV.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue interrupted predictions.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Write JSON Lines instead of CSV to stdout.")] = False,
     csv_dialect: Annotated[
         CsvDialect,
         typer.Option(
-            help="CSV for Excel: with a byte order mark, and for systems with a decimal comma with ; between fields."
+            help="CSV dialect: excel adds a byte order mark, excel-semicolon also ; as delimiter and a decimal comma."
         ),
     ] = "plain",
     formula_guard: Annotated[
         bool,
         typer.Option(
-            help="In CSV, put ' before cells that begin with = + - @, a tab or a carriage return and are no numbers: "
-            "a spreadsheet would run them as formulas."
+            help="In CSV, put ' before cells that a spreadsheet would run as formulas: "
+            "those that are not numbers and begin with = + - @, a tab or a carriage return."
         ),
     ] = True,
     settings: Config,
     config: Path | None,
 ) -> None:
-    """Label new texts. The input's columns are kept; predicted, predicted_text and confidence are added.
+    """Label new texts. The output has the input's columns, and predicted, predicted_text and confidence.
 
     Example: bertsmith predict runs/reviews new.csv -o predictions.csv
     """
@@ -114,10 +117,10 @@ def predict(
     if source is None and settings.sql is None:
         raise DataError("INPUT is missing", remedy="Give a file, - for stdin, or --sql with --db.")
     if source == "-" and settings.text_column is not None:
-        raise ConfigError("stdin is read as lines of text, without columns", remedy="Leave out --text-column.")
+        raise ConfigError("stdin has lines of text, not columns", remedy="Leave out --text-column.")
     if output is not None and json:
         raise ConfigError(
-            "--json is for stdout", remedy="Name the file OUT.jsonl for JSON Lines, and leave out --json."
+            "--json cannot be combined with -o", remedy="Leave out --json, and give -o a .jsonl file for JSON Lines."
         )
     if json and csv_dialect != "plain":
         raise ConfigError("--csv-dialect is for CSV", remedy="Leave it out, or write a .csv file.")
@@ -138,20 +141,20 @@ def predict(
         if json:
             raise ConfigError("--ray cannot be combined with --json", remedy="Leave out one of them.")
         with sigterm_like_ctrl_c():
-            found = run_prediction_on_ray(
+            predictions = run_prediction_on_ray(
                 run, source, settings, options, output=output, resume=resume, overwrite=overwrite, address=ray
             )
-        talk().print(f"{found.rows:,} rows written to {output}", markup=False)
+        talk().print(f"{predictions.rows:,} rows written to {output}", markup=False)
         return
     texts = partial(_stdin, settings) if source == "-" else source
     if output is None:
         check_stdout()
         with open_writer("jsonl" if json else "csv", sys.stdout, style=options.csv_style) as writer:
             show = PredictionProgress(talk(), counts=False)
-            found = run_prediction(run, texts, settings, options, write=writer.write, resume=resume, observe=show)
+            predictions = run_prediction(run, texts, settings, options, write=writer.write, resume=resume, observe=show)
     else:
         with PredictionProgress(talk()) as progress, sigterm_like_ctrl_c():
-            found = run_prediction(
+            predictions = run_prediction(
                 run,
                 texts,
                 settings,
@@ -162,34 +165,35 @@ def predict(
                 inputs=(config,),
                 observe=progress,
             )
-        talk().print(f"{found.rows:,} rows written to {output}", markup=False)
-    _print_summary(found)
+        talk().print(f"{predictions.rows:,} rows written to {output}", markup=False)
+    _print_summary(predictions)
 
 
-def _print_summary(found: Predictions) -> None:
-    """Print how many rows got each label, and what the user should know about the others."""
-    total = sum(found.label_counts.values())
-    for text, n in list(found.label_counts.items())[:LISTED]:
+def _print_summary(predictions: Predictions) -> None:
+    """Print the number of rows per label, and notes about the other rows."""
+    total = sum(predictions.label_counts.values())
+    for text, n in list(predictions.label_counts.items())[:MAX_LABELS]:
         talk().print(f"  {n:>{len(f'{total:,}')},}  {n / total:6.1%}  {text}", markup=False)
-    if (more := len(found.label_counts) - LISTED) > 0:
+    if (more := len(predictions.label_counts) - MAX_LABELS) > 0:
         talk().print(f"  … and {more:,} labels with fewer rows", markup=False)
-    if found.threshold is not None:
+    if predictions.threshold is not None:
         talk().print(
-            f"{found.abstained:,} of {found.rows:,} rows left unlabelled: confidence below {found.threshold:.3f}",
+            f"{predictions.abstained:,} of {predictions.rows:,} rows left unlabelled: "
+            f"confidence below {predictions.threshold:.3f}",
             markup=False,
         )
-    if found.cut:
+    if predictions.cut:
         talk().print(
-            f"[yellow]note:[/] {found.cut:,} texts are longer than the maximum length, and only their beginning was "
-            "read (--long window reads all of it)"
+            f"[yellow]note:[/] {predictions.cut:,} texts were truncated at the maximum length "
+            "(--long window reads all of a text)"
         )
-    if found.empty:
-        rows = "1 row has" if found.empty == 1 else f"{found.empty:,} rows have"
+    if predictions.empty:
+        rows = "1 row has" if predictions.empty == 1 else f"{predictions.empty:,} rows have"
         talk().print(f"[yellow]warning:[/] {rows} no text and so no prediction")
 
 
 def _stdin(settings: Config) -> Stream:
-    """Return a stream of the lines of stdin, which are read as they arrive.
+    """Return a stream of the lines of stdin, which are read when they arrive.
 
     Raises:
         DataError: if stdin has no text.
@@ -201,21 +205,21 @@ def _stdin(settings: Config) -> Stream:
     if sys.stdin.isatty():
         talk().print("[dim]reading texts, one per line, until the end of the input (Ctrl-D)[/]")
 
-    noted: set[str] = set()
+    shown: set[str] = set()
 
-    def pieces() -> Iterator[Chunk]:
+    def read_chunks() -> Iterator[Chunk]:
         while lines := list(itertools.islice(sys.stdin.buffer, STDIN)):
             text, notes = decode(b"".join(lines), "stdin", settings.encoding)
             for note in notes:
-                if note.severity not in noted:
+                if note.severity not in shown:
                     talk().print(f"{note.severity}: {note.message}", markup=False)
-                    noted.add(note.severity)
+                    shown.add(note.severity)
             yield lines_chunk([line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")])
 
-    read = pieces()
-    before: list[Chunk] = []
-    for piece in read:  # so that an empty input is reported before the model is loaded
-        before.append(piece)
-        if any(text.strip() for text in piece[1]):
-            return Stream("stdin", lambda: itertools.chain(before, read), None)
+    chunks = read_chunks()
+    first: list[Chunk] = []
+    for chunk in chunks:  # empty input is reported before the model is loaded
+        first.append(chunk)
+        if any(text.strip() for text in chunk[1]):
+            return Stream("stdin", lambda: itertools.chain(first, chunks), None)
     raise DataError("stdin has no text", remedy="Give one text per line.")

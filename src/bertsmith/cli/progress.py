@@ -23,11 +23,12 @@ from bertsmith.events import (
     FoldDone,
     FoldStarted,
     InputOpened,
-    MemoryPlanned,
-    MemoryShort,
+    MemoryExceeded,
+    MemoryLimited,
     ModelOpened,
     PredictionEvent,
     Prepared,
+    RolledBack,
     RowsResumed,
     RunEvent,
     Scoring,
@@ -35,7 +36,6 @@ from bertsmith.events import (
     Slowed,
     Started,
     StepDone,
-    WentBack,
 )
 
 _COLUMNS = ("epoch", "train loss", "val. loss", "accuracy", "macro-F1", "learning rate", "texts/s", "time left")
@@ -87,12 +87,12 @@ class TrainingProgress:
                 f"[yellow]the {which} damaged or half written:[/] "
                 f"going on from {f'the one of step {event.step:,}' if event.step else 'the beginning'}"
             )
-        elif isinstance(event, MemoryShort):
+        elif isinstance(event, MemoryExceeded):
             self.console.print(
                 f"[yellow]memory was short at step {event.step:,}:[/] "
                 f"going on with {event.token_budget:,} tokens at once; the result stays the same"
             )
-        elif isinstance(event, MemoryPlanned):
+        elif isinstance(event, MemoryLimited):
             self.console.print(
                 f"[yellow]only {format_bytes(event.free)} of memory are free:[/] "
                 f"training with {event.token_budget:,} tokens at once; the result stays the same"
@@ -105,7 +105,7 @@ class TrainingProgress:
             )
         elif isinstance(event, Compiling):
             self.console.print(f"compiling the layers: training takes {clock(event.seconds)} more without that")
-        elif isinstance(event, WentBack):
+        elif isinstance(event, RolledBack):
             self.evaluations = [e for e in self.evaluations if e.step <= event.to_step]
             place = f"the checkpoint of step {event.to_step:,}" if event.to_step else "the beginning"
             self.console.print(

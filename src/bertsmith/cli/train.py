@@ -46,11 +46,11 @@ def run_and_show(
     """Train with progress on stderr, then print the result on stdout."""
     from bertsmith.cli.progress import TrainingProgress
     from bertsmith.folders.claim import claim
-    from bertsmith.folders.new_run import RunPlace
+    from bertsmith.folders.new_run import RunFolder
     from bertsmith.training.distributed import started
 
     if started()[0] == 0:  # of several processes, the one that writes
-        with claim(RunPlace(output), resume=resume, overwrite=overwrite):
+        with claim(RunFolder(output), resume=resume, overwrite=overwrite):
             pass  # refuses before the slow imports
     talk().print("[dim]reading the table, loading the model …[/]")
     from bertsmith.errors import Interrupted

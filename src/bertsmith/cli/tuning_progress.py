@@ -18,7 +18,7 @@ from bertsmith.errors import listing
 from bertsmith.events import (
     FinalStarted,
     Prepared,
-    StorageAway,
+    StorageUnavailable,
     StudyEvent,
     StudyStarted,
     TrialEnded,
@@ -83,7 +83,7 @@ class TuningProgress:
 
     def __call__(self, event: StudyEvent) -> None:
         """Draw an event of a study, or of the runs at its end."""
-        told, self.away = self.away, isinstance(event, StorageAway)
+        told, self.away = self.away, isinstance(event, StorageUnavailable)
         if told and not self.away:
             self.console.print("the storage answers again")
         if isinstance(event, StudyStarted):
@@ -98,7 +98,7 @@ class TuningProgress:
                 self.console.print(self._line(event.number), markup=False)
             elif event.why:
                 self.console.print(Text(f"trial {event.number} {event.state}: {event.why}"), style="yellow")
-        elif isinstance(event, StorageAway):
+        elif isinstance(event, StorageUnavailable):
             if not told:
                 self.console.print(
                     Text(f"the storage does not answer, and is asked again for ten minutes ({event.why})"),

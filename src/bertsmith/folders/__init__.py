@@ -1,1 +1,1 @@
-"""Places on disk: who may write to them, writing that is never half done, and what lies where in them."""
+"""Runs, studies and other outputs on disk: claim, atomic writes, and layouts."""

@@ -1,4 +1,4 @@
-"""Writing that cannot be half done: files and folders by rename, and folders sealed with checksums."""
+"""Atomic writes of files and folders, and checksums of folders."""
 
 from __future__ import annotations
 
@@ -15,30 +15,28 @@ from typing import Any
 from bertsmith.errors import DISK_ERRNOS, write_error
 
 MANIFEST = "manifest.json"
-RESUME_REMEDY = (
-    "Make room or mend the place, then run the same command with --resume: checkpoints that are there are kept."
-)
-"""What to do where a run cannot be written."""
+RESUME_REMEDY = "Free disk space or repair the disk, then run the same command with --resume."
+"""Remedy for disk errors during training."""
 PART = ".part"
-"""Ending of the names of temporary folders."""
+"""Suffix of temporary folders."""
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a file by rename, so that it is there whole or not at all."""
+    """Write a text file atomically."""
     with replaced_file(path) as temporary:
         temporary.write_text(content, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON by rename; what is not a number is ``null``, never ``NaN``."""
+    """Write JSON atomically; ``NaN`` and infinity become ``null``."""
     write_text(path, json.dumps(_finite(content), indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 @contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path`` to write to; it takes the name when all went well."""
+    """Yield a temporary file in the same folder, and rename it to ``path`` if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: writers choose the format by it.
+    # Writers choose the format by the suffix.
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield temporary
@@ -50,51 +48,51 @@ def replaced_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside ``path`` to write into; it takes the name when all went well.
+    """Yield a temporary folder with the same parent, and rename it to ``path`` if the block succeeds.
 
-    Every file is forced to disk before that: whatever instant the power goes, what has the name is whole.
+    All files are synced to disk before the rename, so ``path`` is complete even after a power failure.
     """
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent))
     temporary.chmod(0o755)
-    before = temporary.with_name(f"{temporary.name}.before")
+    old = temporary.with_name(f"{temporary.name}.before")
     try:
         yield temporary
-        _open_up(temporary)
+        _reset_modes(temporary)
         _sync_all(temporary)
         if path.exists():
-            path.replace(before)  # a folder cannot be renamed over one with files in it
+            path.replace(old)  # a folder cannot replace one that has files
         temporary.replace(path)
         _sync_folder(path.parent)
     finally:
-        if before.exists() and not path.exists():
-            before.replace(path)
-        for leftover in (temporary, before):
-            shutil.rmtree(leftover, ignore_errors=True)
+        if old.exists() and not path.exists():
+            old.replace(path)
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def drop_leftovers(folder: Path, name: str = "*") -> None:
-    """Remove the temporary folders that were to become ``name``, left where a process was killed."""
+def remove_temporary_folders(folder: Path, name: str = "*") -> None:
+    """Remove the temporary folders that a killed process left for ``name``."""
     for path in folder.glob(f".{name}.*{PART}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file in a folder, by its path within; of the manifest of `seal` not."""
+    """Return the SHA-256 of each file by its relative path, without the manifest of `seal`."""
     return {p.relative_to(folder).as_posix(): checksum(p) for p in _files(folder)}
 
 
 def seal(folder: Path) -> None:
-    """Write the SHA-256 of a folder's files beside them; what comes after that, `is_whole` notices.
+    """Write the SHA-256 of a folder's files to a manifest, for `is_intact`.
 
     Raises:
-        OSError: if the disk is full or not to be written to.
+        OSError: if the disk is full or not writable.
     """
     manifest = checksums(folder)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
 
-def is_whole(folder: Path) -> bool:
-    """Return whether a folder was sealed and every file in it still is what it was then."""
+def is_intact(folder: Path) -> bool:
+    """Return whether a folder was sealed and no file has changed since."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         return bool(manifest) and manifest == checksums(folder)
@@ -104,18 +102,22 @@ def is_whole(folder: Path) -> bool:
 
 @contextmanager
 def disk_errors(path: Path, remedy: str | None = None) -> Iterator[None]:
-    """Turn what the disk refuses while ``path`` is written into an error that says what to do.
+    """Turn disk errors while ``path`` is written into user errors.
+
+    Args:
+        path: the file or folder that is written.
+        remedy: what to do about it; the usual advice if ``None``.
 
     Raises:
-        OutputError: if the disk is full, read-only or broken, or the place is gone.
+        OutputError: if the disk is full, read-only or broken, or ``path`` was removed.
     """
     try:
         yield
     except OSError as error:
-        named = Path(os.fsdecode(error.filename)) if error.filename else Path(os.devnull)
-        temporary = named.parent == path.parent and path.name in named.name
-        on_the_way = named.is_relative_to(path) or path.is_relative_to(named)
-        if error.errno not in DISK_ERRNOS and not temporary and not on_the_way:
+        file = Path(os.fsdecode(error.filename)) if error.filename else Path(os.devnull)
+        temporary = file.parent == path.parent and path.name in file.name
+        related = file.is_relative_to(path) or path.is_relative_to(file)
+        if error.errno not in DISK_ERRNOS and not temporary and not related:
             raise
         raise write_error(path, error, remedy) from error
 
@@ -140,8 +142,8 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _open_up(folder: Path) -> None:
-    """Give every file the mode that this process's files have; some libraries write files for their owner alone."""
+def _reset_modes(folder: Path) -> None:
+    """Give every file the default mode of the process; some libraries write files that only the owner can read."""
     mask = os.umask(0)
     os.umask(mask)
     for path in _files(folder):
@@ -157,13 +159,13 @@ def _sync_all(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Force a file to disk."""
-    with path.open("r+b") as file:  # Windows refuses to sync what is open for reading alone
+    """Sync a file to disk."""
+    with path.open("r+b") as file:  # Windows does not sync files that are open for reading only
         os.fsync(file.fileno())
 
 
 def _sync_folder(path: Path) -> None:
-    """Force a folder's entries to disk, where the system opens folders: Windows does not."""
+    """Sync the entries of a folder to disk. Windows cannot open folders, and skips this."""
     with suppress(PermissionError):
         descriptor = os.open(path, os.O_RDONLY)
         try:

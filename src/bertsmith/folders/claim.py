@@ -1,37 +1,38 @@
-"""Claim a place on disk: one writer at a time, and nothing is replaced without permission."""
+"""Claim an output: one writer at a time, and nothing is replaced without permission."""
 
 from __future__ import annotations
 
 import errno
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from filelock import FileLock, Timeout
 
-from bertsmith.errors import ConfigError, RunFolderError, listing, write_error
+from bertsmith.errors import ConfigError, RunFolderError, listing, quoted, write_error
 from bertsmith.folders.atomic import disk_errors
 
 
-class Place(Protocol):
+@dataclass(frozen=True)
+class Output(ABC):
     """A file or folder to write.
 
     Attributes:
         path: the file or folder, which need not exist.
-        activity: what a process that holds the lock is doing, for messages; ``None`` if processes share the place.
-        disk_remedy: what to do if the disk is full or not writable; ``None`` for the usual advice.
+        activity: what the process with the lock does, for messages; ``None`` if processes share the output.
+        disk_remedy: what to do if the disk is full or not writable; the usual advice if ``None``.
     """
 
-    @property
-    def path(self) -> Path: ...  # noqa: D102
-    @property
-    def activity(self) -> str | None: ...  # noqa: D102
-    @property
-    def disk_remedy(self) -> str | None: ...  # noqa: D102
+    path: Path
+    activity: ClassVar[str | None] = None
+    disk_remedy: ClassVar[str | None] = None
 
-    def check(self, *, resume: bool, overwrite: bool) -> None:
+    @abstractmethod
+    def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
         """Refuse to write if what exists must not be replaced, or if nothing can be resumed.
 
         Raises:
@@ -40,20 +41,20 @@ class Place(Protocol):
 
 
 @contextmanager
-def claim(place: Place, *, resume: bool = False, overwrite: bool = False) -> Iterator[None]:
-    """Lock a place, check that it may be written, and report disk errors as user errors.
+def claim(output: Output, *, resume: bool = False, overwrite: bool = False) -> Iterator[None]:
+    """Lock an output, check that it may be written, and report disk errors as user errors.
 
     Args:
-        place: the file or folder.
+        output: the file or folder.
         resume: continue unfinished work.
         overwrite: replace what exists.
 
     Raises:
-        UserError: if the place must not be written, or another process is writing to it.
+        UserError: if the output must not be written, or another process is writing to it.
     """
-    locked = nullcontext() if place.activity is None else lock(place.path, place.activity)
-    with locked, disk_errors(place.path, place.disk_remedy):
-        place.check(resume=resume, overwrite=overwrite)
+    locked = nullcontext() if output.activity is None else lock(output.path, output.activity)
+    with locked, disk_errors(output.path, output.disk_remedy):
+        output.check(resume=resume, overwrite=overwrite)
         yield
 
 
@@ -63,10 +64,10 @@ def lock(path: Path, activity: str) -> Iterator[None]:
 
     Args:
         path: the file or folder, which need not exist.
-        activity: what a process that holds the lock is doing, for the message.
+        activity: what the process with the lock does, for the message.
 
     Raises:
-        RunFolderError: if another process holds the lock.
+        RunFolderError: if another process has the lock.
         OutputError: if the parent folder is not writable.
     """
     target = path.resolve()
@@ -80,7 +81,7 @@ def lock(path: Path, activity: str) -> Iterator[None]:
         raise RunFolderError(
             f"another process is {activity}",
             where=str(path),
-            remedy="Wait until it is done, or give -o another place.",
+            remedy="Wait until it is done, or give -o another path.",
         ) from None
     except OSError as error:
         raise write_error(path, error) from error
@@ -98,25 +99,23 @@ def check_not_in_run(path: Path, remedy: str, *, allowed: str | None = None) -> 
     Args:
         path: the file or folder to write.
         remedy: what to do instead.
-        allowed: the name of the one folder of a run in which the path may be.
+        allowed: name of the only subfolder of a run that may contain the path.
 
     Raises:
         ConfigError: naming the run.
     """
     run = next((folder for folder in path.absolute().parents if (folder / "run.json").is_file()), None)
     if run is not None and not (allowed and path.absolute().parent == run / allowed):
-        raise ConfigError(
-            f"this is in the folder of the run {run}, where only the run itself is kept", where=str(path), remedy=remedy
-        )
+        raise ConfigError(f"this path is in the folder of the run {run}", where=str(path), remedy=remedy)
 
 
 def check_contents(path: Path, foreign: list[str], what: str) -> None:
-    """Refuse to overwrite a folder that contains files of somebody else.
+    """Refuse to overwrite a folder with files that bertsmith did not write.
 
     Args:
         path: the folder.
         foreign: names of the files that bertsmith did not write.
-        what: what kind of folder it is: ``"run"`` or ``"study"``.
+        what: ``"run"`` or ``"study"``.
 
     Raises:
         RunFolderError: naming the files.
@@ -136,7 +135,7 @@ def check_empty(path: Path) -> None:
         RunFolderError: if it is a file, or a folder with other files.
     """
     if path.is_file() or (path.is_dir() and any(not p.name.startswith(".") for p in path.iterdir())):
-        kind = "a file" if path.is_file() else "a folder with other files in it"
+        kind = "a file" if path.is_file() else "a folder with other files"
         raise RunFolderError(
             f"this is {kind}, and bertsmith writes only to its own folders",
             where=str(path),
@@ -145,11 +144,28 @@ def check_empty(path: Path) -> None:
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Describe which keys of two mappings differ, for a refusal to resume."""
+    """Describe which values of two mappings differ, for `refuse_changes`."""
     return [
-        f"{key}: {before.get(key)!r} then, {after.get(key)!r} now"
-        if key in before
-        else f"{key}: unknown to the version that began it, {after[key]!r} now"
+        f"{key} (before: {quoted(before[key]) if key in before else 'not set'}, now: {quoted(after.get(key))})"
         for key in sorted({*before, *after})
         if before.get(key) != after.get(key)
     ]
+
+
+def refuse_changes(what: str, path: Path, changed: list[str]) -> None:
+    """Refuse to resume if anything has changed.
+
+    Args:
+        what: ``"run"``, ``"study"`` or ``"predictions"``.
+        path: its folder.
+        changed: descriptions of what differs.
+
+    Raises:
+        RunFolderError: naming what differs.
+    """
+    if changed:
+        raise RunFolderError(
+            f"the {what} cannot be resumed, because these differ: {'; '.join(changed)}",
+            where=str(path),
+            remedy="Repeat the original command with the same version of bertsmith, or begin again with --overwrite.",
+        )

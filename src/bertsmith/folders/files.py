@@ -1,4 +1,4 @@
-"""Files and folders of files that a command writes: predictions, pages, tables, exports."""
+"""Files and folders that commands write: predictions, pages, tables, exports."""
 
 from __future__ import annotations
 
@@ -9,24 +9,21 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from bertsmith.errors import ConfigError, RunFolderError, listing
-from bertsmith.folders.claim import check_not_in_run
+from bertsmith.folders.claim import Output, check_not_in_run
 
 
 @dataclass(frozen=True)
-class OutputFile:
+class OutputFile(Output):
     """A file to write.
 
     Attributes:
-        path: the file.
-        sources: everything the command reads, such as files and database URLs; none of it is ever replaced.
+        sources: files and database URLs that the command reads; they are never replaced.
         suffixes: endings that the file name may have; any if empty.
     """
 
-    path: Path
     sources: Iterable[Any] = ()
     suffixes: tuple[str, ...] = ()
     activity: ClassVar[str | None] = "writing this file"
-    disk_remedy: ClassVar[str | None] = None
 
     def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
         """Refuse to replace an input, a folder, or a file without ``overwrite``.
@@ -54,20 +51,17 @@ class OutputFile:
 
 
 @dataclass(frozen=True)
-class OutputFolder:
+class OutputFolder(Output):
     """A folder of files to write.
 
     Attributes:
-        path: the folder.
-        source: what the command reads, which is never replaced.
+        source: the file or folder that the command reads; it is never replaced.
         suffix: of the files; a folder with other files is never replaced.
     """
 
-    path: Path
     source: Path
     suffix: str
     activity: ClassVar[str | None] = "writing this folder"
-    disk_remedy: ClassVar[str | None] = None
 
     def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
         """Refuse to replace an input, a file, or other files.
@@ -95,18 +89,11 @@ class OutputFolder:
             )
 
 
-@dataclass(frozen=True)
-class ExportFolder:
-    """The folder of an export.
-
-    Attributes:
-        path: the folder.
-    """
+class ExportFolder(Output):
+    """The folder of an export."""
 
     FILE: ClassVar[str] = "export.json"
-    path: Path
     activity: ClassVar[str | None] = "writing this export"
-    disk_remedy: ClassVar[str | None] = None
 
     def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
         """Refuse to replace anything but an export, and that only with ``overwrite``.
@@ -116,11 +103,11 @@ class ExportFolder:
         """
         path = self.path
         if not path.exists():
-            check_not_in_run(path, "Leave out -o, or give a folder elsewhere.", allowed="export")
+            check_not_in_run(path, "Leave out -o, or give a folder outside the run.", allowed="export")
         elif path.is_dir() and not any(path.iterdir()):
-            pass
+            return
         elif not (path / self.FILE).is_file():
-            kind = "a folder with other files in it" if path.is_dir() else "a file"
+            kind = "a folder with other files" if path.is_dir() else "a file"
             raise RunFolderError(f"this is {kind}", where=str(path), remedy="Give -o a folder that does not exist.")
         elif not overwrite:
             raise RunFolderError(

@@ -1,30 +1,23 @@
-"""Begin a run or resume it: everything that is checked before its folder is written."""
+"""Begin or resume a run: the checks before its folder is written."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from bertsmith.config import Config
-from bertsmith.errors import RunFolderError, listing, write_error
-from bertsmith.folders.atomic import PART, RESUME_REMEDY, drop_leftovers
-from bertsmith.folders.claim import check_contents, check_empty, differences
+from bertsmith.errors import RunFolderError, write_error
+from bertsmith.folders.atomic import PART, RESUME_REMEDY, remove_temporary_folders
+from bertsmith.folders.claim import Output, check_contents, check_empty, differences, refuse_changes
 from bertsmith.folders.run import Run
 
 
-@dataclass(frozen=True)
-class RunPlace:
-    """The folder of a run that is to be trained.
+class RunFolder(Output):
+    """The folder of a run to train."""
 
-    Attributes:
-        path: the folder.
-    """
-
-    path: Path
     activity: ClassVar[str | None] = "training into this run folder"
     disk_remedy: ClassVar[str | None] = RESUME_REMEDY
 
@@ -51,7 +44,7 @@ class RunPlace:
             check_empty(path)
             return
         if overwrite:
-            check_contents(path, run.foreign(), "run")
+            check_contents(path, run.foreign_files(), "run")
             return
         status = run.info.get("status")
         if status == "finished":
@@ -70,16 +63,16 @@ class RunPlace:
 
 
 def create(path: Path) -> Run:
-    """Make an empty run folder. A run that `RunPlace.check` allowed to replace is removed.
+    """Create an empty run folder, and remove the run that `RunFolder.check` allowed to replace.
 
     Raises:
         OutputError: if the folder is not writable.
     """
     try:
-        drop_leftovers(path.parent, path.name)
+        remove_temporary_folders(path.parent, path.name)
         if Run(path).layout.run.is_file():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent))
-            path.replace(old)  # so that half of the old run never remains under its name
+            path.replace(old)  # a partly removed run never keeps its name
             shutil.rmtree(old)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -92,8 +85,8 @@ def check_room(path: Path, *, parameters: int, checkpoints: int) -> None:
 
     Args:
         path: the run folder, which need not exist.
-        parameters: of the model; a checkpoint holds each, with two moments of the optimizer, in fp32.
-        checkpoints: how many are kept; one more exists while it is written.
+        parameters: number of the model's parameters; a checkpoint has each in fp32, with two moments of the optimizer.
+        checkpoints: number of checkpoints to keep; one more exists while it is written.
 
     Raises:
         RunFolderError: if the disk has too little room.
@@ -105,7 +98,7 @@ def check_room(path: Path, *, parameters: int, checkpoints: int) -> None:
             f"the disk is too full: {free / 1e9:.1f} GB are free, and the model and its checkpoints need about "
             f"{needed / 1e9:.1f} GB",
             where=str(path),
-            remedy="Make room, give -o another place, or keep fewer checkpoints: --set save_total_limit=1.",
+            remedy="Free disk space, give -o another path, or keep fewer checkpoints: --set save_total_limit=1.",
         )
 
 
@@ -117,14 +110,14 @@ def check_same(run: Run, *, config: Mapping[str, Any], fingerprint: str, model: 
     """
     info = run.info
     changed = _changed_settings(run, config)
-    # Other settings may change the texts of the splits.
+    # Different settings can change the splits, so only the settings are reported.
     if not changed and info.get("data", {}).get("fingerprint") != fingerprint:
         changed.append("the texts, labels or splits of the table")
-    before = info.get("model", {})
-    if before.get("files") != model["files"]:
+    old_model = info.get("model", {})
+    if old_model.get("files") != model["files"]:
         changed.append("the model's configuration or tokenizer")
-    changed += differences({**before, "files": None}, {**model, "files": None})
-    _refuse(run, changed)
+    changed += differences({**old_model, "files": None}, {**model, "files": None})
+    refuse_changes("run", run.path, changed)
 
 
 def check_same_settings(run: Run, config: Mapping[str, Any]) -> None:
@@ -133,7 +126,7 @@ def check_same_settings(run: Run, config: Mapping[str, Any]) -> None:
     Raises:
         RunFolderError: naming what differs.
     """
-    _refuse(run, _changed_settings(run, config))
+    refuse_changes("run", run.path, _changed_settings(run, config))
 
 
 def _changed_settings(run: Run, config: Mapping[str, Any]) -> list[str]:
@@ -144,20 +137,3 @@ def _changed_settings(run: Run, config: Mapping[str, Any]) -> list[str]:
         {name: value for name, value in before.items() if name not in machine},
         {name: value for name, value in config.items() if name not in machine},
     )
-
-
-def _refuse(run: Run, changed: list[str]) -> None:
-    if changed:
-        raise RunFolderError(
-            f"the run cannot be resumed, because these differ: {listing(map(_Plain, changed))}",
-            where=str(run.path),
-            remedy="Run the command that began the run, with the same version of bertsmith, or pass --overwrite to "
-            "begin again.",
-        )
-
-
-class _Plain(str):
-    """A string that `listing` does not quote."""
-
-    def __repr__(self) -> str:
-        return str(self)

@@ -1,4 +1,4 @@
-"""The run folder: the only place that writes there. At every instant it is absent, resumable or finished."""
+"""The run folder: layout, reading and writing. At every instant a run is absent, resumable or finished."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from bertsmith.errors import RunFolderError, needing, to_path
 from bertsmith.folders.atomic import (
     checksum,
     checksums,
-    drop_leftovers,
-    is_whole,
+    is_intact,
+    remove_temporary_folders,
     replaced_folder,
     write_json,
     write_text,
@@ -30,91 +30,48 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
 class Layout:
-    """What lies where in a run folder."""
+    """Paths in a run folder.
 
-    root: Path
+    Attributes:
+        run: settings, versions, hardware, data, status and timings.
+        labels: number, text and count by split of each label.
+        splits: the split of each source row, or the reason why it is left out.
+        model: the fine-tuned Hugging Face checkpoint.
+        history: one line per evaluation.
+        trace: profiler trace of a few training steps.
+        metrics: metrics by split.
+        predictions: predictions for the validation and test splits.
+        explanations: word attributions of the most confident mistakes.
+        report: the report page.
+        checkpoints: checkpoints of an unfinished run.
+        folds: probabilities of each scored fold of an unfinished run.
+        seeds: one run per seed, if there are several seeds.
+        exports: exported models by format.
+        evaluations: evaluations on other tables.
+    """
 
-    @property
-    def run(self) -> Path:
-        """Resolved configuration, seed, versions, hardware, data, status, timings."""
-        return self.root / "run.json"
-
-    @property
-    def labels(self) -> Path:
-        """Label number and text of every class, and its texts by split."""
-        return self.root / "labels.json"
-
-    @property
-    def splits(self) -> Path:
-        """Source row to split, and why rows were left out."""
-        return self.root / "splits.parquet"
-
-    @property
-    def model(self) -> Path:
-        """A plain Hugging Face checkpoint."""
-        return self.root / "model"
-
-    @property
-    def history(self) -> Path:
-        """One line an evaluation."""
-        return self.root / "history.jsonl"
-
-    @property
-    def trace(self) -> Path:
-        """What the machine did in a few steps of training, where that was asked for."""
-        return self.root / "trace.json"
-
-    @property
-    def metrics(self) -> Path:
-        """Every figure, by split."""
-        return self.root / "metrics.json"
-
-    @property
-    def predictions(self) -> Path:
-        """Predictions for the validation and test splits."""
-        return self.root / "predictions"
-
-    @property
-    def explanations(self) -> Path:
-        """Which words moved the most confident mistakes."""
-        return self.predictions / "explanations.json"
-
-    @property
-    def report(self) -> Path:
-        """The page."""
-        return self.root / "report.html"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Checkpoints to resume from, while there is something to resume."""
-        return self.root / "checkpoints"
-
-    @property
-    def folds(self) -> Path:
-        """Probabilities of the texts of each fold that is done, while there is something to resume."""
-        return self.root / "folds"
-
-    @property
-    def seeds(self) -> Path:
-        """Runs of their own with other seeds, by seed, where there are several."""
-        return self.root / "seeds"
-
-    @property
-    def exports(self) -> Path:
-        """Models for other runtimes, by format."""
-        return self.root / "export"
-
-    @property
-    def evaluations(self) -> Path:
-        """Scores on other tables."""
-        return self.root / "evaluations"
+    def __init__(self, root: Path) -> None:
+        self.run = root / "run.json"
+        self.labels = root / "labels.json"
+        self.splits = root / "splits.parquet"
+        self.model = root / "model"
+        self.history = root / "history.jsonl"
+        self.trace = root / "trace.json"
+        self.metrics = root / "metrics.json"
+        self.predictions = root / "predictions"
+        self.explanations = self.predictions / "explanations.json"
+        self.report = root / "report.html"
+        self.checkpoints = root / "checkpoints"
+        self.folds = root / "folds"
+        self.seeds = root / "seeds"
+        self.exports = root / "export"
+        self.evaluations = root / "evaluations"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, to read from and to write to.
+    """A run folder to read and write.
 
     Attributes:
         path: the folder.
@@ -124,46 +81,44 @@ class Run:
 
     @property
     def layout(self) -> Layout:
-        """What lies where."""
+        """Paths in the folder."""
         return Layout(self.path)
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {self.info.get('status')})"
 
-    def foreign(self) -> list[str]:
-        """Return the names of what is in the folder besides what training writes, evaluations among it."""
-        names = {getattr(self.layout, name).name for name, kind in vars(Layout).items() if isinstance(kind, property)}
-        ours = names - {self.layout.evaluations.name}
-        return sorted(p.name for p in self.path.iterdir() if p.name not in ours and not p.name.startswith("."))
-
-    # -- reading -----------------------------------------------------------------------------------------------------
+    def foreign_files(self) -> list[str]:
+        """Return the names of files and folders that training did not write, such as evaluations."""
+        names = {path.name for path in vars(self.layout).values()} - {self.layout.evaluations.name}
+        return sorted(p.name for p in self.path.iterdir() if p.name not in names and not p.name.startswith("."))
 
     @property
     def info(self) -> dict[str, Any]:
         """The content of ``run.json``."""
-        return _read_json(self.layout.run)
+        return read_json(self.layout.run)
 
     @property
     def metrics(self) -> dict[str, Any]:
         """The content of ``metrics.json``."""
-        content = _read_json(self.layout.metrics)
+        content = read_json(self.layout.metrics)
         with damage_errors(self.layout.metrics):
-            if before := content.get("baseline", {}).get("tfidf_logistic_regression"):  # of older versions
-                content["baseline"]["bag_of_words"] = {"classifier": "logistic regression", **before}
+            # Older versions wrote the baseline under another name.
+            if old := content.get("baseline", {}).get("tfidf_logistic_regression"):
+                content["baseline"]["bag_of_words"] = {"classifier": "logistic regression", **old}
         return content
 
     @cached_property
     def labels(self) -> Labels:
         """The classes."""
         with damage_errors(self.layout.labels):
-            entries = _read_json(self.layout.labels)["classes"]
+            entries = read_json(self.layout.labels)["classes"]
             return Labels(tuple(e["label"] for e in entries), tuple(e["label_text"] for e in entries))
 
     @property
     def class_counts(self) -> list[dict[str, int]]:
-        """Texts of every class by split: ``label`` (the user's number), ``train``, ``validation``, ``test``."""
+        """Number of texts per class: ``label`` (the user's number), ``train``, ``validation``, ``test``."""
         with damage_errors(self.layout.labels):
-            return [{"label": e["label"], **e["counts"]} for e in _read_json(self.layout.labels)["classes"]]
+            return [{"label": e["label"], **e["counts"]} for e in read_json(self.layout.labels)["classes"]]
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -173,26 +128,27 @@ class Run:
         with damage_errors(self.layout.history):
             lines = self.layout.history.read_text(encoding="utf-8").splitlines()
             entries = [json.loads(line) for line in lines if line]
-            [(e["step"], e["epoch"], e["metrics"]["macro_f1"]) for e in entries]  # which each must have
+            for entry in entries:  # a missing key is reported as damage
+                _ = entry["step"], entry["epoch"], entry["metrics"]["macro_f1"]
             return entries
 
     @property
     @needing()
     def predictions(self) -> pd.DataFrame:
-        """The predictions for the test split, one row a text."""
+        """Predictions for the test split, one row per text."""
         return self._predictions("test")
 
     @property
     def explanations(self) -> list[dict[str, Any]]:
-        """Which words moved the most confident mistakes; empty where that was not asked."""
+        """Word attributions of the most confident mistakes; empty if they were not computed."""
         file = self.layout.explanations
         with damage_errors(file):
-            return list(_read_json(file)["mistakes"]) if file.is_file() else []
+            return list(read_json(file)["mistakes"]) if file.is_file() else []
 
     @property
     @needing()
     def validation_predictions(self) -> pd.DataFrame:
-        """The predictions for the validation split, one row a text."""
+        """Predictions for the validation split, one row per text."""
         return self._predictions("validation")
 
     def _predictions(self, split: str) -> pd.DataFrame:
@@ -203,8 +159,8 @@ class Run:
             return pd.read_parquet(file)
 
     @property
-    def trained_on(self) -> set[str]:
-        """The hashes of the texts in train and validation; none where the run is of a version that kept none."""
+    def training_hashes(self) -> set[str]:
+        """Hashes of the texts in train and validation; empty for a run of a version without hashes."""
         import pandas as pd
 
         with damage_errors(self.layout.splits):
@@ -215,35 +171,33 @@ class Run:
 
     @property
     def members(self) -> list[Run]:
-        """The runs with each seed, in order, where the run was trained with several."""
-        folders = (path for path in self.layout.seeds.glob("*") if path.name.isdigit())  # others are leftovers
+        """One run per seed in ascending order; empty for a run with a single seed."""
+        folders = (path for path in self.layout.seeds.glob("*") if path.name.isdigit())  # not temporary folders
         return [Run(path) for path in sorted(folders, key=lambda p: int(p.name))]
 
     @property
     def is_resumable(self) -> bool:
-        """Whether there is something to go on from: a whole checkpoint, a fold, or runs with other seeds."""
+        """Whether an intact checkpoint, a scored fold or a run of a seed exists."""
         folds = any(self.layout.folds.glob("[0-9]*.npy"))
         return folds or self.last_checkpoint() is not None or any(m.layout.run.is_file() for m in self.members)
 
     def last_checkpoint(self) -> Path | None:
-        """Return the newest whole checkpoint, ``None`` if there is none; the best one so far must be whole as well."""
+        """Return the newest intact checkpoint whose best checkpoint is intact too; ``None`` without one."""
         for path in sorted(self.layout.checkpoints.glob("checkpoint-*"), key=_step, reverse=True):
-            if is_whole(path):
-                best = _read_json(path / "trainer_state.json").get("best_model_checkpoint")
-                if best is None or Path(best).name == path.name or is_whole(path.parent / Path(best).name):
+            if is_intact(path):
+                best = read_json(path / "trainer_state.json").get("best_model_checkpoint")
+                if best is None or Path(best).name == path.name or is_intact(path.parent / Path(best).name):
                     return path
         return None
 
-    def drop_checkpoints_after(self, last: Path | None) -> list[int]:
-        """Remove what a resumed run cannot use, lest it pass for the newest; return the steps."""
-        unusable = [p for p in self.layout.checkpoints.glob("checkpoint-*") if last is None or _step(p) > _step(last)]
-        for path in unusable:
+    def remove_checkpoints_after(self, last: Path | None) -> list[int]:
+        """Remove the damaged checkpoints after the last intact one, and return their steps."""
+        damaged = [p for p in self.layout.checkpoints.glob("checkpoint-*") if last is None or _step(p) > _step(last)]
+        for path in damaged:
             shutil.rmtree(path)
         for folder in (self.path, self.layout.checkpoints):
-            drop_leftovers(folder)
-        return sorted(map(_step, unusable))
-
-    # -- writing -----------------------------------------------------------------------------------------------------
+            remove_temporary_folders(folder)
+        return sorted(map(_step, damaged))
 
     def update(self, **values: Any) -> None:
         """Set keys of ``run.json``."""
@@ -251,42 +205,41 @@ class Run:
         write_json(self.layout.run, {**info, **values})
 
     def log(self, entry: Mapping[str, Any]) -> None:
-        """Add a line to ``history.jsonl``."""
-        if not self.path.is_dir():  # gone since: it is not made again
+        """Append a line to ``history.jsonl``."""
+        if not self.path.is_dir():  # a removed run is not created again
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
-        before = self.layout.history.read_text(encoding="utf-8") if self.layout.history.is_file() else ""
-        write_text(self.layout.history, before + json.dumps(entry) + "\n")
+        lines = self.layout.history.read_text(encoding="utf-8") if self.layout.history.is_file() else ""
+        write_text(self.layout.history, lines + json.dumps(entry) + "\n")
 
     def truncate_history(self, step: int) -> None:
-        """Drop the evaluations after a step, which training will do again."""
+        """Remove the evaluations after a step."""
         lines = [json.dumps(entry) + "\n" for entry in self.history if entry["step"] <= step]
         write_text(self.layout.history, "".join(lines))
 
     def save_model(self, save: Callable[[Path], None]) -> None:
-        """Write the model folder whole, or not at all."""
+        """Write the model folder atomically with a function that gets a temporary folder."""
         with replaced_folder(self.layout.model) as folder:
             save(folder)
 
     def check_model(self) -> None:
-        """See that the model is what it was when the run was finished.
+        """Check that the model files have not changed since the run was finished. Added files are allowed.
 
         Raises:
-            RunFolderError: naming the file that is not, or is gone; files that were added do not matter.
+            RunFolderError: naming the file that changed or is missing.
         """
-        sealed = self.info.get("model_files", {})
-        for name, digest in sealed.items():
+        for name, digest in self.info.get("model_files", {}).items():
             file = self.layout.model / name
             with damage_errors(file):
                 if checksum(file) != digest:
                     raise RunFolderError(
-                        "the run's model is damaged: this file is not what it was when the run was finished",
+                        "this file of the run's model has changed since the run was finished",
                         where=str(file),
-                        remedy="Put back a copy of it, or train again with --overwrite. If the change is meant, "
-                        "bertsmith serve and bertsmith.load take the model folder alone, as it is.",
+                        remedy="Restore the file, or train again with --overwrite. If the change is intended, give "
+                        "bertsmith serve or bertsmith.load the model folder instead of the run.",
                     )
 
     def finish(self, *, keep_checkpoints: bool) -> None:
-        """Mark the run as finished, seal its model and drop what was only there to resume from."""
+        """Mark the run as finished, record the checksums of its model, and remove the files for resuming."""
         files = {name: digest for name, digest in checksums(self.layout.model).items() if name != "README.md"}
         self.update(status="finished", finished=now(), model_files=files)
         if not keep_checkpoints:
@@ -298,28 +251,28 @@ def open_run(path: Path | str) -> Run:
     """Return the finished run in a folder.
 
     Raises:
-        RunFolderError: if there is none, or it is not finished.
+        RunFolderError: if the folder has no run, or the run is not finished.
     """
     run = Run(to_path(path, "run"))
     if not run.layout.run.is_file():
-        remedy = "Give the folder that bertsmith train wrote (the -o of that command)."
+        remedy = "Give the folder that bertsmith train wrote with -o."
         if run.path.is_file():
-            what, remedy = "this is a file and no run folder", f"{remedy} The run comes first, then the table."
+            what, remedy = "this is a file, not a run folder", f"{remedy} The run comes first, then the table."
         elif not run.path.is_dir():
-            what = "there is no such run folder"
+            what = "the run folder does not exist"
         else:
-            what = "there is no run in this folder"
+            what = "the folder contains no run"
             if (run.path / "study.json").is_file():
-                remedy = f"This is a study: give its winner, {run.path / 'best'}."
+                remedy = f"This is a study: give its best run, {run.path / 'best'}."
             elif (run.path / "export.json").is_file():
-                remedy = "This is an export: give the run that it was made from."
+                remedy = "This is an export: give the run that was exported."
         raise RunFolderError(what, where=str(path), remedy=remedy)
     status = run.info.get("status")
     if status != "finished":
         raise RunFolderError(
             f"the run is not finished: its status is {status!r}",
             where=str(path),
-            remedy=f"Finish it: run the same bertsmith train command again with --resume (-o {path}).",
+            remedy="Finish it: run the same bertsmith train command again with --resume.",
         )
     return run
 
@@ -329,24 +282,29 @@ def _step(checkpoint: Path) -> int:
 
 
 def now() -> str:
-    """Return the time, UTC, to the second."""
+    """Return the UTC time in ISO format, in seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        RunFolderError: if the file is missing or damaged.
+    """
     with damage_errors(path):
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
-            raise ValueError(f"it holds {type(content).__name__} and no object")
+            raise ValueError(f"it contains a {type(content).__name__}, not an object")
         return content
 
 
 @contextmanager
 def damage_errors(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged file of a run gives rise to into an error that names it.
+    """Turn errors from a missing or damaged file of a run into a user error that names the file.
 
     Raises:
-        RunFolderError: if the file is not there or does not hold what it should.
+        RunFolderError: if the file is missing or damaged.
     """
     try:
         yield
@@ -357,5 +315,5 @@ def damage_errors(path: Path) -> Iterator[None]:
         raise RunFolderError(
             f"a file of the run is missing or damaged: {reason}",
             where=str(path),
-            remedy="Put back a copy of it, or train again with --overwrite.",
+            remedy="Restore the file, or train again with --overwrite.",
         ) from error

@@ -1,10 +1,9 @@
-"""The study folder: what lies where, whether it may be written to, and what is read from it."""
+"""The study folder: layout, checks, reading and writing."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,36 +12,29 @@ from filelock import FileLock, Timeout
 from bertsmith.config import Config
 from bertsmith.errors import RunFolderError, needing
 from bertsmith.folders.atomic import write_json
-from bertsmith.folders.claim import check_contents, check_empty, differences
-from bertsmith.folders.run import Run, damage_errors, now
+from bertsmith.folders.claim import Output, check_contents, check_empty, differences, refuse_changes
+from bertsmith.folders.run import Run, now, read_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
-class Study:
+class Study(Output):
     """A study folder.
 
-    ``study.json`` says what was searched and found, ``journal.log`` is Optuna's, ``best_trial`` the checkpoint of the
-    best trial so far, ``best`` the winner as a run, ``defaults`` the run it is compared with, ``best.toml`` the
-    winner's settings for `train`, ``report.html`` the page.
-
-    Attributes:
-        path: the folder.
+    ``study.json`` contains the search and its result, ``journal.log`` is the storage of Optuna. Workers share the
+    folder, so it is not locked.
     """
 
-    path: Path
-    activity: ClassVar[str | None] = None  # workers share the folder
     disk_remedy: ClassVar[str | None] = (
-        "Make room or mend the place, then run the same command: finished trials are kept."
+        "Free disk space or repair the disk, then run the same command. Finished trials are kept."
     )
 
     def __repr__(self) -> str:
         return f"Study({str(self.path)!r}, {'finished' if self.result else 'unfinished'})"
 
     def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
-        """Refuse a folder with other files, and to overwrite a study that another process works on.
+        """Refuse a folder with other files, and to overwrite a study that another process uses.
 
         Raises:
             RunFolderError: with the reason.
@@ -52,7 +44,8 @@ class Study:
         elif overwrite:
             ours = {"study.json", "journal.log", "best_trial", "best", "defaults", "best.toml", "report.html"}
             foreign = [p.name for p in self.path.iterdir() if p.name not in ours and not p.name.startswith(".")]
-            foreign += [f"best/{name}" for name in (self.best.foreign() if self.best.path.is_dir() else [])]
+            if self.best.path.is_dir():
+                foreign += [f"best/{name}" for name in self.best.foreign_files()]
             for worker in (self.path / ".workers").glob("*.lock"):
                 try:
                     FileLock(worker, timeout=0).acquire().lock.release()
@@ -71,44 +64,43 @@ class Study:
 
     @property
     def best_trial(self) -> Path:
-        """The checkpoint of the best trial so far, as it was on its best evaluation."""
+        """The best checkpoint of the best trial so far."""
         return self.path / "best_trial"
 
     @property
     def best(self) -> Run:
-        """The winner, trained and scored as a run of its own."""
+        """The run with the best settings."""
         return Run(self.path / "best")
 
     @property
     def defaults(self) -> Run:
-        """What `train` does with no settings, for comparison; the winner itself where that is the best."""
+        """The run with default settings, for comparison; the same as `best` if the defaults win."""
         return Run(self.path / "defaults")
 
     @property
     def settings(self) -> Path:
-        """The winner's settings, for ``train --config``."""
+        """The best settings, for ``train --config``."""
         return self.path / "best.toml"
 
     @property
     def report(self) -> Path:
-        """The page."""
+        """The report page."""
         return self.path / "report.html"
 
     @property
     def info(self) -> dict[str, Any]:
         """The content of ``study.json``."""
-        with damage_errors(self.file):
-            return dict(json.loads(self.file.read_text(encoding="utf-8")))
+        return read_json(self.file)
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What was found; ``None`` before the search is over."""
+        """The result of the search; ``None`` before it ends."""
         return self.info.get("result") if self.file.is_file() else None
 
     @property
     @needing()
     def trials(self) -> pd.DataFrame:
-        """A row a trial, so far: ``number``, ``state``, ``values``, ``seconds``, ``why`` and its settings."""
+        """One row per trial: ``number``, ``state``, ``values``, ``seconds``, ``why`` and its settings."""
         import pandas as pd
 
         entries = [
@@ -122,13 +114,13 @@ class Study:
         write_json(self.file, {**self.info, **values})
 
 
-def agree(study: Study, searched: dict[str, Any], *, overwrite: bool) -> None:
-    """Write what is searched, or see that it is what was searched before.
+def begin_or_resume(study: Study, searched: dict[str, Any], *, overwrite: bool) -> None:
+    """Begin a study, or check that a study is resumed with the same search.
 
     Args:
-        study: its folder, that `Study.check` allowed to use.
+        study: the folder, which is claimed.
         searched: settings, space, objectives and data, JSON-ready.
-        overwrite: throw away what is there, now that table and model are found good.
+        overwrite: remove the old study.
 
     Raises:
         RunFolderError: naming what differs.
@@ -142,17 +134,14 @@ def agree(study: Study, searched: dict[str, Any], *, overwrite: bool) -> None:
         write_json(study.file, {"created": now(), "searched": searched})
         return
     before = study.info.get("searched", {})
-    # A setting that an older version did not have counts as not given.
+    # An older version lacks newer settings.
     changed = differences({**Config().dump(), **(before.get("settings") or {})}, searched["settings"])
-    for part, what in (("objectives", "the objectives"), ("cv", "--cv"), ("data", "the texts, labels or splits")):
-        if before.get(part) != searched[part]:
-            plain = part != "data"
-            changed.append(f"{what}: {before.get(part)!r} then, {searched[part]!r} now" if plain else what)
-    if not changed and before.get("space") != searched["space"]:  # where settings differ, it does in consequence
+    changed += differences(
+        {"objectives": before.get("objectives"), "--cv": before.get("cv")},
+        {"objectives": searched["objectives"], "--cv": searched["cv"]},
+    )
+    if before.get("data") != searched["data"]:
+        changed.append("the texts, labels or splits")
+    if not changed and before.get("space") != searched["space"]:  # different settings also change the space
         changed.append("the search space")
-    if changed:
-        raise RunFolderError(
-            f"the study cannot be resumed, since these settings differ: {'; '.join(changed)}",
-            where=str(study.path),
-            remedy="Run the command it was begun with, give -o another folder, or pass --overwrite to begin anew.",
-        )
+    refuse_changes("study", study.path, changed)

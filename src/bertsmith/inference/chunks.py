@@ -1,4 +1,4 @@
-"""Predictions on their way to a file: kept piece by piece in a folder beside it, so that what is done stays done."""
+"""Write predictions to a file in chunks, so that interrupted predictions can be resumed."""
 
 from __future__ import annotations
 
@@ -8,39 +8,27 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from bertsmith.data.stream import CHUNK_ROWS, Chunk, Stream
 from bertsmith.data.table import Cells
 from bertsmith.errors import Interrupted, RunFolderError, needing
 from bertsmith.folders.atomic import checksum, replaced_file, write_json
-from bertsmith.folders.claim import differences
+from bertsmith.folders.claim import differences, refuse_changes
 from bertsmith.folders.files import OutputFile
 from bertsmith.inference.spreadsheet import check_fits
 from bertsmith.inference.table_writers import DIALECTS, TYPED, CsvStyle, join, open_writer, output_format, part_of
 
 ABOUT = "about.json"
 SUFFIX = ".unfinished"
-"""What the folder is called besides the name of the file."""
-_OURS = re.compile(r"(\.\d+\.)?(about\.json|\d{8}\.\w+)")
-"""The names of the files in it, half written ones too."""
+"""Suffix of the folder of unfinished chunks, after the name of the output file."""
+_CHUNK_FILE = re.compile(r"(\.\d+\.)?(about\.json|\d{8}\.\w+)")
+"""Names of the files in this folder, temporary files included."""
 
 
-@dataclass(frozen=True)
-class PredictionFile:
-    """A file of predictions to write, and the folder of its unfinished chunks.
-
-    Attributes:
-        path: the file.
-        sources: everything the command reads, which is never replaced.
-    """
-
-    path: Path
-    sources: Iterable[Any] = ()
-    activity: ClassVar[str | None] = "writing this file"
-    disk_remedy: ClassVar[str | None] = None
+class PredictionFile(OutputFile):
+    """A file of predictions to write, and the folder of its unfinished chunks."""
 
     def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
         """Refuse to replace a file or unfinished predictions without permission.
@@ -48,14 +36,14 @@ class PredictionFile:
         Raises:
             UserError: with the reason, or if no predictions can be resumed.
         """
-        folder = folder_of(self.path)
+        folder = chunks_folder(self.path)
         if resume and overwrite:
             raise RunFolderError("--resume and --overwrite contradict each other", remedy="Give one of them.")
-        replaces = _begun(self.path)["replaces"] if resume else overwrite
+        replaces = _read_about(self.path)["replaces"] if resume else overwrite
         if folder.exists() and not resume:
-            if not folder.is_dir() or any(not _OURS.fullmatch(file.name) for file in folder.iterdir()):
+            if not folder.is_dir() or any(not _CHUNK_FILE.fullmatch(file.name) for file in folder.iterdir()):
                 raise RunFolderError(
-                    "unfinished predictions are kept here, but the folder contains other files",
+                    "this folder is for unfinished predictions, but contains other files",
                     where=str(folder),
                     remedy="Move them elsewhere, or give -o another file.",
                 )
@@ -65,80 +53,76 @@ class PredictionFile:
                     where=str(folder),
                     remedy="Pass --resume to continue them, or --overwrite to begin again.",
                 )
-        OutputFile(self.path, self.sources).check(overwrite=bool(replaces))
+        super().check(overwrite=bool(replaces))
 
 
 class Chunks:
-    """The predictions that are written already, of a file to be.
+    """The finished chunks of an output file, in a folder next to it.
 
     Attributes:
-        done: how many pieces there are.
-        counts: what `add` was told of them, summed up.
+        done: number of chunks.
+        counts: sum of the counts of the chunks.
     """
 
     def __init__(self, output: Path, kind: str, *, style: CsvStyle, types: tuple[Mapping[str, Any], bool]) -> None:
         self.output, self.kind, self.style, self.types = output, kind, style, types
-        self.folder = folder_of(output)
+        self.folder = chunks_folder(output)
         self.done = 0
         self.counts: Counter[str] = Counter()
 
     def add(self, cells: Cells, counts: Mapping[str, int]) -> None:
-        """Write the next piece; once this returns, it stays written."""
+        """Write the next chunk and its checksum to disk."""
+        chunk, note = self._files(self.done)
+        header = not self.done
         with (
-            replaced_file(self._piece(self.done)) as file,
-            open_writer(part_of(self.kind), file, style=self.style, types=self.types, header=not self.done) as writer,
+            replaced_file(chunk) as file,
+            open_writer(part_of(self.kind), file, style=self.style, types=self.types, header=header) as writer,
         ):
             writer.write(cells)
-        write_json(self._note(self.done), {"counts": counts, "sha256": checksum(self._piece(self.done))})
+        write_json(note, {"counts": counts, "sha256": checksum(chunk)})
         self._count(counts)
 
     def resume(self, about: Mapping[str, Any]) -> None:
-        """Go on with what is there and whole.
+        """Continue after the last intact chunk.
 
         Raises:
-            RunFolderError: if there is nothing, or something else.
+            RunFolderError: if no chunks exist, or ``about`` has changed.
         """
-        before = _begun(self.output)
-        if changed := differences(before["about"], json.loads(json.dumps(about))):
-            raise RunFolderError(
-                f"these predictions cannot be resumed, since these differ: {'; '.join(changed)}",
-                where=str(self.folder),
-                remedy="Give the command they were begun with, or pass --overwrite to begin anew.",
-            )
+        changed = differences(_read_about(self.output)["about"], json.loads(json.dumps(about)))
+        refuse_changes("predictions", self.folder, changed)
         while True:
+            chunk, note = self._files(self.done)
             try:
-                note = json.loads(self._note(self.done).read_text(encoding="utf-8"))
-                if note["sha256"] != checksum(self._piece(self.done)):
+                content = json.loads(note.read_text(encoding="utf-8"))
+                if content["sha256"] != checksum(chunk):
                     return
-                self._count(note["counts"])
+                self._count(content["counts"])
             except (OSError, ValueError, KeyError, TypeError):
                 return
 
     def begin(self, about: Mapping[str, Any]) -> None:
-        """Begin anew; what is there is dropped."""
-        self.drop()
+        """Remove old chunks and begin a new folder."""
+        self.remove()
         self.folder.mkdir(parents=True)
         write_json(self.folder / ABOUT, {"about": about, "replaces": self.output.exists()})
 
     def finish(self) -> None:
-        """Make the file of the pieces."""
+        """Join the chunks into the output file and remove them."""
         with replaced_file(self.output) as file:
-            join(self.kind, [self._piece(i) for i in range(self.done)], file)
-        self.drop()
+            join(self.kind, [self._files(i)[0] for i in range(self.done)], file)
+        self.remove()
 
-    def drop(self) -> None:
-        """Remove the pieces."""
+    def remove(self) -> None:
+        """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _count(self, counts: Mapping[str, int]) -> None:
         self.done += 1
         self.counts.update(counts)
 
-    def _piece(self, i: int) -> Path:
-        return self.folder / f"{i:08}.{part_of(self.kind)}"
-
-    def _note(self, i: int) -> Path:
-        return self.folder / f"{i:08}.json"
+    def _files(self, i: int) -> tuple[Path, Path]:
+        """Return the file of a chunk, and the JSON file with its counts and checksum."""
+        return self.folder / f"{i:08}.{part_of(self.kind)}", self.folder / f"{i:08}.json"
 
 
 def write_stream(
@@ -151,84 +135,80 @@ def write_stream(
     resume: bool = False,
     on_resume: Callable[[int], None] = lambda n: None,
 ) -> Counter[str]:
-    """Write the predictions of a stream to a file, which is there whole or not at all.
+    """Write the predictions of a stream to a file atomically.
 
-    What is more than one piece of a file is kept piece by piece: whenever the process ends, what was done is there to
-    go on with.
+    If a file has more than one chunk of rows, every chunk is saved, so that interrupted predictions can be resumed.
 
     Args:
-        label: `predict_chunks`, but for the pieces.
+        label: predicts chunks, see `predict_chunks`.
         stream: the texts.
         output: the file.
-        about: what the predictions depend on, ready for JSON.
-        style: how CSV is written.
-        resume: go on with what is there.
-        on_resume: receives the number of rows that are done.
+        about: everything that the predictions depend on, JSON-ready.
+        style: the CSV style.
+        resume: continue unfinished predictions.
+        on_resume: called with the number of rows that are already predicted.
 
     Returns:
-        The counts of `predict_chunks`, summed up.
+        The sum of the counts of `predict_chunks`.
 
     Raises:
-        RunFolderError: if the unfinished predictions are others.
-        Interrupted: where Ctrl-C ended it and something is there to go on with.
+        RunFolderError: if no predictions can be resumed, or ``about`` has changed.
+        Interrupted: on Ctrl-C, if the predictions can be resumed.
         OutputError: if the file cannot be written.
-        DataError: if an Excel file cannot hold the rows.
+        DataError: if the rows do not fit into an Excel file.
     """
     kind = output_format(output)
     typed = needing("excel" if kind == "xlsx" else "tables", f"writing .{kind}")(stream.types)
     types = typed() if kind in TYPED else ({}, False)
     if kind == "xlsx" and stream.n_rows is not None:
         check_fits(cells for cells, _ in stream.chunks())
-    pieces = Chunks(output, kind, style=style, types=types)
+    chunks = Chunks(output, kind, style=style, types=types)
     if not resume and (stream.path is None or stream.n_rows is None or stream.n_rows <= CHUNK_ROWS):
-        pieces.drop()
-        with (
-            replaced_file(output) as file,
-            open_writer(kind, file, style=style, types=types) as writer,
-        ):
+        chunks.remove()
+        with replaced_file(output) as file, open_writer(kind, file, style=style, types=types) as writer:
             for cells, counts in label(stream.chunks()):
                 writer.write(cells)
-                pieces.counts += counts
-        return pieces.counts
+                chunks.counts += counts
+        return chunks.counts
     if resume:
-        pieces.resume(about)
-        on_resume(pieces.counts["rows"])
+        chunks.resume(about)
+        on_resume(chunks.counts["rows"])
     else:
-        pieces.begin(about)
+        chunks.begin(about)
     try:
-        for cells, counts in label(itertools.islice(stream.chunks(), pieces.done, None)):
-            pieces.add(cells, counts)
-        pieces.finish()
+        for cells, counts in label(itertools.islice(stream.chunks(), chunks.done, None)):
+            chunks.add(cells, counts)
+        chunks.finish()
     except KeyboardInterrupt:
-        if not pieces.done:
+        if not chunks.done:
             raise
         raise Interrupted(
-            f"the predictions of {pieces.counts['rows']:,} rows are kept in {pieces.folder}\n"
-            "  to go on: the same command with --resume"
+            f"the predictions of {chunks.counts['rows']:,} rows are saved in {chunks.folder}\n"
+            "  to resume: the same command with --resume"
         ) from None
     finally:
-        if not pieces.done:
-            pieces.drop()
-    return pieces.counts
+        if not chunks.done:
+            chunks.remove()
+    return chunks.counts
 
 
-def folder_of(output: Path) -> Path:
-    """Return where the pieces of a file are kept."""
+def chunks_folder(output: Path) -> Path:
+    """Return the folder of the unfinished chunks of a file."""
     return output.with_name(output.name + SUFFIX)
 
 
-def _begun(output: Path) -> dict[str, Any]:
-    """Return what was written when unfinished predictions were begun.
+def _read_about(output: Path) -> dict[str, Any]:
+    """Return the description of unfinished predictions.
 
     Raises:
-        RunFolderError: if there are none, or it is damaged.
+        RunFolderError: if no unfinished predictions exist, or their description is damaged.
     """
-    folder = folder_of(output)
+    folder = chunks_folder(output)
     if not folder.exists():
         raise RunFolderError(
-            "there are no unfinished predictions to go on with",
+            "no unfinished predictions exist",
             where=str(folder),
-            remedy="Leave out --resume (predictions of stdin, of a query and of few rows are not kept in pieces).",
+            remedy="Leave out --resume. Predictions of stdin, of a query and of few rows cannot be resumed.",
         )
     try:
         content: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
@@ -237,5 +217,5 @@ def _begun(output: Path) -> dict[str, Any]:
         raise RunFolderError(
             "the description of these unfinished predictions is damaged, so they cannot be resumed",
             where=str(folder / ABOUT),
-            remedy="Pass --overwrite to begin anew.",
+            remedy="Pass --overwrite to begin again.",
         ) from error

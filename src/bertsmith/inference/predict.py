@@ -1,4 +1,4 @@
-"""Predictions for whole tables and for lines of text."""
+"""Predict rows and chunks of a table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bertsmith.inference.predictor import Label, Predictor
 from bertsmith.inference.table_writers import ABSTAINED, LABEL_SET, PROBABILITY
 
 LABELLED = "labelled "
-"""In counts, what stands before a label text."""
+"""Prefix of label texts in counts."""
 
 
 def predict_rows(
@@ -28,23 +28,23 @@ def predict_rows(
     abstain: Abstention | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Cells:
-    """Predict some rows, in order.
+    """Predict rows.
 
     Args:
-        classifier: the fitted model.
-        cells: the input columns, kept as they are, n rows.
-        texts: n texts; an empty one gets no prediction.
-        probabilities: also give one column a class.
-        abstain: when not to answer, or to answer with several labels.
-        progress: is told how many texts were done since it was last told.
+        classifier: the model.
+        cells: the input columns, each of n rows.
+        texts: n texts; an empty text gets no prediction.
+        probabilities: add one column per class.
+        abstain: thresholds for leaving texts unlabelled, or for label sets.
+        progress: called with the number of texts done since the last call.
 
     Returns:
-        The input columns with ``predicted`` (label number), ``predicted_text``, ``confidence`` and, if wanted,
-        ``probability of LABEL TEXT`` for every class; with ``abstain`` also ``abstained`` (where it is true,
-        ``predicted`` is missing) or ``label_set``, a list of label texts. What is missing is ``None``.
+        The input columns, ``predicted`` (label number), ``predicted_text`` and ``confidence``. With ``probabilities``,
+        also ``probability of LABEL TEXT`` for every class. With ``abstain``, also ``abstained`` (if true, ``predicted``
+        is missing) or ``label_set``, a list of label texts. Missing values are ``None``.
 
     Raises:
-        DataError: if the input has a column of one of these names.
+        DataError: if the input has a column with one of these names.
     """
     prepared = _prepare(classifier, (cells, texts))
     return _label(classifier.labels, prepared, probabilities, abstain or Abstention(), progress)
@@ -52,20 +52,28 @@ def predict_rows(
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A tokenized piece: which of its texts are not empty, what gives their probabilities, and how many are cut."""
+    """A tokenized chunk.
+
+    Attributes:
+        cells: the input columns.
+        n_rows: number of rows.
+        rows: the rows with a text.
+        probabilities: computes the probabilities of the texts.
+        cut: number of truncated texts.
+    """
 
     cells: Cells
     n_rows: int
-    filled: list[int]
+    rows: list[int]
     probabilities: Label
     cut: int
 
 
-def _prepare(classifier: Predictor, piece: Chunk) -> _Prepared:
-    cells, texts = piece
-    filled = [i for i, text in enumerate(texts) if text.strip()]
-    label, cut = classifier.prepare([texts[i] for i in filled])
-    return _Prepared(cells, len(texts), filled, label, cut)
+def _prepare(classifier: Predictor, chunk: Chunk) -> _Prepared:
+    cells, texts = chunk
+    rows = [i for i, text in enumerate(texts) if text.strip()]
+    label, cut = classifier.prepare([texts[i] for i in rows])
+    return _Prepared(cells, len(texts), rows, label, cut)
 
 
 def _label(
@@ -75,72 +83,71 @@ def _label(
     abstain: Abstention,
     progress: Callable[[int], None] | None,
 ) -> Cells:
-    cells, filled = prepared.cells, prepared.filled
     table = prepared.probabilities(progress)
 
-    def spread(values: Iterable[Any]) -> list[Any]:
-        column: list[Any] = [None] * prepared.n_rows
-        for i, value in zip(filled, values, strict=True):
-            column[i] = value
-        return column
+    def column(values: Iterable[Any]) -> list[Any]:
+        result: list[Any] = [None] * prepared.n_rows
+        for i, value in zip(prepared.rows, values, strict=True):
+            result[i] = value
+        return result
 
     best = table.argmax(axis=1).tolist()
     answered = abstain.answered(table).tolist()
     label = [c if yes else None for c, yes in zip(best, answered, strict=True)]
-    ours: Cells = {
-        "predicted": spread(None if c is None else labels.numbers[c] for c in label),
-        "predicted_text": spread(None if c is None else labels.texts[c] for c in label),
-        "confidence": spread(table.max(axis=1, initial=0.0).tolist()),
+    predictions: Cells = {
+        "predicted": column(None if c is None else labels.numbers[c] for c in label),
+        "predicted_text": column(None if c is None else labels.texts[c] for c in label),
+        "confidence": column(table.max(axis=1, initial=0.0).tolist()),
     }
     if abstain.confidence is not None:
-        ours[ABSTAINED] = spread(not yes for yes in answered)
+        predictions[ABSTAINED] = column(not yes for yes in answered)
     if abstain.in_set is not None:
-        ours[LABEL_SET] = spread(abstain.sets(table, labels.texts))
+        predictions[LABEL_SET] = column(abstain.sets(table, labels.texts))
     if probabilities:
-        ours |= {f"{PROBABILITY}{text}": spread(table[:, c].tolist()) for c, text in enumerate(labels.texts)}
-    if clash := [name for name in ours if name in cells]:
+        predictions |= {f"{PROBABILITY}{text}": column(table[:, c].tolist()) for c, text in enumerate(labels.texts)}
+    if clash := [name for name in predictions if name in prepared.cells]:
         raise DataError(
-            f"the input has columns that predict would write: {listing(clash)}", remedy="Rename or remove them."
+            f"the input has columns with the names of predictions: {listing(clash)}", remedy="Rename or remove them."
         )
-    return cells | ours
+    return prepared.cells | predictions
 
 
 def predict_chunks(
     classifier: Predictor,
-    pieces: Iterable[Chunk],
+    chunks: Iterable[Chunk],
     *,
     probabilities: bool = False,
     abstain: Abstention | None = None,
     progress: Callable[[int], None] = lambda n: None,
     waits: bool = False,
 ) -> Iterator[tuple[Cells, Counter[str]]]:
-    """Predict piece by piece, in order; a thread reads and tokenizes the next one meanwhile.
+    """Predict chunk by chunk, in order. A thread reads and tokenizes the next chunk in advance.
 
     Args:
         classifier, probabilities, abstain: as for `predict_rows`.
-        pieces: input columns and texts.
-        progress: is told how many rows were done since it was last told.
-        waits: pieces are waited for, so that a thread that reads the next one might never end: there is none then.
+        chunks: input columns and texts.
+        progress: called with the number of rows done since the last call.
+        waits: reading can block, as from stdin; chunks are then read without a thread, which might never end.
 
     Yields:
-        What `predict_rows` returns of each, and how many ``rows`` these are, how many of them ``empty``, how many
-        ``abstained``, how many texts were ``cut``, and how many got each label, by `LABELLED` and its text.
+        The result of `predict_rows` for each chunk, and its counts: ``rows``, ``empty``, ``abstained``, ``cut``
+        (truncated texts), and the rows of each label, with the key `LABELLED` and label text.
     """
-    coming = (_prepare(classifier, piece) for piece in pieces)
-    for prepared in coming if waits else _ahead(coming):
-        found = _label(classifier.labels, prepared, probabilities, abstain or Abstention(), progress)
-        empty = prepared.n_rows - len(prepared.filled)
+    all_prepared = (_prepare(classifier, chunk) for chunk in chunks)
+    for prepared in all_prepared if waits else _prefetch(all_prepared):
+        cells = _label(classifier.labels, prepared, probabilities, abstain or Abstention(), progress)
+        empty = prepared.n_rows - len(prepared.rows)
         progress(empty)
-        abstained = found.get(ABSTAINED, []).count(True)
+        abstained = cells.get(ABSTAINED, []).count(True)
         counts = Counter(rows=prepared.n_rows, empty=empty, abstained=abstained, cut=prepared.cut)
-        counts.update(f"{LABELLED}{text}" for text in found["predicted_text"] if text is not None)
-        yield found, counts
+        counts.update(f"{LABELLED}{text}" for text in cells["predicted_text"] if text is not None)
+        yield cells, counts
 
 
-def _ahead(items: Iterator[_Prepared]) -> Iterator[_Prepared]:
-    """Yield items, of which a thread makes the next one while the one before is in use."""
+def _prefetch(items: Iterator[_Prepared]) -> Iterator[_Prepared]:
+    """Yield items; a thread computes the next item in advance."""
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, items, None)
+        future = pool.submit(next, items, None)
+        while (item := future.result()) is not None:
+            future = pool.submit(next, items, None)
             yield item

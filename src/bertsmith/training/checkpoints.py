@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 
 from bertsmith.errors import TrainingError, write_error
-from bertsmith.folders.atomic import RESUME_REMEDY, is_whole, replaced_folder, seal
+from bertsmith.folders.atomic import RESUME_REMEDY, is_intact, replaced_folder, seal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -56,7 +56,7 @@ def save(
         write(folder)
         seal(folder)
     with _told(path):
-        if not is_whole(path):
+        if not is_intact(path):
             raise OSError(errno.EIO, "what was read back is not what was written", str(path))
 
 

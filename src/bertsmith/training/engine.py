@@ -20,7 +20,7 @@ from bertsmith.compute import threads
 from bertsmith.compute.machine import cores
 from bertsmith.compute.memory import SMALLEST, release_beyond
 from bertsmith.compute.retry import retry_with_less_memory
-from bertsmith.events import Compiling, Listener, MemoryShort, Slowed
+from bertsmith.events import Compiling, Listener, MemoryExceeded, Slowed
 from bertsmith.model import forward
 from bertsmith.model.batch import SIZES, PackedBatch, TokenBatch, to_device
 from bertsmith.model.dropout import Dropout
@@ -183,7 +183,7 @@ class Engine(ResumableTrainer):
             batch.take(mine),
             self.token_budget,
             dtype=self._dtype,
-            on_short_memory=lambda budget: self.emit(MemoryShort(self.state.global_step, budget)),
+            on_short_memory=lambda budget: self.emit(MemoryExceeded(self.state.global_step, budget)),
         )
         table = torch.zeros(len(batch), logits.shape[1])
         table[mine] = torch.from_numpy(logits).float()
@@ -232,7 +232,7 @@ class Engine(ResumableTrainer):
             self._restore(model, kept)
             if self.graphs is not None:
                 self.graphs = CudaGraphs(self.model)  # without the memory of the recordings there were
-            self.emit(MemoryShort(self.state.global_step, budget))
+            self.emit(MemoryExceeded(self.state.global_step, budget))
 
         loss, self.token_budget = retry_with_less_memory(
             lambda budget: self._add_gradients(model, ours, num_items_in_batch, budget),

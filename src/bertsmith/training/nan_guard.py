@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from transformers import TrainingArguments
 
 from bertsmith.errors import TrainingError
-from bertsmith.events import WentBack
+from bertsmith.events import RolledBack
 from bertsmith.model.batch import TokenBatch
 
 if TYPE_CHECKING:
@@ -98,9 +98,9 @@ def safer(arguments: TrainingArguments) -> TrainingArguments:
     return result
 
 
-def went_back(error: NotFiniteError, engine: Engine, name: NameTexts, to: Path | None) -> WentBack:
+def went_back(error: NotFiniteError, engine: Engine, name: NameTexts, to: Path | None) -> RolledBack:
     """Return the event that says so."""
-    return WentBack(
+    return RolledBack(
         step=engine.state.global_step,
         to_step=int(to.name.rpartition("-")[2]) if to else 0,
         what=f"{error.what} is not a finite number ({_rows(error, name)}); likely cause: {_cause(error, engine)}",

@@ -33,7 +33,7 @@ from bertsmith.compute.memory import (
 )
 from bertsmith.config import FEWEST_TO_SELECT, PRIMARY
 from bertsmith.errors import DeviceError, Interrupted, listing
-from bertsmith.events import Collapsed, Evaluated, Finished, Listener, MemoryPlanned, Saved, Started, StepDone
+from bertsmith.events import Collapsed, Evaluated, Finished, Listener, MemoryLimited, Saved, Started, StepDone
 from bertsmith.model import forward
 from bertsmith.model.load import Loaded, quiet_transformers
 from bertsmith.training import nan_guard
@@ -220,7 +220,7 @@ def _steps(
     workers = threads.count() if packs else 1
     budget = plan(loaded.model, longest, training=True, free=free, usual=usual, workers=workers)
     if budget < usual and free is not None:
-        emit(MemoryPlanned(budget, free))
+        emit(MemoryLimited(budget, free))
     now = resident_memory()
     most = None
     if now is not None:

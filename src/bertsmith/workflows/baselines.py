@@ -1,4 +1,4 @@
-"""What one gets with less than fine-tuning, beside the model's figures on test."""
+"""Baselines without fine-tuning, compared with the model on the test texts."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import numpy as np
 
 from bertsmith.config import PRIMARY
 from bertsmith.data.table import Table
-from bertsmith.evaluation.baseline import Baseline, Regression, bag_of_words, regression_on_embeddings, verdict
+from bertsmith.evaluation.baseline import Regression, bag_of_words, regression_on_embeddings, verdict
 from bertsmith.evaluation.intervals import paired_difference
 from bertsmith.evaluation.metrics import majority_probabilities, scalars
 from bertsmith.model.load import Loaded
 from bertsmith.model.tokenizer import Tokens
-from bertsmith.workflows.prepare import EMBEDDED, draw_evenly, embed
-from bertsmith.workflows.score import CrossValidated, groups_of
+from bertsmith.workflows.prepare import MAX_EMBEDDED_TEXTS, embed, sample_balanced
+from bertsmith.workflows.score import CrossValidation, table_groups
 
 
 @dataclass(frozen=True)
 class FrozenEmbeddings:
-    """Some training and test texts embedded before fine-tuning, and a regression on them.
+    """Embeddings of training and test texts before fine-tuning.
 
     Attributes:
-        rows: positions of the texts in their split, by split, each of shape (n,).
-        embeddings: by split, each of shape (n, hidden size).
+        rows: positions of the embedded texts in their split, by split, each of shape (n,).
+        embeddings: embeddings by split, each of shape (n, hidden size).
         targets: class indices of all training texts, shape (training texts,).
         n_classes: number of classes.
     """
@@ -35,84 +35,86 @@ class FrozenEmbeddings:
     n_classes: int
 
     @classmethod
-    def embed(cls, loaded: Loaded, parts: dict[str, Table], encoded: dict[str, Tokens], seed: int) -> FrozenEmbeddings:
-        """Embed the texts of train and test, or `EMBEDDED` of each."""
-        test = np.sort(np.random.default_rng(seed).permutation(len(parts["test"]))[:EMBEDDED])
-        rows = {"train": draw_evenly(parts["train"].targets, EMBEDDED, seed=seed), "test": test}
-        embeddings = {name: embed(loaded, encoded[name].take(some)) for name, some in rows.items()}
-        return cls(rows, embeddings, parts["train"].targets, len(parts["train"].labels))
+    def embed(cls, loaded: Loaded, tables: dict[str, Table], tokens: dict[str, Tokens], seed: int) -> FrozenEmbeddings:
+        """Embed the training and test texts, at most `MAX_EMBEDDED_TEXTS` of each."""
+        test = np.sort(np.random.default_rng(seed).permutation(len(tables["test"]))[:MAX_EMBEDDED_TEXTS])
+        rows = {"train": sample_balanced(tables["train"].targets, MAX_EMBEDDED_TEXTS, seed=seed), "test": test}
+        embeddings = {name: embed(loaded, tokens[name].take(chosen)) for name, chosen in rows.items()}
+        return cls(rows, embeddings, tables["train"].targets, len(tables["train"].labels))
 
-    def regress(self, which: np.ndarray | None = None) -> Regression:
-        """Fit the regression to the training texts, or those that a mask, shape (training texts,), picks."""
-        some = self.rows["train"]
-        inside = np.ones(len(some), dtype=bool) if which is None else which[some]
+    def fit_regression(self, mask: np.ndarray | None = None) -> Regression:
+        """Fit a regression to the training texts, or to those of a mask, shape (training texts,)."""
+        rows = self.rows["train"]
+        inside = np.ones(len(rows), dtype=bool) if mask is None else mask[rows]
         return regression_on_embeddings(
-            self.embeddings["train"][inside], self.targets[some[inside]], n_classes=self.n_classes
+            self.embeddings["train"][inside], self.targets[rows[inside]], n_classes=self.n_classes
         )
 
 
 def baselines(
-    parts: dict[str, Table],
+    tables: dict[str, Table],
     probabilities: np.ndarray,
     frozen: FrozenEmbeddings,
     seed: int,
-    crossed: CrossValidated | None = None,
+    cross_validation: CrossValidation | None = None,
 ) -> dict[str, Any]:
-    """Put the model's probabilities on test beside what one gets with less.
+    """Score the baselines on the test texts, and compare the model with each.
 
     Args:
-        parts: the splits.
-        probabilities: of the test texts, shape (n, classes).
-        frozen: embeddings from before fine-tuning.
-        seed: of folds and bootstrap.
-        crossed: as for `score_splits`; without test texts the rivals are cross-validated as well.
+        tables: the texts by split.
+        probabilities: the model's probabilities for the test texts, shape (n, classes).
+        frozen: embeddings before fine-tuning.
+        seed: seed of folds and bootstrap.
+        cross_validation: as for `score_splits`; without test texts, the baselines are cross-validated too.
     """
-    train, test, rows = parts["train"], parts["test"], frozen.rows["test"]
-    texts = {name: parts[name].frame["text"].to_numpy() for name in ("train", "test")}
+    train, test, rows = tables["train"], tables["test"], frozen.rows["test"]
+    texts = {name: tables[name].frame["text"].to_numpy() for name in ("train", "test")}
     n_classes = len(test.labels)
     rounds = [(np.ones(len(train), dtype=bool), np.ones(len(test), dtype=bool))]
-    if crossed is not None and not crossed.tested:
-        rounds = [(crossed.fold != f, crossed.fold == f) for f in range(int(crossed.fold.max()) + 1)]
+    if cross_validation is not None and not cross_validation.has_test:
+        rounds = [(cross_validation.fold != f, cross_validation.fold == f) for f in range(cross_validation.n_folds)]
     kind = "test texts" if len(rounds) == 1 else "cross-validated texts"
-    said, embedded = np.empty((len(test), n_classes)), np.empty((len(rows), n_classes))
+    bag_probabilities, regression_probabilities = np.empty((len(test), n_classes)), np.empty((len(rows), n_classes))
     for inside, outside in rounds:
-        words = bag_of_words(
+        bag = bag_of_words(
             texts["train"][inside].tolist(),
             train.targets[inside],
             texts["test"][outside].tolist(),
             n_classes=n_classes,
             seed=seed,
         )
-        said[outside] = words.probabilities
-        there = outside[rows]
-        embedded[there] = frozen.regress(inside).probabilities(frozen.embeddings["test"][there])
+        bag_probabilities[outside] = bag.probabilities
+        scored, regression = outside[rows], frozen.fit_regression(inside)
+        regression_probabilities[scored] = regression.probabilities(frozen.embeddings["test"][scored])
 
-    def beside(rival: Baseline, table: Table, ours: np.ndarray, name: str) -> dict[str, Any]:
-        predictions = ours.argmax(axis=1), rival.probabilities.argmax(axis=1)
+    def compare(classifier: str, baseline: np.ndarray, model: np.ndarray, table: Table, name: str) -> dict[str, Any]:
+        predictions = model.argmax(axis=1), baseline.argmax(axis=1)
         value, low, high = paired_difference(
-            table.targets, *predictions, n_classes, metric=PRIMARY, seed=seed, groups=groups_of(table)
+            table.targets, *predictions, n_classes, metric=PRIMARY, seed=seed, groups=table_groups(table)
         )
         return {
-            "classifier": rival.classifier,
-            "test": scalars(table.targets, rival.probabilities),
+            "classifier": classifier,
+            "test": scalars(table.targets, baseline),
             "difference": {"metric": PRIMARY, "value": value, "interval": [low, high]},
             "verdict": verdict(value, low, high, len(table), rival=name, kind=kind),
         }
 
-    bag, regression = Baseline(said, words.classifier), Baseline(embedded, "logistic regression")
     return {
         "majority_class": {
             "label_text": test.labels.texts[int(train.counts.argmax())],
             "test": scalars(test.targets, majority_probabilities(train.counts, len(test))),
         },
-        "bag_of_words": beside(bag, test, probabilities, f"a bag of words with a {bag.classifier}"),
+        "bag_of_words": compare(
+            bag.classifier, bag_probabilities, probabilities, test, f"a bag of words with a {bag.classifier}"
+        ),
         "frozen_embeddings": {
-            **beside(
-                regression,
-                test.take(rows),
+            **compare(
+                "logistic regression",
+                regression_probabilities,
                 probabilities[rows],
+                test.take(rows),
                 "a logistic regression on the frozen embeddings of the checkpoint",
             ),
-            "texts": {name: len(some) for name, some in frozen.rows.items()},
+            "texts": {name: len(chosen) for name, chosen in frozen.rows.items()},
         },
     }

@@ -10,36 +10,36 @@ import numpy as np
 from bertsmith.errors import ConfigError, RunFolderError
 from bertsmith.evaluation.evaluate import side_by_side
 from bertsmith.folders.run import Run
-from bertsmith.workflows.score import groups_in, targets_of
+from bertsmith.workflows.score import stored_groups, stored_targets
 
 
 def compare_runs(opened: Sequence[Run]) -> list[dict[str, Any]]:
     """Compare runs, each paired with the first; see `bertsmith.compare`."""
     if len(opened) < 2:
-        raise ConfigError("there is nothing to compare", remedy="Give two or more runs.")
+        raise ConfigError("at least two runs are needed", remedy="Give two or more runs.")
     names = [str(run.path) for run in opened]
     if len(set(names)) < len(names):
-        raise ConfigError("the same run is given twice", where=", ".join(names), remedy="Give each run once.")
+        raise ConfigError("duplicate run", where=", ".join(names), remedy="Give each run once.")
     frames = [run.predictions.sort_values(["row", "text"], ignore_index=True) for run in opened]
     first = frames[0]
     for run, frame in zip(opened[1:], frames[1:], strict=True):
         if run.labels != opened[0].labels:
             raise RunFolderError(
-                "the runs have other classes, so they cannot be compared", where=f"{names[0]} and {run.path}"
+                "the classes of the runs differ, so they cannot be compared", where=f"{names[0]} and {run.path}"
             )
         if len(frame) != len(first) or not (frame[["text", "label"]] == first[["text", "label"]]).all(axis=None):
             common = len(set(frame["text"]) & set(first["text"]))
             raise RunFolderError(
-                "the runs were tested on other rows, so they cannot be paired: "
+                "the test rows of the runs differ, so they cannot be compared: "
                 f"{len(first):,} and {len(frame):,} texts, {common:,} in common",
                 where=f"{names[0]} and {run.path}",
                 remedy="Train both with the same table, --seed and split settings, or with the same --test table.",
             )
-    targets = targets_of(first, opened[0].labels)
-    # So that every run's intervals are those of its report.
+    targets = stored_targets(first, opened[0].labels)
+    # With its own seed, a run gets the same intervals as in its report.
     seeds = [run.info.get("best_seed", run.info["config"]["seed"]) for run in opened]
     tables = {name: np.stack(f["probabilities"].to_list()) for name, f in zip(names, frames, strict=True)}
     return [
         {"texts": len(targets), **entry}
-        for entry in side_by_side(targets, tables, seeds=seeds, groups=groups_in(first))
+        for entry in side_by_side(targets, tables, seeds=seeds, groups=stored_groups(first))
     ]

@@ -1,7 +1,7 @@
-"""Cross-validation within a training: every labelled text is scored by a model that was not trained on it.
+"""Cross-validation: every training text is scored by a model that was not trained on it.
 
-Where texts are few, a validation split costs more than it gives. So the model is trained once without each fold, for
-predictions that calibrate it, and once on all texts. Nothing is selected on the held-out texts: the last weights count.
+With few texts, a validation split costs too many training texts. One model per fold is trained without the fold, and
+its predictions calibrate the final model, which is trained on all texts. No epoch is selected on held-out texts.
 """
 
 from __future__ import annotations
@@ -30,59 +30,58 @@ from bertsmith.training.arguments import training_arguments
 from bertsmith.training.collate import TokenDataset
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.trainer import fit
-from bertsmith.workflows.prepare import begin_head, prepare_model
+from bertsmith.workflows.prepare import initialize_head, prepare_model
 
-FEW = 300
-"""Labelled texts, those of a given test table aside, below which training cross-validates by itself."""
-FOLDS_OF_FEW, FOLDS = 3, 5
-"""Folds then, and where there are no test texts."""
+FEW_TEXTS = 300
+"""Below this number of labelled texts, without those of a test table, cross-validation is the default."""
+FEW_TEXT_FOLDS, DEFAULT_FOLDS = 3, 5
+"""Default number of folds with few texts, and with many texts but no test texts."""
 
 
 def choose_folds(config: Config, data: Table) -> tuple[int, float]:
-    """Return how many folds to cross-validate with, 0 for a validation split, and the share of the test texts.
+    """Choose the number of folds, 0 for a validation split, and the share of test texts.
 
     Args:
-        config: what the user set. The share of the test texts is 0 for few texts unless it is set: a tenth of them says
-            nothing.
-        data: the table before it is split, with the splits that are given.
+        config: the settings. With few texts, the default share of test texts is 0, because too few would be tested.
+        data: the table, with the splits that the user assigned.
 
     Raises:
-        ConfigError: if validation texts are given as well.
+        ConfigError: if cross-validation is requested for a table with validation texts.
     """
-    given, share = data.frame["split"], config.test_size
-    tested = bool((given == "test").any())
-    if (given == "validation").any():
+    split, share = data.frame["split"], config.test_size
+    has_test = bool((split == "test").any())
+    if (split == "validation").any():
         if config.cv or not share:
             raise ConfigError(
-                "the table has validation texts, and a cross-validation has none",
+                "cross-validation cannot be combined with validation texts",
                 where=data.name,
                 remedy="Leave out --cv (or --test-size 0), or the validation texts.",
             )
         return 0, share
-    few = int((given != "test").sum()) < FEW
+    few = int((split != "test").sum()) < FEW_TEXTS
     folds = config.cv
     if folds is None and "validation_size" in config.model_fields_set and share:
         folds = 0
     if folds is None:
-        folds = FOLDS_OF_FEW if few else 0 if share or tested else FOLDS
+        folds = FEW_TEXT_FOLDS if few else 0 if share or has_test else DEFAULT_FOLDS
     return folds, 0.0 if folds and few and "test_size" not in config.model_fields_set else share
 
 
-def divide(cleaned: Cleaned, k: int, test_size: float, config: Config, seed: int) -> tuple[Table, np.ndarray]:
-    """Split a table into training and test texts, and give each training text a fold.
+def split_into_folds(cleaned: Cleaned, k: int, test_size: float, config: Config, seed: int) -> tuple[Table, np.ndarray]:
+    """Split a table into training and test texts, and assign a fold to each training text.
 
     Args:
         cleaned: the table.
         k: number of folds.
-        test_size: share of the test texts, unless these are given.
+        test_size: share of the test texts, unless the table has test texts.
         config: the settings.
-        seed: of split and folds.
+        seed: seed of split and folds.
 
     Returns:
         The table, and the fold of each training text, shape (training texts,).
 
     Raises:
-        ConfigError: if there are too few texts for so many folds.
+        ConfigError: if the table has too few texts.
     """
     data = split_cleaned(cleaned, config, seed, validation_size=0.0, test_size=test_size)
     rows = np.flatnonzero(data.frame["split"] == "train")
@@ -90,25 +89,25 @@ def divide(cleaned: Cleaned, k: int, test_size: float, config: Config, seed: int
     for f in range(k):
         if len(np.unique(data.targets[rows][fold != f])) < 2:
             raise ConfigError(
-                f"--cv {k}: without one of the folds there is only one class to train on", remedy="Label more texts."
+                f"--cv {k}: without one fold, only one class remains for training", remedy="Label more texts."
             )
     return data, fold
 
 
 def split_or_fold(
-    cleaned: Cleaned, config: Config, seed: int, resumed: runs.Run | None = None, *, alone: bool = True
+    cleaned: Cleaned, config: Config, seed: int, resumed: runs.Run | None = None, *, single_process: bool = True
 ) -> tuple[Table, np.ndarray | None]:
-    """Split a table; with cross-validation, return the fold of each training text as well, shape (texts,).
+    """Split a table; with cross-validation, also return the fold of each training text, shape (training texts,).
 
-    A resumed run has the folds that it began with. A table that is too small for folds is split as usual, unless the
-    user asked for a cross-validation.
+    A resumed run uses its first choice of folds. A table that is too small for folds gets a validation split, unless
+    the user requested cross-validation.
 
     Args:
         cleaned: the table.
         config: the settings.
-        seed: of split and folds.
+        seed: seed of split and folds.
         resumed: the run to resume.
-        alone: whether one process trains the model.
+        single_process: whether one process trains the model.
 
     Raises:
         UserError: if the table cannot be split as the settings say.
@@ -117,69 +116,68 @@ def split_or_fold(
         k, test_size = choose_folds(config, cleaned.table)
     else:
         with runs.damage_errors(resumed.layout.run):
-            k, tested = int(resumed.info["data"].get("folds", 0)), resumed.info["data"]["splits"]["test"]
-        test_size = config.test_size if tested else 0.0
-    asked = config.cv or not config.test_size
-    if k and not alone:
-        if asked:
-            raise ConfigError("a cross-validation trains in one process", remedy="Leave out --cv, or torchrun.")
+            k, n_test = int(resumed.info["data"].get("folds", 0)), resumed.info["data"]["splits"]["test"]
+        test_size = config.test_size if n_test else 0.0
+    required = config.cv or not config.test_size
+    if k and not single_process:
+        if required:
+            raise ConfigError("cross-validation needs a single process", remedy="Leave out --cv, or torchrun.")
         k = 0
     if k:
         try:
-            return divide(cleaned, k, test_size, config, seed)
+            return split_into_folds(cleaned, k, test_size, config, seed)
         except ConfigError:
-            if asked:
+            if required:
                 raise
     return split_cleaned(cleaned, config, seed), None
 
 
 def score_folds(
-    found: Checkpoint,
+    checkpoint: Checkpoint,
     config: Config,
     recipe: Recipe,
     table: Table,
     tokens: Tokens,
     fold: np.ndarray,
-    regress: Callable[[np.ndarray], Regression],
-    place: Path,
+    fit_regression: Callable[[np.ndarray], Regression],
+    folder: Path,
     *,
     emit: Listener,
     stop: Callable[[], bool],
 ) -> np.ndarray:
-    """Train without each fold, and score its texts; folds that were scored before are read.
+    """Train a model without each fold, and score the texts of the fold. Saved folds are not scored again.
 
     Args:
-        found: the checkpoint.
+        checkpoint: the checkpoint.
         config: the settings.
-        recipe: how to train.
+        recipe: the training settings.
         table: the training texts.
-        tokens: of these.
-        fold: of each, shape (texts,).
-        regress: fits the regression that a head begins as, to the texts that a mask, shape (texts,), picks.
-        place: folder in which the probabilities of each fold are kept.
-        emit: receives events.
-        stop: asked after every step.
+        tokens: the tokens of the training texts.
+        fold: the fold of each text, shape (texts,).
+        fit_regression: returns the initial regression of a head for a mask of texts, shape (texts,).
+        folder: the folder for the probabilities of each fold.
+        emit: called with each event.
+        stop: called after every step; training is interrupted if it returns true.
 
     Returns:
         Probabilities, shape (texts, classes).
 
     Raises:
-        Interrupted: after ``stop`` said yes; the folds that are done are kept.
-        UserError: if training goes wrong.
+        Interrupted: if ``stop`` returned true; scored folds are saved.
+        UserError: if training fails.
     """
     k, texts = int(fold.max()) + 1, table.frame["text"].tolist()
     result = np.empty((len(texts), len(table.labels)))
     for f in range(k):
         inside, outside = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
-        file = place / f"{f}.npy"
+        file = folder / f"{f}.npy"
         with contextlib.suppress(OSError, ValueError):
             result[outside] = np.load(file, allow_pickle=False)
             emit(FoldDone(f + 1, k, _score(table.targets[outside], result[outside])))
             continue
         emit(FoldStarted(f + 1, k))
-        every = np.ones(len(texts), dtype=bool)
-        loaded, _ = prepare_model(found, config, table.labels, texts, every, tokens)
-        begin_head(loaded, regress(fold != f))
+        loaded, _ = prepare_model(checkpoint, config, table.labels, texts, np.ones(len(texts), dtype=bool), tokens)
+        initialize_head(loaded, fit_regression(fold != f))
         cut = tokens.cut(loaded.max_length)
         try:
             fit(
@@ -194,11 +192,10 @@ def score_folds(
                 stop=stop,
             )
         except Interrupted as error:
-            kept = f"; the {f} before it are kept" if f > 1 else "; the one before it is kept" if f else ""
-            raise Interrupted(f"stopped in fold {f + 1} of {k}, which begins anew{kept}") from error
+            raise Interrupted(f"stopped in fold {f + 1} of {k}; {f} folds are saved") from error
         result[outside] = Classifier(loaded, table.labels).probabilities_of(cut.take(outside))
-        place.mkdir(exist_ok=True)
-        with atomic.replaced_file(file) as part, part.open("wb") as stream:
+        folder.mkdir(exist_ok=True)
+        with atomic.replaced_file(file) as temporary, temporary.open("wb") as stream:
             np.save(stream, result[outside])
         emit(FoldDone(f + 1, k, _score(table.targets[outside], result[outside])))
     return result

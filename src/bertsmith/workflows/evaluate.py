@@ -19,41 +19,43 @@ from bertsmith.events import Scored, Scoring, ScoringListener
 from bertsmith.folders import atomic
 from bertsmith.folders import run as runs
 from bertsmith.inference.classifier import Classifier
-from bertsmith.workflows.score import groups_of, hashes, predictions_frame, write_predictions
+from bertsmith.workflows.score import hash_texts, predictions_frame, table_groups, write_predictions
 
 
-def _place(run: runs.Run, name: str | None, table: str, described: dict[str, Any], *, overwrite: bool) -> Path:
-    """Return the folder of an evaluation, by the name given or else that of the table.
+def _evaluation_folder(
+    run: runs.Run, name: str | None, table: str, description: dict[str, Any], *, overwrite: bool
+) -> Path:
+    """Return the folder of an evaluation, named after the table if ``name`` is ``None``.
 
     Raises:
-        ConfigError: if the name given is no plain one, or the evaluation of something else is there.
+        ConfigError: if the name is not valid, or the folder contains another evaluation.
     """
     if name is not None and not re.fullmatch(r"\w([\w.-]*\w)?", name):
         raise ConfigError(
             f"--name {name!r} cannot be the name of a folder",
-            remedy="Write it with letters, digits, _ and, within, - and .",
+            remedy="Use letters, digits and _, and - or . between them.",
         )
-    named = name or re.sub(r"[^\w.-]+", "-", re.sub(r"(\.\w+)+$", "", Path(table).name)).strip(".-") or "table"
-    place = run.layout.evaluations / named
+    folder_name = name or re.sub(r"[^\w.-]+", "-", re.sub(r"(\.\w+)+$", "", Path(table).name)).strip(".-") or "table"
+    folder = run.layout.evaluations / folder_name
     try:
-        kept = json.loads((place / "metrics.json").read_text(encoding="utf-8"))
-        before = {key: kept[key] for key in described}
+        saved = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        before = {key: saved[key] for key in description}
     except (OSError, ValueError, KeyError, TypeError):
-        before = {} if place.exists() else described
-    if before == described or overwrite:
-        return place
-    other = before.get("source") != described["source"]
-    which = f"of another table, {before.get('source')!r}," if other else "of this table, before it was changed,"
+        before = {} if folder.exists() else description
+    if before == description or overwrite:
+        return folder
+    other = before.get("source") != description["source"]
+    which = f"another table, {before.get('source')!r}" if other else "an earlier version of this table"
     raise ConfigError(
-        f"an evaluation {which} is there already",
-        where=str(place),
+        f"the folder contains an evaluation on {which}",
+        where=str(folder),
         remedy="Pass --name with another name, or --overwrite to replace it.",
     )
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A finished run scored on another table: the figures, the rows left out by reason, and where it is kept."""
+    """An evaluation on another table: metrics, number of rows left out by reason, and its folder."""
 
     metrics: dict[str, Any]
     left_out: dict[str, int]
@@ -71,36 +73,37 @@ def run_evaluation(
 ) -> Evaluation:
     """Score a finished run on another table; see `bertsmith.evaluate`."""
     run = runs.open_run(path)
-    config = config.model_copy(update={"validation": None, "test": None})  # one table is scored, and no other
+    config = config.model_copy(update={"validation": None, "test": None})  # only one table is scored
     table = source if isinstance(source, Table) else read_table(source, config, known=run.labels)
     if table.labels != run.labels:
-        raise DataError(
-            "the table's classes are not those of the run", remedy="Give evaluate the file itself, not a read table."
-        )
-    # As a given test table: only what cannot be scored is left out.
+        raise DataError("the classes of the table and the run differ", remedy="Give evaluate the file, not a Table.")
+    # Rows of a test table are left out only if they cannot be scored.
     cleaned = clean(dataclasses.replace(table, frame=table.frame.assign(split="test")))
     if not len(cleaned.table):
         raise DataError("no row has both a text and a label", where=table.name)
-    whole = str(Path(source).resolve()) if isinstance(source, str | Path) and Path(source).is_file() else table.name
-    described = {"source": whole, "fingerprint": cleaned.table.fingerprint}
-    place = _place(run, name, table.name, described, overwrite=overwrite)
+    is_file = isinstance(source, str | Path) and Path(source).is_file()
+    description = {
+        "source": str(Path(source).resolve()) if is_file else table.name,
+        "fingerprint": cleaned.table.fingerprint,
+    }
+    folder = _evaluation_folder(run, name, table.name, description, overwrite=overwrite)
     classifier = Classifier.load(path, device=config.device)
     observe(Scoring(len(cleaned.table)))
     texts = cleaned.table.frame["text"].tolist()
-    seen = int(hashes(texts).isin(run.trained_on).sum())
+    seen = int(hash_texts(texts).isin(run.training_hashes).sum())
     probabilities = classifier.predict_proba(texts, lambda n: observe(Scored(n)))
     metrics = evaluate(
         cleaned.table.targets,
         probabilities,
         run.labels,
         seed=run.info["config"]["seed"],
-        groups=groups_of(cleaned.table),
+        groups=table_groups(cleaned.table),
     )
     metrics["seen_in_training"] = seen
-    with atomic.disk_errors(place):
+    content = {"table": table.name, **description, "left_out": cleaned.counts, **metrics}
+    with atomic.disk_errors(folder):
         run.layout.evaluations.mkdir(exist_ok=True)
-        with atomic.replaced_folder(place) as folder:
-            of = {"table": table.name, **described, "left_out": cleaned.counts}
-            atomic.write_json(folder / "metrics.json", {**of, **metrics})
-            write_predictions(folder, "predictions", predictions_frame(cleaned.table, probabilities))
-    return Evaluation(metrics, cleaned.counts, place)
+        with atomic.replaced_folder(folder) as temporary:
+            atomic.write_json(temporary / "metrics.json", content)
+            write_predictions(temporary, "predictions", predictions_frame(cleaned.table, probabilities))
+    return Evaluation(metrics, cleaned.counts, folder)

@@ -31,30 +31,25 @@ def as_table(source: Any, config: Config) -> Table:
 
 
 def check_read_settings(source: Any, config: Config) -> None:
-    """Refuse settings that say how to read a table together with a `Table`, which is read already.
+    """Refuse settings for reading a table together with a `Table`.
 
     Raises:
         ConfigError: naming the settings.
     """
     splitting = ("validation_size", "test_size", "near_duplicates")
-    late = [
+    unused = [
         name
         for name, field in DataConfig.model_fields.items()
         if name not in splitting and getattr(config, name) != field.default
     ]
-    if isinstance(source, Table) and late:
+    if isinstance(source, Table) and unused:
         raise ConfigError(
-            f"the table is read already, so {listing(late)} would have no effect", remedy="Give them to read_table."
+            f"settings without effect on a Table: {listing(unused)}", remedy="Give them to read_table instead."
         )
 
 
 def inspect_table(table: Table, config: Config) -> Findings:
-    """Inspect a table with the tokenizer of the checkpoint, or with an estimate if it is not on this machine.
-
-    Args:
-        table: the table.
-        config: the checkpoint and the maximum length.
-    """
+    """Inspect a table. Without a local tokenizer of the checkpoint, the number of tokens is an estimate."""
     tokenizer = checkpoint.local_tokenizer(config.model)
     if tokenizer is None:
         return inspect(table, max_length=config.max_length, config=config)

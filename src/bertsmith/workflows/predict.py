@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -60,17 +60,17 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What was predicted.
+    """Predictions for a table, and their summary.
 
     Attributes:
         path: the file or folder that was written; ``None`` if the predictions are in memory.
         frame: the input columns and the predictions, if they are in memory; else ``None``.
         rows: number of rows.
-        label_counts: rows per predicted label text, the most frequent label first.
-        empty: rows without a text, which get no prediction.
-        abstained: rows left unlabelled because the confidence is too low.
-        cut: texts of which only the beginning was read.
-        threshold: the confidence that a label needs; ``None`` if every text gets one.
+        label_counts: number of rows per predicted label text, the most frequent label first.
+        empty: number of rows without a text, which get no prediction.
+        abstained: number of rows left unlabelled because of low confidence.
+        cut: number of truncated texts.
+        threshold: the minimum confidence of a label; ``None`` without a threshold.
         left_out: position and reason of each row that could not be read.
     """
 
@@ -110,43 +110,61 @@ def run_prediction(
         resume: continue unfinished predictions.
         overwrite: replace the file.
         inputs: other files that the command reads, which are never replaced.
-        observe: receives the events.
+        observe: called with each event.
 
     Raises:
         UserError: for everything that the user can fix.
-        Interrupted: on Ctrl-C, if something is kept to resume from.
+        Interrupted: on Ctrl-C, if the predictions can be resumed.
     """
+    from bertsmith.inference.predict import LABELLED, predict_chunks
+
     if not is_export(run):
         open_run(run)
     if resume and output is None:
         raise ConfigError("--resume continues the predictions of a file", remedy="Give -o that file.")
     if options.csv_dialect != "plain" and output is not None and output_format(output) != "csv":
         raise ConfigError("--csv-dialect is for CSV", remedy="Leave it out, or write a .csv file.")
-    if output is None:
-        with _opened(source, config, options, observe) as stream:
-            labelled, abstain = _model(run, stream, config, options, observe)
-            counts: Counter[str] = Counter()
-            for cells, chunk_counts in labelled(stream.chunks()):
+    claimed: AbstractContextManager[None] = nullcontext()
+    if output is not None:
+        claimed = claim(PredictionFile(output, (source, config.db, *inputs)), resume=resume, overwrite=overwrite)
+    with claimed, _opened(source, config, options, observe) as stream:
+        classifier, abstain = _model(run, config, options, observe)
+        label = partial(
+            predict_chunks,
+            classifier,
+            probabilities=options.probabilities,
+            abstain=abstain,
+            waits=stream.n_rows is None,
+            progress=lambda n: observe(RowsPredicted(n)),
+        )
+        counts: Counter[str] = Counter()
+        if output is None:
+            for cells, chunk_counts in label(stream.chunks()):
                 if write is not None:
                     write(cells)
                 counts += chunk_counts
-            return _summary(None, counts, abstain, stream)
-    sources = (source, config.db, *inputs)
-    with (
-        claim(PredictionFile(output, sources), resume=resume, overwrite=overwrite),
-        _opened(source, config, options, observe) as stream,
-    ):
-        labelled, abstain = _model(run, stream, config, options, observe)
-        counts = write_stream(
-            labelled,
-            stream,
-            output,
-            _description(run, stream, config, options, labelled),
-            style=options.csv_style,
-            resume=resume,
-            on_resume=lambda n: observe(RowsResumed(n)),
-        )
-        return _summary(output, counts, abstain, stream)
+        else:
+            counts = write_stream(
+                label,
+                stream,
+                output,
+                _description(run, stream, config, options, classifier),
+                style=options.csv_style,
+                resume=resume,
+                on_resume=lambda n: observe(RowsResumed(n)),
+            )
+    labels = Counter({key.removeprefix(LABELLED): n for key, n in counts.items() if key.startswith(LABELLED)})
+    return Predictions(
+        output,
+        None,
+        counts["rows"],
+        dict(labels.most_common()),
+        counts["empty"],
+        counts["abstained"],
+        counts["cut"],
+        abstain.confidence,
+        stream.skipped,
+    )
 
 
 def predict_in_memory(
@@ -167,11 +185,11 @@ def predict_in_memory(
         for name, values in cells.items():
             columns.setdefault(name, []).extend(values)
 
-    found = run_prediction(run, source, config, options, write=add, resume=resume, observe=observe)
+    predictions = run_prediction(run, source, config, options, write=add, resume=resume, observe=observe)
     frame = pd.DataFrame(columns)
-    if found.empty or found.abstained:  # a column of integers with missing values
-        frame = frame.astype({"predicted": "Int64"})
-    return replace(found, frame=frame)
+    if predictions.empty or predictions.abstained:
+        frame = frame.astype({"predicted": "Int64"})  # integers with missing values
+    return replace(predictions, frame=frame)
 
 
 def run_prediction_on_ray(
@@ -193,10 +211,10 @@ def run_prediction_on_ray(
     from bertsmith.inference.ray_data import RayRequest, predict_on_ray
 
     unused = {"--resume": resume, "--on-error skip": options.on_error == "skip", "--sql": config.sql}
-    if given := [name for name, value in unused.items() if value]:
-        raise ConfigError(f"--ray cannot be combined with {', '.join(given)}", remedy="Leave out one of them.")
+    if clash := [name for name, value in unused.items() if value]:
+        raise ConfigError(f"--ray cannot be combined with {', '.join(clash)}", remedy="Leave out one of them.")
     if output is None or not isinstance(source, str | Path) or str(source) == "-":
-        raise ConfigError("--ray labels a folder of Parquet files", remedy="Give it as INPUT, and a folder with -o.")
+        raise ConfigError("--ray needs a folder of Parquet files and an output folder", remedy="Give INPUT and -o.")
     opening = {
         "device": config.device,
         "decide": options.decide,
@@ -212,7 +230,7 @@ def run_prediction_on_ray(
 
 @contextmanager
 def _opened(source: Any, config: Config, options: PredictOptions, observe: PredictionListener) -> Iterator[Stream]:
-    """Open the texts, and report what reading found. Errors of rows mention how to leave the rows out."""
+    """Open the texts and report notes and skipped rows. Errors of single rows mention ``--on-error skip``."""
     skip = options.on_error == "skip"
     opened = nullcontext(source()) if callable(source) else open_stream(source, config, skip=skip)
     try:
@@ -222,18 +240,17 @@ def _opened(source: Any, config: Config, options: PredictOptions, observe: Predi
     except RowError as error:
         if skip:
             raise
-        remedy = f"{error.remedy} Or leave such rows out: --on-error skip."
+        remedy = f"{error.remedy} Or skip such rows: --on-error skip."
         raise RowError(error.what, where=error.where, remedy=remedy) from error
 
 
 def _model(
-    run: Path, stream: Stream, config: Config, options: PredictOptions, observe: PredictionListener
-) -> tuple[partial[Iterator[tuple[Cells, Counter[str]]]], Abstention]:
-    """Load the classifier; return the function that labels chunks, and its thresholds."""
+    run: Path, config: Config, options: PredictOptions, observe: PredictionListener
+) -> tuple[Predictor, Abstention]:
+    """Load the classifier and its thresholds."""
     from bertsmith.inference.abstain import abstention
     from bertsmith.inference.exported import Exported
     from bertsmith.inference.load import open_classifier
-    from bertsmith.inference.predict import predict_chunks
     from bertsmith.inference.windows import Windowed
 
     classifier, held_out = open_classifier(
@@ -246,26 +263,16 @@ def _model(
     )
     model = classifier.model if isinstance(classifier, Windowed) else classifier
     observe(ModelOpened(model.about.format if isinstance(model, Exported) and not is_export(run) else None))
-    abstain = abstention(held_out, classifier.rules, decide=options.decide, **options.thresholds)
-    labelled = partial(
-        predict_chunks,
-        classifier,
-        probabilities=options.probabilities,
-        abstain=abstain,
-        waits=stream.n_rows is None,
-        progress=lambda n: observe(RowsPredicted(n)),
-    )
-    return labelled, abstain
+    return classifier, abstention(held_out, classifier.rules, decide=options.decide, **options.thresholds)
 
 
 def _description(
-    run: Path, stream: Stream, config: Config, options: PredictOptions, labelled: partial[Any]
+    run: Path, stream: Stream, config: Config, options: PredictOptions, classifier: Predictor
 ) -> dict[str, Any]:
-    """Return what the predictions depend on: they are resumed only with the same."""
+    """Return everything that the predictions depend on. Resuming is refused if any of it has changed."""
     from bertsmith.inference.load import identity
 
-    classifier: Predictor = labelled.args[0]
-    chosen = asdict(options)
+    values = asdict(options)
     return {
         "version": __version__,
         "input": None if stream.path is None else checksum(stream.path),
@@ -273,23 +280,6 @@ def _description(
         "encoding": config.encoding,
         "model": identity(run, ensemble=options.ensemble),
         "labelled by": repr(classifier),
-        "decision_rule": chosen.pop("decide"),
-        **{name: value for name, value in chosen.items() if name not in ("long", "ensemble", "runtime")},
+        "decision_rule": values.pop("decide"),
+        **{name: value for name, value in values.items() if name not in ("long", "ensemble", "runtime")},
     }
-
-
-def _summary(path: Path | None, counts: Counter[str], abstain: Abstention, stream: Stream) -> Predictions:
-    from bertsmith.inference.predict import LABELLED
-
-    labels = Counter({key.removeprefix(LABELLED): n for key, n in counts.items() if key.startswith(LABELLED)})
-    return Predictions(
-        path,
-        None,
-        counts["rows"],
-        dict(labels.most_common()),
-        counts["empty"],
-        counts["abstained"],
-        counts["cut"],
-        abstain.confidence,
-        stream.skipped,
-    )

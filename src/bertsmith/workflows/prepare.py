@@ -1,4 +1,4 @@
-"""What training and tuning begin with: the splits of a table, and a checkpoint with a new head."""
+"""Prepare training: the splits of a table, and a checkpoint with a new head."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 from transformers import set_seed
 
-from bertsmith.compute.device import choose_device
+from bertsmith.compute.device import choose_device, describe_device
 from bertsmith.config import Config
 from bertsmith.data.clean import Cleaned
-from bertsmith.data.inspect import choose_max_length
+from bertsmith.data.inspect import choose_max_length, inspect
 from bertsmith.data.table import SPLITS, Labels, Table
 from bertsmith.errors import ConfigError
 from bertsmith.evaluation.baseline import Regression
+from bertsmith.events import Prepared
 from bertsmith.model import pooling
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.checkpoint import Checkpoint, resolve
@@ -28,8 +29,8 @@ from bertsmith.model.tokenizer import Tokens, encode
 from bertsmith.training.collate import TokenDataset
 from bertsmith.training.recipe import Recipe, choose
 
-EMBEDDED = 4000
-"""Most texts of a split that are embedded before fine-tuning."""
+MAX_EMBEDDED_TEXTS = 4000
+"""Maximum number of texts per split to embed before fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Splits:
     """A cleaned table and its splits.
 
     Attributes:
-        cleaned: the rows that are used, and those that are not.
-        data: the rows that are used, with their splits.
+        cleaned: the rows to use, and the dropped rows.
+        data: the rows to use, with their splits.
         fold: the fold of each training text, shape (training texts,); ``None`` without cross-validation.
     """
 
@@ -48,15 +49,14 @@ class Splits:
 
     @cached_property
     def rows(self) -> dict[str, np.ndarray]:
-        """Positions in ``data`` of the texts of each split."""
+        """Positions in ``data`` by split."""
         return {name: np.flatnonzero(self.data.frame["split"] == name) for name in SPLITS}
 
     @cached_property
-    def scored(self) -> dict[str, np.ndarray]:
-        """Positions in ``data`` of the texts that the figures of each split describe.
+    def scored_rows(self) -> dict[str, np.ndarray]:
+        """Positions in ``data`` of the texts to score, by split.
 
-        In a cross-validation, the figures of validation describe the training texts. So do those of test if the table
-        has no test texts.
+        With cross-validation, the training texts are scored as validation, and as test if the table has no test texts.
         """
         if self.fold is None:
             return self.rows
@@ -64,9 +64,9 @@ class Splits:
         return {"train": train, "validation": train, "test": test if len(test) else train}
 
     @cached_property
-    def parts(self) -> dict[str, Table]:
-        """The texts of `scored`, by split."""
-        return {name: self.data.take(rows) for name, rows in self.scored.items()}
+    def scored_tables(self) -> dict[str, Table]:
+        """The texts of `scored_rows`, by split."""
+        return {name: self.data.take(rows) for name, rows in self.scored_rows.items()}
 
     @property
     def n_folds(self) -> int:
@@ -79,10 +79,10 @@ class Inputs:
     """A checkpoint with a new head, and the tokenized texts.
 
     Attributes:
-        checkpoint: where the weights come from.
+        checkpoint: the source of the weights.
         loaded: the model.
-        tokens: of all texts, not cut.
-        train, validation: the texts to train and to validate on, cut at the maximum length.
+        tokens: the tokens of all texts, not truncated.
+        train, validation: the training and validation texts, truncated at the maximum length.
     """
 
     checkpoint: Checkpoint
@@ -102,58 +102,77 @@ def prepare_inputs(data: Table, config: Config) -> Inputs:
     Raises:
         UserError: if the checkpoint, the device or the number of tokens is not usable.
     """
-    found = resolve(config.model, allow_pickle=config.allow_pickle)
+    checkpoint = resolve(config.model, allow_pickle=config.allow_pickle)
     train = (data.frame["split"] == "train").to_numpy()
-    loaded, tokens = prepare_model(found, config, data.labels, data.frame["text"].tolist(), train)
+    loaded, tokens = prepare_model(checkpoint, config, data.labels, data.frame["text"].tolist(), train)
     train_set, validation_set = (
         TokenDataset(tokens.take(rows).cut(loaded.max_length), data.targets[rows])
         for rows in (np.flatnonzero(train), np.flatnonzero(data.frame["split"] == "validation"))
     )
-    return Inputs(found, loaded, tokens, train_set, validation_set)
+    return Inputs(checkpoint, loaded, tokens, train_set, validation_set)
+
+
+def prepared_event(table: Table, splits: Splits, inputs: Inputs, recipe: Recipe) -> Prepared:
+    """Describe what is ready for training."""
+    loaded = inputs.loaded
+    findings = inspect(
+        table, tokens=inputs.tokens, symbol_names=loaded.names, max_length=loaded.max_length, cleaned=splits.cleaned
+    )
+    return Prepared(
+        findings,
+        splits.cleaned,
+        {name: len(rows) for name, rows in splits.rows.items()},
+        inputs.checkpoint.name,
+        loaded.parameters,
+        describe_device(loaded.device),
+        loaded.max_length,
+        recipe,
+        splits.n_folds,
+    )
 
 
 def prepare_model(
-    found: Checkpoint,
+    checkpoint: Checkpoint,
     config: Config,
     labels: Labels,
     texts: Sequence[str],
     train: np.ndarray,
     tokens: Tokens | None = None,
 ) -> tuple[Loaded, Tokens]:
-    """Load a checkpoint with a new head, tokenize texts, and choose how many tokens of each are kept.
+    """Load a checkpoint with a new head, tokenize texts, and choose the maximum length.
 
-    A checkpoint made for sentence embeddings gets mean pooling, see `bertsmith.model.pooling`.
+    A sentence-embedding checkpoint gets mean pooling, see `bertsmith.model.pooling`.
 
     Args:
-        found: the checkpoint.
-        config: which device, how many tokens, what dropout; its seed is that of the head.
+        checkpoint: the checkpoint.
+        config: device, maximum length, dropout, and the seed of the head.
         labels: the classes.
         texts: n texts.
-        train: which of them to train on, bool, shape (n,).
-        tokens: what an earlier call returned for the same checkpoint and texts.
+        train: mask of the training texts, bool, shape (n,).
+        tokens: the result of an earlier call with the same checkpoint and texts.
 
     Returns:
-        The model, and the texts tokenized, cut only at the most that the checkpoint takes.
+        The model, and the tokens, truncated only at the maximum length of the checkpoint.
 
     Raises:
-        UserError: if the checkpoint, the device or the number of tokens will not do.
+        UserError: if the checkpoint, the device or the maximum length is not usable.
     """
     device = choose_device(config.device)
-    tokenizer, names = add_emoji_names(load_tokenizer(found), list(compress(texts, train)))
-    if config.max_length and config.max_length > found.max_positions:
+    tokenizer, names = add_emoji_names(load_tokenizer(checkpoint), list(compress(texts, train)))
+    if config.max_length and config.max_length > checkpoint.max_positions:
         raise ConfigError(
-            f"--max-length {config.max_length}: {found.name} takes at most {found.max_positions} tokens",
-            remedy="Leave it out, or take a checkpoint for longer texts, such as answerdotai/ModernBERT-base.",
+            f"--max-length {config.max_length}: {checkpoint.name} takes at most {checkpoint.max_positions} tokens",
+            remedy="Leave it out, or use a checkpoint for longer texts, such as answerdotai/ModernBERT-base.",
         )
     set_seed(config.seed)
-    model = load_model(found, labels, dropout=config.dropout)
-    check_vocabulary(model, tokenizer, found)
-    pooled = found.pools_mean and found.model_type in pooling.POOLED
+    model = load_model(checkpoint, labels, dropout=config.dropout)
+    check_vocabulary(model, tokenizer, checkpoint)
+    pooled = checkpoint.pools_mean and checkpoint.model_type in pooling.POOLED
     if pooled:
         pooling.add_pooling_layer(model)
-    loaded = Loaded(model, tokenizer, device, found.max_positions, names, pooled)
+    loaded = Loaded(model, tokenizer, device, checkpoint.max_positions, names, pooled)
     tokens = encode(texts, loaded) if tokens is None else tokens
-    max_length = config.max_length or choose_max_length(tokens.lengths[train], found.max_positions)
+    max_length = config.max_length or choose_max_length(tokens.lengths[train], checkpoint.max_positions)
     tokenizer.model_max_length = max_length
     return replace(loaded, max_length=max_length), tokens
 
@@ -161,7 +180,7 @@ def prepare_model(
 def embed(loaded: Loaded, tokens: Tokens) -> np.ndarray:
     """Return embeddings of n texts before fine-tuning, with values between −1 and 1, shape (n, hidden size).
 
-    They are the means of the hidden states; with mean pooling in the model, what its head reads.
+    With mean pooling, an embedding is the input of the head; otherwise it is the mean of the hidden states.
     """
     loaded.model.to(loaded.device).eval()
     batch = TokenBatch.of(tokens.cut(loaded.max_length))
@@ -170,34 +189,28 @@ def embed(loaded: Loaded, tokens: Tokens) -> np.ndarray:
     return pooling.passed_on(compute_embeddings(loaded, batch))
 
 
-def begin_head(loaded: Loaded, regression: Regression) -> None:
-    """Have the head of a model with mean pooling begin as a regression on `embed`; leave others as they are."""
+def initialize_head(loaded: Loaded, regression: Regression) -> None:
+    """Initialize the head of a model with mean pooling as a regression on `embed`; leave other heads unchanged."""
     if loaded.pooled:
         pooling.set_head(loaded.model, regression.weight, regression.bias)
 
 
-def draw_evenly(targets: np.ndarray, most: int, *, seed: int) -> np.ndarray:
-    """Return the positions of some texts, in order, drawn so that each class has as many as others where it can.
+def sample_balanced(targets: np.ndarray, size: int, *, seed: int) -> np.ndarray:
+    """Sample texts with classes as balanced as possible, and return their positions in ascending order.
 
     Args:
         targets: class indices, shape (n,).
-        most: how many; all if there are fewer.
-        seed: of the draw.
+        size: number of texts; all texts if n is smaller.
+        seed: seed of the sample.
     """
     order = np.random.default_rng(seed).permutation(len(targets))
     in_class = pd.Series(targets[order]).groupby(targets[order]).cumcount().to_numpy()
-    result: np.ndarray = np.sort(order[np.argsort(in_class, kind="stable")[:most]])
+    result: np.ndarray = np.sort(order[np.argsort(in_class, kind="stable")[:size]])
     return result
 
 
 def choose_recipe(config: Config, loaded: Loaded, train: TokenDataset) -> Recipe:
-    """Choose the settings that the user left open.
-
-    Args:
-        config: what the user gave.
-        loaded: of `prepare_model`.
-        train: the training texts, with their labels.
-    """
+    """Choose the training settings that the user did not set."""
     return choose(
         config,
         counts=np.bincount(train.labels, minlength=loaded.model.config.num_labels),

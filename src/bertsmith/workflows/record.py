@@ -1,9 +1,9 @@
-"""Write down a run while it is made: what it began with, its history, its status."""
+"""Record a run in its folder: inputs, history and status."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import pandas as pd
 
 from bertsmith.compute.machine import hardware, versions
 from bertsmith.config import Config
-from bertsmith.data.clean import Cleaned
 from bertsmith.data.table import Table
 from bertsmith.errors import Interrupted
 from bertsmith.events import (
@@ -22,16 +21,16 @@ from bertsmith.events import (
     Finished,
     Listener,
     Prepared,
+    RolledBack,
     RunListener,
     Saved,
-    WentBack,
 )
 from bertsmith.folders.atomic import replaced_file, write_json
 from bertsmith.folders.new_run import check_room, check_same, create
 from bertsmith.folders.run import Run, now
 from bertsmith.training.timing import Phases
 from bertsmith.workflows.prepare import Inputs, Splits
-from bertsmith.workflows.score import hashes
+from bertsmith.workflows.score import hash_texts
 
 
 def begin_run(
@@ -45,14 +44,14 @@ def begin_run(
     checkpoints: int,
     before_writing: Callable[[], None],
 ) -> Run:
-    """Create the run folder and write down what the run begins with.
+    """Create the run folder and record settings, data and model.
 
     Args:
         output: the folder.
         config: the settings.
-        splits, inputs, prepared: what the run begins with.
-        phases: the time spent so far.
-        checkpoints: how many are kept.
+        splits, inputs, prepared: data, model and recipe.
+        phases: the time so far.
+        checkpoints: number of checkpoints to keep.
         before_writing: called before the first write.
 
     Raises:
@@ -61,71 +60,65 @@ def begin_run(
     check_room(output, parameters=inputs.loaded.parameters, checkpoints=checkpoints)
     before_writing()
     run = create(output)
-    described = _describe(prepared, splits.data, inputs)
-    run.update(status="running", created=now(), config=config.dump(), **described)
+    description = _describe(prepared, splits.data, inputs)
+    run.update(status="running", created=now(), config=config.dump(), **description)
     _write_splits(run, splits, phases)
     run.truncate_history(0)
     return run
 
 
 def resume_run(
-    output: Path,
+    run: Run,
     config: Config,
     splits: Splits,
     inputs: Inputs,
     prepared: Prepared,
     phases: Phases,
     observe: RunListener,
-) -> tuple[Run, Path | None]:
-    """Check that an unfinished run is the same run, and return it with its last whole checkpoint.
+) -> Path | None:
+    """Check that nothing has changed since a run began, and return its last intact checkpoint.
 
-    Damaged checkpoints are reported and removed. ``phases`` gets the time that the run has spent before.
+    Damaged checkpoints are reported and removed. The time spent before is added to ``phases``.
 
     Raises:
-        RunFolderError: naming what differs from the run that began.
+        RunFolderError: naming what has changed.
     """
-    run = Run(output)
     phases.add(run.info.get("seconds", {}))
-    described = _describe(prepared, splits.data, inputs)
-    check_same(run, config=config.dump(), fingerprint=described["data"]["fingerprint"], model=described["model"])
+    description = _describe(prepared, splits.data, inputs)
+    check_same(run, config=config.dump(), fingerprint=description["data"]["fingerprint"], model=description["model"])
     checkpoint = run.last_checkpoint()
     step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    if damaged := run.drop_checkpoints_after(checkpoint):
+    if damaged := run.remove_checkpoints_after(checkpoint):
         observe(CheckpointsDamaged(step, damaged))
     _write_splits(run, splits, phases)
     run.truncate_history(step)
-    return run, checkpoint
+    return checkpoint
 
 
-def history_of(run: Run, phases: Phases, observe: RunListener) -> Listener:
+def recording_listener(run: Run, phases: Phases, observe: RunListener) -> Listener:
     """Return a listener that writes events to the run folder and passes them on.
 
-    Seconds of events include those of the run before it was resumed.
-
-    Args:
-        run: the run.
-        phases: its times.
-        observe: receives the events.
+    The seconds of events include the time before the run was resumed.
     """
     earlier = phases.seconds().get("training", 0.0)
 
-    def listen(event: Event) -> None:
+    def listener(event: Event) -> None:
         if isinstance(event, Evaluated | Finished):
             event = dataclasses.replace(event, seconds=event.seconds + earlier)
         if isinstance(event, Evaluated):
             run.log(dataclasses.asdict(event))
-        elif isinstance(event, Saved):  # so that the time is known if the process is killed
+        elif isinstance(event, Saved):  # the time so far survives a kill
             run.update(seconds=phases.seconds())
-        elif isinstance(event, WentBack):
+        elif isinstance(event, RolledBack):
             run.truncate_history(event.to_step)
             run.update(went_back=dataclasses.asdict(event))
         observe(event)
 
-    return listen
+    return listener
 
 
 @contextmanager
-def failure_recorded(run: Run, phases: Phases | None = None) -> Iterator[None]:
+def record_failure(run: Run, phases: Phases | None = None) -> Iterator[None]:
     """Write the status ``interrupted`` or ``failed`` to ``run.json`` if the block raises."""
     try:
         yield
@@ -138,9 +131,9 @@ def failure_recorded(run: Run, phases: Phases | None = None) -> Iterator[None]:
 
 
 def _write_splits(run: Run, splits: Splits, phases: Phases) -> None:
-    write_json(run.layout.labels, _labels(splits))
+    write_json(run.layout.labels, _class_table(splits))
     with replaced_file(run.layout.splits) as file:
-        _split_rows(splits.data, splits.cleaned).to_parquet(file, index=False)
+        _split_table(splits).to_parquet(file, index=False)
     run.layout.checkpoints.mkdir(exist_ok=True)
     run.update(status="running", seconds=phases.seconds())
 
@@ -171,7 +164,7 @@ def _describe(prepared: Prepared, data: Table, inputs: Inputs) -> dict[str, Any]
     }
 
 
-def _labels(splits: Splits) -> Mapping[str, Any]:
+def _class_table(splits: Splits) -> dict[str, Any]:
     labels = splits.data.labels
     counts = {name: splits.data.take(rows).counts for name, rows in splits.rows.items()}
     return {
@@ -182,9 +175,10 @@ def _labels(splits: Splits) -> Mapping[str, Any]:
     }
 
 
-def _split_rows(data: Table, cleaned: Cleaned) -> pd.DataFrame:
-    used = data.frame[["source", "row", "split"]].assign(reason=None, hash=hashes(data.frame["text"]))
-    unused = cleaned.dropped[["source", "row", "reason"]].assign(split=None, hash=None)
+def _split_table(splits: Splits) -> pd.DataFrame:
+    frame = splits.data.frame
+    used = frame[["source", "row", "split"]].assign(reason=None, hash=hash_texts(frame["text"]))
+    unused = splits.cleaned.dropped[["source", "row", "reason"]].assign(split=None, hash=None)
     frame = pd.concat([used.astype(object), unused.astype(object)])[["source", "row", "split", "reason", "hash"]]
     frame = frame.astype({"source": "str", "row": "int64", "split": "str", "reason": "str", "hash": "str"})
     return frame.sort_values(["source", "row"], ignore_index=True)

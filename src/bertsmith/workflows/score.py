@@ -1,4 +1,4 @@
-"""Score a fitted model on the splits of its own run, and keep its predictions."""
+"""Score a model on the splits of its run, and write its predictions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from bertsmith.model.load import fold
 from bertsmith.model.tokenizer import Tokens
 
 TRAIN_SAMPLE = (200, 1000)
-"""Fewest and most training texts that are scored, else a tenth of them: enough to see overfitting."""
+"""Minimum and maximum number of training texts to score; in between, a tenth of them. Shows overfitting."""
 
 
 def fit_rule(
@@ -44,12 +44,12 @@ def fit_rule(
 
     Args:
         targets: class indices of the texts, shape (n,).
-        probabilities: of the same texts, shape (n, classes).
-        config: whether a decision rule is wanted.
-        prior: of the temperature, see `fit_temperature`.
+        probabilities: their probabilities, shape (n, classes).
+        config: the settings; ``decision_rule`` can turn the rule off.
+        prior: prior of the temperature, see `fit_temperature`.
 
     Returns:
-        The decision rule, whose offsets are 0 where it is not used, and the temperature.
+        The decision rule, with offsets of 0 if it is not used, and the temperature.
     """
     decision = tune(targets, probabilities, seed=config.seed)
     if config.decision_rule == "off":
@@ -57,42 +57,47 @@ def fit_rule(
     return decision, fit_temperature(targets, scale(probabilities, 1.0, decision.offsets), prior=prior)
 
 
-def set_rule(fitted: Classifier, decision: Decision, temperature: float, run: runs.Run) -> None:
-    """Put a decision rule and a temperature into a model, here and on disk.
+def apply_rule(classifier: Classifier, decision: Decision, temperature: float, run: runs.Run) -> None:
+    """Put a decision rule and a temperature into a model, and save the model.
 
-    Where the head ends in a linear layer they go into its weights, so that whoever loads the model gets them; else
-    into its configuration, for bertsmith alone.
+    If the head ends in a linear layer, its weights include the rule, for every library that loads the model. Otherwise
+    the rule is in the model's configuration, and only bertsmith uses it.
 
     Args:
-        fitted: as training left it; its ``rule`` is set.
-        decision, temperature: of `fit_rule`.
-        run: whose model is written anew.
+        classifier: the model after training; its ``rule`` is set.
+        decision, temperature: the result of `fit_rule`.
+        run: the run of the model.
     """
     offsets = tuple(decision.offsets.tolist()) if decision.used else ()
     if temperature != 1 or offsets:
-        fitted.rule = Rule(temperature, offsets, folded=fold(fitted.loaded.model, temperature, offsets))
-        fitted.loaded.model.config.bertsmith = fitted.rule.to_dict()
-        run.save_model(fitted.loaded.save)
+        classifier.rule = Rule(temperature, offsets, folded=fold(classifier.loaded.model, temperature, offsets))
+        classifier.loaded.model.config.bertsmith = classifier.rule.to_dict()
+        run.save_model(classifier.loaded.save)
 
 
 @dataclass(frozen=True)
-class CrossValidated:
-    """What models said of training texts that they were not trained on.
+class CrossValidation:
+    """Predictions for the training texts by models that were not trained on them.
 
     Attributes:
-        fold: of each training text, shape (n,).
-        probabilities: of each, shape (n, classes).
-        tested: whether other texts are there to test on.
+        fold: the fold of each training text, shape (n,).
+        probabilities: the probabilities of each training text, shape (n, classes).
+        has_test: whether the table has test texts.
     """
 
     fold: np.ndarray
     probabilities: np.ndarray
-    tested: bool
+    has_test: bool
+
+    @property
+    def n_folds(self) -> int:
+        """Number of folds."""
+        return int(self.fold.max()) + 1
 
     def calibrated(self, targets: np.ndarray, config: Config) -> np.ndarray:
-        """Return the probabilities as they are with rule and temperature of all other folds, shape (n, classes)."""
+        """Calibrate the probabilities of each fold with rule and temperature of the other folds, shape (n, classes)."""
         result = np.empty_like(self.probabilities)
-        for f in range(int(self.fold.max()) + 1):
+        for f in range(self.n_folds):
             inside = self.fold != f
             decision, temperature = fit_rule(targets[inside], self.probabilities[inside], config, prior=WIDE_PRIOR)
             result[~inside] = scale(self.probabilities[~inside], temperature, decision.offsets)
@@ -101,14 +106,14 @@ class CrossValidated:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a fitted model says of the splits.
+    """Scores of a model on the splits.
 
     Attributes:
-        splits: figures by split.
-        probabilities: by split, shape (texts, classes).
-        decision: the decision rule that is in the model.
-        inference: see `choose_inference`.
-        lengths: tokens of every test text, nothing cut, shape (texts,).
+        splits: metrics by split.
+        probabilities: probabilities by split, each of shape (texts, classes).
+        decision: the decision rule of the model.
+        inference: the result of `choose_inference`.
+        lengths: number of tokens of every test text before truncation, shape (texts,).
     """
 
     splits: dict[str, Any]
@@ -119,164 +124,169 @@ class Scores:
 
 
 def score_splits(
-    fitted: Classifier,
-    parts: dict[str, Table],
-    encoded: dict[str, Tokens],
+    classifier: Classifier,
+    tables: dict[str, Table],
+    tokens: dict[str, Tokens],
     run: runs.Run,
     config: Config,
     observe: ScoringListener,
-    crossed: CrossValidated | None = None,
+    cross_validation: CrossValidation | None = None,
 ) -> Scores:
-    """Calibrate the fitted model and score it on every split: the only time that the test split is looked at.
+    """Calibrate a model and score it on every split. Nothing else uses the test split.
 
-    Every text is predicted once; of train a sample is scored. With cross-validation, what is called validation are the
-    training texts, as models said that were not trained on them; so is the test, where there are no test texts.
+    Every text is predicted once; only a sample of the training texts is scored. With cross-validation, its predictions
+    are scored as validation, and as test if the table has no test texts.
 
     Args:
-        fitted, run: as for `set_rule`.
-        parts: the splits.
-        encoded: their tokens, as training had them, cut nowhere before the model's maximum length.
+        classifier, run: as for `apply_rule`.
+        tables: the texts by split.
+        tokens: the tokens by split, truncated no shorter than the maximum length.
         config: the settings.
-        observe: receives `Scoring` once and `Scored` as texts are done.
-        crossed: of the training texts, with cross-validation.
+        observe: called with `Scoring` once and with `Scored` after each batch.
+        cross_validation: the predictions of the cross-validation, if any.
     """
-    sample, seed = parts["train"], config.seed
-    size = min(max(len(sample) // 10, TRAIN_SAMPLE[0]), TRAIN_SAMPLE[1])
-    if len(sample) > size:
-        rows = np.sort(np.random.default_rng(seed).choice(len(sample), size, replace=False))
-        sample, encoded = sample.take(rows), {**encoded, "train": encoded["train"].take(rows)}
-    tables = {"validation": parts["validation"], "train": sample, "test": parts["test"]}
-    ready: dict[str, np.ndarray] = {}
-    if crossed is not None:
-        ready["validation"] = crossed.probabilities
-        if not crossed.tested:
-            ready["test"] = crossed.calibrated(parts["test"].targets, config)
-    observe(Scoring(sum(len(table) for name, table in tables.items() if name not in ready)))
+    sample, seed, n_train = tables["train"], config.seed, len(tables["train"])
+    size = min(max(n_train // 10, TRAIN_SAMPLE[0]), TRAIN_SAMPLE[1])
+    if n_train > size:
+        rows = np.sort(np.random.default_rng(seed).choice(n_train, size, replace=False))
+        sample, tokens = sample.take(rows), {**tokens, "train": tokens["train"].take(rows)}
+    # Validation is first: it calibrates the model.
+    tables = {"validation": tables["validation"], "train": sample, "test": tables["test"]}
+    known: dict[str, np.ndarray] = {}
+    if cross_validation is not None:
+        known["validation"] = cross_validation.probabilities
+        if not cross_validation.has_test:
+            known["test"] = cross_validation.calibrated(tables["test"].targets, config)
+    observe(Scoring(sum(len(table) for name, table in tables.items() if name not in known)))
 
     def predict(name: str) -> np.ndarray:
-        tokens = fitted.own(encoded[name], tables[name].frame["text"].tolist())
-        return fitted.probabilities_of(tokens, lambda n: observe(Scored(n)))
+        own_tokens = classifier.own(tokens[name], tables[name].frame["text"].tolist())
+        return classifier.probabilities_of(own_tokens, lambda n: observe(Scored(n)))
 
     splits: dict[str, Any] = {}
     probabilities: dict[str, np.ndarray] = {}
     for name, table in tables.items():
-        found = ready[name] if name in ready else predict(name)
+        predicted = known[name] if name in known else predict(name)
         if name == "validation":
-            prior = PRIOR if crossed is None else WIDE_PRIOR
-            decision, temperature = fit_rule(table.targets, found, config, prior=prior)
-            set_rule(fitted, decision, temperature, run)
-            found = scale(found, temperature, decision.offsets)
-        probabilities[name] = found
+            prior = PRIOR if cross_validation is None else WIDE_PRIOR
+            decision, temperature = fit_rule(table.targets, predicted, config, prior=prior)
+            apply_rule(classifier, decision, temperature, run)
+            predicted = scale(predicted, temperature, decision.offsets)
+        probabilities[name] = predicted
         splits[name] = evaluate(
-            table.targets, found, table.labels, seed=seed, detail=name != "train", groups=groups_of(table)
+            table.targets, predicted, table.labels, seed=seed, detail=name != "train", groups=table_groups(table)
         )
-        if name in ready:
-            splits[name] |= {"by": "cross-validation", "folds": int(crossed.fold.max()) + 1 if crossed else 0}
-    checked = "validation" if crossed is None else "train"
-    inference = choose_inference(fitted, encoded[checked], probabilities[checked])
-    splits["train"]["sample_of"] = len(parts["train"])
-    return Scores(splits, probabilities, decision, inference, encoded["test"].lengths)
+        if cross_validation is not None and name in known:
+            splits[name] |= {"by": "cross-validation", "folds": cross_validation.n_folds}
+    checked = "validation" if cross_validation is None else "train"
+    inference = choose_inference(classifier, tokens[checked], probabilities[checked])
+    splits["train"]["sample_of"] = n_train
+    return Scores(splits, probabilities, decision, inference, tokens["test"].lengths)
 
 
-def choose_inference(fitted: Classifier, validation: Tokens, probabilities: np.ndarray) -> dict[str, Any]:
-    """Have the classifier predict in bf16 if its device is fast at that and the validation texts keep their labels.
+def choose_inference(classifier: Classifier, validation: Tokens, probabilities: np.ndarray) -> dict[str, Any]:
+    """Switch a classifier to bf16 if its device computes fast in bf16 and all predicted labels stay the same.
 
     Args:
-        fitted: calibrated; its ``dtype`` is set.
-        validation: the validation texts, or others.
-        probabilities: of these in fp32, shape (n, classes).
+        classifier: the calibrated model; its ``dtype`` is set.
+        validation: the tokens of n texts, usually the validation texts.
+        probabilities: their probabilities in fp32, shape (n, classes).
 
     Returns:
-        JSON-ready: ``precision`` of predictions, and, where bf16 was tried, ``texts``, ``agreement`` (share of them
-        with the same label) and ``largest_difference`` (of a probability).
+        JSON-ready: ``precision`` of predictions. If bf16 was tried also ``texts``, ``agreement`` (share of texts with
+        the same label) and ``largest_difference`` (of a probability).
     """
-    if choose_precision(fitted.loaded.device)[0] != "bf16" or len(validation) < FEWEST_TO_SELECT:
+    if choose_precision(classifier.loaded.device)[0] != "bf16" or len(validation) < FEWEST_TO_SELECT:
         return {"precision": "fp32"}
-    fitted.compute_in(torch.bfloat16)
-    shorter = fitted.probabilities_of(validation)
-    same = shorter.argmax(axis=1) == probabilities.argmax(axis=1)
+    classifier.compute_in(torch.bfloat16)
+    bf16 = classifier.probabilities_of(validation)
+    same = bf16.argmax(axis=1) == probabilities.argmax(axis=1)
     if not same.all():
-        fitted.compute_in(torch.float32)
+        classifier.compute_in(torch.float32)
     return {
         "precision": "bf16" if same.all() else "fp32",
         "texts": len(validation),
         "agreement": float(same.mean()),
-        "largest_difference": float(abs(shorter - probabilities).max()),
+        "largest_difference": float(abs(bf16 - probabilities).max()),
     }
 
 
-def groups_of(table: Table) -> np.ndarray | None:
-    """Return the group of every row, shape (rows,), where the table has groups."""
+def table_groups(table: Table) -> np.ndarray | None:
+    """Return the group index of every row, shape (rows,); ``None`` for a table without groups."""
     groups = table.frame["group"]
     return pd.factorize(groups)[0] if len(groups) and groups.notna().all() else None
 
 
-def look_closer(
-    classifier: Classifier, parts: dict[str, Table], scores: Scores, crossed: CrossValidated | None = None
+def analyze_test(
+    classifier: Classifier, tables: dict[str, Table], scores: Scores, cross_validation: CrossValidation | None = None
 ) -> dict[str, Any]:
-    """Say what the figures of the test split hide: where it is worse, when it should not answer, what the rule does.
+    """Analyze the predictions for the test texts: calibration, abstention, slices and decision rule.
 
     Args:
-        classifier: as it stands on disk.
-        parts: the splits.
-        scores: of them.
-        crossed: as for `score_splits`.
+        classifier: the saved model.
+        tables: the texts by split.
+        scores: the scores of the model.
+        cross_validation: as for `score_splits`.
 
     Returns:
-        JSON-ready: ``calibration`` (to add to that of the split), ``abstention``, ``slices`` and ``decision_rule``.
+        JSON-ready: ``calibration`` (to merge with that of the split), ``abstention``, ``slices`` and ``decision_rule``.
     """
-    test, said, tokens = parts["test"], scores.probabilities["test"], scores.lengths
-    targets, predicted, rule = test.targets, said.argmax(axis=1), classifier.rule
-    if crossed is not None and not crossed.tested:  # each fold has a rule and a temperature of its own
-        before, plain = crossed.probabilities, crossed.probabilities.argmax(axis=1)
+    test, probabilities, lengths = tables["test"], scores.probabilities["test"], scores.lengths
+    targets, predicted, rule = test.targets, probabilities.argmax(axis=1), classifier.rule
+    if cross_validation is not None and not cross_validation.has_test:  # rule and temperature differ between folds
+        uncalibrated = cross_validation.probabilities
+        without_rule = uncalibrated.argmax(axis=1)
     else:
-        before = scale(said, 1 / rule.temperature, -np.array(rule.offsets or 0.0) / rule.temperature)
-        plain = rule.apply(said, decide=False).argmax(axis=1)
+        uncalibrated = scale(probabilities, 1 / rule.temperature, -np.array(rule.offsets or 0.0) / rule.temperature)
+        without_rule = rule.apply(probabilities, decide=False).argmax(axis=1)
     columns = {
-        "length in tokens": pd.Series(tokens),
-        "cut at the maximum length": pd.Series(np.where(tokens > classifier.loaded.max_length, "yes", "no")),
+        "length in tokens": pd.Series(lengths),
+        "cut at the maximum length": pd.Series(np.where(lengths > classifier.loaded.max_length, "yes", "no")),
         "label": pd.Series(np.array(test.labels.texts, dtype=object)[targets]).astype("category"),
         **{str(name): test.extra[name] for name in test.extra.columns},
     }
-    ruled = {"metric": PRIMARY, **scores.decision.to_dict(), "folded": rule.folded}
+    decision_rule = {"metric": PRIMARY, **scores.decision.to_dict(), "folded": rule.folded}
     if scores.decision.used:
-        found = {
-            name: from_pairs(targets, p, len(test.labels)) for name, p in (("with", predicted), ("without", plain))
+        metrics = {
+            name: from_pairs(targets, labels, len(test.labels))
+            for name, labels in (("with", predicted), ("without", without_rule))
         }
-        ruled["test"] = {name: {m: s[m] for m in (PRIMARY, "accuracy")} for name, s in found.items()}
+        decision_rule["test"] = {name: {m: v[m] for m in (PRIMARY, "accuracy")} for name, v in metrics.items()}
     return {
-        "calibration": {"temperature": rule.temperature, "before": calibration(targets, before)},
-        "abstention": _check_abstention(parts, scores, crossed),
+        "calibration": {"temperature": rule.temperature, "before": calibration(targets, uncalibrated)},
+        "abstention": _check_abstention(tables, scores, cross_validation),
         "slices": slices(predicted == targets, columns),
-        "decision_rule": ruled,
+        "decision_rule": decision_rule,
     }
 
 
-def _check_abstention(parts: dict[str, Table], scores: Scores, crossed: CrossValidated | None) -> dict[str, Any]:
-    """Check thresholds on texts that they do not come from: without test texts, every other fold checks the others.
+def _check_abstention(
+    tables: dict[str, Table], scores: Scores, cross_validation: CrossValidation | None
+) -> dict[str, Any]:
+    """Check abstention thresholds on held-out texts. Without test texts, the odd folds check those of the even folds.
 
     Returns:
-        JSON-ready: that of `check`, and ``texts`` that thresholds and sets were checked on.
+        JSON-ready: the result of `check`, and ``texts``, the number of texts that it used.
     """
-    targets, said = parts["test"].targets, scores.probabilities["test"]
-    if crossed is None or crossed.tested:
-        held_out = parts["validation"].targets, scores.probabilities["validation"]
-        return {**check(targets, said, held_out), "texts": len(targets)}
-    even = crossed.fold % 2 == 0
-    found = check(targets[~even], said[~even], (targets[even], said[even]))
-    curve = accuracy_coverage(said.max(axis=1), said.argmax(axis=1) == targets)
-    return {**found, "accuracy_coverage": curve, "texts": int((~even).sum())}
+    targets, probabilities = tables["test"].targets, scores.probabilities["test"]
+    if cross_validation is None or cross_validation.has_test:
+        held_out = tables["validation"].targets, scores.probabilities["validation"]
+        return {**check(targets, probabilities, held_out), "texts": len(targets)}
+    even = cross_validation.fold % 2 == 0
+    checked = check(targets[~even], probabilities[~even], (targets[even], probabilities[even]))
+    curve = accuracy_coverage(probabilities.max(axis=1), probabilities.argmax(axis=1) == targets)
+    return {**checked, "accuracy_coverage": curve, "texts": int((~even).sum())}
 
 
 def predictions_frame(table: Table, probabilities: np.ndarray) -> pd.DataFrame:
-    """Return one row a text: where it stands, its label and group, and what the model says.
+    """Return one row per text with its source row, label, group and prediction.
 
     Args:
         table: n texts.
-        probabilities: of them, shape (n, classes).
+        probabilities: their probabilities, shape (n, classes).
     """
     labels = table.labels
-    given = pd.DataFrame(
+    frame = pd.DataFrame(
         {
             "row": table.frame["row"],
             "text": table.frame["text"],
@@ -285,34 +295,33 @@ def predictions_frame(table: Table, probabilities: np.ndarray) -> pd.DataFrame:
         }
     )
     if table.frame["group"].notna().all():
-        given["group"] = table.frame["group"]
-    return pd.concat([given, to_frame(probabilities, labels)], axis=1)
+        frame["group"] = table.frame["group"]
+    return pd.concat([frame, to_frame(probabilities, labels)], axis=1)
 
 
-def hashes(texts: Iterable[str]) -> pd.Series:
-    """Return the XXH3 of every text, in hexadecimal: enough to tell whether a text was seen, and not what it said."""
+def hash_texts(texts: Iterable[str]) -> pd.Series:
+    """Return the XXH3 hash of every text in hexadecimal: it identifies a text without revealing it."""
     return pd.Series([xxhash.xxh3_64_hexdigest(text.encode()) for text in texts], dtype="str")
 
 
-def targets_of(predictions: pd.DataFrame, labels: Labels) -> np.ndarray:
-    """Return the class index of every text in predictions that were kept, shape (n,)."""
+def stored_targets(predictions: pd.DataFrame, labels: Labels) -> np.ndarray:
+    """Return the class index of every text in saved predictions, shape (n,)."""
     index = {number: i for i, number in enumerate(labels.numbers)}
     return np.array([index[number] for number in predictions["label"]], dtype=np.int64)
 
 
-def groups_in(predictions: pd.DataFrame) -> np.ndarray | None:
-    """Return the group of every text in predictions that were kept, shape (n,), where there are groups."""
+def stored_groups(predictions: pd.DataFrame) -> np.ndarray | None:
+    """Return the group index of every text in saved predictions, shape (n,); ``None`` without groups."""
     return pd.factorize(predictions["group"])[0] if "group" in predictions.columns else None
 
 
 def write_predictions(folder: Path, name: str, frame: pd.DataFrame) -> None:
-    """Write predictions as ``NAME.parquet`` and ``NAME.csv``, where the probabilities are a JSON list.
+    """Write predictions as ``NAME.parquet`` and ``NAME.csv``.
 
-    The CSV is for spreadsheets, with cells that would be formulas guarded; the Parquet file has the texts as they are.
+    The CSV is for spreadsheets: formulas are escaped, and the probabilities are a JSON list.
     """
     with atomic.replaced_file(folder / f"{name}.parquet") as file:
         frame.to_parquet(file, index=False)
     with atomic.replaced_file(folder / f"{name}.csv") as file:
         rounded = [json.dumps([round(float(p), 6) for p in row]) for row in frame["probabilities"]]
-        shown = frame.assign(probabilities=rounded)
-        write_csv(shown, file)
+        write_csv(frame.assign(probabilities=rounded), file)

@@ -1,4 +1,4 @@
-"""Train with several seeds: how far the figures move by chance, the best of the models, and all of them together."""
+"""Train with several seeds: spread of the scores, best model and ensemble."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from bertsmith.evaluation.intervals import paired_difference
 from bertsmith.events import RunListener, SeedStarted
 from bertsmith.folders import atomic
 from bertsmith.folders.claim import claim
-from bertsmith.folders.new_run import RunPlace, check_same_settings, create
+from bertsmith.folders.new_run import RunFolder, check_same_settings, create
 from bertsmith.folders.run import Run, now
 from bertsmith.inference.ensemble import mean_probabilities
 from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
 from bertsmith.training.distributed import started
 from bertsmith.workflows.inspect import as_table
-from bertsmith.workflows.record import failure_recorded
-from bertsmith.workflows.score import groups_in, targets_of
+from bertsmith.workflows.record import record_failure
+from bertsmith.workflows.score import stored_groups, stored_targets
 from bertsmith.workflows.train import run_training, train_into
 
 
@@ -42,17 +42,15 @@ def run_seeds(
 ) -> Run:
     """Train with each of ``config.seeds`` seeds; see `bertsmith.train` for the arguments.
 
-    Each seed is a run of its own in ``RUN/seeds``, on the same split. The run takes the files of the seed with the best
-    validation score. Its metrics include the spread over the seeds.
+    Each seed is a run in ``RUN/seeds``, with the same split. The files of the seed with the best validation score are
+    copied to the run. Its metrics include the spread over the seeds.
     """
     if config.seeds == 1:
         return run_training(source, config, output, resume=resume, overwrite=overwrite, observe=observe, stop=stop)
     if started()[1] > 1:
-        raise ConfigError(
-            "with torchrun, several processes train one model, not several", remedy="Leave out --seeds, or torchrun."
-        )
+        raise ConfigError("torchrun cannot be combined with several seeds", remedy="Leave out --seeds, or torchrun.")
     run = Run(output)
-    with claim(RunPlace(output), resume=resume, overwrite=overwrite):
+    with claim(RunFolder(output), resume=resume, overwrite=overwrite):
         if resume:
             check_same_settings(run, config.dump())
         created = resume
@@ -66,16 +64,16 @@ def run_seeds(
         table = as_table(source, config)
         try:
             for number in range(config.seeds):
-                _train_one(table, config, run, number, observe, stop, create_once)
+                _train_seed(table, config, run, number, observe, stop, create_once)
         except BaseException:
-            if not created:
+            if not created:  # a run to overwrite is unchanged
                 raise
-            with failure_recorded(run):
+            with record_failure(run):
                 raise
-        return _gather(run, config)
+        return _finish(run, config)
 
 
-def _train_one(
+def _train_seed(
     table: Table,
     config: Config,
     run: Run,
@@ -85,17 +83,16 @@ def _train_one(
     before_writing: Callable[[], None],
 ) -> None:
     seed = (config.seed + number) % 2**32
-    path = run.layout.seeds / str(seed)
-    one = Run(path)
-    begun = one.layout.run.is_file()
-    if begun and one.info.get("status") == "finished":
+    member = Run(run.layout.seeds / str(seed))
+    exists = member.layout.run.is_file()
+    if exists and member.info.get("status") == "finished":
         return
     observe(SeedStarted(seed, number + 1, config.seeds))
     train_into(
-        path,
+        member.path,
         table,
         config.model_copy(update={"seed": seed, "seeds": 1}),
-        resume=begun and one.is_resumable,
+        resume=exists and member.is_resumable,
         observe=observe,
         stop=stop,
         split_seed=config.seed,
@@ -103,23 +100,21 @@ def _train_one(
     )
 
 
-def _gather(run: Run, config: Config) -> Run:
-    """Make the best of several runs the run, and say what all of them are like."""
+def _finish(run: Run, config: Config) -> Run:
+    """Copy the files of the best seed to the run, and add the comparison of the seeds."""
     members = run.members
     scores = [m.metrics["splits"]["validation"]["metrics"][PRIMARY]["value"] for m in members]
     best = members[int(np.argmax(scores))]
     metrics = {**best.metrics, "seeds": _compare(members, best, config.seed)}
     for file in (best.layout.labels, best.layout.splits, best.layout.history):
-        with atomic.replaced_file(run.path / file.name) as part:
-            shutil.copyfile(file, part)
+        with atomic.replaced_file(run.path / file.name) as temporary:
+            shutil.copyfile(file, temporary)
     for folder in (best.layout.model, best.layout.predictions):
-        with atomic.replaced_folder(run.path / folder.name) as part:
-            shutil.copytree(folder, part, dirs_exist_ok=True)
+        with atomic.replaced_folder(run.path / folder.name) as temporary:
+            shutil.copytree(folder, temporary, dirs_exist_ok=True)
     atomic.write_json(run.layout.metrics, metrics)
-    of_best = {
-        k: v for k, v in best.info.items() if k not in ("status", "config", "created", "finished", "model_files")
-    }
-    run.update(**of_best, best_seed=int(best.path.name))
+    own = ("status", "config", "created", "finished", "model_files")
+    run.update(**{k: v for k, v in best.info.items() if k not in own}, best_seed=int(best.path.name))
     write_card(run)
     write_report(run)
     run.finish(keep_checkpoints=config.keep_checkpoints)
@@ -137,21 +132,23 @@ def _compare(members: list[Run], best: Run, seed: int) -> dict[str, Any]:
     ]
     spread = {}
     for metric in metrics:
-        of_test = [value(m, "test", metric) for m in members]
-        spread[metric] = {"mean": float(np.mean(of_test)), "standard_deviation": float(np.std(of_test, ddof=1))}
+        values = [value(m, "test", metric) for m in members]
+        spread[metric] = {"mean": float(np.mean(values)), "standard_deviation": float(np.std(values, ddof=1))}
     probabilities = mean_probabilities([m.predictions for m in members])
-    targets = targets_of(best.predictions, best.labels)
-    groups = groups_in(best.predictions)
-    together = evaluate(targets, probabilities, best.labels, seed=seed, detail=False, groups=groups)
-    alone = np.stack(best.predictions["probabilities"].to_list())
-    ours, theirs, n_classes = probabilities.argmax(axis=1), alone.argmax(axis=1), len(best.labels)
-    difference = paired_difference(targets, ours, theirs, n_classes, metric=PRIMARY, seed=seed, groups=groups)
+    targets = stored_targets(best.predictions, best.labels)
+    groups = stored_groups(best.predictions)
+    ensemble = evaluate(targets, probabilities, best.labels, seed=seed, detail=False, groups=groups)
+    single = np.stack(best.predictions["probabilities"].to_list())
+    predictions = probabilities.argmax(axis=1), single.argmax(axis=1)
+    difference, low, high = paired_difference(
+        targets, *predictions, len(best.labels), metric=PRIMARY, seed=seed, groups=groups
+    )
     return {
         "each": each,
         "best": int(best.path.name),
         "test": spread,
         "ensemble": {
-            "metrics": together["metrics"],
-            "difference": {"metric": PRIMARY, "value": difference[0], "interval": list(difference[1:])},
+            "metrics": ensemble["metrics"],
+            "difference": {"metric": PRIMARY, "value": difference, "interval": [low, high]},
         },
     }

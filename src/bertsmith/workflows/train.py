@@ -1,4 +1,4 @@
-"""Train: the five steps from a table to a finished run."""
+"""Train: from a table to a finished run."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bertsmith.compute.device import describe_device
 from bertsmith.compute.memory import is_out_of_memory
 from bertsmith.config import PRIMARY, Config
 from bertsmith.data.clean import clean
-from bertsmith.data.inspect import inspect
 from bertsmith.data.split import split_cleaned
 from bertsmith.data.table import Table
 from bertsmith.errors import DeviceError, Interrupted, listing
 from bertsmith.evaluation.metrics import validation_metrics
-from bertsmith.events import Finished, Prepared, RunListener, Scored, Scoring
+from bertsmith.events import Finished, RunListener, Scored, Scoring, ScoringListener
 from bertsmith.folders.atomic import write_json
 from bertsmith.folders.claim import claim
-from bertsmith.folders.new_run import RunPlace
+from bertsmith.folders.new_run import RunFolder
 from bertsmith.folders.run import Layout, Run, damage_errors
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.explain import explain_mistakes
@@ -35,12 +33,12 @@ from bertsmith.training.trainer import check_memory, fit
 from bertsmith.workflows.baselines import FrozenEmbeddings, baselines
 from bertsmith.workflows.cross_validation import score_folds, split_or_fold
 from bertsmith.workflows.inspect import as_table
-from bertsmith.workflows.prepare import Splits, begin_head, choose_recipe, prepare_inputs
-from bertsmith.workflows.record import begin_run, failure_recorded, history_of, resume_run
+from bertsmith.workflows.prepare import Inputs, Splits, choose_recipe, initialize_head, prepare_inputs, prepared_event
+from bertsmith.workflows.record import begin_run, record_failure, recording_listener, resume_run
 from bertsmith.workflows.score import (
-    CrossValidated,
+    CrossValidation,
     Scores,
-    look_closer,
+    analyze_test,
     predictions_frame,
     score_splits,
     write_predictions,
@@ -66,7 +64,7 @@ def run_training(
         _assist(group, source, config, output, stop)
         group.wait()
         return Run(output)
-    with claim(RunPlace(output), resume=resume, overwrite=overwrite):
+    with claim(RunFolder(output), resume=resume, overwrite=overwrite):
         run = train_into(output, source, config, resume=resume, observe=observe, stop=stop, group=group)
         group.wait()
         return run
@@ -91,10 +89,10 @@ def train_into(
         source: the table, or what `bertsmith.read_table` takes.
         config: the settings.
         resume: continue an unfinished run.
-        observe: receives the events.
-        stop: asked after every step; training is interrupted if it returns true.
-        split_seed: of the split; that of the run if ``None``.
-        before_writing: called after the table and the model are checked, before the first write.
+        observe: called with each event.
+        stop: called after every step; training is interrupted if it returns true.
+        split_seed: seed of the split; ``config.seed`` if ``None``.
+        before_writing: called after the checks of table and model, before the first write.
         group: the processes that train the model.
 
     Raises:
@@ -106,105 +104,82 @@ def train_into(
         with phases.timed("data"):
             _check(stop, "stopped before training began")
             table = as_table(source, config)
-            splits = _split(table, config, config.seed if split_seed is None else split_seed, output, resume, group)
+            cleaned = clean(table)
+            seed = config.seed if split_seed is None else split_seed
+            resumed = Run(output) if resume else None
+            splits = Splits(cleaned, *split_or_fold(cleaned, config, seed, resumed, single_process=group.size == 1))
         with phases.timed("model"):
             _check(stop, "stopped before training began")
             inputs = prepare_inputs(splits.data, config)
-        loaded, parts = inputs.loaded, splits.parts
-        encoded = {name: inputs.tokens.take(rows) for name, rows in splits.scored.items()}
-        recipe = _recipe_of(output) if resume else choose_recipe(config, loaded, inputs.train)
+        loaded, tables = inputs.loaded, splits.scored_tables
+        tokens = {name: inputs.tokens.take(rows) for name, rows in splits.scored_rows.items()}
+        recipe = choose_recipe(config, loaded, inputs.train) if resumed is None else _saved_recipe(resumed)
         validates = splits.fold is None
         arguments = training_arguments(recipe, config, Layout(output).checkpoints, loaded.device, validates=validates)
-        prepared = Prepared(
-            inspect(
-                table,
-                tokens=inputs.tokens,
-                symbol_names=loaded.names,
-                max_length=loaded.max_length,
-                cleaned=splits.cleaned,
-            ),
-            splits.cleaned,
-            {name: len(rows) for name, rows in splits.rows.items()},
-            inputs.checkpoint.name,
-            loaded.parameters,
-            describe_device(loaded.device),
-            loaded.max_length,
-            recipe,
-            splits.n_folds,
-        )
+        prepared = prepared_event(table, splits, inputs, recipe)
         checkpoint = None
-        if resume:
-            run, checkpoint = resume_run(output, config, splits, inputs, prepared, phases, observe)
-        else:
-            kept = arguments.save_total_limit or 3
+        if resumed is None:
+            limit = arguments.save_total_limit or 3
             run = begin_run(
-                output, config, splits, inputs, prepared, phases, checkpoints=kept, before_writing=before_writing
+                output, config, splits, inputs, prepared, phases, checkpoints=limit, before_writing=before_writing
             )
+        else:
+            run = resumed
+            checkpoint = resume_run(run, config, splits, inputs, prepared, phases, observe)
         observe(prepared)
         group.broadcast((recipe, checkpoint))
-        with failure_recorded(run, phases):
+        with record_failure(run, phases):
             check_memory(loaded, inputs.train, inputs.validation)
             with phases.timed("baseline"):
-                frozen = FrozenEmbeddings.embed(loaded, parts, encoded, config.seed)
-                begin_head(loaded, group.broadcast(frozen.regress()))
-            listen = history_of(run, phases, observe)
+                frozen = FrozenEmbeddings.embed(loaded, tables, tokens, config.seed)
+                initialize_head(loaded, group.broadcast(frozen.fit_regression()))
+            listener = recording_listener(run, phases, observe)
             with phases.timed("training"):
-                crossed = None
-                if splits.fold is not None:
-                    probabilities = score_folds(
-                        inputs.checkpoint,
-                        config,
-                        recipe,
-                        parts["train"],
-                        encoded["train"],
-                        splits.fold,
-                        frozen.regress,
-                        run.layout.folds,
-                        emit=observe,
-                        stop=stop,
-                    )
-                    crossed = CrossValidated(splits.fold, probabilities, tested=len(splits.rows["test"]) > 0)
+                cross_validation = _cross_validate(run, config, splits, inputs, recipe, frozen, observe, stop)
                 finished = fit(
                     loaded,
                     inputs.train,
                     inputs.validation,
                     arguments,
                     score=validation_metrics,
-                    emit=listen,
+                    emit=listener,
                     recipe=recipe,
                     user_arguments=config.set,
                     stop=stop,
                     resume=checkpoint,
                     trace=run.layout.trace if config.profile else None,
                     group=group,
-                    name_texts=partial(_source_rows, parts["train"]),
+                    name_texts=partial(_source_rows, tables["train"]),
                 )
                 run.save_model(loaded.save)
             with phases.timed("evaluation"):
-                # The model is loaded from disk, so that the scored model is the one that the user gets.
-                fitted = Classifier.load(run.layout.model, labels=table.labels, device=config.device)
-                scores = score_splits(fitted, parts, encoded, run, config, _watch(observe, stop), crossed)
-                details = look_closer(fitted, parts, scores, crossed)
+                # Users get the saved model, so the saved model is scored.
+                classifier = Classifier.load(run.layout.model, labels=table.labels, device=config.device)
+                scoring = _stoppable(observe, stop)
+                scores = score_splits(classifier, tables, tokens, run, config, scoring, cross_validation)
+                analysis = analyze_test(classifier, tables, scores, cross_validation)
             with phases.timed("baseline"):
-                _check(stop, _WHILE_SCORING)
-                rivals = baselines(parts, scores.probabilities["test"], frozen, config.seed, crossed)
-                _write_scores(run, splits, scores, details, rivals)
+                _check(stop, _STOPPED_SCORING)
+                comparison = baselines(tables, scores.probabilities["test"], frozen, config.seed, cross_validation)
+                _write_scores(run, tables, scores, analysis, comparison)
             with phases.timed("explanations"):
-                _check(stop, _WHILE_SCORING)
-                seen = crossed is not None and not crossed.tested  # the model was trained on the texts
-                _explain(run, fitted, splits, scores, config, phases, skip=seen)
+                _check(stop, _STOPPED_SCORING)
+                # Without test texts, the final model was trained on all texts.
+                explain = config.explanations == "auto" and (cross_validation is None or cross_validation.has_test)
+                seconds = phases.seconds()["training"]
+                _write_explanations(run, tables["test"], scores, classifier if explain else None, seconds)
     return _finish(run, finished, phases, config)
 
 
-_WHILE_SCORING = "stopped while scoring; training is done and kept"
+_STOPPED_SCORING = "stopped while scoring; the trained model is saved"
 
 
 def _assist(group: Group, source: Any, config: Config, output: Path, stop: Callable[[], bool]) -> None:
-    """Compute a share of every step of a training that another process leads, and write nothing."""
+    """Compute a share of every training step without writing anything. Another process leads the training."""
     data = split_cleaned(clean(as_table(source, config)), config, config.seed)
     inputs = prepare_inputs(data.take((data.frame["split"] != "test").to_numpy()), config)
     recipe, checkpoint = group.broadcast(None)
-    begin_head(inputs.loaded, group.broadcast(None))
+    initialize_head(inputs.loaded, group.broadcast(None))
     fit(
         inputs.loaded,
         inputs.train,
@@ -220,40 +195,62 @@ def _assist(group: Group, source: Any, config: Config, output: Path, stop: Calla
     )
 
 
-def _split(table: Table, config: Config, seed: int, output: Path, resume: bool, group: Group) -> Splits:
-    cleaned = clean(table)
-    resumed = Run(output) if resume else None
-    return Splits(cleaned, *split_or_fold(cleaned, config, seed, resumed, alone=group.size == 1))
-
-
-def _recipe_of(output: Path) -> Recipe:
+def _saved_recipe(run: Run) -> Recipe:
     """Return the recipe of a run to resume; another machine might choose another."""
-    with damage_errors(Layout(output).run):
-        return Recipe(**Run(output).info["recipe"])
+    with damage_errors(run.layout.run):
+        return Recipe(**run.info["recipe"])
 
 
-def _write_scores(run: Run, splits: Splits, scores: Scores, details: dict[str, Any], rivals: dict[str, Any]) -> None:
-    scores.splits["test"]["calibration"] |= details.pop("calibration")
+def _cross_validate(
+    run: Run,
+    config: Config,
+    splits: Splits,
+    inputs: Inputs,
+    recipe: Recipe,
+    frozen: FrozenEmbeddings,
+    observe: RunListener,
+    stop: Callable[[], bool],
+) -> CrossValidation | None:
+    """Score the training texts by cross-validation; return ``None`` with a validation split."""
+    if splits.fold is None:
+        return None
+    probabilities = score_folds(
+        inputs.checkpoint,
+        config,
+        recipe,
+        splits.scored_tables["train"],
+        inputs.tokens.take(splits.rows["train"]),
+        splits.fold,
+        frozen.fit_regression,
+        run.layout.folds,
+        emit=observe,
+        stop=stop,
+    )
+    return CrossValidation(splits.fold, probabilities, has_test=len(splits.rows["test"]) > 0)
+
+
+def _write_scores(
+    run: Run, tables: dict[str, Table], scores: Scores, analysis: dict[str, Any], comparison: dict[str, Any]
+) -> None:
+    scores.splits["test"]["calibration"] |= analysis.pop("calibration")
     metrics = {
         "primary": PRIMARY,
         "splits": scores.splits,
-        "baseline": rivals,
+        "baseline": comparison,
         "inference": scores.inference,
-        **details,
+        **analysis,
     }
     write_json(run.layout.metrics, metrics)
     for name in ("validation", "test"):
-        frame = predictions_frame(splits.parts[name], scores.probabilities[name])
-        write_predictions(run.layout.predictions, name, frame)
+        write_predictions(run.layout.predictions, name, predictions_frame(tables[name], scores.probabilities[name]))
 
 
-def _explain(
-    run: Run, fitted: Classifier, splits: Splits, scores: Scores, config: Config, phases: Phases, *, skip: bool
-) -> None:
+def _write_explanations(run: Run, test: Table, scores: Scores, classifier: Classifier | None, seconds: float) -> None:
+    """Explain mistakes within a share of the training time in seconds; write no explanations without a classifier."""
     mistakes = []
-    if config.explanations == "auto" and not skip:
-        frame = predictions_frame(splits.parts["test"], scores.probabilities["test"])
-        mistakes = explain_mistakes(fitted, frame, scores.lengths, phases.seconds()["training"])
+    if classifier is not None:
+        frame = predictions_frame(test, scores.probabilities["test"])
+        mistakes = explain_mistakes(classifier, frame, scores.lengths, seconds)
     write_json(run.layout.explanations, {"mistakes": mistakes})
 
 
@@ -271,31 +268,31 @@ def _check(stop: Callable[[], bool], message: str) -> None:
         raise Interrupted(message)
 
 
-def _watch(observe: RunListener, stop: Callable[[], bool]) -> Callable[[Scoring | Scored], None]:
-    """Return a listener of scoring that raises `Interrupted` if ``stop`` returns true."""
+def _stoppable(observe: RunListener, stop: Callable[[], bool]) -> ScoringListener:
+    """Return a listener that passes events on, and raises `Interrupted` if ``stop`` returns true."""
 
-    def watch(event: Scoring | Scored) -> None:
+    def listener(event: Scoring | Scored) -> None:
         observe(event)
-        _check(stop, _WHILE_SCORING)
+        _check(stop, _STOPPED_SCORING)
 
-    return watch
+    return listener
 
 
 @contextmanager
 def _memory_errors() -> Iterator[None]:
-    """Turn an error for lack of memory into a user error."""
+    """Turn out-of-memory errors into user errors."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         raise DeviceError(
-            f"the memory is too small: {str(error).splitlines()[0] if str(error) else 'an allocation failed'}",
-            remedy="Free memory, raise its limit, or take a smaller --model; --resume continues from a checkpoint.",
+            f"out of memory: {str(error).splitlines()[0] if str(error) else 'an allocation failed'}",
+            remedy="Free memory, raise its limit, or use a smaller --model. --resume continues from a checkpoint.",
         ) from error
 
 
 def _source_rows(table: Table, positions: Sequence[int]) -> str:
-    """Describe the source rows of the texts at some positions of a split."""
+    """Describe the source rows of some texts of a split."""
     rows = table.frame.iloc[list(positions)].groupby("source")["row"]
     return "; ".join(f"rows {listing(sorted(map(int, numbers)), 16)} of {source}" for source, numbers in rows)

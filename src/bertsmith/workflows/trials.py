@@ -25,7 +25,14 @@ from bertsmith.model.tokenizer import Tokens
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.collate import TokenDataset
 from bertsmith.training.trainer import fit
-from bertsmith.workflows.prepare import EMBEDDED, begin_head, choose_recipe, draw_evenly, embed, prepare_model
+from bertsmith.workflows.prepare import (
+    MAX_EMBEDDED_TEXTS,
+    choose_recipe,
+    embed,
+    initialize_head,
+    prepare_model,
+    sample_balanced,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -71,11 +78,13 @@ class TrialData:
         if loaded.pooled:
             key = (config.model, loaded.max_length)
             if key not in self._embedded:
-                rows = draw_evenly(targets, EMBEDDED, seed=config.seed)
+                rows = sample_balanced(targets, MAX_EMBEDDED_TEXTS, seed=config.seed)
                 self._embedded[key] = (rows, embed(loaded, tokens.take(rows)))
             rows, embeddings = self._embedded[key]
             inside, classes = train[rows], len(self.train.labels)
-            begin_head(loaded, regression_on_embeddings(embeddings[inside], targets[rows[inside]], n_classes=classes))
+            initialize_head(
+                loaded, regression_on_embeddings(embeddings[inside], targets[rows[inside]], n_classes=classes)
+            )
 
         def part(which: np.ndarray) -> TokenDataset:
             return TokenDataset(tokens.take(np.flatnonzero(which)), targets[which])

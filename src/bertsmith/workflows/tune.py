@@ -28,7 +28,7 @@ from bertsmith.events import FinalStarted, StudyListener, StudyStarted
 from bertsmith.folders import atomic
 from bertsmith.folders import run as runs
 from bertsmith.folders.claim import claim
-from bertsmith.folders.study import Study, agree
+from bertsmith.folders.study import Study, begin_or_resume
 from bertsmith.model import checkpoint
 from bertsmith.report.study import advice, write_study_report
 from bertsmith.training.arguments import problems_of, training_arguments
@@ -37,7 +37,7 @@ from bertsmith.tuning.space import Dimension, default_space, narrowed, read_spac
 from bertsmith.tuning.store import ERROR, Store, is_done
 from bertsmith.workflows.inspect import as_table
 from bertsmith.workflows.prepare import choose_recipe
-from bertsmith.workflows.score import groups_in, targets_of
+from bertsmith.workflows.score import stored_groups, stored_targets
 from bertsmith.workflows.seeds import run_seeds
 from bertsmith.workflows.trials import TrialData
 from bertsmith.workflows.workers import (
@@ -150,7 +150,7 @@ def _prepare(
         "data": fingerprint,
     }
     study = Study(output)
-    agree(study, searched, overwrite=overwrite)
+    begin_or_resume(study, searched, overwrite=overwrite)
     study.update(versions=versions(), result=None)
     batch_size = fixed.batch_size or recipe.batch_size
     search = Search(bench, fixed, plan, space, batch_size, _study_name(study.info["searched"]), output, deadline(plan))
@@ -288,7 +288,7 @@ def _difference(best: runs.Run, defaults: runs.Run) -> tuple[float, float, float
     for ours, theirs in zip(best.members or [best], defaults.members or [defaults], strict=True):
         frames = [run.predictions.sort_values(["row", "text"], ignore_index=True) for run in (ours, theirs)]
         first, second = (np.stack(frame["probabilities"].to_list()).argmax(axis=1) for frame in frames)
-        targets, n_classes = targets_of(frames[0], best.labels), len(best.labels)
+        targets, n_classes = stored_targets(frames[0], best.labels), len(best.labels)
         values.append(from_pairs(targets, first, n_classes)[PRIMARY] - from_pairs(targets, second, n_classes)[PRIMARY])
         draws.append(  # of the same resamples for every seed
             paired_draws(
@@ -298,7 +298,7 @@ def _difference(best: runs.Run, defaults: runs.Run) -> tuple[float, float, float
                 n_classes,
                 metric=PRIMARY,
                 seed=best.info["config"]["seed"],
-                groups=groups_in(frames[0]),
+                groups=stored_groups(frames[0]),
             )
         )
     low, high = np.percentile(np.mean(draws, axis=0), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])

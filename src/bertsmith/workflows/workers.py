@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from bertsmith.compute.machine import cores, use_cores
 from bertsmith.config import PRIMARY, Config
 from bertsmith.errors import ConfigError, Interrupted, UserError
-from bertsmith.events import StorageAway, StudyListener, TrialEnded, TrialScored, TrialStarted
+from bertsmith.events import StorageUnavailable, StudyListener, TrialEnded, TrialScored, TrialStarted
 from bertsmith.folders import atomic
 from bertsmith.folders.study import Study
 from bertsmith.tuning.plan import OBJECTIVES, Plan
@@ -83,7 +83,7 @@ def open_store(search: Search, observe: StudyListener) -> Store:
         directions=[OBJECTIVES[name] for name in plan.objectives],
         pruner=pruner,
         seed=search.config.seed,
-        on_away=lambda why: observe(StorageAway(why)),
+        on_away=lambda why: observe(StorageUnavailable(why)),
     )
 
 
