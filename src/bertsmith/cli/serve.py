@@ -42,10 +42,10 @@ def serve(
         raise ConfigError(
             f"environment variable {TOKEN}: there is no token in it", remedy="Give one, or unset it to ask for none."
         )
-    with handle_signals() as wishes:
+    with handle_signals() as signals:
         try:
+            from bertsmith.serving.loader import ServerConfig
             from bertsmith.serving.middleware import Limits
-            from bertsmith.serving.server import Serving
             from bertsmith.serving.server import serve as start
         except ModuleNotFoundError as error:
             raise ConfigError(
@@ -53,4 +53,4 @@ def serve(
                 remedy="Install what it takes: pip install fastapi fastapi-offline uvicorn prometheus-client.",
             ) from error
         limits = Limits(max_body, max_texts, max_characters, timeout, max_wait)
-        start(Serving(str(run), host, port, workers, device, decision_rule, runtime, limits, token), wishes)
+        start(ServerConfig(str(run), host, port, workers, device, decision_rule, runtime, limits, token), signals)
