@@ -2,7 +2,7 @@
 
 Each line on stdin is JSON: the folder of a server and its flags. In that folder the server writes its log, ``loads``
 gets a line per load, ``hold`` makes loads wait, ``hold-workers`` makes loads in worker processes wait, and ``code`` is
-the exit code. Servers are forked, so that imports happen once. At the end of stdin the servers that still run are killed.
+the exit code. Servers are forked, so that imports happen once. At the end of stdin all remaining servers are killed.
 """
 
 import contextlib

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sqlite3
+import subprocess
 import sys
 import warnings
 import zipfile
@@ -233,6 +234,19 @@ def test_a_fault_of_ours_is_short_and_leaves_a_log(cli, csv, monkeypatch):
     log.unlink()
     with pytest.raises(ZeroDivisionError):
         main(["inspect", str(csv), "--debug"])
+
+
+@pytest.mark.parametrize("module", ["bertsmith.cli.app", "typer", "bertsmith.cli.inspect"])
+def test_ctrl_c_during_imports_exits_with_130(module):
+    code = (
+        "import sys\nclass Interrupt:\n"
+        f"    def find_spec(self, name, *_):\n        if name == {module!r}: raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\nfrom bertsmith.__main__ import main\n"
+        "sys.argv = ['bertsmith', 'inspect', 't.csv']\nmain()"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (out.returncode, out.stdout) == (130, "")
+    assert "Traceback" not in out.stderr
 
 
 def test_version(cli):
