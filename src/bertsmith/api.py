@@ -144,7 +144,7 @@ def tune(
     from bertsmith.training.arguments import problems_of
 
     try:
-        from bertsmith.tuning.plan import Plan
+        from bertsmith.tuning.config import StudyConfig
         from bertsmith.workflows.tune import run_tuning
     except ModuleNotFoundError as error:
         raise ConfigError(
@@ -152,7 +152,7 @@ def tune(
         ) from error
     resolved = resolve(settings, None if config is None else path_of(config, "config"), api=True, check_set=problems_of)
     use_cores(resolved.threads)
-    plan = Plan(
+    study_config = StudyConfig(
         trials,
         minutes,
         jobs,
@@ -167,7 +167,7 @@ def tune(
         lambda: as_table(table, resolved),
         resolved,
         path_of(output, "output"),
-        plan,
+        study_config,
         overwrite=overwrite,
         observe=on_event or (lambda event: None),
         stop=stop or (lambda: False),

@@ -12,7 +12,7 @@ from bertsmith.cli.terminal import print_json, result, talk
 from bertsmith.cli.train import stoppable
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
 from bertsmith.errors import ConfigError, Interrupted
-from bertsmith.tuning.plan import Plan
+from bertsmith.tuning.config import StudyConfig
 
 _OURS = tuple(
     name
@@ -92,7 +92,7 @@ def tune(
         "models": _names(models),
         "space": space,
     }
-    Plan(**how)  # told at once, before anything slow is imported
+    StudyConfig(**how)  # told at once, before anything slow is imported
     talk().print("[dim]reading the table, loading the model …[/]")
     from bertsmith.api import tune as search
     from bertsmith.cli.tuning_progress import TuningProgress
