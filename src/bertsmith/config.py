@@ -96,33 +96,37 @@ class Step(BaseModel):
 class DataConfig(Step):
     """Step 1: where the table is, which columns to use, how to split."""
 
-    text_column: str | None = Field(None, description="Column that holds the texts; found by name unless given.")
-    label_column: str | None = Field(None, description="Column that holds the label numbers (or words).")
-    label_text_column: str | None = Field(None, description="Column that holds the labels in words.")
-    group_column: str | None = Field(
-        None, description="Keep rows with the same value here (author, document) in one split."
+    text_column: str | None = Field(None, description="Column with the texts; by default found by its name.")
+    label_column: str | None = Field(
+        None, description="Column with the labels, as numbers or words; by default found by its name."
     )
-    split_column: str | None = Field(None, description="Column that says train, validation or test for each row.")
-    validation: TableSource = Field(None, description="Validation table; otherwise a share of the table is held out.")
-    test: TableSource = Field(None, description="Test table; otherwise a share of the table is held out.")
-    validation_size: Share = Field(0.1, description="Share of the rows held out for validation.")
+    label_text_column: str | None = Field(
+        None, description="Column with the labels in words; by default found by its name."
+    )
+    group_column: str | None = Field(
+        None, description="Column with groups, such as authors; all rows of a group are in the same split."
+    )
+    split_column: str | None = Field(None, description="Column with the split of each row: train, validation or test.")
+    validation: TableSource = Field(None, description="Validation table; by default a share of the table is held out.")
+    test: TableSource = Field(None, description="Test table; by default a share of the table is held out.")
+    validation_size: Share = Field(0.1, description="Share of the rows for the validation split.")
     test_size: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1,
-        description="Share of the rows held out for the test; 0: figures come from cross-validation, "
-        "as below 300 labelled texts unless given.",
+        description="Share of the rows for the test split; 0 evaluates by cross-validation, which is the default for "
+        "fewer than 300 labelled texts.",
     )
     near_duplicates: Literal["together", "ignore"] = Field(
-        "together", description="Keep texts that nearly repeat one another in one split, or split them as any others."
+        "together", description="Keep near-duplicate texts together in one split, or ignore that they are similar."
     )
     corrections: FilePath = Field(
-        None, description="CSV of corrected labels, as inspect --label-errors writes it, to put into the table."
+        None, description="CSV file with corrected labels, in the format of inspect --label-errors."
     )
-    sql: str | None = Field(None, description="Query to read the table with, instead of a file (needs --db).")
-    db: str | None = Field(None, description="Database URL for --sql, such as sqlite:///reviews.db.")
-    sheet: str | None = Field(None, description="Excel sheet to read; the first one unless given.")
-    encoding: str | None = Field(None, description="Encoding of a text file, where the guess is wrong.")
+    sql: str | None = Field(None, description="SQL query that returns the table; requires a database (db).")
+    db: str | None = Field(None, description="Database URL for the SQL query, such as sqlite:///reviews.db.")
+    sheet: str | None = Field(None, description="Excel sheet to read; by default the first one.")
+    encoding: str | None = Field(None, description="Encoding of a text file; by default detected.")
     max_unpacked: float = Field(
-        4.0, gt=0, le=1024, description="Most GB that a packed table may hold; one that holds more is not unpacked."
+        4.0, gt=0, le=1024, description="Largest size of a compressed table after decompression, in GB."
     )
 
 
@@ -130,17 +134,17 @@ class ModelConfig(Step):
     """Step 2: which checkpoint, on which device, how long the texts may be."""
 
     model: Annotated[str, BeforeValidator(_as_name)] = Field(
-        DEFAULT_MODEL, description="Checkpoint: a Hugging Face hub id, a local folder, or packaged:minilm."
+        DEFAULT_MODEL, description="Checkpoint: a Hugging Face Hub id, a local folder, or packaged:minilm."
     )
     max_length: int | None = Field(
-        None, ge=8, le=131072, description="Tokens kept of each text; covers 99 % of the texts unless given."
+        None, ge=8, le=131072, description="Maximum length of a text in tokens; by default 99 % of the texts fit."
     )
-    device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="Where to compute.")
+    device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="Device to compute on.")
     threads: int | None = Field(
-        None, ge=1, le=1024, description="CPU cores to use; all that this process may use unless given."
+        None, ge=1, le=1024, description="CPU cores to use; by default all that the process may use."
     )
     allow_pickle: bool = Field(
-        False, description="Load a checkpoint that has only pickle weights (with weights_only, no code is run)."
+        False, description="Accept a checkpoint with pickled weights only; weights_only loading runs no code from it."
     )
 
 
@@ -148,61 +152,65 @@ class TrainConfig(Step):
     """Steps 3 and 4: how to fine-tune. What is not given is derived from the data and said."""
 
     epochs: Annotated[float, Field(gt=0, le=1000)] | None = Field(
-        None, description="Most passes over the training texts; early stopping may take fewer."
+        None, description="Maximum number of passes over the training texts; early stopping may end sooner."
     )
     batch_size: int | None = Field(None, ge=1, le=65536, description="Texts per optimizer step.")
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="Peak learning rate.")
     head_rate: Annotated[float, Field(gt=0, le=1000)] | None = Field(
-        None, description="Learning rate of the new head, as a multiple of that of the body."
+        None, description="Learning rate of the classification head, as a multiple of the learning rate of the body."
     )
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="Learning rate of a layer, as a multiple of that of the one above it; 1: all alike."
+        None,
+        description="Learning rate of a layer, as a multiple of the rate of the layer above; 1 disables the decay.",
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        None, description="Share of the activations that is dropped; as in the checkpoint unless given."
+        None, description="Dropout probability; by default that of the checkpoint."
     )
     consistency: Annotated[float, Field(ge=0, le=100)] | None = Field(
-        None, description="Weight of R-Drop, by which each text is read twice and to be labelled alike; 0: read once."
+        None, description="Weight of the R-Drop loss, which needs two forward passes per text; 0 disables it."
     )
     patience: Annotated[int, Field(ge=1, le=1000)] | None = Field(
-        None, description="Epochs without a better macro-F1 before training stops."
+        None, description="Epochs without a better validation macro-F1 before training stops."
     )
     cv: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None,
-        description="Cross-validate with K folds, then train on all texts but those of the test; "
-        "0: hold out validation texts. 3 below 300 labelled texts unless given, else 0.",
+        description="Number of cross-validation folds; 0 uses a validation split. The default is 3 for fewer than 300 "
+        "labelled texts, else 0.",
     )
     imbalance: Literal[
         "auto", "none", "weights", "effective-number", "focal", "logit-adjustment", "balanced-sampling"
     ] = Field(
         "auto",
-        description="What to do about classes of unequal size; auto: tune a decision rule afterwards.",
+        description="How to handle imbalanced classes; auto tunes a decision rule after training.",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="Number format of the training arithmetic; the weights stay fp32."
+        "auto", description="Number format of the training arithmetic; the weights stay in fp32."
     )
-    seed: int = Field(42, ge=0, lt=2**32, description="Seed of the split, the new head, the data order and dropout.")
+    seed: int = Field(
+        42, ge=0, lt=2**32, description="Seed of the splits, the classification head, the data order and dropout."
+    )
     seeds: int = Field(
-        1, ge=1, le=100, description="Train with this many seeds, keep the best by validation, and say the spread."
+        1,
+        ge=1,
+        le=100,
+        description="Number of seeds to train with; the best run on validation is kept and the spread is reported.",
     )
     set: dict[str, Any] = Field(
         default_factory=dict,
         description="Any field of transformers.TrainingArguments, as NAME=VALUE; may be repeated.",
     )
-    keep_checkpoints: bool = Field(False, description="Keep the checkpoints folder after training has finished.")
-    profile: bool = Field(
-        False, description="Write RUN/trace.json: what the machine does in five steps, for ui.perfetto.dev."
-    )
+    keep_checkpoints: bool = Field(False, description="Keep the checkpoints folder after training.")
+    profile: bool = Field(False, description="Write RUN/trace.json, a profile of five steps for ui.perfetto.dev.")
 
 
 class EvalConfig(Step):
     """Step 4, second half: how to decide, given the probabilities."""
 
     decision_rule: Literal["auto", "off"] = Field(
-        "auto", description="Tune offsets of the classes for macro-F1 on validation, where that measurably helps."
+        "auto", description="Tune class offsets for macro-F1 on validation, and use them if they measurably help."
     )
     explanations: Literal["auto", "off"] = Field(
-        "auto", description="Explain the most confident mistakes on test, in a twentieth of the training time."
+        "auto", description="Explain the most confident mistakes on test, within a twentieth of the training time."
     )
 
 

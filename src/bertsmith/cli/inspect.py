@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bertsmith.cli.options import Json, TableArgument, with_settings
-from bertsmith.cli.terminal import print_json, result, talk
+from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig
 from bertsmith.errors import DataError
 
@@ -18,18 +18,18 @@ def inspect(
     *,
     table: TableArgument = None,
     json: Json = False,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the findings as a page.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the findings to an HTML page.")] = None,
     label_errors: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.csv", help="Write labels that are probably wrong, to correct for --corrections."),
+        typer.Option(metavar="FILE.csv", help="Write labels that are probably wrong, in the format of --corrections."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     settings: Config,
     config: Path | None,
 ) -> None:
-    """Look a table over: classes, lengths, duplicates, conflicts, leaks, damage; and what train would do about each.
+    """Check a table for problems, and show how train would handle each of them.
 
-    The exit code is 2 if train refuses the table.
+    The exit code is 2 if train would refuse the table.
 
     Example: bertsmith inspect reviews.csv --html findings.html
     """
@@ -41,19 +41,18 @@ def inspect(
             check_file(file, inputs, overwrite=overwrite, suffixes=suffixes)
     from bertsmith.api import as_table, inspect_table, suspected
 
-    read = as_table(table, settings)
-    findings = inspect_table(read, settings)
+    data = as_table(table, settings)
+    findings = inspect_table(data, settings)
     if label_errors is not None:
         from bertsmith.folders.atomic import disk_errors, replaced_file
         from bertsmith.inference.spreadsheet import write_csv
 
-        found = suspected(read, settings)
+        suspects = suspected(data, settings)
         with disk_errors(label_errors), replaced_file(label_errors) as part:
-            write_csv(found, part)
-        talk().print(
-            f"{len(found):,} of {findings.usable:,} labels are hard to believe, the likeliest mistakes first: "
-            f"{label_errors}\n  a place to look, not a verdict: fill in the column corrected where you agree, and give "
-            "the file to train with --corrections",
+            write_csv(suspects, part)
+        stderr_console().print(
+            f"{len(suspects):,} of {findings.usable:,} labels are probably wrong, most likely first: {label_errors}\n"
+            "  check them: where you agree, fill in the column corrected; then pass the file to train --corrections",
             markup=False,
         )
     if html is not None:
@@ -62,11 +61,11 @@ def inspect(
 
         with disk_errors(html):
             write_text(html, findings_page(findings))
-        talk().print(f"page: {html}")
+        stderr_console().print(f"page: {html}")
     if json:
         print_json(findings.to_dict())
     else:
-        result().print(findings)
+        stdout_console().print(findings)
     for finding in findings.findings:
         if finding.severity == "error":
             raise DataError(finding.message, where=findings.name, remedy=finding.action)

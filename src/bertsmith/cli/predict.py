@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from bertsmith.cli.options import DecisionRule, RunOrExport, Runtime, with_settings
-from bertsmith.cli.terminal import check_stdout, sigterm_like_ctrl_c, talk
+from bertsmith.cli.terminal import check_stdout, sigterm_like_ctrl_c
+from bertsmith.cli.terminal import stderr_console as talk
 from bertsmith.config import Config, DataConfig, ModelConfig
 
 if TYPE_CHECKING:
