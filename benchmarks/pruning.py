@@ -29,7 +29,7 @@ def run_trials(data: Path, table: str, trials: int, kept: Path) -> None:
     from bertsmith.data.read import read_table
     from bertsmith.tuning.space import default_space, suggest, with_values
     from bertsmith.workflows.prepare import choose_recipe
-    from bertsmith.workflows.trials import TrialData, run_trial, scored_within_epochs
+    from bertsmith.workflows.trials import TrialData, run_trial, with_evaluation_steps
 
     folder = kept.parent / "texts"
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,16 +38,16 @@ def run_trials(data: Path, table: str, trials: int, kept: Path) -> None:
         frame.to_csv(folder / f"{table}-{name}.csv", index=False)
         if name != "test":
             parts[name] = clean(read_table(folder / f"{table}-{name}.csv")).table
-    bench = TrialData(parts["train"], parts["val"])
+    trial_data = TrialData(parts["train"], parts["val"])
     config = Config(model=MODEL, max_length=TOKENS, consistency=0.0)  # each text once: twice the trials in the time
-    loaded, train, _ = bench.ready(config)
-    counts = bench.train.counts
+    loaded, train, _ = trial_data.prepare(config)
+    counts = trial_data.train.counts
     recipe = choose_recipe(config, loaded, train)
     space, usual = default_space(
         config,
         recipe,
-        texts=len(bench.train),
-        unequal=float(counts.max() / counts.min()),
+        n_texts=len(trial_data.train),
+        imbalance_ratio=float(counts.max() / counts.min()),
         max_length=loaded.max_length,
         dropout=0.1,
     )
@@ -63,14 +63,14 @@ def run_trials(data: Path, table: str, trials: int, kept: Path) -> None:
         curve: list[tuple[float, float, float]] = []
         began = time.perf_counter()
 
-        def heard(epoch: float, score: float, curve: list = curve, began: float = began) -> None:
+        def on_score(epoch: float, score: float, curve: list = curve, began: float = began) -> None:
             curve.append((epoch, score, time.perf_counter() - began))
 
         given = with_values(config, values)
         outcome = run_trial(
-            bench,
-            scored_within_epochs(given, bench, given.batch_size or recipe.batch_size),
-            heard=heard,
+            trial_data,
+            with_evaluation_steps(given, trial_data, given.batch_size or recipe.batch_size),
+            on_score=on_score,
             stop=lambda: False,
         )
         found.append(

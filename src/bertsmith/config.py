@@ -95,7 +95,7 @@ class DataConfig(Step):
     label_column: str | None = Field(None, description="Column with the label numbers (or words).")
     label_text_column: str | None = Field(None, description="Column with the labels in words.")
     group_column: str | None = Field(
-        None, description="Keep rows with the same value here (author, document) in one split."
+        None, description="Column with groups, such as authors; all rows of a group are in the same split."
     )
     split_column: str | None = Field(None, description="Column with train, validation or test for each row.")
     validation: TableSource = Field(None, description="Validation table; a share of the rows by default.")
@@ -122,7 +122,7 @@ class ModelConfig(Step):
     """Settings for the checkpoint and the device."""
 
     model: Annotated[str, BeforeValidator(_as_name)] = Field(
-        DEFAULT_MODEL, description="Checkpoint: a Hugging Face hub id, a local folder, or packaged:minilm."
+        DEFAULT_MODEL, description="Checkpoint: a Hugging Face Hub id, a local folder, or packaged:minilm."
     )
     max_length: int | None = Field(
         None, ge=8, le=131072, description="Maximum tokens per text; by default, enough for 99 % of the texts."

@@ -1,12 +1,13 @@
-"""Starts servers whose classifier is a stand-in that loads for as long as a file is there: a process of its own.
+"""Start servers with a fake classifier whose load waits while a file exists; runs as a separate process.
 
-A line on stdin is JSON: the folder of a server, and its flags. There the server writes its log, ``loads`` has a line
-for each time something began to load, ``hold`` makes that wait, and ``code`` is the exit code. Servers are forked, so
-that what they import is imported once. At the end of stdin what runs still is killed.
+Each line on stdin is JSON: the folder of a server and its flags. In that folder the server writes its log, ``loads``
+gets a line per load, ``hold`` makes loads wait, ``hold-workers`` makes loads in worker processes wait, and ``code`` is
+the exit code. Servers are forked, so that imports happen once. At the end of stdin all remaining servers are killed.
 """
 
 import contextlib
 import json
+import multiprocessing
 import os
 import select
 import signal
@@ -19,11 +20,11 @@ from bertsmith.data.table import Labels
 from bertsmith.evaluation.rule import Rule
 from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.model.tokenizer import Encoder
-from bertsmith.serving import server
+from bertsmith.serving import loader
 
 
 class Characters(Encoder):
-    """A token a character."""
+    """One token per character."""
 
     key, unknown, ends = "characters", None, (0, 0)
 
@@ -39,7 +40,7 @@ class StandIn(ModelPredictor):
     rule, decide, max_length, encoder = Rule(), True, 1000, Characters()
 
     def logits_of(self, tokens, progress=None):
-        time.sleep(0.8)  # so that a request is under way when a signal comes
+        time.sleep(0.8)  # so that a request is running when a signal arrives
         return np.zeros((len(tokens), 2))
 
 
@@ -47,16 +48,17 @@ def open_classifier(path, **_):
     folder = Path(path)
     with (folder / "loads").open("a") as loads:
         loads.write(f"{os.getpid()}\n")
-    while (folder / "hold").exists():
+    in_worker = multiprocessing.parent_process() is not None
+    while (folder / "hold").exists() or (in_worker and (folder / "hold-workers").exists()):
         time.sleep(0.02)
     return StandIn(), None
 
 
-server.open_classifier = open_classifier  # in workers too: they import this file again
+loader.open_classifier = open_classifier  # in workers too, because they import this file again
 
 
 def start(folder, flags):
-    """Fork a server into a process group of its own; return its process id in the parent."""
+    """Fork a server into a new process group; return its process id in the parent."""
     if pid := os.fork():
         return pid
     os.setsid()
@@ -75,7 +77,7 @@ if __name__ == "__main__":
     lines_end = False
     while running or not lines_end:
         if not lines_end and select.select([0], [], [], 0.05)[0]:
-            read = os.read(0, select.PIPE_BUF * 64)  # whole lines, which are written at once
+            read = os.read(0, select.PIPE_BUF * 64)  # complete lines, which are written at once
             lines_end = not read
             for pid in started if lines_end else ():
                 with contextlib.suppress(ProcessLookupError):

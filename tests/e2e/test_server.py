@@ -1,4 +1,4 @@
-"""The server as a process: it ends without dropping what it took, loads anew, and can be several processes."""
+"""The server as a process: it shuts down without dropping requests, reloads, and runs in several processes."""
 
 import http.client
 import json
@@ -26,17 +26,17 @@ def serving(folder, *flags, environment=None):
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
     )
-    told = []
+    lines = []
     for line in process.stderr:
-        told.append(line)
+        lines.append(line)
         if found := re.search(r"http://127.0.0.1:(\d+)/?\"", line):
             break
     else:
-        raise AssertionError("".join(told))
+        raise AssertionError("".join(lines))
     process.port = int(found[1])
-    reader = threading.Thread(target=lambda: told.extend(process.stderr), daemon=True)
+    reader = threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True)
     reader.start()
-    process.told = told
+    process.lines = lines
     try:
         yield process
     finally:
@@ -65,16 +65,16 @@ def _ready(port):
         except OSError:
             pass
         time.sleep(0.1)
-    raise AssertionError("it is not ready")
+    raise AssertionError("the server is not ready")
 
 
 def _load(port, answers, over):
-    """Ask again and again; what was sent and got no answer at all is noted as ``None``."""
+    """Send requests until ``over`` is set; append each status, or ``None`` for a request without a response."""
     while not over.is_set():
         try:
             answers.append(_ask(port, body={"inputs": [["my cat"], ["red and blue"]] * 20})[0])
         except ConnectionRefusedError:
-            return  # it was never taken
+            return  # the server had stopped accepting
         except (OSError, http.client.HTTPException):
             answers.append(None)
 
@@ -99,7 +99,7 @@ def test_a_request_to_end_drops_nothing_that_was_taken(finished):
         for thread in threads:
             thread.join()
     assert set(answers) <= {200, 429}
-    assert not any("my cat" in line for line in server.told)
+    assert not any("my cat" in line for line in server.lines)
 
 
 def test_a_new_model_is_loaded_without_dropping_requests(finished, tmp_path):
@@ -126,12 +126,12 @@ def test_a_new_model_is_loaded_without_dropping_requests(finished, tmp_path):
                 break
             time.sleep(0.1)
         else:
-            raise AssertionError(server.told)
-        # What cannot be loaded is told, and what was loaded goes on.
+            raise AssertionError(server.lines)
+        # A folder that cannot be loaded is reported, and the current model stays.
         shutil.rmtree(folder / "model")
         server.send_signal(signal.SIGHUP)
         for _ in range(300):
-            if any("not reloaded" in line for line in server.told):
+            if any("not reloaded" in line for line in server.lines):
                 break
             time.sleep(0.1)
         over.set()
@@ -139,10 +139,10 @@ def test_a_new_model_is_loaded_without_dropping_requests(finished, tmp_path):
         assert _ask(server.port, body={"inputs": "my cat"}, headers=key)[0] == 200
     assert before["test"]["texts"] != 12345
     assert set(answers) == {200}
-    assert any("not reloaded" in line for line in server.told)
+    assert any("not reloaded" in line for line in server.lines)
 
 
-def test_several_processes_serve_and_count_together(finished):
+def test_workers_serve_and_sum_their_metrics(finished):
     expected = bs.load(finished, device="cpu", runtime="torch").predict_proba(["my cat"])[0].max()
     with serving(finished, "--workers", "2", "--runtime", "torch") as server:
         _ready(server.port)
@@ -160,7 +160,7 @@ def test_several_processes_serve_and_count_together(finished):
         assert server.wait(timeout=60) == 0
 
 
-def test_what_cannot_be_served_is_told_at_once(tmp_path):
+def test_a_missing_run_exits_with_2(tmp_path):
     command = [sys.executable, "-m", "bertsmith", "serve", str(tmp_path / "none"), "--port", "0"]
     out = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert out.returncode == 2

@@ -1,4 +1,4 @@
-"""Every signal in every state of a server ends it with 0, or loads again; no process of it is left."""
+"""Signals in every state of a server: SIGTERM and SIGINT end it with 0, SIGHUP reloads; no process survives it."""
 
 import contextlib
 import http.client
@@ -17,20 +17,20 @@ import pytest
 pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
 PATIENCE = 60.0
-"""Seconds in which something must come about."""
+"""Seconds to wait for a state."""
 
 
 def groups():
-    """Return the id of every process that runs, and of its group."""
+    """Yield the id of every running process and of its group."""
     for file in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # gone since
+        with contextlib.suppress(OSError):  # the process ended meanwhile
             state, _, group, *_ = file.read_text().rpartition(") ")[2].split()
             if state != "Z":
                 yield int(file.parent.name), int(group)
 
 
 class Server:
-    """A server that `stand_in_server` started, in a folder of its own."""
+    """A server that `stand_in_server` starts in a new folder."""
 
     def __init__(self, starter, folder, *flags):
         self.folder = folder
@@ -39,11 +39,18 @@ class Server:
         os.write(starter.stdin.fileno(), f"{json.dumps([str(folder), flags])}\n".encode())
 
     def hold(self):
-        """Have what loads from now on wait."""
+        """Make the loads that start from now on wait."""
         (self.folder / "hold").touch()
 
-    def let_go(self):
+    def release(self):
         (self.folder / "hold").unlink()
+
+    def hold_workers(self):
+        """Make the loads of worker processes wait."""
+        (self.folder / "hold-workers").touch()
+
+    def release_workers(self):
+        (self.folder / "hold-workers").unlink()
 
     def _read(self, name):
         file = self.folder / name
@@ -59,12 +66,12 @@ class Server:
     def loads(self):
         return len(self._read("loads").splitlines())
 
-    def tells(self, event, times=1):
+    def logs(self, event, times=1):
         return self._read("log").count(f'"event": "{event}"') >= times
 
     @property
     def pid(self):
-        """The first process that loads is the one that was started."""
+        """The parent process, which loads first."""
         self.until(self.loads)
         return int(self._read("loads").split()[0])
 
@@ -84,22 +91,22 @@ class Server:
             connection.close()
 
     def ready(self):
-        self.until(lambda: self.tells("listening") and self.ask("/ready") == 200)
+        self.until(lambda: self.logs("listening") and self.ask("/ready") == 200)
 
-    def ends_well(self):
+    def assert_clean_exit(self):
         pid, began = self.pid, time.monotonic()
         while not self._read("code"):
             assert time.monotonic() - began < PATIENCE, self._read("log")
             time.sleep(0.02)
         log = self._read("log")
         assert self._read("code") == "0", log
-        assert self.tells("ending"), log
+        assert self.logs("ending"), log
         assert "Traceback" not in log
-        self.leaves_nothing(pid)
+        self.wait_for_no_process(pid)
         return log
 
-    def leaves_nothing(self, pid):
-        """Wait until no process of its group runs."""
+    def wait_for_no_process(self, pid):
+        """Wait until no process of the group runs."""
         began = time.monotonic()
         while left := [process for process, group in groups() if group == pid]:
             assert time.monotonic() - began < PATIENCE, left
@@ -110,32 +117,46 @@ def while_loading(start, number, workers):
     server = start("--workers", str(workers))
     server.send(signal.SIGHUP)
     server.send(number)
-    server.until(lambda: server.tells("ending"))
+    server.until(lambda: server.logs("ending"))
     server.send(number)
-    server.let_go()
-    assert '"event": "listening"' not in server.ends_well()
+    server.release()
+    assert '"event": "listening"' not in server.assert_clean_exit()
 
 
 def while_workers_load(start, number):
     server = start("--workers", "2")
     server.until(server.loads)
-    server.let_go()
-    server.until(lambda: server.tells("listening"))
+    server.release()
+    server.until(lambda: server.logs("listening"))
     server.hold()
     server.send(signal.SIGHUP)
     server.send(number, group=True)
-    server.until(lambda: server.tells("ending"))
-    server.let_go()
-    server.ends_well()
+    server.until(lambda: server.logs("ending"))
+    server.release()
+    server.assert_clean_exit()
+
+
+def answers_while_workers_load(start):
+    server = start("--workers", "2")
+    server.until(server.loads)
+    server.hold_workers()
+    server.release()
+    server.until(lambda: server.loads() == 3)
+    assert (server.ask("/ready"), server.ask("/health"), server.ask(body={"inputs": "x"})) == (503, 200, 503)
+    server.release_workers()
+    server.ready()
+    assert [server.ask("/ready") for _ in range(20)] == [200] * 20
+    server.send(signal.SIGTERM)
+    server.assert_clean_exit()
 
 
 def while_reloading(start, number, workers):
     server = start("--workers", str(workers))
     server.until(server.loads)
     if workers == 1:
-        server.send(signal.SIGHUP)  # noted, and loaded again when the first is there
-    server.let_go()
-    server.until(lambda: server.tells("loaded", 2))
+        server.send(signal.SIGHUP)  # reloads after the first load
+    server.release()
+    server.until(lambda: server.logs("loaded", 2))
     server.ready()
     before = server.loads()
     server.hold()
@@ -144,20 +165,20 @@ def while_reloading(start, number, workers):
     server.send(signal.SIGHUP)
     server.send(number, group=True)
     assert server.ask("/health") == 200
-    server.until(lambda: server.tells("ending"))
-    server.let_go()
-    server.ends_well()
+    server.until(lambda: server.logs("ending"))
+    server.release()
+    server.assert_clean_exit()
 
 
 def while_draining(start, number, workers):
     server = start("--workers", str(workers))
     server.until(server.loads)
-    server.let_go()
-    server.until(lambda: server.tells("loaded", workers))
+    server.release()
+    server.until(lambda: server.logs("loaded", workers))
     server.ready()
     before = server.loads()
     server.send(signal.SIGHUP, group=True)  # while it is ready
-    server.until(lambda: server.loads() > before and server.tells("loaded", 2 * workers))
+    server.until(lambda: server.loads() > before and server.logs("loaded", 2 * workers))
     server.ready()
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(server.ask, body={"inputs": "x"})
@@ -167,16 +188,16 @@ def while_draining(start, number, workers):
             time.sleep(0.1)
             server.send(again, group=True)
         assert answer.result() == 200
-    server.ends_well()
+    server.assert_clean_exit()
 
 
 def without_its_parent(start):
     server = start("--workers", "2")
     server.until(server.loads)
-    server.let_go()
-    server.until(lambda: server.tells("loaded", 2))
+    server.release()
+    server.until(lambda: server.logs("loaded", 2))
     server.send(signal.SIGKILL)
-    server.leaves_nothing(server.pid)
+    server.wait_for_no_process(server.pid)
 
 
 SCENES = {
@@ -191,13 +212,14 @@ SCENES = {
     "draining, SIGTERM, 1": (while_draining, signal.SIGTERM, 1),
     "draining, SIGINT, 1": (while_draining, signal.SIGINT, 1),
     "draining, SIGINT, 2": (while_draining, signal.SIGINT, 2),
+    "workers loading, requests": (answers_while_workers_load,),
     "killed, 2": (without_its_parent,),
 }
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    """What became of every scene, by its name; they are played at once."""
+    """The future of every scene by its name; the scenes run at the same time."""
     folder = tmp_path_factory.mktemp("servers")
     script = Path(__file__).with_name("stand_in_server.py")
     starter = subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, cwd=script.parents[2])

@@ -78,7 +78,7 @@ def test_a_study_killed_twice_ends_as_if_it_had_not_been(command, here, tmp_path
         assert kept[: len(before)] == before
         assert len(kept) > len(before)
     said = here(command("killed", 4))
-    assert f"going on: {len(kept)} of 4 trials are done" in said
+    assert f"{len(kept)} of 4 trials are done" in said
     assert _what_counts(tmp_path / "killed") == _what_counts(tmp_path / "whole")
 
 
@@ -205,7 +205,7 @@ def test_three_workers_on_a_real_database_lose_nothing_when_one_is_killed_and_it
     workers[0].communicate()
     for worker in workers[1:]:  # have found the database
         told = []
-        assert any("for the test at the end" in line for line in worker.stderr if not told.append(line)), told
+        assert any("split: " in line for line in worker.stderr if not told.append(line)), told
     stop()
     time.sleep(2)
     start()

@@ -89,7 +89,7 @@ def test_the_command_prints_json_and_a_page(cli, finished, tmp_path):
     code, out, _ = cli("explain", finished, "--text", "a red plum", "--label", "fruits", "--device", "cpu")
     assert code == 0
     assert "fruits, probability 0." in out
-    assert "all words add up to" in out
+    assert "sum to" in out
 
 
 def test_words_are_shown_as_they_are_written(cli, finished, classifier, tmp_path):
@@ -114,7 +114,7 @@ def test_what_was_not_read_is_told(cli, finished, classifier):
     found = explain(classifier, text)
     assert found.unread == len(text) - found.words[-1].end > 0
     out = cli("explain", finished, "--text", text, "--device", "cpu")[1]
-    assert f"{found.unread:,} more characters are beyond the maximum length" in " ".join(out.split())
+    assert f"{found.unread:,} more characters" in " ".join(out.split())
     assert explain(classifier, "a cat").unread == 0
 
 
@@ -129,7 +129,7 @@ def test_what_cannot_be_explained_is_told(cli, finished, classifier, monkeypatch
         explain(classifier, "a cat")
 
 
-@pytest.mark.parametrize(("words", "expected"), [(11, "and 1 more word that"), (13, "and 3 more words that")])
+@pytest.mark.parametrize(("words", "expected"), [(11, "and 1 more word "), (13, "and 3 more words ")])
 def test_words_that_are_not_shown_are_counted(words, expected, cli, finished):
     text = " ".join(["plum"] * words)
     assert expected in cli("explain", finished, "--text", text, "--device", "cpu")[1]

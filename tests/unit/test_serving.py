@@ -1,9 +1,10 @@
-"""The server: other people's formats, limits, batches of many requests, and nothing that stops it."""
+"""The server: request formats, limits, dynamic batches, and invalid input."""
 
 import asyncio
 import http.client
 import json
 import random
+import re
 import socket
 import sys
 import threading
@@ -20,22 +21,22 @@ from bertsmith.errors import ConfigError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.model.tokenizer import Encoder
-from bertsmith.testing import tiny_table
 
 uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
-from bertsmith.serving.app import Service, create_app  # noqa: E402
+from bertsmith.serving.app import create_app  # noqa: E402
 from bertsmith.serving.batcher import Batcher, QueueFullError  # noqa: E402
+from bertsmith.serving.loader import Loader, ServerConfig, Service  # noqa: E402
 from bertsmith.serving.middleware import Limits  # noqa: E402
 from bertsmith.serving.prometheus import ServerMetrics  # noqa: E402
-from bertsmith.serving.server import Loader, Serving, _listen  # noqa: E402
-from bertsmith.serving.signals import take_no_more  # noqa: E402
+from bertsmith.serving.server import _listen  # noqa: E402
+from bertsmith.serving.signals import stop_accepting  # noqa: E402
 
 
 @contextmanager
-def running(get, numbers=None, limits=None, token=None):
-    """A server in a thread of this process; gives a function that sends a request."""
-    app = create_app(get, numbers or ServerMetrics(), limits or Limits(), token)
+def running(get_service, metrics=None, limits=None, token=None):
+    """Run a server in a thread; give a function that sends a request."""
+    app = create_app(get_service, metrics or ServerMetrics(), limits or Limits(), token)
     listening = _listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
@@ -64,7 +65,7 @@ def running(get, numbers=None, limits=None, token=None):
 
 
 class Characters(Encoder):
-    """A token a character."""
+    """One token per character."""
 
     key, unknown, ends = "characters", None, (0, 0)
 
@@ -76,7 +77,7 @@ class Characters(Encoder):
 
 
 class Fake(ModelPredictor):
-    """Answers with the number in a text, as slowly as it is told to."""
+    """Return the number in the text as the first logit, after a delay."""
 
     labels = Labels((0, 1, 2), ("a", "b", "c"))
     rule, decide, max_length, encoder = Rule(), True, 1000, Characters()
@@ -88,16 +89,16 @@ class Fake(ModelPredictor):
         texts = ["".join(map(chr, ids)) for ids in tokens.ids()]
         time.sleep(self.seconds)
         if "fail" in texts:
-            raise RuntimeError("as asked for")
+            raise RuntimeError("secret detail")
         self.batches.append(len(texts))
         return np.array([[float(text.strip("x") or 0), 0.0, -1.0] for text in texts])
 
 
 @pytest.fixture(scope="module")
 def ask(finished):
-    loader = Loader(Serving(str(finished), device="cpu", runtime="torch"), ServerMetrics())
+    loader = Loader(ServerConfig(str(finished), device="cpu", runtime="torch"), ServerMetrics())
     loader.load()
-    with running(lambda: loader.service, loader.numbers) as ask:
+    with running(lambda: loader.service, loader.metrics) as ask:
         yield ask
 
 
@@ -156,38 +157,36 @@ def test_predict_answers_as_text_embeddings_inference_does(ask, classifier):
 
 
 @pytest.mark.parametrize("inputs", [["a", "b"], ["a"], ["a", "b", "c"], [["a", "b"]]])
-def test_what_could_be_a_pair_is_refused_with_a_word(inputs, ask):
+def test_a_flat_list_is_refused_by_predict(inputs, ask):
     status, answer, _ = ask("/predict", {"inputs": inputs})
     assert status == 422
     assert answer["error_type"] == "Validation"
     assert answer["error"].startswith("inputs")
     if inputs[0] == "a":
-        assert "POST / takes flat lists as batches" in answer["error"]
         assert ask("/", {"inputs": inputs})[0] == 200
 
 
 @pytest.mark.parametrize(
     ("inputs", "place"),
     [
-        ([["a"], ["b"]], "inputs[0]: input should be a valid string"),
-        ([["a", 5]], "inputs[0]: input should be a valid string"),
-        (["a", 5], "inputs[1]: input should be a valid string"),
-        (["a", " "], "inputs[1]: there is nothing in the text"),
+        ([["a"], ["b"]], "inputs[0]: "),
+        ([["a", 5]], "inputs[0]: "),
+        (["a", 5], "inputs[1]: "),
+        (["a", " "], "inputs[1]: "),
     ],
 )
-def test_the_root_says_which_of_its_texts_is_none(inputs, place, ask):
+def test_an_invalid_text_is_named_by_its_position(inputs, place, ask):
     status, answer, _ = ask("/", {"inputs": inputs})
     assert status == 422
-    assert place in answer["error"]
-    assert "pair" not in answer["error"]
+    assert answer["error"].startswith(place)
 
 
-def test_a_text_that_is_cut_is_told(ask, classifier):
+def test_truncated_texts_are_reported(ask, classifier):
     long = "cat " * 300 + "red blue green"
     status, answer, _ = ask("/predict", {"inputs": [["a"], [long]]})
     assert status == 413
     assert answer["error"].startswith("inputs[1]: ")
-    assert f"at most {classifier.max_length}" in answer["error"]
+    assert str(classifier.max_length) in answer["error"]
     end = "cat " * (classifier.max_length - 5) + "red blue green"
     assert classifier.count_tokens([end])[0] == classifier.max_length
     for direction, kept in (("Right", long), ("left", end)):
@@ -212,7 +211,7 @@ def test_a_request_is_tokenized_once(direction, ask, tokenized):
     assert [text.strip() for text in tokenized] == [text.strip() for text in (*texts, "red")]
 
 
-def test_words_are_explained_where_that_can_be(ask, finished):
+def test_explanations_depend_on_the_runtime(ask, finished):
     pytest.importorskip("captum", reason="the extra explain is not installed")
     status, answer, _ = ask("/explain", {"inputs": "my cat"})
     assert status == 200
@@ -225,7 +224,7 @@ def test_words_are_explained_where_that_can_be(ask, finished):
     batcher.close()
 
 
-def test_information_readiness_and_health(ask, finished):
+def test_info_ready_and_health(ask, finished):
     status, info, _ = ask("/info")
     assert status == 200
     assert [entry["label"] for entry in info["labels"]] == [10, 20, 30]
@@ -244,7 +243,7 @@ def test_information_readiness_and_health(ask, finished):
     batcher.close()
 
 
-def test_numbers_are_counted(ask):
+def test_metrics_count_requests_and_texts(ask):
     def value(name):
         lines = ask("/metrics")[1].splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
@@ -257,17 +256,17 @@ def test_numbers_are_counted(ask):
     assert 'path="/made' not in ask("/metrics")[1]
 
 
-def test_a_body_that_is_not_said_to_be_json_is_told_so(ask):
+def test_another_content_type_is_refused(ask):
     for said in ("application/x-www-form-urlencoded", "text/plain"):
         status, answer, _ = ask("/predict", {"inputs": "cat"}, {"Content-Type": said})
         assert status == 415
         assert said in answer["error"]
-        assert "send it with the header Content-Type: application/json" in answer["error"]
+        assert "Content-Type: application/json" in answer["error"]
     for said in ("application/json; charset=utf-8", "APPLICATION/JSON", "application/vnd.api+json"):
         assert ask("/predict", {"inputs": "cat"}, {"Content-Type": said})[0] == 200
 
 
-def test_a_text_of_which_nothing_is_left_is_refused_and_no_other():
+def test_exactly_the_texts_that_normalise_to_nothing_are_refused():
     from pydantic import TypeAdapter, ValidationError
 
     from bertsmith.data.texts import normalise
@@ -283,31 +282,28 @@ def test_a_text_of_which_nothing_is_left_is_refused_and_no_other():
             assert normalise(chr(code)), hex(code)
 
 
-def test_what_is_no_request_is_told_where_and_what_one_looks_like(ask):
-    assert ask("/", b"{'inputs': 'cat'}")[:2] == (
-        400,
-        {
-            "error": "the body is no JSON: character 1: Expecting property name enclosed in double quotes",
-            "error_type": "Validation",
-        },
-    )
-    assert ask("/", b'{"inputs": "\xff"}')[1]["error"] == "the body is no JSON in UTF-8"
-    assert ask("/", b'"cat"')[1]["error"] == 'the body: an object is expected, as {"inputs": "a text"}'
+def test_invalid_json_is_reported_with_its_position(ask):
+    status, answer, _ = ask("/", b"{'inputs': 'cat'}")
+    assert (status, answer["error_type"]) == (400, "Validation")
+    assert "character 1: " in answer["error"]
+    assert ask("/", b'{"inputs": "\xff"}')[0] == 400
+    status, answer, _ = ask("/", b'"cat"')
+    assert status == 422
+    assert '{"inputs": "a text"}' in answer["error"]
 
 
-def test_a_parameter_that_does_not_exist_is_refused(ask):
+def test_an_unknown_parameter_is_refused(ask):
     for path, body, place in (
         ("/", {"inputs": "cat", "top_k": 2}, "top_k"),
         ("/", {"inputs": "cat", "parameters": {"topk": 2}}, "parameters.topk"),
         ("/predict", {"inputs": "cat", "truncat": True}, "truncat"),
     ):
         status, answer, _ = ask(path, body)
-        assert (status, answer["error"]) == (422, f"{place}: there is no such parameter; /docs says which there are")
+        assert status == 422
+        assert answer["error"].startswith(f"{place}: ")
 
 
-def test_the_description_is_read_without_the_internet(ask):
-    import re
-
+def test_the_docs_page_loads_offline(ask):
     status, page, _ = ask("/docs")
     assert status == 200
     assert "://" not in page.replace(f"http://127.0.0.1:{ask.port}", "")
@@ -320,7 +316,7 @@ def test_the_description_is_read_without_the_internet(ask):
 # -- limits --------------------------------------------------------------------------------------------------------
 
 
-def test_a_token_is_asked_for_everywhere_but_where_it_cannot_be():
+def test_private_paths_need_the_token():
     batcher = Batcher(Fake(), max_wait=1)
     with running(lambda: Service(batcher, {}), token="sesame") as ask:
         for path in ("/info", "/metrics", "/nothing", "/static-offline-docs", "/redoc"):
@@ -347,16 +343,19 @@ def test_a_token_is_asked_for_everywhere_but_where_it_cannot_be():
     batcher.close()
 
 
-def test_what_is_too_much_is_refused_with_the_place():
+def test_requests_above_the_limits_are_refused():
     batcher = Batcher(Fake(), max_wait=1)
     with running(lambda: Service(batcher, {}), limits=Limits(body=10_000, texts=3, characters=100)) as ask:
         status, answer, _ = ask("/predict", {"inputs": "1" * 20_000})
-        assert (status, answer["error"]) == (413, "the body is longer than 10,000 bytes")
+        assert status == 413
+        assert "10,000 bytes" in answer["error"]
         status, answer, _ = ask("/", {"inputs": ["1"] * 4})
-        assert (status, answer["error"]) == (422, "inputs: 4 texts, at most 3 in one request")
+        assert status == 422
+        assert re.match("inputs: 4 .* 3", answer["error"])
         status, answer, _ = ask("/", {"inputs": ["1", "2" * 101]})
-        assert (status, answer["error"]) == (422, "inputs[1]: 101 characters, at most 100")
-        connection = http.client.HTTPConnection("127.0.0.1", ask.port)  # chunked: its length is not said beforehand
+        assert status == 422
+        assert re.match(r"inputs\[1\]: 101 .* 100", answer["error"])
+        connection = http.client.HTTPConnection("127.0.0.1", ask.port)  # chunked: the headers do not state its length
         connection.request("POST", "/", iter([b"x" * 4000] * 5), {"Transfer-Encoding": "chunked"}, encode_chunked=True)
         assert connection.getresponse().status == 413
         connection.close()
@@ -410,30 +409,31 @@ def test_1000_hostile_bodies_get_an_answer_each_and_the_server_lives(ask):
         bodies.append(b"".join(rng.choices(pieces, k=rng.randint(1, 40))))
     for i, body in enumerate(bodies):
         status, answer, _ = ask("/predict" if i >= meant and i % 2 else "/", body)
-        # A lone surrogate or a NUL alone may be labelled: it is a text, after what no tokenizer takes was replaced.
+        # A lone surrogate or NUL may get a label: it is a text once the surrogate is replaced.
         assert 400 <= status < 500 or (status == 200 and b"\\u" in body), (body[:80], status, answer)
         if status != 200:
             assert set(answer) == {"error", "error_type"}
     assert ask("/predict", {"inputs": "cat"})[0] == 200
 
 
-def test_there_is_a_way_to_say_no_for_every_method_and_path(ask):
+def test_wrong_methods_paths_and_values_are_refused(ask):
     assert ask("/predict", method="GET")[0] == 405
     assert ask("/nothing")[0] == 404
     status, answer, _ = ask("/", {"parameters": {"top_k": 0}, "inputs": [1, "a"]})
     assert status == 422
     assert "inputs[0]: " in answer["error"]
-    assert ask("/predict", {"inputs": " "})[1]["error"] == "inputs: there is nothing in the text"
-    assert ask("/predict", {"inputs": [["a"], [" "]]})[1]["error"] == "inputs[1][0]: there is nothing in the text"
-    assert "at least 1 item" in ask("/predict", {"inputs": []})[1]["error"]
-    assert ask("/health", method="HEAD")[0] == 200  # as some that watch do
-    assert "parameters.top_k: input should be greater than or equal to 1" in answer["error"]
+    assert "parameters.top_k: " in answer["error"]
+    for inputs, place in ((" ", "inputs: "), ([["a"], [" "]], "inputs[1][0]: "), ([], "inputs: ")):
+        status, answer, _ = ask("/predict", {"inputs": inputs})
+        assert status == 422
+        assert answer["error"].startswith(place)
+    assert ask("/health", method="HEAD")[0] == 200  # some monitors send HEAD
 
 
 # -- batches -------------------------------------------------------------------------------------------------------
 
 
-def test_requests_that_wait_are_answered_together_each_with_its_own():
+def test_waiting_requests_share_batches():
     fake = Fake(seconds=0.05)
     batcher = Batcher(fake, max_wait=60)
     with running(lambda: Service(batcher, {})) as ask, ThreadPoolExecutor(40) as pool:
@@ -446,7 +446,7 @@ def test_requests_that_wait_are_answered_together_each_with_its_own():
     batcher.close()
 
 
-def test_a_long_request_is_done_in_pieces_and_others_in_between():
+def test_a_long_request_is_split_into_batches():
     fake = Fake(seconds=0.02)
     batcher = Batcher(fake, max_wait=60)
     text = "1" + "x" * 499
@@ -497,9 +497,9 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_again():
         time.sleep(0.7)
         assert ask("/predict", {"inputs": "1"})[0] == 200
         until = time.perf_counter() + 5
-        while batcher.queued and time.perf_counter() < until:  # the answer is sent before it is counted
+        while batcher.queued_tokens and time.perf_counter() < until:  # the response is sent before it is counted
             time.sleep(0.01)
-        assert batcher.queued == 0
+        assert batcher.queued_tokens == 0
     batcher.close()
 
 
@@ -508,20 +508,21 @@ def test_a_fault_is_told_and_does_not_stop_the_others():
     with running(lambda: Service(batcher, {})) as ask:
         status, answer, _ = ask("/predict", {"inputs": "fail"})
         assert (status, answer["error_type"]) == (500, "Backend")
-        assert "as asked for" not in answer["error"]
+        assert "secret detail" not in answer["error"]
         assert ask("/predict", {"inputs": "1"})[0] == 200
     batcher.close()
 
 
-def test_an_answer_that_takes_too_long_is_given_up():
+def test_a_slow_request_times_out():
     batcher = Batcher(Fake(seconds=1.0), max_wait=10)
     with running(lambda: Service(batcher, {}), limits=Limits(seconds=0.2)) as ask:
         status, answer, _ = ask("/predict", {"inputs": "1"})
-        assert (status, answer["error"]) == (503, "there was no answer in 0.2 s")
+        assert (status, answer["error_type"]) == (503, "Unhealthy")
+        assert "0.2 s" in answer["error"]
     batcher.close()
 
 
-def test_the_classifier_can_be_exchanged_while_requests_come_in():
+def test_the_classifier_can_be_replaced_under_load():
     class Other(Fake):
         labels = Labels((0, 1), ("new", "other"))
 
@@ -541,7 +542,7 @@ def test_the_classifier_can_be_exchanged_while_requests_come_in():
     batcher.close()
 
 
-def test_a_batcher_alone_refuses_by_the_speed_it_measured():
+def test_the_batcher_refuses_by_the_measured_speed():
     async def main():
         fake = Fake(seconds=0.1)
         batcher = Batcher(fake, max_wait=0.2)
@@ -559,10 +560,10 @@ def test_a_batcher_alone_refuses_by_the_speed_it_measured():
     asyncio.run(main())
 
 
-# -- the whole -----------------------------------------------------------------------------------------------------
+# -- the server ----------------------------------------------------------------------------------------------------
 
 
-def test_the_log_holds_no_text(ask, caplog):
+def test_the_log_contains_no_text(ask, caplog):
     secret = "sheep near zebra"
     logger = __import__("logging").getLogger("bertsmith.serving")
     logger.propagate = True
@@ -579,7 +580,7 @@ def test_the_log_holds_no_text(ask, caplog):
     assert (entry["path"], entry["status"], entry["texts"]) == ("/predict", 200, 1)
 
 
-def test_the_description_holds_for_every_request_that_it_allows(ask):
+def test_responses_match_the_openapi_description(ask):
     schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
     from hypothesis import HealthCheck, settings
 
@@ -600,19 +601,20 @@ def test_the_description_holds_for_every_request_that_it_allows(ask):
     assert tried >= 8
 
 
-def test_an_address_that_is_taken_is_told():
+def test_an_address_in_use_is_an_error():
     taken = _listen("127.0.0.1", 0)
-    with pytest.raises(ConfigError, match="cannot listen on"):
-        _listen("127.0.0.1", taken.getsockname()[1])
+    port = taken.getsockname()[1]
+    with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{port}"):
+        _listen("127.0.0.1", port)
     taken.close()
-    with pytest.raises(ConfigError, match="cannot listen on"):
+    with pytest.raises(ConfigError, match=r"no\.such\.host\.invalid"):
         _listen("no.such.host.invalid", 0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can keep connections out")
 def test_a_server_that_ends_lets_no_connection_in_that_it_would_have_to_reset():
     with _listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()) as early:
-        take_no_more(listening)
+        stop_accepting(listening)
         accepted, _ = listening.accept()
         with accepted:  # what was in before is still answered
             accepted.sendall(b"answer")
@@ -621,15 +623,15 @@ def test_a_server_that_ends_lets_no_connection_in_that_it_would_have_to_reset():
             socket.create_connection(listening.getsockname(), timeout=0.3)
 
 
-def test_the_command_tells_what_it_cannot_serve(cli, tmp_path, monkeypatch):
+def test_serve_exits_with_2_on_wrong_arguments(cli, tmp_path, monkeypatch):
     code, _, err = cli("serve", tmp_path / "none")
     assert code == 2
     assert "none" in err
     monkeypatch.setenv("BERTSMITH_TOKEN", " ")
     code, _, err = cli("serve", tmp_path)
     assert code == 2
-    assert "BERTSMITH_TOKEN: there is no token in it" in err
+    assert "BERTSMITH_TOKEN" in err
     monkeypatch.delenv("BERTSMITH_TOKEN")
     code, _, err = cli("serve", tmp_path, "--port", "99999")
     assert code == 2
-    assert len(tiny_table(3)) == 3
+    assert "--port" in err

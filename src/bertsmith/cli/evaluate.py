@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from bertsmith.cli.options import Json, RunArgument, TableArgument, with_settings
-from bertsmith.cli.terminal import print_json, result, talk
+from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig
 
-READING = (
+READ_SETTINGS = (
     "text_column",
     "label_column",
     "label_text_column",
@@ -23,20 +23,20 @@ READING = (
 )
 
 
-@with_settings(DataConfig, ModelConfig, only=(*READING, "device", "threads"))
+@with_settings(DataConfig, ModelConfig, only=(*READ_SETTINGS, "device", "threads"))
 def evaluate(
     *,
     run: RunArgument,
     table: TableArgument = None,
     name: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Folder for it in RUN/evaluations; the table's name unless given."),
+        typer.Option(metavar="NAME", help="Name of the folder in RUN/evaluations; by default the name of the table."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an evaluation that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing evaluation.")] = False,
     json: Json = False,
     settings: Config,
 ) -> None:
-    """Score a finished run on another labelled table.
+    """Evaluate a finished run on another labelled table.
 
     Example: bertsmith evaluate runs/reviews reviews_2025.csv
     """
@@ -48,16 +48,16 @@ def evaluate(
     evaluation = run_evaluation(run, table, settings, name=name, overwrite=overwrite)
     metrics = evaluation.metrics
     for reason, n in evaluation.left_out.items():
-        talk().print(f"left out: {n:,} rows ({reason})", markup=False)
+        stderr_console().print(f"skipped: {n:,} rows ({reason})", markup=False)
     if seen := metrics["seen_in_training"]:
-        talk().print(
-            f"[yellow]warning:[/] {seen:,} of these texts were used to train the run or to choose in it: the figures "
-            "flatter it"
+        stderr_console().print(
+            f"[yellow]warning:[/] {seen:,} of these texts were in the run's train or validation split: the metrics are "
+            "too optimistic"
         )
     if json:
         print_json(metrics)
         return
-    out = result()
+    out = stdout_console()
     out.print(f"on {metrics['texts']:,} texts", markup=False)
     for metric, entry in metrics["metrics"].items():
         if entry["value"] is None:
@@ -65,4 +65,4 @@ def evaluate(
             continue
         interval = "  (95 % interval {:.3f} to {:.3f})".format(*entry["interval"]) if entry["interval"] else ""
         out.print(f"{metric:<24} {entry['value']:.3f}{interval}", markup=False)
-    out.print(f"kept in {evaluation.path}", markup=False)
+    out.print(f"saved to {evaluation.path}", markup=False)

@@ -9,28 +9,28 @@ import typer
 from rich.text import Text
 
 from bertsmith.cli.options import Json, RunArgument, with_settings
-from bertsmith.cli.terminal import print_json, result, talk
+from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.config import Config, ModelConfig
 
-STRONGEST = 10
-"""Words listed with their figure."""
+MAX_WORDS = 10
+"""Words listed with their attribution."""
 
 
 @with_settings(ModelConfig, only=("device", "threads"))
 def explain(
     *,
     run: RunArgument,
-    text: Annotated[list[str], typer.Option("--text", metavar="TEXT", help="A text to explain; may be repeated.")],
+    text: Annotated[list[str], typer.Option("--text", metavar="TEXT", help="Text to explain; may be repeated.")],
     label: Annotated[
-        str | None, typer.Option(metavar="LABEL", help="Explain this label text and not the predicted one.")
+        str | None, typer.Option(metavar="LABEL", help="Label text to explain; by default the predicted one.")
     ] = None,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with the words coloured.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page if it is there.")] = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with the words in colour.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing page.")] = False,
     json: Json = False,
     settings: Config,
     config: Path | None,
 ) -> None:
-    """Show which words moved a prediction, and by how much.
+    """Show how much each word contributes to a prediction.
 
     Example: bertsmith explain runs/reviews --text "great phone, awful battery"
     """
@@ -44,51 +44,46 @@ def explain(
     if page:
         page.check(overwrite=overwrite)  # before the slow part
     from bertsmith.inference.classifier import Classifier
-    from bertsmith.inference.explain import explain as explained
+    from bertsmith.inference.explain import explain as explain_text
 
     classifier = Classifier.load(run, device=settings.device)
-    found = [explained(classifier, one, label) for one in text]
+    explanations = [explain_text(classifier, one, label) for one in text]
     if page:
         from bertsmith.report.report import explanations_page
 
         with claim(page, overwrite=overwrite):
-            write_text(page.path, explanations_page([e.to_dict() for e in found], run.resolve().name))
-        talk().print(f"page: {html}", markup=False)
+            write_text(page.path, explanations_page([e.to_dict() for e in explanations], run.resolve().name))
+        stderr_console().print(f"page: {html}", markup=False)
     if json:
-        print_json([e.to_dict() for e in found])
+        print_json([e.to_dict() for e in explanations])
         return
-    out = result()
-    for explanation in found:
-        most = max((abs(w.attribution) for w in explanation.words), default=0.0) or 1.0
+    out = stdout_console()
+    for explanation in explanations:
+        largest = max((abs(w.attribution) for w in explanation.words), default=0.0) or 1.0
         line = Text()
         end = 0
         for word in explanation.words:
-            share = word.attribution / most
+            share = word.attribution / largest
             style = (
                 "" if abs(share) < 0.15 else f"{'bold ' if abs(share) > 0.5 else ''}{'green' if share > 0 else 'red'}"
             )
             line.append(explanation.text[end : word.start]).append(word.text, style=style)
             end = word.end
         if explanation.unread:
-            line.append(
-                f" … ({explanation.unread:,} more characters are beyond the maximum length, and not read)", "dim"
-            )
+            line.append(f" … ({explanation.unread:,} more characters exceed the maximum length)", "dim")
         else:
             line.append(explanation.text[end:])
         out.print(line)
-        other = (
-            ""
-            if explanation.label_text == explanation.predicted_text
-            else f" (predicted: {explanation.predicted_text})"
-        )
-        out.print(f"  {explanation.label_text}, probability {explanation.probability:.3f}{other}", markup=False)
-        for word in sorted(explanation.words, key=lambda w: -abs(w.attribution))[:STRONGEST]:
+        is_predicted = explanation.label_text == explanation.predicted_text
+        predicted = "" if is_predicted else f" (predicted: {explanation.predicted_text})"
+        out.print(f"  {explanation.label_text}, probability {explanation.probability:.3f}{predicted}", markup=False)
+        for word in sorted(explanation.words, key=lambda w: -abs(w.attribution))[:MAX_WORDS]:
             out.print(f"  {word.attribution:+8.3f}  {word.text}", markup=False)
-        if len(explanation.words) > STRONGEST:
-            more = len(explanation.words) - STRONGEST
-            out.print(f"  … and {more:,} more word{'s' if more > 1 else ''} that moved it less", markup=False)
+        if len(explanation.words) > MAX_WORDS:
+            more = len(explanation.words) - MAX_WORDS
+            out.print(f"  … and {more:,} more word{'s' if more > 1 else ''} with smaller attributions", markup=False)
         out.print(
-            f"  all words add up to {explanation.change + explanation.gap:+.3f} "
-            f"of a change of {explanation.change:+.3f} in the logit",
+            f"  the attributions sum to {explanation.change + explanation.gap:+.3f}; "
+            f"the logit changes by {explanation.change:+.3f}",
             markup=False,
         )

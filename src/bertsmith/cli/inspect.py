@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bertsmith.cli.options import Json, TableArgument, with_settings
-from bertsmith.cli.terminal import print_json, result, talk
+from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig
 from bertsmith.errors import DataError
 
@@ -18,18 +18,18 @@ def inspect(
     *,
     table: TableArgument = None,
     json: Json = False,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the findings as a page.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the findings to an HTML page.")] = None,
     label_errors: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.csv", help="Write labels that are probably wrong, to correct for --corrections."),
+        typer.Option(metavar="FILE.csv", help="Write labels that are probably wrong, in the format of --corrections."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     settings: Config,
     config: Path | None,
 ) -> None:
-    """Look a table over: classes, lengths, duplicates, conflicts, leaks, damage; and what train would do about each.
+    """Check a table for problems, and show how train would handle each of them.
 
-    The exit code is 2 if train refuses the table.
+    The exit code is 2 if train would refuse the table.
 
     Example: bertsmith inspect reviews.csv --html findings.html
     """
@@ -53,8 +53,8 @@ def inspect(
         found = suspected_label_errors(read, settings)
         with claim(suspects, overwrite=overwrite), replaced_file(suspects.path) as part:
             write_csv(found, part)
-        talk().print(
-            f"{len(found):,} of {findings.usable:,} labels are probably wrong, the likeliest mistakes first: "
+        stderr_console().print(
+            f"{len(found):,} of {findings.usable:,} labels are probably wrong, most likely first: "
             f"{label_errors}\n  Fill in the column corrected where you agree, and give the file to train with "
             "--corrections",
             markup=False,
@@ -64,11 +64,11 @@ def inspect(
 
         with claim(page, overwrite=overwrite):
             write_text(page.path, findings_page(findings))
-        talk().print(f"page: {html}")
+        stderr_console().print(f"page: {html}")
     if json:
         print_json(findings.to_dict())
     else:
-        result().print(findings)
+        stdout_console().print(findings)
     for finding in findings.findings:
         if finding.severity == "error":
             raise DataError(finding.message, where=findings.name, remedy=finding.action)

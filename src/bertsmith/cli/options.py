@@ -1,4 +1,4 @@
-"""Flags from the fields of `bertsmith.config`: one description for the flag, the file, the environment and the API."""
+"""Options that several commands share, and options made from the settings in `bertsmith.config`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
 from bertsmith.compute.machine import use_cores
-from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, Step, TrainConfig
+from bertsmith.config import DataConfig, EvalConfig, ModelConfig, Step, TrainConfig
 from bertsmith.errors import ConfigError, to_path
 from bertsmith.resolve import parse_assignments, resolve
 
@@ -28,67 +28,66 @@ _PANELS: dict[type[Step], str] = {
 }
 
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE.toml", help="Settings by the names of these flags.")
+    Path | None,
+    typer.Option("--config", metavar="FILE.toml", help="TOML file with settings, named like these options."),
 ]
 Runtime = Annotated[
     str,
     typer.Option(
         metavar="auto|torch|onnx|openvino",
-        help="What to compute with: auto takes an fp32 export of the run, where there is one, else torch.",
+        help="Runtime; auto uses an fp32 export of the run if one exists, else torch.",
     ),
 ]
-RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", show_default=False, help="Folder that bertsmith train wrote.")
-]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", show_default=False, help="Run folder of bertsmith train.")]
 RunOrExport = Annotated[
     Path,
     typer.Argument(
-        metavar="RUN", show_default=False, help="Folder that bertsmith train wrote, or that bertsmith export did."
+        metavar="RUN", show_default=False, help="Run folder of bertsmith train, or folder of bertsmith export."
     ),
 ]
-DecisionRule = Annotated[bool, typer.Option(help="Use the decision rule tuned on validation, where the run has one.")]
+DecisionRule = Annotated[bool, typer.Option(help="Use the decision rule tuned on validation, if the run has one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 TableArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="TABLE",
         show_default=False,
-        help="CSV, TSV, JSON Lines, JSON, Parquet, Feather or Excel file (gzip too), or hf://owner/name.",
+        help="CSV, TSV, JSON Lines, JSON, Parquet, Feather or Excel file, which may be gzipped, or hf://owner/name.",
     ),
 ]
 
 
 class Command(TyperCommand):
-    """A command that refuses an option given twice, of which the parser would take the last."""
+    """A command that refuses repeated options; typer would use the last value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments of the command line.
 
         Raises:
-            ConfigError: if an option is repeated that cannot be.
+            ConfigError: if an option is repeated and takes a single value.
         """
-        given = Counter(id(p) for p in self.make_parser(ctx).parse_args(args=list(args))[2])
+        counts = Counter(id(p) for p in self.make_parser(ctx).parse_args(args=list(args))[2])
         repeated = [
             "/".join(max(names, key=len) for names in (option.opts, option.secondary_opts) if names)
             for option in self.get_params(ctx)
-            if given[id(option)] > 1 and not (getattr(option, "multiple", False) or option.is_eager)
+            if counts[id(option)] > 1 and not (getattr(option, "multiple", False) or option.is_eager)
         ]
         if repeated:
-            raise ConfigError(f"given more than once: {', '.join(repeated)}", remedy="Give each option once.")
+            raise ConfigError(f"option given more than once: {', '.join(repeated)}", remedy="Give each option once.")
         return super().parse_args(ctx, args)
 
 
 def with_settings(
     *steps: type[Step], only: tuple[str, ...] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command a flag for every field of ``steps``, and hand it the resolved `Config` as ``settings``.
+    """Add an option to a command for every field of ``steps``, and pass the resolved `Config` as ``settings``.
 
-    The flags are read as texts: `resolve` checks them all at once, together with the file and the environment. A
-    command with a parameter ``config`` is told the file as well.
+    Options are parsed as strings. `resolve` checks them together with the file and the environment, and reports all
+    problems at once. A command with a parameter ``config`` also gets the path of the file.
 
     Args:
-        steps: whose fields become flags.
-        only: names of the fields to take; all of them if empty.
+        steps: groups of settings.
+        only: names of the settings to use; empty: all.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -99,7 +98,7 @@ def with_settings(
             if not only or name in only
         }
 
-        told = "config" in inspect.signature(command).parameters
+        takes_config = "config" in inspect.signature(command).parameters
 
         @functools.wraps(command)
         def wrapper(**arguments: Any) -> None:
@@ -110,21 +109,22 @@ def with_settings(
                 if isinstance(value, Path):
                     to_path(value, name)
             file = arguments.pop("config")
-            if told:
+            if takes_config:
                 arguments["config"] = file
             settings = resolve(flags, file, check_set=_problems_of)
             use_cores(settings.threads)
             command(**arguments, settings=settings)
 
-        own = [
+        parameters = [
             p
             for p in inspect.signature(command, eval_str=True).parameters.values()
             if p.name not in ("settings", "config")
         ]
-        own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-        config = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile)
-        flags = [_parameter(name, field, panel) for name, (field, panel) in fields.items()]
-        parameters = [*own, *flags, config]
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+        parameters += [_parameter(name, field, panel) for name, (field, panel) in fields.items()]
+        parameters.append(
+            inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile)
+        )
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
         return wrapper
@@ -133,7 +133,7 @@ def with_settings(
 
 
 def _problems_of(settings: Mapping[str, Any]) -> Mapping[str, str]:
-    from bertsmith.training.arguments import problems_of  # which needs transformers
+    from bertsmith.training.arguments import problems_of  # imports transformers
 
     return problems_of(settings)
 
@@ -146,11 +146,12 @@ def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
         kind, metavar = bool, None
     elif name == "set":
         kind, metavar = list[str], "NAME=VALUE"
-    shown = isinstance(field.default, str | int | float) and kind is str
+    has_default = isinstance(field.default, str | int | float) and kind is str
     option = typer.Option(
         flag,
         metavar=metavar,
-        help=f"{field.description} [default: {field.default}]" if shown else field.description,
+        # Parentheses, since rich takes square brackets for markup.
+        help=f"{field.description} (default: {field.default})" if has_default else field.description,
         rich_help_panel=panel,
         show_default=False,
     )
@@ -167,17 +168,3 @@ def _metavar(annotation: Any) -> str:
     if typing.get_origin(annotation) is Literal:
         return "|".join(typing.get_args(annotation))
     return {int: "N", float: "X", Path: "FILE"}.get(annotation, "TEXT")
-
-
-__all__ = [
-    "Command",
-    "Config",
-    "ConfigFile",
-    "DecisionRule",
-    "Json",
-    "RunArgument",
-    "RunOrExport",
-    "Runtime",
-    "TableArgument",
-    "with_settings",
-]

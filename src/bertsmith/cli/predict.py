@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bertsmith.cli.options import DecisionRule, RunOrExport, Runtime, with_settings
-from bertsmith.cli.terminal import check_stdout, sigterm_like_ctrl_c, talk
+from bertsmith.cli.terminal import check_stdout, sigterm_like_ctrl_c, stderr_console
 from bertsmith.config import Config, CsvDialect, DataConfig, Long, ModelConfig, OnError
 
 if TYPE_CHECKING:
@@ -144,16 +144,16 @@ def predict(
             predictions = run_prediction_on_ray(
                 run, source, settings, options, output=output, resume=resume, overwrite=overwrite, address=ray
             )
-        talk().print(f"{predictions.rows:,} rows written to {output}", markup=False)
+        stderr_console().print(f"{predictions.rows:,} rows written to {output}", markup=False)
         return
     texts = partial(_stdin, settings) if source == "-" else source
     if output is None:
         check_stdout()
         with open_writer("jsonl" if json else "csv", sys.stdout, style=options.csv_style) as writer:
-            show = PredictionProgress(talk(), counts=False)
+            show = PredictionProgress(stderr_console(), counts=False)
             predictions = run_prediction(run, texts, settings, options, write=writer.write, resume=resume, observe=show)
     else:
-        with PredictionProgress(talk()) as progress, sigterm_like_ctrl_c():
+        with PredictionProgress(stderr_console()) as progress, sigterm_like_ctrl_c():
             predictions = run_prediction(
                 run,
                 texts,
@@ -165,7 +165,7 @@ def predict(
                 inputs=(config,),
                 observe=progress,
             )
-        talk().print(f"{predictions.rows:,} rows written to {output}", markup=False)
+        stderr_console().print(f"{predictions.rows:,} rows written to {output}", markup=False)
     _print_summary(predictions)
 
 
@@ -173,23 +173,23 @@ def _print_summary(predictions: Predictions) -> None:
     """Print the number of rows per label, and notes about the other rows."""
     total = sum(predictions.label_counts.values())
     for text, n in list(predictions.label_counts.items())[:MAX_LABELS]:
-        talk().print(f"  {n:>{len(f'{total:,}')},}  {n / total:6.1%}  {text}", markup=False)
+        stderr_console().print(f"  {n:>{len(f'{total:,}')},}  {n / total:6.1%}  {text}", markup=False)
     if (more := len(predictions.label_counts) - MAX_LABELS) > 0:
-        talk().print(f"  … and {more:,} labels with fewer rows", markup=False)
+        stderr_console().print(f"  … and {more:,} labels with fewer rows", markup=False)
     if predictions.threshold is not None:
-        talk().print(
+        stderr_console().print(
             f"{predictions.abstained:,} of {predictions.rows:,} rows left unlabelled: "
             f"confidence below {predictions.threshold:.3f}",
             markup=False,
         )
     if predictions.cut:
-        talk().print(
+        stderr_console().print(
             f"[yellow]note:[/] {predictions.cut:,} texts were truncated at the maximum length "
             "(--long window reads all of a text)"
         )
     if predictions.empty:
         rows = "1 row has" if predictions.empty == 1 else f"{predictions.empty:,} rows have"
-        talk().print(f"[yellow]warning:[/] {rows} no text and so no prediction")
+        stderr_console().print(f"[yellow]warning:[/] {rows} no text and so no prediction")
 
 
 def _stdin(settings: Config) -> Stream:
@@ -203,7 +203,7 @@ def _stdin(settings: Config) -> Stream:
     from bertsmith.errors import DataError
 
     if sys.stdin.isatty():
-        talk().print("[dim]reading texts, one per line, until the end of the input (Ctrl-D)[/]")
+        stderr_console().print("[dim]reading texts, one per line, until the end of the input (Ctrl-D)[/]")
 
     shown: set[str] = set()
 
@@ -212,7 +212,7 @@ def _stdin(settings: Config) -> Stream:
             text, notes = decode(b"".join(lines), "stdin", settings.encoding)
             for note in notes:
                 if note.severity not in shown:
-                    talk().print(f"{note.severity}: {note.message}", markup=False)
+                    stderr_console().print(f"{note.severity}: {note.message}", markup=False)
                     shown.add(note.severity)
             yield lines_chunk([line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")])
 

@@ -1,4 +1,4 @@
-"""What training looks like in a terminal: a live table; in a log: plain lines."""
+"""Progress of training and prediction: a live display in a terminal, plain lines in a file or pipe."""
 
 from __future__ import annotations
 
@@ -42,15 +42,14 @@ _COLUMNS = ("epoch", "train loss", "val. loss", "accuracy", "macro-F1", "learnin
 
 
 class TrainingProgress:
-    """Draws what it is told of; used as an observer of the pipeline and as a context manager."""
+    """Show the events of a run; a listener and a context manager."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.evaluations: list[Evaluated] = []
         self.started: Started | None = None
-        self.began = 0.0
-        self.done = StepDone(0, 0.0, 0.0)
-        self.scoring = (0, 0)
+        self.start = 0.0
+        self.last_step = StepDone(0, 0.0, 0.0)
         self.live: Live | None = None
 
     def __enter__(self) -> TrainingProgress:
@@ -63,18 +62,18 @@ class TrainingProgress:
             self.live.stop()
 
     def __call__(self, event: RunEvent) -> None:
-        """Draw an event of the pipeline."""
+        """Show an event."""
         if isinstance(event, Prepared):
-            self._prepared(event)
+            self._show_prepared(event)
         elif isinstance(event, Started):
-            self.started, self.began = event, time.perf_counter()
+            self.started, self.start = event, time.perf_counter()
             if self.console.is_terminal:
                 self.live = Live(get_renderable=self._table, console=self.console, refresh_per_second=4)
                 self.live.start()
             else:
                 self.console.print(f"training for at most {event.steps:,} steps")
         elif isinstance(event, StepDone):
-            self.done = event
+            self.last_step = event
         elif isinstance(event, Evaluated):
             self.evaluations.append(event)
             if self.live is None:
@@ -82,41 +81,42 @@ class TrainingProgress:
                 self.console.print(line, markup=False)
         elif isinstance(event, CheckpointsDamaged):
             steps = ", ".join(f"{step:,}" for step in event.damaged)
-            which = f"checkpoint of step {steps} is" if len(event.damaged) == 1 else f"checkpoints of steps {steps} are"
+            origin = f"the checkpoint of step {event.step:,}" if event.step else "the beginning"
             self.console.print(
-                f"[yellow]the {which} damaged or half written:[/] "
-                f"going on from {f'the one of step {event.step:,}' if event.step else 'the beginning'}"
+                f"[yellow]damaged or incomplete checkpoints (step {steps}) are skipped:[/] resuming from {origin}"
             )
         elif isinstance(event, MemoryExceeded):
             self.console.print(
-                f"[yellow]memory was short at step {event.step:,}:[/] "
-                f"going on with {event.token_budget:,} tokens at once; the result stays the same"
+                f"[yellow]out of memory at step {event.step:,}:[/] "
+                f"continuing with micro-batches of {event.token_budget:,} tokens; the result stays the same"
             )
         elif isinstance(event, MemoryLimited):
             self.console.print(
                 f"[yellow]only {format_bytes(event.free)} of memory are free:[/] "
-                f"training with {event.token_budget:,} tokens at once; the result stays the same"
+                f"training with micro-batches of {event.token_budget:,} tokens; the result stays the same"
             )
         elif isinstance(event, Slowed):
             load = f" (load {event.load:.1f} on {event.cores} cores)" if event.load is not None else ""
             self.console.print(
-                f"[yellow]steps take {event.times:.0f} times as long as the first ones:[/] "
-                f"another program seems to use this CPU{load}; with --threads this run uses fewer cores"
+                f"[yellow]steps take {event.times:.0f} times as long as at the start:[/] "
+                f"another program seems to use the CPU{load}; use fewer cores with --threads"
             )
         elif isinstance(event, Compiling):
-            self.console.print(f"compiling the layers: training takes {clock(event.seconds)} more without that")
+            self.console.print(
+                f"compiling the layers: training takes {format_duration(event.seconds)} more without that"
+            )
         elif isinstance(event, RolledBack):
             self.evaluations = [e for e in self.evaluations if e.step <= event.to_step]
-            place = f"the checkpoint of step {event.to_step:,}" if event.to_step else "the beginning"
+            origin = f"the checkpoint of step {event.to_step:,}" if event.to_step else "the beginning"
             self.console.print(
-                Text(f"{event.what}\ngoing back to {place}, once, with fp32 and learning rate {event.learning_rate:g}"),
+                Text(f"{event.what}\nrepeating from {origin} with fp32 and learning rate {event.learning_rate:g}"),
                 style="yellow",
             )
         elif isinstance(event, Collapsed):
             self.console.print(
                 Text(
-                    f"after epoch {event.epoch:g} every validation text is labelled {event.label_text!r}. Early on "
-                    "that passes. If it does not, try a smaller --learning-rate or more texts of the other labels"
+                    f"after epoch {event.epoch:g} every validation text is predicted as {event.label_text!r}. This is "
+                    "common at the start. If it stays, try a smaller --learning-rate or more texts of other labels"
                 ),
                 style="yellow",
             )
@@ -125,47 +125,44 @@ class TrainingProgress:
                 self.live.update(self._table(), refresh=True)
                 self.live.stop()
                 self.live = None
-            why = "stopped early" if event.stopped_early else "done"
+            reason = "stopped early" if event.stopped_early else "done"
             best = next(
                 (f"epoch {e.epoch:g}" for e in self.evaluations if e.step == event.best_step), f"step {event.best_step}"
             )
-            kept = f"best: {best}" if event.selected else f"too few validation texts to choose an epoch: {best} is kept"
-            score = "" if event.best_score is None else f"; {kept}, validation macro-F1 {event.best_score:.3f}"
-            self.console.print(f"{why} after {clock(event.seconds)}{score}")
+            selected = f"best: {best}" if event.selected else f"{best} (too few validation texts to select one)"
+            score = "" if event.best_score is None else f"; {selected}, validation macro-F1 {event.best_score:.3f}"
+            self.console.print(f"{reason} after {format_duration(event.seconds)}{score}")
             if self.evaluations:
                 last = self.evaluations[-1]
-                spent = ", ".join(f"{phase} {share:.0%}" for phase, share in last.shares.items())
+                shares = ", ".join(f"{phase} {share:.0%}" for phase, share in last.shares.items())
                 self.console.print(
-                    f"[dim]{last.tokens_per_second:,.0f} tokens/s, {last.padding:.0%} padding; time: {spent}[/]"
+                    f"[dim]{last.tokens_per_second:,.0f} tokens/s, {last.padding:.0%} padding; time: {shares}[/]"
                 )
         elif isinstance(event, FoldStarted):
-            self.console.print(f"[bold]fold {event.number}[/] of {event.of}: training on the others")
+            self.console.print(f"[bold]fold {event.number}[/] of {event.of}: training on the other folds")
         elif isinstance(event, FoldDone):
-            self.console.print(f"fold {event.number} of {event.of}: macro-F1 {event.score:.3f} on its texts")
+            self.console.print(f"fold {event.number} of {event.of}: macro-F1 {event.score:.3f}")
             if event.number == event.of:
-                self.console.print("[bold]all folds are done:[/] training on the texts of all of them")
+                self.console.print("[bold]all folds are done:[/] training on the texts of all folds")
         elif isinstance(event, SeedStarted):
             self.evaluations = []
             self.console.print(f"[bold]seed {event.seed}[/] ({event.number} of {event.of})")
         elif isinstance(event, Scoring):
-            self.scoring = (0, event.texts)
             self.console.print(f"[dim]scoring {event.texts:,} texts …[/]")
 
-    def _prepared(self, prepared: Prepared) -> None:
+    def _show_prepared(self, prepared: Prepared) -> None:
         findings, sizes, recipe = prepared.findings, prepared.split, prepared.recipe
-        say = self.console.print
-        say(headline(findings))
-        say(class_chart(findings.classes))
+        show = self.console.print
+        show(headline(findings))
+        show(class_chart(findings.classes))
         for finding in findings.findings:
-            say(finding_lines(finding))
-        validated = (
-            f"{prepared.folds}-fold cross-validation" if prepared.folds else f"{sizes['validation']:,} to validate"
-        )
-        tested = f"{sizes['test']:,} to test" if sizes["test"] else "no test texts"
-        say(f"split: {sizes['train']:,} to train, {validated}, {tested}")
-        say(
-            f"model: {prepared.model}, {prepared.parameters / 1e6:.0f} M weights, on {prepared.device}; "
-            f"{prepared.max_length} tokens of each text",
+            show(finding_lines(finding))
+        folds = f"{prepared.folds}-fold cross-validation"
+        validation = folds if prepared.folds else f"{sizes['validation']:,} validation"
+        show(f"split: {sizes['train']:,} train, {validation}, {sizes['test']:,} test")
+        show(
+            f"model: {prepared.model}, {prepared.parameters / 1e6:.0f} M parameters, on {prepared.device}; "
+            f"maximum length {prepared.max_length} tokens",
             markup=False,
         )
         for key in (
@@ -179,9 +176,9 @@ class TrainingProgress:
             "imbalance",
             "consistency",
         ):
-            reason = f"  [dim]{recipe.reasons[key]}[/]" if key in recipe.reasons else "  [dim]as given[/]"
+            reason = f"  [dim]{recipe.reasons[key]}[/]" if key in recipe.reasons else "  [dim]set by the user[/]"
             value = getattr(recipe, key)
-            say(f"{key.replace('_', ' ')}: {f'{value:g}' if isinstance(value, float) else value}{reason}")
+            show(f"{key.replace('_', ' ')}: {f'{value:g}' if isinstance(value, float) else value}{reason}")
 
     def _row(self, event: Evaluated) -> list[str]:
         return [
@@ -192,14 +189,14 @@ class TrainingProgress:
             f"{event.metrics['macro_f1']:.3f}{'*' if event.best else ''}",
             f"{event.learning_rate:.2e}",
             f"{event.texts_per_second:.0f}",
-            self._left(event.step),
+            self._time_left(event.step),
         ]
 
-    def _left(self, step: int) -> str:
+    def _time_left(self, step: int) -> str:
         if self.started is None or step <= self.started.step:
             return "–"
-        per_step = (time.perf_counter() - self.began) / (step - self.started.step)
-        return clock(per_step * (self.started.steps - step))
+        per_step = (time.perf_counter() - self.start) / (step - self.started.step)
+        return format_duration(per_step * (self.started.steps - step))
 
     def _table(self) -> Group:
         grid = Grid(box=None, padding=(0, 1))
@@ -210,18 +207,18 @@ class TrainingProgress:
         total = self.started.steps if self.started else 1
         bar = Grid.grid(padding=(0, 1))
         bar.add_row(
-            ProgressBar(total=total, completed=self.done.step, width=40),
+            ProgressBar(total=total, completed=self.last_step.step, width=40),
             Text(
-                f"step {self.done.step:,} of {total:,}, {self.done.texts_per_second:.0f} texts/s, "
-                f"{self._left(self.done.step)} left",
+                f"step {self.last_step.step:,} of {total:,}, {self.last_step.texts_per_second:.0f} texts/s, "
+                f"{self._time_left(self.last_step.step)} left",
                 style="dim",
             ),
         )
         return Group(grid, bar)
 
 
-def clock(seconds: float) -> str:
-    """Return a duration in words."""
+def format_duration(seconds: float) -> str:
+    """Return a duration such as ``3 min 05 s``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

@@ -1,4 +1,4 @@
-"""Where commands print: results on stdout, talk on stderr."""
+"""Consoles: results go to stdout, messages and progress to stderr."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 WIDTH = 120
-"""Columns where nobody says how many there are: in a file or a pipe."""
+"""Columns of a file or a pipe, which have no width."""
 
 
 def _width(stream: IO[str]) -> int | None:
@@ -23,11 +23,11 @@ def _width(stream: IO[str]) -> int | None:
 
 
 def use_utf8(stream: IO[str]) -> None:
-    """Have a file or a pipe get UTF-8 and unchanged line ends on every system.
+    """Write UTF-8 and unchanged line ends to files and pipes on every system.
 
-    A terminal keeps its own encoding, and shows ``?`` for a character that this lacks.
+    A terminal keeps its encoding and shows ``?`` for a character that the encoding lacks.
     """
-    if not isinstance(stream, io.TextIOWrapper):  # what a test or a notebook puts in its place takes any text
+    if not isinstance(stream, io.TextIOWrapper):  # tests and notebooks replace the stream
         return
     if stream.isatty():
         stream.reconfigure(errors="replace")
@@ -35,15 +35,15 @@ def use_utf8(stream: IO[str]) -> None:
         stream.reconfigure(encoding="utf-8", newline="\n")
 
 
-def talk() -> Console:
-    """Return the console for talk, on stderr."""
+def stderr_console() -> Console:
+    """Return the console for messages and progress."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, soft_wrap=True, width=_width(sys.stderr))
 
 
-def result() -> Console:
-    """Return the console for results, on stdout."""
+def stdout_console() -> Console:
+    """Return the console for results."""
     from rich.console import Console
 
     return Console(file=sys.stdout, highlight=False, soft_wrap=True, width=_width(sys.stdout))
@@ -51,24 +51,24 @@ def result() -> Console:
 
 @contextmanager
 def sigterm_like_ctrl_c() -> Iterator[None]:
-    """Have SIGTERM do what Ctrl-C does, so that what is half done is cleared away."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Make SIGTERM raise KeyboardInterrupt, so that unfinished files are removed."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
 def check_stdout() -> None:
-    """See that there is somewhere to print what was asked for.
+    """Check that standard output is open.
 
     Raises:
         OutputError: if standard output is closed.
     """
     from bertsmith.errors import OutputError
 
-    if str(getattr(sys.stdout, "name", "")) == os.devnull:  # which `main` puts in the place of a closed one
-        raise OutputError("standard output is closed", remedy="Give -o a file.")
+    if str(getattr(sys.stdout, "name", "")) == os.devnull:  # `main` opens it in place of a closed stdout
+        raise OutputError("standard output is closed", remedy="Write to a file with -o.")
 
 
 def print_json(value: Any) -> None:

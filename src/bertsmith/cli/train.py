@@ -12,14 +12,14 @@ from typing import Annotated, Any
 import typer
 
 from bertsmith.cli.options import Json, TableArgument, with_settings
-from bertsmith.cli.terminal import print_json, result, talk
+from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
 from bertsmith.folders.run import Run
 
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Run folder to write.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run in the folder.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume the unfinished run in the folder.")]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the run in the folder, once table and model are found good.")
+    bool, typer.Option("--overwrite", help="Replace the run in the folder, after the table and the model were checked.")
 ]
 
 
@@ -33,7 +33,7 @@ def train(
     json: Json = False,
     settings: Config,
 ) -> None:
-    """Fine-tune and evaluate a classifier, end to end: check, clean, split, train, score, report.
+    """Fine-tune a classifier on a table: check, clean and split the data, train, evaluate, write a report.
 
     Example: bertsmith train reviews.csv -o runs/reviews --model google-bert/bert-base-uncased
     """
@@ -52,10 +52,10 @@ def run_and_show(
     if started()[0] == 0:  # of several processes, the one that writes
         with claim(RunFolder(output), resume=resume, overwrite=overwrite):
             pass  # refuses before the slow imports
-    talk().print("[dim]reading the table, loading the model …[/]")
+    stderr_console().print("[dim]reading the table, loading the model …[/]")
     from bertsmith.errors import Interrupted
 
-    with TrainingProgress(talk()) as progress, stoppable() as stop:
+    with TrainingProgress(stderr_console()) as progress, stoppable() as stop:
         try:
             from bertsmith.workflows.seeds import run_seeds
 
@@ -70,8 +70,8 @@ def run_and_show(
             )
         except (Interrupted, KeyboardInterrupt) as stopped:
             what = str(stopped) if isinstance(stopped, Interrupted) else "stopped at once"
-            how = "the same command with --resume" if Run(output).layout.run.is_file() else "the same command"
-            raise Interrupted(f"{what}\n  to go on: {how}") from None
+            flag = " with --resume" if Run(output).layout.run.is_file() else ""
+            raise Interrupted(f"{what}\n  to resume: run the same command{flag}") from None
     from rich.markup import escape
 
     from bertsmith.errors import listing
@@ -82,56 +82,56 @@ def run_and_show(
         print_json({"run": str(run.path), **metrics["splits"]["test"]})
         return
     test, baseline = metrics["splits"]["test"], metrics["baseline"]["majority_class"]
-    out = result()
+    out = stdout_console()
     source = "cross-validated" if "by" in test else "test"
     for name, title in (("macro_f1", "macro-F1"), ("accuracy", "accuracy")):
         entry = test["metrics"][name]
         low, high = entry["interval"]
         out.print(
             f"{source} {title}  [bold]{entry['value']:.3f}[/]  (95 % interval {low:.3f} to {high:.3f}; "
-            f"always the commonest label: {baseline['test'][name]:.3f})"
+            f"majority class: {baseline['test'][name]:.3f})"
         )
-    few = "; they are few, and every figure is rough" if test["texts"] < FEW_TEXTS else ""
-    how = " that were not seen in training"
+    few = "; with so few texts the metrics are imprecise" if test["texts"] < FEW_TEXTS else ""
+    how = "not used for training"
     if "by" in test:
-        how = f", each labelled by one of {test['folds']} models, which was not trained on it"
-    out.print(f"on {test['texts']:,} texts{how}{few}")
+        how = f"each predicted by one of {test['folds']} models, which did not train on it"
+    out.print(f"on {test['texts']:,} texts, {how}{few}")
     if never := never_predicted(test["confusion"]):
         named = listing([run.labels.texts[i] for i in never])
-        out.print(f"[yellow]never predicted, although texts have it:[/] {escape(named)}")
+        out.print(f"[yellow]labels that are never predicted:[/] {escape(named)}")
     for name in ("bag_of_words", "frozen_embeddings"):
         out.print(f"it is {metrics['baseline'][name]['verdict']}", markup=False)
     rule = metrics["decision_rule"]
     if rule["used"]:
         out.print(
-            f"a decision rule tuned on validation is used: there it gained {rule['gain']:.3f} macro-F1 "
-            f"(standard error {rule['standard_error']:.3f}); without it the {source} macro-F1 is "
+            f"uses a decision rule tuned on validation, where it gains {rule['gain']:.3f} macro-F1 "
+            f"(standard error {rule['standard_error']:.3f}); without the rule the {source} macro-F1 is "
             f"{rule['test']['without']['macro_f1']:.3f}"
         )
     if seeds := metrics.get("seeds"):
-        spread, together = seeds["test"]["macro_f1"], seeds["ensemble"]["metrics"]["macro_f1"]["value"]
+        spread, ensemble = seeds["test"]["macro_f1"], seeds["ensemble"]["metrics"]["macro_f1"]["value"]
         out.print(
             f"over {len(seeds['each'])} seeds macro-F1 is {spread['mean']:.3f} with a standard deviation of "
-            f"{spread['standard_deviation']:.3f}; this is seed {seeds['best']}, best on validation; all together reach "
-            f"{together:.3f} (predict --ensemble)"
+            f"{spread['standard_deviation']:.3f}; this is seed {seeds['best']}, the best on validation; the ensemble "
+            f"reaches {ensemble:.3f} (predict --ensemble)"
         )
     out.print(f"report  {run.layout.report}\nmodel   {run.layout.model}", markup=False)
 
 
 @contextmanager
 def stoppable() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C (or SIGTERM) into a wish to stop; the second one stops at once."""
-    wish = threading.Event()
+    """Give a function that returns whether Ctrl-C or SIGTERM arrived; the second signal raises KeyboardInterrupt."""
+    requested = threading.Event()
 
     def handle(number: int, frame: object) -> None:
-        if wish.is_set():
+        if requested.is_set():
             raise KeyboardInterrupt
-        wish.set()
-        talk().print("[yellow]stopping after the current step; press Ctrl-C again to stop at once[/]")
+        requested.set()
+        stderr_console().print("[yellow]stopping after this step; press Ctrl-C again to stop at once[/]")
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield wish.is_set
+        yield requested.is_set
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -8,128 +8,101 @@ from typing import Annotated, Any
 import typer
 
 from bertsmith.cli.options import Json, TableArgument, with_settings
-from bertsmith.cli.terminal import print_json, result, talk
+from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.cli.train import stoppable
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
 from bertsmith.errors import ConfigError, Interrupted
-from bertsmith.tuning.plan import Plan
+from bertsmith.tuning.config import StudyConfig
 
-_OURS = tuple(
+_SETTINGS = tuple(
     name
     for step in (DataConfig, ModelConfig, TrainConfig, EvalConfig)
     for name in step.model_fields
-    if name not in ("seeds", "keep_checkpoints", "profile", "cv")  # of which it has its own
+    if name not in ("seeds", "keep_checkpoints", "profile", "cv")  # tune has its own options for these
 )
-_PANEL = "Search"
-MOST_TRIALS = 20
-"""Trials, where neither their number nor the time is given."""
+DEFAULT_TRIALS = 20
+"""Trials if the user sets neither their number nor a time limit."""
 
 
-@with_settings(DataConfig, ModelConfig, TrainConfig, EvalConfig, only=_OURS)
+def _option(metavar: str, help: str) -> Any:
+    return typer.Option(metavar=metavar, help=help, rich_help_panel="Search")
+
+
+@with_settings(DataConfig, ModelConfig, TrainConfig, EvalConfig, only=_SETTINGS)
 def tune(
     *,
     table: TableArgument = None,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="STUDY", help="Study folder to write.")],
     trials: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help=f"Trials, those done before counted. [default: {MOST_TRIALS}]", rich_help_panel=_PANEL
-        ),
+        int | None, _option("N", f"Number of trials, with those of earlier commands (default: {DEFAULT_TRIALS}).")
     ] = None,
-    minutes: Annotated[
-        float | None,
-        typer.Option(metavar="X", help="Time for the search, of this command alone.", rich_help_panel=_PANEL),
-    ] = None,
-    jobs: Annotated[int, typer.Option(metavar="N", help="Trials at once on this machine.", rich_help_panel=_PANEL)] = 1,
+    minutes: Annotated[float | None, _option("X", "Time limit for the search of this command, in minutes.")] = None,
+    jobs: Annotated[int, _option("N", "Number of worker processes on this machine.")] = 1,
     objective: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="macro_f1, or with latency besides: repeat it.", rich_help_panel=_PANEL),
+        list[str] | None, _option("NAME", "Objective, by default macro_f1; repeat the option to add latency.")
     ] = None,
-    models: Annotated[
-        str | None,
-        typer.Option(metavar="A,B,…", help="Checkpoints to choose among, with commas.", rich_help_panel=_PANEL),
-    ] = None,
-    space: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.toml", help="Ranges and choices other than the usual.", rich_help_panel=_PANEL),
-    ] = None,
-    cv: Annotated[
-        int | None,
-        typer.Option(
-            metavar="K",
-            help="Score by K-fold cross-validation, where validation texts are few.",
-            rich_help_panel=_PANEL,
-        ),
-    ] = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL", help="Database, for several machines that run this command.", rich_help_panel=_PANEL
-        ),
-    ] = None,
-    final_seeds: Annotated[
-        int,
-        typer.Option(metavar="N", help="Seeds to train winner and defaults with in the end.", rich_help_panel=_PANEL),
-    ] = 1,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew, in the place of a study.")] = False,
+    models: Annotated[str | None, _option("A,B,…", "Checkpoints to choose from, separated by commas.")] = None,
+    space: Annotated[Path | None, _option("FILE.toml", "TOML file with changes to the search space.")] = None,
+    cv: Annotated[int | None, _option("K", "Score trials by K-fold cross-validation.")] = None,
+    storage: Annotated[str | None, _option("URL", "Database that several machines share.")] = None,
+    final_seeds: Annotated[int, _option("N", "Number of seeds to train the winner and the defaults with.")] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the study in the folder.")] = False,
     json: Json = False,
     settings: Config,
 ) -> None:
-    """Search for better settings than the defaults, on train and validation; then train and test the winner.
+    """Search for better settings than the defaults on the validation split; then train and test the winner.
 
-    What is given as a flag is not varied. The same command goes on with a study that was interrupted.
+    Settings that are passed as options are not tuned. The same command resumes an interrupted study.
 
     Example: bertsmith tune reviews.csv -o studies/reviews --trials 20
     """
-    how: dict[str, Any] = {
-        "trials": MOST_TRIALS if trials is None and minutes is None else trials,
+    options: dict[str, Any] = {
+        "trials": DEFAULT_TRIALS if trials is None and minutes is None else trials,
         "minutes": minutes,
         "jobs": jobs,
         "objectives": tuple(objective or ("macro_f1",)),
         "storage": storage,
         "cv": cv,
         "final_seeds": final_seeds,
-        "models": _names(models),
+        "models": _split_names(models),
         "space": space,
     }
-    Plan(**how)  # told at once, before anything slow is imported
-    talk().print("[dim]reading the table, loading the model …[/]")
-    from bertsmith.api.training import tune as search
+    StudyConfig(**options)  # report wrong options before the slow imports
+    stderr_console().print("[dim]reading the table, loading the model …[/]")
+    from bertsmith.api.training import tune as run_study
     from bertsmith.cli.tuning_progress import TuningProgress
 
-    given = {name: getattr(settings, name) for name in _OURS if getattr(settings, name) != _default(name)}
-    with TuningProgress(talk()) as progress, stoppable() as stop:
+    changed = {name: getattr(settings, name) for name in _SETTINGS if getattr(settings, name) != _default(name)}
+    with TuningProgress(stderr_console()) as progress, stoppable() as stop:
         try:
-            study = search(
+            study = run_study(
                 table,
                 output=output,
                 overwrite=overwrite,
                 on_event=progress,
                 stop=stop,
-                **how,
-                **given,
+                **options,
+                **changed,
             )
         except (Interrupted, KeyboardInterrupt) as stopped:
             what = str(stopped) if isinstance(stopped, Interrupted) else "stopped at once"
-            raise Interrupted(
-                f"{what}; trials that were not finished are begun again\n  to go on: the same command"
-            ) from None
-    found = study.result
-    if found is None:
-        talk().print("another process finishes this study")
+            raise Interrupted(f"{what}; unfinished trials start again\n  to resume: run the same command") from None
+    outcome = study.result
+    if outcome is None:
+        stderr_console().print("another process trains the winner of this study")
         return
     if json:
-        print_json({"study": str(study.path), **found})
+        print_json({"study": str(study.path), **outcome})
         return
-    _show(study.path, found)
+    _show(study.path, outcome)
 
 
-def _names(models: str | None) -> tuple[str, ...]:
+def _split_names(models: str | None) -> tuple[str, ...]:
     if models is None:
         return ()
     names = tuple(name.strip() for name in models.split(","))
     if not all(names):
-        raise ConfigError("--models: a name is empty", remedy="Write them as a,b,c.")
+        raise ConfigError("models: a name is empty", where="--models", remedy="Write the names as a,b,c.")
     return names
 
 
@@ -137,39 +110,40 @@ def _default(name: str) -> Any:
     return Config.model_fields[name].get_default(call_default_factory=True)
 
 
-def _show(folder: Path, found: dict[str, Any]) -> None:
-    out = result()
-    low, high = found["test"]["interval"]
-    counts = found["trials"]
+def _show(folder: Path, outcome: dict[str, Any]) -> None:
+    out = stdout_console()
+    low, high = outcome["test"]["interval"]
+    counts = outcome["trials"]
     n = sum(counts.values())
     out.print(
-        f"{n} trial{'s' if n > 1 else ''}: {counts['complete']} finished, {counts['pruned']} given up early, "
+        f"{n} trial{'s' if n > 1 else ''}: {counts['complete']} complete, {counts['pruned']} pruned, "
         f"{counts['failed']} failed"
     )
-    latency = f", {found['values']['latency']:.1f} ms a text" if "latency" in found["values"] else ""
+    latency = f", {outcome['values']['latency']:.1f} ms per text" if "latency" in outcome["values"] else ""
     out.print(
-        f"winner: trial {found['trial']}, validation macro-F1 {found['score']:.3f}{latency}; test macro-F1 "
-        f"[bold]{found['test']['value']:.3f}[/]  (95 % interval {low:.3f} to {high:.3f}) on {found['texts']:,} texts"
+        f"winner: trial {outcome['trial']}, validation macro-F1 {outcome['score']:.3f}{latency}; "
+        f"test macro-F1 [bold]{outcome['test']['value']:.3f}[/]  (95 % interval {low:.3f} to {high:.3f}) "
+        f"on {outcome['texts']:,} texts"
     )
-    if seeds := found.get("seeds"):
-        best, usual = ("{mean:.3f} ± {standard_deviation:.3f}".format(**s) for s in (seeds, found["defaults"]["seeds"]))
+    if seeds := outcome.get("seeds"):
+        best, defaults = (
+            "{mean:.3f} ± {standard_deviation:.3f}".format(**s) for s in (seeds, outcome["defaults"]["seeds"])
+        )
         out.print(
-            f"that is the seed which is best on validation; over {seeds['n']} seeds test macro-F1 is {best}"
-            + ("" if found["is_default"] else f", and {usual} for what train does with the same flags")
+            f"this is the best seed on validation; over {seeds['n']} seeds test macro-F1 is {best}"
+            + ("" if outcome["is_default"] else f", and {defaults} for what train does with the same flags")
         )
     if n > 1:
+        out.print(f"the validation score of the best of {n} trials is optimistic: trust the test score")
+    if outcome["told"] > 1:
         out.print(
-            f"the best of {n} trials owes part of its validation score to luck: the test figure is the one to trust"
+            f"this is test result number {outcome['told']} of this study; each result that you know before the search "
+            "continues makes the next one more optimistic"
         )
-    if found["told"] > 1:
-        out.print(
-            f"of this study that is test result number {found['told']}: each one that was known before the search went "
-            "on makes the next a little less trustworthy"
-        )
-    out.print(found["verdict"], markup=False)
-    if not found["is_default"]:
-        for name, value in found["settings"].items():
+    out.print(outcome["verdict"], markup=False)
+    if not outcome["is_default"]:
+        for name, value in outcome["settings"].items():
             out.print(f"  {name} = {f'{value:.3g}' if isinstance(value, float) else value}", markup=False)
-    for sentence in found["advice"]:
+    for sentence in outcome["advice"]:
         out.print(f"next: {sentence}", markup=False)
     out.print(f"report  {folder / 'report.html'}\nrun     {folder / 'best'}", markup=False)

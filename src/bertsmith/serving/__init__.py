@@ -1,1 +1,1 @@
-"""Answer over HTTP: batches from many requests, a queue with an end, and the formats that others speak."""
+"""Serve a classifier over HTTP, in the formats of text-embeddings-inference and Hugging Face's inference API."""

@@ -1,4 +1,4 @@
-"""Texts of many requests in one batch, one batch at a time, and no more in the queue than can be answered soon."""
+"""Dynamic batching: texts of several requests share a batch, and a full queue refuses new requests."""
 
 from __future__ import annotations
 
@@ -17,55 +17,56 @@ from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.model.tokenizer import Tokens
 
 BATCH_SECONDS = 0.15
-"""How long a batch may take, by the speed measured; a longer request is done in several, and others in between."""
-FEWEST, MOST = 512, 65536
-"""Tokens of a batch, counted without padding: least and most, whatever the speed."""
-FIRST_SPEED = 2000.0
-"""Tokens a second that are reckoned with before anything was measured."""
-MEMORY = 0.2
-"""Weight of the newest batch in the measured speed."""
+"""Target duration of a batch. A longer request is split, and batches of other requests run in between."""
+MIN_BATCH_TOKENS, MAX_BATCH_TOKENS = 512, 65536
+"""Bounds of the tokens in a batch, without padding."""
+INITIAL_SPEED = 2000.0
+"""Assumed tokens per second before the first batch."""
+SPEED_WEIGHT = 0.2
+"""Weight of the newest batch in the moving average of the speed."""
 
 
 class QueueFullError(Exception):
-    """There is more to do than can be done in the time that one may be kept waiting.
+    """A new request would wait longer than the limit.
 
     Attributes:
-        seconds: after which it makes sense to ask again, at least 1.
+        seconds: time to wait before a retry, at least 1.
     """
 
     def __init__(self, seconds: int) -> None:
-        super().__init__(f"ask again in {seconds} s")
+        super().__init__(f"retry in {seconds} s")
         self.seconds = seconds
 
 
 @dataclass
 class _Job:
-    """Texts of one request that go into one batch; or anything else that needs the model for itself."""
+    """A part of one request: texts that fit in one batch, or a function that needs the model."""
 
     classifier: ModelPredictor
-    what: Tokens | Callable[[ModelPredictor], Any]
+    work: Tokens | Callable[[ModelPredictor], Any]
     tokens: int
     future: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
+    created: float = field(default_factory=time.perf_counter)
 
-    since: float = field(default_factory=time.perf_counter)
-
-    def goes_with(self, other: _Job) -> bool:
-        """Return whether one batch can hold both."""
-        texts = isinstance(self.what, Tokens) and isinstance(other.what, Tokens)
-        return texts and self.classifier is other.classifier
+    def can_join(self, other: _Job) -> bool:
+        """Return whether both jobs can be in one batch."""
+        are_texts = isinstance(self.work, Tokens) and isinstance(other.work, Tokens)
+        return are_texts and self.classifier is other.classifier
 
 
 class Batcher:
-    """Gives texts to a classifier from a thread of its own, those of several requests together.
+    """Run a classifier in a background thread, on batches of texts from several requests.
 
-    While a batch is computed, what comes in waits, and makes up the next one: the busier, the larger the batches.
-    Nobody waits for company. Of a long request a piece is done at a time, in turn with the other requests.
+    Requests that arrive during a batch wait and form the next one, so batches grow with the load. A request that finds
+    the thread idle starts at once. Each batch takes one part of every waiting request, in turn.
 
     Attributes:
-        classifier: that requests are for; may be exchanged at any time.
-        max_wait: seconds of work that may be queued, by the speed measured; what would wait longer is refused at once.
-        on_batch: is told the requests, the texts, the tokens and the seconds of every batch.
+        classifier: used for new requests; may be replaced at any time.
+        max_wait: longest expected wait in seconds; a request that would wait longer is refused.
+        on_batch: called after every batch with its requests, texts, tokens and seconds.
+        speed: moving average of tokens per second.
+        queued_tokens: tokens that are waiting or running.
     """
 
     def __init__(
@@ -76,107 +77,107 @@ class Batcher:
         on_batch: Callable[[int, int, int, float], None] = lambda requests, texts, tokens, seconds: None,
     ) -> None:
         self.classifier, self.max_wait, self.on_batch = classifier, max_wait, on_batch
-        self.speed = FIRST_SPEED
-        self.queued = self._running = 0
-        self._ended = 0.0
+        self.speed = INITIAL_SPEED
+        self.queued_tokens = self._running_tokens = 0
+        self._last_end = 0.0
         self._requests: collections.deque[collections.deque[_Job]] = collections.deque()
-        self._there = threading.Condition(threading.RLock())
-        self._over = False
-        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._condition = threading.Condition(threading.RLock())
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop, name="model", daemon=True)
         self._thread.start()
 
     @property
-    def wait(self) -> float:
-        """Seconds until a new request has its turn: of every other one a piece comes before."""
-        with self._there:
-            return (sum(request[0].tokens for request in self._requests) + self._running) / self.speed
+    def expected_wait(self) -> float:
+        """Seconds until a new request starts, after one part of every other request."""
+        with self._condition:
+            return (sum(request[0].tokens for request in self._requests) + self._running_tokens) / self.speed
 
     @property
-    def full(self) -> bool:
-        """Whether there is so much to do that nothing more is taken; what finds nothing queued is always taken."""
-        return self.queued > 0 and self.wait > self.max_wait
+    def is_full(self) -> bool:
+        """Whether new requests are refused. An empty queue accepts every request."""
+        return self.queued_tokens > 0 and self.expected_wait > self.max_wait
 
     @property
     def retry_after(self) -> int:
-        """Seconds after which it makes sense to ask again, at least 1."""
-        return max(1, math.ceil(self.wait))
+        """Seconds to wait before a retry, at least 1."""
+        return max(1, math.ceil(self.expected_wait))
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens of a batch, at the speed measured."""
-        return int(min(max(BATCH_SECONDS * self.speed, FEWEST), MOST))
+        """Most tokens in a batch, at the current speed."""
+        return int(min(max(BATCH_SECONDS * self.speed, MIN_BATCH_TOKENS), MAX_BATCH_TOKENS))
 
     async def logits(self, classifier: ModelPredictor, tokens: Tokens) -> tuple[np.ndarray, float]:
-        """Return the logits of texts, shape (texts, classes), and the seconds they were queued.
+        """Return the logits of one request's texts, shape (texts, classes), and the seconds in the queue.
 
         Args:
-            classifier: that tokenized them; it answers, even if another one has taken its place by then.
-            tokens: the texts of one request, cut.
+            classifier: the classifier that tokenized the texts; `self.classifier` may have changed since.
+            tokens: the truncated texts.
 
         Raises:
-            QueueFullError: if there is too much to do before.
+            QueueFullError: if the expected wait is too long.
         """
-        pieces = _pieces(tokens.kept, self.batch_tokens)
-        began = time.perf_counter()
-        futures = self._put(classifier, [(tokens.take(rows), int(tokens.kept[rows].sum())) for rows in pieces])
+        parts = _split(tokens.kept, self.batch_tokens)
+        start = time.perf_counter()
+        futures = self._submit(classifier, [(tokens.take(rows), int(tokens.kept[rows].sum())) for rows in parts])
         try:
-            done = await asyncio.gather(*futures)
+            results = await asyncio.gather(*futures)
         except asyncio.CancelledError:
             for future in futures:
                 future.cancel()
             raise
-        return np.concatenate([logits for logits, _ in done]), min(started for _, started in done) - began
+        return np.concatenate([logits for logits, _ in results]), min(started for _, started in results) - start
 
-    async def alone(self, action: Callable[[ModelPredictor], Any], tokens: int) -> Any:
-        """Do something with the model that is no batch, in its turn.
+    async def run(self, action: Callable[[ModelPredictor], Any], tokens: int) -> Any:
+        """Call a function with the classifier when its turn comes; ``tokens`` is its estimated cost.
 
         Raises:
-            QueueFullError: as `logits` does.
+            QueueFullError: if the expected wait is too long.
         """
-        (future,) = self._put(self.classifier, [(action, tokens)])
+        (future,) = self._submit(self.classifier, [(action, tokens)])
         return await future
 
-    def _put(
+    def _submit(
         self, classifier: ModelPredictor, parts: Sequence[tuple[Tokens | Callable[[ModelPredictor], Any], int]]
     ) -> list[asyncio.Future[Any]]:
         loop = asyncio.get_running_loop()
-        with self._there:
-            if self.full:
+        with self._condition:
+            if self.is_full:
                 raise QueueFullError(self.retry_after)
-            jobs = [_Job(classifier, what, tokens, loop.create_future(), loop) for what, tokens in parts]
+            jobs = [_Job(classifier, work, tokens, loop.create_future(), loop) for work, tokens in parts]
             self._requests.append(collections.deque(jobs))
-            self.queued += sum(job.tokens for job in jobs)
-            self._there.notify()
+            self.queued_tokens += sum(job.tokens for job in jobs)
+            self._condition.notify()
         return [job.future for job in jobs]
 
     def close(self) -> None:
-        """End the thread as soon as the batch at hand is done; what is queued after that is not answered."""
-        with self._there:
-            self._over = True
-            self._there.notify()
+        """Stop the thread after the current batch; drop the jobs that are waiting."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify()
         self._thread.join()
 
-    def _run(self) -> None:
+    def _loop(self) -> None:
         while True:
-            with self._there:
-                while not self._requests and not self._over:
-                    self._there.wait()
-                if self._over:
+            with self._condition:
+                while not self._requests and not self._closed:
+                    self._condition.wait()
+                if self._closed:
                     return
-                batch = self._next()
-                self._running = sum(job.tokens for job in batch)
-            self._do(batch, self._running)
-            with self._there:
-                self.queued -= self._running
-                self._running = 0
+                batch = self._next_batch()
+                self._running_tokens = sum(job.tokens for job in batch)
+            self._run_batch(batch, self._running_tokens)
+            with self._condition:
+                self.queued_tokens -= self._running_tokens
+                self._running_tokens = 0
 
-    def _next(self) -> list[_Job]:
-        """Return the next batch: a piece of every request in turn, as long as there is room."""
+    def _next_batch(self) -> list[_Job]:
+        """Return the next part of every request in turn, as long as they fit in one batch."""
         batch: list[_Job] = []
         tokens = 0
         for _ in range(len(self._requests)):
             request = self._requests[0]
-            if batch and not (batch[0].goes_with(request[0]) and tokens + request[0].tokens <= self.batch_tokens):
+            if batch and not (batch[0].can_join(request[0]) and tokens + request[0].tokens <= self.batch_tokens):
                 break
             batch.append(request.popleft())
             tokens += batch[-1].tokens
@@ -185,53 +186,52 @@ class Batcher:
                 self._requests.append(request)
         return batch
 
-    def _do(self, batch: list[_Job], tokens: int) -> None:
-        began = time.perf_counter()
-        wanted = [job for job in batch if not job.future.cancelled()]
-        if not wanted:
+    def _run_batch(self, batch: list[_Job], tokens: int) -> None:
+        start = time.perf_counter()
+        jobs = [job for job in batch if not job.future.cancelled()]
+        if not jobs:
             return
-        classifier, parts = wanted[0].classifier, [job.what for job in wanted if isinstance(job.what, Tokens)]
+        classifier, parts = jobs[0].classifier, [job.work for job in jobs if isinstance(job.work, Tokens)]
         try:
-            if isinstance(wanted[0].what, Tokens):
+            if isinstance(jobs[0].work, Tokens):
                 logits = classifier.logits_of(Tokens.joined(parts))
                 ends = np.cumsum([len(part) for part in parts])
-                answers: list[Any] = [(part, began) for part in np.split(logits, ends[:-1])]
+                results: list[Any] = [(part, start) for part in np.split(logits, ends[:-1])]
             else:
-                answers = [wanted[0].what(classifier)]
+                results = [jobs[0].work(classifier)]
         except Exception as error:
-            for job in wanted:
-                _settle(job, None, error)
+            for job in jobs:
+                _resolve(job, None, error)
             return
-        ended = time.perf_counter()
-        seconds = ended - began
+        end = time.perf_counter()
         if parts:
-            # Under load from end to end: what else the machine does meanwhile makes the queue slower, too.
-            taken = ended - max(self._ended, wanted[0].since)
-            self.speed += MEMORY * (tokens / max(taken, 1e-6) - self.speed)
-        self._ended = ended
-        # Before anyone is answered, who may ask for the numbers.
-        self.on_batch(len(wanted), sum(map(len, parts)), tokens, seconds)
-        for job, answer in zip(wanted, answers, strict=True):
-            _settle(job, answer, None)
+            # Under load, measure from the end of the last batch: time between batches delays the queue as well.
+            elapsed = end - max(self._last_end, jobs[0].created)
+            self.speed += SPEED_WEIGHT * (tokens / max(elapsed, 1e-6) - self.speed)
+        self._last_end = end
+        # Count the batch before its clients get a response and can read the metrics.
+        self.on_batch(len(jobs), sum(map(len, parts)), tokens, end - start)
+        for job, result in zip(jobs, results, strict=True):
+            _resolve(job, result, None)
 
 
-def _settle(job: _Job, answer: Any, error: Exception | None) -> None:
-    def settle() -> None:
+def _resolve(job: _Job, result: Any, error: Exception | None) -> None:
+    def set_future() -> None:
         if not job.future.done():
-            job.future.set_result(answer) if error is None else job.future.set_exception(error)
+            job.future.set_result(result) if error is None else job.future.set_exception(error)
 
     if not job.loop.is_closed():
-        job.loop.call_soon_threadsafe(settle)
+        job.loop.call_soon_threadsafe(set_future)
 
 
-def _pieces(tokens: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Return positions of texts, cut in order: pieces of at most so many tokens, or of one text."""
-    pieces: list[list[int]] = [[]]
+def _split(tokens: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Split texts, in order, into parts of at most ``budget`` tokens or of one text; return their positions."""
+    parts: list[list[int]] = [[]]
     size = 0
     for i, n in enumerate(tokens):
-        if pieces[-1] and size + n > budget:
-            pieces.append([])
+        if parts[-1] and size + n > budget:
+            parts.append([])
             size = 0
-        pieces[-1].append(i)
+        parts[-1].append(i)
         size += int(n)
-    return [np.array(piece, dtype=np.int64) for piece in pieces]
+    return [np.array(part, dtype=np.int64) for part in parts]

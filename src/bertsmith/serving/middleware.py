@@ -1,4 +1,4 @@
-"""What stands before the application: the token, the size of bodies, a full queue, the numbers and the log."""
+"""ASGI middleware: the token, the size and the time limit of bodies, the full queue, metrics and the access log."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from fastapi.responses import Response
 
-from bertsmith.serving.batcher import Batcher
 from bertsmith.serving.prometheus import ServerMetrics
-from bertsmith.serving.schemas import problem
+from bertsmith.serving.schemas import error_response, queue_full_response
+
+if TYPE_CHECKING:
+    from bertsmith.serving.loader import Service
 
 log = logging.getLogger("bertsmith.serving")
 
-OPEN = ("/health", "/ready", "/ui", "/docs", "/openapi.json")
-"""Paths that are answered without the token; so is what the page of `/docs` is made of."""
-STATIC = "/static-offline-docs/"
-"""Where that is."""
-OVER = 10
-"""Times the longest body that is read of one which is too long."""
+PUBLIC_PATHS = ("/health", "/ready", "/ui", "/docs", "/openapi.json")
+"""Paths that need no token."""
+DOCS_ASSETS = "/static-offline-docs/"
+"""Prefix of the scripts and styles of ``/docs``, which need no token either."""
+KNOWN_PATHS = ("/predict", "/", "/explain", "/info", "/metrics", *PUBLIC_PATHS)
+"""Paths with metrics of their own; the metrics call every other path ``other``."""
+MAX_EXCESS = 10
+"""A body that is too long is read up to this many times the limit, so that the client can receive the response."""
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -32,14 +36,14 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may ask for.
+    """Limits of a request.
 
     Attributes:
-        body: bytes.
-        texts: in one request.
-        characters: of a text.
-        seconds: until the answer; also for the body to arrive.
-        max_wait: seconds of work that may be queued before requests are refused.
+        body: bytes of the body.
+        texts: texts in a request.
+        characters: characters of a text.
+        seconds: time to receive the body, and time to compute the response.
+        max_wait: seconds of work in the queue above which requests are refused.
     """
 
     body: int = 2_000_000
@@ -49,104 +53,99 @@ class Limits:
     max_wait: float = 0.5
 
 
-class Served(Protocol):
-    """What is asked of a service here."""
-
-    batcher: Batcher
-
-
 class Middleware:
-    """Around the application: the token, the size of the body and the time it takes, counting, and the log.
+    """Check requests before the application parses them, then count and log them.
 
-    Where the queue is full, requests are refused here already: that must cost little when there are many.
+    A full queue refuses requests here, because a refusal must stay cheap under heavy load.
     """
 
     def __init__(
         self,
         app: Any,
-        get: Callable[[], Served | None],
+        get_service: Callable[[], Service | None],
         limits: Limits,
         token: str | None,
-        numbers: ServerMetrics,
+        server_metrics: ServerMetrics,
     ) -> None:
-        self.app, self.get, self.limits, self.token, self.numbers = app, get, limits, token, numbers
-        self.refused, self.told = 0, 0.0
+        self.app, self.get_service, self.limits, self.token = app, get_service, limits, token
+        self.server_metrics = server_metrics
+        self.n_refused, self.last_refusal_logged = 0, 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or have the application answer it."""
+        """Respond to a request, or pass it to the application."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began = time.perf_counter()
+        start = time.perf_counter()
         status = 500
         scope.setdefault("state", {})
 
-        async def watched(message: MutableMapping[str, Any]) -> None:
+        async def send_and_note_status(message: MutableMapping[str, Any]) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            refusal = self._unknown(scope) or await self._body(scope, receive)
-            if isinstance(refusal, bytes) and scope["method"] == "POST":
-                refusal = self._full() or refusal
-            if isinstance(refusal, Response):
-                await refusal(scope, receive, watched)
+            body = self._check_token(scope) or await self._read_body(scope, receive)
+            if isinstance(body, bytes) and scope["method"] == "POST":
+                body = self._check_queue() or body
+            if isinstance(body, Response):
+                await body(scope, receive, send_and_note_status)
             else:
-                await self.app(scope, _replay(refusal, receive), watched)
+                await self.app(scope, _replay(body, receive), send_and_note_status)
         except Exception:
-            log.exception("a fault in bertsmith")
+            log.exception("internal error")
             if status == 500:
-                await problem(500, "a fault in bertsmith; the server's log has it")(scope, receive, watched)
+                response = error_response(500, "internal error; the traceback is in the server's log")
+                await response(scope, receive, send_and_note_status)
         finally:
-            seconds = time.perf_counter() - began
-            path = scope["path"] if scope["path"] in _PATHS else "other"
-            self.numbers.requests.labels(path, str(status)).inc()
-            self.numbers.seconds.labels(path).observe(seconds)
+            seconds = time.perf_counter() - start
+            path = scope["path"] if scope["path"] in KNOWN_PATHS else "other"
+            self.server_metrics.requests.labels(path, str(status)).inc()
+            self.server_metrics.request_seconds.labels(path).observe(seconds)
             client = (scope.get("client") or ("",))[0]
             entry = {"client": client, "method": scope["method"], "path": scope["path"], "status": status}
             entry["ms"] = round(1000 * seconds, 2)
-            self._log({**entry, **scope["state"].get("said", {})})
+            self._log({**entry, **scope["state"].get("log_fields", {})})
 
     def _log(self, entry: dict[str, Any]) -> None:
-        """Write a line for a request; for those that a full queue refuses one a second, with their number."""
-        now = time.time()
+        """Write one line per request. Refusals by a full queue share one line per second, with their count."""
         if entry["status"] == 429:
-            self.refused += 1
-            if now - self.told < 1:
+            now = time.time()
+            self.n_refused += 1
+            if now - self.last_refusal_logged < 1:
                 return
-            entry["refused"], self.refused, self.told = self.refused, 0, now
+            entry["refused"], self.n_refused, self.last_refusal_logged = self.n_refused, 0, now
         log.info(json.dumps(entry))
 
-    def _full(self) -> Response | None:
-        there = self.get()
-        if there is None or not there.batcher.full:
+    def _check_queue(self) -> Response | None:
+        service = self.get_service()
+        if service is None or not service.batcher.is_full:
             return None
-        seconds = str(there.batcher.retry_after)
-        return problem(429, f"there is too much to do: ask again in {seconds} s", {"Retry-After": seconds})
+        return queue_full_response(service.batcher.retry_after)
 
-    def _unknown(self, scope: Scope) -> Response | None:
-        if self.token is None or scope["path"] in OPEN or scope["path"].startswith(STATIC):
+    def _check_token(self, scope: Scope) -> Response | None:
+        if self.token is None or scope["path"] in PUBLIC_PATHS or scope["path"].startswith(DOCS_ASSETS):
             return None
         headers = {name.lower(): value for name, value in scope["headers"]}
-        given = headers.get(b"x-api-key", b"")
+        sent = headers.get(b"x-api-key", b"")
         bearer = headers.get(b"authorization", b"")
-        if not given and bearer[:7].lower() == b"bearer ":
-            given = bearer[7:].strip()
-        if hmac.compare_digest(given, self.token.encode()):
+        if not sent and bearer[:7].lower() == b"bearer ":
+            sent = bearer[7:].strip()
+        if hmac.compare_digest(sent, self.token.encode()):
             return None
-        return problem(
+        return error_response(
             401,
             "the token is missing or wrong: send Authorization: Bearer …, or X-API-Key",
             {"WWW-Authenticate": "Bearer"},
         )
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes | Response:
+    async def _read_body(self, scope: Scope, receive: Receive) -> bytes | Response:
         headers = {name.lower(): value for name, value in scope["headers"]}
-        said = headers.get(b"content-length", b"0")
-        too_long = problem(413, f"the body is longer than {self.limits.body:,} bytes", {"Connection": "close"})
-        if not said.isdigit() or int(said) > self.limits.body:
+        content_length = headers.get(b"content-length", b"0")
+        too_long = error_response(413, f"the body is longer than {self.limits.body:,} bytes", {"Connection": "close"})
+        if not content_length.isdigit() or int(content_length) > self.limits.body:
             return too_long
         body = bytearray()
         size = 0
@@ -160,27 +159,23 @@ class Middleware:
                     if size <= self.limits.body:
                         body += message.get("body", b"")
                     more = message.get("more_body", False)
-                    # What is too long is read on for a while, so that the sender is there to hear the answer.
-                    if size > self.limits.body and (not more or size > OVER * self.limits.body):
+                    if size > self.limits.body and (not more or size > MAX_EXCESS * self.limits.body):
                         return too_long
                     if not more:
                         return bytes(body)
         except TimeoutError:
-            return problem(408, "the body did not arrive in time", {"Connection": "close"})
-
-
-_PATHS = ("/predict", "/", "/explain", "/info", "/metrics", *OPEN)
+            return error_response(408, "the body did not arrive in time", {"Connection": "close"})
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return what gives a body that was read already, and then whatever comes."""
-    given = False
+    """Return a ``receive`` that gives a body that was read already, then waits for further messages."""
+    replayed = False
 
-    async def again() -> MutableMapping[str, Any]:
-        nonlocal given
-        if not given:
-            given = True
+    async def receive_again() -> MutableMapping[str, Any]:
+        nonlocal replayed
+        if not replayed:
+            replayed = True
             return {"type": "http.request", "body": body, "more_body": False}
         return await receive()
 
-    return again
+    return receive_again

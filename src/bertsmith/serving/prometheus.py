@@ -1,4 +1,4 @@
-"""What is counted while serving, for Prometheus."""
+"""Metrics of the server, for Prometheus."""
 
 from __future__ import annotations
 
@@ -7,45 +7,49 @@ import os
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-SHARED = "PROMETHEUS_MULTIPROC_DIR"
-"""Environment variable that names the folder where several processes count together."""
+MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"
+"""Environment variable with the folder in which several processes add up their metrics."""
 
 
 class ServerMetrics:
-    """Counters of one server; with several processes, of all of them."""
+    """Metrics of one server, summed over its processes."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         registry = self.registry
         self.requests = Counter(
-            "bertsmith_requests", "Requests by path and outcome.", ("path", "status"), registry=registry
+            "bertsmith_requests", "Requests by path and status.", ("path", "status"), registry=registry
         )
-        self.seconds = Histogram(
-            "bertsmith_request_seconds", "Time to an answer.", ("path",), buckets=SECONDS, registry=registry
+        self.request_seconds = Histogram(
+            "bertsmith_request_seconds", "Duration of a request.", ("path",), buckets=SECONDS, registry=registry
         )
-        self.waited = Histogram("bertsmith_queue_seconds", "Time in the queue.", buckets=SECONDS, registry=registry)
-        self.computed = Histogram("bertsmith_batch_seconds", "Time of a batch.", buckets=SECONDS, registry=registry)
-        self.batch = Histogram(
+        self.queue_seconds = Histogram(
+            "bertsmith_queue_seconds", "Time of a request in the queue.", buckets=SECONDS, registry=registry
+        )
+        self.batch_seconds = Histogram(
+            "bertsmith_batch_seconds", "Duration of a batch.", buckets=SECONDS, registry=registry
+        )
+        self.batch_texts = Histogram(
             "bertsmith_batch_texts", "Texts in a batch.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256), registry=registry
         )
-        self.texts = Counter("bertsmith_texts", "Texts labelled.", registry=registry)
-        self.tokens = Counter("bertsmith_tokens", "Tokens computed.", registry=registry)
-        self.truncated = Counter("bertsmith_truncated_texts", "Texts that were cut.", registry=registry)
-        self.queue = Gauge(
-            "bertsmith_queue_tokens", "Tokens queued or being computed.", registry=registry, multiprocess_mode="livesum"
+        self.texts = Counter("bertsmith_texts", "Classified texts.", registry=registry)
+        self.tokens = Counter("bertsmith_tokens", "Tokens of classified texts.", registry=registry)
+        self.truncated_texts = Counter("bertsmith_truncated_texts", "Truncated texts.", registry=registry)
+        self.queue_tokens = Gauge(
+            "bertsmith_queue_tokens", "Tokens waiting or running.", registry=registry, multiprocess_mode="livesum"
         )
 
-    def batched(self, requests: int, texts: int, tokens: int, seconds: float) -> None:
+    def observe_batch(self, requests: int, texts: int, tokens: int, seconds: float) -> None:
         """Count a batch."""
-        self.batch.observe(texts)
-        self.computed.observe(seconds)
+        self.batch_texts.observe(texts)
+        self.batch_seconds.observe(seconds)
         self.texts.inc(texts)
         self.tokens.inc(tokens)
 
-    def exposed(self) -> bytes:
-        """Return everything in Prometheus' text format."""
-        if SHARED not in os.environ:
+    def render(self) -> bytes:
+        """Return all metrics in the Prometheus text format."""
+        if MULTIPROC_DIR not in os.environ:
             return generate_latest(self.registry)
-        together = CollectorRegistry()
-        multiprocess.MultiProcessCollector(together)
-        return generate_latest(together)
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)
+        return generate_latest(registry)

@@ -1,10 +1,9 @@
-"""The server: load the classifier, answer until asked to end, finish what is in, and load anew on a signal."""
+"""The server processes: serve from one process or several, drain on SIGTERM or SIGINT, reload on SIGHUP."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import ipaddress
 import json
 import logging
@@ -15,8 +14,9 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,131 +27,22 @@ from filelock import FileLock
 
 from bertsmith.compute.machine import cores
 from bertsmith.errors import ConfigError, UserError
-from bertsmith.folders.run import Run
-from bertsmith.inference.exported import About, Exported, is_export
-from bertsmith.inference.load import open_classifier
-from bertsmith.inference.predictor import ModelPredictor
-from bertsmith.serving.app import Service, create_app
-from bertsmith.serving.batcher import Batcher
+from bertsmith.serving.app import create_app
+from bertsmith.serving.loader import Loader, ServerConfig, log, log_event, open_model
 from bertsmith.serving.middleware import Limits
-from bertsmith.serving.prometheus import SHARED, ServerMetrics
-from bertsmith.serving.signals import SignalRequests, held_back, take_no_more, watch
+from bertsmith.serving.prometheus import MULTIPROC_DIR, ServerMetrics
+from bertsmith.serving.signals import SignalFlags, block_terminal_signals, stop_accepting, watch
 
-log = logging.getLogger("bertsmith.serving")
-SETTINGS = "BERTSMITH_SERVING"
-"""Environment variable that hands the settings to worker processes."""
-GRACE = 30
-"""Seconds that requests which are in may take when the server is asked to end."""
-
-
-@dataclass(frozen=True)
-class Serving:
-    """How to serve.
-
-    Attributes:
-        path: a run folder or an export folder.
-        host, port: where to listen; port 0 takes one that is free.
-        workers: processes.
-        device, decide, runtime: as for `open_classifier`.
-        limits: of requests.
-        token: that requests must bring; ``None``: none.
-    """
-
-    path: str
-    host: str = "127.0.0.1"
-    port: int = 8080
-    workers: int = 1
-    device: str = "auto"
-    decide: bool = True
-    runtime: str = "auto"
-    limits: Limits = field(default_factory=Limits)
-    token: str | None = None
-
-
-class Loader:
-    """Loads the classifier, now and whenever it is asked to."""
-
-    def __init__(self, serving: Serving, numbers: ServerMetrics) -> None:
-        self.serving, self.numbers = serving, numbers
-        self.service: Service | None = None
-        self.closed = False
-        self.lock = threading.Lock()  # loads are one after the other, so that the last one counts
-
-    def load(self) -> None:
-        """Load, and answer with what was loaded from now on.
-
-        Raises:
-            UserError: if there is nothing to load.
-        """
-        with self.lock:
-            self._load()
-
-    def _load(self) -> None:
-        serving = self.serving
-        found, _ = open_classifier(serving.path, device=serving.device, decide=serving.decide, runtime=serving.runtime)
-        assert isinstance(found, ModelPredictor)
-        about, explain = _about(Path(serving.path), found), _explain(found)
-        tell("loaded", model=about["model"], runtime=about["runtime"], trained=about.get("trained"))
-        if self.service is None:
-            batcher = Batcher(found, max_wait=serving.limits.max_wait, on_batch=self.numbers.batched)
-            self.service = Service(batcher, about, explain)
-        else:
-            self.service.batcher.classifier, self.service.about, self.service.explain = found, about, explain
-
-    def reload(self) -> None:
-        """Load again; where that fails, say so and go on."""
-        with self.lock:
-            if self.closed or self.service is None:
-                return
-            try:
-                self._load()
-            except UserError as error:
-                tell("not reloaded", error=str(error))
-
-    def close(self) -> None:
-        """Wait for a load that is under way, and load no more: no thread may be in it when the process ends."""
-        with self.lock:
-            self.closed = True
-
-
-def tell(event: str, **more: Any) -> None:
-    """Write a line to the log."""
-    log.info(json.dumps({"event": event, **more}))
-
-
-def _about(path: Path, classifier: ModelPredictor) -> dict[str, Any]:
-    labels = [
-        {"label": n, "label_text": t} for n, t in zip(classifier.labels.numbers, classifier.labels.texts, strict=True)
-    ]
-    runtime = f"{classifier.about.format} {classifier.about.precision}" if isinstance(classifier, Exported) else "torch"
-    about: dict[str, Any] = {"model": path.resolve().name, "labels": labels, "runtime": runtime}
-    if is_export(path):
-        run = About.read(path).run
-        return about | {
-            "model": run["name"],
-            "base_model": run["model"],
-            "trained": run["trained"],
-            "test": run["test"],
-        }
-    if Run(path).layout.run.is_file():
-        test = Run(path).metrics["splits"]["test"]
-        scores = {name: test["metrics"][name] for name in ("macro_f1", "accuracy")}
-        info = Run(path).info
-        more = {"base_model": info["model"]["name"], "trained": info["finished"]}
-        return about | more | {"test": {"texts": test["texts"], **scores}}
-    return about
-
-
-def _explain(classifier: ModelPredictor) -> Any:
-    if isinstance(classifier, Exported) or importlib.util.find_spec("captum") is None:
-        return None
-    from bertsmith.inference.explain import explain
-
-    return lambda classifier, text: explain(classifier, text).to_dict()
+CONFIG_VARIABLE = "BERTSMITH_SERVING"
+"""Environment variable that passes the configuration to worker processes."""
+SHUTDOWN_SECONDS, HANDOVER_SECONDS = 30, 1
+"""Time to finish open requests when the server shuts down, and when workers take over from their parent."""
+LOADING, LOADED = "loading", "loaded"
+"""Files in the shared folder: the parent still answers requests; a worker has loaded the model."""
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to `bertsmith.serving.signals`."""
+    """A server that leaves signals to `bertsmith.serving.signals`."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -159,135 +50,170 @@ class _Server(uvicorn.Server):
         yield
 
 
-def serve(serving: Serving, wishes: SignalRequests) -> None:
-    """Serve until asked to end.
+def serve(config: ServerConfig, signals: SignalFlags) -> None:
+    """Serve until SIGTERM or SIGINT.
 
     Args:
-        serving: how.
-        wishes: what signals have asked for.
+        config: the configuration.
+        signals: the signals received so far.
 
     Raises:
-        UserError: if there is nothing to serve, or the address is taken.
+        UserError: if the folder contains no usable classifier, or the address is in use.
     """
     _set_up_log()
-    with contextlib.closing(_listen(serving.host, serving.port)) as listening:
-        if serving.workers > 1:
-            _serve_many(serving, listening, wishes)
+    with contextlib.closing(_listen(config.host, config.port)) as listening:
+        if config.workers > 1:
+            _serve_from_workers(config, listening, signals)
         else:
-            asyncio.run(_serve_one(serving, listening, wishes))
+            asyncio.run(_serve_from_this_process(config, listening, signals))
 
 
-async def _serve_one(serving: Serving, listening: socket.socket, wishes: SignalRequests) -> None:
-    """Serve from this process; requests are answered with 503 until the model is loaded."""
-    loader = Loader(serving, ServerMetrics())
-    server = _Server(
-        _config(create_app(lambda: loader.service, loader.numbers, serving.limits, serving.token), serving)
-    )
+async def _serve_from_this_process(config: ServerConfig, listening: socket.socket, signals: SignalFlags) -> None:
+    """Serve from one process. Requests get 503 until the model is loaded."""
+    loader = Loader(config, ServerMetrics())
+    app = create_app(lambda: loader.service, loader.metrics, config.limits, config.token)
+    server = _Server(_uvicorn_config(app, config))
 
-    def end() -> None:
+    def shut_down() -> None:
         if loader.service is not None:
             loader.service.draining = True
-        tell("ending")
-        take_no_more(listening)
+        log_event("ending")
+        stop_accepting(listening)
         server.should_exit = True
 
-    watch(wishes, end=end, reload=loader.reload)
-    running = asyncio.create_task(server.serve(sockets=[listening]))
+    watch(signals, on_end=shut_down, on_reload=loader.reload)
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
     try:
         await asyncio.to_thread(loader.load)
-        if not wishes.end:
-            _say_where(listening, serving)
+        if not signals.end:
+            _log_address(listening, config)
     finally:
         if loader.service is None:
             server.should_exit = True
-        await running
+        await serving
         await asyncio.to_thread(loader.close)
 
 
-def _config(app: Any, serving: Serving, **more: Any) -> uvicorn.Config:
+def _uvicorn_config(app: Any, config: ServerConfig, **options: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        host=serving.host,
+        host=config.host,
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=GRACE,
         lifespan="off",
-        **more,
+        **{"timeout_graceful_shutdown": SHUTDOWN_SECONDS, **options},
     )
 
 
-def _serve_many(serving: Serving, listening: socket.socket, wishes: SignalRequests) -> None:
-    """Serve from several processes, each with a share of the cores; uvicorn starts and watches them."""
+class _LoadingServer(_Server):
+    """Answer requests from the parent process until a worker has loaded the model: 503, but ``/health``.
+
+    Workers accept connections only after the load. Without this server a request would wait until then.
+    """
+
+    def __init__(self, config: ServerConfig, listening: socket.socket, shared: Path) -> None:
+        app = create_app(lambda: None, ServerMetrics(), config.limits, config.token)
+        super().__init__(_uvicorn_config(app, config, timeout_graceful_shutdown=HANDOVER_SECONDS))
+        self.shared = shared
+        (shared / LOADING).touch()
+        self.thread = threading.Thread(target=self._run_in_thread, args=(listening.dup(),), daemon=True)
+        self.thread.start()
+
+    def _run_in_thread(self, listening: socket.socket) -> None:
+        try:
+            self.run([listening])
+        finally:
+            (self.shared / LOADING).unlink()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Return whether to stop; uvicorn asks ten times a second."""
+        return await super().on_tick(counter) or (self.shared / LOADED).exists()
+
+    def close(self) -> None:
+        """Stop, unless a worker has taken over already."""
+        self.should_exit = True
+        self.thread.join()
+
+
+def _serve_from_workers(config: ServerConfig, listening: socket.socket, signals: SignalFlags) -> None:
+    """Serve from several processes, each with its share of the cores; uvicorn starts and restarts them."""
     from uvicorn.supervisors import Multiprocess
 
     class Workers(Multiprocess):
         def init_processes(self) -> None:
-            with held_back():
+            with block_terminal_signals():
                 super().init_processes()
 
         def keep_subprocess_alive(self) -> None:
-            with held_back():
+            with block_terminal_signals():
                 super().keep_subprocess_alive()
 
         def handle_signals(self) -> None:
-            if wishes.reload:
-                wishes.reload = False
+            if signals.reload:
+                signals.reload = False
                 self.handle_hup()
             super().handle_signals()
 
         def handle_hup(self) -> None:
-            try:  # once, so that a model that cannot be loaded is reported once
-                open_classifier(serving.path, device=serving.device, decide=serving.decide, runtime=serving.runtime)
+            try:  # here first, so that a model that cannot be loaded is reported once
+                open_model(config)
             except UserError as error:
-                tell("not reloaded", error=str(error))
+                log_event("not reloaded", error=str(error))
                 return
             for worker in self.processes:
                 if worker.process.is_alive() and worker.pid is not None:
                     os.kill(worker.pid, signal.SIGHUP)
 
-    config = _config("bertsmith.serving.server:worker_app", serving, factory=True, workers=serving.workers)
-    workers = Workers(config, sockets=[listening])
-    wishes.heed()  # where the line before put handlers that act only between two other things
-
-    def end() -> None:
-        tell("ending")
-        take_no_more(listening)
-        workers.should_exit.set()
-
-    watch(wishes, end=end)
-    open_classifier(serving.path, device=serving.device, decide=serving.decide, runtime=serving.runtime)
-    if wishes.end:
-        return
+    app = "bertsmith.serving.server:worker_app"
+    workers = Workers(_uvicorn_config(app, config, factory=True, workers=config.workers), sockets=[listening])
+    signals.install()  # replaces the handlers that the line before installed, which act too late
     with tempfile.TemporaryDirectory(prefix="bertsmith-") as folder:
-        os.environ[SHARED] = folder
-        os.environ[SETTINGS] = json.dumps(asdict(serving))
-        os.environ["OMP_NUM_THREADS"] = str(max(1, cores() // serving.workers))
-        _say_where(listening, serving)
-        workers.run()
+        os.environ[MULTIPROC_DIR] = folder
+        os.environ[CONFIG_VARIABLE] = json.dumps(asdict(config))
+        os.environ["OMP_NUM_THREADS"] = str(max(1, cores() // config.workers))
+        with contextlib.closing(_LoadingServer(config, listening, Path(folder))) as loading_server:
+
+            def shut_down() -> None:
+                log_event("ending")
+                stop_accepting(listening)
+                loading_server.should_exit = True
+                workers.should_exit.set()
+
+            watch(signals, on_end=shut_down)
+            open_model(config)  # so that a model that cannot be loaded is reported once
+            if signals.end:
+                return
+            _log_address(listening, config)
+            workers.run()
 
 
 def worker_app() -> FastAPI:
-    """Make the application of a worker process, from the settings in the environment."""
+    """Create the application of a worker process from the configuration in the environment."""
     _set_up_log()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    content = json.loads(os.environ[SETTINGS])
-    serving = Serving(**{**content, "limits": Limits(**content["limits"])})
-    loader, wishes = Loader(serving, ServerMetrics()), SignalRequests()
-    lock = FileLock(Path(os.environ[SHARED]) / "reload.lock")  # memory holds one more model, not one more a worker
+    threading.Thread(target=_terminate_with_parent, daemon=True).start()
+    content = json.loads(os.environ[CONFIG_VARIABLE])
+    config = ServerConfig(**{**content, "limits": Limits(**content["limits"])})
+    shared = Path(os.environ[MULTIPROC_DIR])
+    loader, signals = Loader(config, ServerMetrics()), SignalFlags()
+    lock = FileLock(shared / "reload.lock")  # workers reload in turn: memory holds one extra model in total
 
     def reload() -> None:
         with lock:
             loader.reload()
 
-    wishes.heed_reload()
-    watch(wishes, reload=reload)
+    signals.install_reload()
+    watch(signals, on_reload=reload)
     loader.load()
-    return create_app(lambda: loader.service, loader.numbers, serving.limits, serving.token)
+    (shared / LOADED).touch()
+    parent = multiprocessing.parent_process()
+    while (shared / LOADING).exists() and parent is not None and parent.is_alive():
+        time.sleep(0.02)
+    return create_app(lambda: loader.service, loader.metrics, config.limits, config.token)
 
 
-def _end_with_parent() -> None:
-    """Wait until the process that started this worker is gone, however it ended, then end this one as well."""
+def _terminate_with_parent() -> None:
+    """Wait for the parent process to end, even by SIGKILL, then terminate this worker."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -304,32 +230,33 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.close()
         raise ConfigError(
             f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}",
-            remedy="Pass another --port (0 takes one that is free) or --host.",
+            remedy="Pass another --port (0 selects a free one) or --host.",
         ) from error
     listening.listen(2048)
     listening.set_inheritable(True)
     return listening
 
 
-def _say_where(listening: socket.socket, serving: Serving) -> None:
+def _log_address(listening: socket.socket, config: ServerConfig) -> None:
     host, port = listening.getsockname()[:2]
     address = f"http://{host}:{port}"
-    tell("listening", address=address, page=f"{address}/ui", workers=serving.workers, token=serving.token is not None)
-    if serving.token is None and not ipaddress.ip_address(host).is_loopback:
-        tell("warning", warning="others can reach this address, and no token is asked for: set BERTSMITH_TOKEN")
+    has_token = config.token is not None
+    log_event("listening", address=address, page=f"{address}/ui", workers=config.workers, token=has_token)
+    if not has_token and not ipaddress.ip_address(host).is_loopback:
+        log_event("warning", warning="other machines can use this server without a token: set BERTSMITH_TOKEN")
 
 
-class _Stamped(logging.Formatter):
-    """Puts the time, UTC, before the rest of a JSON line."""
+class _TimestampFormatter(logging.Formatter):
+    """Insert the UTC time at the beginning of a JSON line."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = super().format(record)
-        stamp = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        return f'{{"time": "{stamp}", {line[1:]}' if line.startswith("{") else line
+        time_utc = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        return f'{{"time": "{time_utc}", {line[1:]}' if line.startswith("{") else line
 
 
 def _set_up_log() -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Stamped("%(message)s"))
+    handler.setFormatter(_TimestampFormatter("%(message)s"))
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO)

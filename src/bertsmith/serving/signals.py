@@ -1,4 +1,4 @@
-"""What signals ask of the server, from the first moment to the last: to end, or to load again."""
+"""Signals of the server: SIGTERM and SIGINT shut it down, SIGHUP reloads the model."""
 
 from __future__ import annotations
 
@@ -16,60 +16,60 @@ from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
-TICK = 0.1
-"""Seconds between two looks at what signals have asked for."""
-LINGER = 0.3
-"""Seconds in which the last connections are taken before the server ends."""
+POLL_SECONDS = 0.1
+"""Time between two checks of the flags."""
+ACCEPT_SECONDS = 0.3
+"""Time to accept the connections that the system completed before the shutdown."""
 _SO_ATTACH_FILTER = 26
-"""Of Linux; Python has no name for it."""
-_TERMINAL = tuple(getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name))
-"""Signals that a terminal sends to every process it runs."""
+"""Linux constant that Python's socket module lacks."""
+_TERMINAL_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name))
+"""Signals that a terminal sends to every process of the foreground job."""
 
 
 @dataclass
-class SignalRequests:
-    """What signals have asked for.
+class SignalFlags:
+    """The signals received so far.
 
-    A handler interrupts the main thread anywhere, even where that holds a lock or writes to the log. So it only sets a
-    flag here, and `watch` acts on it.
+    A handler can interrupt the main thread while it holds a lock or writes to the log. So handlers only set a flag,
+    and the thread of `watch` acts on it.
 
     Attributes:
-        end: SIGINT or SIGTERM came.
-        reload: SIGHUP came.
+        end: SIGINT or SIGTERM arrived.
+        reload: SIGHUP arrived.
     """
 
     end: bool = False
     reload: bool = False
 
-    def heed(self) -> dict[int, Any]:
-        """Note signals from now on, and return the handlers from before."""
-        before: dict[int, Any] = {
-            number: signal.signal(number, self._end) for number in (signal.SIGINT, signal.SIGTERM)
+    def install(self) -> dict[int, Any]:
+        """Install the handlers and return the previous ones."""
+        previous: dict[int, Any] = {
+            number: signal.signal(number, self._on_end) for number in (signal.SIGINT, signal.SIGTERM)
         }
-        return before | self.heed_reload()
+        return previous | self.install_reload()
 
-    def heed_reload(self) -> dict[int, Any]:
-        """Note SIGHUP alone, one that `held_back` as well."""
+    def install_reload(self) -> dict[int, Any]:
+        """Install the handler of SIGHUP, unblock the signal, and return the previous handler."""
         if not hasattr(signal, "SIGHUP"):  # Windows
             return {}
-        before: dict[int, Any] = {signal.SIGHUP: signal.signal(signal.SIGHUP, self._reload)}
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, before)
-        return before
+        previous: dict[int, Any] = {signal.SIGHUP: signal.signal(signal.SIGHUP, self._on_reload)}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, previous)
+        return previous
 
-    def _end(self, number: int, frame: FrameType | None) -> None:
+    def _on_end(self, number: int, frame: FrameType | None) -> None:
         self.end = True
 
-    def _reload(self, number: int, frame: FrameType | None) -> None:
+    def _on_reload(self, number: int, frame: FrameType | None) -> None:
         self.reload = True
 
 
 @contextlib.contextmanager
-def handle_signals() -> Iterator[SignalRequests]:
-    """Note what signals ask for. Once the server has ended they are ignored: the process ends anyway."""
-    wishes = SignalRequests()
-    handlers = wishes.heed()
+def handle_signals() -> Iterator[SignalFlags]:
+    """Install the handlers. Ignore the signals after the server has stopped, because the process exits anyway."""
+    signals = SignalFlags()
+    handlers = signals.install()
     try:
-        yield wishes
+        yield signals
         handlers = dict.fromkeys(handlers, signal.SIG_IGN)
     finally:
         for number, handler in handlers.items():
@@ -77,52 +77,52 @@ def handle_signals() -> Iterator[SignalRequests]:
 
 
 def watch(
-    wishes: SignalRequests, *, end: Callable[[], None] | None = None, reload: Callable[[], None] | None = None
+    signals: SignalFlags, *, on_end: Callable[[], None] | None = None, on_reload: Callable[[], None] | None = None
 ) -> None:
-    """Start a thread that does what signals ask for: ``reload`` each time, ``end`` once; ``None`` is left to others."""
+    """Start a thread that calls ``on_reload`` after every SIGHUP and ``on_end`` once; ``None`` ignores a signal."""
 
-    def look() -> None:
-        while not wishes.end:
-            if reload is not None and wishes.reload:
-                wishes.reload = False
-                threading.Thread(target=reload, daemon=True).start()
-            time.sleep(TICK)
-        if end is not None:
-            end()
+    def poll() -> None:
+        while not signals.end:
+            if on_reload is not None and signals.reload:
+                signals.reload = False
+                threading.Thread(target=on_reload, daemon=True).start()
+            time.sleep(POLL_SECONDS)
+        if on_end is not None:
+            on_end()
 
-    threading.Thread(target=look, daemon=True).start()
+    threading.Thread(target=poll, daemon=True).start()
 
 
 @contextlib.contextmanager
-def held_back() -> Iterator[None]:
-    """Start processes that a terminal cannot end, which signals all processes it runs: that is up to their parent.
+def block_terminal_signals() -> Iterator[None]:
+    """Start child processes with SIGINT and SIGHUP blocked, so that only their parent decides when they end.
 
-    SIGINT never reaches them, and SIGHUP does when they call `SignalRequests.heed_reload`.
+    A child receives SIGHUP again after `SignalFlags.install_reload`.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINAL)
-    resource_tracker.ensure_running()  # multiprocessing's helper: the first start starts it, which unblocks SIGINT
-    signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINAL)
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINAL_SIGNALS)
+    resource_tracker.ensure_running()  # multiprocessing starts it with the first child and then unblocks SIGINT
+    signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINAL_SIGNALS)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
-def take_no_more(listening: socket.socket) -> None:
-    """Have the system take no more connections, and wait until those that it took already are accepted.
+def stop_accepting(listening: socket.socket) -> None:
+    """Make the system refuse new connections, and wait until the completed ones are accepted.
 
-    On Linux a filter lets none in, a program of one instruction: keep 0 bytes of every packet. A queue of length 0
-    would still take one connection at a time, which is reset when the socket closes: with 24 clients 10 were in 24
-    endings, none with the filter.
+    On Linux a socket filter refuses them: one instruction that keeps 0 bytes of every packet. A backlog of 0 alone
+    lets one connection in at a time, which is reset when the socket closes: 10 resets in 24 endings with 24 clients,
+    none with the filter.
     """
     with contextlib.suppress(OSError):
         listening.listen(0)
     if sys.platform == "linux":
-        nothing = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
-        program = struct.pack("HP", 1, ctypes.addressof(nothing))
+        instruction = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
+        program = struct.pack("HP", 1, ctypes.addressof(instruction))
         with contextlib.suppress(OSError):
             listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
-    time.sleep(LINGER)
+    time.sleep(ACCEPT_SECONDS)

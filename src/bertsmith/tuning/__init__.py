@@ -1,1 +1,1 @@
-"""Search for better settings with Optuna: trials around the training step, on train and validation alone."""
+"""Hyperparameter search with Optuna: the configuration of a study, its search space and its storage."""

@@ -1,4 +1,4 @@
-"""The search space: ranges that fit data and model, what a TOML file makes of them, and the settings of a trial."""
+"""The search space: default ranges, changes from a TOML file, and the settings of a trial."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ from bertsmith.training.recipe import FEW, MOST_EPOCHS, Recipe
 if TYPE_CHECKING:
     import optuna
 
-LONG = 256
-"""Tokens from which on half of them is a choice."""
-UNEQUAL = 2.0
-"""Times the texts of the smallest class that the largest one has, from which on something may be done about it."""
-_NOT_TUNED = ("seed", "seeds", "set", "keep_checkpoints", "profile", "device", "threads", "allow_pickle")
-_FIELDS = {n: f for step in (ModelConfig, TrainConfig) for n, f in step.model_fields.items() if n not in _NOT_TUNED}
+LONG_TEXTS = 256
+"""From this maximum length on, half of it is in the search space."""
+IMBALANCED = 2.0
+"""Ratio of the largest to the smallest class from which on ``imbalance`` is in the search space."""
+_FIXED = ("seed", "seeds", "set", "keep_checkpoints", "profile", "device", "threads", "allow_pickle")
+_TUNABLE = {n: f for step in (ModelConfig, TrainConfig) for n, f in step.model_fields.items() if n not in _FIXED}
+CheckArguments = Callable[[Mapping[str, Any]], Mapping[str, str]]
+"""Returns the problems of training arguments of transformers, by name."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """ServerMetrics from ``low`` to ``high``, both included; ``log``: evenly by factors; ``whole``: integers."""
+    """Numbers from ``low`` to ``high``, inclusive; ``log``: on a log scale; ``whole``: integers only."""
 
     low: float
     high: float
@@ -40,14 +42,14 @@ class Range:
         return f"{self.low:g} to {self.high:g}{' (log)' if self.log else ''}"
 
     def nearest(self, value: Any) -> Any:
-        """Return the number of the range that is nearest to a value."""
-        inside = min(max(value, self.low), self.high)
-        return round(inside) if self.whole else float(inside)
+        """Return the number in the range that is nearest to a value."""
+        clipped = min(max(value, self.low), self.high)
+        return round(clipped) if self.whole else float(clipped)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of some values."""
+    """One of several values."""
 
     values: tuple[Any, ...]
 
@@ -55,7 +57,7 @@ class Choice:
         return " | ".join(map(str, self.values))
 
     def nearest(self, value: Any) -> Any:
-        """Return the value if it is a choice, else the first one."""
+        """Return the value if it is a choice, else the first choice."""
         return next((choice for choice in self.values if choice == value), self.values[0])
 
 
@@ -67,29 +69,29 @@ def default_space(
     config: Config,
     recipe: Recipe,
     *,
-    texts: int,
-    unequal: float,
+    n_texts: int,
+    imbalance_ratio: float,
     max_length: int,
     dropout: float,
     models: tuple[str, ...] = (),
 ) -> tuple[Space, dict[str, Any]]:
-    """Return what is varied, and where: settings the user gave are left alone.
+    """Return the default search space. Settings of the user are not part of it.
 
     Args:
-        config: the user's settings.
-        recipe: what `train` would do.
-        texts: to train on.
-        unequal: how many times the texts of the smallest class the largest one has.
-        max_length: tokens kept of each text.
-        dropout: of the checkpoint.
-        models: checkpoints to choose among.
+        config: settings of the user.
+        recipe: the settings that `train` would use.
+        n_texts: number of training texts.
+        imbalance_ratio: texts of the largest class, divided by the texts of the smallest one.
+        max_length: maximum length in tokens.
+        dropout: dropout of the checkpoint.
+        models: checkpoints to choose from.
 
     Returns:
-        The space, and what `train` would do for every dimension of it: the first trial.
+        The space, and the value that `train` would use in each dimension: the first trial.
     """
     rate, epochs = recipe.learning_rate, recipe.epochs
-    batch_sizes = tuple(sorted({8, 16, 32, recipe.batch_size} if texts < FEW else {16, 32, 64, recipe.batch_size}))
-    space: dict[str, tuple[Dimension, Any]] = {
+    batch_sizes = tuple(sorted({8, 16, 32, recipe.batch_size} if n_texts < FEW else {16, 32, 64, recipe.batch_size}))
+    dimensions: dict[str, tuple[Dimension, Any]] = {
         "learning_rate": (Range(rate / 5, min(rate * 5, 1.0), log=True), rate),
         "epochs": (
             Range(max(1, round(epochs / 2)), round(min(2 * epochs, max(epochs, MOST_EPOCHS))), whole=True),
@@ -103,59 +105,56 @@ def default_space(
         "label_smoothing_factor": (Range(0.0, 0.2), 0.0),
         "dropout": (Range(0.0, max(0.3, dropout)), dropout),
     }
-    if unequal >= UNEQUAL:
+    if imbalance_ratio >= IMBALANCED:
         methods = ("none", "weights", "focal", "logit-adjustment", "balanced-sampling")
-        space["imbalance"] = (Choice(methods), recipe.imbalance)
-    if max_length >= LONG:
-        space["max_length"] = (Choice((max_length // 2, max_length)), max_length)
+        dimensions["imbalance"] = (Choice(methods), recipe.imbalance)
+    if max_length >= LONG_TEXTS:
+        dimensions["max_length"] = (Choice((max_length // 2, max_length)), max_length)
     if len(models) > 1:
-        space["model"] = (Choice(models), models[0])
-    free = {name: both for name, both in space.items() if not _is_given(config, name)}
-    return {n: d for n, (d, _) in free.items()}, {n: value for n, (_, value) in free.items()}
+        dimensions["model"] = (Choice(models), models[0])
+    free = {name: entry for name, entry in dimensions.items() if not _is_set(config, name)}
+    return {name: dim for name, (dim, _) in free.items()}, {name: value for name, (_, value) in free.items()}
 
 
-def _is_given(config: Config, name: str) -> bool:
-    if name in _FIELDS:
-        return name != "model" and getattr(config, name) != _FIELDS[name].default
+def _is_set(config: Config, name: str) -> bool:
+    if name in _TUNABLE:
+        return name != "model" and getattr(config, name) != _TUNABLE[name].default
     return name in config.set
 
 
-def read_space(
-    source: Path | Mapping[str, Any], check_set: Callable[[Mapping[str, Any]], Mapping[str, str]]
-) -> dict[str, Dimension | Any]:
-    """Read what narrows or widens the search space.
+def read_space(source: Path | Mapping[str, Any], check_arguments: CheckArguments) -> dict[str, Dimension | Any]:
+    """Read changes to the search space.
 
-    A table ``{low = …, high = …, log = true}`` is a `Range`, an array a `Choice`, a plain value fixes the setting.
+    A table ``{low = …, high = …, log = true}`` is a `Range`, an array a `Choice`, any other value fixes the setting.
 
     Args:
-        source: a TOML file, or a mapping like its content, whose keys are settings of `train`, or training arguments of
-            transformers.
-        check_set: returns what is wrong with training arguments, by name.
+        source: a TOML file or a mapping; its keys are settings of `train` or training arguments of transformers.
+        check_arguments: checks training arguments.
 
     Raises:
-        ConfigError: listing everything that is wrong in it.
+        ConfigError: with all problems.
     """
     where = "space" if isinstance(source, Mapping) else str(source)
     content = source if isinstance(source, Mapping) else _load(source)
-    found: dict[str, Dimension | Any] = {}
+    entries: dict[str, Dimension | Any] = {}
     problems: list[str] = []
     for key, value in content.items():
         name = key.replace("-", "_")
-        problem = f"{key}: it is there twice, with - and with _" if name in found else _known(key, name)
+        problem = "given twice, with - and with _" if name in entries else _name_problem(name)
         if problem is None:
             try:
-                found[name] = _dimension(name, value, check_set)
+                entries[name] = _parse(name, value, check_arguments)
                 continue
             except ValueError as error:
-                problem = f"{key}: {error}"
-        problems.append(problem)
+                problem = str(error)
+        problems.append(f"{key}: {problem}")
     if problems:
         raise ConfigError(
-            "the search space is wrong:\n" + "\n".join(f"  - {p}" for p in problems),
+            "the search space is invalid:\n" + "\n".join(f"  - {problem}" for problem in problems),
             where=where,
             remedy="Write {low = …, high = …} for a range, [ … ] for choices, or a plain value to fix a setting.",
         )
-    return found
+    return entries
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -173,61 +172,58 @@ def _load(file: Path) -> dict[str, Any]:
         ) from error
 
 
-def _known(key: str, name: str) -> str | None:
+def _name_problem(name: str) -> str | None:
     from transformers import TrainingArguments
 
     arguments = {f.name for f in dataclasses.fields(TrainingArguments)}
     if name in ("seed", "seeds"):
-        return f"{key}: the best of many seeds is luck, not a setting; --final-seeds says how far it goes"
-    kept = ("eval_", "save_", "load_best", "output_", "logging_", "metric_for", "greater_")
-    if name in SAME_ARGUMENT.values():
-        ours = next(field for field, argument in SAME_ARGUMENT.items() if argument == name)
-        if ours != name:
-            return f"{key}: use {ours} instead"
-    if name in _NOT_TUNED or name in Config.model_fields.keys() - _FIELDS.keys() or name.startswith(kept):
-        return f"{key}: this is not for a search"
-    if name not in _FIELDS and name not in arguments:
-        return f"{key}: there is no such setting.{did_you_mean(name, {*_FIELDS, *arguments})}"
+        return "a seed is not tunable, since the best of many seeds is luck; final_seeds measures their spread"
+    for setting, argument in SAME_ARGUMENT.items():
+        if name == argument != setting:
+            return f"use {setting} instead"
+    managed = ("eval_", "save_", "load_best", "output_", "logging_", "metric_for", "greater_")
+    if name in _FIXED or name in Config.model_fields.keys() - _TUNABLE.keys() or name.startswith(managed):
+        return "this setting is not tunable"
+    if name not in _TUNABLE and name not in arguments:
+        return f"unknown setting.{did_you_mean(name, {*_TUNABLE, *arguments})}"
     return None
 
 
-def _dimension(name: str, value: Any, check_set: Callable[[Mapping[str, Any]], Mapping[str, str]]) -> Dimension | Any:
+def _parse(name: str, value: Any, check_arguments: CheckArguments) -> Dimension | Any:
     if isinstance(value, Mapping):
-        odd = sorted(value.keys() - {"low", "high", "log"})
-        if odd or not {"low", "high"} <= value.keys():
-            raise ValueError(f"a range has low, high and, if wanted, log{f', not {listing(odd)}' if odd else ''}")
+        unknown = sorted(value.keys() - {"low", "high", "log"})
+        if unknown or not {"low", "high"} <= value.keys():
+            raise ValueError(f"a range has low, high and maybe log{f', not {listing(unknown)}' if unknown else ''}")
         low, high, log = value["low"], value["high"], value.get("log", False)
         numbers = [x for x in (low, high) if isinstance(x, int | float) and not isinstance(x, bool)]
         if len(numbers) < 2 or not all(abs(x) < float("inf") for x in numbers) or not isinstance(log, bool):
-            raise ValueError("low and high are numbers, log is true or false")
+            raise ValueError("low and high must be finite numbers, log must be true or false")
         if low >= high:
-            raise ValueError(f"low is below high, not {low:g} and {high:g}")
+            raise ValueError(f"low must be less than high, not {low:g} and {high:g}")
         if log and low <= 0:
-            raise ValueError(f"with log, low is above 0, not {low:g}")
+            raise ValueError(f"with log, low must be greater than 0, not {low:g}")
         whole = isinstance(low, int) and isinstance(high, int)
-        for end in (low, high):
-            _check(name, end, check_set)
-        if not whole:
-            _check(name, (low + high) / 2, check_set)
+        for end in (low, high) if whole else (low, high, (low + high) / 2):  # the middle: an integer setting refuses it
+            _check(name, end, check_arguments)
         return Range(low, high, log, whole)
     if isinstance(value, list | tuple):
         if not value:
-            raise ValueError("there is nothing to choose from")
+            raise ValueError("the list of choices is empty")
         for entry in value:
-            _check(name, entry, check_set)
+            _check(name, entry, check_arguments)
         if len({str(entry) for entry in value}) < len(value):
-            raise ValueError("a choice is there twice")
+            raise ValueError("each choice must be unique")
         return Choice(tuple(value)) if len(value) > 1 else value[0]
-    _check(name, value, check_set)
+    _check(name, value, check_arguments)
     return value
 
 
-def _check(name: str, value: Any, check_set: Callable[[Mapping[str, Any]], Mapping[str, str]]) -> None:
-    if isinstance(value, bool) and name in _FIELDS:  # it would become a number, and none is true or false
-        raise ValueError(f"not {str(value).lower()}")
-    if name not in _FIELDS:
-        if wrong := check_set({name: value}).get(name):
-            raise ValueError(wrong)
+def _check(name: str, value: Any, check_arguments: CheckArguments) -> None:
+    if isinstance(value, bool) and name in _TUNABLE:  # pydantic would convert it to a number
+        raise ValueError(f"must not be {str(value).lower()}")
+    if name not in _TUNABLE:
+        if problem := check_arguments({name: value}).get(name):
+            raise ValueError(problem)
         return
     try:
         Config(**{name: value})
@@ -236,18 +232,18 @@ def _check(name: str, value: Any, check_set: Callable[[Mapping[str, Any]], Mappi
         raise ValueError(f"{message[0].lower()}{message[1:]}, not {value!r}") from error
 
 
-def narrowed(space: Space, config: Config, read: Mapping[str, Dimension | Any]) -> tuple[Space, Config]:
-    """Put what a file says, as of `read_space`, over a space; return it and the settings with those the file fixes.
+def apply_changes(space: Space, config: Config, changes: Mapping[str, Dimension | Any]) -> tuple[Space, Config]:
+    """Return a space with the changes of `read_space`, and the settings with the values that they fix.
 
     Raises:
-        ConfigError: if the file has what the user gave as a flag.
+        ConfigError: if the changes contain a setting that the user has set as well.
     """
-    if both := [name for name in read if _is_given(config, name)]:
+    if both := [name for name in changes if _is_set(config, name)]:
         raise ConfigError(
-            f"given as a flag and in the search space: {listing(both)}", remedy="Leave it out of one of them."
+            f"set and in the search space at the same time: {listing(both)}", remedy="Keep one of the two."
         )
     space = {**space}
-    for name, dimension in read.items():
+    for name, dimension in changes.items():
         space.pop(name, None)
         if isinstance(dimension, Range | Choice):
             space[name] = dimension
@@ -257,7 +253,7 @@ def narrowed(space: Space, config: Config, read: Mapping[str, Dimension | Any]) 
 
 
 def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
-    """Return a trial's value for every dimension."""
+    """Return the values of a trial, by dimension."""
     values: dict[str, Any] = {}
     for name, dimension in space.items():
         if isinstance(dimension, Choice):
@@ -270,7 +266,7 @@ def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
-    """Return settings with other values; those that are no settings of ours are training arguments."""
-    ours = {name: value for name, value in values.items() if name in _FIELDS}
-    arguments = {name: value for name, value in values.items() if name not in _FIELDS}
-    return Config(**{**config.model_dump(), **ours, "set": {**config.set, **arguments}})
+    """Return settings with new values; names that are not settings become training arguments of transformers."""
+    settings = {name: value for name, value in values.items() if name in _TUNABLE}
+    arguments = {name: value for name, value in values.items() if name not in _TUNABLE}
+    return Config(**{**config.model_dump(), **settings, "set": {**config.set, **arguments}})

@@ -1,4 +1,4 @@
-"""The study in its storage: who takes which trial, what becomes of the trials of a worker that was killed."""
+"""The storage of a study: which worker runs which trial, and what happens to the trials of killed workers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -31,25 +30,25 @@ if TYPE_CHECKING:
 
 JOURNAL = "journal.log"
 ERROR, WORKER, RETRY = "error", "worker", "retry"
-"""User attributes of a trial: why it failed, who works on it, how often its settings were begun before."""
-MOST_RETRIES = 2
+"""User attributes of a trial: why it failed, its worker, how many earlier workers were killed during it."""
+MAX_RETRIES = 2
 HEARTBEAT, GRACE = 30, 120
-"""Seconds between the signs of life of a worker on a database, and without one after which it is taken for dead."""
-AWAY_SECONDS = 600.0
-"""How long a storage that does not answer is waited for."""
-BY_CHANCE = 10
-"""Trials before the sampler models what it has seen."""
+"""Seconds between two heartbeats of a worker on a database, and without one after which it counts as dead."""
+RETRY_SECONDS = 600.0
+"""How long to retry while the storage is unavailable."""
+STARTUP_TRIALS = 10
+"""Random trials before the sampler fits its model."""
 
 
 class TakenOverError(Exception):
-    """The other workers took this one for dead, and do its trial again."""
+    """Another worker considered this one dead and repeats its trial."""
 
 
 class Store:
     """A study in a journal file of its folder, or in a database that several machines share.
 
     Attributes:
-        study: of Optuna.
+        study: the Optuna study.
     """
 
     def __init__(
@@ -61,57 +60,60 @@ class Store:
         directions: list[Any],
         pruner: BasePruner,
         seed: int,
-        on_away: Callable[[str], None] = lambda why: None,
+        on_unavailable: Callable[[str], None] = lambda reason: None,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.folder, self.url, self.seed, self.on_away = folder, url, seed, on_away
+        self.folder, self.url, self.seed, self.on_unavailable = folder, url, seed, on_unavailable
         self.worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.lock = FileLock(folder / ".claim.lock")
-        self.alive = FileLock(self._sign_of(self.worker))
-        self._sign_of(self.worker).parent.mkdir(exist_ok=True)
-        self.alive.acquire()
+        self.alive_lock = FileLock(self._alive_file(self.worker))  # the system releases it when the process dies
+        self._alive_file(self.worker).parent.mkdir(exist_ok=True)
+        self.alive_lock.acquire()
         with self.lock:
-            self.storage: BaseStorage = _database(url) if url else self._journal()
-            self.study = self.patiently(
+            self.storage: BaseStorage = _open_database(url) if url else self._open_journal()
+            self.study = self.retry(
                 lambda: optuna.create_study(
                     storage=self.storage, study_name=name, directions=directions, pruner=pruner, load_if_exists=True
                 )
             )
 
     def close(self) -> None:
-        """Give up the sign of life."""
-        self.alive.release()
-        self._sign_of(self.worker).unlink(missing_ok=True)
+        """Release the lock that marks this worker as alive."""
+        self.alive_lock.release()
+        self._alive_file(self.worker).unlink(missing_ok=True)
 
-    def _sign_of(self, worker: str) -> Path:
+    def _alive_file(self, worker: str) -> Path:
         return self.folder / ".workers" / f"{worker}.lock"
 
-    def patiently(self, action: Callable[[], Any]) -> Any:
-        """Do something with the storage, again and again as long as it does not answer.
+    def retry(self, action: Callable[[], Any]) -> Any:
+        """Call a function that uses the storage; retry while the storage is unavailable.
 
         Raises:
-            OutputError: after `AWAY_SECONDS`.
+            OutputError: after `RETRY_SECONDS`.
+            TakenOverError: if the function changes a trial that another worker ended.
         """
-        began, pause = time.monotonic(), 0.5
+        start, pause = time.monotonic(), 0.5
         while True:
             try:
                 return action()
-            except _away() as error:
-                why, where = _cause(error), shown(self.url) if self.url else str(self.folder / JOURNAL)
-                if time.monotonic() - began > AWAY_SECONDS:
+            except optuna.exceptions.UpdateFinishedTrialError as error:
+                raise TakenOverError from error
+            except _unavailable_errors() as error:
+                reason, where = _root_cause(error), redact(self.url) if self.url else str(self.folder / JOURNAL)
+                if time.monotonic() - start > RETRY_SECONDS:
                     raise OutputError(
-                        f"the storage of the study does not answer: {why}",
+                        f"the storage of the study is unavailable: {reason}",
                         where=where,
-                        remedy="See that it is there, then run the same command again: finished trials are kept.",
+                        remedy="Make it available and run the same command again; finished trials are saved.",
                     ) from error
-                self.on_away(f"{where}: {why}")
+                self.on_unavailable(f"{where}: {reason}")
             time.sleep(pause)
             pause = min(2 * pause, 15.0)
 
     @property
-    def others(self) -> int:
-        """Other studies in the same storage."""
-        names: list[str] = self.patiently(lambda: optuna.get_all_study_names(self.storage))
+    def n_other_studies(self) -> int:
+        """Number of other studies in the same storage."""
+        names: list[str] = self.retry(lambda: optuna.get_all_study_names(self.storage))
         return len(names) - 1
 
     # -- trials ------------------------------------------------------------------------------------------------------
@@ -119,174 +121,157 @@ class Store:
     @property
     def trials(self) -> list[FrozenTrial]:
         """All trials."""
-        found: list[FrozenTrial] = self.patiently(lambda: self.study.get_trials(deepcopy=False))
-        return found
+        trials: list[FrozenTrial] = self.retry(lambda: self.study.get_trials(deepcopy=False))
+        return trials
 
     def suggest_first(self, values: Mapping[str, Any]) -> None:
-        """Have these settings tried first, if nothing was tried yet."""
+        """Enqueue these settings if the study has no trial yet."""
         with self.lock:
             if not self.trials:
-                self.patiently(lambda: self.study.enqueue_trial(dict(values)))
+                self.retry(lambda: self.study.enqueue_trial(dict(values)))
 
-    def claim(self, space: Space, wanted: int | None) -> optuna.Trial | None:
-        """Begin a trial, its settings chosen; none where those that are done and running are as many as wanted.
+    def claim(self, space: Space, n_trials: int | None) -> optuna.Trial | None:
+        """Start a trial and choose its settings; return ``None`` if ``n_trials`` trials are done or running.
 
-        One at a time in a folder, so that two workers on a machine neither begin one too many nor the same one.
+        The lock of the folder prevents that two workers on a machine start the same trial, or one too many.
         """
         with self.lock:
-            self._revive()
-            if wanted is not None and sum(is_done(t) or t.state == TrialState.RUNNING for t in self.trials) >= wanted:
+            self._requeue_abandoned()
+            active = sum(is_done(t) or t.state == TrialState.RUNNING for t in self.trials)
+            if n_trials is not None and active >= n_trials:
                 return None
             self.study.sampler = self._sampler()
-            with experimental():
-                trial: optuna.Trial = self.patiently(self.study.ask)
+            with ignore_optuna_warnings():
+                trial: optuna.Trial = self.retry(self.study.ask)
             try:
                 if isinstance(self.storage, RDBStorage):
-                    self.patiently(partial(self.storage.record_heartbeat, trial._trial_id))
-                self.note(trial, **{WORKER: self.worker})
-                with _ours():
-                    self.patiently(lambda: suggest(trial, space))
-            except TakenOverError:  # the storage was away for long in the midst of it
-                return self.claim(space, wanted)
+                    self.retry(partial(self.storage.record_heartbeat, trial._trial_id))
+                self.set_attributes(trial, **{WORKER: self.worker})
+                self.retry(lambda: suggest(trial, space))
+            except TakenOverError:  # the storage was unavailable for so long that others repeat this trial
+                return self.claim(space, n_trials)
             return trial
 
     def _sampler(self) -> optuna.samplers.BaseSampler:
-        """Return a sampler that depends on the seed and on the trials there are: what is resumed goes on the same."""
-        given_back = sum(t.state == TrialState.FAIL and ERROR not in t.user_attrs for t in self.trials)
-        parts = [self.seed, len(self.trials) - given_back]
-        if self.url:  # where machines that do not know of one another may ask at the same time
-            parts.append(uuid.uuid4().int % 2**32)
-        seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
-        with experimental():
-            return optuna.samplers.TPESampler(multivariate=True, n_startup_trials=BY_CHANCE, seed=seed)
+        """Return a sampler seeded by the seed and the number of trials, so that a resumed study continues unchanged."""
+        n_requeued = sum(t.state == TrialState.FAIL and ERROR not in t.user_attrs for t in self.trials)
+        entropy = [self.seed, len(self.trials) - n_requeued]
+        if self.url:  # machines do not share a lock and may ask at the same time
+            entropy.append(uuid.uuid4().int % 2**32)
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        with ignore_optuna_warnings():
+            return optuna.samplers.TPESampler(multivariate=True, n_startup_trials=STARTUP_TRIALS, seed=seed)
 
-    def _revive(self) -> None:
-        """Have the settings of trials whose worker is gone tried again."""
+    def _requeue_abandoned(self) -> None:
+        """Requeue the trials of dead workers."""
         if self.url:
-            with experimental():
-                self.patiently(lambda: optuna.storages.fail_stale_trials(self.study))
-            for trial in self.trials:  # begun by a worker that was gone before its first sign of life
-                began = trial.datetime_start or datetime.min
-                nobodys = trial.state == TrialState.RUNNING and WORKER not in trial.user_attrs
-                if nobodys and (datetime.now() - began).total_seconds() > GRACE:
-                    self.give_back(trial.number, killed=True)
-            return
+            with ignore_optuna_warnings():
+                self.retry(lambda: optuna.storages.fail_stale_trials(self.study))
         for trial in self.trials:
-            if trial.state == TrialState.RUNNING and not self._is_alive(trial.user_attrs.get(WORKER)):
-                self.give_back(trial.number, killed=True)
+            if trial.state != TrialState.RUNNING:
+                continue
+            if self.url:  # Optuna does not requeue a trial whose worker died before its first heartbeat
+                age = (datetime.now() - (trial.datetime_start or datetime.min)).total_seconds()
+                abandoned = WORKER not in trial.user_attrs and age > GRACE
+            else:
+                abandoned = not self._is_alive(trial.user_attrs.get(WORKER))
+            if abandoned:
+                self.requeue(trial.number, killed=True)
 
-    def _journal(self) -> BaseStorage:
+    def _open_journal(self) -> BaseStorage:
         path = self.folder / JOURNAL
-        others = {sign.stem for sign in self._sign_of(self.worker).parent.glob("*.lock")} - {self.worker}
+        others = {file.stem for file in self._alive_file(self.worker).parent.glob("*.lock")} - {self.worker}
         if path.is_file() and not any(self._is_alive(other) for other in others):
             content = path.read_bytes()
-            if content and not content.endswith(b"\n"):  # a write that a full disk or a kill cut short
+            if content and not content.endswith(b"\n"):  # the last write is incomplete: the disk was full, or a kill
                 os.truncate(path, content.rfind(b"\n") + 1)
         return JournalStorage(JournalFileBackend(str(path)))
 
     def _is_alive(self, worker: str | None) -> bool:
-        if worker is None:  # killed while it took the trial
+        if worker is None:  # killed before it could write its name
             return False
         if worker == self.worker:
             return True
-        sign = FileLock(self._sign_of(worker), timeout=0)
         try:
-            with sign:
-                self._sign_of(worker).unlink(missing_ok=True)
+            with FileLock(self._alive_file(worker), timeout=0):
+                self._alive_file(worker).unlink(missing_ok=True)
             return False
         except Timeout:
             return True
 
-    def give_back(self, number: int, *, killed: bool) -> None:
-        """End a trial that was not finished, and have its settings tried again; if killed, a few times at most."""
+    def requeue(self, number: int, *, killed: bool) -> None:
+        """End an unfinished trial and enqueue its settings again; after `MAX_RETRIES` kills it fails instead."""
         trial = self.trials[number]
-        if trial.state.is_finished():  # others took it for dead
+        if trial.state.is_finished():  # taken over
             return
         retry = trial.user_attrs.get(RETRY, 0) + killed
-        if retry > MOST_RETRIES:
+        if retry > MAX_RETRIES:
             self.fail(number, f"its worker was killed, {retry} times")
             return
-        self.patiently(lambda: self.study.enqueue_trial(trial.params, user_attrs={RETRY: retry}))
+        self.retry(lambda: self.study.enqueue_trial(trial.params, user_attrs={RETRY: retry}))
         self._end(number, TrialState.FAIL)
 
-    def fail(self, number: int, why: str) -> None:
-        """End a trial that went wrong; it counts as one of those wanted. Raises `TakenOverError` as `tell` does."""
+    def fail(self, number: int, reason: str) -> None:
+        """End a trial as failed.
+
+        Raises:
+            TakenOverError: if another worker ended it.
+        """
         trial = self.trials[number]
         if trial.state.is_finished():
             raise TakenOverError
-        with _ours():
-            self.patiently(lambda: self.storage.set_trial_user_attr(trial._trial_id, ERROR, why))
+        self.retry(lambda: self.storage.set_trial_user_attr(trial._trial_id, ERROR, reason))
         self._end(number, TrialState.FAIL)
 
-    def note(self, trial: optuna.Trial, **attributes: Any) -> None:
-        """Set user attributes of a trial; raises `TakenOverError` as `tell` does."""
-        with _ours():
-            for name, value in attributes.items():
-                self.patiently(partial(trial.set_user_attr, name, value))
+    def set_attributes(self, trial: optuna.Trial, **attributes: Any) -> None:
+        """Set user attributes of a running trial; raises `TakenOverError` as `fail` does."""
+        for name, value in attributes.items():
+            self.retry(partial(trial.set_user_attr, name, value))
 
     def report(self, trial: optuna.Trial, score: float, step: int) -> None:
-        """Note a score of a trial that runs.
-
-        Raises:
-            TakenOverError: if others took its worker for dead and ended it.
-        """
-        with _ours():
-            self.patiently(lambda: trial.report(score, step))
+        """Report a score of a running trial; raises `TakenOverError` as `fail` does."""
+        self.retry(lambda: trial.report(score, step))
 
     def tell(self, trial: optuna.Trial, state: TrialState, values: Sequence[float] | None = None) -> None:
-        """End a trial.
-
-        Raises:
-            TakenOverError: if others took its worker for dead and ended it.
-        """
+        """End a trial; raises `TakenOverError` as `fail` does."""
         self._end(trial.number, state, values)
-        if self.trials[trial.number].state != state:  # to the others it failed
+        if self.trials[trial.number].state != state:  # another worker marked it as failed
             raise TakenOverError
 
     def _end(self, number: int, state: TrialState, values: Sequence[float] | None = None) -> None:
-        """End a trial that may have ended: a storage that goes away may have heard before, and not have answered."""
+        """End a trial. A retry may find it ended, if the storage became unavailable before it answered."""
 
         def attempt() -> None:
             with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
                 self.study.tell(number, values, state, skip_if_finished=True)
 
-        self.patiently(attempt)
+        self.retry(attempt)
 
-    @contextmanager
-    def beating(self, trial: optuna.Trial) -> Iterator[None]:
-        """Give signs of life for a trial on a database, as long as this context lasts."""
+    @contextlib.contextmanager
+    def heartbeats(self, trial: optuna.Trial) -> Iterator[None]:
+        """Send heartbeats for a trial in a database while the context is open; `claim` sends the first one."""
         if not isinstance(self.storage, RDBStorage):
             yield
             return
-        storage, over = self.storage, threading.Event()
+        storage, stopped = self.storage, threading.Event()
 
-        def beat() -> None:
-            while True:
-                with contextlib.suppress(*_away()):
+        def send() -> None:
+            while not stopped.wait(HEARTBEAT):
+                with contextlib.suppress(*_unavailable_errors()):
                     storage.record_heartbeat(trial._trial_id)
-                if over.wait(HEARTBEAT):
-                    return
 
-        thread = threading.Thread(target=beat, daemon=True)
+        thread = threading.Thread(target=send, daemon=True)
         thread.start()
         try:
             yield
         finally:
-            over.set()
+            stopped.set()
             thread.join()
 
 
-@contextmanager
-def _ours() -> Iterator[None]:
-    try:
-        yield
-    except optuna.exceptions.UpdateFinishedTrialError as error:
-        raise TakenOverError from error
-
-
-@contextmanager
-def experimental() -> Iterator[None]:
-    """Use what Optuna warns of: what it may still change (its version is pinned), and signs of life by our own loop."""
+@contextlib.contextmanager
+def ignore_optuna_warnings() -> Iterator[None]:
+    """Ignore warnings about experimental features, since Optuna's version is pinned, and about heartbeats."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         warnings.filterwarnings("ignore", message="Heartbeat of storage")
@@ -294,64 +279,63 @@ def experimental() -> Iterator[None]:
 
 
 def is_done(trial: FrozenTrial) -> bool:
-    """Return whether a trial is one of those wanted, whatever came of it."""
-    over = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-    return over or (trial.state == TrialState.FAIL and ERROR in trial.user_attrs)
+    """Return whether a trial counts towards the number of trials: it is complete, pruned or failed by an error."""
+    ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+    return ended or (trial.state == TrialState.FAIL and ERROR in trial.user_attrs)
 
 
-def shown(url: str) -> str:
-    """Return the address of a database without its password."""
+def redact(url: str) -> str:
+    """Return the URL of a database without its password."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
     try:
         return str(make_url(url).render_as_string(hide_password=True))
     except ArgumentError:
-        return "the address given"
+        return "the given URL"
 
 
-def _database(url: str, tries: int = 5) -> BaseStorage:
+def _open_database(url: str, tries: int = 5) -> BaseStorage:
     from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
     try:
-        with experimental():
+        with ignore_optuna_warnings():
             return RDBStorage(
                 url,
                 heartbeat_interval=HEARTBEAT,
                 grace_period=GRACE,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=MOST_RETRIES),
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES),
             )
     except ImportError as error:
         raise ConfigError(
-            f"--storage {shown(url)}: the driver for it is not installed: {error.name or _cause(error)}",
+            f"storage: the database driver {error.name or _root_cause(error)} is not installed",
+            where=redact(url),
             remedy="Install it, for PostgreSQL for instance: pip install 'psycopg[binary]', and postgresql+psycopg://…",
         ) from error
     except Exception as error:
-        # Workers that start together make the tables together: all but one are refused, and find them there then.
-        refused = isinstance(error, IntegrityError | ProgrammingError) or (
+        # Workers that start together create the tables together: all but one fail and succeed when they retry.
+        is_race = isinstance(error, IntegrityError | ProgrammingError) or (
             isinstance(error, OperationalError) and "already exists" in str(error)
         )
-        if not refused or tries == 1:
-            why = _cause(error)
+        if not is_race or tries == 1:
             raise ConfigError(
-                f"--storage: the database cannot be used: {why}",
-                where=shown(url),
-                remedy="Give a URL such as postgresql+psycopg://user@host/database or sqlite:////folder/study.db, and "
-                "see that the server is there.",
+                f"storage: the database cannot be used: {_root_cause(error)}",
+                where=redact(url),
+                remedy="Start the server, or correct the URL, such as postgresql+psycopg://user@host/database or "
+                "sqlite:////folder/study.db.",
             ) from error
     time.sleep(1)
-    return _database(url, tries - 1)
+    return _open_database(url, tries - 1)
 
 
-def _cause(error: BaseException) -> str:
-    """Return the first line of what an error goes back to."""
+def _root_cause(error: BaseException) -> str:
+    """Return the first line of the error at the end of the chain of causes."""
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def _away() -> tuple[type[Exception], ...]:
-    """Return what a storage that does not answer is told by."""
+def _unavailable_errors() -> tuple[type[Exception], ...]:
     from sqlalchemy.exc import DBAPIError
 
     return (OSError, optuna.exceptions.StorageInternalError, DBAPIError)

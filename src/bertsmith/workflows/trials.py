@@ -1,4 +1,4 @@
-"""One trial: fine-tune with its settings on the training texts, score on validation. The test texts are not here."""
+"""One trial: fine-tune on the training texts, score on the validation texts. Trials never see the test texts."""
 
 from __future__ import annotations
 
@@ -37,71 +37,70 @@ from bertsmith.workflows.prepare import (
 if TYPE_CHECKING:
     import torch
 
-LATENCY_TEXTS, LATENCY_WARM = 50, 5
-FEW_TO_SCORE = 1 / 4
-"""Of the training texts: with more validation texts than that, to score more than once an epoch takes too much time."""
-Heard = Callable[[float, float], None]
-"""Is told the epoch, or the fold (from 1), and the validation score."""
+LATENCY_TEXTS, LATENCY_WARMUP = 50, 5
+MAX_VALIDATION_SHARE = 1 / 4
+"""Validation texts per training text above which several evaluations per epoch would take too much time."""
+OnScore = Callable[[float, float], None]
+"""Called with the epoch, or the fold (from 1), and the validation score."""
 
 
 @dataclass
 class TrialData:
-    """What all trials share: the texts, and their token ids by model.
+    """The texts that all trials share, and their token ids by model.
 
     Attributes:
-        train, validation: the texts; of the test split nothing is known here.
-        folds: where there is cross-validation, the fold of every text of both, shape (texts,); else ``None``.
+        train, validation: the texts.
+        folds: with cross-validation, the fold of every text of both tables, shape (texts,); else ``None``.
     """
 
     train: Table
     validation: Table
     folds: np.ndarray | None = None
     _tokens: dict[str, Tokens] = field(default_factory=dict)
-    _embedded: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    _embeddings: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
-    def ready(self, config: Config, fold: int | None = None) -> tuple[Loaded, TokenDataset, TokenDataset]:
+    def prepare(self, config: Config, fold: int | None = None) -> tuple[Loaded, TokenDataset, TokenDataset]:
         """Return a model with a new head, and the tokenized texts to train and to validate on.
 
         Args:
             config: the settings.
-            fold: that is held out, with cross-validation.
+            fold: with cross-validation, the fold to validate on.
         """
         found = checkpoint.resolve(config.model, allow_pickle=config.allow_pickle)
         texts = [text for part in (self.train, self.validation) for text in part.frame["text"]]
         train = np.arange(len(texts)) < len(self.train)
-        known = self._tokens.get(config.model)
-        loaded, tokens = prepare_model(found, config, self.train.labels, texts, train, known)
+        loaded, tokens = prepare_model(found, config, self.train.labels, texts, train, self._tokens.get(config.model))
         self._tokens[config.model] = tokens
         tokens, targets = tokens.cut(loaded.max_length), np.concatenate([self.train.targets, self.validation.targets])
         if fold is not None and self.folds is not None:
             train = self.folds != fold
         if loaded.pooled:
             key = (config.model, loaded.max_length)
-            if key not in self._embedded:
+            if key not in self._embeddings:
                 rows = sample_balanced(targets, MAX_EMBEDDED_TEXTS, seed=config.seed)
-                self._embedded[key] = (rows, embed(loaded, tokens.take(rows)))
-            rows, embeddings = self._embedded[key]
+                self._embeddings[key] = (rows, embed(loaded, tokens.take(rows)))
+            rows, embeddings = self._embeddings[key]
             inside, classes = train[rows], len(self.train.labels)
             initialize_head(
                 loaded, regression_on_embeddings(embeddings[inside], targets[rows[inside]], n_classes=classes)
             )
 
-        def part(which: np.ndarray) -> TokenDataset:
-            return TokenDataset(tokens.take(np.flatnonzero(which)), targets[which])
+        def subset(mask: np.ndarray) -> TokenDataset:
+            return TokenDataset(tokens.take(np.flatnonzero(mask)), targets[mask])
 
-        return loaded, part(train), part(~train)
+        return loaded, subset(train), subset(~train)
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What a trial has to show.
+    """The result of a trial.
 
     Attributes:
-        score: the best on validation, with what a decision rule adds on texts it was not tuned on, where one would be
-            used; with cross-validation the mean over the folds.
-        curve: the epoch (or the fold, from 1) and the score of every evaluation, without a rule.
-        latency: of a single text, milliseconds, where asked for.
-        loaded: the model with the weights of the best evaluation; ``None`` with cross-validation.
+        score: best validation score, plus the gain of a decision rule on texts that it was not tuned on, if the rule
+            is used; with cross-validation the mean over the folds.
+        curve: epoch (or fold, from 1) and score of every evaluation, without a decision rule.
+        latency: milliseconds for a single text, if measured.
+        loaded: model with the weights of the best evaluation; ``None`` with cross-validation.
     """
 
     score: float
@@ -111,57 +110,65 @@ class TrialResult:
 
 
 def run_trial(
-    bench: TrialData, config: Config, *, heard: Heard, stop: Callable[[], bool], latency: bool = False
+    data: TrialData, config: Config, *, on_score: OnScore, stop: Callable[[], bool], measure_latency: bool = False
 ) -> TrialResult:
-    """Fine-tune and score with some settings.
+    """Fine-tune and score with the settings of a trial.
 
     Args:
-        bench: the texts.
+        data: the texts.
         config: the settings.
-        heard: is told every score, and may raise to prune the trial.
-        stop: asked after every step.
-        latency: measure how long a single text takes.
+        on_score: called with every score; may raise an exception to prune the trial.
+        stop: called after every step; returns whether to stop.
+        measure_latency: whether to measure the time for a single text.
 
     Raises:
-        Interrupted: after ``stop`` said yes.
-        UserError: if training goes wrong.
+        Interrupted: if ``stop`` returned true.
+        UserError: if training fails.
     """
-    if bench.folds is None:
-        return _fit(bench, config, None, heard, stop, latency)
-    outcomes = []
-    for fold in range(int(bench.folds.max()) + 1):
-        outcomes.append(_fit(bench, config, fold, lambda at, score: None, stop, latency))
-        heard(fold + 1, outcomes[-1].score)
+    if data.folds is None:
+        return _fit(data, config, None, on_score, stop, measure_latency)
+    results = []
+    for fold in range(int(data.folds.max()) + 1):
+        results.append(_fit(data, config, fold, lambda at, score: None, stop, measure_latency))
+        on_score(fold + 1, results[-1].score)
+    latencies = [result.latency for result in results if result.latency is not None]
     return TrialResult(
-        score=float(np.mean([o.score for o in outcomes])),
-        curve=[(float(fold), o.score) for fold, o in enumerate(outcomes, 1)],
-        latency=float(np.median([o.latency for o in outcomes if o.latency is not None])) if latency else None,
+        score=float(np.mean([result.score for result in results])),
+        curve=[(float(fold), result.score) for fold, result in enumerate(results, 1)],
+        latency=float(np.median(latencies)) if latencies else None,
         loaded=None,
     )
 
 
 def _fit(
-    bench: TrialData, config: Config, fold: int | None, heard: Heard, stop: Callable[[], bool], latency: bool
+    data: TrialData,
+    config: Config,
+    fold: int | None,
+    on_score: OnScore,
+    stop: Callable[[], bool],
+    measure_latency: bool,
 ) -> TrialResult:
-    loaded, train, validation = bench.ready(config, fold)
+    loaded, train, validation = data.prepare(config, fold)
     recipe = choose_recipe(config, loaded, train)
     arguments = training_arguments(recipe, config, Path(gettempdir()), loaded.device, saves=False)
-    best: list[Evaluated] = []
+    best: Evaluated | None = None
     curve: list[tuple[float, float]] = []
     weights: dict[str, torch.Tensor] = {}
-    said: list[tuple[np.ndarray, np.ndarray]] = []
+    last_outputs = best_outputs = (np.empty(0), np.empty(0))
 
     def score(targets: np.ndarray, probabilities: np.ndarray) -> Mapping[str, float]:
-        said[1:] = [(targets, probabilities)]
+        nonlocal last_outputs
+        last_outputs = (targets, probabilities)
         return validation_metrics(targets, probabilities)
 
-    def listen(event: Event) -> None:
+    def on_event(event: Event) -> None:
+        nonlocal best, best_outputs
         if isinstance(event, Evaluated):
             curve.append((event.epoch, event.metrics[PRIMARY]))
             if event.best:
-                best[:], said[:] = [event], said[-1:]
+                best, best_outputs = event, last_outputs
                 weights.update((name, w.detach().cpu().clone()) for name, w in loaded.model.state_dict().items())
-            heard(event.epoch, event.metrics[PRIMARY])
+            on_score(event.epoch, event.metrics[PRIMARY])
 
     fit(
         loaded,
@@ -170,59 +177,59 @@ def _fit(
         arguments,
         recipe=recipe,
         score=score,
-        emit=listen,
+        emit=on_event,
         stop=stop,
         user_arguments=config.set,
     )
-    if not best:
+    if best is None:
         raise ConfigError(
-            "a trial ended before it was scored",
-            where=f"--set eval_steps={config.set.get('eval_steps')}",
-            remedy="Leave that out: trials are scored at fractions of an epoch.",
+            "a trial ended before its first evaluation",
+            where=f"training argument eval_steps={config.set.get('eval_steps')}",
+            remedy="Remove eval_steps: trials are evaluated at fractions of an epoch.",
         )
     loaded.model.load_state_dict(weights)
-    rule = tune(*said[0], seed=config.seed) if config.decision_rule == "auto" else None
+    rule = tune(*best_outputs, seed=config.seed) if config.decision_rule == "auto" else None
     return TrialResult(
-        score=best[0].metrics[PRIMARY] + (rule.gain if rule is not None and rule.used else 0.0),
+        score=best.metrics[PRIMARY] + (rule.gain if rule is not None and rule.used else 0.0),
         curve=curve,
-        latency=_latency(loaded, validation) if latency else None,
+        latency=_measure_latency(loaded, validation) if measure_latency else None,
         loaded=loaded if fold is None else None,
     )
 
 
-def steps_between(texts: int, batch_size: int) -> int | None:
-    """Return after how many steps a trial is scored: a half, a third or a quarter of an epoch, if one divides it."""
-    steps = math.ceil(texts / batch_size)
+def evaluation_steps(n_texts: int, batch_size: int) -> int | None:
+    """Return the steps between evaluations: 1/2, 1/3 or 1/4 of an epoch, or ``None`` if no fraction is whole."""
+    steps = math.ceil(n_texts / batch_size)
     return next((steps // parts for parts in (2, 3, 4) if steps % parts == 0), None)
 
 
-def scored_within_epochs(config: Config, bench: TrialData, batch_size: int) -> Config:
-    """Return settings with evaluations within epochs, where they take little of the time.
+def with_evaluation_steps(config: Config, data: TrialData, batch_size: int) -> Config:
+    """Return settings that evaluate within epochs, unless that takes much time or the user set how often to evaluate.
 
     Args:
-        config: the settings; how often to evaluate is left as it is if the user said so.
-        bench: the texts.
-        batch_size: texts a step.
+        config: the settings.
+        data: the texts.
+        batch_size: texts per step.
     """
-    if len(bench.validation) > FEW_TO_SCORE * len(bench.train):
+    if len(data.validation) > MAX_VALIDATION_SHARE * len(data.train):
         return config
-    steps = steps_between(len(bench.train), batch_size)
-    whole = config.epochs is None or float(config.epochs).is_integer()
-    if steps is None or not whole or "eval_strategy" in config.set or "eval_steps" in config.set:
+    steps = evaluation_steps(len(data.train), batch_size)
+    whole_epochs = config.epochs is None or float(config.epochs).is_integer()
+    if steps is None or not whole_epochs or "eval_strategy" in config.set or "eval_steps" in config.set:
         return config
     return config.model_copy(update={"set": {**config.set, "eval_strategy": "steps", "eval_steps": steps}})
 
 
-def _latency(loaded: Loaded, texts: TokenDataset) -> float:
-    """Return the median time for one text at a time, from token ids to logits on its device, in milliseconds."""
+def _measure_latency(loaded: Loaded, texts: TokenDataset) -> float:
+    """Return the median milliseconds for a single text, from token ids on the device to logits on the CPU."""
     import torch
 
     loaded.model.eval()
-    times = []
+    seconds = []
     with torch.inference_mode():
-        for i in range(LATENCY_WARM + LATENCY_TEXTS):
+        for i in range(LATENCY_WARMUP + LATENCY_TEXTS):
             ids = torch.tensor([texts[i % len(texts)]["input_ids"].tolist()], device=loaded.device)
-            began = time.perf_counter()
+            start = time.perf_counter()
             loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.cpu()
-            times.append(time.perf_counter() - began)
-    return 1000 * float(np.median(times[LATENCY_WARM:]))
+            seconds.append(time.perf_counter() - start)
+    return 1000 * float(np.median(seconds[LATENCY_WARMUP:]))

@@ -1,10 +1,10 @@
-"""Tune: trials until there are enough, on one worker or many; then the winner as a run, beside the defaults."""
+"""Search for better settings than the defaults: prepare the texts and the search space, then run the trials."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import warnings
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,45 +12,32 @@ from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
-import optuna
-from filelock import FileLock, Timeout
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from bertsmith.compute.machine import versions
-from bertsmith.config import PRIMARY, Config
+from bertsmith.config import Config
 from bertsmith.data.clean import clean
 from bertsmith.data.split import assign_folds, split_cleaned
-from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, Interrupted
-from bertsmith.evaluation.baseline import verdict
-from bertsmith.evaluation.intervals import LEVEL, from_pairs, paired_draws
-from bertsmith.events import FinalStarted, StudyListener, StudyStarted
-from bertsmith.folders import atomic
-from bertsmith.folders import run as runs
+from bertsmith.events import StudyListener, StudyStarted
 from bertsmith.folders.claim import claim
 from bertsmith.folders.study import Study, begin_or_resume
 from bertsmith.model import checkpoint
-from bertsmith.report.study import advice, write_study_report
 from bertsmith.training.arguments import problems_of, training_arguments
-from bertsmith.tuning.plan import Plan
-from bertsmith.tuning.space import Dimension, default_space, narrowed, read_space
-from bertsmith.tuning.store import ERROR, Store, is_done
+from bertsmith.tuning.config import StudyConfig
+from bertsmith.tuning.space import Dimension, apply_changes, default_space, read_space
+from bertsmith.tuning.store import is_done
 from bertsmith.workflows.inspect import as_table
 from bertsmith.workflows.prepare import choose_recipe
-from bertsmith.workflows.score import stored_groups, stored_targets
-from bertsmith.workflows.seeds import run_seeds
+from bertsmith.workflows.study_result import finish_study, trial_records
 from bertsmith.workflows.trials import TrialData
 from bertsmith.workflows.workers import (
-    PARTS,
-    STATES,
+    STEPS_PER_EPOCH,
     Search,
-    config_of,
-    deadline,
     open_store,
-    rank,
-    score_of,
-    watch,
-    work,
+    primary_score,
+    run_trials,
+    run_workers,
 )
 
 
@@ -58,7 +45,7 @@ def run_tuning(
     source: Any,
     config: Config,
     output: Path,
-    plan: Plan,
+    study_config: StudyConfig,
     *,
     overwrite: bool,
     observe: StudyListener,
@@ -67,273 +54,116 @@ def run_tuning(
     """Search, then train and test the winner; see `bertsmith.tune` for the arguments."""
     if not config.test_size:
         raise ConfigError(
-            "--test-size 0: a study needs test texts that it never looks at", remedy="Leave out --test-size 0."
+            "test_size must be greater than 0: a study needs test texts that no trial uses",
+            remedy="Leave out the setting test_size.",
         )
-    config = config.model_copy(update={"test_size": config.test_size})  # as set by the user: of few texts as well
-    if plan.models:
-        config = config.model_copy(update={"model": plan.models[0]})
-    from_file = read_space(plan.space, problems_of) if plan.space else {}
+    config = config.model_copy(update={"test_size": config.test_size})  # marks it as set: small tables get a test too
+    if study_config.models:
+        config = config.model_copy(update={"model": study_config.models[0]})
+    changes = read_space(study_config.space, problems_of) if study_config.space else {}
     study = Study(output)
     with claim(study, overwrite=overwrite):
         if stop():
             raise Interrupted("stopped before the search began")
         table = as_table(source, config)
         cleaned = clean(table)
-        data = split_cleaned(cleaned, config, config.seed)
-        train, validation = (data.take((data.frame["split"] == name).to_numpy()) for name in ("train", "validation"))
-        rows = np.concatenate([np.flatnonzero(data.frame["split"] == name) for name in ("train", "validation")])
-        folds = assign_folds(cleaned, data, rows, plan.cv, config, config.seed) if plan.cv else None
-        bench = TrialData(train, validation, folds)
-        search, usual = _prepare(bench, config, plan, from_file, output, data.fingerprint, overwrite)
+        texts = split_cleaned(cleaned, config, config.seed)
+        train, validation = (texts.take((texts.frame["split"] == name).to_numpy()) for name in ("train", "validation"))
+        rows = np.concatenate([np.flatnonzero(texts.frame["split"] == name) for name in ("train", "validation")])
+        cv = study_config.cv
+        data = TrialData(train, validation, assign_folds(cleaned, texts, rows, cv, config, config.seed) if cv else None)
+        search, defaults = _start_search(data, config, study_config, changes, output, texts.fingerprint, overwrite)
         store = open_store(search, observe)
         try:
-            store.suggest_first({name: dim.nearest(usual[name]) for name, dim in search.space.items() if name in usual})
-            done = sum(map(is_done, store.trials))
-            best = max((score_of(t, plan) for t in store.trials if t.state == TrialState.COMPLETE), default=None)
-            n_test = len(data) - len(train) - len(validation)
-            sizes = (len(train), len(validation), n_test, len(cleaned.dropped))
-            unseen = tuple(text for text, n in zip(data.labels.texts, validation.counts, strict=True) if not n)
-            shared = (search.name, store.others) if plan.storage else None
-            observe(StudyStarted(plan.trials, done, best, search.space, sizes, unseen, shared))
+            store.suggest_first({n: dim.nearest(defaults[n]) for n, dim in search.space.items() if n in defaults})
+            scores = [primary_score(t, study_config) for t in store.trials if t.state == TrialState.COMPLETE]
+            observe(
+                StudyStarted(
+                    study_config.trials,
+                    sum(map(is_done, store.trials)),
+                    max(scores, default=None),
+                    search.space,
+                    (len(train), len(validation), len(texts) - len(train) - len(validation), len(cleaned.dropped)),
+                    tuple(text for text, n in zip(texts.labels.texts, validation.counts, strict=True) if not n),
+                    (search.name, store.n_other_studies) if study_config.storage else None,
+                )
+            )
             try:
-                (work if plan.jobs == 1 else watch)(store, search, observe, stop)
+                (run_trials if study_config.jobs == 1 else run_workers)(store, search, observe, stop)
             finally:
-                study.update(trials=_entries(store.trials, 1 if plan.cv else PARTS))
-            _finish(study, store, table, search, config, usual, observe, stop)
+                study.update(trials=trial_records(store.trials, 1 if cv else STEPS_PER_EPOCH))
+            finish_study(study, store, table, search, config, defaults, observe, stop)
         finally:
             store.close()
     return study
 
 
-def _prepare(
-    bench: TrialData,
+def _start_search(
+    data: TrialData,
     config: Config,
-    plan: Plan,
-    from_file: Mapping[str, Dimension | Any],
+    study_config: StudyConfig,
+    changes: Mapping[str, Dimension | Any],
     output: Path,
     fingerprint: str,
     overwrite: bool,
 ) -> tuple[Search, dict[str, Any]]:
-    """Find the search space, and see that the folder's study is of the same search.
+    """Build the search space, and check that the folder has no study of another search.
 
     Returns:
-        The search, and what `train` would do for every dimension of the space.
+        The search, and the value that `train` would use in each dimension of the space.
     """
-    for name in plan.models:  # before anything is searched
+    for name in study_config.models:  # report a missing checkpoint before the search
         checkpoint.resolve(name, allow_pickle=config.allow_pickle)
-    loaded, train, _ = bench.ready(config)
-    counts = bench.train.counts
+    loaded, train, _ = data.prepare(config)
     recipe = choose_recipe(config, loaded, train)
-    there = counts[counts > 0]
-    space, usual = default_space(
+    counts = data.train.counts[data.train.counts > 0]
+    space, defaults = default_space(
         config,
         recipe,
-        texts=len(bench.train),
-        unequal=float(there.max() / there.min()),
+        n_texts=len(data.train),
+        imbalance_ratio=float(counts.max() / counts.min()),
         max_length=loaded.max_length,
         dropout=loaded.dropout,
-        models=plan.models,
+        models=study_config.models,
     )
-    space, fixed = narrowed(space, config, from_file)
+    space, fixed = apply_changes(space, config, changes)
     arguments = training_arguments(recipe, config, Path(gettempdir()), loaded.device, saves=False)
-    for name in space.keys() - usual.keys():  # what a file has and we do not vary by ourselves
+    for name in space.keys() - defaults.keys():  # dimensions that only the user's space has
         value = loaded.max_length if name == "max_length" else getattr(config, name, getattr(arguments, name, None))
         if value is not None:
-            usual[name] = value
+            defaults[name] = value
     if not space:
-        raise ConfigError("every setting is fixed: there is nothing to search", remedy="Leave some of them out.")
+        raise ConfigError("the search space is empty: every setting is fixed", remedy="Leave some settings out.")
     searched = {
         "settings": fixed.dump(),
         "space": {name: asdict(dimension) for name, dimension in space.items()},
-        "objectives": list(plan.objectives),
-        "cv": plan.cv,
+        "objectives": list(study_config.objectives),
+        "cv": study_config.cv,
         "data": fingerprint,
     }
     study = Study(output)
     begin_or_resume(study, searched, overwrite=overwrite)
     study.update(versions=versions(), result=None)
-    batch_size = fixed.batch_size or recipe.batch_size
-    search = Search(bench, fixed, plan, space, batch_size, _study_name(study.info["searched"]), output, deadline(plan))
-    return search, {name: value for name, value in usual.items() if name in space}
+    search = Search(
+        data,
+        fixed,
+        study_config,
+        space,
+        fixed.batch_size or recipe.batch_size,
+        _study_name(study.info["searched"]),
+        output,
+        time.time() + 60 * study_config.minutes if study_config.minutes else None,
+    )
+    return search, {name: value for name, value in defaults.items() if name in space}
 
 
 def _study_name(searched: Mapping[str, Any]) -> str:
-    """Return a name that the same command has on every machine, wherever its files are.
+    """Return the name of the study in a shared storage. It does not depend on paths, so machines find the same study.
 
     Args:
-        searched: as it is in ``study.json``, so that a study of an older version, with fewer settings, keeps its name.
+        searched: entry of ``study.json``; a study of an older version, with fewer settings, keeps its name.
     """
-    paths = ("validation", "test", "db", "corrections", "device", "threads")
-    settings = {name: value for name, value in searched["settings"].items() if name not in paths}
+    local = ("validation", "test", "db", "corrections", "device", "threads")
+    settings = {name: value for name, value in searched["settings"].items() if name not in local}
     content = json.dumps({**searched, "settings": settings}, sort_keys=True, default=str)
     return f"bertsmith-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
-
-
-# -- what came of it ---------------------------------------------------------------------------------------------------
-
-
-def _entries(trials: list[FrozenTrial], parts: int) -> list[dict[str, Any]]:
-    return [
-        {
-            "number": t.number,
-            "state": STATES.get(t.state, "failed"),
-            "values": list(t.values or []) if t.state == TrialState.COMPLETE else [],
-            "seconds": t.user_attrs.get("seconds"),
-            "settings": dict(t.params),
-            "curve": t.user_attrs.get("curve")
-            or [(step / parts, value) for step, value in sorted(t.intermediate_values.items())],
-            "why": t.user_attrs.get(ERROR, ""),
-        }
-        for t in trials
-        if is_done(t)
-    ]
-
-
-def _finish(
-    study: Study,
-    store: Store,
-    table: Table,
-    search: Search,
-    config: Config,
-    usual: Mapping[str, Any],
-    observe: StudyListener,
-    stop: Callable[[], bool],
-) -> None:
-    """Train the winner and, beside it, what `train` would do with ``config``; score both on test, once."""
-    plan = search.plan
-    complete = [t for t in store.trials if t.state == TrialState.COMPLETE]
-    if not complete:
-        why = next((t.user_attrs[ERROR] for t in store.trials if ERROR in t.user_attrs), "none was finished")
-        failed = any(ERROR in t.user_attrs for t in store.trials)
-        remedy = "Give other settings, or narrow the search space." if failed else "Give the search more --minutes."
-        raise ConfigError(f"no trial gave a result: {why}", remedy=remedy)
-    try:
-        with FileLock(study.path / ".finish.lock", timeout=0):
-            winner = max(complete, key=lambda t: rank(t, plan))
-            is_default = dict(winner.params) == dict(usual) and search.config == config
-            plain = config.model_copy(update={"seeds": plan.final_seeds})
-            tuned = config_of(search, winner.params).model_copy(update={"seeds": plan.final_seeds})
-            atomic.write_text(study.settings, _toml(plain if is_default else tuned))
-            best = _final("the winner", study.best, table, plain if is_default else tuned, observe, stop)
-            defaults = best if is_default else _final("the defaults", study.defaults, table, plain, observe, stop)
-            result = _result(winner, best, defaults, plan, is_default)
-            usual_trial = next((t for t in complete if dict(t.params) == dict(usual)), None)
-            result["defaults"]["score"] = (
-                score_of(usual_trial, plan) if usual_trial and search.config == config else None
-            )
-            told = study.info.get("told", [])
-            if (this := [winner.number, plan.final_seeds]) not in told:
-                study.update(told=[*told, this])
-            result["told"] = len(study.info["told"])
-            result["importance"] = store.patiently(lambda: _importance(store.study, plan))
-            result["trials"] = {s: sum(e["state"] == s for e in study.info["trials"]) for s in STATES.values()}
-            if len(plan.objectives) > 1:
-                result["front"] = sorted(t.number for t in store.patiently(lambda: store.study.best_trials))
-            result["advice"] = advice(study.info, result)
-            study.update(result=result, given=_given(search.config))
-            write_study_report(study.path, study.info)
-    except Timeout:
-        pass  # another worker of this folder does it
-
-
-def _final(
-    name: str,
-    run: runs.Run,
-    table: Table,
-    config: Config,
-    observe: StudyListener,
-    stop: Callable[[], bool],
-) -> runs.Run:
-    there = run.info if run.layout.run.is_file() else {}
-    same = there.get("config") == config.dump()
-    if same and there.get("status") == "finished":
-        return run
-    observe(FinalStarted(name))
-    resume = same and run.is_resumable
-    return run_seeds(
-        table, config, run.path, resume=resume, overwrite=bool(there) and not resume, observe=observe, stop=stop
-    )
-
-
-def _result(winner: FrozenTrial, best: runs.Run, defaults: runs.Run, plan: Plan, is_default: bool) -> dict[str, Any]:
-    result: dict[str, Any] = {
-        "trial": winner.number,
-        "settings": dict(winner.params),
-        "is_default": is_default,
-        "score": score_of(winner, plan),
-        "values": dict(zip(plan.objectives, winner.values, strict=True)),
-        "test": best.metrics["splits"]["test"]["metrics"][PRIMARY],
-        "texts": best.metrics["splits"]["test"]["texts"],
-        "defaults": {"test": defaults.metrics["splits"]["test"]["metrics"][PRIMARY]},
-    }
-    if plan.final_seeds > 1:
-        for found, run in ((result, best), (result["defaults"], defaults)):
-            found["seeds"] = {"n": plan.final_seeds, **run.metrics["seeds"]["test"][PRIMARY]}
-    if is_default:
-        result["verdict"] = "no trial was better on validation than what train does with the same flags"
-        return result
-    value, low, high = _difference(best, defaults)
-    result["difference"] = {"metric": PRIMARY, "value": value, "interval": [low, high]}
-    sentence = verdict(
-        value, low, high, result["texts"], rival="what train does with the same flags", if_worse=": use that"
-    )
-    over = f" in the mean of {plan.final_seeds} seeds" if plan.final_seeds > 1 else ""
-    result["verdict"] = f"on test it is{over} {sentence}"
-    return result
-
-
-def _difference(best: runs.Run, defaults: runs.Run) -> tuple[float, float, float]:
-    """Return by how much a run beats another on test, with the interval; of several seeds it is that of the means."""
-    values, draws = [], []
-    for ours, theirs in zip(best.members or [best], defaults.members or [defaults], strict=True):
-        frames = [run.predictions.sort_values(["row", "text"], ignore_index=True) for run in (ours, theirs)]
-        first, second = (np.stack(frame["probabilities"].to_list()).argmax(axis=1) for frame in frames)
-        targets, n_classes = stored_targets(frames[0], best.labels), len(best.labels)
-        values.append(from_pairs(targets, first, n_classes)[PRIMARY] - from_pairs(targets, second, n_classes)[PRIMARY])
-        draws.append(  # of the same resamples for every seed
-            paired_draws(
-                targets,
-                first,
-                second,
-                n_classes,
-                metric=PRIMARY,
-                seed=best.info["config"]["seed"],
-                groups=stored_groups(frames[0]),
-            )
-        )
-    low, high = np.percentile(np.mean(draws, axis=0), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return float(np.mean(values)), float(low), float(high)
-
-
-def _importance(study: optuna.Study, plan: Plan) -> dict[str, float]:
-    """Return the share of the scores' spread that goes back to each setting; empty where nothing can be said."""
-    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-
-    index = plan.objectives.index(PRIMARY)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that less is better for it, which the sign takes care of
-            found = get_param_importances(
-                study, evaluator=PedAnovaImportanceEvaluator(), target=lambda t: -t.values[index]
-            )
-    except (ValueError, RuntimeError):
-        return {}
-    return {name: float(value) for name, value in found.items()}
-
-
-def _given(config: Config) -> dict[str, Any]:
-    """Return the settings that are not at their defaults."""
-    usual = Config().dump()
-    return {name: value for name, value in config.dump().items() if value != usual[name]}
-
-
-def _toml(config: Config) -> str:
-    """Return settings as a file for ``train --config``; what is at its default is left out."""
-    left_out = ("validation", "test", "sql", "db", "corrections", "set")
-    lines = ["# The winner's settings: bertsmith train TABLE -o RUN --config best.toml"]
-    lines += [f"{name} = {json.dumps(value)}" for name, value in _given(config).items() if name not in left_out]
-    if config.set:
-        lines += ["", "[set]", *(f"{name} = {json.dumps(value)}" for name, value in config.set.items())]
-        if "eval_steps" in config.set:
-            lines.append("# eval_strategy and eval_steps suit this table: leave both out for a larger one.")
-    return "\n".join(lines) + "\n"

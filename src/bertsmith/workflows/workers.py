@@ -1,4 +1,4 @@
-"""Those who do the trials: this process, or several of them."""
+"""Run the trials of a study, in this process or in worker processes."""
 
 from __future__ import annotations
 
@@ -20,237 +20,237 @@ from bertsmith.errors import ConfigError, Interrupted, UserError
 from bertsmith.events import StorageUnavailable, StudyListener, TrialEnded, TrialScored, TrialStarted
 from bertsmith.folders import atomic
 from bertsmith.folders.study import Study
-from bertsmith.tuning.plan import OBJECTIVES, Plan
+from bertsmith.tuning.config import OBJECTIVES, StudyConfig
 from bertsmith.tuning.space import Space, with_values
-from bertsmith.tuning.store import ERROR, Store, TakenOverError, experimental, is_done
-from bertsmith.workflows.trials import TrialData, run_trial, scored_within_epochs
+from bertsmith.tuning.store import ERROR, Store, TakenOverError, ignore_optuna_warnings, is_done
+from bertsmith.workflows.trials import TrialData, run_trial, with_evaluation_steps
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
-PARTS = 12
-"""Points of an epoch that pruning tells apart: trials are scored after halves, thirds or quarters."""
-ALL_FAILED = 3
-"""Trials that may fail, with none that did not, before the search is given up."""
-POLL = 0.5
-"""Seconds between looks at what other workers do."""
+STEPS_PER_EPOCH = 12
+"""Steps of the pruner in an epoch: trials are evaluated after halves, thirds or quarters of an epoch."""
+MAX_FAILURES = 3
+"""Failed trials, without a successful one, after which the search ends with the error."""
+POLL_SECONDS = 0.5
+"""Time between two checks of the trials of other workers."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """What a worker needs; it can be pickled.
+    """Everything that a worker process needs; can be pickled.
 
     Attributes:
-        bench: the texts.
-        config: the user's settings.
-        plan: how to search.
-        space: what is varied.
-        batch_size: texts a step, where neither the user nor the space says.
-        name: of the study in its storage.
-        folder: of the study.
-        until: time (seconds since the epoch) after which no trial goes on; ``None``: there is none.
+        data: the texts.
+        config: settings of the user.
+        study_config: configuration of the study.
+        space: the search space.
+        batch_size: texts per step if neither the user nor the space sets it.
+        name: name of the study in its storage.
+        folder: folder of the study.
+        deadline: end of the search in seconds since the epoch; ``None`` without a time limit.
     """
 
-    bench: TrialData
+    data: TrialData
     config: Config
-    plan: Plan
+    study_config: StudyConfig
     space: Space
     batch_size: int
     name: str
     folder: Path
-    until: float | None
+    deadline: float | None
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and time.time() > self.deadline
 
-def deadline(plan: Plan) -> float | None:
-    """Return when the search is over, in seconds since the epoch, where that is a matter of time."""
-    return time.time() + 60 * plan.minutes if plan.minutes else None
+    def trial_config(self, values: Mapping[str, Any]) -> Config:
+        """Return the settings of a trial. It is evaluated within epochs if that takes little time."""
+        config = with_values(self.config, values)
+        if self.study_config.cv:
+            return config
+        return with_evaluation_steps(config, self.data, config.batch_size or self.batch_size)
 
 
 def open_store(search: Search, observe: StudyListener) -> Store:
     """Open the study in its storage."""
-    plan = search.plan
+    study_config = search.study_config
     pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
-    if len(plan.objectives) == 1 and plan.cv:
-        with experimental():
+    if len(study_config.objectives) == 1 and study_config.cv:
+        with ignore_optuna_warnings():
             pruner = optuna.pruners.WilcoxonPruner(p_threshold=0.1)
-    elif len(plan.objectives) == 1:  # compared with the others at the same epoch, not before half of one
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=PARTS // 2, n_min_trials=3)
+    elif len(study_config.objectives) == 1:  # from half an epoch on, compare with the other trials at the same epoch
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=STEPS_PER_EPOCH // 2, n_min_trials=3)
     return Store(
         search.folder,
         search.name,
-        url=plan.storage,
-        directions=[OBJECTIVES[name] for name in plan.objectives],
+        url=study_config.storage,
+        directions=[OBJECTIVES[name] for name in study_config.objectives],
         pruner=pruner,
         seed=search.config.seed,
-        on_away=lambda why: observe(StorageUnavailable(why)),
+        on_unavailable=lambda reason: observe(StorageUnavailable(reason)),
     )
 
 
-def work(store: Store, search: Search, observe: StudyListener, stop: Callable[[], bool]) -> None:
-    """Do trials until there are enough, and none is left running elsewhere."""
-    while not _is_late(search):
+def run_trials(store: Store, search: Search, observe: StudyListener, stop: Callable[[], bool]) -> None:
+    """Run trials until enough are done and no other worker runs one.
+
+    Raises:
+        Interrupted: if ``stop`` returned true.
+    """
+    while not search.is_over:
         if stop():
-            raise Interrupted("stopped; finished trials are kept")
-        trial = store.claim(search.space, search.plan.trials)
+            raise Interrupted("stopped; finished trials are saved")
+        trial = store.claim(search.space, search.study_config.trials)
         if trial is not None:
-            _attempt(store, trial, search, observe, stop)
+            start = time.perf_counter()
+            observe(TrialStarted(trial.number, dict(trial.params)))
+            try:
+                state, values, reason = _run_claimed(store, trial, search, observe, stop)
+            except TakenOverError:
+                state, values, reason = "failed", (), "this worker did not respond, so another one repeats the trial"
+            observe(TrialEnded(trial.number, state, values, time.perf_counter() - start, reason))
         elif any(t.state == TrialState.RUNNING for t in store.trials):
-            time.sleep(POLL)
+            time.sleep(POLL_SECONDS)
         else:
             return
 
 
-def _is_late(search: Search) -> bool:
-    return search.until is not None and time.time() > search.until
-
-
-def _attempt(
-    store: Store, trial: optuna.Trial, search: Search, observe: StudyListener, stop: Callable[[], bool]
-) -> None:
-    """Do a trial, and tell how it ended."""
-    began = time.perf_counter()
-    observe(TrialStarted(trial.number, dict(trial.params)))
-    try:
-        state, values, why = _do(store, trial, search, observe, stop)
-    except TakenOverError:
-        state, values, why = "failed", (), "this worker did not answer, so others do it again"
-    observe(TrialEnded(trial.number, state, values, time.perf_counter() - began, why))
-
-
-def _do(
+def _run_claimed(
     store: Store, trial: optuna.Trial, search: Search, observe: StudyListener, stop: Callable[[], bool]
 ) -> tuple[str, tuple[float, ...], str]:
-    """Do a trial; return its state, its values and why it failed."""
-    began, plan = time.perf_counter(), search.plan
+    """Run a trial; return its state, its values and why it failed."""
+    start, study_config = time.perf_counter(), search.study_config
+    objectives = study_config.objectives
 
-    def heard(at: float, score: float) -> None:
+    def on_score(at: float, score: float) -> None:
         observe(TrialScored(trial.number, at, score))
-        if len(plan.objectives) == 1:
-            store.report(trial, score, round(at if plan.cv else at * PARTS))
-            if store.patiently(trial.should_prune):
+        if len(objectives) == 1:
+            store.report(trial, score, round(at if study_config.cv else at * STEPS_PER_EPOCH))
+            if store.retry(trial.should_prune):
                 raise optuna.TrialPruned
 
-    def should_stop() -> bool:
-        return stop() or _is_late(search)
-
-    config, latency = config_of(search, trial.params), "latency" in plan.objectives
     try:
-        with store.beating(trial):
-            outcome = run_trial(search.bench, config, heard=heard, stop=should_stop, latency=latency)
+        with store.heartbeats(trial):
+            result = run_trial(
+                search.data,
+                search.trial_config(trial.params),
+                on_score=on_score,
+                stop=lambda: stop() or search.is_over,
+                measure_latency="latency" in objectives,
+            )
     except optuna.TrialPruned:
-        store.note(trial, seconds=time.perf_counter() - began)
+        store.set_attributes(trial, seconds=time.perf_counter() - start)
         store.tell(trial, TrialState.PRUNED)
         return "pruned", (), ""
     except UserError as error:
         store.fail(trial.number, error.what)
-        over = [t for t in store.trials if is_done(t)]
-        if len(over) >= ALL_FAILED and all(t.state == TrialState.FAIL for t in over):
+        done = [t for t in store.trials if is_done(t)]
+        if len(done) >= MAX_FAILURES and all(t.state == TrialState.FAIL for t in done):
             raise
         return "failed", (), error.what
     except BaseException as error:
-        store.give_back(trial.number, killed=False)
+        store.requeue(trial.number, killed=False)
         if isinstance(error, Interrupted) and not stop():
-            return "cut short", (), "the time was up; the same command begins it again"
+            return "cut short", (), "the time limit was reached; the same command runs it again"
         raise
-    values = tuple(outcome.score if name == PRIMARY else float(outcome.latency or 0) for name in plan.objectives)
+    values = tuple(result.score if name == PRIMARY else float(result.latency or 0) for name in objectives)
     with store.lock:
-        if outcome.loaded is not None and outcome.score > max((score_of(t, plan) for t in store.trials), default=-1.0):
+        best = max((primary_score(t, study_config) for t in store.trials), default=-1.0)
+        if result.loaded is not None and result.score > best:
             with atomic.replaced_folder(Study(search.folder).best_trial) as folder:
-                outcome.loaded.save(folder)
-        store.note(trial, seconds=time.perf_counter() - began, curve=outcome.curve)
+                result.loaded.save(folder)
+        store.set_attributes(trial, seconds=time.perf_counter() - start, curve=result.curve)
         store.tell(trial, TrialState.COMPLETE, values)
     return "complete", values, ""
 
 
-def config_of(search: Search, values: Mapping[str, Any]) -> Config:
-    """Return the settings of a trial, which is scored within epochs where that takes little time."""
-    config = with_values(search.config, values)
-    if search.plan.cv:
-        return config
-    return scored_within_epochs(config, search.bench, config.batch_size or search.batch_size)
+def rank_key(trial: FrozenTrial, study_config: StudyConfig) -> tuple[float, float, int]:
+    """Return a sort key of complete trials, largest for the best: by score, then speed, then age."""
+    latency = dict(zip(study_config.objectives, trial.values, strict=True)).get("latency", 0.0)
+    return primary_score(trial, study_config), -latency, -trial.number
 
 
-def rank(trial: FrozenTrial, plan: Plan) -> tuple[float, float, int]:
-    """Return what the best of complete trials is the largest by: its score, then its speed, then its age."""
-    latency = dict(zip(plan.objectives, trial.values, strict=True)).get("latency", 0.0)
-    return score_of(trial, plan), -latency, -trial.number
+def primary_score(trial: FrozenTrial, study_config: StudyConfig) -> float:
+    """Return the primary score of a complete trial, −1 for any other."""
+    return float(trial.values[study_config.objectives.index(PRIMARY)]) if trial.state == TrialState.COMPLETE else -1.0
 
 
-def score_of(trial: FrozenTrial, plan: Plan) -> float:
-    """Return the primary score of a trial that is complete; of others less than any."""
-    return float(trial.values[plan.objectives.index(PRIMARY)]) if trial.state == TrialState.COMPLETE else -1.0
+# -- worker processes --------------------------------------------------------------------------------------------------
 
 
-# -- several workers ---------------------------------------------------------------------------------------------------
+def run_workers(store: Store, search: Search, observe: StudyListener, stop: Callable[[], bool]) -> None:
+    """Run the trials in worker processes and report their events.
 
-
-def watch(store: Store, search: Search, observe: StudyListener, stop: Callable[[], bool]) -> None:
-    """Have worker processes do the trials, and tell what they do."""
+    Raises:
+        ConfigError: if every worker failed.
+        Interrupted: if ``stop`` returned true.
+    """
     context = multiprocessing.get_context("spawn")
     workers: list[BaseProcess] = [
-        context.Process(target=run_worker, args=(search, os.getpid()), daemon=True) for _ in range(search.plan.jobs)
+        context.Process(target=run_worker, args=(search, os.getpid()), daemon=True)
+        for _ in range(search.study_config.jobs)
     ]
-    told: dict[int, tuple[str, int]] = {}
-    for trial in store.trials:
-        if is_done(trial):
-            told[trial.number] = (trial.state.name, len(trial.intermediate_values))
+    reported = {t.number: (t.state.name, len(t.intermediate_values)) for t in store.trials if is_done(t)}
     for worker in workers:
         worker.start()
     try:
         while any(worker.is_alive() for worker in workers):
-            time.sleep(POLL)
-            _tell(store, told, observe, bool(search.plan.cv))
+            time.sleep(POLL_SECONDS)
+            _report_changes(store, reported, observe, bool(search.study_config.cv))
             if stop():
-                raise Interrupted("stopped; finished trials are kept")
-        _tell(store, told, observe, bool(search.plan.cv))
+                raise Interrupted("stopped; finished trials are saved")
+        _report_changes(store, reported, observe, bool(search.study_config.cv))
     finally:
         for worker in workers:
             worker.terminate()
         for worker in workers:
             worker.join()
-    failed = [worker.exitcode for worker in workers if worker.exitcode]
-    if len(failed) == len(workers):
-        over = [t.user_attrs[ERROR] for t in store.trials if ERROR in t.user_attrs]
+    exit_codes = [worker.exitcode for worker in workers if worker.exitcode]
+    if len(exit_codes) == len(workers):
+        errors = [t.user_attrs[ERROR] for t in store.trials if ERROR in t.user_attrs]
         raise ConfigError(
-            f"every worker ended early (exit code {failed[0]}){f': {over[-1]}' if over else ''}",
-            remedy="Run the same command with --jobs 1 to see why; finished trials are kept.",
+            f"all worker processes failed (exit code {exit_codes[0]}){f': {errors[-1]}' if errors else ''}",
+            remedy="Set jobs to 1 to see the error; finished trials are saved.",
         )
-    if any(t.state == TrialState.RUNNING for t in store.trials) or failed:  # a worker was killed: what it left is done
-        work(store, search, observe, stop)
+    if exit_codes or any(t.state == TrialState.RUNNING for t in store.trials):  # finish the trials of killed workers
+        run_trials(store, search, observe, stop)
 
 
-def _tell(store: Store, told: dict[int, tuple[str, int]], observe: StudyListener, cv: bool) -> None:
+def _report_changes(store: Store, reported: dict[int, tuple[str, int]], observe: StudyListener, cv: bool) -> None:
+    """Emit events for what changed since the last call; ``reported`` holds states and numbers of scores by trial."""
     for trial in store.trials:
-        state, seen = told.get(trial.number, ("", 0))
+        state, n_scores = reported.get(trial.number, ("", 0))
         if trial.state == TrialState.WAITING or not trial.params:
             continue
         if not state:
             observe(TrialStarted(trial.number, dict(trial.params)))
         curve = sorted(trial.intermediate_values.items())
-        for step, value in curve[seen:]:
-            observe(TrialScored(trial.number, step if cv else step / PARTS, value))
+        for step, value in curve[n_scores:]:
+            observe(TrialScored(trial.number, step if cv else step / STEPS_PER_EPOCH, value))
         if trial.state.is_finished() and state != trial.state.name and is_done(trial):
             seconds = float(trial.user_attrs.get("seconds", 0.0))
-            why = str(trial.user_attrs.get(ERROR, ""))
+            reason = str(trial.user_attrs.get(ERROR, ""))
             values = tuple(trial.values or ()) if trial.state == TrialState.COMPLETE else ()
-            observe(TrialEnded(trial.number, STATES[trial.state], values, seconds, why))
-        told[trial.number] = (trial.state.name, len(curve))
+            observe(TrialEnded(trial.number, STATES[trial.state], values, seconds, reason))
+        reported[trial.number] = (trial.state.name, len(curve))
 
 
 def run_worker(search: Search, parent: int) -> None:
-    """Be a worker process: do trials, with a share of the cores, until there are enough or the parent is gone."""
+    """Run trials in a worker process, with a share of the cores, until enough are done or the parent has ended."""
     import torch
 
-    wish = []
+    stopped = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: wish.append(True))
+        signal.signal(number, lambda *_: stopped.append(True))
     use_cores(search.config.threads)
-    use_cores(max(1, cores() // search.plan.jobs))
+    use_cores(max(1, cores() // search.study_config.jobs))
     torch.set_num_threads(cores())
     store = open_store(search, lambda event: None)
     try:
-        work(store, search, lambda event: None, lambda: bool(wish) or os.getppid() != parent)
+        run_trials(store, search, lambda event: None, lambda: bool(stopped) or os.getppid() != parent)
     except Interrupted:
         pass
     except UserError:

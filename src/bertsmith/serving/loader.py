@@ -1,0 +1,152 @@
+"""Load the classifier that the server uses, at the start and on every reload."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bertsmith.errors import UserError
+from bertsmith.folders.run import Run
+from bertsmith.inference.exported import About, Exported, is_export
+from bertsmith.inference.load import open_classifier
+from bertsmith.inference.predictor import ModelPredictor
+from bertsmith.serving.batcher import Batcher
+from bertsmith.serving.middleware import Limits
+from bertsmith.serving.prometheus import ServerMetrics
+
+log = logging.getLogger("bertsmith.serving")
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Configuration of a server.
+
+    Attributes:
+        path: run folder or export folder.
+        host, port: address to listen on; port 0 selects a free port.
+        workers: number of processes.
+        device, decide, runtime: see `open_classifier`.
+        limits: limits of a request.
+        token: token that requests must send; ``None``: requests need no token.
+    """
+
+    path: str
+    host: str = "127.0.0.1"
+    port: int = 8080
+    workers: int = 1
+    device: str = "auto"
+    decide: bool = True
+    runtime: str = "auto"
+    limits: Limits = field(default_factory=Limits)
+    token: str | None = None
+
+
+@dataclass
+class Service:
+    """The loaded model that the application serves. The server may replace its fields at any time.
+
+    Attributes:
+        batcher: runs the classifier.
+        info: response of ``/info``, without limits and version.
+        explain: computes an explanation; ``None`` if this runtime cannot explain.
+        draining: whether the server is shutting down.
+    """
+
+    batcher: Batcher
+    info: dict[str, Any]
+    explain: Callable[[ModelPredictor, str], Any] | None = None
+    draining: bool = False
+
+
+class Loader:
+    """Load the classifier at the start and on every reload."""
+
+    def __init__(self, config: ServerConfig, metrics: ServerMetrics) -> None:
+        self.config, self.metrics = config, metrics
+        self.service: Service | None = None
+        self.closed = False
+        self.lock = threading.Lock()  # one load at a time, so that the last reload wins
+
+    def load(self) -> None:
+        """Load the classifier and serve it from now on; raises what `open_model` raises."""
+        with self.lock:
+            self._load()
+
+    def _load(self) -> None:
+        classifier = open_model(self.config)
+        info, explain = _model_info(Path(self.config.path), classifier), _explainer(classifier)
+        log_event("loaded", model=info["model"], runtime=info["runtime"], trained=info.get("trained"))
+        if self.service is None:
+            limits = self.config.limits
+            batcher = Batcher(classifier, max_wait=limits.max_wait, on_batch=self.metrics.observe_batch)
+            self.service = Service(batcher, info, explain)
+        else:
+            self.service.batcher.classifier, self.service.info, self.service.explain = classifier, info, explain
+
+    def reload(self) -> None:
+        """Load the folder again. If that fails, log the error and keep the current classifier."""
+        with self.lock:
+            if self.closed or self.service is None:
+                return
+            try:
+                self._load()
+            except UserError as error:
+                log_event("not reloaded", error=str(error))
+
+    def close(self) -> None:
+        """Wait for a running load and disable reloads: no thread may load while the process exits."""
+        with self.lock:
+            self.closed = True
+
+
+def log_event(event: str, **fields: Any) -> None:
+    """Write a line to the log."""
+    log.info(json.dumps({"event": event, **fields}))
+
+
+def open_model(config: ServerConfig) -> ModelPredictor:
+    """Return the classifier of the configured folder.
+
+    Raises:
+        UserError: if the folder does not contain a usable classifier.
+    """
+    classifier, _ = open_classifier(config.path, device=config.device, decide=config.decide, runtime=config.runtime)
+    assert isinstance(classifier, ModelPredictor)
+    return classifier
+
+
+def _model_info(path: Path, classifier: ModelPredictor) -> dict[str, Any]:
+    labels = [
+        {"label": n, "label_text": t} for n, t in zip(classifier.labels.numbers, classifier.labels.texts, strict=True)
+    ]
+    runtime = f"{classifier.about.format} {classifier.about.precision}" if isinstance(classifier, Exported) else "torch"
+    info: dict[str, Any] = {"model": path.resolve().name, "labels": labels, "runtime": runtime}
+    if is_export(path):
+        run = About.read(path).run
+        return info | {
+            "model": run["name"],
+            "base_model": run["model"],
+            "trained": run["trained"],
+            "test": run["test"],
+        }
+    if Run(path).layout.run.is_file():
+        test = Run(path).metrics["splits"]["test"]
+        metrics = {name: test["metrics"][name] for name in ("macro_f1", "accuracy")}
+        run_info = Run(path).info
+        info |= {"base_model": run_info["model"]["name"], "trained": run_info["finished"]}
+        info["test"] = {"texts": test["texts"], **metrics}
+    return info
+
+
+def _explainer(classifier: ModelPredictor) -> Any:
+    if isinstance(classifier, Exported) or importlib.util.find_spec("captum") is None:
+        return None
+    from bertsmith.inference.explain import explain
+
+    return lambda classifier, text: explain(classifier, text).to_dict()

@@ -1,0 +1,67 @@
+"""Configuration of a study: number of trials, time limit, workers, objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bertsmith.config import PRIMARY
+from bertsmith.errors import ConfigError, listing
+
+OBJECTIVES = {PRIMARY: "maximize", "latency": "minimize"}
+"""Objectives and their directions; latency is the milliseconds for a single text."""
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Configuration of a study.
+
+    Attributes:
+        trials: number of trials, including those of earlier calls; ``None``: until ``minutes`` have passed.
+        minutes: time limit of this call; ``None``: until all trials are done.
+        jobs: worker processes on this machine.
+        objectives: one or two of `OBJECTIVES`; the primary metric selects the winner.
+        storage: URL of a database that several machines share; ``None``: a journal file in the study folder.
+        cv: folds of a cross-validation over the train and validation texts; ``None``: score on the validation texts.
+        final_seeds: seeds to train the winner and the defaults with.
+        models: checkpoints to choose from.
+        space: changes to the search space: a TOML file, or its content.
+    """
+
+    trials: int | None = 20
+    minutes: float | None = None
+    jobs: int = 1
+    objectives: tuple[str, ...] = (PRIMARY,)
+    storage: str | None = None
+    cv: int | None = None
+    final_seeds: int = 1
+    models: tuple[str, ...] = ()
+    space: Path | Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.trials is None and self.minutes is None:
+            problems.append("trials, minutes: set one of them, so that the search ends")
+        for name, minimum in (("trials", 1), ("jobs", 1), ("final_seeds", 1), ("cv", 2)):
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                problems.append(f"{name}: must be at least {minimum}, not {value}")
+        if self.minutes is not None and not 0 < self.minutes < float("inf"):
+            problems.append(f"minutes: must be greater than 0, not {self.minutes:g}")
+        for name in self.objectives:
+            if name not in OBJECTIVES:
+                problems.append(f"objective: unknown objective {name!r}, use {listing(OBJECTIVES)}")
+        if PRIMARY not in self.objectives and set(self.objectives) <= OBJECTIVES.keys():
+            problems.append(f"objective: must include {PRIMARY}")
+        if "latency" in self.objectives and self.jobs > 1:
+            problems.append("jobs: must be 1 with the objective latency, because parallel trials distort latencies")
+        for name, values in (("objective", self.objectives), ("models", self.models)):
+            if len(set(values)) < len(values):
+                problems.append(f"{name}: each value must be unique")
+        if problems:
+            raise ConfigError(
+                "the settings of the search are invalid:\n" + "\n".join(f"  - {problem}" for problem in problems),
+                remedy="See bertsmith tune --help, or help(bertsmith.tune).",
+            )

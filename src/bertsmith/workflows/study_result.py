@@ -1,0 +1,212 @@
+"""The end of a study: train the winner and the defaults, compare them on the test texts, write the result."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import optuna
+from filelock import FileLock, Timeout
+from optuna.trial import FrozenTrial, TrialState
+
+from bertsmith.config import PRIMARY, Config
+from bertsmith.data.table import Table
+from bertsmith.errors import ConfigError
+from bertsmith.evaluation.baseline import verdict
+from bertsmith.evaluation.intervals import LEVEL, from_pairs, paired_draws
+from bertsmith.events import FinalStarted, StudyListener
+from bertsmith.folders import atomic
+from bertsmith.folders.run import Run
+from bertsmith.folders.study import Study
+from bertsmith.report.study import advice, write_study_report
+from bertsmith.tuning.config import StudyConfig
+from bertsmith.tuning.store import ERROR, Store, is_done
+from bertsmith.workflows.score import stored_groups, stored_targets
+from bertsmith.workflows.seeds import run_seeds
+from bertsmith.workflows.workers import STATES, Search, primary_score, rank_key
+
+
+def trial_records(trials: list[FrozenTrial], steps_per_unit: int) -> list[dict[str, Any]]:
+    """Return the trials that are done as entries of ``study.json``.
+
+    Args:
+        trials: all trials.
+        steps_per_unit: reported steps per epoch, or per fold.
+    """
+    return [
+        {
+            "number": t.number,
+            "state": STATES.get(t.state, "failed"),
+            "values": list(t.values or []) if t.state == TrialState.COMPLETE else [],
+            "seconds": t.user_attrs.get("seconds"),
+            "settings": dict(t.params),
+            "curve": t.user_attrs.get("curve")
+            or [(step / steps_per_unit, value) for step, value in sorted(t.intermediate_values.items())],
+            "why": t.user_attrs.get(ERROR, ""),
+        }
+        for t in trials
+        if is_done(t)
+    ]
+
+
+def finish_study(
+    study: Study,
+    store: Store,
+    table: Table,
+    search: Search,
+    config: Config,
+    defaults: Mapping[str, Any],
+    observe: StudyListener,
+    stop: Callable[[], bool],
+) -> None:
+    """Train the winner, and ``config`` without the search for comparison; test each once; write the result."""
+    study_config = search.study_config
+    complete = [t for t in store.trials if t.state == TrialState.COMPLETE]
+    if not complete:
+        errors = [t.user_attrs[ERROR] for t in store.trials if ERROR in t.user_attrs]
+        raise ConfigError(
+            f"the study has no complete trial: {errors[0] if errors else 'the time limit was reached'}",
+            remedy="Change the settings or the search space." if errors else "Increase minutes.",
+        )
+    try:
+        with FileLock(study.path / ".finish.lock", timeout=0):
+            winner = max(complete, key=lambda t: rank_key(t, study_config))
+            is_default = dict(winner.params) == dict(defaults) and search.config == config
+            default_config = config.model_copy(update={"seeds": study_config.final_seeds})
+            tuned_config = search.trial_config(winner.params).model_copy(update={"seeds": study_config.final_seeds})
+            best_config = default_config if is_default else tuned_config
+            atomic.write_text(study.settings, _toml(best_config))
+            best = _train_final("the winner", study.best, table, best_config, observe, stop)
+            baseline = best
+            if not is_default:
+                baseline = _train_final("the defaults", study.defaults, table, default_config, observe, stop)
+            result = _result(winner, best, baseline, study_config, is_default)
+            default_trial = next((t for t in complete if dict(t.params) == dict(defaults)), None)
+            result["defaults"]["score"] = (
+                primary_score(default_trial, study_config) if default_trial and search.config == config else None
+            )
+            revealed = study.info.get("told", [])  # test results that the user has seen so far
+            if (entry := [winner.number, study_config.final_seeds]) not in revealed:
+                study.update(told=[*revealed, entry])
+            result["told"] = len(study.info["told"])
+            result["importance"] = store.retry(lambda: _importance(store.study, study_config))
+            result["trials"] = {s: sum(t["state"] == s for t in study.info["trials"]) for s in STATES.values()}
+            if len(study_config.objectives) > 1:
+                result["front"] = sorted(t.number for t in store.retry(lambda: store.study.best_trials))
+            result["advice"] = advice(study.info, result)
+            study.update(result=result, given=_without_defaults(search.config))
+            write_study_report(study.path, study.info)
+    except Timeout:
+        pass  # another process on this folder trains the winner
+
+
+def _train_final(
+    name: str,
+    run: Run,
+    table: Table,
+    config: Config,
+    observe: StudyListener,
+    stop: Callable[[], bool],
+) -> Run:
+    info = run.info if run.layout.run.is_file() else {}
+    is_same = info.get("config") == config.dump()
+    if is_same and info.get("status") == "finished":
+        return run
+    observe(FinalStarted(name))
+    resume = is_same and run.is_resumable
+    return run_seeds(
+        lambda: table, config, run.path, resume=resume, overwrite=bool(info) and not resume, observe=observe, stop=stop
+    )
+
+
+def _result(
+    winner: FrozenTrial, best: Run, baseline: Run, study_config: StudyConfig, is_default: bool
+) -> dict[str, Any]:
+    n_seeds = study_config.final_seeds
+    test = best.metrics["splits"]["test"]
+    result: dict[str, Any] = {
+        "trial": winner.number,
+        "settings": dict(winner.params),
+        "is_default": is_default,
+        "score": primary_score(winner, study_config),
+        "values": dict(zip(study_config.objectives, winner.values, strict=True)),
+        "test": test["metrics"][PRIMARY],
+        "texts": test["texts"],
+        "defaults": {"test": baseline.metrics["splits"]["test"]["metrics"][PRIMARY]},
+    }
+    if n_seeds > 1:
+        for entry, run in ((result, best), (result["defaults"], baseline)):
+            entry["seeds"] = {"n": n_seeds, **run.metrics["seeds"]["test"][PRIMARY]}
+    if is_default:
+        result["verdict"] = "no trial was better on validation than what train does with the same flags"
+        return result
+    value, low, high = _difference(best, baseline)
+    result["difference"] = {"metric": PRIMARY, "value": value, "interval": [low, high]}
+    sentence = verdict(
+        value, low, high, result["texts"], rival="what train does with the same flags", if_worse=": use that"
+    )
+    mean = f" in the mean of {n_seeds} seeds" if n_seeds > 1 else ""
+    result["verdict"] = f"on test it is{mean} {sentence}"
+    return result
+
+
+def _difference(best: Run, baseline: Run) -> tuple[float, float, float]:
+    """Return the difference of two runs in the primary test metric, averaged over seeds, and its interval."""
+    values, draws = [], []
+    for pair in zip(best.members or [best], baseline.members or [baseline], strict=True):
+        frames = [run.predictions.sort_values(["row", "text"], ignore_index=True) for run in pair]
+        first, second = (np.stack(frame["probabilities"].to_list()).argmax(axis=1) for frame in frames)
+        targets, n_classes = stored_targets(frames[0], best.labels), len(best.labels)
+        values.append(from_pairs(targets, first, n_classes)[PRIMARY] - from_pairs(targets, second, n_classes)[PRIMARY])
+        draws.append(  # the same resamples for every seed
+            paired_draws(
+                targets,
+                first,
+                second,
+                n_classes,
+                metric=PRIMARY,
+                seed=best.info["config"]["seed"],
+                groups=stored_groups(frames[0]),
+            )
+        )
+    low, high = np.percentile(np.mean(draws, axis=0), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return float(np.mean(values)), float(low), float(high)
+
+
+def _importance(study: optuna.Study, study_config: StudyConfig) -> dict[str, float]:
+    """Return the share of each setting in the variation of the scores; empty if it cannot be computed."""
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+    index = study_config.objectives.index(PRIMARY)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the evaluator expects lower values to be better: hence the minus below
+            importance = get_param_importances(
+                study, evaluator=PedAnovaImportanceEvaluator(), target=lambda t: -t.values[index]
+            )
+    except (ValueError, RuntimeError):
+        return {}
+    return {name: float(value) for name, value in importance.items()}
+
+
+def _without_defaults(config: Config) -> dict[str, Any]:
+    """Return the settings that differ from their defaults."""
+    defaults = Config().dump()
+    return {name: value for name, value in config.dump().items() if value != defaults[name]}
+
+
+def _toml(config: Config) -> str:
+    """Return the settings that differ from their defaults, as a file for ``train --config``."""
+    omitted = ("validation", "test", "sql", "db", "corrections", "set")
+    lines = ["# Settings of the winner: bertsmith train TABLE -o RUN --config best.toml"]
+    lines += [
+        f"{name} = {json.dumps(value)}" for name, value in _without_defaults(config).items() if name not in omitted
+    ]
+    if config.set:
+        lines += ["", "[set]", *(f"{name} = {json.dumps(value)}" for name, value in config.set.items())]
+        if "eval_steps" in config.set:
+            lines.append("# eval_strategy and eval_steps fit the size of this table; remove both for a larger table.")
+    return "\n".join(lines) + "\n"
