@@ -79,10 +79,12 @@ def train(
         UserError: for everything that the user can mend.
         Interrupted: after ``stop`` said yes.
     """
-    from bertsmith.training.arguments import problems_of
+    from bertsmith.training.arguments import argument_problems
     from bertsmith.workflows.seeds import run_seeds
 
-    resolved = resolve(settings, None if config is None else path_of(config, "config"), api=True, check_set=problems_of)
+    resolved = resolve(
+        settings, None if config is None else path_of(config, "config"), api=True, check_set=argument_problems
+    )
     use_cores(resolved.threads)
     return run_seeds(
         lambda: as_table(table, resolved),
@@ -141,7 +143,7 @@ def tune(
         UserError: for everything that the user can mend.
         Interrupted: after ``stop`` said yes.
     """
-    from bertsmith.training.arguments import problems_of
+    from bertsmith.training.arguments import argument_problems
 
     try:
         from bertsmith.tuning.plan import Plan
@@ -150,7 +152,9 @@ def tune(
         raise ConfigError(
             f"tuning needs the package {error.name}", remedy="Install it: pip install 'bertsmith[tune]'."
         ) from error
-    resolved = resolve(settings, None if config is None else path_of(config, "config"), api=True, check_set=problems_of)
+    resolved = resolve(
+        settings, None if config is None else path_of(config, "config"), api=True, check_set=argument_problems
+    )
     use_cores(resolved.threads)
     plan = Plan(
         trials,
@@ -381,10 +385,10 @@ def inspect_table(table: Table, config: Config) -> Findings:
     from bertsmith.data.clean import clean
     from bertsmith.model import checkpoint
 
-    tokenizer = checkpoint.local_tokenizer(config.model)
+    tokenizer = checkpoint.find_local_tokenizer(config.model)
     if tokenizer is None:
         return inspecting.inspect(table, max_length=config.max_length, config=config)
-    encoder, names = checkpoint.encoder_from(tokenizer, table.frame["text"].dropna().tolist())
+    encoder, names = checkpoint.load_encoder(tokenizer, table.frame["text"].dropna().tolist())
     cleaned = clean(table)
     return inspecting.inspect(
         table,

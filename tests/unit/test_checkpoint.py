@@ -19,7 +19,7 @@ from bertsmith.data import hub
 from bertsmith.data.table import Labels
 from bertsmith.errors import DeviceError, ModelError
 from bertsmith.model import checkpoint
-from bertsmith.model.load import fold, load_model, load_tokenizer
+from bertsmith.model.load import fold_calibration, load_model, load_tokenizer
 from bertsmith.testing import ARCHITECTURES, tiny_model
 
 LABELS = Labels((3, 7), ("no", "yes"))
@@ -133,7 +133,7 @@ def test_a_temperature_is_folded_into_the_head_of_every_architecture(architectur
     texts = {"input_ids": torch.tensor([[2, 7, 9, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
     with torch.inference_mode():
         before = model(**texts).logits
-        assert fold(model, 2.5)
+        assert fold_calibration(model, 2.5)
         assert torch.allclose(model(**texts).logits, before / 2.5, atol=1e-6)
 
 
@@ -159,9 +159,9 @@ def test_packaged_weights_are_checked(monkeypatch):
 
 def test_tokens_are_counted_without_torch():
     code = (
-        "import sys; from bertsmith.model.checkpoint import encoder_from, local_tokenizer;"
-        "from pathlib import Path; encoder, _ = encoder_from(Path(sys.argv[1]), []);"
-        "print(encoder.encode(['cat dog', 'cat']).lengths.tolist());"
+        "import sys; from bertsmith.model.checkpoint import load_encoder, find_local_tokenizer;"
+        "from pathlib import Path; encoder, _ = load_encoder(Path(sys.argv[1]), []);"
+        "print(encoder.encode(['cat dog', 'cat']).full_lengths.tolist());"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     import tempfile
@@ -260,7 +260,7 @@ from bertsmith.model.load import load_model, load_tokenizer
 found = checkpoint.resolve("owner/tiny")
 assert load_model(found, Labels((0, 1), ("a", "b"))).num_labels == 2
 assert load_tokenizer(found)("cat")["input_ids"]
-assert checkpoint.local_tokenizer("owner/tiny") == found.path / "tokenizer.json"
+assert checkpoint.find_local_tokenizer("owner/tiny") == found.path / "tokenizer.json"
 print(found.path.name, found.revision)
 """
 

@@ -12,7 +12,7 @@ import torch
 from bertsmith.cli.app import main
 from bertsmith.folders.run import open_run
 from bertsmith.testing import tiny_table
-from bertsmith.training.distributed import ALONE, Group, join, started
+from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group, rank_and_world_size
 from tests.conftest import weights_of
 
 FLAGS = [
@@ -120,15 +120,15 @@ def test_what_befalls_another_than_the_first_is_told_too(monkeypatch, capsys):
 def test_a_rank_of_something_else_is_no_rank(monkeypatch):
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert started() == (0, 1)
-    assert join() is ALONE
+    assert rank_and_world_size() == (0, 1)
+    assert init_process_group() is SINGLE_PROCESS
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    assert started() == (3, 4)
+    assert rank_and_world_size() == (3, 4)
 
 
 def test_texts_are_dealt_by_length():
     lengths = torch.tensor([3, 9, 1, 7, 7])
-    shares = [Group(rank, 3).share(lengths).tolist() for rank in range(3)]
+    shares = [ProcessGroup(rank, 3).share(lengths).tolist() for rank in range(3)]
     assert shares == [[1, 0], [3, 2], [4]]
-    assert ALONE.share(lengths).tolist() == [1, 3, 4, 0, 2]
-    assert [Group(rank, 7).share(lengths[:1]).tolist() for rank in range(2)] == [[0], []]
+    assert SINGLE_PROCESS.share(lengths).tolist() == [1, 3, 4, 0, 2]
+    assert [ProcessGroup(rank, 7).share(lengths[:1]).tolist() for rank in range(2)] == [[0], []]

@@ -71,7 +71,7 @@ def _texts(lengths, dtype=torch.float64, firsts=False, heads=3, n=8):
     batch = pack(TokenBatch(torch.zeros(sum(lengths), dtype=torch.long), torch.tensor(lengths)))
     generator = torch.Generator().manual_seed(0)
     query, key, value = torch.randn(3, len(batch.input_ids), heads, n, dtype=dtype, generator=generator)
-    return batch, query.index_select(0, batch.first) if firsts else query, key, value
+    return batch, batch.first_tokens(query) if firsts else query, key, value
 
 
 @pytest.mark.parametrize("firsts", [False, True])

@@ -36,8 +36,9 @@ from bertsmith.model import checkpoint as models
 from bertsmith.model import forward
 from bertsmith.model.load import load_model, load_tokenizer
 from bertsmith.testing import tiny_model, tiny_table
-from bertsmith.training import checkpoints, trainer
-from bertsmith.training.nan_guard import can_skip
+from bertsmith.training import checkpoints, nan_guard, trainer
+from bertsmith.training import steps as planning
+from bertsmith.training.optimizer import can_skip_step
 from tests.conftest import same_weights as _same
 from tests.conftest import train as _train
 from tests.conftest import weights_of as _weights
@@ -46,7 +47,7 @@ from tests.conftest import weights_of as _weights
 @pytest.fixture(autouse=True)
 def same_budget_everywhere(monkeypatch):
     """Have a CPU with matrix units cut batches as any other does."""
-    monkeypatch.setattr(batching, "WITH_TILES", 1)
+    monkeypatch.setattr(batching, "AMX_BUDGET_FACTOR", 1)
 
 
 TOLD = ("step", "train_loss", "validation_loss", "metrics", "learning_rate")
@@ -300,9 +301,9 @@ def test_the_random_state_of_everything_is_kept(tmp_path):
     state = checkpoints.random_state()
     expected = random.random(), np.random.random(), torch.rand(1)
     tensors = {}
-    packed = json.loads(json.dumps(checkpoints._apart({"random": state, 3: (1, 2.5, None, True)}, tensors)))
+    packed = json.loads(json.dumps(checkpoints._to_json({"random": state, 3: (1, 2.5, None, True)}, tensors)))
     save_file(tensors, tmp_path / "t")
-    back = checkpoints._together(packed, load_file(tmp_path / "t"))
+    back = checkpoints._from_json(packed, load_file(tmp_path / "t"))
     checkpoints.restore_random_state(back["random"])
     assert (random.random(), np.random.random(), torch.rand(1)) == expected
     assert back[3] == (1, 2.5, None, True)
@@ -310,7 +311,7 @@ def test_the_random_state_of_everything_is_kept(tmp_path):
 
 def test_what_plain_data_cannot_hold_is_refused():
     with pytest.raises(TrainingError, match="cannot hold the object"):
-        checkpoints._apart({"optimizer": [object()]}, {})
+        checkpoints._to_json({"optimizer": [object()]}, {})
 
 
 def test_the_best_and_the_newest_checkpoints_are_kept(tmp_path):
@@ -594,17 +595,17 @@ def test_free_memory_is_the_least_that_machine_groups_and_ulimit_leave(tmp_path,
 def test_a_run_begins_with_the_budget_that_fits_and_ends_the_same(tiny, tmp_path, monkeypatch):
     model = load_model(models.resolve(str(tiny)), Labels((0, 1), ("a", "b")))
     weights = 12 * sum(p.numel() for p in model.parameters())
-    each = memory._bytes_per_token(model, 32) + memory.FRAGMENTS
-    assert memory.plan(model, 32, training=True, free=None) == 1024
-    assert memory.plan(model, 32, training=True, free=weights + 1024 * each) == 1024
-    assert memory.plan(model, 32, training=True, free=weights + 1024 * each - 1) == 512
-    assert memory.plan(model, 32, training=True, free=weights + 32 * each) == 32
+    each = memory._bytes_per_token(model, 32) + memory.FRAGMENTATION_BYTES
+    assert memory.plan_token_budget(model, 32, training=True, free=None) == 1024
+    assert memory.plan_token_budget(model, 32, training=True, free=weights + 1024 * each) == 1024
+    assert memory.plan_token_budget(model, 32, training=True, free=weights + 1024 * each - 1) == 512
+    assert memory.plan_token_budget(model, 32, training=True, free=weights + 32 * each) == 32
     with pytest.raises(DeviceError, match=r"(?s)one text of 32 tokens.*--max-length"):
-        memory.plan(model, 32, training=True, free=weights + 32 * each - 1)
+        memory.plan_token_budget(model, 32, training=True, free=weights + 32 * each - 1)
     monkeypatch.setitem(batching.TOKEN_BUDGETS, "cpu", 64)
     expected = _train(tiny, tmp_path / "expected", epochs=1)
     monkeypatch.setitem(batching.TOKEN_BUDGETS, "cpu", 256)
-    monkeypatch.setattr(trainer, "plan", lambda *_, **__: 64)
+    monkeypatch.setattr(planning, "plan_token_budget", lambda *_, **__: 64)
     events = []
     run = _train(tiny, tmp_path / "run", epochs=1, on_event=events.append)
     assert [e.token_budget for e in events if isinstance(e, MemoryPlanned)] == [64]
@@ -648,7 +649,8 @@ BROKEN = {
 def asked(request, monkeypatch):
     """When a number is looked at; later, as on a GPU, the optimizer leaves the step out until then."""
     if request.param == "later":
-        monkeypatch.setattr(trainer.Engine, "_asks_later", property(lambda self: can_skip(self.optimizer.optimizer)))
+        deferred = property(lambda self: can_skip_step(self.engine.optimizer.optimizer))
+        monkeypatch.setattr(nan_guard.NanGuard, "deferred", deferred)
     return request.param
 
 
@@ -863,9 +865,9 @@ def test_memory_that_is_freed_but_kept_is_given_back_beyond_a_limit():
         del pieces
         assert memory.resident_memory() > before + 200 * 2**20
         enough = memory.resident_memory() + 2**20
-        assert memory.release_beyond(enough) == enough
+        assert memory.trim_memory(enough) == enough
         assert memory.resident_memory() > before + 200 * 2**20
-        limit = memory.release_beyond(before)
+        limit = memory.trim_memory(before)
         assert memory.resident_memory() < before + 100 * 2**20
         assert limit == pytest.approx(1.25 * memory.resident_memory(), rel=0.05)
     assert len(kept) == 64

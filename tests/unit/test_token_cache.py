@@ -16,7 +16,7 @@ TEXTS = tiny_table(50)["Text"].tolist()
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(token_cache, "FEWEST", 10)
+    monkeypatch.setattr(token_cache, "MIN_TEXTS", 10)
     return tmp_path / "cache" / "bertsmith" / "tokens"
 
 
@@ -24,13 +24,13 @@ def folder(tmp_path, monkeypatch):
 def asked(monkeypatch):
     """How many texts were tokenized."""
     counts = []
-    whole = FastEncoder.whole
+    whole = FastEncoder.tokenize
 
     def count(self, texts, names):
         counts.append(len(texts))
         return whole(self, texts, names)
 
-    monkeypatch.setattr(FastEncoder, "whole", count)
+    monkeypatch.setattr(FastEncoder, "tokenize", count)
     return counts
 
 
@@ -56,9 +56,9 @@ def test_the_same_texts_are_tokenized_once(folder, asked, model):
     tokenizer = _loaded(model).tokenizer
     assert _lists(again) == _lists(first) == tokenizer(TEXTS, truncation=True, max_length=16)["input_ids"]
     assert again.columns.keys() == first.columns.keys() == {"input_ids", "token_type_ids"}
-    assert again.lengths.tolist() == first.lengths.tolist() == list(map(len, tokenizer(TEXTS)["input_ids"]))
-    assert again.unknown.tolist() == first.unknown.tolist()
-    assert again.cut(4).ids()[0].tolist() == first.cut(4).ids()[0].tolist()
+    assert again.full_lengths.tolist() == first.full_lengths.tolist() == list(map(len, tokenizer(TEXTS)["input_ids"]))
+    assert again.has_unknown.tolist() == first.has_unknown.tolist()
+    assert again.truncate(4).ids()[0].tolist() == first.truncate(4).ids()[0].tolist()
     encode(TEXTS[:9], _loaded(model))  # too few to look for
     encode(TEXTS, _loaded(model, 8))  # another length
     encode(TEXTS[::-1], _loaded(model))
@@ -86,14 +86,14 @@ def test_what_was_not_used_for_longest_makes_room(folder, asked, model, monkeypa
         os.utime(newest, (1000 + i, 1000 + i))
     encode(tables[0], _loaded(model))  # used again
     size = newest.stat().st_size
-    monkeypatch.setattr(token_cache, "MOST_BYTES", 3 * size + size // 2)
+    monkeypatch.setattr(token_cache, "MAX_BYTES", 3 * size + size // 2)
     encode(tables[3], _loaded(model))
     assert len(list(folder.iterdir())) == 3
     asked.clear()
     for texts in (tables[0], tables[2], tables[3], tables[1]):
         encode(texts, _loaded(model))
     assert asked == [50]  # the second one alone
-    monkeypatch.setattr(token_cache, "MOST_BYTES", 10)
+    monkeypatch.setattr(token_cache, "MAX_BYTES", 10)
     encode(TEXTS[5:], _loaded(model))
     assert not [file for file in folder.iterdir() if file.name.startswith(".")]
 
@@ -101,5 +101,5 @@ def test_what_was_not_used_for_longest_makes_room(folder, asked, model, monkeypa
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path, monkeypatch, model):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(token_cache, "FEWEST", 10)
+    monkeypatch.setattr(token_cache, "MIN_TEXTS", 10)
     assert len(encode(TEXTS, _loaded(model))) == 50

@@ -16,9 +16,9 @@ from bertsmith.events import Evaluated, Finished, Saved, Started, StepDone
 from bertsmith.model import checkpoint
 from bertsmith.model.load import load_model
 from bertsmith.testing import ARCHITECTURES, tiny_model
-from bertsmith.training.arguments import problems_of, training_arguments
+from bertsmith.training.arguments import argument_problems, training_arguments
 from bertsmith.training.engine import Engine
-from bertsmith.training.param_groups import factors, set_param_groups
+from bertsmith.training.optimizer import lr_factors, set_param_groups
 from bertsmith.training.recipe import choose, choose_precision
 from bertsmith.training.resumable import OVERRIDDEN, ResumableTrainer
 from tests.conftest import same_weights as _same
@@ -120,7 +120,7 @@ def test_training_arguments_are_checked_all_at_once():
     with pytest.raises(ConfigError) as caught:
         resolve(
             {"patience": 0, "set": {"weight_decy": 0.1, "max_steps": "many", "seed": 3, "optim": "adafactor"}},
-            check_set=problems_of,
+            check_set=argument_problems,
         )
     message = str(caught.value)
     assert "--patience: input should be greater" in message
@@ -157,14 +157,14 @@ def test_without_dropout_no_loss_depends_on_how_it_is_computed(change, tmp_path,
     if change == "hugging face":
         monkeypatch.setattr("bertsmith.model.forward.supports", lambda _: False)
     else:
-        monkeypatch.setattr("bertsmith.compute.threads.count", lambda: 3)
+        monkeypatch.setattr("bertsmith.compute.threads.num_workers", lambda: 3)
     other = _train(still, tmp_path / "other", consistency=0)
     for loss in ("train_loss", "validation_loss"):
         assert [e[loss] for e in other.history] == pytest.approx([e[loss] for e in ours.history], rel=1e-5)
 
 
 def test_several_workers_give_the_same_numbers_each_time(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("bertsmith.compute.threads.count", lambda: 2)
+    monkeypatch.setattr("bertsmith.compute.threads.num_workers", lambda: 2)
     one, other = (_weights(_train(tiny, tmp_path / name, epochs=1)) for name in "ab")
     assert _same(one, other)
 
@@ -290,7 +290,7 @@ def test_the_head_has_a_learning_rate_of_its_own():
 def test_layers_have_learning_rates_that_fall_towards_the_embeddings(architecture, tmp_path):
     folder = tiny_model(tmp_path / "m", architecture)
     model = load_model(checkpoint.resolve(str(folder)), Labels((0, 1), ("a", "b")))
-    found = factors(model, 10.0, 0.5)
+    found = lr_factors(model, 10.0, 0.5)
     numbered = {n: f for n, f in found.items() if re.search(r"\.\d+\.", n) and n.startswith(model.base_model_prefix)}
     layers = 1 if architecture == "albert" else 2  # which uses one layer again and again
     assert set(numbered.values()) == ({1.0} if layers == 1 else {0.5, 1.0})

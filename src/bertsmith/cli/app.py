@@ -20,7 +20,7 @@ from bertsmith import __version__
 from bertsmith.cli.options import Command
 from bertsmith.cli.terminal import talk, use_utf8
 from bertsmith.errors import DISK, Interrupted, UserError, cannot_write
-from bertsmith.training.distributed import started
+from bertsmith.training.distributed import rank_and_world_size
 
 PATIENCE = 30.0
 """Seconds for which a process that is not the one to speak waits for that one to say what went wrong."""
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     use_utf8(sys.stdout)
     use_utf8(sys.stderr)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    rank, processes = started()
+    rank, processes = rank_and_world_size()
     ours = sys.stderr
     if rank:  # of several processes that torchrun started, one speaks
         sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115

@@ -46,9 +46,9 @@ def run_and_show(
     """Train with progress on stderr, then print the result on stdout."""
     from bertsmith.cli.progress import TrainingProgress
     from bertsmith.folders.claim import check_output, lock
-    from bertsmith.training.distributed import started
+    from bertsmith.training.distributed import rank_and_world_size
 
-    if started()[0] == 0:  # of several processes, the one that writes
+    if rank_and_world_size()[0] == 0:  # of several processes, the one that writes
         with lock(output):  # told at once, before anything slow is imported
             check_output(output, resume=resume, overwrite=overwrite)
     talk().print("[dim]reading the table, loading the model …[/]")

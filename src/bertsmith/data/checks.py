@@ -247,10 +247,10 @@ def token_findings(table: Table, texts: list[str], tokens: Tokens, names: Mappin
                 _examples(table.frame[named], table.name),
             )
         )
-    unknown = tokens.unknown
+    unknown = tokens.has_unknown
     if unknown.any() and tokens.encoder is not None:
         some = np.flatnonzero(unknown)[:LOOKED_AT]
-        pieces = dict.fromkeys(piece for i in some for piece in tokens.encoder.unread(texts[i]))
+        pieces = dict.fromkeys(piece for i in some for piece in tokens.encoder.unknown_words(texts[i]))
         longest = max(pieces, key=len)
         shown = list(dict.fromkeys([*list(pieces)[:2], longest]))  # a word may be unknown for its length alone
         such = some_of([repr(_short(piece)) for piece in shown])

@@ -115,12 +115,12 @@ def create_app(
         characters = sum(map(len, texts))
         whole = await asyncio.to_thread(encode) if characters > SLOW else encode()
         longest = classifier.max_length
-        cut = np.flatnonzero(whole.lengths > longest)
+        cut = np.flatnonzero(whole.full_lengths > longest)
         if len(cut) and not truncate:
-            first = f"inputs[{cut[0]}]: {whole.lengths[cut[0]]:,} tokens"
+            first = f"inputs[{cut[0]}]: {whole.full_lengths[cut[0]]:,} tokens"
             raise Refused(413, f"{first}, at most {longest:,}; pass truncate to have it cut")
-        tokens = whole.cut(longest, left=True if side == "left" else None)
-        kept = int(tokens.kept.sum())
+        tokens = whole.truncate(longest, left=True if side == "left" else None)
+        kept = int(tokens.truncated_lengths.sum())
         counted = time.perf_counter()
         try:
             async with asyncio.timeout(limits.seconds):

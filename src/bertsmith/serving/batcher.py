@@ -116,9 +116,11 @@ class Batcher:
         Raises:
             QueueFullError: if there is too much to do before.
         """
-        pieces = _pieces(tokens.kept, self.batch_tokens)
+        pieces = _pieces(tokens.truncated_lengths, self.batch_tokens)
         began = time.perf_counter()
-        futures = self._put(classifier, [(tokens.take(rows), int(tokens.kept[rows].sum())) for rows in pieces])
+        futures = self._put(
+            classifier, [(tokens.take(rows), int(tokens.truncated_lengths[rows].sum())) for rows in pieces]
+        )
         try:
             done = await asyncio.gather(*futures)
         except asyncio.CancelledError:
@@ -193,7 +195,7 @@ class Batcher:
         classifier, parts = wanted[0].classifier, [job.what for job in wanted if isinstance(job.what, Tokens)]
         try:
             if isinstance(wanted[0].what, Tokens):
-                logits = classifier.logits_of(Tokens.joined(parts))
+                logits = classifier.logits_of(Tokens.concatenate(parts))
                 ends = np.cumsum([len(part) for part in parts])
                 answers: list[Any] = [(part, began) for part in np.split(logits, ends[:-1])]
             else:

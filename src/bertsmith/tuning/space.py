@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from bertsmith.config import SAME_ARGUMENT, Config, ModelConfig, TrainConfig
 from bertsmith.errors import ConfigError, did_you_mean, listing
-from bertsmith.training.recipe import FEW, MOST_EPOCHS, Recipe
+from bertsmith.training.recipe import FEW_TEXTS, MAX_EPOCHS, Recipe
 
 if TYPE_CHECKING:
     import optuna
@@ -87,11 +87,13 @@ def default_space(
         The space, and what `train` would do for every dimension of it: the first trial.
     """
     rate, epochs = recipe.learning_rate, recipe.epochs
-    batch_sizes = tuple(sorted({8, 16, 32, recipe.batch_size} if texts < FEW else {16, 32, 64, recipe.batch_size}))
+    batch_sizes = tuple(
+        sorted({8, 16, 32, recipe.batch_size} if texts < FEW_TEXTS else {16, 32, 64, recipe.batch_size})
+    )
     space: dict[str, tuple[Dimension, Any]] = {
         "learning_rate": (Range(rate / 5, min(rate * 5, 1.0), log=True), rate),
         "epochs": (
-            Range(max(1, round(epochs / 2)), round(min(2 * epochs, max(epochs, MOST_EPOCHS))), whole=True),
+            Range(max(1, round(epochs / 2)), round(min(2 * epochs, max(epochs, MAX_EPOCHS))), whole=True),
             round(epochs),
         ),
         "batch_size": (Choice(batch_sizes), recipe.batch_size),

@@ -27,7 +27,7 @@ from bertsmith.inference.classifier import Classifier
 from bertsmith.model.checkpoint import Checkpoint
 from bertsmith.model.tokenizer import Tokens
 from bertsmith.training.arguments import training_arguments
-from bertsmith.training.collate import TokenDataset
+from bertsmith.training.data import TokenDataset
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.trainer import fit
 from bertsmith.workflows.prepare import begin_head, prepare_model
@@ -180,7 +180,7 @@ def score_folds(
         every = np.ones(len(texts), dtype=bool)
         loaded, _ = prepare_model(found, config, table.labels, texts, every, tokens)
         begin_head(loaded, regress(fold != f))
-        cut = tokens.cut(loaded.max_length)
+        cut = tokens.truncate(loaded.max_length)
         try:
             fit(
                 loaded,

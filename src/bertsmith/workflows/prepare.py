@@ -23,7 +23,7 @@ from bertsmith.model.emoji import add_emoji_names
 from bertsmith.model.load import Loaded, check_vocabulary, load_model, load_tokenizer
 from bertsmith.model.outputs import compute_embeddings, compute_features
 from bertsmith.model.tokenizer import Tokens, encode
-from bertsmith.training.collate import TokenDataset
+from bertsmith.training.data import TokenDataset
 from bertsmith.training.recipe import Recipe, choose
 
 EMBEDDED = 4000
@@ -66,12 +66,12 @@ def prepare_model(
     set_seed(config.seed)
     model = load_model(found, labels, dropout=config.dropout)
     check_vocabulary(model, tokenizer, found)
-    pooled = found.pools_mean and found.model_type in pooling.POOLED
+    pooled = found.has_mean_pooling and found.model_type in pooling.MODEL_TYPES
     if pooled:
         pooling.add_pooling_layer(model)
     loaded = Loaded(model, tokenizer, device, found.max_positions, names, pooled)
     tokens = encode(texts, loaded) if tokens is None else tokens
-    max_length = config.max_length or choose_max_length(tokens.lengths[train], found.max_positions)
+    max_length = config.max_length or choose_max_length(tokens.full_lengths[train], found.max_positions)
     tokenizer.model_max_length = max_length
     return replace(loaded, max_length=max_length), tokens
 
@@ -82,15 +82,15 @@ def embed(loaded: Loaded, tokens: Tokens) -> np.ndarray:
     They are the means of the hidden states; with mean pooling in the model, what its head reads.
     """
     loaded.model.to(loaded.device).eval()
-    batch = TokenBatch.of(tokens.cut(loaded.max_length))
-    if loaded.pooled:
+    batch = TokenBatch.from_tokens(tokens.truncate(loaded.max_length))
+    if loaded.mean_pooling:
         return compute_features(loaded, batch)
-    return pooling.passed_on(compute_embeddings(loaded, batch))
+    return pooling.pooled_features(compute_embeddings(loaded, batch))
 
 
 def begin_head(loaded: Loaded, regression: Regression) -> None:
     """Have the head of a model with mean pooling begin as a regression on `embed`; leave others as they are."""
-    if loaded.pooled:
+    if loaded.mean_pooling:
         pooling.set_head(loaded.model, regression.weight, regression.bias)
 
 
@@ -123,5 +123,5 @@ def choose_recipe(config: Config, loaded: Loaded, train: TokenDataset) -> Recipe
         device=loaded.device,
         tokens=int(train.lengths.sum()),
         dropout=loaded.dropout,
-        fitted=loaded.pooled,
+        fitted=loaded.mean_pooling,
     )

@@ -30,7 +30,7 @@ from bertsmith.folders import run as runs
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.predictor import to_frame
 from bertsmith.inference.spreadsheet import write_csv
-from bertsmith.model.load import fold
+from bertsmith.model.load import fold_calibration
 from bertsmith.model.tokenizer import Tokens
 
 TRAIN_SAMPLE = (200, 1000)
@@ -70,7 +70,7 @@ def set_rule(fitted: Classifier, decision: Decision, temperature: float, run: ru
     """
     offsets = tuple(decision.offsets.tolist()) if decision.used else ()
     if temperature != 1 or offsets:
-        fitted.rule = Rule(temperature, offsets, folded=fold(fitted.loaded.model, temperature, offsets))
+        fitted.rule = Rule(temperature, offsets, folded=fold_calibration(fitted.loaded.model, temperature, offsets))
         fitted.loaded.model.config.bertsmith = fitted.rule.to_dict()
         run.save_model(fitted.loaded.save)
 
@@ -175,7 +175,7 @@ def score_splits(
     checked = "validation" if crossed is None else "train"
     inference = choose_inference(fitted, encoded[checked], probabilities[checked])
     splits["train"]["sample_of"] = len(parts["train"])
-    return Scores(splits, probabilities, decision, inference, encoded["test"].lengths)
+    return Scores(splits, probabilities, decision, inference, encoded["test"].full_lengths)
 
 
 def choose_inference(fitted: Classifier, validation: Tokens, probabilities: np.ndarray) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from bertsmith.folders.claim import check_output, check_settings_same, create, l
 from bertsmith.inference.ensemble import mean_probabilities
 from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
-from bertsmith.training.distributed import started
+from bertsmith.training.distributed import rank_and_world_size
 from bertsmith.workflows.score import groups_in, targets_of
 from bertsmith.workflows.train import run_training, train_into
 
@@ -45,7 +45,7 @@ def run_seeds(
     """
     if config.seeds == 1:
         return run_training(read, config, output, resume=resume, overwrite=overwrite, observe=observe, stop=stop)
-    if started()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         raise ConfigError("several processes train one model, not several", remedy="Leave out --seeds, or torchrun.")
     with lock(output), atomic.disk_errors(output, atomic.RESUME_REMEDY):
         check_output(output, resume=resume, overwrite=overwrite)

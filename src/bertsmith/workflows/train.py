@@ -44,11 +44,12 @@ from bertsmith.model.tokenizer import Tokens
 from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
 from bertsmith.training.arguments import training_arguments
-from bertsmith.training.collate import TokenDataset
-from bertsmith.training.distributed import ALONE, Group, join
+from bertsmith.training.data import TokenDataset
+from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group
 from bertsmith.training.recipe import Recipe
-from bertsmith.training.timing import Phases
-from bertsmith.training.trainer import check_memory, fit
+from bertsmith.training.steps import check_memory
+from bertsmith.training.timing import PhaseTimer
+from bertsmith.training.trainer import fit
 from bertsmith.workflows.baselines import FrozenEmbeddings, baselines
 from bertsmith.workflows.cross_validation import score_folds, split_or_fold
 from bertsmith.workflows.prepare import begin_head, choose_recipe, prepare_model
@@ -76,20 +77,20 @@ def run_training(
 
     Where torchrun started several processes, they train together; one of them does all the rest.
     """
-    group = join()
-    if not group.leads:
+    group = init_process_group()
+    if not group.is_main:
         _assist(group, read, config, output, resume, stop)
-        group.wait()
+        group.barrier()
         return runs.Run(output)
     with lock(output), atomic.disk_errors(output, atomic.RESUME_REMEDY):
         check_output(output, resume=resume, overwrite=overwrite)
         run = train_into(output, read, config, resume=resume, observe=observe, stop=stop, group=group)
-        group.wait()
+        group.barrier()
         return run
 
 
 def _assist(
-    group: Group,
+    group: ProcessGroup,
     read: Callable[[], Table],
     config: Config,
     output: Path,
@@ -126,7 +127,7 @@ def train_into(
     stop: Callable[[], bool],
     split_seed: int | None = None,
     make_place: Callable[[], None] = lambda: None,
-    group: Group = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> runs.Run:
     """Run all five steps into a folder that was looked at and is held.
 
@@ -154,9 +155,9 @@ def _train(
     stop: Callable[[], bool],
     split_seed: int,
     make_place: Callable[[], None],
-    group: Group,
+    group: ProcessGroup,
 ) -> runs.Run:
-    phases = Phases()
+    phases = PhaseTimer()
 
     def check_stop(what: str) -> None:
         if stop():
@@ -181,7 +182,7 @@ def _train(
         loaded, found, tokens, train, validation = _ready(data, config)
         device, max_length = loaded.device, loaded.max_length
         encoded = {name: tokens.take(rows) for name, rows in positions.items()}
-        findings = inspect(table, tokens=tokens, names=loaded.names, max_length=max_length, cleaned=cleaned)
+        findings = inspect(table, tokens=tokens, names=loaded.emoji_names, max_length=max_length, cleaned=cleaned)
 
     if resume:  # as it was chosen then, which another machine might not do again
         with runs.damage_errors(runs.Layout(output).run):
@@ -278,7 +279,7 @@ def _train(
                 resume=from_checkpoint,
                 trace=run.layout.trace if config.profile else None,
                 group=group,
-                name_texts=lambda positions: _rows(parts["train"], positions),
+                describe_texts=lambda positions: _rows(parts["train"], positions),
             )
             run.save_model(loaded.save)
         with phases.timed("evaluation"):
@@ -332,7 +333,7 @@ def _ready(data: Table, config: Config) -> tuple[Loaded, checkpoint.Checkpoint, 
     train = (data.frame["split"] == "train").to_numpy()
     loaded, tokens = prepare_model(found, config, data.labels, data.frame["text"].tolist(), train)
     parts = {
-        name: TokenDataset(tokens.take(rows).cut(loaded.max_length), data.targets[rows])
+        name: TokenDataset(tokens.take(rows).truncate(loaded.max_length), data.targets[rows])
         for name, rows in _positions(data).items()
         if name != "test"
     }

@@ -30,7 +30,7 @@ from bertsmith.folders import run as runs
 from bertsmith.folders.study import Study, agree, open_folder
 from bertsmith.model import checkpoint
 from bertsmith.report.study import advice, write_study_report
-from bertsmith.training.arguments import problems_of, training_arguments
+from bertsmith.training.arguments import argument_problems, training_arguments
 from bertsmith.tuning.plan import Plan
 from bertsmith.tuning.space import Dimension, default_space, narrowed, read_space
 from bertsmith.tuning.store import ERROR, Store, is_done
@@ -70,7 +70,7 @@ def run_tuning(
     config = config.model_copy(update={"test_size": config.test_size})  # as set by the user: of few texts as well
     if plan.models:
         config = config.model_copy(update={"model": plan.models[0]})
-    from_file = read_space(plan.space, problems_of) if plan.space else {}
+    from_file = read_space(plan.space, argument_problems) if plan.space else {}
     with atomic.disk_errors(
         output, "Make room or mend the place, then run the same command: finished trials are kept."
     ):
