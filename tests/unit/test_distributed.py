@@ -1,4 +1,4 @@
-"""Several processes train one model together, to the result of one alone."""
+"""Several processes train one model to the result of a single process."""
 
 import signal
 import subprocess
@@ -36,7 +36,7 @@ def _command(table, output, tiny, *more, processes=2):
     return [*(torchrun if processes > 1 else [sys.executable]), *train]
 
 
-def _together(*given, **how):
+def _run(*given, **how):
     return subprocess.run(_command(*given, **how), capture_output=True, text=True, timeout=300)
 
 
@@ -47,18 +47,18 @@ def table(tmp_path):
 
 
 def test_two_processes_give_the_result_of_one(table, tmp_path, pooled):
-    """They begin with one head, too."""
+    """Also their initial heads are the same."""
     more = ["--dropout", "0", "--set", "gradient_accumulation_steps=2"]
-    alone, both = (_together(table, tmp_path / f"{n}", pooled, *more, processes=n) for n in (1, 2))
-    assert alone.returncode == both.returncode == 0, both.stderr
+    single, both = (_run(table, tmp_path / f"{n}", pooled, *more, processes=n) for n in (1, 2))
+    assert single.returncode == both.returncode == 0, both.stderr
     assert both.stdout.count("test macro-F1") == 1  # one of them speaks
     one, two = (open_run(tmp_path / f"{n}") for n in (1, 2))
     for name in ("train_loss", "validation_loss"):
         assert [e[name] for e in two.history] == pytest.approx([e[name] for e in one.history], rel=1e-4)
-    theirs = weights_of(two)
+    found = weights_of(two)
     # Gradients of the added layer's attention are so small that Adam's steps depend on rounding.
-    ours = {name: w for name, w in weights_of(one).items() if "layer.2." not in name}
-    assert [name for name, w in ours.items() if not torch.allclose(theirs[name], w, atol=1e-4)] == []
+    expected = {name: w for name, w in weights_of(one).items() if "layer.2." not in name}
+    assert [name for name, w in expected.items() if not torch.allclose(found[name], w, atol=1e-4)] == []
     assert np.stack(two.predictions["probabilities"]) == pytest.approx(
         np.stack(one.predictions["probabilities"]), abs=1e-3
     )
@@ -67,7 +67,7 @@ def test_two_processes_give_the_result_of_one(table, tmp_path, pooled):
 
 def test_what_is_interrupted_together_goes_on_together(table, tmp_path, tiny):
     more = ["--epochs", "20", "--patience", "20"]  # time enough for the signal
-    whole = _together(table, tmp_path / "whole", tiny, *more)
+    whole = _run(table, tmp_path / "whole", tiny, *more)
     assert whole.returncode == 0, whole.stderr
     command = _command(table, tmp_path / "cut", tiny, *more)
     history = tmp_path / "cut" / "history.jsonl"
@@ -75,9 +75,9 @@ def test_what_is_interrupted_together_goes_on_together(table, tmp_path, tiny):
         while process.poll() is None and not (history.is_file() and history.read_text()):
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)  # which torchrun hands on
-        said = process.communicate(timeout=120)[1]
-    assert said.count("to go on: the same command with --resume") == 1, said
-    again = _together(table, tmp_path / "cut", tiny, *more, "--resume")
+        stderr = process.communicate(timeout=120)[1]
+    assert stderr.count("to go on: the same command with --resume") == 1, stderr
+    again = _run(table, tmp_path / "cut", tiny, *more, "--resume")
     assert again.returncode == 0, again.stderr
     cut, one = open_run(tmp_path / "cut"), open_run(tmp_path / "whole")
     assert [e["validation_loss"] for e in cut.history] == [e["validation_loss"] for e in one.history]
@@ -85,7 +85,7 @@ def test_what_is_interrupted_together_goes_on_together(table, tmp_path, tiny):
 
 
 def test_a_mistake_ends_all_of_them_with_one_message(table, tmp_path, tiny):
-    found = _together(table, tmp_path / "run", tiny, "--text-column", "Txt")
+    found = _run(table, tmp_path / "run", tiny, "--text-column", "Txt")
     assert found.returncode != 0
     assert found.stderr.count("there is no column 'Txt'") == 1
     assert not (tmp_path / "run").exists()

@@ -88,12 +88,12 @@ def test_the_run_says_how_they_are_read(run):
 
 
 def test_a_run_with_names_is_resumed_and_trained_on(run, tmp_path):
-    asked = iter(range(100))
+    steps = iter(range(100))
     table = tiny_table(150)
     table.loc[0, "Text"] = "my cat is here 🐈"
     model = tiny_model(tmp_path / "m")
     with pytest.raises(Interrupted):
-        bs.train(table, output=tmp_path / "cut", model=str(model), stop=lambda: next(asked) > 14, **FAST)
+        bs.train(table, output=tmp_path / "cut", model=str(model), stop=lambda: next(steps) > 14, **FAST)
     whole = bs.train(table, output=tmp_path / "whole", model=str(model), **FAST)
     resumed = bs.train(table, output=tmp_path / "cut", model=str(model), resume=True, **FAST)
     assert resumed.predictions["confidence"].tolist() == whole.predictions["confidence"].tolist()

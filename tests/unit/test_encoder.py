@@ -162,6 +162,6 @@ def test_several_threads_may_ask_at_once(slow, tmp_path):
     texts = [f"{text} and the cat and the dog" for text in tiny_table(200)["Text"]]
     cut, whole = (_lists(encoder.encode(texts, NAMES, n)) for n in (5, None))
     with ThreadPoolExecutor(4) as pool:
-        asked = [pool.submit(encoder.encode, texts, NAMES, 5 if i % 2 else None) for i in range(40)]
-    for i, answer in enumerate(asked):
+        futures = [pool.submit(encoder.encode, texts, NAMES, 5 if i % 2 else None) for i in range(40)]
+    for i, answer in enumerate(futures):
         assert _lists(answer.result()) == (cut if i % 2 else whole)

@@ -15,12 +15,13 @@ from bertsmith.model.load import Loaded, load_model
 from bertsmith.model.tokenizer import Tokens
 from bertsmith.testing import tiny_model
 from bertsmith.training import cuda_graphs
+from bertsmith.training.callback import EventCallback
 from bertsmith.training.cuda_graphs import can_compile
 from bertsmith.training.data import TokenDataset
+from bertsmith.training.engine import Engine
 from bertsmith.training.losses import CrossEntropy, StepLoss
 from bertsmith.training.nan_guard import NotFiniteError
 from bertsmith.training.recipe import Recipe
-from bertsmith.training.trainer import EventCallback, build_engine
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 LABELS = Labels((0, 1, 2), ("a", "b", "c"))
@@ -119,8 +120,8 @@ def _trained(folder, graphs, compiled=False, steps=40, accumulate=1, spoil=None,
     recipe = Recipe(1, 16, 1e-3, 1, 0, 0, "bf16", 1, "none")
     loaded = Loaded(model, AutoTokenizer.from_pretrained(folder), torch.device("cuda"), 64)
     texts = TokenDataset(Tokens.from_lists({"input_ids": ids}), np.array([int(i[0] > 30) for i in ids]))
-    reporter = EventCallback(lambda e: None, lambda: False)
-    engine = build_engine(loaded, texts, texts, arguments, recipe, lambda t, p: {}, reporter)
+    callback = EventCallback(lambda e: None, lambda: False)
+    engine = Engine(loaded, texts, texts, arguments, recipe, lambda t, p: {}, callback)
     assert engine.graphs is not None
     if not graphs:
         engine.graphs = None

@@ -1,4 +1,4 @@
-"""The gradient of an embedding lookup is torch's own, without a whole table for each micro-batch."""
+"""The gradient of an embedding lookup is that of torch, without a table for each micro-batch."""
 
 import pytest
 import torch
@@ -23,11 +23,11 @@ def _gradient(table, look, times=2):
 def test_rows_and_their_gradient_are_those_of_torch(padding, dtype):
     table = torch.nn.Embedding(10, 6, padding_idx=padding, dtype=dtype)
     rows, gradient = _gradient(table, lambda t: t(IDS))
-    ours, ours_gradient = _gradient(table, lambda t: embedding_lookup(t, IDS))
-    assert ours.equal(rows)
-    assert ours_gradient.dtype == dtype
-    assert torch.allclose(ours_gradient, gradient, rtol=1e-6, atol=1e-6)
-    assert padding is None or not ours_gradient[padding].any()
+    found, found_gradient = _gradient(table, lambda t: embedding_lookup(t, IDS))
+    assert found.equal(rows)
+    assert found_gradient.dtype == dtype
+    assert torch.allclose(found_gradient, gradient, rtol=1e-6, atol=1e-6)
+    assert padding is None or not found_gradient[padding].any()
 
 
 def test_the_gradient_that_is_there_is_added_to_in_place():
@@ -54,7 +54,7 @@ def test_a_gradient_of_the_same_table_from_elsewhere_is_added_too():
 
 @pytest.mark.parametrize("why", ["frozen", "evaluation", "max_norm", "sparse", "scale_grad_by_freq"])
 def test_what_is_not_a_plain_table_that_learns_is_left_to_torch(why, monkeypatch):
-    monkeypatch.setattr(_EmbeddingLookup, "apply", lambda *_: pytest.fail("ours"))
+    monkeypatch.setattr(_EmbeddingLookup, "apply", lambda *_: pytest.fail("custom lookup"))
     options = {why: 1.0 if why == "max_norm" else True} if why not in ("frozen", "evaluation") else {}
     table = torch.nn.Embedding(10, 6, **options)
     table.weight.requires_grad_(why != "frozen")

@@ -1,4 +1,4 @@
-"""What makes steps fast on a GPU, as far as a CPU can show it: batches, recordings, numbers asked for later."""
+"""Batches, CUDA graphs with a fake capture, deferred checks and compilation, on a CPU."""
 
 from dataclasses import replace
 
@@ -53,16 +53,16 @@ def test_a_batch_is_padded_as_the_tokenizer_pads_it(tokenizer, lengths, left, se
     labels = rng.integers(0, 3, len(ids))
     order = rng.permutation(len(ids))
     texts = TokenDataset(Tokens.from_lists({"input_ids": ids}).take(order), labels[order])
-    wanted = rng.choice(len(ids), max(len(ids) // 2, 1), replace=False).tolist()
-    found = TokenBatch(**texts.__getitems__(wanted))
+    rows = rng.choice(len(ids), max(len(ids) // 2, 1), replace=False).tolist()
+    found = TokenBatch(**texts.__getitems__(rows))
     tokenizer.padding_side = "left" if left else "right"
-    picked = {"input_ids": [ids[order[i]] for i in wanted]}
+    picked = {"input_ids": [ids[order[i]] for i in rows]}
     expected = tokenizer.pad(picked, return_tensors="pt", pad_to_multiple_of=8)
     padded = found.pad({"input_ids": tokenizer.pad_token_id}, padding_side=tokenizer.padding_side)
     assert len(texts) == len(ids)
     for name in ("input_ids", "attention_mask"):
         assert torch.equal(padded[name], expected[name])
-    assert found.labels.tolist() == labels[order[wanted]].tolist()
+    assert found.labels.tolist() == labels[order[rows]].tolist()
     assert texts.as_batch().lengths.tolist() == [lengths[i] for i in order]
 
 
@@ -74,7 +74,7 @@ def test_token_types_reach_the_batch():
 
 
 class _Recorder:
-    """Does the work anew with the tensors it was recorded with, as a GPU does; the first tries may fail."""
+    """Repeats the work with the captured tensors, as a GPU does. The first captures may fail."""
 
     def __init__(self, failures=0):
         self.failures, self.recorded, self.replayed = failures, 0, 0

@@ -16,6 +16,8 @@ import torch.nn.functional as F  # noqa: N812
 from bertsmith.model.batch import AttentionGroup, Batch, PackedBatch, PaddedBatch, TokenBatch, pack
 from bertsmith.model.dropout import NO_DROPOUT, Dropout, apply_mask
 
+QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
 
 def attend(
     query: torch.Tensor,
@@ -45,26 +47,20 @@ def attend(
         Shape of ``query``.
     """
     if isinstance(batch, PaddedBatch):
-        return _attend_padded(query, key, value, batch, bias, window)
+        return _attend_padded((query, key, value), batch, bias, window)
     p = p if dropout.active else 0.0
     if bias is None and has_kernel(query.device, query.dtype, query.shape[2]):
-        return _attend_packed(query, key, value, batch, window, p)
+        return _attend_packed((query, key, value), batch, window, p)
     if query.device.type == "cpu" and (p > 0 or (torch.is_grad_enabled() and query.requires_grad)):
         output: torch.Tensor = _CpuAttention.apply(query, key, value, bias, batch, window, dropout, p)
         return output
-    return _attend_in_groups(query, key, value, batch, bias, window, p)
+    return _attend_in_groups((query, key, value), batch, bias, window, p)
 
 
-def _attend_padded(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    batch: PaddedBatch,
-    bias: torch.Tensor | None,
-    window: int | None,
-) -> torch.Tensor:
+def _attend_padded(qkv: QKV, batch: PaddedBatch, bias: torch.Tensor | None, window: int | None) -> torch.Tensor:
     """Attend in one padded tensor, in a form that exporters recognize; shapes (texts, width or 1, heads, n)."""
-    width, queries = batch.mask.shape[1], query.shape[1]
+    query, key, value = (x.transpose(1, 2) for x in qkv)
+    width, queries = batch.mask.shape[1], query.shape[2]
     mask = batch.mask[:, None, None, :]
     if window is not None:
         position = torch.arange(width, device=query.device)
@@ -73,26 +69,24 @@ def _attend_padded(
         mask = near & (mask | (position[:queries, None] == position))
     if bias is not None:
         mask = bias[None, :, :queries].masked_fill(~mask, torch.finfo(query.dtype).min)
-    output = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask)
-    output = output.transpose(1, 2)
+    output = F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2)
     # Exporters decompose attention with a bias, and the decomposition has other strides than the traced result.
     return output if bias is None else output.clone(memory_format=torch.contiguous_format)
 
 
 def _attend_in_groups(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    batch: PackedBatch,
-    bias: torch.Tensor | None,
-    window: int | None,
-    p: float,
+    qkv: QKV, batch: PackedBatch, bias: torch.Tensor | None, window: int | None, p: float
 ) -> torch.Tensor:
     """Attend in padded groups of texts."""
+    query, key, value = qkv
     cls_only = len(query) != len(key)
     outputs = []
     for group in batch.groups:
-        mask = _sdpa_mask(group, window, bias, cls_only=cls_only, like=query)
+        masked = _masked_keys(group, window, cls_only=cls_only, device=query.device)
+        mask = None if masked is None else ~masked
+        if bias is not None:
+            mask = bias[:, : 1 if cls_only else group.width, : group.width].to(query.dtype)[None]
+            mask = mask if masked is None else mask.masked_fill(masked, -torch.inf)
         queries = query[group.texts, :, None] if cls_only else _pad(query, group)
         output = F.scaled_dot_product_attention(queries, _pad(key, group), _pad(value, group), mask, p)
         outputs.append(output[:, :, 0] if cls_only else _unpad(output, group))
@@ -126,17 +120,6 @@ def _masked_keys(
         return far
     # Padding attends to itself: every query needs a key.
     return far | (~group.mask[:, None, None, :] & (queries != position))
-
-
-def _sdpa_mask(
-    group: AttentionGroup, window: int | None, bias: torch.Tensor | None, *, cls_only: bool, like: torch.Tensor
-) -> torch.Tensor | None:
-    """Return ``attn_mask`` of `torch.nn.functional.scaled_dot_product_attention`."""
-    masked = _masked_keys(group, window, cls_only=cls_only, device=like.device)
-    if bias is None:
-        return None if masked is None else ~masked
-    scores = bias[:, : 1 if cls_only else group.width, : group.width].to(like.dtype)[None]
-    return scores if masked is None else scores.masked_fill(masked, -torch.inf)
 
 
 class _CpuAttention(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
@@ -234,10 +217,9 @@ def has_kernel(device: torch.device, dtype: torch.dtype, head_size: int) -> bool
     )
 
 
-def _attend_packed(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: PackedBatch, window: int | None, p: float
-) -> torch.Tensor:
+def _attend_packed(qkv: QKV, batch: PackedBatch, window: int | None, p: float) -> torch.Tensor:
     """Attend with PyTorch's attention of variable length. The empty tokens form one more text."""
+    query, key, value = qkv
     window_size = (-1, -1) if window is None else (window, window)
     if torch.is_autocast_enabled(query.device.type):
         query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
@@ -288,14 +270,14 @@ def _kernel_matches(device: torch.device, dtype: torch.dtype, head_size: int) ->
     try:
         same = all(
             torch.allclose(
-                _attend_packed(q, key, value, batch, window, 0.0)[:tokens],
-                _attend_in_groups(q, key, value, batch, None, window, 0.0)[:tokens],
+                _attend_packed((q, key, value), batch, window, 0.0)[:tokens],
+                _attend_in_groups((q, key, value), batch, None, window, 0.0)[:tokens],
                 atol=0.03,
             )
             for q, window in ((query, None), (query, 4), (batch.first_tokens(query), None))
         )
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            dropped = _attend_packed(query, key, torch.ones_like(value), batch, None, 0.5)[:tokens].float()
+            dropped = _attend_packed((query, key, torch.ones_like(value)), batch, None, 0.5)[:tokens].float()
         return same and bool((dropped.mean() - 1).abs() < 0.2) and bool(((dropped - 1).abs() > 0.1).any())
     except (RuntimeError, TypeError, ImportError):
         return False

@@ -268,7 +268,8 @@ def pack(batch: TokenBatch, *, padding_idx: int | None = None) -> PackedBatch:
             ``None`` if positions start at 0.
     """
     tokens = len(batch.input_ids)
-    size = tokens + _n_empty(tokens)
+    step = max(2 ** max(tokens.bit_length() - 1, 0) // SIZES_PER_DOUBLING, 1)
+    size = tokens + (-tokens % step or step)  # at least one empty token
     cu_seqlens = F.pad(batch.lengths.cumsum(0, dtype=torch.int32), (1, 1))
     cu_seqlens[-1] = size
     types = batch.token_type_ids
@@ -289,7 +290,7 @@ def pack(batch: TokenBatch, *, padding_idx: int | None = None) -> PackedBatch:
 
 
 def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Move a tensor to a device without synchronizing with the device.
+    """Move a tensor to a device without synchronization.
 
     Raises:
         RuntimeError: during the capture of a CUDA graph, which would replay the same values at every call.
@@ -299,12 +300,6 @@ def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError("a CUDA graph cannot contain values from the host")
     return values.pin_memory().to(device, non_blocking=True)
-
-
-def _n_empty(tokens: int) -> int:
-    """Return how many empty tokens to append, at least one; see `SIZES_PER_DOUBLING`."""
-    step = 2 ** max(tokens.bit_length() - 1, 0) // SIZES_PER_DOUBLING
-    return -tokens % step or step if step else 1
 
 
 def _attention_group(lengths: list[int], text: int, token: int, *, empty: int, device: torch.device) -> AttentionGroup:

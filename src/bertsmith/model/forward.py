@@ -32,14 +32,14 @@ ARCHITECTURES = (*MODULE_NAMES, "modernbert")
 
 def supports(model: PreTrainedModel) -> bool:
     """Return whether `logits` computes this model."""
-    config = model.config
+    config, rotary = model.config, getattr(model.base_model, "rotary_emb", None)
     return (
         model.device.type in ("cpu", "cuda")
         and config.model_type in ARCHITECTURES
         and type(model).__name__.endswith("ForSequenceClassification")
         and getattr(config, "position_embedding_type", None) in (None, "absolute")
         and not getattr(config, "is_decoder", False)
-        and all(kind == "default" for kind in modernbert.rope_types(model))
+        and (rotary is None or set(rotary.rope_type.values()) <= {"default"})
     )
 
 
@@ -66,12 +66,14 @@ def logits(
         compiled: run layers through `torch.compile`.
     """
     dropout = dropout or NO_DROPOUT
-    if model.config.model_type == "modernbert" and model.config.classifier_pooling == "mean":
+    is_modernbert = model.config.model_type == "modernbert"
+    if is_modernbert and model.config.classifier_pooling == "mean":
         x = batch.mean(_hidden_states(model, batch, dropout, compiled=compiled))
     else:
         x = _hidden_states(model, batch, dropout, compiled=compiled, cls_only=True)
     with torch.autocast(x.device.type, enabled=False):  # the head is small: full precision
-        result: torch.Tensor = attrgetter(_classifier(model))(model)(_head(model, x, dropout))
+        classifier = "classifier" if is_modernbert else MODULE_NAMES[model.config.model_type].classifier
+        result: torch.Tensor = attrgetter(classifier)(model)(_head(model, x, dropout))
         return result
 
 
@@ -148,11 +150,7 @@ def _hidden_states(model: Any, batch: Batch, dropout: Dropout, **options: bool) 
 
 def _head(model: Any, x: torch.Tensor, dropout: Dropout) -> torch.Tensor:
     """Return the input of the last layer, from hidden states of shape (texts, hidden size) or (texts, width, …)."""
-    kind = model.config.model_type
-    head = modernbert.head if kind == "modernbert" else MODULE_NAMES[kind].head
-    return head(model, (x if x.dim() == 2 else x[:, 0]).float(), dropout)
-
-
-def _classifier(model: Any) -> str:
-    kind = model.config.model_type
-    return "classifier" if kind == "modernbert" else MODULE_NAMES[kind].classifier
+    x = (x if x.dim() == 2 else x[:, 0]).float()
+    if model.config.model_type == "modernbert":
+        return dropout(model.head(x), model.drop.p)
+    return MODULE_NAMES[model.config.model_type].head(model, x, dropout)

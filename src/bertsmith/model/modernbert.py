@@ -71,14 +71,3 @@ def _rotate(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     x = rows.float()
     left, right = x.chunk(2, dim=-1)
     return (x * cos + torch.cat((-right, left), dim=-1) * sin).to(rows.dtype)
-
-
-def head(model: Any, x: torch.Tensor, dropout: Dropout) -> torch.Tensor:
-    """Return the input of the last layer; see `bertsmith.model.bert.Head`."""
-    return dropout(model.head(x), model.drop.p)
-
-
-def rope_types(model: Any) -> list[str]:
-    """Return the kinds of rotary positions of a model; none if it has another kind of positions."""
-    rotary = getattr(model.base_model, "rotary_emb", None)
-    return [] if rotary is None else list(rotary.rope_type.values())

@@ -98,9 +98,10 @@ def training_arguments(
         arguments.setdefault("save_steps", arguments["eval_steps"])
     if not validates:
         arguments |= {"eval_strategy": "no", "save_strategy": "steps", "save_steps": NEVER}
-        arguments |= {"load_best_model_at_end": False}
     if not saves:
-        arguments |= {"save_strategy": "no", "load_best_model_at_end": False}
+        arguments["save_strategy"] = "no"
+    if not (validates and saves):
+        arguments["load_best_model_at_end"] = False
     try:
         result = TrainingArguments(**arguments)
     except (ValueError, TypeError, ImportError) as error:

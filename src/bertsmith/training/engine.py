@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
 from bertsmith.compute import threads
 from bertsmith.compute.machine import cores
 from bertsmith.compute.memory import MIN_TOKEN_BUDGET, retry_on_out_of_memory, trim_memory
-from bertsmith.events import Compiling, Listener, MemoryShort, Slowed
+from bertsmith.events import Compiling, MemoryShort, Slowed
 from bertsmith.model import forward
 from bertsmith.model.batch import SIZES_PER_DOUBLING, PackedBatch, TokenBatch, to_device
 from bertsmith.model.dropout import Dropout
@@ -28,13 +28,16 @@ from bertsmith.model.outputs import compute_logits, with_layer_dtype
 from bertsmith.training import cuda_graphs
 from bertsmith.training.data import EpochSampler, TokenDataset, epoch_and_batch
 from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup
-from bertsmith.training.losses import StepLoss
+from bertsmith.training.losses import LOSSES, StepLoss
 from bertsmith.training.nan_guard import NanGuard, NotFiniteError
 from bertsmith.training.optimizer import halve_learning_rate, set_param_groups
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.resumable import ResumableTrainer
-from bertsmith.training.steps import StepPlan
+from bertsmith.training.steps import longest_text, plan_steps
 from bertsmith.training.timing import SlowdownDetector, StepMeter
+
+if TYPE_CHECKING:
+    from bertsmith.training.callback import EventCallback
 
 Score = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
 """Maps class indices, shape (n,), and probabilities, shape (n, classes), to metrics, including the primary metric."""
@@ -51,13 +54,9 @@ class Engine(ResumableTrainer):
         loaded: the model, trained in place, and its tokenizer.
         train, validation: the texts.
         arguments: of the Trainer.
-        recipe: for the learning rates of head and layers.
-        plan: how steps are computed.
-        loss: of a step.
+        recipe: for the settings that ``arguments`` do not have.
         score: metrics of the validation texts.
-        is_best: returns whether the last evaluation is the best one so far.
-        emit: receives events.
-        callbacks: of the Trainer.
+        callback: receives events.
         group: the processes of the run.
         halved: whether ``arguments`` have half the original learning rate, after a number that was not finite.
     """
@@ -68,19 +67,20 @@ class Engine(ResumableTrainer):
         train: TokenDataset,
         validation: TokenDataset,
         arguments: TrainingArguments,
-        *,
         recipe: Recipe,
-        plan: StepPlan,
-        loss: StepLoss,
         score: Score,
-        is_best: Callable[[], bool],
-        emit: Listener,
-        callbacks: Sequence[TrainerCallback] = (),
+        callback: EventCallback,
         group: ProcessGroup = SINGLE_PROCESS,
+        *,
         halved: bool = False,
     ) -> None:
-        self.loaded, self.recipe, self.plan, self.step_loss, self.score = loaded, recipe, plan, loss, score
-        self.is_best, self.emit, self.group, self.halved = is_best, emit, group, halved
+        self.loaded, self.recipe, self.score, self.callback = loaded, recipe, score, callback
+        self.emit, self.group, self.halved = callback.emit, group, halved
+        counts = np.bincount(train.labels, minlength=loaded.model.config.num_labels)
+        loss = LOSSES[recipe.imbalance](counts, arguments.label_smoothing_factor)
+        self.step_loss = StepLoss(loss, recipe.consistency)
+        longest = longest_text(train, validation)
+        self.plan = plan = plan_steps(loaded, train, longest, arguments, recipe, self.emit)
         self.token_budget, self.memory_limit = plan.token_budget, plan.memory_limit
         self.sampler = EpochSampler(
             len(train), arguments.seed, lambda: self.epoch_and_batch()[0], probabilities=plan.probabilities
@@ -100,9 +100,12 @@ class Engine(ResumableTrainer):
             eval_dataset=validation,
             data_collator=lambda batch: batch,  # `TokenDataset` returns batches
             processing_class=loaded.tokenizer,
-            compute_loss_func=loss,  # otherwise the Trainer scales the loss
-            callbacks=list(callbacks),
+            compute_loss_func=self.step_loss,  # otherwise the Trainer scales the loss
+            callbacks=[callback],
         )
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        callback.engine = self
         self.graphs = cuda_graphs.CudaGraphs(loaded.model) if plan.use_cuda_graphs else None
 
     # -- overridden methods of the Trainer -----------------------------------------------------------------------------
@@ -158,14 +161,18 @@ class Engine(ResumableTrainer):
         table = self.group.all_reduce(to_device(table, self.args.device)).cpu()
         if not bool(table.isfinite().all()):
             raise NotFiniteError(f"a logit of the validation texts at step {self.state.global_step:,}", [], [])
+        probabilities = torch.softmax(table, dim=-1).numpy()
+        predicted = np.unique(probabilities.argmax(axis=1))
+        labels = self.model.config.id2label
+        self.callback.only_label = labels[int(predicted[0])] if len(predicted) == 1 else None
         values = {
             "loss": float(torch.nn.functional.cross_entropy(table, batch.labels)),
-            **self.score(batch.labels.numpy(), torch.softmax(table, dim=-1).numpy()),
+            **self.score(batch.labels.numpy(), probabilities),
         }
         metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in values.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        if self.is_best():  # otherwise the Trainer keeps the first of equal scores
+        if self.callback.is_best:  # otherwise the Trainer keeps the first of equal scores
             self.state.best_metric = None
         return metrics
 
@@ -322,10 +329,6 @@ class Engine(ResumableTrainer):
         if cuda_graphs.compiling_pays(seconds) and cuda_graphs.can_compile(self.args.device):
             self.emit(Compiling(self.state.global_step, seconds))
             self.compiled, self.graphs = True, cuda_graphs.CudaGraphs(self.model)
-
-    def check_gradient(self, norm: Any) -> None:
-        """Check that the gradient of a step is finite."""
-        self.guard.check_gradient(norm)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 

@@ -137,7 +137,11 @@ def choose(
     if precision == "auto":
         precision, reasons["precision"] = choose_precision(device)
     if imbalance == "auto":
-        imbalance, reasons["imbalance"] = choose_imbalance(counts)
+        imbalance, present = "none", counts[counts > 0]
+        ratio = float(present.max() / present.min())
+        reason = f"the largest class has {ratio:.1f} times the training texts of the smallest: the loss is unchanged"
+        tried = ", and a decision rule for macro-F1 is tried on validation"
+        reasons["imbalance"] = reason + (tried if ratio >= UNEQUAL else "")
     return Recipe(
         epochs=epochs,
         batch_size=batch_size,
@@ -152,17 +156,3 @@ def choose(
         consistency=consistency,
         reasons=reasons,
     )
-
-
-def choose_imbalance(counts: np.ndarray) -> tuple[str, str]:
-    """Return the treatment of imbalanced classes, a key of `bertsmith.training.losses.LOSSES`, and the reason.
-
-    Args:
-        counts: number of training texts of each class, shape (classes,).
-    """
-    present = counts[counts > 0]
-    ratio = float(present.max() / present.min())
-    reason = f"the largest class has {ratio:.1f} times the training texts of the smallest: the loss is unchanged"
-    if ratio >= UNEQUAL:
-        reason += ", and a decision rule for macro-F1 is tried on validation"
-    return "none", reason

@@ -17,6 +17,7 @@ from bertsmith.training import checkpoints
 
 if TYPE_CHECKING:
     from bertsmith.training.distributed import ProcessGroup
+    from bertsmith.training.nan_guard import NanGuard
 
 TRAINER_STATE = "trainer_state.json"
 OVERRIDDEN = {
@@ -36,9 +37,11 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
 
     Attributes:
         group: the processes of the run.
+        guard: checks gradients.
     """
 
     group: ProcessGroup
+    guard: NanGuard
     control: TrainerControl
     _random: dict[str, Any]
 
@@ -49,10 +52,6 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
     @abstractmethod
     def restore(self, progress: dict[str, Any]) -> None:
         """Restore the state that `progress` returned."""
-
-    @abstractmethod
-    def check_gradient(self, norm: Any) -> None:
-        """Raise if the gradient with this norm is not finite."""
 
     def train(self, resume_from_checkpoint: str | None = None, **arguments: Any) -> Any:
         """Train to the end. If the checkpoint is the end, only load the best weights."""
@@ -127,5 +126,5 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        self.check_gradient(norm)
+        self.guard.check_gradient(norm)
         return norm

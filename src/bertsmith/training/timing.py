@@ -8,12 +8,9 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
-if TYPE_CHECKING:
-    import torch
 
 STEP_PHASES = ("data", "forward", "backward", "optimizer")
 SLOWDOWN_STEPS, SLOWDOWN_SECONDS, SLOWDOWN_FACTOR = 5, 10.0, 4.0
@@ -141,30 +138,22 @@ class SlowdownDetector:
 
 
 class ProfilerCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
-    """Writes a profile of a few steps, for chrome://tracing or ui.perfetto.dev."""
+    """Writes a profile of a few steps to a file, for chrome://tracing or ui.perfetto.dev."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.steps = 0
-        self.profiler: torch.profiler.profile | None = None
+        from torch import profiler
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Start after the warm-up."""
-        import torch
+        schedule = profiler.schedule(wait=WARMUP_STEPS - 1, warmup=1, active=PROFILED_STEPS, repeat=1)
+        self.profiler = profiler.profile(schedule=schedule, on_trace_ready=lambda p: p.export_chrome_trace(str(path)))
 
-        if self.steps == WARMUP_STEPS:
-            self.profiler = torch.profiler.profile()
-            self.profiler.start()
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Start the schedule."""
+        self.profiler.start()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Stop after a few steps."""
-        self.steps += 1
-        if self.steps == WARMUP_STEPS + PROFILED_STEPS:
-            self.on_train_end(args, state, control)
+        """Advance the schedule."""
+        self.profiler.step()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Write the profile."""
-        if self.profiler is not None:
-            self.profiler.stop()
-            self.profiler.export_chrome_trace(str(self.path))
-            self.profiler = None
+        """Write the profile if training ends early."""
+        self.profiler.stop()
