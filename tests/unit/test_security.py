@@ -119,9 +119,10 @@ def test_a_pickle_runs_nothing_even_where_it_is_allowed(weights, folder, canary)
         (folder / "pytorch_model.bin").write_bytes(pickle.dumps(_Canary(canary)))
     else:
         torch.save({"x": _Canary(canary)}, folder / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="only pickle weights"):
+    with pytest.raises(ModelError) as caught:
         checkpoint.resolve(str(folder))
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    assert "--allow-pickle" in caught.value.remedy
+    with pytest.raises(ModelError):
         load_model(checkpoint.resolve(str(folder), allow_pickle=True), LABELS)
     assert not canary.exists()
 
@@ -131,8 +132,9 @@ def test_an_index_that_points_elsewhere_is_refused(shard, folder, canary):
     (folder / "model.safetensors").rename(folder.parent / "evil.safetensors")
     (folder / "evil.bin").write_bytes(pickle.dumps(_Canary(canary)))
     _set(folder / "model.safetensors.index.json", metadata={}, weight_map={"bert.embeddings": shard})
-    with pytest.raises(ModelError, match=r"not a \.safetensors file in the same folder"):
+    with pytest.raises(ModelError) as caught:
         checkpoint.resolve(str(folder))
+    assert repr(shard) in caught.value.what
     assert not canary.exists()
 
 
@@ -168,7 +170,7 @@ def test_links_to_elsewhere_run_nothing(name, folder, canary):
     secret.write_bytes(pickle.dumps(_Canary(canary)))
     (folder / name).unlink()
     (folder / name).symlink_to(secret)
-    with pytest.raises(ModelError, match=r"cannot be (loaded|read)"):
+    with pytest.raises(ModelError):
         _load(folder)
     assert not canary.exists()
 
@@ -178,8 +180,10 @@ def test_a_tokenizer_of_another_checkpoint_is_told(folder, tmp_path):
     other = tiny_model(tmp_path / "other", vocab_size=10)
     shutil.copy(other / "config.json", folder)
     shutil.copy(other / "model.safetensors", folder)
-    with pytest.raises(ModelError, match=r"the tokenizer has \d+ tokens and the model knows 10"):
+    with pytest.raises(ModelError) as caught:
         bs.train(tiny_table(), output=tmp_path / "run", model=str(folder), device="cpu")
+    assert " 10 " in caught.value.what
+    assert caught.value.where == str(folder)
     assert not (tmp_path / "run").exists()
 
 
