@@ -79,8 +79,7 @@ class Engine(ResumableTrainer):
         counts = np.bincount(train.labels, minlength=loaded.model.config.num_labels)
         loss = LOSSES[recipe.imbalance](counts, arguments.label_smoothing_factor)
         self.step_loss = StepLoss(loss, recipe.consistency)
-        longest = longest_text(train, validation)
-        self.plan = plan = plan_steps(loaded, train, longest, arguments, recipe, self.emit)
+        self.plan = plan = plan_steps(loaded, train, longest_text(train, validation), arguments, recipe, self.emit)
         self.token_budget, self.memory_limit = plan.token_budget, plan.memory_limit
         self.sampler = EpochSampler(
             len(train), arguments.seed, lambda: self.epoch_and_batch()[0], probabilities=plan.probabilities
