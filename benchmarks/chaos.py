@@ -30,10 +30,10 @@ def train(table: str, model: str, output: str, resume: bool, settings: dict) -> 
     import torch
 
     import bertsmith as bs
-    from bertsmith.training import trainer
+    from bertsmith.training import callback
 
     torch.set_num_threads(1)
-    trainer.SAVE_SECONDS = 0.2
+    callback.SAVE_SECONDS = 0.2
     bs.train(table, output=output, model=model, resume=resume, device="cpu", **settings)
 
 

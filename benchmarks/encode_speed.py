@@ -67,7 +67,7 @@ def main() -> int:
             os.environ["XDG_CACHE_HOME"] = kept
 
             def anew(texts: list[str] = texts) -> Any:
-                for file in token_cache.folder().glob("*"):
+                for file in token_cache.cache_folder().glob("*"):
                     file.unlink()
                 return encode(texts, loaded)
 

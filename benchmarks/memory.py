@@ -1,8 +1,8 @@
 """The memory of training on a CPU: a step's beside what is reckoned, and a run's with more texts, epochs and batches.
 
 Every measurement is a process of its own: the most it held, less what it held with the model loaded. First during three
-steps of AdamW on a micro-batch of 1,024 tokens, which is what `bertsmith.compute.memory.plan` reckons from above; then
-during whole runs of a small model at that token budget, which should not grow with what is trained on.
+steps of AdamW on a micro-batch of 1,024 tokens, for which `bertsmith.compute.memory.plan_token_budget` has an upper
+bound; then during whole runs of a small model at that token budget, which should not grow with what is trained on.
 """
 
 from __future__ import annotations
@@ -49,14 +49,13 @@ def reckoned_and_measured(shape: str, length: int, precision: str) -> tuple[int,
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
-    from bertsmith.compute.memory import plan
-    from bertsmith.compute.memory import reckoned as reckon
+    from bertsmith.compute.memory import estimate_memory, plan_token_budget
 
     model = BertForSequenceClassification(BertConfig(**SHAPES[shape], num_attention_heads=12))
     optimizer = torch.optim.AdamW(model.parameters())
     texts = torch.randint(5, 30000, (BUDGET // length, length))
     labels = torch.zeros(len(texts), dtype=torch.long)
-    assert plan(model, length, training=True, free=None) == BUDGET
+    assert plan_token_budget(model, length, training=True, free=None) == BUDGET
     before = held()
     for _ in range(3):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
@@ -64,7 +63,7 @@ def reckoned_and_measured(shape: str, length: int, precision: str) -> tuple[int,
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return reckon(model, length, BUDGET, training=True), held(most=True) - before
+    return estimate_memory(model, length, BUDGET, training=True), held(most=True) - before
 
 
 def measured_run(n_texts: int, batch_size: int, epochs: int) -> int:
@@ -81,7 +80,7 @@ def measured_run(n_texts: int, batch_size: int, epochs: int) -> int:
     from bertsmith.model.load import Loaded
     from bertsmith.model.tokenizer import Tokens
     from bertsmith.training.arguments import training_arguments
-    from bertsmith.training.collate import TokenDataset
+    from bertsmith.training.data import TokenDataset
     from bertsmith.training.recipe import Recipe
     from bertsmith.training.trainer import fit
 
@@ -92,7 +91,7 @@ def measured_run(n_texts: int, batch_size: int, epochs: int) -> int:
 
     def texts(n: int) -> TokenDataset:
         ids = [rng.integers(5, 2000, length).tolist() for length in rng.integers(8, 129, n)]
-        return TokenDataset(Tokens.of({"input_ids": ids}), rng.integers(0, 2, n))
+        return TokenDataset(Tokens.from_lists({"input_ids": ids}), rng.integers(0, 2, n))
 
     train, validation = texts(n_texts), texts(16)
     recipe = Recipe(epochs, batch_size, 1e-5, 1, 0, 0, "fp32", epochs, "none")

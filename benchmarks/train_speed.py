@@ -127,9 +127,10 @@ def run(
 
     from bertsmith.model.load import Loaded
     from bertsmith.model.tokenizer import Tokens
-    from bertsmith.training.collate import TokenDataset
+    from bertsmith.training.callback import EventCallback
+    from bertsmith.training.data import TokenDataset
+    from bertsmith.training.engine import Engine
     from bertsmith.training.recipe import Recipe, choose_precision
-    from bertsmith.training.trainer import _engine, _Reporter
 
     model = new_model(model_name, n_classes, seed).to(device)
     fast = choose_precision(device)[0]
@@ -159,10 +160,10 @@ def run(
         if ours:
             loaded = Loaded(model, tokenizer, device, tokenizer.model_max_length)
             recipe = Recipe(1, batch, 1e-4, 1, 0, 0, fast, 1, "none")  # each text once, as the others read it
-            reporter = _Reporter(lambda event: None, lambda: False)
+            callback = EventCallback(lambda event: None, lambda: False)
             columns = {name: dataset[name][:] for name in loaded.columns}
-            texts = TokenDataset(Tokens.of(columns), np.array(dataset["labels"]))
-            trainer = _engine(loaded, texts, texts, settings, recipe, lambda t, p: {}, reporter)
+            texts = TokenDataset(Tokens.from_lists(columns), np.array(dataset["labels"]))
+            trainer = Engine(loaded, texts, texts, settings, recipe, lambda t, p: {}, callback)
             trainer.compiled = contender == "compiled"
             if contender == "unrecorded":
                 trainer.graphs = None

@@ -162,13 +162,13 @@ def tokenized(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     from bertsmith.model.tokenizer import FastEncoder
 
     texts: list[str] = []
-    whole = FastEncoder.whole
+    whole = FastEncoder.tokenize
 
     def counted(self: FastEncoder, given: list[str], names: tuple[str, ...]) -> dict[str, list[list[int]]]:
         texts.extend(given)
         return whole(self, given, names)
 
-    monkeypatch.setattr(FastEncoder, "whole", counted)
+    monkeypatch.setattr(FastEncoder, "tokenize", counted)
     return texts
 
 

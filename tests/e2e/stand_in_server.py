@@ -26,12 +26,12 @@ from bertsmith.serving import loader
 class Characters(Encoder):
     """One token per character."""
 
-    key, unknown, ends = "characters", None, (0, 0)
+    cache_key, unknown_id, special_counts = "characters", None, (0, 0)
 
-    def whole(self, texts, names):
+    def tokenize(self, texts, names):
         return {"input_ids": [[ord(character) for character in text] for text in texts]}
 
-    def unread(self, text):
+    def unknown_words(self, text):
         return []
 
 

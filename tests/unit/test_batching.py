@@ -54,7 +54,7 @@ def test_cutting_keeps_every_token(lengths, budget, packed, typed, labelled):
     columns = {"input_ids": [rng.integers(1, 50, n).tolist() for n in lengths]}
     if typed:
         columns["token_type_ids"] = [rng.integers(0, 2, n).tolist() for n in lengths]
-    batch = TokenBatch.of(Tokens.of(columns))
+    batch = TokenBatch.from_tokens(Tokens.from_lists(columns))
     if labelled:
         batch = replace(batch, labels=torch.from_numpy(rng.integers(0, 3, len(lengths))))
 
@@ -64,7 +64,7 @@ def test_cutting_keeps_every_token(lengths, budget, packed, typed, labelled):
         split = (values.split(batch.lengths.tolist()) for values in (batch.input_ids, types))
         return sorted((i.tolist(), t.tolist(), int(n)) for i, t, n in zip(*split, labels, strict=True))
 
-    assert sorted(text for part in batch.cut(budget, packed=packed) for text in texts(part)) == texts(batch)
+    assert sorted(text for part in batch.split(budget, packed=packed) for text in texts(part)) == texts(batch)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def loaded(tmp_path_factory):
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 600), st.sampled_from([0.0, 0.1]))
 def test_the_gradient_of_padded_texts_is_that_of_the_whole_batch(loaded, lengths, budget, smoothing):
     model, rng = loaded.model, np.random.default_rng(0)
-    batch = TokenBatch.of(Tokens.of({"input_ids": [rng.integers(5, 40, n).tolist() for n in lengths]}))
+    batch = TokenBatch.from_tokens(Tokens.from_lists({"input_ids": [rng.integers(5, 40, n).tolist() for n in lengths]}))
     batch = replace(batch, labels=torch.from_numpy(rng.integers(0, 3, len(lengths))))
 
     def gradient(parts, loss):
@@ -91,5 +91,5 @@ def test_the_gradient_of_padded_texts_is_that_of_the_whole_batch(loaded, lengths
 
     expected = gradient([batch], torch.nn.CrossEntropyLoss(label_smoothing=smoothing))
     step_loss = StepLoss(CrossEntropy(smoothing))
-    found = gradient(batch.cut(budget, packed=False), lambda logits, labels: step_loss(logits, labels, len(lengths)))
+    found = gradient(batch.split(budget, packed=False), lambda logits, labels: step_loss(logits, labels, len(lengths)))
     assert (found - expected).norm() / expected.norm() < 1e-5

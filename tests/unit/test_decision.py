@@ -15,7 +15,7 @@ from bertsmith.errors import RunFolderError
 from bertsmith.evaluation.calibration import logs, scale
 from bertsmith.evaluation.decision import SHRINKAGE, folds, offsets, tune
 from bertsmith.evaluation.rule import Rule
-from bertsmith.model.load import fold
+from bertsmith.model.load import fold_calibration
 from bertsmith.testing import tiny_table
 from tests.conftest import FAST
 
@@ -89,7 +89,7 @@ def ruled(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "ruled")
     model = bs.load(finished, device="cpu").loaded
     rule = Rule(2.0, (0.0, 0.0, 9.0))
-    assert fold(model.model, rule.temperature, rule.offsets)
+    assert fold_calibration(model.model, rule.temperature, rule.offsets)
     model.model.config.bertsmith = rule.to_dict()
     model.save(tmp_path / "ruled" / "model")
     bs.Run(tmp_path / "ruled").finish(keep_checkpoints=True)  # its checksums

@@ -1,4 +1,4 @@
-"""Several processes train one model together, to the result of one alone."""
+"""Several processes train one model to the result of a single process."""
 
 import multiprocessing
 import os
@@ -15,7 +15,7 @@ import torch
 from bertsmith.cli.app import main
 from bertsmith.folders.run import open_run
 from bertsmith.testing import tiny_table
-from bertsmith.training.distributed import ALONE, Group, join, started
+from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group, rank_and_world_size
 from tests.conftest import weights_of
 
 FLAGS = [
@@ -39,7 +39,7 @@ def _command(table, output, tiny, *more, processes=2):
     return [*(torchrun if processes > 1 else [sys.executable]), *train]
 
 
-def _together(*given, **how):
+def _run(*given, **how):
     return subprocess.run(_command(*given, **how), capture_output=True, text=True, timeout=300)
 
 
@@ -82,18 +82,18 @@ def table(tmp_path):
 def test_two_processes_give_the_result_of_one(table, tmp_path, pooled, cli):
     """They begin with one head, too."""
     more = ["--dropout", "0", "--set", "gradient_accumulation_steps=2"]
-    code, _, said = cli(*_command(table, tmp_path / "1", pooled, *more, processes=1)[3:])
-    assert code == 0, said
-    both = _together(table, tmp_path / "2", pooled, *more)
+    code, _, stderr = cli(*_command(table, tmp_path / "1", pooled, *more, processes=1)[3:])
+    assert code == 0, stderr
+    both = _run(table, tmp_path / "2", pooled, *more)
     assert both.returncode == 0, both.stderr
     assert both.stdout.count("test macro-F1") == 1  # one of them speaks
     one, two = (open_run(tmp_path / f"{n}") for n in (1, 2))
     for name in ("train_loss", "validation_loss"):
         assert [e[name] for e in two.history] == pytest.approx([e[name] for e in one.history], rel=1e-4)
-    theirs = weights_of(two)
+    found = weights_of(two)
     # Gradients of the added layer's attention are so small that Adam's steps depend on rounding.
-    ours = {name: w for name, w in weights_of(one).items() if "layer.2." not in name}
-    assert [name for name, w in ours.items() if not torch.allclose(theirs[name], w, atol=1e-4)] == []
+    expected = {name: w for name, w in weights_of(one).items() if "layer.2." not in name}
+    assert [name for name, w in expected.items() if not torch.allclose(found[name], w, atol=1e-4)] == []
     assert np.stack(two.predictions["probabilities"]) == pytest.approx(
         np.stack(one.predictions["probabilities"]), abs=1e-3
     )
@@ -110,8 +110,8 @@ def test_what_is_interrupted_together_goes_on_together(table, tmp_path, tiny):
         while process.poll() is None and not (history.is_file() and history.read_text()):
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)  # which torchrun hands on
-        said = process.communicate(timeout=120)[1]
-    assert said.count("the same command with --resume") == 1, said
+        stderr = process.communicate(timeout=120)[1]
+    assert stderr.count("the same command with --resume") == 1, stderr
     again = _forked(table, tmp_path / "cut", tiny, *more, "--resume")
     assert again == [0, 0]
     cut, one = open_run(tmp_path / "cut"), open_run(tmp_path / "whole")
@@ -120,7 +120,7 @@ def test_what_is_interrupted_together_goes_on_together(table, tmp_path, tiny):
 
 
 def test_a_mistake_ends_all_of_them_with_one_message(table, tmp_path, tiny):
-    found = _together(table, tmp_path / "run", tiny, "--text-column", "Txt")
+    found = _run(table, tmp_path / "run", tiny, "--text-column", "Txt")
     assert found.returncode != 0
     assert found.stderr.count("no column 'Txt'") == 1
     assert not (tmp_path / "run").exists()
@@ -155,15 +155,15 @@ def test_what_befalls_another_than_the_first_is_told_too(monkeypatch, capsys):
 def test_a_rank_of_something_else_is_no_rank(monkeypatch):
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert started() == (0, 1)
-    assert join() is ALONE
+    assert rank_and_world_size() == (0, 1)
+    assert init_process_group() is SINGLE_PROCESS
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    assert started() == (3, 4)
+    assert rank_and_world_size() == (3, 4)
 
 
 def test_texts_are_dealt_by_length():
     lengths = torch.tensor([3, 9, 1, 7, 7])
-    shares = [Group(rank, 3).share(lengths).tolist() for rank in range(3)]
+    shares = [ProcessGroup(rank, 3).share(lengths).tolist() for rank in range(3)]
     assert shares == [[1, 0], [3, 2], [4]]
-    assert ALONE.share(lengths).tolist() == [1, 3, 4, 0, 2]
-    assert [Group(rank, 7).share(lengths[:1]).tolist() for rank in range(2)] == [[0], []]
+    assert SINGLE_PROCESS.share(lengths).tolist() == [1, 3, 4, 0, 2]
+    assert [ProcessGroup(rank, 7).share(lengths[:1]).tolist() for rank in range(2)] == [[0], []]

@@ -67,17 +67,17 @@ def test_at_the_extremes_it_is_that_of_torch():
     assert torch.equal(Dropout(3)(x, 1.0), torch.zeros(10, 10))
 
 
-def _texts(lengths, dtype=torch.float64, firsts=False, heads=3, n=8):
+def _texts(lengths, dtype=torch.float64, cls_only=False, heads=3, n=8):
     batch = pack(TokenBatch(torch.zeros(sum(lengths), dtype=torch.long), torch.tensor(lengths)))
     generator = torch.Generator().manual_seed(0)
     query, key, value = torch.randn(3, len(batch.input_ids), heads, n, dtype=dtype, generator=generator)
-    return batch, query.index_select(0, batch.first) if firsts else query, key, value
+    return batch, batch.first_tokens(query) if cls_only else query, key, value
 
 
-@pytest.mark.parametrize("firsts", [False, True])
-def test_attention_drops_its_weights_and_is_right_on_average(firsts):
-    batch, *parts = _texts([4, 2], firsts=firsts)
-    tokens = 2 if firsts else 6
+@pytest.mark.parametrize("cls_only", [False, True])
+def test_attention_drops_its_weights_and_is_right_on_average(cls_only):
+    batch, *parts = _texts([4, 2], cls_only=cls_only)
+    tokens = 2 if cls_only else 6
     exact = attend(*parts, batch)[:tokens]
     dropout = Dropout(3)
     draws = torch.stack([attend(*parts, batch, dropout=dropout, p=0.1)[:tokens] for _ in range(3000)])
@@ -87,32 +87,32 @@ def test_attention_drops_its_weights_and_is_right_on_average(firsts):
 
 
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("firsts", [False, True])
+@pytest.mark.parametrize("cls_only", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_attention_and_its_gradients_are_those_of_the_same_mask_written_out(dtype, firsts, biased):
+def test_attention_and_its_gradients_are_those_of_the_same_mask_written_out(dtype, cls_only, biased):
     lengths, p, width = [6, 6, 3], 0.25, 6
-    batch, *given = _texts(lengths, dtype, firsts)
+    batch, *given = _texts(lengths, dtype, cls_only)
     bias = torch.randn(3, width, width, generator=torch.Generator().manual_seed(1), dtype=dtype) if biased else None
     ours = [x.clone().requires_grad_() for x in given] + ([bias.clone().requires_grad_()] if biased else [])
     exact = [x.detach().double().requires_grad_() for x in ours]
     found = attend(*ours[:3], batch, bias=ours[3] if biased else None, dropout=Dropout(3), p=p)
-    rows = 1 if firsts else width
+    rows = 1 if cls_only else width
     stays = Dropout(3).mask(torch.Size((len(lengths) * 3, rows, width)), p).bool().view(len(lengths), 3, rows, width)
-    wanted, start = [], 0
+    expected, start = [], 0
     for text, n in enumerate(lengths):
         q, k, v = (x[start : start + n].transpose(0, 1) for x in exact[:3])
-        if firsts:
+        if cls_only:
             q = exact[0][text][:, None]
         scores = q @ k.transpose(-1, -2) * 8**-0.5 + (exact[3][:, : q.shape[1], :n] if biased else 0)
         weights = torch.where(stays[text, :, : q.shape[1], :n], torch.softmax(scores, -1) / (1 - p), 0)
-        wanted.append((weights @ v).transpose(0, 1))
+        expected.append((weights @ v).transpose(0, 1))
         start += n
-    wanted, found = torch.cat(wanted), found[: len(lengths) if firsts else sum(lengths)]
-    upstream = torch.randn(wanted.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    expected, found = torch.cat(expected), found[: len(lengths) if cls_only else sum(lengths)]
+    upstream = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     found.backward(upstream.to(dtype))
-    wanted.backward(upstream)
+    expected.backward(upstream)
     tolerance = 1e-9 if dtype == torch.float64 else 0.05
     assert found.dtype == dtype
-    assert torch.allclose(found.double(), wanted, atol=tolerance)
+    assert torch.allclose(found.double(), expected, atol=tolerance)
     for one, other in zip(ours, exact, strict=True):
         assert torch.allclose(one.grad.double(), other.grad, atol=tolerance, rtol=tolerance)

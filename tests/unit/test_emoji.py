@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, pipeline
 import bertsmith as bs
 from bertsmith.errors import Interrupted
 from bertsmith.inference.explain import explain
-from bertsmith.model.emoji import _charsmap, _names, with_names
+from bertsmith.model.emoji import _charsmap, _names, add_names_to_json
 from bertsmith.model.tokenizer import FastEncoder
 from bertsmith.testing import tiny_model, tiny_table
 from tests.conftest import FAST
@@ -38,20 +38,20 @@ def test_any_replacements_can_be_made(replacements, characters):
 def test_a_tokenizer_is_left_alone_where_no_text_has_a_symbol_it_does_not_know(tmp_path):
     content = (tiny_model(tmp_path / "m") / "tokenizer.json").read_text()
     for texts in ([], ["a cat and a dog"], ["un été, 中"], ["😂 has a name of words it does not know"]):
-        assert with_names(content, texts) == (content, {})
+        assert add_names_to_json(content, texts) == (content, {})
 
 
 def test_symbols_skin_tones_and_flags_are_read(tmp_path):
     content = (tiny_model(tmp_path / "m") / "tokenizer.json").read_text()
-    named, found = with_names(content, ["a dog 🐕"])
+    named, found = add_names_to_json(content, ["a dog 🐕"])
     assert found == {"🐕": "dog"}
     encoder = FastEncoder(named)
     same = encoder.encode(["my dog dog cat", "my🐕🐕 🐈"]).ids()
     assert same[0].tolist() == same[1].tolist()
     texts = ["a dog 🐕", "an ox 🐂 or 🐕"]
-    assert encoder.encode(texts).unknown.tolist() == [False, True]
-    assert [encoder.unread(text) for text in texts] == [[], ["an", "ox", "🐂", "or"]]
-    assert with_names(named, ["a dog 🐕"]) == (named, {})  # it knows them now
+    assert encoder.encode(texts).has_unknown.tolist() == [False, True]
+    assert [encoder.unknown_words(text) for text in texts] == [[], ["an", "ox", "🐂", "or"]]
+    assert add_names_to_json(named, ["a dog 🐕"]) == (named, {})  # it knows them now
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +88,12 @@ def test_the_run_says_how_they_are_read(run):
 
 
 def test_a_run_with_names_is_resumed_and_trained_on(run, tmp_path):
-    asked = iter(range(100))
+    steps = iter(range(100))
     table = tiny_table(150)
     table.loc[0, "Text"] = "my cat is here 🐈"
     model = tiny_model(tmp_path / "m")
     with pytest.raises(Interrupted):
-        bs.train(table, output=tmp_path / "cut", model=str(model), stop=lambda: next(asked) > 14, **FAST)
+        bs.train(table, output=tmp_path / "cut", model=str(model), stop=lambda: next(steps) > 14, **FAST)
     whole = bs.train(table, output=tmp_path / "whole", model=str(model), **FAST)
     resumed = bs.train(table, output=tmp_path / "cut", model=str(model), resume=True, **FAST)
     assert resumed.predictions["confidence"].tolist() == whole.predictions["confidence"].tolist()

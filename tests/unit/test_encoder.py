@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from bertsmith.model.tokenizer import FastEncoder, encoder_of
+from bertsmith.model.tokenizer import FastEncoder, encoder_for
 from bertsmith.testing import tiny_model, tiny_table
 
 NAMES = ("input_ids", "token_type_ids")
@@ -97,24 +97,24 @@ def _lists(tokens):
 )
 def test_the_ids_are_those_of_the_tokenizer_however_often_they_are_cut(made, family, side, slow, texts, lengths):
     tokenizer = made[family, side]
-    encoder = encoder_of(Slow(tokenizer) if slow else tokenizer)
+    encoder = encoder_for(Slow(tokenizer) if slow else tokenizer)
     whole = encoder.encode(texts, NAMES)
     if not texts:
         assert len(whole) == 0
         return
     expected = tokenizer(texts, verbose=False)
     assert _lists(whole) == {name: expected[name] for name in NAMES}
-    assert whole.lengths.tolist() == list(map(len, expected["input_ids"]))
-    assert whole.unknown.tolist() == [encoder.unknown in ids for ids in expected["input_ids"]]
-    assert [bool(encoder.unread(text)) for text in texts] == whole.unknown.tolist()
+    assert whole.full_lengths.tolist() == list(map(len, expected["input_ids"]))
+    assert whole.has_unknown.tolist() == [encoder.unknown_id in ids for ids in expected["input_ids"]]
+    assert [bool(encoder.unknown_words(text)) for text in texts] == whole.has_unknown.tolist()
     longer, shorter = sorted(lengths, reverse=True)
     expected = tokenizer(texts, truncation=True, max_length=shorter)
-    for cut in (encoder.encode(texts, NAMES, shorter), encoder.encode(texts, NAMES, longer).cut(shorter)):
+    for cut in (encoder.encode(texts, NAMES, shorter), encoder.encode(texts, NAMES, longer).truncate(shorter)):
         assert _lists(cut) == {name: expected[name] for name in NAMES}
-        assert cut.lengths.tolist() == whole.lengths.tolist()
-        assert cut.is_cut.tolist() == (whole.lengths > shorter).tolist()
+        assert cut.full_lengths.tolist() == whole.full_lengths.tolist()
+        assert cut.is_truncated.tolist() == (whole.full_lengths > shorter).tolist()
     end = made[family, "left"](texts, truncation=True, max_length=shorter)
-    assert _lists(whole.cut(shorter, left=True)) == {name: end[name] for name in NAMES}
+    assert _lists(whole.truncate(shorter, left=True)) == {name: end[name] for name in NAMES}
     order = np.arange(len(texts))[::-1]
     assert _lists(whole.take(order)) == {name: values[::-1] for name, values in _lists(whole).items()}
 
@@ -122,8 +122,8 @@ def test_the_ids_are_those_of_the_tokenizer_however_often_they_are_cut(made, fam
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(list(FAMILIES)), st.lists(st.integers(0, 60), max_size=6), st.integers(3, 12))
 def test_windows_are_as_long_as_allowed_overlap_and_cover_every_token(made, family, sizes, max_length):
-    encoder = encoder_of(made[family, "right"])
-    before, after = encoder.ends
+    encoder = encoder_for(made[family, "right"])
+    before, after = encoder.special_counts
     content = max_length - before - after
     texts = [" ".join(["a", "b", "c", "0"] * 15)[: 2 * size] for size in sizes]
     whole = encoder.encode(texts)
@@ -145,23 +145,23 @@ def test_windows_are_as_long_as_allowed_overlap_and_cover_every_token(made, fami
 
 def test_encoders_of_the_same_tokenizer_have_the_same_key(made, tmp_path):
     tokenizer = made["BERT", "right"]
-    key = encoder_of(tokenizer).key
+    key = encoder_for(tokenizer).cache_key
     tokenizer(["a b", "c"], truncation=True, max_length=3, padding="max_length")  # which it then remembers
-    assert encoder_of(tokenizer).key == key
+    assert encoder_for(tokenizer).cache_key == key
     tokenizer.save_pretrained(tmp_path)
-    assert encoder_of(AutoTokenizer.from_pretrained(tmp_path)).key == key
-    assert FastEncoder((tmp_path / "tokenizer.json").read_text()).key == key
-    assert encoder_of(made["BERT", "left"]).key != key != encoder_of(made["RoBERTa", "right"]).key
-    assert encoder_of(Slow(tokenizer)).key is None
+    assert encoder_for(AutoTokenizer.from_pretrained(tmp_path)).cache_key == key
+    assert FastEncoder((tmp_path / "tokenizer.json").read_text()).cache_key == key
+    assert encoder_for(made["BERT", "left"]).cache_key != key != encoder_for(made["RoBERTa", "right"]).cache_key
+    assert encoder_for(Slow(tokenizer)).cache_key is None
 
 
 @pytest.mark.parametrize("slow", [False, True])
 def test_several_threads_may_ask_at_once(slow, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model(tmp_path))
-    encoder = encoder_of(Slow(tokenizer) if slow else tokenizer)
+    encoder = encoder_for(Slow(tokenizer) if slow else tokenizer)
     texts = [f"{text} and the cat and the dog" for text in tiny_table(200)["Text"]]
     cut, whole = (_lists(encoder.encode(texts, NAMES, n)) for n in (5, None))
     with ThreadPoolExecutor(4) as pool:
-        asked = [pool.submit(encoder.encode, texts, NAMES, 5 if i % 2 else None) for i in range(40)]
-    for i, answer in enumerate(asked):
+        futures = [pool.submit(encoder.encode, texts, NAMES, 5 if i % 2 else None) for i in range(40)]
+    for i, answer in enumerate(futures):
         assert _lists(answer.result()) == (cut if i % 2 else whole)

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 import bertsmith as bs
-from bertsmith.compute.machine import _container_share, cores
+from bertsmith.compute.machine import _cgroup_cores, cores
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, DataError, DeviceError, MissingPackageError, ModelError, RunFolderError
 from bertsmith.evaluation.rule import Rule
@@ -140,10 +140,10 @@ def test_an_openvino_export_meets_few_shapes(in_openvino):
         return run(batches, n)
 
     exported.session, exported.about = seen, replace(exported.about, max_length=64)
-    exported.logits_of(Tokens.of({"input_ids": ids}))
+    exported.logits_of(Tokens.from_lists({"input_ids": ids}))
     assert widths <= set(round_up_widths(np.arange(1, 65)).tolist())
     exported.about = replace(exported.about, max_length=61)
-    exported.logits_of(Tokens.of({"input_ids": [row[:61] for row in ids]}))
+    exported.logits_of(Tokens.from_lists({"input_ids": [row[:61] for row in ids]}))
     assert 61 in widths  # no wider than what the model takes
 
 
@@ -516,14 +516,14 @@ def test_where_an_export_may_go(run, exported, cli, tmp_path):
 
 def test_a_container_with_a_share_of_the_cores_is_respected(tmp_path, monkeypatch):
     (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert _container_share(tmp_path) == 2
+    assert _cgroup_cores(tmp_path) == 2
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert _container_share(tmp_path) > 1000
+    assert _cgroup_cores(tmp_path) > 1000
     (tmp_path / "cpu.max").unlink()
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("300000")
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000")
-    assert _container_share(tmp_path) == 3
+    assert _cgroup_cores(tmp_path) == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert cores() == 1
     monkeypatch.delenv("OMP_NUM_THREADS")

@@ -12,15 +12,15 @@ import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertsmith.compute.batching import SLACK, micro_batches
+from bertsmith.compute.batching import PACKED_PADDING_FACTOR, micro_batches
 from bertsmith.data.table import Labels
-from bertsmith.model import attention, checkpoint, forward
+from bertsmith.model import attention, bert, checkpoint, forward
 from bertsmith.model import batch as batches
 from bertsmith.model.batch import PaddedBatch, TokenBatch
 from bertsmith.model.dropout import Dropout
+from bertsmith.model.gradients import collect_gradients, replicate
 from bertsmith.model.load import Loaded, load_model, load_tokenizer
-from bertsmith.model.outputs import compute_embeddings, compute_logits
-from bertsmith.model.replicas import collect_gradients, replicate, with_shorter_layers
+from bertsmith.model.outputs import compute_embeddings, compute_logits, with_layer_dtype
 from bertsmith.model.tokenizer import Tokens
 from bertsmith.testing import ARCHITECTURES, tiny_model
 from bertsmith.training.losses import CrossEntropy, StepLoss
@@ -61,12 +61,12 @@ def _texts(model, lengths, seed=0, types=True):
     columns = {"input_ids": [rng.integers(5, 40, n).tolist() for n in lengths]}
     if types and "token_type_ids" in inspect.signature(model.forward).parameters and model.config.type_vocab_size > 1:
         columns["token_type_ids"] = [[0] * (n // 2) + [1] * (n - n // 2) for n in lengths]
-    return TokenBatch.of(Tokens.of(columns))
+    return TokenBatch.from_tokens(Tokens.from_lists(columns))
 
 
 def _padded(model, batch):
-    pad = forward.position_offset(model)
-    return batch.padded({"input_ids": (model.config.pad_token_id or 0) if pad is None else pad}, multiple=1)
+    pad = forward.position_padding_idx(model)
+    return batch.pad({"input_ids": (model.config.pad_token_id or 0) if pad is None else pad}, pad_to_multiple_of=1)
 
 
 def _gradient(model):
@@ -99,7 +99,7 @@ def test_logits_and_gradients_are_those_of_hugging_face(architecture, models, le
     with torch.no_grad():
         assert _close(forward.logits(model, forward.pack_for(model, batch)), expected)
         inputs = _padded(model, batch)
-        padded = PaddedBatch.of(**inputs, padding_id=forward.position_offset(model))
+        padded = PaddedBatch.from_inputs(**inputs, padding_idx=forward.position_padding_idx(model))
         assert _close(forward.logits(model, padded), expected)
 
 
@@ -108,7 +108,7 @@ def test_logits_and_gradients_are_those_of_hugging_face(architecture, models, le
 def test_embeddings_are_the_mean_of_the_last_hidden_states(architecture, budget, models):
     loaded = models[architecture]
     batch = _texts(loaded.model, [7, 3, 12, 7], types=False)
-    inputs = batch.padded(loaded.padding, multiple=1)
+    inputs = batch.pad(loaded.padding, pad_to_multiple_of=1)
     with torch.no_grad():
         taken = {name: values for name, values in inputs.items() if name in loaded.input_names}
         states = loaded.model.base_model(**taken).last_hidden_state
@@ -133,7 +133,7 @@ def test_texts_that_attend_a_few_at_a_time_give_the_same(architecture, models, l
     model = models[architecture].model
     batch = _texts(model, lengths)
     expected, expected_gradient = _with_gradient(model, lambda: model(**_padded(model, batch)).logits)
-    monkeypatch.setattr(batches, "SCORES", scores)
+    monkeypatch.setattr(batches, "MAX_CPU_SCORES", scores)
     packed = forward.pack_for(model, batch)
     assert all(texts == 1 or texts * width**2 <= scores for texts, width in (group.shape for group in packed.groups))
     assert sum(group.shape[0] for group in packed.groups) == len(lengths)
@@ -165,7 +165,7 @@ def test_the_path_of_a_gpu_gives_the_same_with_a_reference_kernel(architecture, 
     expected, expected_gradient = _with_gradient(model, lambda: model(**_padded(model, batch)).logits)
     called = []
     monkeypatch.setattr(attention, "has_kernel", lambda *_: True)
-    monkeypatch.setattr(attention, "_variable_length", lambda *given: called.append(1) or _by_text(*given))
+    monkeypatch.setattr(attention, "_flash_attention", lambda *given: called.append(1) or _by_text(*given))
     found, gradient = _with_gradient(model, lambda: forward.logits(model, forward.pack_for(model, batch)))
     assert len(called) == model.config.num_hidden_layers
     assert _close(found, expected)
@@ -173,14 +173,14 @@ def test_the_path_of_a_gpu_gives_the_same_with_a_reference_kernel(architecture, 
 
 
 def test_a_kernel_is_tried_before_it_is_used(monkeypatch):
-    monkeypatch.setattr(attention, "_variable_length", _by_text)
-    attention._agrees.cache_clear()
-    assert attention._agrees(CPU, torch.float32, 16)
+    monkeypatch.setattr(attention, "_flash_attention", _by_text)
+    attention._kernel_matches.cache_clear()
+    assert attention._kernel_matches(CPU, torch.float32, 16)
     for wrong in (lambda *given: _by_text(*given) + 0.1, lambda *given: _by_text(*given[:-2], 0.0, given[-1])):
-        monkeypatch.setattr(attention, "_variable_length", wrong)
-        attention._agrees.cache_clear()
-        assert not attention._agrees(CPU, torch.float32, 16)
-    attention._agrees.cache_clear()
+        monkeypatch.setattr(attention, "_flash_attention", wrong)
+        attention._kernel_matches.cache_clear()
+        assert not attention._kernel_matches(CPU, torch.float32, 16)
+    attention._kernel_matches.cache_clear()
     assert not attention.has_kernel(CPU, torch.bfloat16, 16)
 
 
@@ -203,7 +203,7 @@ def test_however_a_batch_is_cut_its_gradient_is_that_of_the_whole(models, length
     expected = _gradient(model)
     model.zero_grad()
     copies = [model, *(replicate(model) for _ in range(workers - 1))]
-    for i, part in enumerate(batch.cut(budget, packed=True, workers=workers)):
+    for i, part in enumerate(batch.split(budget, packed=True, workers=workers)):
         copy = copies[i % workers]
         loss(forward.logits(copy, forward.pack_for(copy, part)), part.labels, len(lengths)).backward()
     for copy in copies[1:]:
@@ -219,7 +219,7 @@ def test_packed_micro_batches_hold_every_text_once_and_keep_to_the_budget(length
     assert sorted(int(i) for group in groups for i in group) == list(range(len(lengths)))
     for group in groups:
         assert len(group) == 1 or lengths[group].sum() <= budget
-        assert len(group) == 1 or lengths[group].max() * len(group) <= SLACK * budget
+        assert len(group) == 1 or lengths[group].max() * len(group) <= PACKED_PADDING_FACTOR * budget
 
 
 def test_workers_have_about_as_much_to_do():
@@ -234,7 +234,7 @@ def test_workers_have_about_as_much_to_do():
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("architecture", ["bert", "albert"])
 def test_threads_that_share_a_model_get_the_logits_of_one(architecture, workers, threads, models, monkeypatch):
-    monkeypatch.setattr("bertsmith.compute.threads.count", lambda: workers)
+    monkeypatch.setattr("bertsmith.compute.threads.num_workers", lambda: workers)
     loaded, before = models[architecture], torch.get_num_threads()
     batch = _texts(loaded.model, np.random.default_rng(1).integers(1, 40, 64).tolist())
     expected, _ = compute_logits(loaded, batch, 100)
@@ -304,7 +304,7 @@ def test_layers_in_bf16_predict_nearly_the_same_and_share_the_rest(architecture,
     loaded = models[architecture]
     batch = _texts(loaded.model, [5, 30, 1, 12, 7])
     expected, _ = compute_logits(loaded, batch, 64)
-    shorter = with_shorter_layers(loaded, torch.bfloat16)
+    shorter = with_layer_dtype(loaded, torch.bfloat16)
     found, _ = compute_logits(shorter, batch, 64, dtype=torch.bfloat16)
     assert 0 < np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.05
     table = loaded.model.get_input_embeddings().weight
@@ -312,7 +312,7 @@ def test_layers_in_bf16_predict_nearly_the_same_and_share_the_rest(architecture,
     kinds = {name: p.dtype for name, p in shorter.model.named_parameters()}
     assert all(dtype == torch.float32 for name, dtype in kinds.items() if re.search(r"[nN]orm\.|classifier", name))
     assert torch.bfloat16 in kinds.values()
-    assert with_shorter_layers(loaded, torch.float32) is loaded
+    assert with_layer_dtype(loaded, torch.float32) is loaded
     assert compute_logits(loaded, batch, 64)[0] == pytest.approx(expected)
 
 
@@ -321,8 +321,8 @@ def test_compiled_layers_give_the_same_logits(models, monkeypatch):
     batch = forward.pack_for(model, _texts(model, [3, 9, 5]))
     called = []
     monkeypatch.setattr(torch, "compile", lambda f, dynamic: lambda *a, **k: called.append(1) or f(*a, **k))
-    forward._compiled.cache_clear()
+    bert.compile_layer.cache_clear()
     with torch.no_grad():
         assert torch.equal(forward.logits(model, batch, compiled=True), forward.logits(model, batch))
     assert len(called) == 2
-    forward._compiled.cache_clear()
+    bert.compile_layer.cache_clear()

@@ -14,13 +14,14 @@ from bertsmith.model.dropout import Dropout
 from bertsmith.model.load import Loaded, load_model
 from bertsmith.model.tokenizer import Tokens
 from bertsmith.testing import tiny_model
-from bertsmith.training import engine as engines
-from bertsmith.training.collate import TokenDataset
+from bertsmith.training import cuda_graphs
+from bertsmith.training.callback import EventCallback
 from bertsmith.training.cuda_graphs import can_compile
+from bertsmith.training.data import TokenDataset
+from bertsmith.training.engine import Engine
 from bertsmith.training.losses import CrossEntropy, StepLoss
 from bertsmith.training.nan_guard import NotFiniteError
 from bertsmith.training.recipe import Recipe
-from bertsmith.training.trainer import _engine, _Reporter
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 LABELS = Labels((0, 1, 2), ("a", "b", "c"))
@@ -43,8 +44,8 @@ def test_packed_texts_in_bf16_give_the_padded_batch_in_fp32(architecture, tmp_pa
         model.zero_grad()
         with torch.autocast("cuda", torch.bfloat16, enabled=dtype != torch.float32):
             if dtype == torch.float32:
-                padding = forward.position_offset(model) or model.config.pad_token_id or 0
-                logits = model(**{k: v.cuda() for k, v in batch.padded({"input_ids": padding}).items()}).logits
+                padding = forward.position_padding_idx(model) or model.config.pad_token_id or 0
+                logits = model(**{k: v.cuda() for k, v in batch.pad({"input_ids": padding}).items()}).logits
             else:
                 logits = forward.logits(model, forward.pack_for(model, batch).to(model.device))
         StepLoss(CrossEntropy())(logits, targets, len(labels)).backward()
@@ -57,13 +58,13 @@ def test_packed_texts_in_bf16_give_the_padded_batch_in_fp32(architecture, tmp_pa
 
 @pytest.mark.parametrize("size", [32, 64])
 def test_the_kernel_drops_what_it_should(size):
-    assert attention._agrees(torch.device("cuda"), torch.bfloat16, size)
+    assert attention._kernel_matches(torch.device("cuda"), torch.bfloat16, size)
     n, p = size, 0.25
     query, key = torch.randn(2, n, 2, size, device="cuda", dtype=torch.bfloat16)
     value = torch.eye(n, device="cuda", dtype=torch.bfloat16)[:, None].repeat(1, 2, 1).requires_grad_()
     starts = torch.tensor([0, n], device="cuda", dtype=torch.int32)
-    whole = attention._variable_length(query, key, value, starts, starts, n, n, 1e-9, (-1, -1)).float()
-    weights = attention._variable_length(query, key, value, starts, starts, n, n, p, (-1, -1))
+    whole = attention._flash_attention(query, key, value, starts, starts, n, n, 1e-9, (-1, -1)).float()
+    weights = attention._flash_attention(query, key, value, starts, starts, n, n, p, (-1, -1))
     dropped = weights == 0
     assert float(dropped.float().mean()) == pytest.approx(p, abs=0.05)
     assert torch.allclose((weights.float() * (1 - p))[~dropped], whole[~dropped], atol=0.01)
@@ -118,9 +119,9 @@ def _trained(folder, graphs, compiled=False, steps=40, accumulate=1, spoil=None,
     )
     recipe = Recipe(1, 16, 1e-3, 1, 0, 0, "bf16", 1, "none")
     loaded = Loaded(model, AutoTokenizer.from_pretrained(folder), torch.device("cuda"), 64)
-    texts = TokenDataset(Tokens.of({"input_ids": ids}), np.array([int(i[0] > 30) for i in ids]))
-    reporter = _Reporter(lambda e: None, lambda: False)
-    engine = _engine(loaded, texts, texts, arguments, recipe, lambda t, p: {}, reporter)
+    texts = TokenDataset(Tokens.from_lists({"input_ids": ids}), np.array([int(i[0] > 30) for i in ids]))
+    callback = EventCallback(lambda e: None, lambda: False)
+    engine = Engine(loaded, texts, texts, arguments, recipe, lambda t, p: {}, callback)
     assert engine.graphs is not None
     if not graphs:
         engine.graphs = None
@@ -136,7 +137,7 @@ def test_recordings_train_to_the_weights_that_are_reached_without(accumulate, tr
     plain, expected = trained(graphs=False, accumulate=accumulate)
     engine, found = trained(graphs=True, accumulate=accumulate)
     assert not engine.graphs.failures
-    assert engine.graphs.recordings
+    assert engine.graphs.graphs
     assert (found - expected).norm() / expected.norm() < 1e-3
     assert float(engine.loss_sum) == pytest.approx(float(plain.loss_sum), rel=1e-3)
 
@@ -146,7 +147,7 @@ def test_compiled_layers_learn_the_same(trained):
     plain, _ = trained(graphs=True)
     engine, _ = trained(graphs=True, compiled=True)
     assert not engine.graphs.failures
-    assert engine.graphs.recordings
+    assert engine.graphs.graphs
     assert float(engine.loss_sum) == pytest.approx(float(plain.loss_sum), rel=0.05)
 
 
@@ -154,12 +155,12 @@ def test_compiled_layers_learn_the_same(trained):
 def test_layers_are_compiled_in_the_midst_of_training(trained, monkeypatch):
     assert can_compile(torch.device("cuda"))
     plain, _ = trained(graphs=True)
-    monkeypatch.setattr(engines, "LOOK", 10)
-    monkeypatch.setattr(engines, "AT_LEAST", 5)
-    monkeypatch.setattr(engines, "pays", lambda seconds: seconds > 0)
+    monkeypatch.setattr(cuda_graphs, "COMPILE_AFTER_STEPS", 10)
+    monkeypatch.setattr(cuda_graphs, "MIN_MEASURED_STEPS", 5)
+    monkeypatch.setattr(cuda_graphs, "compiling_pays", lambda seconds: seconds > 0)
     engine, _ = trained(graphs=True)
     assert engine.compiled
-    assert engine.graphs.recordings
+    assert engine.graphs.graphs
     assert float(engine.loss_sum) == pytest.approx(float(plain.loss_sum), rel=0.05)
 
 

@@ -118,8 +118,8 @@ def test_balanced_sampling_draws_every_class_alike_and_resumes(tiny, tmp_path):
     from tests.conftest import same_weights, weights_of
 
     whole = train(tiny, tmp_path / "whole", imbalance="balanced-sampling")
-    asked = iter([False] * 8 + [True] * 99)
+    stops = iter([False] * 8 + [True] * 99)
     with pytest.raises(Interrupted):
-        train(tiny, tmp_path / "run", imbalance="balanced-sampling", stop=lambda: next(asked))
+        train(tiny, tmp_path / "run", imbalance="balanced-sampling", stop=lambda: next(stops))
     again = train(tiny, tmp_path / "run", imbalance="balanced-sampling", resume=True)
     assert same_weights(weights_of(whole), weights_of(again))

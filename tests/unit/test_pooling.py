@@ -18,7 +18,7 @@ from bertsmith.testing import tiny_model
 LABELS = Labels((0, 1, 2), ("a", "b", "c"))
 
 
-@pytest.fixture(params=pooling.POOLED)
+@pytest.fixture(params=pooling.MODEL_TYPES)
 def loaded(request, tmp_path):
     found = checkpoint.resolve(str(tiny_model(tmp_path / "model", request.param)))
     return Loaded(load_model(found, LABELS), load_tokenizer(found), torch.device("cpu"), 64)
@@ -27,7 +27,7 @@ def loaded(request, tmp_path):
 def _texts(n=40):
     rng = np.random.default_rng(0)
     rows = [rng.integers(5, 40, rng.integers(3, 20)).tolist() for _ in range(n)]
-    return TokenBatch.of(Tokens.of({"input_ids": rows}))
+    return TokenBatch.from_tokens(Tokens.from_lists({"input_ids": rows}))
 
 
 def _features(loaded):
@@ -38,7 +38,7 @@ def test_the_head_reads_the_mean_of_the_hidden_states(loaded):
     if loaded.model.config.model_type == "mpnet":  # whose attention depends on distance as well
         torch.nn.init.zeros_(loaded.model.mpnet.encoder.relative_attention_bias.weight)
     layers, batch = loaded.model.config.num_hidden_layers, _texts()
-    inputs = batch.padded(loaded.padding, multiple=1)
+    inputs = batch.pad(loaded.padding, pad_to_multiple_of=1)
     loaded.model.eval()
     with torch.no_grad():
         taken = {name: values for name, values in inputs.items() if name in loaded.input_names}
@@ -58,7 +58,7 @@ def test_transformers_loads_the_model_with_its_new_layer(loaded, tmp_path):
     loaded.model.save_pretrained(tmp_path / "saved")
     again = load_model(checkpoint_at(loaded, tmp_path / "saved")).eval()
     with torch.no_grad():
-        padded = texts.padded(loaded.padding, multiple=1)
+        padded = texts.pad(loaded.padding, pad_to_multiple_of=1)
         taken = {name: values for name, values in padded.items() if name in loaded.input_names}
         assert again(**taken).logits.numpy() == pytest.approx(logits, rel=1e-4, abs=1e-5)
 
@@ -68,12 +68,13 @@ def checkpoint_at(loaded, folder):
     return checkpoint.resolve(str(folder))
 
 
-def test_features_are_the_same_without_packing(loaded):
+def test_features_are_the_same_without_packing(loaded, monkeypatch):
     pooling.add_pooling_layer(loaded.model)
     batch = _texts(7)
     with torch.inference_mode():
-        padded = forward.padded_features(loaded, batch)
-        packed = forward.features(loaded.model, forward.pack_for(loaded.model, batch))
+        packed = forward.features(loaded, batch)
+        monkeypatch.setattr(forward, "supports", lambda model: False)
+        padded = forward.features(loaded, batch)
     assert packed.numpy() == pytest.approx(padded.numpy(), rel=1e-4, abs=1e-5)
 
 

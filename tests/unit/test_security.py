@@ -71,8 +71,10 @@ def test_keys_that_may_fetch_code_are_refused_before_anything_is_loaded(entry, f
     _set(folder / "config.json", **entry)
     (folder / "model.safetensors").write_text("never opened")
     key = next(iter(entry.get("text_config", entry)))
-    with pytest.raises(ModelError, match=f"{key}.*which can make a loader fetch and run code"):
+    with pytest.raises(ModelError) as caught:
         checkpoint.resolve(str(folder))
+    assert repr(key) in caught.value.what
+    assert caught.value.where == str(folder / "config.json")
 
 
 def test_keys_that_do_no_harm_are_taken(folder):
@@ -117,9 +119,10 @@ def test_a_pickle_runs_nothing_even_where_it_is_allowed(weights, folder, canary)
         (folder / "pytorch_model.bin").write_bytes(pickle.dumps(_Canary(canary)))
     else:
         torch.save({"x": _Canary(canary)}, folder / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="only pickle weights"):
+    with pytest.raises(ModelError) as caught:
         checkpoint.resolve(str(folder))
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    assert "--allow-pickle" in caught.value.remedy
+    with pytest.raises(ModelError):
         load_model(checkpoint.resolve(str(folder), allow_pickle=True), LABELS)
     assert not canary.exists()
 
@@ -129,33 +132,36 @@ def test_an_index_that_points_elsewhere_is_refused(shard, folder, canary):
     (folder / "model.safetensors").rename(folder.parent / "evil.safetensors")
     (folder / "evil.bin").write_bytes(pickle.dumps(_Canary(canary)))
     _set(folder / "model.safetensors.index.json", metadata={}, weight_map={"bert.embeddings": shard})
-    with pytest.raises(ModelError, match=r"not a \.safetensors file in the same folder"):
+    with pytest.raises(ModelError) as caught:
         checkpoint.resolve(str(folder))
+    assert repr(shard) in caught.value.what
     assert not canary.exists()
 
 
 @pytest.mark.parametrize(
     ("file", "content", "expected"),
     [
-        ("model.safetensors.index.json", {"weight_map": {"a": "model-1.safetensors"}}, "weights is missing: model-1"),
-        ("model.safetensors.index.json", {"weight_map": 3}, "names no files"),
-        ("model.safetensors.index.json", [], "holds no object"),
-        ("tokenizer_config.json", {"vocab_file": "../../secret"}, "points to '../../secret', outside its folder"),
-        ("tokenizer_config.json", {"merges_file": "/etc/passwd"}, "points to '/etc/passwd', outside its folder"),
-        ("tokenizer_config.json", [], "holds no object"),
+        ("model.safetensors.index.json", {"weight_map": {"a": "model-1.safetensors"}}, "model-1.safetensors"),
+        ("model.safetensors.index.json", {"weight_map": 3}, "index"),
+        ("model.safetensors.index.json", [], "model.safetensors.index.json"),
+        ("tokenizer_config.json", {"vocab_file": "../../secret"}, "'../../secret'"),
+        ("tokenizer_config.json", {"merges_file": "/etc/passwd"}, "'/etc/passwd'"),
+        ("tokenizer_config.json", [], "tokenizer_config.json"),
         ("adapter_config.json", {"base_model_name_or_path": "owner/evil"}, "adapter"),
         ("config.json", {"model_type": "bert", "quantization_config": {"quant_method": "gptq"}}, "quantized"),
-        ("config.json", {"model_type": "vit"}, "which transformers cannot classify"),
-        ("config.json", {"model_type": "../bert"}, "which transformers cannot classify"),
-        ("config.json", {"model_type": ["bert"]}, "which transformers cannot classify"),
+        ("config.json", {"model_type": "vit"}, "'vit'"),
+        ("config.json", {"model_type": "../bert"}, "'../bert'"),
+        ("config.json", {"model_type": ["bert"]}, "['bert']"),
     ],
     ids=str,
 )
 def test_other_strange_files_are_told(file, content, expected, folder):
     (folder / file).write_text(json.dumps(content))
-    with pytest.raises(ModelError, match=expected) as caught:
+    with pytest.raises(ModelError) as caught:
         checkpoint.resolve(str(folder))
-    assert "what to do" in str(caught.value)
+    assert expected in caught.value.what
+    assert caught.value.where in (str(folder / file), str(folder))
+    assert caught.value.remedy
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
@@ -164,7 +170,7 @@ def test_links_to_elsewhere_run_nothing(name, folder, canary):
     secret.write_bytes(pickle.dumps(_Canary(canary)))
     (folder / name).unlink()
     (folder / name).symlink_to(secret)
-    with pytest.raises(ModelError, match=r"cannot be (loaded|read)"):
+    with pytest.raises(ModelError):
         _load(folder)
     assert not canary.exists()
 
@@ -174,8 +180,10 @@ def test_a_tokenizer_of_another_checkpoint_is_told(folder, tmp_path):
     other = tiny_model(tmp_path / "other", vocab_size=10)
     shutil.copy(other / "config.json", folder)
     shutil.copy(other / "model.safetensors", folder)
-    with pytest.raises(ModelError, match=r"the tokenizer has \d+ tokens and the model knows 10"):
+    with pytest.raises(ModelError) as caught:
         bs.train(tiny_table(), output=tmp_path / "run", model=str(folder), device="cpu")
+    assert " 10 " in caught.value.what
+    assert caught.value.where == str(folder)
     assert not (tmp_path / "run").exists()
 
 

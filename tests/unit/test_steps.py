@@ -1,4 +1,4 @@
-"""What makes steps fast on a GPU, as far as a CPU can show it: batches, recordings, numbers asked for later."""
+"""Batches, CUDA graphs with a fake capture, deferred checks and compilation, on a CPU."""
 
 from dataclasses import replace
 
@@ -17,11 +17,19 @@ from bertsmith.model.batch import TokenBatch
 from bertsmith.model.load import load_model
 from bertsmith.model.tokenizer import Tokens
 from bertsmith.testing import tiny_model
+from bertsmith.training import cuda_graphs
 from bertsmith.training import engine as engines
-from bertsmith.training.collate import TokenDataset
-from bertsmith.training.cuda_graphs import AT_LEAST, LOOK, TRIES, CudaGraphs, pays
-from bertsmith.training.nan_guard import FiniteCheck, Part, can_skip
-from bertsmith.training.timing import Pace
+from bertsmith.training.cuda_graphs import (
+    COMPILE_AFTER_STEPS,
+    MAX_FAILURES,
+    MIN_MEASURED_STEPS,
+    CudaGraphs,
+    compiling_pays,
+)
+from bertsmith.training.data import TokenDataset
+from bertsmith.training.nan_guard import BatchLoss, FiniteCheck
+from bertsmith.training.optimizer import can_skip_step
+from bertsmith.training.timing import SlowdownDetector
 
 CPU = torch.device("cpu")
 LABELS = Labels((0, 1, 2), ("a", "b", "c"))
@@ -44,29 +52,29 @@ def test_a_batch_is_padded_as_the_tokenizer_pads_it(tokenizer, lengths, left, se
     ids = [rng.integers(5, 40, n).tolist() for n in lengths]
     labels = rng.integers(0, 3, len(ids))
     order = rng.permutation(len(ids))
-    texts = TokenDataset(Tokens.of({"input_ids": ids}).take(order), labels[order])
-    wanted = rng.choice(len(ids), max(len(ids) // 2, 1), replace=False).tolist()
-    found = TokenBatch(**texts.__getitems__(wanted))
+    texts = TokenDataset(Tokens.from_lists({"input_ids": ids}).take(order), labels[order])
+    rows = rng.choice(len(ids), max(len(ids) // 2, 1), replace=False).tolist()
+    found = TokenBatch(**texts.__getitems__(rows))
     tokenizer.padding_side = "left" if left else "right"
-    picked = {"input_ids": [ids[order[i]] for i in wanted]}
+    picked = {"input_ids": [ids[order[i]] for i in rows]}
     expected = tokenizer.pad(picked, return_tensors="pt", pad_to_multiple_of=8)
-    padded = found.padded({"input_ids": tokenizer.pad_token_id}, left=left)
+    padded = found.pad({"input_ids": tokenizer.pad_token_id}, padding_side=tokenizer.padding_side)
     assert len(texts) == len(ids)
     for name in ("input_ids", "attention_mask"):
         assert torch.equal(padded[name], expected[name])
-    assert found.labels.tolist() == labels[order[wanted]].tolist()
-    assert texts.whole().lengths.tolist() == [lengths[i] for i in order]
+    assert found.labels.tolist() == labels[order[rows]].tolist()
+    assert texts.as_batch().lengths.tolist() == [lengths[i] for i in order]
 
 
 def test_token_types_reach_the_batch():
     columns = {"input_ids": [[5, 6, 7], [8, 9]], "token_type_ids": [[0, 1, 1], [0, 0]]}
-    batch = TokenBatch(**TokenDataset(Tokens.of(columns), np.array([1, 0])).__getitems__([1, 0]))
+    batch = TokenBatch(**TokenDataset(Tokens.from_lists(columns), np.array([1, 0])).__getitems__([1, 0]))
     assert batch.token_type_ids.tolist() == [0, 0, 0, 1, 1]
     assert batch.take(torch.tensor([1])).token_type_ids.tolist() == [0, 1, 1]
 
 
 class _Recorder:
-    """Does the work anew with the tensors it was recorded with, as a GPU does; the first tries may fail."""
+    """Repeats the work with the captured tensors, as a GPU does. The first captures may fail."""
 
     def __init__(self, failures=0):
         self.failures, self.recorded, self.replayed = failures, 0, 0
@@ -122,8 +130,8 @@ def test_recordings_give_the_losses_and_gradients_of_the_work_itself(folder, par
     graphs, found = _steps(folder, lambda model: CudaGraphs(model, recorder), parts=parts)
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.allclose(torch.as_tensor(ours), torch.as_tensor(theirs), atol=1e-6)
-    assert recorder.recorded == len(graphs.recordings) <= len({*graphs.recordings, *graphs.failures})
-    assert all(n <= TRIES for n in graphs.failures.values())
+    assert recorder.recorded == len(graphs.graphs) <= len({*graphs.graphs, *graphs.failures})
+    assert all(n <= MAX_FAILURES for n in graphs.failures.values())
     if failures == 0:
         assert recorder.replayed == 8 * parts - 1  # all but the very first
     if failures == 99:
@@ -132,7 +140,8 @@ def test_recordings_give_the_losses_and_gradients_of_the_work_itself(folder, par
 
 def _question(losses, norm):
     parts = [
-        Part((3, i), TokenBatch(torch.zeros(0), torch.zeros(0)), torch.tensor(loss)) for i, loss in enumerate(losses)
+        BatchLoss((3, i), TokenBatch(torch.zeros(0), torch.zeros(0)), torch.tensor(loss))
+        for i, loss in enumerate(losses)
     ]
     return FiniteCheck(parts, None if norm is None else torch.tensor(norm))
 
@@ -149,26 +158,26 @@ def _question(losses, norm):
 )
 def test_a_question_says_what_was_not_finite(losses, norm, expected):
     question = _question(losses, norm)
-    answer = question.answer()
-    assert (answer.place if isinstance(answer, Part) else answer) == expected
-    assert float(question.wrong) == (expected is not None)
+    answer = question.result()
+    assert (answer.position if isinstance(answer, BatchLoss) else answer) == expected
+    assert float(question.found_inf) == (expected is not None)
 
 
 def test_the_optimizer_that_can_skip_a_step_does():
     weight = torch.nn.Parameter(torch.ones(3))
-    assert not can_skip(torch.optim.AdamW([weight], fused=False))
-    assert not can_skip(torch.optim.SGD([weight], fused=True))
+    assert not can_skip_step(torch.optim.AdamW([weight], fused=False))
+    assert not can_skip_step(torch.optim.SGD([weight], fused=True))
     optimizer = torch.optim.AdamW([weight], fused=True)
-    assert can_skip(optimizer)
+    assert can_skip_step(optimizer)
     weight.grad = torch.full((3,), float("nan"))
-    optimizer.found_inf = _question([float("nan")], 1.0).wrong
+    optimizer.found_inf = _question([float("nan")], 1.0).found_inf
     optimizer.step()
     assert torch.equal(weight, torch.ones(3))
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(30.0, False), (1000.0, True)])
 def test_layers_are_compiled_only_where_that_pays(seconds, expected, folder, monkeypatch):
-    assert pays(seconds) is expected
+    assert compiling_pays(seconds) is expected
     events = []
     engine = object.__new__(engines.Engine)
     engine.graphs, engine.compiled, engine.emit = CudaGraphs(torch.nn.Linear(2, 2), _Recorder()), False, events.append
@@ -178,35 +187,35 @@ def test_layers_are_compiled_only_where_that_pays(seconds, expected, folder, mon
     engine.args = type(
         "Arguments", (), {"per_device_train_batch_size": 10, "gradient_accumulation_steps": 1, "device": CPU}
     )
-    engine.watch = type("Watch", (), {"texts_per_second": 10_000 / seconds, "texts": 0})
-    monkeypatch.setattr(engines, "can_compile", lambda device: True)
-    monkeypatch.setattr(engines, "CudaGraphs", lambda model: CudaGraphs(model, _Recorder()))
-    for _ in range(LOOK + 5):  # scored a moment ago
-        engine._compile_if_it_pays()
+    engine.meter = type("Watch", (), {"texts_per_second": 10_000 / seconds, "texts": 0})
+    monkeypatch.setattr(cuda_graphs, "can_compile", lambda device: True)
+    monkeypatch.setattr(cuda_graphs, "CudaGraphs", lambda model: CudaGraphs(model, _Recorder()))
+    for _ in range(COMPILE_AFTER_STEPS + 5):  # scored a moment ago
+        engine._compile_if_worthwhile()
     assert events == []
-    engine.watch.texts = 10 * AT_LEAST
-    for _ in range(LOOK + 5):
-        engine._compile_if_it_pays()
+    engine.meter.texts = 10 * MIN_MEASURED_STEPS
+    for _ in range(COMPILE_AFTER_STEPS + 5):
+        engine._compile_if_worthwhile()
     assert engine.compiled is expected
     assert events == ([Compiling(100, pytest.approx(seconds))] if expected else [])
 
 
 def test_steps_that_become_much_slower_are_noticed_once():
-    pace = Pace()
-    calm = [pace.slowdown(1.0, 1000) for _ in range(20)]
-    longer_texts = [pace.slowdown(8.0, 8000) for _ in range(20)]
+    pace = SlowdownDetector()
+    calm = [pace.update(1.0, 1000) for _ in range(20)]
+    longer_texts = [pace.update(8.0, 8000) for _ in range(20)]
     assert calm + longer_texts == [None] * 40
-    found = [pace.slowdown(6.0, 1000) for _ in range(20)]
+    found = [pace.update(6.0, 1000) for _ in range(20)]
     assert [times for times in found if times] == [pytest.approx(6.0)]
-    fast = Pace()
-    assert not any(fast.slowdown(0.001 * (1 + 9 * (i > 10)), 1000) for i in range(40))  # too short to matter
+    fast = SlowdownDetector()
+    assert not any(fast.update(0.001 * (1 + 9 * (i > 10)), 1000) for i in range(40))  # too short to matter
 
 
 def test_cores_are_limited_by_the_setting(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     everything = machine.cores()
     machine.use_cores(1)
-    assert machine.cores() == threads.count() == 1
+    assert machine.cores() == threads.num_workers() == 1
     machine.use_cores(10**6)
     assert machine.cores() == everything
     machine.use_cores(None)

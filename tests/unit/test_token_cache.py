@@ -1,4 +1,4 @@
-"""Token ids that were made before are found again, whole or not at all, and take up no more room than they may."""
+"""Cached token ids are complete or ignored, and the cache stays within its size."""
 
 import os
 
@@ -15,22 +15,22 @@ TEXTS = tiny_table(50)["Text"].tolist()
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(token_cache, "folder", lambda: tmp_path / "cache" / "tokens")
-    monkeypatch.setattr(token_cache, "FEWEST", 10)
+    monkeypatch.setattr(token_cache, "cache_folder", lambda: tmp_path / "cache" / "tokens")
+    monkeypatch.setattr(token_cache, "MIN_TEXTS", 10)
     return tmp_path / "cache" / "tokens"
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def tokenized(monkeypatch):
     """How many texts were tokenized."""
     counts = []
-    whole = FastEncoder.whole
+    tokenize = FastEncoder.tokenize
 
     def count(self, texts, names):
         counts.append(len(texts))
-        return whole(self, texts, names)
+        return tokenize(self, texts, names)
 
-    monkeypatch.setattr(FastEncoder, "whole", count)
+    monkeypatch.setattr(FastEncoder, "tokenize", count)
     return counts
 
 
@@ -50,35 +50,35 @@ def _lists(tokens):
     return [row.tolist() for row in tokens.ids()]
 
 
-def test_the_same_texts_are_tokenized_once(folder, asked, model):
+def test_the_same_texts_are_tokenized_once(folder, tokenized, model):
     first, again = (encode(TEXTS, _loaded(model)) for _ in range(2))
-    assert asked == [50]
+    assert tokenized == [50]
     tokenizer = _loaded(model).tokenizer
     assert _lists(again) == _lists(first) == tokenizer(TEXTS, truncation=True, max_length=16)["input_ids"]
     assert again.columns.keys() == first.columns.keys() == {"input_ids", "token_type_ids"}
-    assert again.lengths.tolist() == first.lengths.tolist() == list(map(len, tokenizer(TEXTS)["input_ids"]))
-    assert again.unknown.tolist() == first.unknown.tolist()
-    assert again.cut(4).ids()[0].tolist() == first.cut(4).ids()[0].tolist()
+    assert again.full_lengths.tolist() == first.full_lengths.tolist() == list(map(len, tokenizer(TEXTS)["input_ids"]))
+    assert again.has_unknown.tolist() == first.has_unknown.tolist()
+    assert again.truncate(4).ids()[0].tolist() == first.truncate(4).ids()[0].tolist()
     encode(TEXTS[:9], _loaded(model))  # too few to look for
     encode(TEXTS, _loaded(model, 8))  # another length
     encode(TEXTS[::-1], _loaded(model))
     encode([*TEXTS[:-2], TEXTS[-2] + TEXTS[-1], ""], _loaded(model))  # the same characters, divided otherwise
-    assert asked == [50, 9, 50, 50, 50]
+    assert tokenized == [50, 9, 50, 50, 50]
     assert len(list(folder.iterdir())) == 4
     assert oct(folder.stat().st_mode)[-2:] == "00"  # they say what the texts do
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-5], lambda b: b[:40] + b"!" + b[41:], lambda b: b""])
-def test_a_damaged_file_is_made_anew(folder, asked, model, damage):
+def test_a_damaged_file_is_made_anew(folder, tokenized, model, damage):
     first = _lists(encode(TEXTS, _loaded(model)))
     (file,) = folder.iterdir()
     file.write_bytes(damage(file.read_bytes()))
     assert _lists(encode(TEXTS, _loaded(model))) == first
     assert _lists(encode(TEXTS, _loaded(model))) == first
-    assert asked == [50, 50]
+    assert tokenized == [50, 50]
 
 
-def test_what_was_not_used_for_longest_makes_room(folder, asked, model, monkeypatch):
+def test_what_was_not_used_for_longest_makes_room(folder, tokenized, model, monkeypatch):
     tables = [TEXTS[i:] + TEXTS[:i] for i in range(4)]
     for i, texts in enumerate(tables[:3]):
         encode(texts, _loaded(model))
@@ -86,20 +86,20 @@ def test_what_was_not_used_for_longest_makes_room(folder, asked, model, monkeypa
         os.utime(newest, (1000 + i, 1000 + i))
     encode(tables[0], _loaded(model))  # used again
     size = newest.stat().st_size
-    monkeypatch.setattr(token_cache, "MOST_BYTES", 3 * size + size // 2)
+    monkeypatch.setattr(token_cache, "MAX_BYTES", 3 * size + size // 2)
     encode(tables[3], _loaded(model))
     assert len(list(folder.iterdir())) == 3
-    asked.clear()
+    tokenized.clear()
     for texts in (tables[0], tables[2], tables[3], tables[1]):
         encode(texts, _loaded(model))
-    assert asked == [50]  # the second one alone
-    monkeypatch.setattr(token_cache, "MOST_BYTES", 10)
+    assert tokenized == [50]  # only the second one
+    monkeypatch.setattr(token_cache, "MAX_BYTES", 10)
     encode(TEXTS[5:], _loaded(model))
     assert not [file for file in folder.iterdir() if file.name.startswith(".")]
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path, monkeypatch, model):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(token_cache, "folder", lambda: tmp_path / "file" / "tokens")
-    monkeypatch.setattr(token_cache, "FEWEST", 10)
+    monkeypatch.setattr(token_cache, "cache_folder", lambda: tmp_path / "file" / "tokens")
+    monkeypatch.setattr(token_cache, "MIN_TEXTS", 10)
     assert len(encode(TEXTS, _loaded(model))) == 50

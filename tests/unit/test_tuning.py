@@ -21,7 +21,7 @@ from bertsmith.errors import ConfigError, DeviceError, Interrupted, RunFolderErr
 from bertsmith.events import StorageUnavailable, StudyStarted, TrialStarted
 from bertsmith.report.study import advice
 from bertsmith.testing import tiny_table
-from bertsmith.training.arguments import problems_of
+from bertsmith.training.arguments import argument_problems
 from bertsmith.training.recipe import Recipe
 from bertsmith.tuning import store as stores
 from bertsmith.tuning.config import StudyConfig
@@ -83,7 +83,7 @@ def test_a_file_changes_the_space(tmp_path):
         "learning-rate = {low = 1e-6, high = 1e-5, log = true}\nbatch_size = [4, 8]\ndropout = 0.2\n"
         "adam_beta2 = {low = 0.9, high = 0.999}\nepochs = {low = 1, high = 3}\n"
     )
-    read = read_space(tmp_path / "s.toml", problems_of)
+    read = read_space(tmp_path / "s.toml", argument_problems)
     space, _ = default_space(Config(), RECIPE, n_texts=500, imbalance_ratio=1, max_length=64, dropout=0.1)
     space, config = apply_changes(space, Config(), read)
     assert space["learning_rate"] == Range(1e-6, 1e-5, log=True)
@@ -126,31 +126,31 @@ def test_a_file_changes_the_space(tmp_path):
 def test_every_invalid_search_space_is_an_error(line, expected, tmp_path):
     (tmp_path / "s.toml").write_text(line)
     with pytest.raises(ConfigError, match=expected) as caught:
-        read_space(tmp_path / "s.toml", problems_of)
+        read_space(tmp_path / "s.toml", argument_problems)
     assert caught.value.where == str(tmp_path / "s.toml")
 
 
 def test_a_setting_in_flags_and_file_is_an_error():
-    read = read_space({"epochs": (1, 2), "weight_decay": 0.1, "dropout": 0.1}, problems_of)
+    read = read_space({"epochs": (1, 2), "weight_decay": 0.1, "dropout": 0.1}, argument_problems)
     with pytest.raises(ConfigError, match="'epochs', 'weight_decay'"):
         apply_changes({}, Config(epochs=3, set={"weight_decay": 0.2}), read)
 
 
 def test_a_space_can_be_a_dict_in_python():
-    read = read_space({"batch_size": (4, 8), "dropout": 0.2, "epochs": {"low": 1, "high": 3}}, problems_of)
+    read = read_space({"batch_size": (4, 8), "dropout": 0.2, "epochs": {"low": 1, "high": 3}}, argument_problems)
     assert read == {"batch_size": Choice((4, 8)), "dropout": 0.2, "epochs": Range(1, 3, whole=True)}
     with pytest.raises(ConfigError, match=r"epoch: .*'epochs'") as caught:
-        read_space({"epoch": 1}, problems_of)
+        read_space({"epoch": 1}, argument_problems)
     assert caught.value.where == "space"
 
 
 def test_all_problems_of_a_search_space_are_reported_together(tmp_path):
     (tmp_path / "s.toml").write_text("epoch = 1\nbatch_size = [0]\nseed = 1")
     with pytest.raises(ConfigError) as caught:
-        read_space(tmp_path / "s.toml", problems_of)
+        read_space(tmp_path / "s.toml", argument_problems)
     assert str(caught.value).count("\n  - ") == 3
     with pytest.raises(ConfigError) as caught:
-        read_space(tmp_path / "none.toml", problems_of)
+        read_space(tmp_path / "none.toml", argument_problems)
     assert caught.value.where == str(tmp_path / "none.toml")
 
 

@@ -92,11 +92,13 @@ def train(
         UserError: for everything that the user can fix.
         Interrupted: if ``stop`` returned true.
     """
-    from bertsmith.training.arguments import problems_of
+    from bertsmith.training.arguments import argument_problems
     from bertsmith.workflows.inspect import check_read_settings
     from bertsmith.workflows.seeds import run_seeds
 
-    resolved = resolve(settings, None if config is None else to_path(config, "config"), api=True, check_set=problems_of)
+    resolved = resolve(
+        settings, None if config is None else to_path(config, "config"), api=True, check_set=argument_problems
+    )
     check_read_settings(table, resolved)
     use_cores(resolved.threads)
     return run_seeds(
@@ -157,12 +159,14 @@ def tune(
         UserError: for everything that the user can fix.
         Interrupted: if ``stop`` returned true.
     """
-    from bertsmith.training.arguments import problems_of
+    from bertsmith.training.arguments import argument_problems
     from bertsmith.tuning.config import StudyConfig
     from bertsmith.workflows.inspect import check_read_settings
     from bertsmith.workflows.tune import run_tuning
 
-    resolved = resolve(settings, None if config is None else to_path(config, "config"), api=True, check_set=problems_of)
+    resolved = resolve(
+        settings, None if config is None else to_path(config, "config"), api=True, check_set=argument_problems
+    )
     check_read_settings(table, resolved)
     use_cores(resolved.threads)
     plan = StudyConfig(

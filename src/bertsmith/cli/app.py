@@ -20,7 +20,7 @@ from bertsmith import __version__
 from bertsmith.cli.options import Command
 from bertsmith.cli.terminal import stderr_console, use_utf8
 from bertsmith.errors import DISK_ERRNOS, Interrupted, MissingPackageError, UserError, write_error
-from bertsmith.training.distributed import started
+from bertsmith.training.distributed import rank_and_world_size
 
 RANK_0_SECONDS = 30.0
 """Time that other ranks wait before they exit with an error, so that rank 0 can report it first."""
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
     use_utf8(sys.stdout)
     use_utf8(sys.stderr)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    rank, n_processes = started()
+    rank, n_processes = rank_and_world_size()
     stderr = sys.stderr
     if rank:  # with torchrun, only rank 0 prints
         sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115

@@ -133,9 +133,9 @@ def with_settings(
 
 
 def _problems_of(settings: Mapping[str, Any]) -> Mapping[str, str]:
-    from bertsmith.training.arguments import problems_of  # imports transformers
+    from bertsmith.training.arguments import argument_problems  # imports transformers
 
-    return problems_of(settings)
+    return argument_problems(settings)
 
 
 def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:

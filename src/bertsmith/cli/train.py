@@ -47,9 +47,9 @@ def run_and_show(
     from bertsmith.cli.progress import TrainingProgress
     from bertsmith.folders.claim import claim
     from bertsmith.folders.new_run import RunFolder
-    from bertsmith.training.distributed import started
+    from bertsmith.training.distributed import rank_and_world_size
 
-    if started()[0] == 0:  # of several processes, the one that writes
+    if rank_and_world_size()[0] == 0:  # of several processes, the one that writes
         with claim(RunFolder(output), resume=resume, overwrite=overwrite):
             pass  # refuses before the slow imports
     stderr_console().print("[dim]reading the table, loading the model …[/]")

@@ -1,1 +1,1 @@
-"""Where and how things are computed: device, cores, memory, micro-batches. Does not depend on any model."""
+"""Device, CPU cores, memory and micro-batches. Independent of any model."""

@@ -1,4 +1,4 @@
-"""The device to compute on."""
+"""Choose and describe the device and its precision."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ if TYPE_CHECKING:
     import torch
 
 
-def choose_device(wanted: str = "auto") -> torch.device:
-    """Return the device to compute on: CUDA, else MPS, else CPU.
+def choose_device(name: str = "auto") -> torch.device:
+    """Return the named device; with ``"auto"`` the first available of CUDA, MPS and CPU.
 
-    PyTorch then uses no more threads than this process has cores: it does not know a container's share of them.
+    Also limits PyTorch to the cores of this process. PyTorch ignores the CPU limit of a container.
 
     Raises:
-        DeviceError: if the device asked for is not available.
+        DeviceError: if the device is unknown or not available.
     """
     import torch
 
     if torch.get_num_threads() > cores():
         torch.set_num_threads(cores())
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted == "auto":
-        return torch.device(next(name for name, is_there in there.items() if is_there))
-    if wanted not in there:
-        raise DeviceError(f"--device {wanted}: there is no such device", remedy="Take one of auto, cuda, mps, cpu.")
-    if not there[wanted]:
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(device for device, usable in available.items() if usable))
+    if name not in available:
+        raise DeviceError(f"--device {name}: there is no such device", remedy="Pass one of auto, cuda, mps, cpu.")
+    if not available[name]:
         raise DeviceError(
-            f"--device {wanted}: this machine, or this build of torch {torch.__version__}, has none",
+            f"--device {name}: not available on this machine with torch {torch.__version__}",
             remedy="Leave out --device, or install the torch build for your GPU.",
         )
-    return torch.device(wanted)
+    return torch.device(name)
 
 
 def describe_device(device: torch.device) -> str:
-    """Return the device in words: its kind, its name, its memory or cores."""
+    """Return kind, name and memory or number of threads of a device."""
     import torch
 
     if device.type == "cuda":
@@ -50,16 +50,16 @@ def describe_device(device: torch.device) -> str:
 
 
 def choose_precision(device: torch.device) -> tuple[str, str]:
-    """Return the number format the device is fast at, and why."""
+    """Return the fastest precision of a device (``"fp32"``, ``"bf16"`` or ``"fp16"``), and the reason."""
     import torch
 
     if device.type == "cuda":
         if torch.cuda.get_device_capability(device) >= (8, 0):
-            return "bf16", "this GPU multiplies bf16 fast"
+            return "bf16", "this GPU computes bf16 fast"
         return "fp16", "this GPU does not support bf16"
     if device.type == "cpu":
-        able = cpu_capabilities()
-        if able.get("avx512_bf16") or able.get("amx_bf16"):
-            return "bf16", "this CPU multiplies bf16 faster than fp32"
-        return "fp32", "this CPU has no fast bf16"
+        capabilities = cpu_capabilities()
+        if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
+            return "bf16", "this CPU computes bf16 faster than fp32"
+        return "fp32", "this CPU does not compute bf16 fast"
     return "fp32", "the safe choice on this device"

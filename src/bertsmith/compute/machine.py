@@ -1,4 +1,4 @@
-"""What a run was made with: versions and hardware."""
+"""Package versions, hardware and number of usable CPU cores."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ _PACKAGES = (
     "pandas",
     "numpy",
 )
+_NO_LIMIT = 2**16
+_limit: int | None = None
 
 
 def versions() -> dict[str, str]:
@@ -30,7 +32,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: str) -> dict[str, Any]:
-    """Return the machine in a few words; ``device`` is what was computed on."""
+    """Return a short description of the machine, with the given description of its device."""
     import torch
 
     return {
@@ -43,36 +45,36 @@ def hardware(device: str) -> dict[str, Any]:
 
 
 def cpu_capabilities() -> dict[str, Any]:
-    """Return what torch knows of the CPU: instruction sets, name, caches; empty where torch is too old to tell."""
+    """Return torch's description of the CPU: instruction sets, name, caches. Empty for older versions of torch."""
     import torch
 
-    ask: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
-    return ask()
-
-
-_limit: int | None = None
+    get_capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+    return get_capabilities()
 
 
 def use_cores(n: int | None) -> None:
-    """Let this process use at most n cores; all that there are if ``None``."""
+    """Limit this process to n cores; ``None`` removes the limit."""
     global _limit
     _limit = n
 
 
 def cores() -> int:
-    """Return how many cores this process may use.
+    """Return the number of cores this process may use.
 
-    They are those it is bound to, fewer where its container has a share of them, where ``OMP_NUM_THREADS`` says so, or
-    after `use_cores`.
+    That is the minimum of its CPU affinity, its container's CPU limit, ``OMP_NUM_THREADS`` and `use_cores`.
     """
-    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    limits = [bound, _container_share()] + ([int(wanted)] if wanted.isdigit() and int(wanted) > 0 else [])
-    return max(1, min(limits + ([_limit] if _limit else [])))
+    limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    limits.append(_cgroup_cores())
+    omp_threads = os.environ.get("OMP_NUM_THREADS", "")
+    if omp_threads.isdigit() and int(omp_threads) > 0:
+        limits.append(int(omp_threads))
+    if _limit:
+        limits.append(_limit)
+    return max(1, min(limits))
 
 
-def _container_share(folder: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the cores that a control group lets its processes use, rounded up; many, where it sets no limit."""
+def _cgroup_cores(folder: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the CPU limit of the control group (version 2 or 1) in cores, rounded up; `_NO_LIMIT` without one."""
     try:
         quota, period = (folder / "cpu.max").read_text().split()
         return -(-int(quota) // int(period))
@@ -80,6 +82,6 @@ def _container_share(folder: Path = Path("/sys/fs/cgroup")) -> int:
         pass
     try:
         amount = int((folder / "cpu" / "cpu.cfs_quota_us").read_text())
-        return -(-amount // int((folder / "cpu" / "cpu.cfs_period_us").read_text())) if amount > 0 else 2**16
+        return -(-amount // int((folder / "cpu" / "cpu.cfs_period_us").read_text())) if amount > 0 else _NO_LIMIT
     except (OSError, ValueError):
-        return 2**16
+        return _NO_LIMIT

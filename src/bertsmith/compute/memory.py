@@ -1,4 +1,4 @@
-"""How much memory there is, how much a micro-batch takes, how to tell that it ran out, how to keep what is freed."""
+"""Available memory, memory estimates, out-of-memory errors, and glibc's handling of freed memory."""
 
 from __future__ import annotations
 
@@ -7,49 +7,94 @@ import ctypes
 import mmap
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from bertsmith.compute.batching import SLACK, TOKEN_BUDGETS
+from bertsmith.compute.batching import PACKED_PADDING_FACTOR, TOKEN_BUDGETS
 from bertsmith.errors import DeviceError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SMALLEST = 8
-"""Tokens; less than a text of this length is not tried."""
-FRAGMENTS = 2**18
-"""Bytes a token that a run takes beside what a step needs: freed memory in pieces of sizes that nothing fits again."""
+T = TypeVar("T")
+MIN_TOKEN_BUDGET = 8
+FRAGMENTATION_BYTES = 2**18
+"""Bytes per token that a run needs on top of a step, because freed memory is fragmented.
+
+With 1,024 tokens per micro-batch, a model of two layers needs 178 MiB after 1,024 steps.
+"""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""Parameters of glibc's ``mallopt``; both have 128 KiB at first."""
-_REFUSED = re.compile(
+"""Parameters of glibc's ``mallopt``; both default to 128 KiB."""
+_OUT_OF_MEMORY = re.compile(
     r"can.t allocate memory|not enough memory|out of memory|could not create a (primitive|memory)", re.IGNORECASE
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory did not suffice, on whatever device."""
+    """Return whether an error means that memory ran out, on any device."""
     import torch
 
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and bool(_REFUSED.search(str(error)))
+        isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
     )
+
+
+def retry_on_out_of_memory(
+    attempt: Callable[[int], T],
+    budget: int,
+    *,
+    min_budget: int,
+    on_retry: Callable[[int], None] = lambda budget: None,
+) -> tuple[T, int]:
+    """Call a function with a token budget, and halve the budget while memory runs out.
+
+    Args:
+        attempt: takes a token budget.
+        budget: the first token budget.
+        min_budget: the smallest token budget to try.
+        on_retry: receives the next budget before each retry; undoes the effects of the failed attempt.
+
+    Returns:
+        The result, and the budget of the successful attempt.
+
+    Raises:
+        RuntimeError: or ``MemoryError``, if memory does not suffice with ``min_budget``.
+    """
+    while True:
+        try:
+            return attempt(budget), budget
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or budget <= min_budget:
+                raise
+        # Outside of the handler: its traceback would keep the tensors of the failed attempt alive.
+        budget = max(budget // 2, min_budget)
+        _empty_device_cache()
+        on_retry(budget)
+
+
+def _empty_device_cache() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 @contextlib.contextmanager
 def keep_freed_memory() -> Iterator[None]:
-    """While in this context, have glibc keep what is freed for the next step; afterwards it goes back to the system.
+    """In this context, glibc keeps freed memory for the next step. On exit it is returned to the system.
 
-    Otherwise every large tensor is new memory, whose pages the kernel hands out and zeroes one by one. With another
-    allocator, or none of glibc's, nothing changes.
+    Otherwise the kernel maps and zeroes new pages for each large tensor: 8 % of the training time of MiniLM. Other
+    allocators are left unchanged.
     """
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(library, "mallopt"):
         yield
         return
     assert library is not None
-    library.mallopt(_MMAP_THRESHOLD, 32 * 2**20)  # the most that glibc takes
+    library.mallopt(_MMAP_THRESHOLD, 32 * 2**20)  # the maximum
     library.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
     try:
         yield
@@ -60,76 +105,71 @@ def keep_freed_memory() -> Iterator[None]:
 
 
 def resident_memory() -> int | None:
-    """Return the bytes of memory that this process holds, freed ones that it keeps included; ``None`` if not Linux."""
+    """Return the resident set size of this process in bytes, including freed memory; ``None`` if not on Linux."""
     pages = _read(Path("/proc/self/statm")).split()
     return int(pages[1]) * mmap.PAGESIZE if pages else None
 
 
-def release_beyond(most: int) -> int:
-    """Give what is freed back to the system if this process holds more than some bytes.
+def trim_memory(limit: int) -> int:
+    """Return freed memory to the system if this process holds more than ``limit`` bytes.
 
-    What is freed lies in pieces of sizes that not everything fits, so that ever more is held, ever more slowly.
+    Freed memory becomes fragmented, so a process would hold more and more of it.
 
     Returns:
-        The bytes to ask for next time: the same, or a quarter more than is in use where that is more, so that memory is
-        not given back and taken again all the time.
+        The limit for the next call. It is at least 1.25 times the memory in use, to avoid trimming at every call.
     """
-    now = resident_memory()
-    if now is None or now <= most or not hasattr(library := ctypes.CDLL(None), "malloc_trim"):
-        return most
+    resident = resident_memory()
+    if resident is None or resident <= limit or not hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        return limit
     library.malloc_trim(0)
-    return max(most, (resident_memory() or 0) * 5 // 4)
+    return max(limit, (resident_memory() or 0) * 5 // 4)
 
 
 def free_memory(root: Path = Path("/")) -> int | None:
-    """Return the bytes that this process may still take: what machine, control groups and ``ulimit`` leave it.
+    """Return the bytes this process may still allocate, or ``None`` if unknown (not on Linux).
+
+    That is the minimum of what the machine, control groups and ``ulimit`` leave.
 
     Args:
-        root: where ``proc`` and ``sys`` are, for tests.
-
-    Returns:
-        The least of them, or ``None`` where none of them can be known (not on Linux).
+        root: parent of ``proc`` and ``sys``, for tests.
     """
-    left = [*_machine(root), *_control_groups(root), *(_ulimit(root) if sys.platform == "linux" else [])]
-    return max(min(left), 0) if left else None
+    limits = [*_machine(root), *_control_groups(root), *(_ulimit(root) if sys.platform == "linux" else [])]
+    return max(min(limits), 0) if limits else None
 
 
-def plan(
+def plan_token_budget(
     model: PreTrainedModel,
     longest: int,
     *,
     training: bool,
     free: int | None,
-    usual: int | None = None,
+    default: int | None = None,
     workers: int = 1,
 ) -> int:
-    """Return the token budget for a CPU: the usual one, or as much of it as fits into memory.
+    """Return a token budget that fits into the memory of a CPU: the default, halved as often as needed.
 
-    On a CPU memory that ends is no error to catch: the kernel kills the process. So the need is reckoned beforehand,
-    from above (``benchmarks/memory.py`` measures it).
+    When CPU memory runs out, the kernel kills the process, so an error handler comes too late. The estimate is an upper
+    bound (``benchmarks/memory.py`` measures it).
 
     Args:
         model: in fp32.
-        longest: tokens of the longest text.
-        training: whether gradients and the optimizer's two moments are needed as well.
-        free: bytes, of `free_memory`.
-        usual: the token budget where memory suffices; that of `TOKEN_BUDGETS` unless given.
-        workers: micro-batches computed at once.
+        longest: number of tokens of the longest text.
+        training: whether to count gradients and the two moments of the optimizer.
+        free: available bytes, from `free_memory`.
+        default: the token budget if memory suffices; ``None`` for that of `TOKEN_BUDGETS`.
+        workers: number of micro-batches computed at the same time.
 
     Raises:
-        DeviceError: if not even one text of that length fits.
+        DeviceError: if a single text of that length does not fit.
     """
-    usual = usual or TOKEN_BUDGETS["cpu"]
-    if free is None:
-        return usual
-    budget = usual
-    while estimate(model, longest, budget, training=training, workers=workers) > free:
+    budget = default or TOKEN_BUDGETS["cpu"]
+    while free is not None and estimate_memory(model, longest, budget, training=training, workers=workers) > free:
         if budget <= longest:
-            needed = format_bytes(estimate(model, longest, longest, training=training, workers=workers))
+            needed = format_bytes(estimate_memory(model, longest, longest, training=training, workers=workers))
             raise DeviceError(
                 f"memory does not suffice even for one text of {longest:,} tokens: "
                 f"about {needed} are needed, {format_bytes(free)} are free",
-                remedy="Pass a smaller --max-length, take a smaller --model, or free memory (or raise its limit)."
+                remedy="Pass a smaller --max-length or --model, or free memory (or raise its limit)."
                 if training
                 else "Free memory, or raise its limit.",
             )
@@ -137,14 +177,14 @@ def plan(
     return budget
 
 
-def estimate(model: PreTrainedModel, longest: int, budget: int, *, training: bool, workers: int = 1) -> int:
-    """Return an upper bound of the bytes that a step takes on a CPU besides the model itself; see `plan`."""
-    fragments = training * workers * max(budget, longest) * FRAGMENTS
-    return step_memory(model, longest, budget, training=training, workers=workers) + fragments
+def estimate_memory(model: PreTrainedModel, longest: int, budget: int, *, training: bool, workers: int = 1) -> int:
+    """Return an upper bound of the bytes that a run needs on a CPU, without the model; see `plan_token_budget`."""
+    fragmentation = training * workers * max(budget, longest) * FRAGMENTATION_BYTES
+    return step_memory(model, longest, budget, training=training, workers=workers) + fragmentation
 
 
 def step_memory(model: PreTrainedModel, longest: int, budget: int, *, training: bool, workers: int = 1) -> int:
-    """Return an upper bound of the bytes of a step while it is computed: gradients of each worker, moments, texts."""
+    """Return an upper bound of the bytes of one step: activations, gradients of each worker, optimizer moments."""
     weights = (8 + 4 * workers) * sum(p.numel() for p in model.parameters()) if training else 0
     return weights + workers * max(budget, longest) * _bytes_per_token(model, longest)
 
@@ -158,7 +198,7 @@ def _bytes_per_token(model: PreTrainedModel, longest: int) -> int:
     inner = size("intermediate_size", "hidden_dim", default=4 * hidden)
     layers = size("num_hidden_layers", "n_layers", default=12)
     heads = size("num_attention_heads", "n_heads", default=12)
-    return 4 * (24 * hidden + 4 * inner + 5 * SLACK * heads * longest) * layers
+    return 4 * (24 * hidden + 4 * inner + 5 * PACKED_PADDING_FACTOR * heads * longest) * layers
 
 
 def _machine(root: Path) -> list[int]:
@@ -167,7 +207,7 @@ def _machine(root: Path) -> list[int]:
 
 
 def _control_groups(root: Path) -> list[int]:
-    """Version 2 and 1; a limit of a group above counts as well. Cached files are given back when memory is short."""
+    """Return what each control group (version 1 or 2) and its parents leave. Cached files count as free."""
     left = []
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, name = line.split(":", 2)
@@ -209,5 +249,5 @@ def _read(path: Path) -> str:
 
 
 def format_bytes(size: int) -> str:
-    """Return a number of bytes as one reads it."""
+    """Format a number of bytes in MiB or GiB."""
     return f"{size / 2**30:.1f} GiB" if size > 2**30 else f"{size / 2**20:.0f} MiB"

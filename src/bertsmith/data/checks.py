@@ -291,10 +291,10 @@ def check_tokens(inspected: Inspected) -> Iterator[Finding]:
             f"with emoji that the model's tokenizer does not know ({has_symbol.mean():.1%})",
             f"each is read as its name: {symbol} as {names[symbol]!r}",
         )
-    unknown = tokens.unknown
+    unknown = tokens.has_unknown
     if unknown.any() and tokens.encoder is not None:
         searched = np.flatnonzero(unknown)[:MAX_UNKNOWN_TEXTS]
-        words = dict.fromkeys(word for i in searched for word in tokens.encoder.unread(texts[i]))
+        words = dict.fromkeys(word for i in searched for word in tokens.encoder.unknown_words(texts[i]))
         # The longest one as well: a word may be unknown only because of its length.
         examples = dict.fromkeys([*list(words)[:2], max(words, key=len)])
         shown = join_names([repr(word if len(word) <= 20 else f"{word[:19]}…") for word in examples])

@@ -47,7 +47,7 @@ def inspect(
     cleaned = cleaned or clean(table)
     usable = cleaned.table
     texts = usable.frame["text"].tolist()
-    lengths = tokens.lengths if tokens is not None else estimate_tokens(texts)
+    lengths = tokens.full_lengths if tokens is not None else estimate_tokens(texts)
     max_length = max_length or choose_max_length(lengths, DEFAULT_MODEL_LIMIT)
     n_characters = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
     counts, by_split = usable.counts, _counts_by_split(usable)

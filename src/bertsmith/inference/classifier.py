@@ -21,9 +21,8 @@ from bertsmith.model import checkpoint
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.forward import supports
 from bertsmith.model.load import Loaded, check_vocabulary, load_model, load_tokenizer
-from bertsmith.model.outputs import compute_logits, token_budget
-from bertsmith.model.replicas import with_shorter_layers
-from bertsmith.model.tokenizer import Tokens, encoder_of
+from bertsmith.model.outputs import compute_logits, token_budget, with_layer_dtype
+from bertsmith.model.tokenizer import Tokens, encoder_for
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ class Classifier(ModelPredictor):
 
     def __init__(self, loaded: Loaded, labels: Labels, rule: Rule | None = None, *, decide: bool = True) -> None:
         self.loaded, self.labels, self.rule, self.decide = loaded, labels, rule or Rule(), decide
-        self.encoder, self.columns = encoder_of(loaded.tokenizer), loaded.columns
+        self.encoder, self.columns = encoder_for(loaded.tokenizer), loaded.columns
         self.token_budget = TOKEN_BUDGETS[loaded.device.type]
         loaded.model.eval()
         self.compute_in(torch.float32)
@@ -116,7 +115,7 @@ class Classifier(ModelPredictor):
         """Compute matrix products in a type from now on; return the classifier. Explanations are always in fp32."""
         if not supports(self.loaded.model):
             dtype = torch.float32
-        self.dtype, self._computing = dtype, with_shorter_layers(self.loaded, dtype)
+        self.dtype, self._computing = dtype, with_layer_dtype(self.loaded, dtype)
         return self
 
     def __repr__(self) -> str:
@@ -129,13 +128,13 @@ class Classifier(ModelPredictor):
 
     def logits_of(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the model's logits for tokenized texts, as `ModelPredictor.logits_of` says."""
-        batch = TokenBatch.of(tokens)
+        batch = TokenBatch.from_tokens(tokens)
         if not len(batch):
             return np.empty((0, len(self.labels)))
         budget = token_budget(self.loaded, batch.longest, self.token_budget)
         try:
             logits, sufficed = compute_logits(
-                self._computing, batch, budget, dtype=self.dtype, progress=progress, on_short_memory=_report
+                self._computing, batch, budget, dtype=self.dtype, progress=progress, on_retry=_report
             )
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bertsmith.compute.memory import is_out_of_memory
-from bertsmith.compute.retry import retry_with_less_memory
+from bertsmith.compute.memory import is_out_of_memory, retry_on_out_of_memory
 from bertsmith.data.texts import normalise
 from bertsmith.errors import ConfigError, DataError, DeviceError, MissingPackageError, did_you_mean, listing
 from bertsmith.model import forward
@@ -134,12 +133,12 @@ def explain(classifier: Classifier, text: str, label: str | None = None, *, dead
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
     )
-    batch = TokenBatch.of(Tokens.of({name: [encoded[name]] for name in classifier.columns}))
+    batch = TokenBatch.from_tokens(Tokens.from_lists({name: [encoded[name]] for name in classifier.columns}))
     special = torch.tensor(encoded["special_tokens_mask"]).bool()
     nothing = batch.input_ids.masked_fill(~special, tokenizer.pad_token_id)
     of_tokens, change, gap, steps = _attributions(classifier, batch, nothing, target, deadline)
     words = _words(text, encoded.word_ids(), encoded["offset_mapping"], of_tokens)
-    is_cut = len(tokenizer(text, verbose=False)["input_ids"]) > len(of_tokens)
+    is_truncated = len(tokenizer(text, verbose=False)["input_ids"]) > len(of_tokens)
     return Explanation(
         text=text,
         label_text=names[target],
@@ -149,7 +148,7 @@ def explain(classifier: Classifier, text: str, label: str | None = None, *, dead
         change=change,
         gap=gap,
         steps=steps,
-        unread=len(text) - words[-1].end if is_cut and words else 0,
+        unread=len(text) - words[-1].end if is_truncated and words else 0,
     )
 
 
@@ -210,7 +209,7 @@ def _attributions(
     embed = loaded.model.get_input_embeddings()
 
     def logit(embeddings: torch.Tensor) -> torch.Tensor:
-        return forward.logits_of_embeddings(loaded, batch, embeddings)[:, target]
+        return forward.logits_from_embeddings(loaded, batch, embeddings)[:, target]
 
     began = time.perf_counter()
     with torch.no_grad():
@@ -231,7 +230,7 @@ def _attributions(
             raise OutOfTimeError
         began = time.perf_counter()
         try:
-            found, budget = retry_with_less_memory(partial(attribute, steps), budget, smallest=tokens)
+            found, budget = retry_on_out_of_memory(partial(attribute, steps), budget, min_budget=tokens)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

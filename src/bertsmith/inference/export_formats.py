@@ -178,7 +178,9 @@ def _traceable(original: Classifier) -> tuple[Any, tuple[Any, ...], tuple[Any, .
         def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
             given = dict(zip(names, inputs, strict=True))
             if forward.supports(model):
-                return forward.logits(model, PaddedBatch.of(**given, padding_id=forward.position_offset(model)))
+                return forward.logits(
+                    model, PaddedBatch.from_inputs(**given, padding_idx=forward.position_padding_idx(model))
+                )
             logits: torch.Tensor = model(**given).logits
             return logits
 

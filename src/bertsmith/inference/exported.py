@@ -182,7 +182,7 @@ class Exported(ModelPredictor):
 
     def logits_of(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the model's logits for tokenized texts, as `ModelPredictor.logits_of` says."""
-        ids, lengths = tokens.ids(), tokens.kept
+        ids, lengths = tokens.ids(), tokens.truncated_lengths
         logits = np.empty((len(ids), len(self.labels)))
         runtime = RUNTIMES[self.about.format]
         if runtime.few_shapes:

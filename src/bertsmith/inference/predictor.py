@@ -155,9 +155,9 @@ class ModelPredictor(Predictor):
             tokens: of the texts, from the tokenizer of any model, cut nowhere before `max_length`.
             texts: n texts.
         """
-        theirs = tokens.encoder and tokens.encoder.key
-        if tokens.encoder is self.encoder or (theirs is not None and theirs == self.encoder.key):
-            return tokens.cut(self.max_length)
+        theirs = tokens.encoder and tokens.encoder.cache_key
+        if tokens.encoder is self.encoder or (theirs is not None and theirs == self.encoder.cache_key):
+            return tokens.truncate(self.max_length)
         return self.encode(texts)
 
     @abstractmethod
@@ -170,7 +170,7 @@ class ModelPredictor(Predictor):
 
     def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
         """Return the number of tokens of each text, special tokens counted, nothing cut, shape (texts,)."""
-        return self.encode(texts).lengths
+        return self.encode(texts).full_lengths
 
     def probabilities_of(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the probabilities for n tokenized texts, shape (n, classes); see `predict_proba`."""
@@ -179,7 +179,7 @@ class ModelPredictor(Predictor):
     def prepare(self, texts: Sequence[str]) -> tuple[Label, int]:
         """Tokenize texts; see `Predictor.prepare`."""
         tokens = self.encode(texts)
-        return partial(self.probabilities_of, tokens), int(tokens.is_cut.sum())
+        return partial(self.probabilities_of, tokens), int(tokens.is_truncated.sum())
 
     def predict_proba(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the probability of every class for every text, as `Predictor.predict_proba` says."""

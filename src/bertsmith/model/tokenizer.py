@@ -1,180 +1,166 @@
-"""Texts to token ids, each text tokenized once; with the tokenizers library alone."""
+"""Texts to token ids with the tokenizers library. Needs no torch."""
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
+import xxhash
 
 from bertsmith.model.token_cache import cached
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
     from bertsmith.model.load import Loaded
 
-
-import json
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import chain
-from typing import TYPE_CHECKING
-
-import xxhash
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
 CHUNK = 1000
-"""Texts tokenized at once: enough for the tokenizer's threads, little enough for memory."""
+"""Texts tokenized at once: enough for the threads of the tokenizer, and little memory."""
 COLUMNS = {"input_ids": "ids", "token_type_ids": "type_ids"}
-"""What a model may take of texts that are not padded, and what the tokenizers library calls it."""
+"""Inputs of a model, by name, with their names in the tokenizers library."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """Tokenized texts, one after the other.
+    """Token ids of texts, concatenated.
 
     Attributes:
-        columns: values by name, of those in `COLUMNS` that the model takes, int32, shape (tokens,).
-        kept: tokens of each text that are here, int64, shape (texts,).
-        lengths: tokens of each text before anything was cut, special tokens counted, int64, shape (texts,).
-        unknown: whether a text has something that the tokenizer does not know, bool, shape (texts,).
-        encoder: what made them.
+        columns: the inputs in `COLUMNS` that the model takes, by name, int32, shape (tokens,).
+        truncated_lengths: number of tokens of each text, after truncation, int64, shape (texts,).
+        full_lengths: number of tokens of each text before truncation, int64, shape (texts,).
+        has_unknown: whether a text has unknown tokens, before truncation, bool, shape (texts,).
+        encoder: the encoder of the texts, if known.
     """
 
     columns: dict[str, np.ndarray]
-    kept: np.ndarray
-    lengths: np.ndarray
-    unknown: np.ndarray
+    truncated_lengths: np.ndarray
+    full_lengths: np.ndarray
+    has_unknown: np.ndarray
     encoder: Encoder | None = None
 
     @classmethod
-    def of(cls, rows: Mapping[str, Sequence[Sequence[int]]], encoder: Encoder | None = None) -> Tokens:
-        """Build them from lists, one per text, of ``input_ids`` and maybe ``token_type_ids``."""
+    def from_lists(cls, rows: Mapping[str, Sequence[Sequence[int]]], encoder: Encoder | None = None) -> Tokens:
+        """Build tokens from one list per text, for each name in `COLUMNS`."""
         lengths = np.fromiter(map(len, rows["input_ids"]), np.int64)
         total = int(lengths.sum())
         columns = {name: np.fromiter(chain.from_iterable(rows[name]), np.int32, total) for name in rows}
-        unknown = np.zeros(len(lengths), dtype=bool)
-        if encoder is not None and encoder.unknown is not None:
-            places = np.flatnonzero(columns["input_ids"] == encoder.unknown)
-            unknown[np.searchsorted(np.cumsum(lengths), places, side="right")] = True
-        return cls(columns, lengths, lengths, unknown, encoder)
+        has_unknown = np.zeros(len(lengths), dtype=bool)
+        if encoder is not None and encoder.unknown_id is not None:
+            positions = np.flatnonzero(columns["input_ids"] == encoder.unknown_id)
+            has_unknown[np.searchsorted(np.cumsum(lengths), positions, side="right")] = True
+        return cls(columns, lengths, lengths, has_unknown, encoder)
 
     @staticmethod
-    def joined(parts: Sequence[Tokens]) -> Tokens:
-        """Return the texts of one or more parts, in order."""
+    def concatenate(parts: Sequence[Tokens]) -> Tokens:
+        """Concatenate one or more parts."""
         if len(parts) == 1:
             return parts[0]
         columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
-        kept, lengths, unknown = (
-            np.concatenate([getattr(part, name) for part in parts]) for name in ("kept", "lengths", "unknown")
+        truncated_lengths, full_lengths, has_unknown = (
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("truncated_lengths", "full_lengths", "has_unknown")
         )
-        return Tokens(columns, kept, lengths, unknown, parts[0].encoder)
+        return Tokens(columns, truncated_lengths, full_lengths, has_unknown, parts[0].encoder)
 
     def __len__(self) -> int:
-        return len(self.kept)
+        return len(self.truncated_lengths)
 
     @property
-    def is_cut(self) -> np.ndarray:
-        """Whether tokens of a text are missing, bool, shape (texts,)."""
-        return np.asarray(self.lengths > self.kept)
+    def is_truncated(self) -> np.ndarray:
+        """Whether each text is truncated, bool, shape (texts,)."""
+        return np.asarray(self.full_lengths > self.truncated_lengths)
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """Where each text begins, int64, shape (texts,)."""
-        return np.asarray(np.cumsum(self.kept) - self.kept)
+        """Position of the first token of each text, int64, shape (texts,)."""
+        return np.asarray(np.cumsum(self.truncated_lengths) - self.truncated_lengths)
 
     def ids(self) -> list[np.ndarray]:
-        """Return the token ids of every text."""
+        """Return the token ids of each text."""
         return np.split(self.columns["input_ids"], self.starts[1:]) if len(self) else []
 
     def take(self, texts: np.ndarray) -> Tokens:
-        """Return some of the texts, in the order of their positions."""
-        return self._parts(np.asarray(texts, dtype=np.int64))
+        """Return the texts at the given positions."""
+        return self._slices(np.asarray(texts, dtype=np.int64))
 
-    def cut(self, max_length: int, *, left: bool | None = None) -> Tokens:
-        """Cut what is longer, as the tokenizer does: the special tokens stay.
+    def truncate(self, max_length: int, *, left: bool | None = None) -> Tokens:
+        """Truncate longer texts as the tokenizer does, with their special tokens.
 
         Args:
-            max_length: tokens kept of each text.
-            left: whether the beginning is cut off; as the tokenizer is set unless given.
+            max_length: maximum number of tokens.
+            left: whether to remove the beginning; ``None`` for the setting of the tokenizer.
         """
-        if not len(self) or self.kept.max() <= max_length:
+        if not len(self) or self.truncated_lengths.max() <= max_length:
             return self
-        left = self.encoder.cuts_left if left is None and self.encoder else left
-        shifts = np.maximum(self.kept - max_length, 0) if left else 0
-        return self._parts(np.arange(len(self)), shifts, max_length)
+        left = self.encoder.truncates_left if left is None and self.encoder else left
+        shifts = np.maximum(self.truncated_lengths - max_length, 0) if left else 0
+        return self._slices(np.arange(len(self)), shifts, max_length)
 
     def windows(self, max_length: int) -> tuple[Tokens, np.ndarray]:
-        """Cut texts into windows that overlap by a quarter; the last one ends where the text does.
+        """Split texts into windows that overlap by a quarter. The last window ends with the text.
 
         Returns:
-            The windows, special tokens around each, and how many each text has, shape (texts,).
+            The windows, each with special tokens, and the number of windows of each text, shape (texts,).
         """
-        content = max_length - sum(self.encoder.ends if self.encoder else (0, 0))
+        content = max_length - sum(self.encoder.special_counts if self.encoder else (0, 0))
         step = max(content - content // 4, 1)
-        shifts = [[*range(0, n - max_length, step), max(n - max_length, 0)] for n in self.kept.tolist()]
+        shifts = [[*range(0, n - max_length, step), max(n - max_length, 0)] for n in self.truncated_lengths.tolist()]
         counts = np.fromiter(map(len, shifts), np.int64)
-        of_all = np.fromiter(chain.from_iterable(shifts), np.int64)
-        return self._parts(np.repeat(np.arange(len(self)), counts), of_all, max_length), counts
+        all_shifts = np.fromiter(chain.from_iterable(shifts), np.int64)
+        return self._slices(np.repeat(np.arange(len(self)), counts), all_shifts, max_length), counts
 
-    def _parts(self, texts: np.ndarray, shifts: np.ndarray | int = 0, max_length: int | None = None) -> Tokens:
-        """Return at most ``max_length`` tokens of some texts: content from a shift on, between the special tokens."""
-        before, after = self.encoder.ends if max_length is not None and self.encoder else (0, 0)
-        whole = self.kept[texts]
-        kept = whole if max_length is None else np.minimum(whole, max_length)
-        place = span(self.starts[texts], kept)
+    def _slices(self, texts: np.ndarray, shifts: np.ndarray | int = 0, max_length: int | None = None) -> Tokens:
+        """Return at most ``max_length`` tokens of each text: content from a shift on, between the special tokens."""
+        before, after = self.encoder.special_counts if max_length is not None and self.encoder else (0, 0)
+        full = self.truncated_lengths[texts]
+        lengths = full if max_length is None else np.minimum(full, max_length)
+        positions = ranges(self.starts[texts], lengths)
         if max_length is not None:
-            within = span(np.zeros_like(kept), kept)
-            moved = np.where(within < before, 0, np.repeat(np.broadcast_to(shifts, kept.shape), kept))
-            place += np.where(within >= np.repeat(kept - after, kept), np.repeat(whole - kept, kept), moved)
-        columns = {name: values[place] for name, values in self.columns.items()}
-        return Tokens(columns, kept, self.lengths[texts], self.unknown[texts], self.encoder)
+            within = ranges(np.zeros_like(lengths), lengths)
+            moved = np.where(within < before, 0, np.repeat(np.broadcast_to(shifts, lengths.shape), lengths))
+            is_end = within >= np.repeat(lengths - after, lengths)
+            positions += np.where(is_end, np.repeat(full - lengths, lengths), moved)
+        columns = {name: values[positions] for name, values in self.columns.items()}
+        return Tokens(columns, lengths, self.full_lengths[texts], self.has_unknown[texts], self.encoder)
 
 
-def span(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Return the whole numbers from each start on, as many as its length says, one after the other."""
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Concatenate ``range(start, start + length)`` for all pairs."""
     ends = np.cumsum(lengths)
     result: np.ndarray = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
     return result
 
 
 class Encoder(ABC):
-    """Turns texts into token ids; several threads may ask it at once.
+    """Turns texts into token ids. Thread-safe.
 
     Attributes:
-        cuts_left: whether the beginning is cut off, not the end.
+        cache_key: identifies the tokenizer and its settings; ``None`` if unknown.
+        unknown_id: id of the unknown token; ``None`` if the tokenizer has none.
+        special_counts: number of special tokens before and after a text.
+        truncates_left: whether truncation removes the beginning.
     """
 
-    cuts_left = False
-
-    @property
-    @abstractmethod
-    def key(self) -> str | None:
-        """Say what it makes of a text, as far as that is known."""
-
-    @property
-    @abstractmethod
-    def unknown(self) -> int | None:
-        """The id of what it does not know; none, where it knows everything."""
-
-    @property
-    @abstractmethod
-    def ends(self) -> tuple[int, int]:
-        """Special tokens before and after a text."""
+    cache_key: str | None
+    unknown_id: int | None
+    special_counts: tuple[int, int]
+    truncates_left = False
 
     @abstractmethod
-    def whole(self, texts: Sequence[str], names: Sequence[str]) -> dict[str, list[list[int]]]:
-        """Tokenize texts: a list a text for each of the names in `COLUMNS`, nothing cut. All texts go through here."""
+    def tokenize(self, texts: Sequence[str], names: Sequence[str]) -> dict[str, list[list[int]]]:
+        """Tokenize texts without truncation; return one list per text, for each of the names in `COLUMNS`."""
 
     @abstractmethod
-    def unread(self, text: str) -> list[str]:
-        """Return what a text has that the tokenizer does not know, and the model cannot tell from any other such."""
+    def unknown_words(self, text: str) -> list[str]:
+        """Return the parts of a text that become the unknown token."""
 
     def encode(
         self, texts: Sequence[str], names: Sequence[str] = ("input_ids",), max_length: int | None = None
@@ -183,136 +169,120 @@ class Encoder(ABC):
 
         Args:
             texts: n texts.
-            names: of `COLUMNS`, ``input_ids`` among them.
-            max_length: tokens kept of each text; all unless given.
+            names: names in `COLUMNS`, including ``input_ids``.
+            max_length: maximum number of tokens; ``None`` for no truncation.
         """
         parts = []
         for start in range(0, max(len(texts), 1), CHUNK):
-            part = Tokens.of(self.whole(texts[start : start + CHUNK], names), self)
-            parts.append(part if max_length is None else part.cut(max_length))
-        return Tokens.joined(parts)
+            part = Tokens.from_lists(self.tokenize(texts[start : start + CHUNK], names), self)
+            parts.append(part if max_length is None else part.truncate(max_length))
+        return Tokens.concatenate(parts)
 
 
 class FastEncoder(Encoder):
-    """An `Encoder` of a ``tokenizer.json``."""
+    """An `Encoder` with the tokenizers library.
 
-    def __init__(self, content: str, side: str = "right") -> None:
-        """Set up.
+    Args:
+        content: of a ``tokenizer.json``.
+        truncation_side: ``"right"`` or ``"left"``.
 
-        Args:
-            content: of a ``tokenizer.json``.
-            side: the one that is cut off.
+    Raises:
+        Exception: if the content is not a tokenizer; the library raises plain ``Exception``.
+    """
 
-        Raises:
-            Exception: if it is no tokenizer, as the library has no other.
-        """
-        from tokenizers import Tokenizer
-
-        self.cuts_left = side == "left"
-        self._tokenizer = Tokenizer.from_str(content)
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-
-    @cached_property
-    def key(self) -> str:
-        """Say what it makes of a text, as far as that is known."""
+    def __init__(self, content: str, truncation_side: str = "right") -> None:
         import tokenizers
 
-        content = self._tokenizer.to_str().encode()
-        return f"{tokenizers.__version__} {self.cuts_left} {xxhash.xxh3_128_hexdigest(content)}"
+        self.truncates_left = truncation_side == "left"
+        self._tokenizer = tokenizer = tokenizers.Tokenizer.from_str(content)
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self.unknown_id = unknown_token_id(tokenizer)
+        with_special, content_only = (tokenizer.encode("a", add_special_tokens=flag).ids for flag in (True, False))
+        self.special_counts = _count_special(with_special, content_only)
 
     @cached_property
-    def unknown(self) -> int | None:
-        """The id of what it does not know; none, where it knows everything."""
-        return unknown_token(self._tokenizer)
+    def cache_key(self) -> str:  # type: ignore[override]
+        """Identifies the tokenizer and its settings."""
+        import tokenizers
 
-    @cached_property
-    def ends(self) -> tuple[int, int]:
-        """Special tokens before and after a text."""
-        return ends_of(*(self._tokenizer.encode("a", add_special_tokens=special).ids for special in (True, False)))
+        digest = xxhash.xxh3_128_hexdigest(self._tokenizer.to_str().encode())
+        return f"{tokenizers.__version__} {self.truncates_left} {digest}"
 
-    def whole(self, texts: Sequence[str], names: Sequence[str]) -> dict[str, list[list[int]]]:
-        """Tokenize texts: a list a text for each of the names in `COLUMNS`, nothing cut."""
+    def tokenize(self, texts: Sequence[str], names: Sequence[str]) -> dict[str, list[list[int]]]:
+        """Tokenize texts; see `Encoder`."""
         encodings = self._tokenizer.encode_batch_fast(list(texts))
         return {name: [getattr(encoding, COLUMNS[name]) for encoding in encodings] for name in names}
 
-    def unread(self, text: str) -> list[str]:
-        """Return what a text has that the tokenizer does not know, and the model cannot tell from any other such."""
+    def unknown_words(self, text: str) -> list[str]:
+        """Return the parts of a text that become the unknown token."""
         encoding = self._tokenizer.encode(text)
         pairs = zip(encoding.ids, encoding.offsets, strict=True)
-        return [text[start:end] for number, (start, end) in pairs if number == self.unknown]
-
-
-def unknown_token(tokenizer: Tokenizer) -> int | None:
-    """Return the id of what a tokenizer does not know; none, where it knows everything."""
-    if hasattr(tokenizer.model, "unk_token"):
-        token = tokenizer.model.unk_token
-        number: int | None = None if token is None else tokenizer.token_to_id(token)
-    else:  # Unigram, which tells only in JSON
-        number = json.loads(tokenizer.to_str())["model"].get("unk_id")
-    return number
-
-
-def ends_of(whole: list[int], content: list[int]) -> tuple[int, int]:
-    """Return how many tokens stand before and after the content of a text."""
-    extra = len(whole) - len(content)
-    before = next((i for i in range(extra + 1) if whole[i : i + len(content)] == content), extra)
-    return before, extra - before
-
-
-def encoder_of(tokenizer: PreTrainedTokenizerBase) -> Encoder:
-    """Return what turns texts into token ids as a tokenizer of transformers does, faster."""
-    if tokenizer.is_fast:
-        return FastEncoder(tokenizer.backend_tokenizer.to_str(), tokenizer.truncation_side)
-    return _SlowEncoder(tokenizer)
-
-
-def encode(texts: Sequence[str], loaded: Loaded) -> Tokens:
-    """Tokenize texts, or find what was made of them before.
-
-    Args:
-        texts: n texts.
-        loaded: the model, whose tokenizer, inputs and maximum length count.
-    """
-    encoder, names = encoder_of(loaded.tokenizer), loaded.columns
-
-    def make() -> dict[str, np.ndarray]:
-        made = encoder.encode(texts, names, loaded.max_length)
-        return {**made.columns, "kept": made.kept, "lengths": made.lengths, "unknown": made.unknown.view(np.uint8)}
-
-    found = cached(texts, encoder.key and f"{encoder.key} {loaded.max_length} {names}", make)
-    kept, lengths, unknown = (found[name] for name in ("kept", "lengths", "unknown"))
-    return Tokens({name: found[name] for name in names}, kept, lengths, unknown.view(bool), encoder)
+        return [text[start:end] for token_id, (start, end) in pairs if token_id == self.unknown_id]
 
 
 class _SlowEncoder(Encoder):
-    """An `Encoder` of a tokenizer that the tokenizers library has not."""
-
-    key = None
+    """An `Encoder` for tokenizers in Python, which are not thread-safe."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer, self.lock = tokenizer, threading.Lock()
-        self.cuts_left = tokenizer.truncation_side == "left"
+        self.cache_key, self.unknown_id = None, tokenizer.unk_token_id
+        self.truncates_left = tokenizer.truncation_side == "left"
+        self.special_counts = _count_special(
+            *(tokenizer("a", add_special_tokens=flag)["input_ids"] for flag in (True, False))
+        )
 
-    @property
-    def unknown(self) -> int | None:
-        number: int | None = self.tokenizer.unk_token_id
-        return number
-
-    @cached_property
-    def ends(self) -> tuple[int, int]:
-        with self.lock:
-            return ends_of(*(self.tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False)))
-
-    def whole(self, texts: Sequence[str], names: Sequence[str]) -> dict[str, list[list[int]]]:
+    def tokenize(self, texts: Sequence[str], names: Sequence[str]) -> dict[str, list[list[int]]]:
         if not texts:
             return {name: [] for name in names}
         with self.lock:
             encoded = self.tokenizer(list(texts), truncation=False, verbose=False)
         return {name: encoded[name] for name in names}
 
-    def unread(self, text: str) -> list[str]:
+    def unknown_words(self, text: str) -> list[str]:
         with self.lock:
             pieces = self.tokenizer.tokenize(text)
-            numbers = self.tokenizer.convert_tokens_to_ids(pieces)
-        return [piece for piece, number in zip(pieces, numbers, strict=True) if number == self.unknown]
+            ids = self.tokenizer.convert_tokens_to_ids(pieces)
+        return [piece for piece, token_id in zip(pieces, ids, strict=True) if token_id == self.unknown_id]
+
+
+def encoder_for(tokenizer: PreTrainedTokenizerBase) -> Encoder:
+    """Return an encoder that gives the token ids of a tokenizer of transformers, but faster."""
+    if tokenizer.is_fast:
+        return FastEncoder(tokenizer.backend_tokenizer.to_str(), tokenizer.truncation_side)
+    return _SlowEncoder(tokenizer)
+
+
+def encode(texts: Sequence[str], loaded: Loaded) -> Tokens:
+    """Tokenize texts with the tokenizer, inputs and maximum length of a model, or read them from the cache."""
+    encoder, names = encoder_for(loaded.tokenizer), loaded.columns
+
+    def compute() -> dict[str, np.ndarray]:
+        tokens = encoder.encode(texts, names, loaded.max_length)
+        return {
+            **tokens.columns,
+            "kept": tokens.truncated_lengths,
+            "lengths": tokens.full_lengths,
+            "unknown": tokens.has_unknown.view(np.uint8),
+        }
+
+    found = cached(texts, encoder.cache_key and f"{encoder.cache_key} {loaded.max_length} {names}", compute)
+    columns = {name: found[name] for name in names}
+    return Tokens(columns, found["kept"], found["lengths"], found["unknown"].view(bool), encoder)
+
+
+def unknown_token_id(tokenizer: Tokenizer) -> int | None:
+    """Return the id of the unknown token; ``None`` if the tokenizer has none."""
+    if hasattr(tokenizer.model, "unk_token"):
+        token = tokenizer.model.unk_token
+        token_id: int | None = None if token is None else tokenizer.token_to_id(token)
+    else:  # Unigram has the id only in its JSON
+        token_id = json.loads(tokenizer.to_str())["model"].get("unk_id")
+    return token_id
+
+
+def _count_special(ids: list[int], content: list[int]) -> tuple[int, int]:
+    """Return the number of special tokens before and after the content of a text."""
+    extra = len(ids) - len(content)
+    before = next((i for i in range(extra + 1) if ids[i : i + len(content)] == content), extra)
+    return before, extra - before

@@ -96,12 +96,12 @@ def create_app(
         characters = sum(map(len, texts))
         tokens = await asyncio.to_thread(encode) if characters > TOKENIZE_IN_THREAD else encode()
         max_length = classifier.max_length
-        too_long = np.flatnonzero(tokens.lengths > max_length)
+        too_long = np.flatnonzero(tokens.full_lengths > max_length)
         if len(too_long) and not truncate:
-            first = f"inputs[{too_long[0]}]: {tokens.lengths[too_long[0]]:,} tokens"
+            first = f"inputs[{too_long[0]}]: {tokens.full_lengths[too_long[0]]:,} tokens"
             raise RequestError(413, f"{first}, at most {max_length:,}; set truncate to true to truncate the text")
-        tokens = tokens.cut(max_length, left=True if side == "left" else None)
-        n_tokens = int(tokens.kept.sum())
+        tokens = tokens.truncate(max_length, left=True if side == "left" else None)
+        n_tokens = int(tokens.truncated_lengths.sum())
         encoded = time.perf_counter()
         async with asyncio.timeout(limits.seconds):
             logits, queue_seconds = await batcher.logits(classifier, tokens)

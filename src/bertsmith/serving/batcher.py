@@ -117,9 +117,11 @@ class Batcher:
         Raises:
             QueueFullError: if the expected wait is too long.
         """
-        parts = _split(tokens.kept, self.batch_tokens)
+        parts = _split(tokens.truncated_lengths, self.batch_tokens)
         start = time.perf_counter()
-        futures = self._submit(classifier, [(tokens.take(rows), int(tokens.kept[rows].sum())) for rows in parts])
+        futures = self._submit(
+            classifier, [(tokens.take(rows), int(tokens.truncated_lengths[rows].sum())) for rows in parts]
+        )
         try:
             results = await asyncio.gather(*futures)
         except asyncio.CancelledError:
@@ -194,7 +196,7 @@ class Batcher:
         classifier, parts = jobs[0].classifier, [job.work for job in jobs if isinstance(job.work, Tokens)]
         try:
             if isinstance(jobs[0].work, Tokens):
-                logits = classifier.logits_of(Tokens.joined(parts))
+                logits = classifier.logits_of(Tokens.concatenate(parts))
                 ends = np.cumsum([len(part) for part in parts])
                 results: list[Any] = [(part, start) for part in np.split(logits, ends[:-1])]
             else:

@@ -1,1 +1,1 @@
-"""Steps 3 and 4: settings that fit the data, and fine-tuning as a stream of events."""
+"""Fine-tuning: recipe, losses, training loop and checkpoints."""

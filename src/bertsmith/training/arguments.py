@@ -1,4 +1,4 @@
-"""Training arguments: those of the recipe, with what the user set on top, checked."""
+"""Build and check `transformers.TrainingArguments` from the recipe and the arguments set by the user."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     import torch
 
 NEVER = 2**31 - 1
-"""Steps."""
-_OWN_FLAG = {"output_dir": "-o", "seed": "--seed", "data_seed": "--seed", "resume_from_checkpoint": "--resume"}
+"""As a number of steps."""
+_FLAGS = {"output_dir": "-o", "seed": "--seed", "data_seed": "--seed", "resume_from_checkpoint": "--resume"}
 
 
-def problems_of(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return what is wrong with the training arguments the user sets, by name: there is none, or of another type."""
+def argument_problems(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the problems of training arguments set by the user, by name: unknown names and wrong types."""
     known = {f.name for f in dataclasses.fields(TrainingArguments)}
     hints = typing.get_type_hints(TrainingArguments)
     problems: dict[str, str] = {}
     for name, value in settings.items():
-        if name in _OWN_FLAG:
-            problems[name] = f"use {_OWN_FLAG[name]} instead"
+        if name in _FLAGS:
+            problems[name] = f"use {_FLAGS[name]} instead"
         elif name == "eval_strategy" and str(value) == "no":
             problems[name] = "not no: the best epoch is chosen on validation; use epoch or steps"
         elif name not in known:
@@ -53,18 +53,19 @@ def training_arguments(
     saves: bool = True,
     validates: bool = True,
 ) -> TrainingArguments:
-    """Return the training arguments of a recipe, with what the user set on top.
+    """Return the training arguments of a recipe, overridden by the user's.
 
     Args:
-        recipe: what was chosen.
-        config: with what the user set.
+        recipe: the recipe.
+        config: with the user's arguments.
         folder: for checkpoints.
-        device: where training will run.
-        saves: keep checkpoints, and take the best one in the end.
-        validates: score validation texts; without them the last weights are kept, and checkpoints are saved by time.
+        device: device of the training.
+        saves: whether to save checkpoints and load the best one at the end.
+        validates: whether to score validation texts. If not, the last weights are the result, and checkpoints are only
+            saved by time.
 
     Raises:
-        ConfigError: if transformers refuses what the user set.
+        ConfigError: if transformers rejects the user's arguments.
     """
     arguments: dict[str, Any] = {
         "output_dir": str(folder),
@@ -80,41 +81,41 @@ def training_arguments(
         "use_cpu": device is not None and device.type == "cpu",
         "eval_strategy": "epoch",
         "logging_strategy": "epoch",
-        # The best, the newest, and the one before, which is gone on from if the newest is half written.
-        "save_total_limit": 3,
+        "save_total_limit": 3,  # the best, the newest, and the one before, in case the newest is damaged
         "restore_callback_states_from_checkpoint": True,
         "load_best_model_at_end": True,
         "metric_for_best_model": PRIMARY,
         "greater_is_better": True,
         "report_to": "none",
         "disable_tqdm": True,
-        "dataloader_pin_memory": False,  # what goes to a GPU is pinned when it has been cut
-        "logging_nan_inf_filter": False,  # it would wait for a GPU in every step; the engine looks after that itself
+        "dataloader_pin_memory": False,  # micro-batches are pinned after the split
+        "logging_nan_inf_filter": False,  # would synchronize with the GPU in each step; see `NanGuard`
     }
     arguments |= config.set
-    # A checkpoint is kept where one is scored, so that the best one is there in the end.
+    # Each evaluated model is saved, so that the best one can be loaded.
     arguments.setdefault("save_strategy", arguments["eval_strategy"])
     if "eval_steps" in arguments:
         arguments.setdefault("save_steps", arguments["eval_steps"])
     if not validates:
         arguments |= {"eval_strategy": "no", "save_strategy": "steps", "save_steps": NEVER}
-        arguments |= {"load_best_model_at_end": False}
     if not saves:
-        arguments |= {"save_strategy": "no", "load_best_model_at_end": False}
+        arguments["save_strategy"] = "no"
+    if not (validates and saves):
+        arguments["load_best_model_at_end"] = False
     try:
         result = TrainingArguments(**arguments)
     except (ValueError, TypeError, ImportError) as error:
-        raise refused(config.set, error) from error
+        raise arguments_error(config.set, error) from error
     if device is not None and device.type == "cuda":
-        result._n_gpu = min(result.n_gpu, 1)  # no silent DataParallel: it would multiply the batch size
+        result._n_gpu = min(result.n_gpu, 1)  # DataParallel would silently multiply the batch size
     return result
 
 
-def refused(user_arguments: Mapping[str, Any], error: Exception) -> ConfigError:
-    """Return the error that says which training arguments, set by hand, do not work, and why."""
-    given = ", ".join(f"{name}={value}" for name, value in user_arguments.items()) or "the defaults"
+def arguments_error(user_arguments: Mapping[str, Any], error: Exception) -> ConfigError:
+    """Return the error for training arguments that transformers rejects."""
+    flags = ", ".join(f"{name}={value}" for name, value in user_arguments.items()) or "the defaults"
     return ConfigError(
         f"transformers refuses these training arguments: {' '.join(str(error).split())}",
-        where=f"--set {given}",
+        where=f"--set {flags}",
         remedy="Change or leave out the argument it names.",
     )

@@ -1,4 +1,4 @@
-"""Checkpoints to resume from: all that training needs to go on as if it had never stopped. Plain data, no pickle."""
+"""Training checkpoints: model, optimizer, scheduler and random numbers as plain data, without pickle."""
 
 from __future__ import annotations
 
@@ -34,56 +34,64 @@ def save(
     state: Mapping[str, Any],
     write: Callable[[Path], None],
 ) -> None:
-    """Write a checkpoint: under another name, forced to disk, sealed with checksums, then renamed and read back.
+    """Write a checkpoint atomically, seal it with checksums, and read it back.
 
     Args:
-        path: the checkpoint folder; one of that name is replaced.
-        model, tokenizer: a plain Hugging Face checkpoint is made of them.
-        state: of the optimizer and all else: tensors, arrays, numbers and texts in mappings, tuples and lists.
-        write: adds files of its own to the folder.
+        path: the checkpoint folder; an existing one is replaced.
+        model, tokenizer: saved as a plain Hugging Face checkpoint.
+        state: training state: tensors, arrays, numbers and strings in nested mappings, tuples and lists.
+        write: writes more files into the folder.
 
     Raises:
-        OutputError: if the disk is full, gone or not to be written to; earlier checkpoints are as they were.
-        TrainingError: if the state holds anything else.
+        OutputError: if the disk is full or not writable. Earlier checkpoints are unchanged.
+        TrainingError: if the state contains other types.
     """
-    with _told(path), replaced_folder(path) as folder:
+    with _output_errors(path), replaced_folder(path) as folder:
         save_model(model, str(folder / WEIGHTS), metadata={"format": "pt"})
         model.config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         tensors: dict[str, torch.Tensor] = {}
-        (folder / STATE).write_text(json.dumps(_apart(state, tensors)), encoding="utf-8")
+        (folder / STATE).write_text(json.dumps(_to_json(state, tensors)), encoding="utf-8")
         save_file(tensors, folder / TENSORS)
         write(folder)
         seal(folder)
-    with _told(path):
+    with _output_errors(path):
         if not is_intact(path):
-            raise OSError(errno.EIO, "what was read back is not what was written", str(path))
+            raise OSError(errno.EIO, "the files differ from what was written", str(path))
 
 
 def load_state(path: Path) -> Any:
-    """Return the ``state`` of a checkpoint, tensors on the CPU."""
-    return _together(json.loads((path / STATE).read_text(encoding="utf-8")), load_file(path / TENSORS))
+    """Return the training state of a checkpoint, with tensors on the CPU."""
+    return _from_json(json.loads((path / STATE).read_text(encoding="utf-8")), load_file(path / TENSORS))
 
 
 def load_weights(path: Path, model: PreTrainedModel) -> None:
-    """Put the weights of a checkpoint into a model, all of them."""
+    """Load all weights of a checkpoint into a model."""
     load_model(model, path / WEIGHTS)
 
 
-def rotate(folder: Path, keep: int | None, best: int | None) -> None:
-    """Remove all checkpoints of a folder but the best one and the newest, ``keep`` in all (``None``: every one)."""
+def rotate(folder: Path, limit: int | None, best: int | None) -> None:
+    """Remove old checkpoints.
+
+    Args:
+        folder: the folder with the checkpoints.
+        limit: number of checkpoints to keep, at least the best and the newest; ``None`` to keep all.
+        best: step of the best checkpoint.
+    """
+    if limit is None:
+        return
     newest_first = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
-    kept = [p for p in newest_first if p.name == f"checkpoint-{best}"]
+    keep = [p for p in newest_first if p.name == f"checkpoint-{best}"]
     for path in newest_first:
-        if path not in kept:
-            if keep is None or len(kept) < max(keep, 2):  # the newest always stays
-                kept.append(path)
+        if path not in keep:
+            if len(keep) < max(limit, 2):  # at least the newest
+                keep.append(path)
             else:
                 shutil.rmtree(path, ignore_errors=True)
 
 
 def random_state() -> dict[str, Any]:
-    """Return the state of every random number generator there is: Python's, NumPy's, torch's on every device."""
+    """Return the state of all random number generators: Python, NumPy, and torch on all devices."""
     return {
         "python": random.getstate(),
         "numpy": np.random.get_state(legacy=False),
@@ -94,7 +102,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Put back what `random_state` returned."""
+    """Restore the state that `random_state` returned."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
@@ -105,15 +113,15 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _output_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
         raise write_error(path, error, RESUME_REMEDY) from error
 
 
-def _apart(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """Turn a value into what JSON can hold, its tensors put aside under numbers."""
+def _to_json(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """Convert a value to JSON types. Tensors are moved to ``tensors`` and replaced by their names."""
     if isinstance(value, torch.Tensor):
         name = str(len(tensors))
         tensors[name] = value.detach().cpu().contiguous()
@@ -121,24 +129,24 @@ def _apart(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, np.ndarray):
         return {"array": value.tolist(), "dtype": value.dtype.str}
     if isinstance(value, Mapping):
-        return {"entries": [[_apart(k, tensors), _apart(v, tensors)] for k, v in value.items()]}
+        return {"entries": [[_to_json(k, tensors), _to_json(v, tensors)] for k, v in value.items()]}
     if isinstance(value, tuple):
-        return {"tuple": [_apart(v, tensors) for v in value]}
+        return {"tuple": [_to_json(v, tensors) for v in value]}
     if isinstance(value, list):
-        return [_apart(v, tensors) for v in value]
+        return [_to_json(v, tensors) for v in value]
     if isinstance(value, np.generic):
         return value.item()
     if value is None or isinstance(value, str | int | float):
         return value
     raise TrainingError(
-        f"a checkpoint cannot hold the {type(value).__name__} that the optimizer or the schedule keeps",
-        remedy="Take another optimizer or schedule: --set optim=… or lr_scheduler_type=…",
+        f"a checkpoint cannot contain the {type(value).__name__} in the state of the optimizer or scheduler",
+        remedy="Use another optimizer or scheduler: --set optim=… or lr_scheduler_type=…",
     )
 
 
-def _together(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+def _from_json(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if isinstance(value, list):
-        return [_together(v, tensors) for v in value]
+        return [_from_json(v, tensors) for v in value]
     if not isinstance(value, dict):
         return value
     if "tensor" in value:
@@ -146,5 +154,5 @@ def _together(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if "array" in value:
         return np.array(value["array"], dtype=value["dtype"])
     if "tuple" in value:
-        return tuple(_together(v, tensors) for v in value["tuple"])
-    return {_together(k, tensors): _together(v, tensors) for k, v in value["entries"]}
+        return tuple(_from_json(v, tensors) for v in value["tuple"])
+    return {_from_json(k, tensors): _from_json(v, tensors) for k, v in value["entries"]}

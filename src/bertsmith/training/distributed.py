@@ -1,8 +1,7 @@
-"""Several processes that train one model together, as torchrun starts them.
+"""Data parallelism over the processes that torchrun starts.
 
-Each of them goes through the same texts in the same order and computes a share of every step; gradients and scores are
-summed over all, so that the result is that of one process. transformers does not know of it: to each process it looks
-as if it were alone.
+All processes read the same texts in the same order and compute their share of each step. Gradients and logits are
+summed over the processes, so the result is that of one process. To transformers, each process appears as the only one.
 """
 
 from __future__ import annotations
@@ -19,111 +18,116 @@ from bertsmith.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-_TOLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE")
-_PATIENCE = timedelta(days=7)
-"""How long one waits for another, which may be scoring; torchrun ends all of them when one dies."""
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE")
+_TIMEOUT = timedelta(days=7)
+"""Processes wait while the main one scores. If one dies, torchrun ends all."""
 
 
 @dataclass(frozen=True)
-class Group:
-    """Some processes; each has its rank, from 0. With one alone, nothing is sent."""
+class ProcessGroup:
+    """The processes of a run. With a single process, all operations are local.
+
+    Attributes:
+        rank: rank of this process, from 0.
+        size: number of processes.
+    """
 
     rank: int = 0
     size: int = 1
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the one that writes, and scores in the end."""
+    def is_main(self) -> bool:
+        """Whether this process writes files and computes the final scores."""
         return self.rank == 0
 
     def share(self, lengths: torch.Tensor) -> torch.Tensor:
-        """Return the positions of the texts that this process takes, longest first: all have about as much to do.
+        """Return the positions of this process's texts, longest first. Shares have similar numbers of tokens.
 
         Args:
-            lengths: tokens of each, shape (texts,).
+            lengths: number of tokens of each text, shape (texts,).
         """
         return lengths.argsort(descending=True, stable=True)[self.rank :: self.size]
 
-    def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the sum over all processes of a tensor, which becomes that."""
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum a tensor over all processes, in place."""
         if self.size > 1:
             import torch.distributed as dist
 
             dist.all_reduce(tensor)
         return tensor
 
-    def add_up_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Make every gradient the sum of those of all processes, of which one may have none yet."""
+    def all_reduce_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Sum the gradients over all processes. Missing gradients count as zero."""
         if self.size == 1:
             return
         import torch
 
-        learned = [p for p in parameters if p.requires_grad]
-        for p in learned:
+        trainable = [p for p in parameters if p.requires_grad]
+        for p in trainable:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        flat = self.add_up(torch.cat([p.grad.flatten() for p in learned if p.grad is not None]))
-        for p, gradient in zip(learned, flat.split([p.numel() for p in learned]), strict=True):
+        flat = self.all_reduce(torch.cat([p.grad.flatten() for p in trainable if p.grad is not None]))
+        for p, gradient in zip(trainable, flat.split([p.numel() for p in trainable]), strict=True):
             p.grad = gradient.view_as(p)
 
-    def any(self, *wishes: bool) -> tuple[bool, ...]:
-        """Return of each wish whether one of the processes has it."""
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Return for each flag whether it is set in at least one process."""
         if self.size == 1:
-            return wishes
+            return flags
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return tuple((self.add_up(torch.tensor(wishes, dtype=torch.int32, device=device)) > 0).tolist())
+        return tuple((self.all_reduce(torch.tensor(flags, dtype=torch.int32, device=device)) > 0).tolist())
 
     def broadcast(self, value: Any) -> Any:
-        """Return what the leading process gives here, to all of them."""
+        """Return the main process's value in all processes."""
         if self.size == 1:
             return value
         import torch.distributed as dist
 
-        told = [value]
-        dist.broadcast_object_list(told, src=0)
-        return told[0]
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
 
-    def wait(self) -> None:
-        """Wait until all are here."""
+    def barrier(self) -> None:
+        """Wait until all processes get here."""
         self.broadcast(None)
 
 
-ALONE = Group()
+SINGLE_PROCESS = ProcessGroup()
 
 
-def started() -> tuple[int, int]:
-    """Return the rank of this process and how many torchrun started; 0 and 1 where it did not."""
+def rank_and_world_size() -> tuple[int, int]:
+    """Return rank and number of the processes that torchrun started; 0 and 1 without torchrun."""
     size = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
     return (int(os.environ["RANK"]), size) if size > 1 else (0, 1)
 
 
-def join() -> Group:
-    """Join the processes that torchrun started; where it did not, this one is alone.
+def init_process_group() -> ProcessGroup:
+    """Join the processes that torchrun started; without torchrun, return `SINGLE_PROCESS`.
 
     Raises:
-        ConfigError: if there are more processes than GPUs, where there are any.
+        ConfigError: if the machine has GPUs, but fewer than processes.
     """
-    rank, size = started()
+    rank, size = rank_and_world_size()
     if size == 1:
-        return ALONE
+        return SINGLE_PROCESS
     import torch
     import torch.distributed as dist
 
-    local = int(os.environ["LOCAL_RANK"])
-    for name in _TOLD:
+    local_rank = int(os.environ["LOCAL_RANK"])
+    for name in _TORCHRUN:  # or transformers would distribute, too
         os.environ.pop(name, None)
     gpus = torch.cuda.device_count()
     if gpus:
-        if local >= gpus:
+        if local_rank >= gpus:
             raise ConfigError(
-                f"there are {gpus} GPUs and more processes than that",
+                f"more processes than GPUs: there are {gpus} GPUs",
                 where="torchrun",
                 remedy=f"Pass --nproc-per-node {gpus}.",
             )
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-        os.environ["CUDA_VISIBLE_DEVICES"] = seen[local]  # before it is initialised: each process sees one
-    dist.init_process_group("nccl" if gpus else "gloo", rank=rank, world_size=size, timeout=_PATIENCE)
-    atexit.register(dist.destroy_process_group)  # whose threads would else end the process with a fault
-    return Group(rank, size)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[local_rank]  # before CUDA is initialized
+    dist.init_process_group("nccl" if gpus else "gloo", rank=rank, world_size=size, timeout=_TIMEOUT)
+    atexit.register(dist.destroy_process_group)  # otherwise its threads crash at exit
+    return ProcessGroup(rank, size)

@@ -1,42 +1,31 @@
-"""The loss of a text, and the loss of a step made of it: a sum over texts, divided by the number of texts in the step.
+"""The loss of a step: the mean over all its texts, however the step is split into micro-batches.
 
-Models of transformers average over what they are given, whatever the step holds in all; so under gradient accumulation
-or micro-batches their own loss is not that of the whole batch. Here it is, for any way of cutting a batch.
+Models of transformers average over the texts of a single forward pass. With gradient accumulation or micro-batches,
+that is not the mean over the step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-FOCUS = 2.0
-"""Exponent of the focal loss, as its authors chose it."""
+FOCAL_GAMMA = 2.0
+"""Exponent of the focal loss, as in its paper."""
 
-
-class Loss(Protocol):
-    """The loss of single texts."""
-
-    def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the loss of every text, shape (texts,).
-
-        Args:
-            logits: in fp32, shape (texts, classes).
-            labels: class indices, shape (texts,).
-        """
-        ...
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Maps logits in fp32, shape (texts, classes), and class indices, shape (texts,), to losses, shape (texts,)."""
 
 
 class CrossEntropy:
-    """Cross-entropy, with label smoothing (Szegedy et al. 2016, arXiv:1512.00567) and weights of the classes if wanted.
+    """Cross-entropy with label smoothing (Szegedy et al. 2016, arXiv:1512.00567) and class weights.
 
     Args:
         label_smoothing: share of the target that is spread evenly over all classes.
-        weights: of the classes, shape (classes,).
-        shift: is added to the logits, shape (classes,).
+        weights: class weights, shape (classes,).
+        shift: added to the logits, shape (classes,).
     """
 
     def __init__(
@@ -47,7 +36,7 @@ class CrossEntropy:
         self.shift = None if shift is None else torch.from_numpy(shift).float()
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the loss of every text; see `Loss`."""
+        """Return the loss of each text; see `Loss`."""
         if self.shift is not None:
             self.shift = self.shift.to(logits.device)
             logits = logits + self.shift
@@ -59,50 +48,49 @@ class CrossEntropy:
 
 
 class Focal(CrossEntropy):
-    """Focal loss: texts that are labelled right with confidence count less (Lin et al. 2017, arXiv:1708.02002)."""
+    """Focal loss: less weight for texts that are classified with confidence (Lin et al. 2017, arXiv:1708.02002)."""
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the loss of every text; see `Loss`."""
+        """Return the loss of each text; see `Loss`."""
         missing = 1 - torch.softmax(logits, dim=-1).gather(1, labels[:, None])[:, 0]
-        return missing**FOCUS * super().__call__(logits, labels)
+        return missing**FOCAL_GAMMA * super().__call__(logits, labels)
 
 
 def inverse_weights(counts: np.ndarray) -> np.ndarray:
-    """Return weights by which every class counts the same, 1 on average over the texts, shape (classes,).
+    """Return class weights that give all classes the same total weight, shape (classes,).
 
     Args:
-        counts: training texts of every class, shape (classes,); a class without one gets weight 0.
+        counts: number of training texts of each class, shape (classes,). An empty class gets weight 0.
+
+    The mean weight of a text is 1.
     """
-    return _normalised(np.divide(1.0, counts, out=np.zeros(len(counts)), where=counts > 0), counts)
+    return _normalize(np.divide(1.0, counts, out=np.zeros(len(counts)), where=counts > 0), counts)
 
 
 def effective_number_weights(counts: np.ndarray) -> np.ndarray:
-    """Return one over the effective number of texts of every class, 1 on average over the texts, shape (classes,).
+    """Return the inverse of the effective number of texts of each class (Cui et al. 2019, arXiv:1901.05555).
 
-    The hundredth text of a class adds less than its first: (1 − βⁿ) / (1 − β) with β = 1 − 1/N, where N is the mean
-    size of a class (Cui et al. 2019, arXiv:1901.05555). It lies between equal weights and those of `inverse_weights`.
-
-    Args:
-        counts: training texts of every class, shape (classes,); a class without one gets weight 0.
+    The effective number is (1 - βⁿ) / (1 - β) with β = 1 - 1/N, where N is the mean size of a class. The weights lie
+    between equal weights and `inverse_weights`, whose arguments and normalization apply.
     """
     present = counts > 0
     beta = 1 - 1 / max(float(counts[present].mean()), 1.0)
     number = (1 - beta**counts) / (1 - beta)
-    return _normalised(np.divide(1.0, number, out=np.zeros(len(counts)), where=present), counts)
+    return _normalize(np.divide(1.0, number, out=np.zeros(len(counts)), where=present), counts)
 
 
 def log_prior(counts: np.ndarray) -> np.ndarray:
-    """Return the logarithm of every class's share of the training texts, shape (classes,); half a text for one without.
+    """Return the logarithm of the share of each class, shape (classes,). An empty class counts as half a text.
 
-    Added to the logits in training only, it makes the model that minimises cross-entropy the one that minimises the
-    balanced error (logit adjustment, Menon et al. 2021, arXiv:2007.07314).
+    With this added to the logits in training, the model that minimizes cross-entropy also minimizes the balanced error
+    (logit adjustment, Menon et al. 2021, arXiv:2007.07314).
     """
     smoothed = np.maximum(counts, 0.5)
     result: np.ndarray = np.log(smoothed / smoothed.sum())
     return result
 
 
-def _normalised(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def _normalize(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
     result: np.ndarray = weights * counts.sum() / (weights * counts).sum()
     return result
 
@@ -115,37 +103,36 @@ LOSSES: dict[str, Callable[[np.ndarray, float], Loss]] = {
     "logit-adjustment": lambda counts, smoothing: CrossEntropy(smoothing, shift=log_prior(counts)),
     "balanced-sampling": lambda counts, smoothing: CrossEntropy(smoothing),
 }
-"""By the names of ``--imbalance``: takes class counts of train, shape (classes,), and the label smoothing."""
+"""By value of ``--imbalance``: builds a loss from class counts, shape (classes,), and label smoothing."""
 
 
 class StepLoss:
-    """What the Trainer asks for: the part that some texts have in the mean loss of their step.
+    """The share of some texts in the mean loss of their step.
 
     Args:
-        loss: of single texts. While scoring it is plain cross-entropy whatever was trained with, so that the validation
-            losses of two runs can be compared.
-        consistency: where it is above 0, every text comes twice, in two halves; its loss is the mean of the two, and to
-            that comes this many times how far apart their probabilities are, the mean of both Kullback-Leibler
-            divergences (R-Drop: Wu et al. 2021, arXiv:2106.14448).
+        loss: loss of single texts. Evaluation always uses plain cross-entropy, so validation losses are comparable.
+        consistency: weight of the R-Drop term, the mean of both Kullback-Leibler divergences between two forward passes
+            (Wu et al. 2021, arXiv:2106.14448). If positive, training batches contain all texts twice, in two halves.
     """
 
     def __init__(self, loss: Loss, consistency: float = 0.0) -> None:
-        self.loss, self.consistency, self.twice = loss, consistency, consistency > 0
-        self.plain = CrossEntropy()
+        self.loss, self.consistency = loss, consistency
+        self.eval_loss = CrossEntropy()
 
     def __call__(
         self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Return the loss of some texts as their part of the step's mean loss, a scalar.
+        """Return the sum of the losses divided by the number of texts in the step, a scalar.
 
         Args:
             logits: shape (texts, classes).
             labels: class indices, shape (texts,).
-            num_items_in_batch: texts in the whole step, each counted once; those given, if ``None``.
+            num_items_in_batch: number of texts in the step, without duplicates; ``None`` for the given texts.
         """
-        logits = logits.float()  # whatever the arithmetic of the model: a sum of many small terms
-        losses = (self.loss if torch.is_grad_enabled() else self.plain)(logits, labels)
-        if self.consistency and torch.is_grad_enabled():
+        logits = logits.float()  # a sum of many small terms needs fp32
+        training = torch.is_grad_enabled()
+        losses = (self.loss if training else self.eval_loss)(logits, labels)
+        if self.consistency and training:
             labels, losses = labels[: len(labels) // 2], losses.view(2, -1).mean(dim=0)
             losses = losses + self.consistency * _divergence(*torch.log_softmax(logits, dim=-1).chunk(2))
         result: torch.Tensor = losses.sum() / (len(labels) if num_items_in_batch is None else num_items_in_batch)
@@ -153,5 +140,5 @@ class StepLoss:
 
 
 def _divergence(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Return the mean of the Kullback-Leibler divergences of a from b and b from a, by text; both log-probabilities."""
+    """Return the mean of both Kullback-Leibler divergences of each text, from log-probabilities."""
     return ((a.exp() - b.exp()) * (a - b)).sum(dim=-1) / 2

@@ -1,13 +1,15 @@
-"""What is done where a number of training is NaN or infinite: once back to the last good state, more carefully."""
+"""Detect losses and gradients that are NaN or infinite, and retry once with a safer setup."""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from accelerate.state import AcceleratorState
 from transformers import TrainingArguments
@@ -15,18 +17,23 @@ from transformers import TrainingArguments
 from bertsmith.errors import TrainingError
 from bertsmith.events import RolledBack
 from bertsmith.model.batch import TokenBatch
+from bertsmith.model.outputs import compute_logits
+from bertsmith.training.optimizer import can_skip_step
 
 if TYPE_CHECKING:
     from bertsmith.training.engine import Engine
 
+DescribeTexts = Callable[[Sequence[int]], str]
+"""Describes the texts at some positions of the training split, for messages."""
+
 
 class NotFiniteError(Exception):
-    """A number of training is NaN or infinite.
+    """A loss, gradient or logit is NaN or infinite.
 
     Attributes:
-        what: which one, and where.
-        rows: positions in the training split of the texts whose own loss is not finite; empty if it is all of them.
-        batch: positions of all texts of the step.
+        what: which number, and its step.
+        rows: positions in the training split of the texts that cause it; empty if unknown.
+        batch: positions of all texts of the batch; empty if unknown.
     """
 
     def __init__(self, what: str, rows: list[int], batch: list[int]) -> None:
@@ -35,100 +42,166 @@ class NotFiniteError(Exception):
 
 
 @dataclass(frozen=True)
-class Part:
-    """A batch of a step that was computed.
+class BatchLoss:
+    """The loss of a batch.
 
     Attributes:
-        place: its step, and which of the batches of that step it is, from 0.
-        batch: its texts.
-        loss: its part of the loss of the step.
+        position: number of finished steps, and number of earlier batches of this step.
+        batch: the texts.
+        loss: share of the batch in the loss of the step, a scalar.
     """
 
-    place: tuple[int, int]
+    position: tuple[int, int]
     batch: TokenBatch
     loss: torch.Tensor
 
 
 class FiniteCheck:
-    """Whether losses and gradient of a step are finite; the answer is there when the device has come so far.
+    """Checks on the device whether losses and gradient of a step are finite. The result is read later.
 
     Args:
-        parts: of the step.
-        norm: of its gradient, if it was computed.
+        losses: of the step.
+        norm: of its gradient, if known.
+
+    Attributes:
+        found_inf: 1 if a number is not finite, else 0, shape (), on the device. The optimizer then skips the step.
     """
 
-    def __init__(self, parts: Sequence[Part], norm: torch.Tensor | None) -> None:
-        self.parts = tuple(parts)
-        values = [part.loss for part in parts] + ([] if norm is None else [norm])
+    def __init__(self, losses: Sequence[BatchLoss], norm: torch.Tensor | None) -> None:
+        self.losses = tuple(losses)
+        values = [result.loss for result in losses] + ([] if norm is None else [norm])
         finite = torch.isfinite(torch.stack([value.detach().float() for value in values]))
-        self.wrong = 1.0 - finite.all().float()
-        """1 if one of them is not, else 0, shape (), on the device: by it an optimizer skips a step."""
-        self._finite, self._there = finite, None
+        self.found_inf = 1.0 - finite.all().float()
+        self._finite, self._copied = finite, None
         if finite.device.type == "cuda":
             self._finite = torch.empty(finite.shape, dtype=torch.bool, pin_memory=True).copy_(finite, non_blocking=True)
-            self._there = torch.cuda.Event()
-            self._there.record()
+            self._copied = torch.cuda.Event()
+            self._copied.record()
 
-    def answer(self) -> Part | str | None:
-        """Wait for the answer: the part whose loss is not finite, ``"gradient"``, or nothing if all are."""
-        if self._there is not None:
-            self._there.synchronize()
+    def result(self) -> BatchLoss | str | None:
+        """Wait for the device; return the first loss that is not finite, ``"gradient"``, or ``None``."""
+        if self._copied is not None:
+            self._copied.synchronize()
         wrong = (~self._finite).nonzero()[:, 0].tolist()
         if not wrong:
             return None
-        return self.parts[wrong[0]] if wrong[0] < len(self.parts) else "gradient"
+        return self.losses[wrong[0]] if wrong[0] < len(self.losses) else "gradient"
 
 
-def can_skip(optimizer: Any) -> bool:
-    """Return whether an optimizer of torch leaves the weights alone in a step it is told to skip (``found_inf``)."""
-    return isinstance(optimizer, torch.optim.AdamW) and bool(optimizer.defaults.get("fused"))
+class NanGuard:
+    """Raises `NotFiniteError` for losses and gradients of an engine.
+
+    On a CPU it checks each step at once. On a GPU that would synchronize, so the optimizer skips a bad step and the
+    error follows in the next step.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._losses: list[BatchLoss] = []
+        self._pending: FiniteCheck | None = None
+
+    @property
+    def deferred(self) -> bool:
+        """Whether the optimizer skips bad steps on the device."""
+        args = self.engine.args
+        return args.device.type == "cuda" and not args.fp16 and can_skip_step(self.engine.optimizer.optimizer)
+
+    def add(self, position: tuple[int, int], batch: TokenBatch, loss: torch.Tensor) -> None:
+        """Check the loss of a batch; if deferred, finish the check of the last step."""
+        self._losses.append(BatchLoss(position, batch, loss))
+        if self.deferred:
+            self.finish()
+        elif not bool(torch.isfinite(loss)):
+            raise self._loss_error(self._losses[-1])
+
+    def check_gradient(self, norm: Any) -> None:
+        """Check the gradient of a step by its norm."""
+        losses, self._losses = self._losses, []
+        if self.deferred:
+            self._pending = FiniteCheck(losses, norm)
+            self.engine.optimizer.optimizer.found_inf = self._pending.found_inf
+        elif norm is not None and not self.engine.args.fp16 and not math.isfinite(norm):  # fp16 skips such steps anyway
+            raise self._gradient_error(losses[-1])
+
+    def finish(self) -> None:
+        """Wait for the check of the last step, if any."""
+        check, self._pending = self._pending, None
+        result = check.result() if check else None
+        if check and result is not None:
+            raise self._gradient_error(check.losses[-1]) if isinstance(result, str) else self._loss_error(result)
+
+    def _gradient_error(self, loss: BatchLoss) -> NotFiniteError:
+        return NotFiniteError(f"the gradient of step {loss.position[0] + 1:,}", [], self._rows(loss))
+
+    def _loss_error(self, loss: BatchLoss) -> NotFiniteError:
+        """Find the texts whose logits are not finite on their own, without dropout."""
+        engine, rows, n = self.engine, self._rows(loss), len(loss.batch)
+        engine.model.eval()
+        wrong = []
+        for i in range(n):
+            text = loss.batch.take(torch.tensor([i]))
+            logits, _ = compute_logits(engine.loaded, text, engine.token_budget, dtype=engine.dtype)
+            if not np.isfinite(logits).all():
+                wrong.append(i)
+        engine.model.train()
+        causes = [] if len(wrong) == n or not rows else [rows[i] for i in wrong]
+        return NotFiniteError(f"the loss of step {loss.position[0] + 1:,}", causes, rows)
+
+    def _rows(self, loss: BatchLoss) -> list[int]:
+        """Return the positions of the texts of a batch in the training split, if known."""
+        args = self.engine.args
+        if args.train_sampling_strategy != "random" or args.world_size > 1:
+            return []
+        step, index = loss.position
+        epoch, batches = self.engine.epoch_and_batch(step)
+        start = (batches + index) * args.per_device_train_batch_size
+        return [int(i) for i in self.engine.sampler.order(epoch)[start : start + args.per_device_train_batch_size]]
 
 
-NameTexts = Callable[[Sequence[int]], str]
-"""Says in words which texts stand at some positions of the training split."""
-
-
-def safer(arguments: TrainingArguments) -> TrainingArguments:
+def safer_arguments(arguments: TrainingArguments) -> TrainingArguments:
     """Return the arguments with fp32 and half the learning rate."""
     result = copy.copy(arguments)
     result.bf16 = result.fp16 = False
     result.mixed_precision = "no"
     result.learning_rate = arguments.learning_rate / 2
-    AcceleratorState._reset_state()  # it knows one precision a process
+    AcceleratorState._reset_state()  # a singleton with one precision per process
     return result
 
 
-def went_back(error: NotFiniteError, engine: Engine, name: NameTexts, to: Path | None) -> RolledBack:
-    """Return the event that says so."""
+def retry_event(
+    error: NotFiniteError, engine: Engine, describe_texts: DescribeTexts, checkpoint: Path | None
+) -> RolledBack:
+    """Return the event of a retry from a checkpoint, or from the start."""
     return RolledBack(
         step=engine.state.global_step,
-        to_step=int(to.name.rpartition("-")[2]) if to else 0,
-        what=f"{error.what} is not a finite number ({_rows(error, name)}); likely cause: {_cause(error, engine)}",
+        to_step=int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
+        what=f"{error.what} is not a finite number ({_source(error, describe_texts)}); "
+        f"likely cause: {_cause(error, engine)}",
         learning_rate=engine.args.learning_rate / 2,
     )
 
 
-def failed(error: NotFiniteError, engine: Engine, name: NameTexts) -> TrainingError:
-    """Return the error that ends training the second time."""
+def final_error(error: NotFiniteError, engine: Engine, describe_texts: DescribeTexts) -> TrainingError:
+    """Return the error that ends training if the retry fails, too."""
     return TrainingError(
-        f"{error.what} is not a finite number, again, after going back with fp32 and half the learning rate",
-        where=_rows(error, name),
-        remedy=f"Likely cause: {_cause(error, engine)}. Look at these texts, pass a smaller --learning-rate "
-        f"({engine.args.learning_rate:g} was used last), or take another --model; checkpoints are kept.",
+        f"{error.what} is not a finite number, again, after a retry with fp32 and half the learning rate",
+        where=_source(error, describe_texts),
+        remedy=f"Likely cause: {_cause(error, engine)}. Check these texts, pass a smaller --learning-rate "
+        f"(the last one was {engine.args.learning_rate:g}), or use another --model. Checkpoints are kept.",
     )
 
 
-def _rows(error: NotFiniteError, name: NameTexts) -> str:
+def _source(error: NotFiniteError, describe_texts: DescribeTexts) -> str:
     if error.rows:
-        return f"it comes from {name(sorted(error.rows))}"
+        return f"caused by {describe_texts(sorted(error.rows))}"
     if error.batch:
-        return f"in a batch of {name(sorted(error.batch))}"
-    return "in no text of its own"
+        return f"in a batch of {describe_texts(sorted(error.batch))}"
+    return "not caused by a single text"
 
 
 def _cause(error: NotFiniteError, engine: Engine) -> str:
     if error.rows:
-        return "these texts, which are not finite without the others either"
+        return "these texts, whose logits are not finite on their own"
     if engine.args.fp16 or engine.args.bf16:
         return f"training diverged, or overflowed in {'fp16' if engine.args.fp16 else 'bf16'}"
     return "training diverged: the learning rate is too high"

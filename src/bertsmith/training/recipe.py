@@ -1,4 +1,4 @@
-"""Settings that fit the data, each with its reason. What the user gave is left alone."""
+"""Choose hyperparameters that fit the data, each with a reason. Settings of the user take precedence."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-FEW = 1000
-"""Training texts below which there are few."""
+FEW_TEXTS = 1000
+"""Fewer training texts get smaller batches."""
 MANY_CLASSES = 50
-SHORT = 100_000
-"""Tokens of all training texts up to which an epoch is short, and learning from few texts wants to be held back."""
-EPOCHS, EPOCHS_TWICE, MOST_EPOCHS = 4, 3, 20
-"""The usual number, that where each text is read twice, and the most, unless these are fewer than `LEAST_STEPS`."""
+RDROP_MAX_TOKENS = 100_000
+"""R-Drop doubles the cost of an epoch, so it is used up to this number of training tokens."""
+EPOCHS, RDROP_EPOCHS, MAX_EPOCHS = 4, 3, 20
+"""Default without and with R-Drop, and the maximum, unless that makes fewer than `LEAST_STEPS` steps."""
 MIN_STEPS, LEAST_STEPS = 300, 120
-"""Fewer optimizer steps leave fine-tuning unstable on small data (Mosbach et al. 2021, arXiv:2006.04884)."""
-FEW_STEPS, FEW_EPOCHS, GENTLE_TEXTS = 60, 8, 300
-"""The least steps and epochs where the head is fitted already, and training texts below which they and a gentler
-learning rate count.
+"""With fewer optimizer steps, fine-tuning on small data is unstable (Mosbach et al. 2021, arXiv:2006.04884)."""
+FITTED_STEPS, FITTED_EPOCHS, FITTED_TEXTS = 60, 8, 300
+"""Minimum of steps and epochs if the head starts as a regression. Below this number of texts, the epochs and half the
+learning rate apply.
 """
 HEAD_RATE = 10.0
 UNEQUAL = 10.0
-"""Times the texts of the smallest class that the largest one has, from which on classes are called unequal."""
+"""Classes are imbalanced if the largest one has this many times the texts of the smallest one."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to fine-tune.
+    """Hyperparameters of a fine-tuning.
 
     Attributes:
         epochs, batch_size, learning_rate, warmup, weight_decay: as in ``transformers.TrainingArguments``.
-        head_rate: learning rate of the new head, as a multiple of that of the body.
-        layer_decay: learning rate of a layer, as a multiple of that of the one above it.
-        precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` arithmetic; the weights stay fp32.
+        head_rate: learning rate of the head, relative to the body.
+        layer_decay: learning rate of a layer, relative to the layer above it.
+        precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` for matrix products; the weights are fp32.
         patience: epochs without a better score before training stops.
-        imbalance: what is done about classes of unequal size, one of `bertsmith.training.losses.LOSSES`.
-        consistency: weight of R-Drop, see `bertsmith.training.losses.StepLoss`; 0: without.
-        reasons: why, by setting.
+        imbalance: treatment of imbalanced classes, a key of `bertsmith.training.losses.LOSSES`.
+        consistency: weight of R-Drop, see `bertsmith.training.losses.StepLoss`; 0 to disable it.
+        reasons: why each value was chosen, by name.
     """
 
     epochs: float
@@ -70,78 +70,82 @@ def choose(
     dropout: float = 0.1,
     fitted: bool = False,
 ) -> Recipe:
-    """Choose what the user left open.
+    """Choose the hyperparameters that the user did not set.
 
     Args:
-        config: what the user gave.
-        counts: training texts of every class, shape (classes,).
-        parameters: number of weights of the model.
-        device: where training will run.
-        tokens: of all training texts, as many as are kept; many unless given.
-        dropout: of the model.
-        fitted: whether the head begins as a regression, see `bertsmith.model.pooling`.
+        config: settings of the user.
+        counts: number of training texts of each class, shape (classes,).
+        parameters: number of parameters of the model.
+        device: device of the training.
+        tokens: number of training tokens after truncation; ``None`` for many.
+        dropout: dropout rate of the model.
+        fitted: whether the head starts as a regression, see `bertsmith.model.pooling`.
     """
     texts, classes = int(counts.sum()), int((counts > 0).sum())
     reasons = {"warmup": "a tenth of the steps"}
 
-    def otherwise(name: str, chosen: Any, reason: str) -> Any:
-        """Return what the user gave, or else what is chosen here, with its reason."""
-        given = getattr(config, name)
-        if given is not None:
-            return given
+    def setting(name: str, default: Any, reason: str) -> Any:
+        """Return the user's setting, or the default with its reason."""
+        value = getattr(config, name)
+        if value is not None:
+            return value
         reasons[name] = reason
-        return chosen
+        return default
 
-    few, many = texts < FEW, classes >= MANY_CLASSES
-    batch_size = otherwise(
+    few, many = texts < FEW_TEXTS, classes >= MANY_CLASSES
+    batch_size = setting(
         "batch_size",
         16 if few else 32,
-        f"{texts:,} training texts: {'small batches give more steps' if few else 'enough of them for that'}",
+        f"{texts:,} training texts: {'small batches give more steps' if few else 'enough for batches of this size'}",
     )
-    gentle = fitted and texts < GENTLE_TEXTS
-    twice = tokens is not None and tokens <= SHORT and not many and dropout > 0 and not gentle
-    consistency = otherwise(
+    gentle = fitted and texts < FITTED_TEXTS
+    rdrop = tokens is not None and tokens <= RDROP_MAX_TOKENS and not many and dropout > 0 and not gentle
+    consistency = setting(
         "consistency",
-        float(twice),
-        f"weight of R-Drop: {tokens or 0:,} tokens are few, so each text is read twice, and to be labelled alike"
-        if twice
+        float(rdrop),
+        f"weight of R-Drop: with only {tokens or 0:,} tokens, each text is read twice, with equal predictions as a goal"
+        if rdrop
         else "each text is read once",
     )
-    usual = EPOCHS_TWICE if consistency else FEW_EPOCHS if gentle else EPOCHS
-    of_epoch = math.ceil(texts / batch_size)
-    steps = FEW_STEPS if fitted else min(MIN_STEPS, max(MOST_EPOCHS * of_epoch, LEAST_STEPS))
-    enough = math.ceil(steps / of_epoch)
-    epochs = otherwise(
+    default_epochs = RDROP_EPOCHS if consistency else FITTED_EPOCHS if gentle else EPOCHS
+    steps_per_epoch = math.ceil(texts / batch_size)
+    steps = FITTED_STEPS if fitted else min(MIN_STEPS, max(MAX_EPOCHS * steps_per_epoch, LEAST_STEPS))
+    min_epochs = math.ceil(steps / steps_per_epoch)
+    epochs = setting(
         "epochs",
-        float(max(enough, usual)),
-        f"as many as make {steps} steps" if enough > usual else "the usual number",
+        float(max(min_epochs, default_epochs)),
+        f"enough for {steps} steps" if min_epochs > default_epochs else "the default",
     )
     rates = (1e-4, 2e-4) if parameters < 50e6 else (3e-5, 5e-5) if parameters < 200e6 else (1e-5, 2e-5)
-    rate = otherwise(
+    learning_rate = setting(
         "learning_rate",
         rates[many] / (2 if gentle else 1),
-        f"small models take larger steps, this one has {parameters / 1e6:.0f} M weights"
+        f"small models need a higher one; this model has {parameters / 1e6:.0f} M parameters"
         + (f"; and so do {classes} classes" if many else "")
-        + ("; few texts take smaller ones" if gentle else ""),
+        + ("; few texts need a lower one" if gentle else ""),
     )
-    head_rate = otherwise(
+    head_rate = setting(
         "head_rate",
         1.0 if fitted else HEAD_RATE,
-        "as the body: the head begins fitted"
+        "as for the body: the head starts as a regression"
         if fitted
-        else "times that: the head is new and has far to go, the body has not",
+        else "times that of the body: the head is new, the body is pre-trained",
     )
-    layer_decay = otherwise("layer_decay", 1.0, "all layers alike")
-    patience = otherwise("patience", max(3, math.ceil(epochs / 3)), "epochs: a single score says little")
+    layer_decay = setting("layer_decay", 1.0, "the same rate for all layers")
+    patience = setting("patience", max(3, math.ceil(epochs / 3)), "epochs: a single score is noisy")
     precision, imbalance = str(config.precision), str(config.imbalance)
     if precision == "auto":
         precision, reasons["precision"] = choose_precision(device)
     if imbalance == "auto":
-        imbalance, reasons["imbalance"] = choose_imbalance(counts)
+        imbalance, present = "none", counts[counts > 0]
+        ratio = float(present.max() / present.min())
+        reason = f"the largest class has {ratio:.1f} times the training texts of the smallest: the loss is unchanged"
+        tried = ", and a decision rule for macro-F1 is tried on validation"
+        reasons["imbalance"] = reason + (tried if ratio >= UNEQUAL else "")
     return Recipe(
         epochs=epochs,
         batch_size=batch_size,
-        learning_rate=rate,
+        learning_rate=learning_rate,
         head_rate=head_rate,
         warmup=0.1,
         weight_decay=0.01,
@@ -152,17 +156,3 @@ def choose(
         consistency=consistency,
         reasons=reasons,
     )
-
-
-def choose_imbalance(counts: np.ndarray) -> tuple[str, str]:
-    """Return what to do about classes of unequal size, one of `bertsmith.training.losses.LOSSES`, and why.
-
-    Args:
-        counts: training texts of every class, shape (classes,).
-    """
-    present = counts[counts > 0]
-    ratio = float(present.max() / present.min())
-    said = f"the largest class has {ratio:.1f} times the texts of the smallest"
-    if ratio < UNEQUAL:
-        return "none", f"{said}, in train: the loss is left alone"
-    return "none", f"{said}, in train: the loss is left alone, and a decision rule for macro-F1 is tried on validation"

@@ -1,7 +1,7 @@
-"""A `transformers.Trainer` whose checkpoints hold all that an exact resume needs.
+"""A `transformers.Trainer` whose checkpoints contain everything an exact resume needs.
 
-All private methods of transformers that bertsmith overrides are in this file, `OVERRIDDEN`. A test compares them with
-the installed release.
+Only this file overrides private methods of transformers. They are listed in `OVERRIDDEN`, and a test compares their
+signatures with the installed release.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from bertsmith.training import checkpoints
 
 if TYPE_CHECKING:
-    from bertsmith.training.distributed import Group
+    from bertsmith.training.distributed import ProcessGroup
+    from bertsmith.training.nan_guard import NanGuard
 
 TRAINER_STATE = "trainer_state.json"
 OVERRIDDEN = {
@@ -28,34 +29,32 @@ OVERRIDDEN = {
     "_load_rng_state": ("checkpoint",),
     "_get_grad_norm": ("model", "grad_norm"),
 }
-"""Private methods of the Trainer and their parameters; the last one, so that the norm is checked before a step."""
+"""Parameters of the private methods. The last one is overridden to check the norm before the optimizer step."""
 
 
 class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     """The Trainer with atomic, sealed checkpoints.
 
     Attributes:
-        group: the processes that train together.
+        group: the processes of the run.
+        guard: checks gradients.
     """
 
-    group: Group
+    group: ProcessGroup
+    guard: NanGuard
     control: TrainerControl
     _random: dict[str, Any]
 
     @abstractmethod
     def progress(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps besides weights, optimizer, schedule and random numbers."""
+        """Return the state besides weights, optimizer, scheduler and random numbers."""
 
     @abstractmethod
     def restore(self, progress: dict[str, Any]) -> None:
-        """Take over what `progress` returned."""
-
-    @abstractmethod
-    def check_gradient(self, norm: Any) -> None:
-        """Refuse a step whose gradient is not finite, given its norm."""
+        """Restore the state that `progress` returned."""
 
     def train(self, resume_from_checkpoint: str | None = None, **arguments: Any) -> Any:
-        """Train to the end; where the checkpoint is the end already, only load the selected weights."""
+        """Train to the end. If the checkpoint is the end, only load the best weights."""
         if resume_from_checkpoint is not None:
             state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE))
             patience = state.stateful_callbacks.get("EarlyStoppingCallback", {"args": {}, "attributes": {}})
@@ -67,21 +66,20 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **arguments)
 
     def checkpoint(self, step: int) -> Path:
-        """Return where the checkpoint of a step is."""
+        """Return the folder of the checkpoint of a step."""
         return Path(self.args.output_dir) / f"checkpoint-{step}"
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if not self.args.should_save:
             return
-        path, best = self.checkpoint(self.state.global_step), self.state.best_global_step
-        if not self.group.leads:
-            self.group.wait()
-            if best and self.checkpoint(best).exists():
-                self.state.best_model_checkpoint = str(self.checkpoint(best))
+        step, best = self.state.global_step, self.state.best_global_step
+        if not self.group.is_main:
+            self.group.barrier()  # the main process saves first
+        if best and ((self.group.is_main and best == step) or self.checkpoint(best).exists()):
+            self.state.best_model_checkpoint = str(self.checkpoint(best))
+        if not self.group.is_main:
             return
         self.store_flos()
-        if best and (best == self.state.global_step or self.checkpoint(best).exists()):
-            self.state.best_model_checkpoint = str(self.checkpoint(best))
         for part in (*self.callback_handler.callbacks, self.control):
             if isinstance(part, ExportableState):
                 self.state.stateful_callbacks[type(part).__name__] = part.state()
@@ -93,20 +91,20 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
             **self.progress(),
         }
         checkpoints.save(
-            path,
+            self.checkpoint(step),
             self.accelerator.unwrap_model(model),
             self.processing_class,
             state,
             lambda folder: self.state.save_to_json(str(folder / TRAINER_STATE)),
         )
-        checkpoints.rotate(path.parent, self.args.save_total_limit, best)
-        self.group.wait()
+        checkpoints.rotate(Path(self.args.output_dir), self.args.save_total_limit, best)
+        self.group.barrier()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         checkpoints.load_weights(Path(resume_from_checkpoint), model or self.model)
 
     def _load_best_model(self) -> None:
-        step = self.state.best_global_step or self.state.global_step  # the last weights, where none were scored
+        step = self.state.best_global_step or self.state.global_step  # without evaluations, the last weights
         checkpoints.load_weights(self.checkpoint(step), self.model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -120,7 +118,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
             self.restore(state)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        """It is loaded with the optimizer."""
+        """Do nothing: `_load_optimizer_and_scheduler` loads the scaler."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -128,5 +126,5 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        self.check_gradient(norm)
+        self.guard.check_gradient(norm)
         return norm

@@ -1,4 +1,4 @@
-"""How fast training is, and where its time goes."""
+"""Measure phases of a run, throughput of training, sudden slowdowns, and profiles."""
 
 from __future__ import annotations
 
@@ -8,22 +8,18 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-if TYPE_CHECKING:
-    import torch
-
-PHASES = ("data", "forward", "backward", "optimizer")
-STEADY, LONG, MUCH = 5, 10.0, 4.0
-"""Steps that are compared with as many first ones, the seconds they take at least, and how much slower they must be."""
-WAIT, TRACED = 3, 5
-"""Steps until a trace begins, when all is warm, and steps in it."""
+STEP_PHASES = ("data", "forward", "backward", "optimizer")
+SLOWDOWN_STEPS, SLOWDOWN_SECONDS, SLOWDOWN_FACTOR = 5, 10.0, 4.0
+"""Number of steps to compare, their minimum duration, and how much slower they must be."""
+WARMUP_STEPS, PROFILED_STEPS = 3, 5
 
 
-class Phases:
-    """How long each phase of a run takes, added up over its resumptions."""
+class PhaseTimer:
+    """Measures the seconds of each phase of a run, including earlier attempts of a resumed run."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
@@ -32,7 +28,7 @@ class Phases:
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Count the time until the end of the block as that of a phase."""
+        """Count the time in this context as a phase."""
         self._phase, self._since = phase, time.perf_counter()
         try:
             yield
@@ -40,13 +36,13 @@ class Phases:
             self.seconds()
             self._phase = None
 
-    def add(self, earlier: Mapping[str, float]) -> None:
-        """Add what was spent before the run was resumed."""
-        for phase, seconds in earlier.items():
-            self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Add seconds by phase."""
+        for phase, value in seconds.items():
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + value
 
     def seconds(self) -> dict[str, float]:
-        """Return the seconds of every phase so far, the current one included."""
+        """Return the seconds of each phase so far, including the current one."""
         if self._phase is not None:
             now = time.perf_counter()
             self.add({self._phase: now - self._since})
@@ -54,118 +50,110 @@ class Phases:
         return {phase: round(seconds, 3) for phase, seconds in self._seconds.items()}
 
 
-class Stopwatch:
-    """Counts what goes through the model since it was last reset, and the time of each phase of a step.
+class StepMeter:
+    """Measures throughput and the seconds of each phase of the steps since the last reset.
 
-    On a GPU, which works on while the next thing is begun, the phases are those of the process that drives it; their
-    sum is right.
+    A GPU works asynchronously, so the phases are those of the CPU. Their sum is correct.
 
     Attributes:
-        texts: trained on.
-        tokens: of them.
-        places: tokens that went through the model, padding counted.
-        seconds: by phase.
+        texts: number of texts.
+        tokens: number of tokens.
+        padded_tokens: number of tokens including padding.
+        seconds: seconds by phase.
+        forward_seconds, micro_batch_tokens: of each micro-batch since the last batch. Several threads append to them.
     """
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew, now."""
-        self.texts = self.tokens = self.places = 0
-        self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+        """Set all values to zero."""
+        self.texts = self.tokens = self.padded_tokens = 0
+        self.seconds: dict[str, float] = dict.fromkeys(STEP_PHASES, 0.0)
+        self.forward_seconds: list[float] = []
+        self.micro_batch_tokens: list[int] = []
         self.skip()
 
     def skip(self) -> None:
-        """Leave out the time since the last lap."""
-        self.at = time.perf_counter()
-
-    def count(self, texts: int, tokens: int) -> None:
-        """Count what a batch has."""
-        self.texts += texts
-        self.tokens += tokens
-
-    def move(self, phase: str, to: str, seconds: float) -> None:
-        """Give seconds of one phase to another."""
-        self.seconds[phase] -= seconds
-        self.seconds[to] += seconds
+        """Ignore the time since the last lap."""
+        self._last = time.perf_counter()
 
     def lap(self, phase: str) -> None:
-        """Give the time since the last lap to a phase."""
+        """Count the time since the last lap as a phase."""
         now = time.perf_counter()
-        self.seconds[phase] += now - self.at
-        self.at = now
+        self.seconds[phase] += now - self._last
+        self._last = now
+
+    def add_batch(self, texts: int, tokens: int, *, workers: int, processes: int) -> None:
+        """Count a batch, and the time since the last lap as its forward and backward pass."""
+        self.texts += texts
+        self.tokens += tokens
+        self.padded_tokens += sum(self.micro_batch_tokens) * processes  # each process has an equal share
+        self.lap("backward")
+        seconds = sum(self.forward_seconds) / (min(workers, len(self.forward_seconds)) or 1)
+        self.seconds["backward"] -= seconds
+        self.seconds["forward"] += seconds
+        self.forward_seconds.clear()
+        self.micro_batch_tokens.clear()
 
     @property
     def texts_per_second(self) -> float:
-        """All phases counted."""
+        """Texts per second, with all phases."""
         total = sum(self.seconds.values())
         return self.texts / total if total else 0.0
 
-    def figures(self) -> dict[str, Any]:
-        """Return the figures of an `Evaluated`."""
+    def metrics(self) -> dict[str, Any]:
+        """Return the throughput fields of an `Evaluated` event."""
         total = sum(self.seconds.values()) or 1.0
         return {
             "texts_per_second": self.texts_per_second,
             "tokens_per_second": self.tokens / total,
-            "padding": 1 - self.tokens / self.places if self.places else 0.0,
-            "shares": {phase: self.seconds[phase] / total for phase in PHASES},
+            "padding": 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0,
+            "shares": {phase: self.seconds[phase] / total for phase in STEP_PHASES},
         }
 
 
-class Pace:
-    """Notices, once, that steps take much longer than the first ones did."""
+class SlowdownDetector:
+    """Detects, once, that steps take much longer per token than the first ones."""
 
     def __init__(self) -> None:
         self._first: list[float] = []
-        self._last: deque[tuple[float, float]] = deque(maxlen=STEADY)
-        self._told = False
+        self._last: deque[tuple[float, float]] = deque(maxlen=SLOWDOWN_STEPS)
+        self._detected = False
 
-    def slowdown(self, seconds: float, tokens: int) -> float | None:
-        """Take in a step; return how many times as slow as the first steps the last ones are, where that is much.
-
-        Args:
-            seconds: that the step took.
-            tokens: that it computed.
-        """
-        if self._told or not tokens:
+    def update(self, seconds: float, tokens: int) -> float | None:
+        """Add a step of some seconds and tokens; return the slowdown factor if it is detected."""
+        if self._detected or not tokens:
             return None
-        if len(self._first) <= STEADY:  # the very first step also sets things up
+        if len(self._first) <= SLOWDOWN_STEPS:  # the very first step includes initialization
             self._first.append(seconds / tokens)
             return None
         self._last.append((seconds, seconds / tokens))
-        times = statistics.median(pace for _, pace in self._last) / statistics.median(self._first[1:])
-        if len(self._last) < STEADY or sum(taken for taken, _ in self._last) < LONG or times < MUCH:
+        factor = statistics.median(pace for _, pace in self._last) / statistics.median(self._first[1:])
+        total = sum(seconds for seconds, _ in self._last)
+        if len(self._last) < SLOWDOWN_STEPS or total < SLOWDOWN_SECONDS or factor < SLOWDOWN_FACTOR:
             return None
-        self._told = True
-        return times
+        self._detected = True
+        return factor
 
 
-class Tracer(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
-    """Writes what the machine does in a few steps, for chrome://tracing or ui.perfetto.dev."""
+class ProfilerCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+    """Writes a profile of a few steps to a file, for chrome://tracing or ui.perfetto.dev."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.steps = 0
-        self.profiler: torch.profiler.profile | None = None
+        from torch import profiler
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Begin, once all is warm."""
-        import torch
+        schedule = profiler.schedule(wait=WARMUP_STEPS - 1, warmup=1, active=PROFILED_STEPS, repeat=1)
+        self.profiler = profiler.profile(schedule=schedule, on_trace_ready=lambda p: p.export_chrome_trace(str(path)))
 
-        if self.steps == WAIT:
-            self.profiler = torch.profiler.profile()
-            self.profiler.start()
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Start the schedule."""
+        self.profiler.start()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """End, after some steps."""
-        self.steps += 1
-        if self.steps == WAIT + TRACED:
-            self.on_train_end(args, state, control)
+        """Advance the schedule."""
+        self.profiler.step()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Write, where training was shorter than that too."""
-        if self.profiler is not None:
-            self.profiler.stop()
-            self.profiler.export_chrome_trace(str(self.path))
-            self.profiler = None
+        """Write the profile if training ends early."""
+        self.profiler.stop()

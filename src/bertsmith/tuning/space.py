@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from bertsmith.config import Config, ModelConfig, TrainConfig
 from bertsmith.errors import ConfigError, did_you_mean, listing
 from bertsmith.resolve import SAME_ARGUMENT
-from bertsmith.training.recipe import FEW, MOST_EPOCHS, Recipe
+from bertsmith.training.recipe import FEW_TEXTS, MAX_EPOCHS, Recipe
 
 if TYPE_CHECKING:
     import optuna
@@ -90,11 +90,13 @@ def default_space(
         The space, and the value that `train` would use in each dimension: the first trial.
     """
     rate, epochs = recipe.learning_rate, recipe.epochs
-    batch_sizes = tuple(sorted({8, 16, 32, recipe.batch_size} if n_texts < FEW else {16, 32, 64, recipe.batch_size}))
+    batch_sizes = tuple(
+        sorted({8, 16, 32, recipe.batch_size} if n_texts < FEW_TEXTS else {16, 32, 64, recipe.batch_size})
+    )
     dimensions: dict[str, tuple[Dimension, Any]] = {
         "learning_rate": (Range(rate / 5, min(rate * 5, 1.0), log=True), rate),
         "epochs": (
-            Range(max(1, round(epochs / 2)), round(min(2 * epochs, max(epochs, MOST_EPOCHS))), whole=True),
+            Range(max(1, round(epochs / 2)), round(min(2 * epochs, max(epochs, MAX_EPOCHS))), whole=True),
             round(epochs),
         ),
         "batch_size": (Choice(batch_sizes), recipe.batch_size),

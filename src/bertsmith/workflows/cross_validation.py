@@ -27,7 +27,7 @@ from bertsmith.inference.classifier import Classifier
 from bertsmith.model.checkpoint import Checkpoint
 from bertsmith.model.tokenizer import Tokens
 from bertsmith.training.arguments import training_arguments
-from bertsmith.training.collate import TokenDataset
+from bertsmith.training.data import TokenDataset
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.trainer import fit
 from bertsmith.workflows.prepare import initialize_head, prepare_model
@@ -178,7 +178,7 @@ def score_folds(
         emit(FoldStarted(f + 1, k))
         loaded, _ = prepare_model(checkpoint, config, table.labels, texts, np.ones(len(texts), dtype=bool), tokens)
         initialize_head(loaded, fit_regression(fold != f))
-        cut = tokens.cut(loaded.max_length)
+        cut = tokens.truncate(loaded.max_length)
         try:
             fit(
                 loaded,

@@ -50,10 +50,10 @@ def check_read_settings(source: Any, config: Config) -> None:
 
 def inspect_table(table: Table, config: Config) -> Findings:
     """Inspect a table. Without a local tokenizer of the checkpoint, the number of tokens is an estimate."""
-    tokenizer = checkpoint.local_tokenizer(config.model)
+    tokenizer = checkpoint.find_local_tokenizer(config.model)
     if tokenizer is None:
         return inspect(table, max_length=config.max_length, config=config)
-    encoder, names = checkpoint.encoder_from(tokenizer, table.frame["text"].dropna().tolist())
+    encoder, names = checkpoint.load_encoder(tokenizer, table.frame["text"].dropna().tolist())
     cleaned = clean(table)
     tokens = encoder.encode(cleaned.table.frame["text"].tolist())
     return inspect(

@@ -26,7 +26,7 @@ from bertsmith.model.emoji import add_emoji_names
 from bertsmith.model.load import Loaded, check_vocabulary, load_model, load_tokenizer
 from bertsmith.model.outputs import compute_embeddings, compute_features
 from bertsmith.model.tokenizer import Tokens, encode
-from bertsmith.training.collate import TokenDataset
+from bertsmith.training.data import TokenDataset
 from bertsmith.training.recipe import Recipe, choose
 
 MAX_EMBEDDED_TEXTS = 4000
@@ -106,7 +106,7 @@ def prepare_inputs(data: Table, config: Config) -> Inputs:
     train = (data.frame["split"] == "train").to_numpy()
     loaded, tokens = prepare_model(checkpoint, config, data.labels, data.frame["text"].tolist(), train)
     train_set, validation_set = (
-        TokenDataset(tokens.take(rows).cut(loaded.max_length), data.targets[rows])
+        TokenDataset(tokens.take(rows).truncate(loaded.max_length), data.targets[rows])
         for rows in (np.flatnonzero(train), np.flatnonzero(data.frame["split"] == "validation"))
     )
     return Inputs(checkpoint, loaded, tokens, train_set, validation_set)
@@ -116,7 +116,11 @@ def prepared_event(table: Table, splits: Splits, inputs: Inputs, recipe: Recipe)
     """Describe what is ready for training."""
     loaded = inputs.loaded
     findings = inspect(
-        table, tokens=inputs.tokens, symbol_names=loaded.names, max_length=loaded.max_length, cleaned=splits.cleaned
+        table,
+        tokens=inputs.tokens,
+        symbol_names=loaded.emoji_names,
+        max_length=loaded.max_length,
+        cleaned=splits.cleaned,
     )
     return Prepared(
         findings,
@@ -167,12 +171,12 @@ def prepare_model(
     set_seed(config.seed)
     model = load_model(checkpoint, labels, dropout=config.dropout)
     check_vocabulary(model, tokenizer, checkpoint)
-    pooled = checkpoint.pools_mean and checkpoint.model_type in pooling.POOLED
+    pooled = checkpoint.has_mean_pooling and checkpoint.model_type in pooling.MODEL_TYPES
     if pooled:
         pooling.add_pooling_layer(model)
     loaded = Loaded(model, tokenizer, device, checkpoint.max_positions, names, pooled)
     tokens = encode(texts, loaded) if tokens is None else tokens
-    max_length = config.max_length or choose_max_length(tokens.lengths[train], checkpoint.max_positions)
+    max_length = config.max_length or choose_max_length(tokens.full_lengths[train], checkpoint.max_positions)
     tokenizer.model_max_length = max_length
     return replace(loaded, max_length=max_length), tokens
 
@@ -183,15 +187,15 @@ def embed(loaded: Loaded, tokens: Tokens) -> np.ndarray:
     With mean pooling, an embedding is the input of the head; otherwise it is the mean of the hidden states.
     """
     loaded.model.to(loaded.device).eval()
-    batch = TokenBatch.of(tokens.cut(loaded.max_length))
-    if loaded.pooled:
+    batch = TokenBatch.from_tokens(tokens.truncate(loaded.max_length))
+    if loaded.mean_pooling:
         return compute_features(loaded, batch)
-    return pooling.passed_on(compute_embeddings(loaded, batch))
+    return pooling.pooled_features(compute_embeddings(loaded, batch))
 
 
 def initialize_head(loaded: Loaded, regression: Regression) -> None:
     """Initialize the head of a model with mean pooling as a regression on `embed`; leave other heads unchanged."""
-    if loaded.pooled:
+    if loaded.mean_pooling:
         pooling.set_head(loaded.model, regression.weight, regression.bias)
 
 
@@ -218,5 +222,5 @@ def choose_recipe(config: Config, loaded: Loaded, train: TokenDataset) -> Recipe
         device=loaded.device,
         tokens=int(train.lengths.sum()),
         dropout=loaded.dropout,
-        fitted=loaded.pooled,
+        fitted=loaded.mean_pooling,
     )

@@ -28,7 +28,7 @@ from bertsmith.events import (
 from bertsmith.folders.atomic import replaced_file, write_json
 from bertsmith.folders.new_run import check_room, check_same, create
 from bertsmith.folders.run import Run, now
-from bertsmith.training.timing import Phases
+from bertsmith.training.timing import PhaseTimer
 from bertsmith.workflows.prepare import Inputs, Splits
 from bertsmith.workflows.score import hash_texts
 
@@ -39,7 +39,7 @@ def begin_run(
     splits: Splits,
     inputs: Inputs,
     prepared: Prepared,
-    phases: Phases,
+    phases: PhaseTimer,
     *,
     checkpoints: int,
     before_writing: Callable[[], None],
@@ -73,7 +73,7 @@ def resume_run(
     splits: Splits,
     inputs: Inputs,
     prepared: Prepared,
-    phases: Phases,
+    phases: PhaseTimer,
     observe: RunListener,
 ) -> Path | None:
     """Check that nothing has changed since a run began, and return its last intact checkpoint.
@@ -95,7 +95,7 @@ def resume_run(
     return checkpoint
 
 
-def recording_listener(run: Run, phases: Phases, observe: RunListener) -> Listener:
+def recording_listener(run: Run, phases: PhaseTimer, observe: RunListener) -> Listener:
     """Return a listener that writes events to the run folder and passes them on.
 
     The seconds of events include the time before the run was resumed.
@@ -118,7 +118,7 @@ def recording_listener(run: Run, phases: Phases, observe: RunListener) -> Listen
 
 
 @contextmanager
-def record_failure(run: Run, phases: Phases | None = None) -> Iterator[None]:
+def record_failure(run: Run, phases: PhaseTimer | None = None) -> Iterator[None]:
     """Write the status ``interrupted`` or ``failed`` to ``run.json`` if the block raises."""
     try:
         yield
@@ -130,7 +130,7 @@ def record_failure(run: Run, phases: Phases | None = None) -> Iterator[None]:
         raise
 
 
-def _write_splits(run: Run, splits: Splits, phases: Phases) -> None:
+def _write_splits(run: Run, splits: Splits, phases: PhaseTimer) -> None:
     write_json(run.layout.labels, _class_table(splits))
     with replaced_file(run.layout.splits) as file:
         _split_table(splits).to_parquet(file, index=False)

@@ -30,7 +30,7 @@ from bertsmith.folders import run as runs
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.predictor import to_frame
 from bertsmith.inference.spreadsheet import write_csv
-from bertsmith.model.load import fold
+from bertsmith.model.load import fold_calibration
 from bertsmith.model.tokenizer import Tokens
 
 TRAIN_SAMPLE = (200, 1000)
@@ -70,7 +70,9 @@ def apply_rule(classifier: Classifier, decision: Decision, temperature: float, r
     """
     offsets = tuple(decision.offsets.tolist()) if decision.used else ()
     if temperature != 1 or offsets:
-        classifier.rule = Rule(temperature, offsets, folded=fold(classifier.loaded.model, temperature, offsets))
+        classifier.rule = Rule(
+            temperature, offsets, folded=fold_calibration(classifier.loaded.model, temperature, offsets)
+        )
         classifier.loaded.model.config.bertsmith = classifier.rule.to_dict()
         run.save_model(classifier.loaded.save)
 
@@ -181,7 +183,7 @@ def score_splits(
     checked = "validation" if cross_validation is None else "train"
     inference = choose_inference(classifier, tokens[checked], probabilities[checked])
     splits["train"]["sample_of"] = n_train
-    return Scores(splits, probabilities, decision, inference, tokens["test"].lengths)
+    return Scores(splits, probabilities, decision, inference, tokens["test"].full_lengths)
 
 
 def choose_inference(classifier: Classifier, validation: Tokens, probabilities: np.ndarray) -> dict[str, Any]:

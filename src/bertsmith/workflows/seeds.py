@@ -23,7 +23,7 @@ from bertsmith.folders.run import Run, now
 from bertsmith.inference.ensemble import mean_probabilities
 from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
-from bertsmith.training.distributed import started
+from bertsmith.training.distributed import rank_and_world_size
 from bertsmith.workflows.inspect import as_table
 from bertsmith.workflows.record import record_failure
 from bertsmith.workflows.score import stored_groups, stored_targets
@@ -47,7 +47,7 @@ def run_seeds(
     """
     if config.seeds == 1:
         return run_training(source, config, output, resume=resume, overwrite=overwrite, observe=observe, stop=stop)
-    if started()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         raise ConfigError("torchrun cannot be combined with several seeds", remedy="Leave out --seeds, or torchrun.")
     run = Run(output)
     with claim(RunFolder(output), resume=resume, overwrite=overwrite):

@@ -26,10 +26,11 @@ from bertsmith.inference.explain import explain_mistakes
 from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
 from bertsmith.training.arguments import training_arguments
-from bertsmith.training.distributed import ALONE, Group, join
+from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group
 from bertsmith.training.recipe import Recipe
-from bertsmith.training.timing import Phases
-from bertsmith.training.trainer import check_memory, fit
+from bertsmith.training.steps import check_memory
+from bertsmith.training.timing import PhaseTimer
+from bertsmith.training.trainer import fit
 from bertsmith.workflows.baselines import FrozenEmbeddings, baselines
 from bertsmith.workflows.cross_validation import score_folds, split_or_fold
 from bertsmith.workflows.inspect import as_table
@@ -59,14 +60,14 @@ def run_training(
 
     The processes that torchrun starts train one model. The first of them does everything else.
     """
-    group = join()
-    if not group.leads:
+    group = init_process_group()
+    if not group.is_main:
         _assist(group, source, config, output, stop)
-        group.wait()
+        group.barrier()
         return Run(output)
     with claim(RunFolder(output), resume=resume, overwrite=overwrite):
         run = train_into(output, source, config, resume=resume, observe=observe, stop=stop, group=group)
-        group.wait()
+        group.barrier()
         return run
 
 
@@ -80,7 +81,7 @@ def train_into(
     stop: Callable[[], bool],
     split_seed: int | None = None,
     before_writing: Callable[[], None] = lambda: None,
-    group: Group = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Run:
     """Read, clean and split a table, fine-tune on it, score the model and write the report.
 
@@ -99,7 +100,7 @@ def train_into(
         UserError: for everything that the user can fix.
         Interrupted: if ``stop`` returned true.
     """
-    phases = Phases()
+    phases = PhaseTimer()
     with _memory_errors():
         with phases.timed("data"):
             _check(stop, "stopped before training began")
@@ -149,7 +150,7 @@ def train_into(
                     resume=checkpoint,
                     trace=run.layout.trace if config.profile else None,
                     group=group,
-                    name_texts=partial(_source_rows, tables["train"]),
+                    describe_texts=partial(_source_rows, tables["train"]),
                 )
                 run.save_model(loaded.save)
             with phases.timed("evaluation"):
@@ -174,7 +175,7 @@ def train_into(
 _STOPPED_SCORING = "stopped while scoring; the trained model is saved"
 
 
-def _assist(group: Group, source: Any, config: Config, output: Path, stop: Callable[[], bool]) -> None:
+def _assist(group: ProcessGroup, source: Any, config: Config, output: Path, stop: Callable[[], bool]) -> None:
     """Compute a share of every training step without writing anything. Another process leads the training."""
     data = split_cleaned(clean(as_table(source, config)), config, config.seed)
     inputs = prepare_inputs(data.take((data.frame["split"] != "test").to_numpy()), config)
@@ -254,7 +255,7 @@ def _write_explanations(run: Run, test: Table, scores: Scores, classifier: Class
     write_json(run.layout.explanations, {"mistakes": mistakes})
 
 
-def _finish(run: Run, finished: Finished, phases: Phases, config: Config) -> Run:
+def _finish(run: Run, finished: Finished, phases: PhaseTimer, config: Config) -> Run:
     seconds = phases.seconds()
     run.update(training={**dataclasses.asdict(finished), "seconds": seconds["training"]}, seconds=seconds)
     write_card(run)

@@ -23,7 +23,7 @@ from bertsmith.model import checkpoint
 from bertsmith.model.load import Loaded
 from bertsmith.model.tokenizer import Tokens
 from bertsmith.training.arguments import training_arguments
-from bertsmith.training.collate import TokenDataset
+from bertsmith.training.data import TokenDataset
 from bertsmith.training.trainer import fit
 from bertsmith.workflows.prepare import (
     MAX_EMBEDDED_TEXTS,
@@ -71,10 +71,13 @@ class TrialData:
         train = np.arange(len(texts)) < len(self.train)
         loaded, tokens = prepare_model(found, config, self.train.labels, texts, train, self._tokens.get(config.model))
         self._tokens[config.model] = tokens
-        tokens, targets = tokens.cut(loaded.max_length), np.concatenate([self.train.targets, self.validation.targets])
+        tokens, targets = (
+            tokens.truncate(loaded.max_length),
+            np.concatenate([self.train.targets, self.validation.targets]),
+        )
         if fold is not None and self.folds is not None:
             train = self.folds != fold
-        if loaded.pooled:
+        if loaded.mean_pooling:
             key = (config.model, loaded.max_length)
             if key not in self._embeddings:
                 rows = sample_balanced(targets, MAX_EMBEDDED_TEXTS, seed=config.seed)

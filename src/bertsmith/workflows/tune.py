@@ -23,7 +23,7 @@ from bertsmith.events import StudyListener, StudyStarted
 from bertsmith.folders.claim import claim
 from bertsmith.folders.study import Study, begin_or_resume
 from bertsmith.model import checkpoint
-from bertsmith.training.arguments import problems_of, training_arguments
+from bertsmith.training.arguments import argument_problems, training_arguments
 from bertsmith.tuning.config import StudyConfig
 from bertsmith.tuning.space import Dimension, apply_changes, default_space, read_space
 from bertsmith.tuning.store import is_done
@@ -60,7 +60,7 @@ def run_tuning(
     config = config.model_copy(update={"test_size": config.test_size})  # marks it as set: small tables get a test too
     if study_config.models:
         config = config.model_copy(update={"model": study_config.models[0]})
-    changes = read_space(study_config.space, problems_of) if study_config.space else {}
+    changes = read_space(study_config.space, argument_problems) if study_config.space else {}
     study = Study(output)
     with claim(study, overwrite=overwrite):
         if stop():

@@ -1,11 +1,10 @@
-"""The gradient of an embedding lookup is torch's own, without a whole table for each micro-batch."""
+"""The gradient of an embedding lookup is that of torch, without a table for each micro-batch."""
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from bertsmith.model.embedding_grad import _Lookup, lookup
-from bertsmith.model.replicas import collect_gradients, replicate
+from bertsmith.model.gradients import _EmbeddingLookup, collect_gradients, embedding_lookup, replicate
 
 IDS = torch.tensor([3, 1, 3, 0, 9, 0, 3, 8])
 
@@ -24,18 +23,18 @@ def _gradient(table, look, times=2):
 def test_rows_and_their_gradient_are_those_of_torch(padding, dtype):
     table = torch.nn.Embedding(10, 6, padding_idx=padding, dtype=dtype)
     rows, gradient = _gradient(table, lambda t: t(IDS))
-    ours, ours_gradient = _gradient(table, lambda t: lookup(t, IDS))
-    assert ours.equal(rows)
-    assert ours_gradient.dtype == dtype
-    assert torch.allclose(ours_gradient, gradient, rtol=1e-6, atol=1e-6)
-    assert padding is None or not ours_gradient[padding].any()
+    found, found_gradient = _gradient(table, lambda t: embedding_lookup(t, IDS))
+    assert found.equal(rows)
+    assert found_gradient.dtype == dtype
+    assert torch.allclose(found_gradient, gradient, rtol=1e-6, atol=1e-6)
+    assert padding is None or not found_gradient[padding].any()
 
 
 def test_the_gradient_that_is_there_is_added_to_in_place():
     table = torch.nn.Embedding(10, 6)
-    lookup(table, IDS).sum().backward()
+    embedding_lookup(table, IDS).sum().backward()
     first = table.weight.grad
-    lookup(table, IDS).sum().backward()
+    embedding_lookup(table, IDS).sum().backward()
     assert table.weight.grad is first
     assert first[3].tolist() == [6.0] * 6  # three times in IDS, twice
     assert not first[2].any()
@@ -49,23 +48,23 @@ def test_a_gradient_of_the_same_table_from_elsewhere_is_added_too():
 
     loss(table(IDS)).backward()
     expected, table.weight.grad = table.weight.grad, None
-    loss(lookup(table, IDS)).backward()
+    loss(embedding_lookup(table, IDS)).backward()
     assert torch.allclose(table.weight.grad, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("why", ["frozen", "evaluation", "max_norm", "sparse", "scale_grad_by_freq"])
 def test_what_is_not_a_plain_table_that_learns_is_left_to_torch(why, monkeypatch):
-    monkeypatch.setattr(_Lookup, "apply", lambda *_: pytest.fail("ours"))
+    monkeypatch.setattr(_EmbeddingLookup, "apply", lambda *_: pytest.fail("custom lookup"))
     options = {why: 1.0 if why == "max_norm" else True} if why not in ("frozen", "evaluation") else {}
     table = torch.nn.Embedding(10, 6, **options)
     table.weight.requires_grad_(why != "frozen")
     with torch.set_grad_enabled(why != "evaluation"):
-        assert lookup(table, IDS).shape == (8, 6)
+        assert embedding_lookup(table, IDS).shape == (8, 6)
 
 
 def test_a_replica_shares_weights_and_its_rows_are_added_once():
     model = torch.nn.Sequential(torch.nn.Embedding(10, 6, padding_idx=0), torch.nn.Linear(6, 2))
-    loss = lambda m: m[1](lookup(m[0], IDS)).square().sum()  # noqa: E731
+    loss = lambda m: m[1](embedding_lookup(m[0], IDS)).square().sum()  # noqa: E731
     loss(model).backward()
     expected = [2 * p.grad for p in model.parameters()]
     copy = replicate(model)
@@ -86,5 +85,5 @@ def test_a_table_in_bf16_autocast_has_the_same_gradient():
 
     loss(table(IDS)).backward()
     expected, table.weight.grad = table.weight.grad, None
-    loss(lookup(table, IDS)).backward()
+    loss(embedding_lookup(table, IDS)).backward()
     assert torch.allclose(table.weight.grad, expected, rtol=1e-6)

@@ -1,0 +1,212 @@
+"""Hidden states and heads of BERT and its relatives with layer normalization after each residual connection.
+
+The architectures differ mainly in the names of their modules, so each one is an entry in a table of names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from operator import attrgetter
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from bertsmith.model.attention import attend
+from bertsmith.model.batch import Batch
+from bertsmith.model.dropout import Dropout
+from bertsmith.model.gradients import embedding_lookup
+
+Head = Callable[[Any, torch.Tensor, Dropout], torch.Tensor]
+"""Maps the model, hidden states of first tokens (texts, hidden size) and dropout to the input of the last layer."""
+
+Layer = Callable[..., torch.Tensor]
+
+
+def _pooler_head(model: Any, x: torch.Tensor, dropout: Dropout) -> torch.Tensor:
+    return dropout(torch.tanh(model.base_model.pooler.dense(x)), model.dropout.p)
+
+
+def _dense_head(model: Any, x: torch.Tensor, dropout: Dropout) -> torch.Tensor:
+    head = model.classifier
+    activation = getattr(head, "activation", torch.tanh)
+    return dropout(activation(head.dense(dropout(x, head.dropout.p))), head.dropout.p)
+
+
+def _relu_head(model: Any, x: torch.Tensor, dropout: Dropout) -> torch.Tensor:
+    return dropout(torch.relu(model.pre_classifier(x)), model.dropout.p)
+
+
+@dataclass(frozen=True)
+class ModuleNames:
+    """Names of the modules of an architecture.
+
+    ``layers``, ``relative_positions`` and ``projection`` are attributes of the base model, ``num_heads`` of the
+    configuration, ``classifier`` of the model, and all others of a layer.
+    """
+
+    query: str = "attention.self.query"
+    key: str = "attention.self.key"
+    value: str = "attention.self.value"
+    attention_dropout: str = "attention.self.dropout"
+    out: str = "attention.output.dense"
+    out_dropout: str | None = "attention.output.dropout"
+    out_norm: str = "attention.output.LayerNorm"
+    up: str = "intermediate.dense"
+    activation: str = "intermediate.intermediate_act_fn"
+    down: str = "output.dense"
+    down_dropout: str = "output.dropout"
+    down_norm: str = "output.LayerNorm"
+    layers: str = "encoder.layer"
+    num_heads: str = "num_attention_heads"
+    relative_positions: str | None = None
+    projection: str | None = None
+    head: Head = _dense_head
+    classifier: str = "classifier.out_proj"
+
+
+MODULE_NAMES = {
+    "bert": ModuleNames(head=_pooler_head, classifier="classifier"),
+    "roberta": ModuleNames(),
+    "xlm-roberta": ModuleNames(),
+    "electra": ModuleNames(projection="embeddings_project"),
+    "mpnet": ModuleNames(
+        query="attention.attn.q",
+        key="attention.attn.k",
+        value="attention.attn.v",
+        attention_dropout="attention.attn.dropout",
+        out="attention.attn.o",
+        out_dropout="attention.dropout",
+        out_norm="attention.LayerNorm",
+        relative_positions="encoder.relative_attention_bias",
+    ),
+    "distilbert": ModuleNames(
+        query="attention.q_lin",
+        key="attention.k_lin",
+        value="attention.v_lin",
+        attention_dropout="attention.dropout",
+        out="attention.out_lin",
+        out_dropout=None,
+        out_norm="sa_layer_norm",
+        up="ffn.lin1",
+        activation="ffn.activation",
+        down="ffn.lin2",
+        down_dropout="ffn.dropout",
+        down_norm="output_layer_norm",
+        layers="transformer.layer",
+        num_heads="n_heads",
+        head=_relu_head,
+        classifier="classifier",
+    ),
+}
+"""By model type. All of them name their embeddings as BERT does."""
+
+
+def hidden_states(
+    model: Any, batch: Batch, dropout: Dropout, *, compiled: bool = False, cls_only: bool = False
+) -> torch.Tensor:
+    """Return the last hidden states, shape (tokens, hidden size).
+
+    Args:
+        model: of a type in `MODULE_NAMES`.
+        batch: the texts, on the device of the model.
+        dropout: applied at the rates of the model.
+        compiled: run layers through `torch.compile`.
+        cls_only: compute the last layer for first tokens only, shape (texts, hidden size).
+    """
+    names, body = MODULE_NAMES[model.config.model_type], model.base_model
+    layers = attrgetter(names.layers)(body)
+    x = to_matmul_dtype(_embed(body, names, batch, dropout), attrgetter(names.query)(layers[0]))
+    table = names.relative_positions
+    bias = None if table is None else _relative_bias(attrgetter(table)(body), batch)
+    num_heads = getattr(model.config, names.num_heads)
+    compute_layer = compile_layer(_layer) if compiled else _layer
+    for layer in layers[:-1]:
+        x = compute_layer(layer, names, x, batch, num_heads, bias, dropout)
+    return compute_layer(layers[-1], names, x, batch, num_heads, bias, dropout, cls_only=cls_only)
+
+
+def _embed(body: Any, names: ModuleNames, batch: Batch, dropout: Dropout) -> torch.Tensor:
+    """Return the embedded tokens, shape (tokens, hidden size)."""
+    modules = body.embeddings
+    x = batch.word_embeddings
+    if x is None:
+        x = embedding_lookup(modules.word_embeddings, batch.input_ids)
+    types = getattr(modules, "token_type_embeddings", None)
+    if types is not None:
+        x = x + (types.weight[0] if batch.token_type_ids is None else embedding_lookup(types, batch.token_type_ids))
+    x = x + embedding_lookup(modules.position_embeddings, batch.position_ids)
+    x = dropout(modules.LayerNorm(x), modules.dropout.p)
+    if names.projection is not None and hasattr(body, names.projection):
+        x = getattr(body, names.projection)(x)
+    return x
+
+
+def _layer(
+    layer: Any,
+    names: ModuleNames,
+    x: torch.Tensor,
+    batch: Batch,
+    num_heads: int,
+    bias: torch.Tensor | None,
+    dropout: Dropout,
+    *,
+    cls_only: bool = False,
+    attention: Layer = attend,
+) -> torch.Tensor:
+    def module(name: str) -> Any:
+        return attrgetter(name)(layer)
+
+    residual = batch.first_tokens(x) if cls_only else x
+    query, key, value = (
+        module(name)(rows).unflatten(-1, (num_heads, -1))
+        for name, rows in ((names.query, residual), (names.key, x), (names.value, x))
+    )
+    rate = module(names.attention_dropout).p
+    context = attention(query, key, value, batch, bias=bias, dropout=dropout, p=rate).flatten(-2)
+    rate = 0.0 if names.out_dropout is None else module(names.out_dropout).p
+    x = module(names.out_norm)(dropout.add(module(names.out)(context), residual, rate))
+    inner = module(names.activation)(module(names.up)(x))
+    rate = module(names.down_dropout).p
+    output: torch.Tensor = module(names.down_norm)(dropout.add(module(names.down)(inner), x, rate))
+    return output
+
+
+def _relative_bias(table: Any, batch: Batch) -> torch.Tensor:
+    """Return MPNet's attention bias by the distance of two tokens, shape (heads, width, width).
+
+    Distances up to 7 have a bucket each. Distances up to 128 share buckets of logarithmic size (Raffel et al. 2020,
+    arXiv:1910.10683). As in transformers, the number of buckets is 32, whatever the configuration says.
+    """
+    position = torch.arange(batch.width, device=table.weight.device)
+    distance = position[:, None] - position
+    near = distance.abs()
+    far = 8 + (torch.log(near.clamp(min=1).float() / 8) / math.log(128 / 8) * 8).long()
+    bucket = torch.where(distance < 0, 16, 0) + torch.where(near < 8, near, far.clamp(max=15))
+    bias: torch.Tensor = F.embedding(bucket, table.weight).permute(2, 0, 1)
+    return bias
+
+
+def to_matmul_dtype(x: torch.Tensor, linear: Any) -> torch.Tensor:
+    """On a CPU, cast x to the dtype of matrix products. Layer normalization preserves it from layer to layer."""
+    if x.device.type != "cpu":
+        return x
+    if torch.is_autocast_enabled("cpu"):
+        return x.to(torch.get_autocast_dtype("cpu"))
+    return x.to(linear.weight.dtype)
+
+
+@lru_cache
+def compile_layer(layer: Layer) -> Layer:
+    """Compile a layer without its attention. A layer that cannot be compiled runs as it is."""
+    compiled = torch.compile(partial(layer, attention=torch.compiler.disable(attend)), dynamic=True)
+
+    def compute(*args: Any, **kwargs: Any) -> torch.Tensor:
+        with torch._dynamo.config.patch(suppress_errors=True):
+            result: torch.Tensor = compiled(*args, **kwargs)
+        return result
+
+    return compute

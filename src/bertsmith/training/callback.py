@@ -1,0 +1,138 @@
+"""Turn the Trainer's callbacks into events, save checkpoints by time, and interrupt the training on request."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from bertsmith.config import PRIMARY
+from bertsmith.events import Collapsed, Evaluated, Listener, Saved, Started, StepDone
+
+if TYPE_CHECKING:
+    import torch
+
+    from bertsmith.training.engine import Engine
+
+SAVE_SECONDS = 300.0
+"""Maximum age of the newest checkpoint. A checkpoint is also saved after each epoch."""
+
+
+class EventCallback(TrainerCallback):  # type: ignore[misc]
+    """Connects an engine with a listener.
+
+    Args:
+        emit: receives events.
+        stop: called after each step; ``True`` interrupts the training.
+        selects: whether the best epoch is selected; otherwise the last one.
+
+    Attributes:
+        path: the newest checkpoint of this training.
+        initial: initial weights, until the first checkpoint.
+        only_label: label text if the last evaluation predicted the same class for all texts.
+        is_best: whether the last evaluation is the best one so far.
+        started, interrupted: state of the training.
+    """
+
+    engine: Engine
+
+    def __init__(self, emit: Listener, stop: Callable[[], bool], *, selects: bool = True) -> None:
+        self.emit, self.stop, self.selects = emit, stop, selects
+        self.path: Path | None = None
+        self.initial: dict[str, torch.Tensor] | None = None
+        self.only_label: str | None = None
+        self.saved_at = time.monotonic()
+        self.started = self.interrupted = self.is_best = self.collapsed = False
+        self.start = time.perf_counter()
+        self.best = (float("-inf"), float("-inf"))
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Start the clock, and restore the best score of a resumed run."""
+        self.started, self.start = True, time.perf_counter()
+        self.engine.meter.reset()
+        self.saved_at = time.monotonic()
+        self.best = (float("-inf"), float("-inf"))
+        if state.best_metric is not None:
+            losses = [
+                e["eval_loss"] for e in state.log_history if e["step"] == state.best_global_step and "eval_loss" in e
+            ]
+            self.best = (_sign(args) * state.best_metric, -(losses or [float("inf")])[0])
+        self.emit(Started(state.global_step, state.max_steps, args.num_train_epochs))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Report the step, and decide whether to save or stop."""
+        self.engine.meter.lap("optimizer")
+        if control.should_evaluate or control.should_save or control.should_training_stop:
+            self.engine.guard.finish()
+        self.emit(StepDone(state.global_step, float(state.epoch or 0), self.engine.meter.texts_per_second))
+        # At the end of an epoch, the Trainer evaluates and then saves.
+        can_save = args.save_strategy != "no" and not self.engine.at_epoch_end
+        is_due = time.monotonic() - self.saved_at > SAVE_SECONDS and self.engine.group.is_main
+        is_due, stop = self.engine.group.any(is_due, self.stop())
+        if is_due and can_save:
+            control.should_save = True
+        if stop and not control.should_training_stop:
+            self.interrupted = control.should_training_stop = True
+            control.should_save = can_save
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Skip the evaluation of an interrupted epoch."""
+        self.engine.guard.finish()
+        # The Trainer treats an interruption as the end of the epoch, and would evaluate it.
+        if self.interrupted and not self.engine.at_epoch_end:
+            control.should_evaluate = control.should_save = control.should_log = False
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        lr_scheduler: Any = None,
+        **_: Any,
+    ) -> None:
+        """Report the evaluation, and decide whether it is the best one."""
+        engine = self.engine
+        values = {name.removeprefix("eval_"): float(value) for name, value in (metrics or {}).items()}
+        metric = (args.metric_for_best_model or PRIMARY).removeprefix("eval_")
+        score = (_sign(args) * values[metric], -values["loss"])
+        self.is_best = score >= self.best or not self.selects
+        if self.is_best:
+            self.best = score
+        steps = max(state.global_step - engine.evaluated_at, 1)
+        self.emit(
+            Evaluated(
+                step=state.global_step,
+                epoch=float(state.epoch or 0),
+                train_loss=float(engine.loss_sum) / steps,
+                validation_loss=values.pop("loss"),
+                metrics={
+                    name: value
+                    for name, value in values.items()
+                    if name != "epoch" and not name.endswith(("runtime", "_per_second"))
+                },
+                learning_rate=float(lr_scheduler.get_last_lr()[0]) if lr_scheduler is not None else 0.0,
+                **engine.meter.metrics(),
+                seconds=time.perf_counter() - self.start,
+                best=self.is_best,
+            )
+        )
+        if self.only_label is not None and self.selects and not self.collapsed:
+            self.collapsed = True
+            self.emit(Collapsed(state.global_step, float(state.epoch or 0), self.only_label))
+        engine.evaluated_at, engine.loss_sum = state.global_step, 0.0
+        engine.meter.reset()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Report the checkpoint."""
+        self.path, self.initial = self.engine.checkpoint(state.global_step), None
+        self.saved_at = time.monotonic()
+        self.engine.meter.skip()
+        self.emit(Saved(state.global_step, self.path))
+
+
+def _sign(args: TrainingArguments) -> int:
+    return -1 if args.greater_is_better is False else 1

@@ -1,0 +1,94 @@
+"""Training data: batches from arrays of tokens, in an order that depends only on seed and epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from bertsmith.model.batch import TokenBatch
+from bertsmith.model.tokenizer import Tokens, ranges
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+
+class TokenDataset(Dataset[Any]):  # type: ignore[misc]  # torch is untyped here
+    """Tokenized texts with labels. A batch has the fields of a `TokenBatch`.
+
+    Args:
+        tokens: n texts.
+        labels: class indices, shape (n,).
+    """
+
+    def __init__(self, tokens: Tokens, labels: np.ndarray) -> None:
+        self.columns, self.starts, self.labels = tokens.columns, tokens.starts, labels
+        self.lengths = tokens.truncated_lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, row: int) -> dict[str, np.ndarray]:
+        """Return the columns of one text, for samplers that need its length."""
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        start, length = self.starts[row], self.lengths[row]
+        return {name: values[start : start + length] for name, values in self.columns.items()}
+
+    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        """Return the fields of a batch, int64."""
+        lengths = self.lengths[rows]
+        tokens = ranges(self.starts[rows], lengths)
+        batch = {"labels": self.labels[rows], "lengths": lengths}
+        batch |= {name: values[tokens] for name, values in self.columns.items()}
+        return {name: torch.from_numpy(values.astype(np.int64)) for name, values in batch.items()}
+
+    def as_batch(self) -> TokenBatch:
+        """Return all texts as one batch."""
+        return TokenBatch(**self.__getitems__(list(range(len(self)))))
+
+
+class EpochSampler(Sampler[int]):  # type: ignore[misc]  # torch is untyped here
+    """Samples the texts of the current epoch. Each epoch can be repeated without the ones before it.
+
+    Args:
+        n: number of texts.
+        seed: with the epoch, determines the order.
+        epoch: returns the current epoch.
+        probabilities: of each text, for sampling with replacement, shape (n,); ``None`` to sample each text once.
+    """
+
+    def __init__(self, n: int, seed: int, epoch: Callable[[], int], probabilities: np.ndarray | None = None) -> None:
+        self.n, self.seed, self.epoch, self.probabilities = n, seed, epoch, probabilities
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.order(self.epoch()).tolist()
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the positions of the texts of an epoch, in order, shape (n,)."""
+        rng = np.random.default_rng([self.seed, epoch])
+        if self.probabilities is None:
+            return rng.permutation(self.n)
+        return rng.choice(self.n, self.n, p=self.probabilities)
+
+
+def epoch_and_batch(step: int, texts: int, arguments: TrainingArguments) -> tuple[int, int]:
+    """Return the epoch of a step, and the number of batches of this epoch before the step.
+
+    Args:
+        step: number of finished optimizer steps.
+        texts: number of training texts.
+        arguments: for batch size and gradient accumulation.
+    """
+    batches = texts / (arguments.per_device_train_batch_size * arguments.world_size)
+    batches = math.floor(batches) if arguments.dataloader_drop_last else math.ceil(batches)
+    steps = max(math.ceil(batches / arguments.gradient_accumulation_steps), 1)
+    epoch, step_in_epoch = divmod(step, steps)
+    return epoch, step_in_epoch * arguments.gradient_accumulation_steps

@@ -1,0 +1,106 @@
+"""How the steps of a training are computed on the device: token budget, workers, memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bertsmith.compute import batching, threads
+from bertsmith.compute.machine import cpu_capabilities
+from bertsmith.compute.memory import free_memory, plan_token_budget, resident_memory, step_memory
+from bertsmith.events import Listener, MemoryLimited
+from bertsmith.model import forward
+from bertsmith.model.load import Loaded
+from bertsmith.training.data import TokenDataset
+from bertsmith.training.losses import inverse_weights
+from bertsmith.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """How steps are computed.
+
+    Attributes:
+        token_budget: tokens of a micro-batch at the start.
+        packed: whether texts are packed, see `bertsmith.model.forward`.
+        use_cuda_graphs: see `bertsmith.training.cuda_graphs`.
+        workers: number of micro-batches computed at the same time.
+        memory_limit: resident bytes above which freed memory is returned to the system; ``None`` for no limit.
+        probabilities: of each training text to be drawn, shape (texts,); ``None`` to draw each once per epoch.
+    """
+
+    token_budget: int
+    packed: bool = False
+    use_cuda_graphs: bool = False
+    workers: int = 1
+    memory_limit: int | None = None
+    probabilities: np.ndarray | None = None
+
+
+def plan_steps(
+    loaded: Loaded, train: TokenDataset, longest: int, arguments: TrainingArguments, recipe: Recipe, emit: Listener
+) -> StepPlan:
+    """Plan the steps of a training.
+
+    Args:
+        loaded: the model.
+        train: the training texts.
+        longest: number of tokens of the longest training or validation text.
+        arguments: for precision and gradient checkpointing.
+        recipe: for imbalance.
+        emit: receives an event if memory reduces the token budget.
+
+    Raises:
+        DeviceError: if a CPU has too little memory for one text.
+    """
+    device, config = loaded.device.type, loaded.model.config
+    packed = forward.supports(loaded.model) and not arguments.gradient_checkpointing
+    probabilities = None
+    if recipe.imbalance == "balanced-sampling":
+        counts = np.bincount(train.labels, minlength=config.num_labels)
+        probabilities = inverse_weights(counts)[train.labels] / len(train)
+    plan = StepPlan(
+        token_budget=batching.TOKEN_BUDGETS[device],
+        packed=packed,
+        # Attention in fp32 has no kernel, and mean pooling depends on the lengths of the texts.
+        use_cuda_graphs=packed
+        and device == "cuda"
+        and arguments.bf16
+        and getattr(config, "classifier_pooling", "cls") == "cls",
+        probabilities=probabilities,
+    )
+    if device != "cpu":
+        return plan
+    default = plan.token_budget
+    if arguments.bf16 and cpu_capabilities().get("amx_bf16"):
+        default *= batching.AMX_BUDGET_FACTOR
+    free, workers = free_memory(), threads.num_workers() if packed else 1
+    budget = plan_token_budget(loaded.model, longest, training=True, free=free, default=default, workers=workers)
+    if budget < default and free is not None:
+        emit(MemoryLimited(budget, free))
+    limit = resident_memory()
+    if limit is not None:
+        limit += step_memory(loaded.model, longest, budget, training=True, workers=workers)
+    return replace(plan, token_budget=budget, workers=workers, memory_limit=limit)
+
+
+def check_memory(loaded: Loaded, *datasets: TokenDataset) -> None:
+    """Check that a step fits into memory, before any large allocation.
+
+    Raises:
+        DeviceError: if a CPU has too little memory for one text.
+    """
+    if loaded.device.type == "cpu":
+        workers = threads.num_workers() if forward.supports(loaded.model) else 1
+        longest = longest_text(*datasets)
+        plan_token_budget(loaded.model, longest, training=True, free=free_memory(), workers=workers)
+
+
+def longest_text(*datasets: TokenDataset) -> int:
+    """Return the number of tokens of the longest text."""
+    return max(int(dataset.lengths.max()) for dataset in datasets if len(dataset))
