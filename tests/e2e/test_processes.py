@@ -89,7 +89,7 @@ def test_a_second_ctrl_c_stops_at_once():
 
 def test_no_second_process_writes_to_a_run_folder(csv, tiny, tmp_path):
     command = [sys.executable, "-m", "bertsmith", "train", str(csv), "-o", str(tmp_path / "run"), "--model", str(tiny)]
-    with lock(tmp_path / "run"):
+    with lock(tmp_path / "run", "training into this run folder"):
         for flags in ([], ["--overwrite"]):
             second = subprocess.run([*command, *flags], capture_output=True, text=True)
             assert second.returncode == 2

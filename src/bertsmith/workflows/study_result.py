@@ -118,7 +118,7 @@ def _train_final(
     observe(FinalStarted(name))
     resume = is_same and run.is_resumable
     return run_seeds(
-        lambda: table, config, run.path, resume=resume, overwrite=bool(info) and not resume, observe=observe, stop=stop
+        table, config, run.path, resume=resume, overwrite=bool(info) and not resume, observe=observe, stop=stop
     )
 
 
