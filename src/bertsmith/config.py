@@ -122,7 +122,8 @@ class ModelConfig(Step):
     """Settings for the checkpoint and the device."""
 
     model: Annotated[str, BeforeValidator(_as_name)] = Field(
-        DEFAULT_MODEL, description="Checkpoint: a Hugging Face Hub id, a local folder, or packaged:minilm."
+        DEFAULT_MODEL,
+        description="Checkpoint: a Hugging Face Hub id, a local folder, packaged:minilm, or auto: by language.",
     )
     max_length: int | None = Field(
         None, ge=8, le=131072, description="Maximum tokens per text; by default, enough for 99 % of the texts."

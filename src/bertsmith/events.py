@@ -25,6 +25,14 @@ class SeedStarted:
 
 
 @dataclass(frozen=True)
+class CheckpointChosen:
+    """The model ``auto`` was replaced by the checkpoint ``name`` because of ``reason``."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Prepared:
     """Data and model are ready for training."""
 
@@ -336,7 +344,7 @@ Event = (
     | Finished
 )
 """Events of a training."""
-RunEvent = SeedStarted | Prepared | Event | Scoring | Scored
+RunEvent = SeedStarted | CheckpointChosen | Prepared | Event | Scoring | Scored
 """Events of a run, from the table to the report."""
 StudyEvent = StudyStarted | TrialStarted | TrialScored | TrialEnded | StorageUnavailable | FinalStarted | RunEvent
 """Events of a study."""

@@ -15,6 +15,7 @@ from rich.text import Text
 from bertsmith.compute.memory import format_bytes
 from bertsmith.data.findings import class_chart, finding_lines, headline
 from bertsmith.events import (
+    CheckpointChosen,
     CheckpointsDamaged,
     Collapsed,
     Compiling,
@@ -63,7 +64,9 @@ class TrainingProgress:
 
     def __call__(self, event: RunEvent) -> None:
         """Show an event."""
-        if isinstance(event, Prepared):
+        if isinstance(event, CheckpointChosen):
+            self.console.print(f"checkpoint {event.name}: {event.reason}", markup=False)
+        elif isinstance(event, Prepared):
             self._show_prepared(event)
         elif isinstance(event, Started):
             self.started, self.start = event, time.perf_counter()

@@ -16,6 +16,7 @@ from rich.text import Text
 from bertsmith.cli.progress import TrainingProgress, format_duration
 from bertsmith.errors import listing
 from bertsmith.events import (
+    CheckpointChosen,
     FinalStarted,
     Prepared,
     StorageUnavailable,
@@ -107,6 +108,8 @@ class TuningProgress:
             self._stop()
             self.console.print(f"[bold]training {event.name} for the test[/]")
             self.final = TrainingProgress(self.console)
+        elif isinstance(event, CheckpointChosen):
+            self.console.print(f"checkpoint {event.name}: {event.reason}", markup=False)
         elif self.final is not None and not isinstance(event, Prepared):
             self.final(event)
 

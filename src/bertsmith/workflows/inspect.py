@@ -14,6 +14,7 @@ from bertsmith.data.read import read_table
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, listing
 from bertsmith.model import checkpoint
+from bertsmith.workflows.languages import with_checkpoint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,6 +51,7 @@ def check_read_settings(source: Any, config: Config) -> None:
 
 def inspect_table(table: Table, config: Config) -> Findings:
     """Inspect a table. Without a local tokenizer of the checkpoint, the number of tokens is an estimate."""
+    config = with_checkpoint(config, table)
     tokenizer = checkpoint.find_local_tokenizer(config.model)
     if tokenizer is None:
         return inspect(table, max_length=config.max_length, config=config)

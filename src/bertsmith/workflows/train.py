@@ -34,6 +34,7 @@ from bertsmith.training.trainer import fit
 from bertsmith.workflows.baselines import FrozenEmbeddings, baselines
 from bertsmith.workflows.cross_validation import score_folds, split_or_fold
 from bertsmith.workflows.inspect import as_table
+from bertsmith.workflows.languages import with_checkpoint
 from bertsmith.workflows.prepare import Inputs, Splits, choose_recipe, initialize_head, prepare_inputs, prepared_event
 from bertsmith.workflows.record import begin_run, record_failure, recording_listener, resume_run
 from bertsmith.workflows.score import (
@@ -105,6 +106,7 @@ def train_into(
         with phases.timed("data"):
             _check(stop, "stopped before training began")
             table = as_table(source, config)
+            config = with_checkpoint(config, table, observe)
             cleaned = clean(table)
             seed = config.seed if split_seed is None else split_seed
             resumed = Run(output) if resume else None
@@ -177,7 +179,9 @@ _STOPPED_SCORING = "stopped while scoring; the trained model is saved"
 
 def _assist(group: ProcessGroup, source: Any, config: Config, output: Path, stop: Callable[[], bool]) -> None:
     """Compute a share of every training step without writing anything. Another process leads the training."""
-    data = split_cleaned(clean(as_table(source, config)), config, config.seed)
+    table = as_table(source, config)
+    config = with_checkpoint(config, table)
+    data = split_cleaned(clean(table), config, config.seed)
     inputs = prepare_inputs(data.take((data.frame["split"] != "test").to_numpy()), config)
     recipe, checkpoint = group.broadcast(None)
     initialize_head(inputs.loaded, group.broadcast(None))

@@ -28,6 +28,7 @@ from bertsmith.tuning.config import StudyConfig
 from bertsmith.tuning.space import Dimension, apply_changes, default_space, read_space
 from bertsmith.tuning.store import is_done
 from bertsmith.workflows.inspect import as_table
+from bertsmith.workflows.languages import with_checkpoint
 from bertsmith.workflows.prepare import choose_recipe
 from bertsmith.workflows.study_result import finish_study, trial_records
 from bertsmith.workflows.trials import TrialData
@@ -66,6 +67,7 @@ def run_tuning(
         if stop():
             raise Interrupted("stopped before the search began")
         table = as_table(source, config)
+        config = with_checkpoint(config, table, observe)
         cleaned = clean(table)
         texts = split_cleaned(cleaned, config, config.seed)
         train, validation = (texts.take((texts.frame["split"] == name).to_numpy()) for name in ("train", "validation"))
