@@ -210,14 +210,14 @@ def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
         *runs: two or more runs, or their folders; their test rows and classes must be the same.
 
     Returns:
-        One entry a run, as of `bertsmith.evaluation.evaluate.side_by_side`, with ``texts``, the number of test rows.
+        One entry per run, as from `compare_classifiers`, and ``texts``, the number of test rows.
 
     Raises:
         UserError: if a run is not finished, or the test rows differ, so that nothing could be paired.
     """
     import numpy as np
 
-    from bertsmith.evaluation.evaluate import side_by_side
+    from bertsmith.evaluation.evaluate import compare_classifiers
     from bertsmith.workflows.score import groups_in, targets_of
 
     opened = [run if isinstance(run, Run) else open_run(run) for run in runs]
@@ -247,7 +247,7 @@ def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
     tables = {name: np.stack(f["probabilities"].to_list()) for name, f in zip(names, frames, strict=True)}
     return [
         {"texts": len(targets), **entry}
-        for entry in side_by_side(targets, tables, seeds=seeds, groups=groups_in(first))
+        for entry in compare_classifiers(targets, tables, seeds=seeds, groups=groups_in(first))
     ]
 
 
@@ -342,10 +342,10 @@ def suspected(table: Table, config: Config) -> pd.DataFrame:
 
     from bertsmith.data.clean import clean
     from bertsmith.data.corrections import COLUMNS
-    from bertsmith.evaluation.label_errors import suspects
+    from bertsmith.evaluation.label_errors import find_label_errors
 
     usable = clean(table).table
-    found = suspects(usable.frame["text"].tolist(), usable.targets, len(table.labels), seed=config.seed)
+    found = find_label_errors(usable.frame["text"].tolist(), usable.targets, len(table.labels), seed=config.seed)
     rows = usable.frame.iloc[found["position"].to_numpy()].reset_index(drop=True)
     texts = np.array(table.labels.texts, dtype=object)
     return rows.assign(

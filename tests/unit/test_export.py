@@ -21,7 +21,7 @@ from bertsmith.evaluation.rule import Rule
 from bertsmith.inference import export as exporting
 from bertsmith.inference import export_formats
 from bertsmith.inference.classifier import Classifier
-from bertsmith.inference.exported import About, Exported, round_up_widths
+from bertsmith.inference.exported import Exported, ExportInfo, round_up_widths
 from bertsmith.inference.runtime import RUNTIMES
 from bertsmith.model import checkpoint
 from bertsmith.model.load import Loaded, load_model, load_tokenizer
@@ -79,7 +79,7 @@ def _both(folder, architecture, format, precision, **settings):
     place.mkdir()
     export_formats.write_model(original, place, format, precision, tiny_table(20)["Text"].tolist())
     tokenizer.backend_tokenizer.save(str(place / "tokenizer.json"))
-    about = About(
+    about = ExportInfo(
         format,
         precision,
         original.labels,
@@ -187,7 +187,7 @@ def test_an_export_says_how_it_compares(exported, run):
         "validation.npz",
     }
     assert "bertsmith predict ." in (exported.path / "README.md").read_text()
-    assert About.read(exported.path) == exported.about
+    assert ExportInfo.read(exported.path) == exported.about
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -249,7 +249,7 @@ def test_what_is_broken_off_disturbs_nothing(cut_small):
 
 
 def test_a_rule_that_is_not_in_the_weights_travels_along(run, copy):
-    about = replace(About.read(copy), rule=Rule(2.0, (0.0, 3.0, 0.0), folded=False))
+    about = replace(ExportInfo.read(copy), rule=Rule(2.0, (0.0, 3.0, 0.0), folded=False))
     (copy / "export.json").write_text(json.dumps(about.to_dict()))
     plain, ruled = bs.load(run, runtime="torch", device="cpu").predict_proba(TEXTS), bs.load(copy)
     logits = (np.log(plain) + np.array([0, 3, 0])) / 2

@@ -274,7 +274,7 @@ def test_predictions_are_in_bf16_where_that_is_fast_and_changes_no_label(agrees,
     assert classifier.dtype == (torch.bfloat16 if agrees else torch.float32)
     texts = tiny_table(40, seed=1)["Text"].tolist()
     said = classifier.predict_proba(texts)
-    exact = classifier.compute_in(torch.float32).predict_proba(texts)
+    exact = classifier.set_dtype(torch.float32).predict_proba(texts)
     assert said == pytest.approx(exact, abs=0.02)
     assert (said == exact).all() == (not agrees)
     monkeypatch.setattr("bertsmith.inference.classifier.choose_precision", lambda device: ("fp32", "another machine"))

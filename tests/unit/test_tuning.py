@@ -436,7 +436,7 @@ def test_a_trial_counts_by_what_a_decision_rule_adds(tiny, tmp_path, monkeypatch
 
     plain = tune(tiny, tmp_path / "off", trials=1, decision_rule="off")
     rule = Decision(np.zeros(3), True, 0.25, 0.01)
-    monkeypatch.setattr(trying, "tune", lambda targets, probabilities, seed: rule)
+    monkeypatch.setattr(trying, "tune_offsets", lambda targets, probabilities, seed: rule)
     ruled = tune(tiny, tmp_path / "auto", trials=1)
     assert ruled.result["score"] == pytest.approx(plain.result["score"] + 0.25)
     assert ruled.info["trials"][0]["curve"] == plain.info["trials"][0]["curve"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bertsmith.errors import ConfigError
-from bertsmith.evaluation.abstention import conformal_threshold, fewest_texts, label_sets, threshold_for
+from bertsmith.evaluation.abstention import confidence_threshold, conformal_threshold, label_sets, min_texts
 from bertsmith.evaluation.rule import Rule
 from bertsmith.folders.run import Run
 
@@ -97,9 +97,9 @@ def abstention(
     n = len(targets)
     if target_accuracy is not None:
         right = probabilities.argmax(axis=1) == targets
-        min_confidence = threshold_for(probabilities.max(axis=1), right, target_accuracy)
+        min_confidence = confidence_threshold(probabilities.max(axis=1), right, target_accuracy)
         if min_confidence is None:
-            needed = fewest_texts(target_accuracy)
+            needed = min_texts(target_accuracy)
             why = (
                 f"a threshold for that must rest on {needed:,} validation texts, and there are {n:,}"
                 if needed > n

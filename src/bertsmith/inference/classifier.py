@@ -46,7 +46,7 @@ class Classifier(ModelPredictor):
         self.encoder, self.columns = encoder_of(loaded.tokenizer), loaded.columns
         self.token_budget = TOKEN_BUDGETS[loaded.device.type]
         loaded.model.eval()
-        self.compute_in(torch.float32)
+        self.set_dtype(torch.float32)
 
     @classmethod
     def load(
@@ -97,7 +97,7 @@ class Classifier(ModelPredictor):
                 remedy="Put back a copy of the one that was changed, or train again with --overwrite.",
             )
         try:
-            rule = Rule.read(getattr(model.config, "bertsmith", None), len(texts))
+            rule = Rule.from_dict(getattr(model.config, "bertsmith", None), len(texts))
         except ValueError as error:
             raise RunFolderError(
                 f"the decision rule of the model is damaged: {error}",
@@ -108,11 +108,11 @@ class Classifier(ModelPredictor):
         model.to(where)
         limit = min(int(tokenizer.model_max_length), resolved.max_positions)
         found = cls(Loaded(model, tokenizer, where, limit), labels, rule, decide=decide)
-        if folder != path and checked_in_bf16(Run(path)) and choose_precision(where)[0] == "bf16":
-            found.compute_in(torch.bfloat16)
+        if folder != path and passed_bf16_check(Run(path)) and choose_precision(where)[0] == "bf16":
+            found.set_dtype(torch.bfloat16)
         return found
 
-    def compute_in(self, dtype: torch.dtype) -> Classifier:
+    def set_dtype(self, dtype: torch.dtype) -> Classifier:
         """Compute matrix products in a type from now on; return the classifier. Explanations are always in fp32."""
         if not supports(self.loaded.model):
             dtype = torch.float32
@@ -149,7 +149,7 @@ class Classifier(ModelPredictor):
         return logits
 
 
-def checked_in_bf16(run: Run) -> bool:
+def passed_bf16_check(run: Run) -> bool:
     """Return whether a run found that its model labels texts in bf16 as in fp32; see `bertsmith.workflows.score`."""
     try:
         return bool(run.metrics.get("inference", {}).get("precision") == "bf16")

@@ -16,7 +16,7 @@ from bertsmith.folders import atomic
 from bertsmith.folders.run import Run, open_run
 from bertsmith.inference.abstain import held_out_predictions
 from bertsmith.inference.export_formats import CALIBRATED, PRECISIONS, write_model
-from bertsmith.inference.exported import ABOUT, HELD_OUT, TOKENIZER, About, Exported, digest
+from bertsmith.inference.exported import ABOUT, HELD_OUT, TOKENIZER, Exported, ExportInfo, digest
 from bertsmith.inference.predictor import ModelPredictor
 
 AGREEMENT = {"fp32": 1.0, "bf16": 0.995, "int8": 0.995}
@@ -48,7 +48,7 @@ class Export:
     """
 
     path: Path
-    about: About
+    about: ExportInfo
 
 
 def export(
@@ -75,7 +75,7 @@ def export(
 
     from bertsmith.inference.classifier import Classifier
 
-    original = Classifier.load(opened.path, device="cpu").compute_in(torch.float32)
+    original = Classifier.load(opened.path, device="cpu").set_dtype(torch.float32)
     validation, n = opened.validation_predictions["text"], CALIBRATED.get((format, precision), 0)
     shown = validation.sample(min(n, len(validation)), random_state=0)
     texts = [*validation.drop(shown.index), *opened.predictions["text"]][:CHECKED]
@@ -86,7 +86,7 @@ def export(
             tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
             known = held_out_predictions(opened)
             np.savez(folder / HELD_OUT, targets=known.targets, probabilities=known.said[0].astype(np.float32))
-            about = About(
+            about = ExportInfo(
                 format,
                 precision,
                 original.labels,
@@ -201,7 +201,7 @@ def _about_run(run: Run) -> dict[str, Any]:
     }
 
 
-def _readme(about: About, found: dict[str, Any]) -> str:
+def _readme(about: ExportInfo, found: dict[str, Any]) -> str:
     test = about.run["test"]
     score, base = test["macro_f1"]["value"], about.run["model"]
     bound = (

@@ -39,7 +39,7 @@ It prepares itself for every shape it meets: with two cores and AMX MiniLM in bf
 
 
 @dataclass(frozen=True)
-class About:
+class ExportInfo:
     """What an export says of itself, in ``export.json``.
 
     Attributes:
@@ -84,7 +84,7 @@ class About:
         return content | {"seal": _seal(content)}
 
     @classmethod
-    def read(cls, folder: Path) -> About:
+    def read(cls, folder: Path) -> ExportInfo:
         """Read it.
 
         Raises:
@@ -108,7 +108,7 @@ class About:
                 tuple(content["inputs"]),
                 int(content["max_length"]),
                 (int(number), str(side)),
-                Rule.read(content["rule"], len(labels)),
+                Rule.from_dict(content["rule"], len(labels)),
                 content["parity"],
                 content["files"],
                 content["run"],
@@ -133,7 +133,7 @@ class Exported(ModelPredictor):
         encoder: what turns texts into token ids.
     """
 
-    def __init__(self, folder: Path, about: About, session: Session, *, decide: bool = True) -> None:
+    def __init__(self, folder: Path, about: ExportInfo, session: Session, *, decide: bool = True) -> None:
         self.folder, self.about, self.labels, self.decide = folder, about, about.labels, decide
         self.session, self.rule = session, about.rule
         self.encoder = FastEncoder((folder / TOKENIZER).read_text(encoding="utf-8"))
@@ -152,7 +152,7 @@ class Exported(ModelPredictor):
             ConfigError: if its runtime is not installed.
         """
         folder = Path(folder)
-        about = About.read(folder)
+        about = ExportInfo.read(folder)
         for name, expected in about.files.items():
             file = folder / name
             if not file.is_file():

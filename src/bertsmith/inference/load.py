@@ -12,7 +12,7 @@ from typing import Any
 from bertsmith.errors import ConfigError, RunFolderError, path_of
 from bertsmith.folders.run import Run, open_run
 from bertsmith.inference.abstain import HeldOutPredictions, held_out_predictions
-from bertsmith.inference.exported import About, Exported, is_export
+from bertsmith.inference.exported import Exported, ExportInfo, is_export
 from bertsmith.inference.predictor import ModelPredictor, Predictor
 from bertsmith.inference.runtime import RUNTIMES
 from bertsmith.inference.windows import Windowed
@@ -58,7 +58,7 @@ def open_classifier(
     if runtime not in CHOICES:
         raise ConfigError(f"--runtime {runtime}: there is none", remedy=f"Take one of {', '.join(CHOICES)}.")
     if is_export(path):
-        about = About.read(path)
+        about = ExportInfo.read(path)
         if ensemble or device not in ("auto", "cpu") or runtime not in ("auto", about.format):
             raise ConfigError(
                 f"this is an export for {about.format} on the CPU, of one model",
@@ -88,7 +88,7 @@ def open_classifier(
 def identity(path: Path, *, ensemble: bool = False) -> str:
     """Return what tells the models of a run or an export from all others: a digest of their files' checksums."""
     if is_export(path):
-        files: list[Any] = [About.read(path).files]
+        files: list[Any] = [ExportInfo.read(path).files]
     else:
         run = open_run(path)
         files = [member.info.get("model_files") for member in (run.members if ensemble else [run])]
@@ -104,7 +104,7 @@ def _export_of(run: Run, device: str, runtime: str) -> Path | None:
     for folder in sorted(run.layout.exports.glob("*")):
         if not is_export(folder):
             continue
-        about = About.read(folder)
+        about = ExportInfo.read(folder)
         of_this = about.run.get("model_files") == files and about.precision == "fp32" and about.parity.get("held")
         if of_this and runtime in ("auto", about.format) and RUNTIMES[about.format].installed:
             usable.append((about.parity["texts_per_second"]["export"], folder))

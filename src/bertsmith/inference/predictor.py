@@ -146,7 +146,7 @@ class ModelPredictor(Predictor):
         Raises:
             DataError: if an item is not a string.
         """
-        normal = [normalise(text) for text in as_texts(texts)]
+        normal = [normalise(text) for text in check_texts(texts)]
         return self.encoder.encode(normal, self.columns, None if whole else self.max_length)
 
     def own(self, tokens: Tokens, texts: Sequence[str]) -> Tokens:
@@ -187,7 +187,7 @@ class ModelPredictor(Predictor):
         return self.probabilities_of(self.encode(texts), progress)
 
 
-def as_texts(texts: Sequence[str]) -> list[str]:
+def check_texts(texts: Sequence[str]) -> list[str]:
     """Return texts as a list, a single string as one text.
 
     Raises:

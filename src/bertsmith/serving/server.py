@@ -28,7 +28,7 @@ from filelock import FileLock
 from bertsmith.compute.machine import cores
 from bertsmith.errors import ConfigError, UserError
 from bertsmith.folders.run import Run
-from bertsmith.inference.exported import About, Exported, is_export
+from bertsmith.inference.exported import Exported, ExportInfo, is_export
 from bertsmith.inference.load import open_classifier
 from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.serving.app import Service, create_app
@@ -126,7 +126,7 @@ def _about(path: Path, classifier: ModelPredictor) -> dict[str, Any]:
     runtime = f"{classifier.about.format} {classifier.about.precision}" if isinstance(classifier, Exported) else "torch"
     about: dict[str, Any] = {"model": path.resolve().name, "labels": labels, "runtime": runtime}
     if is_export(path):
-        run = About.read(path).run
+        run = ExportInfo.read(path).run
         return about | {
             "model": run["name"],
             "base_model": run["model"],

@@ -9,9 +9,9 @@ import numpy as np
 
 from bertsmith.config import PRIMARY
 from bertsmith.data.table import Table
-from bertsmith.evaluation.baseline import Baseline, Regression, bag_of_words, regression_on_embeddings, verdict
+from bertsmith.evaluation.baseline import Baseline, Regression, bag_of_words, fit_regression, verdict
 from bertsmith.evaluation.intervals import paired_difference
-from bertsmith.evaluation.metrics import majority_probabilities, scalars
+from bertsmith.evaluation.metrics import majority_class_probabilities, scalar_metrics
 from bertsmith.model.load import Loaded
 from bertsmith.model.tokenizer import Tokens
 from bertsmith.workflows.prepare import EMBEDDED, draw_evenly, embed
@@ -46,9 +46,7 @@ class FrozenEmbeddings:
         """Fit the regression to the training texts, or those that a mask, shape (training texts,), picks."""
         some = self.rows["train"]
         inside = np.ones(len(some), dtype=bool) if which is None else which[some]
-        return regression_on_embeddings(
-            self.embeddings["train"][inside], self.targets[some[inside]], n_classes=self.n_classes
-        )
+        return fit_regression(self.embeddings["train"][inside], self.targets[some[inside]], n_classes=self.n_classes)
 
 
 def baselines(
@@ -94,7 +92,7 @@ def baselines(
         )
         return {
             "classifier": rival.classifier,
-            "test": scalars(table.targets, rival.probabilities),
+            "test": scalar_metrics(table.targets, rival.probabilities),
             "difference": {"metric": PRIMARY, "value": value, "interval": [low, high]},
             "verdict": verdict(value, low, high, len(table), rival=name, kind=kind),
         }
@@ -103,7 +101,7 @@ def baselines(
     return {
         "majority_class": {
             "label_text": test.labels.texts[int(train.counts.argmax())],
-            "test": scalars(test.targets, majority_probabilities(train.counts, len(test))),
+            "test": scalar_metrics(test.targets, majority_class_probabilities(train.counts, len(test))),
         },
         "bag_of_words": beside(bag, test, probabilities, f"a bag of words with a {bag.classifier}"),
         "frozen_embeddings": {

@@ -17,13 +17,13 @@ import xxhash
 from bertsmith.compute.device import choose_precision
 from bertsmith.config import FEWEST_TO_SELECT, PRIMARY, Config
 from bertsmith.data.table import Labels, Table
-from bertsmith.evaluation.abstention import accuracy_coverage, check
-from bertsmith.evaluation.calibration import PRIOR, WIDE_PRIOR, calibration, fit_temperature, scale
-from bertsmith.evaluation.decision import Decision, tune
+from bertsmith.evaluation.abstention import accuracy_coverage_curve, evaluate_abstention
+from bertsmith.evaluation.calibration import PRIOR, WIDE_PRIOR, calibration_metrics, fit_temperature, scale
+from bertsmith.evaluation.decision import Decision, tune_offsets
 from bertsmith.evaluation.evaluate import evaluate
-from bertsmith.evaluation.intervals import from_pairs
+from bertsmith.evaluation.intervals import label_metrics
 from bertsmith.evaluation.rule import Rule
-from bertsmith.evaluation.slices import slices
+from bertsmith.evaluation.slices import compare_slices
 from bertsmith.events import Scored, Scoring, ScoringListener
 from bertsmith.folders import atomic
 from bertsmith.folders import run as runs
@@ -51,7 +51,7 @@ def fit_rule(
     Returns:
         The decision rule, whose offsets are 0 where it is not used, and the temperature.
     """
-    decision = tune(targets, probabilities, seed=config.seed)
+    decision = tune_offsets(targets, probabilities, seed=config.seed)
     if config.decision_rule == "off":
         decision = dataclasses.replace(decision, used=False, offsets=np.zeros(probabilities.shape[1]))
     return decision, fit_temperature(targets, scale(probabilities, 1.0, decision.offsets), prior=prior)
@@ -192,11 +192,11 @@ def choose_inference(fitted: Classifier, validation: Tokens, probabilities: np.n
     """
     if choose_precision(fitted.loaded.device)[0] != "bf16" or len(validation) < FEWEST_TO_SELECT:
         return {"precision": "fp32"}
-    fitted.compute_in(torch.bfloat16)
+    fitted.set_dtype(torch.bfloat16)
     shorter = fitted.probabilities_of(validation)
     same = shorter.argmax(axis=1) == probabilities.argmax(axis=1)
     if not same.all():
-        fitted.compute_in(torch.float32)
+        fitted.set_dtype(torch.float32)
     return {
         "precision": "bf16" if same.all() else "fp32",
         "texts": len(validation),
@@ -241,13 +241,13 @@ def look_closer(
     ruled = {"metric": PRIMARY, **scores.decision.to_dict(), "folded": rule.folded}
     if scores.decision.used:
         found = {
-            name: from_pairs(targets, p, len(test.labels)) for name, p in (("with", predicted), ("without", plain))
+            name: label_metrics(targets, p, len(test.labels)) for name, p in (("with", predicted), ("without", plain))
         }
         ruled["test"] = {name: {m: s[m] for m in (PRIMARY, "accuracy")} for name, s in found.items()}
     return {
-        "calibration": {"temperature": rule.temperature, "before": calibration(targets, before)},
+        "calibration": {"temperature": rule.temperature, "before": calibration_metrics(targets, before)},
         "abstention": _check_abstention(parts, scores, crossed),
-        "slices": slices(predicted == targets, columns),
+        "slices": compare_slices(predicted == targets, columns),
         "decision_rule": ruled,
     }
 
@@ -261,10 +261,10 @@ def _check_abstention(parts: dict[str, Table], scores: Scores, crossed: CrossVal
     targets, said = parts["test"].targets, scores.probabilities["test"]
     if crossed is None or crossed.tested:
         held_out = parts["validation"].targets, scores.probabilities["validation"]
-        return {**check(targets, said, held_out), "texts": len(targets)}
+        return {**evaluate_abstention(targets, said, held_out), "texts": len(targets)}
     even = crossed.fold % 2 == 0
-    found = check(targets[~even], said[~even], (targets[even], said[even]))
-    curve = accuracy_coverage(said.max(axis=1), said.argmax(axis=1) == targets)
+    found = evaluate_abstention(targets[~even], said[~even], (targets[even], said[even]))
+    curve = accuracy_coverage_curve(said.max(axis=1), said.argmax(axis=1) == targets)
     return {**found, "accuracy_coverage": curve, "texts": int((~even).sum())}
 
 

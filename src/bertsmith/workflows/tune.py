@@ -23,7 +23,7 @@ from bertsmith.data.split import fold_of, split_cleaned
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, Interrupted
 from bertsmith.evaluation.baseline import verdict
-from bertsmith.evaluation.intervals import LEVEL, from_pairs, paired_draws
+from bertsmith.evaluation.intervals import LEVEL, label_metrics, resampled_differences
 from bertsmith.events import FinalStarted, StudyListener, StudyStarted
 from bertsmith.folders import atomic
 from bertsmith.folders import run as runs
@@ -289,9 +289,11 @@ def _difference(best: runs.Run, defaults: runs.Run) -> tuple[float, float, float
         frames = [run.predictions.sort_values(["row", "text"], ignore_index=True) for run in (ours, theirs)]
         first, second = (np.stack(frame["probabilities"].to_list()).argmax(axis=1) for frame in frames)
         targets, n_classes = targets_of(frames[0], best.labels), len(best.labels)
-        values.append(from_pairs(targets, first, n_classes)[PRIMARY] - from_pairs(targets, second, n_classes)[PRIMARY])
+        values.append(
+            label_metrics(targets, first, n_classes)[PRIMARY] - label_metrics(targets, second, n_classes)[PRIMARY]
+        )
         draws.append(  # of the same resamples for every seed
-            paired_draws(
+            resampled_differences(
                 targets,
                 first,
                 second,
