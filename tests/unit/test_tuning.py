@@ -272,10 +272,10 @@ def test_advice_looks_at_the_edges_of_the_space_and_at_the_end_of_the_curve():
     assert any("learning_rate" in s and "above 0.001" in s for s in said)
     assert any("more epochs" in s for s in said)
     assert any("depends on dropout" in s for s in said)
-    assert any("cannot be told apart" in s for s in said)
+    assert any("not distinguishable" in s for s in said)
     assert len(said) == 4  # nothing of layer_decay, which ends at 1
     result["difference"]["interval"] = [-0.3, -0.1]
-    assert any("the winner is worse" in s for s in advice(info, result))
+    assert any("worse than the defaults" in s for s in advice(info, result))
     assert advice({**info, "trials": info["trials"][:9]}, result) == []  # too few to conclude anything
     result["settings"]["learning_rate"] = 1e-4
     info["trials"][3]["curve"] = [[1.0, 0.6], [2.0, 0.5]]
