@@ -276,6 +276,6 @@ def _mark(x_axis: _Axis, value: float, label: str) -> Markup:
 
 
 def _svg(parts: Sequence[Markup], width: int, title: str) -> Markup:
-    return Markup('<svg class="figure" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        width, HEIGHT, escape(title), Markup("").join(parts)
+    return Markup('<svg class="figure{}" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        " full" if width == FULL_WIDTH else "", width, HEIGHT, escape(title), Markup("").join(parts)
     )

@@ -58,7 +58,7 @@ def environment() -> jinja2.Environment:
     )
     result.filters["number"] = lambda value, digits=3: "–" if value is None else f"{value:,.{digits}f}"
     result.filters["integer"] = lambda value: f"{value:,}"
-    result.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f} %"
+    result.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}\u00a0%"
     return result
 
 
