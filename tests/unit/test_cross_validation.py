@@ -70,8 +70,11 @@ def test_without_test_texts_the_figures_are_those_of_the_cross_validation(untest
     assert (test["texts"], test["by"], test["folds"]) == (90, "cross-validation", FOLDS)
     assert sorted(run.predictions["row"]) == list(range(1, 91))
     assert run.explanations == []
-    assert "cross-validation" in run.layout.report.read_text(encoding="utf-8")
-    assert "cross-validation" in (run.layout.model / "README.md").read_text(encoding="utf-8")
+    for file in (run.layout.report, run.layout.model / "README.md"):
+        content = file.read_text(encoding="utf-8")
+        assert "cross-validated texts" in content
+        assert "test texts" not in content
+        assert "validation texts" not in content
     for rival in ("bag_of_words", "frozen_embeddings"):
         assert 0 < run.metrics["baseline"][rival]["test"]["macro_f1"] <= 1
     # The head that begins a fold, and the rival scored on it, know nothing of the fold: each leaves out its texts.

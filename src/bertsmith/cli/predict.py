@@ -177,7 +177,7 @@ def predict(
     opened = nullcontext(_stdin(settings)) if source == "-" else open_stream(source, settings, skip=skip)
     with _skipping_told(skip), opened as stream:
         _tell(stream)
-        from bertsmith.inference.abstain import abstention
+        from bertsmith.inference.abstain import fit_abstention
         from bertsmith.inference.load import identity, open_classifier
         from bertsmith.inference.windows import Windowed
 
@@ -185,7 +185,7 @@ def predict(
         model = classifier.model if isinstance(classifier, Windowed) else classifier
         if isinstance(model, Exported) and not is_export(run):
             talk().print(f"[dim]with the run's {model.about.format} export (--runtime torch: without)[/]")
-        abstain = abstention(held_out, classifier.rules, decide=decision_rule, **asked)
+        abstain = fit_abstention(held_out, classifier.rules, decide=decision_rule, **asked)
         label = partial(
             predict_chunks, classifier, probabilities=probabilities, abstain=abstain, waits=stream.n_rows is None
         )

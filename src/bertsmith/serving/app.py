@@ -111,7 +111,7 @@ def create_app(
         began, batcher = time.perf_counter(), service().batcher
         texts = _checked(texts, limits)
         classifier = batcher.classifier
-        encode = partial(classifier.encode, texts, whole=True)
+        encode = partial(classifier.encode, texts, truncate=False)
         characters = sum(map(len, texts))
         whole = await asyncio.to_thread(encode) if characters > SLOW else encode()
         longest = classifier.max_length

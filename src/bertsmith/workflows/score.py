@@ -154,7 +154,7 @@ def score_splits(
     observe(Scoring(sum(len(table) for name, table in tables.items() if name not in ready)))
 
     def predict(name: str) -> np.ndarray:
-        tokens = fitted.own(encoded[name], tables[name].frame["text"].tolist())
+        tokens = fitted.reuse_tokens(encoded[name], tables[name].frame["text"].tolist())
         return fitted.probabilities_of(tokens, lambda n: observe(Scored(n)))
 
     splits: dict[str, Any] = {}
