@@ -70,7 +70,7 @@ def tune_offsets(targets: np.ndarray, probabilities: np.ndarray, *, seed: int) -
         ruled[~inside] = (logits[~inside] + best_offsets(targets[inside], logits[inside])).argmax(axis=1)
     plain = logits.argmax(axis=1)
     gain = label_metrics(targets, ruled, n_classes)[PRIMARY] - label_metrics(targets, plain, n_classes)[PRIMARY]
-    error = float(np.std(resampled_differences(targets, ruled, plain, n_classes, metric=PRIMARY, seed=seed)))
+    error = float(np.std(resampled_differences(targets, ruled, plain, n_classes, seed=seed)))
     used = gain > error
     return Decision(best_offsets(targets, logits) if used else no_offsets, bool(used), float(gain), error)
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from bertsmith.config import PRIMARY
 from bertsmith.data.table import Labels
 from bertsmith.evaluation.calibration import calibration_metrics
 from bertsmith.evaluation.intervals import LEVEL, RESAMPLES, bootstrap_intervals, paired_difference
@@ -38,18 +37,11 @@ def evaluate(
         ``None`` if undefined). ``detail`` adds ``per_class``, ``confusion`` (rows are classes, columns predictions)
         and ``calibration``.
     """
-    intervals = bootstrap_intervals(targets, probabilities, seed=seed, groups=groups)
     over = "texts" if groups is None else "groups"
     result: dict[str, Any] = {
         "texts": len(targets),
         "interval": {"level": LEVEL, "resamples": RESAMPLES, "method": f"percentile bootstrap over {over}"},
-        "metrics": {
-            name: {
-                "value": value,
-                "interval": list(intervals[name]) if value is not None and name in intervals else None,
-            }
-            for name, value in scalar_metrics(targets, probabilities).items()
-        },
+        "metrics": _metrics(targets, probabilities, seed, groups),
     }
     if detail:
         classes = per_class_metrics(targets, probabilities)
@@ -85,16 +77,23 @@ def compare_classifiers(
     first = probabilities[names[0]].argmax(axis=1)
     entries = []
     for (name, table), seed in zip(probabilities.items(), seeds, strict=True):
-        intervals = bootstrap_intervals(targets, table, seed=seed, groups=groups)
         difference = None
         if name != names[0]:
             value, low, high = paired_difference(
-                targets, table.argmax(axis=1), first, table.shape[1], metric=PRIMARY, seed=seeds[0], groups=groups
+                targets, table.argmax(axis=1), first, table.shape[1], seed=seeds[0], groups=groups
             )
             difference = {"value": value, "interval": [low, high], "distinguishable": low > 0 or high < 0}
-        metrics = {
-            metric: {"value": value, "interval": list(intervals[metric]) if value is not None else None}
-            for metric, value in scalar_metrics(targets, table).items()
-        }
+        metrics = _metrics(targets, table, seed, groups)
         entries.append({"name": name, "metrics": metrics, "difference": difference})
     return entries
+
+
+def _metrics(
+    targets: np.ndarray, probabilities: np.ndarray, seed: int, groups: np.ndarray | None
+) -> dict[str, dict[str, Any]]:
+    """Return the value and the interval of every single-number metric, by name."""
+    intervals = bootstrap_intervals(targets, probabilities, seed=seed, groups=groups)
+    return {
+        name: {"value": value, "interval": None if value is None else list(intervals[name])}
+        for name, value in scalar_metrics(targets, probabilities).items()
+    }

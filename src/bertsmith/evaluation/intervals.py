@@ -7,10 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.stats import binomtest
 
+from bertsmith.config import PRIMARY
+
 RESAMPLES = 1000
 RANKING_RESAMPLES = 200
 """Fewer, because average precision is computed class by class."""
 LEVEL = 0.95
+TAILS = [50 * (1 - LEVEL), 50 * (1 + LEVEL)]
+"""Percentiles of the lower and the upper bound."""
 MAX_CELLS = 2_000_000
 """Resamples times texts held in memory at a time."""
 
@@ -21,7 +25,6 @@ def bootstrap_intervals(
     *,
     seed: int,
     resamples: int = RESAMPLES,
-    level: float = LEVEL,
     groups: np.ndarray | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Return the interval of every metric in `metrics.SCALAR_METRICS`.
@@ -35,7 +38,6 @@ def bootstrap_intervals(
         probabilities: shape (n, classes).
         seed: of the resampling.
         resamples: number of resamples.
-        level: confidence level.
         groups: as for `draw_resamples`.
 
     Returns:
@@ -61,12 +63,11 @@ def bootstrap_intervals(
             for drawn in draw_resamples(n, groups, rng, RANKING_RESAMPLES)
         ]
     )
-    tails = [50 * (1 - level), 50 * (1 + level)]
-    intervals = {name: tuple(np.nanpercentile(v, tails).tolist()) for name, v in values.items()}
+    intervals = {name: tuple(np.nanpercentile(v, TAILS).tolist()) for name, v in values.items()}
     right = predicted == targets
     if right.all() or not right.any():
         trials = n if groups is None else len(np.unique(groups))
-        exact = binomtest(trials if right.all() else 0, trials).proportion_ci(level, method="exact")
+        exact = binomtest(trials if right.all() else 0, trials).proportion_ci(LEVEL, method="exact")
         # Recall weighted by support is accuracy.
         intervals |= dict.fromkeys(("accuracy", "weighted_recall"), (exact.low, exact.high))
     return intervals
@@ -78,13 +79,10 @@ def paired_difference(
     second: np.ndarray,
     n_classes: int,
     *,
-    metric: str = "macro_f1",
     seed: int,
-    resamples: int = RESAMPLES,
-    level: float = LEVEL,
     groups: np.ndarray | None = None,
 ) -> tuple[float, float, float]:
-    """Return the difference of a metric between two classifiers on the same texts, with its interval.
+    """Return the difference of the primary metric between two classifiers on the same texts, with its interval.
 
     Both are scored on the same resamples, so variation that affects both cancels.
 
@@ -92,20 +90,15 @@ def paired_difference(
         targets: class indices, shape (n,).
         first, second: predicted class indices, shape (n,).
         n_classes: number of classes.
-        metric: a name in `label_metrics`.
         seed: of the resampling.
-        resamples: number of resamples.
-        level: confidence level.
         groups: as for `draw_resamples`.
 
     Returns:
         The difference (first minus second), its lower and its upper bound.
     """
-    differences = resampled_differences(
-        targets, first, second, n_classes, metric=metric, seed=seed, resamples=resamples, groups=groups
-    )
-    one, two = (label_metrics(targets, predicted, n_classes)[metric] for predicted in (first, second))
-    low, high = np.percentile(differences, [50 * (1 - level), 50 * (1 + level)])
+    differences = resampled_differences(targets, first, second, n_classes, seed=seed, groups=groups)
+    one, two = (label_metrics(targets, predicted, n_classes)[PRIMARY] for predicted in (first, second))
+    low, high = np.percentile(differences, TAILS)
     return float(one - two), float(low), float(high)
 
 
@@ -115,19 +108,13 @@ def resampled_differences(
     second: np.ndarray,
     n_classes: int,
     *,
-    metric: str,
     seed: int,
-    resamples: int = RESAMPLES,
     groups: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return the difference of a metric (first minus second) on every resample, shape (resamples,).
-
-    The arguments are those of `paired_difference`.
-    """
-    rng = np.random.default_rng(seed)
+    """Return the difference (first minus second) on every resample, shape (resamples,); see `paired_difference`."""
     differences = []
-    for drawn in draw_resamples(len(targets), groups, rng, resamples):
-        one, two = (resampled_label_metrics(drawn, targets, p, n_classes)[metric] for p in (first, second))
+    for drawn in draw_resamples(len(targets), groups, np.random.default_rng(seed), RESAMPLES):
+        one, two = (resampled_label_metrics(drawn, targets, p, n_classes)[PRIMARY] for p in (first, second))
         differences.append(one - two)
     return np.concatenate(differences)
 

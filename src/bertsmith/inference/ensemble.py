@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,9 +11,6 @@ from bertsmith.evaluation.rule import Rule
 from bertsmith.folders.run import Run
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.predictor import Predictor
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 class Ensemble(Predictor):
@@ -57,9 +53,3 @@ class Ensemble(Predictor):
         if progress:
             progress(len(result))
         return result
-
-
-def mean_probabilities(predictions: Sequence[pd.DataFrame]) -> np.ndarray:
-    """Return the mean probabilities of several predictions of the same texts, shape (texts, classes)."""
-    result: np.ndarray = np.mean([np.stack(frame["probabilities"].to_list()) for frame in predictions], axis=0)
-    return result

@@ -57,9 +57,24 @@ def write_model(
 
 
 def _to_onnx(original: Classifier, folder: Path, precision: str, texts: Sequence[str], conservative: bool) -> None:
-    _write_onnx(original, folder / "model.onnx")
+    import torch
+
+    file = folder / "model.onnx"
+    with _export_errors(original, "ONNX"):
+        module, inputs, shapes = _exportable_module(original)
+        torch.onnx.export(
+            module,
+            inputs,
+            str(file),
+            input_names=list(original.loaded.input_names),
+            output_names=["logits"],
+            dynamo=True,
+            dynamic_shapes=shapes,
+            external_data=True,  # a separate weight file is memory-mapped, not copied
+            verbose=False,
+        )
     if precision == "int8":
-        _quantize_onnx(folder / "model.onnx")
+        _quantize_onnx(file)
 
 
 def _quantize_onnx(file: Path) -> None:
@@ -90,8 +105,8 @@ def _to_openvino(original: Classifier, folder: Path, precision: str, texts: Sequ
     with _export_errors(original, "OpenVINO"):
         # Converting from torch keeps attention a single, faster operation, which ONNX splits. The function
         # convert_model would send telemetry.
-        traced, inputs, shapes = _exportable_module(original)
-        program = torch.export.export(traced, inputs, dynamic_shapes=shapes, strict=False)
+        module, inputs, shapes = _exportable_module(original)
+        program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
         frontend = FrontEndManager().load_by_framework("pytorch")
         decoder = TorchFXPythonDecoder.from_exported_program(program)  # must live until the conversion ends
         model = frontend.convert(frontend.load(decoder))
@@ -165,24 +180,6 @@ WRITERS: dict[str, Callable[[Classifier, Path, str, Sequence[str], bool], None]]
 """Writers by format."""
 
 
-def _write_onnx(original: Classifier, file: Path) -> None:
-    import torch
-
-    with _export_errors(original, "ONNX"):
-        traced, inputs, shapes = _exportable_module(original)
-        torch.onnx.export(
-            traced,
-            inputs,
-            str(file),
-            input_names=list(original.loaded.input_names),
-            output_names=["logits"],
-            dynamo=True,
-            dynamic_shapes=shapes,
-            external_data=True,  # a separate weight file is memory-mapped, not copied
-            verbose=False,
-        )
-
-
 def _exportable_module(original: Classifier) -> tuple[Any, tuple[Any, ...], tuple[Any, ...]]:
     """Return a module from inputs to logits, example inputs of two texts, and their dynamic shapes."""
     import torch
@@ -220,13 +217,9 @@ def _export_errors(original: Classifier, to: str) -> Iterator[None]:
     except Exception as error:
         raise ModelError(
             f"a model of type {original.loaded.model.config.model_type} cannot be exported to {to}: "
-            f"{_first_line(error)}",
+            f"{(str(error).strip().splitlines() or [type(error).__name__])[0]}",
             remedy="Pass the run itself to predict or serve.",
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

@@ -63,19 +63,11 @@ class ExportInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-ready content of ``export.json``, including its checksum."""
+        labels = zip(self.labels.numbers, self.labels.texts, strict=True)
         content = {
-            "format": self.format,
-            "precision": self.precision,
-            "labels": [
-                {"label": n, "label_text": t} for n, t in zip(self.labels.numbers, self.labels.texts, strict=True)
-            ],
-            "inputs": list(self.inputs),
-            "max_length": self.max_length,
-            "pad_token": list(self.pad_token),
+            **vars(self),
+            "labels": [{"label": number, "label_text": text} for number, text in labels],
             "rule": self.rule.to_dict(),
-            "parity": self.parity,
-            "files": self.files,
-            "run": self.run,
         }
         return content | {"seal": _seal(content)}
 

@@ -166,10 +166,6 @@ class ModelPredictor(Predictor):
     def logits_of(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the model's logits for n tokenized texts, shape (n, classes); see `predict_proba`."""
 
-    def logits(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Return the model's logits for every text, shape (texts, classes); see `predict_proba`."""
-        return self.logits_of(self.encode(texts), progress)
-
     def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
         """Return the number of tokens of each text, with special tokens and before truncation, shape (texts,)."""
         return self.encode(texts).lengths

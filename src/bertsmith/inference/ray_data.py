@@ -61,7 +61,7 @@ def predict_on_ray(request: RayRequest, source: Path, output: Path, config: Data
         raise ConfigError(
             f"--ray needs the package {error.name}", remedy="Install it: pip install 'bertsmith[ray]'."
         ) from error
-    files = parquet_files(source)
+    files = _parquet_files(source)
     heads = {file: _head(file) for file in files}
     schema, _ = heads[files[0]]
     for file, (other, _) in heads.items():
@@ -127,7 +127,7 @@ def _load(request: RayRequest) -> tuple[Any, Any]:
     return classifier, fit_abstention(held_out, classifier.rules, decide=decide, **request.abstention_options)
 
 
-def parquet_files(source: Path) -> list[Path]:
+def _parquet_files(source: Path) -> list[Path]:
     """Return the Parquet files of a folder, ordered by name, or the file itself.
 
     Raises:

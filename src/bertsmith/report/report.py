@@ -90,7 +90,7 @@ def write_report(run: Run) -> Path:
     Raises:
         RunFolderError: if a file of the run is missing or damaged.
     """
-    info, metrics, history = run.info, run.metrics, run.history
+    info, metrics = run.info, run.metrics
     predictions = run.predictions
     findings = info["data"]["findings"]
     test = metrics["splits"]["test"]
@@ -101,7 +101,6 @@ def write_report(run: Run) -> Path:
     is_right = predictions["label"] == predictions["predicted"]
     mistakes = predictions[~is_right].sort_values("confidence", ascending=False, kind="stable")
     right = predictions[is_right]
-    best = best_epoch(run)
     page = (
         environment()
         .get_template("report.html")
@@ -126,8 +125,7 @@ def write_report(run: Run) -> Path:
             groups=predictions["group"].nunique() if "group" in predictions.columns else 0,
             lengths=_length_figure(findings),
             balance=_balance(findings),
-            losses=_loss_figure(history, best) if history else None,
-            scores=_score_figure(history, best) if history else None,
+            history=_history_figures(run.history, best_epoch(run)),
             classes=[{**entry, "train": train_counts[entry["label"]]} for entry in test["per_class"]],
             matrix=matrix.tolist() if is_table else None,
             heatmap=None if is_table else heatmap(matrix, names),
@@ -210,20 +208,26 @@ def _balance(findings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _loss_figure(history: list[dict[str, Any]], best: float | None) -> Markup:
-    lines = [
-        Line("train loss", "c1", [(e["epoch"], e["train_loss"]) for e in history]),
-        Line("validation loss", "c2", [(e["epoch"], e["validation_loss"]) for e in history]),
-    ]
-    return line_chart(lines, x_label="epoch", y_label="loss", mark=best, mark_label="best")
+def _history_figures(history: list[dict[str, Any]], best: float | None) -> list[Markup]:
+    """Return the curves of loss and of scores over the epochs; none without a history."""
+    if not history:
+        return []
 
+    def line(name: str, css: str, values: list[float]) -> Line:
+        return Line(name, css, [(e["epoch"], value) for e, value in zip(history, values, strict=True)])
 
-def _score_figure(history: list[dict[str, Any]], best: float | None) -> Markup:
-    lines = [
-        Line("validation macro-F1", "c1", [(e["epoch"], e["metrics"]["macro_f1"]) for e in history]),
-        Line("validation accuracy", "c2", [(e["epoch"], e["metrics"]["accuracy"]) for e in history]),
+    losses = [
+        line("training loss", "c1", [e["train_loss"] for e in history]),
+        line("validation loss", "c2", [e["validation_loss"] for e in history]),
     ]
-    return line_chart(lines, x_label="epoch", y_label="score", mark=best, mark_label="best")
+    scores = [
+        line("validation macro-F1", "c1", [e["metrics"]["macro_f1"] for e in history]),
+        line("validation accuracy", "c2", [e["metrics"]["accuracy"] for e in history]),
+    ]
+    return [
+        line_chart(lines, x_label="epoch", y_label=label, mark=best, mark_label="best")
+        for label, lines in (("loss", losses), ("score", scores))
+    ]
 
 
 def _abstention_figure(curve: list[dict[str, float]]) -> Markup:

@@ -87,9 +87,7 @@ def baselines(
 
     def beside(rival: Baseline, table: Table, ours: np.ndarray, name: str) -> dict[str, Any]:
         predictions = ours.argmax(axis=1), rival.probabilities.argmax(axis=1)
-        value, low, high = paired_difference(
-            table.targets, *predictions, n_classes, metric=PRIMARY, seed=seed, groups=groups_of(table)
-        )
+        value, low, high = paired_difference(table.targets, *predictions, n_classes, seed=seed, groups=groups_of(table))
         return {
             "classifier": rival.classifier,
             "test": scalar_metrics(table.targets, rival.probabilities),

@@ -20,7 +20,6 @@ from bertsmith.events import RunListener, SeedStarted
 from bertsmith.folders import atomic
 from bertsmith.folders import run as runs
 from bertsmith.folders.claim import check_output, check_settings_same, create, lock
-from bertsmith.inference.ensemble import mean_probabilities
 from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
 from bertsmith.training.distributed import started
@@ -134,13 +133,13 @@ def _compare(members: list[runs.Run], best: runs.Run, seed: int) -> dict[str, An
     for metric in metrics:
         of_test = [value(m, "test", metric) for m in members]
         spread[metric] = {"mean": float(np.mean(of_test)), "standard_deviation": float(np.std(of_test, ddof=1))}
-    probabilities = mean_probabilities([m.predictions for m in members])
+    probabilities = np.mean([np.stack(m.predictions["probabilities"].to_list()) for m in members], axis=0)
     targets = targets_of(best.predictions, best.labels)
     groups = groups_in(best.predictions)
     together = evaluate(targets, probabilities, best.labels, seed=seed, detail=False, groups=groups)
     alone = np.stack(best.predictions["probabilities"].to_list())
     ours, theirs, n_classes = probabilities.argmax(axis=1), alone.argmax(axis=1), len(best.labels)
-    difference = paired_difference(targets, ours, theirs, n_classes, metric=PRIMARY, seed=seed, groups=groups)
+    difference = paired_difference(targets, ours, theirs, n_classes, seed=seed, groups=groups)
     return {
         "each": each,
         "best": int(best.path.name),

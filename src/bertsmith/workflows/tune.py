@@ -23,7 +23,7 @@ from bertsmith.data.split import fold_of, split_cleaned
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, Interrupted
 from bertsmith.evaluation.baseline import verdict
-from bertsmith.evaluation.intervals import LEVEL, label_metrics, resampled_differences
+from bertsmith.evaluation.intervals import TAILS, label_metrics, resampled_differences
 from bertsmith.events import FinalStarted, StudyListener, StudyStarted
 from bertsmith.folders import atomic
 from bertsmith.folders import run as runs
@@ -298,12 +298,11 @@ def _difference(best: runs.Run, defaults: runs.Run) -> tuple[float, float, float
                 first,
                 second,
                 n_classes,
-                metric=PRIMARY,
                 seed=best.info["config"]["seed"],
                 groups=groups_in(frames[0]),
             )
         )
-    low, high = np.percentile(np.mean(draws, axis=0), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    low, high = np.percentile(np.mean(draws, axis=0), TAILS)
     return float(np.mean(values)), float(low), float(high)
 
 
