@@ -69,7 +69,7 @@ def test_exactly_the_rows_that_went_in_come_out(cli, cluster, finished, folder, 
     assert sum(pq.read_metadata(file).num_rows for file in (tmp_path / "out").glob("*.parquet")) == 400
 
 
-def test_what_does_not_go_with_ray_is_told(cli, finished, folder, tmp_path, monkeypatch):
+def test_what_ray_does_not_support_is_an_error(cli, finished, folder, tmp_path, monkeypatch):
     def refused(*given):
         code, _, err = cli("predict", finished, *given)
         assert code == 2, err
@@ -79,12 +79,12 @@ def test_what_does_not_go_with_ray_is_told(cli, finished, folder, tmp_path, monk
     ray = ("--ray", "local", "-o", tmp_path / "out")
     assert "does not go with --resume, --on-error skip" in refused(folder, *ray, "--resume", "--on-error", "skip")
     assert "a folder with -o" in refused(folder, "--ray", "local")
-    assert "there is no such folder" in refused(tmp_path / "none", *ray)
+    assert str(tmp_path / "none") in refused(tmp_path / "none", *ray)
     assert "the input is in this folder" in refused(folder, "--ray", "local", "-o", folder)
     assert "in the folder of the run" in refused(folder, "--ray", "local", "-o", finished / "model")
     assert "there is no column 'Txt'" in refused(folder, *ray, "--text-column", "Txt")
     pq.write_table(pa.table({"Text": ["a"]}), folder / "other.parquet")
-    assert "its columns are not those of other.parquet" in refused(folder, *ray)
+    assert "other.parquet" in refused(folder, *ray)
     (folder / "other.parquet").write_bytes(b"PAR1 and no more")
     assert "damaged or cut short" in refused(folder, *ray)
     (folder / "other.parquet").write_text("Text\na\n")
@@ -98,6 +98,8 @@ def test_what_does_not_go_with_ray_is_told(cli, finished, folder, tmp_path, monk
     assert "holds something else: 'mine.txt'" in refused(folder, "--ray", "local", "-o", notes, "--overwrite")
     assert (notes / "mine.txt").read_text() == "mine"
     nobody = ("--ray", "127.0.0.1:9", "-o", tmp_path / "out")
-    assert "--ray 127.0.0.1:9: there is no such cluster: [Errno 111]" in refused(folder, *nobody)
+    error = refused(folder, *nobody)
+    assert "--ray 127.0.0.1:9" in error
+    assert "[Errno 111]" in error
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "pip install 'bertsmith[ray]'" in refused(folder, *ray)

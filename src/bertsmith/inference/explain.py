@@ -109,7 +109,7 @@ def explain(classifier: Classifier, text: str, label: str | None = None, *, dead
         OutOfTimeError: as soon as the deadline cannot be met.
         ConfigError: if the package captum is missing, or the label does not exist.
         DataError: if the text is empty.
-        DeviceError: if memory does not suffice.
+        DeviceError: if memory is too small.
     """
     import torch
 
@@ -196,7 +196,7 @@ def _attributions(
 
     Raises:
         OutOfTimeError: if the deadline cannot be met.
-        DeviceError: if memory does not suffice.
+        DeviceError: if memory is too small.
     """
     import torch
 

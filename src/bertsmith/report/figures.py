@@ -51,7 +51,7 @@ def line_chart(
     lines = [Line(li.name, li.css, [p for p in li.points if all(map(math.isfinite, p))]) for li in lines]
     points = [p for line in lines for p in line.points]
     if not points:
-        return Markup("<p>There is nothing to draw.</p>")
+        return Markup("<p>No data.</p>")
     x_axis = _Axis([p[0] for p in points] + ([mark] if mark is not None else []), _LEFT, HALF_WIDTH - _RIGHT)
     y_axis = _Axis([p[1] for p in points], HEIGHT - _BOTTOM, _TOP)
     parts = [_frame(x_axis, y_axis, x_label, y_label)]

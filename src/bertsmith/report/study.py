@@ -62,7 +62,7 @@ def write_study_report(folder: Path, info: Mapping[str, Any]) -> Path:
             names=list(space),
             importance=importance,
             min_trials=MIN_TRIALS,
-            given={n: v for n, v in info["given"].items() if v not in (None, {}, "")},
+            shared={n: v for n, v in info["given"].items() if v not in (None, {}, "")},
             failed=[t for t in trials if t["state"] == "failed"],
             front=[t for t in complete if t["number"] in result.get("front", [])],
         )
