@@ -53,7 +53,7 @@ def test_metrics_match_explicit_sums():
     assert values["log_loss"] == pytest.approx(-np.log([0.8, 0.3, 0.8, 0.7, 0.2]).mean())
 
 
-def test_undefined_metrics_are_none():
+def test_what_is_undefined_is_none_and_not_zero():
     classes = per_class_metrics(TARGETS, PROBABILITIES)
     assert classes[2]["precision"] is None  # never predicted
     assert classes[2]["recall"] == 0

@@ -405,7 +405,7 @@ def test_openvino_tells_its_maker_nothing(run, in_openvino, tmp_path):
     assert not (home / "intel").exists()
 
 
-def test_auto_takes_only_exports_of_this_model(run, exported):
+def test_auto_takes_an_export_of_this_very_model_only(run, exported):
     assert isinstance(bs.load(run), Exported)
     assert isinstance(bs.load(run, runtime="torch"), Classifier)
     info = json.loads(run.layout.run.read_text())
@@ -433,7 +433,7 @@ def test_auto_takes_only_exports_of_this_model(run, exported):
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json", "validation.npz"])
-def test_a_changed_byte_and_a_missing_file_are_errors(name, copy):
+def test_a_changed_byte_and_a_lost_file_are_told(name, copy):
     file = copy / name
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -445,7 +445,7 @@ def test_a_changed_byte_and_a_missing_file_are_errors(name, copy):
         assert error.value.where == str(file)
 
 
-def test_the_description_of_an_export_has_a_checksum(copy):
+def test_what_an_export_says_of_itself_is_sealed(copy):
     file = copy / "export.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content))  # other formatting, same content
@@ -458,7 +458,7 @@ def test_the_description_of_an_export_has_a_checksum(copy):
     assert error.value.where == str(file)
 
 
-def test_an_export_whose_predictions_depend_on_the_batch_is_refused(run, tmp_path, monkeypatch):
+def test_an_export_whose_answers_depend_on_the_neighbours_is_refused(run, tmp_path, monkeypatch):
     """A single text of a rare length is enough."""
     predict = Exported.predict_proba
     lengths = bs.load(run).count_tokens(texts := [*run.validation_predictions["text"], *run.predictions["text"]])

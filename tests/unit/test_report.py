@@ -60,7 +60,7 @@ def evil(tmp_path_factory, tiny):
     )
 
 
-def test_content_of_a_table_is_escaped(evil):
+def test_nothing_from_a_table_gets_out_of_its_place(evil):
     page = evil.layout.report.read_text()
     _check_inert(page)
     assert "<script>canary" not in page
