@@ -59,13 +59,13 @@ def logistic_regression(
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import KFold
 
-    from bertsmith.evaluation.baseline import features
+    from bertsmith.evaluation.baseline import tfidf_features
     from bertsmith.evaluation.metrics import macro_f1
 
     def fitted(c: float, x: object, y: np.ndarray) -> LogisticRegression:
         return LogisticRegression(C=c, max_iter=100, tol=1e-3).fit(x, y)
 
-    words = features()
+    words = tfidf_features()
     x = words.fit_transform(train).astype(np.float32)
     some = np.random.default_rng(seed).permutation(len(train))[:3000]
     scores = dict.fromkeys(GRID, 0.0)
@@ -90,8 +90,8 @@ def main() -> int:
     parser.add_argument("--texts", type=int, nargs="+", default=[0], help="training texts, drawn at random; 0: all")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    from bertsmith.evaluation.calibration import calibration
-    from bertsmith.evaluation.intervals import from_pairs
+    from bertsmith.evaluation.calibration import calibration_metrics
+    from bertsmith.evaluation.intervals import label_metrics
 
     warnings.simplefilter("ignore")  # logistic regression that has not quite converged
     print("| table | texts | contender | seconds | macro-F1 | accuracy | ECE |\n" + "| --- " * 7 + "|")
@@ -106,8 +106,8 @@ def main() -> int:
                 began = time.process_time()
                 said = CONTENDERS[contender](texts, y, test["Text"].tolist(), len(classes), given.seed)
                 taken = time.process_time() - began
-                score = from_pairs(of_test, said.argmax(axis=1), len(classes))
-                error = calibration(of_test, said)["expected_calibration_error"]
+                score = label_metrics(of_test, said.argmax(axis=1), len(classes))
+                error = calibration_metrics(of_test, said)["expected_calibration_error"]
                 print(
                     f"| {name} | {len(rows):,} | {contender} | {taken:.1f} | {score['macro_f1']:.3f} "
                     f"| {score['accuracy']:.3f} | {error:.3f} |",

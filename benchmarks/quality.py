@@ -268,7 +268,7 @@ def score(targets: np.ndarray, drawn: np.ndarray, kept: dict) -> Score:
         drawn: how often each resample draws each text, shape (resamples, n).
         kept: ``predicted`` and ``confidence``.
     """
-    from bertsmith.evaluation.intervals import from_pairs, over_draws
+    from bertsmith.evaluation.intervals import label_metrics, resampled_label_metrics
 
     predicted, confidence = np.array(kept["predicted"]), np.array(kept["confidence"])
     n_classes = int(max(targets.max(), predicted.max())) + 2
@@ -276,8 +276,8 @@ def score(targets: np.ndarray, drawn: np.ndarray, kept: dict) -> Score:
     bins = np.minimum((confidence * 15).astype(int), 14)
     gaps = np.bincount(bins, weights=confidence - (targets == predicted), minlength=15)
     return Score(
-        from_pairs(targets, index, n_classes)["macro_f1"],
-        over_draws(drawn, targets, index, n_classes)["macro_f1"],
+        label_metrics(targets, index, n_classes)["macro_f1"],
+        resampled_label_metrics(drawn, targets, index, n_classes)["macro_f1"],
         float(abs(gaps).sum() / len(targets)),
         kept,
     )

@@ -13,13 +13,13 @@ from scipy import stats
 from sklearn.metrics import accuracy_score
 
 from bertsmith.evaluation.abstention import (
-    accuracy_coverage,
-    check,
+    accuracy_coverage_curve,
+    confidence_threshold,
     conformal_threshold,
     coverage_interval,
+    evaluate_abstention,
     label_sets,
     label_shift,
-    threshold_for,
 )
 
 seeds = st.integers(0, 10**6)
@@ -35,12 +35,12 @@ def _world(rng, n, k=5):
 
 
 @given(seeds, st.integers(1, 60))
-def test_the_curve_is_what_scikit_learn_says_of_the_most_confident(seed, n):
+def test_the_accuracy_coverage_curve_agrees_with_scikit_learn(seed, n):
     rng = np.random.default_rng(seed)
     targets, said = _world(rng, n)
     confidence = said.max(axis=1).round(1)  # with ties
     predicted = said.argmax(axis=1)
-    for entry in accuracy_coverage(confidence, predicted == targets):
+    for entry in accuracy_coverage_curve(confidence, predicted == targets):
         kept = confidence >= entry["threshold"]
         assert entry["coverage"] == pytest.approx(kept.mean())
         assert entry["accuracy"] == pytest.approx(accuracy_score(targets[kept], predicted[kept]))
@@ -48,26 +48,26 @@ def test_the_curve_is_what_scikit_learn_says_of_the_most_confident(seed, n):
 
 
 @given(seeds, st.integers(1, 60), st.floats(0.05, 0.99))
-def test_the_threshold_is_the_least_that_reaches_the_accuracy_on_enough_texts(seed, n, accuracy):
+def test_the_threshold_is_the_lowest_that_reaches_the_accuracy_on_enough_texts(seed, n, accuracy):
     rng = np.random.default_rng(seed)
     targets, said = _world(rng, n)
     confidence, right = said.max(axis=1).round(1), said.argmax(axis=1) == targets
-    found = threshold_for(confidence, right, accuracy)
+    found = confidence_threshold(confidence, right, accuracy)
     sure = {t: right[confidence >= t] for t in np.unique(confidence)}
-    # On fewer than these not even one mistake could be among them.
+    # With fewer texts not even one mistake would be allowed.
     good = [t for t, kept in sure.items() if kept.mean() >= accuracy - 1e-9 and len(kept) * (1 - accuracy) >= 1 - 1e-6]
     assert found == (min(good) if good else None)
 
 
 @given(seeds, st.integers(1, 200), st.sampled_from([0.5, 0.8, 0.9, 0.95]))
-def test_the_sets_cover_the_held_out_texts_themselves_as_often_as_promised(seed, n, coverage):
+def test_label_sets_reach_the_coverage_on_the_held_out_texts(seed, n, coverage):
     targets, said = _world(np.random.default_rng(seed), n)
     sets = label_sets(said, conformal_threshold(targets, said, coverage))
     assert sets[np.arange(n), targets].mean() >= coverage - 1e-9
     assert sets[np.arange(n), said.argmax(axis=1)].all()
 
 
-def test_sets_cover_new_texts_as_often_as_promised_on_average():
+def test_label_sets_reach_the_coverage_on_new_texts_on_average():
     rng = np.random.default_rng(0)
     held, texts, coverage = 200, 500, 0.9
     covered, inside = [], 0
@@ -92,14 +92,14 @@ def test_too_few_texts_for_a_coverage_put_every_label_into_the_set():
     assert coverage_interval(0.9, 8, 100) == (1.0, 1.0)
 
 
-def test_the_threshold_alone_keeps_the_promise_where_the_likeliest_label_is_right_more_often():
+def test_coverage_by_threshold_stays_in_its_interval_for_an_accurate_model():
     rng = np.random.default_rng(0)
     inside, more = 0, []
     for _ in range(200):
         targets, said = _world(rng, 700)
         said[np.arange(700), targets] += 1.5 * rng.random(700)  # right far more often than nine times in ten
         said /= said.sum(axis=1, keepdims=True)
-        entry = check(targets[:500], said[:500], (targets[500:], said[500:]))["conformal"][1]
+        entry = evaluate_abstention(targets[:500], said[:500], (targets[500:], said[500:]))["conformal"][1]
         low, high = entry["expected"]
         inside += low <= entry["by_threshold"] <= high
         more.append(entry["empirical_coverage"])
@@ -107,9 +107,9 @@ def test_the_threshold_alone_keeps_the_promise_where_the_likeliest_label_is_righ
     assert np.mean(more) > 0.94
 
 
-def test_what_is_said_of_a_split_is_json():
+def test_the_evaluation_is_json_ready():
     rng = np.random.default_rng(0)
-    result = check(*_world(rng, 300), _world(rng, 200))
+    result = evaluate_abstention(*_world(rng, 300), _world(rng, 200))
     assert json.loads(json.dumps(result)) == result
     assert [e["coverage"] for e in result["conformal"]] == [0.8, 0.9, 0.95, 0.99]
     assert all(e["by_threshold"] <= e["empirical_coverage"] for e in result["conformal"])
@@ -117,7 +117,7 @@ def test_what_is_said_of_a_split_is_json():
     assert labels == sorted(labels)
 
 
-def test_predict_leaves_unsure_texts_unlabelled(cli, finished, tmp_path):
+def test_predict_abstains_below_the_confidence(cli, finished, tmp_path):
     source = tmp_path / "new.csv"
     pd.DataFrame({"Text": ["a cat and a dog", "here there", "red blue green", ""]}).to_csv(source, index=False)
     plain = pd.read_csv(io.StringIO(cli("predict", finished, source)[1]))
@@ -149,42 +149,42 @@ def test_predict_turns_an_accuracy_and_a_coverage_into_thresholds(cli, finished,
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (("--min-confidence", "0.5", "--target-accuracy", "0.9"), "Give one of them"),
-        (("--coverage", "0.99"), "validation texts are too few"),
+        (("--min-confidence", "0.5", "--target-accuracy", "0.9"), "--min-confidence"),
+        (("--coverage", "0.99"), "--coverage 0.99"),
         (("--min-confidence", "2"), "less than or equal to 1"),
         (("--coverage", "1"), "less than or equal to 0.999"),
-        (("--target-accuracy", "1"), "nothing is labelled wrong"),
-        (("--target-accuracy", "0.999"), "a threshold for that must rest on 1,000 validation texts, and there are 15"),
+        (("--target-accuracy", "1"), "--target-accuracy 1"),
+        (("--target-accuracy", "0.999"), "1,000 validation texts"),
     ],
 )
-def test_what_cannot_be_promised_is_told(flags, expected, cli, finished, tmp_path):
+def test_unreachable_targets_are_errors(flags, expected, cli, finished, tmp_path):
     (tmp_path / "new.txt").write_text("a cat\n")
     code, out, err = cli("predict", finished, tmp_path / "new.txt", *flags)
     assert (code, out) == (2, "")
     assert expected in err
 
 
-def test_the_coverage_that_is_advised_can_be_had(cli, finished, tmp_path):
+def test_the_suggested_coverage_works(cli, finished, tmp_path):
     (tmp_path / "new.txt").write_text("a cat\n")
     _, _, err = cli("predict", finished, tmp_path / "new.txt", "--coverage", "0.99")
     advised = re.search(r"at most ([\d.]+\d)", err)[1]
     assert cli("predict", finished, tmp_path / "new.txt", "--coverage", advised)[0] == 0
 
 
-def test_labels_that_are_distributed_otherwise_are_told():
+def test_label_shift_is_detected():
     alike = label_shift(np.repeat([0, 1, 2], 50), np.repeat([0, 1, 2], 200), 3)
     assert (alike["distance"], alike["shifted"]) == (0, False)
     assert alike["p"] == pytest.approx(1)
     other = label_shift(np.repeat([0, 1, 2], [80, 10, 10]), np.repeat([0, 1, 2], [100, 100, 200]), 4)
     assert other["distance"] == pytest.approx(0.8 - 0.25)
     assert other["shifted"]
-    # Three texts say nothing, however they fall.
+    # Three texts are too few for a significant shift.
     assert not label_shift(np.array([0, 0, 1]), np.array([1, 1, 1]), 2)["shifted"]
     assert label_shift(np.zeros(3, dtype=int), np.zeros(9, dtype=int), 2)["p"] == 1
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_random_split_is_seldom_called_shifted(seed):
+def test_a_random_split_is_not_shifted(seed):
     rng = np.random.default_rng(seed)
     labels = rng.choice(40, 4000, p=np.arange(1, 41) / 820)
     assert not label_shift(labels[:400], labels[400:], 40)["shifted"]

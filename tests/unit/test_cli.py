@@ -311,7 +311,7 @@ def test_what_does_not_fit_into_excel_is_told_before_anything_is_labelled(cli, f
     pd.DataFrame({"Text": ["a cat"] * 3}).to_csv(source, index=False)
     code, _, err = cli("predict", finished, source, "-o", target)
     assert (code, target.exists()) == (2, False)
-    assert "2 besides the header" in err
+    assert " 2 rows" in err
     monkeypatch.setitem(sys.modules, "openpyxl", None)
     pd.DataFrame({"Text": ["a cat"] * 2}).to_csv(source, index=False)
     code, _, err = cli("predict", finished, source, "-o", target)

@@ -78,8 +78,11 @@ def test_without_test_texts_the_test_metrics_come_from_cross_validation(untested
     assert (test["texts"], test["by"], test["folds"]) == (90, "cross-validation", DEFAULT_FOLDS)
     assert sorted(run.predictions["row"]) == list(range(1, 91))
     assert run.explanations == []
-    assert "cross-validation" in run.layout.report.read_text(encoding="utf-8")
-    assert "cross-validation" in (run.layout.model / "README.md").read_text(encoding="utf-8")
+    for file in (run.layout.report, run.layout.model / "README.md"):
+        content = file.read_text(encoding="utf-8")
+        assert "cross-validated texts" in content
+        assert "test texts" not in content
+        assert "validation texts" not in content
     for baseline in ("bag_of_words", "frozen_embeddings"):
         assert 0 < run.metrics["baseline"][baseline]["test"]["macro_f1"] <= 1
     # Neither the initial head of a fold nor the baseline is fitted to the texts of the fold.

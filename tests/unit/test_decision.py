@@ -1,4 +1,4 @@
-"""The decision rule helps where it can, keeps away where it cannot, and means the same wherever the model goes."""
+"""The decision rule: tuning, folding into the weights, and the same predictions in every interface."""
 
 import json
 import shutil
@@ -12,8 +12,8 @@ from sklearn.metrics import f1_score
 
 import bertsmith as bs
 from bertsmith.errors import RunFolderError
-from bertsmith.evaluation.calibration import logs, scale
-from bertsmith.evaluation.decision import SHRINKAGE, folds, offsets, tune
+from bertsmith.evaluation.calibration import scale, to_logits
+from bertsmith.evaluation.decision import SHRINKAGE, best_offsets, stratified_folds, tune_offsets
 from bertsmith.evaluation.rule import Rule
 from bertsmith.model.load import fold_calibration
 from bertsmith.testing import tiny_table
@@ -28,27 +28,27 @@ def _skewed(rng, n, prior, shift):
     return targets, scale(np.exp(logits + shift) / np.exp(logits + shift).sum(axis=1, keepdims=True), 1.0)
 
 
-def test_a_model_that_neglects_rare_classes_is_put_right():
+def test_offsets_correct_a_bias_against_rare_classes():
     rng = np.random.default_rng(0)
     prior, shift = np.array([0.9, 0.05, 0.05]), np.array([3.0, 0.0, 0.0])
-    decision = tune(*_skewed(rng, 2000, prior, shift), seed=0)
+    decision = tune_offsets(*_skewed(rng, 2000, prior, shift), seed=0)
     assert decision.used
     assert decision.gain > 2 * decision.standard_error > 0
     assert decision.offsets[0] < decision.offsets[1:].min()
     targets, said = _skewed(rng, 4000, prior, shift)
     before = f1_score(targets, said.argmax(axis=1), average="macro")
-    after = f1_score(targets, (logs(said) + decision.offsets).argmax(axis=1), average="macro")
+    after = f1_score(targets, (to_logits(said) + decision.offsets).argmax(axis=1), average="macro")
     assert after - before == pytest.approx(decision.gain, abs=0.1)
     assert after > before + 0.05
 
 
-def test_where_there_is_nothing_to_gain_the_rule_stays_off():
+def test_the_rule_is_not_used_without_a_gain():
     used = 0
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        used += tune(*_skewed(rng, 300, np.full(3, 1 / 3), np.zeros(3)), seed=0).used
+        used += tune_offsets(*_skewed(rng, 300, np.full(3, 1 / 3), np.zeros(3)), seed=0).used
     assert used <= 6  # one standard error: by chance one in six
-    assert not tune(np.array([0, 1] * 10), np.full((20, 2), 0.5), seed=0).used  # too few to tell
+    assert not tune_offsets(np.array([0, 1] * 10), np.full((20, 2), 0.5), seed=0).used  # too few to tell
 
 
 @settings(max_examples=30, deadline=None)
@@ -58,7 +58,7 @@ def test_offsets_never_lower_the_score_before_they_are_shrunk(seed, n, k):
     targets, logits = rng.integers(0, k, n), rng.normal(size=(n, k))
     targets[:k] = np.arange(k)  # every class has a text
     support = np.bincount(targets, minlength=k)
-    whole = offsets(targets, logits) * (support + SHRINKAGE) / support
+    whole = best_offsets(targets, logits) * (support + SHRINKAGE) / support
     before, after = (f1_score(targets, (logits + o).argmax(axis=1), average="macro") for o in (0, whole))
     assert after >= before - 1e-9
 
@@ -66,21 +66,21 @@ def test_offsets_never_lower_the_score_before_they_are_shrunk(seed, n, k):
 @given(st.integers(0, 10**6), st.integers(10, 100), st.integers(2, 5))
 def test_folds_spread_every_class(seed, n, k):
     targets = np.random.default_rng(seed).integers(0, 3, n)
-    fold = folds(targets, seed, k)
+    fold = stratified_folds(targets, seed, k)
     for c in range(3):
         sizes = np.bincount(fold[targets == c], minlength=k)
         assert sizes.max() - sizes.min() <= 1
 
 
 @given(st.integers(0, 10**6), st.booleans(), st.floats(0.3, 3))
-def test_a_rule_says_the_same_folded_or_not(seed, decide, temperature):
+def test_folded_and_unfolded_rules_agree(seed, decide, temperature):
     rng = np.random.default_rng(seed)
     raw = scale(rng.dirichlet(np.ones(4), size=6), 1.0)
     shift = tuple(rng.normal(size=4))
-    beside = Rule(temperature, shift, folded=False).apply(raw, decide=decide)
-    within = Rule(temperature, shift).apply(scale(raw, temperature, np.array(shift)), decide=decide)
-    assert within == pytest.approx(beside, abs=1e-9)
-    assert Rule.read(Rule(temperature, shift).to_dict(), 4) == Rule(temperature, shift)
+    unfolded = Rule(temperature, shift, folded=False).apply(raw, decide=decide)
+    folded = Rule(temperature, shift).apply(scale(raw, temperature, np.array(shift)), decide=decide)
+    assert folded == pytest.approx(unfolded, abs=1e-9)
+    assert Rule.from_dict(Rule(temperature, shift).to_dict(), 4) == Rule(temperature, shift)
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def ruled(finished, tmp_path):
     return tmp_path / "ruled"
 
 
-def test_the_rule_holds_everywhere_and_can_be_left_out(cli, finished, ruled, tmp_path):
+def test_every_interface_applies_the_rule_and_can_leave_it_out(cli, finished, ruled, tmp_path):
     from transformers import pipeline
 
     texts = tiny_table(60, seed=9)["Text"].tolist()
@@ -122,23 +122,24 @@ def test_the_rule_holds_everywhere_and_can_be_left_out(cli, finished, ruled, tmp
     "damage",
     [5, {"temperature": 0}, {"temperature": "x"}, {"offsets": [1.0]}, {"offsets": [None] * 3}, {"temperature": 1e999}],
 )
-def test_a_damaged_rule_is_told(damage, finished, tmp_path):
+def test_a_damaged_rule_is_an_error(damage, finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     file = tmp_path / "run" / "model" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "bertsmith": damage}))
     bs.Run(tmp_path / "run").finish(keep_checkpoints=True)  # its checksums
-    with pytest.raises(RunFolderError, match="rule of the model is damaged"):
+    with pytest.raises(RunFolderError) as error:
         bs.load(tmp_path / "run", device="cpu")
+    assert error.value.where == str(file)
 
 
-def test_the_run_says_what_the_rule_is_and_does(finished):
+def test_the_metrics_describe_the_rule(finished):
     rule = bs.Run(finished).metrics["decision_rule"]
     assert rule["metric"] == "macro_f1"
     assert rule["folded"]
     assert len(rule["offsets"]) == 3
 
 
-def test_a_model_that_is_trained_on_leaves_its_old_rule_behind(ruled, tmp_path):
+def test_further_training_drops_the_rule(ruled, tmp_path):
     settings = {**FAST, "epochs": 1, "model": str(ruled / "model")}
     for classes in (2, 3):
         run = bs.train(tiny_table(90, classes=classes), output=tmp_path / str(classes), **settings, decision_rule="off")

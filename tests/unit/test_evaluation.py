@@ -1,4 +1,4 @@
-"""Metrics, intervals and calibration against scikit-learn, scipy or a sum by hand."""
+"""Metrics, intervals and calibration, checked against scikit-learn, scipy or explicit sums."""
 
 import json
 import time
@@ -12,17 +12,23 @@ from sklearn import metrics as sk
 
 from bertsmith.data.table import Labels
 from bertsmith.evaluation.baseline import bag_of_words, verdict
-from bertsmith.evaluation.calibration import calibration, fit_temperature, scale
+from bertsmith.evaluation.calibration import calibration_metrics, fit_temperature, scale
 from bertsmith.evaluation.evaluate import evaluate
 from bertsmith.evaluation.intervals import (
-    _average_precisions,
-    bootstrap,
-    from_pairs,
-    over_draws,
+    _resampled_average_precision,
+    bootstrap_intervals,
+    draw_resamples,
+    label_metrics,
     paired_difference,
-    resamples_of,
+    resampled_label_metrics,
 )
-from bertsmith.evaluation.metrics import SCALARS, majority_probabilities, per_class, scalars, validation_metrics
+from bertsmith.evaluation.metrics import (
+    SCALAR_METRICS,
+    majority_class_probabilities,
+    per_class_metrics,
+    scalar_metrics,
+    validation_metrics,
+)
 from bertsmith.testing import tiny_table
 
 TARGETS = np.array([0, 0, 1, 1, 2])
@@ -37,9 +43,9 @@ def _random(seed, n, k, sharp=1.0):
     return targets, p / p.sum(axis=1, keepdims=True)
 
 
-def test_by_hand():
-    values = scalars(TARGETS, PROBABILITIES)
-    assert set(values) == set(SCALARS)
+def test_metrics_match_explicit_sums():
+    values = scalar_metrics(TARGETS, PROBABILITIES)
+    assert set(values) == set(SCALAR_METRICS)
     assert values["accuracy"] == pytest.approx(3 / 5)
     # F1: class 0 has 1 hit, 2 texts, 2 predictions; class 1 has 2, 2, 3; class 2 has none.
     assert values["macro_f1"] == pytest.approx((0.5 + 0.8 + 0) / 3)
@@ -48,56 +54,56 @@ def test_by_hand():
 
 
 def test_what_is_undefined_is_none_and_not_zero():
-    classes = per_class(TARGETS, PROBABILITIES)
+    classes = per_class_metrics(TARGETS, PROBABILITIES)
     assert classes[2]["precision"] is None  # never predicted
     assert classes[2]["recall"] == 0
-    absent = per_class(np.array([0, 0]), np.array([[0.9, 0.1, 0], [0.2, 0.8, 0]]))
+    absent = per_class_metrics(np.array([0, 0]), np.array([[0.9, 0.1, 0], [0.2, 0.8, 0]]))
     assert absent[1]["recall"] is None  # no such text
     assert absent[1]["precision"] == 0
     assert absent[2]["f1"] is None
     assert absent[2]["average_precision"] is None
-    one = scalars(np.array([0, 0]), np.array([[0.9, 0.1], [0.9, 0.1]]))
+    one = scalar_metrics(np.array([0, 0]), np.array([[0.9, 0.1], [0.9, 0.1]]))
     assert one["mcc"] is None
     assert one["macro_average_precision"] is None
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 60), st.integers(2, 6))
-def test_the_quick_form_agrees_with_scikit_learn(seed, n, k):
+def test_label_metrics_agree_with_scikit_learn(seed, n, k):
     targets, probabilities = _random(seed, n, k)
     predicted = probabilities.argmax(axis=1)
-    ours, theirs = from_pairs(targets, predicted, k), scalars(targets, probabilities)
+    ours, theirs = label_metrics(targets, predicted, k), scalar_metrics(targets, probabilities)
     for name, value in ours.items():
         if theirs[name] is not None:
             assert value == pytest.approx(theirs[name], abs=1e-12), name
     assert validation_metrics(targets, probabilities)["macro_f1"] == pytest.approx(theirs["macro_f1"])
 
 
-def test_a_resample_is_scored_as_the_texts_that_it_draws():
+def test_resampled_metrics_equal_metrics_of_the_drawn_texts():
     targets, probabilities = _random(3, 30, 4)
     predicted = probabilities.argmax(axis=1)
-    (drawn,) = resamples_of(30, None, np.random.default_rng(0), 20)
+    (drawn,) = draw_resamples(30, None, np.random.default_rng(0), 20)
     assert (drawn.sum(axis=1) == 30).all()
-    found = over_draws(drawn, targets, predicted, 4)
+    found = resampled_label_metrics(drawn, targets, predicted, 4)
     for i, times in enumerate(drawn):
-        alone = from_pairs(np.repeat(targets, times), np.repeat(predicted, times), 4)
+        alone = label_metrics(np.repeat(targets, times), np.repeat(predicted, times), 4)
         assert {name: values[i] for name, values in found.items()} == pytest.approx(alone)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.integers(5, 80), st.integers(2, 5))
-def test_average_precision_without_resampling_is_scikit_learns(seed, n, k):
+def test_average_precision_agrees_with_scikit_learn(seed, n, k):
     targets, probabilities = _random(seed, n, k)
 
     present = np.unique(targets)
     expected = np.mean([sk.average_precision_score(targets == c, probabilities[:, c]) for c in present])
-    once = _average_precisions(targets, probabilities, np.ones((1, n)))
+    once = _resampled_average_precision(targets, probabilities, np.ones((1, n)))
     assert once[0] == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_accuracy_interval_is_the_binomial_one():
+def test_the_accuracy_interval_is_binomial():
     targets, probabilities = _random(1, 400, 3)
-    low, high = bootstrap(targets, probabilities, seed=0)["accuracy"]
+    low, high = bootstrap_intervals(targets, probabilities, seed=0)["accuracy"]
     hits = (probabilities.argmax(axis=1) == targets).sum()
     expected = stats.binom(400, hits / 400).ppf([0.025, 0.975]) / 400
     assert [low, high] == pytest.approx(expected.tolist(), abs=0.008)
@@ -109,7 +115,7 @@ def test_the_accuracy_interval_is_exact_where_all_or_no_texts_are_right(right, n
     targets = np.arange(6) % 2
     probabilities = np.eye(2)[targets if right else 1 - targets]
     groups = None if n_groups is None else np.arange(6) % n_groups
-    intervals = bootstrap(targets, probabilities, seed=0, groups=groups)
+    intervals = bootstrap_intervals(targets, probabilities, seed=0, groups=groups)
     far = 0.025 ** (1 / (n_groups or 6))  # of no mistakes in n trials, the closed form
     assert intervals["accuracy"] == pytest.approx((far, 1) if right else (0, 1 - far))
     assert intervals["weighted_recall"] == intervals["accuracy"]
@@ -118,25 +124,25 @@ def test_the_accuracy_interval_is_exact_where_all_or_no_texts_are_right(right, n
     assert shown["interval"] == list(intervals["accuracy"])
 
 
-def test_intervals_cover_about_as_often_as_they_say():
+def test_intervals_have_about_nominal_coverage():
     truth = np.mean([validation_metrics(*_random(s, 4000, 3))["macro_f1"] for s in range(5)])
     inside = 0
     for seed in range(60):
-        low, high = bootstrap(*_random(100 + seed, 150, 3), seed=seed, resamples=300)["macro_f1"]
+        low, high = bootstrap_intervals(*_random(100 + seed, 150, 3), seed=seed, resamples=300)["macro_f1"]
         inside += low <= truth <= high
     assert inside >= 51  # 95 % of 60 is 57; fewer than 51 has a chance below 1 in 100
 
 
 def test_bootstrap_is_seeded_and_covers_every_metric():
     targets, probabilities = _random(0, 50, 3)
-    first = bootstrap(targets, probabilities, seed=7, resamples=50)
-    assert first == bootstrap(targets, probabilities, seed=7, resamples=50)
-    assert set(first) == set(SCALARS)
+    first = bootstrap_intervals(targets, probabilities, seed=7, resamples=50)
+    assert first == bootstrap_intervals(targets, probabilities, seed=7, resamples=50)
+    assert set(first) == set(SCALAR_METRICS)
     assert all(low <= high for low, high in first.values())
 
 
-def test_calibration_by_hand():
-    values = calibration(TARGETS, PROBABILITIES, bins=2)
+def test_calibration_matches_explicit_sums():
+    values = calibration_metrics(TARGETS, PROBABILITIES, bins=2)
     # One bin holds everything above one half: accuracy 3/5, mean confidence 0.7.
     assert values["expected_calibration_error"] == pytest.approx(abs(0.7 - 0.6))
     assert values["bins"] == [{"texts": 5, "confidence": pytest.approx(0.7), "accuracy": pytest.approx(0.6)}]
@@ -144,23 +150,23 @@ def test_calibration_by_hand():
     assert values["brier_score"] == pytest.approx(((PROBABILITIES - truth) ** 2).sum() / 5)
 
 
-def test_an_honest_model_stays_below_the_calibration_error_of_chance_19_times_in_20():
+def test_a_calibrated_model_stays_below_the_chance_level_19_times_in_20():
     below = above = 0
     for seed in range(100):
         rng = np.random.default_rng(seed)
         honest = rng.dirichlet(np.full(3, 0.5), 200)
         targets = (honest.cumsum(axis=1) < rng.random((200, 1))).sum(axis=1)  # drawn as the probabilities say
-        said = calibration(targets, honest)
+        said = calibration_metrics(targets, honest)
         below += said["expected_calibration_error"] <= said["by_chance"]
         too_sure = honest**3 / (honest**3).sum(axis=1, keepdims=True)
-        said = calibration(targets, too_sure)
+        said = calibration_metrics(targets, too_sure)
         above += said["expected_calibration_error"] > said["by_chance"]
     assert 87 <= below <= 100  # fewer has a chance below 1 in 1,000
     assert above >= 95
 
 
 def test_perfect_confidence_has_no_calibration_error():
-    values = calibration(np.array([0, 1]), np.eye(2))
+    values = calibration_metrics(np.array([0, 1]), np.eye(2))
     assert values["expected_calibration_error"] == values["by_chance"] == 0
     assert values["brier_score"] == 0
 
@@ -195,19 +201,19 @@ def test_a_temperature_from_few_texts_is_no_worse_than_none(n):
     assert max(worse) < 0.1
 
 
-def test_texts_that_are_all_labelled_right_set_no_temperature():
+def test_texts_that_are_all_predicted_correctly_leave_the_temperature_at_one():
     assert fit_temperature(np.array([0, 1, 1]), np.array([[0.6, 0.4], [0.2, 0.8], [0.4, 0.6]])) == pytest.approx(
         1, abs=0.05
     )
 
 
-def test_the_majority_baseline_says_the_shares_of_train():
-    probabilities = majority_probabilities(np.array([30, 10]), 3)
+def test_the_majority_baseline_predicts_training_shares():
+    probabilities = majority_class_probabilities(np.array([30, 10]), 3)
     assert probabilities.tolist() == [[0.75, 0.25]] * 3
-    assert scalars(np.array([0, 1, 0]), probabilities)["macro_f1"] == pytest.approx((2 * 2 / 5) / 2)
+    assert scalar_metrics(np.array([0, 1, 0]), probabilities)["macro_f1"] == pytest.approx((2 * 2 / 5) / 2)
 
 
-def test_a_paired_difference_is_surer_than_its_parts():
+def test_a_paired_difference_has_a_narrower_interval():
     rng = np.random.default_rng(0)
     targets = rng.integers(0, 3, 400)
     one = np.where(rng.random(400) < 0.85, targets, rng.integers(0, 3, 400))
@@ -217,13 +223,13 @@ def test_a_paired_difference_is_surer_than_its_parts():
         sk.f1_score(targets, one, average="macro") - sk.f1_score(targets, two, average="macro")
     )
     assert 0 < low < value < high
-    intervals = [bootstrap(targets, np.eye(3)[p], seed=0)["macro_f1"] for p in (one, two)]
+    intervals = [bootstrap_intervals(targets, np.eye(3)[p], seed=0)["macro_f1"] for p in (one, two)]
     assert high - low < sum(b - a for a, b in intervals) / 2
     same = paired_difference(targets, one, one, 3, seed=0)
     assert same == (0, 0, 0)
 
 
-def test_the_baseline_learns_words_and_takes_what_comes():
+def test_the_baseline_learns_words_and_accepts_odd_texts():
     train, test = tiny_table(90), tiny_table(30, seed=4)
     found = bag_of_words(train["Text"].tolist(), train["Label"].to_numpy(), test["Text"].tolist(), n_classes=4, seed=0)
     assert (found.probabilities.argmax(axis=1) == test["Label"]).mean() > 0.9
@@ -259,37 +265,37 @@ def test_the_margins_of_the_baseline_are_calibrated():
     texts = [f"topic{c} {' '.join(rng.choice(['a', 'b', 'c', 'd'], 5))}" for c in truth]
     labels = np.where(rng.random(1200) < 0.5, truth, rng.integers(0, 4, 1200))
     found = bag_of_words(texts[:800], labels[:800], texts[800:], n_classes=4, seed=0)
-    assert calibration(labels[800:], found.probabilities)["expected_calibration_error"] < 0.07
+    assert calibration_metrics(labels[800:], found.probabilities)["expected_calibration_error"] < 0.07
 
 
 @pytest.mark.parametrize(
     ("interval", "expected"),
     [((0.1, 0.05, 0.2), "better than"), ((-0.1, -0.2, -0.05), "worse than"), ((0.1, -0.1, 0.2), "not distinguishable")],
 )
-def test_the_verdict_is_what_the_interval_says(interval, expected):
+def test_the_verdict_follows_the_interval(interval, expected):
     assert verdict(*interval, 100).startswith(expected)
 
 
-def test_whole_groups_are_drawn_where_there_are_some():
+def test_the_bootstrap_resamples_whole_groups():
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(40), 10)
     targets = np.repeat(rng.integers(0, 2, 40), 10)
     right = np.repeat(rng.random(40) < 0.8, 10)  # all texts of a group are right, or none
     probabilities = np.eye(2)[np.where(right, targets, 1 - targets)]
-    by_text = bootstrap(targets, probabilities, seed=0)["accuracy"]
-    by_group = bootstrap(targets, probabilities, seed=0, groups=groups)["accuracy"]
+    by_text = bootstrap_intervals(targets, probabilities, seed=0)["accuracy"]
+    by_group = bootstrap_intervals(targets, probabilities, seed=0, groups=groups)["accuracy"]
     expected = np.sqrt(right.mean() * (1 - right.mean()) / 40) * 2 * 1.96
     assert by_group[1] - by_group[0] == pytest.approx(expected, rel=0.2)
     assert by_group[1] - by_group[0] > 2.5 * (by_text[1] - by_text[0])
-    alone = bootstrap(targets, probabilities, seed=0, groups=np.arange(400))["accuracy"]
+    alone = bootstrap_intervals(targets, probabilities, seed=0, groups=np.arange(400))["accuracy"]
     assert alone[1] - alone[0] == pytest.approx(by_text[1] - by_text[0], rel=0.15)
-    (drawn,) = resamples_of(6, np.array([5, 5, 7, 7, 7, 9]), np.random.default_rng(1), 50)
+    (drawn,) = draw_resamples(6, np.array([5, 5, 7, 7, 7, 9]), np.random.default_rng(1), 50)
     assert drawn.shape == (50, 6)
     assert all((drawn[:, i] == drawn[:, j]).all() for i, j in ((0, 1), (2, 3), (3, 4)))
     assert (drawn[:, [0, 2, 5]].sum(axis=1) == 3).all()
 
 
-def test_a_split_is_described_as_json():
+def test_an_evaluation_is_json_ready():
     result = evaluate(TARGETS, PROBABILITIES, Labels((5, 6, 7), ("a", "b", "c")), seed=0)
     assert json.loads(json.dumps(result)) == result
     assert result["texts"] == 5

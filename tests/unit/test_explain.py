@@ -1,4 +1,4 @@
-"""Attributions add up, name the right words, and stay text on the page."""
+"""Word attributions: their sum, the words they belong to, and their page."""
 
 import html
 import json
@@ -92,7 +92,7 @@ def test_the_command_prints_json_and_a_page(cli, finished, tmp_path):
     assert "sum to" in out
 
 
-def test_words_are_shown_as_they_are_written(cli, finished, classifier, tmp_path):
+def test_explanations_show_the_original_words(cli, finished, classifier, tmp_path):
     text = "Don't faint.  It’s a red,blue cat."
     arguments = ("explain", finished, "--text", text, "--device", "cpu")
     code, out, _ = cli(*arguments, "--html", tmp_path / "why.html", "--json")
@@ -100,7 +100,7 @@ def test_words_are_shown_as_they_are_written(cli, finished, classifier, tmp_path
     words = json.loads(out)[0]["words"]
     assert [w["text"] for w in words] == ["Don't", "faint", ".", "It’s", "a", "red", ",", "blue", "cat", "."]
     assert "".join(w["text"] + w["after"] for w in words) == text
-    shown = re.search(r'<p class="text words-read">(.*?)</p>', (tmp_path / "why.html").read_text())[1]
+    shown = re.search(r'<p class="text highlighted">(.*?)</p>', (tmp_path / "why.html").read_text())[1]
     assert ".text { white-space: pre-wrap;" in (tmp_path / "why.html").read_text()
     assert html.unescape(re.sub("<[^>]+>", "", shown)) == text
     assert [w.text for w in explain(classifier, "3.5 of 1,000").words] == ["3.5", "of", "1,000"]
@@ -109,7 +109,7 @@ def test_words_are_shown_as_they_are_written(cli, finished, classifier, tmp_path
     assert any(line.endswith("  Don't") for line in lines)
 
 
-def test_what_was_not_read_is_told(cli, finished, classifier):
+def test_unread_characters_are_reported(cli, finished, classifier):
     text = " ".join(["cat"] * 100)
     found = explain(classifier, text)
     assert found.unread == len(text) - found.words[-1].end > 0

@@ -8,7 +8,7 @@ import pytest
 
 import bertsmith as bs
 from bertsmith.errors import DataError, MissingPackageError
-from bertsmith.evaluation.label_errors import suspects
+from bertsmith.evaluation.label_errors import FOLDS, find_label_errors
 from bertsmith.testing import tiny_table
 
 
@@ -40,7 +40,7 @@ def test_most_of_the_first_500_suspects_in_a_real_table_are_label_errors(shared)
     flips = rng.permutation(len(table))[: len(table) // 5]
     targets = table["Label"].to_numpy(copy=True)
     targets[flips] = (targets[flips] + rng.integers(1, n_classes, len(flips))) % n_classes
-    found = suspects(table["Text"].tolist(), targets, n_classes, seed=0)["position"]
+    found = find_label_errors(table["Text"].tolist(), targets, n_classes, seed=0)["position"]
     assert len(found) >= 500
     assert np.isin(found[:500], flips).mean() >= 0.7
 
@@ -145,11 +145,12 @@ def test_a_file_without_the_columns_of_corrections_is_refused(flipped, tmp_path)
         bs.read_table(tmp_path / "t.csv", corrections=tmp_path / "t.csv")
 
 
-def test_rare_classes_are_not_suspected_and_too_few_texts_are_refused():
+def test_rare_classes_are_left_out_and_too_few_texts_are_an_error():
     texts, targets = tiny_table(40)["Text"].tolist(), np.array([0, 1] * 18 + [2] * 4)
-    assert not np.isin(suspects(texts, targets, 3, seed=0)["position"], range(36, 40)).any()
-    with pytest.raises(DataError, match="fewer than two classes"):
-        suspects(texts[:6], targets[:6], 3, seed=0)
+    assert not np.isin(find_label_errors(texts, targets, 3, seed=0)["position"], range(36, 40)).any()
+    with pytest.raises(DataError) as error:
+        find_label_errors(texts[:6], targets[:6], 3, seed=0)
+    assert str(FOLDS) in error.value.what
 
 
 def test_a_missing_package_is_named(flipped, monkeypatch):

@@ -7,7 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from sklearn.linear_model import LogisticRegression
 
 from bertsmith.data.table import Labels
-from bertsmith.evaluation.baseline import EMBEDDING_STRENGTH, regression_on_embeddings
+from bertsmith.evaluation.baseline import REGRESSION_C, fit_regression
 from bertsmith.model import checkpoint, forward, pooling
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.load import Loaded, load_model, load_tokenizer
@@ -83,14 +83,14 @@ def test_the_head_begins_as_a_regression(loaded, classes):
     """A class without a text has a head too, and does not win."""
     pooling.add_pooling_layer(loaded.model)
     features, targets = _features(loaded), np.resize(classes, 40)
-    found = regression_on_embeddings(features, targets, n_classes=3)
+    found = fit_regression(features, targets, n_classes=3)
     pooling.set_head(loaded.model, found.weight, found.bias)
     logits = compute_logits(loaded, _texts(), 512)[0]
     assert torch.softmax(torch.from_numpy(logits), dim=1).numpy() == pytest.approx(
         found.probabilities(features), abs=1e-3
     )
     center = features.mean(axis=0)
-    model = LogisticRegression(C=EMBEDDING_STRENGTH, class_weight="balanced", max_iter=1000)
+    model = LogisticRegression(C=REGRESSION_C, class_weight="balanced", max_iter=1000)
     expected = model.fit(features - center, targets).predict_proba(features - center)
     within = found.probabilities(features)[:, classes]
     assert within / within.sum(axis=1, keepdims=True) == pytest.approx(expected, abs=1e-3)

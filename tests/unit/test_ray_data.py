@@ -69,7 +69,7 @@ def test_exactly_the_rows_that_went_in_come_out(cli, cluster, finished, folder, 
     assert sum(pq.read_metadata(file).num_rows for file in (tmp_path / "out").glob("*.parquet")) == 400
 
 
-def test_what_does_not_go_with_ray_is_told(cli, finished, folder, tmp_path, monkeypatch):
+def test_what_ray_does_not_support_is_an_error(cli, finished, folder, tmp_path, monkeypatch):
     def refused(*given):
         code, _, err = cli("predict", finished, *given)
         assert code == 2, err
@@ -84,7 +84,7 @@ def test_what_does_not_go_with_ray_is_told(cli, finished, folder, tmp_path, monk
     assert f"where: {finished / 'model'}" in refused(folder, "--ray", "local", "-o", finished / "model")
     assert "no column 'Txt'" in refused(folder, *ray, "--text-column", "Txt")
     pq.write_table(pa.table({"Text": ["a"]}), folder / "other.parquet")
-    assert "its columns are not those of other.parquet" in refused(folder, *ray)
+    assert "other.parquet" in refused(folder, *ray)
     (folder / "other.parquet").write_bytes(b"PAR1 and no more")
     assert "other.parquet" in refused(folder, *ray)
     (folder / "other.parquet").write_text("Text\na\n")
@@ -98,6 +98,8 @@ def test_what_does_not_go_with_ray_is_told(cli, finished, folder, tmp_path, monk
     assert "'mine.txt'" in refused(folder, "--ray", "local", "-o", notes, "--overwrite")
     assert (notes / "mine.txt").read_text() == "mine"
     nobody = ("--ray", "127.0.0.1:9", "-o", tmp_path / "out")
-    assert "--ray 127.0.0.1:9: there is no such cluster: [Errno 111]" in refused(folder, *nobody)
+    error = refused(folder, *nobody)
+    assert "--ray 127.0.0.1:9" in error
+    assert "[Errno 111]" in error
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "pip install 'bertsmith[ray]'" in refused(folder, *ray)

@@ -1,4 +1,4 @@
-"""The page: everything in it, nothing that can run, nothing asked of the network."""
+"""The report: complete, inert, and without network access."""
 
 import re
 import shutil
@@ -12,7 +12,7 @@ import pytest
 
 import bertsmith as bs
 from bertsmith.folders.run import open_run
-from bertsmith.report.figures import Line, curves, heatmap, histogram
+from bertsmith.report.figures import Line, heatmap, histogram, line_chart
 from bertsmith.report.report import write_report
 from bertsmith.testing import tiny_table
 
@@ -70,7 +70,7 @@ def test_nothing_from_a_table_gets_out_of_its_place(evil):
     assert "<script>" not in (evil.layout.model / "README.md").read_text()
 
 
-def test_the_page_says_everything(finished):
+def test_the_report_is_complete(finished):
     page = write_report(open_run(finished)).read_text()
     _check_inert(page)
     for heading in (
@@ -95,7 +95,7 @@ def test_the_page_says_everything(finished):
     assert f"<b>{value:.3f}</b>macro-F1" in page
 
 
-def test_the_class_table_is_by_split_and_one_of_an_older_run_is_not(finished, tmp_path):
+def test_the_class_table_is_by_split_except_for_older_runs(finished, tmp_path):
     from bertsmith.folders.atomic import write_json
     from bertsmith.folders.run import Run
 
@@ -114,7 +114,7 @@ def test_the_class_table_is_by_split_and_one_of_an_older_run_is_not(finished, tm
     assert '<th class="n">train</th><th class="n">test</th><th class="n">share of train</th>' in page
 
 
-def test_many_classes_are_drawn_as_a_picture(finished, tmp_path):
+def test_many_classes_are_drawn_as_a_heatmap(finished, tmp_path):
     """A run with 151 classes, made from a small one by writing its figures."""
     from bertsmith.folders.atomic import write_json
     from bertsmith.folders.run import Run
@@ -138,9 +138,9 @@ def test_many_classes_are_drawn_as_a_picture(finished, tmp_path):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-def test_a_browser_asks_nothing_of_the_network(evil, tmp_path):
-    """The page is opened with every request sent to a proxy of ours, which must hear of none."""
-    heard = []
+def test_a_browser_sends_no_requests(evil, tmp_path):
+    """Every request of the browser goes to a local proxy, which must receive none."""
+    received = []
     with socket.socket() as proxy:
         proxy.bind(("127.0.0.1", 0))
         proxy.listen(16)
@@ -151,7 +151,7 @@ def test_a_browser_asks_nothing_of_the_network(evil, tmp_path):
                     connection, _ = proxy.accept()
                 except OSError:
                     return
-                heard.append(connection.recv(200))
+                received.append(connection.recv(200))
                 connection.close()
 
         threading.Thread(target=listen, daemon=True).start()
@@ -173,20 +173,22 @@ def test_a_browser_asks_nothing_of_the_network(evil, tmp_path):
             ).stdout
 
         dom = browse(evil.layout.report.resolve().as_uri())
-        ours = [line for line in heard if b"127.0.0.1:8099" in line]
+        ours = [line for line in received if b"127.0.0.1:8099" in line]
         assert "How good is it?" in dom
         assert ours == []
-        # The proxy does hear of a page that asks for something: the check can fail.
+        # A page that does send a request reaches the proxy, so the check can fail.
         (tmp_path / "asks.html").write_text('<img src="http://127.0.0.1:8099/x">')
         browse((tmp_path / "asks.html").as_uri())
-        assert any(b"127.0.0.1:8099" in line for line in heard)
+        assert any(b"127.0.0.1:8099" in line for line in received)
 
 
 def test_figures_are_well_formed_and_escaped():
     from xml.etree import ElementTree
 
     drawn = [
-        curves([Line("<a>", "c1", [(1, 0.5), (2, float("nan"))])], x_label="x", y_label="<y>", mark=1, mark_label="&"),
+        line_chart(
+            [Line("<a>", "c1", [(1, 0.5), (2, float("nan"))])], x_label="x", y_label="<y>", mark=1, mark_label="&"
+        ),
         histogram([0, 8, 16], [3, 0], x_label="l", mark=12, mark_label="m"),
         heatmap(np.eye(3, dtype=int), ["<a>", "b", '"c"']),
     ]
@@ -194,5 +196,5 @@ def test_figures_are_well_formed_and_escaped():
         ElementTree.fromstring(f"<div>{figure}</div>")
         assert "<a>" not in figure
     assert len(re.findall("<circle", drawn[0])) == 1
-    assert "nothing to draw" in curves([Line("a", "c1", [])], x_label="", y_label="")
-    ElementTree.fromstring(f"<div>{curves([Line('a', 'c1', [(1, 0.0)])], x_label='', y_label='')}</div>")
+    assert "<svg" not in line_chart([Line("a", "c1", [])], x_label="", y_label="")
+    ElementTree.fromstring(f"<div>{line_chart([Line('a', 'c1', [(1, 0.0)])], x_label='', y_label='')}</div>")

@@ -152,7 +152,7 @@ def test_predict_answers_as_text_embeddings_inference_does(ask, classifier):
     for scores, row in zip(answer, expected, strict=True):
         assert _by_label(scores) == pytest.approx(dict(zip(classifier.labels.texts, row, strict=True)), abs=1e-6)
     status, raw, _ = ask("/predict", {"inputs": TEXTS[0], "raw_scores": True})
-    logits = classifier.logits(TEXTS[:1])[0]
+    logits = classifier.logits_of(classifier.encode(TEXTS[:1]))[0]
     assert _by_label(raw) == pytest.approx(dict(zip(classifier.labels.texts, logits, strict=True)), abs=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Slices that are worse are named, and chance is not."""
+"""Slices with significantly lower accuracy."""
 
 import json
 
@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from bertsmith.evaluation.metrics import never_predicted
-from bertsmith.evaluation.slices import FEWEST_TEXTS, slices
+from bertsmith.evaluation.slices import MIN_TEXTS, compare_slices
 
 
-def test_the_slice_that_is_worse_is_named_and_the_others_are_not():
+def test_only_the_worse_slice_is_marked():
     rng = np.random.default_rng(0)
     source = pd.Series(rng.choice(["phone", "web", "mail"], 900))
     length = pd.Series(rng.integers(3, 400, 900))
     right = rng.random(900) < np.where(source == "mail", 0.7, 0.9)
-    found = slices(right, {"source": source, "length": length})
+    found = compare_slices(right, {"source": source, "length": length})
     assert [(e["by"], e["value"]) for e in found if e["worse"]] == [("source", "mail")]
     mail = found[0]
     inside = (source == "mail").to_numpy()
@@ -33,12 +33,12 @@ def test_the_slice_that_is_worse_is_named_and_the_others_are_not():
 
 
 @pytest.mark.slow
-def test_chance_alone_is_rarely_called_worse():
+def test_false_discoveries_are_rare():
     called = 0
     for seed in range(50):
         rng = np.random.default_rng(seed)
         columns = {str(i): pd.Series(rng.integers(0, 5, 300)) for i in range(3)}
-        called += any(entry["worse"] for entry in slices(rng.random(300) < 0.8, columns))
+        called += any(entry["worse"] for entry in compare_slices(rng.random(300) < 0.8, columns))
     assert called <= 5  # two or three of fifty at most, and some luck
 
 
@@ -54,15 +54,15 @@ def test_any_column_can_be_sliced_by(seed, n):
         "constant": pd.Series(np.ones(n)),
         "texts": pd.Series([f"text {i}" for i in range(n)], dtype=object),
     }
-    for entry in slices(rng.random(n) < 0.5, columns):
-        assert entry["texts"] >= FEWEST_TEXTS
-        assert n - entry["texts"] >= FEWEST_TEXTS
+    for entry in compare_slices(rng.random(n) < 0.5, columns):
+        assert entry["texts"] >= MIN_TEXTS
+        assert n - entry["texts"] >= MIN_TEXTS
         assert entry["by"] not in ("constant", "texts")
 
 
 def test_a_small_class_that_is_always_wrong_is_told():
     label = pd.Series(["optimism"] * 9 + ["anger"] * 62 + ["joy"] * 49).astype("category")
     right = np.array([False] * 9 + [True] * 62 + [False] * 20 + [True] * 29)
-    assert next(e for e in slices(right, {"label": label}) if e["value"] == "optimism")["worse"]
+    assert next(e for e in compare_slices(right, {"label": label}) if e["value"] == "optimism")["worse"]
     assert never_predicted([[5, 0, 1], [3, 0, 4], [0, 0, 0]]) == [1]
     assert never_predicted([[5, 0], [0, 3]]) == []

@@ -234,7 +234,7 @@ def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
         *runs: two or more runs, or their folders; their test rows and classes must be the same.
 
     Returns:
-        One entry per run: the result of `bertsmith.evaluation.evaluate.side_by_side`, and ``texts``, the number of
+        One entry per run: the result of `bertsmith.evaluation.evaluate.compare_classifiers`, and ``texts``, the number of
         test rows.
 
     Raises:

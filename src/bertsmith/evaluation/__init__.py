@@ -1,1 +1,1 @@
-"""Scores, with their uncertainty, from arrays of class indices and probabilities. Needs no torch."""
+"""Metrics with confidence intervals, from arrays of class indices and probabilities; imports no torch."""

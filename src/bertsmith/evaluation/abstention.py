@@ -1,4 +1,4 @@
-"""To say nothing rather than something wrong: thresholds of confidence, and sets of labels with a stated coverage."""
+"""Selective classification and conformal prediction: confidence thresholds, and label sets with a stated coverage."""
 
 from __future__ import annotations
 
@@ -7,116 +7,112 @@ from typing import Any
 
 import numpy as np
 
-POINTS = 50
-"""Points of the accuracy-coverage curve."""
-COVERAGES = (0.8, 0.9, 0.95, 0.99)
-"""Coverages of label sets that are checked on the test texts of every run."""
-TARGETS = (0.9, 0.95, 0.99)
-"""Accuracies among the answered that are checked likewise."""
+CURVE_POINTS = 50
+TARGET_COVERAGES = (0.8, 0.9, 0.95, 0.99)
+"""Coverages of label sets that every run is evaluated at."""
+TARGET_ACCURACIES = (0.9, 0.95, 0.99)
+"""Accuracies among the answered texts that every run is evaluated at."""
 
 
-def accuracy_coverage(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, float]]:
-    """Return how accurate the most confident texts are, for growing shares of them (El-Yaniv and Wiener 2010).
+def accuracy_coverage_curve(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, float]]:
+    """Return the accuracy of the most confident texts for growing shares of them (El-Yaniv and Wiener 2010).
 
     Args:
         confidence: shape (n,).
-        right: whether the text is labelled right, shape (n,).
+        right: whether the prediction is correct, shape (n,).
 
     Returns:
-        Up to `POINTS` entries, from few texts to all: ``coverage`` (share answered), ``accuracy`` among them, and
-        ``threshold``, the least confidence among them. Texts of one confidence are answered together.
+        Up to `CURVE_POINTS` entries, by increasing ``coverage`` (share of the texts answered). Each has the
+        ``accuracy`` of these texts and their lowest confidence, ``threshold``. Ties are answered together.
     """
-    order = np.argsort(-confidence, kind="stable")
-    sure, hits = confidence[order], np.cumsum(right[order])
-    last = np.flatnonzero(np.append(sure[1:] != sure[:-1], True))
-    some = last[np.unique(np.linspace(0, len(last) - 1, min(POINTS, len(last))).round().astype(int))]
+    thresholds, hits, is_last = _ranked(confidence, right)
+    last = np.flatnonzero(is_last)
+    chosen = last[np.unique(np.linspace(0, len(last) - 1, min(CURVE_POINTS, len(last))).round().astype(int))]
     n = len(confidence)
     return [
-        {
-            "coverage": float((i + 1) / n),
-            "accuracy": float(hits[i] / (i + 1)),
-            "threshold": float(sure[i]),
-        }
-        for i in some
+        {"coverage": float((i + 1) / n), "accuracy": float(hits[i] / (i + 1)), "threshold": float(thresholds[i])}
+        for i in chosen
     ]
 
 
-def fewest_texts(accuracy: float) -> int:
-    """Return how many texts a threshold must rest on at least: as many as have one mistake at that accuracy.
-
-    Args:
-        accuracy: wanted, below 1.
-    """
+def min_texts(accuracy: float) -> int:
+    """Return how many texts a threshold for an accuracy below 1 needs: the number that has one mistake on average."""
     return math.ceil(1 / (1 - accuracy) - 1e-6)
 
 
-def threshold_for(confidence: np.ndarray, right: np.ndarray, accuracy: float) -> float | None:
-    """Return the least confidence from which on held-out texts were labelled with an accuracy.
+def confidence_threshold(confidence: np.ndarray, right: np.ndarray, accuracy: float) -> float | None:
+    """Return the lowest threshold at which the more confident texts reach an accuracy.
 
     Args:
-        confidence: shape (n,).
-        right: whether the text is labelled right, shape (n,).
-        accuracy: wanted among the texts at least so confident, below 1.
+        confidence: of held-out texts, shape (n,).
+        right: whether the prediction is correct, shape (n,).
+        accuracy: target for the texts with at least this confidence, below 1.
 
     Returns:
-        The threshold, or ``None`` where none reaches the accuracy on `fewest_texts` or more.
+        The threshold, or ``None`` if no threshold reaches the accuracy on at least `min_texts` texts.
     """
+    thresholds, hits, is_last = _ranked(confidence, right)
+    n = np.arange(1, len(thresholds) + 1)
+    reached = np.flatnonzero(is_last & (hits >= accuracy * n - 1e-9) & (n >= min_texts(accuracy)))
+    return float(thresholds[reached[-1]]) if len(reached) else None
+
+
+def _ranked(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sort by decreasing confidence; return confidences, cumulative hits, and whether each ends a run of ties."""
     order = np.argsort(-confidence, kind="stable")
-    sure, hits = confidence[order], np.cumsum(right[order])
-    last = np.append(sure[1:] != sure[:-1], True)
-    n = np.arange(1, len(sure) + 1)
-    enough = np.flatnonzero(last & (hits >= accuracy * n - 1e-9) & (n >= fewest_texts(accuracy)))
-    return float(sure[enough[-1]]) if len(enough) else None
+    ranked = confidence[order]
+    return ranked, np.cumsum(right[order]), np.append(ranked[1:] != ranked[:-1], True)
 
 
 def conformal_threshold(targets: np.ndarray, probabilities: np.ndarray, coverage: float) -> float:
-    """Return the probability from which a label belongs to a text's set, so that the sets cover the truth.
+    """Return the probability at which a label joins the label set, by split conformal prediction.
 
-    Split conformal prediction with the probability of the label as its score (Sadinle et al. 2019, arXiv:1609.00451):
-    for new texts like the held-out ones the set holds the true label with at least the stated probability, whatever
-    the model is like.
+    The score is the probability of the label (Sadinle et al. 2019, arXiv:1609.00451). On exchangeable new texts the
+    set contains the true label with at least the stated probability, whatever the model.
 
     Args:
         targets: class indices of held-out texts, shape (n,).
-        probabilities: of them, shape (n, classes).
-        coverage: wanted, above 0 and below 1.
+        probabilities: shape (n, classes).
+        coverage: target, between 0 and 1.
 
     Returns:
-        The threshold; 0, at which every label belongs, where there are too few texts for that coverage.
+        The threshold. It is 0, which admits every label, if the held-out texts are too few for the coverage.
     """
     n = len(targets)
-    of_truth = np.sort(probabilities[np.arange(n), targets])[::-1]
+    ranked = np.sort(probabilities[np.arange(n), targets])[::-1]
     k = math.ceil((n + 1) * coverage - 1e-9)
-    return float(of_truth[k - 1]) if k <= n else 0.0
+    return float(ranked[k - 1]) if k <= n else 0.0
 
 
 def label_sets(probabilities: np.ndarray, threshold: float) -> np.ndarray:
-    """Return which labels belong to each text's set, shape (n, classes), bool; the likeliest one always does."""
+    """Return which labels are in each text's set, bool of shape (n, classes); the most likely one always is."""
     sets: np.ndarray = probabilities >= threshold
     sets[np.arange(len(sets)), probabilities.argmax(axis=1)] = True
     return sets
 
 
-def check(targets: np.ndarray, probabilities: np.ndarray, held_out: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
-    """Say what abstaining and label sets, set up on some texts, are worth on others.
+def evaluate_abstention(
+    targets: np.ndarray, probabilities: np.ndarray, held_out: tuple[np.ndarray, np.ndarray]
+) -> dict[str, Any]:
+    """Evaluate abstention and label sets on texts other than those that set the thresholds.
 
     Args:
-        targets: class indices of the texts to check on, shape (n,).
-        probabilities: of them, shape (n, classes).
-        held_out: targets and probabilities of the texts that thresholds come from.
+        targets: class indices of the evaluation texts, shape (n,).
+        probabilities: shape (n, classes).
+        held_out: targets and probabilities of the texts that set the thresholds.
 
     Returns:
-        JSON-ready: ``accuracy_coverage``, the curve; ``thresholds``, one entry an accuracy of `TARGETS`; ``conformal``,
-        one entry a coverage of `COVERAGES` with the empirical one, that of the labels above the threshold alone
-        (``by_threshold``: without the likeliest one, which belongs to every set whatever its probability), and the
-        interval in which the latter falls with 95 % probability where the promise holds and the held-out texts are as
-        many as they are; ``label_shift``, as of that function.
+        JSON-ready. ``accuracy_coverage`` is the curve. ``thresholds`` has one entry per target accuracy, and
+        ``label_shift`` is the result of that function. ``conformal`` has one entry per target coverage.
+        Its ``empirical_coverage`` is the coverage of the label sets. ``by_threshold`` counts only labels above the
+        threshold, without the most likely label that every set contains. ``expected`` is the 95 % interval of
+        ``by_threshold`` if the guarantee holds.
     """
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == targets
-    of_others = held_out[1].max(axis=1), held_out[1].argmax(axis=1) == held_out[0]
+    held_out_confidence, held_out_right = held_out[1].max(axis=1), held_out[1].argmax(axis=1) == held_out[0]
     thresholds = []
-    for accuracy in TARGETS:
-        threshold = threshold_for(*of_others, accuracy)
+    for accuracy in TARGET_ACCURACIES:
+        threshold = confidence_threshold(held_out_confidence, held_out_right, accuracy)
         answered = confidence >= (np.inf if threshold is None else threshold)
         thresholds.append(
             {
@@ -127,22 +123,24 @@ def check(targets: np.ndarray, probabilities: np.ndarray, held_out: tuple[np.nda
             }
         )
     conformal = []
-    for coverage in COVERAGES:
+    for coverage in TARGET_COVERAGES:
         threshold = conformal_threshold(*held_out, coverage)
         sets = label_sets(probabilities, threshold)
+        sizes = sets.sum(axis=1)
+        rows = np.arange(len(sets))
         conformal.append(
             {
                 "coverage": coverage,
                 "threshold": threshold,
-                "empirical_coverage": float(sets[np.arange(len(sets)), targets].mean()),
-                "by_threshold": float((probabilities[np.arange(len(sets)), targets] >= threshold).mean()),
+                "empirical_coverage": float(sets[rows, targets].mean()),
+                "by_threshold": float((probabilities[rows, targets] >= threshold).mean()),
                 "expected": list(coverage_interval(coverage, len(held_out[0]), len(targets))),
-                "mean_labels": float(sets.sum(axis=1).mean()),
-                "single_label": float((sets.sum(axis=1) == 1).mean()),
+                "mean_labels": float(sizes.mean()),
+                "single_label": float((sizes == 1).mean()),
             }
         )
     return {
-        "accuracy_coverage": accuracy_coverage(confidence, right),
+        "accuracy_coverage": accuracy_coverage_curve(confidence, right),
         "thresholds": thresholds,
         "conformal": conformal,
         "label_shift": label_shift(held_out[0], targets, probabilities.shape[1]),
@@ -150,16 +148,15 @@ def check(targets: np.ndarray, probabilities: np.ndarray, held_out: tuple[np.nda
 
 
 def label_shift(held_out: np.ndarray, targets: np.ndarray, n_classes: int) -> dict[str, Any]:
-    """Say whether labels are distributed alike in held-out texts and in others, as thresholds and coverage suppose.
+    """Test whether two sets of texts have the same label distribution, which thresholds and coverage assume.
 
     Args:
-        held_out: class indices of the texts that thresholds come from.
-        targets: class indices of the others.
+        held_out: class indices of the texts that set the thresholds.
+        targets: class indices of the other texts.
         n_classes: number of classes.
 
     Returns:
-        JSON-ready: ``distance``, the share of texts whose label would have to change (total variation), ``p`` of a
-        chi-squared test, and ``shifted``, whether it is below 0.001.
+        JSON-ready: ``distance`` (total variation), ``p`` of a chi-squared test, and ``shifted`` (p below 0.001).
     """
     from scipy.stats import chi2_contingency
 
@@ -171,15 +168,15 @@ def label_shift(held_out: np.ndarray, targets: np.ndarray, n_classes: int) -> di
 
 
 def coverage_interval(coverage: float, held_out: int, texts: int, level: float = 0.95) -> tuple[float, float]:
-    """Return the interval in which the coverage on so many new texts falls, if the promise holds.
+    """Return the interval that contains the coverage observed on new texts if the guarantee holds.
 
-    The coverage over all texts there could be follows a beta distribution, given the held-out ones (Vovk 2012,
-    arXiv:1209.2673); what is seen on n texts is binomial around that. The interval is that of the beta-binomial.
+    Given the held-out texts, the true coverage has a beta distribution (Vovk 2012, arXiv:1209.2673). The coverage
+    observed on n texts is then beta-binomial.
 
     Args:
-        coverage: promised.
-        held_out: texts that the threshold comes from.
-        texts: new texts, n.
+        coverage: guaranteed coverage.
+        held_out: number of texts that set the threshold.
+        texts: number of new texts, n.
         level: probability of the interval.
     """
     from scipy.stats import betabinom
@@ -187,7 +184,6 @@ def coverage_interval(coverage: float, held_out: int, texts: int, level: float =
     k = math.ceil((held_out + 1) * coverage - 1e-9)
     if k > held_out:
         return 1.0, 1.0
-    a, b = k, held_out + 1 - k
     tail = (1 - level) / 2
-    low, high = betabinom.ppf([tail, 1 - tail], texts, a, b) / texts
+    low, high = betabinom.ppf([tail, 1 - tail], texts, k, held_out + 1 - k) / texts
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""Was fine-tuning worth it? Two rivals trained in seconds: a bag of words, and a regression on frozen embeddings."""
+"""Baselines that train in seconds: a bag of words, and a logistic regression on the checkpoint's frozen embeddings."""
 
 from __future__ import annotations
 
@@ -9,27 +9,24 @@ from typing import Any
 import numpy as np
 
 from bertsmith.evaluation.calibration import log_sum_exp
-from bertsmith.evaluation.decision import folds
+from bertsmith.evaluation.decision import stratified_folds
 from bertsmith.evaluation.metrics import macro_f1
 
-STRENGTH = 1.0
-"""Inverse strength of the L2 penalty, ``C``."""
+SVM_C = 1.0
+REGRESSION_C = 0.1
+"""Inverse strength of the L2 penalty of the regression on embeddings, whose values lie between −1 and 1."""
+ABSENT_CLASS_BIAS = -5.0
 FOLDS = 3
-EMBEDDING_STRENGTH = 0.1
-"""The same of the regression on embeddings, whose values lie between −1 and 1."""
-ABSENT = -5.0
-"""Bias of a class without a training text in that regression."""
-CALIBRATION_ROWS = 3000
-"""Most texts that margins are cross-fitted on."""
+MAX_CALIBRATION_TEXTS = 3000
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """The baseline's predictions.
+    """Predictions of a baseline.
 
     Attributes:
         probabilities: shape (texts, classes).
-        classifier: the variant that won on the training texts, in words.
+        classifier: name of the variant used.
     """
 
     probabilities: np.ndarray
@@ -41,37 +38,36 @@ def bag_of_words(
 ) -> Baseline:
     """Fit a linear SVM on TF-IDF features and predict other texts.
 
-    The loss of a text is weighted by the inverse frequency of its class, since macro-F1 is compared. Softmax turns
-    margins into probabilities, after a temperature alone or a temperature and an offset a class (bias-corrected
-    temperature scaling, Alexandari et al. 2020, arXiv:1901.06852). Both are fitted on cross-fitted margins of the
-    training texts; the variant with the higher macro-F1 there is used.
+    Class weights are inverse to class frequency, because the comparison is by macro-F1. Softmax turns margins into
+    probabilities, after a temperature or after bias-corrected temperature scaling (Alexandari et al. 2020,
+    arXiv:1901.06852). Both are fitted on cross-fitted margins of the training texts. The variant with the higher
+    macro-F1 on these is used.
 
     Args:
         train: n training texts.
         targets: their class indices, shape (n,).
         texts: m texts to predict.
-        n_classes: number of classes; those without a training text get probability 0.
+        n_classes: number of classes; classes without training texts get probability 0.
         seed: of the folds.
     """
-    vectorizer = features()
+    vectorizer = tfidf_features()
     x = vectorizer.fit_transform(train)
     classes, y = np.unique(targets, return_inverse=True)
-    some = np.random.default_rng(seed).permutation(len(y))[:CALIBRATION_ROWS]
-    held_out = _cross_fitted(x[some], y[some], len(classes), seed)
+    sample = np.random.default_rng(seed).permutation(len(y))[:MAX_CALIBRATION_TEXTS]
+    held_out = _cross_fitted_margins(x[sample], y[sample], len(classes), seed)
     margins = _margins(x, y, vectorizer.transform(texts), len(classes))
-    variants = [_fit_softmax(held_out, y[some], with_offsets=which) for which in (False, True)]
-    scores = [macro_f1(y[some], (held_out / t + b).argmax(axis=1)) for t, b in variants]
-    best = int(np.argmax(scores))  # the simpler one of equals
+    variants = [_fit_softmax(held_out, y[sample], with_offsets=use) for use in (False, True)]
+    scores = [macro_f1(y[sample], (held_out / t + b).argmax(axis=1)) for t, b in variants]
+    best = int(np.argmax(scores))  # the simpler variant wins ties
     temperature, offsets = variants[best]
     probabilities = np.zeros((len(texts), n_classes))
-    logits = margins / temperature + offsets
-    probabilities[:, classes] = np.exp(logits - log_sum_exp(logits)[:, None])
-    return Baseline(probabilities, ("linear SVM", "linear SVM with an offset a class")[best])
+    probabilities[:, classes] = _softmax(margins / temperature + offsets)
+    return Baseline(probabilities, ("linear SVM", "linear SVM with class offsets")[best])
 
 
 @dataclass(frozen=True)
 class Regression:
-    """A logistic regression.
+    """A fitted logistic regression.
 
     Attributes:
         weight: shape (classes, hidden size).
@@ -82,49 +78,51 @@ class Regression:
     bias: np.ndarray
 
     def probabilities(self, embeddings: np.ndarray) -> np.ndarray:
-        """Return the probability of every class for n texts, shape (n, classes)."""
-        logits = embeddings @ self.weight.T + self.bias
-        result: np.ndarray = np.exp(logits - log_sum_exp(logits)[:, None])
-        return result
+        """Return probabilities of shape (n, classes) for embeddings of shape (n, hidden size)."""
+        return _softmax(embeddings @ self.weight.T + self.bias)
 
 
-def regression_on_embeddings(embeddings: np.ndarray, targets: np.ndarray, *, n_classes: int) -> Regression:
-    """Fit a logistic regression on embeddings of the checkpoint before fine-tuning.
-
-    The loss of a text is weighted by the inverse frequency of its class, as for `bag_of_words`.
+def fit_regression(embeddings: np.ndarray, targets: np.ndarray, *, n_classes: int) -> Regression:
+    """Fit a logistic regression on embeddings, with class weights inverse to class frequency.
 
     Args:
         embeddings: of n training texts, with values between −1 and 1, shape (n, hidden size).
-        targets: their class indices, shape (n,), of two classes at least.
-        n_classes: number of classes; one without a training text is hardly ever predicted.
+        targets: their class indices, shape (n,), with at least two classes.
+        n_classes: number of classes; classes without training texts get bias `ABSENT_CLASS_BIAS`.
     """
     from sklearn.linear_model import LogisticRegression
 
     center = embeddings.mean(axis=0)
-    model = LogisticRegression(C=EMBEDDING_STRENGTH, class_weight="balanced", max_iter=1000)
+    model = LogisticRegression(C=REGRESSION_C, class_weight="balanced", max_iter=1000)
     model.fit(embeddings - center, targets)
-    found, biases = model.coef_, model.intercept_
-    if len(found) == 1:
-        found, biases = np.concatenate([-found, found]) / 2, np.concatenate([-biases, biases]) / 2
-    weight, bias = np.zeros((n_classes, embeddings.shape[1])), np.full(n_classes, ABSENT)
-    weight[model.classes_], bias[model.classes_] = found, biases - found @ center
+    coefficients, biases = model.coef_, model.intercept_
+    if len(coefficients) == 1:  # two classes: scikit-learn fits one row
+        coefficients = np.concatenate([-coefficients, coefficients]) / 2
+        biases = np.concatenate([-biases, biases]) / 2
+    weight, bias = np.zeros((n_classes, embeddings.shape[1])), np.full(n_classes, ABSENT_CLASS_BIAS)
+    weight[model.classes_], bias[model.classes_] = coefficients, biases - coefficients @ center
     return Regression(weight, bias)
 
 
-def _cross_fitted(x: Any, y: np.ndarray, n_classes: int, seed: int) -> np.ndarray:
-    """Return the margins of every text under an SVM fitted without it, shape (texts, classes)."""
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    result: np.ndarray = np.exp(logits - log_sum_exp(logits)[:, None])
+    return result
+
+
+def _cross_fitted_margins(x: Any, y: np.ndarray, n_classes: int, seed: int) -> np.ndarray:
+    """Return the margins of each text under an SVM fitted on the other folds, shape (texts, classes)."""
     margins = np.empty((len(y), n_classes))
-    fold = folds(y, seed, FOLDS)
-    for f in np.unique(fold):  # very few texts do not fill all folds
+    fold = stratified_folds(y, seed, FOLDS)
+    for f in np.unique(fold):  # fewer than `FOLDS` if the texts are very few
         inside, outside = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
         margins[outside] = _margins(x[inside], y[inside], x[outside], n_classes)
     return margins
 
 
 def _margins(x: Any, y: np.ndarray, others: Any, n_classes: int) -> np.ndarray:
-    """Fit an SVM, one class against the rest, and return the margins of other texts, shape (others, classes).
+    """Fit a one-vs-rest SVM and return the margins of other texts, shape (others, classes).
 
-    A class without a text has the margin −1, on the boundary of "not this class".
+    Classes without training texts get margin −1, the boundary of "not this class".
     """
     from sklearn.svm import LinearSVC
 
@@ -133,16 +131,16 @@ def _margins(x: Any, y: np.ndarray, others: Any, n_classes: int) -> np.ndarray:
     if len(seen) < 2:
         margins[:, seen] = 1.0
         return margins
-    model = LinearSVC(C=STRENGTH, class_weight="balanced", tol=0.1, random_state=0).fit(x, y)
+    model = LinearSVC(C=SVM_C, class_weight="balanced", tol=0.1, random_state=0).fit(x, y)
     found = model.decision_function(others)
     margins[:, seen] = np.stack([-found, found], axis=1) if found.ndim == 1 else found
     return margins
 
 
 def _fit_softmax(margins: np.ndarray, y: np.ndarray, *, with_offsets: bool) -> tuple[float, np.ndarray]:
-    """Return the temperature and the offsets, shape (classes,), that make the classes most likely.
+    """Return the maximum-likelihood temperature and class offsets, shape (classes,).
 
-    Offsets have a standard normal prior, so that those of rare classes stay small.
+    A standard normal prior keeps the offsets of rare classes small.
     """
     from scipy.optimize import minimize
 
@@ -163,8 +161,8 @@ def _fit_softmax(margins: np.ndarray, y: np.ndarray, *, with_offsets: bool) -> t
     return float(np.exp(-found[0])), found[1:] if with_offsets else np.zeros(n_classes)
 
 
-def features() -> Any:
-    """Return an unfitted bag of words, pairs of words, and characters in twos to fours within words, by TF-IDF."""
+def tfidf_features() -> Any:
+    """Return an unfitted TF-IDF vectorizer of word 1- and 2-grams, and of character 2- to 4-grams within words."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import make_union
 
@@ -182,9 +180,9 @@ def verdict(
     *,
     rival: str = "a bag of words with a linear SVM",
     kind: str = "test texts",
-    if_worse: str = ": use that, or label more texts",
+    if_worse: str = ": use the baseline, or label more texts",
 ) -> str:
-    """Say in one sentence whether it was worth it, from the paired difference in macro-F1 and its 95 % interval."""
+    """Phrase a paired difference in macro-F1 and its 95 % interval as a sentence that follows "The model is"."""
     interval = f"[{low:+.3f}, {high:+.3f}]"
     if low > 0:
         return f"better than {rival} by {difference:.3f} macro-F1 {interval}"

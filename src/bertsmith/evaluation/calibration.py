@@ -1,4 +1,4 @@
-"""Confidence one can believe: temperature scaling, and how far confidence and accuracy are apart."""
+"""Calibrated confidence: temperature scaling, and the gap between confidence and accuracy."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import Any
 import numpy as np
 
 BOUNDS = (0.05, 20.0)
-"""Temperatures looked at; a model that needs one outside has learned nothing, or all there is."""
-DRAWS = 200
-"""Of labels, to see how large the calibration error of a perfect model would be."""
+"""Range of the temperature."""
+CHANCE_RESAMPLES = 200
 PRIOR = 0.3
-"""Standard deviation of the logarithm of temperatures, by which one found on few texts is shrunk."""
+"""Standard deviation of the normal prior on the logarithm of the temperature."""
 WIDE_PRIOR = 1.0
-"""The same where few texts were trained on: then models are much too sure, or much too modest."""
+"""The prior after training on few texts, when models are far too confident or far too cautious."""
 
 
 def fit_temperature(targets: np.ndarray, probabilities: np.ndarray, *, prior: float = PRIOR) -> float:
-    """Return the temperature that makes the probabilities of held-out texts most likely (Guo et al. 2017), shrunk.
+    """Return the temperature that maximizes the likelihood of held-out texts (Guo et al. 2017), shrunk towards 1.
 
-    Logits divided by it give calibrated probabilities; the order of the classes stays. Above 1 the model was too sure.
+    Logits divided by the temperature give calibrated probabilities; the order of the classes stays. A temperature above
+    1 means that the model was too confident.
 
-    Few texts say little about it. Let t be the logarithm of the most likely temperature. The curvature of the negative
-    log-likelihood at t is the variance of a text's scaled logits under its probabilities, summed over the texts; its
-    inverse is the squared standard error s² of t (observed information, Efron and Hinkley 1978). With a normal prior
-    around 0 of variance p² the posterior mean is t · p² / (p² + s²) (Gelman et al. 2013, section 2.5). It is 0, a
-    temperature of 1, where texts tell nothing, as when all are labelled right.
+    Few texts estimate the temperature poorly. Let t be the logarithm of its maximum-likelihood estimate. The curvature
+    of the negative log-likelihood at t is the variance of a text's scaled logits under its probabilities, summed over
+    the texts. Its inverse is the squared standard error s² of t (observed information, Efron and Hinkley 1978). With a
+    normal prior of mean 0 and variance p², the posterior mean is t · p² / (p² + s²) (Gelman et al. 2013, section 2.5).
+    It is 0, a temperature of 1, if the texts hold no information, for example if all predictions are correct.
 
     Args:
         targets: class indices, shape (n,).
@@ -34,7 +34,7 @@ def fit_temperature(targets: np.ndarray, probabilities: np.ndarray, *, prior: fl
     """
     from scipy.optimize import minimize_scalar
 
-    logits = logs(probabilities)
+    logits = to_logits(probabilities)
     rows = np.arange(len(targets))
 
     def loss(log_temperature: float) -> float:
@@ -51,31 +51,31 @@ def fit_temperature(targets: np.ndarray, probabilities: np.ndarray, *, prior: fl
 
 
 def scale(probabilities: np.ndarray, temperature: float, offsets: np.ndarray | float = 0.0) -> np.ndarray:
-    """Return probabilities as they are with offsets added to the logits, and then at a temperature, shape (n, classes).
+    """Add offsets to the logits, divide them by a temperature, and return probabilities of shape (n, classes).
 
     Args:
         probabilities: shape (n, classes).
-        temperature: that the logits are divided by.
-        offsets: of the classes, shape (classes,).
+        temperature: divides the logits.
+        offsets: shape (classes,).
     """
-    scaled = (logs(probabilities) + offsets) / temperature
+    scaled = (to_logits(probabilities) + offsets) / temperature
     result: np.ndarray = np.exp(scaled - log_sum_exp(scaled)[:, None])
     return result
 
 
-def calibration(targets: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> dict[str, Any]:
-    """Return how far confidence can be believed.
+def calibration_metrics(targets: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> dict[str, Any]:
+    """Return calibration errors and the bins of a reliability diagram, JSON-ready.
 
-    The expected calibration error is the mean gap between confidence and accuracy over bins of equal width, weighted by
-    their texts (Guo et al. 2017, arXiv:1706.04599); the Brier score is the mean squared distance between probabilities
-    and truth, summed over the classes (Brier 1950), from 0 to 2. On few texts the calibration error is never 0: beside
-    it stands the one that a model whose confidence is exactly right would stay below 95 times in 100 on as many texts
-    (consistency resampling, Bröcker and Smith 2007, doi:10.1175/WAF993.1).
+    ``expected_calibration_error`` is the mean gap between confidence and accuracy over bins of equal width, weighted by
+    their number of texts (Guo et al. 2017, arXiv:1706.04599). ``by_chance`` is its 95 % quantile for a perfectly
+    calibrated model on as many texts (consistency resampling, Bröcker and Smith 2007, doi:10.1175/WAF993.1).
+    ``brier_score`` is the squared distance between probabilities and truth, summed over the classes (Brier 1950); it
+    ranges from 0 to 2.
 
     Args:
         targets: class indices, shape (n,).
         probabilities: shape (n, classes).
-        bins: number of bins of confidence.
+        bins: number of confidence bins.
     """
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == targets
@@ -91,7 +91,7 @@ def calibration(targets: np.ndarray, probabilities: np.ndarray, bins: int = 15) 
         return float((counts * abs(mean(right) - mean_confidence)).sum() / len(targets))
 
     mean_confidence, accuracy, rng = mean(confidence), mean(right), np.random.default_rng(0)
-    by_chance = [error(rng.random(len(confidence)) < confidence) for _ in range(DRAWS)]
+    by_chance = [error(rng.random(len(confidence)) < confidence) for _ in range(CHANCE_RESAMPLES)]
     truth = np.eye(probabilities.shape[1])[targets]
     return {
         "expected_calibration_error": error(right),
@@ -105,14 +105,14 @@ def calibration(targets: np.ndarray, probabilities: np.ndarray, bins: int = 15) 
     }
 
 
-def logs(probabilities: np.ndarray) -> np.ndarray:
-    """Return logits, up to a constant a text, as which logarithms of probabilities will do, shape (n, classes)."""
+def to_logits(probabilities: np.ndarray) -> np.ndarray:
+    """Return logarithms of probabilities, shape (n, classes): the logits up to a constant per text."""
     result: np.ndarray = np.log(np.clip(probabilities.astype(np.float64), 1e-30, None))
     return result
 
 
 def log_sum_exp(logits: np.ndarray) -> np.ndarray:
-    """Return the logarithm of the sum of exponentials of every row, shape (n,), of logits of shape (n, classes)."""
+    """Return the log-sum-exp of every row, shape (n,), of logits of shape (n, classes)."""
     top = logits.max(axis=1)
     result: np.ndarray = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
     return result

@@ -1,4 +1,4 @@
-"""The decision rule: which class is taken, given the probabilities. Tuned on validation where that measurably helps."""
+"""The decision rule: class offsets for macro-F1, tuned on held-out texts and used only if they help."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Any
 import numpy as np
 
 from bertsmith.config import PRIMARY
-from bertsmith.evaluation.calibration import logs
-from bertsmith.evaluation.intervals import from_pairs, paired_draws
+from bertsmith.evaluation.calibration import to_logits
+from bertsmith.evaluation.intervals import label_metrics, resampled_differences
 
 GRID = np.arange(-3.0, 3.01, 0.25)
-"""Offsets that are tried, in units of the logit."""
+"""Candidate offsets, in logits."""
 SHRINKAGE = 10.0
-"""An offset of a class with n validation texts is multiplied by n / (n + this): few texts say little."""
+"""The offset of a class with n held-out texts is multiplied by n / (n + this)."""
 FOLDS = 5
-FEWEST_TEXTS = 50
-"""With fewer validation texts nothing could be told from chance."""
+MIN_TEXTS = 50
+"""Fewer held-out texts cannot show a gain beyond chance."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Offsets of the classes, and what they are good for.
+    """Tuned class offsets and their measured gain.
 
     Attributes:
-        offsets: what is added to every logit before the largest is taken, shape (classes,); all 0 where not used.
-        used: whether they help by more than the standard error of that.
-        gain: by how much they raise the primary metric on validation texts they were not tuned on.
+        offsets: added to the logits before the argmax, shape (classes,); all 0 if not used.
+        used: whether the gain exceeds its standard error.
+        gain: increase of the primary metric on held-out texts, by cross-fitting.
         standard_error: of the gain, by bootstrap over the texts.
     """
 
@@ -37,7 +37,7 @@ class Decision:
     standard_error: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
+        """Return the JSON-ready entry ``decision_rule`` of ``metrics.json``."""
         return {
             "used": self.used,
             "metric": PRIMARY,
@@ -47,11 +47,11 @@ class Decision:
         }
 
 
-def tune(targets: np.ndarray, probabilities: np.ndarray, *, seed: int) -> Decision:
-    """Tune the decision rule for macro-F1 on held-out texts.
+def tune_offsets(targets: np.ndarray, probabilities: np.ndarray, *, seed: int) -> Decision:
+    """Tune class offsets for macro-F1 on held-out texts.
 
-    The gain is that of cross-fitting: every fifth of the texts is labelled with offsets tuned on the other four, so
-    that a rule which only remembers its own texts shows none.
+    The gain is cross-fitted: each fold is predicted with offsets tuned on the other folds. Offsets that merely fit
+    their tuning texts show no gain.
 
     Args:
         targets: class indices, shape (n,).
@@ -59,29 +59,29 @@ def tune(targets: np.ndarray, probabilities: np.ndarray, *, seed: int) -> Decisi
         seed: of the folds and of the bootstrap.
     """
     n, n_classes = probabilities.shape
-    nothing = np.zeros(n_classes)
-    if n < FEWEST_TEXTS:
-        return Decision(nothing, False, 0.0, float("nan"))
-    logits = logs(probabilities)
-    fold = folds(targets, seed, FOLDS)
+    no_offsets = np.zeros(n_classes)
+    if n < MIN_TEXTS:
+        return Decision(no_offsets, False, 0.0, float("nan"))
+    logits = to_logits(probabilities)
+    fold = stratified_folds(targets, seed, FOLDS)
     ruled = np.empty(n, dtype=np.int64)
     for f in range(FOLDS):
         inside = fold != f
-        ruled[~inside] = (logits[~inside] + offsets(targets[inside], logits[inside])).argmax(axis=1)
+        ruled[~inside] = (logits[~inside] + best_offsets(targets[inside], logits[inside])).argmax(axis=1)
     plain = logits.argmax(axis=1)
-    gain = from_pairs(targets, ruled, n_classes)[PRIMARY] - from_pairs(targets, plain, n_classes)[PRIMARY]
-    error = float(np.std(paired_draws(targets, ruled, plain, n_classes, metric=PRIMARY, seed=seed)))
+    gain = label_metrics(targets, ruled, n_classes)[PRIMARY] - label_metrics(targets, plain, n_classes)[PRIMARY]
+    error = float(np.std(resampled_differences(targets, ruled, plain, n_classes, seed=seed)))
     used = gain > error
-    return Decision(offsets(targets, logits) if used else nothing, bool(used), float(gain), error)
+    return Decision(best_offsets(targets, logits) if used else no_offsets, bool(used), float(gain), error)
 
 
-def offsets(targets: np.ndarray, logits: np.ndarray, sweeps: int = 2) -> np.ndarray:
-    """Return the offsets that raise macro-F1 most, found one class after the other and shrunk, shape (classes,).
+def best_offsets(targets: np.ndarray, logits: np.ndarray, sweeps: int = 2) -> np.ndarray:
+    """Return the offsets that maximize macro-F1 by coordinate ascent, then shrunk, shape (classes,).
 
     Args:
         targets: class indices, shape (n,).
         logits: shape (n, classes).
-        sweeps: how often every class has its turn.
+        sweeps: passes over the classes.
     """
     n_classes = logits.shape[1]
     support = np.bincount(targets, minlength=n_classes)
@@ -93,7 +93,7 @@ def offsets(targets: np.ndarray, logits: np.ndarray, sweeps: int = 2) -> np.ndar
                 continue
             moved[:, c] = -np.inf
             rival = moved.argmax(axis=1)
-            margin = moved.max(axis=1) - logits[:, c]  # the class is taken where its offset is above this
+            margin = moved.max(axis=1) - logits[:, c]  # class c wins with offsets above this
             scores = np.array([_macro_f1(targets, np.where(v > margin, c, rival), support) for v in GRID])
             best = np.flatnonzero(scores == scores.max())
             found[c] = GRID[best[np.argmin(abs(GRID[best]))]]
@@ -107,12 +107,12 @@ def _macro_f1(targets: np.ndarray, predicted: np.ndarray, support: np.ndarray) -
     return float((2 * hit[either > 0] / either[either > 0]).mean())
 
 
-def folds(targets: np.ndarray, seed: int, k: int) -> np.ndarray:
-    """Return the fold of every text, 0 to k − 1, shape (n,): those of a class are spread evenly, at random.
+def stratified_folds(targets: np.ndarray, seed: int, k: int) -> np.ndarray:
+    """Assign every text to a fold, 0 to k − 1, at random with the classes spread evenly; shape (n,).
 
     Args:
         targets: class indices, shape (n,).
-        seed: of the spreading.
+        seed: of the shuffle.
         k: number of folds.
     """
     order = np.random.default_rng(seed).permutation(len(targets))

@@ -1,4 +1,4 @@
-"""How sure a figure is: percentile bootstrap over the texts (Efron 1979), and exact where that has no width."""
+"""Confidence intervals: percentile bootstrap over texts or groups (Efron 1979), exact where that has no width."""
 
 from __future__ import annotations
 
@@ -7,63 +7,69 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.stats import binomtest
 
+from bertsmith.config import PRIMARY
+
 RESAMPLES = 1000
 RANKING_RESAMPLES = 200
-"""Fewer, since average precision has to be computed class by class."""
+"""Fewer, because average precision is computed class by class."""
 LEVEL = 0.95
-CELLS = 2_000_000
-"""Resamples times texts at once."""
+TAILS = [50 * (1 - LEVEL), 50 * (1 + LEVEL)]
+"""Percentiles of the lower and the upper bound."""
+MAX_CELLS = 2_000_000
+"""Resamples times texts held in memory at a time."""
 
 
-def bootstrap(
+def bootstrap_intervals(
     targets: np.ndarray,
     probabilities: np.ndarray,
     *,
     seed: int,
     resamples: int = RESAMPLES,
-    level: float = LEVEL,
     groups: np.ndarray | None = None,
 ) -> dict[str, tuple[float, float]]:
-    """Return the interval of every metric in `metrics.SCALARS`.
+    """Return the interval of every metric in `metrics.SCALAR_METRICS`.
 
-    Every resample draws n texts with replacement, or whole groups of them. Averages over classes are taken as in
-    `metrics.scalars`, over the classes that occur in the resample.
-
-    Where all or none of the texts are right, so are those of every resample. Accuracy then has the exact interval of
-    Clopper and Pearson (1934), with as many trials as there are texts, or groups.
+    Class averages are taken over the classes that occur in the resample, as in `metrics.scalar_metrics`. If all or no
+    predictions are correct, so are those of every resample. Accuracy then has the exact interval of Clopper and
+    Pearson (1934), with one trial per text or group.
 
     Args:
         targets: class indices, shape (n,).
         probabilities: shape (n, classes).
-        seed: of the draws.
-        resamples: number of draws.
-        level: share of the resamples inside the interval.
-        groups: of the texts, as for `resamples_of`.
+        seed: of the resampling.
+        resamples: number of resamples.
+        groups: as for `draw_resamples`.
 
     Returns:
-        Lower and upper end by metric name.
+        Lower and upper bound by metric name.
     """
     n, n_classes = probabilities.shape
     predicted = probabilities.argmax(axis=1)
-    exact = probabilities.astype(np.float64)
-    exact /= exact.sum(axis=1, keepdims=True)
-    losses = -np.log(np.clip(exact[np.arange(n), targets], np.finfo(np.float64).eps, 1))
+    normalised = probabilities.astype(np.float64)
+    normalised /= normalised.sum(axis=1, keepdims=True)
+    losses = -np.log(np.clip(normalised[np.arange(n), targets], np.finfo(np.float64).eps, 1))
     rng = np.random.default_rng(seed)
-    some = [
-        {**over_draws(drawn, targets, predicted, n_classes), "log_loss": drawn @ losses / drawn.sum(axis=1)}
-        for drawn in resamples_of(n, groups, rng, resamples)
+    chunks = [
+        {
+            **resampled_label_metrics(drawn, targets, predicted, n_classes),
+            "log_loss": drawn @ losses / drawn.sum(axis=1),
+        }
+        for drawn in draw_resamples(n, groups, rng, resamples)
     ]
-    draws = {name: np.concatenate([values[name] for values in some]) for name in some[0]}
-    ranking = resamples_of(n, groups, rng, RANKING_RESAMPLES)
-    draws["macro_average_precision"] = np.concatenate([_average_precisions(targets, probabilities, d) for d in ranking])
-    tails = [50 * (1 - level), 50 * (1 + level)]
-    intervals = {name: tuple(np.nanpercentile(values, tails).tolist()) for name, values in draws.items()}
+    values = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    values["macro_average_precision"] = np.concatenate(
+        [
+            _resampled_average_precision(targets, probabilities, drawn)
+            for drawn in draw_resamples(n, groups, rng, RANKING_RESAMPLES)
+        ]
+    )
+    intervals = {name: tuple(np.nanpercentile(v, TAILS).tolist()) for name, v in values.items()}
     right = predicted == targets
     if right.all() or not right.any():
         trials = n if groups is None else len(np.unique(groups))
-        exact_interval = binomtest(trials if right.all() else 0, trials).proportion_ci(level, method="exact")
+        exact = binomtest(trials if right.all() else 0, trials).proportion_ci(LEVEL, method="exact")
         # Recall weighted by support is accuracy.
-        intervals |= dict.fromkeys(("accuracy", "weighted_recall"), (exact_interval.low, exact_interval.high))
+        intervals |= dict.fromkeys(("accuracy", "weighted_recall"), (exact.low, exact.high))
     return intervals
 
 
@@ -73,84 +79,69 @@ def paired_difference(
     second: np.ndarray,
     n_classes: int,
     *,
-    metric: str = "macro_f1",
     seed: int,
-    resamples: int = RESAMPLES,
-    level: float = LEVEL,
     groups: np.ndarray | None = None,
 ) -> tuple[float, float, float]:
-    """Return by how much one classifier beats another on the same texts, with the interval of the difference.
+    """Return the difference of the primary metric between two classifiers on the same texts, with its interval.
 
-    Both are scored on the same resamples, so that what makes a resample easy or hard for both cancels.
+    Both are scored on the same resamples, so variation that affects both cancels.
 
     Args:
         targets: class indices, shape (n,).
-        first, second: predicted class indices of the two, shape (n,).
+        first, second: predicted class indices, shape (n,).
         n_classes: number of classes.
-        metric: one of `from_pairs`.
-        seed: of the draws.
-        resamples: number of draws.
-        level: share of the resamples inside the interval.
-        groups: of the texts, as for `resamples_of`.
+        seed: of the resampling.
+        groups: as for `draw_resamples`.
 
     Returns:
-        The difference (first minus second), its lower and its upper end.
+        The difference (first minus second), its lower and its upper bound.
     """
-
-    draws = paired_draws(
-        targets, first, second, n_classes, metric=metric, seed=seed, resamples=resamples, groups=groups
-    )
-    one, two = (from_pairs(targets, predicted, n_classes)[metric] for predicted in (first, second))
-    low, high = np.percentile(draws, [50 * (1 - level), 50 * (1 + level)])
+    differences = resampled_differences(targets, first, second, n_classes, seed=seed, groups=groups)
+    one, two = (label_metrics(targets, predicted, n_classes)[PRIMARY] for predicted in (first, second))
+    low, high = np.percentile(differences, TAILS)
     return float(one - two), float(low), float(high)
 
 
-def paired_draws(
+def resampled_differences(
     targets: np.ndarray,
     first: np.ndarray,
     second: np.ndarray,
     n_classes: int,
     *,
-    metric: str,
     seed: int,
-    resamples: int = RESAMPLES,
     groups: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return the difference of a metric (first minus second) on every resample, shape (resamples,).
-
-    The arguments are those of `paired_difference`.
-    """
-    rng = np.random.default_rng(seed)
+    """Return the difference (first minus second) on every resample, shape (resamples,); see `paired_difference`."""
     differences = []
-    for drawn in resamples_of(len(targets), groups, rng, resamples):
-        one, two = (over_draws(drawn, targets, predicted, n_classes)[metric] for predicted in (first, second))
+    for drawn in draw_resamples(len(targets), groups, np.random.default_rng(seed), RESAMPLES):
+        one, two = (resampled_label_metrics(drawn, targets, p, n_classes)[PRIMARY] for p in (first, second))
         differences.append(one - two)
     return np.concatenate(differences)
 
 
-def resamples_of(n: int, groups: np.ndarray | None, rng: np.random.Generator, resamples: int) -> Iterator[np.ndarray]:
-    """Yield how often each resample draws each text, shape (some of the resamples, n): as many as fit into memory.
+def draw_resamples(n: int, groups: np.ndarray | None, rng: np.random.Generator, resamples: int) -> Iterator[np.ndarray]:
+    """Yield how often each resample draws each text, shape (resamples in the chunk, n), in chunks that fit into memory.
 
     Args:
         n: number of texts.
-        groups: which of them belong together (an author's, a document's), shape (n,): then whole groups are drawn, as
-            many as there are, since texts of one group say less than as many of different ones (cluster bootstrap,
-            Davison and Hinkley 1997, section 3.8).
-        rng: what draws.
-        resamples: number of draws.
+        groups: group of each text (such as its author or document), shape (n,). Whole groups are then drawn, as many
+            as exist, because texts of one group are not independent (cluster bootstrap, Davison and Hinkley 1997,
+            section 3.8).
+        rng: random generator.
+        resamples: total number of resamples.
     """
     codes = None if groups is None else np.unique(groups, return_inverse=True)[1]
     units = n if codes is None else int(codes.max()) + 1
-    at_once = max(CELLS // n, 1)
-    for start in range(0, resamples, at_once):
-        some = min(at_once, resamples - start)
-        drawn = rng.integers(0, units, (some, units)) + units * np.arange(some)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=some * units).reshape(some, units)
+    chunk = max(MAX_CELLS // n, 1)
+    for start in range(0, resamples, chunk):
+        size = min(chunk, resamples - start)
+        drawn = rng.integers(0, units, (size, units)) + units * np.arange(size)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=size * units).reshape(size, units)
         yield counts if codes is None else counts[:, codes]
 
 
-def _average_precisions(targets: np.ndarray, probabilities: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """Macro average precision of every resample, shape (resamples,), given how often it draws each text."""
+def _resampled_average_precision(targets: np.ndarray, probabilities: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Return the macro average precision of every resample, shape (resamples,); ``drawn`` is (resamples, n)."""
     weights = drawn.astype(np.float32)
     total = np.zeros(len(drawn))
     classes = np.zeros(len(drawn))
@@ -169,37 +160,40 @@ def _average_precisions(targets: np.ndarray, probabilities: np.ndarray, drawn: n
     return result
 
 
-def from_pairs(targets: np.ndarray, predicted: np.ndarray, n_classes: int) -> dict[str, float]:
-    """Return the metrics that depend on the predicted classes alone, many times faster than scikit-learn.
+def label_metrics(targets: np.ndarray, predicted: np.ndarray, n_classes: int) -> dict[str, float]:
+    """Return the metrics that need predicted classes only, many times faster than scikit-learn.
 
     Args:
         targets, predicted: class indices, shape (n,).
         n_classes: number of classes.
     """
     once = np.ones((1, len(targets)), dtype=np.int64)
-    return {name: float(value[0]) for name, value in over_draws(once, targets, predicted, n_classes).items()}
+    values = resampled_label_metrics(once, targets, predicted, n_classes)
+    return {name: float(value[0]) for name, value in values.items()}
 
 
-def over_draws(drawn: np.ndarray, targets: np.ndarray, predicted: np.ndarray, n_classes: int) -> dict[str, np.ndarray]:
-    """Return `from_pairs` of every resample, each of shape (resamples,).
+def resampled_label_metrics(
+    drawn: np.ndarray, targets: np.ndarray, predicted: np.ndarray, n_classes: int
+) -> dict[str, np.ndarray]:
+    """Return `label_metrics` of every resample, each of shape (resamples,).
 
     Args:
         drawn: how often each resample draws each text, shape (resamples, n).
-        targets, predicted, n_classes: as there.
+        targets, predicted, n_classes: as for `label_metrics`.
     """
-    hit = _by_class(drawn * (targets == predicted), targets, n_classes)
-    support = _by_class(drawn, targets, n_classes)
-    times = _by_class(drawn, predicted, n_classes)
+    hits = _count_by_class(drawn * (targets == predicted), targets, n_classes)
+    support = _count_by_class(drawn, targets, n_classes)
+    times = _count_by_class(drawn, predicted, n_classes)
     n = support.sum(axis=1)
-    recall = hit / np.maximum(support, 1)
-    precision = hit / np.maximum(times, 1)
-    f1 = 2 * hit / np.maximum(support + times, 1)
+    recall = hits / np.maximum(support, 1)
+    precision = hits / np.maximum(times, 1)
+    f1 = 2 * hits / np.maximum(support + times, 1)
     seen = support + times > 0
     weights = support / n[:, None]
-    spread = np.sqrt((n**2 - (times**2).sum(axis=1)) * (n**2 - (support**2).sum(axis=1)))
-    found = n * hit.sum(axis=1) - (times * support).sum(axis=1)
+    mcc_denominator = np.sqrt((n**2 - (times**2).sum(axis=1)) * (n**2 - (support**2).sum(axis=1)))
+    mcc_numerator = n * hits.sum(axis=1) - (times * support).sum(axis=1)
     return {
-        "accuracy": hit.sum(axis=1) / n,
+        "accuracy": hits.sum(axis=1) / n,
         "balanced_accuracy": recall.mean(axis=1, where=support > 0),
         "macro_f1": f1.mean(axis=1, where=seen),
         "macro_precision": precision.mean(axis=1, where=seen),
@@ -207,11 +201,11 @@ def over_draws(drawn: np.ndarray, targets: np.ndarray, predicted: np.ndarray, n_
         "weighted_f1": (weights * f1).sum(axis=1),
         "weighted_precision": (weights * precision).sum(axis=1),
         "weighted_recall": (weights * recall).sum(axis=1),
-        "mcc": np.divide(found, spread, out=np.zeros_like(found), where=spread > 0),
+        "mcc": np.divide(mcc_numerator, mcc_denominator, out=np.zeros_like(mcc_numerator), where=mcc_denominator > 0),
     }
 
 
-def _by_class(drawn: np.ndarray, classes: np.ndarray, n_classes: int) -> np.ndarray:
+def _count_by_class(drawn: np.ndarray, classes: np.ndarray, n_classes: int) -> np.ndarray:
     """Return how often each resample draws a text of each class, shape (resamples, classes)."""
     counts: np.ndarray = drawn.astype(np.float32) @ np.eye(n_classes, dtype=np.float32)[classes]  # exact: below 2 ** 24
     return counts.astype(np.float64)

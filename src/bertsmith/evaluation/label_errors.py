@@ -1,4 +1,4 @@
-"""Labels that are probably wrong: texts whose label a model that has not seen them finds hard to believe."""
+"""Probable label errors, by confident learning with cross-validated predictions of a bag of words."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ import numpy as np
 import pandas as pd
 
 from bertsmith.errors import DataError, MissingPackageError
-from bertsmith.evaluation.baseline import features
-from bertsmith.evaluation.decision import folds
+from bertsmith.evaluation.baseline import tfidf_features
+from bertsmith.evaluation.decision import stratified_folds
 
 FOLDS = 5
-STRENGTH = 1e-4
-"""Of the L2 penalty: of 1e-5, 3e-5 and 1e-4 it was the best on banking77 with a fifth of its labels flipped."""
+ALPHA = 1e-4
+"""Strength of the L2 penalty: the best of 1e-5, 3e-5 and 1e-4 on banking77 with a fifth of its labels flipped."""
 
 
-def suspects(texts: Sequence[str], targets: np.ndarray, n_classes: int, *, seed: int) -> pd.DataFrame:
-    """Find labels that are probably wrong, by confident learning (Northcutt et al. 2021, arXiv:1911.00068).
+def find_label_errors(texts: Sequence[str], targets: np.ndarray, n_classes: int, *, seed: int) -> pd.DataFrame:
+    """Find labels that are probably wrong (confident learning, Northcutt et al. 2021, arXiv:1911.00068).
 
-    Every fifth of the texts is labelled by a bag of words with logistic regression that was fitted on the other four;
-    `cleanlab` says which labels that makes implausible. Classes with fewer texts than folds are left out.
+    Classes with fewer than `FOLDS` texts are left out.
 
     Args:
         texts: n texts.
@@ -29,12 +28,12 @@ def suspects(texts: Sequence[str], targets: np.ndarray, n_classes: int, *, seed:
         seed: of the folds.
 
     Returns:
-        The suspected labels, the least plausible first: ``position`` in ``texts``, ``suggested`` (class index), and the
-        probabilities of the two, ``given_probability`` and ``suggested_probability``.
+        One row per suspected label, least plausible first: ``position`` in ``texts``, ``suggested`` (class index),
+        ``given_probability`` and ``suggested_probability``.
 
     Raises:
         MissingPackageError: if the package cleanlab is missing.
-        DataError: if the texts are too few.
+        DataError: if fewer than two classes have `FOLDS` texts.
     """
     try:
         from cleanlab.filter import find_label_issues
@@ -43,25 +42,25 @@ def suspects(texts: Sequence[str], targets: np.ndarray, n_classes: int, *, seed:
     from sklearn.linear_model import SGDClassifier
 
     enough = np.flatnonzero(np.bincount(targets, minlength=n_classes) >= FOLDS)
-    kept = np.flatnonzero(np.isin(targets, enough))
+    used = np.flatnonzero(np.isin(targets, enough))
     if len(enough) < 2:
         raise DataError(
-            f"label errors cannot be told apart from rare classes: fewer than two classes have {FOLDS} texts or more",
+            f"finding label errors needs at least two classes with {FOLDS} or more texts",
             remedy="Give more labelled texts.",
         )
-    y = np.searchsorted(enough, targets[kept])
-    x = features().fit_transform([texts[int(i)] for i in kept])
-    probabilities = np.zeros((len(kept), len(enough)))
-    fold = folds(y, seed, FOLDS)
+    y = np.searchsorted(enough, targets[used])
+    x = tfidf_features().fit_transform([texts[int(i)] for i in used])
+    probabilities = np.zeros((len(used), len(enough)))
+    fold = stratified_folds(y, seed, FOLDS)
     for f in range(FOLDS):
         inside, outside = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
-        model = SGDClassifier(loss="log_loss", alpha=STRENGTH, max_iter=20, tol=1e-3, random_state=seed)
+        model = SGDClassifier(loss="log_loss", alpha=ALPHA, max_iter=20, tol=1e-3, random_state=seed)
         probabilities[outside] = model.fit(x[inside], y[inside]).predict_proba(x[outside])
     ranked = find_label_issues(y, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
     best = probabilities[ranked].argmax(axis=1)
     return pd.DataFrame(
         {
-            "position": kept[ranked],
+            "position": used[ranked],
             "suggested": enough[best],
             "given_probability": probabilities[ranked, y[ranked]],
             "suggested_probability": probabilities[ranked, best],

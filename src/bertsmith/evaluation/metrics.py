@@ -1,4 +1,4 @@
-"""Metrics that respect class imbalance, by scikit-learn."""
+"""Metrics of predictions, by scikit-learn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn import metrics as sk
 
-SCALARS = (
+SCALAR_METRICS = (
     "accuracy",
     "balanced_accuracy",
     "macro_f1",
@@ -22,11 +22,11 @@ SCALARS = (
     "log_loss",
     "macro_average_precision",
 )
-"""Names of the single-number metrics. Of all but ``log_loss``, more is better."""
+"""Names of the single-number metrics. Higher is better, except for ``log_loss``."""
 
 
 def validation_metrics(targets: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Return the metrics shown at every epoch: accuracy and macro-F1.
+    """Return accuracy and macro-F1, the metrics logged at every epoch.
 
     Args:
         targets: class indices, shape (n,).
@@ -41,18 +41,18 @@ def macro_f1(targets: np.ndarray, predicted: np.ndarray) -> float:
     return float(sk.f1_score(targets, predicted, average="macro", zero_division=0))
 
 
-def scalars(targets: np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
+def scalar_metrics(targets: np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
     """Return every single-number metric.
 
-    Averages over classes are taken over those that occur in ``targets`` or among the predictions, as scikit-learn does;
-    average precision over those in ``targets``, since it is not defined for the others.
+    Class averages cover the classes that occur in ``targets`` or among the predictions, as in scikit-learn. Average
+    precision is undefined for classes that do not occur in ``targets`` and leaves them out.
 
     Args:
         targets: class indices, shape (n,).
         probabilities: shape (n, classes).
 
     Returns:
-        Metrics by name; ``None`` for one that is undefined on these texts.
+        Metrics by name, ``None`` if undefined.
     """
     predicted = probabilities.argmax(axis=1)
     n_classes = probabilities.shape[1]
@@ -70,21 +70,23 @@ def scalars(targets: np.ndarray, probabilities: np.ndarray) -> dict[str, float |
             f"{average}_recall": float(recall),
         }
     result["mcc"] = float(sk.matthews_corrcoef(targets, predicted)) if len(present) > 1 else None
-    result["log_loss"] = float(sk.log_loss(targets, _normalised(probabilities), labels=np.arange(n_classes)))
+    normalised = probabilities.astype(np.float64)
+    normalised /= normalised.sum(axis=1, keepdims=True)
+    result["log_loss"] = float(sk.log_loss(targets, normalised, labels=np.arange(n_classes)))
     precisions = [sk.average_precision_score(targets == c, probabilities[:, c]) for c in present]
     result["macro_average_precision"] = float(np.mean(precisions)) if len(present) > 1 else None
-    return {name: result[name] for name in SCALARS}
+    return {name: result[name] for name in SCALAR_METRICS}
 
 
-def per_class(targets: np.ndarray, probabilities: np.ndarray) -> list[dict[str, Any]]:
-    """Return precision, recall, F1, average precision and number of texts of every class.
+def per_class_metrics(targets: np.ndarray, probabilities: np.ndarray) -> list[dict[str, Any]]:
+    """Return precision, recall, F1, average precision and counts of every class.
 
     Args:
         targets: class indices, shape (n,).
         probabilities: shape (n, classes).
 
     Returns:
-        One entry a class, in order; ``None`` where a figure is undefined (no such text, or never predicted).
+        One entry per class, in order; a metric is ``None`` if the class has no texts or no predictions that define it.
     """
     predicted = probabilities.argmax(axis=1)
     classes = np.arange(probabilities.shape[1])
@@ -99,8 +101,8 @@ def per_class(targets: np.ndarray, probabilities: np.ndarray) -> list[dict[str, 
             "precision": _defined(precision[c], times[c] > 0),
             "recall": _defined(recall[c], support[c] > 0),
             "f1": _defined(f1[c], support[c] + times[c] > 0),
-            "average_precision": _defined(
-                sk.average_precision_score(targets == c, probabilities[:, c]) if support[c] else np.nan, support[c] > 0
+            "average_precision": (
+                float(sk.average_precision_score(targets == c, probabilities[:, c])) if support[c] else None
             ),
             "texts": int(support[c]),
             "predicted": int(times[c]),
@@ -110,31 +112,25 @@ def per_class(targets: np.ndarray, probabilities: np.ndarray) -> list[dict[str, 
 
 
 FEW_TEXTS = 100
-"""Test texts below which every figure is rough: an accuracy of them has an interval of ten points to either side."""
+"""With fewer test texts, the 95 % interval of an accuracy can extend ten percentage points to either side."""
 
 
 def never_predicted(matrix: Sequence[Sequence[int]]) -> list[int]:
-    """Return the classes that some texts have and none is given, from a confusion matrix (rows: the class)."""
-    given = [sum(column) for column in zip(*matrix, strict=True)]
-    return [i for i, row in enumerate(matrix) if sum(row) and not given[i]]
+    """Return the classes that have texts but no predictions, from a confusion matrix with classes as rows."""
+    predicted = [sum(column) for column in zip(*matrix, strict=True)]
+    return [i for i, row in enumerate(matrix) if sum(row) and not predicted[i]]
 
 
-def confusion(targets: np.ndarray, predicted: np.ndarray, n_classes: int) -> np.ndarray:
-    """Return how many texts of each class (rows) were predicted as each class (columns), shape (classes, classes)."""
+def confusion_matrix(targets: np.ndarray, predicted: np.ndarray, n_classes: int) -> np.ndarray:
+    """Return counts of texts by class (rows) and predicted class (columns), shape (classes, classes)."""
     matrix: np.ndarray = sk.confusion_matrix(targets, predicted, labels=np.arange(n_classes))
     return matrix
 
 
-def majority_probabilities(train_counts: np.ndarray, n: int) -> np.ndarray:
-    """Return what a model that only knows the class counts of train says of n texts, shape (n, classes)."""
+def majority_class_probabilities(train_counts: np.ndarray, n: int) -> np.ndarray:
+    """Return the class shares of the training split as probabilities of n texts, shape (n, classes)."""
     return np.tile(train_counts / train_counts.sum(), (n, 1))
 
 
 def _defined(value: float, is_defined: bool) -> float | None:
     return float(value) if is_defined else None
-
-
-def _normalised(probabilities: np.ndarray) -> np.ndarray:
-    exact = probabilities.astype(np.float64)
-    result: np.ndarray = exact / exact.sum(axis=1, keepdims=True)
-    return result

@@ -1,4 +1,4 @@
-"""What stands between a fitted model's logits and its answer."""
+"""The temperature and class offsets that turn a fitted model's logits into probabilities."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from bertsmith.evaluation.calibration import logs, scale
+from bertsmith.evaluation.calibration import scale, to_logits
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Temperature and offsets, found by `calibration.fit_temperature` and `decision.tune`.
+    """Calibration and decision rule: logits become ``(logits + offsets) / temperature``.
 
     Attributes:
-        temperature: that the logits are divided by.
-        offsets: that are added to them before, shape (classes,); empty where there are none.
-        folded: whether both are in the weights of the model already.
+        temperature: from `calibration.fit_temperature`.
+        offsets: from `decision.tune_offsets`, shape (classes,); empty if no decision rule is used.
+        folded: whether both are already part of the model's weights.
     """
 
     temperature: float = 1.0
@@ -26,43 +26,43 @@ class Rule:
     folded: bool = True
 
     def apply(self, probabilities: np.ndarray, *, decide: bool = True) -> np.ndarray:
-        """Return what a model says, as the rule wants it, shape (n, classes).
-
-        Args:
-            probabilities: as they come from the model, shape (n, classes).
-            decide: leave the offsets out, or take them out, if not: the temperature stays.
-        """
+        """Apply the rule to the model's probabilities, shape (n, classes); see `adjust`."""
         if self.folded and (decide or not self.offsets):
             return probabilities
-        adjusted = self.adjust(logs(probabilities), decide=decide)
+        adjusted = self.adjust(to_logits(probabilities), decide=decide)
         return scale(np.exp(adjusted - adjusted.max(axis=1, keepdims=True)), 1.0)
 
     def adjust(self, logits: np.ndarray, *, decide: bool = True) -> np.ndarray:
-        """Return logits as the rule wants them, shape (n, classes), from those of the model as it stands."""
+        """Apply the rule to the model's logits, shape (n, classes).
+
+        Args:
+            logits: output of the model, which contains the rule if it is folded.
+            decide: use the offsets; otherwise leave them out or remove them. The temperature always applies.
+        """
         offsets = np.array(self.offsets or 0.0)
         if self.folded:
             return logits if decide or not self.offsets else logits - offsets / self.temperature
         return (logits + (offsets if decide else 0.0)) / self.temperature
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what `read` reads."""
+        """Return JSON-ready content for `from_dict`."""
         return {"temperature": self.temperature, "offsets": list(self.offsets), "folded": self.folded}
 
     @classmethod
-    def read(cls, content: Any, n_classes: int) -> Rule:
-        """Return the rule that stands in a model's configuration; none where nothing stands there.
+    def from_dict(cls, content: Any, n_classes: int) -> Rule:
+        """Validate and return a rule from a model's configuration; ``None`` gives the neutral rule.
 
         Raises:
-            ValueError: if it is no rule for so many classes.
+            ValueError: if the content is not a rule for this number of classes.
         """
         if content is None:
             return cls()
         if not isinstance(content, Mapping):
-            raise ValueError("it is no object")
+            raise ValueError("it is not an object")
         temperature, offsets = content.get("temperature", 1.0), tuple(content.get("offsets", ()))
         numbers = [temperature, *offsets]
         if not all(isinstance(x, int | float) and np.isfinite(x) for x in numbers) or temperature <= 0:
-            raise ValueError("it holds what is no number")
+            raise ValueError("temperature and offsets must be finite numbers, and the temperature positive")
         if offsets and len(offsets) != n_classes:
             raise ValueError(f"it has {len(offsets)} offsets for {n_classes} classes")
         return cls(float(temperature), tuple(map(float, offsets)), bool(content.get("folded", True)))

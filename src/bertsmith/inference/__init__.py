@@ -1,1 +1,1 @@
-"""Step 5: a fitted classifier, and predictions for whole tables."""
+"""Predict, explain and export with a fitted model."""

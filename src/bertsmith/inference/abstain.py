@@ -1,4 +1,4 @@
-"""When not to answer, or to answer with several labels: thresholds from the validation texts of a run."""
+"""Thresholds for abstention and label sets, from the held-out predictions of a run."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from bertsmith.errors import ConfigError
-from bertsmith.evaluation.abstention import conformal_threshold, fewest_texts, label_sets, threshold_for
+from bertsmith.evaluation.abstention import confidence_threshold, conformal_threshold, label_sets, min_texts
 from bertsmith.evaluation.rule import Rule
 from bertsmith.folders.run import Run
 
 
 @dataclass(frozen=True)
 class Abstention:
-    """Thresholds for answers.
+    """Thresholds of a prediction.
 
     Attributes:
-        confidence: texts with less get no label; ``None``: every text gets one.
-        in_set: labels with at least this probability are in a text's label set; ``None``: no sets are wanted.
+        confidence: texts with lower confidence get no label; ``None``: every text gets one.
+        in_set: labels with at least this probability are in the label set; ``None``: no label sets.
     """
 
     confidence: float | None = None
@@ -41,25 +41,25 @@ class Abstention:
 
 @dataclass(frozen=True)
 class HeldOutPredictions:
-    """The validation texts, and what was said of them.
+    """Held-out texts with the predictions of one or more models.
 
     Attributes:
         targets: class indices, shape (n,).
-        said: the probabilities of every model that is asked, each of shape (n, classes).
+        probabilities: of each model, each of shape (n, classes).
     """
 
     targets: np.ndarray
-    said: list[np.ndarray]
+    probabilities: list[np.ndarray]
 
 
 def held_out_predictions(run: Run, *, ensemble: bool = False) -> HeldOutPredictions:
-    """Return the validation texts of a run, for all its seeds where ``ensemble`` says so."""
+    """Return the held-out predictions of a run, or of all its seeds for an ensemble."""
     frames = [member.validation_predictions for member in (run.members if ensemble else [run])]
     targets = np.array([run.labels.numbers.index(number) for number in frames[0]["label"]])
     return HeldOutPredictions(targets, [np.stack(frame["probabilities"].to_list()) for frame in frames])
 
 
-def abstention(
+def fit_abstention(
     held_out: Callable[[], HeldOutPredictions],
     rules: Sequence[Rule],
     *,
@@ -68,54 +68,53 @@ def abstention(
     target_accuracy: float | None = None,
     coverage: float | None = None,
 ) -> Abstention:
-    """Turn what is wanted into thresholds.
+    """Turn a target accuracy and a target coverage into thresholds.
 
     Args:
-        held_out: gives the validation texts, where they are needed.
-        rules: of the models that are asked.
-        decide: whether that uses its decision rule.
-        min_confidence: least confidence to answer with.
-        target_accuracy: wanted among the answered; the threshold is the least one that gave it on validation.
-        coverage: share of the texts whose label set is to hold the true label.
+        held_out: loads the held-out predictions; called only if a target needs them.
+        rules: of the models.
+        decide: whether the models use their decision rule.
+        min_confidence: lowest confidence of an answer.
+        target_accuracy: target among the answered texts, an alternative to ``min_confidence``.
+        coverage: target share of the texts whose label set contains the true label.
 
     Raises:
-        ConfigError: if both of the first two are wanted, or there is no threshold for what is wanted.
+        ConfigError: if ``min_confidence`` and ``target_accuracy`` are both given, or a target is out of reach.
     """
     if target_accuracy == 1:
         raise ConfigError(
-            "--target-accuracy 1: no threshold can promise that nothing is labelled wrong", remedy="Ask for less."
+            "--target-accuracy 1: no threshold guarantees that every label is correct", remedy="Give a value below 1."
         )
     if min_confidence is not None and target_accuracy is not None:
-        raise ConfigError("--min-confidence and --target-accuracy both say when to answer", remedy="Give one of them.")
+        raise ConfigError("--min-confidence and --target-accuracy exclude each other", remedy="Give one of them.")
     if target_accuracy is None and coverage is None:
         return Abstention(min_confidence)
-    known = held_out()
-    targets, said = known.targets, known.said
+    predictions = held_out()
+    targets, tables = predictions.targets, predictions.probabilities
     if not decide:
-        said = [Rule(r.temperature, r.offsets).apply(p, decide=False) for r, p in zip(rules, said, strict=True)]
-    probabilities = np.mean(said, axis=0)
+        tables = [Rule(r.temperature, r.offsets).apply(p, decide=False) for r, p in zip(rules, tables, strict=True)]
+    probabilities = np.mean(tables, axis=0)
     n = len(targets)
     if target_accuracy is not None:
         right = probabilities.argmax(axis=1) == targets
-        min_confidence = threshold_for(probabilities.max(axis=1), right, target_accuracy)
+        min_confidence = confidence_threshold(probabilities.max(axis=1), right, target_accuracy)
         if min_confidence is None:
-            needed = fewest_texts(target_accuracy)
+            needed = min_texts(target_accuracy)
             why = (
-                f"a threshold for that must rest on {needed:,} validation texts, and there are {n:,}"
+                f"a threshold for it needs {needed:,} validation texts, and the run has {n:,}"
                 if needed > n
-                else f"no threshold reached that on {needed:,} or more of the {n:,} validation texts"
+                else f"no threshold reaches it on at least {needed:,} of the {n:,} validation texts"
             )
             raise ConfigError(
-                f"--target-accuracy {target_accuracy:g}: {why} ({right.mean():.3f} of all are labelled right)",
-                remedy="Ask for less, or pass --min-confidence.",
+                f"--target-accuracy {target_accuracy:g}: {why} (their accuracy is {right.mean():.3f})",
+                remedy="Give a lower value, or pass --min-confidence.",
             )
     in_set = None
     if coverage is not None:
         if math.ceil((n + 1) * coverage - 1e-9) > n:
             raise ConfigError(
-                f"--coverage {coverage:g}: the run's {n:,} validation texts are too few to promise that",
-                remedy=f"Ask for at most {math.floor(1000 * n / (n + 1)) / 1000:g}, or train with more validation "
-                "texts.",
+                f"--coverage {coverage:g}: the run's {n:,} validation texts are too few for this coverage",
+                remedy=f"Give at most {math.floor(1000 * n / (n + 1)) / 1000:g}, or train with more validation texts.",
             )
         in_set = conformal_threshold(targets, probabilities, coverage)
     return Abstention(min_confidence, in_set)

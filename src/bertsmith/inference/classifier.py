@@ -1,4 +1,4 @@
-"""A fitted classifier: texts in, labels, probabilities and confidence out."""
+"""A fitted classifier that runs with torch."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ log = logging.getLogger(__name__)
 
 
 class Classifier(ModelPredictor):
-    """A model that labels texts, in fp32.
+    """Predicts with a torch model.
 
     Attributes:
         labels: the classes.
         loaded: the model with its tokenizer.
         rule: temperature and offsets, fitted on validation.
-        decide: whether the offsets are used, which were tuned for the primary metric.
-        token_budget: tokens at once, where memory suffices.
-        dtype: of the matrix products: bf16 where the device is fast at it and the run's own check found the same
-            labels, else fp32.
+        decide: whether to use the offsets, which were tuned for the primary metric.
+        token_budget: tokens per micro-batch, if memory suffices.
+        dtype: of the matrix products. It is bf16 if the device computes bf16 fast and the run's check found the same
+            labels, or else fp32.
     """
 
     def __init__(self, loaded: Loaded, labels: Labels, rule: Rule | None = None, *, decide: bool = True) -> None:
@@ -45,24 +45,24 @@ class Classifier(ModelPredictor):
         self.encoder, self.columns = encoder_for(loaded.tokenizer), loaded.columns
         self.token_budget = TOKEN_BUDGETS[loaded.device.type]
         loaded.model.eval()
-        self.compute_in(torch.float32)
+        self.set_dtype(torch.float32)
 
     @classmethod
     def load(
         cls, path: Path | str, *, labels: Labels | None = None, device: str = "auto", decide: bool = True
     ) -> Classifier:
-        """Load from a run folder, or from the ``model`` folder alone.
+        """Load from a run folder or a ``model`` folder.
 
         Args:
             path: the folder.
-            labels: the classes; otherwise those of the run, or of the model's own configuration numbered from 0.
-            device: where to compute.
-            decide: use the decision rule tuned on validation, if there is one.
+            labels: the classes; by default those of the run, or those of the model's configuration numbered from 0.
+            device: device of the model.
+            decide: use the decision rule, if the model has one.
 
         Raises:
-            RunFolderError: if there is no finished run.
+            RunFolderError: if the run is missing, unfinished or damaged.
             ModelError: if the model is damaged.
-            DeviceError: if the device is not there.
+            DeviceError: if the device is not available.
         """
         path = Path(path)
         if (path / "config.json").is_file() and not Run(path).layout.run.is_file():
@@ -71,7 +71,7 @@ class Classifier(ModelPredictor):
             run = open_run(path)
             folder, labels = run.layout.model, labels or run.labels
         if not folder.is_dir():
-            raise RunFolderError("the run has lost its model", where=str(folder), remedy="Train the run again.")
+            raise RunFolderError("the model of the run is missing", where=str(folder), remedy="Train the run again.")
         if folder != path and Run(path).layout.run.is_file():
             Run(path).check_model()
         try:
@@ -84,38 +84,38 @@ class Classifier(ModelPredictor):
             raise RunFolderError(
                 f"the run's model is damaged: {error.what}",
                 where=error.where or str(folder),
-                remedy="Put back a copy of the folder, or train again with --overwrite.",
+                remedy="Restore the folder from a copy, or train again with --overwrite.",
             ) from error
         texts = tuple(model.config.id2label[i] for i in range(model.config.num_labels))
         if labels is None:
             labels = Labels(tuple(range(len(texts))), texts)
         elif labels.texts != texts:
             raise RunFolderError(
-                "the labels of model/config.json are not those of labels.json",
+                "the labels of model/config.json differ from those of labels.json",
                 where=str(path),
-                remedy="Put back a copy of the one that was changed, or train again with --overwrite.",
+                remedy="Restore the changed file from a copy, or train again with --overwrite.",
             )
         try:
-            rule = Rule.read(getattr(model.config, "bertsmith", None), len(texts))
+            rule = Rule.from_dict(getattr(model.config, "bertsmith", None), len(texts))
         except ValueError as error:
             raise RunFolderError(
                 f"the decision rule of the model is damaged: {error}",
                 where=str(folder / "config.json"),
-                remedy="Put back a copy of the folder, or train again with --overwrite.",
+                remedy="Restore the folder from a copy, or train again with --overwrite.",
             ) from error
-        where = choose_device(device)
-        model.to(where)
+        target = choose_device(device)
+        model.to(target)
         limit = min(int(tokenizer.model_max_length), resolved.max_positions)
-        found = cls(Loaded(model, tokenizer, where, limit), labels, rule, decide=decide)
-        if folder != path and checked_in_bf16(Run(path)) and choose_precision(where)[0] == "bf16":
-            found.compute_in(torch.bfloat16)
-        return found
+        classifier = cls(Loaded(model, tokenizer, target, limit), labels, rule, decide=decide)
+        if folder != path and passed_bf16_check(Run(path)) and choose_precision(target)[0] == "bf16":
+            classifier.set_dtype(torch.bfloat16)
+        return classifier
 
-    def compute_in(self, dtype: torch.dtype) -> Classifier:
-        """Compute matrix products in a type from now on; return the classifier. Explanations are always in fp32."""
+    def set_dtype(self, dtype: torch.dtype) -> Classifier:
+        """Set the dtype of matrix products and return the classifier; explanations always use fp32."""
         if not supports(self.loaded.model):
             dtype = torch.float32
-        self.dtype, self._computing = dtype, with_layer_dtype(self.loaded, dtype)
+        self.dtype, self._compute_model = dtype, with_layer_dtype(self.loaded, dtype)
         return self
 
     def __repr__(self) -> str:
@@ -123,24 +123,29 @@ class Classifier(ModelPredictor):
 
     @property
     def max_length(self) -> int:
-        """Tokens kept of each text."""
+        """Tokens of a text that the model reads."""
         return self.loaded.max_length
 
     def logits_of(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Return the model's logits for tokenized texts, as `ModelPredictor.logits_of` says."""
+        """Return the model's logits for tokenized texts; see `ModelPredictor.logits_of`."""
         batch = TokenBatch.from_tokens(tokens)
         if not len(batch):
             return np.empty((0, len(self.labels)))
         budget = token_budget(self.loaded, batch.longest, self.token_budget)
         try:
             logits, sufficed = compute_logits(
-                self._computing, batch, budget, dtype=self.dtype, progress=progress, on_retry=_report
+                self._compute_model,
+                batch,
+                budget,
+                dtype=self.dtype,
+                progress=progress,
+                on_retry=_warn_about_memory,
             )
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise DeviceError(
-                f"memory does not suffice even for one text of {batch.longest:,} tokens",
+                f"memory is too small for a single text of {batch.longest:,} tokens",
                 remedy="Free memory, raise its limit, or pass --device cpu.",
             ) from error
         if sufficed < budget:
@@ -148,13 +153,13 @@ class Classifier(ModelPredictor):
         return logits
 
 
-def checked_in_bf16(run: Run) -> bool:
-    """Return whether a run found that its model labels texts in bf16 as in fp32; see `bertsmith.workflows.score`."""
+def passed_bf16_check(run: Run) -> bool:
+    """Return whether the run's model gave the same labels in bf16 as in fp32; see `bertsmith.workflows.score`."""
     try:
         return bool(run.metrics.get("inference", {}).get("precision") == "bf16")
-    except UserError:  # a run without its figures still predicts
+    except UserError:  # predicting does not need the metrics
         return False
 
 
-def _report(budget: int) -> None:
-    log.warning("memory was short: going on with %s tokens at once, to the same result", budget)
+def _warn_about_memory(budget: int) -> None:
+    log.warning("out of memory: continuing with micro-batches of %s tokens; the predictions stay the same", budget)

@@ -1,4 +1,4 @@
-"""Which words moved a prediction: integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365), by captum."""
+"""Word attributions by integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365), with captum."""
 
 from __future__ import annotations
 
@@ -25,19 +25,18 @@ if TYPE_CHECKING:
     from bertsmith.inference.classifier import Classifier
 
 STEPS = (32, 64, 128, 256, 512)
-"""Points of the path from nothing to the text that are tried, until the sum is right."""
+"""Numbers of integration points, tried in turn until the attributions sum to the change of the logit."""
 TOLERANCE = 0.05
-"""How far the attributions' sum may be from the change in the logit, as a share of that, or of 1 if it is less."""
+"""Accepted gap between the sum of the attributions and the change of the logit, relative to max(change, 1)."""
 FORWARD_PASSES = 2
-"""Forward passes that a point costs in time, its backward pass counted and batching too."""
+"""Time per integration point, with backward pass and batching, in forward passes of a single text."""
 EXPLAINED_TOKENS = 256
-"""Of test texts that training explains at its end: some seconds' work for MiniLM on two cores."""
+"""Tokens of test texts that training explains, a few seconds for MiniLM on two cores."""
 EXPLAINED_SHARE, EXPLAINED_SECONDS = 0.05, 2.0
-"""Explanations take at most this share of the training time, or this many seconds if that is more."""
-AT_ONCE = 16
-"""Points computed in one pass."""
+"""Time limit of explanations: this share of the training time, or this many seconds if that is more."""
+POINTS_PER_PASS = 16
 _JOINT = re.compile(r"(?<=\w)['’.](?=\w)|(?<=\d),(?=\d)")
-"""What is inside a word, though tokenizers cut there: ``Don't``, ``3.5``, ``1,000``."""
+"""Characters within a word at which tokenizers split: ``Don't``, ``3.5``, ``1,000``."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,10 @@ class Word:
     """A word of a text.
 
     Attributes:
-        text: as it stands there.
-        start, end: its place, in characters of the explained text.
-        attribution: what it adds to the logit of the label; what is negative speaks against it.
-        after: the characters between it and the next word; ``text + after`` of all words is what the model reads.
+        text: the word.
+        start, end: position in the explained text, in characters.
+        attribution: contribution to the logit of the label; negative if it opposes the label.
+        after: characters up to the next word; ``text + after`` of all words is the text that the model reads.
     """
 
     text: str
@@ -60,18 +59,18 @@ class Word:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why a text has a label.
+    """Attributions of the words of a text.
 
     Attributes:
         text: the text, normalised.
-        label_text: the label that is explained.
-        predicted_text: the label the model gives.
-        probability: of the label that is explained.
-        words: those the model reads, in order; what was cut off is not among them.
-        change: of the logit, from a text of nothing but padding to this one.
-        gap: between the sum of the attributions and that change.
-        steps: points of the path.
-        unread: characters at the end that are beyond the maximum length.
+        label_text: the explained label.
+        predicted_text: the predicted label.
+        probability: of the explained label.
+        words: in order, without those beyond the maximum length.
+        change: of the logit, from a text of padding tokens to this text.
+        gap: the sum of the attributions minus that change.
+        steps: integration points.
+        unread: characters beyond the maximum length.
     """
 
     text: str
@@ -85,32 +84,32 @@ class Explanation:
     unread: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON-ready values."""
+        """Return all fields, JSON-ready."""
         return asdict(self)
 
 
 class OutOfTimeError(Exception):
-    """An explanation would not be ready before its deadline."""
+    """An explanation would miss its deadline."""
 
 
 def explain(classifier: Classifier, text: str, label: str | None = None, *, deadline: float = math.inf) -> Explanation:
-    """Say which words moved the logit of a label, by how much.
+    """Attribute the logit of a label to the words of a text.
 
-    The path leads from padding tokens to those of the text, its special tokens aside; what the pieces of a word add is
-    summed. The number of points is doubled until the attributions sum to the change in the logit.
+    The baseline replaces all tokens but special ones by padding. The attribution of a word is the sum over its tokens.
+    The number of integration points doubles until the attributions sum to the change of the logit.
 
     Args:
         classifier: a fitted model.
         text: one text.
-        label: a label text; the predicted one unless given.
-        deadline: by when to be ready, on the clock of `time.perf_counter`.
+        label: a label text; by default the predicted one.
+        deadline: latest time to finish, on the clock of `time.perf_counter`.
 
     Raises:
-        OutOfTimeError: as soon as it is foreseeable that the deadline cannot be met.
+        OutOfTimeError: as soon as the deadline cannot be met.
         MissingPackageError: if the package captum is missing.
-        ConfigError: if there is no such label.
+        ConfigError: if the label does not exist.
         DataError: if the text is empty.
-        DeviceError: if memory does not suffice.
+        DeviceError: if memory is too small.
     """
     import torch
 
@@ -120,7 +119,7 @@ def explain(classifier: Classifier, text: str, label: str | None = None, *, dead
     names = classifier.labels.texts
     if label is not None and label not in names:
         raise ConfigError(
-            f"there is no label {label!r}.{did_you_mean(label, names)}", remedy=f"Give one of {listing(names)}."
+            f"the label {label!r} does not exist.{did_you_mean(label, names)}", remedy=f"Give one of {listing(names)}."
         )
     probabilities = classifier.predict_proba([text])[0]
     predicted = int(probabilities.argmax())
@@ -135,10 +134,10 @@ def explain(classifier: Classifier, text: str, label: str | None = None, *, dead
     )
     batch = TokenBatch.from_tokens(Tokens.from_lists({name: [encoded[name]] for name in classifier.columns}))
     special = torch.tensor(encoded["special_tokens_mask"]).bool()
-    nothing = batch.input_ids.masked_fill(~special, tokenizer.pad_token_id)
-    of_tokens, change, gap, steps = _attributions(classifier, batch, nothing, target, deadline)
-    words = _words(text, encoded.word_ids(), encoded["offset_mapping"], of_tokens)
-    is_truncated = len(tokenizer(text, verbose=False)["input_ids"]) > len(of_tokens)
+    baseline = batch.input_ids.masked_fill(~special, tokenizer.pad_token_id)
+    attributions, change, gap, steps = _attributions(classifier, batch, baseline, target, deadline)
+    words = _words(text, encoded.word_ids(), encoded["offset_mapping"], attributions)
+    is_truncated = len(tokenizer(text, verbose=False)["input_ids"]) > len(attributions)
     return Explanation(
         text=text,
         label_text=names[target],
@@ -155,16 +154,16 @@ def explain(classifier: Classifier, text: str, label: str | None = None, *, dead
 def explain_mistakes(
     classifier: Classifier, predictions: pd.DataFrame, lengths: np.ndarray, seconds: float
 ) -> list[dict[str, Any]]:
-    """Explain the most confident mistakes, as far as `EXPLAINED_TOKENS` and the time allow; none without captum.
+    """Explain the most confident mistakes, within `EXPLAINED_TOKENS` and the time limit; none without captum.
 
     Args:
-        classifier: as it stands on disk.
-        predictions: of `predictions_frame`, for the test split.
-        lengths: tokens of each of its texts, shape (texts,).
-        seconds: that training took.
+        classifier: the fitted model.
+        predictions: of the test split, from `predictions_frame`.
+        lengths: tokens of each text, shape (texts,).
+        seconds: duration of the training.
 
     Returns:
-        JSON-ready: `Explanation` with ``row``, the place of the text in the source.
+        JSON-ready `Explanation` entries with ``row``, the row of the text in the source.
     """
     if importlib.util.find_spec("captum") is None:
         return []
@@ -184,20 +183,20 @@ def explain_mistakes(
 
 
 def _attributions(
-    classifier: Classifier, batch: TokenBatch, nothing: torch.Tensor, target: int, deadline: float
+    classifier: Classifier, batch: TokenBatch, baseline: torch.Tensor, target: int, deadline: float
 ) -> tuple[list[float], float, float, int]:
-    """Return the attribution of every token, the change of the logit, the gap to it, and the points it took.
+    """Return the attribution of every token, the change of the logit, the gap to it, and the integration points.
 
     Args:
         classifier: a fitted model.
         batch: one text.
-        nothing: token ids that the path starts from, shape (tokens,).
+        baseline: token ids where the path starts, shape (tokens,).
         target: class index.
-        deadline: value of ``time.perf_counter()`` after which nothing more is begun.
+        deadline: as for `explain`.
 
     Raises:
-        OutOfTimeError: if it would not be done by then.
-        DeviceError: if memory does not suffice.
+        OutOfTimeError: if the deadline cannot be met.
+        DeviceError: if memory is too small.
     """
     import torch
 
@@ -205,7 +204,7 @@ def _attributions(
         from captum.attr import IntegratedGradients
     except ImportError as error:
         raise MissingPackageError("captum", "explaining") from error
-    loaded, tokens = classifier.loaded, len(nothing)
+    loaded, tokens = classifier.loaded, len(baseline)
     embed = loaded.model.get_input_embeddings()
 
     def logit(embeddings: torch.Tensor) -> torch.Tensor:
@@ -213,17 +212,17 @@ def _attributions(
 
     began = time.perf_counter()
     with torch.no_grad():
-        start, end = (embed(ids.to(loaded.device))[None] for ids in (nothing, batch.input_ids))
+        start, end = (embed(ids.to(loaded.device))[None] for ids in (baseline, batch.input_ids))
         change = float(logit(end) - logit(start))
     method = IntegratedGradients(logit)
 
     def attribute(steps: int, budget: int) -> torch.Tensor:
-        found: torch.Tensor = method.attribute(
+        result: torch.Tensor = method.attribute(
             end, baselines=start, n_steps=steps, internal_batch_size=max(budget // tokens, 1)
         )
-        return found
+        return result
 
-    budget = AT_ONCE * tokens
+    budget = POINTS_PER_PASS * tokens
     expected = FORWARD_PASSES * STEPS[0] * (time.perf_counter() - began) / 2
     for steps in STEPS:
         if time.perf_counter() + expected > deadline:
@@ -235,29 +234,29 @@ def _attributions(
             if not is_out_of_memory(error):
                 raise
             raise DeviceError(
-                f"memory does not suffice to explain a text of {tokens:,} tokens",
+                f"memory is too small to explain a text of {tokens:,} tokens",
                 remedy="Free memory, raise its limit, or explain a shorter text.",
             ) from error
-        of_tokens = found.sum(dim=-1)[0].detach().cpu().double()
-        gap = float(of_tokens.sum()) - change
+        attributions = found.sum(dim=-1)[0].detach().cpu().double()
+        gap = float(attributions.sum()) - change
         if abs(gap) <= TOLERANCE * max(abs(change), 1.0):
             break
         expected = 2 * (time.perf_counter() - began)
-    return of_tokens.tolist(), change, gap, steps
+    return attributions.tolist(), change, gap, steps
 
 
 def _words(
-    text: str, word_of: list[int | None], places: list[tuple[int, int]], of_tokens: list[float]
+    text: str, word_ids: list[int | None], offsets: list[tuple[int, int]], attributions: list[float]
 ) -> tuple[Word, ...]:
     words: list[Word] = []
     last = None
-    for word, (start, end), value in zip(word_of, places, of_tokens, strict=True):
+    for word, (start, end), value in zip(word_ids, offsets, attributions, strict=True):
         if word is None or start == end:
             continue
-        start += len(text[start:end]) - len(text[start:end].lstrip())  # some tokenizers count the space before
-        before = words[-1].end if words else -1
-        joined = start == before and (_JOINT.match(text, start) or _JOINT.match(text, start - 1))
-        if word == last or start < before or joined:  # the words of an emoji's name are one
+        start += len(text[start:end]) - len(text[start:end].lstrip())  # some tokenizers include the space before
+        end_before = words[-1].end if words else -1
+        is_joined = start == end_before and (_JOINT.match(text, start) or _JOINT.match(text, start - 1))
+        if word == last or start < end_before or is_joined:  # the name of an emoji has overlapping words
             first = words.pop()
             start, value = first.start, first.attribution + value
         words.append(Word(text[start:end], start, end, value))

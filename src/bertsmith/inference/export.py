@@ -1,4 +1,4 @@
-"""Export a fitted classifier for a runtime that needs no torch, and check it against the original before it counts."""
+"""Export a fitted classifier for a runtime without torch, and check the export against the original."""
 
 from __future__ import annotations
 
@@ -16,38 +16,33 @@ from bertsmith.folders import atomic
 from bertsmith.folders.files import ExportFolder
 from bertsmith.folders.run import Run, open_run
 from bertsmith.inference.abstain import held_out_predictions
-from bertsmith.inference.export_formats import CALIBRATED, PRECISIONS, write_model
-from bertsmith.inference.exported import ABOUT, HELD_OUT, TOKENIZER, About, Exported, digest
+from bertsmith.inference.export_formats import CALIBRATION_TEXTS, PRECISIONS, write_model
+from bertsmith.inference.exported import ABOUT, HELD_OUT, TOKENIZER, Exported, ExportInfo, file_digest
 from bertsmith.inference.predictor import ModelPredictor
 
-AGREEMENT = {"fp32": 1.0, "bf16": 0.995, "int8": 0.995}
-"""Least share of the texts it is compared on that an export must label as the original does."""
-DIFFERENCE = {"fp32": 1e-3, "bf16": 0.1, "int8": 0.2}
-"""Largest difference of a probability from the original's that is let pass: a single text between two labels decides
-it.
-"""
-NEIGHBOURS = 0.005
-"""Largest difference of a probability between a text among others and the same text alone that is let pass."""
-CHECKED = 2000
-"""Validation and test texts that an export is compared on, at most; their labels are not looked at.
-
-What it was calibrated with is not among them.
-"""
-TIED = 1e-3
-"""Where the original's two likeliest labels are this close, either counts as the same."""
+MIN_AGREEMENT = {"fp32": 1.0, "bf16": 0.995, "int8": 0.995}
+"""Required share of texts with the same label as from the original, by precision."""
+MAX_DIFFERENCE = {"fp32": 1e-3, "bf16": 0.1, "int8": 0.2}
+"""Largest accepted difference of a probability from the original, by precision; see benchmarks/LOG.md."""
+MAX_BATCH_DIFFERENCE = 0.005
+"""Largest accepted difference of a probability between a text in a batch and the same text on its own."""
+MAX_PARITY_TEXTS = 2000
+"""Validation and test texts in the comparison, without their labels and without the texts used for calibration."""
+TIE = 1e-3
+"""If the two highest probabilities of the original are this close, both labels count as the same."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """An export, and how it compares with the original.
+    """A written export.
 
     Attributes:
-        path: the folder.
-        about: what it says of itself.
+        path: the export folder.
+        about: its description, with the comparison in ``parity``.
     """
 
     path: Path
-    about: About
+    about: ExportInfo
 
 
 def export(
@@ -59,34 +54,35 @@ def export(
     accept: bool = False,
     overwrite: bool = False,
 ) -> Export:
-    """Write a self-contained folder that labels texts without torch; see `bertsmith.export`."""
+    """Write a self-contained folder that predicts without torch; see `bertsmith.export`."""
     if format not in PRECISIONS:
-        raise ConfigError(f"--format {format}: there is no such format", remedy=f"Take one of {', '.join(PRECISIONS)}.")
+        raise ConfigError(f"--format {format} is not a choice", remedy=f"Give one of {', '.join(PRECISIONS)}.")
     if precision not in PRECISIONS[format]:
         elsewhere = "".join(f", or --format {name}" for name, found in PRECISIONS.items() if precision in found)
         raise ConfigError(
-            f"--precision {precision}: {format} is exported in {' or '.join(PRECISIONS[format])}",
+            f"--precision {precision}: {format} supports {' or '.join(PRECISIONS[format])}",
             remedy=f"Take --precision {PRECISIONS[format][0]}{elsewhere}.",
         )
     opened = run if isinstance(run, Run) else open_run(run)
-    place = output or opened.layout.exports / (format if precision == "fp32" else f"{format}-{precision}")
-    ExportFolder(place).check(overwrite=overwrite)
-    import torch  # which what is refused above need not wait for
+    target = output or opened.layout.exports / (format if precision == "fp32" else f"{format}-{precision}")
+    ExportFolder(target).check(overwrite=overwrite)
+    import torch  # imported late, because wrong arguments should fail fast
 
     from bertsmith.inference.classifier import Classifier
 
-    original = Classifier.load(opened.path, device="cpu").compute_in(torch.float32)
-    validation, n = opened.validation_predictions["text"], CALIBRATED.get((format, precision), 0)
-    shown = validation.sample(min(n, len(validation)), random_state=0)
-    texts = [*validation.drop(shown.index), *opened.predictions["text"]][:CHECKED]
-    with atomic.disk_errors(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.replaced_folder(place) as folder:
+    original = Classifier.load(opened.path, device="cpu").set_dtype(torch.float32)
+    validation, n = opened.validation_predictions["text"], CALIBRATION_TEXTS.get((format, precision), 0)
+    calibration = validation.sample(min(n, len(validation)), random_state=0)
+    texts = [*validation.drop(calibration.index), *opened.predictions["text"]][:MAX_PARITY_TEXTS]
+    with atomic.disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic.replaced_folder(target) as folder:
             tokenizer = original.loaded.tokenizer
             tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
-            known = held_out_predictions(opened)
-            np.savez(folder / HELD_OUT, targets=known.targets, probabilities=known.said[0].astype(np.float32))
-            about = About(
+            held_out = held_out_predictions(opened)
+            probabilities = held_out.probabilities[0].astype(np.float32)
+            np.savez(folder / HELD_OUT, targets=held_out.targets, probabilities=probabilities)
+            about = ExportInfo(
                 format,
                 precision,
                 original.labels,
@@ -96,77 +92,78 @@ def export(
                 original.rule,
                 {},
                 {},
-                _about_run(opened),
+                _run_facts(opened),
             )
             atomic.write_json(folder / ABOUT, about.to_dict())
-            for careful in (False, True) if n else (False,):
-                write_model(original, folder, format, precision, list(shown), careful=careful)
-                found = parity(original, Exported.load(folder), texts)
-                why = _what_fails(found, precision)
-                if not why:
+            evaluated = "cross-validated texts" if "by" in opened.metrics["splits"]["test"] else "test texts"
+            for conservative in (False, True) if n else (False,):
+                write_model(original, folder, format, precision, list(calibration), conservative=conservative)
+                parity = compare(original, Exported.load(folder), texts)
+                failure = _failed_check(parity, precision)
+                if not failure:
                     break
-            if why and not accept:
+            if failure and not accept:
                 raise ModelError(
-                    why,
-                    where=str(place),
-                    remedy="Take --precision fp32, or pass --accept if that will do. Nothing was written.",
+                    failure,
+                    where=str(target),
+                    remedy="Nothing was written. Pass --precision fp32, or --accept to accept the difference.",
                 )
-            found |= {"held": not why, "calibrated_with": len(shown)}
-            atomic.write_text(folder / "README.md", _readme(about, found))
-            files = {p.name: digest(p) for p in sorted(folder.iterdir()) if p.name not in (ABOUT, "README.md")}
-            about = replace(about, parity=found, files=files)
+            parity |= {"held": not failure, "calibrated_with": len(calibration)}
+            atomic.write_text(folder / "README.md", _readme(about, parity, evaluated))
+            files = {p.name: file_digest(p) for p in sorted(folder.iterdir()) if p.name not in (ABOUT, "README.md")}
+            about = replace(about, parity=parity, files=files)
             atomic.write_json(folder / ABOUT, about.to_dict())
-    return Export(place, about)
+    return Export(target, about)
 
 
-def parity(original: ModelPredictor, other: ModelPredictor, texts: list[str]) -> dict[str, Any]:
-    """Compare what two classifiers say of the same texts, and how fast.
+def compare(original: ModelPredictor, other: ModelPredictor, texts: list[str]) -> dict[str, Any]:
+    """Compare the predictions and the speed of two classifiers on the same texts.
 
     Returns:
-        ``texts``, ``agreement`` (share labelled alike; a tie within `TIED` counts), ``others_at_most`` (share of texts
-        like these that may be labelled otherwise: the upper bound of Clopper and Pearson 1934, at 95 %),
-        ``largest_difference`` (of a probability), ``neighbours`` (the same for the other classifier between all texts
-        together and one alone, for one text of every length in tokens), and ``texts_per_second`` of both.
+        ``texts`` (their number), ``agreement`` (share with the same label, or with a tie within `TIE`),
+        ``others_at_most`` (upper 95 % bound of the share of similar texts with another label, Clopper and Pearson
+        1934), ``largest_difference`` (of a probability), ``neighbours`` (largest difference of the other classifier
+        between a batch and a single text, for one text of every length), and ``texts_per_second`` of both.
     """
-    said, speeds = [], []
+    tables, speeds = [], []
     for classifier in (original, other):
-        classifier.predict_proba(texts[:8])  # what is made once
+        classifier.predict_proba(texts[:8])  # warm-up
         began = time.perf_counter()
-        said.append(classifier.predict_proba(texts))
+        tables.append(classifier.predict_proba(texts))
         speeds.append(len(texts) / (time.perf_counter() - began))
-    ours, theirs = said
+    reference, exported = tables
     rows = np.arange(len(texts))
-    # Runtimes take other ways for other lengths, and can be wrong for a single one of them.
+    # Runtimes choose kernels by length, and a kernel can be wrong for a single length.
     each = np.unique(np.minimum(other.count_tokens(texts), other.max_length), return_index=True)[1]
-    alone = np.concatenate([other.predict_proba([texts[i]]) for i in each])
-    alike = ours.max(axis=1) - ours[rows, theirs.argmax(axis=1)] <= TIED
+    single = np.concatenate([other.predict_proba([texts[i]]) for i in each])
+    same = reference.max(axis=1) - reference[rows, exported.argmax(axis=1)] <= TIE
     return {
         "texts": len(texts),
-        "agreement": float(alike.mean()),
-        "others_at_most": float(beta.ppf(0.95, (~alike).sum() + 1, alike.sum())) if alike.any() else 1.0,
-        "largest_difference": float(abs(ours - theirs).max()),
-        "neighbours": float(abs(alone - theirs[each]).max()),
+        "agreement": float(same.mean()),
+        "others_at_most": float(beta.ppf(0.95, (~same).sum() + 1, same.sum())) if same.any() else 1.0,
+        "largest_difference": float(abs(reference - exported).max()),
+        "neighbours": float(abs(single - exported[each]).max()),
         "texts_per_second": {"original": round(speeds[0], 1), "export": round(speeds[1], 1)},
     }
 
 
-def _what_fails(found: dict[str, Any], precision: str) -> str:
-    """Return why an export with this parity is not to be used; empty where it holds."""
-    if found["agreement"] < AGREEMENT[precision] or not found["largest_difference"] <= DIFFERENCE[precision]:
+def _failed_check(parity: dict[str, Any], precision: str) -> str:
+    """Return why an export with this parity is not acceptable, or an empty string."""
+    if parity["agreement"] < MIN_AGREEMENT[precision] or not parity["largest_difference"] <= MAX_DIFFERENCE[precision]:
         return (
-            f"the export does not say what the original says: on {found['texts']:,} validation and test texts "
-            f"{found['agreement']:.2%} are labelled alike (at least {AGREEMENT[precision]:.1%} is asked for) and a "
-            f"probability differs by up to {found['largest_difference']:.4f} (at most {DIFFERENCE[precision]:g})"
+            f"the export differs from the original: of {parity['texts']:,} held-out texts "
+            f"{parity['agreement']:.2%} get the same label (minimum {MIN_AGREEMENT[precision]:.1%}), and a "
+            f"probability differs by up to {parity['largest_difference']:.4f} (maximum {MAX_DIFFERENCE[precision]:g})"
         )
-    if not found["neighbours"] <= NEIGHBOURS:
+    if not parity["neighbours"] <= MAX_BATCH_DIFFERENCE:
         return (
-            "the export answers otherwise among other texts than alone: a probability differs by up to "
-            f"{found['neighbours']:.4f} (at most {NEIGHBOURS:g})"
+            "predictions of the export depend on the other texts of a batch: a probability differs by up to "
+            f"{parity['neighbours']:.4f} (maximum {MAX_BATCH_DIFFERENCE:g})"
         )
     return ""
 
 
-def _about_run(run: Run) -> dict[str, Any]:
+def _run_facts(run: Run) -> dict[str, Any]:
     info, test = run.info, run.metrics["splits"]["test"]
     return {
         "name": run.path.resolve().name,
@@ -178,16 +175,18 @@ def _about_run(run: Run) -> dict[str, Any]:
     }
 
 
-def _readme(about: About, found: dict[str, Any]) -> str:
+def _readme(about: ExportInfo, parity: dict[str, Any], evaluated: str) -> str:
     test = about.run["test"]
     package = "bertsmith" if about.format == "onnx" else f"'bertsmith[{about.format}]'"
     score, base = test["macro_f1"]["value"], about.run["model"]
     bound = (
-        "" if about.precision == "fp32" else f" Of others up to {found['others_at_most']:.1%} may get another label."
+        ""
+        if about.precision == "fp32"
+        else f" Of similar texts, up to {parity['others_at_most']:.1%} may get another label."
     )
     return f"""# {about.run["name"]}, exported
 
-A text classifier of {len(about.labels)} labels, fine-tuned from {base}; {about.format}, {about.precision}.
+A text classifier with {len(about.labels)} labels, fine-tuned from {base}, in {about.format} and {about.precision}.
 It needs neither torch nor transformers. Two lines install and run it:
 
 ```console
@@ -197,7 +196,7 @@ $ bertsmith predict . texts.csv -o predictions.csv
 
 `bertsmith serve .` answers over HTTP. In Python: `bertsmith.load(".").predict(["a text"])`.
 
-On {test["texts"]:,} test texts the original reached a macro-F1 of {score:.3f}. Of {found["texts"]:,} validation and
-test texts this export gives {found["agreement"]:.2%} the same label, and no probability differs by more than
-{found["largest_difference"]:.2g}.{bound} Labels, temperature and decision rule travel with it, in `export.json`.
+The original has a macro-F1 of {score:.3f} on {test["texts"]:,} {evaluated}. This export gives the same label to
+{parity["agreement"]:.2%} of {parity["texts"]:,} held-out texts, and no probability differs by more than
+{parity["largest_difference"]:.2g}.{bound} `export.json` contains the labels, the temperature and the decision rule.
 """

@@ -1,4 +1,4 @@
-"""How a fitted classifier's model is written for each runtime, and in which number format."""
+"""Writers of exported models, by runtime and precision."""
 
 from __future__ import annotations
 
@@ -12,161 +12,151 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.errors import MissingPackageError, ModelError
-from bertsmith.inference.exported import padded
+from bertsmith.inference.exported import pad
 from bertsmith.inference.runtime import RUNTIMES, import_openvino
 
 if TYPE_CHECKING:
     from bertsmith.inference.classifier import Classifier
 
 PRECISIONS = {"onnx": ("fp32",), "openvino": ("fp32", "bf16", "int8")}
-"""Number formats of the arithmetic, by format of the export.
-
-ONNX Runtime's int8 was slower than its fp32 on many texts (107 and 114 texts/s) and than OpenVINO's int8 on one text.
-Versions before 0.2 wrote it, and such exports still run.
-"""
-CALIBRATED = {("openvino", "int8"): 300}
-"""How many texts it is first shown, at most, where that decides how its numbers are rounded."""
-BLOCK = 16
-"""Weights that share a scale in int8 with ONNX."""
-SMOOTHING = 0.7
-"""How far a channel that is large in the activations is made small there and large in the weights instead.
-
-The exponent of SmoothQuant (Xiao et al. 2023).
-"""
+"""Number formats of the arithmetic, by export format. ONNX int8 was slower than ONNX fp32; see benchmarks/LOG.md."""
+CALIBRATION_TEXTS = {("openvino", "int8"): 300}
+"""Maximum number of texts that calibrate a quantization, by format and precision."""
+SMOOTH_QUANT_ALPHA = 0.7
+"""Exponent of SmoothQuant (Xiao et al. 2023), which moves outliers of activations to weights; see benchmarks/LOG.md."""
 
 
 def write_model(
-    original: Classifier, folder: Path, format: str, precision: str, texts: Sequence[str], *, careful: bool = False
+    original: Classifier, folder: Path, format: str, precision: str, texts: Sequence[str], *, conservative: bool = False
 ) -> None:
-    """Write the model alone, which takes token ids and yields logits, into a folder.
+    """Write the model, from token ids to logits, into a folder.
 
     Args:
         original: the classifier.
-        folder: that is there.
+        folder: an existing folder.
         format: a key of `PRECISIONS`.
         precision: one of its values.
-        texts: as it will meet them, for a precision that is in `CALIBRATED`.
-        careful: there, round less, for an export that is slower and nearer to the original.
+        texts: representative texts, for precisions in `CALIBRATION_TEXTS`.
+        conservative: quantize fewer operations, which is slower and closer to the original.
 
     Raises:
         MissingPackageError: if a package is not installed.
-        ModelError: if the exporter cannot do it.
+        ModelError: if the exporter does not support the model.
     """
     try:
-        RUNTIMES[format].load()  # what is to run it
-        WRITERS[format](original, folder, precision, texts, careful)
+        RUNTIMES[format].load()  # fail early without the runtime
+        WRITERS[format](original, folder, precision, texts, conservative)
     except ModuleNotFoundError as error:
         raise MissingPackageError(
             error.name or format, f"exporting to {format} in {precision}", needs="export"
         ) from error
 
 
-def _to_onnx(original: Classifier, folder: Path, precision: str, texts: Sequence[str], careful: bool) -> None:
+def _to_onnx(original: Classifier, folder: Path, precision: str, texts: Sequence[str], conservative: bool) -> None:
     import torch
 
-    with _exporting(original, "ONNX"):
-        traced, inputs, free = _traceable(original)
+    with _export_errors(original, "ONNX"):
+        module, inputs, shapes = _exportable_module(original)
         torch.onnx.export(
-            traced,
+            module,
             inputs,
             str(folder / "model.onnx"),
             input_names=list(original.loaded.input_names),
             output_names=["logits"],
             dynamo=True,
-            dynamic_shapes=free,
-            external_data=True,  # weights in a file of their own are mapped into memory, all others copied
+            dynamic_shapes=shapes,
+            external_data=True,  # a separate weight file is memory-mapped, not copied
             verbose=False,
         )
 
 
-def _to_openvino(original: Classifier, folder: Path, precision: str, texts: Sequence[str], careful: bool) -> None:
+def _to_openvino(original: Classifier, folder: Path, precision: str, texts: Sequence[str], conservative: bool) -> None:
     openvino = import_openvino()
     import torch
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
     names = original.loaded.input_names
-    with _exporting(original, "OpenVINO"):
-        # From torch itself, where attention is one operation still, which is faster than the pieces ONNX makes of it;
-        # and not by convert_model, which would tell its maker.
-        traced, inputs, free = _traceable(original)
-        program = torch.export.export(traced, inputs, dynamic_shapes=free, strict=False)
+    with _export_errors(original, "OpenVINO"):
+        # Converting from torch keeps attention a single, faster operation, which ONNX splits. The function
+        # convert_model would send telemetry.
+        module, inputs, shapes = _exportable_module(original)
+        program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
         frontend = FrontEndManager().load_by_framework("pytorch")
-        decoder = TorchFXPythonDecoder.from_exported_program(program)  # which must be there until all is converted
+        decoder = TorchFXPythonDecoder.from_exported_program(program)  # must live until the conversion ends
         model = frontend.convert(frontend.load(decoder))
         for port, name in zip(model.inputs, names, strict=True):
             port.get_tensor().set_names({name})
         model.outputs[0].get_tensor().set_names({"logits"})
         model.validate_nodes_and_infer_types()
         if precision == "int8":
-            batches = [padded([ids], (0, "right"), names) for ids in original.encode(texts).ids()]
-            model = _rounded(model, batches, careful)
-        for file in folder.glob("model.*"):  # of an attempt before, which may be in use still
+            batches = [pad([ids], (0, "right"), names) for ids in original.encode(texts).ids()]
+            model = _quantize_openvino(model, batches, conservative)
+        for file in folder.glob("model.*"):  # of an earlier attempt, possibly still in use
             file.unlink()
         openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
 
 
-def _rounded(model: Any, batches: list[dict[str, Any]], careful: bool) -> Any:
-    """Return an OpenVINO model that multiplies matrices in int8, with one scale for all that flows through a place.
+def _quantize_openvino(model: Any, batches: list[dict[str, Any]], conservative: bool) -> Any:
+    """Quantize the matrix products of an OpenVINO model to int8, with one scale per tensor.
 
-    Scales are set once, from batches that are like what will come, so that no text changes its neighbours' answers. The
-    last product of all stays as it is; to be careful all that narrow do, which are the second of each feed-forward
-    pair, whose few large inputs leave the others no room. So do the products of attention, which are a small part:
-    with AMX OpenVINO 2026.4 gets queries times keys wrong in int8 where there are as many tokens as numbers in a head.
+    The calibration batches fix the scales, so the prediction of a text does not depend on the others in its batch.
 
-    Weights use half the range of eight bits, so that CPUs with AVX2 alone, whose products of eight bits overflow, say
-    what the others say.
+    The last product stays in floating point. If ``conservative``, so does the down-projection of each feed-forward
+    layer, because a few large activations leave little precision for the others. Attention stays in floating point
+    as well: with AMX, OpenVINO 2026.4 computes wrong int8 products of queries and keys if the number of tokens equals
+    the head size.
+
+    Weights use seven bits, because int8 products overflow on CPUs with AVX2 and without VNNI; see benchmarks/LOG.md.
     """
     import nncf
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     operations = model.get_ordered_ops()
-    narrowing = [op.get_friendly_name() for op in operations if _narrows(op)]
-    attention = [op.get_friendly_name() for op in operations if _attends(op)]
+    down_projections = [op.get_friendly_name() for op in operations if _is_down_projection(op)]
+    attention = [op.get_friendly_name() for op in operations if _is_attention(op)]
+    excluded = attention + (down_projections if conservative else down_projections[-1:])
     return nncf.quantize(
         model,
         nncf.Dataset(batches),
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=len(batches),
-        ignored_scope=nncf.IgnoredScope(names=attention + (narrowing if careful else narrowing[-1:])),
+        ignored_scope=nncf.IgnoredScope(names=excluded),
         advanced_parameters=nncf.AdvancedQuantizationParameters(
-            smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=SMOOTHING),
+            smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=SMOOTH_QUANT_ALPHA),
             activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
-            overflow_fix=nncf.OverflowFix.ENABLE,  # weights in seven bits: CPUs without VNNI clip sums of eight
-            disable_bias_correction=True,  # gained nothing with these
+            overflow_fix=nncf.OverflowFix.ENABLE,  # weights in seven bits
+            disable_bias_correction=True,  # no gain with these settings
         ),
     )
 
 
-def _attends(operation: Any) -> bool:
-    """Return whether an operation of OpenVINO multiplies what flows through the model, not with weights."""
+def _is_attention(operation: Any) -> bool:
+    """Return whether an OpenVINO operation multiplies two activations."""
     kind = operation.get_type_name()
     return bool(
         kind == "ScaledDotProductAttention" or (kind == "MatMul" and operation.input(1).get_partial_shape().is_dynamic)
     )
 
 
-def _narrows(operation: Any) -> bool:
-    """Return whether an operation of OpenVINO is a product with weights that yields fewer numbers than it takes."""
-    if operation.get_type_name() != "MatMul" or _attends(operation):
+def _is_down_projection(operation: Any) -> bool:
+    """Return whether an OpenVINO operation is a product with weights that has fewer outputs than inputs."""
+    if operation.get_type_name() != "MatMul" or _is_attention(operation):
         return False
     *_, rows, columns = operation.input(1).get_shape()
-    takes, yields = (columns, rows) if operation.get_attributes()["transpose_b"] else (rows, columns)
-    return bool(yields < takes)
+    inputs, outputs = (columns, rows) if operation.get_attributes()["transpose_b"] else (rows, columns)
+    return bool(outputs < inputs)
 
 
 WRITERS: dict[str, Callable[[Classifier, Path, str, Sequence[str], bool], None]] = {
     "onnx": _to_onnx,
     "openvino": _to_openvino,
 }
-"""How a model is written, by format."""
+"""Writers by format."""
 
 
-def _traceable(original: Classifier) -> tuple[Any, tuple[Any, ...], tuple[Any, ...]]:
-    """Return a module from the model's inputs to logits, its inputs for two texts, and that their shapes are free.
-
-    The decision rule that is in the weights is in the logits.
-    """
+def _exportable_module(original: Classifier) -> tuple[Any, tuple[Any, ...], tuple[Any, ...]]:
+    """Return a module from inputs to logits, example inputs of two texts, and their dynamic shapes."""
     import torch
 
     from bertsmith.model import forward
@@ -176,26 +166,26 @@ def _traceable(original: Classifier) -> tuple[Any, tuple[Any, ...], tuple[Any, .
 
     class Logits(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
         def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-            given = dict(zip(names, inputs, strict=True))
+            named = dict(zip(names, inputs, strict=True))
             if forward.supports(model):
                 return forward.logits(
-                    model, PaddedBatch.from_inputs(**given, padding_idx=forward.position_padding_idx(model))
+                    model, PaddedBatch.from_inputs(**named, padding_idx=forward.position_padding_idx(model))
                 )
-            logits: torch.Tensor = model(**given).logits
+            logits: torch.Tensor = model(**named).logits
             return logits
 
     example = original.loaded.tokenizer(
         ["a short text", "and one more that is longer"], padding=True, return_tensors="pt"
     )
-    free = torch.export.Dim.DYNAMIC
+    dynamic = torch.export.Dim.DYNAMIC
     wrapped = Logits().eval()
     wrapped.model = model
-    return wrapped, tuple(example[name] for name in names), (tuple({0: free, 1: free} for _ in names),)
+    return wrapped, tuple(example[name] for name in names), (tuple({0: dynamic, 1: dynamic} for _ in names),)
 
 
 @contextmanager
-def _exporting(original: Classifier, to: str) -> Iterator[None]:
-    """Turn what exporters raise of a model into an error of ours."""
+def _export_errors(original: Classifier, to: str) -> Iterator[None]:
+    """Turn errors of exporters into `ModelError`."""
     try:
         with _quiet():
             yield
@@ -204,18 +194,14 @@ def _exporting(original: Classifier, to: str) -> Iterator[None]:
     except Exception as error:
         raise ModelError(
             f"a model of type {original.loaded.model.config.model_type} cannot be exported to {to}: "
-            f"{_first_line(error)}",
-            remedy="Use the run itself, with predict or serve.",
+            f"{(str(error).strip().splitlines() or [type(error).__name__])[0]}",
+            remedy="Pass the run itself to predict or serve.",
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep exporters from talking; what goes wrong is raised."""
+    """Silence logs, warnings and prints of exporters; errors still raise."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

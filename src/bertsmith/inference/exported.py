@@ -1,4 +1,4 @@
-"""An exported classifier: it needs neither torch nor transformers, only a runtime, tokenizers and numpy."""
+"""An exported classifier, which needs a runtime, tokenizers and numpy, but neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -24,29 +24,30 @@ from bertsmith.model.tokenizer import FastEncoder, Tokens
 
 ABOUT = "export.json"
 TOKENIZER, HELD_OUT = "tokenizer.json", "validation.npz"
-PADDING = 64
-"""Tokens of padding in a micro-batch, from which on another one is cheaper."""
-WIDTHS = 8
-"""Between a number of tokens and its double micro-batches have only so many widths with OpenVINO.
+MAX_PADDING = 64
+"""Padding tokens in a micro-batch above which another micro-batch is cheaper; see benchmarks/LOG.md."""
+WIDTHS_PER_DOUBLING = 8
+"""Distinct widths of micro-batches between a number of tokens and its double, for runtimes with `Runtime.few_shapes`.
 
-It prepares itself for every shape it meets.
+OpenVINO compiles for every new shape; see benchmarks/LOG.md.
 """
 
 
 @dataclass(frozen=True)
-class About:
-    """What an export says of itself, in ``export.json``.
+class ExportInfo:
+    """The description of an export, in ``export.json``.
 
     Attributes:
-        format, precision: what the model is.
+        format: key of `RUNTIMES`.
+        precision: number format of the arithmetic.
         labels: the classes.
-        inputs: what the model takes, of ``input_ids``, ``attention_mask`` and ``token_type_ids``.
-        max_length: tokens kept of each text.
-        pad_token: number and side (``"left"``, ``"right"``).
+        inputs: of the model, of ``input_ids``, ``attention_mask`` and ``token_type_ids``.
+        max_length: tokens of a text that the model reads.
+        pad_token: id and side (``"left"``, ``"right"``).
         rule: temperature and offsets.
-        parity: how it compares with the original on validation texts.
-        files: XXH3 of every file.
-        run: what the run it comes from says of itself.
+        parity: comparison with the original model.
+        files: XXH3 checksum by file name.
+        run: facts about the run it comes from.
     """
 
     format: str
@@ -61,26 +62,18 @@ class About:
     run: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what `read` reads, with a checksum of it."""
+        """Return the JSON-ready content of ``export.json``, including its checksum."""
+        labels = zip(self.labels.numbers, self.labels.texts, strict=True)
         content = {
-            "format": self.format,
-            "precision": self.precision,
-            "labels": [
-                {"label": n, "label_text": t} for n, t in zip(self.labels.numbers, self.labels.texts, strict=True)
-            ],
-            "inputs": list(self.inputs),
-            "max_length": self.max_length,
-            "pad_token": list(self.pad_token),
+            **vars(self),
+            "labels": [{"label": number, "label_text": text} for number, text in labels],
             "rule": self.rule.to_dict(),
-            "parity": self.parity,
-            "files": self.files,
-            "run": self.run,
         }
         return content | {"seal": _seal(content)}
 
     @classmethod
-    def read(cls, folder: Path) -> About:
-        """Read it.
+    def read(cls, folder: Path) -> ExportInfo:
+        """Read and verify the description of an export folder.
 
         Raises:
             RunFolderError: if it is damaged.
@@ -92,10 +85,10 @@ class About:
                 tuple(str(e["label_text"]) for e in content["labels"]),
             )
             if content.pop("seal", None) != _seal(content):
-                raise ValueError("it is not what it was when it was exported")
+                raise ValueError("it has changed since the export")
             number, side = content["pad_token"]
             if content["format"] not in RUNTIMES:
-                raise ValueError(f"there is no format {content['format']!r}")
+                raise ValueError(f"the format {content['format']!r} is unknown")
             return cls(
                 content["format"],
                 content["precision"],
@@ -103,32 +96,32 @@ class About:
                 tuple(content["inputs"]),
                 int(content["max_length"]),
                 (int(number), str(side)),
-                Rule.read(content["rule"], len(labels)),
+                Rule.from_dict(content["rule"], len(labels)),
                 content["parity"],
                 content["files"],
                 content["run"],
             )
         except json.JSONDecodeError as error:
-            raise _damaged(folder / ABOUT, f"line {error.lineno} of its description is not JSON") from error
+            raise _damaged(folder / ABOUT, f"line {error.lineno} is not JSON") from error
         except (KeyError, TypeError, AttributeError) as error:
-            raise _damaged(folder / ABOUT, "its description lacks what an export says of itself") from error
+            raise _damaged(folder / ABOUT, "an entry is missing or has the wrong type") from error
         except (OSError, ValueError) as error:
             raise _damaged(folder / ABOUT, str(error)) from error
 
 
 class Exported(ModelPredictor):
-    """A classifier that runs from an export folder.
+    """Predicts with an export.
 
     Attributes:
-        about: what the export says of itself.
+        about: the description of the export.
         labels: the classes.
         rule: temperature and offsets.
-        decide: whether the offsets of the decision rule are used.
-        folder: where it is.
-        encoder: what turns texts into token ids.
+        decide: whether to use the offsets of the decision rule.
+        folder: the export folder.
+        encoder: turns texts into token ids.
     """
 
-    def __init__(self, folder: Path, about: About, session: Session, *, decide: bool = True) -> None:
+    def __init__(self, folder: Path, about: ExportInfo, session: Session, *, decide: bool = True) -> None:
         self.folder, self.about, self.labels, self.decide = folder, about, about.labels, decide
         self.session, self.rule = session, about.rule
         self.encoder = FastEncoder((folder / TOKENIZER).read_text(encoding="utf-8"))
@@ -138,22 +131,22 @@ class Exported(ModelPredictor):
         """Load from an export folder.
 
         Args:
-            folder: that `export` wrote.
-            decide: use the decision rule tuned on validation, if there is one.
-            threads: to compute with; those of the machine unless given.
+            folder: written by `export`.
+            decide: use the decision rule, if the model has one.
+            threads: number of threads; by default one per core.
 
         Raises:
             RunFolderError: if the export is damaged.
             MissingPackageError: if its runtime is not installed.
         """
         folder = Path(folder)
-        about = About.read(folder)
+        about = ExportInfo.read(folder)
         for name, expected in about.files.items():
             file = folder / name
             if not file.is_file():
-                raise _damaged(file, "it is not there")
-            if digest(file) != expected:
-                raise _damaged(file, "it is not what it was when it was exported")
+                raise _damaged(file, "the file is missing")
+            if file_digest(file) != expected:
+                raise _damaged(file, "the file has changed since the export")
         runtime = RUNTIMES[about.format]
         try:
             session = runtime.open(folder, about.precision, threads or cores())
@@ -168,67 +161,67 @@ class Exported(ModelPredictor):
 
     @property
     def max_length(self) -> int:
-        """Tokens kept of each text."""
+        """Tokens of a text that the model reads."""
         return self.about.max_length
 
     @property
     def held_out(self) -> HeldOutPredictions:
-        """The validation texts of the run, and what the original said of them."""
+        """Held-out predictions of the original model."""
         try:
-            with np.load(self.folder / HELD_OUT, allow_pickle=False) as kept:
-                return HeldOutPredictions(kept["targets"], [kept["probabilities"].astype(np.float64)])
+            with np.load(self.folder / HELD_OUT, allow_pickle=False) as arrays:
+                return HeldOutPredictions(arrays["targets"], [arrays["probabilities"].astype(np.float64)])
         except (OSError, ValueError, KeyError) as error:
             raise _damaged(self.folder / HELD_OUT, str(error)) from error
 
     def logits_of(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Return the model's logits for tokenized texts, as `ModelPredictor.logits_of` says."""
+        """Return the model's logits for tokenized texts; see `ModelPredictor.logits_of`."""
         ids, lengths = tokens.ids(), tokens.truncated_lengths
         logits = np.empty((len(ids), len(self.labels)))
         runtime = RUNTIMES[self.about.format]
         if runtime.few_shapes:
             lengths = np.minimum(round_up_widths(lengths), self.max_length)
-        groups = micro_batches(lengths, runtime.token_budget, padding=PADDING)
+        groups = micro_batches(lengths, runtime.token_budget, padding=MAX_PADDING)
         pad_token, names = self.about.pad_token, self.about.inputs
-        batches = (padded([ids[i] for i in rows], pad_token, names, int(lengths[rows].max())) for rows in groups)
-        with closing(self.session(batches, len(groups))) as of_groups:
-            for rows, found in zip(groups, of_groups, strict=True):
-                logits[rows] = found
+        batches = (pad([ids[i] for i in rows], pad_token, names, int(lengths[rows].max())) for rows in groups)
+        with closing(self.session(batches, len(groups))) as results:
+            for rows, result in zip(groups, results, strict=True):
+                logits[rows] = result
                 if progress:
                     progress(len(rows))
         return logits
 
 
 def round_up_widths(lengths: np.ndarray) -> np.ndarray:
-    """Return numbers of tokens rounded up to one of `WIDTHS` between a power of two and the next."""
-    steps = 2 ** np.maximum(np.log2(np.maximum(lengths - 1, 1)).astype(np.int64) - int(np.log2(WIDTHS)), 0)
+    """Round numbers of tokens up to one of `WIDTHS_PER_DOUBLING` values between consecutive powers of two."""
+    steps = 2 ** np.maximum(np.log2(np.maximum(lengths - 1, 1)).astype(np.int64) - int(np.log2(WIDTHS_PER_DOUBLING)), 0)
     rounded: np.ndarray = -(-lengths // steps) * steps
     return rounded
 
 
-def padded(
+def pad(
     ids: Sequence[np.ndarray], pad_token: tuple[int, str], names: Sequence[str], width: int | None = None
 ) -> dict[str, np.ndarray]:
-    """Return a model's inputs for tokenized texts, padded to a width, each of shape (texts, tokens).
+    """Return the inputs of a model for tokenized texts, padded to a width, each of shape (texts, tokens).
 
     Args:
-        ids: of every text.
-        pad_token: number and side.
-        names: of the inputs.
-        width: in tokens; that of the longest unless given.
+        ids: token ids of each text.
+        pad_token: id and side.
+        names: of the inputs to return.
+        width: in tokens; by default that of the longest text.
     """
     width = width or max(map(len, ids))
-    number, side = pad_token
-    table = np.full((len(ids), width), number, dtype=np.int64)
+    pad_id, side = pad_token
+    table = np.full((len(ids), width), pad_id, dtype=np.int64)
     mask = np.zeros((len(ids), width), dtype=np.int64)
     for i, row in enumerate(ids):
-        place = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
-        table[i, place], mask[i, place] = row, 1
-    every = {"input_ids": table, "attention_mask": mask, "token_type_ids": np.zeros_like(table)}
-    return {name: every[name] for name in names}
+        columns = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+        table[i, columns], mask[i, columns] = row, 1
+    inputs = {"input_ids": table, "attention_mask": mask, "token_type_ids": np.zeros_like(table)}
+    return {name: inputs[name] for name in names}
 
 
 def _seal(content: dict[str, Any]) -> str:
-    """Return the XXH3 of JSON-ready content, however it is laid out in its file."""
+    """Return the XXH3 checksum of JSON-ready content, independent of its formatting."""
     return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
@@ -237,8 +230,8 @@ def is_export(path: Path) -> bool:
     return (path / ABOUT).is_file()
 
 
-def digest(file: Path) -> str:
-    """Return the XXH3 of a file, which tells damage as fast as it can be read."""
+def file_digest(file: Path) -> str:
+    """Return the XXH3 checksum of a file, a fast check for damage."""
     hashed = xxhash.xxh3_128()
     with file.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -250,5 +243,5 @@ def _damaged(file: Path, why: str) -> RunFolderError:
     return RunFolderError(
         f"the export is damaged: {why}",
         where=str(file),
-        remedy="Copy it again from where it was made, or export the run again with --overwrite.",
+        remedy="Copy the export again from its source, or export the run again with --overwrite.",
     )

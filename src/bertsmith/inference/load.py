@@ -1,4 +1,4 @@
-"""Open what labels texts: a run, with torch or with an export of it, or an export alone."""
+"""Load a classifier from a run, with torch or one of its exports, or from an export."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 from bertsmith.errors import ConfigError, MissingPackageError, RunFolderError, to_path
 from bertsmith.folders.run import Run, open_run
 from bertsmith.inference.abstain import HeldOutPredictions, held_out_predictions
-from bertsmith.inference.exported import About, Exported, is_export
+from bertsmith.inference.exported import Exported, ExportInfo, is_export
 from bertsmith.inference.predictor import ModelPredictor, Predictor
 from bertsmith.inference.runtime import RUNTIMES
 from bertsmith.inference.windows import Windowed
 
-CHOICES = ("auto", "torch", *RUNTIMES)
+RUNTIME_CHOICES = ("auto", "torch", *RUNTIMES)
 
 
 def open_classifier(
@@ -29,39 +29,39 @@ def open_classifier(
     runtime: str = "auto",
     long: str = "truncate",
 ) -> tuple[Predictor, Callable[[], HeldOutPredictions]]:
-    """Open a classifier.
+    """Load a classifier.
 
     Args:
         path: a run folder, its ``model`` folder, or an export folder.
-        device: where to compute; exports compute on the CPU.
-        decide: use the decision rule tuned on validation, where there is one.
-        ensemble: ask the models of all seeds together, where the run was trained with several.
-        runtime: ``"auto"``: the fastest fp32 export of the run that is there, was checked against this very model and
-            can be run here, else torch (which takes seconds to start); or another of `CHOICES`.
-        long: of texts longer than the model reads at once, ``"truncate"``: read the beginning; ``"window"``: all of it.
+        device: device of the model; exports run on the CPU.
+        decide: use the decision rule, if the model has one.
+        ensemble: average the models of all seeds of the run.
+        runtime: one of `RUNTIME_CHOICES`. ``"auto"`` takes the fastest fp32 export of the run that passed its checks
+            on this model and whose runtime is installed, or else torch, which takes seconds to import.
+        long: for texts above the maximum length, ``"truncate"`` or ``"window"`` (read them in windows).
 
     Returns:
-        It, and what gives the validation texts it was checked on.
+        The classifier, and a function that loads its held-out predictions.
 
     Raises:
-        UserError: if there is none.
+        UserError: if the classifier is missing or damaged, or the options do not fit it.
     """
     path = to_path(path, "run")
     if long not in ("truncate", "window"):
-        raise ConfigError(f"long={long!r}: there is no such way", remedy="Take truncate or window.")
+        raise ConfigError(f"long={long!r} is not a choice", remedy="Give truncate or window.")
     if long == "window":
         if ensemble:
-            raise ConfigError("--long window asks one model", remedy="Leave out --ensemble.")
-        found, held_out = open_classifier(path, device=device, decide=decide, runtime=runtime)
-        assert isinstance(found, ModelPredictor)
-        return Windowed(found), held_out
-    if runtime not in CHOICES:
-        raise ConfigError(f"--runtime {runtime}: there is none", remedy=f"Take one of {', '.join(CHOICES)}.")
+            raise ConfigError("--long window needs a single model", remedy="Leave out --ensemble.")
+        classifier, held_out = open_classifier(path, device=device, decide=decide, runtime=runtime)
+        assert isinstance(classifier, ModelPredictor)
+        return Windowed(classifier), held_out
+    if runtime not in RUNTIME_CHOICES:
+        raise ConfigError(f"--runtime {runtime} is not a choice", remedy=f"Give one of {', '.join(RUNTIME_CHOICES)}.")
     if is_export(path):
-        about = About.read(path)
+        about = ExportInfo.read(path)
         if ensemble or device not in ("auto", "cpu") or runtime not in ("auto", about.format):
             raise ConfigError(
-                f"this is an export for {about.format} on the CPU, of one model",
+                f"this is an export of a single model for {about.format} on the CPU",
                 where=str(path),
                 remedy="Leave out --device, --runtime and --ensemble, or give the run itself.",
             )
@@ -71,7 +71,9 @@ def open_classifier(
     if Run(path).layout.run.is_file() and not ensemble:
         export = _export_of(open_run(path), device, runtime)
     elif runtime not in ("auto", "torch"):
-        raise ConfigError(f"--runtime {runtime}: only a run of one model has exports", remedy="Leave out --runtime.")
+        raise ConfigError(
+            f"--runtime {runtime}: only the single model of a run has exports", remedy="Leave out --runtime."
+        )
     if export is not None:
         return Exported.load(export, decide=decide), lambda: held_out_predictions(open_run(path))
     try:
@@ -92,9 +94,9 @@ def open_classifier(
 
 
 def identity(path: Path, *, ensemble: bool = False) -> str:
-    """Return what tells the models of a run or an export from all others: a digest of their files' checksums."""
+    """Return a digest of the model files of a run or an export, which identifies its models."""
     if is_export(path):
-        files: list[Any] = [About.read(path).files]
+        files: list[Any] = [ExportInfo.read(path).files]
     else:
         run = open_run(path)
         files = [member.info.get("model_files") for member in (run.members if ensemble else [run])]
@@ -102,7 +104,7 @@ def identity(path: Path, *, ensemble: bool = False) -> str:
 
 
 def _export_of(run: Run, device: str, runtime: str) -> Path | None:
-    """Return the export of a run to use; none where torch it is."""
+    """Return the export of a run to use, or ``None`` for torch."""
     if runtime == "torch" or (runtime == "auto" and device not in ("auto", "cpu")):
         return None
     files = run.info.get("model_files")
@@ -110,9 +112,9 @@ def _export_of(run: Run, device: str, runtime: str) -> Path | None:
     for folder in sorted(run.layout.exports.glob("*")):
         if not is_export(folder):
             continue
-        about = About.read(folder)
-        of_this = about.run.get("model_files") == files and about.precision == "fp32" and about.parity.get("held")
-        if of_this and runtime in ("auto", about.format) and RUNTIMES[about.format].installed:
+        about = ExportInfo.read(folder)
+        matches = about.run.get("model_files") == files and about.precision == "fp32" and about.parity.get("held")
+        if matches and runtime in ("auto", about.format) and RUNTIMES[about.format].installed:
             usable.append((about.parity["texts_per_second"]["export"], folder))
     if usable and not (runtime == "auto" and device == "auto" and _has_gpu()):
         return max(usable)[1]
@@ -120,9 +122,9 @@ def _export_of(run: Run, device: str, runtime: str) -> Path | None:
         if not RUNTIMES[runtime].installed:
             raise MissingPackageError(RUNTIMES[runtime].package, f"--runtime {runtime}")
         raise RunFolderError(
-            f"--runtime {runtime}: the run has no fp32 export for it that belongs to its model",
+            f"--runtime {runtime}: the run has no fp32 export for it that matches its model",
             where=str(run.layout.exports),
-            remedy=f"Make one: bertsmith export {run.path} --format {runtime}.",
+            remedy=f"Create one: bertsmith export {run.path} --format {runtime}.",
         )
     return None
 

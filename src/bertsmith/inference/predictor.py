@@ -1,4 +1,4 @@
-"""What labels texts, whatever it runs on."""
+"""The interface of classifiers, whatever runtime they use."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 Label = Callable[[Callable[[int], None] | None], np.ndarray]
-"""Takes a progress callback and returns the probabilities of prepared texts; see `Predictor.predict_proba`."""
+"""Takes a progress callback and predicts texts that `Predictor.prepare` tokenized; see `Predictor.predict_proba`."""
 
 
 class Predictor(ABC):
-    """What labels texts, by probabilities.
+    """Predicts probabilities of labels.
 
     Attributes:
         labels: the classes.
@@ -36,31 +36,31 @@ class Predictor(ABC):
 
     @property
     def classes_(self) -> np.ndarray:
-        """The label texts in the order of the columns of `predict_proba`, as scikit-learn names them."""
+        """The label texts, in the order of the columns of `predict_proba`, under the name of scikit-learn."""
         return np.array(self.labels.texts)
 
     @property
     @abstractmethod
     def rules(self) -> list[Rule]:
-        """The decision rules of the models that are asked."""
+        """The decision rules of the models."""
 
     @abstractmethod
     def predict_proba(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the probability of every class for every text, shape (texts, classes); rows sum to 1.
 
         Args:
-            texts: n texts; a single string is taken as one text.
+            texts: n texts; a single string is one text.
             progress: called with the number of texts done since the last call.
 
         Raises:
             DataError: if an item is not a string.
-            DeviceError: if not even a single text fits into memory.
+            DeviceError: if even a single text does not fit into memory.
         """
 
     def prepare(self, texts: Sequence[str]) -> tuple[Label, int]:
-        """Do what needs no model; return what labels the texts, and how many are cut, so that their ends are not read.
+        """Tokenize texts; return a function that predicts them, and the number of truncated texts.
 
-        A thread may do this while another one labels texts that were prepared before.
+        This needs no model, so one thread can prepare texts while another predicts.
         """
         return partial(self.predict_proba, texts), 0
 
@@ -75,24 +75,24 @@ class Predictor(ABC):
         *,
         text_column: str | None = None,
     ) -> pd.DataFrame:
-        """Return one row a text: ``predicted``, ``predicted_text``, ``confidence``, ``probabilities`` (an array).
+        """Return one row per text: ``predicted``, ``predicted_text``, ``confidence``, ``probabilities`` (an array).
 
         Args:
-            texts: n texts, or a data frame of n rows. Its columns and its index are kept, and a row without a text gets
-                missing values.
+            texts: n texts, or a data frame of n rows, whose columns and index are part of the result. Rows without a
+                text get missing values.
             progress: called with the number of texts done since the last call.
-            text_column: of the data frame; found by its name unless given, as in a table that is read.
+            text_column: of the data frame; by default found by its name, as in tables.
 
         Raises:
             DataError: if an item is not a string, the text column is ambiguous, or an output column exists already.
         """
         if hasattr(texts, "columns"):
-            return self._predict_rows_of(cast("pd.DataFrame", texts), progress, text_column)
+            return self._predict_data_frame(cast("pd.DataFrame", texts), progress, text_column)
         if text_column is not None:
-            raise ConfigError("text_column is for a data frame", remedy="Leave it out, or give the data frame.")
+            raise ConfigError("text_column requires a data frame", remedy="Leave it out, or give a data frame.")
         return to_frame(self.predict_proba(texts, progress), self.labels)
 
-    def _predict_rows_of(
+    def _predict_data_frame(
         self, frame: pd.DataFrame, progress: Callable[[int], None] | None, column: str | None
     ) -> pd.DataFrame:
         where = "the data frame"
@@ -103,25 +103,26 @@ class Predictor(ABC):
         found = find_text_column(names, where, config)
         texts = to_texts(frame.iloc[:, names.index(found)].tolist(), f"{where}, column {found!r}")
         filled = [i for i, text in enumerate(texts) if text and text.strip()]
-        ours = to_frame(self.predict_proba([texts[i] or "" for i in filled], progress), self.labels)
-        if clash := [name for name in ours.columns if name in names]:
+        added = to_frame(self.predict_proba([texts[i] or "" for i in filled], progress), self.labels)
+        if clash := [name for name in added.columns if name in names]:
             raise DataError(
-                f"the data frame has columns that this would add: {listing(clash)}", remedy="Rename or remove them."
+                f"the data frame already has columns with names of the output: {listing(clash)}",
+                remedy="Rename or remove them.",
             )
-        if len(filled) < len(texts):  # a column of whole numbers has missing values only as Int64
-            ours = ours.astype({"predicted": "Int64"}).set_axis(filled).reindex(range(len(texts)))
-        return frame.assign(**{name: ours[name].array for name in ours.columns})
+        if len(filled) < len(texts):  # only Int64 columns of integers have missing values
+            added = added.astype({"predicted": "Int64"}).set_axis(filled).reindex(range(len(texts)))
+        return frame.assign(**{name: added[name].array for name in added.columns})
 
 
 class ModelPredictor(Predictor):
-    """What labels texts with one model.
+    """Predicts with one model.
 
     Attributes:
         rule: temperature and offsets, fitted on validation.
-        decide: whether the offsets are used, which were tuned for the primary metric.
-        encoder: what turns texts into token ids.
-        columns: what of `bertsmith.model.tokenizer.COLUMNS` the model takes.
-        max_length: tokens kept of each text.
+        decide: whether to use the offsets, which were tuned for the primary metric.
+        encoder: turns texts into token ids.
+        columns: inputs of the model, of `bertsmith.model.tokenizer.COLUMNS`.
+        max_length: tokens of a text that the model reads.
     """
 
     rule: Rule
@@ -132,44 +133,40 @@ class ModelPredictor(Predictor):
     @property
     @abstractmethod
     def max_length(self) -> int:
-        """Tokens kept of each text."""
+        """Tokens of a text that the model reads."""
 
     @property
     def rules(self) -> list[Rule]:
-        """Its own."""
+        """The rule of the model."""
         return [self.rule]
 
-    def encode(self, texts: Sequence[str], *, whole: bool = False) -> Tokens:
-        """Tokenize texts, each cut at `max_length` unless it is wanted whole.
+    def encode(self, texts: Sequence[str], *, truncate: bool = True) -> Tokens:
+        """Tokenize texts, by default truncated to `max_length`.
 
         Raises:
             DataError: if an item is not a string.
         """
-        normal = [normalise(text) for text in as_texts(texts)]
-        return self.encoder.encode(normal, self.columns, None if whole else self.max_length)
+        normal = [normalise(text) for text in check_texts(texts)]
+        return self.encoder.encode(normal, self.columns, self.max_length if truncate else None)
 
-    def own(self, tokens: Tokens, texts: Sequence[str]) -> Tokens:
-        """Return what `encode` returns: taken from ``tokens`` where these are what this model's tokenizer makes.
+    def reuse_tokens(self, tokens: Tokens, texts: Sequence[str]) -> Tokens:
+        """Return `encode` of the texts, from existing tokens if the tokenizer is the same.
 
         Args:
-            tokens: of the texts, from the tokenizer of any model, cut nowhere before `max_length`.
+            tokens: of the texts, by the tokenizer of any model, not truncated below `max_length`.
             texts: n texts.
         """
-        theirs = tokens.encoder and tokens.encoder.cache_key
-        if tokens.encoder is self.encoder or (theirs is not None and theirs == self.encoder.cache_key):
+        key = tokens.encoder and tokens.encoder.cache_key
+        if tokens.encoder is self.encoder or (key is not None and key == self.encoder.cache_key):
             return tokens.truncate(self.max_length)
         return self.encode(texts)
 
     @abstractmethod
     def logits_of(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Return the model's logits, as it stands, for n tokenized texts, shape (n, classes); see `predict_proba`."""
-
-    def logits(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Return the model's logits, as it stands, for every text, shape (texts, classes); see `predict_proba`."""
-        return self.logits_of(self.encode(texts), progress)
+        """Return the model's logits for n tokenized texts, shape (n, classes); see `predict_proba`."""
 
     def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the number of tokens of each text, special tokens counted, nothing cut, shape (texts,)."""
+        """Return the number of tokens of each text, with special tokens and before truncation, shape (texts,)."""
         return self.encode(texts).full_lengths
 
     def probabilities_of(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> np.ndarray:
@@ -182,27 +179,27 @@ class ModelPredictor(Predictor):
         return partial(self.probabilities_of, tokens), int(tokens.is_truncated.sum())
 
     def predict_proba(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Return the probability of every class for every text, as `Predictor.predict_proba` says."""
+        """Return the probability of every class for every text; see `Predictor.predict_proba`."""
         return self.probabilities_of(self.encode(texts), progress)
 
 
-def as_texts(texts: Sequence[str]) -> list[str]:
-    """Return texts as a list, a single string as one text.
+def check_texts(texts: Sequence[str]) -> list[str]:
+    """Check that all items are strings; return them as a list, a single string as one text.
 
     Raises:
         DataError: if an item is not a string.
     """
     if not isinstance(texts, Iterable) or isinstance(texts, Mapping) or hasattr(texts, "columns"):
         raise DataError(
-            f"texts are given as a list, not as {type(texts).__name__}",
-            remedy="Give a list of texts, or the column of a data frame that holds them.",
+            f"texts must be a list, not {type(texts).__name__}",
+            remedy="Give a list of texts, or the text column of a data frame.",
         )
     result = [texts] if isinstance(texts, str) else list(texts)
-    odd = next((i for i, text in enumerate(result) if not isinstance(text, str)), None)
-    if odd is not None:
+    wrong = next((i for i, text in enumerate(result) if not isinstance(text, str)), None)
+    if wrong is not None:
         raise DataError(
-            f"item {odd} is not a string: {result[odd]!r}",
-            remedy="Give texts alone: leave out what is missing, decode bytes, and take texts out of lists.",
+            f"item {wrong} is not a string: {result[wrong]!r}",
+            remedy="Give strings only: remove missing values, decode bytes, and flatten lists.",
         )
     for i, text in enumerate(result):
         try:
@@ -210,13 +207,13 @@ def as_texts(texts: Sequence[str]) -> list[str]:
         except UnicodeEncodeError as error:
             raise DataError(
                 f"item {i} is not valid Unicode: it has a lone surrogate, {text[error.start]!r}",
-                remedy="Read it with its right encoding, or with errors='replace'.",
+                remedy="Read the text with its correct encoding, or with errors='replace'.",
             ) from error
     return result
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return probabilities of logits, both of shape (texts, classes)."""
+    """Return the probabilities of logits, both of shape (texts, classes)."""
     if not len(logits):
         return logits
     exponents = np.exp(logits - logits.max(axis=1, keepdims=True))

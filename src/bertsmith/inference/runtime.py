@@ -1,4 +1,4 @@
-"""What runs exported models: ONNX Runtime and OpenVINO."""
+"""The runtimes of exported models: ONNX Runtime and OpenVINO."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 Inputs = Mapping[str, np.ndarray]
-"""What a model takes, each of shape (texts, tokens)."""
+"""Inputs of a model by name, each of shape (texts, tokens)."""
 Session = Callable[[Iterable[Inputs], int], Generator[np.ndarray]]
-"""Takes micro-batches and how many they are, yields the logits of each in that order, shape (texts, classes)."""
+"""Takes micro-batches and their number, and yields the logits of each in order, shape (texts, classes)."""
 
 
 def _onnx(folder: Path, precision: str, threads: int) -> Session:
@@ -27,34 +27,34 @@ def _onnx(folder: Path, precision: str, threads: int) -> Session:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    # Threads that spin while they wait take the cores from what else a server does, and gain nothing on whole batches.
+    # Spinning threads take cores from the rest of a server and gain nothing on large batches.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
     return lambda batches, n: (np.asarray(session.run(None, dict(batch))[0]) for batch in batches)
 
 
 def import_openvino() -> Any:
-    """Return the package openvino, which would tell its maker that it was imported, were its telemetry there."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if it were not installed
+    """Import openvino without its telemetry, which reports every import."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if not installed
     import openvino
 
     return openvino
 
 
 def _openvino(folder: Path, precision: str, threads: int) -> Session:
-    """A single micro-batch gets all threads; of many each thread has its own, so that none waits for another."""
+    """Run a single micro-batch on all threads, and several on one thread each, so that none waits for another."""
     openvino = import_openvino()
     properties, core = openvino.properties, openvino.Core()
     model = core.read_model(folder / "model.xml")
-    # Without units for bf16 it would be imitated, slower than fp32 by far.
-    short = precision != "fp32" and "BF16" in core.get_property("CPU", properties.device.capabilities())
+    # Without hardware support OpenVINO emulates bf16, far slower than fp32.
+    use_bf16 = precision != "fp32" and "BF16" in core.get_property("CPU", properties.device.capabilities())
 
     @cache
     def requests(n: int) -> list[Any]:
         settings = {
             properties.inference_num_threads(): threads,
             properties.num_streams(): n,
-            properties.hint.inference_precision(): openvino.Type.bf16 if short else openvino.Type.f32,
+            properties.hint.inference_precision(): openvino.Type.bf16 if use_bf16 else openvino.Type.f32,
         }
         compiled = core.compile_model(model, "CPU", settings)
         return [compiled.create_infer_request() for _ in range(n)]
@@ -67,7 +67,7 @@ def _openvino(folder: Path, precision: str, threads: int) -> Session:
             idle[-1].wait()
             return np.array(idle[-1].get_output_tensor(0).data, dtype=np.float32)
 
-        with alone:
+        with lock:
             idle.extend(requests(threads if n > 1 else 1))
             try:
                 for batch in batches:
@@ -81,21 +81,21 @@ def _openvino(folder: Path, precision: str, threads: int) -> Session:
                 for request in busy:
                     request.wait()
 
-    alone = Lock()
-    requests(1)  # whether it can be loaded shows at once
+    lock = Lock()
+    requests(1)  # fail now if the model cannot be loaded
     return run
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """A package that runs models of one format.
+    """The runtime of one export format.
 
     Attributes:
-        package: its name.
-        load: imports and returns it; raises `ModuleNotFoundError` where it is not installed.
-        open: makes a session of the model in a folder, in a precision, with a number of threads.
-        token_budget: tokens in a micro-batch, padding counted.
-        few_shapes: whether it is faster where micro-batches have few shapes.
+        package: name of the Python package.
+        load: imports and returns the package; raises `ModuleNotFoundError` if it is not installed.
+        open: creates a session for the model in a folder, with a precision and a number of threads.
+        token_budget: tokens per micro-batch, including padding; per core with OpenVINO.
+        few_shapes: whether it is faster if micro-batches have few distinct shapes.
     """
 
     package: str
@@ -106,7 +106,7 @@ class Runtime:
 
     @property
     def installed(self) -> bool:
-        """Whether it is there."""
+        """Whether the package is installed."""
         return find_spec(self.package) is not None
 
 
@@ -114,4 +114,4 @@ RUNTIMES = {
     "onnx": Runtime("onnxruntime", lambda: import_module("onnxruntime"), _onnx, 2048, few_shapes=False),
     "openvino": Runtime("openvino", import_openvino, _openvino, 1024, few_shapes=True),
 }
-"""By the format of the export. Budgets are of a single core with OpenVINO, of all with ONNX."""
+"""By export format."""

@@ -1,4 +1,4 @@
-"""Tables for spreadsheets: Excel workbooks, and CSV of which no cell becomes a formula."""
+"""Tables for spreadsheets: Excel workbooks, and CSV without formulas."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 _FORMULA = re.compile(r"[=+\-@\t\r]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 ROWS, COLUMNS, CHARACTERS, DIGITS = 1_048_576, 16_384, 32_767, 15
-"""What fits into a sheet of Excel, the header counted, into a row, into a cell, and into a number."""
+"""Limits of Excel: rows per sheet with the header, columns per sheet, characters per cell, digits per number."""
 _FIRST_DAY = date(1900, 3, 1)
-"""The first date that Excel and everybody else count alike."""
+"""Excel counts a 29 February 1900, so earlier dates are off by a day."""
 _ESCAPED = re.compile(r"[\x00-\x08\x0b-\x1f]|_(?=x[0-9A-Fa-f]{4}_)|\A\s(?=\s*\Z)")
-"""What a workbook holds as ``_xHHHH_``: control characters, what looks like that, and space with no text after it."""
-_NO_CHARACTERS = str.maketrans(dict.fromkeys("\ufffe\uffff", "\ufffd"))
-"""Code points that XML cannot hold at all."""
-_ELSEWHERE = "Write a .csv, .jsonl or .parquet file."
+"""What a workbook stores as ``_xHHHH_``: control characters, literal ``_xHHHH_``, and cells of white space."""
+_NOT_XML = str.maketrans(dict.fromkeys("\ufffe\uffff", "\ufffd"))
+"""Code points that XML does not allow."""
+_OTHER_FORMATS = "Write a .csv, .jsonl or .parquet file."
 
 
 class Workbook:
-    """An Excel file of one sheet, written row by row in constant memory; texts stay texts whatever they begin with.
+    """An Excel file with one sheet, written row by row in constant memory. Strings never become formulas or errors.
 
     Raises:
         MissingPackageError: if the package openpyxl is missing.
@@ -41,20 +41,20 @@ class Workbook:
             from openpyxl.cell import WriteOnlyCell
         except ImportError as error:
             raise MissingPackageError(
-                "openpyxl", "writing Excel", where=str(path), otherwise=f"Or: {_ELSEWHERE}"
+                "openpyxl", "writing Excel", where=str(path), otherwise=f"Or: {_OTHER_FORMATS}"
             ) from error
-        self.path, self.make = path, WriteOnlyCell
+        self.path, self.cell_class = path, WriteOnlyCell
         self.book = openpyxl.Workbook(write_only=True)
         self.sheet = self.book.create_sheet("predictions")
         self.rows = 0
 
     def write(self, cells: Mapping[str, list[Any]]) -> None:
-        """Write some rows, the names of the columns before the first.
+        """Write rows, after a header before the first.
 
         Raises:
-            DataError: if they do not fit.
+            DataError: if they exceed the limits of Excel.
         """
-        columns = _fitting(cells, self.rows)
+        columns = _excel_cells(cells, self.rows)
         if not self.rows:
             self._append(columns)
         for values in zip(*columns.values(), strict=True):
@@ -65,8 +65,8 @@ class Workbook:
         self.rows += 1
 
     def _text(self, text: str) -> Any:
-        """Return a cell for what openpyxl would take for a formula, such as =1+1, or for an error, such as #N/A."""
-        cell = self.make(self.sheet, text)
+        """Return a string cell; openpyxl would store =1+1 as a formula and #N/A as an error."""
+        cell = self.cell_class(self.sheet, text)
         cell.data_type = "s"
         return cell
 
@@ -75,31 +75,28 @@ class Workbook:
         self.book.save(self.path)
 
 
-def check_fits(pieces: Iterable[Mapping[str, list[Any]]]) -> None:
-    """See that a table fits into a sheet of Excel, before any work is done.
+def check_fits(chunks: Iterable[Mapping[str, list[Any]]]) -> None:
+    """Check that a table fits into an Excel sheet, before any prediction.
 
     Raises:
-        DataError: naming the row and column that do not.
+        DataError: with the row and column that do not fit.
     """
     rows = 0
-    for cells in pieces:
-        rows += len(next(iter(_fitting(cells, rows).values())))
+    for cells in chunks:
+        rows += len(next(iter(_excel_cells(cells, rows).values())))
 
 
-def _fitting(cells: Mapping[str, list[Any]], before: int) -> dict[str, list[Any]]:
-    """Return rows as Excel holds them.
-
-    Args:
-        cells: the columns.
-        before: rows of the sheet that are written, the header counted.
-    """
-    first = max(before, 1)
+def _excel_cells(cells: Mapping[str, list[Any]], written: int) -> dict[str, list[Any]]:
+    """Return the columns with cells as Excel stores them; ``written`` counts rows already in the sheet."""
+    first = max(written, 1)
     if first + len(next(iter(cells.values()))) > ROWS:
         raise DataError(
-            f"there are more rows than a sheet of Excel holds: {ROWS - 1:,} besides the header", remedy=_ELSEWHERE
+            f"the table has more than {ROWS - 1:,} rows, the limit of an Excel sheet", remedy=_OTHER_FORMATS
         )
     if len(cells) > COLUMNS:
-        raise DataError(f"there are {len(cells):,} columns, and a sheet of Excel holds {COLUMNS:,}", remedy=_ELSEWHERE)
+        raise DataError(
+            f"the table has {len(cells):,} columns; the limit of an Excel sheet is {COLUMNS:,}", remedy=_OTHER_FORMATS
+        )
     return {
         _cell(name, "the header", name): [
             _cell(value, f"row {row:,}", name) for row, value in enumerate(values, start=first)
@@ -109,9 +106,9 @@ def _fitting(cells: Mapping[str, list[Any]], before: int) -> dict[str, list[Any]
 
 
 def _cell(value: Any, row: str, column: str) -> Any:
-    """Return a value that is not missing as Excel holds it: a number, a date, a truth value, or a text."""
+    """Return a value as Excel stores it: a number, a date, a Boolean, a string, or ``None``."""
     if isinstance(value, datetime) and value.tzinfo is None and value.date() >= _FIRST_DAY:
-        return datetime(*value.timetuple()[:6], value.microsecond)  # pandas has a type of its own
+        return datetime(*value.timetuple()[:6], value.microsecond)  # pandas has its own type
     if type(value) is date and value >= _FIRST_DAY:
         return value
     if value is None or isinstance(value, bool):
@@ -122,29 +119,28 @@ def _cell(value: Any, row: str, column: str) -> Any:
         return value
     if isinstance(value, Decimal) and value.is_finite() and len(value.as_tuple().digits) <= DIGITS:
         return float(value)
-    text = _ESCAPED.sub(lambda found: f"_x{ord(found[0]):04X}_", str(value).translate(_NO_CHARACTERS))
+    text = _ESCAPED.sub(lambda found: f"_x{ord(found[0]):04X}_", str(value).translate(_NOT_XML))
     if len(text.encode("utf-16-le")) > 2 * CHARACTERS:
         raise DataError(
-            f"a text of {len(str(value)):,} characters does not fit into a cell of Excel, which holds {CHARACTERS:,}",
+            f"a text has {len(str(value)):,} characters; the limit of an Excel cell is {CHARACTERS:,}",
             where=f"{row}, column {column!r}",
-            remedy=_ELSEWHERE,
+            remedy=_OTHER_FORMATS,
         )
     return text
 
 
 def guard(frame: pd.DataFrame) -> pd.DataFrame:
-    """Put an apostrophe before every cell and column name that a spreadsheet would run as a formula.
+    """Put an apostrophe before every cell and column name that a spreadsheet would evaluate as a formula.
 
-    These begin with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return; numbers stay as they are.
-    Source: OWASP, CSV Injection.
+    These begin with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return and are not numbers (OWASP, CSV Injection).
     """
     import pandas as pd
 
-    text = [not pd.api.types.is_numeric_dtype(dtype) for dtype in frame.dtypes]
+    is_text = [not pd.api.types.is_numeric_dtype(dtype) for dtype in frame.dtypes]
     columns = [
-        # as objects: a whole number beside a missing one must not become a float
+        # Objects, because integers in a column with missing values must not become floats.
         pd.Series([guarded_cell(cell) for cell in frame.iloc[:, i]], index=frame.index, dtype=object)
-        if text[i]
+        if is_text[i]
         else frame.iloc[:, i]
         for i in range(frame.shape[1])
     ]
@@ -154,20 +150,20 @@ def guard(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def quoting(values: Iterable[Any]) -> Literal[0, 1]:
-    """Return how ``csv`` has to quote a row: all of it if a cell has a carriage return, which it leaves bare."""
-    returns = any(isinstance(value, str) and "\r" in value for value in values)
-    return csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
+    """Return the ``csv`` quoting of a row: all cells if one has a carriage return, which ``csv`` does not quote."""
+    has_return = any(isinstance(value, str) and "\r" in value for value in values)
+    return csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL
 
 
 def write_csv(frame: pd.DataFrame, file: Path) -> None:
-    """Write a frame as CSV that a spreadsheet opens without running a cell, each text in a cell of its own."""
+    """Write a frame as CSV that a spreadsheet opens cell by cell, without formulas."""
     safe = guard(frame)
     texts = (value for column in safe.select_dtypes(exclude="number") for value in safe[column])
     safe.to_csv(file, index=False, quoting=quoting([*safe.columns, *texts]))
 
 
 def guarded_cell(cell: Any) -> Any:
-    """Return a cell as `guard` does."""
+    """Guard a single cell; see `guard`."""
     if isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBER.fullmatch(cell):
         return f"'{cell}"
     return cell

@@ -1,4 +1,4 @@
-"""Predictions in files: CSV, JSON Lines, Parquet and Excel, written piece by piece."""
+"""Writers of prediction files: CSV, JSON Lines, Parquet and Excel."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FORMATS = {
     ".xlsx": "xlsx",
 }
 TYPED = ("parquet", "xlsx")
-"""Formats whose cells have types."""
+"""Formats with typed cells."""
 COLUMNS = ("predicted", "predicted_text", "confidence")
 ABSTAINED, LABEL_SET = "abstained", "label_set"
 PROBABILITY = "probability of "
@@ -37,13 +37,13 @@ PROBABILITY = "probability of "
 
 @dataclass(frozen=True)
 class CsvStyle:
-    """How CSV is written.
+    """Style of CSV files.
 
     Attributes:
-        delimiter: between fields.
-        decimal: the decimal separator of numbers.
-        bom: begin with a byte order mark, without which Excel does not read UTF-8.
-        guarded: guard cells that a spreadsheet would run as formulas: see `bertsmith.inference.spreadsheet.guard`.
+        delimiter: field separator.
+        decimal: decimal separator.
+        bom: begin with a byte order mark, which Excel needs to read UTF-8.
+        guarded: guard cells against formulas; see `bertsmith.inference.spreadsheet.guard`.
     """
 
     delimiter: str = ","
@@ -57,35 +57,35 @@ DIALECTS = {
     "excel": CsvStyle(bom=True),
     "excel-semicolon": CsvStyle(delimiter=";", decimal=",", bom=True),
 }
-"""What Excel opens by a double click where numbers have a decimal point, and where they have a decimal comma."""
+"""Plain CSV, and CSV for Excel in regions with a decimal point or a decimal comma."""
 
 
 class Writer(Protocol):
-    """Takes rows with the same columns, piece by piece."""
+    """Writes rows in chunks with the same columns."""
 
     def write(self, cells: Cells) -> None:
-        """Write some rows."""
+        """Write a chunk of rows."""
         ...
 
 
 def output_format(path: Path) -> str:
-    """Return the format that a file's name asks for.
+    """Return the format of a file by its suffix.
 
     Raises:
-        ConfigError: if it asks for none of those we write.
+        ConfigError: if the suffix is not supported.
     """
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
         raise ConfigError(
-            f"predictions cannot be written as {path.suffix or 'a file without a suffix'!r}",
+            f"the suffix {path.suffix!r} is not an output format",
             where=str(path),
-            remedy=f"Name the file with one of {listing(FORMATS)}.",
+            remedy=f"Use one of the suffixes {listing(FORMATS)}.",
         )
     return kind
 
 
 def part_of(kind: str) -> str:
-    """Return the format in which a part of a file is kept until `join`: Excel files cannot be joined."""
+    """Return the format of the parts that `join` takes: Excel files cannot be joined, so their parts are Parquet."""
     return "parquet" if kind == "xlsx" else kind
 
 
@@ -98,18 +98,17 @@ def open_writer(
     types: tuple[Mapping[str, Any], bool] = ({}, False),
     header: bool = True,
 ) -> Iterator[Writer]:
-    """Open a writer for a format of `FORMATS`, on a file or on an open text stream (not for those of `TYPED`).
+    """Open a writer for a format of `FORMATS`.
 
     Args:
         kind: the format.
-        target: the file or stream.
-        style: how CSV is written.
-        types: the Arrow types of the input's columns, for Parquet and Excel, and whether its values are as Arrow gives
-            them.
-        header: begin CSV with the names of the columns.
+        target: the file, or an open text stream for formats that are not in `TYPED`.
+        style: of CSV files.
+        types: Arrow types of the input columns, and ``as_read`` of `to_arrow`, for formats in `TYPED`.
+        header: whether CSV begins with the column names.
 
     Raises:
-        ConfigError: if the package for Excel is missing.
+        ConfigError: if the package openpyxl is missing.
     """
     if kind == "parquet":
         assert isinstance(target, Path)
@@ -132,15 +131,12 @@ def open_writer(
 
 
 def join(kind: str, parts: Sequence[Path], target: Path) -> None:
-    """Join what was written in parts, of which the first alone has a header, into one file.
-
-    Parts of an Excel file are Parquet files: see `part_of`.
-    """
+    """Join parts, in the format of `part_of`, into one file; only the first part has a header."""
     if kind not in TYPED:
-        with target.open("wb") as whole:
+        with target.open("wb") as joined:
             for path in parts:
                 with path.open("rb") as part:
-                    shutil.copyfileobj(part, whole)
+                    shutil.copyfileobj(part, joined)
         return
     import pyarrow.parquet as pq
 
@@ -158,15 +154,15 @@ def join(kind: str, parts: Sequence[Path], target: Path) -> None:
 class _Csv:
     def __init__(self, stream: IO[str], style: CsvStyle, header: bool) -> None:
         self.writers = {
-            how: csv.writer(stream, delimiter=style.delimiter, lineterminator="\n", quoting=how)
-            for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+            mode: csv.writer(stream, delimiter=style.delimiter, lineterminator="\n", quoting=mode)
+            for mode in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
         }
         self.stream, self.style, self.header = stream, style, header
 
     def write(self, cells: Cells) -> None:
         names = list(cells)
-        ours = names[names.index(COLUMNS[0]) :]
-        columns = [[self._cell(value, name in ours) for value in cells[name]] for name in names]
+        added = names[names.index(COLUMNS[0]) :]
+        columns = [[self._cell(value, name in added) for value in cells[name]] for name in names]
         if self.header:
             self.stream.write("\ufeff" * self.style.bom)
             self._row([guarded_cell(name) if self.style.guarded else name for name in names])
@@ -177,22 +173,22 @@ class _Csv:
     def _row(self, cells: Sequence[Any]) -> None:
         self.writers[quoting(cells)].writerow(cells)
 
-    def _cell(self, value: Any, ours: bool) -> Any:
-        cell = _of_ours(value) if ours else _of_input(value)
+    def _cell(self, value: Any, added: bool) -> Any:
+        cell = _added_cell(value) if added else _input_cell(value)
         if isinstance(value, float | Decimal):
             return str(cell).replace(".", self.style.decimal)
         return guarded_cell(cell) if self.style.guarded else cell
 
 
-def _of_input(value: Any) -> Any:
-    """Return a cell of the input as CSV has it: what is missing is empty, bytes are Base64, lists and objects JSON."""
+def _input_cell(value: Any) -> Any:
+    """Return an input cell for CSV: missing values are empty, bytes Base64, lists and objects JSON."""
     if isinstance(value, list | dict):
         return json.dumps(_json(value), ensure_ascii=False, default=str)
     return "" if is_missing(value) else _json(value) if isinstance(value, bytes) else value
 
 
-def _of_ours(value: Any) -> Any:
-    """Return a cell of ours as CSV has it: six decimals, and lists as JSON."""
+def _added_cell(value: Any) -> Any:
+    """Return an output cell for CSV: floats have six decimals, lists are JSON."""
     if isinstance(value, list):
         return json.dumps(value, ensure_ascii=False)
     return f"{value:.6f}" if isinstance(value, float) else value
@@ -209,7 +205,7 @@ class _JsonLines:
 
 
 def _json(value: Any) -> Any:
-    """Return a value as JSON has it: what is missing, or no finite number, is null, bytes are Base64."""
+    """Return a JSON-ready value: missing values and non-finite numbers are null, bytes are Base64."""
     if is_missing(value):
         return None
     if isinstance(value, bytes):
@@ -232,14 +228,14 @@ class _Excel:
 
 
 def _for_excel(table: Any) -> Cells:
-    """Return the cells of an Arrow table as CSV has them, but numbers, dates and truth values as they are."""
+    """Return the cells of an Arrow table as in CSV, but with numbers, dates and Booleans as they are."""
     names = table.column_names
-    ours = names[names.index(COLUMNS[0]) :]
+    added = names[names.index(COLUMNS[0]) :]
 
     def cell(value: Any, name: str) -> Any:
-        if isinstance(value, float) and name in ours:
+        if isinstance(value, float) and name in added:
             return round(value, 6)
-        return None if is_missing(value) else _of_input(value)
+        return None if is_missing(value) else _input_cell(value)
 
     return {name: [cell(value, name) for value in table[name].to_pylist()] for name in names}
 
@@ -266,22 +262,22 @@ def to_arrow(cells: Cells, types: Mapping[str, Any], as_read: bool) -> Any:
     """Return rows as an Arrow table.
 
     Args:
-        cells: the columns of the input, then ours.
-        types: of the columns of the input, by name.
-        as_read: whether the values of the input are as Arrow gives them: then NaN is no missing value.
+        cells: the columns of the input, then those of the predictions.
+        types: Arrow types of the input columns, by name.
+        as_read: whether the values come from Arrow; NaN is then not a missing value.
     """
     import pyarrow as pa
 
     columns = {}
     for name, values in cells.items():
-        kind = types.get(name) or _type_of_ours(name)
+        kind = types.get(name) or _added_type(name)
         if kind == pa.string() and not as_read:
-            values = [None if is_missing(value) else str(_of_input(value)) for value in values]
+            values = [None if is_missing(value) else str(_input_cell(value)) for value in values]
         columns[name] = pa.array(values, type=kind, from_pandas=not as_read)
     return pa.table(columns)
 
 
-def _type_of_ours(name: str) -> Any:
+def _added_type(name: str) -> Any:
     import pyarrow as pa
 
     if name.startswith(PROBABILITY):

@@ -1,4 +1,4 @@
-"""Texts longer than what the model reads at once, read whole, a window at a time."""
+"""Prediction of long texts in windows of the model's maximum length."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from bertsmith.inference.predictor import Label, ModelPredictor, Predictor, soft
 
 
 class Windowed(Predictor):
-    """A classifier that reads long texts whole: a text's logits are the mean of those of its windows.
+    """A predictor for long texts: the logits of a text are the mean of those of its windows.
 
     Attributes:
-        model: what is asked about each window.
+        model: predicts each window.
         labels: the classes.
     """
 
@@ -26,14 +26,14 @@ class Windowed(Predictor):
 
     @property
     def rules(self) -> list[Rule]:
-        """That of the model."""
+        """The rule of the model."""
         return self.model.rules
 
     def prepare(self, texts: Sequence[str]) -> tuple[Label, int]:
-        """Tokenize texts and cut them into windows; see `Predictor.prepare`. None of them is cut."""
-        windows, counts = self.model.encode(texts, whole=True).windows(self.model.max_length)
+        """Tokenize texts and split them into windows; see `Predictor.prepare`. No text is truncated."""
+        windows, counts = self.model.encode(texts, truncate=False).windows(self.model.max_length)
 
-        def label(progress: Callable[[int], None] | None) -> np.ndarray:
+        def predict_windows(progress: Callable[[int], None] | None) -> np.ndarray:
             if not len(counts):
                 return np.empty((0, len(self.labels)))
             means = np.add.reduceat(self.model.logits_of(windows), np.cumsum(counts) - counts) / counts[:, None]
@@ -41,7 +41,7 @@ class Windowed(Predictor):
                 progress(len(counts))
             return self.model.rule.apply(softmax(means), decide=self.model.decide)
 
-        return label, 0
+        return predict_windows, 0
 
     def predict_proba(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the probability of every class for every text, shape (texts, classes); rows sum to 1."""

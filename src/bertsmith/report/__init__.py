@@ -1,1 +1,1 @@
-"""The page and the model card, drawn from a run folder on disk, so that they can be drawn again."""
+"""The report, the model card and the study page, written from a folder on disk."""

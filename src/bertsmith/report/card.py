@@ -1,4 +1,4 @@
-"""The model card: `model/README.md`, what a stranger needs to know before using the model."""
+"""The model card, `model/README.md`: what others need to know before they use the model."""
 
 from __future__ import annotations
 
@@ -6,40 +6,42 @@ import re
 
 from bertsmith.folders.atomic import write_text
 from bertsmith.folders.run import Run
-from bertsmith.report.report import METRIC_NAMES, best_epoch, environment
+from bertsmith.report.report import METRIC_NAMES, best_epoch, environment, text_names
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def write_card(run: Run) -> None:
-    """Write the model card of a run that was scored.
+    """Write the model card of an evaluated run.
 
     Raises:
         RunFolderError: if a file of the run is missing or damaged.
     """
     info, metrics = run.info, run.metrics
+    test, base_model = metrics["splits"]["test"], info["model"]["name"]
     card = (
         environment()
         .overlay(autoescape=False)
         .get_template("card.md")
         .render(
-            name=_plain(run.path.resolve().name),
+            name=_escape(run.path.resolve().name),
             info=info,
-            base_model=info["model"]["name"] if _HUB_ID.fullmatch(info["model"]["name"]) else None,
-            test=metrics["splits"]["test"],
+            base_model=base_model if _HUB_ID.fullmatch(base_model) else None,
+            test=test,
+            **text_names(metrics),
             metric_names=METRIC_NAMES,
             seeds=metrics.get("seeds"),
             best_epoch=best_epoch(run),
             verdict=metrics["baseline"]["bag_of_words"]["verdict"],
             classes=[
-                {"label": e["label"], "text": _plain(e["label_text"]), "texts": e["texts"], "f1": e["f1"]}
-                for e in metrics["splits"]["test"]["per_class"]
+                {"label": e["label"], "text": _escape(e["label_text"]), "texts": e["texts"], "f1": e["f1"]}
+                for e in test["per_class"]
             ],
         )
     )
     write_text(run.layout.model / "README.md", card)
 
 
-def _plain(text: str) -> str:
-    """Return a label text as one Markdown table cell that means nothing but itself."""
+def _escape(text: str) -> str:
+    """Escape Markdown and put the text on one line, for a table cell."""
     return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(text.split()))

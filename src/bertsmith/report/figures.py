@@ -1,4 +1,4 @@
-"""Figures as SVG: small, sharp, readable on paper and on a phone, and free of any library in the page."""
+"""SVG figures that need no library in the page."""
 
 from __future__ import annotations
 
@@ -9,107 +9,96 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup, escape
 
-HALF, WHOLE, HEIGHT = 440, 760, 240
-"""Widths of a figure that shares a line and of one that has it to itself, and the height, in user units (pixels)."""
+HALF_WIDTH, FULL_WIDTH, HEIGHT = 440, 760, 240
+"""Sizes in user units (pixels); two figures of half width share a row."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 14, 40
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: its name in the legend, its CSS class (with ``points``: not joined), and its points (x, y)."""
+    """A curve.
+
+    Attributes:
+        name: shown in the legend.
+        css: its class: ``c1`` or ``c2`` (a color), and optionally ``points`` (do not join the points) or ``thin``
+            (do not mark them).
+        points: (x, y).
+    """
 
     name: str
     css: str
     points: Sequence[tuple[float, float]]
 
 
-def curves(
-    lines: Sequence[Line], *, x_label: str, y_label: str, mark: float | None = None, mark_label: str = ""
+def line_chart(
+    lines: Sequence[Line],
+    *,
+    x_label: str,
+    y_label: str,
+    mark: float | None = None,
+    mark_label: str = "",
+    legend: bool = True,
 ) -> Markup:
-    """Draw curves over a common x, with an optional vertical mark.
+    """Draw curves over a common x axis.
 
     Args:
-        lines: the curves; points that are not finite are left out.
-        x_label, y_label: what the axes mean.
-        mark: x of a vertical line.
-        mark_label: what it means.
+        lines: the curves, the last one in front; points that are not finite are left out.
+        x_label, y_label: axis labels.
+        mark: x of an optional vertical line.
+        mark_label: its label.
+        legend: whether to add a legend.
     """
-    drawn = [Line(li.name, li.css, [p for p in li.points if all(map(math.isfinite, p))]) for li in lines]
-    points = [p for line in drawn for p in line.points]
+    lines = [Line(li.name, li.css, [p for p in li.points if all(map(math.isfinite, p))]) for li in lines]
+    points = [p for line in lines for p in line.points]
     if not points:
-        return Markup("<p>There is nothing to draw.</p>")
-    x_axis = _Axis([p[0] for p in points] + ([mark] if mark is not None else []), _LEFT, HALF - _RIGHT)
+        return Markup("<p>No data.</p>")
+    x_axis = _Axis([p[0] for p in points] + ([mark] if mark is not None else []), _LEFT, HALF_WIDTH - _RIGHT)
     y_axis = _Axis([p[1] for p in points], HEIGHT - _BOTTOM, _TOP)
     parts = [_frame(x_axis, y_axis, x_label, y_label)]
     if mark is not None:
         parts.append(_mark(x_axis, mark, mark_label))
-    for line in drawn:
+    for line in lines:
         path = " ".join(f"{x_axis(x):.1f},{y_axis(y):.1f}" for x, y in line.points)
         if "points" not in line.css:
             parts.append(Markup('<polyline class="line {}" points="{}"/>').format(line.css, path))
+        if "thin" in line.css and len(line.points) > 1:
+            continue
         for x, y in line.points:
             parts.append(
                 Markup(
                     '<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3.5"><title>{}: {:.4g}</title></circle>'
                 ).format(line.css, x_axis(x), y_axis(y), line.name, y)
             )
-    legend = Markup("").join(
-        Markup('<span class="key"><i class="{}"></i>{}</span>').format(line.css, line.name) for line in drawn
+    keys = Markup("").join(
+        Markup('<span class="key"><i class="{}"></i>{}</span>').format(line.css, line.name) for line in lines
     )
-    return _svg(parts, HALF, f"{y_label} over {x_label}") + Markup('<p class="legend">{}</p>').format(legend)
+    chart = _svg(parts, HALF_WIDTH, f"{y_label} over {x_label}")
+    return chart + Markup('<p class="legend">{}</p>').format(keys) if legend else chart
 
 
-def seed_curves(lines: Sequence[tuple[Sequence[tuple[float, float]], bool]], *, x_label: str, y_label: str) -> Markup:
-    """Draw many curves over a common x, thin, with those that are marked in front.
-
-    Args:
-        lines: the points (x, y) of each, and whether it is marked.
-        x_label, y_label: what the axes mean.
-    """
-    points = [p for line, _ in lines for p in line]
-    if not points:
-        return Markup("<p>There is nothing to draw.</p>")
-    x_axis = _Axis([p[0] for p in points], _LEFT, HALF - _RIGHT)
-    y_axis = _Axis([p[1] for p in points], HEIGHT - _BOTTOM, _TOP)
-    parts = [_frame(x_axis, y_axis, x_label, y_label)]
-    for line, marked in sorted(lines, key=lambda entry: entry[1]):
-        path = " ".join(f"{x_axis(x):.1f},{y_axis(y):.1f}" for x, y in line)
-        parts.append(
-            Markup('<polyline class="line {}" points="{}"/>').format("c2" if marked else "strand", path)
-            if len(line) > 1
-            else Markup("").join(
-                Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="2.5"/>').format(
-                    "c2" if marked else "c1", x_axis(x), y_axis(y)
-                )
-                for x, y in line
-            )
-        )
-    return _svg(parts, HALF, f"{y_label} over {x_label}")
-
-
-def axes(
+def parallel_coordinates(
     names: Sequence[str],
     ends: Sequence[tuple[str, str]],
     rows: Sequence[tuple[Sequence[float], float, bool]],
 ) -> Markup:
-    """Draw parallel coordinates: an upright axis a name, a line a row across them.
+    """Draw parallel coordinates: a vertical axis per name, and a line across them per row.
 
     Args:
         names: of the axes.
-        ends: what stands at the bottom and at the top of each.
-        rows: where the line crosses each axis (0 to 1), how strong it is drawn (0 to 1), whether it is marked.
+        ends: labels at the bottom and at the top of each axis.
+        rows: position on each axis (0 to 1), opacity of the line (0 to 1), and whether it is highlighted.
     """
     height, top, bottom = HEIGHT + 80, 50, 30
-    width = max(WHOLE, 84 * len(names))
+    width = max(FULL_WIDTH, 84 * len(names))
     xs = [50 + i * (width - 100) / max(len(names) - 1, 1) for i in range(len(names))]
     parts = []
-    for places, strength, marked in sorted(rows, key=lambda row: (row[2], row[1])):
+    for positions, opacity, highlighted in sorted(rows, key=lambda row: (row[2], row[1])):
         path = " ".join(
-            f"{x:.1f},{height - bottom - p * (height - top - bottom):.1f}" for x, p in zip(xs, places, strict=True)
+            f"{x:.1f},{height - bottom - p * (height - top - bottom):.1f}" for x, p in zip(xs, positions, strict=True)
         )
         parts.append(
-            Markup('<polyline class="line {}" stroke-opacity="{:.2f}" points="{}"/>').format(
-                "c2" if marked else "strand", 1 if marked else 0.15 + 0.75 * strength, path
+            Markup('<polyline class="line {}" style="stroke-opacity: {:.2f}" points="{}"/>').format(
+                "c2" if highlighted else "c1 thin", 1 if highlighted else 0.15 + 0.75 * opacity, path
             )
         )
     for i, (x, name, (low, high)) in enumerate(zip(xs, names, ends, strict=True)):
@@ -117,7 +106,7 @@ def axes(
             Markup('<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{}" y2="{}"/>').format(top, height - bottom, x=x)
         )
         for y, text, css in (
-            (10 + 14 * (i % 2), name, "axis"),  # long names would run into one another
+            (10 + 14 * (i % 2), name, "axis"),  # alternating heights, because long names would overlap
             (top - 6, high, "tick"),
             (height - bottom + 16, low, "tick"),
         ):
@@ -134,16 +123,16 @@ def axes(
 def histogram(
     edges: Sequence[int], counts: Sequence[int], *, x_label: str, mark: float | None = None, mark_label: str = ""
 ) -> Markup:
-    """Draw a histogram of texts, with an optional vertical mark.
+    """Draw a histogram of texts.
 
     Args:
         edges: bin edges, one more than counts.
         counts: texts in each bin.
-        x_label: what is measured.
-        mark: x of a vertical line.
-        mark_label: what it means.
+        x_label: axis label.
+        mark: x of an optional vertical line.
+        mark_label: its label.
     """
-    x_axis = _Axis([edges[0], edges[-1], *([mark] if mark is not None else [])], _LEFT, WHOLE - _RIGHT)
+    x_axis = _Axis([edges[0], edges[-1], *([mark] if mark is not None else [])], _LEFT, FULL_WIDTH - _RIGHT)
     y_axis = _Axis([0, max(counts)], HEIGHT - _BOTTOM, _TOP)
     parts = [_frame(x_axis, y_axis, x_label, "texts")]
     for low, high, n in zip(edges, edges[1:], counts, strict=False):
@@ -156,21 +145,19 @@ def histogram(
         )
     if mark is not None:
         parts.append(_mark(x_axis, mark, mark_label))
-    return _svg(parts, WHOLE, f"Histogram of {x_label}")
+    return _svg(parts, FULL_WIDTH, f"Histogram of {x_label}")
 
 
-def reliability(bins: Sequence[Mapping[str, float]]) -> Markup:
-    """Draw accuracy over confidence, a dot a bin, larger where it holds more texts; calibrated is the diagonal.
+def reliability_diagram(bins: Sequence[Mapping[str, float]]) -> Markup:
+    """Draw accuracy over confidence, one dot per bin with an area in proportion to its texts, and the diagonal.
 
     Args:
         bins: with ``confidence``, ``accuracy`` and ``texts``.
     """
-    x_axis, y_axis = (
-        _Axis([0, 1], _LEFT, HALF - _RIGHT, whole=False),
-        _Axis([0, 1], HEIGHT - _BOTTOM, _TOP, whole=False),
-    )
+    x_axis = _Axis([0, 1], _LEFT, HALF_WIDTH - _RIGHT, integers=False)
+    y_axis = _Axis([0, 1], HEIGHT - _BOTTOM, _TOP, integers=False)
     parts = [
-        _frame(x_axis, y_axis, "confidence", "labelled right"),
+        _frame(x_axis, y_axis, "confidence", "accuracy"),
         Markup('<line class="mark" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(
             x_axis(0), y_axis(0), x_axis(1), y_axis(1)
         ),
@@ -180,7 +167,7 @@ def reliability(bins: Sequence[Mapping[str, float]]) -> Markup:
         parts.append(
             Markup(
                 '<circle class="dot c1" cx="{:.1f}" cy="{:.1f}" r="{:.1f}" fill-opacity="0.75">'
-                "<title>{:,} texts: confidence {:.3f}, labelled right {:.3f}</title></circle>"
+                "<title>{:,} texts: confidence {:.3f}, accuracy {:.3f}</title></circle>"
             ).format(
                 x_axis(entry["confidence"]),
                 y_axis(entry["accuracy"]),
@@ -190,11 +177,11 @@ def reliability(bins: Sequence[Mapping[str, float]]) -> Markup:
                 entry["accuracy"],
             )
         )
-    return _svg(parts, HALF, "Reliability diagram")
+    return _svg(parts, HALF_WIDTH, "Reliability diagram")
 
 
 def heatmap(matrix: np.ndarray, names: Sequence[str], size: int = 900) -> Markup:
-    """Draw a large confusion matrix: a square a cell that is not zero, blue where right, red where wrong.
+    """Draw a large confusion matrix, one square per nonzero cell: blue if correct, red if wrong.
 
     Args:
         matrix: texts by class (rows) and prediction (columns), shape (classes, classes).
@@ -230,14 +217,14 @@ def heatmap(matrix: np.ndarray, names: Sequence[str], size: int = 900) -> Markup
 
 
 class _Axis:
-    """Round ticks, and data to user units."""
+    """Maps data to user units, between round ticks."""
 
-    def __init__(self, values: Sequence[float], start: float, end: float, *, whole: bool = True) -> None:
+    def __init__(self, values: Sequence[float], start: float, end: float, *, integers: bool = True) -> None:
         low, high = min(values), max(values)
         if low == high:
             low, high = (low - 0.5, high + 0.5) if low else (0.0, 1.0)
         step = 10 ** math.floor(math.log10((high - low) / 4))
-        if whole and all(float(value).is_integer() for value in values):
+        if integers and all(float(value).is_integer() for value in values):
             step = max(step, 1)
         step *= next(m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= 6)
         low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
@@ -289,6 +276,6 @@ def _mark(x_axis: _Axis, value: float, label: str) -> Markup:
 
 
 def _svg(parts: Sequence[Markup], width: int, title: str) -> Markup:
-    return Markup('<svg class="figure" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        width, HEIGHT, escape(title), Markup("").join(parts)
+    return Markup('<svg class="figure{}" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        " full" if width == FULL_WIDTH else "", width, HEIGHT, escape(title), Markup("").join(parts)
     )

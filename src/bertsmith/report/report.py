@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page that a non-programmer can read, offline and on a phone."""
+"""`report.html`: one self-contained page for readers who do not program, offline and on a phone."""
 
 from __future__ import annotations
 
@@ -16,34 +16,39 @@ from bertsmith.data.findings import Findings
 from bertsmith.evaluation.metrics import never_predicted
 from bertsmith.folders.atomic import write_text
 from bertsmith.folders.run import Run
-from bertsmith.report.figures import Line, curves, heatmap, histogram, reliability
+from bertsmith.report.figures import Line, heatmap, histogram, line_chart, reliability_diagram
 
-MATRIX_AS_TABLE = 20
-"""Up to this many classes the confusion matrix is a table with figures in it; beyond, a picture to point at."""
+MAX_TABLE_CLASSES = 20
+"""With more classes, the confusion matrix is a heatmap."""
 MISTAKES, SAMPLES, PAIRS = 20, 10, 20
-EXAMPLE = 160
-"""Characters of an example in a table."""
+EXAMPLE_CHARACTERS = 160
 METRIC_NAMES = {
-    "macro_f1": ("Macro-F1", "the mean over the classes of precision and recall combined; every class counts the same"),
-    "accuracy": ("Accuracy", "the share of texts labelled right"),
-    "balanced_accuracy": ("Balanced accuracy", "the share labelled right within a class, averaged over the classes"),
+    "macro_f1": ("Macro-F1", "the F1 score of each class, averaged; every class has the same weight"),
+    "accuracy": ("Accuracy", "the share of texts with the correct label"),
+    "balanced_accuracy": ("Balanced accuracy", "the accuracy within each class, averaged over the classes"),
     "macro_precision": (
         "Macro precision",
-        "of the texts given a label, the share it is right for, averaged over classes",
+        "of the texts that received a label, the share that has it, averaged over the classes",
     ),
-    "macro_recall": ("Macro recall", "of the texts of a class, the share that was found, averaged over classes"),
-    "weighted_f1": ("Weighted F1", "F1 with every class weighted by its texts"),
-    "weighted_precision": ("Weighted precision", "precision with every class weighted by its texts"),
-    "weighted_recall": ("Weighted recall", "recall with every class weighted by its texts: the same as accuracy"),
-    "mcc": ("Matthews correlation", "1 is perfect, 0 is no better than chance"),
-    "log_loss": ("Log loss", "how far the probabilities are off; less is better"),
-    "macro_average_precision": ("Macro average precision", "how well each class is ranked, whatever the threshold"),
+    "macro_recall": (
+        "Macro recall",
+        "of the texts that have a label, the share that received it, averaged over the classes",
+    ),
+    "weighted_f1": ("Weighted F1", "F1 averaged with each class weighted by its number of texts"),
+    "weighted_precision": ("Weighted precision", "precision averaged with the same weights"),
+    "weighted_recall": ("Weighted recall", "recall averaged with the same weights, which equals accuracy"),
+    "mcc": ("Matthews correlation", "the correlation of labels and predictions: 1 is perfect, 0 is chance"),
+    "log_loss": ("Log loss", "the error of the probabilities; lower is better"),
+    "macro_average_precision": (
+        "Macro average precision",
+        "how well the probabilities rank the texts of each class above others, averaged over the classes",
+    ),
 }
 
 
 @cache
 def environment() -> jinja2.Environment:
-    """Return the templates, with autoescape on: texts, labels and names come from anywhere."""
+    """Return the template environment, with autoescape: texts, labels and names are untrusted."""
     result = jinja2.Environment(
         loader=jinja2.PackageLoader("bertsmith.report"),
         autoescape=True,
@@ -53,34 +58,49 @@ def environment() -> jinja2.Environment:
     )
     result.filters["number"] = lambda value, digits=3: "–" if value is None else f"{value:,.{digits}f}"
     result.filters["integer"] = lambda value: f"{value:,}"
-    result.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f} %"
+    result.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}\u00a0%"
     return result
 
 
 def best_epoch(run: Run) -> float | None:
-    """Return the epoch whose weights were kept, if it is known."""
+    """Return the epoch of the weights in the run, if known."""
     return next((float(e["epoch"]) for e in run.history if e["step"] == run.info["training"]["best_step"]), None)
 
 
+def text_names(metrics: dict[str, Any]) -> dict[str, str]:
+    """Return what a page calls the texts that metrics and thresholds come from: ``evaluated`` and ``held_out``.
+
+    With cross-validation, the held-out texts are cross-validated ones. So are the evaluated texts of a run that has no
+    test split.
+    """
+    splits = metrics["splits"]
+    cross_validated = "cross-validated texts"
+    return {
+        "evaluated": cross_validated if "by" in splits["test"] else "test texts",
+        "held_out": cross_validated if "by" in splits["validation"] else "validation texts",
+    }
+
+
 def write_report(run: Run) -> Path:
-    """Draw the page of a run that was scored, from what is in its folder.
+    """Write the report of an evaluated run from the files in its folder.
 
     Returns:
-        Where it was written.
+        The path of the page.
 
     Raises:
         RunFolderError: if a file of the run is missing or damaged.
     """
-    info, metrics, history = run.info, run.metrics, run.history
+    info, metrics = run.info, run.metrics
     predictions = run.predictions
     findings = info["data"]["findings"]
     test = metrics["splits"]["test"]
     names = [entry["label_text"] for entry in test["per_class"]]
+    train_counts = {entry["label"]: entry["train"] for entry in run.class_counts}
     matrix = np.array(test["confusion"])
-    mistakes = predictions[predictions["label"] != predictions["predicted"]]
-    right = predictions[predictions["label"] == predictions["predicted"]]
-    best = best_epoch(run)
-    crossed = metrics["splits"]["validation"].get("folds", 0)
+    is_table = len(names) <= MAX_TABLE_CLASSES
+    is_right = predictions["label"] == predictions["predicted"]
+    mistakes = predictions[~is_right].sort_values("confidence", ascending=False, kind="stable")
+    right = predictions[is_right]
     page = (
         environment()
         .get_template("report.html")
@@ -90,13 +110,14 @@ def write_report(run: Run) -> Path:
             metrics=metrics,
             metric_names=METRIC_NAMES,
             test=test,
-            crossed=crossed,
+            folds=metrics["splits"]["validation"].get("folds", 0),
             tested="by" not in test,
+            **text_names(metrics),
             baseline=metrics["baseline"]["majority_class"],
             words=metrics["baseline"]["bag_of_words"],
-            frozen=metrics["baseline"].get("frozen_embeddings"),  # older runs have none
+            frozen=metrics["baseline"].get("frozen_embeddings"),  # absent from older runs
             findings=findings,
-            reliability=reliability(test["calibration"]["bins"]),
+            reliability=reliability_diagram(test["calibration"]["bins"]),
             abstention=_abstention_figure(metrics["abstention"]["accuracy_coverage"]),
             worse=[entry for entry in metrics["slices"] if entry["worse"]],
             rule=metrics["decision_rule"],
@@ -104,18 +125,15 @@ def write_report(run: Run) -> Path:
             groups=predictions["group"].nunique() if "group" in predictions.columns else 0,
             lengths=_length_figure(findings),
             balance=_balance(findings),
-            losses=_loss_figure(history, best) if history else None,
-            scores=_score_figure(history, best) if history else None,
-            classes=_classes(test, run),
-            matrix=matrix.tolist() if len(names) <= MATRIX_AS_TABLE else None,
-            heatmap=heatmap(matrix, names) if len(names) > MATRIX_AS_TABLE else None,
+            history=_history_figures(run.history, best_epoch(run)),
+            classes=[{**entry, "train": train_counts[entry["label"]]} for entry in test["per_class"]],
+            matrix=matrix.tolist() if is_table else None,
+            heatmap=None if is_table else heatmap(matrix, names),
             names=names,
-            pairs=_pairs(matrix, names, mistakes),
+            pairs=_confused_pairs(matrix, names, mistakes),
             n_mistakes=len(mistakes),
             never=[names[i] for i in never_predicted(matrix.tolist())],
-            mistakes=_examples(
-                mistakes.sort_values("confidence", ascending=False, kind="stable").head(MISTAKES), run.explanations
-            ),
+            mistakes=_examples(mistakes.head(MISTAKES), run.explanations),
             samples=_examples(right.sample(min(SAMPLES, len(right)), random_state=info["config"]["seed"])),
         )
     )
@@ -124,7 +142,7 @@ def write_report(run: Run) -> Path:
 
 
 def findings_page(findings: Findings) -> str:
-    """Return the page of `inspect --html`."""
+    """Return the page that ``inspect --html`` writes."""
     values = findings.to_dict()
     return (
         environment()
@@ -139,28 +157,31 @@ def findings_page(findings: Findings) -> str:
 
 
 def explanations_page(explanations: list[dict[str, Any]], run: str) -> str:
-    """Return the page of `explain --html`.
+    """Return the page that ``explain --html`` writes.
 
     Args:
-        explanations: of `bertsmith.inference.explain.Explanation.to_dict`.
+        explanations: from `bertsmith.inference.explain.Explanation.to_dict`.
         run: name of the run.
     """
-    shown = [{**e, "pieces": pieces(e)} for e in explanations]
-    return environment().get_template("explanations.html").render(title=f"Why? · {run}", explanations=shown)
+    entries = [{**e, "spans": highlight(e)} for e in explanations]
+    return environment().get_template("explanations.html").render(title=f"Why? · {run}", explanations=entries)
 
 
-def pieces(explanation: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a text cut into words and what is between them: ``text``, and ``share``, from −1 to 1, or ``None``."""
+def highlight(explanation: dict[str, Any]) -> list[dict[str, Any]]:
+    """Split an explained text into spans: ``text``, and ``share`` of the largest attribution, from −1 to 1.
+
+    ``share`` is ``None`` between words.
+    """
     text, words = explanation["text"], explanation["words"]
-    most = max((abs(w["attribution"]) for w in words), default=0.0) or 1.0
-    result: list[dict[str, Any]] = []
+    largest = max((abs(w["attribution"]) for w in words), default=0.0) or 1.0
+    spans: list[dict[str, Any]] = []
     end = 0
     for word in words:
-        result.append({"text": text[end : word["start"]], "share": None})
-        result.append({"text": word["text"], "share": word["attribution"] / most})
+        spans.append({"text": text[end : word["start"]], "share": None})
+        spans.append({"text": word["text"], "share": word["attribution"] / largest})
         end = word["end"]
-    result.append({"text": text[end:], "share": None})
-    return [piece for piece in result if piece["text"]]
+    spans.append({"text": text[end:], "share": None})
+    return [span for span in spans if span["text"]]
 
 
 def _length_figure(findings: dict[str, Any]) -> Markup:
@@ -170,13 +191,13 @@ def _length_figure(findings: dict[str, Any]) -> Markup:
         tokens["counts"],
         x_label=f"length in {tokens['unit']}",
         mark=min(findings["max_length"], tokens["edges"][-1]),
-        mark_label=f"kept: {findings['max_length']:,}",
+        mark_label=f"maximum: {findings['max_length']:,}",
     )
 
 
 def _balance(findings: dict[str, Any]) -> dict[str, Any]:
-    """Return the rows of every class, by split where splits are given; the bars are of those to train on."""
-    imbalances = findings.get("imbalances") or {"texts": findings["imbalance"]}  # older runs have no splits here
+    """Return class counts, by split if the table has splits; bars and order follow the first column."""
+    imbalances = findings.get("imbalances") or {"texts": findings["imbalance"]}  # older runs lack the splits
     classes = [{**c, "counts": list(c.get("splits", {}).values()) or [c["rows"]]} for c in findings["classes"]]
     classes.sort(key=lambda c: (-c["counts"][0], -c["rows"]))
     most = max((c["counts"][0] for c in classes), default=1) or 1
@@ -187,58 +208,58 @@ def _balance(findings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _loss_figure(history: list[dict[str, Any]], best: float | None) -> Markup:
-    lines = [
-        Line("train loss", "c1", [(e["epoch"], e["train_loss"]) for e in history]),
-        Line("validation loss", "c2", [(e["epoch"], e["validation_loss"]) for e in history]),
+def _history_figures(history: list[dict[str, Any]], best: float | None) -> list[Markup]:
+    """Return the curves of loss and of scores over the epochs; none without a history."""
+    if not history:
+        return []
+
+    def line(name: str, css: str, values: list[float]) -> Line:
+        return Line(name, css, [(e["epoch"], value) for e, value in zip(history, values, strict=True)])
+
+    losses = [
+        line("training loss", "c1", [e["train_loss"] for e in history]),
+        line("validation loss", "c2", [e["validation_loss"] for e in history]),
     ]
-    return curves(lines, x_label="epoch", y_label="loss", mark=best, mark_label="best")
-
-
-def _score_figure(history: list[dict[str, Any]], best: float | None) -> Markup:
-    lines = [
-        Line("validation macro-F1", "c1", [(e["epoch"], e["metrics"]["macro_f1"]) for e in history]),
-        Line("validation accuracy", "c2", [(e["epoch"], e["metrics"]["accuracy"]) for e in history]),
+    scores = [
+        line("validation macro-F1", "c1", [e["metrics"]["macro_f1"] for e in history]),
+        line("validation accuracy", "c2", [e["metrics"]["accuracy"] for e in history]),
     ]
-    return curves(lines, x_label="epoch", y_label="score", mark=best, mark_label="best")
-
-
-def _classes(test: dict[str, Any], run: Run) -> list[dict[str, Any]]:
-    counts = {entry["label"]: entry["train"] for entry in run.class_counts}
-    return [{**entry, "train": counts[entry["label"]]} for entry in test["per_class"]]
+    return [
+        line_chart(lines, x_label="epoch", y_label=label, mark=best, mark_label="best")
+        for label, lines in (("loss", losses), ("score", scores))
+    ]
 
 
 def _abstention_figure(curve: list[dict[str, float]]) -> Markup:
-    line = Line("accuracy among the answered", "c1", [(e["coverage"], e["accuracy"]) for e in curve])
-    return curves([line], x_label="share of the texts that are answered, the surest first", y_label="labelled right")
+    line = Line("accuracy of these texts", "c1", [(e["coverage"], e["accuracy"]) for e in curve])
+    return line_chart([line], x_label="share of the texts that the model answers", y_label="accuracy", legend=False)
 
 
-def _pairs(matrix: np.ndarray, names: list[str], mistakes: pd.DataFrame) -> list[dict[str, Any]]:
+def _confused_pairs(matrix: np.ndarray, names: list[str], mistakes: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the most frequent mistakes, each with its most confident example; mistakes are sorted by confidence."""
     wrong = matrix.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
-    cells = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True)]
-    totals = matrix.sum(axis=1)
-    found = []
-    for i, j in cells:
-        if wrong[i, j]:
-            of_pair = mistakes[(mistakes["label_text"] == names[i]) & (mistakes["predicted_text"] == names[j])]
-            surest = of_pair.sort_values("confidence", ascending=False, kind="stable")["text"].tolist()
-            example = next(iter(surest), "")
-            found.append(
-                {
-                    "label": names[i],
-                    "predicted": names[j],
-                    "texts": int(wrong[i, j]),
-                    "of": int(totals[i]),
-                    "example": example if len(example) <= EXAMPLE else f"{example[:EXAMPLE]}…",
-                }
-            )
-    return found
+    pairs = []
+    for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True):
+        if not wrong[i, j]:
+            break
+        is_pair = (mistakes["label_text"] == names[i]) & (mistakes["predicted_text"] == names[j])
+        example = next(iter(mistakes["text"][is_pair]), "")
+        pairs.append(
+            {
+                "label": names[i],
+                "predicted": names[j],
+                "texts": int(wrong[i, j]),
+                "of": int(matrix[i].sum()),
+                "example": example if len(example) <= EXAMPLE_CHARACTERS else f"{example[:EXAMPLE_CHARACTERS]}…",
+            }
+        )
+    return pairs
 
 
 def _examples(rows: pd.DataFrame, explanations: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
     columns = ["row", "text", "label_text", "predicted_text", "confidence"]
-    explained = {(e["row"], e["text"]): pieces(e) for e in explanations}
+    explained = {(e["row"], e["text"]): highlight(e) for e in explanations}
     examples = [dict(zip(columns, values, strict=True)) for values in rows[columns].itertuples(index=False)]
-    return [{**example, "pieces": explained.get((example["row"], example["text"]))} for example in examples]
+    return [{**example, "spans": explained.get((example["row"], example["text"]))} for example in examples]

@@ -1,43 +1,51 @@
-"""The page of a study: what was found, whether it helps, which settings matter, and what to try next."""
+"""The page of a study: its result, which settings matter, and what to try next."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from bertsmith.folders.atomic import write_text
-from bertsmith.report.figures import Line, axes, curves, seed_curves
+from bertsmith.report.figures import Line, line_chart, parallel_coordinates
 from bertsmith.report.report import environment
 
 EDGE = 0.05
-"""Share of a range, counted from an end of it, that is called its edge."""
-LITTLE = 0.02
-"""Share of the spread of the scores below which a setting is said to matter little."""
-ENOUGH = 10
-"""Finished trials from which on something is said of which settings matter."""
-LIMITS: dict[str, dict[str, float]] = {
+"""A value is at the edge of its range within this share of it."""
+MIN_IMPORTANCE = 0.02
+"""Settings of lower importance are reported as unimportant."""
+MIN_TRIALS = 10
+"""Complete trials needed for importances and advice."""
+NATURAL_LIMITS: dict[str, dict[str, float]] = {
     "layer_decay": {"high": 1.0},
     "dropout": {"low": 0.0},
     "label_smoothing_factor": {"low": 0.0},
     "warmup_steps": {"low": 0.0},
     "epochs": {"low": 1},
 }
-"""Ends of ranges beyond which there is nothing."""
-SHOWN = 15
+"""Bounds of ranges that cannot be extended."""
+BEST_TRIALS = 15
 
 
 def write_study_report(folder: Path, info: Mapping[str, Any]) -> Path:
-    """Draw the page of a study from the content of its ``study.json``.
+    """Write the page of a study.
+
+    Args:
+        folder: the study folder.
+        info: the content of its ``study.json``.
 
     Returns:
-        Where it was written.
+        The path of the page.
     """
     trials, result = info["trials"], info["result"]
-    objectives = info["searched"]["objectives"]
+    space, objectives = info["searched"]["space"], info["searched"]["objectives"]
     index = objectives.index("macro_f1")
     complete = [t for t in trials if t["state"] == "complete"]
-    ranked = sorted(complete, key=lambda t: -t["values"][index])
+    importance = sorted(result["importance"].items(), key=lambda i: -i[1]) if len(complete) >= MIN_TRIALS else []
     page = (
         environment()
         .get_template("study.html")
@@ -48,17 +56,13 @@ def write_study_report(folder: Path, info: Mapping[str, Any]) -> Path:
             objectives=objectives,
             index=index,
             history=_history(complete, index),
-            learning=seed_curves(
-                [([(float(x), float(y)) for x, y in t["curve"]], t["number"] == result["trial"]) for t in trials],
-                x_label="fold" if info["searched"]["cv"] else "epoch",
-                y_label="macro-F1",
-            ),
-            parallel=_parallel(info["searched"]["space"], complete, index, result["trial"]),
-            ranked=ranked[:SHOWN],
-            names=list(info["searched"]["space"]),
-            importance=sorted(result["importance"].items(), key=lambda i: -i[1]) if len(complete) >= ENOUGH else [],
-            enough=ENOUGH,
-            given={n: v for n, v in info["given"].items() if v not in (None, {}, "")},
+            learning=_learning_curves(trials, result["trial"], "fold" if info["searched"]["cv"] else "epoch"),
+            parallel=_parallel(space, complete, index, result["trial"]),
+            ranked=sorted(complete, key=lambda t: -t["values"][index])[:BEST_TRIALS],
+            names=list(space),
+            importance=importance,
+            min_trials=MIN_TRIALS,
+            shared={n: v for n, v in info["given"].items() if v not in (None, {}, "")},
             failed=[t for t in trials if t["state"] == "failed"],
             front=[t for t in complete if t["number"] in result.get("front", [])],
         )
@@ -68,15 +72,15 @@ def write_study_report(folder: Path, info: Mapping[str, Any]) -> Path:
 
 
 def advice(info: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
-    """Return what to try next, a sentence each; nothing follows from fewer than `ENOUGH` finished trials.
+    """Return sentences on what to try next; none with fewer than `MIN_TRIALS` complete trials.
 
     Args:
         info: the content of a ``study.json``.
-        result: what was found, which need not stand there yet.
+        result: the result of the study, which may not be part of ``info`` yet.
     """
     space, trials = info["searched"]["space"], info["trials"]
     complete = [t for t in trials if t["state"] == "complete"]
-    if len(complete) < ENOUGH:
+    if len(complete) < MIN_TRIALS:
         return []
     sentences = []
     if len({t["values"][0] for t in complete}) == 1:
@@ -85,41 +89,54 @@ def advice(info: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
         dimension = space.get(name, {})
         if "low" not in dimension:
             continue
-        place = _place(dimension, value)
-        end, word = ("low", "below") if place < 0.5 else ("high", "above")
-        if min(place, 1 - place) < EDGE and dimension[end] != LIMITS.get(name, {}).get(end):
+        position = _position(dimension, value)
+        end, word = ("low", "below") if position < 0.5 else ("high", "above")
+        if min(position, 1 - position) < EDGE and dimension[end] != NATURAL_LIMITS.get(name, {}).get(end):
             sentences.append(
-                f"{name} of the winner ({_short(value)}) is at the edge of its range: try values {word} "
+                f"{name} of the best trial ({_short(value)}) is at the edge of its range: try values {word} "
                 f"{_short(dimension[end])} with --space."
             )
     winner = next(t for t in trials if t["number"] == result["trial"])
     scores = [value for _, value in winner["curve"]]
     if "epochs" in space and not info["searched"]["cv"] and len(scores) > 1 and scores[-1] == max(scores):
-        sentences.append("The winner's score was still at its best when training ended: try more epochs.")
-    little = [name for name, share in result["importance"].items() if share < LITTLE]
-    if little:
-        sentences.append(f"Little depends on {', '.join(little)}: fixing them leaves more trials for the others.")
+        sentences.append("The best trial had its highest score when training ended: try more epochs.")
+    unimportant = [name for name, share in result["importance"].items() if share < MIN_IMPORTANCE]
+    if unimportant:
+        sentences.append(
+            f"The score hardly depends on {', '.join(unimportant)}: fix such settings to leave more trials for others."
+        )
     if difference := result.get("difference"):
         low, high = difference["interval"]
         if high < 0:
-            sentences.append("On test the winner is worse: keep what train does; search with more validation texts.")
+            sentences.append(
+                "On test the best trial is worse than the defaults: use the defaults, or search with more validation "
+                "texts."
+            )
         elif low <= 0:
-            sentences.append("On test the two cannot be told apart: more texts will help more than more trials.")
+            sentences.append(
+                "On test the best trial and the defaults are not distinguishable: more texts will help more than more "
+                "trials."
+            )
     return sentences
 
 
-def _history(complete: Sequence[Mapping[str, Any]], index: int) -> Any:
-    points = [(float(t["number"]), float(t["values"][index])) for t in complete]
-    best, so_far = [], float("-inf")
-    for number, value in points:
-        so_far = max(so_far, value)
-        best.append((number, so_far))
-    return curves(
+def _learning_curves(trials: Sequence[Mapping[str, Any]], winner: int, x_label: str) -> Markup:
+    lines = []
+    for trial in sorted(trials, key=lambda t: t["number"] == winner):
+        css = "c2" if trial["number"] == winner else "c1 thin"
+        lines.append(Line(f"trial {trial['number']}", css, [(float(x), float(y)) for x, y in trial["curve"]]))
+    return line_chart(lines, x_label=x_label, y_label="macro-F1", legend=False)
+
+
+def _history(complete: Sequence[Mapping[str, Any]], index: int) -> Markup:
+    numbers, scores = [float(t["number"]) for t in complete], [float(t["values"][index]) for t in complete]
+    best, points = list(zip(numbers, accumulate(scores, max), strict=True)), list(zip(numbers, scores, strict=True))
+    return line_chart(
         [Line("best so far", "c1", best), Line("trial", "c2 points", points)], x_label="trial", y_label="macro-F1"
     )
 
 
-def _parallel(space: Mapping[str, Any], complete: Sequence[Mapping[str, Any]], index: int, winner: int) -> Any:
+def _parallel(space: Mapping[str, Any], complete: Sequence[Mapping[str, Any]], index: int, winner: int) -> Markup:
     scores = [t["values"][index] for t in complete]
     low, high = (min(scores), max(scores)) if scores else (0.0, 1.0)
     names = [*space, "macro-F1"]
@@ -129,19 +146,17 @@ def _parallel(space: Mapping[str, Any], complete: Sequence[Mapping[str, Any]], i
     ]
     rows = [
         (
-            [*(_place(space[n], t["settings"][n]) for n in space), _share(t["values"][index], low, high)],
+            [*(_position(space[n], t["settings"][n]) for n in space), _share(t["values"][index], low, high)],
             _share(t["values"][index], low, high),
             t["number"] == winner,
         )
         for t in complete
     ]
-    return axes(names, [*ends, (f"{low:.3f}", f"{high:.3f}")], rows)
+    return parallel_coordinates(names, [*ends, (f"{low:.3f}", f"{high:.3f}")], rows)
 
 
-def _place(dimension: Mapping[str, Any], value: Any) -> float:
-    """Return where a value lies in a dimension, from 0 to 1."""
-    import math
-
+def _position(dimension: Mapping[str, Any], value: Any) -> float:
+    """Return the position of a value in its dimension, from 0 to 1."""
     if "low" not in dimension:
         values = list(dimension["values"])
         return _share(values.index(value), 0, len(values) - 1) if value in values else 0.0

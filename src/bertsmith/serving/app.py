@@ -92,7 +92,7 @@ def create_app(
         start, batcher = time.perf_counter(), require_service().batcher
         texts = _check_texts(texts, limits)
         classifier = batcher.classifier
-        encode = partial(classifier.encode, texts, whole=True)
+        encode = partial(classifier.encode, texts, truncate=False)
         characters = sum(map(len, texts))
         tokens = await asyncio.to_thread(encode) if characters > TOKENIZE_IN_THREAD else encode()
         max_length = classifier.max_length

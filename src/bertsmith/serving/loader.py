@@ -13,7 +13,7 @@ from typing import Any
 
 from bertsmith.errors import UserError
 from bertsmith.folders.run import Run
-from bertsmith.inference.exported import About, Exported, is_export
+from bertsmith.inference.exported import Exported, ExportInfo, is_export
 from bertsmith.inference.load import open_classifier
 from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.serving.batcher import Batcher
@@ -128,7 +128,7 @@ def _model_info(path: Path, classifier: ModelPredictor) -> dict[str, Any]:
     runtime = f"{classifier.about.format} {classifier.about.precision}" if isinstance(classifier, Exported) else "torch"
     info: dict[str, Any] = {"model": path.resolve().name, "labels": labels, "runtime": runtime}
     if is_export(path):
-        run = About.read(path).run
+        run = ExportInfo.read(path).run
         return info | {
             "model": run["name"],
             "base_model": run["model"],

@@ -9,9 +9,9 @@ import numpy as np
 
 from bertsmith.config import PRIMARY
 from bertsmith.data.table import Table
-from bertsmith.evaluation.baseline import Regression, bag_of_words, regression_on_embeddings, verdict
+from bertsmith.evaluation.baseline import Regression, bag_of_words, fit_regression, verdict
 from bertsmith.evaluation.intervals import paired_difference
-from bertsmith.evaluation.metrics import majority_probabilities, scalars
+from bertsmith.evaluation.metrics import majority_class_probabilities, scalar_metrics
 from bertsmith.model.load import Loaded
 from bertsmith.model.tokenizer import Tokens
 from bertsmith.workflows.prepare import MAX_EMBEDDED_TEXTS, embed, sample_balanced
@@ -46,9 +46,7 @@ class FrozenEmbeddings:
         """Fit a regression to the training texts, or to those of a mask, shape (training texts,)."""
         rows = self.rows["train"]
         inside = np.ones(len(rows), dtype=bool) if mask is None else mask[rows]
-        return regression_on_embeddings(
-            self.embeddings["train"][inside], self.targets[rows[inside]], n_classes=self.n_classes
-        )
+        return fit_regression(self.embeddings["train"][inside], self.targets[rows[inside]], n_classes=self.n_classes)
 
 
 def baselines(
@@ -90,11 +88,11 @@ def baselines(
     def compare(classifier: str, baseline: np.ndarray, model: np.ndarray, table: Table, name: str) -> dict[str, Any]:
         predictions = model.argmax(axis=1), baseline.argmax(axis=1)
         value, low, high = paired_difference(
-            table.targets, *predictions, n_classes, metric=PRIMARY, seed=seed, groups=table_groups(table)
+            table.targets, *predictions, n_classes, seed=seed, groups=table_groups(table)
         )
         return {
             "classifier": classifier,
-            "test": scalars(table.targets, baseline),
+            "test": scalar_metrics(table.targets, baseline),
             "difference": {"metric": PRIMARY, "value": value, "interval": [low, high]},
             "verdict": verdict(value, low, high, len(table), rival=name, kind=kind),
         }
@@ -102,7 +100,7 @@ def baselines(
     return {
         "majority_class": {
             "label_text": test.labels.texts[int(train.counts.argmax())],
-            "test": scalars(test.targets, majority_probabilities(train.counts, len(test))),
+            "test": scalar_metrics(test.targets, majority_class_probabilities(train.counts, len(test))),
         },
         "bag_of_words": compare(
             bag.classifier, bag_probabilities, probabilities, test, f"a bag of words with a {bag.classifier}"

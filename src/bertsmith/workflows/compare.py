@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bertsmith.errors import ConfigError, RunFolderError
-from bertsmith.evaluation.evaluate import side_by_side
+from bertsmith.evaluation.evaluate import compare_classifiers
 from bertsmith.folders.run import Run
 from bertsmith.workflows.score import stored_groups, stored_targets
 
@@ -41,5 +41,5 @@ def compare_runs(opened: Sequence[Run]) -> list[dict[str, Any]]:
     tables = {name: np.stack(f["probabilities"].to_list()) for name, f in zip(names, frames, strict=True)}
     return [
         {"texts": len(targets), **entry}
-        for entry in side_by_side(targets, tables, seeds=seeds, groups=stored_groups(first))
+        for entry in compare_classifiers(targets, tables, seeds=seeds, groups=stored_groups(first))
     ]

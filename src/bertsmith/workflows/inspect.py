@@ -65,10 +65,10 @@ def inspect_table(table: Table, config: Config) -> Findings:
 
 def suspected_label_errors(table: Table, config: Config) -> pd.DataFrame:
     """Return the rows whose labels are probably wrong; see `bertsmith.label_errors`."""
-    from bertsmith.evaluation.label_errors import suspects  # imports scikit-learn, which inspect does not need
+    from bertsmith.evaluation.label_errors import find_label_errors  # imports scikit-learn, which inspect does not need
 
     usable = clean(table).table
-    found = suspects(usable.frame["text"].tolist(), usable.targets, len(table.labels), seed=config.seed)
+    found = find_label_errors(usable.frame["text"].tolist(), usable.targets, len(table.labels), seed=config.seed)
     rows = usable.frame.iloc[found["position"].to_numpy()].reset_index(drop=True)
     texts = np.array(table.labels.texts, dtype=object)
     columns = found.iloc[:, 2:]

@@ -49,7 +49,7 @@ class PredictOptions:
 
     @property
     def thresholds(self) -> dict[str, float | None]:
-        """The arguments of `bertsmith.inference.abstain.abstention`."""
+        """The arguments of `bertsmith.inference.abstain.fit_abstention`."""
         return {name: getattr(self, name) for name in ("min_confidence", "target_accuracy", "coverage")}
 
     @property
@@ -248,7 +248,7 @@ def _model(
     run: Path, config: Config, options: PredictOptions, observe: PredictionListener
 ) -> tuple[Predictor, Abstention]:
     """Load the classifier and its thresholds."""
-    from bertsmith.inference.abstain import abstention
+    from bertsmith.inference.abstain import fit_abstention
     from bertsmith.inference.exported import Exported
     from bertsmith.inference.load import open_classifier
     from bertsmith.inference.windows import Windowed
@@ -263,7 +263,7 @@ def _model(
     )
     model = classifier.model if isinstance(classifier, Windowed) else classifier
     observe(ModelOpened(model.about.format if isinstance(model, Exported) and not is_export(run) else None))
-    return classifier, abstention(held_out, classifier.rules, decide=options.decide, **options.thresholds)
+    return classifier, fit_abstention(held_out, classifier.rules, decide=options.decide, **options.thresholds)
 
 
 def _description(

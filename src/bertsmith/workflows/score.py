@@ -17,13 +17,13 @@ import xxhash
 from bertsmith.compute.device import choose_precision
 from bertsmith.config import FEWEST_TO_SELECT, PRIMARY, Config
 from bertsmith.data.table import Labels, Table
-from bertsmith.evaluation.abstention import accuracy_coverage, check
-from bertsmith.evaluation.calibration import PRIOR, WIDE_PRIOR, calibration, fit_temperature, scale
-from bertsmith.evaluation.decision import Decision, tune
+from bertsmith.evaluation.abstention import accuracy_coverage_curve, evaluate_abstention
+from bertsmith.evaluation.calibration import PRIOR, WIDE_PRIOR, calibration_metrics, fit_temperature, scale
+from bertsmith.evaluation.decision import Decision, tune_offsets
 from bertsmith.evaluation.evaluate import evaluate
-from bertsmith.evaluation.intervals import from_pairs
+from bertsmith.evaluation.intervals import label_metrics
 from bertsmith.evaluation.rule import Rule
-from bertsmith.evaluation.slices import slices
+from bertsmith.evaluation.slices import compare_slices
 from bertsmith.events import Scored, Scoring, ScoringListener
 from bertsmith.folders import atomic
 from bertsmith.folders import run as runs
@@ -51,7 +51,7 @@ def fit_rule(
     Returns:
         The decision rule, with offsets of 0 if it is not used, and the temperature.
     """
-    decision = tune(targets, probabilities, seed=config.seed)
+    decision = tune_offsets(targets, probabilities, seed=config.seed)
     if config.decision_rule == "off":
         decision = dataclasses.replace(decision, used=False, offsets=np.zeros(probabilities.shape[1]))
     return decision, fit_temperature(targets, scale(probabilities, 1.0, decision.offsets), prior=prior)
@@ -162,7 +162,7 @@ def score_splits(
     observe(Scoring(sum(len(table) for name, table in tables.items() if name not in known)))
 
     def predict(name: str) -> np.ndarray:
-        own_tokens = classifier.own(tokens[name], tables[name].frame["text"].tolist())
+        own_tokens = classifier.reuse_tokens(tokens[name], tables[name].frame["text"].tolist())
         return classifier.probabilities_of(own_tokens, lambda n: observe(Scored(n)))
 
     splits: dict[str, Any] = {}
@@ -200,11 +200,11 @@ def choose_inference(classifier: Classifier, validation: Tokens, probabilities: 
     """
     if choose_precision(classifier.loaded.device)[0] != "bf16" or len(validation) < FEWEST_TO_SELECT:
         return {"precision": "fp32"}
-    classifier.compute_in(torch.bfloat16)
+    classifier.set_dtype(torch.bfloat16)
     bf16 = classifier.probabilities_of(validation)
     same = bf16.argmax(axis=1) == probabilities.argmax(axis=1)
     if not same.all():
-        classifier.compute_in(torch.float32)
+        classifier.set_dtype(torch.float32)
     return {
         "precision": "bf16" if same.all() else "fp32",
         "texts": len(validation),
@@ -250,14 +250,14 @@ def analyze_test(
     decision_rule = {"metric": PRIMARY, **scores.decision.to_dict(), "folded": rule.folded}
     if scores.decision.used:
         metrics = {
-            name: from_pairs(targets, labels, len(test.labels))
+            name: label_metrics(targets, labels, len(test.labels))
             for name, labels in (("with", predicted), ("without", without_rule))
         }
         decision_rule["test"] = {name: {m: v[m] for m in (PRIMARY, "accuracy")} for name, v in metrics.items()}
     return {
-        "calibration": {"temperature": rule.temperature, "before": calibration(targets, uncalibrated)},
+        "calibration": {"temperature": rule.temperature, "before": calibration_metrics(targets, uncalibrated)},
         "abstention": _check_abstention(tables, scores, cross_validation),
-        "slices": slices(predicted == targets, columns),
+        "slices": compare_slices(predicted == targets, columns),
         "decision_rule": decision_rule,
     }
 
@@ -273,10 +273,10 @@ def _check_abstention(
     targets, probabilities = tables["test"].targets, scores.probabilities["test"]
     if cross_validation is None or cross_validation.has_test:
         held_out = tables["validation"].targets, scores.probabilities["validation"]
-        return {**check(targets, probabilities, held_out), "texts": len(targets)}
+        return {**evaluate_abstention(targets, probabilities, held_out), "texts": len(targets)}
     even = cross_validation.fold % 2 == 0
-    checked = check(targets[~even], probabilities[~even], (targets[even], probabilities[even]))
-    curve = accuracy_coverage(probabilities.max(axis=1), probabilities.argmax(axis=1) == targets)
+    checked = evaluate_abstention(targets[~even], probabilities[~even], (targets[even], probabilities[even]))
+    curve = accuracy_coverage_curve(probabilities.max(axis=1), probabilities.argmax(axis=1) == targets)
     return {**checked, "accuracy_coverage": curve, "texts": int((~even).sum())}
 
 

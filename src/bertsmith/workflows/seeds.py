@@ -20,7 +20,6 @@ from bertsmith.folders import atomic
 from bertsmith.folders.claim import claim
 from bertsmith.folders.new_run import RunFolder, check_same_settings, create
 from bertsmith.folders.run import Run, now
-from bertsmith.inference.ensemble import mean_probabilities
 from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
 from bertsmith.training.distributed import rank_and_world_size
@@ -134,15 +133,13 @@ def _compare(members: list[Run], best: Run, seed: int) -> dict[str, Any]:
     for metric in metrics:
         values = [value(m, "test", metric) for m in members]
         spread[metric] = {"mean": float(np.mean(values)), "standard_deviation": float(np.std(values, ddof=1))}
-    probabilities = mean_probabilities([m.predictions for m in members])
+    probabilities = np.mean([np.stack(m.predictions["probabilities"].to_list()) for m in members], axis=0)
     targets = stored_targets(best.predictions, best.labels)
     groups = stored_groups(best.predictions)
     ensemble = evaluate(targets, probabilities, best.labels, seed=seed, detail=False, groups=groups)
     single = np.stack(best.predictions["probabilities"].to_list())
     predictions = probabilities.argmax(axis=1), single.argmax(axis=1)
-    difference, low, high = paired_difference(
-        targets, *predictions, len(best.labels), metric=PRIMARY, seed=seed, groups=groups
-    )
+    difference, low, high = paired_difference(targets, *predictions, len(best.labels), seed=seed, groups=groups)
     return {
         "each": each,
         "best": int(best.path.name),

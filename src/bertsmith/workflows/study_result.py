@@ -16,7 +16,7 @@ from bertsmith.config import PRIMARY, Config
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError
 from bertsmith.evaluation.baseline import verdict
-from bertsmith.evaluation.intervals import LEVEL, from_pairs, paired_draws
+from bertsmith.evaluation.intervals import TAILS, label_metrics, resampled_differences
 from bertsmith.events import FinalStarted, StudyListener
 from bertsmith.folders import atomic
 from bertsmith.folders.run import Run
@@ -160,19 +160,20 @@ def _difference(best: Run, baseline: Run) -> tuple[float, float, float]:
         frames = [run.predictions.sort_values(["row", "text"], ignore_index=True) for run in pair]
         first, second = (np.stack(frame["probabilities"].to_list()).argmax(axis=1) for frame in frames)
         targets, n_classes = stored_targets(frames[0], best.labels), len(best.labels)
-        values.append(from_pairs(targets, first, n_classes)[PRIMARY] - from_pairs(targets, second, n_classes)[PRIMARY])
+        values.append(
+            label_metrics(targets, first, n_classes)[PRIMARY] - label_metrics(targets, second, n_classes)[PRIMARY]
+        )
         draws.append(  # the same resamples for every seed
-            paired_draws(
+            resampled_differences(
                 targets,
                 first,
                 second,
                 n_classes,
-                metric=PRIMARY,
                 seed=best.info["config"]["seed"],
                 groups=stored_groups(frames[0]),
             )
         )
-    low, high = np.percentile(np.mean(draws, axis=0), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    low, high = np.percentile(np.mean(draws, axis=0), TAILS)
     return float(np.mean(values)), float(low), float(high)
 
 

@@ -15,8 +15,8 @@ import numpy as np
 from bertsmith.config import PRIMARY, Config
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError
-from bertsmith.evaluation.baseline import regression_on_embeddings
-from bertsmith.evaluation.decision import tune
+from bertsmith.evaluation.baseline import fit_regression
+from bertsmith.evaluation.decision import tune_offsets
 from bertsmith.evaluation.metrics import validation_metrics
 from bertsmith.events import Evaluated, Event
 from bertsmith.model import checkpoint
@@ -84,9 +84,7 @@ class TrialData:
                 self._embeddings[key] = (rows, embed(loaded, tokens.take(rows)))
             rows, embeddings = self._embeddings[key]
             inside, classes = train[rows], len(self.train.labels)
-            initialize_head(
-                loaded, regression_on_embeddings(embeddings[inside], targets[rows[inside]], n_classes=classes)
-            )
+            initialize_head(loaded, fit_regression(embeddings[inside], targets[rows[inside]], n_classes=classes))
 
         def subset(mask: np.ndarray) -> TokenDataset:
             return TokenDataset(tokens.take(np.flatnonzero(mask)), targets[mask])
@@ -191,7 +189,7 @@ def _fit(
             remedy="Remove eval_steps: trials are evaluated at fractions of an epoch.",
         )
     loaded.model.load_state_dict(weights)
-    rule = tune(*best_outputs, seed=config.seed) if config.decision_rule == "auto" else None
+    rule = tune_offsets(*best_outputs, seed=config.seed) if config.decision_rule == "auto" else None
     return TrialResult(
         score=best.metrics[PRIMARY] + (rule.gain if rule is not None and rule.used else 0.0),
         curve=curve,
