@@ -234,8 +234,8 @@ def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
         *runs: two or more runs, or their folders; their test rows and classes must be the same.
 
     Returns:
-        One entry per run, as from `bertsmith.evaluation.evaluate.compare_classifiers`, and ``texts``, the number of test
-        rows.
+        One entry per run, as from `bertsmith.evaluation.evaluate.compare_classifiers`, and ``texts``, the number of
+        test rows.
 
     Raises:
         UserError: if a run is not finished, or the test rows differ.
