@@ -48,6 +48,13 @@ class Prepared:
 
 
 @dataclass(frozen=True)
+class TrainingEstimated:
+    """Training takes about so many seconds if it does not stop early; cross-validation is included."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Started:
     """Training begins, or resumes after ``step`` steps; ``steps`` and ``epochs`` are the maximum."""
 
@@ -344,7 +351,7 @@ Event = (
     | Finished
 )
 """Events of a training."""
-RunEvent = SeedStarted | CheckpointChosen | Prepared | Event | Scoring | Scored
+RunEvent = SeedStarted | CheckpointChosen | Prepared | TrainingEstimated | Event | Scoring | Scored
 """Events of a run, from the table to the report."""
 StudyEvent = StudyStarted | TrialStarted | TrialScored | TrialEnded | StorageUnavailable | FinalStarted | RunEvent
 """Events of a study."""

@@ -37,6 +37,7 @@ from bertsmith.events import (
     Slowed,
     Started,
     StepDone,
+    TrainingEstimated,
 )
 
 _COLUMNS = ("epoch", "train loss", "val. loss", "accuracy", "macro-F1", "learning rate", "texts/s", "time left")
@@ -68,6 +69,8 @@ class TrainingProgress:
             self.console.print(f"checkpoint {event.name}: {event.reason}", markup=False)
         elif isinstance(event, Prepared):
             self._show_prepared(event)
+        elif isinstance(event, TrainingEstimated):
+            self.console.print(f"training takes about {format_duration(event.seconds)}, less if it stops early")
         elif isinstance(event, Started):
             self.started, self.start = event, time.perf_counter()
             if self.console.is_terminal:

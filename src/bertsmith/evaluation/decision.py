@@ -47,25 +47,29 @@ class Decision:
         }
 
 
-def tune_offsets(targets: np.ndarray, probabilities: np.ndarray, *, seed: int) -> Decision:
+def tune_offsets(
+    targets: np.ndarray, probabilities: np.ndarray, *, seed: int, model: np.ndarray | None = None
+) -> Decision:
     """Tune class offsets for macro-F1 on held-out texts.
 
     The gain is cross-fitted: each fold is predicted with offsets tuned on the other folds. Offsets that merely fit
-    their tuning texts show no gain.
+    their tuning texts show no gain. If several models predicted the texts, each fold is one model, so that offsets that
+    correct the bias of one model show no gain.
 
     Args:
         targets: class indices, shape (n,).
         probabilities: of the same texts, shape (n, classes).
         seed: of the folds and of the bootstrap.
+        model: number of the model that predicted each text, shape (n,); ``None`` if one model predicted all texts.
     """
     n, n_classes = probabilities.shape
     no_offsets = np.zeros(n_classes)
     if n < MIN_TEXTS:
         return Decision(no_offsets, False, 0.0, float("nan"))
     logits = to_logits(probabilities)
-    fold = stratified_folds(targets, seed, FOLDS)
+    fold = stratified_folds(targets, seed, FOLDS) if model is None or len(np.unique(model)) < 2 else model
     ruled = np.empty(n, dtype=np.int64)
-    for f in range(FOLDS):
+    for f in np.unique(fold):
         inside = fold != f
         ruled[~inside] = (logits[~inside] + best_offsets(targets[inside], logits[inside])).argmax(axis=1)
     plain = logits.argmax(axis=1)

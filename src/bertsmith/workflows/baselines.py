@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,20 +28,27 @@ class FrozenEmbeddings:
         embeddings: embeddings by split, each of shape (n, hidden size).
         targets: class indices of all training texts, shape (training texts,).
         n_classes: number of classes.
+        tokens_per_second: speed of the forward passes.
     """
 
     rows: dict[str, np.ndarray]
     embeddings: dict[str, np.ndarray]
     targets: np.ndarray
     n_classes: int
+    tokens_per_second: float
 
     @classmethod
     def embed(cls, loaded: Loaded, tables: dict[str, Table], tokens: dict[str, Tokens], seed: int) -> FrozenEmbeddings:
         """Embed the training and test texts, at most `MAX_EMBEDDED_TEXTS` of each."""
         test = np.sort(np.random.default_rng(seed).permutation(len(tables["test"]))[:MAX_EMBEDDED_TEXTS])
         rows = {"train": sample_balanced(tables["train"].targets, MAX_EMBEDDED_TEXTS, seed=seed), "test": test}
-        embeddings = {name: embed(loaded, tokens[name].take(chosen)) for name, chosen in rows.items()}
-        return cls(rows, embeddings, tables["train"].targets, len(tables["train"].labels))
+        chosen = {name: tokens[name].take(positions) for name, positions in rows.items()}
+        start = time.perf_counter()
+        embeddings = {name: embed(loaded, some) for name, some in chosen.items()}
+        seconds = time.perf_counter() - start
+        n_tokens = sum(int(some.truncate(loaded.max_length).truncated_lengths.sum()) for some in chosen.values())
+        targets, n_classes = tables["train"].targets, len(tables["train"].labels)
+        return cls(rows, embeddings, targets, n_classes, n_tokens / seconds)
 
     def fit_regression(self, mask: np.ndarray | None = None) -> Regression:
         """Fit a regression to the training texts, or to those of a mask, shape (training texts,)."""

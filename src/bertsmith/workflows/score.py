@@ -38,7 +38,12 @@ TRAIN_SAMPLE = (200, 1000)
 
 
 def fit_rule(
-    targets: np.ndarray, probabilities: np.ndarray, config: Config, *, prior: float = PRIOR
+    targets: np.ndarray,
+    probabilities: np.ndarray,
+    config: Config,
+    *,
+    prior: float = PRIOR,
+    model: np.ndarray | None = None,
 ) -> tuple[Decision, float]:
     """Tune the decision rule and the temperature on held-out texts.
 
@@ -47,11 +52,12 @@ def fit_rule(
         probabilities: their probabilities, shape (n, classes).
         config: the settings; ``decision_rule`` can turn the rule off.
         prior: prior of the temperature, see `fit_temperature`.
+        model: number of the model that predicted each text, shape (n,), see `tune_offsets`.
 
     Returns:
         The decision rule, with offsets of 0 if it is not used, and the temperature.
     """
-    decision = tune_offsets(targets, probabilities, seed=config.seed)
+    decision = tune_offsets(targets, probabilities, seed=config.seed, model=model)
     if config.decision_rule == "off":
         decision = dataclasses.replace(decision, used=False, offsets=np.zeros(probabilities.shape[1]))
     return decision, fit_temperature(targets, scale(probabilities, 1.0, decision.offsets), prior=prior)
@@ -101,7 +107,9 @@ class CrossValidation:
         result = np.empty_like(self.probabilities)
         for f in range(self.n_folds):
             inside = self.fold != f
-            decision, temperature = fit_rule(targets[inside], self.probabilities[inside], config, prior=WIDE_PRIOR)
+            decision, temperature = fit_rule(
+                targets[inside], self.probabilities[inside], config, prior=WIDE_PRIOR, model=self.fold[inside]
+            )
             result[~inside] = scale(self.probabilities[~inside], temperature, decision.offsets)
         return result
 
@@ -171,7 +179,8 @@ def score_splits(
         predicted = known[name] if name in known else predict(name)
         if name == "validation":
             prior = PRIOR if cross_validation is None else WIDE_PRIOR
-            decision, temperature = fit_rule(table.targets, predicted, config, prior=prior)
+            model = None if cross_validation is None else cross_validation.fold
+            decision, temperature = fit_rule(table.targets, predicted, config, prior=prior, model=model)
             apply_rule(classifier, decision, temperature, run)
             predicted = scale(predicted, temperature, decision.offsets)
         probabilities[name] = predicted

@@ -16,7 +16,7 @@ from bertsmith.data.split import split_cleaned
 from bertsmith.data.table import Table
 from bertsmith.errors import DeviceError, Interrupted, listing
 from bertsmith.evaluation.metrics import validation_metrics
-from bertsmith.events import Finished, RunListener, Scored, Scoring, ScoringListener
+from bertsmith.events import Finished, RunListener, Scored, Scoring, ScoringListener, TrainingEstimated
 from bertsmith.folders.atomic import write_json
 from bertsmith.folders.claim import claim
 from bertsmith.folders.new_run import RunFolder
@@ -27,6 +27,7 @@ from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group
+from bertsmith.training.estimate import estimate_seconds
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.steps import check_memory
 from bertsmith.training.timing import PhaseTimer
@@ -136,6 +137,16 @@ def train_into(
             with phases.timed("baseline"):
                 frozen = FrozenEmbeddings.embed(loaded, tables, tokens, config.seed)
                 initialize_head(loaded, group.broadcast(frozen.fit_regression()))
+            if checkpoint is None:
+                seconds = estimate_seconds(
+                    inputs.train,
+                    inputs.validation,
+                    arguments,
+                    tokens_per_second=frozen.tokens_per_second,
+                    passes=2 if recipe.consistency else 1,
+                    folds=splits.n_folds,
+                )
+                observe(TrainingEstimated(seconds))
             listener = recording_listener(run, phases, observe)
             with phases.timed("training"):
                 cross_validation = _cross_validate(run, config, splits, inputs, recipe, frozen, observe, stop)
