@@ -832,7 +832,7 @@ def test_a_place_that_cannot_be_written_is_told_before_any_work(tiny, tmp_path, 
 
 def test_a_disk_without_room_for_the_run_is_told_before_training(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**5))
-    with pytest.raises(RunFolderError, match=r"0.0 GB are free, and .* GB are needed"):
+    with pytest.raises(RunFolderError, match=r"0\.0 GB .* GB"):
         _train(tiny, tmp_path / "run")
 
 
