@@ -38,9 +38,13 @@ def csv(tmp_path):
     return tmp_path / "t.csv"
 
 
-def test_the_commands_are_those_of_the_readme():
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    assert set(re.findall(r"^\| `bertsmith (\w+)", readme, flags=re.M)) == set(COMMANDS)
+def test_the_readme_and_the_reference_have_the_commands():
+    root = Path(__file__).parents[2]
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    used = set(re.findall(r"^\$ bertsmith (\w+)", readme, flags=re.M))
+    assert {"inspect", "train", "predict"} <= used <= set(COMMANDS)
+    reference = (root / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^## (\w+)", reference, flags=re.M)) == set(COMMANDS)
 
 
 @pytest.mark.parametrize("flag", [(), ("--debug",)], ids=["usual", "debug"])
