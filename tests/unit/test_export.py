@@ -332,7 +332,7 @@ def rounded(copy):
     (copy / "model.onnx.data").unlink()
     quantizer.model.save_model_to_file(str(file), use_external_data_format=True)
     about = ExportInfo.read(copy)
-    files = {name: exporting.digest(copy / name) for name in about.files}
+    files = {name: exporting.file_digest(copy / name) for name in about.files}
     (copy / "export.json").write_text(json.dumps(replace(about, precision="int8", files=files).to_dict()))
     return copy
 

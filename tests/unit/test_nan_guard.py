@@ -74,14 +74,14 @@ class _PowerCutError(Exception):
 def whole(tiny, tmp_path_factory):
     """A run that nothing disturbed, which tests compare with and do not change."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batching, "WITH_TILES", 1)
+        patch.setattr(batching, "AMX_BUDGET_FACTOR", 1)
         return _train(tiny, tmp_path_factory.mktemp("whole") / "run")
 
 
 @pytest.fixture(scope="module")
 def _stopped(tiny, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batching, "WITH_TILES", 1)
+        patch.setattr(batching, "AMX_BUDGET_FACTOR", 1)
         return _interrupted(tiny, tmp_path_factory.mktemp("stopped") / "run").path
 
 

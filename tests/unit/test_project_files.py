@@ -35,8 +35,8 @@ def _problems(command):
         return set(words[1:]) - TARGETS
     if words[0] == "bertsmith":
         return {w for w in words[1:2] if not w.startswith("-")} - set(COMMANDS)
-    if words[:2] == ["python", "-m"] and importlib.util.find_spec(words[2]) is None:
-        return {words[2]}
+    if words[:2] == ["python", "-m"] and words[2] != "pip" and importlib.util.find_spec(words[2]) is None:
+        return {words[2]}  # setuptools warns of a search for pip
     extras = {name for names in re.findall(r"\[([a-z,-]+)\]", command) for name in names.split(",")}
     files = {w for w in words if re.fullmatch(r"[\w.-]+/[\w./-]+|[\w-]+\.(txt|py|toml)", w)}
     return (extras - EXTRAS) | {f for f in files if not (ROOT / f).exists()}

@@ -66,7 +66,7 @@ def test_files_and_folders_are_written_where_windows_refuses_to_sync(tmp_path, m
     monkeypatch.setattr(os, "open", opened)
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(Path, "unlink", unlink)
-    with lock(tmp_path / "run"), replaced_folder(tmp_path / "run") as folder:
+    with lock(tmp_path / "run", "writing"), replaced_folder(tmp_path / "run") as folder:
         (folder / "inner").mkdir()
         (folder / "inner" / "a.bin").write_bytes(b"a")
     with replaced_file(tmp_path / "b.txt") as file:

@@ -267,7 +267,7 @@ def test_with_few_validation_texts_the_last_weights_are_kept(tiny, tmp_path, mon
     assert run.info["data"]["splits"]["validation"] < 20
     assert (training["epoch"], training["selected"], training["stopped_early"]) == (4, False, False)
     assert training["best_step"] == run.history[-1]["step"]
-    assert "The last weights were kept" in run.layout.report.read_text(encoding="utf-8")
+    assert "weights of the last step" in run.layout.report.read_text(encoding="utf-8")
 
 
 def test_arguments_that_only_fail_later_are_told_too(tiny, tmp_path):
