@@ -8,7 +8,7 @@ from typing import Any
 
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TableSource, TrainConfig
 
-FILE = Path(__file__).parents[1] / "src" / "bertsmith" / "keywords.py"
+FILE = Path(__file__).parents[1] / "src" / "bertsmith" / "api" / "keyword_types.py"
 _HEAD = '''"""Types of the keyword arguments of the Python API, for completion and type checkers.
 
 Generated from `bertsmith.config` by ``python -m tests.keyword_types``.

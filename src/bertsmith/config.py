@@ -1,7 +1,7 @@
 """Every setting, once: its name, type, range, default and help.
 
 The command line, the ``BERTSMITH_…`` environment variables, the configuration file and the Python API take these names;
-`bertsmith.resolve` merges them.
+`bertsmith.load_config` merges them.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import pytest
 import bertsmith as bs
 from bertsmith.config import Config
 from bertsmith.errors import ConfigError, UserError
-from bertsmith.resolve import parse_assignments, resolve
+from bertsmith.load_config import parse_assignments, resolve
 from bertsmith.testing import tiny_table
 from tests import keyword_types
 

@@ -8,7 +8,7 @@ import pytest
 import bertsmith as bs
 from bertsmith.config import DEFAULT_MODEL
 from bertsmith.events import CheckpointChosen
-from bertsmith.resolve import resolve
+from bertsmith.load_config import resolve
 from bertsmith.testing import tiny_table
 from bertsmith.workflows import languages
 from bertsmith.workflows.languages import MULTILINGUAL_MODEL, with_checkpoint

@@ -356,7 +356,7 @@ def _states_during(action, folder, monkeypatch):
     monkeypatch.setattr(os, "fsync", recorded)
     writers = {checkpoints.__file__, atomic.__file__}
     # What computes and writes nothing, in thousands of lines.
-    apart = checkpoints._apart.__code__
+    apart = checkpoints._to_json.__code__
     computing = {apart, *(part for part in apart.co_consts if isinstance(part, types.CodeType))}
 
     def look():

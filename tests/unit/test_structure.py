@@ -12,9 +12,9 @@ import bertsmith
 SRC = Path(bertsmith.__file__).parent
 # A package may import those left of it; within one of these groups nothing imports another group member.
 ORDER = [
-    {"errors", "keywords"},
+    {"errors"},
     {"config", "compute", "events"},
-    {"resolve"},
+    {"load_config"},
     {"data"},
     {"folders"},
     {"model", "evaluation"},

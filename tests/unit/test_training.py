@@ -13,9 +13,9 @@ from bertsmith.config import Config, TrainConfig
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, Interrupted
 from bertsmith.events import Evaluated, Finished, Saved, Started, StepDone
+from bertsmith.load_config import resolve
 from bertsmith.model import checkpoint
 from bertsmith.model.load import load_model
-from bertsmith.resolve import resolve
 from bertsmith.testing import ARCHITECTURES, tiny_model
 from bertsmith.training.arguments import argument_problems, training_arguments
 from bertsmith.training.engine import Engine

@@ -575,7 +575,7 @@ def test_a_trial_that_fails_is_told_and_the_others_go_on(tiny, tmp_path, monkeyp
             raise DeviceError("memory does not suffice even for one text")
         return run_trial(data, config, **rest)
 
-    monkeypatch.setattr("bertsmith.workflows.workers.run_trial", sometimes)
+    monkeypatch.setattr("bertsmith.workflows.trial_workers.run_trial", sometimes)
     study = tune(tiny, tmp_path / "s", trials=3, epochs=1)
     assert list(study.trials["state"]) == ["complete", "failed", "complete"]
     assert study.trials["why"][1] == "memory does not suffice even for one text"
@@ -586,7 +586,7 @@ def test_where_every_trial_fails_the_reason_is_told(tiny, tmp_path, monkeypatch)
     def never(*_, **__):
         raise DeviceError("memory does not suffice even for one text")
 
-    monkeypatch.setattr("bertsmith.workflows.workers.run_trial", never)
+    monkeypatch.setattr("bertsmith.workflows.trial_workers.run_trial", never)
     with pytest.raises(DeviceError, match="memory does not suffice"):
         tune(tiny, tmp_path / "s", trials=9)
     assert len(bs.Study(tmp_path / "s").trials) == 3
@@ -601,7 +601,7 @@ def test_a_poor_trial_is_pruned(tiny, tmp_path, monkeypatch):
             on_score(epoch, (0.5 if good else 0.1) + epoch / 100)
         return trying.TrialResult(0.5, [(2.0, 0.5)], None, None)
 
-    monkeypatch.setattr("bertsmith.workflows.workers.run_trial", made_up)
+    monkeypatch.setattr("bertsmith.workflows.trial_workers.run_trial", made_up)
     study = tune(tiny, tmp_path / "s", trials=7)
     assert list(study.trials["state"]) == ["complete"] * 5 + ["pruned"] * 2
     assert all(len(curve) == 1 for curve in [t["curve"] for t in study.info["trials"]][5:])
@@ -609,7 +609,7 @@ def test_a_poor_trial_is_pruned(tiny, tmp_path, monkeypatch):
 
 def test_the_time_ends_a_search(tiny, tmp_path, monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr("bertsmith.workflows.workers.time.time", lambda: now[0])
+    monkeypatch.setattr("bertsmith.workflows.trial_workers.time.time", lambda: now[0])
 
     def tick(event):
         if type(event).__name__ == "TrialEnded":
@@ -621,7 +621,7 @@ def test_the_time_ends_a_search(tiny, tmp_path, monkeypatch):
 
 def test_a_trial_that_the_end_of_the_time_cuts_short_is_begun_again(tiny, tmp_path, monkeypatch):
     now, events = [1000.0], []
-    monkeypatch.setattr("bertsmith.workflows.workers.time.time", lambda: now[0])
+    monkeypatch.setattr("bertsmith.workflows.trial_workers.time.time", lambda: now[0])
 
     def tick(event):
         events.append(event)
@@ -674,7 +674,7 @@ def test_cross_validation_uses_every_text_once_and_keeps_groups_together(tiny, t
     seen = []
     run_trial = trying.run_trial
     monkeypatch.setattr(
-        "bertsmith.workflows.workers.run_trial",
+        "bertsmith.workflows.trial_workers.run_trial",
         lambda data, *a, **k: (seen.append(data), run_trial(data, *a, **k))[1],
     )
     study = tune(tiny, tmp_path / "s", trials=1, cv=3, table=table, group_column="Author", epochs=1)

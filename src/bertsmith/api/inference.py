@@ -9,13 +9,13 @@ from bertsmith.compute.machine import use_cores
 from bertsmith.config import CsvDialect, Long, OnError
 from bertsmith.errors import needing, to_path
 from bertsmith.folders.run import Run
-from bertsmith.resolve import resolve
+from bertsmith.load_config import resolve
 
 if TYPE_CHECKING:
+    from bertsmith.api.keyword_types import PredictSettings
     from bertsmith.events import PredictionListener
     from bertsmith.inference.export import Export
     from bertsmith.inference.predictor import Predictor
-    from bertsmith.keywords import PredictSettings
     from bertsmith.workflows.predict import Predictions
 
 Device = Literal["auto", "cuda", "mps", "cpu"]

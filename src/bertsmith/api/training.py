@@ -10,15 +10,12 @@ from bertsmith.compute.machine import use_cores
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, listing, needing, to_path
 from bertsmith.folders.run import Run, open_run
-from bertsmith.resolve import resolve
+from bertsmith.load_config import resolve
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bertsmith.data.findings import Findings
-    from bertsmith.events import RunListener, StudyListener
-    from bertsmith.folders.study import Study
-    from bertsmith.keywords import (
+    from bertsmith.api.keyword_types import (
         EvaluateSettings,
         InspectSettings,
         LabelErrorSettings,
@@ -26,6 +23,9 @@ if TYPE_CHECKING:
         TrainSettings,
         TuneSettings,
     )
+    from bertsmith.data.findings import Findings
+    from bertsmith.events import RunListener, StudyListener
+    from bertsmith.folders.study import Study
 
 
 @needing("train")

@@ -24,7 +24,7 @@ def demo(*, output: Output = DEMO_RUN, resume: Resume = False, overwrite: Overwr
     Example: bertsmith demo -o runs/bbc-news
     """
     from bertsmith.folders.new_run import RunFolder
-    from bertsmith.resolve import resolve
+    from bertsmith.load_config import resolve
 
     RunFolder(output).check(resume=resume, overwrite=overwrite)
     stderr_console().print("BBC News: 2,225 articles in 5 classes, fine-tuned with MiniLM, offline")

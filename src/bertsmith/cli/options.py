@@ -18,7 +18,7 @@ from typer.core import TyperCommand
 from bertsmith.compute.machine import use_cores
 from bertsmith.config import DataConfig, EvalConfig, ModelConfig, Step, TrainConfig
 from bertsmith.errors import ConfigError, to_path
-from bertsmith.resolve import parse_assignments, resolve
+from bertsmith.load_config import parse_assignments, resolve
 
 _PANELS: dict[type[Step], str] = {
     DataConfig: "Data",

@@ -9,7 +9,7 @@ import typer
 
 from bertsmith.cli.options import DecisionRule, RunOrExport, Runtime
 from bertsmith.errors import ConfigError
-from bertsmith.resolve import TOKEN
+from bertsmith.load_config import TOKEN
 from bertsmith.serving.signals import handle_signals
 
 

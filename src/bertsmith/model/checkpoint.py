@@ -12,7 +12,7 @@ from typing import Any
 
 from bertsmith.data import hub
 from bertsmith.errors import ModelError, listing
-from bertsmith.model import safety
+from bertsmith.model import checkpoint_safety
 from bertsmith.model.emoji import add_names_to_json
 from bertsmith.model.tokenizer import FastEncoder
 
@@ -68,7 +68,7 @@ class Checkpoint:
         Raises:
             ModelError: if it is missing or damaged.
         """
-        return safety.read_json(self.path / "config.json")
+        return checkpoint_safety.read_json(self.path / "config.json")
 
     @property
     def model_type(self) -> str:
@@ -84,7 +84,7 @@ class Checkpoint:
         """
         if not self.has_file(POOLING_CONFIG):
             return False
-        content = safety.read_json(self.path / POOLING_CONFIG)
+        content = checkpoint_safety.read_json(self.path / POOLING_CONFIG)
         modes = {name for name, value in content.items() if name.startswith("pooling_mode") and value is True}
         return modes == {"pooling_mode_mean_tokens"} or content.get("pooling_mode") == "mean"
 
@@ -103,7 +103,7 @@ class Checkpoint:
         limit = self.config.get("max_position_embeddings")
         limit = limit - POSITION_OFFSET.get(self.model_type, 0) if isinstance(limit, int) and limit > 0 else _NO_LIMIT
         if self.has_file("tokenizer_config.json"):
-            max_length = safety.read_json(self.path / "tokenizer_config.json").get("model_max_length")
+            max_length = checkpoint_safety.read_json(self.path / "tokenizer_config.json").get("model_max_length")
             if isinstance(max_length, int | float) and 0 < max_length < limit:
                 limit = int(max_length)
         return int(limit) if limit < _NO_LIMIT else 512
@@ -267,7 +267,7 @@ def _check(checkpoint: Checkpoint, allow_pickle: bool) -> Checkpoint:
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as SUPPORTED
 
     where, model_type = str(checkpoint.path), checkpoint.model_type
-    safety.check_files(checkpoint.path, checkpoint.config)
+    checkpoint_safety.check_files(checkpoint.path, checkpoint.config)
     if model_type not in SUPPORTED:
         kind = f"has the type {model_type!r}" if model_type else "has no model_type"
         code = " and needs custom code, which bertsmith never runs" if "auto_map" in checkpoint.config else ""

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from bertsmith.config import Config, ModelConfig, TrainConfig
 from bertsmith.errors import ConfigError, did_you_mean, listing
-from bertsmith.resolve import SAME_ARGUMENT
+from bertsmith.load_config import SAME_ARGUMENT
 from bertsmith.training.recipe import FEW_TEXTS, MAX_EPOCHS, Recipe
 
 if TYPE_CHECKING:

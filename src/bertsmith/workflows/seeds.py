@@ -24,7 +24,7 @@ from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
 from bertsmith.training.distributed import rank_and_world_size
 from bertsmith.workflows.inspect import as_table
-from bertsmith.workflows.record import record_failure
+from bertsmith.workflows.run_record import record_failure
 from bertsmith.workflows.score import stored_groups, stored_targets
 from bertsmith.workflows.train import run_training, train_into
 

@@ -26,7 +26,7 @@ from bertsmith.tuning.config import StudyConfig
 from bertsmith.tuning.store import ERROR, Store, is_done
 from bertsmith.workflows.score import stored_groups, stored_targets
 from bertsmith.workflows.seeds import run_seeds
-from bertsmith.workflows.workers import STATES, Search, primary_score, rank_key
+from bertsmith.workflows.trial_workers import STATES, Search, primary_score, rank_key
 
 
 def trial_records(trials: list[FrozenTrial], steps_per_unit: int) -> list[dict[str, Any]]:

@@ -27,9 +27,9 @@ from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group
-from bertsmith.training.estimate import estimate_seconds
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.steps import check_memory
+from bertsmith.training.time_estimate import estimate_seconds
 from bertsmith.training.timing import PhaseTimer
 from bertsmith.training.trainer import fit
 from bertsmith.workflows.baselines import FrozenEmbeddings, baselines
@@ -37,7 +37,7 @@ from bertsmith.workflows.cross_validation import score_folds, split_or_fold
 from bertsmith.workflows.inspect import as_table
 from bertsmith.workflows.languages import with_checkpoint
 from bertsmith.workflows.prepare import Inputs, Splits, choose_recipe, initialize_head, prepare_inputs, prepared_event
-from bertsmith.workflows.record import begin_run, record_failure, recording_listener, resume_run
+from bertsmith.workflows.run_record import begin_run, record_failure, recording_listener, resume_run
 from bertsmith.workflows.score import (
     CrossValidation,
     Scores,

@@ -31,8 +31,7 @@ from bertsmith.workflows.inspect import as_table
 from bertsmith.workflows.languages import with_checkpoint
 from bertsmith.workflows.prepare import choose_recipe
 from bertsmith.workflows.study_result import finish_study, trial_records
-from bertsmith.workflows.trials import TrialData
-from bertsmith.workflows.workers import (
+from bertsmith.workflows.trial_workers import (
     STEPS_PER_EPOCH,
     Search,
     open_store,
@@ -40,6 +39,7 @@ from bertsmith.workflows.workers import (
     run_trials,
     run_workers,
 )
+from bertsmith.workflows.trials import TrialData
 
 
 def run_tuning(
