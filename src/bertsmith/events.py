@@ -334,22 +334,9 @@ class FinalStarted:
     name: str
 
 
-Event = (
-    Started
-    | Slowed
-    | CheckpointsDamaged
-    | StepDone
-    | Evaluated
-    | Collapsed
-    | Saved
-    | MemoryLimited
-    | Compiling
-    | MemoryExceeded
-    | RolledBack
-    | FoldStarted
-    | FoldDone
-    | Finished
-)
+_Progress = Started | StepDone | Evaluated | Saved | FoldStarted | FoldDone | Finished
+_Incident = Slowed | CheckpointsDamaged | Collapsed | MemoryLimited | MemoryExceeded | RolledBack | Compiling
+Event = _Progress | _Incident
 """Events of a training."""
 RunEvent = SeedStarted | CheckpointChosen | Prepared | TrainingEstimated | Event | Scoring | Scored
 """Events of a run, from the table to the report."""
@@ -357,8 +344,7 @@ StudyEvent = StudyStarted | TrialStarted | TrialScored | TrialEnded | StorageUna
 """Events of a study."""
 PredictionEvent = InputOpened | ModelOpened | RowsResumed | RowsPredicted
 """Events of predictions."""
-Listener = Callable[[Event], None]
-ScoringListener = Callable[[Scoring | Scored], None]
+Listener, ScoringListener = Callable[[Event], None], Callable[[Scoring | Scored], None]
 RunListener = Callable[[RunEvent], None]
 StudyListener = Callable[[StudyEvent], None]
 PredictionListener = Callable[[PredictionEvent], None]

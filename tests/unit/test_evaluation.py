@@ -302,3 +302,9 @@ def test_an_evaluation_is_json_ready():
     assert result["confusion"] == [[1, 1, 0], [0, 2, 0], [1, 0, 0]]
     assert [e["label"] for e in result["per_class"]] == [5, 6, 7]
     assert all(entry["interval"] is not None for entry in result["metrics"].values())
+
+
+def test_a_bag_of_words_accepts_few_texts_per_class():
+    texts = [f"text number {i} word{i % 77}" for i in range(154)]
+    found = bag_of_words(texts, np.arange(154) % 77, texts[:5], n_classes=77, seed=0)  # a warning would be an error
+    assert found.probabilities.shape == (5, 77)

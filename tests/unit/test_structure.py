@@ -70,6 +70,13 @@ def test_every_package_has_its_place_in_the_order():
     assert there - {"py"} == set(RANK) | STANDALONE
 
 
+def test_modules_are_neither_large_nor_tiny():
+    tiny = {"__main__.py", "training/time_estimate.py"}
+    lines = {p.relative_to(SRC).as_posix(): len(p.read_text(encoding="utf-8").splitlines()) for p in SRC.rglob("*.py")}
+    assert {name: n for name, n in lines.items() if n > 350} == {}
+    assert {name for name, n in lines.items() if n < 40 and not name.endswith("__init__.py")} == tiny
+
+
 def test_no_module_imports_itself_in_a_circle():
     modules = {".".join(("bertsmith", *p.relative_to(SRC).with_suffix("").parts)): p for p in SRC.rglob("*.py")}
     graph = {name: {t for t in _imports(path) if t in modules} for name, path in modules.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -131,7 +132,9 @@ def _margins(x: Any, y: np.ndarray, others: Any, n_classes: int) -> np.ndarray:
     if len(seen) < 2:
         margins[:, seen] = 1.0
         return margins
-    model = LinearSVC(C=SVM_C, class_weight="balanced", tol=0.1, random_state=0).fit(x, y)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The number of unique classes")  # normal with few texts per class
+        model = LinearSVC(C=SVM_C, class_weight="balanced", tol=0.1, random_state=0).fit(x, y)
     found = model.decision_function(others)
     margins[:, seen] = np.stack([-found, found], axis=1) if found.ndim == 1 else found
     return margins

@@ -79,6 +79,9 @@ class Run:
 
     path: Path
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", to_path(self.path, "run"))
+
     @property
     def layout(self) -> Layout:
         """Paths in the folder."""
