@@ -336,15 +336,15 @@ class FinalStarted:
 
 _Progress = Started | StepDone | Evaluated | Saved | FoldStarted | FoldDone | Finished
 _Incident = Slowed | CheckpointsDamaged | Collapsed | MemoryLimited | MemoryExceeded | RolledBack | Compiling
-Event = _Progress | _Incident
-"""Events of a training."""
+Event = _Progress | _Incident  # of a training
 RunEvent = SeedStarted | CheckpointChosen | Prepared | TrainingEstimated | Event | Scoring | Scored
 """Events of a run, from the table to the report."""
 StudyEvent = StudyStarted | TrialStarted | TrialScored | TrialEnded | StorageUnavailable | FinalStarted | RunEvent
 """Events of a study."""
 PredictionEvent = InputOpened | ModelOpened | RowsResumed | RowsPredicted
 """Events of predictions."""
-Listener, ScoringListener = Callable[[Event], None], Callable[[Scoring | Scored], None]
+Listener = Callable[[Event], None]
+ScoringListener = Callable[[Scoring | Scored], None]
 RunListener = Callable[[RunEvent], None]
 StudyListener = Callable[[StudyEvent], None]
 PredictionListener = Callable[[PredictionEvent], None]
