@@ -588,7 +588,7 @@ def _queries(c: _Corpus) -> None:
     query("no-table.db", "select * from u", "no such table: u")
     query("no-column.db", "select missing from t", "no such column")
     query("two.db", "select 1; select 2", "one statement at a time")
-    query("no-select.db", "create table x (a)", "returns no rows")
+    query("no-select.db", "create table x (a)", "SELECT")
     query("no-rows.db", "select * from t where 0", "no rows")
     query("blobs.db", "select * from blobs", "row 1 holds bytes")
     query("same-names.db", "select text, text, label from t", "same name")

@@ -106,7 +106,7 @@ class DataConfig(Step):
         description="Share of the rows for the test; 0: cross-validate instead. Default below 300 labelled texts: 0.",
     )
     near_duplicates: Literal["together", "ignore"] = Field(
-        "together", description="Keep near-duplicate texts in one split, or ignore that they are near-duplicates."
+        "together", description="Keep near-duplicate texts in one split, or split them like other texts."
     )
     corrections: FilePath = Field(None, description="CSV of corrected labels, in the format of inspect --label-errors.")
     sql: str | None = Field(None, description="Query that returns the table, instead of a file; needs --db.")
@@ -133,7 +133,8 @@ class ModelConfig(Step):
         None, ge=1, le=1024, description="Number of CPU cores; all that this process may use by default."
     )
     allow_pickle: bool = Field(
-        False, description="Load a checkpoint with only pickle weights; weights_only=True prevents code execution."
+        False,
+        description="Allow pickle weights if a checkpoint has no safetensors; torch loads weights only and runs no code.",
     )
 
 
@@ -141,7 +142,7 @@ class TrainConfig(Step):
     """Settings for fine-tuning. By default, they are derived from the data and reported."""
 
     epochs: Annotated[float, Field(gt=0, le=1000)] | None = Field(
-        None, description="Maximum number of epochs; early stopping may end training before."
+        None, description="Maximum number of epochs; early stopping may end training earlier."
     )
     batch_size: int | None = Field(None, ge=1, le=65536, description="Texts per optimizer step.")
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="Peak learning rate.")
@@ -150,7 +151,7 @@ class TrainConfig(Step):
     )
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
-        description="Layer-wise learning rate decay: rate of a layer over that of the next; 1: no decay.",
+        description="Factor between the learning rates of a layer and the layer above it; 1: no decay.",
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="Dropout probability; from the checkpoint by default."

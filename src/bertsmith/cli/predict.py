@@ -52,7 +52,10 @@ def predict(
     target_accuracy: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, metavar="X", help="The same, with the threshold that reaches this accuracy on validation."
+            min=0,
+            max=1,
+            metavar="X",
+            help="Leave texts unlabelled below the confidence that gave this accuracy on validation.",
         ),
     ] = None,
     coverage: Annotated[
@@ -61,7 +64,7 @@ def predict(
             min=0.01,
             max=0.999,
             metavar="X",
-            help="Add label_set: labels with the true one among them, at this rate.",
+            help="Add label_set: a set of labels that contains the true one at this rate.",
         ),
     ] = None,
     long: Annotated[

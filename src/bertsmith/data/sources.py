@@ -85,7 +85,7 @@ def _read_sql(query: str, db: str) -> RawTable:
         with engine.connect() as connection:
             result = connection.execute(sqlalchemy.text(query))
             if not result.returns_rows:
-                raise DataError("the query returns no rows", where=url, remedy="Give a SELECT.")
+                raise DataError("the statement returns no table", where=url, remedy="Write a SELECT query.")
             names = list(result.keys())
             rows = result.fetchall()
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:

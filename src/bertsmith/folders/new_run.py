@@ -33,7 +33,7 @@ class RunFolder(Output):
         if not run.layout.run.is_file():
             if run.layout.labels.exists() and run.layout.splits.exists():
                 raise RunFolderError(
-                    "this run folder has lost its run.json",
+                    "run.json is missing in this run folder",
                     where=str(path),
                     remedy="Put back a copy of that file, give -o another folder, or remove this one.",
                 )
