@@ -134,7 +134,7 @@ class ModelConfig(Step):
     )
     allow_pickle: bool = Field(
         False,
-        description="Allow pickle weights if a checkpoint has no safetensors; torch loads weights only and runs no code.",
+        description="Allow pickle weights if a checkpoint has no safetensors; loading runs no code.",
     )
 
 

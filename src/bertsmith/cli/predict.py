@@ -55,7 +55,7 @@ def predict(
             min=0,
             max=1,
             metavar="X",
-            help="Leave texts unlabelled below the confidence that gave this accuracy on validation.",
+            help="Leave texts unlabelled below the confidence for this validation accuracy.",
         ),
     ] = None,
     coverage: Annotated[
