@@ -132,6 +132,9 @@ class ModelConfig(Step):
     threads: int | None = Field(
         None, ge=1, le=1024, description="Number of CPU cores; all that this process may use by default."
     )
+    no_token_cache: bool = Field(
+        False, description="Do not keep token ids of large tables in the cache folder for the next run."
+    )
     allow_pickle: bool = Field(
         False,
         description="Allow pickle weights if a checkpoint has no safetensors; loading runs no code.",

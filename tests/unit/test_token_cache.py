@@ -9,6 +9,7 @@ from bertsmith.model import token_cache
 from bertsmith.model.load import Loaded
 from bertsmith.model.tokenizer import FastEncoder, encode
 from bertsmith.testing import tiny_model, tiny_table
+from tests.conftest import train
 
 TEXTS = tiny_table(50)["Text"].tolist()
 
@@ -48,6 +49,20 @@ def _loaded(model, max_length=16):
 
 def _lists(tokens):
     return [row.tolist() for row in tokens.ids()]
+
+
+def test_the_cache_can_be_turned_off(folder, tokenized, model):
+    first, again = (encode(TEXTS, _loaded(model), cache=False) for _ in range(2))
+    assert tokenized == [50, 50]
+    assert not folder.exists()
+    assert _lists(first) == _lists(again)
+
+
+def test_the_no_token_cache_setting_keeps_no_token_ids(folder, tmp_path, tiny):
+    train(tiny, tmp_path / "run", epochs=1, no_token_cache=True)
+    assert not folder.exists()
+    train(tiny, tmp_path / "other", epochs=1)
+    assert folder.exists()
 
 
 def test_the_same_texts_are_tokenized_once(folder, tokenized, model):

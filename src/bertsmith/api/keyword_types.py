@@ -68,6 +68,7 @@ class InspectSettings(ReadSettings, total=False):
     max_length: int | None
     device: Literal["auto", "cuda", "mps", "cpu"]
     threads: int | None
+    no_token_cache: bool
     allow_pickle: bool
 
 

@@ -132,7 +132,7 @@ def check_same_settings(run: Run, config: Mapping[str, Any]) -> None:
 def _changed_settings(run: Run, config: Mapping[str, Any]) -> list[str]:
     """Describe which settings of a run differ. Device and threads may, so that another machine can finish the run."""
     before = {**Config().dump(), **run.info.get("config", {})}  # an older version lacks newer settings
-    machine = ("device", "threads")
+    machine = ("device", "threads", "no_token_cache")
     return differences(
         {name: value for name, value in before.items() if name not in machine},
         {name: value for name, value in config.items() if name not in machine},

@@ -253,8 +253,14 @@ def encoder_for(tokenizer: PreTrainedTokenizerBase) -> Encoder:
     return _SlowEncoder(tokenizer)
 
 
-def encode(texts: Sequence[str], loaded: Loaded) -> Tokens:
-    """Tokenize texts with the tokenizer, inputs and maximum length of a model, or read them from the cache."""
+def encode(texts: Sequence[str], loaded: Loaded, *, cache: bool = True) -> Tokens:
+    """Tokenize texts with the tokenizer, inputs and maximum length of a model, or read them from the cache.
+
+    Args:
+        texts: the texts.
+        loaded: the model.
+        cache: whether to use the cache folder.
+    """
     encoder, names = encoder_for(loaded.tokenizer), loaded.columns
 
     def compute() -> dict[str, np.ndarray]:
@@ -266,7 +272,8 @@ def encode(texts: Sequence[str], loaded: Loaded) -> Tokens:
             "unknown": tokens.has_unknown.view(np.uint8),
         }
 
-    found = cached(texts, encoder.cache_key and f"{encoder.cache_key} {loaded.max_length} {names}", compute)
+    key = f"{encoder.cache_key} {loaded.max_length} {names}" if encoder.cache_key and cache else None
+    found = cached(texts, key, compute)
     columns = {name: found[name] for name in names}
     return Tokens(columns, found["kept"], found["lengths"], found["unknown"].view(bool), encoder)
 

@@ -175,7 +175,7 @@ def prepare_model(
     if pooled:
         pooling.add_pooling_layer(model)
     loaded = Loaded(model, tokenizer, device, checkpoint.max_positions, names, pooled)
-    tokens = encode(texts, loaded) if tokens is None else tokens
+    tokens = encode(texts, loaded, cache=not config.no_token_cache) if tokens is None else tokens
     max_length = config.max_length or choose_max_length(tokens.full_lengths[train], checkpoint.max_positions)
     tokenizer.model_max_length = max_length
     return replace(loaded, max_length=max_length), tokens

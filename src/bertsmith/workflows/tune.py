@@ -165,7 +165,7 @@ def _study_name(searched: Mapping[str, Any]) -> str:
     Args:
         searched: entry of ``study.json``; a study of an older version, with fewer settings, keeps its name.
     """
-    local = ("validation", "test", "db", "corrections", "device", "threads")
+    local = ("validation", "test", "db", "corrections", "device", "threads", "no_token_cache")
     settings = {name: value for name, value in searched["settings"].items() if name not in local}
     content = json.dumps({**searched, "settings": settings}, sort_keys=True, default=str)
     return f"bertsmith-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
