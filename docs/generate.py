@@ -226,8 +226,8 @@ _SPLIT = {
     "confusion": "confusion matrix; rows are the true classes, columns the predicted ones",
     "calibration": "expected calibration error, Brier score, bins; for the test split also before calibration",
     "sample_of": "for the train split: number of training texts that the scored sample comes from",
-    "by": "`cross-validation` where the figures come from one; otherwise absent",
-    "folds": "number of folds, where the figures come from a cross-validation",
+    "by": "`cross-validation` where the metrics come from one; otherwise absent",
+    "folds": "number of folds, where the metrics come from a cross-validation",
 }
 CONTENT: dict[str, tuple[str, dict[str, str]]] = {
     "run.json": (
@@ -239,7 +239,7 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "config": "every setting",
             "versions": "versions of Python and of the main packages",
             "hardware": "device, CPU, cores, threads and system",
-            "data": "fingerprint, sources, sizes of the splits, rows left out by reason, and all findings",
+            "data": "fingerprint, sources, sizes of the splits, dropped rows by reason, and all findings",
             "model": "checkpoint: name, architecture, revision, checksum, number of weights, maximum length",
             "recipe": "training settings in use, with the reason for each choice",
             "seconds": "time by phase",
@@ -263,8 +263,8 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
         {
             "source": "name of the source table",
             "row": "row in that table",
-            "split": "`train`, `validation` or `test`; missing if the row was left out",
-            "reason": "why the row was left out; otherwise missing",
+            "split": "`train`, `validation` or `test`; missing if the row was dropped",
+            "reason": "why the row was dropped; otherwise missing",
             "hash": "XXH3 hash of the text; `evaluate` uses it to count texts that were seen in training",
         },
     ),
@@ -289,7 +289,7 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
         "key",
         {
             "primary": "metric that chooses the best epoch: `macro_f1`",
-            "splits": "figures of `train`, `validation` and `test`; see below",
+            "splits": "metrics of `train`, `validation` and `test`; see below",
             "baseline": "the three baselines: `majority_class`, `bag_of_words`, `frozen_embeddings`",
             "inference": "number format for predictions, and how it was checked",
             "abstention": "accuracy by coverage, thresholds, conformal sets, label shift",
@@ -306,7 +306,7 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "table": "name of the table",
             "source": "path of the table",
             "fingerprint": "SHA-256 over texts, labels and splits",
-            "left_out": "rows left out, by reason",
+            "left_out": "dropped rows by reason",
             "seen_in_training": "texts of the table that the model was trained or validated on",
         },
     ),

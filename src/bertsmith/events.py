@@ -272,7 +272,7 @@ class StudyStarted:
         trials: number of trials; ``None`` if only a time limit ends the study.
         done, best: number of trials that earlier commands finished, and their best score, if any.
         space: the search space.
-        texts: number of texts for training, validation and test, and of texts left out.
+        texts: number of texts for training, validation and test, and of dropped rows.
         unseen: label texts of classes without validation texts.
         shared: name of the study in its database, and number of other studies in it; ``None`` without a database.
     """

@@ -77,7 +77,7 @@ def test_the_report_is_complete(finished):
         "How good is it?",
         "What to fix?",
         "What was done",
-        "All figures",
+        "All metrics",
         "Class by class",
         "What is mistaken for what",
         "A sample of right answers",

@@ -48,7 +48,7 @@ def evaluate(
     evaluation = run_evaluation(run, table, settings, name=name, overwrite=overwrite)
     metrics = evaluation.metrics
     for reason, n in evaluation.left_out.items():
-        stderr_console().print(f"skipped: {n:,} rows ({reason})", markup=False)
+        stderr_console().print(f"dropped: {n:,} rows ({reason})", markup=False)
     if seen := metrics["seen_in_training"]:
         stderr_console().print(
             f"[yellow]warning:[/] {seen:,} of these texts were in the run's train or validation split: the metrics are "

@@ -233,7 +233,7 @@ def format_duration(seconds: float) -> str:
 LOG_SECONDS = 60.0
 """Seconds between two lines of a log."""
 LEFT_OUT_SHOWN = 5
-"""Rows left out that are shown one by one."""
+"""Skipped rows that are shown one by one."""
 
 
 class PredictionProgress:
@@ -284,7 +284,7 @@ class PredictionProgress:
         if n := len(event.left_out):
             some = "; ".join(f"{place}: {why}" for place, why in event.left_out[:LEFT_OUT_SHOWN])
             more = f"; and {n - LEFT_OUT_SHOWN:,} more" if n > LEFT_OUT_SHOWN else ""
-            self.console.print(f"[yellow]warning:[/] rows left out because they cannot be read: {n:,}")
+            self.console.print(f"[yellow]warning:[/] rows skipped because they cannot be read: {n:,}")
             self.console.print(f"  {some}{more}", markup=False)
 
     def _advance(self, n: int) -> None:

@@ -84,7 +84,7 @@ def apply_corrections(table: Table, file: Path, config: DataConfig) -> Table:
         raise DataError(
             f"corrections do not match the table:\n{shown}{more}",
             where=raw.name,
-            remedy=f"In 'corrected', write a label text of the table, {REMOVE} to remove a row, or nothing. "
+            remedy=f"In 'corrected', write a label text of the table, {REMOVE} to drop a row, or nothing. "
             "Use the file with the table from which it was created.",
         )
     changed = {position: target for position, target in corrected.items() if targets[position] != target}
@@ -92,7 +92,7 @@ def apply_corrections(table: Table, file: Path, config: DataConfig) -> Table:
     targets[list(changed)] = list(changed.values())
     counts = {
         "corrected": len(changed) - n_removed,
-        "left out": n_removed,
+        "dropped": n_removed,
         "already so": len(corrected) - len(changed),
     }
     if corrected:

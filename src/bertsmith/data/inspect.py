@@ -93,9 +93,9 @@ def _imbalance(counts: np.ndarray) -> float:
 
 
 def estimate_tokens(texts: Sequence[str]) -> np.ndarray:
-    """Estimate the number of word pieces from words and punctuation, shape (texts,).
+    """Estimate the number of tokens from words and punctuation, shape (texts,).
 
-    In five English collections, BERT has 1.02 to 1.16 word pieces per word or punctuation mark.
+    In five English collections, BERT has 1.02 to 1.16 tokens per word or punctuation mark.
     """
     return np.array([round(1.1 * len(_WORD.findall(text))) + 2 for text in texts], dtype=np.int64)
 

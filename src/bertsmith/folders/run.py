@@ -36,7 +36,7 @@ class Layout:
     Attributes:
         run: settings, versions, hardware, data, status and timings.
         labels: number, text and count by split of each label.
-        splits: the split of each source row, or the reason why it is left out.
+        splits: the split of each source row, or the reason why it was dropped.
         model: the fine-tuned Hugging Face checkpoint.
         history: one line per evaluation.
         trace: profiler trace of a few training steps.

@@ -55,7 +55,7 @@ def _evaluation_folder(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation on another table: metrics, number of rows left out by reason, and its folder."""
+    """An evaluation on another table: metrics, number of dropped rows by reason, and its folder."""
 
     metrics: dict[str, Any]
     left_out: dict[str, int]
@@ -77,7 +77,7 @@ def run_evaluation(
     table = source if isinstance(source, Table) else read_table(source, config, known=run.labels)
     if table.labels != run.labels:
         raise DataError("the classes of the table and the run differ", remedy="Give evaluate the file, not a Table.")
-    # Rows of a test table are left out only if they cannot be scored.
+    # Rows of a test table are dropped only if they cannot be scored.
     cleaned = clean(dataclasses.replace(table, frame=table.frame.assign(split="test")))
     if not len(cleaned.table):
         raise DataError("no row has both a text and a label", where=table.name)
