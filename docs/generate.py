@@ -92,13 +92,13 @@ def _number(value: Any) -> Any:
 
 _COMMANDS = """# Commands
 
-Results go to standard output, progress and messages to standard error. A flag that is given twice is an error, unless
-its description says that it repeats. `bertsmith COMMAND --help` prints the same descriptions.
+Results go to standard output, progress and messages to standard error. A repeated option is an error, unless its
+description says that it may be repeated. `bertsmith COMMAND --help` prints the same descriptions.
 
 | exit code | meaning |
 | --- | --- |
 | 0 | done |
-| 1 | a fault in bertsmith; the message names a file with the traceback |
+| 1 | an internal error; the message names a file with the traceback |
 | 2 | an error that you can fix; the message says what is wrong, where, and what to do |
 | 130 | interrupted; the message says how to resume |
 """
@@ -164,8 +164,8 @@ _FILES = """# Files
 
 ## A run
 
-`bertsmith train` writes a run folder. At every instant it is absent, resumable or finished. Rows are counted from 1;
-the header does not count. A label is your number, a label text is your words for it.
+`bertsmith train` writes a run folder. At any time the run is absent, resumable or finished. Row 1 is the first row
+after the header. A label is the number of a class in your table, a label text is its name.
 
 """
 _STUDY = """## A study
@@ -176,7 +176,7 @@ _STUDY = """## A study
 | --- | --- |
 | `report.html` | the result, what to try next, which settings matter, and every trial |
 | `best/` | the winner, as a run folder |
-| `defaults/` | the run that `train` makes with the same flags; absent where the defaults won |
+| `defaults/` | the run with the default settings and the same flags; absent if the defaults won |
 | `best.toml` | the settings of the winner, for `bertsmith train --config` |
 | `best_trial/` | the checkpoint of the best trial so far; absent with `--cv` |
 | `study.json` | settings, search space, trials and result |
@@ -184,7 +184,7 @@ _STUDY = """## A study
 
 ## An export
 
-`bertsmith export` writes an export folder. Every file that an answer depends on has a checksum.
+`bertsmith export` writes an export folder. It has a checksum for every file that affects predictions.
 
 | file | content |
 | --- | --- |
@@ -203,8 +203,8 @@ _STUDY = """## A study
 | `predicted` | label; empty where a text is missing or the model abstains |
 | `predicted_text` | label text |
 | `confidence` | calibrated probability of the predicted class |
-| `abstained` | with `--min-confidence` or `--target-accuracy`: whether the row is left without a label |
-| `label_set` | with `--coverage`: the label texts among which the true one is |
+| `abstained` | with `--min-confidence` or `--target-accuracy`: whether the model abstains from this row |
+| `label_set` | with `--coverage`: label texts, one of which is the true one at this rate |
 | `probability of LABEL TEXT` | with `--probabilities`: one column for each class |
 """
 _PREDICTIONS = {
@@ -225,9 +225,9 @@ _SPLIT = {
     "per_class": "precision, recall, F1, average precision and counts of each class",
     "confusion": "confusion matrix; rows are the true classes, columns the predicted ones",
     "calibration": "expected calibration error, Brier score, bins; for the test split also before calibration",
-    "sample_of": "for the train split: number of training texts that the scored sample comes from",
-    "by": "`cross-validation` where the metrics come from one; otherwise absent",
-    "folds": "number of folds, where the metrics come from a cross-validation",
+    "sample_of": "for the train split: number of training texts, of which a sample is scored",
+    "by": "`cross-validation` if the metrics come from cross-validation; otherwise absent",
+    "folds": "number of folds, if the metrics come from cross-validation; otherwise absent",
 }
 CONTENT: dict[str, tuple[str, dict[str, str]]] = {
     "run.json": (
@@ -335,10 +335,9 @@ def files() -> str:
 
 _HTTP = """# HTTP API
 
-`bertsmith serve` answers these requests. The server describes itself at `/openapi.json`, and `/docs` is a page to try
-requests in. Where `BERTSMITH_TOKEN` is set, requests need the header `Authorization: Bearer TOKEN` or
-`X-API-Key: TOKEN`.
-The paths `/health`, `/ready`, `/ui`, `/docs` and `/openapi.json` never need it.
+`bertsmith serve` answers these requests. `/openapi.json` describes them for programs, and `/docs` is a page to try
+them. If `BERTSMITH_TOKEN` is set, requests need the header `Authorization: Bearer TOKEN` or `X-API-Key: TOKEN`. The
+paths `/health`, `/ready`, `/ui`, `/docs` and `/openapi.json` never need it.
 """
 
 

@@ -103,10 +103,10 @@ class DataConfig(Step):
     validation_size: Share = Field(0.1, description="Share of the rows for validation.")
     test_size: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1,
-        description="Share of the rows for the test; 0: cross-validate instead. Default below 300 labelled texts: 0.",
+        description="Share of the rows for the test; 0: cross-validate instead, as with fewer than 300 labelled texts.",
     )
     near_duplicates: Literal["together", "ignore"] = Field(
-        "together", description="Keep near-duplicate texts in one split, or split them like other texts."
+        "together", description="Keep near-duplicates in one split, or split them like other texts."
     )
     corrections: FilePath = Field(None, description="CSV of corrected labels, in the format of inspect --label-errors.")
     sql: str | None = Field(None, description="Query that returns the table, instead of a file; needs --db.")
@@ -123,7 +123,7 @@ class ModelConfig(Step):
 
     model: Annotated[str, BeforeValidator(_as_name)] = Field(
         DEFAULT_MODEL,
-        description="Checkpoint: a Hugging Face Hub id, a local folder, packaged:minilm, or auto: by language.",
+        description="Checkpoint: a Hugging Face hub id, a local folder, packaged:minilm, or auto: by language.",
     )
     max_length: int | None = Field(
         None, ge=8, le=131072, description="Maximum tokens per text; by default, enough for 99 % of the texts."
@@ -168,7 +168,7 @@ class TrainConfig(Step):
     cv: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None,
         description="Cross-validate with K folds, then train on all but the test texts; 0: use a validation split. "
-        "Default: 3 below 300 labelled texts, else 0.",
+        "Default: 3 with fewer than 300 labelled texts, else 0.",
     )
     imbalance: Literal[
         "auto", "none", "weights", "effective-number", "focal", "logit-adjustment", "balanced-sampling"
@@ -197,7 +197,7 @@ class EvalConfig(Step):
     """Settings for evaluation."""
 
     decision_rule: Literal["auto", "off"] = Field(
-        "auto", description="Tune class offsets for macro-F1 on validation, if this improves it measurably."
+        "auto", description="Tune class offsets on validation, and use them if they raise macro-F1 measurably."
     )
     explanations: Literal["auto", "off"] = Field(
         "auto", description="Explain the most confident test mistakes, within 5 % of the training time."

@@ -343,7 +343,7 @@ def test_an_int8_export_for_onnx_of_an_older_version_still_runs(run, exported, r
     exported.path.rename(tmp_path / "aside")
     rounded.rename(exported.path)
     try:
-        with pytest.raises(RunFolderError, match="no fp32 export for it"):  # never a silent default
+        with pytest.raises(RunFolderError, match="no fp32 export"):  # never a silent default
             bs.load(run, runtime="onnx")
         assert isinstance(bs.load(run), Classifier)
     finally:
@@ -444,7 +444,7 @@ def test_auto_takes_an_export_of_this_very_model_only(run, exported):
     with pytest.raises(ConfigError) as error:
         bs.load(exported.path, device="cuda")
     assert error.value.where == str(exported.path)
-    with pytest.raises(DeviceError, match="--device gpu: there is no such device"):
+    with pytest.raises(DeviceError, match="--device gpu"):
         bs.load(run, device="gpu")
     with pytest.raises(ConfigError, match="long='all'"):
         bs.load(run, long="all")

@@ -125,7 +125,7 @@ def test_training_arguments_are_checked_all_at_once():
         )
     message = str(caught.value)
     assert "--patience: input should be greater" in message
-    assert "--set weight_decy: there is no such training argument. Did you mean 'weight_decay'?" in message
+    assert "--set weight_decy: unknown training argument. Did you mean 'weight_decay'?" in message
     assert "--set max_steps: input should be a valid integer" in message
     assert "--set seed: use --seed instead" in message
     assert "adafactor" not in message

@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from bertsmith import __version__
-from bertsmith.cli.options import Command
+from bertsmith.cli.options import Command, Group
 from bertsmith.cli.terminal import stderr_console, use_utf8
 from bertsmith.errors import DISK_ERRNOS, Interrupted, MissingPackageError, UserError, write_error
 from bertsmith.training.distributed import rank_and_world_size
@@ -48,7 +48,8 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an internal error; may follow any command.")
+        bool,
+        typer.Option("--debug", help="Show the traceback of an internal error; may follow any command."),
     ] = False,
 ) -> None:
     pass
@@ -58,8 +59,8 @@ def app(command: str = "") -> typer.Typer:
     """Return the command line. With the name of a command, import only that command."""
     cli = typer.Typer(
         name="bertsmith",
-        help="Fine-tune BERT-family models for text classification: from a labelled table to a classifier you can "
-        "trust.",
+        cls=Group,
+        help="Train text classifiers from labelled tables, by fine-tuning BERT-family models.",
         epilog="Start with:  bertsmith inspect reviews.csv   then:  bertsmith train reviews.csv -o runs/reviews",
         no_args_is_help=True,
         add_completion=False,

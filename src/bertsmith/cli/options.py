@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from pydantic.fields import FieldInfo
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from bertsmith.compute.machine import use_cores
 from bertsmith.config import DataConfig, EvalConfig, ModelConfig, Step, TrainConfig
@@ -57,8 +57,20 @@ TableArgument = Annotated[
 ]
 
 
+class Group(TyperGroup):
+    """The command line, whose help shows no type for flags without a value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters."""
+        return _without_type(super().get_params(ctx))
+
+
 class Command(TyperCommand):
     """A command that refuses repeated options; typer would use the last value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters; as for `Group`, the help shows no type for flags."""
+        return _without_type(super().get_params(ctx))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments of the command line.
@@ -130,6 +142,13 @@ def with_settings(
         return wrapper
 
     return decorate
+
+
+def _without_type(params: list[Any]) -> list[Any]:
+    for option in params:
+        if getattr(option, "is_flag", False):
+            option.metavar = ""
+    return params
 
 
 def _problems_of(settings: Mapping[str, Any]) -> Mapping[str, str]:

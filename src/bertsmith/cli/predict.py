@@ -55,7 +55,7 @@ def predict(
             min=0,
             max=1,
             metavar="X",
-            help="Leave texts unlabelled below the confidence for this validation accuracy.",
+            help="Leave texts unlabelled below the confidence that reaches this accuracy on validation.",
         ),
     ] = None,
     coverage: Annotated[
@@ -70,7 +70,7 @@ def predict(
     long: Annotated[
         Long,
         typer.Option(
-            help="Read the beginning of texts longer than the maximum length, or all of them window by window."
+            help="Read only the beginning of texts longer than the maximum length, or whole texts in windows."
         ),
     ] = "truncate",
     decision_rule: DecisionRule = True,
@@ -85,7 +85,7 @@ def predict(
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Label a folder of Parquet files on a Ray cluster: auto, HOST:PORT, or local to start one. "
+            help="Label a folder of Parquet files on a Ray cluster: auto, HOST:PORT, or local to start one; "
             "OUT is a folder.",
         ),
     ] = None,
@@ -94,9 +94,7 @@ def predict(
     json: Annotated[bool, typer.Option("--json", help="Write JSON Lines instead of CSV to stdout.")] = False,
     csv_dialect: Annotated[
         CsvDialect,
-        typer.Option(
-            help="CSV dialect: excel adds a byte order mark, excel-semicolon also ; as delimiter and a decimal comma."
-        ),
+        typer.Option(help="CSV dialect: excel adds a byte order mark; excel-semicolon also uses ; and decimal commas."),
     ] = "plain",
     formula_guard: Annotated[
         bool,

@@ -108,9 +108,7 @@ class TrainingProgress:
                 f"another program seems to use the CPU{load}; use fewer cores with --threads"
             )
         elif isinstance(event, Compiling):
-            self.console.print(
-                f"compiling the layers: training takes {format_duration(event.seconds)} more without that"
-            )
+            self.console.print(f"compiling the layers, because {format_duration(event.seconds)} of training remain")
         elif isinstance(event, RolledBack):
             self.evaluations = [e for e in self.evaluations if e.step <= event.to_step]
             origin = f"the checkpoint of step {event.to_step:,}" if event.to_step else "the beginning"
@@ -192,7 +190,7 @@ class TrainingProgress:
             f"{event.train_loss:.4f}",
             f"{event.validation_loss:.4f}",
             f"{event.metrics['accuracy']:.3f}",
-            f"{event.metrics['macro_f1']:.3f}{'*' if event.best else ''}",
+            f"{event.metrics['macro_f1']:.3f}{' (best)' if event.best else ''}",
             f"{event.learning_rate:.2e}",
             f"{event.texts_per_second:.0f}",
             self._time_left(event.step),

@@ -34,15 +34,16 @@ def serve(
 ) -> None:
     """Serve a run over HTTP: POST /predict and POST / classify texts, /ui is a test page, /docs describes the API.
 
-    If the environment variable BERTSMITH_TOKEN is set, requests must send that token as Authorization: Bearer … or
-    X-API-Key. On SIGTERM the server finishes open requests and exits; on SIGHUP it reloads the folder.
+    If BERTSMITH_TOKEN is set, requests must send this token, as Authorization: Bearer TOKEN or X-API-Key: TOKEN.
+
+    On SIGTERM the server answers the open requests and exits; on SIGHUP it reloads the folder.
 
     Example: bertsmith serve runs/reviews --port 8080
     """
     token = os.environ.get(TOKEN)
     if token is not None and not token.strip():
         raise ConfigError(
-            f"environment variable {TOKEN}: it is empty", remedy="Set a token, or unset the variable to need none."
+            f"the environment variable {TOKEN} is empty", remedy="Set a token, or unset it to serve without one."
         )
     with handle_signals() as signals:
         try:

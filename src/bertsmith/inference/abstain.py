@@ -86,7 +86,7 @@ def fit_abstention(
             "--target-accuracy 1: no threshold guarantees that every label is correct", remedy="Give a value below 1."
         )
     if min_confidence is not None and target_accuracy is not None:
-        raise ConfigError("--min-confidence and --target-accuracy exclude each other", remedy="Give one of them.")
+        raise ConfigError("--min-confidence and --target-accuracy cannot be combined", remedy="Give one of them.")
     if target_accuracy is None and coverage is None:
         return Abstention(min_confidence)
     predictions = held_out()

@@ -61,7 +61,7 @@ def export(
         elsewhere = "".join(f", or --format {name}" for name, found in PRECISIONS.items() if precision in found)
         raise ConfigError(
             f"--precision {precision}: {format} supports {' or '.join(PRECISIONS[format])}",
-            remedy=f"Take --precision {PRECISIONS[format][0]}{elsewhere}.",
+            remedy=f"Pass --precision {PRECISIONS[format][0]}{elsewhere}.",
         )
     opened = run if isinstance(run, Run) else open_run(run)
     target = output or opened.layout.exports / (format if precision == "fp32" else f"{format}-{precision}")

@@ -122,7 +122,7 @@ def _export_of(run: Run, device: str, runtime: str) -> Path | None:
         if not RUNTIMES[runtime].installed:
             raise MissingPackageError(RUNTIMES[runtime].package, f"--runtime {runtime}")
         raise RunFolderError(
-            f"--runtime {runtime}: the run has no fp32 export for it that matches its model",
+            f"--runtime {runtime}: the run has no fp32 export of its current model for {runtime}",
             where=str(run.layout.exports),
             remedy=f"Create one: bertsmith export {run.path} --format {runtime}.",
         )

@@ -195,7 +195,9 @@ def _parse(name: str, value: Any, check_arguments: CheckArguments) -> Dimension 
     if isinstance(value, Mapping):
         unknown = sorted(value.keys() - {"low", "high", "log"})
         if unknown or not {"low", "high"} <= value.keys():
-            raise ValueError(f"a range has low, high and maybe log{f', not {listing(unknown)}' if unknown else ''}")
+            raise ValueError(
+                f"a range has low, high and optionally log{f', not {listing(unknown)}' if unknown else ''}"
+            )
         low, high, log = value["low"], value["high"], value.get("log", False)
         numbers = [x for x in (low, high) if isinstance(x, int | float) and not isinstance(x, bool)]
         if len(numbers) < 2 or not all(abs(x) < float("inf") for x in numbers) or not isinstance(log, bool):
@@ -242,7 +244,7 @@ def apply_changes(space: Space, config: Config, changes: Mapping[str, Dimension 
     """
     if both := [name for name in changes if _is_set(config, name)]:
         raise ConfigError(
-            f"set and in the search space at the same time: {listing(both)}", remedy="Keep one of the two."
+            f"settings that are both fixed and in the search space: {listing(both)}", remedy="Keep one of the two."
         )
     space = {**space}
     for name, dimension in changes.items():

@@ -111,7 +111,7 @@ def baselines(
             "test": scalar_metrics(test.targets, majority_class_probabilities(train.counts, len(test))),
         },
         "bag_of_words": compare(
-            bag.classifier, bag_probabilities, probabilities, test, f"a bag of words with a {bag.classifier}"
+            bag.classifier, bag_probabilities, probabilities, test, f"a bag of words ({bag.classifier})"
         ),
         "frozen_embeddings": {
             **compare(
@@ -119,7 +119,7 @@ def baselines(
                 regression_probabilities,
                 probabilities[rows],
                 test.take(rows),
-                "a logistic regression on the frozen embeddings of the checkpoint",
+                "frozen embeddings (logistic regression)",
             ),
             "texts": {name: len(chosen) for name, chosen in frozen.rows.items()},
         },

@@ -88,9 +88,7 @@ def split_into_folds(cleaned: Cleaned, k: int, test_size: float, config: Config,
     fold = assign_folds(cleaned, data, rows, k, config, seed)
     for f in range(k):
         if len(np.unique(data.targets[rows][fold != f])) < 2:
-            raise ConfigError(
-                f"--cv {k}: without one fold, only one class remains for training", remedy="Label more texts."
-            )
+            raise ConfigError(f"--cv {k}: the training texts of a fold have only one class", remedy="Label more texts.")
     return data, fold
 
 
