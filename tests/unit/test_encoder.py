@@ -95,7 +95,7 @@ def _lists(tokens):
     texts=st.lists(st.lists(st.sampled_from([*"abc0é😂 :", "ab", "[SEP]", "[CLS]"]), max_size=60).map("".join)),
     lengths=st.lists(st.integers(2, 20), min_size=2, max_size=2),
 )
-def test_the_ids_are_those_of_the_tokenizer_however_often_they_are_cut(made, family, side, slow, texts, lengths):
+def test_truncated_ids_match_the_tokenizer(made, family, side, slow, texts, lengths):
     tokenizer = made[family, side]
     encoder = encoder_for(Slow(tokenizer) if slow else tokenizer)
     whole = encoder.encode(texts, NAMES)
@@ -156,7 +156,7 @@ def test_encoders_of_the_same_tokenizer_have_the_same_key(made, tmp_path):
 
 
 @pytest.mark.parametrize("slow", [False, True])
-def test_several_threads_may_ask_at_once(slow, tmp_path):
+def test_concurrent_predictions_are_safe(slow, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model(tmp_path))
     encoder = encoder_for(Slow(tokenizer) if slow else tokenizer)
     texts = [f"{text} and the cat and the dog" for text in tiny_table(200)["Text"]]

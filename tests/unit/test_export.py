@@ -98,7 +98,7 @@ def _both(folder, architecture, format, precision, **settings):
 
 @pytest.mark.parametrize(("format", "precision", "near"), FORMATS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_an_export_of_every_architecture_says_what_the_original_says(architecture, format, precision, near, tmp_path):
+def test_exports_of_all_architectures_match_the_original(architecture, format, precision, near, tmp_path):
     _needs(format, precision)
     original, exported = _both(tmp_path, architecture, format, precision)
     found = exported.predict_proba(TEXTS)
@@ -108,7 +108,7 @@ def test_an_export_of_every_architecture_says_what_the_original_says(architectur
 
 
 @pytest.mark.parametrize("head", [16, 32])
-def test_an_int8_export_says_the_same_at_every_length(head, tmp_path):
+def test_int8_predictions_do_not_depend_on_padding(head, tmp_path):
     """With AMX, OpenVINO was wrong where a text had as many tokens as a head of attention has numbers."""
     _needs("openvino", "int8")
     sizes = {"hidden_size": 4 * head, "num_attention_heads": 4, "intermediate_size": 8 * head}
@@ -130,7 +130,7 @@ def test_micro_batches_have_one_of_few_widths():
     assert len(set(widths[:16])) == 16
 
 
-def test_an_openvino_export_meets_few_shapes(in_openvino):
+def test_openvino_compiles_few_shapes(in_openvino):
     exported, widths = bs.load(in_openvino.path), set()
     ids = [[2, *[7] * (n - 2), 3] for n in range(2, 65)]
     run = exported.session
@@ -148,7 +148,7 @@ def test_an_openvino_export_meets_few_shapes(in_openvino):
     assert 61 in widths  # no wider than what the model takes
 
 
-def test_all_ways_to_ask_give_the_same_answer(run, exported, tmp_path, cli):
+def test_all_interfaces_predict_the_same(run, exported, tmp_path, cli):
     from transformers import pipeline
 
     texts = tiny_table(30, seed=4)["Text"].tolist()
@@ -171,7 +171,7 @@ def test_all_ways_to_ask_give_the_same_answer(run, exported, tmp_path, cli):
         assert [row["predicted_text"] for row in said] == [run.labels.texts[i] for i in expected.argmax(axis=1)]
 
 
-def test_an_export_says_how_it_compares(exported, run):
+def test_an_export_reports_its_parity(exported, run):
     found = exported.about.parity
     assert found["agreement"] == 1
     assert found["others_at_most"] == pytest.approx(1 - 0.05 ** (1 / found["texts"]))  # none of them differs
@@ -214,7 +214,7 @@ def cut_small(request, monkeypatch):
     return Exported.load(request.getfixturevalue(request.param).path, threads=2)
 
 
-def test_batched_equals_single_whatever_the_neighbours(cut_small):
+def test_batched_predictions_equal_single_predictions(cut_small):
     texts = tiny_table(40, seed=8)["Text"].tolist() + TEXTS
     classifier = cut_small
     together = classifier.predict_proba(texts)
@@ -227,7 +227,7 @@ def test_batched_equals_single_whatever_the_neighbours(cut_small):
         classifier.predict_proba(["a", None])
 
 
-def test_several_may_ask_at_once(cut_small):
+def test_concurrent_calls_are_safe(cut_small):
     texts = tiny_table(60, seed=9)["Text"].tolist()
     alone = [cut_small.predict_proba(texts[i:]) for i in range(8)]
     with ThreadPoolExecutor(8) as pool:
@@ -235,7 +235,7 @@ def test_several_may_ask_at_once(cut_small):
     assert np.concatenate(at_once) == pytest.approx(np.concatenate(alone), abs=1e-5)
 
 
-def test_what_is_broken_off_disturbs_nothing(cut_small):
+def test_an_interrupted_prediction_leaves_the_export_usable(cut_small):
     texts = tiny_table(60, seed=9)["Text"].tolist()
     expected = cut_small.predict_proba(texts)
 
@@ -247,7 +247,7 @@ def test_what_is_broken_off_disturbs_nothing(cut_small):
     _close(cut_small.predict_proba(texts), expected)
 
 
-def test_a_rule_that_is_not_in_the_weights_travels_along(run, copy):
+def test_an_unfolded_rule_is_exported(run, copy):
     about = replace(ExportInfo.read(copy), rule=Rule(2.0, (0.0, 3.0, 0.0), folded=False))
     (copy / "export.json").write_text(json.dumps(about.to_dict()))
     plain, ruled = bs.load(run, runtime="torch", device="cpu").predict_proba(TEXTS), bs.load(copy)
@@ -287,7 +287,7 @@ def test_neither_torch_nor_transformers_nor_pyarrow_is_needed(exported, tmp_path
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("['")
 
 
-def test_an_export_that_labels_otherwise_is_refused_with_the_figures(run, tmp_path, monkeypatch):
+def test_an_export_that_predicts_differently_is_refused(run, tmp_path, monkeypatch):
     write = export_formats.WRITERS["onnx"]
 
     def wrong(original, folder, precision, *rest):
@@ -366,7 +366,7 @@ def attempts(monkeypatch):
     return calls
 
 
-def test_openvino_int8_is_compared_on_other_texts_than_it_is_calibrated_with(run, in_openvino, attempts, tmp_path):
+def test_openvino_int8_is_not_compared_on_its_calibration_texts(run, in_openvino, attempts, tmp_path):
     made = bs.export(run, format="openvino", precision="int8", output=tmp_path / "e")
     ((calibration, conservative, _),) = attempts
     assert len(calibration) == 5
@@ -395,7 +395,7 @@ def test_openvino_int8_falls_back_to_conservative_quantization(run, attempts, tm
         ("onnx", "fp32", "export", "onnxruntime"),
     ],
 )
-def test_a_package_that_is_not_there_is_named(format, precision, extra, package, run, tmp_path, monkeypatch):
+def test_a_missing_checkpoint_package_is_named(format, precision, extra, package, run, tmp_path, monkeypatch):
     _needs(format)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingPackageError) as caught:
@@ -405,7 +405,7 @@ def test_a_package_that_is_not_there_is_named(format, precision, extra, package,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_openvino_tells_its_maker_nothing(run, in_openvino, tmp_path):
+def test_openvino_telemetry_is_off(run, in_openvino, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
     for command in (
@@ -423,7 +423,7 @@ def test_openvino_tells_its_maker_nothing(run, in_openvino, tmp_path):
     assert not (home / "intel").exists()
 
 
-def test_auto_takes_an_export_of_this_very_model_only(run, exported):
+def test_auto_uses_only_exports_of_the_same_model(run, exported):
     assert isinstance(bs.load(run), Exported)
     assert isinstance(bs.load(run, runtime="torch"), Classifier)
     info = json.loads(run.layout.run.read_text())
@@ -451,7 +451,7 @@ def test_auto_takes_an_export_of_this_very_model_only(run, exported):
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json", "validation.npz"])
-def test_a_changed_byte_and_a_lost_file_are_told(name, copy):
+def test_changed_and_missing_files_of_an_export_are_reported(name, copy):
     file = copy / name
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -463,7 +463,7 @@ def test_a_changed_byte_and_a_lost_file_are_told(name, copy):
         assert error.value.where == str(file)
 
 
-def test_what_an_export_says_of_itself_is_sealed(copy):
+def test_the_description_of_an_export_has_a_checksum(copy):
     file = copy / "export.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content))  # other formatting, same content
@@ -476,7 +476,7 @@ def test_what_an_export_says_of_itself_is_sealed(copy):
     assert error.value.where == str(file)
 
 
-def test_an_export_whose_answers_depend_on_the_neighbours_is_refused(run, tmp_path, monkeypatch):
+def test_an_export_whose_predictions_depend_on_the_batch_is_refused(run, tmp_path, monkeypatch):
     """A single text of a rare length is enough."""
     predict = Exported.predict_proba
     lengths = bs.load(run).count_tokens(texts := [*run.validation_predictions["text"], *run.predictions["text"]])
@@ -522,7 +522,7 @@ def test_an_export_does_not_replace_other_files(run, exported, cli, tmp_path):
     assert json.loads(out)["agreement"] == 1
 
 
-def test_a_container_with_a_share_of_the_cores_is_respected(tmp_path, monkeypatch):
+def test_cpu_limits_of_containers_are_respected(tmp_path, monkeypatch):
     (tmp_path / "cpu.max").write_text("150000 100000\n")
     assert _cgroup_cores(tmp_path) == 2
     (tmp_path / "cpu.max").write_text("max 100000\n")

@@ -33,14 +33,14 @@ def test_texts_are_labelled(classifier):
     assert classifier.predict_proba([]).shape == (0, 3)
 
 
-def test_a_text_is_labelled_the_same_alone_and_among_others(classifier):
+def test_predictions_do_not_depend_on_the_batch(classifier):
     texts = [*tiny_table(64, seed=3)["Text"], "cat " * 200, ""]
     together = classifier.predict_proba(texts)
     alone = np.concatenate([classifier.predict_proba([text]) for text in texts])
     assert together == pytest.approx(alone, abs=1e-5)
 
 
-def test_the_model_folder_alone_will_do(finished, classifier):
+def test_the_model_folder_alone_is_enough(finished, classifier):
     alone = bs.load(finished / "model", device="cpu")
     assert alone.labels.numbers == (0, 1, 2)
     texts = tiny_table(9)["Text"].tolist()
@@ -121,12 +121,12 @@ def test_a_data_frame_keeps_its_columns_and_its_index(classifier):
         (["a"], "text", ConfigError),
     ],
 )
-def test_a_data_frame_that_cannot_be_labelled_is_told(frame, column, error, classifier):
+def test_an_invalid_data_frame_is_an_error(frame, column, error, classifier):
     with pytest.raises(error):
         classifier.predict_frame(frame, text_column=column)
 
 
-def test_classes_are_those_of_the_columns(classifier):
+def test_classes_follow_the_columns_of_predict_proba(classifier):
     expected = np.array(["animals", "colours", "fruits"])
     for one in (classifier, Ensemble([classifier, classifier]), Windowed(classifier)):
         assert one.classes_.dtype == expected.dtype
@@ -134,7 +134,7 @@ def test_classes_are_those_of_the_columns(classifier):
     assert classifier.classes_[classifier.predict_proba(["my cat"]).argmax(axis=1)].tolist() == ["animals"]
 
 
-def test_only_empty_texts_is_no_fault(classifier):
+def test_input_with_only_empty_texts_is_predicted(classifier):
     cells = predict_rows(classifier, {"text": [""]}, [""], probabilities=True)
     assert {tuple(values) for name, values in cells.items() if name != "text"} == {(None,)}
 
@@ -145,7 +145,7 @@ def test_input_columns_are_never_overwritten(classifier):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet", ".xlsx"])
-def test_every_output_holds_the_same(suffix, classifier, tmp_path, monkeypatch):
+def test_all_output_formats_have_the_same_content(suffix, classifier, tmp_path, monkeypatch):
     monkeypatch.setattr("bertsmith.data.stream.CHUNK_ROWS", 3)
     rows = _rows().assign(mixed=[1, "two", None, 4.5])
     path = tmp_path / f"out{suffix}"
@@ -167,7 +167,7 @@ def test_every_output_holds_the_same(suffix, classifier, tmp_path, monkeypatch):
     assert back["mixed"].iloc[1] == "two"
 
 
-def test_unknown_outputs_are_told(tmp_path):
+def test_unknown_output_formats_are_errors(tmp_path):
     with pytest.raises(ConfigError, match=r"'\.xls'"):
         output_format(tmp_path / "x.xls")
 

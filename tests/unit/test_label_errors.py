@@ -145,7 +145,7 @@ def test_a_file_without_the_columns_of_corrections_is_refused(flipped, tmp_path)
         bs.read_table(tmp_path / "t.csv", corrections=tmp_path / "t.csv")
 
 
-def test_rare_classes_are_left_out_and_too_few_texts_are_an_error():
+def test_rare_classes_are_excluded_and_too_few_texts_are_an_error():
     texts, targets = tiny_table(40)["Text"].tolist(), np.array([0, 1] * 18 + [2] * 4)
     assert not np.isin(find_label_errors(texts, targets, 3, seed=0)["position"], range(36, 40)).any()
     with pytest.raises(DataError) as error:

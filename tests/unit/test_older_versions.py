@@ -35,7 +35,7 @@ def test_a_run_and_its_export_predict_the_same(older):
             assert classifier.predict_proba(older["texts"]) == pytest.approx(np.array(older["probabilities"]), abs=1e-5)
 
 
-def test_a_run_is_evaluated_as_before(older):
+def test_evaluations_of_older_runs_are_unchanged(older):
     before = bs.Run(Path("run")).metrics["splits"]["test"]["metrics"]["macro_f1"]["value"]
     test = bs.Run(Path("run")).predictions
     table = test[["text", "label", "label_text"]].set_axis(["Text", "Label", "Label Text"], axis=1)

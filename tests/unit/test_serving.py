@@ -138,7 +138,7 @@ def test_the_root_answers_as_pipeline_does(function, top_k, ask, finished):
             _matches(a, b)
 
 
-def test_predict_answers_as_text_embeddings_inference_does(ask, classifier):
+def test_predict_follows_text_embeddings_inference(ask, classifier):
     expected = classifier.predict_proba(TEXTS)
     status, answer, headers = ask("/predict", {"inputs": TEXTS[0]})
     assert status == 200
@@ -266,7 +266,7 @@ def test_another_content_type_is_refused(ask):
         assert ask("/predict", {"inputs": "cat"}, {"Content-Type": said})[0] == 200
 
 
-def test_exactly_the_texts_that_normalise_to_nothing_are_refused():
+def test_texts_that_normalise_to_nothing_are_refused():
     from pydantic import TypeAdapter, ValidationError
 
     from bertsmith.data.texts import normalise
@@ -363,7 +363,7 @@ def test_requests_above_the_limits_are_refused():
     batcher.close()
 
 
-def test_1000_hostile_bodies_get_an_answer_each_and_the_server_lives(ask):
+def test_server_survives_1000_hostile_bodies(ask):
     rng = random.Random(0)
     pieces = [
         b"{",
@@ -459,7 +459,7 @@ def test_a_long_request_is_split_into_batches():
     batcher.close()
 
 
-def test_a_long_request_does_not_keep_others_from_their_turn():
+def test_a_long_request_does_not_delay_other_requests():
     fake = Fake(seconds=0.05)
     batcher = Batcher(fake, max_wait=1.0)
     text = "1" + "x" * 499
@@ -474,7 +474,7 @@ def test_a_long_request_does_not_keep_others_from_their_turn():
     batcher.close()
 
 
-def test_a_full_queue_refuses_at_once_and_says_when_to_come_again():
+def test_a_full_queue_refuses_requests_at_once_with_retry_after():
     fake = Fake(seconds=0.3)
     batcher = Batcher(fake, max_wait=0.01)
     began, slowest = time.perf_counter(), []
@@ -503,7 +503,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_again():
     batcher.close()
 
 
-def test_a_fault_is_told_and_does_not_stop_the_others():
+def test_a_failed_request_does_not_affect_other_requests():
     batcher = Batcher(Fake(), max_wait=10)
     with running(lambda: Service(batcher, {})) as ask:
         status, answer, _ = ask("/predict", {"inputs": "fail"})
@@ -612,7 +612,7 @@ def test_an_address_in_use_is_an_error():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can keep connections out")
-def test_a_server_that_ends_lets_no_connection_in_that_it_would_have_to_reset():
+def test_a_stopping_server_resets_no_connections():
     with _listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()) as early:
         stop_accepting(listening)
         accepted, _ = listening.accept()

@@ -67,7 +67,7 @@ def test_a_stream_gives_the_same_rows_and_errors_as_reading_whole(case, tmp_path
     assert repr(streamed) == repr(whole)  # repr, since NaN is not equal to itself
 
 
-def test_every_line_of_a_text_file_is_a_text_also_an_empty_one(tmp_path):
+def test_every_line_of_a_text_file_is_a_text(tmp_path):
     path = tmp_path / "t.txt"
     path.write_bytes("\ufeffone\r\n\ntwo\u2028three\nfour\n".encode())
     with open_stream(path, DataConfig()) as stream:
@@ -127,7 +127,7 @@ def test_a_table_without_a_readable_row_is_refused(tmp_path):
         pass
 
 
-def test_late_columns_and_wider_types_give_one_table(classifier, tmp_path):
+def test_late_columns_and_wider_types_are_merged(classifier, tmp_path):
     records = [{"Text": f"cat {i}"} for i in range(5)] + [{"Text": "dog", "late": i / 2, "n": i} for i in range(4)]
     records[0]["n"] = "a word"
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
