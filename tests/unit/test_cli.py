@@ -158,8 +158,8 @@ def test_train_evaluate_predict(cli, csv, tiny, tmp_path, monkeypatch):
     [
         (("train", "no-such.csv", "-o", "r"), "no-such.csv"),
         (("train", "T", "-o", "r", "--epochs", "many", "--patience", "0"), "2 settings"),
-        (("train", "T", "-o", "r", "--model", "./nowhere"), "no such checkpoint folder"),
-        (("train", "T", "-o", "r", "--model", "packaged:maxi"), "no packaged checkpoint"),
+        (("train", "T", "-o", "r", "--model", "./nowhere"), "checkpoint folder does not exist"),
+        (("train", "T", "-o", "r", "--model", "packaged:maxi"), "packaged:maxi"),
         (("train", "T", "-o", "r", "--set", "weight_decy=1"), "Did you mean 'weight_decay'"),
         (("train", "T", "-o", "r", "--set", "weight_decay"), "NAME=VALUE"),
         (("train", "T", "-o", "r", "--set", "eval_strategy=no"), "use epoch or steps"),

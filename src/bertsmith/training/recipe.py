@@ -141,7 +141,7 @@ def choose(
     if imbalance == "auto":
         imbalance, present = "none", counts[counts > 0]
         ratio = float(present.max() / present.min())
-        reason = f"the loss ignores that the largest class has {ratio:.1f} times the training texts of the smallest"
+        reason = f"plain cross-entropy; the largest class has {ratio:.1f} times the training texts of the smallest"
         tried = "; a decision rule follows if it helps"
         reasons["imbalance"] = reason + (tried if ratio >= UNEQUAL else "")
     return Recipe(
