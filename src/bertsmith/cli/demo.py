@@ -27,8 +27,9 @@ def demo(*, output: Output = DEMO_RUN, resume: Resume = False, overwrite: Overwr
     from bertsmith.load_config import resolve
 
     RunFolder(output).check(resume=resume, overwrite=overwrite)
+    articles = bbc_news()
     stderr_console().print("BBC News: 2,225 articles in 5 classes, fine-tuned with MiniLM, offline")
-    run_and_show(bbc_news(), resolve(SETTINGS, environ={}), output, resume=resume, overwrite=overwrite)
+    run_and_show(articles, resolve(SETTINGS, environ={}), output, resume=resume, overwrite=overwrite)
     stdout_console().print(
         "\nNews topics are easy: a bag of words can do as well or better. The report of your own run compares both.\n"
         "\nNext, with your own table (columns such as Text and Label or Label Text):\n"
