@@ -315,13 +315,10 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
 
 
 def files() -> str:
-    """Return the page of files, from the docstrings of the run folder's layout."""
+    """Return the page of files, from the docstring of the run folder's layout."""
     layout = bs.Run(Path("RUN")).layout
-    parts = {
-        getattr(layout, name).relative_to("RUN").as_posix(): inspect.getdoc(member) or ""
-        for name, member in vars(type(layout)).items()
-        if isinstance(member, property)
-    }
+    about = dict(re.findall(r"(?m)^ +(\w+): (.*?)\.?$", inspect.getdoc(type(layout)) or ""))
+    parts = {path.relative_to("RUN").as_posix(): about[name] for name, path in vars(layout).items()}
     folders = {"model", "predictions", "checkpoints", "folds", "seeds", "export", "evaluations"}
     rows = [(f"`{path}{'/' if path in folders else ''}`", _plain(text)) for path, text in parts.items()]
     page = [_FILES + _table(("file", "content"), rows)]

@@ -235,12 +235,12 @@ class InputOpened:
     Attributes:
         n_rows: number of rows; ``None`` if unknown.
         notes: remarks of the reader, such as a guessed encoding.
-        left_out: position and reason of each row that cannot be read.
+        skipped: position and reason of each row that cannot be read.
     """
 
     n_rows: int | None
     notes: tuple[Note, ...]
-    left_out: tuple[tuple[str, str], ...]
+    skipped: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)

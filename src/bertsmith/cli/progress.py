@@ -230,7 +230,7 @@ def format_duration(seconds: float) -> str:
 
 LOG_SECONDS = 60.0
 """Seconds between two lines of a log."""
-LEFT_OUT_SHOWN = 5
+SKIPPED_SHOWN = 5
 """Skipped rows that are shown one by one."""
 
 
@@ -279,9 +279,9 @@ class PredictionProgress:
         self.bar.update(self.task, total=event.n_rows)
         for note in event.notes:
             self.console.print(f"{note.severity}: {note.message}", markup=False)
-        if n := len(event.left_out):
-            some = "; ".join(f"{place}: {why}" for place, why in event.left_out[:LEFT_OUT_SHOWN])
-            more = f"; and {n - LEFT_OUT_SHOWN:,} more" if n > LEFT_OUT_SHOWN else ""
+        if n := len(event.skipped):
+            some = "; ".join(f"{place}: {why}" for place, why in event.skipped[:SKIPPED_SHOWN])
+            more = f"; and {n - SKIPPED_SHOWN:,} more" if n > SKIPPED_SHOWN else ""
             self.console.print(f"[yellow]warning:[/] rows skipped because they cannot be read: {n:,}")
             self.console.print(f"  {some}{more}", markup=False)
 

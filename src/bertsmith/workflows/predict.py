@@ -71,7 +71,7 @@ class Predictions:
         abstained: number of rows left unlabelled because of low confidence.
         cut: number of truncated texts.
         threshold: the minimum confidence of a label; ``None`` without a threshold.
-        left_out: position and reason of each row that could not be read.
+        skipped: position and reason of each row that could not be read.
     """
 
     path: Path | None
@@ -82,7 +82,7 @@ class Predictions:
     abstained: int = 0
     cut: int = 0
     threshold: float | None = None
-    left_out: tuple[tuple[str, str], ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
 
 
 def run_prediction(
