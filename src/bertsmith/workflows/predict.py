@@ -263,7 +263,9 @@ def _model(
     )
     model = classifier.model if isinstance(classifier, Windowed) else classifier
     observe(ModelOpened(model.about.format if isinstance(model, Exported) and not is_export(run) else None))
-    return classifier, fit_abstention(held_out, classifier.rules, decide=options.decide, **options.thresholds)
+    return classifier, fit_abstention(
+        classifier.task, held_out, classifier.rules, decide=options.decide, **options.thresholds
+    )
 
 
 def _description(
