@@ -12,7 +12,7 @@ from sklearn import metrics as sk
 
 from bertsmith.data.table import Labels
 from bertsmith.evaluation.baseline import bag_of_words, verdict
-from bertsmith.evaluation.calibration import calibration_metrics, fit_temperature, scale
+from bertsmith.evaluation.calibration import calibration_metrics, fit_temperature, reliability, scale
 from bertsmith.evaluation.evaluate import evaluate
 from bertsmith.evaluation.intervals import (
     bootstrap_intervals,
@@ -148,7 +148,10 @@ def test_bootstrap_is_seeded_and_covers_every_metric():
 
 
 def test_calibration_matches_explicit_sums():
-    values = calibration_metrics(TARGETS, PROBABILITIES, bins=2)
+    values = {
+        **calibration_metrics(TARGETS, PROBABILITIES),
+        **reliability(PROBABILITIES.max(axis=1), PROBABILITIES.argmax(axis=1) == TARGETS, bins=2),
+    }
     # One bin holds everything above one half: accuracy 3/5, mean confidence 0.7.
     assert values["expected_calibration_error"] == pytest.approx(abs(0.7 - 0.6))
     assert values["bins"] == [{"texts": 5, "confidence": pytest.approx(0.7), "accuracy": pytest.approx(0.6)}]

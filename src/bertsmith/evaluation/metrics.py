@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -120,12 +119,6 @@ def per_class_metrics(
 
 FEW_TEXTS = 100
 """With fewer test texts, the 95 % interval of an accuracy can extend ten percentage points to either side."""
-
-
-def never_predicted(matrix: Sequence[Sequence[int]]) -> list[int]:
-    """Return the classes that have texts but no predictions, from a confusion matrix with classes as rows."""
-    predicted = [sum(column) for column in zip(*matrix, strict=True)]
-    return [i for i, row in enumerate(matrix) if sum(row) and not predicted[i]]
 
 
 def confusion_matrix(targets: np.ndarray, predicted: np.ndarray, n_classes: int) -> np.ndarray:

@@ -55,7 +55,7 @@ def resampled_level_metrics(
 
 
 def level_metrics(targets: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """Return quadratic kappa and macro-F1, the metrics logged at every epoch.
+    """Return macro-F1 and quadratic kappa, the metrics logged at every epoch.
 
     Args:
         targets, predicted: class indices, shape (n,).
@@ -63,7 +63,7 @@ def level_metrics(targets: np.ndarray, predicted: np.ndarray) -> dict[str, float
     n_classes = int(max(targets.max(), predicted.max())) + 1
     once = np.ones((1, len(targets)))
     kappa = resampled_level_metrics(once, targets, predicted, n_classes)["quadratic_kappa"][0]
-    return {"quadratic_kappa": float(kappa), "macro_f1": macro_f1(targets, predicted)}
+    return {"macro_f1": macro_f1(targets, predicted), "quadratic_kappa": float(kappa)}
 
 
 def _rank_correlation(table: np.ndarray, rows: np.ndarray, columns: np.ndarray, n: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ class Parameters(_RequestModel):
         None, description="Number of labels to return; without it one label, with null all labels."
     )
     function_to_apply: Literal["softmax", "sigmoid", "none"] | None = Field(
-        None, description="Function that turns logits into scores; softmax by default."
+        None, description="Function that turns logits into scores; by default that of the model."
     )
 
 

@@ -39,6 +39,7 @@ class Task(ABC):
         metric_names: title and meaning of each metric, in order.
         imbalances: the values of ``--imbalance`` that apply.
         decides: whether a decision rule can be left out.
+        naive_name: what `naive` predicts, for messages.
         head_name: what `fit_head` fits, for messages.
         truth_column, predicted_column: the columns of labels and predictions for people to read.
     """
@@ -50,6 +51,7 @@ class Task(ABC):
     metric_names: ClassVar[Names]
     imbalances: ClassVar[tuple[str, ...]]
     decides: ClassVar[bool] = True
+    naive_name: ClassVar[str] = "majority class"
     head_name: ClassVar[str] = "logistic regression"
     truth_column: ClassVar[str] = "label_text"
     predicted_column: ClassVar[str] = "predicted_text"
@@ -97,7 +99,7 @@ class Task(ABC):
 
     @abstractmethod
     def validation_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-        """Return the metrics logged at every epoch, among them the primary one."""
+        """Return the metrics logged at every epoch, the primary one last."""
 
     # -- scores and decisions ------------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ class MultiLabel(Task):
     primary = "macro_f1"
     headline = ("macro_f1", "micro_f1")
     imbalances = ("none", "weights", "focal")
+    naive_name = "share of each label"
     truth_column, predicted_column = "label_texts", "predicted_texts"
     metric_names: ClassVar[Names] = {
         "macro_f1": ("Macro-F1", "the F1 score of each label, averaged; every label has the same weight"),
@@ -64,7 +65,7 @@ class MultiLabel(Task):
         return BinaryCrossEntropy(smoothing, positive_weights=weights, focal=imbalance == "focal")
 
     def validation_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-        """Return macro-F1 and micro-F1 at the thresholds that are best on these texts.
+        """Return micro-F1 and macro-F1 at the thresholds that are best on these texts.
 
         An untuned threshold of 0.5 finds few labels at first, so its F1 would say little about an epoch.
         """
@@ -73,7 +74,7 @@ class MultiLabel(Task):
         logits = self.logits(scores)
         predicted = logits + best_thresholds(targets.astype(bool), logits) > 0
         values = resampled_set_metrics(np.ones((1, len(targets))), targets.astype(bool), predicted)
-        return {name: float(values[name][0]) for name in ("macro_f1", "micro_f1")}
+        return {name: float(values[name][0]) for name in ("micro_f1", "macro_f1")}
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
         """Return the sigmoid."""

@@ -34,7 +34,7 @@ class Ordinal(SingleLabel):
     }
 
     def validation_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-        """Return quadratic kappa and macro-F1."""
+        """Return macro-F1 and quadratic kappa."""
         from bertsmith.evaluation.ordinal import level_metrics
 
         return level_metrics(targets, self.predicted(scores))

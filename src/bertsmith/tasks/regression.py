@@ -40,6 +40,7 @@ class Regression(Task):
     headline = ("r2", "mae")
     imbalances = ("none",)
     decides = False
+    naive_name = "the mean"
     head_name = "ridge regression"
     truth_column, predicted_column = "label", "predicted"
     metric_names: ClassVar[Names] = {
@@ -73,9 +74,9 @@ class Regression(Task):
         return rule
 
     def validation_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-        """Return R² and the mean absolute error."""
+        """Return the mean absolute error and R²."""
         values = self.resampled(np.ones((1, len(targets))), targets, scores)
-        return {name: float(values[name][0]) for name in self.headline}
+        return {name: float(values[name][0]) for name in ("mae", "r2")}
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
         """Return the numbers, shape (n, 1)."""

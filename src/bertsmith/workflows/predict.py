@@ -187,7 +187,7 @@ def predict_in_memory(
 
     predictions = run_prediction(run, source, config, options, write=add, resume=resume, observe=observe)
     frame = pd.DataFrame(columns)
-    if predictions.empty or predictions.abstained:
+    if (predictions.empty or predictions.abstained) and "predicted_text" in frame.columns:
         frame = frame.astype({"predicted": "Int64"})  # integers with missing values
     return replace(predictions, frame=frame)
 
