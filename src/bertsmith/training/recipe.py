@@ -64,7 +64,7 @@ def choose(
     config: TrainConfig,
     *,
     counts: np.ndarray,
-    texts: int,
+    texts: int | None = None,
     parameters: int,
     device: torch.device,
     tokens: int | None = None,
@@ -76,14 +76,14 @@ def choose(
     Args:
         config: settings of the user.
         counts: number of training texts of each class, shape (classes,).
-        texts: number of training texts.
+        texts: number of training texts; by default, each text counts for one class.
         parameters: number of parameters of the model.
         device: device of the training.
         tokens: number of training tokens after truncation; ``None`` for many.
         dropout: dropout rate of the model.
         fitted: whether the head starts as a regression, see `bertsmith.model.pooling`.
     """
-    classes = int((counts > 0).sum())
+    texts, classes = int(counts.sum()) if texts is None else texts, int((counts > 0).sum())
     reasons = {"warmup": "a tenth of the steps"}
 
     def setting(name: str, default: Any, reason: str) -> Any:

@@ -65,13 +65,17 @@ Dimension = Range | Choice
 Space = dict[str, Dimension]
 
 
+IMBALANCES = ("none", "weights", "focal", "logit-adjustment", "balanced-sampling")
+"""Treatments of imbalance in the search space."""
+
+
 def default_space(
     config: Config,
     recipe: Recipe,
     *,
     n_texts: int,
     imbalance_ratio: float,
-    imbalances: Sequence[str],
+    imbalances: Sequence[str] = IMBALANCES,
     max_length: int,
     dropout: float,
     models: tuple[str, ...] = (),
@@ -110,7 +114,7 @@ def default_space(
         "dropout": (Range(0.0, max(0.3, dropout)), dropout),
     }
     if imbalance_ratio >= IMBALANCED:
-        methods = tuple(name for name in imbalances if name != "effective-number")
+        methods = tuple(name for name in IMBALANCES if name in imbalances)
         dimensions["imbalance"] = (Choice(methods), recipe.imbalance)
     if max_length >= LONG_TEXTS:
         dimensions["max_length"] = (Choice((max_length // 2, max_length)), max_length)
