@@ -16,6 +16,7 @@ Generated from `bertsmith.config` by ``python -m tests.keyword_types``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -63,6 +64,8 @@ def _spelled(hint: Any) -> str:
         return f"Literal[{', '.join(repr(value).replace(chr(39), chr(34)) for value in typing.get_args(hint))}]"
     if typing.get_origin(hint) is dict:
         return "dict[str, Any]"
+    if typing.get_origin(hint) is tuple:
+        return "Sequence[str]"
     if arguments := typing.get_args(hint):  # a union
         return " | ".join(map(_spelled, arguments))
     return str(hint.__name__)

@@ -49,7 +49,13 @@ def _as_name(value: Any) -> Any:
     return value
 
 
+def _as_names(value: Any) -> Any:
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
 FilePath = Annotated[Path | None, BeforeValidator(_as_path)]
+Names = Annotated[tuple[str, ...] | None, BeforeValidator(_as_names)]
+"""Names of columns; a string is split at commas."""
 
 
 class Source:
@@ -94,6 +100,13 @@ class DataConfig(Step):
     text_column: str | None = Field(None, description="Column with the texts; found by name by default.")
     label_column: str | None = Field(None, description="Column with the label numbers (or words).")
     label_text_column: str | None = Field(None, description="Column with the labels in words.")
+    label_columns: Names = Field(None, description="Columns of 0 and 1, one per label: a,b,c. For --task multi-label.")
+    label_separator: str | None = Field(
+        None, min_length=1, description="Separator of several labels in a cell; found by default."
+    )
+    task: Literal["auto", "single-label", "multi-label", "ordinal", "regression"] = Field(
+        "auto", description="Kind of label: one class, several, one of ordered classes, or a number."
+    )
     group_column: str | None = Field(
         None, description="Column with groups, such as authors; all rows of a group are in the same split."
     )

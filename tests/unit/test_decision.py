@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score
 
 import bertsmith as bs
 from bertsmith.errors import RunFolderError
-from bertsmith.evaluation.calibration import scale, to_logits
+from bertsmith.evaluation.calibration import scale, softmax, to_logits
 from bertsmith.evaluation.decision import SHRINKAGE, best_offsets, stratified_folds, tune_offsets
 from bertsmith.evaluation.rule import Rule
 from bertsmith.model.load import fold_calibration
@@ -92,8 +92,9 @@ def test_folded_and_unfolded_rules_agree(seed, decide, temperature):
     rng = np.random.default_rng(seed)
     raw = scale(rng.dirichlet(np.ones(4), size=6), 1.0)
     shift = tuple(rng.normal(size=4))
-    unfolded = Rule(temperature, shift, folded=False).apply(raw, decide=decide)
-    folded = Rule(temperature, shift).apply(scale(raw, temperature, np.array(shift)), decide=decide)
+    unfolded = softmax(Rule(temperature, shift, folded=False).adjust(to_logits(raw), decide=decide))
+    with_rule = scale(raw, temperature, np.array(shift))
+    folded = softmax(Rule(temperature, shift).adjust(to_logits(with_rule), decide=decide))
     assert folded == pytest.approx(unfolded, abs=1e-9)
     assert Rule.from_dict(Rule(temperature, shift).to_dict(), 4) == Rule(temperature, shift)
 

@@ -12,14 +12,13 @@ from sklearn import metrics as sk
 
 from bertsmith.data.table import Labels
 from bertsmith.evaluation.baseline import bag_of_words, verdict
-from bertsmith.evaluation.calibration import calibration_metrics, fit_temperature, scale
+from bertsmith.evaluation.calibration import calibration_metrics, fit_temperature, reliability, scale
 from bertsmith.evaluation.evaluate import evaluate
 from bertsmith.evaluation.intervals import (
-    _resampled_average_precision,
     bootstrap_intervals,
     draw_resamples,
     label_metrics,
-    paired_difference,
+    resampled_average_precision,
     resampled_label_metrics,
 )
 from bertsmith.evaluation.metrics import (
@@ -29,7 +28,10 @@ from bertsmith.evaluation.metrics import (
     scalar_metrics,
     validation_metrics,
 )
+from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_table
+
+SINGLE = get_task()
 
 TARGETS = np.array([0, 0, 1, 1, 2])
 PROBABILITIES = np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.1, 0.8, 0.1], [0.2, 0.7, 0.1], [0.6, 0.2, 0.2]])
@@ -97,7 +99,9 @@ def test_average_precision_agrees_with_scikit_learn(seed, n, k):
 
     present = np.unique(targets)
     expected = np.mean([sk.average_precision_score(targets == c, probabilities[:, c]) for c in present])
-    once = _resampled_average_precision(targets, probabilities, np.ones((1, n)))
+    once = resampled_average_precision(
+        np.eye(probabilities.shape[1], dtype=bool)[targets], probabilities, np.ones((1, n))
+    )
     assert once[0] == pytest.approx(expected, abs=1e-6)
 
 
@@ -119,7 +123,9 @@ def test_the_accuracy_interval_is_exact_where_all_or_no_texts_are_right(right, n
     far = 0.025 ** (1 / (n_groups or 6))  # of no mistakes in n trials, the closed form
     assert intervals["accuracy"] == pytest.approx((far, 1) if right else (0, 1 - far))
     assert intervals["weighted_recall"] == intervals["accuracy"]
-    shown = evaluate(targets, probabilities, Labels((0, 1), ("a", "b")), seed=0, groups=groups)["metrics"]["accuracy"]
+    shown = evaluate(SINGLE, targets, probabilities, Labels((0, 1), ("a", "b")), seed=0, groups=groups)["metrics"][
+        "accuracy"
+    ]
     assert shown["value"] == right
     assert shown["interval"] == list(intervals["accuracy"])
 
@@ -142,7 +148,10 @@ def test_bootstrap_is_seeded_and_covers_every_metric():
 
 
 def test_calibration_matches_explicit_sums():
-    values = calibration_metrics(TARGETS, PROBABILITIES, bins=2)
+    values = {
+        **calibration_metrics(TARGETS, PROBABILITIES),
+        **reliability(PROBABILITIES.max(axis=1), PROBABILITIES.argmax(axis=1) == TARGETS, bins=2),
+    }
     # One bin holds everything above one half: accuracy 3/5, mean confidence 0.7.
     assert values["expected_calibration_error"] == pytest.approx(abs(0.7 - 0.6))
     assert values["bins"] == [{"texts": 5, "confidence": pytest.approx(0.7), "accuracy": pytest.approx(0.6)}]
@@ -218,25 +227,25 @@ def test_a_paired_difference_has_a_narrower_interval():
     targets = rng.integers(0, 3, 400)
     one = np.where(rng.random(400) < 0.85, targets, rng.integers(0, 3, 400))
     two = np.where(rng.random(400) < 0.9, one, (one + 1) % 3)  # wrong where `one` is, and a little more
-    value, low, high = paired_difference(targets, one, two, 3, seed=0)
+    value, low, high = SINGLE.difference(targets, np.eye(3)[one], np.eye(3)[two], seed=0)
     assert value == pytest.approx(
         sk.f1_score(targets, one, average="macro") - sk.f1_score(targets, two, average="macro")
     )
     assert 0 < low < value < high
     intervals = [bootstrap_intervals(targets, np.eye(3)[p], seed=0)["macro_f1"] for p in (one, two)]
     assert high - low < sum(b - a for a, b in intervals) / 2
-    same = paired_difference(targets, one, one, 3, seed=0)
+    same = SINGLE.difference(targets, np.eye(3)[one], np.eye(3)[one], seed=0)
     assert same == (0, 0, 0)
 
 
 def test_the_baseline_learns_words_and_accepts_odd_texts():
     train, test = tiny_table(90), tiny_table(30, seed=4)
     found = bag_of_words(train["Text"].tolist(), train["Label"].to_numpy(), test["Text"].tolist(), n_classes=4, seed=0)
-    assert (found.probabilities.argmax(axis=1) == test["Label"]).mean() > 0.9
-    assert found.probabilities.sum(axis=1) == pytest.approx(1, abs=1e-6)
-    assert (found.probabilities[:, 3] == 0).all()  # a class without a training text
+    assert (found.scores.argmax(axis=1) == test["Label"]).mean() > 0.9
+    assert found.scores.sum(axis=1) == pytest.approx(1, abs=1e-6)
+    assert (found.scores[:, 3] == 0).all()  # a class without a training text
     odd = bag_of_words(["🙂", "!", "🙂 x", "?"], np.array([0, 1, 0, 1]), ["🙂", ""], n_classes=2, seed=0)
-    assert odd.probabilities.shape == (2, 2)
+    assert odd.scores.shape == (2, 2)
 
 
 def test_the_baseline_is_quick_with_many_classes_and_finds_the_rare_ones():
@@ -253,7 +262,7 @@ def test_the_baseline_is_quick_with_many_classes_and_finds_the_rare_ones():
     began = time.process_time()
     found = bag_of_words(texts, targets, others, n_classes=52, seed=0)
     assert time.process_time() - began < 6
-    predicted = found.probabilities.argmax(axis=1)
+    predicted = found.scores.argmax(axis=1)
     assert sk.f1_score(truth, predicted, average="macro") > 0.8
     assert found.classifier.startswith("linear SVM")
 
@@ -265,7 +274,7 @@ def test_the_margins_of_the_baseline_are_calibrated():
     texts = [f"topic{c} {' '.join(rng.choice(['a', 'b', 'c', 'd'], 5))}" for c in truth]
     labels = np.where(rng.random(1200) < 0.5, truth, rng.integers(0, 4, 1200))
     found = bag_of_words(texts[:800], labels[:800], texts[800:], n_classes=4, seed=0)
-    assert calibration_metrics(labels[800:], found.probabilities)["expected_calibration_error"] < 0.07
+    assert calibration_metrics(labels[800:], found.scores)["expected_calibration_error"] < 0.07
 
 
 @pytest.mark.parametrize(
@@ -296,7 +305,7 @@ def test_the_bootstrap_resamples_whole_groups():
 
 
 def test_an_evaluation_is_json_ready():
-    result = evaluate(TARGETS, PROBABILITIES, Labels((5, 6, 7), ("a", "b", "c")), seed=0)
+    result = evaluate(SINGLE, TARGETS, PROBABILITIES, Labels((5, 6, 7), ("a", "b", "c")), seed=0)
     assert json.loads(json.dumps(result)) == result
     assert result["texts"] == 5
     assert result["confusion"] == [[1, 1, 0], [0, 2, 0], [1, 0, 0]]
@@ -307,4 +316,4 @@ def test_an_evaluation_is_json_ready():
 def test_a_bag_of_words_accepts_few_texts_per_class():
     texts = [f"text number {i} word{i % 77}" for i in range(154)]
     found = bag_of_words(texts, np.arange(154) % 77, texts[:5], n_classes=77, seed=0)  # a warning would be an error
-    assert found.probabilities.shape == (5, 77)
+    assert found.scores.shape == (5, 77)

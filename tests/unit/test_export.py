@@ -27,6 +27,7 @@ from bertsmith.inference.runtime import RUNTIMES
 from bertsmith.model import checkpoint
 from bertsmith.model.load import Loaded, load_model, load_tokenizer
 from bertsmith.model.tokenizer import Tokens
+from bertsmith.tasks.registry import get_task
 from bertsmith.testing import ARCHITECTURES, tiny_model, tiny_table
 
 pytest.importorskip("onnxruntime", reason="the extra export is not installed")
@@ -75,7 +76,9 @@ def _both(folder, architecture, format, precision, **settings):
 
     found = checkpoint.resolve(str(tiny_model(folder / "m", architecture, **settings)))
     model, tokenizer = load_model(found, Labels((0, 1, 2), ("a", "b", "c"))), load_tokenizer(found)
-    original = Classifier(Loaded(model, tokenizer, torch.device("cpu"), 48), Labels((0, 1, 2), ("a", "b", "c")))
+    original = Classifier(
+        Loaded(model, tokenizer, torch.device("cpu"), 48), Labels((0, 1, 2), ("a", "b", "c")), get_task()
+    )
     place = folder / "e"
     place.mkdir()
     export_formats.write_model(original, place, format, precision, tiny_table(20)["Text"].tolist())
@@ -84,6 +87,7 @@ def _both(folder, architecture, format, precision, **settings):
         format,
         precision,
         original.labels,
+        original.task.name,
         original.loaded.input_names,
         48,
         (tokenizer.pad_token_id, tokenizer.padding_side),

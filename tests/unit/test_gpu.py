@@ -13,6 +13,7 @@ from bertsmith.model.batch import TokenBatch
 from bertsmith.model.dropout import Dropout
 from bertsmith.model.load import Loaded, load_model
 from bertsmith.model.tokenizer import Tokens
+from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_model
 from bertsmith.training import cuda_graphs
 from bertsmith.training.callback import EventCallback
@@ -121,7 +122,7 @@ def _trained(folder, graphs, compiled=False, steps=40, accumulate=1, spoil=None,
     loaded = Loaded(model, AutoTokenizer.from_pretrained(folder), torch.device("cuda"), 64)
     texts = TokenDataset(Tokens.from_lists({"input_ids": ids}), np.array([int(i[0] > 30) for i in ids]))
     callback = EventCallback(lambda e: None, lambda: False)
-    engine = Engine(loaded, texts, texts, arguments, recipe, lambda t, p: {}, callback)
+    engine = Engine(loaded, texts, texts, arguments, recipe, get_task(), callback)
     assert engine.graphs is not None
     if not graphs:
         engine.graphs = None

@@ -11,12 +11,12 @@ import bertsmith as bs
 from bertsmith.config import DataConfig
 from bertsmith.data.stream import open_stream
 from bertsmith.errors import ConfigError, DataError, RunFolderError
+from bertsmith.evaluation.calibration import softmax
 from bertsmith.folders.run import open_run
 from bertsmith.inference.chunks import write_stream
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.ensemble import Ensemble
 from bertsmith.inference.predict import predict_chunks, predict_rows
-from bertsmith.inference.predictor import softmax
 from bertsmith.inference.table_writers import output_format
 from bertsmith.inference.windows import Windowed
 from bertsmith.testing import WORDS, tiny_table

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from bertsmith.evaluation.metrics import never_predicted
 from bertsmith.evaluation.slices import MIN_TEXTS, compare_slices
 
 
@@ -64,5 +63,3 @@ def test_classes_that_are_always_wrong_are_reported():
     label = pd.Series(["optimism"] * 9 + ["anger"] * 62 + ["joy"] * 49).astype("category")
     right = np.array([False] * 9 + [True] * 62 + [False] * 20 + [True] * 29)
     assert next(e for e in compare_slices(right, {"label": label}) if e["value"] == "optimism")["worse"]
-    assert never_predicted([[5, 0, 1], [3, 0, 4], [0, 0, 0]]) == [1]
-    assert never_predicted([[5, 0], [0, 3]]) == []

@@ -19,6 +19,7 @@ ORDER = [
     {"folders"},
     {"model", "evaluation"},
     {"training"},
+    {"tasks"},
     {"tuning"},
     {"inference", "report"},
     {"workflows", "serving"},

@@ -5,6 +5,7 @@ Generated from `bertsmith.config` by ``python -m tests.keyword_types``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -28,6 +29,9 @@ class TableSettings(TypedDict, total=False):
     text_column: str | None
     label_column: str | None
     label_text_column: str | None
+    label_columns: Sequence[str] | None
+    label_separator: str | None
+    task: Literal["auto", "single-label", "multi-label", "ordinal", "regression"]
     group_column: str | None
     split_column: str | None
     validation_size: float

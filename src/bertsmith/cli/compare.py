@@ -27,13 +27,18 @@ def compare(
     from rich.text import Text
 
     from bertsmith.api.training import compare as compare_runs
+    from bertsmith.folders.run import Run
+    from bertsmith.tasks.registry import get_task
 
     entries = compare_runs(*runs)
     if json:
         print_json(entries)
         return
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("run", "macro-F1", "accuracy", "log loss", "macro-F1 minus that of the first"):
+    task = get_task(Run(runs[0]).task)
+    shown = [*task.headline, *(["log_loss"] if "log_loss" in task.metric_names else [])]
+    titles = [task.metric_names[name][0] for name in shown]
+    for heading in ("run", *titles, f"{titles[0]} minus that of the first"):
         table.add_column(heading, no_wrap=True, header_style="dim")
     for entry in entries:
         metrics, difference = entry["metrics"], entry["difference"]
@@ -43,9 +48,8 @@ def compare(
             change += "" if difference["distinguishable"] else " not distinguishable"
         table.add_row(
             Text(entry["name"], overflow="fold"),
-            Text(f"{metrics['macro_f1']['value']:.3f} " + "[{:.3f}, {:.3f}]".format(*metrics["macro_f1"]["interval"])),
-            f"{metrics['accuracy']['value']:.3f}",
-            f"{metrics['log_loss']['value']:.3f}",
+            Text("{:.3f} [{:.3f}, {:.3f}]".format(metrics[shown[0]]["value"], *metrics[shown[0]]["interval"])),
+            *(f"{metrics[name]['value']:.3f}" for name in shown[1:]),
             Text(change),
         )
     out = stdout_console()

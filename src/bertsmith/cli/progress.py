@@ -40,7 +40,8 @@ from bertsmith.events import (
     TrainingEstimated,
 )
 
-_COLUMNS = ("epoch", "train loss", "val. loss", "accuracy", "macro-F1", "learning rate", "texts/s", "time left")
+_METRICS = {"macro_f1": "macro-F1", "micro_f1": "micro-F1", "quadratic_kappa": "kappa", "r2": "R²", "mae": "MAE"}
+"""Short titles of metrics whose names are not titles."""
 
 
 class TrainingProgress:
@@ -83,7 +84,7 @@ class TrainingProgress:
         elif isinstance(event, Evaluated):
             self.evaluations.append(event)
             if self.live is None:
-                line = ", ".join(f"{c} {v}" for c, v in zip(_COLUMNS, self._row(event), strict=True))
+                line = ", ".join(f"{c} {v}" for c, v in zip(_columns(event), self._row(event), strict=True))
                 self.console.print(line, markup=False)
         elif isinstance(event, CheckpointsDamaged):
             steps = ", ".join(f"{step:,}" for step in event.damaged)
@@ -185,12 +186,13 @@ class TrainingProgress:
             show(f"{key.replace('_', ' ')}: {f'{value:g}' if isinstance(value, float) else value}{reason}")
 
     def _row(self, event: Evaluated) -> list[str]:
+        *others, primary = event.metrics.values()
         return [
             f"{event.epoch:g}",
             f"{event.train_loss:.4f}",
             f"{event.validation_loss:.4f}",
-            f"{event.metrics['accuracy']:.3f}",
-            f"{event.metrics['macro_f1']:.3f}{' (best)' if event.best else ''}",
+            *(f"{value:.3f}" for value in others),
+            f"{primary:.3f}{' (best)' if event.best else ''}",
             f"{event.learning_rate:.2e}",
             f"{event.texts_per_second:.0f}",
             self._time_left(event.step),
@@ -204,7 +206,7 @@ class TrainingProgress:
 
     def _table(self) -> Group:
         grid = Grid(box=None, padding=(0, 1))
-        for column in _COLUMNS:
+        for column in _columns(self.evaluations[-1]) if self.evaluations else ():
             grid.add_column(column, justify="right", header_style="dim")
         for event in self.evaluations:
             grid.add_row(*self._row(event)[:-1], "", style="bold" if event.best else "")
@@ -219,6 +221,12 @@ class TrainingProgress:
             ),
         )
         return Group(grid, bar)
+
+
+def _columns(event: Evaluated) -> list[str]:
+    """Return the titles of the columns; the primary metric is the last one of the metrics."""
+    metrics = [_METRICS.get(name, name) for name in event.metrics]
+    return ["epoch", "train loss", "val. loss", *metrics, "learning rate", "texts/s", "time left"]
 
 
 def format_duration(seconds: float) -> str:

@@ -75,7 +75,9 @@ def run_and_show(
     from rich.markup import escape
 
     from bertsmith.errors import listing
-    from bertsmith.evaluation.metrics import FEW_TEXTS, never_predicted
+    from bertsmith.evaluation.metrics import FEW_TEXTS
+    from bertsmith.report.report import environment
+    from bertsmith.tasks.registry import get_task
 
     metrics = run.metrics
     if json:
@@ -84,34 +86,35 @@ def run_and_show(
     test, baseline = metrics["splits"]["test"], metrics["baseline"]["majority_class"]
     out = stdout_console()
     source = "cross-validated" if "by" in test else "test"
-    for name, title in (("macro_f1", "macro-F1"), ("accuracy", "accuracy")):
+    task = get_task(run.task)
+    title = environment().filters["lower_first"]
+    for name in task.headline:
         entry = test["metrics"][name]
         low, high = entry["interval"]
         out.print(
-            f"{source} {title}  [bold]{entry['value']:.3f}[/]  (95 % interval {low:.3f} to {high:.3f}; "
-            f"majority class: {baseline['test'][name]:.3f})"
+            f"{source} {title(task.metric_names[name][0])}  [bold]{entry['value']:.3f}[/]  "
+            f"(95 % interval {low:.3f} to {high:.3f}; {task.naive_name}: {baseline['test'][name]:.3f})"
         )
     few = "; with so few texts the metrics are imprecise" if test["texts"] < FEW_TEXTS else ""
     how = "not used for training"
     if "by" in test:
         how = f"each predicted by one of {test['folds']} models, which did not train on it"
     out.print(f"on {test['texts']:,} texts, {how}{few}")
-    if never := never_predicted(test["confusion"]):
-        named = listing([run.labels.texts[i] for i in never])
-        out.print(f"[yellow]labels that are never predicted:[/] {escape(named)}")
+    if never := [e["label_text"] for e in test.get("per_class", ()) if e["texts"] and not e["predicted"]]:
+        out.print(f"[yellow]labels that are never predicted:[/] {escape(listing(never))}")
     for name in ("bag_of_words", "frozen_embeddings"):
         out.print(f"it is {metrics['baseline'][name]['verdict']}", markup=False)
-    rule = metrics["decision_rule"]
+    rule, name = metrics["decision_rule"], title(task.primary_title)
     if rule["used"]:
         out.print(
-            f"uses a decision rule tuned on validation, where it gains {rule['gain']:.3f} macro-F1 "
-            f"(standard error {rule['standard_error']:.3f}); without the rule the {source} macro-F1 is "
-            f"{rule['test']['without']['macro_f1']:.3f}"
+            f"uses a decision rule tuned on validation, where it gains {rule['gain']:.3f} {name} "
+            f"(standard error {rule['standard_error']:.3f}); without the rule the {source} {name} is "
+            f"{rule['test']['without'][task.primary]:.3f}"
         )
     if seeds := metrics.get("seeds"):
-        spread, ensemble = seeds["test"]["macro_f1"], seeds["ensemble"]["metrics"]["macro_f1"]["value"]
+        spread, ensemble = seeds["test"][task.primary], seeds["ensemble"]["metrics"][task.primary]["value"]
         out.print(
-            f"over {len(seeds['each'])} seeds macro-F1 is {spread['mean']:.3f} with a standard deviation of "
+            f"over {len(seeds['each'])} seeds {name} is {spread['mean']:.3f} with a standard deviation of "
             f"{spread['standard_deviation']:.3f}; this is seed {seeds['best']}, the best on validation; the ensemble "
             f"reaches {ensemble:.3f} (predict --ensemble)"
         )

@@ -16,7 +16,7 @@ from bertsmith.data.findings import Finding, join_names
 from bertsmith.data.labels import find_joined
 from bertsmith.data.language import guess_language
 from bertsmith.data.split import SMALL_CLASS_RULE, split_cleaned
-from bertsmith.data.table import MISSING, Table
+from bertsmith.data.table import Table
 from bertsmith.errors import DataError
 
 if TYPE_CHECKING:
@@ -86,8 +86,7 @@ def check_labels(inspected: Inspected) -> Iterator[Finding]:
     """Report classes that cannot be learned, or hardly, and suspicious label texts."""
     table = inspected.cleaned.table
     labels, split = table.labels, table.frame["split"]
-    targets = table.targets[((split != "test") & (split != "validation")).to_numpy()]
-    n_train = np.bincount(targets[targets != MISSING], minlength=len(labels))
+    n_train = table.take(((split != "test") & (split != "validation")).to_numpy()).counts
     if (n_train > 0).sum() < 2:  # `check_split` reports it
         return
 

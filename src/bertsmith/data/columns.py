@@ -15,25 +15,34 @@ if TYPE_CHECKING:
 
 TEXT = ("text",)
 TEXT_SYNONYMS = ("sentence", "content", "body", "review", "message", "document", "tweet", "comment", "utterance")
-LABEL = ("label",)
+LABEL = ("label", "labels")
 LABEL_SYNONYMS = ("category", "class", "target", "intent", "sentiment")
-LABEL_TEXT = ("labeltext", "labelname")
+LABEL_TEXT = ("labeltext", "labelname", "labeltexts", "labelnames")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The source names of the columns in use; ``None`` for a column that the table does not have."""
+    """The source names of the columns in use; ``None`` for a column that the table does not have.
+
+    ``labels`` are the columns of 0 and 1, one per label; ``label`` and ``label_text`` are then ``None``.
+    """
 
     text: str
     label: str | None
     label_text: str | None
     group: str | None = None
     split: str | None = None
+    labels: tuple[str, ...] = ()
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The names of the label columns, in the order label, label text, columns of 0 and 1."""
+        return tuple(name for name in (self.label, self.label_text, *self.labels) if name is not None)
 
     @property
     def used(self) -> tuple[str, ...]:
-        """The names that are not ``None``, in the order text, label, label text, group, split."""
-        names = (self.text, self.label, self.label_text, self.group, self.split)
+        """The names that are not ``None``, in the order text, labels, group, split."""
+        names = (self.text, *self.label_names, self.group, self.split)
         return tuple(name for name in names if name is not None)
 
 
@@ -79,15 +88,24 @@ def find_columns(names: Sequence[str], source: str, config: DataConfig, *, label
     text = lookup(config.text_column, "--text-column")
     label = lookup(config.label_column, "--label-column")
     label_text = lookup(config.label_text_column, "--label-text-column")
-    taken = [text, label, label_text]
-    if label is None and label_text is None:
+    labels = tuple(str(lookup(name, "--label-columns")) for name in config.label_columns or ())
+    if labels and (label or label_text):
+        raise DataError(
+            "--label-columns cannot be combined with --label-column and --label-text-column",
+            where=where,
+            remedy="Leave out one of them.",
+        )
+    taken = [text, label, label_text, *labels]
+    if labels:
+        pass
+    elif label is None and label_text is None:
         label_text = search(LABEL_TEXT, "--label-text-column", taken)
         label = search(LABEL, "--label-column", taken)
         if label is None and label_text is None:
             label = search(LABEL_SYNONYMS, "--label-column", taken)
     elif label_text is None:
         label_text = search(LABEL_TEXT, "--label-text-column", taken)
-    taken = [label, label_text]
+    taken = [label, label_text, *labels]
     if text is None:
         text = search(TEXT, "--text-column", taken) or search(TEXT_SYNONYMS, "--text-column", taken)
     if text is None:
@@ -100,13 +118,14 @@ def find_columns(names: Sequence[str], source: str, config: DataConfig, *, label
             remedy="Pass --text-column with the name of the column that holds the texts. "
             "The first row of a file must name the columns.",
         )
-    if label_required and label is None and label_text is None:
+    if label_required and label is None and label_text is None and not labels:
         raise DataError(
             "no column name suggests labels (Label, Label Text, Category, Class, Target, …)",
             where=where,
-            remedy="Pass --label-column (numbers or words) or --label-text-column with the name of the column.",
+            remedy="Pass --label-column (numbers or words) or --label-text-column with the name of the column, or "
+            "--label-columns with several columns of 0 and 1.",
         )
-    repeated = text if text in (label, label_text) else label if label == label_text else None
+    repeated = next((name for name in (*labels, text, label) if [text, *taken].count(name) > 1 and name), None)
     if repeated is not None:
         raise DataError(
             f"column {quoted(repeated)} is given twice, for different purposes",
@@ -119,6 +138,7 @@ def find_columns(names: Sequence[str], source: str, config: DataConfig, *, label
         label_text,
         lookup(config.group_column, "--group-column"),
         lookup(config.split_column, "--split-column"),
+        labels,
     )
 
 

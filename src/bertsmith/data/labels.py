@@ -20,7 +20,18 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
 """Control characters other than white space, which a terminal might interpret."""
 _LEADING_ZERO = re.compile(r"[+-]?0\d+")
 _NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?")
-_SEPARATORS = tuple(map(re.compile, (r"[;；]", r"\|", r"[,，、]", r"\+", "&", "[·•]", r"[\n\r\t]")))
+SEPARATORS = {
+    name: re.compile(pattern)
+    for name, pattern in (
+        (";", "[;；]"),
+        ("|", r"\|"),
+        (",", "[,，、]"),
+        ("+", r"\+"),
+        ("&", "&"),
+        ("·", "[·•]"),
+        ("\n", r"[\n\r\t]"),
+    )
+}
 """Separators between several labels. ``/``, space and ``-`` are missing, since many class names contain them."""
 _NUMPY_SEPARATOR = re.compile(r"""(?<=['"])\s+(?=['"])|(?<=[\d.])\s+(?=\d)""")
 """What separates the items of a printed NumPy array: ``['love' 'joy']``, ``[1 2]``."""
@@ -122,7 +133,8 @@ def parse_label_numbers(cells: Iterable[Any], where: str) -> list[int | None] | 
             f"the label column holds numbers that are not integers, such as {shorten(text)} in row {row}: "
             f"it looks like a score ({n_distinct:,} different values)",
             where=where,
-            remedy="Name the column of the classes with --label-column, or bin the scores into classes first.",
+            remedy="Pass --task regression to predict the number, or name the column of the classes with "
+            "--label-column.",
         )
     return numbers
 
@@ -133,6 +145,7 @@ def link_labels(
     where: str,
     *,
     known: Labels | None = None,
+    rows: np.ndarray | None = None,
 ) -> tuple[Labels, np.ndarray]:
     """Link label numbers and label texts row by row.
 
@@ -141,6 +154,7 @@ def link_labels(
         texts: the label text of every row, or ``None`` without such a column.
         where: file and columns, for messages.
         known: the classes of a finished run, to which the labels must belong.
+        rows: position of the row of each label, for messages, if a row can have several labels.
 
     Returns:
         The classes, and the class index of every row, shape (rows,), −1 if the label is missing.
@@ -182,9 +196,10 @@ def link_labels(
     if is_unknown.any():
         unknown = frame[is_unknown]
         names = unknown["text"].where(unknown["text"].notna(), unknown["number"].astype(object))
-        rows = "1 row has" if len(unknown) == 1 else f"{len(unknown):,} rows have"
+        n_unknown = "1 row has" if len(unknown) == 1 else f"{len(unknown):,} rows have"
+        first = int(unknown.index[0] if rows is None else rows[unknown.index[0]]) + 1
         raise DataError(
-            f"{rows} an unknown label: {listing(names.unique())} (first in row {int(unknown.index[0]) + 1})",
+            f"{n_unknown} an unknown label: {listing(names.unique())} (first in row {first})",
             where=where,
             remedy=f"The classes are {listing(labels.texts, 30)}. Correct these labels or remove the rows.",
         )
@@ -201,8 +216,8 @@ def find_joined(texts: Sequence[str]) -> list[str]:
     """
     found: list[str] = []
     unpacked = {t: "\n".join(_NUMPY_SEPARATOR.split(t)) if t[:1] + t[-1:] == "[]" else t for t in texts}
-    for separator in _SEPARATORS:
-        parts = {text: _split_parts(original, separator) for text, original in unpacked.items()}
+    for separator in SEPARATORS:
+        parts = {text: split_parts(original, separator) for text, original in unpacked.items()}
         positions: dict[str, set[int]] = {}  # −1: the whole text
         n_texts: Counter[str] = Counter()
         for text_parts in parts.values():
@@ -219,8 +234,15 @@ def find_joined(texts: Sequence[str]) -> list[str]:
     return found
 
 
-def _split_parts(text: str, separator: re.Pattern[str]) -> list[str]:
-    parts = (part.strip(" \r\n\t'\"") for part in separator.split(text.strip("[](){} ")))
+def split_parts(text: str, separator: str | None) -> list[str]:
+    """Return the labels in a cell, without brackets, quotes and outer white space.
+
+    Args:
+        text: the cell.
+        separator: a key of `SEPARATORS`, or any other string; ``None`` for a cell with one label.
+    """
+    pattern = SEPARATORS.get(separator or "") or re.compile(re.escape(separator) if separator else r"(?!)")
+    parts = (part.strip(" \r\n\t'\"") for part in pattern.split(text.strip("[](){} ")))
     return [part for part in parts if part]
 
 
@@ -240,11 +262,10 @@ def check_single_label(texts: Sequence[str], where: str) -> None:
         return
     n_rows = sum(map(set(joined).__contains__, texts))
     raise DataError(
-        f"{n_rows:,} of {len(texts):,} rows have several labels, such as {listing(joined, 3)}: "
-        "a text cannot have more than one label",
+        f"{n_rows:,} of {len(texts):,} rows have several labels, such as {listing(joined, 3)}",
         where=where,
-        remedy="Keep one label in each row, or remove these rows. If each combination is a class, write it without "
-        "the separator.",
+        remedy="Pass --task multi-label to train on several labels per text. Or keep one label in each row; if each "
+        "combination is a class, write it without the separator.",
     )
 
 

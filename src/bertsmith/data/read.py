@@ -11,7 +11,7 @@ import pandas as pd
 from bertsmith.config import DataConfig, Source
 from bertsmith.data.columns import Columns, canonical, find_columns
 from bertsmith.data.corrections import apply_corrections
-from bertsmith.data.labels import check_classes, link_labels, parse_label_numbers, parse_label_texts
+from bertsmith.data.read_labels import Part, read_labels
 from bertsmith.data.sources import read_raw
 from bertsmith.data.table import SPLITS, Labels, Note, RawTable, Table
 from bertsmith.data.texts import to_texts
@@ -48,23 +48,15 @@ def read_table(source: Any = None, config: DataConfig | None = None, *, known: L
 def _combine(parts: Sequence[tuple[RawTable, str | None]], config: DataConfig, known: Labels | None) -> Table:
     frames: list[pd.DataFrame] = []
     extras: list[pd.DataFrame] = []
-    numbers: list[int | None] = []
-    texts: list[str | None] = []
     notes: list[Note] = []
-    has_numbers = has_texts = False
-    all_columns: list[Columns] = []
+    labelled: list[Part] = []
     names = [raw.name for raw, _ in parts]
     names = [f"{raw.name} ({split})" if split and names.count(raw.name) > 1 else raw.name for raw, split in parts]
     for (raw, split), name in zip(parts, names, strict=True):
         part_config = config if split is None else config.model_copy(update={"split_column": None})
         columns = find_columns(list(raw.frame.columns), name, part_config)
-        all_columns.append(columns)
+        labelled.append(Part(raw, columns, name))
         n_rows = len(raw.frame)
-        part_numbers, part_texts = _parse_labels(raw, columns, name)
-        has_numbers |= part_numbers is not None
-        has_texts |= part_texts is not None
-        numbers += part_numbers if part_numbers is not None else [None] * n_rows
-        texts += part_texts if part_texts is not None else [None] * n_rows
         text = to_texts(raw.frame[columns.text], f"{name}, column {quoted(columns.text)}")
         frames.append(
             pd.DataFrame(
@@ -79,41 +71,19 @@ def _combine(parts: Sequence[tuple[RawTable, str | None]], config: DataConfig, k
         )
         extras.append(raw.frame.drop(columns=list(columns.used)))
         notes += [*raw.notes, *_note_split_columns(columns, extras[-1])]
-    label_columns = [quoted(c) for c in (all_columns[0].label, all_columns[0].label_text) if c]
-    where = f"{', '.join(names)}, column{'s' if len(label_columns) > 1 else ''} {' and '.join(label_columns)}"
-    labels, targets = link_labels(numbers if has_numbers else None, texts if has_texts else None, where, known=known)
-    if known is None:
-        check_classes(labels, targets, where)
+    read = read_labels(labelled, config, known=known)
     frame = pd.concat(frames, ignore_index=True)
-    frame.insert(3, "target", targets)
-    return Table(frame, labels, all_columns[0], pd.concat(extras, ignore_index=True), names[0], tuple(notes))
-
-
-def _parse_labels(
-    raw: RawTable, columns: Columns, name: str
-) -> tuple[list[int | None] | None, list[str | None] | None]:
-    """Return the label number and the label text of every row, ``None`` for a column that the table does not have."""
-    texts = None
-    if columns.label_text:
-        texts = parse_label_texts(raw.frame[columns.label_text], f"{name}, column {quoted(columns.label_text)}")
-    if columns.label is None:
-        return None, texts
-    cells, where = raw.frame[columns.label], f"{name}, column {quoted(columns.label)}"
-    numbers = parse_label_numbers(cells, where)
-    if columns.label in raw.class_names:
-        class_names = raw.class_names[columns.label]
-        numbers = [n if n is not None and 0 <= n < len(class_names) else None for n in numbers or []]
-        return numbers, texts or [None if n is None else class_names[n] for n in numbers]
-    if numbers is not None:
-        return numbers, texts
-    if texts is not None:
-        raise DataError(
-            f"columns {quoted(columns.label)} and {quoted(columns.label_text)} both hold words, "
-            "but the first should hold label numbers",
-            where=name,
-            remedy="Name only the right one, with --label-text-column.",
-        )
-    return None, parse_label_texts(cells, where)
+    frame.insert(3, "target", read.codes)
+    return Table(
+        frame,
+        read.labels,
+        labelled[0].columns,
+        pd.concat(extras, ignore_index=True),
+        names[0],
+        (*notes, *read.notes),
+        read.task,
+        read.outcomes,
+    )
 
 
 def _parse_splits(raw: RawTable, columns: Columns, split: str | None, name: str) -> pd.Series:

@@ -1,4 +1,4 @@
-"""Split a table into train, validation and test, stratified by class; groups and given splits are respected."""
+"""Split a table into train, validation and test, stratified by label; groups and given splits are respected."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pandas as pd
 from bertsmith.config import DataConfig
 from bertsmith.data.clean import Cleaned
 from bertsmith.data.table import Table
-from bertsmith.errors import ConfigError, DataError, listing
+from bertsmith.errors import ConfigError, DataError
 
 SMALL_CLASS_RULE = (
     "every class has at least one text in train and, if it has enough texts, in each held-out split. "
@@ -39,7 +39,7 @@ def split(
         The table with ``split`` filled in.
 
     Raises:
-        DataError: if a split would be empty, or train would have fewer than two classes.
+        DataError: if a split would be empty, or all training texts would have the same label.
     """
     given = table.frame["split"]
     shares = {
@@ -50,17 +50,22 @@ def split(
     positions = np.flatnonzero((given.isna() | (given == "train")).to_numpy())
     result = given.fillna("train").to_numpy(dtype=object)
     rng = np.random.default_rng(seed)
-    targets = table.targets[positions]
+    strata = table.strata[positions]
     if shares and len(positions):
         groups = table.frame["group"].iloc[positions]
         similar = np.arange(len(positions))
         if near_duplicates is not None:
             similar = np.unique(near_duplicates[positions], return_inverse=True)[1]
-        if groups.notna().any():
-            result[positions] = _split_groups(targets, _merge_groups(pd.factorize(groups)[0], similar), shares, rng)
+        merged = _merge_groups(pd.factorize(groups)[0], similar) if groups.notna().any() else None
+        if strata.ndim == 2:
+            names = np.array(["train", *shares], dtype=object)
+            portions = np.array([1 - sum(shares.values()), *shares.values()])
+            result[positions] = names[stratify_sets(strata, similar if merged is None else merged, portions, rng)]
+        elif merged is not None:
+            result[positions] = _split_groups(strata, merged, shares, rng)
         else:
             first, inverse = np.unique(similar, return_index=True, return_inverse=True)[1:]
-            result[positions] = _split_classes(targets[first], len(table.labels), shares, rng)[inverse]
+            result[positions] = _split_classes(strata[first], shares, rng)[inverse]
     expected = [name for name, size in (("validation", validation_size), ("test", test_size)) if size]
     _check_splits(table, result, ["train", *expected])
     return replace(table, frame=table.frame.assign(split=pd.Series(result, dtype="str")))
@@ -123,17 +128,21 @@ def assign_folds(cleaned: Cleaned, data: Table, rows: np.ndarray, k: int, config
     group_column = data.frame["group"]
     if group_column.notna().any():
         groups = _merge_groups(pd.factorize(group_column.iloc[rows])[0], np.unique(groups, return_inverse=True)[1])
-    folds = np.full(len(rows), -1)
-    try:
-        with warnings.catch_warnings():  # scikit-learn warns about classes with fewer texts than folds
-            warnings.simplefilter("ignore", UserWarning)
-            splitter = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
-            for fold, (_, held_out) in enumerate(splitter.split(rows, data.targets[rows], groups)):
-                folds[held_out] = fold
-    except ValueError:  # every class has fewer texts than folds
-        folds[:] = -1
+    strata, n_groups = data.strata[rows], len(np.unique(groups))
+    if strata.ndim == 2:
+        folds = stratify_sets(strata, groups, np.full(k, 1 / k), np.random.default_rng(seed))
+        n_largest = len(rows)
+    else:
+        folds, n_largest = np.full(len(rows), -1), int(np.bincount(strata).max())
+        try:
+            with warnings.catch_warnings():  # scikit-learn warns about classes with fewer texts than folds
+                warnings.simplefilter("ignore", UserWarning)
+                splitter = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
+                for fold, (_, held_out) in enumerate(splitter.split(rows, strata, groups)):
+                    folds[held_out] = fold
+        except ValueError:  # every class has fewer texts than folds
+            folds[:] = -1
     if len(np.unique(folds)) < k or (folds < 0).any():
-        n_largest, n_groups = int(np.bincount(data.targets[rows]).max()), len(np.unique(groups))
         raise ConfigError(
             f"--cv {k}: too few texts: the largest class has {n_largest:,} texts, and the texts form {n_groups:,} "
             "groups that must each stay in one fold",
@@ -143,11 +152,42 @@ def assign_folds(cleaned: Cleaned, data: Table, rows: np.ndarray, k: int, config
     return folds
 
 
-def _split_classes(
-    targets: np.ndarray, n_classes: int, shares: Mapping[str, float], rng: np.random.Generator
-) -> np.ndarray:
-    counts = np.bincount(targets, minlength=n_classes)
-    order = [rng.permutation(np.flatnonzero(targets == c)) for c in range(n_classes)]
+def stratify_sets(sets: np.ndarray, groups: np.ndarray, portions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Assign groups of texts to splits so that each split has its share of each label.
+
+    The groups with the rarest label are assigned first, each to the split that lacks most texts of this label
+    (iterative stratification, Sechidis et al. 2011, doi:10.1007/978-3-642-23808-6_10).
+
+    Args:
+        sets: whether each text has each label, bool, shape (n, labels).
+        groups: group of each text, shape (n,).
+        portions: share of each split; the sum is 1.
+        rng: random number generator.
+
+    Returns:
+        The split of each text, shape (n,).
+    """
+    _, groups = np.unique(groups, return_inverse=True)
+    counts = np.zeros((int(groups.max()) + 1, sets.shape[1] + 1))  # the last column counts texts
+    np.add.at(counts, groups, np.column_stack([sets, np.ones(len(sets))]))
+    lacking = np.outer(portions, counts.sum(axis=0))
+    chosen = np.full(len(counts), -1)
+    while (left := np.flatnonzero(chosen < 0)).size:
+        totals = counts[left].sum(axis=0)
+        label = int(np.where(totals[:-1] > 0, totals[:-1], np.inf).argmin()) if totals[:-1].any() else -1
+        some = rng.permutation(left[counts[left, label] > 0])
+        for group in some[np.argsort(-counts[some, label], kind="stable")]:
+            best = np.flatnonzero(lacking[:, label] == lacking[:, label].max())
+            best = best[lacking[best, -1] == lacking[best, -1].max()]
+            chosen[group] = rng.choice(best)
+            lacking[chosen[group]] -= counts[group]
+    result: np.ndarray = chosen[groups]
+    return result
+
+
+def _split_classes(targets: np.ndarray, shares: Mapping[str, float], rng: np.random.Generator) -> np.ndarray:
+    counts = np.bincount(targets)
+    order = [rng.permutation(np.flatnonzero(targets == c)) for c in range(len(counts))]
     result = np.full(len(targets), "train", dtype=object)
     remaining = counts.copy()
     for name, share in shares.items():  # test first: it has priority where texts are scarce
@@ -223,10 +263,9 @@ def _check_splits(table: Table, result: np.ndarray, expected: Sequence[str]) -> 
                 remedy="Give more labelled texts, or --validation and --test tables; or, if the texts are "
                 "near-duplicates, pass --near-duplicates ignore.",
             )
-    trained = np.unique(table.targets[result == "train"])
-    if len(trained) < 2:
+    if len(np.unique(table.codes[result == "train"])) < 2:
         raise DataError(
-            f"the train split has only one class: {listing([table.labels.texts[int(c)] for c in trained])}",
+            "all texts of the train split have the same label",
             where=table.name,
-            remedy="Give texts of at least two classes.",
+            remedy="Give texts with at least two different labels.",
         )

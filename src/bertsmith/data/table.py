@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from bertsmith.data.outcomes import CLASSES, Outcomes
+
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
@@ -15,8 +17,10 @@ if TYPE_CHECKING:
     from bertsmith.data.columns import Columns
 
 SPLITS = ("train", "validation", "test")
+SINGLE_LABEL, MULTI_LABEL, ORDINAL, REGRESSION = TASKS = ("single-label", "multi-label", "ordinal", "regression")
+"""The kinds of label; see `bertsmith.tasks`."""
 MISSING = -1
-"""The class index of a row without a label."""
+"""The code of a row without a label."""
 Cells = dict[str, list[Any]]
 """The cells of some rows, by column."""
 OnBadRow = Callable[[str, str], None]
@@ -63,13 +67,15 @@ class Table:
 
     Attributes:
         frame: one row per text, index 0…n−1, with the columns ``source`` (file name), ``row`` (1 is the first row after
-            the header), ``text`` (may be missing), ``target`` (class index, −1 if the label is missing), ``split``
+            the header), ``text`` (may be missing), ``target`` (code of its labels, −1 if they are missing), ``split``
             (``"train"``, ``"validation"``, ``"test"``, or missing) and ``group`` (may be missing).
-        labels: the classes.
+        labels: the classes; for a regression, the name of the number.
         columns: the names of the columns in the source.
         extra: the unused columns, aligned with ``frame``.
         name: the name of the table, for messages.
         notes: what the reader found or repaired.
+        task: the kind of label, one of `TASKS`.
+        outcomes: turns codes into targets.
     """
 
     frame: pd.DataFrame
@@ -78,6 +84,8 @@ class Table:
     extra: pd.DataFrame
     name: str
     notes: tuple[Note, ...] = field(default=())
+    task: str = SINGLE_LABEL
+    outcomes: Outcomes = CLASSES
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -86,23 +94,31 @@ class Table:
         classes = "1 class" if len(self.labels) == 1 else f"{len(self.labels)} classes"
         return f"Table({self.name!r}, {len(self):,} rows, {classes})"
 
-    @cached_property
-    def targets(self) -> np.ndarray:
-        """Class index of every row, shape (rows,), −1 if the label is missing."""
+    @property
+    def codes(self) -> np.ndarray:
+        """Code of every row, shape (rows,), −1 if the label is missing; the class index if each row has one class."""
         values: np.ndarray = self.frame["target"].to_numpy()
         return values
 
     @cached_property
+    def targets(self) -> np.ndarray:
+        """Target of every row, shape (rows,) or (rows, labels), for a table without missing labels."""
+        return self.outcomes.targets(self.codes)
+
+    @cached_property
+    def strata(self) -> np.ndarray:
+        """What a split keeps balanced, shape (rows,) or (rows, labels)."""
+        return self.outcomes.strata(self.codes)
+
+    @cached_property
     def counts(self) -> np.ndarray:
         """Number of rows of every class, shape (classes,)."""
-        import numpy as np
-
-        return np.bincount(self.targets[self.targets != MISSING], minlength=len(self.labels))
+        return self.outcomes.counts(self.codes[self.codes != MISSING], len(self.labels))
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the texts, class indices and splits, in order."""
-        digest = hashlib.sha256()
+        """SHA-256 of the texts, labels and splits, in order."""
+        digest = hashlib.sha256(self.outcomes.key())
         columns = (self.frame[name] for name in ("text", "target", "split"))
         for text, target, name in zip(*columns, strict=True):
             digest.update(f"{target}\x1f{name}\x1f{text}\x1e".encode())

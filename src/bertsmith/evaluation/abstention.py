@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -64,24 +66,22 @@ def _ranked(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.n
     return ranked, np.cumsum(right[order]), np.append(ranked[1:] != ranked[:-1], True)
 
 
-def conformal_threshold(targets: np.ndarray, probabilities: np.ndarray, coverage: float) -> float:
+def conformal_threshold(truth: np.ndarray, coverage: float) -> float:
     """Return the probability at which a label joins the label set, by split conformal prediction.
 
     The score is the probability of the label (Sadinle et al. 2019, arXiv:1609.00451). On exchangeable new texts the
     set contains the true label with at least the stated probability, whatever the model.
 
     Args:
-        targets: class indices of held-out texts, shape (n,).
-        probabilities: shape (n, classes).
+        truth: probability of the true label of each held-out text, the lowest one of several labels, shape (n,).
         coverage: target, between 0 and 1.
 
     Returns:
         The threshold. It is 0, which admits every label, if the held-out texts are too few for the coverage.
     """
-    n = len(targets)
-    ranked = np.sort(probabilities[np.arange(n), targets])[::-1]
+    n = len(truth)
     k = math.ceil((n + 1) * coverage - 1e-9)
-    return float(ranked[k - 1]) if k <= n else 0.0
+    return float(np.sort(truth)[::-1][k - 1]) if k <= n else 0.0
 
 
 def label_sets(probabilities: np.ndarray, threshold: float) -> np.ndarray:
@@ -91,79 +91,90 @@ def label_sets(probabilities: np.ndarray, threshold: float) -> np.ndarray:
     return sets
 
 
+@dataclass(frozen=True)
+class Judged:
+    """Predictions of n texts, compared with their labels.
+
+    Attributes:
+        confidence: shape (n,).
+        right: whether each prediction is correct, bool, shape (n,).
+        truth: probability of the true label, the lowest one of several labels, shape (n,).
+    """
+
+    confidence: np.ndarray
+    right: np.ndarray
+    truth: np.ndarray
+
+
 def evaluate_abstention(
-    targets: np.ndarray, probabilities: np.ndarray, held_out: tuple[np.ndarray, np.ndarray]
+    test: Judged, held_out: Judged, cover: Callable[[float], tuple[np.ndarray, np.ndarray]]
 ) -> dict[str, Any]:
     """Evaluate abstention and label sets on texts other than those that set the thresholds.
 
     Args:
-        targets: class indices of the evaluation texts, shape (n,).
-        probabilities: shape (n, classes).
-        held_out: targets and probabilities of the texts that set the thresholds.
+        test: the evaluation texts.
+        held_out: the texts that set the thresholds.
+        cover: returns for a threshold whether the label set of each evaluation text contains its true labels, and the
+            size of the set, each of shape (n,).
 
     Returns:
-        JSON-ready. ``accuracy_coverage`` is the curve. ``thresholds`` has one entry per target accuracy, and
-        ``label_shift`` is the result of that function. ``conformal`` has one entry per target coverage.
+        JSON-ready. ``accuracy_coverage`` is the curve. ``thresholds`` has one entry per target accuracy.
+        ``conformal`` has one entry per target coverage.
         Its ``empirical_coverage`` is the coverage of the label sets. ``by_threshold`` counts only labels above the
-        threshold, without the most likely label that every set contains. ``expected`` is the 95 % interval of
-        ``by_threshold`` if the guarantee holds.
+        threshold, without the most likely label that a set may contain in addition. ``expected`` is the 95 % interval
+        of ``by_threshold`` if the guarantee holds.
     """
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == targets
-    held_out_confidence, held_out_right = held_out[1].max(axis=1), held_out[1].argmax(axis=1) == held_out[0]
     thresholds = []
     for accuracy in TARGET_ACCURACIES:
-        threshold = confidence_threshold(held_out_confidence, held_out_right, accuracy)
-        answered = confidence >= (np.inf if threshold is None else threshold)
+        threshold = confidence_threshold(held_out.confidence, held_out.right, accuracy)
+        answered = test.confidence >= (np.inf if threshold is None else threshold)
         thresholds.append(
             {
                 "target_accuracy": accuracy,
                 "threshold": threshold,
                 "coverage": float(answered.mean()),
-                "accuracy": float(right[answered].mean()) if answered.any() else None,
+                "accuracy": float(test.right[answered].mean()) if answered.any() else None,
             }
         )
     conformal = []
     for coverage in TARGET_COVERAGES:
-        threshold = conformal_threshold(*held_out, coverage)
-        sets = label_sets(probabilities, threshold)
-        sizes = sets.sum(axis=1)
-        rows = np.arange(len(sets))
+        threshold = conformal_threshold(held_out.truth, coverage)
+        covered, sizes = cover(threshold)
         conformal.append(
             {
                 "coverage": coverage,
                 "threshold": threshold,
-                "empirical_coverage": float(sets[rows, targets].mean()),
-                "by_threshold": float((probabilities[rows, targets] >= threshold).mean()),
-                "expected": list(coverage_interval(coverage, len(held_out[0]), len(targets))),
+                "empirical_coverage": float(covered.mean()),
+                "by_threshold": float((test.truth >= threshold).mean()),
+                "expected": list(coverage_interval(coverage, len(held_out.truth), len(test.truth))),
                 "mean_labels": float(sizes.mean()),
                 "single_label": float((sizes == 1).mean()),
             }
         )
     return {
-        "accuracy_coverage": accuracy_coverage_curve(confidence, right),
+        "accuracy_coverage": accuracy_coverage_curve(test.confidence, test.right),
         "thresholds": thresholds,
         "conformal": conformal,
-        "label_shift": label_shift(held_out[0], targets, probabilities.shape[1]),
     }
 
 
-def label_shift(held_out: np.ndarray, targets: np.ndarray, n_classes: int) -> dict[str, Any]:
+def label_shift(held_out: np.ndarray, test: np.ndarray) -> dict[str, Any]:
     """Test whether two sets of texts have the same label distribution, which thresholds and coverage assume.
 
     Args:
-        held_out: class indices of the texts that set the thresholds.
-        targets: class indices of the other texts.
-        n_classes: number of classes.
+        held_out: number of labels of each class among the texts that set the thresholds, shape (classes,).
+        test: the same for the other texts.
 
     Returns:
         JSON-ready: ``distance`` (total variation), ``p`` of a chi-squared test, and ``shifted`` (p below 0.001).
     """
     from scipy.stats import chi2_contingency
 
-    counts = np.stack([np.bincount(t, minlength=n_classes) for t in (held_out, targets)])
-    shares = counts / counts.sum(axis=1, keepdims=True)
+    counts = np.stack([held_out, test])
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     present = counts[:, counts.sum(axis=0) > 0]
-    p = float(chi2_contingency(present).pvalue) if present.shape[1] > 1 else 1.0
+    testable = present.shape[1] > 1 and bool(present.sum(axis=1).all())
+    p = float(chi2_contingency(present).pvalue) if testable else 1.0
     return {"distance": float(abs(shares[0] - shares[1]).sum() / 2), "p": p, "shifted": p < 0.001}
 
 

@@ -26,11 +26,11 @@ class Baseline:
     """Predictions of a baseline.
 
     Attributes:
-        probabilities: shape (texts, classes).
+        scores: shape (texts, outputs).
         classifier: name of the variant used.
     """
 
-    probabilities: np.ndarray
+    scores: np.ndarray
     classifier: str
 
 
@@ -68,7 +68,7 @@ def bag_of_words(
 
 @dataclass(frozen=True)
 class Regression:
-    """A fitted logistic regression.
+    """A fitted linear model, such as a logistic regression.
 
     Attributes:
         weight: shape (classes, hidden size).
@@ -78,9 +78,10 @@ class Regression:
     weight: np.ndarray
     bias: np.ndarray
 
-    def probabilities(self, embeddings: np.ndarray) -> np.ndarray:
-        """Return probabilities of shape (n, classes) for embeddings of shape (n, hidden size)."""
-        return _softmax(embeddings @ self.weight.T + self.bias)
+    def logits(self, embeddings: np.ndarray) -> np.ndarray:
+        """Return logits of shape (n, classes) for embeddings of shape (n, hidden size)."""
+        result: np.ndarray = embeddings @ self.weight.T + self.bias
+        return result
 
 
 def fit_regression(embeddings: np.ndarray, targets: np.ndarray, *, n_classes: int) -> Regression:
@@ -181,14 +182,15 @@ def verdict(
     high: float,
     texts: int,
     *,
+    metric: str = "macro-F1",
     rival: str = "a bag of words with a linear SVM",
     kind: str = "test texts",
     if_worse: str = ": use the baseline, or label more texts",
 ) -> str:
-    """Phrase a paired difference in macro-F1 and its 95 % interval as a sentence that follows "The model is"."""
+    """Phrase a difference in the primary metric and its 95 % interval as a sentence that follows "The model is"."""
     interval = f"[{low:+.3f}, {high:+.3f}]"
     if low > 0:
-        return f"better than {rival} by {difference:.3f} macro-F1 {interval}"
+        return f"better than {rival} by {difference:.3f} {metric} {interval}"
     if high < 0:
-        return f"worse than {rival} by {-difference:.3f} macro-F1 {interval}{if_worse}"
-    return f"not distinguishable from {rival} on {texts:,} {kind}: {difference:+.3f} macro-F1 {interval}"
+        return f"worse than {rival} by {-difference:.3f} {metric} {interval}{if_worse}"
+    return f"not distinguishable from {rival} on {texts:,} {kind}: {difference:+.3f} {metric} {interval}"

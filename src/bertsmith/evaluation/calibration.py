@@ -63,22 +63,39 @@ def scale(probabilities: np.ndarray, temperature: float, offsets: np.ndarray | f
     return result
 
 
-def calibration_metrics(targets: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> dict[str, Any]:
-    """Return calibration errors and the bins of a reliability diagram, JSON-ready.
+def calibration_metrics(
+    targets: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Return calibration errors of class probabilities; see `reliability`.
 
-    ``expected_calibration_error`` is the mean gap between confidence and accuracy over bins of equal width, weighted by
-    their number of texts (Guo et al. 2017, arXiv:1706.04599). ``by_chance`` is its 95 % quantile for a perfectly
-    calibrated model on as many texts (consistency resampling, Bröcker and Smith 2007, doi:10.1175/WAF993.1).
     ``brier_score`` is the squared distance between probabilities and truth, summed over the classes (Brier 1950); it
     ranges from 0 to 2.
 
     Args:
         targets: class indices, shape (n,).
         probabilities: shape (n, classes).
+        predicted: class indices, shape (n,); the most likely classes by default.
+    """
+    predicted = probabilities.argmax(axis=1) if predicted is None else predicted
+    truth = np.eye(probabilities.shape[1])[targets]
+    return {
+        **reliability(probabilities[np.arange(len(targets)), predicted], predicted == targets),
+        "brier_score": float(((probabilities - truth) ** 2).sum(axis=1).mean()),
+    }
+
+
+def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> dict[str, Any]:
+    """Return calibration errors and the bins of a reliability diagram, JSON-ready.
+
+    ``expected_calibration_error`` is the mean gap between confidence and accuracy over bins of equal width, weighted by
+    their number of texts (Guo et al. 2017, arXiv:1706.04599). ``by_chance`` is its 95 % quantile for a perfectly
+    calibrated model on as many texts (consistency resampling, Bröcker and Smith 2007, doi:10.1175/WAF993.1).
+
+    Args:
+        confidence: claimed probability of each event, shape (n,).
+        right: whether each event occurred, bool, shape (n,).
         bins: number of confidence bins.
     """
-    confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == targets
     which = np.minimum((confidence * bins).astype(int), bins - 1)
     counts = np.bincount(which, minlength=bins)
     filled = np.maximum(counts, 1)
@@ -88,15 +105,13 @@ def calibration_metrics(targets: np.ndarray, probabilities: np.ndarray, bins: in
         return result
 
     def error(right: np.ndarray) -> float:
-        return float((counts * abs(mean(right) - mean_confidence)).sum() / len(targets))
+        return float((counts * abs(mean(right) - mean_confidence)).sum() / len(confidence))
 
     mean_confidence, accuracy, rng = mean(confidence), mean(right), np.random.default_rng(0)
     by_chance = [error(rng.random(len(confidence)) < confidence) for _ in range(CHANCE_RESAMPLES)]
-    truth = np.eye(probabilities.shape[1])[targets]
     return {
         "expected_calibration_error": error(right),
         "by_chance": float(np.quantile(by_chance, 0.95)),
-        "brier_score": float(((probabilities - truth) ** 2).sum(axis=1).mean()),
         "bins": [
             {"texts": int(n), "confidence": float(c), "accuracy": float(a)}
             for n, c, a in zip(counts, mean_confidence, accuracy, strict=True)
@@ -108,6 +123,15 @@ def calibration_metrics(targets: np.ndarray, probabilities: np.ndarray, bins: in
 def to_logits(probabilities: np.ndarray) -> np.ndarray:
     """Return logarithms of probabilities, shape (n, classes): the logits up to a constant per text."""
     result: np.ndarray = np.log(np.clip(probabilities.astype(np.float64), 1e-30, None))
+    return result
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the probabilities of logits, both of shape (n, classes)."""
+    if not len(logits):
+        return logits
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    result: np.ndarray = exponents / exponents.sum(axis=1, keepdims=True)
     return result
 
 

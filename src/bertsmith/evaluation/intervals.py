@@ -59,7 +59,7 @@ def bootstrap_intervals(
     values = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
     values["macro_average_precision"] = np.concatenate(
         [
-            _resampled_average_precision(targets, probabilities, drawn)
+            resampled_average_precision(np.eye(n_classes, dtype=bool)[targets], probabilities, drawn)
             for drawn in draw_resamples(n, groups, rng, RANKING_RESAMPLES)
         ]
     )
@@ -73,35 +73,6 @@ def bootstrap_intervals(
     return intervals
 
 
-def paired_difference(
-    targets: np.ndarray,
-    first: np.ndarray,
-    second: np.ndarray,
-    n_classes: int,
-    *,
-    seed: int,
-    groups: np.ndarray | None = None,
-) -> tuple[float, float, float]:
-    """Return the difference of the primary metric between two classifiers on the same texts, with its interval.
-
-    Both are scored on the same resamples, so variation that affects both cancels.
-
-    Args:
-        targets: class indices, shape (n,).
-        first, second: predicted class indices, shape (n,).
-        n_classes: number of classes.
-        seed: of the resampling.
-        groups: as for `draw_resamples`.
-
-    Returns:
-        The difference (first minus second), its lower and its upper bound.
-    """
-    differences = resampled_differences(targets, first, second, n_classes, seed=seed, groups=groups)
-    one, two = (label_metrics(targets, predicted, n_classes)[PRIMARY] for predicted in (first, second))
-    low, high = np.percentile(differences, TAILS)
-    return float(one - two), float(low), float(high)
-
-
 def resampled_differences(
     targets: np.ndarray,
     first: np.ndarray,
@@ -111,7 +82,17 @@ def resampled_differences(
     seed: int,
     groups: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return the difference (first minus second) on every resample, shape (resamples,); see `paired_difference`."""
+    """Return the difference of the primary metric between two classifiers on every resample, shape (resamples,).
+
+    Both are scored on the same resamples, so variation that affects both cancels.
+
+    Args:
+        targets: class indices, shape (n,).
+        first, second: predicted class indices, shape (n,).
+        n_classes: number of classes.
+        seed: of the resampling.
+        groups: as for `draw_resamples`.
+    """
     differences = []
     for drawn in draw_resamples(len(targets), groups, np.random.default_rng(seed), RESAMPLES):
         one, two = (resampled_label_metrics(drawn, targets, p, n_classes)[PRIMARY] for p in (first, second))
@@ -140,15 +121,21 @@ def draw_resamples(n: int, groups: np.ndarray | None, rng: np.random.Generator, 
         yield counts if codes is None else counts[:, codes]
 
 
-def _resampled_average_precision(targets: np.ndarray, probabilities: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """Return the macro average precision of every resample, shape (resamples,); ``drawn`` is (resamples, n)."""
+def resampled_average_precision(truth: np.ndarray, probabilities: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Return the macro average precision of every resample, shape (resamples,).
+
+    Args:
+        truth: whether each text has each label, bool, shape (n, labels).
+        probabilities: shape (n, labels).
+        drawn: how often each resample draws each text, shape (resamples, n).
+    """
     weights = drawn.astype(np.float32)
     total = np.zeros(len(drawn))
     classes = np.zeros(len(drawn))
-    for c in np.unique(targets):
+    for c in np.flatnonzero(truth.any(axis=0)):
         order = np.argsort(-probabilities[:, c], kind="stable")
         times = weights[:, order]
-        positions = np.flatnonzero(targets[order] == c)
+        positions = np.flatnonzero(truth[order, c])
         ranked = np.cumsum(times, axis=1)[:, positions]
         times = times[:, positions]
         hits = np.cumsum(times, axis=1)

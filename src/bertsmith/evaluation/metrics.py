@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -55,7 +54,6 @@ def scalar_metrics(targets: np.ndarray, probabilities: np.ndarray) -> dict[str, 
         Metrics by name, ``None`` if undefined.
     """
     predicted = probabilities.argmax(axis=1)
-    n_classes = probabilities.shape[1]
     present = np.unique(targets)
     result: dict[str, float | None] = {"accuracy": float(sk.accuracy_score(targets, predicted))}
     recalls = sk.recall_score(targets, predicted, labels=present, average=None, zero_division=0)
@@ -70,25 +68,33 @@ def scalar_metrics(targets: np.ndarray, probabilities: np.ndarray) -> dict[str, 
             f"{average}_recall": float(recall),
         }
     result["mcc"] = float(sk.matthews_corrcoef(targets, predicted)) if len(present) > 1 else None
-    normalised = probabilities.astype(np.float64)
-    normalised /= normalised.sum(axis=1, keepdims=True)
-    result["log_loss"] = float(sk.log_loss(targets, normalised, labels=np.arange(n_classes)))
+    result["log_loss"] = log_loss(targets, probabilities)
     precisions = [sk.average_precision_score(targets == c, probabilities[:, c]) for c in present]
     result["macro_average_precision"] = float(np.mean(precisions)) if len(present) > 1 else None
     return {name: result[name] for name in SCALAR_METRICS}
 
 
-def per_class_metrics(targets: np.ndarray, probabilities: np.ndarray) -> list[dict[str, Any]]:
+def log_loss(targets: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the mean negative log-likelihood, from class indices, shape (n,), and shape (n, classes)."""
+    normalised = probabilities.astype(np.float64)
+    normalised /= normalised.sum(axis=1, keepdims=True)
+    return float(sk.log_loss(targets, normalised, labels=np.arange(probabilities.shape[1])))
+
+
+def per_class_metrics(
+    targets: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray | None = None
+) -> list[dict[str, Any]]:
     """Return precision, recall, F1, average precision and counts of every class.
 
     Args:
         targets: class indices, shape (n,).
         probabilities: shape (n, classes).
+        predicted: class indices, shape (n,); the most likely classes by default.
 
     Returns:
         One entry per class, in order; a metric is ``None`` if the class has no texts or no predictions that define it.
     """
-    predicted = probabilities.argmax(axis=1)
+    predicted = probabilities.argmax(axis=1) if predicted is None else predicted
     classes = np.arange(probabilities.shape[1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -113,12 +119,6 @@ def per_class_metrics(targets: np.ndarray, probabilities: np.ndarray) -> list[di
 
 FEW_TEXTS = 100
 """With fewer test texts, the 95 % interval of an accuracy can extend ten percentage points to either side."""
-
-
-def never_predicted(matrix: Sequence[Sequence[int]]) -> list[int]:
-    """Return the classes that have texts but no predictions, from a confusion matrix with classes as rows."""
-    predicted = [sum(column) for column in zip(*matrix, strict=True)]
-    return [i for i, row in enumerate(matrix) if sum(row) and not predicted[i]]
 
 
 def confusion_matrix(targets: np.ndarray, predicted: np.ndarray, n_classes: int) -> np.ndarray:

@@ -8,29 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from bertsmith.evaluation.calibration import scale, to_logits
-
 
 @dataclass(frozen=True)
 class Rule:
     """Calibration and decision rule: logits become ``(logits + offsets) / temperature``.
 
     Attributes:
-        temperature: from `calibration.fit_temperature`.
-        offsets: from `decision.tune_offsets`, shape (classes,); empty if no decision rule is used.
+        temperature: from `calibration.fit_temperature`; one per output for sets of labels, shape (labels,).
+        offsets: from `decision.tune_offsets`, shape (outputs,); empty if no decision rule is used.
         folded: whether both are already part of the model's weights.
     """
 
-    temperature: float = 1.0
+    temperature: float | tuple[float, ...] = 1.0
     offsets: tuple[float, ...] = ()
     folded: bool = True
-
-    def apply(self, probabilities: np.ndarray, *, decide: bool = True) -> np.ndarray:
-        """Apply the rule to the model's probabilities, shape (n, classes); see `adjust`."""
-        if self.folded and (decide or not self.offsets):
-            return probabilities
-        adjusted = self.adjust(to_logits(probabilities), decide=decide)
-        return scale(np.exp(adjusted - adjusted.max(axis=1, keepdims=True)), 1.0)
 
     def adjust(self, logits: np.ndarray, *, decide: bool = True) -> np.ndarray:
         """Apply the rule to the model's logits, shape (n, classes).
@@ -39,14 +30,21 @@ class Rule:
             logits: output of the model, which contains the rule if it is folded.
             decide: use the offsets; otherwise leave them out or remove them. The temperature always applies.
         """
-        offsets = np.array(self.offsets or 0.0)
+        offsets, temperature = np.array(self.offsets or 0.0), np.array(self.temperature)
         if self.folded:
-            return logits if decide or not self.offsets else logits - offsets / self.temperature
-        return (logits + (offsets if decide else 0.0)) / self.temperature
+            return logits if decide or not self.offsets else logits - offsets / temperature
+        adjusted: np.ndarray = (logits + (offsets if decide else 0.0)) / temperature
+        return adjusted
+
+    @property
+    def is_neutral(self) -> bool:
+        """Whether the rule changes nothing."""
+        return not self.offsets and bool(np.all(np.array(self.temperature) == 1))
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready content for `from_dict`."""
-        return {"temperature": self.temperature, "offsets": list(self.offsets), "folded": self.folded}
+        temperature = list(self.temperature) if isinstance(self.temperature, tuple) else self.temperature
+        return {"temperature": temperature, "offsets": list(self.offsets), "folded": self.folded}
 
     @classmethod
     def from_dict(cls, content: Any, n_classes: int) -> Rule:
@@ -60,9 +58,17 @@ class Rule:
         if not isinstance(content, Mapping):
             raise ValueError("it is not an object")
         temperature, offsets = content.get("temperature", 1.0), tuple(content.get("offsets", ()))
-        numbers = [temperature, *offsets]
-        if not all(isinstance(x, int | float) and np.isfinite(x) for x in numbers) or temperature <= 0:
-            raise ValueError("temperature and offsets must be finite numbers, and the temperature positive")
-        if offsets and len(offsets) != n_classes:
-            raise ValueError(f"it has {len(offsets)} offsets for {n_classes} classes")
-        return cls(float(temperature), tuple(map(float, offsets)), bool(content.get("folded", True)))
+        temperatures = tuple(temperature) if isinstance(temperature, list) else (temperature,)
+        if not all(isinstance(x, int | float) and np.isfinite(x) for x in (*temperatures, *offsets)):
+            raise ValueError("temperature and offsets must be finite numbers")
+        if min(temperatures, default=0) <= 0:
+            raise ValueError("the temperature must be positive")
+        for name, values in (("offsets", offsets), ("temperatures", temperatures)):
+            if len(values) not in (0, n_classes) and not (name == "temperatures" and not isinstance(temperature, list)):
+                raise ValueError(f"it has {len(values)} {name} for {n_classes} classes")
+        per_label = isinstance(temperature, list)
+        return cls(
+            tuple(map(float, temperatures)) if per_label else float(temperature),
+            tuple(map(float, offsets)),
+            bool(content.get("folded", True)),
+        )

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bertsmith.data.table import Labels
+from bertsmith.data.table import SINGLE_LABEL, Labels
 from bertsmith.errors import RunFolderError, needing, to_path
 from bertsmith.folders.atomic import (
     checksum,
@@ -118,6 +118,11 @@ class Run:
             return Labels(tuple(e["label"] for e in entries), tuple(e["label_text"] for e in entries))
 
     @property
+    def task(self) -> str:
+        """The kind of label, see `bertsmith.tasks`."""
+        return str(self.info.get("task", SINGLE_LABEL))  # older versions know only this kind
+
+    @property
     def class_counts(self) -> list[dict[str, int]]:
         """Number of texts per class: ``label`` (the user's number), ``train``, ``validation``, ``test``."""
         with damage_errors(self.layout.labels):
@@ -132,7 +137,7 @@ class Run:
             lines = self.layout.history.read_text(encoding="utf-8").splitlines()
             entries = [json.loads(line) for line in lines if line]
             for entry in entries:  # a missing key is reported as damage
-                _ = entry["step"], entry["epoch"], entry["metrics"]["macro_f1"]
+                _ = entry["step"], entry["epoch"], entry["metrics"].keys()
             return entries
 
     @property

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bertsmith.data.table import REGRESSION
 from bertsmith.errors import ConfigError
-from bertsmith.evaluation.abstention import confidence_threshold, conformal_threshold, label_sets, min_texts
+from bertsmith.evaluation.abstention import confidence_threshold, conformal_threshold, min_texts
 from bertsmith.evaluation.rule import Rule
 from bertsmith.folders.run import Run
+from bertsmith.tasks.base import Task
+from bertsmith.tasks.registry import get_task
 
 
 @dataclass(frozen=True)
@@ -20,23 +23,16 @@ class Abstention:
 
     Attributes:
         confidence: texts with lower confidence get no label; ``None``: every text gets one.
-        in_set: labels with at least this probability are in the label set; ``None``: no label sets.
+        in_set: what a prediction set needs, see `Task.conformal_threshold`; ``None``: no prediction sets.
     """
 
     confidence: float | None = None
     in_set: float | None = None
 
-    def answered(self, probabilities: np.ndarray) -> np.ndarray:
-        """Return which texts get a label, shape (n,), from probabilities of shape (n, classes)."""
-        threshold = 0.0 if self.confidence is None else self.confidence
-        result: np.ndarray = probabilities.max(axis=1, initial=0.0) >= threshold
+    def answered(self, confidence: np.ndarray) -> np.ndarray:
+        """Return which texts get a label, shape (n,), from their confidence, shape (n,)."""
+        result: np.ndarray = confidence >= (0.0 if self.confidence is None else self.confidence)
         return result
-
-    def sets(self, probabilities: np.ndarray, texts: tuple[str, ...]) -> list[list[str]]:
-        """Return the label set of every text, likeliest label first, from probabilities of shape (n, classes)."""
-        inside = label_sets(probabilities, self.in_set or 0.0)
-        order = np.argsort(-probabilities, axis=1, kind="stable")
-        return [[texts[c] for c in row if inside[i, c]] for i, row in enumerate(order)]
 
 
 @dataclass(frozen=True)
@@ -44,22 +40,25 @@ class HeldOutPredictions:
     """Held-out texts with the predictions of one or more models.
 
     Attributes:
-        targets: class indices, shape (n,).
-        probabilities: of each model, each of shape (n, classes).
+        targets: shape (n,) or (n, labels), see `bertsmith.tasks.base.Task`.
+        scores: of each model, each of shape (n, outputs).
     """
 
     targets: np.ndarray
-    probabilities: list[np.ndarray]
+    scores: list[np.ndarray]
 
 
 def held_out_predictions(run: Run, *, ensemble: bool = False) -> HeldOutPredictions:
     """Return the held-out predictions of a run, or of all its seeds for an ensemble."""
     frames = [member.validation_predictions for member in (run.members if ensemble else [run])]
-    targets = np.array([run.labels.numbers.index(number) for number in frames[0]["label"]])
-    return HeldOutPredictions(targets, [np.stack(frame["probabilities"].to_list()) for frame in frames])
+    task = get_task(run.task)
+    return HeldOutPredictions(
+        task.stored_targets(frames[0], run.labels), [task.stored_scores(frame) for frame in frames]
+    )
 
 
 def fit_abstention(
+    task: Task,
     held_out: Callable[[], HeldOutPredictions],
     rules: Sequence[Rule],
     *,
@@ -71,6 +70,7 @@ def fit_abstention(
     """Turn a target accuracy and a target coverage into thresholds.
 
     Args:
+        task: the kind of label.
         held_out: loads the held-out predictions; called only if a target needs them.
         rules: of the models.
         decide: whether the models use their decision rule.
@@ -87,17 +87,22 @@ def fit_abstention(
         )
     if min_confidence is not None and target_accuracy is not None:
         raise ConfigError("--min-confidence and --target-accuracy cannot be combined", remedy="Give one of them.")
+    if task.name == REGRESSION and (min_confidence, target_accuracy) != (None, None):
+        raise ConfigError(
+            "a number has no confidence, so --min-confidence and --target-accuracy do not apply",
+            remedy="Pass --coverage for an interval around each number.",
+        )
     if target_accuracy is None and coverage is None:
         return Abstention(min_confidence)
     predictions = held_out()
-    targets, tables = predictions.targets, predictions.probabilities
+    targets, tables = predictions.targets, predictions.scores
     if not decide:
-        tables = [Rule(r.temperature, r.offsets).apply(p, decide=False) for r, p in zip(rules, tables, strict=True)]
-    probabilities = np.mean(tables, axis=0)
+        tables = [task.without_offsets(rule, scores) for rule, scores in zip(rules, tables, strict=True)]
+    scores = np.mean(tables, axis=0)
     n = len(targets)
     if target_accuracy is not None:
-        right = probabilities.argmax(axis=1) == targets
-        min_confidence = confidence_threshold(probabilities.max(axis=1), right, target_accuracy)
+        right = task.is_right(targets, scores)
+        min_confidence = confidence_threshold(task.confidence(scores), right, target_accuracy)
         if min_confidence is None:
             needed = min_texts(target_accuracy)
             why = (
@@ -116,5 +121,5 @@ def fit_abstention(
                 f"--coverage {coverage:g}: the run's {n:,} validation texts are too few for this coverage",
                 remedy=f"Give at most {math.floor(1000 * n / (n + 1)) / 1000:g}, or train with more validation texts.",
             )
-        in_set = conformal_threshold(targets, probabilities, coverage)
+        in_set = conformal_threshold(task.truth(targets, scores), coverage)
     return Abstention(min_confidence, in_set)

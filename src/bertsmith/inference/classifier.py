@@ -23,6 +23,8 @@ from bertsmith.model.forward import supports
 from bertsmith.model.load import Loaded, check_vocabulary, load_model, load_tokenizer
 from bertsmith.model.outputs import compute_logits, token_budget, with_layer_dtype
 from bertsmith.model.tokenizer import Tokens, encoder_for
+from bertsmith.tasks.base import Task
+from bertsmith.tasks.registry import task_of_config
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ class Classifier(ModelPredictor):
 
     Attributes:
         labels: the classes.
+        task: the kind of label.
         loaded: the model with its tokenizer.
         rule: temperature and offsets, fitted on validation.
         decide: whether to use the offsets, which were tuned for the primary metric.
@@ -40,8 +43,11 @@ class Classifier(ModelPredictor):
             labels, or else fp32.
     """
 
-    def __init__(self, loaded: Loaded, labels: Labels, rule: Rule | None = None, *, decide: bool = True) -> None:
-        self.loaded, self.labels, self.rule, self.decide = loaded, labels, rule or Rule(), decide
+    def __init__(
+        self, loaded: Loaded, labels: Labels, task: Task, rule: Rule | None = None, *, decide: bool = True
+    ) -> None:
+        self.loaded, self.labels, self.task, self.rule = loaded, labels, task, rule or Rule()
+        self.decide = decide or not task.decides
         self.encoder, self.columns = encoder_for(loaded.tokenizer), loaded.columns
         self.token_budget = TOKEN_BUDGETS[loaded.device.type]
         loaded.model.eval()
@@ -106,7 +112,8 @@ class Classifier(ModelPredictor):
         target = choose_device(device)
         model.to(target)
         limit = min(int(tokenizer.model_max_length), resolved.max_positions)
-        classifier = cls(Loaded(model, tokenizer, target, limit), labels, rule, decide=decide)
+        task = task_of_config(model.config)
+        classifier = cls(Loaded(model, tokenizer, target, limit), labels, task, rule, decide=decide)
         if folder != path and passed_bf16_check(Run(path)) and choose_precision(target)[0] == "bf16":
             classifier.set_dtype(torch.bfloat16)
         return classifier

@@ -19,11 +19,12 @@ class Ensemble(Predictor):
     Attributes:
         members: the classifiers.
         labels: the classes.
+        task: the kind of label.
     """
 
     def __init__(self, members: Sequence[Classifier]) -> None:
         self.members = list(members)
-        self.labels = self.members[0].labels
+        self.labels, self.task = self.members[0].labels, self.members[0].task
 
     @classmethod
     def load(cls, run: Run, *, device: str = "auto", decide: bool = True) -> Ensemble:

@@ -121,8 +121,8 @@ def explain(classifier: Classifier, text: str, label: str | None = None, *, dead
         raise ConfigError(
             f"the label {label!r} does not exist.{did_you_mean(label, names)}", remedy=f"Give one of {listing(names)}."
         )
-    probabilities = classifier.predict_proba([text])[0]
-    predicted = int(probabilities.argmax())
+    scores = classifier.predict_proba([text])
+    probabilities, predicted = scores[0], classifier.task.explained(scores)
     target = predicted if label is None else names.index(label)
     tokenizer = classifier.loaded.tokenizer
     encoded = tokenizer(
@@ -167,8 +167,7 @@ def explain_mistakes(
     """
     if importlib.util.find_spec("captum") is None:
         return []
-    wrong = predictions[predictions["label"] != predictions["predicted"]]
-    wrong = wrong.sort_values("confidence", ascending=False, kind="stable")
+    wrong = classifier.task.mistakes(predictions)
     explained, left = [], EXPLAINED_TOKENS
     deadline = time.perf_counter() + max(EXPLAINED_SHARE * seconds, EXPLAINED_SECONDS)
     for row, text, tokens in zip(wrong["row"], wrong["text"], lengths[wrong.index], strict=True):

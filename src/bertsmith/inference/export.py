@@ -19,6 +19,7 @@ from bertsmith.inference.abstain import held_out_predictions
 from bertsmith.inference.export_formats import CALIBRATION_TEXTS, PRECISIONS, write_model
 from bertsmith.inference.exported import ABOUT, HELD_OUT, TOKENIZER, Exported, ExportInfo, file_digest
 from bertsmith.inference.predictor import ModelPredictor
+from bertsmith.tasks.registry import get_task
 
 MIN_AGREEMENT = {"fp32": 1.0, "bf16": 0.995, "int8": 0.995}
 """Required share of texts with the same label as from the original, by precision."""
@@ -80,12 +81,13 @@ def export(
             tokenizer = original.loaded.tokenizer
             tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
             held_out = held_out_predictions(opened)
-            probabilities = held_out.probabilities[0].astype(np.float32)
+            probabilities = held_out.scores[0].astype(np.float32)
             np.savez(folder / HELD_OUT, targets=held_out.targets, probabilities=probabilities)
             about = ExportInfo(
                 format,
                 precision,
                 original.labels,
+                original.task.name,
                 original.loaded.input_names,
                 original.loaded.max_length,
                 (int(tokenizer.pad_token_id), str(tokenizer.padding_side)),
@@ -132,17 +134,16 @@ def compare(original: ModelPredictor, other: ModelPredictor, texts: list[str]) -
         tables.append(classifier.predict_proba(texts))
         speeds.append(len(texts) / (time.perf_counter() - began))
     reference, exported = tables
-    rows = np.arange(len(texts))
     # Runtimes choose kernels by length, and a kernel can be wrong for a single length.
     each = np.unique(np.minimum(other.count_tokens(texts), other.max_length), return_index=True)[1]
     single = np.concatenate([other.predict_proba([texts[i]]) for i in each])
-    same = reference.max(axis=1) - reference[rows, exported.argmax(axis=1)] <= TIE
+    same, unit = original.task.is_same(reference, exported, TIE), original.task.unit(reference)
     return {
         "texts": len(texts),
         "agreement": float(same.mean()),
         "others_at_most": float(beta.ppf(0.95, (~same).sum() + 1, same.sum())) if same.any() else 1.0,
-        "largest_difference": float(abs(reference - exported).max()),
-        "neighbours": float(abs(single - exported[each]).max()),
+        "largest_difference": float(abs(reference - exported).max()) / unit,
+        "neighbours": float(abs(single - exported[each]).max()) / unit,
         "texts_per_second": {"original": round(speeds[0], 1), "export": round(speeds[1], 1)},
     }
 
@@ -165,20 +166,22 @@ def _failed_check(parity: dict[str, Any], precision: str) -> str:
 
 def _run_facts(run: Run) -> dict[str, Any]:
     info, test = run.info, run.metrics["splits"]["test"]
+    headline = get_task(run.task).headline
     return {
         "name": run.path.resolve().name,
         "model": info["model"]["name"],
         "trained": info["finished"],
         "model_files": info["model_files"],
         "versions": versions(),
-        "test": {"texts": test["texts"], **{name: test["metrics"][name] for name in ("macro_f1", "accuracy")}},
+        "test": {"texts": test["texts"], **{name: test["metrics"][name] for name in headline}},
     }
 
 
 def _readme(about: ExportInfo, parity: dict[str, Any], evaluated: str) -> str:
     test = about.run["test"]
     package = "bertsmith" if about.format == "onnx" else f"'bertsmith[{about.format}]'"
-    score, base = test["macro_f1"]["value"], about.run["model"]
+    task, base = get_task(about.task), about.run["model"]
+    score = test[task.primary]["value"]
     bound = (
         ""
         if about.precision == "fp32"
@@ -196,7 +199,7 @@ $ bertsmith predict . texts.csv -o predictions.csv
 
 `bertsmith serve .` answers over HTTP. In Python: `bertsmith.load(".").predict(["a text"])`.
 
-The original has a macro-F1 of {score:.3f} on {test["texts"]:,} {evaluated}. This export gives the same label to
-{parity["agreement"]:.2%} of {parity["texts"]:,} held-out texts, and no probability differs by more than
+The {task.primary_title} of the original is {score:.3f} on {test["texts"]:,} {evaluated}. This export predicts the same
+for {parity["agreement"]:.2%} of {parity["texts"]:,} held-out texts, and no probability differs by more than
 {parity["largest_difference"]:.2g}.{bound} `export.json` contains the labels, the temperature and the decision rule.
 """

@@ -14,13 +14,14 @@ import xxhash
 
 from bertsmith.compute.batching import micro_batches
 from bertsmith.compute.machine import cores
-from bertsmith.data.table import Labels
+from bertsmith.data.table import SINGLE_LABEL, Labels
 from bertsmith.errors import MissingPackageError, RunFolderError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.inference.abstain import HeldOutPredictions
 from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.inference.runtime import RUNTIMES, Session
 from bertsmith.model.tokenizer import FastEncoder, Tokens
+from bertsmith.tasks.registry import get_task
 
 ABOUT = "export.json"
 TOKENIZER, HELD_OUT = "tokenizer.json", "validation.npz"
@@ -41,6 +42,7 @@ class ExportInfo:
         format: key of `RUNTIMES`.
         precision: number format of the arithmetic.
         labels: the classes.
+        task: the kind of label.
         inputs: of the model, of ``input_ids``, ``attention_mask`` and ``token_type_ids``.
         max_length: tokens of a text that the model reads.
         pad_token: id and side (``"left"``, ``"right"``).
@@ -53,6 +55,7 @@ class ExportInfo:
     format: str
     precision: str
     labels: Labels
+    task: str
     inputs: tuple[str, ...]
     max_length: int
     pad_token: tuple[int, str]
@@ -93,6 +96,7 @@ class ExportInfo:
                 content["format"],
                 content["precision"],
                 labels,
+                get_task(content.get("task", SINGLE_LABEL)).name,
                 tuple(content["inputs"]),
                 int(content["max_length"]),
                 (int(number), str(side)),
@@ -115,6 +119,7 @@ class Exported(ModelPredictor):
     Attributes:
         about: the description of the export.
         labels: the classes.
+        task: the kind of label.
         rule: temperature and offsets.
         decide: whether to use the offsets of the decision rule.
         folder: the export folder.
@@ -122,7 +127,8 @@ class Exported(ModelPredictor):
     """
 
     def __init__(self, folder: Path, about: ExportInfo, session: Session, *, decide: bool = True) -> None:
-        self.folder, self.about, self.labels, self.decide = folder, about, about.labels, decide
+        self.folder, self.about, self.labels, self.task = folder, about, about.labels, get_task(about.task)
+        self.decide = decide or not self.task.decides
         self.session, self.rule = session, about.rule
         self.encoder = FastEncoder((folder / TOKENIZER).read_text(encoding="utf-8"))
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from bertsmith.data.stream import Chunk
-from bertsmith.data.table import Cells, Labels
+from bertsmith.data.table import REGRESSION, Cells
 from bertsmith.errors import DataError, listing
 from bertsmith.inference.abstain import Abstention
 from bertsmith.inference.predictor import Label, Predictor
-from bertsmith.inference.table_writers import ABSTAINED, LABEL_SET, PROBABILITY
+from bertsmith.inference.table_writers import ABSTAINED, PROBABILITY
 
 LABELLED = "labelled "
 """Prefix of label texts in counts."""
@@ -41,13 +41,15 @@ def predict_rows(
     Returns:
         The input columns, ``predicted`` (label number), ``predicted_text`` and ``confidence``. With ``probabilities``,
         also ``probability of LABEL TEXT`` for every class. With ``abstain``, also ``abstained`` (if true, ``predicted``
-        is missing) or ``label_set``, a list of label texts. Missing values are ``None``.
+        is missing) or ``label_set``, a list of label texts. For sets of labels, ``predicted`` and ``predicted_texts``
+        are lists. A regression has ``predicted`` (a number), and ``lower`` and ``upper`` with ``abstain``. Missing
+        values are ``None``.
 
     Raises:
         DataError: if the input has a column with one of these names.
     """
     prepared = _prepare(classifier, (cells, texts))
-    return _label(classifier.labels, prepared, probabilities, abstain or Abstention(), progress)
+    return _label(classifier, prepared, probabilities, abstain or Abstention(), progress)
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,14 @@ def _prepare(classifier: Predictor, chunk: Chunk) -> _Prepared:
 
 
 def _label(
-    labels: Labels,
+    classifier: Predictor,
     prepared: _Prepared,
     probabilities: bool,
     abstain: Abstention,
     progress: Callable[[int], None] | None,
 ) -> Cells:
-    table = prepared.probabilities(progress)
+    task, labels = classifier.task, classifier.labels
+    scores = prepared.probabilities(progress)
 
     def column(values: Iterable[Any]) -> list[Any]:
         result: list[Any] = [None] * prepared.n_rows
@@ -91,20 +94,20 @@ def _label(
             result[i] = value
         return result
 
-    best = table.argmax(axis=1).tolist()
-    answered = abstain.answered(table).tolist()
-    label = [c if yes else None for c, yes in zip(best, answered, strict=True)]
+    answered = abstain.answered(task.confidence(scores)).tolist()
+    columns = task.prediction_columns(scores, labels)
     predictions: Cells = {
-        "predicted": column(None if c is None else labels.numbers[c] for c in label),
-        "predicted_text": column(None if c is None else labels.texts[c] for c in label),
-        "confidence": column(table.max(axis=1, initial=0.0).tolist()),
+        name: column(
+            value if yes or name == "confidence" else None for value, yes in zip(values, answered, strict=True)
+        )
+        for name, values in columns.items()
     }
     if abstain.confidence is not None:
         predictions[ABSTAINED] = column(not yes for yes in answered)
     if abstain.in_set is not None:
-        predictions[LABEL_SET] = column(abstain.sets(table, labels.texts))
-    if probabilities:
-        predictions |= {f"{PROBABILITY}{text}": column(table[:, c].tolist()) for c, text in enumerate(labels.texts)}
+        predictions |= {n: column(v) for n, v in task.set_columns(scores, abstain.in_set, labels).items()}
+    if probabilities and "confidence" in columns:
+        predictions |= {f"{PROBABILITY}{text}": column(scores[:, c].tolist()) for c, text in enumerate(labels.texts)}
     if clash := [name for name in predictions if name in prepared.cells]:
         raise DataError(
             f"the input has columns with the names of predictions: {listing(clash)}", remedy="Rename or remove them."
@@ -135,12 +138,13 @@ def predict_chunks(
     """
     all_prepared = (_prepare(classifier, chunk) for chunk in chunks)
     for prepared in all_prepared if waits else _prefetch(all_prepared):
-        cells = _label(classifier.labels, prepared, probabilities, abstain or Abstention(), progress)
+        cells = _label(classifier, prepared, probabilities, abstain or Abstention(), progress)
         empty = prepared.n_rows - len(prepared.rows)
         progress(empty)
         abstained = cells.get(ABSTAINED, []).count(True)
         counts = Counter(rows=prepared.n_rows, empty=empty, abstained=abstained, cut=prepared.cut)
-        counts.update(f"{LABELLED}{text}" for text in cells["predicted_text"] if text is not None)
+        for text in cells.get(classifier.task.predicted_column, ()) if classifier.task.name != REGRESSION else ():
+            counts.update(f"{LABELLED}{t}" for t in (text if isinstance(text, list) else [text]) if t is not None)
         yield cells, counts
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from bertsmith.data.texts import normalise, to_texts
 from bertsmith.errors import ConfigError, DataError, listing
 from bertsmith.evaluation.rule import Rule
 from bertsmith.model.tokenizer import Encoder, Tokens
+from bertsmith.tasks.base import Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,13 +27,15 @@ Label = Callable[[Callable[[int], None] | None], np.ndarray]
 
 
 class Predictor(ABC):
-    """Predicts probabilities of labels.
+    """Predicts probabilities of labels, or numbers.
 
     Attributes:
         labels: the classes.
+        task: the kind of label.
     """
 
     labels: Labels
+    task: Task
 
     @property
     def classes_(self) -> np.ndarray:
@@ -46,7 +49,9 @@ class Predictor(ABC):
 
     @abstractmethod
     def predict_proba(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Return the probability of every class for every text, shape (texts, classes); rows sum to 1.
+        """Return the probability of every class for every text, shape (texts, classes).
+
+        Rows sum to 1 if a text has one class. A regression returns the number of every text, shape (texts, 1).
 
         Args:
             texts: n texts; a single string is one text.
@@ -64,9 +69,9 @@ class Predictor(ABC):
         """
         return partial(self.predict_proba, texts), 0
 
-    def predict(self, texts: Sequence[str]) -> list[str]:
-        """Return the label text of every text."""
-        return [self.labels.texts[i] for i in self.predict_proba(texts).argmax(axis=1)]
+    def predict(self, texts: Sequence[str]) -> list[Any]:
+        """Return the label text of every text, a list of label texts for sets of labels, or a number."""
+        return self.task.prediction_columns(self.predict_proba(texts), self.labels)[self.task.predicted_column]
 
     def predict_frame(
         self,
@@ -76,6 +81,8 @@ class Predictor(ABC):
         text_column: str | None = None,
     ) -> pd.DataFrame:
         """Return one row per text: ``predicted``, ``predicted_text``, ``confidence``, ``probabilities`` (an array).
+
+        For sets of labels, ``predicted`` and ``predicted_texts`` are lists; a regression has only ``predicted``.
 
         Args:
             texts: n texts, or a data frame of n rows, whose columns and index are part of the result. Rows without a
@@ -90,7 +97,7 @@ class Predictor(ABC):
             return self._predict_data_frame(cast("pd.DataFrame", texts), progress, text_column)
         if text_column is not None:
             raise ConfigError("text_column requires a data frame", remedy="Leave it out, or give a data frame.")
-        return to_frame(self.predict_proba(texts, progress), self.labels)
+        return to_frame(self.task, self.predict_proba(texts, progress), self.labels)
 
     def _predict_data_frame(
         self, frame: pd.DataFrame, progress: Callable[[int], None] | None, column: str | None
@@ -103,14 +110,16 @@ class Predictor(ABC):
         found = find_text_column(names, where, config)
         texts = to_texts(frame.iloc[:, names.index(found)].tolist(), f"{where}, column {found!r}")
         filled = [i for i, text in enumerate(texts) if text and text.strip()]
-        added = to_frame(self.predict_proba([texts[i] or "" for i in filled], progress), self.labels)
+        added = to_frame(self.task, self.predict_proba([texts[i] or "" for i in filled], progress), self.labels)
         if clash := [name for name in added.columns if name in names]:
             raise DataError(
                 f"the data frame already has columns with names of the output: {listing(clash)}",
                 remedy="Rename or remove them.",
             )
         if len(filled) < len(texts):  # only Int64 columns of integers have missing values
-            added = added.astype({"predicted": "Int64"}).set_axis(filled).reindex(range(len(texts)))
+            if added["predicted"].dtype == np.int64:
+                added = added.astype({"predicted": "Int64"})
+            added = added.set_axis(filled).reindex(range(len(texts)))
         return frame.assign(**{name: added[name].array for name in added.columns})
 
 
@@ -171,7 +180,11 @@ class ModelPredictor(Predictor):
 
     def probabilities_of(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the probabilities for n tokenized texts, shape (n, classes); see `predict_proba`."""
-        return self.rule.apply(softmax(self.logits_of(tokens, progress)), decide=self.decide)
+        return self.scores_of(self.logits_of(tokens, progress))
+
+    def scores_of(self, logits: np.ndarray) -> np.ndarray:
+        """Return the probabilities for the model's logits, both of shape (n, classes)."""
+        return self.task.scores(self.rule.adjust(logits, decide=self.decide))
 
     def prepare(self, texts: Sequence[str]) -> tuple[Label, int]:
         """Tokenize texts; see `Predictor.prepare`."""
@@ -212,25 +225,14 @@ def check_texts(texts: Sequence[str]) -> list[str]:
     return result
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return the probabilities of logits, both of shape (texts, classes)."""
-    if not len(logits):
-        return logits
-    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-    result: np.ndarray = exponents / exponents.sum(axis=1, keepdims=True)
-    return result
-
-
-def to_frame(probabilities: np.ndarray, labels: Labels) -> pd.DataFrame:
-    """Turn probabilities, shape (n, classes), into the columns of `Classifier.predict_frame`."""
+def to_frame(task: Task, scores: np.ndarray, labels: Labels) -> pd.DataFrame:
+    """Turn scores, shape (n, classes), into the columns of `Classifier.predict_frame`."""
     import pandas as pd
 
-    best = probabilities.argmax(axis=1)
-    return pd.DataFrame(
-        {
-            "predicted": np.array(labels.numbers, dtype=np.int64)[best],
-            "predicted_text": pd.Series(np.array(labels.texts, dtype=object)[best], dtype="str"),
-            "confidence": probabilities.max(axis=1) if len(probabilities) else np.empty(0),
-            "probabilities": list(probabilities),
-        }
+    columns = task.prediction_columns(scores, labels)
+    frame = pd.DataFrame(
+        {name: pd.Series(values, dtype=None if values else object) for name, values in columns.items()}
     )
+    if "predicted_text" in columns:
+        frame = frame.astype({"predicted": np.int64, "predicted_text": "str", "confidence": np.float64})
+    return frame.assign(probabilities=list(scores)) if "confidence" in columns else frame

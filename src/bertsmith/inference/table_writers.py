@@ -30,8 +30,8 @@ FORMATS = {
 }
 TYPED = ("parquet", "xlsx")
 """Formats with typed cells."""
-COLUMNS = ("predicted", "predicted_text", "confidence")
-ABSTAINED, LABEL_SET = "abstained", "label_set"
+PREDICTED, PREDICTED_TEXTS = "predicted", "predicted_texts"
+ABSTAINED, LABEL_SET, LOWER, UPPER = "abstained", "label_set", "lower", "upper"
 PROBABILITY = "probability of "
 
 
@@ -161,8 +161,8 @@ class _Csv:
 
     def write(self, cells: Cells) -> None:
         names = list(cells)
-        added = names[names.index(COLUMNS[0]) :]
-        columns = [[self._cell(value, name in added) for value in cells[name]] for name in names]
+        added = names[names.index(PREDICTED) :]
+        columns = [[self._cell(value, name in added) for value in joined_labels(cells, name)] for name in names]
         if self.header:
             self.stream.write("\ufeff" * self.style.bom)
             self._row([guarded_cell(name) if self.style.guarded else name for name in names])
@@ -204,6 +204,13 @@ class _JsonLines:
             self.stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False, default=str) + "\n")
 
 
+def joined_labels(cells: Cells, name: str) -> list[Any]:
+    """Return a column for formats without lists: the predicted labels of a text are joined by ``;``."""
+    if name not in (PREDICTED, PREDICTED_TEXTS) or PREDICTED_TEXTS not in cells:
+        return cells[name]
+    return [";".join(map(str, value)) if isinstance(value, list) else value for value in cells[name]]
+
+
 def _json(value: Any) -> Any:
     """Return a JSON-ready value: missing values and non-finite numbers are null, bytes are Base64."""
     if is_missing(value):
@@ -230,14 +237,15 @@ class _Excel:
 def _for_excel(table: Any) -> Cells:
     """Return the cells of an Arrow table as in CSV, but with numbers, dates and Booleans as they are."""
     names = table.column_names
-    added = names[names.index(COLUMNS[0]) :]
+    added = names[names.index(PREDICTED) :]
+    cells: Cells = {name: table[name].to_pylist() for name in names}
 
     def cell(value: Any, name: str) -> Any:
         if isinstance(value, float) and name in added:
             return round(value, 6)
         return None if is_missing(value) else _input_cell(value)
 
-    return {name: [cell(value, name) for value in table[name].to_pylist()] for name in names}
+    return {name: [cell(value, name) for value in joined_labels(cells, name)] for name in names}
 
 
 class _Parquet:
@@ -270,17 +278,28 @@ def to_arrow(cells: Cells, types: Mapping[str, Any], as_read: bool) -> Any:
 
     columns = {}
     for name, values in cells.items():
-        kind = types.get(name) or _added_type(name)
+        kind = types.get(name) or _added_type(name, cells)
         if kind == pa.string() and not as_read:
             values = [None if is_missing(value) else str(_input_cell(value)) for value in values]
         columns[name] = pa.array(values, type=kind, from_pandas=not as_read)
     return pa.table(columns)
 
 
-def _added_type(name: str) -> Any:
+def _added_type(name: str, cells: Cells) -> Any:
     import pyarrow as pa
 
     if name.startswith(PROBABILITY):
         return pa.float64()
-    types = (pa.int64(), pa.string(), pa.float64(), pa.bool_(), pa.list_(pa.string()))
-    return dict(zip((*COLUMNS, ABSTAINED, LABEL_SET), types, strict=True)).get(name)
+    if name == PREDICTED:
+        one_class = pa.int64() if "predicted_text" in cells else pa.float64()
+        return pa.list_(pa.int64()) if PREDICTED_TEXTS in cells else one_class
+    added = {
+        "predicted_text": pa.string(),
+        PREDICTED_TEXTS: pa.list_(pa.string()),
+        "confidence": pa.float64(),
+        ABSTAINED: pa.bool_(),
+        LABEL_SET: pa.list_(pa.string()),
+        LOWER: pa.float64(),
+        UPPER: pa.float64(),
+    }
+    return added.get(name)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from bertsmith.evaluation.rule import Rule
-from bertsmith.inference.predictor import Label, ModelPredictor, Predictor, softmax
+from bertsmith.inference.predictor import Label, ModelPredictor, Predictor
 
 
 class Windowed(Predictor):
@@ -16,10 +16,11 @@ class Windowed(Predictor):
     Attributes:
         model: predicts each window.
         labels: the classes.
+        task: the kind of label.
     """
 
     def __init__(self, model: ModelPredictor) -> None:
-        self.model, self.labels = model, model.labels
+        self.model, self.labels, self.task = model, model.labels, model.task
 
     def __repr__(self) -> str:
         return f"Windowed({self.model!r})"
@@ -39,7 +40,7 @@ class Windowed(Predictor):
             means = np.add.reduceat(self.model.logits_of(windows), np.cumsum(counts) - counts) / counts[:, None]
             if progress:
                 progress(len(counts))
-            return self.model.rule.apply(softmax(means), decide=self.model.decide)
+            return self.model.scores_of(means)
 
         return predict_windows, 0
 

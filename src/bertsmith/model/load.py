@@ -94,13 +94,18 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    checkpoint: Checkpoint, labels: Labels | None = None, *, dropout: float | None = None
+    checkpoint: Checkpoint,
+    labels: Labels | None = None,
+    *,
+    problem_type: str = "single_label_classification",
+    dropout: float | None = None,
 ) -> PreTrainedModel:
     """Load a checkpoint for sequence classification, in fp32.
 
     Args:
         checkpoint: from `bertsmith.model.checkpoint.resolve`, so it is complete and free of custom code.
         labels: the classes of a new head; ``None`` to keep the head of the checkpoint.
+        problem_type: of a new head, as in the configs of transformers.
         dropout: dropout rate of all layers in training; ``None`` for the rates of the checkpoint.
 
     Raises:
@@ -115,7 +120,7 @@ def load_model(
             "num_labels": len(labels),
             "id2label": labels.id2label,
             "label2id": labels.label2id,
-            "problem_type": "single_label_classification",
+            "problem_type": problem_type,
             "ignore_mismatched_sizes": True,
         }
     try:
@@ -167,14 +172,16 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         )
 
 
-def fold_calibration(model: PreTrainedModel, temperature: float, offsets: Sequence[float] = ()) -> bool:
+def fold_calibration(
+    model: PreTrainedModel, temperature: float | Sequence[float], offsets: Sequence[float] = ()
+) -> bool:
     """Change the head so that it adds offsets to the logits and divides them by a temperature.
 
     Then the checkpoint gives calibrated probabilities in any library.
 
     Args:
         model: changed in place.
-        temperature: above 0.
+        temperature: above 0; one for all classes, or one per class.
         offsets: one per class, or none.
 
     Returns:
@@ -193,10 +200,16 @@ def fold_calibration(model: PreTrainedModel, temperature: float, offsets: Sequen
     with torch.no_grad():
         if offsets:
             last.bias += torch.tensor(offsets, device=last.bias.device)
-        last.weight /= temperature
+        divisor = torch.tensor(temperature, device=last.weight.device)
+        last.weight /= divisor[:, None] if divisor.ndim else divisor
         if last.bias is not None:
-            last.bias /= temperature
+            last.bias /= divisor
     return True
+
+
+def noted(model: PreTrainedModel) -> dict[str, Any]:
+    """Return what bertsmith has noted in the configuration of a model: its task, temperature and offsets."""
+    return dict(getattr(model.config, "bertsmith", None) or {})
 
 
 def _check_complete(model: PreTrainedModel, info: Any, checkpoint: Checkpoint, *, new_head: bool) -> None:

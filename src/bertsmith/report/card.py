@@ -6,7 +6,8 @@ import re
 
 from bertsmith.folders.atomic import write_text
 from bertsmith.folders.run import Run
-from bertsmith.report.report import METRIC_NAMES, best_epoch, environment, text_names
+from bertsmith.report.report import best_epoch, environment, text_names
+from bertsmith.tasks.registry import get_task
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -17,7 +18,7 @@ def write_card(run: Run) -> None:
     Raises:
         RunFolderError: if a file of the run is missing or damaged.
     """
-    info, metrics = run.info, run.metrics
+    info, metrics, task = run.info, run.metrics, get_task(run.task)
     test, base_model = metrics["splits"]["test"], info["model"]["name"]
     card = (
         environment()
@@ -29,13 +30,16 @@ def write_card(run: Run) -> None:
             base_model=base_model if _HUB_ID.fullmatch(base_model) else None,
             test=test,
             **text_names(metrics),
-            metric_names=METRIC_NAMES,
+            metric_names=task.metric_names,
+            primary=task.primary,
+            primary_title=task.primary_title,
+            task=task.name,
             seeds=metrics.get("seeds"),
             best_epoch=best_epoch(run),
             verdict=metrics["baseline"]["bag_of_words"]["verdict"],
             classes=[
                 {"label": e["label"], "text": _escape(e["label_text"]), "texts": e["texts"], "f1": e["f1"]}
-                for e in test["per_class"]
+                for e in test.get("per_class", ())
             ],
         )
     )

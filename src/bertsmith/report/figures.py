@@ -154,12 +154,26 @@ def reliability_diagram(bins: Sequence[Mapping[str, float]]) -> Markup:
     Args:
         bins: with ``confidence``, ``accuracy`` and ``texts``.
     """
-    x_axis = _Axis([0, 1], _LEFT, HALF_WIDTH - _RIGHT, integers=False)
-    y_axis = _Axis([0, 1], HEIGHT - _BOTTOM, _TOP, integers=False)
+    return _dots(bins, "confidence", "accuracy", (0, 1), "Reliability diagram")
+
+
+def number_diagram(bins: Sequence[Mapping[str, float]]) -> Markup:
+    """Draw mean labels over mean predictions, as `reliability_diagram` does.
+
+    Args:
+        bins: with ``predicted``, ``label`` and ``texts``.
+    """
+    values = [entry[name] for entry in bins for name in ("predicted", "label")]
+    return _dots(bins, "predicted", "label", (min(values), max(values)), "Labels by prediction")
+
+
+def _dots(bins: Sequence[Mapping[str, float]], x: str, y: str, limits: tuple[float, float], title: str) -> Markup:
+    x_axis = _Axis(limits, _LEFT, HALF_WIDTH - _RIGHT, integers=False)
+    y_axis = _Axis(limits, HEIGHT - _BOTTOM, _TOP, integers=False)
     parts = [
-        _frame(x_axis, y_axis, "confidence", "accuracy"),
+        _frame(x_axis, y_axis, x, y),
         Markup('<line class="mark" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(
-            x_axis(0), y_axis(0), x_axis(1), y_axis(1)
+            x_axis(x_axis.low), y_axis(y_axis.low), x_axis(x_axis.high), y_axis(y_axis.high)
         ),
     ]
     total = sum(entry["texts"] for entry in bins)
@@ -167,25 +181,28 @@ def reliability_diagram(bins: Sequence[Mapping[str, float]]) -> Markup:
         parts.append(
             Markup(
                 '<circle class="dot c1" cx="{:.1f}" cy="{:.1f}" r="{:.1f}" fill-opacity="0.75">'
-                "<title>{:,} texts: confidence {:.3f}, accuracy {:.3f}</title></circle>"
+                "<title>{:,} texts: {} {:.3f}, {} {:.3f}</title></circle>"
             ).format(
-                x_axis(entry["confidence"]),
-                y_axis(entry["accuracy"]),
+                x_axis(entry[x]),
+                y_axis(entry[y]),
                 3 + 11 * (entry["texts"] / total) ** 0.5,
                 entry["texts"],
-                entry["confidence"],
-                entry["accuracy"],
+                x,
+                entry[x],
+                y,
+                entry[y],
             )
         )
-    return _svg(parts, HALF_WIDTH, "Reliability diagram")
+    return _svg(parts, HALF_WIDTH, title)
 
 
-def heatmap(matrix: np.ndarray, names: Sequence[str], size: int = 900) -> Markup:
-    """Draw a large confusion matrix, one square per nonzero cell: blue if correct, red if wrong.
+def heatmap(matrix: np.ndarray, names: Sequence[str], size: int = 900, *, confusion: bool = True) -> Markup:
+    """Draw a large matrix of texts, one square per nonzero cell: red for confused classes, otherwise blue.
 
     Args:
-        matrix: texts by class (rows) and prediction (columns), shape (classes, classes).
+        matrix: texts by class (rows) and prediction (columns), or by two labels, shape (classes, classes).
         names: label texts.
+        confusion: whether the columns are predictions.
         size: width and height in user units.
     """
     k = len(matrix)
@@ -197,23 +214,24 @@ def heatmap(matrix: np.ndarray, names: Sequence[str], size: int = 900) -> Markup
         parts.append(
             Markup(
                 '<rect class="{}" x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}" fill-opacity="{:.2f}"'
-                ' data-cell="{} → {}: {:,} of {:,} texts"/>'
+                ' data-cell="{} {} {}: {:,} of {:,} texts"/>'
             ).format(
-                "right" if i == j else "wrong",
+                "right" if i == j or not confusion else "wrong",
                 j * cell,
                 i * cell,
                 cell,
                 cell,
                 0.3 + 0.7 * float(share) ** 0.5,
                 names[i],
+                "→" if confusion else "+",
                 names[j],
                 int(matrix[i, j]),
                 int(totals[i]),
             )
         )
-    return Markup(
-        '<svg class="heatmap" viewBox="0 0 {0} {0}" role="img" aria-label="Confusion matrix">{1}</svg>'
-    ).format(size, Markup("").join(parts))
+    return Markup('<svg class="heatmap" viewBox="0 0 {0} {0}" role="img" aria-label="{1}">{2}</svg>').format(
+        size, "Confusion matrix" if confusion else "Labels that occur together", Markup("").join(parts)
+    )
 
 
 class _Axis:

@@ -13,37 +13,19 @@ import pandas as pd
 from markupsafe import Markup
 
 from bertsmith.data.findings import Findings
-from bertsmith.evaluation.metrics import never_predicted
+from bertsmith.data.table import MULTI_LABEL, REGRESSION
 from bertsmith.folders.atomic import write_text
 from bertsmith.folders.run import Run
-from bertsmith.report.figures import Line, heatmap, histogram, line_chart, reliability_diagram
+from bertsmith.report.figures import Line, heatmap, histogram, line_chart, number_diagram, reliability_diagram
+from bertsmith.tasks.base import Task
+from bertsmith.tasks.registry import get_task
 
 MAX_TABLE_CLASSES = 20
 """With more classes, the confusion matrix is a heatmap."""
 MISTAKES, SAMPLES, PAIRS = 20, 10, 20
 EXAMPLE_CHARACTERS = 160
-METRIC_NAMES = {
-    "macro_f1": ("Macro-F1", "the F1 score of each class, averaged; every class has the same weight"),
-    "accuracy": ("Accuracy", "the share of texts with the correct label"),
-    "balanced_accuracy": ("Balanced accuracy", "the accuracy within each class, averaged over the classes"),
-    "macro_precision": (
-        "Macro precision",
-        "the share of correct predictions among the texts that received a label, averaged over the classes",
-    ),
-    "macro_recall": (
-        "Macro recall",
-        "the share of correct predictions among the texts that have a label, averaged over the classes",
-    ),
-    "weighted_f1": ("Weighted F1", "F1 averaged with each class weighted by its number of texts"),
-    "weighted_precision": ("Weighted precision", "precision averaged with the same weights"),
-    "weighted_recall": ("Weighted recall", "recall averaged with the same weights, which equals accuracy"),
-    "mcc": ("Matthews correlation", "the correlation of labels and predictions: 1 is perfect, 0 is chance"),
-    "log_loss": ("Log loss", "the error of the probabilities; lower is better"),
-    "macro_average_precision": (
-        "Macro average precision",
-        "how well the probabilities rank the texts of each class above others, averaged over the classes",
-    ),
-}
+_TEMPLATES = {MULTI_LABEL: "report_multi_label.html", REGRESSION: "report_regression.html"}
+"""Templates of the tasks that differ from the others."""
 
 
 @cache
@@ -58,6 +40,7 @@ def environment() -> jinja2.Environment:
     )
     result.filters["number"] = lambda value, digits=3: "–" if value is None else f"{value:,.{digits}f}"
     result.filters["integer"] = lambda value: f"{value:,}"
+    result.filters["lower_first"] = lambda text: text[:1].lower() + text[1:] if text[1:2].islower() else text
     result.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}\u00a0%"
     return result
 
@@ -90,25 +73,25 @@ def write_report(run: Run) -> Path:
     Raises:
         RunFolderError: if a file of the run is missing or damaged.
     """
-    info, metrics = run.info, run.metrics
+    info, metrics, task = run.info, run.metrics, get_task(run.task)
     predictions = run.predictions
     findings = info["data"]["findings"]
     test = metrics["splits"]["test"]
-    names = [entry["label_text"] for entry in test["per_class"]]
-    train_counts = {entry["label"]: entry["train"] for entry in run.class_counts}
-    matrix = np.array(test["confusion"])
-    is_table = len(names) <= MAX_TABLE_CLASSES
-    is_right = predictions["label"] == predictions["predicted"]
-    mistakes = predictions[~is_right].sort_values("confidence", ascending=False, kind="stable")
-    right = predictions[is_right]
+    mistakes = task.mistakes(predictions)
+    right = predictions.drop(mistakes.index)
     page = (
         environment()
-        .get_template("report.html")
+        .get_template(_TEMPLATES.get(run.task, "report.html"))
         .render(
             title=run.path.resolve().name,
             info=info,
             metrics=metrics,
-            metric_names=METRIC_NAMES,
+            metric_names=task.metric_names,
+            primary=task.primary,
+            primary_name=environment().filters["lower_first"](task.primary_title),
+            headline=task.headline,
+            tunes=task.decides,
+            errors_found=task.name != REGRESSION,
             test=test,
             folds=metrics["splits"]["validation"].get("folds", 0),
             tested="by" not in test,
@@ -117,28 +100,51 @@ def write_report(run: Run) -> Path:
             words=metrics["baseline"]["bag_of_words"],
             frozen=metrics["baseline"].get("frozen_embeddings"),  # absent from older runs
             findings=findings,
-            reliability=reliability_diagram(test["calibration"]["bins"]),
-            abstention=_abstention_figure(metrics["abstention"]["accuracy_coverage"]),
             worse=[entry for entry in metrics["slices"] if entry["worse"]],
             rule=metrics["decision_rule"],
             seeds=metrics.get("seeds"),
             groups=predictions["group"].nunique() if "group" in predictions.columns else 0,
             lengths=_length_figure(findings),
             balance=_balance(findings),
-            history=_history_figures(run.history, best_epoch(run)),
-            classes=[{**entry, "train": train_counts[entry["label"]]} for entry in test["per_class"]],
-            matrix=matrix.tolist() if is_table else None,
-            heatmap=None if is_table else heatmap(matrix, names),
-            names=names,
-            pairs=_confused_pairs(matrix, names, mistakes),
+            history=_history_figures(run.history, best_epoch(run), task),
             n_mistakes=len(mistakes),
-            never=[names[i] for i in never_predicted(matrix.tolist())],
-            mistakes=_examples(mistakes.head(MISTAKES), run.explanations),
-            samples=_examples(right.sample(min(SAMPLES, len(right)), random_state=info["config"]["seed"])),
+            mistakes=_examples(mistakes.head(MISTAKES), task, run.explanations),
+            samples=_examples(right.sample(min(SAMPLES, len(right)), random_state=info["config"]["seed"]), task),
+            **_figures(run, test, metrics, mistakes),
         )
     )
     write_text(run.layout.report, page)
     return run.layout.report
+
+
+def _figures(run: Run, test: dict[str, Any], metrics: dict[str, Any], mistakes: pd.DataFrame) -> dict[str, Any]:
+    """Return the figures and tables that only some tasks have."""
+    if run.task == REGRESSION:
+        return {"scatter": number_diagram(test["calibration"]["bins"]), "never": []}
+    train_counts = {entry["label"]: entry["train"] for entry in run.class_counts}
+    names = [entry["label_text"] for entry in test["per_class"]]
+    shared = {
+        "names": names,
+        "classes": [{**entry, "train": train_counts[entry["label"]]} for entry in test["per_class"]],
+        "reliability": reliability_diagram(test["calibration"]["bins"]),
+        "abstention": _abstention_figure(metrics["abstention"]["accuracy_coverage"]),
+        "never": [e["label_text"] for e in test["per_class"] if e["texts"] and not e["predicted"]],
+    }
+    if "cooccurrence" in test:
+        counts = {name: np.array(table) for name, table in test["cooccurrence"].items()}
+        for table in counts.values():
+            np.fill_diagonal(table, 0)
+        return shared | {
+            "together": heatmap(counts["labels"], names, confusion=False),
+            "together_predicted": heatmap(counts["predicted"], names, confusion=False),
+        }
+    matrix = np.array(test["confusion"])
+    is_table = len(names) <= MAX_TABLE_CLASSES
+    return shared | {
+        "matrix": matrix.tolist() if is_table else None,
+        "heatmap": None if is_table else heatmap(matrix, names),
+        "pairs": _confused_pairs(matrix, names, mistakes),
+    }
 
 
 def findings_page(findings: Findings) -> str:
@@ -208,7 +214,7 @@ def _balance(findings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _history_figures(history: list[dict[str, Any]], best: float | None) -> list[Markup]:
+def _history_figures(history: list[dict[str, Any]], best: float | None, task: Task) -> list[Markup]:
     """Return the curves of loss and of scores over the epochs; none without a history."""
     if not history:
         return []
@@ -220,9 +226,10 @@ def _history_figures(history: list[dict[str, Any]], best: float | None) -> list[
         line("training loss", "c1", [e["train_loss"] for e in history]),
         line("validation loss", "c2", [e["validation_loss"] for e in history]),
     ]
+    measured = sorted(history[0]["metrics"], key=lambda name: name != task.primary)
     scores = [
-        line("validation macro-F1", "c1", [e["metrics"]["macro_f1"] for e in history]),
-        line("validation accuracy", "c2", [e["metrics"]["accuracy"] for e in history]),
+        line(f"validation {task.metric_names[name][0]}", css, [e["metrics"][name] for e in history])
+        for name, css in zip(measured, ("c1", "c2"), strict=False)
     ]
     return [
         line_chart(lines, x_label="epoch", y_label=label, mark=best, mark_label="best")
@@ -258,8 +265,23 @@ def _confused_pairs(matrix: np.ndarray, names: list[str], mistakes: pd.DataFrame
     return pairs
 
 
-def _examples(rows: pd.DataFrame, explanations: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
-    columns = ["row", "text", "label_text", "predicted_text", "confidence"]
+def _examples(rows: pd.DataFrame, task: Task, explanations: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
     explained = {(e["row"], e["text"]): highlight(e) for e in explanations}
-    examples = [dict(zip(columns, values, strict=True)) for values in rows[columns].itertuples(index=False)]
-    return [{**example, "spans": explained.get((example["row"], example["text"]))} for example in examples]
+    return [
+        {
+            "row": row["row"],
+            "text": row["text"],
+            "truth": _display(row[task.truth_column]),
+            "predicted": _display(row[task.predicted_column]),
+            "confidence": row.get("confidence"),
+            "spans": explained.get((row["row"], row["text"])),
+        }
+        for row in rows.to_dict("records")
+    ]
+
+
+def _display(value: Any) -> str:
+    """Return labels or a number as people read them."""
+    if isinstance(value, str):
+        return value
+    return f"{value:.4g}" if isinstance(value, float) else ", ".join(map(str, value))

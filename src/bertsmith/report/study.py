@@ -43,7 +43,7 @@ def write_study_report(folder: Path, info: Mapping[str, Any]) -> Path:
     """
     trials, result = info["trials"], info["result"]
     space, objectives = info["searched"]["space"], info["searched"]["objectives"]
-    index = objectives.index("macro_f1")
+    index = next(i for i, name in enumerate(objectives) if name != "latency")
     complete = [t for t in trials if t["state"] == "complete"]
     importance = sorted(result["importance"].items(), key=lambda i: -i[1]) if len(complete) >= MIN_TRIALS else []
     page = (

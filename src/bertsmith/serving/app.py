@@ -137,7 +137,7 @@ def create_app(
         texts = [body.inputs] if isinstance(body.inputs, str) else [text for (text,) in body.inputs]
         side = body.truncation_direction.lower()
         logits, classifier = await classify(request, texts, truncate=body.truncate, side=side)
-        scores = apply_function(logits, "none" if body.raw_scores else "softmax")
+        scores = logits if body.raw_scores else classifier.task.scores(logits)
         answer = rank_labels(scores, classifier.labels.texts)
         return JSONResponse(answer[0] if single else answer, headers=request.state.headers)
 
@@ -151,7 +151,8 @@ def create_app(
         texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
         logits, classifier = await classify(request, texts, truncate=True, side="right")
         top_k, has_top_k = body.parameters.top_k, "top_k" in body.parameters.model_fields_set
-        scores = apply_function(logits, body.parameters.function_to_apply or "softmax")
+        function = body.parameters.function_to_apply
+        scores = apply_function(logits, function) if function else classifier.task.scores(logits)
         answer = rank_labels(scores, classifier.labels.texts, top_k if has_top_k else 1)
         if not has_top_k:
             return JSONResponse([best for (best,) in answer], headers=request.state.headers)

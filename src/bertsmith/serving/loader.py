@@ -126,7 +126,12 @@ def _model_info(path: Path, classifier: ModelPredictor) -> dict[str, Any]:
         {"label": n, "label_text": t} for n, t in zip(classifier.labels.numbers, classifier.labels.texts, strict=True)
     ]
     runtime = f"{classifier.about.format} {classifier.about.precision}" if isinstance(classifier, Exported) else "torch"
-    info: dict[str, Any] = {"model": path.resolve().name, "labels": labels, "runtime": runtime}
+    info: dict[str, Any] = {
+        "model": path.resolve().name,
+        "task": classifier.task.name,
+        "labels": labels,
+        "runtime": runtime,
+    }
     if is_export(path):
         run = ExportInfo.read(path).run
         return info | {
@@ -137,7 +142,7 @@ def _model_info(path: Path, classifier: ModelPredictor) -> dict[str, Any]:
         }
     if Run(path).layout.run.is_file():
         test = Run(path).metrics["splits"]["test"]
-        metrics = {name: test["metrics"][name] for name in ("macro_f1", "accuracy")}
+        metrics = {name: test["metrics"][name] for name in classifier.task.headline}
         run_info = Run(path).info
         info |= {"base_model": run_info["model"]["name"], "trained": run_info["finished"]}
         info["test"] = {"texts": test["texts"], **metrics}

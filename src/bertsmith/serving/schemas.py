@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from bertsmith.inference.predictor import softmax
+from bertsmith.evaluation.calibration import softmax
 
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"[^\s\x00-\x1f\x7f\x81\x8d\x8f\x90\x9d\ufeff]")]
 """A text that is not empty after normalisation."""
@@ -44,7 +44,7 @@ class Parameters(_RequestModel):
         None, description="Number of labels to return; without it one label, with null all labels."
     )
     function_to_apply: Literal["softmax", "sigmoid", "none"] | None = Field(
-        None, description="Function that turns logits into scores; softmax by default."
+        None, description="Function that turns logits into scores; by default that of the model."
     )
 
 

@@ -50,6 +50,7 @@ def training_arguments(
     folder: Path,
     device: torch.device | None = None,
     *,
+    primary: str = PRIMARY,
     saves: bool = True,
     validates: bool = True,
 ) -> TrainingArguments:
@@ -60,6 +61,7 @@ def training_arguments(
         config: with the user's arguments.
         folder: for checkpoints.
         device: device of the training.
+        primary: the metric that selects the best epoch; higher is better.
         saves: whether to save checkpoints and load the best one at the end.
         validates: whether to score validation texts. If not, the last weights are the result, and checkpoints are only
             saved by time.
@@ -84,7 +86,7 @@ def training_arguments(
         "save_total_limit": 3,  # the best, the newest, and the one before, in case the newest is damaged
         "restore_callback_states_from_checkpoint": True,
         "load_best_model_at_end": True,
-        "metric_for_best_model": PRIMARY,
+        "metric_for_best_model": primary,
         "greater_is_better": True,
         "report_to": "none",
         "disable_tqdm": True,

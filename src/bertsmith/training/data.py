@@ -22,7 +22,7 @@ class TokenDataset(Dataset[Any]):  # type: ignore[misc]  # torch is untyped here
 
     Args:
         tokens: n texts.
-        labels: class indices, shape (n,).
+        labels: targets, shape (n,) or (n, labels): class indices, label sets or numbers.
     """
 
     def __init__(self, tokens: Tokens, labels: np.ndarray) -> None:
@@ -40,12 +40,16 @@ class TokenDataset(Dataset[Any]):  # type: ignore[misc]  # torch is untyped here
         return {name: values[start : start + length] for name, values in self.columns.items()}
 
     def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        """Return the fields of a batch, int64."""
+        """Return the fields of a batch, int64; label sets and numbers are fp32."""
         lengths = self.lengths[rows]
         tokens = ranges(self.starts[rows], lengths)
-        batch = {"labels": self.labels[rows], "lengths": lengths}
-        batch |= {name: values[tokens] for name, values in self.columns.items()}
-        return {name: torch.from_numpy(values.astype(np.int64)) for name, values in batch.items()}
+        batch = {"lengths": lengths, **{name: values[tokens] for name, values in self.columns.items()}}
+        result = {name: torch.from_numpy(values.astype(np.int64)) for name, values in batch.items()}
+        labels = self.labels[rows]
+        return {
+            "labels": torch.from_numpy(labels.astype(np.float32 if labels.dtype.kind in "bf" else np.int64)),
+            **result,
+        }
 
     def as_batch(self) -> TokenBatch:
         """Return all texts as one batch."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -28,7 +28,7 @@ from bertsmith.model.outputs import compute_logits, with_layer_dtype
 from bertsmith.training import cuda_graphs
 from bertsmith.training.data import EpochSampler, TokenDataset, epoch_and_batch
 from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup
-from bertsmith.training.losses import LOSSES, StepLoss
+from bertsmith.training.losses import StepLoss
 from bertsmith.training.nan_guard import NanGuard, NotFiniteError
 from bertsmith.training.optimizer import halve_learning_rate, set_param_groups
 from bertsmith.training.recipe import Recipe
@@ -37,10 +37,11 @@ from bertsmith.training.steps import longest_text, plan_steps
 from bertsmith.training.timing import SlowdownDetector, StepMeter
 
 if TYPE_CHECKING:
+    from bertsmith.tasks.base import Task
     from bertsmith.training.callback import EventCallback
 
-Score = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
-"""Maps class indices, shape (n,), and probabilities, shape (n, classes), to metrics, including the primary metric."""
+
+OnScores = Callable[[np.ndarray, np.ndarray], None]
 
 
 class Engine(ResumableTrainer):
@@ -55,9 +56,10 @@ class Engine(ResumableTrainer):
         train, validation: the texts.
         arguments: of the Trainer.
         recipe: for the settings that ``arguments`` do not have.
-        score: metrics of the validation texts.
+        task: the kind of label.
         callback: receives events.
         group: the processes of the run.
+        on_scores: receives targets and scores of the validation texts at every evaluation.
         halved: whether ``arguments`` have half the original learning rate, after a number that was not finite.
     """
 
@@ -68,16 +70,17 @@ class Engine(ResumableTrainer):
         validation: TokenDataset,
         arguments: TrainingArguments,
         recipe: Recipe,
-        score: Score,
+        task: Task,
         callback: EventCallback,
         group: ProcessGroup = SINGLE_PROCESS,
         *,
+        on_scores: OnScores = lambda targets, scores: None,
         halved: bool = False,
     ) -> None:
-        self.loaded, self.recipe, self.score, self.callback = loaded, recipe, score, callback
-        self.emit, self.group, self.halved = callback.emit, group, halved
-        counts = np.bincount(train.labels, minlength=loaded.model.config.num_labels)
-        loss = LOSSES[recipe.imbalance](counts, arguments.label_smoothing_factor)
+        self.loaded, self.recipe, self.task, self.callback = loaded, recipe, task, callback
+        self.emit, self.group, self.halved, self.on_scores = callback.emit, group, halved, on_scores
+        counts = task.label_counts(train.labels, loaded.model.config.num_labels)
+        loss = task.loss(recipe.imbalance, counts, len(train), arguments.label_smoothing_factor)
         self.step_loss = StepLoss(loss, recipe.consistency)
         self.plan = plan = plan_steps(loaded, train, longest_text(train, validation), arguments, recipe, self.emit)
         self.token_budget, self.memory_limit = plan.token_budget, plan.memory_limit
@@ -160,14 +163,13 @@ class Engine(ResumableTrainer):
         table = self.group.all_reduce(to_device(table, self.args.device)).cpu()
         if not bool(table.isfinite().all()):
             raise NotFiniteError(f"a logit of the validation texts at step {self.state.global_step:,}", [], [])
-        probabilities = torch.softmax(table, dim=-1).numpy()
-        predicted = np.unique(probabilities.argmax(axis=1))
-        labels = self.model.config.id2label
-        self.callback.only_label = labels[int(predicted[0])] if len(predicted) == 1 else None
+        scores = self.task.scores(table.numpy())
+        self.callback.only_label = self.task.only_label(scores, self.model.config.id2label)
         values = {
-            "loss": float(torch.nn.functional.cross_entropy(table, batch.labels)),
-            **self.score(batch.labels.numpy(), probabilities),
+            "loss": float(self.step_loss.eval_loss(table, batch.labels).mean()),
+            **self.task.validation_metrics(batch.labels.numpy(), scores),
         }
+        self.on_scores(batch.labels.numpy(), scores)
         metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in values.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -6,20 +6,39 @@ that is not the mean over the step.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid
 
 FOCAL_GAMMA = 2.0
 """Exponent of the focal loss, as in its paper."""
 
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Maps logits in fp32, shape (texts, classes), and class indices, shape (texts,), to losses, shape (texts,)."""
+
+class Loss(ABC):
+    """The loss of single texts."""
+
+    @abstractmethod
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each text, shape (texts,).
+
+        Args:
+            logits: fp32, shape (texts, outputs).
+            labels: class indices, shape (texts,); or numbers, shape (texts,) or (texts, outputs).
+        """
+
+    @abstractmethod
+    def divergence(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Return how far apart two predictions for each text are, shape (texts,), from their logits."""
+
+    def plain(self) -> Loss:
+        """Return the loss without weights and smoothing, which evaluation uses, so that its values are comparable."""
+        return self
 
 
-class CrossEntropy:
+class CrossEntropy(Loss):
     """Cross-entropy with label smoothing (Szegedy et al. 2016, arXiv:1512.00567) and class weights.
 
     Args:
@@ -46,6 +65,15 @@ class CrossEntropy:
         self.weights = self.weights.to(logits.device)
         return losses * self.weights[labels]
 
+    def divergence(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Return the mean of both Kullback-Leibler divergences."""
+        a, b = torch.log_softmax(a, dim=-1), torch.log_softmax(b, dim=-1)
+        return ((a.exp() - b.exp()) * (a - b)).sum(dim=-1) / 2
+
+    def plain(self) -> Loss:
+        """Return cross-entropy without weights."""
+        return CrossEntropy()
+
 
 class Focal(CrossEntropy):
     """Focal loss: less weight for texts that are classified with confidence (Lin et al. 2017, arXiv:1708.02002)."""
@@ -54,6 +82,64 @@ class Focal(CrossEntropy):
         """Return the loss of each text; see `Loss`."""
         missing = 1 - torch.softmax(logits, dim=-1).gather(1, labels[:, None])[:, 0]
         return missing**FOCAL_GAMMA * super().__call__(logits, labels)
+
+
+class BinaryCrossEntropy(Loss):
+    """The mean binary cross-entropy over the labels of a text.
+
+    Args:
+        label_smoothing: moves targets of 0 and 1 towards 0.5 by half of this share.
+        positive_weights: weight of the texts with each label, shape (labels,).
+        focal: use the focal loss of each label (Lin et al. 2017, arXiv:1708.02002).
+    """
+
+    def __init__(
+        self, label_smoothing: float = 0.0, *, positive_weights: np.ndarray | None = None, focal: bool = False
+    ) -> None:
+        self.label_smoothing, self.focal = label_smoothing, focal
+        self.positive_weights = None if positive_weights is None else torch.from_numpy(positive_weights).float()
+
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each text; see `Loss`."""
+        truth = labels.to(logits.dtype)
+        smoothed = truth * (1 - self.label_smoothing) + self.label_smoothing / 2
+        if self.positive_weights is not None:
+            self.positive_weights = self.positive_weights.to(logits.device)
+        losses: torch.Tensor = binary_cross_entropy_with_logits(
+            logits, smoothed, reduction="none", pos_weight=self.positive_weights
+        )
+        if self.focal:
+            missing = torch.sigmoid(torch.where(truth > 0.5, -logits, logits))
+            losses = missing**FOCAL_GAMMA * losses
+        return losses.mean(dim=-1)
+
+    def divergence(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Return the mean of both Kullback-Leibler divergences, averaged over the labels."""
+        difference = torch.sigmoid(a) - torch.sigmoid(b)
+        return (difference * (logsigmoid(a) - logsigmoid(-a) - logsigmoid(b) + logsigmoid(-b))).mean(dim=-1) / 2
+
+    def plain(self) -> Loss:
+        """Return binary cross-entropy without weights."""
+        return BinaryCrossEntropy()
+
+
+class SquaredError(Loss):
+    """The squared error of standardised numbers.
+
+    Args:
+        mean, scale: of the training targets.
+    """
+
+    def __init__(self, mean: float, scale: float) -> None:
+        self.mean, self.scale = mean, scale
+
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each text; see `Loss`."""
+        return (logits[:, 0] - (labels.to(logits.dtype) - self.mean) / self.scale) ** 2
+
+    def divergence(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Return the squared distance."""
+        return ((a - b) ** 2).sum(dim=-1)
 
 
 def inverse_weights(counts: np.ndarray) -> np.ndarray:
@@ -110,14 +196,14 @@ class StepLoss:
     """The share of some texts in the mean loss of their step.
 
     Args:
-        loss: loss of single texts. Evaluation always uses plain cross-entropy, so validation losses are comparable.
-        consistency: weight of the R-Drop term, the mean of both Kullback-Leibler divergences between two forward passes
-            (Wu et al. 2021, arXiv:2106.14448). If positive, training batches contain all texts twice, in two halves.
+        loss: loss of single texts. Evaluation uses its plain form.
+        consistency: weight of the R-Drop term, the divergence between two forward passes (Wu et al. 2021,
+            arXiv:2106.14448). If positive, training batches contain all texts twice, in two halves.
     """
 
     def __init__(self, loss: Loss, consistency: float = 0.0) -> None:
         self.loss, self.consistency = loss, consistency
-        self.eval_loss = CrossEntropy()
+        self.eval_loss = loss.plain()
 
     def __call__(
         self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
@@ -126,7 +212,7 @@ class StepLoss:
 
         Args:
             logits: shape (texts, classes).
-            labels: class indices, shape (texts,).
+            labels: as for `Loss`.
             num_items_in_batch: number of texts in the step, without duplicates; ``None`` for the given texts.
         """
         logits = logits.float()  # a sum of many small terms needs fp32
@@ -134,11 +220,6 @@ class StepLoss:
         losses = (self.loss if training else self.eval_loss)(logits, labels)
         if self.consistency and training:
             labels, losses = labels[: len(labels) // 2], losses.view(2, -1).mean(dim=0)
-            losses = losses + self.consistency * _divergence(*torch.log_softmax(logits, dim=-1).chunk(2))
+            losses = losses + self.consistency * self.loss.divergence(*logits.chunk(2))
         result: torch.Tensor = losses.sum() / (len(labels) if num_items_in_batch is None else num_items_in_batch)
         return result
-
-
-def _divergence(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Return the mean of both Kullback-Leibler divergences of each text, from log-probabilities."""
-    return ((a.exp() - b.exp()) * (a - b)).sum(dim=-1) / 2

@@ -64,6 +64,7 @@ def choose(
     config: TrainConfig,
     *,
     counts: np.ndarray,
+    texts: int | None = None,
     parameters: int,
     device: torch.device,
     tokens: int | None = None,
@@ -75,13 +76,14 @@ def choose(
     Args:
         config: settings of the user.
         counts: number of training texts of each class, shape (classes,).
+        texts: number of training texts; by default, each text counts for one class.
         parameters: number of parameters of the model.
         device: device of the training.
         tokens: number of training tokens after truncation; ``None`` for many.
         dropout: dropout rate of the model.
         fitted: whether the head starts as a regression, see `bertsmith.model.pooling`.
     """
-    texts, classes = int(counts.sum()), int((counts > 0).sum())
+    texts, classes = int(counts.sum()) if texts is None else texts, int((counts > 0).sum())
     reasons = {"warmup": "a tenth of the steps"}
 
     def setting(name: str, default: Any, reason: str) -> Any:
@@ -140,8 +142,8 @@ def choose(
         precision, reasons["precision"] = choose_precision(device)
     if imbalance == "auto":
         imbalance, present = "none", counts[counts > 0]
-        ratio = float(present.max() / present.min())
-        reason = f"plain cross-entropy; the largest class has {ratio:.1f} times the training texts of the smallest"
+        ratio = float(present.max() / present.min()) if len(present) else 1.0
+        reason = f"the loss has no weights; the largest class has {ratio:.1f} times the training texts of the smallest"
         tried = "; a decision rule follows if it helps"
         reasons["imbalance"] = reason + (tried if ratio >= UNEQUAL else "")
     return Recipe(

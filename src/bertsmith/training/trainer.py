@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import EarlyStoppingCallback, TrainingArguments
 
@@ -14,18 +14,21 @@ from bertsmith.compute.memory import is_out_of_memory, keep_freed_memory
 from bertsmith.config import FEWEST_TO_SELECT
 from bertsmith.errors import DeviceError, Interrupted, listing
 from bertsmith.events import Finished, Listener
-from bertsmith.model.load import Loaded, quiet_transformers
+from bertsmith.model.load import Loaded, noted, quiet_transformers
 from bertsmith.training import nan_guard
 from bertsmith.training.arguments import arguments_error
 from bertsmith.training.callback import EventCallback
 from bertsmith.training.checkpoints import load_state
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup
-from bertsmith.training.engine import Engine, Score
+from bertsmith.training.engine import Engine, OnScores
 from bertsmith.training.nan_guard import NotFiniteError
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.steps import longest_text
 from bertsmith.training.timing import ProfilerCallback
+
+if TYPE_CHECKING:
+    from bertsmith.tasks.base import Task
 
 
 def fit(
@@ -35,8 +38,9 @@ def fit(
     arguments: TrainingArguments,
     *,
     recipe: Recipe,
-    score: Score,
+    task: Task,
     emit: Listener,
+    on_scores: OnScores = lambda targets, scores: None,
     stop: Callable[[], bool] = lambda: False,
     resume: Path | None = None,
     user_arguments: Mapping[str, Any] | None = None,
@@ -56,8 +60,9 @@ def fit(
         arguments: from `training_arguments`. With ``save_strategy="no"``, nothing is written and the last weights are
             the result.
         recipe: for the settings that ``arguments`` do not have.
-        score: computes metrics of the validation texts.
+        task: the kind of label, fitted to the training texts.
         emit: receives events.
+        on_scores: receives targets and scores of the validation texts at every evaluation.
         stop: called after each step; ``True`` saves a checkpoint and interrupts the training.
         resume: checkpoint to resume from.
         user_arguments: training arguments set by the user, for error messages.
@@ -81,7 +86,18 @@ def fit(
         settings = nan_guard.safer_arguments(arguments) if halved else arguments
         try:
             with quiet_transformers(), keep_freed_memory():
-                engine = Engine(loaded, train, validation, settings, recipe, score, callback, group, halved=halved)
+                engine = Engine(
+                    loaded,
+                    train,
+                    validation,
+                    settings,
+                    recipe,
+                    task,
+                    callback,
+                    group,
+                    on_scores=on_scores,
+                    halved=halved,
+                )
                 if callback.selects:
                     patience = recipe.patience * _evaluations_per_epoch(settings, len(train))
                     engine.add_callback(EarlyStoppingCallback(patience))
@@ -120,6 +136,8 @@ def fit(
         stopped_early=state.global_step < state.max_steps,
         seconds=time.perf_counter() - start,
     )
+    if not (rule := task.complete(loaded.model)).is_neutral:
+        loaded.model.config.bertsmith = {**noted(loaded.model), **rule.to_dict()}
     emit(finished)
     return finished
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bertsmith.config import PRIMARY
 from bertsmith.errors import ConfigError, listing
 
-OBJECTIVES = {PRIMARY: "maximize", "latency": "minimize"}
-"""Objectives and their directions; latency is the milliseconds for a single text."""
+LATENCY = "latency"
+OBJECTIVES = {PRIMARY: "maximize", "quadratic_kappa": "maximize", "r2": "maximize", LATENCY: "minimize"}
+"""Objectives and their directions; latency is the milliseconds for a single text. A study has the primary metric of its
+task, whichever of them is given.
+"""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,15 @@ class StudyConfig:
     models: tuple[str, ...] = ()
     space: Path | Mapping[str, Any] | None = None
 
+    @property
+    def primary(self) -> str:
+        """The objective that selects the winner."""
+        return next(name for name in self.objectives if name != LATENCY)
+
+    def for_metric(self, primary: str) -> StudyConfig:
+        """Return the configuration with another primary metric."""
+        return replace(self, objectives=tuple(name if name == LATENCY else primary for name in self.objectives))
+
     def __post_init__(self) -> None:
         problems = []
         if self.trials is None and self.minutes is None:
@@ -53,8 +65,8 @@ class StudyConfig:
         for name in self.objectives:
             if name not in OBJECTIVES:
                 problems.append(f"objective: unknown objective {name!r}, use {listing(OBJECTIVES)}")
-        if PRIMARY not in self.objectives and set(self.objectives) <= OBJECTIVES.keys():
-            problems.append(f"objective: must include {PRIMARY}")
+        if set(self.objectives) <= {LATENCY}:
+            problems.append("objective: must include a metric, such as macro_f1")
         if "latency" in self.objectives and self.jobs > 1:
             problems.append("jobs: must be 1 with the objective latency, because parallel trials distort latencies")
         for name, values in (("objective", self.objectives), ("models", self.models)):

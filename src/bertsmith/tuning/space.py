@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,12 +65,17 @@ Dimension = Range | Choice
 Space = dict[str, Dimension]
 
 
+IMBALANCES = ("none", "weights", "focal", "logit-adjustment", "balanced-sampling")
+"""Treatments of imbalance in the search space."""
+
+
 def default_space(
     config: Config,
     recipe: Recipe,
     *,
     n_texts: int,
     imbalance_ratio: float,
+    imbalances: Sequence[str] = IMBALANCES,
     max_length: int,
     dropout: float,
     models: tuple[str, ...] = (),
@@ -82,6 +87,7 @@ def default_space(
         recipe: the settings that `train` would use.
         n_texts: number of training texts.
         imbalance_ratio: texts of the largest class, divided by the texts of the smallest one.
+        imbalances: the treatments of imbalance that apply.
         max_length: maximum length in tokens.
         dropout: dropout of the checkpoint.
         models: checkpoints to choose from.
@@ -108,7 +114,7 @@ def default_space(
         "dropout": (Range(0.0, max(0.3, dropout)), dropout),
     }
     if imbalance_ratio >= IMBALANCED:
-        methods = ("none", "weights", "focal", "logit-adjustment", "balanced-sampling")
+        methods = tuple(name for name in IMBALANCES if name in imbalances)
         dimensions["imbalance"] = (Choice(methods), recipe.imbalance)
     if max_length >= LONG_TEXTS:
         dimensions["max_length"] = (Choice((max_length // 2, max_length)), max_length)

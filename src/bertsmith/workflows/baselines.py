@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from bertsmith.config import PRIMARY
 from bertsmith.data.table import Table
-from bertsmith.evaluation.baseline import Regression, bag_of_words, fit_regression, verdict
-from bertsmith.evaluation.intervals import paired_difference
-from bertsmith.evaluation.metrics import majority_class_probabilities, scalar_metrics
+from bertsmith.evaluation.baseline import Regression, verdict
 from bertsmith.model.load import Loaded
 from bertsmith.model.tokenizer import Tokens
+from bertsmith.tasks.base import Task
+from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.prepare import MAX_EMBEDDED_TEXTS, embed, sample_balanced
 from bertsmith.workflows.score import CrossValidation, table_groups
 
@@ -26,40 +25,44 @@ class FrozenEmbeddings:
     Attributes:
         rows: positions of the embedded texts in their split, by split, each of shape (n,).
         embeddings: embeddings by split, each of shape (n, hidden size).
-        targets: class indices of all training texts, shape (training texts,).
-        n_classes: number of classes.
+        task: the kind of label, fitted to the training texts.
+        targets: of all training texts.
+        n_labels: number of classes.
         tokens_per_second: speed of the forward passes.
     """
 
     rows: dict[str, np.ndarray]
     embeddings: dict[str, np.ndarray]
+    task: Task
     targets: np.ndarray
-    n_classes: int
+    n_labels: int
     tokens_per_second: float
 
     @classmethod
-    def embed(cls, loaded: Loaded, tables: dict[str, Table], tokens: dict[str, Tokens], seed: int) -> FrozenEmbeddings:
+    def embed(
+        cls, task: Task, loaded: Loaded, tables: dict[str, Table], tokens: dict[str, Tokens], seed: int
+    ) -> FrozenEmbeddings:
         """Embed the training and test texts, at most `MAX_EMBEDDED_TEXTS` of each."""
         test = np.sort(np.random.default_rng(seed).permutation(len(tables["test"]))[:MAX_EMBEDDED_TEXTS])
-        rows = {"train": sample_balanced(tables["train"].targets, MAX_EMBEDDED_TEXTS, seed=seed), "test": test}
+        rows = {"train": sample_balanced(tables["train"].codes, MAX_EMBEDDED_TEXTS, seed=seed), "test": test}
         chosen = {name: tokens[name].take(positions) for name, positions in rows.items()}
         start = time.perf_counter()
         embeddings = {name: embed(loaded, some) for name, some in chosen.items()}
         seconds = time.perf_counter() - start
         n_tokens = sum(int(some.truncate(loaded.max_length).truncated_lengths.sum()) for some in chosen.values())
-        targets, n_classes = tables["train"].targets, len(tables["train"].labels)
-        return cls(rows, embeddings, targets, n_classes, n_tokens / seconds)
+        targets, n_labels = tables["train"].targets, len(tables["train"].labels)
+        return cls(rows, embeddings, task, targets, n_labels, n_tokens / seconds)
 
     def fit_regression(self, mask: np.ndarray | None = None) -> Regression:
         """Fit a regression to the training texts, or to those of a mask, shape (training texts,)."""
         rows = self.rows["train"]
         inside = np.ones(len(rows), dtype=bool) if mask is None else mask[rows]
-        return fit_regression(self.embeddings["train"][inside], self.targets[rows[inside]], n_classes=self.n_classes)
+        return self.task.fit_head(self.embeddings["train"][inside], self.targets[rows[inside]], self.n_labels)
 
 
 def baselines(
     tables: dict[str, Table],
-    probabilities: np.ndarray,
+    scores: np.ndarray,
     frozen: FrozenEmbeddings,
     seed: int,
     cross_validation: CrossValidation | None = None,
@@ -68,58 +71,47 @@ def baselines(
 
     Args:
         tables: the texts by split.
-        probabilities: the model's probabilities for the test texts, shape (n, classes).
+        scores: of the model for the test texts, shape (n, outputs).
         frozen: embeddings before fine-tuning.
         seed: seed of folds and bootstrap.
         cross_validation: as for `score_splits`; without test texts, the baselines are cross-validated too.
     """
     train, test, rows = tables["train"], tables["test"], frozen.rows["test"]
     texts = {name: tables[name].frame["text"].to_numpy() for name in ("train", "test")}
-    n_classes = len(test.labels)
+    task, n_labels = get_task(test.task), len(test.labels)
     rounds = [(np.ones(len(train), dtype=bool), np.ones(len(test), dtype=bool))]
     if cross_validation is not None and not cross_validation.has_test:
         rounds = [(cross_validation.fold != f, cross_validation.fold == f) for f in range(cross_validation.n_folds)]
     kind = "test texts" if len(rounds) == 1 else "cross-validated texts"
-    bag_probabilities, regression_probabilities = np.empty((len(test), n_classes)), np.empty((len(rows), n_classes))
+    bag_scores, regression_scores = np.empty((len(test), n_labels)), np.empty((len(rows), n_labels))
     for inside, outside in rounds:
-        bag = bag_of_words(
-            texts["train"][inside].tolist(),
-            train.targets[inside],
-            texts["test"][outside].tolist(),
-            n_classes=n_classes,
-            seed=seed,
+        bag = task.words(
+            texts["train"][inside].tolist(), train.targets[inside], texts["test"][outside].tolist(), n_labels, seed
         )
-        bag_probabilities[outside] = bag.probabilities
+        bag_scores[outside] = bag.scores
         scored, regression = outside[rows], frozen.fit_regression(inside)
-        regression_probabilities[scored] = regression.probabilities(frozen.embeddings["test"][scored])
+        regression_scores[scored] = frozen.task.scores(regression.logits(frozen.embeddings["test"][scored]))
 
     def compare(classifier: str, baseline: np.ndarray, model: np.ndarray, table: Table, name: str) -> dict[str, Any]:
-        predictions = model.argmax(axis=1), baseline.argmax(axis=1)
-        value, low, high = paired_difference(
-            table.targets, *predictions, n_classes, seed=seed, groups=table_groups(table)
-        )
+        value, low, high = task.difference(table.targets, model, baseline, seed=seed, groups=table_groups(table))
         return {
             "classifier": classifier,
-            "test": scalar_metrics(table.targets, baseline),
-            "difference": {"metric": PRIMARY, "value": value, "interval": [low, high]},
-            "verdict": verdict(value, low, high, len(table), rival=name, kind=kind),
+            "test": task.scalar_metrics(table.targets, baseline),
+            "difference": {"metric": task.primary, "value": value, "interval": [low, high]},
+            "verdict": verdict(value, low, high, len(table), metric=task.primary_title, rival=name, kind=kind),
         }
 
+    naive, naive_scores = task.naive(train.targets, len(test), test.labels)
     return {
-        "majority_class": {
-            "label_text": test.labels.texts[int(train.counts.argmax())],
-            "test": scalar_metrics(test.targets, majority_class_probabilities(train.counts, len(test))),
-        },
-        "bag_of_words": compare(
-            bag.classifier, bag_probabilities, probabilities, test, f"a bag of words ({bag.classifier})"
-        ),
+        "majority_class": {"label_text": naive, "test": task.scalar_metrics(test.targets, naive_scores)},
+        "bag_of_words": compare(bag.classifier, bag_scores, scores, test, f"a bag of words ({bag.classifier})"),
         "frozen_embeddings": {
             **compare(
-                "logistic regression",
-                regression_probabilities,
-                probabilities[rows],
+                task.head_name,
+                regression_scores,
+                scores[rows],
                 test.take(rows),
-                "frozen embeddings (logistic regression)",
+                f"frozen embeddings ({task.head_name})",
             ),
             "texts": {name: len(chosen) for name, chosen in frozen.rows.items()},
         },

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from bertsmith.errors import ConfigError, RunFolderError
 from bertsmith.evaluation.evaluate import compare_classifiers
 from bertsmith.folders.run import Run
-from bertsmith.workflows.score import stored_groups, stored_targets
+from bertsmith.tasks.registry import get_task
+from bertsmith.workflows.score import stored_groups
 
 
 def compare_runs(opened: Sequence[Run]) -> list[dict[str, Any]]:
@@ -20,14 +19,16 @@ def compare_runs(opened: Sequence[Run]) -> list[dict[str, Any]]:
     names = [str(run.path) for run in opened]
     if len(set(names)) < len(names):
         raise ConfigError("duplicate run", where=", ".join(names), remedy="Give each run once.")
+    task = get_task(opened[0].task)
     frames = [run.predictions.sort_values(["row", "text"], ignore_index=True) for run in opened]
     first = frames[0]
     for run, frame in zip(opened[1:], frames[1:], strict=True):
-        if run.labels != opened[0].labels:
+        if run.labels != opened[0].labels or run.task != opened[0].task:
             raise RunFolderError(
                 "the classes of the runs differ, so they cannot be compared", where=f"{names[0]} and {run.path}"
             )
-        if len(frame) != len(first) or not (frame[["text", "label"]] == first[["text", "label"]]).all(axis=None):
+        columns = ["text", task.truth_column]
+        if len(frame) != len(first) or not (frame[columns].map(repr) == first[columns].map(repr)).all(axis=None):
             common = len(set(frame["text"]) & set(first["text"]))
             raise RunFolderError(
                 "the test rows of the runs differ, so they cannot be compared: "
@@ -35,11 +36,11 @@ def compare_runs(opened: Sequence[Run]) -> list[dict[str, Any]]:
                 where=f"{names[0]} and {run.path}",
                 remedy="Train both with the same table, --seed and split settings, or with the same --test table.",
             )
-    targets = stored_targets(first, opened[0].labels)
+    targets = task.stored_targets(first, opened[0].labels)
     # With its own seed, a run gets the same intervals as in its report.
     seeds = [run.info.get("best_seed", run.info["config"]["seed"]) for run in opened]
-    tables = {name: np.stack(f["probabilities"].to_list()) for name, f in zip(names, frames, strict=True)}
+    tables = {name: task.stored_scores(frame) for name, frame in zip(names, frames, strict=True)}
     return [
         {"texts": len(targets), **entry}
-        for entry in compare_classifiers(targets, tables, seeds=seeds, groups=stored_groups(first))
+        for entry in compare_classifiers(task, targets, tables, seeds=seeds, groups=stored_groups(first))
     ]

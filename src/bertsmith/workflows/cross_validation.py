@@ -13,19 +13,22 @@ from tempfile import gettempdir
 
 import numpy as np
 
-from bertsmith.config import PRIMARY, Config
+from bertsmith.config import Config
 from bertsmith.data.clean import Cleaned
 from bertsmith.data.split import assign_folds, split_cleaned
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, Interrupted
 from bertsmith.evaluation.baseline import Regression
-from bertsmith.evaluation.metrics import validation_metrics
+from bertsmith.evaluation.rule import Rule
 from bertsmith.events import FoldDone, FoldStarted, Listener
 from bertsmith.folders import atomic
 from bertsmith.folders import run as runs
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model.checkpoint import Checkpoint
+from bertsmith.model.load import noted
 from bertsmith.model.tokenizer import Tokens
+from bertsmith.tasks.base import Task
+from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.recipe import Recipe
@@ -87,7 +90,7 @@ def split_into_folds(cleaned: Cleaned, k: int, test_size: float, config: Config,
     rows = np.flatnonzero(data.frame["split"] == "train")
     fold = assign_folds(cleaned, data, rows, k, config, seed)
     for f in range(k):
-        if len(np.unique(data.targets[rows][fold != f])) < 2:
+        if len(np.unique(data.codes[rows][fold != f])) < 2:
             raise ConfigError(f"--cv {k}: the training texts of a fold have only one class", remedy="Label more texts.")
     return data, fold
 
@@ -132,6 +135,7 @@ def split_or_fold(
 
 def score_folds(
     checkpoint: Checkpoint,
+    task: Task,
     config: Config,
     recipe: Recipe,
     table: Table,
@@ -147,6 +151,7 @@ def score_folds(
 
     Args:
         checkpoint: the checkpoint.
+        task: the kind of label, fitted to the training texts.
         config: the settings.
         recipe: the training settings.
         table: the training texts.
@@ -158,7 +163,7 @@ def score_folds(
         stop: called after every step; training is interrupted if it returns true.
 
     Returns:
-        Probabilities, shape (texts, classes).
+        Scores, shape (texts, outputs).
 
     Raises:
         Interrupted: if ``stop`` returned true; scored folds are saved.
@@ -166,38 +171,42 @@ def score_folds(
     """
     k, texts = int(fold.max()) + 1, table.frame["text"].tolist()
     result = np.empty((len(texts), len(table.labels)))
+
+    def score(rows: np.ndarray) -> float:
+        return float(task.validation_metrics(table.targets[rows], result[rows])[task.primary])
+
     for f in range(k):
         inside, outside = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
         file = folder / f"{f}.npy"
         with contextlib.suppress(OSError, ValueError):
             result[outside] = np.load(file, allow_pickle=False)
-            emit(FoldDone(f + 1, k, _score(table.targets[outside], result[outside])))
+            emit(FoldDone(f + 1, k, score(outside)))
             continue
         emit(FoldStarted(f + 1, k))
-        loaded, _ = prepare_model(checkpoint, config, table.labels, texts, np.ones(len(texts), dtype=bool), tokens)
+        loaded, _ = prepare_model(
+            checkpoint, config, task, table.labels, texts, np.ones(len(texts), dtype=bool), tokens
+        )
         initialize_head(loaded, fit_regression(fold != f))
         cut = tokens.truncate(loaded.max_length)
         try:
             fit(
                 loaded,
                 TokenDataset(cut.take(inside), table.targets[inside]),
-                TokenDataset(cut.take(np.array([], dtype=np.int64)), np.array([], dtype=np.int64)),
+                TokenDataset(cut.take(np.array([], dtype=np.int64)), table.targets[:0]),
                 training_arguments(recipe, config, Path(gettempdir()), loaded.device, saves=False, validates=False),
                 recipe=recipe,
-                score=validation_metrics,
+                task=task,
                 emit=emit,
                 user_arguments=config.set,
                 stop=stop,
             )
         except Interrupted as error:
             raise Interrupted(f"stopped in fold {f + 1} of {k}; {f} folds are saved") from error
-        result[outside] = Classifier(loaded, table.labels).probabilities_of(cut.take(outside))
+        rule = Rule.from_dict(noted(loaded.model), len(table.labels))
+        classifier = Classifier(loaded, table.labels, get_task(task.name), rule)
+        result[outside] = classifier.probabilities_of(cut.take(outside))
         folder.mkdir(exist_ok=True)
         with atomic.replaced_file(file) as temporary, temporary.open("wb") as stream:
             np.save(stream, result[outside])
-        emit(FoldDone(f + 1, k, _score(table.targets[outside], result[outside])))
+        emit(FoldDone(f + 1, k, score(outside)))
     return result
-
-
-def _score(targets: np.ndarray, probabilities: np.ndarray) -> float:
-    return float(validation_metrics(targets, probabilities)[PRIMARY])

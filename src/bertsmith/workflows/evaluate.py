@@ -73,9 +73,10 @@ def run_evaluation(
 ) -> Evaluation:
     """Score a finished run on another table; see `bertsmith.evaluate`."""
     run = runs.open_run(path)
-    config = config.model_copy(update={"validation": None, "test": None})  # only one table is scored
+    # Only one table is scored.
+    config = config.model_copy(update={"validation": None, "test": None, "task": run.task})
     table = source if isinstance(source, Table) else read_table(source, config, known=run.labels)
-    if table.labels != run.labels:
+    if table.labels != run.labels or table.task != run.task:
         raise DataError("the classes of the table and the run differ", remedy="Give evaluate the file, not a Table.")
     # Rows of a test table are dropped only if they cannot be scored.
     cleaned = clean(dataclasses.replace(table, frame=table.frame.assign(split="test")))
@@ -93,6 +94,7 @@ def run_evaluation(
     seen = int(hash_texts(texts).isin(run.training_hashes).sum())
     probabilities = classifier.predict_proba(texts, lambda n: observe(Scored(n)))
     metrics = evaluate(
+        classifier.task,
         cleaned.table.targets,
         probabilities,
         run.labels,

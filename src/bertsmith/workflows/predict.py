@@ -187,7 +187,7 @@ def predict_in_memory(
 
     predictions = run_prediction(run, source, config, options, write=add, resume=resume, observe=observe)
     frame = pd.DataFrame(columns)
-    if predictions.empty or predictions.abstained:
+    if (predictions.empty or predictions.abstained) and "predicted_text" in frame.columns:
         frame = frame.astype({"predicted": "Int64"})  # integers with missing values
     return replace(predictions, frame=frame)
 
@@ -263,7 +263,9 @@ def _model(
     )
     model = classifier.model if isinstance(classifier, Windowed) else classifier
     observe(ModelOpened(model.about.format if isinstance(model, Exported) and not is_export(run) else None))
-    return classifier, fit_abstention(held_out, classifier.rules, decide=options.decide, **options.thresholds)
+    return classifier, fit_abstention(
+        classifier.task, held_out, classifier.rules, decide=options.decide, **options.thresholds
+    )
 
 
 def _description(

@@ -26,6 +26,8 @@ from bertsmith.model.emoji import add_emoji_names
 from bertsmith.model.load import Loaded, check_vocabulary, load_model, load_tokenizer
 from bertsmith.model.outputs import compute_embeddings, compute_features
 from bertsmith.model.tokenizer import Tokens, encode
+from bertsmith.tasks.base import Task
+from bertsmith.tasks.registry import get_task, task_of_config
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.recipe import Recipe, choose
 
@@ -80,12 +82,14 @@ class Inputs:
 
     Attributes:
         checkpoint: the source of the weights.
+        task: the kind of label, fitted to the training texts.
         loaded: the model.
         tokens: the tokens of all texts, not truncated.
         train, validation: the training and validation texts, truncated at the maximum length.
     """
 
     checkpoint: Checkpoint
+    task: Task
     loaded: Loaded
     tokens: Tokens
     train: TokenDataset
@@ -104,12 +108,13 @@ def prepare_inputs(data: Table, config: Config) -> Inputs:
     """
     checkpoint = resolve(config.model, allow_pickle=config.allow_pickle)
     train = (data.frame["split"] == "train").to_numpy()
-    loaded, tokens = prepare_model(checkpoint, config, data.labels, data.frame["text"].tolist(), train)
+    task = get_task(data.task).fitted(data.targets[train])
+    loaded, tokens = prepare_model(checkpoint, config, task, data.labels, data.frame["text"].tolist(), train)
     train_set, validation_set = (
         TokenDataset(tokens.take(rows).truncate(loaded.max_length), data.targets[rows])
         for rows in (np.flatnonzero(train), np.flatnonzero(data.frame["split"] == "validation"))
     )
-    return Inputs(checkpoint, loaded, tokens, train_set, validation_set)
+    return Inputs(checkpoint, task, loaded, tokens, train_set, validation_set)
 
 
 def prepared_event(table: Table, splits: Splits, inputs: Inputs, recipe: Recipe) -> Prepared:
@@ -138,6 +143,7 @@ def prepared_event(table: Table, splits: Splits, inputs: Inputs, recipe: Recipe)
 def prepare_model(
     checkpoint: Checkpoint,
     config: Config,
+    task: Task,
     labels: Labels,
     texts: Sequence[str],
     train: np.ndarray,
@@ -150,6 +156,7 @@ def prepare_model(
     Args:
         checkpoint: the checkpoint.
         config: device, maximum length, dropout, and the seed of the head.
+        task: the kind of label.
         labels: the classes.
         texts: n texts.
         train: mask of the training texts, bool, shape (n,).
@@ -169,7 +176,9 @@ def prepare_model(
             remedy="Leave it out, or use a checkpoint for longer texts, such as answerdotai/ModernBERT-base.",
         )
     set_seed(config.seed)
-    model = load_model(checkpoint, labels, dropout=config.dropout)
+    model = load_model(checkpoint, labels, problem_type=task.problem_type, dropout=config.dropout)
+    if task_of_config(model.config).name != task.name:
+        model.config.bertsmith = {"task": task.name}
     check_vocabulary(model, tokenizer, checkpoint)
     pooled = checkpoint.has_mean_pooling and checkpoint.model_type in pooling.MODEL_TYPES
     if pooled:
@@ -199,25 +208,32 @@ def initialize_head(loaded: Loaded, regression: Regression) -> None:
         pooling.set_head(loaded.model, regression.weight, regression.bias)
 
 
-def sample_balanced(targets: np.ndarray, size: int, *, seed: int) -> np.ndarray:
+def sample_balanced(codes: np.ndarray, size: int, *, seed: int) -> np.ndarray:
     """Sample texts with classes as balanced as possible, and return their positions in ascending order.
 
     Args:
-        targets: class indices, shape (n,).
+        codes: class index, or other code of the labels, of each text, shape (n,).
         size: number of texts; all texts if n is smaller.
         seed: seed of the sample.
     """
-    order = np.random.default_rng(seed).permutation(len(targets))
-    in_class = pd.Series(targets[order]).groupby(targets[order]).cumcount().to_numpy()
+    order = np.random.default_rng(seed).permutation(len(codes))
+    in_class = pd.Series(codes[order]).groupby(codes[order]).cumcount().to_numpy()
     result: np.ndarray = np.sort(order[np.argsort(in_class, kind="stable")[:size]])
     return result
 
 
-def choose_recipe(config: Config, loaded: Loaded, train: TokenDataset) -> Recipe:
-    """Choose the training settings that the user did not set."""
+def choose_recipe(config: Config, task: Task, loaded: Loaded, train: TokenDataset) -> Recipe:
+    """Choose the training settings that the user did not set.
+
+    Raises:
+        ConfigError: if a setting does not fit the task.
+    """
+    if config.imbalance != "auto":
+        task.check_imbalance(config.imbalance)
     return choose(
         config,
-        counts=np.bincount(train.labels, minlength=loaded.model.config.num_labels),
+        counts=task.label_counts(train.labels, loaded.model.config.num_labels),
+        texts=len(train),
         parameters=loaded.parameters,
         device=loaded.device,
         tokens=int(train.lengths.sum()),

@@ -141,6 +141,7 @@ def _write_splits(run: Run, splits: Splits, phases: PhaseTimer) -> None:
 def _describe(prepared: Prepared, data: Table, inputs: Inputs) -> dict[str, Any]:
     checkpoint = inputs.checkpoint
     return {
+        "task": data.task,
         "versions": versions(),
         "hardware": hardware(prepared.device),
         "data": {

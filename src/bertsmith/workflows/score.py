@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,12 @@ import torch
 import xxhash
 
 from bertsmith.compute.device import choose_precision
-from bertsmith.config import FEWEST_TO_SELECT, PRIMARY, Config
-from bertsmith.data.table import Labels, Table
-from bertsmith.evaluation.abstention import accuracy_coverage_curve, evaluate_abstention
-from bertsmith.evaluation.calibration import PRIOR, WIDE_PRIOR, calibration_metrics, fit_temperature, scale
-from bertsmith.evaluation.decision import Decision, tune_offsets
+from bertsmith.config import FEWEST_TO_SELECT, Config
+from bertsmith.data.table import Table
+from bertsmith.evaluation.abstention import accuracy_coverage_curve
+from bertsmith.evaluation.calibration import PRIOR, WIDE_PRIOR
+from bertsmith.evaluation.decision import Decision
 from bertsmith.evaluation.evaluate import evaluate
-from bertsmith.evaluation.intervals import label_metrics
 from bertsmith.evaluation.rule import Rule
 from bertsmith.evaluation.slices import compare_slices
 from bertsmith.events import Scored, Scoring, ScoringListener
@@ -30,56 +28,30 @@ from bertsmith.folders import run as runs
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.predictor import to_frame
 from bertsmith.inference.spreadsheet import write_csv
-from bertsmith.model.load import fold_calibration
+from bertsmith.model.load import fold_calibration, noted
 from bertsmith.model.tokenizer import Tokens
+from bertsmith.tasks.base import Task
+from bertsmith.tasks.registry import get_task
 
 TRAIN_SAMPLE = (200, 1000)
 """Minimum and maximum number of training texts to score; in between, a tenth of them. Shows overfitting."""
 
 
-def fit_rule(
-    targets: np.ndarray,
-    probabilities: np.ndarray,
-    config: Config,
-    *,
-    prior: float = PRIOR,
-    model: np.ndarray | None = None,
-) -> tuple[Decision, float]:
-    """Tune the decision rule and the temperature on held-out texts.
-
-    Args:
-        targets: class indices of the texts, shape (n,).
-        probabilities: their probabilities, shape (n, classes).
-        config: the settings; ``decision_rule`` can turn the rule off.
-        prior: prior of the temperature, see `fit_temperature`.
-        model: number of the model that predicted each text, shape (n,), see `tune_offsets`.
-
-    Returns:
-        The decision rule, with offsets of 0 if it is not used, and the temperature.
-    """
-    decision = tune_offsets(targets, probabilities, seed=config.seed, model=model)
-    if config.decision_rule == "off":
-        decision = dataclasses.replace(decision, used=False, offsets=np.zeros(probabilities.shape[1]))
-    return decision, fit_temperature(targets, scale(probabilities, 1.0, decision.offsets), prior=prior)
-
-
-def apply_rule(classifier: Classifier, decision: Decision, temperature: float, run: runs.Run) -> None:
-    """Put a decision rule and a temperature into a model, and save the model.
+def apply_rule(classifier: Classifier, rule: Rule, run: runs.Run) -> None:
+    """Put a decision rule and a calibration into a model, and save the model.
 
     If the head ends in a linear layer, its weights include the rule, for every library that loads the model. Otherwise
     the rule is in the model's configuration, and only bertsmith uses it.
 
     Args:
         classifier: the model after training; its ``rule`` is set.
-        decision, temperature: the result of `fit_rule`.
+        rule: what to apply to its outputs.
         run: the run of the model.
     """
-    offsets = tuple(decision.offsets.tolist()) if decision.used else ()
-    if temperature != 1 or offsets:
-        classifier.rule = Rule(
-            temperature, offsets, folded=fold_calibration(classifier.loaded.model, temperature, offsets)
-        )
-        classifier.loaded.model.config.bertsmith = classifier.rule.to_dict()
+    if not rule.is_neutral:
+        model = classifier.loaded.model
+        classifier.rule = replace(rule, folded=fold_calibration(model, rule.temperature, rule.offsets))
+        model.config.bertsmith = {**noted(model), **classifier.rule.to_dict()}
         run.save_model(classifier.loaded.save)
 
 
@@ -89,12 +61,12 @@ class CrossValidation:
 
     Attributes:
         fold: the fold of each training text, shape (n,).
-        probabilities: the probabilities of each training text, shape (n, classes).
+        scores: of each training text, shape (n, outputs).
         has_test: whether the table has test texts.
     """
 
     fold: np.ndarray
-    probabilities: np.ndarray
+    scores: np.ndarray
     has_test: bool
 
     @property
@@ -102,15 +74,20 @@ class CrossValidation:
         """Number of folds."""
         return int(self.fold.max()) + 1
 
-    def calibrated(self, targets: np.ndarray, config: Config) -> np.ndarray:
-        """Calibrate the probabilities of each fold with rule and temperature of the other folds, shape (n, classes)."""
-        result = np.empty_like(self.probabilities)
+    def calibrated(self, task: Task, targets: np.ndarray, config: Config) -> np.ndarray:
+        """Calibrate the scores of each fold with the rule of the other folds, shape (n, outputs)."""
+        result = np.empty_like(self.scores)
         for f in range(self.n_folds):
             inside = self.fold != f
-            decision, temperature = fit_rule(
-                targets[inside], self.probabilities[inside], config, prior=WIDE_PRIOR, model=self.fold[inside]
+            _, rule = task.fit_rule(
+                targets[inside],
+                self.scores[inside],
+                seed=config.seed,
+                use_offsets=config.decision_rule == "auto",
+                prior=WIDE_PRIOR,
+                model=self.fold[inside],
             )
-            result[~inside] = scale(self.probabilities[~inside], temperature, decision.offsets)
+            result[~inside] = task.apply(rule, self.scores[~inside])
         return result
 
 
@@ -120,14 +97,14 @@ class Scores:
 
     Attributes:
         splits: metrics by split.
-        probabilities: probabilities by split, each of shape (texts, classes).
+        scores: by split, each of shape (texts, outputs).
         decision: the decision rule of the model.
         inference: the result of `choose_inference`.
         lengths: number of tokens of every test text before truncation, shape (texts,).
     """
 
     splits: dict[str, Any]
-    probabilities: dict[str, np.ndarray]
+    scores: dict[str, np.ndarray]
     decision: Decision
     inference: dict[str, Any]
     lengths: np.ndarray
@@ -155,6 +132,7 @@ def score_splits(
         observe: called with `Scoring` once and with `Scored` after each batch.
         cross_validation: the predictions of the cross-validation, if any.
     """
+    task = classifier.task
     sample, seed, n_train = tables["train"], config.seed, len(tables["train"])
     size = min(max(n_train // 10, TRAIN_SAMPLE[0]), TRAIN_SAMPLE[1])
     if n_train > size:
@@ -164,9 +142,9 @@ def score_splits(
     tables = {"validation": tables["validation"], "train": sample, "test": tables["test"]}
     known: dict[str, np.ndarray] = {}
     if cross_validation is not None:
-        known["validation"] = cross_validation.probabilities
+        known["validation"] = cross_validation.scores
         if not cross_validation.has_test:
-            known["test"] = cross_validation.calibrated(tables["test"].targets, config)
+            known["test"] = cross_validation.calibrated(task, tables["test"].targets, config)
     observe(Scoring(sum(len(table) for name, table in tables.items() if name not in known)))
 
     def predict(name: str) -> np.ndarray:
@@ -174,34 +152,39 @@ def score_splits(
         return classifier.probabilities_of(own_tokens, lambda n: observe(Scored(n)))
 
     splits: dict[str, Any] = {}
-    probabilities: dict[str, np.ndarray] = {}
+    scores: dict[str, np.ndarray] = {}
     for name, table in tables.items():
         predicted = known[name] if name in known else predict(name)
         if name == "validation":
-            prior = PRIOR if cross_validation is None else WIDE_PRIOR
-            model = None if cross_validation is None else cross_validation.fold
-            decision, temperature = fit_rule(table.targets, predicted, config, prior=prior, model=model)
-            apply_rule(classifier, decision, temperature, run)
-            predicted = scale(predicted, temperature, decision.offsets)
-        probabilities[name] = predicted
+            decision, rule = task.fit_rule(
+                table.targets,
+                predicted,
+                seed=seed,
+                use_offsets=config.decision_rule == "auto",
+                prior=PRIOR if cross_validation is None else WIDE_PRIOR,
+                model=None if cross_validation is None else cross_validation.fold,
+            )
+            apply_rule(classifier, rule, run)
+            predicted = task.apply(rule, predicted)
+        scores[name] = predicted
         splits[name] = evaluate(
-            table.targets, predicted, table.labels, seed=seed, detail=name != "train", groups=table_groups(table)
+            task, table.targets, predicted, table.labels, seed=seed, detail=name != "train", groups=table_groups(table)
         )
         if cross_validation is not None and name in known:
             splits[name] |= {"by": "cross-validation", "folds": cross_validation.n_folds}
     checked = "validation" if cross_validation is None else "train"
-    inference = choose_inference(classifier, tokens[checked], probabilities[checked])
+    inference = choose_inference(classifier, tokens[checked], scores[checked])
     splits["train"]["sample_of"] = n_train
-    return Scores(splits, probabilities, decision, inference, tokens["test"].full_lengths)
+    return Scores(splits, scores, decision, inference, tokens["test"].full_lengths)
 
 
-def choose_inference(classifier: Classifier, validation: Tokens, probabilities: np.ndarray) -> dict[str, Any]:
+def choose_inference(classifier: Classifier, validation: Tokens, scores: np.ndarray) -> dict[str, Any]:
     """Switch a classifier to bf16 if its device computes fast in bf16 and all predicted labels stay the same.
 
     Args:
         classifier: the calibrated model; its ``dtype`` is set.
         validation: the tokens of n texts, usually the validation texts.
-        probabilities: their probabilities in fp32, shape (n, classes).
+        scores: their scores in fp32, shape (n, outputs).
 
     Returns:
         JSON-ready: ``precision`` of predictions. If bf16 was tried also ``texts``, ``agreement`` (share of texts with
@@ -211,14 +194,14 @@ def choose_inference(classifier: Classifier, validation: Tokens, probabilities: 
         return {"precision": "fp32"}
     classifier.set_dtype(torch.bfloat16)
     bf16 = classifier.probabilities_of(validation)
-    same = bf16.argmax(axis=1) == probabilities.argmax(axis=1)
+    same = classifier.task.is_same(scores, bf16)
     if not same.all():
         classifier.set_dtype(torch.float32)
     return {
         "precision": "bf16" if same.all() else "fp32",
         "texts": len(validation),
         "agreement": float(same.mean()),
-        "largest_difference": float(abs(bf16 - probabilities).max()),
+        "largest_difference": float(abs(bf16 - scores).max()),
     }
 
 
@@ -242,83 +225,78 @@ def analyze_test(
     Returns:
         JSON-ready: ``calibration`` (to merge with that of the split), ``abstention``, ``slices`` and ``decision_rule``.
     """
-    test, probabilities, lengths = tables["test"], scores.probabilities["test"], scores.lengths
-    targets, predicted, rule = test.targets, probabilities.argmax(axis=1), classifier.rule
-    if cross_validation is not None and not cross_validation.has_test:  # rule and temperature differ between folds
-        uncalibrated = cross_validation.probabilities
-        without_rule = uncalibrated.argmax(axis=1)
+    test, predicted, lengths = tables["test"], scores.scores["test"], scores.lengths
+    task, targets, rule = classifier.task, test.targets, classifier.rule
+    if cross_validation is not None and not cross_validation.has_test:  # the rule differs between folds
+        uncalibrated = without_rule = cross_validation.scores
     else:
-        uncalibrated = scale(probabilities, 1 / rule.temperature, -np.array(rule.offsets or 0.0) / rule.temperature)
-        without_rule = rule.apply(probabilities, decide=False).argmax(axis=1)
+        uncalibrated, without_rule = task.undo(rule, predicted), task.without_offsets(rule, predicted)
     columns = {
         "length in tokens": pd.Series(lengths),
         "cut at the maximum length": pd.Series(np.where(lengths > classifier.loaded.max_length, "yes", "no")),
-        "label": pd.Series(np.array(test.labels.texts, dtype=object)[targets]).astype("category"),
+        **task.slice_columns(targets, test.labels),
         **{str(name): test.extra[name] for name in test.extra.columns},
     }
-    decision_rule = {"metric": PRIMARY, **scores.decision.to_dict(), "folded": rule.folded}
+    decision_rule = {**scores.decision.to_dict(), "metric": task.primary, "folded": rule.folded}
     if scores.decision.used:
-        metrics = {
-            name: label_metrics(targets, labels, len(test.labels))
-            for name, labels in (("with", predicted), ("without", without_rule))
+        decision_rule["test"] = {
+            name: {m: task.scalar_metrics(targets, s)[m] for m in task.headline}
+            for name, s in (("with", predicted), ("without", without_rule))
         }
-        decision_rule["test"] = {name: {m: v[m] for m in (PRIMARY, "accuracy")} for name, v in metrics.items()}
     return {
-        "calibration": {"temperature": rule.temperature, "before": calibration_metrics(targets, uncalibrated)},
-        "abstention": _check_abstention(tables, scores, cross_validation),
-        "slices": compare_slices(predicted == targets, columns),
+        "calibration": {
+            "temperature": rule.to_dict()["temperature"],
+            "before": task.calibration(targets, uncalibrated),
+        },
+        "abstention": _check_abstention(task, tables, scores, cross_validation),
+        "slices": compare_slices(task.is_right(targets, predicted), columns),
         "decision_rule": decision_rule,
     }
 
 
 def _check_abstention(
-    tables: dict[str, Table], scores: Scores, cross_validation: CrossValidation | None
+    task: Task, tables: dict[str, Table], scores: Scores, cross_validation: CrossValidation | None
 ) -> dict[str, Any]:
     """Check abstention thresholds on held-out texts. Without test texts, the odd folds check those of the even folds.
 
     Returns:
         JSON-ready: the result of `check`, and ``texts``, the number of texts that it used.
     """
-    targets, probabilities = tables["test"].targets, scores.probabilities["test"]
+    targets, predicted = tables["test"].targets, scores.scores["test"]
     if cross_validation is None or cross_validation.has_test:
-        held_out = tables["validation"].targets, scores.probabilities["validation"]
-        return {**evaluate_abstention(targets, probabilities, held_out), "texts": len(targets)}
+        held_out = tables["validation"].targets, scores.scores["validation"]
+        return {**task.abstention(targets, predicted, held_out), "texts": len(targets)}
     even = cross_validation.fold % 2 == 0
-    checked = evaluate_abstention(targets[~even], probabilities[~even], (targets[even], probabilities[even]))
-    curve = accuracy_coverage_curve(probabilities.max(axis=1), probabilities.argmax(axis=1) == targets)
-    return {**checked, "accuracy_coverage": curve, "texts": int((~even).sum())}
+    checked = task.abstention(targets[~even], predicted[~even], (targets[even], predicted[even]))
+    if "accuracy_coverage" in checked:
+        curve = accuracy_coverage_curve(task.confidence(predicted), task.is_right(targets, predicted))
+        checked["accuracy_coverage"] = curve
+    return {**checked, "texts": int((~even).sum())}
 
 
-def predictions_frame(table: Table, probabilities: np.ndarray) -> pd.DataFrame:
+def predictions_frame(table: Table, scores: np.ndarray) -> pd.DataFrame:
     """Return one row per text with its source row, label, group and prediction.
 
     Args:
         table: n texts.
-        probabilities: their probabilities, shape (n, classes).
+        scores: shape (n, outputs).
     """
-    labels = table.labels
+    task = get_task(table.task)
     frame = pd.DataFrame(
         {
             "row": table.frame["row"],
             "text": table.frame["text"],
-            "label": np.array(labels.numbers, dtype=np.int64)[table.targets],
-            "label_text": np.array(labels.texts, dtype=object)[table.targets],
+            **{name: pd.Series(values) for name, values in task.truth_columns(table.targets, table.labels).items()},
         }
     )
     if table.frame["group"].notna().all():
         frame["group"] = table.frame["group"]
-    return pd.concat([frame, to_frame(probabilities, labels)], axis=1)
+    return pd.concat([frame, to_frame(task, scores, table.labels)], axis=1)
 
 
 def hash_texts(texts: Iterable[str]) -> pd.Series:
     """Return the XXH3 hash of every text in hexadecimal: it identifies a text without revealing it."""
     return pd.Series([xxhash.xxh3_64_hexdigest(text.encode()) for text in texts], dtype="str")
-
-
-def stored_targets(predictions: pd.DataFrame, labels: Labels) -> np.ndarray:
-    """Return the class index of every text in saved predictions, shape (n,)."""
-    index = {number: i for i, number in enumerate(labels.numbers)}
-    return np.array([index[number] for number in predictions["label"]], dtype=np.int64)
 
 
 def stored_groups(predictions: pd.DataFrame) -> np.ndarray | None:
@@ -334,5 +312,9 @@ def write_predictions(folder: Path, name: str, frame: pd.DataFrame) -> None:
     with atomic.replaced_file(folder / f"{name}.parquet") as file:
         frame.to_parquet(file, index=False)
     with atomic.replaced_file(folder / f"{name}.csv") as file:
-        rounded = [json.dumps([round(float(p), 6) for p in row]) for row in frame["probabilities"]]
-        write_csv(frame.assign(probabilities=rounded), file)
+        if "probabilities" in frame.columns:
+            rounded = [json.dumps([round(float(p), 6) for p in row]) for row in frame["probabilities"]]
+            frame = frame.assign(probabilities=rounded)
+        lists = [n for n in frame.columns if len(frame) and isinstance(frame[n].iloc[0], list)]
+        frame = frame.assign(**{name: frame[name].map(lambda labels: ";".join(map(str, labels))) for name in lists})
+        write_csv(frame, file)

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from bertsmith.compute.machine import versions
-from bertsmith.config import PRIMARY, Config
+from bertsmith.config import Config
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError
 from bertsmith.evaluation.evaluate import evaluate
-from bertsmith.evaluation.intervals import paired_difference
 from bertsmith.events import RunListener, SeedStarted
 from bertsmith.folders import atomic
 from bertsmith.folders.claim import claim
@@ -22,10 +21,11 @@ from bertsmith.folders.new_run import RunFolder, check_same_settings, create
 from bertsmith.folders.run import Run, now
 from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
+from bertsmith.tasks.registry import get_task
 from bertsmith.training.distributed import rank_and_world_size
 from bertsmith.workflows.inspect import as_table
 from bertsmith.workflows.run_record import record_failure
-from bertsmith.workflows.score import stored_groups, stored_targets
+from bertsmith.workflows.score import stored_groups
 from bertsmith.workflows.train import run_training, train_into
 
 
@@ -102,7 +102,8 @@ def _train_seed(
 def _finish(run: Run, config: Config) -> Run:
     """Copy the files of the best seed to the run, and add the comparison of the seeds."""
     members = run.members
-    scores = [m.metrics["splits"]["validation"]["metrics"][PRIMARY]["value"] for m in members]
+    primary = get_task(members[0].task).primary
+    scores = [m.metrics["splits"]["validation"]["metrics"][primary]["value"] for m in members]
     best = members[int(np.argmax(scores))]
     metrics = {**best.metrics, "seeds": _compare(members, best, config.seed)}
     for file in (best.layout.labels, best.layout.splits, best.layout.history):
@@ -124,7 +125,8 @@ def _compare(members: list[Run], best: Run, seed: int) -> dict[str, Any]:
     def value(member: Run, split: str, metric: str) -> float:
         return float(member.metrics["splits"][split]["metrics"][metric]["value"])
 
-    metrics = (PRIMARY, "accuracy")
+    task = get_task(best.task)
+    metrics = task.headline
     each = [
         {"seed": int(m.path.name), **{s: {k: value(m, s, k) for k in metrics} for s in ("validation", "test")}}
         for m in members
@@ -133,19 +135,18 @@ def _compare(members: list[Run], best: Run, seed: int) -> dict[str, Any]:
     for metric in metrics:
         values = [value(m, "test", metric) for m in members]
         spread[metric] = {"mean": float(np.mean(values)), "standard_deviation": float(np.std(values, ddof=1))}
-    probabilities = np.mean([np.stack(m.predictions["probabilities"].to_list()) for m in members], axis=0)
-    targets = stored_targets(best.predictions, best.labels)
+    scores = np.mean([task.stored_scores(m.predictions) for m in members], axis=0)
+    targets = task.stored_targets(best.predictions, best.labels)
     groups = stored_groups(best.predictions)
-    ensemble = evaluate(targets, probabilities, best.labels, seed=seed, detail=False, groups=groups)
-    single = np.stack(best.predictions["probabilities"].to_list())
-    predictions = probabilities.argmax(axis=1), single.argmax(axis=1)
-    difference, low, high = paired_difference(targets, *predictions, len(best.labels), seed=seed, groups=groups)
+    ensemble = evaluate(task, targets, scores, best.labels, seed=seed, detail=False, groups=groups)
+    single = task.stored_scores(best.predictions)
+    difference, low, high = task.difference(targets, scores, single, seed=seed, groups=groups)
     return {
         "each": each,
         "best": int(best.path.name),
         "test": spread,
         "ensemble": {
             "metrics": ensemble["metrics"],
-            "difference": {"metric": PRIMARY, "value": difference, "interval": [low, high]},
+            "difference": {"metric": task.primary, "value": difference, "interval": [low, high]},
         },
     }

@@ -12,19 +12,20 @@ import optuna
 from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
-from bertsmith.config import PRIMARY, Config
+from bertsmith.config import Config
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError
 from bertsmith.evaluation.baseline import verdict
-from bertsmith.evaluation.intervals import TAILS, label_metrics, resampled_differences
+from bertsmith.evaluation.intervals import TAILS
 from bertsmith.events import FinalStarted, StudyListener
 from bertsmith.folders import atomic
 from bertsmith.folders.run import Run
 from bertsmith.folders.study import Study
 from bertsmith.report.study import advice, write_study_report
+from bertsmith.tasks.registry import get_task
 from bertsmith.tuning.config import StudyConfig
 from bertsmith.tuning.store import ERROR, Store, is_done
-from bertsmith.workflows.score import stored_groups, stored_targets
+from bertsmith.workflows.score import stored_groups
 from bertsmith.workflows.seeds import run_seeds
 from bertsmith.workflows.trial_workers import STATES, Search, primary_score, rank_key
 
@@ -125,7 +126,7 @@ def _train_final(
 def _result(
     winner: FrozenTrial, best: Run, baseline: Run, study_config: StudyConfig, is_default: bool
 ) -> dict[str, Any]:
-    n_seeds = study_config.final_seeds
+    n_seeds, primary = study_config.final_seeds, study_config.primary
     test = best.metrics["splits"]["test"]
     result: dict[str, Any] = {
         "trial": winner.number,
@@ -133,20 +134,26 @@ def _result(
         "is_default": is_default,
         "score": primary_score(winner, study_config),
         "values": dict(zip(study_config.objectives, winner.values, strict=True)),
-        "test": test["metrics"][PRIMARY],
+        "test": test["metrics"][primary],
         "texts": test["texts"],
-        "defaults": {"test": baseline.metrics["splits"]["test"]["metrics"][PRIMARY]},
+        "defaults": {"test": baseline.metrics["splits"]["test"]["metrics"][primary]},
     }
     if n_seeds > 1:
         for entry, run in ((result, best), (result["defaults"], baseline)):
-            entry["seeds"] = {"n": n_seeds, **run.metrics["seeds"]["test"][PRIMARY]}
+            entry["seeds"] = {"n": n_seeds, **run.metrics["seeds"]["test"][primary]}
     if is_default:
         result["verdict"] = "no trial was better on validation than what train does with the same flags"
         return result
     value, low, high = _difference(best, baseline)
-    result["difference"] = {"metric": PRIMARY, "value": value, "interval": [low, high]}
+    result["difference"] = {"metric": primary, "value": value, "interval": [low, high]}
     sentence = verdict(
-        value, low, high, result["texts"], rival="what train does with the same flags", if_worse=": use that"
+        value,
+        low,
+        high,
+        result["texts"],
+        metric=get_task(best.task).primary_title,
+        rival="what train does with the same flags",
+        if_worse=": use that",
     )
     mean = f" in the mean of {n_seeds} seeds" if n_seeds > 1 else ""
     result["verdict"] = f"on test it is{mean} {sentence}"
@@ -155,24 +162,14 @@ def _result(
 
 def _difference(best: Run, baseline: Run) -> tuple[float, float, float]:
     """Return the difference of two runs in the primary test metric, averaged over seeds, and its interval."""
-    values, draws = [], []
+    values, draws, task = [], [], get_task(best.task)
     for pair in zip(best.members or [best], baseline.members or [baseline], strict=True):
         frames = [run.predictions.sort_values(["row", "text"], ignore_index=True) for run in pair]
-        first, second = (np.stack(frame["probabilities"].to_list()).argmax(axis=1) for frame in frames)
-        targets, n_classes = stored_targets(frames[0], best.labels), len(best.labels)
-        values.append(
-            label_metrics(targets, first, n_classes)[PRIMARY] - label_metrics(targets, second, n_classes)[PRIMARY]
-        )
-        draws.append(  # the same resamples for every seed
-            resampled_differences(
-                targets,
-                first,
-                second,
-                n_classes,
-                seed=best.info["config"]["seed"],
-                groups=stored_groups(frames[0]),
-            )
-        )
+        first, second = (task.stored_scores(frame) for frame in frames)
+        targets, groups = task.stored_targets(frames[0], best.labels), stored_groups(frames[0])
+        seed = best.info["config"]["seed"]  # the same resamples for every seed of the models
+        values.append(task.difference(targets, first, second, seed=seed, groups=groups)[0])
+        draws.append(task.differences(targets, first, second, seed=seed, groups=groups))
     low, high = np.percentile(np.mean(draws, axis=0), TAILS)
     return float(np.mean(values)), float(low), float(high)
 
@@ -181,7 +178,7 @@ def _importance(study: optuna.Study, study_config: StudyConfig) -> dict[str, flo
     """Return the share of each setting in the variation of the scores; empty if it cannot be computed."""
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
-    index = study_config.objectives.index(PRIMARY)
+    index = study_config.objectives.index(study_config.primary)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the evaluator expects lower values to be better: hence the minus below

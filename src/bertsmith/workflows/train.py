@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from bertsmith.compute.memory import is_out_of_memory
-from bertsmith.config import PRIMARY, Config
+from bertsmith.config import Config
 from bertsmith.data.clean import clean
 from bertsmith.data.split import split_cleaned
 from bertsmith.data.table import Table
 from bertsmith.errors import DeviceError, Interrupted, listing
-from bertsmith.evaluation.metrics import validation_metrics
 from bertsmith.events import Finished, RunListener, Scored, Scoring, ScoringListener, TrainingEstimated
 from bertsmith.folders.atomic import write_json
 from bertsmith.folders.claim import claim
@@ -25,6 +24,7 @@ from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.explain import explain_mistakes
 from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
+from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group
 from bertsmith.training.recipe import Recipe
@@ -115,11 +115,14 @@ def train_into(
         with phases.timed("model"):
             _check(stop, "stopped before training began")
             inputs = prepare_inputs(splits.data, config)
-        loaded, tables = inputs.loaded, splits.scored_tables
+        loaded, task, tables = inputs.loaded, inputs.task, splits.scored_tables
         tokens = {name: inputs.tokens.take(rows) for name, rows in splits.scored_rows.items()}
-        recipe = choose_recipe(config, loaded, inputs.train) if resumed is None else _saved_recipe(resumed)
+        recipe = choose_recipe(config, task, loaded, inputs.train) if resumed is None else _saved_recipe(resumed)
         validates = splits.fold is None
-        arguments = training_arguments(recipe, config, Layout(output).checkpoints, loaded.device, validates=validates)
+        checkpoints = Layout(output).checkpoints
+        arguments = training_arguments(
+            recipe, config, checkpoints, loaded.device, primary=task.primary, validates=validates
+        )
         prepared = prepared_event(table, splits, inputs, recipe)
         checkpoint = None
         if resumed is None:
@@ -135,7 +138,7 @@ def train_into(
         with record_failure(run, phases):
             check_memory(loaded, inputs.train, inputs.validation)
             with phases.timed("baseline"):
-                frozen = FrozenEmbeddings.embed(loaded, tables, tokens, config.seed)
+                frozen = FrozenEmbeddings.embed(task, loaded, tables, tokens, config.seed)
                 initialize_head(loaded, group.broadcast(frozen.fit_regression()))
             if checkpoint is None:
                 seconds = estimate_seconds(
@@ -155,7 +158,7 @@ def train_into(
                     inputs.train,
                     inputs.validation,
                     arguments,
-                    score=validation_metrics,
+                    task=task,
                     emit=listener,
                     recipe=recipe,
                     user_arguments=config.set,
@@ -174,7 +177,7 @@ def train_into(
                 analysis = analyze_test(classifier, tables, scores, cross_validation)
             with phases.timed("baseline"):
                 _check(stop, _STOPPED_SCORING)
-                comparison = baselines(tables, scores.probabilities["test"], frozen, config.seed, cross_validation)
+                comparison = baselines(tables, scores.scores["test"], frozen, config.seed, cross_validation)
                 _write_scores(run, tables, scores, analysis, comparison)
             with phases.timed("explanations"):
                 _check(stop, _STOPPED_SCORING)
@@ -200,8 +203,10 @@ def _assist(group: ProcessGroup, source: Any, config: Config, output: Path, stop
         inputs.loaded,
         inputs.train,
         inputs.validation,
-        training_arguments(recipe, config, Layout(output).checkpoints, inputs.loaded.device),
-        score=validation_metrics,
+        training_arguments(
+            recipe, config, Layout(output).checkpoints, inputs.loaded.device, primary=inputs.task.primary
+        ),
+        task=inputs.task,
         emit=lambda event: None,
         recipe=recipe,
         user_arguments=config.set,
@@ -230,8 +235,9 @@ def _cross_validate(
     """Score the training texts by cross-validation; return ``None`` with a validation split."""
     if splits.fold is None:
         return None
-    probabilities = score_folds(
+    scores = score_folds(
         inputs.checkpoint,
+        inputs.task,
         config,
         recipe,
         splits.scored_tables["train"],
@@ -242,7 +248,7 @@ def _cross_validate(
         emit=observe,
         stop=stop,
     )
-    return CrossValidation(splits.fold, probabilities, has_test=len(splits.rows["test"]) > 0)
+    return CrossValidation(splits.fold, scores, has_test=len(splits.rows["test"]) > 0)
 
 
 def _write_scores(
@@ -250,7 +256,7 @@ def _write_scores(
 ) -> None:
     scores.splits["test"]["calibration"] |= analysis.pop("calibration")
     metrics = {
-        "primary": PRIMARY,
+        "primary": get_task(tables["test"].task).primary,
         "splits": scores.splits,
         "baseline": comparison,
         "inference": scores.inference,
@@ -258,14 +264,14 @@ def _write_scores(
     }
     write_json(run.layout.metrics, metrics)
     for name in ("validation", "test"):
-        write_predictions(run.layout.predictions, name, predictions_frame(tables[name], scores.probabilities[name]))
+        write_predictions(run.layout.predictions, name, predictions_frame(tables[name], scores.scores[name]))
 
 
 def _write_explanations(run: Run, test: Table, scores: Scores, classifier: Classifier | None, seconds: float) -> None:
     """Explain mistakes within a share of the training time in seconds; write no explanations without a classifier."""
     mistakes = []
     if classifier is not None:
-        frame = predictions_frame(test, scores.probabilities["test"])
+        frame = predictions_frame(test, scores.scores["test"])
         mistakes = explain_mistakes(classifier, frame, scores.lengths, seconds)
     write_json(run.layout.explanations, {"mistakes": mistakes})
 

@@ -15,7 +15,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from bertsmith.compute.machine import cores, use_cores
-from bertsmith.config import PRIMARY, Config
+from bertsmith.config import Config
 from bertsmith.errors import ConfigError, Interrupted, UserError
 from bertsmith.events import StorageUnavailable, StudyListener, TrialEnded, TrialScored, TrialStarted
 from bertsmith.folders import atomic
@@ -156,7 +156,7 @@ def _run_claimed(
         if isinstance(error, Interrupted) and not stop():
             return "cut short", (), "the time limit was reached; the same command runs it again"
         raise
-    values = tuple(result.score if name == PRIMARY else float(result.latency or 0) for name in objectives)
+    values = tuple(result.score if name == study_config.primary else float(result.latency or 0) for name in objectives)
     with store.lock:
         best = max((primary_score(t, study_config) for t in store.trials), default=-1.0)
         if result.loaded is not None and result.score > best:
@@ -175,7 +175,9 @@ def rank_key(trial: FrozenTrial, study_config: StudyConfig) -> tuple[float, floa
 
 def primary_score(trial: FrozenTrial, study_config: StudyConfig) -> float:
     """Return the primary score of a complete trial, −1 for any other."""
-    return float(trial.values[study_config.objectives.index(PRIMARY)]) if trial.state == TrialState.COMPLETE else -1.0
+    if trial.state != TrialState.COMPLETE:
+        return float("-inf")
+    return float(trial.values[study_config.objectives.index(study_config.primary)])
 
 
 # -- worker processes --------------------------------------------------------------------------------------------------

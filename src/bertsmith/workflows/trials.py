@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bertsmith.config import PRIMARY, Config
+from bertsmith.config import Config
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError
-from bertsmith.evaluation.baseline import fit_regression
-from bertsmith.evaluation.decision import tune_offsets
-from bertsmith.evaluation.metrics import validation_metrics
 from bertsmith.events import Evaluated, Event
 from bertsmith.model import checkpoint
 from bertsmith.model.load import Loaded
 from bertsmith.model.tokenizer import Tokens
+from bertsmith.tasks.base import Task
+from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.trainer import fit
@@ -59,6 +59,11 @@ class TrialData:
     _tokens: dict[str, Tokens] = field(default_factory=dict)
     _embeddings: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
+    @cached_property
+    def task(self) -> Task:
+        """The kind of label, fitted to the training texts."""
+        return get_task(self.train.task).fitted(self.train.targets)
+
     def prepare(self, config: Config, fold: int | None = None) -> tuple[Loaded, TokenDataset, TokenDataset]:
         """Return a model with a new head, and the tokenized texts to train and to validate on.
 
@@ -69,7 +74,10 @@ class TrialData:
         found = checkpoint.resolve(config.model, allow_pickle=config.allow_pickle)
         texts = [text for part in (self.train, self.validation) for text in part.frame["text"]]
         train = np.arange(len(texts)) < len(self.train)
-        loaded, tokens = prepare_model(found, config, self.train.labels, texts, train, self._tokens.get(config.model))
+        task = self.task
+        loaded, tokens = prepare_model(
+            found, config, task, self.train.labels, texts, train, self._tokens.get(config.model)
+        )
         self._tokens[config.model] = tokens
         tokens, targets = (
             tokens.truncate(loaded.max_length),
@@ -80,11 +88,12 @@ class TrialData:
         if loaded.mean_pooling:
             key = (config.model, loaded.max_length)
             if key not in self._embeddings:
-                rows = sample_balanced(targets, MAX_EMBEDDED_TEXTS, seed=config.seed)
+                codes = np.concatenate([self.train.codes, self.validation.codes])
+                rows = sample_balanced(codes, MAX_EMBEDDED_TEXTS, seed=config.seed)
                 self._embeddings[key] = (rows, embed(loaded, tokens.take(rows)))
             rows, embeddings = self._embeddings[key]
             inside, classes = train[rows], len(self.train.labels)
-            initialize_head(loaded, fit_regression(embeddings[inside], targets[rows[inside]], n_classes=classes))
+            initialize_head(loaded, task.fit_head(embeddings[inside], targets[rows[inside]], classes))
 
         def subset(mask: np.ndarray) -> TokenDataset:
             return TokenDataset(tokens.take(np.flatnonzero(mask)), targets[mask])
@@ -150,26 +159,26 @@ def _fit(
     measure_latency: bool,
 ) -> TrialResult:
     loaded, train, validation = data.prepare(config, fold)
-    recipe = choose_recipe(config, loaded, train)
-    arguments = training_arguments(recipe, config, Path(gettempdir()), loaded.device, saves=False)
+    task = data.task
+    recipe = choose_recipe(config, task, loaded, train)
+    arguments = training_arguments(recipe, config, Path(gettempdir()), loaded.device, primary=task.primary, saves=False)
     best: Evaluated | None = None
     curve: list[tuple[float, float]] = []
     weights: dict[str, torch.Tensor] = {}
     last_outputs = best_outputs = (np.empty(0), np.empty(0))
 
-    def score(targets: np.ndarray, probabilities: np.ndarray) -> Mapping[str, float]:
+    def on_scores(targets: np.ndarray, scores: np.ndarray) -> None:
         nonlocal last_outputs
-        last_outputs = (targets, probabilities)
-        return validation_metrics(targets, probabilities)
+        last_outputs = (targets, scores)
 
     def on_event(event: Event) -> None:
         nonlocal best, best_outputs
         if isinstance(event, Evaluated):
-            curve.append((event.epoch, event.metrics[PRIMARY]))
+            curve.append((event.epoch, event.metrics[task.primary]))
             if event.best:
                 best, best_outputs = event, last_outputs
                 weights.update((name, w.detach().cpu().clone()) for name, w in loaded.model.state_dict().items())
-            on_score(event.epoch, event.metrics[PRIMARY])
+            on_score(event.epoch, event.metrics[task.primary])
 
     fit(
         loaded,
@@ -177,8 +186,9 @@ def _fit(
         validation,
         arguments,
         recipe=recipe,
-        score=score,
+        task=task,
         emit=on_event,
+        on_scores=on_scores,
         stop=stop,
         user_arguments=config.set,
     )
@@ -189,9 +199,9 @@ def _fit(
             remedy="Remove eval_steps: trials are evaluated at fractions of an epoch.",
         )
     loaded.model.load_state_dict(weights)
-    rule = tune_offsets(*best_outputs, seed=config.seed) if config.decision_rule == "auto" else None
+    rule = task.fit_rule(*best_outputs, seed=config.seed)[0] if config.decision_rule == "auto" else None
     return TrialResult(
-        score=best.metrics[PRIMARY] + (rule.gain if rule is not None and rule.used else 0.0),
+        score=best.metrics[task.primary] + (rule.gain if rule is not None and rule.used else 0.0),
         curve=curve,
         latency=_measure_latency(loaded, validation) if measure_latency else None,
         loaded=loaded if fold is None else None,

@@ -23,6 +23,7 @@ from bertsmith.events import StudyListener, StudyStarted
 from bertsmith.folders.claim import claim
 from bertsmith.folders.study import Study, begin_or_resume
 from bertsmith.model import checkpoint
+from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import argument_problems, training_arguments
 from bertsmith.tuning.config import StudyConfig
 from bertsmith.tuning.space import Dimension, apply_changes, default_space, read_space
@@ -67,6 +68,7 @@ def run_tuning(
         if stop():
             raise Interrupted("stopped before the search began")
         table = as_table(source, config)
+        study_config = study_config.for_metric(get_task(table.task).primary)
         config = with_checkpoint(config, table, observe)
         cleaned = clean(table)
         texts = split_cleaned(cleaned, config, config.seed)
@@ -117,13 +119,14 @@ def _start_search(
     for name in study_config.models:  # report a missing checkpoint before the search
         checkpoint.resolve(name, allow_pickle=config.allow_pickle)
     loaded, train, _ = data.prepare(config)
-    recipe = choose_recipe(config, loaded, train)
+    recipe = choose_recipe(config, data.task, loaded, train)
     counts = data.train.counts[data.train.counts > 0]
     space, defaults = default_space(
         config,
         recipe,
         n_texts=len(data.train),
         imbalance_ratio=float(counts.max() / counts.min()),
+        imbalances=data.task.imbalances,
         max_length=loaded.max_length,
         dropout=loaded.dropout,
         models=study_config.models,

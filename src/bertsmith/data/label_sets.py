@@ -1,0 +1,230 @@
+"""Parse tables whose rows have any number of labels: lists, delimited cells, or a column of 0 and 1 per label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from bertsmith.data.columns import Columns
+from bertsmith.data.labels import SEPARATORS, link_labels, split_parts
+from bertsmith.data.outcomes import LabelSets
+from bertsmith.data.table import MISSING, Labels, Note
+from bertsmith.data.texts import is_missing, to_text
+from bertsmith.errors import DataError, listing, quoted, shorten
+
+_INDICATORS = {"0": False, "1": True, "false": False, "true": True}
+_AMBIGUOUS = 0.5
+"""A second separator is ambiguous if it splits at least this share of the cells that the first one splits."""
+
+RowLabels = list[str] | None
+"""The labels of a row; ``None`` if they are missing."""
+
+
+class SetsOfLabels(NamedTuple):
+    """Classes, label sets by code, code of every row, and notes."""
+
+    labels: Labels
+    outcomes: LabelSets
+    codes: np.ndarray
+    notes: tuple[Note, ...]
+
+
+def is_list(cell: Any) -> bool:
+    """Return whether a cell is a list of labels."""
+    return isinstance(cell, list | tuple | set | np.ndarray)
+
+
+def read_label_sets(
+    parts: Sequence[tuple[pd.DataFrame, Columns, str]],
+    where: str,
+    *,
+    separator: str | None,
+    class_names: list[str] | None,
+    known: Labels | None,
+) -> SetsOfLabels:
+    """Read the labels of all rows.
+
+    A list without items and an empty cell mean that a text has none of the labels. A missing value in a column of
+    lists means that the labels are missing.
+
+    Args:
+        parts: cells, columns and name of each file.
+        where: files and columns, for messages.
+        separator: between labels in a cell; found by default.
+        class_names: the label texts by number, for labels that are numbers.
+        known: the classes of a finished run, to which the labels must belong.
+
+    Raises:
+        DataError: if a cell does not hold labels, the separator is ambiguous, or no row has a label.
+    """
+    notes: tuple[Note, ...] = ()
+    if parts[0][1].labels:
+        rows = [row for frame, columns, name in parts for row in _indicator_rows(frame, columns.labels, name)]
+        labels = known or Labels(tuple(range(len(parts[0][1].labels))), parts[0][1].labels)
+        if missing := [name for name in labels.texts if name not in parts[0][1].labels]:
+            raise DataError(
+                f"--label-columns lacks labels of the run: {listing(missing)}", where=where, remedy="Add them."
+            )
+        return SetsOfLabels(labels, *_code(rows, [labels.label2id[t] for row in rows for t in row or ()], labels), ())
+    by_role: dict[str, list[RowLabels]] = {}
+    for role in ("label", "label_text"):
+        cells = [(getattr(columns, role), frame, name) for frame, columns, name in parts]
+        if cells[0][0] is not None:
+            used = separator or _find_separator([c for column, frame, _ in cells for c in frame[column]], where)
+            by_role[role] = [
+                labels
+                for column, frame, name in cells
+                for labels in _split_cells(frame[column].tolist(), used, f"{name}, column {quoted(column)}")
+            ]
+            if used is not None:
+                n = sum(len(labels or ()) > 1 for labels in by_role[role])
+                notes += (Note("info", f"labels are separated by {used!r}: {n:,} rows have several", n),)
+    rows = by_role.get("label_text") or by_role["label"]
+    numbers, texts = _link_columns(by_role, class_names, where)
+    row_numbers = np.repeat(np.arange(len(rows)), [len(row or ()) for row in rows])
+    labels, flat = link_labels(numbers, texts, where, known=known, rows=row_numbers)
+    if known is None:
+        _check(labels, rows, where)
+    return SetsOfLabels(labels, *_code(rows, flat, labels), notes)
+
+
+def _link_columns(
+    by_role: dict[str, list[RowLabels]], class_names: list[str] | None, where: str
+) -> tuple[list[int | None] | None, list[str | None] | None]:
+    """Return the numbers and the texts of all labels of all rows, in order."""
+    flat = {role: [label for row in rows for label in row or ()] for role, rows in by_role.items()}
+    numbers = flat.get("label")
+    texts = flat.get("label_text")
+    if numbers is not None and not all(n.lstrip("+-").isdigit() for n in numbers):
+        if texts is not None:
+            raise DataError(
+                "the column of label numbers holds words", where=where, remedy="Name only --label-text-column."
+            )
+        return None, list(numbers)
+    if numbers is not None and texts is not None:
+        for row, (a, b) in enumerate(zip(by_role["label"], by_role["label_text"], strict=True), start=1):
+            if len(a or ()) != len(b or ()):
+                raise DataError(
+                    f"row {row:,} has {len(a or ())} label numbers and {len(b or ())} label texts",
+                    where=where,
+                    remedy="Give each label a number and a text, in the same order, or name only one column.",
+                )
+    values = None if numbers is None else [int(n) for n in numbers]
+    if values is not None and class_names is not None and texts is None:
+        texts = [class_names[n] for n in values]
+    return None if values is None else list(values), None if texts is None else list(texts)
+
+
+def _code(rows: Sequence[RowLabels], flat: Sequence[int] | np.ndarray, labels: Labels) -> tuple[LabelSets, np.ndarray]:
+    """Return the distinct label sets and the code of every row, from the class indices of all labels of all rows."""
+    indicators = np.zeros((len(rows), len(labels)), dtype=bool)
+    indicators[np.repeat(np.arange(len(rows)), [len(row or ()) for row in rows]), np.asarray(flat, dtype=np.int64)] = (
+        True
+    )
+    present = np.array([row is not None for row in rows], dtype=bool)
+    sets, codes = np.unique(indicators[present], axis=0, return_inverse=True)
+    result = np.full(len(rows), MISSING)
+    result[present] = codes.reshape(-1)
+    return LabelSets(sets), result
+
+
+def _split_cells(cells: Sequence[Any], separator: str | None, where: str) -> list[RowLabels]:
+    """Return the labels of every row, without repetitions."""
+    has_lists = any(map(is_list, cells))
+    rows: list[RowLabels] = []
+    for row, cell in enumerate(cells, start=1):
+        if is_list(cell):
+            items = [_item(item, row, where) for item in cell]
+        elif isinstance(cell, dict | bytes):
+            raise DataError(
+                f"row {row:,} holds {'bytes' if isinstance(cell, bytes) else 'an object'}, not labels",
+                where=where,
+                remedy="Give a list of labels in each row.",
+            )
+        elif is_missing(cell):
+            rows.append(None if has_lists else [])
+            continue
+        elif has_lists and to_text(cell).strip():
+            raise DataError(
+                f"row {row:,} holds {shorten(repr(cell))}, but other rows hold lists of labels",
+                where=where,
+                remedy="Give a list in each row.",
+            )
+        else:
+            items = [_item(item, row, where) for item in split_parts(to_text(cell), separator)]
+        rows.append(list(dict.fromkeys(filter(None, items))))
+    return rows
+
+
+def _item(item: Any, row: int, where: str) -> str:
+    if is_list(item) or isinstance(item, dict | bytes) or is_missing(item):
+        what = "a missing value" if is_missing(item) else f"a {type(item).__name__}"
+        raise DataError(
+            f"row {row:,} has {what} in its list of labels", where=where, remedy="Give a flat list of label texts."
+        )
+    return " ".join(to_text(item.item() if isinstance(item, np.generic) else item).split())
+
+
+def _find_separator(cells: Sequence[Any], where: str) -> str | None:
+    """Return the separator that splits the most cells; ``None`` if the cells are lists or hold one label each.
+
+    Raises:
+        DataError: if another separator splits nearly as many cells.
+    """
+    texts = [to_text(cell) for cell in cells if not is_list(cell) and not is_missing(cell)]
+    n_split = {name: sum(len(split_parts(text, name)) > 1 for text in texts) for name in SEPARATORS}
+    best, second = sorted(n_split, key=lambda name: -n_split[name])[:2]
+    if not n_split[best]:
+        return None
+    if n_split[second] >= _AMBIGUOUS * n_split[best]:
+        raise DataError(
+            f"labels may be separated by {best!r} ({n_split[best]:,} rows) or {second!r} ({n_split[second]:,} rows)",
+            where=where,
+            remedy=f"Name the right one, such as --label-separator {best!r}.",
+        )
+    return best
+
+
+def _indicator_rows(frame: pd.DataFrame, columns: Sequence[str], name: str) -> list[RowLabels]:
+    """Return the labels of every row from columns of 0 and 1."""
+    values = np.zeros((len(frame), len(columns)), dtype=bool)
+    missing = np.zeros((len(frame), len(columns)), dtype=bool)
+    for c, column in enumerate(columns):
+        for i, cell in enumerate(frame[column].tolist()):
+            text = "" if is_missing(cell) or is_list(cell) else to_text(cell).strip().casefold()
+            missing[i, c] = not text
+            if (text and text not in _INDICATORS) or is_list(cell):
+                raise DataError(
+                    f"row {i + 1:,} holds {shorten(repr(cell))}, not 0 or 1",
+                    where=f"{name}, column {quoted(column)}",
+                    remedy="Write 1 if the text has the label, or else 0.",
+                )
+            values[i, c] = _INDICATORS.get(text, False)
+    partly = np.flatnonzero(missing.any(axis=1) & ~missing.all(axis=1))
+    if len(partly):
+        column = columns[int(missing[partly[0]].argmax())]
+        raise DataError(
+            f"row {partly[0] + 1:,} has an empty cell, but other cells of its labels are filled",
+            where=f"{name}, column {quoted(column)}",
+            remedy="Write 0 or 1, or leave all of them empty to drop the row.",
+        )
+    return [
+        None if missing[i].all() else [t for t, yes in zip(columns, values[i], strict=True) if yes]
+        for i in range(len(frame))
+    ]
+
+
+def _check(labels: Labels, rows: Sequence[RowLabels], where: str) -> None:
+    n_rows = sum(row is not None for row in rows)
+    if len(labels) < 1:
+        raise DataError("no row has a label", where=where, remedy="Name the label column with --label-column.")
+    if n_rows < 2 * len(labels) and len(labels) > 2:
+        raise DataError(
+            f"the label column has {len(labels):,} different labels in {n_rows:,} rows: "
+            "nearly every row would have a separate label",
+            where=where,
+            remedy="Name the column of the labels with --label-column, or their separator with --label-separator.",
+        )

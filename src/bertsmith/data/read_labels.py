@@ -1,0 +1,204 @@
+"""Read the labels of a table for its task: classes, sets of labels, or numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from bertsmith.config import DataConfig
+from bertsmith.data.columns import Columns
+from bertsmith.data.label_sets import is_list, read_label_sets
+from bertsmith.data.labels import check_classes, link_labels, parse_label_numbers, parse_label_texts
+from bertsmith.data.outcomes import CLASSES, Numbers, Outcomes
+from bertsmith.data.table import MISSING, MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL, Labels, Note, RawTable
+from bertsmith.data.texts import check_scalar, is_missing, to_text
+from bertsmith.errors import DataError, quoted, shorten
+
+
+class Part(NamedTuple):
+    """A file of a table: its cells, its columns in use, and its name for messages."""
+
+    raw: RawTable
+    columns: Columns
+    name: str
+
+
+@dataclass(frozen=True)
+class ReadLabels:
+    """The labels of all rows of a table.
+
+    Attributes:
+        task: the kind of label.
+        labels: the classes.
+        outcomes: turns codes into targets.
+        codes: code of every row, shape (rows,), −1 if the label is missing.
+        notes: what the reader found.
+    """
+
+    task: str
+    labels: Labels
+    outcomes: Outcomes
+    codes: np.ndarray
+    notes: tuple[Note, ...] = ()
+
+
+def read_labels(parts: Sequence[Part], config: DataConfig, *, known: Labels | None = None) -> ReadLabels:
+    """Read the label columns of all files of a table.
+
+    Args:
+        parts: the files.
+        config: the task, ``"auto"`` to find it.
+        known: the classes of a finished run, to which the labels must belong.
+
+    Raises:
+        DataError: if the labels are inconsistent, or do not fit the task.
+    """
+    task = _find_task(parts) if config.task == "auto" else config.task
+    names = parts[0].columns.label_names
+    where = f"{', '.join(p.name for p in parts)}, column{'s' if len(names) > 1 else ''} "
+    where += " and ".join(map(quoted, names))
+    if task != MULTI_LABEL and parts[0].columns.labels:
+        raise DataError(f"--label-columns is for --task multi-label, not {task}", remedy="Leave out one of them.")
+    return _READERS[task](parts, where, config, known)
+
+
+def _find_task(parts: Sequence[Part]) -> str:
+    """Return the task if it is certain: several labels if there are columns of 0 and 1, or cells that are lists."""
+    has_lists = any(
+        is_list(cell) for p in parts for column in p.columns.label_names[:2] for cell in p.raw.frame[column]
+    )
+    return MULTI_LABEL if parts[0].columns.labels or has_lists else SINGLE_LABEL
+
+
+def _read_classes(parts: Sequence[Part], where: str, config: DataConfig, known: Labels | None) -> ReadLabels:
+    """Read one class per row."""
+    numbers: list[int | None] = []
+    texts: list[str | None] = []
+    has_numbers = has_texts = False
+    for part in parts:
+        n_rows = len(part.raw.frame)
+        part_numbers, part_texts = _parse_classes(part)
+        has_numbers |= part_numbers is not None
+        has_texts |= part_texts is not None
+        numbers += part_numbers if part_numbers is not None else [None] * n_rows
+        texts += part_texts if part_texts is not None else [None] * n_rows
+    labels, codes = link_labels(numbers if has_numbers else None, texts if has_texts else None, where, known=known)
+    if known is None:
+        check_classes(labels, codes, where)
+    return ReadLabels(SINGLE_LABEL, labels, CLASSES, codes)
+
+
+def _read_levels(parts: Sequence[Part], where: str, config: DataConfig, known: Labels | None) -> ReadLabels:
+    """Read one of several ordered classes per row; the label numbers give the order."""
+    read = _read_classes(parts, where, config, known)
+    if known is None and read.labels.texts == tuple(sorted(read.labels.texts)) and _are_positions(parts):
+        raise DataError(
+            "--task ordinal needs label numbers, which give the order of the labels",
+            where=where,
+            remedy="Add a column of numbers, such as 1 to 5, and name it with --label-column.",
+        )
+    return ReadLabels(ORDINAL, read.labels, read.outcomes, read.codes)
+
+
+def _are_positions(parts: Sequence[Part]) -> bool:
+    """Return whether the table has only label words, so that label numbers are positions in the alphabet."""
+    return all(_parse_classes(part)[0] is None for part in parts)
+
+
+def _parse_classes(part: Part) -> tuple[list[int | None] | None, list[str | None] | None]:
+    """Return the label number and the label text of every row, ``None`` for a column that the table does not have."""
+    raw, columns, name = part
+    texts = None
+    if columns.label_text:
+        texts = parse_label_texts(raw.frame[columns.label_text], f"{name}, column {quoted(columns.label_text)}")
+    if columns.label is None:
+        return None, texts
+    cells, where = raw.frame[columns.label], f"{name}, column {quoted(columns.label)}"
+    numbers = parse_label_numbers(cells, where)
+    if columns.label in raw.class_names:
+        class_names = raw.class_names[columns.label]
+        numbers = [n if n is not None and 0 <= n < len(class_names) else None for n in numbers or []]
+        return numbers, texts or [None if n is None else class_names[n] for n in numbers]
+    if numbers is not None:
+        return numbers, texts
+    if texts is not None:
+        raise DataError(
+            f"columns {quoted(columns.label)} and {quoted(columns.label_text)} both hold words, "
+            "but the first should hold label numbers",
+            where=name,
+            remedy="Name only the right one, with --label-text-column.",
+        )
+    return None, parse_label_texts(cells, where)
+
+
+def _read_sets(parts: Sequence[Part], where: str, config: DataConfig, known: Labels | None) -> ReadLabels:
+    """Read any number of labels per row."""
+    frames = [part.raw.frame for part in parts]
+    columns = parts[0].columns
+    class_names = parts[0].raw.class_names.get(columns.label or "")
+    found = read_label_sets(
+        [(frame, part.columns, part.name) for frame, part in zip(frames, parts, strict=True)],
+        where,
+        separator=config.label_separator,
+        class_names=class_names,
+        known=known,
+    )
+    return ReadLabels(MULTI_LABEL, found.labels, found.outcomes, found.codes, found.notes)
+
+
+def _read_numbers(parts: Sequence[Part], where: str, config: DataConfig, known: Labels | None) -> ReadLabels:
+    """Read a number per row."""
+    values: list[float] = []
+    for part in parts:
+        column = part.columns.label or part.columns.label_text
+        assert column is not None
+        values += _parse_values(part.raw.frame[column].tolist(), f"{part.name}, column {quoted(column)}")
+    numbers = np.array(values)
+    present = ~np.isnan(numbers)
+    distinct, codes = np.unique(numbers[present], return_inverse=True)
+    if known is None and len(distinct) < 3:
+        raise DataError(
+            f"--task regression needs at least three different numbers, and the column has {len(distinct)}",
+            where=where,
+            remedy="Name the column of the numbers with --label-column, or leave out --task.",
+        )
+    all_codes = np.full(len(numbers), MISSING)
+    all_codes[present] = codes
+    names = parts[0].columns.label_names
+    return ReadLabels(REGRESSION, known or Labels((0,), (names[0],)), Numbers(distinct), all_codes)
+
+
+def _parse_values(cells: Sequence[object], where: str) -> list[float]:
+    """Return the number in every cell, NaN for an empty cell.
+
+    Raises:
+        DataError: if a cell is not a finite number.
+    """
+    values: list[float] = []
+    for row, cell in enumerate(cells, start=1):
+        check_scalar(cell, row, where, "--label-column")
+        text = "" if is_missing(cell) else to_text(cell).strip()
+        try:
+            value = float(text) if text else float("nan")
+        except ValueError:
+            value = float("inf")
+        if np.isinf(value) or (text and np.isnan(value)):
+            comma = " Write decimals with a point." if "," in text else ""
+            raise DataError(
+                f"row {row:,} holds {shorten(repr(text))}, not a number",
+                where=where,
+                remedy=f"Correct the row, or leave the cell empty to drop it.{comma}",
+            )
+        values.append(value)
+    return values
+
+
+_READERS: dict[str, Callable[[Sequence[Part], str, DataConfig, Labels | None], ReadLabels]] = {
+    SINGLE_LABEL: _read_classes,
+    MULTI_LABEL: _read_sets,
+    ORDINAL: _read_levels,
+    REGRESSION: _read_numbers,
+}

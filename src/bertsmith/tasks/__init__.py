@@ -1,0 +1,1 @@
+"""Kinds of text label, one module each behind one protocol."""

@@ -1,0 +1,329 @@
+"""What a kind of label determines: loss, scores, decision, metrics, calibration, baselines and columns."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from bertsmith.data.table import Labels
+from bertsmith.errors import ConfigError, listing
+from bertsmith.evaluation.calibration import PRIOR
+from bertsmith.evaluation.rule import Rule
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bertsmith.evaluation.baseline import Baseline, Regression
+    from bertsmith.evaluation.decision import Decision
+    from bertsmith.training.losses import Loss
+
+Names = Mapping[str, tuple[str, str]]
+"""Title and meaning of each metric."""
+
+
+class Task(ABC):
+    """A kind of label. The rest of bertsmith asks it and does not know which kind it is.
+
+    Targets have the shape (n,), or (n, labels) for sets of labels. Scores are what the model predicts, shape
+    (n, outputs): probabilities, or numbers.
+
+    Attributes:
+        name: the value of ``--task``.
+        problem_type: as in the configs of transformers.
+        primary: the metric that selects epochs, decision rules and trials; higher is better.
+        headline: the metrics that summaries show, the primary one first.
+        metric_names: title and meaning of each metric, in order.
+        imbalances: the values of ``--imbalance`` that apply.
+        decides: whether a decision rule can be left out.
+        naive_name: what `naive` predicts, for messages.
+        head_name: what `fit_head` fits, for messages.
+        truth_column, predicted_column: the columns of labels and predictions for people to read.
+    """
+
+    name: ClassVar[str]
+    problem_type: ClassVar[str] = "single_label_classification"
+    primary: ClassVar[str]
+    headline: ClassVar[tuple[str, ...]]
+    metric_names: ClassVar[Names]
+    imbalances: ClassVar[tuple[str, ...]]
+    decides: ClassVar[bool] = True
+    naive_name: ClassVar[str] = "majority class"
+    head_name: ClassVar[str] = "logistic regression"
+    truth_column: ClassVar[str] = "label_text"
+    predicted_column: ClassVar[str] = "predicted_text"
+
+    def __repr__(self) -> str:
+        return f"Task({self.name!r})"
+
+    @property
+    def primary_title(self) -> str:
+        """The primary metric as people write it."""
+        return self.metric_names[self.primary][0]
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def fitted(self, targets: np.ndarray) -> Task:
+        """Return the task for training on these targets."""
+        return self
+
+    def check_imbalance(self, imbalance: str) -> None:
+        """Check that a treatment of imbalance applies.
+
+        Raises:
+            ConfigError: if it does not.
+        """
+        if imbalance not in self.imbalances:
+            raise ConfigError(
+                f"--imbalance {imbalance} is not for --task {self.name}",
+                remedy=f"Use one of {listing(self.imbalances)}.",
+            )
+
+    @abstractmethod
+    def loss(self, imbalance: str, counts: np.ndarray, n_texts: int, smoothing: float) -> Loss:
+        """Return the loss of training.
+
+        Args:
+            imbalance: one of `imbalances`.
+            counts: number of training texts of each label, shape (labels,).
+            n_texts: number of training texts.
+            smoothing: label smoothing.
+        """
+
+    def complete(self, model: Any) -> Rule:
+        """Put what training standardised back into the weights; return what remains to be done to the outputs."""
+        return Rule()
+
+    @abstractmethod
+    def validation_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+        """Return the metrics logged at every epoch, the primary one last."""
+
+    # -- scores and decisions ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def scores(self, logits: np.ndarray) -> np.ndarray:
+        """Return the scores of logits, both of shape (n, outputs)."""
+
+    @abstractmethod
+    def logits(self, scores: np.ndarray) -> np.ndarray:
+        """Return logits that give these scores, both of shape (n, outputs)."""
+
+    def apply(self, rule: Rule, scores: np.ndarray) -> np.ndarray:
+        """Return scores after a rule, from scores of a model without it."""
+        return self.scores(replace(rule, folded=False).adjust(self.logits(scores)))
+
+    def without_offsets(self, rule: Rule, scores: np.ndarray) -> np.ndarray:
+        """Return scores without the offsets of a rule, from scores after it."""
+        return self.scores(replace(rule, folded=True).adjust(self.logits(scores), decide=False))
+
+    def undo(self, rule: Rule, scores: np.ndarray) -> np.ndarray:
+        """Return scores before a rule, from scores after it."""
+        return self.scores(self.logits(scores) * np.array(rule.temperature) - np.array(rule.offsets or 0.0))
+
+    @abstractmethod
+    def predicted(self, scores: np.ndarray) -> np.ndarray:
+        """Return the decisions, shaped as targets."""
+
+    def confidence(self, scores: np.ndarray) -> np.ndarray:
+        """Return the probability that a text's prediction is correct, shape (n,)."""
+        highest: np.ndarray = scores.max(axis=1, initial=0.0)
+        return highest
+
+    def is_right(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Return whether each prediction is correct, bool, shape (n,)."""
+        result: np.ndarray = self.predicted(scores) == targets
+        return result
+
+    def is_same(self, first: np.ndarray, second: np.ndarray, tie: float = 0.0) -> np.ndarray:
+        """Return whether the decisions of two models agree, or are a tie within a tolerance, bool, shape (n,)."""
+        best = self.predicted(second)
+        result: np.ndarray = first.max(axis=1) - first[np.arange(len(first)), best] <= tie
+        return result
+
+    def only_label(self, scores: np.ndarray, id2label: Mapping[int, str]) -> str | None:
+        """Return the label of all predictions if it is the same for all texts."""
+        return None
+
+    def unit(self, scores: np.ndarray) -> float:
+        """Return what a difference of scores is compared with: 1 for probabilities."""
+        return 1.0
+
+    # -- evaluation ----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def scalar_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float | None]:
+        """Return every metric of `metric_names`; ``None`` if undefined."""
+
+    @abstractmethod
+    def resampled(self, drawn: np.ndarray, targets: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
+        """Return metrics of resamples, each of shape (resamples,), among them the primary one.
+
+        Args:
+            drawn: how often each resample draws each text, shape (resamples, n).
+            targets, scores: of all texts.
+        """
+
+    def intervals(
+        self, targets: np.ndarray, scores: np.ndarray, *, seed: int, groups: np.ndarray | None
+    ) -> dict[str, tuple[float, float]]:
+        """Return the 95 % interval of every metric."""
+        from bertsmith.evaluation.intervals import RESAMPLES, TAILS, draw_resamples
+
+        rng = np.random.default_rng(seed)
+        chunks = [self.resampled(d, targets, scores) for d in draw_resamples(len(targets), groups, rng, RESAMPLES)]
+        values = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+        return {name: tuple(np.nanpercentile(v, TAILS).tolist()) for name, v in values.items()}
+
+    def details(self, targets: np.ndarray, scores: np.ndarray, labels: Labels) -> dict[str, Any]:
+        """Return what ``metrics.json`` has for a split besides single numbers, JSON-ready."""
+        return {}
+
+    def differences(
+        self,
+        targets: np.ndarray,
+        first: np.ndarray,
+        second: np.ndarray,
+        *,
+        seed: int,
+        groups: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Return the difference of the primary metric (first minus second) on every resample, shape (resamples,).
+
+        Both models are scored on the same resamples, so variation that affects both cancels.
+        """
+        from bertsmith.evaluation.intervals import RESAMPLES, draw_resamples
+
+        return np.concatenate(
+            [
+                self.resampled(drawn, targets, first)[self.primary]
+                - self.resampled(drawn, targets, second)[self.primary]
+                for drawn in draw_resamples(len(targets), groups, np.random.default_rng(seed), RESAMPLES)
+            ]
+        )
+
+    def difference(
+        self,
+        targets: np.ndarray,
+        first: np.ndarray,
+        second: np.ndarray,
+        *,
+        seed: int,
+        groups: np.ndarray | None = None,
+    ) -> tuple[float, float, float]:
+        """Return the difference of the primary metric (first minus second) and its 95 % interval; see `differences`."""
+        from bertsmith.evaluation.intervals import TAILS
+
+        once = np.ones((1, len(targets)), dtype=np.int64)
+        one, two = (self.resampled(once, targets, scores)[self.primary][0] for scores in (first, second))
+        low, high = np.percentile(self.differences(targets, first, second, seed=seed, groups=groups), TAILS)
+        return float(one - two), float(low), float(high)
+
+    @abstractmethod
+    def fit_rule(
+        self,
+        targets: np.ndarray,
+        scores: np.ndarray,
+        *,
+        seed: int,
+        use_offsets: bool = True,
+        prior: float = PRIOR,
+        model: np.ndarray | None = None,
+    ) -> tuple[Decision, Rule]:
+        """Tune the decision rule and the calibration on held-out texts.
+
+        Args:
+            targets: of the held-out texts.
+            scores: of the same texts.
+            seed: of folds and bootstrap.
+            use_offsets: whether a decision rule may be used.
+            prior: of the temperature, see `bertsmith.evaluation.calibration.fit_temperature`.
+            model: number of the model that predicted each text, shape (n,); ``None`` if one model predicted all.
+
+        Returns:
+            The decision with its measured gain, and the rule to apply to the model.
+        """
+
+    @abstractmethod
+    def calibration(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
+        """Return how far the scores are from what they claim, JSON-ready."""
+
+    def abstention(
+        self, targets: np.ndarray, scores: np.ndarray, held_out: tuple[np.ndarray, np.ndarray]
+    ) -> dict[str, Any]:
+        """Evaluate thresholds and label sets on texts other than the held-out ones that set them, JSON-ready."""
+        from bertsmith.evaluation.abstention import Judged, evaluate_abstention, label_shift
+
+        def judge(targets: np.ndarray, scores: np.ndarray) -> Judged:
+            return Judged(self.confidence(scores), self.is_right(targets, scores), self.truth(targets, scores))
+
+        evaluated = evaluate_abstention(
+            judge(targets, scores), judge(*held_out), lambda threshold: self.cover(targets, scores, threshold)
+        )
+        counts = [self.label_counts(t, scores.shape[1]) for t in (held_out[0], targets)]
+        return {**evaluated, "label_shift": label_shift(*counts)}
+
+    def label_counts(self, targets: np.ndarray, n_labels: int) -> np.ndarray:
+        """Return how often each label occurs, shape (labels,)."""
+        return np.bincount(targets, minlength=n_labels)
+
+    @abstractmethod
+    def truth(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Return how well each text's label conforms, shape (n,): the threshold below which a set contains it."""
+
+    @abstractmethod
+    def cover(self, targets: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return whether each text's prediction set contains its label, and the size of the set, each shape (n,)."""
+
+    @abstractmethod
+    def set_columns(self, scores: np.ndarray, threshold: float, labels: Labels) -> dict[str, list[Any]]:
+        """Return the columns of prediction sets: lists of label texts, or the bounds of an interval."""
+
+    # -- baselines -----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def naive(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
+        """Return the name and the scores, shape (n, outputs), of a prediction that ignores the texts."""
+
+    @abstractmethod
+    def words(
+        self, train: Sequence[str], targets: np.ndarray, texts: Sequence[str], n_labels: int, seed: int
+    ) -> Baseline:
+        """Fit a linear model on TF-IDF features of training texts, and predict other texts."""
+
+    @abstractmethod
+    def fit_head(self, embeddings: np.ndarray, targets: np.ndarray, n_labels: int) -> Regression:
+        """Fit a linear model on embeddings, shape (n, hidden size), whose outputs are logits."""
+
+    # -- tables --------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def truth_columns(self, targets: np.ndarray, labels: Labels) -> dict[str, Any]:
+        """Return the columns of the labels for saved predictions."""
+
+    @abstractmethod
+    def prediction_columns(self, scores: np.ndarray, labels: Labels) -> dict[str, list[Any]]:
+        """Return the columns of the predictions, by name, each of n values."""
+
+    def slice_columns(self, targets: np.ndarray, labels: Labels) -> dict[str, pd.Series]:
+        """Return columns by which test texts are grouped to find where the model is worse."""
+        return {}
+
+    def mistakes(self, predictions: pd.DataFrame) -> pd.DataFrame:
+        """Return the rows of saved predictions that are wrong, the most confident first."""
+        truth, predicted = (predictions[name].map(repr) for name in (self.truth_column, self.predicted_column))
+        return predictions[truth != predicted].sort_values("confidence", ascending=False, kind="stable")
+
+    def explained(self, scores: np.ndarray) -> int:
+        """Return the output of a text that is explained by default, from scores of shape (1, outputs)."""
+        return int(scores[0].argmax())
+
+    @abstractmethod
+    def stored_targets(self, frame: pd.DataFrame, labels: Labels) -> np.ndarray:
+        """Return the targets in saved predictions."""
+
+    def stored_scores(self, frame: pd.DataFrame) -> np.ndarray:
+        """Return the scores in saved predictions, shape (n, outputs)."""
+        return np.stack(frame["probabilities"].to_list())

@@ -1,0 +1,263 @@
+"""Any number of labels per text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from bertsmith.data.table import MULTI_LABEL, Labels
+from bertsmith.evaluation.calibration import PRIOR, reliability
+from bertsmith.evaluation.rule import Rule
+from bertsmith.tasks.base import Names, Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bertsmith.evaluation.baseline import Baseline, Regression
+    from bertsmith.evaluation.decision import Decision
+    from bertsmith.training.losses import Loss
+
+_EPSILON = 1e-12
+
+
+class MultiLabel(Task):
+    """Any number of labels per text: independent probabilities, and every label above 0.5 after its threshold."""
+
+    name = MULTI_LABEL
+    problem_type = "multi_label_classification"
+    primary = "macro_f1"
+    headline = ("macro_f1", "micro_f1")
+    imbalances = ("none", "weights", "focal")
+    naive_name = "share of each label"
+    truth_column, predicted_column = "label_texts", "predicted_texts"
+    metric_names: ClassVar[Names] = {
+        "macro_f1": ("Macro-F1", "the F1 score of each label, averaged; every label has the same weight"),
+        "micro_f1": ("Micro-F1", "the F1 score of all decisions on all labels together"),
+        "weighted_f1": ("Weighted F1", "F1 averaged with each label weighted by its number of texts"),
+        "samples_f1": ("Samples F1", "the F1 score of the labels of each text, averaged over the texts"),
+        "macro_precision": ("Macro precision", "of the texts that received a label, the share that has it, averaged"),
+        "macro_recall": ("Macro recall", "of the texts that have a label, the share that received it, averaged"),
+        "micro_precision": ("Micro precision", "the share of the predicted labels that are correct"),
+        "micro_recall": ("Micro recall", "the share of the labels that are predicted"),
+        "subset_accuracy": ("Subset accuracy", "the share of texts whose labels are all correct"),
+        "hamming_loss": ("Hamming loss", "the share of wrong decisions on single labels; lower is better"),
+        "ranking_precision": (
+            "Label ranking average precision",
+            "how well the probabilities rank the labels of a text above others",
+        ),
+        "macro_average_precision": (
+            "Macro average precision",
+            "how well the probabilities rank the texts of each label above others, averaged over the labels",
+        ),
+        "log_loss": ("Log loss", "the error of the probabilities; lower is better"),
+    }
+
+    def loss(self, imbalance: str, counts: np.ndarray, n_texts: int, smoothing: float) -> Loss:
+        """Return binary cross-entropy, see `Task.loss`."""
+        from bertsmith.training.losses import BinaryCrossEntropy
+
+        weights = (
+            np.sqrt(np.clip((n_texts - counts) / np.maximum(counts, 1), 1, None)) if imbalance == "weights" else None
+        )
+        return BinaryCrossEntropy(smoothing, positive_weights=weights, focal=imbalance == "focal")
+
+    def validation_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+        """Return micro-F1 and macro-F1 at the thresholds that are best on these texts.
+
+        An untuned threshold of 0.5 finds few labels at first, so its F1 would say little about an epoch.
+        """
+        from bertsmith.evaluation.multi_label import best_thresholds, resampled_set_metrics
+
+        logits = self.logits(scores)
+        predicted = logits + best_thresholds(targets.astype(bool), logits) > 0
+        values = resampled_set_metrics(np.ones((1, len(targets))), targets.astype(bool), predicted)
+        return {name: float(values[name][0]) for name in ("micro_f1", "macro_f1")}
+
+    def scores(self, logits: np.ndarray) -> np.ndarray:
+        """Return the sigmoid."""
+        result: np.ndarray = 0.5 * (1 + np.tanh(0.5 * np.asarray(logits)))
+        return result
+
+    def logits(self, scores: np.ndarray) -> np.ndarray:
+        """Return the log odds."""
+        p = np.clip(scores.astype(np.float64), _EPSILON, 1 - _EPSILON)
+        result: np.ndarray = np.log(p) - np.log1p(-p)
+        return result
+
+    def predicted(self, scores: np.ndarray) -> np.ndarray:
+        """Return which labels are above 0.5, bool, shape (n, labels)."""
+        result: np.ndarray = scores > 0.5
+        return result
+
+    def confidence(self, scores: np.ndarray) -> np.ndarray:
+        """Return the probability that all labels of a text are correct if they are independent, shape (n,)."""
+        result: np.ndarray = np.maximum(scores, 1 - scores).prod(axis=1)
+        return result
+
+    def is_right(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Return whether all labels of each text are correct, bool, shape (n,)."""
+        result: np.ndarray = (self.predicted(scores) == targets).all(axis=1)
+        return result
+
+    def is_same(self, first: np.ndarray, second: np.ndarray, tie: float = 0.0) -> np.ndarray:
+        """Return whether all decisions on a text agree, or are a tie within a tolerance, bool, shape (n,)."""
+        agree = self.predicted(first) == self.predicted(second)
+        result: np.ndarray = (agree | (abs(first - 0.5) <= tie)).all(axis=1)
+        return result
+
+    def scalar_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float | None]:
+        """Return every metric; ``None`` if undefined."""
+        from bertsmith.evaluation.multi_label import average_precisions
+
+        once = np.ones((1, len(targets)))
+        values: dict[str, float | None] = {
+            name: float(value[0]) for name, value in self.resampled(once, targets, scores).items()
+        }
+        precisions = average_precisions(targets, scores)
+        values["macro_average_precision"] = float(np.nanmean(precisions)) if targets.any() else None
+        return {name: values[name] for name in self.metric_names}
+
+    def resampled(self, drawn: np.ndarray, targets: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
+        """Return every metric but the macro average precision, of every resample."""
+        from bertsmith.evaluation.multi_label import log_losses, ranking_precision, resampled_set_metrics
+
+        n = drawn.sum(axis=1)
+        return {
+            **resampled_set_metrics(drawn, targets, self.predicted(scores)),
+            "ranking_precision": drawn @ ranking_precision(targets, scores) / n,
+            "log_loss": drawn @ log_losses(targets, scores) / n,
+        }
+
+    def intervals(
+        self, targets: np.ndarray, scores: np.ndarray, *, seed: int, groups: np.ndarray | None
+    ) -> dict[str, tuple[float, float]]:
+        """Return the 95 % interval of every metric."""
+        from bertsmith.evaluation.intervals import RANKING_RESAMPLES, TAILS, draw_resamples, resampled_average_precision
+
+        rng = np.random.default_rng(seed)
+        precisions = np.concatenate(
+            [
+                resampled_average_precision(targets, scores, drawn)
+                for drawn in draw_resamples(len(targets), groups, rng, RANKING_RESAMPLES)
+            ]
+        )
+        low, high = np.nanpercentile(precisions, TAILS).tolist()
+        found = super().intervals(targets, scores, seed=seed, groups=groups)
+        return {**found, "macro_average_precision": (low, high)}
+
+    def details(self, targets: np.ndarray, scores: np.ndarray, labels: Labels) -> dict[str, Any]:
+        """Return metrics per label, the co-occurrence of labels and of predictions, and the calibration."""
+        from bertsmith.evaluation.multi_label import cooccurrence, per_label_metrics
+
+        predicted = self.predicted(scores)
+        without = {"labels": ~targets.any(axis=1), "predicted": ~predicted.any(axis=1)}
+        entries = per_label_metrics(targets, scores, predicted)
+        for entry, number, text in zip(entries, labels.numbers, labels.texts, strict=True):
+            entry |= {"label": number, "label_text": text}
+        return {
+            "per_class": entries,
+            "cooccurrence": {"labels": cooccurrence(targets).tolist(), "predicted": cooccurrence(predicted).tolist()},
+            "without_labels": {name: int(none.sum()) for name, none in without.items()},
+            "calibration": self.calibration(targets, scores),
+        }
+
+    def fit_rule(
+        self,
+        targets: np.ndarray,
+        scores: np.ndarray,
+        *,
+        seed: int,
+        use_offsets: bool = True,
+        prior: float = PRIOR,
+        model: np.ndarray | None = None,
+    ) -> tuple[Decision, Rule]:
+        """Tune one threshold per label, then one temperature per label; see `Task.fit_rule`."""
+        from bertsmith.evaluation.multi_label import fit_temperatures, tune_thresholds
+
+        logits = self.logits(scores)
+        decision = tune_thresholds(targets, logits, seed=seed, model=model)
+        if not use_offsets:
+            decision = replace(decision, used=False, offsets=np.zeros(scores.shape[1]))
+        temperatures = fit_temperatures(targets, self.scores(logits + decision.offsets), prior=prior)
+        offsets = tuple(decision.offsets.tolist()) if decision.used else ()
+        return decision, Rule(tuple(temperatures.tolist()), offsets, folded=False)
+
+    def calibration(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
+        """Return calibration errors of the probabilities of all labels, and the bins of a reliability diagram.
+
+        ``brier_score`` is the mean squared error of a probability; it ranges from 0 to 1.
+        """
+        return {
+            **reliability(scores.ravel(), targets.ravel().astype(bool)),
+            "brier_score": float(((scores - targets) ** 2).mean()),
+        }
+
+    def label_counts(self, targets: np.ndarray, n_labels: int) -> np.ndarray:
+        """Return how often each label occurs, shape (labels,)."""
+        result: np.ndarray = targets.sum(axis=0)
+        return result
+
+    def truth(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Return the lowest probability of a text's labels, shape (n,); 1 for a text without labels."""
+        result: np.ndarray = np.where(targets, scores, 1.0).min(axis=1)
+        return result
+
+    def cover(self, targets: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return whether each set contains all labels of its text, and its size, each shape (n,)."""
+        return self.truth(targets, scores) >= threshold, (scores >= threshold).sum(axis=1)
+
+    def set_columns(self, scores: np.ndarray, threshold: float, labels: Labels) -> dict[str, list[Any]]:
+        """Return ``label_set``: the label texts of each set, likeliest first."""
+        order = np.argsort(-scores, axis=1, kind="stable")
+        return {
+            "label_set": [[labels.texts[c] for c in row if scores[i, c] >= threshold] for i, row in enumerate(order)]
+        }
+
+    def naive(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
+        """Return the labels that most texts have, and the share of texts with each label."""
+        shares = targets.mean(axis=0)
+        names = [text for text, share in zip(labels.texts, shares, strict=True) if share > 0.5]
+        return "; ".join(names) or "none", np.tile(shares, (n, 1))
+
+    def words(
+        self, train: Sequence[str], targets: np.ndarray, texts: Sequence[str], n_labels: int, seed: int
+    ) -> Baseline:
+        """Fit one linear SVM per label."""
+        from bertsmith.evaluation.linear_models import words_for_sets
+
+        return words_for_sets(train, targets, texts, seed=seed)
+
+    def fit_head(self, embeddings: np.ndarray, targets: np.ndarray, n_labels: int) -> Regression:
+        """Fit one logistic regression per label."""
+        from bertsmith.evaluation.linear_models import fit_set_regression
+
+        return fit_set_regression(embeddings, targets)
+
+    def truth_columns(self, targets: np.ndarray, labels: Labels) -> dict[str, Any]:
+        """Return ``labels`` and ``label_texts``, lists."""
+        return _lists(targets, labels, "labels", "label_texts")
+
+    def prediction_columns(self, scores: np.ndarray, labels: Labels) -> dict[str, list[Any]]:
+        """Return ``predicted`` (a list of label numbers), ``predicted_texts`` (a list) and ``confidence``."""
+        found = _lists(self.predicted(scores), labels, "predicted", self.predicted_column)
+        return {**found, "confidence": self.confidence(scores).tolist()}
+
+    def stored_targets(self, frame: pd.DataFrame, labels: Labels) -> np.ndarray:
+        """Return whether each text has each label, bool, shape (n, labels)."""
+        index = {number: i for i, number in enumerate(labels.numbers)}
+        targets = np.zeros((len(frame), len(labels)), dtype=bool)
+        for row, numbers in enumerate(frame["labels"]):
+            targets[row, [index[number] for number in numbers]] = True
+        return targets
+
+
+def _lists(decisions: np.ndarray, labels: Labels, numbers: str, texts: str) -> dict[str, list[Any]]:
+    """Return the numbers and the texts of the labels of every text, from decisions of shape (n, labels)."""
+    positions = [np.flatnonzero(row).tolist() for row in decisions]
+    return {
+        numbers: [[labels.numbers[c] for c in row] for row in positions],
+        texts: [[labels.texts[c] for c in row] for row in positions],
+    }

@@ -1,0 +1,103 @@
+"""One of several ordered classes per text, such as stars from 1 to 5."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from bertsmith.data.table import ORDINAL, Labels
+from bertsmith.evaluation.calibration import PRIOR, calibration_metrics, fit_temperature
+from bertsmith.evaluation.decision import Decision
+from bertsmith.evaluation.rule import Rule
+from bertsmith.tasks.base import Names
+from bertsmith.tasks.single_label import SingleLabel
+
+
+class Ordinal(SingleLabel):
+    """Ordered classes: the head of a single label, decided by the least expected squared distance."""
+
+    name = ORDINAL
+    primary = "quadratic_kappa"
+    headline = ("quadratic_kappa", "mae")
+    metric_names: ClassVar[Names] = {
+        "quadratic_kappa": (
+            "Quadratic kappa",
+            "agreement beyond chance, where a mistake counts as the square of its steps: 1 is perfect, 0 is chance",
+        ),
+        "mae": ("Mean absolute error", "the mean distance of labels and predictions in steps; lower is better"),
+        "spearman": ("Spearman correlation", "the correlation of the ranks of labels and predictions"),
+        "macro_f1": SingleLabel.metric_names["macro_f1"],
+        "accuracy": SingleLabel.metric_names["accuracy"],
+        "within_one": ("Within one step", "the share of texts whose prediction is at most one step from the label"),
+        "log_loss": SingleLabel.metric_names["log_loss"],
+    }
+
+    def validation_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+        """Return macro-F1 and quadratic kappa."""
+        from bertsmith.evaluation.ordinal import level_metrics
+
+        return level_metrics(targets, self.predicted(scores))
+
+    def predicted(self, scores: np.ndarray) -> np.ndarray:
+        """Return the classes with the least expected squared distance, shape (n,)."""
+        from bertsmith.evaluation.ordinal import least_cost
+
+        return least_cost(scores)
+
+    def confidence(self, scores: np.ndarray) -> np.ndarray:
+        """Return the probability of the predicted class, shape (n,)."""
+        result: np.ndarray = scores[np.arange(len(scores)), self.predicted(scores)]
+        return result
+
+    def is_same(self, first: np.ndarray, second: np.ndarray, tie: float = 0.0) -> np.ndarray:
+        """Return whether the decisions of two models agree, or are a tie within a tolerance, bool, shape (n,)."""
+        levels = np.arange(first.shape[1])
+        distance = abs(first @ levels - self.predicted(second))
+        result: np.ndarray = distance <= 0.5 + tie * len(levels)
+        return result
+
+    def scalar_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float | None]:
+        """Return every metric."""
+        from bertsmith.evaluation.metrics import log_loss
+
+        once = np.ones((1, len(targets)))
+        values = {name: float(value[0]) for name, value in self.resampled(once, targets, scores).items()}
+        return {**values, "log_loss": log_loss(targets, scores)}
+
+    def resampled(self, drawn: np.ndarray, targets: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
+        """Return every metric of every resample."""
+        from bertsmith.evaluation.ordinal import resampled_level_metrics
+
+        losses = -np.log(np.clip(scores[np.arange(len(targets)), targets], 1e-15, 1))
+        metrics = resampled_level_metrics(drawn, targets, self.predicted(scores), scores.shape[1])
+        return {**metrics, "log_loss": drawn @ losses / drawn.sum(axis=1)}
+
+    def intervals(
+        self, targets: np.ndarray, scores: np.ndarray, *, seed: int, groups: np.ndarray | None
+    ) -> dict[str, tuple[float, float]]:
+        """Return the 95 % interval of every metric."""
+        return super(SingleLabel, self).intervals(targets, scores, seed=seed, groups=groups)
+
+    def calibration(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
+        """Return calibration errors of the predicted classes, and the bins of a reliability diagram."""
+        return calibration_metrics(targets, scores, self.predicted(scores))
+
+    def fit_rule(
+        self,
+        targets: np.ndarray,
+        scores: np.ndarray,
+        *,
+        seed: int,
+        use_offsets: bool = True,
+        prior: float = PRIOR,
+        model: np.ndarray | None = None,
+    ) -> tuple[Decision, Rule]:
+        """Fit the temperature; the least expected distance needs no offsets."""
+        decision = Decision(np.zeros(scores.shape[1]), False, 0.0, float("nan"))
+        return decision, Rule(fit_temperature(targets, scores, prior=prior), folded=False)
+
+    def naive(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
+        """Return the class with the least expected distance if texts are ignored, and the class shares."""
+        _, shares = super().naive(targets, n, labels)
+        return labels.texts[int(self.predicted(shares[:1])[0])] if n else labels.texts[0], shares

@@ -1,0 +1,243 @@
+"""A number per text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from bertsmith.data.table import REGRESSION, Labels
+from bertsmith.evaluation.calibration import PRIOR
+from bertsmith.evaluation.rule import Rule
+from bertsmith.tasks.base import Names, Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bertsmith.evaluation.baseline import Baseline
+    from bertsmith.evaluation.baseline import Regression as LinearModel
+    from bertsmith.evaluation.decision import Decision
+    from bertsmith.training.losses import Loss
+
+
+@dataclass(frozen=True, repr=False)
+class Regression(Task):
+    """A number per text: one output, trained on standardised targets by squared error.
+
+    Attributes:
+        mean, scale: of the training targets while a model is trained; 0 and 1 for a finished model, whose weights
+            contain them.
+    """
+
+    mean: float = 0.0
+    scale: float = 1.0
+
+    name = REGRESSION
+    problem_type = "regression"
+    primary = "r2"
+    headline = ("r2", "mae")
+    imbalances = ("none",)
+    decides = False
+    naive_name = "the mean"
+    head_name = "ridge regression"
+    truth_column, predicted_column = "label", "predicted"
+    metric_names: ClassVar[Names] = {
+        "r2": (
+            "R²",
+            "the share of the variance that is explained: 1 is perfect, 0 is always the mean",
+        ),
+        "mae": ("Mean absolute error", "the mean distance of labels and predictions; lower is better"),
+        "rmse": ("Root mean squared error", "like the mean absolute error, but large errors count more"),
+        "spearman": ("Spearman correlation", "the correlation of the ranks of labels and predictions"),
+    }
+
+    def fitted(self, targets: np.ndarray) -> Task:
+        """Return the task with mean and standard deviation of the training targets."""
+        scale = float(targets.std())
+        return Regression(float(targets.mean()), scale if scale > 0 else 1.0)
+
+    def loss(self, imbalance: str, counts: np.ndarray, n_texts: int, smoothing: float) -> Loss:
+        """Return the squared error, see `Task.loss`."""
+        from bertsmith.training.losses import SquaredError
+
+        return SquaredError(self.mean, self.scale)
+
+    def complete(self, model: Any) -> Rule:
+        """Put mean and scale into the weights of the head; see `Task.complete`."""
+        from bertsmith.model.load import fold_calibration
+
+        rule = Rule(1 / self.scale, (self.mean / self.scale,), folded=False)
+        if fold_calibration(model, rule.temperature, rule.offsets):
+            return Rule()
+        return rule
+
+    def validation_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+        """Return the mean absolute error and R²."""
+        values = self.resampled(np.ones((1, len(targets))), targets, scores)
+        return {name: float(values[name][0]) for name in ("mae", "r2")}
+
+    def scores(self, logits: np.ndarray) -> np.ndarray:
+        """Return the numbers, shape (n, 1)."""
+        return logits * self.scale + self.mean
+
+    def logits(self, scores: np.ndarray) -> np.ndarray:
+        """Return the outputs of the model, shape (n, 1)."""
+        return (scores - self.mean) / self.scale
+
+    def predicted(self, scores: np.ndarray) -> np.ndarray:
+        """Return the numbers, shape (n,)."""
+        result: np.ndarray = scores[:, 0]
+        return result
+
+    def confidence(self, scores: np.ndarray) -> np.ndarray:
+        """Return 1 for every text: a number has no confidence, only an interval."""
+        return np.ones(len(scores))
+
+    def is_right(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Return whether each prediction is nearer to its label than the root mean squared error, bool, shape (n,)."""
+        error = abs(targets - self.predicted(scores))
+        result: np.ndarray = error <= np.sqrt((error**2).mean()) if len(error) else error > 0
+        return result
+
+    def is_same(self, first: np.ndarray, second: np.ndarray, tie: float = 0.0) -> np.ndarray:
+        """Return whether two numbers differ by at most 1 % of the spread of the first ones, bool, shape (n,)."""
+        result: np.ndarray = abs(first - second)[:, 0] <= 0.01 * self.unit(first)
+        return result
+
+    def unit(self, scores: np.ndarray) -> float:
+        """Return the standard deviation of the numbers."""
+        return (float(scores.std()) if len(scores) else 0.0) or 1.0
+
+    def label_counts(self, targets: np.ndarray, n_labels: int) -> np.ndarray:
+        """Return the number of texts, shape (1,)."""
+        return np.array([len(targets)])
+
+    def scalar_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float | None]:
+        """Return every metric; ``None`` if undefined."""
+        from bertsmith.evaluation.regression import number_metrics
+
+        values = number_metrics(targets, self.predicted(scores))
+        return {name: values[name] for name in self.metric_names}
+
+    def resampled(self, drawn: np.ndarray, targets: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
+        """Return R² and both errors of every resample."""
+        from bertsmith.evaluation.regression import resampled_errors
+
+        return resampled_errors(drawn, targets, self.predicted(scores))
+
+    def intervals(
+        self, targets: np.ndarray, scores: np.ndarray, *, seed: int, groups: np.ndarray | None
+    ) -> dict[str, tuple[float, float]]:
+        """Return the 95 % interval of every metric."""
+        from bertsmith.evaluation.intervals import TAILS, draw_resamples
+        from bertsmith.evaluation.regression import RANKING_RESAMPLES, resampled_spearman
+
+        rng = np.random.default_rng(seed)
+        ranks = np.concatenate(
+            [
+                resampled_spearman(drawn, targets, self.predicted(scores))
+                for drawn in draw_resamples(len(targets), groups, rng, RANKING_RESAMPLES)
+            ]
+        )
+        bounds = np.nanpercentile(ranks, TAILS).tolist() if np.isfinite(ranks).any() else [float("nan")] * 2
+        found = super().intervals(targets, scores, seed=seed, groups=groups)
+        return {**found, "spearman": (bounds[0], bounds[1])}
+
+    def details(self, targets: np.ndarray, scores: np.ndarray, labels: Labels) -> dict[str, Any]:
+        """Return the calibration."""
+        return {"calibration": self.calibration(targets, scores)}
+
+    def fit_rule(
+        self,
+        targets: np.ndarray,
+        scores: np.ndarray,
+        *,
+        seed: int,
+        use_offsets: bool = True,
+        prior: float = PRIOR,
+        model: np.ndarray | None = None,
+    ) -> tuple[Decision, Rule]:
+        """Return a neutral rule: squared error needs no correction."""
+        from bertsmith.evaluation.decision import Decision
+
+        return Decision(np.zeros(1), False, 0.0, float("nan")), Rule()
+
+    def calibration(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
+        """Return the mean error (``bias``), and mean label by mean prediction in bins of equal numbers of texts."""
+        predicted = self.predicted(scores)
+        order = np.array_split(np.argsort(predicted, kind="stable"), min(10, max(len(predicted) // 5, 1)))
+        return {
+            "bias": float((predicted - targets).mean()),
+            "bins": [
+                {"texts": len(rows), "predicted": float(predicted[rows].mean()), "label": float(targets[rows].mean())}
+                for rows in order
+                if len(rows)
+            ],
+        }
+
+    def abstention(
+        self, targets: np.ndarray, scores: np.ndarray, held_out: tuple[np.ndarray, np.ndarray]
+    ) -> dict[str, Any]:
+        """Evaluate prediction intervals; see `bertsmith.evaluation.regression.evaluate_intervals`."""
+        from bertsmith.evaluation.regression import evaluate_intervals
+
+        return {"intervals": evaluate_intervals(self.residuals(targets, scores), self.residuals(*held_out))}
+
+    def residuals(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Return the absolute errors, shape (n,)."""
+        result: np.ndarray = abs(targets - self.predicted(scores))
+        return result
+
+    def truth(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Return the negative absolute errors, shape (n,)."""
+        return -self.residuals(targets, scores)
+
+    def cover(self, targets: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return whether each interval contains its number, and its width, each shape (n,)."""
+        return self.truth(targets, scores) >= threshold, np.full(len(targets), -2 * threshold)
+
+    def set_columns(self, scores: np.ndarray, threshold: float, labels: Labels) -> dict[str, list[Any]]:
+        """Return ``lower`` and ``upper``, the bounds of each interval."""
+        predicted = self.predicted(scores)
+        return {"lower": (predicted + threshold).tolist(), "upper": (predicted - threshold).tolist()}
+
+    def naive(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
+        """Return the mean of the training texts."""
+        mean = float(targets.mean())
+        return f"{mean:.3g}", np.full((n, 1), mean)
+
+    def words(
+        self, train: Sequence[str], targets: np.ndarray, texts: Sequence[str], n_labels: int, seed: int
+    ) -> Baseline:
+        """Fit a ridge regression."""
+        from bertsmith.evaluation.linear_models import words_for_numbers
+
+        return words_for_numbers(train, targets, texts)
+
+    def fit_head(self, embeddings: np.ndarray, targets: np.ndarray, n_labels: int) -> LinearModel:
+        """Fit a ridge regression on the standardised targets."""
+        from bertsmith.evaluation.linear_models import fit_ridge
+
+        return fit_ridge(embeddings, (targets - self.mean) / self.scale)
+
+    def truth_columns(self, targets: np.ndarray, labels: Labels) -> dict[str, Any]:
+        """Return ``label``, a number."""
+        return {"label": targets}
+
+    def prediction_columns(self, scores: np.ndarray, labels: Labels) -> dict[str, list[Any]]:
+        """Return ``predicted``, a number."""
+        return {"predicted": self.predicted(scores).tolist()}
+
+    def mistakes(self, predictions: pd.DataFrame) -> pd.DataFrame:
+        """Return all rows of saved predictions, the largest error first."""
+        return predictions.loc[(predictions["label"] - predictions["predicted"]).abs().sort_values().index[::-1]]
+
+    def stored_targets(self, frame: pd.DataFrame, labels: Labels) -> np.ndarray:
+        """Return the numbers, shape (n,)."""
+        return frame["label"].to_numpy(dtype=np.float64)
+
+    def stored_scores(self, frame: pd.DataFrame) -> np.ndarray:
+        """Return the numbers, shape (n, 1)."""
+        return frame["predicted"].to_numpy(dtype=np.float64)[:, None]

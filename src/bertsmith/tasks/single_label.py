@@ -1,0 +1,208 @@
+"""One class per text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from bertsmith.data.table import SINGLE_LABEL, Labels
+from bertsmith.evaluation.abstention import label_sets
+from bertsmith.evaluation.calibration import PRIOR, calibration_metrics, fit_temperature, scale, softmax, to_logits
+from bertsmith.evaluation.rule import Rule
+from bertsmith.tasks.base import Names, Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bertsmith.evaluation.baseline import Baseline, Regression
+    from bertsmith.evaluation.decision import Decision
+    from bertsmith.training.losses import Loss
+
+
+class SingleLabel(Task):
+    """One class per text: softmax, cross-entropy, and the most likely class after class offsets."""
+
+    name = SINGLE_LABEL
+    primary = "macro_f1"
+    headline = ("macro_f1", "accuracy")
+    imbalances = ("none", "weights", "effective-number", "focal", "logit-adjustment", "balanced-sampling")
+    metric_names: ClassVar[Names] = {
+        "macro_f1": ("Macro-F1", "the F1 score of each class, averaged; every class has the same weight"),
+        "accuracy": ("Accuracy", "the share of texts with the correct label"),
+        "balanced_accuracy": ("Balanced accuracy", "the accuracy within each class, averaged over the classes"),
+        "macro_precision": (
+            "Macro precision",
+            "the share of correct predictions among the texts that received a label, averaged over the classes",
+        ),
+        "macro_recall": (
+            "Macro recall",
+            "the share of correct predictions among the texts that have a label, averaged over the classes",
+        ),
+        "weighted_f1": ("Weighted F1", "F1 averaged with each class weighted by its number of texts"),
+        "weighted_precision": ("Weighted precision", "precision averaged with the same weights"),
+        "weighted_recall": ("Weighted recall", "recall averaged with the same weights, which equals accuracy"),
+        "mcc": ("Matthews correlation", "the correlation of labels and predictions: 1 is perfect, 0 is chance"),
+        "log_loss": ("Log loss", "the error of the probabilities; lower is better"),
+        "macro_average_precision": (
+            "Macro average precision",
+            "how well the probabilities rank the texts of each class above others, averaged over the classes",
+        ),
+    }
+
+    def loss(self, imbalance: str, counts: np.ndarray, n_texts: int, smoothing: float) -> Loss:
+        """Return cross-entropy, see `Task.loss`."""
+        from bertsmith.training.losses import LOSSES
+
+        return LOSSES[imbalance](counts, smoothing)
+
+    def validation_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+        """Return accuracy and macro-F1."""
+        from bertsmith.evaluation.metrics import validation_metrics
+
+        return validation_metrics(targets, scores)
+
+    def scores(self, logits: np.ndarray) -> np.ndarray:
+        """Return the softmax."""
+        return softmax(logits)
+
+    def logits(self, scores: np.ndarray) -> np.ndarray:
+        """Return the logarithms of probabilities."""
+        return to_logits(scores)
+
+    def predicted(self, scores: np.ndarray) -> np.ndarray:
+        """Return the most likely classes, shape (n,)."""
+        result: np.ndarray = scores.argmax(axis=1)
+        return result
+
+    def only_label(self, scores: np.ndarray, id2label: Mapping[int, str]) -> str | None:
+        """Return the label of all predictions if it is the same for all texts."""
+        predicted = np.unique(scores.argmax(axis=1))
+        return id2label[int(predicted[0])] if len(predicted) == 1 else None
+
+    def scalar_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float | None]:
+        """Return every metric, see `bertsmith.evaluation.metrics.scalar_metrics`."""
+        from bertsmith.evaluation.metrics import scalar_metrics
+
+        return scalar_metrics(targets, scores)
+
+    def resampled(self, drawn: np.ndarray, targets: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the metrics that need predicted classes only."""
+        from bertsmith.evaluation.intervals import resampled_label_metrics
+
+        return resampled_label_metrics(drawn, targets, self.predicted(scores), scores.shape[1])
+
+    def intervals(
+        self, targets: np.ndarray, scores: np.ndarray, *, seed: int, groups: np.ndarray | None
+    ) -> dict[str, tuple[float, float]]:
+        """Return the interval of every metric, see `bertsmith.evaluation.intervals.bootstrap_intervals`."""
+        from bertsmith.evaluation.intervals import bootstrap_intervals
+
+        return bootstrap_intervals(targets, scores, seed=seed, groups=groups)
+
+    def details(self, targets: np.ndarray, scores: np.ndarray, labels: Labels) -> dict[str, Any]:
+        """Return metrics per class, the confusion matrix (rows are classes) and the calibration."""
+        from bertsmith.evaluation.metrics import confusion_matrix, per_class_metrics
+
+        predicted = self.predicted(scores)
+        classes = per_class_metrics(targets, scores, predicted)
+        for entry, number, text in zip(classes, labels.numbers, labels.texts, strict=True):
+            entry |= {"label": number, "label_text": text}
+        return {
+            "per_class": classes,
+            "confusion": confusion_matrix(targets, predicted, len(labels)).tolist(),
+            "calibration": self.calibration(targets, scores),
+        }
+
+    def fit_rule(
+        self,
+        targets: np.ndarray,
+        scores: np.ndarray,
+        *,
+        seed: int,
+        use_offsets: bool = True,
+        prior: float = PRIOR,
+        model: np.ndarray | None = None,
+    ) -> tuple[Decision, Rule]:
+        """Tune class offsets, then the temperature; see `Task.fit_rule`."""
+        from bertsmith.evaluation.decision import tune_offsets
+
+        decision = tune_offsets(targets, scores, seed=seed, model=model)
+        if not use_offsets:
+            decision = replace(decision, used=False, offsets=np.zeros(scores.shape[1]))
+        temperature = fit_temperature(targets, scale(scores, 1.0, decision.offsets), prior=prior)
+        return decision, Rule(temperature, tuple(decision.offsets.tolist()) if decision.used else (), folded=False)
+
+    def calibration(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
+        """Return calibration errors and the bins of a reliability diagram."""
+        return calibration_metrics(targets, scores)
+
+    def truth(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Return the probability of each text's class, shape (n,)."""
+        result: np.ndarray = scores[np.arange(len(targets)), targets]
+        return result
+
+    def cover(self, targets: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return whether each label set contains the class, and its size, each shape (n,)."""
+        sets = label_sets(scores, threshold)
+        return sets[np.arange(len(targets)), targets], sets.sum(axis=1)
+
+    def set_columns(self, scores: np.ndarray, threshold: float, labels: Labels) -> dict[str, list[Any]]:
+        """Return ``label_set``: the label texts of each set, likeliest first."""
+        inside = label_sets(scores, threshold)
+        order = np.argsort(-scores, axis=1, kind="stable")
+        return {"label_set": [[labels.texts[c] for c in row if inside[i, c]] for i, row in enumerate(order)]}
+
+    def naive(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
+        """Return the most frequent class, and the class shares as probabilities."""
+        from bertsmith.evaluation.metrics import majority_class_probabilities
+
+        counts = np.bincount(targets, minlength=len(labels))
+        return labels.texts[int(counts.argmax())], majority_class_probabilities(counts, n)
+
+    def words(
+        self, train: Sequence[str], targets: np.ndarray, texts: Sequence[str], n_labels: int, seed: int
+    ) -> Baseline:
+        """Fit a linear SVM, see `bertsmith.evaluation.baseline.bag_of_words`."""
+        from bertsmith.evaluation.baseline import bag_of_words
+
+        return bag_of_words(train, targets, texts, n_classes=n_labels, seed=seed)
+
+    def fit_head(self, embeddings: np.ndarray, targets: np.ndarray, n_labels: int) -> Regression:
+        """Fit a logistic regression."""
+        from bertsmith.evaluation.baseline import fit_regression
+
+        return fit_regression(embeddings, targets, n_classes=n_labels)
+
+    def truth_columns(self, targets: np.ndarray, labels: Labels) -> dict[str, Any]:
+        """Return ``label`` and ``label_text``."""
+        return {
+            "label": np.array(labels.numbers, dtype=np.int64)[targets],
+            "label_text": np.array(labels.texts, dtype=object)[targets],
+        }
+
+    def prediction_columns(self, scores: np.ndarray, labels: Labels) -> dict[str, list[Any]]:
+        """Return ``predicted`` (label number), ``predicted_text`` and ``confidence``."""
+        best = self.predicted(scores).tolist()
+        return {
+            "predicted": [labels.numbers[c] for c in best],
+            "predicted_text": [labels.texts[c] for c in best],
+            "confidence": self.confidence(scores).tolist(),
+        }
+
+    def slice_columns(self, targets: np.ndarray, labels: Labels) -> dict[str, pd.Series]:
+        """Return the label of every text."""
+        import pandas as pd
+
+        return {"label": pd.Series(np.array(labels.texts, dtype=object)[targets]).astype("category")}
+
+    def explained(self, scores: np.ndarray) -> int:
+        """Return the predicted class of a text."""
+        return int(self.predicted(scores)[0])
+
+    def stored_targets(self, frame: pd.DataFrame, labels: Labels) -> np.ndarray:
+        """Return the class indices, shape (n,)."""
+        index = {number: i for i, number in enumerate(labels.numbers)}
+        return np.array([index[number] for number in frame["label"]], dtype=np.int64)
