@@ -52,6 +52,7 @@ _TYPES = {
     "number": "number",
     "boolean": "true or false",
     "object": "table",
+    "array": "list of text",
 }
 _BOUNDS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}
 
