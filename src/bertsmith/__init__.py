@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bertsmith.api.estimator import BertClassifier
     from bertsmith.api.inference import export, load, predict
     from bertsmith.api.training import compare, evaluate, inspect, label_errors, read_table, train, tune
     from bertsmith.data.findings import Findings
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 _NAMES = {
+    "bertsmith.api.estimator": ("BertClassifier",),
     "bertsmith.api.inference": ("export", "load", "predict"),
     "bertsmith.api.training": ("compare", "evaluate", "inspect", "label_errors", "read_table", "train", "tune"),
     "bertsmith.data.findings": ("Findings",),
@@ -39,6 +41,7 @@ _NAMES = {
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
+    "BertClassifier",
     "Classifier",
     "Export",
     "Findings",

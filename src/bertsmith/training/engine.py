@@ -89,8 +89,7 @@ class Engine(ResumableTrainer):
         )
         self.meter, self.guard, self._slowdown = StepMeter(), NanGuard(self), SlowdownDetector()
         self.loss_sum: torch.Tensor | float = 0.0
-        self.evaluated_at = 0
-        self.compiled = False
+        self.evaluated_at, self.compiled = 0, False
         self.replicas: list[Any] = []
         self._max_seqlen = int(train.lengths.max())
         self._position = (-1, 0)  # step, and batch of the step
@@ -163,13 +162,13 @@ class Engine(ResumableTrainer):
         table = self.group.all_reduce(to_device(table, self.args.device)).cpu()
         if not bool(table.isfinite().all()):
             raise NotFiniteError(f"a logit of the validation texts at step {self.state.global_step:,}", [], [])
-        scores = self.task.scores(table.numpy())
+        targets, scores = batch.labels.numpy(), self.task.scores(table.numpy())
         self.callback.only_label = self.task.only_label(scores, self.model.config.id2label)
         values = {
             "loss": float(self.step_loss.eval_loss(table, batch.labels).mean()),
-            **self.task.validation_metrics(batch.labels.numpy(), scores),
+            **self.task.validation_metrics(targets, scores),
         }
-        self.on_scores(batch.labels.numpy(), scores)
+        self.on_scores(targets, scores)
         metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in values.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

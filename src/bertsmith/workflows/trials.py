@@ -35,7 +35,7 @@ from bertsmith.workflows.prepare import (
 )
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 LATENCY_TEXTS, LATENCY_WARMUP = 50, 5
 MAX_VALIDATION_SHARE = 1 / 4
@@ -164,7 +164,6 @@ def _fit(
     arguments = training_arguments(recipe, config, Path(gettempdir()), loaded.device, primary=task.primary, saves=False)
     best: Evaluated | None = None
     curve: list[tuple[float, float]] = []
-    weights: dict[str, torch.Tensor] = {}
     last_outputs = best_outputs = (np.empty(0), np.empty(0))
 
     def on_scores(targets: np.ndarray, scores: np.ndarray) -> None:
@@ -177,7 +176,6 @@ def _fit(
             curve.append((event.epoch, event.metrics[task.primary]))
             if event.best:
                 best, best_outputs = event, last_outputs
-                weights.update((name, w.detach().cpu().clone()) for name, w in loaded.model.state_dict().items())
             on_score(event.epoch, event.metrics[task.primary])
 
     fit(
@@ -198,7 +196,6 @@ def _fit(
             where=f"training argument eval_steps={config.set.get('eval_steps')}",
             remedy="Remove eval_steps: trials are evaluated at fractions of an epoch.",
         )
-    loaded.model.load_state_dict(weights)
     rule = task.fit_rule(*best_outputs, seed=config.seed)[0] if config.decision_rule == "auto" else None
     return TrialResult(
         score=best.metrics[task.primary] + (rule.gain if rule is not None and rule.used else 0.0),
