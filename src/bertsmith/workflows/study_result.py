@@ -104,12 +104,7 @@ def finish_study(
 
 
 def _train_final(
-    name: str,
-    run: Run,
-    table: Table,
-    config: Config,
-    observe: StudyListener,
-    stop: Callable[[], bool],
+    name: str, run: Run, table: Table, config: Config, observe: StudyListener, stop: Callable[[], bool]
 ) -> Run:
     info = run.info if run.layout.run.is_file() else {}
     is_same = info.get("config") == config.dump()
@@ -165,12 +160,7 @@ def _difference(best: Run, baseline: Run) -> tuple[float, float, float]:
         )
         draws.append(  # the same resamples for every seed
             resampled_differences(
-                targets,
-                first,
-                second,
-                n_classes,
-                seed=best.info["config"]["seed"],
-                groups=stored_groups(frames[0]),
+                targets, first, second, n_classes, seed=best.info["config"]["seed"], groups=stored_groups(frames[0])
             )
         )
     low, high = np.percentile(np.mean(draws, axis=0), TAILS)
