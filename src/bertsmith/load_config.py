@@ -144,24 +144,31 @@ def _environment_layer(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]
 def _file_layer(file: Path | None) -> dict[str, tuple[Any, str]]:
     if file is None:
         return {}
-    try:
-        content = tomllib.loads(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"the configuration file cannot be read: {error.strerror}", where=str(file), remedy="Check the path."
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"the configuration file is not TOML: {error}", where=str(file), remedy='Write settings as: name = "value"'
-        ) from error
+    content = read_toml(file, "configuration file", example='model = "packaged:minilm"')
     twice = [key for key in content if key != key.replace("-", "_") and key.replace("-", "_") in content]
     if twice:
         raise ConfigError(
-            f"duplicate settings, with - and with _: {listing(twice)}",
-            where=str(file),
-            remedy="Keep one of each.",
+            f"duplicate settings, with - and with _: {listing(twice)}", where=str(file), remedy="Keep one of each."
         )
     return {key.replace("-", "_"): (value, f"{file}: {shorten(key)}") for key, value in content.items()}
+
+
+def read_toml(file: Path, what: str, *, example: str) -> dict[str, Any]:
+    """Read a TOML file; ``what`` it is and an ``example`` line are for messages.
+
+    Raises:
+        ConfigError: if it cannot be read.
+    """
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"the {what} cannot be read: {error.strerror}", where=str(file), remedy="Check the path."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the {what} is not TOML: {error}", where=str(file), remedy=f"Write for instance: {example}"
+        ) from error
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:

@@ -57,20 +57,23 @@ TableArgument = Annotated[
 ]
 
 
-class Group(TyperGroup):
-    """The command line, whose help shows no type for flags without a value."""
+class _WithoutFlagTypes:
+    """Show no type for flags in the help, because they have no value."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Return the parameters."""
-        return _without_type(super().get_params(ctx))
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for option in params:
+            if getattr(option, "is_flag", False):
+                option.metavar = ""
+        return params
 
 
-class Command(TyperCommand):
+class Group(_WithoutFlagTypes, TyperGroup):
+    """The command line."""
+
+
+class Command(_WithoutFlagTypes, TyperCommand):
     """A command that refuses repeated options; typer would use the last value."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        """Return the parameters; as for `Group`, the help shows no type for flags."""
-        return _without_type(super().get_params(ctx))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments of the command line.
@@ -142,13 +145,6 @@ def with_settings(
         return wrapper
 
     return decorate
-
-
-def _without_type(params: list[Any]) -> list[Any]:
-    for option in params:
-        if getattr(option, "is_flag", False):
-            option.metavar = ""
-    return params
 
 
 def _problems_of(settings: Mapping[str, Any]) -> Mapping[str, str]:

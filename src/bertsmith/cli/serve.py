@@ -46,14 +46,9 @@ def serve(
             f"the environment variable {TOKEN} is empty", remedy="Set a token, or unset it to serve without one."
         )
     with handle_signals() as signals:
-        try:
-            from bertsmith.serving.loader import ServerConfig
-            from bertsmith.serving.middleware import Limits
-            from bertsmith.serving.server import serve as run_server
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"serving needs the package {error.name}",
-                remedy="Install the packages: pip install fastapi fastapi-offline uvicorn prometheus-client.",
-            ) from error
+        from bertsmith.serving.loader import ServerConfig
+        from bertsmith.serving.middleware import Limits
+        from bertsmith.serving.server import serve as run_server
+
         limits = Limits(max_body, max_texts, max_characters, timeout, max_wait)
         run_server(ServerConfig(str(run), host, port, workers, device, decision_rule, runtime, limits, token), signals)

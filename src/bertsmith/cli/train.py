@@ -59,15 +59,7 @@ def run_and_show(
         try:
             from bertsmith.workflows.seeds import run_seeds
 
-            run = run_seeds(
-                source,
-                settings,
-                output,
-                resume=resume,
-                overwrite=overwrite,
-                observe=progress,
-                stop=stop,
-            )
+            run = run_seeds(source, settings, output, resume=resume, overwrite=overwrite, observe=progress, stop=stop)
         except (Interrupted, KeyboardInterrupt) as stopped:
             what = str(stopped) if isinstance(stopped, Interrupted) else "stopped at once"
             flag = " with --resume" if Run(output).layout.run.is_file() else ""

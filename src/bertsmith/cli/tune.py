@@ -76,13 +76,7 @@ def tune(
     with TuningProgress(stderr_console()) as progress, stoppable() as stop:
         try:
             study = run_study(
-                table,
-                output=output,
-                overwrite=overwrite,
-                on_event=progress,
-                stop=stop,
-                **options,
-                **changed,
+                table, output=output, overwrite=overwrite, on_event=progress, stop=stop, **options, **changed
             )
         except (Interrupted, KeyboardInterrupt) as stopped:
             what = str(stopped) if isinstance(stopped, Interrupted) else "stopped at once"

@@ -41,11 +41,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def retry_on_out_of_memory(
-    attempt: Callable[[int], T],
-    budget: int,
-    *,
-    min_budget: int,
-    on_retry: Callable[[int], None] = lambda budget: None,
+    attempt: Callable[[int], T], budget: int, *, min_budget: int, on_retry: Callable[[int], None] = lambda budget: None
 ) -> tuple[T, int]:
     """Call a function with a token budget, and halve the budget while memory runs out.
 

@@ -183,7 +183,7 @@ def check_near_duplicates(inspected: Inspected) -> Iterator[Finding]:
         (grouped[column].transform("nunique") > 1).to_numpy() for column in ("text", "target", "split")
     )
     is_held_out = frame["split"].isin(["validation", "test"]).to_numpy()
-    unless = "near-duplicates stay in one split unless --near-duplicates ignore"
+    unless = "kept in one split, unless --near-duplicates ignore is given"
     leak = "of the given validation and test tables with a near-duplicate in another split"
     for kind, severity, mask, message, action in (
         ("near-duplicate", "info", is_near, "with near-duplicates", f"used; {unless}"),

@@ -77,9 +77,7 @@ def line_chart(
 
 
 def parallel_coordinates(
-    names: Sequence[str],
-    ends: Sequence[tuple[str, str]],
-    rows: Sequence[tuple[Sequence[float], float, bool]],
+    names: Sequence[str], ends: Sequence[tuple[str, str]], rows: Sequence[tuple[Sequence[float], float, bool]]
 ) -> Markup:
     """Draw parallel coordinates: a vertical axis per name, and a line across them per row.
 

@@ -153,12 +153,7 @@ def findings_page(findings: Findings) -> str:
     return (
         environment()
         .get_template("findings.html")
-        .render(
-            title=findings.name,
-            findings=values,
-            lengths=_length_figure(values),
-            balance=_balance(values),
-        )
+        .render(title=findings.name, findings=values, lengths=_length_figure(values), balance=_balance(values))
     )
 
 

@@ -134,12 +134,7 @@ def _model_info(path: Path, classifier: ModelPredictor) -> dict[str, Any]:
     }
     if is_export(path):
         run = ExportInfo.read(path).run
-        return info | {
-            "model": run["name"],
-            "base_model": run["model"],
-            "trained": run["trained"],
-            "test": run["test"],
-        }
+        return info | {"model": run["name"], "base_model": run["model"], "trained": run["trained"], "test": run["test"]}
     if Run(path).layout.run.is_file():
         test = Run(path).metrics["splits"]["test"]
         metrics = {name: test["metrics"][name] for name in classifier.task.headline}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from pydantic import ValidationError
 
 from bertsmith.config import Config, ModelConfig, TrainConfig
 from bertsmith.errors import ConfigError, did_you_mean, listing
-from bertsmith.load_config import SAME_ARGUMENT
+from bertsmith.load_config import SAME_ARGUMENT, read_toml
 from bertsmith.training.recipe import FEW_TEXTS, MAX_EPOCHS, Recipe
 
 if TYPE_CHECKING:
@@ -143,7 +142,8 @@ def read_space(source: Path | Mapping[str, Any], check_arguments: CheckArguments
         ConfigError: with all problems.
     """
     where = "space" if isinstance(source, Mapping) else str(source)
-    content = source if isinstance(source, Mapping) else _load(source)
+    example = "learning_rate = {low = 1e-5, high = 1e-3, log = true}"
+    content = source if isinstance(source, Mapping) else read_toml(source, "search space", example=example)
     entries: dict[str, Dimension | Any] = {}
     problems: list[str] = []
     for key, value in content.items():
@@ -163,21 +163,6 @@ def read_space(source: Path | Mapping[str, Any], check_arguments: CheckArguments
             remedy="Write {low = …, high = …} for a range, [ … ] for choices, or a plain value to fix a setting.",
         )
     return entries
-
-
-def _load(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"the search space cannot be read: {error.strerror}", where=str(file), remedy="Check the path."
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"the search space is not TOML: {error}",
-            where=str(file),
-            remedy="Write for instance: learning_rate = {low = 1e-5, high = 1e-3, log = true}",
-        ) from error
 
 
 def _name_problem(name: str) -> str | None:
