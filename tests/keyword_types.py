@@ -16,11 +16,12 @@ Generated from `bertsmith.config` by ``python -m tests.keyword_types``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 '''
-_TEXTS = ("text_column", "sql", "db", "sheet", "encoding", "max_unpacked")
+_TEXTS = ("text_column", "pair_column", "with_columns", "sql", "db", "sheet", "encoding", "max_unpacked")
 _TABLES = tuple(name for name in DataConfig.model_fields if name not in ("validation", "test"))
 _CLASSES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "PredictSettings": ("TypedDict", "How to read texts, and where to compute.", (*_TEXTS, "device", "threads")),
@@ -63,6 +64,8 @@ def _spelled(hint: Any) -> str:
         return f"Literal[{', '.join(repr(value).replace(chr(39), chr(34)) for value in typing.get_args(hint))}]"
     if typing.get_origin(hint) is dict:
         return "dict[str, Any]"
+    if typing.get_origin(hint) is tuple:
+        return "Sequence[str]"
     if arguments := typing.get_args(hint):  # a union
         return " | ".join(map(_spelled, arguments))
     return str(hint.__name__)

@@ -90,8 +90,10 @@ def _as_columns(value: Any) -> Any:
             value = json.loads(value)
         except ValueError:
             return value
-    if not isinstance(value, list | tuple):
+    if value is None or isinstance(value, str):
         return value
+    if not isinstance(value, list | tuple):
+        raise PydanticCustomError("columns", "Should be names of columns")
     if not all(isinstance(name, str) and name for name in value) or len(set(value)) < len(value):
         raise PydanticCustomError("columns", "Should be distinct names of columns")
     return value[0] if len(value) == 1 else value or None

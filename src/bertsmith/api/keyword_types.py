@@ -5,6 +5,7 @@ Generated from `bertsmith.config` by ``python -m tests.keyword_types``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -12,7 +13,9 @@ from typing import Any, Literal, TypedDict
 class PredictSettings(TypedDict, total=False):
     """How to read texts, and where to compute."""
 
-    text_column: str | None
+    text_column: str | Sequence[str] | None
+    pair_column: str | None
+    with_columns: Sequence[str]
     sql: str | None
     db: str | None
     sheet: str | None
@@ -25,7 +28,9 @@ class PredictSettings(TypedDict, total=False):
 class TableSettings(TypedDict, total=False):
     """How to read and split one table."""
 
-    text_column: str | None
+    text_column: str | Sequence[str] | None
+    pair_column: str | None
+    with_columns: Sequence[str]
     label_column: str | None
     label_text_column: str | None
     group_column: str | None
@@ -91,6 +96,7 @@ class TuneSettings(InspectSettings, total=False):
     keep_checkpoints: bool
     profile: bool
     decision_rule: Literal["auto", "off"]
+    no_ablation: bool
     explanations: Literal["auto", "off"]
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.config import DataConfig
-from bertsmith.data.texts import to_texts
+from bertsmith.data.texts import normalise, to_texts
 from bertsmith.errors import ConfigError, DataError, listing, quoted
 
 if TYPE_CHECKING:
@@ -209,6 +209,11 @@ class Template:
 def segments(text: Text) -> tuple[str, ...]:
     """Return the segments of a text: one, or two for a pair."""
     return (text,) if isinstance(text, str) else text
+
+
+def normalise_text(text: Text) -> Text:
+    """Normalise each segment of a text."""
+    return normalise(text) if isinstance(text, str) else (normalise(text[0]), normalise(text[1]))
 
 
 def is_empty(text: Text) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.data.table import Labels
+from bertsmith.data.template import Template
 from bertsmith.errors import RunFolderError, needing, to_path
 from bertsmith.folders.atomic import (
     checksum,
@@ -116,6 +117,12 @@ class Run:
         with damage_errors(self.layout.labels):
             entries = read_json(self.layout.labels)["classes"]
             return Labels(tuple(e["label"] for e in entries), tuple(e["label_text"] for e in entries))
+
+    @property
+    def template(self) -> Template:
+        """The columns that the model reads; a single text column for a run of a version without templates."""
+        with damage_errors(self.layout.run):
+            return Template.from_dict(self.info.get("template"))
 
     @property
     def class_counts(self) -> list[dict[str, int]]:

@@ -100,6 +100,10 @@ class Tokens:
         """Return the token ids of each text."""
         return np.split(self.columns["input_ids"], self.starts[1:]) if len(self) else []
 
+    def split(self) -> dict[str, list[np.ndarray]]:
+        """Return the columns of each text, by name."""
+        return {name: np.split(values, self.starts[1:]) if len(self) else [] for name, values in self.columns.items()}
+
     def take(self, texts: np.ndarray) -> Tokens:
         """Return the texts at the given positions."""
         return self._slices(np.asarray(texts, dtype=np.int64))
@@ -116,8 +120,8 @@ class Tokens:
         left = self.encoder.truncates_left if left is None and self.encoder else left
         if self.parts is not None:
             special = self.encoder.special_counts if self.encoder else (0, 0)
-            parts, shifts, sizes = cut_parts(self.parts, self.truncated_lengths, special, max_length, left=bool(left))
-            positions = ranges((self.starts[:, None] + shifts).ravel(), sizes.ravel())
+            parts, offsets, sizes = cut_parts(self.parts, self.truncated_lengths, special, max_length, left=bool(left))
+            positions = ranges((self.starts[:, None] + offsets).ravel(), sizes.ravel())
             columns = {name: values[positions] for name, values in self.columns.items()}
             return replace(self, columns=columns, truncated_lengths=sizes.sum(axis=1), parts=parts)
         shifts = np.maximum(self.truncated_lengths - max_length, 0) if left else 0

@@ -17,6 +17,7 @@ from bertsmith.config import PRIMARY, Config
 from bertsmith.data.clean import Cleaned
 from bertsmith.data.split import assign_folds, split_cleaned
 from bertsmith.data.table import Table
+from bertsmith.data.template import texts_of
 from bertsmith.errors import ConfigError, Interrupted
 from bertsmith.evaluation.baseline import Regression
 from bertsmith.evaluation.metrics import validation_metrics
@@ -166,7 +167,7 @@ def score_folds(
         Interrupted: if ``stop`` returned true; scored folds are saved.
         UserError: if training fails.
     """
-    k, texts = int(fold.max()) + 1, table.frame["text"].tolist()
+    k, texts, template = int(fold.max()) + 1, texts_of(table.frame), table.columns.template
     result = np.empty((len(texts), len(table.labels)))
     for f in range(k):
         inside, outside = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
@@ -176,7 +177,8 @@ def score_folds(
             emit(FoldDone(f + 1, k, _score(table.targets[outside], result[outside])))
             continue
         emit(FoldStarted(f + 1, k))
-        loaded, _ = prepare_model(checkpoint, config, table.labels, texts, np.ones(len(texts), dtype=bool), tokens)
+        everything = np.ones(len(texts), dtype=bool)
+        loaded, _ = prepare_model(checkpoint, config, table.labels, texts, everything, tokens, template=template)
         initialize_head(loaded, fit_regression(fold != f))
         cut = tokens.truncate(loaded.max_length)
         try:

@@ -17,6 +17,7 @@ import xxhash
 from bertsmith.compute.device import choose_precision
 from bertsmith.config import FEWEST_TO_SELECT, PRIMARY, Config
 from bertsmith.data.table import Labels, Table
+from bertsmith.data.template import Text, flat, texts_of
 from bertsmith.evaluation.abstention import accuracy_coverage_curve, evaluate_abstention
 from bertsmith.evaluation.calibration import PRIOR, WIDE_PRIOR, calibration_metrics, fit_temperature, scale
 from bertsmith.evaluation.decision import Decision, tune_offsets
@@ -170,7 +171,7 @@ def score_splits(
     observe(Scoring(sum(len(table) for name, table in tables.items() if name not in known)))
 
     def predict(name: str) -> np.ndarray:
-        own_tokens = classifier.reuse_tokens(tokens[name], tables[name].frame["text"].tolist())
+        own_tokens = classifier.reuse_tokens(tokens[name], texts_of(tables[name].frame))
         return classifier.probabilities_of(own_tokens, lambda n: observe(Scored(n)))
 
     splits: dict[str, Any] = {}
@@ -300,7 +301,7 @@ def predictions_frame(table: Table, probabilities: np.ndarray) -> pd.DataFrame:
     frame = pd.DataFrame(
         {
             "row": table.frame["row"],
-            "text": table.frame["text"],
+            **{name: table.frame[name] for name in ("text", "pair") if name in table.frame.columns},
             "label": np.array(labels.numbers, dtype=np.int64)[table.targets],
             "label_text": np.array(labels.texts, dtype=object)[table.targets],
         }
@@ -310,9 +311,9 @@ def predictions_frame(table: Table, probabilities: np.ndarray) -> pd.DataFrame:
     return pd.concat([frame, to_frame(probabilities, labels)], axis=1)
 
 
-def hash_texts(texts: Iterable[str]) -> pd.Series:
+def hash_texts(texts: Iterable[Text]) -> pd.Series:
     """Return the XXH3 hash of every text in hexadecimal: it identifies a text without revealing it."""
-    return pd.Series([xxhash.xxh3_64_hexdigest(text.encode()) for text in texts], dtype="str")
+    return pd.Series([xxhash.xxh3_64_hexdigest(flat(text).encode()) for text in texts], dtype="str")
 
 
 def stored_targets(predictions: pd.DataFrame, labels: Labels) -> np.ndarray:

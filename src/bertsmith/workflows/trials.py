@@ -14,6 +14,7 @@ import numpy as np
 
 from bertsmith.config import PRIMARY, Config
 from bertsmith.data.table import Table
+from bertsmith.data.template import texts_of
 from bertsmith.errors import ConfigError
 from bertsmith.evaluation.baseline import fit_regression
 from bertsmith.evaluation.decision import tune_offsets
@@ -67,9 +68,17 @@ class TrialData:
             fold: with cross-validation, the fold to validate on.
         """
         found = checkpoint.resolve(config.model, allow_pickle=config.allow_pickle)
-        texts = [text for part in (self.train, self.validation) for text in part.frame["text"]]
+        texts = [text for part in (self.train, self.validation) for text in texts_of(part.frame)]
         train = np.arange(len(texts)) < len(self.train)
-        loaded, tokens = prepare_model(found, config, self.train.labels, texts, train, self._tokens.get(config.model))
+        loaded, tokens = prepare_model(
+            found,
+            config,
+            self.train.labels,
+            texts,
+            train,
+            self._tokens.get(config.model),
+            template=self.train.columns.template,
+        )
         self._tokens[config.model] = tokens
         tokens, targets = (
             tokens.truncate(loaded.max_length),
