@@ -387,12 +387,14 @@ def _fields(schemas: dict[str, Any], name: str, prefix: str = "") -> Iterator[tu
 
 
 def _json_type(schema: dict[str, Any]) -> str:
-    if "anyOf" in schema:
-        return " or ".join(_json_type(s) for s in schema["anyOf"] if s.get("type") != "null")
+    if alternatives := schema.get("anyOf") or schema.get("oneOf"):
+        return " or ".join(dict.fromkeys(_json_type(s) for s in alternatives if s.get("type") != "null"))
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if schema.get("type") == "array":
         return f"list of {_json_type(schema['items'])}"
+    if schema.get("type") == "object":
+        return "object"
     return {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}[schema["type"]]
 
 

@@ -120,7 +120,8 @@ def predict(
     if source is None and settings.sql is None:
         raise DataError("INPUT is missing", remedy="Give a file, - for stdin, or --sql with --db.")
     if source == "-" and (settings.text_column or settings.pair_column or settings.with_columns):
-        raise ConfigError("stdin has lines of text, not columns", remedy="Leave out --text-column, --pair-column and --with-columns.")
+        remedy = "Leave out --text-column, --pair-column and --with-columns."
+        raise ConfigError("stdin has lines of text, not columns", remedy=remedy)
     if output is not None and json:
         raise ConfigError(
             "--json cannot be combined with -o", remedy="Leave out --json, and give -o a .jsonl file for JSON Lines."

@@ -197,8 +197,8 @@ class Template:
         found = {name: name if name in item else other_names.get(name) for name in self.columns}
         if absent := [name for name, key in found.items() if key not in item]:
             raise DataError(
-                f"item {i} lacks {listing(absent)}",
-                remedy=f"The model reads {self}. Give each by its name; a value may be None.",
+                f"item {i} lacks {listing(absent)}: the model reads {self}",
+                remedy="Give each column by its name; a value may be None.",
             )
         if self.pair_column is None and "text_pair" in item and "text_pair" not in self.columns:
             raise DataError(f"item {i} is a pair, but the model reads {self}", remedy="Leave out text_pair.")

@@ -13,6 +13,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from bertsmith.data.findings import Findings
+from bertsmith.data.template import flat_texts
 from bertsmith.evaluation.metrics import never_predicted
 from bertsmith.folders.atomic import write_text
 from bertsmith.folders.run import Run
@@ -245,7 +246,7 @@ def _confused_pairs(matrix: np.ndarray, names: list[str], mistakes: pd.DataFrame
         if not wrong[i, j]:
             break
         is_pair = (mistakes["label_text"] == names[i]) & (mistakes["predicted_text"] == names[j])
-        example = next(iter(mistakes["text"][is_pair]), "")
+        example = next(iter(flat_texts(mistakes[is_pair])), "")
         pairs.append(
             {
                 "label": names[i],
@@ -261,5 +262,6 @@ def _confused_pairs(matrix: np.ndarray, names: list[str], mistakes: pd.DataFrame
 def _examples(rows: pd.DataFrame, explanations: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
     columns = ["row", "text", "label_text", "predicted_text", "confidence"]
     explained = {(e["row"], e["text"]): highlight(e) for e in explanations}
+    rows = rows.assign(text=flat_texts(rows))
     examples = [dict(zip(columns, values, strict=True)) for values in rows[columns].itertuples(index=False)]
     return [{**example, "spans": explained.get((example["row"], example["text"]))} for example in examples]
