@@ -101,6 +101,8 @@ def run_and_show(
         out.print(f"[yellow]labels that are never predicted:[/] {escape(named)}")
     for name in ("bag_of_words", "frozen_embeddings"):
         out.print(f"it is {metrics['baseline'][name]['verdict']}", markup=False)
+    if columns := metrics.get("columns"):
+        out.print(f"{columns['verdict']} (against {columns['alone']} alone)", markup=False)
     rule = metrics["decision_rule"]
     if rule["used"]:
         out.print(

@@ -91,6 +91,7 @@ def _combine(
                     "row": np.arange(1, n_rows + 1, dtype=np.int64),
                     "text": pd.Series(text, dtype="str"),
                     **({} if pair is None else {"pair": pd.Series(pair, dtype="str")}),
+                    **({"first": pd.Series(cells[0], dtype="str")} if columns.template.by_line else {}),
                     "split": _parse_splits(raw, columns, split, name),
                     "group": _parse_groups(raw, columns),
                 }

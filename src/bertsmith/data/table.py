@@ -65,7 +65,7 @@ class Table:
         frame: one row per text, index 0…n−1, with the columns ``source`` (file name), ``row`` (1 is the first row after
             the header), ``text`` (may be missing), for pairs also ``pair`` (the second text), ``target`` (class index,
             −1 if the label is missing), ``split`` (``"train"``, ``"validation"``, ``"test"``, or missing) and ``group``
-            (may be missing).
+            (may be missing); and ``first``, the first text column, where ``text`` joins several.
         labels: the classes.
         columns: the names of the columns in the source.
         extra: the other columns and the further columns of the template, aligned with ``frame``.

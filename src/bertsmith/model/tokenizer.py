@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 
 from bertsmith.data.template import Text, segments
-from bertsmith.model.parts import align_parts, count_parts, cut_parts
+from bertsmith.model.parts import align_parts, count_parts, cut_parts, ranges
 from bertsmith.model.token_cache import cached
 
 if TYPE_CHECKING:
@@ -154,13 +154,6 @@ class Tokens:
         columns = {name: values[positions] for name, values in self.columns.items()}
         parts = None if self.parts is None else self.parts[texts]
         return Tokens(columns, lengths, self.full_lengths[texts], self.has_unknown[texts], self.encoder, parts)
-
-
-def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Concatenate ``range(start, start + length)`` for all pairs."""
-    ends = np.cumsum(lengths)
-    result: np.ndarray = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
-    return result
 
 
 class Encoder(ABC):

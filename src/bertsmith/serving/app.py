@@ -135,7 +135,7 @@ def create_app(
         The header `x-truncated-texts` lists the positions of truncated texts, from 0.
         """
         single = not isinstance(body.inputs, list) or isinstance(body.inputs[0], str)
-        items = [body.inputs] if single else body.inputs
+        items: Any = [body.inputs] if single else body.inputs
         side = body.truncation_direction.lower()
         logits, classifier = await classify(request, items, truncate=body.truncate, side=side)
         scores = apply_function(logits, "none" if body.raw_scores else "softmax")
@@ -149,7 +149,7 @@ def create_app(
         Long texts are truncated. The header `x-truncated-texts` lists their positions, from 0.
         """
         single = not isinstance(body.inputs, list)
-        items = body.inputs if isinstance(body.inputs, list) else [body.inputs]
+        items: list[Any] = body.inputs if isinstance(body.inputs, list) else [body.inputs]
         logits, classifier = await classify(request, items, truncate=True, side="right")
         top_k, has_top_k = body.parameters.top_k, "top_k" in body.parameters.model_fields_set
         scores = apply_function(logits, body.parameters.function_to_apply or "softmax")

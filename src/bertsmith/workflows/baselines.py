@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import numpy as np
 
 from bertsmith.config import PRIMARY
 from bertsmith.data.table import Table
-from bertsmith.evaluation.baseline import Regression, bag_of_words, fit_regression, verdict
+from bertsmith.data.template import texts_of
+from bertsmith.evaluation.baseline import Regression, bag_of_words, combine_pairs, fit_regression, verdict
 from bertsmith.evaluation.intervals import paired_difference
 from bertsmith.evaluation.metrics import majority_class_probabilities, scalar_metrics
 from bertsmith.model.load import Loaded
+from bertsmith.model.parts import split_pairs
 from bertsmith.model.tokenizer import Tokens
 from bertsmith.workflows.prepare import MAX_EMBEDDED_TEXTS, embed, sample_balanced
 from bertsmith.workflows.score import CrossValidation, table_groups
@@ -26,6 +29,7 @@ class FrozenEmbeddings:
     Attributes:
         rows: positions of the embedded texts in their split, by split, each of shape (n,).
         embeddings: embeddings by split, each of shape (n, hidden size).
+        features: input of the baseline by split; the embeddings, or for pairs those of both segments, combined.
         targets: class indices of all training texts, shape (training texts,).
         n_classes: number of classes.
         tokens_per_second: speed of the forward passes.
@@ -33,6 +37,7 @@ class FrozenEmbeddings:
 
     rows: dict[str, np.ndarray]
     embeddings: dict[str, np.ndarray]
+    features: dict[str, np.ndarray]
     targets: np.ndarray
     n_classes: int
     tokens_per_second: float
@@ -47,14 +52,25 @@ class FrozenEmbeddings:
         embeddings = {name: embed(loaded, some) for name, some in chosen.items()}
         seconds = time.perf_counter() - start
         n_tokens = sum(int(some.truncate(loaded.max_length).truncated_lengths.sum()) for some in chosen.values())
+        features = embeddings
+        if tables["train"].columns.template.pair_column:
+            segments = {name: split_pairs(some) for name, some in chosen.items()}
+            features = {name: combine_pairs(*(embed(loaded, part) for part in pair)) for name, pair in segments.items()}
         targets, n_classes = tables["train"].targets, len(tables["train"].labels)
-        return cls(rows, embeddings, targets, n_classes, n_tokens / seconds)
+        return cls(rows, embeddings, features, targets, n_classes, n_tokens / seconds)
 
     def fit_regression(self, mask: np.ndarray | None = None) -> Regression:
         """Fit a regression to the training texts, or to those of a mask, shape (training texts,)."""
+        return self._fit(self.embeddings["train"], mask)
+
+    def fit_baseline(self, mask: np.ndarray) -> Regression:
+        """Fit the regression of the baseline to the training texts of a mask, shape (training texts,)."""
+        return self._fit(self.features["train"], mask)
+
+    def _fit(self, features: np.ndarray, mask: np.ndarray | None) -> Regression:
         rows = self.rows["train"]
         inside = np.ones(len(rows), dtype=bool) if mask is None else mask[rows]
-        return fit_regression(self.embeddings["train"][inside], self.targets[rows[inside]], n_classes=self.n_classes)
+        return fit_regression(features[inside], self.targets[rows[inside]], n_classes=self.n_classes)
 
 
 def baselines(
@@ -74,7 +90,7 @@ def baselines(
         cross_validation: as for `score_splits`; without test texts, the baselines are cross-validated too.
     """
     train, test, rows = tables["train"], tables["test"], frozen.rows["test"]
-    texts = {name: tables[name].frame["text"].to_numpy() for name in ("train", "test")}
+    texts = {name: texts_of(tables[name].frame) for name in ("train", "test")}
     n_classes = len(test.labels)
     rounds = [(np.ones(len(train), dtype=bool), np.ones(len(test), dtype=bool))]
     if cross_validation is not None and not cross_validation.has_test:
@@ -83,15 +99,15 @@ def baselines(
     bag_probabilities, regression_probabilities = np.empty((len(test), n_classes)), np.empty((len(rows), n_classes))
     for inside, outside in rounds:
         bag = bag_of_words(
-            texts["train"][inside].tolist(),
+            list(compress(texts["train"], inside)),
             train.targets[inside],
-            texts["test"][outside].tolist(),
+            list(compress(texts["test"], outside)),
             n_classes=n_classes,
             seed=seed,
         )
         bag_probabilities[outside] = bag.probabilities
-        scored, regression = outside[rows], frozen.fit_regression(inside)
-        regression_probabilities[scored] = regression.probabilities(frozen.embeddings["test"][scored])
+        scored, regression = outside[rows], frozen.fit_baseline(inside)
+        regression_probabilities[scored] = regression.probabilities(frozen.features["test"][scored])
 
     def compare(classifier: str, baseline: np.ndarray, model: np.ndarray, table: Table, name: str) -> dict[str, Any]:
         predictions = model.argmax(axis=1), baseline.argmax(axis=1)
