@@ -96,7 +96,7 @@ def _as_columns(value: Any) -> Any:
         raise PydanticCustomError("columns", "Should be names of columns")
     if not all(isinstance(name, str) and name for name in value) or len(set(value)) < len(value):
         raise PydanticCustomError("columns", "Should be distinct names of columns")
-    return value[0] if len(value) == 1 else value or None
+    return _as_columns(value[0]) if len(value) == 1 else value or None
 
 
 def _as_further_columns(value: Any) -> Any:

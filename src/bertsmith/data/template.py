@@ -88,11 +88,10 @@ class Template:
         """
         if values is None:
             return cls()
-        pair = values["pair_column"]
-        result = cls(tuple(values["text_column"]), pair, tuple(values["with_columns"]))
-        if not result.text_column or not all(isinstance(name, str) for name in result.columns):
+        texts, pair, further = (values[name] for name in SETTINGS)
+        if not texts or not all(isinstance(name, str) for name in (*texts, pair or "", *further)):
             raise ValueError("the columns of the template are not names")
-        return result
+        return cls(tuple(texts), pair, tuple(further))
 
     def render(self, cells: Sequence[Sequence[str | None]]) -> tuple[list[str | None], list[str | None] | None]:
         """Render rows.
