@@ -52,6 +52,7 @@ _TYPES = {
     "number": "number",
     "boolean": "true or false",
     "object": "table",
+    "array": "list of names",
 }
 _BOUNDS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}
 
@@ -79,7 +80,7 @@ def _kind(schema: dict[str, Any]) -> str:
 
 def _default(schema: dict[str, Any]) -> str:
     value = schema.get("default")
-    if value is None or value == {}:
+    if value is None or value in ({}, []):
         return ""
     return f"`{str(value).lower() if isinstance(value, bool) else _number(value)}`"
 
@@ -188,7 +189,7 @@ _STUDY = """## A study
 
 | file | content |
 | --- | --- |
-| `export.json` | labels, inputs, maximum length, temperature, decision rule, check against the original, checksums |
+| `export.json` | labels, columns, inputs, maximum length, temperature, decision rule, check against the original, checksums |
 | `model.onnx` and `model.onnx.data`, or `model.xml` and `model.bin` | the model |
 | `tokenizer.json` | the tokenizer |
 | `validation.npz` | labels and probabilities of the validation texts, for `--target-accuracy` and `--coverage` |
@@ -209,7 +210,8 @@ _STUDY = """## A study
 """
 _PREDICTIONS = {
     "row": "row of the source table",
-    "text": "text as the model read it, after cleaning",
+    "text": "text as the model read it, after cleaning; the first text of a pair",
+    "pair": "second text of a pair; with `--pair-column` only",
     "label": "label from the table",
     "label_text": "label text from the table",
     "group": "group of the text; with `--group-column` only",
@@ -241,6 +243,7 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "hardware": "device, CPU, cores, threads and system",
             "data": "fingerprint, sources, sizes of the splits, rows left out by reason, and all findings",
             "model": "checkpoint: name, architecture, revision, checksum, number of weights, maximum length",
+            "template": "columns that the model reads: `text_column`, `pair_column`, `with_columns`",
             "recipe": "training settings in use, with the reason for each choice",
             "seconds": "time by phase",
             "training": "steps, epochs, best step and score, early stopping, time",
@@ -295,6 +298,7 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "abstention": "accuracy by coverage, thresholds, conformal sets, label shift",
             "slices": "accuracy on parts of the test split",
             "decision_rule": "offsets of the classes, gain, and whether the rule is in use",
+            "columns": "macro-F1 with and without the columns after the first text column; with several columns only",
             "seeds": "each seed, the spread, and the ensemble; with `--seeds` only",
         },
     ),

@@ -15,7 +15,7 @@ import bertsmith as bs
 from bertsmith.config import Config
 from bertsmith.data.table import Labels
 from bertsmith.data.template import Template, Texts, texts_of
-from bertsmith.errors import ConfigError, DataError, RunFolderError
+from bertsmith.errors import ConfigError, DataError, Interrupted, RunFolderError
 from bertsmith.folders.run import Run
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.explain import explain
@@ -461,9 +461,9 @@ def test_the_server_takes_pairs_in_both_formats(paired):
 
 
 def test_a_run_on_pairs_is_resumed_only_with_the_same_columns(tmp_path, tiny):
-    calls = iter([False] * 3)
+    calls = iter([False] * 12)
     settings = {"text_column": "premise", "pair_column": "hypothesis", "near_duplicates": "ignore", "epochs": 2}
-    with pytest.raises(bs.Interrupted):
+    with pytest.raises(Interrupted):
         train(tiny, tmp_path / "run", table=_table(), stop=lambda: next(calls, True), **settings)
     changed = _table().assign(hypothesis="the same")
     with pytest.raises(RunFolderError):
