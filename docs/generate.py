@@ -189,7 +189,7 @@ _STUDY = """## A study
 
 | file | content |
 | --- | --- |
-| `export.json` | labels, columns, inputs, maximum length, temperature, decision rule, check against the original, checksums |
+| `export.json` | labels, columns, inputs, maximum length, temperature, decision rule, result of the check, checksums |
 | `model.onnx` and `model.onnx.data`, or `model.xml` and `model.bin` | the model |
 | `tokenizer.json` | the tokenizer |
 | `validation.npz` | labels and probabilities of the validation texts, for `--target-accuracy` and `--coverage` |

@@ -22,7 +22,6 @@ from bertsmith.inference.explain import explain
 from bertsmith.model import checkpoint, forward
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.load import Loaded, load_model, load_tokenizer
-from bertsmith.model.parts import split_pairs
 from bertsmith.model.tokenizer import Tokens, encode, encoder_for
 from bertsmith.testing import WORDS, tiny_model, tiny_table
 from bertsmith.workflows import ablation
@@ -91,12 +90,6 @@ def test_pairs_are_cut_as_the_tokenizer_cuts_them_however_often(case, slow, pair
         order = np.arange(len(pairs))[::-1]
         joined = Tokens.concatenate([tokens.take(order), tokens])
         assert joined.truncate(6).ids()[-1].tolist() == tokens.truncate(6).ids()[-1].tolist()
-    for part, texts in zip(
-        split_pairs(encoder_for(tokenizer).encode(pairs, names)), zip(*pairs, strict=True), strict=True
-    ):
-        alone = encoder_for(tokenizer).encode(texts)
-        assert [ids.tolist() for ids in part.ids()] == [ids.tolist() for ids in alone.ids()]
-        assert not part.columns["token_type_ids"].any()
 
 
 @settings(max_examples=60, deadline=None)

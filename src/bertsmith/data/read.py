@@ -79,10 +79,7 @@ def _combine(
         has_texts |= part_texts is not None
         numbers += part_numbers if part_numbers is not None else [None] * n_rows
         texts += part_texts if part_texts is not None else [None] * n_rows
-        cells = [
-            to_texts(raw.frame[c], f"{name}, column {quoted(c)}", flag=flag)
-            for c, flag in zip(columns.template.columns, columns.template.flags, strict=True)
-        ]
+        cells = columns.template.read_cells(raw.frame, columns.template.columns, name)
         text, pair = (template or all_columns[0].template).render(cells)
         frames.append(
             pd.DataFrame(

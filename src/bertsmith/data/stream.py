@@ -19,7 +19,7 @@ from bertsmith.data.formats.files import TableFile, open_binary
 from bertsmith.data.formats.registry import open_table
 from bertsmith.data.table import Cells, ChunkedTable, Note, OnBadRow
 from bertsmith.data.template import Template, Text
-from bertsmith.data.texts import check_scalar, to_texts
+from bertsmith.data.texts import check_scalar
 from bertsmith.errors import DataError, needing
 
 CHUNK_ROWS = 8192
@@ -111,10 +111,7 @@ def _stream(
                 read = [_check_scalars(cells[name], first_row, where(name), flags[name], on_bad_row) for name in flags]
                 is_text = list(map(all, zip(*read, strict=True)))
                 cells = {name: list(itertools.compress(values, is_text)) for name, values in cells.items()}
-            yield (
-                cells,
-                template.texts([to_texts(cells[name], where(name), first_row, flag=flags[name]) for name in columns]),
-            )
+            yield cells, template.texts(template.read_cells(cells, columns, table.name, first_row))
             first_row += n_rows
 
     n_rows = table.n_rows

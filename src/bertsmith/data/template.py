@@ -117,6 +117,23 @@ class Template:
         cells = zip(self.with_columns, map(_one_line, further), strict=True)
         return "\n".join([*lines, *(f"{name}: {cell}" for name, cell in cells if cell)])
 
+    def read_cells(self, table: Any, columns: Sequence[str], source: str, first_row: int = 1) -> list[list[str | None]]:
+        """Return the cells of each column as texts, for `render`.
+
+        Args:
+            table: has the cells of a column under its name in the source.
+            columns: these names, in the order of `columns`.
+            source: the name of the source, for messages.
+            first_row: the number of the first row.
+
+        Raises:
+            RowError: if a cell holds a list, an object or bytes.
+        """
+        return [
+            to_texts(table[name], f"{source}, column {quoted(name)}", first_row, flag=flag)
+            for name, flag in zip(columns, self.flags, strict=True)
+        ]
+
     def texts(self, cells: Sequence[Sequence[str | None]]) -> list[Text]:
         """Render rows as texts; a missing segment is ``""``."""
         first, second = self.render(cells)

@@ -182,6 +182,7 @@ def _readme(about: ExportInfo, parity: dict[str, Any], evaluated: str) -> str:
     test = about.run["test"]
     package = "bertsmith" if about.format == "onnx" else f"'bertsmith[{about.format}]'"
     score, base = test["macro_f1"]["value"], about.run["model"]
+    item = "a text" if about.template.is_plain else dict.fromkeys(about.template.columns, "…")
     bound = (
         ""
         if about.precision == "fp32"
@@ -197,7 +198,7 @@ $ pip install {package}
 $ bertsmith predict . texts.csv -o predictions.csv
 ```
 
-`bertsmith serve .` answers over HTTP. In Python: `bertsmith.load(".").predict(["a text"])`.
+`bertsmith serve .` answers over HTTP. In Python: `bertsmith.load(".").predict({[item]!r})`.
 
 The original has a macro-F1 of {score:.3f} on {test["texts"]:,} {evaluated}. This export gives the same label to
 {parity["agreement"]:.2%} of {parity["texts"]:,} held-out texts, and no probability differs by more than

@@ -13,7 +13,6 @@ from bertsmith.config import DataConfig
 from bertsmith.data.columns import check_columns, check_single_level, find_text_columns
 from bertsmith.data.table import Labels
 from bertsmith.data.template import Template, Text, Texts, is_empty, normalise_text
-from bertsmith.data.texts import to_texts
 from bertsmith.errors import ConfigError, DataError, listing
 from bertsmith.evaluation.rule import Rule
 from bertsmith.load_config import resolve
@@ -115,12 +114,8 @@ class Predictor(ABC):
         names = [str(name) for name in frame.columns]
         check_columns(names, max(len(frame), 1), where, config)
         found = find_text_columns(names, where, config, self.template)
-        texts = self.template.texts(
-            [
-                to_texts(frame.iloc[:, names.index(name)].tolist(), f"{where}, column {name!r}", flag=flag)
-                for name, flag in zip(found, self.template.flags, strict=True)
-            ]
-        )
+        cells = {name: frame.iloc[:, names.index(name)].tolist() for name in found}
+        texts = self.template.texts(self.template.read_cells(cells, found, where))
         filled = [i for i, text in enumerate(texts) if not is_empty(text)]
         added = to_frame(self.predict_proba(Texts(texts[i] for i in filled), progress), self.labels)
         if clash := [name for name in added.columns if name in names]:

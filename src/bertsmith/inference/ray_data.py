@@ -16,7 +16,6 @@ from bertsmith.data.columns import check_columns, find_text_columns
 from bertsmith.data.formats.arrow import parquet_schema
 from bertsmith.data.stream import CHUNK_ROWS
 from bertsmith.data.template import Template
-from bertsmith.data.texts import to_texts
 from bertsmith.errors import ConfigError, DataError, MissingPackageError, OutputError, UserError
 from bertsmith.folders.atomic import replaced_folder
 from bertsmith.inference.abstain import fit_abstention
@@ -113,15 +112,13 @@ class Worker:
         self, request: RayRequest, template: Template, columns: tuple[str, ...], source: str, types: dict[str, Any]
     ) -> None:
         self.request, self.template, self.types = request, template, types
-        self.columns, self.source = dict(zip(columns, template.flags, strict=True)), source
+        self.columns, self.source = columns, source
         self.classifier, self.abstain = _load(request)
 
     def __call__(self, batch: Any) -> Any:
         """Return the table with the columns of the predictions."""
         cells = {name: values.to_pylist() for name, values in zip(batch.column_names, batch.columns, strict=True)}
-        texts = self.template.texts(
-            [to_texts(cells[name], f"{self.source}, column {name!r}", flag=flag) for name, flag in self.columns.items()]
-        )
+        texts = self.template.texts(self.template.read_cells(cells, self.columns, self.source))
         label = partial(predict_rows, probabilities=self.request.probabilities, abstain=self.abstain)
         return to_arrow(label(self.classifier, cells, texts), self.types, as_read=True)
 

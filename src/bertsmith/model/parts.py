@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -13,8 +12,6 @@ from bertsmith.data.template import Text, segments
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
-
-    from bertsmith.model.tokenizer import Tokens
 
 
 def count_parts(text: Text, encoding: Encoding, *, by_line: bool) -> list[int]:
@@ -77,24 +74,6 @@ def cut_parts(
 
     full, sizes = blocks(parts), blocks(kept)
     return kept, np.cumsum(full, axis=1) - (sizes if left else full), sizes
-
-
-def split_pairs(tokens: Tokens) -> tuple[Tokens, Tokens]:
-    """Return the first and the second segments of pairs as texts of their own."""
-    assert tokens.parts is not None
-    before, after = tokens.encoder.special_counts if tokens.encoder else (0, 0)
-    last = tokens.parts[:, -1]
-    end = tokens.truncated_lengths - after
-
-    def segment(start: np.ndarray, sizes: np.ndarray) -> Tokens:
-        offsets = np.stack([np.zeros_like(end), start, end], axis=1) + tokens.starts[:, None]
-        blocks = np.stack([np.full_like(end, before), sizes, np.full_like(end, after)], axis=1)
-        positions, lengths = ranges(offsets.ravel(), blocks.ravel()), blocks.sum(axis=1)
-        columns = {name: np.zeros(len(positions), np.int32) for name in tokens.columns}
-        columns["input_ids"] = tokens.columns["input_ids"][positions]
-        return replace(tokens, columns=columns, truncated_lengths=lengths, full_lengths=lengths, parts=None)
-
-    return segment(np.full_like(end, before), tokens.parts[:, :-1].sum(axis=1)), segment(end - last, last)
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -16,8 +16,7 @@ from bertsmith.evaluation.baseline import Regression, bag_of_words, combine_pair
 from bertsmith.evaluation.intervals import paired_difference
 from bertsmith.evaluation.metrics import majority_class_probabilities, scalar_metrics
 from bertsmith.model.load import Loaded
-from bertsmith.model.parts import split_pairs
-from bertsmith.model.tokenizer import Tokens
+from bertsmith.model.tokenizer import Tokens, encoder_for
 from bertsmith.workflows.prepare import MAX_EMBEDDED_TEXTS, embed, sample_balanced
 from bertsmith.workflows.score import CrossValidation, table_groups
 
@@ -54,8 +53,16 @@ class FrozenEmbeddings:
         n_tokens = sum(int(some.truncate(loaded.max_length).truncated_lengths.sum()) for some in chosen.values())
         features = embeddings
         if tables["train"].columns.template.pair_column:
-            segments = {name: split_pairs(some) for name, some in chosen.items()}
-            features = {name: combine_pairs(*(embed(loaded, part) for part in pair)) for name, pair in segments.items()}
+            encoder, columns = encoder_for(loaded.tokenizer), loaded.columns
+            features = {
+                name: combine_pairs(
+                    *(
+                        embed(loaded, encoder.encode(segment, columns))
+                        for segment in zip(*texts_of(tables[name].take(positions).frame), strict=True)
+                    )
+                )
+                for name, positions in rows.items()
+            }
         targets, n_classes = tables["train"].targets, len(tables["train"].labels)
         return cls(rows, embeddings, features, targets, n_classes, n_tokens / seconds)
 
