@@ -52,7 +52,7 @@ _TYPES = {
     "number": "number",
     "boolean": "true or false",
     "object": "table",
-    "array": "list of text",
+    "array": "list of names",
 }
 _BOUNDS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}
 
@@ -80,7 +80,7 @@ def _kind(schema: dict[str, Any]) -> str:
 
 def _default(schema: dict[str, Any]) -> str:
     value = schema.get("default")
-    if value is None or value == {}:
+    if value is None or value in ({}, []):
         return ""
     return f"`{str(value).lower() if isinstance(value, bool) else _number(value)}`"
 
@@ -189,7 +189,7 @@ _STUDY = """## A study
 
 | file | content |
 | --- | --- |
-| `export.json` | labels, inputs, maximum length, temperature, decision rule, check against the original, checksums |
+| `export.json` | labels, columns, inputs, maximum length, temperature, decision rule, result of the check, checksums |
 | `model.onnx` and `model.onnx.data`, or `model.xml` and `model.bin` | the model |
 | `tokenizer.json` | the tokenizer |
 | `validation.npz` | labels and probabilities of the validation texts, for `--target-accuracy` and `--coverage` |
@@ -210,7 +210,8 @@ _STUDY = """## A study
 """
 _PREDICTIONS = {
     "row": "row of the source table",
-    "text": "text as the model read it, after cleaning",
+    "text": "text as the model read it, after cleaning; the first text of a pair",
+    "pair": "second text of a pair; with `--pair-column` only",
     "label": "label from the table",
     "label_text": "label text from the table",
     "group": "group of the text; with `--group-column` only",
@@ -242,6 +243,7 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "hardware": "device, CPU, cores, threads and system",
             "data": "fingerprint, sources, sizes of the splits, dropped rows by reason, and all findings",
             "model": "checkpoint: name, architecture, revision, checksum, number of weights, maximum length",
+            "template": "columns that the model reads: `text_column`, `pair_column`, `with_columns`",
             "recipe": "training settings in use, with the reason for each choice",
             "seconds": "time by phase",
             "training": "steps, epochs, best step and score, early stopping, time",
@@ -296,6 +298,7 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "abstention": "accuracy by coverage, thresholds, conformal sets, label shift",
             "slices": "accuracy on parts of the test split",
             "decision_rule": "offsets of the classes, gain, and whether the rule is in use",
+            "columns": "macro-F1 with and without the columns after the first text column; with several columns only",
             "seeds": "each seed, the spread, and the ensemble; with `--seeds` only",
         },
     ),
@@ -384,12 +387,14 @@ def _fields(schemas: dict[str, Any], name: str, prefix: str = "") -> Iterator[tu
 
 
 def _json_type(schema: dict[str, Any]) -> str:
-    if "anyOf" in schema:
-        return " or ".join(_json_type(s) for s in schema["anyOf"] if s.get("type") != "null")
+    if alternatives := schema.get("anyOf") or schema.get("oneOf"):
+        return " or ".join(dict.fromkeys(_json_type(s) for s in alternatives if s.get("type") != "null"))
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if schema.get("type") == "array":
         return f"list of {_json_type(schema['items'])}"
+    if schema.get("type") == "object":
+        return "object"
     return {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}[schema["type"]]
 
 

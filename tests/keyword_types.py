@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 '''
-_TEXTS = ("text_column", "sql", "db", "sheet", "encoding", "max_unpacked")
+_TEXTS = ("text_column", "pair_column", "with_columns", "sql", "db", "sheet", "encoding", "max_unpacked")
 _TABLES = tuple(name for name in DataConfig.model_fields if name not in ("validation", "test"))
 _CLASSES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "PredictSettings": ("TypedDict", "How to read texts, and where to compute.", (*_TEXTS, "device", "threads")),

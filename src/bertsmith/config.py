@@ -6,6 +6,7 @@ The command line, the ``BERTSMITH_…`` environment variables, the configuration
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -49,13 +50,7 @@ def _as_name(value: Any) -> Any:
     return value
 
 
-def _as_names(value: Any) -> Any:
-    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
-
-
 FilePath = Annotated[Path | None, BeforeValidator(_as_path)]
-Names = Annotated[tuple[str, ...] | None, BeforeValidator(_as_names)]
-"""Names of columns; a string is split at commas."""
 
 
 class Source:
@@ -88,6 +83,29 @@ TableSource = Annotated[
 ]
 
 
+def _as_columns(value: Any) -> Any:
+    """Return several columns as a list; a string may be a JSON list."""
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return value
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, list | tuple):
+        raise PydanticCustomError("columns", "Should be names of columns")
+    if not all(isinstance(name, str) and name for name in value) or len(set(value)) < len(value):
+        raise PydanticCustomError("columns", "Should be distinct names of columns")
+    return _as_columns(value[0]) if len(value) == 1 else value or None
+
+
+def _as_column_list(value: Any) -> Any:
+    value = _as_columns(value)
+    if isinstance(value, str):
+        value = _as_columns([name.strip() for name in value.split(",")])
+    return [value] if isinstance(value, str) else value or ()
+
+
 class Step(BaseModel):
     """Base class of the settings."""
 
@@ -97,10 +115,18 @@ class Step(BaseModel):
 class DataConfig(Step):
     """Settings for reading and splitting a table."""
 
-    text_column: str | None = Field(None, description="Column with the texts; found by name by default.")
+    text_column: Annotated[str | tuple[str, ...] | None, BeforeValidator(_as_columns)] = Field(
+        None, description="Column with the texts; found by name by default. May be repeated: the columns are joined."
+    )
+    pair_column: str | None = Field(None, description="Column with the second text, for pairs of texts.")
+    with_columns: Annotated[tuple[str, ...], BeforeValidator(_as_column_list)] = Field(
+        (), description="Further columns to add to the text, as NAME: VALUE; separated by commas."
+    )
     label_column: str | None = Field(None, description="Column with the label numbers (or words).")
     label_text_column: str | None = Field(None, description="Column with the labels in words.")
-    label_columns: Names = Field(None, description="Columns of 0 and 1, one per label: a,b,c. For --task multi-label.")
+    label_columns: Annotated[tuple[str, ...], BeforeValidator(_as_column_list)] = Field(
+        (), description="Columns of 0 and 1, one per label; separated by commas. For --task multi-label."
+    )
     label_separator: str | None = Field(
         None, min_length=1, description="Separator of several labels in a cell; found by default."
     )
@@ -211,6 +237,9 @@ class EvalConfig(Step):
 
     decision_rule: Literal["auto", "off"] = Field(
         "auto", description="Tune class offsets on validation, and use them if they raise macro-F1 measurably."
+    )
+    no_ablation: bool = Field(
+        False, description="Do not measure what the columns after the first text column are worth."
     )
     explanations: Literal["auto", "off"] = Field(
         "auto", description="Explain the most confident test mistakes, within 5 % of the training time."

@@ -182,13 +182,9 @@ class Compiling:
 
 @dataclass(frozen=True)
 class RolledBack:
-    """A value was NaN or infinite; training continues from ``to_step``, in fp32 and with half the learning rate.
+    """A value was NaN or infinite at ``step``; training continues from ``to_step`` (0 is the beginning) in fp32.
 
-    Attributes:
-        step: step at which the value was detected.
-        to_step: step of the restored state; 0 is the beginning.
-        what: the value, its source and the likely cause.
-        learning_rate: the new peak learning rate.
+    ``what`` names the value, its source and the likely cause. ``learning_rate`` is the new peak, half of the old one.
     """
 
     step: int
@@ -226,6 +222,14 @@ class Scored:
     """``texts`` more texts were scored."""
 
     texts: int
+
+
+@dataclass(frozen=True)
+class AblationStarted:
+    """Training on the column ``alone``, without the columns ``added``, begins; see `bertsmith.workflows.ablation`."""
+
+    alone: str
+    added: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -337,7 +341,7 @@ class FinalStarted:
 _Progress = Started | StepDone | Evaluated | Saved | FoldStarted | FoldDone | Finished
 _Incident = Slowed | CheckpointsDamaged | Collapsed | MemoryLimited | MemoryExceeded | RolledBack | Compiling
 Event = _Progress | _Incident  # of a training
-RunEvent = SeedStarted | CheckpointChosen | Prepared | TrainingEstimated | Event | Scoring | Scored
+RunEvent = SeedStarted | CheckpointChosen | Prepared | TrainingEstimated | Event | Scoring | Scored | AblationStarted
 """Events of a run, from the table to the report."""
 StudyEvent = StudyStarted | TrialStarted | TrialScored | TrialEnded | StorageUnavailable | FinalStarted | RunEvent
 """Events of a study."""

@@ -101,6 +101,17 @@ def test_input_that_cannot_be_used_is_an_error(estimator, texts, labels, expecte
     assert expected in error.value.what
 
 
+def test_the_columns_of_a_data_frame_are_joined_and_needed_again(estimator):
+    frame = pd.DataFrame({"title": ["red"] * len(TEXTS), "body": TEXTS})
+    fitted = clone(estimator).set_params(epochs=1).fit(frame, LABELS)
+    expected = fitted.predict_proba(frame[:3])
+    assert fitted.predict_proba(frame[["body", "title"]][:3]) == pytest.approx(expected)
+    assert pickle.loads(pickle.dumps(fitted)).predict_proba(frame[:3]) == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(bs.UserError) as error:
+        fitted.predict(frame[["body"]])
+    assert "title" in error.value.what
+
+
 def test_an_unknown_setting_is_an_error(estimator):
     with pytest.raises(bs.UserError) as error:
         clone(estimator).set_params(settings={"lerning_rate": 1}).fit(TEXTS, LABELS)

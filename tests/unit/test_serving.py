@@ -593,7 +593,9 @@ def test_responses_match_the_openapi_description(ask):
         @__import__("hypothesis").given(case=case_of.as_strategy())
         def check(case):
             response = case.call()
-            if response.status_code != 413:  # how many tokens a text has, a schema cannot say
+            # A schema cannot say how many tokens a text has, and which columns the model reads.
+            beyond = response.status_code == 422 and re.search("the model reads|is empty", response.json()["error"])
+            if response.status_code != 413 and not beyond:
                 case.validate_response(response)
 
         check()

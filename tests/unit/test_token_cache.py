@@ -42,6 +42,8 @@ def model(tmp_path_factory):
 
 def _loaded(model, max_length=16):
     class Model:
+        config = None
+
         def forward(self, input_ids, attention_mask, token_type_ids): ...
 
     return Loaded(Model(), AutoTokenizer.from_pretrained(model), None, max_length)

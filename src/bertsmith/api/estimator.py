@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from bertsmith.load_config import resolve
 if TYPE_CHECKING:
     from bertsmith.config import Config
     from bertsmith.data.table import Table
+    from bertsmith.data.template import Template, Texts
     from bertsmith.inference.classifier import Classifier
 
 
@@ -37,6 +39,7 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     Attributes:
         classes_: the labels, sorted, shape (classes,).
         classifier_: the fitted `Classifier`.
+        template_: how the columns of a DataFrame become texts.
 
     Examples:
         >>> from sklearn.model_selection import cross_val_score
@@ -88,7 +91,8 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         """
         from bertsmith.workflows.fit_in_memory import fit_in_memory
 
-        texts = _texts(X)
+        self.template_ = _template(X)
+        texts = _texts(X, self.template_)
         labels = np.asarray(y)
         if labels.ndim != 1 or len(labels) != len(texts):
             raise DataError(
@@ -98,7 +102,9 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         config = self._config()
         use_cores(config.threads)
         self.classes_, codes = np.unique(labels, return_inverse=True)
-        self.classifier_: Classifier = fit_in_memory(_table(texts, self.classes_, codes, groups), config)
+        self.classifier_: Classifier = fit_in_memory(
+            _table(texts, self.template_, self.classes_, codes, groups), config
+        )
         return self
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
@@ -110,7 +116,7 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
         """Return the probability of every class for every text, shape (n, classes), in the order of `classes_`."""
         check_is_fitted(self, "classifier_")
-        return self.classifier_.predict_proba(_texts(X))
+        return self.classifier_.predict_proba(_texts(X, self.template_))
 
     def decision_function(self, X: Any) -> np.ndarray:  # noqa: N803
         """Return log-probabilities, shape (n, classes); for two classes the log odds of the second, shape (n,)."""
@@ -150,35 +156,43 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             with tempfile.TemporaryDirectory() as folder:
                 for name, content in files.items():
                     (Path(folder) / name).write_bytes(content)
-                self.classifier_ = Classifier.load(folder, device=self.device)
+                loaded = Classifier.load(folder, device=self.device)
+            opened = replace(loaded.loaded, template=self.template_)
+            self.classifier_ = Classifier(opened, loaded.labels, loaded.task, loaded.rule)
 
 
-def _texts(X: Any) -> list[str]:  # noqa: N803
-    """Return texts as a list.
+def _template(X: Any) -> Template:  # noqa: N803
+    """Return how the columns of X become texts; a single text column for X without columns."""
+    from bertsmith.data.template import Template
+
+    return Template(tuple(map(str, X.columns))) if hasattr(X, "columns") else Template()
+
+
+def _texts(X: Any, template: Template) -> Texts:  # noqa: N803
+    """Return texts.
 
     Raises:
-        DataError: if an item is not a string.
+        DataError: if X is not a list of texts, or lacks a column.
     """
-    from bertsmith.inference.predictor import check_texts
+    from bertsmith.data.template import Template, Texts
 
     if isinstance(X, str):
         raise DataError("X must be a list of texts, not one text", remedy="Give [text].")
     if hasattr(X, "columns"):
-        if len(X.columns) != 1:
-            raise DataError(
-                f"X has {len(X.columns)} columns: {listing(map(str, X.columns))}",
-                remedy="Give the column of the texts.",
-            )
-        X = X.iloc[:, 0]  # noqa: N806
+        if absent := [name for name in template.columns if name not in X.columns and not template.is_plain]:
+            raise DataError(f"X lacks the columns {listing(absent)}", remedy="Give the columns that fit was given.")
+        names = list(X.columns)[:1] if template.is_plain else list(template.columns)
+        return Texts(template.texts(template.read_cells(X, names, "X")))
     array = np.asarray(X, dtype=object)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
-    if array.ndim != 1:
-        raise DataError(f"X must be one-dimensional, not of shape {array.shape}", remedy="Give a list of texts.")
-    return check_texts([str(item) if isinstance(item, np.str_) else item for item in array.tolist()])
+    if array.ndim != 1 or not template.is_plain:
+        wanted = "one-dimensional" if template.is_plain else f"a DataFrame with {listing(template.columns)}"
+        raise DataError(f"X must be {wanted}, not of shape {array.shape}", remedy="Give X as in the call of fit.")
+    return Template().read([str(item) if isinstance(item, np.str_) else item for item in array.tolist()])
 
 
-def _table(texts: Sequence[str], classes: np.ndarray, codes: np.ndarray, groups: Any) -> Table:
+def _table(texts: Texts, template: Template, classes: np.ndarray, codes: np.ndarray, groups: Any) -> Table:
     import pandas as pd
 
     from bertsmith.data.columns import Columns
@@ -200,5 +214,5 @@ def _table(texts: Sequence[str], classes: np.ndarray, codes: np.ndarray, groups:
             "group": pd.Series(group, dtype="str"),
         }
     )
-    extra = pd.DataFrame(index=frame.index)
-    return Table(frame, Labels(tuple(range(len(names))), tuple(names)), Columns("X", "y", None), extra, "X")
+    labels = Labels(tuple(range(len(names))), tuple(names))
+    return Table(frame, labels, Columns(template, "y", None), pd.DataFrame(index=frame.index), "X")

@@ -13,7 +13,9 @@ from typing import Any, Literal, TypedDict
 class PredictSettings(TypedDict, total=False):
     """How to read texts, and where to compute."""
 
-    text_column: str | None
+    text_column: str | Sequence[str] | None
+    pair_column: str | None
+    with_columns: Sequence[str]
     sql: str | None
     db: str | None
     sheet: str | None
@@ -26,10 +28,12 @@ class PredictSettings(TypedDict, total=False):
 class TableSettings(TypedDict, total=False):
     """How to read and split one table."""
 
-    text_column: str | None
+    text_column: str | Sequence[str] | None
+    pair_column: str | None
+    with_columns: Sequence[str]
     label_column: str | None
     label_text_column: str | None
-    label_columns: Sequence[str] | None
+    label_columns: Sequence[str]
     label_separator: str | None
     task: Literal["auto", "single-label", "multi-label", "ordinal", "regression"]
     group_column: str | None
@@ -95,6 +99,7 @@ class TuneSettings(InspectSettings, total=False):
     keep_checkpoints: bool
     profile: bool
     decision_rule: Literal["auto", "off"]
+    no_ablation: bool
     explanations: Literal["auto", "off"]
 
 

@@ -12,6 +12,8 @@ from bertsmith.config import Config, DataConfig, ModelConfig
 
 READ_SETTINGS = (
     "text_column",
+    "pair_column",
+    "with_columns",
     "label_column",
     "label_text_column",
     "group_column",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json as json_module
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -12,15 +14,41 @@ from bertsmith.cli.options import Json, RunArgument, with_settings
 from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.config import Config, ModelConfig
 
+if TYPE_CHECKING:
+    from bertsmith.data.template import Template
+
 MAX_WORDS = 10
 """Words listed with their attribution."""
+
+
+def _parse(text: str, template: Template) -> Any:
+    """Return a text, or for a template of several columns the object that the text is in JSON."""
+    from bertsmith.errors import ConfigError
+
+    if template.is_plain:
+        return text
+    with contextlib.suppress(ValueError):
+        if isinstance(item := json_module.loads(text), dict):
+            return item
+    example = json_module.dumps(dict.fromkeys(template.columns, "…"), ensure_ascii=False)
+    raise ConfigError(
+        f"--text: the model reads {template}, and this is not a JSON object of columns",
+        remedy=f"Write --text '{example}'.",
+    )
 
 
 @with_settings(ModelConfig, only=("device", "threads"))
 def explain(
     *,
     run: RunArgument,
-    text: Annotated[list[str], typer.Option("--text", metavar="TEXT", help="Text to explain; may be repeated.")],
+    text: Annotated[
+        list[str],
+        typer.Option(
+            "--text",
+            metavar="TEXT",
+            help="Text to explain; may be repeated. For a model that reads several columns: a JSON object of them.",
+        ),
+    ],
     label: Annotated[
         str | None, typer.Option(metavar="LABEL", help="Label text to explain; by default the predicted one.")
     ] = None,
@@ -47,7 +75,7 @@ def explain(
     from bertsmith.inference.explain import explain as explain_text
 
     classifier = Classifier.load(run, device=settings.device)
-    explanations = [explain_text(classifier, one, label) for one in text]
+    explanations = [explain_text(classifier, _parse(one, classifier.template), label) for one in text]
     if page:
         from bertsmith.report.report import explanations_page
 

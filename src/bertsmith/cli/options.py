@@ -161,8 +161,11 @@ def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
         kind, metavar = bool, None
     elif name == "set":
         kind, metavar = list[str], "NAME=VALUE"
+    elif name == "text_column":
+        kind = list[str]
     has_default = isinstance(field.default, str | int | float) and kind is str
     option = typer.Option(
+        *(["--with"] if name == "with_columns" else []),
         flag,
         metavar=metavar,
         # Parentheses, since rich takes square brackets for markup.

@@ -23,7 +23,7 @@ STDIN = 1024
 """Number of lines per chunk of stdin."""
 MAX_LABELS = 20
 """Maximum number of labels in the summary."""
-READING = ("text_column", "sql", "db", "sheet", "encoding", "max_unpacked")
+READING = ("text_column", "pair_column", "with_columns", "sql", "db", "sheet", "encoding", "max_unpacked")
 
 
 @with_settings(DataConfig, ModelConfig, only=(*READING, "device", "threads"))
@@ -117,8 +117,9 @@ def predict(
 
     if source is None and settings.sql is None:
         raise DataError("INPUT is missing", remedy="Give a file, - for stdin, or --sql with --db.")
-    if source == "-" and settings.text_column is not None:
-        raise ConfigError("stdin has lines of text, not columns", remedy="Leave out --text-column.")
+    if source == "-" and (settings.text_column or settings.pair_column or settings.with_columns):
+        remedy = "Leave out --text-column, --pair-column and --with-columns."
+        raise ConfigError("stdin has lines of text, not columns", remedy=remedy)
     if output is not None and json:
         raise ConfigError(
             "--json cannot be combined with -o", remedy="Leave out --json, and give -o a .jsonl file for JSON Lines."
@@ -201,6 +202,7 @@ def _stdin(settings: Config) -> Stream:
     """
     from bertsmith.data.formats.encodings import decode
     from bertsmith.data.stream import Stream, lines_chunk
+    from bertsmith.data.template import is_empty
     from bertsmith.errors import DataError
 
     if sys.stdin.isatty():
@@ -221,6 +223,6 @@ def _stdin(settings: Config) -> Stream:
     first: list[Chunk] = []
     for chunk in chunks:  # empty input is reported before the model is loaded
         first.append(chunk)
-        if any(text.strip() for text in chunk[1]):
+        if not all(map(is_empty, chunk[1])):
             return Stream("stdin", lambda: itertools.chain(first, chunks), None)
     raise DataError("stdin has no text", remedy="Give one text per line.")

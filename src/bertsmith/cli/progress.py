@@ -15,6 +15,7 @@ from rich.text import Text
 from bertsmith.compute.memory import format_bytes
 from bertsmith.data.findings import class_chart, finding_lines, headline
 from bertsmith.events import (
+    AblationStarted,
     CheckpointChosen,
     CheckpointsDamaged,
     Collapsed,
@@ -152,6 +153,9 @@ class TrainingProgress:
         elif isinstance(event, SeedStarted):
             self.evaluations = []
             self.console.print(f"[bold]seed {event.seed}[/] ({event.number} of {event.of})")
+        elif isinstance(event, AblationStarted):
+            added = ", ".join(event.added)
+            self.console.print(Text(f"training on {event.alone} alone, to measure what {added} adds …", style="dim"))
         elif isinstance(event, Scoring):
             self.console.print(f"[dim]scoring {event.texts:,} texts …[/]")
 

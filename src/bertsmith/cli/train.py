@@ -96,6 +96,8 @@ def run_and_show(
         out.print(f"[yellow]labels that are never predicted:[/] {escape(listing(never))}")
     for name in ("bag_of_words", "frozen_embeddings"):
         out.print(f"it is {metrics['baseline'][name]['verdict']}", markup=False)
+    if columns := metrics.get("columns"):
+        out.print(f"{columns['verdict']} (against {columns['alone']} alone)", markup=False)
     rule, name = metrics["decision_rule"], title(task.primary_title)
     if rule["used"]:
         out.print(

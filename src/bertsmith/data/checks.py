@@ -17,6 +17,7 @@ from bertsmith.data.labels import find_joined
 from bertsmith.data.language import guess_language
 from bertsmith.data.split import SMALL_CLASS_RULE, split_cleaned
 from bertsmith.data.table import Table
+from bertsmith.data.template import flat_texts
 from bertsmith.errors import DataError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Inspected:
     Attributes:
         table: the table as read.
         cleaned: the cleaned table.
-        texts: the usable texts.
+        texts: the usable texts, the segments of pairs joined.
         lengths: their lengths in tokens, shape (usable rows,).
         max_length: most tokens that training keeps of a text.
         tokens: the tokens of the usable texts, if a tokenizer is available.
@@ -164,7 +165,8 @@ def check_cleaning(inspected: Inspected) -> Iterator[Finding]:
         if len(rows):
             yield inspected.rows(kind, severity, rows, message, action)
     frame = cleaned.table.frame
-    repeated = frame[frame["split"].isin(["validation", "test"]) & frame.duplicated(["split", "text"])]
+    texts = [name for name in ("split", "text", "pair") if name in frame.columns]
+    repeated = frame[frame["split"].isin(["validation", "test"]) & frame.duplicated(texts)]
     if len(repeated):
         message = "that repeat a text of the same given validation or test table"
         yield inspected.rows("duplicate-held-out", "info", repeated, message, "used: given tables do not change")
@@ -177,7 +179,8 @@ def check_cleaning(inspected: Inspected) -> Iterator[Finding]:
 def check_near_duplicates(inspected: Inspected) -> Iterator[Finding]:
     """Report near-duplicates, and those with different labels or in different given splits."""
     frame, groups = inspected.cleaned.table.frame, inspected.cleaned.near_duplicates
-    grouped = frame.assign(near_duplicates=groups, split=frame["split"].fillna("")).groupby("near_duplicates")
+    frame = frame.assign(near_duplicates=groups, split=frame["split"].fillna(""), text=flat_texts(frame))
+    grouped = frame.groupby("near_duplicates")
     # `check_cleaning` reports groups of equal texts.
     is_near, has_other_label, has_other_split = (
         (grouped[column].transform("nunique") > 1).to_numpy() for column in ("text", "target", "split")

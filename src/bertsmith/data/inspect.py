@@ -13,6 +13,7 @@ from bertsmith.data.checks import CHECKS, Inspected
 from bertsmith.data.clean import Cleaned, clean
 from bertsmith.data.findings import SEVERITIES, ClassCount, Findings, Lengths
 from bertsmith.data.table import SPLITS, Table
+from bertsmith.data.template import flat_texts
 
 if TYPE_CHECKING:
     from bertsmith.model.tokenizer import Tokens
@@ -46,7 +47,8 @@ def inspect(
     """
     cleaned = cleaned or clean(table)
     usable = cleaned.table
-    texts = usable.frame["text"].tolist()
+    texts = flat_texts(usable.frame)
+    template = table.columns.template
     lengths = tokens.full_lengths if tokens is not None else estimate_tokens(texts)
     max_length = max_length or choose_max_length(lengths, DEFAULT_MODEL_LIMIT)
     n_characters = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
@@ -60,8 +62,13 @@ def inspect(
         usable=len(usable),
         columns={
             role: name
-            for role in ("text", "label", "label_text", "group", "split")
-            if (name := getattr(table.columns, role)) is not None
+            for role, name in (
+                ("text", ", ".join(template.text_column)),
+                ("pair", template.pair_column),
+                ("with", ", ".join(template.with_columns) or None),
+                *((role, getattr(table.columns, role)) for role in ("label", "label_text", "group", "split")),
+            )
+            if name is not None
         },
         classes=tuple(
             ClassCount(number, text, int(counts[i]), {name: int(n[i]) for name, n in by_split.items()})

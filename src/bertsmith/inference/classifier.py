@@ -13,6 +13,7 @@ from bertsmith.compute.batching import TOKEN_BUDGETS
 from bertsmith.compute.device import choose_device, choose_precision
 from bertsmith.compute.memory import is_out_of_memory
 from bertsmith.data.table import Labels
+from bertsmith.data.template import Template
 from bertsmith.errors import DeviceError, ModelError, RunFolderError, UserError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.folders.run import Run, open_run
@@ -20,7 +21,7 @@ from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.model import checkpoint
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.forward import supports
-from bertsmith.model.load import Loaded, check_vocabulary, load_model, load_tokenizer
+from bertsmith.model.load import TEMPLATE, Loaded, check_vocabulary, load_model, load_tokenizer
 from bertsmith.model.outputs import compute_logits, token_budget, with_layer_dtype
 from bertsmith.model.tokenizer import Tokens, encoder_for
 from bertsmith.tasks.base import Task
@@ -48,7 +49,8 @@ class Classifier(ModelPredictor):
     ) -> None:
         self.loaded, self.labels, self.task, self.rule = loaded, labels, task, rule or Rule()
         self.decide = decide or not task.decides
-        self.encoder, self.columns = encoder_for(loaded.tokenizer), loaded.columns
+        self.template, self.columns = loaded.template, loaded.columns
+        self.encoder = encoder_for(loaded.tokenizer, by_line=loaded.template.by_line)
         self.token_budget = TOKEN_BUDGETS[loaded.device.type]
         loaded.model.eval()
         self.set_dtype(torch.float32)
@@ -103,9 +105,10 @@ class Classifier(ModelPredictor):
             )
         try:
             rule = Rule.from_dict(getattr(model.config, "bertsmith", None), len(texts))
-        except ValueError as error:
+            template = Template.from_dict(getattr(model.config, TEMPLATE, None))
+        except (ValueError, KeyError, TypeError) as error:
             raise RunFolderError(
-                f"the decision rule of the model is damaged: {error}",
+                f"the decision rule or the template of the model is damaged: {error}",
                 where=str(folder / "config.json"),
                 remedy="Restore the folder from a copy, or train again with --overwrite.",
             ) from error
@@ -113,7 +116,8 @@ class Classifier(ModelPredictor):
         model.to(target)
         limit = min(int(tokenizer.model_max_length), resolved.max_positions)
         task = task_of_config(model.config)
-        classifier = cls(Loaded(model, tokenizer, target, limit), labels, task, rule, decide=decide)
+        opened = Loaded(model, tokenizer, target, limit, template=template)
+        classifier = cls(opened, labels, task, rule, decide=decide)
         if folder != path and passed_bf16_check(Run(path)) and choose_precision(target)[0] == "bf16":
             classifier.set_dtype(torch.bfloat16)
         return classifier

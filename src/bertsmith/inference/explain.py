@@ -6,23 +6,25 @@ import importlib.util
 import math
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bertsmith.compute.memory import is_out_of_memory, retry_on_out_of_memory
-from bertsmith.data.texts import normalise
+from bertsmith.data.template import Texts, flat, is_empty, normalise_text, segments, texts_of
 from bertsmith.errors import ConfigError, DataError, DeviceError, MissingPackageError, did_you_mean, listing
 from bertsmith.model import forward
 from bertsmith.model.batch import TokenBatch
-from bertsmith.model.tokenizer import Tokens
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
     import torch
 
     from bertsmith.inference.classifier import Classifier
+    from bertsmith.inference.predictor import Items
 
 STEPS = (32, 64, 128, 256, 512)
 """Numbers of integration points, tried in turn until the attributions sum to the change of the logit."""
@@ -62,7 +64,7 @@ class Explanation:
     """Attributions of the words of a text.
 
     Attributes:
-        text: the text, normalised.
+        text: the text, normalised; the segments of a pair are lines.
         label_text: the explained label.
         predicted_text: the predicted label.
         probability: of the explained label.
@@ -92,7 +94,9 @@ class OutOfTimeError(Exception):
     """An explanation would miss its deadline."""
 
 
-def explain(classifier: Classifier, text: str, label: str | None = None, *, deadline: float = math.inf) -> Explanation:
+def explain(
+    classifier: Classifier, text: Items, label: str | None = None, *, deadline: float = math.inf
+) -> Explanation:
     """Attribute the logit of a label to the words of a text.
 
     The baseline replaces all tokens but special ones by padding. The attribution of a word is the sum over its tokens.
@@ -100,7 +104,7 @@ def explain(classifier: Classifier, text: str, label: str | None = None, *, dead
 
     Args:
         classifier: a fitted model.
-        text: one text.
+        text: one text, pair or dict of columns.
         label: a label text; by default the predicted one.
         deadline: latest time to finish, on the clock of `time.perf_counter`.
 
@@ -113,33 +117,40 @@ def explain(classifier: Classifier, text: str, label: str | None = None, *, dead
     """
     import torch
 
-    text = normalise(text)
-    if not text:
+    (item,) = (normalise_text(text) for text in classifier.template.read(text))
+    if is_empty(item):
         raise DataError("the text is empty", remedy="Give a text to explain.")
     names = classifier.labels.texts
     if label is not None and label not in names:
         raise ConfigError(
             f"the label {label!r} does not exist.{did_you_mean(label, names)}", remedy=f"Give one of {listing(names)}."
         )
-    scores = classifier.predict_proba([text])
+    tokens = classifier.encode(Texts([item]), truncate=False)
+    whole, max_length = len(tokens.columns["input_ids"]), classifier.max_length
+    scores = classifier.probabilities_of(tokens.truncate(max_length))
     probabilities, predicted = scores[0], classifier.task.explained(scores)
     target = predicted if label is None else names.index(label)
     tokenizer = classifier.loaded.tokenizer
-    encoded = tokenizer(
-        text,
-        truncation=True,
-        max_length=classifier.loaded.max_length,
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-    )
-    batch = TokenBatch.from_tokens(Tokens.from_lists({name: [encoded[name]] for name in classifier.columns}))
-    special = torch.tensor(encoded["special_tokens_mask"]).bool()
+    encoded = tokenizer(*segments(item), return_offsets_mapping=True, verbose=False)
+    read = replace(tokens, columns={"position": np.arange(whole)}).truncate(max_length).columns["position"]
+    batch = TokenBatch.from_tokens(tokens.truncate(max_length))
+    segment = [encoded.sequence_ids()[i] for i in read]
+    special = torch.tensor([i is None for i in segment])
     baseline = batch.input_ids.masked_fill(~special, tokenizer.pad_token_id)
     attributions, change, gap, steps = _attributions(classifier, batch, baseline, target, deadline)
-    words = _words(text, encoded.word_ids(), encoded["offset_mapping"], attributions)
-    is_truncated = len(tokenizer(text, verbose=False)["input_ids"]) > len(attributions)
+    shift = (0, len(segments(item)[0]) + 1)  # the second segment follows the first in the flat text
+    word_ids = [None if part is None else (part, encoded.word_ids()[i]) for part, i in zip(segment, read, strict=True)]
+    offsets = []
+    for part, i in zip(segment, read, strict=True):
+        start, end = encoded["offset_mapping"][i]
+        offsets.append((start + shift[part or 0], end + shift[part or 0]))
+    words = _words(flat(item), word_ids, offsets, attributions)
+    cut = np.setdiff1d(np.arange(whole), read)
+    unread = sum(end - start for start, end in (encoded["offset_mapping"][i] for i in cut))
+    if classifier.template.is_plain and len(cut) and words:
+        unread = len(flat(item)) - words[-1].end
     return Explanation(
-        text=text,
+        text=flat(item),
         label_text=names[target],
         predicted_text=names[predicted],
         probability=float(probabilities[target]),
@@ -147,7 +158,7 @@ def explain(classifier: Classifier, text: str, label: str | None = None, *, dead
         change=change,
         gap=gap,
         steps=steps,
-        unread=len(text) - words[-1].end if is_truncated and words else 0,
+        unread=unread,
     )
 
 
@@ -170,12 +181,12 @@ def explain_mistakes(
     wrong = classifier.task.mistakes(predictions)
     explained, left = [], EXPLAINED_TOKENS
     deadline = time.perf_counter() + max(EXPLAINED_SHARE * seconds, EXPLAINED_SECONDS)
-    for row, text, tokens in zip(wrong["row"], wrong["text"], lengths[wrong.index], strict=True):
+    for row, text, tokens in zip(wrong["row"], texts_of(wrong), lengths[wrong.index], strict=True):
         if tokens > left:
             break
         left -= tokens
         try:
-            explained.append({"row": int(row), **explain(classifier, text, deadline=deadline).to_dict()})
+            explained.append({"row": int(row), **explain(classifier, Texts([text]), deadline=deadline).to_dict()})
         except OutOfTimeError:
             break
     return explained
@@ -245,7 +256,7 @@ def _attributions(
 
 
 def _words(
-    text: str, word_ids: list[int | None], offsets: list[tuple[int, int]], attributions: list[float]
+    text: str, word_ids: Sequence[Any], offsets: Sequence[tuple[int, int]], attributions: list[float]
 ) -> tuple[Word, ...]:
     words: list[Word] = []
     last = None

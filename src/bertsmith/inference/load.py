@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bertsmith.data.template import Template
 from bertsmith.errors import ConfigError, MissingPackageError, RunFolderError, to_path
 from bertsmith.folders.run import Run, open_run
 from bertsmith.inference.abstain import HeldOutPredictions, held_out_predictions
@@ -54,6 +55,11 @@ def open_classifier(
             raise ConfigError("--long window needs a single model", remedy="Leave out --ensemble.")
         classifier, held_out = open_classifier(path, device=device, decide=decide, runtime=runtime)
         assert isinstance(classifier, ModelPredictor)
+        if not classifier.template.is_plain:
+            raise ConfigError(
+                f"--long window reads single texts, but the model reads {classifier.template}",
+                remedy="Leave out --long window.",
+            )
         return Windowed(classifier), held_out
     if runtime not in RUNTIME_CHOICES:
         raise ConfigError(f"--runtime {runtime} is not a choice", remedy=f"Give one of {', '.join(RUNTIME_CHOICES)}.")
@@ -91,6 +97,15 @@ def open_classifier(
             lambda: held_out_predictions(open_run(path), ensemble=True),
         )
     return Classifier.load(path, device=device, decide=decide), lambda: held_out_predictions(open_run(path))
+
+
+def template_of(path: Path) -> Template:
+    """Return the columns that the model of a run or an export reads.
+
+    Raises:
+        RunFolderError: if the run or export is missing or damaged.
+    """
+    return ExportInfo.read(path).template if is_export(path) else open_run(path).template
 
 
 def identity(path: Path, *, ensemble: bool = False) -> str:

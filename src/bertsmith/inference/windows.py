@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from bertsmith.evaluation.rule import Rule
-from bertsmith.inference.predictor import Label, ModelPredictor, Predictor
+from bertsmith.inference.predictor import Items, Label, ModelPredictor, Predictor
 
 
 class Windowed(Predictor):
@@ -20,7 +20,7 @@ class Windowed(Predictor):
     """
 
     def __init__(self, model: ModelPredictor) -> None:
-        self.model, self.labels, self.task = model, model.labels, model.task
+        self.model, self.labels, self.task, self.template = model, model.labels, model.task, model.template
 
     def __repr__(self) -> str:
         return f"Windowed({self.model!r})"
@@ -30,7 +30,7 @@ class Windowed(Predictor):
         """The rule of the model."""
         return self.model.rules
 
-    def prepare(self, texts: Sequence[str]) -> tuple[Label, int]:
+    def prepare(self, texts: Items) -> tuple[Label, int]:
         """Tokenize texts and split them into windows; see `Predictor.prepare`. No text is truncated."""
         windows, counts = self.model.encode(texts, truncate=False).windows(self.model.max_length)
 
@@ -44,6 +44,6 @@ class Windowed(Predictor):
 
         return predict_windows, 0
 
-    def predict_proba(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
+    def predict_proba(self, texts: Items, progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the probability of every class for every text, shape (texts, classes); rows sum to 1."""
         return self.prepare(texts)[0](progress)

@@ -6,7 +6,7 @@ import json
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
+from bertsmith.data.template import Text, segments
+from bertsmith.model.parts import align_parts, count_parts, cut_parts, ranges
 from bertsmith.model.token_cache import cached
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ CHUNK = 1000
 """Texts tokenized at once: enough for the threads of the tokenizer, and little memory."""
 COLUMNS = {"input_ids": "ids", "token_type_ids": "type_ids"}
 """Inputs of a model, by name, with their names in the tokenizers library."""
+PARTS = "parts"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +41,8 @@ class Tokens:
         full_lengths: number of tokens of each text before truncation, int64, shape (texts,).
         has_unknown: whether a text has unknown tokens, before truncation, bool, shape (texts,).
         encoder: the encoder of the texts, if known.
+        parts: number of tokens of each part of a text, without special tokens, int64, shape (texts, parts). The last
+            part of a pair is its second segment; the others are lines of the first. ``None`` if a text is one part.
     """
 
     columns: dict[str, np.ndarray]
@@ -45,10 +50,16 @@ class Tokens:
     full_lengths: np.ndarray
     has_unknown: np.ndarray
     encoder: Encoder | None = None
+    parts: np.ndarray | None = None
 
     @classmethod
-    def from_lists(cls, rows: Mapping[str, Sequence[Sequence[int]]], encoder: Encoder | None = None) -> Tokens:
-        """Build tokens from one list per text, for each name in `COLUMNS`."""
+    def from_lists(
+        cls,
+        rows: Mapping[str, Sequence[Sequence[int]]],
+        encoder: Encoder | None = None,
+        parts: Sequence[Sequence[int]] | None = None,
+    ) -> Tokens:
+        """Build tokens from one list per text, for each name in `COLUMNS`; and from the lengths of its parts."""
         lengths = np.fromiter(map(len, rows["input_ids"]), np.int64)
         total = int(lengths.sum())
         columns = {name: np.fromiter(chain.from_iterable(rows[name]), np.int32, total) for name in rows}
@@ -56,7 +67,7 @@ class Tokens:
         if encoder is not None and encoder.unknown_id is not None:
             positions = np.flatnonzero(columns["input_ids"] == encoder.unknown_id)
             has_unknown[np.searchsorted(np.cumsum(lengths), positions, side="right")] = True
-        return cls(columns, lengths, lengths, has_unknown, encoder)
+        return cls(columns, lengths, lengths, has_unknown, encoder, None if parts is None else align_parts(parts))
 
     @staticmethod
     def concatenate(parts: Sequence[Tokens]) -> Tokens:
@@ -68,7 +79,9 @@ class Tokens:
             np.concatenate([getattr(part, name) for part in parts])
             for name in ("truncated_lengths", "full_lengths", "has_unknown")
         )
-        return Tokens(columns, truncated_lengths, full_lengths, has_unknown, parts[0].encoder)
+        cells = [[] if part.parts is None else part.parts.tolist() for part in parts]
+        aligned = None if parts[0].parts is None else align_parts(list(chain.from_iterable(cells)))
+        return Tokens(columns, truncated_lengths, full_lengths, has_unknown, parts[0].encoder, aligned)
 
     def __len__(self) -> int:
         return len(self.truncated_lengths)
@@ -87,6 +100,10 @@ class Tokens:
         """Return the token ids of each text."""
         return np.split(self.columns["input_ids"], self.starts[1:]) if len(self) else []
 
+    def split(self) -> dict[str, list[np.ndarray]]:
+        """Return the columns of each text, by name."""
+        return {name: np.split(values, self.starts[1:]) if len(self) else [] for name, values in self.columns.items()}
+
     def take(self, texts: np.ndarray) -> Tokens:
         """Return the texts at the given positions."""
         return self._slices(np.asarray(texts, dtype=np.int64))
@@ -101,6 +118,12 @@ class Tokens:
         if not len(self) or self.truncated_lengths.max() <= max_length:
             return self
         left = self.encoder.truncates_left if left is None and self.encoder else left
+        if self.parts is not None:
+            special = self.encoder.special_counts if self.encoder else (0, 0)
+            parts, offsets, sizes = cut_parts(self.parts, self.truncated_lengths, special, max_length, left=bool(left))
+            positions = ranges((self.starts[:, None] + offsets).ravel(), sizes.ravel())
+            columns = {name: values[positions] for name, values in self.columns.items()}
+            return replace(self, columns=columns, truncated_lengths=sizes.sum(axis=1), parts=parts)
         shifts = np.maximum(self.truncated_lengths - max_length, 0) if left else 0
         return self._slices(np.arange(len(self)), shifts, max_length)
 
@@ -129,14 +152,8 @@ class Tokens:
             is_end = within >= np.repeat(lengths - after, lengths)
             positions += np.where(is_end, np.repeat(full - lengths, lengths), moved)
         columns = {name: values[positions] for name, values in self.columns.items()}
-        return Tokens(columns, lengths, self.full_lengths[texts], self.has_unknown[texts], self.encoder)
-
-
-def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Concatenate ``range(start, start + length)`` for all pairs."""
-    ends = np.cumsum(lengths)
-    result: np.ndarray = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
-    return result
+        parts = None if self.parts is None else self.parts[texts]
+        return Tokens(columns, lengths, self.full_lengths[texts], self.has_unknown[texts], self.encoder, parts)
 
 
 class Encoder(ABC):
@@ -145,36 +162,45 @@ class Encoder(ABC):
     Attributes:
         cache_key: identifies the tokenizer and its settings; ``None`` if unknown.
         unknown_id: id of the unknown token; ``None`` if the tokenizer has none.
-        special_counts: number of special tokens before and after a text.
+        special_counts: number of special tokens before and after a text or a pair.
         truncates_left: whether truncation removes the beginning.
+        by_line: whether lines are parts of a text, of which truncation cuts the longest first; see `Template.by_line`.
     """
 
     cache_key: str | None
     unknown_id: int | None
     special_counts: tuple[int, int]
     truncates_left = False
+    by_line = False
 
     @abstractmethod
-    def tokenize(self, texts: Sequence[str], names: Sequence[str]) -> dict[str, list[list[int]]]:
-        """Tokenize texts without truncation; return one list per text, for each of the names in `COLUMNS`."""
+    def tokenize(self, texts: Sequence[Text], names: Sequence[str]) -> dict[str, list[list[int]]]:
+        """Tokenize texts without truncation.
+
+        Returns:
+            One list per text, for each of the names in `COLUMNS`. For pairs, or if ``by_line``, also the number of
+            tokens of each part, under `PARTS`.
+        """
 
     @abstractmethod
     def unknown_words(self, text: str) -> list[str]:
         """Return the parts of a text that become the unknown token."""
 
     def encode(
-        self, texts: Sequence[str], names: Sequence[str] = ("input_ids",), max_length: int | None = None
+        self, texts: Sequence[Text], names: Sequence[str] = ("input_ids",), max_length: int | None = None
     ) -> Tokens:
         """Tokenize texts.
 
         Args:
-            texts: n texts.
+            texts: n texts, or n pairs.
             names: names in `COLUMNS`, including ``input_ids``.
             max_length: maximum number of tokens; ``None`` for no truncation.
         """
         parts = []
         for start in range(0, max(len(texts), 1), CHUNK):
-            part = Tokens.from_lists(self.tokenize(texts[start : start + CHUNK], names), self)
+            rows = self.tokenize(texts[start : start + CHUNK], names)
+            lengths = rows.pop(PARTS, None)
+            part = Tokens.from_lists(rows, self, lengths)
             parts.append(part if max_length is None else part.truncate(max_length))
         return Tokens.concatenate(parts)
 
@@ -185,15 +211,16 @@ class FastEncoder(Encoder):
     Args:
         content: of a ``tokenizer.json``.
         truncation_side: ``"right"`` or ``"left"``.
+        by_line: as for `Encoder`.
 
     Raises:
         Exception: if the content is not a tokenizer; the library raises plain ``Exception``.
     """
 
-    def __init__(self, content: str, truncation_side: str = "right") -> None:
+    def __init__(self, content: str, truncation_side: str = "right", *, by_line: bool = False) -> None:
         import tokenizers
 
-        self.truncates_left = truncation_side == "left"
+        self.truncates_left, self.by_line = truncation_side == "left", by_line
         self._tokenizer = tokenizer = tokenizers.Tokenizer.from_str(content)
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -207,12 +234,19 @@ class FastEncoder(Encoder):
         import tokenizers
 
         digest = xxhash.xxh3_128_hexdigest(self._tokenizer.to_str().encode())
-        return f"{tokenizers.__version__} {self.truncates_left} {digest}"
+        return f"{tokenizers.__version__} {self.truncates_left} {self.by_line} {digest}"
 
-    def tokenize(self, texts: Sequence[str], names: Sequence[str]) -> dict[str, list[list[int]]]:
+    def tokenize(self, texts: Sequence[Text], names: Sequence[str]) -> dict[str, list[list[int]]]:
         """Tokenize texts; see `Encoder`."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts))
-        return {name: [getattr(encoding, COLUMNS[name]) for encoding in encodings] for name in names}
+        encode = self._tokenizer.encode_batch if self.by_line else self._tokenizer.encode_batch_fast  # no offsets
+        encodings = encode(list(texts))
+        rows = {name: [getattr(encoding, COLUMNS[name]) for encoding in encodings] for name in names}
+        if self.by_line or (texts and isinstance(texts[0], tuple)):
+            rows[PARTS] = [
+                count_parts(text, encoding, by_line=self.by_line)
+                for text, encoding in zip(texts, encodings, strict=True)
+            ]
+        return rows
 
     def unknown_words(self, text: str) -> list[str]:
         """Return the parts of a text that become the unknown token."""
@@ -224,6 +258,7 @@ class FastEncoder(Encoder):
 class _SlowEncoder(Encoder):
     """An `Encoder` for tokenizers in Python, which are not thread-safe."""
 
+    # Lines are not parts here, because such tokenizers do not know where a token comes from.
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer, self.lock = tokenizer, threading.Lock()
         self.cache_key, self.unknown_id = None, tokenizer.unk_token_id
@@ -232,12 +267,17 @@ class _SlowEncoder(Encoder):
             *(tokenizer("a", add_special_tokens=flag)["input_ids"] for flag in (True, False))
         )
 
-    def tokenize(self, texts: Sequence[str], names: Sequence[str]) -> dict[str, list[list[int]]]:
+    def tokenize(self, texts: Sequence[Text], names: Sequence[str]) -> dict[str, list[list[int]]]:
         if not texts:
             return {name: [] for name in names}
+        columns = [list(column) for column in zip(*map(segments, texts), strict=True)]
         with self.lock:
-            encoded = self.tokenizer(list(texts), truncation=False, verbose=False)
-        return {name: encoded[name] for name in names}
+            encoded = self.tokenizer(*columns, truncation=False, verbose=False)
+            rows = {name: encoded[name] for name in names}
+            if len(columns) == 2:
+                parts = [self.tokenizer(c, add_special_tokens=False, verbose=False)["input_ids"] for c in columns]
+                rows[PARTS] = [[len(a), len(b)] for a, b in zip(*parts, strict=True)]
+        return rows
 
     def unknown_words(self, text: str) -> list[str]:
         with self.lock:
@@ -246,14 +286,14 @@ class _SlowEncoder(Encoder):
         return [piece for piece, token_id in zip(pieces, ids, strict=True) if token_id == self.unknown_id]
 
 
-def encoder_for(tokenizer: PreTrainedTokenizerBase) -> Encoder:
+def encoder_for(tokenizer: PreTrainedTokenizerBase, *, by_line: bool = False) -> Encoder:
     """Return an encoder that gives the token ids of a tokenizer of transformers, but faster."""
     if tokenizer.is_fast:
-        return FastEncoder(tokenizer.backend_tokenizer.to_str(), tokenizer.truncation_side)
+        return FastEncoder(tokenizer.backend_tokenizer.to_str(), tokenizer.truncation_side, by_line=by_line)
     return _SlowEncoder(tokenizer)
 
 
-def encode(texts: Sequence[str], loaded: Loaded, *, cache: bool = True) -> Tokens:
+def encode(texts: Sequence[Text], loaded: Loaded, *, cache: bool = True) -> Tokens:
     """Tokenize texts with the tokenizer, inputs and maximum length of a model, or read them from the cache.
 
     Args:
@@ -261,7 +301,7 @@ def encode(texts: Sequence[str], loaded: Loaded, *, cache: bool = True) -> Token
         loaded: the model.
         cache: whether to use the cache folder.
     """
-    encoder, names = encoder_for(loaded.tokenizer), loaded.columns
+    encoder, names = encoder_for(loaded.tokenizer, by_line=loaded.template.by_line), loaded.columns
 
     def compute() -> dict[str, np.ndarray]:
         tokens = encoder.encode(texts, names, loaded.max_length)
@@ -270,12 +310,15 @@ def encode(texts: Sequence[str], loaded: Loaded, *, cache: bool = True) -> Token
             "kept": tokens.truncated_lengths,
             "lengths": tokens.full_lengths,
             "unknown": tokens.has_unknown.view(np.uint8),
+            **({} if tokens.parts is None else {PARTS: tokens.parts.ravel()}),
         }
 
-    key = f"{encoder.cache_key} {loaded.max_length} {names}" if encoder.cache_key and cache else None
+    is_pair = loaded.template.pair_column is not None
+    key = f"{encoder.cache_key} {loaded.max_length} {names} {is_pair}" if encoder.cache_key and cache else None
     found = cached(texts, key, compute)
     columns = {name: found[name] for name in names}
-    return Tokens(columns, found["kept"], found["lengths"], found["unknown"].view(bool), encoder)
+    parts = found[PARTS].reshape(len(texts), -1) if PARTS in found and len(texts) else None
+    return Tokens(columns, found["kept"], found["lengths"], found["unknown"].view(bool), encoder, parts)
 
 
 def unknown_token_id(tokenizer: Tokenizer) -> int | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bertsmith.data.template import Texts
 from bertsmith.errors import UserError
 from bertsmith.folders.run import Run
 from bertsmith.inference.exported import Exported, ExportInfo, is_export
@@ -60,7 +61,7 @@ class Service:
 
     batcher: Batcher
     info: dict[str, Any]
-    explain: Callable[[ModelPredictor, str], Any] | None = None
+    explain: Callable[[ModelPredictor, Texts], Any] | None = None
     draining: bool = False
 
 
@@ -149,4 +150,4 @@ def _explainer(classifier: ModelPredictor) -> Any:
         return None
     from bertsmith.inference.explain import explain
 
-    return lambda classifier, text: explain(classifier, text).to_dict()
+    return lambda classifier, texts: explain(classifier, texts).to_dict()

@@ -16,6 +16,7 @@ from bertsmith.tasks.base import Names, Task
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bertsmith.data.template import Text
     from bertsmith.evaluation.baseline import Baseline, Regression
     from bertsmith.evaluation.decision import Decision
     from bertsmith.training.losses import Loss
@@ -223,7 +224,7 @@ class MultiLabel(Task):
         return "; ".join(names) or "none", np.tile(shares, (n, 1))
 
     def words(
-        self, train: Sequence[str], targets: np.ndarray, texts: Sequence[str], n_labels: int, seed: int
+        self, train: Sequence[Text], targets: np.ndarray, texts: Sequence[Text], n_labels: int, seed: int
     ) -> Baseline:
         """Fit one linear SVM per label."""
         from bertsmith.evaluation.linear_models import words_for_sets

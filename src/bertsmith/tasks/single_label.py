@@ -17,6 +17,7 @@ from bertsmith.tasks.base import Names, Task
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bertsmith.data.template import Text
     from bertsmith.evaluation.baseline import Baseline, Regression
     from bertsmith.evaluation.decision import Decision
     from bertsmith.training.losses import Loss
@@ -163,7 +164,7 @@ class SingleLabel(Task):
         return labels.texts[int(counts.argmax())], majority_class_probabilities(counts, n)
 
     def words(
-        self, train: Sequence[str], targets: np.ndarray, texts: Sequence[str], n_labels: int, seed: int
+        self, train: Sequence[Text], targets: np.ndarray, texts: Sequence[Text], n_labels: int, seed: int
     ) -> Baseline:
         """Fit a linear SVM, see `bertsmith.evaluation.baseline.bag_of_words`."""
         from bertsmith.evaluation.baseline import bag_of_words

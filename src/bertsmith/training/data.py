@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from bertsmith.model.batch import TokenBatch
-from bertsmith.model.tokenizer import Tokens, ranges
+from bertsmith.model.parts import ranges
+from bertsmith.model.tokenizer import Tokens
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments

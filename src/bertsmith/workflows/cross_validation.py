@@ -17,6 +17,7 @@ from bertsmith.config import Config
 from bertsmith.data.clean import Cleaned
 from bertsmith.data.split import assign_folds, split_cleaned
 from bertsmith.data.table import Table
+from bertsmith.data.template import texts_of
 from bertsmith.errors import ConfigError, Interrupted
 from bertsmith.evaluation.baseline import Regression
 from bertsmith.evaluation.rule import Rule
@@ -169,7 +170,7 @@ def score_folds(
         Interrupted: if ``stop`` returned true; scored folds are saved.
         UserError: if training fails.
     """
-    k, texts = int(fold.max()) + 1, table.frame["text"].tolist()
+    k, texts, template = int(fold.max()) + 1, texts_of(table.frame), table.columns.template
     result = np.empty((len(texts), len(table.labels)))
 
     def score(rows: np.ndarray) -> float:
@@ -183,9 +184,8 @@ def score_folds(
             emit(FoldDone(f + 1, k, score(outside)))
             continue
         emit(FoldStarted(f + 1, k))
-        loaded, _ = prepare_model(
-            checkpoint, config, task, table.labels, texts, np.ones(len(texts), dtype=bool), tokens
-        )
+        everything = np.ones(len(texts), dtype=bool)
+        loaded, _ = prepare_model(checkpoint, config, task, table.labels, texts, everything, tokens, template=template)
         initialize_head(loaded, fit_regression(fold != f))
         cut = tokens.truncate(loaded.max_length)
         try:

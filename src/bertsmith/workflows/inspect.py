@@ -12,6 +12,7 @@ from bertsmith.data.corrections import COLUMNS
 from bertsmith.data.inspect import inspect
 from bertsmith.data.read import read_table
 from bertsmith.data.table import Table
+from bertsmith.data.template import flat_texts, texts_of
 from bertsmith.errors import ConfigError, listing
 from bertsmith.model import checkpoint
 from bertsmith.workflows.languages import with_checkpoint
@@ -55,9 +56,9 @@ def inspect_table(table: Table, config: Config) -> Findings:
     tokenizer = checkpoint.find_local_tokenizer(config.model)
     if tokenizer is None:
         return inspect(table, max_length=config.max_length, config=config)
-    encoder, names = checkpoint.load_encoder(tokenizer, table.frame["text"].dropna().tolist())
+    encoder, names = checkpoint.load_encoder(tokenizer, flat_texts(table.frame.dropna(subset="text").fillna("")))
     cleaned = clean(table)
-    tokens = encoder.encode(cleaned.table.frame["text"].tolist())
+    tokens = encoder.encode(texts_of(cleaned.table.frame))
     return inspect(
         table, tokens=tokens, symbol_names=names, max_length=config.max_length, cleaned=cleaned, config=config
     )
@@ -68,7 +69,7 @@ def suspected_label_errors(table: Table, config: Config) -> pd.DataFrame:
     from bertsmith.evaluation.label_errors import find_label_errors  # imports scikit-learn, which inspect does not need
 
     usable = clean(table).table
-    found = find_label_errors(usable.frame["text"].tolist(), usable.targets, len(table.labels), seed=config.seed)
+    found = find_label_errors(flat_texts(usable.frame), usable.targets, len(table.labels), seed=config.seed)
     rows = usable.frame.iloc[found["position"].to_numpy()].reset_index(drop=True)
     texts = np.array(table.labels.texts, dtype=object)
     columns = found.iloc[:, 2:]

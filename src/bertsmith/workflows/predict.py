@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from bertsmith import __version__
 from bertsmith.config import Config, CsvDialect, Long, OnError
-from bertsmith.data.stream import Stream, open_stream
+from bertsmith.data.stream import Stream, check_lines, open_stream
 from bertsmith.data.table import Cells
+from bertsmith.data.template import SETTINGS, Template
 from bertsmith.errors import ConfigError, RowError
 from bertsmith.events import InputOpened, ModelOpened, PredictionListener, RowsPredicted, RowsResumed
 from bertsmith.folders.atomic import checksum
 from bertsmith.folders.claim import claim
 from bertsmith.folders.files import OutputFolder
-from bertsmith.folders.run import open_run
 from bertsmith.inference.chunks import PredictionFile, write_stream
 from bertsmith.inference.exported import is_export
 from bertsmith.inference.table_writers import DIALECTS, CsvStyle, output_format
@@ -116,10 +116,10 @@ def run_prediction(
         UserError: for everything that the user can fix.
         Interrupted: on Ctrl-C, if the predictions can be resumed.
     """
+    from bertsmith.inference.load import template_of
     from bertsmith.inference.predict import LABELLED, predict_chunks
 
-    if not is_export(run):
-        open_run(run)
+    template = template_of(run)
     if resume and output is None:
         raise ConfigError("--resume continues the predictions of a file", remedy="Give -o that file.")
     if options.csv_dialect != "plain" and output is not None and output_format(output) != "csv":
@@ -127,7 +127,7 @@ def run_prediction(
     claimed: AbstractContextManager[None] = nullcontext()
     if output is not None:
         claimed = claim(PredictionFile(output, (source, config.db, *inputs)), resume=resume, overwrite=overwrite)
-    with claimed, _opened(source, config, options, observe) as stream:
+    with claimed, _opened(source, config, template, options, observe) as stream:
         classifier, abstain = _model(run, config, options, observe)
         label = partial(
             predict_chunks,
@@ -229,10 +229,14 @@ def run_prediction_on_ray(
 
 
 @contextmanager
-def _opened(source: Any, config: Config, options: PredictOptions, observe: PredictionListener) -> Iterator[Stream]:
+def _opened(
+    source: Any, config: Config, template: Template, options: PredictOptions, observe: PredictionListener
+) -> Iterator[Stream]:
     """Open the texts and report notes and skipped rows. Errors of single rows mention ``--on-error skip``."""
     skip = options.on_error == "skip"
-    opened = nullcontext(source()) if callable(source) else open_stream(source, config, skip=skip)
+    if callable(source):
+        check_lines(template, "stdin")
+    opened = nullcontext(source()) if callable(source) else open_stream(source, config, skip=skip, template=template)
     try:
         with opened as stream:
             observe(InputOpened(stream.n_rows, stream.notes, stream.skipped))
@@ -278,7 +282,7 @@ def _description(
     return {
         "version": __version__,
         "input": None if stream.path is None else checksum(stream.path),
-        "text_column": config.text_column,
+        **{name: getattr(config, name) for name in SETTINGS if name == "text_column" or getattr(config, name)},
         "encoding": config.encoding,
         "model": identity(run, ensemble=options.ensemble),
         "labelled by": repr(classifier),

@@ -16,6 +16,7 @@ from bertsmith.config import Config
 from bertsmith.data.clean import Cleaned
 from bertsmith.data.inspect import choose_max_length, inspect
 from bertsmith.data.table import SPLITS, Labels, Table
+from bertsmith.data.template import Template, Text, flat, texts_of
 from bertsmith.errors import ConfigError
 from bertsmith.evaluation.baseline import Regression
 from bertsmith.events import Prepared
@@ -108,8 +109,10 @@ def prepare_inputs(data: Table, config: Config) -> Inputs:
     """
     checkpoint = resolve(config.model, allow_pickle=config.allow_pickle)
     train = (data.frame["split"] == "train").to_numpy()
-    task = get_task(data.task).fitted(data.targets[train])
-    loaded, tokens = prepare_model(checkpoint, config, task, data.labels, data.frame["text"].tolist(), train)
+    task, template = get_task(data.task).fitted(data.targets[train]), data.columns.template
+    loaded, tokens = prepare_model(
+        checkpoint, config, task, data.labels, texts_of(data.frame), train, template=template
+    )
     train_set, validation_set = (
         TokenDataset(tokens.take(rows).truncate(loaded.max_length), data.targets[rows])
         for rows in (np.flatnonzero(train), np.flatnonzero(data.frame["split"] == "validation"))
@@ -145,9 +148,11 @@ def prepare_model(
     config: Config,
     task: Task,
     labels: Labels,
-    texts: Sequence[str],
+    texts: Sequence[Text],
     train: np.ndarray,
     tokens: Tokens | None = None,
+    *,
+    template: Template,
 ) -> tuple[Loaded, Tokens]:
     """Load a checkpoint with a new head, tokenize texts, and choose the maximum length.
 
@@ -161,6 +166,7 @@ def prepare_model(
         texts: n texts.
         train: mask of the training texts, bool, shape (n,).
         tokens: the result of an earlier call with the same checkpoint and texts.
+        template: the template of the texts.
 
     Returns:
         The model, and the tokens, truncated only at the maximum length of the checkpoint.
@@ -169,7 +175,7 @@ def prepare_model(
         UserError: if the checkpoint, the device or the maximum length is not usable.
     """
     device = choose_device(config.device)
-    tokenizer, names = add_emoji_names(load_tokenizer(checkpoint), list(compress(texts, train)))
+    tokenizer, names = add_emoji_names(load_tokenizer(checkpoint), list(map(flat, compress(texts, train))))
     if config.max_length and config.max_length > checkpoint.max_positions:
         raise ConfigError(
             f"--max-length {config.max_length}: {checkpoint.name} takes at most {checkpoint.max_positions} tokens",
@@ -183,7 +189,7 @@ def prepare_model(
     pooled = checkpoint.has_mean_pooling and checkpoint.model_type in pooling.MODEL_TYPES
     if pooled:
         pooling.add_pooling_layer(model)
-    loaded = Loaded(model, tokenizer, device, checkpoint.max_positions, names, pooled)
+    loaded = Loaded(model, tokenizer, device, checkpoint.max_positions, names, pooled, template)
     tokens = encode(texts, loaded, cache=not config.no_token_cache) if tokens is None else tokens
     max_length = config.max_length or choose_max_length(tokens.full_lengths[train], checkpoint.max_positions)
     tokenizer.model_max_length = max_length

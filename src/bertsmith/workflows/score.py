@@ -16,6 +16,7 @@ import xxhash
 from bertsmith.compute.device import choose_precision
 from bertsmith.config import FEWEST_TO_SELECT, Config
 from bertsmith.data.table import Table
+from bertsmith.data.template import Text, flat, texts_of
 from bertsmith.evaluation.abstention import accuracy_coverage_curve
 from bertsmith.evaluation.calibration import PRIOR, WIDE_PRIOR
 from bertsmith.evaluation.decision import Decision
@@ -148,7 +149,7 @@ def score_splits(
     observe(Scoring(sum(len(table) for name, table in tables.items() if name not in known)))
 
     def predict(name: str) -> np.ndarray:
-        own_tokens = classifier.reuse_tokens(tokens[name], tables[name].frame["text"].tolist())
+        own_tokens = classifier.reuse_tokens(tokens[name], texts_of(tables[name].frame))
         return classifier.probabilities_of(own_tokens, lambda n: observe(Scored(n)))
 
     splits: dict[str, Any] = {}
@@ -285,7 +286,7 @@ def predictions_frame(table: Table, scores: np.ndarray) -> pd.DataFrame:
     frame = pd.DataFrame(
         {
             "row": table.frame["row"],
-            "text": table.frame["text"],
+            **{name: table.frame[name] for name in ("text", "pair") if name in table.frame.columns},
             **{name: pd.Series(values) for name, values in task.truth_columns(table.targets, table.labels).items()},
         }
     )
@@ -294,9 +295,9 @@ def predictions_frame(table: Table, scores: np.ndarray) -> pd.DataFrame:
     return pd.concat([frame, to_frame(task, scores, table.labels)], axis=1)
 
 
-def hash_texts(texts: Iterable[str]) -> pd.Series:
+def hash_texts(texts: Iterable[Text]) -> pd.Series:
     """Return the XXH3 hash of every text in hexadecimal: it identifies a text without revealing it."""
-    return pd.Series([xxhash.xxh3_64_hexdigest(text.encode()) for text in texts], dtype="str")
+    return pd.Series([xxhash.xxh3_64_hexdigest(flat(text).encode()) for text in texts], dtype="str")
 
 
 def stored_groups(predictions: pd.DataFrame) -> np.ndarray | None:

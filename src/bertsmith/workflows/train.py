@@ -32,6 +32,7 @@ from bertsmith.training.steps import check_memory
 from bertsmith.training.time_estimate import estimate_seconds
 from bertsmith.training.timing import PhaseTimer
 from bertsmith.training.trainer import fit
+from bertsmith.workflows.ablation import compare_columns
 from bertsmith.workflows.baselines import FrozenEmbeddings, baselines
 from bertsmith.workflows.cross_validation import score_folds, split_or_fold
 from bertsmith.workflows.inspect import as_table
@@ -178,7 +179,13 @@ def train_into(
             with phases.timed("baseline"):
                 _check(stop, _STOPPED_SCORING)
                 comparison = baselines(tables, scores.scores["test"], frozen, config.seed, cross_validation)
-                _write_scores(run, tables, scores, analysis, comparison)
+            with phases.timed("ablation"):
+                columns = None
+                if group.size == 1:
+                    predicted = task.without_offsets(classifier.rule, scores.scores["test"])
+                    trained = (run, tables, predicted, inputs, recipe, config, cross_validation)
+                    columns = compare_columns(*trained, observe=observe, stop=stop)
+                _write_scores(run, tables, scores, analysis, comparison, columns)
             with phases.timed("explanations"):
                 _check(stop, _STOPPED_SCORING)
                 # Without test texts, the final model was trained on all texts.
@@ -252,7 +259,12 @@ def _cross_validate(
 
 
 def _write_scores(
-    run: Run, tables: dict[str, Table], scores: Scores, analysis: dict[str, Any], comparison: dict[str, Any]
+    run: Run,
+    tables: dict[str, Table],
+    scores: Scores,
+    analysis: dict[str, Any],
+    comparison: dict[str, Any],
+    columns: dict[str, Any] | None,
 ) -> None:
     scores.splits["test"]["calibration"] |= analysis.pop("calibration")
     metrics = {
@@ -261,6 +273,7 @@ def _write_scores(
         "baseline": comparison,
         "inference": scores.inference,
         **analysis,
+        **({} if columns is None else {"columns": columns}),
     }
     write_json(run.layout.metrics, metrics)
     for name in ("validation", "test"):

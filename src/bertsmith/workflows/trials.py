@@ -15,6 +15,7 @@ import numpy as np
 
 from bertsmith.config import Config
 from bertsmith.data.table import Table
+from bertsmith.data.template import texts_of
 from bertsmith.errors import ConfigError
 from bertsmith.events import Evaluated, Event
 from bertsmith.model import checkpoint
@@ -72,11 +73,18 @@ class TrialData:
             fold: with cross-validation, the fold to validate on.
         """
         found = checkpoint.resolve(config.model, allow_pickle=config.allow_pickle)
-        texts = [text for part in (self.train, self.validation) for text in part.frame["text"]]
+        texts = [text for part in (self.train, self.validation) for text in texts_of(part.frame)]
         train = np.arange(len(texts)) < len(self.train)
         task = self.task
         loaded, tokens = prepare_model(
-            found, config, task, self.train.labels, texts, train, self._tokens.get(config.model)
+            found,
+            config,
+            task,
+            self.train.labels,
+            texts,
+            train,
+            self._tokens.get(config.model),
+            template=self.train.columns.template,
         )
         self._tokens[config.model] = tokens
         tokens, targets = (
