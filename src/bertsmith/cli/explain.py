@@ -16,7 +16,7 @@ MAX_WORDS = 10
 """Words listed with their attribution."""
 
 
-@with_settings(ModelConfig, only=("device", "threads"))
+@with_settings(ModelConfig, only=("device", "threads", "long"))
 def explain(
     *,
     run: RunArgument,
@@ -46,7 +46,7 @@ def explain(
     from bertsmith.inference.classifier import Classifier
     from bertsmith.inference.explain import explain as explain_text
 
-    classifier = Classifier.load(run, device=settings.device)
+    classifier = Classifier.load(run, device=settings.device, long=settings.long)
     explanations = [explain_text(classifier, one, label) for one in text]
     if page:
         from bertsmith.report.report import explanations_page

@@ -35,6 +35,7 @@ class Classifier(ModelPredictor):
         loaded: the model with its tokenizer.
         rule: temperature and offsets, fitted on validation.
         decide: whether to use the offsets, which were tuned for the primary metric.
+        long: how texts above the maximum length are read.
         token_budget: tokens per micro-batch, if memory suffices.
         dtype: of the matrix products. It is bf16 if the device computes bf16 fast and the run's check found the same
             labels, or else fp32.
@@ -49,7 +50,13 @@ class Classifier(ModelPredictor):
 
     @classmethod
     def load(
-        cls, path: Path | str, *, labels: Labels | None = None, device: str = "auto", decide: bool = True
+        cls,
+        path: Path | str,
+        *,
+        labels: Labels | None = None,
+        device: str = "auto",
+        decide: bool = True,
+        long: str = "auto",
     ) -> Classifier:
         """Load from a run folder or a ``model`` folder.
 
@@ -58,6 +65,7 @@ class Classifier(ModelPredictor):
             labels: the classes; by default those of the run, or those of the model's configuration numbered from 0.
             device: device of the model.
             decide: use the decision rule, if the model has one.
+            long: how to read texts above the maximum length; ``"auto"`` follows the model's configuration.
 
         Raises:
             RunFolderError: if the run is missing, unfinished or damaged.
@@ -95,8 +103,9 @@ class Classifier(ModelPredictor):
                 where=str(path),
                 remedy="Restore the changed file from a copy, or train again with --overwrite.",
             )
+        saved = getattr(model.config, "bertsmith", None)
         try:
-            rule = Rule.from_dict(getattr(model.config, "bertsmith", None), len(texts))
+            rule = Rule.from_dict(saved, len(texts))
         except ValueError as error:
             raise RunFolderError(
                 f"the decision rule of the model is damaged: {error}",
@@ -107,6 +116,7 @@ class Classifier(ModelPredictor):
         model.to(target)
         limit = min(int(tokenizer.model_max_length), resolved.max_positions)
         classifier = cls(Loaded(model, tokenizer, target, limit), labels, rule, decide=decide)
+        classifier.long = (saved or {}).get("long", "truncate") if long == "auto" else long
         if folder != path and passed_bf16_check(Run(path)) and choose_precision(target)[0] == "bf16":
             classifier.set_dtype(torch.bfloat16)
         return classifier

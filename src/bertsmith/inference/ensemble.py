@@ -26,7 +26,7 @@ class Ensemble(Predictor):
         self.labels = self.members[0].labels
 
     @classmethod
-    def load(cls, run: Run, *, device: str = "auto", decide: bool = True) -> Ensemble:
+    def load(cls, run: Run, *, device: str = "auto", decide: bool = True, long: str = "auto") -> Ensemble:
         """Load the models of a run trained with several seeds.
 
         Raises:
@@ -39,7 +39,7 @@ class Ensemble(Predictor):
                 where=str(run.path),
                 remedy="Train with --seeds, such as --seeds 3.",
             )
-        return cls([Classifier.load(member.path, device=device, decide=decide) for member in members])
+        return cls([Classifier.load(member.path, device=device, decide=decide, long=long) for member in members])
 
     @property
     def rules(self) -> list[Rule]:

@@ -90,7 +90,9 @@ def _to_openvino(original: Classifier, folder: Path, precision: str, texts: Sequ
         model.outputs[0].get_tensor().set_names({"logits"})
         model.validate_nodes_and_infer_types()
         if precision == "int8":
-            batches = [pad([ids], (0, "right"), names) for ids in original.encode(texts).ids()]
+            batches = [
+                pad([ids], (0, "right"), names) for ids in original.encode(texts).truncate(original.max_length).ids()
+            ]
             model = _quantize_openvino(model, batches, conservative)
         for file in folder.glob("model.*"):  # of an earlier attempt, possibly still in use
             file.unlink()

@@ -48,6 +48,7 @@ class ExportInfo:
         parity: comparison with the original model.
         files: XXH3 checksum by file name.
         run: facts about the run it comes from.
+        long: how texts above the maximum length are read; absent from exports of older versions.
     """
 
     format: str
@@ -60,6 +61,7 @@ class ExportInfo:
     parity: dict[str, Any]
     files: dict[str, str]
     run: dict[str, Any]
+    long: str = "truncate"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-ready content of ``export.json``, including its checksum."""
@@ -100,6 +102,7 @@ class ExportInfo:
                 content["parity"],
                 content["files"],
                 content["run"],
+                content.get("long", "truncate"),
             )
         except json.JSONDecodeError as error:
             raise _damaged(folder / ABOUT, f"line {error.lineno} is not JSON") from error
@@ -123,17 +126,20 @@ class Exported(ModelPredictor):
 
     def __init__(self, folder: Path, about: ExportInfo, session: Session, *, decide: bool = True) -> None:
         self.folder, self.about, self.labels, self.decide = folder, about, about.labels, decide
-        self.session, self.rule = session, about.rule
+        self.session, self.rule, self.long = session, about.rule, about.long
         self.encoder = FastEncoder((folder / TOKENIZER).read_text(encoding="utf-8"))
 
     @classmethod
-    def load(cls, folder: Path | str, *, decide: bool = True, threads: int | None = None) -> Exported:
+    def load(
+        cls, folder: Path | str, *, decide: bool = True, threads: int | None = None, long: str = "auto"
+    ) -> Exported:
         """Load from an export folder.
 
         Args:
             folder: written by `export`.
             decide: use the decision rule, if the model has one.
             threads: number of threads; by default one per core.
+            long: how to read texts above the maximum length; ``"auto"`` follows the export.
 
         Raises:
             RunFolderError: if the export is damaged.
@@ -154,7 +160,9 @@ class Exported(ModelPredictor):
             raise MissingPackageError(runtime.package, "the export", where=str(folder)) from error
         except Exception as error:
             raise _damaged(folder, f"{runtime.package} cannot load it: {str(error).splitlines()[0]}") from error
-        return cls(folder, about, session, decide=decide)
+        exported = cls(folder, about, session, decide=decide)
+        exported.long = about.long if long == "auto" else long
+        return exported
 
     def __repr__(self) -> str:
         return f"Exported({len(self.labels)} classes, {self.about.format} {self.about.precision})"

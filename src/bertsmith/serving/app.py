@@ -96,11 +96,12 @@ def create_app(
         characters = sum(map(len, texts))
         tokens = await asyncio.to_thread(encode) if characters > TOKENIZE_IN_THREAD else encode()
         max_length = classifier.max_length
-        too_long = np.flatnonzero(tokens.full_lengths > max_length)
+        left = side == "left" and classifier.long == "truncate"
+        tokens = tokens.truncate(max_length, left=True) if left else classifier.read(tokens)
+        too_long = np.flatnonzero(tokens.is_truncated)
         if len(too_long) and not truncate:
             first = f"inputs[{too_long[0]}]: {tokens.full_lengths[too_long[0]]:,} tokens"
             raise RequestError(413, f"{first}, at most {max_length:,}; set truncate to true to truncate the text")
-        tokens = tokens.truncate(max_length, left=True if side == "left" else None)
         n_tokens = int(tokens.truncated_lengths.sum())
         encoded = time.perf_counter()
         async with asyncio.timeout(limits.seconds):
@@ -168,7 +169,7 @@ def create_app(
             raise RequestError(404, "explanations need captum and torch: serve the run with --runtime torch")
         (text,) = _check_texts([body.inputs], limits)
         classifier = service.batcher.classifier
-        n_tokens = int(min(classifier.count_tokens([text])[0], classifier.max_length))
+        n_tokens = int(classifier.encode([text]).truncated_lengths[0])
         request.state.log_fields = {"texts": 1, "tokens": n_tokens}
         async with asyncio.timeout(limits.seconds):
             answer = await service.batcher.run(lambda classifier: explainer(classifier, text), n_tokens)
@@ -196,6 +197,7 @@ def create_app(
             "version": __version__,
             "explains": service.explain is not None,
             "max_length": service.batcher.classifier.max_length,
+            "long": service.batcher.classifier.long,
             "limits": {"body": limits.body, "texts": limits.texts, "characters": limits.characters},
         }
 

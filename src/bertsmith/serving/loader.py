@@ -34,6 +34,7 @@ class ServerConfig:
         device, decide, runtime: see `open_classifier`.
         limits: limits of a request.
         token: token that requests must send; ``None``: requests need no token.
+        long: see `open_classifier`.
     """
 
     path: str
@@ -45,6 +46,7 @@ class ServerConfig:
     runtime: str = "auto"
     limits: Limits = field(default_factory=Limits)
     token: str | None = None
+    long: str = "auto"
 
 
 @dataclass
@@ -116,7 +118,9 @@ def open_model(config: ServerConfig) -> ModelPredictor:
     Raises:
         UserError: if the folder does not contain a usable classifier.
     """
-    classifier, _ = open_classifier(config.path, device=config.device, decide=config.decide, runtime=config.runtime)
+    classifier, _ = open_classifier(
+        config.path, device=config.device, decide=config.decide, runtime=config.runtime, long=config.long
+    )
     assert isinstance(classifier, ModelPredictor)
     return classifier
 

@@ -67,8 +67,9 @@ def plan_steps(
     plan = StepPlan(
         token_budget=batching.TOKEN_BUDGETS[device],
         packed=packed,
-        # Attention in fp32 has no kernel, and mean pooling depends on the lengths of the texts.
+        # Attention in fp32 has no kernel; mean pooling depends on the lengths, windows on their number in a text.
         use_cuda_graphs=packed
+        and train.counts is None
         and device == "cuda"
         and arguments.bf16
         and getattr(config, "classifier_pooling", "cls") == "cls",

@@ -81,8 +81,8 @@ class Inputs:
     Attributes:
         checkpoint: the source of the weights.
         loaded: the model.
-        tokens: the tokens of all texts, not truncated.
-        train, validation: the training and validation texts, truncated at the maximum length.
+        tokens: the tokens of all texts, with all that any choice of ``config.long`` reads.
+        train, validation: the training and validation texts, as the model reads them.
     """
 
     checkpoint: Checkpoint
@@ -106,7 +106,7 @@ def prepare_inputs(data: Table, config: Config) -> Inputs:
     train = (data.frame["split"] == "train").to_numpy()
     loaded, tokens = prepare_model(checkpoint, config, data.labels, data.frame["text"].tolist(), train)
     train_set, validation_set = (
-        TokenDataset(tokens.take(rows).truncate(loaded.max_length), data.targets[rows])
+        TokenDataset.reading(tokens.take(rows), data.targets[rows], loaded.max_length, config.long)
         for rows in (np.flatnonzero(train), np.flatnonzero(data.frame["split"] == "validation"))
     )
     return Inputs(checkpoint, loaded, tokens, train_set, validation_set)
@@ -156,7 +156,8 @@ def prepare_model(
         tokens: the result of an earlier call with the same checkpoint and texts.
 
     Returns:
-        The model, and the tokens, truncated only at the maximum length of the checkpoint.
+        The model, and the tokens. If ``config.long`` is ``"truncate"``, they are truncated at the maximum length of the
+        checkpoint.
 
     Raises:
         UserError: if the checkpoint, the device or the maximum length is not usable.
@@ -175,7 +176,9 @@ def prepare_model(
     if pooled:
         pooling.add_pooling_layer(model)
     loaded = Loaded(model, tokenizer, device, checkpoint.max_positions, names, pooled)
-    tokens = encode(texts, loaded, cache=not config.no_token_cache) if tokens is None else tokens
+    if tokens is None:
+        truncate = config.long == "truncate"
+        tokens = encode(texts, loaded, cache=not config.no_token_cache, truncate=truncate)
     max_length = config.max_length or choose_max_length(tokens.full_lengths[train], checkpoint.max_positions)
     tokenizer.model_max_length = max_length
     return replace(loaded, max_length=max_length), tokens

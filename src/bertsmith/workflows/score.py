@@ -64,22 +64,24 @@ def fit_rule(
 
 
 def apply_rule(classifier: Classifier, decision: Decision, temperature: float, run: runs.Run) -> None:
-    """Put a decision rule and a temperature into a model, and save the model.
+    """Put a decision rule, a temperature and the way to read long texts into a model, and save the model.
 
     If the head ends in a linear layer, its weights include the rule, for every library that loads the model. Otherwise
     the rule is in the model's configuration, and only bertsmith uses it.
 
     Args:
-        classifier: the model after training; its ``rule`` is set.
+        classifier: the model after training, with the choice of ``long``; its ``rule`` is set.
         decision, temperature: the result of `fit_rule`.
         run: the run of the model.
     """
     offsets = tuple(decision.offsets.tolist()) if decision.used else ()
-    if temperature != 1 or offsets:
+    is_long = classifier.long != "truncate"
+    if temperature != 1 or offsets or is_long:
         classifier.rule = Rule(
             temperature, offsets, folded=fold_calibration(classifier.loaded.model, temperature, offsets)
         )
-        classifier.loaded.model.config.bertsmith = classifier.rule.to_dict()
+        long = {"long": classifier.long} if is_long else {}
+        classifier.loaded.model.config.bertsmith = {**classifier.rule.to_dict(), **long}
         run.save_model(classifier.loaded.save)
 
 
@@ -89,13 +91,20 @@ class CrossValidation:
 
     Attributes:
         fold: the fold of each training text, shape (n,).
-        probabilities: the probabilities of each training text, shape (n, classes).
+        readings: the probabilities of each training text by the way to read long texts, each of shape (n, classes).
+        long: the way that the model uses.
         has_test: whether the table has test texts.
     """
 
     fold: np.ndarray
-    probabilities: np.ndarray
+    readings: dict[str, np.ndarray]
+    long: str
     has_test: bool
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """The probabilities of each training text, shape (n, classes)."""
+        return self.readings[self.long]
 
     @property
     def n_folds(self) -> int:
@@ -141,6 +150,7 @@ def score_splits(
     config: Config,
     observe: ScoringListener,
     cross_validation: CrossValidation | None = None,
+    validation: np.ndarray | None = None,
 ) -> Scores:
     """Calibrate a model and score it on every split. Nothing else uses the test split.
 
@@ -150,10 +160,11 @@ def score_splits(
     Args:
         classifier, run: as for `apply_rule`.
         tables: the texts by split.
-        tokens: the tokens by split, truncated no shorter than the maximum length.
+        tokens: the tokens by split, with all that the model reads.
         config: the settings.
         observe: called with `Scoring` once and with `Scored` after each batch.
         cross_validation: the predictions of the cross-validation, if any.
+        validation: probabilities of the validation texts, if they are known.
     """
     sample, seed, n_train = tables["train"], config.seed, len(tables["train"])
     size = min(max(n_train // 10, TRAIN_SAMPLE[0]), TRAIN_SAMPLE[1])
@@ -162,7 +173,7 @@ def score_splits(
         sample, tokens = sample.take(rows), {**tokens, "train": tokens["train"].take(rows)}
     # Validation is first: it calibrates the model.
     tables = {"validation": tables["validation"], "train": sample, "test": tables["test"]}
-    known: dict[str, np.ndarray] = {}
+    known: dict[str, np.ndarray] = {} if validation is None else {"validation": validation}
     if cross_validation is not None:
         known["validation"] = cross_validation.probabilities
         if not cross_validation.has_test:
@@ -252,7 +263,7 @@ def analyze_test(
         without_rule = rule.apply(probabilities, decide=False).argmax(axis=1)
     columns = {
         "length in tokens": pd.Series(lengths),
-        "cut at the maximum length": pd.Series(np.where(lengths > classifier.loaded.max_length, "yes", "no")),
+        "longer than the maximum length": pd.Series(np.where(lengths > classifier.loaded.max_length, "yes", "no")),
         "label": pd.Series(np.array(test.labels.texts, dtype=object)[targets]).astype("category"),
         **{str(name): test.extra[name] for name in test.extra.columns},
     }
