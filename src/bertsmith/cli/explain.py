@@ -60,14 +60,14 @@ def explain(
     out = stdout_console()
     for explanation in explanations:
         largest = max((abs(w.attribution) for w in explanation.words), default=0.0) or 1.0
-        line = Text()
+        line = Text(explanation.text[: explanation.words[0].start] if explanation.words else "")
         end = 0
         for word in explanation.words:
             share = word.attribution / largest
             style = (
                 "" if abs(share) < 0.15 else f"{'bold ' if abs(share) > 0.5 else ''}{'green' if share > 0 else 'red'}"
             )
-            line.append(explanation.text[end : word.start]).append(word.text, style=style)
+            line.append(word.text, style=style).append(word.after)
             end = word.end
         if explanation.unread:
             line.append(f" … ({explanation.unread:,} more characters exceed the maximum length)", "dim")

@@ -66,11 +66,11 @@ class Explanation:
         label_text: the explained label.
         predicted_text: the predicted label.
         probability: of the explained label.
-        words: in order, without those beyond the maximum length.
+        words: in order, without those that the model does not read.
         change: of the logit, from a text of padding tokens to this text.
         gap: the sum of the attributions minus that change.
         steps: integration points.
-        unread: characters beyond the maximum length.
+        unread: number of characters that the model does not read, because of the maximum length.
     """
 
     text: str
@@ -96,7 +96,8 @@ def explain(classifier: Classifier, text: str, label: str | None = None, *, dead
     """Attribute the logit of a label to the words of a text.
 
     The baseline replaces all tokens but special ones by padding. The attribution of a word is the sum over its tokens.
-    The number of integration points doubles until the attributions sum to the change of the logit.
+    The number of integration points doubles until the attributions sum to the change of the logit. If the model reads
+    windows, its logits are their mean, and so are the attributions.
 
     Args:
         classifier: a fitted model.
@@ -111,6 +112,7 @@ def explain(classifier: Classifier, text: str, label: str | None = None, *, dead
         DataError: if the text is empty.
         DeviceError: if memory is too small.
     """
+    import numpy as np
     import torch
 
     text = normalise(text)
@@ -126,18 +128,30 @@ def explain(classifier: Classifier, text: str, label: str | None = None, *, dead
     target = predicted if label is None else names.index(label)
     tokenizer = classifier.loaded.tokenizer
     encoded = tokenizer(
-        text,
-        truncation=True,
-        max_length=classifier.loaded.max_length,
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
+        text, truncation=False, verbose=False, return_offsets_mapping=True, return_special_tokens_mask=True
     )
-    batch = TokenBatch.from_tokens(Tokens.from_lists({name: [encoded[name]] for name in classifier.columns}))
-    special = torch.tensor(encoded["special_tokens_mask"]).bool()
-    baseline = batch.input_ids.masked_fill(~special, tokenizer.pad_token_id)
-    attributions, change, gap, steps = _attributions(classifier, batch, baseline, target, deadline)
-    words = _words(text, encoded.word_ids(), encoded["offset_mapping"], attributions)
-    is_truncated = len(tokenizer(text, verbose=False)["input_ids"]) > len(attributions)
+    special = np.array(encoded["special_tokens_mask"], dtype=bool)
+    columns = {name: [encoded[name]] for name in classifier.columns}
+    tokens = Tokens.from_lists({**columns, "position": [list(range(len(special)))]}, classifier.encoder)
+    if classifier.long == "window":
+        windows, _ = tokens.windows(classifier.max_length)
+    else:
+        windows = classifier.read(tokens)
+    n, attributions, is_read = len(windows), np.zeros(len(special)), np.zeros(len(special), dtype=bool)
+    change, gap, steps = 0.0, 0.0, 0
+    for i in range(n):
+        window = windows.take(np.array([i]))
+        position = window.columns.pop("position")
+        batch = TokenBatch.from_tokens(window)
+        baseline = batch.input_ids.masked_fill(torch.from_numpy(~special[position]), tokenizer.pad_token_id)
+        values, change_of_one, gap_of_one, steps_of_one = _attributions(classifier, batch, baseline, target, deadline)
+        attributions[position] += np.array(values) / n
+        is_read[position] = True
+        change, gap, steps = change + change_of_one / n, gap + gap_of_one / n, max(steps, steps_of_one)
+    offsets, read = encoded["offset_mapping"], np.flatnonzero(is_read)
+    unread = _unread(len(text), offsets, is_read, special)
+    word_ids = encoded.word_ids()
+    words = _words(text, [word_ids[i] for i in read], [offsets[i] for i in read], attributions[read].tolist(), unread)
     return Explanation(
         text=text,
         label_text=names[target],
@@ -147,7 +161,7 @@ def explain(classifier: Classifier, text: str, label: str | None = None, *, dead
         change=change,
         gap=gap,
         steps=steps,
-        unread=len(text) - words[-1].end if is_truncated and words else 0,
+        unread=sum(end - start for start, end in unread),
     )
 
 
@@ -245,8 +259,32 @@ def _attributions(
     return attributions.tolist(), change, gap, steps
 
 
+def _unread(
+    length: int, offsets: list[tuple[int, int]], is_read: np.ndarray, special: np.ndarray
+) -> list[tuple[int, int]]:
+    """Return start and end of each part of a text that the model does not read, in characters.
+
+    Args:
+        length: of the text, in characters.
+        offsets: start and end of each token.
+        is_read, special: whether the model reads each token, and whether the token is special, shape (tokens,).
+    """
+    parts: list[tuple[int, int]] = []
+    end, skipped = 0, False
+    for (start, stop), read in ((offsets[i], is_read[i]) for i in (~special).nonzero()[0]):
+        if read:
+            parts += [(end, start)] if skipped else []
+            end = stop
+        skipped = not read
+    return [*parts, (end, length)] if skipped else parts
+
+
 def _words(
-    text: str, word_ids: list[int | None], offsets: list[tuple[int, int]], attributions: list[float]
+    text: str,
+    word_ids: list[int | None],
+    offsets: list[tuple[int, int]],
+    attributions: list[float],
+    unread: list[tuple[int, int]],
 ) -> tuple[Word, ...]:
     words: list[Word] = []
     last = None
@@ -262,4 +300,7 @@ def _words(
         words.append(Word(text[start:end], start, end, value))
         last = word
     ends = [*(word.start for word in words[1:]), *(word.end for word in words[-1:])]
-    return tuple(replace(word, after=text[word.end : end]) for word, end in zip(words, ends, strict=True))
+    return tuple(
+        replace(word, after=" … " if any(word.end <= a < end for a, _ in unread) else text[word.end : end])
+        for word, end in zip(words, ends, strict=True)
+    )

@@ -122,6 +122,7 @@ def write_report(run: Run) -> Path:
             worse=[entry for entry in metrics["slices"] if entry["worse"]],
             rule=metrics["decision_rule"],
             seeds=metrics.get("seeds"),
+            long=metrics.get("long_texts"),  # absent from older runs
             groups=predictions["group"].nunique() if "group" in predictions.columns else 0,
             lengths=_length_figure(findings),
             balance=_balance(findings),
