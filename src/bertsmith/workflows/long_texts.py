@@ -45,7 +45,9 @@ class Reading:
     compared: dict[str, Any]
 
 
-def candidates(config: Config, tokens: Mapping[str, Tokens], max_length: int, recipe: Recipe) -> tuple[str, ...]:
+def candidates(
+    config: Config, tokens: Mapping[str, Tokens], max_length: int, recipe: Recipe, folds: int = 0
+) -> tuple[str, ...]:
     """Return the ways to read long texts that a run needs, the cheapest first.
 
     A choice of the user is compared with ``"truncate"`` at the end. With ``"auto"``, all ways are candidates if more
@@ -57,13 +59,14 @@ def candidates(config: Config, tokens: Mapping[str, Tokens], max_length: int, re
         tokens: all tokens by split.
         max_length: maximum number of tokens.
         recipe: for the number of epochs.
+        folds: number of folds; 0 without cross-validation.
     """
     lengths = {name: part.full_lengths for name, part in tokens.items()}
     if config.long != "auto":
         return tuple(name for name in BY_COST if name in ("truncate", config.long))
     if not (lengths["train"] > max_length).mean() > MIN_CUT or len(lengths["validation"]) < MIN_TEXTS:
         return BY_COST[:1]
-    passes = BACKWARD * recipe.epochs * (2 if recipe.consistency else 1)
+    passes = BACKWARD * recipe.epochs * (2 if recipe.consistency else 1) * max(folds, 1)
     trained = passes * int(np.minimum(lengths["train"], max_length).sum())
     scored = OVERLAP_COST * sum(int(lengths[name].sum()) for name in ("validation", "test"))
     return BY_COST if scored <= MAX_COST * trained else BY_COST[:2]

@@ -150,7 +150,7 @@ def train_into(
                 observe(TrainingEstimated(seconds))
             listener = recording_listener(run, phases, observe)
             with phases.timed("training"):
-                names = candidates(config, tokens, loaded.max_length, recipe)
+                names = candidates(config, tokens, loaded.max_length, recipe, splits.n_folds)
                 cross_validation = _cross_validate(run, config, splits, inputs, recipe, names, frozen, observe, stop)
                 finished = fit(
                     loaded,
