@@ -416,7 +416,7 @@ def test_a_trial_reads_as_told(long, tiny):
     table = bs.read_table(long_table(60))
     data = trials.TrialData(table.take(np.arange(40)), table.take(np.arange(40, 60)))
     settings = {"model": str(tiny), "long": long, "max_length": 32, "epochs": 1, "device": "cpu"}
-    loaded, training, validation = data.prepare(Config(**settings))
+    _, training, validation = data.prepare(Config(**settings))
     assert (training.counts is None) == (validation.counts is None) == (long != "window")
     assert validation.lengths.max() == (32 if long != "window" else validation.sizes.max())
     result = trials.run_trial(
