@@ -132,7 +132,7 @@ def create_app(
     async def predict(body: PredictRequest, request: Request) -> Response:
         """Classify a text or a batch, in the format of text-embeddings-inference: all labels, best first.
 
-        The header `x-truncated-texts` lists the positions of truncated texts, from 0.
+        The header `x-truncated-texts` lists the positions of texts that are not read as a whole, from 0.
         """
         single = isinstance(body.inputs, str)
         texts = [body.inputs] if isinstance(body.inputs, str) else [text for (text,) in body.inputs]
@@ -146,7 +146,7 @@ def create_app(
     async def pipeline(body: PipelineRequest, request: Request) -> Response:
         """Classify a text or a flat list of texts, as Hugging Face's `pipeline("text-classification")` does.
 
-        Long texts are truncated. The header `x-truncated-texts` lists their positions, from 0.
+        Of long texts, the model reads what `long` of `/info` says. The header `x-truncated-texts` lists their positions, from 0.
         """
         single = isinstance(body.inputs, str)
         texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs

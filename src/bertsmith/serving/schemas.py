@@ -30,7 +30,9 @@ class PredictRequest(_RequestModel):
         "strings is a pair of texts, so flat lists are refused. POST / accepts flat lists as batches.",
         examples=["great phone", [["great phone"], ["never again"]]],
     )
-    truncate: bool = Field(False, description="Truncate long texts; otherwise they are refused with status 413.")
+    truncate: bool = Field(
+        False, description="Accept long texts that the model does not read as a whole; otherwise status 413."
+    )
     truncation_direction: Literal["Left", "Right", "left", "right"] = Field(
         "Right", description="Side that is truncated; Right keeps the beginning."
     )
