@@ -146,8 +146,8 @@ def create_app(
     async def pipeline(body: PipelineRequest, request: Request) -> Response:
         """Classify a text or a flat list of texts, as Hugging Face's `pipeline("text-classification")` does.
 
-        The model reads long texts as `long` of `/info` says. The header `x-truncated-texts` lists the positions of texts
-        that are not read as a whole, from 0.
+        The model reads long texts as `long` of `/info` says. The header `x-truncated-texts` lists the positions of
+        texts that are not read as a whole, from 0.
         """
         single = isinstance(body.inputs, str)
         texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
