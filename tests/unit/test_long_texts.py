@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bertsmith as bs
-from bertsmith.compute import batching
+from bertsmith.compute import batching, memory
 from bertsmith.config import Config
 from bertsmith.data.table import Labels
 from bertsmith.errors import Interrupted
@@ -137,6 +137,16 @@ def test_a_step_reads_a_limited_number_of_windows():
     assert not sampled.input_ids.equal(batch.sample_windows(dataset.most_windows, [1, 3]).input_ids)
     assert batch.sample_windows(1000, [1, 2]) is batch
     assert _dataset([5000], 4096)[1].most_windows == MIN_WINDOWS
+
+
+def test_the_memory_of_a_step_depends_on_its_tokens_and_on_the_width_of_windows(model):
+    _, dataset = _dataset([900, 20], 64)
+    assert (dataset.width, _dataset([60, 20], 64)[1].width) == (64, None)
+    sizes = [(1024, 64), (1024, 1024), (1024, None), (64, 64)]
+    of_windows, whole, by_default, short = (
+        memory.step_memory(model, longest, 512, training=True, width=width) for longest, width in sizes
+    )
+    assert short < of_windows < whole == by_default
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
@@ -372,7 +382,7 @@ def test_validation_chooses_and_the_test_says_what_that_is_worth(chosen):
     assert worth["longer"] == worth["texts"] == len(table)
     page = chosen.layout.report.read_text()
     assert "Long texts" in page
-    assert "Long texts" not in (chosen.layout.model / "README.md").read_text()
+    assert "in windows" in (chosen.layout.model / "README.md").read_text()
     stored = np.stack(chosen.validation_predictions["probabilities"].to_list())
     again = bs.load(chosen.path, device="cpu").predict_proba(chosen.validation_predictions["text"].tolist())
     assert again == pytest.approx(stored, abs=1e-5)

@@ -37,14 +37,15 @@ class TokenDataset(Dataset[Any]):  # type: ignore[misc]  # torch is untyped here
     Attributes:
         most_windows: number of windows of a text that a step reads.
         lengths: number of tokens of each text that a step reads, shape (n,).
+        width: number of tokens of a window; ``None`` if all texts are a single window.
     """
 
     def __init__(self, tokens: Tokens, labels: np.ndarray, max_length: int | None = None) -> None:
-        self.labels, self.counts, self.most_windows = labels, None, 1
+        self.labels, self.counts, self.most_windows, self.width = labels, None, 1, None
         self.starts, self.sizes, self.lengths = tokens.starts, tokens.truncated_lengths, tokens.truncated_lengths
         if max_length is not None and len(tokens) and self.sizes.max() > max_length:
             tokens, counts = tokens.windows(max_length)
-            self.most_windows = max(WINDOW_TOKENS // max_length, MIN_WINDOWS)
+            self.most_windows, self.width = max(WINDOW_TOKENS // max_length, MIN_WINDOWS), max_length
             self.counts, self.first = counts, np.cumsum(counts) - counts
             self.window_sizes = tokens.truncated_lengths
             self.starts, self.sizes = tokens.starts[self.first], np.add.reduceat(self.window_sizes, self.first)
