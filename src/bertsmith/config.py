@@ -29,8 +29,8 @@ FEWEST_TO_SELECT = 20
 """With fewer validation texts, no epoch is selected and the last weights count."""
 DEFAULT_MODEL = "google-bert/bert-base-uncased"
 
-Long = Literal["truncate", "window"]
-"""How texts longer than the maximum length are read: their beginning, or all of them window by window."""
+Long = Literal["auto", "truncate", "head-tail", "window"]
+"""How texts above the maximum length are read; ``auto`` lets `train` choose, and elsewhere follows the run."""
 OnError = Literal["fail", "skip"]
 """What happens to rows that cannot be read."""
 CsvDialect = Literal["plain", "excel", "excel-semicolon"]
@@ -166,6 +166,11 @@ class ModelConfig(Step):
     )
     max_length: int | None = Field(
         None, ge=8, le=131072, description="Maximum tokens per text; by default, enough for 99 % of the texts."
+    )
+    long: Long = Field(
+        "auto",
+        description="How to read texts above the maximum length: the beginning, beginning and end, or all, window by "
+        "window; auto: train chooses on validation, other commands follow the run.",
     )
     device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="Device to compute on.")
     threads: int | None = Field(

@@ -340,13 +340,11 @@ class FinalStarted:
 
 _Progress = Started | StepDone | Evaluated | Saved | FoldStarted | FoldDone | Finished
 _Incident = Slowed | CheckpointsDamaged | Collapsed | MemoryLimited | MemoryExceeded | RolledBack | Compiling
-Event = _Progress | _Incident  # of a training
+# The events of a training, of a run (from the table to the report), of a study, and of predictions.
+Event = _Progress | _Incident
 RunEvent = SeedStarted | CheckpointChosen | Prepared | TrainingEstimated | Event | Scoring | Scored | AblationStarted
-"""Events of a run, from the table to the report."""
 StudyEvent = StudyStarted | TrialStarted | TrialScored | TrialEnded | StorageUnavailable | FinalStarted | RunEvent
-"""Events of a study."""
 PredictionEvent = InputOpened | ModelOpened | RowsResumed | RowsPredicted
-"""Events of predictions."""
 Listener = Callable[[Event], None]
 ScoringListener = Callable[[Scoring | Scored], None]
 RunListener = Callable[[RunEvent], None]

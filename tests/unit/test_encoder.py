@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from bertsmith.model.tokenizer import FastEncoder, encoder_for
+from bertsmith.model.tokenizer import FastEncoder, Tokens, encoder_for
 from bertsmith.testing import tiny_model, tiny_table
 
 NAMES = ("input_ids", "token_type_ids")
@@ -141,6 +141,30 @@ def test_windows_are_as_long_as_allowed_overlap_and_cover_every_token(made, fami
         head, tail = ids.tolist()[:before], ids.tolist()[len(ids) - after :]
         assert of_text == [head + inner[start : start + content] + tail for start in starts]
         assert starts[-1] + content == len(inner)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(list(FAMILIES)), st.lists(st.integers(0, 60), max_size=6), st.integers(3, 12))
+def test_head_and_tail_are_a_quarter_and_the_rest_of_the_content(made, family, sizes, max_length):
+    encoder = encoder_for(made[family, "right"])
+    before, after = encoder.special_counts
+    content = max_length - before - after
+    head = round(content / 4)
+    whole = encoder.encode([" ".join(["a", "b", "c", "0"] * 15)[: 2 * size] for size in sizes])
+    cut = whole.head_tail(max_length)
+    for ids, found, is_cut in zip(whole.ids(), cut.ids(), cut.is_truncated, strict=True):
+        inner, end = ids.tolist()[before : len(ids) - after], ids.tolist()[len(ids) - after :]
+        assert is_cut == (len(ids) > max_length)
+        kept = inner[:head] + inner[len(inner) - (content - head) :] if is_cut else inner
+        assert found.tolist() == ids.tolist()[:before] + kept + end
+    assert np.array_equal(cut.head_tail(max_length).truncated_lengths, cut.truncated_lengths)
+    assert whole.read(max_length, "window") is whole
+
+
+def test_head_and_tail_of_512_tokens_are_those_of_sun_et_al():
+    tokens = Tokens.from_lists({"input_ids": [list(range(1000))]})
+    kept = tokens.head_tail(510).columns["input_ids"]  # and two special tokens
+    assert kept.tolist() == [*range(128), *range(1000 - 382, 1000)]
 
 
 def test_encoders_of_the_same_tokenizer_have_the_same_key(made, tmp_path):

@@ -1,3 +1,4 @@
+import copy
 import io
 import json
 import shutil
@@ -18,9 +19,15 @@ from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.ensemble import Ensemble
 from bertsmith.inference.predict import predict_chunks, predict_rows
 from bertsmith.inference.table_writers import output_format
-from bertsmith.inference.windows import Windowed
 from bertsmith.testing import WORDS, tiny_table
 from tests.conftest import train
+
+
+def whole_texts(classifier):
+    """The classifier, reading long texts window by window."""
+    other = copy.copy(classifier)
+    other.long = "window"
+    return other
 
 
 def test_texts_are_labelled(classifier):
@@ -128,7 +135,7 @@ def test_an_invalid_data_frame_is_an_error(frame, column, error, classifier):
 
 def test_classes_follow_the_columns_of_predict_proba(classifier):
     expected = np.array(["animals", "colours", "fruits"])
-    for one in (classifier, Ensemble([classifier, classifier]), Windowed(classifier)):
+    for one in (classifier, Ensemble([classifier, classifier]), whole_texts(classifier)):
         assert one.classes_.dtype == expected.dtype
         assert one.classes_.tolist() == expected.tolist()
     assert classifier.classes_[classifier.predict_proba(["my cat"]).argmax(axis=1)].tolist() == ["animals"]
@@ -222,18 +229,19 @@ def test_runs_are_compared_on_the_same_rows_only(finished, tiny, tmp_path):
 
 def test_long_texts_can_be_read_whole(classifier, cli, finished, tmp_path):
     long = " ".join(["cat dog"] * 40 + ["red blue"] * 400)
-    beginning, whole = classifier.predict([long]), Windowed(classifier).predict([long])
+    windowed = whole_texts(classifier)
+    beginning, whole = classifier.predict([long]), windowed.predict([long])
     assert (beginning, whole) == (["animals"], ["colours"])
     assert bs.load(finished, device="cpu", long="window").predict([long]) == whole
     texts = ["my cat", "red and blue", "apple"]
-    assert np.array_equal(Windowed(classifier).predict_proba(texts), classifier.predict_proba(texts))
+    assert np.array_equal(windowed.predict_proba(texts), classifier.predict_proba(texts))
     windows, counts = classifier.encode([long], truncate=False).windows(classifier.max_length)
     kept = classifier.max_length - 2  # of 880 words, a quarter of which is in the next window too
     assert counts.tolist() == [len(windows)] == [-(-(880 - kept) // (kept - kept // 4)) + 1]
     logits = np.mean([classifier.logits_of(windows.take([i]))[0] for i in range(len(windows))], axis=0)
     expected = classifier.rule.apply(softmax(logits[None]), decide=True)
-    assert Windowed(classifier).predict_proba([long]) == pytest.approx(expected, abs=1e-5)
-    assert Windowed(classifier).predict_proba([]).shape == (0, 3)
+    assert windowed.predict_proba([long]) == pytest.approx(expected, abs=1e-5)
+    assert windowed.predict_proba([]).shape == (0, 3)
     pd.DataFrame({"Text": [long, "my cat"]}).to_csv(tmp_path / "t.csv", index=False)
     code, out, err = cli("predict", finished, tmp_path / "t.csv")
     assert (code, pd.read_csv(io.StringIO(out))["predicted_text"].tolist()) == (0, ["animals", "animals"])

@@ -21,6 +21,7 @@ class PredictSettings(TypedDict, total=False):
     sheet: str | None
     encoding: str | None
     max_unpacked: float
+    long: Literal["auto", "truncate", "head-tail", "window"]
     device: Literal["auto", "cuda", "mps", "cpu"]
     threads: int | None
 
@@ -52,6 +53,7 @@ class TableSettings(TypedDict, total=False):
 class EvaluateSettings(TableSettings, total=False):
     """How to read a table, and where to compute."""
 
+    long: Literal["auto", "truncate", "head-tail", "window"]
     device: Literal["auto", "cuda", "mps", "cpu"]
     threads: int | None
 
@@ -74,6 +76,7 @@ class InspectSettings(ReadSettings, total=False):
 
     model: str
     max_length: int | None
+    long: Literal["auto", "truncate", "head-tail", "window"]
     device: Literal["auto", "cuda", "mps", "cpu"]
     threads: int | None
     no_token_cache: bool

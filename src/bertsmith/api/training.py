@@ -205,7 +205,7 @@ def evaluate(
         table: what `read_table` takes.
         name: name of the evaluation; the name of the table by default.
         overwrite: replace an evaluation on another or changed table.
-        **settings: fields of `DataConfig` except ``validation`` and ``test``, and ``device``.
+        **settings: fields of `DataConfig` except ``validation`` and ``test``, ``device`` and ``long``.
 
     Returns:
         Metrics in the format of a split in ``metrics.json``.

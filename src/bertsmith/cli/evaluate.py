@@ -25,7 +25,7 @@ READ_SETTINGS = (
 )
 
 
-@with_settings(DataConfig, ModelConfig, only=(*READ_SETTINGS, "device", "threads"))
+@with_settings(DataConfig, ModelConfig, only=(*READ_SETTINGS, "device", "threads", "long"))
 def evaluate(
     *,
     run: RunArgument,

@@ -37,7 +37,7 @@ def _parse(text: str, template: Template) -> Any:
     )
 
 
-@with_settings(ModelConfig, only=("device", "threads"))
+@with_settings(ModelConfig, only=("device", "threads", "long"))
 def explain(
     *,
     run: RunArgument,
@@ -74,7 +74,7 @@ def explain(
     from bertsmith.inference.classifier import Classifier
     from bertsmith.inference.explain import explain as explain_text
 
-    classifier = Classifier.load(run, device=settings.device)
+    classifier = Classifier.load(run, device=settings.device, long=settings.long)
     explanations = [explain_text(classifier, _parse(one, classifier.template), label) for one in text]
     if page:
         from bertsmith.report.report import explanations_page
@@ -88,14 +88,14 @@ def explain(
     out = stdout_console()
     for explanation in explanations:
         largest = max((abs(w.attribution) for w in explanation.words), default=0.0) or 1.0
-        line = Text()
+        line = Text(explanation.text[: explanation.words[0].start] if explanation.words else "")
         end = 0
         for word in explanation.words:
             share = word.attribution / largest
             style = (
                 "" if abs(share) < 0.15 else f"{'bold ' if abs(share) > 0.5 else ''}{'green' if share > 0 else 'red'}"
             )
-            line.append(explanation.text[end : word.start]).append(word.text, style=style)
+            line.append(word.text, style=style).append(word.after)
             end = word.end
         if explanation.unread:
             line.append(f" … ({explanation.unread:,} more characters exceed the maximum length)", "dim")

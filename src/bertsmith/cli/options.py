@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from typer.core import TyperCommand, TyperGroup
 
 from bertsmith.compute.machine import use_cores
-from bertsmith.config import DataConfig, EvalConfig, ModelConfig, Step, TrainConfig
+from bertsmith.config import DataConfig, EvalConfig, Long, ModelConfig, Step, TrainConfig
 from bertsmith.errors import ConfigError, to_path
 from bertsmith.load_config import parse_assignments, resolve
 
@@ -43,6 +43,13 @@ RunOrExport = Annotated[
     Path,
     typer.Argument(
         metavar="RUN", show_default=False, help="Run folder of bertsmith train, or folder of bertsmith export."
+    ),
+]
+LongTexts = Annotated[
+    Long,
+    typer.Option(
+        help="How to read texts above the maximum length: the beginning, beginning and end, or all window by window; "
+        "auto: as the run does."
     ),
 ]
 DecisionRule = Annotated[bool, typer.Option(help="Use the decision rule tuned on validation, if the run has one.")]

@@ -13,7 +13,7 @@ import typer
 
 from bertsmith.cli.options import DecisionRule, RunOrExport, Runtime, with_settings
 from bertsmith.cli.terminal import check_stdout, sigterm_like_ctrl_c, stderr_console
-from bertsmith.config import Config, CsvDialect, DataConfig, Long, ModelConfig, OnError
+from bertsmith.config import Config, CsvDialect, DataConfig, ModelConfig, OnError
 
 if TYPE_CHECKING:
     from bertsmith.data.stream import Chunk, Stream
@@ -26,7 +26,7 @@ MAX_LABELS = 20
 READING = ("text_column", "pair_column", "with_columns", "sql", "db", "sheet", "encoding", "max_unpacked")
 
 
-@with_settings(DataConfig, ModelConfig, only=(*READING, "device", "threads"))
+@with_settings(DataConfig, ModelConfig, only=(*READING, "device", "threads", "long"))
 def predict(
     *,
     run: RunOrExport,
@@ -67,12 +67,6 @@ def predict(
             help="Add label_set: a set of labels that contains the true one at this rate.",
         ),
     ] = None,
-    long: Annotated[
-        Long,
-        typer.Option(
-            help="Read only the beginning of texts longer than the maximum length, or whole texts in windows."
-        ),
-    ] = "truncate",
     decision_rule: DecisionRule = True,
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="Average the models of all seeds of a run trained with --seeds.")
@@ -131,7 +125,6 @@ def predict(
         min_confidence,
         target_accuracy,
         coverage,
-        long,
         decision_rule,
         ensemble,
         runtime,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bertsmith.cli.options import DecisionRule, RunOrExport, Runtime
+from bertsmith.cli.options import DecisionRule, LongTexts, RunOrExport, Runtime
 from bertsmith.errors import ConfigError
 from bertsmith.load_config import TOKEN
 from bertsmith.serving.signals import handle_signals
@@ -24,6 +24,7 @@ def serve(
     device: Annotated[str, typer.Option(metavar="auto|cuda|mps|cpu", help="Device to compute on.")] = "auto",
     runtime: Runtime = "auto",
     decision_rule: DecisionRule = True,
+    long: LongTexts = "auto",
     max_body: Annotated[int, typer.Option(min=1, metavar="BYTES", help="Maximum size of a request.")] = 2_000_000,
     max_texts: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number of texts in a request.")] = 1000,
     max_characters: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum characters in a text.")] = 100_000,
@@ -51,4 +52,5 @@ def serve(
         from bertsmith.serving.server import serve as run_server
 
         limits = Limits(max_body, max_texts, max_characters, timeout, max_wait)
-        run_server(ServerConfig(str(run), host, port, workers, device, decision_rule, runtime, limits, token), signals)
+        config = ServerConfig(str(run), host, port, workers, device, decision_rule, runtime, limits, token, long)
+        run_server(config, signals)

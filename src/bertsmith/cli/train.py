@@ -99,6 +99,12 @@ def run_and_show(
     if columns := metrics.get("columns"):
         out.print(f"{columns['verdict']} (against {columns['alone']} alone)", markup=False)
     rule, name = metrics["decision_rule"], title(task.primary_title)
+    if worth := metrics["long_texts"]["test"]:
+        (low, high), how = worth["interval"], metrics["long_texts"]["long"]
+        out.print(
+            f"reads long texts with {how}: compared with their beginning only, {source} {name} changes by "
+            f"{worth['value']:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"
+        )
     if rule["used"]:
         out.print(
             f"uses a decision rule tuned on validation, where it gains {rule['gain']:.3f} {name} "

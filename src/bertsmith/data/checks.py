@@ -314,7 +314,9 @@ def check_lengths(inspected: Inspected) -> Iterator[Finding]:
     long = inspected.lengths > inspected.max_length
     if len(long) and long.mean() > 0.011:
         message = f"longer than {inspected.max_length} tokens ({long.mean():.1%})"
-        yield inspected.texts_where("truncated", "warning", long, message, "only their beginning is used")
+        yield inspected.texts_where(
+            "truncated", "warning", long, message, "train reads their beginning, or what --long says"
+        )
 
 
 def check_reading(inspected: Inspected) -> Iterator[Finding]:

@@ -160,6 +160,17 @@ class Template:
             result[name] = getattr(config, name) if given or self.is_plain else getattr(self, name)
         return DataConfig(**result)
 
+    def check_long(self, long: str) -> None:
+        """Check that long texts of this template can be read in a way.
+
+        Raises:
+            ConfigError: if only the beginning of a text can be read.
+        """
+        if long in ("head-tail", "window") and not self.is_plain:
+            raise ConfigError(
+                f"--long {long} reads single texts, but the model reads {self}", remedy="Pass --long truncate."
+            )
+
     def read(self, items: Any) -> Texts:
         """Return a user's items as texts.
 

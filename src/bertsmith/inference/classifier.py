@@ -39,6 +39,7 @@ class Classifier(ModelPredictor):
         loaded: the model with its tokenizer.
         rule: temperature and offsets, fitted on validation.
         decide: whether to use the offsets, which were tuned for the primary metric.
+        long: how texts above the maximum length are read.
         token_budget: tokens per micro-batch, if memory suffices.
         dtype: of the matrix products. It is bf16 if the device computes bf16 fast and the run's check found the same
             labels, or else fp32.
@@ -57,7 +58,13 @@ class Classifier(ModelPredictor):
 
     @classmethod
     def load(
-        cls, path: Path | str, *, labels: Labels | None = None, device: str = "auto", decide: bool = True
+        cls,
+        path: Path | str,
+        *,
+        labels: Labels | None = None,
+        device: str = "auto",
+        decide: bool = True,
+        long: str = "auto",
     ) -> Classifier:
         """Load from a run folder or a ``model`` folder.
 
@@ -66,6 +73,7 @@ class Classifier(ModelPredictor):
             labels: the classes; by default those of the run, or those of the model's configuration numbered from 0.
             device: device of the model.
             decide: use the decision rule, if the model has one.
+            long: how to read texts above the maximum length; ``"auto"`` follows the model's configuration.
 
         Raises:
             RunFolderError: if the run is missing, unfinished or damaged.
@@ -103,8 +111,9 @@ class Classifier(ModelPredictor):
                 where=str(path),
                 remedy="Restore the changed file from a copy, or train again with --overwrite.",
             )
+        saved = getattr(model.config, "bertsmith", None)
         try:
-            rule = Rule.from_dict(getattr(model.config, "bertsmith", None), len(texts))
+            rule = Rule.from_dict(saved, len(texts))
             template = Template.from_dict(getattr(model.config, TEMPLATE, None))
         except (ValueError, KeyError, TypeError) as error:
             raise RunFolderError(
@@ -118,6 +127,8 @@ class Classifier(ModelPredictor):
         task = task_of_config(model.config)
         opened = Loaded(model, tokenizer, target, limit, template=template)
         classifier = cls(opened, labels, task, rule, decide=decide)
+        classifier.long = (saved or {}).get("long", "truncate") if long == "auto" else long
+        template.check_long(classifier.long)
         if folder != path and passed_bf16_check(Run(path)) and choose_precision(target)[0] == "bf16":
             classifier.set_dtype(torch.bfloat16)
         return classifier

@@ -28,7 +28,7 @@ class Ensemble(Predictor):
         self.labels, self.task, self.template = first.labels, first.task, first.template
 
     @classmethod
-    def load(cls, run: Run, *, device: str = "auto", decide: bool = True) -> Ensemble:
+    def load(cls, run: Run, *, device: str = "auto", decide: bool = True, long: str = "auto") -> Ensemble:
         """Load the models of a run trained with several seeds.
 
         Raises:
@@ -41,7 +41,7 @@ class Ensemble(Predictor):
                 where=str(run.path),
                 remedy="Train with --seeds, such as --seeds 3.",
             )
-        return cls([Classifier.load(member.path, device=device, decide=decide) for member in members])
+        return cls([Classifier.load(member.path, device=device, decide=decide, long=long) for member in members])
 
     @property
     def rules(self) -> list[Rule]:

@@ -68,11 +68,11 @@ class Explanation:
         label_text: the explained label.
         predicted_text: the predicted label.
         probability: of the explained label.
-        words: in order, without those beyond the maximum length.
+        words: in order, without those that the model does not read.
         change: of the logit, from a text of padding tokens to this text.
         gap: the sum of the attributions minus that change.
         steps: integration points.
-        unread: characters beyond the maximum length.
+        unread: number of characters that the model does not read, because of the maximum length.
     """
 
     text: str
@@ -100,7 +100,8 @@ def explain(
     """Attribute the logit of a label to the words of a text.
 
     The baseline replaces all tokens but special ones by padding. The attribution of a word is the sum over its tokens.
-    The number of integration points doubles until the attributions sum to the change of the logit.
+    The number of integration points doubles until the attributions sum to the change of the logit. If the model reads
+    windows, its logits are their mean, and so are the attributions.
 
     Args:
         classifier: a fitted model.
@@ -115,6 +116,7 @@ def explain(
         DataError: if the text is empty.
         DeviceError: if memory is too small.
     """
+    import numpy as np
     import torch
 
     (item,) = (normalise_text(text) for text in classifier.template.read(text))
@@ -126,29 +128,36 @@ def explain(
             f"the label {label!r} does not exist.{did_you_mean(label, names)}", remedy=f"Give one of {listing(names)}."
         )
     tokens = classifier.encode(Texts([item]), truncate=False)
-    whole, max_length = len(tokens.columns["input_ids"]), classifier.max_length
-    scores = classifier.probabilities_of(tokens.truncate(max_length))
+    scores = classifier.probabilities_of(classifier.read(tokens))
     probabilities, predicted = scores[0], classifier.task.explained(scores)
     target = predicted if label is None else names.index(label)
     tokenizer = classifier.loaded.tokenizer
-    encoded = tokenizer(*segments(item), return_offsets_mapping=True, verbose=False)
-    read = replace(tokens, columns={"position": np.arange(whole)}).truncate(max_length).columns["position"]
-    batch = TokenBatch.from_tokens(tokens.truncate(max_length))
-    segment = [encoded.sequence_ids()[i] for i in read]
-    special = torch.tensor([i is None for i in segment])
-    baseline = batch.input_ids.masked_fill(~special, tokenizer.pad_token_id)
-    attributions, change, gap, steps = _attributions(classifier, batch, baseline, target, deadline)
+    encoded = tokenizer(*segments(item), truncation=False, return_offsets_mapping=True, verbose=False)
+    segment = encoded.sequence_ids()
+    special = np.array([part is None for part in segment])
+    tokens = replace(tokens, columns={**tokens.columns, "position": np.arange(len(special))})
+    windows = tokens.windows(classifier.max_length)[0] if classifier.long == "window" else classifier.read(tokens)
+    n, attributions, is_read = len(windows), np.zeros(len(special)), np.zeros(len(special), dtype=bool)
+    change, gap, steps = 0.0, 0.0, 0
+    for i in range(n):
+        window = windows.take(np.array([i]))
+        position = window.columns.pop("position")
+        batch = TokenBatch.from_tokens(window)
+        baseline = batch.input_ids.masked_fill(torch.from_numpy(~special[position]), tokenizer.pad_token_id)
+        values, change_of_one, gap_of_one, steps_of_one = _attributions(classifier, batch, baseline, target, deadline)
+        attributions[position] += np.array(values) / n
+        is_read[position] = True
+        change, gap, steps = change + change_of_one / n, gap + gap_of_one / n, max(steps, steps_of_one)
     shift = (0, len(segments(item)[0]) + 1)  # the second segment follows the first in the flat text
-    word_ids = [None if part is None else (part, encoded.word_ids()[i]) for part, i in zip(segment, read, strict=True)]
-    offsets = []
-    for part, i in zip(segment, read, strict=True):
-        start, end = encoded["offset_mapping"][i]
-        offsets.append((start + shift[part or 0], end + shift[part or 0]))
-    words = _words(flat(item), word_ids, offsets, attributions)
-    cut = np.setdiff1d(np.arange(whole), read)
-    unread = sum(end - start for start, end in (encoded["offset_mapping"][i] for i in cut))
-    if classifier.template.is_plain and len(cut) and words:
-        unread = len(flat(item)) - words[-1].end
+    offsets = [
+        (start + shift[part or 0], end + shift[part or 0])
+        for part, (start, end) in zip(segment, encoded["offset_mapping"], strict=True)
+    ]
+    word_ids = [None if part is None else (part, word) for part, word in zip(segment, encoded.word_ids(), strict=True)]
+    unread, read = _unread(len(flat(item)), offsets, is_read, special), np.flatnonzero(is_read)
+    words = _words(
+        flat(item), [word_ids[i] for i in read], [offsets[i] for i in read], attributions[read].tolist(), unread
+    )
     return Explanation(
         text=flat(item),
         label_text=names[target],
@@ -158,7 +167,7 @@ def explain(
         change=change,
         gap=gap,
         steps=steps,
-        unread=unread,
+        unread=sum(end - start for start, end in unread),
     )
 
 
@@ -255,8 +264,32 @@ def _attributions(
     return attributions.tolist(), change, gap, steps
 
 
+def _unread(
+    length: int, offsets: list[tuple[int, int]], is_read: np.ndarray, special: np.ndarray
+) -> list[tuple[int, int]]:
+    """Return start and end of each part of a text that the model does not read, in characters.
+
+    Args:
+        length: of the text, in characters.
+        offsets: start and end of each token.
+        is_read, special: whether the model reads each token, and whether the token is special, shape (tokens,).
+    """
+    parts: list[tuple[int, int]] = []
+    end, skipped = 0, False
+    for (start, stop), read in ((offsets[i], is_read[i]) for i in (~special).nonzero()[0]):
+        if read:
+            parts += [(end, start)] if skipped else []
+            end = stop
+        skipped = not read
+    return [*parts, (end, length)] if skipped else parts
+
+
 def _words(
-    text: str, word_ids: Sequence[Any], offsets: Sequence[tuple[int, int]], attributions: list[float]
+    text: str,
+    word_ids: Sequence[Any],
+    offsets: Sequence[tuple[int, int]],
+    attributions: list[float],
+    unread: list[tuple[int, int]],
 ) -> tuple[Word, ...]:
     words: list[Word] = []
     last = None
@@ -272,4 +305,7 @@ def _words(
         words.append(Word(text[start:end], start, end, value))
         last = word
     ends = [*(word.start for word in words[1:]), *(word.end for word in words[-1:])]
-    return tuple(replace(word, after=text[word.end : end]) for word, end in zip(words, ends, strict=True))
+    return tuple(
+        replace(word, after=" … " if any(word.end <= a < end for a, _ in unread) else text[word.end : end])
+        for word, end in zip(words, ends, strict=True)
+    )

@@ -55,6 +55,7 @@ def export(
     output: Path | None = None,
     accept: bool = False,
     overwrite: bool = False,
+    long: str = "auto",
 ) -> Export:
     """Write a self-contained folder that predicts without torch; see `bertsmith.export`."""
     if format not in PRECISIONS:
@@ -72,7 +73,7 @@ def export(
 
     from bertsmith.inference.classifier import Classifier
 
-    original = Classifier.load(opened.path, device="cpu").set_dtype(torch.float32)
+    original = Classifier.load(opened.path, device="cpu", long=long).set_dtype(torch.float32)
     validation, n = opened.validation_predictions, CALIBRATION_TEXTS.get((format, precision), 0)
     calibration = validation.sample(min(n, len(validation)), random_state=0)
     others = (validation.drop(calibration.index), opened.predictions)
@@ -98,6 +99,7 @@ def export(
                 {},
                 _run_facts(opened),
                 original.template,
+                original.long,
             )
             atomic.write_json(folder / ABOUT, about.to_dict())
             evaluated = "cross-validated texts" if "by" in opened.metrics["splits"]["test"] else "test texts"

@@ -91,7 +91,7 @@ def _to_openvino(original: Classifier, folder: Path, precision: str, texts: Text
         model.outputs[0].get_tensor().set_names({"logits"})
         model.validate_nodes_and_infer_types()
         if precision == "int8":
-            encoded = original.encode(texts).split()
+            encoded = original.encode(texts).truncate(original.max_length).split()
             batches = [
                 pad({name: [values[i]] for name, values in encoded.items()}, (0, "right"), names)
                 for i in range(len(texts))

@@ -52,6 +52,7 @@ class ExportInfo:
         files: XXH3 checksum by file name.
         run: facts about the run it comes from.
         template: the columns that the model reads.
+        long: how texts above the maximum length are read; absent from exports of older versions.
     """
 
     format: str
@@ -66,6 +67,7 @@ class ExportInfo:
     files: dict[str, str]
     run: dict[str, Any]
     template: Template = field(default_factory=Template)
+    long: str = "truncate"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-ready content of ``export.json``, including its checksum."""
@@ -109,6 +111,7 @@ class ExportInfo:
                 content["files"],
                 content["run"],
                 Template.from_dict(content.get("template")),
+                content.get("long", "truncate"),
             )
         except json.JSONDecodeError as error:
             raise _damaged(folder / ABOUT, f"line {error.lineno} is not JSON") from error
@@ -134,7 +137,7 @@ class Exported(ModelPredictor):
     def __init__(self, folder: Path, about: ExportInfo, session: Session, *, decide: bool = True) -> None:
         self.folder, self.about, self.labels, self.task = folder, about, about.labels, get_task(about.task)
         self.decide = decide or not self.task.decides
-        self.session, self.rule = session, about.rule
+        self.session, self.rule, self.long = session, about.rule, about.long
         self.template = about.template
         content = (folder / TOKENIZER).read_text(encoding="utf-8")
         self.encoder = FastEncoder(content, by_line=about.template.by_line)
@@ -142,13 +145,16 @@ class Exported(ModelPredictor):
             self.columns = tuple(name for name in COLUMNS if name in about.inputs)
 
     @classmethod
-    def load(cls, folder: Path | str, *, decide: bool = True, threads: int | None = None) -> Exported:
+    def load(
+        cls, folder: Path | str, *, decide: bool = True, threads: int | None = None, long: str = "auto"
+    ) -> Exported:
         """Load from an export folder.
 
         Args:
             folder: written by `export`.
             decide: use the decision rule, if the model has one.
             threads: number of threads; by default one per core.
+            long: how to read texts above the maximum length; ``"auto"`` follows the export.
 
         Raises:
             RunFolderError: if the export is damaged.
@@ -169,7 +175,9 @@ class Exported(ModelPredictor):
             raise MissingPackageError(runtime.package, "the export", where=str(folder)) from error
         except Exception as error:
             raise _damaged(folder, f"{runtime.package} cannot load it: {str(error).splitlines()[0]}") from error
-        return cls(folder, about, session, decide=decide)
+        exported = cls(folder, about, session, decide=decide)
+        exported.long = about.long if long == "auto" else long
+        return exported
 
     def __repr__(self) -> str:
         return f"Exported({len(self.labels)} classes, {self.about.format} {self.about.precision})"

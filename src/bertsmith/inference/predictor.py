@@ -38,11 +38,13 @@ class Predictor(ABC):
         labels: the classes.
         task: the kind of label.
         template: the columns that the model reads.
+        long: how texts above the maximum length are read: ``"truncate"``, ``"head-tail"`` or ``"window"``.
     """
 
     labels: Labels
     task: Task
     template: Template = Template()
+    long: str = "truncate"
 
     @property
     def classes_(self) -> np.ndarray:
@@ -164,29 +166,58 @@ class ModelPredictor(Predictor):
         return [self.rule]
 
     def encode(self, texts: Items, *, truncate: bool = True) -> Tokens:
-        """Tokenize texts, by default truncated to `max_length`.
+        """Tokenize texts; by default keep only what the model reads of them, see `read`.
 
         Raises:
             DataError: if an item is not a text, or does not fit the template.
         """
         normal = [normalise_text(text) for text in self.template.read(texts)]
-        return self.encoder.encode(normal, self.columns, self.max_length if truncate else None)
+        max_length = self.max_length if truncate and self.long == "truncate" else None
+        tokens = self.encoder.encode(normal, self.columns, max_length)
+        return self.read(tokens) if truncate else tokens
+
+    def read(self, tokens: Tokens) -> Tokens:
+        """Return what the model reads of tokenized texts; with ``"window"`` all of them."""
+        return tokens.read(self.max_length, self.long)
 
     def reuse_tokens(self, tokens: Tokens, texts: Items) -> Tokens:
         """Return `encode` of the texts, from existing tokens if the tokenizer is the same.
 
         Args:
-            tokens: of the texts, by the tokenizer of any model, not truncated below `max_length`.
+            tokens: of the texts, by the tokenizer of any model, with all that the model reads.
             texts: n texts.
         """
         key = tokens.encoder and tokens.encoder.cache_key
         if tokens.encoder is self.encoder or (key is not None and key == self.encoder.cache_key):
-            return tokens.truncate(self.max_length)
+            return self.read(tokens)
         return self.encode(texts)
 
     @abstractmethod
     def logits_of(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Return the model's logits for n tokenized texts, shape (n, classes); see `predict_proba`."""
+        """Return the model's logits for n texts of at most `max_length` tokens, shape (n, classes)."""
+
+    def text_logits(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> np.ndarray:
+        """Return the logits of n tokenized texts of any length, shape (n, classes); see `predict_proba`.
+
+        With ``long="window"``, the logits of a text are the mean over its windows. So the calibration, which shifts and
+        scales logits, is the same before and after the mean.
+        """
+        if self.long != "window":
+            return self.logits_of(self.read(tokens), progress)
+        windows, counts = tokens.windows(self.max_length)
+        done = 0
+
+        def count_texts(n: int) -> None:
+            nonlocal done
+            done += n
+            if progress and (texts := done * len(counts) // len(windows) - (done - n) * len(counts) // len(windows)):
+                progress(texts)
+
+        logits = self.logits_of(windows, count_texts)
+        if not len(counts):
+            return logits
+        result: np.ndarray = np.add.reduceat(logits, np.cumsum(counts) - counts) / counts[:, None]
+        return result
 
     def count_tokens(self, texts: Items) -> np.ndarray:
         """Return the number of tokens of each text, with special tokens and before truncation, shape (texts,)."""
@@ -194,7 +225,7 @@ class ModelPredictor(Predictor):
 
     def probabilities_of(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the probabilities for n tokenized texts, shape (n, classes); see `predict_proba`."""
-        return self.scores_of(self.logits_of(tokens, progress))
+        return self.scores_of(self.text_logits(tokens, progress))
 
     def scores_of(self, logits: np.ndarray) -> np.ndarray:
         """Return the probabilities for the model's logits, both of shape (n, classes)."""

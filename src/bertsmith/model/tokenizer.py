@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 CHUNK = 1000
 """Texts tokenized at once: enough for the threads of the tokenizer, and little memory."""
+HEAD_SHARE = 1 / 4
+"""Share of the beginning in what `Tokens.head_tail` keeps."""
 COLUMNS = {"input_ids": "ids", "token_type_ids": "type_ids"}
 """Inputs of a model, by name, with their names in the tokenizers library."""
 PARTS = "parts"
@@ -127,6 +129,28 @@ class Tokens:
         shifts = np.maximum(self.truncated_lengths - max_length, 0) if left else 0
         return self._slices(np.arange(len(self)), shifts, max_length)
 
+    def head_tail(self, max_length: int) -> Tokens:
+        """Remove the middle of longer texts: a quarter of the content that is left is from the beginning.
+
+        At 512 tokens, that is the split that Sun et al. (2019, arXiv:1905.05583) found best: 128 and 382.
+        """
+        if not len(self) or self.truncated_lengths.max() <= max_length:
+            return self
+        content = max(max_length - sum(self.encoder.special_counts if self.encoder else (0, 0)), 0)
+        shifts = np.maximum(self.truncated_lengths - max_length, 0)
+        return self._slices(np.arange(len(self)), shifts, max_length, head=round(content * HEAD_SHARE))
+
+    def read(self, max_length: int, long: str) -> Tokens:
+        """Return what a model reads of each text.
+
+        Args:
+            max_length: maximum number of tokens.
+            long: for longer texts, ``"truncate"``, ``"head-tail"`` or ``"window"``, which keeps them for `windows`.
+        """
+        if long == "window":
+            return self
+        return self.head_tail(max_length) if long == "head-tail" else self.truncate(max_length)
+
     def windows(self, max_length: int) -> tuple[Tokens, np.ndarray]:
         """Split texts into windows that overlap by a quarter. The last window ends with the text.
 
@@ -140,15 +164,20 @@ class Tokens:
         all_shifts = np.fromiter(chain.from_iterable(shifts), np.int64)
         return self._slices(np.repeat(np.arange(len(self)), counts), all_shifts, max_length), counts
 
-    def _slices(self, texts: np.ndarray, shifts: np.ndarray | int = 0, max_length: int | None = None) -> Tokens:
-        """Return at most ``max_length`` tokens of each text: content from a shift on, between the special tokens."""
+    def _slices(
+        self, texts: np.ndarray, shifts: np.ndarray | int = 0, max_length: int | None = None, *, head: int = 0
+    ) -> Tokens:
+        """Return at most ``max_length`` tokens of each text: content from a shift on, between the special tokens.
+
+        The first ``head`` tokens of the content are not shifted.
+        """
         before, after = self.encoder.special_counts if max_length is not None and self.encoder else (0, 0)
         full = self.truncated_lengths[texts]
         lengths = full if max_length is None else np.minimum(full, max_length)
         positions = ranges(self.starts[texts], lengths)
         if max_length is not None:
             within = ranges(np.zeros_like(lengths), lengths)
-            moved = np.where(within < before, 0, np.repeat(np.broadcast_to(shifts, lengths.shape), lengths))
+            moved = np.where(within < before + head, 0, np.repeat(np.broadcast_to(shifts, lengths.shape), lengths))
             is_end = within >= np.repeat(lengths - after, lengths)
             positions += np.where(is_end, np.repeat(full - lengths, lengths), moved)
         columns = {name: values[positions] for name, values in self.columns.items()}
@@ -293,18 +322,20 @@ def encoder_for(tokenizer: PreTrainedTokenizerBase, *, by_line: bool = False) ->
     return _SlowEncoder(tokenizer)
 
 
-def encode(texts: Sequence[Text], loaded: Loaded, *, cache: bool = True) -> Tokens:
-    """Tokenize texts with the tokenizer, inputs and maximum length of a model, or read them from the cache.
+def encode(texts: Sequence[Text], loaded: Loaded, *, cache: bool = True, truncate: bool = True) -> Tokens:
+    """Tokenize texts with the tokenizer and inputs of a model, or read them from the cache.
 
     Args:
         texts: the texts.
         loaded: the model.
         cache: whether to use the cache folder.
+        truncate: whether to truncate at the maximum length of the model, which takes less memory.
     """
+    max_length = loaded.max_length if truncate else None
     encoder, names = encoder_for(loaded.tokenizer, by_line=loaded.template.by_line), loaded.columns
 
     def compute() -> dict[str, np.ndarray]:
-        tokens = encoder.encode(texts, names, loaded.max_length)
+        tokens = encoder.encode(texts, names, max_length)
         return {
             **tokens.columns,
             "kept": tokens.truncated_lengths,
@@ -314,7 +345,7 @@ def encode(texts: Sequence[Text], loaded: Loaded, *, cache: bool = True) -> Toke
         }
 
     is_pair = loaded.template.pair_column is not None
-    key = f"{encoder.cache_key} {loaded.max_length} {names} {is_pair}" if encoder.cache_key and cache else None
+    key = f"{encoder.cache_key} {max_length} {names} {is_pair}" if encoder.cache_key and cache else None
     found = cached(texts, key, compute)
     columns = {name: found[name] for name in names}
     parts = found[PARTS].reshape(len(texts), -1) if PARTS in found and len(texts) else None

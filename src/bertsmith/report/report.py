@@ -105,6 +105,7 @@ def write_report(run: Run) -> Path:
             rule=metrics["decision_rule"],
             seeds=metrics.get("seeds"),
             columns=metrics.get("columns"),
+            long=metrics.get("long_texts"),  # absent from older runs
             groups=predictions["group"].nunique() if "group" in predictions.columns else 0,
             lengths=_length_figure(findings),
             balance=_balance(findings),

@@ -97,11 +97,12 @@ def create_app(
         characters = sum(len(segment) for text in texts for segment in segments(text))
         tokens = await asyncio.to_thread(encode) if characters > TOKENIZE_IN_THREAD else encode()
         max_length = classifier.max_length
-        too_long = np.flatnonzero(tokens.full_lengths > max_length)
+        left = side == "left" and classifier.long == "truncate"
+        tokens = tokens.truncate(max_length, left=True) if left else classifier.read(tokens)
+        too_long = np.flatnonzero(tokens.is_truncated)
         if len(too_long) and not truncate:
             first = f"inputs[{too_long[0]}]: {tokens.full_lengths[too_long[0]]:,} tokens"
             raise RequestError(413, f"{first}, at most {max_length:,}; set truncate to true to truncate the text")
-        tokens = tokens.truncate(max_length, left=True if side == "left" else None)
         n_tokens = int(tokens.truncated_lengths.sum())
         encoded = time.perf_counter()
         async with asyncio.timeout(limits.seconds):
@@ -128,7 +129,7 @@ def create_app(
     async def predict(body: PredictRequest, request: Request) -> Response:
         """Classify a text or a batch, in the format of text-embeddings-inference: all labels, best first.
 
-        The header `x-truncated-texts` lists the positions of truncated texts, from 0.
+        The header `x-truncated-texts` lists the positions of texts that are not read as a whole, from 0.
         """
         single = not isinstance(body.inputs, list) or isinstance(body.inputs[0], str)
         items: Any = [body.inputs] if single else body.inputs
@@ -142,7 +143,8 @@ def create_app(
     async def pipeline(body: PipelineRequest, request: Request) -> Response:
         """Classify a text or a flat list of texts, as Hugging Face's `pipeline("text-classification")` does.
 
-        Long texts are truncated. The header `x-truncated-texts` lists their positions, from 0.
+        The model reads long texts as `long` of `/info` says. The header `x-truncated-texts` lists the positions of
+        texts that are not read as a whole, from 0.
         """
         single = not isinstance(body.inputs, list)
         items: list[Any] = body.inputs if isinstance(body.inputs, list) else [body.inputs]
@@ -166,7 +168,7 @@ def create_app(
             raise RequestError(404, "explanations need captum and torch: serve the run with --runtime torch")
         classifier = service.batcher.classifier
         texts = _read([body.inputs], classifier.template, limits)
-        n_tokens = int(min(classifier.count_tokens(texts)[0], classifier.max_length))
+        n_tokens = int(classifier.encode(texts).truncated_lengths[0])
         request.state.log_fields = {"texts": 1, "tokens": n_tokens}
         async with asyncio.timeout(limits.seconds):
             answer = await service.batcher.run(lambda classifier: explainer(classifier, texts), n_tokens)
@@ -195,6 +197,7 @@ def create_app(
             "explains": service.explain is not None,
             "max_length": service.batcher.classifier.max_length,
             "columns": list(service.batcher.classifier.template.columns),
+            "long": service.batcher.classifier.long,
             "limits": {"body": limits.body, "texts": limits.texts, "characters": limits.characters},
         }
 

@@ -196,7 +196,7 @@ class Batcher:
         classifier, parts = jobs[0].classifier, [job.work for job in jobs if isinstance(job.work, Tokens)]
         try:
             if isinstance(jobs[0].work, Tokens):
-                logits = classifier.logits_of(Tokens.concatenate(parts))
+                logits = classifier.text_logits(Tokens.concatenate(parts))
                 ends = np.cumsum([len(part) for part in parts])
                 results: list[Any] = [(part, start) for part in np.split(logits, ends[:-1])]
             else:

@@ -35,6 +35,7 @@ class ServerConfig:
         device, decide, runtime: see `open_classifier`.
         limits: limits of a request.
         token: token that requests must send; ``None``: requests need no token.
+        long: see `open_classifier`.
     """
 
     path: str
@@ -46,6 +47,7 @@ class ServerConfig:
     runtime: str = "auto"
     limits: Limits = field(default_factory=Limits)
     token: str | None = None
+    long: str = "auto"
 
 
 @dataclass
@@ -117,7 +119,9 @@ def open_model(config: ServerConfig) -> ModelPredictor:
     Raises:
         UserError: if the folder does not contain a usable classifier.
     """
-    classifier, _ = open_classifier(config.path, device=config.device, decide=config.decide, runtime=config.runtime)
+    classifier, _ = open_classifier(
+        config.path, device=config.device, decide=config.decide, runtime=config.runtime, long=config.long
+    )
     assert isinstance(classifier, ModelPredictor)
     return classifier
 

@@ -59,7 +59,9 @@ class PredictRequest(_RequestModel):
         "columns that the model reads, or text and text_pair.",
         examples=["great phone", [["great phone"], ["never again"]]],
     )
-    truncate: bool = Field(False, description="Truncate long texts; otherwise they are refused with status 413.")
+    truncate: bool = Field(
+        False, description="Accept long texts that the model does not read as a whole; otherwise status 413."
+    )
     truncation_direction: Literal["Left", "Right", "left", "right"] = Field(
         "Right", description="Side that is truncated; Right keeps the beginning."
     )

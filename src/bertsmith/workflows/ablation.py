@@ -132,9 +132,21 @@ def _cross_validate(
     frozen = FrozenEmbeddings.embed(task, loaded, dict.fromkeys(both, table), dict.fromkeys(both, tokens), config.seed)
     folder = run.layout.folds / "first-column"
     regression = frozen.fit_regression
-    return score_folds(
-        checkpoint, task, config, recipe, table, tokens, fold, regression, folder, emit=lambda event: None, stop=stop
+    scores = score_folds(
+        checkpoint,
+        task,
+        config,
+        recipe,
+        table,
+        tokens,
+        fold,
+        regression,
+        folder,
+        readings=("truncate",),
+        emit=lambda event: None,
+        stop=stop,
     )
+    return scores["truncate"]
 
 
 def _verdict(template: Template, metric: str, value: float, low: float, high: float) -> str:

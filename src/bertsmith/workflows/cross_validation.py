@@ -7,7 +7,7 @@ its predictions calibrate the final model, which is trained on all texts. No epo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -145,9 +145,10 @@ def score_folds(
     fit_regression: Callable[[np.ndarray], Regression],
     folder: Path,
     *,
+    readings: Sequence[str],
     emit: Listener,
     stop: Callable[[], bool],
-) -> np.ndarray:
+) -> dict[str, np.ndarray]:
     """Train a model without each fold, and score the texts of the fold. Saved folds are not scored again.
 
     Args:
@@ -160,39 +161,45 @@ def score_folds(
         fold: the fold of each text, shape (texts,).
         fit_regression: returns the initial regression of a head for a mask of texts, shape (texts,).
         folder: the folder for the probabilities of each fold.
+        readings: ways to read long texts.
         emit: called with each event.
         stop: called after every step; training is interrupted if it returns true.
 
     Returns:
-        Scores, shape (texts, outputs).
+        Scores of each way to read long texts, each of shape (texts, outputs).
 
     Raises:
         Interrupted: if ``stop`` returned true; scored folds are saved.
         UserError: if training fails.
     """
     k, texts, template = int(fold.max()) + 1, texts_of(table.frame), table.columns.template
-    result = np.empty((len(texts), len(table.labels)))
+    trained = readings.index(config.long) if config.long in readings else 0
+    result = np.empty((len(readings), len(texts), len(table.labels)))
 
     def score(rows: np.ndarray) -> float:
-        return float(task.validation_metrics(table.targets[rows], result[rows])[task.primary])
+        return float(task.validation_metrics(table.targets[rows], result[trained, rows])[task.primary])
 
     for f in range(k):
         inside, outside = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
         file = folder / f"{f}.npy"
         with contextlib.suppress(OSError, ValueError):
-            result[outside] = np.load(file, allow_pickle=False)
+            result[:, outside] = np.load(file, allow_pickle=False)
             emit(FoldDone(f + 1, k, score(outside)))
             continue
         emit(FoldStarted(f + 1, k))
         everything = np.ones(len(texts), dtype=bool)
         loaded, _ = prepare_model(checkpoint, config, task, table.labels, texts, everything, tokens, template=template)
         initialize_head(loaded, fit_regression(fold != f))
-        cut = tokens.truncate(loaded.max_length)
+        nothing = np.array([], dtype=np.int64)
+        train, validation = (
+            TokenDataset.reading(tokens.take(rows), table.targets[rows], loaded.max_length, config.long)
+            for rows in (inside, nothing)
+        )
         try:
             fit(
                 loaded,
-                TokenDataset(cut.take(inside), table.targets[inside]),
-                TokenDataset(cut.take(np.array([], dtype=np.int64)), table.targets[:0]),
+                train,
+                validation,
                 training_arguments(recipe, config, Path(gettempdir()), loaded.device, saves=False, validates=False),
                 recipe=recipe,
                 task=task,
@@ -204,9 +211,10 @@ def score_folds(
             raise Interrupted(f"stopped in fold {f + 1} of {k}; {f} folds are saved") from error
         rule = Rule.from_dict(noted(loaded.model), len(table.labels))
         classifier = Classifier(loaded, table.labels, get_task(task.name), rule)
-        result[outside] = classifier.probabilities_of(cut.take(outside))
+        for i, classifier.long in enumerate(readings):
+            result[i, outside] = classifier.probabilities_of(tokens.take(outside))
         folder.mkdir(exist_ok=True)
         with atomic.replaced_file(file) as temporary, temporary.open("wb") as stream:
-            np.save(stream, result[outside])
+            np.save(stream, result[:, outside])
         emit(FoldDone(f + 1, k, score(outside)))
-    return result
+    return dict(zip(readings, result, strict=True))

@@ -96,7 +96,7 @@ def run_evaluation(
         "fingerprint": cleaned.table.fingerprint,
     }
     folder = _evaluation_folder(run, name, table.name, description, overwrite=overwrite)
-    classifier = Classifier.load(path, device=config.device)
+    classifier = Classifier.load(path, device=config.device, long=config.long)
     observe(Scoring(len(cleaned.table)))
     texts = texts_of(cleaned.table.frame)
     seen = int(hash_texts(texts).isin(run.training_hashes).sum())
@@ -110,7 +110,7 @@ def run_evaluation(
         groups=table_groups(cleaned.table),
     )
     metrics["seen_in_training"] = seen
-    content = {"table": table.name, **description, "left_out": cleaned.counts, **metrics}
+    content = {"table": table.name, **description, "long": classifier.long, "left_out": cleaned.counts, **metrics}
     with atomic.disk_errors(folder):
         run.layout.evaluations.mkdir(exist_ok=True)
         with atomic.replaced_folder(folder) as temporary:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertsmith import __version__
-from bertsmith.config import Config, CsvDialect, Long, OnError
+from bertsmith.config import Config, CsvDialect, OnError
 from bertsmith.data.stream import Stream, check_lines, open_stream
 from bertsmith.data.table import Cells
 from bertsmith.data.template import SETTINGS, Template
@@ -39,7 +39,6 @@ class PredictOptions:
     min_confidence: float | None = None
     target_accuracy: float | None = None
     coverage: float | None = None
-    long: Long = "truncate"
     decide: bool = True
     ensemble: bool = False
     runtime: str = "auto"
@@ -220,7 +219,7 @@ def run_prediction_on_ray(
         "decide": options.decide,
         "ensemble": options.ensemble,
         "runtime": options.runtime,
-        "long": options.long,
+        "long": config.long,
     }
     request = RayRequest(run.absolute(), opening, dict(options.thresholds), options.probabilities)
     with claim(OutputFolder(output, Path(source), ".parquet"), overwrite=overwrite):
@@ -255,7 +254,6 @@ def _model(
     from bertsmith.inference.abstain import fit_abstention
     from bertsmith.inference.exported import Exported
     from bertsmith.inference.load import open_classifier
-    from bertsmith.inference.windows import Windowed
 
     classifier, held_out = open_classifier(
         run,
@@ -263,10 +261,10 @@ def _model(
         decide=options.decide,
         ensemble=options.ensemble,
         runtime=options.runtime,
-        long=options.long,
+        long=config.long,
     )
-    model = classifier.model if isinstance(classifier, Windowed) else classifier
-    observe(ModelOpened(model.about.format if isinstance(model, Exported) and not is_export(run) else None))
+    export = classifier.about.format if isinstance(classifier, Exported) and not is_export(run) else None
+    observe(ModelOpened(export))
     return classifier, fit_abstention(
         classifier.task, held_out, classifier.rules, decide=options.decide, **options.thresholds
     )
@@ -286,6 +284,7 @@ def _description(
         "encoding": config.encoding,
         "model": identity(run, ensemble=options.ensemble),
         "labelled by": repr(classifier),
+        "long": classifier.long if config.long == "auto" else config.long,
         "decision_rule": values.pop("decide"),
-        **{name: value for name, value in values.items() if name not in ("long", "ensemble", "runtime")},
+        **{name: value for name, value in values.items() if name not in ("ensemble", "runtime")},
     }

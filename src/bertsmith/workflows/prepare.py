@@ -85,8 +85,8 @@ class Inputs:
         checkpoint: the source of the weights.
         task: the kind of label, fitted to the training texts.
         loaded: the model.
-        tokens: the tokens of all texts, not truncated.
-        train, validation: the training and validation texts, truncated at the maximum length.
+        tokens: the tokens of all texts, with all that any choice of ``config.long`` reads.
+        train, validation: the training and validation texts, as the model reads them.
     """
 
     checkpoint: Checkpoint
@@ -107,6 +107,7 @@ def prepare_inputs(data: Table, config: Config) -> Inputs:
     Raises:
         UserError: if the checkpoint, the device or the number of tokens is not usable.
     """
+    data.columns.template.check_long(config.long)
     checkpoint = resolve(config.model, allow_pickle=config.allow_pickle)
     train = (data.frame["split"] == "train").to_numpy()
     task, template = get_task(data.task).fitted(data.targets[train]), data.columns.template
@@ -114,7 +115,7 @@ def prepare_inputs(data: Table, config: Config) -> Inputs:
         checkpoint, config, task, data.labels, texts_of(data.frame), train, template=template
     )
     train_set, validation_set = (
-        TokenDataset(tokens.take(rows).truncate(loaded.max_length), data.targets[rows])
+        TokenDataset.reading(tokens.take(rows), data.targets[rows], loaded.max_length, config.long)
         for rows in (np.flatnonzero(train), np.flatnonzero(data.frame["split"] == "validation"))
     )
     return Inputs(checkpoint, task, loaded, tokens, train_set, validation_set)
@@ -169,7 +170,8 @@ def prepare_model(
         template: the template of the texts.
 
     Returns:
-        The model, and the tokens, truncated only at the maximum length of the checkpoint.
+        The model, and the tokens. If ``config.long`` is ``"truncate"``, they are truncated at the maximum length of the
+        checkpoint.
 
     Raises:
         UserError: if the checkpoint, the device or the maximum length is not usable.
@@ -190,7 +192,9 @@ def prepare_model(
     if pooled:
         pooling.add_pooling_layer(model)
     loaded = Loaded(model, tokenizer, device, checkpoint.max_positions, names, pooled, template)
-    tokens = encode(texts, loaded, cache=not config.no_token_cache) if tokens is None else tokens
+    if tokens is None:
+        truncate = config.long == "truncate"
+        tokens = encode(texts, loaded, cache=not config.no_token_cache, truncate=truncate)
     max_length = config.max_length or choose_max_length(tokens.full_lengths[train], checkpoint.max_positions)
     tokenizer.model_max_length = max_length
     return replace(loaded, max_length=max_length), tokens

@@ -37,6 +37,7 @@ from bertsmith.workflows.baselines import FrozenEmbeddings, baselines
 from bertsmith.workflows.cross_validation import score_folds, split_or_fold
 from bertsmith.workflows.inspect import as_table
 from bertsmith.workflows.languages import with_checkpoint
+from bertsmith.workflows.long_texts import candidates, choose_reading, measure_reading
 from bertsmith.workflows.prepare import Inputs, Splits, choose_recipe, initialize_head, prepare_inputs, prepared_event
 from bertsmith.workflows.run_record import begin_run, record_failure, recording_listener, resume_run
 from bertsmith.workflows.score import (
@@ -153,7 +154,10 @@ def train_into(
                 observe(TrainingEstimated(seconds))
             listener = recording_listener(run, phases, observe)
             with phases.timed("training"):
-                cross_validation = _cross_validate(run, config, splits, inputs, recipe, frozen, observe, stop)
+                names = candidates(
+                    config, tokens, loaded.max_length, recipe, splits.n_folds, template=table.columns.template
+                )
+                cross_validation = _cross_validate(run, config, splits, inputs, recipe, names, frozen, observe, stop)
                 finished = fit(
                     loaded,
                     inputs.train,
@@ -174,8 +178,31 @@ def train_into(
                 # Users get the saved model, so the saved model is scored.
                 classifier = Classifier.load(run.layout.model, labels=table.labels, device=config.device)
                 scoring = _stoppable(observe, stop)
-                scores = score_splits(classifier, tables, tokens, run, config, scoring, cross_validation)
+                reading = choose_reading(
+                    classifier,
+                    names,
+                    tables["validation"],
+                    tokens,
+                    config,
+                    cross_validation,
+                    lambda n: scoring(Scored(n)),
+                )
+                run.update(long=reading.long)
+                if cross_validation is not None:
+                    cross_validation = dataclasses.replace(cross_validation, long=reading.long)
+                scores = score_splits(
+                    classifier, tables, tokens, run, config, scoring, cross_validation, reading.validation
+                )
                 analysis = analyze_test(classifier, tables, scores, cross_validation)
+                analysis["long_texts"] = measure_reading(
+                    classifier,
+                    reading,
+                    tables["test"],
+                    tokens["test"],
+                    scores.scores["test"],
+                    config,
+                    cross_validation,
+                )
             with phases.timed("baseline"):
                 _check(stop, _STOPPED_SCORING)
                 comparison = baselines(tables, scores.scores["test"], frozen, config.seed, cross_validation)
@@ -235,6 +262,7 @@ def _cross_validate(
     splits: Splits,
     inputs: Inputs,
     recipe: Recipe,
+    names: tuple[str, ...],
     frozen: FrozenEmbeddings,
     observe: RunListener,
     stop: Callable[[], bool],
@@ -242,7 +270,7 @@ def _cross_validate(
     """Score the training texts by cross-validation; return ``None`` with a validation split."""
     if splits.fold is None:
         return None
-    scores = score_folds(
+    readings = score_folds(
         inputs.checkpoint,
         inputs.task,
         config,
@@ -252,10 +280,11 @@ def _cross_validate(
         splits.fold,
         frozen.fit_regression,
         run.layout.folds,
+        readings=names,
         emit=observe,
         stop=stop,
     )
-    return CrossValidation(splits.fold, scores, has_test=len(splits.rows["test"]) > 0)
+    return CrossValidation(splits.fold, readings, names[-1], has_test=len(splits.rows["test"]) > 0)
 
 
 def _write_scores(

@@ -19,6 +19,7 @@ from bertsmith.data.template import texts_of
 from bertsmith.errors import ConfigError
 from bertsmith.events import Evaluated, Event
 from bertsmith.model import checkpoint
+from bertsmith.model.batch import TokenBatch
 from bertsmith.model.load import Loaded
 from bertsmith.model.tokenizer import Tokens
 from bertsmith.tasks.base import Task
@@ -87,10 +88,7 @@ class TrialData:
             template=self.train.columns.template,
         )
         self._tokens[config.model] = tokens
-        tokens, targets = (
-            tokens.truncate(loaded.max_length),
-            np.concatenate([self.train.targets, self.validation.targets]),
-        )
+        targets = np.concatenate([self.train.targets, self.validation.targets])
         if fold is not None and self.folds is not None:
             train = self.folds != fold
         if loaded.mean_pooling:
@@ -104,7 +102,9 @@ class TrialData:
             initialize_head(loaded, task.fit_head(embeddings[inside], targets[rows[inside]], classes))
 
         def subset(mask: np.ndarray) -> TokenDataset:
-            return TokenDataset(tokens.take(np.flatnonzero(mask)), targets[mask])
+            return TokenDataset.reading(
+                tokens.take(np.flatnonzero(mask)), targets[mask], loaded.max_length, config.long
+            )
 
         return loaded, subset(train), subset(~train)
 
@@ -244,8 +244,9 @@ def _measure_latency(loaded: Loaded, texts: TokenDataset) -> float:
     seconds = []
     with torch.inference_mode():
         for i in range(LATENCY_WARMUP + LATENCY_TEXTS):
-            ids = torch.tensor([texts[i % len(texts)]["input_ids"].tolist()], device=loaded.device)
+            padded = TokenBatch(**texts.__getitems__([i % len(texts)])).pad(loaded.padding, pad_to_multiple_of=1)
+            inputs = {name: padded[name].to(loaded.device) for name in ("input_ids", "attention_mask")}
             start = time.perf_counter()
-            loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.cpu()
+            loaded.model(**inputs).logits.cpu()
             seconds.append(time.perf_counter() - start)
     return 1000 * float(np.median(seconds[LATENCY_WARMUP:]))
