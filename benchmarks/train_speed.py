@@ -126,7 +126,7 @@ def run(
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
     from bertsmith.model.load import Loaded
-    from bertsmith.model.tokenizer import Tokens
+    from bertsmith.model.tokens import Tokens
     from bertsmith.tasks.registry import get_task
     from bertsmith.training.callback import EventCallback
     from bertsmith.training.data import TokenDataset

@@ -338,10 +338,8 @@ class FinalStarted:
     name: str
 
 
-_Progress = Started | StepDone | Evaluated | Saved | FoldStarted | FoldDone | Finished
 _Incident = Slowed | CheckpointsDamaged | Collapsed | MemoryLimited | MemoryExceeded | RolledBack | Compiling
-# The events of a training, of a run (from the table to the report), of a study, and of predictions.
-Event = _Progress | _Incident
+Event = Started | StepDone | Evaluated | Saved | FoldStarted | FoldDone | Finished | _Incident
 RunEvent = SeedStarted | CheckpointChosen | Prepared | TrainingEstimated | Event | Scoring | Scored | AblationStarted
 StudyEvent = StudyStarted | TrialStarted | TrialScored | TrialEnded | StorageUnavailable | FinalStarted | RunEvent
 PredictionEvent = InputOpened | ModelOpened | RowsResumed | RowsPredicted

@@ -14,7 +14,7 @@ from bertsmith.model import checkpoint
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.forward import padded_logits
 from bertsmith.model.load import Loaded, load_model, load_tokenizer
-from bertsmith.model.tokenizer import Tokens
+from bertsmith.model.tokens import Tokens
 from bertsmith.testing import tiny_model
 from bertsmith.training.losses import CrossEntropy, StepLoss
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from bertsmith.model.tokenizer import FastEncoder, Tokens, encoder_for
+from bertsmith.model.tokenizer import FastEncoder, encoder_for
+from bertsmith.model.tokens import Tokens
 from bertsmith.testing import tiny_model, tiny_table
 
 NAMES = ("input_ids", "token_type_ids")

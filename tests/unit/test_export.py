@@ -26,7 +26,7 @@ from bertsmith.inference.exported import Exported, ExportInfo, round_up_widths
 from bertsmith.inference.runtime import RUNTIMES
 from bertsmith.model import checkpoint
 from bertsmith.model.load import Loaded, load_model, load_tokenizer
-from bertsmith.model.tokenizer import Tokens
+from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import ARCHITECTURES, tiny_model, tiny_table
 

@@ -21,7 +21,7 @@ from bertsmith.model.dropout import Dropout
 from bertsmith.model.gradients import collect_gradients, replicate
 from bertsmith.model.load import Loaded, load_model, load_tokenizer
 from bertsmith.model.outputs import compute_embeddings, compute_logits, with_layer_dtype
-from bertsmith.model.tokenizer import Tokens
+from bertsmith.model.tokens import Tokens
 from bertsmith.testing import ARCHITECTURES, tiny_model
 from bertsmith.training.losses import CrossEntropy, StepLoss
 

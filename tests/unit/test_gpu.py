@@ -12,7 +12,7 @@ from bertsmith.model import attention, checkpoint, forward
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.dropout import Dropout
 from bertsmith.model.load import Loaded, load_model
-from bertsmith.model.tokenizer import Tokens
+from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_model
 from bertsmith.training import cuda_graphs

@@ -24,7 +24,7 @@ from bertsmith.inference.exported import ExportInfo
 from bertsmith.model import checkpoint, forward, windows
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.load import load_model
-from bertsmith.model.tokenizer import Tokens
+from bertsmith.model.tokens import Tokens
 from bertsmith.testing import WORDS, tiny_model
 from bertsmith.training.data import MIN_WINDOWS, WINDOW_TOKENS, TokenDataset
 from bertsmith.training.losses import CrossEntropy, StepLoss

@@ -22,7 +22,8 @@ from bertsmith.inference.explain import explain
 from bertsmith.model import checkpoint, forward
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.load import Loaded, load_model, load_tokenizer
-from bertsmith.model.tokenizer import Tokens, encode, encoder_for
+from bertsmith.model.tokenizer import encode, encoder_for
+from bertsmith.model.tokens import Tokens
 from bertsmith.testing import WORDS, tiny_model, tiny_table
 from bertsmith.workflows import ablation
 from bertsmith.workflows.prepare import prepare_model

@@ -13,7 +13,7 @@ from bertsmith.model import checkpoint, forward, pooling
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.load import Loaded, load_model, load_tokenizer
 from bertsmith.model.outputs import compute_features, compute_logits
-from bertsmith.model.tokenizer import Tokens
+from bertsmith.model.tokens import Tokens
 from bertsmith.testing import tiny_model
 
 LABELS = Labels((0, 1, 2), ("a", "b", "c"))

@@ -15,7 +15,7 @@ from bertsmith.events import Compiling
 from bertsmith.model import checkpoint, forward
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.load import load_model
-from bertsmith.model.tokenizer import Tokens
+from bertsmith.model.tokens import Tokens
 from bertsmith.testing import tiny_model
 from bertsmith.training import cuda_graphs
 from bertsmith.training import engine as engines

@@ -23,7 +23,7 @@ from bertsmith.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bertsmith.model.tokenizer import Tokens
+    from bertsmith.model.tokens import Tokens
 
 MAX_EXAMPLES = 5
 """Most example rows of a finding."""

@@ -16,7 +16,7 @@ from bertsmith.data.table import SPLITS, Table
 from bertsmith.data.template import flat_texts
 
 if TYPE_CHECKING:
-    from bertsmith.model.tokenizer import Tokens
+    from bertsmith.model.tokens import Tokens
 
 PERCENTILES = (5, 25, 50, 75, 95, 99)
 COVERAGE = 99

@@ -23,7 +23,8 @@ from bertsmith.model.batch import TokenBatch
 from bertsmith.model.forward import supports
 from bertsmith.model.load import TEMPLATE, Loaded, check_vocabulary, load_model, load_tokenizer
 from bertsmith.model.outputs import compute_logits, token_budget, with_layer_dtype
-from bertsmith.model.tokenizer import Tokens, encoder_for
+from bertsmith.model.tokenizer import encoder_for
+from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import task_of_config
 

@@ -21,7 +21,8 @@ from bertsmith.evaluation.rule import Rule
 from bertsmith.inference.abstain import HeldOutPredictions
 from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.inference.runtime import RUNTIMES, Session
-from bertsmith.model.tokenizer import COLUMNS, FastEncoder, Tokens
+from bertsmith.model.tokenizer import COLUMNS, FastEncoder
+from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.registry import get_task
 
 ABOUT = "export.json"

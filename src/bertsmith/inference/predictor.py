@@ -16,7 +16,8 @@ from bertsmith.data.template import Template, Text, Texts, is_empty, normalise_t
 from bertsmith.errors import ConfigError, DataError, listing
 from bertsmith.evaluation.rule import Rule
 from bertsmith.load_config import resolve
-from bertsmith.model.tokenizer import Encoder, Tokens
+from bertsmith.model.tokenizer import Encoder
+from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
 
 if TYPE_CHECKING:

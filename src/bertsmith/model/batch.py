@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from bertsmith.compute.batching import micro_batches
 from bertsmith.compute.machine import cpu_capabilities
 from bertsmith.model import windows
-from bertsmith.model.tokenizer import Tokens
+from bertsmith.model.tokens import Tokens
 
 SIZES_PER_DOUBLING = 16
 """Packed batches are rounded up to one of this many sizes between a number of tokens and its double.

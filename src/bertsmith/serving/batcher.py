@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bertsmith.inference.predictor import ModelPredictor
-from bertsmith.model.tokenizer import Tokens
+from bertsmith.model.tokens import Tokens
 
 BATCH_SECONDS = 0.15
 """Target duration of a batch. A longer request is split, and batches of other requests run in between."""

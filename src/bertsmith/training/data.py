@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Sampler
 
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.parts import ranges
-from bertsmith.model.tokenizer import Tokens
+from bertsmith.model.tokens import Tokens
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments

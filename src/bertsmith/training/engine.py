@@ -91,9 +91,8 @@ class Engine(ResumableTrainer):
         self.loss_sum: torch.Tensor | float = 0.0
         self.evaluated_at, self.compiled = 0, False
         self.replicas: list[Any] = []
-        self._max_seqlen = int(train.lengths.max())
+        self._max_seqlen, self._steps_seen = int(train.lengths.max()), 0
         self._position = (-1, 0)  # step, and batch of the step
-        self._steps_seen = 0
         super().__init__(
             model=loaded.model,
             args=arguments,

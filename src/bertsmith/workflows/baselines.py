@@ -13,7 +13,8 @@ from bertsmith.data.table import Table
 from bertsmith.data.template import texts_of
 from bertsmith.evaluation.baseline import Regression, combine_pairs, verdict
 from bertsmith.model.load import Loaded
-from bertsmith.model.tokenizer import Tokens, encoder_for
+from bertsmith.model.tokenizer import encoder_for
+from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.prepare import MAX_EMBEDDED_TEXTS, embed, sample_balanced

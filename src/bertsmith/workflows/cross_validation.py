@@ -27,14 +27,15 @@ from bertsmith.folders import run as runs
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model.checkpoint import Checkpoint
 from bertsmith.model.load import noted
-from bertsmith.model.tokenizer import Tokens
+from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.trainer import fit
-from bertsmith.workflows.prepare import initialize_head, prepare_model
+from bertsmith.workflows.prepare import Inputs, Splits, initialize_head, prepare_model
+from bertsmith.workflows.score import CrossValidation
 
 FEW_TEXTS = 300
 """Below this number of labelled texts, without those of a test table, cross-validation is the default."""
@@ -132,6 +133,40 @@ def split_or_fold(
             if required:
                 raise
     return split_cleaned(cleaned, config, seed), None
+
+
+def cross_validate(
+    run: runs.Run,
+    config: Config,
+    splits: Splits,
+    inputs: Inputs,
+    recipe: Recipe,
+    names: tuple[str, ...],
+    fit_regression: Callable[[np.ndarray], Regression],
+    observe: Listener,
+    stop: Callable[[], bool],
+) -> CrossValidation | None:
+    """Score the training texts by cross-validation; return ``None`` with a validation split.
+
+    See `score_folds` for the arguments.
+    """
+    if splits.fold is None:
+        return None
+    readings = score_folds(
+        inputs.checkpoint,
+        inputs.task,
+        config,
+        recipe,
+        splits.scored_tables["train"],
+        inputs.tokens.take(splits.rows["train"]),
+        splits.fold,
+        fit_regression,
+        run.layout.folds,
+        readings=names,
+        emit=observe,
+        stop=stop,
+    )
+    return CrossValidation(splits.fold, readings, names[-1], has_test=len(splits.rows["test"]) > 0)
 
 
 def score_folds(

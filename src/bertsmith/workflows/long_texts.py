@@ -14,7 +14,7 @@ from bertsmith.data.table import Table
 from bertsmith.data.template import Template, Texts, texts_of
 from bertsmith.evaluation.decision import MIN_TEXTS
 from bertsmith.inference.classifier import Classifier
-from bertsmith.model.tokenizer import Tokens
+from bertsmith.model.tokens import Tokens
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.time_estimate import BACKWARD
 from bertsmith.workflows.score import CrossValidation, table_groups

@@ -26,7 +26,8 @@ from bertsmith.model.checkpoint import Checkpoint, resolve
 from bertsmith.model.emoji import add_emoji_names
 from bertsmith.model.load import Loaded, check_vocabulary, load_model, load_tokenizer
 from bertsmith.model.outputs import compute_embeddings, compute_features
-from bertsmith.model.tokenizer import Tokens, encode
+from bertsmith.model.tokenizer import encode
+from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task, task_of_config
 from bertsmith.training.data import TokenDataset

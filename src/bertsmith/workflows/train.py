@@ -34,14 +34,13 @@ from bertsmith.training.timing import PhaseTimer
 from bertsmith.training.trainer import fit
 from bertsmith.workflows.ablation import compare_columns
 from bertsmith.workflows.baselines import FrozenEmbeddings, baselines
-from bertsmith.workflows.cross_validation import score_folds, split_or_fold
+from bertsmith.workflows.cross_validation import cross_validate, split_or_fold
 from bertsmith.workflows.inspect import as_table
 from bertsmith.workflows.languages import with_checkpoint
 from bertsmith.workflows.long_texts import candidates, choose_reading, measure_reading
-from bertsmith.workflows.prepare import Inputs, Splits, choose_recipe, initialize_head, prepare_inputs, prepared_event
+from bertsmith.workflows.prepare import Splits, choose_recipe, initialize_head, prepare_inputs, prepared_event
 from bertsmith.workflows.run_record import begin_run, record_failure, recording_listener, resume_run
 from bertsmith.workflows.score import (
-    CrossValidation,
     Scores,
     analyze_test,
     predictions_frame,
@@ -157,7 +156,9 @@ def train_into(
                 names = candidates(
                     config, tokens, loaded.max_length, recipe, splits.n_folds, template=table.columns.template
                 )
-                cross_validation = _cross_validate(run, config, splits, inputs, recipe, names, frozen, observe, stop)
+                cross_validation = cross_validate(
+                    run, config, splits, inputs, recipe, names, frozen.fit_regression, observe, stop
+                )
                 finished = fit(
                     loaded,
                     inputs.train,
@@ -254,37 +255,6 @@ def _saved_recipe(run: Run) -> Recipe:
     """Return the recipe of a run to resume; another machine might choose another."""
     with damage_errors(run.layout.run):
         return Recipe(**run.info["recipe"])
-
-
-def _cross_validate(
-    run: Run,
-    config: Config,
-    splits: Splits,
-    inputs: Inputs,
-    recipe: Recipe,
-    names: tuple[str, ...],
-    frozen: FrozenEmbeddings,
-    observe: RunListener,
-    stop: Callable[[], bool],
-) -> CrossValidation | None:
-    """Score the training texts by cross-validation; return ``None`` with a validation split."""
-    if splits.fold is None:
-        return None
-    readings = score_folds(
-        inputs.checkpoint,
-        inputs.task,
-        config,
-        recipe,
-        splits.scored_tables["train"],
-        inputs.tokens.take(splits.rows["train"]),
-        splits.fold,
-        frozen.fit_regression,
-        run.layout.folds,
-        readings=names,
-        emit=observe,
-        stop=stop,
-    )
-    return CrossValidation(splits.fold, readings, names[-1], has_test=len(splits.rows["test"]) > 0)
 
 
 def _write_scores(
