@@ -12,7 +12,6 @@ import bertsmith as bs
 from bertsmith.config import DataConfig
 from bertsmith.data.stream import open_stream
 from bertsmith.errors import ConfigError, DataError, RunFolderError
-from bertsmith.evaluation.calibration import softmax
 from bertsmith.folders.run import open_run
 from bertsmith.inference.chunks import write_stream
 from bertsmith.inference.classifier import Classifier
@@ -239,7 +238,7 @@ def test_long_texts_can_be_read_whole(classifier, cli, finished, tmp_path):
     kept = classifier.max_length - 2  # of 880 words, a quarter of which is in the next window too
     assert counts.tolist() == [len(windows)] == [-(-(880 - kept) // (kept - kept // 4)) + 1]
     logits = np.mean([classifier.logits_of(windows.take([i]))[0] for i in range(len(windows))], axis=0)
-    expected = classifier.rule.apply(softmax(logits[None]), decide=True)
+    expected = classifier.scores_of(logits[None])
     assert windowed.predict_proba([long]) == pytest.approx(expected, abs=1e-5)
     assert windowed.predict_proba([]).shape == (0, 3)
     pd.DataFrame({"Text": [long, "my cat"]}).to_csv(tmp_path / "t.csv", index=False)

@@ -314,7 +314,8 @@ class Task(ABC):
 
     def mistakes(self, predictions: pd.DataFrame) -> pd.DataFrame:
         """Return the rows of saved predictions that are wrong, the most confident first."""
-        truth, predicted = (predictions[name].map(repr) for name in (self.truth_column, self.predicted_column))
+        name = "labels" if "labels" in predictions.columns else "label"
+        truth, predicted = (predictions[name].map(repr) for name in (name, "predicted"))
         return predictions[truth != predicted].sort_values("confidence", ascending=False, kind="stable")
 
     def explained(self, scores: np.ndarray) -> int:
