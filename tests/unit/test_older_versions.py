@@ -31,6 +31,7 @@ def test_a_run_and_its_export_predict_the_same(older):
     for source, runtime in (("run", "torch"), ("study/best", "torch"), ("export", "onnx")):
         classifier = bs.load(source, runtime=runtime, device="cpu")
         assert classifier.labels.texts == ("animals", "colours", "fruits")
+        assert classifier.template.is_plain
         if source != "study/best":
             assert classifier.predict_proba(older["texts"]) == pytest.approx(np.array(older["probabilities"]), abs=1e-5)
 
