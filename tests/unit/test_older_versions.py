@@ -32,6 +32,7 @@ def test_a_run_and_its_export_predict_the_same(older):
         classifier = bs.load(source, runtime=runtime, device="cpu")
         assert classifier.labels.texts == ("animals", "colours", "fruits")
         assert classifier.long == "truncate"
+        assert classifier.template.is_plain
         if source != "study/best":
             assert classifier.predict_proba(older["texts"]) == pytest.approx(np.array(older["probabilities"]), abs=1e-5)
 

@@ -179,6 +179,8 @@ def encode(texts: Sequence[Text], loaded: Loaded, *, cache: bool = True, truncat
     max_length = loaded.max_length if truncate else None
     encoder, names = encoder_for(loaded.tokenizer, by_line=loaded.template.by_line), loaded.columns
 
+    part_names = (PARTS, "full_parts")
+
     def compute() -> dict[str, np.ndarray]:
         tokens = encoder.encode(texts, names, max_length)
         return {
@@ -186,15 +188,15 @@ def encode(texts: Sequence[Text], loaded: Loaded, *, cache: bool = True, truncat
             "kept": tokens.truncated_lengths,
             "lengths": tokens.full_lengths,
             "unknown": tokens.has_unknown.view(np.uint8),
-            **({} if tokens.parts is None else {PARTS: tokens.parts.ravel()}),
+            **{name: some.ravel() for name in part_names if (some := getattr(tokens, name)) is not None},
         }
 
     is_pair = loaded.template.pair_column is not None
     key = f"{encoder.cache_key} {max_length} {names} {is_pair}" if encoder.cache_key and cache else None
     found = cached(texts, key, compute)
     columns = {name: found[name] for name in names}
-    parts = found[PARTS].reshape(len(texts), -1) if PARTS in found and len(texts) else None
-    return Tokens(columns, found["kept"], found["lengths"], found["unknown"].view(bool), encoder, parts)
+    parts = [found[name].reshape(len(texts), -1) if name in found and len(texts) else None for name in part_names]
+    return Tokens(columns, found["kept"], found["lengths"], found["unknown"].view(bool), encoder, *parts)
 
 
 def unknown_token_id(tokenizer: Tokenizer) -> int | None:
