@@ -127,8 +127,8 @@ def run_prediction(
     claimed: AbstractContextManager[None] = nullcontext()
     if output is not None:
         claimed = claim(PredictionFile(output, (source, config.db, *inputs)), resume=resume, overwrite=overwrite)
-    with claimed, _opened(source, config, options, observe) as stream:
-        classifier, abstain = _model(run, config, options, observe)
+    with claimed, opened(source, config, options, observe) as stream:
+        classifier, abstain = open_model(run, config, options, observe)
         label = partial(
             predict_chunks,
             classifier,
@@ -229,7 +229,7 @@ def run_prediction_on_ray(
 
 
 @contextmanager
-def _opened(source: Any, config: Config, options: PredictOptions, observe: PredictionListener) -> Iterator[Stream]:
+def opened(source: Any, config: Config, options: PredictOptions, observe: PredictionListener) -> Iterator[Stream]:
     """Open the texts and report notes and skipped rows. Errors of single rows mention ``--on-error skip``."""
     skip = options.on_error == "skip"
     opened = nullcontext(source()) if callable(source) else open_stream(source, config, skip=skip)
@@ -244,7 +244,7 @@ def _opened(source: Any, config: Config, options: PredictOptions, observe: Predi
         raise RowError(error.what, where=error.where, remedy=remedy) from error
 
 
-def _model(
+def open_model(
     run: Path, config: Config, options: PredictOptions, observe: PredictionListener
 ) -> tuple[Predictor, Abstention]:
     """Load the classifier and its thresholds."""
