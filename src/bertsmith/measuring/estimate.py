@@ -137,7 +137,8 @@ def power_tuning(sample: Sample, totals: Totals) -> np.ndarray:
         sample: n labelled texts.
         totals: of the corpus.
     """
-    return _tuning(_moments(sample, np.zeros((1, len(sample)), dtype=bool)), sample, totals)[0]
+    tuning: np.ndarray = _tuning(_moments(sample, np.zeros((1, len(sample)), dtype=bool)), sample, totals)[0]
+    return tuning
 
 
 def corrected_means(sample: Sample, totals: Totals, *, tuning: np.ndarray | None = None) -> Estimates:
@@ -210,7 +211,8 @@ def labels_for_target(estimates: Estimates, n: int, n_corpus: int, *, target: fl
     per_text = estimates.error**2 / max(1 / n - 1 / n_corpus, 1e-12)
     z2 = stats.norm.ppf(0.5 + LEVEL / 2) ** 2
     needed: np.ndarray = np.ceil(1 / (target**2 / z2 / np.maximum(per_text, 1e-12) + 1 / n_corpus))
-    return np.minimum(needed, n_corpus).astype(np.int64)
+    labels: np.ndarray = np.minimum(needed, n_corpus).astype(np.int64)
+    return labels
 
 
 def sum_totals(parts: Iterable[Totals]) -> Totals:

@@ -14,12 +14,14 @@ import numpy as np
 from scipy import stats
 from scipy.optimize import nnls
 
-from bertsmith.measuring.estimate import share_interval
+from bertsmith.measuring.estimate import LEVEL
 
 ALPHA = 0.05
 """Below this p-value the assumption of label shift is rejected."""
 FEWEST = 10
 """Held-out texts that a class needs."""
+DRAWS = 1000
+"""Draws for an interval."""
 _SUM_WEIGHT = 1e4
 """Weight of the constraint that shares sum to 1."""
 
@@ -58,30 +60,29 @@ class AdjustedCount:
     high: np.ndarray
 
 
-def adjusted_count(targets: np.ndarray, predicted: np.ndarray, counts: np.ndarray) -> AdjustedCount:
+def adjusted_count(targets: np.ndarray, predicted: np.ndarray, counts: np.ndarray, *, seed: int = 0) -> AdjustedCount:
     """Estimate the shares of the classes in a corpus from the predicted labels.
 
     Args:
         targets, predicted: class indices of the held-out texts, shape (n,); every class occurs.
         counts: texts of the corpus by predicted class, shape (classes,).
+        seed: of the draws from the posterior of the error rates, whose percentiles are the interval.
     """
-    k, n, n_corpus = len(counts), len(targets), counts.sum()
+    k, n_corpus = len(counts), counts.sum()
     table = np.zeros((k, k))
     np.add.at(table, (predicted, targets), 1)
-    by_class = table.sum(axis=0)
-    rates = table / by_class
-    value = nnls(np.vstack([rates, np.full(k, _SUM_WEIGHT)]), np.append(counts / n_corpus, _SUM_WEIGHT))[0]
+    rates = table / table.sum(axis=0)
+    shares = counts / n_corpus
+    value = nnls(np.vstack([rates, np.full(k, _SUM_WEIGHT)]), np.append(shares, _SUM_WEIGHT))[0]
     value /= value.sum()
-    # Rates of 0 and 1 are not certain: add half a text to each cell (Jeffreys) for the variance.
-    smooth = (table + 0.5) / (table + 0.5).sum(axis=0)
-    covariance = np.zeros((k, k))
-    for c in range(k):
-        spread = np.diag(smooth[:, c]) - np.outer(smooth[:, c], smooth[:, c])
-        covariance += (value[c] / n_corpus + value[c] ** 2 / by_class[c]) * spread
-    inverse = np.linalg.pinv(rates)
-    variance = np.diag(inverse @ covariance @ inverse.T)
-    low, high = share_interval(value, variance, n)
-    return AdjustedCount(value, low, high)
+    rng = np.random.default_rng(seed)
+    # Rates of 0 and 1 are not certain: the prior of Jeffreys, spread over the labels that a class can be taken for.
+    drawn = rng.gamma(table + 1 / k, size=(DRAWS, k, k))
+    drawn /= drawn.sum(axis=1, keepdims=True)
+    some = rng.multinomial(int(n_corpus), shares, DRAWS) / n_corpus
+    solutions = (np.linalg.pinv(drawn) @ some[:, :, None])[:, :, 0]
+    low, high = np.clip(np.percentile(solutions, [50 * (1 - LEVEL), 50 * (1 + LEVEL)], axis=0), 0, 1)
+    return AdjustedCount(value, np.minimum(low, value), np.maximum(high, value))
 
 
 def label_shift_test(targets: np.ndarray, features: np.ndarray, totals: FeatureTotals, n_classes: int) -> float:

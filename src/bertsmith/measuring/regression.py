@@ -107,7 +107,7 @@ def _logistic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     Pseudo-outcomes are not between 0 and 1, which libraries for logistic regression refuse; the equation needs only
     their mean.
     """
-    b = np.zeros(x.shape[1])
+    b: np.ndarray = np.zeros(x.shape[1])
     for _ in range(MAX_STEPS):
         p = 1 / (1 + np.exp(-x @ b))
         step = np.linalg.lstsq((x * (p * (1 - p))[:, None]).T @ x, x.T @ (y - p), rcond=None)[0]

@@ -125,7 +125,7 @@ def read_sample(
         table.targets[usable],
         None if design.inclusion is None else design.inclusion[usable],
         None if clusters is None else clusters[usable],
-        [group_name(cells[i]) if known else None for i in usable],
+        [group_name(cells[int(i)]) if known else None for i in usable],
         left_out,
     )
 
