@@ -1,10 +1,13 @@
 """Do the intervals of `bertsmith measure` contain the true share? Labelled tables with their labels hidden.
 
-From each table, 2,000 texts train two models: a good one (logistic regression on all of them, on frozen MiniLM embeddings
-or, for the long texts of reuters_r8, on 100 topics of their words) and a poor one (TF-IDF and logistic regression on 100 of
-them). The other texts are the pool. Each draw makes a corpus of 2,000 texts of the pool whose shares are shifted (uniform:
-not at all; class: weights of classes drawn; group: weights of five clusters of embeddings drawn; topic: two of the clusters
-alone), hides its labels, and measures it with 200 labelled texts or, with the adjusted count, with none.
+From each table, 2,000 texts train two models. The good one is a logistic regression on all of them, on frozen MiniLM
+embeddings or, for the long texts of reuters_r8, on 100 topics of their words. The poor one is a logistic regression on
+TF-IDF of 100 of them. The other texts are the pool. Each draw makes a corpus of 2,000 texts of the pool, shifted:
+
+- uniform: none; class: each class gets a random weight; group: each of five clusters of embeddings gets one;
+- topic: two of the five clusters alone.
+
+It hides the labels, and measures the corpus with 200 labelled texts or, with the adjusted count, with none.
 
     python benchmarks/measure.py --tables ../shared/data --cache CACHE --draws 200
 """
@@ -158,7 +161,7 @@ def corrected(pool: Pool, model: str, shift: str, draws: int) -> dict[str, float
 
 
 def adjusted(pool: Pool, model: str, draws: int) -> dict[str, tuple[float, float, float]]:
-    """Return by shift: rejected label shift, coverage of the adjusted count where it was not, and of the naive count."""
+    """Return by shift how often label shift is rejected, and the coverage of adjusted (if not) and naive counts."""
     predictions, predicted, k = pool.models[model], pool.models[model].argmax(axis=1), pool.n_classes
     fitted = TextFeatures.fit(pool.texts[:HELD_OUT].tolist())
     features = fitted(pool.texts.tolist(), predictions)
@@ -195,7 +198,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=TABLES)
     given = parser.parse_args()
     pools = {name: load(given.tables / name, given.cache) for name in given.only}
-    print("| table | model (accuracy) | shift | PPI++ covers | worst class | width | DSL covers | width | naive covers |")
+    print(
+        "| table | model (accuracy) | shift | PPI++ covers | worst class | width | DSL covers | width | naive covers |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, pool in pools.items():
         for model in pool.models:

@@ -37,6 +37,9 @@ COMMANDS = (
     "serve",
     "compare",
     "measure",
+    "methods",
+    "verify",
+    "pack",
 )
 """Each is a function of this name in a module of this name."""
 _NEEDS = dict.fromkeys(COMMANDS, "train") | {
