@@ -10,15 +10,16 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from bertsmith.measuring.result import Measurement, Share
-from bertsmith.report.figures import BOTTOM, FULL_WIDTH, HEIGHT, LEFT, RIGHT, TOP, Axis, svg
+from bertsmith.report.figures import BOTTOM, FULL_WIDTH, HALF_WIDTH, HEIGHT, LEFT, RIGHT, TOP, Axis, svg
 from bertsmith.report.report import environment
 
 MAX_FIGURES = 12
 """Most classes with a figure over the groups."""
 NAMES = 9
 """Most names below the axis of a figure."""
-NAME_LENGTH = 12
-ROW, WIDE_LEFT, NAME_CHARACTERS = 34, 170, 24
+AXIS_CHARACTERS = 100
+"""Characters that fit below the axis."""
+ROW, WIDE_LEFT, NAME_CHARACTERS = 30, 130, 18
 COLUMNS = ("group", "label_text", "share", "low", "high", "naive", "difference", "estimator", "labelled", "texts")
 
 
@@ -69,7 +70,7 @@ def shares_page(measurement: Measurement, run: str) -> str:
 def _comparison(shares: Sequence[Share]) -> Markup:
     """Draw the corrected share of each class with its interval, and the naive count."""
     values = [v for s in shares for v in (s.naive, *(s.interval or ()))]
-    axis = Axis([0, *(100 * v for v in values)], WIDE_LEFT, FULL_WIDTH - RIGHT, integers=False)
+    axis = Axis([0, *(100 * v for v in values)], WIDE_LEFT, HALF_WIDTH - RIGHT, integers=False)
     height = TOP + ROW * len(shares) + BOTTOM
     parts = []
     for x, text in axis.labels():
@@ -101,9 +102,9 @@ def _comparison(shares: Sequence[Share]) -> Markup:
             middle, height - 6
         )
     )
-    return Markup('<svg class="figure full" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        FULL_WIDTH, height, "Corrected and naive share of every class", Markup("").join(parts)
-    )
+    return Markup(
+        '<svg class="figure" style="max-width: 38rem" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>'
+    ).format(HALF_WIDTH, height, "Corrected and naive share of every class", Markup("").join(parts))
 
 
 def _over_groups(shares: Sequence[Share]) -> Markup:
@@ -121,10 +122,11 @@ def _over_groups(shares: Sequence[Share]) -> Markup:
             ).format(LEFT, FULL_WIDTH - RIGHT, LEFT - 6, y + 4, text, y=y)
         )
     step = -(-len(shares) // NAMES)
+    length = AXIS_CHARACTERS // -(-len(shares) // step)
     for x, s in list(zip(xs, shares, strict=True))[::step]:
         parts.append(
             Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
-                x, HEIGHT - BOTTOM + 16, _short(s.group or "", NAME_LENGTH)
+                x, HEIGHT - BOTTOM + 16, _short(s.group or "", length)
             )
         )
     for known, run in itertools.groupby(zip(xs, shares, strict=True), key=lambda pair: pair[1].interval is not None):

@@ -50,7 +50,7 @@ def pack_run(path: Path, output: Path, *, texts: bool = True) -> int:
         "methods.tex": methods.latex(),
         "references.bib": methods.bibtex(),
     }
-    sums = []
+    sums: list[str] = []
     with replaced_file(output) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, content in contents.items():
             _add(archive, name, content.encode(), sums)
