@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bertsmith.api.estimator import BertClassifier
     from bertsmith.api.inference import export, load, predict
+    from bertsmith.api.measuring import measure, regress
     from bertsmith.api.training import compare, evaluate, inspect, label_errors, read_table, train, tune
     from bertsmith.data.findings import Findings
     from bertsmith.data.table import Labels, Table
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from bertsmith.inference.classifier import Classifier
     from bertsmith.inference.export import Export
     from bertsmith.inference.predictor import Predictor
+    from bertsmith.measuring.regression import Regression
+    from bertsmith.measuring.result import Measurement
     from bertsmith.workflows.predict import Predictions
 
 __version__ = "0.2.0"
@@ -27,6 +30,7 @@ __version__ = "0.2.0"
 _NAMES = {
     "bertsmith.api.estimator": ("BertClassifier",),
     "bertsmith.api.inference": ("export", "load", "predict"),
+    "bertsmith.api.measuring": ("measure", "regress"),
     "bertsmith.api.training": ("compare", "evaluate", "inspect", "label_errors", "read_table", "train", "tune"),
     "bertsmith.data.findings": ("Findings",),
     "bertsmith.data.table": ("Labels", "Table"),
@@ -36,6 +40,8 @@ _NAMES = {
     "bertsmith.inference.classifier": ("Classifier",),
     "bertsmith.inference.export": ("Export",),
     "bertsmith.inference.predictor": ("Predictor",),
+    "bertsmith.measuring.regression": ("Regression",),
+    "bertsmith.measuring.result": ("Measurement",),
     "bertsmith.workflows.predict": ("Predictions",),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
@@ -46,8 +52,10 @@ __all__ = [
     "Export",
     "Findings",
     "Labels",
+    "Measurement",
     "Predictions",
     "Predictor",
+    "Regression",
     "Run",
     "Study",
     "Table",
@@ -58,8 +66,10 @@ __all__ = [
     "inspect",
     "label_errors",
     "load",
+    "measure",
     "predict",
     "read_table",
+    "regress",
     "train",
     "tune",
 ]

@@ -17,7 +17,7 @@ ORDER = [
     {"load_config"},
     {"data"},
     {"folders"},
-    {"model", "evaluation"},
+    {"model", "evaluation", "measuring"},
     {"training"},
     {"tasks"},
     {"tuning"},

@@ -25,7 +25,22 @@ from bertsmith.training.distributed import rank_and_world_size
 RANK_0_SECONDS = 30.0
 """Time that other ranks wait before they exit with an error, so that rank 0 can report it first."""
 
-COMMANDS = ("demo", "inspect", "train", "tune", "evaluate", "predict", "explain", "export", "serve", "compare")
+COMMANDS = (
+    "demo",
+    "inspect",
+    "train",
+    "tune",
+    "evaluate",
+    "predict",
+    "explain",
+    "export",
+    "serve",
+    "compare",
+    "measure",
+    "methods",
+    "verify",
+    "pack",
+)
 """Each is a function of this name in a module of this name."""
 _NEEDS = dict.fromkeys(COMMANDS, "train") | {
     "tune": "tune",

@@ -312,6 +312,11 @@ class Task(ABC):
         """Return columns by which test texts are grouped to find where the model is worse."""
         return {}
 
+    def indicators(self, decisions: np.ndarray, n_labels: int) -> np.ndarray:
+        """Return 0 or 1 for each label of each text, shape (n, labels), from targets or decisions."""
+        rows: np.ndarray = np.eye(n_labels)[decisions]
+        return rows
+
     def mistakes(self, predictions: pd.DataFrame) -> pd.DataFrame:
         """Return the rows of saved predictions that are wrong, the most confident first."""
         name = "labels" if "labels" in predictions.columns else "label"

@@ -237,6 +237,10 @@ class MultiLabel(Task):
 
         return fit_set_regression(embeddings, targets)
 
+    def indicators(self, decisions: np.ndarray, n_labels: int) -> np.ndarray:
+        """Return 0 or 1 for each label of each text, shape (n, labels)."""
+        return decisions.astype(np.float64)
+
     def truth_columns(self, targets: np.ndarray, labels: Labels) -> dict[str, Any]:
         """Return ``labels`` and ``label_texts``, lists."""
         return _lists(targets, labels, "labels", "label_texts")

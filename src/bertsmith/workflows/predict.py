@@ -126,8 +126,8 @@ def run_prediction(
     claimed: AbstractContextManager[None] = nullcontext()
     if output is not None:
         claimed = claim(PredictionFile(output, (source, config.db, *inputs)), resume=resume, overwrite=overwrite)
-    with claimed, _opened(source, config, template, options, observe) as stream:
-        classifier, abstain = _model(run, config, options, observe)
+    with claimed, opened(source, config, template, options, observe) as stream:
+        classifier, abstain = open_model(run, config, options, observe)
         label = partial(
             predict_chunks,
             classifier,
@@ -228,7 +228,7 @@ def run_prediction_on_ray(
 
 
 @contextmanager
-def _opened(
+def opened(
     source: Any, config: Config, template: Template, options: PredictOptions, observe: PredictionListener
 ) -> Iterator[Stream]:
     """Open the texts and report notes and skipped rows. Errors of single rows mention ``--on-error skip``."""
@@ -247,7 +247,7 @@ def _opened(
         raise RowError(error.what, where=error.where, remedy=remedy) from error
 
 
-def _model(
+def open_model(
     run: Path, config: Config, options: PredictOptions, observe: PredictionListener
 ) -> tuple[Predictor, Abstention]:
     """Load the classifier and its thresholds."""

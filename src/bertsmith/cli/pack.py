@@ -1,0 +1,39 @@
+"""``bertsmith pack``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bertsmith.cli.options import RunArgument
+from bertsmith.cli.terminal import stderr_console
+
+
+def pack(
+    run: RunArgument,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE.zip", help="Archive to write; RUN.zip by default.")
+    ] = None,
+    texts: Annotated[
+        bool, typer.Option("--texts/--no-texts", help="Include the texts, or hashes in their place.")
+    ] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing archive.")] = False,
+) -> None:
+    """Write a replication archive of a run: settings, scores, predictions, model, and the paragraph on methods.
+
+    Example: bertsmith pack runs/reviews -o reviews.zip --no-texts
+    """
+    from bertsmith.folders.claim import claim
+    from bertsmith.folders.files import OutputFile
+    from bertsmith.folders.run import open_run
+
+    open_run(run)
+    folder = run.resolve()
+    path = folder.with_name(f"{folder.name}.zip") if output is None else output
+    with claim(OutputFile(path, (), (".zip",)), overwrite=overwrite):
+        from bertsmith.workflows.pack import pack_run
+
+        n_files = pack_run(run, path, texts=texts)
+    stderr_console().print(f"{n_files:,} files packed into {path}", markup=False)
