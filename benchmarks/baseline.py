@@ -49,7 +49,7 @@ def svm(train: list[str], targets: np.ndarray, texts: list[str], n_classes: int,
     """Return the probabilities of the bag of words that stands beside every model, shape (texts, classes)."""
     from bertsmith.evaluation.baseline import bag_of_words
 
-    return bag_of_words(train, targets, texts, n_classes=n_classes, seed=seed).probabilities
+    return bag_of_words(train, targets, texts, n_classes=n_classes, seed=seed).scores
 
 
 def logistic_regression(
