@@ -16,7 +16,7 @@ from bertsmith.errors import ConfigError, DataError
 from bertsmith.tasks.registry import get_task
 
 SETS = [["love", "joy"], ["joy"], [], ["anger", "love"], ["joy", "anger"], ["love"], ["anger"], []]
-TEXTS = [f"text {word}" for word in "one two three four five six seven eight".split()]
+TEXTS = [f"text {word}" for word in ["one", "two", "three", "four", "five", "six", "seven", "eight"]]
 
 
 def _named(table):
