@@ -39,7 +39,8 @@ class Case:
         name: the name of the file.
         make: writes the file, given its path.
         says: a regular expression that the message, or the output after a repair, matches.
-        texts, labels: the texts and labels after a repair; ``None`` if the table is refused.
+        texts, labels: the texts and labels after a repair, several labels joined by ``;``; ``None`` if the table is
+            refused.
         flags: flags of the command.
         command: ``inspect``, or ``train`` if only training refuses the table.
         where: what the message names instead of the file.
@@ -49,7 +50,7 @@ class Case:
     make: Callable[[Path], Any]
     says: str = ""
     texts: list[str] | None = None
-    labels: list[str] | None = None
+    labels: list[Any] | None = None
     flags: tuple[str, ...] = ()
     command: str = "inspect"
     where: str | None = None
@@ -162,6 +163,9 @@ def corpus() -> list[Case]:
     _encodings(c)
     _shapes(c)
     _labels(c)
+    _label_sets(c)
+    _indicators(c)
+    _levels_and_numbers(c)
     _texts(c)
     _json(c)
     _packed(c)
@@ -319,7 +323,7 @@ def _labels(c: _Corpus) -> None:
         return _rows(*(f"t{i},{label}" for i, label in enumerate(labels)))
 
     train = {"command": "train"}
-    c.refused("one-class.csv", labelled(*"aaaaaa"), "one class: 'a'", **train)
+    c.refused("one-class.csv", labelled(*"aaaaaa"), "same label", **train)
     c.refused("one-row-each.csv", labelled(*"abcdef"), "(30|6|4) different values.*--label-column")
     c.refused("one-row.csv", labelled("a"), "validation split", **train)
     c.refused("two-rows.csv", labelled("a", "b"), "validation split", **train)
@@ -381,6 +385,275 @@ def _labels(c: _Corpus) -> None:
     c.repaired("emoji.csv", labelled("👍", "👎", "👍", "👎"), ["t0", "t1", "t2", "t3"], ["👍", "👎"] * 2)
     c.repaired(
         "label-lines.csv", _rows('t0,"a\nb"', "t1,c", 't2,"a b"', "t3,c"), ["t0", "t1", "t2", "t3"], ["a b", "c"] * 2
+    )
+
+
+MULTI = ("--task", "multi-label")
+ORDINAL = ("--task", "ordinal")
+REGRESSION = ("--task", "regression")
+
+
+def _label_sets(c: _Corpus) -> None:
+    def cells(*labels: str, header: str = "Text,Labels") -> str:
+        return _rows(*(f't{i},"{label}"' for i, label in enumerate(labels)), header=header)
+
+    def lists(*labels: Any, name: str = "Labels") -> str:
+        return "\n".join(json.dumps({"Text": f"t{i}", name: label}) for i, label in enumerate(labels))
+
+    texts = ["t0", "t1", "t2", "t3"]
+    sets = ["a;b", "b", "", "a"]
+    good = ("a;b", "b", "", "a")
+    c.repaired("joined.csv", cells(*good), texts, sets, "2 classes", *MULTI)
+    c.repaired("joined-by-pipes.csv", cells("a|b", "b", "", "a"), texts, sets, "'|'".replace("|", r"\|"), *MULTI)
+    c.repaired("joined-by-commas.csv", cells("a, b", "b", "", "a"), texts, sets, "','", *MULTI)
+    c.repaired("joined-by-wide-semicolons.csv", cells("a；b", "b", "", "a"), texts, sets, "", *MULTI)
+    c.repaired("joined-by-lines.csv", cells("a\nb", "b", "", "a"), texts, sets, "", *MULTI)
+    c.repaired("joined-by-slashes.csv", cells("a/b", "b", "", "a"), texts, sets, "", *MULTI, "--label-separator", "/")
+    c.repaired("joined-in-brackets.csv", cells("['a', 'b']", "['b']", "[]", "['a']"), texts, sets, "", *MULTI)
+    c.repaired("joined-with-loose-ends.csv", cells(";a; b;", "b;b", ";", " a "), texts, sets, "", *MULTI)
+    c.repaired("one-label-each.csv", cells("a", "b", "", "a"), texts, ["a", "b", "", "a"], "", *MULTI)
+    c.repaired("joined-numbers.csv", cells("1;2", "2", "", "1"), texts, ["1;2", "2", "", "1"], "", *MULTI)
+    c.repaired(
+        "numbers-and-texts-joined.csv",
+        _rows("t0,7;5,x;y", "t1,5,y", "t2,7,x", "t3,5;7,y;x", header="Text,Label,Label Text"),
+        texts,
+        ["y;x", "y", "x", "y;x"],
+        "",
+        *MULTI,
+    )
+    c.repaired("lists.jsonl", lists(["a", "b"], ["b"], [], ["a"]), texts, sets, "")
+    c.repaired("lists-of-numbers.jsonl", lists([1, 2], [2], [], [1]), texts, ["1;2", "2", "", "1"], "")
+    c.repaired(
+        "lists-with-null.jsonl",
+        lists(["a", "b"], ["b"], None, ["a"]),
+        texts,
+        ["a;b", "b", None, "a"],
+        "1 row without a label",
+    )
+    c.repaired("lists-with-empty-words.jsonl", lists(["a", "", "b"], ["b", " "], [""], ["a"]), texts, sets, "")
+    c.repaired("lists-with-repeats.jsonl", lists(["b", "a", "b"], ["b"], [], ["a"]), texts, sets, "")
+    arrays = pa.array([["a", "b"], ["b"], [], ["a"]])
+    c.repaired("label-lists.parquet", _parquet(_arrow(Text=texts, Labels=arrays)), texts, sets, "")
+    c.refused("nested-lists.jsonl", lists([["a"], ["b"]], ["b"], ["a"]), "row 1 has a list.*flat list")
+    c.refused("lists-of-objects.jsonl", lists([{"name": "a"}], ["b"], ["a"]), "row 1 has a dict.*flat list")
+    c.refused("lists-with-null-inside.jsonl", lists(["a"], ["b", None], ["a"]), "row 2 has a missing value")
+    c.refused("lists-and-words.jsonl", lists(["a", "b"], "b", ["a"]), "row 2 holds 'b'.*list in each row")
+    c.refused("lists-and-numbers.jsonl", lists(["a", "b"], 3, ["a"]), "row 2 holds 3.*list in each row")
+    c.refused("objects.jsonl", lists({"a": 1}, {"b": 1}, {"a": 0}), "row 1 holds an object.*list of labels", *MULTI)
+    c.refused("empty-lists-only.jsonl", lists([], [], []), "no row has a label")
+    c.refused(
+        "lists-as-one-label.jsonl",
+        lists(["a"], ["b"], ["a"]),
+        "row 1 holds a list.*multi-label",
+        "--task",
+        "single-label",
+    )
+    c.refused("lists-as-levels.jsonl", lists([1], [2], [1]), "row 1 holds a list.*multi-label", *ORDINAL)
+    c.refused("lists-as-numbers.jsonl", lists([1], [2], [1]), "row 1 holds a list.*multi-label", *REGRESSION)
+    c.refused(
+        "lists-in-both-columns.jsonl",
+        "\n".join(
+            json.dumps({"Text": f"t{i}", "Label": a, "Label Text": b})
+            for i, (a, b) in enumerate([([1], ["a"]), ([1, 2], ["a"]), ([2], ["b"])])
+        ),
+        "row 2.*2 label numbers.*1 label text",
+    )
+    c.refused(
+        "numbers-and-texts-unlike.csv",
+        _rows("t0,1;2,a;b", "t1,1;2,a", "t2,2,b", "t3,1,a", header="Text,Label,Label Text"),
+        "row 2.*2 label numbers.*1 label text",
+        *MULTI,
+    )
+    c.refused(
+        "words-for-numbers.csv",
+        _rows("t0,a;b,a;b", "t1,a,a", "t2,b,b", "t3,b,b", header="Text,Label,Label Text"),
+        "words.*--label-text-column",
+        *MULTI,
+    )
+    c.refused(
+        "two-separators.csv",
+        cells("a;b", "a,b", "b;c", "b,c", "c"),
+        "';'.*','.*--label-separator|','.*';'.*--label-separator",
+        *MULTI,
+    )
+    c.refused(
+        "wrong-separator.csv", cells("a;b", "b;a", "a", "b"), "--label-separator", *MULTI, "--label-separator", "|"
+    )
+    c.refused("empty-separator.csv", cells(*good), "label.separator", *MULTI, "--label-separator", "", where="label")
+    c.refused(
+        "nothing-but-separators.csv",
+        cells(";", ";;", "", ";"),
+        "no row has a label",
+        *(*MULTI, "--label-separator", ";"),
+    )
+    c.refused("no-labels-column.csv", _rows("t0,a", header="Text,Other"), "--label-column", *MULTI)
+    c.refused("every-set-new.csv", cells("a;b", "c;d", "e;f", "g;h"), "--label-column", *MULTI)
+    c.refused("unknown-task.csv", cells(*good), "task.*multi-label", "--task", "multilabel", where="task")
+    c.refused(
+        "labels-are-texts.csv", cells(*good), "'Text'.*twice", *MULTI, "--label-column", "Text", "--text-column", "Text"
+    )
+    c.refused(
+        "joined-without-task.csv", cells("a;b", "b;c", "c;a", "a", "b", "c"), "several labels.*--task multi-label"
+    )
+
+
+def _indicators(c: _Corpus) -> None:
+    ab = ("--label-columns", "a,b")
+
+    def table(*rows: str, header: str = "Text,a,b") -> str:
+        return _rows(*(f"t{i},{row}" for i, row in enumerate(rows)), header=header)
+
+    texts, sets = ["t0", "t1", "t2", "t3"], ["a;b", "b", "", "a"]
+    c.repaired("indicators.csv", table("1,1", "0,1", "0,0", "1,0"), texts, sets, "", *ab)
+    c.repaired("indicators-float.csv", table("1.0,1.0", "0.0,1.0", "0,0.0", "1,0"), texts, sets, "", *ab)
+    c.repaired(
+        "indicators-words.csv", table("True,true", "FALSE,True", "False,False", "true,false"), texts, sets, "", *ab
+    )
+    c.repaired(
+        "indicators-blank-row.csv",
+        table("1,1", "0,1", ",", "1,0"),
+        texts,
+        ["a;b", "b", None, "a"],
+        "1 row without a label",
+        *ab,
+    )
+    c.refused(
+        "indicators-2.csv", table("1,1", "0,2", "0,0", "1,0"), "row 2 holds '2'.*column 'b'|column 'b'.*row 2", *ab
+    )
+    c.refused("indicators-half.csv", table("1,1", "0,0.5", "0,0", "1,0"), "row 2 holds '0.5'", *ab)
+    c.refused("indicators-minus.csv", table("1,-1", "0,1", "0,0", "1,0"), "row 1 holds '-1'", *ab)
+    c.refused("indicators-yes.csv", table("yes,no", "no,yes"), "row 1 holds 'yes'", *ab)
+    c.refused(
+        "indicators-partly-blank.csv",
+        table("1,1", "0,", "0,0", "1,0"),
+        "row 2 has an empty cell.*'b'|'b'.*row 2 has an empty cell",
+        *ab,
+    )
+    c.refused("indicators-no-column.csv", table("1,1", "0,1"), "'c'.*--label-columns", "--label-columns", "a,c")
+    c.refused("indicators-twice.csv", table("1,1", "0,1"), "'a'.*twice", "--label-columns", "a,a")
+    c.refused(
+        "indicators-are-text.csv",
+        table("1,1", "0,1"),
+        "'Text'.*twice",
+        "--label-columns",
+        "a,Text",
+        "--text-column",
+        "Text",
+    )
+    c.refused(
+        "indicators-are-the-only-text.csv",
+        table("1,1", "0,1"),
+        "'Text'.*label column.*--text-column",
+        "--label-columns",
+        "a,Text",
+    )
+    c.refused(
+        "indicators-and-label.csv",
+        table("1,1,x", "0,1,y", header="Text,a,b,Label"),
+        "--label-columns cannot be combined",
+        *ab,
+        "--label-column",
+        "Label",
+    )
+    c.refused("indicators-none.csv", table("0,0", "0,0", "0,0", "0,0"), "no row has a label", *ab)
+    c.refused("indicators-blank.csv", table(",", ",", ","), "no row has a label", *ab)
+    c.refused(
+        "indicators-header-twice.csv", table("1,1", "0,1", header="Text,a,a"), "same name", "--label-columns", "a"
+    )
+    c.refused(
+        "indicators-lists.jsonl",
+        "\n".join(json.dumps({"Text": f"t{i}", "a": [1], "b": 0}) for i in range(4)),
+        "row 1 holds",
+        *ab,
+    )
+    for task in ("single-label", "ordinal", "regression"):
+        c.refused(f"indicators-{task}.csv", table("1,1", "0,1"), "--label-columns is for", *ab, "--task", task)
+    c.refused("indicators-empty-name.csv", table("1,1", "0,1"), "column|label", "--label-columns", ",", where="label")
+
+
+def _levels_and_numbers(c: _Corpus) -> None:
+    def labelled(*labels: str, header: str = "Text,Label") -> str:
+        return _rows(*(f"t{i},{label}" for i, label in enumerate(labels)), header=header)
+
+    texts = ["t0", "t1", "t2", "t3"]
+    c.repaired("levels.csv", labelled("1", "2", "1", "2"), texts, ["1", "2", "1", "2"], "", *ORDINAL)
+    c.repaired(
+        "levels-with-names.csv",
+        labelled("2,hi", "1,lo", "2,hi", "1,lo", header="Text,Label,Label Text"),
+        texts,
+        ["hi", "lo"] * 2,
+        "",
+        *ORDINAL,
+    )
+    c.refused("levels-as-words.csv", labelled("low", "high", "low", "high"), "label numbers.*--label-column", *ORDINAL)
+    c.refused(
+        "levels-in-reverse.csv",
+        labelled("low", "high", "medium", "low", "high", "medium"),
+        "label numbers.*--label-column",
+        *ORDINAL,
+    )
+    c.refused("levels-with-fractions.csv", labelled("1", "1.5", "2", "1"), "1.5 in row 2.*--task regression", *ORDINAL)
+    c.refused("levels-joined.csv", labelled("1;2", "2", "1;2", "2"), "1;2|words|numbers", *ORDINAL)
+    c.repaired(
+        "numbers-as-labels.csv", labelled("1.5", "2", "-3e1", ".5"), texts, [1.5, 2.0, -30.0, 0.5], "", *REGRESSION
+    )
+    c.repaired(
+        "numbers-with-blanks.csv",
+        labelled("1.5", "", "3", "0.5"),
+        texts,
+        [1.5, None, 3.0, 0.5],
+        "1 row without a label",
+        *REGRESSION,
+    )
+    c.repaired(
+        "numbers-with-spaces.csv", labelled(" 1 ", "2 ", " 3", "4"), texts, [1.0, 2.0, 3.0, 4.0], "", *REGRESSION
+    )
+    c.repaired(
+        "numbers-as-label-text.csv",
+        labelled("1", "2", "3", "4", header="Text,Label Text"),
+        texts,
+        [1.0, 2.0, 3.0, 4.0],
+        "",
+        *REGRESSION,
+    )
+    for name, bad in {
+        "word": "good",
+        "percent": "50%",
+        "money": "$5",
+        "range": "1-2",
+        "time": "1:30",
+        "infinity": "inf",
+        "minus-infinity": "-Infinity",
+        "too-large": "1e999",
+        "underscore": "1_000",
+    }.items():
+        c.refused(f"number-{name}.csv", labelled("1", "2", bad, "3"), "row 3 holds .*number", *REGRESSION)
+    c.refused("number-comma.csv", 'Text,Label\nt0,1\nt1,"1,5"\nt2,2\n', "row 2 holds '1,5'.*point", *REGRESSION)
+    c.refused("number-thousands.csv", 'Text,Label\nt0,1\nt1,"1,500"\nt2,2\n', "row 2 holds '1,500'", *REGRESSION)
+    c.refused(
+        "number-constant.csv", labelled("1", "1", "1", "1"), "three different numbers.*--label-column", *REGRESSION
+    )
+    c.refused("number-two-values.csv", labelled("0", "1", "0", "1"), "three different numbers", *REGRESSION)
+    c.refused("number-all-blank.csv", labelled("", "", "", ""), "three different numbers", *REGRESSION)
+    c.refused("number-all-nan.csv", labelled("nan", "NaN", "nan"), "row 1 holds 'nan'|three different", *REGRESSION)
+    c.refused(
+        "number-lists.jsonl", "\n".join(json.dumps({"Text": "t", "Label": [i]}) for i in range(4)), "list", *REGRESSION
+    )
+    c.refused(
+        "number-objects.jsonl",
+        "\n".join(json.dumps({"Text": "t", "Label": {"a": i}}) for i in range(4)),
+        "row 1",
+        *REGRESSION,
+    )
+    c.refused(
+        "number-is-text.csv",
+        labelled("1", "2", "3"),
+        "'Label'.*twice",
+        *REGRESSION,
+        "--label-column",
+        "Label",
+        "--text-column",
+        "Label",
     )
 
 

@@ -124,7 +124,7 @@ def check_labels(inspected: Inspected) -> Iterator[Finding]:
         "joined-labels",
         find_joined(labels.texts),
         "label texts that join several labels",
-        "each is used as one class; a text cannot have more than one label",
+        "each is used as one class; pass --task multi-label to separate them",
     )
     n_single = int((table.counts == 1).sum())
     if len(labels) > MANY_CLASSES and 2 * n_single > len(labels):

@@ -15,7 +15,7 @@ from bertsmith.data.table import MISSING, Labels, Note
 from bertsmith.data.texts import is_missing, to_text
 from bertsmith.errors import DataError, listing, quoted, shorten
 
-_INDICATORS = {"0": False, "1": True, "false": False, "true": True}
+_INDICATORS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 _AMBIGUOUS = 0.5
 """A second separator is ambiguous if it splits at least this share of the cells that the first one splits."""
 
@@ -68,6 +68,8 @@ def read_label_sets(
             raise DataError(
                 f"--label-columns lacks labels of the run: {listing(missing)}", where=where, remedy="Add them."
             )
+        if known is None:
+            _check_any(rows, where)
         return SetsOfLabels(labels, *_code(rows, [labels.label2id[t] for row in rows for t in row or ()], labels), ())
     by_role: dict[str, list[RowLabels]] = {}
     for role in ("label", "label_text"):
@@ -217,10 +219,16 @@ def _indicator_rows(frame: pd.DataFrame, columns: Sequence[str], name: str) -> l
     ]
 
 
+def _check_any(rows: Sequence[RowLabels], where: str) -> None:
+    if not any(rows):
+        raise DataError(
+            "no row has a label", where=where, remedy="Name the label column with --label-column or --label-columns."
+        )
+
+
 def _check(labels: Labels, rows: Sequence[RowLabels], where: str) -> None:
     n_rows = sum(row is not None for row in rows)
-    if len(labels) < 1:
-        raise DataError("no row has a label", where=where, remedy="Name the label column with --label-column.")
+    _check_any(rows, where)
     if n_rows < 2 * len(labels) and len(labels) > 2:
         raise DataError(
             f"the label column has {len(labels):,} different labels in {n_rows:,} rows: "

@@ -61,7 +61,9 @@ def read_labels(parts: Sequence[Part], config: DataConfig, *, known: Labels | No
     where = f"{', '.join(p.name for p in parts)}, column{'s' if len(names) > 1 else ''} "
     where += " and ".join(map(quoted, names))
     if task != MULTI_LABEL and parts[0].columns.labels:
-        raise DataError(f"--label-columns is for --task multi-label, not {task}", remedy="Leave out one of them.")
+        raise DataError(
+            f"--label-columns is for --task multi-label, not {task}", where=where, remedy="Leave out one of them."
+        )
     return _READERS[task](parts, where, config, known)
 
 
@@ -185,7 +187,7 @@ def _parse_values(cells: Sequence[object], where: str) -> list[float]:
             value = float(text) if text else float("nan")
         except ValueError:
             value = float("inf")
-        if np.isinf(value) or (text and np.isnan(value)):
+        if np.isinf(value) or (text and np.isnan(value)) or "_" in text:
             comma = " Write decimals with a point." if "," in text else ""
             raise DataError(
                 f"row {row:,} holds {shorten(repr(text))}, not a number",

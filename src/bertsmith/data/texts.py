@@ -95,6 +95,6 @@ def check_scalar(cell: Any, row: int, where: str, flag: str) -> None:
         raise RowError(
             f"row {row:,} holds {found}, not text",
             where=where,
-            remedy=f"Name another column with {flag}."
-            + (" A text cannot have more than one label." if flag == "--label-column" else ""),
+            remedy=f"Name another column with {flag}"
+            + (", or pass --task multi-label for lists of labels." if flag == "--label-column" else "."),
         )

@@ -1,0 +1,397 @@
+"""Metrics, losses and rules of label sets, ordered classes and numbers, against scikit-learn, scipy and torch."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn import metrics as sk
+from torch.nn import functional as F  # noqa: N812
+
+from bertsmith.data.table import Labels
+from bertsmith.evaluation.evaluate import evaluate
+from bertsmith.evaluation.linear_models import fit_ridge, fit_set_regression, words_for_numbers, words_for_sets
+from bertsmith.evaluation.multi_label import (
+    average_precisions,
+    best_thresholds,
+    cooccurrence,
+    fit_temperatures,
+    per_label_metrics,
+    tune_thresholds,
+)
+from bertsmith.evaluation.ordinal import least_cost
+from bertsmith.evaluation.regression import evaluate_intervals, interval_width, resampled_spearman
+from bertsmith.evaluation.rule import Rule
+from bertsmith.model.load import fold_calibration
+from bertsmith.tasks.registry import TASKS
+from bertsmith.training.losses import BinaryCrossEntropy, SquaredError, StepLoss
+
+MULTI, ORDINAL, REGRESSION = (TASKS[name] for name in ("multi-label", "ordinal", "regression"))
+seeds = st.integers(0, 10**6)
+few = settings(max_examples=25)
+
+
+def _sets(seed, n, k):
+    """Return targets with rare, common and empty labels, and probabilities that are partly right."""
+    rng = np.random.default_rng(seed)
+    targets = rng.random((n, k)) < rng.choice([0.0, 0.1, 0.5], k)
+    return targets, np.clip(0.3 * targets + 0.7 * rng.random((n, k)), 1e-6, 1 - 1e-6)
+
+
+def _levels(seed, n, k):
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, k, n)
+    scores = rng.dirichlet(np.ones(k), n) + 0.5 * np.eye(k)[targets]
+    return targets, scores / scores.sum(axis=1, keepdims=True)
+
+
+def _numbers(seed, n):
+    rng = np.random.default_rng(seed)
+    targets = np.round(rng.normal(3, 2, n), 1)
+    return targets, (targets + rng.normal(0, 1, n))[:, None]
+
+
+def _expected_of_sets(targets, scores):
+    predicted = scores > 0.5
+    seen = targets.any(axis=0) | predicted.any(axis=0)
+    found = {}
+    for average in ("micro", "weighted", "samples"):
+        found[f"{average}_f1"] = sk.f1_score(targets, predicted, average=average, zero_division=0)
+    empty = ~targets.any(axis=1) & ~predicted.any(axis=1)
+    found["samples_f1"] += empty.mean()  # nothing to find and nothing found is correct
+    for average, labels in (("macro", np.flatnonzero(seen)), ("micro", None)):
+        for name, metric in (("f1", sk.f1_score), ("precision", sk.precision_score), ("recall", sk.recall_score)):
+            if labels is None or len(labels):
+                found[f"{average}_{name}"] = metric(targets, predicted, average=average, labels=labels, zero_division=0)
+            else:
+                found[f"{average}_{name}"] = 0.0
+    found["subset_accuracy"] = sk.accuracy_score(targets, predicted)
+    found["hamming_loss"] = sk.hamming_loss(targets, predicted)
+    found["ranking_precision"] = sk.label_ranking_average_precision_score(targets, scores)
+    found["log_loss"] = F.binary_cross_entropy(torch.from_numpy(scores), torch.from_numpy(targets).double()).item()
+    return found
+
+
+@few
+@given(seeds, st.integers(1, 40), st.integers(2, 6))
+def test_metrics_of_label_sets_agree_with_scikit_learn(seed, n, k):
+    targets, scores = _sets(seed, n, k)
+    values = MULTI.scalar_metrics(targets, scores)
+    assert values.keys() == MULTI.metric_names.keys()
+    for name, expected in _expected_of_sets(targets, scores).items():
+        assert values[name] == pytest.approx(expected, abs=1e-9), name
+    present = targets.any(axis=0)
+    if present.any():
+        expected = sk.average_precision_score(targets[:, present], scores[:, present], average="macro")
+        assert values["macro_average_precision"] == pytest.approx(expected)
+    else:
+        assert values["macro_average_precision"] is None
+    for c, entry in enumerate(per_label_metrics(targets, scores, scores > 0.5)):
+        assert entry["texts"] == targets[:, c].sum()
+        expected = sk.f1_score(targets[:, c], scores[:, c] > 0.5, zero_division=0)
+        assert (entry["f1"] or 0) == pytest.approx(expected)
+    counts = cooccurrence(targets)
+    assert np.diag(counts).tolist() == targets.sum(axis=0).tolist()
+    assert counts[0, 1] == (targets[:, 0] & targets[:, 1]).sum()
+
+
+def _expected_of_levels(targets, scores):
+    predicted, k = least_cost(scores), scores.shape[1]
+    constant = len(np.unique(targets)) < 2 or len(np.unique(predicted)) < 2
+    by_chance = len(np.unique(np.concatenate([targets, predicted]))) > 1
+    return {
+        "quadratic_kappa": sk.cohen_kappa_score(targets, predicted, weights="quadratic", labels=np.arange(k))
+        if by_chance
+        else 0.0,
+        "mae": sk.mean_absolute_error(targets, predicted),
+        "spearman": 0.0 if constant else stats.spearmanr(targets, predicted).statistic,
+        "macro_f1": sk.f1_score(targets, predicted, average="macro"),
+        "accuracy": sk.accuracy_score(targets, predicted),
+        "within_one": (abs(targets - predicted) <= 1).mean(),
+        "log_loss": sk.log_loss(targets, scores, labels=np.arange(k)),
+    }
+
+
+@few
+@given(seeds, st.integers(1, 40), st.integers(2, 6))
+def test_metrics_of_ordered_classes_agree_with_scikit_learn(seed, n, k):
+    targets, scores = _levels(seed, n, k)
+    values = ORDINAL.scalar_metrics(targets, scores)
+    assert values.keys() == ORDINAL.metric_names.keys()
+    for name, expected in _expected_of_levels(targets, scores).items():
+        assert values[name] == pytest.approx(expected, abs=1e-9), name
+    assert ORDINAL.validation_metrics(targets, scores) == pytest.approx(
+        {name: values[name] for name in ("macro_f1", "quadratic_kappa")}
+    )
+
+
+@few
+@given(seeds, st.integers(3, 40))
+def test_metrics_of_numbers_agree_with_scikit_learn(seed, n):
+    targets, scores = _numbers(seed, n)
+    values = REGRESSION.scalar_metrics(targets, scores)
+    assert values.keys() == REGRESSION.metric_names.keys()
+    assert values["mae"] == pytest.approx(sk.mean_absolute_error(targets, scores))
+    assert values["rmse"] == pytest.approx(sk.root_mean_squared_error(targets, scores))
+    if len(np.unique(targets)) > 1:
+        assert values["r2"] == pytest.approx(sk.r2_score(targets, scores))
+        assert values["spearman"] == pytest.approx(stats.spearmanr(targets, scores[:, 0]).statistic)
+
+
+@few
+@given(seeds, st.integers(2, 30), st.integers(2, 5), st.sampled_from(["multi-label", "ordinal", "regression"]))
+def test_a_resample_gives_the_metrics_of_its_rows(seed, n, k, name):
+    """A draw of ones is the texts themselves; other draws repeat rows or leave them out."""
+    task = TASKS[name]
+    targets, scores = (
+        _numbers(seed, n) if name == "regression" else (_sets if name == "multi-label" else _levels)(seed, n, k)
+    )
+    rng = np.random.default_rng(seed)
+    drawn = np.stack([np.ones(n, dtype=np.int64), *(rng.multinomial(n, np.ones(n) / n) for _ in range(2))])
+    found = task.resampled(drawn, targets, scores)
+    for i, times in enumerate(drawn):
+        rows = np.repeat(np.arange(n), times)
+        expected = task.scalar_metrics(targets[rows], scores[rows])
+        for metric, values in found.items():
+            assert values.shape == (3,)
+            assert values[i] == pytest.approx(expected[metric] if expected[metric] is not None else 0.0, abs=1e-6)
+    if name == "regression":
+        for i, value in enumerate(resampled_spearman(drawn, targets, scores[:, 0])):
+            rows = np.repeat(np.arange(n), drawn[i])
+            expected = task.scalar_metrics(targets[rows], scores[rows])["spearman"]
+            assert np.isnan(value) if expected is None else value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["multi-label", "ordinal", "regression"])
+def test_every_metric_has_an_interval_around_its_value(name):
+    task = TASKS[name]
+    targets, scores = (
+        {"multi-label": _sets, "ordinal": _levels}[name](1, 200, 4) if name != "regression" else _numbers(1, 200)
+    )
+    labels = Labels(tuple(range(4)), tuple("abcd")) if name != "regression" else Labels((0,), ("score",))
+    result = evaluate(task, targets, scores, labels, seed=0)
+    assert json.loads(json.dumps(result)) == result
+    assert result["metrics"].keys() == task.metric_names.keys()
+    for metric, entry in result["metrics"].items():
+        low, high = entry["interval"]
+        assert low < entry["value"] < high, metric
+        assert high - low < 0.6 * max(abs(entry["value"]), 0.5), metric
+    assert task.primary == next(iter(result["metrics"]))
+    halves = np.arange(200) // 2
+    grouped = evaluate(task, targets, scores, labels, seed=0, groups=halves)["metrics"][task.primary]
+    assert grouped["value"] == result["metrics"][task.primary]["value"]
+    assert grouped["interval"] != result["metrics"][task.primary]["interval"]
+    value, low, high = task.difference(targets, scores, scores, seed=0)
+    assert (value, low, high) == (0, 0, 0)
+
+
+def test_texts_and_labels_without_positives_are_defined():
+    targets = np.zeros((4, 3), dtype=bool)
+    scores = np.full((4, 3), 0.1)
+    values = MULTI.scalar_metrics(targets, scores)
+    assert values["subset_accuracy"] == values["samples_f1"] == 1
+    assert values["hamming_loss"] == values["micro_f1"] == values["macro_f1"] == 0
+    assert values["macro_average_precision"] is None
+    assert np.isnan(average_precisions(targets, scores)).all()
+    assert MULTI.confidence(scores) == pytest.approx(0.9**3)
+    assert json.loads(json.dumps(evaluate(MULTI, targets, scores, Labels((0, 1, 2), tuple("abc")), seed=0)))
+
+
+@few
+@given(seeds, st.integers(2, 7), st.integers(1, 20))
+def test_the_decision_on_levels_has_the_least_expected_squared_distance(seed, k, n):
+    scores = np.random.default_rng(seed).dirichlet(np.ones(k), n)
+    levels = np.arange(k)
+    costs = scores @ (levels[:, None] - levels[None]) ** 2
+    assert costs[np.arange(n), least_cost(scores)] == pytest.approx(costs.min(axis=1))
+
+
+# -- thresholds, temperatures and intervals ----------------------------------------------------------------------------
+
+
+@few
+@given(seeds, st.integers(1, 6), st.booleans())
+def test_a_rule_folded_into_the_weights_equals_the_unfolded_rule(seed, k, per_label):
+    rng = np.random.default_rng(seed)
+    temperature = tuple(rng.uniform(0.3, 3, k)) if per_label else float(rng.uniform(0.3, 3))
+    rule = Rule(temperature, tuple(rng.normal(size=k)), folded=False)
+    torch.manual_seed(seed)
+    model = torch.nn.Module()
+    model.classifier, model.base_model_prefix = torch.nn.Linear(5, k), "bert"
+    model.config = SimpleNamespace(num_labels=k)
+    x = torch.randn(4, 5)
+    before = model.classifier(x).detach().numpy()
+    assert fold_calibration(model, rule.temperature, rule.offsets)
+    assert model.classifier(x).detach().numpy() == pytest.approx(rule.adjust(before), abs=1e-5)
+    assert Rule.from_dict(json.loads(json.dumps(rule.to_dict())), k) == rule
+    scores = MULTI.scores(before)
+    assert MULTI.undo(rule, MULTI.apply(rule, scores)) == pytest.approx(scores, abs=1e-6)
+
+
+@few
+@given(seeds, st.integers(1, 60), st.integers(1, 5))
+def test_thresholds_and_temperatures_stay_in_bounds_and_help(seed, n, k):
+    targets, scores = _sets(seed, n, k)
+    logits = MULTI.logits(scores)
+    offsets = best_thresholds(targets, logits)
+    assert np.isfinite(offsets).all()
+    assert (offsets[~targets.any(axis=0)] == 0).all()
+    temperatures = fit_temperatures(targets, scores)
+    assert temperatures.shape == (k,)
+    assert (temperatures > 0).all()
+
+
+def test_thresholds_find_labels_that_a_half_misses():
+    rng = np.random.default_rng(0)
+    targets = rng.random((600, 3)) < 0.1
+    logits = 1.5 * targets - 3 + rng.normal(0, 0.5, targets.shape)  # well separated, but below 0.5
+    decision = tune_thresholds(targets, logits, seed=0)
+    assert decision.used
+    assert decision.gain > 0.5
+    assert sk.f1_score(targets, logits + decision.offsets > 0, average="macro") > 0.7
+    assert not tune_thresholds(targets, 8.0 * targets - 4, seed=0).used  # nothing to gain
+    assert not tune_thresholds(targets[:5], logits[:5], seed=0).used  # too few texts
+
+
+def test_a_temperature_per_label_corrects_each_label():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (4000, 2))
+    targets = rng.random(logits.shape) < MULTI.scores(logits)
+    found = fit_temperatures(targets, MULTI.scores(logits * [3, 0.5]))
+    assert found == pytest.approx([3, 0.5], rel=0.15)
+
+
+@few
+@given(seeds, st.integers(1, 200), st.sampled_from([0.5, 0.8, 0.9]))
+def test_intervals_of_numbers_cover_the_held_out_texts(seed, n, coverage):
+    residuals = np.abs(np.random.default_rng(seed).normal(size=n))
+    width = interval_width(residuals, coverage)
+    assert (residuals <= width).mean() >= coverage
+    if np.isfinite(width):
+        assert (residuals < width).sum() < np.ceil((n + 1) * coverage)
+
+
+def test_intervals_of_numbers_reach_their_coverage_on_new_texts():
+    rng = np.random.default_rng(0)
+    covered = [(abs(rng.normal(size=50)) <= interval_width(abs(rng.normal(size=99)), 0.9)).mean() for _ in range(200)]
+    assert np.mean(covered) == pytest.approx(0.9, abs=0.01)
+    assert evaluate_intervals(np.ones(5), np.ones(2))[0]["half_width"] is None  # too few for 80 %
+
+
+def test_the_sets_of_multi_label_predictions_contain_all_labels_as_often_as_claimed():
+    covered = []
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        scores = rng.random((300, 4))
+        targets = rng.random(scores.shape) < scores
+        threshold = np.sort(MULTI.truth(targets[:200], scores[:200]))[int(np.floor(0.1 * 201)) - 1]
+        covered.append(MULTI.cover(targets[200:], scores[200:], threshold)[0].mean())
+    assert np.mean(covered) == pytest.approx(0.9, abs=0.02)
+
+
+# -- losses ------------------------------------------------------------------------------------------------------------
+
+
+def _loss_batch(name, n=11, k=3):
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randn(2, n, 1 if name == "numbers" else k, generator=generator)
+    labels = torch.randn(n, generator=generator) if name == "numbers" else torch.rand(n, k, generator=generator) < 0.4
+    return first, second, labels
+
+
+LOSSES = {
+    "plain": BinaryCrossEntropy(0.0),
+    "smoothed": BinaryCrossEntropy(0.1),
+    "weighted": BinaryCrossEntropy(0.1, positive_weights=np.array([1.0, 2.0, 5.0])),
+    "focal": BinaryCrossEntropy(0.0, focal=True),
+    "numbers": SquaredError(1.5, 2.0),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("consistency", [0.0, 1.5])
+def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_cut(name, consistency):
+    first, second, labels = _loss_batch(name)
+    step, n = StepLoss(LOSSES[name], consistency), len(labels)
+
+    def gradient(*cuts):
+        logits = torch.stack([first, second]).requires_grad_()
+        total = torch.zeros(())
+        for i, j in zip((0, *cuts), (*cuts, n), strict=True):
+            part, truth = logits[0, i:j], labels[i:j]
+            if consistency:
+                part, truth = torch.cat([part, logits[1, i:j]]), torch.cat([truth, truth])
+            loss = step(part, truth, n)
+            loss.backward()
+            total = total + loss.detach()
+        return total, logits.grad
+
+    whole, expected = gradient()
+    for cuts in ((5,), (1, 2, 9), tuple(range(1, n))):
+        value, found = gradient(*cuts)
+        assert value == pytest.approx(whole.item(), rel=1e-5)
+        assert torch.allclose(found, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_are_one_per_text_and_divergences_are_symmetric(name):
+    first, second, labels = _loss_batch(name)
+    loss = LOSSES[name]
+    each = loss(first, labels)
+    assert each.shape == (11,)
+    assert (each >= 0).all()
+    apart = loss.divergence(first, second)
+    assert apart.shape == (11,)
+    assert (apart > 0).all()
+    assert torch.allclose(apart, loss.divergence(second, first), atol=1e-6)
+    assert (loss.divergence(first, first) == 0).all()
+    with torch.no_grad():  # evaluation uses no weights and no smoothing
+        plain = StepLoss(loss)(first, labels)
+    expected = (
+        ((first[:, 0] * 2 + 1.5 - labels) ** 2).mean() / 4
+        if name == "numbers"
+        else F.binary_cross_entropy_with_logits(first, labels.float())
+    )
+    assert plain == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_divergence_of_label_sets_is_the_mean_of_both_kullback_leibler_divergences():
+    first, second, _ = _loss_batch("plain")
+    p, q = (torch.distributions.Bernoulli(logits=x) for x in (first, second))
+    expected = (torch.distributions.kl_divergence(p, q) + torch.distributions.kl_divergence(q, p)) / 2
+    assert torch.allclose(BinaryCrossEntropy().divergence(first, second), expected.mean(dim=1), atol=1e-6)
+
+
+def test_weights_give_rare_labels_more_weight_and_extreme_logits_stay_finite():
+    loss = MULTI.loss("weights", np.array([1, 50, 99]), 100, 0.0)
+    assert loss.positive_weights.tolist() == pytest.approx([99**0.5, 1, 1])
+    extreme = torch.tensor([[1e4, -1e4, 0.0]])
+    for each in (loss, *LOSSES.values()):
+        truth = torch.tensor([1.0]) if isinstance(each, SquaredError) else torch.tensor([[False, True, True]])
+        assert torch.isfinite(each(extreme, truth)).all()
+        assert torch.isfinite(each.divergence(extreme, -extreme)).all()
+
+
+# -- baselines ---------------------------------------------------------------------------------------------------------
+
+
+def test_linear_models_learn_label_sets_and_numbers():
+    rng = np.random.default_rng(0)
+    words = np.array(["cat", "dog", "red", "blue", "house", "tree"])
+    has = rng.random((240, 6)) < 0.4
+    texts = [" ".join(words[row]) or "none" for row in has]
+    targets = np.column_stack([has[:, :2], np.zeros(240, bool), np.ones(240, bool)])
+    sets = words_for_sets(texts[:160], targets[:160], texts[160:], seed=0).scores
+    assert ((sets > 0.5) == targets[160:]).all(axis=1).mean() > 0.9
+    numbers = 10 + 3 * has[:, 0] - 2 * has[:, 1]
+    found = words_for_numbers(texts[:160], numbers[:160], texts[160:]).scores[:, 0]
+    assert sk.r2_score(numbers[160:], found) > 0.7
+    x = np.tanh(has + rng.normal(0, 0.1, has.shape))
+    head = fit_set_regression(x, targets)
+    assert ((x @ head.weight.T + head.bias > 0) == targets).mean() > 0.95
+    ridge = fit_ridge(x, numbers.astype(float))
+    assert sk.r2_score(numbers, (x @ ridge.weight.T + ridge.bias)[:, 0]) > 0.9
