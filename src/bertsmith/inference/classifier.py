@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ import torch
 from bertsmith.compute.batching import TOKEN_BUDGETS
 from bertsmith.compute.device import choose_device, choose_precision
 from bertsmith.compute.memory import is_out_of_memory
+from bertsmith.config import Long
 from bertsmith.data.table import Labels
 from bertsmith.errors import DeviceError, ModelError, RunFolderError, UserError
 from bertsmith.evaluation.rule import Rule
@@ -106,6 +108,9 @@ class Classifier(ModelPredictor):
         saved = getattr(model.config, "bertsmith", None)
         try:
             rule = Rule.from_dict(saved, len(texts))
+            saved_long = (saved or {}).get("long", "truncate")
+            if saved_long not in get_args(Long):
+                raise ValueError(f"long={saved_long!r} is unknown")
         except ValueError as error:
             raise RunFolderError(
                 f"the decision rule of the model is damaged: {error}",
@@ -116,7 +121,7 @@ class Classifier(ModelPredictor):
         model.to(target)
         limit = min(int(tokenizer.model_max_length), resolved.max_positions)
         classifier = cls(Loaded(model, tokenizer, target, limit), labels, rule, decide=decide)
-        classifier.long = (saved or {}).get("long", "truncate") if long == "auto" else long
+        classifier.long = saved_long if long == "auto" else long
         if folder != path and passed_bf16_check(Run(path)) and choose_precision(target)[0] == "bf16":
             classifier.set_dtype(torch.bfloat16)
         return classifier
