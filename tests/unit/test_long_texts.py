@@ -16,7 +16,7 @@ import bertsmith as bs
 from bertsmith.compute import batching, memory
 from bertsmith.config import Config
 from bertsmith.data.table import Labels
-from bertsmith.errors import Interrupted
+from bertsmith.errors import Interrupted, RunFolderError
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.explain import explain
 from bertsmith.inference.export import MAX_DIFFERENCE
@@ -249,6 +249,18 @@ def test_every_command_reads_as_the_run_does(long, runs, cli, tmp_path):
     assert pd.read_csv(tmp_path / "p.csv")[columns].to_numpy() == pytest.approx(others[other], abs=1e-5)
     stored = np.stack(run.predictions["probabilities"].to_list())
     assert classifier.predict_proba(run.predictions["text"].tolist()) == pytest.approx(stored, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_damaged_choice_is_reported(runs, tmp_path):
+    folder = shutil.copytree(runs["window"].layout.model, tmp_path / "model")
+    file = folder / "config.json"
+    content = json.loads(file.read_text())
+    content["bertsmith"]["long"] = "sideways"
+    file.write_text(json.dumps(content))
+    with pytest.raises(RunFolderError) as caught:
+        Classifier.load(folder, device="cpu")
+    assert caught.value.where == str(file)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ import torch
 from bertsmith.compute.batching import TOKEN_BUDGETS
 from bertsmith.compute.device import choose_device, choose_precision
 from bertsmith.compute.memory import is_out_of_memory
+from bertsmith.config import Long
 from bertsmith.data.table import Labels
 from bertsmith.data.template import Template
 from bertsmith.errors import DeviceError, ModelError, RunFolderError, UserError
@@ -116,6 +118,9 @@ class Classifier(ModelPredictor):
         try:
             rule = Rule.from_dict(saved, len(texts))
             template = Template.from_dict(getattr(model.config, TEMPLATE, None))
+            saved_long = (saved or {}).get("long", "truncate")
+            if saved_long not in get_args(Long):
+                raise ValueError(f"long={saved_long!r} is unknown")
         except (ValueError, KeyError, TypeError) as error:
             raise RunFolderError(
                 f"the decision rule or the template of the model is damaged: {error}",
@@ -128,7 +133,7 @@ class Classifier(ModelPredictor):
         task = task_of_config(model.config)
         opened = Loaded(model, tokenizer, target, limit, template=template)
         classifier = cls(opened, labels, task, rule, decide=decide)
-        classifier.long = (saved or {}).get("long", "truncate") if long == "auto" else long
+        classifier.long = saved_long if long == "auto" else long
         template.check_long(classifier.long)
         if folder != path and passed_bf16_check(Run(path)) and choose_precision(target)[0] == "bf16":
             classifier.set_dtype(torch.bfloat16)
