@@ -70,16 +70,12 @@ class FrozenEmbeddings:
         targets, n_labels = tables["train"].targets, len(tables["train"].labels)
         return cls(rows, embeddings, features, task, targets, n_labels, n_tokens / seconds)
 
-    def fit_regression(self, mask: np.ndarray | None = None) -> Regression:
-        """Fit a regression to the training texts, or to those of a mask, shape (training texts,)."""
-        return self._fit(self.embeddings["train"], mask)
+    def fit_regression(self, mask: np.ndarray | None = None, *, baseline: bool = False) -> Regression:
+        """Fit a regression to the training texts, or to those of a mask, shape (training texts,).
 
-    def fit_baseline(self, mask: np.ndarray) -> Regression:
-        """Fit the regression of the baseline to the training texts of a mask, shape (training texts,)."""
-        return self._fit(self.features["train"], mask)
-
-    def _fit(self, features: np.ndarray, mask: np.ndarray | None) -> Regression:
-        rows = self.rows["train"]
+        It is the initial head of a model, or else the ``baseline``, which reads `features`.
+        """
+        rows, features = self.rows["train"], (self.features if baseline else self.embeddings)["train"]
         inside = np.ones(len(rows), dtype=bool) if mask is None else mask[rows]
         return self.task.fit_head(features[inside], self.targets[rows[inside]], self.n_labels)
 
@@ -117,7 +113,7 @@ def baselines(
             seed,
         )
         bag_scores[outside] = bag.scores
-        scored, regression = outside[rows], frozen.fit_baseline(inside)
+        scored, regression = outside[rows], frozen.fit_regression(inside, baseline=True)
         regression_scores[scored] = frozen.task.scores(regression.logits(frozen.features["test"][scored]))
 
     def compare(classifier: str, baseline: np.ndarray, model: np.ndarray, table: Table, name: str) -> dict[str, Any]:
