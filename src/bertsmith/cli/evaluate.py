@@ -14,6 +14,8 @@ READ_SETTINGS = (
     "text_column",
     "label_column",
     "label_text_column",
+    "label_columns",
+    "label_separator",
     "group_column",
     "sql",
     "db",

@@ -89,8 +89,7 @@ class Engine(ResumableTrainer):
         )
         self.meter, self.guard, self._slowdown = StepMeter(), NanGuard(self), SlowdownDetector()
         self.loss_sum: torch.Tensor | float = 0.0
-        self.evaluated_at = 0
-        self.compiled = False
+        self.evaluated_at, self.compiled = 0, False
         self.replicas: list[Any] = []
         self._max_seqlen = int(train.lengths.max())
         self._position = (-1, 0)  # step, and batch of the step
