@@ -16,6 +16,8 @@ READ_SETTINGS = (
     "with_columns",
     "label_column",
     "label_text_column",
+    "label_columns",
+    "label_separator",
     "group_column",
     "sql",
     "db",

@@ -6,6 +6,7 @@ signatures with the installed release.
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,12 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
     guard: NanGuard
     control: TrainerControl
     _random: dict[str, Any]
+
+    def __init__(self, **arguments: Any) -> None:
+        with warnings.catch_warnings():
+            # `BinaryCrossEntropy` smooths the labels of label sets; the loss of transformers does not.
+            warnings.filterwarnings("ignore", "Label smoothing is not compatible", UserWarning)
+            super().__init__(**arguments)
 
     @abstractmethod
     def progress(self) -> dict[str, Any]:

@@ -1,0 +1,136 @@
+"""How good each task is beside the strongest simple opponents, on one real table per task.
+
+Every opponent reads the same training texts and predicts the same test texts. Intervals are paired: both sides are
+scored on the same resamples of the test texts. Run it as ``python benchmarks/tasks.py ../shared/data``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import bertsmith as bs
+from bertsmith.config import DataConfig
+from bertsmith.data.read import read_table
+from bertsmith.tasks.base import Task
+from bertsmith.tasks.registry import get_task
+
+TABLES: dict[str, dict[str, Any]] = {
+    "goemotions": {"task": "multi-label"},
+    "sst5": {"task": "ordinal"},
+    "sick": {"task": "regression", "text_column": "sentence_a", "label_column": "relatedness"},
+}
+
+
+def one_hot(scores: np.ndarray) -> np.ndarray:
+    """Return certain probabilities of the most likely classes, so that every rule decides for them."""
+    return np.eye(scores.shape[1])[scores.argmax(axis=1)]
+
+
+def opponents(
+    task: Task, train: list[str], targets: np.ndarray, texts: list[str], n_labels: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Return the scores of the models that need no transformer, by name."""
+    words = task.words(train, targets, texts, n_labels, seed)
+    found = {f"TF-IDF, {words.classifier}": words.scores}
+    if task.name == "multi-label":
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.multiclass import OneVsRestClassifier
+
+        from bertsmith.evaluation.baseline import tfidf_features
+
+        features = tfidf_features()
+        x = features.fit_transform(train)
+        model = OneVsRestClassifier(LogisticRegression(max_iter=200)).fit(x, targets.astype(int))
+        found["TF-IDF, one-vs-rest logistic regression at 0.5"] = model.predict_proba(features.transform(texts))
+    if task.name == "ordinal":
+        found[f"TF-IDF, {words.classifier}, most likely class"] = one_hot(words.scores)
+    return found
+
+
+def compare(name: str, data: Path, rows: int, test_rows: int, seed: int, folder: Path) -> dict[str, Any]:
+    """Train on a table, and return every metric with its interval, and the difference from every opponent."""
+    settings = TABLES[name]
+    frames = {
+        part: pd.read_csv(data / name / f"{part}.csv").sample(frac=1, random_state=seed).head(n)
+        for part, n in (("train", rows), ("val", max(rows // 5, 200)), ("test", test_rows))
+    }
+    began = time.perf_counter()
+    run = bs.train(
+        frames["train"],
+        validation=frames["val"],
+        test=frames["test"],
+        output=folder / name,
+        model="packaged:minilm",
+        seed=seed,
+        cv=0,
+        explanations="off",
+        device="cpu",
+        **settings,
+    )
+    seconds = time.perf_counter() - began
+    task, labels, saved = get_task(run.task), run.labels, run.predictions
+    targets, ours = task.stored_targets(saved, labels), task.stored_scores(saved)
+    texts = saved["text"].tolist()
+    table = read_table(frames["train"], DataConfig(**settings), known=labels)
+    split = pd.read_parquet(run.layout.splits)
+    used = split["row"][(split["split"] == "train")].to_numpy() - 1
+    found = opponents(
+        task, table.frame["text"].iloc[used].tolist(), table.take(used).targets, texts, ours.shape[1], seed
+    )
+    if task.name == "ordinal":
+        found["MiniLM, most likely class"] = one_hot(ours)
+    if task.name == "multi-label":
+        found["MiniLM at 0.5, without tuned thresholds"] = bs.load(run, device="cpu", decide=False).predict_proba(texts)
+    comparisons = []
+    for opponent, scores in found.items():
+        value, low, high = task.difference(targets, ours, scores, seed=seed)
+        theirs = task.scalar_metrics(targets, scores)
+        comparisons.append({"opponent": opponent, "metrics": theirs, "ahead": value, "interval": [low, high]})
+    return {
+        "table": name,
+        "task": task.name,
+        "rows": {part: len(frame) for part, frame in frames.items()},
+        "seconds": round(seconds),
+        "primary": task.primary,
+        "metrics": run.metrics["splits"]["test"]["metrics"],
+        "opponents": comparisons,
+    }
+
+
+def main() -> None:
+    """Print one JSON object per table, and a Markdown table of the comparisons."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path, help="folder of the tables")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
+    parser.add_argument("--rows", type=int, default=1500)
+    parser.add_argument("--test-rows", type=int, default=1500)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.tables:
+            found = compare(name, arguments.data, arguments.rows, arguments.test_rows, arguments.seed, Path(folder))
+            print(json.dumps(found), flush=True)
+            results.append(found)
+    print("\n| table, task | metric | bertsmith | opponent | its value | ahead by |", "| --- " * 6 + "|", sep="\n")
+    for found in results:
+        title = get_task(found["task"]).primary_title
+        own = found["metrics"][found["primary"]]
+        value = "{:.3f} [{:.3f}, {:.3f}]".format(own["value"], *own["interval"])
+        for entry in found["opponents"]:
+            ahead = "{:+.3f} [{:+.3f}, {:+.3f}]".format(entry["ahead"], *entry["interval"])
+            theirs = entry["metrics"][found["primary"]]
+            cells = (f"{found['table']}, {found['task']}", title, value, entry["opponent"], f"{theirs:.3f}", ahead)
+            print(f"| {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,357 @@
+"""Every kind of label from training to the server, with tiny models."""
+
+import json
+import random
+import types
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import bertsmith as bs
+from bertsmith.errors import ConfigError, DataError, Interrupted, ModelError, RunFolderError
+from bertsmith.events import StepDone
+from bertsmith.tasks.registry import get_task, task_of_config
+from bertsmith.testing import WORDS
+from tests.conftest import same_weights, train, weights_of
+
+NAMES = list(WORDS)[:3]
+TASKS = ("multi-label", "ordinal", "regression")
+SETTINGS = {"epochs": 12, "validation_size": 0.15, "test_size": 0.2}
+
+
+def make(task, rows=200, seed=0):
+    """Return texts of random words, labelled by which groups of words are in them, or by how many."""
+    rng = random.Random(seed)
+    table = []
+    for i in range(rows):
+        counts = [rng.choice((0, 0, 1, 2)) for _ in NAMES]
+        words = [w for name, n in zip(NAMES, counts, strict=True) for w in rng.choices(WORDS[name], k=n)]
+        words += rng.choices(["the", "is", "my", "very"], k=3)
+        rng.shuffle(words)
+        label = {
+            "multi-label": [name for name, n in zip(NAMES, counts, strict=True) if n],
+            "ordinal": counts[0] + 1,
+            "regression": 100 + 10 * counts[0] - 5 * counts[1],
+        }[task]
+        table.append((f"{' '.join(words)} {i}", label))
+    frame = pd.DataFrame(table, columns=["Text", "Label"])
+    if task == "ordinal":
+        frame["Label Text"] = frame["Label"].map({1: "rarely", 2: "often", 3: "always"})
+    return frame.rename(columns={"Label": "Labels"}) if task == "multi-label" else frame
+
+
+def fit(tiny, folder, task, rows=200, **settings):
+    settings = {name: value for name, value in {**SETTINGS, **settings}.items() if value is not None}
+    return train(tiny, folder, table=make(task, rows), task=task, **settings)
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def run(request, tiny, tmp_path_factory):
+    """A finished run of each task, with an export and explanations."""
+    run = fit(tiny, tmp_path_factory.mktemp("tasks") / request.param, request.param, explanations="auto")
+    assert run.task == request.param
+    return run
+
+
+@pytest.fixture(scope="module")
+def later(run):
+    return make(run.task, 30, seed=1)
+
+
+@pytest.fixture(scope="module")
+def exported(run):
+    pytest.importorskip("onnxruntime", reason="the extra export is not installed")
+    pytest.importorskip("onnxscript", reason="the extra export is not installed")
+    return bs.export(run)
+
+
+@pytest.fixture(scope="module")
+def scores(run, later):
+    return bs.load(run, device="cpu", runtime="torch").predict_proba(later["Text"].tolist())
+
+
+def test_the_run_learns_and_records_its_task(run):
+    task = get_task(run.task)
+    test = run.metrics["splits"]["test"]
+    assert test["metrics"].keys() == task.metric_names.keys()
+    assert test["metrics"][task.primary]["value"] > 0.6
+    assert run.metrics["primary"] == task.primary
+    baselines = run.metrics["baseline"]
+    assert set(baselines) == {"majority_class", "bag_of_words", "frozen_embeddings"}
+    assert test["metrics"][task.primary]["value"] > baselines["majority_class"]["test"][task.primary]
+    assert all(entry["metrics"].keys() >= {task.primary} for entry in run.history)
+    config = json.loads((run.layout.model / "config.json").read_text())
+    assert config["problem_type"] == task.problem_type
+    assert task_of_config(types.SimpleNamespace(**config)).name == run.task
+    saved = run.predictions
+    assert task.scalar_metrics(task.stored_targets(saved, run.labels), task.stored_scores(saved))[
+        task.primary
+    ] == pytest.approx(test["metrics"][task.primary]["value"])
+
+
+def test_report_and_card_show_the_metrics_of_the_task(run):
+    task = get_task(run.task)
+    report = run.layout.report.read_text(encoding="utf-8")
+    card = (run.layout.model / "README.md").read_text(encoding="utf-8")
+    for name in task.headline:
+        title = task.metric_names[name][0]
+        assert title in report
+        assert title in card
+    for page in (report, card):
+        assert "nan" not in page.lower().split()
+        assert "{{" not in page
+        assert "{%" not in page
+
+
+def test_transformers_pipeline_agrees(run, later, scores):
+    from transformers import pipeline
+
+    texts = later["Text"].tolist()
+    function = {"function_to_apply": "none"} if run.task == "regression" else {}
+    pipe = pipeline("text-classification", str(run.layout.model), device="cpu", truncation=True)
+    theirs = pipe(texts, top_k=None, **function)
+    found = np.array([[{a["label"]: a["score"] for a in answer}[t] for t in run.labels.texts] for answer in theirs])
+    assert found == pytest.approx(scores, abs=1e-4)
+    if run.task == "multi-label":
+        ours = bs.load(run, device="cpu").predict(texts)
+        assert [[t for t, p in zip(run.labels.texts, row, strict=True) if p > 0.5] for row in found] == ours
+
+
+def test_an_evaluation_scores_the_same_texts_alike(run, later):
+    task = get_task(run.task)
+    found = bs.evaluate(run, later)
+    assert found["metrics"].keys() == task.metric_names.keys()
+    saved = run.predictions
+    name = "label" if run.task != "multi-label" else "label_texts"
+    columns = {"label": "Label", "label_texts": "Labels", "label_text": "Label Text"}
+    again = saved[["text", name]].rename(columns={"text": "Text", **columns})
+    value = bs.evaluate(run, again, name="again")["metrics"][task.primary]["value"]
+    assert value == pytest.approx(run.metrics["splits"]["test"]["metrics"][task.primary]["value"])
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet", "xlsx"])
+def test_files_of_predictions_hold_the_columns_of_the_task(cli, suffix, run, later, scores, tmp_path):
+    texts = [*later["Text"], ""]
+    pd.DataFrame({"Text": texts}).to_csv(tmp_path / "in.csv", index=False)
+    out = tmp_path / f"out.{suffix}"
+    code, _, err = cli("predict", run.path, tmp_path / "in.csv", "-o", out, "--coverage", 0.8, "--device", "cpu")
+    assert code == 0, err
+    read = {"csv": pd.read_csv, "jsonl": lambda f: pd.read_json(f, lines=True), "parquet": pd.read_parquet}
+    found = read.get(suffix, lambda f: pd.read_excel(f, engine="openpyxl"))(out)
+    assert len(found) == 31 or suffix == "xlsx"  # pandas drops the last row if it is empty
+    task = get_task(run.task)
+    expected = task.prediction_columns(scores, run.labels)
+    head = found.head(30)
+    for name, values in expected.items():
+        cells = head[name].tolist()
+        if run.task == "multi-label" and name != "confidence":
+            if suffix in ("csv", "xlsx"):
+                cells = ["" if pd.isna(cell) else str(cell).removesuffix(".0") for cell in cells]
+                values = [";".join(map(str, row)) for row in values]
+            else:
+                cells = [list(cell) for cell in cells]
+            assert cells == values
+        elif isinstance(values[0], str):
+            assert cells == values
+        else:
+            assert np.array(cells, dtype=float) == pytest.approx(np.array(values), abs=1e-4)
+    if run.task == "regression":
+        assert (head["lower"] < head["predicted"]).all()
+        assert (head["predicted"] < head["upper"]).all()
+        assert "confidence" not in found
+    else:
+        assert "label_set" in found
+    if suffix in ("csv", "parquet"):
+        assert pd.isna(found["predicted"].iloc[30])
+
+
+def test_predictions_of_python_have_python_types(run, later):
+    predictor = bs.load(run, device="cpu")
+    first = predictor.predict(later["Text"].tolist())[0]
+    assert isinstance(first, {"multi-label": list, "ordinal": str, "regression": float}[run.task])
+    found = bs.predict(run, later[["Text"]], probabilities=run.task != "regression", device="cpu")
+    assert len(found.frame) == 30
+    if run.task == "multi-label":
+        n_labels = sum(map(len, predictor.predict(later["Text"].tolist())))
+        assert sum(found.label_counts.values()) == n_labels
+
+
+def test_an_explanation_sums_to_the_change_of_the_output(cli, run):
+    pytest.importorskip("captum", reason="the extra explain is not installed")
+    code, out, err = cli("explain", run.path, "--text", "my cat is red", "--device", "cpu", "--json")
+    assert code == 0, err
+    (entry,) = json.loads(out)
+    strongest = max(entry["words"], key=lambda word: abs(word["attribution"]))
+    assert strongest["text"] in ("cat", "red")
+    assert cli("explain", run.path, "--text", "my cat is red", "--device", "cpu")[0] == 0
+
+
+def test_the_export_agrees(run, exported, later, scores):
+    assert exported.about.parity["held"]
+    loaded = bs.load(exported.path)
+    assert loaded.task.name == run.task
+    assert loaded.predict_proba(later["Text"].tolist()) == pytest.approx(scores, abs=1e-4)
+    assert loaded.predict(later["Text"].tolist()) == bs.load(run, device="cpu", runtime="onnx").predict(
+        later["Text"].tolist()
+    )
+
+
+def test_the_server_answers_with_the_scores(run, later, scores):
+    pytest.importorskip("uvicorn", reason="uvicorn is not installed")
+    from bertsmith.serving.loader import Loader, ServerConfig
+    from bertsmith.serving.prometheus import ServerMetrics
+    from tests.unit.test_serving import running
+
+    loader = Loader(ServerConfig(str(run.path), device="cpu"), ServerMetrics())
+    loader.load()
+    text = later["Text"].iloc[0]
+    best = int(scores[0].argmax())
+    with running(lambda: loader.service) as ask:
+        info = ask("/info")[1]
+        assert info["task"] == run.task
+        answer = ask("/predict", {"inputs": text})[1]
+        assert len(answer) == len(run.labels)
+        assert answer[0]["label"] == run.labels.texts[best]
+        assert {a["label"]: a["score"] for a in answer} == pytest.approx(
+            dict(zip(run.labels.texts, scores[0].tolist(), strict=True)), abs=1e-4
+        )
+        batch = ask("/predict", {"inputs": [[t] for t in later["Text"].iloc[:3]]})[1]
+        assert [len(row) for row in batch] == [len(run.labels)] * 3
+        whole = ask("/", {"inputs": text, "parameters": {"top_k": None}})[1]
+        assert whole == answer
+        assert ask("/", {"inputs": text})[1] == [answer[0]]
+    loader.service.batcher.close()
+
+
+def test_runs_of_a_task_are_compared(cli, run, tiny, tmp_path):
+    task = get_task(run.task)
+    other = fit(tiny, tmp_path / "other", run.task, epochs=1)
+    first, second = bs.compare(run, other)
+    assert first["metrics"].keys() >= {task.primary}
+    assert second["difference"]["value"] < 0
+    code, out, err = cli("compare", run.path, tmp_path / "other")
+    assert code == 0, err
+    assert task.primary_title in out
+
+
+def test_runs_of_different_tasks_are_not_compared(finished, run):
+    with pytest.raises(RunFolderError):
+        bs.compare(run, finished)
+
+
+# -- studies, seeds, folds and resuming --------------------------------------------------------------------------------
+
+SHORT = {"epochs": 2, "rows": 90}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_interrupted_run_resumes_with_the_same_weights(task, tiny, tmp_path):
+    whole = fit(tiny, tmp_path / "whole", task, **SHORT)
+    steps = []
+    with pytest.raises(Interrupted):
+        fit(
+            tiny,
+            tmp_path / "run",
+            task,
+            on_event=lambda event: steps.append(event) if isinstance(event, StepDone) else None,
+            stop=lambda: len(steps) > 2,
+            **SHORT,
+        )
+    resumed = fit(tiny, tmp_path / "run", task, resume=True, **SHORT)
+    assert same_weights(weights_of(whole), weights_of(resumed))
+    assert whole.metrics["splits"] == resumed.metrics["splits"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_several_seeds_have_an_ensemble(task, tiny, tmp_path):
+    run = fit(tiny, tmp_path / "run", task, seeds=2, **SHORT)
+    primary = get_task(task).primary
+    summary = run.metrics["seeds"]
+    assert len(summary["each"]) == 2
+    assert primary in summary["ensemble"]["metrics"]
+    texts = make(task, 10, seed=2)["Text"].tolist()
+    members = [bs.load(member, device="cpu").predict_proba(texts) for member in run.members]
+    ensemble = bs.load(run, device="cpu", ensemble=True)
+    assert ensemble.predict_proba(texts) == pytest.approx(np.mean(members, axis=0), abs=1e-4)
+    assert run.layout.report.exists()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_folds_score_every_training_text(task, tiny, tmp_path):
+    run = fit(tiny, tmp_path / "run", task, cv=3, validation_size=None, **SHORT)
+    splits = pd.read_parquet(run.layout.splits)
+    assert set(run.validation_predictions["row"]) == set(splits["row"][splits["split"] == "train"])
+    assert get_task(task).primary in run.metrics["splits"]["validation"]["metrics"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_study_tunes_the_primary_metric(task, tiny, tmp_path):
+    study = bs.tune(
+        make(task, 90),
+        output=tmp_path / "study",
+        model=str(tiny),
+        trials=2,
+        task=task,
+        epochs=2,
+        precision="fp32",
+        device="cpu",
+        explanations="off",
+        validation_size=0.2,
+    )
+    assert len(study.trials) == 2
+    assert study.best.task == task
+    assert study.report.exists()
+
+
+# -- what does not fit is refused --------------------------------------------------------------------------------------
+
+
+def _refused(error, *parts):
+    assert error.value.what
+    assert error.value.remedy
+    message = f"{error.value.what} {error.value.where} {error.value.remedy}"
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_imbalance_of_another_task_is_refused(task, tiny, tmp_path):
+    with pytest.raises(ConfigError) as error:
+        fit(tiny, tmp_path / "run", task, imbalance="balanced-sampling" if task != "ordinal" else "nonsense")
+    _refused(error, "imbalance")
+
+
+def test_labels_that_a_run_does_not_know_are_refused(run, later, tmp_path):
+    other = {
+        "multi-label": later[["Text"]].assign(Labels=[["plants"]] * len(later)),
+        "ordinal": later[["Text"]].assign(Label=9),
+        "regression": later.assign(Label="good"),
+    }[run.task]
+    with pytest.raises(DataError) as error:
+        bs.evaluate(run, other)
+    _refused(error, "row")
+
+
+def test_columns_of_0_and_1_must_have_all_labels_of_the_run(tiny, run, later):
+    if run.task != "multi-label":
+        pytest.skip("only for label sets")
+    frame = pd.DataFrame({"Text": later["Text"], **{n: [int(n in row) for row in later["Labels"]] for n in NAMES}})
+    found = bs.evaluate(run, frame, label_columns=tuple(NAMES), name="columns")
+    assert found["metrics"] == bs.evaluate(run, later, name="lists")["metrics"]
+    with pytest.raises(DataError) as error:
+        bs.evaluate(run, frame, label_columns=tuple(NAMES[:2]), name="fewer")
+    _refused(error, NAMES[2])
+
+
+def test_evaluate_takes_its_task_from_the_run(cli, run, later, tmp_path):
+    later.to_json(tmp_path / "t.jsonl", orient="records", lines=True)
+    assert cli("evaluate", run.path, tmp_path / "t.jsonl", "--task", run.task)[0] == 2
+    code, out, err = cli("evaluate", run.path, tmp_path / "t.jsonl", "--json")
+    assert code == 0, err
+    assert get_task(run.task).primary in json.loads(out)["metrics"]
+
+
+def test_a_task_of_a_newer_version_is_named():
+    with pytest.raises(ModelError) as error:
+        get_task("span")
+    _refused(error, "span", "version")
