@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bertsmith.api.inference import export, load, predict
-    from bertsmith.api.measuring import measure, regress
+    from bertsmith.api.measuring import drift, measure, regress
     from bertsmith.api.training import compare, evaluate, inspect, label_errors, read_table, train, tune
     from bertsmith.data.findings import Findings
     from bertsmith.data.table import Labels, Table
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from bertsmith.inference.predictor import Predictor
     from bertsmith.measuring.regression import Regression
     from bertsmith.measuring.result import Measurement
+    from bertsmith.workflows.drift import Drift
     from bertsmith.workflows.predict import Predictions
 
 __version__ = "0.2.0"
 
 _NAMES = {
     "bertsmith.api.inference": ("export", "load", "predict"),
-    "bertsmith.api.measuring": ("measure", "regress"),
+    "bertsmith.api.measuring": ("drift", "measure", "regress"),
     "bertsmith.api.training": ("compare", "evaluate", "inspect", "label_errors", "read_table", "train", "tune"),
     "bertsmith.data.findings": ("Findings",),
     "bertsmith.data.table": ("Labels", "Table"),
@@ -40,12 +41,14 @@ _NAMES = {
     "bertsmith.inference.predictor": ("Predictor",),
     "bertsmith.measuring.regression": ("Regression",),
     "bertsmith.measuring.result": ("Measurement",),
+    "bertsmith.workflows.drift": ("Drift",),
     "bertsmith.workflows.predict": ("Predictions",),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "Classifier",
+    "Drift",
     "Export",
     "Findings",
     "Labels",
@@ -58,6 +61,7 @@ __all__ = [
     "Table",
     "UserError",
     "compare",
+    "drift",
     "evaluate",
     "export",
     "inspect",

@@ -37,6 +37,7 @@ COMMANDS = (
     "serve",
     "compare",
     "measure",
+    "drift",
     "methods",
     "verify",
     "pack",
