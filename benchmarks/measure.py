@@ -184,7 +184,7 @@ def adjusted(pool: Pool, model: str, draws: int) -> dict[str, tuple[float, float
             inside.append(((found.low <= truth) & (truth <= found.high)).mean())
             shares = counts / len(corpus)
             naive.append((abs(shares - truth) <= 1.96 * np.sqrt(shares * (1 - shares) / len(corpus))).mean())
-        if rejected:
+        if len(rejected) > draws / 2:
             kept = np.array(inside)[~np.array(rejected)]
             result[shift] = float(np.mean(rejected)), float(kept.mean()) if len(kept) else np.nan, float(np.mean(naive))
     return result

@@ -11,6 +11,7 @@ import pytest
 import bertsmith as bs
 from bertsmith.errors import ConfigError, DataError
 from bertsmith.measuring.design import read_design
+from bertsmith.measuring.drift import compare_labels, compare_scalars, compare_topics
 from bertsmith.measuring.estimate import Sample, Totals, corrected_means, labels_for_target, share_interval
 from bertsmith.measuring.label_shift import FeatureTotals, adjusted_count, label_shift_test
 from bertsmith.measuring.regression import fit_regression
@@ -380,3 +381,37 @@ def test_what_does_not_fit_is_refused(finished, corpus, cli, flags):
     code, _, err = cli("measure", finished, corpus / "corpus.csv", *labelled, *flags)
     assert code == 2
     assert "what to do" in err
+
+
+# -- drift -------------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_change_few_comparisons_differ():
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(200):
+        reference, corpus = rng.normal(size=(150, 8)), rng.normal(size=(2000, 8))
+        totals = FeatureTotals.of(corpus)
+        rest = FeatureTotals(2000, totals.sums[3:], totals.products[3:, 3:])
+        before, now = rng.multinomial(150, [0.5, 0.3, 0.2]), rng.multinomial(2000, [0.5, 0.3, 0.2])
+        differences = [
+            *compare_scalars("abc", reference[:, :3], FeatureTotals.of(corpus[:, :3]), 0.99),
+            compare_topics(reference[:, 3:], rest, 0.99),
+            compare_labels(before, now, 0.99),
+        ]
+        found.append(any(d.differs for d in differences))
+    assert np.mean(found) < 0.1
+
+
+def test_drift_finds_other_texts(finished, corpus, cli, tmp_path):
+    table = tiny_table(200, seed=4)
+    table["Text"] = "unheard of words in long texts that no run has seen before " + table["Text"]
+    table.to_csv(tmp_path / "new.csv", index=False)
+    code, out, err = cli("drift", finished, tmp_path / "new.csv", "--json", "--html", tmp_path / "d.html")
+    assert code == 0, err
+    found = {d["name"]: d["differs"] for d in json.loads(out)["differences"]}
+    assert found["length (logarithm of characters)"]
+    assert "unheard" not in (tmp_path / "d.html").read_text(encoding="utf-8")
+    code, out, _ = cli("drift", finished, corpus / "corpus.csv")
+    assert code == 0
+    assert "as before" in out

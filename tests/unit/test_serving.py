@@ -248,10 +248,13 @@ def test_metrics_count_requests_and_texts(ask):
         lines = ask("/metrics")[1].splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
+    names = "bertsmith_labels_total", "bertsmith_confidence_count"
+    counted = [value(name) for name in names]
     before = value('bertsmith_requests_total{path="/predict",status="200"}'), value("bertsmith_texts_total")
     ask("/predict", {"inputs": [["cat"], ["dog"]]})
     after = value('bertsmith_requests_total{path="/predict",status="200"}'), value("bertsmith_texts_total")
     assert (after[0] - before[0], after[1] - before[1]) == (1, 2)
+    assert [value(name) - n for name, n in zip(names, counted, strict=True)] == [2, 2]
     ask("/made/up/path")
     assert 'path="/made' not in ask("/metrics")[1]
 

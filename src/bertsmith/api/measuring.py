@@ -12,10 +12,11 @@ from bertsmith.folders.run import Run
 from bertsmith.load_config import resolve
 
 if TYPE_CHECKING:
-    from bertsmith.api.keyword_types import EvaluateSettings
+    from bertsmith.api.keyword_types import EvaluateSettings, PredictSettings
     from bertsmith.events import PredictionListener
     from bertsmith.measuring.regression import Regression
     from bertsmith.measuring.result import Measurement
+    from bertsmith.workflows.drift import Drift
 
 
 @needing("train")
@@ -69,6 +70,36 @@ def measure(
         for_regression=None if for_regression is None else to_path(for_regression, "for_regression"),
         observe=on_event or (lambda event: None),
     )
+
+
+@needing("train")
+def drift(
+    run: Run | Path | str,
+    new: Any = None,
+    *,
+    on_event: PredictionListener | None = None,
+    **settings: Unpack[PredictSettings],
+) -> Drift:
+    """Compare new texts with the test texts of a run: confidence, length, language, predicted labels, topics.
+
+    Args:
+        run: the run, or its folder.
+        new: the texts, as for `predict`.
+        on_event: called with each event (see `bertsmith.events`).
+        **settings: fields of `DataConfig` and `ModelConfig` for reading the texts, and the device.
+
+    Returns:
+        One distance for each property, with a threshold that chance alone exceeds rarely.
+
+    Raises:
+        UserError: if the texts cannot be read or the run is damaged.
+    """
+    from bertsmith.workflows.drift import compare_texts
+
+    config = resolve(settings, api=True)
+    use_cores(config.threads)
+    folder = run.path if isinstance(run, Run) else to_path(run, "run")
+    return compare_texts(folder, new, config, observe=on_event or (lambda event: None))
 
 
 @needing("train")

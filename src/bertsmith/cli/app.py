@@ -37,6 +37,7 @@ COMMANDS = (
     "serve",
     "compare",
     "measure",
+    "drift",
     "methods",
     "verify",
     "pack",
@@ -48,6 +49,7 @@ _NEEDS = dict.fromkeys(COMMANDS, "train") | {
     "export": "export",
     "predict": None,
     "serve": None,
+    "methods": None,
 }
 """The extra that a command needs as a whole; for the others the package that is missing decides."""
 

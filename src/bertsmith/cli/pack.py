@@ -36,4 +36,10 @@ def pack(
         from bertsmith.workflows.pack import pack_run
 
         n_files = pack_run(run, path, texts=texts)
-    stderr_console().print(f"{n_files:,} files packed into {path}", markup=False)
+    err = stderr_console()
+    err.print(f"{n_files:,} files packed into {path}, {path.stat().st_size / 1e6:,.1f} MB", markup=False)
+    if texts:
+        err.print(
+            "[yellow]note:[/] the archive contains the validation and test texts: check that you may publish them, or "
+            "pass --no-texts"
+        )

@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 from markupsafe import Markup
 
@@ -164,3 +165,13 @@ def _diamond(x: float, y: float, title: str) -> Markup:
 
 def _short(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def drift_page(drift: dict[str, Any], run: str) -> str:
+    """Return the page that ``drift --html`` writes.
+
+    Args:
+        drift: from `bertsmith.workflows.drift.Drift.to_dict`.
+        run: name of the run.
+    """
+    return environment().get_template("drift.html").render(title=f"Drift · {drift['corpus']}", run=run, d=drift)

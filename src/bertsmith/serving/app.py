@@ -123,7 +123,9 @@ def create_app(
             "x-total-time": _ms(end - start),
             **({"x-truncated-texts": ",".join(map(str, too_long))} if len(too_long) else {}),
         }
-        return classifier.rule.adjust(logits, decide=classifier.decide), classifier
+        adjusted = classifier.rule.adjust(logits, decide=classifier.decide)
+        server_metrics.observe_labels(classifier.task, classifier.task.scores(adjusted), classifier.labels)
+        return adjusted, classifier
 
     @app.post("/predict", responses=problems, response_model=list[Score] | list[list[Score]], dependencies=secured)
     async def predict(body: PredictRequest, request: Request) -> Response:

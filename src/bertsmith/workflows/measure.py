@@ -76,7 +76,7 @@ def run_measurement(
             tally = _Tally(get_task(run.task), run.labels, by, sample, held_out, outcomes)
             texts: deque[Sequence[Text]] = deque()
             chunks = predict_chunks(
-                classifier, _noted(stream, texts), probabilities=True, progress=lambda n: observe(RowsPredicted(n))
+                classifier, noted(stream, texts), probabilities=True, progress=lambda n: observe(RowsPredicted(n))
             )
             for cells, _counts in chunks:
                 tally.add(cells, texts.popleft())
@@ -92,7 +92,7 @@ def run_measurement(
             outcomes.close()
 
 
-def _noted(stream: Stream, texts: deque[Sequence[Text]]) -> Iterator[Chunk]:
+def noted(stream: Stream, texts: deque[Sequence[Text]]) -> Iterator[Chunk]:
     """Yield the chunks of a stream, and keep their texts until they are predicted."""
     for cells, some in stream.chunks():
         texts.append(some)
