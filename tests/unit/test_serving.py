@@ -21,6 +21,7 @@ from bertsmith.errors import ConfigError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.model.tokenizer import Encoder
+from bertsmith.tasks.registry import get_task
 
 uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
@@ -80,7 +81,7 @@ class Fake(ModelPredictor):
     """Return the number in the text as the first logit, after a delay."""
 
     labels = Labels((0, 1, 2), ("a", "b", "c"))
-    rule, decide, max_length, encoder = Rule(), True, 1000, Characters()
+    task, rule, decide, max_length, encoder = get_task(), Rule(), True, 1000, Characters()
 
     def __init__(self, seconds=0.0):
         self.seconds, self.batches = seconds, []

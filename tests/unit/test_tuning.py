@@ -234,9 +234,9 @@ def test_no_trial_sees_a_test_text(tiny, tmp_path, monkeypatch):
     seen = set()
     prepare = trying.prepare_model
 
-    def prepare_model(found, config, labels, texts, *rest):
+    def prepare_model(found, config, task, labels, texts, *rest, **settings):
         seen.update(texts)
-        return prepare(found, config, labels, texts, *rest)
+        return prepare(found, config, task, labels, texts, *rest, **settings)
 
     monkeypatch.setattr(trying, "prepare_model", prepare_model)
     study = tune(tiny, tmp_path / "s", trials=1, epochs=1)
@@ -458,7 +458,9 @@ def test_a_trial_score_includes_the_gain_of_the_decision_rule(tiny, tmp_path, mo
 
     plain = tune(tiny, tmp_path / "off", trials=1, epochs=1, decision_rule="off")
     rule = Decision(np.zeros(3), True, 0.25, 0.01)
-    monkeypatch.setattr(trying, "tune_offsets", lambda targets, probabilities, seed: rule)
+    monkeypatch.setattr(
+        "bertsmith.evaluation.decision.tune_offsets", lambda targets, probabilities, *, seed, model=None: rule
+    )
     ruled = tune(tiny, tmp_path / "auto", trials=1, epochs=1)
     assert ruled.result["score"] == pytest.approx(plain.result["score"] + 0.25)
     assert ruled.info["trials"][0]["curve"] == plain.info["trials"][0]["curve"]
