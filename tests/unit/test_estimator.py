@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import NotFittedError, SkipTestWarning
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils.estimator_checks import check_estimator
 
 import bertsmith as bs
 from bertsmith.testing import tiny_model, tiny_table
@@ -116,3 +117,9 @@ def test_an_unknown_setting_is_an_error(estimator):
     with pytest.raises(bs.UserError) as error:
         clone(estimator).set_params(settings={"lerning_rate": 1}).fit(TEXTS, LABELS)
     assert "lerning_rate" in error.value.what
+
+
+def test_the_checks_of_scikit_learn_that_apply_pass(estimator):
+    with pytest.warns(SkipTestWarning):  # the other checks need numeric input
+        results = check_estimator(estimator, on_fail=None)
+    assert {result["check_name"]: result["status"] for result in results} == {"check_estimator_cloneable": "passed"}
