@@ -158,3 +158,71 @@ def test_a_missing_package_is_named(flipped, monkeypatch):
     with pytest.raises(MissingPackageError) as caught:
         bs.label_errors(flipped)
     assert (caught.value.package, caught.value.extra) == ("cleanlab", "label-errors")
+
+
+@pytest.fixture
+def flipped_sets():
+    """Label sets of which two are wrong: row 3 has a label too many, row 40 lacks its label."""
+    rng = np.random.default_rng(0)
+    names = np.array(["animals", "colours", "fruits"])
+    has = rng.random((300, 3)) < 0.4
+    texts = [" ".join([*np.array(["cat", "red", "plum"])[row], f"word{i % 7}", str(i)]) for i, row in enumerate(has)]
+    has[2], has[39] = [True, False, False], [False, True, True]
+    texts[2], texts[39] = "cat word1 2", "red plum word3 39"
+    labels = [names[row].tolist() for row in has]
+    labels[2], labels[39] = ["animals", "fruits"], ["colours"]
+    return pd.DataFrame({"Text": texts, "Labels": labels})
+
+
+def test_wrong_label_sets_are_found_and_corrected(cli, flipped_sets, tmp_path):
+    found = bs.label_errors(flipped_sets)
+    suggested = dict(zip(found["row"], found["suggested"], strict=True))
+    assert suggested[3] == "animals"
+    assert suggested[40] == "colours;fruits"
+    assert dict(zip(found["row"], found["given"], strict=True))[3] == "animals;fruits"
+    assert (found["given"] != found["suggested"]).all()
+    assert (found["given_probability"].iloc[:2] < 0.5).all()
+    flipped_sets.to_json(tmp_path / "t.jsonl", orient="records", lines=True)
+    assert cli("inspect", tmp_path / "t.jsonl", "--label-errors", tmp_path / "c.csv")[0] == 0
+    lines = pd.read_csv(tmp_path / "c.csv", keep_default_na=False)
+    lines["corrected"] = np.where(lines["row"].isin([3, 40]), lines["suggested"], "")
+    extra = [
+        {"row": row, "text": flipped_sets["Text"][row - 1], "corrected": label}
+        for row, label in ((10, "[]"), (11, "fruits; animals"), (12, "-"), (13, "animals;colours;fruits"))
+    ]
+    pd.concat([lines, pd.DataFrame(extra)]).to_csv(tmp_path / "c.csv", index=False)
+    table = bs.read_table(tmp_path / "t.jsonl", corrections=tmp_path / "c.csv")
+    targets = {row: table.targets[row - 1].tolist() for row in (3, 40, 10, 11, 13)}
+    assert targets == {
+        3: [True, False, False],
+        40: [False, True, True],
+        10: [False] * 3,
+        11: [True, False, True],
+        13: [True] * 3,
+    }
+    assert table.codes[11] == -1
+    bad = {"row": 3, "text": flipped_sets["Text"][2], "corrected": "animals;plants"}
+    pd.DataFrame([bad]).to_csv(tmp_path / "bad.csv", index=False)
+    with pytest.raises(DataError, match="'plants'"):
+        bs.read_table(tmp_path / "t.jsonl", corrections=tmp_path / "bad.csv")
+
+
+def test_numbers_are_corrected_but_their_errors_are_not_searched(cli, tmp_path):
+    frame = pd.DataFrame({"Text": [f"text {i}" for i in range(40)], "Label": np.arange(40) / 4})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    lines = [(2, "99.5"), (3, "1"), (4, "-")]
+    corrections = [{"row": row, "text": f"text {row - 1}", "corrected": text} for row, text in lines]
+    pd.DataFrame(corrections).to_csv(tmp_path / "c.csv", index=False)
+    table = bs.read_table(tmp_path / "t.csv", task="regression", corrections=tmp_path / "c.csv")
+    assert table.outcomes.targets(table.codes[:3]).tolist() == [0.0, 99.5, 1.0]
+    assert table.codes[3] == -1
+    strata = table.outcomes.strata(np.delete(table.codes, 3))
+    assert strata[1] == strata.max()
+    for bad in ("good", "inf"):
+        pd.DataFrame([{**corrections[0], "corrected": bad}]).to_csv(tmp_path / "bad.csv", index=False)
+        with pytest.raises(DataError, match=f"'{bad}' is not a number"):
+            bs.read_table(tmp_path / "t.csv", task="regression", corrections=tmp_path / "bad.csv")
+    code, _, err = cli("inspect", tmp_path / "t.csv", "--task", "regression", "--label-errors", tmp_path / "x.csv")
+    assert code == 2
+    assert "regression" in err
+    assert not (tmp_path / "x.csv").exists()

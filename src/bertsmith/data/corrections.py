@@ -10,10 +10,11 @@ import pandas as pd
 
 from bertsmith.config import DataConfig
 from bertsmith.data.columns import canonical
+from bertsmith.data.outcomes import NO_LABELS, SEPARATOR, Outcomes
 from bertsmith.data.sources import read_raw
-from bertsmith.data.table import MISSING, Note, Table
+from bertsmith.data.table import MISSING, Labels, Note, Table
 from bertsmith.data.texts import normalise, to_texts
-from bertsmith.errors import DataError, did_you_mean, listing
+from bertsmith.errors import DataError, listing
 
 COLUMNS = ("source", "row", "text", "given", "suggested", "given_probability", "suggested_probability", "corrected")
 """Columns of the CSV; the user fills in ``corrected``."""
@@ -56,6 +57,7 @@ def apply_corrections(table: Table, file: Path, config: DataConfig) -> Table:
     previous = column("given") if "given" in frame.columns else [None] * len(frame)
     positions = {(source, int(row)): i for i, (source, row) in enumerate(table.frame[["source", "row"]].to_numpy())}
     targets = table.frame["target"].to_numpy(copy=True)
+    outcomes = table.outcomes
     corrected: dict[int, int] = {}
     problems: list[str] = []
     relabelled: list[int] = []
@@ -66,17 +68,18 @@ def apply_corrections(table: Table, file: Path, config: DataConfig) -> Table:
             continue
         number = re.sub(r"\.0+$", "", row or "")
         position = positions.get((source, int(number))) if number.isdigit() else None
-        target = _target(correction, table)
+        try:
+            target, outcomes = _code(correction, outcomes, table.labels)
+        except ValueError as error:
+            problems.append(f"row {line:,}: {error}")
+            continue
         if position is None:
             problems.append(f"row {line:,}: {source} has no row {row}")
         elif not _is_same_text(text, table.frame["text"].iloc[position]):
             problems.append(f"row {line:,}: row {number} of {source} has a different text")
-        elif target is None:
-            hint = did_you_mean(correction, table.labels.texts) or f" The labels are {listing(table.labels.texts)}."
-            problems.append(f"row {line:,}: {correction!r} is not a label of the table.{hint}")
         elif corrected.setdefault(position, target) != target:
             problems.append(f"row {line:,}: an earlier row corrects row {number} of {source} differently")
-        elif before and targets[position] not in (target, _target(before, table)):
+        elif before and targets[position] not in (target, _before(before, outcomes, table.labels)):
             relabelled.append(int(number))
     if problems:
         shown = "\n".join(f"  - {problem}" for problem in problems[:10])
@@ -84,7 +87,8 @@ def apply_corrections(table: Table, file: Path, config: DataConfig) -> Table:
         raise DataError(
             f"corrections do not match the table:\n{shown}{more}",
             where=raw.name,
-            remedy=f"In 'corrected', write a label text of the table, {REMOVE} to drop a row, or nothing. "
+            remedy=f"In 'corrected', write a label of the table (a{SEPARATOR}b for several, {NO_LABELS} for none of "
+            f"them), {REMOVE} to drop a row, or nothing. "
             "Use the file with the table from which it was created.",
         )
     changed = {position: target for position, target in corrected.items() if targets[position] != target}
@@ -102,19 +106,21 @@ def apply_corrections(table: Table, file: Path, config: DataConfig) -> Table:
             f"(rows {listing(relabelled)}). The table has changed since, or is a different one"
         )
         notes.append(Note("warning", message, len(relabelled)))
-    return replace(table, frame=table.frame.assign(target=pd.Series(targets)), notes=(*table.notes, *notes))
+    frame = table.frame.assign(target=pd.Series(targets))
+    return replace(table, frame=frame, outcomes=outcomes, notes=(*table.notes, *notes))
 
 
-def _target(label: str, table: Table) -> int | None:
-    """Return the class index of a label text or number, `MISSING` for `REMOVE`, ``None`` for an unknown label."""
-    if label in _DASHES:
-        return MISSING
-    for text in (label, label.removeprefix("'")):  # CSV output puts ' before cells that a spreadsheet would execute
-        if text in table.labels.label2id:
-            return table.labels.label2id[text]
-        if text.lstrip("-").isdigit() and int(text) in table.labels.numbers:
-            return table.labels.numbers.index(int(text))
-    return None
+def _code(label: str, outcomes: Outcomes, labels: Labels) -> tuple[int, Outcomes]:
+    """Return the code of a label, `MISSING` for `REMOVE`, and outcomes that have this code; see `Outcomes.find`."""
+    return (MISSING, outcomes) if label in _DASHES else outcomes.find(label, labels)
+
+
+def _before(label: str, outcomes: Outcomes, labels: Labels) -> int | None:
+    """Return the code of an earlier label, ``None`` if the table does not have it."""
+    try:
+        return _code(label, outcomes, labels)[0]
+    except ValueError:
+        return None
 
 
 def _is_same_text(corrected: str | None, original: str | None) -> bool:

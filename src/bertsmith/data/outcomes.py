@@ -10,9 +10,15 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bertsmith.errors import did_you_mean, listing
+
 if TYPE_CHECKING:
     import numpy as np
 
+    from bertsmith.data.table import Labels
+
+SEPARATOR, NO_LABELS = ";", "[]"
+"""What separates the labels of a set in files for people, and what stands for a set without labels."""
 BINS = 10
 """Numbers are split by this many quantile bins."""
 
@@ -32,6 +38,14 @@ class Outcomes(ABC):
     def strata(self, codes: np.ndarray) -> np.ndarray:
         """Return what a split keeps balanced: a class per row, int, shape (n,), or label sets, shape (n, labels)."""
 
+    @abstractmethod
+    def find(self, written: str, labels: Labels) -> tuple[int, Outcomes]:
+        """Return the code of a label as people write it in corrections, and outcomes that have this code.
+
+        Raises:
+            ValueError: if it is not a label of the table, for a message.
+        """
+
     def key(self) -> bytes:
         """Return what a fingerprint needs besides the codes."""
         return b""
@@ -49,6 +63,10 @@ class Classes(Outcomes):
         import numpy as np
 
         return np.bincount(codes, minlength=n_labels)
+
+    def find(self, written: str, labels: Labels) -> tuple[int, Outcomes]:
+        """Return the class index of a label text or number; see `Outcomes.find`."""
+        return _class_index(written, labels), self
 
     def strata(self, codes: np.ndarray) -> np.ndarray:
         """Return the class indices, shape (n,)."""
@@ -78,6 +96,17 @@ class LabelSets(Outcomes):
         result: np.ndarray = self.sets[codes].sum(axis=0)
         return result
 
+    def find(self, written: str, labels: Labels) -> tuple[int, Outcomes]:
+        """Return the code of labels separated by `SEPARATOR`, or of `NO_LABELS`; see `Outcomes.find`."""
+        import numpy as np
+
+        row = np.zeros(self.sets.shape[1], dtype=bool)
+        if written != NO_LABELS:
+            parts = [written] if written in labels.label2id else written.split(SEPARATOR)
+            row[[_class_index(part.strip(), labels) for part in parts if part.strip()]] = True
+        same = np.flatnonzero((self.sets == row).all(axis=1))
+        return (int(same[0]), self) if len(same) else (len(self.sets), LabelSets(np.vstack([self.sets, row])))
+
     def strata(self, codes: np.ndarray) -> np.ndarray:
         """Return the label sets, bool, shape (n, labels)."""
         return self.targets(codes)
@@ -92,7 +121,7 @@ class Numbers(Outcomes):
     """A number per row.
 
     Attributes:
-        values: the distinct numbers by code, in ascending order, float64, shape (values,).
+        values: the distinct numbers by code, float64, shape (values,).
     """
 
     values: np.ndarray
@@ -108,13 +137,41 @@ class Numbers(Outcomes):
 
         return np.array([len(codes)])
 
+    def find(self, written: str, labels: Labels) -> tuple[int, Outcomes]:
+        """Return the code of a number; see `Outcomes.find`."""
+        import numpy as np
+
+        try:
+            number = float(written)
+        except ValueError:
+            number = float("nan")
+        if not np.isfinite(number):
+            raise ValueError(f"{written!r} is not a number")
+        same = np.flatnonzero(self.values == number)
+        return (int(same[0]), self) if len(same) else (len(self.values), Numbers(np.append(self.values, number)))
+
     def strata(self, codes: np.ndarray) -> np.ndarray:
         """Return the quantile bin of every row, shape (n,)."""
         import numpy as np
 
-        ranks = np.argsort(np.argsort(codes, kind="stable"), kind="stable")
+        ranks = np.argsort(np.argsort(self.values[codes], kind="stable"), kind="stable")
         return ranks * min(BINS, max(len(codes) // 4, 1)) // max(len(codes), 1)
 
     def key(self) -> bytes:
         """Return the numbers."""
         return self.values.tobytes()
+
+
+def join_labels(row: np.ndarray, labels: Labels) -> str:
+    """Return a label set as people write it in corrections, from a bool array of shape (labels,)."""
+    return SEPARATOR.join(text for text, yes in zip(labels.texts, row, strict=True) if yes) or NO_LABELS
+
+
+def _class_index(written: str, labels: Labels) -> int:
+    for text in (written, written.removeprefix("'")):  # CSV output puts ' before cells that a spreadsheet would execute
+        if text in labels.label2id:
+            return labels.label2id[text]
+        if text.lstrip("-").isdigit() and int(text) in labels.numbers:
+            return labels.numbers.index(int(text))
+    hint = did_you_mean(written, labels.texts) or f" The labels are {listing(labels.texts)}."
+    raise ValueError(f"{written!r} is not a label of the table.{hint}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,8 +40,6 @@ def find_label_errors(texts: Sequence[str], targets: np.ndarray, n_classes: int,
         from cleanlab.filter import find_label_issues
     except ImportError as error:
         raise MissingPackageError("cleanlab", "finding label errors") from error
-    from sklearn.linear_model import SGDClassifier
-
     enough = np.flatnonzero(np.bincount(targets, minlength=n_classes) >= FOLDS)
     used = np.flatnonzero(np.isin(targets, enough))
     if len(enough) < 2:
@@ -50,12 +49,7 @@ def find_label_errors(texts: Sequence[str], targets: np.ndarray, n_classes: int,
         )
     y = np.searchsorted(enough, targets[used])
     x = tfidf_features().fit_transform([texts[int(i)] for i in used])
-    probabilities = np.zeros((len(used), len(enough)))
-    fold = stratified_folds(y, seed, FOLDS)
-    for f in range(FOLDS):
-        inside, outside = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
-        model = SGDClassifier(loss="log_loss", alpha=ALPHA, max_iter=20, tol=1e-3, random_state=seed)
-        probabilities[outside] = model.fit(x[inside], y[inside]).predict_proba(x[outside])
+    probabilities = _cross_validated(x, y, len(enough), seed)
     ranked = find_label_issues(y, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
     best = probabilities[ranked].argmax(axis=1)
     return pd.DataFrame(
@@ -66,3 +60,67 @@ def find_label_errors(texts: Sequence[str], targets: np.ndarray, n_classes: int,
             "suggested_probability": probabilities[ranked, best],
         }
     )
+
+
+def find_set_errors(texts: Sequence[str], targets: np.ndarray, *, seed: int) -> pd.DataFrame:
+    """Find label sets that are probably wrong, by confident learning for each label.
+
+    Labels that fewer than `FOLDS` texts have, or lack, are left as they are.
+
+    Args:
+        texts: n texts.
+        targets: whether each text has each label, bool, shape (n, labels).
+        seed: of the folds.
+
+    Returns:
+        As `find_label_errors`, with ``suggested`` as a bool row of ``targets``. The probabilities are those of the
+        least certain label of each set.
+
+    Raises:
+        MissingPackageError: if the package cleanlab is missing.
+        DataError: if no label has `FOLDS` texts.
+    """
+    try:
+        from cleanlab.multilabel_classification.filter import find_label_issues
+    except ImportError as error:
+        raise MissingPackageError("cleanlab", "finding label errors") from error
+    counts = targets.sum(axis=0)
+    used = np.flatnonzero(np.minimum(counts, len(targets) - counts) >= FOLDS)
+    if not len(used):
+        raise DataError(
+            f"finding label errors needs a label that at least {FOLDS} texts have, and {FOLDS} lack",
+            remedy="Give more labelled texts.",
+        )
+    x = tfidf_features().fit_transform(list(texts))
+    given = targets[:, used]
+    likely = np.stack([_cross_validated(x, truth.astype(np.int64), 2, seed)[:, 1] for truth in given.T], axis=1)
+    ranked = find_label_issues(
+        [np.flatnonzero(row).tolist() for row in given], likely, return_indices_ranked_by="self_confidence", n_jobs=1
+    )
+    confidence = np.where(given, likely, 1 - likely)[ranked]
+    suggested = likely[ranked] > 0.5
+    same = (suggested == given[ranked]).all(axis=1)  # confident learning compares with typical probabilities, not 0.5
+    suggested[same, confidence[same].argmin(axis=1)] ^= True
+    sets = targets[ranked]
+    sets[:, used] = suggested
+    return pd.DataFrame(
+        {
+            "position": ranked,
+            "suggested": list(sets),
+            "given_probability": confidence.min(axis=1),
+            "suggested_probability": np.where(suggested, likely[ranked], 1 - likely[ranked]).min(axis=1),
+        }
+    )
+
+
+def _cross_validated(x: Any, y: np.ndarray, n_classes: int, seed: int) -> np.ndarray:
+    """Return probabilities of each text from a model that was not trained on it, shape (n, classes)."""
+    from sklearn.linear_model import SGDClassifier
+
+    probabilities = np.zeros((len(y), n_classes))
+    fold = stratified_folds(y, seed, FOLDS)
+    for f in range(FOLDS):
+        inside, outside = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
+        model = SGDClassifier(loss="log_loss", alpha=ALPHA, max_iter=20, tol=1e-3, random_state=seed)
+        probabilities[outside] = model.fit(x[inside], y[inside]).predict_proba(x[outside])
+    return probabilities

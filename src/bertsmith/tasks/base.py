@@ -327,6 +327,16 @@ class Task(ABC):
         """Return the output of a text that is explained by default, from scores of shape (1, outputs)."""
         return int(scores[0].argmax())
 
+    def suspects(self, texts: Sequence[str], targets: np.ndarray, labels: Labels, *, seed: int) -> pd.DataFrame:
+        """Return labels that are probably wrong; see `bertsmith.evaluation.label_errors`.
+
+        ``given`` and ``suggested`` are as in files of corrections.
+        """
+        raise ConfigError(
+            f"label errors cannot be found for --task {self.name}",
+            remedy="Train, and look at the largest errors in the report.",
+        )
+
     @abstractmethod
     def stored_targets(self, frame: pd.DataFrame, labels: Labels) -> np.ndarray:
         """Return the targets in saved predictions."""

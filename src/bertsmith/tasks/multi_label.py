@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from bertsmith.data.outcomes import join_labels
 from bertsmith.data.table import MULTI_LABEL, Labels
 from bertsmith.evaluation.calibration import PRIOR, reliability
 from bertsmith.evaluation.rule import Rule
@@ -249,6 +250,16 @@ class MultiLabel(Task):
         """Return ``predicted`` (a list of label numbers), ``predicted_texts`` (a list) and ``confidence``."""
         found = _lists(self.predicted(scores), labels, "predicted", self.predicted_column)
         return {**found, "confidence": self.confidence(scores).tolist()}
+
+    def suspects(self, texts: Sequence[str], targets: np.ndarray, labels: Labels, *, seed: int) -> pd.DataFrame:
+        """Find wrong label sets by confident learning for each label."""
+        from bertsmith.evaluation.label_errors import find_set_errors
+
+        found = find_set_errors(texts, targets, seed=seed)
+        written = [
+            [join_labels(row, labels) for row in rows] for rows in (targets[found["position"]], found["suggested"])
+        ]
+        return found.assign(given=written[0], suggested=written[1])
 
     def stored_targets(self, frame: pd.DataFrame, labels: Labels) -> np.ndarray:
         """Return whether each text has each label, bool, shape (n, labels)."""

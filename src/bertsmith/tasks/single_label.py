@@ -203,6 +203,14 @@ class SingleLabel(Task):
         """Return the predicted class of a text."""
         return int(self.predicted(scores)[0])
 
+    def suspects(self, texts: Sequence[str], targets: np.ndarray, labels: Labels, *, seed: int) -> pd.DataFrame:
+        """Find wrong classes by confident learning."""
+        from bertsmith.evaluation.label_errors import find_label_errors
+
+        found = find_label_errors(texts, targets, len(labels), seed=seed)
+        names = np.array(labels.texts, dtype=object)
+        return found.assign(given=names[targets[found["position"]]], suggested=names[found["suggested"]])
+
     def stored_targets(self, frame: pd.DataFrame, labels: Labels) -> np.ndarray:
         """Return the class indices, shape (n,)."""
         index = {number: i for i, number in enumerate(labels.numbers)}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from bertsmith.config import Config, DataConfig
 from bertsmith.data.clean import clean
 from bertsmith.data.corrections import COLUMNS
@@ -15,6 +13,7 @@ from bertsmith.data.table import Table
 from bertsmith.data.template import flat_texts, texts_of
 from bertsmith.errors import ConfigError, listing
 from bertsmith.model import checkpoint
+from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.languages import with_checkpoint
 
 if TYPE_CHECKING:
@@ -66,12 +65,7 @@ def inspect_table(table: Table, config: Config) -> Findings:
 
 def suspected_label_errors(table: Table, config: Config) -> pd.DataFrame:
     """Return the rows whose labels are probably wrong; see `bertsmith.label_errors`."""
-    from bertsmith.evaluation.label_errors import find_label_errors  # imports scikit-learn, which inspect does not need
-
     usable = clean(table).table
-    found = find_label_errors(flat_texts(usable.frame), usable.targets, len(table.labels), seed=config.seed)
+    found = get_task(table.task).suspects(flat_texts(usable.frame), usable.targets, table.labels, seed=config.seed)
     rows = usable.frame.iloc[found["position"].to_numpy()].reset_index(drop=True)
-    texts = np.array(table.labels.texts, dtype=object)
-    columns = found.iloc[:, 2:]
-    rows = rows.assign(given=texts[rows["target"]], suggested=texts[found["suggested"]], corrected="", **columns)
-    return rows[list(COLUMNS)]
+    return rows.assign(corrected="", **found.drop(columns="position"))[list(COLUMNS)]
