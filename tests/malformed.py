@@ -323,7 +323,7 @@ def _labels(c: _Corpus) -> None:
         return _rows(*(f"t{i},{label}" for i, label in enumerate(labels)))
 
     train = {"command": "train"}
-    c.refused("one-class.csv", labelled(*"aaaaaa"), "same label", **train)
+    c.refused("one-class.csv", labelled(*"aaaaaa"), "same label 'a'", **train)
     c.refused("one-row-each.csv", labelled(*"abcdef"), "(30|6|4) different values.*--label-column")
     c.refused("one-row.csv", labelled("a"), "validation split", **train)
     c.refused("two-rows.csv", labelled("a", "b"), "validation split", **train)

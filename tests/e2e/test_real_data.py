@@ -109,3 +109,51 @@ def test_the_real_tables_train_with_their_given_test_rows(name, shared, tmp_path
     assert predictions["text"].tolist() == [t.strip() for t in test.frame["text"]]
     report = (tmp_path / "run" / "report.html").read_text()
     assert ('class="heatmap"' in report) == (TABLES[name] > 20)
+
+
+KINDS = {
+    "goemotions": ("macro_f1", ("--task", "multi-label")),
+    "sst5": ("quadratic_kappa", ("--task", "ordinal")),
+    "sick": ("r2", ("--task", "regression", "--text-column", "sentence_a", "--label-column", "relatedness")),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_label_works_on_real_texts(name, shared, tmp_path, capsys):
+    """Inspect, train, evaluate, predict and compare with transformers, on the first rows of a table."""
+    primary, flags = KINDS[name]
+    for part, rows in (("train", 120), ("val", 40), ("test", 40)):
+        pd.read_csv(shared / name / f"{part}.csv").head(rows).to_csv(tmp_path / f"{part}.csv", index=False)
+    _cli("inspect", tmp_path / "train.csv", *flags)
+    _cli(
+        *("train", tmp_path / "train.csv", "--validation", tmp_path / "val.csv", "--test", tmp_path / "test.csv"),
+        *("-o", tmp_path / "run", "--model", "packaged:minilm", "--max-length", 24, "--epochs", 1),
+        *("--consistency", 0, "--device", "cpu", "--explanations", "off", *flags),
+    )
+    run = bs.Run(tmp_path / "run")
+    assert (run.metrics["primary"], run.task) == (primary, flags[1])
+    capsys.readouterr()
+    _cli("evaluate", run.path, tmp_path / "test.csv", *flags[2:], "--json", "--device", "cpu")
+    again = json.loads(capsys.readouterr().out)["metrics"][primary]["value"]
+    assert again == pytest.approx(run.metrics["splits"]["test"]["metrics"][primary]["value"], abs=1e-6)
+    _cli("predict", run.path, tmp_path / "test.csv", "-o", tmp_path / "out.parquet", "--device", "cpu", *flags[2:4])
+    ours = pd.read_parquet(tmp_path / "out.parquet")
+    texts = ours["sentence_a" if name == "sick" else "Text"].tolist()
+    function = '(texts, top_k=None, function_to_apply="none")' if name == "sick" else "(texts, top_k=None)"
+    out = subprocess.run(
+        [sys.executable, "-c", _PIPELINE.replace("(texts, top_k=None)", function), str(run.layout.model)],
+        input=json.dumps(texts),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    theirs = json.loads(out.stdout)
+    if name == "sick":
+        assert [answer[0]["score"] for answer in theirs] == pytest.approx(ours["predicted"].tolist(), abs=1e-3)
+        return
+    scores = bs.load(run, device="cpu").predict_proba(texts)
+    found = np.array([[{a["label"]: a["score"] for a in answer}[t] for t in run.labels.texts] for answer in theirs])
+    assert found == pytest.approx(scores, abs=1e-3)
+    if name == "goemotions":
+        sets = [{a["label"] for a in answer if a["score"] > 0.5} for answer in theirs]
+        assert sets == [set(row) for row in ours["predicted_texts"]]

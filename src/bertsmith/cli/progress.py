@@ -13,7 +13,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from bertsmith.compute.memory import format_bytes
-from bertsmith.data.findings import class_chart, finding_lines, headline
+from bertsmith.data.findings import finding_lines, headline, label_chart
 from bertsmith.events import (
     AblationStarted,
     CheckpointChosen,
@@ -55,6 +55,7 @@ class TrainingProgress:
         self.start = 0.0
         self.last_step = StepDone(0, 0.0, 0.0)
         self.live: Live | None = None
+        self.metric = "score"
 
     def __enter__(self) -> TrainingProgress:
         return self
@@ -136,7 +137,7 @@ class TrainingProgress:
                 (f"epoch {e.epoch:g}" for e in self.evaluations if e.step == event.best_step), f"step {event.best_step}"
             )
             selected = f"best: {best}" if event.selected else f"{best} (too few validation texts to select one)"
-            score = "" if event.best_score is None else f"; {selected}, validation macro-F1 {event.best_score:.3f}"
+            score = "" if event.best_score is None else f"; {selected}, validation {self.metric} {event.best_score:.3f}"
             self.console.print(f"{reason} after {format_duration(event.seconds)}{score}")
             if self.evaluations:
                 last = self.evaluations[-1]
@@ -147,7 +148,7 @@ class TrainingProgress:
         elif isinstance(event, FoldStarted):
             self.console.print(f"[bold]fold {event.number}[/] of {event.of}: training on the other folds")
         elif isinstance(event, FoldDone):
-            self.console.print(f"fold {event.number} of {event.of}: macro-F1 {event.score:.3f}")
+            self.console.print(f"fold {event.number} of {event.of}: {self.metric} {event.score:.3f}")
             if event.number == event.of:
                 self.console.print("[bold]all folds are done:[/] training on the texts of all folds")
         elif isinstance(event, SeedStarted):
@@ -160,10 +161,13 @@ class TrainingProgress:
             self.console.print(f"[dim]scoring {event.texts:,} texts …[/]")
 
     def _show_prepared(self, prepared: Prepared) -> None:
+        from bertsmith.tasks.registry import get_task
+
         findings, sizes, recipe = prepared.findings, prepared.split, prepared.recipe
+        self.metric = get_task(findings.task).primary_title
         show = self.console.print
         show(headline(findings))
-        show(class_chart(findings.classes))
+        show(label_chart(findings))
         for finding in findings.findings:
             show(finding_lines(finding))
         folds = f"{prepared.folds}-fold cross-validation"

@@ -105,8 +105,12 @@ def _default(name: str) -> Any:
 
 
 def _show(folder: Path, outcome: dict[str, Any]) -> None:
+    from bertsmith.folders.study import Study
+    from bertsmith.tasks.registry import get_task
+
     out = stdout_console()
     low, high = outcome["test"]["interval"]
+    metric = get_task(Study(folder).best.task).primary_title
     counts = outcome["trials"]
     n = sum(counts.values())
     out.print(
@@ -115,8 +119,8 @@ def _show(folder: Path, outcome: dict[str, Any]) -> None:
     )
     latency = f", {outcome['values']['latency']:.1f} ms per text" if "latency" in outcome["values"] else ""
     out.print(
-        f"winner: trial {outcome['trial']}, validation macro-F1 {outcome['score']:.3f}{latency}; "
-        f"test macro-F1 [bold]{outcome['test']['value']:.3f}[/]  (95 % interval {low:.3f} to {high:.3f}) "
+        f"winner: trial {outcome['trial']}, validation {metric} {outcome['score']:.3f}{latency}; "
+        f"test {metric} [bold]{outcome['test']['value']:.3f}[/]  (95 % interval {low:.3f} to {high:.3f}) "
         f"on {outcome['texts']:,} texts"
     )
     if seeds := outcome.get("seeds"):
@@ -124,7 +128,7 @@ def _show(folder: Path, outcome: dict[str, Any]) -> None:
             "{mean:.3f} ± {standard_deviation:.3f}".format(**s) for s in (seeds, outcome["defaults"]["seeds"])
         )
         out.print(
-            f"this is the best seed on validation; over {seeds['n']} seeds test macro-F1 is {best}"
+            f"this is the best seed on validation; over {seeds['n']} seeds test {metric} is {best}"
             + ("" if outcome["is_default"] else f", and {defaults} for what train does with the same flags")
         )
     if n > 1:

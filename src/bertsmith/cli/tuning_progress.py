@@ -156,7 +156,7 @@ class TuningProgress:
         if self.study is not None and self.study.best is not None:
             others.append(self.study.best)
         best = ended.state == "complete" and trial.score > max(others, default=float("-inf"))
-        score = ended.why or f"macro-F1 {trial.objectives}{' (best so far)' if best else ''}"
+        score = ended.why or f"score {trial.objectives}{' (best so far)' if best else ''}"
         left = self._time_left()
         return (
             f"trial {number} {ended.state}: {score}, {format_duration(ended.seconds)}; {_settings(trial.settings)}"
@@ -173,7 +173,7 @@ class TuningProgress:
     def _table(self) -> Group:
         ended = {n: t for n, t in self.trials.items() if t.ended is not None and t.ended.state == "complete"}
         grid = Grid(box=None, padding=(0, 1))
-        for column in ("trial", "macro-F1", "", "time", "settings"):
+        for column in ("trial", "score", "", "time", "settings"):
             grid.add_column(column, justify="left" if column in ("", "settings") else "right", header_style="dim")
         for number, trial in sorted(ended.items(), key=lambda item: -item[1].score)[:N_BEST]:
             grid.add_row(*self._row(number, trial))

@@ -13,9 +13,9 @@ import numpy as np
 from bertsmith.config import Config
 from bertsmith.data.clean import CONFLICT, DUPLICATE, EMPTY, IN_TEST, IN_VALIDATION, NO_LABEL, Cleaned
 from bertsmith.data.findings import Finding, join_names
-from bertsmith.data.labels import find_joined
+from bertsmith.data.label_checks import label_findings
 from bertsmith.data.language import guess_language
-from bertsmith.data.split import SMALL_CLASS_RULE, split_cleaned
+from bertsmith.data.split import split_cleaned
 from bertsmith.data.table import Table
 from bertsmith.data.template import flat_texts
 from bertsmith.errors import DataError
@@ -29,8 +29,6 @@ MAX_EXAMPLES = 5
 """Most example rows of a finding."""
 MAX_UNKNOWN_TEXTS = 100
 """Most texts searched for examples of unknown words."""
-MANY_CLASSES = 20
-"""Above this number of classes, a single text in most of them suggests that the column does not hold classes."""
 _HTML = re.compile(
     r"</?(?:p|br|div|span|a|b|i|em|strong|li|ul|td|tr|table|h\d|img|font)\b[^<>]*>|&(?:[a-z]{2,6}|#\d+);", re.I
 )
@@ -84,73 +82,20 @@ def check_split(inspected: Inspected) -> Iterator[Finding]:
 
 
 def check_labels(inspected: Inspected) -> Iterator[Finding]:
-    """Report classes that cannot be learned, or hardly, and suspicious label texts."""
-    table = inspected.cleaned.table
-    labels, split = table.labels, table.frame["split"]
-    n_train = table.take(((split != "test") & (split != "validation")).to_numpy()).counts
-    if (n_train > 0).sum() < 2:  # `check_split` reports it
-        return
-
-    def classes(kind: str, names: list[str], message: str, action: str) -> Iterator[Finding]:
-        if names:
-            yield Finding(kind, "warning", len(names), f"{message}: {join_names(names)}", action)
-
-    yield from classes(
-        "untrained-class",
-        [labels.texts[i] for i in np.flatnonzero(n_train == 0)],
-        "classes without a usable training text",
-        "the class cannot be learned, and its texts in validation and test count as errors",
-    )
-    n_held_out = 2 - sum(bool((split == name).any()) for name in ("validation", "test"))
-    too_small, small = (
-        [f"{labels.texts[i]} ({n_train[i]})" for i in np.flatnonzero(mask)]
-        for mask in ((n_train > 0) & (n_train <= n_held_out), (n_train > n_held_out) & (n_train < 10))
-    )
-    yield from classes("class-too-small", too_small, "classes with too few texts for every split", SMALL_CLASS_RULE)
-    yield from classes(
-        "small-class",
-        small,
-        "classes with fewer than 10 training texts",
-        "used unchanged; they may be predicted poorly. Merge them if that is acceptable",
-    )
-    n_folded = Counter(text.casefold() for text in labels.texts)
-    yield from classes(
-        "labels-alike",
-        [text for text in labels.texts if n_folded[text.casefold()] > 1],
-        "label texts that differ only in case",
-        "used as separate classes; make them equal in the table if they mean the same",
-    )
-    yield from classes(
-        "joined-labels",
-        find_joined(labels.texts),
-        "label texts that join several labels",
-        "each is used as one class; pass --task multi-label to separate them",
-    )
-    n_single = int((table.counts == 1).sum())
-    if len(labels) > MANY_CLASSES and 2 * n_single > len(labels):
-        yield Finding(
-            "near-unique-labels",
-            "warning",
-            n_single,
-            f"{n_single:,} of {len(labels):,} classes have a single text",
-            "such classes cannot be learned; merge them, or name the column of the classes with --label-column",
-        )
-    ratio = n_train.max() / n_train[n_train > 0].min()
-    if ratio >= 10:
-        yield Finding(
-            "imbalance",
-            "info",
-            len(labels),
-            f"the largest class has {ratio:.0f} times as many training texts as the smallest",
-            "macro-F1, which weights all classes equally, selects the best epoch",
-        )
+    """Report labels that cannot be learned, or hardly; see `bertsmith.data.label_checks`."""
+    yield from label_findings(inspected.cleaned.table)
 
 
 _DROPPED = {
     EMPTY: ("empty-text", "warning", "without a text", "dropped"),
     NO_LABEL: ("missing-label", "warning", "without a label", "dropped; predict can label them later"),
-    DUPLICATE: ("duplicate", "info", "with the same text and class as another row", "only the first is used"),
-    CONFLICT: ("conflict", "warning", "whose text has several classes", "dropped; correct the labels to use them"),
+    DUPLICATE: ("duplicate", "info", "with the same text and label as another row", "only the first is used"),
+    CONFLICT: (
+        "conflict",
+        "warning",
+        "whose text has another label in another row",
+        "dropped; correct the labels to use them",
+    ),
     IN_TEST: ("leak-test", "warning", "whose text is also in the test table", "dropped from train and validation"),
     IN_VALIDATION: ("leak-validation", "warning", "whose text is also in the validation table", "dropped from train"),
 }
@@ -194,7 +139,7 @@ def check_near_duplicates(inspected: Inspected) -> Iterator[Finding]:
             "near-conflict",
             "warning",
             is_near & has_other_label,
-            "with near-duplicates of another class",
+            "with near-duplicates that have another label",
             "used; check the labels",
         ),
         (

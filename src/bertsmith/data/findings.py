@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
-from bertsmith.data.table import SPLITS
+from bertsmith.data.table import MULTI_LABEL, SINGLE_LABEL, SPLITS
 
 if TYPE_CHECKING:
     from rich.console import ConsoleOptions, RenderResult
@@ -91,6 +91,8 @@ class Findings:
         splits: number of usable rows by given split; a row without one counts as train.
         findings: the findings, in order of severity.
         imbalances: ``imbalance`` of each given split, over its classes.
+        task: the kind of label.
+        numbers: mean, standard deviation and quartiles of labels that are numbers; empty for other tasks.
     """
 
     name: str
@@ -106,6 +108,8 @@ class Findings:
     splits: dict[str, int]
     findings: tuple[Finding, ...]
     imbalances: dict[str, float] = field(default_factory=dict)
+    task: str = SINGLE_LABEL
+    numbers: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as JSON-serialisable values."""
@@ -150,7 +154,7 @@ def render(findings: Findings) -> RenderableType:
         absent = [name for name in SPLITS if name not in findings.splits and "train" in findings.splits]
         held_out = f"; train also holds out {' and '.join(absent)}" if absent else ""
         parts.append(Text(f"given splits: {given}{held_out}", style="dim"))
-    parts += ["", class_chart(findings.classes), "", lengths_table(findings), Text(truncation), ""]
+    parts += ["", label_chart(findings), "", lengths_table(findings), Text(truncation), ""]
     if findings.findings:
         parts += [finding_lines(finding) for finding in findings.findings]
         parts.append(Text("Row 1 is the first row after the header.", style="dim"))
@@ -166,23 +170,48 @@ def headline(findings: Findings) -> Text:
         (findings.name, "bold"),
         f": {findings.rows:,} rows",
         f", {findings.usable:,} usable" if unused else "",
-        f", {len(findings.classes)} {'class' if len(findings.classes) == 1 else 'classes'}",
+        f", {label_count(findings)}",
         _imbalance(findings),
     )
 
 
+def label_count(findings: Findings) -> str:
+    """Return how many classes or labels the table has, or that its labels are numbers."""
+    if findings.numbers:
+        return "numbers from {minimum:g} to {maximum:g}".format(**findings.numbers)
+    one, several = ("label", "labels") if findings.task == MULTI_LABEL else ("class", "classes")
+    return f"{len(findings.classes)} {one if len(findings.classes) == 1 else several}"
+
+
+def label_chart(findings: Findings) -> RenderableType:
+    """Render the number of rows of every class, or the distribution of the numbers."""
+    if findings.numbers:
+        values = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in findings.numbers.items())
+        return Text(f"{findings.classes[0].text}: {values}")
+    several = findings.task == MULTI_LABEL
+    return class_chart(findings.classes, rows=findings.splits.get("train", findings.usable) if several else None)
+
+
 def _imbalance(findings: Findings) -> str:
+    if findings.numbers:
+        return ""
     by_split = {name: ratio for name, ratio in findings.imbalances.items() if ratio == ratio}
     if by_split:
         return ", imbalance " + ", ".join(f"{ratio:.1f} : 1 in {name}" for name, ratio in by_split.items())
     return f", imbalance {findings.imbalance:.1f} : 1" if findings.imbalance == findings.imbalance else ""
 
 
-def class_chart(classes: tuple[ClassCount, ...], width: int = 30) -> RenderableType:
-    """Render the number of rows of every class, by given split, with bars for the rows to train on."""
+def class_chart(classes: tuple[ClassCount, ...], width: int = 30, rows: int | None = None) -> RenderableType:
+    """Render the number of rows of every class, by given split, with bars for the rows to train on.
+
+    Args:
+        classes: the classes.
+        width: of the longest bar.
+        rows: number of rows of which the shares are; by default the sum over the classes.
+    """
     ordered = sorted(classes, key=lambda c: (-c.training, -c.rows))
     most = max(c.training for c in ordered) or 1
-    total = sum(c.training for c in ordered) or 1
+    total = (sum(c.training for c in ordered) if rows is None else rows) or 1
     splits = list(ordered[0].splits)
     shown: list[ClassCount | None] = list(ordered)
     if len(ordered) > MAX_CLASSES:
@@ -202,8 +231,8 @@ def class_chart(classes: tuple[ClassCount, ...], width: int = 30) -> RenderableT
             grid.add_row("", f"… {len(ordered) - MAX_CLASSES:,} more …")
             continue
         bar = "█" * round(width * entry.training / most) or ("▏" if entry.training else "")
-        rows = [f"{n:,}" for n in entry.splits.values()] or [f"{entry.rows:,}"]
-        grid.add_row(str(entry.number), Text(entry.text), *rows, f"{entry.training / total:.1%}", bar)
+        counts = [f"{n:,}" for n in entry.splits.values()] or [f"{entry.rows:,}"]
+        grid.add_row(str(entry.number), Text(entry.text), *counts, f"{entry.training / total:.1%}", bar)
     return grid
 
 

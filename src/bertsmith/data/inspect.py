@@ -12,7 +12,7 @@ from bertsmith.config import Config
 from bertsmith.data.checks import CHECKS, Inspected
 from bertsmith.data.clean import Cleaned, clean
 from bertsmith.data.findings import SEVERITIES, ClassCount, Findings, Lengths
-from bertsmith.data.table import SPLITS, Table
+from bertsmith.data.table import REGRESSION, SPLITS, Table
 from bertsmith.data.template import flat_texts
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def inspect(
                 ("pair", template.pair_column),
                 ("with", ", ".join(template.with_columns) or None),
                 *((role, getattr(table.columns, role)) for role in ("label", "label_text", "group", "split")),
+                ("labels", ", ".join(table.columns.labels) or None),
             )
             if name is not None
         },
@@ -82,6 +83,8 @@ def inspect(
         splits={name: int(n.sum()) for name, n in by_split.items()},
         findings=tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))),
         imbalances=imbalances,
+        task=table.task,
+        numbers=_describe(usable.targets) if table.task == REGRESSION and len(usable) else {},
     )
 
 
@@ -92,6 +95,13 @@ def _counts_by_split(table: Table) -> dict[str, np.ndarray]:
         return {}
     split = given.fillna("train").to_numpy()
     return {name: table.take(split == name).counts for name in SPLITS if (split == name).any()}
+
+
+def _describe(numbers: np.ndarray) -> dict[str, float]:
+    """Return mean, standard deviation and quartiles of numbers, shape (n,)."""
+    names = ("minimum", "lower_quartile", "median", "upper_quartile", "maximum")
+    quartiles = zip(names, np.percentile(numbers, (0, 25, 50, 75, 100)).tolist(), strict=True)
+    return {"mean": float(numbers.mean()), "standard_deviation": float(numbers.std()), **dict(quartiles)}
 
 
 def _imbalance(counts: np.ndarray) -> float:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from bertsmith.config import DataConfig
 from bertsmith.data.clean import Cleaned
+from bertsmith.data.outcomes import CLASSES
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, DataError
 
@@ -263,9 +264,11 @@ def _check_splits(table: Table, result: np.ndarray, expected: Sequence[str]) -> 
                 remedy="Give more labelled texts, or --validation and --test tables; or, if the texts are "
                 "near-duplicates, pass --near-duplicates ignore.",
             )
-    if len(np.unique(table.codes[result == "train"])) < 2:
+    codes = np.unique(table.codes[result == "train"])
+    if len(codes) < 2:
+        name = f" {table.labels.texts[codes[0]]!r}" if table.outcomes is CLASSES else ""
         raise DataError(
-            "all texts of the train split have the same label",
+            f"all texts of the train split have the same label{name}",
             where=table.name,
             remedy="Give texts with at least two different labels.",
         )

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from bertsmith.data.findings import Findings
+from bertsmith.data.findings import Findings, label_count
 from bertsmith.data.table import MULTI_LABEL, REGRESSION
 from bertsmith.data.template import flat_texts
 from bertsmith.folders.atomic import write_text
@@ -156,7 +156,13 @@ def findings_page(findings: Findings) -> str:
     return (
         environment()
         .get_template("findings.html")
-        .render(title=findings.name, findings=values, lengths=_length_figure(values), balance=_balance(values))
+        .render(
+            title=findings.name,
+            findings=values,
+            count=label_count(findings),
+            lengths=_length_figure(values),
+            balance=_balance(values),
+        )
     )
 
 

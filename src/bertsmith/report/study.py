@@ -125,21 +125,21 @@ def _learning_curves(trials: Sequence[Mapping[str, Any]], winner: int, x_label: 
     for trial in sorted(trials, key=lambda t: t["number"] == winner):
         css = "c2" if trial["number"] == winner else "c1 thin"
         lines.append(Line(f"trial {trial['number']}", css, [(float(x), float(y)) for x, y in trial["curve"]]))
-    return line_chart(lines, x_label=x_label, y_label="macro-F1", legend=False)
+    return line_chart(lines, x_label=x_label, y_label="score", legend=False)
 
 
 def _history(complete: Sequence[Mapping[str, Any]], index: int) -> Markup:
     numbers, scores = [float(t["number"]) for t in complete], [float(t["values"][index]) for t in complete]
     best, points = list(zip(numbers, accumulate(scores, max), strict=True)), list(zip(numbers, scores, strict=True))
     return line_chart(
-        [Line("best so far", "c1", best), Line("trial", "c2 points", points)], x_label="trial", y_label="macro-F1"
+        [Line("best so far", "c1", best), Line("trial", "c2 points", points)], x_label="trial", y_label="score"
     )
 
 
 def _parallel(space: Mapping[str, Any], complete: Sequence[Mapping[str, Any]], index: int, winner: int) -> Markup:
     scores = [t["values"][index] for t in complete]
     low, high = (min(scores), max(scores)) if scores else (0.0, 1.0)
-    names = [*space, "macro-F1"]
+    names = [*space, "score"]
     ends = [
         (_short(d["low"]), _short(d["high"])) if "low" in d else (str(d["values"][0]), str(d["values"][-1]))
         for d in space.values()

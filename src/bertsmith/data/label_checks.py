@@ -1,0 +1,124 @@
+"""Checks of the labels of a table."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+
+from bertsmith.data.findings import Finding, join_names
+from bertsmith.data.labels import find_joined
+from bertsmith.data.split import SMALL_CLASS_RULE
+from bertsmith.data.table import MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL, Labels, Table
+
+MANY_CLASSES = 20
+"""Above this number of classes, a single text in most of them suggests that the column does not hold classes."""
+LEVELS = range(3, 12)
+"""Numbers of classes that may be levels of a scale, such as 1 to 5 or 0 to 10."""
+_DEGREES = re.compile(
+    r"\b(very|strongly|slightly|somewhat|extremely|low|medium|moderate|high|never|rarely|sometimes|often|always|stars?)\b",
+    re.I,
+)
+
+
+def label_findings(table: Table) -> Iterator[Finding]:
+    """Report classes that cannot be learned, or hardly, and what the labels suggest about the task.
+
+    Args:
+        table: a cleaned table.
+    """
+    labels, split = table.labels, table.frame["split"]
+    n_train = table.take(((split != "test") & (split != "validation")).to_numpy()).counts
+    if table.task == REGRESSION or (n_train > 0).sum() < (1 if table.task == MULTI_LABEL else 2):
+        return  # a number has no classes; and splitting a table with one class is an error
+
+    def classes(kind: str, names: list[str], message: str, action: str) -> Iterator[Finding]:
+        if names:
+            yield Finding(kind, "warning", len(names), f"{message}: {join_names(names)}", action)
+
+    yield from classes(
+        "untrained-class",
+        [labels.texts[i] for i in np.flatnonzero(n_train == 0)],
+        "classes without a usable training text",
+        "the class cannot be learned, and its texts in validation and test count as errors",
+    )
+    n_held_out = 2 - sum(bool((split == name).any()) for name in ("validation", "test"))
+    too_small, small = (
+        [f"{labels.texts[i]} ({n_train[i]})" for i in np.flatnonzero(mask)]
+        for mask in ((n_train > 0) & (n_train <= n_held_out), (n_train > n_held_out) & (n_train < 10))
+    )
+    yield from classes("class-too-small", too_small, "classes with too few texts for every split", SMALL_CLASS_RULE)
+    yield from classes(
+        "small-class",
+        small,
+        "classes with fewer than 10 training texts",
+        "used unchanged; they may be predicted poorly. Merge them if that is acceptable",
+    )
+    n_folded = Counter(text.casefold() for text in labels.texts)
+    yield from classes(
+        "labels-alike",
+        [text for text in labels.texts if n_folded[text.casefold()] > 1],
+        "label texts that differ only in case",
+        "used as separate classes; make them equal in the table if they mean the same",
+    )
+    if table.task == MULTI_LABEL:
+        yield _sets(table)
+    else:
+        yield from classes(
+            "joined-labels",
+            find_joined(labels.texts),
+            "label texts that join several labels",
+            "each is used as one class; pass --task multi-label to separate them",
+        )
+    n_single = int((table.counts == 1).sum())
+    if len(labels) > MANY_CLASSES and 2 * n_single > len(labels):
+        yield Finding(
+            "near-unique-labels",
+            "warning",
+            n_single,
+            f"{n_single:,} of {len(labels):,} classes have a single text",
+            "such classes cannot be learned; merge them, or name the column of the classes with --label-column",
+        )
+    ratio = n_train.max() / n_train[n_train > 0].min()
+    if ratio >= 10:
+        yield Finding(
+            "imbalance",
+            "info",
+            len(labels),
+            f"the largest class has {ratio:.0f} times as many training texts as the smallest",
+            "quadratic kappa selects the best epoch; to weight all classes equally, pass --imbalance weights"
+            if table.task == ORDINAL
+            else "macro-F1, which weights all classes equally, selects the best epoch",
+        )
+    if table.task == SINGLE_LABEL and _seem_ordered(labels):
+        yield Finding(
+            "ordered-labels",
+            "info",
+            len(labels),
+            f"the classes seem to be ordered, from {labels.texts[0]!r} to {labels.texts[-1]!r}",
+            "the order is not used; pass --task ordinal if a near miss is better than a far one",
+        )
+
+
+def _sets(table: Table) -> Finding:
+    """Report how many labels the rows have."""
+    sizes = table.targets.sum(axis=1)
+    return Finding(
+        "label-sets",
+        "info",
+        len(table),
+        f"{sizes.mean():.2f} labels per row: {int((sizes > 1).sum()):,} rows have several (at most {sizes.max()}), "
+        f"{int((sizes == 0).sum()):,} have none",
+        "each label has a probability and a threshold of its own",
+    )
+
+
+def _seem_ordered(labels: Labels) -> bool:
+    """Return whether classes are numbers without names, or have names of degrees, in consecutive numbers."""
+    consecutive = labels.numbers == tuple(range(labels.numbers[0], labels.numbers[0] + len(labels)))
+    if len(labels) not in LEVELS or not consecutive:
+        return False
+    unnamed = labels.texts == tuple(map(str, labels.numbers))
+    return unnamed or sum(bool(_DEGREES.search(text)) for text in labels.texts) >= 2

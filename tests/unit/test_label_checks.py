@@ -1,0 +1,70 @@
+"""Findings about the labels of each task."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import bertsmith as bs
+
+
+def _inspect(labels, **settings):
+    frame = pd.DataFrame({"Text": [f"a text of {i} and {i * 7919}" for i in range(len(labels))], "Label": labels})
+    return bs.inspect(frame.assign(**settings.pop("columns", {})), **settings)
+
+
+def _kinds(findings):
+    return {finding.kind for finding in findings.findings}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "names", "ordered"),
+    [
+        ([1, 2, 3, 4, 5], None, True),
+        (range(11), None, True),
+        ([0, 1], None, False),
+        ([1, 2, 4], None, False),
+        (range(12), None, False),
+        ([0, 1, 2], ["low", "medium", "high"], True),
+        ([1, 2, 3], ["1 star", "2 stars", "3 stars"], True),
+        ([0, 1, 2, 3], ["very bad", "bad", "good", "very good"], True),
+        ([0, 1, 2], ["sport", "politics", "high society"], False),
+    ],
+)
+def test_an_order_is_offered(numbers, names, ordered):
+    labels = list(numbers) * 15
+    columns = {} if names is None else {"columns": {"Label Text": [names[numbers.index(n)] for n in labels]}}
+    findings = _inspect(labels, **columns)
+    assert ("ordered-labels" in _kinds(findings)) == ordered
+    assert "ordered-labels" not in _kinds(_inspect(labels, task="ordinal", **columns))
+
+
+def test_words_in_the_order_of_the_alphabet_have_no_order():
+    assert "ordered-labels" not in _kinds(_inspect(["bad", "good", "neutral"] * 15))
+
+
+def test_label_sets_are_counted_by_label_and_row():
+    findings = _inspect([["a", "b"], ["b"], [], ["a"]] * 15)
+    assert findings.task == "multi-label"
+    assert [c.rows for c in findings.classes] == [30, 30]
+    (found,) = [f for f in findings.findings if f.kind == "label-sets"]
+    assert found.count == 60
+    assert "15 rows have several" in found.message
+    assert "2 labels" in str(findings)
+    assert "50.0%" in str(findings)  # of the rows, not of the labels
+    assert json.loads(json.dumps(findings.to_dict()))["task"] == "multi-label"
+
+
+def test_numbers_are_described(cli, tmp_path):
+    findings = _inspect(np.arange(60) / 4, task="regression")
+    assert findings.numbers["mean"] == pytest.approx(7.375)
+    assert (findings.numbers["minimum"], findings.numbers["maximum"]) == (0, 14.75)
+    assert "█" not in str(findings)
+    assert not {"imbalance", "small-class", "near-unique-labels"} & _kinds(findings)
+    frame = pd.DataFrame({"Text": [f"text {i} {i * 31}" for i in range(60)], "Label": np.arange(60) / 4})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    code, out, _ = cli("inspect", tmp_path / "t.csv", "--task", "regression", "--html", tmp_path / "f.html", "--json")
+    assert code == 0
+    assert json.loads(out)["numbers"]["median"] == pytest.approx(7.375)
+    assert "7.375" in (tmp_path / "f.html").read_text()
