@@ -18,7 +18,7 @@ from bertsmith.errors import ConfigError, DataError, did_you_mean, listing, quot
 from bertsmith.events import PredictionListener, RowsPredicted
 from bertsmith.folders.run import Run, open_run
 from bertsmith.inference.predict import predict_chunks
-from bertsmith.inference.table_writers import PROBABILITY
+from bertsmith.inference.table_writers import COLUMNS, PROBABILITY
 from bertsmith.measuring.estimate import (
     Estimates,
     Totals,
@@ -183,17 +183,20 @@ class _Tally:
                 for i, name in zip(rows, names, strict=True)
             ]
             if self.outcomes is not None:
-                added = {"predicted", "predicted_text", "confidence", *(f"{PROBABILITY}{t}" for t in self.labels.texts)}
-                inputs = {name: column for name, column in cells.items() if name not in added}
-                self.outcomes.add(inputs, rows, probabilities, matched, texts)
+                self.outcomes.add(self._inputs(cells), rows, probabilities, matched, texts)
+
+    def _inputs(self, cells: Cells) -> Cells:
+        """Return the columns of the corpus, without those of the predictions."""
+        added = {*COLUMNS, *(f"{PROBABILITY}{text}" for text in self.labels.texts)}
+        return {name: column for name, column in cells.items() if name not in added}
 
     def _groups(self, cells: Cells, rows: list[int]) -> list[str]:
         if self.by is None:
             return [""] * len(rows)
-        if self.by not in cells:
+        if self.by not in (inputs := self._inputs(cells)):
             raise ConfigError(
-                f"--by {self.by}: the corpus has no such column.{did_you_mean(self.by, cells)}",
-                remedy=f"Name one of its columns: {listing(cells)}.",
+                f"--by {self.by}: the corpus has no such column.{did_you_mean(self.by, inputs)}",
+                remedy=f"Name one of its columns: {listing(inputs)}.",
             )
         column = cells[self.by]
         return [group_name(column[i]) for i in rows]
