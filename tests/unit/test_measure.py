@@ -78,6 +78,17 @@ def test_a_rare_class_without_a_labelled_text_has_an_interval_with_a_width():
     assert 0.005 < estimate.high[0] < 0.03
 
 
+def test_a_sample_without_a_mistake_does_not_make_the_model_perfect():
+    rng = np.random.default_rng(0)
+    covered = []
+    for seed in range(300):
+        outcomes = (rng.random((4000, 1)) < 0.3).astype(float)
+        predictions = np.clip(np.where(rng.random((4000, 1)) < 0.007, 1, outcomes), 0.01, 0.99)
+        estimate = corrected_means(_sample(outcomes, predictions, 200, seed), Totals.of(predictions, predictions > 0.5))
+        covered.append(estimate.low[0] <= outcomes.mean() <= estimate.high[0])
+    assert np.mean(covered) > 0.93
+
+
 def test_numbers_have_a_mean_with_an_interval():
     rng = np.random.default_rng(0)
     truth = rng.integers(1, 6, (4000, 1)).astype(float)

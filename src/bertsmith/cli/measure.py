@@ -63,7 +63,7 @@ def measure(
     Example: bertsmith measure runs/reviews corpus.csv --labelled sample.csv --random-sample --by month
     """
     from bertsmith.cli.progress import PredictionProgress
-    from bertsmith.errors import DataError
+    from bertsmith.errors import ConfigError, DataError
     from bertsmith.folders.atomic import write_text
     from bertsmith.folders.claim import claim
     from bertsmith.folders.files import OutputFile
@@ -80,6 +80,8 @@ def measure(
         )
         if path is not None
     }
+    if len({file.path.absolute() for file in files.values()}) < len(files):
+        raise ConfigError("two outputs have the same path", remedy="Give each of them another file.")
     for file in files.values():
         file.check(overwrite=overwrite)  # before the slow part
     from bertsmith.workflows.measure import run_measurement

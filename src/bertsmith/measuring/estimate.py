@@ -171,7 +171,9 @@ def corrected_means(sample: Sample, totals: Totals, *, tuning: np.ndarray | None
         variance += tuned[0] ** 2 * (totals.squares / totals.texts - totals.mean**2) / totals.texts
     if np.isin(sample.outcomes, (0, 1)).all():
         value = np.clip(value, 0, 1)
-        low, high = share_interval(value, variance, n_units, float(remaining.mean()))
+        weights = np.bincount(units, 1 / sample.inclusion)
+        mistake = float((weights.min() / weights.sum()) ** 2)
+        low, high = share_interval(value, variance, n_units, mistake=mistake, remaining=float(remaining.mean()))
     else:
         half = stats.t.ppf(0.5 + LEVEL / 2, n_units - 1) * np.sqrt(variance)
         low, high = value - half, value + half
@@ -179,7 +181,7 @@ def corrected_means(sample: Sample, totals: Totals, *, tuning: np.ndarray | None
 
 
 def share_interval(
-    value: np.ndarray, variance: np.ndarray, n: int, remaining: float = 1.0
+    value: np.ndarray, variance: np.ndarray, n: int, *, mistake: float | None = None, remaining: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the score interval (Wilson 1927) of shares, for as many texts as their variance is worth.
 
@@ -187,12 +189,15 @@ def share_interval(
         value: shares from 0 to 1, shape (columns,).
         variance: their variances, shape (columns,).
         n: number of labelled texts or clusters.
+        mistake: the variance that a single wrong prediction in the sample causes; that of equal weights if ``None``.
         remaining: the share of the corpus that is not labelled.
     """
-    plain = np.maximum(value * (1 - value), 0)
-    # Without labelled texts on both sides the variance is unknown: that of n texts alone.
-    worth = np.where(variance > 1e-12, plain / np.maximum(variance, 1e-12), 0)
-    worth = np.where(worth > 0, worth, n / max(remaining, 1e-12))
+    plain = value * (1 - value)
+    alone = plain * remaining / n
+    # Without a mistake in the sample its variance says nothing: at least that of one mistake, at most that of no model.
+    variance = np.maximum(variance, np.minimum(remaining * (mistake or 1 / n**2), alone))
+    worth = np.where(variance > 0, plain / np.maximum(variance, 1e-300), n / max(remaining, 1e-12))
+    worth = np.maximum(worth, 1e-12)
     t2 = stats.t.ppf(0.5 + LEVEL / 2, max(n - 1, 1)) ** 2
     center = (value + t2 / (2 * worth)) / (1 + t2 / worth)
     half = np.sqrt(t2 * (plain / worth + t2 / (4 * worth**2))) / (1 + t2 / worth)
@@ -209,8 +214,9 @@ def labels_for_target(estimates: Estimates, n: int, n_corpus: int, *, target: fl
         target: half the width of the interval.
     """
     per_text = estimates.error**2 / max(1 / n - 1 / n_corpus, 1e-12)
-    z2 = stats.norm.ppf(0.5 + LEVEL / 2) ** 2
-    needed: np.ndarray = np.ceil(1 / (target**2 / z2 / np.maximum(per_text, 1e-12) + 1 / n_corpus))
+    z = stats.norm.ppf(0.5 + LEVEL / 2)
+    needed = 1 / (target**2 / z**2 / np.maximum(per_text, 1e-12) + 1 / n_corpus)
+    needed = np.ceil(np.maximum(needed, z / target))  # one mistake may be hidden, see `share_interval`
     labels: np.ndarray = np.minimum(needed, n_corpus).astype(np.int64)
     return labels
 

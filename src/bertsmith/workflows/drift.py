@@ -26,7 +26,7 @@ from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.measure import noted
 from bertsmith.workflows.predict import PredictOptions, open_model, opened
 
-SCALARS = ("confidence", "length (logarithm of characters)", "share of texts in the main language")
+SCALARS = ("confidence", "length (logarithm of characters)", "share of texts recognised as the main language")
 
 
 @dataclass(frozen=True)

@@ -195,22 +195,22 @@ class _Tally:
                 self.sample.match(text, name if self.by else None) for text, name in zip(read, names, strict=True)
             ]
             if self.outcomes is not None:
-                added = {
-                    "predicted",
-                    self.task.predicted_column,
-                    "confidence",
-                    *(f"{PROBABILITY}{t}" for t in self.labels.texts),
-                }
-                inputs = {name: column for name, column in cells.items() if name not in added}
-                self.outcomes.add(inputs, rows, probabilities, matched, [flat(text) for text in texts])
+                read = [flat(text) for text in texts]
+                self.outcomes.add(self._inputs(cells), rows, probabilities, matched, read)
+
+    def _inputs(self, cells: Cells) -> Cells:
+        """Return the columns of the corpus, without those of the predictions."""
+        added = {"predicted", self.task.predicted_column, "confidence"}
+        added |= {f"{PROBABILITY}{text}" for text in self.labels.texts}
+        return {name: column for name, column in cells.items() if name not in added}
 
     def _groups(self, cells: Cells, rows: list[int]) -> list[str]:
         if self.by is None:
             return [""] * len(rows)
-        if self.by not in cells:
+        if self.by not in (inputs := self._inputs(cells)):
             raise ConfigError(
-                f"--by {self.by}: the corpus has no such column.{did_you_mean(self.by, cells)}",
-                remedy=f"Name one of its columns: {listing(cells)}.",
+                f"--by {self.by}: the corpus has no such column.{did_you_mean(self.by, inputs)}",
+                remedy=f"Name one of its columns: {listing(inputs)}.",
             )
         column = cells[self.by]
         return [group_name(column[i]) for i in rows]
