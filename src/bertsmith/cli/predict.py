@@ -177,6 +177,12 @@ def _print_summary(predictions: Predictions) -> None:
             f"confidence below {predictions.threshold:.3f}",
             markup=False,
         )
+    if expected := predictions.expected_accuracy:
+        stderr_console().print(
+            f"expected accuracy {expected.value:.3f} (95 % interval {expected.low:.3f} to {expected.high:.3f}), from "
+            f"{expected.held_out:,} held-out texts; label some of the new texts to be sure",
+            markup=False,
+        )
     if predictions.cut:
         stderr_console().print(
             f"[yellow]note:[/] {predictions.cut:,} texts were truncated at the maximum length "

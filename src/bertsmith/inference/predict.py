@@ -15,9 +15,10 @@ from bertsmith.errors import DataError, listing
 from bertsmith.inference.abstain import Abstention
 from bertsmith.inference.predictor import Label, Predictor
 from bertsmith.inference.table_writers import ABSTAINED, PROBABILITY
+from bertsmith.measuring.expected_accuracy import grid_of
 
-LABELLED = "labelled "
-"""Prefix of label texts in counts."""
+LABELLED, CONFIDENCE = "labelled ", "confidence "
+"""Prefixes of label texts and of bins of confidence in counts."""
 
 
 def predict_rows(
@@ -135,7 +136,7 @@ def predict_chunks(
 
     Yields:
         The result of `predict_rows` for each chunk, and its counts: ``rows``, ``empty``, ``abstained``, ``cut``
-        (truncated texts), and the rows of each label, with the key `LABELLED` and label text.
+        (truncated texts), and the rows of each label and of each bin of `grid_of`, with `LABELLED` and `CONFIDENCE`.
     """
     all_prepared = (_prepare(classifier, chunk) for chunk in chunks)
     for prepared in all_prepared if waits else _prefetch(all_prepared):
@@ -144,6 +145,7 @@ def predict_chunks(
         progress(empty)
         abstained = cells.get(ABSTAINED, []).count(True)
         counts = Counter(rows=prepared.n_rows, empty=empty, abstained=abstained, cut=prepared.cut)
+        counts.update(f"{CONFIDENCE}{grid_of(c)}" for c in cells.get("confidence", ()) if c is not None)
         for text in cells.get(classifier.task.predicted_column, ()) if classifier.task.name != REGRESSION else ():
             counts.update(f"{LABELLED}{t}" for t in (text if isinstance(text, list) else [text]) if t is not None)
         yield cells, counts

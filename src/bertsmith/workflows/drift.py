@@ -84,7 +84,7 @@ def compare_texts(
     reference, totals, counts = measure(texts, probabilities), None, np.zeros(k, dtype=np.int64)
     options = PredictOptions(probabilities=True)
     with opened(source, config, run.template, options, observe) as stream:
-        classifier, _ = open_model(path, config, options, observe)
+        classifier, *_ = open_model(path, config, options, observe)
         read: deque[Sequence[Text]] = deque()
         for cells, _counts in predict_chunks(
             classifier, noted(stream, read), probabilities=True, progress=lambda n: observe(RowsPredicted(n))

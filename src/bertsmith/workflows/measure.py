@@ -72,7 +72,7 @@ def run_measurement(
     outcomes = None if for_regression is None else OutcomeFile(for_regression, run.labels.texts)
     try:
         with opened(source, config, run.template, options, observe) as stream:
-            classifier, _ = open_model(path, config, options, observe)
+            classifier, *_ = open_model(path, config, options, observe)
             tally = _Tally(get_task(run.task), run.labels, by, sample, held_out, outcomes)
             texts: deque[Sequence[Text]] = deque()
             chunks = predict_chunks(

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from bertsmith import __version__
 from bertsmith.config import Config, CsvDialect, OnError
 from bertsmith.data.stream import Stream, check_lines, open_stream
-from bertsmith.data.table import Cells
+from bertsmith.data.table import ORDINAL, SINGLE_LABEL, Cells
 from bertsmith.data.template import SETTINGS, Template
-from bertsmith.errors import ConfigError, RowError
+from bertsmith.errors import ConfigError, RowError, UserError
 from bertsmith.events import InputOpened, ModelOpened, PredictionListener, RowsPredicted, RowsResumed
 from bertsmith.folders.atomic import checksum
 from bertsmith.folders.claim import claim
@@ -27,8 +27,9 @@ from bertsmith.inference.table_writers import DIALECTS, CsvStyle, output_format
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bertsmith.inference.abstain import Abstention
+    from bertsmith.inference.abstain import Abstention, HeldOutPredictions
     from bertsmith.inference.predictor import Predictor
+    from bertsmith.measuring.expected_accuracy import ExpectedAccuracy
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Predictions:
         cut: number of truncated texts.
         threshold: the minimum confidence of a label; ``None`` without a threshold.
         skipped: position and reason of each row that could not be read.
+        expected_accuracy: the accuracy to expect, if every text has one class and held-out texts are known.
     """
 
     path: Path | None
@@ -82,6 +84,7 @@ class Predictions:
     cut: int = 0
     threshold: float | None = None
     skipped: tuple[tuple[str, str], ...] = ()
+    expected_accuracy: ExpectedAccuracy | None = None
 
 
 def run_prediction(
@@ -127,7 +130,7 @@ def run_prediction(
     if output is not None:
         claimed = claim(PredictionFile(output, (source, config.db, *inputs)), resume=resume, overwrite=overwrite)
     with claimed, opened(source, config, template, options, observe) as stream:
-        classifier, abstain = open_model(run, config, options, observe)
+        classifier, abstain, held_out = open_model(run, config, options, observe)
         label = partial(
             predict_chunks,
             classifier,
@@ -153,6 +156,9 @@ def run_prediction(
                 on_resume=lambda n: observe(RowsResumed(n)),
             )
     labels = Counter({key.removeprefix(LABELLED): n for key, n in counts.items() if key.startswith(LABELLED)})
+    expected = None
+    if options.decide and abstain.confidence is None:
+        expected = _expected_accuracy(classifier, held_out, counts)
     return Predictions(
         output,
         None,
@@ -163,6 +169,34 @@ def run_prediction(
         counts["cut"],
         abstain.confidence,
         stream.skipped,
+        expected,
+    )
+
+
+def _expected_accuracy(
+    classifier: Predictor, held_out: Callable[[], HeldOutPredictions], counts: Counter[str]
+) -> ExpectedAccuracy | None:
+    """Return the accuracy to expect; ``None`` if texts do not have one class each, or held-out texts are missing."""
+    from bertsmith.inference.predict import CONFIDENCE, LABELLED
+
+    task = classifier.task
+    if task.name not in (SINGLE_LABEL, ORDINAL):
+        return None
+    try:
+        known = held_out()
+    except UserError:  # a model folder, or a run of an older version
+        return None
+    import numpy as np
+
+    from bertsmith.measuring.expected_accuracy import GRID, expect_accuracy
+
+    scores = np.mean(known.scores, axis=0)
+    return expect_accuracy(
+        np.array([counts[f"{CONFIDENCE}{i}"] for i in range(GRID)]),
+        np.array([counts[f"{LABELLED}{text}"] for text in classifier.labels.texts]),
+        known.targets,
+        task.confidence(scores),
+        task.predicted(scores),
     )
 
 
@@ -249,8 +283,8 @@ def opened(
 
 def open_model(
     run: Path, config: Config, options: PredictOptions, observe: PredictionListener
-) -> tuple[Predictor, Abstention]:
-    """Load the classifier and its thresholds."""
+) -> tuple[Predictor, Abstention, Callable[[], HeldOutPredictions]]:
+    """Load the classifier and its thresholds, and return a function that loads its held-out predictions."""
     from bertsmith.inference.abstain import fit_abstention
     from bertsmith.inference.exported import Exported
     from bertsmith.inference.load import open_classifier
@@ -265,9 +299,8 @@ def open_model(
     )
     export = classifier.about.format if isinstance(classifier, Exported) and not is_export(run) else None
     observe(ModelOpened(export))
-    return classifier, fit_abstention(
-        classifier.task, held_out, classifier.rules, decide=options.decide, **options.thresholds
-    )
+    abstain = fit_abstention(classifier.task, held_out, classifier.rules, decide=options.decide, **options.thresholds)
+    return classifier, abstain, held_out
 
 
 def _description(

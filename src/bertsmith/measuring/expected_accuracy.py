@@ -1,0 +1,102 @@
+"""The accuracy to expect on new texts without labels, from their predictions and from held-out texts with labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+GRID = 100
+"""Bins of confidence in which texts are counted."""
+BINS = 10
+"""Bins of confidence with equal numbers of held-out texts."""
+FEWEST = 100
+"""Fewest held-out texts, and fewest new texts."""
+DRAWS, EM_STEPS = 400, 100
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class ExpectedAccuracy:
+    """Expected share of correct predictions among new texts.
+
+    Attributes:
+        value: the share, if a confidence means the same as on the held-out texts.
+        low, high: its interval, which holds if either confidences or classes mean the same as on the held-out texts.
+        held_out: number of held-out texts.
+    """
+
+    value: float
+    low: float
+    high: float
+    held_out: int
+
+
+def expect_accuracy(
+    confidences: np.ndarray, predicted: np.ndarray, targets: np.ndarray, confidence: np.ndarray, decided: np.ndarray
+) -> ExpectedAccuracy | None:
+    """Return the accuracy to expect on new texts; ``None`` if the texts are too few.
+
+    Two assumptions give two intervals, and the result spans both. Under covariate shift, texts of the same confidence
+    are as often right as held-out texts. Under label shift, texts of the same class are as often right; the shares of
+    the classes follow from the predictions (Lipton et al. 2018, arXiv:1802.03916). A model that tells neither well gets
+    a wide interval.
+
+    Args:
+        confidences: number of new texts by confidence, in the bins of `grid_of`, shape (`GRID`,).
+        predicted: number of new texts by predicted class, shape (classes,).
+        targets: class indices of the held-out texts, shape (n,).
+        confidence: their confidence, shape (n,).
+        decided: their predicted class indices, shape (n,).
+    """
+    n_new = int(confidences.sum())
+    if n_new < FEWEST or len(targets) < FEWEST:
+        return None
+    rng = np.random.default_rng(0)
+    by_confidence = _by_confidence(confidences / n_new, confidence, decided == targets, rng)
+    by_class = _by_class(predicted / n_new, targets, decided, rng)
+    bounds = []
+    for accuracies in (by_confidence, by_class):
+        observed = rng.binomial(n_new, np.clip(accuracies, 0, 1)) / n_new
+        bounds.append(np.quantile(observed, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    low, high = np.min(bounds, axis=0)[0], np.max(bounds, axis=0)[1]
+    return ExpectedAccuracy(float(by_confidence.mean()), float(low), float(high), len(targets))
+
+
+def grid_of(confidence: float) -> int:
+    """Return the bin of a confidence, from 0 to `GRID` − 1."""
+    return min(int(confidence * GRID), GRID - 1)
+
+
+def _by_confidence(
+    shares: np.ndarray, confidence: np.ndarray, right: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Return draws of the accuracy under covariate shift, shape (draws,), from shares by grid bin."""
+    grid = np.array([grid_of(value) for value in confidence])
+    edges = np.unique(np.quantile(grid, np.linspace(0, 1, BINS + 1)[1:-1]))
+    held_out, new = np.searchsorted(edges, grid, side="right"), np.searchsorted(edges, np.arange(GRID), side="right")
+    n_bins = len(edges) + 1
+    texts = np.bincount(held_out, minlength=n_bins)
+    hits = np.bincount(held_out, weights=right, minlength=n_bins)
+    mean = float(right.mean())
+    # A weak prior at the accuracy of all held-out texts, worth one text.
+    drawn = rng.beta(hits + mean + 1e-3, texts - hits + 1 - mean + 1e-3, (DRAWS, n_bins))
+    result: np.ndarray = drawn @ np.bincount(new, weights=shares, minlength=n_bins)
+    return result
+
+
+def _by_class(shares: np.ndarray, targets: np.ndarray, decided: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return draws of the accuracy under label shift, shape (draws,), from shares by predicted class."""
+    k, draws = len(shares), DRAWS if len(shares) <= 20 else DRAWS // 4
+    overall, result = float((decided == targets).mean()), np.empty(draws)
+    for i in range(draws):
+        rows = rng.integers(0, len(targets), len(targets))
+        table = np.zeros((k, k))
+        np.add.at(table, (decided[rows], targets[rows]), 1)
+        texts = table.sum(axis=0)
+        recall = np.where(texts > 0, np.diag(table) / np.maximum(texts, 1), overall)
+        mixture, found = table / np.maximum(texts, 1), np.full(k, 1 / k)
+        for _ in range(EM_STEPS):  # the class shares of maximum likelihood
+            found = found * (mixture.T @ (shares / np.maximum(mixture @ found, 1e-12)))
+        result[i] = found @ recall / max(found.sum(), 1e-12)
+    return result
