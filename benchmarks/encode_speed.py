@@ -52,7 +52,8 @@ def main() -> int:
     from bertsmith.compute.machine import cores
     from bertsmith.model import checkpoint, token_cache
     from bertsmith.model.load import Loaded
-    from bertsmith.model.tokenizer import Tokens, encode
+    from bertsmith.model.tokenizer import encode
+    from bertsmith.model.tokens import Tokens
 
     disable_progress_bars()
     folder = checkpoint.resolve("packaged:minilm").path

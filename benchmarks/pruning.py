@@ -42,7 +42,7 @@ def run_trials(data: Path, table: str, trials: int, kept: Path) -> None:
     config = Config(model=MODEL, max_length=TOKENS, consistency=0.0)  # each text once: twice the trials in the time
     loaded, train, _ = trial_data.prepare(config)
     counts = trial_data.train.counts
-    recipe = choose_recipe(config, loaded, train)
+    recipe = choose_recipe(config, trial_data.task, loaded, train)
     space, usual = default_space(
         config,
         recipe,

@@ -209,7 +209,7 @@ def words(task: Task) -> tuple[np.ndarray, dict]:
     from bertsmith.evaluation.baseline import bag_of_words
 
     n_classes = len(task.numbers)
-    return bag_of_words(task.texts, task.targets, task.others, n_classes=n_classes, seed=task.seed).probabilities, {}
+    return bag_of_words(task.texts, task.targets, task.others, n_classes=n_classes, seed=task.seed).scores, {}
 
 
 def setfit(task: Task) -> tuple[np.ndarray, dict]:

@@ -126,7 +126,8 @@ def run(
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
     from bertsmith.model.load import Loaded
-    from bertsmith.model.tokenizer import Tokens
+    from bertsmith.model.tokens import Tokens
+    from bertsmith.tasks.registry import get_task
     from bertsmith.training.callback import EventCallback
     from bertsmith.training.data import TokenDataset
     from bertsmith.training.engine import Engine
@@ -163,7 +164,7 @@ def run(
             callback = EventCallback(lambda event: None, lambda: False)
             columns = {name: dataset[name][:] for name in loaded.columns}
             texts = TokenDataset(Tokens.from_lists(columns), np.array(dataset["labels"]))
-            trainer = Engine(loaded, texts, texts, settings, recipe, lambda t, p: {}, callback)
+            trainer = Engine(loaded, texts, texts, settings, recipe, get_task(), callback)
             trainer.compiled = contender == "compiled"
             if contender == "unrecorded":
                 trainer.graphs = None

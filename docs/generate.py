@@ -52,6 +52,7 @@ _TYPES = {
     "number": "number",
     "boolean": "true or false",
     "object": "table",
+    "array": "list of names",
 }
 _BOUNDS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}
 
@@ -79,7 +80,7 @@ def _kind(schema: dict[str, Any]) -> str:
 
 def _default(schema: dict[str, Any]) -> str:
     value = schema.get("default")
-    if value is None or value == {}:
+    if value is None or value in ({}, []):
         return ""
     return f"`{str(value).lower() if isinstance(value, bool) else _number(value)}`"
 
@@ -92,13 +93,13 @@ def _number(value: Any) -> Any:
 
 _COMMANDS = """# Commands
 
-Results go to standard output, progress and messages to standard error. A flag that is given twice is an error, unless
-its description says that it repeats. `bertsmith COMMAND --help` prints the same descriptions.
+Results go to standard output, progress and messages to standard error. A repeated option is an error, unless its
+description says that it may be repeated. `bertsmith COMMAND --help` prints the same descriptions.
 
 | exit code | meaning |
 | --- | --- |
 | 0 | done |
-| 1 | a fault in bertsmith; the message names a file with the traceback |
+| 1 | an internal error; the message names a file with the traceback |
 | 2 | an error that you can fix; the message says what is wrong, where, and what to do |
 | 130 | interrupted; the message says how to resume |
 """
@@ -164,8 +165,8 @@ _FILES = """# Files
 
 ## A run
 
-`bertsmith train` writes a run folder. At every instant it is absent, resumable or finished. Rows are counted from 1;
-the header does not count. A label is your number, a label text is your words for it.
+`bertsmith train` writes a run folder. At any time the run is absent, resumable or finished. Row 1 is the first row
+after the header. A label is the number of a class in your table, a label text is its name.
 
 """
 _STUDY = """## A study
@@ -176,7 +177,7 @@ _STUDY = """## A study
 | --- | --- |
 | `report.html` | the result, what to try next, which settings matter, and every trial |
 | `best/` | the winner, as a run folder |
-| `defaults/` | the run that `train` makes with the same flags; absent where the defaults won |
+| `defaults/` | the run with the default settings and the same flags; absent if the defaults won |
 | `best.toml` | the settings of the winner, for `bertsmith train --config` |
 | `best_trial/` | the checkpoint of the best trial so far; absent with `--cv` |
 | `study.json` | settings, search space, trials and result |
@@ -184,11 +185,11 @@ _STUDY = """## A study
 
 ## An export
 
-`bertsmith export` writes an export folder. Every file that an answer depends on has a checksum.
+`bertsmith export` writes an export folder. It has a checksum for every file that affects predictions.
 
 | file | content |
 | --- | --- |
-| `export.json` | labels, inputs, maximum length, temperature, decision rule, check against the original, checksums |
+| `export.json` | labels, columns, inputs, maximum length, temperature, decision rule, result of the check, checksums |
 | `model.onnx` and `model.onnx.data`, or `model.xml` and `model.bin` | the model |
 | `tokenizer.json` | the tokenizer |
 | `validation.npz` | labels and probabilities of the validation texts, for `--target-accuracy` and `--coverage` |
@@ -203,13 +204,14 @@ _STUDY = """## A study
 | `predicted` | label; empty where a text is missing or the model abstains |
 | `predicted_text` | label text |
 | `confidence` | calibrated probability of the predicted class |
-| `abstained` | with `--min-confidence` or `--target-accuracy`: whether the row is left without a label |
-| `label_set` | with `--coverage`: the label texts among which the true one is |
+| `abstained` | with `--min-confidence` or `--target-accuracy`: whether the model abstains from this row |
+| `label_set` | with `--coverage`: label texts, one of which is the true one at this rate |
 | `probability of LABEL TEXT` | with `--probabilities`: one column for each class |
 """
 _PREDICTIONS = {
     "row": "row of the source table",
-    "text": "text as the model read it, after cleaning",
+    "text": "text as the model read it, after cleaning; the first text of a pair",
+    "pair": "second text of a pair; with `--pair-column` only",
     "label": "label from the table",
     "label_text": "label text from the table",
     "group": "group of the text; with `--group-column` only",
@@ -225,9 +227,9 @@ _SPLIT = {
     "per_class": "precision, recall, F1, average precision and counts of each class",
     "confusion": "confusion matrix; rows are the true classes, columns the predicted ones",
     "calibration": "expected calibration error, Brier score, bins; for the test split also before calibration",
-    "sample_of": "for the train split: number of training texts that the scored sample comes from",
-    "by": "`cross-validation` where the figures come from one; otherwise absent",
-    "folds": "number of folds, where the figures come from a cross-validation",
+    "sample_of": "for the train split: number of training texts, of which a sample is scored",
+    "by": "`cross-validation` if the metrics come from cross-validation; otherwise absent",
+    "folds": "number of folds, if the metrics come from cross-validation; otherwise absent",
 }
 CONTENT: dict[str, tuple[str, dict[str, str]]] = {
     "run.json": (
@@ -239,11 +241,13 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "config": "every setting",
             "versions": "versions of Python and of the main packages",
             "hardware": "device, CPU, cores, threads and system",
-            "data": "fingerprint, sources, sizes of the splits, rows left out by reason, and all findings",
+            "data": "fingerprint, sources, sizes of the splits, dropped rows by reason, and all findings",
             "model": "checkpoint: name, architecture, revision, checksum, number of weights, maximum length",
+            "template": "columns that the model reads: `text_column`, `pair_column`, `with_columns`",
             "recipe": "training settings in use, with the reason for each choice",
             "seconds": "time by phase",
             "training": "steps, epochs, best step and score, early stopping, time",
+            "long": "how the model reads texts above the maximum length: `truncate`, `head-tail` or `window`",
             "model_files": "SHA-256 of the files in `model/`",
             "went_back": "step and reason, if a loss or gradient was not finite; otherwise absent",
             "best_seed": "seed of the best run; with `--seeds` only",
@@ -263,8 +267,8 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
         {
             "source": "name of the source table",
             "row": "row in that table",
-            "split": "`train`, `validation` or `test`; missing if the row was left out",
-            "reason": "why the row was left out; otherwise missing",
+            "split": "`train`, `validation` or `test`; missing if the row was dropped",
+            "reason": "why the row was dropped; otherwise missing",
             "hash": "XXH3 hash of the text; `evaluate` uses it to count texts that were seen in training",
         },
     ),
@@ -289,12 +293,14 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
         "key",
         {
             "primary": "metric that chooses the best epoch: `macro_f1`",
-            "splits": "figures of `train`, `validation` and `test`; see below",
+            "splits": "metrics of `train`, `validation` and `test`; see below",
             "baseline": "the three baselines: `majority_class`, `bag_of_words`, `frozen_embeddings`",
             "inference": "number format for predictions, and how it was checked",
             "abstention": "accuracy by coverage, thresholds, conformal sets, label shift",
             "slices": "accuracy on parts of the test split",
             "decision_rule": "offsets of the classes, gain, and whether the rule is in use",
+            "columns": "macro-F1 with and without the columns after the first text column; with several columns only",
+            "long_texts": "how long texts are read, the comparison on validation, and what that is worth on the test",
             "seeds": "each seed, the spread, and the ensemble; with `--seeds` only",
         },
     ),
@@ -306,7 +312,8 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "table": "name of the table",
             "source": "path of the table",
             "fingerprint": "SHA-256 over texts, labels and splits",
-            "left_out": "rows left out, by reason",
+            "long": "how texts above the maximum length were read",
+            "left_out": "dropped rows by reason",
             "seen_in_training": "texts of the table that the model was trained or validated on",
         },
     ),
@@ -315,13 +322,10 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
 
 
 def files() -> str:
-    """Return the page of files, from the docstrings of the run folder's layout."""
+    """Return the page of files, from the docstring of the run folder's layout."""
     layout = bs.Run(Path("RUN")).layout
-    parts = {
-        getattr(layout, name).relative_to("RUN").as_posix(): inspect.getdoc(member) or ""
-        for name, member in vars(type(layout)).items()
-        if isinstance(member, property)
-    }
+    about = dict(re.findall(r"(?m)^ +(\w+): (.*?)\.?$", inspect.getdoc(type(layout)) or ""))
+    parts = {path.relative_to("RUN").as_posix(): about[name] for name, path in vars(layout).items()}
     folders = {"model", "predictions", "checkpoints", "folds", "seeds", "export", "evaluations"}
     rows = [(f"`{path}{'/' if path in folders else ''}`", _plain(text)) for path, text in parts.items()]
     page = [_FILES + _table(("file", "content"), rows)]
@@ -335,10 +339,9 @@ def files() -> str:
 
 _HTTP = """# HTTP API
 
-`bertsmith serve` answers these requests. The server describes itself at `/openapi.json`, and `/docs` is a page to try
-requests in. Where `BERTSMITH_TOKEN` is set, requests need the header `Authorization: Bearer TOKEN` or
-`X-API-Key: TOKEN`.
-The paths `/health`, `/ready`, `/ui`, `/docs` and `/openapi.json` never need it.
+`bertsmith serve` answers these requests. `/openapi.json` describes them for programs, and `/docs` is a page to try
+them. If `BERTSMITH_TOKEN` is set, requests need the header `Authorization: Bearer TOKEN` or `X-API-Key: TOKEN`. The
+paths `/health`, `/ready`, `/ui`, `/docs` and `/openapi.json` never need it.
 """
 
 
@@ -387,12 +390,14 @@ def _fields(schemas: dict[str, Any], name: str, prefix: str = "") -> Iterator[tu
 
 
 def _json_type(schema: dict[str, Any]) -> str:
-    if "anyOf" in schema:
-        return " or ".join(_json_type(s) for s in schema["anyOf"] if s.get("type") != "null")
+    if alternatives := schema.get("anyOf") or schema.get("oneOf"):
+        return " or ".join(dict.fromkeys(_json_type(s) for s in alternatives if s.get("type") != "null"))
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if schema.get("type") == "array":
         return f"list of {_json_type(schema['items'])}"
+    if schema.get("type") == "object":
+        return "object"
     return {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}[schema["type"]]
 
 

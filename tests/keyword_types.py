@@ -21,12 +21,16 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 '''
-_TEXTS = ("text_column", "sql", "db", "sheet", "encoding", "max_unpacked")
+_TEXTS = ("text_column", "pair_column", "with_columns", "sql", "db", "sheet", "encoding", "max_unpacked")
 _TABLES = tuple(name for name in DataConfig.model_fields if name not in ("validation", "test"))
 _CLASSES: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "PredictSettings": ("TypedDict", "How to read texts, and where to compute.", (*_TEXTS, "device", "threads")),
+    "PredictSettings": (
+        "TypedDict",
+        "How to read texts, and where to compute.",
+        (*_TEXTS, "long", "device", "threads"),
+    ),
     "TableSettings": ("TypedDict", "How to read and split one table.", _TABLES),
-    "EvaluateSettings": ("TableSettings", "How to read a table, and where to compute.", ("device", "threads")),
+    "EvaluateSettings": ("TableSettings", "How to read a table, and where to compute.", ("long", "device", "threads")),
     "ReadSettings": ("TableSettings", "How to read and split tables.", ("validation", "test")),
     "LabelErrorSettings": ("ReadSettings", "How to read a table and to split it into folds.", ("seed",)),
     "InspectSettings": ("ReadSettings", "How to read a table and to count tokens.", tuple(ModelConfig.model_fields)),

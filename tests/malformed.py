@@ -171,6 +171,7 @@ def corpus() -> list[Case]:
     _packed(c)
     _arrow_files(c)
     _excel(c)
+    _columns(c)
     _places(c)
     _queries(c)
     return c.cases
@@ -838,6 +839,121 @@ def _excel(c: _Corpus) -> None:
         path.write_bytes(path.read_bytes()[:-200])
 
     c.refused("cut.xlsx", cut, "Excel file")
+
+
+def _columns(c: _Corpus) -> None:
+    """Cases of pairs and of further columns."""
+    header = "Text,Other,price,Label"
+    good = _rows("cat,dog,1,a", "dog,red,2,b", "red,blue,3,a", "blue,cat,4,b", header=header)
+    pair, further = ("--pair-column", "Other"), ("--with-columns", "price")
+    both = ("--text-column", '["Text", "Other"]')
+    c.refused("no-pair.csv", GOOD, "'Other'.*--pair-column", *pair)
+    c.refused("no-pair-and-no-price.csv", GOOD, "'Other', 'price'.*--with-columns", *pair, *further)
+    c.refused("misspelt-pair.csv", good, "'Othr'.*'Other'", "--pair-column", "Othr")
+    c.refused("misspelt-price.csv", good, "'prices'.*'price'.*--with-columns", "--with-columns", "prices")
+    c.refused("pair-is-text.csv", good, "'Text'.*twice", "--pair-column", "Text", "--text-column", "Text")
+    c.refused("pair-is-label.csv", good, "'Label'.*twice", "--pair-column", "Label", "--label-column", "Label")
+    c.refused("price-is-pair.csv", good, "'Other'.*twice", *pair, "--with-columns", "Other,price")
+    c.refused("price-is-label.csv", good, "'Label'.*twice", "--with-columns", "Label", "--label-column", "Label")
+    c.refused(
+        "second-text-is-label.csv",
+        good,
+        "'Label'.*twice",
+        "--text-column",
+        '["Text", "Label"]',
+        "--label-column",
+        "Label",
+    )
+    c.refused("pair-twice.csv", good, "distinct names", "--with-columns", "price,price", where="")
+    c.refused("empty-name.csv", good, "distinct names", "--with-columns", "price,,", where="")
+    c.refused("alike-pairs.csv", good.replace("price", "other"), "'OTHER'.*--pair-column", "--pair-column", "OTHER")
+    c.refused(
+        "pair-list.jsonl", '{"Text": "a", "Other": ["b"], "Label": 0}\n' * 4, "row 1 holds a list.*--pair-column", *pair
+    )
+    c.refused(
+        "pair-object.jsonl",
+        '{"Text": "a", "Other": {"b": 1}, "Label": 0}\n' * 4,
+        "row 1 holds a dict.*--pair-column",
+        *pair,
+    )
+    c.refused(
+        "price-list.json",
+        json.dumps([{"Text": "a", "price": [1, 2], "Label": 0}] * 4),
+        "row 1 holds a list.*--with-columns",
+        *further,
+    )
+    c.refused(
+        "price-bytes.parquet",
+        _parquet(_arrow(Text=TEXTS, price=[b"1"] * 4, Label=LABELS)),
+        "row 1 holds bytes.*--with-columns",
+        *further,
+    )
+    c.refused(
+        "second-text-list.parquet",
+        _parquet(_arrow(Text=TEXTS, Other=[["a"]] * 4, Label=LABELS)),
+        "row 1 holds a list.*--text-column",
+        *both,
+    )
+    c.refused("pair-in-one-cell.csv", _rows("cat,dog,a", "dog,red,b"), "line 2 has 3", *pair)
+    c.refused(
+        "all-pairs-empty.csv",
+        _rows("cat,,1,a", "dog,,2,b", header=header),
+        "without a text|no text is left|one class",
+        *pair,
+        command="train",
+    )
+    c.repaired("empty-pairs.csv", good.replace("dog,1", ",1"), TEXTS, LABELS, "1 row without a text", *pair)
+    c.repaired("blank-pairs.csv", good.replace("dog,1", '" ",1'), TEXTS, LABELS, "1 row without a text", *pair)
+    c.repaired("pair-name-spelt-differently.csv", good.replace("Other", " OTHER "), TEXTS, LABELS, "pair =", *pair)
+    c.repaired(
+        "control-characters-in-a-pair.csv",
+        good.replace("dog,1", "d\x08og,1"),
+        TEXTS,
+        LABELS,
+        "control characters",
+        *pair,
+    )
+    c.repaired("numbers-as-pair.csv", good, TEXTS, LABELS, "pair = 'price'", "--pair-column", "price")
+    joined = ["cat\ndog", "dog\nred", "red\nblue", "blue\ncat"]
+    c.repaired("two-text-columns.csv", good, joined, LABELS, "text = 'Text, Other'", *both)
+    c.repaired("empty-second-text.csv", good.replace("cat,dog", "cat,"), ["cat", *joined[1:]], LABELS, "", *both)
+    c.repaired("empty-first-text.csv", good.replace("cat,dog", ",dog"), ["dog", *joined[1:]], LABELS, "", *both)
+    c.repaired(
+        "both-texts-empty.csv", good.replace("cat,dog", ","), ["", *joined[1:]], LABELS, "1 row without a text", *both
+    )
+    c.repaired(
+        "line-break-in-a-part.csv",
+        good.replace("cat,dog", '"cat\n\nred",dog'),
+        ["cat red\ndog", *joined[1:]],
+        LABELS,
+        "",
+        *both,
+    )
+    prices = [f"{text}\nprice: {i}" for i, text in enumerate(TEXTS, 1)]
+    c.repaired("prices.csv", good, prices, LABELS, "with = 'price'", *further)
+    c.repaired("missing-prices.csv", good.replace("dog,1", "dog,"), ["cat", *prices[1:]], LABELS, "", *further)
+    c.repaired(
+        "price-without-text.csv",
+        good.replace("cat,dog,1", ",dog,1"),
+        ["", *prices[1:]],
+        LABELS,
+        "1 row without a text",
+        *further,
+    )
+    dated = _book(
+        [
+            ["Text", "price", "Label"],
+            *([t, f"2024-01-0{i}", x] for i, (t, x) in enumerate(zip(TEXTS, LABELS, strict=True), 1)),
+        ]
+    )
+    c.repaired(
+        "dates-as-further-column.xlsx",
+        dated,
+        [f"{t}\nprice: 2024-01-0{i}" for i, t in enumerate(TEXTS, 1)],
+        LABELS,
+        "",
+        *further,
+    )
 
 
 def _places(c: _Corpus) -> None:

@@ -9,7 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bertsmith.api.estimator import BertClassifier
     from bertsmith.api.inference import export, load, predict
+    from bertsmith.api.measuring import drift, measure, regress
     from bertsmith.api.training import compare, evaluate, inspect, label_errors, read_table, train, tune
     from bertsmith.data.findings import Findings
     from bertsmith.data.table import Labels, Table
@@ -19,12 +21,17 @@ if TYPE_CHECKING:
     from bertsmith.inference.classifier import Classifier
     from bertsmith.inference.export import Export
     from bertsmith.inference.predictor import Predictor
+    from bertsmith.measuring.regression import Regression
+    from bertsmith.measuring.result import Measurement
+    from bertsmith.workflows.drift import Drift
     from bertsmith.workflows.predict import Predictions
 
 __version__ = "0.2.0"
 
 _NAMES = {
+    "bertsmith.api.estimator": ("BertClassifier",),
     "bertsmith.api.inference": ("export", "load", "predict"),
+    "bertsmith.api.measuring": ("drift", "measure", "regress"),
     "bertsmith.api.training": ("compare", "evaluate", "inspect", "label_errors", "read_table", "train", "tune"),
     "bertsmith.data.findings": ("Findings",),
     "bertsmith.data.table": ("Labels", "Table"),
@@ -34,29 +41,39 @@ _NAMES = {
     "bertsmith.inference.classifier": ("Classifier",),
     "bertsmith.inference.export": ("Export",),
     "bertsmith.inference.predictor": ("Predictor",),
+    "bertsmith.measuring.regression": ("Regression",),
+    "bertsmith.measuring.result": ("Measurement",),
+    "bertsmith.workflows.drift": ("Drift",),
     "bertsmith.workflows.predict": ("Predictions",),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
+    "BertClassifier",
     "Classifier",
+    "Drift",
     "Export",
     "Findings",
     "Labels",
+    "Measurement",
     "Predictions",
     "Predictor",
+    "Regression",
     "Run",
     "Study",
     "Table",
     "UserError",
     "compare",
+    "drift",
     "evaluate",
     "export",
     "inspect",
     "label_errors",
     "load",
+    "measure",
     "predict",
     "read_table",
+    "regress",
     "train",
     "tune",
 ]

@@ -6,6 +6,7 @@ The command line, the ``BERTSMITH_…`` environment variables, the configuration
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,8 +29,8 @@ FEWEST_TO_SELECT = 20
 """With fewer validation texts, no epoch is selected and the last weights count."""
 DEFAULT_MODEL = "google-bert/bert-base-uncased"
 
-Long = Literal["truncate", "window"]
-"""How texts longer than the maximum length are read: their beginning, or all of them window by window."""
+Long = Literal["auto", "truncate", "head-tail", "window"]
+"""How texts above the maximum length are read; ``auto`` lets `train` choose, and elsewhere follows the run."""
 OnError = Literal["fail", "skip"]
 """What happens to rows that cannot be read."""
 CsvDialect = Literal["plain", "excel", "excel-semicolon"]
@@ -49,13 +50,7 @@ def _as_name(value: Any) -> Any:
     return value
 
 
-def _as_names(value: Any) -> Any:
-    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
-
-
 FilePath = Annotated[Path | None, BeforeValidator(_as_path)]
-Names = Annotated[tuple[str, ...] | None, BeforeValidator(_as_names)]
-"""Names of columns; a string is split at commas."""
 
 
 class Source:
@@ -88,6 +83,29 @@ TableSource = Annotated[
 ]
 
 
+def _as_columns(value: Any) -> Any:
+    """Return several columns as a list; a string may be a JSON list."""
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return value
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, list | tuple):
+        raise PydanticCustomError("columns", "Should be names of columns")
+    if not all(isinstance(name, str) and name for name in value) or len(set(value)) < len(value):
+        raise PydanticCustomError("columns", "Should be distinct names of columns")
+    return _as_columns(value[0]) if len(value) == 1 else value or None
+
+
+def _as_column_list(value: Any) -> Any:
+    value = _as_columns(value)
+    if isinstance(value, str):
+        value = _as_columns([name.strip() for name in value.split(",")])
+    return [value] if isinstance(value, str) else value or ()
+
+
 class Step(BaseModel):
     """Base class of the settings."""
 
@@ -97,10 +115,18 @@ class Step(BaseModel):
 class DataConfig(Step):
     """Settings for reading and splitting a table."""
 
-    text_column: str | None = Field(None, description="Column with the texts; found by name by default.")
+    text_column: Annotated[str | tuple[str, ...] | None, BeforeValidator(_as_columns)] = Field(
+        None, description="Column with the texts; found by name by default. May be repeated: the columns are joined."
+    )
+    pair_column: str | None = Field(None, description="Column with the second text, for pairs of texts.")
+    with_columns: Annotated[tuple[str, ...], BeforeValidator(_as_column_list)] = Field(
+        (), description="Further columns to add to the text, as NAME: VALUE; separated by commas."
+    )
     label_column: str | None = Field(None, description="Column with the label numbers (or words).")
     label_text_column: str | None = Field(None, description="Column with the labels in words.")
-    label_columns: Names = Field(None, description="Columns of 0 and 1, one per label: a,b,c. For --task multi-label.")
+    label_columns: Annotated[tuple[str, ...], BeforeValidator(_as_column_list)] = Field(
+        (), description="Columns of 0 and 1, one per label; separated by commas. For --task multi-label."
+    )
     label_separator: str | None = Field(
         None, min_length=1, description="Separator of several labels in a cell; found by default."
     )
@@ -116,10 +142,10 @@ class DataConfig(Step):
     validation_size: Share = Field(0.1, description="Share of the rows for validation.")
     test_size: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1,
-        description="Share of the rows for the test; 0: cross-validate instead. Default below 300 labelled texts: 0.",
+        description="Share of the rows for the test; 0: cross-validate instead, as with fewer than 300 labelled texts.",
     )
     near_duplicates: Literal["together", "ignore"] = Field(
-        "together", description="Keep near-duplicate texts in one split, or split them like other texts."
+        "together", description="Keep near-duplicates in one split, or split them like other texts."
     )
     corrections: FilePath = Field(None, description="CSV of corrected labels, in the format of inspect --label-errors.")
     sql: str | None = Field(None, description="Query that returns the table, instead of a file; needs --db.")
@@ -136,10 +162,15 @@ class ModelConfig(Step):
 
     model: Annotated[str, BeforeValidator(_as_name)] = Field(
         DEFAULT_MODEL,
-        description="Checkpoint: a Hugging Face Hub id, a local folder, packaged:minilm, or auto: by language.",
+        description="Checkpoint: a Hugging Face hub id, a local folder, packaged:minilm, or auto: by language.",
     )
     max_length: int | None = Field(
         None, ge=8, le=131072, description="Maximum tokens per text; by default, enough for 99 % of the texts."
+    )
+    long: Long = Field(
+        "auto",
+        description="How to read texts above the maximum length: the beginning, beginning and end, or all, window by "
+        "window; auto: train chooses on validation, other commands follow the run.",
     )
     device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="Device to compute on.")
     threads: int | None = Field(
@@ -181,7 +212,7 @@ class TrainConfig(Step):
     cv: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None,
         description="Cross-validate with K folds, then train on all but the test texts; 0: use a validation split. "
-        "Default: 3 below 300 labelled texts, else 0.",
+        "Default: 3 with fewer than 300 labelled texts, else 0.",
     )
     imbalance: Literal[
         "auto", "none", "weights", "effective-number", "focal", "logit-adjustment", "balanced-sampling"
@@ -210,7 +241,10 @@ class EvalConfig(Step):
     """Settings for evaluation."""
 
     decision_rule: Literal["auto", "off"] = Field(
-        "auto", description="Tune class offsets for macro-F1 on validation, if this improves it measurably."
+        "auto", description="Tune class offsets on validation, and use them if they raise macro-F1 measurably."
+    )
+    no_ablation: bool = Field(
+        False, description="Do not measure what the columns after the first text column are worth."
     )
     explanations: Literal["auto", "off"] = Field(
         "auto", description="Explain the most confident test mistakes, within 5 % of the training time."

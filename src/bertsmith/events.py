@@ -182,13 +182,9 @@ class Compiling:
 
 @dataclass(frozen=True)
 class RolledBack:
-    """A value was NaN or infinite; training continues from ``to_step``, in fp32 and with half the learning rate.
+    """A value was NaN or infinite at ``step``; training continues from ``to_step`` (0 is the beginning) in fp32.
 
-    Attributes:
-        step: step at which the value was detected.
-        to_step: step of the restored state; 0 is the beginning.
-        what: the value, its source and the likely cause.
-        learning_rate: the new peak learning rate.
+    ``what`` names the value, its source and the likely cause. ``learning_rate`` is the new peak, half of the old one.
     """
 
     step: int
@@ -229,18 +225,26 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class AblationStarted:
+    """Training on the column ``alone``, without the columns ``added``, begins; see `bertsmith.workflows.ablation`."""
+
+    alone: str
+    added: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class InputOpened:
     """The texts to predict are open.
 
     Attributes:
         n_rows: number of rows; ``None`` if unknown.
         notes: remarks of the reader, such as a guessed encoding.
-        left_out: position and reason of each row that cannot be read.
+        skipped: position and reason of each row that cannot be read.
     """
 
     n_rows: int | None
     notes: tuple[Note, ...]
-    left_out: tuple[tuple[str, str], ...]
+    skipped: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -272,7 +276,7 @@ class StudyStarted:
         trials: number of trials; ``None`` if only a time limit ends the study.
         done, best: number of trials that earlier commands finished, and their best score, if any.
         space: the search space.
-        texts: number of texts for training, validation and test, and of texts left out.
+        texts: number of texts for training, validation and test, and of dropped rows.
         unseen: label texts of classes without validation texts.
         shared: name of the study in its database, and number of other studies in it; ``None`` without a database.
     """
@@ -334,15 +338,11 @@ class FinalStarted:
     name: str
 
 
-_Progress = Started | StepDone | Evaluated | Saved | FoldStarted | FoldDone | Finished
 _Incident = Slowed | CheckpointsDamaged | Collapsed | MemoryLimited | MemoryExceeded | RolledBack | Compiling
-Event = _Progress | _Incident  # of a training
-RunEvent = SeedStarted | CheckpointChosen | Prepared | TrainingEstimated | Event | Scoring | Scored
-"""Events of a run, from the table to the report."""
+Event = Started | StepDone | Evaluated | Saved | FoldStarted | FoldDone | Finished | _Incident
+RunEvent = SeedStarted | CheckpointChosen | Prepared | TrainingEstimated | Event | Scoring | Scored | AblationStarted
 StudyEvent = StudyStarted | TrialStarted | TrialScored | TrialEnded | StorageUnavailable | FinalStarted | RunEvent
-"""Events of a study."""
 PredictionEvent = InputOpened | ModelOpened | RowsResumed | RowsPredicted
-"""Events of predictions."""
 Listener = Callable[[Event], None]
 ScoringListener = Callable[[Scoring | Scored], None]
 RunListener = Callable[[RunEvent], None]

@@ -73,7 +73,7 @@ def resolve(
             message = detail["msg"][0].lower() + detail["msg"][1:]
             problems.append(f"{sources.get(name, name)}: {message}, not {_shown(detail['input'])}")
         config = Config(**{name: value for name, value in values.items() if name not in wrong})
-    problems += _contradictions(config, sources)
+    problems += _contradictions(config, sources, api)
     if config.set:
         problems += [f"{set_sources[name]} {name}: {message}" for name, message in check_set(config.set).items()]
     if problems:
@@ -81,7 +81,7 @@ def resolve(
         raise ConfigError(
             f"{count} invalid:\n" + "\n".join(f"  - {problem}" for problem in problems),
             remedy="Correct the settings; "
-            f"{'docs/reference/settings.md' if api else '--help'} lists names, types and ranges.",
+            f"{'the page Settings of the documentation' if api else '--help'} lists names, types and ranges.",
         )
     return config
 
@@ -102,18 +102,19 @@ SAME_ARGUMENT = {
 """Settings that are also fields of ``TrainingArguments``, under another name."""
 
 
-def _contradictions(config: Config, sources: Mapping[str, str]) -> list[str]:
+def _contradictions(config: Config, sources: Mapping[str, str], api: bool) -> list[str]:
     def name(field: str) -> str:
-        return sources.get(field, f"--{field.replace('_', '-')}")
+        return sources.get(field, field if api else f"--{field.replace('_', '-')}")
 
     problems = []
     if (config.sql is None) != (config.db is None):
-        problems.append("--sql needs --db, and --db needs --sql")
+        problems.append(f"{name('sql')} needs {name('db')}, and {name('db')} needs {name('sql')}")
     for flag, table, size in (("test", config.test, "test_size"), ("validation", config.validation, "validation_size")):
         if table is not None and size in sources:
             problems.append(f"{name(flag)} and {name(size)} both define the {flag} texts: keep one of them")
     if config.split_column and (config.validation or config.test):
-        problems.append(f"{name('split_column')} and --validation/--test both define the split: keep one of them")
+        given = name("validation" if config.validation else "test")
+        problems.append(f"{name('split_column')} and {given} both define the split: keep one of them")
     if config.cv == 1:
         problems.append(f"{name('cv')}: cross-validation needs at least 2 folds; 0 uses a validation split")
     for other in ("validation", "validation_size"):
@@ -127,7 +128,7 @@ def _contradictions(config: Config, sources: Mapping[str, str]) -> list[str]:
         problems.append(f"{name('validation_size')} and {name('test_size')} must leave texts for training")
     for flag, argument in SAME_ARGUMENT.items():
         if flag in sources and argument in config.set:
-            problems.append(f"{name(flag)} and --set {argument} set the same argument: keep one of them")
+            problems.append(f"{name(flag)} and {name('set')} {argument} set the same argument: keep one of them")
     return problems
 
 
@@ -143,24 +144,31 @@ def _environment_layer(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]
 def _file_layer(file: Path | None) -> dict[str, tuple[Any, str]]:
     if file is None:
         return {}
-    try:
-        content = tomllib.loads(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"the configuration file cannot be read: {error.strerror}", where=str(file), remedy="Check the path."
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"the configuration file is not TOML: {error}", where=str(file), remedy='Write settings as: name = "value"'
-        ) from error
+    content = read_toml(file, "configuration file", example='model = "packaged:minilm"')
     twice = [key for key in content if key != key.replace("-", "_") and key.replace("-", "_") in content]
     if twice:
         raise ConfigError(
-            f"duplicate settings, with - and with _: {listing(twice)}",
-            where=str(file),
-            remedy="Keep one of each.",
+            f"duplicate settings, with - and with _: {listing(twice)}", where=str(file), remedy="Keep one of each."
         )
     return {key.replace("-", "_"): (value, f"{file}: {shorten(key)}") for key, value in content.items()}
+
+
+def read_toml(file: Path, what: str, *, example: str) -> dict[str, Any]:
+    """Read a TOML file; ``what`` it is and an ``example`` line are for messages.
+
+    Raises:
+        ConfigError: if it cannot be read.
+    """
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"the {what} cannot be read: {error.strerror}", where=str(file), remedy="Check the path."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the {what} is not TOML: {error}", where=str(file), remedy=f"Write for instance: {example}"
+        ) from error
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from bertsmith.evaluation.rule import Rule
 from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.model.tokenizer import Encoder
 from bertsmith.serving import loader
+from bertsmith.tasks.registry import get_task
 
 
 class Characters(Encoder):
@@ -37,7 +38,7 @@ class Characters(Encoder):
 
 class StandIn(ModelPredictor):
     labels = Labels((0, 1), ("a", "b"))
-    rule, decide, max_length, encoder = Rule(), True, 1000, Characters()
+    task, rule, decide, max_length, encoder = get_task(), Rule(), True, 1000, Characters()
 
     def logits_of(self, tokens, progress=None):
         time.sleep(0.8)  # so that a request is running when a signal arrives

@@ -25,7 +25,7 @@ def csv(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_a_request_to_end_save_and_say_how_to_go_on(number, csv, tiny, tmp_path, cli):
+def test_ctrl_c_and_sigterm_save_and_say_how_to_resume(number, csv, tiny, tmp_path, cli):
     command = [sys.executable, "-m", "bertsmith", "train", str(csv), "-o", str(tmp_path / "run"), "--model", str(tiny)]
     command += ["--device", "cpu", "--epochs", "400", "--patience", "400", "--learning-rate", "1e-5"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"})
@@ -47,7 +47,7 @@ def test_ctrl_c_and_a_request_to_end_save_and_say_how_to_go_on(number, csv, tiny
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_request_to_end_before_training_is_kept_too(number, csv, tiny, tmp_path):
+def test_sigterm_before_training_ends_the_run(number, csv, tiny, tmp_path):
     command = [sys.executable, "-m", "bertsmith", "train", str(csv), "-o", str(tmp_path / "run"), "--model", str(tiny)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"})
     first = process.stderr.readline()
@@ -61,7 +61,7 @@ def test_a_request_to_end_before_training_is_kept_too(number, csv, tiny, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_a_second_ctrl_c_says_how_to_go_on(csv, tiny, tmp_path):
+def test_a_second_ctrl_c_says_how_to_resume(csv, tiny, tmp_path):
     command = [sys.executable, "-m", "bertsmith", "train", str(csv), "-o", str(tmp_path / "run"), "--model", str(tiny)]
     command += ["--device", "cpu", "--epochs", "400", "--patience", "400", "--learning-rate", "1e-5"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"})
@@ -98,7 +98,7 @@ def test_no_second_process_writes_to_a_run_folder(csv, tiny, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]
 
 
-def test_30_kills_at_random_moments_leave_no_trace(csv, tiny, tmp_path):
+def test_runs_killed_at_30_random_moments_resume_to_the_same_result(csv, tiny, tmp_path):
     settings = {"epochs": 4, "learning_rate": 1e-2, "precision": "fp32"}
     outcomes = list(kills(tmp_path, csv, tiny, settings, n=30, seed=1))
     assert all(outcome.same for outcome in outcomes)
@@ -107,7 +107,7 @@ def test_30_kills_at_random_moments_leave_no_trace(csv, tiny, tmp_path):
     assert {"training", "scoring"} <= set(left)
 
 
-def test_an_address_space_that_is_small_is_respected(csv, tiny, tmp_path):
+def test_address_space_limits_are_respected(csv, tiny, tmp_path):
     """Where less is free than the usual budget needs, it is smaller; where not even a step fits, that is said."""
     large = tiny_model(tmp_path / "large", hidden_size=768, intermediate_size=3072, num_hidden_layers=4)
     code = """
@@ -135,7 +135,7 @@ bertsmith.cli.app.main(sys.argv[1:])
         assert re.search(said, out.stderr), out.stderr
 
 
-def test_a_hub_out_of_reach_is_told_within_15_seconds(csv, tmp_path):
+def test_an_unreachable_hub_is_reported_within_15_seconds(csv, tmp_path):
     began = time.perf_counter()
     out = subprocess.run(
         [sys.executable, "-m", "bertsmith", "train", str(csv), "-o", str(tmp_path / "run")],
@@ -150,7 +150,7 @@ def test_a_hub_out_of_reach_is_told_within_15_seconds(csv, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_predictions_that_nobody_could_see_are_told(finished, csv):
+def test_predictions_to_a_closed_stdout_are_refused(finished, csv):
     line = f"{sys.executable} -m bertsmith predict {finished} {csv} >&-"
     out = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
     assert out.returncode == 2
@@ -158,7 +158,7 @@ def test_predictions_that_nobody_could_see_are_told(finished, csv):
 
 
 @pytest.mark.parametrize("command", ["inspect {table} >&-", "predict {run} {table} <&- | head -1"])
-def test_closed_streams_are_no_fault(command, finished, csv):
+def test_closed_streams_are_not_internal_errors(command, finished, csv):
     """A shell may close standard output, and what reads a pipe may stop reading."""
     line = command.format(run=finished, table=csv).replace("predict", f"{sys.executable} -m bertsmith predict")
     line = line.replace("inspect", f"{sys.executable} -m bertsmith inspect")
@@ -168,7 +168,7 @@ def test_closed_streams_are_no_fault(command, finished, csv):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_predictions_whose_process_ends_go_on_from_there(number, finished, tmp_path, cli):
+def test_killed_predictions_resume(number, finished, tmp_path, cli):
     table = tiny_table(17_000)[["Text"]]  # of which 8,192 are a piece
     table.to_csv(tmp_path / "t.csv")
     out, folder = tmp_path / "out.csv", tmp_path / "out.csv.unfinished"

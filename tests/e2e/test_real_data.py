@@ -42,7 +42,7 @@ def bbc(tmp_path_factory):
     return folder
 
 
-def test_the_run_folder_holds_what_the_contract_says(bbc):
+def test_the_run_folder_has_the_documented_files(bbc):
     check_contract(bbc / "run")
 
 

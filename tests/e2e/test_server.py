@@ -89,7 +89,7 @@ def _under_load(port, n=4):
     return answers, over, threads
 
 
-def test_a_request_to_end_drops_nothing_that_was_taken(finished):
+def test_sigterm_answers_all_accepted_requests(finished):
     with serving(finished, "--runtime", "torch") as server:
         _ready(server.port)
         answers, over, threads = _under_load(server.port)

@@ -240,5 +240,5 @@ def scenes(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_a_signal_in_any_state_ends_the_server_with_0_or_loads_again(name, scenes):
+def test_signals_in_any_state_end_or_reload_the_server(name, scenes):
     assert scenes[name].exception() is None

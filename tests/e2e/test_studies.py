@@ -69,7 +69,7 @@ def _what_counts(folder):
     return trials, study.result["score"], study.result["test"]
 
 
-def test_a_study_killed_twice_ends_as_if_it_had_not_been(command, here, tmp_path):
+def test_a_study_killed_twice_equals_an_uninterrupted_study(command, here, tmp_path):
     here(command("whole", 4))
     kept = []
     for _ in range(2):
@@ -141,7 +141,7 @@ def test_two_workers_share_a_study_and_ctrl_c_keeps_it(shared_study):
     assert shared_study.study.result is not None
 
 
-def test_the_trial_of_a_killed_worker_is_done_by_the_others(shared_study):
+def test_other_workers_repeat_the_trial_of_a_killed_worker(shared_study):
     assert shared_study.ended_again == 0, shared_study.told_again
     assert len(shared_study.study.trials) == 6
     assert set(shared_study.study.trials["state"]) <= {"complete", "pruned"}

@@ -10,7 +10,7 @@ from bertsmith.testing import ARCHITECTURES, tiny_model, tiny_table
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_trained_saved_loaded_and_used(architecture, tmp_path):
+def test_train_save_load_predict(architecture, tmp_path):
     model = tiny_model(tmp_path / "model", architecture)
     run = bs.train(
         tiny_table(60),

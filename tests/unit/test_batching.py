@@ -14,7 +14,7 @@ from bertsmith.model import checkpoint
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.forward import padded_logits
 from bertsmith.model.load import Loaded, load_model, load_tokenizer
-from bertsmith.model.tokenizer import Tokens
+from bertsmith.model.tokens import Tokens
 from bertsmith.testing import tiny_model
 from bertsmith.training.losses import CrossEntropy, StepLoss
 
@@ -29,7 +29,7 @@ def test_micro_batches_hold_every_text_once_and_keep_to_the_budget(lengths, budg
 
 
 @given(st.lists(st.integers(1, 600), min_size=1, max_size=60), st.integers(1, 4096), st.integers(0, 300))
-def test_a_micro_batch_ends_where_its_padding_would_be_too_much_and_no_earlier(lengths, budget, padding):
+def test_micro_batches_are_split_only_to_limit_padding(lengths, budget, padding):
     lengths = np.array(lengths)
     groups = micro_batches(lengths, budget, padding=padding)
     assert sorted(int(i) for group in groups for i in group) == list(range(len(lengths)))
@@ -49,7 +49,7 @@ def test_a_micro_batch_ends_where_its_padding_would_be_too_much_and_no_earlier(l
     st.booleans(),
     st.booleans(),
 )
-def test_cutting_keeps_every_token(lengths, budget, packed, typed, labelled):
+def test_splitting_keeps_every_token(lengths, budget, packed, typed, labelled):
     rng = np.random.default_rng(0)
     columns = {"input_ids": [rng.integers(1, 50, n).tolist() for n in lengths]}
     if typed:
@@ -78,7 +78,7 @@ def loaded(tmp_path_factory):
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 600), st.sampled_from([0.0, 0.1]))
-def test_the_gradient_of_padded_texts_is_that_of_the_whole_batch(loaded, lengths, budget, smoothing):
+def test_gradients_of_padded_texts_equal_those_of_the_batch(loaded, lengths, budget, smoothing):
     model, rng = loaded.model, np.random.default_rng(0)
     batch = TokenBatch.from_tokens(Tokens.from_lists({"input_ids": [rng.integers(5, 40, n).tolist() for n in lengths]}))
     batch = replace(batch, labels=torch.from_numpy(rng.integers(0, 3, len(lengths))))

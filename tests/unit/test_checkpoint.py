@@ -35,7 +35,7 @@ def test_a_folder_becomes_a_classifier_that_knows_its_labels(tiny):
 
 
 @pytest.mark.parametrize(("model_type", "limit"), [("bert", 64), ("roberta", 64)])
-def test_positions_are_counted_as_the_architecture_does(model_type, limit, tmp_path):
+def test_position_ids_match_the_architecture(model_type, limit, tmp_path):
     folder = tiny_model(tmp_path / "m", model_type)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     config["model_max_length"] = 10**30
@@ -103,7 +103,7 @@ def test_code_of_a_checkpoint_is_never_run(tiny, tmp_path):
         ("tokenizer.json", "{", "tokenizer"),
     ],
 )
-def test_a_damaged_checkpoint_is_told(file, content, expected, tiny, tmp_path):
+def test_a_damaged_checkpoint_is_reported(file, content, expected, tiny, tmp_path):
     folder = _copy(tiny, tmp_path)
     (folder / file).unlink()
     if content is not None:
@@ -130,7 +130,7 @@ def test_weights_that_do_not_fit_are_not_replaced_by_random_ones(tiny, tmp_path)
     assert caught.value.where == str(folder)
 
 
-def test_a_headless_checkpoint_is_no_finished_classifier(tiny):
+def test_a_checkpoint_without_a_head_is_not_a_classifier(tiny):
     with pytest.raises(ModelError) as caught:
         load_model(checkpoint.resolve(str(tiny)))
     assert " 2 " in caught.value.what
@@ -148,7 +148,7 @@ def test_a_temperature_is_folded_into_the_head_of_every_architecture(architectur
         assert torch.allclose(model(**texts).logits, before / 2.5, atol=1e-6)
 
 
-def test_missing_folders_and_packages_are_told(monkeypatch):
+def test_missing_folders_and_packages_are_errors(monkeypatch):
     with pytest.raises(ModelError) as caught:
         checkpoint.resolve("./nowhere")
     assert caught.value.where == "./nowhere"
@@ -284,7 +284,7 @@ print(found.path.name, found.revision)
 """
 
 
-def test_a_checkpoint_is_fetched_from_the_hub_and_then_found_without_it(served):
+def test_a_downloaded_checkpoint_is_loaded_from_the_cache(served):
     # In a process of its own, since huggingface_hub reads HF_ENDPOINT and HF_HUB_CACHE once, when it is imported.
     handler, server = served
     out = subprocess.run([sys.executable, "-c", _FETCH], capture_output=True, text=True)
@@ -296,14 +296,14 @@ def test_a_checkpoint_is_fetched_from_the_hub_and_then_found_without_it(served):
     assert out.stdout.split() == [handler.commit, handler.commit], out.stderr
 
 
-def test_what_is_not_on_the_hub_is_told(served):
+def test_names_unknown_to_the_hub_are_errors(served):
     with pytest.raises(ModelError) as caught:
         checkpoint.resolve("owner/nothing")
     assert "'owner/nothing'" in caught.value.what
     assert caught.value.where.startswith("http")
 
 
-def test_a_pickle_only_checkpoint_is_not_even_fetched(served):
+def test_a_checkpoint_with_only_pickle_weights_is_not_downloaded(served):
     handler, _ = served
     (handler.folder / "model.safetensors").rename(handler.folder / "pytorch_model.bin")
     with pytest.raises(ModelError) as caught:
@@ -312,7 +312,7 @@ def test_a_pickle_only_checkpoint_is_not_even_fetched(served):
     assert not any("pytorch_model.bin" in path for path in handler.requests)
 
 
-def test_a_hub_that_cannot_be_reached_is_told_at_once(monkeypatch, tmp_path):
+def test_a_refused_connection_to_the_hub_is_reported_at_once(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     began = time.perf_counter()
     with pytest.raises(ModelError) as caught:
@@ -321,7 +321,7 @@ def test_a_hub_that_cannot_be_reached_is_told_at_once(monkeypatch, tmp_path):
     assert "packaged:minilm" in caught.value.remedy
 
 
-def test_a_hub_that_never_answers_is_told_within_15_seconds(monkeypatch):
+def test_an_unresponsive_hub_is_reported_within_15_seconds(monkeypatch):
     with socket.socket() as silent:  # takes connections and says nothing
         silent.bind(("127.0.0.1", 0))
         silent.listen(8)

@@ -192,7 +192,7 @@ def test_near_duplicates_are_grouped():
 
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.text(max_size=40), max_size=12), st.integers(0, 10**6))
-def test_equal_texts_are_in_one_group_that_is_named_after_its_first_text(texts, seed):
+def test_equal_texts_form_one_group(texts, seed):
     texts = [*texts, *texts[:3]]
     group = group_near_duplicates(texts)
     for i, text in enumerate(texts):

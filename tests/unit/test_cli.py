@@ -78,7 +78,7 @@ def test_inspect_prints_json_and_writes_a_page(cli, csv, tmp_path):
     assert "Class balance" in (tmp_path / "f.html").read_text()
 
 
-def test_texts_that_the_run_was_trained_on_are_told(cli, csv, finished, tmp_path):
+def test_texts_seen_in_training_are_reported(cli, csv, finished, tmp_path):
     splits = pd.read_parquet(finished / "splits.parquet")
     used = splits["split"].isin(["train", "validation"]).sum()
     table = tiny_table(150)  # of which the run was made
@@ -158,8 +158,8 @@ def test_train_evaluate_predict(cli, csv, tiny, tmp_path, monkeypatch):
     [
         (("train", "no-such.csv", "-o", "r"), "no-such.csv"),
         (("train", "T", "-o", "r", "--epochs", "many", "--patience", "0"), "2 settings"),
-        (("train", "T", "-o", "r", "--model", "./nowhere"), "no such checkpoint folder"),
-        (("train", "T", "-o", "r", "--model", "packaged:maxi"), "no packaged checkpoint"),
+        (("train", "T", "-o", "r", "--model", "./nowhere"), "checkpoint folder does not exist"),
+        (("train", "T", "-o", "r", "--model", "packaged:maxi"), "packaged:maxi"),
         (("train", "T", "-o", "r", "--set", "weight_decy=1"), "Did you mean 'weight_decay'"),
         (("train", "T", "-o", "r", "--set", "weight_decay"), "NAME=VALUE"),
         (("train", "T", "-o", "r", "--set", "eval_strategy=no"), "use epoch or steps"),
@@ -193,7 +193,7 @@ def test_train_evaluate_predict(cli, csv, tiny, tmp_path, monkeypatch):
         (("conquer",), "No such command"),
     ],
 )
-def test_what_the_user_can_mend_is_told_with_exit_code_2(arguments, expected, cli, csv, tiny, tmp_path, monkeypatch):
+def test_user_errors_exit_with_2(arguments, expected, cli, csv, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = cli(*(str(tiny) if a == "M" else re.sub(r"^T\b", csv.name, a) for a in arguments))
     assert code == 2
@@ -207,7 +207,7 @@ def test_no_option_is_given_twice_unless_it_repeats(name):
     command = typer.main.get_command(app(name))
     command = getattr(command, "commands", {name: command})[name]
     options = [p for p in command.params if p.param_type_name == "option"]
-    assert {o.name for o in options if o.multiple} <= {"set", "objective", "text"}
+    assert {o.name for o in options if o.multiple} <= {"set", "objective", "text", "text_column"}
     for option in options:
         long = max(option.opts, key=len)
         if option.is_flag:
@@ -229,7 +229,7 @@ def test_an_option_given_twice_ends_with_exit_code_2_before_anything_is_read(cli
         assert twice[0] in err
 
 
-def test_a_fault_of_ours_is_short_and_leaves_a_log(cli, csv, monkeypatch):
+def test_an_internal_error_prints_a_short_message_and_writes_a_log(cli, csv, monkeypatch):
     monkeypatch.setattr("bertsmith.data.read.find_columns", lambda *_, **__: 1 / 0)
     code, _, err = cli("inspect", csv)
     assert code == 1
@@ -274,7 +274,7 @@ def test_cells_that_would_be_formulas_are_guarded_in_csv_unless_told_otherwise(c
 AWKWARD = ["=1+1", "#N/A", " two  spaces ", "a\r\nb\x07", "_x0041_", "naïve; café, 😀", "007", "-3.5"]
 
 
-def test_excel_files_hold_what_they_were_given_and_are_read_back(cli, finished, tmp_path):
+def test_excel_files_are_read_back_unchanged(cli, finished, tmp_path):
     days = [datetime(2026, 1, 2, 3, 4, 5), *[None] * 7]
     large = [10**15 + 1, 7, *[0] * 6]
     odd = [" \n ", "a\uffff", "😀" * 16_000, *[None] * 5]
@@ -301,7 +301,7 @@ def test_excel_files_hold_what_they_were_given_and_are_read_back(cli, finished, 
     assert cells["confidence"] == pytest.approx(expected["confidence"].tolist(), abs=1e-5)
 
 
-def test_what_does_not_fit_into_excel_is_told_before_anything_is_labelled(cli, finished, tmp_path, monkeypatch):
+def test_the_limits_of_excel_are_checked_before_predicting(cli, finished, tmp_path, monkeypatch):
     def label(*_, **__):
         raise AssertionError("not before it is known to fit")
 
@@ -373,7 +373,7 @@ def test_predict_ends_with_counts_by_label(cli, finished, tmp_path):
         assert counts == [("3", "60.0", "animals"), ("1", "20.0", "colours"), ("1", "20.0", "fruits")]
 
 
-def test_a_file_that_is_there_is_replaced_only_where_told(cli, finished, csv, tmp_path):
+def test_existing_files_are_replaced_only_with_overwrite(cli, finished, csv, tmp_path):
     page, predictions = tmp_path / "page.html", tmp_path / "predictions.csv"
     for command in (("inspect", csv, "--html", page), ("predict", finished, csv, "-o", predictions)):
         file = command[-1]
@@ -389,7 +389,7 @@ def test_a_file_that_is_there_is_replaced_only_where_told(cli, finished, csv, tm
     assert f"where: {csv}" in err
 
 
-def test_numbers_of_the_input_stay_as_they_are(cli, finished, tmp_path):
+def test_numbers_of_the_input_are_unchanged(cli, finished, tmp_path):
     values = {"small": [1.23e-07, 0.1], "whole": [2, 3], "large": [1e300, 12345678.9]}
     frame = pd.DataFrame({"Text": ["a cat", "a dog"], **values})
     frame.to_excel(tmp_path / "t.xlsx", index=False)
@@ -439,7 +439,7 @@ def test_parquet_to_parquet_keeps_every_type(cli, finished, tmp_path):
     assert str(back.to_pydict()) == str(table.to_pydict())  # as texts, since NaN is not itself
 
 
-def test_whole_numbers_beside_missing_ones_stay_whole(cli, finished, tmp_path):
+def test_integers_beside_missing_values_stay_integers(cli, finished, tmp_path):
     text, large = ["a cat", "a dog", "red"], [2**53 + 1, None, 1]
     pq.write_table(pa.table({"Text": text, "id": large}), tmp_path / "t.parquet")
     lines = [json.dumps({"Text": t, "id": n}) for t, n in zip(text, large, strict=True)]
@@ -465,7 +465,7 @@ def test_json_lines_hold_json_alone(cli, finished, tmp_path):
     assert [r["deep"] for r in records] == [[1.0, None], None, []]
 
 
-def test_nothing_that_is_read_is_replaced(cli, finished, csv, tmp_path):
+def test_inputs_are_never_replaced(cli, finished, csv, tmp_path):
     frame = pd.read_csv(csv)
     frame.iloc[:12].to_csv(tmp_path / "held.csv", index=False)
     (tmp_path / "settings.toml").write_text('text-column = "Text"\n')
@@ -495,7 +495,7 @@ def test_nothing_that_is_read_is_replaced(cli, finished, csv, tmp_path):
             assert "--overwrite to replace" not in err
 
 
-def test_a_page_has_the_name_of_one(cli, csv, tmp_path):
+def test_output_pages_need_the_suffix_html(cli, csv, tmp_path):
     for name in ("-", "page", "page.csv"):
         code, _, err = cli("inspect", csv, "--html", tmp_path / name)
         assert code == 2
@@ -503,7 +503,7 @@ def test_a_page_has_the_name_of_one(cli, csv, tmp_path):
         assert not (tmp_path / name).exists()
 
 
-def test_a_damaged_model_of_a_run_is_told_as_such(cli, finished, csv, tmp_path):
+def test_a_damaged_model_of_a_run_is_reported(cli, finished, csv, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     weights = tmp_path / "run" / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -515,7 +515,7 @@ def test_a_damaged_model_of_a_run_is_told_as_such(cli, finished, csv, tmp_path):
         assert "--overwrite" in err
 
 
-def test_a_changed_byte_of_a_model_is_noticed(cli, finished, csv, tmp_path):
+def test_a_changed_byte_of_a_model_is_reported(cli, finished, csv, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         file = tmp_path / "run" / "model" / name
@@ -533,7 +533,7 @@ def test_a_changed_byte_of_a_model_is_noticed(cli, finished, csv, tmp_path):
     assert cli("predict", tmp_path / "run", csv)[0] == 0
 
 
-def test_overwriting_a_run_loses_nothing_that_is_not_of_it(cli, finished, csv, tiny, tmp_path):
+def test_overwrite_refuses_folders_with_other_files(cli, finished, csv, tiny, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished, run, ignore=shutil.ignore_patterns("evaluations"))
     command = ("train", csv, "-o", run, "--model", tiny, "--epochs", 1, "--device", "cpu", "--overwrite")
@@ -549,7 +549,7 @@ def test_overwriting_a_run_loses_nothing_that_is_not_of_it(cli, finished, csv, t
     assert cli(*command)[0] == 0
 
 
-def test_nothing_is_written_into_the_folder_of_a_run(cli, finished, csv):
+def test_outputs_inside_a_run_folder_are_refused(cli, finished, csv):
     for command in (
         ("predict", finished, csv, "-o", finished / "new.csv"),
         ("inspect", csv, "--html", finished / "x/n.html"),
@@ -566,7 +566,7 @@ def test_files_of_a_run_can_be_read_by_others(finished):
     assert {p.stat().st_mode for p in finished.rglob("*") if p.is_file()} == {mode}
 
 
-def test_bytes_are_base64_where_there_is_no_better(cli, finished, tmp_path):
+def test_bytes_are_written_as_base64_to_text_formats(cli, finished, tmp_path):
     with sqlite3.connect(tmp_path / "d.sqlite") as connection:
         connection.execute("create table t (Text text, b blob, n integer)")
         connection.execute("insert into t values ('a cat', x'00ff', 7), ('red', null, null)")
@@ -577,7 +577,7 @@ def test_bytes_are_base64_where_there_is_no_better(cli, finished, tmp_path):
     assert pd.read_csv(io.StringIO(out), dtype=str)[["b", "n"]].iloc[0].tolist() == ["AP8=", "7"]
 
 
-def test_a_changed_table_does_not_replace_its_evaluation_unasked(cli, finished, csv):
+def test_an_evaluation_of_a_changed_table_needs_overwrite(cli, finished, csv):
     table = pd.read_csv(csv).drop(columns="Label")
     table.to_csv(csv, index=False)
     command = ("evaluate", finished, csv, "--device", "cpu", "--name", "changed")
@@ -592,7 +592,7 @@ def test_a_changed_table_does_not_replace_its_evaluation_unasked(cli, finished, 
     assert json.loads((finished / "evaluations" / "changed" / "metrics.json").read_text())["texts"] == 60
 
 
-def test_tables_of_one_name_in_two_folders_are_two(cli, finished, csv, tmp_path):
+def test_tables_with_the_same_name_in_two_folders_are_distinguished(cli, finished, csv, tmp_path):
     (tmp_path / "b").mkdir()
     table = pd.read_csv(csv).drop(columns="Label")
     table.to_csv(tmp_path / "same.csv", index=False)

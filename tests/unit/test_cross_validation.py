@@ -41,7 +41,7 @@ def untested(tmp_path_factory, pooled):
         patch.setattr(
             baselines.FrozenEmbeddings,
             "fit_regression",
-            lambda self, mask=None: (masks.append(mask), fit_regression(self, mask))[1],
+            lambda self, mask=None, **more: (masks.append(mask), fit_regression(self, mask, **more))[1],
         )
         folder = tmp_path_factory.mktemp("runs") / "untested"
         settings = {"test_size": 0, "cv": DEFAULT_FOLDS, "explanations": "auto"}

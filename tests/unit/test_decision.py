@@ -51,7 +51,7 @@ def test_the_rule_is_not_used_without_a_gain():
     assert not tune_offsets(np.array([0, 1] * 10), np.full((20, 2), 0.5), seed=0).used  # too few to tell
 
 
-def test_the_bias_of_single_models_is_not_a_gain():
+def test_folds_by_model_remove_the_bias_of_single_models():
     """Two models have different biases. Random folds mix their texts; folds by model do not."""
     claimed = {"random folds": 0, "folds by model": 0}
     for seed in range(10):

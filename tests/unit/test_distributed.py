@@ -100,7 +100,7 @@ def test_two_processes_give_the_result_of_one(table, tmp_path, pooled, cli):
     assert sorted(p.name for p in two.path.iterdir()) == sorted(p.name for p in one.path.iterdir())
 
 
-def test_what_is_interrupted_together_goes_on_together(table, tmp_path, tiny):
+def test_interrupted_processes_resume_together(table, tmp_path, tiny):
     more = ["--epochs", "10", "--patience", "10"]  # time enough for the signal
     whole = _forked(table, tmp_path / "whole", tiny, *more)
     assert whole == [0, 0]
@@ -119,14 +119,14 @@ def test_what_is_interrupted_together_goes_on_together(table, tmp_path, tiny):
     assert all(w.equal(weights_of(cut)[name]) for name, w in weights_of(one).items())
 
 
-def test_a_mistake_ends_all_of_them_with_one_message(table, tmp_path, tiny):
+def test_an_error_ends_all_processes_with_one_message(table, tmp_path, tiny):
     found = _run(table, tmp_path / "run", tiny, "--text-column", "Txt")
     assert found.returncode != 0
     assert found.stderr.count("no column 'Txt'") == 1
     assert not (tmp_path / "run").exists()
 
 
-def test_only_train_is_for_several_processes(tmp_path):
+def test_only_train_accepts_several_processes(tmp_path):
     slow = tmp_path / "slow.py"  # the one that speaks comes last
     slow.write_text(
         "import os, sys, time\ntime.sleep(3 * (os.environ['RANK'] == '0'))\n"
@@ -138,7 +138,7 @@ def test_only_train_is_for_several_processes(tmp_path):
     assert found.stderr.count("error: torchrun") == 1
 
 
-def test_what_befalls_another_than_the_first_is_told_too(monkeypatch, capsys):
+def test_errors_of_other_ranks_are_reported(monkeypatch, capsys):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -152,7 +152,7 @@ def test_what_befalls_another_than_the_first_is_told_too(monkeypatch, capsys):
     assert "error: torchrun" in capsys.readouterr().err
 
 
-def test_a_rank_of_something_else_is_no_rank(monkeypatch):
+def test_unrelated_rank_variables_are_ignored(monkeypatch):
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert rank_and_world_size() == (0, 1)
@@ -161,7 +161,7 @@ def test_a_rank_of_something_else_is_no_rank(monkeypatch):
     assert rank_and_world_size() == (3, 4)
 
 
-def test_texts_are_dealt_by_length():
+def test_texts_are_distributed_by_length():
     lengths = torch.tensor([3, 9, 1, 7, 7])
     shares = [ProcessGroup(rank, 3).share(lengths).tolist() for rank in range(3)]
     assert shares == [[1, 0], [3, 2], [4]]

@@ -43,6 +43,12 @@ def test_every_generated_page_is_checked(generate):
     assert set(generate.PAGES) == {"settings.md", "commands.md", "files.md", "http.md"}
 
 
+def test_every_path_of_a_run_is_on_the_page_of_files(tmp_path):
+    page = (DOCS / "reference" / "files.md").read_text(encoding="utf-8")
+    paths = [path.relative_to(tmp_path).as_posix() for path in vars(bs.Run(tmp_path).layout).values()]
+    assert [path for path in paths if f"| `{path}" not in page] == []
+
+
 def test_every_public_name_is_on_the_page_of_the_python_api():
     listed = re.findall(r"auto\w+:: bertsmith\.(\w+)", (DOCS / "reference" / "python.md").read_text(encoding="utf-8"))
     assert sorted(listed) == bs.__all__
@@ -67,7 +73,7 @@ def test_every_part_of_a_file_of_a_run_is_described(generate, finished, tmp_path
     }
     described = {name: set(content) for name, (_, content) in generate.CONTENT.items()}
     assert found.keys() == described.keys()
-    only_sometimes = {"went_back", "best_seed", "seeds", "by", "folds", "group"}
+    only_sometimes = {"went_back", "best_seed", "seeds", "by", "folds", "group", "pair", "columns"}
     for name in found:
         assert found[name] - described[name] == set(), name
         assert described[name] - found[name] <= only_sometimes, name

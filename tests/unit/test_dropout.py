@@ -16,7 +16,7 @@ def _masks(p, *seed, n=40, shape=(50, 100)):
 
 
 @pytest.mark.parametrize("p", [0.01, 0.1, 0.5, 0.9])
-def test_the_rate_is_right(p):
+def test_the_dropout_rate_is_correct(p):
     dropped = _masks(p, 7)
     assert stats.binomtest(int(dropped.sum()), dropped.size, p).pvalue > 1e-3
 
@@ -37,7 +37,7 @@ def test_the_same_seed_gives_the_same_masks_and_another_one_others():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_stays_is_scaled_and_so_is_its_gradient(dtype):
+def test_kept_values_and_their_gradients_are_scaled(dtype):
     x = torch.randn(64, 33, dtype=dtype, requires_grad=True)
     y = Dropout(3)(x, 0.25)
     y.backward(torch.ones_like(y))
@@ -47,7 +47,7 @@ def test_what_stays_is_scaled_and_so_is_its_gradient(dtype):
     assert torch.allclose(x.grad.float(), torch.where(stays, 1 / 0.75, 0.0), rtol=1e-2)
 
 
-def test_a_residual_sum_is_that_of_the_same_mask_in_two_steps():
+def test_fused_dropout_and_residual_equal_separate_steps():
     x, residual = (torch.randn(64, 33, dtype=torch.float64, requires_grad=True) for _ in "ab")
     found = Dropout(3).add(x, residual, 0.25)
     expected = residual + Dropout(3)(x, 0.25)
@@ -61,7 +61,7 @@ def test_a_residual_sum_is_that_of_the_same_mask_in_two_steps():
         assert torch.allclose(mine, theirs)
 
 
-def test_at_the_extremes_it_is_that_of_torch():
+def test_extreme_dropout_rates_match_torch():
     x = torch.randn(10, 10)
     assert torch.equal(Dropout(3)(x, 0.0), x)
     assert torch.equal(Dropout(3)(x, 1.0), torch.zeros(10, 10))
@@ -75,7 +75,7 @@ def _texts(lengths, dtype=torch.float64, cls_only=False, heads=3, n=8):
 
 
 @pytest.mark.parametrize("cls_only", [False, True])
-def test_attention_drops_its_weights_and_is_right_on_average(cls_only):
+def test_attention_dropout_is_unbiased(cls_only):
     batch, *parts = _texts([4, 2], cls_only=cls_only)
     tokens = 2 if cls_only else 6
     exact = attend(*parts, batch)[:tokens]
@@ -89,7 +89,7 @@ def test_attention_drops_its_weights_and_is_right_on_average(cls_only):
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("cls_only", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_attention_and_its_gradients_are_those_of_the_same_mask_written_out(dtype, cls_only, biased):
+def test_attention_and_its_gradients_match_an_explicit_mask(dtype, cls_only, biased):
     lengths, p, width = [6, 6, 3], 0.25, 6
     batch, *given = _texts(lengths, dtype, cls_only)
     bias = torch.randn(3, width, width, generator=torch.Generator().manual_seed(1), dtype=dtype) if biased else None

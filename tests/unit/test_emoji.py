@@ -35,7 +35,7 @@ def test_any_replacements_can_be_made(replacements, characters):
     assert normalizers.Precompiled(_charsmap(replacements)).normalize_str(text) == expected
 
 
-def test_a_tokenizer_is_left_alone_where_no_text_has_a_symbol_it_does_not_know(tmp_path):
+def test_the_tokenizer_is_unchanged_without_unknown_symbols(tmp_path):
     content = (tiny_model(tmp_path / "m") / "tokenizer.json").read_text()
     for texts in ([], ["a cat and a dog"], ["un été, 中"], ["😂 has a name of words it does not know"]):
         assert add_names_to_json(content, texts) == (content, {})
@@ -66,11 +66,11 @@ def run(tmp_path_factory):
 TEXTS = ["🐕 and 🐄", "the🐑", "🍐 🍑 🍋", "red", "a cat 🐈"]
 
 
-def test_emoji_that_no_training_text_had_are_understood(run):
+def test_emoji_absent_from_training_are_replaced(run):
     assert bs.load(run.path, device="cpu").predict(TEXTS) == ["animals", "animals", "fruits", "colours", "animals"]
 
 
-def test_all_who_load_the_model_read_the_same(run, tmp_path):
+def test_all_loaders_predict_the_same_with_emoji(run, tmp_path):
     ours = bs.load(run.path, device="cpu").predict_proba(TEXTS)
     assert AutoTokenizer.from_pretrained(run.layout.model).tokenize("🐕") == ["dog"]
     piped = pipeline("text-classification", str(run.layout.model), top_k=None, device="cpu")(TEXTS)
@@ -81,7 +81,7 @@ def test_all_who_load_the_model_read_the_same(run, tmp_path):
     assert bs.load(exported.path).predict_proba(TEXTS) == pytest.approx(ours, abs=1e-4)
 
 
-def test_the_run_says_how_they_are_read(run):
+def test_the_run_records_how_emoji_are_read(run):
     found = {f["kind"]: f for f in run.info["data"]["findings"]["findings"]}
     assert found["symbols"]["count"] == 1
     assert "🐈 as 'cat'" in found["symbols"]["action"]

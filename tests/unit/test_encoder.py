@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from bertsmith.model.tokenizer import FastEncoder, encoder_for
+from bertsmith.model.tokens import Tokens
 from bertsmith.testing import tiny_model, tiny_table
 
 NAMES = ("input_ids", "token_type_ids")
@@ -95,7 +96,7 @@ def _lists(tokens):
     texts=st.lists(st.lists(st.sampled_from([*"abc0é😂 :", "ab", "[SEP]", "[CLS]"]), max_size=60).map("".join)),
     lengths=st.lists(st.integers(2, 20), min_size=2, max_size=2),
 )
-def test_the_ids_are_those_of_the_tokenizer_however_often_they_are_cut(made, family, side, slow, texts, lengths):
+def test_truncated_ids_match_the_tokenizer(made, family, side, slow, texts, lengths):
     tokenizer = made[family, side]
     encoder = encoder_for(Slow(tokenizer) if slow else tokenizer)
     whole = encoder.encode(texts, NAMES)
@@ -143,6 +144,30 @@ def test_windows_are_as_long_as_allowed_overlap_and_cover_every_token(made, fami
         assert starts[-1] + content == len(inner)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(list(FAMILIES)), st.lists(st.integers(0, 60), max_size=6), st.integers(3, 12))
+def test_head_and_tail_are_a_quarter_and_the_rest_of_the_content(made, family, sizes, max_length):
+    encoder = encoder_for(made[family, "right"])
+    before, after = encoder.special_counts
+    content = max_length - before - after
+    head = round(content / 4)
+    whole = encoder.encode([" ".join(["a", "b", "c", "0"] * 15)[: 2 * size] for size in sizes])
+    cut = whole.head_tail(max_length)
+    for ids, found, is_cut in zip(whole.ids(), cut.ids(), cut.is_truncated, strict=True):
+        inner, end = ids.tolist()[before : len(ids) - after], ids.tolist()[len(ids) - after :]
+        assert is_cut == (len(ids) > max_length)
+        kept = inner[:head] + inner[len(inner) - (content - head) :] if is_cut else inner
+        assert found.tolist() == ids.tolist()[:before] + kept + end
+    assert np.array_equal(cut.head_tail(max_length).truncated_lengths, cut.truncated_lengths)
+    assert whole.read(max_length, "window") is whole
+
+
+def test_head_and_tail_of_512_tokens_are_those_of_sun_et_al():
+    tokens = Tokens.from_lists({"input_ids": [list(range(1000))]})
+    kept = tokens.head_tail(510).columns["input_ids"]  # and two special tokens
+    assert kept.tolist() == [*range(128), *range(1000 - 382, 1000)]
+
+
 def test_encoders_of_the_same_tokenizer_have_the_same_key(made, tmp_path):
     tokenizer = made["BERT", "right"]
     key = encoder_for(tokenizer).cache_key
@@ -156,7 +181,7 @@ def test_encoders_of_the_same_tokenizer_have_the_same_key(made, tmp_path):
 
 
 @pytest.mark.parametrize("slow", [False, True])
-def test_several_threads_may_ask_at_once(slow, tmp_path):
+def test_concurrent_predictions_are_safe(slow, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model(tmp_path))
     encoder = encoder_for(Slow(tokenizer) if slow else tokenizer)
     texts = [f"{text} and the cat and the dog" for text in tiny_table(200)["Text"]]

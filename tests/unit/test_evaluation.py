@@ -55,7 +55,7 @@ def test_metrics_match_explicit_sums():
     assert values["log_loss"] == pytest.approx(-np.log([0.8, 0.3, 0.8, 0.7, 0.2]).mean())
 
 
-def test_what_is_undefined_is_none_and_not_zero():
+def test_undefined_metrics_are_none():
     classes = per_class_metrics(TARGETS, PROBABILITIES)
     assert classes[2]["precision"] is None  # never predicted
     assert classes[2]["recall"] == 0
@@ -194,7 +194,7 @@ def test_the_temperature_of_a_distorted_model_is_found(seed, distortion):
 
 
 @pytest.mark.parametrize("n", [6, 25])
-def test_a_temperature_from_few_texts_is_no_worse_than_none(n):
+def test_a_temperature_fitted_on_few_texts_does_not_raise_the_loss(n):
     """The most likely one costs 0.4 of log loss with six texts and 0.1 with 25."""
     rng = np.random.default_rng(0)
     worse = []

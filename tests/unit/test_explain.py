@@ -25,7 +25,7 @@ def test_attributions_sum_to_the_change_in_the_logit(label, classifier):
         assert found.label_text == (label or found.predicted_text)
 
 
-def test_the_change_is_that_of_the_model(classifier):
+def test_the_attributed_change_matches_the_logits(classifier):
     import torch
 
     text = "my cat and your dog"
@@ -42,7 +42,7 @@ def test_the_change_is_that_of_the_model(classifier):
     assert found.change == pytest.approx(logits[0] - logits[1], abs=1e-4)
 
 
-def test_the_word_that_tells_is_named(classifier):
+def test_the_decisive_word_has_the_highest_score(classifier):
     named = []
     for name in list(WORDS)[:3]:
         for telling in WORDS[name]:
@@ -51,7 +51,7 @@ def test_the_word_that_tells_is_named(classifier):
     assert sum(named) >= 10  # of 30: so tiny a model has not learned every word, and chance would name 4
 
 
-def test_explanations_end_by_their_deadline(classifier, monkeypatch):
+def test_explanations_respect_their_time_limit(classifier, monkeypatch):
     with pytest.raises(OutOfTimeError):
         explain(classifier, "my cat and your dog", deadline=time.perf_counter())
     table = tiny_table(30)
@@ -64,7 +64,7 @@ def test_explanations_end_by_their_deadline(classifier, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_architecture_is_explained_word_by_word(architecture, tmp_path):
+def test_every_architecture_is_explained(architecture, tmp_path):
     model = tiny_model(tmp_path / "model", architecture)
     run = bs.train(tiny_table(60), output=tmp_path / "run", model=str(model), **{**FAST, "epochs": 1})
     text = "  Red cats, near\tthe plum "
@@ -118,7 +118,7 @@ def test_unread_characters_are_reported(cli, finished, classifier):
     assert explain(classifier, "a cat").unread == 0
 
 
-def test_what_cannot_be_explained_is_told(cli, finished, classifier, monkeypatch):
+def test_inputs_that_cannot_be_explained_are_errors(cli, finished, classifier, monkeypatch):
     code, _, err = cli("explain", finished, "--text", "a", "--label", "fruit", "--device", "cpu")
     assert code == 2
     assert "Did you mean 'fruits'" in err

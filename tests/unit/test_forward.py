@@ -21,7 +21,7 @@ from bertsmith.model.dropout import Dropout
 from bertsmith.model.gradients import collect_gradients, replicate
 from bertsmith.model.load import Loaded, load_model, load_tokenizer
 from bertsmith.model.outputs import compute_embeddings, compute_logits, with_layer_dtype
-from bertsmith.model.tokenizer import Tokens
+from bertsmith.model.tokens import Tokens
 from bertsmith.testing import ARCHITECTURES, tiny_model
 from bertsmith.training.losses import CrossEntropy, StepLoss
 
@@ -87,7 +87,7 @@ def _close(a, b):
 @pytest.mark.parametrize("architecture", forward.ARCHITECTURES)
 @settings(max_examples=12, deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.booleans(), st.integers(0, 10**6))
-def test_logits_and_gradients_are_those_of_hugging_face(architecture, models, lengths, types, seed):
+def test_logits_and_gradients_match_hugging_face(architecture, models, lengths, types, seed):
     model = models[architecture].model
     assert forward.supports(model)
     batch = _texts(model, lengths, seed, types)
@@ -118,7 +118,7 @@ def test_embeddings_are_the_mean_of_the_last_hidden_states(architecture, budget,
 
 
 @pytest.mark.parametrize("architecture", forward.ARCHITECTURES)
-def test_logits_are_those_that_were_frozen(architecture, models):
+def test_logits_match_stored_values(architecture, models):
     """A changed step shows, even if transformers changes the same way. Weights and texts come from fixed seeds."""
     model = models[architecture].model
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_logits_are_those_that_were_frozen(architecture, models):
 @pytest.mark.parametrize("architecture", forward.ARCHITECTURES)
 @pytest.mark.parametrize("scores", [1, 400, 1100])
 @pytest.mark.parametrize("lengths", [[5, 5, 5, 9, 9, 12, 30, 30], [3, 30, 1, 12, 7, 7, 2]])
-def test_texts_that_attend_a_few_at_a_time_give_the_same(architecture, models, lengths, scores, monkeypatch):
+def test_attention_groups_do_not_change_the_result(architecture, models, lengths, scores, monkeypatch):
     model = models[architecture].model
     batch = _texts(model, lengths)
     expected, expected_gradient = _with_gradient(model, lambda: model(**_padded(model, batch)).logits)
@@ -159,7 +159,7 @@ def _by_text(query, key, value, query_starts, key_starts, most_queries, most_key
 
 
 @pytest.mark.parametrize("architecture", [a for a in forward.ARCHITECTURES if a != "mpnet"])  # which needs a bias
-def test_the_path_of_a_gpu_gives_the_same_with_a_reference_kernel(architecture, models, monkeypatch):
+def test_the_gpu_path_matches_a_reference_kernel(architecture, models, monkeypatch):
     model = models[architecture].model
     batch = _texts(model, [5, 30, 1, 12, 7])
     expected, expected_gradient = _with_gradient(model, lambda: model(**_padded(model, batch)).logits)
@@ -172,7 +172,7 @@ def test_the_path_of_a_gpu_gives_the_same_with_a_reference_kernel(architecture, 
     assert _close(gradient, expected_gradient)
 
 
-def test_a_kernel_is_tried_before_it_is_used(monkeypatch):
+def test_kernels_are_tested_before_use(monkeypatch):
     monkeypatch.setattr(attention, "_flash_attention", _by_text)
     attention._kernel_matches.cache_clear()
     assert attention._kernel_matches(CPU, torch.float32, 16)
@@ -191,7 +191,7 @@ def test_a_kernel_is_tried_before_it_is_used(monkeypatch):
     st.integers(1, 3),
     st.sampled_from([0.0, 0.1]),
 )
-def test_however_a_batch_is_cut_its_gradient_is_that_of_the_whole(models, lengths, budget, workers, smoothing):
+def test_gradients_do_not_depend_on_micro_batches(models, lengths, budget, workers, smoothing):
     model, rng = models["bert"].model, np.random.default_rng(0)
     batch = _texts(model, lengths)
     labels = torch.from_numpy(rng.integers(0, 3, len(lengths)))
@@ -222,7 +222,7 @@ def test_packed_micro_batches_hold_every_text_once_and_keep_to_the_budget(length
         assert len(group) == 1 or lengths[group].max() * len(group) <= PACKED_PADDING_FACTOR * budget
 
 
-def test_workers_have_about_as_much_to_do():
+def test_workers_get_balanced_work():
     lengths = np.random.default_rng(0).integers(20, 60, 96)
     groups = micro_batches(lengths, 1000, packed=True, workers=4)
     sizes = [int(lengths[group].sum()) for group in groups]
@@ -233,7 +233,7 @@ def test_workers_have_about_as_much_to_do():
 @pytest.mark.parametrize("threads", [2, 8])
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("architecture", ["bert", "albert"])
-def test_threads_that_share_a_model_get_the_logits_of_one(architecture, workers, threads, models, monkeypatch):
+def test_threads_that_share_a_model_get_the_same_logits(architecture, workers, threads, models, monkeypatch):
     monkeypatch.setattr("bertsmith.compute.threads.num_workers", lambda: workers)
     loaded, before = models[architecture], torch.get_num_threads()
     batch = _texts(loaded.model, np.random.default_rng(1).integers(1, 40, 64).tolist())
@@ -248,7 +248,7 @@ def test_threads_that_share_a_model_get_the_logits_of_one(architecture, workers,
     assert torch.get_num_threads() == before
 
 
-def test_what_has_no_table_runs_as_hugging_face_wrote_it(models):
+def test_unknown_architectures_use_the_hugging_face_forward_pass(models):
     assert {name for name, loaded in models.items() if forward.supports(loaded.model)} == set(forward.ARCHITECTURES)
     loaded = models["deberta-v2"]
     batch = _texts(loaded.model, [3, 9, 5])
@@ -260,7 +260,7 @@ def test_what_has_no_table_runs_as_hugging_face_wrote_it(models):
     assert not forward.supports(decoder)
 
 
-def test_the_forward_pass_leaves_the_model_as_it_was(models):
+def test_the_forward_pass_does_not_modify_the_model(models):
     model = models["bert"].model
     config, hooks = model.config.to_dict(), sum(len(m._forward_hooks) for m in model.modules())
     forward.logits(model, forward.pack_for(model, _texts(model, [3, 5])), dropout=Dropout(0)).sum().backward()
@@ -270,7 +270,7 @@ def test_the_forward_pass_leaves_the_model_as_it_was(models):
 
 
 @pytest.mark.parametrize("architecture", forward.ARCHITECTURES)
-def test_dropout_comes_from_its_seed_alone_and_leaves_the_mean(architecture, models):
+def test_dropout_depends_only_on_its_seed_and_is_unbiased(architecture, models):
     loaded = models[architecture]
     model, batch = loaded.model, forward.pack_for(loaded.model, _texts(loaded.model, [6, 6]))
 
@@ -284,7 +284,7 @@ def test_dropout_comes_from_its_seed_alone_and_leaves_the_mean(architecture, mod
     assert torch.equal(logits(1), logits(2)) == (max(rates) == 0)  # ModernBERT drops nothing
 
 
-def test_logits_in_bf16_are_near_and_training_in_it_too(models):
+def test_bf16_logits_and_training_are_close_to_fp32(models):
     model = models["bert"].model
     batch = _texts(model, [5, 30, 1, 12, 7])
     expected, expected_gradient = _with_gradient(model, lambda: model(**_padded(model, batch)).logits)

@@ -12,7 +12,8 @@ from bertsmith.model import attention, checkpoint, forward
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.dropout import Dropout
 from bertsmith.model.load import Loaded, load_model
-from bertsmith.model.tokenizer import Tokens
+from bertsmith.model.tokens import Tokens
+from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_model
 from bertsmith.training import cuda_graphs
 from bertsmith.training.callback import EventCallback
@@ -57,7 +58,7 @@ def test_packed_texts_in_bf16_give_the_padded_batch_in_fp32(architecture, tmp_pa
 
 
 @pytest.mark.parametrize("size", [32, 64])
-def test_the_kernel_drops_what_it_should(size):
+def test_flash_attention_dropout_is_correct(size):
     assert attention._kernel_matches(torch.device("cuda"), torch.bfloat16, size)
     n, p = size, 0.25
     query, key = torch.randn(2, n, 2, size, device="cuda", dtype=torch.bfloat16)
@@ -121,7 +122,7 @@ def _trained(folder, graphs, compiled=False, steps=40, accumulate=1, spoil=None,
     loaded = Loaded(model, AutoTokenizer.from_pretrained(folder), torch.device("cuda"), 64)
     texts = TokenDataset(Tokens.from_lists({"input_ids": ids}), np.array([int(i[0] > 30) for i in ids]))
     callback = EventCallback(lambda e: None, lambda: False)
-    engine = Engine(loaded, texts, texts, arguments, recipe, lambda t, p: {}, callback)
+    engine = Engine(loaded, texts, texts, arguments, recipe, get_task(), callback)
     assert engine.graphs is not None
     if not graphs:
         engine.graphs = None
@@ -133,7 +134,7 @@ def _trained(folder, graphs, compiled=False, steps=40, accumulate=1, spoil=None,
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_recordings_train_to_the_weights_that_are_reached_without(accumulate, trained):
+def test_cuda_graphs_train_to_the_same_weights(accumulate, trained):
     plain, expected = trained(graphs=False, accumulate=accumulate)
     engine, found = trained(graphs=True, accumulate=accumulate)
     assert not engine.graphs.failures
@@ -143,7 +144,7 @@ def test_recordings_train_to_the_weights_that_are_reached_without(accumulate, tr
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
-def test_compiled_layers_learn_the_same(trained):
+def test_compiled_layers_train_to_the_same_weights(trained):
     plain, _ = trained(graphs=True)
     engine, _ = trained(graphs=True, compiled=True)
     assert not engine.graphs.failures
@@ -152,7 +153,7 @@ def test_compiled_layers_learn_the_same(trained):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
-def test_layers_are_compiled_in_the_midst_of_training(trained, monkeypatch):
+def test_layers_are_compiled_during_training(trained, monkeypatch):
     assert can_compile(torch.device("cuda"))
     plain, _ = trained(graphs=True)
     monkeypatch.setattr(cuda_graphs, "COMPILE_AFTER_STEPS", 10)
@@ -164,7 +165,7 @@ def test_layers_are_compiled_in_the_midst_of_training(trained, monkeypatch):
     assert float(engine.loss_sum) == pytest.approx(float(plain.loss_sum), rel=0.05)
 
 
-def test_a_step_that_is_not_finite_is_told_one_later_and_changes_nothing(trained):
+def test_a_nonfinite_step_is_reported_one_step_later_and_changes_no_weights(trained):
     kept = {}
 
     def spoil(engine):
@@ -186,7 +187,7 @@ def test_a_step_that_is_not_finite_is_told_one_later_and_changes_nothing(trained
         assert torch.equal(before, now)
 
 
-def test_memory_that_does_not_suffice_halves_the_budget_and_changes_nothing_else(trained):
+def test_out_of_memory_only_halves_the_token_budget(trained):
     sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4}
     sizes |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     seen = {}

@@ -20,7 +20,7 @@ def _gradient(table, look, times=2):
 
 @pytest.mark.parametrize("padding", [None, 0, 9])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_rows_and_their_gradient_are_those_of_torch(padding, dtype):
+def test_rows_and_their_gradients_match_torch(padding, dtype):
     table = torch.nn.Embedding(10, 6, padding_idx=padding, dtype=dtype)
     rows, gradient = _gradient(table, lambda t: t(IDS))
     found, found_gradient = _gradient(table, lambda t: embedding_lookup(t, IDS))
@@ -30,7 +30,7 @@ def test_rows_and_their_gradient_are_those_of_torch(padding, dtype):
     assert padding is None or not found_gradient[padding].any()
 
 
-def test_the_gradient_that_is_there_is_added_to_in_place():
+def test_gradients_accumulate_in_place():
     table = torch.nn.Embedding(10, 6)
     embedding_lookup(table, IDS).sum().backward()
     first = table.weight.grad
@@ -40,7 +40,7 @@ def test_the_gradient_that_is_there_is_added_to_in_place():
     assert not first[2].any()
 
 
-def test_a_gradient_of_the_same_table_from_elsewhere_is_added_too():
+def test_gradients_from_other_uses_of_an_embedding_are_added():
     table, x = torch.nn.Embedding(10, 6), torch.randn(3, 6)
 
     def loss(rows):
@@ -53,7 +53,7 @@ def test_a_gradient_of_the_same_table_from_elsewhere_is_added_too():
 
 
 @pytest.mark.parametrize("why", ["frozen", "evaluation", "max_norm", "sparse", "scale_grad_by_freq"])
-def test_what_is_not_a_plain_table_that_learns_is_left_to_torch(why, monkeypatch):
+def test_other_embeddings_use_the_gradient_of_torch(why, monkeypatch):
     monkeypatch.setattr(_EmbeddingLookup, "apply", lambda *_: pytest.fail("custom lookup"))
     options = {why: 1.0 if why == "max_norm" else True} if why not in ("frozen", "evaluation") else {}
     table = torch.nn.Embedding(10, 6, **options)
@@ -62,7 +62,7 @@ def test_what_is_not_a_plain_table_that_learns_is_left_to_torch(why, monkeypatch
         assert embedding_lookup(table, IDS).shape == (8, 6)
 
 
-def test_a_replica_shares_weights_and_its_rows_are_added_once():
+def test_replicas_share_weights_and_add_row_gradients_once():
     model = torch.nn.Sequential(torch.nn.Embedding(10, 6, padding_idx=0), torch.nn.Linear(6, 2))
     loss = lambda m: m[1](embedding_lookup(m[0], IDS)).square().sum()  # noqa: E731
     loss(model).backward()

@@ -1,3 +1,4 @@
+import copy
 import io
 import json
 import shutil
@@ -16,11 +17,16 @@ from bertsmith.inference.chunks import write_stream
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.ensemble import Ensemble
 from bertsmith.inference.predict import predict_chunks, predict_rows
-from bertsmith.inference.predictor import softmax
 from bertsmith.inference.table_writers import output_format
-from bertsmith.inference.windows import Windowed
 from bertsmith.testing import WORDS, tiny_table
 from tests.conftest import train
+
+
+def whole_texts(classifier):
+    """The classifier, reading long texts window by window."""
+    other = copy.copy(classifier)
+    other.long = "window"
+    return other
 
 
 def test_texts_are_labelled(classifier):
@@ -33,14 +39,14 @@ def test_texts_are_labelled(classifier):
     assert classifier.predict_proba([]).shape == (0, 3)
 
 
-def test_a_text_is_labelled_the_same_alone_and_among_others(classifier):
+def test_predictions_do_not_depend_on_the_batch(classifier):
     texts = [*tiny_table(64, seed=3)["Text"], "cat " * 200, ""]
     together = classifier.predict_proba(texts)
     alone = np.concatenate([classifier.predict_proba([text]) for text in texts])
     assert together == pytest.approx(alone, abs=1e-5)
 
 
-def test_the_model_folder_alone_will_do(finished, classifier):
+def test_the_model_folder_alone_is_enough(finished, classifier):
     alone = bs.load(finished / "model", device="cpu")
     assert alone.labels.numbers == (0, 1, 2)
     texts = tiny_table(9)["Text"].tolist()
@@ -54,7 +60,7 @@ def test_items_that_are_not_strings_are_errors(wrong, classifier):
         classifier.predict(["a", wrong])
 
 
-@pytest.mark.parametrize("wrong", [None, 5, {"a": 1}, pd.DataFrame({"Text": ["a"]})])
+@pytest.mark.parametrize("wrong", [None, 5, pd.DataFrame({"Text": ["a"]})])
 def test_texts_must_be_a_list(wrong, classifier):
     """Iterating over a data frame would predict its column names."""
     with pytest.raises(DataError, match=type(wrong).__name__):
@@ -121,20 +127,20 @@ def test_a_data_frame_keeps_its_columns_and_its_index(classifier):
         (["a"], "text", ConfigError),
     ],
 )
-def test_a_data_frame_that_cannot_be_labelled_is_told(frame, column, error, classifier):
+def test_an_invalid_data_frame_is_an_error(frame, column, error, classifier):
     with pytest.raises(error):
         classifier.predict_frame(frame, text_column=column)
 
 
-def test_classes_are_those_of_the_columns(classifier):
+def test_classes_follow_the_columns_of_predict_proba(classifier):
     expected = np.array(["animals", "colours", "fruits"])
-    for one in (classifier, Ensemble([classifier, classifier]), Windowed(classifier)):
+    for one in (classifier, Ensemble([classifier, classifier]), whole_texts(classifier)):
         assert one.classes_.dtype == expected.dtype
         assert one.classes_.tolist() == expected.tolist()
     assert classifier.classes_[classifier.predict_proba(["my cat"]).argmax(axis=1)].tolist() == ["animals"]
 
 
-def test_only_empty_texts_is_no_fault(classifier):
+def test_input_with_only_empty_texts_is_predicted(classifier):
     cells = predict_rows(classifier, {"text": [""]}, [""], probabilities=True)
     assert {tuple(values) for name, values in cells.items() if name != "text"} == {(None,)}
 
@@ -145,7 +151,7 @@ def test_input_columns_are_never_overwritten(classifier):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet", ".xlsx"])
-def test_every_output_holds_the_same(suffix, classifier, tmp_path, monkeypatch):
+def test_all_output_formats_have_the_same_content(suffix, classifier, tmp_path, monkeypatch):
     monkeypatch.setattr("bertsmith.data.stream.CHUNK_ROWS", 3)
     rows = _rows().assign(mixed=[1, "two", None, 4.5])
     path = tmp_path / f"out{suffix}"
@@ -167,7 +173,7 @@ def test_every_output_holds_the_same(suffix, classifier, tmp_path, monkeypatch):
     assert back["mixed"].iloc[1] == "two"
 
 
-def test_unknown_outputs_are_told(tmp_path):
+def test_unknown_output_formats_are_errors(tmp_path):
     with pytest.raises(ConfigError, match=r"'\.xls'"):
         output_format(tmp_path / "x.xls")
 
@@ -222,18 +228,19 @@ def test_runs_are_compared_on_the_same_rows_only(finished, tiny, tmp_path):
 
 def test_long_texts_can_be_read_whole(classifier, cli, finished, tmp_path):
     long = " ".join(["cat dog"] * 40 + ["red blue"] * 400)
-    beginning, whole = classifier.predict([long]), Windowed(classifier).predict([long])
+    windowed = whole_texts(classifier)
+    beginning, whole = classifier.predict([long]), windowed.predict([long])
     assert (beginning, whole) == (["animals"], ["colours"])
     assert bs.load(finished, device="cpu", long="window").predict([long]) == whole
     texts = ["my cat", "red and blue", "apple"]
-    assert np.array_equal(Windowed(classifier).predict_proba(texts), classifier.predict_proba(texts))
+    assert np.array_equal(windowed.predict_proba(texts), classifier.predict_proba(texts))
     windows, counts = classifier.encode([long], truncate=False).windows(classifier.max_length)
     kept = classifier.max_length - 2  # of 880 words, a quarter of which is in the next window too
     assert counts.tolist() == [len(windows)] == [-(-(880 - kept) // (kept - kept // 4)) + 1]
     logits = np.mean([classifier.logits_of(windows.take([i]))[0] for i in range(len(windows))], axis=0)
-    expected = classifier.rule.apply(softmax(logits[None]), decide=True)
-    assert Windowed(classifier).predict_proba([long]) == pytest.approx(expected, abs=1e-5)
-    assert Windowed(classifier).predict_proba([]).shape == (0, 3)
+    expected = classifier.scores_of(logits[None])
+    assert windowed.predict_proba([long]) == pytest.approx(expected, abs=1e-5)
+    assert windowed.predict_proba([]).shape == (0, 3)
     pd.DataFrame({"Text": [long, "my cat"]}).to_csv(tmp_path / "t.csv", index=False)
     code, out, err = cli("predict", finished, tmp_path / "t.csv")
     assert (code, pd.read_csv(io.StringIO(out))["predicted_text"].tolist()) == (0, ["animals", "animals"])

@@ -62,7 +62,7 @@ def test_a_correction_round_trips(cli, flipped, tmp_path):
     truth = tiny_table(300)["Label Text"]
     names = [table.labels.texts[t] if t >= 0 else None for t in table.targets]
     assert names == [None if i == 39 else name for i, name in enumerate(truth)]
-    assert "corrections in done.csv: 1 corrected, 1 left out, 1 already so" in [note.message for note in table.notes]
+    assert "corrections in done.csv: 1 corrected, 1 dropped, 1 already so" in [note.message for note in table.notes]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_file_without_the_columns_of_corrections_is_refused(flipped, tmp_path)
         bs.read_table(tmp_path / "t.csv", corrections=tmp_path / "t.csv")
 
 
-def test_rare_classes_are_left_out_and_too_few_texts_are_an_error():
+def test_rare_classes_are_excluded_and_too_few_texts_are_an_error():
     texts, targets = tiny_table(40)["Text"].tolist(), np.array([0, 1] * 18 + [2] * 4)
     assert not np.isin(find_label_errors(texts, targets, 3, seed=0)["position"], range(36, 40)).any()
     with pytest.raises(DataError) as error:

@@ -42,7 +42,7 @@ def test_scores_with_a_decimal_comma_are_refused(values):
 
 
 @pytest.mark.parametrize("value", ["inf", "-Infinity", "1e-3"])
-def test_numbers_that_are_no_label(value):
+def test_numbers_that_cannot_be_labels_are_refused(value):
     with pytest.raises(DataError):
         parse_label_numbers(["1", "2", value], "t")
 
@@ -191,7 +191,7 @@ def test_one_class_per_row_is_refused():
 
 
 @given(st.lists(st.sampled_from([(5, "five"), (-2, "minus two"), (0, "nought")]), min_size=1, max_size=40))
-def test_linking_is_faithful(pairs):
+def test_linked_labels_return_the_pairs(pairs):
     labels, targets = link_labels([n for n, _ in pairs], [t for _, t in pairs], "t")
     assert [(labels.numbers[i], labels.texts[i]) for i in targets] == pairs
     assert sorted(labels.numbers) == list(labels.numbers)

@@ -39,7 +39,7 @@ def test_the_checkpoint_fits_the_language(texts, model, reason):
     assert with_checkpoint(resolve({"model": "auto"}), table).model == model  # the same again
 
 
-def test_any_other_model_is_left_alone():
+def test_models_other_than_auto_are_unchanged():
     config = resolve({"model": "packaged:minilm"})
     events = []
     assert with_checkpoint(config, bs.read_table(tiny_table(30)), events.append) is config

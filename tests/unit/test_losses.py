@@ -26,7 +26,7 @@ def _batch(seed=0, n=12):
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_every_loss_is_one_a_text_and_sums_to_the_step(name, smoothing):
+def test_losses_per_text_sum_to_the_loss_of_the_step(name, smoothing):
     loss = LOSSES[name](COUNTS, smoothing)
     logits, labels = _batch()
     each = loss(logits, labels)
@@ -42,7 +42,7 @@ def test_every_loss_is_one_a_text_and_sums_to_the_step(name, smoothing):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_what_a_text_read_twice_costs(name):
+def test_rdrop_adds_the_divergence_to_the_loss(name):
     (first, labels), (second, _) = _batch(seed=1), _batch(seed=2)
     loss = LOSSES[name](COUNTS, 0.1)
 
@@ -79,7 +79,7 @@ def test_weights_are_1_on_average_over_the_texts(counts):
     assert (np.diff(effective_number_weights(counts)[present][order]) <= 1e-9).all()
 
 
-def test_by_hand():
+def test_losses_match_manual_values():
     logits, labels = torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([2])
     plain = np.log(3)
     assert LOSSES["none"](COUNTS, 0.0)(logits, labels).item() == pytest.approx(plain)
@@ -95,7 +95,7 @@ def test_by_hand():
     assert weights / weights[0] == pytest.approx(number[0] / number)
 
 
-def test_logit_adjustment_makes_the_balanced_choice_of_a_model_that_cannot_tell():
+def test_logit_adjustment_balances_an_uninformative_model():
     """Trained with it, a model of one bias a class says nothing of the prior."""
     labels = torch.from_numpy(np.repeat([0, 1, 2], COUNTS))
     for name, expected in (("none", COUNTS / 100), ("logit-adjustment", np.full(3, 1 / 3))):

@@ -50,14 +50,14 @@ def _rows(**columns):
         lambda table, folder: bs.read_table(_rows(Label=["0." + "1" * 3000] * 6)),
     ],
 )
-def test_what_is_wrong_is_repeated_in_part(call, tmp_path):
+def test_messages_shorten_wrong_values(call, tmp_path):
     with pytest.raises(UserError) as caught:
         call(tiny_table(30), tmp_path / "run")
     assert len(str(caught.value)) < 600
     assert not (tmp_path / "run").exists()
 
 
-def test_long_values_are_cut_and_short_ones_whole():
+def test_long_values_are_shortened():
     assert shorten("x" * 80) == "x" * 80
     assert shorten("x" * 81) == "x" * 79 + "…"
     assert listing(["a", 3, LONG]) == f"'a', 3, '{'x' * 79}…'"
@@ -77,13 +77,13 @@ def test_long_values_are_cut_and_short_ones_whole():
         ("run", lambda table: bs.export(table)),
     ],
 )
-def test_an_argument_that_is_no_path_is_named_with_its_type(name, call):
+def test_arguments_that_are_not_paths_are_reported_with_their_type(name, call):
     with pytest.raises(ConfigError, match=rf"\b{name}\b.*should be a path, not a DataFrame") as caught:
         call(tiny_table(30))
     assert "valid path" not in caught.value.what
 
 
-def test_paths_of_what_is_there_or_not_are_paths(tmp_path):
+def test_valid_paths_need_not_exist(tmp_path):
     there = tmp_path / "a table.csv"
     there.touch()
     assert to_path(there, "x") == there
@@ -130,7 +130,7 @@ def test_cells_of_bytes_are_refused():
         ("export", LONG),
     ],
 )
-def test_commands_refuse_paths_that_are_none(command, cli, tmp_path, monkeypatch):
+def test_commands_refuse_invalid_paths(command, cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_table(30).to_csv("t.csv", index=False)
     code, _, err = cli(*command)

@@ -123,7 +123,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_end(at, twice, whole, tiny, t
 
 
 @pytest.mark.parametrize("damage", ["a byte changed", "cut short", "no manifest", "a file is gone"])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(damage, whole, stopped, tiny):
+def test_a_damaged_checkpoint_is_reported_and_skipped(damage, whole, stopped, tiny):
     run = stopped
     newest = run.last_checkpoint()
     weights = newest / "model.safetensors"
@@ -142,7 +142,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(damage, whole, 
     assert _same(_weights(whole), _weights(run))
 
 
-def test_checkpoints_are_written_by_time_and_a_run_goes_on_from_one_to_the_same_end(whole, tiny, tmp_path, monkeypatch):
+def test_a_run_resumes_from_timed_checkpoints_to_the_same_result(whole, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(callback, "SAVE_SECONDS", 0.0)
 
     def die(event):
@@ -169,7 +169,7 @@ def test_checkpoints_are_written_by_time_and_a_run_goes_on_from_one_to_the_same_
     ],
     ids=str,
 )
-def test_any_precision_optimizer_and_schedule_goes_on_to_the_same_end(settings, tiny, tmp_path):
+def test_runs_with_any_precision_optimizer_and_schedule_resume_to_the_same_result(settings, tiny, tmp_path):
     whole = _train(tiny, tmp_path / "whole", **settings)
     with pytest.raises(Interrupted):
         _train(tiny, tmp_path / "run", **settings, **_stop_after(4))
@@ -178,7 +178,7 @@ def test_any_precision_optimizer_and_schedule_goes_on_to_the_same_end(settings, 
     assert _history(run) == _history(whole)
 
 
-def test_patience_goes_on_where_it_was(tiny, tmp_path):
+def test_patience_is_restored_when_resuming(tiny, tmp_path):
     settings = {"epochs": 40, "patience": 2, "learning_rate": 3e-3, "validation_size": 0.2}
     whole = _train(tiny, tmp_path / "whole", **settings)
     with pytest.raises(Interrupted):
@@ -213,7 +213,7 @@ def test_the_time_of_a_resumed_run_counts_from_its_beginning(tiny, tmp_path):
     assert [e["seconds"] > 1000 for e in run.history] == [False, True, True]
 
 
-def test_a_run_stopped_at_once_goes_on_from_its_last_checkpoint(whole, tiny, tmp_path):
+def test_a_run_stopped_at_once_resumes_from_its_last_checkpoint(whole, tiny, tmp_path):
     def interrupt(event):
         if isinstance(event, StepDone) and event.step == 9:
             raise KeyboardInterrupt
@@ -229,7 +229,7 @@ def test_a_run_stopped_at_once_goes_on_from_its_last_checkpoint(whole, tiny, tmp
 @pytest.mark.parametrize(
     "settings", [{}, {"epochs": 40, "patience": 2, "validation_size": 0.2}], ids=["the last epoch", "out of patience"]
 )
-def test_a_run_that_was_done_training_only_scores(settings, whole, tiny, tmp_path):
+def test_a_trained_run_is_only_scored_when_resumed(settings, whole, tiny, tmp_path):
     def die(event):
         if type(event).__name__ == "Finished":
             raise _PowerCutError
@@ -247,7 +247,7 @@ def test_a_run_that_was_done_training_only_scores(settings, whole, tiny, tmp_pat
 
 
 @pytest.mark.parametrize("scored", [1, 60, 10**9], ids=["at once", "in between", "before the baseline"])
-def test_a_run_stopped_while_scoring_goes_on_with_scoring(scored, whole, tiny, tmp_path):
+def test_a_run_stopped_while_scoring_resumes_scoring(scored, whole, tiny, tmp_path):
     left = [scored]
 
     def listen(event):
@@ -264,7 +264,7 @@ def test_a_run_stopped_while_scoring_goes_on_with_scoring(scored, whole, tiny, t
     assert _same(_weights(whole), _weights(run))
 
 
-def test_a_run_folder_can_be_moved_before_it_goes_on(whole, stopped, tiny, tmp_path):
+def test_a_moved_run_folder_is_resumed(whole, stopped, tiny, tmp_path):
     stopped.path.rename(tmp_path / "moved")
     assert _same(_weights(whole), _weights(_train(tiny, tmp_path / "moved", resume=True)))
 
@@ -280,7 +280,7 @@ def test_another_model_under_the_same_name_is_refused(tiny, tmp_path):
         _train(folder, tmp_path / "run", resume=True)
 
 
-def test_another_machine_goes_on_with_what_was_chosen(tiny, tmp_path, monkeypatch):
+def test_a_resumed_run_keeps_its_settings_on_another_machine(tiny, tmp_path, monkeypatch):
     settings = {"precision": "auto", "learning_rate": None}
     whole = _train(tiny, tmp_path / "whole", **settings)
     with pytest.raises(Interrupted):
@@ -300,7 +300,7 @@ def _interrupted(tiny, folder, steps=9):
     return Run(folder)
 
 
-def test_a_checkpoint_is_plain_data_and_a_model_of_its_own(stopped):
+def test_a_checkpoint_is_a_loadable_model_without_pickles(stopped):
     newest = stopped.last_checkpoint()
     names = {p.relative_to(newest).as_posix() for p in newest.rglob("*") if p.is_file()}
     assert {Path(name).suffix for name in names} <= {".json", ".safetensors", ".txt"}
@@ -320,7 +320,7 @@ def test_the_random_state_of_everything_is_kept(tmp_path):
     assert back[3] == (1, 2.5, None, True)
 
 
-def test_what_plain_data_cannot_hold_is_refused():
+def test_state_that_cannot_be_saved_as_plain_data_is_refused():
     with pytest.raises(TrainingError) as caught:
         checkpoints._to_json({"optimizer": [object()]}, {})
     assert "--set optim" in caught.value.remedy
@@ -387,7 +387,7 @@ def _states_during(action, folder, monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc for what was forced to disk")
 @pytest.mark.parametrize("again", [False, True], ids=["a new one", "one of the same step"])
-def test_a_save_stopped_at_any_instant_leaves_a_good_checkpoint(again, stopped, tmp_path, monkeypatch):
+def test_an_interrupted_save_keeps_a_valid_checkpoint(again, stopped, tmp_path, monkeypatch):
     newest = stopped.last_checkpoint()
     assert newest.name == "checkpoint-9"
     model = load_model(models.resolve(str(newest)))
@@ -418,7 +418,7 @@ def test_a_save_stopped_at_any_instant_leaves_a_good_checkpoint(again, stopped, 
     assert not list((tmp_path / "run").rglob("*.part*"))
 
 
-def test_what_a_kill_leaves_half_written_is_removed_when_the_run_goes_on(stopped, tiny):
+def test_partial_files_are_removed_when_a_run_resumes(stopped, tiny):
     run = stopped
     for leftover in (run.layout.checkpoints / ".checkpoint-12.abc.part", run.path / ".model.abc.part"):
         leftover.mkdir()
@@ -449,7 +449,7 @@ def _fail_at(monkeypatch, fails, error=None, *, training=True):
     return attempts
 
 
-def test_memory_that_does_not_suffice_halves_the_budget_and_changes_nothing_else(tiny, tmp_path, monkeypatch):
+def test_out_of_memory_only_halves_the_token_budget(tiny, tmp_path, monkeypatch):
     settings = {"epochs": 2, "table": _long_table()}
     monkeypatch.setitem(batching.TOKEN_BUDGETS, "cpu", 64)
     expected = _train(tiny, tmp_path / "expected", **settings)
@@ -468,7 +468,7 @@ def test_memory_that_does_not_suffice_halves_the_budget_and_changes_nothing_else
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_failure_in_the_middle_of_a_step_leaves_no_trace(accumulation, tiny, tmp_path, monkeypatch):
+def test_a_failed_step_changes_no_state(accumulation, tiny, tmp_path, monkeypatch):
     settings = {"epochs": 1, "set": {"gradient_accumulation_steps": accumulation}, "table": _long_table()}
     monkeypatch.setitem(batching.TOKEN_BUDGETS, "cpu", 128)
     plain = _train(tiny, tmp_path / "plain", **settings)
@@ -481,7 +481,7 @@ def test_a_failure_in_the_middle_of_a_step_leaves_no_trace(accumulation, tiny, t
     assert not _same(a, b)
 
 
-def test_memory_for_not_even_one_text_is_told(tiny, tmp_path, monkeypatch):
+def test_memory_too_small_for_one_text_is_an_error(tiny, tmp_path, monkeypatch):
     _fail_at(monkeypatch, lambda tokens, attempt: True)
     with pytest.raises(DeviceError) as caught:
         _train(tiny, tmp_path / "run")
@@ -497,7 +497,7 @@ def _long_table():
 
 
 @pytest.mark.parametrize("failure", ["RuntimeError", "MemoryError"])
-def test_other_words_for_memory_that_ran_out_are_understood(failure, tiny, tmp_path, monkeypatch):
+def test_all_out_of_memory_messages_are_recognised(failure, tiny, tmp_path, monkeypatch):
     words = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
     error = {"RuntimeError": RuntimeError(words), "MemoryError": MemoryError()}[failure]
     monkeypatch.setitem(batching.TOKEN_BUDGETS, "cpu", 128)
@@ -507,7 +507,7 @@ def test_other_words_for_memory_that_ran_out_are_understood(failure, tiny, tmp_p
     assert [e.token_budget for e in events if isinstance(e, MemoryExceeded)] == [64]
 
 
-def test_the_end_is_that_of_an_undisturbed_run_with_the_same_budgets(tiny, tmp_path, monkeypatch):
+def test_out_of_memory_gives_the_result_of_a_run_with_the_same_budgets(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(batching.TOKEN_BUDGETS, "cpu", 256)
     fails = {9: 128, 17: 64}  # the budget from these steps on
     steps = []
@@ -537,7 +537,7 @@ def test_the_end_is_that_of_an_undisturbed_run_with_the_same_budgets(tiny, tmp_p
     assert _history(disturbed) == _history(planned)
 
 
-def test_without_dropout_the_loss_curve_is_that_of_an_undisturbed_run(tmp_path, monkeypatch):
+def test_without_dropout_out_of_memory_does_not_change_the_loss_curve(tmp_path, monkeypatch):
     calm = tiny_model(tmp_path / "calm", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     monkeypatch.setitem(batching.TOKEN_BUDGETS, "cpu", 256)
     settings = {"table": _long_table(), "learning_rate": 1e-3, "set": {"optim": "sgd"}}
@@ -549,7 +549,7 @@ def test_without_dropout_the_loss_curve_is_that_of_an_undisturbed_run(tmp_path, 
         assert b["validation_loss"] == pytest.approx(a["validation_loss"], rel=1e-5)
 
 
-def test_scoring_that_runs_out_of_memory_takes_fewer_texts_at_once(tiny, tmp_path, monkeypatch):
+def test_out_of_memory_in_scoring_halves_the_token_budget(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(batching.TOKEN_BUDGETS, "cpu", 256)
     expected = _train(tiny, tmp_path / "expected", epochs=1, table=_long_table())
     events = []
@@ -561,7 +561,7 @@ def test_scoring_that_runs_out_of_memory_takes_fewer_texts_at_once(tiny, tmp_pat
     assert a == pytest.approx(b, rel=1e-6)
 
 
-def test_prediction_that_runs_out_of_memory_takes_fewer_texts_at_once(finished, monkeypatch, caplog):
+def test_out_of_memory_in_prediction_halves_the_token_budget(finished, monkeypatch, caplog):
     classifier = bs.load(finished)
     texts = _long_table()["Text"].tolist()
     expected = classifier.predict_proba(texts)
@@ -608,7 +608,7 @@ def test_free_memory_is_the_least_that_machine_groups_and_ulimit_leave(tmp_path,
     assert memory.free_memory(tmp_path) == 1024
 
 
-def test_a_run_begins_with_the_budget_that_fits_and_ends_the_same(tiny, tmp_path, monkeypatch):
+def test_the_first_token_budget_fits_memory_and_does_not_change_the_result(tiny, tmp_path, monkeypatch):
     model = load_model(models.resolve(str(tiny)), Labels((0, 1), ("a", "b")))
     weights = 12 * sum(p.numel() for p in model.parameters())
     each = memory._bytes_per_token(model, 32) + memory.FRAGMENTATION_BYTES
@@ -674,7 +674,7 @@ def check_time(request, monkeypatch):
 
 @pytest.mark.parametrize("kind", BROKEN)
 @pytest.mark.parametrize(("at", "back_to"), [(8, 6), (2, 0)])
-def test_a_number_that_goes_wrong_once_costs_a_step_back(
+def test_training_returns_to_a_checkpoint_after_one_nonfinite_loss(
     kind, at, back_to, check_time, whole, tiny, tmp_path, monkeypatch
 ):
     events, done = [], []
@@ -702,7 +702,7 @@ def test_a_number_that_goes_wrong_once_costs_a_step_back(
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_number_that_goes_wrong_twice_ends_training_and_keeps_what_was_saved(
+def test_training_ends_after_two_nonfinite_losses_and_keeps_checkpoints(
     kind, check_time, whole, tiny, tmp_path, monkeypatch
 ):
     events = []
@@ -719,7 +719,7 @@ def test_a_number_that_goes_wrong_twice_ends_training_and_keeps_what_was_saved(
     assert _same(_weights(whole), _weights(_train(tiny, tmp_path / "run", resume=True)))
 
 
-def test_after_going_back_a_run_resumes_with_the_same_care(tiny, tmp_path, monkeypatch):
+def test_a_run_resumed_after_a_rollback_keeps_fp32_and_the_lower_rate(tiny, tmp_path, monkeypatch):
     def broken():
         done = []
         count = _break(monkeypatch, lambda model, n, _: model.training and n == 8 and not done, BROKEN["NaN loss"])
@@ -742,7 +742,7 @@ def test_after_going_back_a_run_resumes_with_the_same_care(tiny, tmp_path, monke
     assert _history(run) == _history(whole)
 
 
-def test_the_text_that_breaks_the_loss_is_named(check_time, tiny, tmp_path, monkeypatch):
+def test_the_text_with_a_nonfinite_loss_is_named(check_time, tiny, tmp_path, monkeypatch):
     table = tiny_table()
     table.loc[5, "Text"] = "9 9 9 9"
     _break(
@@ -756,7 +756,7 @@ def test_the_text_that_breaks_the_loss_is_named(check_time, tiny, tmp_path, monk
     assert re.search(r"rows 6 of the data frame$", caught.value.where)
 
 
-def test_a_logit_that_is_not_finite_is_no_score(tiny, tmp_path, monkeypatch):
+def test_nonfinite_logits_are_not_scored(tiny, tmp_path, monkeypatch):
     count = _break(monkeypatch, lambda model, n, _: not model.training and n >= 12, BROKEN["NaN loss"])
     with pytest.raises(TrainingError) as caught:
         _train(tiny, tmp_path / "run", on_event=count)
@@ -765,7 +765,7 @@ def test_a_logit_that_is_not_finite_is_no_score(tiny, tmp_path, monkeypatch):
     assert [e["step"] for e in Run(tmp_path / "run").history] == [6]
 
 
-def test_a_checkpoint_with_numbers_that_are_not_is_refused(tiny, tmp_path):
+def test_a_checkpoint_with_nan_weights_is_refused(tiny, tmp_path):
     folder = Path(shutil.copytree(tiny, tmp_path / "copy"))
     weights = load_file(folder / "model.safetensors")
     weights["encoder.layer.0.output.dense.weight"][3, 3] = float("nan")
@@ -776,7 +776,7 @@ def test_a_checkpoint_with_numbers_that_are_not_is_refused(tiny, tmp_path):
     assert caught.value.where == str(folder)
 
 
-def test_one_label_for_every_text_is_told(tiny, tmp_path):
+def test_constant_predictions_are_reported(tiny, tmp_path):
     events = []
     shares = {"validation_size": 0.2, "test_size": 0.2}
     _train(tiny, tmp_path / "run", epochs=2, learning_rate=1e-9, on_event=events.append, **shares)
@@ -791,7 +791,7 @@ def test_one_label_for_every_text_is_told(tiny, tmp_path):
 # -- disks -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_folder_that_vanishes_ends_training_with_a_word(tiny, tmp_path):
+def test_a_deleted_run_folder_ends_training_with_an_error(tiny, tmp_path):
     def vanish(event):
         if isinstance(event, Saved):
             shutil.rmtree(tmp_path / "run")
@@ -802,7 +802,7 @@ def test_a_run_folder_that_vanishes_ends_training_with_a_word(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("step", [6, 12, 18, "the end"])
-def test_a_disk_that_is_full_ends_training_with_a_word_and_room_mends_it(step, whole, tiny, small_disk):
+def test_a_full_disk_ends_training_and_the_run_resumes_after_space_is_freed(step, whole, tiny, small_disk):
     filler = small_disk / "filler"
 
     def fill(event):
@@ -825,18 +825,18 @@ def test_a_disk_that_is_full_ends_training_with_a_word_and_room_mends_it(step, w
     assert run.metrics == whole.metrics
 
 
-def test_a_place_that_cannot_be_written_is_told_before_any_work(tiny, tmp_path, read_only_disk):
+def test_an_unwritable_output_folder_is_reported_before_any_work(tiny, tmp_path, read_only_disk):
     with pytest.raises(OutputError, match="cannot be written: Read-only file system"):
         _train(tiny, read_only_disk / "run")
 
 
-def test_a_disk_without_room_for_the_run_is_told_before_training(tiny, tmp_path, monkeypatch):
+def test_insufficient_disk_space_is_reported_before_training(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**5))
     with pytest.raises(RunFolderError, match=r"0\.0 GB .* GB"):
         _train(tiny, tmp_path / "run")
 
 
-def test_other_output_that_cannot_be_written_is_told(finished, cli, tmp_path, small_disk, read_only_disk):
+def test_unwritable_outputs_are_errors(finished, cli, tmp_path, small_disk, read_only_disk):
     table = tmp_path / "t.csv"
     tiny_table(30).to_csv(table, index=False)
     with pytest.raises(OSError, match="No space left"), (small_disk / "filler").open("wb") as file:
@@ -863,7 +863,7 @@ def test_other_output_that_cannot_be_written_is_told(finished, cli, tmp_path, sm
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 @pytest.mark.parametrize("command", ["predict", "inspect", "inspect --json"])
-def test_standard_output_that_is_full_is_told(command, finished, tmp_path):
+def test_a_full_standard_output_is_an_error(command, finished, tmp_path):
     table = tmp_path / "t.csv"
     tiny_table(30).to_csv(table, index=False)
     given = [finished, table] if command == "predict" else [table]
@@ -880,7 +880,7 @@ def test_standard_output_that_is_full_is_told(command, finished, tmp_path):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can keep freed memory")
-def test_memory_that_is_freed_but_kept_is_given_back_beyond_a_limit():
+def test_cached_free_memory_is_released_above_a_limit():
     with memory.keep_freed_memory():
         before = memory.resident_memory()
         kept, pieces = [], []
@@ -899,7 +899,7 @@ def test_memory_that_is_freed_but_kept_is_given_back_beyond_a_limit():
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can keep freed memory")
-def test_freed_memory_is_kept_while_it_is_needed_again_and_given_back_afterwards():
+def test_freed_memory_is_reused_and_then_released():
     resource = pytest.importorskip("resource")
 
     def new_pages():

@@ -31,11 +31,13 @@ def test_a_run_and_its_export_predict_the_same(older):
     for source, runtime in (("run", "torch"), ("study/best", "torch"), ("export", "onnx")):
         classifier = bs.load(source, runtime=runtime, device="cpu")
         assert classifier.labels.texts == ("animals", "colours", "fruits")
+        assert classifier.long == "truncate"
+        assert classifier.template.is_plain
         if source != "study/best":
             assert classifier.predict_proba(older["texts"]) == pytest.approx(np.array(older["probabilities"]), abs=1e-5)
 
 
-def test_a_run_is_evaluated_as_before(older):
+def test_evaluations_of_older_runs_are_unchanged(older):
     before = bs.Run(Path("run")).metrics["splits"]["test"]["metrics"]["macro_f1"]["value"]
     test = bs.Run(Path("run")).predictions
     table = test[["text", "label", "label_text"]].set_axis(["Text", "Label", "Label Text"], axis=1)

@@ -8,11 +8,12 @@ from sklearn.linear_model import LogisticRegression
 
 from bertsmith.data.table import Labels
 from bertsmith.evaluation.baseline import REGRESSION_C, fit_regression
+from bertsmith.evaluation.calibration import softmax
 from bertsmith.model import checkpoint, forward, pooling
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.load import Loaded, load_model, load_tokenizer
 from bertsmith.model.outputs import compute_features, compute_logits
-from bertsmith.model.tokenizer import Tokens
+from bertsmith.model.tokens import Tokens
 from bertsmith.testing import tiny_model
 
 LABELS = Labels((0, 1, 2), ("a", "b", "c"))
@@ -87,11 +88,11 @@ def test_the_head_begins_as_a_regression(loaded, classes):
     pooling.set_head(loaded.model, found.weight, found.bias)
     logits = compute_logits(loaded, _texts(), 512)[0]
     assert torch.softmax(torch.from_numpy(logits), dim=1).numpy() == pytest.approx(
-        found.probabilities(features), abs=1e-3
+        softmax(found.logits(features)), abs=1e-3
     )
     center = features.mean(axis=0)
     model = LogisticRegression(C=REGRESSION_C, class_weight="balanced", max_iter=1000)
     expected = model.fit(features - center, targets).predict_proba(features - center)
-    within = found.probabilities(features)[:, classes]
+    within = softmax(found.logits(features))[:, classes]
     assert within / within.sum(axis=1, keepdims=True) == pytest.approx(expected, abs=1e-3)
     assert set(logits.argmax(axis=1)) <= set(classes)

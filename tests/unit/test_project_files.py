@@ -55,7 +55,7 @@ def test_a_workflow_runs_what_exists(workflow):
     assert not {command: found for command, found in problems.items() if found}
 
 
-def test_what_does_not_exist_is_found():
+def test_missing_files_in_workflows_are_found():
     assert _problems("make nothing") == {"nothing"}
     assert _problems("bertsmith trian -o run") == {"trian"}
     assert _problems("python -m no_such_module") == {"no_such_module"}
@@ -72,7 +72,7 @@ def test_the_matrix_has_the_declared_versions_of_python():
     assert len(jobs["check"]["strategy"]["matrix"]["os"]) == 3
 
 
-def test_a_release_is_published_only_after_the_wheel_was_tried():
+def test_a_release_is_published_only_after_the_wheel_is_tested():
     jobs = _yaml(ROOT / ".github" / "workflows" / "release.yml")["jobs"]
     assert jobs["publish"]["permissions"] == {"id-token": "write"}
     before, job = [], "publish"

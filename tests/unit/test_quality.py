@@ -51,7 +51,7 @@ def test_sizes_are_texts_per_class_or_in_total(folder: Path) -> None:
     assert counts("210", "test") == pytest.approx([210 * n / 372 for n in SHARES.values()], abs=1)
 
 
-def test_on_test_all_test_texts_are_scored_and_none_is_drawn(folder: Path) -> None:
+def test_on_test_scores_all_test_texts(folder: Path) -> None:
     _, scored = quality.draw(folder, "8", 0, "test")
     assert to_texts(scored) == to_texts(table_of(10_000))
     labelled, _ = quality.draw(folder, "all", 0, "test")

@@ -36,7 +36,7 @@ def cluster(monkeypatch):
     ray.shutdown()
 
 
-def test_exactly_the_rows_that_went_in_come_out(cli, cluster, finished, folder, tmp_path):
+def test_output_rows_equal_input_rows(cli, cluster, finished, folder, tmp_path):
     code, _, err = cli("predict", finished, folder, "--ray", "local", "-o", tmp_path / "out", "--probabilities")
     assert code == 0, err
     assert "400 rows written" in err
@@ -69,7 +69,7 @@ def test_exactly_the_rows_that_went_in_come_out(cli, cluster, finished, folder, 
     assert sum(pq.read_metadata(file).num_rows for file in (tmp_path / "out").glob("*.parquet")) == 400
 
 
-def test_what_ray_does_not_support_is_an_error(cli, finished, folder, tmp_path, monkeypatch):
+def test_options_that_ray_does_not_support_are_errors(cli, finished, folder, tmp_path, monkeypatch):
     def refused(*given):
         code, _, err = cli("predict", finished, *given)
         assert code == 2, err

@@ -60,7 +60,7 @@ def evil(tmp_path_factory, tiny):
     )
 
 
-def test_nothing_from_a_table_gets_out_of_its_place(evil):
+def test_content_of_a_table_is_escaped_everywhere(evil):
     page = evil.layout.report.read_text()
     _check_inert(page)
     assert "<script>canary" not in page
@@ -77,7 +77,7 @@ def test_the_report_is_complete(finished):
         "How good is it?",
         "What to fix?",
         "What was done",
-        "All figures",
+        "All metrics",
         "Class by class",
         "What is mistaken for what",
         "A sample of right answers",
@@ -138,7 +138,7 @@ def test_many_classes_are_drawn_as_a_heatmap(finished, tmp_path):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-def test_a_browser_sends_no_requests(evil, tmp_path):
+def test_report_pages_load_nothing_from_the_network(evil, tmp_path):
     """Every request of the browser goes to a local proxy, which must receive none."""
     received = []
     with socket.socket() as proxy:

@@ -99,7 +99,7 @@ def test_the_baseline_of_an_older_run_is_read(finished, tmp_path):
     assert "logistic regression" in run.layout.report.read_text(encoding="utf-8")
 
 
-def test_the_user_sees_their_own_numbers(finished):
+def test_outputs_show_the_original_label_numbers(finished):
     run = open_run(finished)
     assert run.labels.numbers == (10, 20, 30)
     assert set(run.predictions["label"]) == {10, 20, 30}
@@ -171,7 +171,7 @@ def test_a_finished_run_is_not_overwritten(finished, tiny, table):
     assert (finished / "metrics.json").read_bytes() == before
 
 
-def test_a_bad_table_or_model_leaves_the_old_run_alone(finished, tiny, table):
+def test_overwrite_keeps_the_old_run_if_the_table_or_model_is_invalid(finished, tiny, table):
     before = (finished / "metrics.json").read_bytes()
     for bad in ({"table": table.drop(columns="Text")}, {"model": "./nowhere"}, {"set": {"no_such": 1}}):
         arguments = {"table": table, "model": str(tiny), "output": finished, "overwrite": True, **bad}
@@ -292,7 +292,7 @@ def unfinished(tiny, tmp_path_factory):
 
 @pytest.mark.parametrize("file", ["run.json", "labels.json", "history.jsonl", "splits.parquet"])
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"step"', None])
-def test_an_unfinished_run_with_a_damaged_file_goes_on_or_says_which(file, content, unfinished, tiny, tmp_path):
+def test_an_unfinished_run_with_a_damaged_file_resumes_or_names_it(file, content, unfinished, tiny, tmp_path):
     shutil.copytree(unfinished, tmp_path / "run")
     (tmp_path / "run" / file).unlink(missing_ok=True)
     if content is not None:

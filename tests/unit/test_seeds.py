@@ -101,7 +101,7 @@ def test_an_interrupted_run_resumes_to_the_same_result(seeds, tiny, tmp_path):
     assert again.metrics == seeds.metrics
 
 
-def test_a_bad_table_replaces_nothing(seeds, tiny):
+def test_an_invalid_table_replaces_no_files(seeds, tiny):
     with pytest.raises(DataError):
         train(tiny, seeds.path, table=tiny_table(2), seeds=2, overwrite=True)
     assert bs.Run(seeds.path).info["status"] == "finished"

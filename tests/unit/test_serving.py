@@ -21,6 +21,7 @@ from bertsmith.errors import ConfigError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.model.tokenizer import Encoder
+from bertsmith.tasks.registry import get_task
 
 uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
@@ -80,7 +81,7 @@ class Fake(ModelPredictor):
     """Return the number in the text as the first logit, after a delay."""
 
     labels = Labels((0, 1, 2), ("a", "b", "c"))
-    rule, decide, max_length, encoder = Rule(), True, 1000, Characters()
+    task, rule, decide, max_length, encoder = get_task(), Rule(), True, 1000, Characters()
 
     def __init__(self, seconds=0.0):
         self.seconds, self.batches = seconds, []
@@ -138,7 +139,7 @@ def test_the_root_answers_as_pipeline_does(function, top_k, ask, finished):
             _matches(a, b)
 
 
-def test_predict_answers_as_text_embeddings_inference_does(ask, classifier):
+def test_predict_follows_text_embeddings_inference(ask, classifier):
     expected = classifier.predict_proba(TEXTS)
     status, answer, headers = ask("/predict", {"inputs": TEXTS[0]})
     assert status == 200
@@ -248,10 +249,13 @@ def test_metrics_count_requests_and_texts(ask):
         lines = ask("/metrics")[1].splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
+    names = "bertsmith_labels_total", "bertsmith_confidence_count"
+    counted = [value(name) for name in names]
     before = value('bertsmith_requests_total{path="/predict",status="200"}'), value("bertsmith_texts_total")
     ask("/predict", {"inputs": [["cat"], ["dog"]]})
     after = value('bertsmith_requests_total{path="/predict",status="200"}'), value("bertsmith_texts_total")
     assert (after[0] - before[0], after[1] - before[1]) == (1, 2)
+    assert [value(name) - n for name, n in zip(names, counted, strict=True)] == [2, 2]
     ask("/made/up/path")
     assert 'path="/made' not in ask("/metrics")[1]
 
@@ -266,7 +270,7 @@ def test_another_content_type_is_refused(ask):
         assert ask("/predict", {"inputs": "cat"}, {"Content-Type": said})[0] == 200
 
 
-def test_exactly_the_texts_that_normalise_to_nothing_are_refused():
+def test_texts_that_normalise_to_nothing_are_refused():
     from pydantic import TypeAdapter, ValidationError
 
     from bertsmith.data.texts import normalise
@@ -363,7 +367,7 @@ def test_requests_above_the_limits_are_refused():
     batcher.close()
 
 
-def test_1000_hostile_bodies_get_an_answer_each_and_the_server_lives(ask):
+def test_server_survives_1000_hostile_bodies(ask):
     rng = random.Random(0)
     pieces = [
         b"{",
@@ -459,7 +463,7 @@ def test_a_long_request_is_split_into_batches():
     batcher.close()
 
 
-def test_a_long_request_does_not_keep_others_from_their_turn():
+def test_a_long_request_does_not_delay_other_requests():
     fake = Fake(seconds=0.05)
     batcher = Batcher(fake, max_wait=1.0)
     text = "1" + "x" * 499
@@ -474,7 +478,7 @@ def test_a_long_request_does_not_keep_others_from_their_turn():
     batcher.close()
 
 
-def test_a_full_queue_refuses_at_once_and_says_when_to_come_again():
+def test_a_full_queue_refuses_requests_at_once_with_retry_after():
     fake = Fake(seconds=0.3)
     batcher = Batcher(fake, max_wait=0.01)
     began, slowest = time.perf_counter(), []
@@ -503,7 +507,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_again():
     batcher.close()
 
 
-def test_a_fault_is_told_and_does_not_stop_the_others():
+def test_a_failed_request_does_not_affect_other_requests():
     batcher = Batcher(Fake(), max_wait=10)
     with running(lambda: Service(batcher, {})) as ask:
         status, answer, _ = ask("/predict", {"inputs": "fail"})
@@ -593,7 +597,9 @@ def test_responses_match_the_openapi_description(ask):
         @__import__("hypothesis").given(case=case_of.as_strategy())
         def check(case):
             response = case.call()
-            if response.status_code != 413:  # how many tokens a text has, a schema cannot say
+            # A schema cannot say how many tokens a text has, and which columns the model reads.
+            beyond = response.status_code == 422 and re.search("the model reads|is empty", response.json()["error"])
+            if response.status_code != 413 and not beyond:
                 case.validate_response(response)
 
         check()
@@ -612,7 +618,7 @@ def test_an_address_in_use_is_an_error():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can keep connections out")
-def test_a_server_that_ends_lets_no_connection_in_that_it_would_have_to_reset():
+def test_a_stopping_server_resets_no_connections():
     with _listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()) as early:
         stop_accepting(listening)
         accepted, _ = listening.accept()

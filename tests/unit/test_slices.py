@@ -59,7 +59,7 @@ def test_any_column_can_be_sliced_by(seed, n):
         assert entry["by"] not in ("constant", "texts")
 
 
-def test_a_small_class_that_is_always_wrong_is_told():
+def test_classes_that_are_always_wrong_are_reported():
     label = pd.Series(["optimism"] * 9 + ["anger"] * 62 + ["joy"] * 49).astype("category")
     right = np.array([False] * 9 + [True] * 62 + [False] * 20 + [True] * 29)
     assert next(e for e in compare_slices(right, {"label": label}) if e["value"] == "optimism")["worse"]

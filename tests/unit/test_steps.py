@@ -15,7 +15,7 @@ from bertsmith.events import Compiling
 from bertsmith.model import checkpoint, forward
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.load import load_model
-from bertsmith.model.tokenizer import Tokens
+from bertsmith.model.tokens import Tokens
 from bertsmith.testing import tiny_model
 from bertsmith.training import cuda_graphs
 from bertsmith.training import engine as engines
@@ -124,7 +124,7 @@ def _steps(folder, graphs_of, n=8, parts=1):
 
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("failures", [0, 1, 99])
-def test_recordings_give_the_losses_and_gradients_of_the_work_itself(folder, parts, failures, monkeypatch):
+def test_cuda_graphs_match_eager_losses_and_gradients(folder, parts, failures, monkeypatch):
     recorder = _Recorder(failures)
     _, expected = _steps(folder, lambda model: None, parts=parts)
     graphs, found = _steps(folder, lambda model: CudaGraphs(model, recorder), parts=parts)
@@ -156,14 +156,14 @@ def _question(losses, norm):
         ([1.0, 2.0], float("inf"), "gradient"),
     ],
 )
-def test_a_question_says_what_was_not_finite(losses, norm, expected):
+def test_check_names_the_nonfinite_tensor(losses, norm, expected):
     question = _question(losses, norm)
     answer = question.result()
     assert (answer.position if isinstance(answer, BatchLoss) else answer) == expected
     assert float(question.found_inf) == (expected is not None)
 
 
-def test_the_optimizer_that_can_skip_a_step_does():
+def test_fused_optimizers_skip_nonfinite_steps():
     weight = torch.nn.Parameter(torch.ones(3))
     assert not can_skip_step(torch.optim.AdamW([weight], fused=False))
     assert not can_skip_step(torch.optim.SGD([weight], fused=True))
@@ -176,7 +176,7 @@ def test_the_optimizer_that_can_skip_a_step_does():
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(30.0, False), (1000.0, True)])
-def test_layers_are_compiled_only_where_that_pays(seconds, expected, folder, monkeypatch):
+def test_layers_are_compiled_only_if_this_saves_time(seconds, expected, folder, monkeypatch):
     assert compiling_pays(seconds) is expected
     events = []
     engine = object.__new__(engines.Engine)

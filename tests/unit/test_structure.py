@@ -17,7 +17,7 @@ ORDER = [
     {"load_config"},
     {"data"},
     {"folders"},
-    {"model", "evaluation"},
+    {"model", "evaluation", "measuring"},
     {"training"},
     {"tasks"},
     {"tuning"},
@@ -50,7 +50,7 @@ def _imports(path):
             yield from (a.name for a in node.names if a.name.split(".")[0] == "bertsmith")
 
 
-def test_imports_follow_the_arrows():
+def test_imports_follow_the_package_order():
     wrong = []
     for path in sorted(SRC.rglob("*.py")):
         parts = path.relative_to(SRC).with_suffix("").parts
@@ -78,7 +78,7 @@ def test_modules_are_neither_large_nor_tiny():
     assert {name for name, n in lines.items() if n < 40 and not name.endswith("__init__.py")} == tiny
 
 
-def test_no_module_imports_itself_in_a_circle():
+def test_modules_have_no_circular_imports():
     modules = {".".join(("bertsmith", *p.relative_to(SRC).with_suffix("").parts)): p for p in SRC.rglob("*.py")}
     graph = {name: {t for t in _imports(path) if t in modules} for name, path in modules.items()}
     done: set[str] = set()
@@ -112,7 +112,7 @@ def _worked() -> float:
     return used.children_user + used.children_system
 
 
-def test_help_is_quick():
+def test_help_is_fast():
     times = []
     for _ in range(3):
         began = _worked()
@@ -162,7 +162,7 @@ def test_all_public_names_exist_and_are_listed():
     assert dir(bertsmith) == sorted([*bertsmith.__all__, "__version__"])
 
 
-def test_every_promise_on_reliability_has_its_test():
+def test_every_test_cited_on_reliability_exists():
     root = Path(__file__).parents[2]
     named = set(re.findall(r"`(test_\w+)`", (root / "docs" / "explanation" / "reliability.md").read_text()))
     there = {name for p in (root / "tests").rglob("*.py") for name in re.findall(r"(?m)^def (test_\w+)", p.read_text())}

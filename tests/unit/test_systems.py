@@ -26,7 +26,7 @@ from tests.conftest import train
 CP1252 = {"encoding": "cp1252", "newline": "\r\n"}
 
 
-def test_a_delimited_table_is_read_where_a_long_has_32_bits(tmp_path, monkeypatch):
+def test_delimited_tables_are_read_if_c_long_has_32_bits(tmp_path, monkeypatch):
     set_limit = csv.field_size_limit
 
     def limit(*new):
@@ -42,7 +42,7 @@ def test_a_delimited_table_is_read_where_a_long_has_32_bits(tmp_path, monkeypatc
     assert set_limit() == before
 
 
-def test_files_and_folders_are_written_where_windows_refuses_to_sync(tmp_path, monkeypatch):
+def test_files_are_written_if_windows_refuses_to_sync(tmp_path, monkeypatch):
     fcntl = pytest.importorskip("fcntl", reason="Windows has none")
     real_open, real_fsync, real_unlink = os.open, os.fsync, Path.unlink
     synced = []

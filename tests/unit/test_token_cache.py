@@ -42,6 +42,8 @@ def model(tmp_path_factory):
 
 def _loaded(model, max_length=16):
     class Model:
+        config = None
+
         def forward(self, input_ids, attention_mask, token_type_ids): ...
 
     return Loaded(Model(), AutoTokenizer.from_pretrained(model), None, max_length)
@@ -84,7 +86,7 @@ def test_the_same_texts_are_tokenized_once(folder, tokenized, model):
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-5], lambda b: b[:40] + b"!" + b[41:], lambda b: b""])
-def test_a_damaged_file_is_made_anew(folder, tokenized, model, damage):
+def test_a_damaged_cache_file_is_rebuilt(folder, tokenized, model, damage):
     first = _lists(encode(TEXTS, _loaded(model)))
     (file,) = folder.iterdir()
     file.write_bytes(damage(file.read_bytes()))
@@ -93,7 +95,7 @@ def test_a_damaged_file_is_made_anew(folder, tokenized, model, damage):
     assert tokenized == [50, 50]
 
 
-def test_what_was_not_used_for_longest_makes_room(folder, tokenized, model, monkeypatch):
+def test_the_cache_evicts_the_least_recently_used(folder, tokenized, model, monkeypatch):
     tables = [TEXTS[i:] + TEXTS[:i] for i in range(4)]
     for i, texts in enumerate(tables[:3]):
         encode(texts, _loaded(model))
@@ -113,7 +115,7 @@ def test_what_was_not_used_for_longest_makes_room(folder, tokenized, model, monk
     assert not [file for file in folder.iterdir() if file.name.startswith(".")]
 
 
-def test_a_folder_that_cannot_be_written_is_no_error(tmp_path, monkeypatch, model):
+def test_an_unwritable_cache_folder_is_not_an_error(tmp_path, monkeypatch, model):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(token_cache, "cache_folder", lambda: tmp_path / "file" / "tokens")
     monkeypatch.setattr(token_cache, "MIN_TEXTS", 10)

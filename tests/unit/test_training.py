@@ -57,7 +57,7 @@ def test_the_recipe_keeps_what_is_given_and_gives_reasons_for_the_rest():
         ([20] * 77, 300_000, 0.1, {"consistency": 2}, 2.0),
     ],
 )
-def test_texts_are_read_twice_where_that_is_cheap(counts, tokens, dropout, given, expected):
+def test_rdrop_is_used_for_short_epochs(counts, tokens, dropout, given, expected):
     found = choose(
         TrainConfig(**given), counts=np.array(counts), parameters=10**7, device=CPU, tokens=tokens, dropout=dropout
     )
@@ -66,7 +66,7 @@ def test_texts_are_read_twice_where_that_is_cheap(counts, tokens, dropout, given
     assert ("consistency" in found.reasons) == (not given)
 
 
-def test_without_dropout_it_makes_no_difference_to_read_texts_twice(tiny, tmp_path):
+def test_without_dropout_rdrop_does_not_change_the_loss(tiny, tmp_path):
     runs = [_train(tiny, tmp_path / f"{c}", consistency=c, dropout=0.0) for c in (0, 1)]
     once, twice = (run.history for run in runs)
     assert [e["validation_loss"] for e in twice] == pytest.approx([e["validation_loss"] for e in once], rel=1e-4)
@@ -86,7 +86,7 @@ def test_small_data_gets_more_epochs(counts, epochs, batch_size):
 @pytest.mark.parametrize(
     ("counts", "epochs"), [([8, 8], 60), ([24, 24], 20), ([100, 100], 8), ([8] * 77, 4), ([1600, 1600], 4)]
 )
-def test_a_head_that_begins_fitted_needs_fewer_steps_and_smaller_ones(counts, epochs):
+def test_fitted_heads_get_fewer_steps_and_smaller_learning_rates(counts, epochs):
     fitted, new = (_choose(counts, fitted=fitted) for fitted in (True, False))
     assert (fitted.epochs, fitted.head_rate) == (epochs, 1)
     assert new.epochs >= fitted.epochs
@@ -99,7 +99,7 @@ def test_very_few_texts_still_make_steps(counts, steps):
     assert recipe.epochs * math.ceil(sum(counts) / recipe.batch_size) == steps
 
 
-def test_many_classes_and_small_models_take_larger_steps():
+def test_many_classes_and_small_models_get_higher_learning_rates():
     for parameters in (2 * 10**7, 10**8, 3 * 10**8):
         assert _choose([200] * 77, parameters).learning_rate > _choose([2000] * 7, parameters).learning_rate
     rates = [_choose([2000] * 7, parameters).learning_rate for parameters in (2 * 10**7, 10**8, 3 * 10**8)]
@@ -125,7 +125,7 @@ def test_training_arguments_are_checked_all_at_once():
         )
     message = str(caught.value)
     assert "--patience: input should be greater" in message
-    assert "--set weight_decy: there is no such training argument. Did you mean 'weight_decay'?" in message
+    assert "--set weight_decy: unknown training argument. Did you mean 'weight_decay'?" in message
     assert "--set max_steps: input should be a valid integer" in message
     assert "--set seed: use --seed instead" in message
     assert "adafactor" not in message
@@ -168,7 +168,7 @@ def test_the_golden_run(story):
 
 
 @pytest.mark.parametrize("change", ["hugging face", "three workers"])
-def test_without_dropout_no_loss_depends_on_how_it_is_computed(change, still, tmp_path, monkeypatch):
+def test_without_dropout_all_loss_paths_agree(change, still, tmp_path, monkeypatch):
     model, ours = still
     if change == "hugging face":
         monkeypatch.setattr("bertsmith.model.forward.supports", lambda _: False)
@@ -179,19 +179,19 @@ def test_without_dropout_no_loss_depends_on_how_it_is_computed(change, still, tm
         assert [e[loss] for e in other.history] == pytest.approx([e[loss] for e in ours.history], rel=1e-5)
 
 
-def test_several_workers_give_the_same_numbers_each_time(tiny, tmp_path, monkeypatch):
+def test_results_with_several_workers_are_reproducible(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("bertsmith.compute.threads.num_workers", lambda: 2)
     one, other = (_weights(_train(tiny, tmp_path / name, epochs=1)) for name in "ab")
     assert _same(one, other)
 
 
-def test_padding_is_told_where_there_is_some(tmp_path):  # of a model that is not packed
+def test_history_reports_the_share_of_padding(tmp_path):  # of a model that is not packed
     run = _train(tiny_model(tmp_path / "m", "albert"), tmp_path / "run")
     assert all(0 < e["padding"] < 0.5 for e in run.history)
 
 
 @pytest.mark.parametrize("epochs", [1, 3])  # of six steps each: the trace ends with training, or before
-def test_a_trace_of_a_few_steps_is_written_where_it_is_asked_for(epochs, tiny, tmp_path):
+def test_profile_writes_a_trace(epochs, tiny, tmp_path):
     run = _train(tiny, tmp_path / "run", profile=True, epochs=epochs)
     events = json.loads(run.layout.trace.read_text())["traceEvents"]
     steps = [e for e in events if e.get("name", "").startswith("Optimizer.step")]
@@ -200,7 +200,7 @@ def test_a_trace_of_a_few_steps_is_written_where_it_is_asked_for(epochs, tiny, t
     assert run.foreign_files() == []
 
 
-def test_events_tell_the_story(story):
+def test_events_are_emitted_in_order(story):
     run, events = story
     reported = [e for e in events if isinstance(e, Started | StepDone | Evaluated | Saved | Finished)]
     assert [type(e) for e in reported[:1]] == [Started]
@@ -241,7 +241,7 @@ def test_the_best_epoch_is_kept_and_patience_stops(tiny, tmp_path):
 
 def test_of_equal_epochs_the_one_with_the_lower_loss_is_kept(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "bertsmith.workflows.train.validation_metrics", lambda targets, p: {"accuracy": 0.5, "macro_f1": 0.5}
+        "bertsmith.evaluation.metrics.validation_metrics", lambda targets, p: {"accuracy": 0.5, "macro_f1": 0.5}
     )
     settings = {"epochs": 6, "patience": 6, "validation_size": 0.2, "learning_rate": 3e-3}
     whole = _train(tiny, tmp_path / "whole", **settings)
@@ -260,7 +260,8 @@ def test_of_equal_epochs_the_one_with_the_lower_loss_is_kept(tiny, tmp_path, mon
 def test_with_few_validation_texts_the_last_weights_are_kept(tiny, tmp_path, monkeypatch):
     scores = iter([0.9, 0.5, 0.4, 0.3])
     monkeypatch.setattr(
-        "bertsmith.workflows.train.validation_metrics", lambda targets, p: {"accuracy": 0.5, "macro_f1": next(scores)}
+        "bertsmith.evaluation.metrics.validation_metrics",
+        lambda targets, p: {"accuracy": 0.5, "macro_f1": next(scores)},
     )
     run = _train(tiny, tmp_path / "run", epochs=4, patience=1)
     training = run.info["training"]
@@ -270,7 +271,7 @@ def test_with_few_validation_texts_the_last_weights_are_kept(tiny, tmp_path, mon
     assert "weights of the last step" in run.layout.report.read_text(encoding="utf-8")
 
 
-def test_arguments_that_only_fail_later_are_told_too(tiny, tmp_path):
+def test_arguments_that_fail_late_are_reported_early(tiny, tmp_path):
     with pytest.raises(ConfigError, match="per_device_train_batch_size=0"):
         _train(tiny, tmp_path / "run", set={"per_device_train_batch_size": 0})
 
@@ -283,7 +284,7 @@ def test_run_json_is_json(tiny, story):
     assert {"torch", "transformers", "bertsmith"} <= set(content["versions"])
 
 
-def test_the_head_has_a_learning_rate_of_its_own():
+def test_the_head_has_its_own_learning_rate():
     model = torch.nn.Module()
     model.base_model_prefix = "body"
     model.body, model.head = torch.nn.Linear(2, 3), torch.nn.Linear(3, 4)
@@ -317,14 +318,14 @@ def test_layers_have_learning_rates_that_fall_towards_the_embeddings(architectur
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_dropout_that_is_asked_for_is_in_every_layer(architecture, tmp_path):
+def test_the_dropout_setting_applies_to_every_layer(architecture, tmp_path):
     folder = tiny_model(tmp_path / "m", architecture)
     model = load_model(checkpoint.resolve(str(folder)), Labels((0, 1), ("a", "b")), dropout=0.37)
     rates = {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)}
     assert rates == {0.37}
 
 
-def test_patience_counts_epochs_however_often_a_run_is_scored(tiny, tmp_path):
+def test_patience_counts_epochs(tiny, tmp_path):
     settings = {"epochs": 12, "patience": 2, "learning_rate": 1e-9, "head_rate": 1, "validation_size": 0.2}
     often = _train(tiny, tmp_path / "often", set={"eval_strategy": "steps", "eval_steps": 3}, **settings)
     once = _train(tiny, tmp_path / "once", **settings)

@@ -234,9 +234,9 @@ def test_no_trial_sees_a_test_text(tiny, tmp_path, monkeypatch):
     seen = set()
     prepare = trying.prepare_model
 
-    def prepare_model(found, config, labels, texts, *rest):
+    def prepare_model(found, config, task, labels, texts, *rest, **settings):
         seen.update(texts)
-        return prepare(found, config, labels, texts, *rest)
+        return prepare(found, config, task, labels, texts, *rest, **settings)
 
     monkeypatch.setattr(trying, "prepare_model", prepare_model)
     study = tune(tiny, tmp_path / "s", trials=1, epochs=1)
@@ -327,7 +327,7 @@ def stopped_in_the_end(stopped_in_a_trial, tiny):
     return stopped_in_a_trial, seen
 
 
-def test_a_study_goes_on_where_it_stopped_to_the_same_trials(study, stopped_in_the_end):
+def test_an_interrupted_study_resumes_with_the_same_trials(study, stopped_in_the_end):
     folder, started = stopped_in_the_end
     again = bs.Study(folder)
     assert next(e for e in started if type(e).__name__ == "StudyStarted").done == 2
@@ -335,7 +335,7 @@ def test_a_study_goes_on_where_it_stopped_to_the_same_trials(study, stopped_in_t
     assert again.trials[columns].to_dict("records") == study.trials[columns].to_dict("records")
 
 
-def test_a_stop_while_the_winner_is_trained_goes_on_with_it(study, stopped_in_the_end, tiny):
+def test_a_study_stopped_while_training_the_winner_resumes_it(study, stopped_in_the_end, tiny):
     folder, _ = stopped_in_the_end
     kept = bs.Study(folder)
     assert len(kept.trials) == 5
@@ -426,7 +426,7 @@ def test_workers_claim_exactly_the_number_of_trials(tmp_path):
     assert len(done) == len(set(done)) == 12
 
 
-def test_the_trial_of_a_killed_worker_is_tried_again_but_not_for_ever(tmp_path):
+def test_the_trial_of_a_killed_worker_is_repeated_at_most_three_times(tmp_path):
     survivor = _store(tmp_path)
     settings = None
     for attempt in range(3):
@@ -443,7 +443,7 @@ def test_the_trial_of_a_killed_worker_is_tried_again_but_not_for_ever(tmp_path):
     assert "killed" in survivor.trials[-1].user_attrs["error"]
 
 
-def test_ctrl_c_costs_no_trial_however_often(tmp_path):
+def test_repeated_ctrl_c_loses_no_trials(tmp_path):
     store = _store(tmp_path)
     for _ in range(9):
         trial = store.claim(SPACE, 2)
@@ -458,13 +458,15 @@ def test_a_trial_score_includes_the_gain_of_the_decision_rule(tiny, tmp_path, mo
 
     plain = tune(tiny, tmp_path / "off", trials=1, epochs=1, decision_rule="off")
     rule = Decision(np.zeros(3), True, 0.25, 0.01)
-    monkeypatch.setattr(trying, "tune_offsets", lambda targets, probabilities, seed: rule)
+    monkeypatch.setattr(
+        "bertsmith.evaluation.decision.tune_offsets", lambda targets, probabilities, *, seed, model=None: rule
+    )
     ruled = tune(tiny, tmp_path / "auto", trials=1, epochs=1)
     assert ruled.result["score"] == pytest.approx(plain.result["score"] + 0.25)
     assert ruled.info["trials"][0]["curve"] == plain.info["trials"][0]["curve"]
 
 
-def test_a_journal_cut_short_loses_its_last_line_only(tmp_path):
+def test_a_truncated_journal_loses_only_its_last_line(tmp_path):
     store = _store(tmp_path)
     for value in (0.1, 0.2):
         store.study.tell(store.claim(SPACE, None), value)
@@ -479,7 +481,7 @@ def test_a_journal_cut_short_loses_its_last_line_only(tmp_path):
     assert [t.value for t in _store(tmp_path).trials] == [0.1, 0.2, 0.3]
 
 
-def test_a_storage_that_goes_away_and_comes_back_loses_nothing(tiny, tmp_path, monkeypatch):
+def test_a_temporarily_unavailable_storage_loses_no_trials(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(stores, "time", UNTIRING)
     away, events = {"tell": 2, "report": 3, "ask": 1, "importance": 1, "best": 1}, []
 
@@ -566,7 +568,7 @@ def test_an_unavailable_database_is_reported_without_its_password(tmp_path, monk
         _store(tmp_path, url="nonsense")
 
 
-def test_a_trial_that_fails_is_told_and_the_others_go_on(tiny, tmp_path, monkeypatch):
+def test_a_failed_trial_is_reported_and_the_study_continues(tiny, tmp_path, monkeypatch):
     run_trial, seen = trying.run_trial, []
 
     def sometimes(data, config, **rest):
@@ -582,7 +584,7 @@ def test_a_trial_that_fails_is_told_and_the_others_go_on(tiny, tmp_path, monkeyp
     assert study.result["trials"] == {"complete": 2, "pruned": 0, "failed": 1}
 
 
-def test_where_every_trial_fails_the_reason_is_told(tiny, tmp_path, monkeypatch):
+def test_a_study_whose_trials_all_fail_reports_the_reason(tiny, tmp_path, monkeypatch):
     def never(*_, **__):
         raise DeviceError("memory does not suffice even for one text")
 
@@ -619,7 +621,7 @@ def test_the_time_ends_a_search(tiny, tmp_path, monkeypatch):
     assert len(study.trials) == 2
 
 
-def test_a_trial_that_the_end_of_the_time_cuts_short_is_begun_again(tiny, tmp_path, monkeypatch):
+def test_a_trial_interrupted_by_the_time_limit_is_repeated(tiny, tmp_path, monkeypatch):
     now, events = [1000.0], []
     monkeypatch.setattr("bertsmith.workflows.trial_workers.time.time", lambda: now[0])
 

@@ -30,7 +30,7 @@ def load(
     decide: bool = True,
     ensemble: bool = False,
     runtime: Runtime = "auto",
-    long: Long = "truncate",
+    long: Long = "auto",
 ) -> Predictor:
     """Load the classifier of a finished run, or an export.
 
@@ -41,8 +41,8 @@ def load(
         ensemble: average the models of all seeds.
         runtime: ``"torch"``; ``"onnx"`` or ``"openvino"`` for an export of the run; ``"auto"``: the fastest checked
             fp32 export, else torch.
-        long: read the beginning of texts longer than the maximum length (``"truncate"``), or all of them window by
-            window (``"window"``).
+        long: how to read texts above the maximum length: their beginning (``"truncate"``), beginning and end
+            (``"head-tail"``), all of them window by window (``"window"``), or as the run does (``"auto"``).
 
     Raises:
         UserError: if the run or export is missing or not usable.
@@ -63,7 +63,6 @@ def predict(
     min_confidence: float | None = None,
     target_accuracy: float | None = None,
     coverage: float | None = None,
-    long: Long = "truncate",
     decide: bool = True,
     ensemble: bool = False,
     runtime: Runtime = "auto",
@@ -88,7 +87,6 @@ def predict(
         min_confidence: leave texts unlabelled below this confidence, between 0 and 1.
         target_accuracy: the same, with the threshold that reaches this accuracy on the validation texts.
         coverage: add ``label_set``: labels that include the true one with this probability.
-        long: read the beginning of texts longer than the maximum length, or all of them window by window.
         decide: use the decision rule of the run, if it has one.
         ensemble: average the models of all seeds.
         runtime: ``"torch"``; ``"onnx"`` or ``"openvino"`` for an export of the run; ``"auto"``: the fastest checked
@@ -100,7 +98,7 @@ def predict(
         csv_dialect: how CSV is written.
         formula_guard: escape CSV cells that a spreadsheet would run as formulas.
         on_event: called with each event (see `bertsmith.events`).
-        **settings: fields of `DataConfig` and `ModelConfig` for reading the source, and the device.
+        **settings: fields of `DataConfig` and `ModelConfig` for reading the source, ``long``, and the device.
 
     Returns:
         The number of rows, the label counts, and the predictions if they are in memory.
@@ -120,7 +118,6 @@ def predict(
         min_confidence,
         target_accuracy,
         coverage,
-        long,
         decide,
         ensemble,
         runtime,
@@ -147,6 +144,7 @@ def export(
     format: str = "onnx",
     precision: str = "fp32",
     output: Path | str | None = None,
+    long: Long = "auto",
     accept: bool = False,
     overwrite: bool = False,
 ) -> Export:
@@ -157,6 +155,7 @@ def export(
         format: ``"onnx"`` or ``"openvino"``.
         precision: ``"fp32"``; with OpenVINO also ``"bf16"`` and ``"int8"``.
         output: the folder to write; by default ``RUN/export/FORMAT``, followed by ``-PRECISION`` unless fp32.
+        long: how the export reads texts above the maximum length; by default as the run does.
         accept: write the export even if its labels differ from the original.
         overwrite: replace an existing export.
 
@@ -173,6 +172,7 @@ def export(
         format=format,
         precision=precision,
         output=to_path(output, "output") if output is not None else None,
+        long=long,
         accept=accept,
         overwrite=overwrite,
     )

@@ -13,12 +13,15 @@ from typing import Any, Literal, TypedDict
 class PredictSettings(TypedDict, total=False):
     """How to read texts, and where to compute."""
 
-    text_column: str | None
+    text_column: str | Sequence[str] | None
+    pair_column: str | None
+    with_columns: Sequence[str]
     sql: str | None
     db: str | None
     sheet: str | None
     encoding: str | None
     max_unpacked: float
+    long: Literal["auto", "truncate", "head-tail", "window"]
     device: Literal["auto", "cuda", "mps", "cpu"]
     threads: int | None
 
@@ -26,10 +29,12 @@ class PredictSettings(TypedDict, total=False):
 class TableSettings(TypedDict, total=False):
     """How to read and split one table."""
 
-    text_column: str | None
+    text_column: str | Sequence[str] | None
+    pair_column: str | None
+    with_columns: Sequence[str]
     label_column: str | None
     label_text_column: str | None
-    label_columns: Sequence[str] | None
+    label_columns: Sequence[str]
     label_separator: str | None
     task: Literal["auto", "single-label", "multi-label", "ordinal", "regression"]
     group_column: str | None
@@ -48,6 +53,7 @@ class TableSettings(TypedDict, total=False):
 class EvaluateSettings(TableSettings, total=False):
     """How to read a table, and where to compute."""
 
+    long: Literal["auto", "truncate", "head-tail", "window"]
     device: Literal["auto", "cuda", "mps", "cpu"]
     threads: int | None
 
@@ -70,6 +76,7 @@ class InspectSettings(ReadSettings, total=False):
 
     model: str
     max_length: int | None
+    long: Literal["auto", "truncate", "head-tail", "window"]
     device: Literal["auto", "cuda", "mps", "cpu"]
     threads: int | None
     no_token_cache: bool
@@ -95,6 +102,7 @@ class TuneSettings(InspectSettings, total=False):
     keep_checkpoints: bool
     profile: bool
     decision_rule: Literal["auto", "off"]
+    no_ablation: bool
     explanations: Literal["auto", "off"]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from bertsmith.compute.machine import use_cores
+from bertsmith.config import Config
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, listing, needing, to_path
 from bertsmith.folders.run import Run, open_run
@@ -92,24 +93,27 @@ def train(
         UserError: for everything that the user can fix.
         Interrupted: if ``stop`` returned true.
     """
-    from bertsmith.training.arguments import argument_problems
-    from bertsmith.workflows.inspect import check_read_settings
     from bertsmith.workflows.seeds import run_seeds
 
-    resolved = resolve(
-        settings, None if config is None else to_path(config, "config"), api=True, check_set=argument_problems
-    )
-    check_read_settings(table, resolved)
-    use_cores(resolved.threads)
     return run_seeds(
         table,
-        resolved,
+        _resolve_training(table, settings, config),
         to_path(output, "output"),
         resume=resume,
         overwrite=overwrite,
         observe=on_event or (lambda event: None),
         stop=stop or (lambda: False),
     )
+
+
+def _resolve_training(table: Any, settings: Mapping[str, Any], file: Path | str | None) -> Config:
+    from bertsmith.training.arguments import argument_problems
+    from bertsmith.workflows.inspect import check_read_settings
+
+    config = resolve(settings, None if file is None else to_path(file, "config"), api=True, check_set=argument_problems)
+    check_read_settings(table, config)
+    use_cores(config.threads)
+    return config
 
 
 @needing("tune")
@@ -159,16 +163,10 @@ def tune(
         UserError: for everything that the user can fix.
         Interrupted: if ``stop`` returned true.
     """
-    from bertsmith.training.arguments import argument_problems
     from bertsmith.tuning.config import StudyConfig
-    from bertsmith.workflows.inspect import check_read_settings
     from bertsmith.workflows.tune import run_tuning
 
-    resolved = resolve(
-        settings, None if config is None else to_path(config, "config"), api=True, check_set=argument_problems
-    )
-    check_read_settings(table, resolved)
-    use_cores(resolved.threads)
+    resolved = _resolve_training(table, settings, config)
     plan = StudyConfig(
         trials,
         minutes,
@@ -207,7 +205,7 @@ def evaluate(
         table: what `read_table` takes.
         name: name of the evaluation; the name of the table by default.
         overwrite: replace an evaluation on another or changed table.
-        **settings: fields of `DataConfig` except ``validation`` and ``test``, and ``device``.
+        **settings: fields of `DataConfig` except ``validation`` and ``test``, ``device`` and ``long``.
 
     Returns:
         Metrics in the format of a split in ``metrics.json``.

@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from bertsmith import __version__
-from bertsmith.cli.options import Command
+from bertsmith.cli.options import Command, Group
 from bertsmith.cli.terminal import stderr_console, use_utf8
 from bertsmith.errors import DISK_ERRNOS, Interrupted, MissingPackageError, UserError, write_error
 from bertsmith.training.distributed import rank_and_world_size
@@ -25,7 +25,23 @@ from bertsmith.training.distributed import rank_and_world_size
 RANK_0_SECONDS = 30.0
 """Time that other ranks wait before they exit with an error, so that rank 0 can report it first."""
 
-COMMANDS = ("demo", "inspect", "train", "tune", "evaluate", "predict", "explain", "export", "serve", "compare")
+COMMANDS = (
+    "demo",
+    "inspect",
+    "train",
+    "tune",
+    "evaluate",
+    "predict",
+    "explain",
+    "export",
+    "serve",
+    "compare",
+    "measure",
+    "drift",
+    "methods",
+    "verify",
+    "pack",
+)
 """Each is a function of this name in a module of this name."""
 _NEEDS = dict.fromkeys(COMMANDS, "train") | {
     "tune": "tune",
@@ -33,6 +49,7 @@ _NEEDS = dict.fromkeys(COMMANDS, "train") | {
     "export": "export",
     "predict": None,
     "serve": None,
+    "methods": None,
 }
 """The extra that a command needs as a whole; for the others the package that is missing decides."""
 
@@ -48,7 +65,8 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an internal error; may follow any command.")
+        bool,
+        typer.Option("--debug", help="Show the traceback of an internal error; may follow any command."),
     ] = False,
 ) -> None:
     pass
@@ -58,8 +76,8 @@ def app(command: str = "") -> typer.Typer:
     """Return the command line. With the name of a command, import only that command."""
     cli = typer.Typer(
         name="bertsmith",
-        help="Fine-tune BERT-family models for text classification: from a labelled table to a classifier you can "
-        "trust.",
+        cls=Group,
+        help="Train text classifiers from labelled tables, by fine-tuning BERT-family models.",
         epilog="Start with:  bertsmith inspect reviews.csv   then:  bertsmith train reviews.csv -o runs/reviews",
         no_args_is_help=True,
         add_completion=False,

@@ -12,6 +12,8 @@ from bertsmith.config import Config, DataConfig, ModelConfig
 
 READ_SETTINGS = (
     "text_column",
+    "pair_column",
+    "with_columns",
     "label_column",
     "label_text_column",
     "label_columns",
@@ -25,7 +27,7 @@ READ_SETTINGS = (
 )
 
 
-@with_settings(DataConfig, ModelConfig, only=(*READ_SETTINGS, "device", "threads"))
+@with_settings(DataConfig, ModelConfig, only=(*READ_SETTINGS, "device", "threads", "long"))
 def evaluate(
     *,
     run: RunArgument,
@@ -50,7 +52,7 @@ def evaluate(
     evaluation = run_evaluation(run, table, settings, name=name, overwrite=overwrite)
     metrics = evaluation.metrics
     for reason, n in evaluation.left_out.items():
-        stderr_console().print(f"skipped: {n:,} rows ({reason})", markup=False)
+        stderr_console().print(f"dropped: {n:,} rows ({reason})", markup=False)
     if seen := metrics["seen_in_training"]:
         stderr_console().print(
             f"[yellow]warning:[/] {seen:,} of these texts were in the run's train or validation split: the metrics are "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json as json_module
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -12,15 +14,41 @@ from bertsmith.cli.options import Json, RunArgument, with_settings
 from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.config import Config, ModelConfig
 
+if TYPE_CHECKING:
+    from bertsmith.data.template import Template
+
 MAX_WORDS = 10
 """Words listed with their attribution."""
 
 
-@with_settings(ModelConfig, only=("device", "threads"))
+def _parse(text: str, template: Template) -> Any:
+    """Return a text, or for a template of several columns the object that the text is in JSON."""
+    from bertsmith.errors import ConfigError
+
+    if template.is_plain:
+        return text
+    with contextlib.suppress(ValueError):
+        if isinstance(item := json_module.loads(text), dict):
+            return item
+    example = json_module.dumps(dict.fromkeys(template.columns, "…"), ensure_ascii=False)
+    raise ConfigError(
+        f"--text: the model reads {template}, and this is not a JSON object of columns",
+        remedy=f"Write --text '{example}'.",
+    )
+
+
+@with_settings(ModelConfig, only=("device", "threads", "long"))
 def explain(
     *,
     run: RunArgument,
-    text: Annotated[list[str], typer.Option("--text", metavar="TEXT", help="Text to explain; may be repeated.")],
+    text: Annotated[
+        list[str],
+        typer.Option(
+            "--text",
+            metavar="TEXT",
+            help="Text to explain; may be repeated. For a model that reads several columns: a JSON object of them.",
+        ),
+    ],
     label: Annotated[
         str | None, typer.Option(metavar="LABEL", help="Label text to explain; by default the predicted one.")
     ] = None,
@@ -46,8 +74,8 @@ def explain(
     from bertsmith.inference.classifier import Classifier
     from bertsmith.inference.explain import explain as explain_text
 
-    classifier = Classifier.load(run, device=settings.device)
-    explanations = [explain_text(classifier, one, label) for one in text]
+    classifier = Classifier.load(run, device=settings.device, long=settings.long)
+    explanations = [explain_text(classifier, _parse(one, classifier.template), label) for one in text]
     if page:
         from bertsmith.report.report import explanations_page
 
@@ -60,14 +88,14 @@ def explain(
     out = stdout_console()
     for explanation in explanations:
         largest = max((abs(w.attribution) for w in explanation.words), default=0.0) or 1.0
-        line = Text()
+        line = Text(explanation.text[: explanation.words[0].start] if explanation.words else "")
         end = 0
         for word in explanation.words:
             share = word.attribution / largest
             style = (
                 "" if abs(share) < 0.15 else f"{'bold ' if abs(share) > 0.5 else ''}{'green' if share > 0 else 'red'}"
             )
-            line.append(explanation.text[end : word.start]).append(word.text, style=style)
+            line.append(word.text, style=style).append(word.after)
             end = word.end
         if explanation.unread:
             line.append(f" … ({explanation.unread:,} more characters exceed the maximum length)", "dim")

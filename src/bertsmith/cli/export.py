@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bertsmith.cli.options import Json, RunArgument
+from bertsmith.cli.options import Json, LongTexts, RunArgument
 from bertsmith.cli.terminal import print_json, sigterm_like_ctrl_c, stderr_console, stdout_console
 
 
@@ -27,6 +27,7 @@ def export(
             help="Folder to write; by default RUN/export/FORMAT or RUN/export/FORMAT-PRECISION.",
         ),
     ] = None,
+    long: LongTexts = "auto",
     accept: Annotated[
         bool, typer.Option("--accept", help="Write the export even if its predictions differ from the original's.")
     ] = False,
@@ -41,7 +42,9 @@ def export(
     from bertsmith.api.inference import export as export_run
 
     with sigterm_like_ctrl_c():
-        export = export_run(run, format=format, precision=precision, output=output, accept=accept, overwrite=overwrite)
+        export = export_run(
+            run, format=format, precision=precision, output=output, long=long, accept=accept, overwrite=overwrite
+        )
     parity = export.about.parity
     if json:
         print_json({"export": str(export.path), "format": format, "precision": precision, **parity})

@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 from pydantic.fields import FieldInfo
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from bertsmith.compute.machine import use_cores
-from bertsmith.config import DataConfig, EvalConfig, ModelConfig, Step, TrainConfig
+from bertsmith.config import DataConfig, EvalConfig, Long, ModelConfig, Step, TrainConfig
 from bertsmith.errors import ConfigError, to_path
 from bertsmith.load_config import parse_assignments, resolve
 
@@ -45,6 +45,13 @@ RunOrExport = Annotated[
         metavar="RUN", show_default=False, help="Run folder of bertsmith train, or folder of bertsmith export."
     ),
 ]
+LongTexts = Annotated[
+    Long,
+    typer.Option(
+        help="How to read texts above the maximum length: the beginning, beginning and end, or all window by window; "
+        "auto: as the run does."
+    ),
+]
 DecisionRule = Annotated[bool, typer.Option(help="Use the decision rule tuned on validation, if the run has one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 TableArgument = Annotated[
@@ -57,7 +64,22 @@ TableArgument = Annotated[
 ]
 
 
-class Command(TyperCommand):
+class _WithoutFlagTypes:
+    """Show no type for flags in the help, because they have no value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for option in params:
+            if getattr(option, "is_flag", False):
+                option.metavar = ""
+        return params
+
+
+class Group(_WithoutFlagTypes, TyperGroup):
+    """The command line."""
+
+
+class Command(_WithoutFlagTypes, TyperCommand):
     """A command that refuses repeated options; typer would use the last value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -146,8 +168,11 @@ def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
         kind, metavar = bool, None
     elif name == "set":
         kind, metavar = list[str], "NAME=VALUE"
+    elif name == "text_column":
+        kind = list[str]
     has_default = isinstance(field.default, str | int | float) and kind is str
     option = typer.Option(
+        *(["--with"] if name == "with_columns" else []),
         flag,
         metavar=metavar,
         # Parentheses, since rich takes square brackets for markup.

@@ -13,7 +13,7 @@ import typer
 
 from bertsmith.cli.options import DecisionRule, RunOrExport, Runtime, with_settings
 from bertsmith.cli.terminal import check_stdout, sigterm_like_ctrl_c, stderr_console
-from bertsmith.config import Config, CsvDialect, DataConfig, Long, ModelConfig, OnError
+from bertsmith.config import Config, CsvDialect, DataConfig, ModelConfig, OnError
 
 if TYPE_CHECKING:
     from bertsmith.data.stream import Chunk, Stream
@@ -23,10 +23,10 @@ STDIN = 1024
 """Number of lines per chunk of stdin."""
 MAX_LABELS = 20
 """Maximum number of labels in the summary."""
-READING = ("text_column", "sql", "db", "sheet", "encoding", "max_unpacked")
+READING = ("text_column", "pair_column", "with_columns", "sql", "db", "sheet", "encoding", "max_unpacked")
 
 
-@with_settings(DataConfig, ModelConfig, only=(*READING, "device", "threads"))
+@with_settings(DataConfig, ModelConfig, only=(*READING, "device", "threads", "long"))
 def predict(
     *,
     run: RunOrExport,
@@ -55,7 +55,7 @@ def predict(
             min=0,
             max=1,
             metavar="X",
-            help="Leave texts unlabelled below the confidence for this validation accuracy.",
+            help="Leave texts unlabelled below the confidence that reaches this accuracy on validation.",
         ),
     ] = None,
     coverage: Annotated[
@@ -67,12 +67,6 @@ def predict(
             help="Add label_set: a set of labels that contains the true one at this rate.",
         ),
     ] = None,
-    long: Annotated[
-        Long,
-        typer.Option(
-            help="Read the beginning of texts longer than the maximum length, or all of them window by window."
-        ),
-    ] = "truncate",
     decision_rule: DecisionRule = True,
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="Average the models of all seeds of a run trained with --seeds.")
@@ -85,7 +79,7 @@ def predict(
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Label a folder of Parquet files on a Ray cluster: auto, HOST:PORT, or local to start one. "
+            help="Label a folder of Parquet files on a Ray cluster: auto, HOST:PORT, or local to start one; "
             "OUT is a folder.",
         ),
     ] = None,
@@ -94,9 +88,7 @@ def predict(
     json: Annotated[bool, typer.Option("--json", help="Write JSON Lines instead of CSV to stdout.")] = False,
     csv_dialect: Annotated[
         CsvDialect,
-        typer.Option(
-            help="CSV dialect: excel adds a byte order mark, excel-semicolon also ; as delimiter and a decimal comma."
-        ),
+        typer.Option(help="CSV dialect: excel adds a byte order mark; excel-semicolon also uses ; and decimal commas."),
     ] = "plain",
     formula_guard: Annotated[
         bool,
@@ -119,8 +111,9 @@ def predict(
 
     if source is None and settings.sql is None:
         raise DataError("INPUT is missing", remedy="Give a file, - for stdin, or --sql with --db.")
-    if source == "-" and settings.text_column is not None:
-        raise ConfigError("stdin has lines of text, not columns", remedy="Leave out --text-column.")
+    if source == "-" and (settings.text_column or settings.pair_column or settings.with_columns):
+        remedy = "Leave out --text-column, --pair-column and --with-columns."
+        raise ConfigError("stdin has lines of text, not columns", remedy=remedy)
     if output is not None and json:
         raise ConfigError(
             "--json cannot be combined with -o", remedy="Leave out --json, and give -o a .jsonl file for JSON Lines."
@@ -132,7 +125,6 @@ def predict(
         min_confidence,
         target_accuracy,
         coverage,
-        long,
         decision_rule,
         ensemble,
         runtime,
@@ -203,6 +195,7 @@ def _stdin(settings: Config) -> Stream:
     """
     from bertsmith.data.formats.encodings import decode
     from bertsmith.data.stream import Stream, lines_chunk
+    from bertsmith.data.template import is_empty
     from bertsmith.errors import DataError
 
     if sys.stdin.isatty():
@@ -223,6 +216,6 @@ def _stdin(settings: Config) -> Stream:
     first: list[Chunk] = []
     for chunk in chunks:  # empty input is reported before the model is loaded
         first.append(chunk)
-        if any(text.strip() for text in chunk[1]):
+        if not all(map(is_empty, chunk[1])):
             return Stream("stdin", lambda: itertools.chain(first, chunks), None)
     raise DataError("stdin has no text", remedy="Give one text per line.")

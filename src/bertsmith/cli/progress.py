@@ -15,6 +15,7 @@ from rich.text import Text
 from bertsmith.compute.memory import format_bytes
 from bertsmith.data.findings import finding_lines, headline, label_chart
 from bertsmith.events import (
+    AblationStarted,
     CheckpointChosen,
     CheckpointsDamaged,
     Collapsed,
@@ -110,9 +111,7 @@ class TrainingProgress:
                 f"another program seems to use the CPU{load}; use fewer cores with --threads"
             )
         elif isinstance(event, Compiling):
-            self.console.print(
-                f"compiling the layers: training takes {format_duration(event.seconds)} more without that"
-            )
+            self.console.print(f"compiling the layers, because {format_duration(event.seconds)} of training remain")
         elif isinstance(event, RolledBack):
             self.evaluations = [e for e in self.evaluations if e.step <= event.to_step]
             origin = f"the checkpoint of step {event.to_step:,}" if event.to_step else "the beginning"
@@ -155,6 +154,9 @@ class TrainingProgress:
         elif isinstance(event, SeedStarted):
             self.evaluations = []
             self.console.print(f"[bold]seed {event.seed}[/] ({event.number} of {event.of})")
+        elif isinstance(event, AblationStarted):
+            added = ", ".join(event.added)
+            self.console.print(Text(f"training on {event.alone} alone, to measure what {added} adds …", style="dim"))
         elif isinstance(event, Scoring):
             self.console.print(f"[dim]scoring {event.texts:,} texts …[/]")
 
@@ -198,7 +200,7 @@ class TrainingProgress:
             f"{event.train_loss:.4f}",
             f"{event.validation_loss:.4f}",
             *(f"{value:.3f}" for value in others),
-            f"{primary:.3f}{'*' if event.best else ''}",
+            f"{primary:.3f}{' (best)' if event.best else ''}",
             f"{event.learning_rate:.2e}",
             f"{event.texts_per_second:.0f}",
             self._time_left(event.step),
@@ -244,8 +246,8 @@ def format_duration(seconds: float) -> str:
 
 LOG_SECONDS = 60.0
 """Seconds between two lines of a log."""
-LEFT_OUT_SHOWN = 5
-"""Rows left out that are shown one by one."""
+SKIPPED_SHOWN = 5
+"""Skipped rows that are shown one by one."""
 
 
 class PredictionProgress:
@@ -293,10 +295,10 @@ class PredictionProgress:
         self.bar.update(self.task, total=event.n_rows)
         for note in event.notes:
             self.console.print(f"{note.severity}: {note.message}", markup=False)
-        if n := len(event.left_out):
-            some = "; ".join(f"{place}: {why}" for place, why in event.left_out[:LEFT_OUT_SHOWN])
-            more = f"; and {n - LEFT_OUT_SHOWN:,} more" if n > LEFT_OUT_SHOWN else ""
-            self.console.print(f"[yellow]warning:[/] rows left out because they cannot be read: {n:,}")
+        if n := len(event.skipped):
+            some = "; ".join(f"{place}: {why}" for place, why in event.skipped[:SKIPPED_SHOWN])
+            more = f"; and {n - SKIPPED_SHOWN:,} more" if n > SKIPPED_SHOWN else ""
+            self.console.print(f"[yellow]warning:[/] rows skipped because they cannot be read: {n:,}")
             self.console.print(f"  {some}{more}", markup=False)
 
     def _advance(self, n: int) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bertsmith.cli.options import DecisionRule, RunOrExport, Runtime
+from bertsmith.cli.options import DecisionRule, LongTexts, RunOrExport, Runtime
 from bertsmith.errors import ConfigError
 from bertsmith.load_config import TOKEN
 from bertsmith.serving.signals import handle_signals
@@ -24,6 +24,7 @@ def serve(
     device: Annotated[str, typer.Option(metavar="auto|cuda|mps|cpu", help="Device to compute on.")] = "auto",
     runtime: Runtime = "auto",
     decision_rule: DecisionRule = True,
+    long: LongTexts = "auto",
     max_body: Annotated[int, typer.Option(min=1, metavar="BYTES", help="Maximum size of a request.")] = 2_000_000,
     max_texts: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number of texts in a request.")] = 1000,
     max_characters: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum characters in a text.")] = 100_000,
@@ -34,25 +35,22 @@ def serve(
 ) -> None:
     """Serve a run over HTTP: POST /predict and POST / classify texts, /ui is a test page, /docs describes the API.
 
-    If the environment variable BERTSMITH_TOKEN is set, requests must send that token as Authorization: Bearer … or
-    X-API-Key. On SIGTERM the server finishes open requests and exits; on SIGHUP it reloads the folder.
+    If BERTSMITH_TOKEN is set, requests must send this token, as Authorization: Bearer TOKEN or X-API-Key: TOKEN.
+
+    On SIGTERM the server answers the open requests and exits; on SIGHUP it reloads the folder.
 
     Example: bertsmith serve runs/reviews --port 8080
     """
     token = os.environ.get(TOKEN)
     if token is not None and not token.strip():
         raise ConfigError(
-            f"environment variable {TOKEN}: it is empty", remedy="Set a token, or unset the variable to need none."
+            f"the environment variable {TOKEN} is empty", remedy="Set a token, or unset it to serve without one."
         )
     with handle_signals() as signals:
-        try:
-            from bertsmith.serving.loader import ServerConfig
-            from bertsmith.serving.middleware import Limits
-            from bertsmith.serving.server import serve as run_server
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"serving needs the package {error.name}",
-                remedy="Install the packages: pip install fastapi fastapi-offline uvicorn prometheus-client.",
-            ) from error
+        from bertsmith.serving.loader import ServerConfig
+        from bertsmith.serving.middleware import Limits
+        from bertsmith.serving.server import serve as run_server
+
         limits = Limits(max_body, max_texts, max_characters, timeout, max_wait)
-        run_server(ServerConfig(str(run), host, port, workers, device, decision_rule, runtime, limits, token), signals)
+        config = ServerConfig(str(run), host, port, workers, device, decision_rule, runtime, limits, token, long)
+        run_server(config, signals)

@@ -59,15 +59,7 @@ def run_and_show(
         try:
             from bertsmith.workflows.seeds import run_seeds
 
-            run = run_seeds(
-                source,
-                settings,
-                output,
-                resume=resume,
-                overwrite=overwrite,
-                observe=progress,
-                stop=stop,
-            )
+            run = run_seeds(source, settings, output, resume=resume, overwrite=overwrite, observe=progress, stop=stop)
         except (Interrupted, KeyboardInterrupt) as stopped:
             what = str(stopped) if isinstance(stopped, Interrupted) else "stopped at once"
             flag = " with --resume" if Run(output).layout.run.is_file() else ""
@@ -104,7 +96,15 @@ def run_and_show(
         out.print(f"[yellow]labels that are never predicted:[/] {escape(listing(never))}")
     for name in ("bag_of_words", "frozen_embeddings"):
         out.print(f"it is {metrics['baseline'][name]['verdict']}", markup=False)
+    if columns := metrics.get("columns"):
+        out.print(f"{columns['verdict']} (against {columns['alone']} alone)", markup=False)
     rule, name = metrics["decision_rule"], title(task.primary_title)
+    if worth := metrics["long_texts"]["test"]:
+        (low, high), how = worth["interval"], metrics["long_texts"]["long"]
+        out.print(
+            f"reads long texts with {how}: compared with their beginning only, {source} {name} changes by "
+            f"{worth['value']:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"
+        )
     if rule["used"]:
         out.print(
             f"uses a decision rule tuned on validation, where it gains {rule['gain']:.3f} {name} "

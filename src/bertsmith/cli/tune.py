@@ -34,9 +34,9 @@ def tune(
     table: TableArgument = None,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="STUDY", help="Study folder to write.")],
     trials: Annotated[
-        int | None, _option("N", f"Number of trials, with those of earlier commands (default: {DEFAULT_TRIALS}).")
+        int | None, _option("N", f"Number of trials, including those of earlier commands (default: {DEFAULT_TRIALS}).")
     ] = None,
-    minutes: Annotated[float | None, _option("X", "Time limit for the search of this command, in minutes.")] = None,
+    minutes: Annotated[float | None, _option("X", "Time limit for the search, in minutes.")] = None,
     jobs: Annotated[int, _option("N", "Number of worker processes on this machine.")] = 1,
     objective: Annotated[
         list[str] | None, _option("NAME", "Objective, by default macro_f1; repeat the option to add latency.")
@@ -76,13 +76,7 @@ def tune(
     with TuningProgress(stderr_console()) as progress, stoppable() as stop:
         try:
             study = run_study(
-                table,
-                output=output,
-                overwrite=overwrite,
-                on_event=progress,
-                stop=stop,
-                **options,
-                **changed,
+                table, output=output, overwrite=overwrite, on_event=progress, stop=stop, **options, **changed
             )
         except (Interrupted, KeyboardInterrupt) as stopped:
             what = str(stopped) if isinstance(stopped, Interrupted) else "stopped at once"

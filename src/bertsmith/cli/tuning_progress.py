@@ -118,7 +118,7 @@ class TuningProgress:
         train, validation, test, left_out = event.texts
         self.console.print(
             f"split: {train:,} train, {validation:,} validation, {test:,} test for the final comparison"
-            f"{f'; {left_out:,} rows skipped' if left_out else ''}"
+            f"{f'; {left_out:,} rows dropped' if left_out else ''}"
         )
         if validation < FEW_TEXTS:
             self.console.print(

@@ -27,7 +27,7 @@ def choose_device(name: str = "auto") -> torch.device:
     if name == "auto":
         return torch.device(next(device for device, usable in available.items() if usable))
     if name not in available:
-        raise DeviceError(f"--device {name}: there is no such device", remedy="Pass one of auto, cuda, mps, cpu.")
+        raise DeviceError(f"--device {name} is not a device", remedy="Pass one of auto, cuda, mps, cpu.")
     if not available[name]:
         raise DeviceError(
             f"--device {name}: not available on this machine with torch {torch.__version__}",

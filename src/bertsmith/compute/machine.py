@@ -11,16 +11,7 @@ from typing import Any
 
 from bertsmith import __version__
 
-_PACKAGES = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "datasets",
-    "accelerate",
-    "scikit-learn",
-    "pandas",
-    "numpy",
-)
+_PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "scikit-learn", "pandas", "numpy")
 _NO_LIMIT = 2**16
 _limit: int | None = None
 

@@ -8,6 +8,7 @@ import mmap
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -41,11 +42,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def retry_on_out_of_memory(
-    attempt: Callable[[int], T],
-    budget: int,
-    *,
-    min_budget: int,
-    on_retry: Callable[[int], None] = lambda budget: None,
+    attempt: Callable[[int], T], budget: int, *, min_budget: int, on_retry: Callable[[int], None] = lambda budget: None
 ) -> tuple[T, int]:
     """Call a function with a token budget, and halve the budget while memory runs out.
 
@@ -145,6 +142,7 @@ def plan_token_budget(
     free: int | None,
     default: int | None = None,
     workers: int = 1,
+    width: int | None = None,
 ) -> int:
     """Return a token budget that fits into the memory of a CPU: the default, halved as often as needed.
 
@@ -158,14 +156,16 @@ def plan_token_budget(
         free: available bytes, from `free_memory`.
         default: the token budget if memory suffices; ``None`` for that of `TOKEN_BUDGETS`.
         workers: number of micro-batches computed at the same time.
+        width: tokens of the longest window; ``None`` if texts have no windows.
 
     Raises:
         DeviceError: if a single text of that length does not fit.
     """
     budget = default or TOKEN_BUDGETS["cpu"]
-    while free is not None and estimate_memory(model, longest, budget, training=training, workers=workers) > free:
+    estimate = partial(estimate_memory, model, longest, training=training, workers=workers, width=width)
+    while free is not None and estimate(budget) > free:
         if budget <= longest:
-            needed = format_bytes(estimate_memory(model, longest, longest, training=training, workers=workers))
+            needed = format_bytes(estimate(longest))
             raise DeviceError(
                 f"memory does not suffice even for one text of {longest:,} tokens: "
                 f"about {needed} are needed, {format_bytes(free)} are free",
@@ -177,16 +177,20 @@ def plan_token_budget(
     return budget
 
 
-def estimate_memory(model: PreTrainedModel, longest: int, budget: int, *, training: bool, workers: int = 1) -> int:
+def estimate_memory(
+    model: PreTrainedModel, longest: int, budget: int, *, training: bool, workers: int = 1, width: int | None = None
+) -> int:
     """Return an upper bound of the bytes that a run needs on a CPU, without the model; see `plan_token_budget`."""
     fragmentation = training * workers * max(budget, longest) * FRAGMENTATION_BYTES
-    return step_memory(model, longest, budget, training=training, workers=workers) + fragmentation
+    return step_memory(model, longest, budget, training=training, workers=workers, width=width) + fragmentation
 
 
-def step_memory(model: PreTrainedModel, longest: int, budget: int, *, training: bool, workers: int = 1) -> int:
+def step_memory(
+    model: PreTrainedModel, longest: int, budget: int, *, training: bool, workers: int = 1, width: int | None = None
+) -> int:
     """Return an upper bound of the bytes of one step: activations, gradients of each worker, optimizer moments."""
     weights = (8 + 4 * workers) * sum(p.numel() for p in model.parameters()) if training else 0
-    return weights + workers * max(budget, longest) * _bytes_per_token(model, longest)
+    return weights + workers * max(budget, longest) * _bytes_per_token(model, width or longest)
 
 
 def _bytes_per_token(model: PreTrainedModel, longest: int) -> int:

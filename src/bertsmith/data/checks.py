@@ -17,12 +17,13 @@ from bertsmith.data.label_checks import label_findings
 from bertsmith.data.language import guess_language
 from bertsmith.data.split import split_cleaned
 from bertsmith.data.table import Table
+from bertsmith.data.template import flat_texts
 from bertsmith.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bertsmith.model.tokenizer import Tokens
+    from bertsmith.model.tokens import Tokens
 
 MAX_EXAMPLES = 5
 """Most example rows of a finding."""
@@ -40,7 +41,7 @@ class Inspected:
     Attributes:
         table: the table as read.
         cleaned: the cleaned table.
-        texts: the usable texts.
+        texts: the usable texts, the segments of pairs joined.
         lengths: their lengths in tokens, shape (usable rows,).
         max_length: most tokens that training keeps of a text.
         tokens: the tokens of the usable texts, if a tokenizer is available.
@@ -109,7 +110,8 @@ def check_cleaning(inspected: Inspected) -> Iterator[Finding]:
         if len(rows):
             yield inspected.rows(kind, severity, rows, message, action)
     frame = cleaned.table.frame
-    repeated = frame[frame["split"].isin(["validation", "test"]) & frame.duplicated(["split", "text"])]
+    texts = [name for name in ("split", "text", "pair") if name in frame.columns]
+    repeated = frame[frame["split"].isin(["validation", "test"]) & frame.duplicated(texts)]
     if len(repeated):
         message = "that repeat a text of the same given validation or test table"
         yield inspected.rows("duplicate-held-out", "info", repeated, message, "used: given tables do not change")
@@ -122,13 +124,14 @@ def check_cleaning(inspected: Inspected) -> Iterator[Finding]:
 def check_near_duplicates(inspected: Inspected) -> Iterator[Finding]:
     """Report near-duplicates, and those with different labels or in different given splits."""
     frame, groups = inspected.cleaned.table.frame, inspected.cleaned.near_duplicates
-    grouped = frame.assign(near_duplicates=groups, split=frame["split"].fillna("")).groupby("near_duplicates")
+    frame = frame.assign(near_duplicates=groups, split=frame["split"].fillna(""), text=flat_texts(frame))
+    grouped = frame.groupby("near_duplicates")
     # `check_cleaning` reports groups of equal texts.
     is_near, has_other_label, has_other_split = (
         (grouped[column].transform("nunique") > 1).to_numpy() for column in ("text", "target", "split")
     )
     is_held_out = frame["split"].isin(["validation", "test"]).to_numpy()
-    unless = "near-duplicates stay in one split unless --near-duplicates ignore"
+    unless = "kept in one split, unless --near-duplicates ignore is given"
     leak = "of the given validation and test tables with a near-duplicate in another split"
     for kind, severity, mask, message, action in (
         ("near-duplicate", "info", is_near, "with near-duplicates", f"used; {unless}"),
@@ -256,7 +259,9 @@ def check_lengths(inspected: Inspected) -> Iterator[Finding]:
     long = inspected.lengths > inspected.max_length
     if len(long) and long.mean() > 0.011:
         message = f"longer than {inspected.max_length} tokens ({long.mean():.1%})"
-        yield inspected.texts_where("truncated", "warning", long, message, "only their beginning is used")
+        yield inspected.texts_where(
+            "truncated", "warning", long, message, "train reads their beginning, or what --long says"
+        )
 
 
 def check_reading(inspected: Inspected) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from bertsmith.data.near_duplicates import group_near_duplicates
 from bertsmith.data.table import MISSING, Table
+from bertsmith.data.template import texts_of
 from bertsmith.data.texts import normalise
 
 EMPTY = "empty text"
@@ -43,7 +44,13 @@ class Cleaned:
     @cached_property
     def near_duplicates(self) -> np.ndarray:
         """Groups of near-duplicates among the usable rows, shape (rows,); see `group_near_duplicates`."""
-        return group_near_duplicates(self.table.frame["text"].tolist())
+        frame = self.table.frame
+        groups = group_near_duplicates(frame["text"].tolist())
+        if "pair" in frame.columns:  # both segments must be similar: many pairs share their first text
+            key = groups * len(frame) + group_near_duplicates(frame["pair"].tolist())
+            first, inverse = np.unique(key, return_index=True, return_inverse=True)[1:]
+            groups = first[inverse]
+        return groups
 
 
 def clean(table: Table) -> Cleaned:
@@ -55,18 +62,21 @@ def clean(table: Table) -> Cleaned:
     classes are dropped.
     """
     frame = table.frame
-    original = frame["text"].fillna("").tolist()
-    normalised = [normalise(text) for text in original]
-    n_normalised = sum(old.strip() != new for old, new in zip(original, normalised, strict=True))
-    frame = frame.assign(text=pd.Series(normalised, dtype="str"))
+    is_changed, is_empty = np.zeros((2, len(frame)), dtype=bool)
+    for name in ("text", "pair") if "pair" in frame.columns else ("text",):
+        original = frame[name].fillna("").tolist()
+        normalised = [normalise(text) for text in original]
+        is_changed |= np.array([old.strip() != new for old, new in zip(original, normalised, strict=True)], dtype=bool)
+        frame = frame.assign(**{name: pd.Series(normalised, dtype="str")})
+        is_empty |= frame[name].to_numpy() == ""
     reason = np.full(len(frame), "", dtype=object)
     duplicate_of = np.zeros(len(frame), dtype=np.int64)
 
-    reason[frame["text"].to_numpy() == ""] = EMPTY
+    reason[is_empty] = EMPTY
     reason[(reason == "") & (frame["target"].to_numpy() == MISSING)] = NO_LABEL
 
     split = frame["split"].fillna("train").to_numpy()
-    texts = frame["text"].to_numpy(dtype=object)
+    texts = np.fromiter(texts_of(frame), dtype=object, count=len(frame))
     rows = frame["row"].to_numpy()
     for held_out, leak, others in (
         ("test", IN_TEST, ("train", "validation")),
@@ -79,10 +89,11 @@ def clean(table: Table) -> Cleaned:
                 reason[i], duplicate_of[i] = leak, first_row[texts[i]]
 
     positions = np.flatnonzero((split == "train") & (reason == ""))
-    by_text = frame.iloc[positions].groupby("text", sort=False)
+    keys = pd.Series(texts)[positions]
+    by_text = frame.iloc[positions].groupby(keys, sort=False)
     n_classes = by_text["target"].transform("nunique").to_numpy()
     first = by_text["row"].transform("first").to_numpy()
-    is_repeated = frame["text"].iloc[positions].duplicated().to_numpy() & (n_classes == 1)
+    is_repeated = keys.duplicated().to_numpy() & (n_classes == 1)
     reason[positions[n_classes > 1]] = CONFLICT
     reason[positions[is_repeated]] = DUPLICATE
     duplicate_of[positions] = np.where(is_repeated | (n_classes > 1), first, duplicate_of[positions])
@@ -90,4 +101,4 @@ def clean(table: Table) -> Cleaned:
     is_dropped = reason != ""
     dropped = frame.loc[is_dropped, ["source", "row"]].reset_index(drop=True)
     dropped = dropped.assign(reason=reason[is_dropped].astype(str), duplicate_of=duplicate_of[is_dropped])
-    return Cleaned(replace(table, frame=frame).take(~is_dropped), dropped, n_normalised)
+    return Cleaned(replace(table, frame=frame).take(~is_dropped), dropped, int(is_changed.sum()))

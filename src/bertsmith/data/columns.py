@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bertsmith.config import DataConfig
+from bertsmith.data.template import Template
 from bertsmith.errors import DataError, did_you_mean, listing, quoted
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Columns:
     ``labels`` are the columns of 0 and 1, one per label; ``label`` and ``label_text`` are then ``None``.
     """
 
-    text: str
+    template: Template
     label: str | None
     label_text: str | None
     group: str | None = None
@@ -41,9 +42,9 @@ class Columns:
 
     @property
     def used(self) -> tuple[str, ...]:
-        """The names that are not ``None``, in the order text, labels, group, split."""
-        names = (self.text, *self.label_names, self.group, self.split)
-        return tuple(name for name in names if name is not None)
+        """The names that are not ``None``, without those of further columns, which are also facts about a row."""
+        names = (self.template.pair_column, *self.label_names, self.group, self.split)
+        return (*self.template.text_column, *(name for name in names if name is not None))
 
 
 def canonical(name: str) -> str:
@@ -85,17 +86,29 @@ def find_columns(names: Sequence[str], source: str, config: DataConfig, *, label
             )
         return matches[0] if matches else None
 
-    text = lookup(config.text_column, "--text-column")
+    named = [config.text_column] if isinstance(config.text_column, str) else list(config.text_column or ())
+    wanted = [*named, *([config.pair_column] if config.pair_column else []), *config.with_columns]
+    known = {canonical(name) for name in names}
+    if len(absent := [name for name in wanted if name not in names and canonical(name) not in known]) > 1:
+        raise DataError(
+            f"the table has no columns {listing(absent)}",
+            where=where,
+            remedy="Pass --text-column, --pair-column and --with-columns with names of the table.",
+        )
+    texts = [column for name in named if (column := lookup(name, "--text-column"))]
+    pair = lookup(config.pair_column, "--pair-column")
+    further = [column for name in config.with_columns if (column := lookup(name, "--with-columns"))]
+    parts = [*texts, pair, *further]
     label = lookup(config.label_column, "--label-column")
     label_text = lookup(config.label_text_column, "--label-text-column")
-    labels = tuple(str(lookup(name, "--label-columns")) for name in config.label_columns or ())
+    labels = tuple(str(lookup(name, "--label-columns")) for name in config.label_columns)
     if labels and (label or label_text):
         raise DataError(
             "--label-columns cannot be combined with --label-column and --label-text-column",
             where=where,
             remedy="Leave out one of them.",
         )
-    taken = [text, label, label_text, *labels]
+    taken = [*parts, label, label_text, *labels]
     if labels:
         pass
     elif label is None and label_text is None:
@@ -105,11 +118,12 @@ def find_columns(names: Sequence[str], source: str, config: DataConfig, *, label
             label = search(LABEL_SYNONYMS, "--label-column", taken)
     elif label_text is None:
         label_text = search(LABEL_TEXT, "--label-text-column", taken)
-    taken = [label, label_text, *labels]
-    if text is None:
+    taken = [*parts, label, label_text, *labels]
+    if not texts:
         text = search(TEXT, "--text-column", taken) or search(TEXT_SYNONYMS, "--text-column", taken)
-    if text is None:
-        like_text = [name for name in taken if name is not None and canonical(name) in (*TEXT, *TEXT_SYNONYMS)]
+        texts = [] if text is None else [text]
+    if not texts:
+        like_text = [c for c in (label, label_text) if c is not None and canonical(c) in (*TEXT, *TEXT_SYNONYMS)]
         raise DataError(
             f"column {quoted(like_text[0])} is the label column, and no other column name suggests texts"
             if like_text
@@ -125,15 +139,17 @@ def find_columns(names: Sequence[str], source: str, config: DataConfig, *, label
             remedy="Pass --label-column (numbers or words) or --label-text-column with the name of the column, or "
             "--label-columns with several columns of 0 and 1.",
         )
-    repeated = next((name for name in (*labels, text, label) if [text, *taken].count(name) > 1 and name), None)
+    template = Template(tuple(texts), pair, tuple(further))
+    roles = [*template.columns, *labels, *(name for name in (label, label_text) if name is not None)]
+    repeated = next((name for name in roles if roles.count(name) > 1), None)
     if repeated is not None:
         raise DataError(
             f"column {quoted(repeated)} is given twice, for different purposes",
             where=source,
-            remedy="Give different columns for the text, the label and the label text.",
+            remedy="Give different columns for the texts, the further columns, the label and the label text.",
         )
     return Columns(
-        text,
+        template,
         label,
         label_text,
         lookup(config.group_column, "--group-column"),
@@ -142,15 +158,29 @@ def find_columns(names: Sequence[str], source: str, config: DataConfig, *, label
     )
 
 
-def find_text_column(names: list[str], source: str, config: DataConfig) -> str:
-    """Return the column of the texts to predict: the configured one, the only one, or the one that its name suggests.
+def find_text_columns(
+    names: list[str], source: str, config: DataConfig, template: Template | None = None
+) -> tuple[str, ...]:
+    """Return the columns of the texts to predict, in the order of `Template.columns`.
+
+    A single text column is the configured one, the only one, or the one that its name suggests. Other templates need
+    their columns by name, unless the settings map them to other names.
+
+    Args:
+        names: the column names of the source.
+        source: the name of the source, for messages.
+        config: the settings, which may name the columns.
+        template: the template of the model; by default a single text column.
 
     Raises:
-        DataError: if the column is missing, or several columns match.
+        DataError: if a column is missing, or several columns match.
+        ConfigError: if the settings do not fit the template.
     """
-    if len(names) == 1 and config.text_column is None:
-        return names[0]
-    return find_columns(names, source, DataConfig(text_column=config.text_column), label_required=False).text
+    template = template or Template()
+    settings = template.settings(config)
+    if len(names) == 1 and template.is_plain and settings.text_column is None:
+        return (names[0],)
+    return find_columns(names, source, settings, label_required=False).template.columns
 
 
 def check_single_level(frame: pd.DataFrame, where: str) -> None:

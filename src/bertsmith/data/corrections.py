@@ -88,17 +88,13 @@ def apply_corrections(table: Table, file: Path, config: DataConfig) -> Table:
             f"corrections do not match the table:\n{shown}{more}",
             where=raw.name,
             remedy=f"In 'corrected', write a label of the table (a{SEPARATOR}b for several, {NO_LABELS} for none of "
-            f"them), {REMOVE} to remove a row, or nothing. "
+            f"them), {REMOVE} to drop a row, or nothing. "
             "Use the file with the table from which it was created.",
         )
     changed = {position: target for position, target in corrected.items() if targets[position] != target}
     n_removed = list(changed.values()).count(MISSING)
     targets[list(changed)] = list(changed.values())
-    counts = {
-        "corrected": len(changed) - n_removed,
-        "left out": n_removed,
-        "already so": len(corrected) - len(changed),
-    }
+    counts = {"corrected": len(changed) - n_removed, "dropped": n_removed, "already so": len(corrected) - len(changed)}
     if corrected:
         summary = ", ".join(f"{n:,} {what}" for what, n in counts.items() if n)
         notes = [Note("info", f"corrections in {raw.name}: {summary}", len(corrected))]

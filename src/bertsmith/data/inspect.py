@@ -13,9 +13,10 @@ from bertsmith.data.checks import CHECKS, Inspected
 from bertsmith.data.clean import Cleaned, clean
 from bertsmith.data.findings import SEVERITIES, ClassCount, Findings, Lengths
 from bertsmith.data.table import REGRESSION, SPLITS, Table
+from bertsmith.data.template import flat_texts
 
 if TYPE_CHECKING:
-    from bertsmith.model.tokenizer import Tokens
+    from bertsmith.model.tokens import Tokens
 
 PERCENTILES = (5, 25, 50, 75, 95, 99)
 COVERAGE = 99
@@ -46,7 +47,8 @@ def inspect(
     """
     cleaned = cleaned or clean(table)
     usable = cleaned.table
-    texts = usable.frame["text"].tolist()
+    texts = flat_texts(usable.frame)
+    template = table.columns.template
     lengths = tokens.full_lengths if tokens is not None else estimate_tokens(texts)
     max_length = max_length or choose_max_length(lengths, DEFAULT_MODEL_LIMIT)
     n_characters = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
@@ -60,10 +62,15 @@ def inspect(
         usable=len(usable),
         columns={
             role: name
-            for role in ("text", "label", "label_text", "group", "split")
-            if (name := getattr(table.columns, role)) is not None
-        }
-        | ({"labels": ", ".join(table.columns.labels)} if table.columns.labels else {}),
+            for role, name in (
+                ("text", ", ".join(template.text_column)),
+                ("pair", template.pair_column),
+                ("with", ", ".join(template.with_columns) or None),
+                *((role, getattr(table.columns, role)) for role in ("label", "label_text", "group", "split")),
+                ("labels", ", ".join(table.columns.labels) or None),
+            )
+            if name is not None
+        },
         classes=tuple(
             ClassCount(number, text, int(counts[i]), {name: int(n[i]) for name, n in by_split.items()})
             for i, (number, text) in enumerate(zip(table.labels.numbers, table.labels.texts, strict=True))
@@ -103,9 +110,9 @@ def _imbalance(counts: np.ndarray) -> float:
 
 
 def estimate_tokens(texts: Sequence[str]) -> np.ndarray:
-    """Estimate the number of word pieces from words and punctuation, shape (texts,).
+    """Estimate the number of tokens from words and punctuation, shape (texts,).
 
-    In five English collections, BERT has 1.02 to 1.16 word pieces per word or punctuation mark.
+    In five English collections, BERT has 1.02 to 1.16 tokens per word or punctuation mark.
     """
     return np.array([round(1.1 * len(_WORD.findall(text))) + 2 for text in texts], dtype=np.int64)
 

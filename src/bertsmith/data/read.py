@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from bertsmith.data.corrections import apply_corrections
 from bertsmith.data.read_labels import Part, read_labels
 from bertsmith.data.sources import read_raw
 from bertsmith.data.table import SPLITS, Labels, Note, RawTable, Table
+from bertsmith.data.template import SETTINGS, Template
 from bertsmith.data.texts import to_texts
 from bertsmith.errors import DataError, listing, quoted
 
@@ -24,7 +26,13 @@ _SPLIT_SYNONYMS = {
 }
 
 
-def read_table(source: Any = None, config: DataConfig | None = None, *, known: Labels | None = None) -> Table:
+def read_table(
+    source: Any = None,
+    config: DataConfig | None = None,
+    *,
+    known: Labels | None = None,
+    template: Template | None = None,
+) -> Table:
     """Read a labelled table.
 
     Args:
@@ -32,20 +40,26 @@ def read_table(source: Any = None, config: DataConfig | None = None, *, known: L
             pandas data frame, a ``datasets.Dataset`` or ``DatasetDict``; ``None`` with ``config.sql``.
         config: the columns, found by name by default, and the validation and test tables.
         known: the classes of a finished run, to which the labels must belong.
+        template: the template of a finished run, whose columns the table must have.
 
     Raises:
         DataError: if a table cannot be read, a column is uncertain, or the labels are inconsistent.
     """
     config = config or DataConfig()
+    if template is not None:
+        columns = template.settings(config)
+        config = config.model_copy(update={name: getattr(columns, name) for name in SETTINGS})
     if source is not None and config.sql is not None:
         raise DataError("a table and --sql are both given", where=repr(Source(source)), remedy="Give one of them.")
     sources = ((source, None), (config.validation, "validation"), (config.test, "test"))
     parts = [(read_raw(table, config, split), split) for table, split in sources if table is not None or split is None]
-    table = _combine(parts, config, known)
+    table = _combine(parts, config, known, template)
     return table if config.corrections is None else apply_corrections(table, config.corrections, config)
 
 
-def _combine(parts: Sequence[tuple[RawTable, str | None]], config: DataConfig, known: Labels | None) -> Table:
+def _combine(
+    parts: Sequence[tuple[RawTable, str | None]], config: DataConfig, known: Labels | None, template: Template | None
+) -> Table:
     frames: list[pd.DataFrame] = []
     extras: list[pd.DataFrame] = []
     notes: list[Note] = []
@@ -57,13 +71,16 @@ def _combine(parts: Sequence[tuple[RawTable, str | None]], config: DataConfig, k
         columns = find_columns(list(raw.frame.columns), name, part_config)
         labelled.append(Part(raw, columns, name))
         n_rows = len(raw.frame)
-        text = to_texts(raw.frame[columns.text], f"{name}, column {quoted(columns.text)}")
+        cells = columns.template.read_cells(raw.frame, columns.template.columns, name)
+        text, pair = (template or labelled[0].columns.template).render(cells)
         frames.append(
             pd.DataFrame(
                 {
                     "source": name,
                     "row": np.arange(1, n_rows + 1, dtype=np.int64),
                     "text": pd.Series(text, dtype="str"),
+                    **({} if pair is None else {"pair": pd.Series(pair, dtype="str")}),
+                    **({"first": pd.Series(cells[0], dtype="str")} if columns.template.by_line else {}),
                     "split": _parse_splits(raw, columns, split, name),
                     "group": _parse_groups(raw, columns),
                 }
@@ -74,10 +91,11 @@ def _combine(parts: Sequence[tuple[RawTable, str | None]], config: DataConfig, k
     read = read_labels(labelled, config, known=known)
     frame = pd.concat(frames, ignore_index=True)
     frame.insert(3, "target", read.codes)
+    columns = labelled[0].columns if template is None else replace(labelled[0].columns, template=template)
     return Table(
         frame,
         read.labels,
-        labelled[0].columns,
+        columns,
         pd.concat(extras, ignore_index=True),
         names[0],
         (*notes, *read.notes),

@@ -6,24 +6,25 @@ A first pass over the file reports every problem before any prediction.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bertsmith.config import DataConfig
-from bertsmith.data.columns import check_columns, find_text_column
+from bertsmith.data.columns import check_columns, find_text_columns
 from bertsmith.data.formats.arrow import common_types
 from bertsmith.data.formats.files import TableFile, open_binary
 from bertsmith.data.formats.registry import open_table
 from bertsmith.data.table import Cells, ChunkedTable, Note, OnBadRow
-from bertsmith.data.texts import check_scalar, to_texts
+from bertsmith.data.template import Template, Text
+from bertsmith.data.texts import check_scalar
 from bertsmith.errors import DataError, needing
 
 CHUNK_ROWS = 8192
 """Rows of a chunk; within a chunk, texts are predicted in order of length."""
-Chunk = tuple[Cells, list[str]]
+Chunk = tuple[Cells, Sequence[Text]]
 """The input columns of some rows, and their texts; a missing text is ``""``."""
 
 
@@ -51,7 +52,9 @@ class Stream:
 
 
 @contextmanager
-def open_stream(source: Any, config: DataConfig, *, skip: bool = False) -> Iterator[Stream]:
+def open_stream(
+    source: Any, config: DataConfig, *, skip: bool = False, template: Template | None = None
+) -> Iterator[Stream]:
     """Open texts to predict.
 
     Args:
@@ -59,6 +62,7 @@ def open_stream(source: Any, config: DataConfig, *, skip: bool = False) -> Itera
             Lines, Parquet, Feather and ``.txt`` files are read in chunks; other sources are read whole.
         config: the settings for reading.
         skip: skip rows that cannot be read (wrong number of fields, invalid JSON, a list instead of a text).
+        template: which columns the model reads; by default a single text column.
 
     Raises:
         DataError: if the source cannot be read, or its text column is uncertain.
@@ -69,34 +73,45 @@ def open_stream(source: Any, config: DataConfig, *, skip: bool = False) -> Itera
     def record(where: str, reason: str) -> None:
         skipped.setdefault(where, reason)
 
-    on_bad_row = record if skip else None
+    on_bad_row, template = record if skip else None, template or Template()
     path = Path(source) if isinstance(source, str | Path) and not str(source).startswith("hf://") else None
     if path is None:
         read = needing("sql" if source is None else "train", "reading this input")(_read_whole)
-        yield _stream(read(source, config), config, on_bad_row, skipped)
+        yield _stream(read(source, config), config, template, on_bad_row, skipped)
     elif path.name.lower().endswith((".txt", ".txt.gz")):
         with open_binary(path, config.max_unpacked) as binary:
+            check_lines(template, path.name)
             yield _stream_lines(TableFile(path, binary, config))
     else:
         with open_table(path, config) as (file_format, file):
             table = needing(purpose="reading this input")(file_format.read)(file, CHUNK_ROWS, on_bad_row)
-            yield replace(_stream(table, config, on_bad_row, skipped), path=path)
+            yield replace(_stream(table, config, template, on_bad_row, skipped), path=path)
 
 
-def _stream(table: ChunkedTable, config: DataConfig, on_bad_row: OnBadRow | None, skipped: dict[str, str]) -> Stream:
+def _stream(
+    table: ChunkedTable,
+    config: DataConfig,
+    template: Template,
+    on_bad_row: OnBadRow | None,
+    skipped: dict[str, str],
+) -> Stream:
     check_columns(table.columns, table.n_rows, table.name, config)
-    column = find_text_column(table.columns, table.name, config)
-    where = f"{table.name}, column {column!r}"
-    is_nested = column in table.nested
+    columns = find_text_columns(table.columns, table.name, config, template)
+    flags = dict(zip(columns, template.flags, strict=True))
+    is_nested = not table.nested.isdisjoint(columns)
+
+    def where(column: str) -> str:
+        return f"{table.name}, column {column!r}"
 
     def chunks(on_bad_row: OnBadRow | None) -> Iterator[Chunk]:
         first_row = 1
         for cells in table.chunks():
-            n_rows = len(cells[column])
+            n_rows = len(cells[columns[0]])
             if is_nested and on_bad_row is not None:
-                is_text = _check_scalars(cells[column], first_row, where, on_bad_row)
+                read = [_check_scalars(cells[name], first_row, where(name), flags[name], on_bad_row) for name in flags]
+                is_text = list(map(all, zip(*read, strict=True)))
                 cells = {name: list(itertools.compress(values, is_text)) for name, values in cells.items()}
-            yield cells, [text or "" for text in to_texts(cells[column], where, first_row)]
+            yield cells, template.texts(template.read_cells(cells, columns, table.name, first_row))
             first_row += n_rows
 
     n_rows = table.n_rows
@@ -114,11 +129,11 @@ def _stream(table: ChunkedTable, config: DataConfig, on_bad_row: OnBadRow | None
     return Stream(table.name, lambda: chunks(ignore), n_rows, table.notes, tuple(skipped.items()), types)
 
 
-def _check_scalars(values: list[Any], first_row: int, where: str, on_bad_row: OnBadRow) -> list[bool]:
+def _check_scalars(values: list[Any], first_row: int, where: str, flag: str, on_bad_row: OnBadRow) -> list[bool]:
     is_scalar = []
     for row, value in enumerate(values, start=first_row):
         try:
-            check_scalar(value, row, where, "--text-column")
+            check_scalar(value, row, where, flag)
         except DataError as error:
             on_bad_row(f"row {row:,}", error.what.removeprefix(f"row {row:,} "))
             is_scalar.append(False)
@@ -163,6 +178,20 @@ def _stream_lines(file: TableFile) -> Stream:
         return common_types(cells for cells, _ in itertools.islice(chunks(), 1)), False
 
     return Stream(file.path.name, chunks, n_rows, file.text.notes, types=types, path=file.path)
+
+
+def check_lines(template: Template, source: str) -> None:
+    """Check that a model reads single texts, which lines are.
+
+    Raises:
+        DataError: if it reads several columns.
+    """
+    if not template.is_plain:
+        raise DataError(
+            f"the model reads {template}, and lines of text have no columns",
+            where=source,
+            remedy="Give a table with these columns, such as CSV or JSON Lines.",
+        )
 
 
 def lines_chunk(texts: list[str]) -> Chunk:

@@ -67,11 +67,12 @@ class Table:
 
     Attributes:
         frame: one row per text, index 0…n−1, with the columns ``source`` (file name), ``row`` (1 is the first row after
-            the header), ``text`` (may be missing), ``target`` (code of its labels, −1 if they are missing), ``split``
-            (``"train"``, ``"validation"``, ``"test"``, or missing) and ``group`` (may be missing).
+            the header), ``text`` (may be missing), for pairs also ``pair`` (the second text), ``target`` (code of its
+            labels, −1 if they are missing), ``split`` (``"train"``, ``"validation"``, ``"test"``, or missing) and
+            ``group`` (may be missing); and ``first``, the first text column, where ``text`` joins several.
         labels: the classes; for a regression, the name of the number.
         columns: the names of the columns in the source.
-        extra: the unused columns, aligned with ``frame``.
+        extra: the other columns and the further columns of the template, aligned with ``frame``.
         name: the name of the table, for messages.
         notes: what the reader found or repaired.
         task: the kind of label, one of `TASKS`.
@@ -119,6 +120,8 @@ class Table:
     def fingerprint(self) -> str:
         """SHA-256 of the texts, labels and splits, in order."""
         digest = hashlib.sha256(self.outcomes.key())
+        for pair in self.frame.get("pair", ()):
+            digest.update(f"{pair}\x1d".encode())
         columns = (self.frame[name] for name in ("text", "target", "split"))
         for text, target, name in zip(*columns, strict=True):
             digest.update(f"{target}\x1f{name}\x1f{text}\x1e".encode())

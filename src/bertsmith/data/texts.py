@@ -48,20 +48,21 @@ def replace_surrogates(text: str) -> str:
     return text
 
 
-def to_texts(cells: Iterable[Any], where: str, first_row: int = 1) -> list[str | None]:
+def to_texts(cells: Iterable[Any], where: str, first_row: int = 1, *, flag: str = "--text-column") -> list[str | None]:
     """Convert a column to texts: whole numbers are written as integers, missing cells become ``None``.
 
     Args:
         cells: the cells of the column.
         where: file and column, for messages.
         first_row: the number of the first cell's row.
+        flag: the flag that names the column, for messages.
 
     Raises:
         RowError: if a cell holds a list, an object or bytes.
     """
     texts: list[str | None] = []
     for row, cell in enumerate(cells, start=first_row):
-        check_scalar(cell, row, where, "--text-column")
+        check_scalar(cell, row, where, flag)
         texts.append(None if is_missing(cell) else replace_surrogates(to_text(cell)))
     return texts
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bertsmith.data.template import Text, segments
 from bertsmith.evaluation.calibration import log_sum_exp
 from bertsmith.evaluation.decision import stratified_folds
 from bertsmith.evaluation.metrics import macro_f1
@@ -35,28 +36,27 @@ class Baseline:
 
 
 def bag_of_words(
-    train: Sequence[str], targets: np.ndarray, texts: Sequence[str], *, n_classes: int, seed: int
+    train: Sequence[Text], targets: np.ndarray, texts: Sequence[Text], *, n_classes: int, seed: int
 ) -> Baseline:
     """Fit a linear SVM on TF-IDF features and predict other texts.
 
     Class weights are inverse to class frequency, because the comparison is by macro-F1. Softmax turns margins into
     probabilities, after a temperature or after bias-corrected temperature scaling (Alexandari et al. 2020,
     arXiv:1901.06852). Both are fitted on cross-fitted margins of the training texts. The variant with the higher
-    macro-F1 on these is used.
+    macro-F1 on these is used. The features of a pair are those of its segments, and of `combine_pairs`.
 
     Args:
-        train: n training texts.
+        train: n training texts or pairs.
         targets: their class indices, shape (n,).
         texts: m texts to predict.
         n_classes: number of classes; classes without training texts get probability 0.
         seed: of the folds.
     """
-    vectorizer = tfidf_features()
-    x = vectorizer.fit_transform(train)
+    x, others = word_features(train, texts)
     classes, y = np.unique(targets, return_inverse=True)
     sample = np.random.default_rng(seed).permutation(len(y))[:MAX_CALIBRATION_TEXTS]
     held_out = _cross_fitted_margins(x[sample], y[sample], len(classes), seed)
-    margins = _margins(x, y, vectorizer.transform(texts), len(classes))
+    margins = _margins(x, y, others, len(classes))
     variants = [_fit_softmax(held_out, y[sample], with_offsets=use) for use in (False, True)]
     scores = [macro_f1(y[sample], (held_out / t + b).argmax(axis=1)) for t, b in variants]
     best = int(np.argmax(scores))  # the simpler variant wins ties
@@ -163,6 +163,36 @@ def _fit_softmax(margins: np.ndarray, y: np.ndarray, *, with_offsets: bool) -> t
     start = np.zeros(1 + n_classes if with_offsets else 1)
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(-3, 3)] + [(None, None)] * (len(start) - 1)).x
     return float(np.exp(-found[0])), found[1:] if with_offsets else np.zeros(n_classes)
+
+
+def word_features(train: Sequence[Text], texts: Sequence[Text]) -> tuple[Any, Any]:
+    """Return the TF-IDF features of training texts and of other texts, sparse, each of shape (texts, features)."""
+    vectorizer = tfidf_features()
+
+    def features(texts: Sequence[Text]) -> Any:
+        parts = [vectorizer.transform(part) for part in zip(*map(segments, texts), strict=True)]
+        return combine_pairs(*parts) if len(parts) == 2 else parts[0]
+
+    if isinstance(train[0], str):
+        return vectorizer.fit_transform(train), features(texts)
+    vectorizer.fit([segment for text in train for segment in segments(text)])
+    return features(train), features(texts)
+
+
+def combine_pairs(a: Any, b: Any) -> Any:
+    """Return the features of pairs: both segments, their product and their distance (Conneau et al. 2017).
+
+    Args:
+        a, b: the features of the segments, arrays or sparse matrices of shape (n, k).
+
+    Returns:
+        Features of shape (n, 4k).
+    """
+    if isinstance(a, np.ndarray):
+        return np.hstack([a, b, a * b, abs(a - b)])
+    from scipy.sparse import hstack
+
+    return hstack([a, b, a.multiply(b), abs(a - b)], format="csr")
 
 
 def tfidf_features() -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from bertsmith.data.template import Text
 from bertsmith.evaluation.baseline import (
     ABSENT_CLASS_BIAS,
     FOLDS,
@@ -16,7 +17,7 @@ from bertsmith.evaluation.baseline import (
     SVM_C,
     Baseline,
     Regression,
-    tfidf_features,
+    word_features,
 )
 from bertsmith.evaluation.multi_label import best_thresholds
 
@@ -25,7 +26,7 @@ EMBEDDING_ALPHA = 1.0
 """Strength of the L2 penalty of the ridge regression on embeddings."""
 
 
-def words_for_sets(train: Sequence[str], targets: np.ndarray, texts: Sequence[str], *, seed: int) -> Baseline:
+def words_for_sets(train: Sequence[Text], targets: np.ndarray, texts: Sequence[Text], *, seed: int) -> Baseline:
     """Fit one linear SVM per label on TF-IDF features, and predict other texts.
 
     Cross-fitted margins of the training texts calibrate the margins (Platt 1999) and set a threshold per label for
@@ -37,9 +38,7 @@ def words_for_sets(train: Sequence[str], targets: np.ndarray, texts: Sequence[st
         texts: m texts to predict.
         seed: of the folds.
     """
-    vectorizer = tfidf_features()
-    x = vectorizer.fit_transform(train)
-    others = vectorizer.transform(texts)
+    x, others = word_features(train, texts)
     sample = np.random.default_rng(seed).permutation(len(targets))[:MAX_CALIBRATION_TEXTS]
     fold = np.arange(len(sample)) % FOLDS
     held_out = np.empty((len(sample), targets.shape[1]))
@@ -76,7 +75,7 @@ def _platt(margins: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     return float(model.coef_[0, 0]), float(model.intercept_[0])
 
 
-def words_for_numbers(train: Sequence[str], targets: np.ndarray, texts: Sequence[str]) -> Baseline:
+def words_for_numbers(train: Sequence[Text], targets: np.ndarray, texts: Sequence[Text]) -> Baseline:
     """Fit a ridge regression on TF-IDF features, with a cross-validated penalty, and predict other texts.
 
     Args:
@@ -87,11 +86,10 @@ def words_for_numbers(train: Sequence[str], targets: np.ndarray, texts: Sequence
     from sklearn.linear_model import Ridge
     from sklearn.model_selection import GridSearchCV
 
-    vectorizer = tfidf_features()
-    x = vectorizer.fit_transform(train)
+    x, others = word_features(train, texts)
     ridge = Ridge(solver="sparse_cg", random_state=0)
     search = GridSearchCV(ridge, {"alpha": RIDGE_ALPHAS}, scoring="neg_mean_squared_error", cv=min(FOLDS, len(targets)))
-    return Baseline(search.fit(x, targets).predict(vectorizer.transform(texts))[:, None], "ridge regression")
+    return Baseline(search.fit(x, targets).predict(others)[:, None], "ridge regression")
 
 
 def fit_set_regression(embeddings: np.ndarray, targets: np.ndarray) -> Regression:

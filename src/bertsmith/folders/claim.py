@@ -79,9 +79,7 @@ def lock(path: Path, activity: str) -> Iterator[None]:
         if not Path(file_lock.lock_file).exists():  # the lock file could not be created
             raise write_error(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES))) from None
         raise RunFolderError(
-            f"another process is {activity}",
-            where=str(path),
-            remedy="Wait until it is done, or give -o another path.",
+            f"another process is {activity}", where=str(path), remedy="Wait until it is done, or give -o another path."
         ) from None
     except OSError as error:
         raise write_error(path, error) from error

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.data.table import SINGLE_LABEL, Labels
+from bertsmith.data.template import Template
 from bertsmith.errors import RunFolderError, needing, to_path
 from bertsmith.folders.atomic import (
     checksum,
@@ -36,7 +37,7 @@ class Layout:
     Attributes:
         run: settings, versions, hardware, data, status and timings.
         labels: number, text and count by split of each label.
-        splits: the split of each source row, or the reason why it is left out.
+        splits: the split of each source row, or the reason why it was dropped.
         model: the fine-tuned Hugging Face checkpoint.
         history: one line per evaluation.
         trace: profiler trace of a few training steps.
@@ -121,6 +122,12 @@ class Run:
     def task(self) -> str:
         """The kind of label, see `bertsmith.tasks`."""
         return str(self.info.get("task", SINGLE_LABEL))  # older versions know only this kind
+
+    @property
+    def template(self) -> Template:
+        """The columns that the model reads; a single text column for a run of a version without templates."""
+        with damage_errors(self.layout.run):
+            return Template.from_dict(self.info.get("template"))
 
     @property
     def class_counts(self) -> list[dict[str, int]]:

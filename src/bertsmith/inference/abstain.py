@@ -86,7 +86,7 @@ def fit_abstention(
             "--target-accuracy 1: no threshold guarantees that every label is correct", remedy="Give a value below 1."
         )
     if min_confidence is not None and target_accuracy is not None:
-        raise ConfigError("--min-confidence and --target-accuracy exclude each other", remedy="Give one of them.")
+        raise ConfigError("--min-confidence and --target-accuracy cannot be combined", remedy="Give one of them.")
     if task.name == REGRESSION and (min_confidence, target_accuracy) != (None, None):
         raise ConfigError(
             "a number has no confidence, so --min-confidence and --target-accuracy do not apply",

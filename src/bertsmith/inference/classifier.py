@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -12,7 +13,9 @@ import torch
 from bertsmith.compute.batching import TOKEN_BUDGETS
 from bertsmith.compute.device import choose_device, choose_precision
 from bertsmith.compute.memory import is_out_of_memory
+from bertsmith.config import Long
 from bertsmith.data.table import Labels
+from bertsmith.data.template import Template
 from bertsmith.errors import DeviceError, ModelError, RunFolderError, UserError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.folders.run import Run, open_run
@@ -20,9 +23,10 @@ from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.model import checkpoint
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.forward import supports
-from bertsmith.model.load import Loaded, check_vocabulary, load_model, load_tokenizer
+from bertsmith.model.load import TEMPLATE, Loaded, check_vocabulary, load_model, load_tokenizer
 from bertsmith.model.outputs import compute_logits, token_budget, with_layer_dtype
-from bertsmith.model.tokenizer import Tokens, encoder_for
+from bertsmith.model.tokenizer import encoder_for
+from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import task_of_config
 
@@ -38,6 +42,7 @@ class Classifier(ModelPredictor):
         loaded: the model with its tokenizer.
         rule: temperature and offsets, fitted on validation.
         decide: whether to use the offsets, which were tuned for the primary metric.
+        long: how texts above the maximum length are read.
         token_budget: tokens per micro-batch, if memory suffices.
         dtype: of the matrix products. It is bf16 if the device computes bf16 fast and the run's check found the same
             labels, or else fp32.
@@ -48,14 +53,21 @@ class Classifier(ModelPredictor):
     ) -> None:
         self.loaded, self.labels, self.task, self.rule = loaded, labels, task, rule or Rule()
         self.decide = decide or not task.decides
-        self.encoder, self.columns = encoder_for(loaded.tokenizer), loaded.columns
+        self.template, self.columns = loaded.template, loaded.columns
+        self.encoder = encoder_for(loaded.tokenizer, by_line=loaded.template.by_line)
         self.token_budget = TOKEN_BUDGETS[loaded.device.type]
         loaded.model.eval()
         self.set_dtype(torch.float32)
 
     @classmethod
     def load(
-        cls, path: Path | str, *, labels: Labels | None = None, device: str = "auto", decide: bool = True
+        cls,
+        path: Path | str,
+        *,
+        labels: Labels | None = None,
+        device: str = "auto",
+        decide: bool = True,
+        long: str = "auto",
     ) -> Classifier:
         """Load from a run folder or a ``model`` folder.
 
@@ -64,6 +76,7 @@ class Classifier(ModelPredictor):
             labels: the classes; by default those of the run, or those of the model's configuration numbered from 0.
             device: device of the model.
             decide: use the decision rule, if the model has one.
+            long: how to read texts above the maximum length; ``"auto"`` follows the model's configuration.
 
         Raises:
             RunFolderError: if the run is missing, unfinished or damaged.
@@ -101,11 +114,16 @@ class Classifier(ModelPredictor):
                 where=str(path),
                 remedy="Restore the changed file from a copy, or train again with --overwrite.",
             )
+        saved = getattr(model.config, "bertsmith", None)
         try:
-            rule = Rule.from_dict(getattr(model.config, "bertsmith", None), len(texts))
-        except ValueError as error:
+            rule = Rule.from_dict(saved, len(texts))
+            template = Template.from_dict(getattr(model.config, TEMPLATE, None))
+            saved_long = (saved or {}).get("long", "truncate")
+            if saved_long not in get_args(Long):
+                raise ValueError(f"long={saved_long!r} is unknown")
+        except (ValueError, KeyError, TypeError) as error:
             raise RunFolderError(
-                f"the decision rule of the model is damaged: {error}",
+                f"the decision rule or the template of the model is damaged: {error}",
                 where=str(folder / "config.json"),
                 remedy="Restore the folder from a copy, or train again with --overwrite.",
             ) from error
@@ -113,7 +131,10 @@ class Classifier(ModelPredictor):
         model.to(target)
         limit = min(int(tokenizer.model_max_length), resolved.max_positions)
         task = task_of_config(model.config)
-        classifier = cls(Loaded(model, tokenizer, target, limit), labels, task, rule, decide=decide)
+        opened = Loaded(model, tokenizer, target, limit, template=template)
+        classifier = cls(opened, labels, task, rule, decide=decide)
+        classifier.long = saved_long if long == "auto" else long
+        template.check_long(classifier.long)
         if folder != path and passed_bf16_check(Run(path)) and choose_precision(target)[0] == "bf16":
             classifier.set_dtype(torch.bfloat16)
         return classifier

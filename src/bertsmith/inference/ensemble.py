@@ -10,7 +10,7 @@ from bertsmith.errors import RunFolderError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.folders.run import Run
 from bertsmith.inference.classifier import Classifier
-from bertsmith.inference.predictor import Predictor
+from bertsmith.inference.predictor import Items, Predictor
 
 
 class Ensemble(Predictor):
@@ -24,10 +24,11 @@ class Ensemble(Predictor):
 
     def __init__(self, members: Sequence[Classifier]) -> None:
         self.members = list(members)
-        self.labels, self.task = self.members[0].labels, self.members[0].task
+        first = self.members[0]
+        self.labels, self.task, self.template = first.labels, first.task, first.template
 
     @classmethod
-    def load(cls, run: Run, *, device: str = "auto", decide: bool = True) -> Ensemble:
+    def load(cls, run: Run, *, device: str = "auto", decide: bool = True, long: str = "auto") -> Ensemble:
         """Load the models of a run trained with several seeds.
 
         Raises:
@@ -40,15 +41,16 @@ class Ensemble(Predictor):
                 where=str(run.path),
                 remedy="Train with --seeds, such as --seeds 3.",
             )
-        return cls([Classifier.load(member.path, device=device, decide=decide) for member in members])
+        return cls([Classifier.load(member.path, device=device, decide=decide, long=long) for member in members])
 
     @property
     def rules(self) -> list[Rule]:
         """The rules of the members."""
         return [member.rule for member in self.members]
 
-    def predict_proba(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
+    def predict_proba(self, texts: Items, progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the probability of every class for every text, shape (texts, classes); rows sum to 1."""
+        texts = self.template.read(texts)
         tokens = self.members[0].encode(texts, truncate=False)
         result: np.ndarray = np.mean([m.probabilities_of(m.reuse_tokens(tokens, texts)) for m in self.members], axis=0)
         if progress:

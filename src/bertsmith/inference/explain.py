@@ -6,23 +6,25 @@ import importlib.util
 import math
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bertsmith.compute.memory import is_out_of_memory, retry_on_out_of_memory
-from bertsmith.data.texts import normalise
+from bertsmith.data.template import Texts, flat, is_empty, normalise_text, segments, texts_of
 from bertsmith.errors import ConfigError, DataError, DeviceError, MissingPackageError, did_you_mean, listing
 from bertsmith.model import forward
 from bertsmith.model.batch import TokenBatch
-from bertsmith.model.tokenizer import Tokens
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
     import torch
 
     from bertsmith.inference.classifier import Classifier
+    from bertsmith.inference.predictor import Items
 
 STEPS = (32, 64, 128, 256, 512)
 """Numbers of integration points, tried in turn until the attributions sum to the change of the logit."""
@@ -62,15 +64,15 @@ class Explanation:
     """Attributions of the words of a text.
 
     Attributes:
-        text: the text, normalised.
+        text: the text, normalised; the segments of a pair are lines.
         label_text: the explained label.
         predicted_text: the predicted label.
         probability: of the explained label.
-        words: in order, without those beyond the maximum length.
+        words: in order, without those that the model does not read.
         change: of the logit, from a text of padding tokens to this text.
         gap: the sum of the attributions minus that change.
         steps: integration points.
-        unread: characters beyond the maximum length.
+        unread: number of characters that the model does not read, because of the maximum length.
     """
 
     text: str
@@ -92,15 +94,18 @@ class OutOfTimeError(Exception):
     """An explanation would miss its deadline."""
 
 
-def explain(classifier: Classifier, text: str, label: str | None = None, *, deadline: float = math.inf) -> Explanation:
+def explain(
+    classifier: Classifier, text: Items, label: str | None = None, *, deadline: float = math.inf
+) -> Explanation:
     """Attribute the logit of a label to the words of a text.
 
     The baseline replaces all tokens but special ones by padding. The attribution of a word is the sum over its tokens.
-    The number of integration points doubles until the attributions sum to the change of the logit.
+    The number of integration points doubles until the attributions sum to the change of the logit. If the model reads
+    windows, its logits are their mean, and so are the attributions.
 
     Args:
         classifier: a fitted model.
-        text: one text.
+        text: one text, pair or dict of columns.
         label: a label text; by default the predicted one.
         deadline: latest time to finish, on the clock of `time.perf_counter`.
 
@@ -111,35 +116,50 @@ def explain(classifier: Classifier, text: str, label: str | None = None, *, dead
         DataError: if the text is empty.
         DeviceError: if memory is too small.
     """
+    import numpy as np
     import torch
 
-    text = normalise(text)
-    if not text:
+    (item,) = (normalise_text(text) for text in classifier.template.read(text))
+    if is_empty(item):
         raise DataError("the text is empty", remedy="Give a text to explain.")
     names = classifier.labels.texts
     if label is not None and label not in names:
         raise ConfigError(
             f"the label {label!r} does not exist.{did_you_mean(label, names)}", remedy=f"Give one of {listing(names)}."
         )
-    scores = classifier.predict_proba([text])
+    tokens = classifier.encode(Texts([item]), truncate=False)
+    scores = classifier.probabilities_of(classifier.read(tokens))
     probabilities, predicted = scores[0], classifier.task.explained(scores)
     target = predicted if label is None else names.index(label)
     tokenizer = classifier.loaded.tokenizer
-    encoded = tokenizer(
-        text,
-        truncation=True,
-        max_length=classifier.loaded.max_length,
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
+    encoded = tokenizer(*segments(item), truncation=False, return_offsets_mapping=True, verbose=False)
+    segment = encoded.sequence_ids()
+    special = np.array([part is None for part in segment])
+    tokens = replace(tokens, columns={**tokens.columns, "position": np.arange(len(special))})
+    windows = tokens.windows(classifier.max_length)[0] if classifier.long == "window" else classifier.read(tokens)
+    n, attributions, is_read = len(windows), np.zeros(len(special)), np.zeros(len(special), dtype=bool)
+    change, gap, steps = 0.0, 0.0, 0
+    for i in range(n):
+        window = windows.take(np.array([i]))
+        position = window.columns.pop("position")
+        batch = TokenBatch.from_tokens(window)
+        baseline = batch.input_ids.masked_fill(torch.from_numpy(~special[position]), tokenizer.pad_token_id)
+        values, change_of_one, gap_of_one, steps_of_one = _attributions(classifier, batch, baseline, target, deadline)
+        attributions[position] += np.array(values) / n
+        is_read[position] = True
+        change, gap, steps = change + change_of_one / n, gap + gap_of_one / n, max(steps, steps_of_one)
+    shift = (0, len(segments(item)[0]) + 1)  # the second segment follows the first in the flat text
+    offsets = [
+        (start + shift[part or 0], end + shift[part or 0])
+        for part, (start, end) in zip(segment, encoded["offset_mapping"], strict=True)
+    ]
+    word_ids = [None if part is None else (part, word) for part, word in zip(segment, encoded.word_ids(), strict=True)]
+    unread, read = _unread(len(flat(item)), offsets, is_read, special), np.flatnonzero(is_read)
+    words = _words(
+        flat(item), [word_ids[i] for i in read], [offsets[i] for i in read], attributions[read].tolist(), unread
     )
-    batch = TokenBatch.from_tokens(Tokens.from_lists({name: [encoded[name]] for name in classifier.columns}))
-    special = torch.tensor(encoded["special_tokens_mask"]).bool()
-    baseline = batch.input_ids.masked_fill(~special, tokenizer.pad_token_id)
-    attributions, change, gap, steps = _attributions(classifier, batch, baseline, target, deadline)
-    words = _words(text, encoded.word_ids(), encoded["offset_mapping"], attributions)
-    is_truncated = len(tokenizer(text, verbose=False)["input_ids"]) > len(attributions)
     return Explanation(
-        text=text,
+        text=flat(item),
         label_text=names[target],
         predicted_text=names[predicted],
         probability=float(probabilities[target]),
@@ -147,7 +167,7 @@ def explain(classifier: Classifier, text: str, label: str | None = None, *, dead
         change=change,
         gap=gap,
         steps=steps,
-        unread=len(text) - words[-1].end if is_truncated and words else 0,
+        unread=sum(end - start for start, end in unread),
     )
 
 
@@ -170,12 +190,12 @@ def explain_mistakes(
     wrong = classifier.task.mistakes(predictions)
     explained, left = [], EXPLAINED_TOKENS
     deadline = time.perf_counter() + max(EXPLAINED_SHARE * seconds, EXPLAINED_SECONDS)
-    for row, text, tokens in zip(wrong["row"], wrong["text"], lengths[wrong.index], strict=True):
+    for row, text, tokens in zip(wrong["row"], texts_of(wrong), lengths[wrong.index], strict=True):
         if tokens > left:
             break
         left -= tokens
         try:
-            explained.append({"row": int(row), **explain(classifier, text, deadline=deadline).to_dict()})
+            explained.append({"row": int(row), **explain(classifier, Texts([text]), deadline=deadline).to_dict()})
         except OutOfTimeError:
             break
     return explained
@@ -244,8 +264,32 @@ def _attributions(
     return attributions.tolist(), change, gap, steps
 
 
+def _unread(
+    length: int, offsets: list[tuple[int, int]], is_read: np.ndarray, special: np.ndarray
+) -> list[tuple[int, int]]:
+    """Return start and end of each part of a text that the model does not read, in characters.
+
+    Args:
+        length: of the text, in characters.
+        offsets: start and end of each token.
+        is_read, special: whether the model reads each token, and whether the token is special, shape (tokens,).
+    """
+    parts: list[tuple[int, int]] = []
+    end, skipped = 0, False
+    for (start, stop), read in ((offsets[i], is_read[i]) for i in (~special).nonzero()[0]):
+        if read:
+            parts += [(end, start)] if skipped else []
+            end = stop
+        skipped = not read
+    return [*parts, (end, length)] if skipped else parts
+
+
 def _words(
-    text: str, word_ids: list[int | None], offsets: list[tuple[int, int]], attributions: list[float]
+    text: str,
+    word_ids: Sequence[Any],
+    offsets: Sequence[tuple[int, int]],
+    attributions: list[float],
+    unread: list[tuple[int, int]],
 ) -> tuple[Word, ...]:
     words: list[Word] = []
     last = None
@@ -261,4 +305,7 @@ def _words(
         words.append(Word(text[start:end], start, end, value))
         last = word
     ends = [*(word.start for word in words[1:]), *(word.end for word in words[-1:])]
-    return tuple(replace(word, after=text[word.end : end]) for word, end in zip(words, ends, strict=True))
+    return tuple(
+        replace(word, after=" … " if any(word.end <= a < end for a, _ in unread) else text[word.end : end])
+        for word, end in zip(words, ends, strict=True)
+    )

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.stats import beta
 
 from bertsmith.compute.machine import versions
+from bertsmith.data.template import Texts, texts_of
 from bertsmith.errors import ConfigError, ModelError
 from bertsmith.folders import atomic
 from bertsmith.folders.files import ExportFolder
@@ -54,6 +55,7 @@ def export(
     output: Path | None = None,
     accept: bool = False,
     overwrite: bool = False,
+    long: str = "auto",
 ) -> Export:
     """Write a self-contained folder that predicts without torch; see `bertsmith.export`."""
     if format not in PRECISIONS:
@@ -62,7 +64,7 @@ def export(
         elsewhere = "".join(f", or --format {name}" for name, found in PRECISIONS.items() if precision in found)
         raise ConfigError(
             f"--precision {precision}: {format} supports {' or '.join(PRECISIONS[format])}",
-            remedy=f"Take --precision {PRECISIONS[format][0]}{elsewhere}.",
+            remedy=f"Pass --precision {PRECISIONS[format][0]}{elsewhere}.",
         )
     opened = run if isinstance(run, Run) else open_run(run)
     target = output or opened.layout.exports / (format if precision == "fp32" else f"{format}-{precision}")
@@ -71,10 +73,11 @@ def export(
 
     from bertsmith.inference.classifier import Classifier
 
-    original = Classifier.load(opened.path, device="cpu").set_dtype(torch.float32)
-    validation, n = opened.validation_predictions["text"], CALIBRATION_TEXTS.get((format, precision), 0)
+    original = Classifier.load(opened.path, device="cpu", long=long).set_dtype(torch.float32)
+    validation, n = opened.validation_predictions, CALIBRATION_TEXTS.get((format, precision), 0)
     calibration = validation.sample(min(n, len(validation)), random_state=0)
-    texts = [*validation.drop(calibration.index), *opened.predictions["text"]][:MAX_PARITY_TEXTS]
+    others = (validation.drop(calibration.index), opened.predictions)
+    texts = Texts([text for frame in others for text in texts_of(frame)][:MAX_PARITY_TEXTS])
     with atomic.disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic.replaced_folder(target) as folder:
@@ -95,11 +98,13 @@ def export(
                 {},
                 {},
                 _run_facts(opened),
+                original.template,
+                original.long,
             )
             atomic.write_json(folder / ABOUT, about.to_dict())
             evaluated = "cross-validated texts" if "by" in opened.metrics["splits"]["test"] else "test texts"
             for conservative in (False, True) if n else (False,):
-                write_model(original, folder, format, precision, list(calibration), conservative=conservative)
+                write_model(original, folder, format, precision, texts_of(calibration), conservative=conservative)
                 parity = compare(original, Exported.load(folder), texts)
                 failure = _failed_check(parity, precision)
                 if not failure:
@@ -118,7 +123,7 @@ def export(
     return Export(target, about)
 
 
-def compare(original: ModelPredictor, other: ModelPredictor, texts: list[str]) -> dict[str, Any]:
+def compare(original: ModelPredictor, other: ModelPredictor, texts: Texts) -> dict[str, Any]:
     """Compare the predictions and the speed of two classifiers on the same texts.
 
     Returns:
@@ -129,14 +134,14 @@ def compare(original: ModelPredictor, other: ModelPredictor, texts: list[str]) -
     """
     tables, speeds = [], []
     for classifier in (original, other):
-        classifier.predict_proba(texts[:8])  # warm-up
+        classifier.predict_proba(Texts(texts[:8]))  # warm-up
         began = time.perf_counter()
         tables.append(classifier.predict_proba(texts))
         speeds.append(len(texts) / (time.perf_counter() - began))
     reference, exported = tables
     # Runtimes choose kernels by length, and a kernel can be wrong for a single length.
     each = np.unique(np.minimum(other.count_tokens(texts), other.max_length), return_index=True)[1]
-    single = np.concatenate([other.predict_proba([texts[i]]) for i in each])
+    single = np.concatenate([other.predict_proba(Texts([texts[i]])) for i in each])
     same, unit = original.task.is_same(reference, exported, TIE), original.task.unit(reference)
     return {
         "texts": len(texts),
@@ -182,6 +187,7 @@ def _readme(about: ExportInfo, parity: dict[str, Any], evaluated: str) -> str:
     package = "bertsmith" if about.format == "onnx" else f"'bertsmith[{about.format}]'"
     task, base = get_task(about.task), about.run["model"]
     score = test[task.primary]["value"]
+    item = "a text" if about.template.is_plain else dict.fromkeys(about.template.columns, "…")
     bound = (
         ""
         if about.precision == "fp32"
@@ -197,7 +203,7 @@ $ pip install {package}
 $ bertsmith predict . texts.csv -o predictions.csv
 ```
 
-`bertsmith serve .` answers over HTTP. In Python: `bertsmith.load(".").predict(["a text"])`.
+`bertsmith serve .` answers over HTTP. In Python: `bertsmith.load(".").predict({[item]!r})`.
 
 The {task.primary_title} of the original is {score:.3f} on {test["texts"]:,} {evaluated}. This export predicts the same
 for {parity["agreement"]:.2%} of {parity["texts"]:,} held-out texts, and no probability differs by more than

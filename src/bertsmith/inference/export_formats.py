@@ -6,11 +6,12 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bertsmith.data.template import Texts
 from bertsmith.errors import MissingPackageError, ModelError
 from bertsmith.inference.exported import pad
 from bertsmith.inference.runtime import RUNTIMES, import_openvino
@@ -27,7 +28,7 @@ SMOOTH_QUANT_ALPHA = 0.7
 
 
 def write_model(
-    original: Classifier, folder: Path, format: str, precision: str, texts: Sequence[str], *, conservative: bool = False
+    original: Classifier, folder: Path, format: str, precision: str, texts: Texts, *, conservative: bool = False
 ) -> None:
     """Write the model, from token ids to logits, into a folder.
 
@@ -52,7 +53,7 @@ def write_model(
         ) from error
 
 
-def _to_onnx(original: Classifier, folder: Path, precision: str, texts: Sequence[str], conservative: bool) -> None:
+def _to_onnx(original: Classifier, folder: Path, precision: str, texts: Texts, conservative: bool) -> None:
     import torch
 
     with _export_errors(original, "ONNX"):
@@ -70,7 +71,7 @@ def _to_onnx(original: Classifier, folder: Path, precision: str, texts: Sequence
         )
 
 
-def _to_openvino(original: Classifier, folder: Path, precision: str, texts: Sequence[str], conservative: bool) -> None:
+def _to_openvino(original: Classifier, folder: Path, precision: str, texts: Texts, conservative: bool) -> None:
     openvino = import_openvino()
     import torch
     from openvino.frontend import FrontEndManager
@@ -90,7 +91,11 @@ def _to_openvino(original: Classifier, folder: Path, precision: str, texts: Sequ
         model.outputs[0].get_tensor().set_names({"logits"})
         model.validate_nodes_and_infer_types()
         if precision == "int8":
-            batches = [pad([ids], (0, "right"), names) for ids in original.encode(texts).ids()]
+            encoded = original.encode(texts).truncate(original.max_length).split()
+            batches = [
+                pad({name: [values[i]] for name, values in encoded.items()}, (0, "right"), names)
+                for i in range(len(texts))
+            ]
             model = _quantize_openvino(model, batches, conservative)
         for file in folder.glob("model.*"):  # of an earlier attempt, possibly still in use
             file.unlink()
@@ -148,7 +153,7 @@ def _is_down_projection(operation: Any) -> bool:
     return bool(outputs < inputs)
 
 
-WRITERS: dict[str, Callable[[Classifier, Path, str, Sequence[str], bool], None]] = {
+WRITERS: dict[str, Callable[[Classifier, Path, str, Texts, bool], None]] = {
     "onnx": _to_onnx,
     "openvino": _to_openvino,
 }

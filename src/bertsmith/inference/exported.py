@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ import xxhash
 from bertsmith.compute.batching import micro_batches
 from bertsmith.compute.machine import cores
 from bertsmith.data.table import SINGLE_LABEL, Labels
+from bertsmith.data.template import Template
 from bertsmith.errors import MissingPackageError, RunFolderError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.inference.abstain import HeldOutPredictions
 from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.inference.runtime import RUNTIMES, Session
-from bertsmith.model.tokenizer import FastEncoder, Tokens
+from bertsmith.model.tokenizer import COLUMNS, FastEncoder
+from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.registry import get_task
 
 ABOUT = "export.json"
@@ -50,6 +52,8 @@ class ExportInfo:
         parity: comparison with the original model.
         files: XXH3 checksum by file name.
         run: facts about the run it comes from.
+        template: the columns that the model reads.
+        long: how texts above the maximum length are read; absent from exports of older versions.
     """
 
     format: str
@@ -63,6 +67,8 @@ class ExportInfo:
     parity: dict[str, Any]
     files: dict[str, str]
     run: dict[str, Any]
+    template: Template = field(default_factory=Template)
+    long: str = "truncate"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-ready content of ``export.json``, including its checksum."""
@@ -71,6 +77,7 @@ class ExportInfo:
             **vars(self),
             "labels": [{"label": number, "label_text": text} for number, text in labels],
             "rule": self.rule.to_dict(),
+            "template": self.template.to_dict(),
         }
         return content | {"seal": _seal(content)}
 
@@ -104,6 +111,8 @@ class ExportInfo:
                 content["parity"],
                 content["files"],
                 content["run"],
+                Template.from_dict(content.get("template")),
+                content.get("long", "truncate"),
             )
         except json.JSONDecodeError as error:
             raise _damaged(folder / ABOUT, f"line {error.lineno} is not JSON") from error
@@ -129,17 +138,24 @@ class Exported(ModelPredictor):
     def __init__(self, folder: Path, about: ExportInfo, session: Session, *, decide: bool = True) -> None:
         self.folder, self.about, self.labels, self.task = folder, about, about.labels, get_task(about.task)
         self.decide = decide or not self.task.decides
-        self.session, self.rule = session, about.rule
-        self.encoder = FastEncoder((folder / TOKENIZER).read_text(encoding="utf-8"))
+        self.session, self.rule, self.long = session, about.rule, about.long
+        self.template = about.template
+        content = (folder / TOKENIZER).read_text(encoding="utf-8")
+        self.encoder = FastEncoder(content, by_line=about.template.by_line)
+        if about.template.pair_column:  # the token types of single texts are 0
+            self.columns = tuple(name for name in COLUMNS if name in about.inputs)
 
     @classmethod
-    def load(cls, folder: Path | str, *, decide: bool = True, threads: int | None = None) -> Exported:
+    def load(
+        cls, folder: Path | str, *, decide: bool = True, threads: int | None = None, long: str = "auto"
+    ) -> Exported:
         """Load from an export folder.
 
         Args:
             folder: written by `export`.
             decide: use the decision rule, if the model has one.
             threads: number of threads; by default one per core.
+            long: how to read texts above the maximum length; ``"auto"`` follows the export.
 
         Raises:
             RunFolderError: if the export is damaged.
@@ -160,7 +176,9 @@ class Exported(ModelPredictor):
             raise MissingPackageError(runtime.package, "the export", where=str(folder)) from error
         except Exception as error:
             raise _damaged(folder, f"{runtime.package} cannot load it: {str(error).splitlines()[0]}") from error
-        return cls(folder, about, session, decide=decide)
+        exported = cls(folder, about, session, decide=decide)
+        exported.long = about.long if long == "auto" else long
+        return exported
 
     def __repr__(self) -> str:
         return f"Exported({len(self.labels)} classes, {self.about.format} {self.about.precision})"
@@ -181,14 +199,23 @@ class Exported(ModelPredictor):
 
     def logits_of(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the model's logits for tokenized texts; see `ModelPredictor.logits_of`."""
-        ids, lengths = tokens.ids(), tokens.truncated_lengths
+        texts, lengths = tokens.split(), tokens.truncated_lengths
+        ids = texts["input_ids"]
         logits = np.empty((len(ids), len(self.labels)))
         runtime = RUNTIMES[self.about.format]
         if runtime.few_shapes:
             lengths = np.minimum(round_up_widths(lengths), self.max_length)
         groups = micro_batches(lengths, runtime.token_budget, padding=MAX_PADDING)
         pad_token, names = self.about.pad_token, self.about.inputs
-        batches = (pad([ids[i] for i in rows], pad_token, names, int(lengths[rows].max())) for rows in groups)
+        batches = (
+            pad(
+                {name: [values[i] for i in rows] for name, values in texts.items()},
+                pad_token,
+                names,
+                int(lengths[rows].max()),
+            )
+            for rows in groups
+        )
         with closing(self.session(batches, len(groups))) as results:
             for rows, result in zip(groups, results, strict=True):
                 logits[rows] = result
@@ -205,25 +232,30 @@ def round_up_widths(lengths: np.ndarray) -> np.ndarray:
 
 
 def pad(
-    ids: Sequence[np.ndarray], pad_token: tuple[int, str], names: Sequence[str], width: int | None = None
+    texts: Mapping[str, Sequence[np.ndarray]],
+    pad_token: tuple[int, str],
+    names: Sequence[str],
+    width: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Return the inputs of a model for tokenized texts, padded to a width, each of shape (texts, tokens).
 
     Args:
-        ids: token ids of each text.
+        texts: the inputs of each text, from `Tokens.split`; absent inputs are 0.
         pad_token: id and side.
         names: of the inputs to return.
         width: in tokens; by default that of the longest text.
     """
+    ids = texts["input_ids"]
     width = width or max(map(len, ids))
     pad_id, side = pad_token
-    table = np.full((len(ids), width), pad_id, dtype=np.int64)
-    mask = np.zeros((len(ids), width), dtype=np.int64)
+    inputs = {name: np.zeros((len(ids), width), dtype=np.int64) for name in names}
+    inputs["input_ids"][:] = pad_id
     for i, row in enumerate(ids):
         columns = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
-        table[i, columns], mask[i, columns] = row, 1
-    inputs = {"input_ids": table, "attention_mask": mask, "token_type_ids": np.zeros_like(table)}
-    return {name: inputs[name] for name in names}
+        inputs["attention_mask"][i, columns] = 1
+        for name, values in texts.items():
+            inputs[name][i, columns] = values[i]
+    return inputs
 
 
 def _seal(content: dict[str, Any]) -> str:

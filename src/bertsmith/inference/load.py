@@ -7,15 +7,16 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from bertsmith.config import Long
+from bertsmith.data.template import Template
 from bertsmith.errors import ConfigError, MissingPackageError, RunFolderError, to_path
 from bertsmith.folders.run import Run, open_run
 from bertsmith.inference.abstain import HeldOutPredictions, held_out_predictions
 from bertsmith.inference.exported import Exported, ExportInfo, is_export
-from bertsmith.inference.predictor import ModelPredictor, Predictor
+from bertsmith.inference.predictor import Predictor
 from bertsmith.inference.runtime import RUNTIMES
-from bertsmith.inference.windows import Windowed
 
 RUNTIME_CHOICES = ("auto", "torch", *RUNTIMES)
 
@@ -27,7 +28,7 @@ def open_classifier(
     decide: bool = True,
     ensemble: bool = False,
     runtime: str = "auto",
-    long: str = "truncate",
+    long: str = "auto",
 ) -> tuple[Predictor, Callable[[], HeldOutPredictions]]:
     """Load a classifier.
 
@@ -38,7 +39,8 @@ def open_classifier(
         ensemble: average the models of all seeds of the run.
         runtime: one of `RUNTIME_CHOICES`. ``"auto"`` takes the fastest fp32 export of the run that passed its checks
             on this model and whose runtime is installed, or else torch, which takes seconds to import.
-        long: for texts above the maximum length, ``"truncate"`` or ``"window"`` (read them in windows).
+        long: how to read texts above the maximum length: ``"truncate"``, ``"head-tail"`` or ``"window"``; ``"auto"``
+            follows the run or the export.
 
     Returns:
         The classifier, and a function that loads its held-out predictions.
@@ -47,14 +49,8 @@ def open_classifier(
         UserError: if the classifier is missing or damaged, or the options do not fit it.
     """
     path = to_path(path, "run")
-    if long not in ("truncate", "window"):
-        raise ConfigError(f"long={long!r} is not a choice", remedy="Give truncate or window.")
-    if long == "window":
-        if ensemble:
-            raise ConfigError("--long window needs a single model", remedy="Leave out --ensemble.")
-        classifier, held_out = open_classifier(path, device=device, decide=decide, runtime=runtime)
-        assert isinstance(classifier, ModelPredictor)
-        return Windowed(classifier), held_out
+    if long not in get_args(Long):
+        raise ConfigError(f"long={long!r} is not a choice", remedy=f"Give one of {', '.join(get_args(Long))}.")
     if runtime not in RUNTIME_CHOICES:
         raise ConfigError(f"--runtime {runtime} is not a choice", remedy=f"Give one of {', '.join(RUNTIME_CHOICES)}.")
     if is_export(path):
@@ -65,7 +61,7 @@ def open_classifier(
                 where=str(path),
                 remedy="Leave out --device, --runtime and --ensemble, or give the run itself.",
             )
-        exported = Exported.load(path, decide=decide)
+        exported = Exported.load(path, decide=decide, long=long)
         return exported, lambda: exported.held_out
     export = None
     if Run(path).layout.run.is_file() and not ensemble:
@@ -75,7 +71,8 @@ def open_classifier(
             f"--runtime {runtime}: only the single model of a run has exports", remedy="Leave out --runtime."
         )
     if export is not None:
-        return Exported.load(export, decide=decide), lambda: held_out_predictions(open_run(path))
+        long = Run(path).info.get("long", "truncate") if long == "auto" else long
+        return Exported.load(export, decide=decide, long=long), lambda: held_out_predictions(open_run(path))
     try:
         from bertsmith.inference.classifier import Classifier
         from bertsmith.inference.ensemble import Ensemble
@@ -87,10 +84,20 @@ def open_classifier(
 
     if ensemble:
         return (
-            Ensemble.load(open_run(path), device=device, decide=decide),
+            Ensemble.load(open_run(path), device=device, decide=decide, long=long),
             lambda: held_out_predictions(open_run(path), ensemble=True),
         )
-    return Classifier.load(path, device=device, decide=decide), lambda: held_out_predictions(open_run(path))
+    classifier = Classifier.load(path, device=device, decide=decide, long=long)
+    return classifier, lambda: held_out_predictions(open_run(path))
+
+
+def template_of(path: Path) -> Template:
+    """Return the columns that the model of a run or an export reads.
+
+    Raises:
+        RunFolderError: if the run or export is missing or damaged.
+    """
+    return ExportInfo.read(path).template if is_export(path) else open_run(path).template
 
 
 def identity(path: Path, *, ensemble: bool = False) -> str:
@@ -122,7 +129,7 @@ def _export_of(run: Run, device: str, runtime: str) -> Path | None:
         if not RUNTIMES[runtime].installed:
             raise MissingPackageError(RUNTIMES[runtime].package, f"--runtime {runtime}")
         raise RunFolderError(
-            f"--runtime {runtime}: the run has no fp32 export for it that matches its model",
+            f"--runtime {runtime}: the run has no fp32 export of its current model for {runtime}",
             where=str(run.layout.exports),
             remedy=f"Create one: bertsmith export {run.path} --format {runtime}.",
         )

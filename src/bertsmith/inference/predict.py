@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from bertsmith.data.stream import Chunk
 from bertsmith.data.table import REGRESSION, Cells
+from bertsmith.data.template import Text, Texts, is_empty
 from bertsmith.errors import DataError, listing
 from bertsmith.inference.abstain import Abstention
 from bertsmith.inference.predictor import Label, Predictor
@@ -22,7 +23,7 @@ LABELLED = "labelled "
 def predict_rows(
     classifier: Predictor,
     cells: Cells,
-    texts: list[str],
+    texts: Sequence[Text],
     *,
     probabilities: bool = False,
     abstain: Abstention | None = None,
@@ -33,7 +34,7 @@ def predict_rows(
     Args:
         classifier: the model.
         cells: the input columns, each of n rows.
-        texts: n texts; an empty text gets no prediction.
+        texts: n texts as the template renders them; an empty text gets no prediction.
         probabilities: add one column per class.
         abstain: thresholds for leaving texts unlabelled, or for label sets.
         progress: called with the number of texts done since the last call.
@@ -73,8 +74,8 @@ class _Prepared:
 
 def _prepare(classifier: Predictor, chunk: Chunk) -> _Prepared:
     cells, texts = chunk
-    rows = [i for i, text in enumerate(texts) if text.strip()]
-    label, cut = classifier.prepare([texts[i] for i in rows])
+    rows = [i for i, text in enumerate(texts) if not is_empty(text)]
+    label, cut = classifier.prepare(Texts(texts[i] for i in rows))
     return _Prepared(cells, len(texts), rows, label, cut)
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from bertsmith.config import DataConfig
-from bertsmith.data.columns import check_columns, check_single_level, find_text_column
+from bertsmith.data.columns import check_columns, check_single_level, find_text_columns
 from bertsmith.data.table import Labels
-from bertsmith.data.texts import normalise, to_texts
+from bertsmith.data.template import Template, Text, Texts, is_empty, normalise_text
 from bertsmith.errors import ConfigError, DataError, listing
 from bertsmith.evaluation.rule import Rule
-from bertsmith.model.tokenizer import Encoder, Tokens
+from bertsmith.load_config import resolve
+from bertsmith.model.tokenizer import Encoder
+from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -26,16 +28,24 @@ Label = Callable[[Callable[[int], None] | None], np.ndarray]
 """Takes a progress callback and predicts texts that `Predictor.prepare` tokenized; see `Predictor.predict_proba`."""
 
 
+Items = Sequence[Text | Mapping[str, Any]] | Mapping[str, Any]
+"""A text, a pair as a tuple of two strings, a dict of columns, or a list of these; see `Template.read`."""
+
+
 class Predictor(ABC):
     """Predicts probabilities of labels, or numbers.
 
     Attributes:
         labels: the classes.
         task: the kind of label.
+        template: the columns that the model reads.
+        long: how texts above the maximum length are read: ``"truncate"``, ``"head-tail"`` or ``"window"``.
     """
 
     labels: Labels
     task: Task
+    template: Template = Template()
+    long: str = "truncate"
 
     @property
     def classes_(self) -> np.ndarray:
@@ -48,37 +58,40 @@ class Predictor(ABC):
         """The decision rules of the models."""
 
     @abstractmethod
-    def predict_proba(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
+    def predict_proba(self, texts: Items, progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the probability of every class for every text, shape (texts, classes).
 
         Rows sum to 1 if a text has one class. A regression returns the number of every text, shape (texts, 1).
 
         Args:
-            texts: n texts; a single string is one text.
+            texts: n texts; a single string is one text. A pair is a tuple of two strings. A dict of columns is one text
+                or pair, and every column of the template must be in it.
             progress: called with the number of texts done since the last call.
 
         Raises:
-            DataError: if an item is not a string.
+            DataError: if an item is not a text, or does not fit the template.
             DeviceError: if even a single text does not fit into memory.
         """
 
-    def prepare(self, texts: Sequence[str]) -> tuple[Label, int]:
+    def prepare(self, texts: Items) -> tuple[Label, int]:
         """Tokenize texts; return a function that predicts them, and the number of truncated texts.
 
         This needs no model, so one thread can prepare texts while another predicts.
         """
         return partial(self.predict_proba, texts), 0
 
-    def predict(self, texts: Sequence[str]) -> list[Any]:
+    def predict(self, texts: Items) -> list[Any]:
         """Return the label text of every text, a list of label texts for sets of labels, or a number."""
         return self.task.prediction_columns(self.predict_proba(texts), self.labels)[self.task.predicted_column]
 
     def predict_frame(
         self,
-        texts: Sequence[str] | pd.DataFrame,
+        texts: Items | pd.DataFrame,
         progress: Callable[[int], None] | None = None,
         *,
-        text_column: str | None = None,
+        text_column: str | Sequence[str] | None = None,
+        pair_column: str | None = None,
+        with_columns: str | Sequence[str] = (),
     ) -> pd.DataFrame:
         """Return one row per text: ``predicted``, ``predicted_text``, ``confidence``, ``probabilities`` (an array).
 
@@ -89,28 +102,32 @@ class Predictor(ABC):
                 text get missing values.
             progress: called with the number of texts done since the last call.
             text_column: of the data frame; by default found by its name, as in tables.
+            pair_column, with_columns: other columns of the data frame, for a model that reads them; by default those of
+                the training.
 
         Raises:
-            DataError: if an item is not a string, the text column is ambiguous, or an output column exists already.
+            DataError: if an item is not a text, a column is missing or ambiguous, or an output column exists already.
         """
         if hasattr(texts, "columns"):
-            return self._predict_data_frame(cast("pd.DataFrame", texts), progress, text_column)
-        if text_column is not None:
-            raise ConfigError("text_column requires a data frame", remedy="Leave it out, or give a data frame.")
+            columns = {"text_column": text_column, "pair_column": pair_column, "with_columns": with_columns}
+            config = resolve({name: value for name, value in columns.items() if value}, environ={}, api=True)
+            return self._predict_data_frame(cast("pd.DataFrame", texts), progress, config)
+        if text_column or pair_column or with_columns:
+            raise ConfigError("names of columns require a data frame", remedy="Leave them out, or give a data frame.")
         return to_frame(self.task, self.predict_proba(texts, progress), self.labels)
 
     def _predict_data_frame(
-        self, frame: pd.DataFrame, progress: Callable[[int], None] | None, column: str | None
+        self, frame: pd.DataFrame, progress: Callable[[int], None] | None, config: DataConfig
     ) -> pd.DataFrame:
         where = "the data frame"
         check_single_level(frame, where)
         names = [str(name) for name in frame.columns]
-        config = DataConfig(text_column=column)
         check_columns(names, max(len(frame), 1), where, config)
-        found = find_text_column(names, where, config)
-        texts = to_texts(frame.iloc[:, names.index(found)].tolist(), f"{where}, column {found!r}")
-        filled = [i for i, text in enumerate(texts) if text and text.strip()]
-        added = to_frame(self.task, self.predict_proba([texts[i] or "" for i in filled], progress), self.labels)
+        found = find_text_columns(names, where, config, self.template)
+        cells = {name: frame.iloc[:, names.index(name)].tolist() for name in found}
+        texts = self.template.texts(self.template.read_cells(cells, found, where))
+        filled = [i for i, text in enumerate(texts) if not is_empty(text)]
+        added = to_frame(self.task, self.predict_proba(Texts(texts[i] for i in filled), progress), self.labels)
         if clash := [name for name in added.columns if name in names]:
             raise DataError(
                 f"the data frame already has columns with names of the output: {listing(clash)}",
@@ -149,80 +166,80 @@ class ModelPredictor(Predictor):
         """The rule of the model."""
         return [self.rule]
 
-    def encode(self, texts: Sequence[str], *, truncate: bool = True) -> Tokens:
-        """Tokenize texts, by default truncated to `max_length`.
+    def encode(self, texts: Items, *, truncate: bool = True) -> Tokens:
+        """Tokenize texts; by default keep only what the model reads of them, see `read`.
 
         Raises:
-            DataError: if an item is not a string.
+            DataError: if an item is not a text, or does not fit the template.
         """
-        normal = [normalise(text) for text in check_texts(texts)]
-        return self.encoder.encode(normal, self.columns, self.max_length if truncate else None)
+        normal = [normalise_text(text) for text in self.template.read(texts)]
+        max_length = self.max_length if truncate and self.long == "truncate" else None
+        tokens = self.encoder.encode(normal, self.columns, max_length)
+        return self.read(tokens) if truncate else tokens
 
-    def reuse_tokens(self, tokens: Tokens, texts: Sequence[str]) -> Tokens:
+    def read(self, tokens: Tokens) -> Tokens:
+        """Return what the model reads of tokenized texts; with ``"window"`` all of them."""
+        return tokens.read(self.max_length, self.long)
+
+    def reuse_tokens(self, tokens: Tokens, texts: Items) -> Tokens:
         """Return `encode` of the texts, from existing tokens if the tokenizer is the same.
 
         Args:
-            tokens: of the texts, by the tokenizer of any model, not truncated below `max_length`.
+            tokens: of the texts, by the tokenizer of any model, with all that the model reads.
             texts: n texts.
         """
         key = tokens.encoder and tokens.encoder.cache_key
         if tokens.encoder is self.encoder or (key is not None and key == self.encoder.cache_key):
-            return tokens.truncate(self.max_length)
+            return self.read(tokens)
         return self.encode(texts)
 
     @abstractmethod
     def logits_of(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Return the model's logits for n tokenized texts, shape (n, classes); see `predict_proba`."""
+        """Return the model's logits for n texts of at most `max_length` tokens, shape (n, classes)."""
 
-    def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
+    def text_logits(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> np.ndarray:
+        """Return the logits of n tokenized texts of any length, shape (n, classes); see `predict_proba`.
+
+        With ``long="window"``, the logits of a text are the mean over its windows. So the calibration, which shifts and
+        scales logits, is the same before and after the mean.
+        """
+        if self.long != "window":
+            return self.logits_of(self.read(tokens), progress)
+        windows, counts = tokens.windows(self.max_length)
+        done = 0
+
+        def count_texts(n: int) -> None:
+            nonlocal done
+            done += n
+            if progress and (texts := done * len(counts) // len(windows) - (done - n) * len(counts) // len(windows)):
+                progress(texts)
+
+        logits = self.logits_of(windows, count_texts)
+        if not len(counts):
+            return logits
+        result: np.ndarray = np.add.reduceat(logits, np.cumsum(counts) - counts) / counts[:, None]
+        return result
+
+    def count_tokens(self, texts: Items) -> np.ndarray:
         """Return the number of tokens of each text, with special tokens and before truncation, shape (texts,)."""
         return self.encode(texts).full_lengths
 
     def probabilities_of(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the probabilities for n tokenized texts, shape (n, classes); see `predict_proba`."""
-        return self.scores_of(self.logits_of(tokens, progress))
+        return self.scores_of(self.text_logits(tokens, progress))
 
     def scores_of(self, logits: np.ndarray) -> np.ndarray:
         """Return the probabilities for the model's logits, both of shape (n, classes)."""
         return self.task.scores(self.rule.adjust(logits, decide=self.decide))
 
-    def prepare(self, texts: Sequence[str]) -> tuple[Label, int]:
+    def prepare(self, texts: Items) -> tuple[Label, int]:
         """Tokenize texts; see `Predictor.prepare`."""
         tokens = self.encode(texts)
         return partial(self.probabilities_of, tokens), int(tokens.is_truncated.sum())
 
-    def predict_proba(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
+    def predict_proba(self, texts: Items, progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the probability of every class for every text; see `Predictor.predict_proba`."""
         return self.probabilities_of(self.encode(texts), progress)
-
-
-def check_texts(texts: Sequence[str]) -> list[str]:
-    """Check that all items are strings; return them as a list, a single string as one text.
-
-    Raises:
-        DataError: if an item is not a string.
-    """
-    if not isinstance(texts, Iterable) or isinstance(texts, Mapping) or hasattr(texts, "columns"):
-        raise DataError(
-            f"texts must be a list, not {type(texts).__name__}",
-            remedy="Give a list of texts, or the text column of a data frame.",
-        )
-    result = [texts] if isinstance(texts, str) else list(texts)
-    wrong = next((i for i, text in enumerate(result) if not isinstance(text, str)), None)
-    if wrong is not None:
-        raise DataError(
-            f"item {wrong} is not a string: {result[wrong]!r}",
-            remedy="Give strings only: remove missing values, decode bytes, and flatten lists.",
-        )
-    for i, text in enumerate(result):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"item {i} is not valid Unicode: it has a lone surrogate, {text[error.start]!r}",
-                remedy="Read the text with its correct encoding, or with errors='replace'.",
-            ) from error
-    return result
 
 
 def to_frame(task: Task, scores: np.ndarray, labels: Labels) -> pd.DataFrame:

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from bertsmith.config import DataConfig
-from bertsmith.data.columns import check_columns, find_text_column
+from bertsmith.data.columns import check_columns, find_text_columns
 from bertsmith.data.formats.arrow import parquet_schema
 from bertsmith.data.stream import CHUNK_ROWS
-from bertsmith.data.texts import to_texts
+from bertsmith.data.template import Template
 from bertsmith.errors import ConfigError, DataError, MissingPackageError, OutputError, UserError
 from bertsmith.folders.atomic import replaced_folder
 from bertsmith.inference.abstain import fit_abstention
-from bertsmith.inference.load import open_classifier
+from bertsmith.inference.load import open_classifier, template_of
 from bertsmith.inference.predict import predict_rows
 from bertsmith.inference.table_writers import to_arrow
 
@@ -71,7 +71,8 @@ def predict_on_ray(request: RayRequest, source: Path, output: Path, config: Data
             )
     n_rows = sum(n for _, n in heads.values())
     check_columns(list(schema.names), n_rows, source.name, config)
-    column = find_text_column(list(schema.names), source.name, config)
+    template = template_of(request.run)
+    columns = find_text_columns(list(schema.names), source.name, config, template)
     _load(request)  # report a damaged model before Ray starts
     types = dict(zip(schema.names, schema.types, strict=True))
     with _cluster(address), replaced_folder(output) as folder, _ray_errors(output):
@@ -87,7 +88,7 @@ def predict_on_ray(request: RayRequest, source: Path, output: Path, config: Data
         max_workers = gpus or max(1, int(resources.get("CPU", 1)) - 1)  # one core reads and writes
         ray.data.read_parquet([str(file) for file in files], partitioning=None).map_batches(
             Worker,
-            fn_constructor_args=(request, column, f"{source.name}, column {column!r}", types),
+            fn_constructor_args=(request, template, columns, source.name, types),
             batch_format="pyarrow",
             batch_size=CHUNK_ROWS,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max_workers),
@@ -107,14 +108,17 @@ def predict_on_ray(request: RayRequest, source: Path, output: Path, config: Data
 class Worker:
     """Predicts batches in a Ray process."""
 
-    def __init__(self, request: RayRequest, column: str, where: str, types: dict[str, Any]) -> None:
-        self.request, self.column, self.where, self.types = request, column, where, types
+    def __init__(
+        self, request: RayRequest, template: Template, columns: tuple[str, ...], source: str, types: dict[str, Any]
+    ) -> None:
+        self.request, self.template, self.types = request, template, types
+        self.columns, self.source = columns, source
         self.classifier, self.abstain = _load(request)
 
     def __call__(self, batch: Any) -> Any:
         """Return the table with the columns of the predictions."""
         cells = {name: values.to_pylist() for name, values in zip(batch.column_names, batch.columns, strict=True)}
-        texts = [text or "" for text in to_texts(cells[self.column], self.where)]
+        texts = self.template.texts(self.template.read_cells(cells, self.columns, self.source))
         label = partial(predict_rows, probabilities=self.request.probabilities, abstain=self.abstain)
         return to_arrow(label(self.classifier, cells, texts), self.types, as_read=True)
 

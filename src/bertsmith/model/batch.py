@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,8 @@ import torch.nn.functional as F  # noqa: N812
 
 from bertsmith.compute.batching import micro_batches
 from bertsmith.compute.machine import cpu_capabilities
-from bertsmith.model.tokenizer import Tokens
+from bertsmith.model import windows
+from bertsmith.model.tokens import Tokens
 
 SIZES_PER_DOUBLING = 16
 """Packed batches are rounded up to one of this many sizes between a number of tokens and its double.
@@ -36,18 +37,21 @@ class TokenBatch:
 
     Attributes:
         input_ids: int64, shape (tokens,).
-        lengths: number of tokens of each text, int64, shape (texts,).
+        lengths: number of tokens of each text, int64, shape (texts,); of each window if texts have windows.
         token_type_ids: int64, shape (tokens,); ``None`` if the model does not take them.
         labels: class indices, int64, shape (texts,), or ``None``.
+        counts: number of windows of each text, int64, shape (texts,); ``None`` if texts have no windows.
     """
 
     input_ids: torch.Tensor
     lengths: torch.Tensor
     token_type_ids: torch.Tensor | None = None
     labels: torch.Tensor | None = None
+    counts: torch.Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        """Return the number of texts."""
+        return len(self.lengths if self.counts is None else self.counts)
 
     @classmethod
     def from_tokens(cls, tokens: Tokens) -> TokenBatch:
@@ -56,12 +60,23 @@ class TokenBatch:
         return cls(lengths=torch.from_numpy(tokens.truncated_lengths.copy()), **values)
 
     @property
+    def text_lengths(self) -> torch.Tensor:
+        """Number of tokens of each text, in all its windows, int64, shape (texts,)."""
+        return self.lengths if self.counts is None else windows.total(self.lengths, self.counts)
+
+    @property
     def longest(self) -> int:
-        """Number of tokens of the longest text; 0 for an empty batch."""
-        return int(self.lengths.max()) if len(self) else 0
+        """Number of tokens of the longest text, in all its windows; 0 for an empty batch."""
+        return int(self.text_lengths.max()) if len(self) else 0
 
     def take(self, texts: torch.Tensor) -> TokenBatch:
-        """Return the texts at the given positions, int64, shape (n,)."""
+        """Return the texts at the given positions, int64, shape (n,), with all their windows."""
+        if self.counts is not None:
+            counts = self.counts[texts]
+            first = (self.counts.cumsum(0) - self.counts)[texts] - (counts.cumsum(0) - counts)
+            rows = torch.arange(int(counts.sum())) + first.repeat_interleave(counts)
+            labels = None if self.labels is None else self.labels[texts]
+            return replace(replace(self, counts=None, labels=None).take(rows), counts=counts, labels=labels)
         ends = self.lengths.cumsum(0)
         lengths = self.lengths[texts]
         shifts = (ends - self.lengths)[texts] - (lengths.cumsum(0) - lengths)
@@ -73,9 +88,22 @@ class TokenBatch:
             None if self.labels is None else self.labels[texts],
         )
 
+    def sample_windows(self, most: int, seed: Sequence[int]) -> TokenBatch:
+        """Return at most this many random windows of each text, in order.
+
+        Args:
+            most: number of windows.
+            seed: determines the sample.
+        """
+        if self.counts is None or int(self.counts.max()) <= most:
+            return self
+        sampled = torch.from_numpy(windows.sample(self.counts.numpy(), most, seed))
+        kept = replace(self, counts=None, labels=None).take(sampled)
+        return replace(kept, counts=self.counts.clamp(max=most), labels=self.labels)
+
     def micro_batches(self, budget: int, *, packed: bool, workers: int = 1) -> list[np.ndarray]:
         """Return the positions of the texts of each micro-batch; see `bertsmith.compute.batching.micro_batches`."""
-        lengths = self.lengths.numpy()
+        lengths = self.text_lengths.numpy()
         counted = lengths if packed else -(-lengths // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
         return micro_batches(counted, budget, packed=packed, workers=workers)
 

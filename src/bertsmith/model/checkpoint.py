@@ -128,7 +128,7 @@ def resolve(name: str, *, allow_pickle: bool = False) -> Checkpoint:
     elif Path(name).is_dir():
         checkpoint = Checkpoint(name, Path(name))
     elif Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError("there is no such checkpoint folder", where=name, remedy="Give the folder with config.json.")
+        raise ModelError("the checkpoint folder does not exist", where=name, remedy="Give the folder with config.json.")
     else:
         checkpoint = _from_hub(name, allow_pickle)
     return _check(checkpoint, allow_pickle)
@@ -173,7 +173,7 @@ def load_encoder(tokenizer_json: Path, texts: Sequence[str]) -> tuple[FastEncode
 
 def _package_folder(name: str) -> Path | None:
     if name not in PACKAGED:
-        raise ModelError(f"there is no packaged checkpoint {name!r}", remedy=f"Available: {listing(PACKAGED)}.")
+        raise ModelError(f"the packaged checkpoint {name!r} does not exist", remedy=f"Available: {listing(PACKAGED)}.")
     module, folder, _ = PACKAGED[name]
     spec = importlib.util.find_spec(module)  # without an import, which would need sentence-transformers
     if spec is None or not spec.submodule_search_locations:

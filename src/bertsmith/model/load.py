@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.data.table import Labels
+from bertsmith.data.template import Template
 from bertsmith.errors import ModelError
 from bertsmith.model.checkpoint import Checkpoint
 from bertsmith.model.tokenizer import COLUMNS
@@ -18,6 +19,10 @@ from bertsmith.model.tokenizer import COLUMNS
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+TEMPLATE = "bertsmith_template"
+"""The template in the configuration of a model, so that the folder of the model is enough to use it."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Loaded:
         max_length: number of tokens after truncation.
         emoji_names: names of the emoji in the training texts that the original tokenizer does not know, by emoji.
         mean_pooling: whether a layer for mean pooling was added. The head of such a model starts as a regression.
+        template: the columns that the model reads.
     """
 
     model: PreTrainedModel
@@ -39,6 +45,7 @@ class Loaded:
     max_length: int
     emoji_names: Mapping[str, str] = field(default_factory=dict)
     mean_pooling: bool = False
+    template: Template = field(default_factory=Template)
 
     @cached_property
     def input_names(self) -> tuple[str, ...]:
@@ -48,8 +55,9 @@ class Loaded:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The names in `COLUMNS` that the model takes."""
-        return tuple(name for name in COLUMNS if name in self.input_names)
+        """The names in `COLUMNS` that the model takes. A model with a single token type gets none."""
+        has_types = getattr(self.model.config, "type_vocab_size", 2) != 1
+        return tuple(n for n in COLUMNS if n in self.input_names and (has_types or n != "token_type_ids"))
 
     @property
     def padding(self) -> dict[str, int]:
@@ -67,7 +75,9 @@ class Loaded:
         return max(dropout_rates(self.model.config).values(), default=0.0)
 
     def save(self, folder: Path) -> None:
-        """Write a plain Hugging Face checkpoint: weights, configuration, tokenizer."""
+        """Write a plain Hugging Face checkpoint: weights, configuration (with the template), tokenizer."""
+        if not self.template.is_plain:
+            setattr(self.model.config, TEMPLATE, self.template.to_dict())
         with quiet_transformers():
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
@@ -138,8 +148,8 @@ def load_model(
             )
     except Exception as error:
         raise _load_error("model", checkpoint, error) from error
-    # Addresses of custom code; "bertsmith" is the calibration of a head that is now replaced.
-    for key in ("auto_map", "custom_pipelines", *(["bertsmith"] if labels is not None else [])):
+    # Addresses of custom code; the others describe a head that is now replaced.
+    for key in ("auto_map", "custom_pipelines", *(["bertsmith", TEMPLATE] if labels is not None else [])):
         vars(model.config).pop(key, None)
     _check_complete(model, info, checkpoint, new_head=labels is not None)
     not_finite = [name for name, weights in model.named_parameters() if not bool(weights.isfinite().all())]

@@ -16,7 +16,7 @@ import torch
 from bertsmith.compute import threads
 from bertsmith.compute.batching import TOKEN_BUDGETS
 from bertsmith.compute.memory import free_memory, plan_token_budget, retry_on_out_of_memory
-from bertsmith.model import forward
+from bertsmith.model import forward, windows
 from bertsmith.model.batch import TokenBatch
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def compute_logits(
 
     Args:
         loaded: the model. Models that `bertsmith.model.forward.supports` rejects must be in evaluation mode.
-        batch: n texts.
+        batch: n texts; the logits of a text with windows are their mean.
         budget: token budget.
         dtype: for autocast. A CPU uses the dtype of the weights, see `with_layer_dtype`.
         progress: receives the number of texts done since the last call.
@@ -95,9 +95,11 @@ def compute_logits(
     Raises:
         RuntimeError: or ``MemoryError``, if memory does not suffice for one text.
     """
-    return _compute(
-        forward.inference_logits, loaded, batch, budget, loaded.model.config.num_labels, dtype, progress, on_retry
+    flat = replace(batch, counts=None, labels=None)
+    logits, budget = _compute(
+        forward.inference_logits, loaded, flat, budget, loaded.model.config.num_labels, dtype, progress, on_retry
     )
+    return windows.mean(torch.from_numpy(logits), batch.counts).numpy(), budget
 
 
 def compute_embeddings(loaded: Loaded, batch: TokenBatch, budget: int | None = None) -> np.ndarray:

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from bertsmith.data.template import Text, segments
+
 MIN_TEXTS = 20_000
 """Tokenizing fewer texts takes about a second, so they are not cached."""
 MAX_BYTES = 2 * 2**30
@@ -25,7 +27,7 @@ def cache_folder() -> Path:
 
 
 def cached(
-    texts: Sequence[str], key: str | None, compute: Callable[[], dict[str, np.ndarray]]
+    texts: Sequence[Text], key: str | None, compute: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
     """Return cached arrays of texts, or compute and cache them.
 
@@ -54,12 +56,13 @@ def cached(
     return arrays
 
 
-def _digest(texts: Sequence[str], key: str) -> str:
+def _digest(texts: Sequence[Text], key: str) -> str:
     digest = xxhash.xxh3_128(key.encode())
     for text in texts:
-        content = text.encode(errors="surrogatepass")
-        digest.update(len(content).to_bytes(8))
-        digest.update(content)
+        for segment in segments(text):
+            content = segment.encode(errors="surrogatepass")
+            digest.update(len(content).to_bytes(8))
+            digest.update(content)
     return digest.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 from bertsmith.folders.atomic import write_text
@@ -20,6 +21,9 @@ def write_card(run: Run) -> None:
     """
     info, metrics, task = run.info, run.metrics, get_task(run.task)
     test, base_model = metrics["splits"]["test"], info["model"]["name"]
+    template = run.template
+    cells = [["a new text" if template.is_plain else f"{name} …"] for name in template.columns]
+    (item,) = template.texts(cells)
     card = (
         environment()
         .overlay(autoescape=False)
@@ -27,6 +31,10 @@ def write_card(run: Run) -> None:
         .render(
             name=_escape(run.path.resolve().name),
             info=info,
+            example=json.dumps(
+                [item if isinstance(item, str) else dict(zip(("text", "text_pair"), item, strict=True))],
+                ensure_ascii=False,
+            ),
             base_model=base_model if _HUB_ID.fullmatch(base_model) else None,
             test=test,
             **text_names(metrics),

@@ -11,7 +11,8 @@ from markupsafe import Markup, escape
 
 HALF_WIDTH, FULL_WIDTH, HEIGHT = 440, 760, 240
 """Sizes in user units (pixels); two figures of half width share a row."""
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 14, 40
+LEFT, RIGHT, TOP, BOTTOM = 62, 16, 14, 40
+"""Margins around the plot."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ def line_chart(
     points = [p for line in lines for p in line.points]
     if not points:
         return Markup("<p>No data.</p>")
-    x_axis = _Axis([p[0] for p in points] + ([mark] if mark is not None else []), _LEFT, HALF_WIDTH - _RIGHT)
-    y_axis = _Axis([p[1] for p in points], HEIGHT - _BOTTOM, _TOP)
+    x_axis = Axis([p[0] for p in points] + ([mark] if mark is not None else []), LEFT, HALF_WIDTH - RIGHT)
+    y_axis = Axis([p[1] for p in points], HEIGHT - BOTTOM, TOP)
     parts = [_frame(x_axis, y_axis, x_label, y_label)]
     if mark is not None:
         parts.append(_mark(x_axis, mark, mark_label))
@@ -72,14 +73,12 @@ def line_chart(
     keys = Markup("").join(
         Markup('<span class="key"><i class="{}"></i>{}</span>').format(line.css, line.name) for line in lines
     )
-    chart = _svg(parts, HALF_WIDTH, f"{y_label} over {x_label}")
+    chart = svg(parts, HALF_WIDTH, f"{y_label} over {x_label}")
     return chart + Markup('<p class="legend">{}</p>').format(keys) if legend else chart
 
 
 def parallel_coordinates(
-    names: Sequence[str],
-    ends: Sequence[tuple[str, str]],
-    rows: Sequence[tuple[Sequence[float], float, bool]],
+    names: Sequence[str], ends: Sequence[tuple[str, str]], rows: Sequence[tuple[Sequence[float], float, bool]]
 ) -> Markup:
     """Draw parallel coordinates: a vertical axis per name, and a line across them per row.
 
@@ -132,8 +131,8 @@ def histogram(
         mark: x of an optional vertical line.
         mark_label: its label.
     """
-    x_axis = _Axis([edges[0], edges[-1], *([mark] if mark is not None else [])], _LEFT, FULL_WIDTH - _RIGHT)
-    y_axis = _Axis([0, max(counts)], HEIGHT - _BOTTOM, _TOP)
+    x_axis = Axis([edges[0], edges[-1], *([mark] if mark is not None else [])], LEFT, FULL_WIDTH - RIGHT)
+    y_axis = Axis([0, max(counts)], HEIGHT - BOTTOM, TOP)
     parts = [_frame(x_axis, y_axis, x_label, "texts")]
     for low, high, n in zip(edges, edges[1:], counts, strict=False):
         left, right, top = x_axis(low), x_axis(high), y_axis(n)
@@ -145,7 +144,7 @@ def histogram(
         )
     if mark is not None:
         parts.append(_mark(x_axis, mark, mark_label))
-    return _svg(parts, FULL_WIDTH, f"Histogram of {x_label}")
+    return svg(parts, FULL_WIDTH, f"Histogram of {x_label}")
 
 
 def reliability_diagram(bins: Sequence[Mapping[str, float]]) -> Markup:
@@ -168,8 +167,8 @@ def number_diagram(bins: Sequence[Mapping[str, float]]) -> Markup:
 
 
 def _dots(bins: Sequence[Mapping[str, float]], x: str, y: str, limits: tuple[float, float], title: str) -> Markup:
-    x_axis = _Axis(limits, _LEFT, HALF_WIDTH - _RIGHT, integers=False)
-    y_axis = _Axis(limits, HEIGHT - _BOTTOM, _TOP, integers=False)
+    x_axis = Axis(limits, LEFT, HALF_WIDTH - RIGHT, integers=False)
+    y_axis = Axis(limits, HEIGHT - BOTTOM, TOP, integers=False)
     parts = [
         _frame(x_axis, y_axis, x, y),
         Markup('<line class="mark" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(
@@ -193,7 +192,7 @@ def _dots(bins: Sequence[Mapping[str, float]], x: str, y: str, limits: tuple[flo
                 entry[y],
             )
         )
-    return _svg(parts, HALF_WIDTH, title)
+    return svg(parts, HALF_WIDTH, title)
 
 
 def heatmap(matrix: np.ndarray, names: Sequence[str], size: int = 900, *, confusion: bool = True) -> Markup:
@@ -234,7 +233,7 @@ def heatmap(matrix: np.ndarray, names: Sequence[str], size: int = 900, *, confus
     )
 
 
-class _Axis:
+class Axis:
     """Maps data to user units, between round ticks."""
 
     def __init__(self, values: Sequence[float], start: float, end: float, *, integers: bool = True) -> None:
@@ -251,25 +250,27 @@ class _Axis:
         self.low, self.high, self.start, self.end = low, high, start, end
 
     def __call__(self, value: float) -> float:
+        """Return the position of a value."""
         return float(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start))
 
     def labels(self) -> list[tuple[float, str]]:
+        """Return position and text of every tick."""
         return [(self(tick), f"{tick:,.{self.decimals}f}") for tick in self.ticks]
 
 
-def _frame(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> Markup:
+def _frame(x_axis: Axis, y_axis: Axis, x_label: str, y_label: str) -> Markup:
     parts = []
     for y, text in y_axis.labels():
         parts.append(
-            Markup('<line class="grid" x1="{}" x2="{}" y1="{y:.1f}" y2="{y:.1f}"/>').format(_LEFT, x_axis.end, y=y)
+            Markup('<line class="grid" x1="{}" x2="{}" y1="{y:.1f}" y2="{y:.1f}"/>').format(LEFT, x_axis.end, y=y)
         )
         parts.append(
-            Markup('<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(_LEFT - 6, y + 4, text)
+            Markup('<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(LEFT - 6, y + 4, text)
         )
     for x, text in x_axis.labels():
         parts.append(
             Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
-                x, HEIGHT - _BOTTOM + 16, text
+                x, HEIGHT - BOTTOM + 16, text
             )
         )
     middle = (x_axis.start + x_axis.end) / 2
@@ -278,22 +279,23 @@ def _frame(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> Markup:
     )
     parts.append(
         Markup('<text class="axis" transform="translate(12 {}) rotate(-90)" text-anchor="middle">{}</text>').format(
-            (HEIGHT - _BOTTOM + _TOP) / 2, y_label
+            (HEIGHT - BOTTOM + TOP) / 2, y_label
         )
     )
     return Markup("").join(parts)
 
 
-def _mark(x_axis: _Axis, value: float, label: str) -> Markup:
+def _mark(x_axis: Axis, value: float, label: str) -> Markup:
     x = x_axis(value)
     anchor, shift = ("end", -5) if x > (x_axis.start + x_axis.end) / 2 else ("start", 5)
     return Markup(
         '<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>'
         '<text class="axis" x="{tx:.1f}" y="{ty}" text-anchor="{anchor}">{label}</text>'
-    ).format(x=x, top=_TOP, bottom=HEIGHT - _BOTTOM, tx=x + shift, ty=_TOP + 10, anchor=anchor, label=label)
+    ).format(x=x, top=TOP, bottom=HEIGHT - BOTTOM, tx=x + shift, ty=TOP + 10, anchor=anchor, label=label)
 
 
-def _svg(parts: Sequence[Markup], width: int, title: str) -> Markup:
+def svg(parts: Sequence[Markup], width: int, title: str) -> Markup:
+    """Return a figure of half or full width from its parts."""
     return Markup('<svg class="figure{}" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         " full" if width == FULL_WIDTH else "", width, HEIGHT, escape(title), Markup("").join(parts)
     )

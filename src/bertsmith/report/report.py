@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from bertsmith.data.findings import Findings, label_count
 from bertsmith.data.table import MULTI_LABEL, REGRESSION
+from bertsmith.data.template import flat_texts
 from bertsmith.folders.atomic import write_text
 from bertsmith.folders.run import Run
 from bertsmith.report.figures import Line, heatmap, histogram, line_chart, number_diagram, reliability_diagram
@@ -103,6 +104,8 @@ def write_report(run: Run) -> Path:
             worse=[entry for entry in metrics["slices"] if entry["worse"]],
             rule=metrics["decision_rule"],
             seeds=metrics.get("seeds"),
+            columns=metrics.get("columns"),
+            long=metrics.get("long_texts"),  # absent from older runs
             groups=predictions["group"].nunique() if "group" in predictions.columns else 0,
             lengths=_length_figure(findings),
             balance=_balance(findings),
@@ -253,7 +256,7 @@ def _confused_pairs(matrix: np.ndarray, names: list[str], mistakes: pd.DataFrame
         if not wrong[i, j]:
             break
         is_pair = (mistakes["label_text"] == names[i]) & (mistakes["predicted_text"] == names[j])
-        example = next(iter(mistakes["text"][is_pair]), "")
+        example = next(iter(flat_texts(mistakes[is_pair])), "")
         pairs.append(
             {
                 "label": names[i],
@@ -277,7 +280,7 @@ def _examples(rows: pd.DataFrame, task: Task, explanations: Sequence[dict[str, A
             "confidence": row.get("confidence"),
             "spans": explained.get((row["row"], row["text"])),
         }
-        for row in rows.to_dict("records")
+        for row in rows.assign(text=flat_texts(rows)).to_dict("records")
     ]
 
 

@@ -19,7 +19,8 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from bertsmith import __version__
-from bertsmith.errors import UserError
+from bertsmith.data.template import Template, Texts, is_empty, normalise_text, segments
+from bertsmith.errors import DataError, UserError
 from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.serving.batcher import QueueFullError
 from bertsmith.serving.loader import Service
@@ -86,21 +87,22 @@ def create_app(
         return service
 
     async def classify(
-        request: Request, texts: Sequence[str], *, truncate: bool, side: str
+        request: Request, items: Sequence[Any], *, truncate: bool, side: str
     ) -> tuple[np.ndarray, ModelPredictor]:
         """Return adjusted logits of shape (texts, classes), and set the headers and log fields of the request."""
         start, batcher = time.perf_counter(), require_service().batcher
-        texts = _check_texts(texts, limits)
         classifier = batcher.classifier
+        texts = _read(items, classifier.template, limits)
         encode = partial(classifier.encode, texts, truncate=False)
-        characters = sum(map(len, texts))
+        characters = sum(len(segment) for text in texts for segment in segments(text))
         tokens = await asyncio.to_thread(encode) if characters > TOKENIZE_IN_THREAD else encode()
         max_length = classifier.max_length
-        too_long = np.flatnonzero(tokens.full_lengths > max_length)
+        left = side == "left" and classifier.long == "truncate"
+        tokens = tokens.truncate(max_length, left=True) if left else classifier.read(tokens)
+        too_long = np.flatnonzero(tokens.is_truncated)
         if len(too_long) and not truncate:
             first = f"inputs[{too_long[0]}]: {tokens.full_lengths[too_long[0]]:,} tokens"
             raise RequestError(413, f"{first}, at most {max_length:,}; set truncate to true to truncate the text")
-        tokens = tokens.truncate(max_length, left=True if side == "left" else None)
         n_tokens = int(tokens.truncated_lengths.sum())
         encoded = time.perf_counter()
         async with asyncio.timeout(limits.seconds):
@@ -109,11 +111,7 @@ def create_app(
         server_metrics.queue_seconds.observe(queue_seconds)
         server_metrics.truncated_texts.inc(len(too_long))
         server_metrics.queue_tokens.set(batcher.queued_tokens)
-        request.state.log_fields = {
-            "texts": len(texts),
-            "tokens": n_tokens,
-            "queue_ms": round(1000 * queue_seconds, 2),
-        }
+        request.state.log_fields = {"texts": len(texts), "tokens": n_tokens, "queue_ms": round(1000 * queue_seconds, 2)}
         request.state.headers = {
             "x-compute-type": "cpu",
             "x-compute-characters": str(characters),
@@ -125,18 +123,20 @@ def create_app(
             "x-total-time": _ms(end - start),
             **({"x-truncated-texts": ",".join(map(str, too_long))} if len(too_long) else {}),
         }
-        return classifier.rule.adjust(logits, decide=classifier.decide), classifier
+        adjusted = classifier.rule.adjust(logits, decide=classifier.decide)
+        server_metrics.observe_labels(classifier.task, classifier.task.scores(adjusted), classifier.labels)
+        return adjusted, classifier
 
     @app.post("/predict", responses=problems, response_model=list[Score] | list[list[Score]], dependencies=secured)
     async def predict(body: PredictRequest, request: Request) -> Response:
         """Classify a text or a batch, in the format of text-embeddings-inference: all labels, best first.
 
-        The header `x-truncated-texts` lists the positions of truncated texts, from 0.
+        The header `x-truncated-texts` lists the positions of texts that are not read as a whole, from 0.
         """
-        single = isinstance(body.inputs, str)
-        texts = [body.inputs] if isinstance(body.inputs, str) else [text for (text,) in body.inputs]
+        single = not isinstance(body.inputs, list) or isinstance(body.inputs[0], str)
+        items: Any = [body.inputs] if single else body.inputs
         side = body.truncation_direction.lower()
-        logits, classifier = await classify(request, texts, truncate=body.truncate, side=side)
+        logits, classifier = await classify(request, items, truncate=body.truncate, side=side)
         scores = logits if body.raw_scores else classifier.task.scores(logits)
         answer = rank_labels(scores, classifier.labels.texts)
         return JSONResponse(answer[0] if single else answer, headers=request.state.headers)
@@ -145,11 +145,12 @@ def create_app(
     async def pipeline(body: PipelineRequest, request: Request) -> Response:
         """Classify a text or a flat list of texts, as Hugging Face's `pipeline("text-classification")` does.
 
-        Long texts are truncated. The header `x-truncated-texts` lists their positions, from 0.
+        The model reads long texts as `long` of `/info` says. The header `x-truncated-texts` lists the positions of
+        texts that are not read as a whole, from 0.
         """
-        single = isinstance(body.inputs, str)
-        texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
-        logits, classifier = await classify(request, texts, truncate=True, side="right")
+        single = not isinstance(body.inputs, list)
+        items: list[Any] = body.inputs if isinstance(body.inputs, list) else [body.inputs]
+        logits, classifier = await classify(request, items, truncate=True, side="right")
         top_k, has_top_k = body.parameters.top_k, "top_k" in body.parameters.model_fields_set
         function = body.parameters.function_to_apply
         scores = apply_function(logits, function) if function else classifier.task.scores(logits)
@@ -167,12 +168,12 @@ def create_app(
         explainer = service.explain
         if explainer is None:
             raise RequestError(404, "explanations need captum and torch: serve the run with --runtime torch")
-        (text,) = _check_texts([body.inputs], limits)
         classifier = service.batcher.classifier
-        n_tokens = int(min(classifier.count_tokens([text])[0], classifier.max_length))
+        texts = _read([body.inputs], classifier.template, limits)
+        n_tokens = int(classifier.encode(texts).truncated_lengths[0])
         request.state.log_fields = {"texts": 1, "tokens": n_tokens}
         async with asyncio.timeout(limits.seconds):
-            answer = await service.batcher.run(lambda classifier: explainer(classifier, text), n_tokens)
+            answer = await service.batcher.run(lambda classifier: explainer(classifier, texts), n_tokens)
         return JSONResponse(answer)
 
     @app.head("/health", include_in_schema=False)
@@ -197,6 +198,8 @@ def create_app(
             "version": __version__,
             "explains": service.explain is not None,
             "max_length": service.batcher.classifier.max_length,
+            "columns": list(service.batcher.classifier.template.columns),
+            "long": service.batcher.classifier.long,
             "limits": {"body": limits.body, "texts": limits.texts, "characters": limits.characters},
         }
 
@@ -254,18 +257,41 @@ def create_app(
     return app
 
 
-def _check_texts(texts: Sequence[str], limits: Limits) -> list[str]:
-    """Return the texts with lone surrogates replaced, which no tokenizer accepts.
+def _read(items: Sequence[Any], template: Template, limits: Limits) -> Texts:
+    """Return the texts of a request, with lone surrogates replaced, which no tokenizer accepts.
+
+    Args:
+        items: strings, lists of one or two strings, and objects of columns.
+        template: the columns that the model reads.
+        limits: limits of a request.
 
     Raises:
-        RequestError: if there are too many texts, or one is too long.
+        RequestError: if there are too many texts, one is empty or too long, or one does not fit the template.
     """
-    if len(texts) > limits.texts:
-        raise RequestError(422, f"inputs: {len(texts):,} texts, at most {limits.texts:,} in one request")
+    if len(items) > limits.texts:
+        raise RequestError(422, f"inputs: {len(items):,} texts, at most {limits.texts:,} in one request")
+    try:
+        texts = template.read([_as_item(item) for item in items])
+    except DataError as error:
+        raise RequestError(422, re.sub(r"^item (\d+) (is )?", r"inputs[\1]: ", error.what)) from error
     for i, text in enumerate(texts):
-        if len(text) > limits.characters:
-            raise RequestError(422, f"inputs[{i}]: {len(text):,} characters, at most {limits.characters:,}")
-    return [text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace") for text in texts]
+        n = sum(map(len, segments(text)))
+        if n > limits.characters:
+            raise RequestError(422, f"inputs[{i}]: {n:,} characters, at most {limits.characters:,}")
+        if is_empty(normalise_text(text)):
+            raise RequestError(422, f"inputs[{i}]: the text is empty")
+    return texts
+
+
+def _as_item(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(value, list):
+        parts = tuple(map(_as_item, value))
+        return parts[0] if len(parts) == 1 else parts
+    if isinstance(value, dict):
+        return {_as_item(name): _as_item(cell) for name, cell in value.items()}
+    return value
 
 
 def _ms(seconds: float) -> str:

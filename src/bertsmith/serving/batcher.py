@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bertsmith.inference.predictor import ModelPredictor
-from bertsmith.model.tokenizer import Tokens
+from bertsmith.model.tokens import Tokens
 
 BATCH_SECONDS = 0.15
 """Target duration of a batch. A longer request is split, and batches of other requests run in between."""
@@ -196,7 +196,7 @@ class Batcher:
         classifier, parts = jobs[0].classifier, [job.work for job in jobs if isinstance(job.work, Tokens)]
         try:
             if isinstance(jobs[0].work, Tokens):
-                logits = classifier.logits_of(Tokens.concatenate(parts))
+                logits = classifier.text_logits(Tokens.concatenate(parts))
                 ends = np.cumsum([len(part) for part in parts])
                 results: list[Any] = [(part, start) for part in np.split(logits, ends[:-1])]
             else:

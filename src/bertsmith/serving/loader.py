@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bertsmith.data.template import Texts
 from bertsmith.errors import UserError
 from bertsmith.folders.run import Run
 from bertsmith.inference.exported import Exported, ExportInfo, is_export
@@ -34,6 +35,7 @@ class ServerConfig:
         device, decide, runtime: see `open_classifier`.
         limits: limits of a request.
         token: token that requests must send; ``None``: requests need no token.
+        long: see `open_classifier`.
     """
 
     path: str
@@ -45,6 +47,7 @@ class ServerConfig:
     runtime: str = "auto"
     limits: Limits = field(default_factory=Limits)
     token: str | None = None
+    long: str = "auto"
 
 
 @dataclass
@@ -60,7 +63,7 @@ class Service:
 
     batcher: Batcher
     info: dict[str, Any]
-    explain: Callable[[ModelPredictor, str], Any] | None = None
+    explain: Callable[[ModelPredictor, Texts], Any] | None = None
     draining: bool = False
 
 
@@ -116,7 +119,9 @@ def open_model(config: ServerConfig) -> ModelPredictor:
     Raises:
         UserError: if the folder does not contain a usable classifier.
     """
-    classifier, _ = open_classifier(config.path, device=config.device, decide=config.decide, runtime=config.runtime)
+    classifier, _ = open_classifier(
+        config.path, device=config.device, decide=config.decide, runtime=config.runtime, long=config.long
+    )
     assert isinstance(classifier, ModelPredictor)
     return classifier
 
@@ -134,12 +139,7 @@ def _model_info(path: Path, classifier: ModelPredictor) -> dict[str, Any]:
     }
     if is_export(path):
         run = ExportInfo.read(path).run
-        return info | {
-            "model": run["name"],
-            "base_model": run["model"],
-            "trained": run["trained"],
-            "test": run["test"],
-        }
+        return info | {"model": run["name"], "base_model": run["model"], "trained": run["trained"], "test": run["test"]}
     if Run(path).layout.run.is_file():
         test = Run(path).metrics["splits"]["test"]
         metrics = {name: test["metrics"][name] for name in classifier.task.headline}
@@ -154,4 +154,4 @@ def _explainer(classifier: ModelPredictor) -> Any:
         return None
     from bertsmith.inference.explain import explain
 
-    return lambda classifier, text: explain(classifier, text).to_dict()
+    return lambda classifier, texts: explain(classifier, texts).to_dict()

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 
+from bertsmith.data.table import REGRESSION, Labels
+from bertsmith.tasks.base import Task
+
+CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"
 """Environment variable with the folder in which several processes add up their metrics."""
@@ -35,6 +40,10 @@ class ServerMetrics:
         self.texts = Counter("bertsmith_texts", "Classified texts.", registry=registry)
         self.tokens = Counter("bertsmith_tokens", "Tokens of classified texts.", registry=registry)
         self.truncated_texts = Counter("bertsmith_truncated_texts", "Truncated texts.", registry=registry)
+        self.labels = Counter("bertsmith_labels", "Classified texts by predicted label.", ("label",), registry=registry)
+        self.confidence = Histogram(
+            "bertsmith_confidence", "Confidence of the predicted label.", buckets=CONFIDENCES, registry=registry
+        )
         self.queue_tokens = Gauge(
             "bertsmith_queue_tokens", "Tokens waiting or running.", registry=registry, multiprocess_mode="livesum"
         )
@@ -45,6 +54,22 @@ class ServerMetrics:
         self.batch_seconds.observe(seconds)
         self.texts.inc(texts)
         self.tokens.inc(tokens)
+
+    def observe_labels(self, task: Task, scores: np.ndarray, labels: Labels) -> None:
+        """Count predicted labels and their confidence, so that a change in the texts shows.
+
+        Args:
+            task: the kind of label; numbers are not counted.
+            scores: shape (texts, outputs).
+            labels: the classes.
+        """
+        if task.name == REGRESSION:
+            return
+        counts = task.indicators(task.predicted(scores), len(labels)).sum(axis=0)
+        for c in np.flatnonzero(counts):
+            self.labels.labels(labels.texts[c]).inc(float(counts[c]))
+        for confidence in task.confidence(scores):
+            self.confidence.observe(float(confidence))
 
     def render(self) -> bytes:
         """Return all metrics in the Prometheus text format."""

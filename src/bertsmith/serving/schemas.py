@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
 
 from bertsmith.evaluation.calibration import softmax
 
@@ -15,7 +15,35 @@ Text = Annotated[str, StringConstraints(min_length=1, pattern=r"[^\s\x00-\x1f\x7
 """A text that is not empty after normalisation."""
 
 
-_SingleText = Annotated[list[Text], Field(min_length=1, max_length=1)]
+Columns = Annotated[dict[str, str | int | float | bool | None], Field(min_length=1)]
+"""The columns of one text or pair by name, or ``text`` and ``text_pair``."""
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return "columns"
+    return "batch" if isinstance(value, list) else "text"
+
+
+def _nested_kind(value: Any) -> str:
+    is_pair = isinstance(value, list) and len(value) == 2 and all(isinstance(text, str) for text in value)
+    return "pair" if is_pair else _kind(value)
+
+
+def _row_kind(value: Any) -> str:
+    return {"batch": "row", "text": "row"}.get(kind := _nested_kind(value), kind)
+
+
+# A discriminator tries a single alternative, so that an error names the field and not every alternative.
+_Text = Annotated[Text, Tag("text")]
+_Columns = Annotated[Columns, Tag("columns")]
+_Pair = Annotated[list[Text], Field(min_length=2, max_length=2), Tag("pair")]
+_Row = Annotated[
+    Annotated[list[Text], Field(min_length=1, max_length=1), Tag("row")] | _Pair | _Columns, Discriminator(_row_kind)
+]
+_Rows = Annotated[list[_Row], Field(min_length=1), Tag("batch")]
+_Item = Annotated[_Text | _Columns, Discriminator(lambda value: "columns" if isinstance(value, dict) else "text")]
+_Items = Annotated[list[_Item], Field(min_length=1), Tag("batch")]
 
 
 class _RequestModel(BaseModel):
@@ -23,14 +51,17 @@ class _RequestModel(BaseModel):
 
 
 class PredictRequest(_RequestModel):
-    """Request of text-embeddings-inference: a text, or a batch with one list per text."""
+    """Request of text-embeddings-inference: a text or a pair, or a batch with one list per text or pair."""
 
-    inputs: Text | Annotated[list[_SingleText], Field(min_length=1)] = Field(
+    inputs: Annotated[_Text | _Pair | _Columns | _Rows, Discriminator(_nested_kind)] = Field(
         description='A text, or a batch such as [["first text"], ["second text"]]. In this format a flat list of two '
-        "strings is a pair of texts, so flat lists are refused. POST / accepts flat lists as batches.",
+        "strings is a pair, for models that read pairs. POST / accepts flat lists as batches. An object has the "
+        "columns that the model reads, or text and text_pair.",
         examples=["great phone", [["great phone"], ["never again"]]],
     )
-    truncate: bool = Field(False, description="Truncate long texts; otherwise they are refused with status 413.")
+    truncate: bool = Field(
+        False, description="Accept long texts that the model does not read as a whole; otherwise status 413."
+    )
     truncation_direction: Literal["Left", "Right", "left", "right"] = Field(
         "Right", description="Side that is truncated; Right keeps the beginning."
     )
@@ -49,18 +80,20 @@ class Parameters(_RequestModel):
 
 
 class PipelineRequest(_RequestModel):
-    """Request of Hugging Face's inference API: a text, or a flat list of texts."""
+    """Request of Hugging Face's inference API: a text or an object, or a flat list of these."""
 
-    inputs: Text | Annotated[list[Text], Field(min_length=1)] = Field(
-        description="A text, or a batch of texts.", examples=["great phone", ["great phone", "never again"]]
+    inputs: Annotated[_Text | _Columns | _Items, Discriminator(_kind)] = Field(
+        description='A text, a pair as {"text": …, "text_pair": …}, an object with the columns that the model reads, '
+        "or a batch of these.",
+        examples=["great phone", ["great phone", "never again"]],
     )
     parameters: Parameters = Parameters()
 
 
 class ExplainRequest(_RequestModel):
-    """A text to explain."""
+    """A text, a pair or an object of columns to explain."""
 
-    inputs: Text = Field(examples=["great phone"])
+    inputs: Annotated[_Text | _Pair | _Columns, Discriminator(_nested_kind)] = Field(examples=["great phone"])
 
 
 class Score(BaseModel):
@@ -132,19 +165,14 @@ def validation_message(error: RequestValidationError, *, nested: bool) -> str:
         nested: whether this format writes a batch as a list of lists, not as a flat list.
     """
     messages: dict[str, str] = {}
-    entries = error.errors()
-    for entry in entries:
+    for entry in error.errors():
         _, *parts = entry["loc"]
-        in_list = len(parts) > 2 and parts[0] == "inputs"
-        is_flat = in_list and len(parts) == 3 and isinstance(parts[2], int) and isinstance(entry["input"], str)
-        if nested and (is_flat or (in_list and entry["type"] == "too_long")):
+        is_flat = entry["type"] == "list_type" and isinstance(entry["input"], str)
+        if nested and "row" in parts and (is_flat or entry["type"] == "too_long"):
             return (
-                'inputs: write a batch as [["a"], ["b"]]; a flat list, or two texts in one list, is a pair of texts, '
-                "which this classifier does not support. POST / accepts flat lists as batches"
+                'inputs: write a batch as [["a"], ["b"]]; a flat list, or two texts in one list, is a pair of texts. '
+                "POST / accepts flat lists as batches"
             )
-        of_list = entry["type"] == "string_type" and isinstance(entry["input"], list) and len(entries) > 1
-        if of_list and (nested or not any(isinstance(part, int) for part in parts)):
-            continue  # the alternative that inputs is a single text
         path = [part for i, part in enumerate(parts) if isinstance(part, int) or i == 0 or parts[0] == "parameters"]
         field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
         message = MESSAGES.get(entry["type"], entry["msg"])

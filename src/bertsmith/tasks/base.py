@@ -17,6 +17,7 @@ from bertsmith.evaluation.rule import Rule
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bertsmith.data.template import Text
     from bertsmith.evaluation.baseline import Baseline, Regression
     from bertsmith.evaluation.decision import Decision
     from bertsmith.training.losses import Loss
@@ -289,7 +290,7 @@ class Task(ABC):
 
     @abstractmethod
     def words(
-        self, train: Sequence[str], targets: np.ndarray, texts: Sequence[str], n_labels: int, seed: int
+        self, train: Sequence[Text], targets: np.ndarray, texts: Sequence[Text], n_labels: int, seed: int
     ) -> Baseline:
         """Fit a linear model on TF-IDF features of training texts, and predict other texts."""
 
@@ -311,9 +312,15 @@ class Task(ABC):
         """Return columns by which test texts are grouped to find where the model is worse."""
         return {}
 
+    def indicators(self, decisions: np.ndarray, n_labels: int) -> np.ndarray:
+        """Return 0 or 1 for each label of each text, shape (n, labels), from targets or decisions."""
+        rows: np.ndarray = np.eye(n_labels)[decisions]
+        return rows
+
     def mistakes(self, predictions: pd.DataFrame) -> pd.DataFrame:
         """Return the rows of saved predictions that are wrong, the most confident first."""
-        truth, predicted = (predictions[name].map(repr) for name in (self.truth_column, self.predicted_column))
+        name = "labels" if "labels" in predictions.columns else "label"
+        truth, predicted = (predictions[name].map(repr) for name in (name, "predicted"))
         return predictions[truth != predicted].sort_values("confidence", ascending=False, kind="stable")
 
     def explained(self, scores: np.ndarray) -> int:

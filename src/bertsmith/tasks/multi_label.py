@@ -17,6 +17,7 @@ from bertsmith.tasks.base import Names, Task
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bertsmith.data.template import Text
     from bertsmith.evaluation.baseline import Baseline, Regression
     from bertsmith.evaluation.decision import Decision
     from bertsmith.training.losses import Loss
@@ -224,7 +225,7 @@ class MultiLabel(Task):
         return "; ".join(names) or "none", np.tile(shares, (n, 1))
 
     def words(
-        self, train: Sequence[str], targets: np.ndarray, texts: Sequence[str], n_labels: int, seed: int
+        self, train: Sequence[Text], targets: np.ndarray, texts: Sequence[Text], n_labels: int, seed: int
     ) -> Baseline:
         """Fit one linear SVM per label."""
         from bertsmith.evaluation.linear_models import words_for_sets
@@ -236,6 +237,10 @@ class MultiLabel(Task):
         from bertsmith.evaluation.linear_models import fit_set_regression
 
         return fit_set_regression(embeddings, targets)
+
+    def indicators(self, decisions: np.ndarray, n_labels: int) -> np.ndarray:
+        """Return 0 or 1 for each label of each text, shape (n, labels)."""
+        return decisions.astype(np.float64)
 
     def truth_columns(self, targets: np.ndarray, labels: Labels) -> dict[str, Any]:
         """Return ``labels`` and ``label_texts``, lists."""

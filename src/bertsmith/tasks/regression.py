@@ -16,6 +16,7 @@ from bertsmith.tasks.base import Names, Task
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bertsmith.data.template import Text
     from bertsmith.evaluation.baseline import Baseline
     from bertsmith.evaluation.baseline import Regression as LinearModel
     from bertsmith.evaluation.decision import Decision
@@ -209,7 +210,7 @@ class Regression(Task):
         return f"{mean:.3g}", np.full((n, 1), mean)
 
     def words(
-        self, train: Sequence[str], targets: np.ndarray, texts: Sequence[str], n_labels: int, seed: int
+        self, train: Sequence[Text], targets: np.ndarray, texts: Sequence[Text], n_labels: int, seed: int
     ) -> Baseline:
         """Fit a ridge regression."""
         from bertsmith.evaluation.linear_models import words_for_numbers

@@ -17,6 +17,7 @@ from bertsmith.tasks.base import Names, Task
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bertsmith.data.template import Text
     from bertsmith.evaluation.baseline import Baseline, Regression
     from bertsmith.evaluation.decision import Decision
     from bertsmith.training.losses import Loss
@@ -35,11 +36,11 @@ class SingleLabel(Task):
         "balanced_accuracy": ("Balanced accuracy", "the accuracy within each class, averaged over the classes"),
         "macro_precision": (
             "Macro precision",
-            "of the texts that received a label, the share that has it, averaged over the classes",
+            "the share of correct predictions among the texts that received a label, averaged over the classes",
         ),
         "macro_recall": (
             "Macro recall",
-            "of the texts that have a label, the share that received it, averaged over the classes",
+            "the share of correct predictions among the texts that have a label, averaged over the classes",
         ),
         "weighted_f1": ("Weighted F1", "F1 averaged with each class weighted by its number of texts"),
         "weighted_precision": ("Weighted precision", "precision averaged with the same weights"),
@@ -163,7 +164,7 @@ class SingleLabel(Task):
         return labels.texts[int(counts.argmax())], majority_class_probabilities(counts, n)
 
     def words(
-        self, train: Sequence[str], targets: np.ndarray, texts: Sequence[str], n_labels: int, seed: int
+        self, train: Sequence[Text], targets: np.ndarray, texts: Sequence[Text], n_labels: int, seed: int
     ) -> Baseline:
         """Fit a linear SVM, see `bertsmith.evaluation.baseline.bag_of_words`."""
         from bertsmith.evaluation.baseline import bag_of_words

@@ -34,7 +34,7 @@ def argument_problems(settings: Mapping[str, Any]) -> dict[str, str]:
         elif name == "eval_strategy" and str(value) == "no":
             problems[name] = "not no: the best epoch is chosen on validation; use epoch or steps"
         elif name not in known:
-            problems[name] = f"there is no such training argument.{did_you_mean(name, known)}"
+            problems[name] = f"unknown training argument.{did_you_mean(name, known)}"
         else:
             try:
                 TypeAdapter(hints[name]).validate_python(value)
@@ -119,5 +119,5 @@ def arguments_error(user_arguments: Mapping[str, Any], error: Exception) -> Conf
     return ConfigError(
         f"transformers refuses these training arguments: {' '.join(str(error).split())}",
         where=f"--set {flags}",
-        remedy="Change or leave out the argument it names.",
+        remedy="Change or leave out the argument that the message names.",
     )

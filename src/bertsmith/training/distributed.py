@@ -122,7 +122,7 @@ def init_process_group() -> ProcessGroup:
     if gpus:
         if local_rank >= gpus:
             raise ConfigError(
-                f"more processes than GPUs: there are {gpus} GPUs",
+                f"more processes than GPUs: this machine has {gpus}",
                 where="torchrun",
                 remedy=f"Pass --nproc-per-node {gpus}.",
             )

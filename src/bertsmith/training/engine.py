@@ -19,7 +19,7 @@ from bertsmith.compute import threads
 from bertsmith.compute.machine import cores
 from bertsmith.compute.memory import MIN_TOKEN_BUDGET, retry_on_out_of_memory, trim_memory
 from bertsmith.events import Compiling, MemoryExceeded, Slowed
-from bertsmith.model import forward
+from bertsmith.model import forward, windows
 from bertsmith.model.batch import SIZES_PER_DOUBLING, PackedBatch, TokenBatch, to_device
 from bertsmith.model.dropout import Dropout
 from bertsmith.model.gradients import collect_gradients, replicate
@@ -91,9 +91,8 @@ class Engine(ResumableTrainer):
         self.loss_sum: torch.Tensor | float = 0.0
         self.evaluated_at, self.compiled = 0, False
         self.replicas: list[Any] = []
-        self._max_seqlen = int(train.lengths.max())
+        self._max_seqlen, self._steps_seen = int(train.lengths.max()), 0
         self._position = (-1, 0)  # step, and batch of the step
-        self._steps_seen = 0
         super().__init__(
             model=loaded.model,
             args=arguments,
@@ -148,7 +147,7 @@ class Engine(ResumableTrainer):
         """Score the validation texts. Each process computes its share."""
         batch = (eval_dataset or self.eval_dataset).as_batch()
         assert batch.labels is not None
-        share = self.group.share(batch.lengths)
+        share = self.group.share(batch.text_lengths)
         self.model.eval()
         logits, self.token_budget = compute_logits(
             with_layer_dtype(self.loaded, self.dtype) if self.plan.packed else self.loaded,
@@ -162,13 +161,13 @@ class Engine(ResumableTrainer):
         table = self.group.all_reduce(to_device(table, self.args.device)).cpu()
         if not bool(table.isfinite().all()):
             raise NotFiniteError(f"a logit of the validation texts at step {self.state.global_step:,}", [], [])
-        scores = self.task.scores(table.numpy())
+        targets, scores = batch.labels.numpy(), self.task.scores(table.numpy())
         self.callback.only_label = self.task.only_label(scores, self.model.config.id2label)
         values = {
             "loss": float(self.step_loss.eval_loss(table, batch.labels).mean()),
-            **self.task.validation_metrics(batch.labels.numpy(), scores),
+            **self.task.validation_metrics(targets, scores),
         }
-        self.on_scores(batch.labels.numpy(), scores)
+        self.on_scores(targets, scores)
         metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in values.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -205,8 +204,8 @@ class Engine(ResumableTrainer):
         if self.graphs is not None and not self._position[1]:
             self._compile_if_worthwhile()
         earlier = [None if p.grad is None else p.grad.clone() for p in model.parameters()] if self._position[1] else []
-        batch = TokenBatch(**inputs)
-        share = batch if self.group.size == 1 else batch.take(self.group.share(batch.lengths))
+        batch = TokenBatch(**inputs).sample_windows(self.train_dataset.most_windows, (self.args.seed, *self._position))
+        share = batch if self.group.size == 1 else batch.take(self.group.share(batch.text_lengths))
 
         def restore(budget: int) -> None:
             for i, parameter in enumerate(model.parameters()):
@@ -285,6 +284,7 @@ class Engine(ResumableTrainer):
                 return self._run_graph(model, packed, inputs, n_texts)
             inputs["batch"] = packed.to(self.args.device)
         inputs["labels"] = to_device(part.labels, self.args.device)
+        inputs["counts"] = None if part.counts is None else to_device(part.counts, self.args.device)
         return super().training_step(model, inputs, n_texts)
 
     def compute_loss(
@@ -297,7 +297,7 @@ class Engine(ResumableTrainer):
             logits = forward.logits(model, batch, dropout=inputs["dropout"], compiled=self.compiled)
         else:
             logits = forward.padded_logits(replace(self.loaded, model=model), batch)
-        loss = self.step_loss(logits, inputs["labels"], num_items_in_batch)
+        loss = self.step_loss(windows.mean(logits, inputs.get("counts")), inputs["labels"], num_items_in_batch)
         self.meter.forward_seconds.append(time.perf_counter() - start)
         return loss
 

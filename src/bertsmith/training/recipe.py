@@ -64,7 +64,7 @@ def choose(
     config: TrainConfig,
     *,
     counts: np.ndarray,
-    texts: int,
+    texts: int | None = None,
     parameters: int,
     device: torch.device,
     tokens: int | None = None,
@@ -76,14 +76,14 @@ def choose(
     Args:
         config: settings of the user.
         counts: number of training texts of each class, shape (classes,).
-        texts: number of training texts.
+        texts: number of training texts; by default, each text counts for one class.
         parameters: number of parameters of the model.
         device: device of the training.
         tokens: number of training tokens after truncation; ``None`` for many.
         dropout: dropout rate of the model.
         fitted: whether the head starts as a regression, see `bertsmith.model.pooling`.
     """
-    classes = int((counts > 0).sum())
+    texts, classes = int(counts.sum()) if texts is None else texts, int((counts > 0).sum())
     reasons = {"warmup": "a tenth of the steps"}
 
     def setting(name: str, default: Any, reason: str) -> Any:
@@ -105,7 +105,7 @@ def choose(
     consistency = setting(
         "consistency",
         float(rdrop),
-        f"weight of R-Drop: with only {tokens or 0:,} tokens, each text is read twice, with equal predictions as a goal"
+        f"weight of R-Drop, which reads each text twice: the training texts have only {tokens or 0:,} tokens"
         if rdrop
         else "each text is read once",
     )
@@ -122,27 +122,29 @@ def choose(
     learning_rate = setting(
         "learning_rate",
         rates[many] / (2 if gentle else 1),
-        f"small models need a higher one; this model has {parameters / 1e6:.0f} M parameters"
-        + (f"; and so do {classes} classes" if many else "")
-        + ("; few texts need a lower one" if gentle else ""),
+        f"for a model with {parameters / 1e6:.0f} M parameters"
+        + (f" and {classes} classes" if many else "")
+        + ("; halved for few texts" if gentle else ""),
     )
     head_rate = setting(
         "head_rate",
         1.0 if fitted else HEAD_RATE,
-        "as for the body: the head starts as a regression"
+        "times that of the encoder: the head starts as a regression"
         if fitted
-        else "times that of the body: the head is new, the body is pre-trained",
+        else "times that of the encoder: the head is new",
     )
     layer_decay = setting("layer_decay", 1.0, "the same rate for all layers")
-    patience = setting("patience", max(3, math.ceil(epochs / 3)), "epochs: a single score is noisy")
+    patience = setting(
+        "patience", max(3, math.ceil(epochs / 3)), "epochs without a better score, because a single score is noisy"
+    )
     precision, imbalance = str(config.precision), str(config.imbalance)
     if precision == "auto":
         precision, reasons["precision"] = choose_precision(device)
     if imbalance == "auto":
         imbalance, present = "none", counts[counts > 0]
         ratio = float(present.max() / present.min()) if len(present) else 1.0
-        reason = f"the largest class has {ratio:.1f} times the training texts of the smallest: the loss is unchanged"
-        tried = ", and a decision rule for macro-F1 is tried on validation"
+        reason = f"the loss has no weights; the largest class has {ratio:.1f} times the training texts of the smallest"
+        tried = "; a decision rule follows if it helps"
         reasons["imbalance"] = reason + (tried if ratio >= UNEQUAL else "")
     return Recipe(
         epochs=epochs,

@@ -67,8 +67,9 @@ def plan_steps(
     plan = StepPlan(
         token_budget=batching.TOKEN_BUDGETS[device],
         packed=packed,
-        # Attention in fp32 has no kernel, and mean pooling depends on the lengths of the texts.
+        # Attention in fp32 has no kernel; mean pooling depends on the lengths, windows on their number in a text.
         use_cuda_graphs=packed
+        and train.counts is None
         and device == "cuda"
         and arguments.bf16
         and getattr(config, "classifier_pooling", "cls") == "cls",
@@ -80,16 +81,18 @@ def plan_steps(
     if arguments.bf16 and cpu_capabilities().get("amx_bf16"):
         default *= batching.AMX_BUDGET_FACTOR
     free, workers = free_memory(), threads.num_workers() if packed else 1
-    budget = plan_token_budget(loaded.model, longest, training=True, free=free, default=default, workers=workers)
+    budget = plan_token_budget(
+        loaded.model, longest, training=True, free=free, default=default, workers=workers, width=train.width
+    )
     if budget < default and free is not None:
         emit(MemoryLimited(budget, free))
     limit = resident_memory()
     if limit is not None:
-        limit += step_memory(loaded.model, longest, budget, training=True, workers=workers)
+        limit += step_memory(loaded.model, longest, budget, training=True, workers=workers, width=train.width)
     return replace(plan, token_budget=budget, workers=workers, memory_limit=limit)
 
 
-def check_memory(loaded: Loaded, *datasets: TokenDataset) -> None:
+def check_memory(loaded: Loaded, train: TokenDataset, validation: TokenDataset) -> None:
     """Check that a step fits into memory, before any large allocation.
 
     Raises:
@@ -97,8 +100,8 @@ def check_memory(loaded: Loaded, *datasets: TokenDataset) -> None:
     """
     if loaded.device.type == "cpu":
         workers = threads.num_workers() if forward.supports(loaded.model) else 1
-        longest = longest_text(*datasets)
-        plan_token_budget(loaded.model, longest, training=True, free=free_memory(), workers=workers)
+        longest, free = longest_text(train, validation), free_memory()
+        plan_token_budget(loaded.model, longest, training=True, free=free, workers=workers, width=train.width)
 
 
 def longest_text(*datasets: TokenDataset) -> int:

@@ -13,7 +13,7 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 from bertsmith.compute.memory import is_out_of_memory, keep_freed_memory
 from bertsmith.config import FEWEST_TO_SELECT
 from bertsmith.errors import DeviceError, Interrupted, listing
-from bertsmith.events import Finished, Listener
+from bertsmith.events import Evaluated, Event, Finished, Listener
 from bertsmith.model.load import Loaded, noted, quiet_transformers
 from bertsmith.training import nan_guard
 from bertsmith.training.arguments import arguments_error
@@ -28,6 +28,8 @@ from bertsmith.training.steps import longest_text
 from bertsmith.training.timing import ProfilerCallback
 
 if TYPE_CHECKING:
+    import torch
+
     from bertsmith.tasks.base import Task
 
 
@@ -57,8 +59,8 @@ def fit(
         loaded: the model, changed in place, and its tokenizer.
         train: the training texts.
         validation: the validation texts; may be empty if ``eval_strategy="no"``.
-        arguments: from `training_arguments`. With ``save_strategy="no"``, nothing is written and the last weights are
-            the result.
+        arguments: from `training_arguments`. With ``save_strategy="no"``, nothing is written, and the weights of the
+            best epoch stay in memory.
         recipe: for the settings that ``arguments`` do not have.
         task: the kind of label, fitted to the training texts.
         emit: receives events.
@@ -77,7 +79,15 @@ def fit(
         OutputError: if a checkpoint cannot be written.
         ConfigError: if training cannot start with the user's arguments.
     """
-    callback = EventCallback(emit, stop, selects=len(validation) >= FEWEST_TO_SELECT)
+    best: dict[str, torch.Tensor] = {}
+
+    def keep_best(event: Event) -> None:
+        if isinstance(event, Evaluated) and event.best:
+            best.update((name, w.detach().cpu().clone()) for name, w in loaded.model.state_dict().items())
+        emit(event)
+
+    listener = keep_best if arguments.save_strategy == "no" else emit
+    callback = EventCallback(listener, stop, selects=len(validation) >= FEWEST_TO_SELECT)
     if resume is None:  # for a retry before the first checkpoint
         callback.initial = {name: w.detach().cpu().clone() for name, w in loaded.model.state_dict().items()}
     start = time.perf_counter()
@@ -136,6 +146,8 @@ def fit(
         stopped_early=state.global_step < state.max_steps,
         seconds=time.perf_counter() - start,
     )
+    if best:
+        loaded.model.load_state_dict(best)
     if not (rule := task.complete(loaded.model)).is_neutral:
         loaded.model.config.bertsmith = {**noted(loaded.model), **rule.to_dict()}
     emit(finished)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from pydantic import ValidationError
 
 from bertsmith.config import Config, ModelConfig, TrainConfig
 from bertsmith.errors import ConfigError, did_you_mean, listing
-from bertsmith.load_config import SAME_ARGUMENT
+from bertsmith.load_config import SAME_ARGUMENT, read_toml
 from bertsmith.training.recipe import FEW_TEXTS, MAX_EPOCHS, Recipe
 
 if TYPE_CHECKING:
@@ -65,13 +64,17 @@ Dimension = Range | Choice
 Space = dict[str, Dimension]
 
 
+IMBALANCES = ("none", "weights", "focal", "logit-adjustment", "balanced-sampling")
+"""Treatments of imbalance in the search space."""
+
+
 def default_space(
     config: Config,
     recipe: Recipe,
     *,
     n_texts: int,
     imbalance_ratio: float,
-    imbalances: Sequence[str],
+    imbalances: Sequence[str] = IMBALANCES,
     max_length: int,
     dropout: float,
     models: tuple[str, ...] = (),
@@ -110,7 +113,7 @@ def default_space(
         "dropout": (Range(0.0, max(0.3, dropout)), dropout),
     }
     if imbalance_ratio >= IMBALANCED:
-        methods = tuple(name for name in imbalances if name != "effective-number")
+        methods = tuple(name for name in IMBALANCES if name in imbalances)
         dimensions["imbalance"] = (Choice(methods), recipe.imbalance)
     if max_length >= LONG_TEXTS:
         dimensions["max_length"] = (Choice((max_length // 2, max_length)), max_length)
@@ -139,7 +142,8 @@ def read_space(source: Path | Mapping[str, Any], check_arguments: CheckArguments
         ConfigError: with all problems.
     """
     where = "space" if isinstance(source, Mapping) else str(source)
-    content = source if isinstance(source, Mapping) else _load(source)
+    example = "learning_rate = {low = 1e-5, high = 1e-3, log = true}"
+    content = source if isinstance(source, Mapping) else read_toml(source, "search space", example=example)
     entries: dict[str, Dimension | Any] = {}
     problems: list[str] = []
     for key, value in content.items():
@@ -159,21 +163,6 @@ def read_space(source: Path | Mapping[str, Any], check_arguments: CheckArguments
             remedy="Write {low = …, high = …} for a range, [ … ] for choices, or a plain value to fix a setting.",
         )
     return entries
-
-
-def _load(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"the search space cannot be read: {error.strerror}", where=str(file), remedy="Check the path."
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"the search space is not TOML: {error}",
-            where=str(file),
-            remedy="Write for instance: learning_rate = {low = 1e-5, high = 1e-3, log = true}",
-        ) from error
 
 
 def _name_problem(name: str) -> str | None:
@@ -197,7 +186,9 @@ def _parse(name: str, value: Any, check_arguments: CheckArguments) -> Dimension 
     if isinstance(value, Mapping):
         unknown = sorted(value.keys() - {"low", "high", "log"})
         if unknown or not {"low", "high"} <= value.keys():
-            raise ValueError(f"a range has low, high and maybe log{f', not {listing(unknown)}' if unknown else ''}")
+            raise ValueError(
+                f"a range has low, high and optionally log{f', not {listing(unknown)}' if unknown else ''}"
+            )
         low, high, log = value["low"], value["high"], value.get("log", False)
         numbers = [x for x in (low, high) if isinstance(x, int | float) and not isinstance(x, bool)]
         if len(numbers) < 2 or not all(abs(x) < float("inf") for x in numbers) or not isinstance(log, bool):
@@ -244,7 +235,7 @@ def apply_changes(space: Space, config: Config, changes: Mapping[str, Dimension 
     """
     if both := [name for name in changes if _is_set(config, name)]:
         raise ConfigError(
-            f"set and in the search space at the same time: {listing(both)}", remedy="Keep one of the two."
+            f"settings that are both fixed and in the search space: {listing(both)}", remedy="Keep one of the two."
         )
     space = {**space}
     for name, dimension in changes.items():

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import numpy as np
 
 from bertsmith.data.table import Table
-from bertsmith.evaluation.baseline import Regression, verdict
+from bertsmith.data.template import texts_of
+from bertsmith.evaluation.baseline import Regression, combine_pairs, verdict
 from bertsmith.model.load import Loaded
-from bertsmith.model.tokenizer import Tokens
+from bertsmith.model.tokenizer import encoder_for
+from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.prepare import MAX_EMBEDDED_TEXTS, embed, sample_balanced
@@ -25,6 +28,7 @@ class FrozenEmbeddings:
     Attributes:
         rows: positions of the embedded texts in their split, by split, each of shape (n,).
         embeddings: embeddings by split, each of shape (n, hidden size).
+        features: input of the baseline by split; the embeddings, or for pairs those of both segments, combined.
         task: the kind of label, fitted to the training texts.
         targets: of all training texts.
         n_labels: number of classes.
@@ -33,6 +37,7 @@ class FrozenEmbeddings:
 
     rows: dict[str, np.ndarray]
     embeddings: dict[str, np.ndarray]
+    features: dict[str, np.ndarray]
     task: Task
     targets: np.ndarray
     n_labels: int
@@ -50,14 +55,29 @@ class FrozenEmbeddings:
         embeddings = {name: embed(loaded, some) for name, some in chosen.items()}
         seconds = time.perf_counter() - start
         n_tokens = sum(int(some.truncate(loaded.max_length).truncated_lengths.sum()) for some in chosen.values())
+        features = embeddings
+        if tables["train"].columns.template.pair_column:
+            encoder, columns = encoder_for(loaded.tokenizer), loaded.columns
+            features = {
+                name: combine_pairs(
+                    *(
+                        embed(loaded, encoder.encode(segment, columns))
+                        for segment in zip(*texts_of(tables[name].take(positions).frame), strict=True)
+                    )
+                )
+                for name, positions in rows.items()
+            }
         targets, n_labels = tables["train"].targets, len(tables["train"].labels)
-        return cls(rows, embeddings, task, targets, n_labels, n_tokens / seconds)
+        return cls(rows, embeddings, features, task, targets, n_labels, n_tokens / seconds)
 
-    def fit_regression(self, mask: np.ndarray | None = None) -> Regression:
-        """Fit a regression to the training texts, or to those of a mask, shape (training texts,)."""
-        rows = self.rows["train"]
+    def fit_regression(self, mask: np.ndarray | None = None, *, baseline: bool = False) -> Regression:
+        """Fit a regression to the training texts, or to those of a mask, shape (training texts,).
+
+        It is the initial head of a model, or else the ``baseline``, which reads `features`.
+        """
+        rows, features = self.rows["train"], (self.features if baseline else self.embeddings)["train"]
         inside = np.ones(len(rows), dtype=bool) if mask is None else mask[rows]
-        return self.task.fit_head(self.embeddings["train"][inside], self.targets[rows[inside]], self.n_labels)
+        return self.task.fit_head(features[inside], self.targets[rows[inside]], self.n_labels)
 
 
 def baselines(
@@ -77,7 +97,7 @@ def baselines(
         cross_validation: as for `score_splits`; without test texts, the baselines are cross-validated too.
     """
     train, test, rows = tables["train"], tables["test"], frozen.rows["test"]
-    texts = {name: tables[name].frame["text"].to_numpy() for name in ("train", "test")}
+    texts = {name: texts_of(tables[name].frame) for name in ("train", "test")}
     task, n_labels = get_task(test.task), len(test.labels)
     rounds = [(np.ones(len(train), dtype=bool), np.ones(len(test), dtype=bool))]
     if cross_validation is not None and not cross_validation.has_test:
@@ -86,11 +106,15 @@ def baselines(
     bag_scores, regression_scores = np.empty((len(test), n_labels)), np.empty((len(rows), n_labels))
     for inside, outside in rounds:
         bag = task.words(
-            texts["train"][inside].tolist(), train.targets[inside], texts["test"][outside].tolist(), n_labels, seed
+            list(compress(texts["train"], inside)),
+            train.targets[inside],
+            list(compress(texts["test"], outside)),
+            n_labels,
+            seed,
         )
         bag_scores[outside] = bag.scores
-        scored, regression = outside[rows], frozen.fit_regression(inside)
-        regression_scores[scored] = frozen.task.scores(regression.logits(frozen.embeddings["test"][scored]))
+        scored, regression = outside[rows], frozen.fit_regression(inside, baseline=True)
+        regression_scores[scored] = frozen.task.scores(regression.logits(frozen.features["test"][scored]))
 
     def compare(classifier: str, baseline: np.ndarray, model: np.ndarray, table: Table, name: str) -> dict[str, Any]:
         value, low, high = task.difference(table.targets, model, baseline, seed=seed, groups=table_groups(table))
@@ -104,14 +128,14 @@ def baselines(
     naive, naive_scores = task.naive(train.targets, len(test), test.labels)
     return {
         "majority_class": {"label_text": naive, "test": task.scalar_metrics(test.targets, naive_scores)},
-        "bag_of_words": compare(bag.classifier, bag_scores, scores, test, f"a bag of words with a {bag.classifier}"),
+        "bag_of_words": compare(bag.classifier, bag_scores, scores, test, f"a bag of words ({bag.classifier})"),
         "frozen_embeddings": {
             **compare(
                 task.head_name,
                 regression_scores,
                 scores[rows],
                 test.take(rows),
-                f"a {task.head_name} on the frozen embeddings of the checkpoint",
+                f"frozen embeddings ({task.head_name})",
             ),
             "texts": {name: len(chosen) for name, chosen in frozen.rows.items()},
         },

@@ -7,7 +7,7 @@ its predictions calibrate the final model, which is trained on all texts. No epo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -17,6 +17,7 @@ from bertsmith.config import Config
 from bertsmith.data.clean import Cleaned
 from bertsmith.data.split import assign_folds, split_cleaned
 from bertsmith.data.table import Table
+from bertsmith.data.template import texts_of
 from bertsmith.errors import ConfigError, Interrupted
 from bertsmith.evaluation.baseline import Regression
 from bertsmith.evaluation.rule import Rule
@@ -26,14 +27,15 @@ from bertsmith.folders import run as runs
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model.checkpoint import Checkpoint
 from bertsmith.model.load import noted
-from bertsmith.model.tokenizer import Tokens
+from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.trainer import fit
-from bertsmith.workflows.prepare import initialize_head, prepare_model
+from bertsmith.workflows.prepare import Inputs, Splits, initialize_head, prepare_model
+from bertsmith.workflows.score import CrossValidation
 
 FEW_TEXTS = 300
 """Below this number of labelled texts, without those of a test table, cross-validation is the default."""
@@ -91,9 +93,7 @@ def split_into_folds(cleaned: Cleaned, k: int, test_size: float, config: Config,
     fold = assign_folds(cleaned, data, rows, k, config, seed)
     for f in range(k):
         if len(np.unique(data.codes[rows][fold != f])) < 2:
-            raise ConfigError(
-                f"--cv {k}: without one fold, only one class remains for training", remedy="Label more texts."
-            )
+            raise ConfigError(f"--cv {k}: the training texts of a fold have only one class", remedy="Label more texts.")
     return data, fold
 
 
@@ -135,6 +135,40 @@ def split_or_fold(
     return split_cleaned(cleaned, config, seed), None
 
 
+def cross_validate(
+    run: runs.Run,
+    config: Config,
+    splits: Splits,
+    inputs: Inputs,
+    recipe: Recipe,
+    names: tuple[str, ...],
+    fit_regression: Callable[[np.ndarray], Regression],
+    observe: Listener,
+    stop: Callable[[], bool],
+) -> CrossValidation | None:
+    """Score the training texts by cross-validation; return ``None`` with a validation split.
+
+    See `score_folds` for the arguments.
+    """
+    if splits.fold is None:
+        return None
+    readings = score_folds(
+        inputs.checkpoint,
+        inputs.task,
+        config,
+        recipe,
+        splits.scored_tables["train"],
+        inputs.tokens.take(splits.rows["train"]),
+        splits.fold,
+        fit_regression,
+        run.layout.folds,
+        readings=names,
+        emit=observe,
+        stop=stop,
+    )
+    return CrossValidation(splits.fold, readings, names[-1], has_test=len(splits.rows["test"]) > 0)
+
+
 def score_folds(
     checkpoint: Checkpoint,
     task: Task,
@@ -146,9 +180,10 @@ def score_folds(
     fit_regression: Callable[[np.ndarray], Regression],
     folder: Path,
     *,
+    readings: Sequence[str],
     emit: Listener,
     stop: Callable[[], bool],
-) -> np.ndarray:
+) -> dict[str, np.ndarray]:
     """Train a model without each fold, and score the texts of the fold. Saved folds are not scored again.
 
     Args:
@@ -161,40 +196,45 @@ def score_folds(
         fold: the fold of each text, shape (texts,).
         fit_regression: returns the initial regression of a head for a mask of texts, shape (texts,).
         folder: the folder for the probabilities of each fold.
+        readings: ways to read long texts.
         emit: called with each event.
         stop: called after every step; training is interrupted if it returns true.
 
     Returns:
-        Scores, shape (texts, outputs).
+        Scores of each way to read long texts, each of shape (texts, outputs).
 
     Raises:
         Interrupted: if ``stop`` returned true; scored folds are saved.
         UserError: if training fails.
     """
-    k, texts = int(fold.max()) + 1, table.frame["text"].tolist()
-    result = np.empty((len(texts), len(table.labels)))
+    k, texts, template = int(fold.max()) + 1, texts_of(table.frame), table.columns.template
+    trained = readings.index(config.long) if config.long in readings else 0
+    result = np.empty((len(readings), len(texts), len(table.labels)))
 
     def score(rows: np.ndarray) -> float:
-        return float(task.validation_metrics(table.targets[rows], result[rows])[task.primary])
+        return float(task.validation_metrics(table.targets[rows], result[trained, rows])[task.primary])
 
     for f in range(k):
         inside, outside = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
         file = folder / f"{f}.npy"
         with contextlib.suppress(OSError, ValueError):
-            result[outside] = np.load(file, allow_pickle=False)
+            result[:, outside] = np.load(file, allow_pickle=False)
             emit(FoldDone(f + 1, k, score(outside)))
             continue
         emit(FoldStarted(f + 1, k))
-        loaded, _ = prepare_model(
-            checkpoint, config, task, table.labels, texts, np.ones(len(texts), dtype=bool), tokens
-        )
+        everything = np.ones(len(texts), dtype=bool)
+        loaded, _ = prepare_model(checkpoint, config, task, table.labels, texts, everything, tokens, template=template)
         initialize_head(loaded, fit_regression(fold != f))
-        cut = tokens.truncate(loaded.max_length)
+        nothing = np.array([], dtype=np.int64)
+        train, validation = (
+            TokenDataset.reading(tokens.take(rows), table.targets[rows], loaded.max_length, config.long)
+            for rows in (inside, nothing)
+        )
         try:
             fit(
                 loaded,
-                TokenDataset(cut.take(inside), table.targets[inside]),
-                TokenDataset(cut.take(np.array([], dtype=np.int64)), table.targets[:0]),
+                train,
+                validation,
                 training_arguments(recipe, config, Path(gettempdir()), loaded.device, saves=False, validates=False),
                 recipe=recipe,
                 task=task,
@@ -206,9 +246,10 @@ def score_folds(
             raise Interrupted(f"stopped in fold {f + 1} of {k}; {f} folds are saved") from error
         rule = Rule.from_dict(noted(loaded.model), len(table.labels))
         classifier = Classifier(loaded, table.labels, get_task(task.name), rule)
-        result[outside] = classifier.probabilities_of(cut.take(outside))
+        for i, classifier.long in enumerate(readings):
+            result[i, outside] = classifier.probabilities_of(tokens.take(outside))
         folder.mkdir(exist_ok=True)
         with atomic.replaced_file(file) as temporary, temporary.open("wb") as stream:
-            np.save(stream, result[outside])
+            np.save(stream, result[:, outside])
         emit(FoldDone(f + 1, k, score(outside)))
-    return result
+    return dict(zip(readings, result, strict=True))

@@ -13,6 +13,7 @@ from bertsmith.config import Config
 from bertsmith.data.clean import clean
 from bertsmith.data.read import read_table
 from bertsmith.data.table import Table
+from bertsmith.data.template import texts_of
 from bertsmith.errors import ConfigError, DataError
 from bertsmith.evaluation.evaluate import evaluate
 from bertsmith.events import Scored, Scoring, ScoringListener
@@ -55,7 +56,7 @@ def _evaluation_folder(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation on another table: metrics, number of rows left out by reason, and its folder."""
+    """An evaluation on another table: metrics, number of dropped rows by reason, and its folder."""
 
     metrics: dict[str, Any]
     left_out: dict[str, int]
@@ -75,10 +76,17 @@ def run_evaluation(
     run = runs.open_run(path)
     # Only one table is scored.
     config = config.model_copy(update={"validation": None, "test": None, "task": run.task})
-    table = source if isinstance(source, Table) else read_table(source, config, known=run.labels)
+    template = run.template
+    table = source if isinstance(source, Table) else read_table(source, config, known=run.labels, template=template)
     if table.labels != run.labels or table.task != run.task:
         raise DataError("the classes of the table and the run differ", remedy="Give evaluate the file, not a Table.")
-    # Rows of a test table are left out only if they cannot be scored.
+    if table.columns.template != template and not (table.columns.template.is_plain and template.is_plain):
+        raise DataError(
+            f"the Table has {table.columns.template}, but the model reads {template}",
+            where=table.name,
+            remedy="Give evaluate the file, not a Table, or read it with the same columns.",
+        )
+    # Rows of a test table are dropped only if they cannot be scored.
     cleaned = clean(dataclasses.replace(table, frame=table.frame.assign(split="test")))
     if not len(cleaned.table):
         raise DataError("no row has both a text and a label", where=table.name)
@@ -88,9 +96,9 @@ def run_evaluation(
         "fingerprint": cleaned.table.fingerprint,
     }
     folder = _evaluation_folder(run, name, table.name, description, overwrite=overwrite)
-    classifier = Classifier.load(path, device=config.device)
+    classifier = Classifier.load(path, device=config.device, long=config.long)
     observe(Scoring(len(cleaned.table)))
-    texts = cleaned.table.frame["text"].tolist()
+    texts = texts_of(cleaned.table.frame)
     seen = int(hash_texts(texts).isin(run.training_hashes).sum())
     probabilities = classifier.predict_proba(texts, lambda n: observe(Scored(n)))
     metrics = evaluate(
@@ -102,7 +110,7 @@ def run_evaluation(
         groups=table_groups(cleaned.table),
     )
     metrics["seen_in_training"] = seen
-    content = {"table": table.name, **description, "left_out": cleaned.counts, **metrics}
+    content = {"table": table.name, **description, "long": classifier.long, "left_out": cleaned.counts, **metrics}
     with atomic.disk_errors(folder):
         run.layout.evaluations.mkdir(exist_ok=True)
         with atomic.replaced_folder(folder) as temporary:

@@ -10,6 +10,7 @@ from bertsmith.data.corrections import COLUMNS
 from bertsmith.data.inspect import inspect
 from bertsmith.data.read import read_table
 from bertsmith.data.table import Table
+from bertsmith.data.template import flat_texts, texts_of
 from bertsmith.errors import ConfigError, listing
 from bertsmith.model import checkpoint
 from bertsmith.tasks.registry import get_task
@@ -54,9 +55,9 @@ def inspect_table(table: Table, config: Config) -> Findings:
     tokenizer = checkpoint.find_local_tokenizer(config.model)
     if tokenizer is None:
         return inspect(table, max_length=config.max_length, config=config)
-    encoder, names = checkpoint.load_encoder(tokenizer, table.frame["text"].dropna().tolist())
+    encoder, names = checkpoint.load_encoder(tokenizer, flat_texts(table.frame.dropna(subset="text").fillna("")))
     cleaned = clean(table)
-    tokens = encoder.encode(cleaned.table.frame["text"].tolist())
+    tokens = encoder.encode(texts_of(cleaned.table.frame))
     return inspect(
         table, tokens=tokens, symbol_names=names, max_length=config.max_length, cleaned=cleaned, config=config
     )
@@ -65,6 +66,6 @@ def inspect_table(table: Table, config: Config) -> Findings:
 def suspected_label_errors(table: Table, config: Config) -> pd.DataFrame:
     """Return the rows whose labels are probably wrong; see `bertsmith.label_errors`."""
     usable = clean(table).table
-    found = get_task(table.task).suspects(usable.frame["text"].tolist(), usable.targets, table.labels, seed=config.seed)
+    found = get_task(table.task).suspects(flat_texts(usable.frame), usable.targets, table.labels, seed=config.seed)
     rows = usable.frame.iloc[found["position"].to_numpy()].reset_index(drop=True)
     return rows.assign(corrected="", **found.drop(columns="position"))[list(COLUMNS)]

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertsmith import __version__
-from bertsmith.config import Config, CsvDialect, Long, OnError
-from bertsmith.data.stream import Stream, open_stream
+from bertsmith.config import Config, CsvDialect, OnError
+from bertsmith.data.stream import Stream, check_lines, open_stream
 from bertsmith.data.table import Cells
+from bertsmith.data.template import SETTINGS, Template
 from bertsmith.errors import ConfigError, RowError
 from bertsmith.events import InputOpened, ModelOpened, PredictionListener, RowsPredicted, RowsResumed
 from bertsmith.folders.atomic import checksum
 from bertsmith.folders.claim import claim
 from bertsmith.folders.files import OutputFolder
-from bertsmith.folders.run import open_run
 from bertsmith.inference.chunks import PredictionFile, write_stream
 from bertsmith.inference.exported import is_export
 from bertsmith.inference.table_writers import DIALECTS, CsvStyle, output_format
@@ -39,7 +39,6 @@ class PredictOptions:
     min_confidence: float | None = None
     target_accuracy: float | None = None
     coverage: float | None = None
-    long: Long = "truncate"
     decide: bool = True
     ensemble: bool = False
     runtime: str = "auto"
@@ -71,7 +70,7 @@ class Predictions:
         abstained: number of rows left unlabelled because of low confidence.
         cut: number of truncated texts.
         threshold: the minimum confidence of a label; ``None`` without a threshold.
-        left_out: position and reason of each row that could not be read.
+        skipped: position and reason of each row that could not be read.
     """
 
     path: Path | None
@@ -82,7 +81,7 @@ class Predictions:
     abstained: int = 0
     cut: int = 0
     threshold: float | None = None
-    left_out: tuple[tuple[str, str], ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
 
 
 def run_prediction(
@@ -116,10 +115,10 @@ def run_prediction(
         UserError: for everything that the user can fix.
         Interrupted: on Ctrl-C, if the predictions can be resumed.
     """
+    from bertsmith.inference.load import template_of
     from bertsmith.inference.predict import LABELLED, predict_chunks
 
-    if not is_export(run):
-        open_run(run)
+    template = template_of(run)
     if resume and output is None:
         raise ConfigError("--resume continues the predictions of a file", remedy="Give -o that file.")
     if options.csv_dialect != "plain" and output is not None and output_format(output) != "csv":
@@ -127,8 +126,8 @@ def run_prediction(
     claimed: AbstractContextManager[None] = nullcontext()
     if output is not None:
         claimed = claim(PredictionFile(output, (source, config.db, *inputs)), resume=resume, overwrite=overwrite)
-    with claimed, _opened(source, config, options, observe) as stream:
-        classifier, abstain = _model(run, config, options, observe)
+    with claimed, opened(source, config, template, options, observe) as stream:
+        classifier, abstain = open_model(run, config, options, observe)
         label = partial(
             predict_chunks,
             classifier,
@@ -220,7 +219,7 @@ def run_prediction_on_ray(
         "decide": options.decide,
         "ensemble": options.ensemble,
         "runtime": options.runtime,
-        "long": options.long,
+        "long": config.long,
     }
     request = RayRequest(run.absolute(), opening, dict(options.thresholds), options.probabilities)
     with claim(OutputFolder(output, Path(source), ".parquet"), overwrite=overwrite):
@@ -229,10 +228,14 @@ def run_prediction_on_ray(
 
 
 @contextmanager
-def _opened(source: Any, config: Config, options: PredictOptions, observe: PredictionListener) -> Iterator[Stream]:
+def opened(
+    source: Any, config: Config, template: Template, options: PredictOptions, observe: PredictionListener
+) -> Iterator[Stream]:
     """Open the texts and report notes and skipped rows. Errors of single rows mention ``--on-error skip``."""
     skip = options.on_error == "skip"
-    opened = nullcontext(source()) if callable(source) else open_stream(source, config, skip=skip)
+    if callable(source):
+        check_lines(template, "stdin")
+    opened = nullcontext(source()) if callable(source) else open_stream(source, config, skip=skip, template=template)
     try:
         with opened as stream:
             observe(InputOpened(stream.n_rows, stream.notes, stream.skipped))
@@ -244,14 +247,13 @@ def _opened(source: Any, config: Config, options: PredictOptions, observe: Predi
         raise RowError(error.what, where=error.where, remedy=remedy) from error
 
 
-def _model(
+def open_model(
     run: Path, config: Config, options: PredictOptions, observe: PredictionListener
 ) -> tuple[Predictor, Abstention]:
     """Load the classifier and its thresholds."""
     from bertsmith.inference.abstain import fit_abstention
     from bertsmith.inference.exported import Exported
     from bertsmith.inference.load import open_classifier
-    from bertsmith.inference.windows import Windowed
 
     classifier, held_out = open_classifier(
         run,
@@ -259,10 +261,10 @@ def _model(
         decide=options.decide,
         ensemble=options.ensemble,
         runtime=options.runtime,
-        long=options.long,
+        long=config.long,
     )
-    model = classifier.model if isinstance(classifier, Windowed) else classifier
-    observe(ModelOpened(model.about.format if isinstance(model, Exported) and not is_export(run) else None))
+    export = classifier.about.format if isinstance(classifier, Exported) and not is_export(run) else None
+    observe(ModelOpened(export))
     return classifier, fit_abstention(
         classifier.task, held_out, classifier.rules, decide=options.decide, **options.thresholds
     )
@@ -278,10 +280,11 @@ def _description(
     return {
         "version": __version__,
         "input": None if stream.path is None else checksum(stream.path),
-        "text_column": config.text_column,
+        **{name: getattr(config, name) for name in SETTINGS if name == "text_column" or getattr(config, name)},
         "encoding": config.encoding,
         "model": identity(run, ensemble=options.ensemble),
         "labelled by": repr(classifier),
+        "long": classifier.long if config.long == "auto" else config.long,
         "decision_rule": values.pop("decide"),
-        **{name: value for name, value in values.items() if name not in ("long", "ensemble", "runtime")},
+        **{name: value for name, value in values.items() if name not in ("ensemble", "runtime")},
     }

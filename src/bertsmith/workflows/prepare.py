@@ -16,6 +16,7 @@ from bertsmith.config import Config
 from bertsmith.data.clean import Cleaned
 from bertsmith.data.inspect import choose_max_length, inspect
 from bertsmith.data.table import SPLITS, Labels, Table
+from bertsmith.data.template import Template, Text, flat, texts_of
 from bertsmith.errors import ConfigError
 from bertsmith.evaluation.baseline import Regression
 from bertsmith.events import Prepared
@@ -25,7 +26,8 @@ from bertsmith.model.checkpoint import Checkpoint, resolve
 from bertsmith.model.emoji import add_emoji_names
 from bertsmith.model.load import Loaded, check_vocabulary, load_model, load_tokenizer
 from bertsmith.model.outputs import compute_embeddings, compute_features
-from bertsmith.model.tokenizer import Tokens, encode
+from bertsmith.model.tokenizer import encode
+from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task, task_of_config
 from bertsmith.training.data import TokenDataset
@@ -84,8 +86,8 @@ class Inputs:
         checkpoint: the source of the weights.
         task: the kind of label, fitted to the training texts.
         loaded: the model.
-        tokens: the tokens of all texts, not truncated.
-        train, validation: the training and validation texts, truncated at the maximum length.
+        tokens: the tokens of all texts, with all that any choice of ``config.long`` reads.
+        train, validation: the training and validation texts, as the model reads them.
     """
 
     checkpoint: Checkpoint
@@ -106,12 +108,15 @@ def prepare_inputs(data: Table, config: Config) -> Inputs:
     Raises:
         UserError: if the checkpoint, the device or the number of tokens is not usable.
     """
+    data.columns.template.check_long(config.long)
     checkpoint = resolve(config.model, allow_pickle=config.allow_pickle)
     train = (data.frame["split"] == "train").to_numpy()
-    task = get_task(data.task).fitted(data.targets[train])
-    loaded, tokens = prepare_model(checkpoint, config, task, data.labels, data.frame["text"].tolist(), train)
+    task, template = get_task(data.task).fitted(data.targets[train]), data.columns.template
+    loaded, tokens = prepare_model(
+        checkpoint, config, task, data.labels, texts_of(data.frame), train, template=template
+    )
     train_set, validation_set = (
-        TokenDataset(tokens.take(rows).truncate(loaded.max_length), data.targets[rows])
+        TokenDataset.reading(tokens.take(rows), data.targets[rows], loaded.max_length, config.long)
         for rows in (np.flatnonzero(train), np.flatnonzero(data.frame["split"] == "validation"))
     )
     return Inputs(checkpoint, task, loaded, tokens, train_set, validation_set)
@@ -145,9 +150,11 @@ def prepare_model(
     config: Config,
     task: Task,
     labels: Labels,
-    texts: Sequence[str],
+    texts: Sequence[Text],
     train: np.ndarray,
     tokens: Tokens | None = None,
+    *,
+    template: Template,
 ) -> tuple[Loaded, Tokens]:
     """Load a checkpoint with a new head, tokenize texts, and choose the maximum length.
 
@@ -161,15 +168,17 @@ def prepare_model(
         texts: n texts.
         train: mask of the training texts, bool, shape (n,).
         tokens: the result of an earlier call with the same checkpoint and texts.
+        template: the template of the texts.
 
     Returns:
-        The model, and the tokens, truncated only at the maximum length of the checkpoint.
+        The model, and the tokens. If ``config.long`` is ``"truncate"``, they are truncated at the maximum length of the
+        checkpoint.
 
     Raises:
         UserError: if the checkpoint, the device or the maximum length is not usable.
     """
     device = choose_device(config.device)
-    tokenizer, names = add_emoji_names(load_tokenizer(checkpoint), list(compress(texts, train)))
+    tokenizer, names = add_emoji_names(load_tokenizer(checkpoint), list(map(flat, compress(texts, train))))
     if config.max_length and config.max_length > checkpoint.max_positions:
         raise ConfigError(
             f"--max-length {config.max_length}: {checkpoint.name} takes at most {checkpoint.max_positions} tokens",
@@ -183,8 +192,10 @@ def prepare_model(
     pooled = checkpoint.has_mean_pooling and checkpoint.model_type in pooling.MODEL_TYPES
     if pooled:
         pooling.add_pooling_layer(model)
-    loaded = Loaded(model, tokenizer, device, checkpoint.max_positions, names, pooled)
-    tokens = encode(texts, loaded, cache=not config.no_token_cache) if tokens is None else tokens
+    loaded = Loaded(model, tokenizer, device, checkpoint.max_positions, names, pooled, template)
+    if tokens is None:
+        truncate = config.long == "truncate"
+        tokens = encode(texts, loaded, cache=not config.no_token_cache, truncate=truncate)
     max_length = config.max_length or choose_max_length(tokens.full_lengths[train], checkpoint.max_positions)
     tokenizer.model_max_length = max_length
     return replace(loaded, max_length=max_length), tokens

@@ -13,6 +13,7 @@ import pandas as pd
 from bertsmith.compute.machine import hardware, versions
 from bertsmith.config import Config
 from bertsmith.data.table import Table
+from bertsmith.data.template import texts_of
 from bertsmith.errors import Interrupted
 from bertsmith.events import (
     CheckpointsDamaged,
@@ -161,6 +162,7 @@ def _describe(prepared: Prepared, data: Table, inputs: Inputs) -> dict[str, Any]
             "parameters": prepared.parameters,
             "max_length": prepared.max_length,
         },
+        "template": data.columns.template.to_dict(),
         "recipe": dataclasses.asdict(prepared.recipe),
     }
 
@@ -178,7 +180,7 @@ def _class_table(splits: Splits) -> dict[str, Any]:
 
 def _split_table(splits: Splits) -> pd.DataFrame:
     frame = splits.data.frame
-    used = frame[["source", "row", "split"]].assign(reason=None, hash=hash_texts(frame["text"]))
+    used = frame[["source", "row", "split"]].assign(reason=None, hash=hash_texts(texts_of(frame)))
     unused = splits.cleaned.dropped[["source", "row", "reason"]].assign(split=None, hash=None)
     frame = pd.concat([used.astype(object), unused.astype(object)])[["source", "row", "split", "reason", "hash"]]
     frame = frame.astype({"source": "str", "row": "int64", "split": "str", "reason": "str", "hash": "str"})

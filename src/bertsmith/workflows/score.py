@@ -16,6 +16,7 @@ import xxhash
 from bertsmith.compute.device import choose_precision
 from bertsmith.config import FEWEST_TO_SELECT, Config
 from bertsmith.data.table import Table
+from bertsmith.data.template import Text, flat, texts_of
 from bertsmith.evaluation.abstention import accuracy_coverage_curve
 from bertsmith.evaluation.calibration import PRIOR, WIDE_PRIOR
 from bertsmith.evaluation.decision import Decision
@@ -29,7 +30,7 @@ from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.predictor import to_frame
 from bertsmith.inference.spreadsheet import write_csv
 from bertsmith.model.load import fold_calibration, noted
-from bertsmith.model.tokenizer import Tokens
+from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
 
@@ -38,20 +39,22 @@ TRAIN_SAMPLE = (200, 1000)
 
 
 def apply_rule(classifier: Classifier, rule: Rule, run: runs.Run) -> None:
-    """Put a decision rule and a calibration into a model, and save the model.
+    """Put a decision rule, a calibration and the way to read long texts into a model, and save the model.
 
     If the head ends in a linear layer, its weights include the rule, for every library that loads the model. Otherwise
     the rule is in the model's configuration, and only bertsmith uses it.
 
     Args:
-        classifier: the model after training; its ``rule`` is set.
+        classifier: the model after training, with the choice of ``long``; its ``rule`` is set.
         rule: what to apply to its outputs.
         run: the run of the model.
     """
-    if not rule.is_neutral:
+    is_long = classifier.long != "truncate"
+    if is_long or not rule.is_neutral:
         model = classifier.loaded.model
         classifier.rule = replace(rule, folded=fold_calibration(model, rule.temperature, rule.offsets))
-        model.config.bertsmith = {**noted(model), **classifier.rule.to_dict()}
+        long = {"long": classifier.long} if is_long else {}
+        model.config.bertsmith = {**noted(model), **classifier.rule.to_dict(), **long}
         run.save_model(classifier.loaded.save)
 
 
@@ -61,13 +64,20 @@ class CrossValidation:
 
     Attributes:
         fold: the fold of each training text, shape (n,).
-        scores: of each training text, shape (n, outputs).
+        readings: the scores of each training text by the way to read long texts, each of shape (n, outputs).
+        long: the way that the model uses.
         has_test: whether the table has test texts.
     """
 
     fold: np.ndarray
-    scores: np.ndarray
+    readings: dict[str, np.ndarray]
+    long: str
     has_test: bool
+
+    @property
+    def scores(self) -> np.ndarray:
+        """The scores of each training text, shape (n, outputs)."""
+        return self.readings[self.long]
 
     @property
     def n_folds(self) -> int:
@@ -118,6 +128,7 @@ def score_splits(
     config: Config,
     observe: ScoringListener,
     cross_validation: CrossValidation | None = None,
+    validation: np.ndarray | None = None,
 ) -> Scores:
     """Calibrate a model and score it on every split. Nothing else uses the test split.
 
@@ -127,10 +138,11 @@ def score_splits(
     Args:
         classifier, run: as for `apply_rule`.
         tables: the texts by split.
-        tokens: the tokens by split, truncated no shorter than the maximum length.
+        tokens: the tokens by split, with all that the model reads.
         config: the settings.
         observe: called with `Scoring` once and with `Scored` after each batch.
         cross_validation: the predictions of the cross-validation, if any.
+        validation: scores of the validation texts, if they are known.
     """
     task = classifier.task
     sample, seed, n_train = tables["train"], config.seed, len(tables["train"])
@@ -140,7 +152,7 @@ def score_splits(
         sample, tokens = sample.take(rows), {**tokens, "train": tokens["train"].take(rows)}
     # Validation is first: it calibrates the model.
     tables = {"validation": tables["validation"], "train": sample, "test": tables["test"]}
-    known: dict[str, np.ndarray] = {}
+    known: dict[str, np.ndarray] = {} if validation is None else {"validation": validation}
     if cross_validation is not None:
         known["validation"] = cross_validation.scores
         if not cross_validation.has_test:
@@ -148,7 +160,7 @@ def score_splits(
     observe(Scoring(sum(len(table) for name, table in tables.items() if name not in known)))
 
     def predict(name: str) -> np.ndarray:
-        own_tokens = classifier.reuse_tokens(tokens[name], tables[name].frame["text"].tolist())
+        own_tokens = classifier.reuse_tokens(tokens[name], texts_of(tables[name].frame))
         return classifier.probabilities_of(own_tokens, lambda n: observe(Scored(n)))
 
     splits: dict[str, Any] = {}
@@ -233,7 +245,7 @@ def analyze_test(
         uncalibrated, without_rule = task.undo(rule, predicted), task.without_offsets(rule, predicted)
     columns = {
         "length in tokens": pd.Series(lengths),
-        "cut at the maximum length": pd.Series(np.where(lengths > classifier.loaded.max_length, "yes", "no")),
+        "longer than the maximum length": pd.Series(np.where(lengths > classifier.loaded.max_length, "yes", "no")),
         **task.slice_columns(targets, test.labels),
         **{str(name): test.extra[name] for name in test.extra.columns},
     }
@@ -285,7 +297,7 @@ def predictions_frame(table: Table, scores: np.ndarray) -> pd.DataFrame:
     frame = pd.DataFrame(
         {
             "row": table.frame["row"],
-            "text": table.frame["text"],
+            **{name: table.frame[name] for name in ("text", "pair") if name in table.frame.columns},
             **{name: pd.Series(values) for name, values in task.truth_columns(table.targets, table.labels).items()},
         }
     )
@@ -294,9 +306,9 @@ def predictions_frame(table: Table, scores: np.ndarray) -> pd.DataFrame:
     return pd.concat([frame, to_frame(task, scores, table.labels)], axis=1)
 
 
-def hash_texts(texts: Iterable[str]) -> pd.Series:
+def hash_texts(texts: Iterable[Text]) -> pd.Series:
     """Return the XXH3 hash of every text in hexadecimal: it identifies a text without revealing it."""
-    return pd.Series([xxhash.xxh3_64_hexdigest(text.encode()) for text in texts], dtype="str")
+    return pd.Series([xxhash.xxh3_64_hexdigest(flat(text).encode()) for text in texts], dtype="str")
 
 
 def stored_groups(predictions: pd.DataFrame) -> np.ndarray | None:

@@ -90,7 +90,8 @@ def _train_seed(
     train_into(
         member.path,
         table,
-        config.model_copy(update={"seed": seed, "seeds": 1}),
+        # One seed is enough to measure what columns are worth.
+        config.model_copy(update={"seed": seed, "seeds": 1, "no_ablation": config.no_ablation or number > 0}),
         resume=exists and member.is_resumable,
         observe=observe,
         stop=stop,
@@ -106,6 +107,8 @@ def _finish(run: Run, config: Config) -> Run:
     scores = [m.metrics["splits"]["validation"]["metrics"][primary]["value"] for m in members]
     best = members[int(np.argmax(scores))]
     metrics = {**best.metrics, "seeds": _compare(members, best, config.seed)}
+    if columns := next((found for m in members if (found := m.metrics.get("columns"))), None):
+        metrics["columns"] = columns
     for file in (best.layout.labels, best.layout.splits, best.layout.history):
         with atomic.replaced_file(run.path / file.name) as temporary:
             shutil.copyfile(file, temporary)

@@ -105,12 +105,7 @@ def finish_study(
 
 
 def _train_final(
-    name: str,
-    run: Run,
-    table: Table,
-    config: Config,
-    observe: StudyListener,
-    stop: Callable[[], bool],
+    name: str, run: Run, table: Table, config: Config, observe: StudyListener, stop: Callable[[], bool]
 ) -> Run:
     info = run.info if run.layout.run.is_file() else {}
     is_same = info.get("config") == config.dump()

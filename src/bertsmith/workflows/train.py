@@ -32,14 +32,15 @@ from bertsmith.training.steps import check_memory
 from bertsmith.training.time_estimate import estimate_seconds
 from bertsmith.training.timing import PhaseTimer
 from bertsmith.training.trainer import fit
+from bertsmith.workflows.ablation import compare_columns
 from bertsmith.workflows.baselines import FrozenEmbeddings, baselines
-from bertsmith.workflows.cross_validation import score_folds, split_or_fold
+from bertsmith.workflows.cross_validation import cross_validate, split_or_fold
 from bertsmith.workflows.inspect import as_table
 from bertsmith.workflows.languages import with_checkpoint
-from bertsmith.workflows.prepare import Inputs, Splits, choose_recipe, initialize_head, prepare_inputs, prepared_event
+from bertsmith.workflows.long_texts import candidates, choose_reading, measure_reading
+from bertsmith.workflows.prepare import Splits, choose_recipe, initialize_head, prepare_inputs, prepared_event
 from bertsmith.workflows.run_record import begin_run, record_failure, recording_listener, resume_run
 from bertsmith.workflows.score import (
-    CrossValidation,
     Scores,
     analyze_test,
     predictions_frame,
@@ -152,7 +153,12 @@ def train_into(
                 observe(TrainingEstimated(seconds))
             listener = recording_listener(run, phases, observe)
             with phases.timed("training"):
-                cross_validation = _cross_validate(run, config, splits, inputs, recipe, frozen, observe, stop)
+                names = candidates(
+                    config, tokens, loaded.max_length, recipe, splits.n_folds, template=table.columns.template
+                )
+                cross_validation = cross_validate(
+                    run, config, splits, inputs, recipe, names, frozen.fit_regression, observe, stop
+                )
                 finished = fit(
                     loaded,
                     inputs.train,
@@ -173,12 +179,41 @@ def train_into(
                 # Users get the saved model, so the saved model is scored.
                 classifier = Classifier.load(run.layout.model, labels=table.labels, device=config.device)
                 scoring = _stoppable(observe, stop)
-                scores = score_splits(classifier, tables, tokens, run, config, scoring, cross_validation)
+                reading = choose_reading(
+                    classifier,
+                    names,
+                    tables["validation"],
+                    tokens,
+                    config,
+                    cross_validation,
+                    lambda n: scoring(Scored(n)),
+                )
+                run.update(long=reading.long)
+                if cross_validation is not None:
+                    cross_validation = dataclasses.replace(cross_validation, long=reading.long)
+                scores = score_splits(
+                    classifier, tables, tokens, run, config, scoring, cross_validation, reading.validation
+                )
                 analysis = analyze_test(classifier, tables, scores, cross_validation)
+                analysis["long_texts"] = measure_reading(
+                    classifier,
+                    reading,
+                    tables["test"],
+                    tokens["test"],
+                    scores.scores["test"],
+                    config,
+                    cross_validation,
+                )
             with phases.timed("baseline"):
                 _check(stop, _STOPPED_SCORING)
                 comparison = baselines(tables, scores.scores["test"], frozen, config.seed, cross_validation)
-                _write_scores(run, tables, scores, analysis, comparison)
+            with phases.timed("ablation"):
+                columns = None
+                if group.size == 1:
+                    predicted = task.without_offsets(classifier.rule, scores.scores["test"])
+                    trained = (run, tables, predicted, inputs, recipe, config, cross_validation)
+                    columns = compare_columns(*trained, observe=observe, stop=stop)
+                _write_scores(run, tables, scores, analysis, comparison, columns)
             with phases.timed("explanations"):
                 _check(stop, _STOPPED_SCORING)
                 # Without test texts, the final model was trained on all texts.
@@ -222,37 +257,13 @@ def _saved_recipe(run: Run) -> Recipe:
         return Recipe(**run.info["recipe"])
 
 
-def _cross_validate(
-    run: Run,
-    config: Config,
-    splits: Splits,
-    inputs: Inputs,
-    recipe: Recipe,
-    frozen: FrozenEmbeddings,
-    observe: RunListener,
-    stop: Callable[[], bool],
-) -> CrossValidation | None:
-    """Score the training texts by cross-validation; return ``None`` with a validation split."""
-    if splits.fold is None:
-        return None
-    scores = score_folds(
-        inputs.checkpoint,
-        inputs.task,
-        config,
-        recipe,
-        splits.scored_tables["train"],
-        inputs.tokens.take(splits.rows["train"]),
-        splits.fold,
-        frozen.fit_regression,
-        run.layout.folds,
-        emit=observe,
-        stop=stop,
-    )
-    return CrossValidation(splits.fold, scores, has_test=len(splits.rows["test"]) > 0)
-
-
 def _write_scores(
-    run: Run, tables: dict[str, Table], scores: Scores, analysis: dict[str, Any], comparison: dict[str, Any]
+    run: Run,
+    tables: dict[str, Table],
+    scores: Scores,
+    analysis: dict[str, Any],
+    comparison: dict[str, Any],
+    columns: dict[str, Any] | None,
 ) -> None:
     scores.splits["test"]["calibration"] |= analysis.pop("calibration")
     metrics = {
@@ -261,6 +272,7 @@ def _write_scores(
         "baseline": comparison,
         "inference": scores.inference,
         **analysis,
+        **({} if columns is None else {"columns": columns}),
     }
     write_json(run.layout.metrics, metrics)
     for name in ("validation", "test"):

@@ -15,11 +15,13 @@ import numpy as np
 
 from bertsmith.config import Config
 from bertsmith.data.table import Table
+from bertsmith.data.template import texts_of
 from bertsmith.errors import ConfigError
 from bertsmith.events import Evaluated, Event
 from bertsmith.model import checkpoint
+from bertsmith.model.batch import TokenBatch
 from bertsmith.model.load import Loaded
-from bertsmith.model.tokenizer import Tokens
+from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import training_arguments
@@ -35,7 +37,7 @@ from bertsmith.workflows.prepare import (
 )
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 LATENCY_TEXTS, LATENCY_WARMUP = 50, 5
 MAX_VALIDATION_SHARE = 1 / 4
@@ -72,17 +74,21 @@ class TrialData:
             fold: with cross-validation, the fold to validate on.
         """
         found = checkpoint.resolve(config.model, allow_pickle=config.allow_pickle)
-        texts = [text for part in (self.train, self.validation) for text in part.frame["text"]]
+        texts = [text for part in (self.train, self.validation) for text in texts_of(part.frame)]
         train = np.arange(len(texts)) < len(self.train)
         task = self.task
         loaded, tokens = prepare_model(
-            found, config, task, self.train.labels, texts, train, self._tokens.get(config.model)
+            found,
+            config,
+            task,
+            self.train.labels,
+            texts,
+            train,
+            self._tokens.get(config.model),
+            template=self.train.columns.template,
         )
         self._tokens[config.model] = tokens
-        tokens, targets = (
-            tokens.truncate(loaded.max_length),
-            np.concatenate([self.train.targets, self.validation.targets]),
-        )
+        targets = np.concatenate([self.train.targets, self.validation.targets])
         if fold is not None and self.folds is not None:
             train = self.folds != fold
         if loaded.mean_pooling:
@@ -96,7 +102,9 @@ class TrialData:
             initialize_head(loaded, task.fit_head(embeddings[inside], targets[rows[inside]], classes))
 
         def subset(mask: np.ndarray) -> TokenDataset:
-            return TokenDataset(tokens.take(np.flatnonzero(mask)), targets[mask])
+            return TokenDataset.reading(
+                tokens.take(np.flatnonzero(mask)), targets[mask], loaded.max_length, config.long
+            )
 
         return loaded, subset(train), subset(~train)
 
@@ -164,7 +172,6 @@ def _fit(
     arguments = training_arguments(recipe, config, Path(gettempdir()), loaded.device, primary=task.primary, saves=False)
     best: Evaluated | None = None
     curve: list[tuple[float, float]] = []
-    weights: dict[str, torch.Tensor] = {}
     last_outputs = best_outputs = (np.empty(0), np.empty(0))
 
     def on_scores(targets: np.ndarray, scores: np.ndarray) -> None:
@@ -177,7 +184,6 @@ def _fit(
             curve.append((event.epoch, event.metrics[task.primary]))
             if event.best:
                 best, best_outputs = event, last_outputs
-                weights.update((name, w.detach().cpu().clone()) for name, w in loaded.model.state_dict().items())
             on_score(event.epoch, event.metrics[task.primary])
 
     fit(
@@ -198,7 +204,6 @@ def _fit(
             where=f"training argument eval_steps={config.set.get('eval_steps')}",
             remedy="Remove eval_steps: trials are evaluated at fractions of an epoch.",
         )
-    loaded.model.load_state_dict(weights)
     rule = task.fit_rule(*best_outputs, seed=config.seed)[0] if config.decision_rule == "auto" else None
     return TrialResult(
         score=best.metrics[task.primary] + (rule.gain if rule is not None and rule.used else 0.0),
@@ -239,8 +244,9 @@ def _measure_latency(loaded: Loaded, texts: TokenDataset) -> float:
     seconds = []
     with torch.inference_mode():
         for i in range(LATENCY_WARMUP + LATENCY_TEXTS):
-            ids = torch.tensor([texts[i % len(texts)]["input_ids"].tolist()], device=loaded.device)
+            padded = TokenBatch(**texts.__getitems__([i % len(texts)])).pad(loaded.padding, pad_to_multiple_of=1)
+            inputs = {name: padded[name].to(loaded.device) for name in ("input_ids", "attention_mask")}
             start = time.perf_counter()
-            loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.cpu()
+            loaded.model(**inputs).logits.cpu()
             seconds.append(time.perf_counter() - start)
     return 1000 * float(np.median(seconds[LATENCY_WARMUP:]))

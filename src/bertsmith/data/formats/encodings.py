@@ -112,7 +112,7 @@ def open_text(binary: BinaryIO, name: str, encoding: str | None = None) -> TextF
         if head.startswith(mark):
             if invalid := _first_invalid(binary, codec):
                 raise DataError(
-                    f"the byte order mark says {codec}, but the file is not: {invalid.reason}",
+                    f"the file has the byte order mark of {codec}, but is not {codec}: {invalid.reason}",
                     where=name,
                     remedy="Save the file again as UTF-8.",
                 )

@@ -106,7 +106,7 @@ def _detect_format(file: TableFile) -> Format:
         found = next((f for f in FORMATS if suffix in f.suffixes), DELIMITED)
         if found.magic:
             raise DataError(
-                f"the suffix {suffix} says {found.name}, but the content is not {found.name}",
+                f"the file has the suffix {suffix}, but its content is not {found.name}",
                 where=where,
                 remedy="Correct the suffix (.csv, .jsonl, …), or save the file again.",
             )

@@ -1,0 +1,102 @@
+"""What reading the whole of a long text is worth: truncation, head and tail, and windows, in training and prediction.
+
+For each table and seed, a model is trained with each value of ``--long`` on the same texts. All models predict the same
+test texts. The model that was trained on the beginnings also predicts them by head and tail and by windows, as
+``--long auto`` does. Each row is compared with that model on the beginnings, by a paired interval over the test texts.
+Finished rows are printed at once.
+
+    python benchmarks/long_texts.py ../shared/data/movie_reviews --texts 160 --test 200
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import bertsmith as bs
+from bertsmith.evaluation.intervals import label_metrics, paired_difference
+
+LONGS = ("truncate", "head-tail", "window")
+
+
+def draw(folder: Path, texts: int, test: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return labelled texts with a split, a fifth for validation, and test texts, with the shares of the classes."""
+
+    def sample(name: str, n: int) -> pd.DataFrame:
+        table = pd.read_csv(folder / f"{name}.csv", keep_default_na=False, dtype={"Text": str})
+        table = table[table["Text"].str.strip() != ""].sample(frac=1, random_state=seed)
+        order = table.groupby("Label").cumcount() / table.groupby("Label")["Label"].transform("size")
+        return table.loc[order.sort_values(kind="stable").index].head(n).reset_index(drop=True)
+
+    labelled, scored = sample("train", texts), sample("test", test)
+    labelled["Split"] = np.where(labelled.groupby("Label").cumcount() % 5 == 4, "validation", "train")
+    return labelled, scored
+
+
+def run_table(folder: Path, options: argparse.Namespace, seed: int) -> None:
+    """Train and score all ways to read, and print a row for each."""
+    labelled, scored = draw(folder, options.texts, options.test, seed)
+    table = pd.concat([labelled, scored.assign(Split="test")], ignore_index=True)
+    texts, reference = scored["Text"].tolist(), None
+    for trained in LONGS:
+        with tempfile.TemporaryDirectory() as temporary:
+            began = time.perf_counter()
+            run = bs.train(
+                table,
+                output=Path(temporary) / "run",
+                model=options.model,
+                long=trained,
+                max_length=options.max_length,
+                epochs=options.epochs,
+                consistency=0,
+                explanations="off",
+                near_duplicates="ignore",
+                split_column="Split",
+                device="cpu",
+                seed=seed,
+            )
+            seconds = time.perf_counter() - began
+            for read in LONGS if trained == "truncate" else (trained,):
+                classifier = bs.load(run.path, device="cpu", runtime="torch", long=read)
+                began = time.perf_counter()
+                found = classifier.predict_proba(texts)
+                predicting = time.perf_counter() - began
+                index = {text: i for i, text in enumerate(classifier.labels.texts)}
+                names = scored["Label Text"] if "Label Text" in scored else scored["Label"].astype(str)
+                targets = names.map(index).to_numpy(dtype=np.int64)
+                predicted = found.argmax(axis=1)
+                reference = predicted if reference is None else reference
+                n_classes = len(index)
+                value, low, high = paired_difference(targets, predicted, reference, n_classes, seed=seed)
+                score = label_metrics(targets, predicted, n_classes)["macro_f1"]
+                loss = -np.log(np.clip(found[np.arange(len(targets)), targets], 1e-12, None)).mean()
+                cells = (folder.name, seed, trained, read, f"{score:.3f}", f"{value:+.3f} [{low:+.3f}, {high:+.3f}]")
+                times = (f"{seconds:.0f} s", f"{1000 * predicting / len(texts):.0f} ms")
+                print("|", " | ".join(map(str, (*cells, f"{loss:.3f}", *times))), "|", flush=True)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="+", type=Path, help="folders with train.csv and test.csv")
+    parser.add_argument("--model", default="packaged:minilm")
+    parser.add_argument("--texts", type=int, default=1000, help="labelled texts, a fifth of them for validation")
+    parser.add_argument("--test", type=int, default=400, help="test texts")
+    parser.add_argument("--max-length", type=int, default=256)
+    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--seeds", type=int, default=1)
+    options = parser.parse_args()
+    print("| table | seed | trained with | read with | macro-F1 | difference | log loss | training | a text |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    for folder in options.tables:
+        for seed in range(options.seeds):
+            run_table(folder, options, seed)
+
+
+if __name__ == "__main__":
+    main()

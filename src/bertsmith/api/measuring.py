@@ -1,0 +1,128 @@
+"""Measure a corpus, and regress on it, with settings as keyword arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Unpack
+
+from bertsmith.compute.machine import use_cores
+from bertsmith.errors import needing, to_path
+from bertsmith.folders.run import Run
+from bertsmith.load_config import resolve
+
+if TYPE_CHECKING:
+    from bertsmith.api.keyword_types import EvaluateSettings, PredictSettings
+    from bertsmith.events import PredictionListener
+    from bertsmith.measuring.regression import Regression
+    from bertsmith.measuring.result import Measurement
+    from bertsmith.workflows.drift import Drift
+
+
+@needing("train")
+def measure(
+    run: Run | Path | str,
+    corpus: Any = None,
+    *,
+    labelled: Any = None,
+    by: str | None = None,
+    random_sample: bool = False,
+    for_regression: Path | str | None = None,
+    on_event: PredictionListener | None = None,
+    **settings: Unpack[EvaluateSettings],
+) -> Measurement:
+    """Measure the share of each class in a corpus, corrected for the mistakes of the model, with 95 % intervals.
+
+    With a labelled sample, the estimator is PPI++ or, with unequal inclusion probabilities, design-based supervised
+    learning. Without one, it is an adjusted count under label shift, which is refused if a test rejects label shift.
+    A corpus in CSV, JSON Lines or Parquet of any size fits into memory.
+
+    Args:
+        run: the run, or its folder.
+        corpus: the texts to measure, as for `predict`.
+        labelled: texts with labels that were drawn from the corpus, as for `read_table`. The columns ``random`` (true
+            or false) and ``inclusion_probability`` say how they were chosen.
+        by: a column of the corpus; each of its values is measured too.
+        random_sample: every text of the corpus had the same chance to be in the sample; for samples without these
+            columns.
+        for_regression: a CSV file to write with one pseudo-outcome per text and class, for `regress`.
+        on_event: called with each event (see `bertsmith.events`).
+        **settings: fields of `DataConfig` and `ModelConfig` for reading the tables, and the device. ``group_column``
+            names a column of the sample: whole groups, such as authors, were drawn.
+
+    Returns:
+        The shares, and what they rest on.
+
+    Raises:
+        UserError: if the sample does not say how it was chosen, or the corpus cannot be measured.
+    """
+    from bertsmith.workflows.measure import run_measurement
+
+    config = resolve(settings, api=True)
+    use_cores(config.threads)
+    return run_measurement(
+        run.path if isinstance(run, Run) else to_path(run, "run"),
+        corpus,
+        config,
+        labelled=labelled,
+        by=by,
+        random_sample=random_sample,
+        for_regression=None if for_regression is None else to_path(for_regression, "for_regression"),
+        observe=on_event or (lambda event: None),
+    )
+
+
+@needing("train")
+def drift(
+    run: Run | Path | str,
+    new: Any = None,
+    *,
+    on_event: PredictionListener | None = None,
+    **settings: Unpack[PredictSettings],
+) -> Drift:
+    """Compare new texts with the test texts of a run: confidence, length, language, predicted labels, topics.
+
+    Args:
+        run: the run, or its folder.
+        new: the texts, as for `predict`.
+        on_event: called with each event (see `bertsmith.events`).
+        **settings: fields of `DataConfig` and `ModelConfig` for reading the texts, and the device.
+
+    Returns:
+        One distance for each property, with a threshold that chance alone exceeds rarely.
+
+    Raises:
+        UserError: if the texts cannot be read or the run is damaged.
+    """
+    from bertsmith.workflows.drift import compare_texts
+
+    config = resolve(settings, api=True)
+    use_cores(config.threads)
+    folder = run.path if isinstance(run, Run) else to_path(run, "run")
+    return compare_texts(folder, new, config, observe=on_event or (lambda event: None))
+
+
+@needing("train")
+def regress(
+    table: Any,
+    label_text: str,
+    on: Sequence[str],
+    *,
+    model: Literal["linear", "logistic"] = "linear",
+    clusters: str | None = None,
+) -> Regression:
+    """Regress whether a text has a label on other columns, with standard errors that are right despite wrong labels.
+
+    Args:
+        table: a file that `measure` wrote for regressions, or a data frame of it, which may have more columns.
+        label_text: the class.
+        on: columns of explanatory variables: numbers, or words, which become one indicator per value but the first.
+        model: ``"linear"`` or ``"logistic"``.
+        clusters: a column of groups, such as authors, whose texts depend on each other.
+
+    Raises:
+        UserError: if a column is missing, or the regression has no solution.
+    """
+    from bertsmith.measuring.regression import fit_regression
+
+    return fit_regression(table, label_text, on, model=model, clusters=clusters)

@@ -1,0 +1,69 @@
+"""``bertsmith drift``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bertsmith.cli.options import Json, RunArgument, with_settings
+from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
+from bertsmith.config import Config, DataConfig, ModelConfig
+
+READING = ("text_column", "sql", "db", "sheet", "encoding", "max_unpacked")
+
+
+@with_settings(DataConfig, ModelConfig, only=(*READING, "device", "threads"))
+def drift(
+    *,
+    run: RunArgument,
+    new: Annotated[
+        str | None,
+        typer.Argument(metavar="NEW", show_default=False, help="Any table with a text column, or a .txt file."),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Page to write.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing page.")] = False,
+    json: Json = False,
+    settings: Config,
+) -> None:
+    """Compare new texts with the test texts of a run: confidence, length, language, predicted labels, topics.
+
+    Example: bertsmith drift runs/reviews reviews_2025.csv
+    """
+    from bertsmith.cli.progress import PredictionProgress
+    from bertsmith.errors import DataError
+    from bertsmith.folders.atomic import write_text
+    from bertsmith.folders.claim import claim
+    from bertsmith.folders.files import OutputFile
+
+    if new is None and settings.sql is None:
+        raise DataError("NEW is missing", remedy="Give a file, or --sql with --db.")
+    page = OutputFile(html, (new, settings.db), (".html", ".htm")) if html else None
+    if page:
+        page.check(overwrite=overwrite)  # before the slow part
+    from bertsmith.workflows.drift import compare_texts
+
+    with PredictionProgress(stderr_console()) as progress:
+        found = compare_texts(run, new, settings, observe=progress)
+    if page:
+        from bertsmith.report.shares import drift_page
+
+        with claim(page, overwrite=overwrite):
+            write_text(page.path, drift_page(found.to_dict(), run.resolve().name))
+        stderr_console().print(f"page: {html}", markup=False)
+    if json:
+        print_json(found.to_dict())
+        return
+    out = stdout_console()
+    for d in found.differences:
+        means = "" if d.before is None or d.after is None else f", mean {d.before:.3f} before and {d.after:.3f} now"
+        verdict = "differs" if d.differs else "as before"
+        out.print(
+            f"{verdict:<10} {d.name}: distance {d.distance:.3f}, by chance {d.threshold:.3f}{means}", markup=False
+        )
+    if found.differs:
+        stderr_console().print(
+            "[yellow]note:[/] the scores of the run may not hold for these texts: label some of them, and run "
+            "bertsmith evaluate"
+        )

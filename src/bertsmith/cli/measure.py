@@ -1,0 +1,147 @@
+"""``bertsmith measure``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bertsmith.cli.options import Json, RunArgument, with_settings
+from bertsmith.cli.terminal import print_json, sigterm_like_ctrl_c, stderr_console, stdout_console
+from bertsmith.config import Config, DataConfig, ModelConfig
+
+if TYPE_CHECKING:
+    from bertsmith.measuring.result import Measurement, Share
+
+READ_SETTINGS = (
+    "text_column",
+    "label_column",
+    "label_text_column",
+    "group_column",
+    "sql",
+    "db",
+    "sheet",
+    "encoding",
+    "max_unpacked",
+)
+MAX_SHOWN = 40
+"""Most shares in the summary."""
+
+
+@with_settings(DataConfig, ModelConfig, only=(*READ_SETTINGS, "device", "threads"))
+def measure(
+    *,
+    run: RunArgument,
+    corpus: Annotated[
+        str | None,
+        typer.Argument(metavar="CORPUS", show_default=False, help="Any table with a text column, or a .txt file."),
+    ] = None,
+    labelled: Annotated[
+        str | None, typer.Option(metavar="SAMPLE", help="Table of labelled texts that were drawn from the corpus.")
+    ] = None,
+    random_sample: Annotated[
+        bool,
+        typer.Option("--random-sample", help="Every text of the corpus had the same chance to be in the sample."),
+    ] = False,
+    by: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Also measure each group, such as each month, of this column.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE.csv", help="CSV file to write.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Page with figures to write.")] = None,
+    for_regression: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv", help="Table for regressions to write: see bertsmith.regress.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+    json: Json = False,
+    settings: Config,
+) -> None:
+    """Measure the share of each class in a corpus, corrected for the mistakes of the model, with 95 % intervals.
+
+    Example: bertsmith measure runs/reviews corpus.csv --labelled sample.csv --random-sample --by month
+    """
+    from bertsmith.cli.progress import PredictionProgress
+    from bertsmith.errors import DataError
+    from bertsmith.folders.atomic import write_text
+    from bertsmith.folders.claim import claim
+    from bertsmith.folders.files import OutputFile
+
+    if corpus is None and settings.sql is None:
+        raise DataError("CORPUS is missing", remedy="Give a file, or --sql with --db.")
+    inputs = (corpus, labelled, settings.db)
+    files = {
+        name: OutputFile(path, inputs, suffixes)
+        for name, path, suffixes in (
+            ("table", output, (".csv",)),
+            ("page", html, (".html", ".htm")),
+            ("table for regressions", for_regression, (".csv",)),
+        )
+        if path is not None
+    }
+    for file in files.values():
+        file.check(overwrite=overwrite)  # before the slow part
+    from bertsmith.workflows.measure import run_measurement
+
+    with PredictionProgress(stderr_console()) as progress, sigterm_like_ctrl_c():
+        measurement = run_measurement(
+            run,
+            corpus,
+            settings,
+            labelled=labelled,
+            by=by,
+            random_sample=random_sample,
+            for_regression=for_regression,
+            observe=progress,
+        )
+    from bertsmith.report.shares import shares_csv, shares_page
+
+    contents = {"table": lambda: shares_csv(measurement), "page": lambda: shares_page(measurement, run.resolve().name)}
+    for name, file in files.items():
+        if name in contents:
+            with claim(file, overwrite=overwrite):
+                write_text(file.path, contents[name]())
+        stderr_console().print(f"{name}: {file.path}", markup=False)
+    if json:
+        print_json(measurement.to_dict())
+    else:
+        _print(measurement)
+    _print_notes(measurement)
+
+
+def _print(measurement: Measurement) -> None:
+    """Print the shares of the whole corpus, and of its groups if they are few."""
+    from rich.table import Table
+
+    out = stdout_console()
+    shares = measurement.shares if len(measurement.shares) <= MAX_SHOWN else measurement.whole[:MAX_SHOWN]
+    table = Table(box=None, pad_edge=False)
+    columns = [*([measurement.by] if measurement.by else []), "label text", "share", "95 % interval", "naive"]
+    for i, column in enumerate([*columns, "difference", "labelled", "texts"]):
+        table.add_column(column, justify="left" if i < len(columns) - 3 else "right")
+    for share in shares:
+        table.add_row(*([share.group or "(all)"] if measurement.by else []), *_cells(share))
+    out.print(table)
+    if len(shares) < len(measurement.shares):
+        out.print(f"… and {len(measurement.shares) - len(shares):,} more, which -o, --html and --json give")
+
+
+def _cells(share: Share) -> list[str]:
+    interval = "–" if share.interval is None else "{:.1%} to {:.1%}".format(*share.interval)
+    value = "–" if share.share is None else f"{share.share:.1%}"
+    difference = "–" if share.difference is None else f"{100 * share.difference:+.1f} points"
+    counts = [f"{share.labelled:,}", f"{share.texts:,}"]
+    return [share.label_text, value, interval, f"{share.naive:.1%}", difference, *counts]
+
+
+def _print_notes(measurement: Measurement) -> None:
+    err = stderr_console()
+    for reason, n in measurement.left_out.items():
+        err.print(f"skipped: {n:,} rows of the sample ({reason})", markup=False)
+    for note in measurement.notes:
+        err.print(f"note: {note}", markup=False)
+    if measurement.empty:
+        err.print(f"note: {measurement.empty:,} rows of the corpus have no text", markup=False)
+    if more := max(measurement.more_labels.values(), default=0):
+        err.print(f"note: {more:,} more labelled texts give every class an interval of ±1 point", markup=False)

@@ -1,0 +1,45 @@
+"""``bertsmith methods``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from bertsmith.cli.options import RunArgument
+
+
+def methods(
+    run: RunArgument,
+    form: Annotated[
+        Literal["markdown", "latex", "bibtex"], typer.Option("--format", help="What to print.")
+    ] = "markdown",
+    measurement: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Output of bertsmith measure --json, for a paragraph on the shares."),
+    ] = None,
+) -> None:
+    """Print the paragraph on methods for a paper, and the source of each number.
+
+    Example: bertsmith methods runs/reviews --format latex
+    """
+    from bertsmith.errors import DataError
+    from bertsmith.folders.run import open_run
+    from bertsmith.report.methods import write_methods
+
+    measured = None
+    if measurement is not None:
+        try:
+            measured = json.loads(measurement.read_text(encoding="utf-8"))
+            _ = measured["shares"][0]["estimator"], measured["shares"][0]["label_text"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise DataError(
+                f"this is not the output of bertsmith measure --json ({type(error).__name__})",
+                where=str(measurement),
+                remedy="Write it: bertsmith measure RUN CORPUS … --json > FILE.json",
+            ) from error
+    result = write_methods(open_run(run), measured)
+    sys.stdout.write({"markdown": result.markdown, "latex": result.latex, "bibtex": result.bibtex}[form]())

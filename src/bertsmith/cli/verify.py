@@ -1,0 +1,48 @@
+"""``bertsmith verify``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from bertsmith.cli.options import Json, RunArgument, TableArgument, with_settings
+from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
+from bertsmith.config import Config, ModelConfig
+
+
+@with_settings(ModelConfig, only=("device", "threads"))
+def verify(
+    *,
+    run: RunArgument,
+    table: TableArgument = None,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Train again on the table with the settings of the run, and compare.")
+    ] = False,
+    json: Json = False,
+    settings: Config,
+) -> None:
+    """Check that a run is what it says: model files, scores, predictions, and with the table the training.
+
+    Exit code 0: identical; 2: something differs.
+
+    Example: bertsmith verify runs/reviews reviews.csv --retrain
+    """
+    from bertsmith.folders.run import open_run
+
+    open_run(run)
+    from bertsmith.workflows.verify import verify_run
+
+    stderr_console().print("[dim]scoring the test texts again …[/]")
+    checks = verify_run(run, table, retrain=retrain, device=settings.device)
+    identical = all(check.identical for check in checks)
+    if json:
+        print_json({"identical": identical, "checks": [asdict(check) for check in checks]})
+    else:
+        out = stdout_console()
+        for check in checks:
+            out.print(f"{'identical' if check.identical else 'DIFFERS':<10} {check.name}: {check.detail}", markup=False)
+        out.print("identical" if identical else "the run is not as recorded", markup=False)
+    if not identical:
+        raise typer.Exit(2)

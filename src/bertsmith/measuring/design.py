@@ -1,0 +1,114 @@
+"""How the texts of a labelled sample were chosen. An estimate needs the chance of each text to be in the sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bertsmith.data.columns import canonical
+from bertsmith.data.texts import is_missing
+from bertsmith.errors import DataError, quoted
+
+RANDOM, INCLUSION = "random", "inclusion_probability"
+"""The columns that record how a text was chosen."""
+NOT_RANDOM = "not chosen at random, and without an inclusion probability"
+_YES, _NO = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no")
+
+
+@dataclass(frozen=True)
+class Design:
+    """How the rows of a sample were chosen.
+
+    Attributes:
+        usable: rows with a known chance to be in the sample, shape (rows,).
+        inclusion: their probability to be in the sample, shape (rows,); ``None`` if it is the same for all of them.
+    """
+
+    usable: np.ndarray
+    inclusion: np.ndarray | None
+
+
+def read_design(
+    columns: Mapping[str, Sequence[Any]], rows: Sequence[int], where: str, *, declared_random: bool = False
+) -> Design:
+    """Read how the rows of a sample were chosen.
+
+    Args:
+        columns: the unused columns of the sample, among them perhaps ``random`` (true or false) and
+            ``inclusion_probability`` (above 0, at most 1).
+        rows: the number of each row, for messages.
+        where: the name of the sample, for messages.
+        declared_random: the user says that all rows were drawn at random from the corpus with equal chances.
+
+    Raises:
+        DataError: if nothing says how the texts were chosen, a cell is not valid, or no row is usable.
+    """
+    found = {canonical(name): (name, values) for name, values in columns.items()}
+    random = found.get(canonical(RANDOM))
+    inclusion = found.get(canonical(INCLUSION))
+    if random is None and inclusion is None:
+        if declared_random:
+            return Design(np.ones(len(rows), dtype=bool), None)
+        raise DataError(
+            "nothing says how the texts of this sample were chosen, and texts that were chosen for a reason (easy, "
+            "uncertain, found by a search) do not represent the corpus",
+            where=where,
+            remedy=f"If every text of the corpus had the same chance, pass --random-sample. Otherwise add the column "
+            f"{INCLUSION}, or label texts that are drawn at random.",
+        )
+    drawn = np.ones(len(rows), dtype=bool)
+    if random is not None:
+        drawn = np.array(
+            [_truth(c, row, f"{where}, column {quoted(random[0])}") for c, row in zip(random[1], rows, strict=True)]
+        )
+    if inclusion is None:
+        usable, probabilities = drawn, None
+    else:
+        place = f"{where}, column {quoted(inclusion[0])}"
+        probabilities = np.array([_probability(c, row, place) for c, row in zip(inclusion[1], rows, strict=True)])
+        usable = ~np.isnan(probabilities)
+        if random is not None and (drawn & ~usable).any():
+            row = rows[int(np.flatnonzero(drawn & ~usable)[0])]
+            raise DataError(
+                f"row {row:,} was drawn at random, but has no inclusion probability, while other rows have one",
+                where=place,
+                remedy="Give the probability of every row that was drawn at random, or remove the column.",
+            )
+    if not usable.any():
+        raise DataError(
+            f"every row of the sample is {NOT_RANDOM}",
+            where=where,
+            remedy="Label texts that are drawn at random from the corpus.",
+        )
+    return Design(usable, probabilities)
+
+
+def _truth(cell: Any, row: int, where: str) -> bool:
+    text = "" if is_missing(cell) else str(cell).strip().casefold()
+    if text not in (*_YES, *_NO):
+        raise DataError(
+            f"row {row:,} has {quoted(cell)}, which is neither true nor false",
+            where=where,
+            remedy="Write true for texts that were drawn at random, and false for others.",
+        )
+    return text in _YES
+
+
+def _probability(cell: Any, row: int, where: str) -> float:
+    if is_missing(cell) or not str(cell).strip():
+        return math.nan
+    try:
+        value = float(str(cell))
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise DataError(
+            f"row {row:,} has {quoted(cell)}, which is not a probability above 0",
+            where=where,
+            remedy="Give the chance of each text to be in the sample, above 0 and at most 1.",
+        )
+    return value

@@ -1,0 +1,264 @@
+"""Correct the mean of predictions by a labelled sample, with a 95 % interval: arrays in, arrays out.
+
+Outcomes are columns of numbers: 0 or 1 for a class or a label, any number for an ordered label or a regression. The
+estimator is the difference of Särndal, Swensson and Wretman (1992, chapter 6): the mean prediction of the corpus, plus
+the mean error in the labelled sample. With equal inclusion probabilities it is PPI++ (Angelopoulos, Duchi and Zrnic
+2023, arXiv:2311.01453), with known unequal ones it is design-based supervised learning (Egami, Hinck, Stewart and Wei
+2023, arXiv:2306.04746) in the form of Hájek, with the same power tuning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+TARGET = 0.01
+"""Half the width of the interval that `labels_for_target` plans for: one percentage point."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over the texts of a corpus, which are all that an estimate needs. They can be added.
+
+    Attributes:
+        texts: number of texts.
+        sums: of the predictions, shape (columns,).
+        squares: of their squares, shape (columns,).
+        counts: of the predicted labels, or sums of the predicted numbers, shape (columns,): what naive counting takes.
+    """
+
+    texts: int
+    sums: np.ndarray
+    squares: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, predictions: np.ndarray, counted: np.ndarray) -> Totals:
+        """Sum predictions and what naive counting counts, each of shape (texts, columns)."""
+        values = predictions.astype(np.float64)
+        return cls(len(values), values.sum(axis=0), (values**2).sum(axis=0), counted.sum(axis=0).astype(np.float64))
+
+    def __add__(self, other: Totals) -> Totals:
+        """Return the totals of both corpora together."""
+        return Totals(
+            self.texts + other.texts,
+            self.sums + other.sums,
+            self.squares + other.squares,
+            self.counts + other.counts,
+        )
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean prediction, shape (columns,)."""
+        mean: np.ndarray = self.sums / self.texts
+        return mean
+
+    @property
+    def naive(self) -> np.ndarray:
+        """The uncorrected estimate: share of texts with each predicted label, shape (columns,)."""
+        naive: np.ndarray = self.counts / self.texts
+        return naive
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Labelled texts of a corpus with their predictions.
+
+    Attributes:
+        outcomes: the true values, shape (n, columns).
+        predictions: what the model predicts for them, shape (n, columns); the model was not trained on them.
+        inclusion: probability with which each text came into the sample, up to a common factor if ``in_corpus`` is
+            false, shape (n,).
+        in_corpus: whether the texts are part of the corpus. If so, the interval is for the share in this corpus;
+            otherwise for the population that sample and corpus both come from.
+        clusters: the cluster of each text, such as its author, shape (n,); ``None`` if texts were drawn one by one.
+    """
+
+    outcomes: np.ndarray
+    predictions: np.ndarray
+    inclusion: np.ndarray
+    in_corpus: bool = True
+    clusters: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.outcomes)
+
+    def take(self, rows: np.ndarray) -> Sample:
+        """Return the texts of a mask or of positions."""
+        clusters = None if self.clusters is None else self.clusters[rows]
+        return replace(
+            self,
+            outcomes=self.outcomes[rows],
+            predictions=self.predictions[rows],
+            inclusion=self.inclusion[rows],
+            clusters=clusters,
+        )
+
+    @property
+    def equal_chances(self) -> bool:
+        """Whether every text had the same chance to be in the sample."""
+        return bool(np.allclose(self.inclusion, self.inclusion[0]))
+
+    @property
+    def units(self) -> np.ndarray:
+        """Index of what was drawn, a text or a cluster, shape (n,)."""
+        if self.clusters is None:
+            return np.arange(len(self))
+        codes: np.ndarray = np.unique(self.clusters, return_inverse=True)[1]
+        return codes
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Estimated means with their 95 % intervals, all of shape (columns,).
+
+    Attributes:
+        value: the corrected means.
+        low, high: bounds of the intervals.
+        error: standard errors.
+        tuning: weight of the predictions, from 0 (not used) to 1.
+    """
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    error: np.ndarray
+    tuning: np.ndarray
+
+
+def power_tuning(sample: Sample, totals: Totals) -> np.ndarray:
+    """Return the weight of the predictions that makes the variance smallest, from 0 to 1, shape (columns,).
+
+    Args:
+        sample: n labelled texts.
+        totals: of the corpus.
+    """
+    tuning: np.ndarray = _tuning(_moments(sample, np.zeros((1, len(sample)), dtype=bool)), sample, totals)[0]
+    return tuning
+
+
+def corrected_means(sample: Sample, totals: Totals, *, tuning: np.ndarray | None = None) -> Estimates:
+    """Estimate the mean of every outcome column in a corpus.
+
+    The standard errors are those of a jackknife that leaves out one text, or one cluster, at a time and tunes again.
+    It does not underestimate the variance where a few texts decide, as in rare classes.
+
+    Args:
+        sample: at least 2 labelled texts or clusters.
+        totals: of the corpus.
+        tuning: weight of the predictions, shape (columns,), such as that of a larger sample; tuned if ``None``.
+    """
+    units = sample.units
+    n_units = int(units.max()) + 1
+    whole = _moments(sample, np.zeros((1, len(sample)), dtype=bool))
+    tuned = _tuning(whole, sample, totals) if tuning is None else tuning[None]
+    value = _difference(whole, tuned, totals)[0]
+    # In chunks, so that memory does not grow with the square of the sample.
+    parts = []
+    for some in np.array_split(np.arange(n_units), max(1, n_units * len(sample) // 4_000_000)):
+        left = _moments(sample, units[None, :] == some[:, None])
+        parts.append(_difference(left, _tuning(left, sample, totals) if tuning is None else tuning[None], totals))
+    deviations = np.concatenate(parts) - value
+    remaining = np.ones(n_units)
+    if sample.in_corpus:  # finite population correction
+        remaining -= np.bincount(units, sample.inclusion, n_units) / np.bincount(units, minlength=n_units)
+    variance = (n_units - 1) / n_units * (remaining[:, None] * deviations**2).sum(axis=0)
+    if not sample.in_corpus:
+        variance += tuned[0] ** 2 * (totals.squares / totals.texts - totals.mean**2) / totals.texts
+    if np.isin(sample.outcomes, (0, 1)).all():
+        value = np.clip(value, 0, 1)
+        low, high = share_interval(value, variance, n_units, float(remaining.mean()))
+    else:
+        half = stats.t.ppf(0.5 + LEVEL / 2, n_units - 1) * np.sqrt(variance)
+        low, high = value - half, value + half
+    return Estimates(value, low, high, np.sqrt(variance), tuned[0])
+
+
+def share_interval(
+    value: np.ndarray, variance: np.ndarray, n: int, remaining: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the score interval (Wilson 1927) of shares, for as many texts as their variance is worth.
+
+    Args:
+        value: shares from 0 to 1, shape (columns,).
+        variance: their variances, shape (columns,).
+        n: number of labelled texts or clusters.
+        remaining: the share of the corpus that is not labelled.
+    """
+    plain = np.maximum(value * (1 - value), 0)
+    # Without labelled texts on both sides the variance is unknown: that of n texts alone.
+    worth = np.where(variance > 1e-12, plain / np.maximum(variance, 1e-12), 0)
+    worth = np.where(worth > 0, worth, n / max(remaining, 1e-12))
+    t2 = stats.t.ppf(0.5 + LEVEL / 2, max(n - 1, 1)) ** 2
+    center = (value + t2 / (2 * worth)) / (1 + t2 / worth)
+    half = np.sqrt(t2 * (plain / worth + t2 / (4 * worth**2))) / (1 + t2 / worth)
+    return np.clip(center - half, 0, 1), np.clip(center + half, 0, 1)
+
+
+def labels_for_target(estimates: Estimates, n: int, n_corpus: int, *, target: float = TARGET) -> np.ndarray:
+    """Return how many labelled texts in all give intervals of ± ``target``, shape (columns,).
+
+    Args:
+        estimates: of a random sample.
+        n: its number of texts.
+        n_corpus: number of texts in the corpus.
+        target: half the width of the interval.
+    """
+    per_text = estimates.error**2 / max(1 / n - 1 / n_corpus, 1e-12)
+    z2 = stats.norm.ppf(0.5 + LEVEL / 2) ** 2
+    needed: np.ndarray = np.ceil(1 / (target**2 / z2 / np.maximum(per_text, 1e-12) + 1 / n_corpus))
+    labels: np.ndarray = np.minimum(needed, n_corpus).astype(np.int64)
+    return labels
+
+
+def sum_totals(parts: Iterable[Totals]) -> Totals:
+    """Return the totals of several parts of a corpus, at least one, together."""
+    first, *others = parts
+    return sum(others, start=first)
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Weighted moments of subsets of a sample, each of shape (subsets, columns), and the size of each subset."""
+
+    outcome: np.ndarray
+    prediction: np.ndarray
+    covariance: np.ndarray
+    texts: np.ndarray
+
+
+def _moments(sample: Sample, left_out: np.ndarray) -> _Moments:
+    """Return the moments without some texts; ``left_out`` has shape (subsets, n)."""
+    weights = 1 / sample.inclusion
+    kept = np.where(left_out, 0.0, weights)
+    total = kept.sum(axis=1, keepdims=True)
+    y, f = sample.outcomes.astype(np.float64), sample.predictions.astype(np.float64)
+    outcome, prediction = kept @ y / total, kept @ f / total
+    covariance = kept @ (y * f) / total - outcome * prediction
+    return _Moments(outcome, prediction, covariance, (~left_out).sum(axis=1, keepdims=True))
+
+
+def _tuning(moments: _Moments, sample: Sample, totals: Totals) -> np.ndarray:
+    """Return the power tuning of each subset, shape (subsets, columns)."""
+    f = sample.predictions.astype(np.float64)
+    n, sums, squares, unlabelled = totals.texts, totals.sums, totals.squares, totals.texts
+    if sample.in_corpus:
+        unlabelled = max(n - len(sample), 1)
+    else:
+        n, sums, squares = n + len(sample), sums + f.sum(axis=0), squares + (f**2).sum(axis=0)
+    variance = np.maximum(squares - sums**2 / n, 0) / max(n - 1, 1)
+    used = np.where(variance > 1e-12, moments.covariance / np.maximum(variance, 1e-12), 0)
+    ratio = 1 + moments.texts / unlabelled
+    tuning: np.ndarray = np.clip(used / ratio, 0, 1)
+    # The difference to the unlabelled texts is by this ratio larger than that to the whole corpus.
+    return tuning * ratio if sample.in_corpus else tuning
+
+
+def _difference(moments: _Moments, tuning: np.ndarray, totals: Totals) -> np.ndarray:
+    """Return the estimate of each subset, shape (subsets, columns)."""
+    result: np.ndarray = moments.outcome + tuning * (totals.mean - moments.prediction)
+    return result

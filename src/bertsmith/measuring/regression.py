@@ -1,0 +1,139 @@
+"""Regressions on pseudo-outcomes: design-based supervised learning (Egami et al. 2023, arXiv:2306.04746)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import stats
+
+from bertsmith.errors import ConfigError, DataError, did_you_mean, listing
+from bertsmith.measuring.estimate import LEVEL
+from bertsmith.measuring.pseudo_outcomes import OUTCOME
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+INTERCEPT = "(intercept)"
+MAX_STEPS = 100
+TOLERANCE = 1e-10
+
+
+@dataclass(frozen=True)
+class Regression:
+    """The coefficients of a regression.
+
+    Attributes:
+        names: of the coefficients.
+        coefficients: shape (coefficients,); of a logistic regression in log odds.
+        covariance: of the coefficients, robust against unequal variances, shape (coefficients, coefficients).
+        texts: number of texts.
+    """
+
+    names: tuple[str, ...]
+    coefficients: np.ndarray
+    covariance: np.ndarray
+    texts: int
+
+    @property
+    def errors(self) -> np.ndarray:
+        """Standard errors, shape (coefficients,)."""
+        errors: np.ndarray = np.sqrt(np.diag(self.covariance))
+        return errors
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per coefficient: ``coefficient``, ``standard_error``, ``low``, ``high``, ``p_value``."""
+        import pandas as pd
+
+        half = stats.norm.ppf(0.5 + LEVEL / 2) * self.errors
+        return pd.DataFrame(
+            {
+                "coefficient": self.coefficients,
+                "standard_error": self.errors,
+                "low": self.coefficients - half,
+                "high": self.coefficients + half,
+                "p_value": 2 * stats.norm.sf(abs(self.coefficients) / self.errors),
+            },
+            index=list(self.names),
+        )
+
+    def __repr__(self) -> str:
+        return f"{self.to_frame().to_string(float_format='{:.4g}'.format)}\n{self.texts:,} texts"
+
+
+def fit_regression(
+    table: Any, label_text: str, on: Sequence[str], *, model: str = "linear", clusters: str | None = None
+) -> Regression:
+    """Regress a pseudo-outcome on columns; see `bertsmith.regress`."""
+    import pandas as pd
+
+    if model not in ("linear", "logistic"):
+        raise ConfigError(f"model={model!r} is not a choice", remedy="Give linear or logistic.")
+    frame = table if isinstance(table, pd.DataFrame) else pd.read_csv(Path(table), low_memory=False)
+    outcome = f"{OUTCOME}{label_text}"
+    for name in (outcome, *on, *([clusters] if clusters else [])):
+        if name not in frame.columns:
+            raise DataError(
+                f"the table has no column {name!r}.{did_you_mean(name, map(str, frame.columns))}",
+                where=str(table) if isinstance(table, str | Path) else "the data frame",
+                remedy=f"Name one of {listing(frame.columns)}.",
+            )
+    if missing := [name for name in on if frame[name].isna().any()]:
+        raise DataError(
+            f"columns with missing values: {listing(missing)}", remedy="Remove these rows, or give them a value."
+        )
+    columns = pd.get_dummies(frame[list(on)], drop_first=True, dtype=float)
+    x = np.column_stack([np.ones(len(frame)), columns.to_numpy(dtype=np.float64)])
+    y = frame[outcome].to_numpy(dtype=np.float64)
+    if np.linalg.matrix_rank(x) < x.shape[1]:
+        raise DataError("the columns depend on each other linearly", remedy="Leave out one of them.")
+    coefficients = _linear(x, y) if model == "linear" else _logistic(x, y)
+    groups = None if clusters is None else pd.factorize(frame[clusters])[0]
+    covariance = _sandwich(x, y, coefficients, logistic=model == "logistic", groups=groups)
+    return Regression((INTERCEPT, *map(str, columns.columns)), coefficients, covariance, len(frame))
+
+
+def _linear(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    solution: np.ndarray = np.linalg.lstsq(x, y, rcond=None)[0]
+    return solution
+
+
+def _logistic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Solve the estimating equation of logistic regression by Newton steps.
+
+    Pseudo-outcomes are not between 0 and 1, which libraries for logistic regression refuse; the equation needs only
+    their mean.
+    """
+    b: np.ndarray = np.zeros(x.shape[1])
+    for _ in range(MAX_STEPS):
+        p = 1 / (1 + np.exp(-x @ b))
+        step = np.linalg.lstsq((x * (p * (1 - p))[:, None]).T @ x, x.T @ (y - p), rcond=None)[0]
+        b = b + step
+        if abs(step).max() < TOLERANCE:
+            return b
+        if not np.isfinite(b).all() or abs(b).max() > 1e3:
+            break
+    raise DataError(
+        "the logistic regression has no solution: a group has a corrected share of at most 0, or at least 1",
+        remedy="Use a linear regression, leave out small groups, or label more texts.",
+    )
+
+
+def _sandwich(x: np.ndarray, y: np.ndarray, b: np.ndarray, *, logistic: bool, groups: np.ndarray | None) -> np.ndarray:
+    """Return the robust covariance (HC1; with groups the clustered one), shape (coefficients, coefficients)."""
+    fitted = 1 / (1 + np.exp(-x @ b)) if logistic else x @ b
+    slope = fitted * (1 - fitted) if logistic else np.ones(len(y))
+    bread = np.linalg.inv((x * slope[:, None]).T @ x)
+    scores = x * (y - fitted)[:, None]
+    n = len(y)
+    correction = n / max(n - x.shape[1], 1)
+    if groups is not None:
+        n_groups = int(groups.max()) + 1
+        sums = np.zeros((n_groups, x.shape[1]))
+        np.add.at(sums, groups, scores)
+        scores, correction = sums, n_groups / max(n_groups - 1, 1)
+    covariance: np.ndarray = correction * bread @ (scores.T @ scores) @ bread
+    return covariance

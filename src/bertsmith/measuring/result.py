@@ -1,0 +1,85 @@
+"""The result of a measurement: one share per class and group, with what a reader has to know about it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+ALL = None
+"""The group of a share of the whole corpus."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """The share of a class in a corpus, or in a group of it.
+
+    Attributes:
+        label_text: the class.
+        group: the group; ``None`` for the whole corpus.
+        share: the corrected share, from 0 to 1; ``None`` if it cannot be estimated.
+        interval: its 95 % interval; ``None`` without a share.
+        naive: the share of texts with this predicted label.
+        estimator: ``"PPI++"``, ``"DSL"`` or ``"adjusted count"``.
+        labelled: number of labelled texts that the share rests on.
+        texts: number of texts of the corpus.
+    """
+
+    label_text: str
+    group: str | None
+    share: float | None
+    interval: tuple[float, float] | None
+    naive: float
+    estimator: str
+    labelled: int
+    texts: int
+
+    @property
+    def difference(self) -> float | None:
+        """What naive counting gives too much."""
+        return None if self.share is None else self.naive - self.share
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Shares of the classes of a corpus.
+
+    Attributes:
+        corpus: the name of the corpus.
+        sample: the name of the labelled sample; ``None`` without one.
+        by: the column of the groups; ``None`` without groups.
+        shares: of the whole corpus, then of each group in order of its name.
+        in_corpus: whether the sample is part of the corpus; intervals are for this corpus then.
+        more_labels: how many more labelled texts give an interval of ± 1 point, by label text.
+        left_out: number of rows of the sample left out by reason.
+        empty: number of rows of the corpus without a text.
+        notes: what else the reader should know.
+    """
+
+    corpus: str
+    sample: str | None
+    by: str | None
+    shares: tuple[Share, ...]
+    in_corpus: bool = True
+    more_labels: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+    empty: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> tuple[Share, ...]:
+        """The shares of the whole corpus."""
+        return tuple(share for share in self.shares if share.group is ALL)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The names of the groups, in order."""
+        return tuple(dict.fromkeys(share.group for share in self.shares if share.group is not None))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one JSON-ready row per share."""
+        return [{**asdict(s), "interval": None if s.interval is None else list(s.interval)} for s in self.shares]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready content."""
+        values = {name: value for name, value in vars(self).items() if name != "shares"}
+        return {"shares": self.rows(), **values, "notes": list(self.notes)}

@@ -1,0 +1,180 @@
+"""Token ids of texts, and the parts of them that a model reads. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bertsmith.model.parts import align_parts, cut_parts, ranges
+
+if TYPE_CHECKING:
+    from bertsmith.model.tokenizer import Encoder
+
+HEAD_SHARE = 1 / 4
+"""Share of the beginning in what `Tokens.head_tail` keeps."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Token ids of texts, concatenated.
+
+    Attributes:
+        columns: the inputs in `tokenizer.COLUMNS` that the model takes, by name, int32, shape (tokens,).
+        truncated_lengths: number of tokens of each text, after truncation, int64, shape (texts,).
+        full_lengths: number of tokens of each text before truncation, int64, shape (texts,).
+        has_unknown: whether a text has unknown tokens, before truncation, bool, shape (texts,).
+        encoder: the encoder of the texts, if known.
+        parts: number of tokens of each part of a text, without special tokens, int64, shape (texts, parts). The last
+            part of a pair is its second segment; the others are lines of the first. ``None`` if a text is one part.
+        full_parts: the same before truncation.
+    """
+
+    columns: dict[str, np.ndarray]
+    truncated_lengths: np.ndarray
+    full_lengths: np.ndarray
+    has_unknown: np.ndarray
+    encoder: Encoder | None = None
+    parts: np.ndarray | None = None
+    full_parts: np.ndarray | None = None
+
+    @classmethod
+    def from_lists(
+        cls,
+        rows: Mapping[str, Sequence[Sequence[int]]],
+        encoder: Encoder | None = None,
+        parts: Sequence[Sequence[int]] | None = None,
+    ) -> Tokens:
+        """Build tokens from one list per text, by input, and from the lengths of its parts."""
+        lengths = np.fromiter(map(len, rows["input_ids"]), np.int64)
+        total = int(lengths.sum())
+        columns = {name: np.fromiter(chain.from_iterable(rows[name]), np.int32, total) for name in rows}
+        has_unknown = np.zeros(len(lengths), dtype=bool)
+        if encoder is not None and encoder.unknown_id is not None:
+            positions = np.flatnonzero(columns["input_ids"] == encoder.unknown_id)
+            has_unknown[np.searchsorted(np.cumsum(lengths), positions, side="right")] = True
+        aligned = None if parts is None else align_parts(parts)
+        return cls(columns, lengths, lengths, has_unknown, encoder, aligned, aligned)
+
+    @staticmethod
+    def concatenate(parts: Sequence[Tokens]) -> Tokens:
+        """Concatenate one or more parts."""
+        if len(parts) == 1:
+            return parts[0]
+        columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
+        truncated_lengths, full_lengths, has_unknown = (
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("truncated_lengths", "full_lengths", "has_unknown")
+        )
+        aligned: list[np.ndarray | None] = [None, None]
+        if parts[0].parts is not None:
+            aligned = [
+                align_parts([row for part in parts for row in getattr(part, name).tolist()])
+                for name in ("parts", "full_parts")
+            ]
+        return Tokens(columns, truncated_lengths, full_lengths, has_unknown, parts[0].encoder, *aligned)
+
+    def __len__(self) -> int:
+        return len(self.truncated_lengths)
+
+    @property
+    def is_truncated(self) -> np.ndarray:
+        """Whether each text is truncated, bool, shape (texts,)."""
+        return np.asarray(self.full_lengths > self.truncated_lengths)
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Position of the first token of each text, int64, shape (texts,)."""
+        return np.asarray(np.cumsum(self.truncated_lengths) - self.truncated_lengths)
+
+    def ids(self) -> list[np.ndarray]:
+        """Return the token ids of each text."""
+        return np.split(self.columns["input_ids"], self.starts[1:]) if len(self) else []
+
+    def split(self) -> dict[str, list[np.ndarray]]:
+        """Return the columns of each text, by name."""
+        return {name: np.split(values, self.starts[1:]) if len(self) else [] for name, values in self.columns.items()}
+
+    def take(self, texts: np.ndarray) -> Tokens:
+        """Return the texts at the given positions."""
+        return self._slices(np.asarray(texts, dtype=np.int64))
+
+    def truncate(self, max_length: int, *, left: bool | None = None) -> Tokens:
+        """Truncate longer texts as the tokenizer does, with their special tokens.
+
+        Args:
+            max_length: maximum number of tokens.
+            left: whether to remove the beginning; ``None`` for the setting of the tokenizer.
+        """
+        if not len(self) or self.truncated_lengths.max() <= max_length:
+            return self
+        left = self.encoder.truncates_left if left is None and self.encoder else left
+        if self.parts is not None and self.full_parts is not None:
+            special = self.encoder.special_counts if self.encoder else (0, 0)
+            parts, offsets, sizes = cut_parts(
+                self.parts, self.full_parts, self.truncated_lengths, special, max_length, left=bool(left)
+            )
+            positions = ranges((self.starts[:, None] + offsets).ravel(), sizes.ravel())
+            columns = {name: values[positions] for name, values in self.columns.items()}
+            return replace(self, columns=columns, truncated_lengths=sizes.sum(axis=1), parts=parts)
+        shifts = np.maximum(self.truncated_lengths - max_length, 0) if left else 0
+        return self._slices(np.arange(len(self)), shifts, max_length)
+
+    def head_tail(self, max_length: int) -> Tokens:
+        """Remove the middle of longer texts: a quarter of the content that is left is from the beginning.
+
+        At 512 tokens, that is the split that Sun et al. (2019, arXiv:1905.05583) found best: 128 and 382.
+        """
+        if not len(self) or self.truncated_lengths.max() <= max_length:
+            return self
+        content = max(max_length - sum(self.encoder.special_counts if self.encoder else (0, 0)), 0)
+        shifts = np.maximum(self.truncated_lengths - max_length, 0)
+        return self._slices(np.arange(len(self)), shifts, max_length, head=round(content * HEAD_SHARE))
+
+    def read(self, max_length: int, long: str) -> Tokens:
+        """Return what a model reads of each text.
+
+        Args:
+            max_length: maximum number of tokens.
+            long: for longer texts, ``"truncate"``, ``"head-tail"`` or ``"window"``, which keeps them for `windows`.
+        """
+        if long == "window":
+            return self
+        return self.head_tail(max_length) if long == "head-tail" else self.truncate(max_length)
+
+    def windows(self, max_length: int) -> tuple[Tokens, np.ndarray]:
+        """Split texts into windows that overlap by a quarter. The last window ends with the text.
+
+        Returns:
+            The windows, each with special tokens, and the number of windows of each text, shape (texts,).
+        """
+        content = max_length - sum(self.encoder.special_counts if self.encoder else (0, 0))
+        step = max(content - content // 4, 1)
+        shifts = [[*range(0, n - max_length, step), max(n - max_length, 0)] for n in self.truncated_lengths.tolist()]
+        counts = np.fromiter(map(len, shifts), np.int64)
+        all_shifts = np.fromiter(chain.from_iterable(shifts), np.int64)
+        return self._slices(np.repeat(np.arange(len(self)), counts), all_shifts, max_length), counts
+
+    def _slices(
+        self, texts: np.ndarray, shifts: np.ndarray | int = 0, max_length: int | None = None, *, head: int = 0
+    ) -> Tokens:
+        """Return at most ``max_length`` tokens of each text: content from a shift on, between the special tokens.
+
+        The first ``head`` tokens of the content are not shifted.
+        """
+        before, after = self.encoder.special_counts if max_length is not None and self.encoder else (0, 0)
+        full = self.truncated_lengths[texts]
+        lengths = full if max_length is None else np.minimum(full, max_length)
+        positions = ranges(self.starts[texts], lengths)
+        if max_length is not None:
+            within = ranges(np.zeros_like(lengths), lengths)
+            moved = np.where(within < before + head, 0, np.repeat(np.broadcast_to(shifts, lengths.shape), lengths))
+            is_end = within >= np.repeat(lengths - after, lengths)
+            positions += np.where(is_end, np.repeat(full - lengths, lengths), moved)
+        columns = {name: values[positions] for name, values in self.columns.items()}
+        parts = [None if some is None else some[texts] for some in (self.parts, self.full_parts)]
+        return Tokens(columns, lengths, self.full_lengths[texts], self.has_unknown[texts], self.encoder, *parts)

@@ -1,0 +1,207 @@
+"""The paragraph on methods for a paper, from the files of a run. Every number names the key that it comes from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bertsmith.data.table import MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL
+from bertsmith.folders.run import Run
+from bertsmith.tasks.base import Task
+from bertsmith.tasks.registry import get_task
+
+REFERENCES = {
+    "devlin2019bert": """@inproceedings{devlin2019bert,
+  title = {{BERT}: Pre-training of Deep Bidirectional Transformers for Language Understanding},
+  author = {Devlin, Jacob and Chang, Ming-Wei and Lee, Kenton and Toutanova, Kristina},
+  booktitle = {Proceedings of NAACL-HLT}, year = {2019}, pages = {4171--4186}}""",
+    "wolf2020transformers": """@inproceedings{wolf2020transformers,
+  title = {Transformers: State-of-the-Art Natural Language Processing},
+  author = {Wolf, Thomas and others},
+  booktitle = {Proceedings of EMNLP: System Demonstrations}, year = {2020}, pages = {38--45}}""",
+    "guo2017calibration": """@inproceedings{guo2017calibration,
+  title = {On Calibration of Modern Neural Networks},
+  author = {Guo, Chuan and Pleiss, Geoff and Sun, Yu and Weinberger, Kilian Q.},
+  booktitle = {Proceedings of ICML}, year = {2017}, pages = {1321--1330}}""",
+    "efron1979bootstrap": """@article{efron1979bootstrap,
+  title = {Bootstrap Methods: Another Look at the Jackknife}, author = {Efron, Bradley},
+  journal = {The Annals of Statistics}, volume = {7}, number = {1}, year = {1979}, pages = {1--26}}""",
+    "angelopoulos2023ppi": """@article{angelopoulos2023ppi,
+  title = {{PPI++}: Efficient Prediction-Powered Inference},
+  author = {Angelopoulos, Anastasios N. and Duchi, John C. and Zrnic, Tijana},
+  journal = {arXiv preprint arXiv:2311.01453}, year = {2023}}""",
+    "egami2023dsl": """@inproceedings{egami2023dsl,
+  title = {Using Imperfect Surrogates for Downstream Inference: Design-based Supervised Learning for Social Science
+           Applications of Large Language Models},
+  author = {Egami, Naoki and Hinck, Musashi and Stewart, Brandon M. and Wei, Hanying},
+  booktitle = {Advances in Neural Information Processing Systems}, year = {2023}}""",
+    "lipton2018bbse": """@inproceedings{lipton2018bbse,
+  title = {Detecting and Correcting for Label Shift with Black Box Predictors},
+  author = {Lipton, Zachary C. and Wang, Yu-Xiang and Smola, Alexander J.},
+  booktitle = {Proceedings of ICML}, year = {2018}}""",
+}
+_BY_ESTIMATOR = {
+    "PPI++": ("prediction-powered inference with power tuning", "angelopoulos2023ppi"),
+    "DSL": ("design-based supervised learning with known inclusion probabilities", "egami2023dsl"),
+    "adjusted count": ("an adjusted count under the assumption of label shift", "lipton2018bbse"),
+}
+_CITATION = re.compile(r"\[@(\w+)\]")
+_CODE = re.compile(r"`([^`]*)`")
+_SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
+    c: f"\\{c}" for c in "&%$#_{}"
+}
+
+
+@dataclass
+class Methods:
+    """The paragraph on methods.
+
+    Attributes:
+        sentences: the paragraphs, with ``[@key]`` for citations and code in backquotes.
+        sources: every number, with the file and the key that it comes from.
+    """
+
+    sentences: list[str] = field(default_factory=list)
+    sources: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def citations(self) -> list[str]:
+        """Keys of the cited works, in order."""
+        return list(dict.fromkeys(key for text in self.sentences for key in _CITATION.findall(text)))
+
+    def markdown(self) -> str:
+        """Return the paragraphs, and a table with the source of each number."""
+        rows = [f"| {value} | `{key}` |" for value, key in self.sources]
+        table = "\n".join(["| number | comes from |", "| --- | --- |", *rows])
+        return "\n\n".join([*self.sentences, table]) + "\n"
+
+    def latex(self) -> str:
+        """Return the paragraphs, and the source of each number in comments."""
+        paragraphs = []
+        for text in self.sentences:
+            parts = re.split(r"(\[@\w+\]|`[^`]*`)", text)
+            paragraphs.append("".join(map(_to_latex, parts)))
+        return "\n\n".join([*paragraphs, "\n".join(f"% {value}: {key}" for value, key in self.sources)]) + "\n"
+
+    def bibtex(self) -> str:
+        """Return the cited works."""
+        return "\n\n".join(REFERENCES[key] for key in self.citations) + "\n"
+
+
+def _to_latex(part: str) -> str:
+    if citation := _CITATION.fullmatch(part):
+        return f"\\cite{{{citation[1]}}}"
+    code = _CODE.fullmatch(part)
+    text = "".join(_SPECIAL.get(c, c) for c in (code[1] if code else part)).replace("±", r"$\pm$")
+    return f"\\texttt{{{text}}}" if code else text
+
+
+def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Methods:
+    """Write the paragraph on methods of a run.
+
+    Args:
+        run: the finished run.
+        measurement: the output of ``bertsmith measure --json``, for a second paragraph.
+
+    Raises:
+        RunFolderError: if a file of the run is missing or damaged.
+    """
+    result = Methods()
+    files = {"run.json": run.info, "metrics.json": run.metrics, "labels.json": {"classes": run.class_counts}}
+
+    def n(file: str, key: str, show: Callable[[Any], str] = lambda v: f"{v:,}") -> str:
+        value: Any = files[file]
+        for part in key.split("."):
+            value = value[int(part)] if isinstance(value, list) else value[part]
+        result.sources.append((show(value), f"{file}: {key}"))
+        return show(value)
+
+    three = "{:.3f}".format
+    info, test = run.info, run.metrics["splits"]["test"]
+    splits = info["data"]["splits"]
+    left_out = "".join(
+        f", {n('run.json', f'data.left_out.{reason}')} rows were left out ({reason})"
+        for reason in info["data"]["left_out"]
+    )
+    if "by" in test:
+        unseen = ", each labelled by a model that was not trained on it"
+        evaluated = f"evaluated by {n('metrics.json', 'splits.test.folds')}-fold cross-validation"
+    else:
+        unseen = " that were not used for training or for any choice"
+        held_out = " and ".join(f"{n('run.json', f'data.splits.{s}')} {s}" for s in ("validation", "test") if splits[s])
+        evaluated = f"held out {held_out} texts"
+    task = get_task(run.task)
+    first, second = task.headline
+    interval = " to ".join(n("metrics.json", f"splits.test.metrics.{first}.interval.{i}", three) for i in (0, 1))
+    output = "as a model of one number for each text"
+    if run.task != REGRESSION:
+        count = n("labels.json", "classes", lambda v: str(len(v)))
+        output = f"as a classifier of {count} {_KINDS[run.task]}"
+    calibrated = (
+        ""
+        if run.task == REGRESSION
+        else (" The probabilities are calibrated by temperature scaling [@guo2017calibration] on held-out texts.")
+    )
+    result.sentences.append(
+        f"We fine-tuned `{n('run.json', 'model.name', str)}`, a pretrained model of the BERT family [@devlin2019bert], "
+        f"{output} on "
+        f"{n('run.json', 'data.splits.train')} labelled texts, and {evaluated}{left_out}. "
+        f"Training had at most {n('run.json', 'recipe.epochs', '{:g}'.format)} "
+        f"{'epoch' if info['recipe']['epochs'] == 1 else 'epochs'}, with "
+        f"{n('run.json', 'recipe.batch_size')} texts per step, a peak learning rate of "
+        f"{n('run.json', 'recipe.learning_rate', '{:g}'.format)} and seed {n('run.json', 'config.seed', str)}; texts "
+        f"were cut after {n('run.json', 'model.max_length')} tokens.{calibrated}"
+    )
+    rest = ""
+    if test["metrics"][second]["interval"]:
+        value = n("metrics.json", f"splits.test.metrics.{second}.value", three)
+        low, high = (n("metrics.json", f"splits.test.metrics.{second}.interval.{i}", three) for i in (0, 1))
+        rest = f" and the {_name(task, second)} {value} ({low} to {high})"
+    result.sentences.append(
+        f"On {n('metrics.json', 'splits.test.texts')} texts{unseen}, the "
+        f"{_name(task, first)} is {n('metrics.json', f'splits.test.metrics.{first}.value', three)} "
+        f"(95 % bootstrap interval [@efron1979bootstrap] {interval}){rest}; a bag-of-words baseline reaches "
+        f"{n('metrics.json', f'baseline.bag_of_words.test.{first}', three)}. We used bertsmith "
+        f"{n('run.json', 'versions.bertsmith', str)}, transformers {n('run.json', 'versions.transformers', str)} "
+        f"[@wolf2020transformers] and PyTorch {n('run.json', 'versions.torch', str)}. The training table has the "
+        f"SHA-256 fingerprint `{n('run.json', 'data.fingerprint', lambda v: str(v)[:16])}`."
+    )
+    if measurement is not None:
+        files["measurement"] = dict(measurement)
+        result.sentences.append(_measured(measurement, n))
+    return result
+
+
+_KINDS = {SINGLE_LABEL: "classes", ORDINAL: "ordered classes", MULTI_LABEL: "labels, any number of them for a text"}
+
+
+def _name(task: Task, metric: str) -> str:
+    """Return a metric as a paper writes it."""
+    title = task.metric_names[metric][0]
+    return "macro-averaged F1 score" if metric == "macro_f1" else title[:1].lower() + title[1:]
+
+
+def _measured(measurement: Mapping[str, Any], n: Callable[..., str]) -> str:
+    percent = "{:.1%}".format
+    whole = [(i, s) for i, s in enumerate(measurement["shares"]) if s["group"] is None]
+    method, key = _BY_ESTIMATOR[whole[0][1]["estimator"]]
+    first = whole[0][0]
+    on = ""
+    if whole[0][1]["labelled"]:
+        on = f", on a sample of {n('measurement', f'shares.{first}.labelled')} texts that we labelled"
+    shares = "; ".join(
+        "{}: {} ({} to {}; naive count {})".format(
+            s["label_text"],
+            n("measurement", f"shares.{i}.share", percent),
+            *(n("measurement", f"shares.{i}.interval.{j}", percent) for j in (0, 1)),
+            n("measurement", f"shares.{i}.naive", percent),
+        )
+        for i, s in whole
+    )
+    return (
+        f"We estimated the share of each class among {n('measurement', f'shares.{first}.texts')} texts of the corpus "
+        f"by {method} [@{key}]{on}, because a count of predicted labels is biased. The shares with 95 % intervals are: "
+        f"{shares}."
+    )

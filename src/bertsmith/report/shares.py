@@ -1,0 +1,177 @@
+"""The page and the CSV file of a measurement."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from bertsmith.measuring.result import Measurement, Share
+from bertsmith.report.figures import BOTTOM, FULL_WIDTH, HALF_WIDTH, HEIGHT, LEFT, RIGHT, TOP, Axis, svg
+from bertsmith.report.report import environment
+
+MAX_FIGURES = 12
+"""Most classes with a figure over the groups."""
+NAMES = 9
+"""Most names below the axis of a figure."""
+AXIS_CHARACTERS = 100
+"""Characters that fit below the axis."""
+ROW, WIDE_LEFT, NAME_CHARACTERS = 30, 130, 18
+COLUMNS = ("group", "label_text", "share", "low", "high", "naive", "difference", "estimator", "labelled", "texts")
+
+
+def shares_csv(measurement: Measurement) -> str:
+    """Return one line per share, for spreadsheets and R."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for s in measurement.shares:
+        low, high = s.interval or (None, None)
+        figures = [None if v is None else f"{v:.6f}" for v in (s.share, low, high, s.naive, s.difference)]
+        writer.writerow([s.group or "", s.label_text, *figures, s.estimator, s.labelled, s.texts])
+    return file.getvalue()
+
+
+def shares_page(measurement: Measurement, run: str) -> str:
+    """Return the page that ``measure --html`` writes.
+
+    Args:
+        measurement: the shares.
+        run: name of the run.
+    """
+    order = sorted(measurement.whole, key=lambda s: -(s.share or 0))
+    by_class = {
+        s.label_text: [one for one in measurement.shares if one.group is not None and one.label_text == s.label_text]
+        for s in order
+    }
+    most_wrong = max(measurement.whole, key=lambda s: abs(s.difference or 0))
+    figures = {text: _over_groups(some) for text, some in itertools.islice(by_class.items(), MAX_FIGURES) if some}
+    return (
+        environment()
+        .get_template("shares.html")
+        .render(
+            title=f"Shares · {measurement.corpus}",
+            run=run,
+            m=measurement,
+            order=order,
+            by_class=by_class,
+            most_wrong=most_wrong,
+            outside=[s.label_text for s in order if s.interval and not s.interval[0] <= s.naive <= s.interval[1]],
+            comparison=_comparison(order),
+            figures=figures,
+            more=max(measurement.more_labels.values(), default=0),
+        )
+    )
+
+
+def _comparison(shares: Sequence[Share]) -> Markup:
+    """Draw the corrected share of each class with its interval, and the naive count."""
+    values = [v for s in shares for v in (s.naive, *(s.interval or ()))]
+    axis = Axis([0, *(100 * v for v in values)], WIDE_LEFT, HALF_WIDTH - RIGHT, integers=False)
+    height = TOP + ROW * len(shares) + BOTTOM
+    parts = []
+    for x, text in axis.labels():
+        parts.append(
+            Markup(
+                '<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{}" y2="{y}"/>'
+                '<text class="tick" x="{x:.1f}" y="{}" text-anchor="middle">{}</text>'
+            ).format(TOP, height - BOTTOM + 16, text, x=x, y=height - BOTTOM)
+        )
+    for i, s in enumerate(shares):
+        y = TOP + ROW * (i + 0.5)
+        parts.append(
+            Markup('<text class="axis" x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(
+                WIDE_LEFT - 10, y + 4, _short(s.label_text, NAME_CHARACTERS)
+            )
+        )
+        parts.append(_diamond(axis(100 * s.naive), y, f"{s.label_text}: naive count {s.naive:.1%}"))
+        if s.share is not None and s.interval is not None:
+            low, high = (axis(100 * v) for v in s.interval)
+            parts.append(
+                Markup(
+                    '<line class="line c1" x1="{:.1f}" x2="{:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+                    '<circle class="dot c1" cx="{:.1f}" cy="{y:.1f}" r="4.5"><title>{}: {:.1%}</title></circle>'
+                ).format(low, high, axis(100 * s.share), s.label_text, s.share, y=y)
+            )
+    middle = (axis.start + axis.end) / 2
+    parts.append(
+        Markup('<text class="axis" x="{}" y="{}" text-anchor="middle">share of the texts in %</text>').format(
+            middle, height - 6
+        )
+    )
+    return Markup(
+        '<svg class="figure" style="max-width: 38rem" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>'
+    ).format(HALF_WIDTH, height, "Corrected and naive share of every class", Markup("").join(parts))
+
+
+def _over_groups(shares: Sequence[Share]) -> Markup:
+    """Draw the corrected share of a class with its band over the groups, and the naive count."""
+    values = [100 * v for s in shares for v in (s.naive, *(s.interval or ()))]
+    y_axis = Axis([0, *values], HEIGHT - BOTTOM, TOP, integers=False)
+    width = FULL_WIDTH - RIGHT - LEFT
+    xs = [LEFT + width * (i + 0.5) / len(shares) for i in range(len(shares))]
+    parts = []
+    for y, text in y_axis.labels():
+        parts.append(
+            Markup(
+                '<line class="grid" x1="{}" x2="{}" y1="{y:.1f}" y2="{y:.1f}"/>'
+                '<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}</text>'
+            ).format(LEFT, FULL_WIDTH - RIGHT, LEFT - 6, y + 4, text, y=y)
+        )
+    step = -(-len(shares) // NAMES)
+    length = AXIS_CHARACTERS // -(-len(shares) // step)
+    for x, s in list(zip(xs, shares, strict=True))[::step]:
+        parts.append(
+            Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
+                x, HEIGHT - BOTTOM + 16, _short(s.group or "", length)
+            )
+        )
+    for known, run in itertools.groupby(zip(xs, shares, strict=True), key=lambda pair: pair[1].interval is not None):
+        if not known:
+            continue
+        points = [(x, s.interval or (0, 0), s.share or 0) for x, s in run]
+        upper = [f"{x:.1f},{y_axis(100 * high):.1f}" for x, (_, high), _ in points]
+        lower = [f"{x:.1f},{y_axis(100 * low):.1f}" for x, (low, _), _ in points]
+        parts.append(Markup('<polygon class="band" points="{}"/>').format(" ".join(upper + lower[::-1])))
+        line = " ".join(f"{x:.1f},{y_axis(100 * share):.1f}" for x, _, share in points)
+        parts.append(Markup('<polyline class="line c1" points="{}"/>').format(line))
+    for x, s in zip(xs, shares, strict=True):
+        parts.append(_diamond(x, y_axis(100 * s.naive), f"{s.group}: naive count {s.naive:.1%}"))
+        if s.share is not None and s.interval is not None:
+            parts.append(
+                Markup(
+                    '<line class="line c1 thin" x1="{x:.1f}" x2="{x:.1f}" y1="{:.1f}" y2="{:.1f}"/>'
+                    '<circle class="dot c1" cx="{x:.1f}" cy="{:.1f}" r="3.5">'
+                    "<title>{}: {:.1%} ({:.1%} to {:.1%})</title></circle>"
+                ).format(*(y_axis(100 * v) for v in (*s.interval, s.share)), s.group, s.share, *s.interval, x=x)
+            )
+    parts.append(
+        Markup(
+            '<text class="axis" transform="translate(12 {}) rotate(-90)" text-anchor="middle">share in %</text>'
+        ).format((HEIGHT - BOTTOM + TOP) / 2)
+    )
+    return svg(parts, FULL_WIDTH, "Share over the groups")
+
+
+def _diamond(x: float, y: float, title: str) -> Markup:
+    return Markup('<path class="dot c2" d="M{x:.1f} {:.1f} l5 5 l-5 5 l-5 -5 Z"><title>{}</title></path>').format(
+        y - 5, title, x=x
+    )
+
+
+def _short(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def drift_page(drift: dict[str, Any], run: str) -> str:
+    """Return the page that ``drift --html`` writes.
+
+    Args:
+        drift: from `bertsmith.workflows.drift.Drift.to_dict`.
+        run: name of the run.
+    """
+    return environment().get_template("drift.html").render(title=f"Drift · {drift['corpus']}", run=run, d=drift)

@@ -1,0 +1,159 @@
+"""What the columns after the first text column are worth: the model against one that reads that column alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bertsmith.config import Config
+from bertsmith.data.table import Table
+from bertsmith.data.template import Template, texts_of
+from bertsmith.data.texts import normalise
+from bertsmith.errors import listing
+from bertsmith.events import AblationStarted, RunListener
+from bertsmith.folders.run import Run
+from bertsmith.inference.classifier import Classifier
+from bertsmith.tasks.registry import get_task
+from bertsmith.training.recipe import Recipe
+from bertsmith.workflows.baselines import FrozenEmbeddings
+from bertsmith.workflows.cross_validation import score_folds
+from bertsmith.workflows.prepare import Inputs, prepare_model
+from bertsmith.workflows.score import CrossValidation, table_groups
+from bertsmith.workflows.trials import TrialData, run_trial
+
+MAX_TEXTS = 4000
+"""With more training texts, both models are trained again, on a sample of this size."""
+
+
+def compare_columns(
+    run: Run,
+    tables: dict[str, Table],
+    predicted: np.ndarray,
+    inputs: Inputs,
+    recipe: Recipe,
+    config: Config,
+    cross_validation: CrossValidation | None,
+    *,
+    observe: RunListener,
+    stop: Callable[[], bool],
+) -> dict[str, Any] | None:
+    """Compare a model with one that reads the first text column alone, both without a decision rule.
+
+    The second model is trained in the same way on the same texts, and both are scored on the test texts. With
+    cross-validation, both are scored on the cross-validated texts, by models of the same folds.
+
+    Args:
+        run: the run of the model.
+        tables: the texts by split.
+        predicted: scores of the model for the test texts without a decision rule, shape (n, outputs).
+        inputs: the checkpoint and the task of the model.
+        recipe: the training settings of the model.
+        config: the settings.
+        cross_validation: the predictions of the cross-validation, if any.
+        observe: called with an event before training begins.
+        stop: called after every step; training is interrupted if it returns true.
+
+    Returns:
+        JSON-ready: ``added`` and ``alone`` (the columns), ``texts`` (training and scored texts), ``with`` and
+        ``without`` (the primary metric), ``difference`` and ``verdict``; ``None`` for a single column, or without an
+        ablation.
+
+    Raises:
+        Interrupted: if ``stop`` returned true.
+        UserError: if training fails.
+    """
+    template = tables["train"].columns.template
+    if template.is_plain or config.no_ablation:
+        return None
+    observe(AblationStarted(template.text_column[0], template.added))
+    alone = {name: _first_column(table) for name, table in tables.items()}
+    n_train, scored = len(tables["train"]), tables["test"]
+    if cross_validation is not None:
+        scored, predicted = tables["train"], cross_validation.scores
+        without = _cross_validate(run, alone["train"], inputs, recipe, config, cross_validation.fold, stop)
+    else:
+        if n_train > MAX_TEXTS:
+            n_train = MAX_TEXTS
+            rows = np.sort(np.random.default_rng(config.seed).permutation(len(tables["train"]))[:n_train])
+            tables, alone = ({**some, "train": some["train"].take(rows)} for some in (tables, alone))
+            predicted = _train(tables, config, stop)
+        without = _train(alone, config, stop)
+    task, groups = get_task(scored.task), table_groups(scored)
+    value, low, high = task.difference(scored.targets, predicted, without, seed=config.seed, groups=groups)
+    values = [task.scalar_metrics(scored.targets, scores)[task.primary] for scores in (predicted, without)]
+    return {
+        "added": list(template.added),
+        "alone": template.text_column[0],
+        "texts": {"train": n_train, "scored": len(scored)},
+        "with": values[0],
+        "without": values[1],
+        "difference": {"metric": task.primary, "value": value, "interval": [low, high]},
+        "verdict": _verdict(template, task.primary_title, value, low, high),
+    }
+
+
+def _first_column(table: Table) -> Table:
+    """Return a table with the first text column alone; its rows stay the same."""
+    frame, template = table.frame, table.columns.template
+    first = [normalise(text) for text in frame["first" if template.by_line else "text"].fillna("")]
+    frame = frame.drop(columns=["first", "pair"], errors="ignore").assign(text=pd.Series(first, dtype="str"))
+    return replace(table, frame=frame, columns=replace(table.columns, template=Template(template.text_column[:1])))
+
+
+def _train(tables: dict[str, Table], config: Config, stop: Callable[[], bool]) -> np.ndarray:
+    """Train on the train split, select the epoch on validation, and return the scores of the test texts."""
+    data = TrialData(tables["train"], tables["validation"])
+    loaded = run_trial(data, config, on_score=lambda epoch, score: None, stop=stop).loaded
+    assert loaded is not None  # only with folds
+    test = tables["test"]
+    return Classifier(loaded, test.labels, get_task(test.task)).predict_proba(texts_of(test.frame))
+
+
+def _cross_validate(
+    run: Run,
+    table: Table,
+    inputs: Inputs,
+    recipe: Recipe,
+    config: Config,
+    fold: np.ndarray,
+    stop: Callable[[], bool],
+) -> np.ndarray:
+    """Return the scores of each training text by a model that was not trained on its fold."""
+    everything, template = np.ones(len(table), dtype=bool), table.columns.template
+    checkpoint, task = inputs.checkpoint, inputs.task
+    loaded, tokens = prepare_model(
+        checkpoint, config, task, table.labels, texts_of(table.frame), everything, template=template
+    )
+    both = ("train", "test")
+    frozen = FrozenEmbeddings.embed(task, loaded, dict.fromkeys(both, table), dict.fromkeys(both, tokens), config.seed)
+    folder = run.layout.folds / "first-column"
+    regression = frozen.fit_regression
+    scores = score_folds(
+        checkpoint,
+        task,
+        config,
+        recipe,
+        table,
+        tokens,
+        fold,
+        regression,
+        folder,
+        readings=("truncate",),
+        emit=lambda event: None,
+        stop=stop,
+    )
+    return scores["truncate"]
+
+
+def _verdict(template: Template, metric: str, value: float, low: float, high: float) -> str:
+    """Phrase the difference and its interval as a sentence."""
+    plural = len(template.added) > 1
+    columns, interval = listing(template.added, 5), f"[{low:+.3f}, {high:+.3f}]"
+    if low > 0 or high < 0:
+        effect = "raise" if low > 0 else "lower"
+        return f"{columns} {effect}{'' if plural else 's'} {metric} by {abs(value):.3f} {interval}"
+    return f"{columns} {'make' if plural else 'makes'} no distinguishable difference: {value:+.3f} {metric} {interval}"

@@ -1,0 +1,94 @@
+"""Fine-tune on all rows of a table, without a run folder and without a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import gettempdir
+
+import numpy as np
+
+from bertsmith.config import Config
+from bertsmith.data.clean import clean
+from bertsmith.data.split import split_cleaned
+from bertsmith.data.table import Table
+from bertsmith.evaluation.rule import Rule
+from bertsmith.events import Listener
+from bertsmith.inference.classifier import Classifier
+from bertsmith.model.load import fold_calibration, noted
+from bertsmith.tasks.registry import get_task
+from bertsmith.training.arguments import training_arguments
+from bertsmith.training.trainer import fit
+from bertsmith.workflows.cross_validation import FEW_TEXTS
+from bertsmith.workflows.prepare import (
+    MAX_EMBEDDED_TEXTS,
+    choose_recipe,
+    embed,
+    initialize_head,
+    prepare_inputs,
+    sample_balanced,
+)
+
+
+def fit_in_memory(
+    table: Table,
+    config: Config,
+    *,
+    emit: Listener = lambda event: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Classifier:
+    """Fine-tune a classifier on a table. Nothing is written.
+
+    A share of the rows validates: it selects the epoch, and sets the calibration and the decision rule. With fewer than
+    `FEW_TEXTS` rows, all of them train, and the last weights are the result.
+
+    Args:
+        table: the rows; splits of the user are ignored.
+        config: the settings.
+        emit: receives events.
+        stop: called after each step; ``True`` interrupts the training.
+
+    Raises:
+        UserError: for everything that the user can fix.
+    """
+    cleaned = clean(table)
+    few = len(cleaned.table) < FEW_TEXTS
+    size = 0.0 if few else config.validation_size
+    data = split_cleaned(cleaned, config, config.seed, validation_size=size, test_size=0.0)
+    inputs = prepare_inputs(data, config)
+    loaded, task = inputs.loaded, inputs.task
+    rows = np.flatnonzero(data.frame["split"] == "train")
+    if loaded.mean_pooling:
+        chosen = rows[sample_balanced(data.codes[rows], MAX_EMBEDDED_TEXTS, seed=config.seed)]
+        embeddings = embed(loaded, inputs.tokens.take(chosen))
+        initialize_head(loaded, task.fit_head(embeddings, data.targets[chosen], len(data.labels)))
+    recipe = choose_recipe(config, task, loaded, inputs.train)
+    arguments = training_arguments(
+        recipe, config, Path(gettempdir()), loaded.device, primary=task.primary, saves=False, validates=not few
+    )
+    fit(
+        loaded,
+        inputs.train,
+        inputs.validation,
+        arguments,
+        recipe=recipe,
+        task=task,
+        emit=emit,
+        stop=stop,
+        user_arguments=config.set,
+    )
+    final = get_task(data.task)
+    rule = Rule.from_dict(noted(loaded.model), len(data.labels))
+    classifier = Classifier(loaded, data.labels, final, rule)
+    if few:
+        return classifier
+    held_out = np.flatnonzero(data.frame["split"] == "validation")
+    scores = classifier.probabilities_of(inputs.tokens.take(held_out).truncate(loaded.max_length))
+    tunes = config.decision_rule == "auto"
+    _, rule = final.fit_rule(data.targets[held_out], scores, seed=config.seed, use_offsets=tunes)
+    if not rule.is_neutral:
+        classifier.rule = replace(rule, folded=fold_calibration(loaded.model, rule.temperature, rule.offsets))
+        loaded.model.config.bertsmith = {**noted(loaded.model), **classifier.rule.to_dict()}
+        classifier.set_dtype(classifier.dtype)  # copies of the weights, if any, are out of date
+    return classifier

@@ -1,0 +1,137 @@
+"""A labelled sample of a corpus: how its texts were chosen, and where they are in the corpus."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bertsmith.config import Config
+from bertsmith.data.clean import clean
+from bertsmith.data.columns import canonical
+from bertsmith.data.read import read_table
+from bertsmith.data.template import Texts, flat, texts_of
+from bertsmith.data.texts import is_missing, to_text
+from bertsmith.errors import DataError
+from bertsmith.folders.run import Run
+from bertsmith.measuring.design import NOT_RANDOM, read_design
+from bertsmith.measuring.estimate import Sample
+from bertsmith.tasks.registry import get_task
+from bertsmith.workflows.score import hash_texts
+
+FEWEST_LABELLED = 20
+"""Fewest labelled texts of a sample."""
+SEEN = "also in the training or validation texts of the run"
+NO_GROUP = "(missing)"
+"""The group of a row without one."""
+
+
+@dataclass
+class LabelledSample:
+    """A labelled sample, which is matched with its corpus while that is read.
+
+    Attributes:
+        name: of the sample.
+        texts: n normalised texts, or pairs.
+        outcomes: 0 or 1 for each label of each text, shape (n, labels).
+        inclusion: probability of each text to be in the sample, shape (n,); ``None`` if it is the same for all.
+        clusters: cluster of each text, shape (n,); ``None`` if texts were drawn one by one.
+        groups: group of each text as far as it is known, from the sample or from the corpus.
+        left_out: number of rows left out by reason.
+        found: whether each text occurs in the corpus, shape (n,).
+    """
+
+    name: str
+    texts: Texts
+    outcomes: np.ndarray
+    inclusion: np.ndarray | None
+    clusters: np.ndarray | None
+    groups: list[str | None]
+    left_out: dict[str, int]
+    found: np.ndarray = field(init=False)
+    _waiting: dict[str, list[int]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.found = np.zeros(len(self.texts), dtype=bool)
+        for i in reversed(range(len(self.texts))):
+            self._waiting.setdefault(flat(self.texts[i]), []).append(i)
+
+    def match(self, text: str, group: str | None) -> int | None:
+        """Return the position of a text of the corpus in the sample. Each text of the sample is matched once."""
+        waiting = self._waiting.get(text)
+        if not waiting:
+            return None
+        i = waiting.pop()
+        self.found[i] = True
+        self.groups[i] = group or self.groups[i]
+        return i
+
+    def with_predictions(self, predictions: np.ndarray, n_corpus: int) -> Sample:
+        """Return the sample with the probabilities of its texts, shape (n, classes), for a corpus that was read."""
+        inclusion = self.inclusion
+        if inclusion is None:
+            inclusion = np.full(len(self.texts), min(len(self.texts) / n_corpus, 1.0))
+        return Sample(self.outcomes, predictions, inclusion, bool(self.found.all()), self.clusters)
+
+
+def read_sample(
+    run: Run, source: Any, config: Config, by: str | None, *, random_sample: bool = False
+) -> LabelledSample:
+    """Read a labelled sample, without the rows that an estimate cannot use.
+
+    Args:
+        run: the run that predicts.
+        source: what `bertsmith.data.read.read_table` takes.
+        config: how to read it.
+        by: the column of the groups.
+        random_sample: the user says that the texts were drawn at random.
+
+    Raises:
+        DataError: if nothing says how the texts were chosen, or too few of them are usable.
+    """
+    unused = dict.fromkeys(("sql", "db", "sheet", "validation", "test"))
+    config = config.model_copy(update={**unused, "task": run.task})
+    table = read_table(source, config, known=run.labels, template=run.template)
+    cleaned = clean(dataclasses.replace(table, frame=table.frame.assign(split="test")))
+    table = cleaned.table
+    rows, texts = table.frame["row"].tolist(), texts_of(table.frame)
+    extra = {str(name): table.extra[name].tolist() for name in table.extra.columns}
+    design = read_design(extra, rows, table.name, declared_random=random_sample)
+    seen = hash_texts(texts).isin(run.training_hashes).to_numpy()
+    usable = np.flatnonzero(design.usable & ~seen)
+    left_out = {
+        **cleaned.counts,
+        NOT_RANDOM: int((~design.usable).sum()),
+        SEEN: int((design.usable & seen).sum()),
+    }
+    left_out = {reason: n for reason, n in left_out.items() if n}
+    if len(usable) < FEWEST_LABELLED:
+        reasons = "; ".join(f"{n:,} rows are left out: {reason}" for reason, n in left_out.items())
+        raise DataError(
+            f"the sample has {len(usable):,} usable texts, and an estimate needs {FEWEST_LABELLED}"
+            + (f" ({reasons})" if reasons else ""),
+            where=table.name,
+            remedy="Label more texts that are drawn at random from the corpus and that the run was not trained on.",
+        )
+    groups = table.frame["group"] if by and table.columns.group == by else None
+    name = next((name for name in extra if by and canonical(name) == canonical(by)), None)
+    cells: Sequence[Any] = groups.tolist() if groups is not None else extra.get(name or "", [None] * len(rows))
+    known = name is not None or groups is not None
+    clusters = table.frame["group"].to_numpy() if table.columns.group else None
+    return LabelledSample(
+        table.name,
+        Texts(texts[i] for i in usable),
+        get_task(run.task).indicators(table.targets[usable], len(run.labels)),
+        None if design.inclusion is None else design.inclusion[usable],
+        None if clusters is None else clusters[usable],
+        [group_name(cells[int(i)]) if known else None for i in usable],
+        left_out,
+    )
+
+
+def group_name(cell: Any) -> str:
+    """Return the name of the group that a cell holds."""
+    return NO_GROUP if is_missing(cell) else to_text(cell).strip() or NO_GROUP

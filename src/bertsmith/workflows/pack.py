@@ -1,0 +1,105 @@
+"""A replication archive of a run, with its texts or with hashes in their place."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+from bertsmith.data.template import texts_of
+from bertsmith.folders.atomic import replaced_file
+from bertsmith.folders.run import Run, open_run
+from bertsmith.report.methods import write_methods
+from bertsmith.workflows.score import hash_texts
+
+MANIFEST = "SHA256SUMS"
+README = """A run of bertsmith, packed for replication.
+
+methods.md, methods.tex, references.bib  the paragraph on methods, and where each number comes from
+run/                                     the run folder: settings, classes, scores, predictions, model
+SHA256SUMS                               checksums: sha256sum -c SHA256SUMS
+
+Check it:          bertsmith verify run
+Train it again:    bertsmith verify run TABLE --retrain
+Label new texts:   bertsmith predict run new.csv
+"""
+WITHOUT_TEXTS = """
+This archive has no texts. In predictions/, text is the XXH3 hash of each text, as in splits.parquet; the report and the
+explanations are left out because they quote texts. bertsmith verify cannot score hashes again, but checks all else.
+"""
+
+
+def pack_run(path: Path, output: Path, *, texts: bool = True) -> int:
+    """Write a zip archive of a finished run, and return its number of files.
+
+    Args:
+        path: the run folder.
+        output: the archive.
+        texts: keep the texts; otherwise they are replaced by hashes, and files that quote texts are left out.
+
+    Raises:
+        UserError: if the run is not finished or damaged, or the archive cannot be written.
+    """
+    run = open_run(path)
+    methods = write_methods(run)
+    contents = {
+        "README.txt": README + ("" if texts else WITHOUT_TEXTS),
+        "methods.md": methods.markdown(),
+        "methods.tex": methods.latex(),
+        "references.bib": methods.bibtex(),
+    }
+    sums: list[str] = []
+    with replaced_file(output) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, content in contents.items():
+            _add(archive, name, content.encode(), sums)
+        for source in _files(run, texts=texts):
+            content_bytes = source.read_bytes()
+            if not texts and source.parent.name == "predictions":
+                content_bytes = _hashed(source)
+            elif not texts and source.name == "run.json":
+                content_bytes = _without_quotes(content_bytes)
+            _add(archive, f"run/{source.relative_to(run.path).as_posix()}", content_bytes, sums)
+        archive.writestr(MANIFEST, "".join(f"{line}\n" for line in sums))
+    return len(sums) + 1
+
+
+def _add(archive: zipfile.ZipFile, name: str, content: bytes, sums: list[str]) -> None:
+    archive.writestr(name, content)
+    sums.append(f"{sha256(content).hexdigest()}  {name}")
+
+
+def _files(run: Run, *, texts: bool) -> Iterator[Path]:
+    """Yield the files of a run that belong into the archive."""
+    layout = run.layout
+    folders = [layout.model, layout.predictions]
+    single = [layout.run, layout.labels, layout.splits, layout.history, layout.metrics]
+    if texts:
+        single.append(layout.report)
+        folders.append(layout.evaluations)
+    for file in [*single, *(f for folder in folders for f in sorted(folder.rglob("*")))]:
+        hidden = any(part.startswith(".") for part in file.relative_to(run.path).parts)
+        # Without texts: the CSV repeats the Parquet file, and explanations quote texts.
+        quotes = not texts and file.parent == layout.predictions and file.suffix != ".parquet"
+        if file.is_file() and not hidden and not quotes:
+            yield file
+
+
+def _hashed(file: Path) -> bytes:
+    """Return a Parquet file of predictions with hashes instead of texts."""
+    import pandas as pd
+
+    frame = pd.read_parquet(file)
+    buffer = io.BytesIO()
+    hashed = frame.drop(columns="pair", errors="ignore").assign(text=hash_texts(texts_of(frame)))
+    hashed.to_parquet(buffer, index=False)
+    return buffer.getvalue()
+
+
+def _without_quotes(content: bytes) -> bytes:
+    """Return ``run.json`` without the findings, whose messages quote words of the texts."""
+    info = json.loads(content)
+    info["data"]["findings"] = {**info["data"]["findings"], "findings": []}
+    return (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,125 @@
+"""`BertClassifier` in scikit-learn's tools."""
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.exceptions import NotFittedError, SkipTestWarning
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils.estimator_checks import check_estimator
+
+import bertsmith as bs
+from bertsmith.testing import tiny_model, tiny_table
+
+SETTINGS = {
+    "epochs": 12,
+    "learning_rate": 1e-2,
+    "batch_size": 8,
+    "device": "cpu",
+    "settings": {"consistency": 0.0, "head_rate": 1.0},
+}
+TABLE = tiny_table(150, classes=3)
+TEXTS, LABELS = TABLE["Text"].tolist(), np.array(["a", "b", "c"])[TABLE["Label"].to_numpy()]
+
+
+@pytest.fixture(scope="module")
+def estimator(tmp_path_factory):
+    folder = tiny_model(tmp_path_factory.mktemp("model") / "m")
+    return bs.BertClassifier(str(folder), **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def fitted(estimator):
+    return clone(estimator).fit(TEXTS, LABELS)
+
+
+def test_predictions_have_the_labels_and_shapes_of_scikit_learn(fitted):
+    assert fitted.classes_.tolist() == ["a", "b", "c"]
+    probabilities = fitted.predict_proba(TEXTS[:7])
+    assert probabilities.shape == (7, 3)
+    assert probabilities.sum(axis=1) == pytest.approx(1)
+    assert fitted.predict(TEXTS[:7]).tolist() == fitted.classes_[probabilities.argmax(axis=1)].tolist()
+    assert fitted.decision_function(TEXTS[:7]).shape == (7, 3)
+    assert fitted.score(TEXTS, LABELS) > 0.9
+
+
+@pytest.mark.parametrize("kind", [np.array, pd.Series, lambda texts: pd.DataFrame({"Text": texts}), tuple])
+def test_every_container_of_texts_gives_the_same_predictions(fitted, kind):
+    assert fitted.predict_proba(kind(TEXTS[:5])) == pytest.approx(fitted.predict_proba(TEXTS[:5]), abs=1e-6)
+
+
+def test_a_pickled_classifier_predicts_the_same(fitted):
+    again = pickle.loads(pickle.dumps(fitted))
+    assert again.predict_proba(TEXTS[:5]) == pytest.approx(fitted.predict_proba(TEXTS[:5]), abs=1e-6)
+    assert again.get_params() == fitted.get_params()
+
+
+def test_a_clone_is_not_fitted_and_the_same_seed_gives_the_same_model(fitted):
+    again = clone(fitted)
+    with pytest.raises(NotFittedError):
+        again.predict(TEXTS[:1])
+    assert again.fit(TEXTS, LABELS).predict_proba(TEXTS[:5]) == pytest.approx(fitted.predict_proba(TEXTS[:5]))
+
+
+def test_scikit_learn_tools_take_it(estimator):
+    short = clone(estimator).set_params(epochs=1)
+    assert cross_val_score(short, TEXTS, LABELS, cv=2, scoring="f1_macro").shape == (2,)
+    search = GridSearchCV(short, {"learning_rate": [1e-4, 2e-3]}, cv=2).fit(TEXTS, LABELS)
+    assert set(search.best_params_) == {"learning_rate"}
+    lower = FunctionTransformer(lambda texts: [text.lower() for text in texts])
+    assert make_pipeline(lower, short).fit(TEXTS, LABELS).predict(TEXTS[:2]).shape == (2,)
+    calibrated = CalibratedClassifierCV(short, cv=2).fit(TEXTS, LABELS)
+    assert calibrated.predict_proba(TEXTS[:2]).sum(axis=1) == pytest.approx(1)
+
+
+def test_enough_texts_validate_and_groups_stay_together(estimator):
+    table = tiny_table(320, classes=2)
+    groups = np.arange(320) // 4
+    fitted = clone(estimator).set_params(epochs=1).fit(table["Text"], table["Label"].to_numpy(), groups=groups)
+    assert fitted.classes_.tolist() == [0, 1]
+    assert fitted.decision_function(table["Text"][:3]).shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels", "expected"),
+    [
+        (["a", 3, "c"], [0, 1, 0], "item 1"),
+        ("a text", [0], "list of texts"),
+        (["a", "b"], [0, 1, 1], "2 texts"),
+        (["a", "b"], [0, 0], "one class"),
+        (np.zeros((3, 2)), [0, 1, 0], "shape (3, 2)"),
+        (["a", "b"], [[0, 1], [1, 0]], "shape of y"),
+    ],
+)
+def test_input_that_cannot_be_used_is_an_error(estimator, texts, labels, expected):
+    with pytest.raises(bs.UserError) as error:
+        clone(estimator).fit(texts, labels)
+    assert expected in error.value.what
+
+
+def test_the_columns_of_a_data_frame_are_joined_and_needed_again(estimator):
+    frame = pd.DataFrame({"title": ["red"] * len(TEXTS), "body": TEXTS})
+    fitted = clone(estimator).set_params(epochs=1).fit(frame, LABELS)
+    expected = fitted.predict_proba(frame[:3])
+    assert fitted.predict_proba(frame[["body", "title"]][:3]) == pytest.approx(expected)
+    assert pickle.loads(pickle.dumps(fitted)).predict_proba(frame[:3]) == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(bs.UserError) as error:
+        fitted.predict(frame[["body"]])
+    assert "title" in error.value.what
+
+
+def test_an_unknown_setting_is_an_error(estimator):
+    with pytest.raises(bs.UserError) as error:
+        clone(estimator).set_params(settings={"lerning_rate": 1}).fit(TEXTS, LABELS)
+    assert "lerning_rate" in error.value.what
+
+
+def test_the_checks_of_scikit_learn_that_apply_pass(estimator):
+    with pytest.warns(SkipTestWarning):  # the other checks need numeric input
+        results = check_estimator(estimator, on_fail=None)
+    assert {result["check_name"]: result["status"] for result in results} == {"check_estimator_cloneable": "passed"}

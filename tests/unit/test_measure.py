@@ -1,0 +1,417 @@
+"""Shares of a corpus: the estimators, the design of the sample, and the command from end to end."""
+
+import csv
+import importlib.util
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import bertsmith as bs
+from bertsmith.errors import ConfigError, DataError
+from bertsmith.measuring.design import read_design
+from bertsmith.measuring.drift import compare_labels, compare_scalars, compare_topics
+from bertsmith.measuring.estimate import Sample, Totals, corrected_means, labels_for_target, share_interval
+from bertsmith.measuring.label_shift import FeatureTotals, adjusted_count, label_shift_test
+from bertsmith.measuring.regression import fit_regression
+from bertsmith.testing import tiny_table
+
+
+def _population(n=3000, share=0.3, seed=0, noise=0.25):
+    rng = np.random.default_rng(seed)
+    outcomes = (rng.random(n) < share).astype(float)[:, None]
+    predictions = np.clip(outcomes * 0.5 + 0.2 + rng.normal(0, noise, (n, 1)), 0, 1)
+    return outcomes, predictions
+
+
+def _sample(outcomes, predictions, n, seed, **values):
+    rows = np.random.default_rng(seed).choice(len(outcomes), n, replace=False)
+    return Sample(outcomes[rows], predictions[rows], np.full(n, n / len(outcomes)), **values)
+
+
+# -- estimators --------------------------------------------------------------------------------------------------------
+
+
+def test_intervals_cover_the_share_where_counting_does_not():
+    outcomes, predictions = _population()
+    totals, truth = Totals.of(predictions, predictions > 0.4), outcomes.mean()
+    found = [corrected_means(_sample(outcomes, predictions, 200, seed), totals) for seed in range(400)]
+    covered = np.mean([e.low[0] <= truth <= e.high[0] for e in found])
+    assert 0.925 < covered < 0.98
+    assert abs(totals.naive[0] - truth) > 0.03
+    alone = corrected_means(_sample(outcomes, predictions * 0, 200, 0), totals)
+    assert found[0].high[0] - found[0].low[0] < 0.85 * (alone.high[0] - alone.low[0])
+
+
+def test_useless_predictions_are_not_used():
+    outcomes, _ = _population()
+    noise = np.random.default_rng(5).random((3000, 1))
+    totals = Totals.of(noise, noise > 0.5)
+    widths = []
+    for seed in range(50):
+        sample = _sample(outcomes, noise, 200, seed)
+        alone = corrected_means(Sample(sample.outcomes, sample.predictions * 0, sample.inclusion), totals)
+        estimate = corrected_means(sample, totals)
+        widths.append((estimate.high[0] - estimate.low[0]) / (alone.high[0] - alone.low[0]))
+    assert max(widths) < 1.05
+
+
+def test_unequal_chances_are_corrected_for():
+    outcomes, predictions = _population()
+    chances = np.where(outcomes[:, 0] == 1, 0.12, 0.04)  # texts of the class are labelled three times as often
+    totals, truth = Totals.of(predictions, predictions > 0.5), outcomes.mean()
+    covered = []
+    for seed in range(300):
+        rows = np.random.default_rng(seed).random(3000) < chances
+        estimate = corrected_means(Sample(outcomes[rows], predictions[rows], chances[rows]), totals)
+        covered.append(estimate.low[0] <= truth <= estimate.high[0])
+    assert 0.92 < np.mean(covered) < 0.985
+
+
+def test_a_rare_class_without_a_labelled_text_has_an_interval_with_a_width():
+    outcomes = np.zeros((200, 1))
+    predictions = np.full((200, 1), 0.01)
+    totals = Totals(4000, np.array([40.0]), np.array([0.5]), np.array([0.0]))
+    estimate = corrected_means(Sample(outcomes, predictions, np.full(200, 0.05)), totals)
+    assert estimate.low[0] == 0
+    assert 0.005 < estimate.high[0] < 0.03
+
+
+def test_numbers_have_a_mean_with_an_interval():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(1, 6, (4000, 1)).astype(float)
+    predictions = truth + rng.normal(0.4, 0.8, truth.shape)
+    totals = Totals.of(predictions, predictions)
+    found = [corrected_means(_sample(truth, predictions, 150, seed), totals) for seed in range(200)]
+    assert 0.9 < np.mean([e.low[0] <= truth.mean() <= e.high[0] for e in found]) < 0.99
+    assert totals.naive[0] - truth.mean() > 0.3
+
+
+def test_texts_of_one_author_count_as_one_draw():
+    rng = np.random.default_rng(0)
+    authors = np.repeat(np.arange(60), 10)
+    outcomes = np.repeat(rng.random(60) < 0.4, 10).astype(float)[:, None]
+    predictions = np.full((600, 1), 0.4)
+    totals = Totals(6000, np.array([2400.0]), np.array([960.0]), np.array([0.0]))
+    one = corrected_means(Sample(outcomes, predictions, np.full(600, 0.1)), totals)
+    many = corrected_means(Sample(outcomes, predictions, np.full(600, 0.1), clusters=authors), totals)
+    assert many.error[0] > 2.5 * one.error[0]
+
+
+def test_totals_of_parts_are_the_totals_of_the_whole():
+    _, predictions = _population(n=100)
+    whole = Totals.of(predictions, predictions > 0.5)
+    parts = Totals.of(predictions[:30], predictions[:30] > 0.5) + Totals.of(predictions[30:], predictions[30:] > 0.5)
+    assert parts.texts == whole.texts
+    for name in ("sums", "squares", "counts"):
+        assert np.allclose(getattr(parts, name), getattr(whole, name))
+
+
+# Of ppi-python 0.2.3: ppi_mean_pointestimate and ppi_mean_ci(alpha=0.05), for the data of `_oracle_data`.
+REFERENCE = {"value": 0.34120818, "error": 0.01265876}
+
+
+def _oracle_data():
+    i = np.arange(300)
+    outcomes = ((i * 7919) % 101 < 33).astype(float)
+    predictions = 0.15 + 0.6 * outcomes + 0.2 * ((i * 104729) % 97) / 97
+    unlabelled = 0.15 + 0.6 * (((np.arange(2700) * 6151) % 103) < 36) + 0.2 * ((np.arange(2700) * 3571) % 89) / 89
+    return outcomes[:, None], predictions[:, None], unlabelled[:, None]
+
+
+def test_the_estimate_is_that_of_ppi_python():
+    outcomes, predictions, unlabelled = _oracle_data()
+    apart = Sample(outcomes, predictions, np.ones(300), in_corpus=False)
+    outside = corrected_means(apart, Totals.of(unlabelled, unlabelled > 0.5))
+    together = np.concatenate([unlabelled, predictions])
+    inside = corrected_means(Sample(outcomes, predictions, np.full(300, 0.1)), Totals.of(together, together > 0.5))
+    assert outside.value[0] == pytest.approx(REFERENCE["value"], abs=1e-6)
+    assert inside.value[0] == pytest.approx(REFERENCE["value"], abs=1e-6)
+    assert outside.error[0] == pytest.approx(REFERENCE["error"], rel=0.01)  # ours is that of the jackknife
+    if importlib.util.find_spec("ppi_py"):
+        from ppi_py import ppi_mean_pointestimate
+
+        theirs = ppi_mean_pointestimate(outcomes, predictions, unlabelled)
+        assert outside.value[0] == pytest.approx(float(np.squeeze(theirs)), abs=1e-6)
+
+
+def test_more_labels_give_the_width_that_was_planned():
+    outcomes, predictions = _population(n=60_000)
+    totals = Totals.of(predictions, predictions > 0.5)
+    few = corrected_means(_sample(outcomes, predictions, 400, 1), totals)
+    needed = int(labels_for_target(few, 400, 60_000)[0])
+    estimate = corrected_means(_sample(outcomes, predictions, needed, 2), totals)
+    assert (estimate.high[0] - estimate.low[0]) / 2 == pytest.approx(0.01, rel=0.15)
+
+
+def test_the_interval_of_a_share_is_that_of_wilson():
+    low, high = share_interval(np.array([0.1]), np.array([0.1 * 0.9 / 100]), 10**6)
+    assert (low[0], high[0]) == (pytest.approx(0.0552, abs=2e-4), pytest.approx(0.1744, abs=2e-4))
+
+
+# -- label shift -------------------------------------------------------------------------------------------------------
+
+
+def _texts(rng, shares, n, moved=0.0):
+    targets = rng.choice(len(shares), n, p=shares)
+    confused = rng.random(n) < 0.2
+    predicted = np.where(confused, rng.integers(0, len(shares), n), targets)
+    features = np.column_stack(
+        [np.eye(len(shares))[predicted][:, :-1], rng.normal(targets[:, None] * 0.3 + moved, 1, (n, 4))]
+    )
+    return targets, predicted, features
+
+
+def test_the_adjusted_count_finds_the_shares_under_label_shift():
+    rng = np.random.default_rng(0)
+    covered, naive = [], []
+    for _ in range(100):
+        targets, predicted, _ = _texts(rng, [0.5, 0.3, 0.2], 600)
+        truth, labelled, _ = _texts(rng, [0.1, 0.2, 0.7], 3000)
+        counts, shares = np.bincount(labelled, minlength=3), np.bincount(truth, minlength=3) / 3000
+        found = adjusted_count(targets, predicted, counts)
+        covered.append((found.low <= shares) & (shares <= found.high))
+        naive.append(abs(counts / 3000 - shares).max())
+        assert found.value.sum() == pytest.approx(1)
+    assert 0.92 < np.mean(covered) < 0.985
+    assert np.mean(naive) > 0.05
+
+
+def test_the_adjusted_count_inverts_the_confusion_matrix():
+    targets = np.repeat([0, 1], [60, 40])
+    predicted = np.concatenate([np.repeat([0, 1], [50, 10]), np.repeat([0, 1], [8, 32])])
+    found = adjusted_count(targets, predicted, np.array([400, 600]))
+    assert found.value[1] == pytest.approx((0.6 - 10 / 60) / (0.8 - 10 / 60), abs=1e-6)  # (count − fpr) / (tpr − fpr)
+
+
+@pytest.mark.parametrize(
+    ("moved", "shares", "least", "most"), [(0, (0.1, 0.2, 0.7), 0, 0.12), (0.25, (0.5, 0.3, 0.2), 0.9, 1)]
+)
+def test_the_test_rejects_texts_that_changed_and_not_shares_that_did(moved, shares, least, most):
+    rng = np.random.default_rng(1)
+    rejected = []
+    for _ in range(100):
+        targets, _, features = _texts(rng, [0.5, 0.3, 0.2], 500)
+        _, _, corpus = _texts(rng, shares, 3000, moved)
+        rejected.append(label_shift_test(targets, features, FeatureTotals.of(corpus), 3) < 0.05)
+    assert least <= np.mean(rejected) <= most
+
+
+# -- the design of a sample --------------------------------------------------------------------------------------------
+
+
+def test_a_convenience_sample_is_refused_with_the_reason():
+    with pytest.raises(DataError) as caught:
+        read_design({"note": ["a", "b"]}, [1, 2], "sample.csv")
+    assert "--random-sample" in caught.value.remedy
+    assert read_design({"note": ["a", "b"]}, [1, 2], "sample.csv", declared_random=True).inclusion is None
+
+
+def test_only_texts_with_a_known_chance_are_used():
+    design = read_design({"random": [True, "false", "yes"]}, [1, 2, 3], "s")
+    assert design.usable.tolist() == [True, False, True]
+    design = read_design(
+        {"Random": ["true", "false", "false"], "Inclusion Probability": [0.1, None, "0.5"]}, [1, 2, 3], "s"
+    )
+    assert design.usable.tolist() == [True, False, True]
+    assert design.inclusion[2] == 0.5
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"random": ["true", "perhaps"]},
+        {"random": ["no", "no"]},
+        {"inclusion_probability": [0.5, 1.5]},
+        {"inclusion_probability": [0, 0.5]},
+        {"inclusion_probability": ["often", 0.5]},
+        {"random": ["true", "true"], "inclusion_probability": [None, 0.5]},
+    ],
+)
+def test_a_design_that_is_not_valid_is_refused(columns):
+    with pytest.raises(DataError) as caught:
+        read_design(columns, [1, 2], "s")
+    assert caught.value.remedy
+
+
+# -- regressions -------------------------------------------------------------------------------------------------------
+
+
+def _outcomes(seed, n=4000, labelled=400):
+    """A corpus whose second half has the label more often, while the model errs more in the first."""
+    rng = np.random.default_rng(seed)
+    late = np.repeat([0.0, 1.0], n // 2)
+    outcomes = (rng.random(n) < 0.2 + 0.2 * late).astype(float)
+    predictions = np.clip(0.6 * outcomes + 0.3 - 0.25 * late + rng.normal(0, 0.1, n), 0, 1)
+    drawn = rng.permutation(n) < labelled
+    pseudo = predictions + np.where(drawn, (outcomes - predictions) * n / labelled, 0)
+    return pd.DataFrame({"late": late, "outcome hate": pseudo, "predicted": predictions, "true": outcomes})
+
+
+def test_a_regression_on_pseudo_outcomes_is_right_where_one_on_predictions_is_not():
+    found, naive = [], []
+    for seed in range(100):
+        frame = _outcomes(seed)
+        row = fit_regression(frame, "hate", ["late"]).to_frame().loc["late"]
+        truth = frame["true"][frame["late"] == 1].mean() - frame["true"][frame["late"] == 0].mean()
+        found.append(row["low"] <= truth <= row["high"])
+        naive.append(frame["predicted"][frame["late"] == 1].mean() - frame["predicted"][frame["late"] == 0].mean())
+    assert 0.9 <= np.mean(found) <= 1
+    assert abs(np.mean(naive) - 0.2) > 0.1
+
+
+def test_a_logistic_regression_gives_the_log_odds():
+    frame = _outcomes(3, n=20_000, labelled=4000)
+    found = fit_regression(frame, "hate", ["late"], model="logistic").to_frame().loc["late"]
+    assert found["low"] < np.log(0.4 / 0.6) - np.log(0.2 / 0.8) < found["high"]
+
+
+@pytest.mark.parametrize(
+    ("label", "on", "model", "error"),
+    [
+        ("hte", ["late"], "linear", DataError),
+        ("hate", ["x"], "linear", DataError),
+        ("hate", ["late"], "p", ConfigError),
+    ],
+)
+def test_a_regression_that_cannot_be_is_refused(label, on, model, error):
+    with pytest.raises(error):
+        fit_regression(_outcomes(0), label, on, model=model)
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A corpus of 600 texts with months, and a random sample of 120 of them."""
+    folder = tmp_path_factory.mktemp("corpus")
+    table = tiny_table(600, seed=3).sample(500, random_state=1).reset_index(drop=True)
+    table["Label"] = (table["Label"] + 1) * 10
+    table["month"] = [f"2025-0{1 + i % 3}" for i in range(500)]
+    table[["Text", "month"]].to_csv(folder / "corpus.csv", index=False)
+    table.sample(120, random_state=2)[["Text", "Label Text"]].to_csv(folder / "sample.csv", index=False)
+    table.to_csv(folder / "truth.csv", index=False)
+    return folder
+
+
+def test_the_command_measures_a_corpus(finished, corpus, cli, tmp_path):
+    files = {"-o": tmp_path / "o.csv", "--html": tmp_path / "p.html", "--for-regression": tmp_path / "r.csv"}
+    arguments = ["measure", finished, corpus / "corpus.csv", "--labelled", corpus / "sample.csv", "--by", "month"]
+    arguments += ["--random-sample", "--json", *(part for pair in files.items() for part in pair)]
+    code, out, err = cli(*arguments)
+    assert code == 0, err
+    shares = json.loads(out)["shares"]
+    keys = {"label_text", "group", "share", "interval", "naive", "estimator", "labelled", "texts"}
+    assert all(set(share) == keys for share in shares)
+    assert len(shares) == 3 * 4
+    truth = pd.read_csv(corpus / "truth.csv")
+    whole = [share for share in shares if share["group"] is None]
+    for share in whole:
+        true = (truth["Label Text"] == share["label_text"]).mean()
+        assert share["interval"][0] <= true <= share["interval"][1]
+        assert (share["estimator"], share["labelled"], share["texts"]) == ("PPI++", 120, 500)
+    assert sum(s["labelled"] for s in shares if s["group"] and s["label_text"] == "animals") == 120
+    with (tmp_path / "o.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 12
+    table = pd.read_csv(tmp_path / "r.csv")
+    assert len(table) == 500
+    assert table["labelled"].sum() == 120
+    for share in whole:  # the pseudo-outcomes have the corrected share as their mean
+        assert table[f"outcome {share['label_text']}"].mean() == pytest.approx(share["share"], abs=1e-6)
+    assert bs.regress(tmp_path / "r.csv", "animals", ["month"]).names[1:] == ("month_2025-02", "month_2025-03")
+    page = (tmp_path / "p.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 4
+    code, _, _ = cli(*arguments)
+    assert code == 2  # the files exist
+
+
+def test_the_predictions_are_those_of_predict(finished, corpus):
+    measurement = bs.measure(finished, corpus / "corpus.csv", labelled=corpus / "sample.csv", random_sample=True)
+    predictions = bs.predict(finished, corpus / "corpus.csv")
+    for share in measurement.shares:
+        assert share.naive == pytest.approx(predictions.label_counts.get(share.label_text, 0) / 500)
+
+
+def test_chunks_do_not_change_the_result(finished, corpus, monkeypatch):
+    given = {"labelled": corpus / "sample.csv", "random_sample": True, "by": "month"}
+    before = bs.measure(finished, corpus / "corpus.csv", **given)
+    monkeypatch.setattr("bertsmith.data.stream.CHUNK_ROWS", 64)
+    after = bs.measure(finished, corpus / "corpus.csv", **given)
+    for one, two in zip(before.shares, after.shares, strict=True):
+        assert one.share == pytest.approx(two.share, abs=1e-6)
+
+
+def test_a_sample_without_a_design_is_refused(finished, corpus, cli):
+    code, _, err = cli("measure", finished, corpus / "corpus.csv", "--labelled", corpus / "sample.csv")
+    assert code == 2
+    assert "--random-sample" in err
+
+
+def test_texts_of_the_training_are_left_out(finished, corpus, tmp_path):
+    sample = pd.read_csv(corpus / "sample.csv")
+    trained = pd.read_parquet(finished / "splits.parquet")
+    known = finished / "predictions" / "validation.parquet"
+    validation = pd.read_parquet(known)[["text", "label_text"]].set_axis(["Text", "Label Text"], axis=1)
+    pd.concat([sample, validation]).to_csv(tmp_path / "s.csv", index=False)
+    measurement = bs.measure(finished, corpus / "corpus.csv", labelled=tmp_path / "s.csv", random_sample=True)
+    assert len(trained)
+    assert measurement.shares[0].labelled == 120
+    assert sum(measurement.left_out.values()) == len(validation)
+
+
+def test_texts_that_are_not_in_the_corpus_give_another_interval(finished, corpus, tmp_path):
+    rest = pd.read_csv(corpus / "corpus.csv")
+    rest = rest[~rest["Text"].isin(pd.read_csv(corpus / "sample.csv")["Text"])]
+    rest.to_csv(tmp_path / "rest.csv", index=False)
+    given = {"labelled": corpus / "sample.csv", "random_sample": True}
+    apart = bs.measure(finished, tmp_path / "rest.csv", **given)
+    assert not apart.in_corpus
+    together = bs.measure(finished, corpus / "corpus.csv", **given)
+    width = [np.subtract(*m.shares[0].interval[::-1]) for m in (apart, together)]
+    assert width[0] > width[1]
+    with pytest.raises(DataError):
+        bs.measure(finished, tmp_path / "rest.csv", **given, for_regression=tmp_path / "r.csv")
+
+
+@pytest.mark.parametrize("flags", [["--by", "mnth"], ["--random-sample"], ["--for-regression", "r.csv"]])
+def test_what_does_not_fit_is_refused(finished, corpus, cli, flags):
+    labelled = ["--labelled", corpus / "sample.csv", "--random-sample"] if "--by" in flags else []
+    code, _, err = cli("measure", finished, corpus / "corpus.csv", *labelled, *flags)
+    assert code == 2
+    assert "what to do" in err
+
+
+# -- drift -------------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_change_few_comparisons_differ():
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(200):
+        reference, corpus = rng.normal(size=(150, 8)), rng.normal(size=(2000, 8))
+        totals = FeatureTotals.of(corpus)
+        rest = FeatureTotals(2000, totals.sums[3:], totals.products[3:, 3:])
+        before, now = rng.multinomial(150, [0.5, 0.3, 0.2]), rng.multinomial(2000, [0.5, 0.3, 0.2])
+        differences = [
+            *compare_scalars("abc", reference[:, :3], FeatureTotals.of(corpus[:, :3]), 0.99),
+            compare_topics(reference[:, 3:], rest, 0.99),
+            compare_labels(before, now, 0.99),
+        ]
+        found.append(any(d.differs for d in differences))
+    assert np.mean(found) < 0.1
+
+
+def test_drift_finds_other_texts(finished, corpus, cli, tmp_path):
+    table = tiny_table(200, seed=4)
+    table["Text"] = "unheard of words in long texts that no run has seen before " + table["Text"]
+    table.to_csv(tmp_path / "new.csv", index=False)
+    code, out, err = cli("drift", finished, tmp_path / "new.csv", "--json", "--html", tmp_path / "d.html")
+    assert code == 0, err
+    found = {d["name"]: d["differs"] for d in json.loads(out)["differences"]}
+    assert found["length (logarithm of characters)"]
+    assert "unheard" not in (tmp_path / "d.html").read_text(encoding="utf-8")
+    code, out, _ = cli("drift", finished, corpus / "corpus.csv")
+    assert code == 0
+    assert "as before" in out
