@@ -10,6 +10,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,24 @@ TABLES: dict[str, dict[str, Any]] = {
     "goemotions": {"task": "multi-label"},
     "sst5": {"task": "ordinal"},
     "sick": {"task": "regression", "text_column": "sentence_a", "label_column": "relatedness"},
+    "sick-pairs": {
+        "task": "regression",
+        "text_column": "sentence_a",
+        "pair_column": "sentence_b",
+        "label_column": "relatedness",
+    },
 }
 
 
 def one_hot(scores: np.ndarray) -> np.ndarray:
     """Return certain probabilities of the most likely classes, so that every rule decides for them."""
     return np.eye(scores.shape[1])[scores.argmax(axis=1)]
+
+
+def overlap(first: Iterable[str], second: Iterable[str]) -> np.ndarray:
+    """Return the share of the words of two texts that both have, shape (pairs,)."""
+    words = [[set(text.lower().split()) for text in texts] for texts in (first, second)]
+    return np.array([len(a & b) / max(len(a | b), 1) for a, b in zip(*words, strict=True)])
 
 
 def opponents(
@@ -59,7 +72,7 @@ def compare(name: str, data: Path, rows: int, test_rows: int, seed: int, folder:
     """Train on a table, and return every metric with its interval, and the difference from every opponent."""
     settings = TABLES[name]
     frames = {
-        part: pd.read_csv(data / name / f"{part}.csv").sample(frac=1, random_state=seed).head(n)
+        part: pd.read_csv(data / name.partition("-")[0] / f"{part}.csv").sample(frac=1, random_state=seed).head(n)
         for part, n in (("train", rows), ("val", max(rows // 5, 200)), ("test", test_rows))
     }
     began = time.perf_counter()
@@ -79,12 +92,17 @@ def compare(name: str, data: Path, rows: int, test_rows: int, seed: int, folder:
     task, labels, saved = get_task(run.task), run.labels, run.predictions
     targets, ours = task.stored_targets(saved, labels), task.stored_scores(saved)
     texts = saved["text"].tolist()
+    pairs = saved.get("pair")
+    both = texts if pairs is None else [f"{a} {b}" for a, b in zip(texts, pairs, strict=True)]
     table = read_table(frames["train"], DataConfig(**settings), known=labels)
     split = pd.read_parquet(run.layout.splits)
     used = split["row"][(split["split"] == "train")].to_numpy() - 1
-    found = opponents(
-        task, table.frame["text"].iloc[used].tolist(), table.take(used).targets, texts, ours.shape[1], seed
-    )
+    learned, known = table.frame.iloc[used], table.take(used).targets
+    words = [" ".join(row) for row in learned[["text"] if pairs is None else ["text", "pair"]].to_numpy()]
+    found = opponents(task, words, known, both, ours.shape[1], seed)
+    if pairs is not None:
+        line = np.polyfit(overlap(learned["text"], learned["pair"]), known, 1)
+        found["linear regression on shared words"] = np.polyval(line, overlap(texts, pairs))[:, None]
     if task.name == "ordinal":
         found["MiniLM, most likely class"] = one_hot(ours)
     if task.name == "multi-label":

@@ -203,10 +203,14 @@ _STUDY = """## A study
 | --- | --- |
 | `predicted` | label; empty where a text is missing or the model abstains |
 | `predicted_text` | label text |
+| `predicted_texts` | instead, for several labels: a list of label texts, joined by `;` in CSV and Excel |
 | `confidence` | calibrated probability of the predicted class |
 | `abstained` | with `--min-confidence` or `--target-accuracy`: whether the model abstains from this row |
 | `label_set` | with `--coverage`: label texts, one of which is the true one at this rate |
+| `lower`, `upper` | instead, for numbers: bounds of an interval that contains the number at this rate |
 | `probability of LABEL TEXT` | with `--probabilities`: one column for each class |
+
+[Several labels, ordered labels, numbers](../how-to/other-labels.md) lists the columns of each `--task`.
 """
 _PREDICTIONS = {
     "row": "row of the source table",
@@ -239,6 +243,7 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "created": "start of the run, UTC",
             "finished": "end of the run, UTC",
             "config": "every setting",
+            "task": "kind of label: `single-label`, `multi-label`, `ordinal` or `regression`",
             "versions": "versions of Python and of the main packages",
             "hardware": "device, CPU, cores, threads and system",
             "data": "fingerprint, sources, sizes of the splits, dropped rows by reason, and all findings",
@@ -286,13 +291,13 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "padding": "share of the computed tokens that were padding",
             "shares": "shares of the time for `data`, `forward`, `backward` and `optimizer`",
             "seconds": "since training began",
-            "best": "whether this is the best macro-F1 so far",
+            "best": "whether this is the best value of the primary metric so far",
         },
     ),
     "metrics.json": (
         "key",
         {
-            "primary": "metric that chooses the best epoch: `macro_f1`",
+            "primary": "metric that chooses the best epoch: `macro_f1`, or `quadratic_kappa` or `r2` by `--task`",
             "splits": "metrics of `train`, `validation` and `test`; see below",
             "baseline": "the three baselines: `majority_class`, `bag_of_words`, `frozen_embeddings`",
             "inference": "number format for predictions, and how it was checked",

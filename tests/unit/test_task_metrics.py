@@ -27,6 +27,7 @@ from bertsmith.evaluation.ordinal import least_cost
 from bertsmith.evaluation.regression import evaluate_intervals, interval_width, resampled_spearman
 from bertsmith.evaluation.rule import Rule
 from bertsmith.model.load import fold_calibration
+from bertsmith.tasks.ordinal import _prefer_likely
 from bertsmith.tasks.registry import TASKS
 from bertsmith.training.losses import BinaryCrossEntropy, SquaredError, StepLoss
 
@@ -395,3 +396,22 @@ def test_linear_models_learn_label_sets_and_numbers():
     assert ((x @ head.weight.T + head.bias > 0) == targets).mean() > 0.95
     ridge = fit_ridge(x, numbers.astype(float))
     assert sk.r2_score(numbers, (x @ ridge.weight.T + ridge.bias)[:, 0]) > 0.9
+
+
+@pytest.mark.parametrize("noise", [0, 40])
+def test_the_bag_of_words_of_ordered_classes_uses_the_better_decision(noise):
+    rng = np.random.default_rng(0)
+    levels = rng.integers(0, 5, 400)
+    texts = [" ".join([f"w{v}", *(f"x{i}" for i in rng.integers(0, 60, noise))]) for v in levels]
+    found = ORDINAL.words(texts[:300], levels[:300], texts[300:], 5, 0).scores
+    assert found.sum(axis=1) == pytest.approx(1, abs=1e-6)
+    kappa = ORDINAL.scalar_metrics(levels[300:], found)["quadratic_kappa"]
+    plain = TASKS["single-label"].words(texts[:300], levels[:300], texts[300:], 5, 0).scores
+    assert kappa >= ORDINAL.scalar_metrics(levels[300:], plain)["quadratic_kappa"] - 0.02
+
+
+@few
+@given(seeds, st.integers(2, 11), st.integers(1, 20))
+def test_preferring_the_most_likely_class_decides_for_it(seed, k, n):
+    scores = np.random.default_rng(seed).dirichlet(np.ones(k), n)
+    assert (least_cost(_prefer_likely(scores)) == scores.argmax(axis=1)).all()
