@@ -88,15 +88,15 @@ def _by_confidence(
 def _by_class(shares: np.ndarray, targets: np.ndarray, decided: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return draws of the accuracy under label shift, shape (draws,), from shares by predicted class."""
     k, draws = len(shares), DRAWS if len(shares) <= 20 else DRAWS // 4
-    overall, result = float((decided == targets).mean()), np.empty(draws)
+    overall, tables = float((decided == targets).mean()), np.empty((draws, k, k))
     for i in range(draws):
         rows = rng.integers(0, len(targets), len(targets))
-        table = np.zeros((k, k))
-        np.add.at(table, (decided[rows], targets[rows]), 1)
-        texts = table.sum(axis=0)
-        recall = np.where(texts > 0, np.diag(table) / np.maximum(texts, 1), overall)
-        mixture, found = table / np.maximum(texts, 1), np.full(k, 1 / k)
-        for _ in range(EM_STEPS):  # the class shares of maximum likelihood
-            found = found * (mixture.T @ (shares / np.maximum(mixture @ found, 1e-12)))
-        result[i] = found @ recall / max(found.sum(), 1e-12)
+        tables[i] = np.bincount(decided[rows] * k + targets[rows], minlength=k * k).reshape(k, k)
+    texts = tables.sum(axis=1)
+    recall = np.where(texts > 0, np.diagonal(tables, axis1=1, axis2=2) / np.maximum(texts, 1), overall)
+    mixture, found = tables / np.maximum(texts, 1)[:, None], np.full((draws, k), 1 / k)
+    for _ in range(EM_STEPS):  # the class shares of maximum likelihood
+        ratio = shares / np.maximum(np.einsum("dij,dj->di", mixture, found), 1e-12)
+        found = found * np.einsum("dij,di->dj", mixture, ratio)
+    result: np.ndarray = (found * recall).sum(axis=1) / np.maximum(found.sum(axis=1), 1e-12)
     return result
