@@ -13,7 +13,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from bertsmith.compute.machine import use_cores
-from bertsmith.errors import DataError, listing
+from bertsmith.data.texts import is_missing
+from bertsmith.errors import ConfigError, DataError, listing
 from bertsmith.load_config import resolve
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
 
     Args:
         model: Hugging Face Hub id, local folder, ``"packaged:minilm"``, or ``"auto"``: by language.
-        max_length, epochs, batch_size, learning_rate, validation_size, imbalance, decision_rule, precision, device,
-            threads: as for `bertsmith.train`; ``None`` chooses by the data.
+        max_length, epochs, batch_size, learning_rate: as for `bertsmith.train`; ``None`` chooses by the data.
+        validation_size, imbalance, decision_rule, precision, device, threads: as for `bertsmith.train`.
         random_state: seed of split, head initialization, shuffling and dropout.
         settings: other settings of `bertsmith.train`.
 
@@ -101,7 +102,17 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             )
         config = self._config()
         use_cores(config.threads)
-        self.classes_, codes = np.unique(labels, return_inverse=True)
+        if config.task not in ("auto", "single-label"):
+            raise ConfigError(
+                f"BertClassifier gives each text one class, so the task {config.task} does not apply",
+                remedy="Use bertsmith.train.",
+            )
+        if missing := [i for i, label in enumerate(labels.tolist()) if is_missing(label)]:
+            raise DataError(f"y has no label for item {missing[0]}", remedy="Remove the texts without a label.")
+        try:
+            self.classes_, codes = np.unique(labels, return_inverse=True)
+        except TypeError as error:
+            raise DataError("the labels in y cannot be sorted", remedy="Give labels of one type.") from error
         self.classifier_: Classifier = fit_in_memory(
             _table(texts, self.template_, self.classes_, codes, groups), config
         )

@@ -166,11 +166,13 @@ def predict(
 
 def _print_summary(predictions: Predictions) -> None:
     """Print the number of rows per label, and notes about the other rows."""
-    total = sum(predictions.label_counts.values())
+    total = predictions.rows - predictions.empty - predictions.abstained
     for text, n in list(predictions.label_counts.items())[:MAX_LABELS]:
         stderr_console().print(f"  {n:>{len(f'{total:,}')},}  {n / total:6.1%}  {text}", markup=False)
     if (more := len(predictions.label_counts) - MAX_LABELS) > 0:
         stderr_console().print(f"  … and {more:,} labels with fewer rows", markup=False)
+    if predictions.without_labels:
+        stderr_console().print(f"  {predictions.without_labels:,} rows have none of the labels", markup=False)
     if predictions.threshold is not None:
         stderr_console().print(
             f"{predictions.abstained:,} of {predictions.rows:,} rows left unlabelled: "

@@ -164,7 +164,7 @@ class TrainingProgress:
         from bertsmith.tasks.registry import get_task
 
         findings, sizes, recipe = prepared.findings, prepared.split, prepared.recipe
-        self.metric = get_task(findings.task).primary_title
+        self.metric = get_task(findings.task).primary_name
         show = self.console.print
         show(headline(findings))
         show(label_chart(findings))

@@ -98,7 +98,7 @@ def run_and_show(
         out.print(f"it is {metrics['baseline'][name]['verdict']}", markup=False)
     if columns := metrics.get("columns"):
         out.print(f"{columns['verdict']} (against {columns['alone']} alone)", markup=False)
-    rule, name = metrics["decision_rule"], title(task.primary_title)
+    rule, name = metrics["decision_rule"], task.primary_name
     if worth := metrics["long_texts"]["test"]:
         (low, high), how = worth["interval"], metrics["long_texts"]["long"]
         out.print(

@@ -110,7 +110,7 @@ def _show(folder: Path, outcome: dict[str, Any]) -> None:
 
     out = stdout_console()
     low, high = outcome["test"]["interval"]
-    metric = get_task(Study(folder).best.task).primary_title
+    metric = get_task(Study(folder).best.task).primary_name
     counts = outcome["trials"]
     n = sum(counts.values())
     out.print(

@@ -196,7 +196,8 @@ def link_labels(
     if is_unknown.any():
         unknown = frame[is_unknown]
         names = unknown["text"].where(unknown["text"].notna(), unknown["number"].astype(object))
-        n_unknown = "1 row has" if len(unknown) == 1 else f"{len(unknown):,} rows have"
+        n_wrong = len(unknown) if rows is None else len(np.unique(rows[unknown.index]))
+        n_unknown = "1 row has" if n_wrong == 1 else f"{n_wrong:,} rows have"
         first = int(unknown.index[0] if rows is None else rows[unknown.index[0]]) + 1
         raise DataError(
             f"{n_unknown} an unknown label: {listing(names.unique())} (first in row {first})",

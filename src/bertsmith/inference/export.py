@@ -205,7 +205,7 @@ $ bertsmith predict . texts.csv -o predictions.csv
 
 `bertsmith serve .` answers over HTTP. In Python: `bertsmith.load(".").predict({[item]!r})`.
 
-The {task.primary_title} of the original is {score:.3f} on {test["texts"]:,} {evaluated}. This export predicts the same
+The {task.primary_name} of the original is {score:.3f} on {test["texts"]:,} {evaluated}. This export predicts the same
 for {parity["agreement"]:.2%} of {parity["texts"]:,} held-out texts, and no probability differs by more than
 {parity["largest_difference"]:.2g}.{bound} `export.json` contains the labels, the temperature and the decision rule.
 """

@@ -136,7 +136,8 @@ def predict_chunks(
 
     Yields:
         The result of `predict_rows` for each chunk, and its counts: ``rows``, ``empty``, ``abstained``, ``cut``
-        (truncated texts), and the rows of each label and of each bin of `grid_of`, with `LABELLED` and `CONFIDENCE`.
+        (truncated texts), ``none`` (texts without any label), and the rows of each label and of each bin of `grid_of`,
+        with the prefixes `LABELLED` and `CONFIDENCE`.
     """
     all_prepared = (_prepare(classifier, chunk) for chunk in chunks)
     for prepared in all_prepared if waits else _prefetch(all_prepared):
@@ -147,6 +148,7 @@ def predict_chunks(
         counts = Counter(rows=prepared.n_rows, empty=empty, abstained=abstained, cut=prepared.cut)
         counts.update(f"{CONFIDENCE}{grid_of(c)}" for c in cells.get("confidence", ()) if c is not None)
         for text in cells.get(classifier.task.predicted_column, ()) if classifier.task.name != REGRESSION else ():
+            counts["none"] += text == []
             counts.update(f"{LABELLED}{t}" for t in (text if isinstance(text, list) else [text]) if t is not None)
         yield cells, counts
 

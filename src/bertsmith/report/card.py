@@ -40,7 +40,7 @@ def write_card(run: Run) -> None:
             **text_names(metrics),
             metric_names=task.metric_names,
             primary=task.primary,
-            primary_title=task.primary_title,
+            primary_name=task.primary_name,
             task=task.name,
             seeds=metrics.get("seeds"),
             best_epoch=best_epoch(run),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -89,9 +90,13 @@ def write_report(run: Run) -> Path:
             metrics=metrics,
             metric_names=task.metric_names,
             primary=task.primary,
-            primary_name=environment().filters["lower_first"](task.primary_title),
+            primary_name=task.primary_name,
             headline=task.headline,
             tunes=task.decides,
+            template=str(run.template),
+            example=""
+            if run.template.is_plain
+            else json.dumps(dict.fromkeys(run.template.columns, "…"), ensure_ascii=False),
             errors_found=task.name != REGRESSION,
             test=test,
             folds=metrics["splits"]["validation"].get("folds", 0),

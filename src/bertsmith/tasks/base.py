@@ -61,9 +61,10 @@ class Task(ABC):
         return f"Task({self.name!r})"
 
     @property
-    def primary_title(self) -> str:
-        """The primary metric as people write it."""
-        return self.metric_names[self.primary][0]
+    def primary_name(self) -> str:
+        """The primary metric within a sentence."""
+        title = self.metric_names[self.primary][0]
+        return title[:1].lower() + title[1:] if title[1:2].islower() else title
 
     # -- training ------------------------------------------------------------------------------------------------------
 

@@ -92,7 +92,7 @@ def compare_columns(
         "with": values[0],
         "without": values[1],
         "difference": {"metric": task.primary, "value": value, "interval": [low, high]},
-        "verdict": _verdict(template, task.primary_title, value, low, high),
+        "verdict": _verdict(template, task.primary_name, value, low, high),
     }
 
 

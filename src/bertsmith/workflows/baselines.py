@@ -122,7 +122,7 @@ def baselines(
             "classifier": classifier,
             "test": task.scalar_metrics(table.targets, baseline),
             "difference": {"metric": task.primary, "value": value, "interval": [low, high]},
-            "verdict": verdict(value, low, high, len(table), metric=task.primary_title, rival=name, kind=kind),
+            "verdict": verdict(value, low, high, len(table), metric=task.primary_name, rival=name, kind=kind),
         }
 
     naive, naive_scores = task.naive(train.targets, len(test), test.labels)

@@ -22,6 +22,8 @@ from bertsmith.folders import run as runs
 from bertsmith.inference.classifier import Classifier
 from bertsmith.workflows.score import hash_texts, predictions_frame, table_groups, write_predictions
 
+_LABEL_SETTINGS = ("label_column", "label_text_column", "label_columns", "label_separator")
+
 
 def _evaluation_folder(
     run: runs.Run, name: str | None, table: str, description: dict[str, Any], *, overwrite: bool
@@ -63,6 +65,26 @@ class Evaluation:
     path: Path
 
 
+def _read(source: Any, config: Config, run: runs.Run) -> Table:
+    """Read a table with the settings, or else with the label columns that training was given.
+
+    Raises:
+        DataError: if neither finds labels.
+    """
+    trained = {name: run.info["config"].get(name) for name in _LABEL_SETTINGS}
+    try:
+        return read_table(source, config, known=run.labels, template=run.template)
+    except DataError:
+        if any(getattr(config, name) for name in _LABEL_SETTINGS) or not any(trained.values()):
+            raise
+        with_labels = config.model_copy(update={name: value for name, value in trained.items() if value})
+        try:
+            return read_table(source, with_labels, known=run.labels, template=run.template)
+        except DataError:
+            pass
+        raise
+
+
 def run_evaluation(
     path: Path,
     source: Any,
@@ -77,7 +99,7 @@ def run_evaluation(
     # Only one table is scored.
     config = config.model_copy(update={"validation": None, "test": None, "task": run.task})
     template = run.template
-    table = source if isinstance(source, Table) else read_table(source, config, known=run.labels, template=template)
+    table = source if isinstance(source, Table) else _read(source, config, run)
     if table.labels != run.labels or table.task != run.task:
         raise DataError("the classes of the table and the run differ", remedy="Give evaluate the file, not a Table.")
     if table.columns.template != template and not (table.columns.template.is_plain and template.is_plain):

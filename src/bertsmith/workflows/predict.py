@@ -73,6 +73,7 @@ class Predictions:
         threshold: the minimum confidence of a label; ``None`` without a threshold.
         skipped: position and reason of each row that could not be read.
         expected_accuracy: the accuracy to expect, if every text has one class and held-out texts are known.
+        without_labels: number of rows that have none of the labels, if texts can have several.
     """
 
     path: Path | None
@@ -85,6 +86,7 @@ class Predictions:
     threshold: float | None = None
     skipped: tuple[tuple[str, str], ...] = ()
     expected_accuracy: ExpectedAccuracy | None = None
+    without_labels: int = 0
 
 
 def run_prediction(
@@ -170,6 +172,7 @@ def run_prediction(
         abstain.confidence,
         stream.skipped,
         expected,
+        counts["none"],
     )
 
 

@@ -146,7 +146,7 @@ def _result(
         low,
         high,
         result["texts"],
-        metric=get_task(best.task).primary_title,
+        metric=get_task(best.task).primary_name,
         rival="what train does with the same flags",
         if_worse=": use that",
     )
