@@ -403,7 +403,7 @@ def _label_sets(c: _Corpus) -> None:
     texts = ["t0", "t1", "t2", "t3"]
     sets = ["a;b", "b", "", "a"]
     good = ("a;b", "b", "", "a")
-    c.repaired("joined.csv", cells(*good), texts, sets, "2 classes", *MULTI)
+    c.repaired("joined.csv", cells(*good), texts, sets, "2 labels", *MULTI)
     c.repaired("joined-by-pipes.csv", cells("a|b", "b", "", "a"), texts, sets, "'|'".replace("|", r"\|"), *MULTI)
     c.repaired("joined-by-commas.csv", cells("a, b", "b", "", "a"), texts, sets, "','", *MULTI)
     c.repaired("joined-by-wide-semicolons.csv", cells("a；b", "b", "", "a"), texts, sets, "", *MULTI)
@@ -530,7 +530,7 @@ def _indicators(c: _Corpus) -> None:
         *ab,
     )
     c.refused("indicators-no-column.csv", table("1,1", "0,1"), "'c'.*--label-columns", "--label-columns", "a,c")
-    c.refused("indicators-twice.csv", table("1,1", "0,1"), "'a'.*twice", "--label-columns", "a,a")
+    c.refused("indicators-twice.csv", table("1,1", "0,1"), "distinct names.*a,a", "--label-columns", "a,a")
     c.refused(
         "indicators-are-text.csv",
         table("1,1", "0,1"),

@@ -16,6 +16,7 @@ import bertsmith as bs
 from bertsmith.compute import batching, memory
 from bertsmith.config import Config
 from bertsmith.data.table import Labels
+from bertsmith.data.template import Template
 from bertsmith.errors import Interrupted, RunFolderError
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.explain import explain
@@ -419,7 +420,7 @@ def _candidates(lengths, n_validation=100, long="auto", epochs=4.0):
         for name, values in {"train": lengths, "validation": lengths[:n_validation], "test": lengths[:100]}.items()
     }
     recipe = Recipe(**{**dict.fromkeys(Recipe.__dataclass_fields__), "epochs": epochs, "consistency": 0.0})
-    return candidates(Config(long=long), tokens, 128, recipe)
+    return candidates(Config(long=long), tokens, 128, recipe, template=Template())
 
 
 def test_candidates_are_those_that_are_needed_and_fit_the_time():

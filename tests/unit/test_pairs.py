@@ -24,6 +24,7 @@ from bertsmith.model.batch import TokenBatch
 from bertsmith.model.load import Loaded, load_model, load_tokenizer
 from bertsmith.model.tokenizer import encode, encoder_for
 from bertsmith.model.tokens import Tokens
+from bertsmith.tasks.registry import get_task
 from bertsmith.testing import WORDS, tiny_model, tiny_table
 from bertsmith.workflows import ablation
 from bertsmith.workflows.prepare import prepare_model
@@ -160,7 +161,7 @@ def test_logits_of_pairs_are_those_of_hugging_face(architecture, tmp_path):
     rng = np.random.default_rng(0)
     pairs = [tuple(" ".join(rng.choice(ALL_WORDS, n)) for n in rng.integers(1, 40, 2)) for _ in range(12)]
     loaded = Loaded(model, tokenizer, torch.device("cpu"), 30, template=Template(("a",), "b"))
-    classifier = Classifier(loaded, Labels((0, 1, 2), ("a", "b", "c")))
+    classifier = Classifier(loaded, Labels((0, 1, 2), ("a", "b", "c")), get_task())
     tokens = classifier.encode(pairs)
     assert ("token_type_ids" in tokens.columns) == ("token_type_ids" in tokenizer.model_input_names)
     inputs = tokenizer(

@@ -10,6 +10,7 @@ import sys
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from bertsmith.config import DataConfig
 from bertsmith.data.columns import find_text_columns
@@ -18,7 +19,7 @@ from bertsmith.data.stream import open_stream
 from bertsmith.data.texts import to_texts
 from bertsmith.errors import DataError, Interrupted, RunFolderError, UserError
 from bertsmith.inference.chunks import PredictionFile, chunks_folder, write_stream
-from bertsmith.inference.predict import LABELLED, predict_chunks
+from bertsmith.inference.predict import CONFIDENCE, LABELLED, predict_chunks
 from tests.malformed import corpus
 
 TABLES = [c for c in corpus() if "--sql" not in c.flags and c.where != ""]
@@ -60,7 +61,10 @@ def test_a_stream_gives_the_same_rows_and_errors_as_reading_whole(case, tmp_path
     case.make(path)
     known = set(DataConfig.model_fields)
     flags = {f[2:].replace("-", "_"): v for f, v in zip(case.flags[::2], case.flags[1::2], strict=False)}
-    config = DataConfig(**{name: value for name, value in flags.items() if name in known - {"validation", "test"}})
+    try:
+        config = DataConfig(**{name: value for name, value in flags.items() if name in known - {"validation", "test"}})
+    except ValidationError:
+        pytest.skip("the settings are refused before the table is read")
     if path.suffix == ".txt":
         pytest.skip("predict reads it as lines of text")
     whole, streamed = (_outcome(read, path, config) for read in (_whole, _streamed))
@@ -160,7 +164,7 @@ def test_interrupted_predictions_resume_to_the_same_file(suffix, classifier, tmp
     source, about = _table(tmp_path / "t.csv"), {"input": "x"}
     whole, parts = tmp_path / f"whole{suffix}", tmp_path / f"parts{suffix}"
     counts = _predict(classifier, source, whole, about)
-    assert {key: n for key, n in counts.items() if not key.startswith(LABELLED)} == {
+    assert {key: n for key, n in counts.items() if key != "none" and not key.startswith((LABELLED, CONFIDENCE))} == {
         "rows": 11,
         "empty": 3,
         "abstained": 0,

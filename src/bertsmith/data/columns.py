@@ -123,7 +123,9 @@ def find_columns(names: Sequence[str], source: str, config: DataConfig, *, label
         text = search(TEXT, "--text-column", taken) or search(TEXT_SYNONYMS, "--text-column", taken)
         texts = [] if text is None else [text]
     if not texts:
-        like_text = [c for c in (label, label_text) if c is not None and canonical(c) in (*TEXT, *TEXT_SYNONYMS)]
+        like_text = [
+            c for c in (label, label_text, *labels) if c is not None and canonical(c) in (*TEXT, *TEXT_SYNONYMS)
+        ]
         raise DataError(
             f"column {quoted(like_text[0])} is the label column, and no other column name suggests texts"
             if like_text

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from scipy.stats import binomtest
 
 from bertsmith.config import PRIMARY
 
@@ -43,6 +42,8 @@ def bootstrap_intervals(
     Returns:
         Lower and upper bound by metric name.
     """
+    from scipy.stats import binomtest  # the light base has no scipy
+
     n, n_classes = probabilities.shape
     predicted = probabilities.argmax(axis=1)
     normalised = probabilities.astype(np.float64)
