@@ -498,7 +498,8 @@ def test_sentence_embedding_checkpoints_begin_with_a_head_for_pairs(tmp_path, po
     found = checkpoint.resolve(str(pooled))
     texts = texts_of(table.frame)
     mask = np.ones(len(texts), dtype=bool)
-    loaded, tokens = prepare_model(found, Config(), table.labels, texts, mask, template=table.columns.template)
+    template = table.columns.template
+    loaded, tokens = prepare_model(found, Config(), get_task(), table.labels, texts, mask, template=template)
     assert loaded.mean_pooling
     assert tokens.parts.shape == (150, 2)
     run = train(

@@ -287,7 +287,7 @@ def test_a_bag_of_words_reads_both_segments_and_what_they_share():
     pairs = [(str(a), str(a if t else b)) for a, b, t in zip(first, other, targets, strict=True)]
     alone = [a for a, _ in pairs]
     scores = [
-        (bag_of_words(x[:300], targets[:300], x[300:], n_classes=2, seed=0).probabilities.argmax(1) == targets[300:])
+        (bag_of_words(x[:300], targets[:300], x[300:], n_classes=2, seed=0).scores.argmax(1) == targets[300:])
         for x in (pairs, alone)
     ]
     assert scores[0].mean() > 0.9 > 0.65 > scores[1].mean()
