@@ -530,7 +530,14 @@ def _indicators(c: _Corpus) -> None:
         *ab,
     )
     c.refused("indicators-no-column.csv", table("1,1", "0,1"), "'c'.*--label-columns", "--label-columns", "a,c")
-    c.refused("indicators-twice.csv", table("1,1", "0,1"), "distinct names.*a,a", "--label-columns", "a,a")
+    c.refused(
+        "indicators-twice.csv",
+        table("1,1", "0,1"),
+        "distinct names.*a,a",
+        "--label-columns",
+        "a,a",
+        where="--label-columns",
+    )
     c.refused(
         "indicators-are-text.csv",
         table("1,1", "0,1"),

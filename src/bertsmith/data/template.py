@@ -220,7 +220,7 @@ class Template:
         return text
 
     def _read_columns(self, item: Mapping[str, Any], i: int) -> Text:
-        if self.is_plain and len(item) == 1:
+        if self.is_plain and [str(key).casefold() for key in item] == ["text"]:
             return self.texts([to_texts(list(item.values()), f"item {i}")])[0]
         other_names = {self.pair_column: "text_pair"} | ({} if self.by_line else {self.text_column[0]: "text"})
         found = {name: name if name in item else other_names.get(name) for name in self.columns}
