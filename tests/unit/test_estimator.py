@@ -123,3 +123,13 @@ def test_the_checks_of_scikit_learn_that_apply_pass(estimator):
     with pytest.warns(SkipTestWarning):  # the other checks need numeric input
         results = check_estimator(estimator, on_fail=None)
     assert {result["check_name"]: result["status"] for result in results} == {"check_estimator_cloneable": "passed"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "settings", "expected"),
+    [([None] * 6, None, "item 0"), ([0, "a"] * 3, None, "sorted"), ([0, 1] * 3, {"task": "ordinal"}, "ordinal")],
+)
+def test_labels_and_tasks_that_do_not_fit_are_errors(estimator, labels, settings, expected):
+    with pytest.raises(bs.UserError) as error:
+        clone(estimator).set_params(settings=settings).fit(list("abcdef"), np.array(labels, dtype=object))
+    assert expected in error.value.what

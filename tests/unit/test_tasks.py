@@ -355,3 +355,31 @@ def test_a_task_of_a_newer_version_is_named():
     with pytest.raises(ModelError) as error:
         get_task("span")
     _refused(error, "span", "version")
+
+
+def test_evaluate_finds_the_label_column_that_training_was_given(tiny, tmp_path):
+    table = make("regression", 120).rename(columns={"Label": "score"})
+    run = train(tiny, tmp_path / "run", table=table, task="regression", label_column="score", epochs=1)
+    assert bs.evaluate(run, table[:40])["texts"] == 40
+    with pytest.raises(DataError) as error:  # the message of a table without any label column stays
+        bs.evaluate(run, table[["Text"]])
+    assert "no column name suggests labels" in error.value.what
+
+
+def test_a_regression_starts_better_than_the_mean(tiny):
+    from bertsmith.evaluation.linear_models import fit_ridge
+
+    rng = np.random.default_rng(0)
+    x = np.tanh(rng.normal(size=(300, 200)))
+    y = x[:, 0] + rng.normal(size=300)
+    others = np.tanh(rng.normal(size=(300, 200)))
+    found = fit_ridge(x, y).logits(others)[:, 0]
+    assert ((others[:, 0] - found) ** 2).mean() < others[:, 0].var()  # a penalty of 1 overfits, to more than twice that
+
+
+def test_the_summary_counts_texts_without_labels(run, later):
+    found = bs.predict(run, later, device="cpu")
+    if run.task == "multi-label":
+        assert found.without_labels == sum(not labels for labels in found.frame["predicted_texts"])
+    else:
+        assert found.without_labels == 0
