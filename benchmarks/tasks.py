@@ -140,7 +140,7 @@ def main() -> None:
             results.append(found)
     print("\n| table, task | metric | bertsmith | opponent | its value | ahead by |", "| --- " * 6 + "|", sep="\n")
     for found in results:
-        title = get_task(found["task"]).primary_title
+        title = get_task(found["task"]).primary_name
         own = found["metrics"][found["primary"]]
         value = "{:.3f} [{:.3f}, {:.3f}]".format(own["value"], *own["interval"])
         for entry in found["opponents"]:
