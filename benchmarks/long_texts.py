@@ -19,7 +19,8 @@ import numpy as np
 import pandas as pd
 
 import bertsmith as bs
-from bertsmith.evaluation.intervals import label_metrics, paired_difference
+from bertsmith.evaluation.intervals import label_metrics
+from bertsmith.tasks.registry import get_task
 
 LONGS = ("truncate", "head-tail", "window")
 
@@ -70,9 +71,9 @@ def run_table(folder: Path, options: argparse.Namespace, seed: int) -> None:
                 names = scored["Label Text"] if "Label Text" in scored else scored["Label"].astype(str)
                 targets = names.map(index).to_numpy(dtype=np.int64)
                 predicted = found.argmax(axis=1)
-                reference = predicted if reference is None else reference
+                reference = found if reference is None else reference
                 n_classes = len(index)
-                value, low, high = paired_difference(targets, predicted, reference, n_classes, seed=seed)
+                value, low, high = get_task(run.task).difference(targets, found, reference, seed=seed)
                 score = label_metrics(targets, predicted, n_classes)["macro_f1"]
                 loss = -np.log(np.clip(found[np.arange(len(targets)), targets], 1e-12, None)).mean()
                 cells = (folder.name, seed, trained, read, f"{score:.3f}", f"{value:+.3f} [{low:+.3f}, {high:+.3f}]")
