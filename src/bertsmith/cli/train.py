@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -130,7 +132,8 @@ def stoppable() -> Iterator[Callable[[], bool]]:
         if requested.is_set():
             raise KeyboardInterrupt
         requested.set()
-        stderr_console().print("[yellow]stopping after this step; press Ctrl-C again to stop at once[/]")
+        with suppress(OSError):  # not print: the signal may arrive while the main thread prints
+            os.write(sys.stderr.fileno(), b"stopping after this step; press Ctrl-C again to stop at once\n")
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
