@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +16,18 @@ import pytest
 
 import bertsmith as bs
 from bertsmith.testing import tiny_table
+from bertsmith.tuning import store
+from tests.processes import Command
 
 FLAGS = ["--device", "cpu", "--epochs", "2", "--learning-rate", "1e-2", "--precision", "fp32"]
-ENVIRONMENT = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 
 
 def _commands(tiny, place):
     tiny_table(150).to_csv(place / "t.csv", index=False)
-    start = [sys.executable, "-m", "bertsmith", "tune", str(place / "t.csv"), "--model", str(tiny), *FLAGS]
+    start = ["tune", place / "t.csv", "--model", tiny, *FLAGS]
 
     def to(folder, trials, *flags):
-        return [*start, "-o", str(place / folder), "--trials", str(trials), *map(str, flags)]
+        return [*start, "-o", place / folder, "--trials", trials, *flags]
 
     return to
 
@@ -44,7 +44,7 @@ def here(cli, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
     def run(command):
-        code, _, said = cli(*command[3:])
+        code, _, said = cli(*command)
         assert code == 0, said
         return said
 
@@ -53,13 +53,13 @@ def here(cli, monkeypatch):
 
 def _kill_after_a_trial(command):
     """Kill a study with SIGKILL a moment after a trial has ended."""
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True)
+    process = Command(*command)
     for line in process.stderr:
         if re.match(r"trial \d (complete|pruned)", line):
             time.sleep(0.3)  # into the next one
             break
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.kill_group()
+    process.finish()
 
 
 def _what_counts(folder):
@@ -114,7 +114,7 @@ def shared_study(tiny, tmp_path_factory):
     command = _commands(tiny, place)("s", 6, "--jobs", 2)
 
     def until_a_trial_ends():
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+        process = Command(*command)
         for line in process.stderr:
             if re.match(r"trial \d (complete|pruned)", line):
                 break
@@ -122,12 +122,12 @@ def shared_study(tiny, tmp_path_factory):
 
     first = until_a_trial_ends()
     first.send_signal(signal.SIGINT)
-    told = first.communicate(timeout=120)[1]
+    told = first.finish()
     kept = [t.values for t in _trials(place / "s") if t.state.is_finished() and t.values]
     second = until_a_trial_ends()
     children = subprocess.run(["pgrep", "-P", str(second.pid), "-f", "spawn_main"], capture_output=True, text=True)
     os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
-    told_again = second.communicate(timeout=240)[1]
+    told_again = second.finish()
     return Shared(first.returncode, told, kept, second.returncode, told_again, bs.Study(place / "s"))
 
 
@@ -181,35 +181,27 @@ def postgres(tmp_path):
         shutil.rmtree(folder)
 
 
+def _quick_heartbeat():
+    """Set signs of life that suit a test: a worker without one for four seconds counts as dead."""
+    store.HEARTBEAT, store.GRACE = 1, 4
+
+
 def test_three_workers_on_a_real_database_lose_nothing_when_one_is_killed_and_it_restarts(postgres, command, tmp_path):
     url, stop, start = postgres
-    # Signs of life that suit a test: a worker without one for four seconds is taken for dead.
-    code = (
-        "import sys\nfrom bertsmith.tuning import store\nstore.HEARTBEAT, store.GRACE = 1, 4\n"
-        "from bertsmith.cli.app import main\nmain(sys.argv[1:])"
-    )
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, *command(f"machine{i}", 6, "--storage", url)[3:]],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=ENVIRONMENT,
-        )
-        for i in range(3)
-    ]
+    workers = [Command(*command(f"machine{i}", 6, "--storage", url), before=_quick_heartbeat) for i in range(3)]
     for line in workers[0].stderr:
         if re.match(r"trial \d (complete|pruned)", line):
             break
     time.sleep(0.2)  # into the next one
-    workers[0].kill()
-    workers[0].communicate()
+    workers[0].kill_group()
+    workers[0].finish()
     for worker in workers[1:]:  # have found the database
         told = []
         assert any("split: " in line for line in worker.stderr if not told.append(line)), told
     stop()
     time.sleep(2)
     start()
-    told = [worker.communicate(timeout=100)[1] for worker in workers[1:]]
+    told = [worker.finish() for worker in workers[1:]]
     assert [worker.returncode for worker in workers[1:]] == [0, 0], "\n\n".join(told)
     storage = optuna.storages.RDBStorage(url)
     (name,) = optuna.get_all_study_names(storage)

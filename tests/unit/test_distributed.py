@@ -1,7 +1,5 @@
 """Several processes train one model to the result of a single process."""
 
-import multiprocessing
-import os
 import signal
 import socket
 import subprocess
@@ -17,6 +15,7 @@ from bertsmith.folders.run import open_run
 from bertsmith.testing import tiny_table
 from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group, rank_and_world_size
 from tests.conftest import weights_of
+from tests.processes import Command
 
 FLAGS = [
     "--learning-rate",
@@ -43,34 +42,20 @@ def _run(*given, **how):
     return subprocess.run(_command(*given, **how), capture_output=True, text=True, timeout=300)
 
 
-def _as_torchrun_does(rank, size, port, arguments):
-    """Be one of the processes that torchrun starts."""
-    os.environ |= {"TORCHELASTIC_RUN_ID": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
-    os.environ |= {"BERTSMITH_CV": "0", "OMP_NUM_THREADS": "1"}
-    main(arguments)
-
-
 def _forked(*given, processes=2):
-    """Train as `_together` does, in processes forked from one that has everything imported; return the exit codes."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["tests.unit.test_distributed", "bertsmith.workflows.train", "transformers", "datasets"]
-    )
+    """Train as torchrun does, in processes forked from one that has everything imported; return the exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = _command(*given, processes=1)[3:]
+    shared = {"TORCHELASTIC_RUN_ID": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "BERTSMITH_CV": "0"}
+    shared["WORLD_SIZE"] = str(processes)
     workers = [
-        context.Process(target=_as_torchrun_does, args=(rank, processes, port, arguments)) for rank in range(processes)
+        Command(*_command(*given, processes=1)[3:], environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(processes)
     ]
-    for process in workers:
-        process.start()
-    for process in workers:
-        process.join(timeout=300)
-        process.kill()
-        process.join()
-    return [process.exitcode for process in workers]
+    for worker in workers:
+        worker.finish()
+    return [worker.returncode for worker in workers]
 
 
 @pytest.fixture
