@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from bertsmith.model.gradients import _EmbeddingLookup, collect_gradients, embedding_lookup, replicate
+from bertsmith.model.gradients import TableGradients, _EmbeddingLookup, collect_gradients, embedding_lookup, replicate
 
 IDS = torch.tensor([3, 1, 3, 0, 9, 0, 3, 8])
 
@@ -87,3 +87,21 @@ def test_a_table_in_bf16_autocast_has_the_same_gradient():
     expected, table.weight.grad = table.weight.grad, None
     loss(embedding_lookup(table, IDS)).backward()
     assert torch.allclose(table.weight.grad, expected, rtol=1e-6)
+
+
+def test_gradients_of_tables_are_cleared_and_used_again():
+    model = torch.nn.ModuleDict({"read": torch.nn.Embedding(10, 6), "unread": torch.nn.Embedding(10, 6)})
+    read, unread = model["read"].weight, model["unread"].weight
+    kept = TableGradients(model)
+    embedding_lookup(model["read"], IDS).sum().backward()
+    kept.keep()
+    first = read.grad
+    kept.restore()
+    assert read.grad is first
+    assert first[3].tolist() == [3.0] * 6  # not cleared before the optimizer has read it
+    model.zero_grad()
+    kept.restore()
+    embedding_lookup(model["read"], IDS[:1]).sum().backward()
+    assert read.grad is first
+    assert first.sum() == 6
+    assert unread.grad is None

@@ -56,6 +56,31 @@ def _add_rows(weight: torch.Tensor, ids: torch.Tensor, rows: torch.Tensor) -> No
     weight.grad.index_add_(0, ids, rows)
 
 
+class TableGradients:
+    """The gradients of embedding tables in memory that stays allocated from step to step.
+
+    Blocks of this size come from the system, which clears them page by page.
+
+    Args:
+        model: a model on a CPU; on other devices, nothing is kept.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        tables = (module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding))
+        self.tables = [weight for weight in tables if weight.device.type == "cpu"]
+        self.kept: dict[torch.nn.Parameter, torch.Tensor] = {}
+
+    def keep(self) -> None:
+        """Remember the gradients of a step."""
+        self.kept |= {table: table.grad for table in self.tables if table.grad is not None}
+
+    def restore(self) -> None:
+        """Start a step: tables without a gradient get the remembered one, cleared."""
+        for table, gradient in self.kept.items():
+            if table.grad is None:
+                table.grad = gradient.zero_()
+
+
 def replicate(model: PreTrainedModel) -> PreTrainedModel:
     """Return a copy that shares weights and buffers with the model, with gradients of its own.
 

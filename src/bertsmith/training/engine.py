@@ -22,7 +22,7 @@ from bertsmith.events import Compiling, MemoryExceeded, Slowed
 from bertsmith.model import forward, windows
 from bertsmith.model.batch import SIZES_PER_DOUBLING, PackedBatch, TokenBatch, to_device
 from bertsmith.model.dropout import Dropout
-from bertsmith.model.gradients import collect_gradients, replicate
+from bertsmith.model.gradients import TableGradients, collect_gradients, replicate
 from bertsmith.model.load import Loaded
 from bertsmith.model.outputs import compute_logits, with_layer_dtype
 from bertsmith.training import cuda_graphs
@@ -39,7 +39,6 @@ from bertsmith.training.timing import SlowdownDetector, StepMeter
 if TYPE_CHECKING:
     from bertsmith.tasks.base import Task
     from bertsmith.training.callback import EventCallback
-
 
 OnScores = Callable[[np.ndarray, np.ndarray], None]
 
@@ -91,6 +90,7 @@ class Engine(ResumableTrainer):
         self.loss_sum: torch.Tensor | float = 0.0
         self.evaluated_at, self.compiled = 0, False
         self.replicas: list[Any] = []
+        self.table_gradients = TableGradients(loaded.model)
         self._max_seqlen, self._steps_seen = int(train.lengths.max()), 0
         self._position = (-1, 0)  # step, and batch of the step
         super().__init__(
@@ -203,6 +203,7 @@ class Engine(ResumableTrainer):
         self._position = (self.state.global_step, index + 1 if step == self.state.global_step else 0)
         if self.graphs is not None and not self._position[1]:
             self._compile_if_worthwhile()
+        self.table_gradients.restore()
         earlier = [None if p.grad is None else p.grad.clone() for p in model.parameters()] if self._position[1] else []
         batch = TokenBatch(**inputs).sample_windows(self.train_dataset.most_windows, (self.args.seed, *self._position))
         share = batch if self.group.size == 1 else batch.take(self.group.share(batch.text_lengths))
@@ -223,6 +224,7 @@ class Engine(ResumableTrainer):
             on_retry=restore,
         )
         loss = self.group.all_reduce(loss)
+        self.table_gradients.keep()
         if self.accelerator.sync_gradients:
             self.group.all_reduce_gradients(model.parameters())
         self.guard.add(self._position, batch, loss)
@@ -329,8 +331,6 @@ class Engine(ResumableTrainer):
         if cuda_graphs.compiling_pays(seconds) and cuda_graphs.can_compile(self.args.device):
             self.emit(Compiling(self.state.global_step, seconds))
             self.compiled, self.graphs = True, cuda_graphs.CudaGraphs(self.model)
-
-    # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def progress(self) -> dict[str, Any]:
         """Return the state of the engine for a checkpoint."""
