@@ -2,6 +2,7 @@ import copy
 import io
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -44,6 +45,15 @@ def test_predictions_do_not_depend_on_the_batch(classifier):
     together = classifier.predict_proba(texts)
     alone = np.concatenate([classifier.predict_proba([text]) for text in texts])
     assert together == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.parametrize("threads", [2, 8])
+def test_threads_that_share_a_classifier_get_the_same_probabilities(threads, classifier):
+    texts = [*tiny_table(64, seed=3)["Text"], "cat " * 200]
+    expected = classifier.predict_proba(texts)
+    with ThreadPoolExecutor(threads) as pool:
+        for found in pool.map(classifier.predict_proba, [texts] * 2 * threads):
+            assert found == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_model_folder_alone_is_enough(finished, classifier):

@@ -70,6 +70,17 @@ def retry_on_out_of_memory(
         on_retry(budget)
 
 
+@contextlib.contextmanager
+def memory_errors(what: str, remedy: str) -> Iterator[None]:
+    """Turn errors that mean that memory ran out into a `DeviceError` with this message."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceError(what, remedy=remedy) from error
+
+
 def _empty_device_cache() -> None:
     import torch
 

@@ -12,11 +12,11 @@ import torch
 
 from bertsmith.compute.batching import TOKEN_BUDGETS
 from bertsmith.compute.device import choose_device, choose_precision
-from bertsmith.compute.memory import is_out_of_memory
+from bertsmith.compute.memory import memory_errors
 from bertsmith.config import Long
 from bertsmith.data.table import Labels
 from bertsmith.data.template import Template
-from bertsmith.errors import DeviceError, ModelError, RunFolderError, UserError
+from bertsmith.errors import ModelError, RunFolderError, UserError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.folders.run import Run, open_run
 from bertsmith.inference.predictor import ModelPredictor
@@ -160,22 +160,11 @@ class Classifier(ModelPredictor):
         if not len(batch):
             return np.empty((0, len(self.labels)))
         budget = token_budget(self.loaded, batch.longest, self.token_budget)
-        try:
+        message = f"memory is too small for a single text of {batch.longest:,} tokens"
+        with memory_errors(message, "Free memory, raise its limit, or pass --device cpu."):
             logits, sufficed = compute_logits(
-                self._compute_model,
-                batch,
-                budget,
-                dtype=self.dtype,
-                progress=progress,
-                on_retry=_warn_about_memory,
+                self._compute_model, batch, budget, dtype=self.dtype, progress=progress, on_retry=_warn_about_memory
             )
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise DeviceError(
-                f"memory is too small for a single text of {batch.longest:,} tokens",
-                remedy="Free memory, raise its limit, or pass --device cpu.",
-            ) from error
         if sufficed < budget:
             self.token_budget = sufficed
         return logits

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertsmith.compute.memory import is_out_of_memory, retry_on_out_of_memory
+from bertsmith.compute.memory import memory_errors, retry_on_out_of_memory
 from bertsmith.data.template import Texts, flat, is_empty, normalise_text, segments, texts_of
-from bertsmith.errors import ConfigError, DataError, DeviceError, MissingPackageError, did_you_mean, listing
+from bertsmith.errors import ConfigError, DataError, MissingPackageError, did_you_mean, listing
 from bertsmith.model import forward
 from bertsmith.model.batch import TokenBatch
 
@@ -247,15 +247,9 @@ def _attributions(
         if time.perf_counter() + expected > deadline:
             raise OutOfTimeError
         began = time.perf_counter()
-        try:
+        message = f"memory is too small to explain a text of {tokens:,} tokens"
+        with memory_errors(message, "Free memory, raise its limit, or explain a shorter text."):
             found, budget = retry_on_out_of_memory(partial(attribute, steps), budget, min_budget=tokens)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise DeviceError(
-                f"memory is too small to explain a text of {tokens:,} tokens",
-                remedy="Free memory, raise its limit, or explain a shorter text.",
-            ) from error
         attributions = found.sum(dim=-1)[0].detach().cpu().double()
         gap = float(attributions.sum()) - change
         if abs(gap) <= TOLERANCE * max(abs(change), 1.0):
