@@ -1,7 +1,7 @@
 """Texts to token ids: ours, and `datasets.map` with the tokenizer of transformers in one process and in several.
 
-Every contender starts from a list of texts and ends with token ids in memory; nothing is taken from a cache, except
-where it says so. Rounds are interleaved; medians are given.
+Every contender starts from a list of texts and ends with token ids in memory; nothing is taken from a cache. Rounds are
+interleaved; medians are given.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import argparse
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ import pandas as pd
 
 TABLES = ("reuters_r8", "tweet_emotion")
 TEXTS = 25_000
-"""To tokenize of every table, some of its texts more than once: ours keeps what has at least 20,000 texts."""
+"""To tokenize of every table, some of its texts more than once."""
 
 
 def mapped(texts: list[str], tokenizer: Any, max_length: int, processes: int | None) -> Any:
@@ -50,7 +49,7 @@ def main() -> int:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     from bertsmith.compute.machine import cores
-    from bertsmith.model import checkpoint, token_cache
+    from bertsmith.model import checkpoint
     from bertsmith.model.load import Loaded
     from bertsmith.model.tokenizer import encode
     from bertsmith.model.tokens import Tokens
@@ -64,37 +63,26 @@ def main() -> int:
     for table in given.tables:
         all_texts = pd.read_csv(given.data / table / "train.csv")["Text"].astype(str).to_numpy()
         texts = list(np.resize(all_texts, TEXTS))
-        with tempfile.TemporaryDirectory() as kept:
-            os.environ["XDG_CACHE_HOME"] = kept
-
-            def anew(texts: list[str] = texts) -> Any:
-                for file in token_cache.cache_folder().glob("*"):
-                    file.unlink()
-                return encode(texts, loaded)
-
-            contenders: dict[str, Callable[[], Any]] = {
-                "datasets.map, one process": lambda texts=texts: mapped(texts, tokenizer, given.max_length, None),
-                f"datasets.map, {cores()} processes": lambda texts=texts: mapped(
-                    texts, tokenizer, given.max_length, cores()
-                ),
-                "bertsmith": anew,
-                "bertsmith, kept from before": lambda texts=texts: encode(texts, loaded),
-            }
-            seconds: dict[str, list[float]] = {name: [] for name in contenders}
-            for number in range(given.rounds + 1):
-                found = []
-                for name, make in contenders.items():
-                    os.environ["TOKENIZERS_PARALLELISM"] = "true"  # which datasets.map leaves off, for all after it
-                    began = time.perf_counter()
-                    found.append(make())
-                    if number:
-                        seconds[name].append(time.perf_counter() - began)
-            ids = [
-                [r.tolist() for r in made.ids()] if isinstance(made, Tokens) else made["input_ids"][:] for made in found
-            ]
-            if any(other != ids[0] for other in ids):
-                print(f"{table}: contenders differ", file=sys.stderr)
-                return 1
+        contenders: dict[str, Callable[[], Any]] = {
+            "datasets.map, one process": lambda texts=texts: mapped(texts, tokenizer, given.max_length, None),
+            f"datasets.map, {cores()} processes": lambda texts=texts: mapped(
+                texts, tokenizer, given.max_length, cores()
+            ),
+            "bertsmith": lambda texts=texts: encode(texts, loaded),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        for number in range(given.rounds + 1):
+            found = []
+            for name, make in contenders.items():
+                os.environ["TOKENIZERS_PARALLELISM"] = "true"  # which datasets.map leaves off, for all after it
+                began = time.perf_counter()
+                found.append(make())
+                if number:
+                    seconds[name].append(time.perf_counter() - began)
+        ids = [[r.tolist() for r in made.ids()] if isinstance(made, Tokens) else made["input_ids"][:] for made in found]
+        if any(other != ids[0] for other in ids):
+            print(f"{table}: contenders differ", file=sys.stderr)
+            return 1
         base = min(statistics.median(taken) for name, taken in seconds.items() if name.startswith("datasets"))
         for name, taken in seconds.items():
             median = statistics.median(taken)

@@ -176,9 +176,6 @@ class ModelConfig(Step):
     threads: int | None = Field(
         None, ge=1, le=1024, description="Number of CPU cores; all that this process may use by default."
     )
-    no_token_cache: bool = Field(
-        False, description="Do not keep token ids of large tables in the cache folder for the next run."
-    )
     allow_pickle: bool = Field(
         False,
         description="Allow pickle weights if a checkpoint has no safetensors; loading runs no code.",
@@ -232,9 +229,6 @@ class TrainConfig(Step):
         description="Any field of transformers.TrainingArguments, as NAME=VALUE; may be repeated.",
     )
     keep_checkpoints: bool = Field(False, description="Keep the checkpoints after training.")
-    profile: bool = Field(
-        False, description="Write a profiler trace of five steps to RUN/trace.json, for ui.perfetto.dev."
-    )
 
 
 class EvalConfig(Step):

@@ -27,7 +27,7 @@ from bertsmith.tasks.registry import get_task
 class Characters(Encoder):
     """One token per character."""
 
-    cache_key, unknown_id, special_counts = "characters", None, (0, 0)
+    key, unknown_id, special_counts = "characters", None, (0, 0)
 
     def tokenize(self, texts, names):
         return {"input_ids": [[ord(character) for character in text] for text in texts]}

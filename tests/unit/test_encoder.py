@@ -170,14 +170,14 @@ def test_head_and_tail_of_512_tokens_are_those_of_sun_et_al():
 
 def test_encoders_of_the_same_tokenizer_have_the_same_key(made, tmp_path):
     tokenizer = made["BERT", "right"]
-    key = encoder_for(tokenizer).cache_key
+    key = encoder_for(tokenizer).key
     tokenizer(["a b", "c"], truncation=True, max_length=3, padding="max_length")  # which it then remembers
-    assert encoder_for(tokenizer).cache_key == key
+    assert encoder_for(tokenizer).key == key
     tokenizer.save_pretrained(tmp_path)
-    assert encoder_for(AutoTokenizer.from_pretrained(tmp_path)).cache_key == key
-    assert FastEncoder((tmp_path / "tokenizer.json").read_text()).cache_key == key
-    assert encoder_for(made["BERT", "left"]).cache_key != key != encoder_for(made["RoBERTa", "right"]).cache_key
-    assert encoder_for(Slow(tokenizer)).cache_key is None
+    assert encoder_for(AutoTokenizer.from_pretrained(tmp_path)).key == key
+    assert FastEncoder((tmp_path / "tokenizer.json").read_text()).key == key
+    assert encoder_for(made["BERT", "left"]).key != key != encoder_for(made["RoBERTa", "right"]).key
+    assert encoder_for(Slow(tokenizer)).key is None
 
 
 @pytest.mark.parametrize("slow", [False, True])

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, pipeline
+from transformers import PreTrainedTokenizerFast, pipeline
 
 import bertsmith as bs
 from bertsmith.config import Config
@@ -22,7 +22,7 @@ from bertsmith.inference.explain import explain
 from bertsmith.model import checkpoint, forward
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.load import Loaded, load_model, load_tokenizer
-from bertsmith.model.tokenizer import encode, encoder_for
+from bertsmith.model.tokenizer import encoder_for
 from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import WORDS, tiny_model, tiny_table
@@ -113,36 +113,6 @@ def test_of_several_columns_the_longest_is_cut_first(columns, max_length):
         assert kept.max() <= shortened.max() + 1
     expected = [word for column, n in zip(columns, kept, strict=True) for word in column[:n]]
     assert tokenizer.convert_ids_to_tokens(cut.ids()[0])[1:-1] == expected
-
-
-def test_the_token_cache_keeps_pairs_and_lines_apart(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("bertsmith.model.token_cache.MIN_TEXTS", 1)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model(tmp_path / "m"))
-
-    class Model:
-        config = None
-
-        def forward(self, input_ids, attention_mask, token_type_ids): ...
-
-    def tokens(texts, template):
-        return encode(texts, Loaded(Model(), tokenizer, None, 6, template=template))
-
-    plain, pair, lines = Template(), Template(("a",), "b"), Template(("a", "b"))
-    cases = [
-        (["cat dog", "red blue"], plain),
-        ([("cat dog", "red blue")], pair),
-        ([("cat dogr", "ed blue")], pair),
-        (["cat dog\nred blue green lion cow"], plain),
-        (["cat dog\nred blue green lion cow"], lines),
-    ]
-    fresh = [tokens(*case) for case in cases]
-    assert len(list(tmp_path.rglob("*.tokens"))) == len(cases)
-    for case, before in zip(cases, fresh, strict=True):
-        again = tokens(*case)
-        for name in ("truncated_lengths", "parts"):
-            assert np.array_equal(getattr(again, name), getattr(before, name))
-        assert np.array_equal(again.truncate(5).columns["input_ids"], before.truncate(5).columns["input_ids"])
 
 
 # -- model ----------------------------------------------------------------------------------------------------------

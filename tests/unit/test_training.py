@@ -190,16 +190,6 @@ def test_history_reports_the_share_of_padding(tmp_path):  # of a model that is n
     assert all(0 < e["padding"] < 0.5 for e in run.history)
 
 
-@pytest.mark.parametrize("epochs", [1, 3])  # of six steps each: the trace ends with training, or before
-def test_profile_writes_a_trace(epochs, tiny, tmp_path):
-    run = _train(tiny, tmp_path / "run", profile=True, epochs=epochs)
-    events = json.loads(run.layout.trace.read_text())["traceEvents"]
-    steps = [e for e in events if e.get("name", "").startswith("Optimizer.step")]
-    assert 0 < len(steps) <= 5
-    assert any(e.get("name") == "aten::mm" for e in events)
-    assert run.foreign_files() == []
-
-
 def test_events_are_emitted_in_order(story):
     run, events = story
     reported = [e for e in events if isinstance(e, Started | StepDone | Evaluated | Saved | Finished)]

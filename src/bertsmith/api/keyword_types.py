@@ -79,7 +79,6 @@ class InspectSettings(ReadSettings, total=False):
     long: Literal["auto", "truncate", "head-tail", "window"]
     device: Literal["auto", "cuda", "mps", "cpu"]
     threads: int | None
-    no_token_cache: bool
     allow_pickle: bool
 
 
@@ -100,7 +99,6 @@ class TuneSettings(InspectSettings, total=False):
     seeds: int
     set: dict[str, Any]
     keep_checkpoints: bool
-    profile: bool
     decision_rule: Literal["auto", "off"]
     no_ablation: bool
     explanations: Literal["auto", "off"]

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from filelock import FileLock, Timeout
 
+from bertsmith.config import Config
 from bertsmith.errors import ConfigError, RunFolderError, listing, quoted, write_error
 from bertsmith.folders.atomic import disk_errors
 
@@ -139,6 +140,11 @@ def check_empty(path: Path) -> None:
             where=str(path),
             remedy="Give -o an empty folder, or one that does not exist.",
         )
+
+
+def known_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return stored settings as this version knows them: defaults for newer ones, and without those it dropped."""
+    return {**Config().dump(), **{name: value for name, value in stored.items() if name in Config.model_fields}}
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bertsmith.config import Config
 from bertsmith.errors import RunFolderError, write_error
 from bertsmith.folders.atomic import PART, RESUME_REMEDY, remove_temporary_folders
-from bertsmith.folders.claim import Output, check_contents, check_empty, differences, refuse_changes
+from bertsmith.folders.claim import Output, check_contents, check_empty, differences, known_settings, refuse_changes
 from bertsmith.folders.run import Run
 
 
@@ -131,8 +130,7 @@ def check_same_settings(run: Run, config: Mapping[str, Any]) -> None:
 
 def _changed_settings(run: Run, config: Mapping[str, Any]) -> list[str]:
     """Describe which settings of a run differ. Device and threads may, so that another machine can finish the run."""
-    before = {**Config().dump(), **run.info.get("config", {})}  # an older version lacks newer settings
-    machine = ("device", "threads", "no_token_cache")
+    before, machine = known_settings(run.info.get("config", {})), ("device", "threads")
     return differences(
         {name: value for name, value in before.items() if name not in machine},
         {name: value for name, value in config.items() if name not in machine},

@@ -40,7 +40,6 @@ class Layout:
         splits: the split of each source row, or the reason why it was dropped.
         model: the fine-tuned Hugging Face checkpoint.
         history: one line per evaluation.
-        trace: profiler trace of a few training steps.
         metrics: metrics by split.
         predictions: predictions for the validation and test splits.
         explanations: word attributions of the most confident mistakes.
@@ -58,7 +57,6 @@ class Layout:
         self.splits = root / "splits.parquet"
         self.model = root / "model"
         self.history = root / "history.jsonl"
-        self.trace = root / "trace.json"
         self.metrics = root / "metrics.json"
         self.predictions = root / "predictions"
         self.explanations = self.predictions / "explanations.json"

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from filelock import FileLock, Timeout
 
-from bertsmith.config import Config
 from bertsmith.errors import RunFolderError, needing
 from bertsmith.folders.atomic import write_json
-from bertsmith.folders.claim import Output, check_contents, check_empty, differences, refuse_changes
+from bertsmith.folders.claim import Output, check_contents, check_empty, differences, known_settings, refuse_changes
 from bertsmith.folders.run import Run, now, read_json
 
 if TYPE_CHECKING:
@@ -134,8 +133,7 @@ def begin_or_resume(study: Study, searched: dict[str, Any], *, overwrite: bool) 
         write_json(study.file, {"created": now(), "searched": searched})
         return
     before = study.info.get("searched", {})
-    # An older version lacks newer settings.
-    changed = differences({**Config().dump(), **(before.get("settings") or {})}, searched["settings"])
+    changed = differences(known_settings(before.get("settings") or {}), searched["settings"])
     changed += differences(
         {"objectives": before.get("objectives"), "--cv": before.get("cv")},
         {"objectives": searched["objectives"], "--cv": searched["cv"]},

@@ -188,8 +188,8 @@ class ModelPredictor(Predictor):
             tokens: of the texts, by the tokenizer of any model, with all that the model reads.
             texts: n texts.
         """
-        key = tokens.encoder and tokens.encoder.cache_key
-        if tokens.encoder is self.encoder or (key is not None and key == self.encoder.cache_key):
+        key = tokens.encoder and tokens.encoder.key
+        if tokens.encoder is self.encoder or (key is not None and key == self.encoder.key):
             return self.read(tokens)
         return self.encode(texts)
 

@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import numpy as np
 import xxhash
 
 from bertsmith.data.template import Text, segments
 from bertsmith.model.parts import count_parts
-from bertsmith.model.token_cache import cached
 from bertsmith.model.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -34,14 +32,14 @@ class Encoder(ABC):
     """Turns texts into token ids. Thread-safe.
 
     Attributes:
-        cache_key: identifies the tokenizer and its settings; ``None`` if unknown.
+        key: identifies the tokenizer and its settings; ``None`` if unknown.
         unknown_id: id of the unknown token; ``None`` if the tokenizer has none.
         special_counts: number of special tokens before and after a text or a pair.
         truncates_left: whether truncation removes the beginning.
         by_line: whether lines are parts of a text, of which truncation cuts the longest first; see `Template.by_line`.
     """
 
-    cache_key: str | None
+    key: str | None
     unknown_id: int | None
     special_counts: tuple[int, int]
     truncates_left = False
@@ -103,7 +101,7 @@ class FastEncoder(Encoder):
         self.special_counts = _count_special(with_special, content_only)
 
     @cached_property
-    def cache_key(self) -> str:  # type: ignore[override]
+    def key(self) -> str:  # type: ignore[override]
         """Identifies the tokenizer and its settings."""
         import tokenizers
 
@@ -135,7 +133,7 @@ class _SlowEncoder(Encoder):
     # Lines are not parts here, because such tokenizers do not know where a token comes from.
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer, self.lock = tokenizer, threading.Lock()
-        self.cache_key, self.unknown_id = None, tokenizer.unk_token_id
+        self.key, self.unknown_id = None, tokenizer.unk_token_id
         self.truncates_left = tokenizer.truncation_side == "left"
         self.special_counts = _count_special(
             *(tokenizer("a", add_special_tokens=flag)["input_ids"] for flag in (True, False))
@@ -167,36 +165,16 @@ def encoder_for(tokenizer: PreTrainedTokenizerBase, *, by_line: bool = False) ->
     return _SlowEncoder(tokenizer)
 
 
-def encode(texts: Sequence[Text], loaded: Loaded, *, cache: bool = True, truncate: bool = True) -> Tokens:
-    """Tokenize texts with the tokenizer and inputs of a model, or read them from the cache.
+def encode(texts: Sequence[Text], loaded: Loaded, *, truncate: bool = True) -> Tokens:
+    """Tokenize texts with the tokenizer and inputs of a model.
 
     Args:
         texts: the texts.
         loaded: the model.
-        cache: whether to use the cache folder.
         truncate: whether to truncate at the maximum length of the model, which takes less memory.
     """
-    max_length = loaded.max_length if truncate else None
-    encoder, names = encoder_for(loaded.tokenizer, by_line=loaded.template.by_line), loaded.columns
-
-    part_names = (PARTS, "full_parts")
-
-    def compute() -> dict[str, np.ndarray]:
-        tokens = encoder.encode(texts, names, max_length)
-        return {
-            **tokens.columns,
-            "kept": tokens.truncated_lengths,
-            "lengths": tokens.full_lengths,
-            "unknown": tokens.has_unknown.view(np.uint8),
-            **{name: some.ravel() for name in part_names if (some := getattr(tokens, name)) is not None},
-        }
-
-    is_pair = loaded.template.pair_column is not None
-    key = f"{encoder.cache_key} {max_length} {names} {is_pair}" if encoder.cache_key and cache else None
-    found = cached(texts, key, compute)
-    columns = {name: found[name] for name in names}
-    parts = [found[name].reshape(len(texts), -1) if name in found and len(texts) else None for name in part_names]
-    return Tokens(columns, found["kept"], found["lengths"], found["unknown"].view(bool), encoder, *parts)
+    encoder = encoder_for(loaded.tokenizer, by_line=loaded.template.by_line)
+    return encoder.encode(texts, loaded.columns, loaded.max_length if truncate else None)
 
 
 def unknown_token_id(tokenizer: Tokenizer) -> int | None:

@@ -1,4 +1,4 @@
-"""Measure phases of a run, throughput of training, sudden slowdowns, and profiles."""
+"""Measure phases of a run, throughput of training, and sudden slowdowns; estimate the training time."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainingArguments
+
+from bertsmith.training.data import TokenDataset
 
 STEP_PHASES = ("data", "forward", "backward", "optimizer")
 SLOWDOWN_STEPS, SLOWDOWN_SECONDS, SLOWDOWN_FACTOR = 5, 10.0, 4.0
 """Number of steps to compare, their minimum duration, and how much slower they must be."""
-WARMUP_STEPS, PROFILED_STEPS = 3, 5
+BACKWARD = 3.0
+"""Time of a training step in forward passes: the backward pass takes about two; see benchmarks/LOG.md."""
 
 
 class PhaseTimer:
@@ -137,23 +139,28 @@ class SlowdownDetector:
         return factor
 
 
-class ProfilerCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
-    """Writes a profile of a few steps to a file, for chrome://tracing or ui.perfetto.dev."""
+def estimate_seconds(
+    train: TokenDataset,
+    validation: TokenDataset,
+    arguments: TrainingArguments,
+    *,
+    tokens_per_second: float,
+    passes: int = 1,
+    folds: int = 0,
+) -> float:
+    """Return the approximate training time in seconds if training does not stop early.
 
-    def __init__(self, path: Path) -> None:
-        from torch import profiler
-
-        schedule = profiler.schedule(wait=WARMUP_STEPS - 1, warmup=1, active=PROFILED_STEPS, repeat=1)
-        self.profiler = profiler.profile(schedule=schedule, on_trace_ready=lambda p: p.export_chrome_trace(str(path)))
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Start the schedule."""
-        self.profiler.start()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Advance the schedule."""
-        self.profiler.step()
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Write the profile if training ends early."""
-        self.profiler.stop()
+    Args:
+        train: the training texts.
+        validation: the validation texts, scored once per epoch.
+        arguments: number of epochs or steps.
+        tokens_per_second: speed of forward passes.
+        passes: forward passes of a text per step; 2 with R-Drop.
+        folds: number of folds that are trained first; 0 without cross-validation.
+    """
+    epochs = float(arguments.num_train_epochs)
+    if arguments.max_steps > 0:
+        epochs = arguments.max_steps * arguments.train_batch_size / max(1, len(train))
+    trained = epochs * int(train.lengths.sum()) * (1 + max(0, folds - 1))
+    scored = epochs * int(validation.lengths.sum())
+    return (BACKWARD * passes * trained + scored) / tokens_per_second

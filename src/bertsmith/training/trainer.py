@@ -25,7 +25,6 @@ from bertsmith.training.engine import Engine, OnScores
 from bertsmith.training.nan_guard import NotFiniteError
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.steps import longest_text
-from bertsmith.training.timing import ProfilerCallback
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +45,6 @@ def fit(
     stop: Callable[[], bool] = lambda: False,
     resume: Path | None = None,
     user_arguments: Mapping[str, Any] | None = None,
-    trace: Path | None = None,
     group: ProcessGroup = SINGLE_PROCESS,
     describe_texts: nan_guard.DescribeTexts = lambda rows: f"the training texts at {listing(rows)}, counted from 0",
 ) -> Finished:
@@ -68,7 +66,6 @@ def fit(
         stop: called after each step; ``True`` saves a checkpoint and interrupts the training.
         resume: checkpoint to resume from.
         user_arguments: training arguments set by the user, for error messages.
-        trace: file for a profile of a few steps.
         group: the processes of the run; each of them calls this function.
         describe_texts: for messages.
 
@@ -111,8 +108,6 @@ def fit(
                 if callback.selects:
                     patience = recipe.patience * _evaluations_per_epoch(settings, len(train))
                     engine.add_callback(EarlyStoppingCallback(patience))
-                if trace is not None:
-                    engine.add_callback(ProfilerCallback(trace))
                 engine.train(resume_from_checkpoint=str(resume) if resume else None)
             break
         except NotFiniteError as error:

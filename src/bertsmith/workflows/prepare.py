@@ -195,7 +195,7 @@ def prepare_model(
     loaded = Loaded(model, tokenizer, device, checkpoint.max_positions, names, pooled, template)
     if tokens is None:
         truncate = config.long == "truncate"
-        tokens = encode(texts, loaded, cache=not config.no_token_cache, truncate=truncate)
+        tokens = encode(texts, loaded, truncate=truncate)
     max_length = config.max_length or choose_max_length(tokens.full_lengths[train], checkpoint.max_positions)
     tokenizer.model_max_length = max_length
     return replace(loaded, max_length=max_length), tokens

@@ -29,8 +29,7 @@ from bertsmith.training.arguments import training_arguments
 from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.steps import check_memory
-from bertsmith.training.time_estimate import estimate_seconds
-from bertsmith.training.timing import PhaseTimer
+from bertsmith.training.timing import PhaseTimer, estimate_seconds
 from bertsmith.training.trainer import fit
 from bertsmith.workflows.ablation import compare_columns
 from bertsmith.workflows.baselines import FrozenEmbeddings, baselines
@@ -170,7 +169,6 @@ def train_into(
                     user_arguments=config.set,
                     stop=stop,
                     resume=checkpoint,
-                    trace=run.layout.trace if config.profile else None,
                     group=group,
                     describe_texts=partial(_source_rows, tables["train"]),
                 )
