@@ -336,13 +336,12 @@ def test_the_rate_of_the_head_reaches_training_and_its_schedule(tiny, tmp_path):
 
 @pytest.mark.parametrize("name", OVERRIDDEN)
 def test_the_private_methods_of_the_trainer_are_those_that_are_overridden(name):
-    """A transformers release that changes one of them breaks exact resume: adapt training/resume.py."""
+    """A transformers release that changes one of them breaks exact resume."""
     theirs, ours = getattr(Trainer, name, None), vars(ResumableTrainer)[name]
-    assert theirs is not None, f"transformers {transformers.__version__} has no Trainer.{name} any more"
+    release = f"Trainer.{name} of transformers {transformers.__version__}; adapt bertsmith/training/resumable.py"
+    assert theirs is not None, f"missing: {release}"
     for method in (theirs, ours):
-        assert tuple(inspect.signature(method).parameters)[1:] == OVERRIDDEN[name], (
-            f"Trainer.{name} has other parameters"
-        )
+        assert tuple(inspect.signature(method).parameters)[1:] == OVERRIDDEN[name], f"other parameters: {release}"
 
 
 def test_no_other_private_method_of_the_trainer_is_overridden():

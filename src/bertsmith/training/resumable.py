@@ -26,7 +26,6 @@ OVERRIDDEN = {
     "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
     "_load_best_model": (),
     "_load_optimizer_and_scheduler": ("checkpoint",),
-    "_load_scaler": ("checkpoint",),
     "_load_rng_state": ("checkpoint",),
     "_get_grad_norm": ("model", "grad_norm"),
 }
@@ -123,9 +122,6 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             self._random = state["random"]
             self.restore(state)
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        """Do nothing: `_load_optimizer_and_scheduler` loads the scaler."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
