@@ -78,6 +78,17 @@ def test_modules_are_neither_large_nor_tiny():
     assert {name for name, n in lines.items() if n < 40 and not name.endswith("__init__.py")} == tiny
 
 
+def test_models_of_transformers_are_not_changed_from_outside():
+    """The forward pass is plain calls: no hooks, registrations, modes or replaced methods, and no hidden state."""
+    changes = r"register_\w*hook|Torch(Function|Dispatch)Mode|ContextVar|AttentionInterface|ALL_ATTENTION|\.forward = "
+    assert [p.name for p in SRC.rglob("*.py") if re.search(changes, p.read_text(encoding="utf-8"))] == []
+
+
+def test_inference_does_not_need_training():
+    needs = {t for package in ("inference", "serving") for p in (SRC / package).glob("*.py") for t in _imports(p)}
+    assert {target for target in needs if target.startswith("bertsmith.training")} == set()
+
+
 def test_modules_have_no_circular_imports():
     modules = {".".join(("bertsmith", *p.relative_to(SRC).with_suffix("").parts)): p for p in SRC.rglob("*.py")}
     graph = {name: {t for t in _imports(path) if t in modules} for name, path in modules.items()}
