@@ -90,7 +90,6 @@ class Engine(ResumableTrainer):
         self.loss_sum: torch.Tensor | float = 0.0
         self.evaluated_at, self.compiled = 0, False
         self.replicas: list[Any] = []
-        self.table_gradients = TableGradients(loaded.model)
         self._max_seqlen, self._steps_seen = int(train.lengths.max()), 0
         self._position = (-1, 0)  # step, and batch of the step
         super().__init__(
@@ -106,6 +105,7 @@ class Engine(ResumableTrainer):
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         callback.engine = self
+        self.table_gradients = TableGradients(loaded.model)
         self.graphs = cuda_graphs.CudaGraphs(loaded.model) if plan.use_cuda_graphs else None
 
     # -- overridden methods of the Trainer -----------------------------------------------------------------------------
