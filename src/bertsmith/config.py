@@ -172,7 +172,9 @@ class ModelConfig(Step):
         description="How to read texts above the maximum length: the beginning, beginning and end, or all, window by "
         "window; auto: train chooses on validation, other commands follow the run.",
     )
-    device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="Device to compute on.")
+    device: Literal["auto", "cuda", "xpu", "mps", "cpu"] = Field(
+        "auto", description="Device to compute on: cuda (NVIDIA, or AMD with ROCm), xpu (Intel), mps (Apple), cpu."
+    )
     threads: int | None = Field(
         None, ge=1, le=1024, description="Number of CPU cores; all that this process may use by default."
     )

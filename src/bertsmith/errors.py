@@ -21,6 +21,7 @@ EXTRAS = {
     "datasketch": "train",
     "huggingface_hub": "train",
     "jinja2": "train",
+    "psutil": "train",
     "safetensors": "train",
     "scipy": "train",
     "sklearn": "train",
@@ -235,4 +236,6 @@ def write_error(path: Path, error: Exception, remedy: str | None = None) -> Outp
     if blocking is not None:
         reason = f"{blocking} is a file, not a folder"
     default = "Free some space, or give another path." if disk_full else "Give another path, or check its permissions."
+    if isinstance(error, PermissionError) and path.exists() and os.name == "nt":
+        default = "Close the programs that have it open, or give another path."
     return OutputError(f"the path cannot be written: {reason}", where=str(path), remedy=remedy or default)

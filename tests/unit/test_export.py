@@ -15,7 +15,8 @@ import pandas as pd
 import pytest
 
 import bertsmith as bs
-from bertsmith.compute.machine import _cgroup_cores, cores
+from bertsmith.compute.machine import cores
+from bertsmith.compute.system import control_group_cores
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, DataError, DeviceError, MissingPackageError, ModelError, RunFolderError
 from bertsmith.evaluation.rule import Rule
@@ -528,14 +529,14 @@ def test_an_export_does_not_replace_other_files(run, exported, cli, tmp_path):
 
 def test_cpu_limits_of_containers_are_respected(tmp_path, monkeypatch):
     (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert _cgroup_cores(tmp_path) == 2
+    assert control_group_cores(tmp_path) == 2
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert _cgroup_cores(tmp_path) > 1000
+    assert control_group_cores(tmp_path) > 1000
     (tmp_path / "cpu.max").unlink()
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("300000")
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000")
-    assert _cgroup_cores(tmp_path) == 3
+    assert control_group_cores(tmp_path) == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert cores() == 1
     monkeypatch.delenv("OMP_NUM_THREADS")

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import bertsmith as bs
-from bertsmith.compute import batching, memory
+from bertsmith.compute import batching, memory, system
 from bertsmith.data.table import Labels
 from bertsmith.errors import DeviceError, Interrupted, ModelError, OutputError, RunFolderError, TrainingError
 from bertsmith.events import (
@@ -574,16 +574,6 @@ def test_out_of_memory_in_prediction_halves_the_token_budget(finished, monkeypat
         classifier.predict_proba(texts)
 
 
-def _proc(root, *, available=10**9, group="", status=""):
-    for name, content in {
-        "proc/meminfo": f"MemTotal: 1 kB\nMemAvailable: {available} kB\n",
-        "proc/self/cgroup": group,
-        "proc/self/status": status,
-    }.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(content)
-
-
 def _group(root, folder, **files):
     (root / "sys/fs/cgroup" / folder).mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -591,21 +581,34 @@ def _group(root, folder, **files):
 
 
 def test_free_memory_is_the_least_that_machine_groups_and_ulimit_leave(tmp_path, monkeypatch):
-    pytest.importorskip("resource", reason="Windows has none")
-    monkeypatch.setattr("resource.getrlimit", lambda kind: (-1, -1))
-    assert memory.free_memory(tmp_path / "nowhere") is None
-    _proc(tmp_path, available=5000)
-    assert memory.free_memory(tmp_path) == 5000 * 1024
-    _proc(tmp_path, group="0::/a/b\n")
+    psutil = pytest.importorskip("psutil")
+    monkeypatch.setattr(system, "_ulimits", lambda: [])
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=5000))
+    assert system.free_memory(tmp_path) == 5000
+    groups = tmp_path / "proc" / "self" / "cgroup"
+    groups.parent.mkdir(parents=True)
+    groups.write_text("0::/a/b\n")
     _group(tmp_path, "a", memory_max="9000", memory_current="8000", memory_stat="anon 1\ninactive_file 500\n")
     _group(tmp_path, "a/b", memory_max="max", memory_current="8000")
-    assert memory.free_memory(tmp_path) == 1500  # the limit of the group above, cached files not counted as used
-    _proc(tmp_path, group="5:cpu:/x\n4:memory:/a\n")
+    assert system.free_memory(tmp_path) == 1500  # the limit of the group above, cached files not counted as used
+    groups.write_text("5:cpu:/x\n4:memory:/a\n")
     _group(tmp_path, "memory/a", **{"memory_limit_in_bytes": "700", "memory_usage_in_bytes": "600"})
-    assert memory.free_memory(tmp_path) == 100
-    _proc(tmp_path, status="VmSize:\t3 kB\nVmData:\t1 kB\n")
-    monkeypatch.setattr("resource.getrlimit", lambda kind: (4096, 4096))
-    assert memory.free_memory(tmp_path) == 1024
+    assert system.free_memory(tmp_path) == 100
+    monkeypatch.setattr(system, "_ulimits", lambda: [2000, 50])
+    assert system.free_memory(tmp_path) == 50
+    monkeypatch.setattr(system, "_ulimits", lambda: [-5])
+    assert system.free_memory(tmp_path) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts them")
+def test_ulimits_count_the_memory_of_this_process(monkeypatch):
+    import psutil
+
+    used = psutil.Process().memory_info()
+    monkeypatch.setattr(psutil.Process, "rlimit", lambda self, kind: (2**40, 2**40))
+    assert system._ulimits() == pytest.approx([2**40 - used.vms, 2**40 - used.data], abs=2**26)
+    monkeypatch.setattr(psutil.Process, "rlimit", lambda self, kind: (psutil.RLIM_INFINITY,) * 2)
+    assert system._ulimits() == []
 
 
 def test_the_first_token_budget_fits_memory_and_does_not_change_the_result(tiny, tmp_path, monkeypatch):
@@ -881,20 +884,20 @@ def test_a_full_standard_output_is_an_error(command, finished, tmp_path):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can keep freed memory")
 def test_cached_free_memory_is_released_above_a_limit():
-    with memory.keep_freed_memory():
-        before = memory.resident_memory()
+    with system.keep_freed_memory():
+        before = system.resident_memory()
         kept, pieces = [], []
         for _ in range(64):  # what stays lies between what goes, so that nothing of it is at the end of the heap
             pieces.append(torch.zeros(2**20))  # 4 MiB
             kept.append(torch.zeros(2**12))
         del pieces
-        assert memory.resident_memory() > before + 200 * 2**20
-        enough = memory.resident_memory() + 2**20
-        assert memory.trim_memory(enough) == enough
-        assert memory.resident_memory() > before + 200 * 2**20
-        limit = memory.trim_memory(before)
-        assert memory.resident_memory() < before + 100 * 2**20
-        assert limit == pytest.approx(1.25 * memory.resident_memory(), rel=0.05)
+        assert system.resident_memory() > before + 200 * 2**20
+        enough = system.resident_memory() + 2**20
+        assert system.trim_memory(enough) == enough
+        assert system.resident_memory() > before + 200 * 2**20
+        limit = system.trim_memory(before)
+        assert system.resident_memory() < before + 100 * 2**20
+        assert limit == pytest.approx(1.25 * system.resident_memory(), rel=0.05)
     assert len(kept) == 64
 
 
@@ -908,7 +911,7 @@ def test_freed_memory_is_reused_and_then_released():
             torch.zeros(2**21)  # 8 MiB
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    with memory.keep_freed_memory():
+    with system.keep_freed_memory():
         new_pages()
         kept = new_pages()
         assert kept < 100

@@ -1,26 +1,40 @@
-"""What Windows and Apple GPUs refuse, simulated: C longs of 32 bits, folders that cannot be opened, no float64."""
+"""What Windows, macOS and Apple GPUs refuse, simulated; and a search for calls that one of them lacks."""
 
+import ast
 import csv
 import errno
 import io
 import json
 import os
+import signal
+import socket
 import sys
+import types
+from functools import cache
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+import bertsmith
 from bertsmith.cli.app import main
+from bertsmith.compute import system
 from bertsmith.data.read import read_table
-from bertsmith.errors import Interrupted, RunFolderError
+from bertsmith.data.table import Labels
+from bertsmith.errors import Interrupted, OutputError, RunFolderError
 from bertsmith.events import StepDone
-from bertsmith.folders.atomic import replaced_file, replaced_folder
+from bertsmith.folders import atomic, new_run
+from bertsmith.folders.atomic import disk_errors, replaced_file, replaced_folder
 from bertsmith.folders.claim import lock
 from bertsmith.folders.run import Run
 from bertsmith.inference.explain import explain
+from bertsmith.model import checkpoint, load
+from bertsmith.serving.signals import SignalFlags
 from bertsmith.testing import tiny_table
+from bertsmith.training import checkpoints
+from bertsmith.workflows.trial_workers import has_ended
 from tests.conftest import train
 
 CP1252 = {"encoding": "cp1252", "newline": "\r\n"}
@@ -141,3 +155,207 @@ def test_a_run_is_resumed_on_another_device(tiny, tmp_path):
     with pytest.raises(RunFolderError, match="epochs"):
         train(tiny, tmp_path / "run", resume=True, epochs=4)
     assert train(tiny, tmp_path / "run", resume=True, device="cpu").info["status"] == "finished"
+
+
+SRC = Path(bertsmith.__file__).parent
+
+
+def _names(stub, platform):
+    """Return the names that a stub of typeshed defines on a platform, with the newest Python."""
+
+    def of(statements):
+        for statement in statements:
+            if isinstance(statement, ast.If):
+                holds = eval(ast.unparse(statement.test), {"sys": sys_there})
+                yield from of(statement.body if holds else statement.orelse)
+            elif isinstance(statement, ast.FunctionDef | ast.ClassDef):
+                yield statement.name
+            elif isinstance(statement, ast.AnnAssign | ast.Assign):
+                targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+                yield from (target.id for target in targets if isinstance(target, ast.Name))
+            elif isinstance(statement, ast.ImportFrom):
+                yield from (name.asname or name.name for name in statement.names)
+
+    sys_there = types.SimpleNamespace(platform=platform, version_info=(3, 14))
+    return set(of(ast.parse(stub.read_text(encoding="utf-8")).body))
+
+
+@cache
+def _missing(module):
+    """Return the names of a module of Python that Linux has and Windows or macOS lacks."""
+    mypy = pytest.importorskip("mypy")
+    stubs = Path(mypy.__file__).parent / "typeshed" / "stdlib"
+    stub = next((p for p in (stubs / f"{module}.pyi", stubs / module / "__init__.pyi") if p.is_file()), None)
+    if stub is None:
+        return frozenset()
+    linux, windows, mac = (_names(stub, platform) for platform in ("linux", "win32", "darwin"))
+    return frozenset(linux - (windows & mac))
+
+
+def _unportable(path):
+    """Yield what a module uses that Windows or macOS lacks, and text files whose encoding depends on the system."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            yield from [ast.unparse(node)] if node.attr in _missing(node.value.id) else []
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield from (f"{node.module}.{n.name}" for n in node.names if n.name in _missing(node.module))
+        elif isinstance(node, ast.Import):
+            yield from (n.name for n in node.names if n.name in ("resource", "fcntl", "pwd", "grp", "termios"))
+        elif isinstance(node, ast.Constant) and str(node.value).startswith(("/proc", "/sys/", "/dev/", "/tmp")):
+            yield str(node.value)
+        elif isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            encodes = name.startswith("atomic.") or any(keyword.arg == "encoding" for keyword in node.keywords)
+            opens = name.endswith((".read_text", ".write_text")) and not encodes
+            if opens or name.endswith((".CDLL", ".getppid")):
+                yield ast.unparse(node)
+
+
+def test_only_one_module_calls_what_windows_or_macos_lacks():
+    assert {"sched_getaffinity", "register_at_fork", "fork", "geteuid"} <= _missing("os")
+    assert {"SIGHUP", "pthread_sigmask"} <= _missing("signal")
+    assert "getrlimit" in _missing("resource")
+    assert not {"open", "replace", "fsync", "umask", "kill"} & _missing("os")
+    found = {path.relative_to(SRC).as_posix(): sorted(_unportable(path)) for path in SRC.rglob("*.py")}
+    assert "os.sched_getaffinity" in found.pop("compute/system.py")
+    assert {name: calls for name, calls in found.items() if calls} == {}
+
+
+@pytest.fixture
+def open_files(monkeypatch):
+    """Refuse to rename or remove what is open, or has an open file in it, as Windows does."""
+    opened = set()
+    real = {name: getattr(Path, name) for name in ("replace", "unlink")}
+
+    def refuse(name):
+        def call(self, *args, **kwargs):
+            if any(Path(file).is_relative_to(self) for file in opened):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+            return real[name](self, *args, **kwargs)
+
+        return call
+
+    for name in real:
+        monkeypatch.setattr(Path, name, refuse(name))
+    return opened
+
+
+def test_a_folder_with_an_open_file_is_left_as_it_was(tmp_path, open_files):
+    folder = tmp_path / "export"
+    folder.mkdir()
+    (folder / "model").write_text("old")
+    open_files.add(folder / "model")
+    with pytest.raises(OutputError), disk_errors(folder), replaced_folder(folder) as new:
+        (new / "model").write_text("new")
+    assert (folder / "model").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["export"]
+    open_files.clear()
+    with replaced_folder(folder) as new:
+        (new / "model").write_text("new")
+    assert (folder / "model").read_text() == "new"
+
+
+def test_a_rename_is_repeated_while_another_program_reads_the_file(tmp_path, open_files, monkeypatch):
+    monkeypatch.setattr(atomic, "RENAME_SECONDS", 60)
+    waits = []
+
+    def sleep(seconds):  # a virus scanner reads the file for two of these
+        waits.append(seconds)
+        if len(waits) == 2:
+            open_files.clear()
+
+    monkeypatch.setattr(atomic.time, "sleep", sleep)
+    with replaced_file(tmp_path / "a.txt") as file:
+        file.write_text("a")
+        open_files.add(file)
+    assert (tmp_path / "a.txt").read_text() == "a"
+    assert len(waits) == 2
+
+
+def test_a_run_is_replaced_where_folders_cannot_replace_folders(tmp_path, monkeypatch):
+    real = Path.replace
+
+    def replace(self, new):
+        if self.is_dir() and Path(new).is_dir():  # os.replace of Windows
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(new))
+        return real(self, new)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    assert not list(new_run.create(tmp_path / "run").path.iterdir())
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def _mapped(folder):
+    return [m.path for m in psutil.Process().memory_maps() if Path(m.path).is_relative_to(folder)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads which files are mapped")
+def test_loaded_models_and_checkpoints_keep_no_file_open_on_windows(tiny, tmp_path, monkeypatch):
+    model = load.load_model(checkpoint.resolve(str(tiny)), Labels((0, 1), ("a", "b")))
+    assert _mapped(tiny)  # so that this test can fail
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    tokenizer = load.load_tokenizer(checkpoint.resolve(str(tiny)))
+    for module in (load, checkpoints):
+        monkeypatch.setattr(module, "LOCKS_OPEN_FILES", True)
+    folder = tmp_path / "checkpoint"
+    checkpoints.save(folder, model, tokenizer, {"moments": torch.ones(5000)}, lambda path: None)
+    del model
+    model, state = load.load_model(checkpoint.resolve(str(folder)), None), checkpoints.load_state(folder)
+    assert _mapped(tmp_path) == []
+    assert {name: t.equal(model.state_dict()[name]) for name, t in weights.items()} == dict.fromkeys(weights, True)
+    assert state["moments"].tolist() == [1.0] * 5000
+
+
+def test_windows_has_no_sighup_no_signal_masks_and_no_ulimits(monkeypatch):
+    monkeypatch.setattr(system, "RELOAD_SIGNAL", None)
+    monkeypatch.setattr("bertsmith.serving.signals.RELOAD_SIGNAL", None)
+    monkeypatch.delattr(signal, "pthread_sigmask", raising=False)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.delattr(psutil.Process, "rlimit", raising=False)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    assert SignalFlags().install() == before
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    with system.block_terminal_signals():
+        pass
+    assert system.affinity_cores() == os.cpu_count()
+    assert system._ulimits() == []
+
+
+def test_memory_and_cores_are_known_without_proc_and_sys(tmp_path):
+    assert 0 < system.free_memory(tmp_path) <= psutil.virtual_memory().total
+    assert system.control_group_cores(tmp_path) == system.NO_LIMIT
+
+
+def test_memory_is_left_to_other_allocators_than_glibc(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr("ctypes.CDLL", None)
+    with system.keep_freed_memory():
+        assert system.trim_memory(1) == 1
+
+
+def test_a_server_owns_its_port_on_windows(monkeypatch):
+    monkeypatch.setattr(socket, "SO_EXCLUSIVEADDRUSE", -5, raising=False)  # the value there
+    options = []
+    system.own_port(types.SimpleNamespace(setsockopt=lambda *option: options.append(option)))
+    assert options == [(socket.SOL_SOCKET, -5, 1)]
+
+
+def test_a_closed_pipe_is_an_invalid_argument_on_windows(monkeypatch):
+    error = OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    assert system.is_closed_pipe(BrokenPipeError())
+    assert not system.is_closed_pipe(error)
+    monkeypatch.setattr(system.os, "name", "nt")
+    assert system.is_closed_pipe(error)
+    assert not system.is_closed_pipe(OSError(errno.EINVAL, "", "a file"))
+
+
+def test_workers_notice_that_their_parent_has_ended():
+    running = types.SimpleNamespace(is_alive=lambda: True)
+    assert not has_ended(None)
+    assert not has_ended(running)
+    running.is_alive = lambda: False
+    assert has_ended(running)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bertsmith.inference.predictor import Predictor
     from bertsmith.workflows.predict import Predictions
 
-Device = Literal["auto", "cuda", "mps", "cpu"]
+Device = Literal["auto", "cuda", "xpu", "mps", "cpu"]
 Runtime = Literal["auto", "torch", "onnx", "openvino"]
 
 

@@ -19,6 +19,7 @@ import typer
 from bertsmith import __version__
 from bertsmith.cli.options import Command, Group
 from bertsmith.cli.terminal import stderr_console, use_utf8
+from bertsmith.compute.system import is_closed_pipe
 from bertsmith.errors import DISK_ERRNOS, Interrupted, MissingPackageError, UserError, write_error
 from bertsmith.training.distributed import rank_and_world_size
 
@@ -142,10 +143,10 @@ def _run(arguments: list[str], debug: bool) -> tuple[int, str]:
         return interruption.exit_code, f"[yellow]interrupted:[/] {_escape(str(interruption))}"
     except (KeyboardInterrupt, typer.Abort):
         return 130, "[yellow]interrupted[/]"
-    except BrokenPipeError:  # the reader of the pipe has ended, as head does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0, ""
     except Exception as error:
+        if isinstance(error, OSError) and is_closed_pipe(error):  # the reader has ended, as head does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0, ""
         if hasattr(error, "format_message"):  # the parser rejected the command line
             help_for = " ".join(["bertsmith", *(name for name in arguments[:1] if name in COMMANDS)])
             return 2, f"[bold red]error:[/] {_escape(error.format_message())}\n  what to do: see {help_for} --help"

@@ -21,7 +21,7 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="Port; 0 selects a free one.")] = 8080,
     workers: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="Number of server processes.")] = 1,
-    device: Annotated[str, typer.Option(metavar="auto|cuda|mps|cpu", help="Device to compute on.")] = "auto",
+    device: Annotated[str, typer.Option(metavar="auto|cuda|xpu|mps|cpu", help="Device to compute on.")] = "auto",
     runtime: Runtime = "auto",
     decision_rule: DecisionRule = True,
     long: LongTexts = "auto",

@@ -9,7 +9,7 @@ import numpy as np
 
 PACKED_PADDING_FACTOR = 2
 """Attention pads the texts of a packed micro-batch. Its padded size is at most this multiple of the token budget."""
-TOKEN_BUDGETS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
+TOKEN_BUDGETS = {"cpu": 1024, "mps": 8192, "xpu": 32768, "cuda": 32768}
 """Tokens per micro-batch, by device type; halved when memory runs out.
 
 On a CPU, small micro-batches stay in the caches: MiniLM trains fastest with 512 to 1,024 tokens.

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return the named device; with ``"auto"`` the first available of CUDA, MPS and CPU.
+    """Return the named device; with ``"auto"`` the first available of CUDA (also ROCm), XPU, MPS and CPU.
 
     Also limits PyTorch to the cores of this process. PyTorch ignores the CPU limit of a container.
 
@@ -23,11 +23,11 @@ def choose_device(name: str = "auto") -> torch.device:
 
     if torch.get_num_threads() > cores():
         torch.set_num_threads(cores())
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = available_devices()
     if name == "auto":
         return torch.device(next(device for device, usable in available.items() if usable))
     if name not in available:
-        raise DeviceError(f"--device {name} is not a device", remedy="Pass one of auto, cuda, mps, cpu.")
+        raise DeviceError(f"--device {name} is not a device", remedy=f"Pass one of {', '.join(('auto', *available))}.")
     if not available[name]:
         raise DeviceError(
             f"--device {name}: not available on this machine with torch {torch.__version__}",
@@ -36,13 +36,26 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+def available_devices() -> dict[str, bool]:
+    """Return whether each type of device is available, the preferred type first."""
+    import torch
+
+    return {
+        "cuda": torch.cuda.is_available(),
+        "xpu": torch.xpu.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+
+
 def describe_device(device: torch.device) -> str:
     """Return kind, name and memory or number of threads of a device."""
     import torch
 
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        return f"GPU {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    if device.type in ("cuda", "xpu"):
+        properties = getattr(torch, device.type).get_device_properties(device)
+        rocm = f", ROCm {torch.version.hip}" if device.type == "cuda" and torch.version.hip else ""
+        return f"GPU {properties.name}, {properties.total_memory / 2**30:.0f} GiB{rocm}"
     if device.type == "mps":
         return "Apple GPU (MPS)"
     threads = torch.get_num_threads()
@@ -62,4 +75,8 @@ def choose_precision(device: torch.device) -> tuple[str, str]:
         if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
             return "bf16", "this CPU computes bf16 faster than fp32"
         return "fp32", "this CPU does not compute bf16 fast"
-    return "fp32", "the safe choice on this device"
+    if device.type == "xpu":
+        if torch.xpu.is_bf16_supported():
+            return "bf16", "this GPU computes bf16 fast"
+        return "fp32", "this GPU does not support bf16"
+    return "fp32", "the safe choice on this device; bf16 is an option"

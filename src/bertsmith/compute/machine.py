@@ -6,13 +6,12 @@ import os
 import platform
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from bertsmith import __version__
+from bertsmith.compute.system import affinity_cores, control_group_cores
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "scikit-learn", "pandas", "numpy")
-_NO_LIMIT = 2**16
 _limit: int | None = None
 
 
@@ -29,7 +28,7 @@ def hardware(device: str) -> dict[str, Any]:
     return {
         "device": device,
         "cpu": cpu_capabilities().get("cpu_name") or platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": affinity_cores(),
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
     }
@@ -54,25 +53,10 @@ def cores() -> int:
 
     That is the minimum of its CPU affinity, its container's CPU limit, ``OMP_NUM_THREADS`` and `use_cores`.
     """
-    limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
-    limits.append(_cgroup_cores())
+    limits = [affinity_cores(), control_group_cores()]
     omp_threads = os.environ.get("OMP_NUM_THREADS", "")
     if omp_threads.isdigit() and int(omp_threads) > 0:
         limits.append(int(omp_threads))
     if _limit:
         limits.append(_limit)
     return max(1, min(limits))
-
-
-def _cgroup_cores(folder: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the CPU limit of the control group (version 2 or 1) in cores, rounded up; `_NO_LIMIT` without one."""
-    try:
-        quota, period = (folder / "cpu.max").read_text().split()
-        return -(-int(quota) // int(period))
-    except (OSError, ValueError):
-        pass
-    try:
-        amount = int((folder / "cpu" / "cpu.cfs_quota_us").read_text())
-        return -(-amount // int((folder / "cpu" / "cpu.cfs_period_us").read_text())) if amount > 0 else _NO_LIMIT
-    except (OSError, ValueError):
-        return _NO_LIMIT

@@ -1,15 +1,10 @@
-"""Available memory, memory estimates, out-of-memory errors, and glibc's handling of freed memory."""
+"""Memory estimates, and the retry with half the token budget after an out-of-memory error."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import mmap
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from bertsmith.compute.batching import PACKED_PADDING_FACTOR, TOKEN_BUDGETS
@@ -25,8 +20,6 @@ FRAGMENTATION_BYTES = 2**18
 
 With 1,024 tokens per micro-batch, a model of two layers needs 178 MiB after 1,024 steps.
 """
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""Parameters of glibc's ``mallopt``; both default to 128 KiB."""
 _OUT_OF_MEMORY = re.compile(
     r"can.t allocate memory|not enough memory|out of memory|could not create a (primitive|memory)", re.IGNORECASE
 )
@@ -88,61 +81,8 @@ def _empty_device_cache() -> None:
         torch.cuda.empty_cache()
     if torch.backends.mps.is_available():
         torch.mps.empty_cache()
-
-
-@contextlib.contextmanager
-def keep_freed_memory() -> Iterator[None]:
-    """In this context, glibc keeps freed memory for the next step. On exit it is returned to the system.
-
-    Otherwise the kernel maps and zeroes new pages for each large tensor: 8 % of the training time of MiniLM. Other
-    allocators are left unchanged.
-    """
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(library, "mallopt"):
-        yield
-        return
-    assert library is not None
-    library.mallopt(_MMAP_THRESHOLD, 32 * 2**20)  # the maximum
-    library.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-    try:
-        yield
-    finally:
-        library.mallopt(_MMAP_THRESHOLD, 128 * 2**10)
-        library.mallopt(_TRIM_THRESHOLD, 128 * 2**10)
-        library.malloc_trim(0)
-
-
-def resident_memory() -> int | None:
-    """Return the resident set size of this process in bytes, including freed memory; ``None`` if not on Linux."""
-    pages = _read(Path("/proc/self/statm")).split()
-    return int(pages[1]) * mmap.PAGESIZE if pages else None
-
-
-def trim_memory(limit: int) -> int:
-    """Return freed memory to the system if this process holds more than ``limit`` bytes.
-
-    Freed memory becomes fragmented, so a process would hold more and more of it.
-
-    Returns:
-        The limit for the next call. It is at least 1.25 times the memory in use, to avoid trimming at every call.
-    """
-    resident = resident_memory()
-    if resident is None or resident <= limit or not hasattr(library := ctypes.CDLL(None), "malloc_trim"):
-        return limit
-    library.malloc_trim(0)
-    return max(limit, (resident_memory() or 0) * 5 // 4)
-
-
-def free_memory(root: Path = Path("/")) -> int | None:
-    """Return the bytes this process may still allocate, or ``None`` if unknown (not on Linux).
-
-    That is the minimum of what the machine, control groups and ``ulimit`` leave.
-
-    Args:
-        root: parent of ``proc`` and ``sys``, for tests.
-    """
-    limits = [*_machine(root), *_control_groups(root), *(_ulimit(root) if sys.platform == "linux" else [])]
-    return max(min(limits), 0) if limits else None
+    if torch.xpu.is_available():
+        torch.xpu.empty_cache()
 
 
 def plan_token_budget(
@@ -164,7 +104,7 @@ def plan_token_budget(
         model: in fp32.
         longest: number of tokens of the longest text.
         training: whether to count gradients and the two moments of the optimizer.
-        free: available bytes, from `free_memory`.
+        free: available bytes, from `bertsmith.compute.system.free_memory`; ``None``: no limit.
         default: the token budget if memory suffices; ``None`` for that of `TOKEN_BUDGETS`.
         workers: number of micro-batches computed at the same time.
         width: tokens of the longest window; ``None`` if texts have no windows.
@@ -214,53 +154,6 @@ def _bytes_per_token(model: PreTrainedModel, longest: int) -> int:
     layers = size("num_hidden_layers", "n_layers", default=12)
     heads = size("num_attention_heads", "n_heads", default=12)
     return 4 * (24 * hidden + 4 * inner + 5 * PACKED_PADDING_FACTOR * heads * longest) * layers
-
-
-def _machine(root: Path) -> list[int]:
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", _read(root / "proc/meminfo"), re.M)
-    return [int(found[1]) * 1024] if found else []
-
-
-def _control_groups(root: Path) -> list[int]:
-    """Return what each control group (version 1 or 2) and its parents leave. Cached files count as free."""
-    left = []
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, name = line.split(":", 2)
-        if not controllers:
-            base, limit, used, cached = "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            base, limit, used = "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            cached = "total_inactive_file"
-        else:
-            continue
-        group = root / base / name.strip("/")
-        for folder in (group, *group.parents):
-            if folder == (root / base).parent:
-                break
-            most, now = _read(folder / limit).strip(), _read(folder / used).strip()
-            if most.isdigit() and now.isdigit():
-                files = re.search(rf"^{cached} (\d+)", _read(folder / "memory.stat"), re.M)
-                left.append(int(most) - int(now) + (int(files[1]) if files else 0))
-    return left
-
-
-def _ulimit(root: Path) -> list[int]:
-    import resource
-
-    left = []
-    for kind, line in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
-        limit = resource.getrlimit(kind)[0]
-        used = re.search(rf"^{line}:\s+(\d+) kB", _read(root / "proc/self/status"), re.M)
-        if limit != resource.RLIM_INFINITY and used:
-            left.append(limit - int(used[1]) * 1024)
-    return left
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
 
 
 def format_bytes(size: int) -> str:

@@ -6,7 +6,6 @@ nearly everything when another process is busy: MiniLM trained 20 times slower. 
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from functools import lru_cache
 from typing import TypeVar
 
 from bertsmith.compute.machine import cores
+from bertsmith.compute.system import call_after_fork
 
 T = TypeVar("T")
 MAX_WORKERS = 8
@@ -52,8 +52,7 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(num_workers(), "bertsmith", initializer=torch.set_num_threads, initargs=threads)
 
 
-if hasattr(os, "register_at_fork"):  # threads do not survive a fork
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+call_after_fork(_pool.cache_clear)  # threads do not survive a fork
 
 
 def _threads_per_worker() -> int:

@@ -7,11 +7,13 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from bertsmith.compute.system import LOCKS_OPEN_FILES
 from bertsmith.errors import DISK_ERRNOS, write_error
 
 MANIFEST = "manifest.json"
@@ -19,6 +21,8 @@ RESUME_REMEDY = "Free disk space or repair the disk, then run the same command w
 """Remedy for disk errors during training."""
 PART = ".part"
 """Suffix of temporary folders."""
+RENAME_SECONDS = 2.0 if LOCKS_OPEN_FILES else 0.0
+"""How long to repeat a refused rename: virus scanners and search indexes open a new file for a moment."""
 
 
 def write_text(path: Path, content: str) -> None:
@@ -41,7 +45,7 @@ def replaced_file(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         _sync(temporary)
-        temporary.replace(path)
+        rename(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -60,14 +64,27 @@ def replaced_folder(path: Path) -> Iterator[Path]:
         _reset_modes(temporary)
         _sync_all(temporary)
         if path.exists():
-            path.replace(old)  # a folder cannot replace one that has files
-        temporary.replace(path)
+            rename(path, old)  # a folder cannot replace one that has files
+        rename(temporary, path)
         _sync_folder(path.parent)
     finally:
         if old.exists() and not path.exists():
-            old.replace(path)
+            rename(old, path)
         for folder in (temporary, old):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def rename(path: Path, new: Path) -> None:
+    """Rename a file or folder, which replaces a file of that name."""
+    deadline = time.monotonic() + RENAME_SECONDS
+    while True:
+        try:
+            path.replace(new)
+            return
+        except PermissionError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.05)
 
 
 def remove_temporary_folders(folder: Path, name: str = "*") -> None:
@@ -94,7 +111,7 @@ def seal(folder: Path) -> None:
 def is_intact(folder: Path) -> bool:
     """Return whether a folder was sealed and no file has changed since."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return bool(manifest) and manifest == checksums(folder)
     except (OSError, ValueError):
         return False

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from bertsmith.errors import RunFolderError, write_error
-from bertsmith.folders.atomic import PART, RESUME_REMEDY, remove_temporary_folders
+from bertsmith.folders.atomic import PART, RESUME_REMEDY, remove_temporary_folders, rename
 from bertsmith.folders.claim import Output, check_contents, check_empty, differences, known_settings, refuse_changes
 from bertsmith.folders.run import Run
 
@@ -71,7 +71,7 @@ def create(path: Path) -> Run:
         remove_temporary_folders(path.parent, path.name)
         if Run(path).layout.run.is_file():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent))
-            path.replace(old)  # a partly removed run never keeps its name
+            rename(path, old / path.name)  # a partly removed run never keeps its name
             shutil.rmtree(old)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bertsmith.compute.system import LOCKS_OPEN_FILES
 from bertsmith.data.table import Labels
 from bertsmith.data.template import Template
 from bertsmith.errors import ModelError
@@ -148,6 +149,9 @@ def load_model(
             )
     except Exception as error:
         raise _load_error("model", checkpoint, error) from error
+    if LOCKS_OPEN_FILES:  # the weights are views of the file
+        for weights in (*model.parameters(), *model.buffers()):
+            weights.data = weights.data.clone()
     # Addresses of custom code; the others describe a head that is now replaced.
     for key in ("auto_map", "custom_pipelines", *(["bertsmith", TEMPLATE] if labels is not None else [])):
         vars(model.config).pop(key, None)

@@ -15,7 +15,8 @@ import torch
 
 from bertsmith.compute import threads
 from bertsmith.compute.batching import TOKEN_BUDGETS
-from bertsmith.compute.memory import free_memory, plan_token_budget, retry_on_out_of_memory
+from bertsmith.compute.memory import plan_token_budget, retry_on_out_of_memory
+from bertsmith.compute.system import free_memory
 from bertsmith.model import forward, windows
 from bertsmith.model.batch import TokenBatch
 

@@ -26,12 +26,13 @@ from fastapi import FastAPI
 from filelock import FileLock
 
 from bertsmith.compute.machine import cores
+from bertsmith.compute.system import RELOAD_SIGNAL, block_terminal_signals, own_port
 from bertsmith.errors import ConfigError, UserError
 from bertsmith.serving.app import create_app
 from bertsmith.serving.loader import Loader, ServerConfig, log, log_event, open_model
 from bertsmith.serving.middleware import Limits
 from bertsmith.serving.prometheus import MULTIPROC_DIR, ServerMetrics
-from bertsmith.serving.signals import SignalFlags, block_terminal_signals, stop_accepting, watch
+from bertsmith.serving.signals import SignalFlags, stop_accepting, watch
 
 CONFIG_VARIABLE = "BERTSMITH_SERVING"
 """Environment variable that passes the configuration to worker processes."""
@@ -162,8 +163,8 @@ def _serve_from_workers(config: ServerConfig, listening: socket.socket, signals:
                 log_event("not reloaded", error=str(error))
                 return
             for worker in self.processes:
-                if worker.process.is_alive() and worker.pid is not None:
-                    os.kill(worker.pid, signal.SIGHUP)
+                if worker.process.is_alive() and worker.pid is not None and RELOAD_SIGNAL is not None:
+                    os.kill(worker.pid, RELOAD_SIGNAL)
 
     app = "bertsmith.serving.server:worker_app"
     workers = Workers(_uvicorn_config(app, config, factory=True, workers=config.workers), sockets=[listening])
@@ -223,7 +224,7 @@ def _terminate_with_parent() -> None:
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    own_port(listening)
     try:
         listening.bind((host, port))
     except (OSError, OverflowError) as error:

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 
+from bertsmith.compute.system import LOCKS_OPEN_FILES
 from bertsmith.errors import TrainingError, write_error
 from bertsmith.folders.atomic import RESUME_REMEDY, is_intact, replaced_folder, seal
 
@@ -62,7 +63,10 @@ def save(
 
 def load_state(path: Path) -> Any:
     """Return the training state of a checkpoint, with tensors on the CPU."""
-    return _from_json(json.loads((path / STATE).read_text(encoding="utf-8")), load_file(path / TENSORS))
+    tensors = load_file(path / TENSORS)
+    if LOCKS_OPEN_FILES:  # the tensors are views of the file
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    return _from_json(json.loads((path / STATE).read_text(encoding="utf-8")), tensors)
 
 
 def load_weights(path: Path, model: PreTrainedModel) -> None:
@@ -98,6 +102,7 @@ def random_state() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
+        "xpu": torch.xpu.get_rng_state_all() if torch.xpu.is_available() else [],
     }
 
 
@@ -110,6 +115,8 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
     if torch.backends.mps.is_available() and state["mps"]:
         torch.mps.set_rng_state(state["mps"][0])
+    if torch.xpu.is_available() and len(state.get("xpu", [])) == torch.xpu.device_count():
+        torch.xpu.set_rng_state_all(state["xpu"])
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,7 +16,8 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
 from bertsmith.compute import threads
 from bertsmith.compute.machine import cores
-from bertsmith.compute.memory import MIN_TOKEN_BUDGET, retry_on_out_of_memory, trim_memory
+from bertsmith.compute.memory import MIN_TOKEN_BUDGET, retry_on_out_of_memory
+from bertsmith.compute.system import load_average, trim_memory
 from bertsmith.events import Compiling, MemoryExceeded, Slowed
 from bertsmith.model import forward, windows
 from bertsmith.model.batch import SIZES_PER_DOUBLING, PackedBatch, TokenBatch, to_device
@@ -237,8 +237,7 @@ class Engine(ResumableTrainer):
         # The duration of a step on a GPU is unknown.
         slowdown = self._slowdown.update(seconds, tokens) if self.args.device.type == "cpu" else None
         if slowdown is not None:
-            load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-            self.emit(Slowed(self.state.global_step, slowdown, load, cores()))
+            self.emit(Slowed(self.state.global_step, slowdown, load_average(), cores()))
         return loss
 
     def _add_gradients(self, model: Any, batch: TokenBatch, n_texts: Any, budget: int) -> torch.Tensor:

@@ -9,7 +9,8 @@ import numpy as np
 
 from bertsmith.compute import batching, threads
 from bertsmith.compute.machine import cpu_capabilities
-from bertsmith.compute.memory import free_memory, plan_token_budget, resident_memory, step_memory
+from bertsmith.compute.memory import plan_token_budget, step_memory
+from bertsmith.compute.system import free_memory, resident_memory
 from bertsmith.events import Listener, MemoryLimited
 from bertsmith.model import forward
 from bertsmith.model.load import Loaded
@@ -84,11 +85,10 @@ def plan_steps(
     budget = plan_token_budget(
         loaded.model, longest, training=True, free=free, default=default, workers=workers, width=train.width
     )
-    if budget < default and free is not None:
+    if budget < default:
         emit(MemoryLimited(budget, free))
     limit = resident_memory()
-    if limit is not None:
-        limit += step_memory(loaded.model, longest, budget, training=True, workers=workers, width=train.width)
+    limit += step_memory(loaded.model, longest, budget, training=True, workers=workers, width=train.width)
     return replace(plan, token_budget=budget, workers=workers, memory_limit=limit)
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import EarlyStoppingCallback, TrainingArguments
 
-from bertsmith.compute.memory import is_out_of_memory, keep_freed_memory
+from bertsmith.compute.memory import is_out_of_memory
+from bertsmith.compute.system import keep_freed_memory
 from bertsmith.config import FEWEST_TO_SELECT
 from bertsmith.errors import DeviceError, Interrupted, listing
 from bertsmith.events import Evaluated, Event, Finished, Listener

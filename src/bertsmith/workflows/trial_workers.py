@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -192,8 +191,7 @@ def run_workers(store: Store, search: Search, observe: StudyListener, stop: Call
     """
     context = multiprocessing.get_context("spawn")
     workers: list[BaseProcess] = [
-        context.Process(target=run_worker, args=(search, os.getpid()), daemon=True)
-        for _ in range(search.study_config.jobs)
+        context.Process(target=run_worker, args=(search,), daemon=True) for _ in range(search.study_config.jobs)
     ]
     reported = {t.number: (t.state.name, len(t.intermediate_values)) for t in store.trials if is_done(t)}
     for worker in workers:
@@ -240,11 +238,17 @@ def _report_changes(store: Store, reported: dict[int, tuple[str, int]], observe:
         reported[trial.number] = (trial.state.name, len(curve))
 
 
-def run_worker(search: Search, parent: int) -> None:
+def has_ended(parent: BaseProcess | None) -> bool:
+    """Return whether a parent process has ended. Windows keeps reporting the id of a parent that has."""
+    return parent is not None and not parent.is_alive()
+
+
+def run_worker(search: Search) -> None:
     """Run trials in a worker process, with a share of the cores, until enough are done or the parent has ended."""
     import torch
 
     stopped = []
+    parent = multiprocessing.parent_process()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.append(True))
     use_cores(search.config.threads)
@@ -252,7 +256,7 @@ def run_worker(search: Search, parent: int) -> None:
     torch.set_num_threads(cores())
     store = open_store(search, lambda event: None)
     try:
-        run_trials(store, search, lambda event: None, lambda: bool(stopped) or os.getppid() != parent)
+        run_trials(store, search, lambda event: None, lambda: bool(stopped) or has_ended(parent))
     except Interrupted:
         pass
     except UserError:
