@@ -71,6 +71,8 @@ def settings() -> str:
 
 def _kind(schema: dict[str, Any]) -> str:
     schema = next((s for s in schema.get("anyOf", []) if s["type"] != "null"), schema)
+    if "$ref" in schema:
+        return str(schema["$ref"].rpartition("/")[2])
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     kind = "path" if schema.get("format") == "path" else _TYPES[schema["type"]]
@@ -346,15 +348,20 @@ _HTTP = """# HTTP API
 
 `bertsmith serve` answers these requests. `/openapi.json` describes them for programs, and `/docs` is a page to try
 them. If `BERTSMITH_TOKEN` is set, requests need the header `Authorization: Bearer TOKEN` or `X-API-Key: TOKEN`. The
-paths `/health`, `/ready`, `/ui`, `/docs` and `/openapi.json` never need it.
+paths `/health`, `/ready`, `/ping`, `/ui`, `/docs` and `/openapi.json` never need it.
+
+`AIP_HEALTH_ROUTE` and `AIP_PREDICT_ROUTE` stand for the values of the environment variables that Vertex AI sets.
 """
 
 
 def http() -> str:
     """Return the page of the HTTP API, from its OpenAPI description."""
+    from bertsmith.serving.aliases import VertexRoutes
     from bertsmith.serving.app import create_app
 
-    about = create_app(lambda: None, None, None).openapi()  # neither counts nor limits are in the description
+    vertex = VertexRoutes("AIP_HEALTH_ROUTE", "AIP_PREDICT_ROUTE")
+    # Neither counts nor limits are in the description.
+    about = create_app(lambda: None, None, None, vertex=vertex).openapi()
     schemas = about["components"]["schemas"]
     parts, statuses = [_HTTP], dict[str, str]()
     for path, methods in about["paths"].items():
@@ -369,11 +376,19 @@ def http() -> str:
             parts.append(f"Statuses: {', '.join(f'`{code}`' for code in sorted(answers))}.\n")
     parts.append(f"## Statuses\n\n{_table(('status', 'meaning'), sorted(statuses.items()))}")
     parts.append("## Answers\n")
-    for name in dict.fromkeys(re.findall(r"#/components/schemas/(\w+)", str([*_answers(about)]))):
+    for name in _named(schemas, [*_answers(about)]):
         parts.append(f"### {name}\n\n{_plain(schemas[name]['description'])}\n")
         fields = schemas[name]["properties"].items()
         parts.append(_table(("field", "type"), ((f"`{key}`", _json_type(schema)) for key, schema in fields)))
     return "\n".join(parts)
+
+
+def _named(schemas: dict[str, Any], part: Any) -> dict[str, None]:
+    """Return the names of the schemas in a part of the description, and of those in them, in order."""
+    found: dict[str, None] = {}
+    for name in re.findall(r"#/components/schemas/(\w+)", str(part)):
+        found |= {name: None} | _named(schemas, schemas[name])
+    return found
 
 
 def _answers(about: dict[str, Any]) -> Iterator[Any]:
@@ -397,6 +412,8 @@ def _fields(schemas: dict[str, Any], name: str, prefix: str = "") -> Iterator[tu
 def _json_type(schema: dict[str, Any]) -> str:
     if alternatives := schema.get("anyOf") or schema.get("oneOf"):
         return " or ".join(dict.fromkeys(_json_type(s) for s in alternatives if s.get("type") != "null"))
+    if "$ref" in schema:
+        return str(schema["$ref"].rpartition("/")[2])
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if schema.get("type") == "array":

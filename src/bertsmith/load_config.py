@@ -18,8 +18,8 @@ from bertsmith.config import Config
 from bertsmith.errors import ConfigError, did_you_mean, listing, quoted, shorten
 
 ENV_PREFIX = "BERTSMITH_"
-TOKEN = "BERTSMITH_TOKEN"
-"""The token of a server: an environment variable, but not a setting."""
+TOKEN, RUN, HOST = "BERTSMITH_TOKEN", "BERTSMITH_RUN", "BERTSMITH_HOST"
+"""Environment variables of a server, which are not settings: its token, and its arguments."""
 
 
 def resolve(
@@ -135,7 +135,7 @@ def _contradictions(config: Config, sources: Mapping[str, str], api: bool) -> li
 def _environment_layer(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
     layer: dict[str, tuple[Any, str]] = {}
     for key, text in environ.items():
-        if key.upper().startswith(ENV_PREFIX) and key != TOKEN and text:
+        if key.upper().startswith(ENV_PREFIX) and key not in (TOKEN, RUN, HOST) and text:
             name = key[len(ENV_PREFIX) :].lower()
             layer[name] = parse_assignments(text.split()) if name == "set" else text, f"environment variable {key}"
     return layer

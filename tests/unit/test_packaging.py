@@ -90,7 +90,7 @@ COMMANDS_RUN = """
 from bertsmith.cli.app import main
 for arguments in json.load(sys.stdin):
     said = io.StringIO()
-    with contextlib.redirect_stderr(said):
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         try: main(arguments)
         except SystemExit as end: print(json.dumps([end.code, said.getvalue()]))
 """
@@ -163,9 +163,11 @@ def _light(code, given, named):
 
 
 def test_every_command_names_the_extra_it_needs(named):
-    runs_in_the_light_base = {"methods"}
+    runs_in_the_light_base = {"methods", "doctor"}
     assert {command.split()[0] for command in NEEDED_BY_COMMAND} == set(COMMANDS) - runs_in_the_light_base
-    found = _light(COMMANDS_RUN, [command.split() for command in NEEDED_BY_COMMAND], named)
+    commands = [command.split() for command in [*NEEDED_BY_COMMAND, "doctor", "doctor --json"]]
+    *found, text, as_json = _light(COMMANDS_RUN, commands, named)
+    assert text == as_json == [0, ""]
     for (command, extra), (code, said) in zip(NEEDED_BY_COMMAND.items(), found, strict=True):
         assert code == 2, (command, said)
         assert f"pip install 'bertsmith[{extra}]'" in said, command

@@ -25,6 +25,7 @@ from bertsmith.tasks.registry import get_task
 
 uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
+from bertsmith.serving.aliases import VertexRoutes  # noqa: E402
 from bertsmith.serving.app import create_app  # noqa: E402
 from bertsmith.serving.batcher import Batcher, QueueFullError  # noqa: E402
 from bertsmith.serving.loader import Loader, ServerConfig, Service  # noqa: E402
@@ -35,9 +36,9 @@ from bertsmith.serving.signals import stop_accepting  # noqa: E402
 
 
 @contextmanager
-def running(get_service, metrics=None, limits=None, token=None):
+def running(get_service, metrics=None, limits=None, token=None, **more):
     """Run a server in a thread; give a function that sends a request."""
-    app = create_app(get_service, metrics or ServerMetrics(), limits or Limits(), token)
+    app = create_app(get_service, metrics or ServerMetrics(), limits or Limits(), token, **more)
     listening = _listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
@@ -113,6 +114,64 @@ def _by_label(scores):
 def _matches(scores, expected):
     assert [entry["label"] for entry in scores] == [entry["label"] for entry in expected]
     assert [entry["score"] for entry in scores] == pytest.approx([entry["score"] for entry in expected], abs=1e-5)
+
+
+# -- platforms -----------------------------------------------------------------------------------------------------
+
+
+def test_sagemaker_asks_for_ping_and_invocations(ask):
+    assert ask("/ping")[:2] == (200, {"status": "ready"})
+    for body in ({"inputs": TEXTS}, {"inputs": TEXTS[0], "parameters": {"top_k": None}}):
+        assert ask("/invocations", body)[:2] == ask("/", body)[:2]
+    assert ask("/invocations", {"inputs": " "})[0] == 422
+    with running(lambda: None, token="sesame") as starting:
+        assert starting("/ping")[0] == 503  # the model is loading
+        assert starting("/invocations", {"inputs": "a"})[0] == 401
+
+
+def test_classify_follows_vllm(ask, classifier):
+    expected = classifier.predict_proba(TEXTS)
+    status, answer, _ = ask("/classify", {"model": "any", "input": TEXTS})
+    assert status == 200
+    assert answer["object"] == "list"
+    assert answer["id"] != ask("/classify", {"input": TEXTS})[1]["id"]
+    assert answer["model"] == ask("/info")[1]["model"]
+    assert answer["usage"]["total_tokens"] == answer["usage"]["prompt_tokens"] == sum(classifier.count_tokens(TEXTS))
+    assert [entry["index"] for entry in answer["data"]] == list(range(len(TEXTS)))
+    for entry, row in zip(answer["data"], expected, strict=True):
+        assert entry["probs"] == pytest.approx(row.tolist(), abs=1e-6)
+        assert entry["label"] == classifier.labels.texts[row.argmax()]
+        assert entry["num_classes"] == len(row)
+    assert len(ask("/classify", {"input": TEXTS[0]})[1]["data"]) == 1
+    status, answer, _ = ask("/classify", {"input": ["a", "cat " * 300]})
+    assert (status, answer["error"][:9]) == (413, "input[1]:")
+    assert ask("/classify", {"input": ["a", " "]})[1]["error"].startswith("input[1]: ")
+
+
+@pytest.mark.parametrize("routes", [("/h/1", "/v1/endpoints/1:predict"), ("/health", "/predict")])
+def test_vertex_names_its_routes(routes, ask, finished):
+    health, predict = routes
+    service = None
+    with running(lambda: service, vertex=VertexRoutes(health, predict), token="sesame") as vertex:
+        assert vertex(health)[0] == 503  # the model is loading
+        loader = Loader(ServerConfig(str(finished), device="cpu", runtime="torch"), ServerMetrics())
+        loader.load()
+        service = loader.service
+        assert vertex(health)[:2] == (200, {"status": "ready"})
+        assert vertex(predict, {"instances": TEXTS})[0] == 401
+        sesame = {"X-API-Key": "sesame"}
+        status, answer, _ = vertex(predict, {"instances": TEXTS}, sesame)
+        assert (status, answer) == (200, {"predictions": ask("/", {"inputs": TEXTS})[1]})
+        parameters = {"top_k": 2}
+        answer = vertex(predict, {"instances": TEXTS[:1], "parameters": parameters}, sesame)[1]
+        assert answer["predictions"] == ask("/", {"inputs": TEXTS[:1], "parameters": parameters})[1]
+        for instances in ([], ["a", " "], "a"):
+            status, answer, _ = vertex(predict, {"instances": instances}, sesame)
+            assert (status, answer["error"][:9]) == (422, "instances")
+
+
+def test_the_compute_type_names_device_and_runtime(ask):
+    assert ask("/predict", {"inputs": "a"})[2]["x-compute-type"] == "cpu+torch"
 
 
 # -- formats -------------------------------------------------------------------------------------------------------
@@ -343,7 +402,7 @@ def test_private_paths_need_the_token():
         assert {"http", "apiKey"} == {scheme["type"] for scheme in described["components"]["securitySchemes"].values()}
         assert [
             path for path, ways in described["paths"].items() if any("security" in way for way in ways.values())
-        ] == ["/predict", "/", "/explain", "/info", "/metrics"]
+        ] == ["/predict", "/", "/explain", "/info", "/metrics", "/invocations", "/classify"]
     batcher.close()
 
 
@@ -633,6 +692,16 @@ def test_serve_exits_with_2_on_wrong_arguments(cli, tmp_path, monkeypatch):
     code, _, err = cli("serve", tmp_path / "none")
     assert code == 2
     assert "none" in err
+    monkeypatch.setenv("BERTSMITH_RUN", str(tmp_path / "elsewhere"))
+    code, _, err = cli("serve")
+    assert code == 2
+    assert "elsewhere" in err
+    for name, value in (("AIP_PREDICT_ROUTE", "predict"), ("AIP_HTTP_PORT", "99999")):
+        monkeypatch.setenv(name, value)
+        code, _, err = cli("serve")
+        assert code == 2
+        assert name in err
+        monkeypatch.delenv(name)
     monkeypatch.setenv("BERTSMITH_TOKEN", " ")
     code, _, err = cli("serve", tmp_path)
     assert code == 2

@@ -26,6 +26,8 @@ from bertsmith.training.distributed import rank_and_world_size
 RANK_0_SECONDS = 30.0
 """Time that other ranks wait before they exit with an error, so that rank 0 can report it first."""
 
+_COMPLETE = "_BERTSMITH_COMPLETE"
+"""The environment variable by which a shell asks for completions, in a call without arguments."""
 COMMANDS = (
     "demo",
     "inspect",
@@ -42,6 +44,7 @@ COMMANDS = (
     "methods",
     "verify",
     "pack",
+    "doctor",
 )
 """Each is a function of this name in a module of this name."""
 _NEEDS = dict.fromkeys(COMMANDS, "train") | {
@@ -51,6 +54,7 @@ _NEEDS = dict.fromkeys(COMMANDS, "train") | {
     "predict": None,
     "serve": None,
     "methods": None,
+    "doctor": None,
 }
 """The extra that a command needs as a whole; for the others the package that is missing decides."""
 
@@ -81,7 +85,6 @@ def app(command: str = "") -> typer.Typer:
         help="Train text classifiers from labelled tables, by fine-tuning BERT-family models.",
         epilog="Start with:  bertsmith inspect reviews.csv   then:  bertsmith train reviews.csv -o runs/reviews",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     )
@@ -131,6 +134,8 @@ def _run(arguments: list[str], debug: bool) -> tuple[int, str]:
     """Run a command; return its exit code and a message."""
     try:
         command = typer.main.get_command(app(*arguments[:1]))
+        if _COMPLETE in os.environ:  # a shell asks for completions
+            command.main(arguments, prog_name="bertsmith")
         # command.main() would exit with 1 on a closed pipe.
         with command.make_context("bertsmith", arguments) as context:
             command.invoke(context)

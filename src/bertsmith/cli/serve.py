@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bertsmith.cli.options import DecisionRule, LongTexts, RunOrExport, Runtime
-from bertsmith.errors import ConfigError
-from bertsmith.load_config import TOKEN
+from bertsmith.cli.options import DecisionRule, LongTexts, Runtime
+from bertsmith.errors import ConfigError, listing
+from bertsmith.load_config import HOST, RUN, TOKEN
 from bertsmith.serving.signals import handle_signals
 
 
 def serve(
     *,
-    run: RunOrExport,
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            envvar=RUN,
+            show_default=False,
+            help="Run folder of bertsmith train, or folder of bertsmith export.",
+        ),
+    ],
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0 listens on all addresses.")
+        str,
+        typer.Option(metavar="ADDRESS", envvar=HOST, help="Address to listen on; 0.0.0.0 listens on all addresses."),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="Port; 0 selects a free one.")] = 8080,
+    port: Annotated[
+        int,
+        typer.Option(min=0, max=65535, metavar="N", envvar="AIP_HTTP_PORT", help="Port; 0 selects a free one."),
+    ] = 8080,
     workers: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="Number of server processes.")] = 1,
     device: Annotated[str, typer.Option(metavar="auto|cuda|xpu|mps|cpu", help="Device to compute on.")] = "auto",
     runtime: Runtime = "auto",
@@ -47,10 +60,21 @@ def serve(
             f"the environment variable {TOKEN} is empty", remedy="Set a token, or unset it to serve without one."
         )
     with handle_signals() as signals:
+        from bertsmith.serving.aliases import VertexRoutes
         from bertsmith.serving.loader import ServerConfig
         from bertsmith.serving.middleware import Limits
         from bertsmith.serving.server import serve as run_server
 
         limits = Limits(max_body, max_texts, max_characters, timeout, max_wait)
-        config = ServerConfig(str(run), host, port, workers, device, decision_rule, runtime, limits, token, long)
+        vertex = VertexRoutes(os.environ.get("AIP_HEALTH_ROUTE") or None, os.environ.get("AIP_PREDICT_ROUTE") or None)
+        wrong = [path for path in (vertex.health, vertex.predict) if path is not None and not path.startswith("/")]
+        if wrong or (vertex.health is not None and vertex.health == vertex.predict):
+            raise ConfigError(
+                f"these are not two different paths: {listing(path or '' for path in (vertex.health, vertex.predict))}",
+                where="environment variables AIP_HEALTH_ROUTE and AIP_PREDICT_ROUTE",
+                remedy="Let each begin with a slash.",
+            )
+        config = ServerConfig(
+            str(run), host, port, workers, device, decision_rule, runtime, limits, token, long, vertex
+        )
         run_server(config, signals)

@@ -51,12 +51,20 @@ def use_cores(n: int | None) -> None:
 def cores() -> int:
     """Return the number of cores this process may use.
 
-    That is the minimum of its CPU affinity, its container's CPU limit, ``OMP_NUM_THREADS`` and `use_cores`.
+    That is the minimum of `core_limits`.
     """
-    limits = [affinity_cores(), control_group_cores()]
+    return max(1, min(core_limits().values()))
+
+
+def core_limits() -> dict[str, int]:
+    """Return what limits the number of cores: CPU affinity, container, ``OMP_NUM_THREADS``, `use_cores`."""
+    limits = {
+        "the cores that this process may use": affinity_cores(),
+        "the CPU limit of the container": control_group_cores(),
+    }
     omp_threads = os.environ.get("OMP_NUM_THREADS", "")
     if omp_threads.isdigit() and int(omp_threads) > 0:
-        limits.append(int(omp_threads))
+        limits["the environment variable OMP_NUM_THREADS"] = int(omp_threads)
     if _limit:
-        limits.append(_limit)
-    return max(1, min(limits))
+        limits["the setting threads"] = _limit
+    return limits

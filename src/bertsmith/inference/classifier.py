@@ -146,6 +146,11 @@ class Classifier(ModelPredictor):
         self.dtype, self._compute_model = dtype, with_layer_dtype(self.loaded, dtype)
         return self
 
+    @property
+    def compute_type(self) -> str:
+        """What computes: see `ModelPredictor.compute_type`."""
+        return f"{self.loaded.device.type}+torch"
+
     def __repr__(self) -> str:
         return f"Classifier({len(self.labels)} classes, {self.loaded.model.config.model_type}, {self.loaded.device})"
 

@@ -184,6 +184,11 @@ class Exported(ModelPredictor):
         return f"Exported({len(self.labels)} classes, {self.about.format} {self.about.precision})"
 
     @property
+    def compute_type(self) -> str:
+        """What computes: see `ModelPredictor.compute_type`."""
+        return f"cpu+{self.about.format}"
+
+    @property
     def max_length(self) -> int:
         """Tokens of a text that the model reads."""
         return self.about.max_length

@@ -157,6 +157,11 @@ class ModelPredictor(Predictor):
     columns: Sequence[str] = ("input_ids",)
 
     @property
+    def compute_type(self) -> str:
+        """What computes, for the server: device and runtime, such as ``"cpu+onnx"`` or ``"cuda+torch"``."""
+        return "cpu"
+
+    @property
     @abstractmethod
     def max_length(self) -> int:
         """Tokens of a text that the model reads."""

@@ -22,6 +22,7 @@ from bertsmith import __version__
 from bertsmith.data.template import Template, Texts, is_empty, normalise_text, segments
 from bertsmith.errors import DataError, UserError
 from bertsmith.inference.predictor import ModelPredictor
+from bertsmith.serving.aliases import Endpoints, VertexRoutes, add_aliases
 from bertsmith.serving.batcher import QueueFullError
 from bertsmith.serving.loader import Service
 from bertsmith.serving.middleware import Limits, Middleware
@@ -29,6 +30,7 @@ from bertsmith.serving.prometheus import ServerMetrics
 from bertsmith.serving.schemas import (
     ExplainRequest,
     Health,
+    Parameters,
     PipelineRequest,
     PredictRequest,
     Problem,
@@ -46,7 +48,11 @@ TOKENIZE_IN_THREAD = 20_000
 
 
 def create_app(
-    get_service: Callable[[], Service | None], server_metrics: ServerMetrics, limits: Limits, token: str | None = None
+    get_service: Callable[[], Service | None],
+    server_metrics: ServerMetrics,
+    limits: Limits,
+    token: str | None = None,
+    vertex: VertexRoutes = VertexRoutes(),  # noqa: B008 - immutable
 ) -> FastAPI:
     """Create the application.
 
@@ -55,6 +61,7 @@ def create_app(
         server_metrics: counts requests and batches.
         limits: limits of a request.
         token: token that requests must send; ``None``: requests need no token.
+        vertex: routes that Vertex AI asks for.
     """
     app: FastAPI = FastAPIOffline(
         title="bertsmith",
@@ -87,12 +94,12 @@ def create_app(
         return service
 
     async def classify(
-        request: Request, items: Sequence[Any], *, truncate: bool, side: str
+        request: Request, items: Sequence[Any], *, truncate: bool, side: str, field: str = "inputs"
     ) -> tuple[np.ndarray, ModelPredictor]:
         """Return adjusted logits of shape (texts, classes), and set the headers and log fields of the request."""
         start, batcher = time.perf_counter(), require_service().batcher
         classifier = batcher.classifier
-        texts = _read(items, classifier.template, limits)
+        texts = _read(items, classifier.template, limits, field)
         encode = partial(classifier.encode, texts, truncate=False)
         characters = sum(len(segment) for text in texts for segment in segments(text))
         tokens = await asyncio.to_thread(encode) if characters > TOKENIZE_IN_THREAD else encode()
@@ -101,8 +108,9 @@ def create_app(
         tokens = tokens.truncate(max_length, left=True) if left else classifier.read(tokens)
         too_long = np.flatnonzero(tokens.is_truncated)
         if len(too_long) and not truncate:
-            first = f"inputs[{too_long[0]}]: {tokens.full_lengths[too_long[0]]:,} tokens"
-            raise RequestError(413, f"{first}, at most {max_length:,}; set truncate to true to truncate the text")
+            first = f"{field}[{too_long[0]}]: {tokens.full_lengths[too_long[0]]:,} tokens, at most {max_length:,}"
+            remedy = "set truncate to true to truncate the text" if field == "inputs" else "POST / truncates texts"
+            raise RequestError(413, f"{first}; {remedy}")
         n_tokens = int(tokens.truncated_lengths.sum())
         encoded = time.perf_counter()
         async with asyncio.timeout(limits.seconds):
@@ -113,7 +121,7 @@ def create_app(
         server_metrics.queue_tokens.set(batcher.queued_tokens)
         request.state.log_fields = {"texts": len(texts), "tokens": n_tokens, "queue_ms": round(1000 * queue_seconds, 2)}
         request.state.headers = {
-            "x-compute-type": "cpu",
+            "x-compute-type": classifier.compute_type,
             "x-compute-characters": str(characters),
             "x-compute-tokens": str(n_tokens),
             "x-tokenization-time": _ms(encoded - start),
@@ -151,13 +159,9 @@ def create_app(
         single = not isinstance(body.inputs, list)
         items: list[Any] = body.inputs if isinstance(body.inputs, list) else [body.inputs]
         logits, classifier = await classify(request, items, truncate=True, side="right")
-        top_k, has_top_k = body.parameters.top_k, "top_k" in body.parameters.model_fields_set
-        function = body.parameters.function_to_apply
-        scores = apply_function(logits, function) if function else classifier.task.scores(logits)
-        answer = rank_labels(scores, classifier.labels.texts, top_k if has_top_k else 1)
-        if not has_top_k:
-            return JSONResponse([best for (best,) in answer], headers=request.state.headers)
-        return JSONResponse(answer[0] if single else answer, headers=request.state.headers)
+        answer = _rank(logits, classifier, body.parameters)
+        has_top_k = "top_k" in body.parameters.model_fields_set
+        return JSONResponse(answer[0] if single and has_top_k else answer, headers=request.state.headers)
 
     unavailable = {"model": Problem, "description": "This server cannot explain."}
 
@@ -210,6 +214,13 @@ def create_app(
         """Return the server's metrics in the Prometheus text format."""
         return Response(server_metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    options = {"responses": problems, "dependencies": secured}
+    unready = {503: problems[503]}
+    add_aliases(
+        app,
+        Endpoints(classify, pipeline, _rank, ready, lambda: str(require_service().info["model"]), options, unready),
+        vertex,
+    )
     page = importlib.resources.files("bertsmith.serving").joinpath("page.html").read_text(encoding="utf-8")
 
     @app.get("/ui", response_class=HTMLResponse)
@@ -241,7 +252,7 @@ def create_app(
             return error_response(
                 400, f"the body is not valid JSON: character {broken['loc'][-1]}: {broken['ctx']['error']}"
             )
-        return error_response(422, validation_message(error, nested=request.url.path == "/predict"))
+        return error_response(422, validation_message(error, nested=request.url.path == "/predict" != vertex.predict))
 
     @app.exception_handler(HTTPException)
     async def on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
@@ -253,33 +264,49 @@ def create_app(
     async def on_user_error(request: Request, error: UserError) -> JSONResponse:
         return error_response(503, error.what)
 
-    app.add_middleware(Middleware, get_service=get_service, limits=limits, token=token, server_metrics=server_metrics)
+    app.add_middleware(
+        Middleware,
+        get_service=get_service,
+        limits=limits,
+        token=token,
+        server_metrics=server_metrics,
+        health_path=vertex.health,
+    )
     return app
 
 
-def _read(items: Sequence[Any], template: Template, limits: Limits) -> Texts:
+def _rank(logits: np.ndarray, classifier: ModelPredictor, parameters: Parameters) -> list[Any]:
+    """Return the labels of each text with their scores, best first; without ``top_k``, only the best one."""
+    has_top_k, function = "top_k" in parameters.model_fields_set, parameters.function_to_apply
+    scores = apply_function(logits, function) if function else classifier.task.scores(logits)
+    ranked = rank_labels(scores, classifier.labels.texts, parameters.top_k if has_top_k else 1)
+    return ranked if has_top_k else [best for (best,) in ranked]
+
+
+def _read(items: Sequence[Any], template: Template, limits: Limits, field: str = "inputs") -> Texts:
     """Return the texts of a request, with lone surrogates replaced, which no tokenizer accepts.
 
     Args:
         items: strings, lists of one or two strings, and objects of columns.
         template: the columns that the model reads.
         limits: limits of a request.
+        field: where the items are, for messages.
 
     Raises:
         RequestError: if there are too many texts, one is empty or too long, or one does not fit the template.
     """
     if len(items) > limits.texts:
-        raise RequestError(422, f"inputs: {len(items):,} texts, at most {limits.texts:,} in one request")
+        raise RequestError(422, f"{field}: {len(items):,} texts, at most {limits.texts:,} in one request")
     try:
         texts = template.read([_as_item(item) for item in items])
     except DataError as error:
-        raise RequestError(422, re.sub(r"^item (\d+) (is )?", r"inputs[\1]: ", error.what)) from error
+        raise RequestError(422, re.sub(r"^item (\d+) (is )?", rf"{field}[\1]: ", error.what)) from error
     for i, text in enumerate(texts):
         n = sum(map(len, segments(text)))
         if n > limits.characters:
-            raise RequestError(422, f"inputs[{i}]: {n:,} characters, at most {limits.characters:,}")
+            raise RequestError(422, f"{field}[{i}]: {n:,} characters, at most {limits.characters:,}")
         if is_empty(normalise_text(text)):
-            raise RequestError(422, f"inputs[{i}]: the text is empty")
+            raise RequestError(422, f"{field}[{i}]: the text is empty")
     return texts
 
 

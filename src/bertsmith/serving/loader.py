@@ -17,6 +17,7 @@ from bertsmith.folders.run import Run
 from bertsmith.inference.exported import Exported, ExportInfo, is_export
 from bertsmith.inference.load import open_classifier
 from bertsmith.inference.predictor import ModelPredictor
+from bertsmith.serving.aliases import VertexRoutes
 from bertsmith.serving.batcher import Batcher
 from bertsmith.serving.middleware import Limits
 from bertsmith.serving.prometheus import ServerMetrics
@@ -36,6 +37,7 @@ class ServerConfig:
         limits: limits of a request.
         token: token that requests must send; ``None``: requests need no token.
         long: see `open_classifier`.
+        vertex: routes that Vertex AI asks for.
     """
 
     path: str
@@ -48,6 +50,7 @@ class ServerConfig:
     limits: Limits = field(default_factory=Limits)
     token: str | None = None
     long: str = "auto"
+    vertex: VertexRoutes = field(default_factory=VertexRoutes)
 
 
 @dataclass

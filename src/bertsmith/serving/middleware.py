@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("bertsmith.serving")
 
-PUBLIC_PATHS = ("/health", "/ready", "/ui", "/docs", "/openapi.json")
+PUBLIC_PATHS = ("/health", "/ready", "/ping", "/ui", "/docs", "/openapi.json")
 """Paths that need no token."""
 DOCS_ASSETS = "/static-offline-docs/"
 """Prefix of the scripts and styles of ``/docs``, which need no token either."""
-KNOWN_PATHS = ("/predict", "/", "/explain", "/info", "/metrics", *PUBLIC_PATHS)
+KNOWN_PATHS = ("/predict", "/", "/invocations", "/classify", "/explain", "/info", "/metrics", *PUBLIC_PATHS)
 """Paths with metrics of their own; the metrics call every other path ``other``."""
 MAX_EXCESS = 10
 """A body that is too long is read up to this many times the limit, so that the client can receive the response."""
@@ -66,7 +66,9 @@ class Middleware:
         limits: Limits,
         token: str | None,
         server_metrics: ServerMetrics,
+        health_path: str | None = None,
     ) -> None:
+        self.public_paths = {*PUBLIC_PATHS, health_path}
         self.app, self.get_service, self.limits, self.token = app, get_service, limits, token
         self.server_metrics = server_metrics
         self.n_refused, self.last_refusal_logged = 0, 0.0
@@ -126,7 +128,7 @@ class Middleware:
         return queue_full_response(service.batcher.retry_after)
 
     def _check_token(self, scope: Scope) -> Response | None:
-        if self.token is None or scope["path"] in PUBLIC_PATHS or scope["path"].startswith(DOCS_ASSETS):
+        if self.token is None or scope["path"] in self.public_paths or scope["path"].startswith(DOCS_ASSETS):
             return None
         headers = {name.lower(): value for name, value in scope["headers"]}
         sent = headers.get(b"x-api-key", b"")

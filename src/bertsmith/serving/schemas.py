@@ -96,11 +96,67 @@ class ExplainRequest(_RequestModel):
     inputs: Annotated[_Text | _Pair | _Columns, Discriminator(_nested_kind)] = Field(examples=["great phone"])
 
 
+class ClassifyRequest(_RequestModel):
+    """Request of vLLM: a text, or a list of texts."""
+
+    input: Annotated[_Text | _Columns | _Items, Discriminator(_kind)] = Field(
+        description="A text, an object with the columns that the model reads, or a list of these.",
+        examples=["great phone", ["great phone", "never again"]],
+    )
+    model: str | None = Field(None, description="Ignored: the server has one model.")
+    user: str | None = Field(None, description="Ignored.")
+
+
+class VertexRequest(_RequestModel):
+    """Request of Vertex AI."""
+
+    instances: list[_Item] = Field(
+        min_length=1,
+        description="Texts, or objects with the columns that the model reads.",
+        examples=[["great phone", "never again"]],
+    )
+    parameters: Parameters = Parameters()
+
+
 class Score(BaseModel):
     """A label and its score."""
 
     label: str
     score: float
+
+
+class Predictions(BaseModel):
+    """Response of Vertex AI: the best label of each instance, or the best labels with ``top_k``."""
+
+    predictions: list[Score] | list[list[Score]]
+
+
+class ClassifiedText(BaseModel):
+    """The label of a text, in the format of vLLM."""
+
+    index: int
+    label: str
+    probs: list[float]
+    num_classes: int
+
+
+class Usage(BaseModel):
+    """Tokens of a request, in the format of vLLM."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int
+
+
+class Classified(BaseModel):
+    """Response of vLLM's classification."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    data: list[ClassifiedText]
+    usage: Usage
 
 
 class Problem(BaseModel):

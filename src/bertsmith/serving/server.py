@@ -28,6 +28,7 @@ from filelock import FileLock
 from bertsmith.compute.machine import cores
 from bertsmith.compute.system import RELOAD_SIGNAL, block_terminal_signals, own_port
 from bertsmith.errors import ConfigError, UserError
+from bertsmith.serving.aliases import VertexRoutes
 from bertsmith.serving.app import create_app
 from bertsmith.serving.loader import Loader, ServerConfig, log, log_event, open_model
 from bertsmith.serving.middleware import Limits
@@ -72,7 +73,7 @@ def serve(config: ServerConfig, signals: SignalFlags) -> None:
 async def _serve_from_this_process(config: ServerConfig, listening: socket.socket, signals: SignalFlags) -> None:
     """Serve from one process. Requests get 503 until the model is loaded."""
     loader = Loader(config, ServerMetrics())
-    app = create_app(lambda: loader.service, loader.metrics, config.limits, config.token)
+    app = create_app(lambda: loader.service, loader.metrics, config.limits, config.token, config.vertex)
     server = _Server(_uvicorn_config(app, config))
 
     def shut_down() -> None:
@@ -114,7 +115,7 @@ class _LoadingServer(_Server):
     """
 
     def __init__(self, config: ServerConfig, listening: socket.socket, shared: Path) -> None:
-        app = create_app(lambda: None, ServerMetrics(), config.limits, config.token)
+        app = create_app(lambda: None, ServerMetrics(), config.limits, config.token, config.vertex)
         super().__init__(_uvicorn_config(app, config, timeout_graceful_shutdown=HANDOVER_SECONDS))
         self.shared = shared
         (shared / LOADING).touch()
@@ -194,7 +195,8 @@ def worker_app() -> FastAPI:
     _set_up_log()
     threading.Thread(target=_terminate_with_parent, daemon=True).start()
     content = json.loads(os.environ[CONFIG_VARIABLE])
-    config = ServerConfig(**{**content, "limits": Limits(**content["limits"])})
+    nested = {"limits": Limits(**content["limits"]), "vertex": VertexRoutes(**content["vertex"])}
+    config = ServerConfig(**{**content, **nested})
     shared = Path(os.environ[MULTIPROC_DIR])
     loader, signals = Loader(config, ServerMetrics()), SignalFlags()
     lock = FileLock(shared / "reload.lock")  # workers reload in turn: memory holds one extra model in total
@@ -210,7 +212,7 @@ def worker_app() -> FastAPI:
     parent = multiprocessing.parent_process()
     while (shared / LOADING).exists() and parent is not None and parent.is_alive():
         time.sleep(0.02)
-    return create_app(lambda: loader.service, loader.metrics, config.limits, config.token)
+    return create_app(lambda: loader.service, loader.metrics, config.limits, config.token, config.vertex)
 
 
 def _terminate_with_parent() -> None:

@@ -1,0 +1,116 @@
+"""Routes that hosting platforms and other servers' clients expect: SageMaker, Vertex AI, vLLM."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+
+from bertsmith.inference.predictor import ModelPredictor
+from bertsmith.serving.schemas import (
+    Classified,
+    ClassifyRequest,
+    Health,
+    Parameters,
+    PipelineRequest,
+    Predictions,
+    Score,
+    VertexRequest,
+)
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """The functions behind the routes; see `bertsmith.serving.app`.
+
+    Attributes:
+        classify: returns adjusted logits, shape (texts, classes), and the classifier.
+        pipeline: answers like Hugging Face's ``pipeline``.
+        rank: returns the labels of each text with their scores, as the parameters of a request say.
+        ready: reports whether the server can classify.
+        model_name: returns the name of the model.
+        options: arguments of the routes that classify.
+        unready: responses of the routes that report whether the server can classify.
+    """
+
+    classify: Callable[..., Awaitable[tuple[np.ndarray, ModelPredictor]]]
+    pipeline: Callable[[PipelineRequest, Request], Awaitable[Response]]
+    rank: Callable[[np.ndarray, ModelPredictor, Parameters], Sequence[Any]]
+    ready: Callable[[], Awaitable[dict[str, str]]]
+    model_name: Callable[[], str]
+    options: dict[str, Any]
+    unready: dict[int | str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class VertexRoutes:
+    """The routes that Vertex AI asks for; ``None`` elsewhere.
+
+    Attributes:
+        health: the variable ``AIP_HEALTH_ROUTE``.
+        predict: the variable ``AIP_PREDICT_ROUTE``.
+    """
+
+    health: str | None = None
+    predict: str | None = None
+
+
+def add_aliases(app: FastAPI, endpoints: Endpoints, vertex: VertexRoutes) -> None:
+    """Add the routes. A route that Vertex AI asks for replaces another with its path."""
+    taken = {vertex.health, vertex.predict}
+    app.router.routes = [route for route in app.router.routes if getattr(route, "path", "") not in taken]
+
+    @app.post("/invocations", response_model=list[Score] | list[list[Score]], **endpoints.options)
+    async def invocations(body: PipelineRequest, request: Request) -> Response:
+        """Do the same as `POST /`, under the name that SageMaker asks for."""
+        return await endpoints.pipeline(body, request)
+
+    @app.get("/ping", response_model=Health, responses=endpoints.unready)
+    async def ping() -> dict[str, str]:
+        """Do the same as `GET /ready`, under the name that SageMaker asks for."""
+        return await endpoints.ready()
+
+    @app.post("/classify", response_model=Classified, **endpoints.options)
+    async def classify(body: ClassifyRequest, request: Request) -> Response:
+        """Classify a text or a list of texts, in the format of vLLM: the best label and all probabilities.
+
+        `probs` has the order of `labels` of `/info`.
+        """
+        items: list[Any] = body.input if isinstance(body.input, list) else [body.input]
+        logits, classifier = await endpoints.classify(request, items, truncate=False, side="right", field="input")
+        texts = classifier.labels.texts
+        data = [
+            {"index": i, "label": texts[int(row.argmax())], "probs": row.tolist(), "num_classes": len(texts)}
+            for i, row in enumerate(np.asarray(classifier.task.scores(logits), dtype=np.float64))
+        ]
+        tokens = request.state.log_fields["tokens"]
+        answer = {
+            "id": f"classify-{uuid.uuid4().hex}",
+            "object": "list",
+            "created": int(time.time()),
+            "model": endpoints.model_name(),
+            "data": data,
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0},
+        }
+        return JSONResponse(answer, headers=request.state.headers)
+
+    async def vertex_predict(body: VertexRequest, request: Request) -> Response:
+        """Classify instances, each a text or an object of columns, in the format of Vertex AI."""
+        logits, classifier = await endpoints.classify(
+            request, body.instances, truncate=True, side="right", field="instances"
+        )
+        predictions = endpoints.rank(logits, classifier, body.parameters)
+        return JSONResponse({"predictions": predictions}, headers=request.state.headers)
+
+    if vertex.predict is not None:
+        app.post(vertex.predict, response_model=Predictions, **endpoints.options)(vertex_predict)
+    if vertex.health is not None:
+        app.get(vertex.health, response_model=Health, responses=endpoints.unready, name="vertex_health")(
+            endpoints.ready
+        )

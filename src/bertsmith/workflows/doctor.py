@@ -1,0 +1,178 @@
+"""Describe this machine: what bertsmith would compute on, and which packages it lacks."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import platformdirs
+
+from bertsmith import __version__
+from bertsmith.compute.machine import core_limits, cores
+from bertsmith.errors import EXTRAS
+
+ENABLES = {
+    "tables": "Parquet, Feather, JSON arrays and data frames for predictions without torch",
+    "train": "training, tuning and evaluation; predictions from runs",
+    "excel": "Excel files",
+    "sql": "tables from databases",
+    "label-errors": "finding labels that are probably wrong",
+    "explain": "the words that moved a prediction",
+    "tune": "the search for better settings",
+    "export": "exports for ONNX Runtime and OpenVINO",
+    "openvino": "predictions with OpenVINO",
+    "ray": "predictions on many machines",
+}
+"""What each extra is for."""
+_PACKAGES = ("torch", "transformers", "tokenizers", "onnxruntime", "openvino", "numpy", "pandas", "pyarrow", "optuna")
+_DRIVERS = {"nvidia-smi": "NVIDIA", "rocm-smi": "AMD", "xpu-smi": "Intel"}
+"""Programs that come with the drivers of GPUs, and who makes the GPUs."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What would be used.
+
+    Attributes:
+        name: ``"device"``, ``"precision"``, ``"threads"``, ``"runtime"`` or ``"cache"``.
+        value: what it would be.
+        reason: why.
+    """
+
+    name: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Extra:
+    """An extra of bertsmith.
+
+    Attributes:
+        name: as in ``bertsmith[name]``.
+        enables: what it is for.
+        missing: its packages that are not installed.
+    """
+
+    name: str
+    enables: str
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `diagnose` finds.
+
+    Attributes:
+        machine: system, processor, cores, and bytes of memory where they are known.
+        versions: of Python, bertsmith and the installed packages that can change a result.
+        devices: a description of each type of device; ``None`` if it is not available.
+        choices: what would be used, and why.
+        extras: the extras, and what they lack.
+        problems: what is wrong, with the remedy.
+    """
+
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    devices: dict[str, str | None]
+    choices: tuple[Choice, ...]
+    extras: tuple[Extra, ...]
+    problems: tuple[str, ...]
+
+
+def diagnose(device: str = "auto") -> Diagnosis:
+    """Describe this machine. Imports torch if it is installed, and works without it.
+
+    Args:
+        device: the device to use, as in the settings.
+
+    Raises:
+        DeviceError: if torch is installed and the device is not available.
+    """
+    versions = {"python": platform.python_version(), "bertsmith": __version__}
+    for name in _PACKAGES:
+        if _is_installed(name):
+            versions[name] = importlib.metadata.version(name)
+    extras = tuple(
+        Extra(extra, enables, tuple(p for p, of in EXTRAS.items() if of == extra and not _is_installed(p)))
+        for extra, enables in ENABLES.items()
+    )
+    choices, devices, problems = _with_torch(device) if _is_installed("torch") else _without_torch()
+    return Diagnosis(_machine(), versions, devices, (*choices, *_other_choices()), extras, problems)
+
+
+def _is_installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def _machine() -> dict[str, Any]:
+    machine: dict[str, Any] = {
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+    }
+    if _is_installed("psutil"):
+        import psutil
+
+        from bertsmith.compute.system import free_memory
+
+        machine |= {"memory": int(psutil.virtual_memory().total), "free_memory": free_memory()}
+    if "torch" in sys.modules:
+        from bertsmith.compute.machine import cpu_capabilities
+
+        machine["processor"] = cpu_capabilities().get("cpu_name") or machine["processor"]
+    return machine
+
+
+def _with_torch(name: str) -> tuple[list[Choice], dict[str, str | None], tuple[str, ...]]:
+    import torch
+
+    from bertsmith.compute.device import available_devices, choose_device, choose_precision, describe_device
+
+    available = available_devices()
+    device = choose_device(name)
+    devices = {kind: describe_device(torch.device(kind)) if usable else None for kind, usable in available.items()}
+    precision, why = choose_precision(device)
+    if name != "auto":
+        reason = "the setting device"
+    elif device.type == "cpu":
+        reason = f"torch {torch.__version__} finds no GPU"
+    else:
+        reason = f"torch {torch.__version__} finds this GPU"
+    choices = [
+        Choice("device", f"{device.type}: {devices[device.type]}", reason),
+        Choice("precision", precision, f"in training, {why}"),
+    ]
+    drivers = [maker for program, maker in _DRIVERS.items() if shutil.which(program)]
+    problems = ()
+    if drivers and not any(usable for kind, usable in available.items() if kind != "cpu"):
+        problems = (
+            f"the driver of a GPU ({', '.join(drivers)}) is installed, but torch {torch.__version__} cannot use one. "
+            "Install the build of torch for it: https://pytorch.org/get-started/locally",
+        )
+    return choices, devices, problems
+
+
+def _without_torch() -> tuple[list[Choice], dict[str, str | None], tuple[str, ...]]:
+    devices: dict[str, str | None] = {"cpu": "CPU, for exports"}
+    return [Choice("device", "cpu: exports only", "torch is not installed")], devices, ()
+
+
+def _other_choices() -> list[Choice]:
+    from bertsmith.inference.runtime import RUNTIMES
+
+    used = cores()
+    reason = next(name for name, n in core_limits().items() if n == used)
+    runtimes = [name for name, runtime in RUNTIMES.items() if runtime.installed]
+    cache = platformdirs.user_cache_path("bertsmith", appauthor=False)
+    return [
+        Choice("threads", str(used), reason),
+        Choice("runtime", ", ".join(runtimes) or "none", "the installed runtimes of exports"),
+        Choice("cache", str(cache), "the cache folder of this system, for token ids"),
+    ]
