@@ -32,8 +32,8 @@ Every setting has one name. The table shows how to write `batch_size` in each pl
 | Python | `bertsmith.train(table, batch_size=16, …)` |
 
 Flags and Python arguments win over environment variables. Those win over the file, and the file wins over the defaults.
-bertsmith reports all wrong settings at once. From Python, `validation` and `test` also take a pandas data frame or a
-`datasets.Dataset`.
+bertsmith reports all wrong settings at once. From Python, `validation` and `test` also take a data frame, an Arrow
+table or a `datasets.Dataset`.
 
 The `set` setting passes any field of `transformers.TrainingArguments`:
 
@@ -125,8 +125,8 @@ def commands() -> str:
         whole = " ".join(f"bertsmith {name} {usage} [OPTIONS]".split())
         parts.append(f"```console\n$ {example}\n```\n\nUsage: `{whole}`\n")
         own = [p for p in options if p.name not in Config.model_fields]
-        rows = [(f"`{p.metavar}`", "", p.help) for p in arguments]
-        rows += [(_flags(p), _shown_default(p), _plain(p.help) + _range(p)) for p in own]
+        rows = [(f"`{p.metavar}`", "", p.help + _variable(p)) for p in arguments]
+        rows += [(_flags(p), _shown_default(p), _plain(p.help) + _range(p) + _variable(p)) for p in own]
         parts.append(_table(("argument or option", "default", "meaning"), rows))
         for step, title in _STEPS.items():
             flags = [f"`--{p.name.replace('_', '-')}`" for p in options if p.name in step.model_fields]
@@ -159,6 +159,10 @@ def _range(option: Any) -> str:
     if least is None:
         return ""
     return f" At least {least}." if most is None else f" From {least} to {most}."
+
+
+def _variable(option: Any) -> str:
+    return f" Environment variable: `{option.envvar}`." if option.envvar else ""
 
 
 # -- files -----------------------------------------------------------------------------------------------------------

@@ -91,6 +91,22 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repeatable")
 
+
+class ArrowTable:
+    """A table of another library, such as Polars: it has nothing but an Arrow stream and the names of its columns."""
+
+    def __init__(self, columns: Any) -> None:
+        import pyarrow as pa
+
+        given = pa.table(columns)
+        text = [pa.string_view() if pa.types.is_string(kind) else kind for kind in given.schema.types]
+        self._table = given.cast(pa.schema(zip(given.column_names, text, strict=True)))
+        self.columns = given.column_names
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        return self._table.__arrow_c_stream__(requested_schema)
+
+
 FAST = {"epochs": 3, "learning_rate": 1e-2, "head_rate": 1, "precision": "fp32", "device": "cpu", "consistency": 0}
 
 

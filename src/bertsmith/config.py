@@ -54,7 +54,7 @@ FilePath = Annotated[Path | None, BeforeValidator(_as_path)]
 
 
 class Source:
-    """A table that is not a file: a data frame, a dataset, or ``hf://owner/name``."""
+    """A table that is not a file: a data frame, an Arrow table, a dataset, or ``hf://owner/name``."""
 
     def __init__(self, table: Any) -> None:
         self.table = table
@@ -68,11 +68,23 @@ def _as_source(value: Any) -> Any:
         return Source(value) if value.startswith("hf://") else Path(_as_path(value))
     if value is None or isinstance(value, Path | Source):
         return value
-    if {kind.__module__.partition(".")[0] for kind in type(value).__mro__} & {"pandas", "datasets"}:
+    if _packages(value) & {"pandas", "datasets"} or is_arrow_table(value):
         return Source(value)
     raise PydanticCustomError(
-        "table", "Input should be a path, hf://owner/name, a pandas data frame or a datasets.Dataset"
+        "table", "Input should be a path, hf://owner/name, a data frame, an Arrow table or a datasets.Dataset"
     )
+
+
+def is_arrow_table(value: Any) -> bool:
+    """Return whether a value offers its rows as an Arrow stream, as tables of Polars, DuckDB and PyArrow do.
+
+    Data frames of pandas offer one too, but are read directly.
+    """
+    return hasattr(value, "__arrow_c_stream__") and not _packages(value) & {"pandas", "datasets"}
+
+
+def _packages(value: Any) -> set[str]:
+    return {kind.__module__.partition(".")[0] for kind in type(value).__mro__}
 
 
 TableSource = Annotated[
@@ -220,7 +232,9 @@ class TrainConfig(Step):
         description="Handling of imbalanced classes; auto: tune a decision rule after training.",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="Precision of training; the weights stay fp32."
+        "auto",
+        description="Precision of training; the weights stay fp32. auto: the fastest that the device computes well; "
+        "on Apple GPUs, bf16 is an option.",
     )
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of split, head initialization, shuffling and dropout.")
     seeds: int = Field(

@@ -15,6 +15,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 import bertsmith as bs
 from bertsmith.testing import tiny_model, tiny_table
+from tests.conftest import ArrowTable
 
 SETTINGS = {
     "epochs": 12,
@@ -25,6 +26,10 @@ SETTINGS = {
 }
 TABLE = tiny_table(150, classes=3)
 TEXTS, LABELS = TABLE["Text"].tolist(), np.array(["a", "b", "c"])[TABLE["Label"].to_numpy()]
+
+
+def _arrow(texts):
+    return ArrowTable({"Text": texts})
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +53,7 @@ def test_predictions_have_the_labels_and_shapes_of_scikit_learn(fitted):
     assert fitted.score(TEXTS, LABELS) > 0.9
 
 
-@pytest.mark.parametrize("kind", [np.array, pd.Series, lambda texts: pd.DataFrame({"Text": texts}), tuple])
+@pytest.mark.parametrize("kind", [np.array, pd.Series, lambda texts: pd.DataFrame({"Text": texts}), tuple, _arrow])
 def test_every_container_of_texts_gives_the_same_predictions(fitted, kind):
     assert fitted.predict_proba(kind(TEXTS[:5])) == pytest.approx(fitted.predict_proba(TEXTS[:5]), abs=1e-6)
 

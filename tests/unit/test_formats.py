@@ -8,6 +8,8 @@ import sqlite3
 
 import datasets
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import bertsmith as bs
@@ -16,6 +18,7 @@ from bertsmith.data.formats.encodings import decode
 from bertsmith.data.read import read_table
 from bertsmith.data.sources import read_raw
 from bertsmith.errors import DataError
+from tests.conftest import ArrowTable
 
 ROWS = [
     (10, "good", "great, really; good"),
@@ -76,6 +79,37 @@ def test_values_in_memory_give_the_same_rows():
     _check(read_table(FRAME))
     _check(read_table(FRAME.set_index(pd.Index([7, 7, 1, 0]))))
     _check(read_table(datasets.Dataset.from_pandas(FRAME)))
+
+
+def test_arrow_tables_of_other_libraries_give_the_same_rows():
+    _check(read_table(ArrowTable(FRAME)))
+    table = bs.read_table(FRAME, validation=ArrowTable(FRAME.head(2)), test=pa.table(FRAME.tail(2)))
+    assert table.frame["split"].fillna("-").tolist() == ["-"] * 4 + ["validation"] * 2 + ["test"] * 2
+    assert bs.inspect(ArrowTable(FRAME)).usable == 4
+    codes = {"Label Text": pa.array(["good", "bad", "good", "bad"]).dictionary_encode(), "Text": FRAME["Text"].tolist()}
+    assert bs.read_table(pa.table(codes)).labels.texts == ("bad", "good")
+
+
+@pytest.mark.parametrize("source", [pa.chunked_array([["a"]]), ArrowTable({"Text": ["a"]}), ArrowTable({"a": [[1]]})])
+def test_arrow_streams_that_hold_no_labelled_table_are_refused(source):
+    with pytest.raises(DataError):
+        read_table(source)
+
+
+def test_arrow_tables_are_predicted_as_data_frames(finished, tmp_path):
+    rows = pd.DataFrame({"Text": ["my cat", "red", None], "n": [1, 2, 3], "day": pd.to_datetime(["2025-01-01"] * 3)})
+    arrow = ArrowTable(rows)
+    expected, found = (bs.predict(finished, source).frame for source in (rows, arrow))
+    assert found["predicted_text"].tolist() == expected["predicted_text"].tolist()
+    bs.predict(finished, arrow, output=tmp_path / "out.parquet")
+    written = pq.read_table(tmp_path / "out.parquet")
+    assert written.schema.field("Text").type == pa.string()
+    assert pa.types.is_timestamp(written.schema.field("day").type)
+    assert written["n"].to_pylist() == [1, 2, 3]
+    frame = bs.load(finished).predict_frame(arrow)
+    assert frame["predicted_text"].tolist()[:2] == expected["predicted_text"].tolist()[:2]
+    with pytest.raises(DataError, match="nothing"):
+        bs.predict(finished, arrow, text_column="nothing")
 
 
 def test_sql_gives_the_same_rows(tmp_path):

@@ -83,7 +83,7 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         """Fine-tune on texts and labels.
 
         Args:
-            X: n texts: a list, an array or a Series; or a DataFrame, whose columns are joined.
+            X: n texts: a list, an array or a Series; or a data frame or Arrow table, whose columns are joined.
             y: n labels of any type that can be sorted, one per text.
             groups: group of each text, such as its author; a group is either in training or in validation.
 
@@ -92,6 +92,7 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         """
         from bertsmith.workflows.fit_in_memory import fit_in_memory
 
+        X = _frame(X)  # noqa: N806
         self.template_ = _template(X)
         texts = _texts(X, self.template_)
         labels = np.asarray(y)
@@ -127,7 +128,7 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
         """Return the probability of every class for every text, shape (n, classes), in the order of `classes_`."""
         check_is_fitted(self, "classifier_")
-        return self.classifier_.predict_proba(_texts(X, self.template_))
+        return self.classifier_.predict_proba(_texts(_frame(X), self.template_))
 
     def decision_function(self, X: Any) -> np.ndarray:  # noqa: N803
         """Return log-probabilities, shape (n, classes); for two classes the log odds of the second, shape (n,)."""
@@ -170,6 +171,13 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
                 loaded = Classifier.load(folder, device=self.device)
             opened = replace(loaded.loaded, template=self.template_)
             self.classifier_ = Classifier(opened, loaded.labels, loaded.task, loaded.rule)
+
+
+def _frame(X: Any) -> Any:  # noqa: N803
+    """Return X, as a data frame of pandas if it is a table of another library."""
+    from bertsmith.data.formats.registry import to_data_frame
+
+    return to_data_frame(X) if hasattr(X, "columns") else X
 
 
 def _template(X: Any) -> Template:  # noqa: N803

@@ -79,8 +79,8 @@ def predict(
 
     Args:
         run: the run, its folder, or an export folder.
-        source: a path, ``hf://owner/name``, a pandas data frame or a ``datasets.Dataset``; ``None`` with ``sql`` and
-            ``db``.
+        source: a path, ``hf://owner/name``, a pandas data frame, an object with ``__arrow_c_stream__`` (as tables of
+            Polars, DuckDB and PyArrow), or a ``datasets.Dataset``; ``None`` with ``sql`` and ``db``.
         output: the file to write: ``.csv``, ``.jsonl``, ``.parquet`` or ``.xlsx``; ``None`` returns the predictions
             in memory.
         probabilities: add a column per class.

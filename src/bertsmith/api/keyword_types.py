@@ -22,7 +22,7 @@ class PredictSettings(TypedDict, total=False):
     encoding: str | None
     max_unpacked: float
     long: Literal["auto", "truncate", "head-tail", "window"]
-    device: Literal["auto", "cuda", "mps", "cpu"]
+    device: Literal["auto", "cuda", "xpu", "mps", "cpu"]
     threads: int | None
 
 
@@ -54,7 +54,7 @@ class EvaluateSettings(TableSettings, total=False):
     """How to read a table, and where to compute."""
 
     long: Literal["auto", "truncate", "head-tail", "window"]
-    device: Literal["auto", "cuda", "mps", "cpu"]
+    device: Literal["auto", "cuda", "xpu", "mps", "cpu"]
     threads: int | None
 
 
@@ -77,7 +77,7 @@ class InspectSettings(ReadSettings, total=False):
     model: str
     max_length: int | None
     long: Literal["auto", "truncate", "head-tail", "window"]
-    device: Literal["auto", "cuda", "mps", "cpu"]
+    device: Literal["auto", "cuda", "xpu", "mps", "cpu"]
     threads: int | None
     allow_pickle: bool
 

@@ -114,7 +114,8 @@ def regress(
     """Regress whether a text has a label on other columns, with standard errors that are right despite wrong labels.
 
     Args:
-        table: a file that `measure` wrote for regressions, or a data frame of it, which may have more columns.
+        table: a file that `measure` wrote for regressions, or a data frame or Arrow table of it, which may have more
+            columns.
         label_text: the class.
         on: columns of explanatory variables: numbers, or words, which become one indicator per value but the first.
         model: ``"linear"`` or ``"logistic"``.

@@ -34,8 +34,8 @@ def read_table(source: Any = None, **settings: Unpack[ReadSettings]) -> Table:
     """Read a labelled table.
 
     Args:
-        source: a path, ``hf://owner/name``, a pandas data frame or a ``datasets.Dataset``; ``None`` with ``sql`` and
-            ``db``.
+        source: a path, ``hf://owner/name``, a pandas data frame, an object with ``__arrow_c_stream__`` (as tables of
+            Polars, DuckDB and PyArrow), or a ``datasets.Dataset``; ``None`` with ``sql`` and ``db``.
         **settings: fields of `DataConfig`, such as ``text_column``. ``validation`` and ``test`` accept the same types
             as ``source``.
 

@@ -37,7 +37,8 @@ def read_table(
 
     Args:
         source: a path (CSV, TSV, JSON Lines, JSON, Parquet, Feather, Excel, also gzipped), ``hf://owner/name``, a
-            pandas data frame, a ``datasets.Dataset`` or ``DatasetDict``; ``None`` with ``config.sql``.
+            pandas data frame, an object with ``__arrow_c_stream__``, a ``datasets.Dataset`` or ``DatasetDict``;
+            ``None`` with ``config.sql``.
         config: the columns, found by name by default, and the validation and test tables.
         known: the classes of a finished run, to which the labels must belong.
         template: the template of a finished run, whose columns the table must have.

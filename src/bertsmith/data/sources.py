@@ -8,10 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from bertsmith.config import DataConfig, Source
+from bertsmith.config import DataConfig, Source, is_arrow_table
 from bertsmith.data import hub
 from bertsmith.data.columns import check_columns, check_single_level
-from bertsmith.data.formats.registry import read_file
+from bertsmith.data.formats.arrow import read_stream
+from bertsmith.data.formats.registry import collect, read_file
 from bertsmith.data.table import RawTable
 from bertsmith.data.texts import replace_surrogates
 from bertsmith.errors import DataError, MissingPackageError, quoted, shorten
@@ -21,8 +22,8 @@ def read_raw(source: Any, config: DataConfig, role: str | None = None) -> RawTab
     """Read a table without interpreting its columns.
 
     Args:
-        source: a path, ``hf://owner/name``, a data frame, a ``datasets.Dataset`` or ``DatasetDict``, a `Source` of one
-            of these, or ``None`` for ``config.sql``.
+        source: a path, ``hf://owner/name``, a data frame, an Arrow table, a ``datasets.Dataset`` or ``DatasetDict``, a
+            `Source` of one of these, or ``None`` for ``config.sql``.
         config: the settings for reading.
         role: ``"validation"`` or ``"test"``, to name such a table in messages.
 
@@ -42,6 +43,8 @@ def read_raw(source: Any, config: DataConfig, role: str | None = None) -> RawTab
         raw = RawTable(_without_surrogates(source.reset_index(drop=True).rename(columns=str)), name)
     elif type(source).__module__.split(".")[0] == "datasets":
         raw = _from_datasets(source, f"the dataset{suffix}")
+    elif is_arrow_table(source):
+        raw = collect(read_stream(source, f"the {type(source).__name__}{suffix}", None), config)
     elif str(source).startswith("hf://"):
         raw = _read_hub(str(source))
     elif isinstance(source, str | Path):
@@ -49,7 +52,7 @@ def read_raw(source: Any, config: DataConfig, role: str | None = None) -> RawTab
     else:
         raise DataError(
             f"a {type(source).__name__} is not a table",
-            remedy="Give a path, a pandas data frame, a datasets.Dataset, or hf://owner/name.",
+            remedy="Give a path, a data frame, an Arrow table, a datasets.Dataset, or hf://owner/name.",
         )
     check_columns(list(raw.frame.columns), len(raw.frame), raw.name, config)
     return raw

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bertsmith.config import DataConfig
+from bertsmith.config import DataConfig, is_arrow_table
 from bertsmith.data.columns import check_columns, find_text_columns
-from bertsmith.data.formats.arrow import common_types
+from bertsmith.data.formats.arrow import common_types, read_stream
 from bertsmith.data.formats.files import TableFile, open_binary
 from bertsmith.data.formats.registry import open_table
 from bertsmith.data.table import Cells, ChunkedTable, Note, OnBadRow
@@ -75,9 +75,13 @@ def open_stream(
 
     on_bad_row, template = record if skip else None, template or Template()
     path = Path(source) if isinstance(source, str | Path) and not str(source).startswith("hf://") else None
-    if path is None:
-        read = needing("sql" if source is None else "train", "reading this input")(_read_whole)
-        yield _stream(read(source, config), config, template, on_bad_row, skipped)
+    if is_arrow_table(source):
+        read = needing(purpose="reading this input")(read_stream)
+        table = read(source, f"the {type(source).__name__}", CHUNK_ROWS)
+        yield _stream(table, config, template, on_bad_row, skipped)
+    elif path is None:
+        read_whole = needing("sql" if source is None else "train", "reading this input")(_read_whole)
+        yield _stream(read_whole(source, config), config, template, on_bad_row, skipped)
     elif path.name.lower().endswith((".txt", ".txt.gz")):
         with open_binary(path, config.max_unpacked) as binary:
             check_lines(template, path.name)

@@ -11,6 +11,7 @@ import numpy as np
 
 from bertsmith.config import DataConfig
 from bertsmith.data.columns import check_columns, check_single_level, find_text_columns
+from bertsmith.data.formats.registry import to_data_frame
 from bertsmith.data.table import Labels
 from bertsmith.data.template import Template, Text, Texts, is_empty, normalise_text
 from bertsmith.errors import ConfigError, DataError, listing
@@ -98,8 +99,8 @@ class Predictor(ABC):
         For sets of labels, ``predicted`` and ``predicted_texts`` are lists; a regression has only ``predicted``.
 
         Args:
-            texts: n texts, or a data frame of n rows, whose columns and index are part of the result. Rows without a
-                text get missing values.
+            texts: n texts, or a data frame or Arrow table of n rows, whose columns and index are part of the result.
+                Rows without a text get missing values.
             progress: called with the number of texts done since the last call.
             text_column: of the data frame; by default found by its name, as in tables.
             pair_column, with_columns: other columns of the data frame, for a model that reads them; by default those of
@@ -108,6 +109,7 @@ class Predictor(ABC):
         Raises:
             DataError: if an item is not a text, a column is missing or ambiguous, or an output column exists already.
         """
+        texts = to_data_frame(texts)
         if hasattr(texts, "columns"):
             columns = {"text_column": text_column, "pair_column": pair_column, "with_columns": with_columns}
             config = resolve({name: value for name, value in columns.items() if value}, environ={}, api=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import stats
 
+from bertsmith.data.formats.registry import to_data_frame
 from bertsmith.errors import ConfigError, DataError, did_you_mean, listing
 from bertsmith.measuring.estimate import LEVEL
 from bertsmith.measuring.pseudo_outcomes import OUTCOME
@@ -72,6 +73,7 @@ def fit_regression(
 
     if model not in ("linear", "logistic"):
         raise ConfigError(f"model={model!r} is not a choice", remedy="Give linear or logistic.")
+    table = to_data_frame(table)
     frame = table if isinstance(table, pd.DataFrame) else pd.read_csv(Path(table), low_memory=False)
     outcome = f"{OUTCOME}{label_text}"
     for name in (outcome, *on, *([clusters] if clusters else [])):

@@ -215,7 +215,7 @@ def create_app(
         return Response(server_metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     options = {"responses": problems, "dependencies": secured}
-    unready = {503: problems[503]}
+    unready: dict[int | str, dict[str, Any]] = {503: problems[503]}
     add_aliases(
         app,
         Endpoints(classify, pipeline, _rank, ready, lambda: str(require_service().info["model"]), options, unready),

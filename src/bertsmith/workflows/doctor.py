@@ -150,13 +150,12 @@ def _with_torch(name: str) -> tuple[list[Choice], dict[str, str | None], tuple[s
         Choice("precision", precision, f"in training, {why}"),
     ]
     drivers = [maker for program, maker in _DRIVERS.items() if shutil.which(program)]
-    problems = ()
-    if drivers and not any(usable for kind, usable in available.items() if kind != "cpu"):
-        problems = (
-            f"the driver of a GPU ({', '.join(drivers)}) is installed, but torch {torch.__version__} cannot use one. "
-            "Install the build of torch for it: https://pytorch.org/get-started/locally",
-        )
-    return choices, devices, problems
+    problem = (
+        f"the driver of a GPU ({', '.join(drivers)}) is installed, but torch {torch.__version__} cannot use one. "
+        "Install the build of torch for it: https://pytorch.org/get-started/locally"
+    )
+    has_gpu = any(usable for kind, usable in available.items() if kind != "cpu")
+    return choices, devices, (problem,) if drivers and not has_gpu else ()
 
 
 def _without_torch() -> tuple[list[Choice], dict[str, str | None], tuple[str, ...]]:

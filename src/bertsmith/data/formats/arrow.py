@@ -1,4 +1,4 @@
-"""Parquet and Feather, read in batches: memory is bounded even if a small file unpacks to a large table."""
+"""Parquet, Feather and Arrow streams, in batches: memory is bounded even if a small file unpacks to a large table."""
 
 from __future__ import annotations
 
@@ -37,6 +37,45 @@ def read_arrow(
     types = dict(zip(schema.names, schema.types, strict=True))
     nested = {name for name, arrow_type in types.items() if _is_nested(arrow_type)}
     return ChunkedTable(file.path.name, list(schema.names), chunks, n_rows, nested, types=types)
+
+
+def read_stream(source: Any, name: str, chunk_rows: int | None) -> ChunkedTable:
+    """Read an object that has ``__arrow_c_stream__``, such as a data frame of Polars or a relation of DuckDB.
+
+    The whole table is in memory as Arrow, and ``chunk_rows`` of it as Python values.
+
+    Raises:
+        DataError: if the object does not hold a table, or fails to give it.
+    """
+    import pyarrow as pa
+
+    try:
+        table = pa.table(source)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise DataError(
+            f"a {type(source).__name__} does not give a table: {str(error).splitlines()[0]}",
+            remedy="Give a table with named columns, or convert it to pandas.",
+        ) from error
+    max_rows = chunk_rows or _BATCH_ROWS
+
+    def chunks() -> Iterator[Cells]:
+        for start in range(0, table.num_rows, max_rows):
+            part = table.slice(start, max_rows)
+            yield {name: column.to_pylist() for name, column in zip(part.column_names, part.columns, strict=True)}
+
+    types = {field.name: _as_written(field.type) for field in table.schema}
+    nested = {name for name, arrow_type in types.items() if _is_nested(arrow_type)}
+    return ChunkedTable(name, list(table.column_names), chunks, table.num_rows, nested, types=types)
+
+
+def _as_written(arrow_type: Any) -> Any:
+    """Return the type of a column in output files, which takes Python values: text has one type, without views."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(arrow_type):
+        arrow_type = arrow_type.value_type
+    is_text = pa.types.is_string_view(arrow_type) or pa.types.is_large_string(arrow_type)
+    return pa.string() if is_text else arrow_type
 
 
 def _record_batches(binary: BinaryIO, path: Path, kind: str, max_rows: int) -> tuple[Any, Iterator[Any]]:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from bertsmith.config import DataConfig
+from bertsmith.config import DataConfig, is_arrow_table
 from bertsmith.data.columns import check_columns
 from bertsmith.data.formats import arrow, delimited, excel, json_records
 from bertsmith.data.formats.files import TableFile, open_binary
@@ -60,17 +61,36 @@ def read_file(path: Path, config: DataConfig) -> RawTable:
     Raises:
         DataError: if it is missing, damaged, empty, too large unpacked, or of an unknown format.
     """
+    with open_table(path, config) as (file_format, file):
+        return collect(file_format.read(file, None, None), config)
+
+
+def collect(table: ChunkedTable, config: DataConfig) -> RawTable:
+    """Return a whole table.
+
+    Raises:
+        DataError: if it has no rows, or wrong columns.
+    """
     import pandas as pd
 
-    with open_table(path, config) as (file_format, file):
-        table = file_format.read(file, None, None)
-        check_columns(table.columns, table.n_rows, table.name, config)
-        columns: Cells = {name: [] for name in table.columns}
-        for cells in table.chunks():
-            for name, values in cells.items():
-                columns[name] += values
+    check_columns(table.columns, table.n_rows, table.name, config)
+    columns: Cells = {name: [] for name in table.columns}
+    for cells in table.chunks():
+        for name, values in cells.items():
+            columns[name] += values
     frame = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
     return RawTable(frame, table.name, table.notes)
+
+
+def to_data_frame(table: Any) -> Any:
+    """Return an Arrow table as a data frame of pandas, and any other value unchanged.
+
+    Raises:
+        DataError: if it has no rows, or wrong columns.
+    """
+    if not is_arrow_table(table):
+        return table
+    return collect(arrow.read_stream(table, f"the {type(table).__name__}", None), DataConfig()).frame.infer_objects()
 
 
 @contextlib.contextmanager
