@@ -4,10 +4,15 @@ import importlib.util
 import json
 import os
 import re
+import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tarfile
+import time
 import tomllib
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -92,7 +97,8 @@ for arguments in json.load(sys.stdin):
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         try: main(arguments)
-        except SystemExit as end: print(json.dumps([end.code, said.getvalue()]))
+        except SystemExit as end: code = end.code
+    print(json.dumps([code, said.getvalue()]))
 """
 FUNCTIONS_RUN = """
 import bertsmith as bs
@@ -218,15 +224,99 @@ def test_wheel_and_source_hold_the_whole_package_and_nothing_else(built):
     assert inside.isdisjoint({"tests", "benchmarks", "docs"})
 
 
-def test_the_wheel_installs_and_its_command_runs(built, tmp_path):
+@pytest.fixture(scope="module")
+def installed(built, tmp_path_factory):
+    """The command of the wheel, and the environment in which no package of an extra is found."""
     wheel, _ = built
+    folder = tmp_path_factory.mktemp("installed")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
-    subprocess.run([*pip, "--target", str(tmp_path), str(wheel)], check=True, capture_output=True, timeout=120)
-    (command,) = (tmp_path / "bin").glob("bertsmith*")
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    subprocess.run([*pip, "--target", str(folder), str(wheel)], check=True, capture_output=True, timeout=120)
+    (folder / "sitecustomize.py").write_text(LIGHT, encoding="utf-8")
+    (command,) = (folder / "bin").glob("bertsmith*")
+    return command, os.environ | {"PYTHONPATH": str(folder)}
+
+
+def test_the_wheel_installs_and_its_command_runs(installed, tmp_path):
+    command, environment = installed
     out = subprocess.run([command, "--help"], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=60)
     assert out.returncode == 0, out.stderr
     assert all(name in out.stdout for name in COMMANDS)
     where = "import bertsmith; print(bertsmith.__file__)"
     out = subprocess.run([sys.executable, "-c", where], capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert Path(out.stdout.strip()).is_relative_to(tmp_path)
+    assert Path(out.stdout.strip()).is_relative_to(environment["PYTHONPATH"])
+
+
+# -- container -----------------------------------------------------------------------------------------------------
+
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+STAGES = re.split(r"(?m)^FROM ", DOCKERFILE)[1:]
+
+
+def _instructions(name):
+    """Return what follows an instruction in the last stage, which becomes the image."""
+    return re.findall(rf"(?m)^{name} +(.+)$", STAGES[-1])
+
+
+def test_the_image_is_small_pinned_and_not_root():
+    assert [re.match(r"python:3\.\d+-slim-\w+\b", stage) is not None for stage in STAGES] == [True, True]
+    assert re.search(r"\bpip .*--no-cache-dir .*-c constraints\.txt \.$", DOCKERFILE, re.M)  # the base, no extra
+    (user,) = _instructions("USER")
+    assert int(user) >= 1000
+    order = re.findall(r"(?m)^[A-Z]+", STAGES[-1])
+    assert order.index("USER") < order.index("ENTRYPOINT")
+    sent = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    copied = {name for names in re.findall(r"(?m)^COPY (?!--)(.+) \S+$", STAGES[0]) for name in names.split()}
+    assert sent[0] == "*"
+    assert {line[1:] for line in sent if line.startswith("!")} == copied
+    assert all((ROOT / name).exists() for name in copied)
+
+
+def test_the_linter_finds_nothing_in_the_dockerfile():
+    hadolint = Path(sys.executable).with_name("hadolint")
+    if not hadolint.is_file():
+        pytest.skip("the extra dev has hadolint on Linux only")
+    done = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGTERM that a process can handle")
+def test_the_command_of_the_image_serves_an_export(installed, finished, tmp_path):
+    pytest.importorskip("onnxscript", reason="the extra export is not installed")
+    command, environment = installed
+    shutil.copytree(finished, tmp_path / "run")
+    model = bertsmith.export(tmp_path / "run", output=tmp_path / "model").path
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    (variables,) = _instructions("ENV")
+    given = dict(variable.split("=") for variable in variables.split())
+    assert given.pop("PATH").startswith("/venv/bin:")
+    environment = environment | given | {"BERTSMITH_RUN": str(model), "AIP_HTTP_PORT": port}
+    (entry,), (arguments,), (check,) = (_instructions(name) for name in ("ENTRYPOINT", "CMD", "HEALTHCHECK"))
+    assert json.loads(entry) == ["bertsmith"]
+    (program, *health) = json.loads(check.split("CMD", 1)[1])
+    assert program == "python"
+    log = (tmp_path / "log").open("w+")
+    server = subprocess.Popen([command, *json.loads(arguments)], env=environment, cwd=tmp_path, stderr=log)
+    try:
+        deadline = time.monotonic() + 60
+        while subprocess.run([sys.executable, *health], env=environment, capture_output=True).returncode:
+            assert server.poll() is None, (tmp_path / "log").read_text(encoding="utf-8")
+            assert time.monotonic() < deadline
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations",
+            json.dumps({"inputs": ["my cat", "red"]}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:
+            assert response.headers["x-compute-type"] == "cpu+onnx"
+            expected = bertsmith.load(model).predict(["my cat", "red"])
+            assert [entry["label"] for entry in json.load(response)] == expected
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(timeout=30) == 0
+    finally:
+        server.kill()
+        server.wait()
+        log.close()
