@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from bertsmith.cli.options import Json, with_settings
 from bertsmith.cli.terminal import print_json, stdout_console
 from bertsmith.config import Config, ModelConfig
+
+if TYPE_CHECKING:
+    from bertsmith.workflows.doctor import Extra
 
 
 @with_settings(ModelConfig, only=("device", "threads"))
@@ -35,7 +39,7 @@ def doctor(*, json: Json = False, settings: Config) -> None:
         ("versions", [(name, value, "") for name, value in found.versions.items()]),
         ("devices", [(name, value or "not available", "") for name, value in found.devices.items()]),
         ("would be used", [(choice.name, choice.value, choice.reason) for choice in found.choices]),
-        ("extras", [(e.name, _state(e.name, e.missing), e.enables) for e in found.extras]),
+        ("extras", [(e.name, _state(e), e.enables) for e in found.extras]),
     ):
         table = Table(box=None, padding=(0, 2, 0, 2), show_header=False)
         for column in range(3):
@@ -44,9 +48,13 @@ def doctor(*, json: Json = False, settings: Config) -> None:
             table.add_row(*row)
         out.print(f"[bold]{heading}[/]")
         out.print(table)
+    if any(extra.missing for extra in found.extras):
+        out.print("to install an extra: pip install 'bertsmith[NAME]'", markup=False)
     for problem in found.problems:
         out.print(f"[bold red]problem:[/] {problem}")
 
 
-def _state(name: str, missing: tuple[str, ...]) -> str:
-    return rf"missing {', '.join(missing)}: pip install 'bertsmith\[{name}]'" if missing else "installed"
+def _state(extra: Extra) -> str:
+    if extra.missing == extra.packages:
+        return "not installed"
+    return f"lacks {', '.join(extra.missing)}" if extra.missing else "installed"

@@ -57,11 +57,13 @@ class Extra:
     Attributes:
         name: as in ``bertsmith[name]``.
         enables: what it is for.
-        missing: its packages that are not installed.
+        packages: its own packages, by the names of their imports.
+        missing: those of them that are not installed.
     """
 
     name: str
     enables: str
+    packages: tuple[str, ...]
     missing: tuple[str, ...]
 
 
@@ -99,12 +101,12 @@ def diagnose(device: str = "auto") -> Diagnosis:
     for name in _PACKAGES:
         if _is_installed(name):
             versions[name] = importlib.metadata.version(name)
-    extras = tuple(
-        Extra(extra, enables, tuple(p for p, of in EXTRAS.items() if of == extra and not _is_installed(p)))
-        for extra, enables in ENABLES.items()
-    )
+    extras = []
+    for name, enables in ENABLES.items():
+        packages = tuple(package for package, extra in EXTRAS.items() if extra == name)
+        extras.append(Extra(name, enables, packages, tuple(p for p in packages if not _is_installed(p))))
     choices, devices, problems = _with_torch(device) if _is_installed("torch") else _without_torch()
-    return Diagnosis(_machine(), versions, devices, (*choices, *_other_choices()), extras, problems)
+    return Diagnosis(_machine(), versions, devices, (*choices, *_other_choices()), tuple(extras), problems)
 
 
 def _is_installed(name: str) -> bool:
