@@ -109,6 +109,7 @@ class MissingPackageError(ConfigError):
             where=where,
             remedy=f"Install it: pip install {wanted}.{f' {otherwise}' if otherwise else ''}",
         )
+        self.args = (package, purpose)  # for pickle
 
 
 class ModelError(UserError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -72,6 +73,8 @@ def train(
     output: Path | str,
     resume: bool = False,
     overwrite: bool = False,
+    ray: str | None = None,
+    workers: int = 1,
     config: Path | str | None = None,
     on_event: RunListener | None = None,
     stop: Callable[[], bool] | None = None,
@@ -84,6 +87,8 @@ def train(
         output: the run folder.
         resume: continue an unfinished run.
         overwrite: replace an existing run.
+        ray: the address of a Ray cluster, or ``"local"``; table and output are on a disk that all its machines see.
+        workers: number of workers of the cluster.
         config: a TOML file of settings; keyword arguments take precedence.
         on_event: called with each event (see `bertsmith.events`), for example ``print``.
         stop: called after every step; if it returns true, a checkpoint is saved and training is interrupted.
@@ -95,7 +100,12 @@ def train(
     """
     from bertsmith.workflows.seeds import run_seeds
 
-    return run_seeds(
+    run = run_seeds
+    if ray is not None:
+        from bertsmith.workflows.train_on_ray import train_on_ray
+
+        run = partial(train_on_ray, address=ray, workers=workers)
+    return run(
         table,
         _resolve_training(table, settings, config),
         to_path(output, "output"),

@@ -16,6 +16,7 @@ import typer
 from bertsmith.cli.options import Json, TableArgument, with_settings
 from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
+from bertsmith.errors import ConfigError
 from bertsmith.folders.run import Run
 
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Run folder to write.")]
@@ -32,6 +33,11 @@ def train(
     output: Output,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Train with --workers of a Ray cluster; local: on this machine."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Number of workers of --ray.")] = 1,
     json: Json = False,
     settings: Config,
 ) -> None:
@@ -39,13 +45,29 @@ def train(
 
     Example: bertsmith train reviews.csv -o runs/reviews --model google-bert/bert-base-uncased
     """
-    run_and_show(table, settings, output, resume=resume, overwrite=overwrite, json=json)
+    if ray is None and workers > 1:
+        raise ConfigError("--workers needs --ray", remedy="Add --ray local, or start the workers with torchrun.")
+    cluster = None if ray is None else (ray, workers)
+    run_and_show(table, settings, output, resume=resume, overwrite=overwrite, json=json, cluster=cluster)
 
 
 def run_and_show(
-    source: Any, settings: Config, output: Path, *, resume: bool, overwrite: bool, json: bool = False
+    source: Any,
+    settings: Config,
+    output: Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+    json: bool = False,
+    cluster: tuple[str, int] | None = None,
 ) -> None:
-    """Train with progress on stderr, then print the result on stdout."""
+    """Train with progress on stderr, then print the result on stdout.
+
+    Args:
+        source, settings, output, resume, overwrite: see `bertsmith.train`.
+        json: print the scores as JSON.
+        cluster: address of a Ray cluster and number of its workers; ``None`` trains here.
+    """
     from bertsmith.cli.progress import TrainingProgress
     from bertsmith.folders.claim import claim
     from bertsmith.folders.new_run import RunFolder
@@ -61,7 +83,14 @@ def run_and_show(
         try:
             from bertsmith.workflows.seeds import run_seeds
 
-            run = run_seeds(source, settings, output, resume=resume, overwrite=overwrite, observe=progress, stop=stop)
+            how: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "observe": progress}
+            if cluster is None:
+                run = run_seeds(source, settings, output, stop=stop, **how)
+            else:
+                from bertsmith.workflows.train_on_ray import train_on_ray
+
+                address, workers = cluster
+                run = train_on_ray(source, settings, output, address=address, workers=workers, stop=stop, **how)
         except (Interrupted, KeyboardInterrupt) as stopped:
             what = str(stopped) if isinstance(stopped, Interrupted) else "stopped at once"
             flag = " with --resume" if Run(output).layout.run.is_file() else ""

@@ -75,7 +75,7 @@ def predict_on_ray(request: RayRequest, source: Path, output: Path, config: Data
     columns = find_text_columns(list(schema.names), source.name, config, template)
     _load(request)  # report a damaged model before Ray starts
     types = dict(zip(schema.names, schema.types, strict=True))
-    with _cluster(address), replaced_folder(output) as folder, _ray_errors(output):
+    with cluster(address), replaced_folder(output) as folder, _ray_errors(output):
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.raise_original_map_exception = True
@@ -160,7 +160,12 @@ def _head(file: Path) -> tuple[Any, int]:
 
 
 @contextlib.contextmanager
-def _cluster(address: str) -> Iterator[None]:
+def cluster(address: str) -> Iterator[None]:
+    """Connect to a Ray cluster, or start one on this machine.
+
+    Raises:
+        ConfigError: if it cannot be reached.
+    """
     import logging
 
     import ray

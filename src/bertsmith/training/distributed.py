@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE")
-_TIMEOUT = timedelta(days=7)
+TIMEOUT = timedelta(days=7)
 """Processes wait while the main one scores. If one dies, torchrun ends all."""
 
 
@@ -104,7 +104,7 @@ def rank_and_world_size() -> tuple[int, int]:
 
 
 def init_process_group() -> ProcessGroup:
-    """Join the processes that torchrun started; without torchrun, return `SINGLE_PROCESS`.
+    """Join the processes that torchrun or Ray started; without them, return `SINGLE_PROCESS`.
 
     Raises:
         ConfigError: if the machine has GPUs, but fewer than processes.
@@ -118,6 +118,8 @@ def init_process_group() -> ProcessGroup:
     local_rank = int(os.environ["LOCAL_RANK"])
     for name in _TORCHRUN:  # or transformers would distribute, too
         os.environ.pop(name, None)
+    if dist.is_initialized():  # Ray has joined them, each with a GPU of its own
+        return ProcessGroup(rank, size)
     gpus = torch.cuda.device_count()
     if gpus:
         if local_rank >= gpus:
@@ -128,6 +130,6 @@ def init_process_group() -> ProcessGroup:
             )
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[local_rank]  # before CUDA is initialized
-    dist.init_process_group("nccl" if gpus else "gloo", rank=rank, world_size=size, timeout=_TIMEOUT)
+    dist.init_process_group("nccl" if gpus else "gloo", rank=rank, world_size=size, timeout=TIMEOUT)
     atexit.register(dist.destroy_process_group)  # otherwise its threads crash at exit
     return ProcessGroup(rank, size)

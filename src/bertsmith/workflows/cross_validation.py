@@ -124,7 +124,7 @@ def split_or_fold(
     required = config.cv or not config.test_size
     if k and not single_process:
         if required:
-            raise ConfigError("cross-validation needs a single process", remedy="Leave out --cv, or torchrun.")
+            raise ConfigError("cross-validation needs a single process", remedy="Leave out --cv, or torchrun or --ray.")
         k = 0
     if k:
         try:

@@ -27,7 +27,7 @@ ENABLES = {
     "tune": "the search for better settings",
     "export": "exports for ONNX Runtime and OpenVINO",
     "openvino": "predictions with OpenVINO",
-    "ray": "predictions on many machines",
+    "ray": "predictions and training on many machines",
 }
 """What each extra is for."""
 _PACKAGES = ("torch", "transformers", "tokenizers", "onnxruntime", "openvino", "numpy", "pandas", "pyarrow", "optuna")

@@ -47,7 +47,7 @@ def run_seeds(
     if config.seeds == 1:
         return run_training(source, config, output, resume=resume, overwrite=overwrite, observe=observe, stop=stop)
     if rank_and_world_size()[1] > 1:
-        raise ConfigError("torchrun cannot be combined with several seeds", remedy="Leave out --seeds, or torchrun.")
+        raise ConfigError("several seeds need a single process", remedy="Leave out --seeds, or torchrun or --ray.")
     run = Run(output)
     with claim(RunFolder(output), resume=resume, overwrite=overwrite):
         if resume:

@@ -60,7 +60,7 @@ def run_training(
 ) -> Run:
     """Train into a run folder; see `bertsmith.train` for the arguments.
 
-    The processes that torchrun starts train one model. The first of them does everything else.
+    The processes that torchrun or Ray starts train one model. The first of them does everything else.
     """
     group = init_process_group()
     if not group.is_main:

@@ -1,0 +1,212 @@
+"""Train one model with the machines of a Ray cluster; a worker that dies costs the steps since the last checkpoint."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bertsmith.config import Config
+from bertsmith.errors import ConfigError, Interrupted, MissingPackageError, TrainingError, UserError
+from bertsmith.events import RunListener
+from bertsmith.folders.claim import claim
+from bertsmith.folders.new_run import RunFolder
+from bertsmith.folders.run import Run
+from bertsmith.inference.ray_data import cluster
+from bertsmith.training.distributed import TIMEOUT
+
+RESTARTS = 3
+"""How often training continues from its last checkpoint after a worker died."""
+POLL_SECONDS = 0.5
+"""Time between two checks of whether to stop."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What each worker needs.
+
+    Attributes:
+        source, config, output, resume, overwrite: see `bertsmith.train`.
+        folder: that relative paths are relative to.
+        events: takes the events of the main worker.
+        stop_file: exists once the workers should stop.
+    """
+
+    source: Any
+    config: Config
+    output: Path
+    resume: bool
+    overwrite: bool
+    folder: Path
+    events: Any
+    stop_file: Path
+
+
+def train_on_ray(
+    source: Any,
+    config: Config,
+    output: Path,
+    *,
+    address: str,
+    workers: int,
+    resume: bool,
+    overwrite: bool,
+    observe: RunListener,
+    stop: Callable[[], bool],
+) -> Run:
+    """Train with several workers of a Ray cluster, to the result of one process except for rounding.
+
+    Args:
+        source, config, output, resume, overwrite: see `bertsmith.train`. Every machine needs access to them, under the
+            same path.
+        address: of the cluster, as in ``ray.init``.
+        workers: number of worker processes, each with a GPU if the cluster has GPUs, else with a core.
+        observe: receives the events of the run.
+        stop: asked now and then; if it returns true, a checkpoint is saved and training is interrupted.
+
+    Raises:
+        Interrupted: if ``stop`` returned true.
+        UserError: as in `bertsmith.train`, if Ray is missing, or if workers die again and again.
+    """
+    try:
+        import ray
+        import ray.train.torch
+        from ray.util.queue import Queue
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(error.name or "ray", "--ray", needs="ray") from error
+    if workers < 1:
+        raise ConfigError(f"workers={workers} should be at least 1", remedy="Give the number of workers.")
+    output = output.absolute()
+    with claim(RunFolder(output), resume=resume, overwrite=overwrite):
+        output.parent.mkdir(parents=True, exist_ok=True)
+    # Without this, Ray shows a worker all GPUs of its machine.
+    os.environ["TRAIN_ENABLE_SHARE_CUDA_VISIBLE_DEVICES"] = "0"
+    scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".ray", dir=output.parent))
+    try:
+        with cluster(address):
+            _check_resources(ray.cluster_resources(), workers, address)
+            queue = Queue(actor_options={"num_cpus": 0})
+            job = _Job(source, config, output, resume, overwrite, Path.cwd(), queue, scratch / "stop")
+            with _listening(job, observe, stop):
+                _fit(job, workers, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return Run(output)
+
+
+def _check_resources(resources: Mapping[str, float], workers: int, address: str) -> None:
+    """Raise if the cluster has fewer cores than workers: Ray would wait for more."""
+    if workers > resources.get("CPU", 0):
+        raise ConfigError(
+            f"--workers {workers}: the cluster has {resources.get('CPU', 0):.0f} cores",
+            where=f"--ray {address}",
+            remedy="Give fewer workers, or add machines to the cluster.",
+        )
+
+
+def _fit(job: _Job, workers: int, scratch: Path) -> None:
+    """Train, and continue after each death of a worker."""
+    from ray.train import TrainingFailedError
+
+    before = _created(job.output)
+    for attempt in range(RESTARTS + 1):
+        try:
+            _trainer(job, workers, job.config.device, scratch).fit()
+            return
+        except TrainingFailedError as error:
+            _raise_cause(error)
+            if attempt == RESTARTS:
+                raise TrainingError(
+                    f"workers died {RESTARTS + 1} times: {str(error).strip().splitlines()[-1]}",
+                    where=str(job.output),
+                    remedy="See the logs of the cluster (ray logs). Then run the same command with --resume.",
+                ) from error
+        if job.resume or _created(job.output) != before:  # this command made the run, so it need not be replaced
+            if Run(job.output).info.get("status") == "finished":
+                return
+            job = replace(job, resume=Run(job.output).is_resumable, overwrite=False)
+
+
+def _trainer(job: _Job, workers: int, device: str, scratch: Path) -> Any:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    use_gpu = device in ("auto", "cuda") and ray.cluster_resources().get("GPU", 0) >= workers
+    return TorchTrainer(
+        _work,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig("nccl" if use_gpu else "gloo", timeout_s=int(TIMEOUT.total_seconds())),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
+        # Ray would also repeat errors of the user.
+        run_config=RunConfig(name="train", storage_path=str(scratch), failure_config=FailureConfig(max_failures=0)),
+    )
+
+
+def _work(settings: Mapping[str, Any]) -> None:
+    """Train in a worker. Ray has joined the workers, and set the variables that torchrun sets."""
+    from bertsmith.workflows.seeds import run_seeds
+
+    job: _Job = settings["job"]
+    os.chdir(job.folder)
+    os.environ["TORCHELASTIC_RUN_ID"] = "ray"
+    run_seeds(
+        job.source,
+        job.config,
+        job.output,
+        resume=job.resume,
+        overwrite=job.overwrite,
+        observe=job.events.put,
+        stop=job.stop_file.exists,
+    )
+
+
+def _created(output: Path) -> Any:
+    """Return when the run in a folder was created; ``None`` without one."""
+    run = Run(output)
+    return run.info.get("created") if run.layout.run.is_file() else None
+
+
+@contextmanager
+def _listening(job: _Job, observe: RunListener, stop: Callable[[], bool]) -> Iterator[None]:
+    """In this context, a thread passes events on, and tells the workers when to stop."""
+    ended = threading.Event()
+    listener = threading.Thread(target=_listen, args=(job, observe, stop, ended), daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        listener.join()
+
+
+def _listen(job: _Job, observe: RunListener, stop: Callable[[], bool], ended: threading.Event) -> None:
+    from ray.exceptions import RayError
+    from ray.util.queue import Empty
+
+    while True:
+        is_last_round = ended.is_set()  # before the queue is asked: all events are in it by then
+        if stop():
+            job.stop_file.touch()
+        try:
+            while True:
+                observe(job.events.get(timeout=POLL_SECONDS))
+        except Empty:
+            if is_last_round:
+                return
+        except RayError:  # the cluster has ended
+            return
+
+
+def _raise_cause(error: Any) -> None:
+    """Raise the first interruption, or error that the user can fix, of a worker; a death of a worker is neither."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause = getattr(failure, "_base_exc", failure)
+        if isinstance(cause, UserError | Interrupted):
+            raise cause from error
