@@ -126,7 +126,7 @@ NEEDED_BY_COMMAND = {
     "predict RUN --sql Q --db sqlite:///d": "sql",
     "predict RUN hf://a/b": "train",
     "predict RUN FOLDER --ray local -o OUT": "ray",
-    "train T -o OUT --ray local --workers 2": "ray",
+    "train T -o OUT --ray local --workers 2": "train",
 }
 NEEDED_BY_FUNCTION = {
     "bs.read_table('T')": "train",

@@ -83,14 +83,14 @@ def run_and_show(
         try:
             from bertsmith.workflows.seeds import run_seeds
 
-            how: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "observe": progress}
+            common: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "observe": progress}
             if cluster is None:
-                run = run_seeds(source, settings, output, stop=stop, **how)
+                run = run_seeds(source, settings, output, stop=stop, **common)
             else:
                 from bertsmith.workflows.train_on_ray import train_on_ray
 
                 address, workers = cluster
-                run = train_on_ray(source, settings, output, address=address, workers=workers, stop=stop, **how)
+                run = train_on_ray(source, settings, output, address=address, workers=workers, stop=stop, **common)
         except (Interrupted, KeyboardInterrupt) as stopped:
             what = str(stopped) if isinstance(stopped, Interrupted) else "stopped at once"
             flag = " with --resume" if Run(output).layout.run.is_file() else ""
