@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
-from bertsmith.errors import ConfigError, DataError, Interrupted, MissingPackageError
+from bertsmith.errors import ConfigError, DataError, DeviceError, Interrupted, MissingPackageError
 from bertsmith.events import Saved
 from bertsmith.load_config import resolve
 from bertsmith.testing import tiny_table
@@ -73,10 +73,23 @@ def test_a_killed_worker_costs_only_time(cluster, tiny, tmp_path):
 
 
 def test_more_workers_than_cores_are_refused(cluster, tiny, tmp_path):
-    with pytest.raises(ConfigError, match="9"):
-        _on_ray(tiny_table(), tmp_path / "run", tiny, workers=9)
-    assert not (tmp_path / "run").exists()
+    for workers, error in ((9, DeviceError), (0, ConfigError)):
+        with pytest.raises(error, match=str(workers)):
+            _on_ray(tiny_table(), tmp_path / "run", tiny, workers=workers)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "uses"),
+    [("auto", 2, True), ("auto", 1, False), ("cuda", 4, True), ("cpu", 4, False), ("cuda", 1, None), ("mps", 2, None)],
+)
+def test_workers_get_a_gpu_each_or_a_core_each(device, gpus, uses):
+    resources = {"CPU": 8.0, "GPU": float(gpus)}
+    if uses is None:
+        with pytest.raises(DeviceError, match=device):
+            train_on_ray.uses_gpus(device, 2, resources)
+    else:
+        assert train_on_ray.uses_gpus(device, 2, resources) == uses
 
 
 @pytest.mark.parametrize("cause", [DataError("a", where="b"), MissingPackageError("ray", "c"), Interrupted("d")])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bertsmith.config import Config
-from bertsmith.errors import ConfigError, Interrupted, MissingPackageError, TrainingError, UserError
+from bertsmith.errors import ConfigError, DeviceError, Interrupted, MissingPackageError, TrainingError, UserError
 from bertsmith.events import RunListener
 from bertsmith.folders.claim import claim
 from bertsmith.folders.new_run import RunFolder
@@ -90,7 +90,8 @@ def train_on_ray(
     scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".ray", dir=output.parent))
     try:
         with cluster(address):
-            _check_resources(ray.cluster_resources(), workers, address)
+            if not uses_gpus(config.device, workers, ray.cluster_resources()):
+                config = config.model_copy(update={"device": "cpu"})
             queue = Queue(actor_options={"num_cpus": 0})
             job = _Job(source, config, output, resume, overwrite, Path.cwd(), queue, scratch / "stop")
             with _listening(job, observe, stop):
@@ -100,14 +101,29 @@ def train_on_ray(
     return Run(output)
 
 
-def _check_resources(resources: Mapping[str, float], workers: int, address: str) -> None:
-    """Raise if the cluster has fewer cores than workers: Ray would wait for more."""
-    if workers > resources.get("CPU", 0):
-        raise ConfigError(
-            f"--workers {workers}: the cluster has {resources.get('CPU', 0):.0f} cores",
-            where=f"--ray {address}",
+def uses_gpus(device: str, workers: int, resources: Mapping[str, float]) -> bool:
+    """Return whether each worker gets a GPU; otherwise each gets a core.
+
+    Args:
+        device: the setting.
+        workers: their number.
+        resources: of the cluster.
+
+    Raises:
+        DeviceError: if the cluster has fewer cores than workers, for which Ray would wait, or lacks the device.
+    """
+    cores, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+    if workers > cores:
+        raise DeviceError(
+            f"--workers {workers}: the cluster has {cores} cores",
             remedy="Give fewer workers, or add machines to the cluster.",
         )
+    if device not in ("auto", "cpu", "cuda") or (device == "cuda" and workers > gpus):
+        raise DeviceError(
+            f"--device {device}: the cluster has {gpus} GPUs that support CUDA, for {workers} workers",
+            remedy="Leave out --device, or give fewer workers.",
+        )
+    return device != "cpu" and gpus >= workers
 
 
 def _fit(job: _Job, workers: int, scratch: Path) -> None:
@@ -117,7 +133,7 @@ def _fit(job: _Job, workers: int, scratch: Path) -> None:
     before = _created(job.output)
     for attempt in range(RESTARTS + 1):
         try:
-            _trainer(job, workers, job.config.device, scratch).fit()
+            _trainer(job, workers, scratch).fit()
             return
         except TrainingFailedError as error:
             _raise_cause(error)
@@ -133,12 +149,11 @@ def _fit(job: _Job, workers: int, scratch: Path) -> None:
             job = replace(job, resume=Run(job.output).is_resumable, overwrite=False)
 
 
-def _trainer(job: _Job, workers: int, device: str, scratch: Path) -> Any:
-    import ray
+def _trainer(job: _Job, workers: int, scratch: Path) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    use_gpu = device in ("auto", "cuda") and ray.cluster_resources().get("GPU", 0) >= workers
+    use_gpu = job.config.device != "cpu"
     return TorchTrainer(
         _work,
         train_loop_config={"job": job},
