@@ -11,8 +11,6 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-import platformdirs
-
 from bertsmith import __version__
 from bertsmith.compute.machine import core_limits, cores
 from bertsmith.errors import EXTRAS
@@ -171,9 +169,12 @@ def _other_choices() -> list[Choice]:
     used = cores()
     reason = next(name for name, n in core_limits().items() if n == used)
     runtimes = [name for name, runtime in RUNTIMES.items() if runtime.installed]
-    cache = platformdirs.user_cache_path("bertsmith", appauthor=False)
-    return [
+    choices = [
         Choice("threads", str(used), reason),
         Choice("runtime", ", ".join(runtimes) or "none", "the installed runtimes of exports"),
-        Choice("cache", str(cache), "the cache folder of this system, for token ids"),
     ]
+    if _is_installed("huggingface_hub"):
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        choices.append(Choice("cache", HF_HUB_CACHE, "the cache of checkpoints and datasets, from HF_HOME"))
+    return choices
