@@ -355,6 +355,36 @@ def test_invalid_json_is_reported_with_its_position(ask):
     assert '{"inputs": "a text"}' in answer["error"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/", b"{", 400),
+        ("/", b"[1]", 422),
+        ("/", b"{}", 422),
+        ("/", b'{"inputs": "\xff"}', 400),
+        *(("/", {"inputs": inputs}, 422) for inputs in (None, 5, [], {}, " ", [["a"]], {"body": "a"}, {"text": ["a"]})),
+        ("/", {"inputs": {"text": "a", "text_pair": "b"}}, 422),
+        ("/", {"inputs": ["a"] * 1001}, 422),
+        ("/", {"inputs": "a" * 100_001}, 422),
+        ("/", {"inputs": "a", "parameters": {"top_k": 0}}, 422),
+        ("/predict", {"inputs": ["a", "b"]}, 422),
+        ("/predict", {"inputs": ["a"]}, 422),
+        ("/predict", {"inputs": "cat " * 300}, 413),
+        ("/predict", {"inputs": "a", "truncation_direction": "up"}, 422),
+        ("/explain", {"inputs": [["a"], ["b"]]}, 422),
+        ("/predict", None, 405),
+        ("/nowhere", None, 404),
+    ],
+)
+def test_a_refusal_says_what_is_wrong_and_what_to_do(path, body, status, ask):
+    found, answer, _ = ask(path, body)
+    assert found == status
+    wrong, _, remedy = answer["error"].rpartition(". ")
+    assert len(wrong) > 10
+    assert remedy[0].isupper() or remedy.startswith("/docs")
+    assert remedy.endswith(".")
+
+
 def test_an_unknown_parameter_is_refused(ask):
     for path, body, place in (
         ("/", {"inputs": "cat", "top_k": 2}, "top_k"),

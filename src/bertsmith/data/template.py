@@ -68,6 +68,11 @@ class Template:
         """The columns after the first text column."""
         return self.columns[1:]
 
+    @property
+    def example(self) -> str | dict[str, str]:
+        """An item for `read`, for messages and documentation."""
+        return "a text" if self.is_plain else dict.fromkeys(self.columns, "…")
+
     def __str__(self) -> str:
         if self.is_plain:
             return "single texts"

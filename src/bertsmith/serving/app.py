@@ -38,6 +38,7 @@ from bertsmith.serving.schemas import (
     Score,
     apply_function,
     error_response,
+    example_request,
     queue_full_response,
     rank_labels,
     validation_message,
@@ -90,7 +91,7 @@ def create_app(
     def require_service() -> Service:
         service = get_service()
         if service is None:
-            raise RequestError(503, "the model is loading")
+            raise RequestError(503, "the model is loading", "Retry when GET /ready answers 200.")
         return service
 
     async def classify(
@@ -109,8 +110,8 @@ def create_app(
         too_long = np.flatnonzero(tokens.is_truncated)
         if len(too_long) and not truncate:
             first = f"{field}[{too_long[0]}]: {tokens.full_lengths[too_long[0]]:,} tokens, at most {max_length:,}"
-            remedy = "set truncate to true to truncate the text" if field == "inputs" else "POST / truncates texts"
-            raise RequestError(413, f"{first}; {remedy}")
+            allowed = "set truncate to true" if field == "inputs" else "POST to /, which truncates texts"
+            raise RequestError(413, first, f"Shorten the text, or {allowed}.")
         n_tokens = int(tokens.truncated_lengths.sum())
         encoded = time.perf_counter()
         async with asyncio.timeout(limits.seconds):
@@ -171,7 +172,8 @@ def create_app(
         service = require_service()
         explainer = service.explain
         if explainer is None:
-            raise RequestError(404, "explanations need captum and torch: serve the run with --runtime torch")
+            what = "this server cannot explain: it needs the package captum, and the run with torch"
+            raise RequestError(404, what, "Install 'bertsmith[explain]' and serve the run with --runtime torch.")
         classifier = service.batcher.classifier
         texts = _read([body.inputs], classifier.template, limits)
         n_tokens = int(classifier.encode(texts).truncated_lengths[0])
@@ -190,7 +192,7 @@ def create_app(
     async def ready() -> dict[str, str]:
         """Report whether the server can classify: 503 while the model is loading or the server is shutting down."""
         if require_service().draining:
-            raise RequestError(503, "the server is shutting down")
+            raise RequestError(503, "the server is shutting down", "Send the request to another server.")
         return {"status": "ready"}
 
     @app.get("/info", responses={status: problems[status] for status in (401, 503)}, dependencies=secured)
@@ -231,7 +233,7 @@ def create_app(
 
     @app.exception_handler(RequestError)
     async def on_request_error(request: Request, error: RequestError) -> JSONResponse:
-        return error_response(error.status, error.error)
+        return error_response(error.status, error.error, error.remedy)
 
     @app.exception_handler(QueueFullError)
     async def on_queue_full(request: Request, error: QueueFullError) -> JSONResponse:
@@ -239,30 +241,36 @@ def create_app(
 
     @app.exception_handler(TimeoutError)
     async def on_timeout(request: Request, error: TimeoutError) -> JSONResponse:
-        return error_response(503, f"the request took longer than {limits.seconds:g} s")
+        return error_response(503, f"the request took longer than {limits.seconds:g} s", "Send fewer texts at once.")
 
     @app.exception_handler(RequestValidationError)
     async def on_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
         content_type = request.headers.get("content-type", "")
         if not re.match(r"application/([^;]*\+)?json\b", content_type, re.IGNORECASE):
             sent = f"the content type is {content_type[:100]}" if content_type else "the body has no content type"
-            return error_response(415, f"{sent}: send the header Content-Type: application/json")
+            return error_response(415, sent, "Send the header Content-Type: application/json.")
+        service = get_service()
+        template = Template() if service is None else service.batcher.classifier.template
         broken = next((entry for entry in error.errors() if entry["type"] == "json_invalid"), None)
         if broken is not None:
-            return error_response(
-                400, f"the body is not valid JSON: character {broken['loc'][-1]}: {broken['ctx']['error']}"
-            )
-        return error_response(422, validation_message(error, nested=request.url.path == "/predict" != vertex.predict))
+            what = f"the body is not valid JSON: character {broken['loc'][-1]}: {broken['ctx']['error']}"
+            return error_response(400, what, example_request(template))
+        nested = request.url.path == "/predict" != vertex.predict
+        return error_response(422, *validation_message(error, template, nested=nested))
 
     @app.exception_handler(HTTPException)
     async def on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
-        # FastAPI raises 400 for a body that it cannot decode.
-        message = "the body is not JSON in UTF-8" if error.status_code == 400 else str(error.detail)
-        return error_response(error.status_code, message, dict(error.headers or {}))
+        headers, method, path = dict(error.headers or {}), request.method, request.url.path[:100]
+        what, remedy = {
+            400: ("the body is not JSON in UTF-8", "Encode it in UTF-8."),  # FastAPI cannot decode it
+            404: (f"the path {path} does not exist", "/docs lists the paths."),
+            405: (f"the path {path} does not accept {method}", f"Send {headers.get('Allow') or 'another method'}."),
+        }.get(error.status_code, (str(error.detail), "/docs describes the requests."))
+        return error_response(error.status_code, what, remedy, headers)
 
     @app.exception_handler(UserError)
     async def on_user_error(request: Request, error: UserError) -> JSONResponse:
-        return error_response(503, error.what)
+        return error_response(503, error.what, error.remedy or "Retry later.")
 
     app.add_middleware(
         Middleware,
@@ -276,8 +284,15 @@ def create_app(
 
 
 def _rank(logits: np.ndarray, classifier: ModelPredictor, parameters: Parameters) -> list[Any]:
-    """Return the labels of each text with their scores, best first; without ``top_k``, only the best one."""
+    """Return the labels of each text with their scores, best first; without ``top_k``, only the best one.
+
+    Raises:
+        RequestError: if the function does not apply to the numbers that the model predicts.
+    """
     has_top_k, function = "top_k" in parameters.model_fields_set, parameters.function_to_apply
+    if function in ("softmax", "sigmoid") and len(classifier.labels) == 1:
+        what = f"parameters.function_to_apply: the model predicts a number, to which {function} does not apply"
+        raise RequestError(422, what, "Leave the parameter out.")
     scores = apply_function(logits, function) if function else classifier.task.scores(logits)
     ranked = rank_labels(scores, classifier.labels.texts, parameters.top_k if has_top_k else 1)
     return ranked if has_top_k else [best for (best,) in ranked]
@@ -296,17 +311,21 @@ def _read(items: Sequence[Any], template: Template, limits: Limits, field: str =
         RequestError: if there are too many texts, one is empty or too long, or one does not fit the template.
     """
     if len(items) > limits.texts:
-        raise RequestError(422, f"{field}: {len(items):,} texts, at most {limits.texts:,} in one request")
+        what = f"{field}: {len(items):,} texts, at most {limits.texts:,} in one request"
+        raise RequestError(422, what, "Send several requests; --max-texts of the server sets the limit.")
     try:
         texts = template.read([_as_item(item) for item in items])
     except DataError as error:
-        raise RequestError(422, re.sub(r"^item (\d+) (is )?", rf"{field}[\1]: ", error.what)) from error
+        what = re.sub(r"^item (\d+) (is )?", rf"{field}[\1]: ", error.what)
+        raise RequestError(422, what, example_request(template, field)) from error
     for i, text in enumerate(texts):
         n = sum(map(len, segments(text)))
         if n > limits.characters:
-            raise RequestError(422, f"{field}[{i}]: {n:,} characters, at most {limits.characters:,}")
+            what = f"{field}[{i}]: {n:,} characters, at most {limits.characters:,}"
+            raise RequestError(422, what, "Shorten the text; --max-characters of the server sets the limit.")
         if is_empty(normalise_text(text)):
-            raise RequestError(422, f"{field}[{i}]: the text is empty")
+            what = "the text is empty" if isinstance(text, str) else "a text of the pair is empty"
+            raise RequestError(422, f"{field}[{i}]: {what}", "Send a text with at least one visible character.")
     return texts
 
 

@@ -137,6 +137,7 @@ def _model_info(path: Path, classifier: ModelPredictor) -> dict[str, Any]:
     info: dict[str, Any] = {
         "model": path.resolve().name,
         "task": classifier.task.name,
+        "primary": classifier.task.primary,
         "labels": labels,
         "runtime": runtime,
     }

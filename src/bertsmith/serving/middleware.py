@@ -99,7 +99,7 @@ class Middleware:
         except Exception:
             log.exception("internal error")
             if status == 500:
-                response = error_response(500, "internal error; the traceback is in the server's log")
+                response = error_response(500, "internal error", "The traceback is in the server's log.")
                 await response(scope, receive, send_and_note_status)
         finally:
             seconds = time.perf_counter() - start
@@ -139,14 +139,20 @@ class Middleware:
             return None
         return error_response(
             401,
-            "the token is missing or wrong: send Authorization: Bearer …, or X-API-Key",
+            "the token is missing or wrong",
+            "Send the header Authorization: Bearer TOKEN, or X-API-Key: TOKEN.",
             {"WWW-Authenticate": "Bearer"},
         )
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes | Response:
         headers = {name.lower(): value for name, value in scope["headers"]}
         content_length = headers.get(b"content-length", b"0")
-        too_long = error_response(413, f"the body is longer than {self.limits.body:,} bytes", {"Connection": "close"})
+        too_long = error_response(
+            413,
+            f"the body is longer than {self.limits.body:,} bytes",
+            "Send fewer or shorter texts; --max-body of the server sets the limit.",
+            {"Connection": "close"},
+        )
         if not content_length.isdigit() or int(content_length) > self.limits.body:
             return too_long
         body = bytearray()
@@ -166,7 +172,12 @@ class Middleware:
                     if not more:
                         return bytes(body)
         except TimeoutError:
-            return error_response(408, "the body did not arrive in time", {"Connection": "close"})
+            return error_response(
+                408,
+                f"the body did not arrive within {self.limits.seconds:g} s",
+                "Send it again; --timeout of the server sets the limit.",
+                {"Connection": "close"},
+            )
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

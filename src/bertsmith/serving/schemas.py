@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -9,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
 
+from bertsmith.data.template import Template
 from bertsmith.evaluation.calibration import softmax
 
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"[^\s\x00-\x1f\x7f\x81\x8d\x8f\x90\x9d\ufeff]")]
@@ -162,7 +164,7 @@ class Classified(BaseModel):
 class Problem(BaseModel):
     """An error, in the format of text-embeddings-inference."""
 
-    error: str
+    error: str = Field(description="Where the error is, what is wrong, and what to do.")
     error_type: str
 
 
@@ -194,8 +196,13 @@ ERROR_TYPES = {413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Un
 """``error_type`` by status, as in text-embeddings-inference."""
 MESSAGES = {
     "string_pattern_mismatch": "the text is empty",
-    "extra_forbidden": "unknown parameter; /docs lists the parameters",
-    "model_attributes_type": 'expected an object such as {"inputs": "a text"}',
+    "string_type": "it is not a text",
+    "list_type": "it is not a list",
+    "missing": "it is missing",
+    "too_short": "it is empty",
+    "extra_forbidden": "unknown parameter",
+    "union_tag_invalid": "it is not a single text",
+    "model_attributes_type": "it is not an object",
 }
 """Messages that replace pydantic's, by its error type."""
 
@@ -205,19 +212,29 @@ class RequestError(Exception):
 
     Args:
         status: HTTP status.
-        error: message, starting with the field that is wrong.
+        error: what is wrong, starting with the field.
+        remedy: what to do.
     """
 
-    def __init__(self, status: int, error: str) -> None:
+    def __init__(self, status: int, error: str, remedy: str) -> None:
         super().__init__(error)
-        self.status, self.error = status, error
+        self.status, self.error, self.remedy = status, error, remedy
 
 
-def validation_message(error: RequestValidationError, *, nested: bool) -> str:
-    """Return one message per invalid field, each with its position; keep one of several alternatives per field.
+def example_request(template: Template, field: str = "inputs") -> str:
+    """Return the remedy for a body that does not fit the columns that the model reads, with its items in a field."""
+    items = [template.example] if field == "instances" else template.example
+    return f"Send for example {json.dumps({field: items}, ensure_ascii=False)}."
+
+
+def validation_message(error: RequestValidationError, template: Template, *, nested: bool) -> tuple[str, str]:
+    """Return one message per invalid field, each with its position, and what to do.
+
+    Of several alternatives per field, the first one counts.
 
     Args:
         error: the validation error.
+        template: the columns that the model reads.
         nested: whether this format writes a batch as a list of lists, not as a flat list.
     """
     messages: dict[str, str] = {}
@@ -226,22 +243,29 @@ def validation_message(error: RequestValidationError, *, nested: bool) -> str:
         is_flat = entry["type"] == "list_type" and isinstance(entry["input"], str)
         if nested and "row" in parts and (is_flat or entry["type"] == "too_long"):
             return (
-                'inputs: write a batch as [["a"], ["b"]]; a flat list, or two texts in one list, is a pair of texts. '
-                "POST / accepts flat lists as batches"
+                "inputs: a flat list, or two texts in one list, is a pair of texts, not a batch",
+                'Write a batch as [["a"], ["b"]], or send it to POST /, which accepts flat lists as batches.',
             )
-        path = [part for i, part in enumerate(parts) if isinstance(part, int) or i == 0 or parts[0] == "parameters"]
+        column = parts.index("columns") + 1 if "columns" in parts else None
+        path = [
+            part
+            for i, part in enumerate(parts)
+            if isinstance(part, int) or i in (0, column) or parts[0] == "parameters"
+        ]
         field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
         message = MESSAGES.get(entry["type"], entry["msg"])
         messages.setdefault(field or "the body", f"{message[0].lower()}{message[1:]}")
-    return "; ".join(f"{field}: {message}" for field, message in list(messages.items())[:5])
+    about_texts = any(field.startswith(("inputs", "the body")) for field in messages)
+    remedy = example_request(template) if about_texts else "/docs lists the parameters and their values."
+    return "; ".join(f"{field}: {message}" for field, message in list(messages.items())[:5]), remedy
 
 
-def error_response(status: int, error: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """Return the response for an error."""
+def error_response(status: int, error: str, remedy: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """Return the response for an error, with what is wrong and what to do."""
     error_type = ERROR_TYPES.get(status, "Backend" if status >= 500 else "Validation")
-    return JSONResponse({"error": error, "error_type": error_type}, status_code=status, headers=headers)
+    return JSONResponse({"error": f"{error}. {remedy}", "error_type": error_type}, status_code=status, headers=headers)
 
 
 def queue_full_response(seconds: int) -> JSONResponse:
     """Return the response to a request that a full queue refuses."""
-    return error_response(429, f"the queue is full: retry in {seconds} s", {"Retry-After": str(seconds)})
+    return error_response(429, "the queue is full", f"Retry in {seconds} s.", {"Retry-After": str(seconds)})
