@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from bertsmith.config import DataConfig
 from bertsmith.data.clean import (
+    AVERAGED,
     CONFLICT,
     DUPLICATE,
     EMPTY,
@@ -69,6 +70,22 @@ def test_every_dropped_row_has_a_reason():
     }
     assert cleaned.table.frame["row"].tolist() == [1, 7, 8]
     assert cleaned.counts == {CONFLICT: 2, DUPLICATE: 1, EMPTY: 1, NO_LABEL: 1}
+
+
+def test_numbers_of_the_same_text_are_averaged_in_train_only():
+    rows = [(3, "one"), (1.5, "two"), (3, " one "), (6, "one"), (1.5, "two"), (2, "three"), (9, "four"), (7, "four")]
+    splits = ["train"] * 6 + ["test"] * 2
+    table = read_table(
+        pd.DataFrame(rows, columns=["Label", "Text"]).assign(part=splits),
+        DataConfig(task="regression", split_column="part"),
+    )
+    cleaned = clean(table)
+    assert _drops(cleaned) == {3: (AVERAGED, 1), 4: (AVERAGED, 1), 5: (DUPLICATE, 2)}
+    found = cleaned.table
+    assert dict(zip(found.frame["row"], found.targets.tolist(), strict=True)) == {1: 4, 2: 1.5, 6: 2, 7: 9, 8: 7}
+    (finding,) = [f for f in inspect(table).findings if f.kind == "averaged"]
+    assert (finding.count, finding.rows) == (2, (3, 4))
+    assert clean(found).table.targets.tolist() == found.targets.tolist()
 
 
 def test_leaks_are_dropped_from_train_and_not_from_test():

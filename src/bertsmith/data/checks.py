@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bertsmith.config import Config
-from bertsmith.data.clean import CONFLICT, DUPLICATE, EMPTY, IN_TEST, IN_VALIDATION, NO_LABEL, Cleaned
+from bertsmith.data.clean import AVERAGED, CONFLICT, DUPLICATE, EMPTY, IN_TEST, IN_VALIDATION, NO_LABEL, Cleaned
 from bertsmith.data.findings import Finding, join_names
 from bertsmith.data.label_checks import label_findings
 from bertsmith.data.language import guess_language
@@ -95,6 +95,12 @@ _DROPPED = {
         "warning",
         "whose text has another label in another row",
         "dropped; correct the labels to use them",
+    ),
+    AVERAGED: (
+        "averaged",
+        "info",
+        "with the same text as another row, but another number",
+        "the first row of each text has the mean of its numbers",
     ),
     IN_TEST: ("leak-test", "warning", "whose text is also in the test table", "dropped from train and validation"),
     IN_VALIDATION: ("leak-validation", "warning", "whose text is also in the validation table", "dropped from train"),

@@ -17,6 +17,7 @@ EMPTY = "empty text"
 NO_LABEL = "missing label"
 DUPLICATE = "duplicate"
 CONFLICT = "conflicting labels"
+AVERAGED = "averaged with another row"
 IN_TEST = "also in test"
 IN_VALIDATION = "also in validation"
 
@@ -59,9 +60,10 @@ def clean(table: Table) -> Cleaned:
     Rows without a text or a label are dropped from every split. Given test and validation tables lose no other rows:
     a text in a given test table is dropped from train and validation, and a text in a given validation table is
     dropped from train. In train, one of several rows with the same text and class remains, and texts with several
-    classes are dropped.
+    classes are dropped. If labels are numbers, the first of several rows with the same text remains, with their mean:
+    it is the best guess under the squared error, and a text that many people rated counts once, as in the metrics.
     """
-    frame = table.frame
+    frame, outcomes = table.frame, table.outcomes
     is_changed, is_empty = np.zeros((2, len(frame)), dtype=bool)
     for name in ("text", "pair") if "pair" in frame.columns else ("text",):
         original = frame[name].fillna("").tolist()
@@ -93,12 +95,21 @@ def clean(table: Table) -> Cleaned:
     by_text = frame.iloc[positions].groupby(keys, sort=False)
     n_classes = by_text["target"].transform("nunique").to_numpy()
     first = by_text["row"].transform("first").to_numpy()
-    is_repeated = keys.duplicated().to_numpy() & (n_classes == 1)
-    reason[positions[n_classes > 1]] = CONFLICT
+    is_later = keys.duplicated().to_numpy()
+    is_repeated, differs = is_later & (n_classes == 1), n_classes > 1
     reason[positions[is_repeated]] = DUPLICATE
-    duplicate_of[positions] = np.where(is_repeated | (n_classes > 1), first, duplicate_of[positions])
+    if differs.any():
+        codes, number = frame["target"].to_numpy(copy=True), pd.factorize(keys[differs])[0]
+        merged = outcomes.merge(codes[positions[differs]], number)
+        if merged is not None:
+            of_texts, outcomes = merged
+            codes[positions[differs]] = of_texts[number]
+            frame, differs = frame.assign(target=codes), differs & is_later
+        reason[positions[differs]] = CONFLICT if merged is None else AVERAGED
+    duplicate_of[positions] = np.where(is_repeated | differs, first, duplicate_of[positions])
 
     is_dropped = reason != ""
     dropped = frame.loc[is_dropped, ["source", "row"]].reset_index(drop=True)
     dropped = dropped.assign(reason=reason[is_dropped].astype(str), duplicate_of=duplicate_of[is_dropped])
-    return Cleaned(replace(table, frame=frame).take(~is_dropped), dropped, int(is_changed.sum()))
+    cleaned = replace(table, frame=frame, outcomes=outcomes).take(~is_dropped)
+    return Cleaned(cleaned, dropped, int(is_changed.sum()))

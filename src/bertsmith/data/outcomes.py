@@ -46,6 +46,18 @@ class Outcomes(ABC):
             ValueError: if it is not a label of the table, for a message.
         """
 
+    def merge(self, codes: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, Outcomes] | None:
+        """Return one code for the rows of each text, and outcomes that have these codes.
+
+        Args:
+            codes: of n rows, shape (n,).
+            texts: number of the text of each row, 0…m−1, shape (n,).
+
+        Returns:
+            Codes of shape (m,); ``None`` if different labels of a text contradict one another.
+        """
+        return None
+
     def key(self) -> bytes:
         """Return what a fingerprint needs besides the codes."""
         return b""
@@ -149,6 +161,13 @@ class Numbers(Outcomes):
             raise ValueError(f"{written!r} is not a number")
         same = np.flatnonzero(self.values == number)
         return (int(same[0]), self) if len(same) else (len(self.values), Numbers(np.append(self.values, number)))
+
+    def merge(self, codes: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, Outcomes] | None:
+        """Return the code of the mean of each text's numbers; see `Outcomes.merge`."""
+        import numpy as np
+
+        means, inverse = np.unique(np.bincount(texts, self.values[codes]) / np.bincount(texts), return_inverse=True)
+        return len(self.values) + inverse, Numbers(np.append(self.values, means))
 
     def strata(self, codes: np.ndarray) -> np.ndarray:
         """Return the quantile bin of every row, shape (n,)."""
