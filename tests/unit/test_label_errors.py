@@ -226,3 +226,20 @@ def test_numbers_are_corrected_but_their_errors_are_not_searched(cli, tmp_path):
     assert code == 2
     assert "regression" in err
     assert not (tmp_path / "x.csv").exists()
+
+
+def test_both_texts_of_a_pair_are_listed_and_checked(flipped, tmp_path):
+    pairs = flipped.rename(columns={"Text": "b"}).assign(a=[f"text {i}" for i in range(len(flipped))])
+    columns = {"text_column": "a", "pair_column": "b"}
+    found = bs.label_errors(pairs, **columns).set_index("row")
+    assert {3, 40} <= set(found.index)
+    assert found.loc[3, ["text", "pair"]].tolist() == ["text 2", pairs["b"][2]]
+    found["corrected"] = found["suggested"]
+    found.to_csv(tmp_path / "c.csv")
+    pairs.to_csv(tmp_path / "t.csv", index=False)
+    table = bs.read_table(tmp_path / "t.csv", corrections=tmp_path / "c.csv", **columns)
+    assert table.labels.texts[table.targets[2]] == found.loc[3, "suggested"]
+    found.assign(pair="another").to_csv(tmp_path / "c.csv")
+    with pytest.raises(DataError) as caught:
+        bs.read_table(tmp_path / "t.csv", corrections=tmp_path / "c.csv", **columns)
+    assert "row 3" in caught.value.what

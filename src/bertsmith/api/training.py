@@ -262,9 +262,10 @@ def label_errors(table: Any, **settings: Unpack[LabelErrorSettings]) -> pd.DataF
         **settings: fields of `DataConfig`, and ``seed``.
 
     Returns:
-        The suspected rows, the least plausible label first: ``source``, ``row``, ``text``, the label texts ``given``
-        and ``suggested``, their probabilities, and an empty column ``corrected``. With corrected labels filled in and
-        saved as CSV, the table can be passed as ``corrections``.
+        The suspected rows, the least plausible label first: ``source``, ``row``, ``text`` with all columns that the
+        model reads, for pairs also ``pair``, the label texts ``given`` and ``suggested``, their probabilities, and an
+        empty column ``corrected``. With corrected labels filled in and saved as CSV, the table can be passed as
+        ``corrections``.
 
     Raises:
         UserError: if the table cannot be read, or the package cleanlab is missing.

@@ -16,8 +16,18 @@ from bertsmith.data.table import MISSING, Labels, Note, Table
 from bertsmith.data.texts import normalise, to_texts
 from bertsmith.errors import DataError, listing
 
-COLUMNS = ("source", "row", "text", "given", "suggested", "given_probability", "suggested_probability", "corrected")
-"""Columns of the CSV; the user fills in ``corrected``."""
+COLUMNS = (
+    "source",
+    "row",
+    "text",
+    "pair",
+    "given",
+    "suggested",
+    "given_probability",
+    "suggested_probability",
+    "corrected",
+)
+"""Columns of the CSV, ``pair`` only for pairs of texts; the user fills in ``corrected``."""
 REQUIRED = ("row", "text", "corrected")
 REMOVE = "-"
 """Value of ``corrected`` that removes the label, and so excludes the row."""
@@ -55,14 +65,16 @@ def apply_corrections(table: Table, file: Path, config: DataConfig) -> Table:
     by_source = len(source_names) > 1 and "source" in frame.columns
     sources = column("source") if by_source else source_names[:1] * len(frame)
     previous = column("given") if "given" in frame.columns else [None] * len(frame)
+    segments = [name for name in ("text", "pair") if name in frame.columns and name in table.frame.columns]
+    written = zip(*(column(name) for name in segments), strict=True)
     positions = {(source, int(row)): i for i, (source, row) in enumerate(table.frame[["source", "row"]].to_numpy())}
     targets = table.frame["target"].to_numpy(copy=True)
     outcomes = table.outcomes
     corrected: dict[int, int] = {}
     problems: list[str] = []
     relabelled: list[int] = []
-    rows = zip(sources, column("row"), column("text"), previous, column("corrected"), strict=True)
-    for line, (source, row, text, before, correction) in enumerate(rows, start=1):
+    rows = zip(sources, column("row"), written, previous, column("corrected"), strict=True)
+    for line, (source, row, texts, before, correction) in enumerate(rows, start=1):
         correction = " ".join((correction or "").split())
         if not correction:
             continue
@@ -75,7 +87,7 @@ def apply_corrections(table: Table, file: Path, config: DataConfig) -> Table:
             continue
         if position is None:
             problems.append(f"row {line:,}: {source} has no row {row}")
-        elif not _is_same_text(text, table.frame["text"].iloc[position]):
+        elif not all(map(_is_same_text, texts, table.frame[segments].iloc[position])):
             problems.append(f"row {line:,}: row {number} of {source} has a different text")
         elif corrected.setdefault(position, target) != target:
             problems.append(f"row {line:,}: an earlier row corrects row {number} of {source} differently")

@@ -68,4 +68,5 @@ def suspected_label_errors(table: Table, config: Config) -> pd.DataFrame:
     usable = clean(table).table
     found = get_task(table.task).suspects(flat_texts(usable.frame), usable.targets, table.labels, seed=config.seed)
     rows = usable.frame.iloc[found["position"].to_numpy()].reset_index(drop=True)
-    return rows.assign(corrected="", **found.drop(columns="position"))[list(COLUMNS)]
+    rows = rows.assign(corrected="", **found.drop(columns="position"))
+    return rows[[name for name in COLUMNS if name in rows.columns]]
