@@ -1,6 +1,7 @@
 """Pairs and several columns through tokenizer, model, run, export and server, against Hugging Face."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -307,6 +308,18 @@ def test_every_runtime_agrees_with_pipeline_on_pairs(runtime, paired):
         classifier.predict_proba(list(pairs[0]))
 
 
+def test_runs_are_compared_on_both_texts_of_a_pair(paired, tmp_path):
+    other = Run(shutil.copytree(paired.path, tmp_path / "other"))
+    assert bs.compare(paired, other)[1]["difference"]["value"] == 0
+    frame = other.predictions
+    frame["pair"] = frame["pair"].to_numpy()[::-1]
+    frame.to_parquet(other.path / "predictions" / "test.parquet")
+    with pytest.raises(RunFolderError):
+        bs.compare(paired, other)
+    frame.drop(columns="pair").to_parquet(other.path / "predictions" / "test.parquet")  # reads fewer columns
+    assert len(bs.compare(paired, other)) == 2
+
+
 def test_a_run_without_a_pair_refuses_pairs(classifier, paired):
     with pytest.raises(DataError):
         classifier.predict_proba([("cat", "dog")])
@@ -418,6 +431,7 @@ def test_the_server_takes_pairs_in_both_formats(paired):
         ):
             status, answer, _ = ask(path, {"inputs": inputs})
             assert (status, named in answer["error"]) == (422, True), answer
+            assert path == "/predict" or '{"premise": "…", "hypothesis": "…"}' in answer["error"]
         assert ask("/info")[1]["columns"] == ["premise", "hypothesis"]
         status, answer, _ = ask("/explain", {"inputs": {"text": "cat", "text_pair": "dog"}})
         assert status in (200, 404)

@@ -20,16 +20,19 @@ def compare_runs(opened: Sequence[Run]) -> list[dict[str, Any]]:
     if len(set(names)) < len(names):
         raise ConfigError("duplicate run", where=", ".join(names), remedy="Give each run once.")
     task = get_task(opened[0].task)
-    frames = [run.predictions.sort_values(["row", "text"], ignore_index=True) for run in opened]
+    frames = [run.predictions for run in opened]
+    # Runs may read different columns: what both read identifies a row.
+    texts = [name for name in ("text", "pair") if all(name in frame.columns for frame in frames)]
+    frames = [frame.sort_values(["row", *texts], ignore_index=True) for frame in frames]
     first = frames[0]
     for run, frame in zip(opened[1:], frames[1:], strict=True):
         if run.labels != opened[0].labels or run.task != opened[0].task:
             raise RunFolderError(
                 "the classes of the runs differ, so they cannot be compared", where=f"{names[0]} and {run.path}"
             )
-        columns = ["text", task.truth_column]
+        columns = [*texts, task.truth_column]
         if len(frame) != len(first) or not (frame[columns].map(repr) == first[columns].map(repr)).all(axis=None):
-            common = len(set(frame["text"]) & set(first["text"]))
+            common = len(frame[texts].drop_duplicates().merge(first[texts].drop_duplicates()))
             raise RunFolderError(
                 "the test rows of the runs differ, so they cannot be compared: "
                 f"{len(first):,} and {len(frame):,} texts, {common:,} in common",
