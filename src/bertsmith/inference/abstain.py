@@ -66,6 +66,7 @@ def fit_abstention(
     min_confidence: float | None = None,
     target_accuracy: float | None = None,
     coverage: float | None = None,
+    probabilities: bool = False,
 ) -> Abstention:
     """Turn a target accuracy and a target coverage into thresholds.
 
@@ -77,9 +78,11 @@ def fit_abstention(
         min_confidence: lowest confidence of an answer.
         target_accuracy: target among the answered texts, an alternative to ``min_confidence``.
         coverage: target share of the texts whose label set contains the true label.
+        probabilities: whether the probability of every class is asked for.
 
     Raises:
-        ConfigError: if ``min_confidence`` and ``target_accuracy`` are both given, or a target is out of reach.
+        ConfigError: if ``min_confidence`` and ``target_accuracy`` are both given, a target is out of reach, or the
+            model predicts numbers, for which only ``coverage`` applies.
     """
     if target_accuracy == 1:
         raise ConfigError(
@@ -87,10 +90,16 @@ def fit_abstention(
         )
     if min_confidence is not None and target_accuracy is not None:
         raise ConfigError("--min-confidence and --target-accuracy cannot be combined", remedy="Give one of them.")
-    if task.name == REGRESSION and (min_confidence, target_accuracy) != (None, None):
+    refused = {
+        "--probabilities": probabilities,
+        "--min-confidence": min_confidence is not None,
+        "--target-accuracy": target_accuracy is not None,
+    }
+    if task.name == REGRESSION and any(refused.values()):
+        flags = " and ".join(flag for flag, given in refused.items() if given)
         raise ConfigError(
-            "a number has no confidence, so --min-confidence and --target-accuracy do not apply",
-            remedy="Pass --coverage for an interval around each number.",
+            f"{flags}: the model predicts numbers, which have no probabilities and no confidence",
+            remedy="Leave it out, or pass --coverage for an interval around each number.",
         )
     if target_accuracy is None and coverage is None:
         return Abstention(min_confidence)

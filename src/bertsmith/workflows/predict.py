@@ -48,9 +48,10 @@ class PredictOptions:
     formula_guard: bool = True
 
     @property
-    def thresholds(self) -> dict[str, float | None]:
+    def thresholds(self) -> dict[str, Any]:
         """The arguments of `bertsmith.inference.abstain.fit_abstention`."""
-        return {name: getattr(self, name) for name in ("min_confidence", "target_accuracy", "coverage")}
+        names = ("min_confidence", "target_accuracy", "coverage", "probabilities")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def csv_style(self) -> CsvStyle:
