@@ -6,7 +6,9 @@ import difflib
 import errno
 import functools
 import os
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -162,6 +164,24 @@ def needing(extra: str | None = None, purpose: str | None = None) -> Callable[[C
     return decorate
 
 
+_FLAG = re.compile(r"--([a-z]+(?:-[a-z]+)*)")
+
+
+@contextmanager
+def naming_parameters() -> Iterator[None]:
+    """Have errors name the parameters of a Python function, ``text_column``, instead of flags, ``--text-column``."""
+    try:
+        yield
+    except UserError as error:
+
+        def rename(message: str | None) -> str | None:
+            return message and _FLAG.sub(lambda flag: flag[1].replace("-", "_"), message)
+
+        error.what, error.where, error.remedy = str(rename(error.what)), rename(error.where), rename(error.remedy)
+        error.args = (error.what,)
+        raise
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest known name, or an empty string."""
     by_folded = {other.casefold(): other for other in known}
@@ -184,6 +204,11 @@ def listing(values: Iterable[object], limit: int = 10) -> str:
     items = [quoted(value) for value in values]
     shown = ", ".join(items[:limit])
     return shown + (f" and {len(items) - limit:,} more" if len(items) > limit else "")
+
+
+def lower_first(title: str) -> str:
+    """Return a title as it is written within a sentence: ``"Macro-F1"`` becomes ``"macro-F1"``, ``"R²"`` stays."""
+    return title[:1].lower() + title[1:] if title[1:2].islower() else title
 
 
 def to_path(value: Any, name: str, error_type: type[UserError] = ConfigError) -> Path:

@@ -14,7 +14,7 @@ from bertsmith.data.columns import check_columns, check_single_level, find_text_
 from bertsmith.data.formats.registry import to_data_frame
 from bertsmith.data.table import Labels
 from bertsmith.data.template import Template, Text, Texts, is_empty, normalise_text
-from bertsmith.errors import ConfigError, DataError, listing
+from bertsmith.errors import ConfigError, DataError, listing, naming_parameters
 from bertsmith.evaluation.rule import Rule
 from bertsmith.load_config import resolve
 from bertsmith.model.tokenizer import Encoder
@@ -113,7 +113,8 @@ class Predictor(ABC):
         if hasattr(texts, "columns"):
             columns = {"text_column": text_column, "pair_column": pair_column, "with_columns": with_columns}
             config = resolve({name: value for name, value in columns.items() if value}, environ={}, api=True)
-            return self._predict_data_frame(cast("pd.DataFrame", texts), progress, config)
+            with naming_parameters():
+                return self._predict_data_frame(cast("pd.DataFrame", texts), progress, config)
         if text_column or pair_column or with_columns:
             raise ConfigError("names of columns require a data frame", remedy="Leave them out, or give a data frame.")
         return to_frame(self.task, self.predict_proba(texts, progress), self.labels)
