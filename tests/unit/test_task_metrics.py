@@ -211,6 +211,18 @@ def test_the_decision_on_levels_has_the_least_expected_squared_distance(seed, k,
     assert costs[np.arange(n), least_cost(scores)] == pytest.approx(costs.min(axis=1))
 
 
+def test_the_only_level_is_that_of_the_decision():
+    names = {0: "low", 1: "middle", 2: "high"}
+    assert ORDINAL.only_label(np.array([[0.4, 0.25, 0.35]] * 2), names) == "middle"
+    assert TASKS["single-label"].only_label(np.array([[0.4, 0.25, 0.35]] * 2), names) == "low"
+
+
+def test_numbers_that_hardly_vary_are_compared_by_their_size():
+    assert REGRESSION.unit(np.array([[0.0], [2.0]])) == 1
+    assert REGRESSION.unit(np.full((3, 1), 500.0)) == pytest.approx(0.5)
+    assert REGRESSION.unit(np.zeros((2, 1))) == REGRESSION.unit(np.empty((0, 1))) == 1
+
+
 # -- thresholds, temperatures and intervals ----------------------------------------------------------------------------
 
 

@@ -177,14 +177,42 @@ def test_predictions_of_python_have_python_types(run, later):
         assert sum(found.label_counts.values()) == n_labels
 
 
-def test_an_explanation_sums_to_the_change_of_the_output(cli, run):
+def test_an_explanation_sums_to_the_change_of_the_output(cli, run, tmp_path):
     pytest.importorskip("captum", reason="the extra explain is not installed")
     code, out, err = cli("explain", run.path, "--text", "my cat is red", "--device", "cpu", "--json")
     assert code == 0, err
     (entry,) = json.loads(out)
     strongest = max(entry["words"], key=lambda word: abs(word["attribution"]))
     assert strongest["text"] in ("cat", "red")
-    assert cli("explain", run.path, "--text", "my cat is red", "--device", "cpu")[0] == 0
+    fields = {
+        "multi-label": {"label_text", "predicted_texts", "probability"},
+        "ordinal": {"label_text", "predicted_text", "probability"},
+        "regression": {"predicted"},
+    }[run.task]
+    assert entry.keys() == fields | {"text", "words", "change", "gap", "steps", "unread"}
+    predicted = bs.load(run, device="cpu", runtime="torch").predict("my cat is red")[0]
+    assert entry[next(name for name in fields if name.startswith("predicted"))] == pytest.approx(predicted)
+    page = tmp_path / "page.html"
+    code, out, err = cli("explain", run.path, "--text", "my cat is red", "--device", "cpu", "--html", page)
+    assert code == 0, err
+    for shown in (out, page.read_text(encoding="utf-8")):
+        assert ("probability" in shown) == (run.task != "regression")
+        assert f"{entry['predicted'] if run.task == 'regression' else entry['probability']:.4g}"[:5] in shown
+    code, _, err = cli("explain", run.path, "--text", "my cat is red", "--label", run.labels.texts[0])
+    assert code == (2 if run.task == "regression" else 0), err
+
+
+def test_numbers_have_no_probabilities(cli, run, later, tmp_path):
+    later[["Text"]].to_csv(tmp_path / "in.csv", index=False)
+    command = ("predict", run.path, tmp_path / "in.csv", "--device", "cpu", "-o", tmp_path / "out.csv")
+    code, _, err = cli(*command, "--probabilities")
+    assert code == (2 if run.task == "regression" else 0), err
+    assert (tmp_path / "out.csv").exists() == (run.task != "regression")
+    if run.task == "regression":
+        for refused in ({"probabilities": True}, {"min_confidence": 0.5}):
+            with pytest.raises(ConfigError) as error:
+                bs.predict(run, later, device="cpu", **refused)
+            _refused(error, "--coverage")
 
 
 def test_the_export_agrees(run, exported, later, scores):
@@ -221,6 +249,11 @@ def test_the_server_answers_with_the_scores(run, later, scores):
         whole = ask("/", {"inputs": text, "parameters": {"top_k": None}})[1]
         assert whole == answer
         assert ask("/", {"inputs": text})[1] == [answer[0]]
+        assert (
+            info["test"][info["primary"]]["value"] == run.metrics["splits"]["test"]["metrics"][info["primary"]]["value"]
+        )
+        softmax = ask("/", {"inputs": text, "parameters": {"function_to_apply": "softmax"}})
+        assert softmax[0] == (422 if run.task == "regression" else 200)
     loader.service.batcher.close()
 
 
@@ -301,7 +334,10 @@ def test_a_study_tunes_the_primary_metric(task, tiny, tmp_path):
     )
     assert len(study.trials) == 2
     assert study.best.task == task
-    assert study.report.exists()
+    page = study.report.read_text(encoding="utf-8")
+    primary = get_task(task).primary_name
+    assert primary in page
+    assert primary == "macro-F1" or "macro-f1" not in page.lower()
 
 
 # -- what does not fit is refused --------------------------------------------------------------------------------------

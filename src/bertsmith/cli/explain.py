@@ -30,7 +30,7 @@ def _parse(text: str, template: Template) -> Any:
     with contextlib.suppress(ValueError):
         if isinstance(item := json_module.loads(text), dict):
             return item
-    example = json_module.dumps(dict.fromkeys(template.columns, "…"), ensure_ascii=False)
+    example = json_module.dumps(template.example, ensure_ascii=False)
     raise ConfigError(
         f"--text: the model reads {template}, and this is not a JSON object of columns",
         remedy=f"Write --text '{example}'.",
@@ -50,7 +50,7 @@ def explain(
         ),
     ],
     label: Annotated[
-        str | None, typer.Option(metavar="LABEL", help="Label text to explain; by default the predicted one.")
+        str | None, typer.Option(metavar="LABEL", help="Label text to explain; by default the most likely one.")
     ] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with the words in colour.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing page.")] = False,
@@ -80,7 +80,7 @@ def explain(
         from bertsmith.report.report import explanations_page
 
         with claim(page, overwrite=overwrite):
-            write_text(page.path, explanations_page([e.to_dict() for e in explanations], run.resolve().name))
+            write_text(page.path, explanations_page([(e.title, e.to_dict()) for e in explanations], run.resolve().name))
         stderr_console().print(f"page: {html}", markup=False)
     if json:
         print_json([e.to_dict() for e in explanations])
@@ -102,9 +102,7 @@ def explain(
         else:
             line.append(explanation.text[end:])
         out.print(line)
-        is_predicted = explanation.label_text == explanation.predicted_text
-        predicted = "" if is_predicted else f" (predicted: {explanation.predicted_text})"
-        out.print(f"  {explanation.label_text}, probability {explanation.probability:.3f}{predicted}", markup=False)
+        out.print(f"  {explanation.title}", markup=False)
         for word in sorted(explanation.words, key=lambda w: -abs(w.attribution))[:MAX_WORDS]:
             out.print(f"  {word.attribution:+8.3f}  {word.text}", markup=False)
         if len(explanation.words) > MAX_WORDS:
@@ -112,6 +110,6 @@ def explain(
             out.print(f"  … and {more:,} more word{'s' if more > 1 else ''} with smaller attributions", markup=False)
         out.print(
             f"  the attributions sum to {explanation.change + explanation.gap:+.3f}; "
-            f"the logit changes by {explanation.change:+.3f}",
+            f"the {explanation.output_name} changes by {explanation.change:+.3f}",
             markup=False,
         )

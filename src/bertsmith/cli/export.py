@@ -40,23 +40,25 @@ def export(
     """
     stderr_console().print("[dim]loading the model, writing the export, comparing the two …[/]")
     from bertsmith.api.inference import export as export_run
+    from bertsmith.tasks.registry import get_task
 
     with sigterm_like_ctrl_c():
         export = export_run(
             run, format=format, precision=precision, output=output, long=long, accept=accept, overwrite=overwrite
         )
-    parity = export.about.parity
+    parity, task = export.about.parity, get_task(export.about.task)
     if json:
         print_json({"export": str(export.path), "format": format, "precision": precision, **parity})
         return
     out = stdout_console()
     speeds = parity["texts_per_second"]
     out.print(
-        f"{parity['agreement']:.2%} of {parity['texts']:,} validation and test texts get the same label as from the "
-        f"original; the largest difference of a probability is {parity['largest_difference']:.2g}"
+        f"{parity['agreement']:.2%} of {parity['texts']:,} validation and test texts {task.same_name} as from the "
+        f"original; the largest difference of a {task.score_name} is {parity['largest_difference']:.2g}{task.unit_name}"
     )
     if precision != "fp32":
-        out.print(f"up to {parity['others_at_most']:.1%} of other texts may get a different label (95 % upper bound)")
+        bound = f"up to {parity['others_at_most']:.1%} of other texts may get a different prediction"
+        out.print(f"{bound} (95 % upper bound)")
     out.print(f"texts per second on this machine: {speeds['export']:,.0f}, original {speeds['original']:,.0f}")
     size = sum(p.stat().st_size for p in export.path.iterdir()) / 1e6
     out.print(f"export  {export.path} ({size:,.0f} MB)", markup=False)

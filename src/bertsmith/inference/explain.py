@@ -48,7 +48,8 @@ class Word:
     Attributes:
         text: the word.
         start, end: position in the explained text, in characters.
-        attribution: contribution to the logit of the label; negative if it opposes the label.
+        attribution: contribution to the logit of the label, or to a predicted number; negative if it opposes the
+            label, or lowers the number.
         after: characters up to the next word; ``text + after`` of all words is the text that the model reads.
     """
 
@@ -65,29 +66,47 @@ class Explanation:
 
     Attributes:
         text: the text, normalised; the segments of a pair are lines.
-        label_text: the explained label.
-        predicted_text: the predicted label.
-        probability: of the explained label.
         words: in order, without those that the model does not read.
-        change: of the logit, from a text of padding tokens to this text.
+        change: of the logit or the predicted number, from a text of padding tokens to this text.
         gap: the sum of the attributions minus that change.
         steps: integration points.
         unread: number of characters that the model does not read, because of the maximum length.
+        label_text: the explained label; ``None`` for a regression.
+        predicted_text: the predicted label, if a text has one.
+        predicted_texts: the predicted labels, if a text has any number of them.
+        probability: of the explained label; ``None`` for a regression.
+        predicted: the predicted number of a regression; else ``None``.
     """
 
     text: str
-    label_text: str
-    predicted_text: str
-    probability: float
     words: tuple[Word, ...]
     change: float
     gap: float
     steps: int
     unread: int
+    label_text: str | None = None
+    predicted_text: str | None = None
+    predicted_texts: Sequence[str] | None = None
+    probability: float | None = None
+    predicted: float | None = None
+
+    @property
+    def title(self) -> str:
+        """The explained label with its probability, and other predicted labels; or the predicted number."""
+        if self.predicted is not None:
+            return f"predicted value {self.predicted:.4g}"
+        labels = [self.predicted_text] if self.predicted_texts is None else self.predicted_texts
+        predicted = "" if self.label_text in labels else f" (predicted: {', '.join(map(str, labels)) or 'no label'})"
+        return f"{self.label_text}, probability {self.probability:.3f}{predicted}"
+
+    @property
+    def output_name(self) -> str:
+        """What the attributions are parts of."""
+        return "logit" if self.predicted is None else "predicted value"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields, JSON-ready."""
-        return asdict(self)
+        """Return the fields that are not ``None``, JSON-ready."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 class OutOfTimeError(Exception):
@@ -97,7 +116,7 @@ class OutOfTimeError(Exception):
 def explain(
     classifier: Classifier, text: Items, label: str | None = None, *, deadline: float = math.inf
 ) -> Explanation:
-    """Attribute the logit of a label to the words of a text.
+    """Attribute the logit of a label, or the predicted number, to the words of a text.
 
     The baseline replaces all tokens but special ones by padding. The attribution of a word is the sum over its tokens.
     The number of integration points doubles until the attributions sum to the change of the logit. If the model reads
@@ -112,7 +131,7 @@ def explain(
     Raises:
         OutOfTimeError: as soon as the deadline cannot be met.
         MissingPackageError: if the package captum is missing.
-        ConfigError: if the label does not exist.
+        ConfigError: if the label does not exist, or the model predicts a number.
         DataError: if the text is empty.
         DeviceError: if memory is too small.
     """
@@ -123,14 +142,15 @@ def explain(
     if is_empty(item):
         raise DataError("the text is empty", remedy="Give a text to explain.")
     names = classifier.labels.texts
+    if label is not None and len(names) == 1:
+        raise ConfigError("the model predicts a number, not labels", remedy="Leave out the label.")
     if label is not None and label not in names:
         raise ConfigError(
             f"the label {label!r} does not exist.{did_you_mean(label, names)}", remedy=f"Give one of {listing(names)}."
         )
     tokens = classifier.encode(Texts([item]), truncate=False)
     scores = classifier.probabilities_of(classifier.read(tokens))
-    probabilities, predicted = scores[0], classifier.task.explained(scores)
-    target = predicted if label is None else names.index(label)
+    target = classifier.task.explained(scores) if label is None else names.index(label)
     tokenizer = classifier.loaded.tokenizer
     encoded = tokenizer(*segments(item), truncation=False, return_offsets_mapping=True, verbose=False)
     segment = encoded.sequence_ids()
@@ -160,15 +180,23 @@ def explain(
     )
     return Explanation(
         text=flat(item),
-        label_text=names[target],
-        predicted_text=names[predicted],
-        probability=float(probabilities[target]),
         words=words,
         change=change,
         gap=gap,
         steps=steps,
         unread=sum(end - start for start, end in unread),
+        **_answer(classifier, scores, target),
     )
+
+
+def _answer(classifier: Classifier, scores: np.ndarray, target: int) -> dict[str, Any]:
+    """Return the explained label and the prediction as fields of an `Explanation`; scores: shape (1, outputs)."""
+    task, labels = classifier.task, classifier.labels
+    columns = task.prediction_columns(scores, labels)
+    predicted = {task.predicted_column: columns[task.predicted_column][0]}
+    if "confidence" not in columns:
+        return predicted
+    return {"label_text": labels.texts[target], "probability": float(scores[0, target]), **predicted}
 
 
 def explain_mistakes(

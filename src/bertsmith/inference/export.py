@@ -20,6 +20,7 @@ from bertsmith.inference.abstain import held_out_predictions
 from bertsmith.inference.export_formats import CALIBRATION_TEXTS, PRECISIONS, write_model
 from bertsmith.inference.exported import ABOUT, HELD_OUT, TOKENIZER, Exported, ExportInfo, file_digest
 from bertsmith.inference.predictor import ModelPredictor
+from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
 
 MIN_AGREEMENT = {"fp32": 1.0, "bf16": 0.995, "int8": 0.995}
@@ -106,7 +107,7 @@ def export(
             for conservative in (False, True) if n else (False,):
                 write_model(original, folder, format, precision, texts_of(calibration), conservative=conservative)
                 parity = compare(original, Exported.load(folder), texts)
-                failure = _failed_check(parity, precision)
+                failure = _failed_check(parity, precision, original.task)
                 if not failure:
                     break
             if failure and not accept:
@@ -127,10 +128,11 @@ def compare(original: ModelPredictor, other: ModelPredictor, texts: Texts) -> di
     """Compare the predictions and the speed of two classifiers on the same texts.
 
     Returns:
-        ``texts`` (their number), ``agreement`` (share with the same label, or with a tie within `TIE`),
-        ``others_at_most`` (upper 95 % bound of the share of similar texts with another label, Clopper and Pearson
-        1934), ``largest_difference`` (of a probability), ``neighbours`` (largest difference of the other classifier
-        between a batch and a single text, for one text of every length), and ``texts_per_second`` of both.
+        ``texts`` (their number), ``agreement`` (share with the same prediction, or with a tie within `TIE`),
+        ``others_at_most`` (upper 95 % bound of the share of similar texts with another prediction, Clopper and
+        Pearson 1934), ``largest_difference`` (of a probability, or of a number in standard deviations),
+        ``neighbours`` (largest difference of the other classifier between a batch and a single text, for one text of
+        every length), and ``texts_per_second`` of both.
     """
     tables, speeds = [], []
     for classifier in (original, other):
@@ -153,18 +155,19 @@ def compare(original: ModelPredictor, other: ModelPredictor, texts: Texts) -> di
     }
 
 
-def _failed_check(parity: dict[str, Any], precision: str) -> str:
+def _failed_check(parity: dict[str, Any], precision: str, task: Task) -> str:
     """Return why an export with this parity is not acceptable, or an empty string."""
     if parity["agreement"] < MIN_AGREEMENT[precision] or not parity["largest_difference"] <= MAX_DIFFERENCE[precision]:
         return (
             f"the export differs from the original: of {parity['texts']:,} held-out texts "
-            f"{parity['agreement']:.2%} get the same label (minimum {MIN_AGREEMENT[precision]:.1%}), and a "
-            f"probability differs by up to {parity['largest_difference']:.4f} (maximum {MAX_DIFFERENCE[precision]:g})"
+            f"{parity['agreement']:.2%} {task.same_name} (minimum {MIN_AGREEMENT[precision]:.1%}), and a "
+            f"{task.score_name} differs by up to {parity['largest_difference']:.4f} "
+            f"(maximum {MAX_DIFFERENCE[precision]:g}{task.unit_name})"
         )
     if not parity["neighbours"] <= MAX_BATCH_DIFFERENCE:
         return (
-            "predictions of the export depend on the other texts of a batch: a probability differs by up to "
-            f"{parity['neighbours']:.4f} (maximum {MAX_BATCH_DIFFERENCE:g})"
+            f"predictions of the export depend on the other texts of a batch: a {task.score_name} differs by up to "
+            f"{parity['neighbours']:.4f} (maximum {MAX_BATCH_DIFFERENCE:g}{task.unit_name})"
         )
     return ""
 
@@ -187,15 +190,15 @@ def _readme(about: ExportInfo, parity: dict[str, Any], evaluated: str) -> str:
     package = "bertsmith" if about.format == "onnx" else f"'bertsmith[{about.format}]'"
     task, base = get_task(about.task), about.run["model"]
     score = test[task.primary]["value"]
-    item = "a text" if about.template.is_plain else dict.fromkeys(about.template.columns, "…")
+    item = about.template.example
     bound = (
         ""
         if about.precision == "fp32"
-        else f" Of similar texts, up to {parity['others_at_most']:.1%} may get another label."
+        else f" Of similar texts, up to {parity['others_at_most']:.1%} may get another prediction."
     )
     return f"""# {about.run["name"]}, exported
 
-A text classifier with {len(about.labels)} labels, fine-tuned from {base}, in {about.format} and {about.precision}.
+A {task.described.format(n=len(about.labels))}, fine-tuned from {base}, in {about.format} and {about.precision}.
 It needs neither torch nor transformers. Two lines install and run it:
 
 ```console
@@ -206,6 +209,6 @@ $ bertsmith predict . texts.csv -o predictions.csv
 `bertsmith serve .` answers over HTTP. In Python: `bertsmith.load(".").predict({[item]!r})`.
 
 The {task.primary_name} of the original is {score:.3f} on {test["texts"]:,} {evaluated}. This export predicts the same
-for {parity["agreement"]:.2%} of {parity["texts"]:,} held-out texts, and no probability differs by more than
-{parity["largest_difference"]:.2g}.{bound} `export.json` contains the labels, the temperature and the decision rule.
+for {parity["agreement"]:.2%} of {parity["texts"]:,} held-out texts, and no {task.score_name} differs by more than
+{parity["largest_difference"]:.2g}{task.unit_name}.{bound} `export.json` contains all details.
 """

@@ -42,6 +42,7 @@ def write_card(run: Run) -> None:
             primary=task.primary,
             primary_name=task.primary_name,
             task=task.name,
+            described=task.described.format(n=len(run.labels)),
             seeds=metrics.get("seeds"),
             best_epoch=best_epoch(run),
             verdict=metrics["baseline"]["bag_of_words"]["verdict"],

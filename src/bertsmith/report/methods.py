@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bertsmith.data.table import MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL
+from bertsmith.errors import lower_first
 from bertsmith.folders.run import Run
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
@@ -135,18 +135,13 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
     task = get_task(run.task)
     first, second = task.headline
     interval = " to ".join(n("metrics.json", f"splits.test.metrics.{first}.interval.{i}", three) for i in (0, 1))
-    output = "as a model of one number for each text"
-    if run.task != REGRESSION:
-        count = n("labels.json", "classes", lambda v: str(len(v)))
-        output = f"as a classifier of {count} {_KINDS[run.task]}"
-    calibrated = (
-        ""
-        if run.task == REGRESSION
-        else (" The probabilities are calibrated by temperature scaling [@guo2017calibration] on held-out texts.")
-    )
+    count, calibrated = len(run.labels), ""
+    if task.decides:
+        count = int(n("labels.json", "classes", lambda v: str(len(v))))
+        calibrated = " The probabilities are calibrated by temperature scaling [@guo2017calibration] on held-out texts."
     result.sentences.append(
         f"We fine-tuned `{n('run.json', 'model.name', str)}`, a pretrained model of the BERT family [@devlin2019bert], "
-        f"{output} on "
+        f"as a {task.described.format(n=count)}, on "
         f"{n('run.json', 'data.splits.train')} labelled texts, and {evaluated}{left_out}. "
         f"Training had at most {n('run.json', 'recipe.epochs', '{:g}'.format)} "
         f"{'epoch' if info['recipe']['epochs'] == 1 else 'epochs'}, with "
@@ -174,13 +169,9 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
     return result
 
 
-_KINDS = {SINGLE_LABEL: "classes", ORDINAL: "ordered classes", MULTI_LABEL: "labels, any number of them for a text"}
-
-
 def _name(task: Task, metric: str) -> str:
     """Return a metric as a paper writes it."""
-    title = task.metric_names[metric][0]
-    return "macro-averaged F1 score" if metric == "macro_f1" else title[:1].lower() + title[1:]
+    return "macro-averaged F1 score" if metric == "macro_f1" else lower_first(task.metric_names[metric][0])
 
 
 def _measured(measurement: Mapping[str, Any], n: Callable[..., str]) -> str:

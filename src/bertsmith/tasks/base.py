@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from bertsmith.data.table import Labels
-from bertsmith.errors import ConfigError, listing
+from bertsmith.errors import ConfigError, listing, lower_first
 from bertsmith.evaluation.calibration import PRIOR
 from bertsmith.evaluation.rule import Rule
 
@@ -43,6 +43,8 @@ class Task(ABC):
         naive_name: what `naive` predicts, for messages.
         head_name: what `fit_head` fits, for messages.
         truth_column, predicted_column: the columns of labels and predictions for people to read.
+        described: what a model with n labels is.
+        score_name, same_name, unit_name: of a score, of equal predictions, and of a difference of scores.
     """
 
     name: ClassVar[str]
@@ -56,6 +58,10 @@ class Task(ABC):
     head_name: ClassVar[str] = "logistic regression"
     truth_column: ClassVar[str] = "label_text"
     predicted_column: ClassVar[str] = "predicted_text"
+    described: ClassVar[str] = "text classifier with {n} classes"
+    score_name: ClassVar[str] = "probability"
+    same_name: ClassVar[str] = "get the same label"
+    unit_name: ClassVar[str] = ""
 
     def __repr__(self) -> str:
         return f"Task({self.name!r})"
@@ -63,8 +69,7 @@ class Task(ABC):
     @property
     def primary_name(self) -> str:
         """The primary metric within a sentence."""
-        title = self.metric_names[self.primary][0]
-        return title[:1].lower() + title[1:] if title[1:2].islower() else title
+        return lower_first(self.metric_names[self.primary][0])
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -73,11 +78,7 @@ class Task(ABC):
         return self
 
     def check_imbalance(self, imbalance: str) -> None:
-        """Check that a treatment of imbalance applies.
-
-        Raises:
-            ConfigError: if it does not.
-        """
+        """Raise a `ConfigError` if a treatment of imbalance does not apply."""
         if imbalance not in self.imbalances:
             raise ConfigError(
                 f"--imbalance {imbalance} is not for --task {self.name}",

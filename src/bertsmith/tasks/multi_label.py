@@ -34,6 +34,8 @@ class MultiLabel(Task):
     headline = ("macro_f1", "micro_f1")
     imbalances = ("none", "weights", "focal")
     naive_name = "share of each label"
+    described = "text classifier with {n} labels, any number of them for a text"
+    same_name = "get the same labels"
     truth_column, predicted_column = "label_texts", "predicted_texts"
     metric_names: ClassVar[Names] = {
         "macro_f1": ("Macro-F1", "the F1 score of each label, averaged; every label has the same weight"),

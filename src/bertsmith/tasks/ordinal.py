@@ -26,6 +26,7 @@ class Ordinal(SingleLabel):
     name = ORDINAL
     primary = "quadratic_kappa"
     headline = ("quadratic_kappa", "mae")
+    described = "text classifier with {n} ordered classes"
     metric_names: ClassVar[Names] = {
         "quadratic_kappa": (
             "Quadratic kappa",

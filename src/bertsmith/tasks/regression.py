@@ -44,6 +44,9 @@ class Regression(Task):
     naive_name = "the mean"
     head_name = "ridge regression"
     truth_column, predicted_column = "label", "predicted"
+    described = "model that predicts a number for a text"
+    score_name, unit_name = "predicted value", " standard deviations"
+    same_name = "get the same value up to 0.01 standard deviations"
     metric_names: ClassVar[Names] = {
         "r2": (
             "R²",
@@ -108,8 +111,11 @@ class Regression(Task):
         return result
 
     def unit(self, scores: np.ndarray) -> float:
-        """Return the standard deviation of the numbers."""
-        return (float(scores.std()) if len(scores) else 0.0) or 1.0
+        """Return the standard deviation of the numbers.
+
+        Numbers that hardly vary count as if they varied by a thousandth of their size: the rest is rounding.
+        """
+        return max(float(scores.std()), 1e-3 * float(abs(scores).mean())) or 1.0 if len(scores) else 1.0
 
     def label_counts(self, targets: np.ndarray, n_labels: int) -> np.ndarray:
         """Return the number of texts, shape (1,)."""

@@ -80,7 +80,7 @@ class SingleLabel(Task):
 
     def only_label(self, scores: np.ndarray, id2label: Mapping[int, str]) -> str | None:
         """Return the label of all predictions if it is the same for all texts."""
-        predicted = np.unique(scores.argmax(axis=1))
+        predicted = np.unique(self.predicted(scores))
         return id2label[int(predicted[0])] if len(predicted) == 1 else None
 
     def scalar_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float | None]:
