@@ -143,9 +143,9 @@ def choose(
     if imbalance == "auto":
         imbalance, present = "none", counts[counts > 0]
         ratio = float(present.max() / present.min()) if len(present) else 1.0
-        reason = f"the loss has no weights; the largest class has {ratio:.1f} times the training texts of the smallest"
-        tried = "; a decision rule follows if it helps"
-        reasons["imbalance"] = reason + (tried if ratio >= UNEQUAL else "")
+        unequal = f"; the largest class has {ratio:.1f} times the training texts of the smallest" if classes > 1 else ""
+        tried = "; a decision rule follows if it helps" if ratio >= UNEQUAL else ""
+        reasons["imbalance"] = f"the loss has no weights{unequal}{tried}"
     return Recipe(
         epochs=epochs,
         batch_size=batch_size,

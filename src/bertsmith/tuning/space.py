@@ -86,7 +86,7 @@ def default_space(
         recipe: the settings that `train` would use.
         n_texts: number of training texts.
         imbalance_ratio: texts of the largest class, divided by the texts of the smallest one.
-        imbalances: the treatments of imbalance that apply.
+        imbalances: the treatments of imbalance that apply; only one for numbers, which have no label smoothing either.
         max_length: maximum length in tokens.
         dropout: dropout of the checkpoint.
         models: checkpoints to choose from.
@@ -112,6 +112,8 @@ def default_space(
         "label_smoothing_factor": (Range(0.0, 0.2), 0.0),
         "dropout": (Range(0.0, max(0.3, dropout)), dropout),
     }
+    if len(imbalances) == 1:
+        del dimensions["label_smoothing_factor"]
     if imbalance_ratio >= IMBALANCED:
         methods = tuple(name for name in IMBALANCES if name in imbalances)
         dimensions["imbalance"] = (Choice(methods), recipe.imbalance)
