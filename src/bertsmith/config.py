@@ -218,7 +218,7 @@ class TrainConfig(Step):
         None, description="Weight of R-Drop, a consistency loss between two passes with different dropout; 0: off."
     )
     patience: Annotated[int, Field(ge=1, le=1000)] | None = Field(
-        None, description="Epochs without a better macro-F1 before early stopping."
+        None, description="Epochs without a better primary metric before early stopping."
     )
     cv: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None,
@@ -251,7 +251,8 @@ class EvalConfig(Step):
     """Settings for evaluation."""
 
     decision_rule: Literal["auto", "off"] = Field(
-        "auto", description="Tune class offsets on validation, and use them if they raise macro-F1 measurably."
+        "auto",
+        description="Tune class offsets on validation, and use them if they raise the primary metric measurably.",
     )
     no_ablation: bool = Field(
         False, description="Do not measure what the columns after the first text column are worth."

@@ -34,6 +34,8 @@ def label_findings(table: Table) -> Iterator[Finding]:
     if table.task == REGRESSION or (n_train > 0).sum() < (1 if table.task == MULTI_LABEL else 2):
         return  # a number has no classes; and splitting a table with one class is an error
 
+    one, several = ("label", "labels") if table.task == MULTI_LABEL else ("class", "classes")
+
     def classes(kind: str, names: list[str], message: str, action: str) -> Iterator[Finding]:
         if names:
             yield Finding(kind, "warning", len(names), f"{message}: {join_names(names)}", action)
@@ -41,19 +43,19 @@ def label_findings(table: Table) -> Iterator[Finding]:
     yield from classes(
         "untrained-class",
         [labels.texts[i] for i in np.flatnonzero(n_train == 0)],
-        "classes without a usable training text",
-        "the class cannot be learned, and its texts in validation and test count as errors",
+        f"{several} without a usable training text",
+        f"the {one} cannot be learned, and its texts in validation and test count as errors",
     )
     n_held_out = 2 - sum(bool((split == name).any()) for name in ("validation", "test"))
     too_small, small = (
         [f"{labels.texts[i]} ({n_train[i]})" for i in np.flatnonzero(mask)]
         for mask in ((n_train > 0) & (n_train <= n_held_out), (n_train > n_held_out) & (n_train < 10))
     )
-    yield from classes("class-too-small", too_small, "classes with too few texts for every split", SMALL_CLASS_RULE)
+    yield from classes("class-too-small", too_small, f"{several} with too few texts for every split", SMALL_CLASS_RULE)
     yield from classes(
         "small-class",
         small,
-        "classes with fewer than 10 training texts",
+        f"{several} with fewer than 10 training texts",
         "used unchanged; they may be predicted poorly. Merge them if that is acceptable",
     )
     n_folded = Counter(text.casefold() for text in labels.texts)
@@ -61,7 +63,7 @@ def label_findings(table: Table) -> Iterator[Finding]:
         "labels-alike",
         [text for text in labels.texts if n_folded[text.casefold()] > 1],
         "label texts that differ only in case",
-        "used as separate classes; make them equal in the table if they mean the same",
+        f"used as separate {several}; make them equal in the table if they mean the same",
     )
     if table.task == MULTI_LABEL:
         yield _sets(table)
@@ -78,8 +80,8 @@ def label_findings(table: Table) -> Iterator[Finding]:
             "near-unique-labels",
             "warning",
             n_single,
-            f"{n_single:,} of {len(labels):,} classes have a single text",
-            "such classes cannot be learned; merge them, or name the column of the classes with --label-column",
+            f"{n_single:,} of {len(labels):,} {several} have a single text",
+            f"such {several} cannot be learned; merge them, or name the column of the {several} with --label-column",
         )
     ratio = n_train.max() / n_train[n_train > 0].min()
     if ratio >= 10:
@@ -87,10 +89,10 @@ def label_findings(table: Table) -> Iterator[Finding]:
             "imbalance",
             "info",
             len(labels),
-            f"the largest class has {ratio:.0f} times as many training texts as the smallest",
+            f"the largest {one} has {ratio:.0f} times as many training texts as the smallest",
             "quadratic kappa selects the best epoch; to weight all classes equally, pass --imbalance weights"
             if table.task == ORDINAL
-            else "macro-F1, which weights all classes equally, selects the best epoch",
+            else f"macro-F1, which weights all {several} equally, selects the best epoch",
         )
     if table.task == SINGLE_LABEL and _seem_ordered(labels):
         yield Finding(

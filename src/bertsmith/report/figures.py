@@ -147,13 +147,15 @@ def histogram(
     return svg(parts, FULL_WIDTH, f"Histogram of {x_label}")
 
 
-def reliability_diagram(bins: Sequence[Mapping[str, float]]) -> Markup:
+def reliability_diagram(bins: Sequence[Mapping[str, float]], x_label: str, y_label: str) -> Markup:
     """Draw accuracy over confidence, one dot per bin with an area in proportion to its texts, and the diagonal.
 
     Args:
         bins: with ``confidence``, ``accuracy`` and ``texts``.
+        x_label, y_label: what the page calls confidence and accuracy.
     """
-    return _dots(bins, "confidence", "accuracy", (0, 1), "Reliability diagram")
+    named = [{**entry, x_label: entry["confidence"], y_label: entry["accuracy"]} for entry in bins]
+    return _dots(named, x_label, y_label, (0, 1), "Reliability diagram")
 
 
 def number_diagram(bins: Sequence[Mapping[str, float]]) -> Markup:

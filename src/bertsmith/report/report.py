@@ -14,8 +14,9 @@ import pandas as pd
 from markupsafe import Markup
 
 from bertsmith.data.findings import Findings, label_count
-from bertsmith.data.table import MULTI_LABEL, REGRESSION
+from bertsmith.data.table import MULTI_LABEL, ORDINAL, REGRESSION
 from bertsmith.data.template import flat_texts
+from bertsmith.errors import lower_first
 from bertsmith.folders.atomic import write_text
 from bertsmith.folders.run import Run
 from bertsmith.report.figures import Line, heatmap, histogram, line_chart, number_diagram, reliability_diagram
@@ -26,7 +27,11 @@ MAX_TABLE_CLASSES = 20
 """With more classes, the confusion matrix is a heatmap."""
 MISTAKES, SAMPLES, PAIRS = 20, 10, 20
 EXAMPLE_CHARACTERS = 160
-_TEMPLATES = {MULTI_LABEL: "report_multi_label.html", REGRESSION: "report_regression.html"}
+_TEMPLATES = {
+    MULTI_LABEL: "report_multi_label.html",
+    ORDINAL: "report_ordinal.html",
+    REGRESSION: "report_regression.html",
+}
 """Templates of the tasks that differ from the others."""
 
 
@@ -42,7 +47,7 @@ def environment() -> jinja2.Environment:
     )
     result.filters["number"] = lambda value, digits=3: "–" if value is None else f"{value:,.{digits}f}"
     result.filters["integer"] = lambda value: f"{value:,}"
-    result.filters["lower_first"] = lambda text: text[:1].lower() + text[1:] if text[1:2].islower() else text
+    result.filters["lower_first"] = lower_first
     result.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}\u00a0%"
     return result
 
@@ -94,9 +99,7 @@ def write_report(run: Run) -> Path:
             headline=task.headline,
             tunes=task.decides,
             template=str(run.template),
-            example=""
-            if run.template.is_plain
-            else json.dumps(dict.fromkeys(run.template.columns, "…"), ensure_ascii=False),
+            example="" if run.template.is_plain else json.dumps(run.template.example, ensure_ascii=False),
             errors_found=task.name != REGRESSION,
             test=test,
             folds=metrics["splits"]["validation"].get("folds", 0),
@@ -134,7 +137,10 @@ def _figures(run: Run, test: dict[str, Any], metrics: dict[str, Any], mistakes: 
     shared = {
         "names": names,
         "classes": [{**entry, "train": train_counts[entry["label"]]} for entry in test["per_class"]],
-        "reliability": reliability_diagram(test["calibration"]["bins"]),
+        "reliability": reliability_diagram(
+            test["calibration"]["bins"],
+            *(("probability", "share with the label") if run.task == MULTI_LABEL else ("confidence", "accuracy")),
+        ),
         "abstention": _abstention_figure(metrics["abstention"]["accuracy_coverage"]),
         "never": [e["label_text"] for e in test["per_class"] if e["texts"] and not e["predicted"]],
     }
@@ -171,14 +177,14 @@ def findings_page(findings: Findings) -> str:
     )
 
 
-def explanations_page(explanations: list[dict[str, Any]], run: str) -> str:
+def explanations_page(explanations: Sequence[tuple[str, dict[str, Any]]], run: str) -> str:
     """Return the page that ``explain --html`` writes.
 
     Args:
-        explanations: from `bertsmith.inference.explain.Explanation.to_dict`.
+        explanations: title and fields of each `bertsmith.inference.explain.Explanation`.
         run: name of the run.
     """
-    entries = [{**e, "spans": highlight(e)} for e in explanations]
+    entries = [{**e, "title": title, "spans": highlight(e), "numeric": "predicted" in e} for title, e in explanations]
     return environment().get_template("explanations.html").render(title=f"Why? · {run}", explanations=entries)
 
 
@@ -237,7 +243,7 @@ def _history_figures(history: list[dict[str, Any]], best: float | None, task: Ta
     ]
     measured = sorted(history[0]["metrics"], key=lambda name: name != task.primary)
     scores = [
-        line(f"validation {task.metric_names[name][0]}", css, [e["metrics"][name] for e in history])
+        line(f"validation {lower_first(task.metric_names[name][0])}", css, [e["metrics"][name] for e in history])
         for name, css in zip(measured, ("c1", "c2"), strict=False)
     ]
     return [

@@ -10,9 +10,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+from bertsmith.config import PRIMARY
 from bertsmith.folders.atomic import write_text
 from bertsmith.report.figures import Line, line_chart, parallel_coordinates
 from bertsmith.report.report import environment
+from bertsmith.tasks.registry import TASKS
 
 EDGE = 0.05
 """A value is at the edge of its range within this share of it."""
@@ -44,6 +46,8 @@ def write_study_report(folder: Path, info: Mapping[str, Any]) -> Path:
     trials, result = info["trials"], info["result"]
     space, objectives = info["searched"]["space"], info["searched"]["objectives"]
     index = next(i for i, name in enumerate(objectives) if name != "latency")
+    task = next(task for task in TASKS.values() if task.primary == objectives[index])
+    metric, meaning = task.metric_names[task.primary]
     complete = [t for t in trials if t["state"] == "complete"]
     importance = sorted(result["importance"].items(), key=lambda i: -i[1]) if len(complete) >= MIN_TRIALS else []
     page = (
@@ -54,6 +58,10 @@ def write_study_report(folder: Path, info: Mapping[str, Any]) -> Path:
             info=info,
             result=result,
             objectives=objectives,
+            metric=metric,
+            meaning=meaning,
+            primary_name=task.primary_name,
+            ruled=task.primary == PRIMARY,  # which decision rules raise
             index=index,
             history=_history(complete, index),
             learning=_learning_curves(trials, result["trial"], "fold" if info["searched"]["cv"] else "epoch"),
