@@ -219,8 +219,6 @@ def verdict(
 ) -> str:
     """Phrase a difference in the primary metric and its 95 % interval as a sentence that follows "The model is"."""
     interval = f"[{low:+.3f}, {high:+.3f}]"
-    if metric[1:2].islower():
-        metric = metric[:1].lower() + metric[1:]
     if low > 0:
         return f"better than {rival} by {difference:.3f} {metric} {interval}"
     if high < 0:
