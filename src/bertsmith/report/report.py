@@ -24,7 +24,7 @@ from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
 
 MAX_TABLE_CLASSES = 20
-"""With more classes, the confusion matrix is a heatmap."""
+"""With more classes, the confusion matrix and the co-occurrence of labels are heatmaps."""
 MISTAKES, SAMPLES, PAIRS = 20, 10, 20
 EXAMPLE_CHARACTERS = 160
 _TEMPLATES = {
@@ -134,6 +134,7 @@ def _figures(run: Run, test: dict[str, Any], metrics: dict[str, Any], mistakes: 
         return {"scatter": number_diagram(test["calibration"]["bins"]), "never": []}
     train_counts = {entry["label"]: entry["train"] for entry in run.class_counts}
     names = [entry["label_text"] for entry in test["per_class"]]
+    is_table = len(names) <= MAX_TABLE_CLASSES
     shared = {
         "names": names,
         "classes": [{**entry, "train": train_counts[entry["label"]]} for entry in test["per_class"]],
@@ -148,12 +149,12 @@ def _figures(run: Run, test: dict[str, Any], metrics: dict[str, Any], mistakes: 
         counts = {name: np.array(table) for name, table in test["cooccurrence"].items()}
         for table in counts.values():
             np.fill_diagonal(table, 0)
-        return shared | {
-            "together": heatmap(counts["labels"], names, confusion=False),
-            "together_predicted": heatmap(counts["predicted"], names, confusion=False),
+        together = {
+            title: table.tolist() if is_table else heatmap(table, names, confusion=False)
+            for title, table in (("your labels", counts["labels"]), ("the predictions", counts["predicted"]))
         }
+        return shared | {"together": together, "is_table": is_table}
     matrix = np.array(test["confusion"])
-    is_table = len(names) <= MAX_TABLE_CLASSES
     return shared | {
         "matrix": matrix.tolist() if is_table else None,
         "heatmap": None if is_table else heatmap(matrix, names),
