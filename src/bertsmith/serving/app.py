@@ -241,7 +241,8 @@ def create_app(
 
     @app.exception_handler(TimeoutError)
     async def on_timeout(request: Request, error: TimeoutError) -> JSONResponse:
-        return error_response(503, f"the request took longer than {limits.seconds:g} s", "Retry, with fewer or shorter texts.")
+        what = f"the request took longer than {limits.seconds:g} s"
+        return error_response(503, what, "Retry, with fewer or shorter texts.")
 
     @app.exception_handler(RequestValidationError)
     async def on_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
