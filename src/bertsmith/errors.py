@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import functools
+import importlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -40,6 +41,11 @@ EXTRAS = {
     "python_calamine": "excel",
     "sqlalchemy": "sql",
     "ray": "ray",
+    "tensorboard": "tensorboard",
+    "mlflow": "mlflow",
+    "alembic": "mlflow",
+    "wandb": "wandb",
+    "trackio": "trackio",
 }
 """The extra that brings each package which an installation can lack, by the name of its import."""
 
@@ -180,6 +186,29 @@ def naming_parameters() -> Iterator[None]:
         error.what, error.where, error.remedy = str(rename(error.what)), rename(error.where), rename(error.remedy)
         error.args = (error.what,)
         raise
+
+
+def rendered_by(target: str, *, optional: bool = False) -> Callable[[Any], Any]:
+    """Return a method of a value that a package above it implements, such as its HTML in a notebook.
+
+    Args:
+        target: ``"module:function"``; the function gets the value.
+        optional: return ``None`` where a package is missing or the value cannot be read, as notebooks expect of
+            ``_repr_html_``.
+    """
+    module, _, name = target.partition(":")
+
+    @needing()
+    def method(self: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(self)
+
+    def tolerant(self: Any) -> Any:
+        try:
+            return method(self)
+        except UserError:
+            return None
+
+    return tolerant if optional else method
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -77,11 +77,9 @@ class Evaluated:
     """The validation split was scored.
 
     Attributes:
-        train_loss: mean over the steps since the last evaluation.
-        validation_loss: mean over the validation texts.
+        train_loss, validation_loss: means over the steps since the last evaluation, and over the validation texts.
         metrics: validation metrics by name.
-        texts_per_second, tokens_per_second: training speed since the last evaluation, without evaluation.
-        padding: share of padding in the tokens of the batches.
+        texts_per_second, tokens_per_second, padding: training speed, and share of padding, since the last evaluation.
         shares: share of the training time of ``data``, ``forward``, ``backward`` and ``optimizer``.
         seconds: time since training began.
         best: whether the primary metric is the best so far.
@@ -111,13 +109,9 @@ class Saved:
 
 @dataclass(frozen=True)
 class Finished:
-    """Training is finished, and the model has the weights of the best epoch.
+    """Training is finished, and the model has the weights of the best epoch, or the last ones unless ``selected``.
 
-    Attributes:
-        best_step, best_score: step and value of the best primary metric; no value without validation texts.
-        selected: whether the best epoch was selected; otherwise the last weights count.
-        stopped_early: whether early stopping ended training.
-        seconds: time of training and evaluation.
+    ``best_score`` is the best primary metric, if there are validation texts; ``seconds`` include evaluation.
     """
 
     step: int
@@ -182,10 +176,7 @@ class Compiling:
 
 @dataclass(frozen=True)
 class RolledBack:
-    """A value was NaN or infinite at ``step``; training continues from ``to_step`` (0 is the beginning) in fp32.
-
-    ``what`` names the value, its source and the likely cause. ``learning_rate`` is the new peak, half of the old one.
-    """
+    """``what`` was NaN or infinite at ``step``; training continues from ``to_step`` in fp32, at half the rate."""
 
     step: int
     to_step: int
@@ -234,12 +225,9 @@ class AblationStarted:
 
 @dataclass(frozen=True)
 class InputOpened:
-    """The texts to predict are open.
+    """The texts to predict are open: the number of rows, if known, and remarks such as a guessed encoding.
 
-    Attributes:
-        n_rows: number of rows; ``None`` if unknown.
-        notes: remarks of the reader, such as a guessed encoding.
-        skipped: position and reason of each row that cannot be read.
+    ``skipped`` has the position and reason of each row that cannot be read.
     """
 
     n_rows: int | None
@@ -275,7 +263,6 @@ class StudyStarted:
     Attributes:
         trials: number of trials; ``None`` if only a time limit ends the study.
         done, best: number of trials that earlier commands finished, and their best score, if any.
-        space: the search space.
         texts: number of texts for training, validation and test, and of dropped rows.
         unseen: label texts of classes without validation texts.
         shared: name of the study in its database, and number of other studies in it; ``None`` without a database.
@@ -309,12 +296,9 @@ class TrialScored:
 
 @dataclass(frozen=True)
 class TrialEnded:
-    """A trial has ended.
+    """A trial is ``"complete"``, ``"pruned"``, ``"failed"`` or, at the end of the search, ``"cut short"``.
 
-    Attributes:
-        state: ``"complete"``, ``"pruned"``, ``"failed"`` or, at the end of the search, ``"cut short"``.
-        values: values of the objectives; empty for a failed or pruned trial.
-        why: why the trial failed or was cut short; otherwise empty.
+    ``values`` has the objectives of a complete trial, ``why`` the reason of one that failed or was cut short.
     """
 
     number: int
@@ -338,9 +322,25 @@ class FinalStarted:
     name: str
 
 
+@dataclass(frozen=True)
+class RunFinished:
+    """The run in the folder ``path`` is finished: it has its model, metrics, report and model card."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class TrackingFailed:
+    """The experiment tracker ``tracker`` failed, for the reason ``why``; training goes on without it."""
+
+    tracker: str
+    why: str
+
+
 _Incident = Slowed | CheckpointsDamaged | Collapsed | MemoryLimited | MemoryExceeded | RolledBack | Compiling
 Event = Started | StepDone | Evaluated | Saved | FoldStarted | FoldDone | Finished | _Incident
-RunEvent = SeedStarted | CheckpointChosen | Prepared | TrainingEstimated | Event | Scoring | Scored | AblationStarted
+_Later = Scoring | Scored | AblationStarted | RunFinished | TrackingFailed
+RunEvent = SeedStarted | CheckpointChosen | Prepared | TrainingEstimated | Event | _Later
 StudyEvent = StudyStarted | TrialStarted | TrialScored | TrialEnded | StorageUnavailable | FinalStarted | RunEvent
 PredictionEvent = InputOpened | ModelOpened | RowsResumed | RowsPredicted
 Listener = Callable[[Event], None]

@@ -29,7 +29,12 @@ from bertsmith.testing import tiny_table
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OPTIONAL = PROJECT["optional-dependencies"]
-IMPORTS = {"python-calamine": "python_calamine", "scikit-learn": "sklearn", "huggingface-hub": "huggingface_hub"}
+IMPORTS = {
+    "python-calamine": "python_calamine",
+    "scikit-learn": "sklearn",
+    "huggingface-hub": "huggingface_hub",
+    "mlflow-skinny": "mlflow",
+}
 """The names that packages are imported by, where they differ."""
 NOT_FOR_USERS = ("demo", "dev", "docs")
 

@@ -21,8 +21,8 @@ ORDER = [
     {"training"},
     {"tasks"},
     {"tuning"},
-    {"inference", "report"},
-    {"workflows", "serving"},
+    {"inference", "report", "progress"},
+    {"workflows", "serving", "tracking"},
     {"api"},
     {"cli"},
 ]

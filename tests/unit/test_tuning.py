@@ -15,10 +15,10 @@ from rich.console import Console
 from sqlalchemy.exc import OperationalError
 
 import bertsmith as bs
-from bertsmith.cli.tuning_progress import TuningProgress
 from bertsmith.config import Config
 from bertsmith.errors import ConfigError, DeviceError, Interrupted, RunFolderError
 from bertsmith.events import StorageUnavailable, StudyStarted, TrialStarted
+from bertsmith.progress.tuning import TuningProgress
 from bertsmith.report.study import advice
 from bertsmith.testing import tiny_table
 from bertsmith.training.arguments import argument_problems

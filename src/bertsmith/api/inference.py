@@ -72,6 +72,7 @@ def predict(
     overwrite: bool = False,
     csv_dialect: CsvDialect = "plain",
     formula_guard: bool = True,
+    progress: bool | None = None,
     on_event: PredictionListener | None = None,
     **settings: Unpack[PredictSettings],
 ) -> Predictions:
@@ -97,6 +98,7 @@ def predict(
         overwrite: replace the output.
         csv_dialect: how CSV is written.
         formula_guard: escape CSV cells that a spreadsheet would run as formulas.
+        progress: show the progress; by default in notebooks only.
         on_event: called with each event (see `bertsmith.events`).
         **settings: fields of `DataConfig` and `ModelConfig` for reading the source, ``long``, and the device.
 
@@ -107,6 +109,8 @@ def predict(
         UserError: for everything that the user can fix.
         Interrupted: on Ctrl-C, if the predictions can be resumed.
     """
+    from bertsmith.progress.display import shown
+    from bertsmith.progress.prediction import PredictionProgress
     from bertsmith.workflows.predict import PredictOptions, predict_in_memory, run_prediction, run_prediction_on_ray
 
     config = resolve(settings, api=True)
@@ -125,16 +129,16 @@ def predict(
         csv_dialect,
         formula_guard,
     )
-    observe = on_event or (lambda event: None)
     if ray is not None:
         return run_prediction_on_ray(
             folder, source, config, options, output=file, resume=resume, overwrite=overwrite, address=ray
         )
-    if file is None:
-        return predict_in_memory(folder, source, config, options, resume=resume, observe=observe)
-    return run_prediction(
-        folder, source, config, options, output=file, resume=resume, overwrite=overwrite, observe=observe
-    )
+    with shown(progress, on_event, PredictionProgress) as observe:
+        if file is None:
+            return predict_in_memory(folder, source, config, options, resume=resume, observe=observe)
+        return run_prediction(
+            folder, source, config, options, output=file, resume=resume, overwrite=overwrite, observe=observe
+        )
 
 
 @needing("export")

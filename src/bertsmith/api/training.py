@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from bertsmith.data.findings import Findings
     from bertsmith.events import RunListener, StudyListener
     from bertsmith.folders.study import Study
+    from bertsmith.tracking.trackers import TrackerName
 
 
 @needing("train")
@@ -76,6 +77,8 @@ def train(
     ray: str | None = None,
     workers: int = 1,
     config: Path | str | None = None,
+    progress: bool | None = None,
+    track: TrackerName | None = None,
     on_event: RunListener | None = None,
     stop: Callable[[], bool] | None = None,
     **settings: Unpack[TrainSettings],
@@ -90,6 +93,8 @@ def train(
         ray: the address of a Ray cluster, or ``"local"``; table and output are on a disk that all its machines see.
         workers: number of workers of the cluster.
         config: a TOML file of settings; keyword arguments take precedence.
+        progress: show the progress; by default in notebooks only.
+        track: send settings and metrics, but no text, to an experiment tracker.
         on_event: called with each event (see `bertsmith.events`), for example ``print``.
         stop: called after every step; if it returns true, a checkpoint is saved and training is interrupted.
         **settings: fields of `DataConfig`, `ModelConfig`, `TrainConfig` and `EvalConfig`, such as ``epochs``.
@@ -98,6 +103,9 @@ def train(
         UserError: for everything that the user can fix.
         Interrupted: if ``stop`` returned true.
     """
+    from bertsmith.progress.display import shown
+    from bertsmith.progress.training import TrainingProgress
+    from bertsmith.tracking.listener import Tracking
     from bertsmith.workflows.seeds import run_seeds
 
     run = run_seeds
@@ -105,15 +113,17 @@ def train(
         from bertsmith.workflows.train_on_ray import train_on_ray
 
         run = partial(train_on_ray, address=ray, workers=workers)
-    return run(
-        table,
-        _resolve_training(table, settings, config),
-        to_path(output, "output"),
-        resume=resume,
-        overwrite=overwrite,
-        observe=on_event or (lambda event: None),
-        stop=stop or (lambda: False),
-    )
+    resolved, folder = _resolve_training(table, settings, config), to_path(output, "output")
+    with shown(progress, on_event, TrainingProgress) as show, Tracking(track, folder, resolved, show) as observe:
+        return run(
+            table,
+            resolved,
+            folder,
+            resume=resume,
+            overwrite=overwrite,
+            observe=observe,
+            stop=stop or (lambda: False),
+        )
 
 
 def _resolve_training(table: Any, settings: Mapping[str, Any], file: Path | str | None) -> Config:
@@ -142,6 +152,8 @@ def tune(
     space: Path | str | Mapping[str, Any] | None = None,
     overwrite: bool = False,
     config: Path | str | None = None,
+    progress: bool | None = None,
+    track: TrackerName | None = None,
     on_event: StudyListener | None = None,
     stop: Callable[[], bool] | None = None,
     **settings: Unpack[TuneSettings],
@@ -165,6 +177,8 @@ def tune(
             ``{"learning_rate": {"low": 1e-5, "high": 1e-4, "log": True}, "batch_size": [16, 32], "dropout": 0.1}``.
         overwrite: replace an existing study.
         config: a TOML file of settings; keyword arguments take precedence.
+        progress: show the progress; by default in notebooks only.
+        track: send settings and metrics, but no text, to an experiment tracker.
         on_event: called with each event (see `bertsmith.events`), for example ``print``.
         stop: called after every step; if it returns true, the search ends and finished trials are saved.
         **settings: fields of `DataConfig`, `ModelConfig`, `TrainConfig` and `EvalConfig`; they are not varied.
@@ -173,10 +187,13 @@ def tune(
         UserError: for everything that the user can fix.
         Interrupted: if ``stop`` returned true.
     """
+    from bertsmith.progress.display import shown
+    from bertsmith.progress.tuning import TuningProgress
+    from bertsmith.tracking.listener import Tracking
     from bertsmith.tuning.config import StudyConfig
     from bertsmith.workflows.tune import run_tuning
 
-    resolved = _resolve_training(table, settings, config)
+    resolved, folder = _resolve_training(table, settings, config), to_path(output, "output")
     plan = StudyConfig(
         trials,
         minutes,
@@ -188,15 +205,16 @@ def tune(
         tuple(models),
         space if space is None or isinstance(space, Mapping) else to_path(space, "space"),
     )
-    return run_tuning(
-        table,
-        resolved,
-        to_path(output, "output"),
-        plan,
-        overwrite=overwrite,
-        observe=on_event or (lambda event: None),
-        stop=stop or (lambda: False),
-    )
+    with shown(progress, on_event, TuningProgress) as show, Tracking(track, folder, resolved, show) as observe:
+        return run_tuning(
+            table,
+            resolved,
+            folder,
+            plan,
+            overwrite=overwrite,
+            observe=observe,
+            stop=stop or (lambda: False),
+        )
 
 
 @needing("train")

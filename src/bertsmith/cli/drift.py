@@ -31,11 +31,11 @@ def drift(
 
     Example: bertsmith drift runs/reviews reviews_2025.csv
     """
-    from bertsmith.cli.progress import PredictionProgress
     from bertsmith.errors import DataError
     from bertsmith.folders.atomic import write_text
     from bertsmith.folders.claim import claim
     from bertsmith.folders.files import OutputFile
+    from bertsmith.progress.prediction import PredictionProgress
 
     if new is None and settings.sql is None:
         raise DataError("NEW is missing", remedy="Give a file, or --sql with --db.")

@@ -62,11 +62,11 @@ def measure(
 
     Example: bertsmith measure runs/reviews corpus.csv --labelled sample.csv --random-sample --by month
     """
-    from bertsmith.cli.progress import PredictionProgress
     from bertsmith.errors import ConfigError, DataError
     from bertsmith.folders.atomic import write_text
     from bertsmith.folders.claim import claim
     from bertsmith.folders.files import OutputFile
+    from bertsmith.progress.prediction import PredictionProgress
 
     if corpus is None and settings.sql is None:
         raise DataError("CORPUS is missing", remedy="Give a file, or --sql with --db.")

@@ -104,9 +104,9 @@ def predict(
 
     Example: bertsmith predict runs/reviews new.csv -o predictions.csv
     """
-    from bertsmith.cli.progress import PredictionProgress
     from bertsmith.errors import ConfigError, DataError
     from bertsmith.inference.table_writers import open_writer
+    from bertsmith.progress.prediction import PredictionProgress
     from bertsmith.workflows.predict import PredictOptions, run_prediction, run_prediction_on_ray
 
     if source is None and settings.sql is None:

@@ -18,11 +18,19 @@ from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
 from bertsmith.errors import ConfigError
 from bertsmith.folders.run import Run
+from bertsmith.tracking.trackers import TrackerName
 
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Run folder to write.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume the unfinished run in the folder.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace the run in the folder, after the table and the model were checked.")
+]
+Track = Annotated[
+    TrackerName | None,
+    typer.Option(
+        show_default=False,
+        help="Experiment tracker to send settings and metrics to; it gets no text.",
+    ),
 ]
 
 
@@ -38,6 +46,7 @@ def train(
         typer.Option(metavar="ADDRESS", help="Train with --workers of a Ray cluster; local: on this machine."),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="Number of workers of --ray.")] = 1,
+    track: Track = None,
     json: Json = False,
     settings: Config,
 ) -> None:
@@ -48,7 +57,7 @@ def train(
     if ray is None and workers > 1:
         raise ConfigError("--workers needs --ray", remedy="Add --ray local, or start the workers with torchrun.")
     cluster = None if ray is None else (ray, workers)
-    run_and_show(table, settings, output, resume=resume, overwrite=overwrite, json=json, cluster=cluster)
+    run_and_show(table, settings, output, resume=resume, overwrite=overwrite, track=track, json=json, cluster=cluster)
 
 
 def run_and_show(
@@ -58,6 +67,7 @@ def run_and_show(
     *,
     resume: bool,
     overwrite: bool,
+    track: TrackerName | None = None,
     json: bool = False,
     cluster: tuple[str, int] | None = None,
 ) -> None:
@@ -65,12 +75,13 @@ def run_and_show(
 
     Args:
         source, settings, output, resume, overwrite: see `bertsmith.train`.
+        track: the experiment tracker.
         json: print the scores as JSON.
         cluster: address of a Ray cluster and number of its workers; ``None`` trains here.
     """
-    from bertsmith.cli.progress import TrainingProgress
     from bertsmith.folders.claim import claim
     from bertsmith.folders.new_run import RunFolder
+    from bertsmith.progress.training import TrainingProgress
     from bertsmith.training.distributed import rank_and_world_size
 
     if rank_and_world_size()[0] == 0:  # of several processes, the one that writes
@@ -81,16 +92,20 @@ def run_and_show(
 
     with TrainingProgress(stderr_console()) as progress, stoppable() as stop:
         try:
+            from bertsmith.tracking.listener import Tracking
             from bertsmith.workflows.seeds import run_seeds
 
-            common: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "observe": progress}
-            if cluster is None:
-                run = run_seeds(source, settings, output, stop=stop, **common)
-            else:
-                from bertsmith.workflows.train_on_ray import train_on_ray
+            common: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "stop": stop}
+            with Tracking(track, output, settings, progress) as observe:
+                if cluster is None:
+                    run = run_seeds(source, settings, output, observe=observe, **common)
+                else:
+                    from bertsmith.workflows.train_on_ray import train_on_ray
 
-                address, workers = cluster
-                run = train_on_ray(source, settings, output, address=address, workers=workers, stop=stop, **common)
+                    address, workers = cluster
+                    run = train_on_ray(
+                        source, settings, output, address=address, workers=workers, observe=observe, **common
+                    )
         except (Interrupted, KeyboardInterrupt) as stopped:
             what = str(stopped) if isinstance(stopped, Interrupted) else "stopped at once"
             flag = " with --resume" if Run(output).layout.run.is_file() else ""

@@ -9,7 +9,7 @@ import typer
 
 from bertsmith.cli.options import Json, TableArgument, with_settings
 from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
-from bertsmith.cli.train import stoppable
+from bertsmith.cli.train import Track, stoppable
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
 from bertsmith.errors import ConfigError, Interrupted
 from bertsmith.tuning.config import StudyConfig
@@ -47,6 +47,7 @@ def tune(
     storage: Annotated[str | None, _option("URL", "Database that several machines share.")] = None,
     final_seeds: Annotated[int, _option("N", "Number of seeds to train the winner and the defaults with.")] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the study in the folder.")] = False,
+    track: Track = None,
     json: Json = False,
     settings: Config,
 ) -> None:
@@ -70,13 +71,21 @@ def tune(
     StudyConfig(**options)  # report wrong options before the slow imports
     stderr_console().print("[dim]reading the table, loading the model …[/]")
     from bertsmith.api.training import tune as run_study
-    from bertsmith.cli.tuning_progress import TuningProgress
+    from bertsmith.progress.tuning import TuningProgress
 
     changed = {name: getattr(settings, name) for name in _SETTINGS if getattr(settings, name) != _default(name)}
     with TuningProgress(stderr_console()) as progress, stoppable() as stop:
         try:
             study = run_study(
-                table, output=output, overwrite=overwrite, on_event=progress, stop=stop, **options, **changed
+                table,
+                output=output,
+                overwrite=overwrite,
+                progress=False,
+                track=track,
+                on_event=progress,
+                stop=stop,
+                **options,
+                **changed,
             )
         except (Interrupted, KeyboardInterrupt) as stopped:
             what = str(stopped) if isinstance(stopped, Interrupted) else "stopped at once"

@@ -12,6 +12,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from bertsmith.data.table import MULTI_LABEL, SINGLE_LABEL, SPLITS
+from bertsmith.errors import rendered_by
 
 if TYPE_CHECKING:
     from rich.console import ConsoleOptions, RenderResult
@@ -125,12 +126,7 @@ class Findings:
 
     __repr__ = __str__
 
-    def _repr_html_(self) -> str:
-        console = Console(record=True, width=110, file=io.StringIO(), highlight=False)
-        console.print(self)
-        return console.export_html(
-            inline_styles=True, code_format='<pre style="line-height:1.25;font-family:monospace">{code}</pre>'
-        )
+    _repr_html_ = rendered_by("bertsmith.progress.display:to_html", optional=True)
 
 
 def join_names(names: Sequence[str], limit: int = 8) -> str:

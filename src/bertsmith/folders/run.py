@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bertsmith.data.table import SINGLE_LABEL, Labels
 from bertsmith.data.template import Template
-from bertsmith.errors import RunFolderError, needing, to_path
+from bertsmith.errors import RunFolderError, needing, rendered_by, to_path
 from bertsmith.folders.atomic import (
     checksum,
     checksums,
@@ -29,6 +29,8 @@ from bertsmith.folders.atomic import (
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from bertsmith.report.notebook import Figures
 
 
 class Layout:
@@ -44,6 +46,7 @@ class Layout:
         predictions: predictions for the validation and test splits.
         explanations: word attributions of the most confident mistakes.
         report: the report page.
+        tensorboard: event files of `train --track tensorboard`.
         checkpoints: checkpoints of an unfinished run.
         folds: probabilities of each scored fold of an unfinished run.
         seeds: one run per seed, if there are several seeds.
@@ -61,6 +64,7 @@ class Layout:
         self.predictions = root / "predictions"
         self.explanations = self.predictions / "explanations.json"
         self.report = root / "report.html"
+        self.tensorboard = root / "tensorboard"
         self.checkpoints = root / "checkpoints"
         self.folds = root / "folds"
         self.seeds = root / "seeds"
@@ -88,6 +92,13 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {self.info.get('status')})"
+
+    _repr_html_ = rendered_by("bertsmith.report.notebook:run_html", optional=True)
+
+    @property
+    def figures(self) -> Figures:
+        """The figures of the report by name, such as ``"confusion"``; see `bertsmith.report.notebook.Figures`."""
+        return rendered_by("bertsmith.report.notebook:run_figures")(self)  # type: ignore[no-any-return]
 
     def foreign_files(self) -> list[str]:
         """Return the names of files and folders that training did not write, such as evaluations."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from filelock import FileLock, Timeout
 
-from bertsmith.errors import RunFolderError, needing
+from bertsmith.errors import RunFolderError, needing, rendered_by
 from bertsmith.folders.atomic import write_json
 from bertsmith.folders.claim import Output, check_contents, check_empty, differences, known_settings, refuse_changes
 from bertsmith.folders.run import Run, now, read_json
@@ -32,6 +32,8 @@ class Study(Output):
     def __repr__(self) -> str:
         return f"Study({str(self.path)!r}, {'finished' if self.result else 'unfinished'})"
 
+    _repr_html_ = rendered_by("bertsmith.report.notebook:study_html", optional=True)
+
     def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
         """Refuse a folder with other files, and to overwrite a study that another process uses.
 
@@ -41,7 +43,16 @@ class Study(Output):
         if not self.file.is_file():
             check_empty(self.path)
         elif overwrite:
-            ours = {"study.json", "journal.log", "best_trial", "best", "defaults", "best.toml", "report.html"}
+            ours = {
+                "study.json",
+                "journal.log",
+                "best_trial",
+                "best",
+                "defaults",
+                "best.toml",
+                "report.html",
+                "tensorboard",
+            }
             foreign = [p.name for p in self.path.iterdir() if p.name not in ours and not p.name.startswith(".")]
             if self.best.path.is_dir():
                 foreign += [f"best/{name}" for name in self.best.foreign_files()]

@@ -80,18 +80,33 @@ def write_report(run: Run) -> Path:
     Raises:
         RunFolderError: if a file of the run is missing or damaged.
     """
+    write_text(run.layout.report, report_page(run))
+    return run.layout.report
+
+
+def report_page(run: Run, *, quotes: bool = True) -> str:
+    """Return the report of an evaluated run.
+
+    Args:
+        run: the run.
+        quotes: quote texts and other cells of the table; a report for another machine quotes none.
+
+    Raises:
+        RunFolderError: if a file of the run is missing or damaged.
+    """
     info, metrics, task = run.info, run.metrics, get_task(run.task)
     predictions = run.predictions
     findings = info["data"]["findings"]
     test = metrics["splits"]["test"]
     mistakes = task.mistakes(predictions)
     right = predictions.drop(mistakes.index)
-    page = (
+    return (
         environment()
         .get_template(_TEMPLATES.get(run.task, "report.html"))
         .render(
             title=run.path.resolve().name,
             info=info,
+            quotes=quotes,
             metrics=metrics,
             metric_names=task.metric_names,
             primary=task.primary,
@@ -117,15 +132,13 @@ def write_report(run: Run) -> Path:
             groups=predictions["group"].nunique() if "group" in predictions.columns else 0,
             lengths=_length_figure(findings),
             balance=_balance(findings),
-            history=_history_figures(run.history, best_epoch(run), task),
+            history=curves(run.history, best_epoch(run), task),
             n_mistakes=len(mistakes),
             mistakes=_examples(mistakes.head(MISTAKES), task, run.explanations),
             samples=_examples(right.sample(min(SAMPLES, len(right)), random_state=info["config"]["seed"]), task),
-            **_figures(run, test, metrics, mistakes),
+            **_figures(run, test, metrics, mistakes if quotes else mistakes.head(0)),
         )
     )
-    write_text(run.layout.report, page)
-    return run.layout.report
 
 
 def _figures(run: Run, test: dict[str, Any], metrics: dict[str, Any], mistakes: pd.DataFrame) -> dict[str, Any]:
@@ -230,7 +243,7 @@ def _balance(findings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _history_figures(history: list[dict[str, Any]], best: float | None, task: Task) -> list[Markup]:
+def curves(history: list[dict[str, Any]], best: float | None, task: Task) -> list[Markup]:
     """Return the curves of loss and of scores over the epochs; none without a history."""
     if not history:
         return []

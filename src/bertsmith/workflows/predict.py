@@ -15,7 +15,7 @@ from bertsmith.config import Config, CsvDialect, OnError
 from bertsmith.data.stream import Stream, check_lines, open_stream
 from bertsmith.data.table import ORDINAL, SINGLE_LABEL, Cells
 from bertsmith.data.template import SETTINGS, Template
-from bertsmith.errors import ConfigError, RowError, UserError
+from bertsmith.errors import ConfigError, RowError, UserError, rendered_by
 from bertsmith.events import InputOpened, ModelOpened, PredictionListener, RowsPredicted, RowsResumed
 from bertsmith.folders.atomic import checksum
 from bertsmith.folders.claim import claim
@@ -88,6 +88,8 @@ class Predictions:
     skipped: tuple[tuple[str, str], ...] = ()
     expected_accuracy: ExpectedAccuracy | None = None
     without_labels: int = 0
+
+    _repr_html_ = rendered_by("bertsmith.report.notebook:predictions_html", optional=True)
 
 
 def run_prediction(

@@ -14,7 +14,7 @@ from bertsmith.config import Config
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError
 from bertsmith.evaluation.evaluate import evaluate
-from bertsmith.events import RunListener, SeedStarted
+from bertsmith.events import RunFinished, RunListener, SeedStarted
 from bertsmith.folders import atomic
 from bertsmith.folders.claim import claim
 from bertsmith.folders.new_run import RunFolder, check_same_settings, create
@@ -69,7 +69,9 @@ def run_seeds(
                 raise
             with record_failure(run):
                 raise
-        return _finish(run, config)
+        _finish(run, config)
+    observe(RunFinished(run.path))
+    return run
 
 
 def _train_seed(
@@ -100,7 +102,7 @@ def _train_seed(
     )
 
 
-def _finish(run: Run, config: Config) -> Run:
+def _finish(run: Run, config: Config) -> None:
     """Copy the files of the best seed to the run, and add the comparison of the seeds."""
     members = run.members
     primary = get_task(members[0].task).primary
@@ -121,7 +123,6 @@ def _finish(run: Run, config: Config) -> Run:
     write_card(run)
     write_report(run)
     run.finish(keep_checkpoints=config.keep_checkpoints)
-    return run
 
 
 def _compare(members: list[Run], best: Run, seed: int) -> dict[str, Any]:

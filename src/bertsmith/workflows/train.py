@@ -15,7 +15,7 @@ from bertsmith.data.clean import clean
 from bertsmith.data.split import split_cleaned
 from bertsmith.data.table import Table
 from bertsmith.errors import DeviceError, Interrupted, listing
-from bertsmith.events import Finished, RunListener, Scored, Scoring, ScoringListener, TrainingEstimated
+from bertsmith.events import Finished, RunFinished, RunListener, Scored, Scoring, ScoringListener, TrainingEstimated
 from bertsmith.folders.atomic import write_json
 from bertsmith.folders.claim import claim
 from bertsmith.folders.new_run import RunFolder
@@ -218,7 +218,9 @@ def train_into(
                 explain = config.explanations == "auto" and (cross_validation is None or cross_validation.has_test)
                 seconds = phases.seconds()["training"]
                 _write_explanations(run, tables["test"], scores, classifier if explain else None, seconds)
-    return _finish(run, finished, phases, config)
+    _finish(run, finished, phases, config)
+    observe(RunFinished(run.path))
+    return run
 
 
 _STOPPED_SCORING = "stopped while scoring; the trained model is saved"
@@ -286,13 +288,12 @@ def _write_explanations(run: Run, test: Table, scores: Scores, classifier: Class
     write_json(run.layout.explanations, {"mistakes": mistakes})
 
 
-def _finish(run: Run, finished: Finished, phases: PhaseTimer, config: Config) -> Run:
+def _finish(run: Run, finished: Finished, phases: PhaseTimer, config: Config) -> None:
     seconds = phases.seconds()
     run.update(training={**dataclasses.asdict(finished), "seconds": seconds["training"]}, seconds=seconds)
     write_card(run)
     write_report(run)
     run.finish(keep_checkpoints=config.keep_checkpoints)
-    return run
 
 
 def _check(stop: Callable[[], bool], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Progress of training and prediction: a live display in a terminal, plain lines in a file or pipe."""
+"""Progress of training: a live display in a terminal or a notebook, plain lines in a file or pipe."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import time
 from types import TracebackType
 
 from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table as Grid
 from rich.text import Text
@@ -24,22 +22,20 @@ from bertsmith.events import (
     Finished,
     FoldDone,
     FoldStarted,
-    InputOpened,
     MemoryExceeded,
     MemoryLimited,
-    ModelOpened,
-    PredictionEvent,
     Prepared,
     RolledBack,
-    RowsResumed,
     RunEvent,
     Scoring,
     SeedStarted,
     Slowed,
     Started,
     StepDone,
+    TrackingFailed,
     TrainingEstimated,
 )
+from bertsmith.progress.display import Display, NotebookDisplay, display_of
 
 _METRICS = {"macro_f1": "macro-F1", "micro_f1": "micro-F1", "quadratic_kappa": "kappa", "r2": "R²", "mae": "MAE"}
 """Short titles of metrics whose names are not titles."""
@@ -54,7 +50,7 @@ class TrainingProgress:
         self.started: Started | None = None
         self.start = 0.0
         self.last_step = StepDone(0, 0.0, 0.0)
-        self.live: Live | None = None
+        self.live: Display | None = None
         self.metric = "score"
 
     def __enter__(self) -> TrainingProgress:
@@ -76,8 +72,8 @@ class TrainingProgress:
             self.console.print(f"training takes about {format_duration(event.seconds)}, less if it stops early")
         elif isinstance(event, Started):
             self.started, self.start = event, time.perf_counter()
-            if self.console.is_terminal:
-                self.live = Live(get_renderable=self._table, console=self.console, refresh_per_second=4)
+            self.live = display_of(self.console, self._table)
+            if self.live is not None:
                 self.live.start()
             else:
                 self.console.print(f"training for at most {event.steps:,} steps")
@@ -129,7 +125,6 @@ class TrainingProgress:
             )
         elif isinstance(event, Finished):
             if self.live is not None:
-                self.live.update(self._table(), refresh=True)
                 self.live.stop()
                 self.live = None
             reason = "stopped early" if event.stopped_early else "done"
@@ -157,8 +152,14 @@ class TrainingProgress:
         elif isinstance(event, AblationStarted):
             added = ", ".join(event.added)
             self.console.print(Text(f"training on {event.alone} alone, to measure what {added} adds …", style="dim"))
+        elif isinstance(event, TrackingFailed):
+            self.console.print(
+                Text(f"{event.tracker} failed, and training goes on without it: {event.why}"), style="yellow"
+            )
         elif isinstance(event, Scoring):
             self.console.print(f"[dim]scoring {event.texts:,} texts …[/]")
+        if isinstance(self.live, NotebookDisplay):
+            self.live.refresh()
 
     def _show_prepared(self, prepared: Prepared) -> None:
         from bertsmith.tasks.registry import get_task
@@ -242,74 +243,3 @@ def format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
-
-
-LOG_SECONDS = 60.0
-"""Seconds between two lines of a log."""
-SKIPPED_SHOWN = 5
-"""Skipped rows that are shown one by one."""
-
-
-class PredictionProgress:
-    """Prints what reading found, and the progress of predictions; a context manager.
-
-    Args:
-        console: to print on.
-        counts: whether to show the number of rows.
-    """
-
-    def __init__(self, console: Console, *, counts: bool = True) -> None:
-        self.console, self.counts = console, counts
-        self.n_rows: int | None = None
-        self.done = self.resumed = 0
-        self.started = self.printed = time.monotonic()
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("rows, {task.fields[rate]}"), TimeRemainingColumn())
-        self.bar = Progress(*columns, console=console, transient=True, disable=not counts or not console.is_terminal)
-        self.task = self.bar.add_task("", total=None, rate="")
-
-    def __enter__(self) -> PredictionProgress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.bar.stop()
-
-    def __call__(self, event: PredictionEvent) -> None:
-        """Show an event."""
-        if isinstance(event, InputOpened):
-            self._show_input(event)
-        elif isinstance(event, ModelOpened):
-            if event.export:
-                self.console.print(f"[dim]with the run's {event.export} export (--runtime torch: without)[/]")
-            self.started = self.printed = time.monotonic()
-            self.bar.start()
-        elif isinstance(event, RowsResumed):
-            self.done = self.resumed = event.rows
-            self.bar.update(self.task, completed=event.rows)
-        elif self.counts:
-            self._advance(event.rows)
-
-    def _show_input(self, event: InputOpened) -> None:
-        self.n_rows = event.n_rows
-        self.bar.update(self.task, total=event.n_rows)
-        for note in event.notes:
-            self.console.print(f"{note.severity}: {note.message}", markup=False)
-        if n := len(event.skipped):
-            some = "; ".join(f"{place}: {why}" for place, why in event.skipped[:SKIPPED_SHOWN])
-            more = f"; and {n - SKIPPED_SHOWN:,} more" if n > SKIPPED_SHOWN else ""
-            self.console.print(f"[yellow]warning:[/] rows skipped because they cannot be read: {n:,}")
-            self.console.print(f"  {some}{more}", markup=False)
-
-    def _advance(self, n: int) -> None:
-        self.done += n
-        now = time.monotonic()
-        rate = (self.done - self.resumed) / max(now - self.started, 1e-9)
-        self.bar.update(self.task, advance=n, rate=f"{rate:,.0f} rows/s")
-        if self.console.is_terminal or now - self.printed < LOG_SECONDS:
-            return
-        self.printed = now
-        total, left = "", ""
-        if self.n_rows is not None:
-            total, left = f" of {self.n_rows:,}", f", {(self.n_rows - self.done) / max(rate, 1e-9) / 60:,.0f} min left"
-        self.console.print(f"{self.done:,}{total} rows, {rate:,.0f} rows/s{left}", markup=False)

@@ -1,4 +1,4 @@
-"""Progress of a study: a live table of trials in a terminal, one line per trial in a file or pipe."""
+"""Progress of a study: a live table of trials in a terminal or a notebook, one line per trial in a file or pipe."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table as Grid
 from rich.text import Text
 
-from bertsmith.cli.progress import TrainingProgress, format_duration
 from bertsmith.errors import listing
 from bertsmith.events import (
     CheckpointChosen,
@@ -22,10 +20,13 @@ from bertsmith.events import (
     StorageUnavailable,
     StudyEvent,
     StudyStarted,
+    TrackingFailed,
     TrialEnded,
     TrialScored,
     TrialStarted,
 )
+from bertsmith.progress.display import Display, NotebookDisplay, display_of
+from bertsmith.progress.training import TrainingProgress, format_duration
 
 N_BEST = 5
 """Best trials in the table."""
@@ -61,7 +62,7 @@ class TuningProgress:
         self.console = console
         self.study: StudyStarted | None = None
         self.trials: dict[int, _Trial] = {}
-        self.live: Live | None = None
+        self.live: Display | None = None
         self.start = 0.0
         self.final: TrainingProgress | None = None
         self.is_unavailable = False
@@ -78,7 +79,6 @@ class TuningProgress:
 
     def _stop(self) -> None:
         if self.live is not None:
-            self.live.update(self._table(), refresh=True)
             self.live.stop()
             self.live = None
 
@@ -110,8 +110,12 @@ class TuningProgress:
             self.final = TrainingProgress(self.console)
         elif isinstance(event, CheckpointChosen):
             self.console.print(f"checkpoint {event.name}: {event.reason}", markup=False)
+        elif isinstance(event, TrackingFailed):
+            TrainingProgress(self.console)(event)
         elif self.final is not None and not isinstance(event, Prepared):
             self.final(event)
+        if isinstance(self.live, NotebookDisplay):
+            self.live.refresh()
 
     def _show_study(self, event: StudyStarted) -> None:
         self.study, self.start = event, time.perf_counter()
@@ -144,8 +148,8 @@ class TuningProgress:
             best = f", the best with {event.best:.3f}" if event.best is not None else ""
             are = "trial is" if event.done == 1 and not of else "trials are"
             self.console.print(f"resuming: {event.done}{of} {are} done{best}")
-        if self.console.is_terminal:
-            self.live = Live(get_renderable=self._table, console=self.console, refresh_per_second=4)
+        self.live = display_of(self.console, self._table)
+        if self.live is not None:
             self.live.start()
 
     def _line(self, number: int) -> str:

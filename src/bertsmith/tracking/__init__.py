@@ -1,0 +1,1 @@
+"""Experiment trackers: a listener on the events, and what it needs of each tracker."""

@@ -1,0 +1,169 @@
+"""The listener that sends the events of a run or a study to an experiment tracker. It never sends a text."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any
+
+from bertsmith.config import Config, EvalConfig, ModelConfig, TrainConfig
+from bertsmith.events import (
+    Evaluated,
+    FinalStarted,
+    FoldDone,
+    Prepared,
+    RunFinished,
+    SeedStarted,
+    TrackingFailed,
+    TrialEnded,
+    TrialScored,
+    TrialStarted,
+)
+from bertsmith.folders.run import Run
+from bertsmith.report.report import report_page
+from bertsmith.tracking.trackers import Scalar, Tracker, find_tracker
+
+FINALS = {"the winner": "winner", "the defaults": "defaults"}
+"""Names of the final runs of a study in a tracker."""
+
+
+class Tracking:
+    """Send the events of a run or a study to a tracker, and pass them on; a listener and a context manager.
+
+    A run is one run in the tracker. So is each seed, each trial of a study when it ends, and each final run. A tracker
+    that fails does not end training.
+
+    Args:
+        name: the tracker, a key of `TRACKERS`; ``None`` to pass events on only.
+        folder: the folder of the run or study, whose name the runs in the tracker get.
+        config: the settings.
+        observe: called with each event.
+
+    Raises:
+        ConfigError: if the tracker cannot be used.
+    """
+
+    def __init__(self, name: str | None, folder: Path, config: Config, observe: Callable[[Any], None]) -> None:
+        self.kind = None if name is None else find_tracker(name)
+        self.name, self.folder, self.observe = name, folder, observe
+        self.settings = _scalars(config)
+        self.part = self.seed = ""
+        self.trials: dict[int, tuple[dict[str, Any], list[TrialScored]]] = {}
+        self.tracker: Tracker | None = None
+
+    def __enter__(self) -> Tracking:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._try(lambda: self._close(failed=True))  # a run that is finished is closed
+
+    def __call__(self, event: Any) -> None:
+        """Pass on an event, and send it to the tracker."""
+        self.observe(event)
+        self._try(lambda: self._track(event))
+
+    def _try(self, action: Callable[[], None]) -> None:
+        if self.kind is None:
+            return
+        try:
+            with redirect_stdout(sys.stderr):  # results go to stdout, and trackers print what they do
+                action()
+        except Exception as error:  # whatever a tracker raises, training goes on
+            self.kind = None
+            self.observe(TrackingFailed(str(self.name), f"{type(error).__name__}: {error}"))
+
+    def _track(self, event: Any) -> None:
+        if isinstance(event, SeedStarted):
+            self.seed = f"seed-{event.seed}"
+        elif isinstance(event, FinalStarted):
+            self.part = FINALS[event.name]
+        elif isinstance(event, Prepared):
+            self._open(self.part, self.seed, settings=_prepared(event))
+        elif isinstance(event, Evaluated) and self.tracker is not None:
+            values = {"epoch": event.epoch, "train/loss": event.train_loss, "validation/loss": event.validation_loss}
+            values |= {f"validation/{name}": value for name, value in event.metrics.items()}
+            values |= {"train/learning_rate": event.learning_rate, "train/texts_per_second": event.texts_per_second}
+            self.tracker.log(values, event.step)
+        elif isinstance(event, FoldDone) and self.tracker is not None:
+            self.tracker.log({"fold/score": event.score}, event.number)
+        elif isinstance(event, RunFinished):
+            self._finish_run(Run(event.path))
+        elif isinstance(event, TrialStarted):
+            self.trials[event.number] = (event.settings, [])
+        elif isinstance(event, TrialScored) and event.number in self.trials:
+            self.trials[event.number][1].append(event)
+        elif isinstance(event, TrialEnded) and event.number in self.trials:
+            self._finish_trial(event)
+
+    def _open(self, *parts: str, settings: Mapping[str, Scalar] | None = None) -> Tracker:
+        assert self.kind is not None
+        self._close(failed=True)
+        names = [part for part in parts if part]
+        name = "-".join([self.folder.resolve().name, *names])
+        folder = self.folder.joinpath("tensorboard", *names)
+        self.tracker = self.kind(name, folder, {**self.settings, **(settings or {})})
+        return self.tracker
+
+    def _close(self, *, failed: bool) -> None:
+        tracker, self.tracker = self.tracker, None
+        if tracker is not None:
+            tracker.finish({}, [], failed=failed)
+
+    def _finish_run(self, run: Run) -> None:
+        tracker = self.tracker or self._open(self.part)  # several seeds: the run of the best one
+        self.tracker, self.seed = None, ""
+        with TemporaryDirectory() as folder:
+            report, card = Path(folder) / "report.html", Path(folder) / "model_card.md"
+            report.write_text(report_page(run, quotes=False), encoding="utf-8")
+            card.write_text((run.layout.model / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
+            tracker.finish(final_values(run), [report, card], failed=False)
+
+    def _finish_trial(self, event: TrialEnded) -> None:
+        """Write a trial when it has ended: several may be under way, and some trackers know one run at a time."""
+        settings, scores = self.trials.pop(event.number)
+        chosen = {name: value for name, value in settings.items() if isinstance(value, str | int | float)}
+        tracker = self._open(f"trial-{event.number}", settings={**chosen, "state": event.state})
+        self.tracker = None
+        for number, scored in enumerate(scores, start=1):
+            tracker.log({"epoch": scored.at, "validation/score": scored.value}, number)
+        values = dict(zip(("trial/score", "trial/latency"), event.values, strict=False))
+        tracker.finish({**values, "trial/seconds": event.seconds}, [], failed=event.state == "failed")
+
+
+def final_values(run: Run) -> dict[str, float]:
+    """Return the test metrics of a run with their intervals, such as ``test/macro_f1`` and ``test/macro_f1_low``.
+
+    Without a test split, the metrics of the cross-validation have the prefix ``cross_validation``.
+    """
+    metrics = run.metrics
+    test = metrics["splits"]["test"]
+    prefix = "cross_validation" if "by" in test else "test"
+    values = {}
+    for name, entry in test["metrics"].items():
+        values[f"{prefix}/{name}"] = entry["value"]
+        for end, bound in zip(("low", "high"), entry.get("interval") or (), strict=False):
+            values[f"{prefix}/{name}_{end}"] = bound
+    for name, entry in (metrics.get("seeds") or {"test": {}})["test"].items():
+        values |= {f"{prefix}/{name}_mean": entry["mean"], f"{prefix}/{name}_deviation": entry["standard_deviation"]}
+    return {name: float(value) for name, value in values.items() if value is not None}
+
+
+def _scalars(config: Config) -> dict[str, Scalar]:
+    """Return the settings of model, training and evaluation; those of the table may name private places."""
+    names = [name for step in (ModelConfig, TrainConfig, EvalConfig) for name in step.model_fields]
+    values = {name: getattr(config, name) for name in names}
+    return {name: value for name, value in values.items() if isinstance(value, str | int | float)}
+
+
+def _prepared(event: Prepared) -> dict[str, Scalar]:
+    recipe = {name: value for name, value in asdict(event.recipe).items() if name != "reasons"}
+    texts = {f"{name}_texts": n for name, n in event.split.items()}
+    about = {"model": event.model, "parameters": event.parameters, "device": event.device}
+    return {**about, "max_length": event.max_length, "task": event.findings.task, **texts, **recipe}
