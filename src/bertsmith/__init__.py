@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bertsmith.api.estimator import BertClassifier
-    from bertsmith.api.inference import export, load, predict
+    from bertsmith.api.inference import export, load, predict, push
     from bertsmith.api.measuring import drift, measure, regress
     from bertsmith.api.training import compare, evaluate, inspect, label_errors, read_table, train, tune
     from bertsmith.data.findings import Findings
@@ -30,7 +30,7 @@ __version__ = "0.2.0"
 
 _NAMES = {
     "bertsmith.api.estimator": ("BertClassifier",),
-    "bertsmith.api.inference": ("export", "load", "predict"),
+    "bertsmith.api.inference": ("export", "load", "predict", "push"),
     "bertsmith.api.measuring": ("drift", "measure", "regress"),
     "bertsmith.api.training": ("compare", "evaluate", "inspect", "label_errors", "read_table", "train", "tune"),
     "bertsmith.data.findings": ("Findings",),
@@ -72,6 +72,7 @@ __all__ = [
     "load",
     "measure",
     "predict",
+    "push",
     "read_table",
     "regress",
     "train",

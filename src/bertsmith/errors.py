@@ -132,6 +132,10 @@ class OutputError(UserError):
     """A file cannot be written: the disk is full, read-only or broken, or the folder does not exist."""
 
 
+class HubError(UserError):
+    """The Hugging Face hub cannot be reached, or refuses a push."""
+
+
 class DeviceError(UserError):
     """The requested device is missing or out of memory."""
 

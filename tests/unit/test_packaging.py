@@ -123,6 +123,7 @@ NEEDED_BY_COMMAND = {
     "drift RUN T": "train",
     "verify RUN": "train",
     "pack RUN": "train",
+    "push RUN owner/name": "train",
     "tune T -o OUT": "tune",
     "explain RUN --text cat": "explain",
     "export RUN": "export",
@@ -147,6 +148,7 @@ NEEDED_BY_FUNCTION = {
     "bs.Classifier": "train",
     "bs.tune('T', output='OUT')": "tune",
     "bs.export('RUN')": "export",
+    "bs.push('RUN', 'owner/name')": "train",
     "bs.label_errors('T')": "label-errors",
     "bs.Run(Path('RUN')).predictions": "tables",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
@@ -180,3 +181,44 @@ def export(
         accept=accept,
         overwrite=overwrite,
     )
+
+
+@needing("train")
+def push(
+    run: Run | Path | str,
+    repository: str,
+    *,
+    language: Sequence[str] = (),
+    license: str | None = None,
+    datasets: Sequence[str] = (),
+    private: bool = True,
+    exports: bool = False,
+    overwrite: bool = False,
+) -> str:
+    """Push the model of a run to the Hugging Face hub: weights, tokenizer and model card. No text of the table is sent.
+
+    Args:
+        run: the run, or its folder.
+        repository: ``owner/name``.
+        language: codes of the languages of the texts, such as ``["en"]``.
+        license: the licence of the model, such as ``"apache-2.0"``.
+        datasets: ids of the datasets on the hub that the model learned from.
+        private: create a private repository.
+        exports: send the exports of the run too.
+        overwrite: push a new commit to a repository that exists.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        HubError: if the hub cannot be reached or refuses, or the user is not logged in.
+        UserError: if the run is not finished or damaged, or the hub would not accept a value.
+    """
+    from bertsmith.report.card import Details
+    from bertsmith.workflows.push import push_run
+
+    names = (language,) if isinstance(language, str) else language
+    ids = (datasets,) if isinstance(datasets, str) else datasets
+    details = Details(repository, tuple(names), license, tuple(ids))
+    path = run.path if isinstance(run, Run) else to_path(run, "run")
+    return str(push_run(path, details, private=private, exports=exports, overwrite=overwrite))

@@ -45,6 +45,7 @@ COMMANDS = (
     "verify",
     "pack",
     "doctor",
+    "push",
 )
 """Each is a function of this name in a module of this name."""
 _NEEDS = dict.fromkeys(COMMANDS, "train") | {

@@ -1,0 +1,187 @@
+"""Push: the model of a finished run to the Hugging Face hub. Texts stay on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bertsmith.data import hub
+from bertsmith.errors import ConfigError, HubError
+from bertsmith.folders.run import Run, damage_errors, open_run, read_json
+from bertsmith.inference.exported import ABOUT, HELD_OUT, is_export
+from bertsmith.report.card import Details, card_text
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+CARD = "README.md"
+_SUFFIXES = (".safetensors", ".json", ".txt", ".model")
+"""Files of a model, for runs of versions that did not list them."""
+
+
+@dataclass(frozen=True)
+class Push:
+    """What a push sends.
+
+    Attributes:
+        repository: ``owner/name``.
+        private: whether a new repository is private.
+        exists: whether the repository exists.
+        files: the content of each file by its path in the repository: a file of the run, or the model card.
+    """
+
+    repository: str
+    private: bool
+    exists: bool
+    files: dict[str, Path | bytes]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Size of each file in bytes."""
+        return {name: len(c) if isinstance(c, bytes) else c.stat().st_size for name, c in self.files.items()}
+
+
+def push_run(
+    path: Path,
+    details: Details,
+    *,
+    private: bool = True,
+    exports: bool = False,
+    overwrite: bool = False,
+    confirm: Callable[[Push], bool] = lambda push: True,
+) -> str | None:
+    """Push the model of a run to the hub, in one commit; see `bertsmith.push`.
+
+    Args:
+        path: the run folder.
+        details: the repository, and what else the card says.
+        private: create a private repository.
+        exports: send the exports in the run folder too.
+        overwrite: push to a repository that exists.
+        confirm: called with what will be sent; returns whether to go on.
+
+    Returns:
+        The address of the repository; ``None`` without a confirmation.
+
+    Raises:
+        UserError: if the run is not finished or damaged, or the hub refuses.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+
+    run = open_run(path)
+    run.check_model()
+    files = _files(run, details, exports=exports)
+    repository = str(details.repository)
+    reason = hub.unreachable_reason()
+    if reason is not None:
+        raise HubError(
+            f"the hub cannot be reached: {reason}",
+            where=hub.endpoint(),
+            remedy="Connect to the network, correct HF_ENDPOINT, or unset HF_HUB_OFFLINE.",
+        )
+    if not get_token():
+        raise HubError(
+            "you are not logged in to the hub",
+            where=hub.endpoint(),
+            remedy="Run hf auth login with a token that may write, or set HF_TOKEN.",
+        )
+    api = HfApi(endpoint=hub.endpoint(), library_name="bertsmith")
+    with _hub_errors(repository):
+        api.whoami()
+        exists = _check_repository(api, repository, private=private, overwrite=overwrite)
+    if not confirm(Push(repository, private, exists, files)):
+        return None
+    with _hub_errors(repository):
+        if not exists:
+            api.create_repo(repository, private=private)
+        operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+        api.create_commit(repository, operations, commit_message="Upload a model of bertsmith")
+    return f"{hub.endpoint()}/{repository}"
+
+
+def _files(run: Run, details: Details, *, exports: bool) -> dict[str, Path | bytes]:
+    """Return what is sent: only files that bertsmith wrote, and that hold no text of the table."""
+    model = run.layout.model
+    names = run.info.get("model_files") or [p.name for p in model.iterdir() if p.suffix in _SUFFIXES]
+    files: dict[str, Path | bytes] = {CARD: card_text(run, details).encode()}
+    files |= {name: model / name for name in sorted(names)}
+    if exports:
+        folders = [folder for folder in sorted(run.layout.exports.glob("*")) if is_export(folder)]
+        if not folders:
+            raise ConfigError(
+                "the run has no export", where=str(run.layout.exports), remedy="Run bertsmith export first."
+            )
+        for folder in folders:
+            with damage_errors(folder / ABOUT):
+                listed = [*read_json(folder / ABOUT)["files"], ABOUT, CARD, HELD_OUT]
+            found = [name for name in dict.fromkeys(listed) if (folder / name).is_file()]
+            files |= {f"export/{folder.name}/{name}": folder / name for name in sorted(found)}
+    return files
+
+
+def _check_repository(api: HfApi, repository: str, *, private: bool, overwrite: bool) -> bool:
+    """Return whether a repository exists, and refuse one that must not be written.
+
+    Raises:
+        HubError: if the repository exists without ``overwrite``, or is public and should be private.
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        info = api.model_info(repository)
+    except RepositoryNotFoundError:
+        return False
+    if not overwrite:
+        raise HubError(
+            "the repository exists",
+            where=repository,
+            remedy="Give another name, or pass --overwrite for a new commit in this one.",
+        )
+    if private and not info.private:
+        raise HubError(
+            "the repository is public, and a push is private by default",
+            where=repository,
+            remedy="Pass --public if everybody may have the model, or give another name.",
+        )
+    return True
+
+
+@contextmanager
+def _hub_errors(repository: str) -> Iterator[None]:
+    """Turn answers of the hub into user errors.
+
+    Raises:
+        HubError: with the reason and a remedy.
+    """
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    remedies: dict[int, str] = {
+        400: "Correct what the hub names.",
+        401: "Log in again: hf auth login. Or correct HF_TOKEN.",
+        403: "Use a token that may write to this owner, or another owner.",
+        409: "Give another name, or pass --overwrite.",
+    }
+    try:
+        yield
+    except HfHubHTTPError as error:
+        status: Any = getattr(error.response, "status_code", None)
+        raise HubError(
+            f"the hub refuses ({status}): {_reason(error)}",
+            where=repository,
+            remedy=remedies.get(status, "Try again later. With --overwrite, a push that was cut short is done again."),
+        ) from error
+    except (ValueError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+        raise HubError(
+            f"the push failed: {_reason(error)}",
+            where=repository,
+            remedy="Try again. With --overwrite, a push that was cut short is done again.",
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    lines = [line for line in str(getattr(error, "server_message", None) or error).splitlines() if line.strip()]
+    return lines[0].strip() if lines else type(error).__name__
