@@ -18,6 +18,8 @@ from bertsmith.report.card import Details, card_text
 from bertsmith.testing import tiny_table
 from tests.conftest import train
 
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # in the client of the hub
+
 
 class Hub:
     """A hub: its repositories, with their files, and the requests that it got."""
@@ -70,7 +72,8 @@ class Hub:
         if path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked.get('organization') or 'me'}/{asked['name']}"
-            self.repositories[name] = {"private": asked["private"], "files": {}}
+            private = asked.get("private", asked.get("visibility") == "private")
+            self.repositories[name] = {"private": private, "files": {}}
             return 200, {"url": f"{self.address}/{name}"}
         if path == "/api/validate-yaml":
             return 200, {"errors": [], "warnings": []}

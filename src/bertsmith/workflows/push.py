@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.data import hub
-from bertsmith.errors import ConfigError, HubError
+from bertsmith.errors import ConfigError, HubError, UserError
 from bertsmith.folders.run import Run, damage_errors, open_run, read_json
 from bertsmith.inference.exported import ABOUT, HELD_OUT, is_export
 from bertsmith.report.card import Details, card_text
@@ -156,8 +156,7 @@ def _hub_errors(repository: str) -> Iterator[None]:
     Raises:
         HubError: with the reason and a remedy.
     """
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError
 
     remedies: dict[int, str] = {
         400: "Correct what the hub names.",
@@ -174,7 +173,9 @@ def _hub_errors(repository: str) -> Iterator[None]:
             where=repository,
             remedy=remedies.get(status, "Try again later. With --overwrite, a push that was cut short is done again."),
         ) from error
-    except (ValueError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+    except Exception as error:  # its client runs in the block, and raises errors of its HTTP library
+        if isinstance(error, UserError):
+            raise
         raise HubError(
             f"the push failed: {_reason(error)}",
             where=repository,
