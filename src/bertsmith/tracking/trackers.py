@@ -158,8 +158,17 @@ class WeightsAndBiases(Tracker):
             name=name,
             config=dict(settings),
             reinit="create_new",
-            # Neither the output, which may quote texts, nor code, nor the state of the repository is sent.
-            settings=wandb.Settings(console="off", silent=True, disable_git=True, save_code=False, disable_code=True),
+            # Neither the output, which may quote texts, nor the command line, code or facts on the machine are sent.
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                save_code=False,
+                disable_code=True,
+                disable_git=True,
+                x_disable_meta=True,
+                x_disable_stats=True,
+                x_disable_machine_info=True,
+            ),
         )
 
     @classmethod
@@ -252,6 +261,8 @@ def find_tracker(name: str) -> type[Tracker]:
     """
     if name not in TRACKERS:
         raise ConfigError(f"track: unknown tracker {name!r}", remedy=f"Use one of {', '.join(TRACKERS)}.")
+    for telemetry, off in (("MLFLOW_DISABLE_TELEMETRY", "true"), ("WANDB_ERROR_REPORTING", "false")):
+        os.environ.setdefault(telemetry, off)  # read when the library is imported
     TRACKERS[name].check()
     return TRACKERS[name]
 
