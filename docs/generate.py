@@ -337,7 +337,7 @@ def files() -> str:
     layout = bs.Run(Path("RUN")).layout
     about = dict(re.findall(r"(?m)^ +(\w+): (.*?)\.?$", inspect.getdoc(type(layout)) or ""))
     parts = {path.relative_to("RUN").as_posix(): about[name] for name, path in vars(layout).items()}
-    folders = {"model", "predictions", "checkpoints", "folds", "seeds", "export", "evaluations"}
+    folders = {"model", "predictions", "tensorboard", "checkpoints", "folds", "seeds", "export", "evaluations"}
     rows = [(f"`{path}{'/' if path in folders else ''}`", _plain(text)) for path, text in parts.items()]
     page = [_FILES + _table(("file", "content"), rows)]
     for path, (what, content) in CONTENT.items():
