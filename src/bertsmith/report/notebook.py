@@ -35,7 +35,9 @@ _STYLE = Markup(
     ".bertsmith .key { margin-right: 1.2rem; } .bertsmith .key i { display: inline-block; width: 1rem; height: .25rem;"
     " margin-right: .4rem; vertical-align: middle; } .bertsmith i.c1 { background: #2563ad; }"
     ".bertsmith i.c2 { background: #c2570c; } .bertsmith .ground { fill: transparent; }"
-    ".bertsmith .right { fill: #2563ad; } .bertsmith .wrong { fill: #b42318; }</style>"
+    ".bertsmith .right { fill: #2563ad; } .bertsmith .wrong { fill: #b42318; }"
+    ".bertsmith .figure { max-width: 34rem; } .bertsmith text { font-family: system-ui, sans-serif; }"
+    ".bertsmith .count { fill: #1c2330; font-size: 12px; } .bertsmith th, .bertsmith td { text-align: left; }</style>"
 )
 
 
@@ -123,7 +125,7 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> Markup:
         parts.append(
             Markup(
                 '<rect class="{}" x="{}" y="{}" width="{}" height="{}" fill-opacity="{:.2f}"/>'
-                '<text class="tick" x="{}" y="{}" text-anchor="middle">{:,}</text>'
+                '<text class="count" x="{}" y="{}" text-anchor="middle">{:,}</text>'
             ).format(css, x, y, cell - 1, cell - 1, 0.7 * n / totals[i], x + cell / 2, y + cell / 2 + 4, int(n))
         )
     width, height = left + len(names) * cell + 90, top + len(names) * cell + 8
