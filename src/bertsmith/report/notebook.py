@@ -14,8 +14,8 @@ from bertsmith.data.table import REGRESSION
 from bertsmith.folders.atomic import write_text
 from bertsmith.folders.run import Run
 from bertsmith.folders.study import Study
-from bertsmith.report.figures import heatmap, number_diagram, reliability_diagram
-from bertsmith.report.report import best_epoch, curves
+from bertsmith.report.figures import heatmap, number_diagram
+from bertsmith.report.report import best_epoch, curves, draw_reliability
 from bertsmith.tasks.registry import get_task
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def run_figures(run: Run) -> Figures:
     bins = test["calibration"]["bins"]
     if run.task == REGRESSION:
         return Figures(found, numbers=Figure("Mean label by prediction", number_diagram(bins)))
-    found["reliability"] = Figure("Accuracy by confidence", reliability_diagram(bins))
+    found["reliability"] = Figure("Accuracy by confidence", draw_reliability(run.task, bins))
     if "confusion" in test:
         names = [entry["label_text"] for entry in test["per_class"]]
         matrix = np.array(test["confusion"])

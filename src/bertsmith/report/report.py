@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,12 @@ def report_page(run: Run, *, quotes: bool = True) -> str:
     )
 
 
+def draw_reliability(task: str, bins: Sequence[Mapping[str, float]]) -> Markup:
+    """Draw the reliability diagram of a task, with its names of the axes."""
+    axes = ("probability", "share with the label") if task == MULTI_LABEL else ("confidence", "accuracy")
+    return reliability_diagram(bins, *axes)
+
+
 def _figures(run: Run, test: dict[str, Any], metrics: dict[str, Any], mistakes: pd.DataFrame) -> dict[str, Any]:
     """Return the figures and tables that only some tasks have."""
     if run.task == REGRESSION:
@@ -151,10 +157,7 @@ def _figures(run: Run, test: dict[str, Any], metrics: dict[str, Any], mistakes: 
     shared = {
         "names": names,
         "classes": [{**entry, "train": train_counts[entry["label"]]} for entry in test["per_class"]],
-        "reliability": reliability_diagram(
-            test["calibration"]["bins"],
-            *(("probability", "share with the label") if run.task == MULTI_LABEL else ("confidence", "accuracy")),
-        ),
+        "reliability": draw_reliability(run.task, test["calibration"]["bins"]),
         "abstention": _abstention_figure(metrics["abstention"]["accuracy_coverage"]),
         "never": [e["label_text"] for e in test["per_class"] if e["texts"] and not e["predicted"]],
     }

@@ -104,6 +104,9 @@ def _uvicorn_config(app: Any, config: ServerConfig, **options: Any) -> uvicorn.C
         access_log=False,
         server_header=False,
         lifespan="off",
+        loop="asyncio",  # not what happens to be installed
+        http="h11",
+        ws="none",
         **{"timeout_graceful_shutdown": SHUTDOWN_SECONDS, **options},
     )
 
