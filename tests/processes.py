@@ -44,9 +44,12 @@ def _run(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    os.dup2(stderr.fileno(), 1)
     os.dup2(stderr.fileno(), 2)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False, buffering=1)
+    sys.stdout, sys.stderr = (
+        os.fdopen(1, "w", closefd=False, buffering=1),
+        os.fdopen(2, "w", closefd=False, buffering=1),
+    )
     sys.argv = ["bertsmith", *arguments]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the server that forks ignores it
     os.setsid()
@@ -64,7 +67,7 @@ class Command:
     ``before`` is called in the process before the command.
 
     Attributes:
-        stderr: its standard error, line by line. Standard output is discarded.
+        stderr: its standard error, and standard output, line by line.
     """
 
     def __init__(
@@ -106,7 +109,7 @@ class Command:
         os.killpg(self.pid, signal.SIGKILL)
 
     def finish(self, timeout: float = 120) -> str:
-        """Wait for the end and return the rest of standard error."""
+        """Wait for the end and return the rest of what it prints."""
         with self.stderr:
             rest = self.stderr.read()
         self._process.join(timeout)

@@ -38,12 +38,8 @@ def _command(table, output, tiny, *more, processes=2):
     return [*(torchrun if processes > 1 else [sys.executable]), *train]
 
 
-def _run(*given, **how):
-    return subprocess.run(_command(*given, **how), capture_output=True, text=True, timeout=300)
-
-
 def _forked(*given, processes=2):
-    """Train as torchrun does, in processes forked from one that has everything imported; return the exit codes."""
+    """Train as torchrun does, in forked processes; return their exit codes, and all that they print."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -53,9 +49,8 @@ def _forked(*given, processes=2):
         Command(*_command(*given, processes=1)[3:], environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(processes)
     ]
-    for worker in workers:
-        worker.finish()
-    return [worker.returncode for worker in workers]
+    printed = "".join([worker.finish() for worker in workers])
+    return [worker.returncode for worker in workers], printed
 
 
 @pytest.fixture
@@ -69,9 +64,9 @@ def test_two_processes_give_the_result_of_one(table, tmp_path, pooled, cli):
     more = ["--dropout", "0", "--set", "gradient_accumulation_steps=2"]
     code, _, stderr = cli(*_command(table, tmp_path / "1", pooled, *more, processes=1)[3:])
     assert code == 0, stderr
-    both = _run(table, tmp_path / "2", pooled, *more)
-    assert both.returncode == 0, both.stderr
-    assert both.stdout.count("test macro-F1") == 1  # one of them speaks
+    codes, printed = _forked(table, tmp_path / "2", pooled, *more)
+    assert codes == [0, 0], printed
+    assert printed.count("test macro-F1") == 1  # one of them speaks
     one, two = (open_run(tmp_path / f"{n}") for n in (1, 2))
     for name in ("train_loss", "validation_loss"):
         assert [e[name] for e in two.history] == pytest.approx([e[name] for e in one.history], rel=1e-4)
@@ -87,8 +82,8 @@ def test_two_processes_give_the_result_of_one(table, tmp_path, pooled, cli):
 
 def test_interrupted_processes_resume_together(table, tmp_path, tiny):
     more = ["--epochs", "10", "--patience", "10"]  # time enough for the signal
-    whole = _forked(table, tmp_path / "whole", tiny, *more)
-    assert whole == [0, 0]
+    codes, printed = _forked(table, tmp_path / "whole", tiny, *more)
+    assert codes == [0, 0], printed
     command = _command(table, tmp_path / "cut", tiny, *more)
     history = tmp_path / "cut" / "history.jsonl"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
@@ -97,15 +92,16 @@ def test_interrupted_processes_resume_together(table, tmp_path, tiny):
         process.send_signal(signal.SIGTERM)  # which torchrun hands on
         stderr = process.communicate(timeout=120)[1]
     assert stderr.count("the same command with --resume") == 1, stderr
-    again = _forked(table, tmp_path / "cut", tiny, *more, "--resume")
-    assert again == [0, 0]
+    codes, printed = _forked(table, tmp_path / "cut", tiny, *more, "--resume")
+    assert codes == [0, 0], printed
     cut, one = open_run(tmp_path / "cut"), open_run(tmp_path / "whole")
     assert [e["validation_loss"] for e in cut.history] == [e["validation_loss"] for e in one.history]
     assert all(w.equal(weights_of(cut)[name]) for name, w in weights_of(one).items())
 
 
 def test_an_error_ends_all_processes_with_one_message(table, tmp_path, tiny):
-    found = _run(table, tmp_path / "run", tiny, "--text-column", "Txt")
+    command = _command(table, tmp_path / "run", tiny, "--text-column", "Txt")
+    found = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert found.returncode != 0
     assert found.stderr.count("no column 'Txt'") == 1
     assert not (tmp_path / "run").exists()
