@@ -90,14 +90,14 @@ def test_a_sample_without_a_mistake_does_not_make_the_model_perfect():
     assert np.mean(covered) > 0.93
 
 
-def test_numbers_have_a_mean_with_an_interval():
+def test_ordered_levels_have_a_mean_with_an_interval():
     rng = np.random.default_rng(0)
-    truth = rng.integers(1, 6, (4000, 1)).astype(float)
-    predictions = truth + rng.normal(0.4, 0.8, truth.shape)
+    truth = rng.integers(0, 5, (4000, 1)) / 4
+    predictions = truth + rng.normal(0.1, 0.2, truth.shape)
     totals = Totals.of(predictions, predictions)
     found = [corrected_means(_sample(truth, predictions, 150, seed), totals) for seed in range(200)]
-    assert 0.9 < np.mean([e.low[0] <= truth.mean() <= e.high[0] for e in found]) < 0.99
-    assert totals.naive[0] - truth.mean() > 0.3
+    assert 0.91 < np.mean([e.low[0] <= truth.mean() <= e.high[0] for e in found]) < 0.99
+    assert totals.naive[0] - truth.mean() > 0.08
 
 
 def test_texts_of_one_author_count_as_one_draw():
@@ -195,6 +195,36 @@ def test_the_adjusted_count_inverts_the_confusion_matrix():
     predicted = np.concatenate([np.repeat([0, 1], [50, 10]), np.repeat([0, 1], [8, 32])])
     found = adjusted_count(targets, predicted, np.array([400, 600]))
     assert found.value[1] == pytest.approx((0.6 - 10 / 60) / (0.8 - 10 / 60), abs=1e-6)  # (count − fpr) / (tpr − fpr)
+
+
+# Of QuaPy 0.2.3: `python benchmarks/quapy_oracle.py`.
+QUAPY = {
+    (300, 500, 200): [0.26167862, 0.59779027, 0.14053111],
+    (450, 300, 250): [0.49762551, 0.27679783, 0.22557666],
+    (600, 250, 150): [0.73618918, 0.20178329, 0.06202752],
+}
+
+
+@pytest.mark.parametrize("counts", QUAPY)
+def test_the_adjusted_count_is_that_of_quapy(counts):
+    targets, i = np.repeat([0, 1, 2], [90, 60, 50]), np.arange(200)
+    predicted = np.where((i * 7919) % 101 < 76, targets, (targets + 1 + (i * 104729) % 2) % 3)
+    found = adjusted_count(targets, predicted, np.array(counts))
+    assert found.value.tolist() == pytest.approx(QUAPY[counts], abs=1e-6)
+    assert (found.low < found.value).all()
+    assert (found.value < found.high).all()
+
+
+def test_the_adjusted_count_gives_the_mean_level():
+    targets, _, _ = _texts(np.random.default_rng(0), [0.5, 0.3, 0.2], 600)
+    predicted, levels = targets.copy(), np.array([0, 0.5, 1])
+    predicted[::5] = (predicted[::5] + 1) % 3
+    counts = np.array([400, 300, 300])
+    shares = adjusted_count(targets, predicted, counts)
+    both = adjusted_count(targets, predicted, counts, np.column_stack([np.eye(3), levels]))
+    assert both.value[:3].tolist() == pytest.approx(shares.value.tolist())
+    assert both.value[3] == pytest.approx(shares.value @ levels)
+    assert both.low[3] < both.value[3] < both.high[3]
 
 
 @pytest.mark.parametrize(

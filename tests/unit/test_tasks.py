@@ -11,6 +11,7 @@ import pytest
 import bertsmith as bs
 from bertsmith.errors import ConfigError, DataError, Interrupted, ModelError, RunFolderError
 from bertsmith.events import StepDone
+from bertsmith.report.shares import shares_csv, shares_page
 from bertsmith.tasks.registry import get_task, task_of_config
 from bertsmith.testing import WORDS
 from tests.conftest import same_weights, train, weights_of
@@ -102,6 +103,41 @@ def test_report_and_card_show_the_metrics_of_the_task(run):
         assert "nan" not in page.lower().split()
         assert "{{" not in page
         assert "{%" not in page
+
+
+def test_a_corpus_is_measured(run, tmp_path):
+    corpus = make(run.task, 300, seed=2).assign(month=lambda t: ["may" if i % 2 else "june" for i in range(len(t))])
+    given = {"labelled": corpus[:120].drop(columns="month"), "random_sample": True, "by": "month"}
+    if run.task == "regression":
+        with pytest.raises(ConfigError):
+            bs.measure(run, corpus, **given)
+        return
+    outcomes = tmp_path / "outcomes.csv"
+    found = bs.measure(run, corpus.drop(columns="Labels" if "Labels" in corpus else "Label"), **given)
+    names = {name for row in corpus["Labels"] for name in row} if run.task == "multi-label" else set(run.labels.texts)
+    assert {share.label_text for share in found.whole} == names
+    if run.task == "multi-label":
+        assert found.means == ()
+        return
+    bs.measure(run, corpus, **given, for_regression=outcomes)
+    whole, *groups = found.means
+    assert [mean.group for mean in found.means] == [None, "june", "may"]
+    assert whole.interval[0] <= corpus["Label"].mean() <= whole.interval[1]
+    assert whole.mean == pytest.approx(
+        sum(s.share * n for s, n in zip(found.whole, run.labels.numbers, strict=True)), abs=0.05
+    )
+    assert all(1 <= mean.interval[0] < mean.mean < mean.interval[1] <= 3 for mean in groups)
+    predicted = [run.labels.numbers[run.labels.texts.index(t)] for t in bs.load(run).predict(corpus["Text"].tolist())]
+    assert whole.naive == pytest.approx(np.mean(predicted))
+    table = pd.read_csv(outcomes)
+    assert table["outcome (level)"].mean() == pytest.approx(whole.mean, abs=1e-6)
+    assert bs.regress(table, "(level)", ["month"]).coefficients[0] == pytest.approx(groups[0].mean, abs=0.2)
+    with pytest.raises(ConfigError):
+        bs.regress(table, "(level)", ["month"], model="logistic")
+    rows = shares_csv(found).splitlines()
+    assert rows[0].split(",")[-1] == "mean"
+    assert float(rows[-3].split(",")[-1]) == pytest.approx(whole.mean, abs=1e-6)
+    assert shares_page(found, "run").count("<svg") == 1 + 3 + 1
 
 
 def test_transformers_pipeline_agrees(run, later, scores):

@@ -116,7 +116,7 @@ def regress(
     Args:
         table: a file that `measure` wrote for regressions, or a data frame or Arrow table of it, which may have more
             columns.
-        label_text: the class.
+        label_text: the class; ``"(level)"`` for the level of ordered labels.
         on: columns of explanatory variables: numbers, or words, which become one indicator per value but the first.
         model: ``"linear"`` or ``"logistic"``.
         clusters: a column of groups, such as authors, whose texts depend on each other.

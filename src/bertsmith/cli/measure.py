@@ -12,7 +12,7 @@ from bertsmith.cli.terminal import print_json, sigterm_like_ctrl_c, stderr_conso
 from bertsmith.config import Config, DataConfig, ModelConfig
 
 if TYPE_CHECKING:
-    from bertsmith.measuring.result import Measurement, Share
+    from bertsmith.measuring.result import MeanLevel, Measurement, Share
 
 READ_SETTINGS = (
     "text_column",
@@ -113,28 +113,44 @@ def measure(
 
 
 def _print(measurement: Measurement) -> None:
-    """Print the shares of the whole corpus, and of its groups if they are few."""
+    """Print the shares and means of the whole corpus, and of its groups if they are few."""
+    shares = measurement.shares if len(measurement.shares) <= MAX_SHOWN else measurement.whole[:MAX_SHOWN]
+    _print_table(measurement, "label text", "share", [(s.group, _cells(s)) for s in shares])
+    if measurement.means:
+        means = measurement.means[:MAX_SHOWN]
+        stdout_console().print()
+        _print_table(measurement, "", "mean level", [(m.group, _mean_cells(m)) for m in means])
+    if len(shares) < len(measurement.shares):
+        more = len(measurement.shares) - len(shares)
+        stdout_console().print(f"… and {more:,} more, which -o, --html and --json give")
+
+
+def _print_table(measurement: Measurement, what: str, value: str, rows: list[tuple[str | None, list[str]]]) -> None:
     from rich.table import Table
 
-    out = stdout_console()
-    shares = measurement.shares if len(measurement.shares) <= MAX_SHOWN else measurement.whole[:MAX_SHOWN]
     table = Table(box=None, pad_edge=False)
-    columns = [*([measurement.by] if measurement.by else []), "label text", "share", "95 % interval", "naive"]
-    for i, column in enumerate([*columns, "difference", "labelled", "texts"]):
-        table.add_column(column, justify="left" if i < len(columns) - 3 else "right")
-    for share in shares:
-        table.add_row(*([share.group or "(all)"] if measurement.by else []), *_cells(share))
-    out.print(table)
-    if len(shares) < len(measurement.shares):
-        out.print(f"… and {len(measurement.shares) - len(shares):,} more, which -o, --html and --json give")
+    names = [*([measurement.by] if measurement.by else []), *([what] if what else [])]
+    for name in names:
+        table.add_column(name)
+    for name in (value, "95 % interval", "naive", "difference", "labelled", "texts"):
+        table.add_column(name, justify="right")
+    for group, cells in rows:
+        table.add_row(*([group or "(all)"] if measurement.by else []), *cells)
+    stdout_console().print(table)
 
 
-def _cells(share: Share) -> list[str]:
-    interval = "–" if share.interval is None else "{:.1%} to {:.1%}".format(*share.interval)
-    value = "–" if share.share is None else f"{share.share:.1%}"
-    difference = "–" if share.difference is None else f"{100 * share.difference:+.1f} points"
-    counts = [f"{share.labelled:,}", f"{share.texts:,}"]
-    return [share.label_text, value, interval, f"{share.naive:.1%}", difference, *counts]
+def _cells(s: Share) -> list[str]:
+    interval = "–" if s.interval is None else "{:.1%} to {:.1%}".format(*s.interval)
+    value = "–" if s.share is None else f"{s.share:.1%}"
+    difference = "–" if s.difference is None else f"{100 * s.difference:+.1f} points"
+    return [s.label_text, value, interval, f"{s.naive:.1%}", difference, f"{s.labelled:,}", f"{s.texts:,}"]
+
+
+def _mean_cells(m: MeanLevel) -> list[str]:
+    interval = "–" if m.interval is None else "{:.3g} to {:.3g}".format(*m.interval)
+    value = "–" if m.mean is None else f"{m.mean:.3g}"
+    difference = "–" if m.difference is None else f"{m.difference:+.2g}"
+    return [value, interval, f"{m.naive:.3g}", difference, f"{m.labelled:,}", f"{m.texts:,}"]
 
 
 def _print_notes(measurement: Measurement) -> None:

@@ -1,10 +1,10 @@
 """Correct the mean of predictions by a labelled sample, with a 95 % interval: arrays in, arrays out.
 
-Outcomes are columns of numbers: 0 or 1 for a class or a label, any number for an ordered label or a regression. The
-estimator is the difference of Särndal, Swensson and Wretman (1992, chapter 6): the mean prediction of the corpus, plus
-the mean error in the labelled sample. With equal inclusion probabilities it is PPI++ (Angelopoulos, Duchi and Zrnic
-2023, arXiv:2311.01453), with known unequal ones it is design-based supervised learning (Egami, Hinck, Stewart and Wei
-2023, arXiv:2306.04746) in the form of Hájek, with the same power tuning.
+Outcomes are columns of numbers from 0 to 1: 0 or 1 for a class or a label, and for an ordered label how far it is from
+the lowest level to the highest. The estimator is the difference of Särndal, Swensson and Wretman (1992, chapter 6): the
+mean prediction of the corpus, plus the mean error in the labelled sample. With equal inclusion probabilities it is
+PPI++ (Angelopoulos, Duchi and Zrnic 2023, arXiv:2311.01453), with known unequal ones it is design-based supervised
+learning (Egami, Hinck, Stewart and Wei 2023, arXiv:2306.04746) in the form of Hájek, with the same power tuning.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Sample:
     """Labelled texts of a corpus with their predictions.
 
     Attributes:
-        outcomes: the true values, shape (n, columns).
+        outcomes: the true values, from 0 to 1, shape (n, columns).
         predictions: what the model predicts for them, shape (n, columns); the model was not trained on them.
         inclusion: probability with which each text came into the sample, up to a common factor if ``in_corpus`` is
             false, shape (n,).
@@ -169,14 +169,10 @@ def corrected_means(sample: Sample, totals: Totals, *, tuning: np.ndarray | None
     variance = (n_units - 1) / n_units * (remaining[:, None] * deviations**2).sum(axis=0)
     if not sample.in_corpus:
         variance += tuned[0] ** 2 * (totals.squares / totals.texts - totals.mean**2) / totals.texts
-    if np.isin(sample.outcomes, (0, 1)).all():
-        value = np.clip(value, 0, 1)
-        weights = np.bincount(units, 1 / sample.inclusion)
-        mistake = float((weights.min() / weights.sum()) ** 2)
-        low, high = share_interval(value, variance, n_units, mistake=mistake, remaining=float(remaining.mean()))
-    else:
-        half = stats.t.ppf(0.5 + LEVEL / 2, n_units - 1) * np.sqrt(variance)
-        low, high = value - half, value + half
+    value = np.clip(value, 0, 1)
+    weights = np.bincount(units, 1 / sample.inclusion)
+    mistake = float((weights.min() / weights.sum()) ** 2)
+    low, high = share_interval(value, variance, n_units, mistake=mistake, remaining=float(remaining.mean()))
     return Estimates(value, low, high, np.sqrt(variance), tuned[0])
 
 
@@ -184,6 +180,8 @@ def share_interval(
     value: np.ndarray, variance: np.ndarray, n: int, *, mistake: float | None = None, remaining: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the score interval (Wilson 1927) of shares, for as many texts as their variance is worth.
+
+    The mean of numbers from 0 to 1 is treated in the same way: its variance is at most that of a share.
 
     Args:
         value: shares from 0 to 1, shape (columns,).

@@ -53,19 +53,22 @@ class FeatureTotals:
 
 @dataclass(frozen=True)
 class AdjustedCount:
-    """Shares under the assumption of label shift, with 95 % intervals, all of shape (classes,)."""
+    """Means under the assumption of label shift, with 95 % intervals, all of shape (columns,)."""
 
     value: np.ndarray
     low: np.ndarray
     high: np.ndarray
 
 
-def adjusted_count(targets: np.ndarray, predicted: np.ndarray, counts: np.ndarray, *, seed: int = 0) -> AdjustedCount:
-    """Estimate the shares of the classes in a corpus from the predicted labels.
+def adjusted_count(
+    targets: np.ndarray, predicted: np.ndarray, counts: np.ndarray, outcomes: np.ndarray | None = None, *, seed: int = 0
+) -> AdjustedCount:
+    """Estimate the shares of the classes in a corpus from the predicted labels, or means of other outcomes.
 
     Args:
         targets, predicted: class indices of the held-out texts, shape (n,); every class occurs.
         counts: texts of the corpus by predicted class, shape (classes,).
+        outcomes: of the texts of each class, from 0 to 1, shape (classes, columns); ``None`` for the shares.
         seed: of the draws from the posterior of the error rates, whose percentiles are the interval.
     """
     k, n_corpus = len(counts), counts.sum()
@@ -75,12 +78,14 @@ def adjusted_count(targets: np.ndarray, predicted: np.ndarray, counts: np.ndarra
     shares = counts / n_corpus
     value = nnls(np.vstack([rates, np.full(k, _SUM_WEIGHT)]), np.append(shares, _SUM_WEIGHT))[0]
     value /= value.sum()
+    outcomes = np.eye(k) if outcomes is None else outcomes
     rng = np.random.default_rng(seed)
     # Rates of 0 and 1 are not certain: the prior of Jeffreys, spread over the labels that a class can be taken for.
     drawn = rng.gamma(table + 1 / k, size=(DRAWS, k, k))
     drawn /= drawn.sum(axis=1, keepdims=True)
     some = rng.multinomial(int(n_corpus), shares, DRAWS) / n_corpus
     solutions = (np.linalg.pinv(drawn) @ some[:, :, None])[:, :, 0]
+    value, solutions = value @ outcomes, solutions @ outcomes
     low, high = np.clip(np.percentile(solutions, [50 * (1 - LEVEL), 50 * (1 + LEVEL)], axis=0), 0, 1)
     return AdjustedCount(value, np.minimum(low, value), np.maximum(high, value))
 

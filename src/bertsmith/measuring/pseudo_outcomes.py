@@ -21,6 +21,8 @@ from bertsmith.measuring.estimate import Sample
 
 OUTCOME = "outcome "
 """Prefix of the columns with pseudo-outcomes, before the label text."""
+LEVEL_NAME = "(level)"
+"""What stands for the level of an ordered label where others have a label text."""
 ROW, LABELLED, INCLUSION = "row", "labelled", "inclusion_probability"
 
 
@@ -29,11 +31,12 @@ class OutcomeFile:
 
     Args:
         path: the file to write.
-        label_texts: of the classes.
+        names: of the outcomes: label texts, and for ordered labels `LEVEL_NAME`.
+        lowest, span: of the outcomes, whose predictions are from 0 to 1, shape (outcomes,).
     """
 
-    def __init__(self, path: Path, label_texts: Sequence[str]) -> None:
-        self.path, self.label_texts = path, tuple(label_texts)
+    def __init__(self, path: Path, names: Sequence[str], lowest: np.ndarray, span: np.ndarray) -> None:
+        self.path, self.names, self.lowest, self.span = path, tuple(names), lowest, span
         self._spool = tempfile.TemporaryFile("w+", newline="", encoding="utf-8")  # noqa: SIM115 - see `close`
         self._writer = csv.writer(self._spool)
         self._columns: list[str] | None = None
@@ -57,7 +60,7 @@ class OutcomeFile:
         Args:
             cells: the input columns of a chunk.
             rows: its n rows with a text.
-            predictions: of these texts, shape (n, classes).
+            predictions: of these texts, shape (n, outcomes).
             matched: the position of each text in the sample, or ``None``.
             texts: of all rows; their column is not repeated.
         """
@@ -75,15 +78,15 @@ class OutcomeFile:
 
         Args:
             sample: the labelled texts, all of them in the corpus.
-            tuning: weight of the predictions, shape (classes,).
+            tuning: weight of the predictions, shape (outcomes,).
         """
         self._spool.seek(0)
-        k = len(self.label_texts)
+        k = len(self.names)
         # With equal chances the labelled texts of a random sample stand for all others.
         corrections = (sample.outcomes - tuning * sample.predictions) / sample.inclusion[:, None]
         with replaced_file(self.path) as file, file.open("w", newline="", encoding="utf-8") as output:
             writer = csv.writer(output)
-            outcomes = [f"{OUTCOME}{text}" for text in self.label_texts]
+            outcomes = [f"{OUTCOME}{name}" for name in self.names]
             writer.writerow([ROW, *(self._columns or []), LABELLED, INCLUSION, *outcomes])
             for line in csv.reader(self._spool):
                 values = tuning * np.array(line[-k:], dtype=np.float64)
@@ -91,4 +94,5 @@ class OutcomeFile:
                 known: list[Any] = [0, ""]
                 if position is not None:
                     values, known = values + corrections[position], [1, f"{sample.inclusion[position]:.8g}"]
+                values = self.lowest + self.span * values
                 writer.writerow([*line[:-k], *known, *(f"{value:.8g}" for value in values)])

@@ -13,7 +13,7 @@ from scipy import stats
 from bertsmith.data.formats.registry import to_data_frame
 from bertsmith.errors import ConfigError, DataError, did_you_mean, listing
 from bertsmith.measuring.estimate import LEVEL
-from bertsmith.measuring.pseudo_outcomes import OUTCOME
+from bertsmith.measuring.pseudo_outcomes import LEVEL_NAME, OUTCOME
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,6 +73,8 @@ def fit_regression(
 
     if model not in ("linear", "logistic"):
         raise ConfigError(f"model={model!r} is not a choice", remedy="Give linear or logistic.")
+    if model == "logistic" and label_text == LEVEL_NAME:
+        raise ConfigError("a logistic regression needs a class, not a level", remedy="Use a linear regression.")
     table = to_data_frame(table)
     frame = table if isinstance(table, pd.DataFrame) else pd.read_csv(Path(table), low_memory=False)
     outcome = f"{OUTCOME}{label_text}"

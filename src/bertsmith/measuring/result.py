@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -40,6 +41,32 @@ class Share:
 
 
 @dataclass(frozen=True)
+class MeanLevel:
+    """The mean of ordered labels in a corpus, or in a group of it, in units of the label numbers.
+
+    Attributes:
+        group: the group; ``None`` for the whole corpus.
+        mean: the corrected mean; ``None`` if it cannot be estimated.
+        interval: its 95 % interval; ``None`` without a mean.
+        naive: the mean of the predicted levels.
+        estimator, labelled, texts: as for `Share`.
+    """
+
+    group: str | None
+    mean: float | None
+    interval: tuple[float, float] | None
+    naive: float
+    estimator: str
+    labelled: int
+    texts: int
+
+    @property
+    def difference(self) -> float | None:
+        """What naive counting gives too much."""
+        return None if self.mean is None else self.naive - self.mean
+
+
+@dataclass(frozen=True)
 class Measurement:
     """Shares of the classes of a corpus.
 
@@ -53,6 +80,7 @@ class Measurement:
         left_out: number of rows of the sample left out by reason.
         empty: number of rows of the corpus without a text.
         notes: what else the reader should know.
+        means: for ordered labels the mean levels, of the whole corpus and of each group, as the shares.
     """
 
     corpus: str
@@ -64,6 +92,7 @@ class Measurement:
     left_out: dict[str, int] = field(default_factory=dict)
     empty: int = 0
     notes: tuple[str, ...] = ()
+    means: tuple[MeanLevel, ...] = ()
 
     @property
     def whole(self) -> tuple[Share, ...]:
@@ -75,11 +104,11 @@ class Measurement:
         """The names of the groups, in order."""
         return tuple(dict.fromkeys(share.group for share in self.shares if share.group is not None))
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return one JSON-ready row per share."""
-        return [{**asdict(s), "interval": None if s.interval is None else list(s.interval)} for s in self.shares]
-
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready content."""
-        values = {name: value for name, value in vars(self).items() if name != "shares"}
-        return {"shares": self.rows(), **values, "notes": list(self.notes)}
+        rows = {"shares": _rows(self.shares), "means": _rows(self.means)}
+        return {**rows, **{n: v for n, v in vars(self).items() if n not in rows}, "notes": list(self.notes)}
+
+
+def _rows(estimates: Sequence[Share | MeanLevel]) -> list[dict[str, Any]]:
+    return [{**asdict(e), "interval": None if e.interval is None else list(e.interval)} for e in estimates]

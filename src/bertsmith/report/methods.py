@@ -191,8 +191,14 @@ def _measured(measurement: Mapping[str, Any], n: Callable[..., str]) -> str:
         )
         for i, s in whole
     )
+    mean = ""
+    if measurement.get("means"):
+        value, low, high, naive = (
+            n("measurement", f"means.0.{key}", "{:.3g}".format) for key in ("mean", "interval.0", "interval.1", "naive")
+        )
+        mean = f" The mean level is {value} ({low} to {high}; mean of the predicted levels {naive})."
     return (
         f"We estimated the share of each class among {n('measurement', f'shares.{first}.texts')} texts of the corpus "
         f"by {method} [@{key}]{on}, because a count of predicted labels is biased. The shares with 95 % intervals are: "
-        f"{shares}."
+        f"{shares}.{mean}"
     )

@@ -6,11 +6,13 @@ import csv
 import io
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
-from bertsmith.measuring.result import Measurement, Share
+from bertsmith.measuring.pseudo_outcomes import LEVEL_NAME
+from bertsmith.measuring.result import MeanLevel, Measurement, Share
 from bertsmith.report.figures import BOTTOM, FULL_WIDTH, HALF_WIDTH, HEIGHT, LEFT, RIGHT, TOP, Axis, svg
 from bertsmith.report.report import environment
 
@@ -25,14 +27,16 @@ COLUMNS = ("group", "label_text", "share", "low", "high", "naive", "difference",
 
 
 def shares_csv(measurement: Measurement) -> str:
-    """Return one line per share, for spreadsheets and R."""
+    """Return one line per share, and per mean level in the column ``mean``, for spreadsheets and R."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for s in measurement.shares:
-        low, high = s.interval or (None, None)
-        figures = [None if v is None else f"{v:.6f}" for v in (s.share, low, high, s.naive, s.difference)]
-        writer.writerow([s.group or "", s.label_text, *figures, s.estimator, s.labelled, s.texts])
+    writer.writerow([*COLUMNS, "mean"] if measurement.means else COLUMNS)
+    for e in (*measurement.shares, *measurement.means):
+        name, share, mean = (LEVEL_NAME, None, e.mean) if isinstance(e, MeanLevel) else (e.label_text, e.share, None)
+        values = (share, *(e.interval or (None, None)), e.naive, e.difference, mean)
+        *figures, last = [None if v is None else f"{v:.6f}" for v in values]
+        row = [e.group or "", name, *figures, e.estimator, e.labelled, e.texts]
+        writer.writerow([*row, last] if measurement.means else row)
     return file.getvalue()
 
 
@@ -49,7 +53,12 @@ def shares_page(measurement: Measurement, run: str) -> str:
         for s in order
     }
     most_wrong = max(measurement.whole, key=lambda s: abs(s.difference or 0))
-    figures = {text: _over_groups(some) for text, some in itertools.islice(by_class.items(), MAX_FIGURES) if some}
+    figures = {
+        text: _over_groups([_Point.of(s) for s in some], "share in %", " %")
+        for text, some in itertools.islice(by_class.items(), MAX_FIGURES)
+        if some
+    }
+    means = [m for m in measurement.means if m.group is not None]
     return (
         environment()
         .get_template("shares.html")
@@ -63,6 +72,9 @@ def shares_page(measurement: Measurement, run: str) -> str:
             outside=[s.label_text for s in order if s.interval and not s.interval[0] <= s.naive <= s.interval[1]],
             comparison=_comparison(order),
             figures=figures,
+            mean=next(iter(measurement.means), None),
+            means=means,
+            means_figure=_over_groups([_Point.of(m) for m in means], "mean level", zero=False) if means else None,
             more=max(measurement.more_labels.values(), default=0),
         )
     )
@@ -108,12 +120,37 @@ def _comparison(shares: Sequence[Share]) -> Markup:
     ).format(HALF_WIDTH, height, "Corrected and naive share of every class", Markup("").join(parts))
 
 
-def _over_groups(shares: Sequence[Share]) -> Markup:
-    """Draw the corrected share of a class with its band over the groups, and the naive count."""
-    values = [100 * v for s in shares for v in (s.naive, *(s.interval or ()))]
-    y_axis = Axis([0, *values], HEIGHT - BOTTOM, TOP, integers=False)
+@dataclass(frozen=True)
+class _Point:
+    """An estimate of a group, in the units of an axis."""
+
+    group: str
+    value: float | None
+    interval: tuple[float, float] | None
+    naive: float
+
+    @classmethod
+    def of(cls, e: Share | MeanLevel) -> _Point:
+        """Return a mean as it is, and a share in percent."""
+        if isinstance(e, MeanLevel):
+            return cls(e.group or "", e.mean, e.interval, e.naive)
+        interval = None if e.interval is None else (100 * e.interval[0], 100 * e.interval[1])
+        return cls(e.group or "", None if e.share is None else 100 * e.share, interval, 100 * e.naive)
+
+
+def _over_groups(points: Sequence[_Point], title: str, unit: str = "", *, zero: bool = True) -> Markup:
+    """Draw the corrected value with its band over the groups, and the naive one.
+
+    Args:
+        points: one per group.
+        title: of the vertical axis.
+        unit: after a value.
+        zero: whether the axis contains 0.
+    """
+    values = [v for p in points for v in (p.naive, *(p.interval or ()))]
+    y_axis = Axis([*([0] if zero else []), *values], HEIGHT - BOTTOM, TOP, integers=False)
     width = FULL_WIDTH - RIGHT - LEFT
-    xs = [LEFT + width * (i + 0.5) / len(shares) for i in range(len(shares))]
+    xs = [LEFT + width * (i + 0.5) / len(points) for i in range(len(points))]
     parts = []
     for y, text in y_axis.labels():
         parts.append(
@@ -122,39 +159,39 @@ def _over_groups(shares: Sequence[Share]) -> Markup:
                 '<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}</text>'
             ).format(LEFT, FULL_WIDTH - RIGHT, LEFT - 6, y + 4, text, y=y)
         )
-    step = -(-len(shares) // NAMES)
-    length = AXIS_CHARACTERS // -(-len(shares) // step)
-    for x, s in list(zip(xs, shares, strict=True))[::step]:
+    step = -(-len(points) // NAMES)
+    length = AXIS_CHARACTERS // -(-len(points) // step)
+    for x, p in list(zip(xs, points, strict=True))[::step]:
         parts.append(
             Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
-                x, HEIGHT - BOTTOM + 16, _short(s.group or "", length)
+                x, HEIGHT - BOTTOM + 16, _short(p.group, length)
             )
         )
-    for known, run in itertools.groupby(zip(xs, shares, strict=True), key=lambda pair: pair[1].interval is not None):
+    for known, run in itertools.groupby(zip(xs, points, strict=True), key=lambda pair: pair[1].interval is not None):
         if not known:
             continue
-        points = [(x, s.interval or (0, 0), s.share or 0) for x, s in run]
-        upper = [f"{x:.1f},{y_axis(100 * high):.1f}" for x, (_, high), _ in points]
-        lower = [f"{x:.1f},{y_axis(100 * low):.1f}" for x, (low, _), _ in points]
+        found = [(x, p.interval or (0, 0), p.value or 0) for x, p in run]
+        upper = [f"{x:.1f},{y_axis(high):.1f}" for x, (_, high), _ in found]
+        lower = [f"{x:.1f},{y_axis(low):.1f}" for x, (low, _), _ in found]
         parts.append(Markup('<polygon class="band" points="{}"/>').format(" ".join(upper + lower[::-1])))
-        line = " ".join(f"{x:.1f},{y_axis(100 * share):.1f}" for x, _, share in points)
+        line = " ".join(f"{x:.1f},{y_axis(value):.1f}" for x, _, value in found)
         parts.append(Markup('<polyline class="line c1" points="{}"/>').format(line))
-    for x, s in zip(xs, shares, strict=True):
-        parts.append(_diamond(x, y_axis(100 * s.naive), f"{s.group}: naive count {s.naive:.1%}"))
-        if s.share is not None and s.interval is not None:
+    for x, p in zip(xs, points, strict=True):
+        parts.append(_diamond(x, y_axis(p.naive), f"{p.group}: naive {p.naive:.3g}{unit}"))
+        if p.value is not None and p.interval is not None:
             parts.append(
                 Markup(
                     '<line class="line c1 thin" x1="{x:.1f}" x2="{x:.1f}" y1="{:.1f}" y2="{:.1f}"/>'
                     '<circle class="dot c1" cx="{x:.1f}" cy="{:.1f}" r="3.5">'
-                    "<title>{}: {:.1%} ({:.1%} to {:.1%})</title></circle>"
-                ).format(*(y_axis(100 * v) for v in (*s.interval, s.share)), s.group, s.share, *s.interval, x=x)
+                    "<title>{}: {:.3g}{unit} ({:.3g} to {:.3g})</title></circle>"
+                ).format(*(y_axis(v) for v in (*p.interval, p.value)), p.group, p.value, *p.interval, x=x, unit=unit)
             )
     parts.append(
-        Markup(
-            '<text class="axis" transform="translate(12 {}) rotate(-90)" text-anchor="middle">share in %</text>'
-        ).format((HEIGHT - BOTTOM + TOP) / 2)
+        Markup('<text class="axis" transform="translate(12 {}) rotate(-90)" text-anchor="middle">{}</text>').format(
+            (HEIGHT - BOTTOM + TOP) / 2, title
+        )
     )
-    return svg(parts, FULL_WIDTH, "Share over the groups")
+    return svg(parts, FULL_WIDTH, f"{title.capitalize()} over the groups")
 
 
 def _diamond(x: float, y: float, title: str) -> Markup:

@@ -69,12 +69,19 @@ class LabelledSample:
         self.groups[i] = group or self.groups[i]
         return i
 
-    def with_predictions(self, predictions: np.ndarray, n_corpus: int) -> Sample:
-        """Return the sample with the probabilities of its texts, shape (n, classes), for a corpus that was read."""
+    def with_predictions(self, probabilities: np.ndarray, outcomes: np.ndarray, n_corpus: int) -> Sample:
+        """Return the sample for a corpus that was read.
+
+        Args:
+            probabilities: of its texts, shape (n, labels).
+            outcomes: what is measured, of a text with each label, shape (labels, columns).
+            n_corpus: number of texts of the corpus.
+        """
         inclusion = self.inclusion
         if inclusion is None:
             inclusion = np.full(len(self.texts), min(len(self.texts) / n_corpus, 1.0))
-        return Sample(self.outcomes, predictions, inclusion, bool(self.found.all()), self.clusters)
+        all_found = bool(self.found.all())
+        return Sample(self.outcomes @ outcomes, probabilities @ outcomes, inclusion, all_found, self.clusters)
 
 
 def read_sample(

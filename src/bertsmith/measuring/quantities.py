@@ -1,0 +1,91 @@
+"""What is measured: the share of each class and, for ordered labels, the mean level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bertsmith.data.table import Labels
+from bertsmith.measuring.estimate import Estimates, Totals
+from bertsmith.measuring.pseudo_outcomes import LEVEL_NAME
+from bertsmith.measuring.result import MeanLevel, Share
+
+
+@dataclass(frozen=True)
+class Quantities:
+    """One column per quantity, with values from 0 to 1.
+
+    Attributes:
+        labels: the k classes.
+        ordered: whether the labels are ordered. Then the last column is the level, from the lowest to the highest.
+    """
+
+    labels: Labels
+    ordered: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name of each column."""
+        return (*self.labels.texts, LEVEL_NAME) if self.ordered else self.labels.texts
+
+    @property
+    def lowest(self) -> np.ndarray:
+        """What 0 stands for, shape (columns,)."""
+        rest = [float(min(self.labels.numbers))] if self.ordered else []
+        return np.array([0.0] * len(self.labels) + rest)
+
+    @property
+    def span(self) -> np.ndarray:
+        """What the difference of 0 and 1 stands for, shape (columns,)."""
+        numbers = self.labels.numbers
+        rest = [float(max(numbers) - min(numbers))] if self.ordered else []
+        return np.array([1.0] * len(self.labels) + rest)
+
+    @property
+    def outcomes(self) -> np.ndarray:
+        """Values of a text with one of the labels, shape (k, columns). Multiply probabilities or indicators by them."""
+        shares = np.eye(len(self.labels))
+        if not self.ordered:
+            return shares
+        levels = (np.array(self.labels.numbers) - self.lowest[-1]) / max(self.span[-1], 1.0)
+        return np.column_stack([shares, levels])
+
+
+@dataclass
+class Results:
+    """Collects the estimates of a corpus and of its groups.
+
+    Attributes:
+        quantities: what was estimated.
+        estimator: as for `Share`.
+        shares, means: one entry per class and group, and per group.
+    """
+
+    quantities: Quantities
+    estimator: str
+    shares: list[Share] = field(default_factory=list)
+    means: list[MeanLevel] = field(default_factory=list)
+
+    def add(self, group: str | None, estimates: Estimates | None, totals: Totals, labelled: int) -> None:
+        """Add the estimates of a group.
+
+        Args:
+            group: the group; ``None`` for the whole corpus.
+            estimates: of all columns; ``None`` if they cannot be estimated.
+            totals: of the group.
+            labelled: number of labelled texts.
+        """
+        lowest, span, rest = self.quantities.lowest, self.quantities.span, (self.estimator, labelled, totals.texts)
+        for c, name in enumerate(self.quantities.names):
+            value, interval = None, None
+            naive = float(lowest[c] + span[c] * totals.naive[c])
+            if estimates is not None:
+                value, low, high = (
+                    float(lowest[c] + span[c] * v[c]) for v in (estimates.value, estimates.low, estimates.high)
+                )
+                interval = (low, high)
+            if c < len(self.quantities.labels):
+                self.shares.append(Share(name, group, value, interval, naive, *rest))
+            else:
+                self.means.append(MeanLevel(group, value, interval, naive, *rest))
