@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from bertsmith.measuring.expected_accuracy import FEWEST, GRID, expect_accuracy, grid_of
+from bertsmith.measuring.expected_accuracy import (
+    FEWEST,
+    GRID,
+    LENGTHS,
+    expect_accuracy,
+    grid_of,
+    length_bin,
+)
 
 
 def _world(rng, n, shares):
@@ -40,6 +47,32 @@ def test_a_lower_confidence_lowers_the_expected_accuracy():
     held_out = _world(rng, 1000, (0.6, 0.3, 0.1))
     sure, unsure = _world(rng, 1000, (1.0, 0.0, 0.0)), _world(rng, 1000, (0.0, 0.0, 1.0))
     assert _expect(sure, held_out).value > _expect(unsure, held_out).value + 0.15
+
+
+def test_texts_of_another_length_widen_the_interval_down_to_a_guess():
+    rng = np.random.default_rng(3)
+    (_, new_confidence, new_decided), held_out = _world(rng, 800, (0.6, 0.3, 0.1)), _world(rng, 500, (0.6, 0.3, 0.1))
+    bins = np.bincount([grid_of(c) for c in new_confidence], minlength=GRID)
+    found = {}
+    for name, factor in (("same", 1), ("shorter", 0.4)):
+        new, before = (np.round(rng.lognormal(4.5, 0.4, n) * f) for n, f in ((800, factor), (500, 1)))
+        counts = [np.bincount([length_bin(int(n)) for n in some], minlength=LENGTHS) for some in (new, before)]
+        targets, confidence, decided = held_out
+        predicted = np.bincount(new_decided, minlength=3)
+        found[name] = expect_accuracy(bins, predicted, targets, confidence, decided, tuple(counts))
+    assert not found["same"].unlike
+    assert found["shorter"].unlike
+    guess = np.bincount(held_out[0]).max() / 500
+    assert found["shorter"].low <= guess < found["same"].low
+    assert found["shorter"].high == found["same"].high
+
+
+def test_bins_of_length_grow_with_it():
+    bins = [length_bin(n) for n in (0, 1, 10, 20, 100, 10**6, 10**9)]
+    assert bins == sorted(bins)
+    assert bins[0] == 0
+    assert bins[-1] == LENGTHS - 1
+    assert length_bin(200) - length_bin(100) == 8
 
 
 def test_few_texts_give_no_expectation():

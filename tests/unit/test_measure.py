@@ -11,11 +11,12 @@ import pytest
 import bertsmith as bs
 from bertsmith.errors import ConfigError, DataError
 from bertsmith.measuring.design import read_design
-from bertsmith.measuring.drift import compare_labels, compare_scalars, compare_topics
+from bertsmith.measuring.drift import compare_counts, compare_positions, compare_scalars
 from bertsmith.measuring.estimate import Sample, Totals, corrected_means, labels_for_target, share_interval
-from bertsmith.measuring.label_shift import FeatureTotals, adjusted_count, label_shift_test
+from bertsmith.measuring.label_shift import adjusted_count, label_shift_test
 from bertsmith.measuring.regression import fit_regression
 from bertsmith.testing import tiny_table
+from bertsmith.workflows.corpus_sample import CorpusSample
 from tests.conftest import ArrowTable
 
 
@@ -236,7 +237,7 @@ def test_the_test_rejects_texts_that_changed_and_not_shares_that_did(moved, shar
     for _ in range(100):
         targets, _, features = _texts(rng, [0.5, 0.3, 0.2], 500)
         _, _, corpus = _texts(rng, shares, 3000, moved)
-        rejected.append(label_shift_test(targets, features, FeatureTotals.of(corpus), 3) < 0.05)
+        rejected.append(label_shift_test(targets, features, corpus, 3) < 0.05)
     assert least <= np.mean(rejected) <= most
 
 
@@ -434,16 +435,58 @@ def test_without_a_change_few_comparisons_differ():
     found = []
     for _ in range(200):
         reference, corpus = rng.normal(size=(150, 8)), rng.normal(size=(2000, 8))
-        totals = FeatureTotals.of(corpus)
-        rest = FeatureTotals(2000, totals.sums[3:], totals.products[3:, 3:])
         before, now = rng.multinomial(150, [0.5, 0.3, 0.2]), rng.multinomial(2000, [0.5, 0.3, 0.2])
         differences = [
-            *compare_scalars("abc", reference[:, :3], FeatureTotals.of(corpus[:, :3]), 0.99),
-            compare_topics(reference[:, 3:], rest, 0.99),
-            compare_labels(before, now, 0.99),
+            *compare_scalars("abc", reference[:, :3], corpus[:, :3], 0.99),
+            compare_positions(reference[:, 3:], corpus[:, 3:], 0.99),
+            compare_counts("labels", before, now, 0.99),
         ]
         found.append(any(d.differs for d in differences))
     assert np.mean(found) < 0.1
+
+
+def test_a_property_that_no_test_text_has_is_compared_too():
+    reference = np.zeros((200, 1))
+    few, many = (np.repeat([0.0, 1.0], [2000 - n, n])[:, None] for n in (20, 200))
+    assert not compare_scalars("a", reference, few, 0.99)[0].differs
+    assert compare_scalars("a", reference, many, 0.99)[0].differs
+
+
+def test_too_few_texts_for_positions_are_not_compared():
+    rng = np.random.default_rng(0)
+    assert compare_positions(rng.normal(size=(3, 8)), rng.normal(size=(4, 8)), 0.99) is None
+    assert label_shift_test(np.repeat([0, 1], 5), rng.normal(size=(10, 30)), rng.normal(size=(9, 30)), 2) == 1
+
+
+def test_a_small_group_is_not_rejected_too_often():
+    rng = np.random.default_rng(2)
+    p_values = []
+    for _ in range(60):
+        targets, _, features = _texts(rng, [0.5, 0.3, 0.2], 500)
+        _, _, group = _texts(rng, [0.2, 0.2, 0.6], 40)
+        wide = [np.column_stack([f, rng.normal(size=(len(f), 15))]) for f in (features, group)]
+        p_values.append(label_shift_test(targets, *wide, 3))
+    assert np.mean(np.array(p_values) < 0.05) < 0.15
+
+
+def test_a_sample_of_a_corpus_is_random_and_does_not_depend_on_chunks(monkeypatch):
+    monkeypatch.setattr("bertsmith.workflows.corpus_sample.SIZE", 300)
+    texts, scores = [f"text {i}" for i in range(3000)], np.arange(6000).reshape(3000, 2) / 6000
+    samples = []
+    for size in (3000, 700):
+        sample = CorpusSample()
+        for start in range(0, 3000, size):
+            rows = slice(start, start + size)
+            sample.add(texts[rows], scores[rows], [str(i % 7) for i in range(3000)][rows])
+        samples.append(sample)
+    one, other = samples
+    assert one.texts == other.texts
+    assert one.groups == other.groups
+    assert (one.probabilities == other.probabilities).all()
+    positions = [int(text.split()[1]) for text in one.texts]
+    assert one.probabilities[:, 0].tolist() == [scores[i, 0] for i in positions]
+    assert len(set(positions)) == 300
+    assert abs(np.mean(positions) - 1500) < 4 * 3000 / 12**0.5 / 300**0.5
 
 
 def test_drift_finds_other_texts(finished, corpus, cli, tmp_path):
@@ -454,6 +497,8 @@ def test_drift_finds_other_texts(finished, corpus, cli, tmp_path):
     assert code == 0, err
     found = {d["name"]: d["differs"] for d in json.loads(out)["differences"]}
     assert found["length (logarithm of characters)"]
+    assert found["share of texts with unknown tokens"]
+    assert found["embeddings"]
     assert "unheard" not in (tmp_path / "d.html").read_text(encoding="utf-8")
     code, out, _ = cli("drift", finished, corpus / "corpus.csv")
     assert code == 0

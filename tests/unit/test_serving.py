@@ -28,6 +28,7 @@ uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 from bertsmith.serving.aliases import VertexRoutes  # noqa: E402
 from bertsmith.serving.app import create_app  # noqa: E402
 from bertsmith.serving.batcher import Batcher, QueueFullError  # noqa: E402
+from bertsmith.serving.drift import WINDOW, DriftWatch  # noqa: E402
 from bertsmith.serving.loader import Loader, ServerConfig, Service  # noqa: E402
 from bertsmith.serving.middleware import Limits  # noqa: E402
 from bertsmith.serving.prometheus import ServerMetrics  # noqa: E402
@@ -317,6 +318,53 @@ def test_metrics_count_requests_and_texts(ask):
     assert [value(name) - n for name, n in zip(names, counted, strict=True)] == [2, 2]
     ask("/made/up/path")
     assert 'path="/made' not in ask("/metrics")[1]
+
+
+def _watch(shares, n=400, seed=0):
+    rng = np.random.default_rng(seed)
+    decided = rng.choice(3, n, p=shares)
+    return decided, np.clip(0.9 - 0.2 * decided + rng.normal(0, 0.05, n), 0, 1)
+
+
+def test_texts_like_the_held_out_ones_do_not_differ():
+    alarms = []
+    for seed in range(20):
+        watch = DriftWatch(*_watch([0.5, 0.3, 0.2], seed=seed), 3)
+        assert not watch.observe(*_watch([0.5, 0.3, 0.2], WINDOW - 1, seed=seed + 100))
+        assert watch.to_dict() is None
+        assert watch.observe(*_watch([0.5, 0.3, 0.2], 1, seed=seed + 200))
+        alarms.append(watch.differs)
+    assert np.mean(alarms) < 0.1
+
+
+def test_other_labels_and_confidences_differ_until_they_are_as_before():
+    watch = DriftWatch(*_watch([0.5, 0.3, 0.2]), 3)
+    watch.observe(*_watch([0.2, 0.3, 0.5], WINDOW, seed=1))
+    assert watch.differs
+    assert {name: entry["differs"] for name, entry in watch.to_dict()["properties"].items()} == {
+        "predicted labels": True,
+        "confidence": True,
+    }
+    watch.observe(*_watch([0.5, 0.3, 0.2], WINDOW, seed=2))
+    assert not watch.differs
+
+
+def test_the_server_warns_of_other_texts(finished, monkeypatch, caplog):
+    monkeypatch.setattr("bertsmith.serving.drift.WINDOW", 40)
+    monkeypatch.setattr("bertsmith.serving.drift.FEWEST", 10)
+    loader = Loader(ServerConfig(str(finished), device="cpu", runtime="torch"), ServerMetrics())
+    loader.load()
+    with running(lambda: loader.service, loader.metrics) as ask, caplog.at_level("INFO", "bertsmith.serving"):
+        assert ask("/info")[1]["drift"] is None
+        ask("/predict", {"inputs": [[f"apple plum {i}"] for i in range(40)]})
+        drift = ask("/info")[1]["drift"]
+        lines = ask("/metrics")[1].splitlines()
+    assert drift["differs"]
+    entry = drift["properties"]["predicted labels"]
+    assert entry["distance"] > entry["threshold"]
+    assert f'bertsmith_drift_distance{{property="predicted labels"}} {entry["distance"]}' in lines
+    logged = [json.loads(record.message) for record in caplog.records if '"drift"' in record.message]
+    assert logged == [{"event": "drift", **drift}]
 
 
 def test_another_content_type_is_refused(ask):

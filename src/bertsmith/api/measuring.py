@@ -80,7 +80,7 @@ def drift(
     on_event: PredictionListener | None = None,
     **settings: Unpack[PredictSettings],
 ) -> Drift:
-    """Compare new texts with the test texts of a run: confidence, length, language, predicted labels, topics.
+    """Compare new texts with the test texts of a run: confidence, length, language, unknown tokens, labels, embeddings.
 
     Args:
         run: the run, or its folder.

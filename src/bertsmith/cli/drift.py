@@ -27,7 +27,7 @@ def drift(
     json: Json = False,
     settings: Config,
 ) -> None:
-    """Compare new texts with the test texts of a run: confidence, length, language, predicted labels, topics.
+    """Compare new texts with the test texts of a run: confidence, length, language, unknown tokens, labels, embeddings.
 
     Example: bertsmith drift runs/reviews reviews_2025.csv
     """

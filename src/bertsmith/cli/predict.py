@@ -185,6 +185,11 @@ def _print_summary(predictions: Predictions) -> None:
             f"{expected.held_out:,} held-out texts; label some of the new texts to be sure",
             markup=False,
         )
+        if expected.unlike:
+            stderr_console().print(
+                "[yellow]note:[/] these texts are much shorter or longer than the held-out ones, so that the accuracy "
+                "may be as low as that of a guess"
+            )
     if predictions.cut:
         stderr_console().print(
             f"[yellow]note:[/] {predictions.cut:,} texts were truncated at the maximum length "

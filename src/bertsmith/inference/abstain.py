@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bertsmith.data.table import REGRESSION
+from bertsmith.data.template import flat_texts
 from bertsmith.errors import ConfigError
 from bertsmith.evaluation.abstention import confidence_threshold, conformal_threshold, min_texts
 from bertsmith.evaluation.rule import Rule
@@ -42,10 +43,12 @@ class HeldOutPredictions:
     Attributes:
         targets: shape (n,) or (n, labels), see `bertsmith.tasks.base.Task`.
         scores: of each model, each of shape (n, outputs).
+        lengths: characters of the texts, shape (n,); ``None`` in exports of older versions.
     """
 
     targets: np.ndarray
     scores: list[np.ndarray]
+    lengths: np.ndarray | None = None
 
 
 def held_out_predictions(run: Run, *, ensemble: bool = False) -> HeldOutPredictions:
@@ -53,7 +56,9 @@ def held_out_predictions(run: Run, *, ensemble: bool = False) -> HeldOutPredicti
     frames = [member.validation_predictions for member in (run.members if ensemble else [run])]
     task = get_task(run.task)
     return HeldOutPredictions(
-        task.stored_targets(frames[0], run.labels), [task.stored_scores(frame) for frame in frames]
+        task.stored_targets(frames[0], run.labels),
+        [task.stored_scores(frame) for frame in frames],
+        np.array([len(text) for text in flat_texts(frames[0])]),
     )
 
 

@@ -86,7 +86,8 @@ def export(
             tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
             held_out = held_out_predictions(opened)
             probabilities = held_out.scores[0].astype(np.float32)
-            np.savez(folder / HELD_OUT, targets=held_out.targets, probabilities=probabilities)
+            known = {"targets": held_out.targets, "probabilities": probabilities, "lengths": held_out.lengths}
+            np.savez(folder / HELD_OUT, **known)
             about = ExportInfo(
                 format,
                 precision,

@@ -198,7 +198,8 @@ class Exported(ModelPredictor):
         """Held-out predictions of the original model."""
         try:
             with np.load(self.folder / HELD_OUT, allow_pickle=False) as arrays:
-                return HeldOutPredictions(arrays["targets"], [arrays["probabilities"].astype(np.float64)])
+                scores = arrays["probabilities"].astype(np.float64)
+                return HeldOutPredictions(arrays["targets"], [scores], arrays.get("lengths"))
         except (OSError, ValueError, KeyError) as error:
             raise _damaged(self.folder / HELD_OUT, str(error)) from error
 

@@ -10,15 +10,15 @@ from typing import Any
 
 from bertsmith.data.stream import Chunk
 from bertsmith.data.table import REGRESSION, Cells
-from bertsmith.data.template import Text, Texts, is_empty
+from bertsmith.data.template import Text, Texts, flat, is_empty
 from bertsmith.errors import DataError, listing
 from bertsmith.inference.abstain import Abstention
 from bertsmith.inference.predictor import Label, Predictor
 from bertsmith.inference.table_writers import ABSTAINED, PROBABILITY
-from bertsmith.measuring.expected_accuracy import grid_of
+from bertsmith.measuring.expected_accuracy import grid_of, length_bin
 
-LABELLED, CONFIDENCE = "labelled ", "confidence "
-"""Prefixes of label texts and of bins of confidence in counts."""
+LABELLED, CONFIDENCE, LENGTH = "labelled ", "confidence ", "length "
+"""Prefixes of label texts and of bins of confidence and of length in counts."""
 
 
 def predict_rows(
@@ -64,6 +64,7 @@ class _Prepared:
         rows: the rows with a text.
         probabilities: computes the probabilities of the texts.
         cut: number of truncated texts.
+        lengths: characters of the texts.
     """
 
     cells: Cells
@@ -71,13 +72,14 @@ class _Prepared:
     rows: list[int]
     probabilities: Label
     cut: int
+    lengths: list[int]
 
 
 def _prepare(classifier: Predictor, chunk: Chunk) -> _Prepared:
     cells, texts = chunk
     rows = [i for i, text in enumerate(texts) if not is_empty(text)]
     label, cut = classifier.prepare(Texts(texts[i] for i in rows))
-    return _Prepared(cells, len(texts), rows, label, cut)
+    return _Prepared(cells, len(texts), rows, label, cut, [len(flat(texts[i])) for i in rows])
 
 
 def _label(
@@ -136,8 +138,8 @@ def predict_chunks(
 
     Yields:
         The result of `predict_rows` for each chunk, and its counts: ``rows``, ``empty``, ``abstained``, ``cut``
-        (truncated texts), ``none`` (texts without any label), and the rows of each label and of each bin of `grid_of`,
-        with the prefixes `LABELLED` and `CONFIDENCE`.
+        (truncated texts), ``none`` (texts without any label), and the rows of each label and of each bin of `grid_of`
+        and `length_bin`, with the prefixes `LABELLED`, `CONFIDENCE` and `LENGTH`.
     """
     all_prepared = (_prepare(classifier, chunk) for chunk in chunks)
     for prepared in all_prepared if waits else _prefetch(all_prepared):
@@ -147,6 +149,7 @@ def predict_chunks(
         abstained = cells.get(ABSTAINED, []).count(True)
         counts = Counter(rows=prepared.n_rows, empty=empty, abstained=abstained, cut=prepared.cut)
         counts.update(f"{CONFIDENCE}{grid_of(c)}" for c in cells.get("confidence", ()) if c is not None)
+        counts.update(f"{LENGTH}{length_bin(n)}" for n in prepared.lengths)
         for text in cells.get(classifier.task.predicted_column, ()) if classifier.task.name != REGRESSION else ():
             counts["none"] += text == []
             counts.update(f"{LABELLED}{t}" for t in (text if isinstance(text, list) else [text]) if t is not None)

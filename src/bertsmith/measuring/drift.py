@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
-from scipy import stats
-
-from bertsmith.measuring.label_shift import FeatureTotals
 
 LEVEL = 0.95
 """Without any change, all properties together stay below their thresholds with this probability."""
@@ -21,9 +19,9 @@ class Difference:
 
     Attributes:
         name: the property.
-        before, after: its mean in the test texts and in the corpus; ``None`` for topics and shares of labels.
-        distance: how far apart they are: in standard deviations of the test texts, or for the labels the share of texts
-            that would have to change their label.
+        before, after: its mean in the test texts and in the corpus; ``None`` for embeddings and labels.
+        distance: how far apart they are: in standard deviations of the texts, or for counts the share of texts that
+            would have to move.
         threshold: the distance that chance alone exceeds rarely.
     """
 
@@ -39,58 +37,50 @@ class Difference:
         return self.distance > self.threshold
 
 
-def compare_scalars(
-    names: Sequence[str], reference: np.ndarray, totals: FeatureTotals, level: float
-) -> list[Difference]:
+def compare_scalars(names: Sequence[str], reference: np.ndarray, sample: np.ndarray, level: float) -> list[Difference]:
     """Compare the means of some features, such as the length.
 
     Args:
-        names: of the first k features.
-        reference: of the test texts, shape (n, features).
-        totals: of the same features in the corpus.
+        names: of the k features.
+        reference, sample: of the test texts and of texts of the corpus, shape (n, k) and (m, k).
         level: confidence of each threshold.
     """
-    n, spread = len(reference), reference.std(axis=0, ddof=1)
-    means, after = reference.mean(axis=0), totals.sums / totals.texts
-    variance = np.maximum(np.diag(totals.products) / totals.texts - after**2, 0)
-    found = []
-    for i, name in enumerate(names):
-        scale = max(float(spread[i]), float(np.sqrt(variance[i])) if spread[i] == 0 else 0, 1e-12)
-        error = np.sqrt(spread[i] ** 2 / n + variance[i] / totals.texts)
-        threshold = float(stats.norm.ppf(0.5 + level / 2) * max(error, 1e-12) / scale)
-        found.append(
-            Difference(name, float(means[i]), float(after[i]), abs(float(after[i] - means[i])) / scale, threshold)
-        )
-    return found
+    before, after = reference.mean(axis=0), sample.mean(axis=0)
+    # Without a change both have the same distribution, so that all texts together give its spread.
+    distances = abs(after - before) / np.maximum(np.concatenate([reference, sample]).std(axis=0), 1e-12)
+    threshold = NormalDist().inv_cdf(0.5 + level / 2) * float(np.sqrt(1 / len(reference) + 1 / len(sample)))
+    return [
+        Difference(name, float(before[i]), float(after[i]), float(distances[i]), threshold)
+        for i, name in enumerate(names)
+    ]
 
 
-def compare_topics(reference: np.ndarray, totals: FeatureTotals, level: float) -> Difference | None:
-    """Compare what texts are about: the distance of Mahalanobis between the mean positions, or ``None`` without topics.
+def compare_positions(reference: np.ndarray, sample: np.ndarray, level: float) -> Difference | None:
+    """Compare where a model places texts: the distance of Mahalanobis between the means, or ``None`` with few texts.
 
     Args:
-        reference: positions of the test texts, shape (n, dimensions).
-        totals: of the positions in the corpus.
-        level: confidence of the threshold.
+        reference, sample: positions of the test texts and of texts of the corpus, shape (n, k) and (m, k).
+        level: confidence of the threshold, from Hotelling's distribution.
     """
-    n, k = reference.shape
-    if not k or n - k < 2:
+    from scipy import stats
+
+    n, m, k = len(reference), len(sample), reference.shape[1]
+    if not k or n + m - k < 2 or min(n, m) < 2:
         return None
-    mean = totals.sums / totals.texts
-    before = np.cov(reference, rowvar=False).reshape(k, k)
-    after = totals.products / totals.texts - np.outer(mean, mean)
-    difference = mean - reference.mean(axis=0)
-    pooled = np.linalg.pinv(before / n + after / totals.texts, hermitian=True)
-    rescaled = float(np.sqrt(1 / n + 1 / totals.texts))
-    limit = k * (n - 1) / (n - k) * stats.f.ppf(level, k, n - k)
-    distance = float(np.sqrt(difference @ pooled @ difference)) * rescaled
-    return Difference("topics", None, None, distance, float(np.sqrt(limit)) * rescaled)
+    within = [(len(some) - 1) * np.cov(some, rowvar=False).reshape(k, k) for some in (reference, sample)]
+    inverse = np.linalg.pinv((within[0] + within[1]) / (n + m - 2), hermitian=True)
+    difference = sample.mean(axis=0) - reference.mean(axis=0)
+    limit = k * (n + m - 2) / (n + m - k - 1) * stats.f.ppf(level, k, n + m - k - 1)
+    distance = float(np.sqrt(difference @ inverse @ difference))
+    return Difference("embeddings", None, None, distance, float(np.sqrt(limit * (1 / n + 1 / m))))
 
 
-def compare_labels(reference: np.ndarray, counts: np.ndarray, level: float, seed: int = 0) -> Difference:
-    """Compare the shares of the predicted labels by their total variation.
+def compare_counts(name: str, reference: np.ndarray, counts: np.ndarray, level: float, seed: int = 0) -> Difference:
+    """Compare shares, such as those of the predicted labels, by their total variation.
 
     Args:
-        reference, counts: test texts and texts of the corpus by predicted class, shape (classes,).
+        name: of the property.
+        reference, counts: numbers of test texts and of texts of the corpus, shape (categories,).
         level: confidence of the threshold.
         seed: of the draws that give the threshold.
     """
@@ -99,4 +89,4 @@ def compare_labels(reference: np.ndarray, counts: np.ndarray, level: float, seed
     rng = np.random.default_rng(seed)
     drawn = abs(rng.multinomial(n, both, DRAWS) / n - rng.multinomial(n_corpus, both, DRAWS) / n_corpus).sum(axis=1) / 2
     distance = float(abs(reference / n - counts / n_corpus).sum() / 2)
-    return Difference("predicted labels", None, None, distance, float(np.quantile(drawn, level)))
+    return Difference(name, None, None, distance, float(np.quantile(drawn, level)))

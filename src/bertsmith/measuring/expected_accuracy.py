@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+
+from bertsmith.measuring.drift import compare_counts
 
 GRID = 100
 """Bins of confidence in which texts are counted."""
@@ -14,6 +17,10 @@ FEWEST = 100
 """Fewest held-out texts, and fewest new texts."""
 DRAWS, EM_STEPS = 400, 100
 LEVEL = 0.95
+LENGTHS = 160
+"""Bins of length in which texts are counted, eight for each doubling."""
+UNLIKE = 0.2
+"""Share of the new texts whose length is unlike that of held-out texts, from which the interval admits ignorance."""
 
 
 @dataclass(frozen=True)
@@ -24,23 +31,32 @@ class ExpectedAccuracy:
         value: the share, if a confidence means the same as on the held-out texts.
         low, high: its interval, which holds if either confidences or classes mean the same as on the held-out texts.
         held_out: number of held-out texts.
+        unlike: whether the new texts are so much shorter or longer than the held-out ones that their confidence may
+            mean something else. The interval then reaches down to the accuracy of a guess.
     """
 
     value: float
     low: float
     high: float
     held_out: int
+    unlike: bool = False
 
 
 def expect_accuracy(
-    confidences: np.ndarray, predicted: np.ndarray, targets: np.ndarray, confidence: np.ndarray, decided: np.ndarray
+    confidences: np.ndarray,
+    predicted: np.ndarray,
+    targets: np.ndarray,
+    confidence: np.ndarray,
+    decided: np.ndarray,
+    lengths: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> ExpectedAccuracy | None:
     """Return the accuracy to expect on new texts; ``None`` if the texts are too few.
 
     Two assumptions give two intervals, and the result spans both. Under covariate shift, texts of the same confidence
     are as often right as held-out texts. Under label shift, texts of the same class are as often right; the shares of
     the classes follow from the predictions (Lipton et al. 2018, arXiv:1802.03916). A model that tells neither well gets
-    a wide interval.
+    a wide interval. Neither assumption is plausible for texts of another length: a model can be as confident about the
+    half of a text as about all of it, and be wrong.
 
     Args:
         confidences: number of new texts by confidence, in the bins of `grid_of`, shape (`GRID`,).
@@ -48,6 +64,8 @@ def expect_accuracy(
         targets: class indices of the held-out texts, shape (n,).
         confidence: their confidence, shape (n,).
         decided: their predicted class indices, shape (n,).
+        lengths: number of new texts and of held-out texts by length, in the bins of `length_bin`, each of shape
+            (`LENGTHS`,); ``None`` if unknown.
     """
     n_new = int(confidences.sum())
     if n_new < FEWEST or len(targets) < FEWEST:
@@ -60,12 +78,30 @@ def expect_accuracy(
         observed = rng.binomial(n_new, np.clip(accuracies, 0, 1)) / n_new
         bounds.append(np.quantile(observed, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
     low, high = np.min(bounds, axis=0)[0], np.max(bounds, axis=0)[1]
-    return ExpectedAccuracy(float(by_confidence.mean()), float(low), float(high), len(targets))
+    value, unlike = float(by_confidence.mean()), lengths is not None and _are_unlike(*lengths)
+    if unlike:
+        guess = float(np.bincount(targets).max() / len(targets))
+        low = min(low, guess, value)
+    return ExpectedAccuracy(value, float(low), float(high), len(targets), unlike)
 
 
 def grid_of(confidence: float) -> int:
     """Return the bin of a confidence, from 0 to `GRID` − 1."""
     return min(int(confidence * GRID), GRID - 1)
+
+
+def length_bin(characters: int) -> int:
+    """Return the bin of a length, from 0 to `LENGTHS` − 1."""
+    return min(int(8 * math.log2(1 + characters)), LENGTHS - 1)
+
+
+def _are_unlike(new: np.ndarray, held_out: np.ndarray) -> bool:
+    """Return whether more new texts have an unusual length than `UNLIKE` and than chance explains."""
+    edges = np.searchsorted(np.cumsum(held_out) / held_out.sum(), np.linspace(0, 1, BINS + 1)[1:-1])
+    bins = np.searchsorted(np.unique(edges), np.arange(LENGTHS), side="left")
+    counts = [np.bincount(bins, weights=some).astype(np.int64) for some in (held_out, new)]
+    found = compare_counts("length", counts[0], counts[1], 0.99)
+    return found.differs and found.distance > UNLIKE
 
 
 def _by_confidence(

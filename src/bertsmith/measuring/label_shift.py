@@ -27,31 +27,6 @@ _SUM_WEIGHT = 1e4
 
 
 @dataclass(frozen=True)
-class FeatureTotals:
-    """Sums of the features of texts, which can be added.
-
-    Attributes:
-        texts: number of texts.
-        sums: of the features, shape (features,).
-        products: of all pairs of features, shape (features, features).
-    """
-
-    texts: int
-    sums: np.ndarray
-    products: np.ndarray
-
-    @classmethod
-    def of(cls, features: np.ndarray) -> FeatureTotals:
-        """Sum the features of some texts, shape (texts, features)."""
-        values = features.astype(np.float64)
-        return cls(len(values), values.sum(axis=0), values.T @ values)
-
-    def __add__(self, other: FeatureTotals) -> FeatureTotals:
-        """Return the totals of both sets of texts together."""
-        return FeatureTotals(self.texts + other.texts, self.sums + other.sums, self.products + other.products)
-
-
-@dataclass(frozen=True)
 class AdjustedCount:
     """Means under the assumption of label shift, with 95 % intervals, all of shape (columns,)."""
 
@@ -90,41 +65,44 @@ def adjusted_count(
     return AdjustedCount(value, np.minimum(low, value), np.maximum(high, value))
 
 
-def label_shift_test(targets: np.ndarray, features: np.ndarray, totals: FeatureTotals, n_classes: int) -> float:
+def label_shift_test(targets: np.ndarray, features: np.ndarray, corpus: np.ndarray, n_classes: int) -> float:
     """Return the p-value of label shift: how likely features that differ this much are, if only the shares changed.
 
     The mean features of the corpus must be a mixture of the mean features of the classes in the held-out texts. The
-    mixture that fits best leaves a distance that follows Hotelling's distribution (the test of overidentifying
-    restrictions, Hansen 1982).
+    mixture that fits best leaves a distance (the test of overidentifying restrictions, Hansen 1982). It follows
+    Hotelling's distribution, with the degrees of freedom of Nel and van der Merwe (1986) for unequal variances.
 
     Args:
         targets: class indices of the held-out texts, shape (n,).
         features: of the held-out texts, shape (n, features), with more features than classes.
-        totals: of the same features in the corpus.
+        corpus: features of texts of the corpus, shape (texts, features).
         n_classes: number of classes.
+
+    Returns:
+        The p-value; 1 if there are too few texts for a test.
     """
-    features = features.astype(np.float64)
+    features, corpus = features.astype(np.float64), corpus.astype(np.float64)
     means = np.stack([features[targets == c].mean(axis=0) for c in range(n_classes)], axis=1)
-    spreads = [np.cov(features[targets == c], rowvar=False, ddof=1) for c in range(n_classes)]
     by_class = np.bincount(targets, minlength=n_classes)
-    mean = totals.sums / totals.texts
-    spread = totals.products / totals.texts - np.outer(mean, mean)
+    within = [np.cov(features[targets == c], rowvar=False) / n for c, n in enumerate(by_class)]
+    of_corpus, mean = np.cov(corpus, rowvar=False) / len(corpus), corpus.mean(axis=0)
     shares = by_class / len(targets)
     # Shares as differences to the last class, so that they sum to 1.
     design, rest = means[:, :-1] - means[:, -1:], mean - means[:, -1]
-    statistic = 0.0
     for _ in range(3):  # the weights depend on the shares
-        weights = spread / totals.texts + sum(
-            share**2 / n * s for share, n, s in zip(shares, by_class, spreads, strict=True)
-        )
-        inverse = np.linalg.pinv(weights, hermitian=True)
+        parts = [of_corpus, *(share**2 * v for share, v in zip(shares, within, strict=True))]
+        variance = np.sum(parts, axis=0)
+        inverse = np.linalg.pinv(variance, hermitian=True)
         solution = np.linalg.pinv(design.T @ inverse @ design) @ (design.T @ inverse @ rest)
         left = rest - design @ solution
-        statistic = float(left @ inverse @ left)
         shares = np.append(solution, 1 - solution.sum()).clip(0)
         shares = shares / shares.sum()
-    freedom = int(np.linalg.matrix_rank(weights, hermitian=True)) - (n_classes - 1)
-    remaining = len(targets) - n_classes - freedom
+    rank = int(np.linalg.matrix_rank(variance, hermitian=True))
+    sizes = np.array([len(corpus), *by_class]) - 1
+    whitened = [part @ inverse for part in parts]
+    spread = sum((np.trace(w) ** 2 + np.trace(w @ w)) / n for w, n in zip(whitened, sizes, strict=True))
+    known, freedom = (rank**2 + rank) / spread, rank - (n_classes - 1)
+    remaining = known - freedom + 1
     if freedom < 1 or remaining < 1:
         return 1.0
-    return float(stats.f.sf(statistic * remaining / (freedom * (len(targets) - n_classes)), freedom, remaining))
+    return float(stats.f.sf(float(left @ inverse @ left) * remaining / (known * freedom), freedom, remaining))

@@ -1,52 +1,53 @@
-"""Features of texts for the test of label shift: what a text is about, how long it is, what the model makes of it."""
+"""Features of texts for comparisons with the test texts of a run: length, and what the model makes of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-TOPICS = 24
-"""Most dimensions for what texts are about."""
-TEXTS_PER_TOPIC = 10
-MIN_ROWS_OF_WORD = 2
+DIMENSIONS = 24
+"""Most dimensions of positions."""
+FITTED_TEXTS, TEXTS = 10, 20
+"""Texts per dimension that fit the axes, and test texts per dimension that a comparison needs."""
 
 
 @dataclass(frozen=True)
-class TextFeatures:
-    """Computes features; fitted to texts that the test does not use again, because it would reject too often.
+class Axes:
+    """The principal components of the embeddings of some texts, which no comparison uses: it would reject too often.
 
     Attributes:
-        words: turns texts into weighted word counts; ``None`` with too few texts.
-        topics: turns these into positions in a space of few dimensions (latent semantic analysis).
+        mean: of the embeddings, shape (hidden size,).
+        directions: orthonormal, shape (dimensions, hidden size).
     """
 
-    words: Any = None
-    topics: Any = None
+    mean: np.ndarray
+    directions: np.ndarray
 
     @classmethod
-    def fit(cls, texts: Sequence[str], seed: int = 0) -> TextFeatures:
-        """Fit the topics to some texts."""
-        from sklearn.decomposition import TruncatedSVD
-        from sklearn.feature_extraction.text import TfidfVectorizer
+    def fit(cls, embeddings: np.ndarray, n_texts: int) -> Axes:
+        """Fit axes to embeddings, shape (texts, hidden size), for a comparison with ``n_texts`` test texts."""
+        k = min(DIMENSIONS, len(embeddings) // FITTED_TEXTS, n_texts // TEXTS, embeddings.shape[1])
+        if k < 1:
+            return cls(np.zeros(embeddings.shape[1]), np.zeros((0, embeddings.shape[1])))
+        mean = embeddings.mean(axis=0)
+        return cls(mean, np.linalg.svd(embeddings - mean, full_matrices=False)[2][:k])
 
-        n_topics = min(TOPICS, len(texts) // TEXTS_PER_TOPIC)
-        words = TfidfVectorizer(sublinear_tf=True, min_df=MIN_ROWS_OF_WORD)
-        try:
-            counts = words.fit_transform(texts)
-        except ValueError:  # no word occurs twice
-            return cls()
-        n_topics = min(n_topics, counts.shape[1] - 1)
-        return cls(words, TruncatedSVD(n_topics, random_state=seed).fit(counts)) if n_topics > 0 else cls()
+    def __call__(self, embeddings: np.ndarray) -> np.ndarray:
+        """Return positions along the axes, shape (texts, dimensions)."""
+        positions: np.ndarray = (embeddings - self.mean) @ self.directions.T
+        return positions
 
-    def __call__(self, texts: Sequence[str], probabilities: np.ndarray) -> np.ndarray:
-        """Return the features of n texts with their probabilities (n, classes), shape (n, features)."""
-        n_classes = probabilities.shape[1]
-        predicted = np.eye(n_classes)[probabilities.argmax(axis=1)][:, :-1]
-        lengths = np.log1p([len(text) for text in texts])
-        columns = [predicted, probabilities.max(axis=1)[:, None], lengths[:, None]]
-        if self.words is not None:
-            columns.append(self.topics.transform(self.words.transform(texts)))
-        return np.concatenate(columns, axis=1)
+
+def text_features(texts: Sequence[str], probabilities: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Return confidence, length (logarithm of characters), predicted labels but the last, and positions.
+
+    Args:
+        texts: n texts.
+        probabilities: of their classes, shape (n, classes).
+        positions: of their embeddings, shape (n, dimensions).
+    """
+    predicted = np.eye(probabilities.shape[1])[probabilities.argmax(axis=1)][:, :-1]
+    lengths = np.log1p([len(text) for text in texts])
+    return np.column_stack([probabilities.max(axis=1), lengths, predicted, positions])

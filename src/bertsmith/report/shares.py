@@ -31,7 +31,8 @@ def shares_csv(measurement: Measurement) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([*COLUMNS, "mean"] if measurement.means else COLUMNS)
-    for e in (*measurement.shares, *measurement.means):
+    estimates: list[Share | MeanLevel] = [*measurement.shares, *measurement.means]
+    for e in estimates:
         name, share, mean = (LEVEL_NAME, None, e.mean) if isinstance(e, MeanLevel) else (e.label_text, e.share, None)
         values = (share, *(e.interval or (None, None)), e.naive, e.difference, mean)
         *figures, last = [None if v is None else f"{v:.6f}" for v in values]

@@ -24,7 +24,7 @@ from bertsmith.errors import DataError, UserError
 from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.serving.aliases import Endpoints, VertexRoutes, add_aliases
 from bertsmith.serving.batcher import QueueFullError
-from bertsmith.serving.loader import Service
+from bertsmith.serving.loader import Service, log_event
 from bertsmith.serving.middleware import Limits, Middleware
 from bertsmith.serving.prometheus import ServerMetrics
 from bertsmith.serving.schemas import (
@@ -133,8 +133,22 @@ def create_app(
             **({"x-truncated-texts": ",".join(map(str, too_long))} if len(too_long) else {}),
         }
         adjusted = classifier.rule.adjust(logits, decide=classifier.decide)
-        server_metrics.observe_labels(classifier.task, classifier.task.scores(adjusted), classifier.labels)
+        scores = classifier.task.scores(adjusted)
+        server_metrics.observe_labels(classifier.task, scores, classifier.labels)
+        watch_drift(classifier, scores)
         return adjusted, classifier
+
+    def watch_drift(classifier: ModelPredictor, scores: np.ndarray) -> None:
+        """Compare texts with the held-out texts, and log when they start or stop being different."""
+        service = require_service()
+        watch, task = service.watch, classifier.task
+        if watch is None or service.batcher.classifier is not classifier:  # the model was reloaded in between
+            return
+        before = watch.differs
+        if watch.observe(task.predicted(scores), task.confidence(scores)):
+            server_metrics.observe_drift(watch.latest.values())
+            if watch.differs != before:
+                log_event("drift", **(watch.to_dict() or {}))
 
     @app.post("/predict", responses=problems, response_model=list[Score] | list[list[Score]], dependencies=secured)
     async def predict(body: PredictRequest, request: Request) -> Response:
@@ -197,11 +211,16 @@ def create_app(
 
     @app.get("/info", responses={status: problems[status] for status in (401, 503)}, dependencies=secured)
     async def info() -> dict[str, Any]:
-        """Return the name of the model, its labels, its test metrics, and the limits of a request."""
+        """Return the name of the model, its labels, its test metrics, and the limits of a request.
+
+        `drift` compares the latest 1,000 texts of this process with the held-out texts of the model. It is null before
+        these, and without one class per text.
+        """
         service = require_service()
         return {
             **service.info,
             "version": __version__,
+            "drift": None if service.watch is None else service.watch.to_dict(),
             "explains": service.explain is not None,
             "max_length": service.batcher.classifier.max_length,
             "columns": list(service.batcher.classifier.template.columns),

@@ -14,11 +14,13 @@ from typing import Any
 from bertsmith.data.template import Texts
 from bertsmith.errors import UserError
 from bertsmith.folders.run import Run
+from bertsmith.inference.abstain import HeldOutPredictions
 from bertsmith.inference.exported import Exported, ExportInfo, is_export
 from bertsmith.inference.load import open_classifier
 from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.serving.aliases import VertexRoutes
 from bertsmith.serving.batcher import Batcher
+from bertsmith.serving.drift import DriftWatch
 from bertsmith.serving.middleware import Limits
 from bertsmith.serving.prometheus import ServerMetrics
 
@@ -62,12 +64,14 @@ class Service:
         info: response of ``/info``, without limits and version.
         explain: computes an explanation; ``None`` if this runtime cannot explain.
         draining: whether the server is shutting down.
+        watch: compares the texts with the held-out texts of the model; ``None`` if that is not possible.
     """
 
     batcher: Batcher
     info: dict[str, Any]
     explain: Callable[[ModelPredictor, Texts], Any] | None = None
     draining: bool = False
+    watch: DriftWatch | None = None
 
 
 class Loader:
@@ -85,15 +89,17 @@ class Loader:
             self._load()
 
     def _load(self) -> None:
-        classifier = open_model(self.config)
+        classifier, held_out = _open(self.config)
+        watch = DriftWatch.of(classifier, held_out)
         info, explain = _model_info(Path(self.config.path), classifier), _explainer(classifier)
         log_event("loaded", model=info["model"], runtime=info["runtime"], trained=info.get("trained"))
         if self.service is None:
             limits = self.config.limits
             batcher = Batcher(classifier, max_wait=limits.max_wait, on_batch=self.metrics.observe_batch)
-            self.service = Service(batcher, info, explain)
+            self.service = Service(batcher, info, explain, watch=watch)
         else:
-            self.service.batcher.classifier, self.service.info, self.service.explain = classifier, info, explain
+            service = self.service
+            service.batcher.classifier, service.info, service.explain, service.watch = classifier, info, explain, watch
 
     def reload(self) -> None:
         """Load the folder again. If that fails, log the error and keep the current classifier."""
@@ -122,11 +128,15 @@ def open_model(config: ServerConfig) -> ModelPredictor:
     Raises:
         UserError: if the folder does not contain a usable classifier.
     """
-    classifier, _ = open_classifier(
+    return _open(config)[0]
+
+
+def _open(config: ServerConfig) -> tuple[ModelPredictor, Callable[[], HeldOutPredictions]]:
+    classifier, held_out = open_classifier(
         config.path, device=config.device, decide=config.decide, runtime=config.runtime, long=config.long
     )
     assert isinstance(classifier, ModelPredictor)
-    return classifier
+    return classifier, held_out
 
 
 def _model_info(path: Path, classifier: ModelPredictor) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 
 from bertsmith.data.table import REGRESSION, Labels
+from bertsmith.measuring.drift import Difference
 from bertsmith.tasks.base import Task
 
 CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
@@ -48,6 +50,22 @@ class ServerMetrics:
             "bertsmith_queue_tokens", "Tokens waiting or running.", registry=registry, multiprocess_mode="livesum"
         )
 
+        drift = ("property",)
+        self.drift = Gauge(
+            "bertsmith_drift_distance",
+            "Distance of recent texts from the held-out texts of the model.",
+            drift,
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.drift_threshold = Gauge(
+            "bertsmith_drift_threshold",
+            "Distance that chance alone exceeds rarely.",
+            drift,
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+
     def observe_batch(self, requests: int, texts: int, tokens: int, seconds: float) -> None:
         """Count a batch."""
         self.batch_texts.observe(texts)
@@ -70,6 +88,12 @@ class ServerMetrics:
             self.labels.labels(labels.texts[c]).inc(float(counts[c]))
         for confidence in task.confidence(scores):
             self.confidence.observe(float(confidence))
+
+    def observe_drift(self, differences: Iterable[Difference]) -> None:
+        """Show the latest comparison of `bertsmith.serving.drift.DriftWatch`."""
+        for difference in differences:
+            self.drift.labels(difference.name).set(difference.distance)
+            self.drift_threshold.labels(difference.name).set(difference.threshold)
 
     def render(self) -> bytes:
         """Return all metrics in the Prometheus text format."""

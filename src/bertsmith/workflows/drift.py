@@ -13,20 +13,24 @@ import numpy as np
 from bertsmith.config import Config
 from bertsmith.data.language import guess_language
 from bertsmith.data.table import ORDINAL, SINGLE_LABEL
-from bertsmith.data.template import Text, flat, flat_texts, is_empty
+from bertsmith.data.template import Text, flat, is_empty, texts_of
 from bertsmith.errors import ConfigError, DataError
 from bertsmith.events import PredictionListener, RowsPredicted
 from bertsmith.folders.run import open_run
 from bertsmith.inference.predict import predict_chunks
 from bertsmith.inference.table_writers import PROBABILITY
-from bertsmith.measuring.drift import LEVEL, Difference, compare_labels, compare_scalars, compare_topics
-from bertsmith.measuring.label_shift import FeatureTotals
-from bertsmith.measuring.text_features import TextFeatures
+from bertsmith.measuring.drift import LEVEL, Difference, compare_counts, compare_positions, compare_scalars
 from bertsmith.tasks.registry import get_task
+from bertsmith.workflows.corpus_sample import SIZE, CorpusSample, Embedder
 from bertsmith.workflows.measure import noted
 from bertsmith.workflows.predict import PredictOptions, open_model, opened
 
-SCALARS = ("confidence", "length (logarithm of characters)", "share of texts recognised as the main language")
+SCALARS = (
+    "confidence",
+    "length (logarithm of characters)",
+    "share of texts recognised as the main language",
+    "share of texts with unknown tokens",
+)
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,14 @@ class Drift:
         corpus: the name of the new texts.
         texts: their number.
         test_texts: number of test texts.
+        sampled: number of new texts in the random sample that all but the labels are compared in.
         differences: one per property.
     """
 
     corpus: str
     texts: int
     test_texts: int
+    sampled: int
     differences: tuple[Difference, ...]
 
     @property
@@ -68,20 +74,8 @@ def compare_texts(
             where=str(path),
             remedy="Give a run whose texts have one class each.",
         )
-    frame, others, k = run.predictions, flat_texts(run.validation_predictions), len(run.labels)
-    texts, probabilities = flat_texts(frame), task.stored_scores(frame)
-    known = set(texts)
-    features = TextFeatures.fit([text for text in others if text not in known])
-    guesses = Counter(guess_language(text) for text in texts)
-    guesses.pop(None, None)
-    language = guesses.most_common(1)[0][0] if guesses else None
-
-    def measure(some: list[str], table: np.ndarray) -> np.ndarray:
-        in_language = [guess_language(text) == language for text in some]
-        columns = features(some, table)[:, k - 1 :]  # without the predicted labels: confidence, length, topics
-        return np.column_stack([columns[:, :2], in_language, columns[:, 2:]])
-
-    reference, totals, counts = measure(texts, probabilities), None, np.zeros(k, dtype=np.int64)
+    frame, k = run.predictions, len(run.labels)
+    counts, sample = np.zeros(k, dtype=np.int64), CorpusSample()
     options = PredictOptions(probabilities=True)
     with opened(source, config, run.template, options, observe) as stream:
         classifier, *_ = open_model(path, config, options, observe)
@@ -94,17 +88,30 @@ def compare_texts(
             if not rows:
                 continue
             table = np.array([[cells[f"{PROBABILITY}{text}"][i] for text in run.labels.texts] for i in rows])
-            some = FeatureTotals.of(measure([flat(chunk[i]) for i in rows], table))
-            totals = some if totals is None else totals + some
+            sample.add([chunk[i] for i in rows], table, [""] * len(rows))
             counts += np.bincount(task.predicted(table), minlength=k)
-    if totals is None:
+    if not sample.texts:
         raise DataError("the corpus has no texts", where=stream.name)
-    n_scalars = len(SCALARS)
-    level = 1 - (1 - LEVEL) / (n_scalars + 2)  # Bonferroni
-    topics = FeatureTotals(totals.texts, totals.sums[n_scalars:], totals.products[n_scalars:, n_scalars:])
+    predicted = task.predicted(task.stored_scores(frame))
+    chosen = np.random.default_rng(0).permutation(len(frame))[:SIZE]
+    texts, scores = texts_of(frame.iloc[chosen]), task.stored_scores(frame)[chosen]
+    embedder = Embedder(run, classifier, config.device)
+    guesses = Counter(guess_language(flat(text)) for text in texts)
+    guesses.pop(None, None)
+    language = guesses.most_common(1)[0][0] if guesses else None
+
+    def scalars(some: Sequence[Text], probabilities: np.ndarray) -> np.ndarray:
+        words = [flat(text) for text in some]
+        in_language = [guess_language(text) == language for text in words]
+        lengths = np.log1p([len(text) for text in words])
+        return np.column_stack([task.confidence(probabilities), lengths, in_language, embedder.has_unknown(some)])
+
+    level = 1 - (1 - LEVEL) / (len(SCALARS) + 2)  # Bonferroni
     found = [
-        *compare_scalars(SCALARS, reference, totals, level),
-        compare_labels(np.bincount(task.predicted(probabilities), minlength=k), counts, level),
-        compare_topics(reference[:, n_scalars:], topics, level),
+        *compare_scalars(SCALARS, scalars(texts, scores), scalars(sample.texts, sample.probabilities), level),
+        compare_counts("predicted labels", np.bincount(predicted, minlength=k), counts, level),
+        compare_positions(*embedder.positions(texts, sample.texts), level),
     ]
-    return Drift(stream.name, totals.texts, len(texts), tuple(d for d in found if d is not None))
+    return Drift(
+        stream.name, int(counts.sum()), len(frame), len(sample.texts), tuple(d for d in found if d is not None)
+    )

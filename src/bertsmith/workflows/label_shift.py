@@ -7,35 +7,41 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bertsmith.data.template import flat_texts
+from bertsmith.data.template import Texts, flat, texts_of
 from bertsmith.errors import DataError, listing, quoted
 from bertsmith.folders.run import Run
 from bertsmith.measuring.estimate import Estimates, Totals, sum_totals
 from bertsmith.measuring.label_shift import ALPHA, FEWEST, adjusted_count, label_shift_test
 from bertsmith.measuring.quantities import Quantities, Results
 from bertsmith.measuring.result import Measurement
-from bertsmith.measuring.text_features import TextFeatures
+from bertsmith.measuring.text_features import text_features
 from bertsmith.tasks.registry import get_task
+from bertsmith.workflows.corpus_sample import SIZE, CorpusSample, Embedder
 
 if TYPE_CHECKING:
     from bertsmith.workflows.measure import Tally
 
 
+FEWEST_IN_GROUP = 50
+"""Sampled texts of a group that a test of its own needs."""
+
+
 @dataclass(frozen=True)
 class HeldOut:
-    """The test texts of a run, which show how the model errs.
+    """The n test texts of a run, which show how the model errs.
 
     Attributes:
-        targets: their class indices, shape (n,).
-        predicted: the predicted class indices, shape (n,).
-        rows: the features of the texts, shape (n, features).
-        features: computes the same features of other texts.
+        run: the run.
+        targets, predicted: their class indices, and the predicted ones, shape (n,).
+        scores: their probabilities, shape (n, classes).
+        texts: the texts.
     """
 
+    run: Run
     targets: np.ndarray
     predicted: np.ndarray
-    rows: np.ndarray
-    features: TextFeatures
+    scores: np.ndarray
+    texts: Texts
 
     @classmethod
     def of(cls, run: Run) -> HeldOut:
@@ -44,9 +50,8 @@ class HeldOut:
         Raises:
             DataError: if a class has too few test texts.
         """
-        frame = run.predictions
-        task = get_task(run.task)
-        targets = task.stored_targets(frame, run.labels)
+        frame, task = run.predictions, get_task(run.task)
+        targets, scores = task.stored_targets(frame, run.labels), task.stored_scores(frame)
         n_texts = np.bincount(targets, minlength=len(run.labels))
         if n_texts.min() < FEWEST:
             c = int(n_texts.argmin())
@@ -56,13 +61,40 @@ class HeldOut:
                 where=str(run.path),
                 remedy="Give a labelled sample of the corpus with --labelled.",
             )
-        probabilities, texts = task.stored_scores(frame), flat_texts(frame)
-        others = run.validation_predictions["text"]  # not the texts of the test: it would reject too often
-        features = TextFeatures.fit(others[~others.isin(frame["text"])].tolist())
-        return cls(targets, task.predicted(probabilities), features(texts, probabilities), features)
+        return cls(run, targets, task.predicted(scores), scores, texts_of(frame))
 
 
-def measure_under_label_shift(asked: Quantities, corpus: str, tally: Tally, held_out: HeldOut) -> Measurement:
+class LabelShiftTest:
+    """Tests whether texts of a corpus differ from the test texts by more than the shares of the classes.
+
+    Args:
+        held_out: the test texts.
+        sample: texts of the corpus.
+        embedder: the model of the run.
+    """
+
+    def __init__(self, held_out: HeldOut, sample: CorpusSample, embedder: Embedder) -> None:
+        order = np.random.default_rng(0).permutation(len(held_out.targets))
+        first = {int(i) for c in np.unique(held_out.targets) for i in order[held_out.targets[order] == c][:FEWEST]}
+        rows = np.array([*first, *(i for i in order.tolist() if i not in first)])[: max(SIZE, len(first))]
+        texts = [held_out.texts[i] for i in rows]
+        before, now = embedder.positions(texts, sample.texts)
+        self.targets, self.n_classes = held_out.targets[rows], held_out.scores.shape[1]
+        self.features = text_features([flat(t) for t in texts], held_out.scores[rows], before)
+        self.corpus = text_features([flat(t) for t in sample.texts], sample.probabilities, now)
+        self.groups = np.array(sample.groups, dtype=object)
+
+    def p_value(self, group: str | None = None) -> float | None:
+        """Return the p-value of label shift in the corpus or in a group; ``None`` if the group is too small."""
+        corpus = self.corpus if group is None else self.corpus[self.groups == group]
+        if group is not None and len(corpus) < FEWEST_IN_GROUP:
+            return None
+        return label_shift_test(self.targets, self.features, corpus, self.n_classes)
+
+
+def measure_under_label_shift(
+    asked: Quantities, corpus: str, tally: Tally, held_out: HeldOut, embedder: Embedder
+) -> Measurement:
     """Count with an adjustment, and refuse where the texts of a class have changed.
 
     Raises:
@@ -70,8 +102,9 @@ def measure_under_label_shift(asked: Quantities, corpus: str, tally: Tally, held
     """
     k, groups = len(asked.labels), tally.groups
     whole = sum_totals(tally.totals.values())
-    features = list(tally.features.values())
-    p_value = label_shift_test(held_out.targets, held_out.rows, sum(features[1:], start=features[0]), k)
+    test = LabelShiftTest(held_out, tally.kept, embedder)
+    p_value = test.p_value()
+    assert p_value is not None
     if p_value < ALPHA:
         raise DataError(
             "the texts of this corpus differ from the test texts of the run by more than the shares of the classes "
@@ -83,7 +116,7 @@ def measure_under_label_shift(asked: Quantities, corpus: str, tally: Tally, held
         "no labelled texts: the shares are valid only if the texts of each class are like those of the run's test "
         f"texts; the data do not contradict this (p = {p_value:.2g})"
     ]
-    results, changed = Results(asked, "adjusted count"), []
+    results, changed, untested = Results(asked, "adjusted count"), [], 0
 
     def count(totals: Totals) -> Estimates:
         found = adjusted_count(held_out.targets, held_out.predicted, totals.counts[:k], asked.outcomes)
@@ -93,12 +126,16 @@ def measure_under_label_shift(asked: Quantities, corpus: str, tally: Tally, held
     results.add(None, count(whole), whole, 0)
     for group in groups:
         totals = tally.totals[group]
-        differs = label_shift_test(held_out.targets, held_out.rows, tally.features[group], k) < ALPHA / len(groups)
+        p_value = test.p_value(group)
+        differs = p_value is not None and p_value < ALPHA / len(groups)
+        untested += p_value is None
         if differs:
             changed.append(group)
         results.add(group, None if differs else count(totals), totals, 0)
     if changed:
         notes.append(f"groups whose texts differ from the run's test texts have no estimate: {listing(changed)}")
+    if untested:
+        notes.append(f"{untested:,} groups are too small to be tested on their own")
     return Measurement(
         corpus,
         None,

@@ -25,12 +25,12 @@ from bertsmith.measuring.estimate import (
     power_tuning,
     sum_totals,
 )
-from bertsmith.measuring.label_shift import FeatureTotals
 from bertsmith.measuring.pseudo_outcomes import OutcomeFile
 from bertsmith.measuring.quantities import Quantities, Results
 from bertsmith.measuring.result import Measurement
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
+from bertsmith.workflows.corpus_sample import CorpusSample, Embedder
 from bertsmith.workflows.label_shift import HeldOut, measure_under_label_shift
 from bertsmith.workflows.labelled_sample import LabelledSample, group_name, read_sample
 from bertsmith.workflows.predict import PredictOptions, open_model, opened
@@ -75,7 +75,7 @@ def run_measurement(
     try:
         with opened(source, config, run.template, options, observe) as stream:
             classifier, *_ = open_model(path, config, options, observe)
-            tally = Tally(get_task(run.task), asked, by, sample, held_out, outcomes)
+            tally = Tally(get_task(run.task), asked, by, sample, outcomes)
             texts: deque[Sequence[Text]] = deque()
             chunks = predict_chunks(
                 classifier, noted(stream, texts), probabilities=True, progress=lambda n: observe(RowsPredicted(n))
@@ -86,7 +86,8 @@ def run_measurement(
             raise DataError("the corpus has no texts", where=stream.name)
         if sample is None:
             assert held_out is not None
-            return measure_under_label_shift(asked, stream.name, tally, held_out)
+            embedder = Embedder(run, classifier, config.device)
+            return measure_under_label_shift(asked, stream.name, tally, held_out, embedder)
         predictions = classifier.predict_proba(sample.texts)
         return _corrected(asked, stream.name, tally, sample, predictions, outcomes)
     finally:
@@ -106,7 +107,7 @@ class Tally:
 
     Attributes:
         totals: sums of the predictions by group.
-        features: sums of the features by group, if ``held_out`` is given.
+        kept: a random sample of the corpus, if no labelled one is given.
         empty: number of rows without a text.
     """
 
@@ -116,13 +117,11 @@ class Tally:
         asked: Quantities,
         by: str | None,
         sample: LabelledSample | None,
-        held_out: HeldOut | None,
         outcomes: OutcomeFile | None,
     ) -> None:
         self.task, self.asked, self.by, self.sample = task, asked, by, sample
-        self.held_out, self.outcomes = held_out, outcomes
+        self.outcomes, self.kept = outcomes, CorpusSample()
         self.totals: dict[str, Totals] = {}
-        self.features: dict[str, FeatureTotals] = {}
         self.empty = 0
 
     def add(self, cells: Cells, texts: Sequence[Text]) -> None:
@@ -138,15 +137,13 @@ class Tally:
         probabilities = np.array([[column[i] for column in columns] for i in rows])
         counted = self.task.indicators(self.task.predicted(probabilities), len(label_texts)) @ outcomes
         predictions = probabilities @ outcomes
-        features = None if self.held_out is None else self.held_out.features(read, probabilities)
+        if self.sample is None:
+            self.kept.add([texts[i] for i in rows], probabilities, names)
         codes = np.unique(names, return_inverse=True)
         for code, name in enumerate(codes[0].tolist()):
             inside = codes[1] == code
             some = Totals.of(predictions[inside], counted[inside])
             self.totals[name] = self.totals[name] + some if name in self.totals else some
-            if features is not None:
-                more = FeatureTotals.of(features[inside])
-                self.features[name] = self.features[name] + more if name in self.features else more
         if len(self.totals) > MAX_GROUPS:
             raise ConfigError(
                 f"--by {self.by}: the column has more than {MAX_GROUPS:,} values",

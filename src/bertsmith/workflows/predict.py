@@ -183,7 +183,7 @@ def _expected_accuracy(
     classifier: Predictor, held_out: Callable[[], HeldOutPredictions], counts: Counter[str]
 ) -> ExpectedAccuracy | None:
     """Return the accuracy to expect; ``None`` if texts do not have one class each, or held-out texts are missing."""
-    from bertsmith.inference.predict import CONFIDENCE, LABELLED
+    from bertsmith.inference.predict import CONFIDENCE, LABELLED, LENGTH
 
     task = classifier.task
     if task.name not in (SINGLE_LABEL, ORDINAL):
@@ -194,15 +194,19 @@ def _expected_accuracy(
         return None
     import numpy as np
 
-    from bertsmith.measuring.expected_accuracy import GRID, expect_accuracy
+    from bertsmith.measuring.expected_accuracy import GRID, LENGTHS, expect_accuracy, length_bin
 
-    scores = np.mean(known.scores, axis=0)
+    scores, lengths = np.mean(known.scores, axis=0), None
+    if known.lengths is not None and len(known.lengths):
+        before = np.bincount([length_bin(int(n)) for n in known.lengths], minlength=LENGTHS)
+        lengths = np.array([counts[f"{LENGTH}{i}"] for i in range(LENGTHS)]), before
     return expect_accuracy(
         np.array([counts[f"{CONFIDENCE}{i}"] for i in range(GRID)]),
         np.array([counts[f"{LABELLED}{text}"] for text in classifier.labels.texts]),
         known.targets,
         task.confidence(scores),
         task.predicted(scores),
+        lengths,
     )
 
 

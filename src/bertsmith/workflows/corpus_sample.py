@@ -1,0 +1,78 @@
+"""A random sample of a corpus that is too large to keep, and where a run's model places its texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bertsmith.data.template import Text, Texts, flat, texts_of
+from bertsmith.folders.run import Run
+from bertsmith.inference.predictor import Predictor
+from bertsmith.measuring.text_features import Axes
+
+SIZE = 2000
+"""Most texts of a sample, and of the test and validation texts that it is compared with."""
+
+
+class CorpusSample:
+    """A random sample of up to `SIZE` texts of a corpus, drawn while it is read.
+
+    Attributes:
+        texts: n texts.
+        groups: their groups.
+        probabilities: of their labels, shape (n, labels).
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self._rng, self._keys = np.random.default_rng(seed), np.empty(0)
+        self.texts: list[Text] = []
+        self.groups: list[str] = []
+        self.probabilities = np.empty((0, 0))
+
+    def add(self, texts: Sequence[Text], probabilities: np.ndarray, groups: Sequence[str]) -> None:
+        """Add n texts with their probabilities, shape (n, labels), and groups; keep those with the lowest keys."""
+        keys = np.concatenate([self._keys, self._rng.random(len(texts))])
+        kept = np.sort(np.argsort(keys)[:SIZE])
+        n = len(self.texts)
+        self._keys = keys[kept]
+        self.texts = [self.texts[i] if i < n else texts[i - n] for i in kept]
+        self.groups = [self.groups[i] if i < n else groups[i - n] for i in kept]
+        self.probabilities = np.concatenate([self.probabilities.reshape(n, probabilities.shape[1]), probabilities])[
+            kept
+        ]
+
+
+class Embedder:
+    """The model of a run, which places texts in a space.
+
+    Args:
+        run: the run.
+        classifier: its classifier if it is loaded already, with any runtime.
+        device: device of the model.
+    """
+
+    def __init__(self, run: Run, classifier: Predictor, device: str) -> None:
+        from bertsmith.inference.classifier import Classifier
+
+        self.run = run
+        self.model = classifier if isinstance(classifier, Classifier) else Classifier.load(run.path, device=device)
+
+    def embeddings(self, texts: Sequence[Text]) -> np.ndarray:
+        """Return the mean of the last hidden states of the beginnings of n texts, shape (n, hidden size)."""
+        from bertsmith.model.batch import TokenBatch
+        from bertsmith.model.outputs import compute_embeddings
+
+        tokens = self.model.encode(Texts(texts), truncate=False).truncate(self.model.max_length)
+        return compute_embeddings(self.model.loaded, TokenBatch.from_tokens(tokens))
+
+    def positions(self, test: Sequence[Text], corpus: Sequence[Text]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the positions of test texts and of texts of a corpus, along axes fitted to the validation texts."""
+        known = {flat(text) for text in test}
+        others = [text for text in texts_of(self.run.validation_predictions) if flat(text) not in known][:SIZE]
+        axes = Axes.fit(self.embeddings(others), len(test))
+        return axes(self.embeddings(test)), axes(self.embeddings(corpus))
+
+    def has_unknown(self, texts: Sequence[Text]) -> np.ndarray:
+        """Return whether the tokenizer does not know a part of each text, shape (n,)."""
+        return self.model.encode(Texts(texts)).has_unknown
