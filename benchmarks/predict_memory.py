@@ -1,4 +1,4 @@
-"""Peak memory of `bertsmith predict` over more and more rows: it should not grow.
+"""Peak memory of `bertsmith predict` or `bertsmith measure` over more and more rows: it should not grow.
 
 A tiny random model labels generated texts, since memory that grows with the rows would do so with any model; every run
 is a process of its own, whose peak the kernel tells.
@@ -49,6 +49,16 @@ def write_rows(path: Path, n: int, kind: str) -> None:
         pyarrow.parquet.write_table(table, path)
 
 
+def write_sample(path: Path, table: Path) -> None:
+    """Label the first 200 texts of a CSV table at random."""
+    rng = np.random.default_rng(0)
+    with table.open(newline="") as rows, path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["Text", "Label Text"])
+        for row, _ in zip(csv.DictReader(rows), range(200), strict=False):
+            writer.writerow([row["Text"], rng.choice(["animals", "colours", "fruits"])])
+
+
 def peak(command: list[str]) -> tuple[float, float]:
     """Run a command; return its peak resident memory in MiB, and its seconds."""
     began = time.perf_counter()
@@ -64,7 +74,10 @@ def main() -> int:
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--kinds", nargs="+", default=["csv"], choices=["csv", "jsonl", "parquet"])
     parser.add_argument("--runtime", default="onnx", choices=["onnx", "torch"])
+    parser.add_argument("--command", default="predict", choices=["predict", "measure"])
     given = parser.parse_args()
+    if given.command == "measure" and given.kinds != ["csv"]:
+        parser.error("measure reads CSV here")
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -78,8 +91,13 @@ def main() -> int:
             for n in given.rows:
                 table, out = folder / f"rows.{kind}", folder / f"out.{kind}"
                 write_rows(table, n, kind)
-                command = [sys.executable, "-m", "bertsmith", "predict", str(run), str(table), "-o", str(out)]
-                memory, seconds = peak([*command, "--overwrite", "--runtime", given.runtime])
+                command = [sys.executable, "-m", "bertsmith", given.command, str(run), str(table), "-o", str(out)]
+                if given.command == "measure":
+                    write_sample(folder / "sample.csv", table)
+                    command += ["--labelled", str(folder / "sample.csv"), "--random-sample", "--overwrite"]
+                else:
+                    command += ["--overwrite", "--runtime", given.runtime]
+                memory, seconds = peak(command)
                 print(f"| {n:,} | {kind} | {memory:,.0f} | {seconds:,.0f} |", flush=True)
     return 0
 

@@ -107,7 +107,7 @@ def _probability(cell: Any, row: int, where: str) -> float:
         value = math.nan
     if not 0 < value <= 1:
         raise DataError(
-            f"row {row:,} has {quoted(cell)}, which is not a probability above 0",
+            f"row {row:,} has {quoted(cell)}, which is not a probability above 0 and at most 1",
             where=where,
             remedy="Give the chance of each text to be in the sample, above 0 and at most 1.",
         )

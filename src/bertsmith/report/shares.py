@@ -48,7 +48,8 @@ def shares_page(measurement: Measurement, run: str) -> str:
         measurement: the shares.
         run: name of the run.
     """
-    order = sorted(measurement.whole, key=lambda s: -(s.share or 0))
+    largest = sorted(measurement.whole, key=lambda s: -(s.share or 0))
+    order = list(measurement.whole) if measurement.means else largest
     by_class = {
         s.label_text: [one for one in measurement.shares if one.group is not None and one.label_text == s.label_text]
         for s in order
@@ -68,6 +69,7 @@ def shares_page(measurement: Measurement, run: str) -> str:
             run=run,
             m=measurement,
             order=order,
+            largest=largest[:3],
             by_class=by_class,
             most_wrong=most_wrong,
             outside=[s.label_text for s in order if s.interval and not s.interval[0] <= s.naive <= s.interval[1]],

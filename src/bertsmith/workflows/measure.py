@@ -199,6 +199,7 @@ def _corrected(
         notes.append(
             f"{len(sample) - found:,} of {len(sample):,} labelled texts are not in the corpus: the intervals are for "
             "the population that sample and corpus come from"
+            + ("" if found else ". Check that the sample belongs to this corpus")
         )
     if outcomes is not None:
         if not sample.in_corpus:
