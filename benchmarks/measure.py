@@ -179,9 +179,9 @@ def adjusted(pool: Pool, model: str, draws: int) -> dict[str, tuple[float, float
                 continue  # the command refuses
             corpus = draw(pool, rest, shift, min(SMALL_CORPUS, len(rest) // 2), rng)
             p_value = label_shift_test(pool.targets[source], features[source], features[corpus], k)
-            rejected.append(p_value < ALPHA)
             counts = np.bincount(predicted[corpus], minlength=k)
             found = adjusted_count(pool.targets[source], predicted[source], counts)
+            rejected.append(p_value < ALPHA or found.contradicts)
             truth = np.bincount(pool.targets[corpus], minlength=k) / len(corpus)
             inside.append(((found.low <= truth) & (truth <= found.high)).mean())
             shares = counts / len(corpus)

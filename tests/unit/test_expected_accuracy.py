@@ -49,7 +49,7 @@ def test_a_lower_confidence_lowers_the_expected_accuracy():
     assert _expect(sure, held_out).value > _expect(unsure, held_out).value + 0.15
 
 
-def test_texts_of_another_length_widen_the_interval_down_to_a_guess():
+def test_texts_of_another_length_widen_the_interval_down_to_0():
     rng = np.random.default_rng(3)
     (_, new_confidence, new_decided), held_out = _world(rng, 800, (0.6, 0.3, 0.1)), _world(rng, 500, (0.6, 0.3, 0.1))
     bins = np.bincount([grid_of(c) for c in new_confidence], minlength=GRID)
@@ -62,9 +62,15 @@ def test_texts_of_another_length_widen_the_interval_down_to_a_guess():
         found[name] = expect_accuracy(bins, predicted, targets, confidence, decided, tuple(counts))
     assert not found["same"].unlike
     assert found["shorter"].unlike
-    guess = np.bincount(held_out[0]).max() / 500
-    assert found["shorter"].low <= guess < found["same"].low
+    assert found["shorter"].low == 0 < found["same"].low
     assert found["shorter"].high == found["same"].high
+
+
+def test_labels_that_no_shares_explain_widen_the_interval():
+    rng = np.random.default_rng(4)
+    held_out, (_, confidence, _) = _world(rng, 500, (0.6, 0.3, 0.1)), _world(rng, 800, (0.6, 0.3, 0.1))
+    for decided, unlike in ((rng.choice(3, 800, p=(0.0, 0.99, 0.01)), True), (_world(rng, 800, (0, 1, 0))[2], False)):
+        assert _expect((None, confidence, decided), held_out).unlike == unlike
 
 
 def test_bins_of_length_grow_with_it():

@@ -198,6 +198,24 @@ def test_the_adjusted_count_inverts_the_confusion_matrix():
     assert found.value[1] == pytest.approx((0.6 - 10 / 60) / (0.8 - 10 / 60), abs=1e-6)  # (count − fpr) / (tpr − fpr)
 
 
+def test_a_class_that_is_absent_has_an_interval_with_a_width():
+    targets, _, _ = _texts(np.random.default_rng(0), [0.5, 0.3, 0.2], 600)
+    predicted = targets.copy()
+    predicted[::4] = (predicted[::4] + 1) % 3
+    found = adjusted_count(targets, predicted, np.array([700, 230, 5]))
+    assert found.value[2] == found.low[2] == 0
+    assert found.high[2] > 0.01
+
+
+@pytest.mark.parametrize(("counts", "contradicts"), [([500, 500], False), ([130, 870], True), ([250, 750], False)])
+def test_predictions_that_no_shares_explain_contradict_label_shift(counts, contradicts):
+    targets = np.repeat([0, 1], [200, 200])
+    predicted = np.concatenate([np.repeat([0, 1], [140, 60]), np.repeat([0, 1], [50, 150])])  # at most 75 % are class 1
+    found = adjusted_count(targets, predicted, np.array(counts))
+    assert found.contradicts == contradicts
+    assert (found.low < found.high).all()
+
+
 # Of QuaPy 0.2.3: `python benchmarks/quapy_oracle.py`.
 QUAPY = {
     (300, 500, 200): [0.26167862, 0.59779027, 0.14053111],

@@ -187,8 +187,8 @@ def _print_summary(predictions: Predictions) -> None:
         )
         if expected.unlike:
             stderr_console().print(
-                "[yellow]note:[/] these texts are much shorter or longer than the held-out ones, so that the accuracy "
-                "may be as low as that of a guess"
+                "[yellow]note:[/] these texts are unlike the held-out ones, so that the interval has no lower bound: "
+                "bertsmith drift says how they differ"
             )
     if predictions.cut:
         stderr_console().print(

@@ -19,6 +19,8 @@ DRAWS, EM_STEPS = 400, 100
 LEVEL = 0.95
 LENGTHS = 160
 """Bins of length in which texts are counted, eight for each doubling."""
+UNEXPLAINED = 0.02
+"""Share of the predicted labels that the shares of the classes must leave unexplained to contradict label shift."""
 UNLIKE = 0.2
 """Share of the new texts whose length is unlike that of held-out texts, from which the interval admits ignorance."""
 
@@ -31,8 +33,9 @@ class ExpectedAccuracy:
         value: the share, if a confidence means the same as on the held-out texts.
         low, high: its interval, which holds if either confidences or classes mean the same as on the held-out texts.
         held_out: number of held-out texts.
-        unlike: whether the new texts are so much shorter or longer than the held-out ones that their confidence may
-            mean something else. The interval then reaches down to the accuracy of a guess.
+        unlike: whether the new texts are so unlike the held-out ones that their confidence may mean something else:
+            shorter or longer, or with predicted labels that no shares of the classes explain. The interval then has no
+            lower bound: it begins at 0, because a model can be worse than a random guess on other texts.
     """
 
     value: float
@@ -55,8 +58,8 @@ def expect_accuracy(
     Two assumptions give two intervals, and the result spans both. Under covariate shift, texts of the same confidence
     are as often right as held-out texts. Under label shift, texts of the same class are as often right; the shares of
     the classes follow from the predictions (Lipton et al. 2018, arXiv:1802.03916). A model that tells neither well gets
-    a wide interval. Neither assumption is plausible for texts of another length: a model can be as confident about the
-    half of a text as about all of it, and be wrong.
+    a wide interval. Neither assumption is plausible if the texts are unlike the held-out ones: a model can be as
+    confident about the half of a text as about all of it, and be wrong.
 
     Args:
         confidences: number of new texts by confidence, in the bins of `grid_of`, shape (`GRID`,).
@@ -72,16 +75,15 @@ def expect_accuracy(
         return None
     rng = np.random.default_rng(0)
     by_confidence = _by_confidence(confidences / n_new, confidence, decided == targets, rng)
-    by_class = _by_class(predicted / n_new, targets, decided, rng)
+    by_class, contradicts = _by_class(predicted / n_new, targets, decided, rng)
     bounds = []
     for accuracies in (by_confidence, by_class):
         observed = rng.binomial(n_new, np.clip(accuracies, 0, 1)) / n_new
         bounds.append(np.quantile(observed, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
     low, high = np.min(bounds, axis=0)[0], np.max(bounds, axis=0)[1]
-    value, unlike = float(by_confidence.mean()), lengths is not None and _are_unlike(*lengths)
+    value, unlike = float(by_confidence.mean()), contradicts or (lengths is not None and _are_unlike(*lengths))
     if unlike:
-        guess = float(np.bincount(targets).max() / len(targets))
-        low = min(low, guess, value)
+        low = 0.0
     return ExpectedAccuracy(value, float(low), float(high), len(targets), unlike)
 
 
@@ -121,8 +123,13 @@ def _by_confidence(
     return result
 
 
-def _by_class(shares: np.ndarray, targets: np.ndarray, decided: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return draws of the accuracy under label shift, shape (draws,), from shares by predicted class."""
+def _by_class(
+    shares: np.ndarray, targets: np.ndarray, decided: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, bool]:
+    """Return draws of the accuracy under label shift, shape (draws,), from shares by predicted class.
+
+    Also return whether no class shares explain the shares by predicted class in nearly all draws.
+    """
     k, draws = len(shares), DRAWS if len(shares) <= 20 else DRAWS // 4
     overall, tables = float((decided == targets).mean()), np.empty((draws, k, k))
     for i in range(draws):
@@ -135,4 +142,5 @@ def _by_class(shares: np.ndarray, targets: np.ndarray, decided: np.ndarray, rng:
         ratio = shares / np.maximum(np.einsum("dij,dj->di", mixture, found), 1e-12)
         found = found * np.einsum("dij,di->dj", mixture, ratio)
     result: np.ndarray = (found * recall).sum(axis=1) / np.maximum(found.sum(axis=1), 1e-12)
-    return result
+    unexplained = abs(np.einsum("dij,dj->di", mixture, found) - shares).sum(axis=1) / 2
+    return result, bool((unexplained > UNEXPLAINED).mean() > (1 + LEVEL) / 2)

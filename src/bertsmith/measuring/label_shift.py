@@ -28,11 +28,18 @@ _SUM_WEIGHT = 1e4
 
 @dataclass(frozen=True)
 class AdjustedCount:
-    """Means under the assumption of label shift, with 95 % intervals, all of shape (columns,)."""
+    """Means under the assumption of label shift.
+
+    Attributes:
+        value: the means, shape (columns,).
+        low, high: their 95 % intervals, shape (columns,).
+        contradicts: whether no shares of the classes explain so many predictions of a label.
+    """
 
     value: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    contradicts: bool
 
 
 def adjusted_count(
@@ -51,8 +58,7 @@ def adjusted_count(
     np.add.at(table, (predicted, targets), 1)
     rates = table / table.sum(axis=0)
     shares = counts / n_corpus
-    value = nnls(np.vstack([rates, np.full(k, _SUM_WEIGHT)]), np.append(shares, _SUM_WEIGHT))[0]
-    value /= value.sum()
+    value = _mixture(rates, shares)
     outcomes = np.eye(k) if outcomes is None else outcomes
     rng = np.random.default_rng(seed)
     # Rates of 0 and 1 are not certain: the prior of Jeffreys, spread over the labels that a class can be taken for.
@@ -60,9 +66,21 @@ def adjusted_count(
     drawn /= drawn.sum(axis=1, keepdims=True)
     some = rng.multinomial(int(n_corpus), shares, DRAWS) / n_corpus
     solutions = (np.linalg.pinv(drawn) @ some[:, :, None])[:, :, 0]
+    tail = (1 - LEVEL) / 2 / max(k - 1, 1)
+    contradicts = bool((np.quantile(solutions, 1 - tail, axis=0) < 0).any())
     value, solutions = value @ outcomes, solutions @ outcomes
+    # Draws around an impossible value are moved to the nearest possible one: an interval never has a width of 0.
+    middle = np.median(solutions, axis=0)
+    solutions = solutions + np.clip(middle, 0, 1) - middle
     low, high = np.clip(np.percentile(solutions, [50 * (1 - LEVEL), 50 * (1 + LEVEL)], axis=0), 0, 1)
-    return AdjustedCount(value, np.minimum(low, value), np.maximum(high, value))
+    return AdjustedCount(value, np.minimum(low, value), np.maximum(high, value), contradicts)
+
+
+def _mixture(columns: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Return the shares, at least 0 and with the sum 1, whose mixture of columns is closest to the target."""
+    scale = _SUM_WEIGHT * max(float(abs(columns).max()), 1.0)
+    found: np.ndarray = nnls(np.vstack([columns, np.full(columns.shape[1], scale)]), np.append(target, scale))[0]
+    return found / found.sum()
 
 
 def label_shift_test(targets: np.ndarray, features: np.ndarray, corpus: np.ndarray, n_classes: int) -> float:
@@ -87,22 +105,18 @@ def label_shift_test(targets: np.ndarray, features: np.ndarray, corpus: np.ndarr
     within = [np.cov(features[targets == c], rowvar=False) / n for c, n in enumerate(by_class)]
     of_corpus, mean = np.cov(corpus, rowvar=False) / len(corpus), corpus.mean(axis=0)
     shares = by_class / len(targets)
-    # Shares as differences to the last class, so that they sum to 1.
-    design, rest = means[:, :-1] - means[:, -1:], mean - means[:, -1]
     for _ in range(3):  # the weights depend on the shares
         parts = [of_corpus, *(share**2 * v for share, v in zip(shares, within, strict=True))]
-        variance = np.sum(parts, axis=0)
-        inverse = np.linalg.pinv(variance, hermitian=True)
-        solution = np.linalg.pinv(design.T @ inverse @ design) @ (design.T @ inverse @ rest)
-        left = rest - design @ solution
-        shares = np.append(solution, 1 - solution.sum()).clip(0)
-        shares = shares / shares.sum()
-    rank = int(np.linalg.matrix_rank(variance, hermitian=True))
+        values, vectors = np.linalg.eigh(np.sum(parts, axis=0))
+        kept = values > values[-1] * len(values) * np.finfo(float).eps
+        whiten = vectors[:, kept] / np.sqrt(values[kept])
+        shares = _mixture(whiten.T @ means, whiten.T @ mean)
+    left, rank, inverse = whiten.T @ (mean - means @ shares), int(kept.sum()), whiten @ whiten.T
     sizes = np.array([len(corpus), *by_class]) - 1
     whitened = [part @ inverse for part in parts]
     spread = sum((np.trace(w) ** 2 + np.trace(w @ w)) / n for w, n in zip(whitened, sizes, strict=True))
-    known, freedom = (rank**2 + rank) / spread, rank - (n_classes - 1)
+    known, freedom = (rank**2 + rank) / spread, rank - (int((shares > 0).sum()) - 1)
     remaining = known - freedom + 1
     if freedom < 1 or remaining < 1:
         return 1.0
-    return float(stats.f.sf(float(left @ inverse @ left) * remaining / (known * freedom), freedom, remaining))
+    return float(stats.f.sf(float(left @ left) * remaining / (known * freedom), freedom, remaining))

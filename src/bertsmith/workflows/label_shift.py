@@ -11,7 +11,7 @@ from bertsmith.data.template import Texts, flat, texts_of
 from bertsmith.errors import DataError, listing, quoted
 from bertsmith.folders.run import Run
 from bertsmith.measuring.estimate import Estimates, Totals, sum_totals
-from bertsmith.measuring.label_shift import ALPHA, FEWEST, adjusted_count, label_shift_test
+from bertsmith.measuring.label_shift import ALPHA, FEWEST, AdjustedCount, adjusted_count, label_shift_test
 from bertsmith.measuring.quantities import Quantities, Results
 from bertsmith.measuring.result import Measurement
 from bertsmith.measuring.text_features import text_features
@@ -105,10 +105,16 @@ def measure_under_label_shift(
     test = LabelShiftTest(held_out, tally.kept, embedder)
     p_value = test.p_value()
     assert p_value is not None
-    if p_value < ALPHA:
+
+    def count(totals: Totals) -> AdjustedCount:
+        return adjusted_count(held_out.targets, held_out.predicted, totals.counts[:k], asked.outcomes)
+
+    counted = count(whole)
+    if p_value < ALPHA or counted.contradicts:
+        how = "no shares of the classes explain its predicted labels" if counted.contradicts else f"p = {p_value:.2g}"
         raise DataError(
             "the texts of this corpus differ from the test texts of the run by more than the shares of the classes "
-            f"(p = {p_value:.2g}), so its predictions cannot be corrected without labelled texts from it",
+            f"({how}), so its predictions cannot be corrected without labelled texts from it",
             where=corpus,
             remedy="Label about 200 texts that are drawn at random from the corpus, and give them with --labelled.",
         )
@@ -118,20 +124,20 @@ def measure_under_label_shift(
     ]
     results, changed, untested = Results(asked, "adjusted count"), [], 0
 
-    def count(totals: Totals) -> Estimates:
-        found = adjusted_count(held_out.targets, held_out.predicted, totals.counts[:k], asked.outcomes)
+    def estimates(found: AdjustedCount) -> Estimates:
         empty = np.zeros(len(asked.names))
         return Estimates(found.value, found.low, found.high, empty, empty)
 
-    results.add(None, count(whole), whole, 0)
+    results.add(None, estimates(counted), whole, 0)
     for group in groups:
         totals = tally.totals[group]
         p_value = test.p_value(group)
-        differs = p_value is not None and p_value < ALPHA / len(groups)
+        counted = count(totals)
+        differs = counted.contradicts or (p_value is not None and p_value < ALPHA / len(groups))
         untested += p_value is None
         if differs:
             changed.append(group)
-        results.add(group, None if differs else count(totals), totals, 0)
+        results.add(group, None if differs else estimates(counted), totals, 0)
     if changed:
         notes.append(f"groups whose texts differ from the run's test texts have no estimate: {listing(changed)}")
     if untested:
