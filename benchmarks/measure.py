@@ -198,9 +198,13 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True, help="folder for embeddings")
     parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--only", nargs="*", default=TABLES)
+    parser.add_argument("--models", nargs="*", default=("good", "poor"))
     parser.add_argument("--part", choices=("labelled", "unlabelled", "both"), default="both")
     given = parser.parse_args()
-    pools = {name: load(given.tables / name, given.cache) for name in given.only}
+    pools = {}
+    for name in given.only:
+        pool = load(given.tables / name, given.cache)
+        pools[name] = pool._replace(models={model: pool.models[model] for model in given.models})
     if given.part != "unlabelled":
         print_labelled(pools, given.draws)
     if given.part != "labelled":

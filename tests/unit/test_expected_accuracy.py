@@ -69,8 +69,14 @@ def test_texts_of_another_length_widen_the_interval_down_to_0():
 def test_labels_that_no_shares_explain_widen_the_interval():
     rng = np.random.default_rng(4)
     held_out, (_, confidence, _) = _world(rng, 500, (0.6, 0.3, 0.1)), _world(rng, 800, (0.6, 0.3, 0.1))
-    for decided, unlike in ((rng.choice(3, 800, p=(0.0, 0.99, 0.01)), True), (_world(rng, 800, (0, 1, 0))[2], False)):
-        assert _expect((None, confidence, decided), held_out).unlike == unlike
+    for decided, unlike in (
+        (rng.choice(3, 800, p=(0.0, 0.99, 0.01)), True),
+        (_world(rng, 800, (0.0, 1.0, 0.0))[2], True),  # two classes vanish
+        (_world(rng, 800, (0.2, 0.6, 0.2))[2], False),
+    ):
+        found = _expect((None, confidence, decided), held_out)
+        assert found.unlike == unlike
+        assert (found.low == 0) == unlike
 
 
 def test_bins_of_length_grow_with_it():

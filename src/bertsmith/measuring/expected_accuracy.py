@@ -21,8 +21,10 @@ LENGTHS = 160
 """Bins of length in which texts are counted, eight for each doubling."""
 UNEXPLAINED = 0.02
 """Share of the predicted labels that the shares of the classes must leave unexplained to contradict label shift."""
+VANISHED = 0.1
+"""A class has vanished if this part of its share of the held-out texts is left."""
 UNLIKE = 0.2
-"""Share of the new texts whose length is unlike that of held-out texts, from which the interval admits ignorance."""
+"""Share of the new texts with another length than held-out texts, or of the held-out texts in classes that vanished."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class ExpectedAccuracy:
         low, high: its interval, which holds if either confidences or classes mean the same as on the held-out texts.
         held_out: number of held-out texts.
         unlike: whether the new texts are so unlike the held-out ones that their confidence may mean something else:
-            shorter or longer, or with predicted labels that no shares of the classes explain. The interval then has no
-            lower bound: it begins at 0, because a model can be worse than a random guess on other texts.
+            shorter or longer, or with predicted labels that no plausible shares of the classes explain. The interval
+            then begins at 0, because a model can be worse than a random guess on other texts.
     """
 
     value: float
@@ -128,7 +130,8 @@ def _by_class(
 ) -> tuple[np.ndarray, bool]:
     """Return draws of the accuracy under label shift, shape (draws,), from shares by predicted class.
 
-    Also return whether no class shares explain the shares by predicted class in nearly all draws.
+    Also return whether label shift is implausible: no class shares explain the shares by predicted class in nearly all
+    draws, or only shares with which large classes vanish.
     """
     k, draws = len(shares), DRAWS if len(shares) <= 20 else DRAWS // 4
     overall, tables = float((decided == targets).mean()), np.empty((draws, k, k))
@@ -143,4 +146,6 @@ def _by_class(
         found = found * np.einsum("dij,di->dj", mixture, ratio)
     result: np.ndarray = (found * recall).sum(axis=1) / np.maximum(found.sum(axis=1), 1e-12)
     unexplained = abs(np.einsum("dij,dj->di", mixture, found) - shares).sum(axis=1) / 2
-    return result, bool((unexplained > UNEXPLAINED).mean() > (1 + LEVEL) / 2)
+    before = np.bincount(targets, minlength=k) / len(targets)
+    vanished = before[np.median(found, axis=0) < VANISHED * before].sum()
+    return result, bool((unexplained > UNEXPLAINED).mean() > (1 + LEVEL) / 2 or vanished > UNLIKE)
