@@ -405,6 +405,30 @@ def test_chunks_do_not_change_the_result(finished, corpus, monkeypatch):
         assert one.share == pytest.approx(two.share, abs=1e-6)
 
 
+def test_without_labels_the_shares_are_counted_with_a_note(finished, corpus, monkeypatch):
+    with pytest.raises(DataError):  # too few test texts
+        bs.measure(finished, corpus / "corpus.csv")
+    monkeypatch.setattr("bertsmith.workflows.label_shift.FEWEST", 3)
+    monkeypatch.setattr("bertsmith.workflows.label_shift.FEWEST_IN_GROUP", 170)  # the months have 166 or 167 texts
+    tested = []
+
+    def accept(targets, features, texts, n_classes):
+        tested.append((features.shape[1] == texts.shape[1], len(features) == len(targets), len(texts), n_classes))
+        return 0.5
+
+    monkeypatch.setattr("bertsmith.workflows.label_shift.label_shift_test", accept)
+    found = bs.measure(finished, corpus / "corpus.csv", by="month")
+    assert {(share.estimator, share.labelled) for share in found.shares} == {("adjusted count", 0)}
+    assert sum(share.share for share in found.whole) == pytest.approx(1)
+    assert all(share.interval[0] < share.interval[1] for share in found.shares)
+    assert len(found.notes) == 2  # the assumption, and groups without a test of their own
+    assert tested == [(True, True, 500, 3)]
+    monkeypatch.setattr("bertsmith.workflows.label_shift.label_shift_test", lambda *arguments: 0.01)
+    with pytest.raises(DataError) as caught:
+        bs.measure(finished, corpus / "corpus.csv")
+    assert "--labelled" in caught.value.remedy
+
+
 def test_a_sample_without_a_design_is_refused(finished, corpus, cli):
     code, _, err = cli("measure", finished, corpus / "corpus.csv", "--labelled", corpus / "sample.csv")
     assert code == 2
@@ -515,8 +539,7 @@ def test_drift_finds_other_texts(finished, corpus, cli, tmp_path):
     assert code == 0, err
     found = {d["name"]: d["differs"] for d in json.loads(out)["differences"]}
     assert found["length (logarithm of characters)"]
-    assert found["share of texts with unknown tokens"]
-    assert found["embeddings"]
+    assert {"confidence", "share of texts with unknown tokens", "predicted labels", "embeddings"} < set(found)
     assert "unheard" not in (tmp_path / "d.html").read_text(encoding="utf-8")
     code, out, _ = cli("drift", finished, corpus / "corpus.csv")
     assert code == 0

@@ -51,9 +51,19 @@ class HeldOutPredictions:
     lengths: np.ndarray | None = None
 
 
-def held_out_predictions(run: Run, *, ensemble: bool = False) -> HeldOutPredictions:
-    """Return the held-out predictions of a run, or of all its seeds for an ensemble."""
-    frames = [member.validation_predictions for member in (run.members if ensemble else [run])]
+def held_out_predictions(run: Run, *, ensemble: bool = False, test: bool = False) -> HeldOutPredictions:
+    """Return the predictions for the validation split of a run, or for its test split.
+
+    Thresholds come from validation, so that the test split can judge them. The test split is better for what nothing
+    was selected by: epochs and decision rules look better on validation than on new texts.
+
+    Args:
+        run: the run.
+        ensemble: whether to return the predictions of all its seeds.
+        test: whether to return those for the test split.
+    """
+    members = run.members if ensemble else [run]
+    frames = [member.predictions if test else member.validation_predictions for member in members]
     task = get_task(run.task)
     return HeldOutPredictions(
         task.stored_targets(frames[0], run.labels),

@@ -115,7 +115,7 @@ def label_shift_test(targets: np.ndarray, features: np.ndarray, corpus: np.ndarr
     sizes = np.array([len(corpus), *by_class]) - 1
     whitened = [part @ inverse for part in parts]
     spread = sum((np.trace(w) ** 2 + np.trace(w @ w)) / n for w, n in zip(whitened, sizes, strict=True))
-    known, freedom = (rank**2 + rank) / spread, rank - (int((shares > 0).sum()) - 1)
+    known, freedom = (rank**2 + rank) / spread, rank - (int((shares > 1e-9).sum()) - 1)
     remaining = known - freedom + 1
     if freedom < 1 or remaining < 1:
         return 1.0

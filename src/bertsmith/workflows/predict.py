@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from bertsmith.events import InputOpened, ModelOpened, PredictionListener, RowsP
 from bertsmith.folders.atomic import checksum
 from bertsmith.folders.claim import claim
 from bertsmith.folders.files import OutputFolder
+from bertsmith.folders.run import open_run
 from bertsmith.inference.chunks import PredictionFile, write_stream
 from bertsmith.inference.exported import is_export
 from bertsmith.inference.table_writers import DIALECTS, CsvStyle, output_format
@@ -163,7 +164,7 @@ def run_prediction(
     labels = Counter({key.removeprefix(LABELLED): n for key, n in counts.items() if key.startswith(LABELLED)})
     expected = None
     if options.decide and abstain.confidence is None:
-        expected = _expected_accuracy(classifier, held_out, counts)
+        expected = _expected_accuracy(classifier, partial(_unseen, run, options, held_out), counts)
     return Predictions(
         output,
         None,
@@ -177,6 +178,19 @@ def run_prediction(
         expected,
         counts["none"],
     )
+
+
+def _unseen(run: Path, options: PredictOptions, held_out: Callable[[], HeldOutPredictions]) -> HeldOutPredictions:
+    """Return the predictions for the test texts of a run; the held-out ones of an export, or of a run without these."""
+    from bertsmith.inference.abstain import held_out_predictions
+    from bertsmith.measuring.expected_accuracy import FEWEST
+
+    if not is_export(run):
+        with suppress(UserError):  # a run without a test split
+            found = held_out_predictions(open_run(run), ensemble=options.ensemble, test=True)
+            if len(found.targets) >= FEWEST:
+                return found
+    return held_out()
 
 
 def _expected_accuracy(
