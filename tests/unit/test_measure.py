@@ -531,7 +531,9 @@ def test_a_sample_of_a_corpus_is_random_and_does_not_depend_on_chunks(monkeypatc
     assert abs(np.mean(positions) - 1500) < 4 * 3000 / 12**0.5 / 300**0.5
 
 
-def test_drift_finds_other_texts(finished, corpus, cli, tmp_path):
+def test_drift_finds_other_texts(finished, corpus, cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("bertsmith.measuring.text_features.TEXTS", 2)
+    monkeypatch.setattr("bertsmith.measuring.text_features.FITTED_TEXTS", 2)
     table = tiny_table(200, seed=4)
     table["Text"] = "unheard of words in long texts that no run has seen before " + table["Text"]
     table.to_csv(tmp_path / "new.csv", index=False)
