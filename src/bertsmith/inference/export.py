@@ -86,8 +86,8 @@ def export(
             tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
             held_out = held_out_predictions(opened)
             probabilities = held_out.scores[0].astype(np.float32)
-            known = {"targets": held_out.targets, "probabilities": probabilities, "lengths": held_out.lengths}
-            np.savez(folder / HELD_OUT, **known)
+            lengths = np.array([]) if held_out.lengths is None else held_out.lengths
+            np.savez(folder / HELD_OUT, targets=held_out.targets, probabilities=probabilities, lengths=lengths)
             about = ExportInfo(
                 format,
                 precision,

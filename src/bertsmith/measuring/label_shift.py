@@ -79,8 +79,9 @@ def adjusted_count(
 def _mixture(columns: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Return the shares, at least 0 and with the sum 1, whose mixture of columns is closest to the target."""
     scale = _SUM_WEIGHT * max(float(abs(columns).max()), 1.0)
-    found: np.ndarray = nnls(np.vstack([columns, np.full(columns.shape[1], scale)]), np.append(target, scale))[0]
-    return found / found.sum()
+    found = nnls(np.vstack([columns, np.full(columns.shape[1], scale)]), np.append(target, scale))[0]
+    shares: np.ndarray = found / found.sum()
+    return shares
 
 
 def label_shift_test(targets: np.ndarray, features: np.ndarray, corpus: np.ndarray, n_classes: int) -> float:
