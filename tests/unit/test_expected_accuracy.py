@@ -79,6 +79,16 @@ def test_labels_that_no_shares_explain_widen_the_interval():
         assert (found.low == 0) == unlike
 
 
+def test_many_classes_with_few_texts_are_not_called_unlike():
+    rng = np.random.default_rng(5)
+    worlds = []
+    for n in (400, 800):
+        targets = rng.integers(0, 120, n)
+        decided = np.where(rng.random(n) < 0.9, targets, rng.integers(0, 120, n))
+        worlds.append((targets, np.full(n, 0.9), decided))
+    assert not _expect(worlds[1], worlds[0], 120).unlike
+
+
 def test_bins_of_length_grow_with_it():
     bins = [length_bin(n) for n in (0, 1, 10, 20, 100, 10**6, 10**9)]
     assert bins == sorted(bins)
