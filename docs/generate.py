@@ -198,7 +198,7 @@ _STUDY = """## A study
 | `export.json` | labels, columns, inputs, maximum length, temperature, decision rule, result of the check, checksums |
 | `model.onnx` and `model.onnx.data`, or `model.xml` and `model.bin` | the model |
 | `tokenizer.json` | the tokenizer |
-| `validation.npz` | labels, probabilities and lengths of the validation texts, for thresholds and the expected accuracy |
+| `validation.npz` | labels, probabilities and lengths of the validation texts, for thresholds and expected accuracy |
 | `README.md` | the commands that install and run it |
 
 ## Predictions of new texts

@@ -15,7 +15,9 @@ BINS = 10
 """Bins of confidence with equal numbers of held-out texts."""
 FEWEST = 100
 """Fewest held-out texts, and fewest new texts."""
-DRAWS, EM_STEPS = 400, 100
+DRAWS, EM_STEPS = 400, 1000
+"""With many classes, a quarter of the draws and a tenth of the steps."""
+MANY_CLASSES, CONVERGED = 20, 1e-5
 LEVEL = 0.95
 LENGTHS = 160
 """Bins of length in which texts are counted, eight for each doubling."""
@@ -135,7 +137,8 @@ def _by_class(
     Also return whether label shift is implausible: no class shares explain the shares by predicted class in nearly all
     draws, or only shares with which large classes vanish.
     """
-    k, draws = len(shares), DRAWS if len(shares) <= 20 else DRAWS // 4
+    k = len(shares)
+    draws, steps = (DRAWS, EM_STEPS) if k <= MANY_CLASSES else (DRAWS // 4, EM_STEPS // 10)
     overall, tables = float((decided == targets).mean()), np.empty((draws, k, k))
     for i in range(draws):
         rows = rng.integers(0, len(targets), len(targets))
@@ -143,9 +146,11 @@ def _by_class(
     texts = tables.sum(axis=1)
     recall = np.where(texts > 0, np.diagonal(tables, axis1=1, axis2=2) / np.maximum(texts, 1), overall)
     mixture, found = tables / np.maximum(texts, 1)[:, None], np.full((draws, k), 1 / k)
-    for _ in range(EM_STEPS):  # the class shares of maximum likelihood
+    for _ in range(steps):  # the class shares of maximum likelihood
         ratio = shares / np.maximum(np.einsum("dij,dj->di", mixture, found), 1e-12)
-        found = found * np.einsum("dij,di->dj", mixture, ratio)
+        last, found = found, found * np.einsum("dij,di->dj", mixture, ratio)
+        if abs(found - last).max() < CONVERGED:
+            break
     result: np.ndarray = (found * recall).sum(axis=1) / np.maximum(found.sum(axis=1), 1e-12)
     unexplained = abs(np.einsum("dij,dj->di", mixture, found) - shares).sum(axis=1) / 2
     before = np.bincount(targets, minlength=k) / len(targets)

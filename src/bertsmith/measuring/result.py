@@ -104,9 +104,13 @@ class Measurement:
         """The names of the groups, in order."""
         return tuple(dict.fromkeys(share.group for share in self.shares if share.group is not None))
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one JSON-ready row per share."""
+        return _rows(self.shares)
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready content."""
-        rows = {"shares": _rows(self.shares), "means": _rows(self.means)}
+        rows = {"shares": self.rows(), "means": _rows(self.means)}
         return {**rows, **{n: v for n, v in vars(self).items() if n not in rows}, "notes": list(self.notes)}
 
 
