@@ -147,10 +147,10 @@ def _cells(s: Share) -> list[str]:
 
 
 def _mean_cells(m: MeanLevel) -> list[str]:
-    interval = "–" if m.interval is None else "{:.3g} to {:.3g}".format(*m.interval)
-    value = "–" if m.mean is None else f"{m.mean:.3g}"
+    interval = "–" if m.interval is None else "{:#.3g} to {:#.3g}".format(*m.interval)
+    value = "–" if m.mean is None else f"{m.mean:#.3g}"
     difference = "–" if m.difference is None else f"{m.difference:+.2g}"
-    return [value, interval, f"{m.naive:.3g}", difference, f"{m.labelled:,}", f"{m.texts:,}"]
+    return [value, interval, f"{m.naive:#.3g}", difference, f"{m.labelled:,}", f"{m.texts:,}"]
 
 
 def _print_notes(measurement: Measurement) -> None:
