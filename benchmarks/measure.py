@@ -199,15 +199,17 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--only", nargs="*", default=TABLES)
     parser.add_argument("--models", nargs="*", default=("good", "poor"))
-    parser.add_argument("--part", choices=("labelled", "unlabelled", "both"), default="both")
+    parser.add_argument("--part", choices=("labelled", "correlations", "unlabelled", "all"), default="all")
     given = parser.parse_args()
     pools = {}
     for name in given.only:
         pool = load(given.tables / name, given.cache)
         pools[name] = pool._replace(models={model: pool.models[model] for model in given.models})
-    if given.part != "unlabelled":
+    if given.part in ("labelled", "all"):
         print_labelled(pools, given.draws)
-    if given.part != "labelled":
+    if given.part in ("correlations", "all"):
+        print_correlations(pools)
+    if given.part in ("unlabelled", "all"):
         print_unlabelled(pools, given.draws)
 
 
@@ -226,6 +228,19 @@ def print_labelled(pools: dict[str, Pool], draws: int) -> None:
                     f"{r['naive']:.2f} |",
                     flush=True,
                 )
+
+
+def print_correlations(pools: dict[str, Pool]) -> None:
+    """Print the correlation of prediction and label, and the width of the interval that theory expects from it."""
+    print("| table | model | correlation, mean over the classes | from | to | relative width |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, pool in pools.items():
+        outcomes = np.eye(pool.n_classes)[pool.targets]
+        for model, predictions in pool.models.items():
+            found = np.array([np.corrcoef(y, f)[0, 1] for y, f in zip(outcomes.T, predictions.T, strict=True)])
+            found = found.clip(0, 1)
+            width = np.sqrt(1 - found**2).mean()
+            print(f"| {name} | {model} | {found.mean():.2f} | {found.min():.2f} | {found.max():.2f} | {width:.2f} |")
 
 
 def print_unlabelled(pools: dict[str, Pool], draws: int) -> None:
