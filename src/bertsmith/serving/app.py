@@ -24,7 +24,7 @@ from bertsmith.errors import DataError, UserError
 from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.serving.aliases import Endpoints, VertexRoutes, add_aliases
 from bertsmith.serving.batcher import QueueFullError
-from bertsmith.serving.loader import Service, log_event
+from bertsmith.serving.loader import Service
 from bertsmith.serving.middleware import Limits, Middleware
 from bertsmith.serving.prometheus import ServerMetrics
 from bertsmith.serving.schemas import (
@@ -133,22 +133,8 @@ def create_app(
             **({"x-truncated-texts": ",".join(map(str, too_long))} if len(too_long) else {}),
         }
         adjusted = classifier.rule.adjust(logits, decide=classifier.decide)
-        scores = classifier.task.scores(adjusted)
-        server_metrics.observe_labels(classifier.task, scores, classifier.labels)
-        watch_drift(classifier, scores)
+        require_service().observe(classifier, classifier.task.scores(adjusted), server_metrics)
         return adjusted, classifier
-
-    def watch_drift(classifier: ModelPredictor, scores: np.ndarray) -> None:
-        """Compare texts with the held-out texts, and log when they start or stop being different."""
-        service = require_service()
-        watch, task = service.watch, classifier.task
-        if watch is None or service.batcher.classifier is not classifier:  # the model was reloaded in between
-            return
-        before = watch.differs
-        if watch.observe(task.predicted(scores), task.confidence(scores)):
-            server_metrics.observe_drift(watch.latest.values())
-            if watch.differs != before:
-                log_event("drift", **(watch.to_dict() or {}))
 
     @app.post("/predict", responses=problems, response_model=list[Score] | list[list[Score]], dependencies=secured)
     async def predict(body: PredictRequest, request: Request) -> Response:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bertsmith.data.template import Texts
 from bertsmith.errors import UserError
 from bertsmith.folders.run import Run
@@ -72,6 +74,24 @@ class Service:
     explain: Callable[[ModelPredictor, Texts], Any] | None = None
     draining: bool = False
     watch: DriftWatch | None = None
+
+    def observe(self, classifier: ModelPredictor, scores: np.ndarray, metrics: ServerMetrics) -> None:
+        """Count predictions, and log when texts start or stop being unlike the held-out texts.
+
+        Args:
+            classifier: made the predictions; it may have been replaced since.
+            scores: shape (texts, outputs).
+            metrics: of the server.
+        """
+        watch, task = self.watch, classifier.task
+        metrics.observe_labels(task, scores, classifier.labels)
+        if watch is None or self.batcher.classifier is not classifier:
+            return
+        before = watch.differs
+        if watch.observe(task.predicted(scores), task.confidence(scores)):
+            metrics.observe_drift(watch.latest.values())
+            if watch.differs != before:
+                log_event("drift", **(watch.to_dict() or {}))
 
 
 class Loader:
