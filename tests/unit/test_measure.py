@@ -382,7 +382,7 @@ def test_the_command_measures_a_corpus(finished, corpus, cli, tmp_path):
     for share in whole:  # the pseudo-outcomes have the corrected share as their mean
         assert table[f"outcome {share['label_text']}"].mean() == pytest.approx(share["share"], abs=1e-6)
     assert bs.regress(tmp_path / "r.csv", "animals", ["month"]).names[1:] == ("month_2025-02", "month_2025-03")
-    assert bs.regress(ArrowTable(table), "animals", ["month", "labelled"]).names[-1] == "labelled"
+    assert "labelled" in bs.regress(ArrowTable(table), "animals", ["month", "labelled"]).names
     page = (tmp_path / "p.html").read_text(encoding="utf-8")
     assert page.count("<svg") == 4
     code, _, _ = cli(*arguments)
