@@ -21,7 +21,7 @@ ORDER = [
     {"training"},
     {"tasks"},
     {"tuning"},
-    {"inference", "report", "progress"},
+    {"inference", "report", "labelling", "progress"},
     {"workflows", "serving", "tracking"},
     {"api"},
     {"cli"},

@@ -1,0 +1,203 @@
+"""How well coders agree: Krippendorff's alpha and Cohen's kappa, for all labels, each class and each pair of coders.
+
+The package krippendorff is under the GPL. The tests hold `alpha` against its published examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from bertsmith.data.table import MULTI_LABEL, ORDINAL
+from bertsmith.evaluation.intervals import TAILS, draw_resamples
+
+RESAMPLES = 1000
+LabelSet = frozenset[str]
+Coded = Mapping[tuple[int, str], LabelSet]
+"""The labels that a coder gave to a text, by text and coder."""
+
+
+@dataclass(frozen=True)
+class Coefficient:
+    """A coefficient of agreement: 1 is perfect, 0 is chance.
+
+    Attributes:
+        value: ``None`` if it is undefined, as when every text has the same label.
+        interval: bounds of the 95 % bootstrap interval over texts; ``None`` if undefined.
+        texts: number of texts with labels of at least two coders.
+    """
+
+    value: float | None
+    interval: tuple[float, float] | None
+    texts: int
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Agreement between coders.
+
+    Attributes:
+        alpha: Krippendorff's alpha of all labels.
+        classes: alpha of each class against all others, by label.
+        pairs: Cohen's kappa of each pair of coders.
+        ceiling: mean macro-F1 of one coder against another, which no model exceeds except by chance; ``None`` without
+            two coders.
+        disputed: texts with different labels.
+    """
+
+    alpha: Coefficient
+    classes: dict[str, Coefficient]
+    pairs: dict[tuple[str, str], Coefficient]
+    ceiling: Coefficient
+    disputed: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the coefficients, JSON-ready."""
+        return {
+            "alpha": vars(self.alpha),
+            "ceiling": vars(self.ceiling),
+            "classes": {label: vars(found) for label, found in self.classes.items()},
+            "pairs": [{"coders": list(pair), **vars(found)} for pair, found in self.pairs.items()],
+            "disputed": len(self.disputed),
+        }
+
+
+def measure_agreement(coded: Coded, labels: Sequence[str], task: str, *, seed: int = 0) -> Agreement:
+    """Measure the agreement of coders on the texts that at least two of them labelled.
+
+    Args:
+        coded: the labels by text and coder.
+        labels: all labels; for ordinal labels in their order.
+        task: the kind of label, which determines the distance of two labels: equal or not, squared difference of
+            ranks, or Jaccard distance of sets.
+        seed: of the bootstrap.
+    """
+    by_text: dict[int, dict[str, LabelSet]] = {}
+    for (text, coder), given in sorted(coded.items()):
+        by_text.setdefault(text, {})[coder] = given
+    shared = {text: given for text, given in by_text.items() if len(given) > 1}
+    order = _order(labels)
+    values = sorted({given for some in shared.values() for given in some.values()}, key=order)
+    position = {value: i for i, value in enumerate(values)}
+    counts = np.zeros((len(shared), len(values)))
+    for i, some in enumerate(shared.values()):
+        for given in some.values():
+            counts[i, position[given]] += 1
+    distance = _distance(values, counts.sum(axis=0), task)
+    classes = {}
+    for label in labels:
+        inside = np.array([label in value for value in values], dtype=bool)
+        split = np.stack([counts[:, ~inside].sum(axis=1), counts[:, inside].sum(axis=1)], axis=1)
+        classes[label] = alpha(split, 1 - np.eye(2), seed=seed)
+    coders = sorted({coder for some in shared.values() for coder in some})
+    ranks = np.array([order(value)[0] if value else 0 for value in values])
+    weights = (ranks[:, None] - ranks) ** 2.0 if task == ORDINAL else 1 - np.eye(len(values))
+    pairs, f1 = {}, []
+    for one, two in combinations(coders, 2):
+        both = [(some[one], some[two]) for some in shared.values() if one in some and two in some]
+        if both:
+            a, b = (np.array([position[pair[i]] for pair in both]) for i in (0, 1))
+            pairs[one, two] = kappa(a, b, weights, seed=seed)
+            f1.append(_f1_of_coders(both, labels, seed))
+    disputed = tuple(text for text, some in shared.items() if len(set(some.values())) > 1)
+    return Agreement(alpha(counts, distance, seed=seed), classes, pairs, _mean(f1), disputed)
+
+
+def alpha(counts: np.ndarray, distance: np.ndarray, *, seed: int = 0) -> Coefficient:
+    """Return Krippendorff's alpha (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability").
+
+    Args:
+        counts: how many coders gave each value to each text, shape (texts, values). Texts with one label do not count.
+        distance: of two values, symmetric, with zeros on the diagonal, shape (values, values).
+        seed: of the bootstrap over texts.
+    """
+    counts = counts[counts.sum(axis=1) > 1]
+    n = len(counts)
+    if not n:
+        return Coefficient(None, None, 0)
+    disagreement = np.einsum("uc,ck,uk->u", counts, distance, counts) / (counts.sum(axis=1) - 1)
+
+    def of(drawn: np.ndarray) -> np.ndarray:
+        totals = drawn @ counts
+        expected = ((totals @ distance) * totals).sum(axis=1) / (totals.sum(axis=1) - 1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(1 - (drawn @ disagreement) / expected)
+
+    return _with_interval(of, n, seed)
+
+
+def kappa(one: np.ndarray, two: np.ndarray, weights: np.ndarray, *, seed: int = 0) -> Coefficient:
+    """Return Cohen's weighted kappa of two coders (Cohen 1968).
+
+    Args:
+        one, two: value index of each text, shape (texts,).
+        weights: disagreement of two values, shape (values, values).
+        seed: of the bootstrap over texts.
+    """
+    n_values = len(weights)
+    rows, columns = np.eye(n_values)[one], np.eye(n_values)[two]
+    disagreement = weights[one, two]
+
+    def of(drawn: np.ndarray) -> np.ndarray:
+        expected = ((drawn @ rows) @ weights * (drawn @ columns)).sum(axis=1) / drawn.sum(axis=1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(1 - (drawn @ disagreement) / expected)
+
+    return _with_interval(of, len(one), seed)
+
+
+def _f1_of_coders(both: Sequence[tuple[LabelSet, LabelSet]], labels: Sequence[str], seed: int) -> Coefficient:
+    """Return the macro-F1 of two coders; it is the same whichever of them counts as the truth."""
+    a, b = (np.array([[label in pair[i] for label in labels] for pair in both], dtype=float) for i in (0, 1))
+
+    def of(drawn: np.ndarray) -> np.ndarray:
+        given = drawn @ (a + b)
+        f1 = np.divide(2 * (drawn @ (a * b)), given, out=np.zeros_like(given), where=given > 0)
+        return np.asarray(f1.sum(axis=1) / np.maximum((given > 0).sum(axis=1), 1))
+
+    return _with_interval(of, len(both), seed)
+
+
+def _mean(found: Sequence[Coefficient]) -> Coefficient:
+    """Return the mean of the pairs of coders, weighted by texts. Pairs share texts, so the interval is their mean."""
+    known = [each for each in found if each.value is not None and each.interval is not None]
+    if not known:
+        return Coefficient(None, None, 0)
+    weights = np.array([each.texts for each in known], dtype=float)
+    low, high = (
+        float(np.average([each.interval[i] for each in known if each.interval], weights=weights)) for i in (0, 1)
+    )
+    return Coefficient(
+        float(np.average([each.value or 0.0 for each in known], weights=weights)), (low, high), int(max(weights))
+    )
+
+
+def _with_interval(of: Callable[[np.ndarray], np.ndarray], n: int, seed: int) -> Coefficient:
+    value = float(of(np.ones((1, n)))[0])
+    if not np.isfinite(value):
+        return Coefficient(None, None, n)
+    drawn = np.concatenate([of(some) for some in draw_resamples(n, None, np.random.default_rng(seed), RESAMPLES)])
+    drawn = drawn[np.isfinite(drawn)]
+    low, high = np.percentile(drawn, TAILS).tolist() if len(drawn) else (value, value)
+    return Coefficient(value, (low, high), n)
+
+
+def _order(labels: Sequence[str]) -> Callable[[LabelSet], list[int]]:
+    position = {label: i for i, label in enumerate(labels)}
+    return lambda value: sorted(position.get(label, len(position)) for label in value)
+
+
+def _distance(values: Sequence[LabelSet], totals: np.ndarray, task: str) -> np.ndarray:
+    """Return the distance of each two values, shape (values, values)."""
+    n = len(values)
+    if task == ORDINAL:  # the number of labels between two ranks, squared
+        until = np.cumsum(totals) - totals / 2
+        result: np.ndarray = (until[:, None] - until[None]) ** 2
+        return result
+    if task == MULTI_LABEL:
+        return np.array([[1 - len(a & b) / max(len(a | b), 1) if a != b else 0.0 for b in values] for a in values])
+    return 1 - np.eye(n)

@@ -1,0 +1,291 @@
+"""The project of a labelling effort: an SQLite file with texts, decisions and codebook. It survives a kill.
+
+Decisions are only added, and an undo marks one. So no decision is lost, and the history of a text can be read.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bertsmith.data.table import MULTI_LABEL, ORDINAL, SINGLE_LABEL
+from bertsmith.errors import ConfigError, DataError, RunFolderError, listing, quoted, write_error
+
+LABELLED, UNSURE, SKIPPED = STATUSES = ("labelled", "unsure", "skipped")
+SETTLED = "(settled)"
+"""The coder of decisions that settle a disagreement."""
+TASKS = (SINGLE_LABEL, MULTI_LABEL, ORDINAL)
+FILE = "labels.sqlite"
+VERSION = 1
+PAUSE = 300.0
+"""Seconds after which a decision counts as a pause, not as work."""
+_SCHEMA = """
+CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE texts (
+    id INTEGER PRIMARY KEY, row INTEGER NOT NULL UNIQUE, text TEXT NOT NULL, pair TEXT, columns TEXT NOT NULL,
+    reason TEXT NOT NULL, random INTEGER NOT NULL, suggestion TEXT);
+CREATE TABLE decisions (
+    id INTEGER PRIMARY KEY, text INTEGER NOT NULL REFERENCES texts(id), coder TEXT NOT NULL, status TEXT NOT NULL,
+    labels TEXT NOT NULL, note TEXT NOT NULL, seconds REAL NOT NULL, time REAL NOT NULL,
+    undone INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX by_text ON decisions (text, coder);
+"""
+_CURRENT = """SELECT * FROM decisions WHERE id IN
+    (SELECT MAX(id) FROM decisions WHERE undone = 0 GROUP BY text, coder)"""
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A text to label.
+
+    Attributes:
+        row: its row in the pool, from 1.
+        text, pair: the text, and the second segment of a pair.
+        reason: why it was chosen.
+        random: whether it belongs to the random sample of the pool.
+        columns: the other columns of its row.
+        suggestion: a proposal from elsewhere, which coders see only if they ask.
+        id: its number in the project.
+    """
+
+    row: int
+    text: str
+    reason: str
+    random: bool
+    pair: str | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    suggestion: str | None = None
+    id: int = 0
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a coder decided about a text; ``labels`` is empty unless the status is ``"labelled"``."""
+
+    text: int
+    coder: str
+    status: str
+    labels: tuple[str, ...] = ()
+    note: str = ""
+    seconds: float = 0.0
+
+
+class Project:
+    """The file of a project. Every change is a transaction that is on disk when the method returns.
+
+    Args:
+        path: folder of the project.
+        create: settings of a new project: ``task`` and ``labels``; ``None`` to open an existing one.
+
+    Raises:
+        RunFolderError: if the folder contains no project, or its file is damaged.
+        OutputError: if the folder is not writable.
+    """
+
+    def __init__(self, path: Path, create: Mapping[str, Any] | None = None) -> None:
+        self.path, self.file = path, path / FILE
+        if not self.file.is_file():
+            if create is None:
+                raise RunFolderError(
+                    "this folder contains no labelling project",
+                    where=str(path),
+                    remedy="Begin one: bertsmith label POOL -o PROJECT --labels a,b,c",
+                )
+            self._create(create)
+        with self._open() as database:
+            version = json.loads(database.execute("SELECT value FROM facts WHERE name = 'version'").fetchone()[0])
+        if version > VERSION:
+            raise RunFolderError(
+                f"a newer version of bertsmith wrote this project (format {version})",
+                where=str(self.file),
+                remedy="Use that version.",
+            )
+
+    @classmethod
+    def exists(cls, path: Path) -> bool:
+        """Return whether a folder contains a project."""
+        return (path / FILE).is_file()
+
+    def _create(self, settings: Mapping[str, Any]) -> None:
+        others = [p.name for p in self.path.iterdir() if not p.name.startswith(".")] if self.path.is_dir() else []
+        if others or self.path.is_file():
+            raise RunFolderError(
+                "this is a file, or a folder with other files", where=str(self.path), remedy="Give -o another folder."
+            )
+        facts = {"labels": [], "task": SINGLE_LABEL, "codebook": {}, "version": VERSION, **settings}
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_error(self.path, error) from error
+        with self._open() as database:
+            for statement in _SCHEMA.split(";"):
+                database.execute(statement)
+            database.executemany("INSERT INTO facts VALUES (?, ?)", [(n, json.dumps(v)) for n, v in facts.items()])
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        """Open a transaction, which is committed if the block succeeds."""
+        try:
+            database = sqlite3.connect(self.file, timeout=30, isolation_level=None)
+        except sqlite3.Error as error:
+            raise write_error(self.file, error) from error
+        database.row_factory = sqlite3.Row
+        try:
+            database.execute("BEGIN IMMEDIATE")
+            yield database
+            database.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            raise write_error(self.file, error) from error
+        except sqlite3.DatabaseError as error:
+            raise RunFolderError(
+                f"the file of the project is damaged: {error}", where=str(self.file), remedy="Restore it from a copy."
+            ) from error
+        finally:
+            database.close()  # rolls back what was not committed
+
+    # -- settings ------------------------------------------------------------------------------------------------------
+
+    def fact(self, name: str, default: Any = None) -> Any:
+        """Return a setting of the project."""
+        with self._open() as database:
+            row = database.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return default if row is None else json.loads(row[0])
+
+    def set_fact(self, name: str, value: Any) -> None:
+        """Change a setting of the project."""
+        with self._open() as database:
+            database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels; for ordinal labels in their order."""
+        return list(self.fact("labels"))
+
+    @property
+    def task(self) -> str:
+        """The kind of label."""
+        return str(self.fact("task"))
+
+    def add_labels(self, labels: Sequence[str]) -> None:
+        """Add labels that the project does not have yet.
+
+        Raises:
+            ConfigError: if a label is empty or joins several labels.
+        """
+        names = [" ".join(label.split()) for label in labels]
+        if wrong := [label for label in names if not label or ";" in label]:
+            raise ConfigError(f"these cannot be labels: {listing(wrong)}", remedy="Give words without semicolons.")
+        known = self.labels
+        self.set_fact("labels", [*known, *(name for name in dict.fromkeys(names) if name not in known)])
+
+    # -- texts and decisions -------------------------------------------------------------------------------------------
+
+    def add_texts(self, texts: Sequence[Queued]) -> None:
+        """Add texts to the queue, in this order. A text whose row is in the queue already is ignored."""
+        rows = [
+            (t.row, t.text, t.pair, json.dumps(t.columns, default=str), t.reason, int(t.random), t.suggestion)
+            for t in texts
+        ]
+        insert = "INSERT OR IGNORE INTO texts (row, text, pair, columns, reason, random, suggestion)"
+        with self._open() as database:
+            database.executemany(f"{insert} VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+
+    @property
+    def texts(self) -> list[Queued]:
+        """All texts of the queue, in order."""
+        with self._open() as database:
+            return [_queued(row) for row in database.execute("SELECT * FROM texts ORDER BY id")]
+
+    @property
+    def rows(self) -> list[int]:
+        """The rows in the pool of all texts of the queue."""
+        with self._open() as database:
+            return [row[0] for row in database.execute("SELECT row FROM texts ORDER BY id")]
+
+    def next_text(self, coder: str) -> Queued | None:
+        """Return the first text that a coder has not decided yet; a skipped text does not come back."""
+        current = f"SELECT text, status FROM ({_CURRENT}) WHERE coder = ?"
+        query = f"""SELECT texts.* FROM texts LEFT JOIN ({current}) AS mine ON mine.text = texts.id
+            WHERE status IS NULL ORDER BY texts.id LIMIT 1"""
+        with self._open() as database:
+            row = database.execute(query, (coder,)).fetchone()
+        return None if row is None else _queued(row)
+
+    def text(self, number: int) -> Queued:
+        """Return a text of the queue.
+
+        Raises:
+            DataError: if the project has no such text.
+        """
+        with self._open() as database:
+            row = database.execute("SELECT * FROM texts WHERE id = ?", (number,)).fetchone()
+        if row is None:
+            raise DataError(f"the project has no text {number}", where=str(self.file))
+        return _queued(row)
+
+    def decide(self, decision: Decision) -> None:
+        """Record a decision. It replaces an earlier one of the same coder about the same text.
+
+        Raises:
+            DataError: if it does not fit the project.
+        """
+        unknown = [label for label in decision.labels if label not in self.labels]
+        wrong = decision.status not in STATUSES or not decision.coder.strip() or unknown
+        several = self.task != MULTI_LABEL and len(decision.labels) != (decision.status == LABELLED)
+        if wrong or several:
+            what = f"{decision.status} {listing(decision.labels)} by {quoted(decision.coder)}"
+            raise DataError(f"this is not a decision of the project: {what}", where=str(self.file))
+        self.text(decision.text)
+        values = (decision.text, decision.coder, decision.status, json.dumps(decision.labels), decision.note)
+        with self._open() as database:
+            database.execute(
+                "INSERT INTO decisions (text, coder, status, labels, note, seconds, time) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (*values, decision.seconds, time.time()),
+            )
+
+    def undo(self, coder: str) -> Queued | None:
+        """Undo the last decision of a coder, and return its text; ``None`` if nothing is left to undo."""
+        last = "SELECT id, text FROM decisions WHERE coder = ? AND undone = 0 ORDER BY id DESC LIMIT 1"
+        with self._open() as database:
+            row = database.execute(last, (coder,)).fetchone()
+            if row is None:
+                return None
+            database.execute("UPDATE decisions SET undone = 1 WHERE id = ?", (row["id"],))
+        return self.text(row["text"])
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """The current decision of every coder about every text, in the order of the decisions."""
+        with self._open() as database:
+            return [
+                Decision(r["text"], r["coder"], r["status"], tuple(json.loads(r["labels"])), r["note"], r["seconds"])
+                for r in database.execute(f"{_CURRENT} ORDER BY id")
+            ]
+
+    def progress(self, coder: str) -> dict[str, Any]:
+        """Return numbers for the page of a coder: texts ``decided``, in the queue, and median ``seconds`` of a text."""
+        with self._open() as database:
+            total = database.execute("SELECT COUNT(*) FROM texts").fetchone()[0]
+            mine = f"SELECT seconds FROM ({_CURRENT}) WHERE coder = ? ORDER BY seconds"
+            seconds = [row[0] for row in database.execute(mine, (coder,))]
+        worked = [value for value in seconds if 0 < value < PAUSE]
+        return {"decided": len(seconds), "texts": total, "seconds": worked[len(worked) // 2] if worked else None}
+
+
+def _queued(row: sqlite3.Row) -> Queued:
+    return Queued(
+        row["row"],
+        row["text"],
+        row["reason"],
+        bool(row["random"]),
+        row["pair"],
+        json.loads(row["columns"]),
+        row["suggestion"],
+        row["id"],
+    )

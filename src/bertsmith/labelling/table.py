@@ -1,0 +1,166 @@
+"""The labels of a project as a table for `train`, and the agreement of its coders."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from bertsmith.data.table import ORDINAL
+from bertsmith.folders.atomic import write_text
+from bertsmith.labelling.agreement import Agreement, LabelSet, measure_agreement
+from bertsmith.labelling.store import LABELLED, SETTLED, Decision, Project, Queued
+from bertsmith.measuring.design import INCLUSION, RANDOM
+
+TABLE = "labels.csv"
+"""The exported table in the folder of a project."""
+AGREED, MAJORITY, TIE, RESOLVED, SINGLE = "agreed", "majority", "tie", "settled", "one coder"
+SEPARATOR = ";"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A text with the labels that count.
+
+    Attributes:
+        text: the text.
+        labels: its labels; ``None`` if coders disagree and none of them is in the majority.
+        how: one of ``"one coder"``, ``"agreed"``, ``"majority"``, ``"tie"`` and ``"settled"``.
+        share: share of the coders who gave these labels.
+        notes: notes of the coders.
+    """
+
+    text: Queued
+    labels: LabelSet | None
+    how: str
+    share: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a project has at one time.
+
+    Attributes:
+        labels, task: see `Project`.
+        texts: the queue.
+        decisions: the current decisions.
+        pool_rows: number of rows of the pool.
+    """
+
+    labels: list[str]
+    task: str
+    texts: list[Queued]
+    decisions: list[Decision]
+    pool_rows: int
+
+    @classmethod
+    def of(cls, project: Project) -> Snapshot:
+        """Read a project."""
+        return cls(project.labels, project.task, project.texts, project.decisions, project.fact("pool_rows", 0))
+
+    @property
+    def labelled(self) -> list[Labelled]:
+        """The texts that at least one coder labelled, in the order of the queue."""
+        by_text: dict[int, list[Decision]] = {}
+        for decision in self.decisions:
+            if decision.status == LABELLED:
+                by_text.setdefault(decision.text, []).append(decision)
+        return [_count_votes(text, by_text[text.id]) for text in self.texts if text.id in by_text]
+
+    @property
+    def agreement(self) -> Agreement:
+        """The agreement of the coders, without settled labels."""
+        coded = {
+            (d.text, d.coder): frozenset(d.labels)
+            for d in self.decisions
+            if d.status == LABELLED and d.coder != SETTLED
+        }
+        return measure_agreement(coded, self.labels, self.task)
+
+    @property
+    def disputed(self) -> list[tuple[Queued, dict[str, Decision]]]:
+        """The texts that coders decided differently or that all of them left open, and that nobody settled."""
+        by_text: dict[int, dict[str, Decision]] = {}
+        for decision in self.decisions:
+            by_text.setdefault(decision.text, {})[decision.coder] = decision
+        found = []
+        for text in self.texts:
+            some = by_text.get(text.id, {})
+            differ = len({(d.status, frozenset(d.labels)) for d in some.values()}) > 1
+            if SETTLED not in some and (differ or any(d.status != LABELLED for d in some.values())):
+                found.append((text, some))
+        return found
+
+    @property
+    def inclusion(self) -> float | None:
+        """Chance of a row of the pool to be among the random texts that were decided; ``None`` without any."""
+        decided = {decision.text for decision in self.decisions}
+        n = sum(text.random and text.id in decided for text in self.texts)
+        return n / self.pool_rows if n and self.pool_rows else None
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one record per labelled text, with the columns that `train` and `measure` read.
+
+        The split is test for random texts and train for the others, because chosen texts do not represent the pool.
+        """
+        numbers = {label: i for i, label in enumerate(self.labels, start=1)}
+        records = []
+        for each in self.labelled:
+            text = each.text
+            given = sorted(each.labels or (), key=numbers.__getitem__)
+            record: dict[str, Any] = {"Text": text.text}
+            if text.pair is not None:
+                record["Pair"] = text.pair
+            if self.task == ORDINAL:
+                record["Label"] = numbers[given[0]] if given else ""
+            record |= {
+                "Label Text": SEPARATOR.join(given),
+                "split": "test" if text.random else "train",
+                RANDOM: str(text.random).lower(),
+                INCLUSION: self.inclusion if text.random else "",
+                "reason": text.reason,
+                "decided_by": each.how,
+                "share_of_coders": round(each.share, 3),
+                "row": text.row,
+                "note": " | ".join(each.notes),
+            }
+            records.append(record | {n: v for n, v in text.columns.items() if n not in record})
+        return records
+
+
+def export(project: Project, path: Path | None = None) -> int:
+    """Write the labels of a project as CSV, and return the number of rows.
+
+    Args:
+        project: the project.
+        path: the file; by default ``labels.csv`` in the folder of the project.
+    """
+    records = Snapshot.of(project).records()
+    columns = list(dict.fromkeys(name for record in records for name in record))
+    content = StringIO()
+    writer = csv.DictWriter(content, columns, lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows(records)
+    write_text(path or project.path / TABLE, content.getvalue())
+    return len(records)
+
+
+def _count_votes(text: Queued, decisions: Sequence[Decision]) -> Labelled:
+    """Return the labels that most coders gave, or those that settled a disagreement."""
+    notes = tuple(decision.note for decision in decisions if decision.note)
+    votes: Mapping[LabelSet, int] = Counter(frozenset(d.labels) for d in decisions if d.coder != SETTLED)
+    n = sum(votes.values())
+    settled = [d for d in decisions if d.coder == SETTLED]
+    if settled:
+        labels = frozenset(settled[-1].labels)
+        return Labelled(text, labels, RESOLVED, votes.get(labels, 0) / n if n else 1.0, notes)
+    (best, most), *others = sorted(votes.items(), key=lambda vote: -vote[1])
+    if others and others[0][1] == most:
+        return Labelled(text, None, TIE, most / n, notes)
+    how = SINGLE if n == 1 else AGREED if most == n else MAJORITY
+    return Labelled(text, best, how, most / n, notes)

@@ -1,0 +1,267 @@
+"""Labelling: the project file, the agreement of coders, the exported table."""
+
+import contextlib
+import sqlite3
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import cohen_kappa_score, f1_score
+
+from bertsmith.config import DataConfig
+from bertsmith.data.read import read_table
+from bertsmith.errors import ConfigError, DataError, RunFolderError
+from bertsmith.labelling.agreement import alpha, kappa, measure_agreement
+from bertsmith.labelling.store import FILE, SETTLED, Decision, Project, Queued
+from bertsmith.labelling.table import Snapshot, export
+from bertsmith.measuring.design import read_design
+
+LABELS = ["bad", "good", "so so"]
+
+
+def queue(n=6, random=2):
+    return [
+        Queued(
+            i + 1, f"text {i}", "random" if i < random else "diverse", i < random, columns={"date": f"2024-0{i + 1}"}
+        )
+        for i in range(n)
+    ]
+
+
+@pytest.fixture
+def project(tmp_path):
+    made = Project(tmp_path / "project", {"labels": LABELS, "pool_rows": 40})
+    made.add_texts(queue())
+    return made
+
+
+def decide(project, coder, *labels, status="labelled"):
+    text = project.next_text(coder)
+    project.decide(Decision(text.id, coder, status, tuple(labels), seconds=2.0))
+    return text
+
+
+# -- the file ----------------------------------------------------------------------------------------------------------
+
+
+def test_each_coder_gets_every_text_once_and_sees_no_decision_of_others(project):
+    seen = {coder: [] for coder in ("ann", "ben")}
+    for coder in ("ann", "ben", "ann"):
+        seen[coder].append(decide(project, coder, "good").row)
+    while project.next_text("ann"):
+        seen["ann"].append(decide(project, "ann", status="skipped").row)
+    assert seen == {"ann": [1, 2, 3, 4, 5, 6], "ben": [1]}
+    assert project.progress("ben") == {"decided": 1, "texts": 6, "seconds": 2.0}
+    assert project.next_text("ben").row == 2
+
+
+def test_undo_brings_the_last_text_back_and_keeps_the_history(project):
+    first, second = decide(project, "ann", "good"), decide(project, "ann", "bad")
+    decide(project, "ben", "good")
+    assert project.undo("ann").id == second.id
+    assert project.next_text("ann").id == second.id
+    assert project.undo("ann").id == first.id
+    assert project.undo("ann") is None
+    assert [d.coder for d in project.decisions] == ["ben"]
+    with contextlib.closing(sqlite3.connect(project.file)) as database:
+        assert database.execute("SELECT COUNT(*) FROM decisions").fetchone() == (3,)
+
+
+def test_a_later_decision_replaces_an_earlier_one(project):
+    text = decide(project, "ann", "good")
+    project.decide(Decision(text.id, "ann", "labelled", ("bad",)))
+    assert [d.labels for d in project.decisions] == [("bad",)]
+
+
+def test_rows_are_queued_once_and_labels_added_once(project):
+    project.add_texts(queue(8))
+    assert project.rows == list(range(1, 9))
+    project.add_labels(["good", " so   so ", "new"])
+    assert project.labels == [*LABELS, "new"]
+
+
+@pytest.mark.parametrize(
+    "decision",
+    [
+        Decision(1, "ann", "labelled", ("unknown",)),
+        Decision(1, "ann", "labelled", ("good", "bad")),
+        Decision(1, "ann", "labelled"),
+        Decision(1, "ann", "unsure", ("good",)),
+        Decision(1, " ", "labelled", ("good",)),
+        Decision(1, "ann", "perhaps"),
+        Decision(99, "ann", "labelled", ("good",)),
+    ],
+)
+def test_decisions_that_do_not_fit_are_refused(project, decision):
+    with pytest.raises(DataError):
+        project.decide(decision)
+    assert project.decisions == []
+
+
+def test_labels_that_join_labels_are_refused(project):
+    with pytest.raises(ConfigError):
+        project.add_labels(["a;b"])
+
+
+def test_only_projects_are_opened_and_other_files_stay(tmp_path, project):
+    with pytest.raises(RunFolderError):
+        Project(tmp_path / "nothing")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("x")
+    with pytest.raises(RunFolderError):
+        Project(tmp_path / "full", {"labels": LABELS})
+    assert [p.name for p in (tmp_path / "full").iterdir()] == ["mine.txt"]
+    project.set_fact("version", 99)
+    with pytest.raises(RunFolderError):
+        Project(project.path)
+    project.file.write_bytes(b"SQLite format 3\0" + b"x" * 5000)
+    with pytest.raises(RunFolderError):
+        Project(project.path)
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from bertsmith.labelling.store import Decision, Project
+project = Project(Path(sys.argv[1]))
+for i in range(10**6):
+    project.decide(Decision(1 + i % 6, "ann", "labelled", ("good",), note=str(i)))
+    print(i, flush=True)
+"""
+
+
+def test_no_reported_decision_is_lost_when_the_process_is_killed(project):
+    """Kill a writer once; `benchmarks/labelling.py --kills 100` does so a hundred times."""
+    with subprocess.Popen([sys.executable, "-c", _WRITER, project.path], stdout=subprocess.PIPE, text=True) as writer:
+        while int(writer.stdout.readline()) < 20:
+            pass
+        time.sleep(0.01)
+        writer.kill()
+        reported = [20, *map(int, writer.stdout.read().split())][-1]
+    with contextlib.closing(sqlite3.connect(project.file)) as database:
+        notes = {int(note) for (note,) in database.execute("SELECT note FROM decisions")}
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert notes >= set(range(reported + 1))
+
+
+# -- agreement ---------------------------------------------------------------------------------------------------------
+
+NAN = None
+EXAMPLE = (  # the example of the package krippendorff, whose results its documentation gives
+    (NAN, NAN, NAN, NAN, NAN, 3, 4, 1, 2, 1, 1, 3, 3, NAN, 3),
+    (1, NAN, 2, 1, 3, 3, 4, 3, NAN, NAN, NAN, NAN, NAN, NAN, NAN),
+    (NAN, NAN, 2, 1, 3, 4, 4, NAN, 2, 1, 1, 3, 3, NAN, 4),
+)
+
+
+def coded(ratings):
+    return {
+        (text, f"coder {c}"): frozenset([str(value)])
+        for c, row in enumerate(ratings)
+        for text, value in enumerate(row)
+        if value is not None
+    }
+
+
+@pytest.mark.parametrize(("task", "expected"), [("single-label", 0.691), ("ordinal", 0.807)])
+def test_alpha_has_the_published_value(task, expected):
+    found = measure_agreement(coded(EXAMPLE), ["1", "2", "3", "4"], task)
+    assert found.alpha.value == pytest.approx(expected, abs=5e-4)
+    assert found.alpha.texts == 12
+    assert found.alpha.interval[0] < expected < found.alpha.interval[1]
+    assert set(found.disputed) == {5, 7, 14}
+
+
+def test_alpha_of_sets_counts_common_labels():
+    def of(*pairs):
+        return measure_agreement(
+            {(i, c): frozenset(given) for i, pair in enumerate(pairs) for c, given in zip("ab", pair, strict=True)},
+            ["x", "y", "z"],
+            "multi-label",
+        ).alpha.value
+
+    close = of(("x", "xy"), ("y", "y"), ("z", "z"))
+    far = of(("x", "yz"), ("y", "y"), ("z", "z"))
+    assert of(("x", "x"), ("yz", "yz"), ((), ())) == 1
+    assert far < close < 1
+
+
+@settings(max_examples=25)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=60))
+def test_kappa_is_that_of_scikit_learn(pairs):
+    pairs = [*pairs, (0, 0), (1, 1)]  # of a single value, kappa is undefined
+    one, two = np.array(pairs).T
+    for weights, distance in ((None, 1 - np.eye(4)), ("quadratic", (np.arange(4)[:, None] - np.arange(4)) ** 2.0)):
+        expected = cohen_kappa_score(one, two, labels=range(4), weights=weights)
+        assert kappa(one, two, distance).value == pytest.approx(expected)
+
+
+@settings(max_examples=25)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=1, max_size=40))
+def test_the_ceiling_is_the_macro_f1_of_one_coder_against_the_other(pairs):
+    given_labels = {(i, c): frozenset(v) for i, pair in enumerate(pairs) for c, v in zip("xy", pair, strict=True)}
+    found = measure_agreement(given_labels, ["a", "b", "c"], "single-label").ceiling.value
+    one, two = zip(*pairs, strict=True)
+    assert found == pytest.approx(f1_score(one, two, average="macro", labels=sorted({*one, *two})))
+
+
+def test_the_interval_of_alpha_contains_the_true_value_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    counts = np.zeros((20_000, 2))
+    truth = rng.integers(0, 2, 20_000)
+    for _ in range(2):
+        counts[np.arange(20_000), np.where(rng.random(20_000) < 0.85, truth, 1 - truth)] += 1
+    expected = alpha(counts, 1 - np.eye(2)).value
+    samples = (rng.choice(20_000, 80, replace=False) for _ in range(100))
+    inside = [low <= expected <= high for low, high in (alpha(counts[s], 1 - np.eye(2)).interval for s in samples)]
+    assert 0.88 <= np.mean(inside) <= 1
+
+
+def test_one_coder_and_one_label_have_no_agreement():
+    assert measure_agreement({(0, "a"): frozenset("x")}, ["x", "y"], "single-label").alpha.value is None
+    same = {(i, c): frozenset("x") for i in range(5) for c in "ab"}
+    assert measure_agreement(same, ["x", "y"], "single-label").alpha.value is None
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_has_the_labels_that_count_and_how_they_were_decided(project):
+    votes = {"ann": ["good", "good", "bad", "bad"], "ben": ["good", "bad", "good", "bad"], "eve": ["good", "bad"]}
+    for coder, labels in votes.items():
+        for label in labels:
+            decide(project, coder, label)
+    project.decide(Decision(4, SETTLED, "labelled", ("so so",)))
+    assert export(project) == 4
+    table = pd.read_csv(project.path / "labels.csv")
+    assert table["Label Text"].fillna("").tolist() == ["good", "bad", "", "so so"]
+    assert table["decided_by"].tolist() == ["agreed", "majority", "tie", "settled"]
+    assert table["share_of_coders"].tolist() == [1, 0.667, 0.5, 0]
+    assert table["split"].tolist() == ["test", "test", "train", "train"]
+    assert table["date"].tolist() == ["2024-01", "2024-02", "2024-03", "2024-04"]
+    assert [text.id for text, _ in Snapshot.of(project).disputed] == [2, 3]
+    design = read_design(table.to_dict("list"), range(1, 5), "table")
+    assert design.usable.tolist() == [True, True, False, False]
+    assert design.inclusion[:2].tolist() == [2 / 40] * 2
+
+
+def test_tables_of_several_and_of_ordered_labels_are_read(tmp_path):
+    votes = {"multi-label": ["a", "ab", "bc", "c"] * 3, "ordinal": ["b", "a", "c", "b"] * 3}
+    for task, given_labels in votes.items():
+        project = Project(tmp_path / task, {"labels": ["a", "b", "c"], "task": task, "pool_rows": 9})
+        project.add_texts(queue(12))
+        for labels in given_labels:
+            decide(project, "ann", *labels)
+        export(project)
+        table = read_table(project.path / "labels.csv", DataConfig(task=task))
+        assert table.labels.texts == ("a", "b", "c")
+        if task == "ordinal":
+            assert table.labels.numbers == (1, 2, 3)
+        else:
+            assert table.task == task
+    assert (tmp_path / "ordinal" / FILE).is_file()
