@@ -31,6 +31,7 @@ _COMPLETE = "_BERTSMITH_COMPLETE"
 COMMANDS = (
     "demo",
     "inspect",
+    "next",
     "train",
     "tune",
     "evaluate",

@@ -161,7 +161,7 @@ class _Csv:
 
     def write(self, cells: Cells) -> None:
         names = list(cells)
-        added = names[names.index(PREDICTED) :]
+        added = names[names.index(PREDICTED) :] if PREDICTED in cells else []
         columns = [[self._cell(value, name in added) for value in joined_labels(cells, name)] for name in names]
         if self.header:
             self.stream.write("\ufeff" * self.style.bom)
@@ -237,7 +237,7 @@ class _Excel:
 def _for_excel(table: Any) -> Cells:
     """Return the cells of an Arrow table as in CSV, but with numbers, dates and Booleans as they are."""
     names = table.column_names
-    added = names[names.index(PREDICTED) :]
+    added = names[names.index(PREDICTED) :] if PREDICTED in names else []
     cells: Cells = {name: table[name].to_pylist() for name in names}
 
     def cell(value: Any, name: str) -> Any:

@@ -1,0 +1,102 @@
+"""``bertsmith next``."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bertsmith.cli.options import with_settings
+from bertsmith.cli.terminal import check_stdout, sigterm_like_ctrl_c, stderr_console
+from bertsmith.config import Config, DataConfig, ModelConfig, TrainConfig
+
+READING = ("text_column", "pair_column", "with_columns", "sql", "db", "sheet", "encoding", "max_unpacked")
+PoolArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="POOL", show_default=False, help="Texts without labels: any table with a text column, or a .txt file."
+    ),
+]
+Number = Annotated[int, typer.Option("-n", "--number", min=1, max=100_000, metavar="N", help="Number of texts.")]
+RandomShare = Annotated[
+    float,
+    typer.Option(min=0, max=1, metavar="X", help="Share of the texts to draw at random, for tests and for measure."),
+]
+
+
+@with_settings(
+    DataConfig, ModelConfig, TrainConfig, only=(*READING, "model", "max_length", "long", "device", "threads", "seed")
+)
+def next(
+    *,
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN_OR_PROJECT", show_default=False, help="Run of bertsmith train, or project of bertsmith label."
+        ),
+    ],
+    pool: PoolArgument = None,
+    number: Number = 100,
+    random_share: RandomShare = 0.2,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="OUT", help="File to write: .csv, .jsonl, .parquet or .xlsx."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+    settings: Config,
+) -> None:
+    """Choose the texts to label next: uncertain, diverse and rare ones without near-duplicates, and a random sample.
+
+    The output has the columns of the pool, and row, reason, random and inclusion_probability.
+
+    A project also queues the texts for bertsmith label.
+
+    Example: bertsmith next runs/reviews pool.csv -n 100 -o to_label.csv
+    """
+    from bertsmith.cli.progress import PredictionProgress
+    from bertsmith.errors import DataError
+    from bertsmith.folders.atomic import replaced_file
+    from bertsmith.folders.claim import claim
+    from bertsmith.folders.files import OutputFile
+    from bertsmith.inference.table_writers import CsvStyle, open_writer, output_format
+    from bertsmith.labelling.store import Project
+
+    if pool is None and settings.sql is None:
+        raise DataError("POOL is missing", remedy="Give a file, or --sql with --db.")
+    file = None if output is None else OutputFile(output, (pool, settings.db))
+    kind = "csv" if output is None else output_format(output)
+    if file is not None:
+        file.check(overwrite=overwrite)  # before the slow part
+    else:
+        check_stdout()
+    from bertsmith.workflows.label_next import choose_for_project, choose_with_run
+
+    with PredictionProgress(stderr_console()) as progress, sigterm_like_ctrl_c():
+        if Project.exists(run):
+            project = Project(run)
+            chosen = choose_for_project(project, pool, settings, number, random_share=random_share, observe=progress)
+        else:
+            chosen = choose_with_run(run, pool, settings, number, random_share=random_share, observe=progress)
+    # Texts that begin with @ or - stay as they are: `train` and `measure` read the labelled table again.
+    style, cells = CsvStyle(guarded=False), chosen.cells()
+    if file is None:
+        with open_writer(kind, sys.stdout, style=style) as writer:
+            writer.write(cells)
+    else:
+        with (
+            claim(file, overwrite=overwrite),
+            replaced_file(file.path) as temporary,
+            open_writer(kind, temporary, style=style) as writer,
+        ):
+            writer.write(cells)
+        stderr_console().print(f"{len(chosen.texts):,} texts written to {file.path}", markup=False)
+    reasons = Counter(text.reason for text in chosen.texts)
+    stderr_console().print(", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common()), markup=False)
+    if len(chosen.texts) < number:
+        stderr_console().print(
+            f"[yellow]note:[/] the pool has no more texts that differ from those that are labelled or queued: "
+            f"{len(chosen.texts):,} of {number:,} were chosen"
+        )

@@ -1,0 +1,96 @@
+"""The embeddings of a pool, in a file in the project, so that each text is embedded once."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from bertsmith.data.template import Text, flat, is_empty
+from bertsmith.errors import DataError, RunFolderError
+from bertsmith.folders.atomic import write_json
+
+EMBEDDINGS, HASHES, ABOUT = "embeddings.f16", "embeddings.hashes", "embeddings.json"
+EMPTY = 0
+"""The hash of a row without a text."""
+
+
+class PoolFile:
+    """The embeddings and the hashes of the texts of a pool, by row.
+
+    Args:
+        folder: of the project.
+        model: name of the checkpoint.
+        width: hidden size.
+
+    Raises:
+        RunFolderError: if the file has embeddings of another checkpoint.
+    """
+
+    def __init__(self, folder: Path, model: str, width: int) -> None:
+        self.folder, self.width = folder, width
+        about = {"model": model, "width": width}
+        if not (folder / ABOUT).is_file():
+            write_json(folder / ABOUT, about)
+        before = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        if before != about:
+            raise RunFolderError(
+                f"the pool was embedded with {before['model']}, not with {model}",
+                where=str(folder),
+                remedy=f"Pass --model {before['model']}, or remove the files embeddings.* to embed it again.",
+            )
+        self.hashes = np.fromfile(folder / HASHES, dtype=np.uint64) if (folder / HASHES).is_file() else np.empty(0)
+        size = (folder / EMBEDDINGS).stat().st_size if (folder / EMBEDDINGS).is_file() else 0
+        self.done = min(len(self.hashes), size // (2 * width))  # an interruption may have cut the last rows
+        self.hashes = self.hashes[: self.done].astype(np.uint64)
+
+    def update(self, texts: Sequence[Text], first: int, embed: Callable[[list[Text]], np.ndarray], name: str) -> None:
+        """Embed the texts of a chunk that are not embedded yet, and check those that are.
+
+        Args:
+            texts: the texts of the rows from ``first``.
+            first: the first row of the chunk, from 0.
+            embed: returns the embeddings of texts, shape (texts, hidden size).
+            name: of the pool, for messages.
+
+        Raises:
+            DataError: if a text has changed since it was embedded.
+        """
+        hashes = np.array([hash_text(text) for text in texts], dtype=np.uint64)
+        known = min(max(self.done - first, 0), len(texts))
+        changed = np.flatnonzero(self.hashes[first : first + known] != hashes[:known])
+        if len(changed):
+            raise DataError(
+                f"row {first + int(changed[0]) + 1:,} has another text than when the project began",
+                where=name,
+                remedy="Give the same pool, with new rows only at its end, or begin another project.",
+            )
+        if known == len(texts):
+            return
+        new = list(texts[known:])
+        values = np.zeros((len(new), self.width), dtype=np.float16)
+        filled = [i for i, text in enumerate(new) if not is_empty(text)]
+        if filled:
+            values[filled] = embed([new[i] for i in filled])
+        for file, rows in ((EMBEDDINGS, values), (HASHES, hashes[known:])):
+            path, row_bytes = self.folder / file, rows[:1].nbytes
+            with path.open("r+b" if path.is_file() else "w+b") as stream:
+                stream.truncate(self.done * row_bytes)
+                stream.seek(0, os.SEEK_END)
+                stream.write(rows.tobytes())
+        self.hashes = np.concatenate([self.hashes, hashes[known:]])
+        self.done = len(self.hashes)
+
+    @property
+    def embeddings(self) -> np.ndarray:
+        """The embeddings of all rows, mapped from the file, float16, shape (rows, hidden size)."""
+        return np.memmap(self.folder / EMBEDDINGS, dtype=np.float16, mode="r", shape=(self.done, self.width))
+
+
+def hash_text(text: Text) -> int:
+    """Return the XXH3 hash of a text; `EMPTY` for an empty one."""
+    return EMPTY if is_empty(text) else xxhash.xxh3_64_intdigest(flat(text).encode()) or 1

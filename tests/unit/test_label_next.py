@@ -1,0 +1,210 @@
+"""Which texts to label next: the choice, the file of embeddings, the command."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bertsmith.data.near_duplicates import group_near_duplicates
+from bertsmith.errors import DataError, RunFolderError
+from bertsmith.labelling.choose import (
+    RESERVED,
+    Candidates,
+    Choice,
+    priorities,
+    random_rows,
+    without_near_duplicates,
+)
+from bertsmith.labelling.pool import PoolFile
+from bertsmith.labelling.store import Decision, Project
+from bertsmith.measuring.design import read_design
+from bertsmith.testing import tiny_table
+
+# -- the random sample -------------------------------------------------------------------------------------------------
+
+
+def test_every_row_has_the_same_chance_to_be_in_the_random_sample():
+    times = np.zeros(200)
+    for seed in range(2000):
+        rows, _ = random_rows(priorities(200, seed), np.ones(200, dtype=bool), 20)
+        times[rows] += 1
+    assert times.sum() == 2000 * 20
+    assert (((times - 200) ** 2 / (200 * 0.9)).sum()) < 260  # chi-squared with 199 degrees of freedom: 0.2 %
+
+
+@given(st.integers(5, 400), st.integers(0, 40), st.integers(0, 2**32 - 1))
+def test_later_rounds_continue_the_random_sample(n_rows, n, seed):
+    priority, usable = priorities(n_rows, seed), np.ones(n_rows, dtype=bool)
+    whole, reserved = random_rows(priority, usable, 2 * n)
+    first, _ = random_rows(priority, usable, n)
+    usable[first] = False
+    second, again = random_rows(priority, usable, n)
+    assert [*first, *second] == whole.tolist()
+    assert (reserved == again).all()
+    assert reserved.sum() == min(RESERVED, n_rows // 5)
+    assert reserved[whole].all()
+
+
+def test_rows_added_at_the_end_do_not_change_the_others():
+    assert (priorities(50, 3) == priorities(80, 3)[:50]).all()
+    assert (priorities(50, 3) != priorities(50, 4)).any()
+
+
+# -- the other texts ---------------------------------------------------------------------------------------------------
+
+
+def candidates(embeddings, scores, n, counts, chunk=64, task="single-label"):
+    found = Candidates(n, task, counts, seed=0)
+    priority = priorities(len(embeddings), 0)
+    for start in range(0, len(embeddings), chunk):
+        rows = np.arange(start, min(start + chunk, len(embeddings)))
+        found.add(rows, priority[rows], None if scores is None else scores[rows])
+    return found
+
+
+def clusters(sizes, seed=0):
+    """Return unit vectors around one centre per cluster, and the cluster of each."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(len(sizes), 16))
+    which = np.repeat(np.arange(len(sizes)), sizes)
+    x = centres[which] + 0.1 * rng.normal(size=(len(which), 16))
+    return x / np.linalg.norm(x, axis=1, keepdims=True), which
+
+
+def test_without_a_model_every_cluster_gets_texts_before_any_gets_many():
+    x, which = clusters([300, 100, 20, 20, 10])
+    found = candidates(x, None, 10, None)
+    ranked = found.choose(x[found.rows], np.empty((0, 16)))
+    assert {choice.reason for choice in ranked} == {"diverse"}
+    assert set(which[[choice.row for choice in ranked]]) == {0, 1, 2, 3, 4}
+    assert len({choice.row for choice in ranked}) == len(ranked) >= 10
+
+
+def test_with_a_model_uncertain_rare_and_far_texts_are_chosen():
+    x, which = clusters([200, 200, 30, 30])
+    scores = np.full((460, 3), 0.01)
+    scores[np.arange(460), np.minimum(which, 2)] = 0.98  # cluster 3 looks like class 2, and is unlike all known texts
+    unsure = np.arange(0, 400, 2)
+    scores[unsure] = (0.5, 0.45, 0.05)
+    found = candidates(x, scores, 40, np.array([50, 50, 2]))
+    ranked = found.choose(x[found.rows], x[which < 3])
+    by_reason = {reason: {c.row for c in ranked if c.reason == reason} for reason in ("uncertain", "rare", "diverse")}
+    assert by_reason["uncertain"] <= set(unsure.tolist())
+    assert all(which[row] >= 2 for row in by_reason["rare"])
+    assert 3 in which[list(by_reason["diverse"])]
+    assert sum(map(len, by_reason.values())) == len(ranked) == 61
+
+
+def test_the_choice_does_not_depend_on_the_chunks():
+    x, _ = clusters([200, 200])
+    scores = np.random.default_rng(1).dirichlet([1, 1], size=400)
+    one, two = (candidates(x, scores, 20, np.array([10, 5]), chunk=c) for c in (400, 37))
+    assert one.choose(x[one.rows], x[:5]) == two.choose(x[two.rows], x[:5])
+
+
+def test_near_duplicates_are_chosen_once():
+    texts = ["the cat sat on the mat", "The cat sat on the mat!", "a different text", "a known text about birds"]
+    ranked = [Choice(i, "diverse") for i in range(4)]
+    kept = without_near_duplicates(ranked, texts, ["A known text about birds."], 3)
+    assert [choice.row for choice in kept] == [0, 2]
+
+
+# -- the file of embeddings --------------------------------------------------------------------------------------------
+
+
+def embed_lengths(texts):
+    return np.array([[len(text), 1.0] for text in texts])
+
+
+def test_each_text_is_embedded_once_also_after_an_interruption(tmp_path):
+    texts = ["one", "", "three", "four", "fives"]
+    PoolFile(tmp_path, "model", 2).update(texts[:3], 0, embed_lengths, "pool")
+    with (tmp_path / "embeddings.f16").open("ab") as file:
+        file.write(b"xyz")  # a row that a kill cut
+    again, seen = PoolFile(tmp_path, "model", 2), []
+
+    def embed(some):
+        seen.extend(some)
+        return embed_lengths(some)
+
+    again.update(texts, 0, embed, "pool")
+    assert seen == ["four", "fives"]
+    assert PoolFile(tmp_path, "model", 2).embeddings.tolist() == [[3, 1], [0, 0], [5, 1], [4, 1], [5, 1]]
+    with pytest.raises(DataError, match="row 3"):
+        again.update(["one", "", "changed"], 0, embed, "pool")
+    with pytest.raises(RunFolderError):
+        PoolFile(tmp_path, "other", 2)
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pool(tmp_path):
+    table = tiny_table(120, seed=7).rename(columns={"Label Text": "hidden"}).drop(columns="Label")
+    table.loc[5, "Text"] = ""
+    table.loc[9, "Text"] = table.loc[8, "Text"].upper()
+    table.to_csv(tmp_path / "pool.csv", index=False)
+    return tmp_path / "pool.csv"
+
+
+def test_rounds_of_a_project(pool, tmp_path, tiny, cli):
+    project = Project(tmp_path / "project", {"labels": ["animals", "colours", "fruits"]})
+    out, rows = tmp_path / "next.csv", []
+    for i in range(3):
+        code, _, err = cli("next", project.path, pool, "-n", "20", "-o", out, "--overwrite", "--model", tiny)
+        assert code == 0, err
+        chosen = pd.read_csv(out)
+        assert list(chosen.columns) == ["hidden", "Text", "row", "reason", "random", "inclusion_probability"]
+        assert chosen["random"].sum() == 4
+        assert chosen["inclusion_probability"].dropna().unique().tolist() == pytest.approx([4 * (i + 1) / 119])
+        reasons = set(chosen["reason"])
+        assert reasons == ({"diverse", "random"} if i == 0 else {"diverse", "random", "uncertain", "rare"})
+        rows += chosen["row"].tolist()
+        for text in project.texts[20 * i :]:
+            project.decide(Decision(text.id, "ann", "labelled", (text.columns["hidden"],)))
+    assert rows == project.rows
+    assert len(set(rows)) == 60
+    assert 6 not in rows
+    assert not {9, 10} <= set(rows)
+    texts = [text.text for text in project.texts if not text.random]
+    assert len(set(group_near_duplicates(texts))) == len(texts)
+    table = pd.read_csv(pool)
+    table.loc[3, "Text"] = "changed"
+    table.to_csv(pool, index=False)
+    code, _, err = cli("next", project.path, pool, "--model", tiny)
+    assert code == 2
+    assert "row 4" in err
+
+
+def test_a_run_chooses_new_texts_the_same_with_the_same_seed(finished, pool, tmp_path, cli):
+    seen = tiny_table(150)["Text"].tolist()
+    with_seen = pd.concat([pd.read_csv(pool), pd.DataFrame({"Text": seen[:40]})])
+    with_seen.to_csv(pool, index=False)
+    outputs = []
+    for seed in (1, 1, 2):
+        code, out, err = cli("next", finished, pool, "-n", "30", "--seed", seed, "--device", "cpu")
+        assert code == 0, err
+        outputs.append(out)
+    assert outputs[0] == outputs[1] != outputs[2]
+    (tmp_path / "out.csv").write_text(outputs[0])
+    chosen = pd.read_csv(tmp_path / "out.csv")
+    assert len(chosen) == 30
+    assert not set(chosen["Text"]) & set(seen)
+    assert set(chosen["reason"]) == {"uncertain", "rare", "diverse", "random"}
+    design = read_design({n: chosen[n].tolist() for n in ("random", "inclusion_probability")}, range(30), "table")
+    assert design.usable.tolist() == chosen["random"].tolist()
+    assert design.inclusion[design.usable] == pytest.approx(6 / 119)
+
+
+@pytest.mark.parametrize("arguments", [(), ("missing.csv",), ("pool.csv", "-o", "pool.csv")])
+def test_wrong_arguments_are_reported_and_nothing_changes(arguments, pool, tmp_path, cli, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    project = Project(tmp_path / "project", {"labels": ["a", "b"]})
+    before = pool.read_bytes()
+    code, _, _ = cli("next", project.path, *arguments)
+    assert code == 2
+    assert pool.read_bytes() == before
+    assert project.texts == []
+    assert cli("next", tmp_path / "nothing", pool)[0] == 2
