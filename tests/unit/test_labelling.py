@@ -16,9 +16,9 @@ from sklearn.metrics import cohen_kappa_score, f1_score
 from bertsmith.config import DataConfig
 from bertsmith.data.read import read_table
 from bertsmith.errors import ConfigError, DataError, RunFolderError
-from bertsmith.labelling.agreement import alpha, kappa, measure_agreement
 from bertsmith.labelling.store import FILE, SETTLED, Decision, Project, Queued
 from bertsmith.labelling.table import Snapshot, export
+from bertsmith.measuring.agreement import alpha, kappa, measure_agreement
 from bertsmith.measuring.design import read_design
 
 LABELS = ["bad", "good", "so so"]

@@ -32,7 +32,7 @@ from bertsmith.serving.drift import WINDOW, DriftWatch  # noqa: E402
 from bertsmith.serving.loader import Loader, ServerConfig, Service  # noqa: E402
 from bertsmith.serving.middleware import Limits  # noqa: E402
 from bertsmith.serving.prometheus import ServerMetrics  # noqa: E402
-from bertsmith.serving.server import _listen  # noqa: E402
+from bertsmith.serving.server import listen  # noqa: E402
 from bertsmith.serving.signals import stop_accepting  # noqa: E402
 
 
@@ -40,7 +40,7 @@ from bertsmith.serving.signals import stop_accepting  # noqa: E402
 def running(get_service, metrics=None, limits=None, token=None, **more):
     """Run a server in a thread; give a function that sends a request."""
     app = create_app(get_service, metrics or ServerMetrics(), limits or Limits(), token, **more)
-    listening = _listen("127.0.0.1", 0)
+    listening = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
     thread.start()
@@ -745,18 +745,18 @@ def test_responses_match_the_openapi_description(ask):
 
 
 def test_an_address_in_use_is_an_error():
-    taken = _listen("127.0.0.1", 0)
+    taken = listen("127.0.0.1", 0)
     port = taken.getsockname()[1]
     with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{port}"):
-        _listen("127.0.0.1", port)
+        listen("127.0.0.1", port)
     taken.close()
     with pytest.raises(ConfigError, match=r"no\.such\.host\.invalid"):
-        _listen("no.such.host.invalid", 0)
+        listen("no.such.host.invalid", 0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can keep connections out")
 def test_a_stopping_server_resets_no_connections():
-    with _listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()) as early:
+    with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()) as early:
         stop_accepting(listening)
         accepted, _ = listening.accept()
         with accepted:  # what was in before is still answered

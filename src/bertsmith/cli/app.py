@@ -30,8 +30,9 @@ _COMPLETE = "_BERTSMITH_COMPLETE"
 """The environment variable by which a shell asks for completions, in a call without arguments."""
 COMMANDS = (
     "demo",
-    "inspect",
+    "label",
     "next",
+    "inspect",
     "train",
     "tune",
     "evaluate",

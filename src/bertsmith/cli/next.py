@@ -95,6 +95,10 @@ def next(
         stderr_console().print(f"{len(chosen.texts):,} texts written to {file.path}", markup=False)
     reasons = Counter(text.reason for text in chosen.texts)
     stderr_console().print(", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common()), markup=False)
+    if Project.exists(run):
+        from bertsmith.workflows.label_estimate import estimate_project
+
+        stderr_console().print(estimate_project(project, settings).sentence, markup=False)
     if len(chosen.texts) < number:
         stderr_console().print(
             f"[yellow]note:[/] the pool has no more texts that differ from those that are labelled or queued: "

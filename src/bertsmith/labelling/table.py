@@ -10,16 +10,19 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from bertsmith.data.columns import LABEL, LABEL_TEXT, TEXT, canonical
 from bertsmith.data.table import ORDINAL
 from bertsmith.folders.atomic import write_text
-from bertsmith.labelling.agreement import Agreement, LabelSet, measure_agreement
-from bertsmith.labelling.store import LABELLED, SETTLED, Decision, Project, Queued
+from bertsmith.labelling.store import LABELLED, SETTLED, UNSURE, Decision, Project, Queued
+from bertsmith.measuring.agreement import Agreement, LabelSet, measure_agreement
 from bertsmith.measuring.design import INCLUSION, RANDOM
 
 TABLE = "labels.csv"
 """The exported table in the folder of a project."""
 AGREED, MAJORITY, TIE, RESOLVED, SINGLE = "agreed", "majority", "tie", "settled", "one coder"
 SEPARATOR = ";"
+_ROLES = {*LABEL, *LABEL_TEXT, *TEXT, "split"}
+"""Columns that `train` would read; those of the pool get another name."""
 
 
 @dataclass(frozen=True)
@@ -84,17 +87,38 @@ class Snapshot:
 
     @property
     def disputed(self) -> list[tuple[Queued, dict[str, Decision]]]:
-        """The texts that coders decided differently or that all of them left open, and that nobody settled."""
+        """The texts that coders labelled differently or were unsure about, and that nobody settled."""
         by_text: dict[int, dict[str, Decision]] = {}
         for decision in self.decisions:
             by_text.setdefault(decision.text, {})[decision.coder] = decision
         found = []
         for text in self.texts:
             some = by_text.get(text.id, {})
-            differ = len({(d.status, frozenset(d.labels)) for d in some.values()}) > 1
-            if SETTLED not in some and (differ or any(d.status != LABELLED for d in some.values())):
+            differ = len({frozenset(d.labels) for d in some.values() if d.status == LABELLED}) > 1
+            if SETTLED not in some and (differ or any(d.status == UNSURE for d in some.values())):
                 found.append((text, some))
         return found
+
+    def overview(self) -> dict[str, Any]:
+        """Return counts and agreement, JSON-ready. That of suggestions is from texts whose coders did not see them."""
+        labelled = [each for each in self.labelled if each.labels is not None]
+        counts = Counter(label for each in labelled for label in each.labels or ())
+        blind = {
+            (each.text.id, who): given
+            for each in labelled
+            if each.text.random and each.text.suggestion is not None
+            for who, given in (("coders", each.labels), ("suggestion", frozenset([each.text.suggestion])))
+            if given is not None
+        }
+        return {
+            "labelled": len(labelled),
+            "random": sum(each.text.random for each in labelled),
+            "coders": sorted({d.coder for d in self.decisions} - {SETTLED}),
+            "counts": {label: counts[label] for label in self.labels},
+            "agreement": self.agreement.to_dict(),
+            "open": len(self.disputed),
+            "suggestions": vars(measure_agreement(blind, self.labels, self.task).alpha) if blind else None,
+        }
 
     @property
     def inclusion(self) -> float | None:
@@ -129,7 +153,8 @@ class Snapshot:
                 "row": text.row,
                 "note": " | ".join(each.notes),
             }
-            records.append(record | {n: v for n, v in text.columns.items() if n not in record})
+            others = {f"pool {n}" if canonical(n) in _ROLES else n: v for n, v in text.columns.items()}
+            records.append(record | {n: v for n, v in others.items() if n not in record})
         return records
 
 

@@ -63,7 +63,7 @@ def serve(config: ServerConfig, signals: SignalFlags) -> None:
         UserError: if the folder contains no usable classifier, or the address is in use.
     """
     _set_up_log()
-    with contextlib.closing(_listen(config.host, config.port)) as listening:
+    with contextlib.closing(listen(config.host, config.port)) as listening:
         if config.workers > 1:
             _serve_from_workers(config, listening, signals)
         else:
@@ -74,7 +74,7 @@ async def _serve_from_this_process(config: ServerConfig, listening: socket.socke
     """Serve from one process. Requests get 503 until the model is loaded."""
     loader = Loader(config, ServerMetrics())
     app = create_app(lambda: loader.service, loader.metrics, config.limits, config.token, config.vertex)
-    server = _Server(_uvicorn_config(app, config))
+    server = _Server(_uvicorn_config(app, config.host))
 
     def shut_down() -> None:
         if loader.service is not None:
@@ -96,10 +96,10 @@ async def _serve_from_this_process(config: ServerConfig, listening: socket.socke
         await asyncio.to_thread(loader.close)
 
 
-def _uvicorn_config(app: Any, config: ServerConfig, **options: Any) -> uvicorn.Config:
+def _uvicorn_config(app: Any, host: str, **options: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        host=config.host,
+        host=host,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -119,7 +119,7 @@ class _LoadingServer(_Server):
 
     def __init__(self, config: ServerConfig, listening: socket.socket, shared: Path) -> None:
         app = create_app(lambda: None, ServerMetrics(), config.limits, config.token, config.vertex)
-        super().__init__(_uvicorn_config(app, config, timeout_graceful_shutdown=HANDOVER_SECONDS))
+        super().__init__(_uvicorn_config(app, config.host, timeout_graceful_shutdown=HANDOVER_SECONDS))
         self.shared = shared
         (shared / LOADING).touch()
         self.thread = threading.Thread(target=self._run_in_thread, args=(listening.dup(),), daemon=True)
@@ -171,7 +171,7 @@ def _serve_from_workers(config: ServerConfig, listening: socket.socket, signals:
                     os.kill(worker.pid, RELOAD_SIGNAL)
 
     app = "bertsmith.serving.server:worker_app"
-    workers = Workers(_uvicorn_config(app, config, factory=True, workers=config.workers), sockets=[listening])
+    workers = Workers(_uvicorn_config(app, config.host, factory=True, workers=config.workers), sockets=[listening])
     signals.install()  # replaces the handlers that the line before installed, which act too late
     with tempfile.TemporaryDirectory(prefix="bertsmith-") as folder:
         os.environ[MULTIPROC_DIR] = folder
@@ -226,7 +226,24 @@ def _terminate_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def run_app(app: Any, listening: socket.socket, signals: SignalFlags) -> None:
+    """Serve an application from this process until SIGTERM or SIGINT."""
+    server = _Server(_uvicorn_config(app, listening.getsockname()[0], timeout_graceful_shutdown=HANDOVER_SECONDS))
+
+    def shut_down() -> None:
+        stop_accepting(listening)
+        server.should_exit = True
+
+    watch(signals, on_end=shut_down)
+    asyncio.run(server.serve(sockets=[listening]))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Listen on an address.
+
+    Raises:
+        ConfigError: if it is in use, or not an address of this machine.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     own_port(listening)

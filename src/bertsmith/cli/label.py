@@ -1,0 +1,128 @@
+"""``bertsmith label``."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from bertsmith.cli.next import READING, Number, PoolArgument, RandomShare
+from bertsmith.cli.options import with_settings
+from bertsmith.cli.terminal import stderr_console, stdout_console
+from bertsmith.config import Config, DataConfig, ModelConfig, TrainConfig
+from bertsmith.errors import ConfigError
+from bertsmith.load_config import TOKEN
+from bertsmith.serving.signals import handle_signals
+
+if TYPE_CHECKING:
+    from bertsmith.events import PredictionListener
+    from bertsmith.labelling.store import Project
+
+
+@with_settings(
+    DataConfig, ModelConfig, TrainConfig, only=(*READING, "model", "max_length", "device", "threads", "seed")
+)
+def label(
+    *,
+    pool: PoolArgument = None,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="PROJECT", help="Folder of the project.")],
+    labels: Annotated[
+        str | None, typer.Option(metavar="A,B,C", help="Labels, separated by commas; ordinal labels in their order.")
+    ] = None,
+    task: Annotated[
+        Literal["single-label", "multi-label", "ordinal"], typer.Option(help="Kind of label of a new project.")
+    ] = "single-label",
+    coder: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the coder; the page asks for it.")] = None,
+    number: Number = 100,
+    random_share: RandomShare = 0.2,
+    suggestions: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Column of the pool with proposed labels, which the page shows on demand."),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on; other machines need BERTSMITH_TOKEN.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="Port; 0 selects a free one.")] = 8000,
+    browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
+    settings: Config,
+) -> None:
+    """Label texts on a local page, one after the other. It chooses the texts in rounds, and needs no labels to begin.
+
+    Every decision is saved at once in PROJECT. At the end, PROJECT/labels.csv is the table for bertsmith train.
+
+    Example: bertsmith label pool.csv -o projects/reviews --labels good,bad
+    """
+    from bertsmith.labelling.store import Project
+
+    names = [name.strip() for name in labels.split(",") if name.strip()] if labels else []
+    token = os.environ.get(TOKEN) or None
+    with contextlib.suppress(ValueError):
+        if token is None and not ipaddress.ip_address(host).is_loopback:
+            raise ConfigError(
+                f"--host {host} lets other machines use the page, and they need a token",
+                remedy=f"Set {TOKEN}, or leave out --host.",
+            )
+    if not Project.exists(output):
+        if pool is None and settings.sql is None:
+            raise ConfigError("a new project needs a pool", remedy="Give POOL, a table of texts without labels.")
+        if len(names) < 2 and task == "ordinal":
+            raise ConfigError("ordinal labels need their order", remedy="Give them with --labels, the lowest first.")
+    project = Project(output, {"task": task})
+    project.add_labels(names)
+    from bertsmith.labelling.rounds import Rounds
+    from bertsmith.workflows.label_estimate import estimate_project
+    from bertsmith.workflows.label_next import choose_for_project
+
+    def choose(observe: PredictionListener) -> int:
+        chosen = choose_for_project(
+            project, pool, settings, number, random_share=random_share, suggestions=suggestions, observe=observe
+        )
+        estimate_project(project, settings)
+        return len(chosen.texts)
+
+    rounds = Rounds(project, choose, _train_flags(settings))
+    if pool is None and settings.sql is None:
+        rounds.exhausted, rounds.message = True, "Every text of the queue is decided. Give POOL to choose more."
+    _serve(project, rounds, coder, token, host, port, browser)
+
+
+def _serve(
+    project: Project, rounds: Any, coder: str | None, token: str | None, host: str, port: int, browser: bool
+) -> None:
+    from bertsmith.labelling.app import create_app
+    from bertsmith.labelling.rounds import train_arguments
+    from bertsmith.labelling.table import TABLE, export
+    from bertsmith.serving.server import listen, run_app
+
+    err = stderr_console()
+    with handle_signals() as signals, contextlib.closing(listen(host, port)) as listening:
+        address, number = listening.getsockname()[:2]
+        shown = f"[{address}]" if ":" in address else address
+        err.print(f"page: http://{shown}:{number}/  (Ctrl-C ends; every decision is saved at once)", markup=False)
+        if not project.rows:
+            rounds.choose()
+        if browser:
+            webbrowser.open(f"http://{shown}:{number}/")
+        try:
+            run_app(create_app(project, rounds, coder=coder, token=token), listening, signals)
+        finally:
+            rounds.close()
+    n = export(project)
+    table = project.path / TABLE
+    err.print(f"{n:,} labelled texts written to {table}", markup=False)
+    if n:
+        command = " ".join(train_arguments(table, project.path / "runs" / "001", project.task))
+        stdout_console().print(f"bertsmith {command}", markup=False)
+
+
+def _train_flags(settings: Config) -> tuple[str, ...]:
+    """Return the flags with which the page trains: the checkpoint and the device of the project."""
+    from bertsmith.workflows.label_next import embedding_model
+
+    threads = () if settings.threads is None else ("--threads", str(settings.threads))
+    return ("--model", embedding_model(settings), "--device", settings.device, *threads)

@@ -1,0 +1,169 @@
+"""What more labels will buy: a learning curve from nested subsets, a power law, and a rule to stop.
+
+Scores grow with the number of labels n about like a − b·n^−c (Figueroa et al. 2012, doi:10.1186/1472-6947-12-8).
+Cross-validated scores on nested subsets of the labelled texts give the curve. Resampled texts give the interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from bertsmith.evaluation.intervals import TAILS, draw_resamples
+
+FRACTIONS = (0.125, 0.25, 0.5, 0.75, 1.0)
+"""Sizes of the nested subsets, as shares of the training folds."""
+FOLDS, REPEATS = 4, 3
+RESAMPLES = 200
+EXPONENTS = np.linspace(0.1, 1.5, 15)
+FEWEST = 80
+"""Fewest labelled texts for a curve."""
+WORTHWHILE = 0.01
+"""The labels are enough if more of them gain less than this."""
+Predict = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
+"""Returns the scores of texts, given by position, after training on others; ``None`` if training is impossible."""
+Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Returns the score on each resample for counts of the texts, shape (resamples, n), and predicted scores of n texts."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A learning curve.
+
+    Attributes:
+        sizes: numbers of labelled texts, shape (sizes,).
+        scores: their scores on resampled texts, shape (resamples, sizes); the first resample has all texts once.
+    """
+
+    sizes: np.ndarray
+    scores: np.ndarray
+
+    def gain(self, now: int, more: int) -> tuple[float, float, float]:
+        """Return the gain to expect from more labels, and its 95 % interval."""
+        gains = _extrapolate(self.sizes, self.scores, now, more)
+        low, high = np.percentile(gains[1:], TAILS).tolist()
+        value = float(gains[0])
+        return value, min(low, value), max(high, value)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What more labels will buy.
+
+    Attributes:
+        labels: number of labelled texts.
+        more: number of further labels that is considered.
+        gain, low, high: expected gain of the score from these labels, with its 95 % interval; ``None`` if unknown.
+        hours: time for these labels; ``None`` if unknown.
+        score, score_low, score_high: the score on the random texts with its 95 % interval; ``None`` if unknown.
+        random: number of random texts.
+        ceiling: score of one coder against another; ``None`` if unknown.
+        metric: name of the score.
+        enough: whether to stop.
+        reason: why.
+    """
+
+    labels: int
+    more: int
+    gain: float | None = None
+    low: float | None = None
+    high: float | None = None
+    hours: float | None = None
+    score: float | None = None
+    score_low: float | None = None
+    score_high: float | None = None
+    random: int = 0
+    ceiling: float | None = None
+    metric: str = "macro-F1"
+    enough: bool = False
+    reason: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """The estimate in words."""
+        parts = []
+        if self.score is not None:
+            parts.append(
+                f"{self.metric} is {self.score:.2f} ({self.score_low:.2f} to {self.score_high:.2f}) on "
+                f"{self.random:,} random texts."
+            )
+        if self.gain is not None:
+            time = "" if self.hours is None else f", about {self.hours:.1f} h at your pace"
+            parts.append(f"{self.more:,} more labels: {self.gain:+.2f} ({self.low:+.2f} to {self.high:+.2f}){time}.")
+        return " ".join([*parts, f"{'Enough' if self.enough else 'Not enough yet'}: {self.reason}."])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the estimate, JSON-ready."""
+        return {**asdict(self), "sentence": self.sentence}
+
+
+def learning_curve(n: int, predict: Predict, score: Score, *, seed: int) -> Curve | None:
+    """Cross-validate on nested subsets of n labelled texts.
+
+    Args:
+        n: number of labelled texts.
+        predict: trains and predicts.
+        score: scores predictions.
+        seed: of folds, subsets and resamples.
+
+    Returns:
+        The curve, or ``None`` if the texts are too few.
+    """
+    if n < FEWEST:
+        return None
+    rng = np.random.default_rng(seed)
+    drawn = np.concatenate([np.ones((1, n), dtype=np.int64), *draw_resamples(n, None, rng, RESAMPLES)])
+    sizes = np.array([round(share * n * (FOLDS - 1) / FOLDS) for share in FRACTIONS])
+    total = np.zeros((len(drawn), len(sizes)))
+    for _ in range(REPEATS):
+        order = rng.permutation(n)
+        fold = np.empty(n, dtype=np.int64)
+        fold[order] = np.arange(n) % FOLDS
+        for i, size in enumerate(sizes.tolist()):
+            parts: dict[int, np.ndarray] = {}
+            for f in range(FOLDS):
+                inside = order[fold[order] != f][:size]
+                predicted = predict(inside, np.flatnonzero(fold == f))
+                if predicted is None:
+                    return None
+                parts[f] = predicted
+            scores = np.empty((n, parts[0].shape[1]))
+            for f, predicted in parts.items():
+                scores[fold == f] = predicted
+            total[:, i] += score(drawn, scores) / REPEATS
+    return Curve(sizes, total)
+
+
+def decide(estimate: Estimate) -> tuple[bool, str]:
+    """Return whether the labels are enough, and why."""
+    if estimate.gain is None or estimate.high is None:
+        return False, f"the {estimate.labels:,} labels are too few to say"
+    if estimate.ceiling is not None and estimate.score_low is not None and estimate.score_low >= estimate.ceiling:
+        return (
+            True,
+            f"the model agrees with the coders at least as well as they do with each other ({estimate.ceiling:.2f})",
+        )
+    if estimate.high < WORTHWHILE:
+        return True, f"{estimate.more:,} more labels gain less than {WORTHWHILE:g} {estimate.metric}"
+    return False, f"{estimate.more:,} more labels can gain {estimate.high:.2f} {estimate.metric}"
+
+
+def _extrapolate(sizes: np.ndarray, scores: np.ndarray, now: int, more: int) -> np.ndarray:
+    """Fit a power law to each row of scores by least squares, and return its gain from ``now`` to ``now + more``."""
+    best, gains = np.full(len(scores), np.inf), np.zeros(len(scores))
+    weights = np.sqrt(sizes / sizes.sum())  # scores of small subsets vary most, and are farthest from the question
+    for exponent in EXPONENTS:
+        x = -(sizes.astype(float) ** -exponent)
+        mean_x, mean_y = np.average(x, weights=weights), np.average(scores, axis=1, weights=weights)
+        centred = (x - mean_x) * weights
+        slope = np.maximum((scores - mean_y[:, None]) @ centred / (centred @ (x - mean_x)), 0)
+        slope = np.minimum(slope, (1 - mean_y) / max(-mean_x, 1e-12))  # no score exceeds 1
+        fitted = mean_y[:, None] + slope[:, None] * (x - mean_x)
+        error = (weights * (scores - fitted) ** 2).sum(axis=1)
+        better = error < best
+        best[better] = error[better]
+        gains[better] = (slope * (float(now) ** -exponent - float(now + more) ** -exponent))[better]
+    return gains

@@ -1,0 +1,171 @@
+"""The application behind `bertsmith label`: one page, and its requests. No coder sees the labels of another."""
+
+from __future__ import annotations
+
+import hmac
+import importlib.resources
+from typing import Annotated, Any, Literal
+
+from fastapi import Depends, FastAPI, Header, HTTPException, Request
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from bertsmith.errors import UserError
+from bertsmith.labelling.rounds import Rounds
+from bertsmith.labelling.store import SETTLED, Decision, Project, Queued
+from bertsmith.labelling.table import TABLE, Snapshot, export
+
+LOCAL = ("127.0.0.1", "localhost", "[::1]")
+"""Names by which a browser on this machine asks; others would come from a page that rebinds its name."""
+AHEAD = 10
+"""Texts left to a coder at which the next round is chosen."""
+Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[^()]*\S[^()]*$")]
+"""The name of a coder; parentheses are for names that bertsmith gives."""
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class DecisionBody(_Body):
+    """A decision of a coder, or without a coder one that settles a disagreement."""
+
+    coder: Name | None
+    text: int
+    status: Literal["labelled", "unsure", "skipped"]
+    labels: list[str] = Field([], max_length=1000)
+    note: str = Field("", max_length=5000)
+    seconds: float = Field(0.0, ge=0)
+
+
+class CoderBody(_Body):
+    """The name of a coder."""
+
+    coder: Name
+
+
+class CodebookBody(_Body):
+    """The definition and examples of a label, which may be new."""
+
+    label: str = Field(min_length=1, max_length=200)
+    definition: str = Field("", max_length=5000)
+    examples: str = Field("", max_length=5000)
+
+
+def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, token: str | None = None) -> FastAPI:
+    """Create the application.
+
+    Args:
+        project: the project.
+        rounds: chooses texts and trains in the background.
+        coder: the name that the page begins with.
+        token: token that requests must send; ``None``: only this machine may ask.
+    """
+
+    def check_token(x_api_key: Annotated[str, Header()] = "") -> None:
+        if token is not None and not hmac.compare_digest(x_api_key.encode(), token.encode()):
+            raise HTTPException(401, "the token is missing or wrong")
+
+    app = FastAPI(title="bertsmith label", docs_url=None, redoc_url=None, openapi_url=None)
+    checked = [Depends(check_token)]
+    page = importlib.resources.files("bertsmith.labelling").joinpath("page.html").read_text(encoding="utf-8")
+
+    def answer(name: str, text: Queued | None) -> dict[str, Any]:
+        """Return the text to label, without what could bias a coder: reason, and suggestion of a random text."""
+        progress = project.progress(name)
+        if progress["texts"] - progress["decided"] <= AHEAD:
+            rounds.choose()
+        shown = None
+        if text is not None:
+            suggestion = None if text.random else text.suggestion
+            shown = {"id": text.id, "text": text.text, "pair": text.pair, "suggestion": suggestion}
+        return {"text": shown, "progress": progress, "rounds": rounds.state()}
+
+    @app.get("/", response_class=HTMLResponse)
+    def index() -> HTMLResponse:
+        policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+        headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+        return HTMLResponse(page, headers={**headers, "X-Frame-Options": "DENY"})
+
+    @app.get("/project", dependencies=checked)
+    def about() -> dict[str, Any]:
+        """Return what the page needs once."""
+        codebook = project.fact("codebook", {})
+        return {
+            "name": project.path.resolve().name,
+            "task": project.task,
+            "labels": [{"label": label, **codebook.get(label, {})} for label in project.labels],
+            "coder": coder,
+        }
+
+    @app.post("/next", dependencies=checked)
+    def next_text(body: CoderBody) -> dict[str, Any]:
+        """Return the next text of a coder."""
+        return answer(body.coder, project.next_text(body.coder))
+
+    @app.post("/decide", dependencies=checked)
+    def decide(body: DecisionBody) -> dict[str, Any]:
+        """Record a decision, and return the next text."""
+        name = body.coder or SETTLED
+        labels = tuple(dict.fromkeys(body.labels))
+        project.decide(Decision(body.text, name, body.status, labels, body.note.strip(), body.seconds))
+        return {} if body.coder is None else answer(name, project.next_text(name))
+
+    @app.post("/undo", dependencies=checked)
+    def undo(body: CoderBody) -> dict[str, Any]:
+        """Undo the last decision of a coder, and return its text."""
+        return answer(body.coder, project.undo(body.coder) or project.next_text(body.coder))
+
+    @app.post("/codebook", dependencies=checked)
+    def write_codebook(body: CodebookBody) -> dict[str, Any]:
+        """Add a label, or change its definition and examples."""
+        label = " ".join(body.label.split())
+        project.add_labels([label])
+        entry = {"definition": body.definition.strip(), "examples": body.examples.strip()}
+        project.set_fact("codebook", {**project.fact("codebook", {}), label: entry})
+        return about()
+
+    @app.get("/disputed", dependencies=checked)
+    def disputed() -> list[dict[str, Any]]:
+        """Return the texts to settle, with all decisions."""
+        return [
+            {
+                "text": {"id": text.id, "text": text.text, "pair": text.pair},
+                "decisions": [
+                    {"coder": d.coder, "status": d.status, "labels": d.labels, "note": d.note} for d in some.values()
+                ],
+            }
+            for text, some in Snapshot.of(project).disputed
+        ]
+
+    @app.get("/overview", dependencies=checked)
+    def overview() -> dict[str, Any]:
+        """Return agreement, label counts, and what more labels would buy."""
+        return {**Snapshot.of(project).overview(), "estimate": project.fact("estimate"), "rounds": rounds.state()}
+
+    @app.post("/choose", dependencies=checked)
+    def choose() -> dict[str, Any]:
+        """Choose the next round now."""
+        rounds.choose()
+        return rounds.state()
+
+    @app.post("/train", dependencies=checked)
+    def train() -> dict[str, Any]:
+        """Train on the labels in the background."""
+        rounds.train()
+        return rounds.state()
+
+    @app.get("/labels.csv", dependencies=checked)
+    def table() -> FileResponse:
+        """Return the labels as a table."""
+        export(project)
+        return FileResponse(project.path / TABLE, media_type="text/csv", filename=TABLE)
+
+    @app.exception_handler(UserError)
+    async def on_user_error(request: Request, error: UserError) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 422)
+
+    if token is None:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOCAL))
+    return app

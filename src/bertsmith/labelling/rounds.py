@@ -1,0 +1,123 @@
+"""What goes on behind the page: choosing the next texts in a thread, and training in a child process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bertsmith.errors import UserError
+from bertsmith.events import InputOpened, PredictionEvent, PredictionListener, RowsPredicted
+from bertsmith.labelling.store import Project
+from bertsmith.labelling.table import TABLE, export
+
+RUNS = "runs"
+"""Folder in the project with a run for each training."""
+Choose = Callable[[PredictionListener], int]
+"""Chooses and queues texts, reports events, and returns the number of texts."""
+
+
+class Rounds:
+    """The work in the background, one choice and one training at a time.
+
+    Args:
+        project: the project.
+        choose: chooses the texts of a round.
+        train_flags: further arguments of ``bertsmith train``.
+    """
+
+    def __init__(self, project: Project, choose: Choose, train_flags: tuple[str, ...] = ()) -> None:
+        self.project, self._choose, self.train_flags = project, choose, train_flags
+        self.lock = threading.Lock()
+        self.thread: threading.Thread | None = None
+        self.child: subprocess.Popen[str] | None = None
+        self.message, self.trained, self.exhausted = "", "", False
+        self.rows, self.of = 0, 0
+        self.lines: deque[str] = deque(maxlen=20)
+
+    @property
+    def is_choosing(self) -> bool:
+        """Whether texts are being chosen."""
+        return self.thread is not None and self.thread.is_alive()
+
+    def choose(self) -> None:
+        """Choose the next texts in the background, unless that goes on already or the pool is used up."""
+        with self.lock:
+            if self.is_choosing or self.exhausted:
+                return
+            self.message, self.rows, self.of = "", 0, 0
+            self.thread = threading.Thread(target=self._run, daemon=True)
+            self.thread.start()
+
+    def wait(self) -> None:
+        """Wait until the texts are chosen."""
+        if self.thread is not None:
+            self.thread.join()
+
+    def _run(self) -> None:
+        try:
+            self.exhausted = not self._choose(self._observe)
+        except UserError as error:
+            self.message, self.exhausted = str(error), True
+        except Exception as error:  # a thread has nobody to report to but the page
+            self.message, self.exhausted = f"internal error: {type(error).__name__}: {error}", True
+
+    def _observe(self, event: PredictionEvent) -> None:
+        if isinstance(event, InputOpened):
+            self.of = event.n_rows or 0
+        elif isinstance(event, RowsPredicted):
+            self.rows += event.rows
+
+    def train(self) -> None:
+        """Train on the labels of the project in a child process, unless that goes on already."""
+        with self.lock:
+            if self.child is not None and self.child.poll() is None:
+                return
+            export(self.project)
+            folder = self.project.path / RUNS
+            folder.mkdir(exist_ok=True)
+            number = 1 + max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0)
+            arguments = train_arguments(self.project.path / TABLE, folder / f"{number:03}", self.project.task)
+            command = [sys.executable, "-m", "bertsmith", *arguments, *self.train_flags]
+            self.lines.clear()
+            self.trained = str(folder / f"{number:03}")
+            self.child = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
+            )
+            threading.Thread(target=self._read, args=(self.child,), daemon=True).start()
+
+    def _read(self, child: subprocess.Popen[str]) -> None:
+        assert child.stdout is not None
+        with child.stdout:
+            self.lines.extend(line.rstrip() for line in iter(child.stdout.readline, "") if line.strip())
+        child.wait()
+
+    def state(self) -> dict[str, Any]:
+        """Return what goes on, for the page."""
+        code = None if self.child is None else self.child.poll()
+        return {
+            "choosing": self.is_choosing,
+            "rows": self.rows,
+            "of": self.of,
+            "exhausted": self.exhausted,
+            "message": self.message,
+            "training": self.child is not None and code is None,
+            "exit_code": code,
+            "run": self.trained,
+            "lines": list(self.lines),
+        }
+
+    def close(self) -> None:
+        """End a training that goes on; it can be resumed."""
+        if self.child is not None and self.child.poll() is None:
+            self.child.terminate()
+            self.child.wait()
+
+
+def train_arguments(table: Path, run: Path, task: str) -> list[str]:
+    """Return the command, without ``bertsmith``, that trains on an exported table."""
+    return ["train", str(table), "-o", str(run), "--split-column", "split", "--task", task]

@@ -1,0 +1,111 @@
+"""Estimate what more labels of a project will buy, and whether they are enough."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+
+from bertsmith.config import Config
+from bertsmith.evaluation.intervals import RESAMPLES, TAILS, draw_resamples
+from bertsmith.evaluation.learning_curve import Estimate, decide, learning_curve
+from bertsmith.labelling.pool import ABOUT, PoolFile
+from bertsmith.labelling.store import PAUSE, Project
+from bertsmith.labelling.table import Snapshot
+from bertsmith.tasks.base import Task
+from bertsmith.tasks.registry import get_task
+from bertsmith.workflows.label_next import head_features, training_data
+
+MORE = 300
+"""Number of further labels that an estimate considers."""
+FEWEST_RANDOM, FEWEST_SHARED = 30, 30
+"""Fewest random texts for a score, and fewest texts with two coders for a ceiling."""
+
+
+def estimate_project(project: Project, config: Config, more: int = MORE) -> Estimate:
+    """Estimate what more labels buy, with the regression that chooses texts, and save it in the project.
+
+    Args:
+        project: a project whose pool is embedded.
+        config: the seed.
+        more: number of further labels.
+    """
+    snapshot = Snapshot.of(project)
+    about = json.loads((project.path / ABOUT).read_text(encoding="utf-8"))
+    embeddings = PoolFile(project.path, about["model"], about["width"]).embeddings
+    labelled = [each for each in snapshot.labelled if each.labels is not None]
+    rows, targets = training_data(snapshot)
+    seconds = [d.seconds for d in snapshot.decisions if 0 < d.seconds < PAUSE]
+    agreement = snapshot.agreement.ceiling
+    found = estimate_gain(
+        np.asarray(embeddings[rows], dtype=np.float32),
+        targets,
+        np.array([each.text.random for each in labelled], dtype=bool),
+        get_task(snapshot.task),
+        len(snapshot.labels),
+        more,
+        seed=config.seed,
+        hours=float(np.median(seconds)) * more / 3600 if seconds else None,
+        ceiling=agreement.value if agreement.texts >= FEWEST_SHARED else None,
+    )
+    project.set_fact("estimate", found.to_dict())
+    return found
+
+
+def estimate_gain(
+    embeddings: np.ndarray,
+    targets: np.ndarray,
+    random: np.ndarray,
+    task: Task,
+    n_labels: int,
+    more: int,
+    *,
+    seed: int,
+    hours: float | None = None,
+    ceiling: float | None = None,
+) -> Estimate:
+    """Estimate what more labels buy.
+
+    Args:
+        embeddings: of n labelled texts, shape (n, hidden size).
+        targets: their targets.
+        random: whether each text was drawn at random, shape (n,).
+        task: the kind of label.
+        n_labels: number of labels.
+        more: number of further labels.
+        seed: of folds and resamples.
+        hours: time for these labels.
+        ceiling: score of one coder against another.
+    """
+    n, features = len(targets), head_features(embeddings)
+    estimate = Estimate(n, more, hours=hours, ceiling=ceiling, metric=task.primary_name, random=int(random.sum()))
+
+    def predict(inside: np.ndarray, outside: np.ndarray) -> np.ndarray | None:
+        counts = targets[inside].sum(axis=0) if targets.ndim == 2 else np.bincount(targets[inside])
+        if (counts > 0).sum() < 2:
+            return None
+        head = task.fit_head(features[inside], targets[inside], n_labels)
+        return task.scores(head.logits(features[outside]))
+
+    def score(drawn: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        return task.resampled(drawn, targets, scores)[task.primary]
+
+    curve = learning_curve(n, predict, score, seed=seed)
+    if curve is not None:
+        gain, low, high = curve.gain(n, more)
+        estimate = replace(estimate, gain=gain, low=low, high=high)
+    chosen, drawn_at_random = np.flatnonzero(~random), np.flatnonzero(random)
+    if len(drawn_at_random) >= FEWEST_RANDOM and (scores := predict(chosen, drawn_at_random)) is not None:
+        truth = targets[drawn_at_random]
+        resampled = np.concatenate(
+            [
+                task.resampled(drawn, truth, scores)[task.primary]
+                for drawn in draw_resamples(len(truth), None, np.random.default_rng(seed), RESAMPLES)
+            ]
+        )
+        value = float(task.resampled(np.ones((1, len(truth)), dtype=np.int64), truth, scores)[task.primary][0])
+        low, high = np.percentile(resampled, TAILS).tolist()
+        estimate = replace(estimate, score=value, score_low=low, score_high=high)
+    enough, reason = decide(estimate)
+    return replace(estimate, enough=enough, reason=reason)
