@@ -1,6 +1,8 @@
 """Labelling: the project file, the agreement of coders, the exported table."""
 
 import contextlib
+import io
+import re
 import sqlite3
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score, f1_score
@@ -16,6 +19,8 @@ from sklearn.metrics import cohen_kappa_score, f1_score
 from bertsmith.config import DataConfig
 from bertsmith.data.read import read_table
 from bertsmith.errors import ConfigError, DataError, RunFolderError
+from bertsmith.labelling.app import create_app
+from bertsmith.labelling.rounds import Rounds
 from bertsmith.labelling.store import FILE, SETTLED, Decision, Project, Queued
 from bertsmith.labelling.table import Snapshot, export
 from bertsmith.measuring.agreement import alpha, kappa, measure_agreement
@@ -265,3 +270,148 @@ def test_tables_of_several_and_of_ordered_labels_are_read(tmp_path):
         else:
             assert table.task == task
     assert (tmp_path / "ordinal" / FILE).is_file()
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+class NoRounds(Rounds):
+    """Rounds that queue one more text whenever the page asks."""
+
+    def __init__(self, project):
+        self.asked = 0
+        super().__init__(project, self._one_more)
+
+    def _one_more(self, observe):
+        self.asked += 1
+        self.project.add_texts([Queued(100 + self.asked, f"more {self.asked}", "diverse", False)])
+        return 1
+
+
+@pytest.fixture
+def page(project):
+    rounds = NoRounds(project)
+    return TestClient(create_app(project, rounds, coder="ann"), base_url="http://127.0.0.1:8000"), rounds
+
+
+def test_two_coders_label_over_the_page_and_disagreements_are_settled(page, project):
+    client, _ = page
+    assert client.get("/project").json()["coder"] == "ann"
+    for coder, labels in (("ann", ["good", "bad"]), ("ben", ["good", "good"])):
+        text = client.post("/next", json={"coder": coder}).json()["text"]
+        for label in labels:
+            body = {"coder": coder, "text": text["id"], "status": "labelled", "labels": [label], "seconds": 1.5}
+            text = client.post("/decide", json=body).json()["text"]
+            assert set(text) == {"id", "text", "pair", "suggestion"}
+    assert text["id"] == 3
+    (case,) = client.get("/disputed").json()
+    assert {(d["coder"], *d["labels"]) for d in case["decisions"]} == {("ann", "bad"), ("ben", "good")}
+    settled = {"coder": None, "text": case["text"]["id"], "status": "labelled", "labels": ["so so"]}
+    assert client.post("/decide", json=settled).status_code == 200
+    assert client.get("/disputed").json() == []
+    overview = client.get("/overview").json()
+    assert overview["counts"] == {"bad": 0, "good": 1, "so so": 1}
+    assert overview["agreement"]["alpha"]["texts"] == 2
+    table = pd.read_csv(io.StringIO(client.get("/labels.csv").text))
+    assert table["Label Text"].tolist() == ["good", "so so"]
+    assert client.post("/undo", json={"coder": "ben"}).json()["text"]["id"] == 2
+
+
+def test_suggestions_are_not_shown_for_random_texts(tmp_path):
+    project = Project(tmp_path / "p", {"labels": LABELS, "pool_rows": 9})
+    project.add_texts([Queued(i, f"text {i}", "x", i < 3, suggestion="good") for i in range(1, 5)])
+    client = TestClient(create_app(project, NoRounds(project)), base_url="http://localhost")
+    shown, text = [], client.post("/next", json={"coder": "ann"}).json()["text"]
+    while text["id"] <= 4:
+        shown.append(text["suggestion"])
+        body = {"coder": "ann", "text": text["id"], "status": "labelled", "labels": [["good", "bad"][len(shown) % 2]]}
+        text = client.post("/decide", json=body).json()["text"] or {"id": 9}
+    assert shown == [None, None, "good", "good"]
+    assert client.get("/overview").json()["suggestions"]["texts"] == 2
+
+
+def test_the_page_asks_for_the_next_round_before_the_queue_ends(page, project):
+    client, rounds = page
+    client.post("/next", json={"coder": "ann"})
+    rounds.wait()
+    assert rounds.asked == 1
+    assert project.rows[-1] == 101
+
+
+def test_the_codebook_adds_labels_for_everybody(page, project):
+    client, _ = page
+    body = {"label": "new", "definition": " Neither. ", "examples": ""}
+    answer = client.post("/codebook", json=body).json()
+    assert answer["labels"][-1] == {"label": "new", "definition": "Neither.", "examples": ""}
+    assert project.labels[-1] == "new"
+    assert client.post("/codebook", json={"label": "a;b"}).status_code == 422
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"coder": "ann", "text": 1, "status": "labelled", "labels": ["unknown"]},
+        {"coder": "(settled)", "text": 1, "status": "labelled", "labels": ["good"]},
+        {"coder": " ", "text": 1, "status": "labelled", "labels": ["good"]},
+        {"coder": "ann", "text": 99, "status": "labelled", "labels": ["good"]},
+        {"coder": "ann", "text": 1, "status": "perhaps"},
+        {"coder": "ann"},
+        [],
+    ],
+)
+def test_wrong_requests_change_nothing(page, project, body):
+    assert page[0].post("/decide", json=body).status_code == 422
+    assert project.decisions == []
+
+
+def test_only_pages_of_this_machine_and_with_json_are_answered(page, project):
+    client, _ = page
+    assert client.get("/project", headers={"Host": "evil.example"}).status_code == 400
+    body = '{"coder": "ann", "text": 1, "status": "skipped"}'
+    assert client.post("/decide", content=body, headers={"Content-Type": "text/plain"}).status_code == 422
+    assert project.decisions == []
+    index = client.get("/")
+    assert "default-src 'none'" in index.headers["Content-Security-Policy"]
+    assert not re.findall(r"(?:src|href)=\"http", index.text)
+
+
+def test_a_token_replaces_the_check_of_the_host(project):
+    client = TestClient(create_app(project, NoRounds(project), token="secret"), base_url="http://192.168.1.5")
+    assert client.get("/").status_code == 200
+    assert client.get("/project").status_code == 401
+    assert client.get("/project", headers={"X-API-Key": "secret"}).status_code == 200
+
+
+def test_a_round_that_fails_is_reported_on_the_page(project):
+    def fail(observe):
+        raise DataError("the pool is gone")
+
+    rounds = Rounds(project, fail)
+    rounds.choose()
+    rounds.wait()
+    assert "the pool is gone" in rounds.state()["message"]
+    rounds.choose()
+    assert not rounds.is_choosing
+
+
+def test_training_runs_in_a_child_process_and_reports_its_end(project):
+    rounds = Rounds(project, lambda observe: 0, ("--no-such-flag",))
+    rounds.train()
+    rounds.child.wait()
+    deadline = time.monotonic() + 30
+    while not rounds.lines and time.monotonic() < deadline:
+        time.sleep(0.05)
+    state = rounds.state()
+    assert state["exit_code"] == 2
+    assert not state["training"]
+    assert "--no-such-flag" in " ".join(state["lines"])
+    assert (project.path / "labels.csv").is_file()
+
+
+def test_a_page_for_other_machines_needs_a_token(cli, tmp_path):
+    (tmp_path / "pool.txt").write_text("one\ntwo\n")
+    arguments = ("label", tmp_path / "pool.txt", "-o", tmp_path / "p")
+    assert cli(*arguments, "--host", "0.0.0.0")[0] == 2
+    assert cli("label", "-o", tmp_path / "p")[0] == 2
+    assert cli(*arguments, "--task", "ordinal")[0] == 2
+    assert not (tmp_path / "p").exists()
