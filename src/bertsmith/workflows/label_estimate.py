@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from bertsmith.config import Config
 from bertsmith.evaluation.intervals import RESAMPLES, TAILS, draw_resamples
@@ -91,21 +92,37 @@ def estimate_gain(
     def score(drawn: np.ndarray, scores: np.ndarray) -> np.ndarray:
         return task.resampled(drawn, targets, scores)[task.primary]
 
-    curve = learning_curve(n, predict, score, seed=seed)
+    with threadpool_limits(1):  # dozens of small fits: several threads would wait for each other
+        curve = learning_curve(n, predict, score, seed=seed)
     if curve is not None:
         gain, low, high = curve.gain(n, more)
         estimate = replace(estimate, gain=gain, low=low, high=high)
-    chosen, drawn_at_random = np.flatnonzero(~random), np.flatnonzero(random)
-    if len(drawn_at_random) >= FEWEST_RANDOM and (scores := predict(chosen, drawn_at_random)) is not None:
-        truth = targets[drawn_at_random]
-        resampled = np.concatenate(
-            [
-                task.resampled(drawn, truth, scores)[task.primary]
-                for drawn in draw_resamples(len(truth), None, np.random.default_rng(seed), RESAMPLES)
-            ]
-        )
-        value = float(task.resampled(np.ones((1, len(truth)), dtype=np.int64), truth, scores)[task.primary][0])
-        low, high = np.percentile(resampled, TAILS).tolist()
-        estimate = replace(estimate, score=value, score_low=low, score_high=high)
+    found = score_on_random(embeddings, targets, random, task, n_labels, seed=seed)
+    if found is not None:
+        estimate = replace(estimate, score=found[0], score_low=found[1], score_high=found[2])
     enough, reason = decide(estimate)
     return replace(estimate, enough=enough, reason=reason)
+
+
+def score_on_random(
+    embeddings: np.ndarray, targets: np.ndarray, random: np.ndarray, task: Task, n_labels: int, *, seed: int
+) -> tuple[float, float, float] | None:
+    """Train on the chosen texts, and score the random ones, which represent the pool; see `estimate_gain`.
+
+    Returns:
+        The primary metric and its 95 % interval, or ``None`` if the texts are too few.
+    """
+    chosen, drawn_at_random = np.flatnonzero(~random), np.flatnonzero(random)
+    counts = targets[chosen].sum(axis=0) if targets.ndim == 2 else np.bincount(targets[chosen], minlength=1)
+    if len(drawn_at_random) < FEWEST_RANDOM or (counts > 0).sum() < 2:
+        return None
+    features, truth = head_features(embeddings), targets[drawn_at_random]
+    head = task.fit_head(features[chosen], targets[chosen], n_labels)
+    scores = task.scores(head.logits(features[drawn_at_random]))
+
+    def score(drawn: np.ndarray) -> np.ndarray:
+        return task.resampled(drawn, truth, scores)[task.primary]
+
+    resamples = draw_resamples(len(truth), None, np.random.default_rng(seed), RESAMPLES)
+    low, high = np.percentile(np.concatenate([score(drawn) for drawn in resamples]), TAILS).tolist()
+    return float(score(np.ones((1, len(truth)), dtype=np.int64))[0]), low, high

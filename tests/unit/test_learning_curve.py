@@ -1,0 +1,94 @@
+"""What more labels buy: the power law, its interval, the rule to stop."""
+
+import numpy as np
+import pytest
+
+from bertsmith.config import Config
+from bertsmith.evaluation.learning_curve import Curve, Estimate, decide, learning_curve
+from bertsmith.labelling.pool import PoolFile
+from bertsmith.labelling.store import Decision, Project, Queued
+from bertsmith.tasks.registry import get_task
+from bertsmith.workflows.label_estimate import estimate_gain, estimate_project
+
+
+@pytest.mark.parametrize(("limit", "slope", "exponent"), [(0.9, 1.5, 0.5), (0.7, 0.8, 0.3), (0.95, 4.0, 0.9)])
+def test_a_power_law_is_continued(limit, slope, exponent):
+    sizes = np.array([40, 80, 160, 320])
+    scores = np.tile(limit - slope * sizes**-exponent, (5, 1))
+    gain, low, high = Curve(sizes, scores).gain(400, 400)
+    expected = slope * (400**-exponent - 800**-exponent)
+    assert gain == pytest.approx(expected, rel=0.02)
+    assert low <= gain <= high
+
+
+def test_a_flat_or_falling_curve_gains_nothing():
+    sizes = np.array([50, 100, 200])
+    assert Curve(sizes, np.tile([0.8, 0.8, 0.8], (3, 1))).gain(300, 300) == pytest.approx((0, 0, 0))
+    assert Curve(sizes, np.tile([0.8, 0.7, 0.6], (3, 1))).gain(300, 300)[0] == 0
+
+
+def test_too_few_texts_have_no_curve():
+    assert learning_curve(20, None, None, seed=0) is None
+
+
+def separable(n, noise, seed):
+    """Return embeddings of unit length and classes, of which a regression learns more with more texts."""
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, 3, n)
+    centres = np.random.default_rng(99).normal(size=(3, 64))
+    x = centres[targets] + noise * rng.normal(size=(n, 64))
+    return x / np.linalg.norm(x, axis=1, keepdims=True), targets
+
+
+def test_the_interval_contains_the_true_gain():
+    task, found = get_task(), []
+    test_x, test_y = separable(2000, 2.5, 10**6)
+    from bertsmith.workflows.label_next import head_features
+
+    def true_score(x, y):
+        head = task.fit_head(head_features(x), y, 3)
+        return task.scalar_metrics(test_y, task.scores(head.logits(head_features(test_x))))["macro_f1"]
+
+    for seed in range(4):
+        x, y = separable(400, 2.5, seed)
+        estimate = estimate_gain(x[:100], y[:100], np.arange(100) < 40, task, 3, 300, seed=seed)
+        gain = true_score(x, y) - true_score(x[:100], y[:100])
+        found.append(estimate.low <= gain <= estimate.high)
+        assert estimate.gain > 0
+        assert estimate.score_low <= estimate.score <= estimate.score_high
+    assert sum(found) >= 3
+
+
+@pytest.mark.parametrize(
+    ("estimate", "enough"),
+    [
+        (Estimate(50, 300), False),
+        (Estimate(500, 300, gain=0.05, low=0.0, high=0.1), False),
+        (Estimate(500, 300, gain=0.002, low=0.0, high=0.008), True),
+        (Estimate(500, 300, gain=0.05, low=0, high=0.1, score=0.8, score_low=0.76, score_high=0.84, ceiling=0.7), True),
+        (
+            Estimate(500, 300, gain=0.05, low=0, high=0.1, score=0.8, score_low=0.76, score_high=0.84, ceiling=0.8),
+            False,
+        ),
+    ],
+)
+def test_the_rule_to_stop(estimate, enough):
+    found, reason = decide(estimate)
+    assert found is enough
+    assert reason
+
+
+@pytest.mark.parametrize("task", ["single-label", "multi-label", "ordinal"])
+def test_the_estimate_of_a_project_is_saved(tmp_path, task):
+    project = Project(tmp_path / "p", {"labels": ["a", "b", "c"], "task": task, "pool_rows": 100})
+    x, targets = separable(100, 0.5, 1)
+    texts = [f"text {i}" for i in range(100)]
+    PoolFile(project.path, "model", 64).update(texts, 0, lambda some: x, "pool")
+    project.add_texts([Queued(i + 1, texts[i], "x", i < 40) for i in range(100)])
+    for i in range(100):
+        project.decide(Decision(i + 1, "ann", "labelled", ("abc"[targets[i]],), seconds=6.0))
+    estimate = estimate_project(project, Config(), 300)
+    assert estimate.hours == pytest.approx(0.5)
+    assert estimate.score > 0.8
+    assert estimate.high < 0.2
+    assert project.fact("estimate")["sentence"] == estimate.sentence
