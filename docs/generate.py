@@ -189,6 +189,29 @@ _STUDY = """## A study
 | `study.json` | settings, search space, trials and result |
 | `journal.log` | the study in Optuna's format |
 
+## A labelling project
+
+`bertsmith label` writes a project folder.
+
+| file | content |
+| --- | --- |
+| `labels.sqlite` | texts, all decisions of all coders, codebook, settings |
+| `labels.csv` | the table for `bertsmith train`: one row for each labelled text |
+| `embeddings.f16`, `embeddings.hashes`, `embeddings.json` | embeddings of the pool, hashes of its texts, checkpoint |
+| `runs/` | the runs that the page trained |
+
+The columns of `labels.csv`:
+
+| column | content |
+| --- | --- |
+| `Text`, `Pair` | the text; the second text of a pair |
+| `Label Text`, `Label` | label text, several joined by `;`; number of an ordinal label |
+| `split` | `test` for random texts, otherwise `train` |
+| `random`, `inclusion_probability` | whether and with which chance the text is in the random sample, for `measure` |
+| `reason` | why the text was chosen: `uncertain`, `diverse`, `rare` or `random` |
+| `decided_by`, `share_of_coders` | how the label came about; share of coders who gave it |
+| `row`, `note` | row of the pool; notes of the coders |
+
 ## An export
 
 `bertsmith export` writes an export folder. It has a checksum for every file that affects predictions.

@@ -19,11 +19,11 @@ from sklearn.metrics import cohen_kappa_score, f1_score
 from bertsmith.config import DataConfig
 from bertsmith.data.read import read_table
 from bertsmith.errors import ConfigError, DataError, RunFolderError
+from bertsmith.evaluation.agreement import alpha, kappa, measure_agreement
 from bertsmith.labelling.app import create_app
 from bertsmith.labelling.rounds import Rounds
 from bertsmith.labelling.store import FILE, SETTLED, Decision, Project, Queued
 from bertsmith.labelling.table import Snapshot, export
-from bertsmith.measuring.agreement import alpha, kappa, measure_agreement
 from bertsmith.measuring.design import read_design
 
 LABELS = ["bad", "good", "so so"]

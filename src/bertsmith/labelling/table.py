@@ -12,9 +12,9 @@ from typing import Any
 
 from bertsmith.data.columns import LABEL, LABEL_TEXT, TEXT, canonical
 from bertsmith.data.table import ORDINAL
+from bertsmith.evaluation.agreement import Agreement, LabelSet, measure_agreement
 from bertsmith.folders.atomic import write_text
 from bertsmith.labelling.store import LABELLED, SETTLED, UNSURE, Decision, Project, Queued
-from bertsmith.measuring.agreement import Agreement, LabelSet, measure_agreement
 from bertsmith.measuring.design import INCLUSION, RANDOM
 
 TABLE = "labels.csv"
