@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,9 @@ from bertsmith.evaluation.intervals import TAILS, draw_resamples
 
 FRACTIONS = (0.125, 0.25, 0.5, 0.75, 1.0)
 """Sizes of the nested subsets, as shares of the training folds."""
-FOLDS, REPEATS = 4, 3
+FOLDS, REPEATS = 4, 4
+LARGEST = 2
+"""Sizes from this one on are close enough to all labels to show how much the score of a training varies."""
 RESAMPLES = 200
 EXPONENTS = np.linspace(0.1, 1.5, 15)
 FEWEST = 80
@@ -29,6 +31,15 @@ Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Returns the score on each resample for counts of the texts, shape (resamples, n), and predicted scores of n texts."""
 
 
+class Gain(NamedTuple):
+    """A gain of the score: expected value, 95 % interval of one training, and upper bound of the expected value."""
+
+    value: float
+    low: float
+    high: float
+    most: float
+
+
 @dataclass(frozen=True)
 class Curve:
     """A learning curve.
@@ -36,17 +47,26 @@ class Curve:
     Attributes:
         sizes: numbers of labelled texts, shape (sizes,).
         scores: their scores on resampled texts, shape (resamples, sizes); the first resample has all texts once.
+        noise: standard deviation of the score between models that are trained on different texts.
     """
 
     sizes: np.ndarray
     scores: np.ndarray
+    noise: float = 0.0
 
-    def gain(self, now: int, more: int) -> tuple[float, float, float]:
-        """Return the gain to expect from more labels, and its 95 % interval."""
+    def gain(self, now: int, more: int, *, seed: int = 0) -> Gain:
+        """Return the gain to expect from more labels.
+
+        Args:
+            now: number of labels.
+            more: number of further labels.
+            seed: of the noise.
+        """
         gains = _extrapolate(self.sizes, self.scores, now, more)
-        low, high = np.percentile(gains[1:], TAILS).tolist()
-        value = float(gains[0])
-        return value, min(low, value), max(high, value)
+        value, others = float(gains[0]), gains[1:]
+        noise = self.noise * np.random.default_rng(seed).normal(size=(100, 1))
+        low, high = np.percentile(others + noise, TAILS).tolist()
+        return Gain(value, min(low, value), max(high, value), max(float(np.percentile(others, TAILS[1])), value))
 
 
 @dataclass(frozen=True)
@@ -57,6 +77,7 @@ class Estimate:
         labels: number of labelled texts.
         more: number of further labels that is considered.
         gain, low, high: expected gain of the score from these labels, with its 95 % interval; ``None`` if unknown.
+        most: upper bound of the gain in the mean over trainings, which does not vary with the choice of texts.
         hours: time for these labels; ``None`` if unknown.
         score, score_low, score_high: the score on the random texts with its 95 % interval; ``None`` if unknown.
         random: number of random texts.
@@ -71,6 +92,7 @@ class Estimate:
     gain: float | None = None
     low: float | None = None
     high: float | None = None
+    most: float | None = None
     hours: float | None = None
     score: float | None = None
     score_low: float | None = None
@@ -117,8 +139,8 @@ def learning_curve(n: int, predict: Predict, score: Score, *, seed: int) -> Curv
     rng = np.random.default_rng(seed)
     drawn = np.concatenate([np.ones((1, n), dtype=np.int64), *draw_resamples(n, None, rng, RESAMPLES)])
     sizes = np.array([round(share * n * (FOLDS - 1) / FOLDS) for share in FRACTIONS])
-    total = np.zeros((len(drawn), len(sizes)))
-    for _ in range(REPEATS):
+    total, alone = np.zeros((len(drawn), len(sizes))), np.empty((REPEATS, len(sizes)))
+    for repeat in range(REPEATS):
         order = rng.permutation(n)
         fold = np.empty(n, dtype=np.int64)
         fold[order] = np.arange(n) % FOLDS
@@ -133,22 +155,26 @@ def learning_curve(n: int, predict: Predict, score: Score, *, seed: int) -> Curv
             scores = np.empty((n, parts[0].shape[1]))
             for f, predicted in parts.items():
                 scores[fold == f] = predicted
-            total[:, i] += score(drawn, scores) / REPEATS
-    return Curve(sizes, total)
+            found = score(drawn, scores)
+            total[:, i] += found / REPEATS
+            alone[repeat, i] = found[0]
+    # The scores of a repeat come from several models, so they vary less than that of one model.
+    noise = np.sqrt(FOLDS * alone[:, LARGEST:].var(axis=0, ddof=1).mean())
+    return Curve(sizes, total, float(noise))
 
 
 def decide(estimate: Estimate) -> tuple[bool, str]:
     """Return whether the labels are enough, and why."""
-    if estimate.gain is None or estimate.high is None:
+    if estimate.most is None:
         return False, f"the {estimate.labels:,} labels are too few to say"
     if estimate.ceiling is not None and estimate.score_low is not None and estimate.score_low >= estimate.ceiling:
         return (
             True,
             f"the model agrees with the coders at least as well as they do with each other ({estimate.ceiling:.2f})",
         )
-    if estimate.high < WORTHWHILE:
+    if estimate.most < WORTHWHILE:
         return True, f"{estimate.more:,} more labels gain less than {WORTHWHILE:g} {estimate.metric}"
-    return False, f"{estimate.more:,} more labels can gain {estimate.high:.2f} {estimate.metric}"
+    return False, f"{estimate.more:,} more labels can gain {estimate.most:.2f} {estimate.metric}"
 
 
 def _extrapolate(sizes: np.ndarray, scores: np.ndarray, now: int, more: int) -> np.ndarray:

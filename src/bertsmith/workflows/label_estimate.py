@@ -95,8 +95,8 @@ def estimate_gain(
     with threadpool_limits(1):  # dozens of small fits: several threads would wait for each other
         curve = learning_curve(n, predict, score, seed=seed)
     if curve is not None:
-        gain, low, high = curve.gain(n, more)
-        estimate = replace(estimate, gain=gain, low=low, high=high)
+        gain = curve.gain(n, more, seed=seed)
+        estimate = replace(estimate, gain=gain.value, low=gain.low, high=gain.high, most=gain.most)
     found = score_on_random(embeddings, targets, random, task, n_labels, seed=seed)
     if found is not None:
         estimate = replace(estimate, score=found[0], score_low=found[1], score_high=found[2])
