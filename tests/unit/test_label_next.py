@@ -1,5 +1,7 @@
 """Which texts to label next: the choice, the file of embeddings, the command."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -208,3 +210,14 @@ def test_wrong_arguments_are_reported_and_nothing_changes(arguments, pool, tmp_p
     assert pool.read_bytes() == before
     assert project.texts == []
     assert cli("next", tmp_path / "nothing", pool)[0] == 2
+
+
+@pytest.mark.parametrize("tool", ["labelstudio", "doccano", "prodigy", "argilla"])
+def test_tasks_for_a_tool_have_the_chosen_texts(tool, pool, tmp_path, tiny, cli):
+    project = Project(tmp_path / "project", {"labels": ["animals", "colours"]})
+    code, out, err = cli("next", project.path, pool, "-n", "5", "--format", tool, "--model", tiny)
+    assert code == 0, err
+    tasks = json.loads(out) if tool == "labelstudio" else [json.loads(line) for line in out.splitlines()]
+    texts = [(task.get("data") or task.get("fields") or task)["text"] for task in tasks]
+    assert texts == [text.text for text in project.texts]
+    assert len(texts) == 5

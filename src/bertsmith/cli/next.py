@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated, Literal
 
 import typer
 
@@ -45,6 +45,10 @@ def next(
         Path | None,
         typer.Option("-o", "--output", metavar="OUT", help="File to write: .csv, .jsonl, .parquet or .xlsx."),
     ] = None,
+    format: Annotated[
+        Literal["table", "labelstudio", "doccano", "prodigy", "argilla"],
+        typer.Option(help="Write a table, or tasks for an annotation tool in JSON Lines (Label Studio: JSON)."),
+    ] = "table",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
     settings: Config,
 ) -> None:
@@ -67,12 +71,12 @@ def next(
     if pool is None and settings.sql is None:
         raise DataError("POOL is missing", remedy="Give a file, or --sql with --db.")
     file = None if output is None else OutputFile(output, (pool, settings.db))
-    kind = "csv" if output is None else output_format(output)
+    kind = "csv" if output is None or format != "table" else output_format(output)
     if file is not None:
         file.check(overwrite=overwrite)  # before the slow part
     else:
         check_stdout()
-    from bertsmith.workflows.label_next import choose_for_project, choose_with_run
+    from bertsmith.workflows.label_next import choose_for_project, choose_with_run, tasks_for
 
     with PredictionProgress(stderr_console()) as progress, sigterm_like_ctrl_c():
         if Project.exists(run):
@@ -82,16 +86,21 @@ def next(
             chosen = choose_with_run(run, pool, settings, number, random_share=random_share, observe=progress)
     # Texts that begin with @ or - stay as they are: `train` and `measure` read the labelled table again.
     style, cells = CsvStyle(guarded=False), chosen.cells()
+
+    def write(target: Path | IO[str]) -> None:
+        if format == "table":
+            with open_writer(kind, target, style=style) as writer:
+                writer.write(cells)
+        elif isinstance(target, Path):
+            target.write_text(tasks_for(format, chosen), encoding="utf-8")
+        else:
+            target.write(tasks_for(format, chosen))
+
     if file is None:
-        with open_writer(kind, sys.stdout, style=style) as writer:
-            writer.write(cells)
+        write(sys.stdout)
     else:
-        with (
-            claim(file, overwrite=overwrite),
-            replaced_file(file.path) as temporary,
-            open_writer(kind, temporary, style=style) as writer,
-        ):
-            writer.write(cells)
+        with claim(file, overwrite=overwrite), replaced_file(file.path) as temporary:
+            write(temporary)
         stderr_console().print(f"{len(chosen.texts):,} texts written to {file.path}", markup=False)
     reasons = Counter(text.reason for text in chosen.texts)
     stderr_console().print(", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common()), markup=False)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from bertsmith.config import DataConfig
 from bertsmith.data.columns import Columns
@@ -56,7 +57,7 @@ def read_labels(parts: Sequence[Part], config: DataConfig, *, known: Labels | No
     Raises:
         DataError: if the labels are inconsistent, or do not fit the task.
     """
-    task = _find_task(parts) if config.task == "auto" else config.task
+    task = _find_task(parts, known) if config.task == "auto" else config.task
     names = parts[0].columns.label_names
     where = f"{', '.join(p.name for p in parts)}, column{'s' if len(names) > 1 else ''} "
     where += " and ".join(map(quoted, names))
@@ -64,15 +65,31 @@ def read_labels(parts: Sequence[Part], config: DataConfig, *, known: Labels | No
         raise DataError(
             f"--label-columns is for --task multi-label, not {task}", where=where, remedy="Leave out one of them."
         )
-    return _READERS[task](parts, where, config, known)
+    return _READERS[task](parts if task == MULTI_LABEL else list(map(_without_lists, parts)), where, config, known)
 
 
-def _find_task(parts: Sequence[Part]) -> str:
-    """Return the task if it is certain: several labels if there are columns of 0 and 1, or cells that are lists."""
-    has_lists = any(
-        is_list(cell) for p in parts for column in p.columns.label_names[:2] for cell in p.raw.frame[column]
+def _find_task(parts: Sequence[Part], known: Labels | None) -> str:
+    """Return the task if it is certain: several labels if there are columns of 0 and 1, or lists of several labels."""
+    has_sets = any(
+        is_list(cell) and (len(cell) > 1 or known is not None)
+        for p in parts
+        for column in p.columns.label_names[:2]
+        for cell in p.raw.frame[column]
     )
-    return MULTI_LABEL if parts[0].columns.labels or has_lists else SINGLE_LABEL
+    return MULTI_LABEL if parts[0].columns.labels or has_sets else SINGLE_LABEL
+
+
+def _without_lists(part: Part) -> Part:
+    """Replace lists of one label, which annotation tools write, by the label; an empty list is a missing label."""
+    names = [n for n in part.columns.label_names if part.raw.frame[n].map(is_list).any()]
+    columns = {
+        name: pd.Series(
+            [(next(iter(c)) if len(c) else None) if is_list(c) and len(c) < 2 else c for c in part.raw.frame[name]],
+            dtype=object,
+        )
+        for name in names
+    }
+    return part._replace(raw=replace(part.raw, frame=part.raw.frame.assign(**columns))) if names else part
 
 
 def _read_classes(parts: Sequence[Part], where: str, config: DataConfig, known: Labels | None) -> ReadLabels:

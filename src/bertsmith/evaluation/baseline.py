@@ -96,7 +96,9 @@ def fit_regression(embeddings: np.ndarray, targets: np.ndarray, *, n_classes: in
 
     center = embeddings.mean(axis=0)
     model = LogisticRegression(C=REGRESSION_C, class_weight="balanced", max_iter=1000)
-    model.fit(embeddings - center, targets)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The number of unique classes")  # normal with few texts per class
+        model.fit(embeddings - center, targets)
     coefficients, biases = model.coef_, model.intercept_
     if len(coefficients) == 1:  # two classes: scikit-learn fits one row
         coefficients = np.concatenate([-coefficients, coefficients]) / 2

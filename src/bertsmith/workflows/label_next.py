@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertsmith.config import DEFAULT_MODEL, Config
+from bertsmith.data.formats.annotations import as_task
 from bertsmith.data.stream import Stream, open_stream
 from bertsmith.data.table import MULTI_LABEL, REGRESSION, Cells, Labels
 from bertsmith.data.template import Template, Text, Texts, flat, is_empty, normalise_text
@@ -199,6 +201,21 @@ def choose_with_run(
             config.seed,
             None,
         )
+
+
+def tasks_for(tool: str, chosen: Chosen) -> str:
+    """Return chosen texts as a file of tasks for an annotation tool: a JSON array for Label Studio, else JSON Lines."""
+    cells = chosen.cells()
+    added = {name: cells[name] for name in ("row", "reason", "random", "inclusion_probability")}
+    facts = [dict(zip(added, values, strict=True)) for values in zip(*added.values(), strict=True)]
+    tasks = [as_task(tool, _flat(text), some) for text, some in zip(chosen.texts, facts, strict=True)]
+    if tool == "labelstudio":
+        return json.dumps(tasks, ensure_ascii=False, indent=1) + "\n"
+    return "".join(json.dumps(task, ensure_ascii=False) + "\n" for task in tasks)
+
+
+def _flat(text: Queued) -> str:
+    return text.text if text.pair is None else flat((text.text, text.pair))
 
 
 def _choose(

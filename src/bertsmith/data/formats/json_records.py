@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from bertsmith.data.formats.annotations import flatten
 from bertsmith.data.formats.files import TableFile
 from bertsmith.data.table import Cells, ChunkedTable, OnBadRow
 from bertsmith.data.texts import replace_surrogates
@@ -28,6 +29,7 @@ def read_json_array(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRo
         raise DataError(f"the file is not JSON: {error}", where=name, remedy="Save the table again.") from error
     for number, record in enumerate(records, start=1):
         _check_record(record, f"{name}, entry {number:,}")
+    records = list(flatten(records))
     return _table(file, chunk_rows, lambda: iter(records), records)
 
 
@@ -40,7 +42,7 @@ def read_json_lines(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRo
 
     def records(on_bad_row: OnBadRow | None) -> Iterator[dict[str, Any]]:
         with file.text.open("\n") as lines:
-            yield from _parse_lines(lines, file.path.name, on_bad_row)
+            yield from flatten(_parse_lines(lines, file.path.name, on_bad_row))
 
     ignore = None if on_bad_row is None else lambda where, reason: None  # the first pass reports bad rows
     return _table(file, chunk_rows, lambda: records(ignore), records(on_bad_row))
