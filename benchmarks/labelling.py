@@ -39,7 +39,8 @@ from bertsmith.labelling.pool import PoolFile
 from bertsmith.labelling.store import Decision, Project, Queued
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.label_estimate import estimate_gain, score_on_random
-from bertsmith.workflows.label_next import choose_for_project, embed_texts, head_features, load_encoder
+from bertsmith.workflows.label_model import embed_texts, head_features, load_encoder
+from bertsmith.workflows.label_next import choose_for_project
 
 TABLES = ("clinc150_imbalanced", "banking77", "tweet_emotion", "sst2")
 ROUND = {"clinc150_imbalanced": 100, "banking77": 100}

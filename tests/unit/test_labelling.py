@@ -21,10 +21,10 @@ from bertsmith.data.read import read_table
 from bertsmith.errors import ConfigError, DataError, RunFolderError
 from bertsmith.evaluation.agreement import alpha, kappa, measure_agreement
 from bertsmith.labelling.app import create_app
-from bertsmith.labelling.rounds import Rounds
 from bertsmith.labelling.store import FILE, SETTLED, Decision, Project, Queued
 from bertsmith.labelling.table import Snapshot, export
 from bertsmith.measuring.design import read_design
+from bertsmith.workflows.label_rounds import Rounds
 
 LABELS = ["bad", "good", "so so"]
 

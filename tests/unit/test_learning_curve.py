@@ -34,6 +34,21 @@ def test_too_few_texts_have_no_curve():
     assert learning_curve(20, None, None, seed=0) is None
 
 
+def test_a_curve_of_many_texts_uses_some_of_them(monkeypatch):
+    monkeypatch.setattr("bertsmith.evaluation.learning_curve.MOST", 100)
+    trained, predicted = set(), set()
+
+    def predict(inside, outside):
+        trained.update(inside.tolist())
+        predicted.update(outside.tolist())
+        return np.zeros((len(outside), 2))
+
+    curve = learning_curve(400, predict, lambda drawn, scores: drawn.sum(axis=1) / 100, seed=0)
+    assert len(trained | predicted) == 100
+    assert curve.sizes.tolist() == [9, 19, 38, 56, 75]
+    assert curve.scores == pytest.approx(1)
+
+
 def separable(n, noise, seed):
     """Return embeddings of unit length and classes, of which a regression learns more with more texts."""
     rng = np.random.default_rng(seed)
@@ -46,7 +61,7 @@ def separable(n, noise, seed):
 def test_the_expected_gain_is_close_to_the_true_one():
     task, found = get_task(), []
     test_x, test_y = separable(2000, 6, 10**6)
-    from bertsmith.workflows.label_next import head_features
+    from bertsmith.workflows.label_model import head_features
 
     def true_score(x, y):
         head = task.fit_head(head_features(x), y, 3)

@@ -74,9 +74,9 @@ def label(
             raise ConfigError("ordinal labels need their order", remedy="Give them with --labels, the lowest first.")
     project = Project(output, {"task": task})
     project.add_labels(names)
-    from bertsmith.labelling.rounds import Rounds
     from bertsmith.workflows.label_estimate import estimate_project
     from bertsmith.workflows.label_next import choose_for_project
+    from bertsmith.workflows.label_rounds import Rounds
 
     def choose(observe: PredictionListener) -> int:
         chosen = choose_for_project(
@@ -95,9 +95,9 @@ def _serve(
     project: Project, rounds: Any, coder: str | None, token: str | None, host: str, port: int, browser: bool
 ) -> None:
     from bertsmith.labelling.app import create_app
-    from bertsmith.labelling.rounds import train_arguments
     from bertsmith.labelling.table import TABLE, export
     from bertsmith.serving.server import listen, run_app
+    from bertsmith.workflows.label_rounds import train_arguments
 
     err = stderr_console()
     with handle_signals() as signals, contextlib.closing(listen(host, port)) as listening:
@@ -122,7 +122,7 @@ def _serve(
 
 def _train_flags(settings: Config) -> tuple[str, ...]:
     """Return the flags with which the page trains: the checkpoint and the device of the project."""
-    from bertsmith.workflows.label_next import embedding_model
+    from bertsmith.workflows.label_model import embedding_model
 
     threads = () if settings.threads is None else ("--threads", str(settings.threads))
     return ("--model", embedding_model(settings), "--device", settings.device, *threads)

@@ -76,7 +76,7 @@ def next(
         file.check(overwrite=overwrite)  # before the slow part
     else:
         check_stdout()
-    from bertsmith.workflows.label_next import choose_for_project, choose_with_run, tasks_for
+    from bertsmith.workflows.label_next import choose_for_project, choose_with_run
 
     with PredictionProgress(stderr_console()) as progress, sigterm_like_ctrl_c():
         if Project.exists(run):
@@ -92,9 +92,9 @@ def next(
             with open_writer(kind, target, style=style) as writer:
                 writer.write(cells)
         elif isinstance(target, Path):
-            target.write_text(tasks_for(format, chosen), encoding="utf-8")
+            target.write_text(chosen.tasks(format), encoding="utf-8")
         else:
-            target.write(tasks_for(format, chosen))
+            target.write(chosen.tasks(format))
 
     if file is None:
         write(sys.stdout)

@@ -21,8 +21,8 @@ LARGEST = 2
 """Sizes from this one on are close enough to all labels to show how much the score of a training varies."""
 RESAMPLES = 200
 EXPONENTS = np.linspace(0.1, 1.5, 15)
-FEWEST = 80
-"""Fewest labelled texts for a curve."""
+FEWEST, MOST = 80, 2000
+"""Fewest labelled texts for a curve, and most that it uses."""
 WORTHWHILE = 0.01
 """The labels are enough if more of them gain less than this."""
 Predict = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
@@ -126,7 +126,7 @@ def learning_curve(n: int, predict: Predict, score: Score, *, seed: int) -> Curv
     """Cross-validate on nested subsets of n labelled texts.
 
     Args:
-        n: number of labelled texts.
+        n: number of labelled texts, of which a random `MOST` are used.
         predict: trains and predicts.
         score: scores predictions.
         seed: of folds, subsets and resamples.
@@ -137,13 +137,16 @@ def learning_curve(n: int, predict: Predict, score: Score, *, seed: int) -> Curv
     if n < FEWEST:
         return None
     rng = np.random.default_rng(seed)
-    drawn = np.concatenate([np.ones((1, n), dtype=np.int64), *draw_resamples(n, None, rng, RESAMPLES)])
-    sizes = np.array([round(share * n * (FOLDS - 1) / FOLDS) for share in FRACTIONS])
+    used = rng.permutation(n)[:MOST]
+    n_used = len(used)
+    drawn = np.zeros((RESAMPLES + 1, n), dtype=np.int64)
+    drawn[:, used] = np.concatenate([np.ones((1, n_used)), *draw_resamples(n_used, None, rng, RESAMPLES)])
+    sizes = np.array([round(share * n_used * (FOLDS - 1) / FOLDS) for share in FRACTIONS])
     total, alone = np.zeros((len(drawn), len(sizes))), np.empty((REPEATS, len(sizes)))
     for repeat in range(REPEATS):
-        order = rng.permutation(n)
-        fold = np.empty(n, dtype=np.int64)
-        fold[order] = np.arange(n) % FOLDS
+        order = rng.permutation(used)
+        fold = np.full(n, -1)
+        fold[order] = np.arange(n_used) % FOLDS
         for i, size in enumerate(sizes.tolist()):
             parts: dict[int, np.ndarray] = {}
             for f in range(FOLDS):
@@ -152,7 +155,7 @@ def learning_curve(n: int, predict: Predict, score: Score, *, seed: int) -> Curv
                 if predicted is None:
                     return None
                 parts[f] = predicted
-            scores = np.empty((n, parts[0].shape[1]))
+            scores = np.zeros((n, parts[0].shape[1]))
             for f, predicted in parts.items():
                 scores[fold == f] = predicted
             found = score(drawn, scores)

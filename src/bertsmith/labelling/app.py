@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import importlib.resources
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Header, HTTPException, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
@@ -12,9 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from bertsmith.errors import UserError
-from bertsmith.labelling.rounds import Rounds
 from bertsmith.labelling.store import SETTLED, Decision, Project, Queued
 from bertsmith.labelling.table import TABLE, Snapshot, export
+
+if TYPE_CHECKING:
+    from bertsmith.workflows.label_rounds import Rounds
 
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
 """Names by which a browser on this machine asks; others would come from a page that rebinds its name."""

@@ -18,8 +18,10 @@ from bertsmith.data.table import MULTI_LABEL
 
 UNCERTAIN, DIVERSE, RARE, CHANCE = REASONS = ("uncertain", "diverse", "rare", "random")
 RANDOM_SHARE = 0.2
-RARE_SHARE, DIVERSE_SHARE = 0.3, 0.2
-"""Shares of the chosen texts that are not random. With a model, the others are uncertain texts."""
+RARE_SHARE, DIVERSE_SHARE = 0.3, 0.1
+"""Most of the chosen texts, without the random ones. With a model, the others are uncertain texts."""
+RARE_BELOW = 10
+"""Number of labelled texts from which a class is not rare."""
 RESERVED = 1000
 """Most rows of the pool that only the random sample may take, or a fifth of a small pool."""
 SPREAD_ROWS = 10_000
@@ -141,11 +143,11 @@ class Candidates:
         return [Choice(row, reason) for _, reason, row in sorted(ranked)]
 
     def _rare(self, free: np.ndarray, n: int, counts: np.ndarray) -> list[int]:
-        """Take the likeliest texts of the class with the fewest labels, again and again."""
-        expected, found = counts.astype(float), list[int]()
+        """Take the likeliest texts of the class with the fewest labels, again and again, while classes are rare."""
+        expected, found = np.where(counts < RARE_BELOW, counts, np.inf), list[int]()
         order = np.argsort(-self.scores, axis=0, kind="stable")
         position = np.zeros(len(counts), dtype=np.int64)
-        while len(found) < n and np.isfinite(expected).any():
+        while len(found) < n and expected.min() < RARE_BELOW:
             c = int(expected.argmin())
             while position[c] < len(order) and not free[order[position[c], c]]:
                 position[c] += 1

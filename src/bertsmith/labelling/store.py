@@ -279,13 +279,6 @@ class Project:
 
 
 def _queued(row: sqlite3.Row) -> Queued:
-    return Queued(
-        row["row"],
-        row["text"],
-        row["reason"],
-        bool(row["random"]),
-        row["pair"],
-        json.loads(row["columns"]),
-        row["suggestion"],
-        row["id"],
-    )
+    columns = json.loads(row["columns"])
+    facts = {name: row[name] for name in ("row", "text", "reason", "pair", "suggestion", "id")}
+    return Queued(**facts, random=bool(row["random"]), columns=columns)

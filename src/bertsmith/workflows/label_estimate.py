@@ -16,7 +16,7 @@ from bertsmith.labelling.store import PAUSE, Project
 from bertsmith.labelling.table import Snapshot
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
-from bertsmith.workflows.label_next import head_features, training_data
+from bertsmith.workflows.label_model import head_features, training_data
 
 MORE = 300
 """Number of further labels that an estimate considers."""

