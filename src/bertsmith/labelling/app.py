@@ -146,16 +146,10 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
         """Return agreement, label counts, and what more labels would buy."""
         return {**Snapshot.of(project).overview(), "estimate": project.fact("estimate"), "rounds": rounds.state()}
 
-    @app.post("/choose", dependencies=checked)
-    def choose() -> dict[str, Any]:
-        """Choose the next round now."""
-        rounds.choose()
-        return rounds.state()
-
-    @app.post("/train", dependencies=checked)
-    def train() -> dict[str, Any]:
-        """Train on the labels in the background."""
-        rounds.train()
+    @app.post("/{work}", dependencies=checked)
+    def begin(work: Literal["choose", "train"]) -> dict[str, Any]:
+        """Choose the next round, or train on the labels, in the background."""
+        getattr(rounds, work)()
         return rounds.state()
 
     @app.get("/labels.csv", dependencies=checked)

@@ -123,23 +123,25 @@ class Project:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise write_error(self.path, error) from error
-        with self._open() as database:
+        with self._open(write=True) as database:
             for statement in _SCHEMA.split(";"):
                 database.execute(statement)
             database.executemany("INSERT INTO facts VALUES (?, ?)", [(n, json.dumps(v)) for n, v in facts.items()])
 
     @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        """Open a transaction, which is committed if the block succeeds."""
+    def _open(self, *, write: bool = False) -> Iterator[sqlite3.Connection]:
+        """Open the file to read, or to write in a transaction that is committed if the block succeeds."""
         try:
             database = sqlite3.connect(self.file, timeout=30, isolation_level=None)
         except sqlite3.Error as error:
             raise write_error(self.file, error) from error
         database.row_factory = sqlite3.Row
         try:
-            database.execute("BEGIN IMMEDIATE")
+            if write:
+                database.execute("BEGIN IMMEDIATE")
             yield database
-            database.execute("COMMIT")
+            if write:
+                database.execute("COMMIT")
         except sqlite3.OperationalError as error:
             raise write_error(self.file, error) from error
         except sqlite3.DatabaseError as error:
@@ -159,7 +161,7 @@ class Project:
 
     def set_fact(self, name: str, value: Any) -> None:
         """Change a setting of the project."""
-        with self._open() as database:
+        with self._open(write=True) as database:
             database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
 
     @property
@@ -193,7 +195,7 @@ class Project:
             for t in texts
         ]
         insert = "INSERT OR IGNORE INTO texts (row, text, pair, columns, reason, random, suggestion)"
-        with self._open() as database:
+        with self._open(write=True) as database:
             database.executemany(f"{insert} VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
 
     @property
@@ -210,9 +212,8 @@ class Project:
 
     def next_text(self, coder: str) -> Queued | None:
         """Return the first text that a coder has not decided yet; a skipped text does not come back."""
-        current = f"SELECT text, status FROM ({_CURRENT}) WHERE coder = ?"
-        query = f"""SELECT texts.* FROM texts LEFT JOIN ({current}) AS mine ON mine.text = texts.id
-            WHERE status IS NULL ORDER BY texts.id LIMIT 1"""
+        query = """SELECT * FROM texts WHERE NOT EXISTS
+            (SELECT 1 FROM decisions WHERE text = texts.id AND coder = ? AND undone = 0) ORDER BY id LIMIT 1"""
         with self._open() as database:
             row = database.execute(query, (coder,)).fetchone()
         return None if row is None else _queued(row)
@@ -235,15 +236,17 @@ class Project:
         Raises:
             DataError: if it does not fit the project.
         """
-        unknown = [label for label in decision.labels if label not in self.labels]
-        wrong = decision.status not in STATUSES or not decision.coder.strip() or unknown
-        several = self.task != MULTI_LABEL and len(decision.labels) != (decision.status == LABELLED)
-        if wrong or several:
-            what = f"{decision.status} {listing(decision.labels)} by {quoted(decision.coder)}"
-            raise DataError(f"this is not a decision of the project: {what}", where=str(self.file))
-        self.text(decision.text)
         values = (decision.text, decision.coder, decision.status, json.dumps(decision.labels), decision.note)
-        with self._open() as database:
+        with self._open(write=True) as database:
+            facts = {row["name"]: json.loads(row["value"]) for row in database.execute("SELECT * FROM facts")}
+            known = database.execute("SELECT 1 FROM texts WHERE id = ?", (decision.text,)).fetchone()
+            wrong = decision.status not in STATUSES or not decision.coder.strip() or not known
+            several = facts["task"] != MULTI_LABEL and len(decision.labels) != (decision.status == LABELLED)
+            if wrong or several or not set(decision.labels) <= set(facts["labels"]):
+                what = f"{decision.status} {listing(decision.labels)} by {quoted(decision.coder)}"
+                raise DataError(
+                    f"this is not a decision of the project: {what} about text {decision.text}", where=str(self.file)
+                )
             database.execute(
                 "INSERT INTO decisions (text, coder, status, labels, note, seconds, time) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (*values, decision.seconds, time.time()),
@@ -252,7 +255,7 @@ class Project:
     def undo(self, coder: str) -> Queued | None:
         """Undo the last decision of a coder, and return its text; ``None`` if nothing is left to undo."""
         last = "SELECT id, text FROM decisions WHERE coder = ? AND undone = 0 ORDER BY id DESC LIMIT 1"
-        with self._open() as database:
+        with self._open(write=True) as database:
             row = database.execute(last, (coder,)).fetchone()
             if row is None:
                 return None
@@ -272,7 +275,9 @@ class Project:
         """Return numbers for the page of a coder: texts ``decided``, in the queue, and median ``seconds`` of a text."""
         with self._open() as database:
             total = database.execute("SELECT COUNT(*) FROM texts").fetchone()[0]
-            mine = f"SELECT seconds FROM ({_CURRENT}) WHERE coder = ? ORDER BY seconds"
+            mine = (
+                "SELECT seconds, MAX(id) FROM decisions WHERE coder = ? AND undone = 0 GROUP BY text ORDER BY seconds"
+            )
             seconds = [row[0] for row in database.execute(mine, (coder,))]
         worked = [value for value in seconds if 0 < value < PAUSE]
         return {"decided": len(seconds), "texts": total, "seconds": worked[len(worked) // 2] if worked else None}

@@ -46,14 +46,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a project has at one time.
-
-    Attributes:
-        labels, task: see `Project`.
-        texts: the queue.
-        decisions: the current decisions.
-        pool_rows: number of rows of the pool.
-    """
+    """What a project has at one time; ``pool_rows`` is the number of rows of its pool that have a text."""
 
     labels: list[str]
     task: str
