@@ -148,6 +148,9 @@ class DataConfig(Step):
     group_column: str | None = Field(
         None, description="Column with groups, such as authors; all rows of a group are in the same split."
     )
+    coder_column: str | None = Field(
+        None, description="Column with coders, for one row per text and coder; the label of the majority counts."
+    )
     split_column: str | None = Field(None, description="Column with train, validation or test for each row.")
     validation: TableSource = Field(None, description="Validation table; a share of the rows by default.")
     test: TableSource = Field(None, description="Test table; a share of the rows by default.")

@@ -38,6 +38,7 @@ class TableSettings(TypedDict, total=False):
     label_separator: str | None
     task: Literal["auto", "single-label", "multi-label", "ordinal", "regression"]
     group_column: str | None
+    coder_column: str | None
     split_column: str | None
     validation_size: float
     test_size: float

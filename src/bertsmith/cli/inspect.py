@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,10 @@ from bertsmith.cli.options import Json, TableArgument, with_settings
 from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig
 from bertsmith.errors import DataError
+
+if TYPE_CHECKING:
+    from bertsmith.data.table import Table
+    from bertsmith.evaluation.agreement import Agreement
 
 
 @with_settings(DataConfig, ModelConfig, only=(*DataConfig.model_fields, "model", "max_length"))
@@ -66,9 +70,38 @@ def inspect(
             write_text(page.path, findings_page(findings))
         stderr_console().print(f"page: {html}")
     if json:
-        print_json(findings.to_dict())
+        print_json(findings.to_dict() | ({"agreement": _agreement(read).to_dict()} if read.coded else {}))
     else:
         stdout_console().print(findings)
+        if read.coded:
+            _print_agreement(read)
     for finding in findings.findings:
         if finding.severity == "error":
             raise DataError(finding.message, where=findings.name, remedy=finding.action)
+
+
+def _agreement(table: Table) -> Agreement:
+    from bertsmith.evaluation.agreement import measure_agreement
+
+    return measure_agreement(table.coded, table.labels.texts, table.task)
+
+
+def _print_agreement(table: Table) -> None:
+    """Print how well the coders agree, for all labels, each label and each pair of coders."""
+    from bertsmith.evaluation.agreement import Coefficient
+
+    def show(name: str, found: Coefficient) -> None:
+        if found.value is not None and found.interval is not None:
+            low, high = found.interval
+            stdout_console().print(
+                f"  {found.value:.2f}  (95 % interval {low:.2f} to {high:.2f}, {found.texts:,} texts)  {name}",
+                markup=False,
+            )
+
+    found = _agreement(table)
+    stdout_console().print(f"\nagreement of coders, who differ on {len(found.disputed):,} texts")
+    show("Krippendorff's alpha", found.alpha)
+    for label, coefficient in found.classes.items():
+        show(f"alpha of {label}", coefficient)
+    for pair, coefficient in found.pairs.items():
+        show(f"Cohen's kappa of {' and '.join(pair)}", coefficient)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from bertsmith.config import DataConfig, Source
+from bertsmith.data.coders import merge_coders
 from bertsmith.data.columns import Columns, canonical, find_columns
 from bertsmith.data.corrections import apply_corrections
 from bertsmith.data.read_labels import Part, read_labels
@@ -55,6 +56,8 @@ def read_table(
     sources = ((source, None), (config.validation, "validation"), (config.test, "test"))
     parts = [(read_raw(table, config, split), split) for table, split in sources if table is not None or split is None]
     table = _combine(parts, config, known, template)
+    if config.coder_column is not None:
+        table = merge_coders(table, config.coder_column)
     return table if config.corrections is None else apply_corrections(table, config.corrections, config)
 
 

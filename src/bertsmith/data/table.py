@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -77,6 +77,7 @@ class Table:
         notes: what the reader found or repaired.
         task: the kind of label, one of `TASKS`.
         outcomes: turns codes into targets.
+        coded: with ``--coder-column``, the label texts by text, a number, and coder.
     """
 
     frame: pd.DataFrame
@@ -87,6 +88,7 @@ class Table:
     notes: tuple[Note, ...] = field(default=())
     task: str = SINGLE_LABEL
     outcomes: Outcomes = CLASSES
+    coded: Mapping[tuple[int, str], frozenset[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.frame)

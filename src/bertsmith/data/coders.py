@@ -1,0 +1,95 @@
+"""Tables with the labels of several coders, one row per text and coder: the label of the majority counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+
+from bertsmith.data.columns import canonical
+from bertsmith.data.table import MISSING, REGRESSION, Note, Table
+from bertsmith.data.template import texts_of
+from bertsmith.data.texts import is_missing, to_text
+from bertsmith.errors import ConfigError, DataError, did_you_mean, listing
+
+SHARE = "share_of_coders"
+"""Column with the share of the coders who gave the label of a text."""
+
+
+def merge_coders(table: Table, column: str) -> Table:
+    """Keep one row per text, with the label that most coders gave. A tie leaves the label missing, with a note.
+
+    Rows without a coder stay as they are. A coder's later label of a text replaces an earlier one.
+
+    Args:
+        table: the table, in whose ``extra`` the column is.
+        column: name of the column with the coders.
+
+    Returns:
+        The table with the column `SHARE` instead, and with all labels in ``coded``.
+
+    Raises:
+        DataError: if the table has no such column.
+        ConfigError: if the labels are numbers to predict.
+    """
+    name = next((n for n in table.extra.columns if canonical(str(n)) == canonical(column)), None)
+    if name is None:
+        raise DataError(
+            f"the table has no column {column!r}.{did_you_mean(column, map(str, table.extra.columns))}",
+            where=table.name,
+            remedy=f"Pass --coder-column with one of {listing(table.extra.columns)}.",
+        )
+    if table.task == REGRESSION:
+        raise ConfigError("--coder-column is for labels, not for numbers", remedy="Give the mean number of each text.")
+    codes, rows = table.codes, table.frame["row"].tolist()
+    splits, texts = table.frame["split"].tolist(), texts_of(table.frame.fillna({"text": "", "pair": ""}))
+    votes: dict[tuple[object, object], dict[str, int]] = {}
+    first: dict[tuple[object, object], int] = {}
+    keep = np.zeros(len(table), dtype=bool)
+    for i, cell in enumerate(table.extra[name].tolist()):
+        if is_missing(cell):
+            keep[i] = True
+            continue
+        key: tuple[object, object] = (splits[i], texts[i])
+        keep[first.setdefault(key, i)] = True
+        if codes[i] != MISSING:
+            votes.setdefault(key, {})[to_text(cell).strip()] = int(codes[i])
+    target, share = codes.copy(), np.full(len(table), np.nan)
+    majority, ties = list[int](), list[int]()
+    for key, given in votes.items():
+        i, counts = first[key], Counter(given.values()).most_common(2)
+        is_tie = len(counts) > 1 and counts[0][1] == counts[1][1]
+        target[i], share[i] = MISSING if is_tie else counts[0][0], counts[0][1] / len(given)
+        if len(counts) > 1:
+            (ties if is_tie else majority).append(int(rows[i]))
+    notes = [
+        Note(
+            severity,
+            f"{len(some):,} texts have different labels by coder, {how}; first rows: {listing(some)}",
+            len(some),
+            tuple(some),
+        )
+        for severity, how, some in (
+            ("info", "and the label of the majority counts", majority),
+            ("warning", "and no label has a majority: they are dropped as rows without a label", ties),
+        )
+        if some
+    ]
+    coded = {
+        (first[key], coder): _label_texts(table, code) for key, given in votes.items() for coder, code in given.items()
+    }
+    merged = replace(
+        table,
+        frame=table.frame.assign(target=target),
+        extra=table.extra.drop(columns=name).assign(**{SHARE: share}),
+        notes=(*table.notes, *notes),
+        coded=coded,
+    )
+    return merged.take(keep)
+
+
+def _label_texts(table: Table, code: int) -> frozenset[str]:
+    """Return the label texts of a code."""
+    target = table.outcomes.targets(np.array([code]))[0]
+    return frozenset(table.labels.texts[c] for c in (np.flatnonzero(target) if np.ndim(target) else [target]))
