@@ -1,0 +1,136 @@
+"""The labelling page in a real browser, with the keyboard alone."""
+
+import contextlib
+import io
+import os
+import threading
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import uvicorn
+
+from bertsmith.labelling.app import create_app
+from bertsmith.labelling.store import Project, Queued
+from bertsmith.serving.server import listen
+from bertsmith.workflows.label_rounds import Rounds
+from tests.e2e.browser import CHROMIUM, Tab, chromium
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+LABELS = ["bad", "good", "so so"]
+TEXTS = 100
+
+
+@pytest.fixture
+def project(tmp_path):
+    made = Project(tmp_path / "project", {"labels": LABELS, "pool_rows": 1000})
+    made.add_texts([Queued(i, f"text number {i}", "x", i % 5 == 0, suggestion="good") for i in range(1, TEXTS + 1)])
+    return made
+
+
+@contextlib.contextmanager
+def served(project):
+    with listen("127.0.0.1", 0) as listening:
+        app = create_app(project, Rounds(project, lambda observe: 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def begin(connection, url, name):
+    tab = Tab(connection)
+    tab.open(url)
+    tab.until("document.getElementById('who') && !document.getElementById('who').hidden")
+    tab.js("document.getElementById('coder').focus()")
+    tab.type(name)
+    tab.key("Enter")
+    tab.until("current")
+    return tab
+
+
+def press(tab, key):
+    """Press a key that ends the current text."""
+    number = tab.js("current.id")
+    tab.key(key)
+    tab.until(f"!current || current.id !== {number}")
+
+
+def test_two_coders_label_100_texts_with_the_keyboard(project, tmp_path):
+    shots = Path(os.environ.get("BERTSMITH_TEST_SCREENSHOTS", tmp_path))
+    with served(project) as url, chromium() as connection:
+        for name in ("ann", "ben"):
+            tab = begin(connection, url, name)
+            if name == "ann":
+                tab.screenshot(shots / "desktop-label.png")
+                found = tab.accessible()
+                assert {("button", label) for label in (*LABELS, "Unsure", "Skip", "Undo", "Settle")} <= found
+                assert {("textbox", "Note"), ("group", "Labels"), ("heading", "project")} <= found
+                assert all(label for role, label in found if role in ("button", "textbox", "progressbar", "group"))
+            for i in range(TEXTS):
+                if i == 3:
+                    press(tab, "u")
+                elif i == 4:
+                    press(tab, "s")
+                elif i == 5:
+                    tab.key("n")
+                    tab.type("no 1 or 2")  # digits in a note are no labels
+                    tab.key("Escape")
+                    press(tab, "2")
+                else:
+                    press(tab, str(1 + (i + (name == "ben" and i % 10 == 0)) % 3))
+                if i == 7:
+                    press(tab, "z")
+                    press(tab, "3")
+            assert tab.js("current") is None
+        tab.key("p")
+        tab.until("document.querySelectorAll('#overview tr').length > 5")
+        tab.screenshot(shots / "desktop-progress.png")
+        tab.key("d")
+        tab.until("cases.length === 11")
+        tab.screenshot(shots / "desktop-settle.png")
+        tab.key("3")
+        tab.until("cases.length === 10")
+        tab.key("c")
+        tab.until("document.querySelectorAll('#entries form').length === 3")
+        tab.resize(390, 844, mobile=True)
+        for key, name in (("l", "label"), ("p", "overview"), ("d", "settle"), ("c", "codebook")):
+            tab.key(key)
+            tab.until(f"!document.getElementById('{name}').hidden")
+            tab.screenshot(shots / f"phone-{name}.png")
+            assert tab.js("document.documentElement.scrollWidth <= innerWidth")
+        assert tab.js("document.getElementById('error').textContent") == ""
+        table = pd.read_csv(io.StringIO(tab.js("fetch('labels.csv').then(answer => answer.text())")))
+    assert len(table) == 98  # one text was unsure and one skipped
+    assert table["Label Text"].isna().sum() == 9  # of ten disagreements one was settled
+    decisions = project.decisions
+    assert len(decisions) == 2 * TEXTS + 1
+    assert [d.note for d in decisions if d.note] == ["no 1 or 2"] * 2
+    assert {d.status for d in decisions} == {"labelled", "unsure", "skipped"}
+    assert all(d.seconds > 0 for d in decisions if d.coder in ("ann", "ben"))
+
+
+def test_several_labels_and_suggestions_with_the_keyboard(tmp_path):
+    project = Project(tmp_path / "p", {"labels": [f"label {i}" for i in range(12)], "task": "multi-label"})
+    project.add_texts([Queued(i, f"text {i}", "x", False, suggestion="label 1; label 11") for i in (1, 2, 3)])
+    with served(project) as url, chromium() as connection:
+        tab = begin(connection, url, "ann")
+        tab.key("1")
+        tab.key("3")
+        tab.key("1")
+        tab.until("chosen.size === 1")
+        press(tab, "Enter")
+        tab.key("/")
+        tab.type("11")
+        tab.key("Enter")
+        tab.until("chosen.size === 1")
+        press(tab, "Enter")
+        assert tab.js("chosen.size") == 0
+        tab.key("g")
+        tab.until("chosen.size === 2")
+        press(tab, "Enter")
+    assert [set(d.labels) for d in project.decisions] == [{"label 2"}, {"label 11"}, {"label 1", "label 11"}]
