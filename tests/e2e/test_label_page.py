@@ -2,9 +2,7 @@
 
 import contextlib
 import io
-import os
 import threading
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -61,7 +59,7 @@ def press(tab, key):
 
 
 def test_two_coders_label_100_texts_with_the_keyboard(project, tmp_path):
-    shots = Path(os.environ.get("BERTSMITH_TEST_SCREENSHOTS", tmp_path))
+    shots = tmp_path  # to look at, with --basetemp
     with served(project) as url, chromium() as connection:
         for name in ("ann", "ben"):
             tab = begin(connection, url, name)

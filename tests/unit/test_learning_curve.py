@@ -73,7 +73,7 @@ def test_the_expected_gain_is_close_to_the_true_one():
         gain = true_score(x, y) - true_score(x[:100], y[:100])
         found.append((estimate.gain, gain, estimate.low <= gain <= estimate.high))
         assert estimate.gain > 0
-        assert estimate.score_low <= estimate.score <= estimate.score_high
+        assert estimate.accuracy_low <= estimate.accuracy <= estimate.accuracy_high
     expected, true, inside = np.mean(found, axis=0)
     assert abs(expected - true) < 0.06
     assert inside > 0.5
@@ -85,9 +85,9 @@ def test_the_expected_gain_is_close_to_the_true_one():
         (Estimate(50, 300), False),
         (Estimate(500, 300, gain=0.05, low=0.0, high=0.1, most=0.08), False),
         (Estimate(500, 300, gain=0.002, low=-0.02, high=0.03, most=0.008), True),
-        (Estimate(500, 300, most=0.08, score=0.8, score_low=0.76, score_high=0.84, ceiling=0.7), True),
+        (Estimate(500, 300, most=0.08, accuracy=0.8, accuracy_low=0.76, accuracy_high=0.84, ceiling=0.7), True),
         (
-            Estimate(500, 300, most=0.08, score=0.8, score_low=0.76, score_high=0.84, ceiling=0.8),
+            Estimate(500, 300, most=0.08, accuracy=0.8, accuracy_low=0.76, accuracy_high=0.84, ceiling=0.8),
             False,
         ),
     ],
@@ -109,6 +109,6 @@ def test_the_estimate_of_a_project_is_saved(tmp_path, task):
         project.decide(Decision(i + 1, "ann", "labelled", ("abc"[targets[i]],), seconds=6.0))
     estimate = estimate_project(project, Config(), 300)
     assert estimate.hours == pytest.approx(0.5)
-    assert estimate.score > 0.8
+    assert estimate.accuracy > 0.8
     assert estimate.high < 0.2
     assert project.fact("estimate")["sentence"] == estimate.sentence

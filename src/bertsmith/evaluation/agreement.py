@@ -44,8 +44,8 @@ class Agreement:
         alpha: Krippendorff's alpha of all labels.
         classes: alpha of each class against all others, by label.
         pairs: Cohen's kappa of each pair of coders.
-        ceiling: mean macro-F1 of one coder against another, which no model exceeds except by chance; ``None`` without
-            two coders.
+        ceiling: share of texts to which two coders gave the same labels, mean over pairs. No model agrees more with a
+            coder than coders do, except by chance.
         disputed: texts with different labels.
     """
 
@@ -96,15 +96,15 @@ def measure_agreement(coded: Coded, labels: Sequence[str], task: str, *, seed: i
     coders = sorted({coder for some in shared.values() for coder in some})
     ranks = np.array([order(value)[0] if value else 0 for value in values])
     weights = (ranks[:, None] - ranks) ** 2.0 if task == ORDINAL else 1 - np.eye(len(values))
-    pairs, f1 = {}, []
+    pairs, same = {}, []
     for one, two in combinations(coders, 2):
         both = [(some[one], some[two]) for some in shared.values() if one in some and two in some]
         if both:
             a, b = (np.array([position[pair[i]] for pair in both]) for i in (0, 1))
             pairs[one, two] = kappa(a, b, weights, seed=seed)
-            f1.append(_f1_of_coders(both, labels, seed))
+            same.append(_same(a, b, seed))
     disputed = tuple(text for text, some in shared.items() if len(set(some.values())) > 1)
-    return Agreement(alpha(counts, distance, seed=seed), classes, pairs, _mean(f1), disputed)
+    return Agreement(alpha(counts, distance, seed=seed), classes, pairs, _mean(same), disputed)
 
 
 def alpha(counts: np.ndarray, distance: np.ndarray, *, seed: int = 0) -> Coefficient:
@@ -150,16 +150,10 @@ def kappa(one: np.ndarray, two: np.ndarray, weights: np.ndarray, *, seed: int = 
     return _with_interval(of, len(one), seed)
 
 
-def _f1_of_coders(both: Sequence[tuple[LabelSet, LabelSet]], labels: Sequence[str], seed: int) -> Coefficient:
-    """Return the macro-F1 of two coders; it is the same whichever of them counts as the truth."""
-    a, b = (np.array([[label in pair[i] for label in labels] for pair in both], dtype=float) for i in (0, 1))
-
-    def of(drawn: np.ndarray) -> np.ndarray:
-        given = drawn @ (a + b)
-        f1 = np.divide(2 * (drawn @ (a * b)), given, out=np.zeros_like(given), where=given > 0)
-        return np.asarray(f1.sum(axis=1) / np.maximum((given > 0).sum(axis=1), 1))
-
-    return _with_interval(of, len(both), seed)
+def _same(one: np.ndarray, two: np.ndarray, seed: int) -> Coefficient:
+    """Return the share of texts with the same value, from value indices of shape (texts,)."""
+    same = (one == two).astype(float)
+    return _with_interval(lambda drawn: np.asarray(drawn @ same / drawn.sum(axis=1)), len(same), seed)
 
 
 def _mean(found: Sequence[Coefficient]) -> Coefficient:

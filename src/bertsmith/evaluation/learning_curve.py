@@ -79,10 +79,10 @@ class Estimate:
         gain, low, high: expected gain of the score from these labels, with its 95 % interval; ``None`` if unknown.
         most: upper bound of the gain in the mean over trainings, which does not vary with the choice of texts.
         hours: time for these labels; ``None`` if unknown.
-        score, score_low, score_high: the score on the random texts with its 95 % interval; ``None`` if unknown.
+        accuracy, accuracy_low, accuracy_high: on the random texts, with its 95 % interval; ``None`` if unknown.
         random: number of random texts.
-        ceiling: score of one coder against another; ``None`` if unknown.
-        metric: name of the score.
+        ceiling: share of texts to which two coders gave the same labels; ``None`` if unknown.
+        metric: name of the score that is gained.
         enough: whether to stop.
         reason: why.
     """
@@ -94,9 +94,9 @@ class Estimate:
     high: float | None = None
     most: float | None = None
     hours: float | None = None
-    score: float | None = None
-    score_low: float | None = None
-    score_high: float | None = None
+    accuracy: float | None = None
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
     random: int = 0
     ceiling: float | None = None
     metric: str = "macro-F1"
@@ -107,14 +107,15 @@ class Estimate:
     def sentence(self) -> str:
         """The estimate in words."""
         parts = []
-        if self.score is not None:
+        if self.accuracy is not None:
             parts.append(
-                f"{self.metric} is {self.score:.2f} ({self.score_low:.2f} to {self.score_high:.2f}) on "
+                f"Accuracy is {self.accuracy:.2f} ({self.accuracy_low:.2f} to {self.accuracy_high:.2f}) on "
                 f"{self.random:,} random texts."
             )
         if self.gain is not None:
             time = "" if self.hours is None else f", about {self.hours:.1f} h at your pace"
-            parts.append(f"{self.more:,} more labels: {self.gain:+.2f} ({self.low:+.2f} to {self.high:+.2f}){time}.")
+            interval = f"({self.low:+.2f} to {self.high:+.2f})"
+            parts.append(f"{self.more:,} more labels: {self.gain:+.2f} {self.metric} {interval}{time}.")
         return " ".join([*parts, f"{'Enough' if self.enough else 'Not enough yet'}: {self.reason}."])
 
     def to_dict(self) -> dict[str, Any]:
@@ -170,7 +171,7 @@ def decide(estimate: Estimate) -> tuple[bool, str]:
     """Return whether the labels are enough, and why."""
     if estimate.most is None:
         return False, f"the {estimate.labels:,} labels are too few to say"
-    if estimate.ceiling is not None and estimate.score_low is not None and estimate.score_low >= estimate.ceiling:
+    if estimate.ceiling is not None and estimate.accuracy_low is not None and estimate.accuracy_low >= estimate.ceiling:
         return (
             True,
             f"the model agrees with the coders at least as well as they do with each other ({estimate.ceiling:.2f})",
