@@ -28,6 +28,7 @@ EXTRAS = {
     "safetensors": "train",
     "scipy": "train",
     "sklearn": "train",
+    "threadpoolctl": "train",
     "torch": "train",
     "transformers": "train",
     "optuna": "tune",
