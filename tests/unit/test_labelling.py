@@ -412,6 +412,8 @@ def test_a_page_for_other_machines_needs_a_token(cli, tmp_path):
     (tmp_path / "pool.txt").write_text("one\ntwo\n")
     arguments = ("label", tmp_path / "pool.txt", "-o", tmp_path / "p")
     assert cli(*arguments, "--host", "0.0.0.0")[0] == 2
+    assert cli(*arguments, "--host", "some.machine")[0] == 2
+    assert cli("label", tmp_path / "missing.csv", "-o", tmp_path / "p")[0] == 2
     assert cli("label", "-o", tmp_path / "p")[0] == 2
     assert cli(*arguments, "--task", "ordinal")[0] == 2
     assert not (tmp_path / "p").exists()

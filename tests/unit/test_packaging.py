@@ -114,6 +114,8 @@ for call in json.load(sys.stdin):
 NEEDED_BY_COMMAND = {
     "demo -o OUT": "train",
     "inspect T": "train",
+    "label T -o OUT": "train",
+    "next RUN T": "train",
     "train T -o OUT": "train",
     "evaluate RUN T": "train",
     "compare RUN RUN": "train",

@@ -57,26 +57,28 @@ def label(
 
     Example: bertsmith label pool.csv -o projects/reviews --labels good,bad
     """
+    from bertsmith.data.stream import open_stream
     from bertsmith.labelling.store import Project
+    from bertsmith.workflows.label_estimate import estimate_project
+    from bertsmith.workflows.label_next import choose_for_project
+    from bertsmith.workflows.label_rounds import Rounds
 
     names = [name.strip() for name in labels.split(",") if name.strip()] if labels else []
     token = os.environ.get(TOKEN) or None
-    with contextlib.suppress(ValueError):
-        if token is None and not ipaddress.ip_address(host).is_loopback:
-            raise ConfigError(
-                f"--host {host} lets other machines use the page, and they need a token",
-                remedy=f"Set {TOKEN}, or leave out --host.",
-            )
+    if token is None and not _is_local(host):
+        raise ConfigError(
+            f"--host {host} lets other machines use the page, and they need a token",
+            remedy=f"Set {TOKEN}, or leave out --host.",
+        )
     if not Project.exists(output):
         if pool is None and settings.sql is None:
             raise ConfigError("a new project needs a pool", remedy="Give POOL, a table of texts without labels.")
         if len(names) < 2 and task == "ordinal":
             raise ConfigError("ordinal labels need their order", remedy="Give them with --labels, the lowest first.")
+        with open_stream(pool, settings):
+            pass  # a pool that cannot be read leaves no project
     project = Project(output, {"task": task})
     project.add_labels(names)
-    from bertsmith.workflows.label_estimate import estimate_project
-    from bertsmith.workflows.label_next import choose_for_project
-    from bertsmith.workflows.label_rounds import Rounds
 
     def choose(observe: PredictionListener) -> int:
         chosen = choose_for_project(
@@ -118,6 +120,13 @@ def _serve(
     if n:
         command = " ".join(train_arguments(table, project.path / "runs" / "001", project.task))
         stdout_console().print(f"bertsmith {command}", markup=False)
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _train_flags(settings: Config) -> tuple[str, ...]:
