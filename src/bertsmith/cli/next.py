@@ -60,13 +60,13 @@ def next(
 
     Example: bertsmith next runs/reviews pool.csv -n 100 -o to_label.csv
     """
-    from bertsmith.cli.progress import PredictionProgress
     from bertsmith.errors import DataError
     from bertsmith.folders.atomic import replaced_file
     from bertsmith.folders.claim import claim
     from bertsmith.folders.files import OutputFile
     from bertsmith.inference.table_writers import CsvStyle, open_writer, output_format
     from bertsmith.labelling.store import Project
+    from bertsmith.progress.prediction import PredictionProgress
 
     if pool is None and settings.sql is None:
         raise DataError("POOL is missing", remedy="Give a file, or --sql with --db.")
