@@ -159,13 +159,14 @@ def labelled_rows(pool: Pool, how: str, size: int, seed: int) -> tuple[np.ndarra
 
 
 def print_quality(name: str, pool: Pool, draws: int) -> None:
-    """The accuracy on the random share, against that on all texts of the pool which are not labelled."""
+    """The accuracy on the random share, against that on all rows from which it was drawn."""
     inside, errors = [], []
     size = 1000 if pool.n_classes > 20 else 300
     for seed in range(draws):
         rows, is_random = labelled_rows(pool, "bertsmith", size, seed)
         found = score_on_random(pool.embeddings[rows], pool.y[rows], is_random, TASK, pool.n_classes, seed=seed)
-        others = np.setdiff1d(np.arange(len(pool.y)), rows[~is_random])
+        # Rows that only the random sample may take represent the pool; the others lack the chosen, difficult texts.
+        others = np.flatnonzero(random_rows(priorities(len(pool.y), seed), np.ones(len(pool.y), dtype=bool), 0)[1])
         predicted = fit(pool, rows[~is_random]).logits(pool.x[others]).argmax(axis=1)
         truth = (predicted == pool.y[others]).mean()
         inside.append(found[1] <= truth <= found[2])
