@@ -125,14 +125,12 @@ def test_ordered_labels_follow_their_numbers():
     assert "--label-column" in caught.value.remedy
 
 
-def test_equal_texts_with_the_same_labels_are_duplicates_and_others_conflicts():
+def test_equal_texts_are_duplicates_conflicts_or_averaged():
     frame = pd.DataFrame({"Text": ["a", "a", "b", "b", "c"], "Labels": [["x", "y"], ["y", "x"], ["x"], ["y"], []]})
     assert clean(read_table(frame)).counts == {"duplicate": 1, "conflicting labels": 2}
     numbers = pd.DataFrame({"Text": ["a", "a", "b", "b", "c"], "Label": [1.0, 1.0, 2.0, 2.5, 3.0]})
-    assert clean(read_table(numbers, DataConfig(task="regression"))).counts == {
-        "duplicate": 1,
-        "conflicting labels": 2,
-    }
+    cleaned = clean(read_table(numbers, DataConfig(task="regression")))
+    assert cleaned.counts == {"duplicate": 1, "averaged with another row": 1}
 
 
 # -- splits ------------------------------------------------------------------------------------------------------------
