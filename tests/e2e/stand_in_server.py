@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from bertsmith.data.table import Labels
+from bertsmith.errors import RunFolderError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.model.tokenizer import Encoder
@@ -45,6 +46,10 @@ class StandIn(ModelPredictor):
         return np.zeros((len(tokens), 2))
 
 
+def no_held_out_texts():
+    raise RunFolderError("no held-out texts")
+
+
 def open_classifier(path, **_):
     folder = Path(path)
     with (folder / "loads").open("a") as loads:
@@ -52,7 +57,7 @@ def open_classifier(path, **_):
     in_worker = multiprocessing.parent_process() is not None
     while (folder / "hold").exists() or (in_worker and (folder / "hold-workers").exists()):
         time.sleep(0.02)
-    return StandIn(), None
+    return StandIn(), no_held_out_texts
 
 
 loader.open_classifier = open_classifier  # in workers too, because they import this file again

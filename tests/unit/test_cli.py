@@ -207,7 +207,7 @@ def test_no_option_is_given_twice_unless_it_repeats(name):
     command = typer.main.get_command(app(name))
     command = getattr(command, "commands", {name: command})[name]
     options = [p for p in command.params if p.param_type_name == "option"]
-    assert {o.name for o in options if o.multiple} <= {"set", "objective", "text", "text_column"}
+    assert {o.name for o in options if o.multiple} <= {"set", "objective", "text", "text_column", "dataset", "language"}
     for option in options:
         long = max(option.opts, key=len)
         if option.is_flag:

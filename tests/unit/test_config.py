@@ -36,7 +36,7 @@ def test_all_invalid_settings_are_reported_with_their_source(tmp_path):
     assert f"{file}: epoch: unknown setting. Did you mean 'epochs'?" in message
     assert f"{file}: patience: input should be greater than or equal to 1" in message
     assert "--learning-rate: input should be a valid number" in message
-    assert "--device: input should be 'auto', 'cuda', 'mps' or 'cpu', not 'gpu'" in message
+    assert "--device: input should be 'auto', 'cuda', 'xpu', 'mps' or 'cpu', not 'gpu'" in message
     assert "environment variable BERTSMITH_SEED: input should be greater than or equal to 0" in message
     assert message.count("\n  - ") == 5
 

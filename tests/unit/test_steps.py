@@ -213,6 +213,7 @@ def test_steps_that_become_much_slower_are_noticed_once():
 
 def test_cores_are_limited_by_the_setting(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    machine.use_cores(None)
     everything = machine.cores()
     machine.use_cores(1)
     assert machine.cores() == threads.num_workers() == 1

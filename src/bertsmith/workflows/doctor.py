@@ -26,6 +26,10 @@ ENABLES = {
     "export": "exports for ONNX Runtime and OpenVINO",
     "openvino": "predictions with OpenVINO",
     "ray": "predictions and training on many machines",
+    "tensorboard": "metrics in TensorBoard",
+    "mlflow": "metrics in MLflow",
+    "wandb": "metrics in Weights & Biases",
+    "trackio": "metrics in Trackio",
 }
 """What each extra is for."""
 _PACKAGES = ("torch", "transformers", "tokenizers", "onnxruntime", "openvino", "numpy", "pandas", "pyarrow", "optuna")
