@@ -331,7 +331,7 @@ class RunFinished:
 
 @dataclass(frozen=True)
 class TrackingFailed:
-    """The experiment tracker ``tracker`` failed, for the reason ``why``; training goes on without it."""
+    """The experiment tracker ``tracker`` failed, for the reason ``why``; training continues without it."""
 
     tracker: str
     why: str

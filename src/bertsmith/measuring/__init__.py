@@ -1,1 +1,1 @@
-"""Shares of a corpus with honest intervals: arrays in, arrays out, without torch."""
+"""Shares of a corpus with valid intervals: arrays in, arrays out, without torch."""

@@ -1,4 +1,4 @@
-"""How the texts of a labelled sample were chosen. An estimate needs the chance of each text to be in the sample."""
+"""The sampling design of a labelled sample. An estimate needs the inclusion probability of each text."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Design:
     """How the rows of a sample were chosen.
 
     Attributes:
-        usable: rows with a known chance to be in the sample, shape (rows,).
-        inclusion: their probability to be in the sample, shape (rows,); ``None`` if it is the same for all of them.
+        usable: whether the inclusion probability of a row is known, shape (rows,).
+        inclusion: inclusion probabilities, shape (rows,); ``None`` if all rows have the same.
     """
 
     usable: np.ndarray
@@ -42,10 +42,10 @@ def read_design(
             ``inclusion_probability`` (above 0, at most 1).
         rows: the number of each row, for messages.
         where: the name of the sample, for messages.
-        declared_random: the user says that all rows were drawn at random from the corpus with equal chances.
+        declared_random: all rows are a simple random sample of the corpus, according to the user.
 
     Raises:
-        DataError: if nothing says how the texts were chosen, a cell is not valid, or no row is usable.
+        DataError: if the sampling design is unknown, a cell is not valid, or no row is usable.
     """
     found = {canonical(name): (name, values) for name, values in columns.items()}
     random = found.get(canonical(RANDOM))
@@ -54,11 +54,11 @@ def read_design(
         if declared_random:
             return Design(np.ones(len(rows), dtype=bool), None)
         raise DataError(
-            "nothing says how the texts of this sample were chosen, and texts that were chosen for a reason (easy, "
-            "uncertain, found by a search) do not represent the corpus",
+            "it is unknown how the texts of this sample were chosen",
             where=where,
-            remedy=f"If every text of the corpus had the same chance, pass --random-sample. Otherwise add the column "
-            f"{INCLUSION}, or label texts that are drawn at random.",
+            remedy=f"If every text of the corpus had the same probability, pass --random-sample. Otherwise add the "
+            f"column {INCLUSION}, or label random texts. Texts that are easy, uncertain or found by a search do not "
+            "represent the corpus.",
         )
     drawn = np.ones(len(rows), dtype=bool)
     if random is not None:
@@ -80,9 +80,9 @@ def read_design(
             )
     if not usable.any():
         raise DataError(
-            f"every row of the sample is {NOT_RANDOM}",
+            "no row of the sample was chosen at random or has an inclusion probability",
             where=where,
-            remedy="Label texts that are drawn at random from the corpus.",
+            remedy="Label random texts of the corpus.",
         )
     return Design(usable, probabilities)
 
@@ -109,6 +109,6 @@ def _probability(cell: Any, row: int, where: str) -> float:
         raise DataError(
             f"row {row:,} has {quoted(cell)}, which is not a probability above 0 and at most 1",
             where=where,
-            remedy="Give the chance of each text to be in the sample, above 0 and at most 1.",
+            remedy="Give the probability of each text to be in the sample, above 0 and at most 1.",
         )
     return value

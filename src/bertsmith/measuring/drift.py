@@ -1,4 +1,4 @@
-"""How texts differ from the test texts of a run: one number per property, with a threshold by chance."""
+"""Compare texts with the test texts of a run: one distance per property, with a threshold for chance differences."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ DRAWS = 2000
 
 @dataclass(frozen=True)
 class Difference:
-    """One property that was compared.
+    """A compared property.
 
     Attributes:
         name: the property.
         before, after: its mean in the test texts and in the corpus; ``None`` for embeddings and labels.
-        distance: how far apart they are: in standard deviations of the texts, or for counts the share of texts that
-            would have to move.
-        threshold: the distance that chance alone exceeds rarely.
+        distance: between both, in standard deviations of the texts; for counts, the total variation distance.
+        threshold: the distance is rarely above it by chance.
     """
 
     name: str
@@ -46,7 +45,7 @@ def compare_scalars(names: Sequence[str], reference: np.ndarray, sample: np.ndar
         level: confidence of each threshold.
     """
     before, after = reference.mean(axis=0), sample.mean(axis=0)
-    # Without a change both have the same distribution, so that all texts together give its spread.
+    # Without a change, both have the same distribution, so its spread comes from all texts.
     distances = abs(after - before) / np.maximum(np.concatenate([reference, sample]).std(axis=0), 1e-12)
     threshold = NormalDist().inv_cdf(0.5 + level / 2) * float(np.sqrt(1 / len(reference) + 1 / len(sample)))
     return [
@@ -56,10 +55,11 @@ def compare_scalars(names: Sequence[str], reference: np.ndarray, sample: np.ndar
 
 
 def compare_positions(reference: np.ndarray, sample: np.ndarray, level: float) -> Difference | None:
-    """Compare where a model places texts: the distance of Mahalanobis between the means, or ``None`` with few texts.
+    """Compare mean embeddings by the Mahalanobis distance; ``None`` with few texts.
 
     Args:
-        reference, sample: positions of the test texts and of texts of the corpus, shape (n, k) and (m, k).
+        reference, sample: principal components of the embeddings of test texts and of texts of the corpus, shape
+            (n, k) and (m, k).
         level: confidence of the threshold, from Hotelling's distribution.
     """
     from scipy import stats

@@ -1,10 +1,10 @@
 """Correct the mean of predictions by a labelled sample, with a 95 % interval: arrays in, arrays out.
 
-Outcomes are columns of numbers from 0 to 1: 0 or 1 for a class or a label, and for an ordered label how far it is from
-the lowest level to the highest. The estimator is the difference of Särndal, Swensson and Wretman (1992, chapter 6): the
-mean prediction of the corpus, plus the mean error in the labelled sample. With equal inclusion probabilities it is
-PPI++ (Angelopoulos, Duchi and Zrnic 2023, arXiv:2311.01453), with known unequal ones it is design-based supervised
-learning (Egami, Hinck, Stewart and Wei 2023, arXiv:2306.04746) in the form of Hájek, with the same power tuning.
+Outcomes are columns of numbers from 0 to 1. A class or label is 0 or 1; an ordered label is scaled to this range. The
+method is the difference estimator of Särndal, Swensson and Wretman (1992, chapter 6). It adds the mean error in the
+labelled sample to the mean prediction of the corpus. With equal inclusion probabilities, this is PPI++ (Angelopoulos,
+Duchi and Zrnic 2023, arXiv:2311.01453). With known unequal probabilities, it is design-based supervised learning
+(Egami, Hinck, Stewart and Wei 2023, arXiv:2306.04746) as a Hájek estimator, with the same power tuning.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ TARGET = 0.01
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over the texts of a corpus, which are all that an estimate needs. They can be added.
+    """Sums over the texts of a corpus, sufficient for an estimate. Totals of several parts can be added.
 
     Attributes:
         texts: number of texts.
         sums: of the predictions, shape (columns,).
         squares: of their squares, shape (columns,).
-        counts: of the predicted labels, or sums of the predicted numbers, shape (columns,): what naive counting takes.
+        counts: of the predicted labels, or sums of the predicted numbers, for naive counting, shape (columns,).
     """
 
     texts: int
@@ -38,7 +38,7 @@ class Totals:
 
     @classmethod
     def of(cls, predictions: np.ndarray, counted: np.ndarray) -> Totals:
-        """Sum predictions and what naive counting counts, each of shape (texts, columns)."""
+        """Sum predictions, and predicted outcomes for naive counting, each of shape (texts, columns)."""
         values = predictions.astype(np.float64)
         return cls(len(values), values.sum(axis=0), (values**2).sum(axis=0), counted.sum(axis=0).astype(np.float64))
 
@@ -70,9 +70,8 @@ class Sample:
 
     Attributes:
         outcomes: the true values, from 0 to 1, shape (n, columns).
-        predictions: what the model predicts for them, shape (n, columns); the model was not trained on them.
-        inclusion: probability with which each text came into the sample, up to a common factor if ``in_corpus`` is
-            false, shape (n,).
+        predictions: of a model that was not trained on these texts, shape (n, columns).
+        inclusion: inclusion probability of each text, up to a common factor if ``in_corpus`` is false, shape (n,).
         in_corpus: whether the texts are part of the corpus. If so, the interval is for the share in this corpus;
             otherwise for the population that sample and corpus both come from.
         clusters: the cluster of each text, such as its author, shape (n,); ``None`` if texts were drawn one by one.
@@ -100,12 +99,12 @@ class Sample:
 
     @property
     def equal_chances(self) -> bool:
-        """Whether every text had the same chance to be in the sample."""
+        """Whether all texts have the same inclusion probability."""
         return bool(np.allclose(self.inclusion, self.inclusion[0]))
 
     @property
     def units(self) -> np.ndarray:
-        """Index of what was drawn, a text or a cluster, shape (n,)."""
+        """Index of the sampling unit of each text, the text or its cluster, shape (n,)."""
         if self.clusters is None:
             return np.arange(len(self))
         codes: np.ndarray = np.unique(self.clusters, return_inverse=True)[1]
@@ -144,8 +143,8 @@ def power_tuning(sample: Sample, totals: Totals) -> np.ndarray:
 def corrected_means(sample: Sample, totals: Totals, *, tuning: np.ndarray | None = None) -> Estimates:
     """Estimate the mean of every outcome column in a corpus.
 
-    The standard errors are those of a jackknife that leaves out one text, or one cluster, at a time and tunes again.
-    It does not underestimate the variance where a few texts decide, as in rare classes.
+    The standard errors come from a jackknife. It leaves out one text or one cluster at a time, and repeats the power
+    tuning. So it does not underestimate the variance of rare classes, where a few texts decide.
 
     Args:
         sample: at least 2 labelled texts or clusters.
@@ -179,9 +178,9 @@ def corrected_means(sample: Sample, totals: Totals, *, tuning: np.ndarray | None
 def share_interval(
     value: np.ndarray, variance: np.ndarray, n: int, *, mistake: float | None = None, remaining: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the score interval (Wilson 1927) of shares, for as many texts as their variance is worth.
+    """Return the score interval (Wilson 1927) of shares, for the size of a random sample with the same variance.
 
-    The mean of numbers from 0 to 1 is treated in the same way: its variance is at most that of a share.
+    It also applies to means of numbers from 0 to 1, whose variance is at most that of a share.
 
     Args:
         value: shares from 0 to 1, shape (columns,).
@@ -192,7 +191,7 @@ def share_interval(
     """
     plain = value * (1 - value)
     alone = plain * remaining / n
-    # Without a mistake in the sample its variance says nothing: at least that of one mistake, at most that of no model.
+    # A sample without mistakes has no variance: take that of one mistake, or that without a model if this is smaller.
     variance = np.maximum(variance, np.minimum(remaining * (mistake or 1 / n**2), alone))
     worth = np.where(variance > 0, plain / np.maximum(variance, 1e-300), n / max(remaining, 1e-12))
     worth = np.maximum(worth, 1e-12)
@@ -214,7 +213,7 @@ def labels_for_target(estimates: Estimates, n: int, n_corpus: int, *, target: fl
     per_text = estimates.error**2 / max(1 / n - 1 / n_corpus, 1e-12)
     z = stats.norm.ppf(0.5 + LEVEL / 2)
     needed = 1 / (target**2 / z**2 / np.maximum(per_text, 1e-12) + 1 / n_corpus)
-    needed = np.ceil(np.maximum(needed, z / target))  # one mistake may be hidden, see `share_interval`
+    needed = np.ceil(np.maximum(needed, z / target))  # the rule of one mistake, see `share_interval`
     labels: np.ndarray = np.minimum(needed, n_corpus).astype(np.int64)
     return labels
 
@@ -258,7 +257,7 @@ def _tuning(moments: _Moments, sample: Sample, totals: Totals) -> np.ndarray:
     used = np.where(variance > 1e-12, moments.covariance / np.maximum(variance, 1e-12), 0)
     ratio = 1 + moments.texts / unlabelled
     tuning: np.ndarray = np.clip(used / ratio, 0, 1)
-    # The difference to the unlabelled texts is by this ratio larger than that to the whole corpus.
+    # The difference to the unlabelled texts exceeds that to the whole corpus by this ratio.
     return tuning * ratio if sample.in_corpus else tuning
 
 

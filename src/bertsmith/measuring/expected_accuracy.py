@@ -1,4 +1,4 @@
-"""The accuracy to expect on new texts without labels, from their predictions and from held-out texts with labels."""
+"""Expected accuracy on new texts without labels, from their predictions and from labelled held-out texts."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ LENGTHS = 160
 FEWEST_IN_CLASS = 10
 """Held-out texts per class, in the mean, from which the shares of the classes are checked."""
 UNEXPLAINED = 0.02
-"""Share of the predicted labels that the shares of the classes must leave unexplained to contradict label shift."""
+"""Label shift is implausible if class shares leave more than this share of the predicted labels unexplained."""
 VANISHED = 0.1
-"""A class has vanished if this part of its share of the held-out texts is left."""
+"""A class has vanished if its share is below this fraction of its share of the held-out texts."""
 UNLIKE = 0.2
-"""Share of the new texts with another length than held-out texts, or of the held-out texts in classes that vanished."""
+"""Texts are unlike if this share differs in length, or if vanished classes had this share of the held-out texts."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class ExpectedAccuracy:
     """Expected share of correct predictions among new texts.
 
     Attributes:
-        value: the share, if a confidence means the same as on the held-out texts.
-        low, high: its interval, which holds if either confidences or classes mean the same as on the held-out texts.
+        value: the share under covariate shift.
+        low, high: its interval, which is valid under covariate shift and under label shift.
         held_out: number of held-out texts.
-        unlike: whether the new texts are so unlike the held-out ones that their confidence may mean something else:
-            shorter or longer, or with predicted labels that no plausible shares of the classes explain. The interval
-            then begins at 0, because a model can be worse than a random guess on other texts.
+        unlike: whether both assumptions may fail, because the new texts are shorter or longer, or because no plausible
+            class shares explain the predicted labels. The interval then begins at 0: on other texts, a model can be
+            worse than a random guess.
     """
 
     value: float
@@ -59,13 +59,13 @@ def expect_accuracy(
     decided: np.ndarray,
     lengths: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> ExpectedAccuracy | None:
-    """Return the accuracy to expect on new texts; ``None`` if the texts are too few.
+    """Return the expected accuracy on new texts; ``None`` if the texts are too few.
 
-    Two assumptions give two intervals, and the result spans both. Under covariate shift, texts of the same confidence
-    are as often right as held-out texts. Under label shift, texts of the same class are as often right; the shares of
-    the classes follow from the predictions (Lipton et al. 2018, arXiv:1802.03916). A model that tells neither well gets
-    a wide interval. Neither assumption is plausible if the texts are unlike the held-out ones: a model can be as
-    confident about the half of a text as about all of it, and be wrong.
+    Two assumptions give two intervals, and the result spans both. Under covariate shift, accuracy at a confidence is
+    the same as on the held-out texts. Under label shift, accuracy within a class is the same, and the class shares
+    follow from the predictions (Lipton et al. 2018, arXiv:1802.03916). If the model confuses the classes often, the
+    second interval is wide. On texts unlike the held-out texts, both assumptions may fail: a model can be as confident
+    about half of a text as about all of it, and be wrong more often.
 
     Args:
         confidences: number of new texts by confidence, in the bins of `grid_of`, shape (`GRID`,).
@@ -104,7 +104,7 @@ def length_bin(characters: int) -> int:
 
 
 def _are_unlike(new: np.ndarray, held_out: np.ndarray) -> bool:
-    """Return whether more new texts have an unusual length than `UNLIKE` and than chance explains."""
+    """Return whether lengths differ by more than `UNLIKE`, and by more than chance explains."""
     edges = np.searchsorted(np.cumsum(held_out) / held_out.sum(), np.linspace(0, 1, BINS + 1)[1:-1])
     bins = np.searchsorted(np.unique(edges), np.arange(LENGTHS), side="left")
     counts = [np.bincount(bins, weights=some).astype(np.int64) for some in (held_out, new)]
@@ -134,8 +134,8 @@ def _by_class(
 ) -> tuple[np.ndarray, bool]:
     """Return draws of the accuracy under label shift, shape (draws,), from shares by predicted class.
 
-    Also return whether label shift is implausible: no class shares explain the shares by predicted class in nearly all
-    draws, or only shares with which large classes vanish.
+    Also return whether label shift is implausible. It is, if in nearly all draws no class shares explain the shares by
+    predicted class, or if large classes vanish.
     """
     k = len(shares)
     draws, steps = (DRAWS, EM_STEPS) if k <= MANY_CLASSES else (DRAWS // 4, EM_STEPS // 10)
@@ -155,5 +155,5 @@ def _by_class(
     unexplained = abs(np.einsum("dij,dj->di", mixture, found) - shares).sum(axis=1) / 2
     before = np.bincount(targets, minlength=k) / len(targets)
     vanished = before[np.median(found, axis=0) < VANISHED * before].sum()
-    known = len(targets) >= FEWEST_IN_CLASS * k  # with fewer texts, the tables of resamples are too rough to tell
+    known = len(targets) >= FEWEST_IN_CLASS * k  # with fewer texts, the resampled tables are too imprecise
     return result, known and bool((unexplained > UNEXPLAINED).mean() > (1 + LEVEL) / 2 or vanished > UNLIKE)

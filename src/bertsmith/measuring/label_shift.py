@@ -1,9 +1,9 @@
-"""Shares of a corpus without labelled texts from it: adjusted count under label shift, and a test of that assumption.
+"""Shares of a corpus without labelled texts: adjusted count under label shift, and a test of this assumption.
 
-Label shift means that only the shares of the classes differ between the held-out texts of a run and the corpus: the
-texts of a class are alike. Then the predictions of the corpus are a mixture of those of the classes in the held-out
-texts, and the shares follow from a linear system (Forman 2008; Lipton, Wang and Smola 2018, arXiv:1802.03916). The same
-holds for every other property of a text, which is what the test uses.
+Under label shift, only the class shares differ between the held-out texts of a run and the corpus; the texts of a class
+are alike. The predictions in the corpus are then a mixture of those of each held-out class. A linear system gives the
+shares (Forman 2008; Lipton, Wang and Smola 2018, arXiv:1802.03916). Every other property of a text is such a mixture
+too, and the test uses this.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from scipy.optimize import nnls
 from bertsmith.measuring.estimate import LEVEL
 
 ALPHA = 0.05
-"""Below this p-value the assumption of label shift is rejected."""
+"""Significance level of the test of label shift."""
 FEWEST = 10
-"""Held-out texts that a class needs."""
+"""Minimum of held-out texts per class."""
 DRAWS = 1000
 """Draws for an interval."""
 _SUM_WEIGHT = 1e4
@@ -33,7 +33,7 @@ class AdjustedCount:
     Attributes:
         value: the means, shape (columns,).
         low, high: their 95 % intervals, shape (columns,).
-        contradicts: whether no shares of the classes explain so many predictions of a label.
+        contradicts: whether no class shares explain the predicted labels.
     """
 
     value: np.ndarray
@@ -61,7 +61,7 @@ def adjusted_count(
     value = _mixture(rates, shares)
     outcomes = np.eye(k) if outcomes is None else outcomes
     rng = np.random.default_rng(seed)
-    # Rates of 0 and 1 are not certain: the prior of Jeffreys, spread over the labels that a class can be taken for.
+    # Observed rates of 0 and 1 are uncertain: a Dirichlet prior that is worth one text per class.
     drawn = rng.gamma(table + 1 / k, size=(DRAWS, k, k))
     drawn /= drawn.sum(axis=1, keepdims=True)
     some = rng.multinomial(int(n_corpus), shares, DRAWS) / n_corpus
@@ -69,7 +69,7 @@ def adjusted_count(
     tail = (1 - LEVEL) / 2 / max(k - 1, 1)
     contradicts = bool((np.quantile(solutions, 1 - tail, axis=0) < 0).any())
     value, solutions = value @ outcomes, solutions @ outcomes
-    # Draws around an impossible value are moved to the nearest possible one: an interval never has a width of 0.
+    # Move draws around an impossible value to the nearest possible one, so that no interval has a width of 0.
     middle = np.median(solutions, axis=0)
     solutions = solutions + np.clip(middle, 0, 1) - middle
     low, high = np.clip(np.percentile(solutions, [50 * (1 - LEVEL), 50 * (1 + LEVEL)], axis=0), 0, 1)
@@ -85,7 +85,7 @@ def _mixture(columns: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def label_shift_test(targets: np.ndarray, features: np.ndarray, corpus: np.ndarray, n_classes: int) -> float:
-    """Return the p-value of label shift: how likely features that differ this much are, if only the shares changed.
+    """Return the p-value of label shift: the probability of features that differ this much if only the shares changed.
 
     The mean features of the corpus must be a mixture of the mean features of the classes in the held-out texts. The
     mixture that fits best leaves a distance (the test of overidentifying restrictions, Hansen 1982). It follows

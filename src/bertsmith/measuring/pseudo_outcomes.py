@@ -1,8 +1,8 @@
 """A table for regressions on a corpus: for every text the prediction, corrected where it is labelled.
 
-A regression on predicted labels is biased like their count. With the pseudo-outcome of design-based supervised
-learning (Egami et al. 2023, arXiv:2306.04746), it is not: prediction plus, for a labelled text, its error divided by
-the probability to be labelled.
+A regression on predicted labels is biased, as is their count. A regression on the pseudo-outcomes of design-based
+supervised learning (Egami et al. 2023, arXiv:2306.04746) is not. The pseudo-outcome is the prediction. For a labelled
+text, it adds the error divided by the inclusion probability.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from bertsmith.measuring.estimate import Sample
 OUTCOME = "outcome "
 """Prefix of the columns with pseudo-outcomes, before the label text."""
 LEVEL_NAME = "(level)"
-"""What stands for the level of an ordered label where others have a label text."""
+"""Stands for the level of an ordered label in place of a label text."""
 ROW, LABELLED, INCLUSION = "row", "labelled", "inclusion_probability"
 
 
 class OutcomeFile:
-    """Writes the table in two steps, so that memory does not grow: what is known while the corpus is read, then all.
+    """Writes the table in two steps, so that memory does not grow: first rows without corrections, then all.
 
     Args:
         path: the file to write.
@@ -82,7 +82,7 @@ class OutcomeFile:
         """
         self._spool.seek(0)
         k = len(self.names)
-        # With equal chances the labelled texts of a random sample stand for all others.
+        # Each labelled text also represents the unlabelled texts, by the inverse of its inclusion probability.
         corrections = (sample.outcomes - tuning * sample.predictions) / sample.inclusion[:, None]
         with replaced_file(self.path) as file, file.open("w", newline="", encoding="utf-8") as output:
             writer = csv.writer(output)

@@ -1,4 +1,4 @@
-"""What is measured: the share of each class and, for ordered labels, the mean level."""
+"""The measured quantities: the share of each class and, for ordered labels, the mean level."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Quantities:
 
     @property
     def lowest(self) -> np.ndarray:
-        """What 0 stands for, shape (columns,)."""
+        """The value that is scaled to 0, shape (columns,)."""
         rest = [float(min(self.labels.numbers))] if self.ordered else []
         return np.array([0.0] * len(self.labels) + rest)
 
     @property
     def span(self) -> np.ndarray:
-        """What the difference of 0 and 1 stands for, shape (columns,)."""
+        """The difference that is scaled to 1, shape (columns,)."""
         numbers = self.labels.numbers
         rest = [float(max(numbers) - min(numbers))] if self.ordered else []
         return np.array([1.0] * len(self.labels) + rest)
@@ -57,7 +57,7 @@ class Results:
     """Collects the estimates of a corpus and of its groups.
 
     Attributes:
-        quantities: what was estimated.
+        quantities: the estimated quantities.
         estimator: as for `Share`.
         shares, means: one entry per class and group, and per group.
     """

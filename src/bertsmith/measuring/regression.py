@@ -108,8 +108,7 @@ def _linear(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _logistic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Solve the estimating equation of logistic regression by Newton steps.
 
-    Pseudo-outcomes are not between 0 and 1, which libraries for logistic regression refuse; the equation needs only
-    their mean.
+    Pseudo-outcomes can be outside 0 to 1, and other libraries refuse such values. The equation is valid for them.
     """
     b: np.ndarray = np.zeros(x.shape[1])
     for _ in range(MAX_STEPS):

@@ -1,4 +1,4 @@
-"""The result of a measurement: one share per class and group, with what a reader has to know about it."""
+"""The result of a measurement: one share per class and group, with notes for the reader."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Share:
         interval: its 95 % interval; ``None`` without a share.
         naive: the share of texts with this predicted label.
         estimator: ``"PPI++"``, ``"DSL"`` or ``"adjusted count"``.
-        labelled: number of labelled texts that the share rests on.
+        labelled: number of labelled texts behind the share.
         texts: number of texts of the corpus.
     """
 
@@ -36,7 +36,7 @@ class Share:
 
     @property
     def difference(self) -> float | None:
-        """What naive counting gives too much."""
+        """The naive value minus the corrected value."""
         return None if self.share is None else self.naive - self.share
 
 
@@ -62,7 +62,7 @@ class MeanLevel:
 
     @property
     def difference(self) -> float | None:
-        """What naive counting gives too much."""
+        """The naive value minus the corrected value."""
         return None if self.mean is None else self.naive - self.mean
 
 
@@ -75,11 +75,11 @@ class Measurement:
         sample: the name of the labelled sample; ``None`` without one.
         by: the column of the groups; ``None`` without groups.
         shares: of the whole corpus, then of each group in order of its name.
-        in_corpus: whether the sample is part of the corpus; intervals are for this corpus then.
+        in_corpus: whether the sample is part of the corpus; then the intervals are for this corpus.
         more_labels: how many more labelled texts give an interval of ± 1 point, by label text.
         left_out: number of rows of the sample left out by reason.
         empty: number of rows of the corpus without a text.
-        notes: what else the reader should know.
+        notes: warnings about the shares.
         means: for ordered labels the mean levels, of the whole corpus and of each group, as the shares.
     """
 

@@ -1,4 +1,4 @@
-"""Features of texts for comparisons with the test texts of a run: length, and what the model makes of them."""
+"""Features of texts for comparisons with the test texts of a run: confidence, length, label and embedding."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 DIMENSIONS = 24
-"""Most dimensions of positions."""
+"""Maximum number of principal components."""
 FITTED_TEXTS, TEXTS = 10, 20
-"""Texts per dimension that fit the axes, and test texts per dimension that a comparison needs."""
+"""Texts per component to fit the axes, and test texts per component for a comparison."""
 
 
 @dataclass(frozen=True)
 class Axes:
-    """The principal components of the embeddings of some texts, which no comparison uses: it would reject too often.
+    """The principal components of embeddings. Fit them to other texts than the compared ones, for a valid test level.
 
     Attributes:
         mean: of the embeddings, shape (hidden size,).
@@ -35,18 +35,18 @@ class Axes:
         return cls(mean, np.linalg.svd(embeddings - mean, full_matrices=False)[2][:k])
 
     def __call__(self, embeddings: np.ndarray) -> np.ndarray:
-        """Return positions along the axes, shape (texts, dimensions)."""
+        """Return coordinates along the axes, shape (texts, dimensions)."""
         positions: np.ndarray = (embeddings - self.mean) @ self.directions.T
         return positions
 
 
 def text_features(texts: Sequence[str], probabilities: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Return confidence, length (logarithm of characters), predicted labels but the last, and positions.
+    """Return confidence, length (logarithm of characters), indicators of predicted labels but the last, and positions.
 
     Args:
         texts: n texts.
         probabilities: of their classes, shape (n, classes).
-        positions: of their embeddings, shape (n, dimensions).
+        positions: coordinates of their embeddings along `Axes`, shape (n, dimensions).
     """
     predicted = np.eye(probabilities.shape[1])[probabilities.argmax(axis=1)][:, :-1]
     lengths = np.log1p([len(text) for text in texts])

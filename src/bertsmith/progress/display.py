@@ -15,7 +15,7 @@ from rich.live import Live
 SECONDS = 0.25
 """Least time between two updates in a notebook."""
 WIDTH = 120
-"""Columns of a notebook, which has no width."""
+"""Characters per line in a notebook."""
 _CODE = '<pre style="white-space:pre;overflow-x:auto;line-height:1.3;font-family:monospace;margin:0">{code}</pre>'
 
 
@@ -73,7 +73,7 @@ Display = Live | NotebookDisplay
 
 
 def display_of(console: Console, render: Callable[[], RenderableType]) -> Display | None:
-    """Return a display that is not started yet; ``None`` for a file or pipe.
+    """Return a display, not yet started; ``None`` for a file or pipe.
 
     Args:
         console: where to show it.
@@ -92,7 +92,7 @@ def in_notebook() -> bool:
 
 
 def to_html(content: RenderableType) -> str:
-    """Return HTML of what rich can print; texts in it are escaped."""
+    """Return a renderable of rich as HTML, with escaped texts."""
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_jupyter=False, highlight=False)
     console.print(content)
     return console.export_html(inline_styles=True, code_format=_CODE)
@@ -104,7 +104,7 @@ def shown(
     on_event: Callable[[Any], None] | None,
     display: Callable[[Console], AbstractContextManager[Callable[[Any], None]]],
 ) -> Iterator[Callable[[Any], None]]:
-    """Give a listener that shows events, and passes them on.
+    """Yield a listener that shows events and passes them on.
 
     Args:
         progress: whether to show them; ``None``: in a notebook only.

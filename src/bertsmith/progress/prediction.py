@@ -18,7 +18,7 @@ SKIPPED_SHOWN = 5
 
 
 class PredictionProgress:
-    """Prints what reading found, and the progress of predictions; a context manager.
+    """Prints notes about the input, and the progress of predictions; a context manager.
 
     Args:
         console: to print on.

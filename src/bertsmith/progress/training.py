@@ -154,7 +154,7 @@ class TrainingProgress:
             self.console.print(Text(f"training on {event.alone} alone, to measure what {added} adds …", style="dim"))
         elif isinstance(event, TrackingFailed):
             self.console.print(
-                Text(f"{event.tracker} failed, and training goes on without it: {event.why}"), style="yellow"
+                Text(f"{event.tracker} failed, and training continues without it: {event.why}"), style="yellow"
             )
         elif isinstance(event, Scoring):
             self.console.print(f"[dim]scoring {event.texts:,} texts …[/]")

@@ -1,1 +1,1 @@
-"""Experiment trackers: a listener on the events, and what it needs of each tracker."""
+"""Send the events of a run or a study to an experiment tracker."""

@@ -35,8 +35,7 @@ FINALS = {"the winner": "winner", "the defaults": "defaults"}
 class Tracking:
     """Send the events of a run or a study to a tracker, and pass them on; a listener and a context manager.
 
-    A run is one run in the tracker. So is each seed, each trial of a study when it ends, and each final run. A tracker
-    that fails does not end training.
+    Each run, seed, trial and final run is one run in the tracker. An error of the tracker does not end training.
 
     Args:
         name: the tracker, a key of `TRACKERS`; ``None`` to pass events on only.
@@ -45,7 +44,7 @@ class Tracking:
         observe: called with each event.
 
     Raises:
-        ConfigError: if the tracker cannot be used.
+        ConfigError: if the tracker is not usable.
     """
 
     def __init__(self, name: str | None, folder: Path, config: Config, observe: Callable[[Any], None]) -> None:
@@ -62,7 +61,7 @@ class Tracking:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._try(lambda: self._close(failed=True))  # a run that is finished is closed
+        self._try(lambda: self._close(failed=True))  # finished runs are closed already
 
     def __call__(self, event: Any) -> None:
         """Pass on an event, and send it to the tracker."""
@@ -73,9 +72,9 @@ class Tracking:
         if self.kind is None:
             return
         try:
-            with redirect_stdout(sys.stderr):  # results go to stdout, and trackers print what they do
+            with redirect_stdout(sys.stderr):  # stdout is for results, and trackers print messages
                 action()
-        except Exception as error:  # whatever a tracker raises, training goes on
+        except Exception as error:  # an error of a tracker does not end training
             self.kind = None
             self.observe(TrackingFailed(str(self.name), f"{type(error).__name__}: {error}"))
 
@@ -117,7 +116,7 @@ class Tracking:
             tracker.finish({}, [], failed=failed)
 
     def _finish_run(self, run: Run) -> None:
-        tracker = self.tracker or self._open(self.part)  # several seeds: the run of the best one
+        tracker = self.tracker or self._open(self.part)  # of several seeds, the best one is a new run
         self.tracker, self.seed = None, ""
         with TemporaryDirectory() as folder:
             report, card = Path(folder) / "report.html", Path(folder) / "model_card.md"
@@ -126,7 +125,7 @@ class Tracking:
             tracker.finish(final_values(run), [report, card], failed=False)
 
     def _finish_trial(self, event: TrialEnded) -> None:
-        """Write a trial when it has ended: several may be under way, and some trackers know one run at a time."""
+        """Send a trial when it ends: several trials may run at once, and some trackers allow one run at a time."""
         settings, scores = self.trials.pop(event.number)
         chosen = {name: value for name, value in settings.items() if isinstance(value, str | int | float)}
         tracker = self._open(f"trial-{event.number}", settings={**chosen, "state": event.state})
@@ -156,7 +155,7 @@ def final_values(run: Run) -> dict[str, float]:
 
 
 def _scalars(config: Config) -> dict[str, Scalar]:
-    """Return the settings of model, training and evaluation; those of the table may name private places."""
+    """Return the settings of model, training and evaluation; settings of the table may contain private paths."""
     names = [name for step in (ModelConfig, TrainConfig, EvalConfig) for name in step.model_fields]
     values = {name: getattr(config, name) for name in names}
     return {name: value for name, value in values.items() if isinstance(value, str | int | float)}

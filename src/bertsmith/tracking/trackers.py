@@ -1,4 +1,4 @@
-"""The trackers. Each object is one run in a tracker: settings, values by step, final values and files."""
+"""Adapters of the trackers. Each object is one run in a tracker: settings, values by step, final values and files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Tracker(ABC):
 
     Args:
         name: name of the run.
-        folder: where a tracker that writes beside the run writes.
+        folder: for trackers that write into the run folder.
         settings: the settings of the run.
     """
 
@@ -35,10 +35,10 @@ class Tracker(ABC):
 
     @classmethod
     def check(cls) -> None:
-        """Check that the tracker can be used, before anything takes time.
+        """Check that the tracker is usable, before slow work begins.
 
         Raises:
-            ConfigError: if it cannot.
+            ConfigError: if it is not usable.
         """
         if importlib.util.find_spec(cls.package) is None:
             raise MissingPackageError(cls.package, f"--track {cls.package}")
@@ -82,7 +82,7 @@ class TensorBoard(Tracker):
         for file in files:
             if file.suffix == ".md":
                 self.writer.add_text(file.stem, file.read_text(encoding="utf-8"))
-        if values:  # for the table of settings and results
+        if values:  # the hyperparameter table of TensorBoard
             self.writer.add_hparams(self.settings, dict(values), run_name=".")
         self.writer.close()
 
@@ -104,7 +104,7 @@ class MLflow(Tracker):
 
     @staticmethod
     def _client() -> Any:
-        # By default, MLflow asks a server that is down for several minutes.
+        # By default, MLflow retries an unreachable server for several minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         from mlflow import MlflowClient
@@ -113,7 +113,7 @@ class MLflow(Tracker):
 
     @classmethod
     def check(cls) -> None:
-        """Check that the package is there, and that the server or database answers."""
+        """Check that the package is installed, and that the server or database answers."""
         super().check()
         from mlflow.exceptions import MlflowException
 
@@ -158,7 +158,7 @@ class WeightsAndBiases(Tracker):
             name=name,
             config=dict(settings),
             reinit="create_new",
-            # Neither the output, which may quote texts, nor the command line, code or facts on the machine are sent.
+            # Do not send output, which may quote texts, nor command line, code or data about the machine.
             settings=wandb.Settings(
                 console="off",
                 silent=True,
@@ -173,7 +173,7 @@ class WeightsAndBiases(Tracker):
 
     @classmethod
     def check(cls) -> None:
-        """Check that the package is there, and that the user is logged in."""
+        """Check that the package is installed, and that the user is logged in."""
         super().check()
         if os.environ.get("WANDB_MODE", "online") in ("offline", "disabled", "dryrun"):
             return
@@ -188,7 +188,7 @@ class WeightsAndBiases(Tracker):
             ) from error
         if not ready:
             raise ConfigError(
-                "Weights & Biases: not logged in",
+                "you are not logged in to Weights & Biases",
                 remedy="Run wandb login, set WANDB_API_KEY, or set WANDB_MODE=offline.",
             )
 
@@ -210,9 +210,9 @@ class WeightsAndBiases(Tracker):
 
 
 class Trackio(Tracker):
-    """A run in Trackio: on this machine, or in the Space or server that ``TRACKIO_SPACE_ID`` or its kind names.
+    """A run in Trackio: on this machine, or in ``TRACKIO_SPACE_ID`` or ``TRACKIO_SERVER_URL``.
 
-    A Space that does not exist yet becomes private: Trackio's own default is public.
+    New Spaces are private, although Trackio's default is public.
     """
 
     package = "trackio"
@@ -254,10 +254,10 @@ TRACKERS: dict[str, type[Tracker]] = {t.package: t for t in (TensorBoard, MLflow
 
 
 def find_tracker(name: str) -> type[Tracker]:
-    """Return a tracker that can be used.
+    """Return a usable tracker.
 
     Raises:
-        ConfigError: if there is no such tracker, or it cannot be used.
+        ConfigError: if the tracker is unknown or not usable.
     """
     if name not in TRACKERS:
         raise ConfigError(f"track: unknown tracker {name!r}", remedy=f"Use one of {', '.join(TRACKERS)}.")
