@@ -1,4 +1,4 @@
-"""What a notebook shows of a run, a study and predictions: HTML with every text escaped, and figures."""
+"""HTML and figures of runs, studies and predictions for notebooks; all texts are escaped."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from bertsmith.workflows.predict import Predictions
 
 ROWS = 10
-"""Predictions that a notebook shows."""
+"""Maximum number of predictions in a notebook."""
 LABELS = 20
-"""Labels whose counts a notebook shows."""
+"""Maximum number of labels with counts, and of classes in a table, in a notebook."""
 _STYLE = Markup(
     "<style>.bertsmith { font-family: system-ui, sans-serif; max-width: 44rem; } .bertsmith svg { background: #fff; }"
     ".bertsmith .figure .grid { stroke: #dfe3ea; } .bertsmith .figure .tick, .bertsmith .figure .axis { fill: #5b6475;"
@@ -46,7 +46,7 @@ class Figure:
     """A figure of the report.
 
     Attributes:
-        title: what it shows.
+        title: the title.
         svg: the picture, with a legend in HTML if it has one.
     """
 
@@ -78,8 +78,8 @@ def run_figures(run: Run) -> Figures:
     """Return the figures of a finished run.
 
     Returns:
-        ``loss`` and ``score`` over the epochs, if the run has a validation split; ``reliability`` and ``confusion``,
-        or ``numbers`` for a regression.
+        ``loss`` and ``score`` by epoch, if the run has a validation split; ``reliability``, except for regressions;
+        ``confusion`` with one class per text; ``numbers`` for regressions.
 
     Raises:
         RunFolderError: if a file of the run is missing or damaged.
@@ -135,7 +135,7 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> Markup:
 
 
 def run_html(run: Run) -> str:
-    """Return the state of a run: its metrics with intervals if it is finished, otherwise its last evaluation."""
+    """Return the metrics of a finished run with their intervals, or the last evaluation of an unfinished run."""
     info, task = run.info, get_task(run.task)
     rows: list[tuple[Any, ...]]
     head: tuple[str, ...]
@@ -168,7 +168,7 @@ def study_html(study: Study) -> str:
 
 
 def predictions_html(predictions: Predictions) -> str:
-    """Return the counts of the labels, and the first rows of predictions in memory."""
+    """Return the number of rows per label, and the first rows of predictions in memory."""
     counts = list(predictions.label_counts.items())
     more = len(counts) - LABELS
     after = [f"and {more:,} more labels"] if more > 0 else []

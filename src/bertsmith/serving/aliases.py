@@ -1,4 +1,4 @@
-"""Routes that hosting platforms and other servers' clients expect: SageMaker, Vertex AI, vLLM."""
+"""Routes in the formats of SageMaker, Vertex AI and vLLM."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Endpoints:
     """The functions behind the routes; see `bertsmith.serving.app`.
 
     Attributes:
-        classify: returns adjusted logits, shape (texts, classes), and the classifier.
+        classify: returns logits after the decision rule, shape (texts, classes), and the classifier.
         pipeline: answers like Hugging Face's ``pipeline``.
-        rank: returns the labels of each text with their scores, as the parameters of a request say.
+        rank: returns the labels of each text with their scores, according to the parameters of a request.
         ready: reports whether the server can classify.
         model_name: returns the name of the model.
         options: arguments of the routes that classify.
@@ -50,7 +50,7 @@ class Endpoints:
 
 @dataclass(frozen=True)
 class VertexRoutes:
-    """The routes that Vertex AI asks for; ``None`` elsewhere.
+    """The routes that Vertex AI sets; ``None`` elsewhere.
 
     Attributes:
         health: the variable ``AIP_HEALTH_ROUTE``.
@@ -62,18 +62,18 @@ class VertexRoutes:
 
 
 def add_aliases(app: FastAPI, endpoints: Endpoints, vertex: VertexRoutes) -> None:
-    """Add the routes. A route that Vertex AI asks for replaces another with its path."""
+    """Add the routes. A route of Vertex AI replaces another route with the same path."""
     taken = {vertex.health, vertex.predict}
     app.router.routes = [route for route in app.router.routes if getattr(route, "path", "") not in taken]
 
     @app.post("/invocations", response_model=list[Score] | list[list[Score]], **endpoints.options)
     async def invocations(body: PipelineRequest, request: Request) -> Response:
-        """Do the same as `POST /`, under the name that SageMaker asks for."""
+        """Do the same as `POST /`, on the path of SageMaker."""
         return await endpoints.pipeline(body, request)
 
     @app.get("/ping", response_model=Health, responses=endpoints.unready)
     async def ping() -> dict[str, str]:
-        """Do the same as `GET /ready`, under the name that SageMaker asks for."""
+        """Do the same as `GET /ready`, on the path of SageMaker."""
         return await endpoints.ready()
 
     @app.post("/classify", response_model=Classified, **endpoints.options)

@@ -62,7 +62,7 @@ def create_app(
         server_metrics: counts requests and batches.
         limits: limits of a request.
         token: token that requests must send; ``None``: requests need no token.
-        vertex: routes that Vertex AI asks for.
+        vertex: the routes of Vertex AI.
     """
     app: FastAPI = FastAPIOffline(
         title="bertsmith",
@@ -172,7 +172,7 @@ def create_app(
         service = require_service()
         explainer = service.explain
         if explainer is None:
-            what = "this server cannot explain: it needs the package captum, and the run with torch"
+            what = "this server cannot explain: explanations need the package captum, and torch as the runtime"
             raise RequestError(404, what, "Install 'bertsmith[explain]' and serve the run with --runtime torch.")
         classifier = service.batcher.classifier
         texts = _read([body.inputs], classifier.template, limits)
@@ -200,7 +200,7 @@ def create_app(
         """Return the name of the model, its labels, its test metrics, and the limits of a request.
 
         `drift` compares the latest 1,000 texts of this process with the held-out texts of the model. It is null before
-        these, and without one class per text.
+        the first comparison, and for models without one class per text.
         """
         service = require_service()
         return {

@@ -1,4 +1,4 @@
-"""Notice when the texts that a server classifies are no longer like the held-out texts of its model."""
+"""Detect when the texts of a server differ from the held-out texts of its model."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.measuring.drift import Difference, compare_counts
 
 WINDOW = 1000
-"""Texts that are compared at once."""
+"""Number of texts in a comparison."""
 FEWEST = 50
-"""Held-out texts that a comparison needs."""
+"""Minimum of held-out texts for a comparison."""
 LEVEL = 0.999
-"""Confidence of a threshold. A server compares often, so that it is higher than that of `bertsmith drift`."""
+"""Confidence level of a threshold. It is higher than that of `bertsmith drift`, because a server compares often."""
 BINS = 10
 """Bins of confidence, each with as many held-out texts."""
 
 
 class DriftWatch:
-    """Compares each `WINDOW` texts of one process with the held-out texts, by predicted label and by confidence.
+    """Compares every `WINDOW` texts of a process with the held-out texts, by predicted label and by confidence.
 
     Attributes:
         latest: the latest comparison, by property; empty before the first one.
@@ -40,7 +40,7 @@ class DriftWatch:
 
     @classmethod
     def of(cls, classifier: ModelPredictor, held_out: Callable[[], HeldOutPredictions]) -> DriftWatch | None:
-        """Return a watch; ``None`` if texts do not have one class each, or held-out texts are few or missing."""
+        """Return a watch; ``None`` without one class per text, or with fewer than `FEWEST` held-out texts."""
         task = classifier.task
         if task.name not in (SINGLE_LABEL, ORDINAL):
             return None
@@ -55,7 +55,7 @@ class DriftWatch:
         return cls(task.predicted(scores), task.confidence(scores), len(classifier.labels))
 
     def observe(self, decided: np.ndarray, confidence: np.ndarray) -> bool:
-        """Count classified texts, and return whether this completed a comparison; see `__init__`."""
+        """Count classified texts, and return whether they complete a comparison; see `__init__`."""
         for seen, more in zip(self._seen, self._counts(decided, confidence), strict=True):
             seen += more
         self._texts += len(decided)

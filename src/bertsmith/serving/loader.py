@@ -41,7 +41,7 @@ class ServerConfig:
         limits: limits of a request.
         token: token that requests must send; ``None``: requests need no token.
         long: see `open_classifier`.
-        vertex: routes that Vertex AI asks for.
+        vertex: the routes of Vertex AI.
     """
 
     path: str
@@ -66,7 +66,7 @@ class Service:
         info: response of ``/info``, without limits and version.
         explain: computes an explanation; ``None`` if this runtime cannot explain.
         draining: whether the server is shutting down.
-        watch: compares the texts with the held-out texts of the model; ``None`` if that is not possible.
+        watch: compares the texts with the held-out texts of the model; ``None`` if it cannot.
     """
 
     batcher: Batcher
@@ -76,10 +76,10 @@ class Service:
     watch: DriftWatch | None = None
 
     def observe(self, classifier: ModelPredictor, scores: np.ndarray, metrics: ServerMetrics) -> None:
-        """Count predictions, and log when texts start or stop being unlike the held-out texts.
+        """Count predictions, and log when a difference to the held-out texts begins or ends.
 
         Args:
-            classifier: made the predictions; it may have been replaced since.
+            classifier: the classifier that made the predictions, even if it was replaced since.
             scores: shape (texts, outputs).
             metrics: of the server.
         """

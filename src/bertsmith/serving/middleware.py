@@ -26,7 +26,7 @@ PUBLIC_PATHS = ("/health", "/ready", "/ping", "/ui", "/docs", "/openapi.json")
 DOCS_ASSETS = "/static-offline-docs/"
 """Prefix of the scripts and styles of ``/docs``, which need no token either."""
 KNOWN_PATHS = ("/predict", "/", "/invocations", "/classify", "/explain", "/info", "/metrics", *PUBLIC_PATHS)
-"""Paths with metrics of their own; the metrics call every other path ``other``."""
+"""Paths with separate metrics; the metrics call every other path ``other``."""
 MAX_EXCESS = 10
 """A body that is too long is read up to this many times the limit, so that the client can receive the response."""
 Scope = MutableMapping[str, Any]

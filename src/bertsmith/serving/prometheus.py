@@ -53,14 +53,14 @@ class ServerMetrics:
         drift = ("property",)
         self.drift = Gauge(
             "bertsmith_drift_distance",
-            "Distance of recent texts from the held-out texts of the model.",
+            "Distance between recent texts and the held-out texts of the model.",
             drift,
             registry=registry,
             multiprocess_mode="livemax",
         )
         self.drift_threshold = Gauge(
             "bertsmith_drift_threshold",
-            "Distance that chance alone exceeds rarely.",
+            "Threshold that the distance rarely exceeds by chance.",
             drift,
             registry=registry,
             multiprocess_mode="livemax",
@@ -90,7 +90,7 @@ class ServerMetrics:
             self.confidence.observe(float(confidence))
 
     def observe_drift(self, differences: Iterable[Difference]) -> None:
-        """Show the latest comparison of `bertsmith.serving.drift.DriftWatch`."""
+        """Export the latest comparison of `bertsmith.serving.drift.DriftWatch`."""
         for difference in differences:
             self.drift.labels(difference.name).set(difference.distance)
             self.drift_threshold.labels(difference.name).set(difference.threshold)

@@ -104,7 +104,7 @@ def _uvicorn_config(app: Any, host: str, **options: Any) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         lifespan="off",
-        loop="asyncio",  # not what happens to be installed
+        loop="asyncio",  # the same on every machine, whatever is installed
         http="h11",
         ws="none",
         **{"timeout_graceful_shutdown": SHUTDOWN_SECONDS, **options},

@@ -1,4 +1,4 @@
-"""A random sample of a corpus that is too large to keep, and where a run's model places its texts."""
+"""A random sample of a large corpus, and embeddings of its texts by the model of a run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from bertsmith.inference.predictor import Predictor
 from bertsmith.measuring.text_features import Axes
 
 SIZE = 2000
-"""Most texts of a sample, and of the test and validation texts that it is compared with."""
+"""Maximum number of texts in a sample, and of test and validation texts to compare it with."""
 
 
 class CorpusSample:
-    """A random sample of up to `SIZE` texts of a corpus, drawn while it is read.
+    """A random sample of up to `SIZE` texts of a corpus, drawn while reading it.
 
     Attributes:
         texts: n texts.
@@ -44,11 +44,11 @@ class CorpusSample:
 
 
 class Embedder:
-    """The model of a run, which places texts in a space.
+    """Computes embeddings with the model of a run.
 
     Args:
         run: the run.
-        classifier: its classifier if it is loaded already, with any runtime.
+        classifier: the loaded classifier of the run, with any runtime.
         device: device of the model.
     """
 
@@ -59,7 +59,7 @@ class Embedder:
         self.model = classifier if isinstance(classifier, Classifier) else Classifier.load(run.path, device=device)
 
     def embeddings(self, texts: Sequence[Text]) -> np.ndarray:
-        """Return the mean of the last hidden states of the beginnings of n texts, shape (n, hidden size)."""
+        """Return the mean of the last hidden states of n texts, cut at the maximum length, shape (n, hidden size)."""
         from bertsmith.model.batch import TokenBatch
         from bertsmith.model.outputs import compute_embeddings
 
@@ -67,12 +67,12 @@ class Embedder:
         return compute_embeddings(self.model.loaded, TokenBatch.from_tokens(tokens))
 
     def positions(self, test: Sequence[Text], corpus: Sequence[Text]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the positions of test texts and of texts of a corpus, along axes fitted to the validation texts."""
+        """Return coordinates of test texts and of texts of a corpus, along axes fitted to the validation texts."""
         known = {flat(text) for text in test}
         others = [text for text in texts_of(self.run.validation_predictions) if flat(text) not in known][:SIZE]
         axes = Axes.fit(self.embeddings(others), len(test))
         return axes(self.embeddings(test)), axes(self.embeddings(corpus))
 
     def has_unknown(self, texts: Sequence[Text]) -> np.ndarray:
-        """Return whether the tokenizer does not know a part of each text, shape (n,)."""
+        """Return whether each text has unknown tokens, shape (n,)."""
         return self.model.encode(Texts(texts)).has_unknown

@@ -1,4 +1,4 @@
-"""Describe this machine: what bertsmith would compute on, and which packages it lacks."""
+"""Describe this machine: the device and settings that bertsmith would use, and missing packages."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ ENABLES = {
     "wandb": "metrics in Weights & Biases",
     "trackio": "metrics in Trackio",
 }
-"""What each extra is for."""
+"""Purpose of each extra."""
 _PACKAGES = ("torch", "transformers", "tokenizers", "onnxruntime", "openvino", "numpy", "pandas", "pyarrow", "optuna")
 _DRIVERS = {"nvidia-smi": "NVIDIA", "rocm-smi": "AMD", "xpu-smi": "Intel"}
-"""Programs that come with the drivers of GPUs, and who makes the GPUs."""
+"""Programs of GPU drivers, and the makers of the GPUs."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What would be used.
+    """A choice that bertsmith would make.
 
     Attributes:
         name: ``"device"``, ``"precision"``, ``"threads"``, ``"runtime"`` or ``"cache"``.
-        value: what it would be.
-        reason: why.
+        value: the chosen value.
+        reason: the reason for it.
     """
 
     name: str
@@ -58,9 +58,9 @@ class Extra:
 
     Attributes:
         name: as in ``bertsmith[name]``.
-        enables: what it is for.
-        packages: its own packages, by the names of their imports.
-        missing: those of them that are not installed.
+        enables: its purpose.
+        packages: names of its packages, as imported.
+        missing: packages that are not installed.
     """
 
     name: str
@@ -71,15 +71,15 @@ class Extra:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What `diagnose` finds.
+    """The result of `diagnose`.
 
     Attributes:
-        machine: system, processor, cores, and bytes of memory where they are known.
+        machine: system, processor, cores, and bytes of memory if known.
         versions: of Python, bertsmith and the installed packages that can change a result.
         devices: a description of each type of device; ``None`` if it is not available.
-        choices: what would be used, and why.
-        extras: the extras, and what they lack.
-        problems: what is wrong, with the remedy.
+        choices: the choices that bertsmith would make.
+        extras: the extras and their missing packages.
+        problems: problems with their remedies.
     """
 
     machine: dict[str, Any]
@@ -144,7 +144,7 @@ def _with_torch(name: str) -> tuple[list[Choice], dict[str, str | None], tuple[s
     devices = {kind: describe_device(torch.device(kind)) if usable else None for kind, usable in available.items()}
     precision, why = choose_precision(device)
     if name != "auto":
-        reason = "the setting device"
+        reason = "from the setting device"
     elif device.type == "cpu":
         reason = f"torch {torch.__version__} finds no GPU"
     else:
@@ -155,8 +155,8 @@ def _with_torch(name: str) -> tuple[list[Choice], dict[str, str | None], tuple[s
     ]
     drivers = [maker for program, maker in _DRIVERS.items() if shutil.which(program)]
     problem = (
-        f"the driver of a GPU ({', '.join(drivers)}) is installed, but torch {torch.__version__} cannot use one. "
-        "Install the build of torch for it: https://pytorch.org/get-started/locally"
+        f"a GPU driver ({', '.join(drivers)}) is installed, but torch {torch.__version__} finds no GPU. "
+        "Install the build of torch for this GPU: https://pytorch.org/get-started/locally"
     )
     has_gpu = any(usable for kind, usable in available.items() if kind != "cpu")
     return choices, devices, (problem,) if drivers and not has_gpu else ()
@@ -180,5 +180,5 @@ def _other_choices() -> list[Choice]:
     if _is_installed("huggingface_hub"):
         from huggingface_hub.constants import HF_HUB_CACHE
 
-        choices.append(Choice("cache", HF_HUB_CACHE, "the cache of checkpoints and datasets, from HF_HOME"))
+        choices.append(Choice("cache", HF_HUB_CACHE, "for checkpoints and datasets; HF_HOME changes it"))
     return choices

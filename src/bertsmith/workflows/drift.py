@@ -41,7 +41,7 @@ class Drift:
         corpus: the name of the new texts.
         texts: their number.
         test_texts: number of test texts.
-        sampled: number of new texts in the random sample that all but the labels are compared in.
+        sampled: number of new texts in the random sample, for all properties but the labels.
         differences: one per property.
     """
 
@@ -70,7 +70,7 @@ def compare_texts(
     task = get_task(run.task)
     if run.task not in (SINGLE_LABEL, ORDINAL):
         raise ConfigError(
-            f"drift compares the classes of texts, and the run is of the task {run.task}",
+            f"drift needs one class per text, but the task of the run is {run.task}",
             where=str(path),
             remedy="Give a run whose texts have one class each.",
         )

@@ -1,4 +1,4 @@
-"""Measure a corpus without labelled texts from it: test label shift, then count with an adjustment, or refuse."""
+"""Measure a corpus without labelled texts: test label shift, then return an adjusted count, or refuse."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 
 FEWEST_IN_GROUP = 50
-"""Sampled texts of a group that a test of its own needs."""
+"""Minimum of sampled texts in a group, for a separate test of the group."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The n test texts of a run, which show how the model errs.
+    """The n test texts of a run, which show the error rates of the model.
 
     Attributes:
         run: the run.
-        targets, predicted: their class indices, and the predicted ones, shape (n,).
-        scores: their probabilities, shape (n, classes).
+        targets, predicted: true and predicted class indices, shape (n,).
+        scores: probabilities, shape (n, classes).
         texts: the texts.
     """
 
@@ -95,7 +95,7 @@ class LabelShiftTest:
 def measure_under_label_shift(
     asked: Quantities, corpus: str, tally: Tally, held_out: HeldOut, embedder: Embedder
 ) -> Measurement:
-    """Count with an adjustment, and refuse where the texts of a class have changed.
+    """Return adjusted counts, and refuse if the texts of a class have changed.
 
     Raises:
         DataError: if the test rejects label shift for the whole corpus.
@@ -111,16 +111,16 @@ def measure_under_label_shift(
 
     counted = count(whole)
     if p_value < ALPHA or counted.contradicts:
-        how = "no shares of the classes explain its predicted labels" if counted.contradicts else f"p = {p_value:.2g}"
+        how = "no shares of the classes explain the predicted labels" if counted.contradicts else f"p = {p_value:.2g}"
         raise DataError(
-            "the texts of this corpus differ from the test texts of the run by more than the shares of the classes "
-            f"({how}), so its predictions cannot be corrected without labelled texts from it",
+            "without labelled texts, the predictions cannot be corrected: corpus and test texts of the run differ by "
+            f"more than the shares of the classes ({how})",
             where=corpus,
-            remedy="Label about 200 texts that are drawn at random from the corpus, and give them with --labelled.",
+            remedy="Label about 200 random texts of the corpus, and give them with --labelled.",
         )
     notes = [
-        "no labelled texts: the shares are valid only if the texts of each class are like those of the run's test "
-        f"texts; the data do not contradict this (p = {p_value:.2g})"
+        "without labelled texts, the shares are valid only if the texts of each class are like the run's test texts; "
+        f"the data do not contradict this (p = {p_value:.2g})"
     ]
     results, changed, untested = Results(asked, "adjusted count"), [], 0
 
@@ -139,9 +139,9 @@ def measure_under_label_shift(
             changed.append(group)
         results.add(group, None if differs else estimates(counted), totals, 0)
     if changed:
-        notes.append(f"groups whose texts differ from the run's test texts have no estimate: {listing(changed)}")
+        notes.append(f"these groups differ from the run's test texts, and have no estimate: {listing(changed)}")
     if untested:
-        notes.append(f"{untested:,} groups are too small to be tested on their own")
+        notes.append(f"{untested:,} groups are too small for a separate test")
     return Measurement(
         corpus,
         None,

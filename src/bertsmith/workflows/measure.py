@@ -55,10 +55,12 @@ def run_measurement(
     """Measure the shares of the classes in a corpus; see `bertsmith.measure`."""
     run = open_run(path)
     if run.task == REGRESSION:
-        raise ConfigError("a regression has no shares", where=str(path), remedy="Train on classes of the numbers.")
+        raise ConfigError(
+            "a regression has no shares", where=str(path), remedy="Train on classes, such as ranges of numbers."
+        )
     if run.task == MULTI_LABEL and labelled is None:
         raise ConfigError(
-            "the shares of several labels per text need labelled texts",
+            "a model with several labels per text needs labelled texts",
             where=str(path),
             remedy="Give a labelled sample of the corpus with --labelled.",
         )
@@ -96,7 +98,7 @@ def run_measurement(
 
 
 def noted(stream: Stream, texts: deque[Sequence[Text]]) -> Iterator[Chunk]:
-    """Yield the chunks of a stream, and keep their texts until they are predicted."""
+    """Yield the chunks of a stream, and add their texts to a queue."""
     for cells, some in stream.chunks():
         texts.append(some)
         yield cells, some
@@ -107,7 +109,7 @@ class Tally:
 
     Attributes:
         totals: sums of the predictions by group.
-        kept: a random sample of the corpus, if no labelled one is given.
+        kept: a random sample of the corpus, if there is no labelled sample.
         empty: number of rows without a text.
     """
 
