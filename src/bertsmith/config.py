@@ -76,9 +76,9 @@ def _as_source(value: Any) -> Any:
 
 
 def is_arrow_table(value: Any) -> bool:
-    """Return whether a value offers its rows as an Arrow stream, as tables of Polars, DuckDB and PyArrow do.
+    """Return whether a value has an Arrow stream, as tables of Polars, DuckDB and PyArrow do.
 
-    Data frames of pandas offer one too, but are read directly.
+    Data frames of pandas have one too, but bertsmith reads them directly.
     """
     return hasattr(value, "__arrow_c_stream__") and not _packages(value) & {"pandas", "datasets"}
 
@@ -236,8 +236,8 @@ class TrainConfig(Step):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="Precision of training; the weights stay fp32. auto: the fastest that the device computes well; "
-        "on Apple GPUs, bf16 is an option.",
+        description="Precision of training; the weights stay fp32. auto: the fastest suitable precision; "
+        "Apple GPUs also support bf16.",
     )
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of split, head initialization, shuffling and dropout.")
     seeds: int = Field(

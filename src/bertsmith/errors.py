@@ -48,7 +48,7 @@ EXTRAS = {
     "wandb": "wandb",
     "trackio": "trackio",
 }
-"""The extra that brings each package which an installation can lack, by the name of its import."""
+"""The extra of each package that may be missing, by import name."""
 
 _MAX_SHOWN = 80
 """Most characters of a value in a message."""
@@ -98,8 +98,8 @@ class MissingPackageError(ConfigError):
     Args:
         package: the name of its import.
         purpose: what needs it.
-        needs: the extra that the purpose needs as a whole; it counts where the package alone is part of a smaller one.
-        otherwise: another way out.
+        needs: the extra for the whole purpose, used if the extra of the package is smaller.
+        otherwise: another remedy.
         where: the file or folder it was needed for.
 
     Attributes:
@@ -152,7 +152,7 @@ class Interrupted(Exception):  # noqa: N818 - an interruption is not an error
 
 
 def needing(extra: str | None = None, purpose: str | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Have a function name the extra to install where a package is missing, with a `MissingPackageError`.
+    """Make a function raise a `MissingPackageError`, with the extra to install, if a package is missing.
 
     Args:
         extra: the extra that the function needs as a whole.
@@ -180,7 +180,7 @@ _FLAG = re.compile(r"--([a-z]+(?:-[a-z]+)*)")
 
 @contextmanager
 def naming_parameters() -> Iterator[None]:
-    """Have errors name the parameters of a Python function, ``text_column``, instead of flags, ``--text-column``."""
+    """Rename flags in errors, ``--text-column``, to parameters of Python functions, ``text_column``."""
     try:
         yield
     except UserError as error:
@@ -194,7 +194,7 @@ def naming_parameters() -> Iterator[None]:
 
 
 def rendered_by(target: str, *, optional: bool = False) -> Callable[[Any], Any]:
-    """Return a method of a value that a package above it implements, such as its HTML in a notebook.
+    """Return a method that a higher package implements, such as the HTML of a run in a notebook.
 
     Args:
         target: ``"module:function"``; the function gets the value.

@@ -81,8 +81,8 @@ def predict(
 
     Args:
         run: the run, its folder, or an export folder.
-        source: a path, ``hf://owner/name``, a pandas data frame, an object with ``__arrow_c_stream__`` (as tables of
-            Polars, DuckDB and PyArrow), or a ``datasets.Dataset``; ``None`` with ``sql`` and ``db``.
+        source: a path, ``hf://owner/name``, a pandas data frame, a ``datasets.Dataset``, or a table of Polars, DuckDB
+            or PyArrow (any object with ``__arrow_c_stream__``). ``None`` with ``sql`` and ``db``.
         output: the file to write: ``.csv``, ``.jsonl``, ``.parquet`` or ``.xlsx``; ``None`` returns the predictions
             in memory.
         probabilities: add a column per class.
@@ -202,17 +202,17 @@ def push(
         repository: ``owner/name``.
         language: codes of the languages of the texts, such as ``["en"]``.
         license: the licence of the model, such as ``"apache-2.0"``.
-        datasets: ids of the datasets on the hub that the model learned from.
+        datasets: ids of the datasets on the hub that the model was trained on.
         private: create a private repository.
-        exports: send the exports of the run too.
-        overwrite: push a new commit to a repository that exists.
+        exports: also send the exports of the run.
+        overwrite: push a new commit to an existing repository.
 
     Returns:
         The address of the repository.
 
     Raises:
         HubError: if the hub cannot be reached or refuses, or the user is not logged in.
-        UserError: if the run is not finished or damaged, or the hub would not accept a value.
+        UserError: if the run is not finished or damaged, or a value is not valid on the hub.
     """
     from bertsmith.report.card import Details
     from bertsmith.workflows.push import push_run

@@ -34,27 +34,26 @@ def measure(
     """Measure the share of each class in a corpus, corrected for the mistakes of the model, with 95 % intervals.
 
     With a labelled sample, the estimator is PPI++ or, with unequal inclusion probabilities, design-based supervised
-    learning. Without one, it is an adjusted count under label shift, which is refused if a test rejects label shift.
-    A corpus in CSV, JSON Lines or Parquet of any size fits into memory.
+    learning. Without a sample, it is an adjusted count under label shift; `measure` refuses if a test rejects label
+    shift. Memory does not grow with a corpus in CSV, JSON Lines or Parquet.
 
     Args:
         run: the run, or its folder.
         corpus: the texts to measure, as for `predict`.
-        labelled: texts with labels that were drawn from the corpus, as for `read_table`. The columns ``random`` (true
-            or false) and ``inclusion_probability`` say how they were chosen.
-        by: a column of the corpus; each of its values is measured too.
-        random_sample: every text of the corpus had the same chance to be in the sample; for samples without these
-            columns.
+        labelled: a labelled sample of the corpus, as for `read_table`. The columns ``random`` (true or false) and
+            ``inclusion_probability`` describe how its texts were chosen.
+        by: a column of the corpus; also measure each of its values.
+        random_sample: the sample is a simple random sample of the corpus; for samples without these columns.
         for_regression: a CSV file to write with one pseudo-outcome per text and class, for `regress`.
         on_event: called with each event (see `bertsmith.events`).
         **settings: fields of `DataConfig` and `ModelConfig` for reading the tables, and the device. ``group_column``
             names a column of the sample: whole groups, such as authors, were drawn.
 
     Returns:
-        The shares, and what they rest on.
+        The shares with their intervals, and notes.
 
     Raises:
-        UserError: if the sample does not say how it was chosen, or the corpus cannot be measured.
+        UserError: if the sampling design is unknown, or the corpus cannot be measured.
     """
     from bertsmith.workflows.measure import run_measurement
 
@@ -89,7 +88,7 @@ def drift(
         **settings: fields of `DataConfig` and `ModelConfig` for reading the texts, and the device.
 
     Returns:
-        One distance for each property, with a threshold that chance alone exceeds rarely.
+        One distance for each property, with a threshold that the distance rarely exceeds by chance.
 
     Raises:
         UserError: if the texts cannot be read or the run is damaged.
@@ -111,13 +110,13 @@ def regress(
     model: Literal["linear", "logistic"] = "linear",
     clusters: str | None = None,
 ) -> Regression:
-    """Regress whether a text has a label on other columns, with standard errors that are right despite wrong labels.
+    """Regress a label, or the level of ordered labels, on columns of a corpus, with valid standard errors.
 
     Args:
-        table: a file that `measure` wrote for regressions, or a data frame or Arrow table of it, which may have more
-            columns.
+        table: the file of ``for_regression`` of `measure`, or its content as a data frame or Arrow table, also with
+            more columns.
         label_text: the class; ``"(level)"`` for the level of ordered labels.
-        on: columns of explanatory variables: numbers, or words, which become one indicator per value but the first.
+        on: columns of explanatory variables. Columns of words become one indicator per value, except for the first.
         model: ``"linear"`` or ``"logistic"``.
         clusters: a column of groups, such as authors, whose texts depend on each other.
 

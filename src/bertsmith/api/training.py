@@ -36,8 +36,8 @@ def read_table(source: Any = None, **settings: Unpack[ReadSettings]) -> Table:
     """Read a labelled table.
 
     Args:
-        source: a path, ``hf://owner/name``, a pandas data frame, an object with ``__arrow_c_stream__`` (as tables of
-            Polars, DuckDB and PyArrow), or a ``datasets.Dataset``; ``None`` with ``sql`` and ``db``.
+        source: a path, ``hf://owner/name``, a pandas data frame, a ``datasets.Dataset``, or a table of Polars, DuckDB
+            or PyArrow (any object with ``__arrow_c_stream__``). ``None`` with ``sql`` and ``db``.
         **settings: fields of `DataConfig`, such as ``text_column``. ``validation`` and ``test`` accept the same types
             as ``source``.
 
@@ -90,7 +90,7 @@ def train(
         output: the run folder.
         resume: continue an unfinished run.
         overwrite: replace an existing run.
-        ray: the address of a Ray cluster, or ``"local"``; table and output are on a disk that all its machines see.
+        ray: the address of a Ray cluster, or ``"local"``; all its machines need access to table and output.
         workers: number of workers of the cluster.
         config: a TOML file of settings; keyword arguments take precedence.
         progress: show the progress; by default in notebooks only.
@@ -280,10 +280,9 @@ def label_errors(table: Any, **settings: Unpack[LabelErrorSettings]) -> pd.DataF
         **settings: fields of `DataConfig`, and ``seed``.
 
     Returns:
-        The suspected rows, the least plausible label first: ``source``, ``row``, ``text`` with all columns that the
-        model reads, for pairs also ``pair``, the label texts ``given`` and ``suggested``, their probabilities, and an
-        empty column ``corrected``. With corrected labels filled in and saved as CSV, the table can be passed as
-        ``corrections``.
+        The suspected rows, the least plausible label first. The columns are ``source``, ``row``, ``text`` (all columns
+        that the model reads), ``pair`` for pairs, ``given`` and ``suggested`` (label texts), their probabilities, and
+        ``corrected``, which is empty. Fill it in, save the table as CSV, and pass the file as ``corrections``.
 
     Raises:
         UserError: if the table cannot be read, or the package cleanlab is missing.

@@ -27,7 +27,7 @@ RANK_0_SECONDS = 30.0
 """Time that other ranks wait before they exit with an error, so that rank 0 can report it first."""
 
 _COMPLETE = "_BERTSMITH_COMPLETE"
-"""The environment variable by which a shell asks for completions, in a call without arguments."""
+"""Environment variable of a shell that requests completions, in a call without arguments."""
 COMMANDS = (
     "demo",
     "label",
@@ -137,7 +137,7 @@ def _run(arguments: list[str], debug: bool) -> tuple[int, str]:
     """Run a command; return its exit code and a message."""
     try:
         command = typer.main.get_command(app(*arguments[:1]))
-        if _COMPLETE in os.environ:  # a shell asks for completions
+        if _COMPLETE in os.environ:  # a shell requests completions
             command.main(arguments, prog_name="bertsmith")
         # command.main() would exit with 1 on a closed pipe.
         with command.make_context("bertsmith", arguments) as context:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @with_settings(ModelConfig, only=("device", "threads"))
 def doctor(*, json: Json = False, settings: Config) -> None:
-    """Show what bertsmith would compute on, and why: machine, devices, versions, and extras that are missing.
+    """Show the device and settings that bertsmith would use, with reasons, versions and missing extras.
 
     Example: bertsmith doctor
     """

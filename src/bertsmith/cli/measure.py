@@ -38,21 +38,21 @@ def measure(
         typer.Argument(metavar="CORPUS", show_default=False, help="Any table with a text column, or a .txt file."),
     ] = None,
     labelled: Annotated[
-        str | None, typer.Option(metavar="SAMPLE", help="Table of labelled texts that were drawn from the corpus.")
+        str | None, typer.Option(metavar="SAMPLE", help="Table of labelled texts from the corpus.")
     ] = None,
     random_sample: Annotated[
         bool,
-        typer.Option("--random-sample", help="Every text of the corpus had the same chance to be in the sample."),
+        typer.Option("--random-sample", help="Declare that the sample is a simple random sample of the corpus."),
     ] = False,
     by: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Also measure each group, such as each month, of this column.")
+        str | None, typer.Option(metavar="COLUMN", help="Also measure each value of this column, such as each month.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE.csv", help="CSV file to write.")
     ] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Page with figures to write.")] = None,
     for_regression: Annotated[
-        Path | None, typer.Option(metavar="FILE.csv", help="Table for regressions to write: see bertsmith.regress.")
+        Path | None, typer.Option(metavar="FILE.csv", help="CSV file for bertsmith.regress to write.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     json: Json = False,
@@ -122,7 +122,7 @@ def _print(measurement: Measurement) -> None:
         _print_table(measurement, "", "mean level", [(m.group, _mean_cells(m)) for m in means])
     if len(shares) < len(measurement.shares):
         more = len(measurement.shares) - len(shares)
-        stdout_console().print(f"… and {more:,} more, which -o, --html and --json give")
+        stdout_console().print(f"… and {more:,} more; -o, --html and --json give all")
 
 
 def _print_table(measurement: Measurement, what: str, value: str, rows: list[tuple[str | None, list[str]]]) -> None:

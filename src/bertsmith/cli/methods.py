@@ -15,7 +15,8 @@ from bertsmith.cli.options import RunArgument
 def methods(
     run: RunArgument,
     form: Annotated[
-        Literal["markdown", "latex", "bibtex"], typer.Option("--format", help="What to print.")
+        Literal["markdown", "latex", "bibtex"],
+        typer.Option("--format", help="Format of the paragraph; bibtex prints its references."),
     ] = "markdown",
     measurement: Annotated[
         Path | None,

@@ -16,9 +16,7 @@ def pack(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE.zip", help="Archive to write; RUN.zip by default.")
     ] = None,
-    texts: Annotated[
-        bool, typer.Option("--texts/--no-texts", help="Include the texts, or hashes in their place.")
-    ] = True,
+    texts: Annotated[bool, typer.Option("--texts/--no-texts", help="Include the texts, or hashes instead.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing archive.")] = False,
 ) -> None:
     """Write a replication archive of a run: settings, scores, predictions, model, and the paragraph on methods.

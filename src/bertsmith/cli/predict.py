@@ -187,8 +187,8 @@ def _print_summary(predictions: Predictions) -> None:
         )
         if expected.unlike:
             stderr_console().print(
-                "[yellow]note:[/] these texts are unlike the held-out ones, so that the interval has no lower bound: "
-                "bertsmith drift says how they differ"
+                "[yellow]note:[/] these texts differ from the held-out texts, so the interval begins at 0; "
+                "bertsmith drift shows the differences"
             )
     if predictions.cut:
         stderr_console().print(

@@ -28,19 +28,19 @@ def push(
     ] = None,
     dataset: Annotated[
         list[str] | None,
-        typer.Option(metavar="OWNER/NAME", help="Dataset on the hub that the model learned from; may be repeated."),
+        typer.Option(metavar="OWNER/NAME", help="Dataset on the hub that the model was trained on; may be repeated."),
     ] = None,
-    export: Annotated[bool, typer.Option("--export", help="Send the exports of the run too.")] = False,
+    export: Annotated[bool, typer.Option("--export", help="Also send the exports of the run.")] = False,
     public: Annotated[bool, typer.Option("--public", help="Create a public repository; private by default.")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Push a new commit to a repository that exists.")
+        bool, typer.Option("--overwrite", help="Push a new commit to an existing repository.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Send without asking.")] = False,
     json: Json = False,
 ) -> None:
     """Push the model of a run to the Hugging Face hub with a model card. No text of the table is sent.
 
-    The command lists what leaves the machine, and asks.
+    The command lists the files to send, and asks for confirmation.
 
     Example: bertsmith push runs/reviews my-name/reviews --language en --license apache-2.0
     """
@@ -54,7 +54,7 @@ def push(
         err.print(f"to {push.repository}, {new}:", markup=False)
         for name, size in push.sizes.items():
             err.print(f"  {size / 1e6:>9,.2f} MB  {name}", markup=False)
-        err.print("with label texts and metrics in the model card; without any text of the table")
+        err.print("the model card has label texts and metrics; no file has a text of the table")
         if license is None:
             err.print("[yellow]note:[/] without --license, others may not use the model")
         if yes:

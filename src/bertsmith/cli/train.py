@@ -29,7 +29,7 @@ Track = Annotated[
     TrackerName | None,
     typer.Option(
         show_default=False,
-        help="Experiment tracker to send settings and metrics to; it gets no text.",
+        help="Experiment tracker that receives settings and metrics, but no texts.",
     ),
 ]
 
@@ -43,9 +43,11 @@ def train(
     overwrite: Overwrite = False,
     ray: Annotated[
         str | None,
-        typer.Option(metavar="ADDRESS", help="Train with --workers of a Ray cluster; local: on this machine."),
+        typer.Option(
+            metavar="ADDRESS", help="Train on a Ray cluster: auto, HOST:PORT, or local to start one on this machine."
+        ),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Number of workers of --ray.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Number of workers on the Ray cluster.")] = 1,
     track: Track = None,
     json: Json = False,
     settings: Config,
@@ -86,7 +88,7 @@ def run_and_show(
 
     if rank_and_world_size()[0] == 0:  # of several processes, the one that writes
         with claim(RunFolder(output), resume=resume, overwrite=overwrite):
-            pass  # refuses before the slow imports
+            pass  # check before the slow imports
     stderr_console().print("[dim]reading the table, loading the model …[/]")
     from bertsmith.errors import Interrupted
 

@@ -23,7 +23,7 @@ def verify(
     json: Json = False,
     settings: Config,
 ) -> None:
-    """Check that a run is what it says: model files, scores, predictions, and with the table the training.
+    """Check a run: model files, scores and predictions; with the table, its texts; with --retrain, the training.
 
     Exit code 0: identical; 2: something differs.
 

@@ -79,4 +79,4 @@ def choose_precision(device: torch.device) -> tuple[str, str]:
         if torch.xpu.is_bf16_supported():
             return "bf16", "this GPU computes bf16 fast"
         return "fp32", "this GPU does not support bf16"
-    return "fp32", "the safe choice on this device; bf16 is an option"
+    return "fp32", "the safe choice on this device; it also supports bf16"

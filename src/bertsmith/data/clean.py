@@ -57,11 +57,11 @@ class Cleaned:
 def clean(table: Table) -> Cleaned:
     """Normalise the texts, and drop the rows that cannot be trained on or scored.
 
-    Rows without a text or a label are dropped from every split. Given test and validation tables lose no other rows:
-    a text in a given test table is dropped from train and validation, and a text in a given validation table is
-    dropped from train. In train, one of several rows with the same text and class remains, and texts with several
-    classes are dropped. If labels are numbers, the first of several rows with the same text remains, with their mean:
-    it is the best guess under the squared error, and a text that many people rated counts once, as in the metrics.
+    Rows without a text or a label are dropped from every split. Given test and validation tables lose no other rows.
+    Texts of a given test table are dropped from train and validation, and texts of a given validation table from
+    train. In train, one of several rows with the same text and class remains, and texts with several
+    classes are dropped. If labels are numbers, the first of several rows with the same text remains, with their mean.
+    The mean minimizes the squared error, and each text counts once, as in the metrics.
     """
     frame, outcomes = table.frame, table.outcomes
     is_changed, is_empty = np.zeros((2, len(frame)), dtype=bool)

@@ -180,8 +180,8 @@ class Template:
         """Return a user's items as texts.
 
         Args:
-            items: one item, or a list of items: a string; a pair as a tuple of two strings; or a dict with the columns
-                of the template, or with ``text`` and ``text_pair``. `Texts` are returned as they are.
+            items: one item, or a list of items. An item is a string, a pair as a tuple of two strings, or a dict. The
+                dict has the columns of the template, or ``text`` and ``text_pair``. `Texts` do not change.
 
         Raises:
             DataError: if an item is none of these, does not fit the template, or is not valid Unicode.

@@ -143,7 +143,7 @@ def check_empty(path: Path) -> None:
 
 
 def known_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return stored settings as this version knows them: defaults for newer ones, and without those it dropped."""
+    """Return stored settings in the form of this version: defaults for new settings, without removed settings."""
     return {**Config().dump(), **{name: value for name, value in stored.items() if name in Config.model_fields}}
 
 

@@ -54,8 +54,8 @@ class HeldOutPredictions:
 def held_out_predictions(run: Run, *, ensemble: bool = False, test: bool = False) -> HeldOutPredictions:
     """Return the predictions for the validation split of a run, or for its test split.
 
-    Thresholds come from validation, so that the test split can judge them. The test split is better for what nothing
-    was selected by: epochs and decision rules look better on validation than on new texts.
+    Thresholds come from validation, so that the test split can check them. Estimates for new texts come from the test
+    split: on validation, the selected epoch and decision rule look better than on new texts.
 
     Args:
         run: the run.
@@ -93,7 +93,7 @@ def fit_abstention(
         min_confidence: lowest confidence of an answer.
         target_accuracy: target among the answered texts, an alternative to ``min_confidence``.
         coverage: target share of the texts whose label set contains the true label.
-        probabilities: whether the probability of every class is asked for.
+        probabilities: whether the user wants the probability of every class.
 
     Raises:
         ConfigError: if ``min_confidence`` and ``target_accuracy`` are both given, a target is out of reach, or the

@@ -129,11 +129,16 @@ def compare(original: ModelPredictor, other: ModelPredictor, texts: Texts) -> di
     """Compare the predictions and the speed of two classifiers on the same texts.
 
     Returns:
-        ``texts`` (their number), ``agreement`` (share with the same prediction, or with a tie within `TIE`),
-        ``others_at_most`` (upper 95 % bound of the share of similar texts with another prediction, Clopper and
-        Pearson 1934), ``largest_difference`` (of a probability, or of a number in standard deviations),
-        ``neighbours`` (largest difference of the other classifier between a batch and a single text, for one text of
-        every length), and ``texts_per_second`` of both.
+        A dict with these keys:
+
+        - ``texts``: their number
+        - ``agreement``: share with the same prediction, or with a tie within `TIE`
+        - ``others_at_most``: upper 95 % bound of the share of similar texts with another prediction (Clopper and
+          Pearson 1934)
+        - ``largest_difference``: of a probability, or of a number in standard deviations
+        - ``neighbours``: largest difference of the other classifier between a batch and a single text, for one text
+          of every length
+        - ``texts_per_second``: of both
     """
     tables, speeds = [], []
     for classifier in (original, other):

@@ -138,8 +138,8 @@ def predict_chunks(
 
     Yields:
         The result of `predict_rows` for each chunk, and its counts: ``rows``, ``empty``, ``abstained``, ``cut``
-        (truncated texts), ``none`` (texts without any label), and the rows of each label and of each bin of `grid_of`
-        and `length_bin`, with the prefixes `LABELLED`, `CONFIDENCE` and `LENGTH`.
+        (truncated texts), ``none`` (texts without any label). Further counts have the prefixes `LABELLED`, `CONFIDENCE`
+        and `LENGTH`: the rows of each label, and of each bin of `grid_of` and of `length_bin`.
     """
     all_prepared = (_prepare(classifier, chunk) for chunk in chunks)
     for prepared in all_prepared if waits else _prefetch(all_prepared):

@@ -57,9 +57,9 @@ def _add_rows(weight: torch.Tensor, ids: torch.Tensor, rows: torch.Tensor) -> No
 
 
 class TableGradients:
-    """The gradients of embedding tables in memory that stays allocated from step to step.
+    """The gradients of embedding tables, in memory that stays allocated between steps.
 
-    Blocks of this size come from the system, which clears them page by page.
+    The system would clear new blocks of this size page by page, which is slow.
 
     Args:
         model: a model on a CPU; on other devices, nothing is kept.

@@ -43,16 +43,16 @@ _METRIC_TYPES = {
 
 @dataclass(frozen=True)
 class Details:
-    """What a card can say only if the user does.
+    """Metadata of a card that only the user knows.
 
     Attributes:
         repository: ``owner/name`` on the hub, if the card goes there.
         language: codes of the languages of the texts, such as ``en``.
         license: the licence of the model.
-        datasets: ids of the datasets on the hub that it was trained on.
+        datasets: ids of the datasets on the hub that the model was trained on.
 
     Raises:
-        ConfigError: for what the hub does not accept.
+        ConfigError: if the hub does not accept a value.
     """
 
     repository: str | None = None
@@ -63,7 +63,7 @@ class Details:
     def __post_init__(self) -> None:
         if wrong := [code for code in self.language if not LANGUAGE.fullmatch(code)]:
             raise ConfigError(
-                f"language: {listing(wrong)} is not a code of a language", remedy="Give an ISO 639 code, such as en."
+                f"language: {listing(wrong)} is not a language code", remedy="Give an ISO 639 code, such as en."
             )
         if self.license is not None and self.license not in LICENSES:
             raise ConfigError(
@@ -72,7 +72,7 @@ class Details:
             )
         ids = [*self.datasets, *([] if self.repository is None else [self.repository])]
         if wrong := [name for name in ids if not HUB_ID.fullmatch(name) or ".." in name or "--" in name]:
-            raise ConfigError(f"{listing(wrong)} is not a name on the hub", remedy="Write it as owner/name.")
+            raise ConfigError(f"{listing(wrong)} is not the name of a hub repository", remedy="Write it as owner/name.")
 
 
 def write_card(run: Run) -> None:
@@ -89,7 +89,7 @@ def card_text(run: Run, details: Details = Details()) -> str:
 
     Args:
         run: the run.
-        details: what the run does not know.
+        details: metadata that the run does not have.
 
     Raises:
         RunFolderError: if a file of the run is missing or damaged.
@@ -178,13 +178,13 @@ def _name(run: Run, details: Details) -> str:
 
 
 def _checkpoint(run: Run) -> str:
-    """Return the name of the checkpoint; of a folder on this machine its last part only."""
+    """Return the name of the checkpoint; for a local folder, only its last part."""
     name = str(run.info["model"]["name"])
     return name if HUB_ID.fullmatch(name) and not Path(name).exists() else re.split(r"[/\\]", name)[-1]
 
 
 def _example(run: Run) -> Any:
-    """Return an input that shows the shape of a text; it is made up."""
+    """Return an invented input with the columns of the model."""
     template = run.template
     (item,) = template.texts([["a new text" if template.is_plain else f"{name} …"] for name in template.columns])
     return item

@@ -118,7 +118,7 @@ def init_process_group() -> ProcessGroup:
     local_rank = int(os.environ["LOCAL_RANK"])
     for name in _TORCHRUN:  # or transformers would distribute, too
         os.environ.pop(name, None)
-    if dist.is_initialized():  # Ray has joined them, each with a GPU of its own
+    if dist.is_initialized():  # Ray has connected them, with one GPU each
         return ProcessGroup(rank, size)
     gpus = torch.cuda.device_count()
     if gpus:

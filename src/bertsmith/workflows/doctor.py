@@ -144,7 +144,7 @@ def _with_torch(name: str) -> tuple[list[Choice], dict[str, str | None], tuple[s
     devices = {kind: describe_device(torch.device(kind)) if usable else None for kind, usable in available.items()}
     precision, why = choose_precision(device)
     if name != "auto":
-        reason = "from the setting device"
+        reason = "the setting device"
     elif device.type == "cpu":
         reason = f"torch {torch.__version__} finds no GPU"
     else:

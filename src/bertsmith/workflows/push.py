@@ -1,4 +1,4 @@
-"""Push: the model of a finished run to the Hugging Face hub. Texts stay on this machine."""
+"""Push the model of a finished run to the Hugging Face hub. Texts stay on this machine."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 _SUFFIXES = (".safetensors", ".json", ".txt", ".model")
-"""Files of a model, for runs of versions that did not list them."""
+"""Files of a model, for runs of older versions, which did not list them."""
 
 
 @dataclass(frozen=True)
 class Push:
-    """What a push sends.
+    """The content of a push.
 
     Attributes:
         repository: ``owner/name``.
@@ -57,14 +57,14 @@ def push_run(
 
     Args:
         path: the run folder.
-        details: the repository, and what else the card says.
+        details: the repository, and metadata for the card.
         private: create a private repository.
-        exports: send the exports in the run folder too.
-        overwrite: push to a repository that exists.
-        confirm: called with what will be sent; returns whether to go on.
+        exports: also send the exports in the run folder.
+        overwrite: push to an existing repository.
+        confirm: called with the content of the push; returns whether to send it.
 
     Returns:
-        The address of the repository; ``None`` without a confirmation.
+        The address of the repository; ``None`` if ``confirm`` returns false.
 
     Raises:
         UserError: if the run is not finished or damaged, or the hub refuses.
@@ -103,7 +103,7 @@ def push_run(
 
 
 def _files(run: Run, details: Details, *, exports: bool) -> dict[str, Path | bytes]:
-    """Return what is sent: only files that bertsmith wrote, and that hold no text of the table."""
+    """Return the files to send: only files that bertsmith wrote, without any text of the table."""
     model = run.layout.model
     names = run.info.get("model_files") or [p.name for p in model.iterdir() if p.suffix in _SUFFIXES]
     files: dict[str, Path | bytes] = {CARD: card_text(run, details).encode()}
@@ -123,7 +123,7 @@ def _files(run: Run, details: Details, *, exports: bool) -> dict[str, Path | byt
 
 
 def _check_repository(api: HfApi, repository: str, *, private: bool, overwrite: bool) -> bool:
-    """Return whether a repository exists, and refuse one that must not be written.
+    """Return whether a repository exists, and refuse to write to it without permission.
 
     Raises:
         HubError: if the repository exists without ``overwrite``, or is public and should be private.
@@ -138,13 +138,13 @@ def _check_repository(api: HfApi, repository: str, *, private: bool, overwrite: 
         raise HubError(
             "the repository exists",
             where=repository,
-            remedy="Give another name, or pass --overwrite for a new commit in this one.",
+            remedy="Give another name, or pass --overwrite to make a new commit in this repository.",
         )
     if private and not info.private:
         raise HubError(
             "the repository is public, and a push is private by default",
             where=repository,
-            remedy="Pass --public if everybody may have the model, or give another name.",
+            remedy="Pass --public to publish the model, or give another name.",
         )
     return True
 
@@ -159,7 +159,7 @@ def _hub_errors(repository: str) -> Iterator[None]:
     from huggingface_hub.errors import HfHubHTTPError
 
     remedies: dict[int, str] = {
-        400: "Correct what the hub names.",
+        400: "Correct the value that the hub names.",
         401: "Log in again: hf auth login. Or correct HF_TOKEN.",
         403: "Use a token that may write to this owner, or another owner.",
         409: "Give another name, or pass --overwrite.",
@@ -171,15 +171,15 @@ def _hub_errors(repository: str) -> Iterator[None]:
         raise HubError(
             f"the hub refuses ({status}): {_reason(error)}",
             where=repository,
-            remedy=remedies.get(status, "Try again later. With --overwrite, a push that was cut short is done again."),
+            remedy=remedies.get(status, "Try again later. To repeat an interrupted push, pass --overwrite."),
         ) from error
-    except Exception as error:  # its client runs in the block, and raises errors of its HTTP library
+    except Exception as error:  # the hub's client also raises errors of its HTTP library
         if isinstance(error, UserError):
             raise
         raise HubError(
             f"the push failed: {_reason(error)}",
             where=repository,
-            remedy="Try again. With --overwrite, a push that was cut short is done again.",
+            remedy="Try again. To repeat an interrupted push, pass --overwrite.",
         ) from error
 
 

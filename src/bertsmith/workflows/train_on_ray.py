@@ -1,4 +1,4 @@
-"""Train one model with the machines of a Ray cluster; a worker that dies costs the steps since the last checkpoint."""
+"""Train one model on a Ray cluster. If a worker dies, training loses the steps since the last checkpoint."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from bertsmith.inference.ray_data import cluster
 from bertsmith.training.distributed import TIMEOUT
 
 RESTARTS = 3
-"""How often training continues from its last checkpoint after a worker died."""
+"""Number of times that training continues from its last checkpoint after a worker died."""
 POLL_SECONDS = 0.5
-"""Time between two checks of whether to stop."""
+"""Seconds between two checks whether to stop."""
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What each worker needs.
+    """The arguments of each worker.
 
     Attributes:
         source, config, output, resume, overwrite: see `bertsmith.train`.
-        folder: that relative paths are relative to.
+        folder: the base of relative paths.
         events: takes the events of the main worker.
-        stop_file: exists once the workers should stop.
+        stop_file: its existence stops the workers.
     """
 
     source: Any
@@ -60,15 +60,15 @@ def train_on_ray(
     observe: RunListener,
     stop: Callable[[], bool],
 ) -> Run:
-    """Train with several workers of a Ray cluster, to the result of one process except for rounding.
+    """Train with several workers of a Ray cluster. The result equals that of one process, except for rounding.
 
     Args:
-        source, config, output, resume, overwrite: see `bertsmith.train`. Every machine needs access to them, under the
+        source, config, output, resume, overwrite: see `bertsmith.train`. Every machine needs them under the
             same path.
         address: of the cluster, as in ``ray.init``.
         workers: number of worker processes, each with a GPU if the cluster has GPUs, else with a core.
         observe: receives the events of the run.
-        stop: asked now and then; if it returns true, a checkpoint is saved and training is interrupted.
+        stop: called regularly; if it returns true, training saves a checkpoint and stops.
 
     Raises:
         Interrupted: if ``stop`` returned true.
@@ -110,7 +110,7 @@ def uses_gpus(device: str, workers: int, resources: Mapping[str, float]) -> bool
         resources: of the cluster.
 
     Raises:
-        DeviceError: if the cluster has fewer cores than workers, for which Ray would wait, or lacks the device.
+        DeviceError: if the cluster has fewer cores than workers, or lacks the device. (Ray would wait for cores.)
     """
     cores, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     if workers > cores:
@@ -143,7 +143,7 @@ def _fit(job: _Job, workers: int, scratch: Path) -> None:
                     where=str(job.output),
                     remedy="See the logs of the cluster (ray logs). Then run the same command with --resume.",
                 ) from error
-        if job.resume or _created(job.output) != before:  # this command made the run, so it need not be replaced
+        if job.resume or _created(job.output) != before:  # this command created the run: do not replace it
             if Run(job.output).info.get("status") == "finished":
                 return
             job = replace(job, resume=Run(job.output).is_resumable, overwrite=False)
@@ -159,13 +159,13 @@ def _trainer(job: _Job, workers: int, scratch: Path) -> Any:
         train_loop_config={"job": job},
         torch_config=TorchConfig("nccl" if use_gpu else "gloo", timeout_s=int(TIMEOUT.total_seconds())),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
-        # Ray would also repeat errors of the user.
+        # Ray would also retry after errors of the user.
         run_config=RunConfig(name="train", storage_path=str(scratch), failure_config=FailureConfig(max_failures=0)),
     )
 
 
 def _work(settings: Mapping[str, Any]) -> None:
-    """Train in a worker. Ray has joined the workers, and set the variables that torchrun sets."""
+    """Train in a worker. Ray has connected the workers, and set the variables that torchrun sets."""
     from bertsmith.workflows.seeds import run_seeds
 
     job: _Job = settings["job"]
@@ -190,7 +190,7 @@ def _created(output: Path) -> Any:
 
 @contextmanager
 def _listening(job: _Job, observe: RunListener, stop: Callable[[], bool]) -> Iterator[None]:
-    """In this context, a thread passes events on, and tells the workers when to stop."""
+    """In this context, a thread passes events on, and stops the workers if needed."""
     ended = threading.Event()
     listener = threading.Thread(target=_listen, args=(job, observe, stop, ended), daemon=True)
     listener.start()
@@ -206,7 +206,7 @@ def _listen(job: _Job, observe: RunListener, stop: Callable[[], bool], ended: th
     from ray.util.queue import Empty
 
     while True:
-        is_last_round = ended.is_set()  # before the queue is asked: all events are in it by then
+        is_last_round = ended.is_set()  # read before the queue, which then has all events
         if stop():
             job.stop_file.touch()
         try:
@@ -220,7 +220,7 @@ def _listen(job: _Job, observe: RunListener, stop: Callable[[], bool], ended: th
 
 
 def _raise_cause(error: Any) -> None:
-    """Raise the first interruption, or error that the user can fix, of a worker; a death of a worker is neither."""
+    """Raise the first interruption or user error of a worker, if there is one."""
     for failure in getattr(error, "worker_failures", {}).values():
         cause = getattr(failure, "_base_exc", failure)
         if isinstance(cause, UserError | Interrupted):

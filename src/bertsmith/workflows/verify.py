@@ -1,4 +1,4 @@
-"""Check that a run is what it says: seals, scores, and with its table the whole training."""
+"""Verify a run: checksums, scores and predictions; with its table, the texts and the training."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def verify_run(
         observe: called with each event of scoring and training.
 
     Returns:
-        One check for the seals, the metrics, the predictions, and with a table for the texts and the training.
+        One check each for checksums, metrics and predictions; with a table, also for the texts and the training.
 
     Raises:
         UserError: if the run or the table cannot be read.

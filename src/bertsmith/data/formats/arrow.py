@@ -45,7 +45,7 @@ def read_stream(source: Any, name: str, chunk_rows: int | None) -> ChunkedTable:
     The whole table is in memory as Arrow, and ``chunk_rows`` of it as Python values.
 
     Raises:
-        DataError: if the object does not hold a table, or fails to give it.
+        DataError: if the object is not a table, or cannot be read.
     """
     import pyarrow as pa
 
@@ -53,7 +53,7 @@ def read_stream(source: Any, name: str, chunk_rows: int | None) -> ChunkedTable:
         table = pa.table(source)
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise DataError(
-            f"a {type(source).__name__} does not give a table: {str(error).splitlines()[0]}",
+            f"a {type(source).__name__} cannot be read as a table: {str(error).splitlines()[0]}",
             remedy="Give a table with named columns, or convert it to pandas.",
         ) from error
     max_rows = chunk_rows or _BATCH_ROWS
@@ -69,7 +69,7 @@ def read_stream(source: Any, name: str, chunk_rows: int | None) -> ChunkedTable:
 
 
 def _as_written(arrow_type: Any) -> Any:
-    """Return the type of a column in output files, which takes Python values: text has one type, without views."""
+    """Return the type of a column for Python values in output files, with a single type for text."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(arrow_type):
