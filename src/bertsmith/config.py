@@ -184,8 +184,8 @@ class ModelConfig(Step):
     )
     long: Long = Field(
         "auto",
-        description="How to read texts above the maximum length: the beginning, beginning and end, or all, window by "
-        "window; auto: train chooses on validation, other commands follow the run.",
+        description="How to read texts above the maximum length: truncate: the beginning; head-tail: beginning and "
+        "end; window: all. auto: train chooses on validation, other commands follow the run.",
     )
     device: Literal["auto", "cuda", "xpu", "mps", "cpu"] = Field(
         "auto", description="Device to compute on: cuda (NVIDIA, or AMD with ROCm), xpu (Intel), mps (Apple), cpu."

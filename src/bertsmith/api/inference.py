@@ -42,8 +42,8 @@ def load(
         ensemble: average the models of all seeds.
         runtime: ``"torch"``; ``"onnx"`` or ``"openvino"`` for an export of the run; ``"auto"``: the fastest checked
             fp32 export, else torch.
-        long: how to read texts above the maximum length: their beginning (``"truncate"``), beginning and end
-            (``"head-tail"``), all of them window by window (``"window"``), or as the run does (``"auto"``).
+        long: how to read texts above the maximum length. ``"truncate"`` reads their beginning, ``"head-tail"``
+            beginning and end, and ``"window"`` all of them. ``"auto"`` reads as the run does.
 
     Raises:
         UserError: if the run or export is missing or not usable.

@@ -48,8 +48,8 @@ RunOrExport = Annotated[
 LongTexts = Annotated[
     Long,
     typer.Option(
-        help="How to read texts above the maximum length: the beginning, beginning and end, or all window by window; "
-        "auto: as the run does."
+        help="How to read texts above the maximum length: truncate: the beginning; head-tail: beginning and end; "
+        "window: all. auto: as the run does."
     ),
 ]
 DecisionRule = Annotated[bool, typer.Option(help="Use the decision rule tuned on validation, if the run has one.")]

@@ -93,8 +93,8 @@ def predict(
     formula_guard: Annotated[
         bool,
         typer.Option(
-            help="In CSV, put ' before cells that a spreadsheet would run as formulas: "
-            "those that are not numbers and begin with = + - @, a tab or a carriage return."
+            help="In CSV, put ' before cells that a spreadsheet would run as formulas. These begin with = + - @, a tab "
+            "or a carriage return, and are not numbers."
         ),
     ] = True,
     settings: Config,

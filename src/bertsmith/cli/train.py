@@ -163,8 +163,8 @@ def run_and_show(
         spread, ensemble = seeds["test"][task.primary], seeds["ensemble"]["metrics"][task.primary]["value"]
         out.print(
             f"over {len(seeds['each'])} seeds {name} is {spread['mean']:.3f} with a standard deviation of "
-            f"{spread['standard_deviation']:.3f}; this is seed {seeds['best']}, the best on validation; the ensemble "
-            f"reaches {ensemble:.3f} (predict --ensemble)"
+            f"{spread['standard_deviation']:.3f}. The model is that of seed {seeds['best']}, the best on validation. "
+            f"The ensemble reaches {ensemble:.3f} (predict --ensemble)."
         )
     out.print(f"report  {run.layout.report}\nmodel   {run.layout.model}", markup=False)
 

@@ -64,8 +64,8 @@ def expect_accuracy(
     Two assumptions give two intervals, and the result spans both. Under covariate shift, accuracy at a confidence is
     the same as on the held-out texts. Under label shift, accuracy within a class is the same, and the class shares
     follow from the predictions (Lipton et al. 2018, arXiv:1802.03916). If the model confuses the classes often, the
-    second interval is wide. On texts unlike the held-out texts, both assumptions may fail: a model can be as confident
-    about half of a text as about all of it, and be wrong more often.
+    second interval is wide. On texts unlike the held-out texts, both assumptions may fail. A model can be as confident
+    about half of a text as about all of it, and make more mistakes.
 
     Args:
         confidences: number of new texts by confidence, in the bins of `grid_of`, shape (`GRID`,).

@@ -146,8 +146,8 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
         f"Training had at most {n('run.json', 'recipe.epochs', '{:g}'.format)} "
         f"{'epoch' if info['recipe']['epochs'] == 1 else 'epochs'}, with "
         f"{n('run.json', 'recipe.batch_size')} texts per step, a peak learning rate of "
-        f"{n('run.json', 'recipe.learning_rate', '{:g}'.format)} and seed {n('run.json', 'config.seed', str)}; texts "
-        f"were cut after {n('run.json', 'model.max_length')} tokens.{calibrated}"
+        f"{n('run.json', 'recipe.learning_rate', '{:g}'.format)} and seed {n('run.json', 'config.seed', str)}; "
+        f"{_reading(run, n)}.{calibrated}"
     )
     rest = ""
     if test["metrics"][second]["interval"]:
@@ -167,6 +167,15 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
         files["measurement"] = dict(measurement)
         result.sentences.append(_measured(measurement, n))
     return result
+
+
+def _reading(run: Run, n: Callable[..., str]) -> str:
+    """Return how the model reads texts above the maximum length."""
+    limit = f"{n('run.json', 'model.max_length')} tokens"
+    return {
+        "head-tail": f"of texts with more than {limit}, the model read beginning and end",
+        "window": f"texts with more than {limit} were read in overlapping windows",
+    }.get(run.info.get("long", "truncate"), f"texts were cut after {limit}")
 
 
 def _name(task: Task, metric: str) -> str:

@@ -78,8 +78,8 @@ def run_figures(run: Run) -> Figures:
     """Return the figures of a finished run.
 
     Returns:
-        ``loss`` and ``score`` by epoch, if the run has a validation split; ``reliability``, except for regressions;
-        ``confusion`` with one class per text; ``numbers`` for regressions.
+        ``loss`` and ``score`` by epoch, if the run has a validation split. ``reliability``, except for regressions.
+        ``confusion`` with one class per text, and ``numbers`` for regressions.
 
     Raises:
         RunFolderError: if a file of the run is missing or damaged.

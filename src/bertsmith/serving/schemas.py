@@ -95,7 +95,9 @@ class PipelineRequest(_RequestModel):
 class ExplainRequest(_RequestModel):
     """A text, a pair or an object of columns to explain."""
 
-    inputs: Annotated[_Text | _Pair | _Columns, Discriminator(_nested_kind)] = Field(examples=["great phone"])
+    inputs: Annotated[_Text | _Pair | _Columns, Discriminator(_nested_kind)] = Field(
+        description="A text, a pair, or an object with the columns that the model reads.", examples=["great phone"]
+    )
 
 
 class ClassifyRequest(_RequestModel):
@@ -222,7 +224,7 @@ class RequestError(Exception):
 
 
 def example_request(template: Template, field: str = "inputs") -> str:
-    """Return the remedy for a body that does not fit the columns that the model reads, with its items in a field."""
+    """Return an example request as the remedy for a body without the columns of the model; ``field`` has the items."""
     items = [template.example] if field == "instances" else template.example
     return f"Send for example {json.dumps({field: items}, ensure_ascii=False)}."
 

@@ -119,8 +119,8 @@ def measure_under_label_shift(
             remedy="Label about 200 random texts of the corpus, and give them with --labelled.",
         )
     notes = [
-        "without labelled texts, the shares are valid only if the texts of each class are like the run's test texts; "
-        f"the data do not contradict this (p = {p_value:.2g})"
+        "without labelled texts, the shares assume that the texts of each class are like the run's test texts; the "
+        f"data do not contradict this (p = {p_value:.2g})"
     ]
     results, changed, untested = Results(asked, "adjusted count"), [], 0
 

@@ -31,15 +31,15 @@ NO_GROUP = "(missing)"
 
 @dataclass
 class LabelledSample:
-    """A labelled sample, which is matched with its corpus while that is read.
+    """A labelled sample, matched with its corpus while reading the corpus.
 
     Attributes:
         name: of the sample.
         texts: n normalised texts, or pairs.
         outcomes: 0 or 1 for each label of each text, shape (n, labels).
-        inclusion: probability of each text to be in the sample, shape (n,); ``None`` if it is the same for all.
+        inclusion: inclusion probability of each text, shape (n,); ``None`` if all have the same.
         clusters: cluster of each text, shape (n,); ``None`` if texts were drawn one by one.
-        groups: group of each text as far as it is known, from the sample or from the corpus.
+        groups: group of each text if known, from the sample or from the corpus.
         left_out: number of rows left out by reason.
         found: whether each text occurs in the corpus, shape (n,).
     """
@@ -70,11 +70,11 @@ class LabelledSample:
         return i
 
     def with_predictions(self, probabilities: np.ndarray, outcomes: np.ndarray, n_corpus: int) -> Sample:
-        """Return the sample for a corpus that was read.
+        """Return the sample, after reading the corpus.
 
         Args:
             probabilities: of its texts, shape (n, labels).
-            outcomes: what is measured, of a text with each label, shape (labels, columns).
+            outcomes: measured quantities of a text with each label, shape (labels, columns).
             n_corpus: number of texts of the corpus.
         """
         inclusion = self.inclusion
@@ -94,10 +94,10 @@ def read_sample(
         source: what `bertsmith.data.read.read_table` takes.
         config: how to read it.
         by: the column of the groups.
-        random_sample: the user says that the texts were drawn at random.
+        random_sample: the sample is a simple random sample, according to the user.
 
     Raises:
-        DataError: if nothing says how the texts were chosen, or too few of them are usable.
+        DataError: if the sampling design is unknown, or too few texts are usable.
     """
     unused = dict.fromkeys(("sql", "db", "sheet", "validation", "test"))
     config = config.model_copy(update={**unused, "task": run.task})

@@ -1,4 +1,4 @@
-"""Texts above the maximum length: choose how the model reads them, and measure what that is worth."""
+"""Texts above the maximum length: choose how the model reads them, and measure the gain."""
 
 from __future__ import annotations
 
