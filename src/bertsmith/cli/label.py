@@ -37,7 +37,9 @@ def label(
     task: Annotated[
         Literal["single-label", "multi-label", "ordinal"], typer.Option(help="Kind of label of a new project.")
     ] = "single-label",
-    coder: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the coder; the page asks for it.")] = None,
+    coder: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the coder; entered on the page by default.")
+    ] = None,
     number: Number = 100,
     random_share: RandomShare = 0.2,
     suggestions: Annotated[
@@ -51,9 +53,9 @@ def label(
     browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
     settings: Config,
 ) -> None:
-    """Label texts on a local page, one after the other. It chooses the texts in rounds, and needs no labels to begin.
+    """Label texts on a local page, one by one. bertsmith chooses the texts in rounds, and needs no labels to begin.
 
-    Every decision is saved at once in PROJECT. At the end, PROJECT/labels.csv is the table for bertsmith train.
+    The page saves every decision at once in PROJECT. At the end, PROJECT/labels.csv is a table for bertsmith train.
 
     Example: bertsmith label pool.csv -o projects/reviews --labels good,bad
     """
@@ -67,7 +69,7 @@ def label(
     token = os.environ.get(TOKEN) or None
     if token is None and not _is_local(host):
         raise ConfigError(
-            f"--host {host} lets other machines use the page, and they need a token",
+            f"--host {host} opens the page to other machines, which requires a token",
             remedy=f"Set {TOKEN}, or leave out --host.",
         )
     if not Project.exists(output):
@@ -76,7 +78,7 @@ def label(
         if len(names) < 2 and task == "ordinal":
             raise ConfigError("ordinal labels need their order", remedy="Give them with --labels, the lowest first.")
         with open_stream(pool, settings):
-            pass  # a pool that cannot be read leaves no project
+            pass  # create no project for an unreadable pool
     project = Project(output, {"task": task})
     project.add_labels(names)
 
@@ -105,7 +107,7 @@ def _serve(
     with handle_signals() as signals, contextlib.closing(listen(host, port)) as listening:
         address, number = listening.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
-        err.print(f"page: http://{shown}:{number}/  (Ctrl-C ends; every decision is saved at once)", markup=False)
+        err.print(f"page: http://{shown}:{number}/  (Ctrl-C stops the server; every decision is saved)", markup=False)
         if not project.rows:
             rounds.choose()
         if browser:

@@ -1,6 +1,6 @@
 """How well coders agree: Krippendorff's alpha and Cohen's kappa, for all labels, each class and each pair of coders.
 
-The package krippendorff is under the GPL. The tests hold `alpha` against its published examples.
+The package krippendorff is under the GPL. Tests compare `alpha` with published examples.
 """
 
 from __future__ import annotations

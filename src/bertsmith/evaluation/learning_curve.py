@@ -1,4 +1,4 @@
-"""What more labels will buy: a learning curve from nested subsets, a power law, and a rule to stop.
+"""Expected gain of more labels: a learning curve from nested subsets, a power law, and a stopping rule.
 
 Scores grow with the number of labels n about like a − b·n^−c (Figueroa et al. 2012, doi:10.1186/1472-6947-12-8).
 Cross-validated scores on nested subsets of the labelled texts give the curve. Resampled texts give the interval.
@@ -18,7 +18,7 @@ FRACTIONS = (0.125, 0.25, 0.5, 0.75, 1.0)
 """Sizes of the nested subsets, as shares of the training folds."""
 FOLDS, REPEATS = 4, 4
 LARGEST = 2
-"""Sizes from this one on are close enough to all labels to show how much the score of a training varies."""
+"""Smallest size whose scores show the variation between trainings on all labels."""
 RESAMPLES = 200
 EXPONENTS = np.linspace(0.1, 1.5, 15)
 FEWEST, MOST = 80, 2000
@@ -71,7 +71,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What more labels will buy.
+    """The expected gain of more labels.
 
     Attributes:
         labels: number of labelled texts.
@@ -170,21 +170,21 @@ def learning_curve(n: int, predict: Predict, score: Score, *, seed: int) -> Curv
 def decide(estimate: Estimate) -> tuple[bool, str]:
     """Return whether the labels are enough, and why."""
     if estimate.most is None:
-        return False, f"the {estimate.labels:,} labels are too few to say"
+        return False, f"{estimate.labels:,} labels are too few for an estimate"
     if estimate.ceiling is not None and estimate.accuracy_low is not None and estimate.accuracy_low >= estimate.ceiling:
         return (
             True,
             f"the model agrees with the coders at least as well as they do with each other ({estimate.ceiling:.2f})",
         )
     if estimate.most < WORTHWHILE:
-        return True, f"{estimate.more:,} more labels gain less than {WORTHWHILE:g} {estimate.metric}"
-    return False, f"{estimate.more:,} more labels can gain {estimate.most:.2f} {estimate.metric}"
+        return True, f"{estimate.more:,} more labels gain less than {WORTHWHILE:g} {estimate.metric} on average"
+    return False, f"the mean gain of {estimate.more:,} more labels can be up to {estimate.most:.2f} {estimate.metric}"
 
 
 def _extrapolate(sizes: np.ndarray, scores: np.ndarray, now: int, more: int) -> np.ndarray:
     """Fit a power law to each row of scores by least squares, and return its gain from ``now`` to ``now + more``."""
     best, gains = np.full(len(scores), np.inf), np.zeros(len(scores))
-    weights = np.sqrt(sizes / sizes.sum())  # scores of small subsets vary most, and are farthest from the question
+    weights = np.sqrt(sizes / sizes.sum())  # scores of small subsets vary most, and are farthest from the extrapolation
     for exponent in EXPONENTS:
         x = -(sizes.astype(float) ** -exponent)
         mean_x, mean_y = np.average(x, weights=weights), np.average(scores, axis=1, weights=weights)

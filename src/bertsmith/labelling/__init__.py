@@ -1,1 +1,1 @@
-"""Label texts from nothing: which texts come next, how well coders agree, and when the labels are enough."""
+"""Label texts from scratch: choice of the next texts, agreement of coders, and a stopping rule."""

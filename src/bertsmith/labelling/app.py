@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from bertsmith.workflows.label_rounds import Rounds
 
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
-"""Names by which a browser on this machine asks; others would come from a page that rebinds its name."""
+"""Host names of requests from this machine; other names indicate DNS rebinding."""
 AHEAD = 10
-"""Texts left to a coder at which the next round is chosen."""
+"""Number of remaining texts of a coder at which the next round starts."""
 Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[^()]*\S[^()]*$")]
 """The name of a coder; parentheses are for names that bertsmith gives."""
 
@@ -62,7 +62,7 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
         project: the project.
         rounds: chooses texts and trains in the background.
         coder: the name that the page begins with.
-        token: token that requests must send; ``None``: only this machine may ask.
+        token: token that requests must send; ``None`` allows requests from this machine only.
     """
 
     def check_token(x_api_key: Annotated[str, Header()] = "") -> None:
@@ -92,7 +92,7 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
 
     @app.get("/project", dependencies=checked)
     def about() -> dict[str, Any]:
-        """Return what the page needs once."""
+        """Return the data for the start of the page."""
         codebook = project.fact("codebook", {})
         return {
             "name": project.path.resolve().name,
@@ -143,7 +143,7 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
 
     @app.get("/overview", dependencies=checked)
     def overview() -> dict[str, Any]:
-        """Return agreement, label counts, and what more labels would buy."""
+        """Return agreement, label counts, and the expected gain of more labels."""
         return {**Snapshot.of(project).overview(), "estimate": project.fact("estimate"), "rounds": rounds.state()}
 
     @app.post("/{work}", dependencies=checked)

@@ -1,4 +1,4 @@
-"""Which texts to label next: uncertain, rare and diverse texts, and a random sample of the pool.
+"""Choose the texts to label next: uncertain, rare and diverse texts, and a random sample of the pool.
 
 Uncertain texts are spread over clusters (Citovsky et al. 2021, arXiv:2107.14263). Without a model, texts in the middle
 of clusters come first (Hacohen et al. 2022, arXiv:2202.02794). The random sample is drawn from rows that no other
@@ -143,7 +143,7 @@ class Candidates:
         return [Choice(row, reason) for _, reason, row in sorted(ranked)]
 
     def _rare(self, free: np.ndarray, n: int, counts: np.ndarray) -> list[int]:
-        """Take the likeliest texts of the class with the fewest labels, again and again, while classes are rare."""
+        """Repeatedly take the likeliest texts of the class with the fewest labels, while classes are rare."""
         expected, found = np.where(counts < RARE_BELOW, counts, np.inf), list[int]()
         order = np.argsort(-self.scores, axis=0, kind="stable")
         position = np.zeros(len(counts), dtype=np.int64)
@@ -158,7 +158,7 @@ class Candidates:
             free[i] = False
             found.append(i)
             expected += self.scores[i]
-            expected[c] += 0.5  # so that a class that no text resembles does not take all
+            expected[c] += 0.5  # a class without similar texts must not take all choices
         return found
 
     def _diverse(self, free: np.ndarray, n: int, known: np.ndarray) -> list[int]:

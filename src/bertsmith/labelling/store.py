@@ -1,4 +1,4 @@
-"""The project of a labelling effort: an SQLite file with texts, decisions and codebook. It survives a kill.
+"""A labelling project: an SQLite file with texts, decisions and codebook. It survives a killed process.
 
 Decisions are only added, and an undo marks one. So no decision is lost, and the history of a text can be read.
 """
@@ -24,7 +24,7 @@ TASKS = (SINGLE_LABEL, MULTI_LABEL, ORDINAL)
 FILE = "labels.sqlite"
 VERSION = 1
 PAUSE = 300.0
-"""Seconds after which a decision counts as a pause, not as work."""
+"""Longer decisions, in seconds, count as pauses."""
 _SCHEMA = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE texts (
@@ -50,7 +50,7 @@ class Queued:
         reason: why it was chosen.
         random: whether it belongs to the random sample of the pool.
         columns: the other columns of its row.
-        suggestion: a proposal from elsewhere, which coders see only if they ask.
+        suggestion: a proposed label, which coders see on demand.
         id: its number in the project.
     """
 

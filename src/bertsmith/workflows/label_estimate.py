@@ -1,4 +1,4 @@
-"""Estimate what more labels of a project will buy, and whether they are enough."""
+"""Estimate the gain of more labels of a project, and whether the labels are enough."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FEWEST_RANDOM, FEWEST_SHARED = 30, 30
 
 
 def estimate_project(project: Project, config: Config, more: int = MORE) -> Estimate:
-    """Estimate what more labels buy, with the regression that chooses texts, and save it in the project.
+    """Estimate the gain of more labels, with the regression that chooses texts, and save it in the project.
 
     Args:
         project: a project whose pool is embedded.
@@ -67,7 +67,7 @@ def estimate_gain(
     hours: float | None = None,
     ceiling: float | None = None,
 ) -> Estimate:
-    """Estimate what more labels buy.
+    """Estimate the gain of more labels.
 
     Args:
         embeddings: of n labelled texts, shape (n, hidden size).
@@ -93,7 +93,7 @@ def estimate_gain(
     def score(drawn: np.ndarray, scores: np.ndarray) -> np.ndarray:
         return task.resampled(drawn, targets, scores)[task.primary]
 
-    with threadpool_limits(1):  # dozens of small fits: several threads would wait for each other
+    with threadpool_limits(1):  # many small fits: one thread is faster than several
         curve = learning_curve(n, predict, score, seed=seed)
     if curve is not None:
         gain = curve.gain(n, more, seed=seed)

@@ -30,7 +30,7 @@ def embedding_model(config: Config) -> str:
 
 
 def load_encoder(name: str, config: Config) -> Loaded:
-    """Load a checkpoint to embed texts with."""
+    """Load a checkpoint for embeddings."""
     from bertsmith.compute.device import choose_device
     from bertsmith.model.checkpoint import resolve
     from bertsmith.model.load import Loaded, load_model, load_tokenizer

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     pass
 
 CHUNK = 8192
-"""Rows that are scored at once."""
+"""Number of rows in a chunk."""
 
 
 @dataclass(frozen=True)

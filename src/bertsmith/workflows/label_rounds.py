@@ -1,4 +1,4 @@
-"""What goes on behind the page: choosing the next texts in a thread, and training in a child process."""
+"""Background work of the page: choosing the next texts in a thread, and training in a child process."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Rounds:
         return self.thread is not None and self.thread.is_alive()
 
     def choose(self) -> None:
-        """Choose the next texts in the background, unless that goes on already or the pool is used up."""
+        """Choose the next texts in the background, unless a choice is running or the pool is exhausted."""
         with self.lock:
             if self.is_choosing or self.exhausted:
                 return
@@ -63,7 +63,7 @@ class Rounds:
             self.exhausted = not self._choose(self._observe)
         except UserError as error:
             self.message, self.exhausted = str(error), True
-        except Exception as error:  # a thread has nobody to report to but the page
+        except Exception as error:  # a thread can report errors only to the page
             self.message, self.exhausted = f"internal error: {type(error).__name__}: {error}", True
 
     def _observe(self, event: PredictionEvent) -> None:
@@ -73,7 +73,7 @@ class Rounds:
             self.rows += event.rows
 
     def train(self) -> None:
-        """Train on the labels of the project in a child process, unless that goes on already."""
+        """Train on the labels of the project in a child process, unless a training is running."""
         with self.lock:
             if self.child is not None and self.child.poll() is None:
                 return
@@ -97,7 +97,7 @@ class Rounds:
         child.wait()
 
     def state(self) -> dict[str, Any]:
-        """Return what goes on, for the page."""
+        """Return the state of the background work, for the page."""
         code = None if self.child is None else self.child.poll()
         return {
             "choosing": self.is_choosing,
@@ -112,7 +112,7 @@ class Rounds:
         }
 
     def close(self) -> None:
-        """End a training that goes on; it can be resumed."""
+        """Stop a running training; it can be resumed."""
         if self.child is not None and self.child.poll() is None:
             self.child.terminate()
             self.child.wait()

@@ -1,7 +1,7 @@
 """Exports of annotation tools in JSON, as rows of a table: Label Studio, Prodigy and Argilla.
 
-An export is recognised by the shape of its first record. Each label of each coder is a row with the columns of the
-text, ``Label`` (a list) and ``coder``. doccano needs nothing: its records are rows already.
+The fields of the first record show the tool. Each label of each coder is a row with the columns of the
+text, ``Label`` (a list) and ``coder``. Records of doccano are rows already.
 """
 
 from __future__ import annotations
