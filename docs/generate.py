@@ -207,7 +207,7 @@ The columns of `labels.csv`:
 | `Text`, `Pair` | the text; the second text of a pair |
 | `Label Text`, `Label` | label text, several joined by `;`; number of an ordinal label |
 | `split` | `test` for random texts, otherwise `train` |
-| `random`, `inclusion_probability` | whether the text is in the random sample, and with which probability, for `measure` |
+| `random`, `inclusion_probability` | whether the text is in the random sample; its probability, for `measure` |
 | `reason` | why the text was chosen: `uncertain`, `diverse`, `rare` or `random` |
 | `decided_by`, `share_of_coders` | origin of the label; share of coders who gave it |
 | `row`, `note` | row of the pool; notes of the coders |
