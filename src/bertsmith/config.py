@@ -258,7 +258,7 @@ class EvalConfig(Step):
         description="Tune class offsets on validation, and use them if they raise the primary metric measurably.",
     )
     no_ablation: bool = Field(
-        False, description="Do not measure what the columns after the first text column are worth."
+        False, description="Skip the comparison with a model that reads only the first text column."
     )
     explanations: Literal["auto", "off"] = Field(
         "auto", description="Explain the most confident test mistakes, within 5 % of the training time."
