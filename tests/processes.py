@@ -7,6 +7,7 @@ own for each command, not its imports.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -105,8 +106,9 @@ class Command:
         os.kill(self.pid, number)
 
     def kill_group(self) -> None:
-        """Kill the process and those it started."""
-        os.killpg(self.pid, signal.SIGKILL)
+        """Kill the process and those it started, unless it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     def finish(self, timeout: float = 120) -> str:
         """Wait for the end and return the rest of what it prints."""

@@ -47,13 +47,14 @@ def test_it_says_what_would_be_used_and_why(cli, monkeypatch):
     assert all(choice["reason"] for choice in choices.values())
     code, out, _ = cli("doctor", "--device", "cpu")
     assert code == 0
-    assert "pip install" not in out
+    assert ("pip install" in out) == any(extra["missing"] for extra in found["extras"])
     assert set(re.findall(r"(?m)^(\w[\w ]*)$", out)) == {"machine", "versions", "devices", "would be used", "extras"}
 
 
 def test_it_names_the_missing_packages_and_their_extra(cli, lacking):
     lacking |= {"sqlalchemy", "openpyxl"}
     extras = {extra.name: extra.missing for extra in doctor.diagnose("cpu").extras}
+    del extras["trackio"]  # "all" does not bring it
     assert {name: missing for name, missing in extras.items() if missing} == {
         "excel": ("openpyxl",),
         "sql": ("sqlalchemy",),
