@@ -84,8 +84,8 @@ def test_the_model_folder_gives_the_same_answers_without_bertsmith(bbc, tmp_path
         assert np.abs(scores[name] - ours[f"probability of {name}"]).max() < 1e-3
 
 
-TABLES = {"tweet_emotion": 4, "reuters_r8": 8, "banking77": 77, "clinc150_imbalanced": 151}
-FIRST = {"tweet_emotion": 5, "reuters_r8": 5, "banking77": 3, "clinc150_imbalanced": 2}
+TABLES = {"tweet_emotion": 4, "reuters_r8": 8, "banking77": 77}
+FIRST = {"tweet_emotion": 5, "reuters_r8": 5, "banking77": 3}
 """Training texts of a class."""
 
 

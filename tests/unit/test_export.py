@@ -101,7 +101,7 @@ def _both(folder, architecture, format, precision, **settings):
     return original, Exported.load(place)
 
 
-LIKE_BERT = ("electra", "roberta", "xlm-roberta")
+LIKE_BERT = ("distilbert", "electra", "roberta", "xlm-roberta")
 """Their encoder is that of BERT, so one format shows that their embeddings and heads are exported."""
 
 
