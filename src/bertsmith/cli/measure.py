@@ -50,9 +50,9 @@ def measure(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE.csv", help="CSV file to write.")
     ] = None,
-    html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Page with figures to write.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Page to write, with figures.")] = None,
     for_regression: Annotated[
-        Path | None, typer.Option(metavar="FILE.csv", help="CSV file for bertsmith.regress to write.")
+        Path | None, typer.Option(metavar="FILE.csv", help="CSV file to write, as input for bertsmith.regress.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     json: Json = False,

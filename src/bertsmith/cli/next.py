@@ -54,7 +54,7 @@ def next(
 ) -> None:
     """Choose the texts to label next: uncertain, diverse and rare ones without near-duplicates, and a random sample.
 
-    The output has the columns of the pool, and row, reason, random and inclusion_probability.
+    The output has the columns of the pool, and adds row, reason, random and inclusion_probability.
 
     A project also queues the texts for bertsmith label.
 

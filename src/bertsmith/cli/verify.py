@@ -23,7 +23,9 @@ def verify(
     json: Json = False,
     settings: Config,
 ) -> None:
-    """Check a run: model files, scores and predictions; with the table, its texts; with --retrain, the training.
+    """Check the model files, scores and predictions of a run. With TABLE, check its texts too.
+
+    With --retrain, train again on TABLE and compare the results.
 
     Exit code 0: identical; 2: something differs.
 
