@@ -435,7 +435,7 @@ def _label_sets(c: _Corpus) -> None:
     arrays = pa.array([["a", "b"], ["b"], [], ["a"]])
     c.repaired("label-lists.parquet", _parquet(_arrow(Text=texts, Labels=arrays)), texts, sets, "")
     c.refused("nested-lists.jsonl", lists([["a"], ["b"]], ["b"], ["a"]), "row 1 has a list.*flat list")
-    c.refused("lists-of-objects.jsonl", lists([{"name": "a"}], ["b"], ["a"]), "row 1 has a dict.*flat list")
+    c.refused("lists-of-objects.jsonl", lists([{"name": "a"}], ["b"], ["a"]), "row 1 holds a dict")
     c.refused("lists-with-null-inside.jsonl", lists(["a"], ["b", None], ["a"]), "row 2 has a missing value")
     c.refused("lists-and-words.jsonl", lists(["a", "b"], "b", ["a"]), "row 2 holds 'b'.*list in each row")
     c.refused("lists-and-numbers.jsonl", lists(["a", "b"], 3, ["a"]), "row 2 holds 3.*list in each row")
@@ -443,13 +443,13 @@ def _label_sets(c: _Corpus) -> None:
     c.refused("empty-lists-only.jsonl", lists([], [], []), "no row has a label")
     c.refused(
         "lists-as-one-label.jsonl",
-        lists(["a"], ["b"], ["a"]),
-        "row 1 holds a list.*multi-label",
+        lists(["a"], ["b", "c"], ["a"]),
+        "row 2 holds a list.*multi-label",
         "--task",
         "single-label",
     )
-    c.refused("lists-as-levels.jsonl", lists([1], [2], [1]), "row 1 holds a list.*multi-label", *ORDINAL)
-    c.refused("lists-as-numbers.jsonl", lists([1], [2], [1]), "row 1 holds a list.*multi-label", *REGRESSION)
+    c.refused("lists-as-levels.jsonl", lists([1], [2, 3], [1]), "row 2 holds a list.*multi-label", *ORDINAL)
+    c.refused("lists-as-numbers.jsonl", lists([1], [2, 3], [1]), "row 2 holds a list.*multi-label", *REGRESSION)
     c.refused(
         "lists-in-both-columns.jsonl",
         "\n".join(

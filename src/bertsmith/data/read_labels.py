@@ -69,9 +69,12 @@ def read_labels(parts: Sequence[Part], config: DataConfig, *, known: Labels | No
 
 
 def _find_task(parts: Sequence[Part], known: Labels | None) -> str:
-    """Return the task if it is certain: several labels if there are columns of 0 and 1, or lists of several labels."""
+    """Return the task if it is certain.
+
+    Columns of 0 and 1 mean several labels, and so do lists, unless each has exactly one label.
+    """
     has_sets = any(
-        is_list(cell) and (len(cell) > 1 or known is not None)
+        is_list(cell) and (len(cell) != 1 or known is not None)
         for p in parts
         for column in p.columns.label_names[:2]
         for cell in p.raw.frame[column]
