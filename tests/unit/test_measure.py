@@ -12,7 +12,7 @@ import bertsmith as bs
 from bertsmith.errors import ConfigError, DataError
 from bertsmith.measuring.design import read_design
 from bertsmith.measuring.drift import compare_counts, compare_positions, compare_scalars
-from bertsmith.measuring.estimate import Sample, Totals, corrected_means, labels_for_target, share_interval
+from bertsmith.measuring.estimate import Sample, Totals, corrected_means, labels_for_target, share_interval, surprise
 from bertsmith.measuring.label_shift import adjusted_count, label_shift_test
 from bertsmith.measuring.regression import fit_regression
 from bertsmith.testing import tiny_table
@@ -445,6 +445,29 @@ def test_texts_of_the_training_are_left_out(finished, corpus, tmp_path):
     assert len(trained)
     assert measurement.shares[0].labelled == 120
     assert sum(measurement.left_out.values()) == len(validation)
+
+
+@pytest.mark.parametrize("label", [None, "another"], ids=["copies", "contradictions"])
+def test_copies_of_labelled_texts_are_refused(label, finished, corpus, tmp_path):
+    sample = pd.read_csv(corpus / "sample.csv")
+    copies = sample.head(3)
+    if label:
+        others = sample["Label Text"].unique()
+        copies = copies.assign(**{"Label Text": [others[others != own][0] for own in copies["Label Text"]]})
+    pd.concat([sample, copies]).to_csv(tmp_path / "s.csv", index=False)
+    with pytest.raises(DataError) as error:
+        bs.measure(finished, corpus / "corpus.csv", labelled=tmp_path / "s.csv", random_sample=True)
+    assert error.value.where == "s.csv"
+    assert ("3 rows" in error.value.what) == (label is None)
+
+
+def test_a_sample_with_other_predictions_than_the_corpus_is_noticed():
+    outcomes, predictions = _population()
+    whole = Totals.of(predictions, predictions > 0.5)
+    random = [surprise(_sample(outcomes, predictions, 150, seed), whole) for seed in range(50)]
+    assert max(random) < 4
+    chosen = np.flatnonzero(predictions[:, 0] > 0.5)[:60]
+    assert surprise(Sample(outcomes[chosen], predictions[chosen], np.full(60, 0.02)), whole) > 4
 
 
 def test_texts_that_are_not_in_the_corpus_give_another_interval(finished, corpus, tmp_path):

@@ -18,6 +18,8 @@ from scipy import stats
 LEVEL = 0.95
 TARGET = 0.01
 """Half the width of the interval that `labels_for_target` plans for: one percentage point."""
+RELEVANT = 0.1
+"""Difference between mean predictions of sample and corpus that is worth a note."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,16 @@ def power_tuning(sample: Sample, totals: Totals) -> np.ndarray:
     """
     tuning: np.ndarray = _tuning(_moments(sample, np.zeros((1, len(sample)), dtype=bool)), sample, totals)[0]
     return tuning
+
+
+def surprise(sample: Sample, corpus: Totals) -> float:
+    """Return how many standard errors the mean prediction of a simple random sample is from that of the corpus.
+
+    The largest of several columns counts, but only differences above `RELEVANT`: the means of rare classes are skewed.
+    """
+    variance = np.maximum(corpus.squares / corpus.texts - corpus.mean**2, 1e-12)
+    difference = np.abs(sample.predictions.mean(axis=0) - corpus.mean)
+    return float(np.where(difference > RELEVANT, difference / np.sqrt(variance / len(sample)), 0).max())
 
 
 def corrected_means(sample: Sample, totals: Totals, *, tuning: np.ndarray | None = None) -> Estimates:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from bertsmith.workflows.measure import Tally
 
 
+USELESS_WIDTH = 0.5
+"""Width of an interval that says next to nothing about a share."""
 FEWEST_IN_GROUP = 50
 """Minimum of sampled texts in a group, for a separate test of the group."""
 
@@ -122,6 +124,8 @@ def measure_under_label_shift(
         "without labelled texts, the shares assume that the texts of each class are like the run's test texts; the "
         f"data do not contradict this (p = {p_value:.2g})"
     ]
+    if (counted.high - counted.low).max() > USELESS_WIDTH:
+        notes.append("an interval is wider than half of the range: label about 200 random texts of the corpus")
     results, changed, untested = Results(asked, "adjusted count"), [], 0
 
     def estimates(found: AdjustedCount) -> Estimates:

@@ -69,6 +69,13 @@ class LabelledSample:
         self.groups[i] = group or self.groups[i]
         return i
 
+    @property
+    def surplus(self) -> np.ndarray:
+        """Whether a text was not found although an equal one was: the sample has more copies than the corpus."""
+        known = {flat(text) for text, found in zip(self.texts, self.found, strict=True) if found}
+        surplus: np.ndarray = ~self.found & np.array([flat(text) in known for text in self.texts])
+        return surplus
+
     def with_predictions(self, probabilities: np.ndarray, outcomes: np.ndarray, n_corpus: int) -> Sample:
         """Return the sample, after reading the corpus.
 
@@ -106,6 +113,7 @@ def read_sample(
     table = cleaned.table
     rows, texts = table.frame["row"].tolist(), texts_of(table.frame)
     extra = {str(name): table.extra[name].tolist() for name in table.extra.columns}
+    _check_labels(texts, table.targets, rows, table.name)
     design = read_design(extra, rows, table.name, declared_random=random_sample)
     seen = hash_texts(texts).isin(run.training_hashes).to_numpy()
     usable = np.flatnonzero(design.usable & ~seen)
@@ -137,6 +145,23 @@ def read_sample(
         [group_name(cells[int(i)]) if known else None for i in usable],
         left_out,
     )
+
+
+def _check_labels(texts: Texts, targets: np.ndarray, rows: Sequence[int], where: str) -> None:
+    """Check that equal texts have the same labels.
+
+    Raises:
+        DataError: if two rows of a text have different labels.
+    """
+    first: dict[str, int] = {}
+    for i, text in enumerate(texts):
+        other = first.setdefault(flat(text), i)
+        if not np.array_equal(targets[other], targets[i]):
+            raise DataError(
+                f"rows {rows[other]:,} and {rows[i]:,} of the sample have the same text and different labels",
+                where=where,
+                remedy="Decide which label is correct, and keep one row for each text that you drew.",
+            )
 
 
 def group_name(cell: Any) -> str:

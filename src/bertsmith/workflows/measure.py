@@ -24,6 +24,7 @@ from bertsmith.measuring.estimate import (
     labels_for_target,
     power_tuning,
     sum_totals,
+    surprise,
 )
 from bertsmith.measuring.pseudo_outcomes import OutcomeFile
 from bertsmith.measuring.quantities import Quantities, Results
@@ -37,6 +38,8 @@ from bertsmith.workflows.predict import PredictOptions, open_model, opened
 
 MAX_GROUPS = 2000
 """Most groups of a measurement."""
+SURPRISING = 4
+"""Standard errors between the predictions of sample and corpus that make a random sample doubtful."""
 FEWEST_IN_GROUP = 2
 """Labelled texts, or clusters of them, that a group needs."""
 
@@ -192,6 +195,12 @@ def _corrected(
 ) -> Measurement:
     """Correct the predictions by the labelled sample, whose probabilities have shape (n, classes)."""
     whole = sum_totals(tally.totals.values())
+    if labelled.surplus.any():
+        raise DataError(
+            f"{int(labelled.surplus.sum()):,} rows of the sample repeat a text more often than the corpus contains it",
+            where=labelled.name,
+            remedy="Keep one row for each text that you drew: copies would make the interval too narrow.",
+        )
     sample = labelled.with_predictions(probabilities, asked.outcomes, whole.texts)
     results = Results(asked, "PPI++" if sample.equal_chances else "DSL")
     estimates = corrected_means(sample, whole)
@@ -202,6 +211,11 @@ def _corrected(
             f"{len(sample) - found:,} of {len(sample):,} labelled texts are not in the corpus: the intervals are for "
             "the population that sample and corpus come from"
             + ("" if found else ". Check that the sample belongs to this corpus")
+        )
+    if sample.equal_chances and sample.clusters is None and surprise(sample, whole) > SURPRISING:
+        notes.append(
+            "the predictions for the labelled texts differ from those for the corpus by more than chance: "
+            "check that the sample was drawn at random"
         )
     if outcomes is not None:
         if not sample.in_corpus:
