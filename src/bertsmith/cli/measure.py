@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 READ_SETTINGS = (
     "text_column",
     "label_column",
+    "label_columns",
     "label_text_column",
     "group_column",
     "sql",

@@ -190,7 +190,7 @@ def _measured(measurement: Mapping[str, Any], n: Callable[..., str]) -> str:
     first = whole[0][0]
     on = ""
     if whole[0][1]["labelled"]:
-        on = f", on a sample of {n('measurement', f'shares.{first}.labelled')} texts that we labelled"
+        on = f", on a random sample of {n('measurement', f'shares.{first}.labelled')} texts that we labelled"
     shares = "; ".join(
         "{}: {} ({} to {}; naive count {})".format(
             s["label_text"],
