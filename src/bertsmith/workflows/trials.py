@@ -214,9 +214,9 @@ def _fit(
 
 
 def evaluation_steps(n_texts: int, batch_size: int) -> int | None:
-    """Return the steps between evaluations: 1/2, 1/3 or 1/4 of an epoch, or ``None`` if no fraction is whole."""
+    """Return the steps between evaluations: 1/2 or 1/3 of an epoch, or ``None`` if no fraction is whole."""
     steps = math.ceil(n_texts / batch_size)
-    return next((steps // parts for parts in (2, 3, 4) if steps % parts == 0), None)
+    return next((steps // parts for parts in (2, 3) if steps % parts == 0), None)
 
 
 def with_evaluation_steps(config: Config, data: TrialData, batch_size: int) -> Config:
