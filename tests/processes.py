@@ -24,6 +24,7 @@ PRELOAD = (
     "bertsmith.cli.train",
     "bertsmith.cli.tune",
     "bertsmith.inference.classifier",
+    "bertsmith.serving.server",
     "bertsmith.tuning.store",
     "bertsmith.workflows.train",
     "bertsmith.workflows.trials",
@@ -100,6 +101,10 @@ class Command:
         return self._process.exitcode
 
     def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float = 120) -> int | None:
+        self._process.join(timeout)
         return self._process.exitcode
 
     def send_signal(self, number: int) -> None:

@@ -2,12 +2,12 @@
 
 import http.client
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from contextlib import contextmanager
@@ -16,16 +16,14 @@ from pathlib import Path
 import pytest
 
 import bertsmith as bs
+from tests.processes import Command
 
 pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
 
 @contextmanager
-def serving(folder, *flags, environment=None):
-    command = [sys.executable, "-m", "bertsmith", "serve", str(folder), "--port", "0", "--device", "cpu", *flags]
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
-    )
+def serving(folder, *flags, environment=None, start=Command):
+    process = start("serve", folder, "--port", "0", "--device", "cpu", *flags, environment=environment)
     lines = []
     for line in process.stderr:
         lines.append(line)
@@ -40,7 +38,7 @@ def serving(folder, *flags, environment=None):
     try:
         yield process
     finally:
-        process.kill()
+        process.kill_group()
         process.wait()
         reader.join()
         process.stderr.close()
@@ -142,9 +140,29 @@ def test_a_new_model_is_loaded_without_dropping_requests(finished, tmp_path):
     assert any("not reloaded" in line for line in server.lines)
 
 
-def test_workers_serve_and_sum_their_metrics(finished):
-    expected = bs.load(finished, device="cpu", runtime="torch").predict_proba(["my cat"])[0].max()
-    with serving(finished, "--workers", "2", "--runtime", "torch") as server:
+@pytest.fixture
+def export(tmp_path):
+    pytest.importorskip("onnxruntime", reason="the extra export is not installed")
+    with tarfile.open(Path(__file__).parents[1] / "data" / "written-by-0.1.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path / "export"
+
+
+class _Fresh(subprocess.Popen):
+    """A command that imports everything, as its workers do."""
+
+    def __init__(self, *arguments, environment):
+        command = [sys.executable, "-m", "bertsmith", *map(str, arguments)]
+        super().__init__(command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment)
+
+    def kill_group(self):
+        self.kill()  # its workers end with it
+
+
+def test_workers_serve_and_sum_their_metrics(export):
+    """From an export, which needs no torch, so each process starts within a moment."""
+    expected = bs.load(export).predict_proba(["my cat"])[0].max()
+    with serving(export, "--workers", "2", start=_Fresh) as server:
         _ready(server.port)
         answers = [_ask(server.port, body={"inputs": "my cat"}) for _ in range(30)]
         assert all(
@@ -161,8 +179,8 @@ def test_workers_serve_and_sum_their_metrics(finished):
 
 
 def test_a_missing_run_exits_with_2(tmp_path):
-    command = [sys.executable, "-m", "bertsmith", "serve", str(tmp_path / "none"), "--port", "0"]
-    out = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert out.returncode == 2
-    assert f"where: {tmp_path / 'none'}" in out.stderr
-    assert "Traceback" not in out.stderr
+    process = Command("serve", tmp_path / "none", "--port", "0")
+    said = process.finish()
+    assert process.returncode == 2
+    assert f"where: {tmp_path / 'none'}" in said
+    assert "Traceback" not in said

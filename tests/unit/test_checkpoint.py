@@ -273,27 +273,32 @@ def served(tiny, tmp_path, monkeypatch):
 
 
 _FETCH = """
+import sys
 from bertsmith.data.table import Labels
 from bertsmith.model import checkpoint
 from bertsmith.model.load import load_model, load_tokenizer
-found = checkpoint.resolve("owner/tiny")
-assert load_model(found, Labels((0, 1), ("a", "b"))).num_labels == 2
-assert load_tokenizer(found)("cat")["input_ids"]
-assert checkpoint.find_local_tokenizer("owner/tiny") == found.path / "tokenizer.json"
-print(found.path.name, found.revision)
+for _ in sys.stdin:
+    found = checkpoint.resolve("owner/tiny")
+    assert load_model(found, Labels((0, 1), ("a", "b"))).num_labels == 2
+    assert load_tokenizer(found)("cat")["input_ids"]
+    assert checkpoint.find_local_tokenizer("owner/tiny") == found.path / "tokenizer.json"
+    print(found.path.name, found.revision, flush=True)
 """
 
 
 def test_a_downloaded_checkpoint_is_loaded_from_the_cache(served):
     # In a process of its own, since huggingface_hub reads HF_ENDPOINT and HF_HUB_CACHE once, when it is imported.
     handler, server = served
-    out = subprocess.run([sys.executable, "-c", _FETCH], capture_output=True, text=True)
-    assert out.stdout.split() == [handler.commit, handler.commit], out.stderr
-    assert not any("onnx" in path for path in handler.requests)
-    server.shutdown()
-    server.server_close()
-    out = subprocess.run([sys.executable, "-c", _FETCH], capture_output=True, text=True)
-    assert out.stdout.split() == [handler.commit, handler.commit], out.stderr
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    with subprocess.Popen([sys.executable, "-c", _FETCH], **pipes) as process:
+        process.stdin.write("from the hub\n")
+        assert process.stdout.readline().split() == [handler.commit, handler.commit]
+        assert not any("onnx" in path for path in handler.requests)
+        server.shutdown()
+        server.server_close()
+        process.stdin.write("from the cache\n")
+        assert process.stdout.readline().split() == [handler.commit, handler.commit]
+        process.stdin.close()
 
 
 def test_names_unknown_to_the_hub_are_errors(served):
