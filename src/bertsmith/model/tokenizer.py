@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from bertsmith.data.template import Text, segments
-from bertsmith.model.parts import count_parts
 from bertsmith.model.tokens import Tokens
+from bertsmith.model.truncation import count_parts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

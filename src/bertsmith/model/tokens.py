@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bertsmith.model.parts import align_parts, cut_parts, ranges
+from bertsmith.model.truncation import align_parts, cut_parts, ranges
 
 if TYPE_CHECKING:
     from bertsmith.model.tokenizer import Encoder

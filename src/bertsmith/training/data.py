@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from bertsmith.model.batch import TokenBatch
-from bertsmith.model.parts import ranges
 from bertsmith.model.tokens import Tokens
+from bertsmith.model.truncation import ranges
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
