@@ -5,6 +5,7 @@ A test compares the pages with what this script would write.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +14,9 @@ from typing import Any
 
 import bertsmith as bs
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
+from bertsmith.measuring.drift import Difference
+from bertsmith.measuring.result import MeanLevel, Measurement, Share
+from bertsmith.workflows.drift import Drift
 
 REFERENCE = Path(__file__).parent / "reference"
 _NOTE = "<!-- docs/generate.py writes this page from the code: edit the code or the script. -->\n"
@@ -240,7 +244,100 @@ The columns of `labels.csv`:
 | `probability of LABEL TEXT` | with `--probabilities`: one column for each class |
 
 [Several labels, ordered labels, numbers](../how-to/other-labels.md) lists the columns of each `--task`.
+
+## A measurement
+
+`bertsmith measure` prints these keys with `--json`. [Measure a corpus](../how-to/measure-a-corpus.md) explains them.
 """
+_CSV = """The CSV file of `-o` has one row for each entry of `shares` and `means`. Its columns are the keys of a share,
+with these differences: `low` and `high` for `interval`, `labelled_low` and `labelled_high` for `labelled_interval`, and
+`difference` for the naive value minus the corrected one. `group` is empty for the whole corpus. For ordered labels,
+there are the columns `mean` and `labelled_mean` too. The rows of the mean level have the label text `(level)`.
+
+The file of `--for-regression` has one row for each text of the corpus:
+
+| column | content |
+| --- | --- |
+| `row` | row of the corpus |
+| columns of the corpus | all but the text |
+| `labelled` | 1 if the text is in the labelled sample, otherwise 0 |
+| `inclusion_probability` | probability of a labelled text to be in the sample; otherwise empty |
+| `outcome LABEL TEXT` | corrected outcome of each class, for `regress`; `outcome (level)` for ordered labels |
+
+## A comparison of texts
+
+`bertsmith drift` prints these keys with `--json`.
+"""
+_PRINTED: dict[str, tuple[type, dict[str, str]]] = {
+    "key": (
+        Measurement,
+        {
+            "shares": "one entry for each class: of the whole corpus, then of each group; see below",
+            "means": "for ordered labels, the mean level of the whole corpus and of each group; otherwise empty",
+            "corpus": "name of the corpus",
+            "sample": "name of the labelled sample; `null` without one",
+            "by": "column of `--by`; `null` without it",
+            "in_corpus": "whether all labelled texts are in the corpus. If so, the intervals are for this corpus; "
+            "otherwise, they are for the population that sample and corpus come from",
+            "more_labels": "for each label text, how many more random texts to label for an interval of ±1 point",
+            "left_out": "rows of the sample that do not count, by reason",
+            "empty": "number of rows of the corpus without a text",
+            "notes": "the notes that the command also prints on standard error",
+        },
+    ),
+    "key of an entry of `shares`": (
+        Share,
+        {
+            "label_text": "the class",
+            "group": "value of the column of `--by`; `null` for the whole corpus",
+            "share": "corrected share, from 0 to 1; `null` if it cannot be estimated",
+            "interval": "its 95 % interval, `[low, high]`",
+            "naive": "share of the texts with this predicted label, not corrected",
+            "estimator": "`PPI++`, `DSL` (unequal inclusion probabilities) or `adjusted count` (no labelled sample)",
+            "labelled": "number of labelled texts behind the share",
+            "texts": "number of texts of the corpus or group",
+            "labelled_share": "share in the labelled texts alone, without the model; `null` without a labelled sample",
+            "labelled_interval": "its 95 % interval. A good model makes `interval` narrower than this",
+        },
+    ),
+    "key of an entry of `means`": (
+        MeanLevel,
+        {
+            "group": "value of the column of `--by`; `null` for the whole corpus",
+            "mean": "corrected mean of the label numbers; `null` if it cannot be estimated",
+            "interval": "its 95 % interval, `[low, high]`",
+            "naive": "mean of the predicted levels, not corrected",
+            "estimator": "as for a share",
+            "labelled": "number of labelled texts behind the mean",
+            "texts": "number of texts of the corpus or group",
+            "labelled_mean": "mean of the labelled texts alone, without the model; `null` without a labelled sample",
+            "labelled_interval": "its 95 % interval",
+        },
+    ),
+    "key of the comparison": (
+        Drift,
+        {
+            "corpus": "name of the new texts",
+            "texts": "number of new texts",
+            "test_texts": "number of test texts of the run",
+            "sampled": "number of new texts in the random sample, for all properties but the predicted labels",
+            "differences": "one entry for each property; see below",
+            "differs": "whether any property differs by more than chance explains",
+        },
+    ),
+    "key of an entry of `differences`": (
+        Difference,
+        {
+            "name": "the property",
+            "before": "its mean in the test texts; `null` for embeddings and predicted labels",
+            "after": "its mean in the new texts",
+            "distance": "distance between both, in standard deviations; for predicted labels, from 0 to 1",
+            "threshold": "the distance is rarely above it by chance",
+            "differs": "whether it is above",
+        },
+    ),
+}
+"""What a command prints with ``--json``: the type of a result or entry, and its keys."""
 _PREDICTIONS = {
     "row": "row of the source table",
     "text": "text as the model read it, after cleaning; the first text of a pair",
@@ -366,7 +463,14 @@ def files() -> str:
     for path, (what, content) in CONTENT.items():
         name = f"{path}/" if path in folders else path
         page.append(f"### {name}\n\n{_table((what, 'content'), ((f'`{key}`', text) for key, text in content.items()))}")
-    return "\n".join([*page, _STUDY])
+    printed = {}
+    for title, (kind, keys) in _PRINTED.items():
+        known = {field.name for field in dataclasses.fields(kind)} | ({"differs"} & set(vars(kind)))
+        if known != set(keys):
+            raise ValueError(f"{kind.__name__} has {sorted(known)}, and the reference {sorted(keys)}")
+        printed[title] = _table((title, "content"), ((f"`{key}`", text) for key, text in keys.items()))
+    of_measure, of_drift = list(printed.values())[:3], list(printed.values())[3:]
+    return "\n".join([*page, _STUDY, *of_measure, _CSV, *of_drift])
 
 
 # -- HTTP ------------------------------------------------------------------------------------------------------------

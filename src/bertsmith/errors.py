@@ -240,6 +240,11 @@ def listing(values: Iterable[object], limit: int = 10) -> str:
     return shown + (f" and {len(items) - limit:,} more" if len(items) > limit else "")
 
 
+def counted(n: int, noun: str) -> str:
+    """Format a number with its noun: ``"1 row"``, ``"2,000 rows"``."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
 def lower_first(title: str) -> str:
     """Return a title as it is written within a sentence: ``"Macro-F1"`` becomes ``"macro-F1"``, ``"R²"`` stays."""
     return title[:1].lower() + title[1:] if title[1:2].islower() else title

@@ -365,7 +365,7 @@ def test_the_command_measures_a_corpus(finished, corpus, cli, tmp_path):
     assert code == 0, err
     shares = json.loads(out)["shares"]
     keys = {"label_text", "group", "share", "interval", "naive", "estimator", "labelled", "texts"}
-    assert all(set(share) == keys for share in shares)
+    assert all(set(share) == keys | {"labelled_share", "labelled_interval"} for share in shares)
     assert len(shares) == 3 * 4
     truth = pd.read_csv(corpus / "truth.csv")
     whole = [share for share in shares if share["group"] is None]
@@ -373,9 +373,17 @@ def test_the_command_measures_a_corpus(finished, corpus, cli, tmp_path):
         true = (truth["Label Text"] == share["label_text"]).mean()
         assert share["interval"][0] <= true <= share["interval"][1]
         assert (share["estimator"], share["labelled"], share["texts"]) == ("PPI++", 120, 500)
+        labels = pd.read_csv(corpus / "sample.csv")["Label Text"]
+        assert share["labelled_share"] == pytest.approx((labels == share["label_text"]).mean())
+        assert share["labelled_interval"][0] < share["labelled_share"] < share["labelled_interval"][1]
     assert sum(s["labelled"] for s in shares if s["group"] and s["label_text"] == "animals") == 120
     with (tmp_path / "o.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 12
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 12
+    assert float(lines[0]["labelled_low"]) == pytest.approx(shares[0]["labelled_interval"][0], abs=1e-6)
+    notes = json.loads(out)["notes"]
+    assert all(note in err for note in notes)
+    assert any(f"{max(json.loads(out)['more_labels'].values()):,}" in note for note in notes)
     table = pd.read_csv(tmp_path / "r.csv")
     assert len(table) == 500
     assert table["labelled"].sum() == 120
@@ -422,6 +430,7 @@ def test_without_labels_the_shares_are_counted_with_a_note(finished, corpus, mon
     assert sum(share.share for share in found.whole) == pytest.approx(1)
     assert all(share.interval[0] < share.interval[1] for share in found.shares)
     assert len(found.notes) == 2  # the assumption, and groups without a test of their own
+    assert found.shares[0].labelled_share is None
     assert tested == [(True, True, 500, 3)]
     monkeypatch.setattr("bertsmith.workflows.label_shift.label_shift_test", lambda *arguments: 0.01)
     with pytest.raises(DataError) as caught:
@@ -445,6 +454,28 @@ def test_texts_of_the_training_are_left_out(finished, corpus, tmp_path):
     assert len(trained)
     assert measurement.shares[0].labelled == 120
     assert sum(measurement.left_out.values()) == len(validation)
+
+
+def test_drawn_texts_without_a_label_are_named_or_refused(finished, corpus, tmp_path):
+    sample = pd.read_csv(corpus / "sample.csv")
+
+    def measured(rows, **columns):
+        labels = sample["Label Text"].mask(sample.index.isin(rows))
+        sample.assign(**{"Label Text": labels}, **columns).to_csv(tmp_path / "s.csv", index=False)
+        return bs.measure(finished, corpus / "corpus.csv", labelled=tmp_path / "s.csv", random_sample=True)
+
+    few = measured([3, 9])
+    assert few.left_out == {"missing label": 2}
+    assert any("4, 10" in note for note in few.notes)  # row 1 is the first below the header
+    rest = measured(range(80, 120))
+    assert rest.shares[0].labelled == 80
+    assert any("40 rows" in note for note in rest.notes)
+    with pytest.raises(DataError) as error:
+        measured(range(10, 50))
+    assert error.value.where == "s.csv"
+    assert "11, 12" in error.value.what
+    not_drawn = measured(range(10, 50), random=~sample.index.isin(range(10, 50)))
+    assert not_drawn.shares[0].labelled == 80
 
 
 @pytest.mark.parametrize("label", [None, "another"], ids=["copies", "contradictions"])

@@ -9,6 +9,7 @@ import typer
 from bertsmith.cli.options import Json, RunArgument, TableArgument, with_settings
 from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig
+from bertsmith.errors import counted
 
 READ_SETTINGS = (
     "text_column",
@@ -52,7 +53,7 @@ def evaluate(
     evaluation = run_evaluation(run, table, settings, name=name, overwrite=overwrite)
     metrics = evaluation.metrics
     for reason, n in evaluation.left_out.items():
-        stderr_console().print(f"dropped: {n:,} rows ({reason})", markup=False)
+        stderr_console().print(f"dropped: {counted(n, 'row')} ({reason})", markup=False)
     if seen := metrics["seen_in_training"]:
         stderr_console().print(
             f"[yellow]warning:[/] {seen:,} of these texts were in the run's train or validation split: the metrics are "
@@ -62,7 +63,7 @@ def evaluate(
         print_json(metrics)
         return
     out = stdout_console()
-    out.print(f"on {metrics['texts']:,} texts", markup=False)
+    out.print(f"on {counted(metrics['texts'], 'text')}", markup=False)
     for metric, entry in metrics["metrics"].items():
         if entry["value"] is None:
             out.print(f"{metric:<24} undefined on these texts", markup=False)

@@ -15,7 +15,7 @@ from bertsmith.cli.next import READING, Number, PoolArgument, RandomShare
 from bertsmith.cli.options import with_settings
 from bertsmith.cli.terminal import stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig, TrainConfig
-from bertsmith.errors import ConfigError
+from bertsmith.errors import ConfigError, counted
 from bertsmith.load_config import TOKEN
 from bertsmith.serving.signals import handle_signals
 
@@ -118,7 +118,7 @@ def _serve(
             rounds.close()
     n = export(project)
     table = project.path / TABLE
-    err.print(f"{n:,} labelled texts written to {table}", markup=False)
+    err.print(f"{counted(n, 'labelled text')} written to {table}", markup=False)
     if n:
         command = " ".join(train_arguments(table, project.path / "runs" / "001", project.task))
         stdout_console().print(f"bertsmith {command}", markup=False)

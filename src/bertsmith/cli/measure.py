@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -110,57 +111,50 @@ def measure(
         print_json(measurement.to_dict())
     else:
         _print(measurement)
-    _print_notes(measurement)
+    for note in measurement.notes:
+        stderr_console().print(f"note: {note}", markup=False)
 
 
 def _print(measurement: Measurement) -> None:
     """Print the shares and means of the whole corpus, and of its groups if they are few."""
     shares = measurement.shares if len(measurement.shares) <= MAX_SHOWN else measurement.whole[:MAX_SHOWN]
-    _print_table(measurement, "label text", "share", [(s.group, _cells(s)) for s in shares])
+    _print_table(measurement, "share", shares)
     if measurement.means:
-        means = measurement.means[:MAX_SHOWN]
         stdout_console().print()
-        _print_table(measurement, "", "mean level", [(m.group, _mean_cells(m)) for m in means])
+        _print_table(measurement, "mean level", measurement.means[:MAX_SHOWN])
     if len(shares) < len(measurement.shares):
         more = len(measurement.shares) - len(shares)
         stdout_console().print(f"… and {more:,} more; -o, --html and --json give all")
 
 
-def _print_table(measurement: Measurement, what: str, value: str, rows: list[tuple[str | None, list[str]]]) -> None:
+def _print_table(measurement: Measurement, value: str, estimates: Sequence[Share | MeanLevel]) -> None:
+    """Print one line for each share or mean, by group if there are groups."""
     from rich.table import Table
 
+    from bertsmith.measuring.result import Share
+
+    names = [measurement.by] if measurement.by else []
+    names += ["label text"] if isinstance(estimates[0], Share) else []
+    alone = ["labelled texts alone"] if measurement.sample else []
     table = Table(box=None, pad_edge=False)
-    names = [*([measurement.by] if measurement.by else []), *([what] if what else [])]
     for name in names:
         table.add_column(name)
-    for name in (value, "95 % interval", "naive", "difference", "labelled", "texts"):
+    for name in (value, "95 % interval", "naive", "difference", *alone, "labelled", "texts"):
         table.add_column(name, justify="right")
-    for group, cells in rows:
-        table.add_row(*([group or "(all)"] if measurement.by else []), *cells)
+    for e in estimates:
+        group = [e.group or "(all)"] if measurement.by else []
+        if isinstance(e, Share):
+            first, show = [e.label_text], "{:.1%}".format
+            found, by_people, difference = e.share, e.labelled_share, "{:+.1f} points".format
+            off = None if e.difference is None else 100 * e.difference
+        else:
+            first, show = [], "{:#.3g}".format
+            found, by_people, difference, off = e.mean, e.labelled_mean, "{:+.2g}".format, e.difference
+        interval, other = (
+            "–" if each is None else f"{show(each[0])} to {show(each[1])}" for each in (e.interval, e.labelled_interval)
+        )
+        cells = [*group, *first, "–" if found is None else show(found), interval, show(e.naive)]
+        cells += ["–" if off is None else difference(off)]
+        cells += ["–" if by_people is None else f"{show(by_people)} ({other})"] if alone else []
+        table.add_row(*cells, f"{e.labelled:,}", f"{e.texts:,}")
     stdout_console().print(table)
-
-
-def _cells(s: Share) -> list[str]:
-    interval = "–" if s.interval is None else "{:.1%} to {:.1%}".format(*s.interval)
-    value = "–" if s.share is None else f"{s.share:.1%}"
-    difference = "–" if s.difference is None else f"{100 * s.difference:+.1f} points"
-    return [s.label_text, value, interval, f"{s.naive:.1%}", difference, f"{s.labelled:,}", f"{s.texts:,}"]
-
-
-def _mean_cells(m: MeanLevel) -> list[str]:
-    interval = "–" if m.interval is None else "{:#.3g} to {:#.3g}".format(*m.interval)
-    value = "–" if m.mean is None else f"{m.mean:#.3g}"
-    difference = "–" if m.difference is None else f"{m.difference:+.2g}"
-    return [value, interval, f"{m.naive:#.3g}", difference, f"{m.labelled:,}", f"{m.texts:,}"]
-
-
-def _print_notes(measurement: Measurement) -> None:
-    err = stderr_console()
-    for reason, n in measurement.left_out.items():
-        err.print(f"skipped: {n:,} rows of the sample ({reason})", markup=False)
-    for note in measurement.notes:
-        err.print(f"note: {note}", markup=False)
-    if measurement.empty:
-        err.print(f"note: {measurement.empty:,} rows of the corpus have no text", markup=False)
-    if more := max(measurement.more_labels.values(), default=0):
-        err.print(f"note: {more:,} more labelled texts give every class an interval of ±1 point", markup=False)

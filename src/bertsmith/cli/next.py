@@ -60,7 +60,7 @@ def next(
 
     Example: bertsmith next runs/reviews pool.csv -n 100 -o to_label.csv
     """
-    from bertsmith.errors import DataError
+    from bertsmith.errors import DataError, counted
     from bertsmith.folders.atomic import replaced_file
     from bertsmith.folders.claim import claim
     from bertsmith.folders.files import OutputFile
@@ -101,7 +101,7 @@ def next(
     else:
         with claim(file, overwrite=overwrite), replaced_file(file.path) as temporary:
             write(temporary)
-        stderr_console().print(f"{len(chosen.texts):,} texts written to {file.path}", markup=False)
+        stderr_console().print(f"{counted(len(chosen.texts), 'text')} written to {file.path}", markup=False)
     reasons = Counter(text.reason for text in chosen.texts)
     stderr_console().print(", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common()), markup=False)
     if Project.exists(run):

@@ -23,6 +23,7 @@ def pack(
 
     Example: bertsmith pack runs/reviews -o reviews.zip --no-texts
     """
+    from bertsmith.errors import counted
     from bertsmith.folders.claim import claim
     from bertsmith.folders.files import OutputFile
     from bertsmith.folders.run import open_run
@@ -35,7 +36,7 @@ def pack(
 
         n_files = pack_run(run, path, texts=texts)
     err = stderr_console()
-    err.print(f"{n_files:,} files packed into {path}, {path.stat().st_size / 1e6:,.1f} MB", markup=False)
+    err.print(f"{counted(n_files, 'file')} packed into {path}, {path.stat().st_size / 1e6:,.1f} MB", markup=False)
     if texts:
         err.print(
             "[yellow]note:[/] the archive contains the validation and test texts: check that you may publish them, or "

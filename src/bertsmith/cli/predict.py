@@ -14,6 +14,7 @@ import typer
 from bertsmith.cli.options import DecisionRule, RunOrExport, Runtime, with_settings
 from bertsmith.cli.terminal import check_stdout, sigterm_like_ctrl_c, stderr_console
 from bertsmith.config import Config, CsvDialect, DataConfig, ModelConfig, OnError
+from bertsmith.errors import counted
 
 if TYPE_CHECKING:
     from bertsmith.data.stream import Chunk, Stream
@@ -139,7 +140,7 @@ def predict(
             predictions = run_prediction_on_ray(
                 run, source, settings, options, output=output, resume=resume, overwrite=overwrite, address=ray
             )
-        stderr_console().print(f"{predictions.rows:,} rows written to {output}", markup=False)
+        stderr_console().print(f"{counted(predictions.rows, 'row')} written to {output}", markup=False)
         return
     texts = partial(_stdin, settings) if source == "-" else source
     if output is None:
@@ -160,7 +161,7 @@ def predict(
                 inputs=(config,),
                 observe=progress,
             )
-        stderr_console().print(f"{predictions.rows:,} rows written to {output}", markup=False)
+        stderr_console().print(f"{counted(predictions.rows, 'row')} written to {output}", markup=False)
     _print_summary(predictions)
 
 
@@ -172,7 +173,7 @@ def _print_summary(predictions: Predictions) -> None:
     if (more := len(predictions.label_counts) - MAX_LABELS) > 0:
         stderr_console().print(f"  … and {more:,} labels with fewer rows", markup=False)
     if predictions.without_labels:
-        stderr_console().print(f"  {predictions.without_labels:,} rows have none of the labels", markup=False)
+        stderr_console().print(f"  {counted(predictions.without_labels, 'row')} with none of the labels", markup=False)
     if predictions.threshold is not None:
         stderr_console().print(
             f"{predictions.abstained:,} of {predictions.rows:,} rows left unlabelled: "
@@ -192,12 +193,12 @@ def _print_summary(predictions: Predictions) -> None:
             )
     if predictions.cut:
         stderr_console().print(
-            f"[yellow]note:[/] {predictions.cut:,} texts were truncated at the maximum length "
+            f"[yellow]note:[/] {counted(predictions.cut, 'text')} truncated at the maximum length "
             "(--long window reads all of a text)"
         )
     if predictions.empty:
-        rows = "1 row has" if predictions.empty == 1 else f"{predictions.empty:,} rows have"
-        stderr_console().print(f"[yellow]warning:[/] {rows} no text and so no prediction")
+        rows = counted(predictions.empty, "row")
+        stderr_console().print(f"[yellow]warning:[/] {rows} without a text, and so without a prediction")
 
 
 def _stdin(settings: Config) -> Stream:

@@ -18,7 +18,7 @@ from bertsmith.data.language import guess_language
 from bertsmith.data.split import split_cleaned
 from bertsmith.data.table import Table
 from bertsmith.data.template import flat_texts
-from bertsmith.errors import DataError
+from bertsmith.errors import DataError, counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,7 +60,9 @@ class Inspected:
 
     def rows(self, kind: str, severity: str, rows: pd.DataFrame, message: str, action: str) -> Finding:
         """Return a finding about some rows of the table, which the message follows: ``"3 rows" + message``."""
-        return Finding(kind, severity, len(rows), f"{_n_rows(len(rows))} {message}", action, self.name_rows(rows))
+        return Finding(
+            kind, severity, len(rows), f"{counted(len(rows), 'row')} {message}", action, self.name_rows(rows)
+        )
 
     def texts_where(self, kind: str, severity: str, mask: np.ndarray, message: str, action: str) -> Finding:
         """Return a finding about the usable rows of a boolean mask, shape (usable rows,), as `rows` does."""
@@ -122,7 +124,7 @@ def check_cleaning(inspected: Inspected) -> Iterator[Finding]:
         message = "that repeat a text of the same given validation or test table"
         yield inspected.rows("duplicate-held-out", "info", repeated, message, "used: given tables do not change")
     if cleaned.normalised:
-        message = f"{_n_rows(cleaned.normalised)} with control characters or decomposed characters"
+        message = f"{counted(cleaned.normalised, 'row')} with control characters or decomposed characters"
         action = "control characters removed, characters composed (Unicode NFC)"
         yield Finding("normalised", "info", cleaned.normalised, message, action)
 
@@ -166,7 +168,9 @@ def check_near_duplicates(inspected: Inspected) -> Iterator[Finding]:
                 if len(pairs) == MAX_EXAMPLES:
                     break
             n = int(mask.sum())
-            yield Finding(kind, severity, n, f"{_n_rows(n)} {message}", action, tuple(f"{a} ≈ {b}" for a, b in pairs))
+            yield Finding(
+                kind, severity, n, f"{counted(n, 'row')} {message}", action, tuple(f"{a} ≈ {b}" for a, b in pairs)
+            )
 
 
 def check_texts(inspected: Inspected) -> Iterator[Finding]:
@@ -287,7 +291,3 @@ CHECKS: tuple[Callable[[Inspected], Iterator[Finding]], ...] = (
     check_lengths,
     check_reading,
 )
-
-
-def _n_rows(n: int) -> str:
-    return "1 row" if n == 1 else f"{n:,} rows"

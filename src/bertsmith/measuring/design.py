@@ -87,6 +87,17 @@ def read_design(
     return Design(usable, probabilities)
 
 
+def was_drawn(columns: Mapping[str, Sequence[Any]], n_rows: int) -> np.ndarray:
+    """Return whether each row was drawn with a known probability, shape (rows,), where cells may not be valid."""
+    drawn = np.ones(n_rows, dtype=bool)
+    for name, cells in columns.items():
+        if canonical(name) == canonical(RANDOM):
+            drawn &= np.array([not is_missing(c) and str(c).strip().casefold() in _YES for c in cells], dtype=bool)
+        if canonical(name) == canonical(INCLUSION):
+            drawn &= np.array([not is_missing(c) and bool(str(c).strip()) for c in cells], dtype=bool)
+    return drawn
+
+
 def _truth(cell: Any, row: int, where: str) -> bool:
     text = "" if is_missing(cell) else str(cell).strip().casefold()
     if text not in (*_YES, *_NO):

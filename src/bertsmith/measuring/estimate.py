@@ -187,6 +187,11 @@ def corrected_means(sample: Sample, totals: Totals, *, tuning: np.ndarray | None
     return Estimates(value, low, high, np.sqrt(variance), tuned[0])
 
 
+def labelled_means(sample: Sample, totals: Totals) -> Estimates:
+    """Estimate the means from the labelled texts alone, without predictions, for a comparison."""
+    return corrected_means(sample, totals, tuning=np.zeros(sample.outcomes.shape[1]))
+
+
 def share_interval(
     value: np.ndarray, variance: np.ndarray, n: int, *, mistake: float | None = None, remaining: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -67,7 +67,14 @@ class Results:
     shares: list[Share] = field(default_factory=list)
     means: list[MeanLevel] = field(default_factory=list)
 
-    def add(self, group: str | None, estimates: Estimates | None, totals: Totals, labelled: int) -> None:
+    def add(
+        self,
+        group: str | None,
+        estimates: Estimates | None,
+        totals: Totals,
+        labelled: int = 0,
+        alone: Estimates | None = None,
+    ) -> None:
         """Add the estimates of a group.
 
         Args:
@@ -75,17 +82,23 @@ class Results:
             estimates: of all columns; ``None`` if they cannot be estimated.
             totals: of the group.
             labelled: number of labelled texts.
+            alone: what they give without predictions; ``None`` without labelled texts.
         """
         lowest, span, rest = self.quantities.lowest, self.quantities.span, (self.estimator, labelled, totals.texts)
         for c, name in enumerate(self.quantities.names):
-            value, interval = None, None
             naive = float(lowest[c] + span[c] * totals.naive[c])
-            if estimates is not None:
-                value, low, high = (
-                    float(lowest[c] + span[c] * v[c]) for v in (estimates.value, estimates.low, estimates.high)
-                )
-                interval = (low, high)
+            values = (*_scaled(estimates, c, lowest[c], span[c]), naive, *rest, *_scaled(alone, c, lowest[c], span[c]))
             if c < len(self.quantities.labels):
-                self.shares.append(Share(name, group, value, interval, naive, *rest))
+                self.shares.append(Share(name, group, *values))
             else:
-                self.means.append(MeanLevel(group, value, interval, naive, *rest))
+                self.means.append(MeanLevel(group, *values))
+
+
+def _scaled(
+    estimates: Estimates | None, column: int, lowest: float, span: float
+) -> tuple[float | None, tuple[float, float] | None]:
+    """Return the value and the interval of a column, in the units of the user."""
+    if estimates is None:
+        return None, None
+    value, low, high = (float(lowest + span * v[column]) for v in (estimates.value, estimates.low, estimates.high))
+    return value, (low, high)

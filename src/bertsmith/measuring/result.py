@@ -23,6 +23,8 @@ class Share:
         estimator: ``"PPI++"``, ``"DSL"`` or ``"adjusted count"``.
         labelled: number of labelled texts behind the share.
         texts: number of texts of the corpus.
+        labelled_share: the share that the labelled texts alone give; ``None`` without a labelled sample.
+        labelled_interval: its 95 % interval. The model helps if it is wider than ``interval``.
     """
 
     label_text: str
@@ -33,6 +35,8 @@ class Share:
     estimator: str
     labelled: int
     texts: int
+    labelled_share: float | None = None
+    labelled_interval: tuple[float, float] | None = None
 
     @property
     def difference(self) -> float | None:
@@ -50,6 +54,7 @@ class MeanLevel:
         interval: its 95 % interval; ``None`` without a mean.
         naive: the mean of the predicted levels.
         estimator, labelled, texts: as for `Share`.
+        labelled_mean, labelled_interval: the mean that the labelled texts alone give, and its 95 % interval.
     """
 
     group: str | None
@@ -59,6 +64,8 @@ class MeanLevel:
     estimator: str
     labelled: int
     texts: int
+    labelled_mean: float | None = None
+    labelled_interval: tuple[float, float] | None = None
 
     @property
     def difference(self) -> float | None:
@@ -79,7 +86,7 @@ class Measurement:
         more_labels: how many more labelled texts give an interval of ± 1 point, by label text.
         left_out: number of rows of the sample left out by reason.
         empty: number of rows of the corpus without a text.
-        notes: warnings about the shares.
+        notes: what to know about the shares, all of it in sentences: left-out rows, doubts, and how many more labels.
         means: for ordered labels the mean levels, of the whole corpus and of each group, as the shares.
     """
 
@@ -114,5 +121,10 @@ class Measurement:
         return {**rows, **{n: v for n, v in vars(self).items() if n not in rows}, "notes": list(self.notes)}
 
 
+def empty_rows(n: int) -> list[str]:
+    """Return the note on rows of the corpus without a text, if there are any."""
+    return [f"rows of the corpus without a text, which do not count: {n:,}"] if n else []
+
+
 def _rows(estimates: Sequence[Share | MeanLevel]) -> list[dict[str, Any]]:
-    return [{**asdict(e), "interval": None if e.interval is None else list(e.interval)} for e in estimates]
+    return [{n: list(v) if isinstance(v, tuple) else v for n, v in asdict(e).items()} for e in estimates]

@@ -24,21 +24,31 @@ AXIS_CHARACTERS = 100
 """Characters that fit below the axis."""
 ROW, WIDE_LEFT, NAME_CHARACTERS = 30, 130, 18
 COLUMNS = ("group", "label_text", "share", "low", "high", "naive", "difference", "estimator", "labelled", "texts")
+ALONE = ("labelled_share", "labelled_low", "labelled_high")
 
 
 def shares_csv(measurement: Measurement) -> str:
     """Return one line per share, and per mean level in the column ``mean``, for spreadsheets and R."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*COLUMNS, "mean"] if measurement.means else COLUMNS)
+    means = ["mean", "labelled_mean"] if measurement.means else []
+    writer.writerow([*COLUMNS, *ALONE, *means])
     estimates: list[Share | MeanLevel] = [*measurement.shares, *measurement.means]
     for e in estimates:
-        name, share, mean = (LEVEL_NAME, None, e.mean) if isinstance(e, MeanLevel) else (e.label_text, e.share, None)
-        values = (share, *(e.interval or (None, None)), e.naive, e.difference, mean)
-        *figures, last = [None if v is None else f"{v:.6f}" for v in values]
-        row = [e.group or "", name, *figures, e.estimator, e.labelled, e.texts]
-        writer.writerow([*row, last] if measurement.means else row)
+        name, share, alone, mean = (
+            (e.label_text, e.share, e.labelled_share, (None, None))
+            if isinstance(e, Share)
+            else (LEVEL_NAME, None, None, (e.mean, e.labelled_mean))
+        )
+        first = (share, *(e.interval or (None, None)), e.naive, e.difference)
+        rest = (alone, *(e.labelled_interval or (None, None)), *(mean if means else ()))
+        row = [e.group or "", name, *map(_six, first), e.estimator, e.labelled, e.texts, *map(_six, rest)]
+        writer.writerow(row)
     return file.getvalue()
+
+
+def _six(value: float | None) -> str:
+    return "" if value is None else f"{value:.6f}"
 
 
 def shares_page(measurement: Measurement, run: str) -> str:
@@ -78,14 +88,13 @@ def shares_page(measurement: Measurement, run: str) -> str:
             mean=next(iter(measurement.means), None),
             means=means,
             means_figure=_over_groups([_Point.of(m) for m in means], "mean level", zero=False) if means else None,
-            more=max(measurement.more_labels.values(), default=0),
         )
     )
 
 
 def _comparison(shares: Sequence[Share]) -> Markup:
-    """Draw the corrected share of each class with its interval, and the naive count."""
-    values = [v for s in shares for v in (s.naive, *(s.interval or ()))]
+    """Draw the corrected share of each class, the naive count, and the share in the labelled texts."""
+    values = [v for s in shares for v in (s.naive, *(s.interval or ()), *(s.labelled_interval or ()))]
     axis = Axis([0, *(100 * v for v in values)], WIDE_LEFT, HALF_WIDTH - RIGHT, integers=False)
     height = TOP + ROW * len(shares) + BOTTOM
     parts = []
@@ -104,13 +113,18 @@ def _comparison(shares: Sequence[Share]) -> Markup:
             )
         )
         parts.append(_diamond(axis(100 * s.naive), y, f"{s.label_text}: naive count {s.naive:.1%}"))
-        if s.share is not None and s.interval is not None:
-            low, high = (axis(100 * v) for v in s.interval)
+        for value, interval, below, style, r in (
+            (s.labelled_share, s.labelled_interval, 9, "c3", 2.5),
+            (s.share, s.interval, 0, "c1", 4.5),
+        ):
+            if value is None or interval is None:
+                continue
+            low, high = (axis(100 * v) for v in interval)
             parts.append(
                 Markup(
-                    '<line class="line c1" x1="{:.1f}" x2="{:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
-                    '<circle class="dot c1" cx="{:.1f}" cy="{y:.1f}" r="4.5"><title>{}: {:.1%}</title></circle>'
-                ).format(low, high, axis(100 * s.share), s.label_text, s.share, y=y)
+                    '<line class="line {style}" x1="{:.1f}" x2="{:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+                    '<circle class="dot {style}" cx="{:.1f}" cy="{y:.1f}" r="{r}"><title>{}: {:.1%}</title></circle>'
+                ).format(low, high, axis(100 * value), s.label_text, value, y=y + below, style=style, r=r)
             )
     middle = (axis.start + axis.end) / 2
     parts.append(

@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bertsmith.data.template import Texts, flat, texts_of
-from bertsmith.errors import DataError, listing, quoted
+from bertsmith.errors import DataError, counted, listing, quoted
 from bertsmith.folders.run import Run
 from bertsmith.measuring.estimate import Estimates, Totals, sum_totals
 from bertsmith.measuring.label_shift import ALPHA, FEWEST, AdjustedCount, adjusted_count, label_shift_test
 from bertsmith.measuring.quantities import Quantities, Results
-from bertsmith.measuring.result import Measurement
+from bertsmith.measuring.result import Measurement, empty_rows
 from bertsmith.measuring.text_features import text_features
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.corpus_sample import SIZE, CorpusSample, Embedder
 
 if TYPE_CHECKING:
     from bertsmith.workflows.measure import Tally
-
 
 USELESS_WIDTH = 0.5
 """Width of an interval that says next to nothing about a share."""
@@ -58,8 +57,8 @@ class HeldOut:
         if n_texts.min() < FEWEST:
             c = int(n_texts.argmin())
             raise DataError(
-                f"the run has {n_texts[c]:,} test texts of the class {quoted(run.labels.texts[c])}, and counting "
-                f"without labelled texts needs {FEWEST} of each class",
+                f"the run has {counted(n_texts[c], 'test text')} of the class {quoted(run.labels.texts[c])}, and "
+                f"counting without labelled texts needs {FEWEST} of each class",
                 where=str(run.path),
                 remedy="Give a labelled sample of the corpus with --labelled.",
             )
@@ -111,9 +110,11 @@ def measure_under_label_shift(
     def count(totals: Totals) -> AdjustedCount:
         return adjusted_count(held_out.targets, held_out.predicted, totals.counts[:k], asked.outcomes)
 
-    counted = count(whole)
-    if p_value < ALPHA or counted.contradicts:
-        how = "no shares of the classes explain the predicted labels" if counted.contradicts else f"p = {p_value:.2g}"
+    found = count(whole)
+    if p_value < ALPHA or found.contradicts:
+        how = f"if only the shares differed, such a difference would have a probability of {_percent(p_value)}"
+        if found.contradicts:
+            how = "no shares of the classes explain the predicted labels"
         raise DataError(
             "without labelled texts, the predictions cannot be corrected: corpus and test texts of the run differ by "
             f"more than the shares of the classes ({how})",
@@ -121,31 +122,32 @@ def measure_under_label_shift(
             remedy="Label about 200 random texts of the corpus, and give them with --labelled.",
         )
     notes = [
-        "without labelled texts, the shares assume that the texts of each class are like the run's test texts; the "
-        f"data do not contradict this (p = {p_value:.2g})"
+        "without labelled texts, the shares assume that the texts of each class are like the run's test texts; a "
+        f"test does not reject this (p-value {p_value:.2g}; `measure` refuses below {ALPHA})"
     ]
-    if (counted.high - counted.low).max() > USELESS_WIDTH:
+    if (found.high - found.low).max() > USELESS_WIDTH:
         notes.append("an interval is wider than half of the range: label about 200 random texts of the corpus")
     results, changed, untested = Results(asked, "adjusted count"), [], 0
 
-    def estimates(found: AdjustedCount) -> Estimates:
+    def estimates(adjusted: AdjustedCount) -> Estimates:
         empty = np.zeros(len(asked.names))
-        return Estimates(found.value, found.low, found.high, empty, empty)
+        return Estimates(adjusted.value, adjusted.low, adjusted.high, empty, empty)
 
-    results.add(None, estimates(counted), whole, 0)
+    results.add(None, estimates(found), whole)
     for group in groups:
         totals = tally.totals[group]
         p_value = test.p_value(group)
-        counted = count(totals)
-        differs = counted.contradicts or (p_value is not None and p_value < ALPHA / len(groups))
+        found = count(totals)
+        differs = found.contradicts or (p_value is not None and p_value < ALPHA / len(groups))
         untested += p_value is None
         if differs:
             changed.append(group)
-        results.add(group, None if differs else estimates(counted), totals, 0)
+        results.add(group, None if differs else estimates(found), totals)
     if changed:
         notes.append(f"these groups differ from the run's test texts, and have no estimate: {listing(changed)}")
     if untested:
-        notes.append(f"{untested:,} groups are too small for a separate test")
+        notes.append(f"too small for a separate test: {counted(untested, 'group')}")
+    notes += empty_rows(tally.empty)
     return Measurement(
         corpus,
         None,
@@ -155,3 +157,7 @@ def measure_under_label_shift(
         notes=tuple(notes),
         means=tuple(results.means),
     )
+
+
+def _percent(probability: float) -> str:
+    return "less than 0.1 %" if probability < 0.001 else f"{100 * probability:.1f} %"

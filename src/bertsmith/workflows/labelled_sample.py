@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 
 from bertsmith.config import Config
-from bertsmith.data.clean import clean
+from bertsmith.data.clean import NO_LABEL, Cleaned, clean
 from bertsmith.data.columns import canonical
 from bertsmith.data.read import read_table
+from bertsmith.data.table import Table
 from bertsmith.data.template import Texts, flat, texts_of
 from bertsmith.data.texts import is_missing, to_text
-from bertsmith.errors import DataError
+from bertsmith.errors import DataError, counted, listing
 from bertsmith.folders.run import Run
-from bertsmith.measuring.design import NOT_RANDOM, read_design
+from bertsmith.measuring.design import NOT_RANDOM, read_design, was_drawn
 from bertsmith.measuring.estimate import Sample
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.score import hash_texts
@@ -25,6 +26,8 @@ from bertsmith.workflows.score import hash_texts
 FEWEST_LABELLED = 20
 """Fewest labelled texts of a sample."""
 SEEN = "also in the training or validation texts of the run"
+UNLABELLED = 0.05
+"""Share of the drawn texts that may have no label: it moves a share by at most as much."""
 NO_GROUP = "(missing)"
 """The group of a row without one."""
 
@@ -41,6 +44,7 @@ class LabelledSample:
         clusters: cluster of each text, shape (n,); ``None`` if texts were drawn one by one.
         groups: group of each text if known, from the sample or from the corpus.
         left_out: number of rows left out by reason.
+        notes: what to know about the rows that are left out.
         found: whether each text occurs in the corpus, shape (n,).
     """
 
@@ -51,6 +55,7 @@ class LabelledSample:
     clusters: np.ndarray | None
     groups: list[str | None]
     left_out: dict[str, int]
+    notes: tuple[str, ...] = ()
     found: np.ndarray = field(init=False)
     _waiting: dict[str, list[int]] = field(init=False, default_factory=dict)
 
@@ -104,12 +109,12 @@ def read_sample(
         random_sample: the sample is a simple random sample, according to the user.
 
     Raises:
-        DataError: if the sampling design is unknown, or too few texts are usable.
+        DataError: if the sampling design is unknown, too few texts are usable, or many drawn texts have no label.
     """
     unused = dict.fromkeys(("sql", "db", "sheet", "validation", "test"))
     config = config.model_copy(update={**unused, "task": run.task})
-    table = read_table(source, config, known=run.labels, template=run.template)
-    cleaned = clean(dataclasses.replace(table, frame=table.frame.assign(split="test")))
+    whole = read_table(source, config, known=run.labels, template=run.template)
+    cleaned = clean(dataclasses.replace(whole, frame=whole.frame.assign(split="test")))
     table = cleaned.table
     rows, texts = table.frame["row"].tolist(), texts_of(table.frame)
     extra = {str(name): table.extra[name].tolist() for name in table.extra.columns}
@@ -123,14 +128,16 @@ def read_sample(
         SEEN: int((design.usable & seen).sum()),
     }
     left_out = {reason: n for reason, n in left_out.items() if n}
+    notes = [f"{counted(n, 'row')} of the sample left out: {why}" for why, n in left_out.items() if why != NO_LABEL]
     if len(usable) < FEWEST_LABELLED:
-        reasons = "; ".join(f"{n:,} rows are left out: {reason}" for reason, n in left_out.items())
+        reasons = "; ".join(f"{counted(n, 'row')} left out: {reason}" for reason, n in left_out.items())
         raise DataError(
-            f"the sample has {len(usable):,} usable texts, and an estimate needs {FEWEST_LABELLED}"
+            f"the sample has {counted(len(usable), 'usable text')}, and an estimate needs {FEWEST_LABELLED}"
             + (f" ({reasons})" if reasons else ""),
             where=table.name,
             remedy="Label more texts that are drawn at random from the corpus and that the run was not trained on.",
         )
+    notes += _check_blanks(whole, cleaned)
     groups = table.frame["group"] if by and table.columns.group == by else None
     name = next((name for name in extra if by and canonical(name) == canonical(by)), None)
     cells: Sequence[Any] = groups.tolist() if groups is not None else extra.get(name or "", [None] * len(rows))
@@ -144,7 +151,47 @@ def read_sample(
         None if clusters is None else clusters[usable],
         [group_name(cells[int(i)]) if known else None for i in usable],
         left_out,
+        tuple(notes),
     )
+
+
+def _check_blanks(table: Table, cleaned: Cleaned) -> list[str]:
+    """Check that few drawn texts have no label: without its difficult texts, a sample is not random.
+
+    Args:
+        table: the sample as read.
+        cleaned: the sample without rows that have no label.
+
+    Returns:
+        Notes on rows without a label. Those after the last labelled row are the rest of an unfinished sample.
+
+    Raises:
+        DataError: if more than `UNLABELLED` of the drawn texts before the last label have none.
+    """
+    extra = {str(name): table.extra[name].tolist() for name in table.extra.columns}
+    blank = table.frame["row"].isin(cleaned.dropped["row"][cleaned.dropped["reason"] == NO_LABEL]).to_numpy()
+    rows = table.frame["row"].to_numpy()[blank & was_drawn(extra, len(table))]
+    gaps = rows[rows < cleaned.table.frame["row"].max()]
+    drawn = len(gaps) + len(cleaned.table)
+    notes = []
+    if len(gaps) > UNLABELLED * drawn:
+        raise DataError(
+            f"{counted(len(gaps), 'row')} of {drawn:,} without a label (rows {listing(gaps.tolist(), 5)}): if these "
+            "texts are the difficult ones, the others are not a random sample",
+            where=table.name,
+            remedy="Label these rows too, each with the label that fits best. Remove rows that you did not draw.",
+        )
+    if len(gaps):
+        notes.append(
+            f"rows of the sample without a label: {listing(gaps.tolist(), 5)}; if these texts are unlike the others, a "
+            f"share can be off by up to {100 * len(gaps) / drawn:.1f} points"
+        )
+    if len(rows) > len(gaps):
+        notes.append(
+            f"the last {counted(len(rows) - len(gaps), 'row')} of the sample without a label: the others are a random "
+            "sample only if the rows are in random order"
+        )
+    return notes
 
 
 def _check_labels(texts: Texts, targets: np.ndarray, rows: Sequence[int], where: str) -> None:

@@ -13,7 +13,7 @@ from bertsmith.config import Config
 from bertsmith.data.stream import Chunk, Stream
 from bertsmith.data.table import MULTI_LABEL, ORDINAL, REGRESSION, Cells
 from bertsmith.data.template import Text, flat, is_empty, normalise_text
-from bertsmith.errors import ConfigError, DataError, did_you_mean, listing
+from bertsmith.errors import ConfigError, DataError, counted, did_you_mean, listing
 from bertsmith.events import PredictionListener, RowsPredicted
 from bertsmith.folders.run import open_run
 from bertsmith.inference.predict import predict_chunks
@@ -21,6 +21,7 @@ from bertsmith.inference.table_writers import PROBABILITY
 from bertsmith.measuring.estimate import (
     Totals,
     corrected_means,
+    labelled_means,
     labels_for_target,
     power_tuning,
     sum_totals,
@@ -28,7 +29,7 @@ from bertsmith.measuring.estimate import (
 )
 from bertsmith.measuring.pseudo_outcomes import OutcomeFile
 from bertsmith.measuring.quantities import Quantities, Results
-from bertsmith.measuring.result import Measurement
+from bertsmith.measuring.result import Measurement, empty_rows
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.corpus_sample import CorpusSample, Embedder
@@ -140,14 +141,14 @@ class Tally:
         names = self._groups(cells, rows)
         columns = [cells[f"{PROBABILITY}{text}"] for text in label_texts]
         probabilities = np.array([[column[i] for column in columns] for i in rows])
-        counted = self.task.indicators(self.task.predicted(probabilities), len(label_texts)) @ outcomes
+        decided = self.task.indicators(self.task.predicted(probabilities), len(label_texts)) @ outcomes
         predictions = probabilities @ outcomes
         if self.sample is None:
             self.kept.add([texts[i] for i in rows], probabilities, names)
         codes = np.unique(names, return_inverse=True)
         for code, name in enumerate(codes[0].tolist()):
             inside = codes[1] == code
-            some = Totals.of(predictions[inside], counted[inside])
+            some = Totals.of(predictions[inside], decided[inside])
             self.totals[name] = self.totals[name] + some if name in self.totals else some
         if len(self.totals) > MAX_GROUPS:
             raise ConfigError(
@@ -197,15 +198,16 @@ def _corrected(
     whole = sum_totals(tally.totals.values())
     if labelled.surplus.any():
         raise DataError(
-            f"{int(labelled.surplus.sum()):,} rows of the sample repeat a text more often than the corpus contains it",
+            f"{counted(int(labelled.surplus.sum()), 'row')} of the sample repeat a text more often than the corpus "
+            "contains it",
             where=labelled.name,
             remedy="Keep one row for each text that you drew: copies would make the interval too narrow.",
         )
     sample = labelled.with_predictions(probabilities, asked.outcomes, whole.texts)
     results = Results(asked, "PPI++" if sample.equal_chances else "DSL")
     estimates = corrected_means(sample, whole)
-    results.add(None, estimates, whole, len(sample))
-    notes, found = [], int(labelled.found.sum())
+    results.add(None, estimates, whole, len(sample), labelled_means(sample, whole))
+    notes, found = list(labelled.notes), int(labelled.found.sum())
     if not sample.in_corpus:
         notes.append(
             f"{len(sample) - found:,} of {len(sample):,} labelled texts are not in the corpus: the intervals are for "
@@ -233,18 +235,24 @@ def _corrected(
         units = len(np.unique(part.units)) if inside.any() else 0
         if units < FEWEST_IN_GROUP:
             few.append(group)
-        some = None if units < FEWEST_IN_GROUP else corrected_means(part, totals, tuning=estimates.tuning)
-        results.add(group, some, totals, int(inside.sum()))
+        some, alone = None, None
+        if units >= FEWEST_IN_GROUP:
+            some, alone = corrected_means(part, totals, tuning=estimates.tuning), labelled_means(part, totals)
+        results.add(group, some, totals, int(inside.sum()), alone)
     if few:
         notes.append(f"groups with fewer than {FEWEST_IN_GROUP} labelled texts have no estimate: {listing(few)}")
-    more = labels_for_target(estimates, len(sample), whole.texts) - len(sample)
+    needed = np.maximum(labels_for_target(estimates, len(sample), whole.texts) - len(sample), 0)
+    more_labels = dict(zip(asked.labels.texts, needed.tolist(), strict=False))
+    notes += empty_rows(tally.empty)
+    if more := max(more_labels.values()):
+        notes.append(f"labelled texts to add for an interval of ±1 point for every class: {more:,}")
     return Measurement(
         corpus,
         labelled.name,
         tally.by,
         tuple(results.shares),
         sample.in_corpus,
-        {text: max(int(n), 0) for text, n in zip(asked.labels.texts, more, strict=False)},
+        more_labels,
         labelled.left_out,
         tally.empty,
         tuple(notes),

@@ -10,7 +10,7 @@ from typing import Any
 from bertsmith.config import Config
 from bertsmith.data.read import read_table
 from bertsmith.data.template import normalise_text, texts_of
-from bertsmith.errors import ConfigError
+from bertsmith.errors import ConfigError, counted
 from bertsmith.events import RunListener, Scored, Scoring
 from bertsmith.folders.atomic import checksum
 from bertsmith.folders.run import Run, open_run
@@ -99,7 +99,8 @@ def _check_scores(run: Run, device: str, observe: RunListener) -> list[Check]:
     computed = classifier.predict_proba(texts_of(saved), lambda n: observe(Scored(n)))
     difference = float(abs(computed - scores).max()) / task.unit(scores)
     n_labels = int((~task.is_same(scores, computed)).sum())
-    detail = f"{len(saved):,} test texts: {n_labels} other labels, scores differ by at most {difference:.1e}"
+    others = counted(n_labels, "other label")
+    detail = f"{counted(len(saved), 'test text')}: {others}, scores differ by at most {difference:.1e}"
     return [*checks, Check("predictions", n_labels == 0 and difference < TOLERANCE, detail)]
 
 
@@ -111,7 +112,9 @@ def _check_texts(run: Run, table: Any) -> Check:
     settings = _settings(run).model_copy(update={"task": run.task})
     given = texts_of(read_table(table, settings, known=run.labels, template=run.template).frame.fillna({"text": ""}))
     missing = len(used - set(hash_texts(normalise_text(text) for text in given)))
-    detail = f"{len(used):,} texts" if not missing else f"{missing:,} of {len(used):,} texts of the run are not in it"
+    detail = (
+        counted(len(used), "text") if not missing else f"{missing:,} of {len(used):,} texts of the run are not in it"
+    )
     return Check("texts of the table", not missing, detail)
 
 
