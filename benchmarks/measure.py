@@ -1,8 +1,9 @@
 """Do the intervals of `bertsmith measure` contain the true share? Labelled tables with their labels hidden.
 
-From each table, 2,000 texts train two models. The good one is a logistic regression on all of them, on frozen MiniLM
+From each table, 2,000 texts train the models. The good one is a logistic regression on all of them, on frozen MiniLM
 embeddings or, for the long texts of reuters_r8, on 100 topics of their words. The poor one is a logistic regression on
-TF-IDF of 100 of them. The other texts are the pool. Each draw makes a corpus of 2,000 texts of the pool, shifted:
+TF-IDF of 100 of them. The tuned one is MiniLM, fine-tuned by bertsmith on all of them. The noise is random. The other
+texts are the pool. Each draw makes a corpus of 2,000 texts of the pool, shifted:
 
 - uniform: none; class: each class gets a random weight; group: each of five clusters of embeddings gets one;
 - topic: two of the five clusters alone.
@@ -15,6 +16,8 @@ It hides the labels, and measures the corpus with 200 labelled texts or, with th
 from __future__ import annotations
 
 import argparse
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +37,7 @@ LONG = ("reuters_r8",)
 TEXTS, TRAIN, FEW, CORPUS, LABELLED, HELD_OUT, SMALL_CORPUS = 5000, 2000, 100, 2000, 200, 700, 1000
 CLUSTERS = 5
 SHIFTS = ("uniform", "class", "group")
+MOVED = 0.1
 
 
 class Pool(NamedTuple):
@@ -54,7 +58,7 @@ class Pool(NamedTuple):
 # -- models ------------------------------------------------------------------------------------------------------------
 
 
-def load(folder: Path, cache: Path) -> Pool:
+def load(folder: Path, cache: Path, names: Sequence[str] = ("good", "poor")) -> Pool:
     file = cache / f"{folder.name}.npz"
     if not file.exists():
         table = pd.concat([pd.read_csv(folder / f"{s}.csv", keep_default_na=False) for s in ("train", "test")])
@@ -77,8 +81,29 @@ def load(folder: Path, cache: Path) -> Pool:
     for name, model, x in (("good", good, positions[TRAIN:]), ("poor", poor, words.transform(texts[TRAIN:]))):
         models[name] = np.zeros((len(texts) - TRAIN, k))
         models[name][:, model.classes_] = model.predict_proba(x)
+    if "tuned" in names:
+        models["tuned"] = tuned(texts, kept["y"], cache / f"{folder.name}.tuned.npy")
+    if "noise" in names:
+        models["noise"] = np.random.default_rng(2).dirichlet(np.ones(k), len(texts) - TRAIN)
+    models = {name: models[name] for name in names}
     clusters = KMeans(CLUSTERS, n_init=3, random_state=0).fit_predict(positions[TRAIN:])
     return Pool(targets[TRAIN:], clusters, texts[TRAIN:], positions[TRAIN:], models, good)
+
+
+def tuned(texts: np.ndarray, labels: np.ndarray, file: Path) -> np.ndarray:
+    """Return the probabilities of a fine-tuned model for the texts of the pool, shape (texts, classes)."""
+    if not file.exists():
+        import bertsmith as bs
+
+        table = pd.DataFrame({"Text": texts[:TRAIN], "Label Text": labels[:TRAIN]})
+        with tempfile.TemporaryDirectory() as folder:
+            run = bs.train(
+                table, model="packaged:minilm", output=Path(folder) / "run", epochs=3, consistency=0, test_size=0
+            )
+            found = bs.load(run).predict_proba(texts[TRAIN:].tolist())
+            order = [run.labels.texts.index(label) for label in np.unique(labels)]
+        np.save(file, found[:, order])
+    return np.load(file)
 
 
 def topics(texts: list[str]) -> np.ndarray:
@@ -156,14 +181,20 @@ def corrected(pool: Pool, model: str, shift: str, draws: int) -> dict[str, float
         "dsl_worst": float(by_class["dsl"].min()),
         **{f"{name}_width": float(np.mean(values)) for name, values in widths.items()},
         "widest": float(np.mean(widths["ppi"], axis=0).max()),
+        "largest": float(np.max(widths["ppi"])),
+        "above": float((np.array(widths["ppi"]) > 1.05).mean()),
     }
 
 
 # -- without labelled texts --------------------------------------------------------------------------------------------
 
 
-def adjusted(pool: Pool, model: str, draws: int) -> dict[str, tuple[float, float, float]]:
-    """Return by shift how often label shift is rejected, and the coverage of adjusted (if not) and naive counts."""
+def adjusted(pool: Pool, model: str, draws: int) -> dict[str, dict[str, float]]:
+    """Return by shift how often label shift is rejected, and the coverage of adjusted (if not) and naive counts.
+
+    ``clear`` are the draws in which at least `MOVED` of the texts have another cluster than without a shift, and
+    ``wrong`` those with an interval that does not contain the share, by class.
+    """
     predictions, predicted, k = pool.models[model], pool.models[model].argmax(axis=1), pool.n_classes
     positions = Axes.fit(pool.positions[:HELD_OUT], HELD_OUT)(pool.positions)
     features = text_features(pool.texts.tolist(), predictions, positions)
@@ -171,7 +202,7 @@ def adjusted(pool: Pool, model: str, draws: int) -> dict[str, tuple[float, float
     result = {}
     for shift in (*SHIFTS, "topic"):
         rng = np.random.default_rng(0)
-        rejected, inside, naive = [], [], []
+        rejected, inside, naive, moved = [], [], [], []
         for _ in range(draws):
             mixed = rng.permutation(others)
             source, rest = mixed[:HELD_OUT], mixed[HELD_OUT:]
@@ -182,13 +213,22 @@ def adjusted(pool: Pool, model: str, draws: int) -> dict[str, tuple[float, float
             counts = np.bincount(predicted[corpus], minlength=k)
             found = adjusted_count(pool.targets[source], predicted[source], counts)
             rejected.append(p_value < ALPHA or found.contradicts)
+            clusters = (np.bincount(pool.clusters[rows], minlength=CLUSTERS) / len(rows) for rows in (corpus, rest))
+            moved.append(abs(np.subtract(*clusters)).sum() / 2)
             truth = np.bincount(pool.targets[corpus], minlength=k) / len(corpus)
             inside.append(((found.low <= truth) & (truth <= found.high)).mean())
             shares = counts / len(corpus)
             naive.append((abs(shares - truth) <= 1.96 * np.sqrt(shares * (1 - shares) / len(corpus))).mean())
         if len(rejected) > draws / 2:
-            kept = np.array(inside)[~np.array(rejected)]
-            result[shift] = float(np.mean(rejected)), float(kept.mean()) if len(kept) else np.nan, float(np.mean(naive))
+            refused, covers, clear = np.array(rejected), np.array(inside), np.array(moved) >= MOVED
+            result[shift] = {
+                "refused": float(refused.mean()),
+                "clear": float(clear.mean()),
+                "refused_if_clear": float(refused[clear].mean()) if clear.any() else np.nan,
+                "covers": float(covers[~refused].mean()) if (~refused).any() else np.nan,
+                "wrong": float(((1 - covers) * ~refused).mean()),
+                "naive": float(np.mean(naive)),
+            }
     return result
 
 
@@ -203,8 +243,7 @@ def main() -> None:
     given = parser.parse_args()
     pools = {}
     for name in given.only:
-        pool = load(given.tables / name, given.cache)
-        pools[name] = pool._replace(models={model: pool.models[model] for model in given.models})
+        pools[name] = load(given.tables / name, given.cache, given.models)
     if given.part in ("labelled", "all"):
         print_labelled(pools, given.draws)
     if given.part in ("correlations", "all"):
@@ -215,41 +254,53 @@ def main() -> None:
 
 def print_labelled(pools: dict[str, Pool], draws: int) -> None:
     print(
-        "| table | model (accuracy) | shift | PPI++ covers | worst class | width | DSL covers | width | naive covers |"
+        "| table | model (accuracy) | shift | PPI++ covers | worst class | width | largest width, share above 1.05 | "
+        "DSL covers | width | naive covers |"
     )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, pool in pools.items():
         for model in pool.models:
             for shift in SHIFTS:
                 r = corrected(pool, model, shift, draws)
                 print(
                     f"| {name} | {model} ({r['accuracy']:.2f}) | {shift} | {r['ppi']:.3f} | {r['ppi_worst']:.2f} | "
-                    f"{r['ppi_width']:.2f} (widest {r['widest']:.2f}) | {r['dsl']:.3f} | {r['dsl_width']:.2f} | "
-                    f"{r['naive']:.2f} |",
+                    f"{r['ppi_width']:.2f} (widest {r['widest']:.2f}) | {r['largest']:.2f}, {r['above']:.3f} | "
+                    f"{r['dsl']:.3f} | {r['dsl_width']:.2f} | {r['naive']:.2f} |",
                     flush=True,
                 )
 
 
 def print_correlations(pools: dict[str, Pool]) -> None:
-    """Print the correlation of prediction and label, and the width of the interval that theory expects from it."""
-    print("| table | model | correlation, mean over the classes | from | to | relative width |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    """Print the correlation of prediction and label, and the widths that theory expects, as means over the classes.
+
+    With the correlation r, the width is √(1 − r²). For calibrated probabilities f of a class with the share p, its
+    square is E[f(1 − f)] / p(1 − p). As f(1 − f) ≥ min(f, 1 − f) / 2, it is at least the error rate / 2p(1 − p).
+    """
+    print("| table | model (accuracy) | correlation | from | to | width | least width with this accuracy |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, pool in pools.items():
         outcomes = np.eye(pool.n_classes)[pool.targets]
         for model, predictions in pool.models.items():
+            accuracy = float((predictions.argmax(axis=1) == pool.targets).mean())
             found = np.array([np.corrcoef(y, f)[0, 1] for y, f in zip(outcomes.T, predictions.T, strict=True)])
             found = found.clip(0, 1)
-            width = np.sqrt(1 - found**2).mean()
-            print(f"| {name} | {model} | {found.mean():.2f} | {found.min():.2f} | {found.max():.2f} | {width:.2f} |")
+            errors, p = ((predictions > 0.5) != outcomes).mean(axis=0), outcomes.mean(axis=0)
+            least = np.sqrt(np.minimum(errors / (2 * p * (1 - p)), 1)).mean()
+            print(
+                f"| {name} | {model} ({accuracy:.2f}) | {found.mean():.2f} | {found.min():.2f} | {found.max():.2f} | "
+                f"{np.sqrt(1 - found**2).mean():.2f} | {least:.2f} |"
+            )
 
 
 def print_unlabelled(pools: dict[str, Pool], draws: int) -> None:
-    print("| table | model | shift | label shift rejected | adjusted count covers if not | naive covers |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print(
+        "| table | model | shift | refused | clear shifts | refused if clear | covers if not refused | wrong | naive |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, pool in pools.items():
         for model in pool.models:
-            for shift, (rejected, covers, naive) in adjusted(pool, model, draws).items():
-                print(f"| {name} | {model} | {shift} | {rejected:.2f} | {covers:.2f} | {naive:.2f} |", flush=True)
+            for shift, r in adjusted(pool, model, draws).items():
+                print(f"| {name} | {model} | {shift} | {' | '.join(f'{v:.2f}' for v in r.values())} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,9 @@ def fit_regression(
             raise DataError(
                 f"the table has no column {name!r}.{did_you_mean(name, map(str, frame.columns))}",
                 where=str(table) if isinstance(table, str | Path) else "the data frame",
-                remedy=f"Name one of {listing(frame.columns)}.",
+                remedy=f"Name one of {listing(frame.columns)}."
+                if any(str(known).startswith(OUTCOME) for known in frame.columns)
+                else "Give the file that measure --for-regression wrote.",
             )
     if missing := [name for name in on if frame[name].isna().any()]:
         raise DataError(

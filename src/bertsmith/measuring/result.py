@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from bertsmith.errors import counted
+
 ALL = None
 """The group of a share of the whole corpus."""
 
@@ -123,7 +125,7 @@ class Measurement:
 
 def empty_rows(n: int) -> list[str]:
     """Return the note on rows of the corpus without a text, if there are any."""
-    return [f"rows of the corpus without a text, which do not count: {n:,}"] if n else []
+    return [f"{counted(n, 'row')} of the corpus without a text"] if n else []
 
 
 def _rows(estimates: Sequence[Share | MeanLevel]) -> list[dict[str, Any]]:

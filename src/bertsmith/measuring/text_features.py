@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-DIMENSIONS = 24
+DIMENSIONS = 8
 """Maximum number of principal components."""
 FITTED_TEXTS, TEXTS = 10, 20
 """Texts per component to fit the axes, and test texts per component for a comparison."""

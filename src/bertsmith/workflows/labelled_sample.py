@@ -38,7 +38,8 @@ class LabelledSample:
 
     Attributes:
         name: of the sample.
-        texts: n normalised texts, or pairs.
+        rows: row numbers of the n texts, for messages.
+        texts: normalised texts, or pairs.
         outcomes: 0 or 1 for each label of each text, shape (n, labels).
         inclusion: inclusion probability of each text, shape (n,); ``None`` if all have the same.
         clusters: cluster of each text, shape (n,); ``None`` if texts were drawn one by one.
@@ -49,6 +50,7 @@ class LabelledSample:
     """
 
     name: str
+    rows: list[int]
     texts: Texts
     outcomes: np.ndarray
     inclusion: np.ndarray | None
@@ -145,6 +147,7 @@ def read_sample(
     clusters = table.frame["group"].to_numpy() if table.columns.group else None
     return LabelledSample(
         table.name,
+        [rows[i] for i in usable],
         Texts(texts[i] for i in usable),
         get_task(run.task).indicators(table.targets[usable], len(run.labels)),
         None if design.inclusion is None else design.inclusion[usable],
@@ -176,8 +179,8 @@ def _check_blanks(table: Table, cleaned: Cleaned) -> list[str]:
     notes = []
     if len(gaps) > UNLABELLED * drawn:
         raise DataError(
-            f"{counted(len(gaps), 'row')} of {drawn:,} without a label (rows {listing(gaps.tolist(), 5)}): if these "
-            "texts are the difficult ones, the others are not a random sample",
+            f"{len(gaps):,} of {drawn:,} rows have no label (rows {listing(gaps.tolist(), 5)}): if these texts are the "
+            "difficult ones, the others are not a random sample",
             where=table.name,
             remedy="Label these rows too, each with the label that fits best. Remove rows that you did not draw.",
         )

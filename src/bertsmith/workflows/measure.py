@@ -13,7 +13,7 @@ from bertsmith.config import Config
 from bertsmith.data.stream import Chunk, Stream
 from bertsmith.data.table import MULTI_LABEL, ORDINAL, REGRESSION, Cells
 from bertsmith.data.template import Text, flat, is_empty, normalise_text
-from bertsmith.errors import ConfigError, DataError, counted, did_you_mean, listing
+from bertsmith.errors import ConfigError, DataError, counted, did_you_mean, listing, quoted
 from bertsmith.events import PredictionListener, RowsPredicted
 from bertsmith.folders.run import open_run
 from bertsmith.inference.predict import predict_chunks
@@ -40,7 +40,7 @@ from bertsmith.workflows.predict import PredictOptions, open_model, opened
 MAX_GROUPS = 2000
 """Most groups of a measurement."""
 SURPRISING = 4
-"""Standard errors between the predictions of sample and corpus that make a random sample doubtful."""
+"""Standard errors between the predictions of sample and corpus that no random sample has."""
 FEWEST_IN_GROUP = 2
 """Labelled texts, or clusters of them, that a group needs."""
 
@@ -197,13 +197,22 @@ def _corrected(
     """Correct the predictions by the labelled sample, whose probabilities have shape (n, classes)."""
     whole = sum_totals(tally.totals.values())
     if labelled.surplus.any():
+        copies = [row for row, copy in zip(labelled.rows, labelled.surplus, strict=True) if copy]
         raise DataError(
-            f"{counted(int(labelled.surplus.sum()), 'row')} of the sample repeat a text more often than the corpus "
-            "contains it",
+            f"{counted(len(copies), 'row')} of the sample with a text that the corpus contains less often "
+            f"(rows {listing(copies, 5)})",
             where=labelled.name,
             remedy="Keep one row for each text that you drew: copies would make the interval too narrow.",
         )
     sample = labelled.with_predictions(probabilities, asked.outcomes, whole.texts)
+    if sample.equal_chances and sample.clusters is None and surprise(sample, whole) > SURPRISING:
+        raise DataError(
+            "the predictions for the labelled texts differ from those for the corpus by more than chance, so the "
+            "sample is not random",
+            where=labelled.name,
+            remedy="Draw the texts at random from this corpus. If their probabilities differ, give them in the column "
+            "inclusion_probability.",
+        )
     results = Results(asked, "PPI++" if sample.equal_chances else "DSL")
     estimates = corrected_means(sample, whole)
     results.add(None, estimates, whole, len(sample), labelled_means(sample, whole))
@@ -214,11 +223,9 @@ def _corrected(
             "the population that sample and corpus come from"
             + ("" if found else ". Check that the sample belongs to this corpus")
         )
-    if sample.equal_chances and sample.clusters is None and surprise(sample, whole) > SURPRISING:
-        notes.append(
-            "the predictions for the labelled texts differ from those for the corpus by more than chance: "
-            "check that the sample was drawn at random"
-        )
+    for text, everywhere in zip(asked.labels.texts, labelled.outcomes.min(axis=0) == 1, strict=True):
+        if everywhere:
+            notes.append(f"every labelled text has the label {quoted(text)}: check that the labels are correct")
     if outcomes is not None:
         if not sample.in_corpus:
             raise DataError(
@@ -245,7 +252,7 @@ def _corrected(
     more_labels = dict(zip(asked.labels.texts, needed.tolist(), strict=False))
     notes += empty_rows(tally.empty)
     if more := max(more_labels.values()):
-        notes.append(f"labelled texts to add for an interval of ±1 point for every class: {more:,}")
+        notes.append(f"{counted(more, 'more labelled text')} would give every class an interval of ±1 point")
     return Measurement(
         corpus,
         labelled.name,
