@@ -28,7 +28,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from bertsmith.measuring.estimate import Sample, Totals, corrected_means
+from bertsmith.measuring.estimate import Sample, Totals, corrected_means, labelled_means
 from bertsmith.measuring.label_shift import ALPHA, FEWEST, adjusted_count, label_shift_test
 from bertsmith.measuring.text_features import Axes, text_features
 
@@ -97,9 +97,7 @@ def tuned(texts: np.ndarray, labels: np.ndarray, file: Path) -> np.ndarray:
 
         table = pd.DataFrame({"Text": texts[:TRAIN], "Label Text": labels[:TRAIN]})
         with tempfile.TemporaryDirectory() as folder:
-            run = bs.train(
-                table, model="packaged:minilm", output=Path(folder) / "run", epochs=3, consistency=0, test_size=0
-            )
+            run = bs.train(table, model="packaged:minilm", output=Path(folder) / "run", epochs=3, consistency=0)
             found = bs.load(run).predict_proba(texts[TRAIN:].tolist())
             order = [run.labels.texts.index(label) for label in np.unique(labels)]
         np.save(file, found[:, order])
@@ -161,7 +159,7 @@ def corrected(pool: Pool, model: str, shift: str, draws: int) -> dict[str, float
         n, totals, truth = len(corpus), Totals.of(predictions[corpus], counted[corpus]), outcomes[corpus].mean(axis=0)
         labelled = rng.choice(corpus, LABELLED, replace=False)
         sample = Sample(outcomes[labelled], predictions[labelled], np.full(LABELLED, LABELLED / n))
-        alone = corrected_means(Sample(sample.outcomes, 0 * sample.predictions, sample.inclusion), totals)
+        alone = labelled_means(sample, totals)
         # Uncertain texts are labelled more often, with a known chance.
         wanted = 1.1 - predictions[corpus].max(axis=1)
         chance = np.minimum(LABELLED * wanted / wanted.sum(), 1)

@@ -12,7 +12,15 @@ import bertsmith as bs
 from bertsmith.errors import ConfigError, DataError
 from bertsmith.measuring.design import read_design
 from bertsmith.measuring.drift import compare_counts, compare_positions, compare_scalars
-from bertsmith.measuring.estimate import Sample, Totals, corrected_means, labels_for_target, share_interval, surprise
+from bertsmith.measuring.estimate import (
+    Sample,
+    Totals,
+    corrected_means,
+    labelled_means,
+    labels_for_target,
+    share_interval,
+    surprise,
+)
 from bertsmith.measuring.label_shift import adjusted_count, label_shift_test
 from bertsmith.measuring.regression import fit_regression
 from bertsmith.testing import tiny_table
@@ -53,10 +61,10 @@ def test_useless_predictions_are_not_used():
     widths = []
     for seed in range(50):
         sample = _sample(outcomes, noise, 200, seed)
-        alone = corrected_means(Sample(sample.outcomes, sample.predictions * 0, sample.inclusion), totals)
-        estimate = corrected_means(sample, totals)
+        alone, estimate = labelled_means(sample, totals), corrected_means(sample, totals)
         widths.append((estimate.high[0] - estimate.low[0]) / (alone.high[0] - alone.low[0]))
-    assert max(widths) < 1.05
+    assert max(widths) <= 1
+    assert min(widths) > 0.9
 
 
 def test_unequal_chances_are_corrected_for():
@@ -78,6 +86,15 @@ def test_a_rare_class_without_a_labelled_text_has_an_interval_with_a_width():
     estimate = corrected_means(Sample(outcomes, predictions, np.full(200, 0.05)), totals)
     assert estimate.low[0] == 0
     assert 0.005 < estimate.high[0] < 0.03
+
+
+def test_an_estimate_below_zero_has_no_interval_wider_than_the_labelled_texts_alone():
+    outcomes, predictions = np.zeros((200, 1)), np.full((200, 1), 0.02)
+    outcomes[0], predictions[:2] = 1, 0.9  # the sample has more texts like this than the corpus
+    sample = Sample(outcomes, predictions, np.full(200, 0.05))
+    totals = Totals(4000, np.array([60.0]), np.array([5.0]), np.array([0.0]))
+    alone, estimate = labelled_means(sample, totals), corrected_means(sample, totals)
+    assert 0 < estimate.high[0] - estimate.low[0] <= alone.high[0] - alone.low[0]
 
 
 def test_a_sample_without_a_mistake_does_not_make_the_model_perfect():

@@ -23,7 +23,6 @@ from bertsmith.measuring.estimate import (
     corrected_means,
     labelled_means,
     labels_for_target,
-    power_tuning,
     sum_totals,
     surprise,
 )
@@ -233,7 +232,7 @@ def _corrected(
                 where=labelled.name,
                 remedy="Give the corpus that the sample was drawn from.",
             )
-        outcomes.finish(sample, power_tuning(sample, whole))
+        outcomes.finish(sample, estimates.tuning)
     few = []
     groups = np.array([group or "" for group in labelled.groups], dtype=object)
     for group in tally.groups:
