@@ -1,5 +1,7 @@
 """Every kind of label from training to the server, with tiny models."""
 
+import csv
+import io
 import json
 import random
 import types
@@ -134,9 +136,9 @@ def test_a_corpus_is_measured(run, tmp_path):
     assert bs.regress(table, "(level)", ["month"]).coefficients[0] == pytest.approx(groups[0].mean, abs=0.2)
     with pytest.raises(ConfigError):
         bs.regress(table, "(level)", ["month"], model="logistic")
-    rows = shares_csv(found).splitlines()
-    assert rows[0].split(",")[-1] == "mean"
-    assert float(rows[-3].split(",")[-1]) == pytest.approx(whole.mean, abs=1e-6)
+    row = next(row for row in csv.DictReader(io.StringIO(shares_csv(found))) if row["label_text"] == "(level)")
+    assert float(row["mean"]) == pytest.approx(whole.mean, abs=1e-6)
+    assert float(row["labelled_mean"]) == pytest.approx(corpus["Label"][:120].mean(), abs=1e-6)
     assert shares_page(found, "run").count("<svg") == 1 + 3 + 1
 
 
