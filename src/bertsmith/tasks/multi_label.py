@@ -10,7 +10,7 @@ import numpy as np
 
 from bertsmith.data.outcomes import join_labels
 from bertsmith.data.table import MULTI_LABEL, Labels
-from bertsmith.evaluation.calibration import PRIOR, reliability
+from bertsmith.evaluation.calibration import reliability
 from bertsmith.evaluation.rule import Rule
 from bertsmith.tasks.base import Names, Task
 
@@ -175,7 +175,6 @@ class MultiLabel(Task):
         *,
         seed: int,
         use_offsets: bool = True,
-        prior: float = PRIOR,
         model: np.ndarray | None = None,
     ) -> tuple[Decision, Rule]:
         """Tune one threshold per label, then one temperature per label; see `Task.fit_rule`."""
@@ -185,7 +184,7 @@ class MultiLabel(Task):
         decision = tune_thresholds(targets, logits, seed=seed, model=model)
         if not use_offsets:
             decision = replace(decision, used=False, offsets=np.zeros(scores.shape[1]))
-        temperatures = fit_temperatures(targets, self.scores(logits + decision.offsets), prior=prior)
+        temperatures = fit_temperatures(targets, self.scores(logits + decision.offsets))
         offsets = tuple(decision.offsets.tolist()) if decision.used else ()
         return decision, Rule(tuple(temperatures.tolist()), offsets, folded=False)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from bertsmith.data.table import ORDINAL, Labels
-from bertsmith.evaluation.calibration import PRIOR, calibration_metrics, fit_temperature
+from bertsmith.evaluation.calibration import calibration_metrics, fit_temperature
 from bertsmith.evaluation.decision import MIN_TEXTS, Decision
 from bertsmith.evaluation.rule import Rule
 from bertsmith.tasks.base import Names
@@ -97,12 +97,11 @@ class Ordinal(SingleLabel):
         *,
         seed: int,
         use_offsets: bool = True,
-        prior: float = PRIOR,
         model: np.ndarray | None = None,
     ) -> tuple[Decision, Rule]:
         """Fit the temperature; the least expected distance needs no offsets."""
         decision = Decision(np.zeros(scores.shape[1]), False, 0.0, float("nan"))
-        return decision, Rule(fit_temperature(targets, scores, prior=prior), folded=False)
+        return decision, Rule(fit_temperature(targets, scores), folded=False)
 
     def naive(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
         """Return the class with the least expected distance if texts are ignored, and the class shares."""
