@@ -162,7 +162,7 @@ def test_train_evaluate_predict(cli, csv, tiny, tmp_path, monkeypatch):
         (("train", "T", "-o", "r", "--model", "packaged:maxi"), "packaged:maxi"),
         (("train", "T", "-o", "r", "--set", "weight_decy=1"), "Did you mean 'weight_decay'"),
         (("train", "T", "-o", "r", "--set", "weight_decay"), "NAME=VALUE"),
-        (("train", "T", "-o", "r", "--set", "eval_strategy=no"), "use epoch or steps"),
+        (("train", "T", "-o", "r", "--set", "eval_strategy=no"), "must be epoch or steps"),
         (("train", "T", "-o", "r", "--set", "optim=nonsense", "--model", "M"), "refuses these training arguments"),
         (("train", "T", "-o", "r", "--max-length", "100", "--model", "M"), "takes at most 64 tokens"),
         (

@@ -183,7 +183,7 @@ def _read_numbers(parts: Sequence[Part], where: str, config: DataConfig, known: 
     distinct, codes = np.unique(numbers[present], return_inverse=True)
     if known is None and len(distinct) < 3:
         raise DataError(
-            f"--task regression needs at least three different numbers, and the column has {len(distinct)}",
+            f"--task regression needs at least three different numbers, but the column has {len(distinct)}",
             where=where,
             remedy="Name the column of the numbers with --label-column, or leave out --task.",
         )

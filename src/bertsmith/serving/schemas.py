@@ -62,7 +62,7 @@ class PredictRequest(_RequestModel):
         examples=["great phone", [["great phone"], ["never again"]]],
     )
     truncate: bool = Field(
-        False, description="Accept long texts that the model does not read as a whole; otherwise status 413."
+        False, description="Accept texts that the model does not read to the end; otherwise they get status 413."
     )
     truncation_direction: Literal["Left", "Right", "left", "right"] = Field(
         "Right", description="Side that is truncated; Right keeps the beginning."
@@ -74,7 +74,7 @@ class Parameters(_RequestModel):
     """Parameters of Hugging Face's inference API."""
 
     top_k: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
-        None, description="Number of labels to return; without it one label, with null all labels."
+        None, description="Number of labels to return; by default one label, with null all labels."
     )
     function_to_apply: Literal["softmax", "sigmoid", "none"] | None = Field(
         None, description="Function that turns logits into scores; by default that of the model."

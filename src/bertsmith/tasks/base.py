@@ -80,7 +80,7 @@ class Task(ABC):
         """Raise a `ConfigError` if a treatment of imbalance does not apply."""
         if imbalance not in self.imbalances:
             raise ConfigError(
-                f"--imbalance {imbalance} is not for --task {self.name}",
+                f"--task {self.name} does not support --imbalance {imbalance}",
                 remedy=f"Use one of {listing(self.imbalances)}.",
             )
 
@@ -332,8 +332,8 @@ class Task(ABC):
         ``given`` and ``suggested`` are as in files of corrections.
         """
         raise ConfigError(
-            f"label errors cannot be found for --task {self.name}",
-            remedy="Train, and look at the largest errors in the report.",
+            f"bertsmith cannot find label errors for --task {self.name}",
+            remedy="Train the model, and look at the largest errors in the report.",
         )
 
     @abstractmethod

@@ -34,7 +34,7 @@ class MultiLabel(Task):
     headline = ("macro_f1", "micro_f1")
     imbalances = ("none", "weights", "focal")
     naive_name = "share of each label"
-    described = "text classifier with {n} labels, any number of them for a text"
+    described = "text classifier with {n} labels, which gives a text any number of them"
     same_name = "get the same labels"
     truth_column, predicted_column = "label_texts", "predicted_texts"
     metric_names: ClassVar[Names] = {
@@ -42,8 +42,14 @@ class MultiLabel(Task):
         "micro_f1": ("Micro-F1", "the F1 score of all decisions on all labels together"),
         "weighted_f1": ("Weighted F1", "F1 averaged with each label weighted by its number of texts"),
         "samples_f1": ("Samples F1", "the F1 score of the labels of each text, averaged over the texts"),
-        "macro_precision": ("Macro precision", "of the texts that received a label, the share that has it, averaged"),
-        "macro_recall": ("Macro recall", "of the texts that have a label, the share that received it, averaged"),
+        "macro_precision": (
+            "Macro precision",
+            "the share of correct predictions among the texts that received a label, averaged over the labels",
+        ),
+        "macro_recall": (
+            "Macro recall",
+            "the share of correct predictions among the texts that have a label, averaged over the labels",
+        ),
         "micro_precision": ("Micro precision", "the share of the predicted labels that are correct"),
         "micro_recall": ("Micro recall", "the share of the labels that are predicted"),
         "subset_accuracy": ("Subset accuracy", "the share of texts whose labels are all correct"),

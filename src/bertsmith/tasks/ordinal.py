@@ -30,9 +30,10 @@ class Ordinal(SingleLabel):
     metric_names: ClassVar[Names] = {
         "quadratic_kappa": (
             "Quadratic kappa",
-            "agreement beyond chance, where a mistake counts as the square of its steps: 1 is perfect, 0 is chance",
+            "agreement beyond chance, where a mistake counts with the square of its distance in steps: 1 is perfect, 0 "
+            "is chance",
         ),
-        "mae": ("Mean absolute error", "the mean distance of labels and predictions in steps; lower is better"),
+        "mae": ("Mean absolute error", "the mean distance between labels and predictions in steps; lower is better"),
         "spearman": ("Spearman correlation", "the correlation of the ranks of labels and predictions"),
         "macro_f1": SingleLabel.metric_names["macro_f1"],
         "accuracy": SingleLabel.metric_names["accuracy"],

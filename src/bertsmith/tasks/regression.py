@@ -45,13 +45,13 @@ class Regression(Task):
     truth_column, predicted_column = "label", "predicted"
     described = "model that predicts a number for a text"
     score_name, unit_name = "predicted value", " standard deviations"
-    same_name = "get the same value up to 0.01 standard deviations"
+    same_name = "get the same value (within 0.01 standard deviations)"
     metric_names: ClassVar[Names] = {
         "r2": (
             "R²",
-            "the share of the variance that is explained: 1 is perfect, 0 is always the mean",
+            "the share of the variance that the model explains: 1 is perfect, 0 is no better than the mean",
         ),
-        "mae": ("Mean absolute error", "the mean distance of labels and predictions; lower is better"),
+        "mae": ("Mean absolute error", "the mean distance between labels and predictions; lower is better"),
         "rmse": ("Root mean squared error", "like the mean absolute error, but large errors count more"),
         "spearman": ("Spearman correlation", "the correlation of the ranks of labels and predictions"),
     }

@@ -61,7 +61,7 @@ class HeldOut:
                 f"the run has {n_texts[c]:,} test texts of the class {quoted(run.labels.texts[c])}, and counting "
                 f"without labelled texts needs {FEWEST} of each class",
                 where=str(run.path),
-                remedy="Give a labelled sample of the corpus with --labelled.",
+                remedy="Pass a labelled sample of the corpus with --labelled.",
             )
         return cls(run, targets, task.predicted(scores), scores, texts_of(frame))
 
@@ -118,7 +118,7 @@ def measure_under_label_shift(
             "without labelled texts, the predictions cannot be corrected: corpus and test texts of the run differ by "
             f"more than the shares of the classes ({how})",
             where=corpus,
-            remedy="Label about 200 random texts of the corpus, and give them with --labelled.",
+            remedy="Label about 200 random texts of the corpus, and pass them with --labelled.",
         )
     notes = [
         "without labelled texts, the shares assume that the texts of each class are like the run's test texts; the "

@@ -125,7 +125,7 @@ def open_text(binary: BinaryIO, name: str, encoding: str | None = None) -> TextF
         raise DataError(
             f"the file is not a text file{zeros}",
             where=name,
-            remedy="Give a CSV, JSON Lines, Parquet, Feather or Excel file.",
+            remedy="Pass a CSV, JSON Lines, Parquet, Feather or Excel file.",
         )
     if is_wide:
         codec = "utf-16-le" if odd > even else "utf-16-be"
