@@ -98,7 +98,7 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         labels = np.asarray(y)
         if labels.ndim != 1 or len(labels) != len(texts):
             raise DataError(
-                f"y must hold one label per text: X has {len(texts):,} texts, and the shape of y is {labels.shape}",
+                f"y must hold one label per text: X has {len(texts):,} texts, but the shape of y is {labels.shape}",
                 remedy="Pass one label per text. For several labels per text, use bertsmith.train.",
             )
         config = self._config()

@@ -112,6 +112,6 @@ def explain(
             out.print(f"  … and {more:,} more word{'s' if more > 1 else ''} with smaller attributions", markup=False)
         out.print(
             f"  the attributions sum to {explanation.change + explanation.gap:+.3f}; "
-            f"the {explanation.output_name} changes by {explanation.change:+.3f}",
+            f"compared with an empty text, the {explanation.output_name} changes by {explanation.change:+.3f}",
             markup=False,
         )

@@ -56,7 +56,7 @@ def label_findings(table: Table) -> Iterator[Finding]:
         "small-class",
         small,
         f"{several} with fewer than 10 training texts",
-        "used unchanged; they may be predicted poorly. Merge them if that is acceptable",
+        "used unchanged; the model may predict them poorly. Merge them if that is acceptable",
     )
     n_folded = Counter(text.casefold() for text in labels.texts)
     yield from classes(

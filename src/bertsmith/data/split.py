@@ -145,7 +145,7 @@ def assign_folds(cleaned: Cleaned, data: Table, rows: np.ndarray, k: int, config
             folds[:] = -1
     if len(np.unique(folds)) < k or (folds < 0).any():
         raise ConfigError(
-            f"--cv {k}: too few texts: the largest class has {n_largest:,} texts, and the texts form {n_groups:,} "
+            f"--cv {k} needs more texts: the largest class has {n_largest:,} texts, and the texts form {n_groups:,} "
             "groups that must each stay in one fold",
             where=data.name,
             remedy=f"Use at most {min(n_largest, n_groups)} folds.",

@@ -202,7 +202,7 @@ def _readme(about: ExportInfo, parity: dict[str, Any], evaluated: str) -> str:
     bound = (
         ""
         if about.precision == "fp32"
-        else f" Of similar texts, up to {parity['others_at_most']:.1%} may get another prediction."
+        else f" Of similar texts, up to {parity['others_at_most']:.1%} may get a different prediction."
     )
     return f"""# {about.run["name"]}, exported
 
@@ -217,6 +217,6 @@ $ bertsmith predict . texts.csv -o predictions.csv
 `bertsmith serve .` answers over HTTP. In Python: `bertsmith.load(".").predict({[item]!r})`.
 
 The {task.primary_name} of the original is {score:.3f} on {test["texts"]:,} {evaluated}. This export gives the
-same prediction for {parity["agreement"]:.2%} of {parity["texts"]:,} held-out texts, and no {task.score_name} differs by more than
-{parity["largest_difference"]:.2g}{task.unit_name}.{bound} `export.json` contains all details.
+same prediction for {parity["agreement"]:.2%} of {parity["texts"]:,} held-out texts, and no {task.score_name}
+differs by more than {parity["largest_difference"]:.2g}{task.unit_name}.{bound} `export.json` contains all details.
 """

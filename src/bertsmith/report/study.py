@@ -111,7 +111,8 @@ def advice(info: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
     unimportant = [name for name, share in result["importance"].items() if share < MIN_IMPORTANCE]
     if unimportant:
         sentences.append(
-            f"The score hardly depends on {', '.join(unimportant)}: fix such settings to leave more trials for others."
+            f"The score hardly depends on {', '.join(unimportant)}: fix these settings, so that more trials vary the "
+            "others."
         )
     if difference := result.get("difference"):
         low, high = difference["interval"]

@@ -67,7 +67,7 @@ def create_app(
     app: FastAPI = FastAPIOffline(
         title="bertsmith",
         version=__version__,
-        description="A text classifier. POST /predict has the format of text-embeddings-inference, POST / has the "
+        description="A text classifier. POST /predict has the format of text-embeddings-inference; POST / has the "
         "format of Hugging Face's inference API.",
         redoc_url=None,
     )

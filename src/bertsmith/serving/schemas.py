@@ -56,7 +56,7 @@ class PredictRequest(_RequestModel):
     """Request of text-embeddings-inference: a text or a pair, or a batch with one list per text or pair."""
 
     inputs: Annotated[_Text | _Pair | _Columns | _Rows, Discriminator(_nested_kind)] = Field(
-        description='A text, or a batch such as [["first text"], ["second text"]]. In this format a flat list of two '
+        description='A text, or a batch such as [["first text"], ["second text"]]. In this format, a flat list of two '
         "strings is a pair, for models that read pairs. POST / accepts flat lists as batches. An object has the "
         "columns that the model reads, or text and text_pair.",
         examples=["great phone", [["great phone"], ["never again"]]],
@@ -226,7 +226,7 @@ class RequestError(Exception):
 def example_request(template: Template, field: str = "inputs") -> str:
     """Return an example request as the remedy for a body without the columns of the model; ``field`` has the items."""
     items = [template.example] if field == "instances" else template.example
-    return f"Send for example {json.dumps({field: items}, ensure_ascii=False)}."
+    return f"For example, send {json.dumps({field: items}, ensure_ascii=False)}."
 
 
 def validation_message(error: RequestValidationError, template: Template, *, nested: bool) -> tuple[str, str]:

@@ -36,7 +36,7 @@ def _evaluation_folder(
     if name is not None and not re.fullmatch(r"\w([\w.-]*\w)?", name):
         raise ConfigError(
             f"--name {name!r} cannot be the name of a folder",
-            remedy="Use letters, digits and _, and - or . between them.",
+            remedy="Use letters, digits and underscores, with - or . between them.",
         )
     folder_name = name or re.sub(r"[^\w.-]+", "-", re.sub(r"(\.\w+)+$", "", Path(table).name)).strip(".-") or "table"
     folder = run.layout.evaluations / folder_name

@@ -58,7 +58,7 @@ class HeldOut:
         if n_texts.min() < FEWEST:
             c = int(n_texts.argmin())
             raise DataError(
-                f"the run has {n_texts[c]:,} test texts of the class {quoted(run.labels.texts[c])}, and counting "
+                f"the run has {n_texts[c]:,} test texts of the class {quoted(run.labels.texts[c])}, but counting "
                 f"without labelled texts needs {FEWEST} of each class",
                 where=str(run.path),
                 remedy="Pass a labelled sample of the corpus with --labelled.",
@@ -115,8 +115,8 @@ def measure_under_label_shift(
     if p_value < ALPHA or counted.contradicts:
         how = "no shares of the classes explain the predicted labels" if counted.contradicts else f"p = {p_value:.2g}"
         raise DataError(
-            "without labelled texts, the predictions cannot be corrected: corpus and test texts of the run differ by "
-            f"more than the shares of the classes ({how})",
+            "without labelled texts, the predictions cannot be corrected: corpus and test texts of the run differ in "
+            "more than their class shares ({how})",
             where=corpus,
             remedy="Label about 200 random texts of the corpus, and pass them with --labelled.",
         )

@@ -126,7 +126,7 @@ def read_sample(
     if len(usable) < FEWEST_LABELLED:
         reasons = "; ".join(f"{n:,} rows are left out: {reason}" for reason, n in left_out.items())
         raise DataError(
-            f"the sample has {len(usable):,} usable texts, and an estimate needs {FEWEST_LABELLED}"
+            f"the sample has {len(usable):,} usable texts, but an estimate needs {FEWEST_LABELLED}"
             + (f" ({reasons})" if reasons else ""),
             where=table.name,
             remedy="Label more texts that are drawn at random from the corpus and that the run was not trained on.",
