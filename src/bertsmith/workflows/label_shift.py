@@ -116,7 +116,7 @@ def measure_under_label_shift(
         how = "no shares of the classes explain the predicted labels" if counted.contradicts else f"p = {p_value:.2g}"
         raise DataError(
             "without labelled texts, the predictions cannot be corrected: corpus and test texts of the run differ in "
-            "more than their class shares ({how})",
+            f"more than their class shares ({how})",
             where=corpus,
             remedy="Label about 200 random texts of the corpus, and pass them with --labelled.",
         )
