@@ -192,7 +192,7 @@ def check_lines(template: Template, source: str) -> None:
     """
     if not template.is_plain:
         raise DataError(
-            f"the model reads {template}, and lines of text have no columns",
+            f"the model reads {template}, but lines of text have no columns",
             where=source,
             remedy="Pass a table with these columns, such as CSV or JSON Lines.",
         )

@@ -65,7 +65,7 @@ class PoolFile:
         changed = np.flatnonzero(self.hashes[first : first + known] != hashes[:known])
         if len(changed):
             raise DataError(
-                f"row {first + int(changed[0]) + 1:,} has a different text than when the project began",
+                f"the text of row {first + int(changed[0]) + 1:,} has changed since the project began",
                 where=name,
                 remedy="Pass the same pool, with new rows only at its end, or create another project.",
             )

@@ -142,7 +142,7 @@ def _check_repository(api: HfApi, repository: str, *, private: bool, overwrite: 
         )
     if private and not info.private:
         raise HubError(
-            "the repository is public, and a push is private by default",
+            "the repository is public, but a push is private by default",
             where=repository,
             remedy="Pass --public to publish the model, or choose another name.",
         )
