@@ -30,7 +30,7 @@ def choose_device(name: str = "auto") -> torch.device:
         raise DeviceError(f"--device {name} is not a device", remedy=f"Pass one of {', '.join(('auto', *available))}.")
     if not available[name]:
         raise DeviceError(
-            f"--device {name}: not available on this machine with torch {torch.__version__}",
+            f"--device {name} is not available on this machine with torch {torch.__version__}",
             remedy="Leave out --device, or install the torch build for your GPU.",
         )
     return torch.device(name)

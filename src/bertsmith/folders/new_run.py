@@ -94,7 +94,7 @@ def check_room(path: Path, *, parameters: int, checkpoints: int) -> None:
     needed, free = 4 * parameters * (3 * (checkpoints + 1) + 1), shutil.disk_usage(disk).free
     if free < needed:
         raise RunFolderError(
-            f"the disk is too full: {free / 1e9:.1f} GB are free, and the model and its checkpoints need about "
+            f"the disk is too full: {free / 1e9:.1f} GB are free, but the model and its checkpoints need about "
             f"{needed / 1e9:.1f} GB",
             where=str(path),
             remedy="Free disk space, choose another path with -o, or keep fewer checkpoints: --set save_total_limit=1.",

@@ -184,7 +184,7 @@ def write_stream(
             raise
         raise Interrupted(
             f"the predictions of {chunks.counts['rows']:,} rows are saved in {chunks.folder}\n"
-            "  to resume: the same command with --resume"
+            "  to resume: run the same command with --resume"
         ) from None
     finally:
         if not chunks.done:

@@ -70,7 +70,8 @@ def open_classifier(
         export = _export_of(open_run(path), device, runtime)
     elif runtime not in ("auto", "torch"):
         raise ConfigError(
-            f"--runtime {runtime}: only the single model of a run has exports", remedy="Leave out --runtime."
+            f"--runtime {runtime} needs the model of a run: ensembles and model folders have no exports",
+            remedy="Leave out --runtime.",
         )
     if export is not None:
         long = Run(path).info.get("long", "truncate") if long == "auto" else long

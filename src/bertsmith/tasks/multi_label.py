@@ -51,7 +51,7 @@ class MultiLabel(Task):
             "the share of correct predictions among the texts that have a label, averaged over the labels",
         ),
         "micro_precision": ("Micro precision", "the share of the predicted labels that are correct"),
-        "micro_recall": ("Micro recall", "the share of the labels that are predicted"),
+        "micro_recall": ("Micro recall", "the share of the true labels that are predicted"),
         "subset_accuracy": ("Subset accuracy", "the share of texts whose labels are all correct"),
         "hamming_loss": ("Hamming loss", "the share of wrong decisions on single labels; lower is better"),
         "ranking_precision": (

@@ -34,7 +34,7 @@ class Ordinal(SingleLabel):
             "is chance",
         ),
         "mae": ("Mean absolute error", "the mean distance between labels and predictions in steps; lower is better"),
-        "spearman": ("Spearman correlation", "the correlation of the ranks of labels and predictions"),
+        "spearman": ("Spearman correlation", "the rank correlation between labels and predictions"),
         "macro_f1": SingleLabel.metric_names["macro_f1"],
         "accuracy": SingleLabel.metric_names["accuracy"],
         "within_one": ("Within one step", "the share of texts whose prediction is at most one step from the label"),

@@ -53,7 +53,7 @@ class Regression(Task):
         ),
         "mae": ("Mean absolute error", "the mean distance between labels and predictions; lower is better"),
         "rmse": ("Root mean squared error", "like the mean absolute error, but large errors count more"),
-        "spearman": ("Spearman correlation", "the correlation of the ranks of labels and predictions"),
+        "spearman": ("Spearman correlation", "the rank correlation between labels and predictions"),
     }
 
     def fitted(self, targets: np.ndarray) -> Task:

@@ -45,7 +45,7 @@ class SingleLabel(Task):
         "weighted_f1": ("Weighted F1", "F1 averaged with each class weighted by its number of texts"),
         "weighted_precision": ("Weighted precision", "precision averaged with the same weights"),
         "weighted_recall": ("Weighted recall", "recall averaged with the same weights, which equals accuracy"),
-        "mcc": ("Matthews correlation", "the correlation of labels and predictions: 1 is perfect, 0 is chance"),
+        "mcc": ("Matthews correlation", "the correlation between labels and predictions: 1 is perfect, 0 is chance"),
         "log_loss": ("Log loss", "the error of the probabilities; lower is better"),
         "macro_average_precision": (
             "Macro average precision",
