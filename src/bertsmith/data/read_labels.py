@@ -151,7 +151,7 @@ def _parse_classes(part: Part) -> tuple[list[int | None] | None, list[str | None
             f"columns {quoted(columns.label)} and {quoted(columns.label_text)} both hold words, "
             "but the first should hold label numbers",
             where=name,
-            remedy="Name only the right one, with --label-text-column.",
+            remedy="Pass only the column of label texts, with --label-text-column.",
         )
     return None, parse_label_texts(cells, where)
 
