@@ -176,7 +176,7 @@ _FILES = """# Files
 ## A run
 
 `bertsmith train` writes a run folder. At any time the run is absent, resumable or finished. Row 1 is the first row
-after the header. A label is the number of a class in your table, a label text is its name.
+after the header. A label is the number of a class in your table; a label text is the name of the class.
 
 """
 _STUDY = """## A study
@@ -239,7 +239,7 @@ The columns of `labels.csv`:
 | `predicted_texts` | instead, for several labels: a list of label texts, joined by `;` in CSV and Excel |
 | `confidence` | calibrated probability of the predicted class |
 | `abstained` | with `--min-confidence` or `--target-accuracy`: whether the model abstains from this row |
-| `label_set` | with `--coverage`: label texts, one of which is the true one at this rate |
+| `label_set` | with `--coverage`: label texts; the set contains the true one at this rate |
 | `lower`, `upper` | instead, for numbers: bounds of an interval that contains the number at this rate |
 | `probability of LABEL TEXT` | with `--probabilities`: one column for each class |
 
@@ -431,7 +431,7 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "slices": "accuracy on parts of the test split",
             "decision_rule": "offsets of the classes, gain, and whether the rule is in use",
             "columns": "macro-F1 with and without the columns after the first text column; with several columns only",
-            "long_texts": "how long texts are read, the comparison on validation, and what that is worth on the test",
+            "long_texts": "how the model reads long texts, the comparison on validation, and the gain on the test",
             "seeds": "each seed, the spread, and the ensemble; with `--seeds` only",
         },
     ),

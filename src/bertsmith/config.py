@@ -128,14 +128,15 @@ class DataConfig(Step):
     """Settings for reading and splitting a table."""
 
     text_column: Annotated[str | tuple[str, ...] | None, BeforeValidator(_as_columns)] = Field(
-        None, description="Column with the texts; found by name by default. May be repeated: the columns are joined."
+        None,
+        description="Column with the texts; by default found by its name. May be repeated to join several columns.",
     )
     pair_column: str | None = Field(None, description="Column with the second text, for pairs of texts.")
     with_columns: Annotated[tuple[str, ...], BeforeValidator(_as_column_list)] = Field(
         (), description="Further columns to add to the text, as NAME: VALUE; separated by commas."
     )
-    label_column: str | None = Field(None, description="Column with the label numbers (or words).")
-    label_text_column: str | None = Field(None, description="Column with the labels in words.")
+    label_column: str | None = Field(None, description="Column with label numbers or words.")
+    label_text_column: str | None = Field(None, description="Column with label texts.")
     label_columns: Annotated[tuple[str, ...], BeforeValidator(_as_column_list)] = Field(
         (), description="Columns of 0 and 1, one per label; separated by commas. For --task multi-label."
     )
@@ -149,7 +150,7 @@ class DataConfig(Step):
         None, description="Column with groups, such as authors; all rows of a group are in the same split."
     )
     coder_column: str | None = Field(
-        None, description="Column with coders, for one row per text and coder; the label of the majority counts."
+        None, description="Column with coders, in a table with one row per text and coder; the majority label counts."
     )
     split_column: str | None = Field(None, description="Column with train, validation or test for each row.")
     validation: TableSource = Field(None, description="Validation table; a share of the rows by default.")
@@ -157,7 +158,7 @@ class DataConfig(Step):
     validation_size: Share = Field(0.1, description="Share of the rows for validation.")
     test_size: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1,
-        description="Share of the rows for the test; 0: cross-validate instead, as with fewer than 300 labelled texts.",
+        description="Share of the rows for the test; 0: cross-validate instead, the default below 300 labelled texts.",
     )
     near_duplicates: Literal["together", "ignore"] = Field(
         "together", description="Keep near-duplicates in one split, or split them like other texts."
@@ -168,7 +169,7 @@ class DataConfig(Step):
     sheet: str | None = Field(None, description="Excel sheet; the first one by default.")
     encoding: str | None = Field(None, description="Encoding of a text file; detected by default.")
     max_unpacked: float = Field(
-        4.0, gt=0, le=1024, description="Maximum size of a decompressed table in GB; larger tables are refused."
+        4.0, gt=0, le=1024, description="Maximum size of a decompressed table in GB; bertsmith refuses larger tables."
     )
 
 
@@ -177,21 +178,21 @@ class ModelConfig(Step):
 
     model: Annotated[str, BeforeValidator(_as_name)] = Field(
         DEFAULT_MODEL,
-        description="Checkpoint: a Hugging Face hub id, a local folder, packaged:minilm, or auto: by language.",
+        description="Checkpoint: a Hugging Face hub id, a local folder, packaged:minilm, or auto (by language).",
     )
     max_length: int | None = Field(
         None, ge=8, le=131072, description="Maximum tokens per text; by default, enough for 99 % of the texts."
     )
     long: Long = Field(
         "auto",
-        description="How to read texts above the maximum length: truncate: the beginning; head-tail: beginning and "
-        "end; window: all. auto: train chooses on validation, other commands follow the run.",
+        description="How to read texts above the maximum length. truncate: the beginning; head-tail: beginning and "
+        "end; window: the whole text; auto: train chooses on validation, and other commands follow the run.",
     )
     device: Literal["auto", "cuda", "xpu", "mps", "cpu"] = Field(
         "auto", description="Device to compute on: cuda (NVIDIA, or AMD with ROCm), xpu (Intel), mps (Apple), cpu."
     )
     threads: int | None = Field(
-        None, ge=1, le=1024, description="Number of CPU cores; all that this process may use by default."
+        None, ge=1, le=1024, description="Number of CPU cores; by default all that this process may use."
     )
     allow_pickle: bool = Field(
         False,
@@ -208,11 +209,11 @@ class TrainConfig(Step):
     batch_size: int | None = Field(None, ge=1, le=65536, description="Texts per optimizer step.")
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="Peak learning rate.")
     head_rate: Annotated[float, Field(gt=0, le=1000)] | None = Field(
-        None, description="Learning rate of the new head, as a multiple of the learning rate."
+        None, description="Learning rate of the head, as a multiple of that of the encoder."
     )
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
-        description="Factor between the learning rates of a layer and the layer above it; 1: no decay.",
+        description="Learning rate of each layer, as a share of that of the layer above; 1: no decay.",
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="Dropout probability; from the checkpoint by default."
@@ -226,7 +227,7 @@ class TrainConfig(Step):
     cv: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None,
         description="Cross-validate with K folds, then train on all but the test texts; 0: use a validation split. "
-        "Default: 3 with fewer than 300 labelled texts, else 0.",
+        "Default: 3 with fewer than 300 labelled texts, otherwise 0.",
     )
     imbalance: Literal[
         "auto", "none", "weights", "effective-number", "focal", "logit-adjustment", "balanced-sampling"
@@ -239,7 +240,7 @@ class TrainConfig(Step):
         description="Precision of training; the weights stay fp32. auto: the fastest suitable precision; "
         "Apple GPUs also support bf16.",
     )
-    seed: int = Field(42, ge=0, lt=2**32, description="Seed of split, head initialization, shuffling and dropout.")
+    seed: int = Field(42, ge=0, lt=2**32, description="Seed for split, head initialization, shuffling and dropout.")
     seeds: int = Field(
         1, ge=1, le=100, description="Train with this many seeds, select the best on validation, and report the spread."
     )

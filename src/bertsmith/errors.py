@@ -263,12 +263,12 @@ def to_path(value: Any, name: str, error_type: type[UserError] = ConfigError) ->
     """
     if not isinstance(value, str | os.PathLike):
         raise error_type(
-            f"{name} should be a path, not a {type(value).__name__}", remedy="Give a str or a pathlib.Path."
+            f"{name} should be a path, not a {type(value).__name__}", remedy="Pass a str or a pathlib.Path."
         )
     if not is_valid_path(value):
         raise error_type(
             f"{name} is not a valid path: {quoted(str(value))} ({len(str(value)):,} characters)",
-            remedy="Give the path of a file or folder, not its content.",
+            remedy="Pass the path of a file or folder, not its content.",
         )
     return Path(value)
 
@@ -300,7 +300,9 @@ def write_error(path: Path, error: Exception, remedy: str | None = None) -> Outp
     blocking = next((folder for folder in path.absolute().parents if folder.is_file()), None)
     if blocking is not None:
         reason = f"{blocking} is a file, not a folder"
-    default = "Free some space, or give another path." if disk_full else "Give another path, or check its permissions."
+    default = (
+        "Free some space, or choose another path." if disk_full else "Choose another path, or check the permissions."
+    )
     if isinstance(error, PermissionError) and path.exists() and os.name == "nt":
-        default = "Close the programs that have it open, or give another path."
+        default = "Close the programs that have it open, or choose another path."
     return OutputError(f"the path cannot be written: {reason}", where=str(path), remedy=remedy or default)

@@ -167,7 +167,7 @@ def read_toml(file: Path, what: str, *, example: str) -> dict[str, Any]:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"the {what} is not TOML: {error}", where=str(file), remedy=f"Write for instance: {example}"
+            f"the {what} is not TOML: {error}", where=str(file), remedy=f"For example:  {example}"
         ) from error
 
 
@@ -182,11 +182,11 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
         name, equals, text = assignment.partition("=")
         if not equals or not name.strip():
             raise ConfigError(
-                f"--set {assignment}: expected NAME=VALUE", remedy="Write for instance: --set weight_decay=0.05"
+                f"--set {assignment}: expected NAME=VALUE", remedy="For example:  --set weight_decay=0.05"
             )
         name = name.strip()
         if name in values:
-            raise ConfigError(f"--set {name} is given more than once", remedy="Give each name once.")
+            raise ConfigError(f"--set {name} is given more than once", remedy="Pass each name once.")
         try:
             values[name] = json.loads(text)
         except json.JSONDecodeError:

@@ -37,7 +37,7 @@ def test_film_reviews_are_read_whole(shared, tmp_path, monkeypatch, capsys):
         *("train", tmp_path / "reviews.csv", "-o", run, "--model", "packaged:minilm", "--long", "window"),
         *("--max-length", LENGTH, "--epochs", 1, "--consistency", 0, "--device", "cpu", "--explanations", "off"),
     )
-    assert "reads long texts with window" in capsys.readouterr().out
+    assert "--long window: compared with" in capsys.readouterr().out
     found = json.loads((run / "metrics.json").read_text())["long_texts"]
     assert found["cut"] > 0.95
     assert found["test"]["interval"][0] <= found["test"]["value"] <= found["test"]["interval"][1]

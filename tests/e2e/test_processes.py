@@ -150,8 +150,8 @@ def test_address_space_limits_are_respected(csv, tiny, tmp_path):
     large = tiny_model(tmp_path / "large", hidden_size=768, intermediate_size=3072, num_hidden_layers=4)
     flags = ["--device", "cpu", "--epochs", "1", "--precision", "fp32"]
     for model, left, expected, said in (
-        (tiny, 1500, 0, r"only [\d.]+ [GM]iB of memory are free"),
-        (large, 500, 2, r"memory does not suffice even for one text of \d+ tokens: about [\d.]+ [GM]iB are needed"),
+        (tiny, 1500, 0, r"only [\d.]+ [GM]iB of memory is free"),
+        (large, 500, 2, r"memory is too small even for one text of \d+ tokens: it needs about [\d.]+ [GM]iB"),
     ):
         process = Command(
             *("train", csv, "-o", tmp_path / "run", "--model", model, *flags, "--overwrite"),

@@ -281,7 +281,7 @@ def test_predict_in_python_does_what_the_command_does(finished, cli, tmp_path):
     assert (tmp_path / "python.csv").read_bytes() == (tmp_path / "command.csv").read_bytes()
     with pytest.raises(ConfigError, match="--overwrite"):
         bs.predict(finished, tmp_path / "t.csv", output=tmp_path / "python.csv")
-    with pytest.raises(ConfigError, match="never replaced"):
+    with pytest.raises(ConfigError, match="never replaces"):
         bs.predict(finished, tmp_path / "t.csv", output=tmp_path / "t.csv", overwrite=True)
     with pytest.raises(ConfigError, match="confidnce"):
         bs.predict(finished, frame, confidnce=1)

@@ -75,12 +75,12 @@ def test_the_report_is_complete(finished):
     _check_inert(page)
     for heading in (
         "How good is it?",
-        "What to fix?",
+        "What to fix",
         "What was done",
         "All metrics",
         "Class by class",
-        "What is mistaken for what",
-        "A sample of right answers",
+        "Which classes the model confuses",
+        "A sample of correct predictions",
         "How training went",
         "Class balance",
         "Length of the texts",
@@ -88,7 +88,7 @@ def test_the_report_is_complete(finished):
         "Settings",
     ):
         assert f"<h2>{heading}</h2>" in page, heading
-    what_to_fix = page.partition("<h2>What to fix?</h2>")[2].partition("</section>")[0]
+    what_to_fix = page.partition("<h2>What to fix</h2>")[2].partition("</section>")[0]
     for heading in ("The most confident mistakes", "What was found in the data"):
         assert f"<h3>{heading}</h3>" in what_to_fix, heading
     value = open_run(finished).metrics["splits"]["test"]["metrics"]["macro_f1"]["value"]

@@ -217,7 +217,7 @@ def test_the_winner_is_the_best_trial_and_its_run_repeats_the_curve(study):
 
 def test_the_defaults_run_equals_train(study, tiny, tmp_path):
     if study.result["is_default"]:
-        assert study.result["verdict"] == "no trial was better on validation than what train does with the same flags"
+        assert study.result["verdict"] == "no trial was better on validation than the default settings"
         return
     plain = train(tiny, tmp_path / "run", table=tiny_table(150), **QUICK)
     assert same_weights(weights_of(plain), weights_of(study.defaults))
@@ -291,7 +291,7 @@ def test_advice_depends_on_the_space_and_the_curve():
     assert advice(info, result) == []
     for trial in info["trials"]:
         trial["values"] = [0.2]
-    assert any("nothing was learned" in s for s in advice(info, result))
+    assert any("learned nothing" in s for s in advice(info, result))
 
 
 # -- nothing is lost -----------------------------------------------------------------------------------------------
@@ -574,22 +574,22 @@ def test_a_failed_trial_is_reported_and_the_study_continues(tiny, tmp_path, monk
     def sometimes(data, config, **rest):
         seen.append(config)
         if len(seen) == 2:
-            raise DeviceError("memory does not suffice even for one text")
+            raise DeviceError("memory is too small even for one text")
         return run_trial(data, config, **rest)
 
     monkeypatch.setattr("bertsmith.workflows.trial_workers.run_trial", sometimes)
     study = tune(tiny, tmp_path / "s", trials=3, epochs=1)
     assert list(study.trials["state"]) == ["complete", "failed", "complete"]
-    assert study.trials["why"][1] == "memory does not suffice even for one text"
+    assert study.trials["why"][1] == "memory is too small even for one text"
     assert study.result["trials"] == {"complete": 2, "pruned": 0, "failed": 1}
 
 
 def test_a_study_whose_trials_all_fail_reports_the_reason(tiny, tmp_path, monkeypatch):
     def never(*_, **__):
-        raise DeviceError("memory does not suffice even for one text")
+        raise DeviceError("memory is too small even for one text")
 
     monkeypatch.setattr("bertsmith.workflows.trial_workers.run_trial", never)
-    with pytest.raises(DeviceError, match="memory does not suffice"):
+    with pytest.raises(DeviceError, match="memory is too small"):
         tune(tiny, tmp_path / "s", trials=9)
     assert len(bs.Study(tmp_path / "s").trials) == 3
 

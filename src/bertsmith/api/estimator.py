@@ -98,14 +98,14 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         labels = np.asarray(y)
         if labels.ndim != 1 or len(labels) != len(texts):
             raise DataError(
-                f"y must hold one label per text: X has {len(texts):,} texts, and the shape of y is {labels.shape}",
-                remedy="Give one label per text. For several labels per text, use bertsmith.train.",
+                f"y must hold one label per text: X has {len(texts):,} texts, but the shape of y is {labels.shape}",
+                remedy="Pass one label per text. For several labels per text, use bertsmith.train.",
             )
         config = self._config()
         use_cores(config.threads)
         if config.task not in ("auto", "single-label"):
             raise ConfigError(
-                f"BertClassifier gives each text one class, so the task {config.task} does not apply",
+                f"BertClassifier predicts one class per text, so it does not support the task {config.task}",
                 remedy="Use bertsmith.train.",
             )
         if missing := [i for i, label in enumerate(labels.tolist()) if is_missing(label)]:
@@ -113,7 +113,7 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         try:
             self.classes_, codes = np.unique(labels, return_inverse=True)
         except TypeError as error:
-            raise DataError("the labels in y cannot be sorted", remedy="Give labels of one type.") from error
+            raise DataError("the labels in y cannot be sorted", remedy="Pass labels of a single type.") from error
         self.classifier_: Classifier = fit_in_memory(
             _table(texts, self.template_, self.classes_, codes, groups), config
         )
@@ -196,10 +196,10 @@ def _texts(X: Any, template: Template) -> Texts:  # noqa: N803
     from bertsmith.data.template import Template, Texts
 
     if isinstance(X, str):
-        raise DataError("X must be a list of texts, not one text", remedy="Give [text].")
+        raise DataError("X must be a list of texts, not one text", remedy="Pass [text].")
     if hasattr(X, "columns"):
         if absent := [name for name in template.columns if name not in X.columns and not template.is_plain]:
-            raise DataError(f"X lacks the columns {listing(absent)}", remedy="Give the columns that fit was given.")
+            raise DataError(f"X lacks the columns {listing(absent)}", remedy="Pass the same columns as to fit.")
         names = list(X.columns)[:1] if template.is_plain else list(template.columns)
         return Texts(template.texts(template.read_cells(X, names, "X")))
     array = np.asarray(X, dtype=object)
@@ -207,7 +207,7 @@ def _texts(X: Any, template: Template) -> Texts:  # noqa: N803
         array = array[:, 0]
     if array.ndim != 1 or not template.is_plain:
         wanted = "one-dimensional" if template.is_plain else f"a DataFrame with {listing(template.columns)}"
-        raise DataError(f"X must be {wanted}, not of shape {array.shape}", remedy="Give X as in the call of fit.")
+        raise DataError(f"X must be {wanted}, not of shape {array.shape}", remedy="Pass X in the same form as to fit.")
     return Template().read([str(item) if isinstance(item, np.str_) else item for item in array.tolist()])
 
 
@@ -218,7 +218,7 @@ def _table(texts: Texts, template: Template, classes: np.ndarray, codes: np.ndar
     from bertsmith.data.table import Labels, Table
 
     if len(classes) < 2:
-        raise DataError("y has only one class", remedy="Give labels of at least two classes.")
+        raise DataError("y has only one class", remedy="Pass labels of at least two classes.")
     names = [str(value) for value in classes.tolist()]
     if len(set(names)) < len(names):
         names = [repr(value) for value in classes.tolist()]

@@ -246,7 +246,7 @@ def evaluate(
     if others := [name for name in ("validation", "test") if settings.get(name) is not None]:
         raise ConfigError(
             f"evaluate scores a single table, and cannot be combined with {listing(others)}",
-            remedy="Give the table to score as the second argument.",
+            remedy="Pass the table to score as the second argument.",
         )
     folder = run.path if isinstance(run, Run) else to_path(run, "run")
     return run_evaluation(folder, table, resolve(settings, api=True), name=name, overwrite=overwrite).metrics

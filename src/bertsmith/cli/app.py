@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
         os.environ["PYTHONWARNINGS"] = "ignore"  # for child processes
     atexit.register(gc.freeze)  # makes the exit faster
     if n_processes > 1 and arguments[:1] != ["train"]:
-        code, message = 2, "[bold red]error:[/] torchrun supports bertsmith train only: run other commands without it"
+        code, message = 2, "[bold red]error:[/] torchrun works only with bertsmith train: run this command without it"
     else:
         code, message = _run([a for a in arguments if a != "--debug"], debug)
     if rank and code in (1, 2):  # torchrun stops all ranks when one exits

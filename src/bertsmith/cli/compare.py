@@ -38,7 +38,7 @@ def compare(
     task = get_task(Run(runs[0]).task)
     shown = [*task.headline, *(["log_loss"] if "log_loss" in task.metric_names else [])]
     titles = [task.metric_names[name][0] for name in shown]
-    for heading in ("run", *titles, f"{titles[0]} minus that of the first"):
+    for heading in ("run", *titles, f"{titles[0]}, difference from the first"):
         table.add_column(heading, no_wrap=True, header_style="dim")
     for entry in entries:
         metrics, difference = entry["metrics"], entry["difference"]

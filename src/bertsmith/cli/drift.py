@@ -22,7 +22,7 @@ def drift(
         str | None,
         typer.Argument(metavar="NEW", show_default=False, help="Any table with a text column, or a .txt file."),
     ] = None,
-    html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Page to write.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="HTML page to write.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing page.")] = False,
     json: Json = False,
     settings: Config,
@@ -38,7 +38,7 @@ def drift(
     from bertsmith.progress.prediction import PredictionProgress
 
     if new is None and settings.sql is None:
-        raise DataError("NEW is missing", remedy="Give a file, or --sql with --db.")
+        raise DataError("NEW is missing", remedy="Pass a file, or --sql with --db.")
     page = OutputFile(html, (new, settings.db), (".html", ".htm")) if html else None
     if page:
         page.check(overwrite=overwrite)  # before the slow part

@@ -32,7 +32,7 @@ def _parse(text: str, template: Template) -> Any:
             return item
     example = json_module.dumps(template.example, ensure_ascii=False)
     raise ConfigError(
-        f"--text: the model reads {template}, and this is not a JSON object of columns",
+        f"--text must be a JSON object, because the model reads {template}",
         remedy=f"Write --text '{example}'.",
     )
 
@@ -46,13 +46,15 @@ def explain(
         typer.Option(
             "--text",
             metavar="TEXT",
-            help="Text to explain; may be repeated. For a model that reads several columns: a JSON object of them.",
+            help="Text to explain; may be repeated. For a model that reads several columns, a JSON object.",
         ),
     ],
     label: Annotated[
         str | None, typer.Option(metavar="LABEL", help="Label text to explain; by default the most likely one.")
     ] = None,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with the words in colour.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="HTML page to write, with the words in colour.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing page.")] = False,
     json: Json = False,
     settings: Config,
@@ -98,7 +100,7 @@ def explain(
             line.append(word.text, style=style).append(word.after)
             end = word.end
         if explanation.unread:
-            line.append(f" … ({explanation.unread:,} more characters exceed the maximum length)", "dim")
+            line.append(f" … (the model does not read the other {explanation.unread:,} characters)", "dim")
         else:
             line.append(explanation.text[end:])
         out.print(line)
@@ -110,6 +112,6 @@ def explain(
             out.print(f"  … and {more:,} more word{'s' if more > 1 else ''} with smaller attributions", markup=False)
         out.print(
             f"  the attributions sum to {explanation.change + explanation.gap:+.3f}; "
-            f"the {explanation.output_name} changes by {explanation.change:+.3f}",
+            f"compared with an empty text, the {explanation.output_name} changes by {explanation.change:+.3f}",
             markup=False,
         )

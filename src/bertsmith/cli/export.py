@@ -29,7 +29,8 @@ def export(
     ] = None,
     long: LongTexts = "auto",
     accept: Annotated[
-        bool, typer.Option("--accept", help="Write the export even if its predictions differ from the original's.")
+        bool,
+        typer.Option("--accept", help="Write the export even if its predictions differ from those of the original."),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing export.")] = False,
     json: Json = False,
@@ -53,12 +54,12 @@ def export(
     out = stdout_console()
     speeds = parity["texts_per_second"]
     out.print(
-        f"{parity['agreement']:.2%} of {parity['texts']:,} validation and test texts {task.same_name} as from the "
+        f"{parity['agreement']:.2%} of {parity['texts']:,} validation and test texts {task.same_name} from export and "
         f"original; the largest difference of a {task.score_name} is {parity['largest_difference']:.2g}{task.unit_name}"
     )
     if precision != "fp32":
         bound = f"up to {parity['others_at_most']:.1%} of other texts may get a different prediction"
         out.print(f"{bound} (95 % upper bound)")
-    out.print(f"texts per second on this machine: {speeds['export']:,.0f}, original {speeds['original']:,.0f}")
+    out.print(f"texts per second on this machine: export {speeds['export']:,.0f}, original {speeds['original']:,.0f}")
     size = sum(p.stat().st_size for p in export.path.iterdir()) / 1e6
     out.print(f"export  {export.path} ({size:,.0f} MB)", markup=False)

@@ -22,10 +22,13 @@ def inspect(
     *,
     table: TableArgument = None,
     json: Json = False,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the findings to an HTML page.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="HTML page to write, with the findings.")] = None,
     label_errors: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.csv", help="Write labels that are probably wrong, in the format of --corrections."),
+        typer.Option(
+            metavar="FILE.csv",
+            help="CSV file to write, with labels that are probably wrong; train --corrections reads it.",
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     settings: Config,
@@ -59,7 +62,7 @@ def inspect(
             write_csv(found, part)
         stderr_console().print(
             f"{len(found):,} of {findings.usable:,} labels are probably wrong, most likely first: "
-            f"{label_errors}\n  Fill in the column corrected where you agree, and give the file to train with "
+            f"{label_errors}\n  Fill in the column 'corrected' where you agree, and pass the file to train with "
             "--corrections",
             markup=False,
         )

@@ -74,9 +74,9 @@ def label(
         )
     if not Project.exists(output):
         if pool is None and settings.sql is None:
-            raise ConfigError("a new project needs a pool", remedy="Give POOL, a table of texts without labels.")
+            raise ConfigError("a new project needs a pool", remedy="Pass POOL, a table of texts without labels.")
         if len(names) < 2 and task == "ordinal":
-            raise ConfigError("ordinal labels need their order", remedy="Give them with --labels, the lowest first.")
+            raise ConfigError("ordinal labels need an order", remedy="Pass them with --labels, the lowest first.")
         with open_stream(pool, settings):
             pass  # create no project for an unreadable pool
     project = Project(output, {"task": task})
@@ -91,7 +91,7 @@ def label(
 
     rounds = Rounds(project, choose, _train_flags(settings))
     if pool is None and settings.sql is None:
-        rounds.exhausted, rounds.message = True, "Every text of the queue is decided. Give POOL to choose more."
+        rounds.exhausted, rounds.message = True, "Every text in the queue has a decision. Pass POOL for more texts."
     _serve(project, rounds, coder, token, host, port, browser)
 
 

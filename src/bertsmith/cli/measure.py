@@ -47,12 +47,15 @@ def measure(
         typer.Option("--random-sample", help="Declare that the sample is a simple random sample of the corpus."),
     ] = False,
     by: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Also measure each value of this column, such as each month.")
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="Also measure the shares for each value of this column, such as each month."
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE.csv", help="CSV file to write.")
     ] = None,
-    html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Page to write, with figures.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="HTML page to write, with figures.")] = None,
     for_regression: Annotated[
         Path | None, typer.Option(metavar="FILE.csv", help="CSV file to write, as input for bertsmith.regress.")
     ] = None,
@@ -71,7 +74,7 @@ def measure(
     from bertsmith.progress.prediction import PredictionProgress
 
     if corpus is None and settings.sql is None:
-        raise DataError("CORPUS is missing", remedy="Give a file, or --sql with --db.")
+        raise DataError("CORPUS is missing", remedy="Pass a file, or --sql with --db.")
     inputs = (corpus, labelled, settings.db)
     files = {
         name: OutputFile(path, inputs, suffixes)
@@ -83,7 +86,7 @@ def measure(
         if path is not None
     }
     if len({file.path.absolute() for file in files.values()}) < len(files):
-        raise ConfigError("two outputs have the same path", remedy="Give each of them another file.")
+        raise ConfigError("two outputs have the same path", remedy="Pass a different file for each.")
     for file in files.values():
         file.check(overwrite=overwrite)  # before the slow part
     from bertsmith.workflows.measure import run_measurement
@@ -124,7 +127,7 @@ def _print(measurement: Measurement) -> None:
         _print_table(measurement, "mean level", measurement.means[:MAX_SHOWN])
     if len(shares) < len(measurement.shares):
         more = len(measurement.shares) - len(shares)
-        stdout_console().print(f"… and {more:,} more; -o, --html and --json give all")
+        stdout_console().print(f"… and {more:,} more; -o, --html and --json show all")
 
 
 def _print_table(measurement: Measurement, value: str, estimates: Sequence[Share | MeanLevel]) -> None:

@@ -23,7 +23,7 @@ def methods(
         typer.Option(metavar="FILE.json", help="Output of bertsmith measure --json, for a paragraph on the shares."),
     ] = None,
 ) -> None:
-    """Print the paragraph on methods for a paper, and the source of each number.
+    """Print a methods paragraph for a paper, and the source of each number.
 
     Example: bertsmith methods runs/reviews --format latex
     """
@@ -40,7 +40,7 @@ def methods(
             raise DataError(
                 f"this is not the output of bertsmith measure --json ({type(error).__name__})",
                 where=str(measurement),
-                remedy="Write it: bertsmith measure RUN CORPUS … --json > FILE.json",
+                remedy="Create it with: bertsmith measure RUN CORPUS … --json > FILE.json",
             ) from error
     result = write_methods(open_run(run), measured)
     sys.stdout.write({"markdown": result.markdown, "latex": result.latex, "bibtex": result.bibtex}[form]())

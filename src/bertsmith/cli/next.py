@@ -35,7 +35,9 @@ def next(
     run: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN_OR_PROJECT", show_default=False, help="Run of bertsmith train, or project of bertsmith label."
+            metavar="RUN_OR_PROJECT",
+            show_default=False,
+            help="Run folder of bertsmith train, or project folder of bertsmith label.",
         ),
     ],
     pool: PoolArgument = None,
@@ -54,9 +56,9 @@ def next(
 ) -> None:
     """Choose the texts to label next: uncertain, diverse and rare ones without near-duplicates, and a random sample.
 
-    The output has the columns of the pool, and adds row, reason, random and inclusion_probability.
+    The output has the columns of the pool, plus row, reason, random and inclusion_probability.
 
-    A project also queues the texts for bertsmith label.
+    For a project, the command also queues the texts for bertsmith label.
 
     Example: bertsmith next runs/reviews pool.csv -n 100 -o to_label.csv
     """
@@ -69,7 +71,7 @@ def next(
     from bertsmith.progress.prediction import PredictionProgress
 
     if pool is None and settings.sql is None:
-        raise DataError("POOL is missing", remedy="Give a file, or --sql with --db.")
+        raise DataError("POOL is missing", remedy="Pass a file, or --sql with --db.")
     file = None if output is None else OutputFile(output, (pool, settings.db))
     kind = "csv" if output is None or format != "table" else output_format(output)
     if file is not None:
@@ -110,6 +112,6 @@ def next(
         stderr_console().print(estimate_project(project, settings).sentence, markup=False)
     if len(chosen.texts) < number:
         stderr_console().print(
-            f"[yellow]note:[/] the pool has no more texts that differ from those that are labelled or queued: "
-            f"{len(chosen.texts):,} of {number:,} were chosen"
+            "[yellow]note:[/] the pool has no more texts that differ from labelled and queued texts: "
+            f"{len(chosen.texts):,} of {number:,} chosen"
         )

@@ -35,7 +35,7 @@ Runtime = Annotated[
     str,
     typer.Option(
         metavar="auto|torch|onnx|openvino",
-        help="Runtime; auto uses an fp32 export of the run if one exists, else torch.",
+        help="Runtime; auto uses an fp32 export of the run if one exists, otherwise torch.",
     ),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", show_default=False, help="Run folder of bertsmith train.")]
@@ -48,8 +48,8 @@ RunOrExport = Annotated[
 LongTexts = Annotated[
     Long,
     typer.Option(
-        help="How to read texts above the maximum length: truncate: the beginning; head-tail: beginning and end; "
-        "window: all. auto: as the run does."
+        help="How to read texts above the maximum length. truncate: the beginning; head-tail: beginning and end; "
+        "window: the whole text; auto: as the run does."
     ),
 ]
 DecisionRule = Annotated[bool, typer.Option(help="Use the decision rule tuned on validation, if the run has one.")]
@@ -95,7 +95,7 @@ class Command(_WithoutFlagTypes, TyperCommand):
             if counts[id(option)] > 1 and not (getattr(option, "multiple", False) or option.is_eager)
         ]
         if repeated:
-            raise ConfigError(f"option given more than once: {', '.join(repeated)}", remedy="Give each option once.")
+            raise ConfigError(f"option given more than once: {', '.join(repeated)}", remedy="Pass each option once.")
         return super().parse_args(ctx, args)
 
 

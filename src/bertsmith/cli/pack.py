@@ -19,7 +19,7 @@ def pack(
     texts: Annotated[bool, typer.Option("--texts/--no-texts", help="Include the texts, or hashes instead.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing archive.")] = False,
 ) -> None:
-    """Write a replication archive of a run: settings, scores, predictions, model, and the paragraph on methods.
+    """Write a replication archive of a run: settings, scores, predictions, model, and a methods paragraph.
 
     Example: bertsmith pack runs/reviews -o reviews.zip --no-texts
     """

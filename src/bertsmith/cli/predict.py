@@ -48,7 +48,7 @@ def predict(
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Add one column per class.")] = False,
     min_confidence: Annotated[
         float | None,
-        typer.Option(min=0, max=1, metavar="X", help="Leave texts unlabelled below this confidence."),
+        typer.Option(min=0, max=1, metavar="X", help="Leave texts unlabelled if their confidence is below this value."),
     ] = None,
     target_accuracy: Annotated[
         float | None,
@@ -56,7 +56,7 @@ def predict(
             min=0,
             max=1,
             metavar="X",
-            help="Leave texts unlabelled below the confidence that reaches this accuracy on validation.",
+            help="Leave texts unlabelled below the confidence threshold that reaches this accuracy on validation.",
         ),
     ] = None,
     coverage: Annotated[
@@ -65,7 +65,7 @@ def predict(
             min=0.01,
             max=0.999,
             metavar="X",
-            help="Add label_set: a set of labels that contains the true one at this rate.",
+            help="Add label_set: a set of labels that contains the true label at this rate.",
         ),
     ] = None,
     decision_rule: DecisionRule = True,
@@ -74,7 +74,7 @@ def predict(
     ] = False,
     runtime: Runtime = "auto",
     on_error: Annotated[
-        OnError, typer.Option(help="Refuse a table with rows that cannot be read, or skip the rows.")
+        OnError, typer.Option(help="Refuse a table with unreadable rows, or skip these rows.")
     ] = "fail",
     ray: Annotated[
         str | None,
@@ -94,14 +94,14 @@ def predict(
     formula_guard: Annotated[
         bool,
         typer.Option(
-            help="In CSV, put ' before cells that a spreadsheet would run as formulas. These begin with = + - @, a tab "
-            "or a carriage return, and are not numbers."
+            help="In CSV, put ' before cells that a spreadsheet would run as formulas. Such cells begin with = + - @, "
+            "a tab or a carriage return, and are not numbers."
         ),
     ] = True,
     settings: Config,
     config: Path | None,
 ) -> None:
-    """Label new texts. The output has the input's columns, and predicted, predicted_text and confidence.
+    """Label new texts. The output has the columns of the input, plus predicted, predicted_text and confidence.
 
     Example: bertsmith predict runs/reviews new.csv -o predictions.csv
     """
@@ -111,16 +111,16 @@ def predict(
     from bertsmith.workflows.predict import PredictOptions, run_prediction, run_prediction_on_ray
 
     if source is None and settings.sql is None:
-        raise DataError("INPUT is missing", remedy="Give a file, - for stdin, or --sql with --db.")
+        raise DataError("INPUT is missing", remedy="Pass a file, - for stdin, or --sql with --db.")
     if source == "-" and (settings.text_column or settings.pair_column or settings.with_columns):
         remedy = "Leave out --text-column, --pair-column and --with-columns."
         raise ConfigError("stdin has lines of text, not columns", remedy=remedy)
     if output is not None and json:
         raise ConfigError(
-            "--json cannot be combined with -o", remedy="Leave out --json, and give -o a .jsonl file for JSON Lines."
+            "--json cannot be combined with -o", remedy="Leave out --json, and write a .jsonl file for JSON Lines."
         )
     if json and csv_dialect != "plain":
-        raise ConfigError("--csv-dialect is for CSV", remedy="Leave it out, or write a .csv file.")
+        raise ConfigError("--csv-dialect applies only to CSV", remedy="Leave it out, or write a .csv file.")
     options = PredictOptions(
         probabilities,
         min_confidence,
@@ -194,11 +194,11 @@ def _print_summary(predictions: Predictions) -> None:
     if predictions.cut:
         stderr_console().print(
             f"[yellow]note:[/] {counted(predictions.cut, 'text')} truncated at the maximum length "
-            "(--long window reads all of a text)"
+            "(--long window reads whole texts)"
         )
     if predictions.empty:
         rows = counted(predictions.empty, "row")
-        stderr_console().print(f"[yellow]warning:[/] {rows} without a text, and so without a prediction")
+        stderr_console().print(f"[yellow]warning:[/] {rows} without a text, and therefore without a prediction")
 
 
 def _stdin(settings: Config) -> Stream:
@@ -232,4 +232,4 @@ def _stdin(settings: Config) -> Stream:
         first.append(chunk)
         if not all(map(is_empty, chunk[1])):
             return Stream("stdin", lambda: itertools.chain(first, chunks), None)
-    raise DataError("stdin has no text", remedy="Give one text per line.")
+    raise DataError("stdin has no text", remedy="Write one text per line.")

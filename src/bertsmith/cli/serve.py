@@ -44,7 +44,7 @@ def serve(
     max_wait: Annotated[
         float, typer.Option(min=0.01, metavar="SECONDS", help="Maximum wait in the queue; longer waits get status 429.")
     ] = 0.5,
-    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Time limit of a request.")] = 30.0,
+    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Time limit for a request.")] = 30.0,
 ) -> None:
     """Serve a run over HTTP: POST /predict and POST / classify texts, /ui is a test page, /docs describes the API.
 
@@ -57,7 +57,8 @@ def serve(
     token = os.environ.get(TOKEN)
     if token is not None and not token.strip():
         raise ConfigError(
-            f"the environment variable {TOKEN} is empty", remedy="Set a token, or unset it to serve without one."
+            f"the environment variable {TOKEN} is empty",
+            remedy="Set a token, or unset the variable to serve without a token.",
         )
     with handle_signals() as signals:
         from bertsmith.serving.aliases import VertexRoutes
@@ -72,7 +73,7 @@ def serve(
             raise ConfigError(
                 f"these are not two different paths: {listing(path or '' for path in (vertex.health, vertex.predict))}",
                 where="environment variables AIP_HEALTH_ROUTE and AIP_PREDICT_ROUTE",
-                remedy="Let each begin with a slash.",
+                remedy="Set two different paths that begin with a slash.",
             )
         config = ServerConfig(
             str(run), host, port, workers, device, decision_rule, runtime, limits, token, long, vertex

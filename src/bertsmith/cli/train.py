@@ -23,7 +23,7 @@ from bertsmith.tracking.trackers import TrackerName
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Run folder to write.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume the unfinished run in the folder.")]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the run in the folder, after the table and the model were checked.")
+    bool, typer.Option("--overwrite", help="Replace the run in the folder, after checking the table and the model.")
 ]
 Track = Annotated[
     TrackerName | None,
@@ -135,35 +135,35 @@ def run_and_show(
             f"{source} {title(task.metric_names[name][0])}  [bold]{entry['value']:.3f}[/]  "
             f"(95 % interval {low:.3f} to {high:.3f}; {task.naive_name}: {baseline['test'][name]:.3f})"
         )
-    few = "; with so few texts the metrics are imprecise" if test["texts"] < FEW_TEXTS else ""
+    few = "; with so few texts, the metrics are imprecise" if test["texts"] < FEW_TEXTS else ""
     how = "not used for training"
     if "by" in test:
-        how = f"each predicted by one of {test['folds']} models, which did not train on it"
+        how = f"each predicted by one of {test['folds']} models that was not trained on it"
     out.print(f"on {test['texts']:,} texts, {how}{few}")
     if never := [e["label_text"] for e in test.get("per_class", ()) if e["texts"] and not e["predicted"]]:
         out.print(f"[yellow]labels that are never predicted:[/] {escape(listing(never))}")
     for name in ("bag_of_words", "frozen_embeddings"):
-        out.print(f"it is {metrics['baseline'][name]['verdict']}", markup=False)
+        out.print(f"the model is {metrics['baseline'][name]['verdict']}", markup=False)
     if columns := metrics.get("columns"):
         out.print(f"{columns['verdict']} (against {columns['alone']} alone)", markup=False)
     rule, name = metrics["decision_rule"], task.primary_name
     if worth := metrics["long_texts"]["test"]:
         (low, high), how = worth["interval"], metrics["long_texts"]["long"]
         out.print(
-            f"reads long texts with {how}: compared with their beginning only, {source} {name} changes by "
+            f"--long {how}: compared with reading only the beginnings, {source} {name} changes by "
             f"{worth['value']:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"
         )
     if rule["used"]:
         out.print(
-            f"uses a decision rule tuned on validation, where it gains {rule['gain']:.3f} {name} "
-            f"(standard error {rule['standard_error']:.3f}); without the rule the {source} {name} is "
+            f"the model uses a decision rule, which gains {rule['gain']:.3f} {name} on validation "
+            f"(standard error {rule['standard_error']:.3f}); without the rule, the {source} {name} is "
             f"{rule['test']['without'][task.primary]:.3f}"
         )
     if seeds := metrics.get("seeds"):
         spread, ensemble = seeds["test"][task.primary], seeds["ensemble"]["metrics"][task.primary]["value"]
         out.print(
-            f"over {len(seeds['each'])} seeds {name} is {spread['mean']:.3f} with a standard deviation of "
-            f"{spread['standard_deviation']:.3f}. The model is that of seed {seeds['best']}, the best on validation. "
+            f"over {len(seeds['each'])} seeds, {name} is {spread['mean']:.3f} with a standard deviation of "
+            f"{spread['standard_deviation']:.3f}. The model comes from seed {seeds['best']}, the best on validation. "
             f"The ensemble reaches {ensemble:.3f} (predict --ensemble)."
         )
     out.print(f"report  {run.layout.report}\nmodel   {run.layout.model}", markup=False)

@@ -51,9 +51,9 @@ def tune(
     json: Json = False,
     settings: Config,
 ) -> None:
-    """Search for better settings than the defaults on the validation split; then train and test the winner.
+    """Search for settings that beat the defaults on the validation split, then train and test the winner.
 
-    Settings that are passed as options are not tuned. The same command resumes an interrupted study.
+    Settings that you pass as options stay fixed. The same command resumes an interrupted study.
 
     Example: bertsmith tune reviews.csv -o studies/reviews --trials 20
     """
@@ -92,7 +92,7 @@ def tune(
             raise Interrupted(f"{what}; unfinished trials start again\n  to resume: run the same command") from None
     outcome = study.result
     if outcome is None:
-        stderr_console().print("another process trains the winner of this study")
+        stderr_console().print("another process is training the winner of this study")
         return
     if json:
         print_json({"study": str(study.path), **outcome})
@@ -137,8 +137,8 @@ def _show(folder: Path, outcome: dict[str, Any]) -> None:
             "{mean:.3f} ± {standard_deviation:.3f}".format(**s) for s in (seeds, outcome["defaults"]["seeds"])
         )
         out.print(
-            f"this is the best seed on validation; over {seeds['n']} seeds test {metric} is {best}"
-            + ("" if outcome["is_default"] else f", and {defaults} for what train does with the same flags")
+            f"this score is from the best seed on validation; over {seeds['n']} seeds, test {metric} is {best}"
+            + ("" if outcome["is_default"] else f", and {defaults} with the default settings")
         )
     if n > 1:
         out.print(f"the validation score of the best of {n} trials is optimistic: trust the test score")

@@ -23,7 +23,7 @@ def verify(
     json: Json = False,
     settings: Config,
 ) -> None:
-    """Check the model files, scores and predictions of a run. With TABLE, check its texts too.
+    """Check the model files, scores and predictions of a run. With TABLE, check the texts of the table too.
 
     With --retrain, train again on TABLE and compare the results.
 
@@ -45,6 +45,6 @@ def verify(
         out = stdout_console()
         for check in checks:
             out.print(f"{'identical' if check.identical else 'DIFFERS':<10} {check.name}: {check.detail}", markup=False)
-        out.print("identical" if identical else "the run is not as recorded", markup=False)
+        out.print("identical" if identical else "the run differs from its records", markup=False)
     if not identical:
         raise typer.Exit(2)

@@ -30,7 +30,7 @@ def choose_device(name: str = "auto") -> torch.device:
         raise DeviceError(f"--device {name} is not a device", remedy=f"Pass one of {', '.join(('auto', *available))}.")
     if not available[name]:
         raise DeviceError(
-            f"--device {name}: not available on this machine with torch {torch.__version__}",
+            f"--device {name} is not available on this machine with torch {torch.__version__}",
             remedy="Leave out --device, or install the torch build for your GPU.",
         )
     return torch.device(name)
@@ -68,15 +68,15 @@ def choose_precision(device: torch.device) -> tuple[str, str]:
 
     if device.type == "cuda":
         if torch.cuda.get_device_capability(device) >= (8, 0):
-            return "bf16", "this GPU computes bf16 fast"
+            return "bf16", "bf16 is fast on this GPU"
         return "fp16", "this GPU does not support bf16"
     if device.type == "cpu":
         capabilities = cpu_capabilities()
         if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
-            return "bf16", "this CPU computes bf16 faster than fp32"
-        return "fp32", "this CPU does not compute bf16 fast"
+            return "bf16", "bf16 is faster than fp32 on this CPU"
+        return "fp32", "bf16 is not fast on this CPU"
     if device.type == "xpu":
         if torch.xpu.is_bf16_supported():
-            return "bf16", "this GPU computes bf16 fast"
+            return "bf16", "bf16 is fast on this GPU"
         return "fp32", "this GPU does not support bf16"
     return "fp32", "the safe choice on this device; it also supports bf16"

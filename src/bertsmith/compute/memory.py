@@ -119,9 +119,9 @@ def plan_token_budget(
         if budget <= longest:
             needed = format_bytes(estimate(longest))
             raise DeviceError(
-                f"memory does not suffice even for one text of {longest:,} tokens: "
-                f"about {needed} are needed, {format_bytes(free)} are free",
-                remedy="Pass a smaller --max-length or --model, or free memory (or raise its limit)."
+                f"memory is too small even for one text of {longest:,} tokens: it needs about {needed}, but only "
+                f"{format_bytes(free)} is free",
+                remedy="Pass a smaller --max-length or --model, free memory, or raise its limit."
                 if training
                 else "Free memory, or raise its limit.",
             )

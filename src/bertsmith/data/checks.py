@@ -121,8 +121,10 @@ def check_cleaning(inspected: Inspected) -> Iterator[Finding]:
     texts = [name for name in ("split", "text", "pair") if name in frame.columns]
     repeated = frame[frame["split"].isin(["validation", "test"]) & frame.duplicated(texts)]
     if len(repeated):
-        message = "that repeat a text of the same given validation or test table"
-        yield inspected.rows("duplicate-held-out", "info", repeated, message, "used: given tables do not change")
+        message = "that repeat another text of the same validation or test table"
+        yield inspected.rows(
+            "duplicate-held-out", "info", repeated, message, "used, because bertsmith does not change given tables"
+        )
     if cleaned.normalised:
         message = f"{counted(cleaned.normalised, 'row')} with control characters or decomposed characters"
         action = "control characters removed, characters composed (Unicode NFC)"
@@ -155,7 +157,7 @@ def check_near_duplicates(inspected: Inspected) -> Iterator[Finding]:
             "warning",
             is_near & is_held_out & has_other_split,
             leak,
-            "used: given tables do not change; the metrics may be too high",
+            "used, because bertsmith does not change given tables; the metrics may be too high",
         ),
     ):
         if mask.any():
@@ -270,7 +272,7 @@ def check_lengths(inspected: Inspected) -> Iterator[Finding]:
     if len(long) and long.mean() > 0.011:
         message = f"longer than {inspected.max_length} tokens ({long.mean():.1%})"
         yield inspected.texts_where(
-            "truncated", "warning", long, message, "train reads their beginning, or what --long says"
+            "truncated", "warning", long, message, "train reads the beginning, or the part that --long selects"
         )
 
 

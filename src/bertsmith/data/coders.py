@@ -41,7 +41,9 @@ def merge_coders(table: Table, column: str) -> Table:
             remedy=f"Pass --coder-column with one of {listing(table.extra.columns)}.",
         )
     if table.task == REGRESSION:
-        raise ConfigError("--coder-column is for labels, not for numbers", remedy="Give the mean number of each text.")
+        raise ConfigError(
+            "--coder-column does not apply to numbers", remedy="Write the mean number of each text into one row."
+        )
     codes, rows = table.codes, table.frame["row"].tolist()
     splits, texts = table.frame["split"].tolist(), texts_of(table.frame.fillna({"text": "", "pair": ""}))
     votes: dict[tuple[object, object], dict[str, int]] = {}
@@ -66,13 +68,13 @@ def merge_coders(table: Table, column: str) -> Table:
     notes = [
         Note(
             severity,
-            f"{len(some):,} texts have different labels by coder, {how}; first rows: {listing(some)}",
+            f"coders disagree on {len(some):,} texts, {how}; first rows: {listing(some)}",
             len(some),
             tuple(some),
         )
         for severity, how, some in (
-            ("info", "and the label of the majority counts", majority),
-            ("warning", "and no label has a majority: they are dropped as rows without a label", ties),
+            ("info", "and the majority label counts", majority),
+            ("warning", "and no label has a majority: bertsmith drops these texts, as texts without a label", ties),
         )
         if some
     ]

@@ -148,7 +148,7 @@ def find_columns(names: Sequence[str], source: str, config: DataConfig, *, label
         raise DataError(
             f"column {quoted(repeated)} is given twice, for different purposes",
             where=source,
-            remedy="Give different columns for the texts, the further columns, the label and the label text.",
+            remedy="Pass different columns for the texts, the further columns, the label and the label text.",
         )
     return Columns(
         template,
@@ -196,7 +196,7 @@ def check_single_level(frame: pd.DataFrame, where: str) -> None:
         raise DataError(
             f"the column names have {frame.columns.nlevels} levels{example}",
             where=where,
-            remedy="Give every column a single name: df.columns = df.columns.map('_'.join)",
+            remedy="Give each column a single name: df.columns = df.columns.map('_'.join)",
         )
 
 
@@ -211,7 +211,7 @@ def check_columns(names: list[str], n_rows: int, where: str, config: DataConfig)
         raise DataError(
             f"several columns have the same name: {listing(repeated)}",
             where=where,
-            remedy="Give every column a different name.",
+            remedy="Give each column a different name.",
         )
     if not n_rows or not names:
         encoding = f"--encoding {config.encoding} fits the file and that " if config.encoding else ""

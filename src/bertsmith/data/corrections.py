@@ -115,7 +115,7 @@ def apply_corrections(table: Table, file: Path, config: DataConfig) -> Table:
     if relabelled:
         message = (
             f"{raw.name}: {len(relabelled):,} corrected rows had another label when the file was created "
-            f"(rows {listing(relabelled)}). The table has changed since, or is a different one"
+            f"(rows {listing(relabelled)}). The table has changed since, or is a different table"
         )
         notes.append(Note("warning", message, len(relabelled)))
     frame = table.frame.assign(target=pd.Series(targets))

@@ -56,7 +56,7 @@ def label_findings(table: Table) -> Iterator[Finding]:
         "small-class",
         small,
         f"{several} with fewer than 10 training texts",
-        "used unchanged; they may be predicted poorly. Merge them if that is acceptable",
+        "used unchanged; the model may predict them poorly. Merge them if that is acceptable",
     )
     n_folded = Counter(text.casefold() for text in labels.texts)
     yield from classes(
@@ -71,7 +71,7 @@ def label_findings(table: Table) -> Iterator[Finding]:
         yield from classes(
             "joined-labels",
             find_joined(labels.texts),
-            "label texts that join several labels",
+            "label texts that seem to contain several labels",
             "each is used as one class; pass --task multi-label to separate them",
         )
     n_single = int((table.counts == 1).sum())
@@ -113,7 +113,7 @@ def _sets(table: Table) -> Finding:
         len(table),
         f"{sizes.mean():.2f} labels per row: {int((sizes > 1).sum()):,} rows have several (at most {sizes.max()}), "
         f"{int((sizes == 0).sum()):,} have none",
-        "each label has a probability and a threshold of its own",
+        "each label has its own probability and threshold",
     )
 
 

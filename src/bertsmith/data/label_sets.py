@@ -103,7 +103,7 @@ def _link_columns(
     if numbers is not None and not all(n.lstrip("+-").isdigit() for n in numbers):
         if texts is not None:
             raise DataError(
-                "the column of label numbers holds words", where=where, remedy="Name only --label-text-column."
+                "the column of label numbers holds words", where=where, remedy="Pass only --label-text-column."
             )
         return None, list(numbers)
     if numbers is not None and texts is not None:
@@ -144,7 +144,7 @@ def _split_cells(cells: Sequence[Any], separator: str | None, where: str) -> lis
             raise DataError(
                 f"row {row:,} holds {'bytes' if isinstance(cell, bytes) else 'an object'}, not labels",
                 where=where,
-                remedy="Give a list of labels in each row.",
+                remedy="Use a list of labels in each row.",
             )
         elif is_missing(cell):
             rows.append(None if has_lists else [])
@@ -153,7 +153,7 @@ def _split_cells(cells: Sequence[Any], separator: str | None, where: str) -> lis
             raise DataError(
                 f"row {row:,} holds {shorten(repr(cell))}, but other rows hold lists of labels",
                 where=where,
-                remedy="Give a list in each row.",
+                remedy="Use a list in each row.",
             )
         else:
             items = [_item(item, row, where) for item in split_parts(to_text(cell), separator)]
@@ -165,7 +165,7 @@ def _item(item: Any, row: int, where: str) -> str:
     if is_list(item) or isinstance(item, dict | bytes) or is_missing(item):
         what = "a missing value" if is_missing(item) else f"a {type(item).__name__}"
         raise DataError(
-            f"row {row:,} has {what} in its list of labels", where=where, remedy="Give a flat list of label texts."
+            f"row {row:,} has {what} in its list of labels", where=where, remedy="Use a flat list of label texts."
         )
     return " ".join(to_text(item.item() if isinstance(item, np.generic) else item).split())
 
@@ -185,7 +185,7 @@ def _find_separator(cells: Sequence[Any], where: str) -> str | None:
         raise DataError(
             f"labels may be separated by {best!r} ({n_split[best]:,} rows) or {second!r} ({n_split[second]:,} rows)",
             where=where,
-            remedy=f"Name the right one, such as --label-separator {best!r}.",
+            remedy=f"Pass the right one, such as --label-separator {best!r}.",
         )
     return best
 
@@ -202,7 +202,7 @@ def _indicator_rows(frame: pd.DataFrame, columns: Sequence[str], name: str) -> l
                 raise DataError(
                     f"row {i + 1:,} holds {shorten(repr(cell))}, not 0 or 1",
                     where=f"{name}, column {quoted(column)}",
-                    remedy="Write 1 if the text has the label, or else 0.",
+                    remedy="Write 1 if the text has the label, otherwise 0.",
                 )
             values[i, c] = _INDICATORS.get(text, False)
     partly = np.flatnonzero(missing.any(axis=1) & ~missing.all(axis=1))

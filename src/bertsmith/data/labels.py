@@ -103,7 +103,7 @@ def parse_label_numbers(cells: Iterable[Any], where: str) -> list[int | None] | 
             raise DataError(
                 f"the label number {shorten(text)} in row {row:,} is too large",
                 where=where,
-                remedy="Give integers of at most 18 digits, or pass the column as --label-text-column.",
+                remedy="Use integers of at most 18 digits, or pass the column as --label-text-column.",
             )
         elif _NUMBER.fullmatch(text) or text.casefold().lstrip("+-") in ("inf", "infinity"):
             fractions.append((row, text))
@@ -130,8 +130,8 @@ def parse_label_numbers(cells: Iterable[Any], where: str) -> list[int | None] | 
         row, text = fractions[0]
         n_distinct = len({text for _, text in fractions})
         raise DataError(
-            f"the label column holds numbers that are not integers, such as {shorten(text)} in row {row}: "
-            f"it looks like a score ({n_distinct:,} different values)",
+            f"the label column holds numbers that are not integers, such as {shorten(text)} in row {row}: the column "
+            f"looks like a score ({n_distinct:,} different values)",
             where=where,
             remedy="Pass --task regression to predict the number, or name the column of the classes with "
             "--label-column.",

@@ -52,7 +52,7 @@ def read_table(
         columns = template.settings(config)
         config = config.model_copy(update={name: getattr(columns, name) for name in SETTINGS})
     if source is not None and config.sql is not None:
-        raise DataError("a table and --sql are both given", where=repr(Source(source)), remedy="Give one of them.")
+        raise DataError("both a table and --sql are given", where=repr(Source(source)), remedy="Pass only one of them.")
     sources = ((source, None), (config.validation, "validation"), (config.test, "test"))
     parts = [(read_raw(table, config, split), split) for table, split in sources if table is not None or split is None]
     table = _combine(parts, config, known, template)
@@ -123,7 +123,7 @@ def _parse_splits(raw: RawTable, columns: Columns, split: str | None, name: str)
             remedy="Write train, validation or test in every row.",
         )
     if "train" not in splits:
-        raise DataError("no row has the split train", where=name, remedy="Mark the rows to train on.")
+        raise DataError("no row has the split train", where=name, remedy="Write train in the rows to train on.")
     return pd.Series(splits, dtype="str")
 
 

@@ -151,7 +151,7 @@ def _parse_classes(part: Part) -> tuple[list[int | None] | None, list[str | None
             f"columns {quoted(columns.label)} and {quoted(columns.label_text)} both hold words, "
             "but the first should hold label numbers",
             where=name,
-            remedy="Name only the right one, with --label-text-column.",
+            remedy="Pass only the column of label texts, with --label-text-column.",
         )
     return None, parse_label_texts(cells, where)
 
@@ -183,7 +183,7 @@ def _read_numbers(parts: Sequence[Part], where: str, config: DataConfig, known: 
     distinct, codes = np.unique(numbers[present], return_inverse=True)
     if known is None and len(distinct) < 3:
         raise DataError(
-            f"--task regression needs at least three different numbers, and the column has {len(distinct)}",
+            f"--task regression needs at least three different numbers, but the column has {len(distinct)}",
             where=where,
             remedy="Name the column of the numbers with --label-column, or leave out --task.",
         )

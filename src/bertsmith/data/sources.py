@@ -35,7 +35,7 @@ def read_raw(source: Any, config: DataConfig, role: str | None = None) -> RawTab
         source = source.table
     if source is None:
         if config.sql is None:
-            raise DataError("no table is given", remedy="Give a file, or --sql with --db.")
+            raise DataError("no table is given", remedy="Pass a file, or --sql with --db.")
         raw = _read_sql(config.sql, config.db or "")
     elif isinstance(source, pd.DataFrame):
         name = str(source.attrs.get("name", f"the data frame{suffix}"))
@@ -52,7 +52,7 @@ def read_raw(source: Any, config: DataConfig, role: str | None = None) -> RawTab
     else:
         raise DataError(
             f"a {type(source).__name__} is not a table",
-            remedy="Give a path, a data frame, an Arrow table, a datasets.Dataset, or hf://owner/name.",
+            remedy="Pass a path, a data frame, an Arrow table, a datasets.Dataset, or hf://owner/name.",
         )
     check_columns(list(raw.frame.columns), len(raw.frame), raw.name, config)
     return raw
@@ -113,7 +113,7 @@ def _read_hub(address: str) -> RawTable:
         raise DataError(
             f"dataset {address} cannot be downloaded: {reason}",
             where=hub.endpoint(),
-            remedy="Check the network or HF_ENDPOINT, or give a local file instead.",
+            remedy="Check the network or HF_ENDPOINT, or use a local file instead.",
         )
     import datasets
 
@@ -124,7 +124,8 @@ def _read_hub(address: str) -> RawTable:
         raise DataError(
             f"the dataset cannot be loaded: {reason}",
             where=address,
-            remedy="Check its name on the hub, log in if it is private, or download it and give the file.",
+            remedy="Check the name of the dataset on the hub, log in if it is private, or download it and pass the "
+            "file.",
         ) from error
     return _from_datasets(loaded, address)
 

@@ -145,7 +145,7 @@ def assign_folds(cleaned: Cleaned, data: Table, rows: np.ndarray, k: int, config
             folds[:] = -1
     if len(np.unique(folds)) < k or (folds < 0).any():
         raise ConfigError(
-            f"--cv {k}: too few texts: the largest class has {n_largest:,} texts, and the texts form {n_groups:,} "
+            f"--cv {k} needs more texts: the largest class has {n_largest:,} texts, and the texts form {n_groups:,} "
             "groups that must each stay in one fold",
             where=data.name,
             remedy=f"Use at most {min(n_largest, n_groups)} folds.",
@@ -227,9 +227,9 @@ def _split_groups(
     n_groups = int(groups.max()) + 1
     if n_groups <= len(shares):
         raise DataError(
-            f"{n_groups} groups are too few for train, {' and '.join(shares)}",
-            remedy="Omit --group-column, give --validation and --test tables, or, if the texts are near-duplicates, "
-            "pass --near-duplicates ignore.",
+            f"{n_groups} groups are too few for the splits train, {' and '.join(shares)}",
+            remedy="Leave out --group-column, pass --validation and --test tables, or, if the texts are "
+            "near-duplicates, pass --near-duplicates ignore.",
         )
     # Greedy assignment, large groups first: a group goes to the split whose class counts it brings closest to the goal.
     group_counts = np.zeros((n_groups, int(targets.max()) + 1))
@@ -261,7 +261,7 @@ def _check_splits(table: Table, result: np.ndarray, expected: Sequence[str]) -> 
             raise DataError(
                 f"no text is left for the {name} split",
                 where=table.name,
-                remedy="Give more labelled texts, or --validation and --test tables; or, if the texts are "
+                remedy="Add labelled texts, or pass --validation and --test tables; or, if the texts are "
                 "near-duplicates, pass --near-duplicates ignore.",
             )
     codes = np.unique(table.codes[result == "train"])
@@ -270,5 +270,5 @@ def _check_splits(table: Table, result: np.ndarray, expected: Sequence[str]) -> 
         raise DataError(
             f"all texts of the train split have the same label{name}",
             where=table.name,
-            remedy="Give texts with at least two different labels.",
+            remedy="Add texts with another label.",
         )

@@ -176,7 +176,7 @@ def _stream_lines(file: TableFile) -> Stream:
     for line in texts():
         n_rows, is_blank = n_rows + 1, is_blank and not line.strip()
     if is_blank:
-        raise DataError("the file is empty", where=str(file.path), remedy="Give one text per line.")
+        raise DataError("the file is empty", where=str(file.path), remedy="Write one text per line.")
 
     def types() -> tuple[dict[str, Any], bool]:
         return common_types(cells for cells, _ in itertools.islice(chunks(), 1)), False
@@ -192,9 +192,9 @@ def check_lines(template: Template, source: str) -> None:
     """
     if not template.is_plain:
         raise DataError(
-            f"the model reads {template}, and lines of text have no columns",
+            f"the model reads {template}, but lines of text have no columns",
             where=source,
-            remedy="Give a table with these columns, such as CSV or JSON Lines.",
+            remedy="Pass a table with these columns, such as CSV or JSON Lines.",
         )
 
 

@@ -160,7 +160,7 @@ class Template:
             if given and len(given) != len(own):
                 raise ConfigError(
                     f"--{name.replace('_', '-')} names {listing(given)}, but the model reads {self}",
-                    remedy=f"Give as many columns as in training: {listing(own)}." if own else "Leave it out.",
+                    remedy=f"Pass as many columns as in training: {listing(own)}." if own else "Leave it out.",
                 )
             result[name] = getattr(config, name) if given or self.is_plain else getattr(self, name)
         return DataConfig(**result)
@@ -173,7 +173,8 @@ class Template:
         """
         if long in ("head-tail", "window") and not self.is_plain:
             raise ConfigError(
-                f"--long {long} reads single texts, but the model reads {self}", remedy="Pass --long truncate."
+                f"--long {long} supports only a single text column, but the model reads {self}",
+                remedy="Pass --long truncate.",
             )
 
     def read(self, items: Any) -> Texts:
@@ -191,7 +192,7 @@ class Template:
         if not isinstance(items, Iterable) or hasattr(items, "columns"):
             raise DataError(
                 f"texts must be a list, not {type(items).__name__}",
-                remedy="Give a list of texts, or the text column of a data frame.",
+                remedy="Pass a list of texts, or the text column of a data frame.",
             )
         items = [items] if isinstance(items, str | Mapping) or _is_pair(items) else items
         return Texts(self._read_item(item, i) for i, item in enumerate(items))
@@ -202,15 +203,15 @@ class Template:
         elif not isinstance(item, str) and not _is_pair(item):
             raise DataError(
                 f"item {i} is not a string: {item!r}",
-                remedy="Give strings only: remove missing values, decode bytes, and flatten lists. "
+                remedy="Pass only strings: remove missing values, decode bytes, and flatten lists. "
                 "A pair is a tuple of two strings.",
             )
         elif self.by_line or isinstance(item, str) is not self.is_plain:
             raise DataError(
                 f"item {i} is a {'single text' if isinstance(item, str) else 'pair'}, but the model reads {self}",
-                remedy="Two texts are a list of strings, not a tuple."
+                remedy="Pass two texts as a list of strings, not as a tuple."
                 if self.is_plain
-                else f"Give a dict with {listing(self.columns)}" + ("." if self.by_line else ", or a tuple (a, b)."),
+                else f"Pass a dict with {listing(self.columns)}" + ("." if self.by_line else ", or a tuple (a, b)."),
             )
         else:
             text = item
@@ -232,7 +233,7 @@ class Template:
         if absent := [name for name, key in found.items() if key not in item]:
             raise DataError(
                 f"item {i} lacks {listing(absent)}: the model reads {self}",
-                remedy="Give each column by its name; a value may be None.",
+                remedy="Pass each column by its name; a value may be None.",
             )
         if self.pair_column is None and "text_pair" in item and "text_pair" not in self.columns:
             raise DataError(f"item {i} is a pair, but the model reads {self}", remedy="Leave out text_pair.")

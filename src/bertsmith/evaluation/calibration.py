@@ -9,13 +9,11 @@ import numpy as np
 BOUNDS = (0.05, 20.0)
 """Range of the temperature."""
 CHANCE_RESAMPLES = 200
-PRIOR = 0.3
-"""Standard deviation of the normal prior on the logarithm of the temperature."""
-WIDE_PRIOR = 1.0
-"""The prior after training on few texts, when models are far too confident or far too cautious."""
+PRIOR = 0.7
+"""Standard deviation of the normal prior on the logarithm of the temperature; see benchmarks/LOG.md."""
 
 
-def fit_temperature(targets: np.ndarray, probabilities: np.ndarray, *, prior: float = PRIOR) -> float:
+def fit_temperature(targets: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the temperature that maximizes the likelihood of held-out texts (Guo et al. 2017), shrunk towards 1.
 
     Logits divided by the temperature give calibrated probabilities; the order of the classes stays. A temperature above
@@ -24,13 +22,12 @@ def fit_temperature(targets: np.ndarray, probabilities: np.ndarray, *, prior: fl
     Few texts estimate the temperature poorly. Let t be the logarithm of its maximum-likelihood estimate. The curvature
     of the negative log-likelihood at t is the variance of a text's scaled logits under its probabilities, summed over
     the texts. Its inverse is the squared standard error s² of t (observed information, Efron and Hinkley 1978). With a
-    normal prior of mean 0 and variance p², the posterior mean is t · p² / (p² + s²) (Gelman et al. 2013, section 2.5).
+    normal prior of mean 0 and variance `PRIOR`², p², the posterior mean is t · p² / (p² + s²) (Gelman et al. 2013).
     It is 0, a temperature of 1, if the texts hold no information, for example if all predictions are correct.
 
     Args:
         targets: class indices, shape (n,).
         probabilities: of the same texts, shape (n, classes).
-        prior: the standard deviation p.
     """
     from scipy.optimize import minimize_scalar
 
@@ -47,7 +44,7 @@ def fit_temperature(targets: np.ndarray, probabilities: np.ndarray, *, prior: fl
     scaled = logits / np.exp(found.x)
     p = np.exp(scaled - log_sum_exp(scaled)[:, None])
     information = float(((p * scaled**2).sum(axis=1) - (p * scaled).sum(axis=1) ** 2).sum())
-    return float(np.exp(found.x * information / (information + prior**-2)))
+    return float(np.exp(found.x * information / (information + PRIOR**-2)))
 
 
 def scale(probabilities: np.ndarray, temperature: float, offsets: np.ndarray | float = 0.0) -> np.ndarray:

@@ -45,7 +45,7 @@ def find_label_errors(texts: Sequence[str], targets: np.ndarray, n_classes: int,
     if len(enough) < 2:
         raise DataError(
             f"finding label errors needs at least two classes with {FOLDS} or more texts",
-            remedy="Give more labelled texts.",
+            remedy="Add labelled texts.",
         )
     y = np.searchsorted(enough, targets[used])
     x = tfidf_features().fit_transform([texts[int(i)] for i in used])
@@ -89,7 +89,7 @@ def find_set_errors(texts: Sequence[str], targets: np.ndarray, *, seed: int) -> 
     if not len(used):
         raise DataError(
             f"finding label errors needs a label that at least {FOLDS} texts have, and {FOLDS} lack",
-            remedy="Give more labelled texts.",
+            remedy="Add labelled texts.",
         )
     x = tfidf_features().fit_transform(list(texts))
     given = targets[:, used]

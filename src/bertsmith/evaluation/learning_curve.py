@@ -174,7 +174,8 @@ def decide(estimate: Estimate) -> tuple[bool, str]:
     if estimate.ceiling is not None and estimate.accuracy_low is not None and estimate.accuracy_low >= estimate.ceiling:
         return (
             True,
-            f"the model agrees with the coders at least as well as they do with each other ({estimate.ceiling:.2f})",
+            f"the model agrees with the coders at least as well as the coders agree with each other "
+            f"({estimate.ceiling:.2f})",
         )
     if estimate.most < WORTHWHILE:
         return True, f"{estimate.more:,} more labels gain less than {WORTHWHILE:g} {estimate.metric} on average"

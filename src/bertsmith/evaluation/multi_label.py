@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bertsmith.evaluation.calibration import PRIOR, fit_temperature
+from bertsmith.evaluation.calibration import fit_temperature
 from bertsmith.evaluation.decision import FOLDS, GRID, MIN_TEXTS, SHRINKAGE, Decision
 from bertsmith.evaluation.intervals import RESAMPLES, draw_resamples
 
@@ -159,11 +159,11 @@ def _f1(targets: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     return result
 
 
-def fit_temperatures(targets: np.ndarray, probabilities: np.ndarray, *, prior: float = PRIOR) -> np.ndarray:
+def fit_temperatures(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Return the temperature of each label, shape (labels,); see `calibration.fit_temperature`."""
     return np.array(
         [
-            fit_temperature(truth.astype(np.int64), np.stack([1 - p, p], axis=1), prior=prior)
+            fit_temperature(truth.astype(np.int64), np.stack([1 - p, p], axis=1))
             for truth, p in zip(targets.T, probabilities.T, strict=True)
         ]
     )

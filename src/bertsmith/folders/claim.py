@@ -80,7 +80,9 @@ def lock(path: Path, activity: str) -> Iterator[None]:
         if not Path(file_lock.lock_file).exists():  # the lock file could not be created
             raise write_error(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES))) from None
         raise RunFolderError(
-            f"another process is {activity}", where=str(path), remedy="Wait until it is done, or give -o another path."
+            f"another process is {activity}",
+            where=str(path),
+            remedy="Wait until it finishes, or choose another path with -o.",
         ) from None
     except OSError as error:
         raise write_error(path, error) from error
@@ -123,7 +125,7 @@ def check_contents(path: Path, foreign: list[str], what: str) -> None:
         raise RunFolderError(
             f"the {what} folder contains files that are not part of the {what}: {listing(foreign)}",
             where=str(path),
-            remedy="Move them elsewhere first, or give -o another folder.",
+            remedy="Move these files elsewhere first, or choose another folder with -o.",
         )
 
 
@@ -138,7 +140,7 @@ def check_empty(path: Path) -> None:
         raise RunFolderError(
             f"this is {kind}, and bertsmith writes only to its own folders",
             where=str(path),
-            remedy="Give -o an empty folder, or one that does not exist.",
+            remedy="Choose an empty or a new folder with -o.",
         )
 
 

@@ -31,10 +31,10 @@ class OutputFile(Output):
         Raises:
             ConfigError: with the reason.
         """
-        path, remedy = self.path, "Give another file."
-        check_not_in_run(path, "Give a file in another folder.")
+        path, remedy = self.path, "Choose another file."
+        check_not_in_run(path, "Choose a file in another folder.")
         if path.exists() and any(_same_file(source, path) for source in self.sources):
-            raise ConfigError("this is the input, which is never replaced", where=str(path), remedy=remedy)
+            raise ConfigError("this is the input, which bertsmith never replaces", where=str(path), remedy=remedy)
         if (path.exists() or path.is_symlink()) and not path.is_file():
             kind = "a folder" if path.is_dir() else "a broken link" if path.is_symlink() else "not a plain file"
             raise ConfigError(f"this is {kind}, and cannot be replaced", where=str(path), remedy=remedy)
@@ -42,11 +42,13 @@ class OutputFile(Output):
             raise ConfigError(
                 f"the file name does not end in {self.suffixes[0]}",
                 where=str(path),
-                remedy=f"Give a name that ends in {self.suffixes[0]}.",
+                remedy=f"Use a name that ends in {self.suffixes[0]}.",
             )
         if path.exists() and not overwrite:
             raise ConfigError(
-                "the file exists", where=str(path), remedy="Give another file, or pass --overwrite to replace it."
+                "the file already exists",
+                where=str(path),
+                remedy="Choose another file, or pass --overwrite to replace it.",
             )
 
 
@@ -69,8 +71,8 @@ class OutputFolder(Output):
         Raises:
             ConfigError: with the reason.
         """
-        path, remedy = self.path, "Give another folder."
-        check_not_in_run(path / "file", "Give a file in another folder.")
+        path, remedy = self.path, "Choose another folder."
+        check_not_in_run(path / "file", "Choose a file in another folder.")
         if not path.exists() and not path.is_symlink():
             return
         if not path.is_dir() or path.is_symlink():
@@ -85,7 +87,7 @@ class OutputFolder(Output):
             raise ConfigError(
                 "the folder contains files",
                 where=str(path),
-                remedy="Give another folder, or pass --overwrite to replace them.",
+                remedy="Choose another folder, or pass --overwrite to replace the files.",
             )
 
 
@@ -103,15 +105,17 @@ class ExportFolder(Output):
         """
         path = self.path
         if not path.exists():
-            check_not_in_run(path, "Leave out -o, or give a folder outside the run.", allowed="export")
+            check_not_in_run(path, "Leave out -o, or choose a folder outside the run.", allowed="export")
         elif path.is_dir() and not any(path.iterdir()):
             return
         elif not (path / self.FILE).is_file():
             kind = "a folder with other files" if path.is_dir() else "a file"
-            raise RunFolderError(f"this is {kind}", where=str(path), remedy="Give -o a folder that does not exist.")
+            raise RunFolderError(f"this is {kind}", where=str(path), remedy="Choose a new folder with -o.")
         elif not overwrite:
             raise RunFolderError(
-                "the export exists", where=str(path), remedy="Pass --overwrite to replace it, or -o another folder."
+                "the export already exists",
+                where=str(path),
+                remedy="Pass --overwrite to replace it, or choose another folder with -o.",
             )
 
 

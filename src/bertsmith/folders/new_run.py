@@ -28,13 +28,13 @@ class RunFolder(Output):
         """
         path, run = self.path, Run(self.path)
         if resume and overwrite:
-            raise RunFolderError("--resume and --overwrite contradict each other", remedy="Give one of them.")
+            raise RunFolderError("--resume and --overwrite contradict each other", remedy="Pass only one of them.")
         if not run.layout.run.is_file():
             if run.layout.labels.exists() and run.layout.splits.exists():
                 raise RunFolderError(
                     "run.json is missing in this run folder",
                     where=str(path),
-                    remedy="Put back a copy of that file, give -o another folder, or remove this one.",
+                    remedy="Restore the file from a copy, choose another folder with -o, or remove this folder.",
                 )
             if resume:
                 raise RunFolderError(
@@ -50,8 +50,8 @@ class RunFolder(Output):
             raise RunFolderError(
                 "this run is finished: nothing is left to resume" if resume else "this folder contains a finished run",
                 where=str(path),
-                remedy=f"{'Leave out --resume, and g' if resume else 'G'}ive -o another folder, or pass --overwrite to "
-                "train again.",
+                remedy=f"{'Leave out --resume, and c' if resume else 'C'}hoose another folder with -o, or pass "
+                "--overwrite to train again.",
             )
         if not resume and run.is_resumable:
             raise RunFolderError(
@@ -94,10 +94,10 @@ def check_room(path: Path, *, parameters: int, checkpoints: int) -> None:
     needed, free = 4 * parameters * (3 * (checkpoints + 1) + 1), shutil.disk_usage(disk).free
     if free < needed:
         raise RunFolderError(
-            f"the disk is too full: {free / 1e9:.1f} GB are free, and the model and its checkpoints need about "
+            f"the disk is too full: {free / 1e9:.1f} GB are free, but the model and its checkpoints need about "
             f"{needed / 1e9:.1f} GB",
             where=str(path),
-            remedy="Free disk space, give -o another path, or keep fewer checkpoints: --set save_total_limit=1.",
+            remedy="Free disk space, choose another path with -o, or keep fewer checkpoints: --set save_total_limit=1.",
         )
 
 

@@ -256,10 +256,10 @@ class Run:
             with damage_errors(file):
                 if checksum(file) != digest:
                     raise RunFolderError(
-                        "this file of the run's model has changed since the run was finished",
+                        "this file of the model has changed since the run finished",
                         where=str(file),
-                        remedy="Restore the file, or train again with --overwrite. If the change is intended, give "
-                        "bertsmith serve or bertsmith.load the model folder instead of the run.",
+                        remedy="Restore the file, or train again with --overwrite. If the change is intended, pass the "
+                        "model folder instead of the run to bertsmith serve or bertsmith.load.",
                     )
 
     def finish(self, *, keep_checkpoints: bool) -> None:
@@ -279,7 +279,7 @@ def open_run(path: Path | str) -> Run:
     """
     run = Run(to_path(path, "run"))
     if not run.layout.run.is_file():
-        remedy = "Give the folder that bertsmith train wrote with -o."
+        remedy = "Pass the folder that bertsmith train wrote."
         if run.path.is_file():
             what, remedy = "this is a file, not a run folder", f"{remedy} The run comes first, then the table."
         elif not run.path.is_dir():
@@ -287,16 +287,16 @@ def open_run(path: Path | str) -> Run:
         else:
             what = "the folder contains no run"
             if (run.path / "study.json").is_file():
-                remedy = f"This is a study: give its best run, {run.path / 'best'}."
+                remedy = f"This is a study: pass its best run, {run.path / 'best'}."
             elif (run.path / "export.json").is_file():
-                remedy = "This is an export: give the run that was exported."
+                remedy = "This is an export: pass the run from which it was made."
         raise RunFolderError(what, where=str(path), remedy=remedy)
     status = run.info.get("status")
     if status != "finished":
         raise RunFolderError(
             f"the run is not finished: its status is {status!r}",
             where=str(path),
-            remedy="Finish it: run the same bertsmith train command again with --resume.",
+            remedy="Finish the run: repeat the same bertsmith train command with --resume.",
         )
     return run
 

@@ -63,7 +63,7 @@ class Study(Output):
                     raise RunFolderError(
                         "another process is working on this study",
                         where=str(self.path),
-                        remedy="Wait until it is done, stop it, or give -o another folder.",
+                        remedy="Wait until it finishes, stop it, or choose another folder with -o.",
                     ) from None
             check_contents(self.path, foreign, "study")
 

@@ -101,10 +101,10 @@ def fit_abstention(
     """
     if target_accuracy == 1:
         raise ConfigError(
-            "--target-accuracy 1: no threshold guarantees that every label is correct", remedy="Give a value below 1."
+            "--target-accuracy 1: no threshold guarantees that every label is correct", remedy="Pass a value below 1."
         )
     if min_confidence is not None and target_accuracy is not None:
-        raise ConfigError("--min-confidence and --target-accuracy cannot be combined", remedy="Give one of them.")
+        raise ConfigError("--min-confidence and --target-accuracy cannot be combined", remedy="Pass only one of them.")
     refused = {
         "--probabilities": probabilities,
         "--min-confidence": min_confidence is not None,
@@ -130,20 +130,20 @@ def fit_abstention(
         if min_confidence is None:
             needed = min_texts(target_accuracy)
             why = (
-                f"a threshold for it needs {needed:,} validation texts, and the run has {n:,}"
+                f"it needs {needed:,} validation texts, but the run has {n:,}"
                 if needed > n
-                else f"no threshold reaches it on at least {needed:,} of the {n:,} validation texts"
+                else f"no threshold reaches this accuracy on at least {needed:,} of the {n:,} validation texts"
             )
             raise ConfigError(
-                f"--target-accuracy {target_accuracy:g}: {why} (their accuracy is {right.mean():.3f})",
-                remedy="Give a lower value, or pass --min-confidence.",
+                f"--target-accuracy {target_accuracy:g}: {why} (accuracy on all of them: {right.mean():.3f})",
+                remedy="Pass a lower value, or --min-confidence.",
             )
     in_set = None
     if coverage is not None:
         if math.ceil((n + 1) * coverage - 1e-9) > n:
             raise ConfigError(
                 f"--coverage {coverage:g}: the run's {n:,} validation texts are too few for this coverage",
-                remedy=f"Give at most {math.floor(1000 * n / (n + 1)) / 1000:g}, or train with more validation texts.",
+                remedy=f"Pass at most {math.floor(1000 * n / (n + 1)) / 1000:g}, or train with more validation texts.",
             )
         in_set = conformal_threshold(task.truth(targets, scores), coverage)
     return Abstention(min_confidence, in_set)

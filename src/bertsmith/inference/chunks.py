@@ -38,14 +38,14 @@ class PredictionFile(OutputFile):
         """
         folder = chunks_folder(self.path)
         if resume and overwrite:
-            raise RunFolderError("--resume and --overwrite contradict each other", remedy="Give one of them.")
+            raise RunFolderError("--resume and --overwrite contradict each other", remedy="Pass only one of them.")
         replaces = _read_about(self.path)["replaces"] if resume else overwrite
         if folder.exists() and not resume:
             if not folder.is_dir() or any(not _CHUNK_FILE.fullmatch(file.name) for file in folder.iterdir()):
                 raise RunFolderError(
                     "this folder is for unfinished predictions, but contains other files",
                     where=str(folder),
-                    remedy="Move them elsewhere, or give -o another file.",
+                    remedy="Move these files elsewhere, or choose another file with -o.",
                 )
             if not overwrite:
                 raise RunFolderError(
@@ -184,7 +184,7 @@ def write_stream(
             raise
         raise Interrupted(
             f"the predictions of {chunks.counts['rows']:,} rows are saved in {chunks.folder}\n"
-            "  to resume: the same command with --resume"
+            "  to resume: run the same command with --resume"
         ) from None
     finally:
         if not chunks.done:
@@ -201,14 +201,14 @@ def _read_about(output: Path) -> dict[str, Any]:
     """Return the description of unfinished predictions.
 
     Raises:
-        RunFolderError: if no unfinished predictions exist, or their description is damaged.
+        RunFolderError: if there are no unfinished predictions to resume, or their description is damaged.
     """
     folder = chunks_folder(output)
     if not folder.exists():
         raise RunFolderError(
-            "no unfinished predictions exist",
+            "there are no unfinished predictions to resume",
             where=str(folder),
-            remedy="Leave out --resume. Predictions of stdin, of a query and of few rows cannot be resumed.",
+            remedy="Leave out --resume. bertsmith cannot resume predictions for stdin, queries or few rows.",
         )
     try:
         content: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))

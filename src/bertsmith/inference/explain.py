@@ -140,13 +140,13 @@ def explain(
 
     (item,) = (normalise_text(text) for text in classifier.template.read(text))
     if is_empty(item):
-        raise DataError("the text is empty", remedy="Give a text to explain.")
+        raise DataError("the text is empty", remedy="Pass a text to explain.")
     names = classifier.labels.texts
     if label is not None and len(names) == 1:
         raise ConfigError("the model predicts a number, not labels", remedy="Leave out the label.")
     if label is not None and label not in names:
         raise ConfigError(
-            f"the label {label!r} does not exist.{did_you_mean(label, names)}", remedy=f"Give one of {listing(names)}."
+            f"the label {label!r} does not exist.{did_you_mean(label, names)}", remedy=f"Pass one of {listing(names)}."
         )
     tokens = classifier.encode(Texts([item]), truncate=False)
     scores = classifier.probabilities_of(classifier.read(tokens))

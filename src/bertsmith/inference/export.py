@@ -60,7 +60,9 @@ def export(
 ) -> Export:
     """Write a self-contained folder that predicts without torch; see `bertsmith.export`."""
     if format not in PRECISIONS:
-        raise ConfigError(f"--format {format} is not a choice", remedy=f"Give one of {', '.join(PRECISIONS)}.")
+        raise ConfigError(
+            f"bertsmith does not export to the format {format}", remedy=f"Pass one of {', '.join(PRECISIONS)}."
+        )
     if precision not in PRECISIONS[format]:
         elsewhere = "".join(f", or --format {name}" for name, found in PRECISIONS.items() if precision in found)
         raise ConfigError(
@@ -165,8 +167,8 @@ def _failed_check(parity: dict[str, Any], precision: str, task: Task) -> str:
     """Return why an export with this parity is not acceptable, or an empty string."""
     if parity["agreement"] < MIN_AGREEMENT[precision] or not parity["largest_difference"] <= MAX_DIFFERENCE[precision]:
         return (
-            f"the export differs from the original: of {parity['texts']:,} held-out texts "
-            f"{parity['agreement']:.2%} {task.same_name} (minimum {MIN_AGREEMENT[precision]:.1%}), and a "
+            f"the export differs from the original: {parity['agreement']:.2%} of {parity['texts']:,} held-out texts "
+            f"{task.same_name} (minimum {MIN_AGREEMENT[precision]:.1%}), and a "
             f"{task.score_name} differs by up to {parity['largest_difference']:.4f} "
             f"(maximum {MAX_DIFFERENCE[precision]:g}{task.unit_name})"
         )
@@ -200,7 +202,7 @@ def _readme(about: ExportInfo, parity: dict[str, Any], evaluated: str) -> str:
     bound = (
         ""
         if about.precision == "fp32"
-        else f" Of similar texts, up to {parity['others_at_most']:.1%} may get another prediction."
+        else f" Of similar texts, up to {parity['others_at_most']:.1%} may get a different prediction."
     )
     return f"""# {about.run["name"]}, exported
 
@@ -214,7 +216,7 @@ $ bertsmith predict . texts.csv -o predictions.csv
 
 `bertsmith serve .` answers over HTTP. In Python: `bertsmith.load(".").predict({[item]!r})`.
 
-The {task.primary_name} of the original is {score:.3f} on {test["texts"]:,} {evaluated}. This export predicts the same
-for {parity["agreement"]:.2%} of {parity["texts"]:,} held-out texts, and no {task.score_name} differs by more than
-{parity["largest_difference"]:.2g}{task.unit_name}.{bound} `export.json` contains all details.
+The {task.primary_name} of the original is {score:.3f} on {test["texts"]:,} {evaluated}. This export gives the
+same prediction for {parity["agreement"]:.2%} of {parity["texts"]:,} held-out texts, and no {task.score_name}
+differs by more than {parity["largest_difference"]:.2g}{task.unit_name}.{bound} `export.json` contains all details.
 """

@@ -50,16 +50,18 @@ def open_classifier(
     """
     path = to_path(path, "run")
     if long not in get_args(Long):
-        raise ConfigError(f"long={long!r} is not a choice", remedy=f"Give one of {', '.join(get_args(Long))}.")
+        raise ConfigError(f"long={long!r} is not a valid value", remedy=f"Pass one of {', '.join(get_args(Long))}.")
     if runtime not in RUNTIME_CHOICES:
-        raise ConfigError(f"--runtime {runtime} is not a choice", remedy=f"Give one of {', '.join(RUNTIME_CHOICES)}.")
+        raise ConfigError(
+            f"--runtime {runtime} is not a valid value", remedy=f"Pass one of {', '.join(RUNTIME_CHOICES)}."
+        )
     if is_export(path):
         about = ExportInfo.read(path)
         if ensemble or device not in ("auto", "cpu") or runtime not in ("auto", about.format):
             raise ConfigError(
                 f"this is an export of a single model for {about.format} on the CPU",
                 where=str(path),
-                remedy="Leave out --device, --runtime and --ensemble, or give the run itself.",
+                remedy="Leave out --device, --runtime and --ensemble, or pass the run itself.",
             )
         exported = Exported.load(path, decide=decide, long=long)
         return exported, lambda: exported.held_out
@@ -68,7 +70,8 @@ def open_classifier(
         export = _export_of(open_run(path), device, runtime)
     elif runtime not in ("auto", "torch"):
         raise ConfigError(
-            f"--runtime {runtime}: only the single model of a run has exports", remedy="Leave out --runtime."
+            f"--runtime {runtime} needs the model of a run: ensembles and model folders have no exports",
+            remedy="Leave out --runtime.",
         )
     if export is not None:
         long = Run(path).info.get("long", "truncate") if long == "auto" else long
@@ -77,7 +80,7 @@ def open_classifier(
         from bertsmith.inference.classifier import Classifier
         from bertsmith.inference.ensemble import Ensemble
     except ModuleNotFoundError as error:
-        otherwise = "Or give an export, which bertsmith export writes."
+        otherwise = "Or pass an export, which bertsmith export writes."
         raise MissingPackageError(
             error.name or "torch", "a run without an export", needs="train", where=str(path), otherwise=otherwise
         ) from error

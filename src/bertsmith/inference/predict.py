@@ -114,7 +114,8 @@ def _label(
         predictions |= {f"{PROBABILITY}{text}": column(scores[:, c].tolist()) for c, text in enumerate(labels.texts)}
     if clash := [name for name in predictions if name in prepared.cells]:
         raise DataError(
-            f"the input has columns with the names of predictions: {listing(clash)}", remedy="Rename or remove them."
+            f"the input already has columns with names of the output: {listing(clash)}",
+            remedy="Rename or remove these columns.",
         )
     return prepared.cells | predictions
 

@@ -116,7 +116,7 @@ class Predictor(ABC):
             with naming_parameters():
                 return self._predict_data_frame(cast("pd.DataFrame", texts), progress, config)
         if text_column or pair_column or with_columns:
-            raise ConfigError("names of columns require a data frame", remedy="Leave them out, or give a data frame.")
+            raise ConfigError("column names require a data frame", remedy="Leave them out, or pass a data frame.")
         return to_frame(self.task, self.predict_proba(texts, progress), self.labels)
 
     def _predict_data_frame(
@@ -134,7 +134,7 @@ class Predictor(ABC):
         if clash := [name for name in added.columns if name in names]:
             raise DataError(
                 f"the data frame already has columns with names of the output: {listing(clash)}",
-                remedy="Rename or remove them.",
+                remedy="Rename or remove these columns.",
             )
         if len(filled) < len(texts):  # only Int64 columns of integers have missing values
             if added["predicted"].dtype == np.int64:

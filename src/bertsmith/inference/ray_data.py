@@ -143,7 +143,7 @@ def _parquet_files(source: Path) -> list[Path]:
         raise DataError(
             "the folder has no Parquet files" if source.is_dir() else "the folder does not exist",
             where=str(source),
-            remedy="Give a folder with files named *.parquet.",
+            remedy="Pass a folder with files named *.parquet.",
         )
     return files
 
@@ -186,7 +186,7 @@ def cluster(address: str) -> Iterator[None]:
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"--ray {address}: cannot connect to the cluster: {str(error).splitlines()[0]}",
-            remedy=f"Give {LOCAL}, or auto or HOST:PORT on a machine of the cluster. Check that the cluster runs. If "
+            remedy=f"Pass {LOCAL}, or auto or HOST:PORT on a machine of the cluster. Check that the cluster runs. If "
             "it requires a token, set RAY_AUTH_MODE=token.",
         ) from error
     try:

@@ -65,9 +65,9 @@ class PoolFile:
         changed = np.flatnonzero(self.hashes[first : first + known] != hashes[:known])
         if len(changed):
             raise DataError(
-                f"row {first + int(changed[0]) + 1:,} has another text than when the project began",
+                f"the text of row {first + int(changed[0]) + 1:,} has changed since the project began",
                 where=name,
-                remedy="Give the same pool, with new rows only at its end, or begin another project.",
+                remedy="Pass the same pool, with new rows only at its end, or create another project.",
             )
         if known == len(texts):
             return

@@ -95,7 +95,7 @@ class Project:
                 raise RunFolderError(
                     "this folder contains no labelling project",
                     where=str(path),
-                    remedy="Begin one: bertsmith label POOL -o PROJECT --labels a,b,c",
+                    remedy="Create one: bertsmith label POOL -o PROJECT --labels a,b,c",
                 )
             self._create(create)
         with self._open() as database:
@@ -104,7 +104,7 @@ class Project:
             raise RunFolderError(
                 f"a newer version of bertsmith wrote this project (format {version})",
                 where=str(self.file),
-                remedy="Use that version.",
+                remedy="Use that version of bertsmith.",
             )
 
     @classmethod
@@ -116,7 +116,9 @@ class Project:
         others = [p.name for p in self.path.iterdir() if not p.name.startswith(".")] if self.path.is_dir() else []
         if others or self.path.is_file():
             raise RunFolderError(
-                "this is a file, or a folder with other files", where=str(self.path), remedy="Give -o another folder."
+                "this is a file, or a folder with other files",
+                where=str(self.path),
+                remedy="Choose another folder with -o.",
             )
         facts = {"labels": [], "task": SINGLE_LABEL, "codebook": {}, "version": VERSION, **settings}
         try:
@@ -182,7 +184,7 @@ class Project:
         """
         names = [" ".join(label.split()) for label in labels]
         if wrong := [label for label in names if not label or ";" in label]:
-            raise ConfigError(f"these cannot be labels: {listing(wrong)}", remedy="Give words without semicolons.")
+            raise ConfigError(f"these cannot be labels: {listing(wrong)}", remedy="Use words without semicolons.")
         known = self.labels
         self.set_fact("labels", [*known, *(name for name in dict.fromkeys(names) if name not in known)])
 

@@ -56,9 +56,9 @@ def read_design(
         raise DataError(
             "it is unknown how the texts of this sample were chosen",
             where=where,
-            remedy=f"If every text of the corpus had the same probability, pass --random-sample. Otherwise add the "
-            f"column {INCLUSION}, or label random texts. Texts that are easy, uncertain or found by a search do not "
-            "represent the corpus.",
+            remedy="If every text of the corpus was drawn with the same probability, pass --random-sample. Otherwise "
+            f"add the column {INCLUSION}, or label random texts. Texts that are easy, uncertain or found by a search "
+            "do not represent the corpus.",
         )
     drawn = np.ones(len(rows), dtype=bool)
     if random is not None:
@@ -76,7 +76,7 @@ def read_design(
             raise DataError(
                 f"row {row:,} was drawn at random, but has no inclusion probability, while other rows have one",
                 where=place,
-                remedy="Give the probability of every row that was drawn at random, or remove the column.",
+                remedy="Write the probability of every row that was drawn at random, or remove the column.",
             )
     if not usable.any():
         raise DataError(
@@ -120,6 +120,6 @@ def _probability(cell: Any, row: int, where: str) -> float:
         raise DataError(
             f"row {row:,} has {quoted(cell)}, which is not a probability above 0 and at most 1",
             where=where,
-            remedy="Give the probability of each text to be in the sample, above 0 and at most 1.",
+            remedy="Write the probability that each text is in the sample, above 0 and at most 1.",
         )
     return value

@@ -72,7 +72,7 @@ def fit_regression(
     import pandas as pd
 
     if model not in ("linear", "logistic"):
-        raise ConfigError(f"model={model!r} is not a choice", remedy="Give linear or logistic.")
+        raise ConfigError(f"model={model!r} is not a valid value", remedy="Pass linear or logistic.")
     if model == "logistic" and label_text == LEVEL_NAME:
         raise ConfigError("a logistic regression needs a class, not a level", remedy="Use a linear regression.")
     table = to_data_frame(table)
@@ -95,7 +95,7 @@ def fit_regression(
     x = np.column_stack([np.ones(len(frame)), columns.to_numpy(dtype=np.float64)])
     y = frame[outcome].to_numpy(dtype=np.float64)
     if np.linalg.matrix_rank(x) < x.shape[1]:
-        raise DataError("the columns depend on each other linearly", remedy="Leave out one of them.")
+        raise DataError("the columns are linearly dependent", remedy="Leave out one of these columns.")
     coefficients = _linear(x, y) if model == "linear" else _logistic(x, y)
     groups = None if clusters is None else pd.factorize(frame[clusters])[0]
     covariance = _sandwich(x, y, coefficients, logistic=model == "logistic", groups=groups)

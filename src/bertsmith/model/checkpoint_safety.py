@@ -1,4 +1,4 @@
-"""Checks that a checkpoint cannot make a loader run code or read files outside of its folder."""
+"""Checks that a checkpoint cannot make a loader run code or read files outside its folder."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check_files(folder: Path, config: dict[str, Any]) -> None:
         raise ModelError(
             "the checkpoint is quantized, and quantized weights cannot be fine-tuned",
             where=file,
-            remedy="Use the checkpoint it was made from.",
+            remedy="Use the checkpoint from before the quantization.",
         )
     if (folder / "adapter_config.json").is_file():
         raise ModelError(
@@ -69,7 +69,7 @@ def read_json(file: Path) -> dict[str, Any]:
         raise ModelError(
             f"{file.name} of the checkpoint cannot be read: {error}",
             where=str(file),
-            remedy="Download or save the checkpoint again, and give the folder that contains all its files.",
+            remedy="Download or save the checkpoint again, and pass the folder that contains all its files.",
         ) from error
     return content
 
@@ -86,7 +86,9 @@ def _check_index(index: Path, suffix: str) -> None:
         return
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict):
-        raise ModelError("the index of the weights names no files", where=str(index), remedy="Download it again.")
+        raise ModelError(
+            "the index of the weights names no files", where=str(index), remedy="Download the checkpoint again."
+        )
     for shard in {str(name) for name in shards.values()}:
         if Path(shard).name != shard or not shard.endswith(suffix):
             raise ModelError(
@@ -98,7 +100,7 @@ def _check_index(index: Path, suffix: str) -> None:
             raise ModelError(
                 f"a weights file of the checkpoint is missing: {shard}",
                 where=str(index),
-                remedy="Download it again: the copy is incomplete.",
+                remedy="Download the checkpoint again: the copy is incomplete.",
             )
 
 
@@ -108,7 +110,7 @@ def _check_tokenizer(file: Path) -> None:
     for key, value in _items(read_json(file)):
         if key.endswith("_file") and isinstance(value, str) and Path(value).name != value:
             raise ModelError(
-                f"the tokenizer's configuration points to {value!r}, outside of its folder ({key})",
+                f"the tokenizer's configuration points to {value!r}, outside its folder ({key})",
                 where=str(file),
                 remedy="Use another copy of the checkpoint.",
             )

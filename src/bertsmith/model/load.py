@@ -159,7 +159,7 @@ def load_model(
     not_finite = [name for name, weights in model.named_parameters() if not bool(weights.isfinite().all())]
     if not_finite:
         raise ModelError(
-            f"{len(not_finite):,} of the checkpoint's weights hold NaN or infinite numbers, such as {not_finite[0]}",
+            f"{len(not_finite):,} of the checkpoint's weights contain NaN or infinite numbers, such as {not_finite[0]}",
             where=str(checkpoint.path),
             remedy="Use another copy, saved before its training diverged.",
         )
@@ -182,7 +182,7 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         raise ModelError(
             f"the tokenizer has {tokens:,} tokens, but the model has {rows:,} embeddings: they do not match",
             where=str(checkpoint.path),
-            remedy="Save the tokenizer the checkpoint was trained with into its folder.",
+            remedy="Use the tokenizer with which the checkpoint was trained.",
         )
 
 
@@ -237,7 +237,7 @@ def _check_complete(model: PreTrainedModel, info: Any, checkpoint: Checkpoint, *
         raise ModelError(
             f"the checkpoint lacks {len(missing):,} of the model's weights, such as {missing[0]}",
             where=str(checkpoint.path),
-            remedy="Give a complete checkpoint of this architecture, with shapes as in its config.json.",
+            remedy="Use a complete checkpoint of this architecture, with shapes as in its config.json.",
         )
 
 

@@ -52,7 +52,9 @@ class PredictionProgress:
             self._show_input(event)
         elif isinstance(event, ModelOpened):
             if event.export:
-                self.console.print(f"[dim]with the run's {event.export} export (--runtime torch: without)[/]")
+                self.console.print(
+                    f"[dim]using the {event.export} export of the run (--runtime torch uses the model itself)[/]"
+                )
             self.started = self.printed = time.monotonic()
             self.bar.start()
             if self.notebook is not None:

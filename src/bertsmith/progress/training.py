@@ -97,7 +97,7 @@ class TrainingProgress:
             )
         elif isinstance(event, MemoryLimited):
             self.console.print(
-                f"[yellow]only {format_bytes(event.free)} of memory are free:[/] "
+                f"[yellow]only {format_bytes(event.free)} of memory is free:[/] "
                 f"training with micro-batches of {event.token_budget:,} tokens; the result stays the same"
             )
         elif isinstance(event, Slowed):
@@ -118,8 +118,9 @@ class TrainingProgress:
         elif isinstance(event, Collapsed):
             self.console.print(
                 Text(
-                    f"after epoch {event.epoch:g} every validation text is predicted as {event.label_text!r}. This is "
-                    "common at the start. If it stays, try a smaller --learning-rate or more texts of other labels"
+                    f"after epoch {event.epoch:g}, the model predicts the same label for every validation text: "
+                    f"{event.label_text!r}. This is common at the start. If it continues, try a smaller "
+                    "--learning-rate, or add texts with other labels"
                 ),
                 style="yellow",
             )

@@ -126,12 +126,15 @@ class TuningProgress:
         )
         if validation < FEW_TEXTS:
             self.console.print(
-                f"[yellow]with {validation:,} validation texts the best trial depends on luck:[/] "
+                f"[yellow]with {validation:,} validation texts, the best trial depends on luck:[/] "
                 "--cv 5 scores by cross-validation"
             )
         if event.unseen:
             self.console.print(
-                Text(f"no validation text has the label {listing(event.unseen)}: trials gain nothing by predicting it"),
+                Text(
+                    f"no validation text has the label {listing(event.unseen)}: trials gain nothing by predicting "
+                    "this label"
+                ),
                 style="yellow",
             )
         for name, dimension in event.space.items():

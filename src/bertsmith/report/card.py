@@ -63,12 +63,12 @@ class Details:
     def __post_init__(self) -> None:
         if wrong := [code for code in self.language if not LANGUAGE.fullmatch(code)]:
             raise ConfigError(
-                f"language: {listing(wrong)} is not a language code", remedy="Give an ISO 639 code, such as en."
+                f"language: {listing(wrong)} is not a language code", remedy="Use an ISO 639 code, such as en."
             )
         if self.license is not None and self.license not in LICENSES:
             raise ConfigError(
                 f"license: the hub does not know {self.license!r}.{did_you_mean(self.license, LICENSES)}",
-                remedy="Give an identifier such as apache-2.0, cc-by-4.0, mit or other.",
+                remedy="Use an identifier such as apache-2.0, cc-by-4.0, mit or other.",
             )
         ids = [*self.datasets, *([] if self.repository is None else [self.repository])]
         if wrong := [name for name in ids if not HUB_ID.fullmatch(name) or ".." in name or "--" in name]:

@@ -121,10 +121,10 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
     three = "{:.3f}".format
     info, test = run.info, run.metrics["splits"]["test"]
     splits = info["data"]["splits"]
-    left_out = "".join(
-        f", {n('run.json', f'data.left_out.{reason}')} rows were left out ({reason})"
-        for reason in info["data"]["left_out"]
+    left_out = " and ".join(
+        f"{n('run.json', f'data.left_out.{reason}')} rows ({reason})" for reason in info["data"]["left_out"]
     )
+    excluded = f" We excluded {left_out}." if left_out else ""
     if "by" in test:
         unseen = ", each labelled by a model that was not trained on it"
         evaluated = f"evaluated by {n('metrics.json', 'splits.test.folds')}-fold cross-validation"
@@ -142,11 +142,11 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
     result.sentences.append(
         f"We fine-tuned `{n('run.json', 'model.name', str)}`, a pretrained model of the BERT family [@devlin2019bert], "
         f"as a {task.described.format(n=count)}, on "
-        f"{n('run.json', 'data.splits.train')} labelled texts, and {evaluated}{left_out}. "
-        f"Training had at most {n('run.json', 'recipe.epochs', '{:g}'.format)} "
+        f"{n('run.json', 'data.splits.train')} labelled texts, and {evaluated}.{excluded} "
+        f"Training ran for at most {n('run.json', 'recipe.epochs', '{:g}'.format)} "
         f"{'epoch' if info['recipe']['epochs'] == 1 else 'epochs'}, with "
         f"{n('run.json', 'recipe.batch_size')} texts per step, a peak learning rate of "
-        f"{n('run.json', 'recipe.learning_rate', '{:g}'.format)} and seed {n('run.json', 'config.seed', str)}; "
+        f"{n('run.json', 'recipe.learning_rate', '{:g}'.format)} and seed {n('run.json', 'config.seed', str)}. "
         f"{_reading(run, n)}.{calibrated}"
     )
     rest = ""
@@ -173,9 +173,9 @@ def _reading(run: Run, n: Callable[..., str]) -> str:
     """Return how the model reads texts above the maximum length."""
     limit = f"{n('run.json', 'model.max_length')} tokens"
     return {
-        "head-tail": f"of texts with more than {limit}, the model read beginning and end",
-        "window": f"texts with more than {limit} were read in overlapping windows",
-    }.get(run.info.get("long", "truncate"), f"texts were cut after {limit}")
+        "head-tail": f"Of texts with more than {limit}, the model read the beginning and the end",
+        "window": f"The model read texts with more than {limit} in overlapping windows",
+    }.get(run.info.get("long", "truncate"), f"The model read at most the first {limit} of each text")
 
 
 def _name(task: Task, metric: str) -> str:

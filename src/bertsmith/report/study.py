@@ -92,7 +92,7 @@ def advice(info: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
         return []
     sentences = []
     if len({t["values"][0] for t in complete}) == 1:
-        sentences.append("Every trial has the same score: nothing was learned. Give more texts, or allow more epochs.")
+        sentences.append("Every trial has the same score: the models learned nothing. Add texts, or allow more epochs.")
     for name, value in {} if result["is_default"] else result["settings"].items():
         dimension = space.get(name, {})
         if "low" not in dimension:
@@ -111,18 +111,19 @@ def advice(info: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
     unimportant = [name for name, share in result["importance"].items() if share < MIN_IMPORTANCE]
     if unimportant:
         sentences.append(
-            f"The score hardly depends on {', '.join(unimportant)}: fix such settings to leave more trials for others."
+            f"The score hardly depends on {', '.join(unimportant)}: fix these settings, so that more trials vary the "
+            "others."
         )
     if difference := result.get("difference"):
         low, high = difference["interval"]
         if high < 0:
             sentences.append(
-                "On test the best trial is worse than the defaults: use the defaults, or search with more validation "
+                "On test, the best trial is worse than the defaults: use the defaults, or search with more validation "
                 "texts."
             )
         elif low <= 0:
             sentences.append(
-                "On test the best trial and the defaults are not distinguishable: more texts will help more than more "
+                "On test, the best trial and the defaults are not distinguishable: more texts will help more than more "
                 "trials."
             )
     return sentences

@@ -67,7 +67,7 @@ def create_app(
     app: FastAPI = FastAPIOffline(
         title="bertsmith",
         version=__version__,
-        description="A text classifier. POST /predict has the format of text-embeddings-inference, POST / has the "
+        description="A text classifier. POST /predict has the format of text-embeddings-inference; POST / has the "
         "format of Hugging Face's inference API.",
         redoc_url=None,
     )
@@ -140,7 +140,7 @@ def create_app(
     async def predict(body: PredictRequest, request: Request) -> Response:
         """Classify a text or a batch, in the format of text-embeddings-inference: all labels, best first.
 
-        The header `x-truncated-texts` lists the positions of texts that are not read as a whole, from 0.
+        The header `x-truncated-texts` lists the positions, from 0, of texts that the model does not read to the end.
         """
         single = not isinstance(body.inputs, list) or isinstance(body.inputs[0], str)
         items: Any = [body.inputs] if single else body.inputs
@@ -154,8 +154,8 @@ def create_app(
     async def pipeline(body: PipelineRequest, request: Request) -> Response:
         """Classify a text or a flat list of texts, as Hugging Face's `pipeline("text-classification")` does.
 
-        The model reads long texts as `long` of `/info` says. The header `x-truncated-texts` lists the positions of
-        texts that are not read as a whole, from 0.
+        The model reads long texts as `long` of `/info` says. The header `x-truncated-texts` lists the positions,
+        from 0, of texts that the model does not read to the end.
         """
         single = not isinstance(body.inputs, list)
         items: list[Any] = body.inputs if isinstance(body.inputs, list) else [body.inputs]
@@ -164,7 +164,7 @@ def create_app(
         has_top_k = "top_k" in body.parameters.model_fields_set
         return JSONResponse(answer[0] if single and has_top_k else answer, headers=request.state.headers)
 
-    unavailable = {"model": Problem, "description": "This server cannot explain."}
+    unavailable = {"model": Problem, "description": "This server cannot explain predictions."}
 
     @app.post("/explain", responses={**problems, 404: unavailable}, dependencies=secured)
     async def explain(body: ExplainRequest, request: Request) -> Response:
@@ -172,7 +172,7 @@ def create_app(
         service = require_service()
         explainer = service.explain
         if explainer is None:
-            what = "this server cannot explain: explanations need the package captum, and torch as the runtime"
+            what = "this server cannot explain predictions: that needs the package captum, and torch as the runtime"
             raise RequestError(404, what, "Install 'bertsmith[explain]' and serve the run with --runtime torch.")
         classifier = service.batcher.classifier
         texts = _read([body.inputs], classifier.template, limits)

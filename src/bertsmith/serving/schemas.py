@@ -56,13 +56,13 @@ class PredictRequest(_RequestModel):
     """Request of text-embeddings-inference: a text or a pair, or a batch with one list per text or pair."""
 
     inputs: Annotated[_Text | _Pair | _Columns | _Rows, Discriminator(_nested_kind)] = Field(
-        description='A text, or a batch such as [["first text"], ["second text"]]. In this format a flat list of two '
+        description='A text, or a batch such as [["first text"], ["second text"]]. In this format, a flat list of two '
         "strings is a pair, for models that read pairs. POST / accepts flat lists as batches. An object has the "
         "columns that the model reads, or text and text_pair.",
         examples=["great phone", [["great phone"], ["never again"]]],
     )
     truncate: bool = Field(
-        False, description="Accept long texts that the model does not read as a whole; otherwise status 413."
+        False, description="Accept texts that the model does not read to the end; otherwise they get status 413."
     )
     truncation_direction: Literal["Left", "Right", "left", "right"] = Field(
         "Right", description="Side that is truncated; Right keeps the beginning."
@@ -74,7 +74,7 @@ class Parameters(_RequestModel):
     """Parameters of Hugging Face's inference API."""
 
     top_k: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
-        None, description="Number of labels to return; without it one label, with null all labels."
+        None, description="Number of labels to return; by default one label, with null all labels."
     )
     function_to_apply: Literal["softmax", "sigmoid", "none"] | None = Field(
         None, description="Function that turns logits into scores; by default that of the model."
@@ -226,7 +226,7 @@ class RequestError(Exception):
 def example_request(template: Template, field: str = "inputs") -> str:
     """Return an example request as the remedy for a body without the columns of the model; ``field`` has the items."""
     items = [template.example] if field == "instances" else template.example
-    return f"Send for example {json.dumps({field: items}, ensure_ascii=False)}."
+    return f"For example, send {json.dumps({field: items}, ensure_ascii=False)}."
 
 
 def validation_message(error: RequestValidationError, template: Template, *, nested: bool) -> tuple[str, str]:

@@ -11,7 +11,6 @@ import numpy as np
 
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, listing, lower_first
-from bertsmith.evaluation.calibration import PRIOR
 from bertsmith.evaluation.rule import Rule
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ class Task(ABC):
         """Raise a `ConfigError` if a treatment of imbalance does not apply."""
         if imbalance not in self.imbalances:
             raise ConfigError(
-                f"--imbalance {imbalance} is not for --task {self.name}",
+                f"--task {self.name} does not support --imbalance {imbalance}",
                 remedy=f"Use one of {listing(self.imbalances)}.",
             )
 
@@ -232,7 +231,6 @@ class Task(ABC):
         *,
         seed: int,
         use_offsets: bool = True,
-        prior: float = PRIOR,
         model: np.ndarray | None = None,
     ) -> tuple[Decision, Rule]:
         """Tune the decision rule and the calibration on held-out texts.
@@ -242,7 +240,6 @@ class Task(ABC):
             scores: of the same texts.
             seed: of folds and bootstrap.
             use_offsets: whether a decision rule may be used.
-            prior: of the temperature, see `bertsmith.evaluation.calibration.fit_temperature`.
             model: number of the model that predicted each text, shape (n,); ``None`` if one model predicted all.
 
         Returns:
@@ -335,8 +332,8 @@ class Task(ABC):
         ``given`` and ``suggested`` are as in files of corrections.
         """
         raise ConfigError(
-            f"label errors cannot be found for --task {self.name}",
-            remedy="Train, and look at the largest errors in the report.",
+            f"bertsmith cannot find label errors for --task {self.name}",
+            remedy="Train the model, and look at the largest errors in the report.",
         )
 
     @abstractmethod

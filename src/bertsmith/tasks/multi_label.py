@@ -10,7 +10,7 @@ import numpy as np
 
 from bertsmith.data.outcomes import join_labels
 from bertsmith.data.table import MULTI_LABEL, Labels
-from bertsmith.evaluation.calibration import PRIOR, reliability
+from bertsmith.evaluation.calibration import reliability
 from bertsmith.evaluation.rule import Rule
 from bertsmith.tasks.base import Names, Task
 
@@ -34,7 +34,7 @@ class MultiLabel(Task):
     headline = ("macro_f1", "micro_f1")
     imbalances = ("none", "weights", "focal")
     naive_name = "share of each label"
-    described = "text classifier with {n} labels, any number of them for a text"
+    described = "text classifier with {n} labels, which gives a text any number of them"
     same_name = "get the same labels"
     truth_column, predicted_column = "label_texts", "predicted_texts"
     metric_names: ClassVar[Names] = {
@@ -42,10 +42,16 @@ class MultiLabel(Task):
         "micro_f1": ("Micro-F1", "the F1 score of all decisions on all labels together"),
         "weighted_f1": ("Weighted F1", "F1 averaged with each label weighted by its number of texts"),
         "samples_f1": ("Samples F1", "the F1 score of the labels of each text, averaged over the texts"),
-        "macro_precision": ("Macro precision", "of the texts that received a label, the share that has it, averaged"),
-        "macro_recall": ("Macro recall", "of the texts that have a label, the share that received it, averaged"),
+        "macro_precision": (
+            "Macro precision",
+            "the share of correct predictions among the texts that received a label, averaged over the labels",
+        ),
+        "macro_recall": (
+            "Macro recall",
+            "the share of correct predictions among the texts that have a label, averaged over the labels",
+        ),
         "micro_precision": ("Micro precision", "the share of the predicted labels that are correct"),
-        "micro_recall": ("Micro recall", "the share of the labels that are predicted"),
+        "micro_recall": ("Micro recall", "the share of the true labels that are predicted"),
         "subset_accuracy": ("Subset accuracy", "the share of texts whose labels are all correct"),
         "hamming_loss": ("Hamming loss", "the share of wrong decisions on single labels; lower is better"),
         "ranking_precision": (
@@ -175,7 +181,6 @@ class MultiLabel(Task):
         *,
         seed: int,
         use_offsets: bool = True,
-        prior: float = PRIOR,
         model: np.ndarray | None = None,
     ) -> tuple[Decision, Rule]:
         """Tune one threshold per label, then one temperature per label; see `Task.fit_rule`."""
@@ -185,7 +190,7 @@ class MultiLabel(Task):
         decision = tune_thresholds(targets, logits, seed=seed, model=model)
         if not use_offsets:
             decision = replace(decision, used=False, offsets=np.zeros(scores.shape[1]))
-        temperatures = fit_temperatures(targets, self.scores(logits + decision.offsets), prior=prior)
+        temperatures = fit_temperatures(targets, self.scores(logits + decision.offsets))
         offsets = tuple(decision.offsets.tolist()) if decision.used else ()
         return decision, Rule(tuple(temperatures.tolist()), offsets, folded=False)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from bertsmith.data.table import ORDINAL, Labels
-from bertsmith.evaluation.calibration import PRIOR, calibration_metrics, fit_temperature
+from bertsmith.evaluation.calibration import calibration_metrics, fit_temperature
 from bertsmith.evaluation.decision import MIN_TEXTS, Decision
 from bertsmith.evaluation.rule import Rule
 from bertsmith.tasks.base import Names
@@ -30,10 +30,11 @@ class Ordinal(SingleLabel):
     metric_names: ClassVar[Names] = {
         "quadratic_kappa": (
             "Quadratic kappa",
-            "agreement beyond chance, where a mistake counts as the square of its steps: 1 is perfect, 0 is chance",
+            "agreement beyond chance, where a mistake counts with the square of its distance in steps: 1 is perfect, 0 "
+            "is chance",
         ),
-        "mae": ("Mean absolute error", "the mean distance of labels and predictions in steps; lower is better"),
-        "spearman": ("Spearman correlation", "the correlation of the ranks of labels and predictions"),
+        "mae": ("Mean absolute error", "the mean distance between labels and predictions in steps; lower is better"),
+        "spearman": ("Spearman correlation", "the rank correlation between labels and predictions"),
         "macro_f1": SingleLabel.metric_names["macro_f1"],
         "accuracy": SingleLabel.metric_names["accuracy"],
         "within_one": ("Within one step", "the share of texts whose prediction is at most one step from the label"),
@@ -97,12 +98,11 @@ class Ordinal(SingleLabel):
         *,
         seed: int,
         use_offsets: bool = True,
-        prior: float = PRIOR,
         model: np.ndarray | None = None,
     ) -> tuple[Decision, Rule]:
         """Fit the temperature; the least expected distance needs no offsets."""
         decision = Decision(np.zeros(scores.shape[1]), False, 0.0, float("nan"))
-        return decision, Rule(fit_temperature(targets, scores, prior=prior), folded=False)
+        return decision, Rule(fit_temperature(targets, scores), folded=False)
 
     def naive(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
         """Return the class with the least expected distance if texts are ignored, and the class shares."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from bertsmith.data.table import REGRESSION, Labels
-from bertsmith.evaluation.calibration import PRIOR
 from bertsmith.evaluation.rule import Rule
 from bertsmith.tasks.base import Names, Task
 
@@ -46,15 +45,15 @@ class Regression(Task):
     truth_column, predicted_column = "label", "predicted"
     described = "model that predicts a number for a text"
     score_name, unit_name = "predicted value", " standard deviations"
-    same_name = "get the same value up to 0.01 standard deviations"
+    same_name = "get the same value (within 0.01 standard deviations)"
     metric_names: ClassVar[Names] = {
         "r2": (
             "R²",
-            "the share of the variance that is explained: 1 is perfect, 0 is always the mean",
+            "the share of the variance that the model explains: 1 is perfect, 0 is no better than the mean",
         ),
-        "mae": ("Mean absolute error", "the mean distance of labels and predictions; lower is better"),
+        "mae": ("Mean absolute error", "the mean distance between labels and predictions; lower is better"),
         "rmse": ("Root mean squared error", "like the mean absolute error, but large errors count more"),
-        "spearman": ("Spearman correlation", "the correlation of the ranks of labels and predictions"),
+        "spearman": ("Spearman correlation", "the rank correlation between labels and predictions"),
     }
 
     def fitted(self, targets: np.ndarray) -> Task:
@@ -163,7 +162,6 @@ class Regression(Task):
         *,
         seed: int,
         use_offsets: bool = True,
-        prior: float = PRIOR,
         model: np.ndarray | None = None,
     ) -> tuple[Decision, Rule]:
         """Return a neutral rule: squared error needs no correction."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from bertsmith.data.table import SINGLE_LABEL, Labels
 from bertsmith.evaluation.abstention import label_sets
-from bertsmith.evaluation.calibration import PRIOR, calibration_metrics, fit_temperature, scale, softmax, to_logits
+from bertsmith.evaluation.calibration import calibration_metrics, fit_temperature, scale, softmax, to_logits
 from bertsmith.evaluation.rule import Rule
 from bertsmith.tasks.base import Names, Task
 
@@ -45,7 +45,7 @@ class SingleLabel(Task):
         "weighted_f1": ("Weighted F1", "F1 averaged with each class weighted by its number of texts"),
         "weighted_precision": ("Weighted precision", "precision averaged with the same weights"),
         "weighted_recall": ("Weighted recall", "recall averaged with the same weights, which equals accuracy"),
-        "mcc": ("Matthews correlation", "the correlation of labels and predictions: 1 is perfect, 0 is chance"),
+        "mcc": ("Matthews correlation", "the correlation between labels and predictions: 1 is perfect, 0 is chance"),
         "log_loss": ("Log loss", "the error of the probabilities; lower is better"),
         "macro_average_precision": (
             "Macro average precision",
@@ -124,7 +124,6 @@ class SingleLabel(Task):
         *,
         seed: int,
         use_offsets: bool = True,
-        prior: float = PRIOR,
         model: np.ndarray | None = None,
     ) -> tuple[Decision, Rule]:
         """Tune class offsets, then the temperature; see `Task.fit_rule`."""
@@ -133,7 +132,7 @@ class SingleLabel(Task):
         decision = tune_offsets(targets, scores, seed=seed, model=model)
         if not use_offsets:
             decision = replace(decision, used=False, offsets=np.zeros(scores.shape[1]))
-        temperature = fit_temperature(targets, scale(scores, 1.0, decision.offsets), prior=prior)
+        temperature = fit_temperature(targets, scale(scores, 1.0, decision.offsets))
         return decision, Rule(temperature, tuple(decision.offsets.tolist()) if decision.used else (), folded=False)
 
     def calibration(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def argument_problems(settings: Mapping[str, Any]) -> dict[str, str]:
         if name in _FLAGS:
             problems[name] = f"use {_FLAGS[name]} instead"
         elif name == "eval_strategy" and str(value) == "no":
-            problems[name] = "not no: the best epoch is chosen on validation; use epoch or steps"
+            problems[name] = "must be epoch or steps, because bertsmith chooses the best epoch on validation"
         elif name not in known:
             problems[name] = f"unknown training argument.{did_you_mean(name, known)}"
         else:

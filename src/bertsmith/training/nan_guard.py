@@ -184,7 +184,7 @@ def retry_event(
 def final_error(error: NotFiniteError, engine: Engine, describe_texts: DescribeTexts) -> TrainingError:
     """Return the error that ends training if the retry fails, too."""
     return TrainingError(
-        f"{error.what} is not a finite number, again, after a retry with fp32 and half the learning rate",
+        f"{error.what} is again not a finite number, after a retry with fp32 and half the learning rate",
         where=_source(error, describe_texts),
         remedy=f"Likely cause: {_cause(error, engine)}. Check these texts, pass a smaller --learning-rate "
         f"(the last one was {engine.args.learning_rate:g}), or use another --model. Checkpoints are kept.",

@@ -23,7 +23,7 @@ EPOCHS, RDROP_EPOCHS, MAX_EPOCHS = 4, 3, 20
 MIN_STEPS, LEAST_STEPS = 300, 120
 """With fewer optimizer steps, fine-tuning on small data is unstable (Mosbach et al. 2021, arXiv:2006.04884)."""
 FITTED_STEPS, FITTED_EPOCHS, FITTED_TEXTS = 60, 8, 300
-"""Minimum of steps and epochs if the head starts as a regression. Below this number of texts, the epochs and half the
+"""Minimum of steps and epochs if the head begins as a regression. Below this number of texts, the epochs and half the
 learning rate apply.
 """
 HEAD_RATE = 10.0
@@ -81,7 +81,7 @@ def choose(
         device: device of the training.
         tokens: number of training tokens after truncation; ``None`` for many.
         dropout: dropout rate of the model.
-        fitted: whether the head starts as a regression, see `bertsmith.model.pooling`.
+        fitted: whether the head begins as a regression, see `bertsmith.model.pooling`.
     """
     texts, classes = int(counts.sum()) if texts is None else texts, int((counts > 0).sum())
     reasons = {"warmup": "a tenth of the steps"}
@@ -129,7 +129,7 @@ def choose(
     head_rate = setting(
         "head_rate",
         1.0 if fitted else HEAD_RATE,
-        "times that of the encoder: the head starts as a regression"
+        "times that of the encoder: the head begins as a regression"
         if fitted
         else "times that of the encoder: the head is new",
     )

@@ -120,8 +120,8 @@ def fit(
         except (ValueError, TypeError, RuntimeError, ImportError, MemoryError) as error:
             if is_out_of_memory(error):
                 raise DeviceError(
-                    f"memory does not suffice even for one text of {longest_text(train, validation):,} tokens at once",
-                    remedy="Pass a smaller --max-length or --model, or free memory (or pass --device cpu).",
+                    f"memory is too small even for one text of {longest_text(train, validation):,} tokens at once",
+                    remedy="Pass a smaller --max-length or --model, free memory, or pass --device cpu.",
                 ) from error
             if not user_arguments or callback.started:
                 raise

@@ -172,7 +172,7 @@ def _name_problem(name: str) -> str | None:
 
     arguments = {f.name for f in dataclasses.fields(TrainingArguments)}
     if name in ("seed", "seeds"):
-        return "a seed is not tunable, since the best of many seeds is luck; final_seeds measures their spread"
+        return "tune cannot vary the seed, because the best of many seeds is luck; final_seeds measures the spread"
     for setting, argument in SAME_ARGUMENT.items():
         if name == argument != setting:
             return f"use {setting} instead"
@@ -194,7 +194,7 @@ def _parse(name: str, value: Any, check_arguments: CheckArguments) -> Dimension 
         low, high, log = value["low"], value["high"], value.get("log", False)
         numbers = [x for x in (low, high) if isinstance(x, int | float) and not isinstance(x, bool)]
         if len(numbers) < 2 or not all(abs(x) < float("inf") for x in numbers) or not isinstance(log, bool):
-            raise ValueError("low and high must be finite numbers, log must be true or false")
+            raise ValueError("low and high must be finite numbers, and log must be true or false")
         if low >= high:
             raise ValueError(f"low must be less than high, not {low:g} and {high:g}")
         if log and low <= 0:

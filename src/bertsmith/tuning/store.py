@@ -104,7 +104,7 @@ class Store:
                     raise OutputError(
                         f"the storage of the study is unavailable: {reason}",
                         where=where,
-                        remedy="Make it available and run the same command again; finished trials are saved.",
+                        remedy="Make the storage available and run the same command again; finished trials are saved.",
                     ) from error
                 self.on_unavailable(f"{where}: {reason}")
             time.sleep(pause)
@@ -310,7 +310,8 @@ def _open_database(url: str, tries: int = 5) -> BaseStorage:
         raise ConfigError(
             f"storage: the database driver {error.name or _root_cause(error)} is not installed",
             where=redact(url),
-            remedy="Install it, for PostgreSQL for instance: pip install 'psycopg[binary]', and postgresql+psycopg://…",
+            remedy="Install it. For PostgreSQL, for example: pip install 'psycopg[binary]', with a URL that begins "
+            "with postgresql+psycopg://",
         ) from error
     except Exception as error:
         # Workers that start together create the tables together: all but one fail and succeed when they retry.

@@ -21,7 +21,7 @@ ENABLES = {
     "excel": "Excel files",
     "sql": "tables from databases",
     "label-errors": "finding labels that are probably wrong",
-    "explain": "the words that moved a prediction",
+    "explain": "the words that influenced a prediction",
     "tune": "the search for better settings",
     "export": "exports for ONNX Runtime and OpenVINO",
     "openvino": "predictions with OpenVINO",
@@ -180,5 +180,5 @@ def _other_choices() -> list[Choice]:
     if _is_installed("huggingface_hub"):
         from huggingface_hub.constants import HF_HUB_CACHE
 
-        choices.append(Choice("cache", HF_HUB_CACHE, "for checkpoints and datasets; HF_HOME changes it"))
+        choices.append(Choice("cache", HF_HUB_CACHE, "for checkpoints and datasets; HF_HOME selects another folder"))
     return choices

@@ -72,7 +72,7 @@ def compare_texts(
         raise ConfigError(
             f"drift needs one class per text, but the task of the run is {run.task}",
             where=str(path),
-            remedy="Give a run whose texts have one class each.",
+            remedy="Pass a run whose texts have one class each.",
         )
     frame, k = run.predictions, len(run.labels)
     counts, sample = np.zeros(k, dtype=np.int64), CorpusSample()

@@ -36,7 +36,7 @@ def _evaluation_folder(
     if name is not None and not re.fullmatch(r"\w([\w.-]*\w)?", name):
         raise ConfigError(
             f"--name {name!r} cannot be the name of a folder",
-            remedy="Use letters, digits and _, and - or . between them.",
+            remedy="Use letters, digits and underscores, with - or . between them.",
         )
     folder_name = name or re.sub(r"[^\w.-]+", "-", re.sub(r"(\.\w+)+$", "", Path(table).name)).strip(".-") or "table"
     folder = run.layout.evaluations / folder_name
@@ -50,7 +50,7 @@ def _evaluation_folder(
     other = before.get("source") != description["source"]
     which = f"another table, {before.get('source')!r}" if other else "an earlier version of this table"
     raise ConfigError(
-        f"the folder contains an evaluation on {which}",
+        f"the folder contains an evaluation of {which}",
         where=str(folder),
         remedy="Pass --name with another name, or --overwrite to replace it.",
     )
@@ -101,12 +101,12 @@ def run_evaluation(
     template = run.template
     table = source if isinstance(source, Table) else _read(source, config, run)
     if table.labels != run.labels or table.task != run.task:
-        raise DataError("the classes of the table and the run differ", remedy="Give evaluate the file, not a Table.")
+        raise DataError("the classes of the table and the run differ", remedy="Pass the file to evaluate, not a Table.")
     if table.columns.template != template and not (table.columns.template.is_plain and template.is_plain):
         raise DataError(
             f"the Table has {table.columns.template}, but the model reads {template}",
             where=table.name,
-            remedy="Give evaluate the file, not a Table, or read it with the same columns.",
+            remedy="Pass the file to evaluate, not a Table, or read it with the same columns.",
         )
     # Rows of a test table are dropped only if they cannot be scored.
     cleaned = clean(dataclasses.replace(table, frame=table.frame.assign(split="test")))

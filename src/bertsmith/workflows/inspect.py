@@ -45,7 +45,7 @@ def check_read_settings(source: Any, config: Config) -> None:
     ]
     if isinstance(source, Table) and unused:
         raise ConfigError(
-            f"settings without effect on a Table: {listing(unused)}", remedy="Give them to read_table instead."
+            f"settings without effect on a Table: {listing(unused)}", remedy="Pass them to read_table instead."
         )
 
 

@@ -111,9 +111,9 @@ def choose_for_project(
             observe(RowsPredicted(len(texts)))
         if first < pool.done:
             raise DataError(
-                f"the pool has {first:,} rows, and {pool.done:,} when it was embedded",
+                f"the pool has {first:,} rows, but had {pool.done:,} when it was embedded",
                 where=stream.name,
-                remedy="Give the same pool, with new rows only at its end.",
+                remedy="Pass the same pool, with new rows only at its end.",
             )
         project.set_fact("model", name)
         project.set_fact("pool_rows", int((pool.hashes != EMPTY).sum()))

@@ -57,10 +57,10 @@ class HeldOut:
         if n_texts.min() < FEWEST:
             c = int(n_texts.argmin())
             raise DataError(
-                f"the run has {counted(n_texts[c], 'test text')} of the class {quoted(run.labels.texts[c])}, and "
+                f"the run has {counted(n_texts[c], 'test text')} of the class {quoted(run.labels.texts[c])}, but "
                 f"counting without labelled texts needs {FEWEST} of each class",
                 where=str(run.path),
-                remedy="Give a labelled sample of the corpus with --labelled.",
+                remedy="Pass a labelled sample of the corpus with --labelled.",
             )
         return cls(run, targets, task.predicted(scores), scores, texts_of(frame))
 
@@ -116,10 +116,10 @@ def measure_under_label_shift(
         if found.contradicts:
             how = "no shares of the classes explain the predicted labels"
         raise DataError(
-            "without labelled texts, the predictions cannot be corrected: corpus and test texts of the run differ by "
-            f"more than the shares of the classes ({how})",
+            "without labelled texts, the predictions cannot be corrected: corpus and test texts of the run differ in "
+            f"more than their class shares ({how})",
             where=corpus,
-            remedy="Label about 200 random texts of the corpus, and give them with --labelled.",
+            remedy="Label about 200 random texts of the corpus, and pass them with --labelled.",
         )
     notes = [
         "without labelled texts, the shares assume that the texts of each class are like the run's test texts; a "

@@ -134,7 +134,7 @@ def read_sample(
     if len(usable) < FEWEST_LABELLED:
         reasons = "; ".join(f"{counted(n, 'row')} left out: {reason}" for reason, n in left_out.items())
         raise DataError(
-            f"the sample has {counted(len(usable), 'usable text')}, and an estimate needs {FEWEST_LABELLED}"
+            f"the sample has {counted(len(usable), 'usable text')}, but an estimate needs {FEWEST_LABELLED}"
             + (f" ({reasons})" if reasons else ""),
             where=table.name,
             remedy="Label more texts that are drawn at random from the corpus and that the run was not trained on.",

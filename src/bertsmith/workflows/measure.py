@@ -65,11 +65,11 @@ def run_measurement(
         raise ConfigError(
             "a model with several labels per text needs labelled texts",
             where=str(path),
-            remedy="Give a labelled sample of the corpus with --labelled.",
+            remedy="Pass a labelled sample of the corpus with --labelled.",
         )
     if labelled is None and (random_sample or for_regression):
         flag = "--random-sample" if random_sample else "--for-regression"
-        raise ConfigError(f"{flag} needs a labelled sample", remedy="Give it with --labelled.")
+        raise ConfigError(f"{flag} needs a labelled sample", remedy="Pass it with --labelled.")
     sample = None if labelled is None else read_sample(run, labelled, config, by, random_sample=random_sample)
     held_out = HeldOut.of(run) if sample is None else None
     options = PredictOptions(probabilities=True)
@@ -230,7 +230,7 @@ def _corrected(
             raise DataError(
                 f"--for-regression: {len(sample) - found:,} labelled texts are not in the corpus",
                 where=labelled.name,
-                remedy="Give the corpus that the sample was drawn from.",
+                remedy="Pass the corpus from which the sample was drawn.",
             )
         outcomes.finish(sample, estimates.tuning)
     few = []

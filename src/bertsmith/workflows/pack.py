@@ -18,7 +18,7 @@ from bertsmith.workflows.score import hash_texts
 MANIFEST = "SHA256SUMS"
 README = """A run of bertsmith, packed for replication.
 
-methods.md, methods.tex, references.bib  the paragraph on methods, and where each number comes from
+methods.md, methods.tex, references.bib  the methods paragraph, and where each number comes from
 run/                                     the run folder: settings, classes, scores, predictions, model
 SHA256SUMS                               checksums: sha256sum -c SHA256SUMS
 
@@ -27,8 +27,9 @@ Train it again:    bertsmith verify run TABLE --retrain
 Label new texts:   bertsmith predict run new.csv
 """
 WITHOUT_TEXTS = """
-This archive has no texts. In predictions/, text is the XXH3 hash of each text, as in splits.parquet; the report and the
-explanations are left out because they quote texts. bertsmith verify cannot score hashes again, but checks all else.
+This archive has no texts. In predictions/, the column text has the XXH3 hash of each text, as in splits.parquet. The
+archive leaves out the report and the explanations, because they quote texts. bertsmith verify cannot score hashes
+again, but checks everything else.
 """
 
 

@@ -129,9 +129,11 @@ def run_prediction(
 
     template = template_of(run)
     if resume and output is None:
-        raise ConfigError("--resume continues the predictions of a file", remedy="Give -o that file.")
+        raise ConfigError(
+            "--resume needs the output file of the interrupted predictions", remedy="Pass this file with -o."
+        )
     if options.csv_dialect != "plain" and output is not None and output_format(output) != "csv":
-        raise ConfigError("--csv-dialect is for CSV", remedy="Leave it out, or write a .csv file.")
+        raise ConfigError("--csv-dialect applies only to CSV", remedy="Leave it out, or write a .csv file.")
     claimed: AbstractContextManager[None] = nullcontext()
     if output is not None:
         claimed = claim(PredictionFile(output, (source, config.db, *inputs)), resume=resume, overwrite=overwrite)
@@ -271,7 +273,7 @@ def run_prediction_on_ray(
     if clash := [name for name, value in unused.items() if value]:
         raise ConfigError(f"--ray cannot be combined with {', '.join(clash)}", remedy="Leave out one of them.")
     if output is None or not isinstance(source, str | Path) or str(source) == "-":
-        raise ConfigError("--ray needs a folder of Parquet files and an output folder", remedy="Give INPUT and -o.")
+        raise ConfigError("--ray needs a folder of Parquet files and an output folder", remedy="Pass INPUT and -o.")
     opening = {
         "device": config.device,
         "decide": options.decide,

@@ -29,7 +29,7 @@ class Push:
     Attributes:
         repository: ``owner/name``.
         private: whether a new repository is private.
-        exists: whether the repository exists.
+        exists: whether the repository already exists.
         files: the content of each file by its path in the repository: a file of the run, or the model card.
     """
 
@@ -86,7 +86,7 @@ def push_run(
         raise HubError(
             "you are not logged in to the hub",
             where=hub.endpoint(),
-            remedy="Run hf auth login with a token that may write, or set HF_TOKEN.",
+            remedy="Run hf auth login with a token that has write access, or set HF_TOKEN.",
         )
     api = HfApi(endpoint=hub.endpoint(), library_name="bertsmith")
     with _hub_errors(repository):
@@ -126,7 +126,7 @@ def _check_repository(api: HfApi, repository: str, *, private: bool, overwrite: 
     """Return whether a repository exists, and refuse to write to it without permission.
 
     Raises:
-        HubError: if the repository exists without ``overwrite``, or is public and should be private.
+        HubError: if the repository already exists without ``overwrite``, or is public and should be private.
     """
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -136,15 +136,15 @@ def _check_repository(api: HfApi, repository: str, *, private: bool, overwrite: 
         return False
     if not overwrite:
         raise HubError(
-            "the repository exists",
+            "the repository already exists",
             where=repository,
-            remedy="Give another name, or pass --overwrite to make a new commit in this repository.",
+            remedy="Choose another name, or pass --overwrite to make a new commit in this repository.",
         )
     if private and not info.private:
         raise HubError(
-            "the repository is public, and a push is private by default",
+            "the repository is public, but a push is private by default",
             where=repository,
-            remedy="Pass --public to publish the model, or give another name.",
+            remedy="Pass --public to publish the model, or choose another name.",
         )
     return True
 
@@ -161,8 +161,8 @@ def _hub_errors(repository: str) -> Iterator[None]:
     remedies: dict[int, str] = {
         400: "Correct the value that the hub names.",
         401: "Log in again: hf auth login. Or correct HF_TOKEN.",
-        403: "Use a token that may write to this owner, or another owner.",
-        409: "Give another name, or pass --overwrite.",
+        403: "Use a token with write access to this owner, or choose another owner.",
+        409: "Choose another name, or pass --overwrite.",
     }
     try:
         yield

@@ -18,7 +18,6 @@ from bertsmith.config import FEWEST_TO_SELECT, Config
 from bertsmith.data.table import Table
 from bertsmith.data.template import Text, flat, texts_of
 from bertsmith.evaluation.abstention import accuracy_coverage_curve
-from bertsmith.evaluation.calibration import PRIOR, WIDE_PRIOR
 from bertsmith.evaluation.decision import Decision
 from bertsmith.evaluation.evaluate import evaluate
 from bertsmith.evaluation.rule import Rule
@@ -94,7 +93,6 @@ class CrossValidation:
                 self.scores[inside],
                 seed=config.seed,
                 use_offsets=config.decision_rule == "auto",
-                prior=WIDE_PRIOR,
                 model=self.fold[inside],
             )
             result[~inside] = task.apply(rule, self.scores[~inside])
@@ -173,7 +171,6 @@ def score_splits(
                 predicted,
                 seed=seed,
                 use_offsets=config.decision_rule == "auto",
-                prior=PRIOR if cross_validation is None else WIDE_PRIOR,
                 model=None if cross_validation is None else cross_validation.fold,
             )
             apply_rule(classifier, rule, run)

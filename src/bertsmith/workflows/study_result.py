@@ -137,7 +137,7 @@ def _result(
         for entry, run in ((result, best), (result["defaults"], baseline)):
             entry["seeds"] = {"n": n_seeds, **run.metrics["seeds"]["test"][primary]}
     if is_default:
-        result["verdict"] = "no trial was better on validation than what train does with the same flags"
+        result["verdict"] = "no trial was better on validation than the default settings"
         return result
     value, low, high = _difference(best, baseline)
     result["difference"] = {"metric": primary, "value": value, "interval": [low, high]}
@@ -147,11 +147,11 @@ def _result(
         high,
         result["texts"],
         metric=get_task(best.task).primary_name,
-        rival="what train does with the same flags",
-        if_worse=": use that",
+        rival="the default settings",
+        if_worse=": use the defaults",
     )
-    mean = f" in the mean of {n_seeds} seeds" if n_seeds > 1 else ""
-    result["verdict"] = f"on test it is{mean} {sentence}"
+    mean = f" on average over {n_seeds} seeds" if n_seeds > 1 else ""
+    result["verdict"] = f"on test, the winner is{mean} {sentence}"
     return result
 
 

@@ -81,7 +81,7 @@ def train_on_ray(
     except ModuleNotFoundError as error:
         raise MissingPackageError(error.name or "ray", "--ray", needs="ray") from error
     if workers < 1:
-        raise ConfigError(f"workers={workers} should be at least 1", remedy="Give the number of workers.")
+        raise ConfigError(f"workers={workers} should be at least 1", remedy="Pass the number of workers.")
     output = output.absolute()
     with claim(RunFolder(output), resume=resume, overwrite=overwrite):
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -116,12 +116,12 @@ def uses_gpus(device: str, workers: int, resources: Mapping[str, float]) -> bool
     if workers > cores:
         raise DeviceError(
             f"--workers {workers}: the cluster has {cores} cores",
-            remedy="Give fewer workers, or add machines to the cluster.",
+            remedy="Use fewer workers, or add machines to the cluster.",
         )
     if device not in ("auto", "cpu", "cuda") or (device == "cuda" and workers > gpus):
         raise DeviceError(
             f"--device {device}: the cluster has {gpus} GPUs that support CUDA, for {workers} workers",
-            remedy="Leave out --device, or give fewer workers.",
+            remedy="Leave out --device, or use fewer workers.",
         )
     return device != "cpu" and gpus >= workers
 

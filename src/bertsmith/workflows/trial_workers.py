@@ -153,7 +153,7 @@ def _run_claimed(
     except BaseException as error:
         store.requeue(trial.number, killed=False)
         if isinstance(error, Interrupted) and not stop():
-            return "cut short", (), "the time limit was reached; the same command runs it again"
+            return "cut short", (), "the time limit was reached; the same command runs the trial again"
         raise
     values = tuple(result.score if name == study_config.primary else float(result.latency or 0) for name in objectives)
     with store.lock:

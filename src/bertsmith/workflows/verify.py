@@ -62,7 +62,7 @@ def verify_run(
     """
     run = open_run(path)
     if retrain and table is None:
-        raise ConfigError("--retrain needs the table of the run", remedy="Give the table after the run.")
+        raise ConfigError("--retrain needs the table of the run", remedy="Pass the table after the run.")
     checks = [_check_seals(run), *_check_scores(run, device, observe)]
     if table is not None:
         checks.append(_check_texts(run, table))
@@ -90,7 +90,7 @@ def _check_scores(run: Run, device: str, observe: RunListener) -> list[Check]:
     again = task.scalar_metrics(task.stored_targets(saved, run.labels), scores)
     values = {m: (float(test["metrics"][m]["value"]), float(again[m] or 0.0)) for m in task.headline}
     differences = {m: abs(a - b) for m, (a, b) in values.items()}
-    detail = ", ".join(f"{m} {a:.4f}, again {b:.4f}" for m, (a, b) in values.items())
+    detail = ", ".join(f"{m} {a:.4f}, now {b:.4f}" for m, (a, b) in values.items())
     checks = [Check("metrics of the saved predictions", max(differences.values()) < 1e-6, detail)]
     if "by" in test:  # the models of the folds are not kept
         return checks
@@ -99,7 +99,7 @@ def _check_scores(run: Run, device: str, observe: RunListener) -> list[Check]:
     computed = classifier.predict_proba(texts_of(saved), lambda n: observe(Scored(n)))
     difference = float(abs(computed - scores).max()) / task.unit(scores)
     n_labels = int((~task.is_same(scores, computed)).sum())
-    others = counted(n_labels, "other label")
+    others = counted(n_labels, "different label")
     detail = f"{counted(len(saved), 'test text')}: {others}, scores differ by at most {difference:.1e}"
     return [*checks, Check("predictions", n_labels == 0 and difference < TOLERANCE, detail)]
 
@@ -113,7 +113,9 @@ def _check_texts(run: Run, table: Any) -> Check:
     given = texts_of(read_table(table, settings, known=run.labels, template=run.template).frame.fillna({"text": ""}))
     missing = len(used - set(hash_texts(normalise_text(text) for text in given)))
     detail = (
-        counted(len(used), "text") if not missing else f"{missing:,} of {len(used):,} texts of the run are not in it"
+        counted(len(used), "text")
+        if not missing
+        else f"{missing:,} of {len(used):,} texts of the run are not in the table"
     )
     return Check("texts of the table", not missing, detail)
 
@@ -139,12 +141,14 @@ def _retrain(run: Run, table: Any, observe: RunListener) -> list[Check]:
         checks = []
         for metric in get_task(run.task).headline:
             before, after = (r.metrics["splits"]["test"]["metrics"][metric]["value"] for r in (run, again))
-            detail = f"{before:.4f}, again {after:.4f} (difference {after - before:+.4f})"
+            detail = f"{before:.4f}, now {after:.4f} (difference {after - before:+.4f})"
             checks.append(Check(f"{metric} after training again", before == after, detail))
         weights = {name: digest for name, digest in run.info["model_files"].items() if name.endswith(".safetensors")}
         others = again.info["model_files"]
         same = all(others.get(name) == digest for name, digest in weights.items())
         detail = (
-            "equal checksums" if same else "other checksums: another machine, or other versions, can round differently"
+            "equal checksums"
+            if same
+            else "different checksums: another machine, or other versions, can round differently"
         )
         return [*checks, Check("weights after training again", same, detail)]

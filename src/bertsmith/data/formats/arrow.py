@@ -54,7 +54,7 @@ def read_stream(source: Any, name: str, chunk_rows: int | None) -> ChunkedTable:
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise DataError(
             f"a {type(source).__name__} cannot be read as a table: {str(error).splitlines()[0]}",
-            remedy="Give a table with named columns, or convert it to pandas.",
+            remedy="Pass a table with named columns, or convert it to pandas.",
         ) from error
     max_rows = chunk_rows or _BATCH_ROWS
 
@@ -125,7 +125,7 @@ def _report_damage(path: Path, kind: str) -> Iterator[None]:
         raise DataError(
             f"the {kind} file is damaged or truncated: {str(error).splitlines()[0]}",
             where=str(path),
-            remedy="Copy or save it again.",
+            remedy="Copy or save the file again.",
         ) from error
 
 

@@ -129,7 +129,7 @@ class _Dialect:
                 fields = next(reader, None)
             except csv.Error as error:
                 raise DataError(
-                    f"the quotes do not match in the row that begins in line {start:,} ({error})",
+                    f"the quotes do not match in the row that begins on line {start:,} ({error})",
                     where=f"{name}, line {start:,}",
                     remedy='Put quotes around the text and double every quote inside it: "he said ""no"""',
                 ) from error

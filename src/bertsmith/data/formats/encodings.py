@@ -125,7 +125,7 @@ def open_text(binary: BinaryIO, name: str, encoding: str | None = None) -> TextF
         raise DataError(
             f"the file is not a text file{zeros}",
             where=name,
-            remedy="Give a CSV, JSON Lines, Parquet, Feather or Excel file.",
+            remedy="Pass a CSV, JSON Lines, Parquet, Feather or Excel file.",
         )
     if is_wide:
         codec = "utf-16-le" if odd > even else "utf-16-be"
@@ -149,7 +149,7 @@ def open_text(binary: BinaryIO, name: str, encoding: str | None = None) -> TextF
     )
     line = invalid.line + _count_newlines(binary, invalid.line_start, position)
     shown = _excerpt(example.decode(codec, errors="replace"))
-    message = f"{name} is not UTF-8; it was read as {codec}. If its accents are wrong, pass --encoding"
+    message = f"{name} is not UTF-8; it was read as {codec}. If accented letters look wrong, pass --encoding"
     return TextFile(binary, codec, "replace", (Note("warning", f"{message}. Line {line:,}: {shown}"),))
 
 

@@ -69,7 +69,7 @@ def read_excel(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRow | N
     if n_formulas := _count_formulas_without_value(content):
         message = (
             f"{n_formulas:,} formulas in {path.name} have no stored value and were read as empty cells. "
-            "Open the file in a spreadsheet and save it"
+            "Open the file in a spreadsheet program and save it again"
         )
         notes.append(Note("warning", message, n_formulas))
     return ChunkedTable(path.name, header, chunks, len(rows) - 1, notes=tuple(notes))

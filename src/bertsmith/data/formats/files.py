@@ -58,7 +58,7 @@ def open_binary(path: Path, max_gb: float) -> BinaryIO:
     where = str(to_path(path, "the table", DataError))
     try:
         if path.is_dir():
-            raise DataError("the path is a folder, not a table", where=where, remedy="Give the path of a file.")
+            raise DataError("the path is a folder, not a table", where=where, remedy="Pass the path of a file.")
         if path.exists() and not path.is_file():
             raise DataError("the path is not a regular file", where=where, remedy="Save the table to a file first.")
         file = path.open("rb")
@@ -89,12 +89,14 @@ def _unpack(file: BinaryIO, path: Path, max_gb: float) -> BinaryIO:
             if getattr(error, "errno", None) in DISK_ERRNOS:
                 raise write_error(Path(tempfile.gettempdir()) / path.stem, error) from error
             raise DataError(
-                f"the gzip file is damaged or truncated: {error}", where=where, remedy="Copy or download it again."
+                f"the gzip file is damaged or truncated: {error}",
+                where=where,
+                remedy="Copy or download the file again.",
             ) from error
         unpacked.seek(0)
         if unpacked.read(len(_GZIP)) == _GZIP:
             raise DataError(
-                "the gzip file contains another gzip file", where=where, remedy="Unpack it once and give the result."
+                "the gzip file contains another gzip file", where=where, remedy="Unpack it once and pass the result."
             )
         unpacked.seek(0)
         stack.pop_all()

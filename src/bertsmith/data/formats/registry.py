@@ -116,7 +116,7 @@ def _detect_format(file: TableFile) -> Format:
         raise DataError(
             f"the file is {unsupported or 'a tar archive'}",
             where=where,
-            remedy="Give the table as CSV, JSON Lines, Parquet, Feather or Excel.",
+            remedy="Save the table as CSV, JSON Lines, Parquet, Feather or Excel.",
         )
     if head.startswith(b"SQLite format 3"):
         raise DataError(
@@ -131,7 +131,7 @@ def _detect_format(file: TableFile) -> Format:
                 remedy="Correct the suffix (.csv, .jsonl, …), or save the file again.",
             )
     if found is EXCEL and suffix == ".zip":
-        raise DataError("the file is a zip archive", where=where, remedy="Unpack it and give the table inside.")
+        raise DataError("the file is a zip archive", where=where, remedy="Unpack it and pass the table inside.")
     while not head.strip(b" \t\r\n\0"):
         if not head:
             raise DataError("the file is empty", where=where, remedy="Check that it is the right file.")
