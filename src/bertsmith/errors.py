@@ -270,7 +270,17 @@ def to_path(value: Any, name: str, error_type: type[UserError] = ConfigError) ->
             f"{name} is not a valid path: {quoted(str(value))} ({len(str(value)):,} characters)",
             remedy="Pass the path of a file or folder, not its content.",
         )
+    if _URL.match(str(value)) and not Path(value).exists():
+        raise error_type(
+            f"{name} is a URL, and bertsmith reads and writes files and folders",
+            where=str(value),
+            remedy="Mount the storage as a folder, or copy the files before or after the command.",
+        )
     return Path(value)
+
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""A URL, also as a `Path`, which removes a slash. The drives of Windows have one letter."""
 
 
 def is_valid_path(path: str | os.PathLike[str]) -> bool:

@@ -1,6 +1,7 @@
 """Messages repeat little of what is wrong, and say which argument or table it is."""
 
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -88,6 +89,15 @@ def test_valid_paths_need_not_exist(tmp_path):
     there.touch()
     assert to_path(there, "x") == there
     assert to_path(str(tmp_path / "new" / "run"), "x") == tmp_path / "new" / "run"
+    assert to_path("C:/run", "x") == Path("C:/run")
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/run", "https://host/t.csv", "file:///run"])
+@pytest.mark.parametrize("kind", [str, Path])
+def test_urls_are_not_paths(url, kind):
+    with pytest.raises(ConfigError) as caught:
+        to_path(kind(url), "x")
+    assert caught.value.where == str(kind(url))
 
 
 @pytest.mark.parametrize("role", ["validation", "test"])
@@ -128,6 +138,9 @@ def test_cells_of_bytes_are_refused():
         ("inspect", "t.csv", "--sheet", LONG),
         ("compare", LONG, "run"),
         ("export", LONG),
+        ("export", "run", "-o", "s3://bucket/export"),
+        ("train", "t.csv", "-o", "s3://bucket/run"),
+        ("inspect", "https://host/t.csv"),
     ],
 )
 def test_commands_refuse_invalid_paths(command, cli, tmp_path, monkeypatch):

@@ -157,7 +157,8 @@ def _run(arguments: list[str], debug: bool) -> tuple[int, str]:
             return 0, ""
         if hasattr(error, "format_message"):  # the parser rejected the command line
             help_for = " ".join(["bertsmith", *(name for name in arguments[:1] if name in COMMANDS)])
-            return 2, f"[bold red]error:[/] {_escape(error.format_message())}\n  what to do: see {help_for} --help"
+            message = error.format_message().replace(": Value error, ", ": ")  # pydantic's prefix, in typer
+            return 2, f"[bold red]error:[/] {_escape(message)}\n  what to do: see {help_for} --help"
         if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what is left cannot fail again
             return 2, f"[bold red]error:[/] {write_error(Path(error.filename or 'standard output'), error)}"
