@@ -2,10 +2,12 @@
 
 import sys
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bertsmith.inference import ray_data
 from bertsmith.testing import tiny_table
 
 pytest.importorskip("ray")
@@ -36,9 +38,23 @@ def cluster(monkeypatch):
     ray.shutdown()
 
 
-def test_output_rows_equal_input_rows(cli, cluster, finished, folder, tmp_path):
+def test_a_killed_worker_leaves_exactly_the_rows_that_went_in(cli, cluster, finished, folder, tmp_path, monkeypatch):
+    died = tmp_path / "died"
+
+    class Mortal(ray_data.Worker):
+        """Is killed once, between two batches."""
+
+        def __call__(self, batch):
+            if 100 in batch["id"].to_pylist() and not died.exists():
+                died.touch()
+                psutil.Process().kill()
+            return super().__call__(batch)
+
+    monkeypatch.setattr(ray_data, "Worker", Mortal)
+    monkeypatch.setattr(ray_data, "CHUNK_ROWS", 50)
     code, _, err = cli("predict", finished, folder, "--ray", "local", "-o", tmp_path / "out", "--probabilities")
     assert code == 0, err
+    assert died.exists()
     assert "400 rows written" in err
     found = pa.concat_tables(pq.read_table(file) for file in sorted((tmp_path / "out").glob("*.parquet")))
     whole = pa.concat_tables(pq.read_table(file) for file in sorted(folder.glob("*.parquet")))
@@ -59,6 +75,10 @@ def test_output_rows_equal_input_rows(cli, cluster, finished, folder, tmp_path):
     assert "--overwrite" in err
 
     # What is wrong in a row is told by a worker as everywhere, and what was there before stays.
+    def without_model(self, request, template, columns, source, types):
+        self.template, self.columns, self.source = template, columns, source
+
+    monkeypatch.setattr(Mortal, "__init__", without_model)
     pq.write_table(whole.set_column(2, "Text", pa.array([["a", "list"]] * 400)), tmp_path / "lists.parquet")
     code, _, err = cli(
         "predict", finished, tmp_path / "lists.parquet", "--ray", "local", "-o", tmp_path / "out", "--overwrite"

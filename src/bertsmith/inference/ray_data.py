@@ -25,6 +25,8 @@ from bertsmith.inference.table_writers import to_arrow
 
 LOCAL = "local"
 """Address that starts Ray on this machine only."""
+RETRIES = 3
+"""Number of times that texts are labelled again after their worker died. Ray's default is without end."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def predict_on_ray(request: RayRequest, source: Path, output: Path, config: Data
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max_workers),
             num_cpus=1,
             num_gpus=1 if gpus else 0,
+            max_task_retries=RETRIES,
         ).write_parquet(str(folder))
         written = sum(parquet_schema(file)[1] for file in sorted(folder.glob("*.parquet")))
         if written != n_rows:
