@@ -7,14 +7,18 @@ import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
+import bertsmith as bs
 from bertsmith.cli.app import main
+from bertsmith.errors import DeviceError
+from bertsmith.events import Saved
 from bertsmith.folders.run import open_run
 from bertsmith.testing import tiny_table
 from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group, rank_and_world_size
-from tests.conftest import weights_of
+from tests.conftest import FAST, weights_of
 from tests.processes import Command
 
 FLAGS = [
@@ -30,6 +34,8 @@ FLAGS = [
     "16",
 ]
 
+MORE = ["--dropout", "0", "--consistency", "0", "--set", "gradient_accumulation_steps=2", "--explanations", "off"]
+
 
 def _command(table, output, tiny, *more, processes=2):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
@@ -43,10 +49,15 @@ def _forked(*given, processes=2):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"TORCHELASTIC_RUN_ID": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "BERTSMITH_CV": "0"}
+    shared = {"TORCHELASTIC_RUN_ID": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     shared["WORLD_SIZE"] = str(processes)
+    command = _command(*given, processes=1)[3:]
     workers = [
-        Command(*_command(*given, processes=1)[3:], environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        Command(
+            *command,
+            environment={"BERTSMITH_CV": "0"}
+            | ({**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}),
+        )
         for rank in range(processes)
     ]
     printed = "".join([worker.finish() for worker in workers])
@@ -59,25 +70,67 @@ def table(tmp_path):
     return tmp_path / "t.csv"
 
 
-def test_two_processes_give_the_result_of_one(table, tmp_path, pooled, cli):
-    """They begin with one head, too."""
-    more = ["--dropout", "0", "--set", "gradient_accumulation_steps=2"]
-    code, _, stderr = cli(*_command(table, tmp_path / "1", pooled, *more, processes=1)[3:])
-    assert code == 0, stderr
-    codes, printed = _forked(table, tmp_path / "2", pooled, *more)
-    assert codes == [0, 0], printed
-    assert printed.count("test macro-F1") == 1  # one of them speaks
-    one, two = (open_run(tmp_path / f"{n}") for n in (1, 2))
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, pooled):
+    """A run of one process, beside its table ``t.csv``."""
+    folder = tmp_path_factory.mktemp("one")
+    tiny_table(121).to_csv(folder / "t.csv", index=False)
+    codes, printed = _forked(folder / "t.csv", folder / "run", pooled, *MORE, processes=1)
+    assert codes == [0], printed
+    return open_run(folder / "run")
+
+
+def _assert_same(run, one):
     for name in ("train_loss", "validation_loss"):
-        assert [e[name] for e in two.history] == pytest.approx([e[name] for e in one.history], rel=1e-4)
-    found = weights_of(two)
+        assert [e[name] for e in run.history] == pytest.approx([e[name] for e in one.history], rel=1e-4)
+    found = weights_of(run)
     # Gradients of the added layer's attention are so small that Adam's steps depend on rounding.
     expected = {name: w for name, w in weights_of(one).items() if "layer.2." not in name}
     assert [name for name, w in expected.items() if not torch.allclose(found[name], w, atol=1e-4)] == []
-    assert np.stack(two.predictions["probabilities"]) == pytest.approx(
-        np.stack(one.predictions["probabilities"]), abs=1e-3
-    )
-    assert sorted(p.name for p in two.path.iterdir()) == sorted(p.name for p in one.path.iterdir())
+    ours, theirs = (np.stack(each.predictions["probabilities"]) for each in (run, one))
+    assert ours == pytest.approx(theirs, abs=1e-3)
+    assert sorted(p.name for p in run.path.iterdir()) == sorted(p.name for p in one.path.iterdir())
+
+
+def test_two_processes_give_the_result_of_one(one, tmp_path, pooled):
+    """They begin with one head, too."""
+    codes, printed = _forked(one.path.parent / "t.csv", tmp_path / "2", pooled, *MORE)
+    assert codes == [0, 0], printed
+    assert printed.count("test macro-F1") == 1  # one of them speaks
+    _assert_same(open_run(tmp_path / "2"), one)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the names of processes")
+@pytest.mark.filterwarnings(*(f"ignore::{kind}Warning" for kind in ("Deprecation", "Future", "Resource")))  # of Ray
+def test_a_ray_cluster_gives_the_result_of_one_process_even_if_a_worker_is_killed(one, tmp_path, pooled, monkeypatch):
+    ray = pytest.importorskip("ray")
+    settings = {"dropout": 0, "set": {"gradient_accumulation_steps": 2}, "explanations": "off", "batch_size": 16}
+    settings = {**FAST, **settings, "model": str(pooled), "threads": 1}
+    killed = []
+
+    def kill_a_worker(event):
+        if isinstance(event, Saved) and not killed:
+            processes = psutil.Process().children(recursive=True)
+            killed.extend([p for p in processes if "RayTrainWorker" in " ".join(p.cmdline())][-1:])
+            killed[0].kill()
+
+    def on_ray(workers):
+        where = {"output": tmp_path / "ray", "ray": "local", "workers": workers}
+        return bs.train(one.path.parent / "t.csv", **where, **settings, on_event=kill_a_worker)
+
+    for name, value in (("RAY_worker_niceness", "0"), ("RAY_USAGE_STATS_ENABLED", "0")):
+        monkeypatch.setenv(name, value)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        with pytest.raises(DeviceError, match="9"):
+            on_ray(workers=9)
+        assert list(tmp_path.iterdir()) == []
+        run = on_ray(workers=2)
+    finally:
+        ray.shutdown()
+    assert killed
+    _assert_same(run, one)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["ray"]
 
 
 def test_interrupted_processes_resume_together(table, tmp_path, tiny):

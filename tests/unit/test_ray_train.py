@@ -1,23 +1,16 @@
-"""One training on the workers of a Ray cluster, one of which is killed, ends like that of one process."""
+"""What training on a Ray cluster does around the training; `test_distributed.py` trains on one."""
 
-import os
 import pickle
 import queue
-import signal
-import sys
 import time
 import types
 
-import numpy as np
-import psutil
 import pytest
 
+from bertsmith.config import Config
 from bertsmith.errors import ConfigError, DataError, DeviceError, Interrupted, MissingPackageError
-from bertsmith.events import Saved
-from bertsmith.load_config import resolve
 from bertsmith.testing import tiny_table
 from bertsmith.workflows import train_on_ray
-from tests.conftest import FAST, train
 
 pytest.importorskip("ray")
 pytestmark = [
@@ -28,54 +21,10 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """A local Ray with two cores."""
-    import ray
-
-    os.environ |= {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0", "BERTSMITH_CV": "0"}
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-def _on_ray(table, output, tiny, *, observe=lambda event: None, stop=lambda: False, workers=2, **settings):
-    config = resolve({**FAST, "explanations": "off", "model": str(tiny), "threads": 1, **settings}, api=True)
-    how = {"address": "local", "workers": workers, "resume": False, "overwrite": False}
-    return train_on_ray.train_on_ray(table, config, output, observe=observe, stop=stop, **how)
-
-
-def _workers():
-    """Return the processes of Ray that train."""
-    found = psutil.Process().children(recursive=True)
-    return [process for process in found if "RayTrainWorker" in " ".join(process.cmdline())]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads the names of processes")
-def test_a_killed_worker_costs_only_time(cluster, tiny, tmp_path):
-    table = tiny_table(121)
-    killed = []
-
-    def kill_a_worker(event):
-        if isinstance(event, Saved) and not killed:
-            killed.extend(_workers()[-1:])
-            killed[0].send_signal(signal.SIGKILL)
-
-    run = _on_ray(table, tmp_path / "ray", tiny, observe=kill_a_worker, dropout=0)
-    assert killed
-    assert run.info["status"] == "finished"
-    alone = train(tiny, tmp_path / "alone", table=table, threads=1, dropout=0)
-    ours, theirs = (np.stack(each.predictions["probabilities"]) for each in (run, alone))
-    assert ours == pytest.approx(theirs, abs=1e-3)
-    losses = [[entry["validation_loss"] for entry in each.history] for each in (run, alone)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    assert [entry.name for entry in tmp_path.iterdir() if entry.name.endswith(".ray")] == []
-
-
-def test_more_workers_than_cores_are_refused(cluster, tiny, tmp_path):
-    for workers, error in ((9, DeviceError), (0, ConfigError)):
-        with pytest.raises(error, match=str(workers)):
-            _on_ray(tiny_table(), tmp_path / "run", tiny, workers=workers)
+def test_too_few_workers_are_refused(tmp_path):
+    how = {"resume": False, "overwrite": False, "observe": print, "stop": lambda: False}
+    with pytest.raises(ConfigError, match="workers=0"):
+        train_on_ray.train_on_ray(tiny_table(), Config(), tmp_path / "run", address="local", workers=0, **how)
     assert list(tmp_path.iterdir()) == []
 
 
