@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -236,24 +235,69 @@ def test_wheel_and_source_hold_the_whole_package_and_nothing_else(built):
 
 @pytest.fixture(scope="module")
 def installed(built, tmp_path_factory):
-    """The command of the wheel, and the environment in which no package of an extra is found."""
+    """The command of the wheel, and two environments: without and with the packages of extras."""
     wheel, _ = built
-    folder = tmp_path_factory.mktemp("installed")
+    folder, light = tmp_path_factory.mktemp("installed"), tmp_path_factory.mktemp("sitecustomize")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
     subprocess.run([*pip, "--target", str(folder), str(wheel)], check=True, capture_output=True, timeout=120)
-    (folder / "sitecustomize.py").write_text(LIGHT, encoding="utf-8")
+    (light / "sitecustomize.py").write_text(LIGHT, encoding="utf-8")
     (command,) = (folder / "bin").glob("bertsmith*")
-    return command, os.environ | {"PYTHONPATH": str(folder)}
+    paths = (f"{light}{os.pathsep}{folder}", str(folder))
+    return command, *(os.environ | {"PYTHONPATH": path} for path in paths)
 
 
 def test_the_wheel_installs_and_its_command_runs(installed, tmp_path):
-    command, environment = installed
+    command, environment, _ = installed
     out = subprocess.run([command, "--help"], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=60)
     assert out.returncode == 0, out.stderr
     assert all(name in out.stdout for name in COMMANDS)
-    where = "import bertsmith; print(bertsmith.__file__)"
-    out = subprocess.run([sys.executable, "-c", where], capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert Path(out.stdout.strip()).is_relative_to(environment["PYTHONPATH"])
+    out = subprocess.run(
+        [command, "doctor", "--json"], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=60
+    )
+    extras = {extra["name"]: extra["missing"] for extra in json.loads(out.stdout)["extras"]}
+    assert "torch" in extras["train"]
+
+
+SMOKE = """
+import sys
+from pathlib import Path
+import bertsmith
+from bertsmith.cli import demo
+from bertsmith.cli.app import main
+from bertsmith.testing import tiny_model, tiny_table
+assert Path(bertsmith.__file__).is_relative_to(sys.argv[1])
+fast = {"model": str(tiny_model("model")), "epochs": 2.0, "learning_rate": 1e-2, "device": "cpu"}
+table = tiny_table(150)
+demo.SETTINGS, demo.bbc_news = {**fast, "explanations": "off"}, lambda: table
+for arguments in (["demo", "-o", "run"], ["export", "run", "-o", "export"]):
+    try: main(arguments)
+    except SystemExit as end: assert not end.code, arguments
+texts, labels = table["Text"][:60].tolist(), table["Label Text"][:60].tolist()
+assert set(bertsmith.BertClassifier(**fast).fit(texts, labels).predict(texts)) <= set(labels)
+"""
+
+
+@pytest.fixture(scope="module")
+def smoke(installed, tmp_path_factory):
+    """A folder in which the wheel with all extras ran the demo, on a small table, and exported the run."""
+    pytest.importorskip("onnxscript", reason="the extra export is not installed")
+    _, _, environment = installed
+    folder = tmp_path_factory.mktemp("smoke")
+    command = [sys.executable, "-c", SMOKE, environment["PYTHONPATH"]]
+    out = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert out.returncode == 0, out.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_the_wheel_trains_and_labels_without_the_clone(smoke, installed, tmp_path):
+    assert (smoke / "run" / "report.html").is_file()
+    command, environment, _ = installed
+    (tmp_path / "new.csv").write_text("Text\nmy cat\nred\n", encoding="utf-8")
+    arguments = ["predict", smoke / "export", "new.csv", "-o", "labelled.csv"]
+    out = subprocess.run([command, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    assert len((tmp_path / "labelled.csv").read_text(encoding="utf-8").splitlines()) == 3
 
 
 # -- container -----------------------------------------------------------------------------------------------------
@@ -292,11 +336,9 @@ def test_the_linter_finds_nothing_in_the_dockerfile():
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGTERM that a process can handle")
-def test_the_command_of_the_image_serves_an_export(installed, finished, tmp_path):
-    pytest.importorskip("onnxscript", reason="the extra export is not installed")
-    command, environment = installed
-    shutil.copytree(finished, tmp_path / "run")
-    model = bertsmith.export(tmp_path / "run", output=tmp_path / "model").path
+def test_the_command_of_the_image_serves_an_export(installed, smoke, tmp_path):
+    command, environment, _ = installed
+    model = smoke / "export"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
