@@ -1,8 +1,9 @@
 """The memory of training on a CPU: a step's beside what is reckoned, and a run's with more texts, epochs and batches.
 
-Every measurement is a process of its own: the most it held, less what it held with the model loaded. First during three
-steps of AdamW on a micro-batch of 1,024 tokens, for which `bertsmith.compute.memory.plan_token_budget` has an upper
-bound; then during whole runs of a small model at that token budget, which should not grow with what is trained on.
+Every measurement is a process of its own. First what a model holds after a step: weights, gradients and moments, 16
+bytes a parameter in fp32. Then the most it held, less what it held with the model loaded, during three steps of AdamW
+on a micro-batch of 1,024 tokens, for which `bertsmith.compute.memory.plan_token_budget` has an upper bound; then during
+whole runs of a small model at that token budget, which should not grow with what is trained on.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ SHAPES = {
     "MiniLM": {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6},
     "BERT-Base": {},
 }
+LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+STATES = {"MiniLM": {**SHAPES["MiniLM"], "num_attention_heads": 12}, "BERT-Base": {}, "BERT-Large": LARGE}
 SMALL = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 2, "vocab_size": 2000}
 RUNS = {
     "2,048 texts in batches of 16, four epochs": (2048, 16, 4),
@@ -64,6 +67,19 @@ def reckoned_and_measured(shape: str, length: int, precision: str) -> tuple[int,
         optimizer.step()
         optimizer.zero_grad()
     return estimate_memory(model, length, BUDGET, training=True), held(most=True) - before
+
+
+def state(shape: str) -> tuple[int, int]:
+    """Return the bytes of weights, gradients and Adam's moments: computed and measured, after a step of one text."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    before = held()
+    model = BertForSequenceClassification(BertConfig(**STATES[shape]))
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+    model(input_ids=torch.ones(1, 8, dtype=torch.long), labels=torch.zeros(1, dtype=torch.long)).loss.backward()
+    optimizer.step()
+    return 16 * sum(p.numel() for p in model.parameters()), held() - before
 
 
 def measured_run(n_texts: int, batch_size: int, epochs: int) -> int:
@@ -116,6 +132,14 @@ def measured_run(n_texts: int, batch_size: int, epochs: int) -> int:
 def main() -> int:
     """Print a line a measurement; 1 if more was needed than was reckoned, or a run took more than the first one."""
     context = multiprocessing.get_context("spawn")
+    for shape in STATES:
+        with context.Pool(1) as pool:
+            computed, measured = pool.apply(state, (shape,))
+        sys.stdout.write(
+            f"{shape}: {computed // 16 / 1e6:.1f} million parameters, weights, gradients and Adam's moments "
+            f"{computed / 1e9:.2f} GB, measured {measured / 1e9:.2f} GB\n"
+        )
+        sys.stdout.flush()
     ratios = []
     for shape, length, precision in itertools.product(SHAPES, (64, 128, 256, 512), ("fp32", "bf16")):
         with context.Pool(1) as pool:
