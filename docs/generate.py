@@ -478,8 +478,9 @@ def files() -> str:
 _HTTP = """# HTTP API
 
 `bertsmith serve` answers these requests. `/openapi.json` describes them for programs, and `/docs` is a page to try
-them. If `BERTSMITH_TOKEN` is set, requests need the header `Authorization: Bearer TOKEN` or `X-API-Key: TOKEN`. The
-paths `/health`, `/ready`, `/ping`, `/ui`, `/docs` and `/openapi.json` never need it.
+them. If `BERTSMITH_TOKEN` is set, requests need the header `Authorization: Bearer TOKEN` or `X-API-Key: TOKEN`, or
+Basic authentication with the token as the password. The paths `/health`, `/ready`, `/ping`, `/ui`, `/docs` and
+`/openapi.json` never need it.
 
 `AIP_HEALTH_ROUTE` and `AIP_PREDICT_ROUTE` stand for the values of the environment variables that Vertex AI sets.
 """
@@ -500,8 +501,9 @@ def http() -> str:
             text = "\n\n".join(" ".join(part.split()) for part in action["description"].split("\n\n"))
             parts.append(f"## {method.upper()} {path}\n\n{text}\n")
             if body := action.get("requestBody"):
-                name = body["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
-                parts.append(_table(("field", "type", "default", "meaning"), _fields(schemas, name)))
+                schema = str(body["content"]["application/json"]["schema"])
+                for name in re.findall(r"#/components/schemas/(\w+)", schema):
+                    parts.append(_table(("field", "type", "default", "meaning"), _fields(schemas, name)))
             answers = {code: _plain(answer["description"]) for code, answer in action["responses"].items()}
             statuses |= answers | {"200": "The request is answered."}
             parts.append(f"Statuses: {', '.join(f'`{code}`' for code in sorted(answers))}.\n")

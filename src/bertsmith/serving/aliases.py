@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from fastapi import FastAPI, Request
@@ -24,6 +24,10 @@ from bertsmith.serving.schemas import (
     VertexRequest,
 )
 
+if TYPE_CHECKING:
+    from bertsmith.serving.loader import Service
+    from bertsmith.serving.middleware import Limits
+
 
 @dataclass(frozen=True)
 class Endpoints:
@@ -34,18 +38,20 @@ class Endpoints:
         pipeline: answers like Hugging Face's ``pipeline``.
         rank: returns the labels of each text with their scores, according to the parameters of a request.
         ready: reports whether the server can classify.
-        model_name: returns the name of the model.
+        service: returns the loaded model.
         options: arguments of the routes that classify.
         unready: responses of the routes that report whether the server can classify.
+        limits: limits of a request.
     """
 
     classify: Callable[..., Awaitable[tuple[np.ndarray, ModelPredictor]]]
     pipeline: Callable[[PipelineRequest, Request], Awaitable[Response]]
     rank: Callable[[np.ndarray, ModelPredictor, Parameters], Sequence[Any]]
     ready: Callable[[], Awaitable[dict[str, str]]]
-    model_name: Callable[[], str]
+    service: Callable[[], Service]
     options: dict[str, Any]
     unready: dict[int | str, dict[str, Any]]
+    limits: Limits
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ def add_aliases(app: FastAPI, endpoints: Endpoints, vertex: VertexRoutes) -> Non
             "id": f"classify-{uuid.uuid4().hex}",
             "object": "list",
             "created": int(time.time()),
-            "model": endpoints.model_name(),
+            "model": endpoints.service().info["model"],
             "data": data,
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0},
         }

@@ -19,11 +19,12 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from bertsmith import __version__
-from bertsmith.data.template import Template, Texts, is_empty, normalise_text, segments
-from bertsmith.errors import DataError, UserError
+from bertsmith.data.template import Template, segments
+from bertsmith.errors import UserError
 from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.serving.aliases import Endpoints, VertexRoutes, add_aliases
 from bertsmith.serving.batcher import QueueFullError
+from bertsmith.serving.label_studio import add_setup, predict_tasks
 from bertsmith.serving.loader import Service
 from bertsmith.serving.middleware import Limits, Middleware
 from bertsmith.serving.prometheus import ServerMetrics
@@ -32,15 +33,18 @@ from bertsmith.serving.schemas import (
     Health,
     Parameters,
     PipelineRequest,
-    PredictRequest,
+    PredictBody,
     Problem,
     RequestError,
     Score,
+    TaskPredictions,
+    TasksRequest,
     apply_function,
     error_response,
     example_request,
     queue_full_response,
     rank_labels,
+    read_items,
     validation_message,
 )
 
@@ -67,8 +71,8 @@ def create_app(
     app: FastAPI = FastAPIOffline(
         title="bertsmith",
         version=__version__,
-        description="A text classifier. POST /predict has the format of text-embeddings-inference; POST / has the "
-        "format of Hugging Face's inference API.",
+        description="A text classifier. POST /predict has the format of text-embeddings-inference, or of Label "
+        "Studio. POST / has the format of Hugging Face's inference API.",
         redoc_url=None,
     )
     # The middleware checks the token. Here it is only part of the OpenAPI description.
@@ -100,7 +104,7 @@ def create_app(
         """Return adjusted logits of shape (texts, classes), and set the headers and log fields of the request."""
         start, batcher = time.perf_counter(), require_service().batcher
         classifier = batcher.classifier
-        texts = _read(items, classifier.template, limits, field)
+        texts = read_items(items, classifier.template, limits, field)
         encode = partial(classifier.encode, texts, truncate=False)
         characters = sum(len(segment) for text in texts for segment in segments(text))
         tokens = await asyncio.to_thread(encode) if characters > TOKENIZE_IN_THREAD else encode()
@@ -136,12 +140,17 @@ def create_app(
         require_service().observe(classifier, classifier.task.scores(adjusted), server_metrics)
         return adjusted, classifier
 
-    @app.post("/predict", responses=problems, response_model=list[Score] | list[list[Score]], dependencies=secured)
-    async def predict(body: PredictRequest, request: Request) -> Response:
+    predicted = list[Score] | list[list[Score]] | TaskPredictions
+
+    @app.post("/predict", responses=problems, response_model=predicted, dependencies=secured)
+    async def predict(body: PredictBody, request: Request) -> Response:
         """Classify a text or a batch, in the format of text-embeddings-inference: all labels, best first.
 
         The header `x-truncated-texts` lists the positions, from 0, of texts that the model does not read to the end.
+        A body with `tasks` is a request of Label Studio, and the answer has the predictions of the tasks.
         """
+        if isinstance(body, TasksRequest):
+            return await predict_tasks(endpoints, body, request)
         single = not isinstance(body.inputs, list) or isinstance(body.inputs[0], str)
         items: Any = [body.inputs] if single else body.inputs
         side = body.truncation_direction.lower()
@@ -175,7 +184,7 @@ def create_app(
             what = "this server cannot explain predictions: that needs the package captum, and torch as the runtime"
             raise RequestError(404, what, "Install 'bertsmith[explain]' and serve the run with --runtime torch.")
         classifier = service.batcher.classifier
-        texts = _read([body.inputs], classifier.template, limits)
+        texts = read_items([body.inputs], classifier.template, limits)
         n_tokens = int(classifier.encode(texts).truncated_lengths[0])
         request.state.log_fields = {"texts": 1, "tokens": n_tokens}
         async with asyncio.timeout(limits.seconds):
@@ -186,7 +195,7 @@ def create_app(
     @app.get("/health", response_model=Health)
     async def health() -> dict[str, str]:
         """Report that the process is running."""
-        return {"status": "alive"}
+        return {"status": "UP"}
 
     @app.get("/ready", response_model=Health, responses={503: problems[503]})
     async def ready() -> dict[str, str]:
@@ -223,11 +232,9 @@ def create_app(
 
     options = {"responses": problems, "dependencies": secured}
     unready: dict[int | str, dict[str, Any]] = {503: problems[503]}
-    add_aliases(
-        app,
-        Endpoints(classify, pipeline, _rank, ready, lambda: str(require_service().info["model"]), options, unready),
-        vertex,
-    )
+    endpoints = Endpoints(classify, pipeline, _rank, ready, require_service, options, unready, limits)
+    add_setup(app, endpoints)
+    add_aliases(app, endpoints, vertex)
     page = importlib.resources.files("bertsmith.serving").joinpath("page.html").read_text(encoding="utf-8")
 
     @app.get("/ui", response_class=HTMLResponse)
@@ -302,48 +309,6 @@ def _rank(logits: np.ndarray, classifier: ModelPredictor, parameters: Parameters
     scores = apply_function(logits, function) if function else classifier.task.scores(logits)
     ranked = rank_labels(scores, classifier.labels.texts, parameters.top_k if has_top_k else 1)
     return ranked if has_top_k else [best for (best,) in ranked]
-
-
-def _read(items: Sequence[Any], template: Template, limits: Limits, field: str = "inputs") -> Texts:
-    """Return the texts of a request, with lone surrogates replaced, which no tokenizer accepts.
-
-    Args:
-        items: strings, lists of one or two strings, and objects of columns.
-        template: the columns that the model reads.
-        limits: limits of a request.
-        field: where the items are, for messages.
-
-    Raises:
-        RequestError: if there are too many texts, one is empty or too long, or one does not fit the template.
-    """
-    if len(items) > limits.texts:
-        what = f"{field}: {len(items):,} texts, at most {limits.texts:,} in one request"
-        raise RequestError(422, what, "Send several requests; --max-texts of the server sets the limit.")
-    try:
-        texts = template.read([_as_item(item) for item in items])
-    except DataError as error:
-        what = re.sub(r"^item (\d+) (is )?", rf"{field}[\1]: ", error.what)
-        raise RequestError(422, what, example_request(template, field)) from error
-    for i, text in enumerate(texts):
-        n = sum(map(len, segments(text)))
-        if n > limits.characters:
-            what = f"{field}[{i}]: {n:,} characters, at most {limits.characters:,}"
-            raise RequestError(422, what, "Shorten the text; --max-characters of the server sets the limit.")
-        if is_empty(normalise_text(text)):
-            what = "the text is empty" if isinstance(text, str) else "a text of the pair is empty"
-            raise RequestError(422, f"{field}[{i}]: {what}", "Send a text with at least one visible character.")
-    return texts
-
-
-def _as_item(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    if isinstance(value, list):
-        parts = tuple(map(_as_item, value))
-        return parts[0] if len(parts) == 1 else parts
-    if isinstance(value, dict):
-        return {_as_item(name): _as_item(cell) for name, cell in value.items()}
-    return value
 
 
 def _ms(seconds: float) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
+import contextlib
 import hmac
 import json
 import logging
@@ -25,7 +28,7 @@ PUBLIC_PATHS = ("/health", "/ready", "/ping", "/ui", "/docs", "/openapi.json")
 """Paths that need no token."""
 DOCS_ASSETS = "/static-offline-docs/"
 """Prefix of the scripts and styles of ``/docs``, which need no token either."""
-KNOWN_PATHS = ("/predict", "/", "/invocations", "/classify", "/explain", "/info", "/metrics", *PUBLIC_PATHS)
+KNOWN_PATHS = ("/predict", "/", "/invocations", "/classify", "/setup", "/explain", "/info", "/metrics", *PUBLIC_PATHS)
 """Paths with separate metrics; the metrics call every other path ``other``."""
 MAX_EXCESS = 10
 """A body that is too long is read up to this many times the limit, so that the client can receive the response."""
@@ -135,6 +138,9 @@ class Middleware:
         bearer = headers.get(b"authorization", b"")
         if not sent and bearer[:7].lower() == b"bearer ":
             sent = bearer[7:].strip()
+        elif not sent and bearer[:6].lower() == b"basic ":  # Label Studio sends a user name and a password
+            with contextlib.suppress(binascii.Error):
+                sent = base64.b64decode(bearer[6:]).partition(b":")[2]
         if hmac.compare_digest(sent, self.token.encode()):
             return None
         return error_response(

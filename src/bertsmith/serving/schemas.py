@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
 
-from bertsmith.data.template import Template
+from bertsmith.data.template import Template, Texts, is_empty, normalise_text, segments
+from bertsmith.errors import DataError
 from bertsmith.evaluation.calibration import softmax
+
+if TYPE_CHECKING:
+    from bertsmith.serving.middleware import Limits
 
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"[^\s\x00-\x1f\x7f\x81\x8d\x8f\x90\x9d\ufeff]")]
 """A text that is not empty after normalisation."""
@@ -122,6 +128,33 @@ class VertexRequest(_RequestModel):
     parameters: Parameters = Parameters()
 
 
+class TasksRequest(BaseModel):
+    """Request of Label Studio for predictions; its other fields are ignored."""
+
+    tasks: list[dict[str, Any]] = Field(
+        min_length=1,
+        description="Tasks of Label Studio. The object data of a task has the fields of the imported table.",
+        examples=[[{"id": 1, "data": {"text": "great phone"}}]],
+    )
+    label_config: str = Field(description="The labelling interface, in XML, with a choice for each label of the model.")
+
+
+class SetupRequest(BaseModel):
+    """Request of Label Studio to connect a project; its other fields are ignored."""
+
+    label_config: str = Field(
+        alias="schema", description="The labelling interface, in XML, with a choice for each label of the model."
+    )
+
+
+TASKS, INPUTS = "Label Studio", "text-embeddings-inference"
+PredictBody = Annotated[
+    Annotated[PredictRequest, Tag(INPUTS)] | Annotated[TasksRequest, Tag(TASKS)],
+    Discriminator(lambda body: TASKS if isinstance(body, dict) and "tasks" in body else INPUTS),
+]
+"""A body of ``POST /predict``: two tools use the same path."""
+
+
 class Score(BaseModel):
     """A label and its score."""
 
@@ -161,6 +194,26 @@ class Classified(BaseModel):
     model: str
     data: list[ClassifiedText]
     usage: Usage
+
+
+class TaskPrediction(BaseModel):
+    """Prediction for a task of Label Studio: the chosen labels, and the confidence."""
+
+    result: list[dict[str, Any]]
+    score: float | None
+    model_version: str
+
+
+class TaskPredictions(BaseModel):
+    """Response of a machine learning backend of Label Studio: one prediction per task."""
+
+    results: list[TaskPrediction]
+
+
+class ModelVersion(BaseModel):
+    """Response to Label Studio when it connects a project: the name of the model, and when it was trained."""
+
+    model_version: str
 
 
 class Problem(BaseModel):
@@ -223,9 +276,57 @@ class RequestError(Exception):
         self.status, self.error, self.remedy = status, error, remedy
 
 
+def read_items(
+    items: Sequence[Any], template: Template, limits: Limits, field: str = "inputs", *, allow_empty: bool = False
+) -> Texts:
+    """Return the texts of a request, with lone surrogates replaced, which no tokenizer accepts.
+
+    Args:
+        items: strings, lists of one or two strings, and objects of columns.
+        template: the columns that the model reads.
+        limits: limits of a request.
+        field: where the items are, for messages.
+        allow_empty: accept empty texts.
+
+    Raises:
+        RequestError: if there are too many texts, one is empty or too long, or one does not fit the template.
+    """
+    if len(items) > limits.texts:
+        what = f"{field}: {len(items):,} texts, at most {limits.texts:,} in one request"
+        raise RequestError(422, what, "Send several requests; --max-texts of the server sets the limit.")
+    try:
+        texts = template.read([_as_item(item) for item in items])
+    except DataError as error:
+        what = re.sub(r"^item (\d+) (is )?", rf"{field}[\1]: ", error.what)
+        raise RequestError(422, what, example_request(template, field)) from error
+    for i, text in enumerate(texts):
+        n = sum(map(len, segments(text)))
+        if n > limits.characters:
+            what = f"{field}[{i}]: {n:,} characters, at most {limits.characters:,}"
+            raise RequestError(422, what, "Shorten the text; --max-characters of the server sets the limit.")
+        if not allow_empty and is_empty(normalise_text(text)):
+            what = "the text is empty" if isinstance(text, str) else "a text of the pair is empty"
+            raise RequestError(422, f"{field}[{i}]: {what}", "Send a text with at least one visible character.")
+    return texts
+
+
+def _as_item(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(value, list):
+        parts = tuple(map(_as_item, value))
+        return parts[0] if len(parts) == 1 else parts
+    if isinstance(value, dict):
+        return {_as_item(name): _as_item(cell) for name, cell in value.items()}
+    return value
+
+
 def example_request(template: Template, field: str = "inputs") -> str:
     """Return an example request as the remedy for a body without the columns of the model; ``field`` has the items."""
-    items = [template.example] if field == "instances" else template.example
+    example: Any = template.example
+    if field == "tasks":
+        example = {"data": {"text": example} if isinstance(example, str) else example}
+    items = example if field in ("inputs", "input") else [example]
     return f"For example, send {json.dumps({field: items}, ensure_ascii=False)}."
 
 
@@ -241,7 +342,7 @@ def validation_message(error: RequestValidationError, template: Template, *, nes
     """
     messages: dict[str, str] = {}
     for entry in error.errors():
-        _, *parts = entry["loc"]
+        parts = [part for part in entry["loc"][1:] if part not in (INPUTS, TASKS)]
         is_flat = entry["type"] == "list_type" and isinstance(entry["input"], str)
         if nested and "row" in parts and (is_flat or entry["type"] == "too_long"):
             return (
