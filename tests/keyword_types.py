@@ -29,6 +29,11 @@ _CLASSES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "How to read texts, and where to compute.",
         (*_TEXTS, "long", "device", "threads"),
     ),
+    "NextSettings": (
+        "PredictSettings",
+        "How to read a pool, the checkpoint of its embeddings, and where to compute.",
+        ("model", "max_length", "seed"),
+    ),
     "TableSettings": ("TypedDict", "How to read and split one table.", _TABLES),
     "EvaluateSettings": ("TableSettings", "How to read a table, and where to compute.", ("long", "device", "threads")),
     "ReadSettings": ("TableSettings", "How to read and split tables.", ("validation", "test")),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bertsmith.api.estimator import BertClassifier
     from bertsmith.api.inference import export, load, predict, push
+    from bertsmith.api.labelling import next_texts
     from bertsmith.api.measuring import drift, measure, regress
     from bertsmith.api.training import compare, evaluate, inspect, label_errors, read_table, train, tune
     from bertsmith.data.findings import Findings
@@ -31,6 +32,7 @@ __version__ = "0.2.0"
 _NAMES = {
     "bertsmith.api.estimator": ("BertClassifier",),
     "bertsmith.api.inference": ("export", "load", "predict", "push"),
+    "bertsmith.api.labelling": ("next_texts",),
     "bertsmith.api.measuring": ("drift", "measure", "regress"),
     "bertsmith.api.training": ("compare", "evaluate", "inspect", "label_errors", "read_table", "train", "tune"),
     "bertsmith.data.findings": ("Findings",),
@@ -71,6 +73,7 @@ __all__ = [
     "label_errors",
     "load",
     "measure",
+    "next_texts",
     "predict",
     "push",
     "read_table",

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import bertsmith as bs
 from bertsmith.data.near_duplicates import group_near_duplicates
-from bertsmith.errors import DataError, RunFolderError
+from bertsmith.errors import ConfigError, DataError, RunFolderError
 from bertsmith.labelling.choose import (
     RESERVED,
     Candidates,
@@ -189,13 +190,15 @@ def test_a_run_chooses_new_texts_the_same_with_the_same_seed(finished, pool, tmp
     with_seen = pd.concat([pd.read_csv(pool), pd.DataFrame({"Text": seen[:40]})])
     with_seen.to_csv(pool, index=False)
     outputs = []
+    chosen = bs.next_texts(finished, pd.read_csv(pool), n=30, seed=1, device="cpu")
     for seed in (1, 1, 2):
         code, out, err = cli("next", finished, pool, "-n", "30", "--seed", seed, "--device", "cpu")
         assert code == 0, err
         outputs.append(out)
     assert outputs[0] == outputs[1] != outputs[2]
     (tmp_path / "out.csv").write_text(outputs[0])
-    chosen = pd.read_csv(tmp_path / "out.csv")
+    in_python, chosen = chosen, pd.read_csv(tmp_path / "out.csv")
+    pd.testing.assert_frame_equal(in_python, chosen, check_dtype=False)
     assert len(chosen) == 30
     assert not set(chosen["Text"]) & set(seen)
     assert set(chosen["reason"]) == {"uncertain", "diverse", "random"}  # no class of the run is rare
@@ -214,6 +217,9 @@ def test_wrong_arguments_are_reported_and_nothing_changes(arguments, pool, tmp_p
     assert pool.read_bytes() == before
     assert project.texts == []
     assert cli("next", tmp_path / "nothing", pool)[0] == 2
+    for wrong in ({"n": 0}, {"random_share": 1.5}):
+        with pytest.raises(ConfigError):
+            bs.next_texts(project.path, pool, **wrong)
 
 
 @pytest.mark.parametrize("tool", ["labelstudio", "doccano", "prodigy", "argilla"])

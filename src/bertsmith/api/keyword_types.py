@@ -26,6 +26,14 @@ class PredictSettings(TypedDict, total=False):
     threads: int | None
 
 
+class NextSettings(PredictSettings, total=False):
+    """How to read a pool, the checkpoint of its embeddings, and where to compute."""
+
+    model: str
+    max_length: int | None
+    seed: int
+
+
 class TableSettings(TypedDict, total=False):
     """How to read and split one table."""
 

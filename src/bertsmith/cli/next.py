@@ -78,14 +78,10 @@ def next(
         file.check(overwrite=overwrite)  # before the slow part
     else:
         check_stdout()
-    from bertsmith.workflows.label_next import choose_for_project, choose_with_run
+    from bertsmith.workflows.label_next import choose_texts
 
     with PredictionProgress(stderr_console()) as progress, sigterm_like_ctrl_c():
-        if Project.exists(run):
-            project = Project(run)
-            chosen = choose_for_project(project, pool, settings, number, random_share=random_share, observe=progress)
-        else:
-            chosen = choose_with_run(run, pool, settings, number, random_share=random_share, observe=progress)
+        chosen = choose_texts(run, pool, settings, number, random_share=random_share, observe=progress)
     # Texts that begin with @ or - stay as they are: `train` and `measure` read the labelled table again.
     style, cells = CsvStyle(guarded=False), chosen.cells()
 
@@ -109,7 +105,7 @@ def next(
     if Project.exists(run):
         from bertsmith.workflows.label_estimate import estimate_project
 
-        stderr_console().print(estimate_project(project, settings).sentence, markup=False)
+        stderr_console().print(estimate_project(Project(run), settings).sentence, markup=False)
     if len(chosen.texts) < number:
         stderr_console().print(
             "[yellow]note:[/] the pool has no more texts that differ from labelled and queued texts: "

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -33,11 +33,10 @@ from bertsmith.labelling.table import Snapshot
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.label_model import embed_texts, embedding_model, fit_head, head_features, load_encoder
 
-if TYPE_CHECKING:
-    pass
-
 CHUNK = 8192
 """Number of rows in a chunk."""
+Scored = tuple[np.ndarray, np.ndarray | None]
+"""Rows of a pool, and their scores, shape (rows, classes); ``None`` without a model."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,34 @@ class Chosen:
         facts = [dict(zip(added, values, strict=True)) for values in zip(*added.values(), strict=True)]
         texts = [text.text if text.pair is None else flat((text.text, text.pair)) for text in self.texts]
         return write_tasks(tool, texts, facts)
+
+
+def choose_texts(
+    path: Path,
+    source: Any,
+    config: Config,
+    n: int,
+    *,
+    random_share: float = RANDOM_SHARE,
+    observe: PredictionListener = lambda event: None,
+) -> Chosen:
+    """Choose texts for a project, or with a run; see `choose_for_project` and `choose_with_run`.
+
+    Args:
+        path: the folder of the project or the run.
+        source, config, n, random_share, observe: see `choose_for_project`.
+
+    Raises:
+        UserError: also if number or share are out of range.
+    """
+    if n < 1 or not 0 <= random_share <= 1:
+        raise ConfigError(
+            f"n = {n} and random_share = {random_share} are not a number and a share of texts",
+            remedy="Give a positive number, and a share between 0 and 1.",
+        )
+    if Project.exists(path):
+        return choose_for_project(Project(path), source, config, n, random_share=random_share, observe=observe)
+    return choose_with_run(path, source, config, n, random_share=random_share, observe=observe)
 
 
 def choose_for_project(
@@ -123,10 +150,10 @@ def choose_for_project(
         usable[np.array(queued, dtype=np.int64) - 1] = False
         head, counts = fit_head(Snapshot.of(project), embeddings, task)
 
-        def score(rows: np.ndarray) -> np.ndarray | None:
-            if head is None:
-                return None
-            return task.scores(head.logits(head_features(embeddings[rows])))
+        def scored(free: np.ndarray) -> Iterator[Scored]:
+            for start in range(0, len(free), CHUNK):
+                rows = free[start : start + CHUNK]
+                yield rows, None if head is None else task.scores(head.logits(head_features(embeddings[rows])))
 
         chosen = _choose(
             stream,
@@ -134,7 +161,7 @@ def choose_for_project(
             n,
             random_share,
             Candidates(0, project.task, counts, config.seed),
-            score,
+            scored,
             lambda rows, texts: np.asarray(embeddings[rows], dtype=np.float32),
             np.asarray(embeddings[[row - 1 for row in queued]], dtype=np.float32),
             [text.text for text in project.texts],
@@ -171,32 +198,32 @@ def choose_with_run(
         classifier = Classifier.load(path, device=config.device, long=config.long)
         observe(ModelOpened(None))
         known = set(read_splits_hashes(run))
-        scores: list[np.ndarray] = []
-        usable_parts: list[np.ndarray] = []
+        parts: list[np.ndarray] = []
         for _, texts in stream.chunks():
             normal = [normalise_text(text) for text in texts]
-            usable = np.array([not is_empty(text) for text in normal], dtype=bool)
-            usable &= ~hash_texts(normal).isin(known).to_numpy()
-            part = np.zeros((len(texts), len(run.labels)), dtype=np.float16)
-            rows = np.flatnonzero(usable)
-            if len(rows):
-                part[rows] = classifier.predict_proba(Texts(texts[i] for i in rows.tolist()))
-            scores.append(part)
-            usable_parts.append(usable)
-            observe(RowsPredicted(len(texts)))
-        all_scores = np.concatenate(scores)
+            filled = np.array([not is_empty(text) for text in normal], dtype=bool)
+            parts.append(filled & ~hash_texts(normal).isin(known).to_numpy())
         counts = np.array([sum(c["counts"].values()) for c in read_json(run.layout.labels)["classes"]])
+
+        def scored(free: np.ndarray) -> Iterator[Scored]:
+            first = 0
+            for _, texts in stream.chunks():
+                rows = _rows_between(free, first, first + len(texts))
+                if len(rows):
+                    yield rows, classifier.predict_proba(Texts(texts[row - first] for row in rows.tolist()))
+                first += len(texts)
+                observe(RowsPredicted(len(texts)))
 
         def embed(rows: np.ndarray, texts: Sequence[Text]) -> np.ndarray:
             return embed_texts(classifier.loaded, texts)
 
         return _choose(
             stream,
-            np.concatenate(usable_parts),
+            np.concatenate(parts),
             n,
             random_share,
             Candidates(0, run.task, counts, config.seed),
-            lambda rows: all_scores[rows].astype(np.float32),
+            scored,
             embed,
             np.empty((0, classifier.loaded.model.config.hidden_size), dtype=np.float32),
             [],
@@ -211,7 +238,7 @@ def _choose(
     n: int,
     random_share: float,
     candidates: Candidates,
-    score: Callable[[np.ndarray], np.ndarray | None],
+    scored: Callable[[np.ndarray], Iterable[Scored]],
     embed: Callable[[np.ndarray, Sequence[Text]], np.ndarray],
     known: np.ndarray,
     known_texts: Sequence[str],
@@ -225,10 +252,8 @@ def _choose(
     priority = priorities(len(usable), candidates.seed)
     chance, reserved = random_rows(priority, usable, round(random_share * n))
     candidates.n = n - len(chance)
-    free = np.flatnonzero(usable & ~reserved)
-    for start in range(0, len(free), CHUNK):
-        rows = free[start : start + CHUNK]
-        candidates.add(rows, priority[rows], score(rows))
+    for rows, scores in scored(np.flatnonzero(usable & ~reserved)):
+        candidates.add(rows, priority[rows], scores)
     texts = read_rows(stream, candidates.rows)
     embeddings = embed(candidates.rows, [texts[row][1] for row in candidates.rows.tolist()])
     ranked = candidates.choose(embeddings, known)
@@ -263,11 +288,15 @@ def read_rows(stream: Stream, rows: np.ndarray) -> dict[int, tuple[dict[str, Any
     """Read rows of a stream, counted from 0, as their columns and their text."""
     wanted, found, first = np.sort(rows), dict[int, tuple[dict[str, Any], Text]](), 0
     for cells, texts in stream.chunks():
-        inside = wanted[np.searchsorted(wanted, first) : np.searchsorted(wanted, first + len(texts))]
-        for row in inside.tolist():
+        for row in _rows_between(wanted, first, first + len(texts)).tolist():
             found[row] = {name: values[row - first] for name, values in cells.items()}, texts[row - first]
         first += len(texts)
     return found
+
+
+def _rows_between(rows: np.ndarray, first: int, end: int) -> np.ndarray:
+    """Return those of some rows, in ascending order, that are in a chunk."""
+    return rows[np.searchsorted(rows, first) : np.searchsorted(rows, end)]
 
 
 def read_splits_hashes(run: Run) -> Iterator[str]:

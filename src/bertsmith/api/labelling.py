@@ -1,0 +1,58 @@
+"""Choose the texts to label next, with settings as keyword arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+from bertsmith.compute.machine import use_cores
+from bertsmith.errors import needing, to_path
+from bertsmith.folders.run import Run
+from bertsmith.load_config import resolve
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bertsmith.api.keyword_types import NextSettings
+    from bertsmith.events import PredictionListener
+
+
+@needing("train")
+def next_texts(
+    run: Run | Path | str,
+    pool: Any = None,
+    *,
+    n: int = 100,
+    random_share: float = 0.2,
+    on_event: PredictionListener | None = None,
+    **settings: Unpack[NextSettings],
+) -> pd.DataFrame:
+    """Choose the texts to label next: uncertain, diverse and rare ones without near-duplicates, and a random sample.
+
+    Args:
+        run: the run, its folder, or the folder of a project of ``bertsmith label``. A project also queues the texts.
+        pool: the texts without labels, as for `predict`.
+        n: number of texts.
+        random_share: share of the texts to draw at random, between 0 and 1. Test a model on these texts only.
+        on_event: called with each event (see `bertsmith.events`).
+        **settings: fields of `DataConfig` and `ModelConfig` for reading the pool, the checkpoint of the embeddings of a
+            project, the device, and ``seed``.
+
+    Returns:
+        The chosen rows of the pool with their columns, and ``row`` (from 1), ``reason`` (``"uncertain"``,
+        ``"diverse"``, ``"rare"`` or ``"random"``), ``random``, and ``inclusion_probability``: that of a text of the
+        pool to be in the random sample, missing for the other texts. There are fewer than ``n`` rows if the pool has no
+        more texts that differ.
+
+    Raises:
+        UserError: if the pool cannot be read or has no new text, or run or project are not usable.
+    """
+    import pandas as pd
+
+    from bertsmith.workflows.label_next import choose_texts
+
+    config = resolve(settings, api=True)
+    use_cores(config.threads)
+    folder = run.path if isinstance(run, Run) else to_path(run, "run")
+    observe = on_event or (lambda event: None)
+    return pd.DataFrame(choose_texts(folder, pool, config, n, random_share=random_share, observe=observe).cells())
