@@ -24,6 +24,7 @@ from bertsmith.errors import UserError
 from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.serving.aliases import Endpoints, VertexRoutes, add_aliases
 from bertsmith.serving.batcher import QueueFullError
+from bertsmith.serving.items import read_items
 from bertsmith.serving.label_studio import add_setup, predict_tasks
 from bertsmith.serving.loader import Service
 from bertsmith.serving.middleware import Limits, Middleware
@@ -44,7 +45,6 @@ from bertsmith.serving.schemas import (
     example_request,
     queue_full_response,
     rank_labels,
-    read_items,
     validation_message,
 )
 

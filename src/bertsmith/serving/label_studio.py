@@ -17,7 +17,8 @@ from fastapi.responses import JSONResponse, Response
 from bertsmith.data.table import MULTI_LABEL, REGRESSION
 from bertsmith.data.template import Template, is_empty, normalise_text
 from bertsmith.errors import listing, quoted
-from bertsmith.serving.schemas import ModelVersion, RequestError, SetupRequest, TasksRequest, read_items
+from bertsmith.serving.items import read_items
+from bertsmith.serving.schemas import ModelVersion, RequestError, SetupRequest, TasksRequest
 
 if TYPE_CHECKING:
     from bertsmith.inference.predictor import ModelPredictor
