@@ -153,7 +153,8 @@ def choose_for_project(
         def scored(free: np.ndarray) -> Iterator[Scored]:
             for start in range(0, len(free), CHUNK):
                 rows = free[start : start + CHUNK]
-                yield rows, None if head is None else task.scores(head.logits(head_features(embeddings[rows])))
+                # A new mapping for each chunk: the pages of a former one do not stay in memory.
+                yield rows, None if head is None else task.scores(head.logits(head_features(pool.embeddings[rows])))
 
         chosen = _choose(
             stream,
