@@ -381,6 +381,7 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "long": "how the model reads texts above the maximum length: `truncate`, `head-tail` or `window`",
             "model_files": "SHA-256 of the files in `model/`",
             "went_back": "step and reason, if a loss or gradient was not finite; otherwise absent",
+            "soft_labels": "whether soft labels are used, and the comparison; with `--coder-column` only",
             "best_seed": "seed of the best run; with `--seeds` only",
         },
     ),

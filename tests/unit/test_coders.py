@@ -1,13 +1,23 @@
 """Tables with one row per text and coder."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import bertsmith as bs
 from bertsmith.data.clean import NO_LABEL, clean
 from bertsmith.errors import ConfigError, DataError
+from bertsmith.evaluation.calibration import softmax
+from bertsmith.tasks.registry import get_task
+from bertsmith.testing import tiny_table
+from bertsmith.training.data import TokenDataset
+from bertsmith.workflows import soft_labels
+from bertsmith.workflows.soft_labels import compare_labels
+from tests.conftest import train
 
 
 def coded(*rows, **columns):
@@ -66,6 +76,84 @@ def test_sets_of_labels_and_splits_stay_apart():
     assert read.coded[0, "eve"] == {"a"}
     split = coded(("x", "a", "ann"), ("y", "b", "ann"), ("x", "b", "ann"), part=["train", "train", "test"])
     assert len(bs.read_table(split, coder_column="Coder", split_column="part")) == 3
+
+
+def test_the_votes_on_disputed_texts_are_kept_and_belong_to_the_data(table):
+    read = bs.read_table(table, coder_column="coder")
+    usable = clean(read).table
+    shares = usable.vote_shares
+    assert shares[:8].tolist() == [[1, 0]] * 4 + [[0, 1]] * 4
+    assert shares[8] == pytest.approx([1 / 3, 2 / 3])
+    other = table.copy()
+    other.loc[24, "Coder"] = "ben"  # gives the text a second label, which replaces the first
+    again = clean(bs.read_table(other, coder_column="coder")).table
+    assert (again.codes == usable.codes).all()
+    assert again.vote_shares is None
+    assert again.fingerprint != usable.fingerprint
+
+
+def test_a_corrected_label_replaces_the_votes(table, tmp_path):
+    pd.DataFrame({"row": [25], "text": ["ninth"], "corrected": ["a"]}).to_csv(tmp_path / "c.csv", index=False)
+    read = bs.read_table(table, coder_column="coder", corrections=tmp_path / "c.csv")
+    assert read.codes[8] == 0
+    assert read.vote_shares[8].tolist() == [1, 0]
+
+
+# -- soft labels -------------------------------------------------------------------------------------------------------
+
+
+def votes(kind, seed, n=600, coders=5):
+    """Return embeddings, majority labels and shares of texts that are ambiguous, or that coders label by mistake."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 20)) / 3
+    p = softmax(x @ rng.normal(size=(20, 3)) * 1.5)
+    given = (rng.random((n, coders, 1)) > p.cumsum(axis=1)[:, None]).sum(axis=2)
+    if kind == "mistakes":
+        is_wrong = rng.random((n, coders)) < 0.1
+        given = np.where(is_wrong, rng.integers(0, 3, (n, coders)), p.argmax(axis=1)[:, None])
+    shares = np.stack([(given == c).mean(axis=1) for c in range(3)], axis=1)
+    highest = np.sort(shares, axis=1)
+    shares = shares[highest[:, 2] > highest[:, 1]]
+    return x[highest[:, 2] > highest[:, 1]], shares.argmax(axis=1), shares
+
+
+@pytest.mark.parametrize("kind", ["ambiguous", "mistakes"])
+def test_soft_labels_are_used_for_ambiguous_texts_only(kind):
+    task = get_task("single-label")
+    found = [compare_labels(*votes(kind, seed), task, seed) for seed in range(3)]
+    assert [one.used for one in found] == [kind == "ambiguous"] * 3
+    for one in found:
+        assert one.gain == pytest.approx(one.log_loss[0] - one.log_loss[1])
+        assert one.used == (one.gain > one.gain_error and one.macro_f1[1] - one.macro_f1[0] >= -one.macro_f1_error)
+    assert compare_labels(np.eye(4), np.array([0, 0, 0, 1]), np.eye(2)[[0, 0, 0, 1]], task, 0) is None
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_run_records_which_labels_it_is_trained_on(used, tmp_path, tiny, monkeypatch):
+    table = tiny_table(60)
+    rows = pd.concat([table.assign(coder=c) for c in "abc"])
+    differs = (rows["coder"] == "c") & (rows["Label"] < 2) & (rows.index % 2 == 0)
+    rows.loc[differs, ["Label", "Label Text"]] = (2, "fruits")
+    seen, batch_of = [], TokenDataset.__getitems__
+
+    def noted(self, positions):
+        batch = batch_of(self, positions)
+        seen.append(batch["labels"])
+        return batch
+
+    compare = soft_labels.compare_labels
+    monkeypatch.setattr(soft_labels, "compare_labels", lambda *a: replace(compare(*a), used=used))
+    monkeypatch.setattr(TokenDataset, "__getitems__", noted)
+    run = train(tiny, tmp_path / "run", table=rows, coder_column="coder", epochs=1, cv=3 if used else 0)
+    recorded = run.info["soft_labels"]
+    assert recorded["used"] == used
+    assert recorded["disputed"] > 0
+    soft = [labels for labels in seen if labels.is_floating_point()]
+    assert bool(soft) == used
+    assert all(labels.sum(dim=1).allclose(torch.ones(len(labels))) for labels in soft)
+    assert any(((labels > 0) & (labels < 1)).any() for labels in soft) == used
+    assert "soft labels" in run.layout.report.read_text(encoding="utf-8")
+    assert (run.predictions["label"].isin([0, 1, 2])).all()
 
 
 def test_inspect_reports_the_agreement(table, tmp_path, cli):

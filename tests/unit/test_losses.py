@@ -42,6 +42,24 @@ def test_losses_per_text_sum_to_the_loss_of_the_step(name, smoothing):
 
 
 @pytest.mark.parametrize("name", LOSSES)
+def test_soft_labels_of_one_class_give_the_loss_of_this_class(name):
+    loss = LOSSES[name](COUNTS, 0.1)
+    logits, labels = _batch()
+    certain = torch.nn.functional.one_hot(labels, 3).float()
+    assert loss(logits, certain).allclose(loss(logits, labels), rtol=1e-5)
+
+
+def test_the_loss_of_soft_labels_is_the_mean_over_their_classes():
+    logits, labels = _batch()
+    certain = torch.nn.functional.one_hot(labels, 3).float()
+    other = certain.roll(1, dims=1)
+    loss = CrossEntropy(weights=inverse_weights(COUNTS))
+    expected = (certain + 3 * other) / 4 * -torch.log_softmax(logits, dim=1)
+    mean_weight = (certain + 3 * other) / 4 @ torch.from_numpy(inverse_weights(COUNTS)).float()
+    assert loss(logits, (certain + 3 * other) / 4).allclose(expected.sum(dim=1) * mean_weight, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
 def test_rdrop_adds_the_divergence_to_the_loss(name):
     (first, labels), (second, _) = _batch(seed=1), _batch(seed=2)
     loss = LOSSES[name](COUNTS, 0.1)

@@ -6,9 +6,10 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 
 from bertsmith.data.columns import canonical
-from bertsmith.data.table import MISSING, REGRESSION, Note, Table
+from bertsmith.data.table import MISSING, REGRESSION, SINGLE_LABEL, Note, Table
 from bertsmith.data.template import texts_of
 from bertsmith.data.texts import is_missing, to_text
 from bertsmith.errors import ConfigError, DataError, did_you_mean, listing
@@ -58,6 +59,7 @@ def merge_coders(table: Table, column: str) -> Table:
         if codes[i] != MISSING:
             votes.setdefault(key, {})[to_text(cell).strip()] = int(codes[i])
     target, share = codes.copy(), np.full(len(table), np.nan)
+    shares: list[tuple[float, ...] | None] = [None] * len(table)
     majority, ties = list[int](), list[int]()
     for key, given in votes.items():
         i, counts = first[key], Counter(given.values()).most_common(2)
@@ -65,6 +67,9 @@ def merge_coders(table: Table, column: str) -> Table:
         target[i], share[i] = MISSING if is_tie else counts[0][0], counts[0][1] / len(given)
         if len(counts) > 1:
             (ties if is_tie else majority).append(int(rows[i]))
+        if len(counts) > 1 and table.task == SINGLE_LABEL:
+            n = np.bincount(list(given.values()), minlength=len(table.labels))
+            shares[i] = tuple((n / n.sum()).tolist())
     notes = [
         Note(
             severity,
@@ -83,7 +88,7 @@ def merge_coders(table: Table, column: str) -> Table:
     }
     merged = replace(
         table,
-        frame=table.frame.assign(target=target),
+        frame=table.frame.assign(target=target, votes=pd.Series(shares, dtype=object)),
         extra=table.extra.drop(columns=name).assign(**{SHARE: share}),
         notes=(*table.notes, *notes),
         coded=coded,

@@ -69,7 +69,8 @@ class Table:
         frame: one row per text, index 0…n−1, with the columns ``source`` (file name), ``row`` (1 is the first row after
             the header), ``text`` (may be missing), for pairs also ``pair`` (the second text), ``target`` (code of its
             labels, −1 if they are missing), ``split`` (``"train"``, ``"validation"``, ``"test"``, or missing) and
-            ``group`` (may be missing); and ``first``, the first text column, where ``text`` joins several.
+            ``group`` (may be missing); ``first``, the first text column, where ``text`` joins several; and ``votes``,
+            with ``--coder-column``: the share of the coders who gave each class, missing if they agree.
         labels: the classes; for a regression, the name of the number.
         columns: the names of the columns in the source.
         extra: the other columns and the further columns of the template, aligned with ``frame``.
@@ -108,6 +109,23 @@ class Table:
         """Target of every row, shape (rows,) or (rows, labels), for a table without missing labels."""
         return self.outcomes.targets(self.codes)
 
+    @property
+    def vote_shares(self) -> np.ndarray | None:
+        """Share of the coders who gave each class, shape (rows, classes), for a table without missing labels.
+
+        ``None`` if no text has different labels by coder. A label other than that of the majority was corrected.
+        """
+        import numpy as np
+
+        votes = self.frame.get("votes")
+        if votes is None or votes.isna().all():
+            return None
+        shares: np.ndarray = np.eye(len(self.labels))[self.codes]
+        for row in np.flatnonzero(votes.notna()).tolist():
+            if int(np.argmax(votes[row])) == self.codes[row]:
+                shares[row] = votes[row]
+        return shares
+
     @cached_property
     def strata(self) -> np.ndarray:
         """What a split keeps balanced, shape (rows,) or (rows, labels)."""
@@ -120,13 +138,16 @@ class Table:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the texts, labels and splits, in order."""
+        """SHA-256 of the texts, labels, splits and votes, in order."""
         digest = hashlib.sha256(self.outcomes.key())
         for pair in self.frame.get("pair", ()):
             digest.update(f"{pair}\x1d".encode())
         columns = (self.frame[name] for name in ("text", "target", "split"))
         for text, target, name in zip(*columns, strict=True):
             digest.update(f"{target}\x1f{name}\x1f{text}\x1e".encode())
+        for i, votes in enumerate(self.frame.get("votes", ())):
+            if votes is not None:
+                digest.update(f"{i}\x1f{votes}\x1e".encode())
         return digest.hexdigest()
 
     def take(self, rows: np.ndarray) -> Table:

@@ -36,12 +36,14 @@ class TokenDataset(Dataset[Any]):  # type: ignore[misc]  # torch is untyped here
         max_length: tokens of a window; texts that are longer have several. ``None`` for texts without windows.
 
     Attributes:
+        soft_labels: probabilities of the classes to train on instead, shape (n, classes); ``None`` to train on labels.
         most_windows: number of windows of a text that a step reads.
         lengths: number of tokens of each text that a step reads, shape (n,).
         width: number of tokens of a window; ``None`` if all texts are a single window.
     """
 
     def __init__(self, tokens: Tokens, labels: np.ndarray, max_length: int | None = None) -> None:
+        self.soft_labels: np.ndarray | None = None
         self.labels, self.counts, self.most_windows, self.width = labels, None, 1, None
         self.starts, self.sizes, self.lengths = tokens.starts, tokens.truncated_lengths, tokens.truncated_lengths
         if max_length is not None and len(tokens) and self.sizes.max() > max_length:
@@ -70,7 +72,7 @@ class TokenDataset(Dataset[Any]):  # type: ignore[misc]  # torch is untyped here
         return {name: values[start : start + length] for name, values in self.columns.items()}
 
     def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        """Return the fields of a batch, int64; label sets and numbers are fp32."""
+        """Return the fields of a batch, int64; label sets, numbers and soft labels are fp32."""
         lengths = self.sizes[rows]
         tokens = ranges(self.starts[rows], lengths)
         batch = {"lengths": lengths, **{name: values[tokens] for name, values in self.columns.items()}}
@@ -78,7 +80,7 @@ class TokenDataset(Dataset[Any]):  # type: ignore[misc]  # torch is untyped here
             counts = self.counts[rows]
             batch |= {"lengths": self.window_sizes[ranges(self.first[rows], counts)], "counts": counts}
         result = {name: torch.from_numpy(values.astype(np.int64)) for name, values in batch.items()}
-        labels = self.labels[rows]
+        labels = (self.labels if self.soft_labels is None else self.soft_labels)[rows]
         return {
             "labels": torch.from_numpy(labels.astype(np.float32 if labels.dtype.kind in "bf" else np.int64)),
             **result,

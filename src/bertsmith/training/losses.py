@@ -26,7 +26,8 @@ class Loss(ABC):
 
         Args:
             logits: fp32, shape (texts, outputs).
-            labels: class indices, shape (texts,); or numbers, shape (texts,) or (texts, outputs).
+            labels: class indices, shape (texts,); or numbers, shape (texts,) or (texts, outputs). Class probabilities
+                have the shape (texts, classes).
         """
 
     @abstractmethod
@@ -63,7 +64,7 @@ class CrossEntropy(Loss):
         if self.weights is None:
             return losses
         self.weights = self.weights.to(logits.device)
-        return losses * self.weights[labels]
+        return losses * (labels @ self.weights if labels.is_floating_point() else self.weights[labels])
 
     def divergence(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Return the mean of both Kullback-Leibler divergences."""
@@ -80,7 +81,8 @@ class Focal(CrossEntropy):
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the loss of each text; see `Loss`."""
-        missing = 1 - torch.softmax(logits, dim=-1).gather(1, labels[:, None])[:, 0]
+        p = torch.softmax(logits, dim=-1)
+        missing = 1 - ((p * labels).sum(dim=-1) if labels.is_floating_point() else p.gather(1, labels[:, None])[:, 0])
         return missing**FOCAL_GAMMA * super().__call__(logits, labels)
 
 

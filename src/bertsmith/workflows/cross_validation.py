@@ -165,6 +165,7 @@ def cross_validate(
         readings=names,
         emit=observe,
         stop=stop,
+        soft_labels=inputs.train.soft_labels,
     )
     return CrossValidation(splits.fold, readings, names[-1], has_test=len(splits.rows["test"]) > 0)
 
@@ -183,6 +184,7 @@ def score_folds(
     readings: Sequence[str],
     emit: Listener,
     stop: Callable[[], bool],
+    soft_labels: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Train a model without each fold, and score the texts of the fold. Saved folds are not scored again.
 
@@ -199,6 +201,7 @@ def score_folds(
         readings: ways to read long texts.
         emit: called with each event.
         stop: called after every step; training is interrupted if it returns true.
+        soft_labels: probabilities of the classes to train on, shape (texts, classes); ``None`` to train on the labels.
 
     Returns:
         Scores of each way to read long texts, each of shape (texts, outputs).
@@ -230,6 +233,7 @@ def score_folds(
             TokenDataset.reading(tokens.take(rows), table.targets[rows], loaded.max_length, config.long)
             for rows in (inside, nothing)
         )
+        train.soft_labels = None if soft_labels is None else soft_labels[inside]
         try:
             fit(
                 loaded,

@@ -46,6 +46,7 @@ from bertsmith.workflows.score import (
     score_splits,
     write_predictions,
 )
+from bertsmith.workflows.soft_labels import choose_soft_labels
 
 
 def run_training(
@@ -139,7 +140,9 @@ def train_into(
             check_memory(loaded, inputs.train, inputs.validation)
             with phases.timed("baseline"):
                 frozen = FrozenEmbeddings.embed(task, loaded, tables, tokens, config.seed)
-                initialize_head(loaded, group.broadcast(frozen.fit_regression()))
+                soft_labels = choose_soft_labels(run, tables["train"], frozen, config.seed)
+                head, inputs.train.soft_labels = group.broadcast((frozen.fit_regression(), soft_labels))
+                initialize_head(loaded, head)
             if checkpoint is None:
                 seconds = estimate_seconds(
                     inputs.train,
@@ -233,7 +236,8 @@ def _assist(group: ProcessGroup, source: Any, config: Config, output: Path, stop
     data = split_cleaned(clean(table), config, config.seed)
     inputs = prepare_inputs(data.take((data.frame["split"] != "test").to_numpy()), config)
     recipe, checkpoint = group.broadcast(None)
-    initialize_head(inputs.loaded, group.broadcast(None))
+    head, inputs.train.soft_labels = group.broadcast(None)
+    initialize_head(inputs.loaded, head)
     fit(
         inputs.loaded,
         inputs.train,
