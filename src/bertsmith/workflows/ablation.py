@@ -76,12 +76,14 @@ def compare_columns(
         scored, predicted = tables["train"], cross_validation.scores
         without = _cross_validate(run, alone["train"], inputs, recipe, config, cross_validation.fold, stop)
     else:
+        soft_labels = inputs.train.soft_labels
         if n_train > MAX_TEXTS:
             n_train = MAX_TEXTS
             rows = np.sort(np.random.default_rng(config.seed).permutation(len(tables["train"]))[:n_train])
             tables, alone = ({**some, "train": some["train"].take(rows)} for some in (tables, alone))
-            predicted = _train(tables, config, stop)
-        without = _train(alone, config, stop)
+            soft_labels = None if soft_labels is None else soft_labels[rows]
+            predicted = _train(tables, soft_labels, config, stop)
+        without = _train(alone, soft_labels, config, stop)
     task, groups = get_task(scored.task), table_groups(scored)
     value, low, high = task.difference(scored.targets, predicted, without, seed=config.seed, groups=groups)
     values = [task.scalar_metrics(scored.targets, scores)[task.primary] for scores in (predicted, without)]
@@ -104,9 +106,11 @@ def _first_column(table: Table) -> Table:
     return replace(table, frame=frame, columns=replace(table.columns, template=Template(template.text_column[:1])))
 
 
-def _train(tables: dict[str, Table], config: Config, stop: Callable[[], bool]) -> np.ndarray:
+def _train(
+    tables: dict[str, Table], soft_labels: np.ndarray | None, config: Config, stop: Callable[[], bool]
+) -> np.ndarray:
     """Train on the train split, select the epoch on validation, and return the scores of the test texts."""
-    data = TrialData(tables["train"], tables["validation"])
+    data = TrialData(tables["train"], tables["validation"], soft_labels=soft_labels)
     loaded = run_trial(data, config, on_score=lambda epoch, score: None, stop=stop).loaded
     assert loaded is not None  # only with folds
     test = tables["test"]
@@ -145,6 +149,7 @@ def _cross_validate(
         readings=("truncate",),
         emit=lambda event: None,
         stop=stop,
+        soft_labels=inputs.train.soft_labels,
     )
     return scores["truncate"]
 

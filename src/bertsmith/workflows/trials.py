@@ -53,11 +53,13 @@ class TrialData:
     Attributes:
         train, validation: the texts.
         folds: with cross-validation, the fold of every text of both tables, shape (texts,); else ``None``.
+        soft_labels: without folds, class probabilities to train on, shape (training texts, classes), or ``None``.
     """
 
     train: Table
     validation: Table
     folds: np.ndarray | None = None
+    soft_labels: np.ndarray | None = None
     _tokens: dict[str, Tokens] = field(default_factory=dict)
     _embeddings: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
@@ -106,7 +108,9 @@ class TrialData:
                 tokens.take(np.flatnonzero(mask)), targets[mask], loaded.max_length, config.long
             )
 
-        return loaded, subset(train), subset(~train)
+        inside = subset(train)
+        inside.soft_labels = None if self.soft_labels is None else self.soft_labels[train[: len(self.train)]]
+        return loaded, inside, subset(~train)
 
 
 @dataclass(frozen=True)
