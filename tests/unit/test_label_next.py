@@ -133,7 +133,7 @@ def test_each_text_is_embedded_once_also_after_an_interruption(tmp_path):
 
     again.update(texts, 0, embed, "pool")
     assert seen == ["four", "fives"]
-    assert PoolFile(tmp_path, "model", 2).embeddings.tolist() == [[3, 1], [0, 0], [5, 1], [4, 1], [5, 1]]
+    assert PoolFile(tmp_path, "model", 2).read(np.arange(5)).tolist() == [[3, 1], [0, 0], [5, 1], [4, 1], [5, 1]]
     with pytest.raises(DataError, match="row 3"):
         again.update(["one", "", "changed"], 0, embed, "pool")
     with pytest.raises(RunFolderError):

@@ -131,8 +131,7 @@ class Candidates:
         if self.counts is not None:
             found[RARE] = self._rare(free, int(RARE_SHARE * n), self.counts)
             known = np.concatenate([known, self.embeddings[found[RARE]]])
-        n_diverse = n if self.counts is None else int(DIVERSE_SHARE * n)
-        found[DIVERSE] = self._diverse(free, n_diverse, known)
+        found[DIVERSE] = self._diverse(free, n if self.counts is None else int(DIVERSE_SHARE * n), known)
         if self.counts is not None:
             found[UNCERTAIN] = self._uncertain(free, n - sum(map(len, found.values())))
         ranked = [

@@ -85,10 +85,14 @@ class PoolFile:
         self.hashes = np.concatenate([self.hashes, hashes[known:]])
         self.done = len(self.hashes)
 
-    @property
-    def embeddings(self) -> np.ndarray:
-        """The embeddings of all rows, mapped from the file, float16, shape (rows, hidden size)."""
-        return np.memmap(self.folder / EMBEDDINGS, dtype=np.float16, mode="r", shape=(self.done, self.width))
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Return embeddings of rows, float32, shape (rows, hidden size), without a mapping that stays in memory."""
+        values = np.empty((len(rows), self.width), dtype=np.float16)
+        with (self.folder / EMBEDDINGS).open("rb") as file:
+            for i, row in enumerate(rows.tolist()):
+                file.seek(2 * self.width * row)
+                values[i] = np.frombuffer(file.read(2 * self.width), dtype=np.float16)
+        return values.astype(np.float32)
 
 
 def hash_text(text: Text) -> int:

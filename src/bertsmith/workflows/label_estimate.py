@@ -35,13 +35,13 @@ def estimate_project(project: Project, config: Config, more: int = MORE) -> Esti
     """
     snapshot = Snapshot.of(project)
     about = json.loads((project.path / ABOUT).read_text(encoding="utf-8"))
-    embeddings = PoolFile(project.path, about["model"], about["width"]).embeddings
+    pool = PoolFile(project.path, about["model"], about["width"])
     labelled = [each for each in snapshot.labelled if each.labels is not None]
     rows, targets = training_data(snapshot)
     seconds = [d.seconds for d in snapshot.decisions if 0 < d.seconds < PAUSE]
     agreement = snapshot.agreement.ceiling
     found = estimate_gain(
-        np.asarray(embeddings[rows], dtype=np.float32),
+        pool.read(rows),
         targets,
         np.array([each.text.random for each in labelled], dtype=bool),
         get_task(snapshot.task),

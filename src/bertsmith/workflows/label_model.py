@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,8 +60,15 @@ def head_features(embeddings: np.ndarray) -> np.ndarray:
     return pooled_features(np.asarray(embeddings, dtype=np.float32))
 
 
-def fit_head(snapshot: Snapshot, embeddings: np.ndarray, task: Task) -> tuple[Regression | None, np.ndarray | None]:
+def fit_head(
+    snapshot: Snapshot, read: Callable[[np.ndarray], np.ndarray], task: Task
+) -> tuple[Regression | None, np.ndarray | None]:
     """Fit a regression to the labels of a project.
+
+    Args:
+        snapshot: the labels.
+        read: returns the embeddings of rows of the pool, from 0.
+        task: the kind of label of the project.
 
     Returns:
         The regression, and the number of labelled texts of each class; ``None`` while fewer than two classes occur.
@@ -70,7 +77,7 @@ def fit_head(snapshot: Snapshot, embeddings: np.ndarray, task: Task) -> tuple[Re
     counts = targets.sum(axis=0) if targets.ndim == 2 else np.bincount(targets, minlength=len(snapshot.labels))
     if (counts > 0).sum() < 2:
         return None, None
-    return task.fit_head(head_features(embeddings[rows]), targets, len(snapshot.labels)), counts
+    return task.fit_head(head_features(read(rows)), targets, len(snapshot.labels)), counts
 
 
 def training_data(snapshot: Snapshot) -> tuple[np.ndarray, np.ndarray]:

@@ -144,17 +144,16 @@ def choose_for_project(
             )
         project.set_fact("model", name)
         project.set_fact("pool_rows", int((pool.hashes != EMPTY).sum()))
-        task, embeddings = get_task(project.task), pool.embeddings
+        task = get_task(project.task)
         queued = project.rows
         usable = pool.hashes != EMPTY
         usable[np.array(queued, dtype=np.int64) - 1] = False
-        head, counts = fit_head(Snapshot.of(project), embeddings, task)
+        head, counts = fit_head(Snapshot.of(project), pool.read, task)
 
         def scored(free: np.ndarray) -> Iterator[Scored]:
             for start in range(0, len(free), CHUNK):
                 rows = free[start : start + CHUNK]
-                # A new mapping for each chunk: the pages of a former one do not stay in memory.
-                yield rows, None if head is None else task.scores(head.logits(head_features(pool.embeddings[rows])))
+                yield rows, None if head is None else task.scores(head.logits(head_features(pool.read(rows))))
 
         chosen = _choose(
             stream,
@@ -163,8 +162,8 @@ def choose_for_project(
             random_share,
             Candidates(0, project.task, counts, config.seed),
             scored,
-            lambda rows, texts: np.asarray(embeddings[rows], dtype=np.float32),
-            np.asarray(embeddings[[row - 1 for row in queued]], dtype=np.float32),
+            lambda rows, texts: pool.read(rows),
+            pool.read(np.array(queued, dtype=np.int64) - 1),
             [text.text for text in project.texts],
             config.seed + len(queued),
             suggestions,
