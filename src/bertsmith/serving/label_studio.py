@@ -64,10 +64,11 @@ def read_interface(config: str, classifier: ModelPredictor, field: str) -> Inter
         raise RequestError(422, "the model predicts a number, not a choice", "Serve a model that predicts labels.")
     labels, best = classifier.labels.texts, None
     for tag, to_name, variable in _choices(config, field):
-        names = {}
+        answers = dict[str, str]()
         for choice in tag.iter("Choice"):
             value = choice.get("value", "")
-            names[choice.get("alias") or value] = names[value] = choice.get("alias") or value
+            answers[value] = choice.get("alias") or value
+        names = answers | {answer: answer for answer in answers.values()}
         missing = [label for label in labels if label not in names]
         if not missing and tag.get("choice") != "multiple" and classifier.task.name == MULTI_LABEL:
             what = f"the model gives a text several labels, and {quoted(tag.get('name', ''))} accepts one"
