@@ -200,8 +200,7 @@ class Candidates:
         size = np.bincount(labels)[labels[order]] if len(order) else np.empty(0)
         chosen = rows[order[np.lexsort((-size, in_cluster))][:n]]
         free[chosen] = False
-        found: list[int] = chosen.tolist()
-        return found
+        return [int(row) for row in chosen]
 
 
 def without_near_duplicates(
@@ -217,8 +216,7 @@ def without_near_duplicates(
     """
     before = list(known)
     group = group_near_duplicates([*before, *texts])
-    kept = [choice for i, choice in enumerate(ranked, start=len(before)) if group[i] == i]
-    return kept[:n]
+    return [choice for i, choice in enumerate(ranked, start=len(before)) if group[i] == i][:n]
 
 
 def _smallest(values: np.ndarray, n: int) -> np.ndarray:
