@@ -532,7 +532,7 @@ def test_an_export_does_not_replace_other_files(run, exported, written, cli, tmp
     with pytest.raises(ConfigError, match=re.escape(str(run.path))):
         bs.export(run, output=run.path / "model" / "onnx")
     for flags, said in (
-        (("--format", "tflite"), "--format tflite"),
+        (("--format", "tflite"), "onnx, openvino"),
         (("--precision", "int8"), "--format openvino"),
         (("--precision", "bf16"), "--format openvino"),
         (("--format", "openvino", "--precision", "fp16"), "fp32 or bf16 or int8"),

@@ -143,6 +143,7 @@ NEEDED_BY_FUNCTION = {
     "bs.compare('RUN', 'RUN/.')": "train",
     "bs.load('RUN')": "train",
     "bs.measure('RUN', 'T')": "train",
+    "bs.next_texts('RUN', 'T')": "train",
     "bs.drift('RUN', 'T')": "train",
     "bs.regress('T', 'a', ['b'])": "train",
     "bs.predict('RUN', 'T')": "tables",

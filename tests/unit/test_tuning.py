@@ -661,7 +661,7 @@ def test_final_seeds_are_reported_and_compared(tiny, tmp_path, monkeypatch):
     assert result["difference"]["value"] == pytest.approx(means[0] - means[1])
     low, high = result["difference"]["interval"]
     assert low <= result["difference"]["value"] <= high
-    assert "in the mean of 2 seeds" in result["verdict"]
+    assert "2 seeds" in result["verdict"]
     assert result["told"] == 2
     assert "test result number 2 of this study" in study.report.read_text()
     assert "Over 2 seeds" in study.report.read_text()
