@@ -757,6 +757,25 @@ def test_an_address_in_use_is_an_error():
         listen("no.such.host.invalid", 0)
 
 
+def test_responses_do_not_wait_for_more_data():
+    """With Nagle's algorithm, the second packet of a response waits for an acknowledgement, which takes 40 ms."""
+    options = []
+
+    async def answer(reader, writer):
+        options.append(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    async def connect():
+        with listen("127.0.0.1", 0) as listening:
+            async with await asyncio.start_server(answer, sock=listening):
+                reader, writer = await asyncio.open_connection(*listening.getsockname())
+                await reader.read()
+                writer.close()
+
+    asyncio.run(connect())
+    assert options == [1]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can keep connections out")
 def test_a_stopping_server_resets_no_connections():
     with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()) as early:

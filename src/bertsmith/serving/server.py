@@ -245,7 +245,8 @@ def listen(host: str, port: int) -> socket.socket:
         ConfigError: if it is in use, or not an address of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio disables Nagle's algorithm only if the protocol is named; otherwise a response may wait 40 ms.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     own_port(listening)
     try:
         listening.bind((host, port))
