@@ -12,9 +12,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 demo: setup
 	$(BIN)/bertsmith demo --overwrite
 
-# One test file per core, each with one thread: several processes with several threads only wait for one another.
-# The longest files start first (tests/conftest.py sorts them).
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# One test file per process, each with one thread: several processes with several threads only wait for one another.
+# Tests of servers, kills and child processes leave a core idle a quarter of the time, so there is one process more than
+# cores. The longest files start first (tests/conftest.py sorts them).
+WORKERS = $$($(BIN)/python -c 'import os; print(min(4, 1 + (os.cpu_count() or 1)))')
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: lint types
 	$(PYTEST)

@@ -29,13 +29,13 @@ def test_sentence_pairs_from_the_table_to_an_explanation(shared, tmp_path):
     sick = shared / "sick"
     if not sick.is_dir():
         pytest.skip("the table sick is not on this machine")
-    for name, rows in (("train", 160), ("val", 40), ("test", 100)):
+    for name, rows in (("train", 120), ("val", 40), ("test", 100)):
         pd.read_csv(sick / f"{name}.csv").head(rows).to_csv(tmp_path / f"{name}.csv", index=False)
     run, test = tmp_path / "run", tmp_path / "test.csv"
     _cli("inspect", tmp_path / "train.csv", *COLUMNS)
     _cli(
         *("train", tmp_path / "train.csv", "--validation", tmp_path / "val.csv", "--test", test, "-o", run, *COLUMNS),
-        *("--with", "relatedness", "--model", "packaged:minilm", "--epochs", 1, "--max-length", 40),
+        *("--with", "relatedness", "--model", "packaged:minilm", "--epochs", 1, "--max-length", 32),
         *("--device", "cpu", "--consistency", 0, "--explanations", "off"),
     )
     metrics = json.loads((run / "metrics.json").read_text())
