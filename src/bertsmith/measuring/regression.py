@@ -85,7 +85,7 @@ def fit_regression(
                 where=str(table) if isinstance(table, str | Path) else "the data frame",
                 remedy=f"Name one of {listing(frame.columns)}."
                 if any(str(known).startswith(OUTCOME) for known in frame.columns)
-                else "Give the file that measure --for-regression wrote.",
+                else "Pass the file that measure --for-regression wrote.",
             )
     if missing := [name for name in on if frame[name].isna().any()]:
         raise DataError(

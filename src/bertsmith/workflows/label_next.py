@@ -93,8 +93,8 @@ def choose_texts(
     """
     if n < 1 or not 0 <= random_share <= 1:
         raise ConfigError(
-            f"n = {n} and random_share = {random_share} are not a number and a share of texts",
-            remedy="Give a positive number, and a share between 0 and 1.",
+            f"n must be at least 1, and random_share between 0 and 1; they are {n} and {random_share}",
+            remedy="Pass other values.",
         )
     if Project.exists(path):
         return choose_for_project(Project(path), source, config, n, random_share=random_share, observe=observe)
