@@ -56,11 +56,12 @@ class TrainingEstimated:
 
 @dataclass(frozen=True)
 class Started:
-    """Training begins, or resumes after ``step`` steps; ``steps`` and ``epochs`` are the maximum."""
+    """Training on labels or pairs begins, or resumes after ``step`` steps; ``steps`` and ``epochs`` are the maximum."""
 
     step: int
     steps: int
     epochs: float
+    on_pairs: bool = False
 
 
 @dataclass(frozen=True)

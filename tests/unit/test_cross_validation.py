@@ -9,7 +9,7 @@ from bertsmith.config import Config
 from bertsmith.data.clean import clean
 from bertsmith.data.read import read_table
 from bertsmith.errors import ConfigError, Interrupted
-from bertsmith.events import FoldDone, FoldStarted, StepDone
+from bertsmith.events import Finished, FoldDone, FoldStarted, StepDone
 from bertsmith.folders.run import Run
 from bertsmith.inference.abstain import held_out_predictions
 from bertsmith.testing import tiny_table
@@ -134,16 +134,18 @@ def test_training_on_all_texts_is_resumed_from_its_checkpoint(tmp_path, pooled):
     seen = []
     with pytest.raises(Interrupted):
         _train(
-            pooled, tmp_path / "run", **settings, on_event=seen.append, stop=lambda: _steps_after_folds(seen, of=2) >= 5
+            pooled, tmp_path / "run", **settings, on_event=seen.append, stop=lambda: _steps_on_labels(seen, of=2) >= 5
         )
     assert list((tmp_path / "run" / "checkpoints").iterdir())
     resumed = _train(pooled, tmp_path / "run", **settings, resume=True)
     assert same_weights(weights_of(whole), weights_of(resumed))
 
 
-def _steps_after_folds(events, of):
+def _steps_on_labels(events, of):
+    """Return the number of steps after the folds and after the training on pairs."""
     done = [i for i, e in enumerate(events) if isinstance(e, FoldDone) and e.number == of]
-    return sum(isinstance(e, StepDone) for e in events[done[0] :]) if done else 0
+    pairs = [i for i, e in enumerate(events) if isinstance(e, Finished) and done and i > done[0]]
+    return sum(isinstance(e, StepDone) for e in events[pairs[0] :]) if pairs else 0
 
 
 def test_few_texts_are_cross_validated_unless_validation_texts_are_given(monkeypatch):

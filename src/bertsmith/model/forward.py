@@ -65,16 +65,24 @@ def logits(
         dropout: applied at the rates of the model; ``None`` for no dropout.
         compiled: run layers through `torch.compile`.
     """
+    x = features(model, batch, dropout=dropout, compiled=compiled)
+    classifier = "classifier" if _is_modernbert(model) else MODULE_NAMES[model.config.model_type].classifier
+    with torch.autocast(x.device.type, enabled=False):  # the head is small: full precision
+        result: torch.Tensor = attrgetter(classifier)(model)(x)
+        return result
+
+
+def features(
+    model: PreTrainedModel, batch: Batch, *, dropout: Dropout | None = None, compiled: bool = False
+) -> torch.Tensor:
+    """Compute the input of the last layer of the head for packed texts, shape (texts, hidden size); see `logits`."""
     dropout = dropout or NO_DROPOUT
-    is_modernbert = model.config.model_type == "modernbert"
-    if is_modernbert and model.config.classifier_pooling == "mean":
+    if _is_modernbert(model) and model.config.classifier_pooling == "mean":
         x = batch.mean(_hidden_states(model, batch, dropout, compiled=compiled))
     else:
         x = _hidden_states(model, batch, dropout, compiled=compiled, cls_only=True)
-    with torch.autocast(x.device.type, enabled=False):  # the head is small: full precision
-        classifier = "classifier" if is_modernbert else MODULE_NAMES[model.config.model_type].classifier
-        result: torch.Tensor = attrgetter(classifier)(model)(_head(model, x, dropout))
-        return result
+    with torch.autocast(x.device.type, enabled=False):
+        return _head(model, x, dropout)
 
 
 def padded_logits(loaded: Loaded, batch: TokenBatch) -> torch.Tensor:
@@ -104,18 +112,21 @@ def embeddings(loaded: Loaded, batch: TokenBatch) -> torch.Tensor:
     return PaddedBatch.from_inputs(**inputs).mean(loaded.model.base_model(**inputs).last_hidden_state.float())
 
 
-def features(loaded: Loaded, batch: TokenBatch) -> torch.Tensor:
-    """Compute the input of the last layer of the head, shape (texts, hidden size).
+def padded_features(loaded: Loaded, batch: TokenBatch) -> torch.Tensor:
+    """Compute the input of the last layer of the head with Hugging Face's encoder, shape (texts, hidden size).
 
     Args:
-        loaded: a model of a type in `bertsmith.model.bert.MODULE_NAMES`.
+        loaded: a model of a type in `bertsmith.model.bert.MODULE_NAMES`; its mode decides about dropout in the encoder.
         batch: the texts, on the host.
     """
-    model = loaded.model
-    if supports(model):
-        packed = pack_for(model, batch).to(loaded.device)
-        return _head(model, _hidden_states(model, packed, NO_DROPOUT, cls_only=True), NO_DROPOUT)
-    return _head(model, model.base_model(**_padded_inputs(loaded, batch)).last_hidden_state, NO_DROPOUT)
+    return _head(loaded.model, loaded.model.base_model(**_padded_inputs(loaded, batch)).last_hidden_state, NO_DROPOUT)
+
+
+def inference_features(loaded: Loaded, batch: TokenBatch) -> torch.Tensor:
+    """Compute the input of the last layer of the head by `features`, or by `padded_features` for other models."""
+    if supports(loaded.model):
+        return features(loaded.model, pack_for(loaded.model, batch).to(loaded.device))
+    return padded_features(loaded, batch)
 
 
 def logits_from_embeddings(loaded: Loaded, batch: TokenBatch, embeddings: torch.Tensor) -> torch.Tensor:
@@ -138,19 +149,24 @@ def logits_from_embeddings(loaded: Loaded, batch: TokenBatch, embeddings: torch.
     return result
 
 
+def _is_modernbert(model: PreTrainedModel) -> bool:
+    result: bool = model.config.model_type == "modernbert"
+    return result
+
+
 def _padded_inputs(loaded: Loaded, batch: TokenBatch, **options: Any) -> dict[str, torch.Tensor]:
     inputs = batch.pad(loaded.padding, padding_side=loaded.tokenizer.padding_side, **options)
     return {name: to_device(values, loaded.device) for name, values in inputs.items() if name in loaded.input_names}
 
 
 def _hidden_states(model: Any, batch: Batch, dropout: Dropout, **options: bool) -> torch.Tensor:
-    module = modernbert if model.config.model_type == "modernbert" else bert
+    module = modernbert if _is_modernbert(model) else bert
     return module.hidden_states(model, batch, dropout, **options)
 
 
 def _head(model: Any, x: torch.Tensor, dropout: Dropout) -> torch.Tensor:
     """Return the input of the last layer, from hidden states of shape (texts, hidden size) or (texts, width, …)."""
     x = (x if x.dim() == 2 else x[:, 0]).float()
-    if model.config.model_type == "modernbert":
+    if _is_modernbert(model):
         return dropout(model.head(x), model.drop.p)
     return MODULE_NAMES[model.config.model_type].head(model, x, dropout)

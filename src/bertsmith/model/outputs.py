@@ -120,7 +120,7 @@ def compute_embeddings(loaded: Loaded, batch: TokenBatch, budget: int | None = N
 def compute_features(loaded: Loaded, batch: TokenBatch, budget: int | None = None) -> np.ndarray:
     """Compute the input of the last layer of the head, float64, shape (n, hidden size); see `compute_embeddings`."""
     budget = budget or token_budget(loaded, batch.longest)
-    return _compute(forward.features, loaded, batch, budget, loaded.model.config.hidden_size)[0]
+    return _compute(forward.inference_features, loaded, batch, budget, loaded.model.config.hidden_size)[0]
 
 
 def _compute(

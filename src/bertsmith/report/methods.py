@@ -17,6 +17,10 @@ REFERENCES = {
   title = {{BERT}: Pre-training of Deep Bidirectional Transformers for Language Understanding},
   author = {Devlin, Jacob and Chang, Ming-Wei and Lee, Kenton and Toutanova, Kristina},
   booktitle = {Proceedings of NAACL-HLT}, year = {2019}, pages = {4171--4186}}""",
+    "tunstall2022setfit": """@misc{tunstall2022setfit,
+  title = {Efficient Few-Shot Learning Without Prompts},
+  author = {Tunstall, Lewis and Reimers, Nils and Jo, Unso Eun Seo and others},
+  year = {2022}, eprint = {2209.11055}, archivePrefix = {arXiv}}""",
     "wolf2020transformers": """@inproceedings{wolf2020transformers,
   title = {Transformers: State-of-the-Art Natural Language Processing},
   author = {Wolf, Thomas and others},
@@ -52,6 +56,13 @@ _CODE = re.compile(r"`([^`]*)`")
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     c: f"\\{c}" for c in "&%$#_{}"
 }
+_PAIRS = {
+    "first": "Before that, the model learned from pairs of texts whether their labels are equal "
+    "[@tunstall2022setfit], and its head was fitted by logistic regression. ",
+    "only": "The model learned from pairs of texts whether their labels are equal [@tunstall2022setfit]. Its head was "
+    "then fitted by logistic regression. ",
+}
+"""Sentences by the setting ``pairs`` of the recipe."""
 
 
 @dataclass
@@ -147,7 +158,7 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
         f"{'epoch' if info['recipe']['epochs'] == 1 else 'epochs'}, with "
         f"{n('run.json', 'recipe.batch_size')} texts per step, a peak learning rate of "
         f"{n('run.json', 'recipe.learning_rate', '{:g}'.format)} and seed {n('run.json', 'config.seed', str)}. "
-        f"{_reading(run, n)}.{calibrated}"
+        f"{_PAIRS.get(info['recipe'].get('pairs', 'none'), '')}{_reading(run, n)}.{calibrated}"
     )
     rest = ""
     if test["metrics"][second]["interval"]:

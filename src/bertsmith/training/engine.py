@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,25 +11,22 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
-from bertsmith.compute import threads
 from bertsmith.compute.machine import cores
 from bertsmith.compute.memory import MIN_TOKEN_BUDGET, retry_on_out_of_memory
 from bertsmith.compute.system import load_average, trim_memory
 from bertsmith.events import Compiling, MemoryExceeded, Slowed
-from bertsmith.model import forward, windows
-from bertsmith.model.batch import SIZES_PER_DOUBLING, PackedBatch, TokenBatch, to_device
-from bertsmith.model.dropout import Dropout
-from bertsmith.model.gradients import TableGradients, collect_gradients, replicate
+from bertsmith.model.batch import TokenBatch, to_device
+from bertsmith.model.gradients import TableGradients
 from bertsmith.model.load import Loaded
 from bertsmith.model.outputs import compute_logits, with_layer_dtype
 from bertsmith.training import cuda_graphs
 from bertsmith.training.data import EpochSampler, TokenDataset, epoch_and_batch
 from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup
 from bertsmith.training.losses import StepLoss
+from bertsmith.training.micro_batches import MicroBatchTrainer
 from bertsmith.training.nan_guard import NanGuard, NotFiniteError
 from bertsmith.training.optimizer import halve_learning_rate, set_param_groups
 from bertsmith.training.recipe import Recipe
-from bertsmith.training.resumable import ResumableTrainer
 from bertsmith.training.steps import longest_text, plan_steps
 from bertsmith.training.timing import SlowdownDetector, StepMeter
 
@@ -43,7 +37,7 @@ if TYPE_CHECKING:
 OnScores = Callable[[np.ndarray, np.ndarray], None]
 
 
-class Engine(ResumableTrainer):
+class Engine(MicroBatchTrainer):
     """The training loop.
 
     Batches are split into micro-batches by a token budget, which is halved when memory runs out. Order and dropout
@@ -185,11 +179,6 @@ class Engine(ResumableTrainer):
         """Whether the finished steps are complete epochs."""
         return self.epoch_and_batch()[1] == 0
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of matrix products."""
-        return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
-
     def _emit_memory_short(self, budget: int) -> None:
         self.emit(MemoryExceeded(self.state.global_step, budget))
 
@@ -218,7 +207,7 @@ class Engine(ResumableTrainer):
             self._emit_memory_short(budget)
 
         loss, self.token_budget = retry_on_out_of_memory(
-            lambda budget: self._add_gradients(model, share, num_items_in_batch, budget),
+            lambda budget: self.add_gradients(model, share, num_items_in_batch, budget),
             self.token_budget,
             min_budget=max(share.longest, MIN_TOKEN_BUDGET),
             on_retry=restore,
@@ -239,84 +228,6 @@ class Engine(ResumableTrainer):
         if slowdown is not None:
             self.emit(Slowed(self.state.global_step, slowdown, load_average(), cores()))
         return loss
-
-    def _add_gradients(self, model: Any, batch: TokenBatch, n_texts: Any, budget: int) -> torch.Tensor:
-        """Add the gradient of a batch, computed in micro-batches on several workers; return its loss."""
-        budget = budget // 2 if self.step_loss.consistency else budget
-        workers = self.plan.workers
-        parts = batch.split(budget, packed=self.plan.packed, workers=workers) if len(batch) else []
-        if workers == 1 or len(parts) < 2:
-            losses = [self._add_gradient(model, part, i, n_texts, len(parts)) for i, part in enumerate(parts)]
-            return torch.stack([torch.zeros((), device=self.args.device), *losses]).sum()
-        while len(self.replicas) < workers - 1:
-            self.replicas.append(replicate(self.model))
-        models = [model, *self.replicas][: len(parts)]
-
-        def work(worker: int) -> torch.Tensor:
-            # Here, autocast casts the weights once per step and not once per micro-batch.
-            with torch.autocast("cpu", self.dtype) if self.dtype != torch.float32 else nullcontext():
-                return torch.stack(
-                    [
-                        self._add_gradient(models[worker], parts[i], i, n_texts, len(parts))
-                        for i in range(worker, len(parts), len(models))
-                    ]
-                ).sum()
-
-        losses = threads.run([partial(work, worker) for worker in range(len(models))])
-        for replica in models[1:]:
-            collect_gradients(model, replica)
-        return torch.stack(losses).sum()
-
-    def _add_gradient(self, model: Any, part: TokenBatch, index: int, n_texts: Any, n_parts: int) -> torch.Tensor:
-        """Add the gradient of one of the micro-batches of a batch, and return its loss."""
-        if self.step_loss.consistency:
-            part = part.take(torch.arange(len(part)).repeat(2))
-        seed = (self.args.seed, *self._position, index, self.group.rank)
-        if not self.plan.packed or self.args.device.type != "cpu":
-            torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(1)))
-        assert part.labels is not None
-        inputs = {"batch": part, "labels": part.labels, "dropout": Dropout(*seed)}
-        if not self.plan.packed:
-            self.meter.micro_batch_tokens.append(len(part) * part.longest)
-        else:
-            packed = forward.pack_for(self.model, part)
-            self.meter.micro_batch_tokens.append(len(packed.input_ids))
-            if self.graphs is not None and n_parts == 1:
-                return self._run_graph(model, packed, inputs, n_texts)
-            inputs["batch"] = packed.to(self.args.device)
-        inputs["labels"] = to_device(part.labels, self.args.device)
-        inputs["counts"] = None if part.counts is None else to_device(part.counts, self.args.device)
-        return super().training_step(model, inputs, n_texts)
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> torch.Tensor:
-        """Return the share of a micro-batch in the loss of the step."""
-        start = time.perf_counter()
-        batch = inputs["batch"]
-        if isinstance(batch, PackedBatch):
-            logits = forward.logits(model, batch, dropout=inputs["dropout"], compiled=self.compiled)
-        else:
-            logits = forward.padded_logits(replace(self.loaded, model=model), batch)
-        loss = self.step_loss(windows.mean(logits, inputs.get("counts")), inputs["labels"], num_items_in_batch)
-        self.meter.forward_seconds.append(time.perf_counter() - start)
-        return loss
-
-    def _run_graph(self, model: Any, packed: PackedBatch, inputs: dict[str, Any], n_texts: Any) -> torch.Tensor:
-        """Run the training step of a micro-batch by `CudaGraphs`."""
-        assert self.graphs is not None
-        max_seqlen = max(self._max_seqlen, packed.max_seqlen, len(packed.input_ids) // SIZES_PER_DOUBLING)
-        step = super().training_step
-
-        def work(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-            fields = {name: values for name, values in tensors.items() if name != "labels"}
-            batch = replace(packed, max_seqlen=max_seqlen, **fields)
-            loss: torch.Tensor = step(model, {**inputs, "batch": batch, "labels": tensors["labels"]}, n_texts)
-            return loss
-
-        tensors = {**packed.tensors(), "labels": inputs["labels"]}
-        size = (len(inputs["labels"]), len(packed.input_ids), max_seqlen, n_texts, *tensors)
-        return self.graphs.run(size, tensors, work, self.args.device)
 
     def _compile_if_worthwhile(self) -> None:
         """Compile the layers on a GPU if the estimated remaining time is long enough."""

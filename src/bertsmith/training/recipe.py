@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.compute.device import choose_precision
@@ -26,6 +26,12 @@ FITTED_STEPS, FITTED_EPOCHS, FITTED_TEXTS = 60, 8, 300
 """Minimum of steps and epochs if the head begins as a regression. Below this number of texts, the epochs and half the
 learning rate apply.
 """
+PAIR_STEPS, PAIR_LABEL_STEPS, MAX_PAIR_CLASSES = 30, 30, 16
+"""Steps on pairs of texts, the minimum of steps on labels after them, and the maximum number of classes for pairs. With
+more classes, a batch has few pairs of one class.
+"""
+PAIRS_ONLY_TEXTS = 48
+"""Below this number of texts, the model trains on pairs only."""
 HEAD_RATE = 10.0
 UNEQUAL = 10.0
 """Classes are imbalanced if the largest one has this many times the texts of the smallest one."""
@@ -43,6 +49,8 @@ class Recipe:
         patience: epochs without a better score before training stops.
         imbalance: treatment of imbalanced classes, a key of `bertsmith.training.losses.LOSSES`.
         consistency: weight of R-Drop, see `bertsmith.training.losses.StepLoss`; 0 to disable it.
+        pairs: whether the model trains on pairs of texts, see `bertsmith.training.contrastive`: ``"first"``,
+            ``"only"`` or ``"none"``. After that, the head is fitted as a regression.
         reasons: why each value was chosen, by name.
     """
 
@@ -57,7 +65,12 @@ class Recipe:
     imbalance: str
     layer_decay: float = 1.0
     consistency: float = 0.0
+    pairs: str = "none"
     reasons: dict[str, str] = field(default_factory=dict)
+
+    def on_pairs(self, texts: int) -> Recipe:
+        """Return the recipe of the first stage on pairs, for a number of training texts."""
+        return replace(self, pairs="only", epochs=float(math.ceil(PAIR_STEPS / math.ceil(texts / self.batch_size))))
 
 
 def choose(
@@ -70,6 +83,7 @@ def choose(
     tokens: int | None = None,
     dropout: float = 0.1,
     fitted: bool = False,
+    may_use_pairs: bool = False,
 ) -> Recipe:
     """Choose the hyperparameters that the user did not set.
 
@@ -82,6 +96,7 @@ def choose(
         tokens: number of training tokens after truncation; ``None`` for many.
         dropout: dropout rate of the model.
         fitted: whether the head begins as a regression, see `bertsmith.model.pooling`.
+        may_use_pairs: whether the texts have one class each, and no epoch is selected on held-out texts.
     """
     texts, classes = int(counts.sum()) if texts is None else texts, int((counts > 0).sum())
     reasons = {"warmup": "a tenth of the steps"}
@@ -101,6 +116,11 @@ def choose(
         f"{texts:,} training texts: {'small batches give more steps' if few else 'enough for batches of this size'}",
     )
     gentle = fitted and texts < FITTED_TEXTS
+    pairs, reasons["pairs"] = "none", "training on labels alone"
+    if gentle and may_use_pairs and classes <= MAX_PAIR_CLASSES:
+        pairs = "only" if texts < PAIRS_ONLY_TEXTS and config.epochs is None else "first"
+        after = "then a regression" if pairs == "only" else "then training on labels"
+        reasons["pairs"] = f"{texts:,} training texts: which pairs have the same label? {after}"
     rdrop = tokens is not None and tokens <= RDROP_MAX_TOKENS and not many and dropout > 0 and not gentle
     consistency = setting(
         "consistency",
@@ -109,9 +129,16 @@ def choose(
         if rdrop
         else "each text is read once",
     )
-    default_epochs = RDROP_EPOCHS if consistency else FITTED_EPOCHS if gentle else EPOCHS
     steps_per_epoch = math.ceil(texts / batch_size)
-    steps = FITTED_STEPS if fitted else min(MIN_STEPS, max(MAX_EPOCHS * steps_per_epoch, LEAST_STEPS))
+    default_epochs, steps = EPOCHS, min(MIN_STEPS, max(MAX_EPOCHS * steps_per_epoch, LEAST_STEPS))
+    if consistency:
+        default_epochs = RDROP_EPOCHS
+    if fitted:
+        steps = FITTED_STEPS
+    if pairs != "none":
+        default_epochs, steps = 1, PAIR_STEPS if pairs == "only" else PAIR_LABEL_STEPS
+    elif gentle:
+        default_epochs = FITTED_EPOCHS
     min_epochs = math.ceil(steps / steps_per_epoch)
     epochs = setting(
         "epochs",
@@ -158,5 +185,6 @@ def choose(
         imbalance=imbalance,
         layer_decay=layer_decay,
         consistency=consistency,
+        pairs=pairs,
         reasons=reasons,
     )

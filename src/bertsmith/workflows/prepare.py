@@ -233,8 +233,17 @@ def sample_balanced(codes: np.ndarray, size: int, *, seed: int) -> np.ndarray:
     return result
 
 
-def choose_recipe(config: Config, task: Task, loaded: Loaded, train: TokenDataset) -> Recipe:
+def choose_recipe(
+    config: Config, task: Task, loaded: Loaded, train: TokenDataset, *, may_use_pairs: bool = False
+) -> Recipe:
     """Choose the training settings that the user did not set.
+
+    Args:
+        config: the settings.
+        task: the kind of label.
+        loaded: the model.
+        train: the training texts.
+        may_use_pairs: whether the caller trains by `bertsmith.workflows.fine_tune`, without validation texts.
 
     Raises:
         ConfigError: if a setting does not fit the task.
@@ -250,4 +259,9 @@ def choose_recipe(config: Config, task: Task, loaded: Loaded, train: TokenDatase
         tokens=int(train.lengths.sum()),
         dropout=loaded.dropout,
         fitted=loaded.mean_pooling,
+        may_use_pairs=may_use_pairs
+        and task.name == "single-label"
+        and config.imbalance == "auto"
+        and not config.consistency
+        and not config.set.get("label_smoothing_factor"),
     )

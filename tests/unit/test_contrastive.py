@@ -1,0 +1,116 @@
+"""Contrastive training compares all pairs of the texts of a step."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bertsmith.config import TrainConfig
+from bertsmith.evaluation.baseline import fit_regression
+from bertsmith.inference.classifier import Classifier
+from bertsmith.model.tokenizer import encode
+from bertsmith.testing import tiny_table
+from bertsmith.training.contrastive import pair_loss, part_losses
+from bertsmith.training.recipe import choose
+from bertsmith.workflows.prepare import embed
+from tests.conftest import train as _train
+from tests.conftest import weights_of
+
+labels_of_texts = st.lists(st.integers(0, 3), min_size=1, max_size=10)
+
+
+def _features(n, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=(n, 5))).float()
+
+
+def _by_pair(features, labels):
+    """Return the loss, pair by pair."""
+    errors = {0: [], 1: []}
+    for i, j in itertools.permutations(range(len(labels)), 2):
+        similarity = float(torch.cosine_similarity(features[i], features[j], dim=0))
+        same = int(labels[i] == labels[j])
+        errors[same].append((similarity - same) ** 2)
+    return sum(np.mean(some) for some in errors.values() if some) / 2
+
+
+@settings(max_examples=30, deadline=None)
+@given(labels_of_texts)
+def test_pairs_of_one_class_and_of_two_weigh_alike(labels):
+    features, labels = _features(len(labels)), torch.tensor(labels)
+    assert float(pair_loss(features, labels)) == pytest.approx(_by_pair(features, labels), abs=1e-5)
+    soft = torch.nn.functional.one_hot(labels, 4).float()
+    assert float(pair_loss(features, soft)) == pytest.approx(_by_pair(features, labels), abs=1e-5)
+
+
+def test_the_loss_is_zero_for_orthogonal_classes():
+    labels = torch.tensor([0, 0, 1, 1, 2])
+    assert float(pair_loss(torch.eye(5)[labels] * 3, labels)) == pytest.approx(0, abs=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(labels_of_texts, st.integers(1, 4), st.booleans())
+def test_gradients_do_not_depend_on_micro_batches(labels, size, parallel):
+    x, labels = _features(len(labels)), torch.tensor(labels)
+    encoder = torch.nn.Linear(5, 3)
+    whole = pair_loss(encoder(x), labels)
+    expected = torch.autograd.grad(whole, encoder.weight)[0]
+    parts, targets = x.split(size), labels.split(size)
+    losses_of = part_losses(lambda index: encoder(parts[index]), targets, parallel=parallel)
+    losses = [loss_of(encoder(part)) for loss_of, part in zip(losses_of, parts, strict=True)]
+    for loss in losses:
+        loss.backward()
+    assert sum(losses).item() == pytest.approx(whole.item(), abs=1e-5)
+    assert encoder.weight.grad.numpy() == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, pooled):
+    """A run with so few texts that it trains on pairs only."""
+    return _train_few(pooled, tmp_path_factory.mktemp("runs") / "run")
+
+
+def _train_few(model, folder, **more):
+    settings = {"cv": 2, "test_size": 0, "epochs": None, "learning_rate": 1e-3, "dropout": 0.0, **more}
+    return _train(model, folder, table=tiny_table(24), **settings)
+
+
+def test_with_very_few_texts_the_head_is_a_regression_on_what_pairs_taught(run):
+    assert run.info["recipe"]["pairs"] == "only"
+    classifier = Classifier.load(run.layout.model, device="cpu")
+    trained, loaded = run.validation_predictions, classifier.loaded
+    features = embed(loaded, encode(trained["text"].tolist(), loaded, truncate=True))
+    targets = np.searchsorted(run.labels.numbers, trained["label"])
+    assert pair_loss(torch.from_numpy(features), torch.from_numpy(targets)).item() < 0.4  # 0.5 if all texts are similar
+    expected = fit_regression(features, targets, n_classes=len(run.labels)).weight
+    weight = loaded.model.classifier.weight.detach().numpy()  # divided by the temperature
+    assert np.corrcoef(weight.ravel(), expected.ravel())[0, 1] == pytest.approx(1, abs=0.01)
+
+
+def test_results_do_not_depend_on_the_number_of_threads(run, pooled, tmp_path):
+    two = _train_few(pooled, tmp_path / "two", threads=2)
+    for name, weight in weights_of(run).items():
+        assert weights_of(two)[name].numpy() == pytest.approx(weight.numpy(), abs=2e-3), name
+
+
+@pytest.mark.parametrize(
+    ("counts", "given", "pairs"),
+    [
+        ([8, 8], {}, "only"),
+        ([24, 24], {}, "first"),
+        ([8, 8], {"epochs": 2}, "first"),
+        ([8] * 17, {}, "none"),
+        ([150, 150], {}, "none"),
+    ],
+)
+def test_few_texts_of_few_classes_train_on_pairs(counts, given, pairs):
+    def recipe(**more):
+        config = TrainConfig(**given)
+        device = torch.device("cpu")
+        return choose(config, counts=np.array(counts), parameters=2 * 10**7, device=device, fitted=True, **more)
+
+    assert recipe(may_use_pairs=True).pairs == pairs
+    assert recipe().pairs == "none"
+    assert recipe(may_use_pairs=True).reasons["pairs"]
