@@ -27,7 +27,7 @@ from bertsmith.model.load import Loaded
 from bertsmith.model.outputs import compute_logits, with_layer_dtype
 from bertsmith.training import cuda_graphs
 from bertsmith.training.data import EpochSampler, TokenDataset, epoch_and_batch
-from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup
+from bertsmith.training.distributed import SINGLE_PROCESS, GradientSum, ProcessGroup
 from bertsmith.training.losses import StepLoss
 from bertsmith.training.nan_guard import NanGuard, NotFiniteError
 from bertsmith.training.optimizer import halve_learning_rate, set_param_groups
@@ -106,6 +106,7 @@ class Engine(ResumableTrainer):
         self.remove_callback(ProgressCallback)
         callback.engine = self
         self.table_gradients = TableGradients(loaded.model)
+        self.gradient_sum = GradientSum(group, loaded.model.parameters())
         self.graphs = cuda_graphs.CudaGraphs(loaded.model) if plan.use_cuda_graphs else None
 
     # -- overridden methods of the Trainer -----------------------------------------------------------------------------
@@ -204,13 +205,12 @@ class Engine(ResumableTrainer):
         if self.graphs is not None and not self._position[1]:
             self._compile_if_worthwhile()
         self.table_gradients.restore()
-        earlier = [None if p.grad is None else p.grad.clone() for p in model.parameters()] if self._position[1] else []
+        earlier = [p.grad.clone() if self._position[1] and p.grad is not None else None for p in model.parameters()]
         batch = TokenBatch(**inputs).sample_windows(self.train_dataset.most_windows, (self.args.seed, *self._position))
         share = batch if self.group.size == 1 else batch.take(self.group.share(batch.text_lengths))
 
         def restore(budget: int) -> None:
-            for i, parameter in enumerate(model.parameters()):
-                gradient = earlier[i] if earlier else None
+            for parameter, gradient in zip(model.parameters(), earlier, strict=True):
                 parameter.grad = None if gradient is None else gradient.clone()
             self.replicas.clear()
             if self.graphs is not None:
@@ -223,10 +223,10 @@ class Engine(ResumableTrainer):
             min_budget=max(share.longest, MIN_TOKEN_BUDGET),
             on_retry=restore,
         )
-        loss = self.group.all_reduce(loss)
-        self.table_gradients.keep()
         if self.accelerator.sync_gradients:
-            self.group.all_reduce_gradients(model.parameters())
+            self.gradient_sum.finish()  # before other sums: the backward pass has begun it
+        self.table_gradients.keep()
+        loss = self.group.all_reduce(loss)
         self.guard.add(self._position, batch, loss)
         self.loss_sum = self.loss_sum + loss
         seconds = time.perf_counter() - start
@@ -255,12 +255,9 @@ class Engine(ResumableTrainer):
         def work(worker: int) -> torch.Tensor:
             # Here, autocast casts the weights once per step and not once per micro-batch.
             with torch.autocast("cpu", self.dtype) if self.dtype != torch.float32 else nullcontext():
-                return torch.stack(
-                    [
-                        self._add_gradient(models[worker], parts[i], i, n_texts, len(parts))
-                        for i in range(worker, len(parts), len(models))
-                    ]
-                ).sum()
+                mine = range(worker, len(parts), len(models))
+                losses = [self._add_gradient(models[worker], parts[i], i, n_texts, len(parts)) for i in mine]
+                return torch.stack(losses).sum()
 
         losses = threads.run([partial(work, worker) for worker in range(len(models))])
         for replica in models[1:]:
@@ -286,7 +283,11 @@ class Engine(ResumableTrainer):
             inputs["batch"] = packed.to(self.args.device)
         inputs["labels"] = to_device(part.labels, self.args.device)
         inputs["counts"] = None if part.counts is None else to_device(part.counts, self.args.device)
-        return super().training_step(model, inputs, n_texts)
+        # Replicas get gradients of their own; recomputed layers can add to a gradient several times.
+        direct = (self.plan.workers == 1 or n_parts == 1) and not self.args.gradient_checkpointing
+        last = self.accelerator.sync_gradients and index == n_parts - 1
+        with self.gradient_sum.overlap() if direct and last else nullcontext():
+            return super().training_step(model, inputs, n_texts)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
