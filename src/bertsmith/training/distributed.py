@@ -92,14 +92,14 @@ class GradientSum:
 
     Large gradients are sent from where they are: a copy takes time and memory. Small ones share one message.
 
-    Inside `overlap`, a large gradient is sent as soon as the backward pass has computed it. All processes send in the
-    same order, that of the first backward pass of the main process. `finish` sends the rest. So processes may differ in
-    what they send before: one without a text, or with replicas or CUDA graphs, sends all at the end.
+    Inside `overlap`, the backward pass sends a large gradient as soon as it is computed. All processes send in the same
+    order, that of the first backward pass of the main process. `finish` sends the rest. So processes may differ in what
+    they send during the backward pass: one without a text, or with replicas or CUDA graphs, sends all at the end.
 
-    A process can repeat its step after it ran out of memory; the others only wait for it. The gradients that it has
-    sent are complete, and micro-batches do not change the gradient of a step. So the repeated step sends the others.
-    Only the dropout masks of layers can then be of different attempts. `DistributedDataParallel` can neither repeat a
-    step nor sum different numbers of micro-batches.
+    A process that runs out of memory repeats its step, and the others wait for it. The gradients that it has sent are
+    complete, and do not depend on the micro-batches. So the repeated step sends only the others. The gradients of two
+    layers can then belong to different dropout masks. `DistributedDataParallel` can neither repeat a step nor sum
+    different numbers of micro-batches.
 
     Args:
         group: the processes. With a single one, nothing is done.
@@ -132,7 +132,7 @@ class GradientSum:
 
         if len(self._order) < len(self.large):  # the first step
             first = self.group.broadcast(list(self._ready))
-            self._order = [*first, *(i for i in range(len(self.large)) if i not in first)]
+            self._order = [*first, *(i for i in reversed(range(len(self.large))) if i not in first)]
         while len(self._sent) < len(self.large):
             self._send_next()
         if self.small:
