@@ -1,5 +1,6 @@
 """Several processes train one model to the result of a single process."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -13,11 +14,20 @@ import torch
 
 import bertsmith as bs
 from bertsmith.cli.app import main
+from bertsmith.compute import batching
 from bertsmith.errors import DeviceError
 from bertsmith.events import Saved
 from bertsmith.folders.run import open_run
+from bertsmith.model.gradients import embedding_lookup
 from bertsmith.testing import tiny_table
-from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group, rank_and_world_size
+from bertsmith.training import distributed
+from bertsmith.training.distributed import (
+    SINGLE_PROCESS,
+    GradientSum,
+    ProcessGroup,
+    init_process_group,
+    rank_and_world_size,
+)
 from tests.conftest import FAST, weights_of
 from tests.processes import Command
 
@@ -44,7 +54,31 @@ def _command(table, output, tiny, *more, processes=2):
     return [*(torchrun if processes > 1 else [sys.executable]), *train]
 
 
-def _forked(*given, processes=2):
+def _send_all_alone():
+    """Send each gradient during the backward pass; otherwise, those of a tiny model share one message at its end."""
+    distributed.SENT_ALONE = 1
+
+
+def _run_out_of_memory():
+    """As `_send_all_alone`. Process 1 has more micro-batches, and once no memory in the middle of a backward pass."""
+    _send_all_alone()
+    batching.TOKEN_BUDGETS["cpu"] = 64
+    if os.environ["RANK"] == "0":
+        return
+    batching.TOKEN_BUDGETS["cpu"] = 32
+    send, failed = GradientSum._send_ready, []
+
+    def limited(self, position, parameter):
+        send(self, position, parameter)
+        if not failed and len(self._sent) == len(self.large) // 2:
+            failed.append(self)
+            os.write(2, b"half of the gradients are sent, then no memory\n")  # sys.stderr is silent
+            raise torch.OutOfMemoryError("out of memory")
+
+    GradientSum._send_ready = limited
+
+
+def _forked(*given, processes=2, before=None):
     """Train as torchrun does, in forked processes; return their exit codes, and all that they print."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -57,6 +91,7 @@ def _forked(*given, processes=2):
             *command,
             environment={"BERTSMITH_CV": "0"}
             | ({**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}),
+            before=before,
         )
         for rank in range(processes)
     ]
@@ -93,10 +128,11 @@ def _assert_same(run, one):
 
 
 def test_two_processes_give_the_result_of_one(one, tmp_path, pooled):
-    """They begin with one head, too."""
-    codes, printed = _forked(one.path.parent / "t.csv", tmp_path / "2", pooled, *MORE)
+    """They begin with one head, too. One of them runs out of memory, and has no text in the last step of an epoch."""
+    codes, printed = _forked(one.path.parent / "t.csv", tmp_path / "2", pooled, *MORE, before=_run_out_of_memory)
     assert codes == [0, 0], printed
     assert printed.count("test macro-F1") == 1  # one of them speaks
+    assert printed.count("sent, then no memory") == 1
     _assert_same(open_run(tmp_path / "2"), one)
 
 
@@ -134,8 +170,9 @@ def test_a_ray_cluster_gives_the_result_of_one_process_even_if_a_worker_is_kille
 
 
 def test_interrupted_processes_resume_together(table, tmp_path, tiny):
+    """It makes no difference whether gradients are sent during the backward pass or after it."""
     more = ["--epochs", "10", "--patience", "10"]  # time enough for the signal
-    codes, printed = _forked(table, tmp_path / "whole", tiny, *more)
+    codes, printed = _forked(table, tmp_path / "whole", tiny, *more, before=_send_all_alone)
     assert codes == [0, 0], printed
     command = _command(table, tmp_path / "cut", tiny, *more)
     history = tmp_path / "cut" / "history.jsonl"
@@ -201,3 +238,89 @@ def test_texts_are_distributed_by_length():
     assert shares == [[1, 0], [3, 2], [4]]
     assert SINGLE_PROCESS.share(lengths).tolist() == [1, 3, 4, 0, 2]
     assert [ProcessGroup(rank, 7).share(lengths[:1]).tolist() for rank in range(2)] == [[0], []]
+
+
+@pytest.fixture
+def sums(monkeypatch):
+    """The shapes that a process has sent. The other process has the same gradients, and replies late."""
+    sent = []
+
+    class Message:
+        def __init__(self, tensor):
+            self.tensor, self.values = tensor, tensor.clone()
+            sent.append(tensor.shape)
+
+        def wait(self):
+            assert self.tensor.equal(self.values), "changed while it was sent"
+            self.tensor += self.values
+
+    def all_reduce(tensor, async_op=False):
+        message = Message(tensor)
+        return message if async_op else message.wait()
+
+    monkeypatch.setattr("torch.distributed.all_reduce", all_reduce)
+    monkeypatch.setattr(ProcessGroup, "broadcast", lambda self, value: value)
+    monkeypatch.setattr(distributed, "SENT_ALONE", 8)
+    return sent
+
+
+@pytest.mark.parametrize("failing", [None, 1, 2])
+def test_gradients_are_sent_during_the_backward_pass(failing, sums):
+    """If memory runs out when some are sent, a repeated step sends the others."""
+    torch.manual_seed(0)
+    table, frozen = torch.nn.Embedding(5, 4), torch.nn.Linear(4, 4).requires_grad_(False)
+    first, second, unused = torch.nn.Linear(4, 3), torch.nn.Linear(3, 4), torch.nn.Linear(4, 5)
+    model = torch.nn.ModuleList([first, second, frozen, unused, table])  # not in the order of the forward pass
+    gradients = GradientSum(ProcessGroup(0, 2), model.parameters())
+
+    def backward(*ids, failing=None):
+        def fail(gradient):
+            if len(sums) == failing:
+                raise torch.OutOfMemoryError
+
+        rows = embedding_lookup(table, torch.tensor(ids))
+        hidden = first(rows)
+        for output in (rows, hidden):
+            output.register_hook(fail)
+        frozen(second(hidden)).square().sum().backward()
+
+    def trained():
+        return [p.grad for p in model.parameters() if p.requires_grad]
+
+    backward(0, 3, 3)
+    backward(1, 2)
+    expected = [torch.zeros_like(p) if p.grad is None else 2 * p.grad for p in model.parameters() if p.requires_grad]
+    model.zero_grad()
+
+    with gradients.overlap():
+        backward(0, 3, 3, 1, 2)
+    assert sums == []  # the first step finds the order
+    gradients.finish()
+    torch.testing.assert_close(trained(), expected)
+    large = [second.weight, first.weight, table.weight, unused.weight]
+    assert sums[:4] == [p.shape for p in large]
+    sent = sums.copy()
+    sums.clear()
+    model.zero_grad()
+
+    if failing:
+        with pytest.raises(torch.OutOfMemoryError), gradients.overlap():
+            backward(0, 3, 3, 1, 2, failing=failing)
+        model.zero_grad()
+    assert len(sums) == (failing or 0)
+    backward(0, 3, 3)
+    assert len(sums) == (failing or 0)  # only the last micro-batch sends
+    with gradients.overlap():
+        backward(1, 2)
+    assert len(sums) == 3
+    gradients.finish()
+    torch.testing.assert_close(trained(), expected)
+    assert sums == sent
+    assert frozen.weight.grad is None
+    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
+    sums.clear()
+    model.zero_grad()
+
+    gradients.finish()  # as a process without a text
+    assert sums == sent
+    assert not any(gradient.any() for gradient in trained())

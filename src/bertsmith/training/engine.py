@@ -21,7 +21,7 @@ from bertsmith.model.load import Loaded
 from bertsmith.model.outputs import compute_logits, with_layer_dtype
 from bertsmith.training import cuda_graphs
 from bertsmith.training.data import EpochSampler, TokenDataset, epoch_and_batch
-from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup
+from bertsmith.training.distributed import SINGLE_PROCESS, GradientSum, ProcessGroup
 from bertsmith.training.losses import StepLoss
 from bertsmith.training.micro_batches import MicroBatchTrainer
 from bertsmith.training.nan_guard import NanGuard, NotFiniteError
@@ -100,6 +100,7 @@ class Engine(MicroBatchTrainer):
         self.remove_callback(ProgressCallback)
         callback.engine = self
         self.table_gradients = TableGradients(loaded.model)
+        self.gradient_sum = GradientSum(group, loaded.model.parameters())
         self.graphs = cuda_graphs.CudaGraphs(loaded.model) if plan.use_cuda_graphs else None
 
     # -- overridden methods of the Trainer -----------------------------------------------------------------------------
@@ -193,13 +194,12 @@ class Engine(MicroBatchTrainer):
         if self.graphs is not None and not self._position[1]:
             self._compile_if_worthwhile()
         self.table_gradients.restore()
-        earlier = [None if p.grad is None else p.grad.clone() for p in model.parameters()] if self._position[1] else []
+        earlier = [p.grad.clone() if self._position[1] and p.grad is not None else None for p in model.parameters()]
         batch = TokenBatch(**inputs).sample_windows(self.train_dataset.most_windows, (self.args.seed, *self._position))
         share = batch if self.group.size == 1 else batch.take(self.group.share(batch.text_lengths))
 
         def restore(budget: int) -> None:
-            for i, parameter in enumerate(model.parameters()):
-                gradient = earlier[i] if earlier else None
+            for parameter, gradient in zip(model.parameters(), earlier, strict=True):
                 parameter.grad = None if gradient is None else gradient.clone()
             self.replicas.clear()
             if self.graphs is not None:
@@ -212,10 +212,10 @@ class Engine(MicroBatchTrainer):
             min_budget=max(share.longest, MIN_TOKEN_BUDGET),
             on_retry=restore,
         )
-        loss = self.group.all_reduce(loss)
-        self.table_gradients.keep()
         if self.accelerator.sync_gradients:
-            self.group.all_reduce_gradients(model.parameters())
+            self.gradient_sum.finish()  # before other sums: the backward pass has begun it
+        self.table_gradients.keep()
+        loss = self.group.all_reduce(loss)
         self.guard.add(self._position, batch, loss)
         self.loss_sum = self.loss_sum + loss
         seconds = time.perf_counter() - start

@@ -19,7 +19,7 @@ from bertsmith.model.gradients import collect_gradients, replicate
 from bertsmith.model.load import Loaded
 from bertsmith.training.contrastive import PartLoss, part_losses
 from bertsmith.training.cuda_graphs import CudaGraphs
-from bertsmith.training.distributed import ProcessGroup
+from bertsmith.training.distributed import GradientSum, ProcessGroup
 from bertsmith.training.losses import StepLoss
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.resumable import ResumableTrainer
@@ -35,6 +35,7 @@ class MicroBatchTrainer(ResumableTrainer):
         recipe, plan, step_loss, group, meter: see `bertsmith.training.engine.Engine`.
         replicas: models of the other workers, which share the weights.
         graphs: of the steps on a GPU, or ``None``.
+        gradient_sum: the sum over the processes.
         compiled: whether layers run through `torch.compile`.
     """
 
@@ -46,6 +47,7 @@ class MicroBatchTrainer(ResumableTrainer):
     meter: StepMeter
     replicas: list[Any]
     graphs: CudaGraphs | None
+    gradient_sum: GradientSum
     compiled: bool
     _position: tuple[int, int]
     _max_seqlen: int
@@ -73,12 +75,11 @@ class MicroBatchTrainer(ResumableTrainer):
         def work(worker: int) -> torch.Tensor:
             # Here, autocast casts the weights once per step and not once per micro-batch.
             with torch.autocast("cpu", self.dtype) if self.dtype != torch.float32 else nullcontext():
-                return torch.stack(
-                    [
-                        self._add_gradient(models[worker], parts[i], i, n_texts, len(parts), losses_of[i])
-                        for i in range(worker, len(parts), len(models))
-                    ]
-                ).sum()
+                mine = range(worker, len(parts), len(models))
+                losses = [
+                    self._add_gradient(models[worker], parts[i], i, n_texts, len(parts), losses_of[i]) for i in mine
+                ]
+                return torch.stack(losses).sum()
 
         losses = threads.run([partial(work, worker) for worker in range(len(models))])
         for replica in models[1:]:
@@ -98,7 +99,11 @@ class MicroBatchTrainer(ResumableTrainer):
             if self.graphs is not None and n_parts == 1:
                 return self._run_graph(model, packed, inputs, n_texts)
             inputs["batch"] = packed.to(self.args.device)
-        return super().training_step(model, inputs, n_texts)
+        # Replicas get gradients of their own; recomputed layers can add to a gradient several times.
+        direct = (self.plan.workers == 1 or n_parts == 1) and not self.args.gradient_checkpointing
+        last = self.accelerator.sync_gradients and index == n_parts - 1
+        with self.gradient_sum.overlap() if direct and last else nullcontext():
+            return super().training_step(model, inputs, n_texts)
 
     def _inputs(self, part: TokenBatch, index: int) -> dict[str, Any]:
         """Return the inputs of `compute_loss` for a micro-batch, whose tokens are still on the host."""
