@@ -1,5 +1,6 @@
 """Several processes train one model to the result of a single process."""
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -115,7 +116,7 @@ def test_a_ray_cluster_gives_the_result_of_one_process_even_if_a_worker_is_kille
             killed[0].kill()
 
     def on_ray(workers):
-        where = {"output": tmp_path / "ray", "ray": "local", "workers": workers}
+        where = {"output": (tmp_path / "ray").as_uri(), "ray": "local", "workers": workers}
         return bs.train(one.path.parent / "t.csv", **where, **settings, on_event=kill_a_worker)
 
     for name, value in (("RAY_worker_niceness", "0"), ("RAY_USAGE_STATS_ENABLED", "0")):
@@ -124,13 +125,20 @@ def test_a_ray_cluster_gives_the_result_of_one_process_even_if_a_worker_is_kille
     try:
         with pytest.raises(DeviceError, match="9"):
             on_ray(workers=9)
-        assert list(tmp_path.iterdir()) == []
+        assert not any(path.is_file() for path in tmp_path.rglob("*"))
         run = on_ray(workers=2)
     finally:
         ray.shutdown()
     assert killed
     _assert_same(run, one)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["ray"]
+    assert _files(tmp_path / "ray") == _files(run.path)
+    assert [entry.name for entry in run.path.parent.iterdir()] == ["ray"]
+    assert list(run.path.parents[1].glob("bertsmith.ray.*")) == []  # the folders of the workers
+    shutil.rmtree(run.path.parent)
+
+
+def _files(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_interrupted_processes_resume_together(table, tmp_path, tiny):
