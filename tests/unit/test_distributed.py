@@ -15,7 +15,7 @@ import torch
 import bertsmith as bs
 from bertsmith.cli.app import main
 from bertsmith.errors import DeviceError
-from bertsmith.events import Saved
+from bertsmith.events import Saved, Started
 from bertsmith.folders.run import open_run
 from bertsmith.testing import tiny_table
 from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group, rank_and_world_size
@@ -107,9 +107,11 @@ def test_a_ray_cluster_gives_the_result_of_one_process_even_if_a_worker_is_kille
     ray = pytest.importorskip("ray")
     settings = {"dropout": 0, "set": {"gradient_accumulation_steps": 2}, "explanations": "off", "batch_size": 16}
     settings = {**FAST, **settings, "model": str(pooled), "threads": 1}
-    killed = []
+    killed, started = [], []
 
     def kill_a_worker(event):
+        if isinstance(event, Started):
+            started.append(event.step)
         if isinstance(event, Saved) and not killed:
             processes = psutil.Process().children(recursive=True)
             killed.extend([p for p in processes if "RayTrainWorker" in " ".join(p.cmdline())][-1:])
@@ -130,6 +132,7 @@ def test_a_ray_cluster_gives_the_result_of_one_process_even_if_a_worker_is_kille
     finally:
         ray.shutdown()
     assert killed
+    assert started[0] == 0 < started[1]
     _assert_same(run, one)
     assert _files(tmp_path / "ray") == _files(run.path)
     assert [entry.name for entry in run.path.parent.iterdir()] == ["ray"]

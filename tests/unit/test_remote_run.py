@@ -2,6 +2,7 @@
 
 import json
 import queue
+import shlex
 import threading
 from pathlib import Path
 
@@ -53,8 +54,12 @@ def _new_run(folder, created="2026-01-01", steps=(), status="running", **files):
     return run
 
 
+def _at(run, step):
+    return run.layout.checkpoints / f"checkpoint-{step}"
+
+
 def _checkpoint(run, step):
-    folder = run.layout.checkpoints / f"checkpoint-{step}"
+    folder = _at(run, step)
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_text(f"{step} of {run.info['created']}")
     (folder / "trainer_state.json").write_text(json.dumps({"best_model_checkpoint": None}))
@@ -107,9 +112,6 @@ def test_only_changed_files_are_copied_and_what_makes_them_count_comes_last(tmp_
     first, second, last = (f"checkpoints/checkpoint-9/{name}" for name in names)
     assert calls == [("put_file", name) for name in (first, second, "history.jsonl", last)]
     calls.clear()
-    (run.layout.checkpoints / "checkpoint-5" / MANIFEST).unlink()
-    for file in (run.layout.checkpoints / "checkpoint-5").iterdir():
-        file.unlink()
     _finish(run)
     there.put(run.path)
     (saved, rest) = calls[:2], calls[2:]
@@ -118,9 +120,10 @@ def test_only_changed_files_are_copied_and_what_makes_them_count_comes_last(tmp_
     assert _names() == ["history.jsonl", "labels.json", "model/model.safetensors", "run.json", "splits.parquet"]
 
 
-@pytest.mark.parametrize("resumed", [False, True])
-def test_an_interrupted_copy_leaves_the_older_state_or_the_newer_one(tmp_path, monkeypatch, resumed):
+@pytest.mark.parametrize("state", ["new", "resumed", "finished"])
+def test_an_interrupted_copy_leaves_the_older_state_or_the_newer_one(tmp_path, monkeypatch, state):
     """A storage that fails after any number of writes has an intact checkpoint of this run, or none yet."""
+    resumed = state == "resumed"
     n = 0
     while True:
         folder = tmp_path / str(n)
@@ -129,6 +132,8 @@ def test_an_interrupted_copy_leaves_the_older_state_or_the_newer_one(tmp_path, m
         if resumed:
             there.put(run.path)
             _checkpoint(run, 9)
+        elif state == "finished":
+            _finish(run)
         with monkeypatch.context() as patch:
             _record(patch, fail_after=n)
             try:
@@ -140,14 +145,17 @@ def test_an_interrupted_copy_leaves_the_older_state_or_the_newer_one(tmp_path, m
         if found.info:
             copy = _fetched(folder / "copy")
             last = copy.last_checkpoint()
-            assert copy.info["status"] == "running"
             assert found.is_resumable == (last is not None)
             assert not resumed or last is not None
-            RunFolder(copy.path).check(resume=True)
+            if copy.info["status"] == "finished":
+                assert complete
+            else:
+                RunFolder(copy.path).check(resume=True)
         else:
             assert not resumed
         if complete:
-            assert last.name == ("checkpoint-9" if resumed else "checkpoint-5")
+            assert last == {"new": _at(copy, 5), "resumed": _at(copy, 9), "finished": None}[state]
+            assert (copy.info["status"] == "finished") == (state == "finished")
             break
         n += 1
     assert n > 2
@@ -176,6 +184,7 @@ def test_an_interrupted_replacement_never_mixes_two_runs(tmp_path, monkeypatch, 
                 complete = False
         copy = _fetched(folder / "copy")
         seen.add(copy.info["created"])
+        assert RemoteRun(URL).is_resumable == (copy.last_checkpoint() is not None)
         if copy.info["status"] == "finished":
             assert copy.info["created"] == "2025"
             assert (copy.layout.model / "model.safetensors").read_text() == "of 2025"
@@ -321,6 +330,32 @@ def test_the_package_of_a_storage_is_named(monkeypatch):
     with pytest.raises(MissingPackageError) as caught:
         RemoteRun("s3://bucket/run")
     assert caught.value.package == "s3fs"
+
+
+def test_the_command_prints_the_url_and_how_to_copy_the_run(cli, tmp_path, finished, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.chdir(tmp_path)
+    tiny_table(30).to_csv("t.csv", index=False)
+    there, temporary = RemoteRun(URL), tmp_path / "temporary"
+    there.put(finished)
+
+    def train_on_ray(source, config, output, **_):
+        RemoteRun(output).fetch(temporary / "reviews")
+        return Run(temporary / "reviews")
+
+    monkeypatch.setattr("bertsmith.workflows.train_on_ray.train_on_ray", train_on_ray)
+    code, out, _ = cli("train", "t.csv", "-o", URL, "--ray", "local", "--overwrite")
+    assert code == 0
+    assert URL in out.splitlines()[-3]
+    assert not temporary.exists()
+    command = shlex.split(out.splitlines()[-1])
+    assert command[:2] == ["python", "-c"]
+    exec(command[2])
+    copy = Run(tmp_path / "reviews")
+    copy.check_model()
+    assert copy.metrics == Run(finished).metrics
+    code, out, _ = cli("train", "t.csv", "-o", URL, "--ray", "local", "--overwrite", "--json")
+    assert json.loads(out)["run"] == URL
 
 
 def test_only_ray_takes_a_url(tmp_path):
