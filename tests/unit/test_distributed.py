@@ -135,6 +135,7 @@ def test_a_ray_cluster_gives_the_result_of_one_process_even_if_a_worker_is_kille
     assert started[0] == 0 < started[1]
     _assert_same(run, one)
     assert _files(tmp_path / "ray") == _files(run.path)
+    assert not (tmp_path / "ray" / "checkpoints").exists()
     assert [entry.name for entry in run.path.parent.iterdir()] == ["ray"]
     assert list(run.path.parents[1].glob("bertsmith.ray.*")) == []  # the folders of the workers
     shutil.rmtree(run.path.parent)

@@ -1,5 +1,6 @@
 """What training on a Ray cluster does around the training; `test_distributed.py` trains on one."""
 
+import itertools
 import pickle
 import queue
 import time
@@ -57,14 +58,14 @@ def test_events_reach_the_listener_and_stopping_reaches_the_workers(tmp_path, mo
     queued, stops, seen = queue.Queue(), queue.Queue(), []
     job = train_on_ray._Job(None, None, tmp_path, False, False, tmp_path, tmp_path, _Events(queued), stops)
     stop = train_on_ray._stopping(stops)
-    with train_on_ray._listening(job, seen.append, lambda: seen == [1, 2]):
+    with train_on_ray._listening(job, seen.append, lambda: seen[:2] == [1, 2]):
         assert not stop()
-        for event in (1, 2):
-            queued.put(event)
-        while not stop():
-            time.sleep(0.01)
-        queued.put(3)
-    assert seen == [1, 2, 3]
+        steps = itertools.count(1)
+        while not stop():  # also while events arrive without a pause
+            queued.put(next(steps))
+            time.sleep(0.001)
+        queued.put("last")
+    assert seen == [*range(1, next(steps)), "last"]
 
 
 def test_an_error_of_a_listener_is_raised(tmp_path, monkeypatch):

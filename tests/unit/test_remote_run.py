@@ -3,6 +3,7 @@
 import json
 import queue
 import shlex
+import shutil
 import threading
 from pathlib import Path
 
@@ -124,10 +125,10 @@ def test_only_changed_files_are_copied_and_what_makes_them_count_comes_last(tmp_
 def test_an_interrupted_copy_leaves_the_older_state_or_the_newer_one(tmp_path, monkeypatch, state):
     """A storage that fails after any number of writes has an intact checkpoint of this run, or none yet."""
     resumed = state == "resumed"
-    n = 0
-    while True:
+    for n in range(50):
         folder = tmp_path / str(n)
         MemoryFileSystem.store.clear()
+        MemoryFileSystem.pseudo_dirs[:] = [""]
         run, there = _new_run(folder / "run", steps=[5]), RemoteRun(URL)
         if resumed:
             there.put(run.path)
@@ -157,16 +158,17 @@ def test_an_interrupted_copy_leaves_the_older_state_or_the_newer_one(tmp_path, m
             assert last == {"new": _at(copy, 5), "resumed": _at(copy, 9), "finished": None}[state]
             assert (copy.info["status"] == "finished") == (state == "finished")
             break
-        n += 1
+    assert complete
     assert n > 2
 
 
 @pytest.mark.parametrize("status", ["finished", "interrupted"])
 def test_an_interrupted_replacement_never_mixes_two_runs(tmp_path, monkeypatch, status):
-    n, seen = 0, set()
-    while True:
+    seen = set()
+    for n in range(50):
         folder = tmp_path / str(n)
         MemoryFileSystem.store.clear()
+        MemoryFileSystem.pseudo_dirs[:] = [""]
         old = _new_run(folder / "old", created="2025", steps=[7], status=status)
         if status == "finished":
             old.layout.model.mkdir()
@@ -199,7 +201,7 @@ def test_an_interrupted_replacement_never_mixes_two_runs(tmp_path, monkeypatch, 
             assert last is not None
             assert not copy.layout.model.exists()
             break
-        n += 1
+    assert complete
     assert seen == {"2025", "2026-01-01"}
 
 
@@ -289,6 +291,19 @@ def test_a_failed_copy_is_repeated(tmp_path, monkeypatch):
     RemoteRun(URL).put(_new_run(tmp_path / "run", steps=[5]).path)
     assert failures == []
     assert _fetched(tmp_path / "copy").last_checkpoint() is not None
+
+
+def test_a_storage_with_folders_keeps_no_empty_ones(tmp_path):
+    there = RemoteRun((tmp_path / "there").as_uri())
+    run = _new_run(tmp_path / "run", steps=[5, 9], model="x")
+    there.put(run.path)
+    shutil.rmtree(_at(run, 5))
+    there.put(run.path)
+    assert [p.name for p in (tmp_path / "there" / "checkpoints").iterdir()] == ["checkpoint-9"]
+    run.finish(keep_checkpoints=False)
+    there.put(run.path)
+    names = sorted(p.relative_to(run.path) for p in run.path.rglob("*"))
+    assert sorted(p.relative_to(tmp_path / "there") for p in (tmp_path / "there").rglob("*")) == names
 
 
 def test_names_that_leave_the_folder_are_not_fetched(tmp_path):

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
@@ -125,7 +125,7 @@ class RemoteRun:
                 raise unfinished_error(self.url, read_json(copy / _RUN).get("status"))
             (Path(temporary) / _PROBE).write_text("bertsmith", encoding="utf-8")
             self._retried("written", lambda: self._put(Path(temporary), _PROBE), waits=())
-            self._retried("written", lambda: self._remove([_PROBE]), waits=())
+            self._retried("written", lambda: self._remove({_PROBE}), waits=())
         self.created = self._retried("read", self._created)
 
     def fetch(self, folder: Path) -> None:
@@ -166,7 +166,7 @@ class RemoteRun:
                 remedy="Wait until it finishes, and choose another URL with -o.",
             )
         if created != self.created:
-            self._remove(name for name in there if name.partition("/")[0] in _FOR_RESUMING)
+            self._remove({name for name in there if name.partition("/")[0] in _FOR_RESUMING}, there)
             with TemporaryDirectory() as temporary:
                 begun = json.dumps({**info, "status": "running"})
                 (Path(temporary) / _RUN).write_text(begun, encoding="utf-8")
@@ -176,7 +176,7 @@ class RemoteRun:
             if self._copied.get(name) != files[name]:
                 self._put(folder, name)
                 self._copied[name] = files[name]
-        self._remove(name for name in there if name not in files)
+        self._remove(set(there) - set(files), there)
         self._copied = files
 
     def _info(self) -> dict[str, Any]:
@@ -230,11 +230,16 @@ class RemoteRun:
     def _put(self, folder: Path, name: str) -> None:
         self.storage.put_file(str(folder / name), f"{self._root}/{name}")
 
-    def _remove(self, names: Iterable[str]) -> None:
-        """Remove files, those that make others count first."""
+    def _remove(self, names: Set[str], there: Iterable[str] = ()) -> None:
+        """Remove files, those that make others count first, and then empty folders, which some storages have."""
         for name in sorted(names, key=_order, reverse=True):
             with suppress(FileNotFoundError):
                 self.storage.rm_file(f"{self._root}/{name}")
+        self.storage.invalidate_cache()
+        for folder in sorted(_folders(names) - _folders(set(there) - names), reverse=True):
+            with suppress(Exception):  # an empty folder does no harm
+                if self.storage.isdir(f"{self._root}/{folder}"):
+                    self.storage.rmdir(f"{self._root}/{folder}")
 
     def _retried(self, verb: str, action: Callable[[], R], waits: tuple[float, ...] | None = None) -> R:
         """Run an action on the storage again after errors.
@@ -267,6 +272,11 @@ def _files(folder: Path) -> dict[str, tuple[int, int]]:
     return {
         name: (path.stat().st_size, path.stat().st_mtime_ns) for name, path in found.items() if not _is_hidden(name)
     }
+
+
+def _folders(names: Iterable[str]) -> set[str]:
+    """Return the folders of files, without the one at the top."""
+    return {parent.as_posix() for name in names for parent in PurePosixPath(name).parents} - {"."}
 
 
 def _is_hidden(name: str) -> bool:

@@ -242,8 +242,7 @@ def _listen(job: _Job, observe: RunListener, stop: Callable[[], bool], ended: th
             if not stopped and stop():
                 stopped = True
                 job.stops.put(True)
-            while True:
-                observe(job.events.get(timeout=POLL_SECONDS))
+            observe(job.events.get(timeout=POLL_SECONDS))
         except Empty:
             if is_last_round:
                 return
