@@ -41,6 +41,7 @@ EXTRAS = {
     "openpyxl": "excel",
     "python_calamine": "excel",
     "sqlalchemy": "sql",
+    "fsspec": "ray",
     "ray": "ray",
     "tensorboard": "tensorboard",
     "mlflow": "mlflow",
@@ -270,7 +271,7 @@ def to_path(value: Any, name: str, error_type: type[UserError] = ConfigError) ->
             f"{name} is not a valid path: {quoted(str(value))} ({len(str(value)):,} characters)",
             remedy="Pass the path of a file or folder, not its content.",
         )
-    if _URL.match(str(value)) and not Path(value).exists():
+    if is_url(str(value)):
         raise error_type(
             f"{name} is a URL, and bertsmith reads and writes files and folders",
             where=str(value),
@@ -279,8 +280,12 @@ def to_path(value: Any, name: str, error_type: type[UserError] = ConfigError) ->
     return Path(value)
 
 
+def is_url(value: str) -> bool:
+    """Return whether this is a URL, also as a `Path`, which removes a slash. The drives of Windows have one letter."""
+    return bool(_URL.match(value)) and not (is_valid_path(value) and Path(value).exists())
+
+
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-"""A URL, also as a `Path`, which removes a slash. The drives of Windows have one letter."""
 
 
 def is_valid_path(path: str | os.PathLike[str]) -> bool:

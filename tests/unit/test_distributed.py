@@ -1,6 +1,7 @@
 """Several processes train one model to the result of a single process."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ import bertsmith as bs
 from bertsmith.cli.app import main
 from bertsmith.compute import batching
 from bertsmith.errors import DeviceError
-from bertsmith.events import Saved
+from bertsmith.events import Saved, Started
 from bertsmith.folders.run import open_run
 from bertsmith.model.gradients import embedding_lookup
 from bertsmith.testing import tiny_table
@@ -142,16 +143,18 @@ def test_a_ray_cluster_gives_the_result_of_one_process_even_if_a_worker_is_kille
     ray = pytest.importorskip("ray")
     settings = {"dropout": 0, "set": {"gradient_accumulation_steps": 2}, "explanations": "off", "batch_size": 16}
     settings = {**FAST, **settings, "model": str(pooled), "threads": 1}
-    killed = []
+    killed, started = [], []
 
     def kill_a_worker(event):
+        if isinstance(event, Started):
+            started.append(event.step)
         if isinstance(event, Saved) and not killed:
             processes = psutil.Process().children(recursive=True)
             killed.extend([p for p in processes if "RayTrainWorker" in " ".join(p.cmdline())][-1:])
             killed[0].kill()
 
     def on_ray(workers):
-        where = {"output": tmp_path / "ray", "ray": "local", "workers": workers}
+        where = {"output": (tmp_path / "ray").as_uri(), "ray": "local", "workers": workers}
         return bs.train(one.path.parent / "t.csv", **where, **settings, on_event=kill_a_worker)
 
     for name, value in (("RAY_worker_niceness", "0"), ("RAY_USAGE_STATS_ENABLED", "0")):
@@ -160,13 +163,22 @@ def test_a_ray_cluster_gives_the_result_of_one_process_even_if_a_worker_is_kille
     try:
         with pytest.raises(DeviceError, match="9"):
             on_ray(workers=9)
-        assert list(tmp_path.iterdir()) == []
+        assert not any(path.is_file() for path in tmp_path.rglob("*"))
         run = on_ray(workers=2)
     finally:
         ray.shutdown()
     assert killed
+    assert started[0] == 0 < started[1]
     _assert_same(run, one)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["ray"]
+    assert _files(tmp_path / "ray") == _files(run.path)
+    assert not (tmp_path / "ray" / "checkpoints").exists()
+    assert [entry.name for entry in run.path.parent.iterdir()] == ["ray"]
+    assert list(run.path.parents[1].glob("bertsmith.ray.*")) == []  # the folders of the workers
+    shutil.rmtree(run.path.parent)
+
+
+def _files(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_interrupted_processes_resume_together(table, tmp_path, tiny):

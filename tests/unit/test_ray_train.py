@@ -1,5 +1,6 @@
 """What training on a Ray cluster does around the training; `test_distributed.py` trains on one."""
 
+import itertools
 import pickle
 import queue
 import time
@@ -8,7 +9,7 @@ import types
 import pytest
 
 from bertsmith.config import Config
-from bertsmith.errors import ConfigError, DataError, DeviceError, Interrupted, MissingPackageError
+from bertsmith.errors import ConfigError, DataError, DeviceError, Interrupted, MissingPackageError, OutputError
 from bertsmith.testing import tiny_table
 from bertsmith.workflows import train_on_ray
 
@@ -54,15 +55,30 @@ def test_what_the_user_can_fix_is_raised_and_not_repeated(cause):
 
 def test_events_reach_the_listener_and_stopping_reaches_the_workers(tmp_path, monkeypatch):
     monkeypatch.setattr(train_on_ray, "POLL_SECONDS", 0.01)
-    queued, seen = queue.Queue(), []
-    job = train_on_ray._Job(None, None, tmp_path, False, False, tmp_path, _Events(queued), tmp_path / "stop")
-    with train_on_ray._listening(job, seen.append, lambda: seen == [1, 2]):
-        for event in (1, 2):
-            queued.put(event)
-        while not job.stop_file.exists():
-            time.sleep(0.01)
-        queued.put(3)
-    assert seen == [1, 2, 3]
+    queued, stops, seen = queue.Queue(), queue.Queue(), []
+    job = train_on_ray._Job(None, None, tmp_path, False, False, tmp_path, tmp_path, _Events(queued), stops)
+    stop = train_on_ray._stopping(stops)
+    with train_on_ray._listening(job, seen.append, lambda: seen[:2] == [1, 2]):
+        assert not stop()
+        steps = itertools.count(1)
+        while not stop():  # also while events arrive without a pause
+            queued.put(next(steps))
+            time.sleep(0.001)
+        queued.put("last")
+    assert seen == [*range(1, next(steps)), "last"]
+
+
+def test_an_error_of_a_listener_is_raised(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_on_ray, "POLL_SECONDS", 0.01)
+    queued = queue.Queue()
+    queued.put("event")
+    job = train_on_ray._Job(None, None, tmp_path, False, False, tmp_path, tmp_path, _Events(queued), queue.Queue())
+
+    def fail(event):
+        raise OutputError(event)
+
+    with pytest.raises(OutputError), train_on_ray._listening(job, fail, lambda: False):
+        pass
 
 
 class _Events:

@@ -11,6 +11,7 @@ from bertsmith.compute.machine import use_cores
 from bertsmith.config import Config
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, listing, needing, to_path
+from bertsmith.folders.remote import run_output
 from bertsmith.folders.run import Run, open_run
 from bertsmith.load_config import resolve
 
@@ -87,10 +88,11 @@ def train(
 
     Args:
         table: a `Table`, or what `read_table` takes.
-        output: the run folder.
+        output: the run folder; with ``ray``, also a URL that fsspec can write to, such as ``"s3://bucket/run"``.
         resume: continue an unfinished run.
         overwrite: replace an existing run.
         ray: the address of a Ray cluster, or ``"local"``; all its machines need access to table and output.
+            The run of a URL is also copied to a temporary folder, which the returned `Run` names.
         workers: number of workers of the cluster.
         config: a TOML file of settings; keyword arguments take precedence.
         progress: show the progress; by default in notebooks only.
@@ -103,22 +105,23 @@ def train(
         UserError: for everything that the user can fix.
         Interrupted: if ``stop`` returned true.
     """
+    place = run_output(output, ray=ray is not None)
     from bertsmith.progress.display import shown
     from bertsmith.progress.training import TrainingProgress
     from bertsmith.tracking.listener import Tracking
     from bertsmith.workflows.seeds import run_seeds
 
-    run = run_seeds
+    run: Callable[..., Run] = run_seeds
     if ray is not None:
         from bertsmith.workflows.train_on_ray import train_on_ray
 
         run = partial(train_on_ray, address=ray, workers=workers)
-    resolved, folder = _resolve_training(table, settings, config), to_path(output, "output")
-    with shown(progress, on_event, TrainingProgress) as show, Tracking(track, folder, resolved, show) as observe:
+    resolved = _resolve_training(table, settings, config)
+    with shown(progress, on_event, TrainingProgress) as show, Tracking(track, place, resolved, show) as observe:
         return run(
             table,
             resolved,
-            folder,
+            place,
             resume=resume,
             overwrite=overwrite,
             observe=observe,

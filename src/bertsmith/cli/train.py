@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +19,7 @@ from bertsmith.cli.options import Json, TableArgument, with_settings
 from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
 from bertsmith.errors import ConfigError
+from bertsmith.folders.remote import RemoteRun, run_output
 from bertsmith.folders.run import Run
 from bertsmith.tracking.trackers import TrackerName
 
@@ -38,7 +41,12 @@ Track = Annotated[
 def train(
     *,
     table: TableArgument = None,
-    output: Output,
+    output: Annotated[
+        str,
+        typer.Option(
+            "-o", "--output", metavar="RUN", help="Run folder to write; with --ray, also a URL such as s3://bucket/run."
+        ),
+    ],
     resume: Resume = False,
     overwrite: Overwrite = False,
     ray: Annotated[
@@ -59,13 +67,14 @@ def train(
     if ray is None and workers > 1:
         raise ConfigError("--workers needs --ray", remedy="Add --ray local, or start the workers with torchrun.")
     cluster = None if ray is None else (ray, workers)
-    run_and_show(table, settings, output, resume=resume, overwrite=overwrite, track=track, json=json, cluster=cluster)
+    place = run_output(output, ray=ray is not None)
+    run_and_show(table, settings, place, resume=resume, overwrite=overwrite, track=track, json=json, cluster=cluster)
 
 
 def run_and_show(
     source: Any,
     settings: Config,
-    output: Path,
+    output: Path | str,
     *,
     resume: bool,
     overwrite: bool,
@@ -76,7 +85,7 @@ def run_and_show(
     """Train with progress on stderr, then print the result on stdout.
 
     Args:
-        source, settings, output, resume, overwrite: see `bertsmith.train`.
+        source, settings, output, resume, overwrite: see `bertsmith.train`. An output of type str is a URL.
         track: the experiment tracker.
         json: print the scores as JSON.
         cluster: address of a Ray cluster and number of its workers; ``None`` trains here.
@@ -86,7 +95,9 @@ def run_and_show(
     from bertsmith.progress.training import TrainingProgress
     from bertsmith.training.distributed import rank_and_world_size
 
-    if rank_and_world_size()[0] == 0:  # of several processes, the one that writes
+    if isinstance(output, str):
+        RemoteRun(output).check(resume=resume, overwrite=overwrite)
+    elif rank_and_world_size()[0] == 0:  # of several processes, the one that writes
         with claim(RunFolder(output), resume=resume, overwrite=overwrite):
             pass  # check before the slow imports
     stderr_console().print("[dim]reading the table, loading the model …[/]")
@@ -97,20 +108,17 @@ def run_and_show(
             from bertsmith.tracking.listener import Tracking
             from bertsmith.workflows.seeds import run_seeds
 
-            common: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "stop": stop}
-            with Tracking(track, output, settings, progress) as observe:
-                if cluster is None:
-                    run = run_seeds(source, settings, output, observe=observe, **common)
-                else:
-                    from bertsmith.workflows.train_on_ray import train_on_ray
+            train: Callable[..., Run] = run_seeds
+            if cluster is not None:
+                from bertsmith.workflows.train_on_ray import train_on_ray
 
-                    address, workers = cluster
-                    run = train_on_ray(
-                        source, settings, output, address=address, workers=workers, observe=observe, **common
-                    )
+                train = partial(train_on_ray, address=cluster[0], workers=cluster[1])
+            with Tracking(track, output, settings, progress) as observe:
+                run = train(source, settings, output, resume=resume, overwrite=overwrite, observe=observe, stop=stop)
         except (Interrupted, KeyboardInterrupt) as stopped:
             what = str(stopped) if isinstance(stopped, Interrupted) else "stopped at once"
-            flag = " with --resume" if Run(output).layout.run.is_file() else ""
+            exists = RemoteRun(output).info if isinstance(output, str) else Run(output).layout.run.is_file()
+            flag = " with --resume" if exists else ""
             raise Interrupted(f"{what}\n  to resume: run the same command{flag}") from None
     from rich.markup import escape
 
@@ -119,14 +127,15 @@ def run_and_show(
     from bertsmith.report.report import environment
     from bertsmith.tasks.registry import get_task
 
-    metrics = run.metrics
+    metrics, task = run.metrics, get_task(run.task)
+    if isinstance(output, str):
+        shutil.rmtree(run.path.parent, ignore_errors=True)  # a copy
     if json:
-        print_json({"run": str(run.path), **metrics["splits"]["test"]})
+        print_json({"run": output if isinstance(output, str) else str(run.path), **metrics["splits"]["test"]})
         return
     test, baseline = metrics["splits"]["test"], metrics["baseline"]["majority_class"]
     out = stdout_console()
     source = "cross-validated" if "by" in test else "test"
-    task = get_task(run.task)
     title = environment().filters["lower_first"]
     for name in task.headline:
         entry = test["metrics"][name]
@@ -166,6 +175,11 @@ def run_and_show(
             f"{spread['standard_deviation']:.3f}. The model comes from seed {seeds['best']}, the best on validation. "
             f"The ensemble reaches {ensemble:.3f} (predict --ensemble)."
         )
+    if isinstance(output, str):
+        get = f"fs, path = fsspec.url_to_fs('{output}'); fs.get(path + '/', '{run.path.name}/', recursive=True)"
+        out.print(f"run     {output}\nto use it, copy it to a folder:", markup=False)
+        out.print(f'python -c "import fsspec; {get}"', markup=False, soft_wrap=True)
+        return
     out.print(f"report  {run.layout.report}\nmodel   {run.layout.model}", markup=False)
 
 

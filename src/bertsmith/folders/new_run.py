@@ -54,11 +54,16 @@ class RunFolder(Output):
                 "--overwrite to train again.",
             )
         if not resume and run.is_resumable:
-            raise RunFolderError(
-                f"this folder contains an unfinished run (status {status!r}) that can be resumed",
-                where=str(path),
-                remedy="Pass --resume to continue it, or --overwrite to begin again.",
-            )
+            raise unfinished_error(str(path), status)
+
+
+def unfinished_error(where: str, status: object) -> RunFolderError:
+    """Return the error for a place with a run that can be resumed."""
+    return RunFolderError(
+        f"this folder contains an unfinished run (status {status!r}) that can be resumed",
+        where=where,
+        remedy="Pass --resume to continue it, or --overwrite to begin again.",
+    )
 
 
 def create(path: Path) -> Run:

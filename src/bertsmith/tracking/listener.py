@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from bertsmith.config import Config, EvalConfig, ModelConfig, TrainConfig
+from bertsmith.errors import ConfigError
 from bertsmith.events import (
     Evaluated,
     FinalStarted,
@@ -26,7 +27,7 @@ from bertsmith.events import (
 )
 from bertsmith.folders.run import Run
 from bertsmith.report.report import report_page
-from bertsmith.tracking.trackers import Scalar, Tracker, find_tracker
+from bertsmith.tracking.trackers import Scalar, TensorBoard, Tracker, find_tracker
 
 FINALS = {"the winner": "winner", "the defaults": "defaults"}
 """Names of the final runs of a study in a tracker."""
@@ -39,7 +40,7 @@ class Tracking:
 
     Args:
         name: the tracker, a key of `TRACKERS`; ``None`` to pass events on only.
-        folder: the folder of the run or study, whose name the runs in the tracker get.
+        folder: the folder of the run or study, whose name the runs in the tracker get; a URL if it is a str.
         config: the settings.
         observe: called with each event.
 
@@ -47,9 +48,13 @@ class Tracking:
         ConfigError: if the tracker is not usable.
     """
 
-    def __init__(self, name: str | None, folder: Path, config: Config, observe: Callable[[Any], None]) -> None:
+    def __init__(self, name: str | None, folder: Path | str, config: Config, observe: Callable[[Any], None]) -> None:
         self.kind = None if name is None else find_tracker(name)
-        self.name, self.folder, self.observe = name, folder, observe
+        if self.kind is TensorBoard and isinstance(folder, str):
+            raise ConfigError(
+                f"--track {name} needs a run folder", where=folder, remedy="Pass a folder with -o, or another tracker."
+            )
+        self.name, self.folder, self.observe = name, Path(folder), observe
         self.settings = _scalars(config)
         self.part = self.seed = ""
         self.trials: dict[int, tuple[dict[str, Any], list[TrialScored]]] = {}

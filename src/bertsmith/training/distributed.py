@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import atexit
 import os
+import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.errors import ConfigError
+from bertsmith.folders.atomic import PART
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE")
 SENT_ALONE = 2**16
 """Elements from which a gradient is sent alone. Smaller ones are 0.1 % of the gradients of BERT-Base."""
+SHARED_BYTES = 2**26
+"""Most bytes of a file that are sent to other processes at once."""
 TIMEOUT = timedelta(days=7)
 """Processes wait while the main one scores. If one dies, torchrun ends all."""
 
@@ -78,6 +83,30 @@ class ProcessGroup:
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
+
+    def share_folder(self, folder: Path) -> Path:
+        """Return where this process reads a folder of the main process: a copy if its machine lacks the folder.
+
+        The copy is a hidden folder beside the missing one.
+
+        Args:
+            folder: a folder of files. All processes call this at once.
+        """
+        (lacked,) = self.any(not folder.is_dir())
+        if not lacked:
+            return folder
+        copy = None if self.is_main or folder.is_dir() else folder.with_name(f".{folder.name}.{self.rank}{PART}")
+        if copy is not None:
+            shutil.rmtree(copy, ignore_errors=True)
+            copy.mkdir(parents=True)
+        for name in self.broadcast(sorted(p.name for p in folder.iterdir()) if self.is_main else None):
+            with ExitStack() as opened:
+                source = opened.enter_context((folder / name).open("rb")) if self.is_main else None
+                target = None if copy is None else opened.enter_context((copy / name).open("wb"))
+                while chunk := self.broadcast(source and source.read(SHARED_BYTES)):
+                    if target is not None:
+                        target.write(chunk)
+        return copy or folder
 
     def barrier(self) -> None:
         """Wait until all processes get here."""

@@ -89,6 +89,8 @@ def fit(
     if resume is None:  # for a retry before the first checkpoint
         callback.initial = {name: w.detach().cpu().clone() for name, w in loaded.model.state_dict().items()}
     start = time.perf_counter()
+    if resume is not None:
+        resume = group.share_folder(resume)
     halved = resume is not None and bool(load_state(resume)["slower"])
     while True:
         settings = nan_guard.safer_arguments(arguments) if halved else arguments
@@ -116,6 +118,8 @@ def fit(
                 raise nan_guard.final_error(error, engine, describe_texts) from error
             halved, resume = True, callback.path or resume
             retry = nan_guard.retry_event(error, engine, describe_texts, resume)
+            if resume is not None:
+                resume = group.share_folder(resume)
             engine.accelerator.unwrap_model(loaded.model, keep_fp32_wrapper=False)  # removes the old precision
         except (ValueError, TypeError, RuntimeError, ImportError, MemoryError) as error:
             if is_out_of_memory(error):

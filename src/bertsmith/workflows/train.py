@@ -239,27 +239,26 @@ _STOPPED_SCORING = "stopped while scoring; the trained model is saved"
 
 
 def _assist(group: ProcessGroup, source: Any, config: Config, output: Path, stop: Callable[[], bool]) -> None:
-    """Compute a share of every training step without writing anything. Another process leads the training."""
+    """Compute a share of every training step without writing a run. Another process leads the training."""
     table = as_table(source, config)
     config = with_checkpoint(config, table)
     data = split_cleaned(clean(table), config, config.seed)
     inputs = prepare_inputs(data.take((data.frame["split"] != "test").to_numpy()), config)
     recipe, checkpoint = group.broadcast(None)
+    checkpoints = Layout(output).checkpoints  # with another path on another machine
     head, inputs.train.soft_labels = group.broadcast(None)
     initialize_head(inputs.loaded, head)
     fit(
         inputs.loaded,
         inputs.train,
         inputs.validation,
-        training_arguments(
-            recipe, config, Layout(output).checkpoints, inputs.loaded.device, primary=inputs.task.primary
-        ),
+        training_arguments(recipe, config, checkpoints, inputs.loaded.device, primary=inputs.task.primary),
         task=inputs.task,
         emit=lambda event: None,
         recipe=recipe,
         user_arguments=config.set,
         stop=stop,
-        resume=checkpoint,
+        resume=checkpoint and checkpoints / checkpoint.name,
         group=group,
     )
 

@@ -6,8 +6,10 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,11 @@ from bertsmith.errors import ConfigError, DeviceError, Interrupted, MissingPacka
 from bertsmith.events import RunListener
 from bertsmith.folders.claim import claim
 from bertsmith.folders.new_run import RunFolder
+from bertsmith.folders.remote import RemoteRun
 from bertsmith.folders.run import Run
 from bertsmith.inference.ray_data import cluster
-from bertsmith.training.distributed import TIMEOUT
+from bertsmith.training.distributed import TIMEOUT, rank_and_world_size
+from bertsmith.workflows.run_at_url import copied_from_url, copied_to_url
 
 RESTARTS = 3
 """Number of times that training continues from its last checkpoint after a worker died."""
@@ -34,24 +38,26 @@ class _Job:
     Attributes:
         source, config, output, resume, overwrite: see `bertsmith.train`.
         folder: the base of relative paths.
-        events: takes the events of the main worker.
-        stop_file: its existence stops the workers.
+        scratch: a temporary folder; its name is unique to this command.
+        events: a queue for the events of the main worker.
+        stops: a queue; the workers stop once it has an item.
     """
 
     source: Any
     config: Config
-    output: Path
+    output: Path | str
     resume: bool
     overwrite: bool
     folder: Path
+    scratch: Path
     events: Any
-    stop_file: Path
+    stops: Any
 
 
 def train_on_ray(
     source: Any,
     config: Config,
-    output: Path,
+    output: Path | str,
     *,
     address: str,
     workers: int,
@@ -64,11 +70,14 @@ def train_on_ray(
 
     Args:
         source, config, output, resume, overwrite: see `bertsmith.train`. Every machine needs them under the
-            same path.
+            same path. An output of type str is a URL.
         address: of the cluster, as in ``ray.init``.
         workers: number of worker processes, each with a GPU if the cluster has GPUs, else with a core.
         observe: receives the events of the run.
         stop: called regularly; if it returns true, training saves a checkpoint and stops.
+
+    Returns:
+        The run; if ``output`` is a URL, a copy in a temporary folder.
 
     Raises:
         Interrupted: if ``stop`` returned true.
@@ -82,23 +91,26 @@ def train_on_ray(
         raise MissingPackageError(error.name or "ray", "--ray", needs="ray") from error
     if workers < 1:
         raise ConfigError(f"workers={workers} should be at least 1", remedy="Pass the number of workers.")
-    output = output.absolute()
-    with claim(RunFolder(output), resume=resume, overwrite=overwrite):
-        output.parent.mkdir(parents=True, exist_ok=True)
-    # Without this, Ray shows a worker all GPUs of its machine.
-    os.environ["TRAIN_ENABLE_SHARE_CUDA_VISIBLE_DEVICES"] = "0"
-    scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".ray", dir=output.parent))
-    try:
-        with cluster(address):
-            if not uses_gpus(config.device, workers, ray.cluster_resources()):
-                config = config.model_copy(update={"device": "cpu"})
-            queue = Queue(actor_options={"num_cpus": 0})
-            job = _Job(source, config, output, resume, overwrite, Path.cwd(), queue, scratch / "stop")
-            with _listening(job, observe, stop):
-                _fit(job, workers, scratch)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return Run(output)
+    with ExitStack() as stack:
+        if isinstance(output, str):
+            RemoteRun(output).check(resume=resume, overwrite=overwrite)
+            path, observe = stack.enter_context(copied_from_url(output, observe))
+        else:
+            path = output = output.absolute()
+            with claim(RunFolder(path), resume=resume, overwrite=overwrite):
+                path.parent.mkdir(parents=True, exist_ok=True)
+        # Without this, Ray shows a worker all GPUs of its machine.
+        os.environ["TRAIN_ENABLE_SHARE_CUDA_VISIBLE_DEVICES"] = "0"
+        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".ray", dir=path.parent))
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        stack.enter_context(cluster(address))
+        if not uses_gpus(config.device, workers, ray.cluster_resources()):
+            config = config.model_copy(update={"device": "cpu"})
+        events, stops = (Queue(actor_options={"num_cpus": 0}) for _ in range(2))
+        job = _Job(source, config, output, resume, overwrite, Path.cwd(), scratch, events, stops)
+        with _listening(job, observe, stop):
+            _fit(job, workers)
+    return Run(path)
 
 
 def uses_gpus(device: str, workers: int, resources: Mapping[str, float]) -> bool:
@@ -126,14 +138,14 @@ def uses_gpus(device: str, workers: int, resources: Mapping[str, float]) -> bool
     return device != "cpu" and gpus >= workers
 
 
-def _fit(job: _Job, workers: int, scratch: Path) -> None:
+def _fit(job: _Job, workers: int) -> None:
     """Train, and continue after each death of a worker."""
     from ray.train import TrainingFailedError
 
-    before = _created(job.output)
+    before = _info(_run_at(job.output)).get("created")
     for attempt in range(RESTARTS + 1):
         try:
-            _trainer(job, workers, scratch).fit()
+            _trainer(job, workers).fit()
             return
         except TrainingFailedError as error:
             _raise_cause(error)
@@ -143,13 +155,15 @@ def _fit(job: _Job, workers: int, scratch: Path) -> None:
                     where=str(job.output),
                     remedy="See the logs of the cluster (ray logs). Then run the same command with --resume.",
                 ) from error
-        if job.resume or _created(job.output) != before:  # this command created the run: do not replace it
-            if Run(job.output).info.get("status") == "finished":
+        run = _run_at(job.output)
+        info = _info(run)
+        if job.resume or info.get("created") != before:  # this command created the run: do not replace it
+            if info.get("status") == "finished":
                 return
-            job = replace(job, resume=Run(job.output).is_resumable, overwrite=False)
+            job = replace(job, resume=run.is_resumable, overwrite=False)
 
 
-def _trainer(job: _Job, workers: int, scratch: Path) -> Any:
+def _trainer(job: _Job, workers: int) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -160,7 +174,7 @@ def _trainer(job: _Job, workers: int, scratch: Path) -> Any:
         torch_config=TorchConfig("nccl" if use_gpu else "gloo", timeout_s=int(TIMEOUT.total_seconds())),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
         # Ray would also retry after errors of the user.
-        run_config=RunConfig(name="train", storage_path=str(scratch), failure_config=FailureConfig(max_failures=0)),
+        run_config=RunConfig(name="train", storage_path=str(job.scratch), failure_config=FailureConfig(max_failures=0)),
     )
 
 
@@ -171,47 +185,64 @@ def _work(settings: Mapping[str, Any]) -> None:
     job: _Job = settings["job"]
     os.chdir(job.folder)
     os.environ["TORCHELASTIC_RUN_ID"] = "ray"
-    run_seeds(
-        job.source,
-        job.config,
-        job.output,
-        resume=job.resume,
-        overwrite=job.overwrite,
-        observe=job.events.put,
-        stop=job.stop_file.exists,
-    )
+    rank, _ = rank_and_world_size()
+    path, how = job.output, {"resume": job.resume, "overwrite": job.overwrite}
+    observe: RunListener = job.events.put
+    with ExitStack() as stack:
+        if isinstance(path, str):
+            folder = Path(tempfile.gettempdir()) / f"bertsmith{job.scratch.name}{rank}"
+            copied = copied_to_url(path, folder, **how, observe=observe, is_main=rank == 0)
+            path, observe = stack.enter_context(copied)
+        run_seeds(job.source, job.config, path, **how, observe=observe, stop=_stopping(job.stops))
 
 
-def _created(output: Path) -> Any:
-    """Return when the run in a folder was created; ``None`` without one."""
-    run = Run(output)
-    return run.info.get("created") if run.layout.run.is_file() else None
+def _stopping(stops: Any) -> Callable[[], bool]:
+    """Return a function that returns whether a queue has an item. It asks the queue from time to time."""
+    asked, stopped = float("-inf"), False
+
+    def stop() -> bool:
+        nonlocal asked, stopped
+        if not stopped and time.monotonic() - asked >= POLL_SECONDS:
+            asked, stopped = time.monotonic(), not stops.empty()
+        return stopped
+
+    return stop
+
+
+def _run_at(output: Path | str) -> Run | RemoteRun:
+    return RemoteRun(output) if isinstance(output, str) else Run(output)
+
+
+def _info(run: Run | RemoteRun) -> dict[str, Any]:
+    """Return the content of ``run.json``; empty without a run."""
+    return run.info if isinstance(run, RemoteRun) or run.layout.run.is_file() else {}
 
 
 @contextmanager
 def _listening(job: _Job, observe: RunListener, stop: Callable[[], bool]) -> Iterator[None]:
     """In this context, a thread passes events on, and stops the workers if needed."""
     ended = threading.Event()
-    listener = threading.Thread(target=_listen, args=(job, observe, stop, ended), daemon=True)
-    listener.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        listener.join()
+    with ThreadPoolExecutor(1) as executor:
+        listener = executor.submit(_listen, job, observe, stop, ended)
+        try:
+            yield
+        finally:
+            ended.set()
+        listener.result()
 
 
 def _listen(job: _Job, observe: RunListener, stop: Callable[[], bool], ended: threading.Event) -> None:
     from ray.exceptions import RayError
     from ray.util.queue import Empty
 
+    stopped = False
     while True:
         is_last_round = ended.is_set()  # read before the queue, which then has all events
-        if stop():
-            job.stop_file.touch()
         try:
-            while True:
-                observe(job.events.get(timeout=POLL_SECONDS))
+            if not stopped and stop():
+                stopped = True
+                job.stops.put(True)
+            observe(job.events.get(timeout=POLL_SECONDS))
         except Empty:
             if is_last_round:
                 return
