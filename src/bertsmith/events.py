@@ -56,12 +56,12 @@ class TrainingEstimated:
 
 @dataclass(frozen=True)
 class Started:
-    """Training on labels or pairs begins, or resumes after ``step`` steps; ``steps`` and ``epochs`` are the maximum."""
+    """Training begins, or resumes after ``step`` steps; ``steps`` and ``epochs`` are the maximum."""
 
     step: int
     steps: int
     epochs: float
-    on_pairs: bool = False
+    contrastive: bool = False
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ class StudyStarted:
     Attributes:
         trials: number of trials; ``None`` if only a time limit ends the study.
         done, best: number of trials that earlier commands finished, and their best score, if any.
-        texts: number of texts for training, validation and test, and of dropped rows.
+        texts: number of texts by split, and of dropped rows.
         unseen: label texts of classes without validation texts.
         shared: name of the study in its database, and number of other studies in it; ``None`` without a database.
     """
@@ -297,10 +297,7 @@ class TrialScored:
 
 @dataclass(frozen=True)
 class TrialEnded:
-    """A trial is ``"complete"``, ``"pruned"``, ``"failed"`` or, at the end of the search, ``"cut short"``.
-
-    ``values`` has the objectives of a complete trial, ``why`` the reason of one that failed or was cut short.
-    """
+    """A trial is ``"complete"`` with ``values`` of the objectives, or ``"pruned"``, ``"failed"`` or ``"cut short"``."""
 
     number: int
     state: str

@@ -13,7 +13,7 @@ from bertsmith.evaluation.baseline import fit_regression
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model.tokenizer import encode
 from bertsmith.testing import tiny_table
-from bertsmith.training.contrastive import pair_loss, part_losses
+from bertsmith.training.contrastive import contrastive_loss, part_losses
 from bertsmith.training.recipe import choose
 from bertsmith.workflows.prepare import embed
 from tests.conftest import train as _train
@@ -40,14 +40,14 @@ def _by_pair(features, labels):
 @given(labels_of_texts)
 def test_pairs_of_one_class_and_of_two_weigh_alike(labels):
     features, labels = _features(len(labels)), torch.tensor(labels)
-    assert float(pair_loss(features, labels)) == pytest.approx(_by_pair(features, labels), abs=1e-5)
+    assert float(contrastive_loss(features, labels)) == pytest.approx(_by_pair(features, labels), abs=1e-5)
     soft = torch.nn.functional.one_hot(labels, 4).float()
-    assert float(pair_loss(features, soft)) == pytest.approx(_by_pair(features, labels), abs=1e-5)
+    assert float(contrastive_loss(features, soft)) == pytest.approx(_by_pair(features, labels), abs=1e-5)
 
 
 def test_the_loss_is_zero_for_orthogonal_classes():
     labels = torch.tensor([0, 0, 1, 1, 2])
-    assert float(pair_loss(torch.eye(5)[labels] * 3, labels)) == pytest.approx(0, abs=1e-6)
+    assert float(contrastive_loss(torch.eye(5)[labels] * 3, labels)) == pytest.approx(0, abs=1e-6)
 
 
 @settings(max_examples=30, deadline=None)
@@ -55,7 +55,7 @@ def test_the_loss_is_zero_for_orthogonal_classes():
 def test_gradients_do_not_depend_on_micro_batches(labels, size, parallel):
     x, labels = _features(len(labels)), torch.tensor(labels)
     encoder = torch.nn.Linear(5, 3)
-    whole = pair_loss(encoder(x), labels)
+    whole = contrastive_loss(encoder(x), labels)
     expected = torch.autograd.grad(whole, encoder.weight)[0]
     parts, targets = x.split(size), labels.split(size)
     losses_of = part_losses(lambda index: encoder(parts[index]), targets, parallel=parallel)
@@ -68,7 +68,7 @@ def test_gradients_do_not_depend_on_micro_batches(labels, size, parallel):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, pooled):
-    """A run with so few texts that it trains on pairs only."""
+    """A run with so few texts that it has contrastive training only."""
     return _train_few(pooled, tmp_path_factory.mktemp("runs") / "run")
 
 
@@ -77,13 +77,15 @@ def _train_few(model, folder, **more):
     return _train(model, folder, table=tiny_table(24), **settings)
 
 
-def test_with_very_few_texts_the_head_is_a_regression_on_what_pairs_taught(run):
-    assert run.info["recipe"]["pairs"] == "only"
+def test_with_very_few_texts_the_head_is_a_regression_on_the_trained_features(run):
+    assert run.info["recipe"]["contrastive"] == "only"
     classifier = Classifier.load(run.layout.model, device="cpu")
     trained, loaded = run.validation_predictions, classifier.loaded
     features = embed(loaded, encode(trained["text"].tolist(), loaded, truncate=True))
     targets = np.searchsorted(run.labels.numbers, trained["label"])
-    assert pair_loss(torch.from_numpy(features), torch.from_numpy(targets)).item() < 0.4  # 0.5 if all texts are similar
+    assert (
+        contrastive_loss(torch.from_numpy(features), torch.from_numpy(targets)).item() < 0.4
+    )  # 0.5 if all texts are similar
     expected = fit_regression(features, targets, n_classes=len(run.labels)).weight
     weight = loaded.model.classifier.weight.detach().numpy()  # divided by the temperature
     assert np.corrcoef(weight.ravel(), expected.ravel())[0, 1] == pytest.approx(1, abs=0.01)
@@ -96,7 +98,7 @@ def test_results_do_not_depend_on_the_number_of_threads(run, pooled, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("counts", "given", "pairs"),
+    ("counts", "given", "expected"),
     [
         ([8, 8], {}, "only"),
         ([24, 24], {}, "first"),
@@ -105,12 +107,12 @@ def test_results_do_not_depend_on_the_number_of_threads(run, pooled, tmp_path):
         ([150, 150], {}, "none"),
     ],
 )
-def test_few_texts_of_few_classes_train_on_pairs(counts, given, pairs):
+def test_few_texts_of_few_classes_have_contrastive_training(counts, given, expected):
     def recipe(**more):
         config = TrainConfig(**given)
         device = torch.device("cpu")
         return choose(config, counts=np.array(counts), parameters=2 * 10**7, device=device, fitted=True, **more)
 
-    assert recipe(may_use_pairs=True).pairs == pairs
-    assert recipe().pairs == "none"
-    assert recipe(may_use_pairs=True).reasons["pairs"]
+    assert recipe(may_be_contrastive=True).contrastive == expected
+    assert recipe().contrastive == "none"
+    assert recipe(may_be_contrastive=True).reasons["contrastive"]

@@ -41,7 +41,7 @@ def test_the_recipe_keeps_what_is_given_and_gives_reasons_for_the_rest():
     recipe = _choose([60, 40], epochs=2, learning_rate=1e-5)
     assert (recipe.epochs, recipe.learning_rate, recipe.batch_size) == (2, 1e-5, 16)
     chosen = {"batch_size", "precision", "warmup", "patience", "imbalance", "head_rate", "layer_decay"}
-    chosen |= {"consistency", "pairs"}
+    chosen |= {"consistency", "contrastive"}
     assert set(recipe.reasons) == chosen
     assert set(_choose([60, 40]).reasons) == chosen | {"epochs", "learning_rate"}
 

@@ -72,8 +72,8 @@ class TrainingProgress:
             self.console.print(f"training takes about {format_duration(event.seconds)}, less if it stops early")
         elif isinstance(event, Started):
             self.started, self.start = event, time.perf_counter()
-            if event.on_pairs:
-                self.console.print("training on pairs of texts, with the same label or not")
+            if event.contrastive:
+                self.console.print("contrastive training: texts with the same label become similar")
             self.live = display_of(self.console, self._table)
             if self.live is not None:
                 self.live.start()
@@ -192,7 +192,7 @@ class TrainingProgress:
             "patience",
             "imbalance",
             "consistency",
-            "pairs",
+            "contrastive",
         ):
             reason = f"  [dim]{recipe.reasons[key]}[/]" if key in recipe.reasons else "  [dim]set by the user[/]"
             value = getattr(recipe, key)

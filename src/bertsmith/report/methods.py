@@ -56,13 +56,13 @@ _CODE = re.compile(r"`([^`]*)`")
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     c: f"\\{c}" for c in "&%$#_{}"
 }
-_PAIRS = {
+_CONTRASTIVE = {
     "first": "Before that, the model learned from pairs of texts whether their labels are equal "
     "[@tunstall2022setfit], and its head was fitted by logistic regression. ",
     "only": "The model learned from pairs of texts whether their labels are equal [@tunstall2022setfit]. Its head was "
     "then fitted by logistic regression. ",
 }
-"""Sentences by the setting ``pairs`` of the recipe."""
+"""Sentences by the setting ``contrastive`` of the recipe."""
 
 
 @dataclass
@@ -158,7 +158,7 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
         f"{'epoch' if info['recipe']['epochs'] == 1 else 'epochs'}, with "
         f"{n('run.json', 'recipe.batch_size')} texts per step, a peak learning rate of "
         f"{n('run.json', 'recipe.learning_rate', '{:g}'.format)} and seed {n('run.json', 'config.seed', str)}. "
-        f"{_PAIRS.get(info['recipe'].get('pairs', 'none'), '')}{_reading(run, n)}.{calibrated}"
+        f"{_CONTRASTIVE.get(info['recipe'].get('contrastive', 'none'), '')}{_reading(run, n)}.{calibrated}"
     )
     rest = ""
     if test["metrics"][second]["interval"]:

@@ -60,8 +60,8 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
                 e["eval_loss"] for e in state.log_history if e["step"] == state.best_global_step and "eval_loss" in e
             ]
             self.best = (_sign(args) * state.best_metric, -(losses or [float("inf")])[0])
-        on_pairs = self.engine.recipe.pairs == "only"
-        self.emit(Started(state.global_step, state.max_steps, args.num_train_epochs, on_pairs))
+        contrastive = self.engine.recipe.contrastive == "only"
+        self.emit(Started(state.global_step, state.max_steps, args.num_train_epochs, contrastive))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Report the step, and decide whether to save or stop."""

@@ -18,7 +18,7 @@ PartLoss = Callable[[torch.Tensor], torch.Tensor]
 """Takes the features of a micro-batch, shape (texts, hidden size), and returns its share of the loss of the step."""
 
 
-def pair_loss(features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def contrastive_loss(features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the mean squared error of the cosine similarities of all pairs, a scalar.
 
     The target is 1 for texts of one class, and 0 for others. Both kinds of pairs have the same total weight.
@@ -44,7 +44,7 @@ def pair_loss(features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def part_losses(
     compute: Callable[[int], torch.Tensor], labels: Sequence[torch.Tensor], *, parallel: bool
 ) -> list[PartLoss]:
-    """Split `pair_loss` of a step into the losses of its micro-batches.
+    """Split `contrastive_loss` of a step into the losses of its micro-batches.
 
     The loss of a text depends on all texts of the step. So all features are computed first, without gradients. The
     gradients of the returned losses sum to that of the whole step (Gao et al. 2021, arXiv:2101.06983).
@@ -56,7 +56,7 @@ def part_losses(
         parallel: whether to compute the micro-batches in threads.
     """
     if len(labels) == 1:
-        return [partial(pair_loss, labels=labels[0])]
+        return [partial(contrastive_loss, labels=labels[0])]
 
     def without_gradients(index: int) -> torch.Tensor:
         with torch.no_grad():  # a setting of the thread
@@ -65,7 +65,7 @@ def part_losses(
     tasks = [partial(without_gradients, index) for index in range(len(labels))]
     parts = threads.run(tasks) if parallel else [task() for task in tasks]
     features = torch.cat(parts).float().requires_grad_()
-    loss = pair_loss(features, torch.cat(list(labels)))
+    loss = contrastive_loss(features, torch.cat(list(labels)))
     (gradient,) = torch.autograd.grad(loss, features)
     share = loss.detach() / len(parts)
 

@@ -62,7 +62,7 @@ class MicroBatchTrainer(ResumableTrainer):
         budget = budget // 2 if self.step_loss.consistency else budget
         workers = self.plan.workers
         parts = batch.split(budget, packed=self.plan.packed, workers=workers) if len(batch) else []
-        losses_of = self._pair_losses(parts) if self.recipe.pairs == "only" else [None] * len(parts)
+        losses_of = self._contrastive_losses(parts) if self.recipe.contrastive == "only" else [None] * len(parts)
         if workers == 1 or len(parts) < 2:
             losses = [
                 self._add_gradient(model, part, i, n_texts, len(parts), losses_of[i]) for i, part in enumerate(parts)
@@ -118,8 +118,8 @@ class MicroBatchTrainer(ResumableTrainer):
             "dropout": Dropout(*seed),
         }
 
-    def _pair_losses(self, parts: list[TokenBatch]) -> list[PartLoss]:
-        """Return the loss of each micro-batch on pairs, where it depends on the texts of all."""
+    def _contrastive_losses(self, parts: list[TokenBatch]) -> list[PartLoss]:
+        """Return the contrastive loss of each micro-batch, which depends on the texts of all."""
 
         def features(index: int) -> torch.Tensor:
             inputs = self._inputs(parts[index], index)
@@ -132,13 +132,13 @@ class MicroBatchTrainer(ResumableTrainer):
         return part_losses(features, labels, parallel=self.plan.workers > 1)
 
     def _outputs(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """Return the logits of a micro-batch; on pairs, the input of the last layer of the head."""
-        batch, on_pairs = inputs["batch"], self.recipe.pairs == "only"
+        """Return the logits of a micro-batch; in contrastive training, the input of the last layer of the head."""
+        batch, contrastive = inputs["batch"], self.recipe.contrastive == "only"
         if isinstance(batch, PackedBatch):
-            compute = forward.features if on_pairs else forward.logits
+            compute = forward.features if contrastive else forward.logits
             outputs = compute(model, batch, dropout=inputs["dropout"], compiled=self.compiled)
         else:
-            compute_padded = forward.padded_features if on_pairs else forward.padded_logits
+            compute_padded = forward.padded_features if contrastive else forward.padded_logits
             outputs = compute_padded(replace(self.loaded, model=model), batch)
         return windows.mean(outputs, inputs["counts"])
 

@@ -26,12 +26,12 @@ FITTED_STEPS, FITTED_EPOCHS, FITTED_TEXTS = 60, 8, 300
 """Minimum of steps and epochs if the head begins as a regression. Below this number of texts, the epochs and half the
 learning rate apply.
 """
-PAIR_STEPS, PAIR_LABEL_STEPS, MAX_PAIR_CLASSES = 30, 30, 16
-"""Steps on pairs of texts, the minimum of steps on labels after them, and the maximum number of classes for pairs. With
-more classes, a batch has few pairs of one class.
+CONTRASTIVE_STEPS, LABEL_STEPS, MAX_CONTRASTIVE_CLASSES = 30, 30, 16
+"""Steps of contrastive training, the minimum of steps on labels after it, and the maximum number of classes. With more
+classes, a batch has few pairs of one class.
 """
-PAIRS_ONLY_TEXTS = 48
-"""Below this number of texts, the model trains on pairs only."""
+CONTRASTIVE_ONLY_TEXTS = 48
+"""Below this number of texts, all training is contrastive."""
 HEAD_RATE = 10.0
 UNEQUAL = 10.0
 """Classes are imbalanced if the largest one has this many times the texts of the smallest one."""
@@ -49,8 +49,8 @@ class Recipe:
         patience: epochs without a better score before training stops.
         imbalance: treatment of imbalanced classes, a key of `bertsmith.training.losses.LOSSES`.
         consistency: weight of R-Drop, see `bertsmith.training.losses.StepLoss`; 0 to disable it.
-        pairs: whether the model trains on pairs of texts, see `bertsmith.training.contrastive`: ``"first"``,
-            ``"only"`` or ``"none"``. After that, the head is fitted as a regression.
+        contrastive: ``"first"`` for contrastive training before that on labels, ``"only"`` instead of it, or
+            ``"none"``; see `bertsmith.training.contrastive`.
         reasons: why each value was chosen, by name.
     """
 
@@ -65,12 +65,13 @@ class Recipe:
     imbalance: str
     layer_decay: float = 1.0
     consistency: float = 0.0
-    pairs: str = "none"
+    contrastive: str = "none"
     reasons: dict[str, str] = field(default_factory=dict)
 
-    def on_pairs(self, texts: int) -> Recipe:
-        """Return the recipe of the first stage on pairs, for a number of training texts."""
-        return replace(self, pairs="only", epochs=float(math.ceil(PAIR_STEPS / math.ceil(texts / self.batch_size))))
+    def contrastive_stage(self, texts: int) -> Recipe:
+        """Return the recipe of the contrastive stage, for a number of training texts."""
+        epochs = float(math.ceil(CONTRASTIVE_STEPS / math.ceil(texts / self.batch_size)))
+        return replace(self, contrastive="only", epochs=epochs, consistency=0.0)
 
 
 def choose(
@@ -83,7 +84,7 @@ def choose(
     tokens: int | None = None,
     dropout: float = 0.1,
     fitted: bool = False,
-    may_use_pairs: bool = False,
+    may_be_contrastive: bool = False,
 ) -> Recipe:
     """Choose the hyperparameters that the user did not set.
 
@@ -96,7 +97,7 @@ def choose(
         tokens: number of training tokens after truncation; ``None`` for many.
         dropout: dropout rate of the model.
         fitted: whether the head begins as a regression, see `bertsmith.model.pooling`.
-        may_use_pairs: whether the texts have one class each, and no epoch is selected on held-out texts.
+        may_be_contrastive: whether the texts have one class each, and no epoch is selected on held-out texts.
     """
     texts, classes = int(counts.sum()) if texts is None else texts, int((counts > 0).sum())
     reasons = {"warmup": "a tenth of the steps"}
@@ -116,11 +117,11 @@ def choose(
         f"{texts:,} training texts: {'small batches give more steps' if few else 'enough for batches of this size'}",
     )
     gentle = fitted and texts < FITTED_TEXTS
-    pairs, reasons["pairs"] = "none", "training on labels alone"
-    if gentle and may_use_pairs and classes <= MAX_PAIR_CLASSES:
-        pairs = "only" if texts < PAIRS_ONLY_TEXTS and config.epochs is None else "first"
-        after = "then a regression" if pairs == "only" else "then training on labels"
-        reasons["pairs"] = f"{texts:,} training texts: which pairs have the same label? {after}"
+    contrastive, reasons["contrastive"] = "none", "training on labels alone"
+    if gentle and may_be_contrastive and classes <= MAX_CONTRASTIVE_CLASSES:
+        contrastive = "only" if texts < CONTRASTIVE_ONLY_TEXTS and config.epochs is None else "first"
+        after = "then a regression" if contrastive == "only" else "then training on labels"
+        reasons["contrastive"] = f"{texts:,} training texts: first, texts with the same label become similar, {after}"
     rdrop = tokens is not None and tokens <= RDROP_MAX_TOKENS and not many and dropout > 0 and not gentle
     consistency = setting(
         "consistency",
@@ -135,9 +136,9 @@ def choose(
         default_epochs = RDROP_EPOCHS
     if fitted:
         steps = FITTED_STEPS
-    if pairs != "none":
-        default_epochs, steps = 1, PAIR_STEPS if pairs == "only" else PAIR_LABEL_STEPS
-    elif gentle:
+    if contrastive != "none":
+        default_epochs, steps = 1, CONTRASTIVE_STEPS if contrastive == "only" else LABEL_STEPS
+    elif gentle and not consistency:
         default_epochs = FITTED_EPOCHS
     min_epochs = math.ceil(steps / steps_per_epoch)
     epochs = setting(
@@ -185,6 +186,6 @@ def choose(
         imbalance=imbalance,
         layer_decay=layer_decay,
         consistency=consistency,
-        pairs=pairs,
+        contrastive=contrastive,
         reasons=reasons,
     )

@@ -62,7 +62,7 @@ def plan_steps(
     device, config = loaded.device.type, loaded.model.config
     packed = forward.supports(loaded.model) and not arguments.gradient_checkpointing
     probabilities = None
-    if recipe.imbalance == "balanced-sampling" or recipe.pairs == "only":
+    if recipe.imbalance == "balanced-sampling" or recipe.contrastive == "only":
         counts = np.bincount(train.labels, minlength=config.num_labels)
         probabilities = inverse_weights(counts)[train.labels] / len(train)
     plan = StepPlan(
@@ -73,7 +73,7 @@ def plan_steps(
         and train.counts is None
         and device == "cuda"
         and arguments.bf16
-        and recipe.pairs != "only"
+        and recipe.contrastive != "only"
         and getattr(config, "classifier_pooling", "cls") == "cls",
         probabilities=probabilities,
     )

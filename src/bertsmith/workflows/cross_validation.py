@@ -35,7 +35,7 @@ from bertsmith.training.arguments import training_arguments
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.trainer import fit
-from bertsmith.workflows.fine_tune import PairTraining
+from bertsmith.workflows.fine_tune import Stages
 from bertsmith.workflows.prepare import Inputs, Splits, initialize_head, prepare_model
 from bertsmith.workflows.score import CrossValidation
 
@@ -249,8 +249,8 @@ def score_folds(
                 user_arguments=config.set,
                 stop=stop,
             )
-            pairs = PairTraining(loaded, train, tokens.take(inside), table.targets[inside], task, recipe, config)
-            pairs.run(train_on_labels, emit=emit, stop=stop)
+            stages = Stages(loaded, train, tokens.take(inside), table.targets[inside], task, recipe, config)
+            stages.run(train_on_labels, emit=emit, stop=stop)
         except Interrupted as error:
             raise Interrupted(f"stopped in fold {f + 1} of {k}; {f} folds are saved") from error
         rule = Rule.from_dict(noted(loaded.model), len(table.labels))

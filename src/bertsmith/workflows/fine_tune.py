@@ -1,4 +1,4 @@
-"""Fine-tuning with few texts: on pairs of texts first, see `bertsmith.training.contrastive`."""
+"""The stages of fine-tuning: with few texts, contrastive training comes before training on labels."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from bertsmith.workflows.prepare import embed, initialize_head
 
 
 @dataclass(frozen=True)
-class PairTraining:
-    """Training on pairs of texts, and the head that is fitted after it.
+class Stages:
+    """Contrastive training and the head that is fitted after it, before or instead of training on labels.
 
     Attributes:
         loaded: the model, with mean pooling.
@@ -51,16 +51,16 @@ class PairTraining:
         stop: Callable[[], bool],
         resumed: bool = False,
     ) -> Finished:
-        """Train on pairs first if the recipe says so, then call ``main``, the training of the recipe.
+        """Run the contrastive stage if the recipe has one, then ``main``.
 
         Args:
-            main: trains on labels, or if the recipe has no other stage, on pairs.
-            emit: receives the events of the first stage.
+            main: trains as the recipe says: on labels, or if ``contrastive`` is ``"only"``, on pairs of texts.
+            emit: receives the events of the contrastive stage.
             stop: called after each step.
-            resumed: whether ``main`` continues from a checkpoint, so that the first stage is over.
+            resumed: whether ``main`` continues from a checkpoint, so that the contrastive stage is over.
         """
-        if self.recipe.pairs == "first" and not resumed:
-            first = self.recipe.on_pairs(len(self.train))
+        if self.recipe.contrastive == "first" and not resumed:
+            first = self.recipe.contrastive_stage(len(self.train))
             arguments = training_arguments(
                 first, self.config, Path(gettempdir()), self.loaded.device, saves=False, validates=False
             )
@@ -77,7 +77,7 @@ class PairTraining:
             )
             self._fit_head()
         finished = main()
-        if self.recipe.pairs == "only":
+        if self.recipe.contrastive == "only":
             self._fit_head()
         return finished
 

@@ -22,7 +22,7 @@ from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.trainer import fit
 from bertsmith.workflows.cross_validation import FEW_TEXTS
-from bertsmith.workflows.fine_tune import PairTraining
+from bertsmith.workflows.fine_tune import Stages
 from bertsmith.workflows.prepare import (
     MAX_EMBEDDED_TEXTS,
     choose_recipe,
@@ -65,7 +65,7 @@ def fit_in_memory(
         chosen = rows[sample_balanced(data.codes[rows], MAX_EMBEDDED_TEXTS, seed=config.seed)]
         embeddings = embed(loaded, inputs.tokens.take(chosen))
         initialize_head(loaded, task.fit_head(embeddings, data.targets[chosen], len(data.labels)))
-    recipe = choose_recipe(config, task, loaded, inputs.train, may_use_pairs=few)
+    recipe = choose_recipe(config, task, loaded, inputs.train, may_be_contrastive=few)
     arguments = training_arguments(
         recipe, config, Path(gettempdir()), loaded.device, primary=task.primary, saves=False, validates=not few
     )
@@ -82,8 +82,8 @@ def fit_in_memory(
         user_arguments=config.set,
     )
     targets = data.targets[rows]
-    pairs = PairTraining(loaded, inputs.train, inputs.tokens.take(rows), targets, task, recipe, config)
-    pairs.run(train_on_labels, emit=emit, stop=stop)
+    stages = Stages(loaded, inputs.train, inputs.tokens.take(rows), targets, task, recipe, config)
+    stages.run(train_on_labels, emit=emit, stop=stop)
     final = get_task(data.task)
     rule = Rule.from_dict(noted(loaded.model), len(data.labels))
     classifier = Classifier(loaded, data.labels, final, rule)

@@ -234,7 +234,7 @@ def sample_balanced(codes: np.ndarray, size: int, *, seed: int) -> np.ndarray:
 
 
 def choose_recipe(
-    config: Config, task: Task, loaded: Loaded, train: TokenDataset, *, may_use_pairs: bool = False
+    config: Config, task: Task, loaded: Loaded, train: TokenDataset, *, may_be_contrastive: bool = False
 ) -> Recipe:
     """Choose the training settings that the user did not set.
 
@@ -243,7 +243,7 @@ def choose_recipe(
         task: the kind of label.
         loaded: the model.
         train: the training texts.
-        may_use_pairs: whether the caller trains by `bertsmith.workflows.fine_tune`, without validation texts.
+        may_be_contrastive: whether the caller trains by `bertsmith.workflows.fine_tune`, without validation texts.
 
     Raises:
         ConfigError: if a setting does not fit the task.
@@ -259,7 +259,7 @@ def choose_recipe(
         tokens=int(train.lengths.sum()),
         dropout=loaded.dropout,
         fitted=loaded.mean_pooling,
-        may_use_pairs=may_use_pairs
+        may_be_contrastive=may_be_contrastive
         and task.name == "single-label"
         and config.imbalance == "auto"
         and not config.consistency

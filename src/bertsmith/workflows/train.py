@@ -34,7 +34,7 @@ from bertsmith.training.trainer import fit
 from bertsmith.workflows.ablation import compare_columns
 from bertsmith.workflows.baselines import FrozenEmbeddings, baselines
 from bertsmith.workflows.cross_validation import cross_validate, split_or_fold
-from bertsmith.workflows.fine_tune import PairTraining
+from bertsmith.workflows.fine_tune import Stages
 from bertsmith.workflows.inspect import as_table
 from bertsmith.workflows.languages import with_checkpoint
 from bertsmith.workflows.long_texts import candidates, choose_reading, measure_reading
@@ -121,7 +121,7 @@ def train_into(
         tokens = {name: inputs.tokens.take(rows) for name, rows in splits.scored_rows.items()}
         validates = splits.fold is None
         if resumed is None:
-            recipe = choose_recipe(config, task, loaded, inputs.train, may_use_pairs=not validates)
+            recipe = choose_recipe(config, task, loaded, inputs.train, may_be_contrastive=not validates)
         else:
             recipe = _saved_recipe(resumed)
         checkpoints = Layout(output).checkpoints
@@ -180,10 +180,8 @@ def train_into(
                     group=group,
                     describe_texts=partial(_source_rows, tables["train"]),
                 )
-                pairs = PairTraining(
-                    loaded, inputs.train, tokens["train"], tables["train"].targets, task, recipe, config
-                )
-                finished = pairs.run(train_on_labels, emit=observe, stop=stop, resumed=checkpoint is not None)
+                stages = Stages(loaded, inputs.train, tokens["train"], tables["train"].targets, task, recipe, config)
+                finished = stages.run(train_on_labels, emit=observe, stop=stop, resumed=checkpoint is not None)
                 run.save_model(loaded.save)
             with phases.timed("evaluation"):
                 # Users get the saved model, so the saved model is scored.
