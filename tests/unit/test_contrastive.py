@@ -98,21 +98,21 @@ def test_results_do_not_depend_on_the_number_of_threads(run, pooled, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("counts", "given", "expected"),
+    ("counts", "given", "validates", "expected"),
     [
-        ([8, 8], {}, "only"),
-        ([24, 24], {}, "first"),
-        ([8, 8], {"epochs": 2}, "first"),
-        ([8] * 17, {}, "none"),
-        ([150, 150], {}, "none"),
+        ([8, 8], {}, False, "only"),
+        ([8, 8], {}, True, "first"),
+        ([24, 24], {}, False, "first"),
+        ([8, 8], {"epochs": 2}, False, "first"),
+        ([8] * 17, {}, False, "none"),
+        ([150, 150], {}, True, "none"),
     ],
 )
-def test_few_texts_of_few_classes_have_contrastive_training(counts, given, expected):
+def test_few_texts_of_few_classes_have_contrastive_training(counts, given, validates, expected):
     def recipe(**more):
         config = TrainConfig(**given)
         device = torch.device("cpu")
-        return choose(config, counts=np.array(counts), parameters=2 * 10**7, device=device, fitted=True, **more)
+        return choose(config, counts=np.array(counts), parameters=2 * 10**7, device=device, validates=validates, **more)
 
-    assert recipe(may_be_contrastive=True).contrastive == expected
-    assert recipe().contrastive == "none"
-    assert recipe(may_be_contrastive=True).reasons["contrastive"]
+    assert recipe(fitted=True, may_be_contrastive=True).contrastive == expected
+    assert recipe(fitted=True).contrastive == recipe(may_be_contrastive=True).contrastive == "none"

@@ -36,14 +36,17 @@ class TokenDataset(Dataset[Any]):  # type: ignore[misc]  # torch is untyped here
         max_length: tokens of a window; texts that are longer have several. ``None`` for texts without windows.
 
     Attributes:
+        tokens, labels: as given.
         soft_labels: probabilities of the classes to train on instead, shape (n, classes); ``None`` to train on labels.
         most_windows: number of windows of a text that a step reads.
         lengths: number of tokens of each text that a step reads, shape (n,).
         width: number of tokens of a window; ``None`` if all texts are a single window.
     """
 
+    soft_labels: np.ndarray | None
+
     def __init__(self, tokens: Tokens, labels: np.ndarray, max_length: int | None = None) -> None:
-        self.soft_labels: np.ndarray | None = None
+        self.tokens, self.soft_labels = tokens, None
         self.labels, self.counts, self.most_windows, self.width = labels, None, 1, None
         self.starts, self.sizes, self.lengths = tokens.starts, tokens.truncated_lengths, tokens.truncated_lengths
         if max_length is not None and len(tokens) and self.sizes.max() > max_length:
@@ -60,6 +63,10 @@ class TokenDataset(Dataset[Any]):  # type: ignore[misc]  # torch is untyped here
         """Return the texts as `Tokens.read` reads them; with ``"auto"``, training truncates them."""
         read = tokens.read(max_length, "truncate" if long == "auto" else long)
         return cls(read, labels, max_length)
+
+    def empty(self) -> TokenDataset:
+        """Return a dataset without texts."""
+        return TokenDataset(self.tokens.take(np.array([], dtype=np.int64)), self.labels[:0])
 
     def __len__(self) -> int:
         return len(self.sizes)

@@ -24,14 +24,14 @@ MIN_STEPS, LEAST_STEPS = 300, 120
 """With fewer optimizer steps, fine-tuning on small data is unstable (Mosbach et al. 2021, arXiv:2006.04884)."""
 FITTED_STEPS, FITTED_EPOCHS, FITTED_TEXTS = 60, 8, 300
 """Minimum of steps and epochs if the head begins as a regression. Below this number of texts, the epochs and half the
-learning rate apply.
+learning rate apply, and a contrastive stage comes first.
 """
 CONTRASTIVE_STEPS, LABEL_STEPS, MAX_CONTRASTIVE_CLASSES = 30, 30, 16
 """Steps of contrastive training, the minimum of steps on labels after it, and the maximum number of classes. With more
 classes, a batch has few pairs of one class.
 """
 CONTRASTIVE_ONLY_TEXTS = 48
-"""Below this number of texts, all training is contrastive."""
+"""Below this number of texts, the contrastive stage is the only one."""
 HEAD_RATE = 10.0
 UNEQUAL = 10.0
 """Classes are imbalanced if the largest one has this many times the texts of the smallest one."""
@@ -85,6 +85,7 @@ def choose(
     dropout: float = 0.1,
     fitted: bool = False,
     may_be_contrastive: bool = False,
+    validates: bool = True,
 ) -> Recipe:
     """Choose the hyperparameters that the user did not set.
 
@@ -97,7 +98,8 @@ def choose(
         tokens: number of training tokens after truncation; ``None`` for many.
         dropout: dropout rate of the model.
         fitted: whether the head begins as a regression, see `bertsmith.model.pooling`.
-        may_be_contrastive: whether the texts have one class each, and no epoch is selected on held-out texts.
+        may_be_contrastive: whether texts have one class each, and one process trains.
+        validates: whether validation texts are scored in each epoch.
     """
     texts, classes = int(counts.sum()) if texts is None else texts, int((counts > 0).sum())
     reasons = {"warmup": "a tenth of the steps"}
@@ -119,8 +121,9 @@ def choose(
     gentle = fitted and texts < FITTED_TEXTS
     contrastive, reasons["contrastive"] = "none", "training on labels alone"
     if gentle and may_be_contrastive and classes <= MAX_CONTRASTIVE_CLASSES:
-        contrastive = "only" if texts < CONTRASTIVE_ONLY_TEXTS and config.epochs is None else "first"
-        after = "then a regression" if contrastive == "only" else "then training on labels"
+        only = texts < CONTRASTIVE_ONLY_TEXTS and not validates and config.epochs is None
+        contrastive = "only" if only else "first"
+        after = "then a regression" if only else "then training on labels"
         reasons["contrastive"] = f"{texts:,} training texts: first, texts with the same label become similar, {after}"
     rdrop = tokens is not None and tokens <= RDROP_MAX_TOKENS and not many and dropout > 0 and not gentle
     consistency = setting(
@@ -137,9 +140,9 @@ def choose(
     if fitted:
         steps = FITTED_STEPS
     if contrastive != "none":
-        default_epochs, steps = 1, CONTRASTIVE_STEPS if contrastive == "only" else LABEL_STEPS
-    elif gentle and not consistency:
-        default_epochs = FITTED_EPOCHS
+        steps = CONTRASTIVE_STEPS if contrastive == "only" else LABEL_STEPS
+    if gentle and not consistency:
+        default_epochs = FITTED_EPOCHS if contrastive == "none" else 1
     min_epochs = math.ceil(steps / steps_per_epoch)
     epochs = setting(
         "epochs",

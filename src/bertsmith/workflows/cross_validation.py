@@ -249,7 +249,7 @@ def score_folds(
                 user_arguments=config.set,
                 stop=stop,
             )
-            stages = Stages(loaded, train, tokens.take(inside), table.targets[inside], task, recipe, config)
+            stages = Stages(loaded, train, task, recipe, config)
             stages.run(train_on_labels, emit=emit, stop=stop)
         except Interrupted as error:
             raise Interrupted(f"stopped in fold {f + 1} of {k}; {f} folds are saved") from error

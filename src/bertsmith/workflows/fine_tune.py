@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import gettempdir
 
-import numpy as np
-
 from bertsmith.config import Config
 from bertsmith.events import Finished, Listener
 from bertsmith.model.load import Loaded
-from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.data import TokenDataset
@@ -28,8 +25,6 @@ class Stages:
     Attributes:
         loaded: the model, with mean pooling.
         train: the training texts.
-        tokens: their tokens.
-        targets: their labels.
         task: the kind of label, fitted to the training texts.
         recipe: the recipe of the run.
         config: the settings.
@@ -37,8 +32,6 @@ class Stages:
 
     loaded: Loaded
     train: TokenDataset
-    tokens: Tokens
-    targets: np.ndarray
     task: Task
     recipe: Recipe
     config: Config
@@ -67,7 +60,7 @@ class Stages:
             fit(
                 self.loaded,
                 self.train,
-                TokenDataset(self.tokens.take(np.array([], dtype=np.int64)), self.targets[:0]),
+                self.train.empty(),
                 arguments,
                 recipe=first,
                 task=self.task,
@@ -83,4 +76,5 @@ class Stages:
 
     def _fit_head(self) -> None:
         n_labels = self.loaded.model.config.num_labels
-        initialize_head(self.loaded, self.task.fit_head(embed(self.loaded, self.tokens), self.targets, n_labels))
+        embeddings = embed(self.loaded, self.train.tokens)
+        initialize_head(self.loaded, self.task.fit_head(embeddings, self.train.labels, n_labels))

@@ -65,7 +65,7 @@ def fit_in_memory(
         chosen = rows[sample_balanced(data.codes[rows], MAX_EMBEDDED_TEXTS, seed=config.seed)]
         embeddings = embed(loaded, inputs.tokens.take(chosen))
         initialize_head(loaded, task.fit_head(embeddings, data.targets[chosen], len(data.labels)))
-    recipe = choose_recipe(config, task, loaded, inputs.train, may_be_contrastive=few)
+    recipe = choose_recipe(config, task, loaded, inputs.train, validates=not few)
     arguments = training_arguments(
         recipe, config, Path(gettempdir()), loaded.device, primary=task.primary, saves=False, validates=not few
     )
@@ -81,8 +81,7 @@ def fit_in_memory(
         stop=stop,
         user_arguments=config.set,
     )
-    targets = data.targets[rows]
-    stages = Stages(loaded, inputs.train, inputs.tokens.take(rows), targets, task, recipe, config)
+    stages = Stages(loaded, inputs.train, task, recipe, config)
     stages.run(train_on_labels, emit=emit, stop=stop)
     final = get_task(data.task)
     rule = Rule.from_dict(noted(loaded.model), len(data.labels))

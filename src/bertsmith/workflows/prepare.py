@@ -234,7 +234,13 @@ def sample_balanced(codes: np.ndarray, size: int, *, seed: int) -> np.ndarray:
 
 
 def choose_recipe(
-    config: Config, task: Task, loaded: Loaded, train: TokenDataset, *, may_be_contrastive: bool = False
+    config: Config,
+    task: Task,
+    loaded: Loaded,
+    train: TokenDataset,
+    *,
+    may_be_contrastive: bool = True,
+    validates: bool = True,
 ) -> Recipe:
     """Choose the training settings that the user did not set.
 
@@ -243,7 +249,8 @@ def choose_recipe(
         task: the kind of label.
         loaded: the model.
         train: the training texts.
-        may_be_contrastive: whether the caller trains by `bertsmith.workflows.fine_tune`, without validation texts.
+        may_be_contrastive: whether one process trains, by `bertsmith.workflows.fine_tune.Stages`.
+        validates: whether validation texts are scored in each epoch.
 
     Raises:
         ConfigError: if a setting does not fit the task.
@@ -264,4 +271,5 @@ def choose_recipe(
         and config.imbalance == "auto"
         and not config.consistency
         and not config.set.get("label_smoothing_factor"),
+        validates=validates,
     )

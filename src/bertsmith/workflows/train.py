@@ -121,7 +121,8 @@ def train_into(
         tokens = {name: inputs.tokens.take(rows) for name, rows in splits.scored_rows.items()}
         validates = splits.fold is None
         if resumed is None:
-            recipe = choose_recipe(config, task, loaded, inputs.train, may_be_contrastive=not validates)
+            alone = group.size == 1
+            recipe = choose_recipe(config, task, loaded, inputs.train, may_be_contrastive=alone, validates=validates)
         else:
             recipe = _saved_recipe(resumed)
         checkpoints = Layout(output).checkpoints
@@ -180,7 +181,7 @@ def train_into(
                     group=group,
                     describe_texts=partial(_source_rows, tables["train"]),
                 )
-                stages = Stages(loaded, inputs.train, tokens["train"], tables["train"].targets, task, recipe, config)
+                stages = Stages(loaded, inputs.train, task, recipe, config)
                 finished = stages.run(train_on_labels, emit=observe, stop=stop, resumed=checkpoint is not None)
                 run.save_model(loaded.save)
             with phases.timed("evaluation"):

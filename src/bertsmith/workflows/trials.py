@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.trainer import fit
+from bertsmith.workflows.fine_tune import Stages
 from bertsmith.workflows.prepare import (
     MAX_EMBEDDED_TEXTS,
     choose_recipe,
@@ -190,7 +191,8 @@ def _fit(
                 best, best_outputs = event, last_outputs
             on_score(event.epoch, event.metrics[task.primary])
 
-    fit(
+    train_on_labels = partial(
+        fit,
         loaded,
         train,
         validation,
@@ -202,6 +204,8 @@ def _fit(
         stop=stop,
         user_arguments=config.set,
     )
+    stages = Stages(loaded, train, task, recipe, config)
+    stages.run(train_on_labels, emit=lambda event: None, stop=stop)
     if best is None:
         raise ConfigError(
             "a trial ended before its first evaluation",
