@@ -230,6 +230,8 @@ def score_folds(
         everything = np.ones(len(texts), dtype=bool)
         loaded, _ = prepare_model(checkpoint, config, task, table.labels, texts, everything, tokens, template=template)
         initialize_head(loaded, fit_regression(fold != f))
+        if recipe.contrastive == "only":
+            recipe = recipe.contrastive_stage(len(inside))  # as many steps as with all texts
         nothing = np.array([], dtype=np.int64)
         train, validation = (
             TokenDataset.reading(tokens.take(rows), table.targets[rows], loaded.max_length, config.long)
