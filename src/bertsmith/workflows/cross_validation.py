@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -34,8 +33,7 @@ from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.recipe import Recipe
-from bertsmith.training.trainer import fit
-from bertsmith.workflows.fine_tune import Stages
+from bertsmith.workflows.fine_tune import fine_tune
 from bertsmith.workflows.prepare import Inputs, Splits, initialize_head, prepare_model
 from bertsmith.workflows.score import CrossValidation
 
@@ -239,8 +237,7 @@ def score_folds(
         )
         train.soft_labels = None if soft_labels is None else soft_labels[inside]
         try:
-            train_on_labels = partial(
-                fit,
+            fine_tune(
                 loaded,
                 train,
                 validation,
@@ -248,11 +245,9 @@ def score_folds(
                 recipe=recipe,
                 task=task,
                 emit=emit,
-                user_arguments=config.set,
+                config=config,
                 stop=stop,
             )
-            stages = Stages(loaded, train, task, recipe, config)
-            stages.run(train_on_labels, emit=emit, stop=stop)
         except Interrupted as error:
             raise Interrupted(f"stopped in fold {f + 1} of {k}; {f} folds are saved") from error
         rule = Rule.from_dict(noted(loaded.model), len(table.labels))

@@ -1,80 +1,94 @@
-"""The stages of fine-tuning: with few texts, contrastive training comes before training on labels."""
+"""The stages of fine-tuning: with few texts, contrastive training comes before training on labels, or instead of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import gettempdir
+from typing import TYPE_CHECKING
 
 from bertsmith.config import Config
+from bertsmith.errors import listing
 from bertsmith.events import Finished, Listener
 from bertsmith.model.load import Loaded
 from bertsmith.tasks.base import Task
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.data import TokenDataset
+from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup
+from bertsmith.training.engine import OnScores
+from bertsmith.training.nan_guard import DescribeTexts
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.trainer import fit
 from bertsmith.workflows.prepare import embed, initialize_head
 
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
-@dataclass(frozen=True)
-class Stages:
-    """Contrastive training and the head that is fitted after it, before or instead of training on labels.
 
-    Attributes:
-        loaded: the model, with mean pooling.
-        train: the training texts.
-        task: the kind of label, fitted to the training texts.
-        recipe: the recipe of the run.
-        config: the settings.
+def fine_tune(
+    loaded: Loaded,
+    train: TokenDataset,
+    validation: TokenDataset,
+    arguments: TrainingArguments,
+    *,
+    recipe: Recipe,
+    task: Task,
+    config: Config,
+    emit: Listener,
+    emit_contrastive: Listener | None = None,
+    on_scores: OnScores = lambda targets, scores: None,
+    stop: Callable[[], bool] = lambda: False,
+    resume: Path | None = None,
+    group: ProcessGroup = SINGLE_PROCESS,
+    describe_texts: DescribeTexts = lambda rows: f"the training texts at {listing(rows)}, counted from 0",
+) -> Finished:
+    """Fine-tune a model in the stages of a recipe.
+
+    After contrastive training, see `bertsmith.training.contrastive`, the head is fitted as a regression. A contrastive
+    stage before that on labels writes nothing: if it is interrupted, it begins again.
+
+    Args:
+        config: the settings; its training arguments apply to both stages.
+        emit: receives the events of the last stage.
+        emit_contrastive: receives those of the stage before it; by default, ``emit``.
+        loaded, train, validation, arguments, recipe, task, on_scores, stop, resume, group, describe_texts: see
+            `bertsmith.training.trainer.fit`, which also raises the errors.
     """
 
-    loaded: Loaded
-    train: TokenDataset
-    task: Task
-    recipe: Recipe
-    config: Config
+    def fit_head() -> None:
+        n_labels = loaded.model.config.num_labels
+        initialize_head(loaded, task.fit_head(embed(loaded, train.tokens), train.labels, n_labels))
 
-    def run(
-        self,
-        main: Callable[[], Finished],
-        *,
-        emit: Listener,
-        stop: Callable[[], bool],
-        resumed: bool = False,
-    ) -> Finished:
-        """Run the contrastive stage if the recipe has one, then ``main``.
-
-        Args:
-            main: trains as the recipe says: on labels, or if ``contrastive`` is ``"only"``, on pairs of texts.
-            emit: receives the events of the contrastive stage.
-            stop: called after each step.
-            resumed: whether ``main`` continues from a checkpoint, so that the contrastive stage is over.
-        """
-        if self.recipe.contrastive == "first" and not resumed:
-            first = self.recipe.contrastive_stage(len(self.train))
-            arguments = training_arguments(
-                first, self.config, Path(gettempdir()), self.loaded.device, saves=False, validates=False
-            )
-            fit(
-                self.loaded,
-                self.train,
-                self.train.empty(),
-                arguments,
-                recipe=first,
-                task=self.task,
-                emit=emit,
-                user_arguments=self.config.set,
-                stop=stop,
-            )
-            self._fit_head()
-        finished = main()
-        if self.recipe.contrastive == "only":
-            self._fit_head()
-        return finished
-
-    def _fit_head(self) -> None:
-        n_labels = self.loaded.model.config.num_labels
-        embeddings = embed(self.loaded, self.train.tokens)
-        initialize_head(self.loaded, self.task.fit_head(embeddings, self.train.labels, n_labels))
+    if recipe.contrastive == "first" and resume is None:
+        stage = recipe.contrastive_stage(len(train))
+        fit(
+            loaded,
+            train,
+            train.empty(),
+            training_arguments(stage, config, Path(gettempdir()), loaded.device, saves=False, validates=False),
+            recipe=stage,
+            task=task,
+            emit=emit_contrastive or emit,
+            stop=stop,
+            user_arguments=config.set,
+            describe_texts=describe_texts,
+        )
+        fit_head()
+    finished = fit(
+        loaded,
+        train,
+        validation,
+        arguments,
+        recipe=recipe,
+        task=task,
+        emit=emit,
+        on_scores=on_scores,
+        stop=stop,
+        resume=resume,
+        user_arguments=config.set,
+        group=group,
+        describe_texts=describe_texts,
+    )
+    if recipe.contrastive == "only":
+        fit_head()
+    return finished

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -20,9 +19,8 @@ from bertsmith.inference.classifier import Classifier
 from bertsmith.model.load import fold_calibration, noted
 from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import training_arguments
-from bertsmith.training.trainer import fit
 from bertsmith.workflows.cross_validation import FEW_TEXTS
-from bertsmith.workflows.fine_tune import Stages
+from bertsmith.workflows.fine_tune import fine_tune
 from bertsmith.workflows.prepare import (
     MAX_EMBEDDED_TEXTS,
     choose_recipe,
@@ -69,8 +67,7 @@ def fit_in_memory(
     arguments = training_arguments(
         recipe, config, Path(gettempdir()), loaded.device, primary=task.primary, saves=False, validates=not few
     )
-    train_on_labels = partial(
-        fit,
+    fine_tune(
         loaded,
         inputs.train,
         inputs.validation,
@@ -79,10 +76,8 @@ def fit_in_memory(
         task=task,
         emit=emit,
         stop=stop,
-        user_arguments=config.set,
+        config=config,
     )
-    stages = Stages(loaded, inputs.train, task, recipe, config)
-    stages.run(train_on_labels, emit=emit, stop=stop)
     final = get_task(data.task)
     rule = Rule.from_dict(noted(loaded.model), len(data.labels))
     classifier = Classifier(loaded, data.labels, final, rule)

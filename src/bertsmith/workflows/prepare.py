@@ -249,7 +249,7 @@ def choose_recipe(
         task: the kind of label.
         loaded: the model.
         train: the training texts.
-        may_be_contrastive: whether one process trains, by `bertsmith.workflows.fine_tune.Stages`.
+        may_be_contrastive: whether one process trains, by `bertsmith.workflows.fine_tune`.
         validates: whether validation texts are scored in each epoch.
 
     Raises:

@@ -34,7 +34,7 @@ from bertsmith.training.trainer import fit
 from bertsmith.workflows.ablation import compare_columns
 from bertsmith.workflows.baselines import FrozenEmbeddings, baselines
 from bertsmith.workflows.cross_validation import cross_validate, split_or_fold
-from bertsmith.workflows.fine_tune import Stages
+from bertsmith.workflows.fine_tune import fine_tune
 from bertsmith.workflows.inspect import as_table
 from bertsmith.workflows.languages import with_checkpoint
 from bertsmith.workflows.long_texts import candidates, choose_reading, measure_reading
@@ -166,23 +166,21 @@ def train_into(
                 cross_validation = cross_validate(
                     run, config, splits, inputs, recipe, names, frozen.fit_regression, observe, stop
                 )
-                train_on_labels = partial(
-                    fit,
+                finished = fine_tune(
                     loaded,
                     inputs.train,
                     inputs.validation,
                     arguments,
                     task=task,
                     emit=listener,
+                    emit_contrastive=observe,
                     recipe=recipe,
-                    user_arguments=config.set,
+                    config=config,
                     stop=stop,
                     resume=checkpoint,
                     group=group,
                     describe_texts=partial(_source_rows, tables["train"]),
                 )
-                stages = Stages(loaded, inputs.train, task, recipe, config)
-                finished = stages.run(train_on_labels, emit=observe, stop=stop, resumed=checkpoint is not None)
                 run.save_model(loaded.save)
             with phases.timed("evaluation"):
                 # Users get the saved model, so the saved model is scored.

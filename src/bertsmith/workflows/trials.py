@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING
@@ -26,8 +26,7 @@ from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.data import TokenDataset
-from bertsmith.training.trainer import fit
-from bertsmith.workflows.fine_tune import Stages
+from bertsmith.workflows.fine_tune import fine_tune
 from bertsmith.workflows.prepare import (
     MAX_EMBEDDED_TEXTS,
     choose_recipe,
@@ -191,8 +190,7 @@ def _fit(
                 best, best_outputs = event, last_outputs
             on_score(event.epoch, event.metrics[task.primary])
 
-    train_on_labels = partial(
-        fit,
+    fine_tune(
         loaded,
         train,
         validation,
@@ -200,12 +198,11 @@ def _fit(
         recipe=recipe,
         task=task,
         emit=on_event,
+        emit_contrastive=lambda event: None,
         on_scores=on_scores,
         stop=stop,
-        user_arguments=config.set,
+        config=config,
     )
-    stages = Stages(loaded, train, task, recipe, config)
-    stages.run(train_on_labels, emit=lambda event: None, stop=stop)
     if best is None:
         raise ConfigError(
             "a trial ended before its first evaluation",
