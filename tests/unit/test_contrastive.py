@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from bertsmith.config import TrainConfig
 from bertsmith.evaluation.baseline import fit_regression
+from bertsmith.events import Started
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model.tokenizer import encode
 from bertsmith.testing import tiny_table
@@ -104,6 +105,7 @@ def test_results_do_not_depend_on_the_number_of_threads(run, pooled, tmp_path):
         ([8, 8], {}, True, "first"),
         ([24, 24], {}, False, "first"),
         ([8, 8], {"epochs": 2}, False, "first"),
+        ([8, 8], {"set": {"max_steps": 9}}, False, "first"),
         ([8] * 17, {}, False, "none"),
         ([150, 150], {}, True, "none"),
     ],
@@ -116,3 +118,20 @@ def test_few_texts_of_few_classes_have_contrastive_training(counts, given, valid
 
     assert recipe(fitted=True, may_be_contrastive=True).contrastive == expected
     assert recipe(fitted=True).contrastive == recipe(may_be_contrastive=True).contrastive == "none"
+
+
+def test_the_schedule_of_the_user_applies_to_labels_alone(pooled, tmp_path):
+    events = []
+    schedule = {"max_steps": 3, "gradient_accumulation_steps": 2, "lr_scheduler_type": "constant"}
+    run = _train_few(pooled, tmp_path / "run", set=schedule, on_event=events.append, cv=0, test_size=0.2)
+    assert run.info["recipe"]["contrastive"] == "first"
+    started = [(e.contrastive, e.steps) for e in events if isinstance(e, Started)]
+    assert started == [(True, 30), (False, 3)]
+
+
+def test_the_loss_is_in_full_precision():
+    features, labels = _features(6), torch.tensor([0, 0, 1, 1, 2, 2])
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = contrastive_loss(features, labels)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(contrastive_loss(features, labels).item(), abs=1e-7)

@@ -128,8 +128,8 @@ class RemoteRun:
             self._retried("written", lambda: self._remove({_PROBE}), waits=())
         self.created = self._retried("read", self._created)
 
-    def fetch(self, folder: Path) -> None:
-        """Copy the run to a folder.
+    def fetch(self, folder: Path, under: Path = Path()) -> None:
+        """Copy the run, or the part of it in a subfolder, to a folder.
 
         Raises:
             UserError: if the storage cannot be read.
@@ -137,9 +137,12 @@ class RemoteRun:
 
         def fetch() -> None:
             for name in self._names():
-                self._get(name, folder / name)
+                if PurePosixPath(name).is_relative_to(under.as_posix()):
+                    self._get(name, folder / name)
 
         self._retried("read", fetch)
+        if under.parts:
+            return
         self._copied = _files(folder)
         self.created = read_json(folder / _RUN).get("created")
 
@@ -147,8 +150,7 @@ class RemoteRun:
         """Copy new and changed files of a run to the URL, then remove there what the folder lacks.
 
         The checksums of a checkpoint follow its files, and ``run.json`` is the last file, so that a checkpoint or a
-        finished run counts only when it is complete. A new run replaces that of `check` in an order that never leaves
-        old checkpoints to a new run.
+        finished run counts only when it is complete. A new run never inherits old checkpoints.
 
         Raises:
             RunFolderError: if another process has written a run to the URL.
@@ -159,7 +161,7 @@ class RemoteRun:
     def _copy(self, folder: Path) -> None:
         there, files, info = self._names(), _files(folder), read_json(folder / _RUN)
         created = info.get("created")
-        if self._created() != self.created:
+        if self._created() not in (self.created, created):  # a failed copy may have stored it
             raise RunFolderError(
                 "another process has written a run to this URL",
                 where=self.url,

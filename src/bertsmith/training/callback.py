@@ -133,7 +133,7 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
         self.saved_at = time.monotonic()
         self.engine.meter.skip()
         self.emit(Saved(state.global_step, self.path))
-        self.engine.group.barrier()  # the main process may copy the checkpoint, and must not be ended meanwhile
+        self.engine.group.barrier()  # Ray must not stop the main process during the copy
 
 
 def _sign(args: TrainingArguments) -> int:

@@ -27,12 +27,10 @@ def contrastive_loss(features: torch.Tensor, labels: torch.Tensor) -> torch.Tens
         features: shape (texts, hidden size).
         labels: class indices, shape (texts,); or class probabilities, shape (texts, classes).
     """
-    unit = F.normalize(features.float(), dim=1)
-    similarity = unit @ unit.T
-    if labels.is_floating_point():
-        same = (labels @ labels.T).to(similarity.dtype)
-    else:
-        same = (labels[:, None] == labels).to(similarity.dtype)
+    with torch.autocast(features.device.type, enabled=False):  # the products are small: full precision
+        unit = F.normalize(features.float(), dim=1)
+        similarity = unit @ unit.T
+        same = labels @ labels.T if labels.is_floating_point() else (labels[:, None] == labels).to(similarity.dtype)
     other = ~torch.eye(len(labels), dtype=torch.bool, device=features.device)
     errors = ((1 - similarity) ** 2, similarity**2)
     weights = (same * other, (1 - same) * other)

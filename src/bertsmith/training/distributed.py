@@ -27,7 +27,7 @@ _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK
 SENT_ALONE = 2**16
 """Elements from which a gradient is sent alone. Smaller ones are 0.1 % of the gradients of BERT-Base."""
 SHARED_BYTES = 2**26
-"""Most bytes of a file that are sent to other processes at once."""
+"""Maximum number of bytes of a file per message to the other processes."""
 TIMEOUT = timedelta(days=7)
 """Processes wait while the main one scores. If one dies, torchrun ends all."""
 

@@ -87,7 +87,7 @@ class MicroBatchTrainer(ResumableTrainer):
         return torch.stack(losses).sum()
 
     def _add_gradient(
-        self, model: Any, part: TokenBatch, index: int, n_texts: Any, n_parts: int, loss_of: PartLoss | None = None
+        self, model: Any, part: TokenBatch, index: int, n_texts: Any, n_parts: int, loss_of: PartLoss | None
     ) -> torch.Tensor:
         """Add the gradient of one of the micro-batches of a batch, and return its loss."""
         if self.step_loss.consistency:
@@ -120,6 +120,8 @@ class MicroBatchTrainer(ResumableTrainer):
 
     def _contrastive_losses(self, parts: list[TokenBatch]) -> list[PartLoss]:
         """Return the contrastive loss of each micro-batch, which depends on the texts of all."""
+
+        self.model.train()  # the Trainer does so only later
 
         def features(index: int) -> torch.Tensor:
             inputs = self._inputs(parts[index], index)

@@ -30,6 +30,11 @@ CONTRASTIVE_STEPS, LABEL_STEPS, MAX_CONTRASTIVE_CLASSES = 30, 30, 16
 """Steps of contrastive training, the minimum of steps on labels after it, and the maximum number of classes. With more
 classes, a batch has few pairs of one class.
 """
+SCHEDULE_ARGUMENTS = frozenset(
+    {"max_steps", "num_train_epochs", "gradient_accumulation_steps", "lr_scheduler_type", "lr_scheduler_kwargs"}
+    | {"eval_on_start"}
+)
+"""Training arguments of the user that apply to training on labels only."""
 CONTRASTIVE_ONLY_TEXTS = 48
 """Below this number of texts, the contrastive stage is the only one."""
 HEAD_RATE = 10.0
@@ -49,7 +54,7 @@ class Recipe:
         patience: epochs without a better score before training stops.
         imbalance: treatment of imbalanced classes, a key of `bertsmith.training.losses.LOSSES`.
         consistency: weight of R-Drop, see `bertsmith.training.losses.StepLoss`; 0 to disable it.
-        contrastive: ``"first"`` for contrastive training before that on labels, ``"only"`` instead of it, or
+        contrastive: ``"first"`` for contrastive training before training on labels, ``"only"`` instead of it, or
             ``"none"``; see `bertsmith.training.contrastive`.
         reasons: why each value was chosen, by name.
     """
@@ -122,6 +127,7 @@ def choose(
     contrastive, reasons["contrastive"] = "none", "training on labels alone"
     if gentle and may_be_contrastive and classes <= MAX_CONTRASTIVE_CLASSES:
         only = texts < CONTRASTIVE_ONLY_TEXTS and not validates and config.epochs is None
+        only = only and SCHEDULE_ARGUMENTS.isdisjoint(config.set)
         contrastive = "only" if only else "first"
         after = "then a regression" if only else "then training on labels"
         reasons["contrastive"] = f"{texts:,} training texts: first, texts with the same label become similar, {after}"

@@ -110,7 +110,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
         checkpoints.load_weights(Path(resume_from_checkpoint), model or self.model)
 
     def _load_best_model(self) -> None:
-        if not self.group.is_main:  # alone it saves the model, and perhaps alone it has the checkpoint
+        if not self.group.is_main:  # only it saves the model; other machines may lack the checkpoint
             return
         step = self.state.best_global_step or self.state.global_step  # without evaluations, the last weights
         checkpoints.load_weights(self.checkpoint(step), self.model)

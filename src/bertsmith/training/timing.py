@@ -145,7 +145,7 @@ def estimate_seconds(
     arguments: TrainingArguments,
     *,
     tokens_per_second: float,
-    passes: int = 1,
+    passes: float = 1,
     folds: int = 0,
 ) -> float:
     """Return the approximate training time in seconds if training does not stop early.
@@ -155,7 +155,7 @@ def estimate_seconds(
         validation: the validation texts, scored once per epoch.
         arguments: number of epochs or steps.
         tokens_per_second: speed of forward passes.
-        passes: forward passes of a text per step; 2 with R-Drop.
+        passes: forward passes of a text per epoch; 2 with R-Drop, more with a contrastive stage.
         folds: number of folds that are trained first; 0 without cross-validation.
     """
     epochs = float(arguments.num_train_epochs)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate.state import AcceleratorState
+from accelerate.utils import extract_model_from_parallel
 from transformers import EarlyStoppingCallback, TrainingArguments
 
 from bertsmith.compute.memory import is_out_of_memory
@@ -91,6 +93,9 @@ def fit(
     start = time.perf_counter()
     if resume is not None:
         resume = group.share_folder(resume)
+    # An earlier training of this process, or a stage of this one, may have had another precision.
+    AcceleratorState._reset_state()
+    extract_model_from_parallel(loaded.model, keep_fp32_wrapper=False)
     halved = resume is not None and bool(load_state(resume)["slower"])
     while True:
         settings = nan_guard.safer_arguments(arguments) if halved else arguments

@@ -17,7 +17,7 @@ from bertsmith.training.data import TokenDataset
 from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup
 from bertsmith.training.engine import OnScores
 from bertsmith.training.nan_guard import DescribeTexts
-from bertsmith.training.recipe import Recipe
+from bertsmith.training.recipe import SCHEDULE_ARGUMENTS, Recipe
 from bertsmith.training.trainer import fit
 from bertsmith.workflows.prepare import embed, initialize_head
 
@@ -45,10 +45,10 @@ def fine_tune(
     """Fine-tune a model in the stages of a recipe.
 
     After contrastive training, see `bertsmith.training.contrastive`, the head is fitted as a regression. A contrastive
-    stage before that on labels writes nothing: if it is interrupted, it begins again.
+    stage before training on labels writes nothing: if it is interrupted, it begins again.
 
     Args:
-        config: the settings; its training arguments apply to both stages.
+        config: the settings; training arguments for the schedule apply to training on labels only.
         emit: receives the events of the last stage.
         emit_contrastive: receives those of the stage before it; by default, ``emit``.
         loaded, train, validation, arguments, recipe, task, on_scores, stop, resume, group, describe_texts: see
@@ -61,16 +61,18 @@ def fine_tune(
 
     if recipe.contrastive == "first" and resume is None:
         stage = recipe.contrastive_stage(len(train))
+        own = {name: value for name, value in config.set.items() if name not in SCHEDULE_ARGUMENTS}
+        stage_config = config.model_copy(update={"set": own})
         fit(
             loaded,
             train,
             train.empty(),
-            training_arguments(stage, config, Path(gettempdir()), loaded.device, saves=False, validates=False),
+            training_arguments(stage, stage_config, Path(gettempdir()), loaded.device, saves=False, validates=False),
             recipe=stage,
             task=task,
             emit=emit_contrastive or emit,
             stop=stop,
-            user_arguments=config.set,
+            user_arguments=own,
             describe_texts=describe_texts,
         )
         fit_head()

@@ -268,8 +268,7 @@ def choose_recipe(
         fitted=loaded.mean_pooling,
         may_be_contrastive=may_be_contrastive
         and task.name == "single-label"
-        and config.imbalance == "auto"
-        and not config.consistency
-        and not config.set.get("label_smoothing_factor"),
+        and config.imbalance in ("auto", "none")
+        and not config.consistency,
         validates=validates,
     )

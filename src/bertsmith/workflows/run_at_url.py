@@ -6,7 +6,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from bertsmith.errors import UserError
@@ -64,8 +64,10 @@ def copied_to_url(
         if isinstance(error, UserError) and error.where and str(run.path) in error.where:
             error.where += f" (a copy of {url} on a worker)"
         if not keeps and remote.created and run.layout.run.is_file() and run.info.get("created") == remote.created:
-            with suppress(UserError):  # the status; the first error counts
-                remote.put(run.path)
+            try:
+                remote.put(run.path)  # the status
+            except UserError:  # the first error counts
+                keeps = True
         raise
     finally:
         if not keeps:
@@ -92,13 +94,13 @@ def copied_from_url(url: str, observe: RunListener) -> Iterator[tuple[Path, RunL
 
     def listener(event: RunEvent) -> None:
         if isinstance(event, RunFinished):
-            remote.fetch(copy)
+            remote.fetch(copy, under=event.path)
             event = RunFinished(copy / event.path)
         observe(event)
 
     try:
         yield copy, listener
-        if not copy.is_dir():  # the worker died after the last copy
+        if not (copy / "run.json").is_file():  # seeds, or the worker died after the last copy
             remote.fetch(copy)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

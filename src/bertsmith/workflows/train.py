@@ -14,7 +14,7 @@ from bertsmith.config import Config
 from bertsmith.data.clean import clean
 from bertsmith.data.split import split_cleaned
 from bertsmith.data.table import Table
-from bertsmith.errors import DeviceError, Interrupted, listing
+from bertsmith.errors import ConfigError, DeviceError, Interrupted, listing
 from bertsmith.events import Finished, RunFinished, RunListener, Scored, Scoring, ScoringListener, TrainingEstimated
 from bertsmith.folders.atomic import write_json
 from bertsmith.folders.claim import claim
@@ -120,11 +120,17 @@ def train_into(
         loaded, task, tables = inputs.loaded, inputs.task, splits.scored_tables
         tokens = {name: inputs.tokens.take(rows) for name, rows in splits.scored_rows.items()}
         validates = splits.fold is None
+        alone = group.size == 1
         if resumed is None:
-            alone = group.size == 1
             recipe = choose_recipe(config, task, loaded, inputs.train, may_be_contrastive=alone, validates=validates)
         else:
             recipe = _saved_recipe(resumed)
+            if recipe.contrastive != "none" and not alone:
+                raise ConfigError(
+                    "the contrastive stage of this run needs a single process",
+                    where=str(output),
+                    remedy="Resume the run without torchrun or --ray.",
+                )
         checkpoints = Layout(output).checkpoints
         arguments = training_arguments(
             recipe, config, checkpoints, loaded.device, primary=task.primary, validates=validates
@@ -149,12 +155,13 @@ def train_into(
                 head, inputs.train.soft_labels = group.broadcast((frozen.fit_regression(), soft_labels))
                 initialize_head(loaded, head)
             if checkpoint is None:
+                stage = recipe.contrastive_stage(len(inputs.train)).epochs if recipe.contrastive == "first" else 0.0
                 seconds = estimate_seconds(
                     inputs.train,
                     inputs.validation,
                     arguments,
                     tokens_per_second=frozen.tokens_per_second,
-                    passes=2 if recipe.consistency else 1,
+                    passes=(2 if recipe.consistency else 1) + stage / recipe.epochs,
                     folds=splits.n_folds,
                 )
                 observe(TrainingEstimated(seconds))

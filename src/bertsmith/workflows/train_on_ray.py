@@ -9,13 +9,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bertsmith.config import Config
-from bertsmith.errors import ConfigError, DeviceError, Interrupted, MissingPackageError, TrainingError, UserError
+from bertsmith.errors import (
+    ConfigError,
+    DeviceError,
+    Interrupted,
+    MissingPackageError,
+    RunFolderError,
+    TrainingError,
+    UserError,
+)
 from bertsmith.events import RunListener
 from bertsmith.folders.claim import claim
 from bertsmith.folders.new_run import RunFolder
@@ -183,7 +191,8 @@ def _work(settings: Mapping[str, Any]) -> None:
     from bertsmith.workflows.seeds import run_seeds
 
     job: _Job = settings["job"]
-    os.chdir(job.folder)
+    with suppress(OSError):  # other machines may lack it, and need it for relative paths only
+        os.chdir(job.folder)
     os.environ["TORCHELASTIC_RUN_ID"] = "ray"
     rank, _ = rank_and_world_size()
     path, how = job.output, {"resume": job.resume, "overwrite": job.overwrite}
@@ -214,8 +223,10 @@ def _run_at(output: Path | str) -> Run | RemoteRun:
 
 
 def _info(run: Run | RemoteRun) -> dict[str, Any]:
-    """Return the content of ``run.json``; empty without a run."""
-    return run.info if isinstance(run, RemoteRun) or run.layout.run.is_file() else {}
+    """Return the content of ``run.json``; empty without a run or if it is damaged."""
+    with suppress(RunFolderError):
+        return run.info if isinstance(run, RemoteRun) or run.layout.run.is_file() else {}
+    return {}
 
 
 @contextmanager
