@@ -352,7 +352,9 @@ def test_the_command_prints_the_url_and_how_to_copy_the_run(cli, tmp_path, finis
     monkeypatch.chdir(tmp_path)
     tiny_table(30).to_csv("t.csv", index=False)
     there, temporary = RemoteRun(URL), tmp_path / "temporary"
-    there.put(finished)
+    others = {Path(path).name for path in Run(finished).foreign_files()}  # of other tests
+    shutil.copytree(finished, tmp_path / "source", ignore=lambda folder, names: others & {*names})
+    there.put(tmp_path / "source")
 
     def train_on_ray(source, config, output, **_):
         RemoteRun(output).fetch(temporary / "reviews")
@@ -360,7 +362,7 @@ def test_the_command_prints_the_url_and_how_to_copy_the_run(cli, tmp_path, finis
 
     monkeypatch.setattr("bertsmith.workflows.train_on_ray.train_on_ray", train_on_ray)
     code, out, _ = cli("train", "t.csv", "-o", URL, "--ray", "local", "--overwrite")
-    assert code == 0
+    assert code == 0, out
     assert URL in out.splitlines()[-3]
     assert not temporary.exists()
     command = shlex.split(out.splitlines()[-1])
