@@ -306,7 +306,7 @@ def main() -> int:
     from transformers import AutoTokenizer
 
     from bertsmith.compute.device import choose_device
-    from bertsmith.compute.memory import keep_freed_memory
+    from bertsmith.compute.system import keep_freed_memory
     from bertsmith.evaluation.intervals import label_metrics
     from bertsmith.model import checkpoint
     from bertsmith.training.recipe import choose_precision

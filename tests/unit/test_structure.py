@@ -1,6 +1,7 @@
 """The shape of the package: imports follow the arrows of the design, and starting is quick."""
 
 import ast
+import importlib
 import os
 import re
 import subprocess
@@ -183,3 +184,14 @@ def test_every_test_cited_on_reliability_exists():
     there = {name for p in (root / "tests").rglob("*.py") for name in re.findall(r"(?m)^def (test_\w+)", p.read_text())}
     assert len(named) > 40
     assert named - there == set()
+
+
+def test_benchmarks_import_what_exists():
+    missing = []
+    for file in (Path(__file__).parents[2] / "benchmarks").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("bertsmith"):
+                module, folder = importlib.import_module(node.module), SRC.parent.joinpath(*node.module.split("."))
+                names = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+                missing += [f"{file.name}: {name}" for name in names if not (folder / f"{name}.py").is_file()]
+    assert missing == []
