@@ -103,7 +103,8 @@ def test_results_do_not_depend_on_the_number_of_threads(run, pooled, tmp_path):
     [
         ([8, 8], {}, False, "only"),
         ([8, 8], {}, True, "first"),
-        ([24, 24], {}, False, "first"),
+        ([24, 24], {}, False, "only"),
+        ([25, 24], {}, False, "first"),
         ([8, 8], {"epochs": 2}, False, "first"),
         ([8, 8], {"set": {"max_steps": 9}}, False, "first"),
         ([8] * 17, {}, False, "none"),

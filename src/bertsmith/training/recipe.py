@@ -36,7 +36,7 @@ SCHEDULE_ARGUMENTS = frozenset(
 )
 """Training arguments of the user that apply to training on labels only."""
 CONTRASTIVE_ONLY_TEXTS = 48
-"""Below this number of texts, the contrastive stage is the only one."""
+"""Up to this number of texts, the contrastive stage is the only one."""
 HEAD_RATE = 10.0
 UNEQUAL = 10.0
 """Classes are imbalanced if the largest one has this many times the texts of the smallest one."""
@@ -126,7 +126,7 @@ def choose(
     gentle = fitted and texts < FITTED_TEXTS
     contrastive, reasons["contrastive"] = "none", "training on labels alone"
     if gentle and may_be_contrastive and classes <= MAX_CONTRASTIVE_CLASSES:
-        only = texts < CONTRASTIVE_ONLY_TEXTS and not validates and config.epochs is None
+        only = texts <= CONTRASTIVE_ONLY_TEXTS and not validates and config.epochs is None
         only = only and SCHEDULE_ARGUMENTS.isdisjoint(config.set)
         contrastive = "only" if only else "first"
         after = "then a regression" if only else "then training on labels"
