@@ -120,7 +120,6 @@ class MicroBatchTrainer(ResumableTrainer):
 
     def _contrastive_losses(self, parts: list[TokenBatch]) -> list[PartLoss]:
         """Return the contrastive loss of each micro-batch, which depends on the texts of all."""
-
         self.model.train()  # the Trainer does so only later
 
         def features(index: int) -> torch.Tensor:

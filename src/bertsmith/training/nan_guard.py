@@ -14,7 +14,7 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import TrainingArguments
 
-from bertsmith.errors import TrainingError
+from bertsmith.errors import TrainingError, listing
 from bertsmith.events import RolledBack
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.outputs import compute_logits
@@ -156,6 +156,11 @@ class NanGuard:
         epoch, batches = self.engine.epoch_and_batch(step)
         start = (batches + index) * args.per_device_train_batch_size
         return [int(i) for i in self.engine.sampler.order(epoch)[start : start + args.per_device_train_batch_size]]
+
+
+def describe_positions(rows: Sequence[int]) -> str:
+    """Describe training texts by their positions."""
+    return f"the training texts at {listing(rows)}, counted from 0"
 
 
 def safer_arguments(arguments: TrainingArguments) -> TrainingArguments:

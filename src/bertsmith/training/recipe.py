@@ -31,8 +31,14 @@ CONTRASTIVE_STEPS, LABEL_STEPS, MAX_CONTRASTIVE_CLASSES = 30, 30, 16
 classes, a batch has few pairs of one class.
 """
 SCHEDULE_ARGUMENTS = frozenset(
-    {"max_steps", "num_train_epochs", "gradient_accumulation_steps", "lr_scheduler_type", "lr_scheduler_kwargs"}
-    | {"eval_on_start"}
+    (
+        "max_steps",
+        "num_train_epochs",
+        "gradient_accumulation_steps",
+        "lr_scheduler_type",
+        "lr_scheduler_kwargs",
+        "eval_on_start",
+    )
 )
 """Training arguments of the user that apply to training on labels only."""
 CONTRASTIVE_ONLY_TEXTS = 48

@@ -15,7 +15,7 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 from bertsmith.compute.memory import is_out_of_memory
 from bertsmith.compute.system import keep_freed_memory
 from bertsmith.config import FEWEST_TO_SELECT
-from bertsmith.errors import DeviceError, Interrupted, listing
+from bertsmith.errors import DeviceError, Interrupted
 from bertsmith.events import Evaluated, Event, Finished, Listener
 from bertsmith.model.load import Loaded, noted, quiet_transformers
 from bertsmith.training import nan_guard
@@ -49,7 +49,7 @@ def fit(
     resume: Path | None = None,
     user_arguments: Mapping[str, Any] | None = None,
     group: ProcessGroup = SINGLE_PROCESS,
-    describe_texts: nan_guard.DescribeTexts = lambda rows: f"the training texts at {listing(rows)}, counted from 0",
+    describe_texts: nan_guard.DescribeTexts = nan_guard.describe_positions,
 ) -> Finished:
     """Fine-tune a model and load the weights of the best epoch.
 

@@ -8,7 +8,6 @@ from tempfile import gettempdir
 from typing import TYPE_CHECKING
 
 from bertsmith.config import Config
-from bertsmith.errors import listing
 from bertsmith.events import Finished, Listener
 from bertsmith.model.load import Loaded
 from bertsmith.tasks.base import Task
@@ -16,7 +15,7 @@ from bertsmith.training.arguments import training_arguments
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup
 from bertsmith.training.engine import OnScores
-from bertsmith.training.nan_guard import DescribeTexts
+from bertsmith.training.nan_guard import DescribeTexts, describe_positions
 from bertsmith.training.recipe import SCHEDULE_ARGUMENTS, Recipe
 from bertsmith.training.trainer import fit
 from bertsmith.workflows.prepare import embed, initialize_head
@@ -40,7 +39,7 @@ def fine_tune(
     stop: Callable[[], bool] = lambda: False,
     resume: Path | None = None,
     group: ProcessGroup = SINGLE_PROCESS,
-    describe_texts: DescribeTexts = lambda rows: f"the training texts at {listing(rows)}, counted from 0",
+    describe_texts: DescribeTexts = describe_positions,
 ) -> Finished:
     """Fine-tune a model in the stages of a recipe.
 
