@@ -9,12 +9,13 @@ import torch
 import transformers
 from transformers import Trainer
 
+from bertsmith.compute import threads
 from bertsmith.config import Config, TrainConfig
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, Interrupted
 from bertsmith.events import Evaluated, Finished, Saved, Started, StepDone
 from bertsmith.load_config import resolve
-from bertsmith.model import checkpoint
+from bertsmith.model import checkpoint, forward
 from bertsmith.model.load import load_model
 from bertsmith.testing import ARCHITECTURES, tiny_model
 from bertsmith.training.arguments import argument_problems, training_arguments
@@ -116,6 +117,21 @@ def test_precision_follows_the_device(monkeypatch):
     assert choose_precision(torch.device("cuda"))[0] == "fp16"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     assert choose_precision(torch.device("cuda"))[0] == "bf16"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_steps_are_computed_in_the_precision_of_the_recipe(workers, tiny, tmp_path, monkeypatch):
+    logits, seen = forward.logits, set()
+
+    def recorded(model, batch, **more):
+        if more.get("dropout") is not None:
+            seen.add(torch.is_autocast_enabled("cpu"))
+        return logits(model, batch, **more)
+
+    monkeypatch.setattr(forward, "logits", recorded)
+    monkeypatch.setattr(threads, "num_workers", lambda: workers)
+    _train(tiny, tmp_path / "run", epochs=1, precision="bf16")
+    assert seen == {True}
 
 
 def test_training_arguments_are_checked_all_at_once():

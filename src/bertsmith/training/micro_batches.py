@@ -126,8 +126,7 @@ class MicroBatchTrainer(ResumableTrainer):
             inputs = self._inputs(parts[index], index)
             if self.plan.packed:
                 inputs["batch"] = inputs["batch"].to(self.args.device)
-            with self.compute_loss_context_manager():
-                return self._outputs(self.model, inputs)
+            return self._outputs(self.model, inputs)
 
         labels = [to_device(part.labels, self.args.device) for part in parts if part.labels is not None]
         return part_losses(features, labels, parallel=self.plan.workers > 1)
@@ -135,12 +134,14 @@ class MicroBatchTrainer(ResumableTrainer):
     def _outputs(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         """Return the logits of a micro-batch; in contrastive training, the input of the last layer of the head."""
         batch, contrastive = inputs["batch"], self.recipe.contrastive == "only"
-        if isinstance(batch, PackedBatch):
-            compute = forward.features if contrastive else forward.logits
-            outputs = compute(model, batch, dropout=inputs["dropout"], compiled=self.compiled)
-        else:
-            compute_padded = forward.padded_features if contrastive else forward.padded_logits
-            outputs = compute_padded(replace(self.loaded, model=model), batch)
+        # The Trainer casts only calls of the model itself, which packed texts do not need.
+        with torch.autocast(self.args.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            if isinstance(batch, PackedBatch):
+                compute = forward.features if contrastive else forward.logits
+                outputs = compute(model, batch, dropout=inputs["dropout"], compiled=self.compiled)
+            else:
+                compute_padded = forward.padded_features if contrastive else forward.padded_logits
+                outputs = compute_padded(replace(self.loaded, model=model), batch)
         return windows.mean(outputs, inputs["counts"])
 
     def compute_loss(
