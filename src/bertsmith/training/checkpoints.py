@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file, save_file, save_model
 
 from bertsmith.compute.system import LOCKS_OPEN_FILES
 from bertsmith.errors import TrainingError, write_error
@@ -67,11 +67,6 @@ def load_state(path: Path) -> Any:
     if LOCKS_OPEN_FILES:  # the tensors are views of the file
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     return _from_json(json.loads((path / STATE).read_text(encoding="utf-8")), tensors)
-
-
-def load_weights(path: Path, model: PreTrainedModel) -> None:
-    """Load all weights of a checkpoint into a model."""
-    load_model(model, path / WEIGHTS)
 
 
 def rotate(folder: Path, limit: int | None, best: int | None) -> None:

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 TRAINER_STATE = "trainer_state.json"
 OVERRIDDEN = {
     "_save_checkpoint": ("model", "trial"),
-    "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
-    "_load_best_model": (),
     "_load_optimizer_and_scheduler": ("checkpoint",),
     "_load_rng_state": ("checkpoint",),
     "_get_grad_norm": ("model", "grad_norm"),
@@ -67,7 +65,10 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
             waited = patience["attributes"].get("early_stopping_patience_counter", 0)
             if state.global_step >= state.max_steps or waited >= patience["args"].get("early_stopping_patience", 1):
                 self.state = state
-                self._load_best_model()
+                if self.group.is_main:  # only it saves the model; other machines may lack the checkpoint
+                    # Without evaluations, the last weights are the best.
+                    best = self.checkpoint(state.best_global_step or state.global_step)
+                    self._load_from_checkpoint(str(best))
                 return None
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **arguments)
 
@@ -76,15 +77,12 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
         return Path(self.args.output_dir) / f"checkpoint-{step}"
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        if not self.args.should_save:
+        if not self.group.is_main:
+            self.group.barrier()  # the main process saves
             return
         step, best = self.state.global_step, self.state.best_global_step
-        if not self.group.is_main:
-            self.group.barrier()  # the main process saves first
-        if best and ((self.group.is_main and best == step) or self.checkpoint(best).exists()):
+        if best and (best == step or self.checkpoint(best).exists()):
             self.state.best_model_checkpoint = str(self.checkpoint(best))
-        if not self.group.is_main:
-            return
         self.store_flos()
         for part in (*self.callback_handler.callbacks, self.control):
             if isinstance(part, ExportableState):
@@ -105,15 +103,6 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
         )
         checkpoints.rotate(Path(self.args.output_dir), self.args.save_total_limit, best)
         self.group.barrier()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        checkpoints.load_weights(Path(resume_from_checkpoint), model or self.model)
-
-    def _load_best_model(self) -> None:
-        if not self.group.is_main:  # only it saves the model; other machines may lack the checkpoint
-            return
-        step = self.state.best_global_step or self.state.global_step  # without evaluations, the last weights
-        checkpoints.load_weights(self.checkpoint(step), self.model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
