@@ -105,11 +105,6 @@ class Engine(MicroBatchTrainer):
 
     # -- overridden methods of the Trainer -----------------------------------------------------------------------------
 
-    def create_accelerator_and_postprocess(self) -> None:
-        """Leave batches on the host, where they are split."""
-        super().create_accelerator_and_postprocess()
-        self.accelerator.device_placement = False
-
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Create the optimizer, with the learning rates of head and layers."""
         new = self.optimizer is None
@@ -120,7 +115,10 @@ class Engine(MicroBatchTrainer):
         return optimizer
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return batches in the order of `EpochSampler`, or of the sampling strategy in the training arguments."""
+        """Return batches in the order of `EpochSampler`, or of the sampling strategy in the training arguments.
+
+        They stay on the host, where they are split: accelerate does not prepare the loader.
+        """
         data, random = self.train_dataset, self.args.train_sampling_strategy == "random"
         return DataLoader(
             data,
