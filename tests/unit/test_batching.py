@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from bertsmith.compute.batching import micro_batches
 from bertsmith.data.table import Labels
-from bertsmith.model import checkpoint
+from bertsmith.model import checkpoint, forward
 from bertsmith.model.batch import TokenBatch
-from bertsmith.model.forward import padded_logits
 from bertsmith.model.load import Loaded, load_model, load_tokenizer
 from bertsmith.model.tokens import Tokens
 from bertsmith.testing import tiny_model
@@ -86,7 +85,7 @@ def test_gradients_of_padded_texts_equal_those_of_the_batch(loaded, lengths, bud
     def gradient(parts, loss):
         model.zero_grad()
         for part in parts:
-            loss(padded_logits(loaded, part), part.labels).backward()
+            loss(forward.outputs(loaded, part), part.labels).backward()
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
     expected = gradient([batch], torch.nn.CrossEntropyLoss(label_smoothing=smoothing))

@@ -73,9 +73,9 @@ def test_features_are_the_same_without_packing(loaded, monkeypatch):
     pooling.add_pooling_layer(loaded.model)
     batch = _texts(7)
     with torch.inference_mode():
-        packed = forward.inference_features(loaded, batch)
+        packed = forward.inference_outputs(loaded, batch, only_features=True)
         monkeypatch.setattr(forward, "supports", lambda model: False)
-        padded = forward.inference_features(loaded, batch)
+        padded = forward.inference_outputs(loaded, batch, only_features=True)
     assert packed.numpy() == pytest.approx(padded.numpy(), rel=1e-4, abs=1e-5)
 
 

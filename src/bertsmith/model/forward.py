@@ -85,22 +85,38 @@ def features(
         return _head(model, x, dropout)
 
 
-def padded_logits(loaded: Loaded, batch: TokenBatch) -> torch.Tensor:
-    """Compute the logits of texts with Hugging Face's forward pass, shape (texts, classes).
+def outputs(
+    loaded: Loaded,
+    batch: PackedBatch | TokenBatch,
+    *,
+    only_features: bool = False,
+    dropout: Dropout | None = None,
+    compiled: bool = False,
+) -> torch.Tensor:
+    """Compute `logits` or `features` of packed texts, or the same of other texts with Hugging Face's forward pass.
 
     Args:
-        loaded: any sequence-classification model. Its mode decides about dropout.
-        batch: the texts, on the host.
+        loaded: any sequence-classification model. For padded texts, its mode decides about dropout in the encoder.
+        batch: packed texts on the device of the model, or texts on the host, which are padded.
+        only_features: compute features; for padded texts, the type must be in `bertsmith.model.bert.MODULE_NAMES`.
+        dropout, compiled: for packed texts, see `logits`.
     """
-    result: torch.Tensor = loaded.model(**_padded_inputs(loaded, batch)).logits
+    if isinstance(batch, PackedBatch):
+        compute = features if only_features else logits
+        return compute(loaded.model, batch, dropout=dropout, compiled=compiled)
+    inputs = _padded_inputs(loaded, batch)
+    if only_features:
+        return _head(loaded.model, loaded.model.base_model(**inputs).last_hidden_state, NO_DROPOUT)
+    result: torch.Tensor = loaded.model(**inputs).logits
     return result
 
 
-def inference_logits(loaded: Loaded, batch: TokenBatch) -> torch.Tensor:
-    """Compute the logits of texts by `logits` if it supports the model, else by `padded_logits`."""
+def inference_outputs(loaded: Loaded, batch: TokenBatch, *, only_features: bool = False) -> torch.Tensor:
+    """Compute `outputs` of texts, packed if `supports` accepts the model."""
     if supports(loaded.model):
-        return logits(loaded.model, pack_for(loaded.model, batch).to(loaded.device))
-    return padded_logits(loaded, batch)
+        packed = pack_for(loaded.model, batch).to(loaded.device)
+        return outputs(loaded, packed, only_features=only_features)
+    return outputs(loaded, batch, only_features=only_features)
 
 
 def embeddings(loaded: Loaded, batch: TokenBatch) -> torch.Tensor:
@@ -110,23 +126,6 @@ def embeddings(loaded: Loaded, batch: TokenBatch) -> torch.Tensor:
         return packed.mean(_hidden_states(loaded.model, packed, NO_DROPOUT).float())
     inputs = _padded_inputs(loaded, batch)
     return PaddedBatch.from_inputs(**inputs).mean(loaded.model.base_model(**inputs).last_hidden_state.float())
-
-
-def padded_features(loaded: Loaded, batch: TokenBatch) -> torch.Tensor:
-    """Compute the input of the last layer of the head with Hugging Face's encoder, shape (texts, hidden size).
-
-    Args:
-        loaded: a model of a type in `bertsmith.model.bert.MODULE_NAMES`; its mode decides about dropout in the encoder.
-        batch: the texts, on the host.
-    """
-    return _head(loaded.model, loaded.model.base_model(**_padded_inputs(loaded, batch)).last_hidden_state, NO_DROPOUT)
-
-
-def inference_features(loaded: Loaded, batch: TokenBatch) -> torch.Tensor:
-    """Compute the input of the last layer of the head by `features`, or by `padded_features` for other models."""
-    if supports(loaded.model):
-        return features(loaded.model, pack_for(loaded.model, batch).to(loaded.device))
-    return padded_features(loaded, batch)
 
 
 def logits_from_embeddings(loaded: Loaded, batch: TokenBatch, embeddings: torch.Tensor) -> torch.Tensor:

@@ -98,7 +98,7 @@ def compute_logits(
     """
     flat = replace(batch, counts=None, labels=None)
     logits, budget = _compute(
-        forward.inference_logits, loaded, flat, budget, loaded.model.config.num_labels, dtype, progress, on_retry
+        forward.inference_outputs, loaded, flat, budget, loaded.model.config.num_labels, dtype, progress, on_retry
     )
     return windows.mean(torch.from_numpy(logits), batch.counts).numpy(), budget
 
@@ -120,7 +120,8 @@ def compute_embeddings(loaded: Loaded, batch: TokenBatch, budget: int | None = N
 def compute_features(loaded: Loaded, batch: TokenBatch, budget: int | None = None) -> np.ndarray:
     """Compute the input of the last layer of the head, float64, shape (n, hidden size); see `compute_embeddings`."""
     budget = budget or token_budget(loaded, batch.longest)
-    return _compute(forward.inference_features, loaded, batch, budget, loaded.model.config.hidden_size)[0]
+    features = partial(forward.inference_outputs, only_features=True)
+    return _compute(features, loaded, batch, budget, loaded.model.config.hidden_size)[0]
 
 
 def _compute(

@@ -133,15 +133,15 @@ class MicroBatchTrainer(ResumableTrainer):
 
     def _outputs(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         """Return the logits of a micro-batch; in contrastive training, the input of the last layer of the head."""
-        batch, contrastive = inputs["batch"], self.recipe.contrastive == "only"
         # The Trainer casts only calls of the model itself, which packed texts do not need.
         with torch.autocast(self.args.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            if isinstance(batch, PackedBatch):
-                compute = forward.features if contrastive else forward.logits
-                outputs = compute(model, batch, dropout=inputs["dropout"], compiled=self.compiled)
-            else:
-                compute_padded = forward.padded_features if contrastive else forward.padded_logits
-                outputs = compute_padded(replace(self.loaded, model=model), batch)
+            outputs = forward.outputs(
+                replace(self.loaded, model=model),
+                inputs["batch"],
+                only_features=self.recipe.contrastive == "only",
+                dropout=inputs["dropout"],
+                compiled=self.compiled,
+            )
         return windows.mean(outputs, inputs["counts"])
 
     def compute_loss(
