@@ -7,12 +7,12 @@ computation. A graph launches them at once: the same kernels on the same shapes,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 
-from bertsmith.model.batch import to_device
+from bertsmith.model.batch import SIZES_PER_DOUBLING, PackedBatch, to_device
 
 MAX_GRAPHS, MAX_FAILURES = 64, 2
 """Maximum number of graphs, and of failed captures per size."""
@@ -22,9 +22,10 @@ COMPILE_SAVING, COMPILE_SECONDS = 0.1, 20.0
 """Saved share of the time, and compile time: 0.12 and 15 seconds for BERT-Base on an H200."""
 
 Inputs = dict[str, torch.Tensor]
-Work = Callable[[Inputs], torch.Tensor]
+Work = Callable[[PackedBatch, torch.Tensor], torch.Tensor]
 """Adds to the gradients of the parameters and returns a loss, without synchronization."""
-Capture = Callable[[Work, Inputs], tuple[Callable[[], None], torch.Tensor]]
+WorkOn = Callable[[Inputs], torch.Tensor]
+Capture = Callable[[WorkOn, Inputs], tuple[Callable[[], None], torch.Tensor]]
 """Returns a function that repeats the work with the current values of the inputs, and the tensor of its loss."""
 
 
@@ -49,26 +50,38 @@ class CudaGraphs:
         self.failures: Counter[object] = Counter()
         self.gradients: dict[torch.nn.Parameter, torch.Tensor] = {}
 
-    def run(self, size: object, inputs: Mapping[str, torch.Tensor], work: Work, device: torch.device) -> torch.Tensor:
+    def run(
+        self, batch: PackedBatch, labels: torch.Tensor, work: Work, device: torch.device, longest: int, key: object
+    ) -> torch.Tensor:
         """Run some work by its graph, and return the loss. The very first call runs without a graph.
 
         Args:
-            size: key of the graph: everything the work depends on, except for the values of the inputs.
-            inputs: on the CPU.
-            work: receives the inputs on the device.
+            batch: on the CPU.
+            labels: of the texts.
+            work: receives batch and labels on the device.
             device: device of the model.
+            longest: number of tokens of the longest text of all batches. The fewer lengths, the fewer graphs.
+            key: what the work depends on, except for the batch and the labels.
         """
+        max_seqlen = max(longest, batch.max_seqlen, len(batch.input_ids) // SIZES_PER_DOUBLING)
+        inputs = {**batch.tensors(), "labels": labels}
+        size = (len(labels), len(batch.input_ids), max_seqlen, key, *inputs)
+
+        def work_on(inputs: Inputs) -> torch.Tensor:
+            fields = {name: values for name, values in inputs.items() if name != "labels"}
+            return work(replace(batch, max_seqlen=max_seqlen, **fields), inputs["labels"])
+
         graph = self.graphs.get(size)
         if graph is None:
             on_device = {name: to_device(values, device) for name, values in inputs.items()}
             if not self.gradients or self.failures[size] == MAX_FAILURES or len(self.graphs) == MAX_GRAPHS:
-                return self._run_eagerly(work, on_device)
+                return self._run_eagerly(work_on, on_device)
             self._restore_gradients()
             try:
-                replay, loss = self.capture(work, on_device)
+                replay, loss = self.capture(work_on, on_device)
             except RuntimeError:  # an operation cannot be captured, or needs a warm-up
                 self.failures[size] += 1
-                return self._run_eagerly(work, on_device)
+                return self._run_eagerly(work_on, on_device)
             graph = self.graphs[size] = _Graph(on_device, replay, loss)
         else:
             for name, values in inputs.items():
@@ -77,7 +90,7 @@ class CudaGraphs:
         graph.replay()
         return graph.loss.clone()
 
-    def _run_eagerly(self, work: Work, inputs: Inputs) -> torch.Tensor:
+    def _run_eagerly(self, work: WorkOn, inputs: Inputs) -> torch.Tensor:
         loss = work(inputs)
         for parameter in self.model.parameters():
             if parameter.grad is not None and parameter not in self.gradients:
@@ -101,7 +114,7 @@ class _CudaCapture:
     def __init__(self) -> None:
         self.pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, work: Work, inputs: Inputs) -> tuple[Callable[[], None], torch.Tensor]:
+    def __call__(self, work: WorkOn, inputs: Inputs) -> tuple[Callable[[], None], torch.Tensor]:
         graph = torch.cuda.CUDAGraph()
         # The outer context restores the stream even if the capture fails.
         with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=self.pool):

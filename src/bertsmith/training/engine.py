@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,22 +14,26 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
+from bertsmith.compute import threads
 from bertsmith.compute.machine import cores
 from bertsmith.compute.memory import MIN_TOKEN_BUDGET, retry_on_out_of_memory
 from bertsmith.compute.system import load_average, trim_memory
 from bertsmith.events import Compiling, MemoryExceeded, Slowed
-from bertsmith.model.batch import TokenBatch, to_device
-from bertsmith.model.gradients import TableGradients
+from bertsmith.model import forward, windows
+from bertsmith.model.batch import PackedBatch, TokenBatch, to_device
+from bertsmith.model.dropout import Dropout
+from bertsmith.model.gradients import TableGradients, collect_gradients, replicate
 from bertsmith.model.load import Loaded
 from bertsmith.model.outputs import compute_logits, with_layer_dtype
 from bertsmith.training import cuda_graphs
+from bertsmith.training.contrastive import PartLoss, part_losses
 from bertsmith.training.data import EpochSampler, TokenDataset, epoch_and_batch
 from bertsmith.training.distributed import SINGLE_PROCESS, GradientSum, ProcessGroup
 from bertsmith.training.losses import StepLoss
-from bertsmith.training.micro_batches import MicroBatchTrainer
 from bertsmith.training.nan_guard import NanGuard, NotFiniteError
 from bertsmith.training.optimizer import halve_learning_rate, set_param_groups
 from bertsmith.training.recipe import Recipe
+from bertsmith.training.resumable import ResumableTrainer
 from bertsmith.training.steps import longest_text, plan_steps
 from bertsmith.training.timing import SlowdownDetector, StepMeter
 
@@ -37,7 +44,7 @@ if TYPE_CHECKING:
 OnScores = Callable[[np.ndarray, np.ndarray], None]
 
 
-class Engine(MicroBatchTrainer):
+class Engine(ResumableTrainer):
     """The training loop.
 
     Batches are split into micro-batches by a token budget, which is halved when memory runs out. Order and dropout
@@ -45,15 +52,9 @@ class Engine(MicroBatchTrainer):
     host. Steps on a GPU never synchronize: losses stay on the device, and errors follow in the next step.
 
     Args:
-        loaded: the model, trained in place, and its tokenizer.
-        train, validation: the texts.
-        arguments: of the Trainer.
-        recipe: for the settings that ``arguments`` do not have.
-        task: the kind of label.
-        callback: receives events.
-        group: the processes of the run.
-        on_scores: receives targets and scores of the validation texts at every evaluation.
         halved: whether ``arguments`` have half the original learning rate, after a number that was not finite.
+        loaded, train, validation, arguments, recipe, task, group, on_scores: see `bertsmith.training.trainer.fit`.
+        callback: receives events.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Engine(MicroBatchTrainer):
         self.replicas: list[Any] = []
         self._max_seqlen, self._steps_seen = int(train.lengths.max()), 0
         self._position = (-1, 0)  # step, and batch of the step
+        self.dtype = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
         super().__init__(
             model=loaded.model,
             args=arguments,
@@ -103,22 +105,15 @@ class Engine(MicroBatchTrainer):
         self.gradient_sum = GradientSum(group, loaded.model.parameters())
         self.graphs = cuda_graphs.CudaGraphs(loaded.model) if plan.use_cuda_graphs else None
 
-    # -- overridden methods of the Trainer -----------------------------------------------------------------------------
-
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Create the optimizer, with the learning rates of head and layers."""
-        new = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        if new:
-            rates = {"head_rate": self.recipe.head_rate, "layer_decay": self.recipe.layer_decay}
-            set_param_groups(optimizer, self.model, **rates)
+        recipe = self.recipe
+        set_param_groups(optimizer, self.model, head_rate=recipe.head_rate, layer_decay=recipe.layer_decay)
         return optimizer
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return batches in the order of `EpochSampler`, or of the sampling strategy in the training arguments.
-
-        They stay on the host, where they are split: accelerate does not prepare the loader.
-        """
+        """Return batches in the order of `EpochSampler`, or of the sampling strategy in the training arguments."""
         data, random = self.train_dataset, self.args.train_sampling_strategy == "random"
         return DataLoader(
             data,
@@ -147,7 +142,7 @@ class Engine(MicroBatchTrainer):
             batch.take(share),
             self.token_budget,
             dtype=self.dtype,
-            on_retry=self._emit_memory_short,
+            on_retry=lambda budget: self.emit(MemoryExceeded(self.state.global_step, budget)),
         )
         table = torch.zeros(len(batch), logits.shape[1])
         table[share] = torch.from_numpy(logits).float()
@@ -156,10 +151,8 @@ class Engine(MicroBatchTrainer):
             raise NotFiniteError(f"a logit of the validation texts at step {self.state.global_step:,}", [], [])
         targets, scores = batch.labels.numpy(), self.task.scores(table.numpy())
         self.callback.only_label = self.task.only_label(scores, self.model.config.id2label)
-        values = {
-            "loss": float(self.step_loss.eval_loss(table, batch.labels).mean()),
-            **self.task.validation_metrics(targets, scores),
-        }
+        loss = self.step_loss.eval_loss(table, batch.labels).mean()
+        values = {"loss": loss, **self.task.validation_metrics(targets, scores)}
         self.on_scores(targets, scores)
         metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in values.items()}
         self.log(metrics)
@@ -177,9 +170,6 @@ class Engine(MicroBatchTrainer):
     def at_epoch_end(self) -> bool:
         """Whether the finished steps are complete epochs."""
         return self.epoch_and_batch()[1] == 0
-
-    def _emit_memory_short(self, budget: int) -> None:
-        self.emit(MemoryExceeded(self.state.global_step, budget))
 
     # -- a step --------------------------------------------------------------------------------------------------------
 
@@ -202,10 +192,10 @@ class Engine(MicroBatchTrainer):
             self.replicas.clear()
             if self.graphs is not None:
                 self.graphs = cuda_graphs.CudaGraphs(self.model)  # frees the memory of the captured graphs
-            self._emit_memory_short(budget)
+            self.emit(MemoryExceeded(self.state.global_step, budget))
 
         loss, self.token_budget = retry_on_out_of_memory(
-            lambda budget: self.add_gradients(model, share, num_items_in_batch, budget),
+            lambda budget: self._add_gradients(model, share, num_items_in_batch, budget),
             self.token_budget,
             min_budget=max(share.longest, MIN_TOKEN_BUDGET),
             on_retry=restore,
@@ -226,6 +216,103 @@ class Engine(MicroBatchTrainer):
         if slowdown is not None:
             self.emit(Slowed(self.state.global_step, slowdown, load_average(), cores()))
         return loss
+
+    def _add_gradients(self, model: Any, batch: TokenBatch, n_texts: Any, budget: int) -> torch.Tensor:
+        """Add the gradient of a batch, computed in micro-batches on several workers; return its loss."""
+        budget, workers = budget // 2 if self.step_loss.consistency else budget, self.plan.workers
+        parts = batch.split(budget, packed=self.plan.packed, workers=workers) if len(batch) else []
+        losses_of = self._contrastive_losses(parts) if self.recipe.contrastive == "only" else [None] * len(parts)
+        while len(parts) > 1 and len(self.replicas) < workers - 1:
+            self.replicas.append(replicate(self.model))
+        models = [model, *self.replicas][: len(parts) or 1]
+
+        def work(worker: int) -> torch.Tensor:
+            # On several workers, autocast casts the weights once per step and not once per micro-batch.
+            with self._autocast() if len(models) > 1 else nullcontext():
+                losses = [
+                    self._add_gradient(models[worker], parts[i], i, n_texts, len(parts), losses_of[i])
+                    for i in range(worker, len(parts), len(models))
+                ]
+            return torch.stack(losses).sum() if losses else torch.zeros((), device=self.args.device)
+
+        losses = threads.run([partial(work, worker) for worker in range(len(models))])
+        for replica in models[1:]:
+            collect_gradients(model, replica)
+        return torch.stack(losses).sum()
+
+    def _add_gradient(
+        self, model: Any, part: TokenBatch, index: int, n_texts: Any, n_parts: int, loss_of: PartLoss | None
+    ) -> torch.Tensor:
+        """Add the gradient of one of the micro-batches of a batch, and return its loss."""
+        if self.step_loss.consistency:
+            part = part.take(torch.arange(len(part)).repeat(2))
+        inputs = {**self._inputs(part, index), "loss_of": loss_of}
+        batch, labels, run_step = inputs["batch"], inputs["labels"], super().training_step
+
+        def step(batch: PackedBatch | TokenBatch, labels: torch.Tensor) -> torch.Tensor:
+            loss: torch.Tensor = run_step(model, {**inputs, "batch": batch, "labels": labels}, n_texts)
+            return loss
+
+        self.meter.micro_batch_tokens.append(len(batch.input_ids) if self.plan.packed else len(part) * part.longest)
+        if self.graphs is not None and n_parts == 1:
+            return self.graphs.run(batch, labels, step, self.args.device, self._max_seqlen, key=n_texts)
+        # Replicas get gradients of their own; recomputed layers can add to a gradient several times.
+        direct = (self.plan.workers == 1 or n_parts == 1) and not self.args.gradient_checkpointing
+        last = self.accelerator.sync_gradients and index == n_parts - 1
+        with self.gradient_sum.overlap() if direct and last else nullcontext():
+            return step(batch, labels)
+
+    def _inputs(self, part: TokenBatch, index: int) -> dict[str, Any]:
+        """Return the inputs of `compute_loss` for a micro-batch, whose tokens are still on the host."""
+        seed = (self.args.seed, *self._position, index, self.group.rank)
+        if not self.plan.packed or self.args.device.type != "cpu":
+            torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        assert part.labels is not None
+        return {
+            "batch": forward.pack_for(self.model, part) if self.plan.packed else part,
+            "labels": to_device(part.labels, self.args.device),
+            "counts": None if part.counts is None else to_device(part.counts, self.args.device),
+            "dropout": Dropout(*seed),
+        }
+
+    def _contrastive_losses(self, parts: list[TokenBatch]) -> list[PartLoss]:
+        """Return the contrastive loss of each micro-batch, which depends on the texts of all."""
+        self.model.train()  # the Trainer does so only later
+
+        def features(index: int) -> torch.Tensor:
+            return self._outputs(self.model, self._inputs(parts[index], index))
+
+        labels = [to_device(part.labels, self.args.device) for part in parts if part.labels is not None]
+        return part_losses(features, labels, parallel=self.plan.workers > 1)
+
+    def _outputs(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """Return the logits of a micro-batch; in contrastive training, the input of the last layer of the head."""
+        batch = inputs["batch"]
+        with self._autocast():  # the Trainer casts only in calls of the model itself, which packed texts do not need
+            outputs = forward.outputs(
+                replace(self.loaded, model=model),
+                batch.to(self.args.device) if isinstance(batch, PackedBatch) else batch,
+                only_features=self.recipe.contrastive == "only",
+                dropout=inputs["dropout"],
+                compiled=self.compiled,
+            )
+        return windows.mean(outputs, inputs["counts"])
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Return the share of a micro-batch in the loss of the step."""
+        start = time.perf_counter()
+        loss_of = inputs["loss_of"] or partial(
+            self.step_loss, labels=inputs["labels"], num_items_in_batch=num_items_in_batch
+        )
+        loss: torch.Tensor = loss_of(self._outputs(model, inputs))
+        self.meter.forward_seconds.append(time.perf_counter() - start)
+        return loss
+
+    def _autocast(self) -> torch.autocast:
+        """Compute matrix products in the precision of the arguments."""
+        return torch.autocast(self.args.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def _compile_if_worthwhile(self) -> None:
         """Compile the layers on a GPU if the estimated remaining time is long enough."""
