@@ -37,7 +37,7 @@ class Dropout:
             return x
         if not 0 < p < 1 or x.device.type != "cpu":
             return F.dropout(x, p)
-        result: torch.Tensor = _Dropout.apply(x, self.mask(x.shape, p), 1 / (1 - p))
+        result: torch.Tensor = _DropoutAdd.apply(x, None, self.mask(x.shape, p), 1 / (1 - p))
         return result
 
     def add(self, x: torch.Tensor, residual: torch.Tensor, p: float) -> torch.Tensor:
@@ -77,29 +77,19 @@ def apply_mask(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.bitwise_and(x.view(integer), mask.to(integer)).view(x.dtype)
 
 
-class _Dropout(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
+class _DropoutAdd(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, residual: torch.Tensor | None, mask: torch.Tensor, scale: float
+    ) -> torch.Tensor:
         ctx.save_for_backward(mask)
-        ctx.scale = scale
-        return apply_mask(x, mask).mul_(scale)
+        ctx.scale, ctx.dtypes = scale, (x.dtype, None if residual is None else residual.dtype)
+        kept = apply_mask(x, mask)
+        return kept.mul_(scale) if residual is None else torch.add(residual, kept, alpha=scale)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (mask,) = ctx.saved_tensors
-        return apply_mask(gradient.contiguous(), mask).mul_(ctx.scale), None, None
-
-
-class _DropoutAdd(torch.autograd.Function):  # type: ignore[misc]
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, residual: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
-        ctx.save_for_backward(mask)
-        ctx.scale, ctx.dtypes = scale, (x.dtype, residual.dtype)
-        return torch.add(residual, apply_mask(x, mask), alpha=scale)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (mask,) = ctx.saved_tensors
         x_dtype, residual_dtype = ctx.dtypes
         grad_x = apply_mask(gradient.to(x_dtype).contiguous(), mask).mul_(ctx.scale)
-        return grad_x, gradient.to(residual_dtype), None, None
+        return grad_x, None if residual_dtype is None else gradient.to(residual_dtype), None, None
