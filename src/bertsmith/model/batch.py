@@ -249,10 +249,7 @@ class PackedBatch:
 
     def mean(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the mean over the tokens of each text, shape (texts, n), from shape (tokens, n)."""
-        lengths = self.cu_seqlens.diff()[:-1].long()
-        texts = torch.arange(len(lengths), device=rows.device).repeat_interleave(lengths, output_size=sum(self.lengths))
-        summed = rows.new_zeros(len(lengths), rows.shape[1]).index_add(0, texts, rows[: len(texts)])
-        return summed / lengths[:, None]
+        return windows.mean(rows[: sum(self.lengths)], self.cu_seqlens.diff()[:-1].long())
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors that are not ``None``, by name."""
