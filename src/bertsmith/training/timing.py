@@ -1,12 +1,10 @@
-"""Measure phases of a run, throughput of training, and sudden slowdowns; estimate the training time."""
+"""Measure throughput of training and sudden slowdowns; estimate the training time."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 from transformers import TrainingArguments
@@ -18,38 +16,6 @@ SLOWDOWN_STEPS, SLOWDOWN_SECONDS, SLOWDOWN_FACTOR = 5, 10.0, 4.0
 """Number of steps to compare, their minimum duration, and how much slower they must be."""
 BACKWARD = 3.0
 """Time of a training step in forward passes: the backward pass takes about two; see benchmarks/LOG.md."""
-
-
-class PhaseTimer:
-    """Measures the seconds of each phase of a run, including earlier attempts of a resumed run."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
-        self._phase: str | None = None
-        self._since = 0.0
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Count the time in this context as a phase."""
-        self._phase, self._since = phase, time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds()
-            self._phase = None
-
-    def add(self, seconds: Mapping[str, float]) -> None:
-        """Add seconds by phase."""
-        for phase, value in seconds.items():
-            self._seconds[phase] = self._seconds.get(phase, 0.0) + value
-
-    def seconds(self) -> dict[str, float]:
-        """Return the seconds of each phase so far, including the current one."""
-        if self._phase is not None:
-            now = time.perf_counter()
-            self.add({self._phase: now - self._since})
-            self._since = now
-        return {phase: round(seconds, 3) for phase, seconds in self._seconds.items()}
 
 
 class StepMeter:

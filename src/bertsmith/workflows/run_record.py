@@ -1,9 +1,10 @@
-"""Record a run in its folder: inputs, history and status."""
+"""Record a run in its folder: inputs, history, seconds of each phase and status."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,40 @@ from bertsmith.events import (
 from bertsmith.folders.atomic import replaced_file, write_json
 from bertsmith.folders.new_run import check_room, check_same, create
 from bertsmith.folders.run import Run, now
-from bertsmith.training.timing import PhaseTimer
 from bertsmith.workflows.prepare import Inputs, Splits
 from bertsmith.workflows.score import hash_texts
+
+
+class PhaseTimer:
+    """Measures the seconds of each phase of a run, including earlier attempts of a resumed run."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._phase: str | None = None
+        self._since = 0.0
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Count the time in this context as a phase."""
+        self._phase, self._since = phase, time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds()
+            self._phase = None
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Add seconds by phase."""
+        for phase, value in seconds.items():
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + value
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of each phase so far, including the current one."""
+        if self._phase is not None:
+            now = time.perf_counter()
+            self.add({self._phase: now - self._since})
+            self._since = now
+        return {phase: round(seconds, 3) for phase, seconds in self._seconds.items()}
 
 
 def begin_run(

@@ -29,7 +29,7 @@ from bertsmith.training.arguments import training_arguments
 from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.steps import check_memory
-from bertsmith.training.timing import PhaseTimer, estimate_seconds
+from bertsmith.training.timing import estimate_seconds
 from bertsmith.training.trainer import fit
 from bertsmith.workflows.ablation import compare_columns
 from bertsmith.workflows.baselines import FrozenEmbeddings, baselines
@@ -39,7 +39,7 @@ from bertsmith.workflows.inspect import as_table
 from bertsmith.workflows.languages import with_checkpoint
 from bertsmith.workflows.long_texts import candidates, choose_reading, measure_reading
 from bertsmith.workflows.prepare import Splits, choose_recipe, initialize_head, prepare_inputs, prepared_event
-from bertsmith.workflows.run_record import begin_run, record_failure, recording_listener, resume_run
+from bertsmith.workflows.run_record import PhaseTimer, begin_run, record_failure, recording_listener, resume_run
 from bertsmith.workflows.score import (
     Scores,
     analyze_test,
