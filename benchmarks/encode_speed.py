@@ -79,7 +79,10 @@ def main() -> int:
                 found.append(make())
                 if number:
                     seconds[name].append(time.perf_counter() - began)
-        ids = [[r.tolist() for r in made.ids()] if isinstance(made, Tokens) else made["input_ids"][:] for made in found]
+        ids = [
+            [r.tolist() for r in made.split()["input_ids"]] if isinstance(made, Tokens) else made["input_ids"][:]
+            for made in found
+        ]
         if any(other != ids[0] for other in ids):
             print(f"{table}: contenders differ", file=sys.stderr)
             return 1

@@ -130,8 +130,8 @@ def test_windows_are_as_long_as_allowed_overlap_and_cover_every_token(made, fami
     whole = encoder.encode(texts)
     windows, counts = whole.windows(max_length)
     assert len(counts) == len(texts)
-    found = iter(windows.ids())
-    for ids, count in zip(whole.ids(), counts, strict=True):
+    found = iter(windows.split()["input_ids"])
+    for ids, count in zip(whole.split()["input_ids"], counts, strict=True):
         of_text = [next(found).tolist() for _ in range(count)]
         if len(ids) <= max_length:
             assert of_text == [ids.tolist()]
@@ -153,7 +153,7 @@ def test_head_and_tail_are_a_quarter_and_the_rest_of_the_content(made, family, s
     head = round(content / 4)
     whole = encoder.encode([" ".join(["a", "b", "c", "0"] * 15)[: 2 * size] for size in sizes])
     cut = whole.head_tail(max_length)
-    for ids, found, is_cut in zip(whole.ids(), cut.ids(), cut.is_truncated, strict=True):
+    for ids, found, is_cut in zip(whole.split()["input_ids"], cut.split()["input_ids"], cut.is_truncated, strict=True):
         inner, end = ids.tolist()[before : len(ids) - after], ids.tolist()[len(ids) - after :]
         assert is_cut == (len(ids) > max_length)
         kept = inner[:head] + inner[len(inner) - (content - head) :] if is_cut else inner

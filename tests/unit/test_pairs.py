@@ -92,7 +92,9 @@ def test_pairs_are_cut_as_the_tokenizer_cuts_them_however_often(case, slow, pair
         }
         order = np.arange(len(pairs))[::-1]
         joined = Tokens.concatenate([tokens.take(order), tokens])
-        assert joined.truncate(6).ids()[-1].tolist() == tokens.truncate(6).ids()[-1].tolist()
+        assert (
+            joined.truncate(6).split()["input_ids"][-1].tolist() == tokens.truncate(6).split()["input_ids"][-1].tolist()
+        )
 
 
 @settings(max_examples=60, deadline=None)
@@ -103,17 +105,19 @@ def test_of_several_columns_the_longest_is_cut_first(columns, max_length):
     tokenizer = TOKENIZERS["BERT", "right"]
     text = "\n".join(map(" ".join, columns))
     tokens = encoder_for(tokenizer, by_line=True).encode([text, "cat"])
-    assert tokens.ids()[0].tolist() == tokenizer(text)["input_ids"]  # what transformers reads, unless it is cut
+    assert (
+        tokens.split()["input_ids"][0].tolist() == tokenizer(text)["input_ids"]
+    )  # what transformers reads, unless it is cut
     assert [*tokens.parts[0].tolist()[:-1], tokens.parts[0, -1]] == [*map(len, columns)]
     cut = tokens.truncate(max_length)
     kept = cut.parts[0]
-    assert cut.truncated_lengths[0] == min(len(tokens.ids()[0]), max_length) == kept.sum() + 2
+    assert cut.truncated_lengths[0] == min(len(tokens.split()["input_ids"][0]), max_length) == kept.sum() + 2
     shortened = kept[kept < tokens.parts[0]]
     if len(shortened):
         assert shortened.max() - shortened.min() <= 1
         assert kept.max() <= shortened.max() + 1
     expected = [word for column, n in zip(columns, kept, strict=True) for word in column[:n]]
-    assert tokenizer.convert_ids_to_tokens(cut.ids()[0])[1:-1] == expected
+    assert tokenizer.convert_ids_to_tokens(cut.split()["input_ids"][0])[1:-1] == expected
 
 
 # -- model ----------------------------------------------------------------------------------------------------------

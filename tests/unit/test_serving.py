@@ -90,7 +90,7 @@ class Fake(ModelPredictor):
         self.seconds, self.batches = seconds, []
 
     def logits_of(self, tokens, progress=None):
-        texts = ["".join(map(chr, ids)) for ids in tokens.ids()]
+        texts = ["".join(map(chr, ids)) for ids in tokens.split()["input_ids"]]
         time.sleep(self.seconds)
         if "fail" in texts:
             raise RuntimeError("secret detail")

@@ -234,18 +234,13 @@ class PackedBatch:
     word_embeddings: torch.Tensor | None = None
 
     @property
-    def first_rows(self) -> torch.Tensor:
-        """Row of the first token of each text, shape (texts,)."""
-        return self.cu_seqlens[:-2]
-
-    @property
     def width(self) -> int:
         """Number of tokens of the longest text."""
         return max(self.lengths)
 
     def first_tokens(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the values of the first token of each text, shape (texts, …), from shape (tokens, …)."""
-        return rows.index_select(0, self.first_rows)
+        return rows.index_select(0, self.cu_seqlens[:-2])
 
     def mean(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the mean over the tokens of each text, shape (texts, n), from shape (tokens, n)."""

@@ -91,10 +91,6 @@ class Tokens:
         """Position of the first token of each text, int64, shape (texts,)."""
         return np.asarray(np.cumsum(self.truncated_lengths) - self.truncated_lengths)
 
-    def ids(self) -> list[np.ndarray]:
-        """Return the token ids of each text."""
-        return np.split(self.columns["input_ids"], self.starts[1:]) if len(self) else []
-
     def split(self) -> dict[str, list[np.ndarray]]:
         """Return the columns of each text, by name."""
         return {name: np.split(values, self.starts[1:]) if len(self) else [] for name, values in self.columns.items()}
