@@ -44,10 +44,7 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
         self.path: Path | None = None
         self.initial: dict[str, torch.Tensor] | None = None
         self.only_label: str | None = None
-        self.saved_at = time.monotonic()
         self.started = self.interrupted = self.is_best = self.collapsed = False
-        self.start = time.perf_counter()
-        self.best = (float("-inf"), float("-inf"))
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the clock, and restore the best score of a resumed run."""
@@ -56,10 +53,8 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
         self.saved_at = time.monotonic()
         self.best = (float("-inf"), float("-inf"))
         if state.best_metric is not None:
-            losses = [
-                e["eval_loss"] for e in state.log_history if e["step"] == state.best_global_step and "eval_loss" in e
-            ]
-            self.best = (_sign(args) * state.best_metric, -(losses or [float("inf")])[0])
+            losses = {e["step"]: e["eval_loss"] for e in state.log_history if "eval_loss" in e}
+            self.best = (_sign(args) * state.best_metric, -losses.get(state.best_global_step, float("inf")))
         contrastive = self.engine.recipe.contrastive == "only"
         self.emit(Started(state.global_step, state.max_steps, args.num_train_epochs, contrastive))
 
@@ -91,13 +86,14 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        lr_scheduler: Any = None,
+        *,
+        metrics: dict[str, float],
+        lr_scheduler: Any,
         **_: Any,
     ) -> None:
         """Report the evaluation, and decide whether it is the best one."""
         engine = self.engine
-        values = {name.removeprefix("eval_"): float(value) for name, value in (metrics or {}).items()}
+        values = {name.removeprefix("eval_"): float(value) for name, value in metrics.items()}
         metric = (args.metric_for_best_model or PRIMARY).removeprefix("eval_")
         score = (_sign(args) * values[metric], -values["loss"])
         self.is_best = score >= self.best or not self.selects
@@ -115,7 +111,7 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
                     for name, value in values.items()
                     if name != "epoch" and not name.endswith(("runtime", "_per_second"))
                 },
-                learning_rate=float(lr_scheduler.get_last_lr()[0]) if lr_scheduler is not None else 0.0,
+                learning_rate=float(lr_scheduler.get_last_lr()[0]),
                 **engine.meter.metrics(),
                 seconds=time.perf_counter() - self.start,
                 best=self.is_best,
