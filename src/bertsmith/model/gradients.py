@@ -20,11 +20,8 @@ def embedding_lookup(table: torch.nn.Embedding, ids: torch.Tensor) -> torch.Tens
     """Return rows of an embedding table, shape (ids, width). As in PyTorch, padding rows receive no gradient."""
     weight = table.weight
     trainable = weight.is_leaf and weight.requires_grad and torch.is_grad_enabled()
-    plain = table.max_norm is None and not table.scale_grad_by_freq and not table.sparse
-    if not trainable or not plain or ids.device.type != "cpu":
-        rows: torch.Tensor = table(ids)
-    else:
-        rows = _EmbeddingLookup.apply(weight, ids, table.padding_idx)
+    own_gradient = trainable and ids.device.type == "cpu"
+    rows: torch.Tensor = _EmbeddingLookup.apply(weight, ids, table.padding_idx) if own_gradient else table(ids)
     return rows
 
 
