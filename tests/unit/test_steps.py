@@ -139,14 +139,13 @@ def _question(losses, norm):
         BatchLoss((3, i), TokenBatch(torch.zeros(0), torch.zeros(0)), torch.tensor(loss))
         for i, loss in enumerate(losses)
     ]
-    return FiniteCheck(parts, None if norm is None else torch.tensor(norm))
+    return FiniteCheck(parts, torch.tensor(norm))
 
 
 @pytest.mark.parametrize(
     ("losses", "norm", "expected"),
     [
         ([1.0, 2.0], 3.0, None),
-        ([1.0], None, None),
         ([1.0, float("nan")], 3.0, (3, 1)),
         ([float("inf"), float("nan")], float("nan"), (3, 0)),
         ([1.0, 2.0], float("inf"), "gradient"),

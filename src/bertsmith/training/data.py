@@ -133,7 +133,7 @@ def epoch_and_batch(step: int, texts: int, arguments: TrainingArguments) -> tupl
         texts: number of training texts.
         arguments: for batch size and gradient accumulation.
     """
-    batches = texts / (arguments.per_device_train_batch_size * arguments.world_size)
+    batches = texts / arguments.per_device_train_batch_size
     batches = math.floor(batches) if arguments.dataloader_drop_last else math.ceil(batches)
     steps = max(math.ceil(batches / arguments.gradient_accumulation_steps), 1)
     epoch, step_in_epoch = divmod(step, steps)

@@ -61,16 +61,15 @@ class FiniteCheck:
 
     Args:
         losses: of the step.
-        norm: of its gradient, if known.
+        norm: of its gradient.
 
     Attributes:
         found_inf: 1 if a number is not finite, else 0, shape (), on the device. The optimizer then skips the step.
     """
 
-    def __init__(self, losses: Sequence[BatchLoss], norm: torch.Tensor | None) -> None:
+    def __init__(self, losses: Sequence[BatchLoss], norm: torch.Tensor) -> None:
         self.losses = tuple(losses)
-        values = [result.loss for result in losses] + ([] if norm is None else [norm])
-        finite = torch.isfinite(torch.stack([value.detach().float() for value in values]))
+        finite = torch.isfinite(torch.stack([value.detach().float() for value in (*(x.loss for x in losses), norm)]))
         self.found_inf = 1.0 - finite.all().float()
         self._finite, self._copied = finite, None
         if finite.device.type == "cuda":
@@ -120,7 +119,7 @@ class NanGuard:
         if self.deferred:
             self._pending = FiniteCheck(losses, norm)
             self.engine.optimizer.optimizer.found_inf = self._pending.found_inf
-        elif norm is not None and not self.engine.args.fp16 and not math.isfinite(norm):  # fp16 skips such steps anyway
+        elif not self.engine.args.fp16 and not math.isfinite(norm):  # fp16 skips such steps anyway
             raise self._gradient_error(losses[-1])
 
     def finish(self) -> None:
@@ -150,12 +149,13 @@ class NanGuard:
     def _rows(self, loss: BatchLoss) -> list[int]:
         """Return the positions of the texts of a batch in the training split, if known."""
         args = self.engine.args
-        if args.train_sampling_strategy != "random" or args.world_size > 1:
+        if args.train_sampling_strategy != "random":
             return []
         step, index = loss.position
         epoch, batches = self.engine.epoch_and_batch(step)
         start = (batches + index) * args.per_device_train_batch_size
-        return [int(i) for i in self.engine.sampler.order(epoch)[start : start + args.per_device_train_batch_size]]
+        rows: list[int] = self.engine.sampler.order(epoch)[start : start + args.per_device_train_batch_size].tolist()
+        return rows
 
 
 def describe_positions(rows: Sequence[int]) -> str:
