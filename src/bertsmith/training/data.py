@@ -103,38 +103,33 @@ class EpochSampler(Sampler[int]):  # type: ignore[misc]  # torch is untyped here
 
     Args:
         n: number of texts.
-        seed: with the epoch, determines the order.
-        epoch: returns the current epoch.
+        arguments: for seed, which with the epoch determines the order, batch size and gradient accumulation.
+        step: returns the number of finished optimizer steps.
         probabilities: of each text, for sampling with replacement, shape (n,); ``None`` to sample each text once.
     """
 
-    def __init__(self, n: int, seed: int, epoch: Callable[[], int], probabilities: np.ndarray | None = None) -> None:
-        self.n, self.seed, self.epoch, self.probabilities = n, seed, epoch, probabilities
+    def __init__(
+        self, n: int, arguments: TrainingArguments, step: Callable[[], int], probabilities: np.ndarray | None = None
+    ) -> None:
+        self.n, self.arguments, self.step, self.probabilities = n, arguments, step, probabilities
 
     def __len__(self) -> int:
         return self.n
 
     def __iter__(self) -> Iterator[int]:
-        yield from self.order(self.epoch()).tolist()
+        yield from self.order(self.epoch_and_batch(self.step())[0]).tolist()
 
     def order(self, epoch: int) -> np.ndarray:
         """Return the positions of the texts of an epoch, in order, shape (n,)."""
-        rng = np.random.default_rng([self.seed, epoch])
+        rng = np.random.default_rng([self.arguments.seed, epoch])
         if self.probabilities is None:
             return rng.permutation(self.n)
         return rng.choice(self.n, self.n, p=self.probabilities)
 
-
-def epoch_and_batch(step: int, texts: int, arguments: TrainingArguments) -> tuple[int, int]:
-    """Return the epoch of a step, and the number of batches of this epoch before the step.
-
-    Args:
-        step: number of finished optimizer steps.
-        texts: number of training texts.
-        arguments: for batch size and gradient accumulation.
-    """
-    batches = texts / arguments.per_device_train_batch_size
-    batches = math.floor(batches) if arguments.dataloader_drop_last else math.ceil(batches)
-    steps = max(math.ceil(batches / arguments.gradient_accumulation_steps), 1)
-    epoch, step_in_epoch = divmod(step, steps)
-    return epoch, step_in_epoch * arguments.gradient_accumulation_steps
+    def epoch_and_batch(self, step: int) -> tuple[int, int]:
+        """Return the epoch of a step, and the number of batches of this epoch before the step."""
+        batches = self.n / self.arguments.per_device_train_batch_size
+        batches = math.floor(batches) if self.arguments.dataloader_drop_last else math.ceil(batches)
+        steps = max(math.ceil(batches / self.arguments.gradient_accumulation_steps), 1)
+        epoch, step_in_epoch = divmod(step, steps)
+        return epoch, step_in_epoch * self.arguments.gradient_accumulation_steps

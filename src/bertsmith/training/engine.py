@@ -27,7 +27,7 @@ from bertsmith.model.load import Loaded
 from bertsmith.model.outputs import compute_logits, with_layer_dtype
 from bertsmith.training import cuda_graphs
 from bertsmith.training.contrastive import PartLoss, part_losses
-from bertsmith.training.data import EpochSampler, TokenDataset, epoch_and_batch
+from bertsmith.training.data import EpochSampler, TokenDataset
 from bertsmith.training.distributed import SINGLE_PROCESS, GradientSum, ProcessGroup
 from bertsmith.training.losses import StepLoss
 from bertsmith.training.nan_guard import NanGuard, NotFiniteError
@@ -78,9 +78,7 @@ class Engine(ResumableTrainer):
         self.step_loss = StepLoss(loss, recipe.consistency)
         self.plan = plan = plan_steps(loaded, train, longest_text(train, validation), arguments, recipe, self.emit)
         self.token_budget, self.memory_limit = plan.token_budget, plan.memory_limit
-        self.sampler = EpochSampler(
-            len(train), arguments.seed, lambda: self.epoch_and_batch()[0], probabilities=plan.probabilities
-        )
+        self.sampler = EpochSampler(len(train), arguments, lambda: self.state.global_step, plan.probabilities)
         self.meter, self.guard, self._slowdown = StepMeter(), NanGuard(self), SlowdownDetector()
         self.loss_sum: torch.Tensor | float = 0.0
         self.evaluated_at, self.compiled = 0, False
@@ -161,15 +159,10 @@ class Engine(ResumableTrainer):
             self.state.best_metric = None
         return metrics
 
-    def epoch_and_batch(self, step: int | None = None) -> tuple[int, int]:
-        """Return the epoch of a step, and the number of batches before it in the epoch; ``None``: the current step."""
-        step = self.state.global_step if step is None else step
-        return epoch_and_batch(step, len(self.train_dataset), self.args)
-
     @property
     def at_epoch_end(self) -> bool:
         """Whether the finished steps are complete epochs."""
-        return self.epoch_and_batch()[1] == 0
+        return self.sampler.epoch_and_batch(self.state.global_step)[1] == 0
 
     # -- a step --------------------------------------------------------------------------------------------------------
 

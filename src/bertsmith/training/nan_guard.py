@@ -152,7 +152,7 @@ class NanGuard:
         if args.train_sampling_strategy != "random":
             return []
         step, index = loss.position
-        epoch, batches = self.engine.epoch_and_batch(step)
+        epoch, batches = self.engine.sampler.epoch_and_batch(step)
         start = (batches + index) * args.per_device_train_batch_size
         rows: list[int] = self.engine.sampler.order(epoch)[start : start + args.per_device_train_batch_size].tolist()
         return rows
