@@ -141,12 +141,24 @@ def _compute(
     packed = forward.supports(loaded.model)
     workers = threads.num_workers() if loaded.device.type == "cpu" and packed else 1
     groups = batch.micro_batches(budget, packed=packed, workers=workers)
+    autocast = dtype != torch.float32 and loaded.device.type != "cpu"
+
+    def compute_part(part: TokenBatch, budget: int) -> torch.Tensor:
+        """Compute a micro-batch, split further if the budget is smaller than it."""
+        with torch.inference_mode(), torch.autocast(loaded.device.type, dtype) if autocast else nullcontext():
+            groups = part.micro_batches(budget, packed=packed)
+            if len(groups) == 1:
+                return function(loaded, part)
+            values = torch.cat([function(loaded, part.take(torch.from_numpy(rows))) for rows in groups])
+            order = torch.from_numpy(np.concatenate(groups)).to(loaded.device)
+            return values.index_select(0, order.argsort())
 
     def compute_group(rows: np.ndarray) -> None:
         nonlocal budget  # later groups start with the reduced budget
         part = batch.take(torch.from_numpy(rows))
-        attempt = partial(_compute_part, function, loaded, part, dtype)
-        values, reduced = retry_on_out_of_memory(attempt, budget, min_budget=part.longest, on_retry=on_retry)
+        values, reduced = retry_on_out_of_memory(
+            partial(compute_part, part), budget, min_budget=part.longest, on_retry=on_retry
+        )
         budget = min(budget, reduced)
         # float64 only on the host: MPS does not support it.
         result[rows] = values.float().cpu().double().numpy()
@@ -157,22 +169,3 @@ def _compute(
         if progress:
             progress(sum(map(len, some)))
     return result, budget
-
-
-def _compute_part(
-    function: Callable[[Loaded, TokenBatch], torch.Tensor],
-    loaded: Loaded,
-    batch: TokenBatch,
-    dtype: torch.dtype,
-    budget: int,
-) -> torch.Tensor:
-    """Apply a function to a micro-batch, split further if the budget is smaller than it."""
-    device = loaded.device
-    autocast = dtype != torch.float32 and device.type != "cpu"
-    with torch.inference_mode(), torch.autocast(device.type, dtype) if autocast else nullcontext():
-        groups = batch.micro_batches(budget, packed=forward.supports(loaded.model))
-        if len(groups) == 1:
-            return function(loaded, batch)
-        values = torch.cat([function(loaded, batch.take(torch.from_numpy(rows))) for rows in groups])
-        order = torch.from_numpy(np.concatenate(groups)).to(device)
-        return values.index_select(0, order.argsort())
