@@ -149,7 +149,7 @@ class Engine(ResumableTrainer):
             raise NotFiniteError(f"a logit of the validation texts at step {self.state.global_step:,}", [], [])
         targets, scores = batch.labels.numpy(), self.task.scores(table.numpy())
         self.callback.only_label = self.task.only_label(scores, self.model.config.id2label)
-        loss = self.step_loss.eval_loss(table, batch.labels).mean()
+        loss = self.step_loss.loss.plain()(table, batch.labels).mean()
         values = {"loss": loss, **self.task.validation_metrics(targets, scores)}
         self.on_scores(targets, scores)
         metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in values.items()}

@@ -195,33 +195,29 @@ LOSSES: dict[str, Callable[[np.ndarray, float], Loss]] = {
 
 
 class StepLoss:
-    """The share of some texts in the mean loss of their step.
+    """The share of some training texts in the mean loss of their step.
 
     Args:
-        loss: loss of single texts. Evaluation uses its plain form.
+        loss: loss of single texts.
         consistency: weight of the R-Drop term, the divergence between two forward passes (Wu et al. 2021,
-            arXiv:2106.14448). If positive, training batches contain all texts twice, in two halves.
+            arXiv:2106.14448). If positive, the batches contain all texts twice, in two halves.
     """
 
     def __init__(self, loss: Loss, consistency: float = 0.0) -> None:
         self.loss, self.consistency = loss, consistency
-        self.eval_loss = loss.plain()
 
     def __call__(
-        self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+        self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int
     ) -> torch.Tensor:
         """Return the sum of the losses divided by the number of texts in the step, a scalar.
 
         Args:
             logits: shape (texts, classes).
             labels: as for `Loss`.
-            num_items_in_batch: number of texts in the step, without duplicates; ``None`` for the given texts.
+            num_items_in_batch: number of texts in the step, without duplicates.
         """
         logits = logits.float()  # a sum of many small terms needs fp32
-        training = torch.is_grad_enabled()
-        losses = (self.loss if training else self.eval_loss)(logits, labels)
-        if self.consistency and training:
-            labels, losses = labels[: len(labels) // 2], losses.view(2, -1).mean(dim=0)
-            losses = losses + self.consistency * self.loss.divergence(*logits.chunk(2))
-        result: torch.Tensor = losses.sum() / (len(labels) if num_items_in_batch is None else num_items_in_batch)
-        return result
+        losses = self.loss(logits, labels)
+        if self.consistency:
+            losses = losses.view(2, -1).mean(dim=0) + self.consistency * self.loss.divergence(*logits.chunk(2))
+        return losses.sum() / num_items_in_batch
