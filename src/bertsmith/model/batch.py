@@ -71,22 +71,13 @@ class TokenBatch:
 
     def take(self, texts: torch.Tensor) -> TokenBatch:
         """Return the texts at the given positions, int64, shape (n,), with all their windows."""
+        labels = None if self.labels is None else self.labels[texts]
         if self.counts is not None:
-            counts = self.counts[texts]
-            first = (self.counts.cumsum(0) - self.counts)[texts] - (counts.cumsum(0) - counts)
-            rows = torch.arange(int(counts.sum())) + first.repeat_interleave(counts)
-            labels = None if self.labels is None else self.labels[texts]
-            return replace(replace(self, counts=None, labels=None).take(rows), counts=counts, labels=labels)
-        ends = self.lengths.cumsum(0)
-        lengths = self.lengths[texts]
-        shifts = (ends - self.lengths)[texts] - (lengths.cumsum(0) - lengths)
-        tokens = torch.arange(int(lengths.sum())) + shifts.repeat_interleave(lengths)
-        return TokenBatch(
-            self.input_ids[tokens],
-            lengths,
-            None if self.token_type_ids is None else self.token_type_ids[tokens],
-            None if self.labels is None else self.labels[texts],
-        )
+            taken = replace(self, counts=None, labels=None).take(_members(self.counts, texts))
+            return replace(taken, counts=self.counts[texts], labels=labels)
+        tokens = _members(self.lengths, texts)
+        types = None if self.token_type_ids is None else self.token_type_ids[tokens]
+        return TokenBatch(self.input_ids[tokens], self.lengths[texts], types, labels)
 
     def sample_windows(self, most: int, seed: Sequence[int]) -> TokenBatch:
         """Return at most this many random windows of each text, in order.
@@ -320,6 +311,13 @@ def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError("a CUDA graph cannot contain values from the host")
     return values.pin_memory().to(device, non_blocking=True)
+
+
+def _members(sizes: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """Return the positions of the members of some groups, which lie one after another, from the sizes of all."""
+    taken = sizes[groups]
+    shifts = (sizes.cumsum(0) - sizes)[groups] - (taken.cumsum(0) - taken)
+    return torch.arange(int(taken.sum())) + shifts.repeat_interleave(taken)
 
 
 def _attention_group(lengths: list[int], text: int, token: int, *, empty: int, device: torch.device) -> AttentionGroup:
