@@ -106,11 +106,7 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
                 epoch=float(state.epoch or 0),
                 train_loss=float(engine.loss_sum) / steps,
                 validation_loss=values.pop("loss"),
-                metrics={
-                    name: value
-                    for name, value in values.items()
-                    if name != "epoch" and not name.endswith(("runtime", "_per_second"))
-                },
+                metrics=values,
                 learning_rate=float(lr_scheduler.get_last_lr()[0]),
                 **engine.meter.metrics(),
                 seconds=time.perf_counter() - self.start,

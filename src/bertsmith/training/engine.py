@@ -127,11 +127,9 @@ class Engine(ResumableTrainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         return batches, sum(len(batch["labels"]) for batch in batches)
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
+    def evaluate(self, **_: Any) -> dict[str, float]:
         """Score the validation texts. Each process computes its share."""
-        batch = (eval_dataset or self.eval_dataset).as_batch()
+        batch = self.eval_dataset.as_batch()
         assert batch.labels is not None
         share = self.group.share(batch.text_lengths)
         self.model.eval()
@@ -152,8 +150,8 @@ class Engine(ResumableTrainer):
         loss = self.step_loss.loss.plain()(table, batch.labels).mean()
         values = {"loss": loss, **self.task.validation_metrics(targets, scores)}
         self.on_scores(targets, scores)
-        metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in values.items()}
-        self.log(metrics)
+        metrics = {f"eval_{name}": float(value) for name, value in values.items()}
+        self.log({**metrics})  # adds the epoch
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if self.callback.is_best:  # otherwise the Trainer keeps the first of equal scores
             self.state.best_metric = None
