@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,11 +36,11 @@ class StepPlan:
     """
 
     token_budget: int
-    packed: bool = False
-    use_cuda_graphs: bool = False
-    workers: int = 1
-    memory_limit: int | None = None
-    probabilities: np.ndarray | None = None
+    packed: bool
+    use_cuda_graphs: bool
+    workers: int
+    memory_limit: int | None
+    probabilities: np.ndarray | None
 
 
 def plan_steps(
@@ -65,8 +65,18 @@ def plan_steps(
     if recipe.imbalance == "balanced-sampling" or recipe.contrastive == "only":
         counts = np.bincount(train.labels, minlength=config.num_labels)
         probabilities = inverse_weights(counts)[train.labels] / len(train)
-    plan = StepPlan(
-        token_budget=batching.TOKEN_BUDGETS[device],
+    budget, workers, limit = batching.TOKEN_BUDGETS[device], 1, None
+    if device == "cpu":
+        if arguments.bf16 and cpu_capabilities().get("amx_bf16"):
+            budget *= batching.AMX_BUDGET_FACTOR
+        free, workers, default = free_memory(), threads.num_workers() if packed else 1, budget
+        sizes: dict[str, Any] = {"training": True, "workers": workers, "width": train.width}
+        budget = plan_token_budget(loaded.model, longest, free=free, default=default, **sizes)
+        if budget < default:
+            emit(MemoryLimited(budget, free))
+        limit = resident_memory() + step_memory(loaded.model, longest, budget, **sizes)
+    return StepPlan(
+        token_budget=budget,
         packed=packed,
         # Attention in fp32 has no kernel; mean pooling depends on the lengths, windows on their number in a text.
         use_cuda_graphs=packed
@@ -75,22 +85,10 @@ def plan_steps(
         and arguments.bf16
         and recipe.contrastive != "only"
         and getattr(config, "classifier_pooling", "cls") == "cls",
+        workers=workers,
+        memory_limit=limit,
         probabilities=probabilities,
     )
-    if device != "cpu":
-        return plan
-    default = plan.token_budget
-    if arguments.bf16 and cpu_capabilities().get("amx_bf16"):
-        default *= batching.AMX_BUDGET_FACTOR
-    free, workers = free_memory(), threads.num_workers() if packed else 1
-    budget = plan_token_budget(
-        loaded.model, longest, training=True, free=free, default=default, workers=workers, width=train.width
-    )
-    if budget < default:
-        emit(MemoryLimited(budget, free))
-    limit = resident_memory()
-    limit += step_memory(loaded.model, longest, budget, training=True, workers=workers, width=train.width)
-    return replace(plan, token_budget=budget, workers=workers, memory_limit=limit)
 
 
 def check_memory(loaded: Loaded, train: TokenDataset, validation: TokenDataset) -> None:
