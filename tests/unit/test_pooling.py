@@ -32,7 +32,7 @@ def _texts(n=40):
 
 
 def _features(loaded):
-    return compute_features(loaded, _texts(), 512)
+    return compute_features(loaded, _texts())
 
 
 def test_the_head_reads_the_mean_of_the_hidden_states(loaded):

@@ -103,24 +103,18 @@ def compute_logits(
     return windows.mean(torch.from_numpy(logits), batch.counts).numpy(), budget
 
 
-def compute_embeddings(loaded: Loaded, batch: TokenBatch, budget: int | None = None) -> np.ndarray:
-    """Compute the mean of the last hidden states of texts, scaled to unit norm, float64, shape (n, hidden size).
-
-    Args:
-        loaded: the model; see `compute_logits`.
-        batch: n texts.
-        budget: token budget; ``None`` for that of `token_budget`.
-    """
-    budget = budget or token_budget(loaded, batch.longest)
+def compute_embeddings(loaded: Loaded, batch: TokenBatch) -> np.ndarray:
+    """Compute the mean of the last hidden states of n texts, scaled to unit norm, float64, shape (n, hidden size)."""
+    budget = token_budget(loaded, batch.longest)
     rows, _ = _compute(forward.embeddings, loaded, batch, budget, loaded.model.config.hidden_size)
     result: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     return result
 
 
-def compute_features(loaded: Loaded, batch: TokenBatch, budget: int | None = None) -> np.ndarray:
-    """Compute the input of the last layer of the head, float64, shape (n, hidden size); see `compute_embeddings`."""
-    budget = budget or token_budget(loaded, batch.longest)
+def compute_features(loaded: Loaded, batch: TokenBatch) -> np.ndarray:
+    """Compute the input of the last layer of the head for n texts, float64, shape (n, hidden size)."""
     features = partial(forward.inference_outputs, only_features=True)
+    budget = token_budget(loaded, batch.longest)
     return _compute(features, loaded, batch, budget, loaded.model.config.hidden_size)[0]
 
 
