@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate.state import AcceleratorState
 from transformers import TrainingArguments
 
 from bertsmith.errors import TrainingError, listing
@@ -169,7 +168,6 @@ def safer_arguments(arguments: TrainingArguments) -> TrainingArguments:
     result.bf16 = result.fp16 = False
     result.mixed_precision = "no"
     result.learning_rate = arguments.learning_rate / 2
-    AcceleratorState._reset_state()  # a singleton with one precision per process
     return result
 
 

@@ -90,14 +90,14 @@ def fit(
     callback = EventCallback(listener, stop, selects=len(validation) >= FEWEST_TO_SELECT)
     if resume is None:  # for a retry before the first checkpoint
         callback.initial = {name: w.detach().cpu().clone() for name, w in loaded.model.state_dict().items()}
-    start = time.perf_counter()
-    if resume is not None:
-        resume = group.share_folder(resume)
-    # An earlier training of this process, or a stage of this one, may have had another precision.
-    AcceleratorState._reset_state()
-    extract_model_from_parallel(loaded.model, keep_fp32_wrapper=False)
-    halved = resume is not None and bool(load_state(resume)["slower"])
+    start, halved = time.perf_counter(), False
     while True:
+        if resume is not None:
+            resume = group.share_folder(resume)
+            halved = halved or bool(load_state(resume)["slower"])
+        # An earlier training of this process, or a stage or attempt of this one, may have had another precision.
+        AcceleratorState._reset_state()
+        extract_model_from_parallel(loaded.model, keep_fp32_wrapper=False)
         settings = nan_guard.safer_arguments(arguments) if halved else arguments
         try:
             with quiet_transformers(), keep_freed_memory():
@@ -123,9 +123,6 @@ def fit(
                 raise nan_guard.final_error(error, engine, describe_texts) from error
             halved, resume = True, callback.path or resume
             retry = nan_guard.retry_event(error, engine, describe_texts, resume)
-            if resume is not None:
-                resume = group.share_folder(resume)
-            engine.accelerator.unwrap_model(loaded.model, keep_fp32_wrapper=False)  # removes the old precision
         except (ValueError, TypeError, RuntimeError, ImportError, MemoryError) as error:
             if is_out_of_memory(error):
                 raise DeviceError(
