@@ -123,15 +123,20 @@ def test_precision_follows_the_device(monkeypatch):
 def test_steps_are_computed_in_the_precision_of_the_recipe(workers, tiny, tmp_path, monkeypatch):
     logits, seen = forward.logits, set()
 
+    def record(phase):
+        seen.add((phase, torch.is_autocast_enabled("cpu")))
+
     def recorded(model, batch, **more):
+        found = logits(model, batch, **more)
         if more.get("dropout") is not None:
-            seen.add(torch.is_autocast_enabled("cpu"))
-        return logits(model, batch, **more)
+            record("forward")
+            found.register_hook(lambda gradient: record("backward"))  # of the head, in full precision
+        return found
 
     monkeypatch.setattr(forward, "logits", recorded)
     monkeypatch.setattr(threads, "num_workers", lambda: workers)
     _train(tiny, tmp_path / "run", epochs=1, precision="bf16")
-    assert seen == {True}
+    assert seen == {("forward", True), ("backward", False)}
 
 
 def test_training_arguments_are_checked_all_at_once():

@@ -218,8 +218,9 @@ class Engine(ResumableTrainer):
         models = [model, *self.replicas][: len(parts) or 1]
 
         def work(worker: int) -> torch.Tensor:
-            # On several workers, autocast casts the weights once per step and not once per micro-batch.
-            with self._autocast() if len(models) > 1 else nullcontext():
+            # The outer context makes autocast cast the weights once per step and not once per micro-batch. It is
+            # disabled, because the backward pass of the head is in full precision, too.
+            with torch.autocast("cpu", enabled=False) if self.args.device.type == "cpu" else nullcontext():
                 losses = [
                     self._add_gradient(models[worker], parts[i], i, n_texts, len(parts), losses_of[i])
                     for i in range(worker, len(parts), len(models))
