@@ -480,8 +480,8 @@ _HTTP = """# HTTP API
 
 `bertsmith serve` answers these requests. `/openapi.json` describes them for programs, and `/docs` is a page to try
 them. If `BERTSMITH_TOKEN` is set, requests need the header `Authorization: Bearer TOKEN` or `X-API-Key: TOKEN`, or
-Basic authentication with the token as the password. The paths `/health`, `/ready`, `/ping`, `/ui`, `/docs` and
-`/openapi.json` never need it.
+Basic authentication with the token as the password. The paths `/health`, `/ready`, `/ping`, `/ui`, `/docs`,
+`/openapi.json` and `/webhook` never need it.
 
 `AIP_HEALTH_ROUTE` and `AIP_PREDICT_ROUTE` stand for the values of the environment variables that Vertex AI sets.
 """

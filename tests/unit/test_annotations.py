@@ -1,36 +1,19 @@
-"""Exports of annotation tools, made from the examples of their documentation, and tasks for these tools."""
+"""Exports of annotation tools, and tasks for these tools.
+
+The files come from Label Studio 1.23.2, doccano 1.8.4 and the client of Argilla 2.8. Exports of Prodigy and Argilla 1
+are made from the examples of their documentation.
+"""
 
 import json
+from pathlib import Path
 
 import pytest
 
 import bertsmith as bs
-from bertsmith.data.formats.annotations import TOOLS, as_task, flatten
+from bertsmith.data.formats.annotations import TOOLS, as_task, flatten, write_tasks
+from bertsmith.errors import DataError
 
-LABEL_STUDIO = [
-    {
-        "id": i,
-        "annotations": [
-            {
-                "id": 1001 + i,
-                "completed_by": {"id": 1, "email": "ann@example.com"},
-                "was_cancelled": False,
-                "result": [
-                    {
-                        "from_name": "sentiment",
-                        "to_name": "text",
-                        "type": "choices",
-                        "value": {"choices": [label]},
-                    }
-                ],
-            },
-            {"id": 2000 + i, "completed_by": 2, "was_cancelled": True, "result": []},
-        ],
-        "data": {"text": f"To have faith is to trust yourself to the water {i}"},
-        "predictions": [],
-    }
-    for i, label in enumerate(["Positive", "Negative"] * 4)
-]
+FILES = Path(__file__).parents[1] / "data" / "annotations"
 PRODIGY = [
     {
         "text": f"First look at the new MacBook Pro {i}",
@@ -44,19 +27,6 @@ PRODIGY = [
     }
     for i, label in enumerate(["TECHNOLOGY", "POLITICS"] * 4)
 ]
-DOCCANO = [{"id": i, "text": f"Terrible service {i}", "label": [label]} for i, label in enumerate(["pos", "neg"] * 4)]
-ARGILLA = [
-    {
-        "id": str(i),
-        "status": "completed",
-        "fields": {"text": f"Hello World, how are you? {i}"},
-        "metadata": {},
-        "suggestions": {},
-        "responses": {"label": [{"value": label, "user_id": "bbf3d3c2", "status": "submitted"}]},
-        "vectors": {},
-    }
-    for i, label in enumerate(["positive", "negative"] * 4)
-]
 ARGILLA_1 = [
     {
         "fields": {"text": f"Hello {i}"},
@@ -66,14 +36,76 @@ ARGILLA_1 = [
 ]
 
 
+@pytest.mark.parametrize("kind", ["json", "min.json", "csv"])
+def test_label_studio_with_one_choice(kind):
+    """Text 0 has two annotations, text 5 an empty one, text 6 a skipped one, and text 7 none."""
+    table = bs.read_table(FILES / f"label_studio_single.{kind}")
+    assert (table.task, table.labels.texts) == ("single-label", ("a", "b"))
+    rows = table.frame[table.codes != -1]
+    texts = {f"text number {i}" for i in range(5)}
+    assert (set(rows["text"]), len(rows), table.counts.tolist()) == (texts, 6, [3, 3])
+    coder = "coder" if kind == "json" else "annotator"
+    assert set(table.extra[coder].dropna().astype(str)) - {""} == {"1"}
+
+
+@pytest.mark.parametrize("kind", ["json", "min.json", "csv"])
+def test_label_studio_with_several_choices(kind):
+    """Text 5 has an empty annotation, and text 6 none; only the JSON export tells them apart."""
+    table = bs.read_table(FILES / f"label_studio_multi.{kind}", task="multi-label")
+    assert table.labels.texts == ("a", "b, or c")
+    assert (table.codes == -1).tolist() == [False] * 5 + [kind != "json", True]
+    assert table.counts.tolist() == [4, 3]
+    assert bs.read_table(FILES / f"label_studio_multi.{kind}").task == "multi-label"
+
+
+@pytest.mark.parametrize("kind", ["json", "min.json", "csv"])
+@pytest.mark.parametrize(
+    ("column", "task", "labels", "counts"),
+    [
+        ("emotion", "multi-label", ("anger", "joy, or fun", "sadness"), [3, 3, 6]),
+        ("topic", "single-label", ("politics", "sport"), [4, 2]),
+        ("strength", "single-label", ("1", "2", "3"), [3, 3, 3]),
+        ("place", "multi-label", ("Asia", "Europe", "France"), [5, 5, 4]),
+    ],
+)
+def test_each_question_of_label_studio_is_a_column(kind, column, task, labels, counts):
+    table = bs.read_table(FILES / f"label_studio_several.{kind}", label_column=column)
+    assert (table.task, table.labels.texts, table.counts.tolist()) == (task, labels, counts)
+
+
+@pytest.mark.parametrize("kind", ["json", "min.json", "csv"])
+def test_numbers_of_label_studio_and_no_guess_among_questions(kind):
+    file = FILES / f"label_studio_several.{kind}"
+    table = bs.read_table(file, label_column="price", task="regression")
+    assert table.targets.tolist() == [i + 0.5 for i in range(9)]
+    with pytest.raises(DataError):
+        bs.read_table(file)
+
+
+def test_doccano():
+    """Three of ten texts have no label."""
+    single = bs.read_table(FILES / "doccano_single.jsonl")
+    assert (single.task, single.labels.texts) == ("single-label", ("neg", "pos"))
+    assert (single.counts.tolist(), (single.codes == -1).sum()) == ([3, 4], 3)
+    multi = bs.read_table(FILES / "doccano_multi.jsonl")
+    assert (multi.task, multi.counts.tolist(), (multi.codes == -1).sum()) == ("multi-label", [5, 5], 0)
+
+
+def test_argilla():
+    """Two coders differ about some texts; the text without an answer has no label."""
+    single = bs.read_table(FILES / "argilla_single.json")
+    assert (single.task, single.labels.texts) == ("single-label", ("negative", "positive"))
+    assert (len(single), (single.codes == -1).sum(), single.extra["coder"].nunique()) == (10, 1, 2)
+    assert single.extra["row"].tolist() == [0, 1, 1, 2, 3, 4, 5, 5, 6, 7]
+    several = bs.read_table(FILES / "argilla_several.json", label_column="topics")
+    assert (several.task, several.labels.texts) == ("multi-label", ("politics", "sport"))
+
+
 @pytest.mark.parametrize("lines", [False, True])
 @pytest.mark.parametrize(
     ("export", "labels", "missing"),
     [
-        (LABEL_STUDIO, ("Negative", "Positive"), 0),
         (PRODIGY, ("POLITICS", "TECHNOLOGY"), 1),
-        (DOCCANO, ("neg", "pos"), 0),
-        (ARGILLA, ("negative", "positive"), 0),
         (ARGILLA_1, ("negative", "positive"), 0),
     ],
 )
@@ -122,8 +154,17 @@ def test_other_records_stay_as_they_are():
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_tasks_have_the_text_and_its_facts(tool):
-    task = as_task(tool, "a text", {"row": 3, "random": True})
+    task = as_task(tool, "a text", {"row": 3, "random": True, "text": "of the pool", "label": "x"})
     where = {"labelstudio": ("data", "data"), "argilla": ("fields", "metadata"), "prodigy": (None, "meta")}
     text, facts = where.get(tool, (None, None))
     assert (task[text] if text else task)["text"] == "a text"
     assert (task[facts] if facts else task)["row"] == 3
+
+
+def test_files_of_tasks_are_those_that_the_tools_import():
+    facts = [{"inclusion_probability": 0.5}, {"inclusion_probability": None}]
+    files = {tool: write_tasks(tool, ["a", "b"], facts) for tool in TOOLS}
+    assert len(json.loads(files["labelstudio"])) == len(json.loads(files["argilla"])) == 2
+    lines = [json.loads(line) for line in files["doccano"].splitlines()]
+    assert [line["inclusion_probability"] for line in lines] == [0.5, ""]  # its import fails at null
+    assert all(line["label"] == [] for line in lines)

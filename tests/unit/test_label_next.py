@@ -227,7 +227,11 @@ def test_tasks_for_a_tool_have_the_chosen_texts(tool, pool, tmp_path, tiny, cli)
     project = Project(tmp_path / "project", {"labels": ["animals", "colours"]})
     code, out, err = cli("next", project.path, pool, "-n", "5", "--format", tool, "--model", tiny)
     assert code == 0, err
-    tasks = json.loads(out) if tool == "labelstudio" else [json.loads(line) for line in out.splitlines()]
+    is_array = tool in ("labelstudio", "argilla")
+    tasks = json.loads(out) if is_array else [json.loads(line) for line in out.splitlines()]
     texts = [(task.get("data") or task.get("fields") or task)["text"] for task in tasks]
     assert texts == [text.text for text in project.texts]
     assert len(texts) == 5
+    facts = [task.get("data") or task.get("meta") or task.get("metadata") or task for task in tasks]
+    assert [task["hidden"] for task in facts] == [text.columns["hidden"] for text in project.texts]
+    assert not any("Text" in task for task in facts)  # the text is there once

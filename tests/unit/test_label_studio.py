@@ -1,5 +1,9 @@
 """The server as a machine learning backend of Label Studio."""
 
+import json
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -118,6 +122,30 @@ def test_setup_answers_the_version_and_health_is_public(serve):
     request = {"project": "1.1700000000", "schema": INTERFACE, "hostname": "http://localhost:8080", "access_token": ""}
     assert ask("/setup", request, sesame)[:2] == (200, {"model_version": "reviews 2026-11-28T12:00:00"})
     assert ask("/health")[:2] == (200, {"status": "UP"})
+
+
+REQUESTS = Path(__file__).parents[1] / "data" / "annotations" / "label_studio_requests.json"
+
+
+def test_recorded_requests_of_label_studio_get_the_answers_that_it_accepted(serve):
+    """Label Studio 1.23.2: connect, predict one task and all tasks, versions, a new annotation, start of a training."""
+    ask = serve(Fake(), token="sesame")
+    for recorded in json.loads(REQUESTS.read_text(encoding="utf-8")):
+        status, answer, _ = ask(recorded["path"], recorded["body"], recorded["headers"], recorded["method"])
+        assert status == recorded["status"]
+        if recorded["path"] == "/predict":
+            for found, accepted in zip(answer["results"], recorded["answer"]["results"], strict=True):
+                assert found == {**accepted, "score": accepted["score"] and pytest.approx(accepted["score"])}
+        else:
+            assert answer == recorded["answer"]
+
+
+def test_the_log_gives_the_reason_which_label_studio_does_not_show(serve, caplog):
+    with caplog.at_level("INFO", "bertsmith.serving"):
+        serve(Fake())("/setup", {"schema": "<View/>"})
+        while not caplog.records:  # the line is written after the answer
+            time.sleep(0.01)
+    assert json.loads(caplog.records[0].message)["error"].startswith("schema: ")
 
 
 @pytest.mark.parametrize(

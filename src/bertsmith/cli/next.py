@@ -49,7 +49,9 @@ def next(
     ] = None,
     format: Annotated[
         Literal["table", "labelstudio", "doccano", "prodigy", "argilla"],
-        typer.Option(help="Write a table, or tasks for an annotation tool in JSON Lines (Label Studio: JSON)."),
+        typer.Option(
+            help="Write a table, or tasks for an annotation tool in JSON Lines (Label Studio and Argilla: JSON)."
+        ),
     ] = "table",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
     settings: Config,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from bertsmith.config import DataConfig
 from bertsmith.data.columns import Columns
+from bertsmith.data.formats.annotations import unpack_labels
 from bertsmith.data.label_sets import is_list, read_label_sets
 from bertsmith.data.labels import check_classes, link_labels, parse_label_numbers, parse_label_texts
 from bertsmith.data.outcomes import CLASSES, Numbers, Outcomes
@@ -57,6 +58,7 @@ def read_labels(parts: Sequence[Part], config: DataConfig, *, known: Labels | No
     Raises:
         DataError: if the labels are inconsistent, or do not fit the task.
     """
+    parts = [_with_cells(part, unpack_labels) for part in parts]
     task = _find_task(parts, known) if config.task == "auto" else config.task
     names = parts[0].columns.label_names
     where = f"{', '.join(p.name for p in parts)}, column{'s' if len(names) > 1 else ''} "
@@ -71,10 +73,10 @@ def read_labels(parts: Sequence[Part], config: DataConfig, *, known: Labels | No
 def _find_task(parts: Sequence[Part], known: Labels | None) -> str:
     """Return the task if it is certain.
 
-    Columns of 0 and 1 mean several labels, and so do lists, unless each has exactly one label.
+    Columns of 0 and 1 mean several labels, and so do lists, unless none of them has several.
     """
     has_sets = any(
-        is_list(cell) and (len(cell) != 1 or known is not None)
+        is_list(cell) and (len(cell) > 1 or known is not None)
         for p in parts
         for column in p.columns.label_names[:2]
         for cell in p.raw.frame[column]
@@ -84,15 +86,19 @@ def _find_task(parts: Sequence[Part], known: Labels | None) -> str:
 
 def _without_lists(part: Part) -> Part:
     """Replace lists of one label, which annotation tools write, by the label; an empty list is a missing label."""
-    names = [n for n in part.columns.label_names if part.raw.frame[n].map(is_list).any()]
-    columns = {
-        name: pd.Series(
-            [(next(iter(c)) if len(c) else None) if is_list(c) and len(c) < 2 else c for c in part.raw.frame[name]],
-            dtype=object,
-        )
-        for name in names
-    }
-    return part._replace(raw=replace(part.raw, frame=part.raw.frame.assign(**columns))) if names else part
+
+    def single(cell: Any) -> Any:
+        return next(iter(cell), None) if is_list(cell) and len(cell) < 2 else cell
+
+    return _with_cells(part, lambda cells: list(map(single, cells)) if any(map(is_list, cells)) else None)
+
+
+def _with_cells(part: Part, change: Callable[[list[Any]], list[Any] | None]) -> Part:
+    """Change the label columns with a function that returns new cells, or ``None`` to keep a column."""
+    frame = part.raw.frame
+    changed = {name: change(frame[name].tolist()) for name in part.columns.label_names}
+    columns = {name: pd.Series(cells, dtype=object) for name, cells in changed.items() if cells is not None}
+    return part._replace(raw=replace(part.raw, frame=frame.assign(**columns))) if columns else part
 
 
 def _read_classes(parts: Sequence[Part], where: str, config: DataConfig, known: Labels | None) -> ReadLabels:

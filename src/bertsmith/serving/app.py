@@ -25,7 +25,7 @@ from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.serving.aliases import Endpoints, VertexRoutes, add_aliases
 from bertsmith.serving.batcher import QueueFullError
 from bertsmith.serving.items import read_items
-from bertsmith.serving.label_studio import add_setup, predict_tasks
+from bertsmith.serving.label_studio import add_label_studio, predict_tasks
 from bertsmith.serving.loader import Service
 from bertsmith.serving.middleware import Limits, Middleware
 from bertsmith.serving.prometheus import ServerMetrics
@@ -233,7 +233,7 @@ def create_app(
     options = {"responses": problems, "dependencies": secured}
     unready: dict[int | str, dict[str, Any]] = {503: problems[503]}
     endpoints = Endpoints(classify, pipeline, _rank, ready, require_service, options, unready, limits)
-    add_setup(app, endpoints)
+    add_label_studio(app, endpoints)
     add_aliases(app, endpoints, vertex)
     page = importlib.resources.files("bertsmith.serving").joinpath("page.html").read_text(encoding="utf-8")
 
@@ -245,6 +245,7 @@ def create_app(
 
     @app.exception_handler(RequestError)
     async def on_request_error(request: Request, error: RequestError) -> JSONResponse:
+        request.state.log_fields = {"error": error.error}  # Label Studio shows only the status
         return error_response(error.status, error.error, error.remedy)
 
     @app.exception_handler(QueueFullError)

@@ -1,6 +1,7 @@
 """The machine learning backend of Label Studio: predictions of its tasks, as choices of its labelling interface.
 
-The requests are those of Label Studio 1.x: ``POST /setup``, ``POST /predict`` and ``GET /health``.
+The requests are those of Label Studio 1.x: ``POST /setup``, ``POST /predict``, ``GET /health``, ``GET /versions`` and
+``POST /webhook``. Tested with requests that Label Studio 1.23 sent.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ from bertsmith.data.table import MULTI_LABEL, REGRESSION
 from bertsmith.data.template import Template, is_empty, normalise_text
 from bertsmith.errors import listing, quoted
 from bertsmith.serving.items import read_items
-from bertsmith.serving.schemas import ModelVersion, RequestError, SetupRequest, TasksRequest
+from bertsmith.serving.schemas import (
+    Event,
+    ModelVersion,
+    ModelVersions,
+    Problem,
+    RequestError,
+    SetupRequest,
+    TasksRequest,
+)
 
 if TYPE_CHECKING:
     from bertsmith.inference.predictor import ModelPredictor
@@ -148,8 +157,8 @@ def _version(service: Service) -> str:
     return " ".join(str(service.info[key]) for key in ("model", "trained") if service.info.get(key))
 
 
-def add_setup(app: FastAPI, endpoints: Endpoints) -> None:
-    """Add the route that Label Studio calls to connect a project. `bertsmith.serving.app` has the other ones."""
+def add_label_studio(app: FastAPI, endpoints: Endpoints) -> None:
+    """Add the routes that only Label Studio calls. `bertsmith.serving.app` has the other ones."""
 
     @app.post("/setup", response_model=ModelVersion, **endpoints.options)
     async def setup(body: SetupRequest) -> dict[str, str]:
@@ -157,3 +166,19 @@ def add_setup(app: FastAPI, endpoints: Endpoints) -> None:
         service = endpoints.service()
         read_interface(body.label_config, service.batcher.classifier, "schema")
         return {"model_version": _version(service)}
+
+    @app.get("/versions", response_model=ModelVersions, **endpoints.options)
+    async def versions() -> dict[str, list[str]]:
+        """Return the version of the model to Label Studio."""
+        return {"versions": [_version(endpoints.service())]}
+
+    problems = {status: about for status, about in endpoints.options["responses"].items() if status != 401}
+    answers: dict[int | str, dict[str, Any]] = {204: {"description": "The request is answered, without a body."}}
+    answers[501] = {"model": Problem, "description": "This server does not train."}
+
+    @app.post("/webhook", status_code=204, responses={**problems, **answers})
+    async def webhook(body: Event) -> None:
+        """Ignore the events of a Label Studio project, such as a new annotation. They come without a token."""
+        if body.action == "START_TRAINING":
+            what = "this server does not train"
+            raise RequestError(501, what, "Export the project as JSON, and run bertsmith train on this file.")

@@ -24,11 +24,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("bertsmith.serving")
 
-PUBLIC_PATHS = ("/health", "/ready", "/ping", "/ui", "/docs", "/openapi.json")
+PUBLIC_PATHS = ("/health", "/ready", "/ping", "/ui", "/docs", "/openapi.json", "/webhook")
 """Paths that need no token."""
 DOCS_ASSETS = "/static-offline-docs/"
 """Prefix of the scripts and styles of ``/docs``, which need no token either."""
-KNOWN_PATHS = ("/predict", "/", "/invocations", "/classify", "/setup", "/explain", "/info", "/metrics", *PUBLIC_PATHS)
+KNOWN_PATHS = (
+    *("/predict", "/", "/invocations", "/classify", "/setup", "/versions", "/explain", "/info", "/metrics"),
+    *PUBLIC_PATHS,
+)
 """Paths with separate metrics; the metrics call every other path ``other``."""
 MAX_EXCESS = 10
 """A body that is too long is read up to this many times the limit, so that the client can receive the response."""

@@ -141,6 +141,12 @@ class SetupRequest(BaseModel):
     )
 
 
+class Event(BaseModel):
+    """Event of a Label Studio project; its other fields are ignored."""
+
+    action: str = Field(description="What happened, such as ANNOTATION_CREATED.")
+
+
 TASKS, INPUTS = "Label Studio", "text-embeddings-inference"
 PredictBody = Annotated[
     Annotated[PredictRequest, Tag(INPUTS)] | Annotated[TasksRequest, Tag(TASKS)],
@@ -208,6 +214,12 @@ class ModelVersion(BaseModel):
     """Response to Label Studio when it connects a project: the name of the model, and when it was trained."""
 
     model_version: str
+
+
+class ModelVersions(BaseModel):
+    """Response to Label Studio with the versions of the model: the present one."""
+
+    versions: list[str]
 
 
 class Problem(BaseModel):

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from bertsmith.config import Config
+from bertsmith.data.columns import LABEL, LABEL_TEXT, canonical
 from bertsmith.data.formats.annotations import write_tasks
 from bertsmith.data.stream import Stream, open_stream
 from bertsmith.data.table import REGRESSION, Cells
 from bertsmith.data.template import Template, Text, Texts, flat, is_empty, normalise_text
+from bertsmith.data.texts import is_missing
 from bertsmith.errors import ConfigError, DataError
 from bertsmith.events import InputOpened, ModelOpened, PredictionListener, RowsPredicted
 from bertsmith.folders.run import Run, open_run, read_json
@@ -35,6 +37,8 @@ from bertsmith.workflows.label_model import embed_texts, embedding_model, fit_he
 
 CHUNK = 8192
 """Number of rows in a chunk."""
+_LABELS = {*LABEL, *LABEL_TEXT, "split"}
+"""Columns that `train` would read in an export; those of the pool get another name."""
 Scored = tuple[np.ndarray, np.ndarray | None]
 """Rows of a pool, and their scores, shape (rows, classes); ``None`` without a model."""
 
@@ -65,11 +69,16 @@ class Chosen:
         }
 
     def tasks(self, tool: str) -> str:
-        """Return the texts as a file of tasks for an annotation tool."""
-        cells = self.cells()
-        added = {name: cells[name] for name in ("row", "reason", "random", "inclusion_probability")}
-        facts = [dict(zip(added, values, strict=True)) for values in zip(*added.values(), strict=True)]
+        """Return the texts as a file of tasks for an annotation tool, with the other columns of `cells`."""
         texts = [text.text if text.pair is None else flat((text.text, text.pair)) for text in self.texts]
+        columns = {
+            f"pool {name}" if name == "text" or canonical(name) in _LABELS else name: [
+                None if is_missing(value) else value for value in values
+            ]
+            for name, values in self.cells().items()
+            if values != texts
+        }
+        facts = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         return write_tasks(tool, texts, facts)
 
 

@@ -1,17 +1,23 @@
-"""Exports of annotation tools in JSON, as rows of a table: Label Studio, Prodigy and Argilla.
+"""Exports of annotation tools as rows of a table, and tasks for these tools.
 
-The fields of the first record show the tool. Each label of each coder is a row with the columns of the
-text, ``Label`` (a list) and ``coder``. Records of doccano are rows already.
+The fields of the first JSON record show the tool. The answer of each coder is a row with the columns of the text,
+``Label`` (a list) and ``coder``. If coders answer several questions, each has a column instead of ``Label``. Records
+of doccano are rows already.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 Record = dict[str, Any]
+Answers = dict[str, list[Any]]
+"""The labels of a text by the name of the question."""
+Row = tuple[Record, Answers | None, Any]
+"""The columns of a text, the answers of a coder, and the coder; without answers ``None``."""
 LABEL, CODER = "Label", "coder"
 ACCEPTED = "accept"
 """The answer of a Prodigy task whose label counts; others are rejected or ignored."""
@@ -25,27 +31,82 @@ def flatten(records: Iterable[Record]) -> Iterator[Record]:
     for first in iterator:
         convert = next((rows for is_shape, rows in _SHAPES if is_shape(first)), None)
         whole = itertools.chain([first], iterator)
-        yield from whole if convert is None else itertools.chain.from_iterable(map(convert, whole))
+        yield from whole if convert is None else convert(whole)
+
+
+# -- Label Studio ------------------------------------------------------------------------------------------------------
 
 
 def _is_label_studio(record: Record) -> bool:
     return isinstance(record.get("data"), dict) and isinstance(record.get("annotations"), list)
 
 
-def _label_studio(record: Record) -> Iterator[Record]:
-    """Yield a row per annotation, with the choices, ratings and taxonomies of its results."""
-    columns = record.get("data") or {}
-    annotations = [a for a in record.get("annotations") or [] if not a.get("was_cancelled")]
-    for annotation in annotations:
-        labels: list[Any] = []
-        for result in annotation.get("result") or []:
-            value = result.get("value") or {}
-            labels += value.get("choices") or [path[-1] for path in value.get("taxonomy") or [] if path]
-            labels += [value["rating"]] if "rating" in value else []
-        coder = annotation.get("completed_by")
-        yield {**columns, LABEL: labels, CODER: _name(coder, "email", "id")}
-    if not annotations:
-        yield {**columns, LABEL: None, CODER: None}
+def _label_studio(records: Iterable[Record]) -> Iterator[Record]:
+    """Yield a row per annotation."""
+    rows: list[Row] = []
+    for record in records:
+        given = [a for a in record.get("annotations") or [] if not a.get("was_cancelled")]
+        columns = record.get("data") or {}
+        rows += [(columns, _answers(a), _name(a.get("completed_by"), "email", "id")) for a in given]
+        rows += [] if given else [(columns, None, None)]
+    return _by_question(rows)
+
+
+def _answers(annotation: Record) -> Answers:
+    """Return the labels that an annotation gives to the whole text."""
+    answers: Answers = {}
+    for result in annotation.get("result") or []:
+        value = result.get("value") or {}
+        labels = None if "start" in value else _labels(value)  # a part of a text has a start
+        if labels is not None:
+            answers.setdefault(str(result.get("from_name")), []).extend(labels)
+    return answers
+
+
+def _labels(value: Record) -> list[Any] | None:
+    """Return the choices, or the rating, number or last levels of a taxonomy; ``None`` for other values."""
+    if isinstance(value.get("choices"), list):
+        return list(value["choices"])
+    if isinstance(value.get("taxonomy"), list):
+        return [path[-1] for path in value["taxonomy"] if path]
+    return [value[key] for key in ("rating", "number") if key in value] or None
+
+
+_PACKED = ('{"choices"', '[{"taxonomy"', '[{"rating"', '[{"number"')
+"""Beginnings of the cells of Label Studio's exports in CSV that hold JSON. In JSON_MIN, these are objects."""
+
+
+def unpack_labels(cells: Sequence[Any]) -> list[Any] | None:
+    """Return the labels of a column of Label Studio's exports in CSV, TSV or JSON_MIN as lists.
+
+    A cell has one label, or several of them as ``{"choices": ["a", "b"]}``.
+
+    Args:
+        cells: the column.
+
+    Returns:
+        A list per cell, ``None`` for an empty cell; or ``None`` if the column is not of this kind.
+    """
+    found = [_unpack(cell) for cell in cells]
+    if not any(labels is not None for labels in found):
+        return None
+    return [
+        labels if labels is not None or cell is None or cell == "" or cell != cell else [cell]
+        for cell, labels in zip(cells, found, strict=True)
+    ]
+
+
+def _unpack(cell: Any) -> list[Any] | None:
+    if isinstance(cell, str) and cell.startswith(_PACKED):
+        with contextlib.suppress(ValueError):
+            cell = json.loads(cell)
+    values = cell if isinstance(cell, list) else [cell]
+    labels = [_labels(value) for value in values if isinstance(value, dict)]
+    is_packed = labels and len(labels) == len(values) and None not in labels
+    return [one for some in labels for one in some or ()] if is_packed else None
+
+
+# -- Prodigy and Argilla -----------------------------------------------------------------------------------------------
 
 
 def _is_prodigy(record: Record) -> bool:
@@ -67,25 +128,33 @@ def _is_argilla(record: Record) -> bool:
     return isinstance(record.get("fields"), dict) and "responses" in record
 
 
-def _argilla(record: Record) -> Iterator[Record]:
+def _argilla(records: Iterable[Record]) -> Iterator[Record]:
     """Yield a row per coder. In version 2 responses are by question, in version 1 by coder."""
-    columns, responses = record["fields"], record.get("responses") or {}
-    by_coder: dict[Any, list[Any]] = {}
-    if isinstance(responses, dict):
-        given = [(r.get("user_id"), r.get("status"), r.get("value")) for some in responses.values() for r in some or []]
-    else:
-        given = [
-            (r.get("user_id"), r.get("status"), question.get("value"))
-            for r in responses
-            for question in (r.get("values") or {}).values()
-        ]
-    for coder, status, value in given:
-        if status not in _UNFINISHED and value is not None:
-            by_coder.setdefault(coder, []).extend(value if isinstance(value, list) else [value])
-    for coder, labels in by_coder.items():
-        yield {**columns, LABEL: labels, CODER: coder}
-    if not by_coder:
-        yield {**columns, LABEL: None, CODER: None}
+    rows: list[Row] = []
+    for record in records:
+        responses = record.get("responses") or {}
+        if isinstance(responses, dict):
+            given = [(name, r, r.get("value")) for name, some in responses.items() for r in some or []]
+        else:
+            given = [(n, r, q.get("value")) for r in responses for n, q in (r.get("values") or {}).items()]
+        by_coder: dict[Any, Answers] = {}
+        for name, response, value in given:
+            values = value if isinstance(value, list) else [] if value is None else [value]
+            if response.get("status") not in _UNFINISHED and values and not isinstance(values[0], dict):
+                by_coder.setdefault(response.get("user_id"), {}).setdefault(name, []).extend(values)
+        columns = {**(record.get("metadata") or {}), **record["fields"]}
+        rows += [(columns, answers, coder) for coder, answers in by_coder.items()]
+        rows += [] if by_coder else [(columns, None, None)]
+    return _by_question(rows)
+
+
+def _by_question(rows: Sequence[Row]) -> Iterator[Record]:
+    """Yield rows with a list of labels. If the coders answer several questions, each has a column with its name."""
+    names = dict.fromkeys(name for _, answers, _ in rows for name in answers or ())
+    columns = {name: name if len(names) > 1 else LABEL for name in names or (LABEL,)}
+    for facts, answers, coder in rows:
+        cells = {column: None if answers is None else answers.get(name, []) for name, column in columns.items()}
+        yield {**facts, **cells, CODER: coder}
 
 
 def _name(value: Any, *keys: str) -> Any:
@@ -93,9 +162,9 @@ def _name(value: Any, *keys: str) -> Any:
     return next((value[key] for key in keys if value.get(key)), None) if isinstance(value, dict) else value
 
 
-_SHAPES: tuple[tuple[Callable[[Record], bool], Callable[[Record], Iterator[Record]]], ...] = (
+_SHAPES: tuple[tuple[Callable[[Record], bool], Callable[[Iterable[Record]], Iterator[Record]]], ...] = (
     (_is_label_studio, _label_studio),
-    (_is_prodigy, _prodigy),
+    (_is_prodigy, lambda records: itertools.chain.from_iterable(map(_prodigy, records))),
     (_is_argilla, _argilla),
 )
 
@@ -114,15 +183,18 @@ def as_task(tool: str, text: str, facts: Record) -> Record:
         facts: the other columns of its row.
     """
     if tool == "labelstudio":
-        return {"data": {"text": text, **facts}}
+        return {"data": {**facts, "text": text}}
     if tool == "argilla":
         return {"fields": {"text": text}, "metadata": facts}
-    return {"text": text, "meta": facts} if tool == "prodigy" else {"text": text, "label": [], **facts}
+    if tool == "prodigy":
+        return {"text": text, "meta": facts}
+    filled = {name: "" if value is None else value for name, value in facts.items()}  # doccano cannot import null
+    return {**filled, "text": text, "label": []}
 
 
 def write_tasks(tool: str, texts: Iterable[str], facts: Iterable[Record]) -> str:
-    """Return texts as a file of tasks: a JSON array for Label Studio, else JSON Lines; see `as_task`."""
+    """Return texts as a file of tasks: a JSON array for Label Studio and Argilla, else JSON Lines; see `as_task`."""
     tasks = [as_task(tool, text, some) for text, some in zip(texts, facts, strict=True)]
-    if tool == "labelstudio":
-        return json.dumps(tasks, ensure_ascii=False, indent=1) + "\n"
-    return "".join(json.dumps(task, ensure_ascii=False) + "\n" for task in tasks)
+    if tool in ("labelstudio", "argilla"):
+        return json.dumps(tasks, ensure_ascii=False, indent=1, default=str) + "\n"
+    return "".join(json.dumps(task, ensure_ascii=False, default=str) + "\n" for task in tasks)
