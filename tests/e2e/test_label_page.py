@@ -132,3 +132,32 @@ def test_several_labels_and_suggestions_with_the_keyboard(tmp_path):
         tab.until("chosen.size === 2")
         press(tab, "Enter")
     assert [set(d.labels) for d in project.decisions] == [{"label 2"}, {"label 11"}, {"label 1", "label 11"}]
+
+
+def test_200_labels_and_long_texts_on_a_phone(tmp_path):
+    labels = ["<b>bold</b>", "a, b", "Donaudampfschifffahrtsgesellschaftskapitänsmützenabzeichen" * 2]
+    project = Project(tmp_path / "p", {"labels": labels + [f"label {i}" for i in range(197)]})
+    project.add_texts([Queued(i, f"{i} " + "long words " * 9000 + "x" * 1000, "x", False) for i in range(1, 4)])
+    with chromium() as connection:
+        with served(project) as url:
+            tab = begin(connection, url, "ann")
+            tab.resize(390, 844, mobile=True)
+            coder = "document.getElementById('coder')"
+            assert tab.js(f"{coder}.checkValidity()")
+            assert not tab.js(f"{coder}.value = 'ann (2)', {coder}.checkValidity()")
+            skip = "document.querySelector('[data-do=skipped]')"
+            assert tab.js(f"{skip}.getBoundingClientRect().bottom") < 1000
+            tab.js("document.getElementById('text').scrollTop = 5000")
+            press(tab, "1")
+            assert tab.js("document.getElementById('text').scrollTop") == 0
+            tab.js("document.querySelector('[data-label=\"a, b\"]').click()")
+            tab.until("current.id === 3")
+            for key, name in (("p", "overview"), ("c", "codebook"), ("l", "label")):
+                tab.key(key)
+                tab.until(f"!document.getElementById('{name}').hidden")
+                assert tab.js("document.documentElement.scrollWidth <= innerWidth")
+            tab.until("document.querySelectorAll('#labels button').length === 200")
+        tab.key("s")
+        tab.until("document.getElementById('error').textContent")  # the server is gone
+        assert tab.js("current.id") == 3
+    assert [d.labels for d in project.decisions] == [("<b>bold</b>",), ("a, b",)]

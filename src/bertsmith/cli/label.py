@@ -62,7 +62,7 @@ def label(
     from bertsmith.data.stream import open_stream
     from bertsmith.labelling.store import Project
     from bertsmith.workflows.label_estimate import estimate_project
-    from bertsmith.workflows.label_next import choose_for_project
+    from bertsmith.workflows.label_next import check_suggestions, choose_for_project
     from bertsmith.workflows.label_rounds import Rounds
 
     names = [name.strip() for name in labels.split(",") if name.strip()] if labels else []
@@ -77,9 +77,9 @@ def label(
             raise ConfigError("a new project needs a pool", remedy="Pass POOL, a table of texts without labels.")
         if len(names) < 2 and task == "ordinal":
             raise ConfigError("ordinal labels need an order", remedy="Pass them with --labels, the lowest first.")
-        with open_stream(pool, settings):
-            pass  # create no project for an unreadable pool
-    project = Project(output, {"task": task})
+        with open_stream(pool, settings) as stream:  # create no project for a pool that cannot be used
+            check_suggestions(suggestions, next(stream.chunks())[0], stream.name)
+    project = Project(output, {"task": task, "labels": names})
     project.add_labels(names)
 
     def choose(observe: PredictionListener) -> int:

@@ -120,7 +120,8 @@ class Project:
                 where=str(self.path),
                 remedy="Choose another folder with -o.",
             )
-        facts = {"labels": [], "task": SINGLE_LABEL, "codebook": {}, "version": VERSION, **settings}
+        labels = _checked_labels(settings.get("labels", []))
+        facts = {"task": SINGLE_LABEL, "codebook": {}, "version": VERSION, **settings, "labels": labels}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -182,11 +183,7 @@ class Project:
         Raises:
             ConfigError: if a label is empty or joins several labels.
         """
-        names = [" ".join(label.split()) for label in labels]
-        if wrong := [label for label in names if not label or ";" in label]:
-            raise ConfigError(f"these cannot be labels: {listing(wrong)}", remedy="Use words without semicolons.")
-        known = self.labels
-        self.set_fact("labels", [*known, *(name for name in dict.fromkeys(names) if name not in known)])
+        self.set_fact("labels", _checked_labels([*self.labels, *labels]))
 
     # -- texts and decisions -------------------------------------------------------------------------------------------
 
@@ -283,6 +280,13 @@ class Project:
             seconds = [row[0] for row in database.execute(mine, (coder,))]
         worked = [value for value in seconds if 0 < value < PAUSE]
         return {"decided": len(seconds), "texts": total, "seconds": worked[len(worked) // 2] if worked else None}
+
+
+def _checked_labels(labels: Sequence[str]) -> list[str]:
+    names = list(dict.fromkeys(" ".join(label.split()) for label in labels))
+    if wrong := [label for label in names if not label or ";" in label]:
+        raise ConfigError(f"these cannot be labels: {listing(wrong)}", remedy="Use words without semicolons.")
+    return names
 
 
 def _queued(row: sqlite3.Row) -> Queued:

@@ -275,12 +275,19 @@ def _choose(
     return Chosen(queue, len(chance) / n_usable if len(chance) else None, n_usable)
 
 
+def check_suggestions(suggestions: str | None, columns: Iterable[str], name: str) -> None:
+    """Check that a pool has the column of the suggestions.
+
+    Raises:
+        ConfigError: if it has not.
+    """
+    if suggestions is not None and suggestions not in columns:
+        raise ConfigError(f"the pool has no column {suggestions!r}", where=name, remedy="Check --suggestions.")
+
+
 def _queued(choice: Choice, columns: dict[str, Any], text: Text, suggestions: str | None, name: str) -> Queued:
-    suggestion = None
-    if suggestions is not None:
-        if suggestions not in columns:
-            raise ConfigError(f"the pool has no column {suggestions!r}", where=name, remedy="Check --suggestions.")
-        suggestion = columns[suggestions]
+    check_suggestions(suggestions, columns, name)
+    suggestion = None if suggestions is None else columns[suggestions]
     first, pair = (text, None) if isinstance(text, str) else text
     return Queued(
         choice.row + 1,
