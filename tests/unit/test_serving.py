@@ -482,7 +482,7 @@ def test_private_paths_need_the_token():
         assert {"http", "apiKey"} == {scheme["type"] for scheme in described["components"]["securitySchemes"].values()}
         assert [
             path for path, ways in described["paths"].items() if any("security" in way for way in ways.values())
-        ] == ["/predict", "/", "/explain", "/info", "/metrics", "/setup", "/invocations", "/classify"]
+        ] == ["/predict", "/", "/explain", "/info", "/metrics", "/setup", "/versions", "/invocations", "/classify"]
     batcher.close()
 
 

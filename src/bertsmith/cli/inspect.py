@@ -102,6 +102,9 @@ def _print_agreement(table: Table) -> None:
             )
 
     found = _agreement(table)
+    if not found.alpha.texts:
+        stdout_console().print("\nThe agreement of coders is unknown: no text has the labels of two coders.")
+        return
     stdout_console().print(f"\nagreement of coders, who differ on {len(found.disputed):,} texts")
     show("Krippendorff's alpha", found.alpha)
     for label, coefficient in found.classes.items():
