@@ -42,6 +42,22 @@ def test_the_interval_contains_the_accuracy_also_when_the_class_shares_change(sh
     assert np.mean(inside) >= 0.9
 
 
+def test_the_interval_contains_the_accuracy_if_classes_vanish_that_are_never_predicted():
+    rng = np.random.default_rng(7)
+
+    def world(n, shares):
+        targets = rng.choice(3, n, p=shares)
+        confidence = np.clip(np.where(targets == 2, 0.6, 0.9) + rng.normal(0, 0.15, n), 0.34, 1)
+        return targets, confidence, np.where(targets == 2, 1, targets)  # the last class is predicted as the second
+
+    inside = []
+    for _ in range(20):
+        new, held_out = world(800, (0.35, 0.65, 0)), world(500, (0.5, 0.35, 0.15))
+        found = _expect(new, held_out)
+        inside.append(found.low <= (new[0] == new[2]).mean() <= found.high)
+    assert np.mean(inside) >= 0.9
+
+
 def test_a_lower_confidence_lowers_the_expected_accuracy():
     rng = np.random.default_rng(1)
     held_out = _world(rng, 1000, (0.6, 0.3, 0.1))

@@ -61,11 +61,13 @@ def expect_accuracy(
 ) -> ExpectedAccuracy | None:
     """Return the expected accuracy on new texts; ``None`` if the texts are too few.
 
-    Two assumptions give two intervals, and the result spans both. Under covariate shift, accuracy at a confidence is
-    the same as on the held-out texts. Under label shift, accuracy within a class is the same, and the class shares
-    follow from the predictions (Lipton et al. 2018, arXiv:1802.03916). If the model confuses the classes often, the
-    second interval is wide. On texts unlike the held-out texts, both assumptions may fail. A model can be as confident
-    about half of a text as about all of it, and make more mistakes.
+    Two assumptions give three intervals, and the result spans all of them. Under covariate shift, accuracy at a
+    confidence is the same as on the held-out texts. Under label shift, accuracy within a class is the same, and the
+    class shares follow from the predicted classes (Lipton et al. 2018, arXiv:1802.03916). If the model confuses the
+    classes often, this interval is wide. Predicted classes say nothing about classes that a model never predicts.
+    Therefore the third interval takes the class shares that fit predicted classes and confidence best. On texts unlike
+    the held-out texts, both assumptions may fail. A model can be as confident about half of a text as about all of it,
+    and make more mistakes.
 
     Args:
         confidences: number of new texts by confidence, in the bins of `grid_of`, shape (`GRID`,).
@@ -80,10 +82,14 @@ def expect_accuracy(
     if n_new < FEWEST or len(targets) < FEWEST:
         return None
     rng = np.random.default_rng(0)
-    by_confidence = _by_confidence(confidences / n_new, confidence, decided == targets, rng)
-    by_class, contradicts = _by_class(predicted / n_new, targets, decided, rng)
+    grid = np.array([grid_of(value) for value in confidence])
+    edges = np.unique(np.quantile(grid, np.linspace(0, 1, BINS + 1)[1:-1]))
+    bins, of_grid = (np.searchsorted(edges, values, side="right") for values in (grid, np.arange(GRID)))
+    by_bin = np.bincount(of_grid, weights=confidences / n_new, minlength=len(edges) + 1)
+    by_confidence = _by_confidence(by_bin, bins, decided == targets, rng)
+    *by_class, contradicts = _by_class(predicted / n_new, by_bin, targets, decided, bins, rng)
     bounds = []
-    for accuracies in (by_confidence, by_class):
+    for accuracies in (by_confidence, *by_class):
         observed = rng.binomial(n_new, np.clip(accuracies, 0, 1)) / n_new
         bounds.append(np.quantile(observed, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
     low, high = np.min(bounds, axis=0)[0], np.max(bounds, axis=0)[1]
@@ -112,48 +118,68 @@ def _are_unlike(new: np.ndarray, held_out: np.ndarray) -> bool:
     return found.differs and found.distance > UNLIKE
 
 
-def _by_confidence(
-    shares: np.ndarray, confidence: np.ndarray, right: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """Return draws of the accuracy under covariate shift, shape (draws,), from shares by grid bin."""
-    grid = np.array([grid_of(value) for value in confidence])
-    edges = np.unique(np.quantile(grid, np.linspace(0, 1, BINS + 1)[1:-1]))
-    held_out, new = np.searchsorted(edges, grid, side="right"), np.searchsorted(edges, np.arange(GRID), side="right")
-    n_bins = len(edges) + 1
-    texts = np.bincount(held_out, minlength=n_bins)
-    hits = np.bincount(held_out, weights=right, minlength=n_bins)
+def _by_confidence(by_bin: np.ndarray, bins: np.ndarray, right: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return draws of the accuracy under covariate shift, shape (draws,), from shares by bin of confidence."""
+    texts = np.bincount(bins, minlength=len(by_bin))
+    hits = np.bincount(bins, weights=right, minlength=len(by_bin))
     mean = float(right.mean())
     # A weak prior at the accuracy of all held-out texts, worth one text.
-    drawn = rng.beta(hits + mean + 1e-3, texts - hits + 1 - mean + 1e-3, (DRAWS, n_bins))
-    result: np.ndarray = drawn @ np.bincount(new, weights=shares, minlength=n_bins)
+    drawn = rng.beta(hits + mean + 1e-3, texts - hits + 1 - mean + 1e-3, (DRAWS, len(by_bin)))
+    result: np.ndarray = drawn @ by_bin
     return result
 
 
 def _by_class(
-    shares: np.ndarray, targets: np.ndarray, decided: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, bool]:
-    """Return draws of the accuracy under label shift, shape (draws,), from shares by predicted class.
+    predicted: np.ndarray,
+    by_bin: np.ndarray,
+    targets: np.ndarray,
+    decided: np.ndarray,
+    bins: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Return draws of the accuracy under label shift, from predicted classes, and from these and confidence.
 
     Also return whether label shift is implausible. It is, if in nearly all draws no class shares explain the shares by
     predicted class, or if large classes vanish.
+
+    Args:
+        predicted, by_bin: shares of the new texts by predicted class and by bin of confidence.
+        targets, decided, bins: class, predicted class and bin of confidence of the held-out texts, shape (n,).
+        rng: of the draws.
     """
-    k = len(shares)
-    draws, steps = (DRAWS, EM_STEPS) if k <= MANY_CLASSES else (DRAWS // 4, EM_STEPS // 10)
-    overall, tables = float((decided == targets).mean()), np.empty((draws, k, k))
+    k, n_cells = len(predicted), len(predicted) + len(by_bin)
+    draws = DRAWS if k <= MANY_CLASSES else DRAWS // 4
+    overall, tables = float((decided == targets).mean()), np.empty((draws, n_cells, k))
+    cells = np.stack([decided, k + bins]) * k + targets
     for i in range(draws):
         rows = rng.integers(0, len(targets), len(targets))
-        tables[i] = np.bincount(decided[rows] * k + targets[rows], minlength=k * k).reshape(k, k)
-    texts = tables.sum(axis=1)
+        tables[i] = np.bincount(cells[:, rows].ravel(), minlength=n_cells * k).reshape(n_cells, k)
+    texts = tables[:, :k].sum(axis=1)
     recall = np.where(texts > 0, np.diagonal(tables, axis1=1, axis2=2) / np.maximum(texts, 1), overall)
-    mixture, found = tables / np.maximum(texts, 1)[:, None], np.full((draws, k), 1 / k)
-    for _ in range(steps):  # the class shares of maximum likelihood
+    mixture = tables / np.maximum(texts, 1)[:, None]
+    found = _class_shares(mixture[:, :k], predicted)
+    both = _class_shares(mixture / 2, np.concatenate([predicted, by_bin]) / 2)  # each text is in two cells
+    results = [(some * recall).sum(axis=1) / np.maximum(some.sum(axis=1), 1e-12) for some in (found, both)]
+    unexplained = abs(np.einsum("dij,dj->di", mixture[:, :k], found) - predicted).sum(axis=1) / 2
+    before = np.bincount(targets, minlength=k) / len(targets)
+    vanished = before[np.median(found, axis=0) < VANISHED * before].sum()
+    known = len(targets) >= FEWEST_IN_CLASS * k  # with fewer texts, the resampled tables are too imprecise
+    contradicts = known and bool((unexplained > UNEXPLAINED).mean() > (1 + LEVEL) / 2 or vanished > UNLIKE)
+    return results[0], results[1], contradicts
+
+
+def _class_shares(mixture: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Return the class shares of maximum likelihood, shape (draws, classes).
+
+    Args:
+        mixture: shares of the texts of each class by cell, shape (draws, cells, classes).
+        shares: of the new texts by cell, shape (cells,).
+    """
+    draws, _, k = mixture.shape
+    found = np.full((draws, k), 1 / k)
+    for _ in range(EM_STEPS if k <= MANY_CLASSES else EM_STEPS // 10):
         ratio = shares / np.maximum(np.einsum("dij,dj->di", mixture, found), 1e-12)
         last, found = found, found * np.einsum("dij,di->dj", mixture, ratio)
         if abs(found - last).max() < CONVERGED:
             break
-    result: np.ndarray = (found * recall).sum(axis=1) / np.maximum(found.sum(axis=1), 1e-12)
-    unexplained = abs(np.einsum("dij,dj->di", mixture, found) - shares).sum(axis=1) / 2
-    before = np.bincount(targets, minlength=k) / len(targets)
-    vanished = before[np.median(found, axis=0) < VANISHED * before].sum()
-    known = len(targets) >= FEWEST_IN_CLASS * k  # with fewer texts, the resampled tables are too imprecise
-    return result, known and bool((unexplained > UNEXPLAINED).mean() > (1 + LEVEL) / 2 or vanished > UNLIKE)
+    return found
