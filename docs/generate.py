@@ -280,6 +280,8 @@ _PRINTED: dict[str, tuple[type, dict[str, str]]] = {
             "in_corpus": "whether all labelled texts are in the corpus. If so, the intervals are for this corpus; "
             "otherwise, they are for the population that sample and corpus come from",
             "more_labels": "for each label text, how many more random texts to label for an interval of ±1 point",
+            "least_widths": "for each label text, the least width of an interval with this model, relative to that of "
+            "the labelled texts alone: √(1 − ρ²), where ρ is the correlation of predictions and labels",
             "left_out": "rows of the sample that do not count, by reason",
             "empty": "number of rows of the corpus without a text",
             "notes": "the notes that the command also prints on standard error",

@@ -86,6 +86,8 @@ class Measurement:
         shares: of the whole corpus, then of each group in order of its name.
         in_corpus: whether the sample is part of the corpus; then the intervals are for this corpus.
         more_labels: how many more labelled texts give an interval of ± 1 point, by label text.
+        least_widths: the least width of an interval with these predictions, relative to that of the labelled texts
+            alone, by label text: √(1 − ρ²), where ρ is the correlation of predictions and labels.
         left_out: number of rows of the sample left out by reason.
         empty: number of rows of the corpus without a text.
         notes: what to know about the shares, all of it in sentences: left-out rows, doubts, and how many more labels.
@@ -98,6 +100,7 @@ class Measurement:
     shares: tuple[Share, ...]
     in_corpus: bool = True
     more_labels: dict[str, int] = field(default_factory=dict)
+    least_widths: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
     empty: int = 0
     notes: tuple[str, ...] = ()

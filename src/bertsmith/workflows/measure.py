@@ -21,6 +21,7 @@ from bertsmith.inference.table_writers import PROBABILITY
 from bertsmith.measuring.estimate import (
     Totals,
     corrected_means,
+    correlations,
     labelled_means,
     labels_for_target,
     sum_totals,
@@ -249,6 +250,16 @@ def _corrected(
         notes.append(f"groups with fewer than {FEWEST_IN_GROUP} labelled texts have no estimate: {listing(few)}")
     needed = np.maximum(labels_for_target(estimates, len(sample), whole.texts) - len(sample), 0)
     more_labels = dict(zip(asked.labels.texts, needed.tolist(), strict=False))
+    widths = np.sqrt(1 - correlations(sample)[: len(asked.labels)] ** 2)
+    least_widths = dict(zip(asked.labels.texts, widths.tolist(), strict=True))
+    narrowest, widest = (f"{width:.2f}" for width in (widths.min(), widths.max()))
+    several = "" if narrowest == widest else f" to {widest}, depending on the class,"
+    notes.append(
+        f"with this model, an interval is at best about {narrowest}{several} times as wide as that of the labelled "
+        "texts alone"
+        if narrowest < "1.00"
+        else "the predictions of this model do not narrow the intervals of the labelled texts"
+    )
     notes += empty_rows(tally.empty)
     if more := max(more_labels.values()):
         notes.append(f"{counted(more, 'more labelled text')} would give every class an interval of ±1 point")
@@ -259,6 +270,7 @@ def _corrected(
         tuple(results.shares),
         sample.in_corpus,
         more_labels,
+        least_widths,
         labelled.left_out,
         tally.empty,
         tuple(notes),
