@@ -29,8 +29,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from bertsmith.measuring.estimate import Sample, Totals, corrected_means, labelled_means
-from bertsmith.measuring.label_shift import ALPHA, FEWEST, adjusted_count, label_shift_test
-from bertsmith.measuring.text_features import Axes, text_features
+from bertsmith.measuring.label_shift import ALPHA, FEWEST, adjusted_count, combined_p_value, label_shift_test
+from bertsmith.measuring.text_features import Axes, Clusters, text_features
 
 TABLES = ("tweet_hate", "tweet_emotion", "sst2", "reuters_r8")
 LONG = ("reuters_r8",)
@@ -194,20 +194,21 @@ def adjusted(pool: Pool, model: str, draws: int) -> dict[str, dict[str, float]]:
     ``wrong`` those with an interval that does not contain the share, by class.
     """
     predictions, predicted, k = pool.models[model], pool.models[model].argmax(axis=1), pool.n_classes
-    positions = Axes.fit(pool.positions[:HELD_OUT], HELD_OUT)(pool.positions)
-    features = text_features(pool.texts.tolist(), predictions, positions)
-    others = np.arange(HELD_OUT, len(pool.targets))
+    properties = text_features(pool.texts.tolist(), predictions, np.zeros((len(predicted), 0)))
     result = {}
     for shift in (*SHIFTS, "topic"):
         rng = np.random.default_rng(0)
         rejected, inside, naive, moved = [], [], [], []
         for _ in range(draws):
-            mixed = rng.permutation(others)
-            source, rest = mixed[:HELD_OUT], mixed[HELD_OUT:]
+            validation, source, rest = np.split(rng.permutation(len(predicted)), [HELD_OUT, 2 * HELD_OUT])
             if np.bincount(pool.targets[source], minlength=k).min() < FEWEST:
                 continue  # the command refuses
             corpus = draw(pool, rest, shift, min(SMALL_CORPUS, len(rest) // 2), rng)
-            p_value = label_shift_test(pool.targets[source], features[source], features[corpus], k)
+            known, p_values = np.concatenate([source, validation]), []
+            for kind in (Axes, Clusters):
+                features = np.column_stack([properties, kind.fit(pool.positions[validation], HELD_OUT)(pool.positions)])
+                p_values.append(label_shift_test(pool.targets[known], features[known], features[corpus], k))
+            p_value = combined_p_value(p_values)
             counts = np.bincount(predicted[corpus], minlength=k)
             found = adjusted_count(pool.targets[source], predicted[source], counts)
             rejected.append(p_value < ALPHA or found.contradicts)

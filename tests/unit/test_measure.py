@@ -16,13 +16,15 @@ from bertsmith.measuring.estimate import (
     Sample,
     Totals,
     corrected_means,
+    correlations,
     labelled_means,
     labels_for_target,
     share_interval,
     surprise,
 )
-from bertsmith.measuring.label_shift import adjusted_count, label_shift_test
+from bertsmith.measuring.label_shift import adjusted_count, combined_p_value, label_shift_test
 from bertsmith.measuring.regression import fit_regression
+from bertsmith.measuring.text_features import Axes, Clusters
 from bertsmith.testing import tiny_table
 from bertsmith.workflows.corpus_sample import CorpusSample
 from tests.conftest import ArrowTable
@@ -86,6 +88,32 @@ def test_a_rare_class_without_a_labelled_text_has_an_interval_with_a_width():
     estimate = corrected_means(Sample(outcomes, predictions, np.full(200, 0.05)), totals)
     assert estimate.low[0] == 0
     assert 0.005 < estimate.high[0] < 0.03
+
+
+@pytest.mark.parametrize("n", [40, 41, 97])
+def test_labelled_texts_of_a_single_class_have_mirrored_intervals(n):
+    rng = np.random.default_rng(n)
+    outcomes, predictions = np.tile([0.0, 1.0], (n, 1)), rng.dirichlet([2, 3], n)
+    everywhere = rng.dirichlet([2, 3], 400)
+    sample = Sample(outcomes, predictions, np.full(n, n / 400))
+    estimate = corrected_means(sample, Totals.of(everywhere, everywhere > 0.5))
+    assert 0 < estimate.high[0] < 0.2
+    assert estimate.low[1] == pytest.approx(1 - estimate.high[0], abs=1e-9)
+    assert correlations(sample).tolist() == [0, 0]
+
+
+def test_the_width_of_an_interval_follows_from_the_correlation():
+    rng = np.random.default_rng(3)
+    truth = (rng.random((20_000, 1)) < 0.4).astype(float)
+    predictions = np.clip(0.5 * truth + rng.normal(0.25, 0.3, (20_000, 1)), 0, 1)
+    sample, totals = _sample(truth, predictions, 2000, 0), Totals.of(predictions, predictions > 0.5)
+    found, alone = corrected_means(sample, totals), labelled_means(sample, totals)
+    correlation = correlations(sample)
+    assert correlation[0] == pytest.approx(np.corrcoef(sample.outcomes[:, 0], sample.predictions[:, 0])[0, 1])
+    ratio = (found.high - found.low)[0] / (alone.high - alone.low)[0]
+    assert ratio == pytest.approx(np.sqrt(1 - correlation[0] ** 2), abs=0.02)
+    opposite = Sample(sample.outcomes, 1 - sample.predictions, sample.inclusion)
+    assert correlations(opposite)[0] == 0  # predictions with a negative correlation are not used
 
 
 def test_an_estimate_below_zero_has_no_interval_wider_than_the_labelled_texts_alone():
@@ -401,6 +429,7 @@ def test_the_command_measures_a_corpus(finished, corpus, cli, tmp_path):
     notes = json.loads(out)["notes"]
     assert all(note in err for note in notes)
     assert any(f"{max(json.loads(out)['more_labels'].values()):,}" in note for note in notes)
+    assert all(0 < width < 1 for width in json.loads(out)["least_widths"].values())
     table = pd.read_csv(tmp_path / "r.csv")
     assert len(table) == 500
     assert table["labelled"].sum() == 120
@@ -448,7 +477,7 @@ def test_without_labels_the_shares_are_counted_with_a_note(finished, corpus, mon
     assert all(share.interval[0] < share.interval[1] for share in found.shares)
     assert len(found.notes) == 2  # the assumption, and groups without a test of their own
     assert found.shares[0].labelled_share is None
-    assert tested == [(True, True, 500, 3)]
+    assert tested == [(True, True, 500, 3)] * 2  # axes and clusters
     monkeypatch.setattr("bertsmith.workflows.label_shift.label_shift_test", lambda *arguments: 0.01)
     with pytest.raises(DataError) as caught:
         bs.measure(finished, corpus / "corpus.csv")
@@ -580,6 +609,41 @@ def test_a_small_group_is_not_rejected_too_often():
         wide = [np.column_stack([f, rng.normal(size=(len(f), 15))]) for f in (features, group)]
         p_values.append(label_shift_test(targets, *wide, 3))
     assert np.mean(np.array(p_values) < 0.05) < 0.15
+
+
+def test_axes_and_clusters_together_find_shares_of_topics_that_changed():
+    rng = np.random.default_rng(6)
+    topics = rng.normal(size=(6, 40))
+
+    def texts(n, weights):
+        targets = rng.choice(2, n, p=(0.5, 0.5))
+        return targets, topics[rng.choice(6, n, p=weights)] + rng.normal(size=(n, 40)) + targets[:, None] * topics[0]
+
+    rejected = {}
+    for name, weights in (("same", np.ones(6)), ("other", np.array([2, 2, 2, 1, 1, 1]))):
+        rejected[name] = []
+        for _ in range(25):
+            (_, fitted), (targets, known) = texts(300, np.ones(6) / 6), texts(300, np.ones(6) / 6)
+            _, corpus = texts(400, weights / weights.sum())
+            p_values = []
+            for where in (Axes.fit(fitted, 300), Clusters.fit(fitted, 300)):
+                features = [np.column_stack([e @ topics[0], where(e)]) for e in (known, corpus)]
+                p_values.append(label_shift_test(targets, *features, 2))
+            rejected[name].append(combined_p_value(p_values) < 0.05)
+    assert np.mean(rejected["same"]) < 0.2
+    assert np.mean(rejected["other"]) > 0.8
+
+
+def test_p_values_are_combined():
+    assert combined_p_value([0.3, 0.4]) == pytest.approx(0.6)
+    assert combined_p_value([0.01, 1]) == pytest.approx(0.02)  # a test that needs more texts returns 1
+    assert combined_p_value([1, 1]) == 1
+
+
+def test_few_texts_have_no_clusters():
+    embeddings = np.random.default_rng(0).normal(size=(30, 5))
+    assert Clusters.fit(embeddings[:9], 200)(embeddings).shape == (30, 0)
+    assert Clusters.fit(embeddings, 200)(embeddings).shape == (30, 2)
 
 
 def test_a_sample_of_a_corpus_is_random_and_does_not_depend_on_chunks(monkeypatch):

@@ -8,6 +8,7 @@ too, and the test uses this.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +83,11 @@ def _mixture(columns: np.ndarray, target: np.ndarray) -> np.ndarray:
     found = nnls(np.vstack([columns, np.full(columns.shape[1], scale)]), np.append(target, scale))[0]
     shares: np.ndarray = found / found.sum()
     return shares
+
+
+def combined_p_value(p_values: Sequence[float]) -> float:
+    """Return the p-value of several tests of one hypothesis (Bonferroni)."""
+    return min(1.0, len(p_values) * min(p_values))
 
 
 def label_shift_test(targets: np.ndarray, features: np.ndarray, corpus: np.ndarray, n_classes: int) -> float:

@@ -9,8 +9,10 @@ import numpy as np
 
 DIMENSIONS = 8
 """Maximum number of principal components."""
+CLUSTERS = 10
+"""Maximum number of clusters."""
 FITTED_TEXTS, TEXTS = 10, 20
-"""Texts per component to fit the axes, and test texts per component for a comparison."""
+"""Texts per component or cluster to fit them, and test texts for each in a comparison."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,40 @@ class Axes:
         return positions
 
 
+@dataclass(frozen=True)
+class Clusters:
+    """Clusters of embeddings, such as topics. Fit them to other texts than the compared ones, as `Axes`.
+
+    Attributes:
+        centers: shape (clusters, hidden size).
+    """
+
+    centers: np.ndarray
+
+    @classmethod
+    def fit(cls, embeddings: np.ndarray, n_texts: int) -> Clusters:
+        """Fit k-means to embeddings, shape (texts, hidden size), for a comparison with ``n_texts`` test texts."""
+        from sklearn.cluster import KMeans
+
+        k = min(CLUSTERS, len(embeddings) // FITTED_TEXTS, n_texts // TEXTS)
+        if k < 1:
+            return cls(np.zeros((1, embeddings.shape[1])))
+        return cls(KMeans(k, n_init=3, random_state=0).fit(embeddings).cluster_centers_)
+
+    def __call__(self, embeddings: np.ndarray) -> np.ndarray:
+        """Return indicators of the nearest cluster but the last, shape (texts, clusters − 1)."""
+        distances = (self.centers**2).sum(axis=1) - 2 * embeddings @ self.centers.T
+        indicators: np.ndarray = np.eye(len(self.centers))[distances.argmin(axis=1)][:, :-1]
+        return indicators
+
+
 def text_features(texts: Sequence[str], probabilities: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Return confidence, length (logarithm of characters), indicators of predicted labels but the last, and positions.
 
     Args:
         texts: n texts.
         probabilities: of their classes, shape (n, classes).
-        positions: coordinates of their embeddings along `Axes`, shape (n, dimensions).
+        positions: of their embeddings along `Axes` or in `Clusters`, shape (n, columns).
     """
     predicted = np.eye(probabilities.shape[1])[probabilities.argmax(axis=1)][:, :-1]
     lengths = np.log1p([len(text) for text in texts])

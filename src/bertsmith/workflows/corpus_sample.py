@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bertsmith.data.template import Text, Texts, flat, texts_of
+from bertsmith.data.template import Text, Texts, flat, flat_texts
 from bertsmith.folders.run import Run
 from bertsmith.inference.predictor import Predictor
-from bertsmith.measuring.text_features import Axes
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SIZE = 2000
 """Maximum number of texts in a sample, and of test and validation texts to compare it with."""
+
+
+def validation_rows(frame: pd.DataFrame, test: Sequence[Text]) -> pd.DataFrame:
+    """Return up to `SIZE` rows of validation predictions, without those of test texts."""
+    known = {flat(text) for text in test}
+    return frame[[text not in known for text in flat_texts(frame)]].iloc[:SIZE]
 
 
 class CorpusSample:
@@ -65,13 +74,6 @@ class Embedder:
 
         tokens = self.model.encode(Texts(texts), truncate=False).truncate(self.model.max_length)
         return compute_embeddings(self.model.loaded, TokenBatch.from_tokens(tokens))
-
-    def positions(self, test: Sequence[Text], corpus: Sequence[Text]) -> tuple[np.ndarray, np.ndarray]:
-        """Return coordinates of test texts and of texts of a corpus, along axes fitted to the validation texts."""
-        known = {flat(text) for text in test}
-        others = [text for text in texts_of(self.run.validation_predictions) if flat(text) not in known][:SIZE]
-        axes = Axes.fit(self.embeddings(others), len(test))
-        return axes(self.embeddings(test)), axes(self.embeddings(corpus))
 
     def has_unknown(self, texts: Sequence[Text]) -> np.ndarray:
         """Return whether each text has unknown tokens, shape (n,)."""

@@ -20,8 +20,9 @@ from bertsmith.folders.run import open_run
 from bertsmith.inference.predict import predict_chunks
 from bertsmith.inference.table_writers import PROBABILITY
 from bertsmith.measuring.drift import LEVEL, Difference, compare_counts, compare_positions, compare_scalars
+from bertsmith.measuring.text_features import Axes
 from bertsmith.tasks.registry import get_task
-from bertsmith.workflows.corpus_sample import SIZE, CorpusSample, Embedder
+from bertsmith.workflows.corpus_sample import SIZE, CorpusSample, Embedder, validation_rows
 from bertsmith.workflows.measure import noted
 from bertsmith.workflows.predict import PredictOptions, open_model, opened
 
@@ -96,6 +97,9 @@ def compare_texts(
     chosen = np.random.default_rng(0).permutation(len(frame))[:SIZE]
     texts, scores = texts_of(frame.iloc[chosen]), task.stored_scores(frame)[chosen]
     embedder = Embedder(run, classifier, config.device)
+    others = texts_of(validation_rows(run.validation_predictions, texts))
+    axes = Axes.fit(embedder.embeddings(others), len(texts))
+    before, now = (axes(embedder.embeddings(some)) for some in (texts, sample.texts))
     guesses = Counter(guess_language(flat(text)) for text in texts)
     guesses.pop(None, None)
     language = guesses.most_common(1)[0][0] if guesses else None
@@ -110,7 +114,7 @@ def compare_texts(
     found = [
         *compare_scalars(SCALARS, scalars(texts, scores), scalars(sample.texts, sample.probabilities), level),
         compare_counts("predicted labels", np.bincount(predicted, minlength=k), counts, level),
-        compare_positions(*embedder.positions(texts, sample.texts), level),
+        compare_positions(before, now, level),
     ]
     return Drift(
         stream.name, int(counts.sum()), len(frame), len(sample.texts), tuple(d for d in found if d is not None)

@@ -11,14 +11,23 @@ from bertsmith.data.template import Texts, flat, texts_of
 from bertsmith.errors import DataError, counted, listing, quoted
 from bertsmith.folders.run import Run
 from bertsmith.measuring.estimate import Estimates, Totals, sum_totals
-from bertsmith.measuring.label_shift import ALPHA, FEWEST, AdjustedCount, adjusted_count, label_shift_test
+from bertsmith.measuring.label_shift import (
+    ALPHA,
+    FEWEST,
+    AdjustedCount,
+    adjusted_count,
+    combined_p_value,
+    label_shift_test,
+)
 from bertsmith.measuring.quantities import Quantities, Results
 from bertsmith.measuring.result import Measurement, empty_rows
-from bertsmith.measuring.text_features import text_features
+from bertsmith.measuring.text_features import Axes, Clusters, text_features
 from bertsmith.tasks.registry import get_task
-from bertsmith.workflows.corpus_sample import SIZE, CorpusSample, Embedder
+from bertsmith.workflows.corpus_sample import SIZE, CorpusSample, Embedder, validation_rows
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from bertsmith.workflows.measure import Tally
 
 USELESS_WIDTH = 0.5
@@ -34,14 +43,14 @@ class HeldOut:
     Attributes:
         run: the run.
         targets, predicted: true and predicted class indices, shape (n,).
-        scores: probabilities, shape (n, classes).
+        probabilities: of the classes, shape (n, classes).
         texts: the texts.
     """
 
     run: Run
     targets: np.ndarray
     predicted: np.ndarray
-    scores: np.ndarray
+    probabilities: np.ndarray
     texts: Texts
 
     @classmethod
@@ -51,9 +60,8 @@ class HeldOut:
         Raises:
             DataError: if a class has too few test texts.
         """
-        frame, task = run.predictions, get_task(run.task)
-        targets, scores = task.stored_targets(frame, run.labels), task.stored_scores(frame)
-        n_texts = np.bincount(targets, minlength=len(run.labels))
+        held_out = cls._read(run, run.predictions)
+        n_texts = np.bincount(held_out.targets, minlength=len(run.labels))
         if n_texts.min() < FEWEST:
             c = int(n_texts.argmin())
             raise DataError(
@@ -62,11 +70,32 @@ class HeldOut:
                 where=str(run.path),
                 remedy="Pass a labelled sample of the corpus with --labelled.",
             )
+        return held_out
+
+    @classmethod
+    def _read(cls, run: Run, frame: pd.DataFrame) -> HeldOut:
+        task = get_task(run.task)
+        targets, scores = task.stored_targets(frame, run.labels), task.stored_scores(frame)
         return cls(run, targets, task.predicted(scores), scores, texts_of(frame))
+
+    def some(self) -> HeldOut:
+        """Return up to `SIZE` random texts, among them `FEWEST` of each class."""
+        order = np.random.default_rng(0).permutation(len(self.targets))
+        first = {int(i) for c in np.unique(self.targets) for i in order[self.targets[order] == c][:FEWEST]}
+        rows = np.array([*first, *(i for i in order.tolist() if i not in first)])[: max(SIZE, len(first))]
+        texts = Texts(self.texts[i] for i in rows)
+        return HeldOut(self.run, self.targets[rows], self.predicted[rows], self.probabilities[rows], texts)
+
+    def validation(self) -> HeldOut:
+        """Return validation texts that are not among these texts."""
+        return self._read(self.run, validation_rows(self.run.validation_predictions, self.texts))
 
 
 class LabelShiftTest:
-    """Tests whether texts of a corpus differ from the test texts by more than the shares of the classes.
+    """Tests whether texts of a corpus differ from held-out texts by more than the shares of the classes.
+
+    Held-out texts are those of the test and validation split: twice the texts find smaller changes. Validation texts
+    select the best epoch, but this changes their features by less than a standard error.
 
     Args:
         held_out: the test texts.
@@ -75,22 +104,33 @@ class LabelShiftTest:
     """
 
     def __init__(self, held_out: HeldOut, sample: CorpusSample, embedder: Embedder) -> None:
-        order = np.random.default_rng(0).permutation(len(held_out.targets))
-        first = {int(i) for c in np.unique(held_out.targets) for i in order[held_out.targets[order] == c][:FEWEST]}
-        rows = np.array([*first, *(i for i in order.tolist() if i not in first)])[: max(SIZE, len(first))]
-        texts = [held_out.texts[i] for i in rows]
-        before, now = embedder.positions(texts, sample.texts)
-        self.targets, self.n_classes = held_out.targets[rows], held_out.scores.shape[1]
-        self.features = text_features([flat(t) for t in texts], held_out.scores[rows], before)
-        self.corpus = text_features([flat(t) for t in sample.texts], sample.probabilities, now)
+        test, validation = held_out.some(), held_out.validation()
+        trained = "by" in held_out.run.metrics["splits"]["validation"]  # by cross-validation
+        known = [test] if trained else [test, validation]
+        fitted, before, now = (embedder.embeddings(some.texts) for some in (validation, test, sample))
+        embeddings = [before] if trained else [before, fitted]
+        self.targets, self.n_classes = np.concatenate([some.targets for some in known]), test.probabilities.shape[1]
         self.groups = np.array(sample.groups, dtype=object)
+        self.features = [
+            (
+                np.concatenate([_features(some, where(e)) for some, e in zip(known, embeddings, strict=True)]),
+                _features(sample, where(now)),
+            )
+            for where in (Axes.fit(fitted, len(before)), Clusters.fit(fitted, len(before)))
+        ]
 
     def p_value(self, group: str | None = None) -> float | None:
         """Return the p-value of label shift in the corpus or in a group; ``None`` if the group is too small."""
-        corpus = self.corpus if group is None else self.corpus[self.groups == group]
-        if group is not None and len(corpus) < FEWEST_IN_GROUP:
+        rows = np.ones(len(self.groups), dtype=bool) if group is None else self.groups == group
+        if group is not None and rows.sum() < FEWEST_IN_GROUP:
             return None
-        return label_shift_test(self.targets, self.features, corpus, self.n_classes)
+        return combined_p_value(
+            [label_shift_test(self.targets, known, corpus[rows], self.n_classes) for known, corpus in self.features]
+        )
+
+
+def _features(some: HeldOut | CorpusSample, positions: np.ndarray) -> np.ndarray:
+    return text_features([flat(text) for text in some.texts], some.probabilities, positions)
 
 
 def measure_under_label_shift(
