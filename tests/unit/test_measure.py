@@ -10,6 +10,7 @@ import pytest
 
 import bertsmith as bs
 from bertsmith.errors import ConfigError, DataError
+from bertsmith.folders.run import open_run
 from bertsmith.measuring.design import read_design
 from bertsmith.measuring.drift import compare_counts, compare_positions, compare_scalars
 from bertsmith.measuring.estimate import (
@@ -27,6 +28,7 @@ from bertsmith.measuring.regression import fit_regression
 from bertsmith.measuring.text_features import Axes, Clusters
 from bertsmith.testing import tiny_table
 from bertsmith.workflows.corpus_sample import CorpusSample
+from bertsmith.workflows.label_shift import HeldOut
 from tests.conftest import ArrowTable
 
 
@@ -457,6 +459,12 @@ def test_chunks_do_not_change_the_result(finished, corpus, monkeypatch):
     after = bs.measure(finished, corpus / "corpus.csv", **given)
     for one, two in zip(before.shares, after.shares, strict=True):
         assert one.share == pytest.approx(two.share, abs=1e-6)
+
+
+def test_a_run_without_test_texts_needs_labelled_texts(finished, monkeypatch):
+    monkeypatch.setattr("bertsmith.folders.run.Run.metrics", {"splits": {"test": {"by": "cross-validation"}}})
+    with pytest.raises(DataError, match="trained on all"):
+        HeldOut.of(open_run(finished))
 
 
 def test_without_labels_the_shares_are_counted_with_a_note(finished, corpus, monkeypatch):

@@ -11,6 +11,8 @@ from bertsmith.cli.options import Json, RunArgument, with_settings
 from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig
 
+FEW = 100
+"""With fewer test texts or new texts, a note says that small changes stay unnoticed."""
 READING = ("text_column", "sql", "db", "sheet", "encoding", "max_unpacked")
 
 
@@ -31,7 +33,7 @@ def drift(
 
     Example: bertsmith drift runs/reviews reviews_2025.csv
     """
-    from bertsmith.errors import DataError
+    from bertsmith.errors import DataError, counted
     from bertsmith.folders.atomic import write_text
     from bertsmith.folders.claim import claim
     from bertsmith.folders.files import OutputFile
@@ -61,6 +63,11 @@ def drift(
         verdict = "differs" if d.differs else "as before"
         out.print(
             f"{verdict:<10} {d.name}: distance {d.distance:.3f}, by chance {d.threshold:.3f}{means}", markup=False
+        )
+    if min(found.test_texts, found.sampled) < FEW:
+        stderr_console().print(
+            f"note: with {counted(found.test_texts, 'test text')} and {counted(found.texts, 'new text')}, small "
+            "changes stay unnoticed"
         )
     if found.differs:
         stderr_console().print(

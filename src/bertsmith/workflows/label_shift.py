@@ -58,8 +58,14 @@ class HeldOut:
         """Read the test predictions of a run.
 
         Raises:
-            DataError: if a class has too few test texts.
+            DataError: if the run has no test split, or if a class has too few test texts.
         """
+        if "by" in run.metrics["splits"]["test"]:  # by cross-validation
+            raise DataError(
+                "counting without labelled texts needs test texts, but the model was trained on all texts",
+                where=str(run.path),
+                remedy="Pass a labelled sample of the corpus with --labelled.",
+            )
         held_out = cls._read(run, run.predictions)
         n_texts = np.bincount(held_out.targets, minlength=len(run.labels))
         if n_texts.min() < FEWEST:
