@@ -10,6 +10,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,6 +175,15 @@ def classifier(finished: Path) -> Predictor:
     import bertsmith as bs
 
     return bs.load(finished, device="cpu", runtime="torch")
+
+
+@pytest.fixture
+def old_export(tmp_path: Path) -> Path:
+    """An export, written by version 0.1. It needs no torch, so that a command with it starts within a moment."""
+    pytest.importorskip("onnxruntime", reason="the extra export is not installed")
+    with tarfile.open(Path(__file__).parent / "data" / "written-by-0.1.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path / "export"
 
 
 @pytest.fixture
