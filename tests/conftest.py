@@ -37,15 +37,15 @@ if os.access(MEMORY_DISK, os.W_OK) and shutil.disk_usage(MEMORY_DISK).free > 2**
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY_DISK))  # a training waits 60 times until the disk synced
 
 LONGEST = (
-    "test_processes",
-    "test_studies",
-    "test_nan_guard",
     "test_real_data",
-    "test_tuning",
     "test_distributed",
     "test_export",
-    "test_server",
+    "test_nan_guard",
+    "test_studies",
+    "test_tuning",
+    "test_processes",
     "test_signals",
+    "test_server",
 )
 """Files that take longest, the longest first."""
 

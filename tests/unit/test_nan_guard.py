@@ -867,10 +867,10 @@ def test_unwritable_outputs_are_errors(finished, cli, tmp_path, small_disk, read
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 @pytest.mark.parametrize("command", ["predict", "inspect", "inspect --json"])
-def test_a_full_standard_output_is_an_error(command, finished, tmp_path):
+def test_a_full_standard_output_is_an_error(command, old_export, tmp_path):
     table = tmp_path / "t.csv"
     tiny_table(30).to_csv(table, index=False)
-    given = [finished, table] if command == "predict" else [table]
+    given = [old_export, table] if command == "predict" else [table]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "bertsmith", *command.split(), *map(str, given)],
