@@ -676,8 +676,7 @@ def check_time(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.parametrize("kind", BROKEN)
-@pytest.mark.parametrize(("at", "back_to"), [(8, 6), (2, 0)])
+@pytest.mark.parametrize(("kind", "at", "back_to"), [*((kind, 8, 6) for kind in BROKEN), ("NaN loss", 2, 0)])
 def test_training_returns_to_a_checkpoint_after_one_nonfinite_loss(
     kind, at, back_to, check_time, whole, tiny, tmp_path, monkeypatch
 ):
@@ -705,7 +704,7 @@ def test_training_returns_to_a_checkpoint_after_one_nonfinite_loss(
     assert rates == pytest.approx([r / 2 if half else r for r, half in zip(plain, halved, strict=True)])
 
 
-@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize("kind", ["NaN loss", "NaN gradient"])
 def test_training_ends_after_two_nonfinite_losses_and_keeps_checkpoints(
     kind, check_time, whole, tiny, tmp_path, monkeypatch
 ):
