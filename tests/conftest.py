@@ -157,6 +157,14 @@ def pooled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def one_contrastive_epoch() -> Iterator[None]:
+    """Shorten the contrastive stage, which takes most of the time with few texts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bertsmith.training.recipe.CONTRASTIVE_STEPS", 1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     """A finished run on a tiny table, with numbers 10, 20, 30."""

