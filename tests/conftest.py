@@ -10,6 +10,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,15 +37,15 @@ if os.access(MEMORY_DISK, os.W_OK) and shutil.disk_usage(MEMORY_DISK).free > 2**
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY_DISK))  # a training waits 60 times until the disk synced
 
 LONGEST = (
-    "test_processes",
-    "test_studies",
-    "test_nan_guard",
     "test_real_data",
-    "test_tuning",
     "test_distributed",
     "test_export",
-    "test_server",
+    "test_nan_guard",
+    "test_studies",
+    "test_tuning",
+    "test_processes",
     "test_signals",
+    "test_server",
 )
 """Files that take longest, the longest first."""
 
@@ -156,6 +157,14 @@ def pooled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def one_contrastive_epoch() -> Iterator[None]:
+    """Shorten the contrastive stage, which takes most of the time with few texts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bertsmith.training.recipe.CONTRASTIVE_STEPS", 1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     """A finished run on a tiny table, with numbers 10, 20, 30."""
@@ -174,6 +183,15 @@ def classifier(finished: Path) -> Predictor:
     import bertsmith as bs
 
     return bs.load(finished, device="cpu", runtime="torch")
+
+
+@pytest.fixture
+def old_export(tmp_path: Path) -> Path:
+    """An export, written by version 0.1. It needs no torch, so that a command with it starts within a moment."""
+    pytest.importorskip("onnxruntime", reason="the extra export is not installed")
+    with tarfile.open(Path(__file__).parent / "data" / "written-by-0.1.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path / "export"
 
 
 @pytest.fixture

@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import itertools
 import json
 import os
+import pkgutil
 import re
 import signal
 import subprocess
@@ -14,11 +16,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from benchmarks.chaos import kills
+from benchmarks.chaos import remains, state
 
 from bertsmith.cli.train import stoppable
 from bertsmith.compute import memory
+from bertsmith.data import stream
 from bertsmith.folders.claim import lock
+from bertsmith.inference import chunks
 from bertsmith.testing import tiny_model, tiny_table
 from tests.processes import Command
 
@@ -52,14 +56,13 @@ def test_ctrl_c_and_sigterm_save_and_say_how_to_resume(number, csv, tiny, tmp_pa
     assert "--resume" in refused
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_sigterm_before_training_ends_the_run(number, csv, tiny, tmp_path):
+def test_sigterm_before_training_ends_the_run(csv, tiny, tmp_path):
     command = [sys.executable, "-m", "bertsmith", "train", str(csv), "-o", str(tmp_path / "run"), "--model", str(tiny)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"})
     first = process.stderr.readline()
     assert "reading the table" in first
     time.sleep(0.3)  # while it imports what is slow
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     rest = process.communicate(timeout=120)[1]
     assert process.returncode == 130, rest
     assert "stopped before training began" in rest
@@ -125,14 +128,48 @@ def test_no_second_process_writes_to_a_run_folder(csv, tiny, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]
 
 
-def test_runs_killed_at_30_random_moments_resume_to_the_same_result(csv, tiny, tmp_path):
-    settings = {"epochs": 4, "learning_rate": 1e-2, "precision": "fp32", "explanations": "off"}
-    outcomes = list(kills(tmp_path, csv, tiny, settings, n=30, seed=1))
-    assert all(outcome.same for outcome in outcomes)
-    left = [state for outcome in outcomes for state in outcome.left]
-    assert len(left) == 30
-    assert "scoring" in left
-    assert {"training", "a checkpoint half written"} & set(left)  # both are stops within an epoch
+KILLS = (
+    ("nothing yet", "bertsmith.workflows.train:clean", 1),
+    ("no checkpoint yet", "bertsmith.training.callback:EventCallback.on_step_end", 3),
+    ("a checkpoint half written", "bertsmith.training.checkpoints:save_file", 2),
+    ("training", "bertsmith.training.callback:EventCallback.on_step_end", 9),
+    ("scoring", "bertsmith.workflows.train:score_splits", 1),
+    ("scoring", "bertsmith.workflows.train:write_report", 1),
+)
+"""What a kill leaves behind, and its moment: the start of a call of a function."""
+
+
+def _kill_at(name, call):
+    owner, _, attribute = name.replace(":", ".").rpartition(".")
+    owner = pkgutil.resolve_name(owner)
+    function, calls = getattr(owner, attribute), itertools.count(1)
+
+    def deadly(*given, **named):
+        if next(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*given, **named)
+
+    setattr(owner, attribute, deadly)
+
+
+def test_a_run_killed_in_every_phase_resumes_to_the_same_result(csv, tiny, tmp_path):
+    """``benchmarks/chaos.py`` kills at random moments."""
+    settings = ("--device", "cpu", "--epochs", "4", "--learning-rate", "1e-2", "--precision", "fp32")
+
+    def train(name, before=None):
+        resume = ["--resume"] if (tmp_path / name / "run.json").is_file() else []
+        command = ("train", csv, "-o", tmp_path / name, "--model", tiny, "--explanations", "off", *settings, *resume)
+        process = Command(*command, before=before)
+        return process.finish(), process.returncode
+
+    for expected, function, call in KILLS:
+        told, code = train("run", partial(_kill_at, function, call))
+        assert code == -signal.SIGKILL, told
+        assert state(tmp_path / "run") == expected
+    for name in ("run", "whole"):
+        told, code = train(name)
+        assert code == 0, told
+    assert remains(tmp_path / "run") == remains(tmp_path / "whole")
 
 
 def _limit_address_space(left):
@@ -174,30 +211,36 @@ def test_an_unreachable_hub_is_reported_within_15_seconds(csv, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_predictions_to_a_closed_stdout_are_refused(finished, csv):
-    line = f"{sys.executable} -m bertsmith predict {finished} {csv} >&-"
+def test_predictions_to_a_closed_stdout_are_refused(old_export, csv):
+    line = f"{sys.executable} -m bertsmith predict {old_export} {csv} >&-"
     out = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
     assert out.returncode == 2
     assert "standard output is closed" in out.stderr
 
 
 @pytest.mark.parametrize("command", ["inspect {table} >&-", "predict {run} {table} <&- | head -1"])
-def test_closed_streams_are_not_internal_errors(command, finished, csv):
+def test_closed_streams_are_not_internal_errors(command, old_export, csv):
     """A shell may close standard output, and what reads a pipe may stop reading."""
-    line = command.format(run=finished, table=csv).replace("predict", f"{sys.executable} -m bertsmith predict")
+    line = command.format(run=old_export, table=csv).replace("predict", f"{sys.executable} -m bertsmith predict")
     line = line.replace("inspect", f"{sys.executable} -m bertsmith inspect")
     out = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     assert not re.search("traceback|error", out.stderr, re.IGNORECASE)  # whether counts are printed is a race
 
 
+def _small_chunks():
+    chunks.CHUNK_ROWS = stream.CHUNK_ROWS = 1024
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_killed_predictions_resume(number, finished, tmp_path, cli):
-    table = tiny_table(17_000)[["Text"]]  # of which 8,192 are a piece
+def test_killed_predictions_resume(number, finished, tmp_path, cli, monkeypatch):
+    for module in (chunks, stream):
+        monkeypatch.setattr(module, "CHUNK_ROWS", 1024)
+    table = tiny_table(8_000)[["Text"]]
     table.to_csv(tmp_path / "t.csv")
     out, folder = tmp_path / "out.csv", tmp_path / "out.csv.unfinished"
     command = ["predict", finished, tmp_path / "t.csv", "-o", out]
-    process = Command(*command)
+    process = Command(*command, before=_small_chunks)
     while not (folder / "00000000.json").exists() and process.poll() is None:
         time.sleep(0.01)
     time.sleep(0.05)  # until the process knows, too, that the chunk is written

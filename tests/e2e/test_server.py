@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 from contextlib import contextmanager
@@ -140,14 +139,6 @@ def test_a_new_model_is_loaded_without_dropping_requests(finished, tmp_path):
     assert any("not reloaded" in line for line in server.lines)
 
 
-@pytest.fixture
-def export(tmp_path):
-    pytest.importorskip("onnxruntime", reason="the extra export is not installed")
-    with tarfile.open(Path(__file__).parents[1] / "data" / "written-by-0.1.tar.xz") as archive:
-        archive.extractall(tmp_path, filter="data")
-    return tmp_path / "export"
-
-
 class _Fresh(subprocess.Popen):
     """A command that imports everything, as its workers do."""
 
@@ -159,10 +150,10 @@ class _Fresh(subprocess.Popen):
         self.kill()  # its workers end with it
 
 
-def test_workers_serve_and_sum_their_metrics(export):
+def test_workers_serve_and_sum_their_metrics(old_export):
     """From an export, which needs no torch, so each process starts within a moment."""
-    expected = bs.load(export).predict_proba(["my cat"])[0].max()
-    with serving(export, "--workers", "2", start=_Fresh) as server:
+    expected = bs.load(old_export).predict_proba(["my cat"])[0].max()
+    with serving(old_export, "--workers", "2", start=_Fresh) as server:
         _ready(server.port)
         answers = [_ask(server.port, body={"inputs": "my cat"}) for _ in range(30)]
         assert all(

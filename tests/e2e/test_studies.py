@@ -1,6 +1,7 @@
 """Studies as processes of their own: kills, several workers, and a database that they share."""
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -23,7 +24,7 @@ FLAGS = ["--device", "cpu", "--epochs", "2", "--learning-rate", "1e-2", "--preci
 
 
 def _commands(tiny, place):
-    tiny_table(150).to_csv(place / "t.csv", index=False)
+    tiny_table(100).to_csv(place / "t.csv", index=False)
     start = ["tune", place / "t.csv", "--model", tiny, *FLAGS]
 
     def to(folder, trials, *flags):
@@ -70,15 +71,15 @@ def _what_counts(folder):
 
 
 def test_a_study_killed_twice_equals_an_uninterrupted_study(command, here, tmp_path):
-    here(command("whole", 4))
+    here(command("whole", 3))
     kept = []
     for _ in range(2):
-        _kill_after_a_trial(command("killed", 4))
+        _kill_after_a_trial(command("killed", 3))
         before, kept = kept, [t.values for t in _trials(tmp_path / "killed") if t.values]
         assert kept[: len(before)] == before
         assert len(kept) > len(before)
-    said = here(command("killed", 4))
-    assert f"{len(kept)} of 4 trials are done" in said
+    said = here(command("killed", 3))
+    assert f"{len(kept)} of 3 trials are done" in said
     assert _what_counts(tmp_path / "killed") == _what_counts(tmp_path / "whole")
 
 
@@ -108,13 +109,19 @@ class Shared:
     study: bs.Study
 
 
+def _fork_workers():
+    """Start workers within a moment, without the imports of spawned ones."""
+    get_context = multiprocessing.get_context
+    multiprocessing.get_context = lambda method=None: get_context("fork" if method == "spawn" else method)
+
+
 @pytest.fixture(scope="module")
 def shared_study(tiny, tmp_path_factory):
     place = tmp_path_factory.mktemp("shared")
     command = _commands(tiny, place)("s", 6, "--jobs", 2)
 
-    def until_a_trial_ends():
-        process = Command(*command)
+    def until_a_trial_ends(before=None):
+        process = Command(*command, before=before)
         for line in process.stderr:
             if re.match(r"trial \d (complete|pruned)", line):
                 break
@@ -124,8 +131,8 @@ def shared_study(tiny, tmp_path_factory):
     first.send_signal(signal.SIGINT)
     told = first.finish()
     kept = [t.values for t in _trials(place / "s") if t.state.is_finished() and t.values]
-    second = until_a_trial_ends()
-    children = subprocess.run(["pgrep", "-P", str(second.pid), "-f", "spawn_main"], capture_output=True, text=True)
+    second = until_a_trial_ends(_fork_workers)
+    children = subprocess.run(["pgrep", "-P", str(second.pid), "-f", "forkserver"], capture_output=True, text=True)
     os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
     told_again = second.finish()
     return Shared(first.returncode, told, kept, second.returncode, told_again, bs.Study(place / "s"))

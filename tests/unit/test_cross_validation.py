@@ -25,6 +25,8 @@ from bertsmith.workflows.cross_validation import (
 from tests.conftest import same_weights, weights_of
 from tests.conftest import train as _train
 
+pytestmark = pytest.mark.usefixtures("one_contrastive_epoch")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, pooled):

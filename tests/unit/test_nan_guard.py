@@ -676,8 +676,7 @@ def check_time(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.parametrize("kind", BROKEN)
-@pytest.mark.parametrize(("at", "back_to"), [(8, 6), (2, 0)])
+@pytest.mark.parametrize(("kind", "at", "back_to"), [*((kind, 8, 6) for kind in BROKEN), ("NaN loss", 2, 0)])
 def test_training_returns_to_a_checkpoint_after_one_nonfinite_loss(
     kind, at, back_to, check_time, whole, tiny, tmp_path, monkeypatch
 ):
@@ -705,7 +704,7 @@ def test_training_returns_to_a_checkpoint_after_one_nonfinite_loss(
     assert rates == pytest.approx([r / 2 if half else r for r, half in zip(plain, halved, strict=True)])
 
 
-@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize("kind", ["NaN loss", "NaN gradient"])
 def test_training_ends_after_two_nonfinite_losses_and_keeps_checkpoints(
     kind, check_time, whole, tiny, tmp_path, monkeypatch
 ):
@@ -867,10 +866,10 @@ def test_unwritable_outputs_are_errors(finished, cli, tmp_path, small_disk, read
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 @pytest.mark.parametrize("command", ["predict", "inspect", "inspect --json"])
-def test_a_full_standard_output_is_an_error(command, finished, tmp_path):
+def test_a_full_standard_output_is_an_error(command, old_export, tmp_path):
     table = tmp_path / "t.csv"
     tiny_table(30).to_csv(table, index=False)
-    given = [finished, table] if command == "predict" else [table]
+    given = [old_export, table] if command == "predict" else [table]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "bertsmith", *command.split(), *map(str, given)],

@@ -272,8 +272,8 @@ def _stdin(monkeypatch, content):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_lines_from_stdin_go_to_every_format(suffix, cli, finished, tmp_path, monkeypatch):
-    command = ["predict", finished, "-", "-o", tmp_path / f"out{suffix}"]
+def test_lines_from_stdin_go_to_every_format(suffix, cli, old_export, tmp_path, monkeypatch):
+    command = ["predict", old_export, "-", "-o", tmp_path / f"out{suffix}"]
     if suffix == ".csv":  # from a real pipe
         command = [sys.executable, "-m", "bertsmith", *map(str, command)]
         done = subprocess.run(command, input=b"caf\xe9\ncat\n", capture_output=True)
