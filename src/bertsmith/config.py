@@ -158,7 +158,7 @@ class DataConfig(Step):
     validation_size: Share = Field(0.1, description="Share of the rows for validation.")
     test_size: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1,
-        description="Share of the rows for the test; 0: cross-validate instead, the default below 300 labelled texts.",
+        description="Share of the rows for the test; 0: cross-validate instead, the default with few labelled texts.",
     )
     near_duplicates: Literal["together", "ignore"] = Field(
         "together", description="Keep near-duplicates in one split, or split them like other texts."
@@ -203,6 +203,11 @@ class ModelConfig(Step):
 class TrainConfig(Step):
     """Settings for fine-tuning. By default, they are derived from the data and reported."""
 
+    effort: Literal["quick", "normal"] = Field(
+        "normal",
+        description="quick: fit only the head, in seconds, for checkpoints made for sentence embeddings; "
+        "normal: train the whole model.",
+    )
     epochs: Annotated[float, Field(gt=0, le=1000)] | None = Field(
         None, description="Maximum number of epochs; early stopping may end training earlier."
     )
@@ -227,7 +232,7 @@ class TrainConfig(Step):
     cv: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None,
         description="Cross-validate with K folds, then train on all but the test texts; 0: use a validation split. "
-        "Default: 3 with fewer than 300 labelled texts, otherwise 0.",
+        "Default: 3 with fewer than 300 labelled texts, or fewer than 10 per class; otherwise 0.",
     )
     imbalance: Literal[
         "auto", "none", "weights", "effective-number", "focal", "logit-adjustment", "balanced-sampling"

@@ -18,7 +18,7 @@ _SETTINGS = tuple(
     name
     for step in (DataConfig, ModelConfig, TrainConfig, EvalConfig)
     for name in step.model_fields
-    if name not in ("seeds", "keep_checkpoints", "cv")  # tune has its own options for these
+    if name not in ("effort", "seeds", "keep_checkpoints", "cv")  # tune has its own options for these
 )
 DEFAULT_TRIALS = 20
 """Trials if the user sets neither their number nor a time limit."""

@@ -130,6 +130,8 @@ class TrainingProgress:
             if self.live is not None:
                 self.live.stop()
                 self.live = None
+            if not event.step:  # only the head was fitted
+                return
             reason = "stopped early" if event.stopped_early else "done"
             best = next(
                 (f"epoch {e.epoch:g}" for e in self.evaluations if e.step == event.best_step), f"step {event.best_step}"
@@ -182,7 +184,7 @@ class TrainingProgress:
             f"maximum length {prepared.max_length} tokens",
             markup=False,
         )
-        for key in (
+        settings = (
             "epochs",
             "batch_size",
             "learning_rate",
@@ -193,7 +195,8 @@ class TrainingProgress:
             "imbalance",
             "consistency",
             "contrastive",
-        ):
+        )
+        for key in settings if recipe.epochs else settings[:1]:
             reason = f"  [dim]{recipe.reasons[key]}[/]" if key in recipe.reasons else "  [dim]set by the user[/]"
             value = getattr(recipe, key)
             show(f"{key.replace('_', ' ')}: {f'{value:g}' if isinstance(value, float) else value}{reason}")

@@ -53,7 +53,8 @@ class Recipe:
     """Hyperparameters of a fine-tuning.
 
     Attributes:
-        epochs, batch_size, learning_rate, warmup, weight_decay: as in ``transformers.TrainingArguments``.
+        epochs: as in ``transformers.TrainingArguments``; 0 to train nothing, because the head is fitted already.
+        batch_size, learning_rate, warmup, weight_decay: as in ``transformers.TrainingArguments``.
         head_rate: learning rate of the head, relative to the body.
         layer_decay: learning rate of a layer, relative to the layer above it.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` for matrix products; the weights are fp32.
@@ -131,7 +132,7 @@ def choose(
     )
     gentle = fitted and texts < FITTED_TEXTS
     contrastive, reasons["contrastive"] = "none", "training on labels alone"
-    if gentle and may_be_contrastive and classes <= MAX_CONTRASTIVE_CLASSES:
+    if gentle and may_be_contrastive and config.effort != "quick" and classes <= MAX_CONTRASTIVE_CLASSES:
         only = texts <= CONTRASTIVE_ONLY_TEXTS and not validates and config.epochs is None
         only = only and SCHEDULE_ARGUMENTS.isdisjoint(config.set)
         contrastive = "only" if only else "first"
@@ -161,6 +162,8 @@ def choose(
         float(max(min_epochs, default_epochs)),
         f"enough for {steps} steps" if min_epochs > default_epochs else "the default",
     )
+    if config.effort == "quick":
+        epochs, reasons["epochs"] = 0.0, "only the head is fitted, as a regression"
     rates = (1e-4, 2e-4) if parameters < 50e6 else (3e-5, 5e-5) if parameters < 200e6 else (1e-5, 2e-5)
     learning_rate = setting(
         "learning_rate",

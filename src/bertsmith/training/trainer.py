@@ -51,7 +51,7 @@ def fit(
     group: ProcessGroup = SINGLE_PROCESS,
     describe_texts: nan_guard.DescribeTexts = nan_guard.describe_positions,
 ) -> Finished:
-    """Fine-tune a model and load the weights of the best epoch.
+    """Fine-tune a model and load the weights of the best epoch. With a recipe of 0 epochs, the weights stay.
 
     The best epoch has the best score. The lower validation loss breaks ties, then the later epoch. With fewer than
     `FEWEST_TO_SELECT` validation texts, the last epoch counts as the best, without early stopping.
@@ -79,6 +79,8 @@ def fit(
         OutputError: if a checkpoint cannot be written.
         ConfigError: if training cannot start with the user's arguments.
     """
+    if not recipe.epochs:
+        return _finish(loaded, task, emit, Finished(0, 0.0, 0, None, False, False, 0.0))
     best: dict[str, torch.Tensor] = {}
 
     def keep_best(event: Event) -> None:
@@ -150,6 +152,10 @@ def fit(
     )
     if best:
         loaded.model.load_state_dict(best)
+    return _finish(loaded, task, emit, finished)
+
+
+def _finish(loaded: Loaded, task: Task, emit: Listener, finished: Finished) -> Finished:
     if not (rule := task.complete(loaded.model)).is_neutral:
         loaded.model.config.bertsmith = {**noted(loaded.model), **rule.to_dict()}
     emit(finished)

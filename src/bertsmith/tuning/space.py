@@ -93,7 +93,14 @@ def default_space(
 
     Returns:
         The space, and the value that `train` would use in each dimension: the first trial.
+
+    Raises:
+        ConfigError: if nothing is trained.
     """
+    if not recipe.epochs:
+        raise ConfigError(
+            "tune: effort quick has no training settings to search", remedy="Leave it out, or use train instead."
+        )
     rate, epochs = recipe.learning_rate, recipe.epochs
     batch_sizes = tuple(
         sorted({8, 16, 32, recipe.batch_size} if n_texts < FEW_TEXTS else {16, 32, 64, recipe.batch_size})

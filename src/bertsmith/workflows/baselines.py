@@ -45,11 +45,19 @@ class FrozenEmbeddings:
 
     @classmethod
     def embed(
-        cls, task: Task, loaded: Loaded, tables: dict[str, Table], tokens: dict[str, Tokens], seed: int
+        cls,
+        task: Task,
+        loaded: Loaded,
+        tables: dict[str, Table],
+        tokens: dict[str, Tokens],
+        seed: int,
+        *,
+        all_training_texts: bool = False,
     ) -> FrozenEmbeddings:
-        """Embed the training and test texts, at most `MAX_EMBEDDED_TEXTS` of each."""
+        """Embed the training and test texts, at most `MAX_EMBEDDED_TEXTS` of each, or all training texts."""
+        most = len(tables["train"]) if all_training_texts else MAX_EMBEDDED_TEXTS
         test = np.sort(np.random.default_rng(seed).permutation(len(tables["test"]))[:MAX_EMBEDDED_TEXTS])
-        rows = {"train": sample_balanced(tables["train"].codes, MAX_EMBEDDED_TEXTS, seed=seed), "test": test}
+        rows = {"train": sample_balanced(tables["train"].codes, most, seed=seed), "test": test}
         chosen = {name: tokens[name].take(positions) for name, positions in rows.items()}
         start = time.perf_counter()
         embeddings = {name: embed(loaded, some) for name, some in chosen.items()}

@@ -37,10 +37,15 @@ from bertsmith.workflows.fine_tune import fine_tune
 from bertsmith.workflows.prepare import Inputs, Splits, initialize_head, prepare_model
 from bertsmith.workflows.score import CrossValidation
 
-FEW_TEXTS = 300
-"""Below this number of labelled texts, without those of a test table, cross-validation is the default."""
+FEW_TEXTS, FEW_TEXTS_PER_CLASS = 300, 10
+"""Below one of these numbers of labelled texts, without those of a test table, cross-validation is the default."""
 FEW_TEXT_FOLDS, DEFAULT_FOLDS = 3, 5
 """Default number of folds with few texts, and with many texts but no test texts."""
+
+
+def are_few(texts: int, classes: int) -> bool:
+    """Return whether so few labelled texts of so many classes should all be trained on."""
+    return texts < max(FEW_TEXTS, FEW_TEXTS_PER_CLASS * classes)
 
 
 def choose_folds(config: Config, data: Table) -> tuple[int, float]:
@@ -63,7 +68,7 @@ def choose_folds(config: Config, data: Table) -> tuple[int, float]:
                 remedy="Leave out --cv (or --test-size 0), or the validation texts.",
             )
         return 0, share
-    few = int((split != "test").sum()) < FEW_TEXTS
+    few = are_few(int((split != "test").sum()), len(data.labels))
     folds = config.cv
     if folds is None and "validation_size" in config.model_fields_set and share:
         folds = 0

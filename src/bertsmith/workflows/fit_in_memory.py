@@ -19,7 +19,7 @@ from bertsmith.inference.classifier import Classifier
 from bertsmith.model.load import fold_calibration, noted
 from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import training_arguments
-from bertsmith.workflows.cross_validation import FEW_TEXTS
+from bertsmith.workflows.cross_validation import are_few
 from bertsmith.workflows.fine_tune import fine_tune
 from bertsmith.workflows.prepare import (
     MAX_EMBEDDED_TEXTS,
@@ -40,8 +40,8 @@ def fit_in_memory(
 ) -> Classifier:
     """Fine-tune a classifier on a table. Nothing is written.
 
-    A share of the rows validates: it selects the epoch, and sets the calibration and the decision rule. With fewer than
-    `FEW_TEXTS` rows, all of them train, and the last weights are the result.
+    A share of the rows validates: it selects the epoch, and sets the calibration and the decision rule. With few rows,
+    see `bertsmith.workflows.cross_validation.are_few`, all of them train, and the last weights are the result.
 
     Args:
         table: the rows; splits of the user are ignored.
@@ -53,7 +53,7 @@ def fit_in_memory(
         UserError: for everything that the user can fix.
     """
     cleaned = clean(table)
-    few = len(cleaned.table) < FEW_TEXTS
+    few = are_few(len(cleaned.table), len(cleaned.table.labels))
     size = 0.0 if few else config.validation_size
     data = split_cleaned(cleaned, config, config.seed, validation_size=size, test_size=0.0)
     inputs = prepare_inputs(data, config)

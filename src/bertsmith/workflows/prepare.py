@@ -34,6 +34,19 @@ from bertsmith.training.data import TokenDataset
 from bertsmith.training.recipe import Recipe, choose
 
 MAX_EMBEDDED_TEXTS = 4000
+OF_TRAINING = (
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "head_rate",
+    "layer_decay",
+    "dropout",
+    "consistency",
+    "patience",
+    "imbalance",
+    "set",
+)
+"""Settings without effect if only the head is fitted."""
 """Maximum number of texts per split to embed before fine-tuning."""
 
 
@@ -257,6 +270,20 @@ def choose_recipe(
     """
     if config.imbalance != "auto":
         task.check_imbalance(config.imbalance)
+    if config.effort == "quick":
+        defaults = Config()
+        for name in OF_TRAINING:
+            if getattr(config, name) != getattr(defaults, name):
+                flag = f"--{name.replace('_', '-')}"
+                raise ConfigError(
+                    f"--effort quick fits only the head, so {flag} has no effect",
+                    remedy=f"Leave out {flag} or --effort quick.",
+                )
+    if config.effort == "quick" and not loaded.mean_pooling:
+        raise ConfigError(
+            "--effort quick needs a checkpoint made for sentence embeddings",
+            remedy="Pass --model packaged:minilm or another such checkpoint, or leave out --effort quick.",
+        )
     return choose(
         config,
         counts=task.label_counts(train.labels, loaded.model.config.num_labels),

@@ -119,7 +119,7 @@ def train_into(
             inputs = prepare_inputs(splits.data, config)
         loaded, task, tables = inputs.loaded, inputs.task, splits.scored_tables
         tokens = {name: inputs.tokens.take(rows) for name, rows in splits.scored_rows.items()}
-        validates = splits.fold is None
+        validates = splits.fold is None and config.effort != "quick"
         alone = group.size == 1
         if resumed is None:
             recipe = choose_recipe(config, task, loaded, inputs.train, may_be_contrastive=alone, validates=validates)
@@ -150,11 +150,12 @@ def train_into(
         with record_failure(run, phases):
             check_memory(loaded, inputs.train, inputs.validation)
             with phases.timed("baseline"):
-                frozen = FrozenEmbeddings.embed(task, loaded, tables, tokens, config.seed)
+                every = not recipe.epochs
+                frozen = FrozenEmbeddings.embed(task, loaded, tables, tokens, config.seed, all_training_texts=every)
                 soft_labels = choose_soft_labels(run, tables["train"], frozen, config.seed)
                 head, inputs.train.soft_labels = group.broadcast((frozen.fit_regression(), soft_labels))
                 initialize_head(loaded, head)
-            if checkpoint is None:
+            if checkpoint is None and recipe.epochs:
                 stage = recipe.contrastive_stage(len(inputs.train)).epochs if recipe.contrastive == "first" else 0.0
                 seconds = estimate_seconds(
                     inputs.train,
@@ -221,6 +222,8 @@ def train_into(
             with phases.timed("baseline"):
                 _check(stop, _STOPPED_SCORING)
                 comparison = baselines(tables, scores.scores["test"], frozen, config.seed, cross_validation)
+                if not recipe.epochs:
+                    del comparison["frozen_embeddings"]  # the model itself
             with phases.timed("ablation"):
                 columns = None
                 if group.size == 1:

@@ -1,0 +1,82 @@
+"""``effort="quick"`` fits the head alone."""
+
+import numpy as np
+import pytest
+
+import bertsmith as bs
+from bertsmith.errors import ConfigError
+from bertsmith.events import Evaluated, Finished, Started, TrainingEstimated
+from bertsmith.evaluation.baseline import fit_regression
+from bertsmith.inference.classifier import Classifier
+from bertsmith.model.tokenizer import encode
+from bertsmith.testing import tiny_table
+from bertsmith.workflows.prepare import embed
+from tests.conftest import train as _train
+from tests.conftest import weights_of
+
+
+def _quick(model, folder, **more):
+    settings = {"effort": "quick", "epochs": None, "learning_rate": None, "batch_size": None, **more}
+    return _train(model, folder, **settings)
+
+
+@pytest.fixture(scope="module")
+def events():
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(pooled, tmp_path_factory, events):
+    folder = tmp_path_factory.mktemp("runs") / "quick"
+    return _quick(pooled, folder, table=tiny_table(120), cv=0, test_size=0.2, on_event=events.append)
+
+
+def test_the_head_is_a_regression_on_all_training_texts(run):
+    assert run.info["recipe"]["epochs"] == 0
+    classifier = Classifier.load(run.layout.model, device="cpu")
+    loaded, table = classifier.loaded, tiny_table(120)
+    held_out = set(run.validation_predictions["text"]) | set(run.predictions["text"])
+    table = table[~table["Text"].isin(held_out)].drop_duplicates("Text")
+    features = embed(loaded, encode(table["Text"].tolist(), loaded, truncate=True))
+    targets = np.searchsorted(run.labels.numbers, table["Label"])
+    expected = fit_regression(features, targets, n_classes=len(run.labels)).weight
+    weight = loaded.model.classifier.weight.detach().numpy()  # divided by the temperature
+    assert np.corrcoef(weight.ravel(), expected.ravel())[0, 1] == pytest.approx(1, abs=1e-3)
+
+
+def test_no_step_is_taken_and_no_time_is_estimated(run, events):
+    assert [e.step for e in events if isinstance(e, Finished)] == [0]
+    assert not [e for e in events if isinstance(e, Started | Evaluated | TrainingEstimated)]
+
+
+def test_the_model_is_compared_with_the_bag_of_words_alone(run):
+    assert set(run.metrics["baseline"]) == {"majority_class", "bag_of_words"}
+    assert run.layout.report.is_file()
+
+
+def test_the_methods_paragraph_has_no_epochs(run):
+    assert "recipe.epochs" not in {key.split()[-1] for _, key in bs.methods(run.path).sources}
+
+
+def test_few_texts_are_cross_validated(pooled, tmp_path, run):
+    few = _quick(pooled, tmp_path / "few", table=tiny_table(24), cv=2, test_size=0)
+    assert few.metrics["splits"]["test"]["folds"] == 2
+    body = {name: weight for name, weight in weights_of(run).items() if "classifier" not in name}
+    assert all(weights_of(few)[name].equal(weight) for name, weight in body.items() if "embeddings" not in name)
+
+
+@pytest.mark.parametrize("setting", [{"epochs": 2}, {"learning_rate": 1e-3}, {"set": {"max_steps": 3}}])
+def test_settings_of_training_are_refused(pooled, tmp_path, setting):
+    with pytest.raises(ConfigError):
+        _quick(pooled, tmp_path / "run", **setting)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_without_mean_pooling_is_refused(tiny, tmp_path):
+    with pytest.raises(ConfigError):
+        _quick(tiny, tmp_path / "run")
+
+
+def test_tune_has_nothing_to_search(pooled, tmp_path):
+    with pytest.raises(ConfigError):
+        bs.tune(tiny_table(), output=tmp_path / "study", model=str(pooled), effort="quick", trials=2)
