@@ -9,6 +9,7 @@ from bertsmith.events import Evaluated, Finished, Started, TrainingEstimated
 from bertsmith.evaluation.baseline import fit_regression
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model.tokenizer import encode
+from bertsmith.report.methods import write_methods
 from bertsmith.testing import tiny_table
 from bertsmith.workflows.prepare import embed
 from tests.conftest import train as _train
@@ -16,8 +17,8 @@ from tests.conftest import weights_of
 
 
 def _quick(model, folder, **more):
-    settings = {"effort": "quick", "epochs": None, "learning_rate": None, "batch_size": None, **more}
-    return _train(model, folder, **settings)
+    of_training = dict.fromkeys(("epochs", "learning_rate", "head_rate", "consistency"))
+    return _train(model, folder, **{**of_training, "effort": "quick", **more})
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,8 @@ def test_the_model_is_compared_with_the_bag_of_words_alone(run):
 
 
 def test_the_methods_paragraph_has_no_epochs(run):
-    assert "recipe.epochs" not in {key.split()[-1] for _, key in bs.methods(run.path).sources}
+    sources = [key for _, key in write_methods(run).sources]
+    assert sources and not any("recipe" in key for key in sources)
 
 
 def test_few_texts_are_cross_validated(pooled, tmp_path, run):

@@ -52,13 +52,17 @@ class FrozenEmbeddings:
         tokens: dict[str, Tokens],
         seed: int,
         *,
-        all_training_texts: bool = False,
+        is_model: bool = False,
     ) -> FrozenEmbeddings:
-        """Embed the training and test texts, at most `MAX_EMBEDDED_TEXTS` of each, or all training texts."""
-        most = len(tables["train"]) if all_training_texts else MAX_EMBEDDED_TEXTS
-        test = np.sort(np.random.default_rng(seed).permutation(len(tables["test"]))[:MAX_EMBEDDED_TEXTS])
+        """Embed the training and test texts, at most `MAX_EMBEDDED_TEXTS` of each.
+
+        If the regression is the model and not a baseline (``is_model``), embed all training texts and no test texts.
+        """
+        most = len(tables["train"]) if is_model else MAX_EMBEDDED_TEXTS
+        n_test = 0 if is_model else MAX_EMBEDDED_TEXTS
+        test = np.sort(np.random.default_rng(seed).permutation(len(tables["test"]))[:n_test])
         rows = {"train": sample_balanced(tables["train"].codes, most, seed=seed), "test": test}
-        chosen = {name: tokens[name].take(positions) for name, positions in rows.items()}
+        chosen = {name: tokens[name].take(positions) for name, positions in rows.items() if len(positions)}
         start = time.perf_counter()
         embeddings = {name: embed(loaded, some) for name, some in chosen.items()}
         seconds = time.perf_counter() - start
@@ -74,6 +78,7 @@ class FrozenEmbeddings:
                     )
                 )
                 for name, positions in rows.items()
+                if name in chosen
             }
         targets, n_labels = tables["train"].targets, len(tables["train"].labels)
         return cls(rows, embeddings, features, task, targets, n_labels, n_tokens / seconds)
@@ -121,8 +126,9 @@ def baselines(
             seed,
         )
         bag_scores[outside] = bag.scores
-        scored, regression = outside[rows], frozen.fit_regression(inside, baseline=True)
-        regression_scores[scored] = frozen.task.scores(regression.logits(frozen.features["test"][scored]))
+        if len(rows):
+            scored, regression = outside[rows], frozen.fit_regression(inside, baseline=True)
+            regression_scores[scored] = frozen.task.scores(regression.logits(frozen.features["test"][scored]))
 
     def compare(classifier: str, baseline: np.ndarray, model: np.ndarray, table: Table, name: str) -> dict[str, Any]:
         value, low, high = task.difference(table.targets, model, baseline, seed=seed, groups=table_groups(table))
@@ -134,10 +140,12 @@ def baselines(
         }
 
     naive, naive_scores = task.naive(train.targets, len(test), test.labels)
-    return {
+    result = {
         "majority_class": {"label_text": naive, "test": task.scalar_metrics(test.targets, naive_scores)},
         "bag_of_words": compare(bag.classifier, bag_scores, scores, test, f"a bag of words ({bag.classifier})"),
-        "frozen_embeddings": {
+    }
+    if len(rows):
+        result["frozen_embeddings"] = {
             **compare(
                 task.head_name,
                 regression_scores,
@@ -146,5 +154,5 @@ def baselines(
                 f"frozen embeddings ({task.head_name})",
             ),
             "texts": {name: len(chosen) for name, chosen in frozen.rows.items()},
-        },
-    }
+        }
+    return result

@@ -150,8 +150,8 @@ def train_into(
         with record_failure(run, phases):
             check_memory(loaded, inputs.train, inputs.validation)
             with phases.timed("baseline"):
-                every = not recipe.epochs
-                frozen = FrozenEmbeddings.embed(task, loaded, tables, tokens, config.seed, all_training_texts=every)
+                is_model = not recipe.epochs
+                frozen = FrozenEmbeddings.embed(task, loaded, tables, tokens, config.seed, is_model=is_model)
                 soft_labels = choose_soft_labels(run, tables["train"], frozen, config.seed)
                 head, inputs.train.soft_labels = group.broadcast((frozen.fit_regression(), soft_labels))
                 initialize_head(loaded, head)
@@ -222,8 +222,6 @@ def train_into(
             with phases.timed("baseline"):
                 _check(stop, _STOPPED_SCORING)
                 comparison = baselines(tables, scores.scores["test"], frozen, config.seed, cross_validation)
-                if not recipe.epochs:
-                    del comparison["frozen_embeddings"]  # the model itself
             with phases.timed("ablation"):
                 columns = None
                 if group.size == 1:
