@@ -5,8 +5,8 @@ import pytest
 
 import bertsmith as bs
 from bertsmith.errors import ConfigError
-from bertsmith.events import Evaluated, Finished, Started, TrainingEstimated
 from bertsmith.evaluation.baseline import fit_regression
+from bertsmith.events import Evaluated, Finished, Started, TrainingEstimated
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model.tokenizer import encode
 from bertsmith.report.methods import write_methods
@@ -57,7 +57,8 @@ def test_the_model_is_compared_with_the_bag_of_words_alone(run):
 
 def test_the_methods_paragraph_has_no_epochs(run):
     sources = [key for _, key in write_methods(run).sources]
-    assert sources and not any("recipe" in key for key in sources)
+    assert sources
+    assert not any("recipe" in key for key in sources)
 
 
 def test_few_texts_are_cross_validated(pooled, tmp_path, run):
