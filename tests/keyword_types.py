@@ -42,9 +42,9 @@ _CLASSES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "TuneSettings": (
         "InspectSettings",
         "How to read a table, to fine-tune and to decide; the folds of a study are a parameter.",
-        tuple(name for name in (*TrainConfig.model_fields, *EvalConfig.model_fields) if name != "cv"),
+        tuple(name for name in (*TrainConfig.model_fields, *EvalConfig.model_fields) if name not in ("cv", "effort")),
     ),
-    "TrainSettings": ("TuneSettings", "How to read a table, to fine-tune and to decide.", ("cv",)),
+    "TrainSettings": ("TuneSettings", "How to read a table, to fine-tune and to decide.", ("cv", "effort")),
 }
 
 

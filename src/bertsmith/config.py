@@ -232,7 +232,7 @@ class TrainConfig(Step):
     cv: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None,
         description="Cross-validate with K folds, then train on all but the test texts; 0: use a validation split. "
-        "Default: 3 with fewer than 300 labelled texts, or fewer than 10 per class; otherwise 0.",
+        "Default: 3 with fewer than 300 labelled texts, or fewer than 10 per class on average; otherwise 0.",
     )
     imbalance: Literal[
         "auto", "none", "weights", "effective-number", "focal", "logit-adjustment", "balanced-sampling"

@@ -68,7 +68,14 @@ def test_few_texts_are_cross_validated(pooled, tmp_path, run):
     assert all(weights_of(few)[name].equal(weight) for name, weight in body.items() if "embeddings" not in name)
 
 
-@pytest.mark.parametrize("setting", [{"epochs": 2}, {"learning_rate": 1e-3}, {"set": {"max_steps": 3}}])
+def test_columns_are_not_compared(pooled, tmp_path):
+    table = tiny_table(60)
+    table["Title"] = table["Text"].str.slice(0, 9)
+    two = _quick(pooled, tmp_path / "run", table=table, text_column=["Title", "Text"], cv=0, test_size=0.2)
+    assert "columns" not in two.metrics
+
+
+@pytest.mark.parametrize("setting", [{"epochs": 2}, {"seeds": 2}, {"set": {"max_steps": 3}}])
 def test_settings_of_training_are_refused(pooled, tmp_path, setting):
     with pytest.raises(ConfigError):
         _quick(pooled, tmp_path / "run", **setting)

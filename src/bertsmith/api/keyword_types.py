@@ -94,7 +94,6 @@ class InspectSettings(ReadSettings, total=False):
 class TuneSettings(InspectSettings, total=False):
     """How to read a table, to fine-tune and to decide; the folds of a study are a parameter."""
 
-    effort: Literal["quick", "normal"]
     epochs: float | None
     batch_size: int | None
     learning_rate: float | None
@@ -118,3 +117,4 @@ class TrainSettings(TuneSettings, total=False):
     """How to read a table, to fine-tune and to decide."""
 
     cv: int | None
+    effort: Literal["quick", "normal"]

@@ -151,20 +151,23 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
         count = int(n("labels.json", "classes", lambda v: str(len(v))))
         calibrated = " The probabilities are calibrated by temperature scaling [@guo2017calibration] on held-out texts."
     recipe = info["recipe"]
-    result.sentences.append(
-        f"We fine-tuned `{n('run.json', 'model.name', str)}`, a pretrained model of the BERT family [@devlin2019bert], "
-        f"as a {task.described.format(n=count)}, on "
-        f"{n('run.json', 'data.splits.train')} labelled texts, and {evaluated}.{excluded} "
-        + (
+    model = f"`{n('run.json', 'model.name', str)}`, a pretrained model of the BERT family [@devlin2019bert]"
+    fitted = f"as a {task.described.format(n=count)}, on {n('run.json', 'data.splits.train')} labelled texts"
+    if recipe["epochs"]:
+        trained = (
+            f"We fine-tuned {model}, {fitted}, and {evaluated}.{excluded} "
             f"Training ran for at most {n('run.json', 'recipe.epochs', '{:g}'.format)} "
             f"{'epoch' if recipe['epochs'] == 1 else 'epochs'}, with "
             f"{n('run.json', 'recipe.batch_size')} texts per step, a peak learning rate of "
             f"{n('run.json', 'recipe.learning_rate', '{:g}'.format)} and seed {n('run.json', 'config.seed', str)}. "
-            if recipe["epochs"]
-            else "Only the head was fitted, as a regression on the mean of the last hidden states. "
+            f"{_CONTRASTIVE.get(recipe.get('contrastive', 'none'), '')}"
         )
-        + f"{_CONTRASTIVE.get(recipe.get('contrastive', 'none'), '')}{_reading(run, n)}.{calibrated}"
-    )
+    else:
+        trained = (
+            f"We fitted a regression on the mean of the last hidden states of {model}, {fitted}, and {evaluated}."
+            f"{excluded} "
+        )
+    result.sentences.append(f"{trained}{_reading(run, n)}.{calibrated}")
     rest = ""
     if test["metrics"][second]["interval"]:
         value = n("metrics.json", f"splits.test.metrics.{second}.value", three)

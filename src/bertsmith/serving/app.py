@@ -245,7 +245,8 @@ def create_app(
 
     @app.exception_handler(RequestError)
     async def on_request_error(request: Request, error: RequestError) -> JSONResponse:
-        request.state.log_fields = {"error": error.error}  # Label Studio shows only the status
+        if error.logged:
+            request.state.log_fields = {"error": error.error}  # Label Studio shows only the status
         return error_response(error.status, error.error, error.remedy)
 
     @app.exception_handler(QueueFullError)

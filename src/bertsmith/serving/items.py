@@ -34,7 +34,7 @@ def read_items(
         texts = template.read([_as_item(item) for item in items])
     except DataError as error:
         what = re.sub(r"^item (\d+) (is )?", rf"{field}[\1]: ", error.what)
-        raise RequestError(422, what, example_request(template, field)) from error
+        raise RequestError(422, what, example_request(template, field), logged=False) from error
     for i, text in enumerate(texts):
         n = sum(map(len, segments(text)))
         if n > limits.characters:

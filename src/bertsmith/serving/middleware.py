@@ -33,6 +33,8 @@ KNOWN_PATHS = (
     *PUBLIC_PATHS,
 )
 """Paths with separate metrics; the metrics call every other path ``other``."""
+MAX_PUBLIC_BODY = 1_000_000
+"""Bytes of a body that needs no token."""
 MAX_EXCESS = 10
 """A body that is too long is read up to this many times the limit, so that the client can receive the response."""
 Scope = MutableMapping[str, Any]
@@ -156,13 +158,14 @@ class Middleware:
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes | Response:
         headers = {name.lower(): value for name, value in scope["headers"]}
         content_length = headers.get(b"content-length", b"0")
+        limit = min(self.limits.body, MAX_PUBLIC_BODY) if scope["path"] in self.public_paths else self.limits.body
         too_long = error_response(
             413,
-            f"the body is longer than {self.limits.body:,} bytes",
+            f"the body is longer than {limit:,} bytes",
             "Send fewer or shorter texts; --max-body of the server sets the limit.",
             {"Connection": "close"},
         )
-        if not content_length.isdigit() or int(content_length) > self.limits.body:
+        if not content_length.isdigit() or int(content_length) > limit:
             return too_long
         body = bytearray()
         size = 0
@@ -173,10 +176,10 @@ class Middleware:
                     if message["type"] == "http.disconnect":
                         return bytes(body)
                     size += len(message.get("body", b""))
-                    if size <= self.limits.body:
+                    if size <= limit:
                         body += message.get("body", b"")
                     more = message.get("more_body", False)
-                    if size > self.limits.body and (not more or size > MAX_EXCESS * self.limits.body):
+                    if size > limit and (not more or size > MAX_EXCESS * limit):
                         return too_long
                     if not more:
                         return bytes(body)

@@ -275,11 +275,12 @@ class RequestError(Exception):
         status: HTTP status.
         error: what is wrong, starting with the field.
         remedy: what to do.
+        logged: whether ``error`` may be logged, because it quotes no text of the request.
     """
 
-    def __init__(self, status: int, error: str, remedy: str) -> None:
+    def __init__(self, status: int, error: str, remedy: str, *, logged: bool = True) -> None:
         super().__init__(error)
-        self.status, self.error, self.remedy = status, error, remedy
+        self.status, self.error, self.remedy, self.logged = status, error, remedy, logged
 
 
 def example_request(template: Template, field: str = "inputs") -> str:

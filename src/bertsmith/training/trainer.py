@@ -80,6 +80,7 @@ def fit(
         ConfigError: if training cannot start with the user's arguments.
     """
     if not recipe.epochs:
+        loaded.model.to(loaded.device)  # as the Trainer does
         return _finish(loaded, task, emit, Finished(0, 0.0, 0, None, False, False, 0.0))
     best: dict[str, torch.Tensor] = {}
 

@@ -99,7 +99,7 @@ def default_space(
     """
     if not recipe.epochs:
         raise ConfigError(
-            "tune: effort quick has no training settings to search", remedy="Leave it out, or use train instead."
+            "--effort quick trains nothing, so there is nothing to search", remedy="Leave it out, or run train."
         )
     rate, epochs = recipe.learning_rate, recipe.epochs
     batch_sizes = tuple(

@@ -59,15 +59,15 @@ def compare_columns(
 
     Returns:
         JSON-ready: ``added`` and ``alone`` (the columns), ``texts`` (training and scored texts), ``with`` and
-        ``without`` (the primary metric), ``difference`` and ``verdict``; ``None`` for a single column, or without an
-        ablation.
+        ``without`` (the primary metric), ``difference`` and ``verdict``; ``None`` for a single column, without an
+        ablation, or if only the head is fitted.
 
     Raises:
         Interrupted: if ``stop`` returned true.
         UserError: if training fails.
     """
     template = tables["train"].columns.template
-    if template.is_plain or config.no_ablation:
+    if template.is_plain or config.no_ablation or not recipe.epochs:
         return None
     observe(AblationStarted(template.text_column[0], template.added))
     alone = {name: _first_column(table) for name, table in tables.items()}

@@ -68,7 +68,7 @@ class FrozenEmbeddings:
         seconds = time.perf_counter() - start
         n_tokens = sum(int(some.truncate(loaded.max_length).truncated_lengths.sum()) for some in chosen.values())
         features = embeddings
-        if tables["train"].columns.template.pair_column:
+        if tables["train"].columns.template.pair_column and not is_model:
             encoder, columns = encoder_for(loaded.tokenizer), loaded.columns
             features = {
                 name: combine_pairs(
@@ -78,7 +78,6 @@ class FrozenEmbeddings:
                     )
                 )
                 for name, positions in rows.items()
-                if name in chosen
             }
         targets, n_labels = tables["train"].targets, len(tables["train"].labels)
         return cls(rows, embeddings, features, task, targets, n_labels, n_tokens / seconds)

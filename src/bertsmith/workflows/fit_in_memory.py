@@ -60,7 +60,8 @@ def fit_in_memory(
     loaded, task = inputs.loaded, inputs.task
     rows = np.flatnonzero(data.frame["split"] == "train")
     if loaded.mean_pooling:
-        chosen = rows[sample_balanced(data.codes[rows], MAX_EMBEDDED_TEXTS, seed=config.seed)]
+        most = len(rows) if config.effort == "quick" else MAX_EMBEDDED_TEXTS
+        chosen = rows[sample_balanced(data.codes[rows], most, seed=config.seed)]
         embeddings = embed(loaded, inputs.tokens.take(chosen))
         initialize_head(loaded, task.fit_head(embeddings, data.targets[chosen], len(data.labels)))
     recipe = choose_recipe(config, task, loaded, inputs.train, validates=not few)

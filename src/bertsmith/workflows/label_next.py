@@ -76,7 +76,7 @@ class Chosen:
                 None if is_missing(value) else value for value in values
             ]
             for name, values in self.cells().items()
-            if values != texts
+            if not (all(isinstance(value, str) for value in values) and values == texts)
         }
         facts = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         return write_tasks(tool, texts, facts)

@@ -69,7 +69,7 @@ def candidates(
         return tuple(name for name in BY_COST if name in ("truncate", config.long))
     if not (lengths["train"] > max_length).mean() > MIN_CUT or len(lengths["validation"]) < MIN_TEXTS:
         return BY_COST[:1]
-    passes = BACKWARD * recipe.epochs * (2 if recipe.consistency else 1) * max(folds, 1)
+    passes = BACKWARD * max(recipe.epochs, 1) * (2 if recipe.consistency else 1) * max(folds, 1)
     trained = passes * int(np.minimum(lengths["train"], max_length).sum())
     scored = OVERLAP_COST * sum(int(lengths[name].sum()) for name in ("validation", "test"))
     return BY_COST if scored <= MAX_COST * trained else BY_COST[:2]

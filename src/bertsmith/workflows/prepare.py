@@ -34,6 +34,7 @@ from bertsmith.training.data import TokenDataset
 from bertsmith.training.recipe import Recipe, choose
 
 MAX_EMBEDDED_TEXTS = 4000
+"""Maximum number of texts per split to embed before fine-tuning."""
 OF_TRAINING = (
     "epochs",
     "batch_size",
@@ -47,7 +48,6 @@ OF_TRAINING = (
     "set",
 )
 """Settings without effect if only the head is fitted."""
-"""Maximum number of texts per split to embed before fine-tuning."""
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,10 @@ def run_seeds(
     """
     if config.seeds == 1:
         return run_training(source, config, output, resume=resume, overwrite=overwrite, observe=observe, stop=stop)
+    if config.effort == "quick":
+        raise ConfigError(
+            "--effort quick gives the same model for every seed", remedy="Leave out --seeds or --effort quick."
+        )
     if rank_and_world_size()[1] > 1:
         raise ConfigError("several seeds need a single process", remedy="Leave out --seeds, or torchrun or --ray.")
     run = Run(output)

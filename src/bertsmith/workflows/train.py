@@ -152,7 +152,7 @@ def train_into(
             with phases.timed("baseline"):
                 is_model = not recipe.epochs
                 frozen = FrozenEmbeddings.embed(task, loaded, tables, tokens, config.seed, is_model=is_model)
-                soft_labels = choose_soft_labels(run, tables["train"], frozen, config.seed)
+                soft_labels = None if is_model else choose_soft_labels(run, tables["train"], frozen, config.seed)
                 head, inputs.train.soft_labels = group.broadcast((frozen.fit_regression(), soft_labels))
                 initialize_head(loaded, head)
             if checkpoint is None and recipe.epochs:

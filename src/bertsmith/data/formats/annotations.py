@@ -13,6 +13,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from bertsmith.data.texts import is_missing
+
 Record = dict[str, Any]
 Answers = dict[str, list[Any]]
 """The labels of a text by the name of the question."""
@@ -91,7 +93,7 @@ def unpack_labels(cells: Sequence[Any]) -> list[Any] | None:
     if not any(labels is not None for labels in found):
         return None
     return [
-        labels if labels is not None or cell is None or cell == "" or cell != cell else [cell]
+        labels if labels is not None or is_missing(cell) or cell == "" else [cell]
         for cell, labels in zip(cells, found, strict=True)
     ]
 
