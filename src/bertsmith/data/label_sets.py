@@ -209,7 +209,7 @@ def _indicator_rows(frame: pd.DataFrame, columns: Sequence[str], name: str) -> l
     if len(partly):
         column = columns[int(missing[partly[0]].argmax())]
         raise DataError(
-            f"row {partly[0] + 1:,} has an empty label cell, but its other label cells are filled",
+            f"row {partly[0] + 1:,} has an empty cell, but its other label cells are filled",
             where=f"{name}, column {quoted(column)}",
             remedy="Write 0 or 1, or leave all of them empty to drop the row.",
         )

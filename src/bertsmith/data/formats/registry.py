@@ -140,10 +140,10 @@ def _detect_format(file: TableFile) -> Format:
         raise DataError(
             f"the file is not an Excel workbook and has no sheet {quoted(config.sheet)}",
             where=where,
-            remedy="Leave out --sheet.",
+            remedy="Omit --sheet.",
         )
     if config.encoding is not None and found.magic:
-        raise DataError(f"--encoding does not apply to {found.name} files", where=where, remedy="Leave out --encoding.")
+        raise DataError(f"--encoding does not apply to {found.name} files", where=where, remedy="Omit --encoding.")
     return found
 
 
