@@ -35,9 +35,9 @@ Every setting has one name. The table shows how to write `batch_size` in each pl
 | configuration file (`--config FILE.toml`) | `batch_size = 16` or `batch-size = 16` |
 | Python | `bertsmith.train(table, batch_size=16, …)` |
 
-Flags and Python arguments win over environment variables. Those win over the file, and the file wins over the defaults.
-bertsmith reports all wrong settings at once. From Python, `validation` and `test` also take a data frame, an Arrow
-table or a `datasets.Dataset`.
+Flags and Python arguments take precedence over environment variables, environment variables over the file, and the file
+over the defaults. bertsmith reports all wrong settings at once. From Python, `validation` and `test` also take a data
+frame, an Arrow table or a `datasets.Dataset`.
 
 The `set` setting passes any field of `transformers.TrainingArguments`:
 
@@ -175,8 +175,9 @@ _FILES = """# Files
 
 ## A run
 
-`bertsmith train` writes a run folder. At any time the run is absent, resumable or finished. Row 1 is the first row
-after the header. A label is the number of a class in your table; a label text is the name of the class.
+`bertsmith train` writes a run folder. At any time, the folder contains no run, a run that can be resumed, or a finished
+run. Row 1 is the first row after the header. A label is the number of a class in your table; a label text is the name
+of the class.
 
 """
 _STUDY = """## A study
@@ -226,7 +227,7 @@ The columns of `labels.csv`:
 | `model.onnx` and `model.onnx.data`, or `model.xml` and `model.bin` | the model |
 | `tokenizer.json` | the tokenizer |
 | `validation.npz` | labels, probabilities and lengths of the validation texts, for thresholds and expected accuracy |
-| `README.md` | the commands that install and run it |
+| `README.md` | the commands that install and run the export |
 
 ## Predictions of new texts
 
@@ -239,7 +240,7 @@ The columns of `labels.csv`:
 | `predicted_texts` | instead, for several labels: a list of label texts, joined by `;` in CSV and Excel |
 | `confidence` | calibrated probability of the predicted class |
 | `abstained` | with `--min-confidence` or `--target-accuracy`: whether the model abstains from this row |
-| `label_set` | with `--coverage`: label texts; the set contains the true one at this rate |
+| `label_set` | with `--coverage`: a set of label texts, which contains the true label at this rate |
 | `lower`, `upper` | instead, for numbers: bounds of an interval that contains the number at this rate |
 | `probability of LABEL TEXT` | with `--probabilities`: one column for each class |
 
@@ -250,9 +251,10 @@ The columns of `labels.csv`:
 `bertsmith measure` prints these keys with `--json`. [Measure a corpus](../how-to/measure-a-corpus.md) explains them.
 """
 _CSV = """The CSV file of `-o` has one row for each entry of `shares` and `means`. Its columns are the keys of a share,
-with these differences: `low` and `high` for `interval`, `labelled_low` and `labelled_high` for `labelled_interval`, and
-`difference` for the naive value minus the corrected one. `group` is empty for the whole corpus. For ordered labels,
-there are the columns `mean` and `labelled_mean` too. The rows of the mean level have the label text `(level)`.
+with three differences. `low` and `high` replace `interval`, and `labelled_low` and `labelled_high` replace
+`labelled_interval`. `difference` is the naive value minus the corrected one. `group` is empty for the whole corpus. For
+ordered labels, the file also has the columns `mean` and `labelled_mean`, and its rows of the mean level have the label
+text `(level)`.
 
 The file of `--for-regression` has one row for each text of the corpus:
 
@@ -261,7 +263,7 @@ The file of `--for-regression` has one row for each text of the corpus:
 | `row` | row of the corpus |
 | columns of the corpus | all but the text |
 | `labelled` | 1 if the text is in the labelled sample, otherwise 0 |
-| `inclusion_probability` | probability of a labelled text to be in the sample; otherwise empty |
+| `inclusion_probability` | for a labelled text, the probability that it is in the sample; otherwise empty |
 | `outcome LABEL TEXT` | corrected outcome of each class, for `regress`; `outcome (level)` for ordered labels |
 
 ## A comparison of texts
@@ -272,7 +274,7 @@ _PRINTED: dict[str, tuple[type, dict[str, str]]] = {
     "key": (
         Measurement,
         {
-            "shares": "one entry for each class: of the whole corpus, then of each group; see below",
+            "shares": "one entry for each class of the whole corpus, then for each class of each group; see below",
             "means": "for ordered labels, the mean level of the whole corpus and of each group; otherwise empty",
             "corpus": "name of the corpus",
             "sample": "name of the labelled sample; `null` without one",
@@ -282,7 +284,7 @@ _PRINTED: dict[str, tuple[type, dict[str, str]]] = {
             "more_labels": "for each label text, how many more random texts to label for an interval of ±1 point",
             "least_widths": "for each label text, the least width of an interval with this model, relative to that of "
             "the labelled texts alone: √(1 − ρ²), where ρ is the correlation of predictions and labels",
-            "left_out": "rows of the sample that do not count, by reason",
+            "left_out": "number of rows of the sample that the estimates do not use, by reason",
             "empty": "number of rows of the corpus without a text",
             "notes": "the notes that the command also prints on standard error",
         },
@@ -296,7 +298,7 @@ _PRINTED: dict[str, tuple[type, dict[str, str]]] = {
             "interval": "its 95 % interval, `[low, high]`",
             "naive": "share of the texts with this predicted label, not corrected",
             "estimator": "`PPI++`, `DSL` (unequal inclusion probabilities) or `adjusted count` (no labelled sample)",
-            "labelled": "number of labelled texts behind the share",
+            "labelled": "number of labelled texts that the share is based on",
             "texts": "number of texts of the corpus or group",
             "labelled_share": "share in the labelled texts alone, without the model; `null` without a labelled sample",
             "labelled_interval": "its 95 % interval. A good model makes `interval` narrower than this",
@@ -310,7 +312,7 @@ _PRINTED: dict[str, tuple[type, dict[str, str]]] = {
             "interval": "its 95 % interval, `[low, high]`",
             "naive": "mean of the predicted levels, not corrected",
             "estimator": "as for a share",
-            "labelled": "number of labelled texts behind the mean",
+            "labelled": "number of labelled texts that the mean is based on",
             "texts": "number of texts of the corpus or group",
             "labelled_mean": "mean of the labelled texts alone, without the model; `null` without a labelled sample",
             "labelled_interval": "its 95 % interval",
@@ -334,8 +336,8 @@ _PRINTED: dict[str, tuple[type, dict[str, str]]] = {
             "before": "its mean in the test texts; `null` for embeddings and predicted labels",
             "after": "its mean in the new texts",
             "distance": "distance between both, in standard deviations; for predicted labels, from 0 to 1",
-            "threshold": "the distance is rarely above it by chance",
-            "differs": "whether it is above",
+            "threshold": "value that the distance rarely exceeds by chance",
+            "differs": "whether the distance exceeds the threshold",
         },
     ),
 }
@@ -391,8 +393,8 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
         "key of a class",
         {
             "id": "class index in the model, from 0",
-            "label": "label",
-            "label_text": "label text",
+            "label": "number of the class in the table",
+            "label_text": "name of the class",
             "counts": "texts of the class in each split",
         },
     ),
@@ -411,22 +413,23 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
         {
             "step": "optimizer steps so far",
             "epoch": "epochs so far",
-            "train_loss": "mean over the steps since the last evaluation",
-            "validation_loss": "mean over the validation texts",
+            "train_loss": "mean loss over the steps since the last evaluation",
+            "validation_loss": "mean loss over the validation texts",
             "metrics": "accuracy and macro-F1 on validation",
             "learning_rate": "learning rate at this step",
-            "texts_per_second": "training speed since the last evaluation",
-            "tokens_per_second": "training speed since the last evaluation",
+            "texts_per_second": "training texts per second since the last evaluation",
+            "tokens_per_second": "training tokens per second since the last evaluation",
             "padding": "share of the computed tokens that were padding",
             "shares": "shares of the time for `data`, `forward`, `backward` and `optimizer`",
-            "seconds": "since training began",
+            "seconds": "seconds since training began",
             "best": "whether this is the best value of the primary metric so far",
         },
     ),
     "metrics.json": (
         "key",
         {
-            "primary": "metric that chooses the best epoch: `macro_f1`, or `quadratic_kappa` or `r2` by `--task`",
+            "primary": "metric that chooses the best epoch: `macro_f1`; `quadratic_kappa` for ordinal labels; "
+            "`r2` for numbers",
             "splits": "metrics of `train`, `validation` and `test`; see below",
             "baseline": "the three baselines: `majority_class`, `bag_of_words`, `frozen_embeddings`",
             "inference": "number format for predictions, and how it was checked",
@@ -434,7 +437,7 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "slices": "accuracy on parts of the test split",
             "decision_rule": "offsets of the classes, gain, and whether the rule is in use",
             "columns": "macro-F1 with and without the columns after the first text column; with several columns only",
-            "long_texts": "how the model reads long texts, the comparison on validation, and the gain on the test",
+            "long_texts": "how the model reads long texts, the comparison on validation, and the gain on test texts",
             "seeds": "each seed, the spread, and the ensemble; with `--seeds` only",
         },
     ),
@@ -448,7 +451,7 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "fingerprint": "SHA-256 over texts, labels and splits",
             "long": "how texts above the maximum length were read",
             "left_out": "dropped rows by reason",
-            "seen_in_training": "texts of the table that the model was trained or validated on",
+            "seen_in_training": "number of texts of the table that the model was trained or validated on",
         },
     ),
 }
@@ -483,7 +486,7 @@ _HTTP = """# HTTP API
 `bertsmith serve` answers these requests. `/openapi.json` describes them for programs, and `/docs` is a page to try
 them. If `BERTSMITH_TOKEN` is set, requests need the header `Authorization: Bearer TOKEN` or `X-API-Key: TOKEN`, or
 Basic authentication with the token as the password. The paths `/health`, `/ready`, `/ping`, `/ui`, `/docs`,
-`/openapi.json` and `/webhook` never need it.
+`/openapi.json` and `/webhook` never need the token.
 
 `AIP_HEALTH_ROUTE` and `AIP_PREDICT_ROUTE` stand for the values of the environment variables that Vertex AI sets.
 """

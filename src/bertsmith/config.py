@@ -133,15 +133,15 @@ class DataConfig(Step):
     )
     pair_column: str | None = Field(None, description="Column with the second text, for pairs of texts.")
     with_columns: Annotated[tuple[str, ...], BeforeValidator(_as_column_list)] = Field(
-        (), description="Further columns to add to the text, as NAME: VALUE; separated by commas."
+        (), description="Names of further columns to add to the text as NAME: VALUE; separated by commas."
     )
     label_column: str | None = Field(None, description="Column with label numbers or words.")
     label_text_column: str | None = Field(None, description="Column with label texts.")
     label_columns: Annotated[tuple[str, ...], BeforeValidator(_as_column_list)] = Field(
-        (), description="Columns of 0 and 1, one per label; separated by commas. For --task multi-label."
+        (), description="Names of columns of 0 and 1, one per label, separated by commas; for --task multi-label."
     )
     label_separator: str | None = Field(
-        None, min_length=1, description="Separator of several labels in a cell; found by default."
+        None, min_length=1, description="Separator of several labels in a cell; detected by default."
     )
     task: Literal["auto", "single-label", "multi-label", "ordinal", "regression"] = Field(
         "auto", description="Kind of label: one class, several, one of ordered classes, or a number."
@@ -150,7 +150,9 @@ class DataConfig(Step):
         None, description="Column with groups, such as authors; all rows of a group are in the same split."
     )
     coder_column: str | None = Field(
-        None, description="Column with coders, in a table with one row per text and coder; the majority label counts."
+        None,
+        description="Column with coders, if the table has one row per text and coder; "
+        "train uses the majority label or soft labels.",
     )
     split_column: str | None = Field(None, description="Column with train, validation or test for each row.")
     validation: TableSource = Field(None, description="Validation table; a share of the rows by default.")
@@ -158,7 +160,8 @@ class DataConfig(Step):
     validation_size: Share = Field(0.1, description="Share of the rows for validation.")
     test_size: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1,
-        description="Share of the rows for the test; 0: cross-validate instead, the default with few labelled texts.",
+        description="Share of the rows for the test. 0: cross-validate instead; "
+        "with few labelled texts, this is the default.",
     )
     near_duplicates: Literal["together", "ignore"] = Field(
         "together", description="Keep near-duplicates in one split, or split them like other texts."
@@ -196,7 +199,8 @@ class ModelConfig(Step):
     )
     allow_pickle: bool = Field(
         False,
-        description="Allow pickle weights if a checkpoint has no safetensors; loading runs no code.",
+        description="Allow pickle weights if a checkpoint has no safetensors; "
+        "bertsmith loads only the weights and runs no code.",
     )
 
 
@@ -227,7 +231,7 @@ class TrainConfig(Step):
         None, description="Weight of R-Drop, a consistency loss between two passes with different dropout; 0: off."
     )
     patience: Annotated[int, Field(ge=1, le=1000)] | None = Field(
-        None, description="Epochs without a better primary metric before early stopping."
+        None, description="Number of epochs without a better primary metric after which training stops."
     )
     cv: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None,
@@ -247,7 +251,10 @@ class TrainConfig(Step):
     )
     seed: int = Field(42, ge=0, lt=2**32, description="Seed for split, head initialization, shuffling and dropout.")
     seeds: int = Field(
-        1, ge=1, le=100, description="Train with this many seeds, select the best on validation, and report the spread."
+        1,
+        ge=1,
+        le=100,
+        description="Number of seeds to train with; train keeps the best on validation and reports the spread.",
     )
     set: dict[str, Any] = Field(
         default_factory=dict,
@@ -261,7 +268,7 @@ class EvalConfig(Step):
 
     decision_rule: Literal["auto", "off"] = Field(
         "auto",
-        description="Tune class offsets on validation, and use them if they raise the primary metric measurably.",
+        description="Tune class offsets on validation; use them only if they raise the primary metric measurably.",
     )
     no_ablation: bool = Field(
         False, description="Skip the comparison with a model that reads only the first text column."

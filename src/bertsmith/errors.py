@@ -273,7 +273,7 @@ def to_path(value: Any, name: str, error_type: type[UserError] = ConfigError) ->
         )
     if is_url(str(value)):
         raise error_type(
-            f"{name} is a URL, and bertsmith reads and writes files and folders",
+            f"{name} is a URL, but bertsmith reads and writes only files and folders",
             where=str(value),
             remedy="Mount the storage as a folder, or copy the files before or after the command.",
         )

@@ -28,11 +28,11 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     """Fine-tune a checkpoint as a classifier with the interface of scikit-learn.
 
     `fit` holds out a share of the texts to select the epoch and to calibrate the probabilities, unless the texts are
-    few. It writes no files. For a report, a test with intervals and a run folder, use `bertsmith.train`.
+    few. `fit` writes no files. For a report, a test with intervals and a run folder, use `bertsmith.train`.
 
     Args:
         model: Hugging Face Hub id, local folder, ``"packaged:minilm"``, or ``"auto"``: by language.
-        max_length, epochs, batch_size, learning_rate: as for `bertsmith.train`; ``None`` chooses by the data.
+        max_length, epochs, batch_size, learning_rate: as for `bertsmith.train`; ``None``: chosen from the data.
         validation_size, imbalance, decision_rule, precision, device, threads: as for `bertsmith.train`.
         random_state: seed of split, head initialization, shuffling and dropout.
         settings: other settings of `bertsmith.train`.

@@ -77,7 +77,7 @@ def predict(
     on_event: PredictionListener | None = None,
     **settings: Unpack[PredictSettings],
 ) -> Predictions:
-    """Label the texts of a table chunk by chunk. CSV, JSON Lines and Parquet files of any size fit into memory.
+    """Label the texts of a table chunk by chunk. CSV, JSON Lines and Parquet files can be larger than the memory.
 
     Args:
         run: the run, its folder, or an export folder.
@@ -87,17 +87,17 @@ def predict(
             in memory.
         probabilities: add a column per class.
         min_confidence: leave texts unlabelled below this confidence, between 0 and 1.
-        target_accuracy: the same, with the threshold that reaches this accuracy on the validation texts.
+        target_accuracy: leave texts unlabelled below the confidence that reaches this accuracy on the validation texts.
         coverage: add ``label_set``: labels that include the true one with this probability.
         decide: use the decision rule of the run, if it has one.
         ensemble: average the models of all seeds.
         runtime: ``"torch"``; ``"onnx"`` or ``"openvino"`` for an export of the run; ``"auto"``: the fastest checked
             fp32 export, else torch.
-        on_error: refuse a table with rows that cannot be read, or skip the rows.
+        on_error: ``"fail"`` refuses a table with unreadable rows, and ``"skip"`` skips these rows.
         ray: the address of a Ray cluster, or ``"local"``; ``source`` and ``output`` are folders of Parquet files.
         resume: continue predictions that were interrupted.
         overwrite: replace the output.
-        csv_dialect: how CSV is written.
+        csv_dialect: delimiter, decimal separator and byte order mark of CSV output.
         formula_guard: escape CSV cells that a spreadsheet would run as formulas.
         progress: show the progress; by default in notebooks only.
         on_event: called with each event (see `bertsmith.events`).
@@ -161,14 +161,14 @@ def export(
         precision: ``"fp32"``; with OpenVINO also ``"bf16"`` and ``"int8"``.
         output: the folder to write; by default ``RUN/export/FORMAT``, followed by ``-PRECISION`` unless fp32.
         long: how the export reads texts above the maximum length; by default as the run does.
-        accept: write the export even if its labels differ from the original.
+        accept: write the export even if its predicted labels differ from those of the original.
         overwrite: replace an existing export.
 
     Returns:
         The export, and its comparison with the original (``about.parity``).
 
     Raises:
-        UserError: if the export fails, or its labels differ from the original.
+        UserError: if the export fails, or its predicted labels differ from those of the original.
     """
     from bertsmith.inference.export import export as write
 

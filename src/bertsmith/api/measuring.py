@@ -34,20 +34,20 @@ def measure(
     """Measure the share of each class in a corpus, corrected for the mistakes of the model, with 95 % intervals.
 
     With a labelled sample, the estimator is PPI++ or, with unequal inclusion probabilities, design-based supervised
-    learning. Without a sample, it is an adjusted count under label shift; `measure` refuses if a test rejects label
-    shift. Memory does not grow with a corpus in CSV, JSON Lines or Parquet.
+    learning. Without a sample, the estimator is an adjusted count under label shift. If a test rejects label shift,
+    `measure` raises an error. Memory use does not grow with the size of a corpus in CSV, JSON Lines or Parquet.
 
     Args:
         run: the run, or its folder.
         corpus: the texts to measure, as for `predict`.
         labelled: a labelled sample of the corpus, as for `read_table`. The columns ``random`` (true or false) and
             ``inclusion_probability`` describe how its texts were chosen.
-        by: a column of the corpus; also measure each of its values.
-        random_sample: the sample is a simple random sample of the corpus; for samples without these columns.
+        by: a column of the corpus; also measure the texts with each of its values.
+        random_sample: declare that a sample without these columns is a simple random sample of the corpus.
         for_regression: a CSV file to write with one pseudo-outcome per text and class, for `regress`.
         on_event: called with each event (see `bertsmith.events`).
-        **settings: fields of `DataConfig` and `ModelConfig` for reading the tables, and the device. ``group_column``
-            names a column of the sample: whole groups, such as authors, were drawn.
+        **settings: fields of `DataConfig` and `ModelConfig` for reading the tables, and the device. If whole groups
+            were drawn, such as all texts of an author, ``group_column`` names the column of the groups in the sample.
 
     Returns:
         The shares with their intervals, and notes.
@@ -113,10 +113,10 @@ def regress(
     """Regress a label, or the level of ordered labels, on columns of a corpus, with valid standard errors.
 
     Args:
-        table: the file of ``for_regression`` of `measure`, or its content as a data frame or Arrow table, also with
-            more columns.
+        table: the file of ``for_regression`` of `measure`, or its content as a data frame or Arrow table; you may
+            add columns to it.
         label_text: the class; ``"(level)"`` for the level of ordered labels.
-        on: columns of explanatory variables. Columns of words become one indicator per value, except for the first.
+        on: columns of explanatory variables. A column of words becomes one indicator for each value except the first.
         model: ``"linear"`` or ``"logistic"``.
         clusters: a column of groups, such as authors, whose texts depend on each other.
 

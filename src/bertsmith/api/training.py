@@ -56,7 +56,7 @@ def inspect(table: Any, **settings: Unpack[InspectSettings]) -> Findings:
 
     Args:
         table: a `Table`, or what `read_table` takes.
-        **settings: fields of `DataConfig` and `ModelConfig`; the tokens of ``model`` are counted.
+        **settings: fields of `DataConfig` and `ModelConfig`; the tokenizer of ``model`` counts the tokens.
 
     Raises:
         UserError: if the table cannot be read.
@@ -92,13 +92,13 @@ def train(
         resume: continue an unfinished run.
         overwrite: replace an existing run.
         ray: the address of a Ray cluster, or ``"local"``; all its machines need access to table and output.
-            The run of a URL is also copied to a temporary folder, which the returned `Run` names.
+            If ``output`` is a URL, the returned `Run` is a copy in a temporary folder.
         workers: number of workers of the cluster.
         config: a TOML file of settings; keyword arguments take precedence.
         progress: show the progress; by default in notebooks only.
         track: send settings and metrics, but no text, to an experiment tracker.
         on_event: called with each event (see `bertsmith.events`), for example ``print``.
-        stop: called after every step; if it returns true, a checkpoint is saved and training is interrupted.
+        stop: called after every step; if it returns true, training saves a checkpoint and is interrupted.
         **settings: fields of `DataConfig`, `ModelConfig`, `TrainConfig` and `EvalConfig`, such as ``epochs``.
 
     Raises:
@@ -184,7 +184,8 @@ def tune(
         track: send settings and metrics, but no text, to an experiment tracker.
         on_event: called with each event (see `bertsmith.events`), for example ``print``.
         stop: called after every step; if it returns true, the search ends and finished trials are saved.
-        **settings: fields of `DataConfig`, `ModelConfig`, `TrainConfig` and `EvalConfig`; they are not varied.
+        **settings: fields of `DataConfig`, `ModelConfig`, `TrainConfig` and `EvalConfig`.
+            The search does not vary them.
 
     Raises:
         UserError: for everything that the user can fix.
@@ -235,8 +236,8 @@ def evaluate(
         run: the run, or its folder.
         table: what `read_table` takes.
         name: name of the evaluation; the name of the table by default.
-        overwrite: replace an evaluation on another or changed table.
-        **settings: fields of `DataConfig` except ``validation`` and ``test``, ``device`` and ``long``.
+        overwrite: replace an evaluation of the same name, on another table or an older version of the table.
+        **settings: ``device``, ``long``, and the fields of `DataConfig` except ``validation`` and ``test``.
 
     Returns:
         Metrics in the format of a split in ``metrics.json``.
@@ -263,8 +264,8 @@ def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
         *runs: two or more runs, or their folders; their test rows and classes must be the same.
 
     Returns:
-        One entry per run, as from `bertsmith.evaluation.evaluate.compare_classifiers`, and ``texts``, the number of
-        test rows.
+        One entry per run, as from `bertsmith.evaluation.evaluate.compare_classifiers`. Each entry also has ``texts``,
+        the number of test rows.
 
     Raises:
         UserError: if a run is not finished, or the test rows differ.
@@ -285,7 +286,7 @@ def label_errors(table: Any, **settings: Unpack[LabelErrorSettings]) -> pd.DataF
     Returns:
         The suspected rows, the least plausible label first. The columns are ``source``, ``row``, ``text`` (all columns
         that the model reads), ``pair`` for pairs, ``given`` and ``suggested`` (label texts), their probabilities, and
-        ``corrected``, which is empty. Fill it in, save the table as CSV, and pass the file as ``corrections``.
+        ``corrected``, which is empty. Fill in this column, save the table as CSV, and pass the file as ``corrections``.
 
     Raises:
         UserError: if the table cannot be read, or the package cleanlab is missing.

@@ -38,7 +38,7 @@ def label(
         Literal["single-label", "multi-label", "ordinal"], typer.Option(help="Kind of label of a new project.")
     ] = "single-label",
     coder: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Name of the coder; entered on the page by default.")
+        str | None, typer.Option(metavar="NAME", help="Name of the coder; by default, the coder enters it on the page.")
     ] = None,
     number: Number = 100,
     random_share: RandomShare = 0.2,

@@ -16,7 +16,7 @@ def pack(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE.zip", help="Archive to write; RUN.zip by default.")
     ] = None,
-    texts: Annotated[bool, typer.Option("--texts/--no-texts", help="Include the texts, or hashes instead.")] = True,
+    texts: Annotated[bool, typer.Option("--texts/--no-texts", help="Include the texts, or only their hashes.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing archive.")] = False,
 ) -> None:
     """Write a replication archive of a run: settings, scores, predictions, model, and a methods paragraph.

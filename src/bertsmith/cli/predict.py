@@ -56,7 +56,8 @@ def predict(
             min=0,
             max=1,
             metavar="X",
-            help="Leave texts unlabelled below the confidence threshold that reaches this accuracy on validation.",
+            help="Leave texts unlabelled if their confidence is below the threshold that reaches this accuracy on "
+            "validation.",
         ),
     ] = None,
     coverage: Annotated[
@@ -80,8 +81,8 @@ def predict(
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Label a folder of Parquet files on a Ray cluster: auto, HOST:PORT, or local to start one; "
-            "OUT is a folder.",
+            help="Label a folder of Parquet files on a Ray cluster (auto, HOST:PORT, or local to start one); "
+            "OUT is then a folder.",
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue interrupted predictions.")] = False,
@@ -120,7 +121,7 @@ def predict(
             "--json cannot be combined with -o", remedy="Leave out --json, and write a .jsonl file for JSON Lines."
         )
     if json and csv_dialect != "plain":
-        raise ConfigError("--csv-dialect applies only to CSV", remedy="Leave it out, or write a .csv file.")
+        raise ConfigError("--csv-dialect applies only to CSV", remedy="Leave out --csv-dialect, or write a .csv file.")
     options = PredictOptions(
         probabilities,
         min_confidence,

@@ -121,9 +121,9 @@ def plan_token_budget(
             raise DeviceError(
                 f"memory is too small even for one text of {longest:,} tokens: it needs about {needed}, but only "
                 f"{format_bytes(free)} is free",
-                remedy="Pass a smaller --max-length or --model, free memory, or raise its limit."
+                remedy="Pass a smaller --max-length or --model, free memory, or raise the memory limit."
                 if training
-                else "Free memory, or raise its limit.",
+                else "Free memory, or raise the memory limit.",
             )
         budget //= 2
     return budget

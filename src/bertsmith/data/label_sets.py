@@ -66,7 +66,7 @@ def read_label_sets(
         labels = known or Labels(tuple(range(len(parts[0][1].labels))), parts[0][1].labels)
         if missing := [name for name in labels.texts if name not in parts[0][1].labels]:
             raise DataError(
-                f"--label-columns lacks labels of the run: {listing(missing)}", where=where, remedy="Add them."
+                f"--label-columns lacks labels of the run: {listing(missing)}", where=where, remedy="Add these columns."
             )
         if known is None:
             _check_any(rows, where)
@@ -209,7 +209,7 @@ def _indicator_rows(frame: pd.DataFrame, columns: Sequence[str], name: str) -> l
     if len(partly):
         column = columns[int(missing[partly[0]].argmax())]
         raise DataError(
-            f"row {partly[0] + 1:,} has an empty cell, but other cells of its labels are filled",
+            f"row {partly[0] + 1:,} has an empty cell, but its other label cells are filled",
             where=f"{name}, column {quoted(column)}",
             remedy="Write 0 or 1, or leave all of them empty to drop the row.",
         )

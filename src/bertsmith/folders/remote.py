@@ -47,7 +47,7 @@ def run_output(output: Path | str, *, ray: bool) -> Path | str:
         return to_path(output, "output")
     if not ray:
         raise ConfigError(
-            "only --ray keeps a run at a URL",
+            "a run at a URL needs --ray",
             where=output,
             remedy="Train into a folder and copy it afterwards, or train with --ray.",
         )

@@ -38,7 +38,7 @@ class Layout:
 
     Attributes:
         run: settings, versions, hardware, data, status and timings.
-        labels: number, text and count by split of each label.
+        labels: number and text of each class, and its count in each split.
         splits: the split of each source row, or the reason why it was dropped.
         model: the fine-tuned Hugging Face checkpoint.
         history: one line per evaluation.

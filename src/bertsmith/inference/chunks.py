@@ -49,7 +49,7 @@ class PredictionFile(OutputFile):
                 )
             if not overwrite:
                 raise RunFolderError(
-                    "unfinished predictions exist",
+                    "this output has unfinished predictions",
                     where=str(folder),
                     remedy="Pass --resume to continue them, or --overwrite to begin again.",
                 )

@@ -166,7 +166,7 @@ class Classifier(ModelPredictor):
             return np.empty((0, len(self.labels)))
         budget = token_budget(self.loaded, batch.longest, self.token_budget)
         message = f"memory is too small for a single text of {batch.longest:,} tokens"
-        with memory_errors(message, "Free memory, raise its limit, or pass --device cpu."):
+        with memory_errors(message, "Free memory, raise the memory limit, or pass --device cpu."):
             logits, sufficed = compute_logits(
                 self._compute_model, batch, budget, dtype=self.dtype, progress=progress, on_retry=_warn_about_memory
             )

@@ -276,7 +276,7 @@ def _attributions(
             raise OutOfTimeError
         began = time.perf_counter()
         message = f"memory is too small to explain a text of {tokens:,} tokens"
-        with memory_errors(message, "Free memory, raise its limit, or explain a shorter text."):
+        with memory_errors(message, "Free memory, raise the memory limit, or explain a shorter text."):
             found, budget = retry_on_out_of_memory(partial(attribute, steps), budget, min_budget=tokens)
         attributions = found.sum(dim=-1)[0].detach().cpu().double()
         gap = float(attributions.sum()) - change

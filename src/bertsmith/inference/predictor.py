@@ -116,7 +116,9 @@ class Predictor(ABC):
             with naming_parameters():
                 return self._predict_data_frame(cast("pd.DataFrame", texts), progress, config)
         if text_column or pair_column or with_columns:
-            raise ConfigError("column names require a data frame", remedy="Leave them out, or pass a data frame.")
+            raise ConfigError(
+                "column names require a data frame", remedy="Leave out the column names, or pass a data frame."
+            )
         return to_frame(self.task, self.predict_proba(texts, progress), self.labels)
 
     def _predict_data_frame(

@@ -116,7 +116,7 @@ class Project:
         others = [p.name for p in self.path.iterdir() if not p.name.startswith(".")] if self.path.is_dir() else []
         if others or self.path.is_file():
             raise RunFolderError(
-                "this is a file, or a folder with other files",
+                "this path is a file, or a folder with other files",
                 where=str(self.path),
                 remedy="Choose another folder with -o.",
             )

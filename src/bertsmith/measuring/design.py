@@ -54,7 +54,7 @@ def read_design(
         if declared_random:
             return Design(np.ones(len(rows), dtype=bool), None)
         raise DataError(
-            "it is unknown how the texts of this sample were chosen",
+            "the sample does not say how its texts were chosen",
             where=where,
             remedy="If every text of the corpus was drawn with the same probability, pass --random-sample. Otherwise "
             f"add the column {INCLUSION}, or label random texts. Texts that are easy, uncertain or found by a search "

@@ -89,7 +89,8 @@ def fit_regression(
             )
     if missing := [name for name in on if frame[name].isna().any()]:
         raise DataError(
-            f"columns with missing values: {listing(missing)}", remedy="Remove these rows, or give them a value."
+            f"columns with missing values: {listing(missing)}",
+            remedy="Remove the rows without a value, or fill in the values.",
         )
     columns = pd.get_dummies(frame[list(on)], drop_first=True, dtype=float)
     x = np.column_stack([np.ones(len(frame)), columns.to_numpy(dtype=np.float64)])

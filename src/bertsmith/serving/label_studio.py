@@ -178,7 +178,7 @@ def add_label_studio(app: FastAPI, endpoints: Endpoints) -> None:
 
     @app.post("/webhook", status_code=204, responses={**problems, **answers})
     async def webhook(body: Event) -> None:
-        """Ignore the events of a Label Studio project, such as a new annotation. They come without a token."""
+        """Ignore the events of a Label Studio project, such as a new annotation. Label Studio sends no token."""
         if body.action == "START_TRAINING":
             what = "this server does not train"
             raise RequestError(501, what, "Export the project as JSON, and run bertsmith train on this file.")

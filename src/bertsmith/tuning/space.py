@@ -99,7 +99,8 @@ def default_space(
     """
     if not recipe.epochs:
         raise ConfigError(
-            "--effort quick trains nothing, so there is nothing to search", remedy="Leave it out, or run train."
+            "--effort quick fits only the head, so the search has no settings to vary",
+            remedy="Leave out --effort quick, or run bertsmith train.",
         )
     rate, epochs = recipe.learning_rate, recipe.epochs
     batch_sizes = tuple(

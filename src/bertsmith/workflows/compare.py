@@ -18,7 +18,7 @@ def compare_runs(opened: Sequence[Run]) -> list[dict[str, Any]]:
         raise ConfigError("at least two runs are needed", remedy="Pass two or more runs.")
     names = [str(run.path) for run in opened]
     if len(set(names)) < len(names):
-        raise ConfigError("duplicate run", where=", ".join(names), remedy="Pass each run once.")
+        raise ConfigError("a run is given twice", where=", ".join(names), remedy="Pass each run once.")
     task = get_task(opened[0].task)
     frames = [run.predictions for run in opened]
     # Runs may read different columns: what both read identifies a row.

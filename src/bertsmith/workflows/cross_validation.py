@@ -129,7 +129,9 @@ def split_or_fold(
     required = config.cv or not config.test_size
     if k and not single_process:
         if required:
-            raise ConfigError("cross-validation needs a single process", remedy="Leave out --cv, or torchrun or --ray.")
+            raise ConfigError(
+                "cross-validation needs a single process", remedy="Leave out --cv, or train without torchrun and --ray."
+            )
         k = 0
     if k:
         try:

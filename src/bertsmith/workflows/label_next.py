@@ -198,7 +198,11 @@ def choose_with_run(
     """
     run = open_run(path)
     if run.task == REGRESSION:
-        raise ConfigError("a regression has no classes to be uncertain about", where=str(path), remedy="Use a project.")
+        raise ConfigError(
+            "a regression has no classes to be uncertain about",
+            where=str(path),
+            remedy="Pass a project folder of bertsmith label instead of the run.",
+        )
     from bertsmith.inference.classifier import Classifier
     from bertsmith.workflows.score import hash_texts
 

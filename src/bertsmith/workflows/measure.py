@@ -199,7 +199,7 @@ def _corrected(
     if labelled.surplus.any():
         copies = [row for row, copy in zip(labelled.rows, labelled.surplus, strict=True) if copy]
         raise DataError(
-            f"{counted(len(copies), 'row')} of the sample with a text that the corpus contains less often "
+            f"the sample has {counted(len(copies), 'row')} with a text that the corpus contains less often "
             f"(rows {listing(copies, 5)})",
             where=labelled.name,
             remedy="Keep one row for each text that you drew: copies would make the interval too narrow.",

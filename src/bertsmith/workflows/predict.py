@@ -133,7 +133,7 @@ def run_prediction(
             "--resume needs the output file of the interrupted predictions", remedy="Pass this file with -o."
         )
     if options.csv_dialect != "plain" and output is not None and output_format(output) != "csv":
-        raise ConfigError("--csv-dialect applies only to CSV", remedy="Leave it out, or write a .csv file.")
+        raise ConfigError("--csv-dialect applies only to CSV", remedy="Leave out --csv-dialect, or write a .csv file.")
     claimed: AbstractContextManager[None] = nullcontext()
     if output is not None:
         claimed = claim(PredictionFile(output, (source, config.db, *inputs)), resume=resume, overwrite=overwrite)

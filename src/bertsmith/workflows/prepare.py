@@ -195,7 +195,7 @@ def prepare_model(
     if config.max_length and config.max_length > checkpoint.max_positions:
         raise ConfigError(
             f"--max-length {config.max_length}: {checkpoint.name} takes at most {checkpoint.max_positions} tokens",
-            remedy="Leave it out, or use a checkpoint for longer texts, such as answerdotai/ModernBERT-base.",
+            remedy="Leave out --max-length, or use a checkpoint for longer texts, such as answerdotai/ModernBERT-base.",
         )
     set_seed(config.seed)
     model = load_model(checkpoint, labels, problem_type=task.problem_type, dropout=config.dropout)

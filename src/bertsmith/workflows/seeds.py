@@ -51,7 +51,9 @@ def run_seeds(
             "--effort quick gives the same model for every seed", remedy="Leave out --seeds or --effort quick."
         )
     if rank_and_world_size()[1] > 1:
-        raise ConfigError("several seeds need a single process", remedy="Leave out --seeds, or torchrun or --ray.")
+        raise ConfigError(
+            "several seeds need a single process", remedy="Leave out --seeds, or train without torchrun and --ray."
+        )
     run = Run(output)
     with claim(RunFolder(output), resume=resume, overwrite=overwrite):
         if resume:

@@ -338,7 +338,8 @@ def _memory_errors() -> Iterator[None]:
             raise
         raise DeviceError(
             f"out of memory: {str(error).splitlines()[0] if str(error) else 'an allocation failed'}",
-            remedy="Free memory, raise its limit, or use a smaller --model. --resume continues from a checkpoint.",
+            remedy="Free memory, raise the memory limit, or use a smaller --model. "
+            "--resume continues from a checkpoint.",
         ) from error
 
 
