@@ -486,6 +486,18 @@ def test_private_paths_need_the_token():
     batcher.close()
 
 
+def test_a_path_without_token_takes_only_short_bodies(caplog):
+    caplog.set_level("INFO", "bertsmith.serving")
+    batcher = Batcher(Fake(), max_wait=1)
+    with running(lambda: Service(batcher, {}), limits=Limits(body=9_000_000), token="sesame") as ask:
+        event = {"action": "ANNOTATION_CREATED", "task": "x" * 900_000}
+        assert ask("/webhook", event)[0] == 204
+        assert ask("/webhook", {**event, "more": "x" * 200_000})[0] == 413
+        assert ask("/predict", {"inputs": [["secret", 1]]}, {"X-API-Key": "sesame"})[0] == 422
+    assert "secret" not in caplog.text  # the log has no texts
+    batcher.close()
+
+
 def test_requests_above_the_limits_are_refused():
     batcher = Batcher(Fake(), max_wait=1)
     with running(lambda: Service(batcher, {}), limits=Limits(body=10_000, texts=3, characters=100)) as ask:

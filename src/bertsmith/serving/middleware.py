@@ -158,11 +158,13 @@ class Middleware:
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes | Response:
         headers = {name.lower(): value for name, value in scope["headers"]}
         content_length = headers.get(b"content-length", b"0")
-        limit = min(self.limits.body, MAX_PUBLIC_BODY) if scope["path"] in self.public_paths else self.limits.body
+        limit, remedy = self.limits.body, "Send fewer or shorter texts; --max-body of the server sets the limit."
+        if scope["path"] in self.public_paths and limit > MAX_PUBLIC_BODY:
+            limit, remedy = MAX_PUBLIC_BODY, "Send a shorter body: this path needs no token, so its limit is fixed."
         too_long = error_response(
             413,
             f"the body is longer than {limit:,} bytes",
-            "Send fewer or shorter texts; --max-body of the server sets the limit.",
+            remedy,
             {"Connection": "close"},
         )
         if not content_length.isdigit() or int(content_length) > limit:
