@@ -1,6 +1,6 @@
-"""How good the bag of words is, and how long it takes: a linear SVM beside cross-validated logistic regression.
+"""Compare two classifiers for the bag-of-words baseline: a linear SVM and a cross-validated logistic regression.
 
-Both read the same texts and features. Seconds are those of the process, from texts to test probabilities.
+Both read the same texts and features. The script prints scores and CPU seconds, from texts to test probabilities.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ GRID = (1.0, 10.0, 100.0)
 
 
 def table_of(name: str, data: Path) -> list[pd.DataFrame]:
-    """Return train and test of a table in a folder, or of ``news52``.
+    """Return the train and test splits of a table in a folder, or of ``news52``.
 
-    That one is made: 1,200 and 800 excerpts of reuters_r8, each with one question of the 52 commonest classes of
-    banking77 in it. Classes are long-tailed, and most words say nothing about them.
+    ``news52`` is synthetic: 1,200 and 800 excerpts of reuters_r8. Each excerpt contains one question of the 52 most
+    frequent classes of banking77. The classes are long-tailed, and most words are unrelated to them.
     """
     if name != "news52":
         return [pd.read_csv(data / name / f"{split}.csv").dropna(subset="Text") for split in ("train", "test")]
     rng = np.random.default_rng(0)
     news = pd.read_csv(data / "reuters_r8" / "train.csv")["Text"].str.split().tolist()
-    made = []
+    splits = []
     for split, rows in (("train", 1200), ("test", 800)):
         questions = pd.read_csv(data / "banking77" / f"{split}.csv")
-        if not made:
+        if not splits:
             rank = {label: i for i, label in enumerate(questions["Label"].value_counts().index[:52])}
         questions = questions[questions["Label"].isin(rank)]
         weights = 1 / (questions["Label"].map(rank).to_numpy() + 1) ** 0.8
@@ -41,12 +41,12 @@ def table_of(name: str, data: Path) -> list[pd.DataFrame]:
             around = news[rng.integers(len(news))][: rng.integers(40, 300)]
             at = rng.integers(len(around) + 1)
             questions.loc[i, "Text"] = " ".join([*around[:at], *text.split(), *around[at:]])
-        made.append(questions)
-    return made
+        splits.append(questions)
+    return splits
 
 
 def svm(train: list[str], targets: np.ndarray, texts: list[str], n_classes: int, seed: int) -> np.ndarray:
-    """Return the probabilities of the bag of words that stands beside every model, shape (texts, classes)."""
+    """Return the probabilities of the baseline in every report, shape (texts, classes)."""
     from bertsmith.evaluation.baseline import bag_of_words
 
     return bag_of_words(train, targets, texts, n_classes=n_classes, seed=seed).scores
@@ -55,7 +55,7 @@ def svm(train: list[str], targets: np.ndarray, texts: list[str], n_classes: int,
 def logistic_regression(
     train: list[str], targets: np.ndarray, texts: list[str], n_classes: int, seed: int
 ) -> np.ndarray:
-    """Return those of logistic regression, whose strength is chosen by three folds of up to 3,000 texts."""
+    """Return the probabilities of a logistic regression. Three folds of up to 3,000 texts choose its regularization."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import KFold
 
@@ -87,13 +87,13 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the tables")
     parser.add_argument("--tables", nargs="+", default=list(TABLES))
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
-    parser.add_argument("--texts", type=int, nargs="+", default=[0], help="training texts, drawn at random; 0: all")
+    parser.add_argument("--texts", type=int, nargs="+", default=[0], help="number of random training texts; 0 for all")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     from bertsmith.evaluation.calibration import calibration_metrics
     from bertsmith.evaluation.intervals import label_metrics
 
-    warnings.simplefilter("ignore")  # logistic regression that has not quite converged
+    warnings.simplefilter("ignore")  # about logistic regressions that have not converged
     print("| table | texts | contender | seconds | macro-F1 | accuracy | ECE |\n" + "| --- " * 7 + "|")
     for name in given.tables:
         train, test = table_of(name, given.data)
@@ -104,10 +104,10 @@ def main() -> int:
             texts, y = train["Text"].iloc[rows].tolist(), of_train[rows]
             for contender in given.contenders:
                 began = time.process_time()
-                said = CONTENDERS[contender](texts, y, test["Text"].tolist(), len(classes), given.seed)
+                probabilities = CONTENDERS[contender](texts, y, test["Text"].tolist(), len(classes), given.seed)
                 taken = time.process_time() - began
-                score = label_metrics(of_test, said.argmax(axis=1), len(classes))
-                error = calibration_metrics(of_test, said)["expected_calibration_error"]
+                score = label_metrics(of_test, probabilities.argmax(axis=1), len(classes))
+                error = calibration_metrics(of_test, probabilities)["expected_calibration_error"]
                 print(
                     f"| {name} | {len(rows):,} | {contender} | {taken:.1f} | {score['macro_f1']:.3f} "
                     f"| {score['accuracy']:.3f} | {error:.3f} |",

@@ -1,7 +1,6 @@
-"""Runs killed at random moments, gone on with, and compared byte by byte with a run that was left alone.
+"""Kill runs at random moments, resume them, and compare each byte by byte with an uninterrupted run.
 
-Every run is a process of its own, forked from one that has everything imported, and killed with SIGKILL: nothing
-of ours runs on the way out.
+Each run is a separate process, forked from a process with all imports. SIGKILL ends it without any cleanup.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ COMPARED = ("step", "epoch", "train_loss", "validation_loss", "metrics", "learni
 
 
 def train(table: str, model: str, output: str, resume: bool, settings: dict) -> None:
-    """Train in this process, quietly; a checkpoint a fifth of a second, so that moments differ in what is there."""
+    """Train in this process without output. Frequent checkpoints make the state of the run vary from kill to kill."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     import torch
 
@@ -39,7 +38,13 @@ def train(table: str, model: str, output: str, resume: bool, settings: dict) -> 
 
 @dataclass
 class TrialResult:
-    """What became of one run: after how many seconds it was killed, each time, and whether it ended the same."""
+    """Result of one run.
+
+    Attributes:
+        moments: seconds before each kill.
+        left: state of the run folder after each kill, from `state`.
+        same: whether the run equals the uninterrupted run.
+    """
 
     moments: list[float]
     left: list[str]
@@ -47,13 +52,12 @@ class TrialResult:
 
 
 def kills(folder: Path, table: Path, model: Path, settings: dict, *, n: int, seed: int) -> Iterator[TrialResult]:
-    """Kill ``n`` times in all, runs one after the other, each until it survives; yield what became of each run.
+    """Kill and resume runs one after the other, each until it finishes, and yield the result of each run.
 
     Args:
-        folder: where the runs go; emptied of each one when it was compared.
-        table, model: of the runs.
-        settings: of the runs.
-        n: kills that hit a run at work; a run that is done first is not counted.
+        folder: folder for the runs; each run that equals the uninterrupted run is deleted.
+        table, model, settings: of the runs.
+        n: total number of kills; a run that finishes before its kill does not count.
         seed: of the moments.
     """
     context = multiprocessing.get_context("forkserver")
@@ -71,7 +75,7 @@ def kills(folder: Path, table: Path, model: Path, settings: dict, *, n: int, see
         process = start(name, resume=False)
         process.join()
         if process.exitcode:
-            raise RuntimeError(f"the run that was left alone failed: {process.exitcode}")
+            raise RuntimeError(f"the uninterrupted run failed with exit code {process.exitcode}")
         duration = time.monotonic() - began
     expected = remains(folder / "whole")
     choose = random.Random(seed)
@@ -83,7 +87,7 @@ def kills(folder: Path, table: Path, model: Path, settings: dict, *, n: int, see
             process = start(run.name, resume=(run / "run.json").is_file())
             moment = choose.uniform(0, 1.1 * duration)
             process.join(moment if killed < n else None)
-            process.kill()  # one that has just ended, seen or not yet seen, is left as it ended
+            process.kill()  # has no effect on a process that has ended
             process.join()
             if process.exitcode == -signal.SIGKILL:
                 killed += 1
@@ -92,7 +96,7 @@ def kills(folder: Path, table: Path, model: Path, settings: dict, *, n: int, see
                 if left[-1] == "finished":
                     break
             elif process.exitcode:
-                raise RuntimeError(f"{run} cannot go on, killed after {moments} s: exit code {process.exitcode}")
+                raise RuntimeError(f"{run} does not resume after kills at {moments} s: exit code {process.exitcode}")
             else:
                 break
         yield TrialResult(moments, left, remains(run) == expected)
@@ -101,7 +105,7 @@ def kills(folder: Path, table: Path, model: Path, settings: dict, *, n: int, see
 
 
 def remains(run: Path) -> tuple[bytes, object, object]:
-    """Return what must be the same: weights, metrics, history."""
+    """Return the parts of a finished run that must be equal: weights, metrics, history."""
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     return (
         (run / "model" / "model.safetensors").read_bytes(),
@@ -111,7 +115,7 @@ def remains(run: Path) -> tuple[bytes, object, object]:
 
 
 def state(run: Path) -> str:
-    """Return what a kill has left, in a word."""
+    """Return the state of a run folder after a kill."""
     if not (run / "run.json").is_file():
         return "nothing yet"
     status = json.loads((run / "run.json").read_text())["status"]
@@ -124,8 +128,7 @@ def state(run: Path) -> str:
 
 
 def main(n: int, seed: int = 0) -> int:
-    """Kill ``n`` times, print the count; 1 if a run did not end the same."""
-
+    """Kill ``n`` times and print the results; return 1 if a run differs from the uninterrupted run."""
     from bertsmith.testing import tiny_model, tiny_table
 
     with tempfile.TemporaryDirectory() as name:
@@ -138,17 +141,17 @@ def main(n: int, seed: int = 0) -> int:
             outcomes.append(outcome)
             left.update(outcome.left)
             sys.stdout.write(
-                f"\r{sum(left.values())} kills, {len(outcomes)} runs, {sum(o.same for o in outcomes)} ended the same"
+                f"\r{sum(left.values())} kills, {len(outcomes)} runs, {sum(o.same for o in outcomes)} equal"
             )
             sys.stdout.flush()
     same = sum(len(o.moments) for o in outcomes if o.same)
-    sys.stdout.write(f"\n{same} of {n} kills left no trace. They found: ")
+    sys.stdout.write(f"\nAfter {same} of {n} kills, the run equals the uninterrupted run. States at the kills: ")
     sys.stdout.write(", ".join(f"{state} {count}" for state, count in left.most_common()) + "\n")
     return int(same < n)
 
 
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("-n", type=int, default=200, help="kills")
-    arguments.add_argument("--seed", type=int, default=0, help="of the moments")
+    arguments.add_argument("-n", type=int, default=200, help="number of kills")
+    arguments.add_argument("--seed", type=int, default=0, help="seed of the moments")
     sys.exit(main(**vars(arguments.parse_args())))

@@ -1,6 +1,6 @@
-"""What the second text of a pair is worth: sentence pairs of SICK, against the first sentence alone.
+"""Measure the gain from the second text of a pair: sentence pairs of SICK against the first sentence alone.
 
-One run trains both models in the same way; the baselines read both sentences.
+One run trains both models with the same settings. The baselines read both sentences.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--model", default="packaged:minilm")
-    parser.add_argument("--rows", type=int, default=1000, help="training rows; as many test rows")
+    parser.add_argument("--rows", type=int, default=1000, help="number of training rows, and of test rows")
     parser.add_argument("--epochs", type=float, default=None)
     parser.add_argument("--seed", type=int, default=42)
     options = parser.parse_args()

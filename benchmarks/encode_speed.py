@@ -1,7 +1,7 @@
-"""Texts to token ids: ours, and `datasets.map` with the tokenizer of transformers in one process and in several.
+"""Compare the speed of tokenization: bertsmith, and `datasets.map` with one process and with several.
 
-Every contender starts from a list of texts and ends with token ids in memory; nothing is taken from a cache. Rounds are
-interleaved; medians are given.
+Each contender starts from a list of texts and ends with token ids in memory, without a cache. Rounds are interleaved;
+the script prints medians.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pandas as pd
 
 TABLES = ("reuters_r8", "tweet_emotion")
 TEXTS = 25_000
-"""To tokenize of every table, some of its texts more than once."""
+"""Number of texts to tokenize of each table. Smaller tables repeat."""
 
 
 def mapped(texts: list[str], tokenizer: Any, max_length: int, processes: int | None) -> Any:
@@ -59,7 +59,7 @@ def main() -> int:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     loaded = Loaded(model, tokenizer, torch.device("cpu"), given.max_length)
-    print("| table | contender | texts/s | times datasets.map |\n| --- | --- | --- | --- |")
+    print("| table | contender | texts/s | speed-up over datasets.map |\n| --- | --- | --- | --- |")
     for table in given.tables:
         all_texts = pd.read_csv(given.data / table / "train.csv")["Text"].astype(str).to_numpy()
         texts = list(np.resize(all_texts, TEXTS))
@@ -74,7 +74,7 @@ def main() -> int:
         for number in range(given.rounds + 1):
             found = []
             for name, make in contenders.items():
-                os.environ["TOKENIZERS_PARALLELISM"] = "true"  # which datasets.map leaves off, for all after it
+                os.environ["TOKENIZERS_PARALLELISM"] = "true"  # datasets.map turns it off for all later contenders
                 began = time.perf_counter()
                 found.append(make())
                 if number:
@@ -84,7 +84,7 @@ def main() -> int:
             for made in found
         ]
         if any(other != ids[0] for other in ids):
-            print(f"{table}: contenders differ", file=sys.stderr)
+            print(f"{table}: the token ids of the contenders differ", file=sys.stderr)
             return 1
         base = min(statistics.median(taken) for name, taken in seconds.items() if name.startswith("datasets"))
         for name, taken in seconds.items():

@@ -1,7 +1,8 @@
-"""Is the accuracy that `bertsmith predict` expects in its interval? Labelled tables with their labels hidden.
+"""Measure how often the interval of `bertsmith predict` contains the accuracy, on tables with hidden labels.
 
 The pools, models and shifts are those of `benchmarks/measure.py`. Each draw has 500 held-out texts and up to 1,000 new
-texts. Two more shifts change the new texts: shorter (the first 8 words alone), and no emoji (among texts with emoji).
+texts. Two more shifts change the new texts. "shorter" keeps the first 8 words of each text. "no emoji" keeps only texts
+with emoji, and removes the emoji.
 
     python benchmarks/expected_accuracy.py --tables ../shared/data --cache CACHE --draws 200
 """
@@ -30,12 +31,12 @@ def shorter(text: str) -> str:
 
 
 def without_emoji(text: str) -> str:
-    """Return a text without its emoji, or the text if nothing else is in it."""
+    """Return a text without its emoji, or the text itself if it has only emoji."""
     return EMOJI.sub("", text).strip() or text
 
 
 class Changed(NamedTuple):
-    """Rows of a pool that a change concerns; the texts and the probabilities of the good model after it."""
+    """The changed rows of a pool, and all texts and probabilities of the good model after the change."""
 
     rows: np.ndarray
     texts: np.ndarray
@@ -43,7 +44,7 @@ class Changed(NamedTuple):
 
 
 def change_texts(pool: Pool, name: str, kind: str, cache: Path) -> Changed:
-    """Return the texts of a pool after a change."""
+    """Change the texts of a pool."""
     file, change = cache / f"{name}.{kind}.npz", shorter if kind == "shorter" else without_emoji
     texts = [change(text) for text in pool.texts]
     rows = np.flatnonzero([one != other for one, other in zip(texts, pool.texts, strict=True)])[:CHANGED]
@@ -60,16 +61,16 @@ def by_length(texts: np.ndarray) -> np.ndarray:
 
 
 def coverage(pool: Pool, model: str, shift: str, draws: int, changed: Changed | None = None) -> dict[str, float]:
-    """Return the share of intervals that contain the accuracy, their mean width, and the mean and spread of errors."""
+    """Return means over the draws: accuracy, coverage and width of the interval, error, share of lower bounds at 0."""
     rng, scores = np.random.default_rng(0), pool.models[model]
     after, texts = (scores, pool.texts) if changed is None else (changed.scores, changed.texts)
     inside, widths, errors, accuracies, unlike = [], [], [], [], []
     for _ in range(draws):
         order = rng.permutation(len(pool.targets))
-        held_out, others = order[:HELD_OUT], order[HELD_OUT:]
+        held_out, rest = order[:HELD_OUT], order[HELD_OUT:]
         if changed is not None:
-            others = others[np.isin(others, changed.rows)]
-        new = draw(pool, others, shift, min(NEW, len(others) // 2), rng)
+            rest = rest[np.isin(rest, changed.rows)]
+        new = draw(pool, rest, shift, min(NEW, len(rest) // 2), rng)
         found = expect_accuracy(
             np.bincount([grid_of(c) for c in after[new].max(axis=1)], minlength=GRID),
             np.bincount(after[new].argmax(axis=1), minlength=scores.shape[1]),

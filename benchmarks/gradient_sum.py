@@ -1,11 +1,15 @@
-"""Seconds of a training step in several processes, and CPU seconds of each, by the way in which gradients are summed.
+"""Compare ways to sum gradients over processes: seconds of a training step, and CPU seconds of each process.
 
     python benchmarks/gradient_sum.py --shape bert-base --tokens 512 2048
 
-Each process computes the gradient of its tokens with one thread. The ways alternate, and start in another order in each
-round. "none" does not sum. "flat" sums a copy of all gradients, and "each" sums each gradient in place. "bertsmith" is
-`GradientSum`, which sums gradients while the backward pass runs, and "after" is the same after the backward pass. "DDP"
-is `DistributedDataParallel`, which sums buckets of 25 MB while the backward pass runs.
+Each process computes the gradient of its tokens with one thread. The ways alternate, in another order in each round:
+
+- "none" does not sum;
+- "flat" sums a copy of all gradients;
+- "each" sums each gradient in place;
+- "bertsmith" is `GradientSum`, which sums gradients during the backward pass;
+- "after" is `GradientSum` after the backward pass;
+- "DDP" is `DistributedDataParallel`, which sums buckets of 25 MB during the backward pass.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ SHAPES = {
     "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
 }
 WIDTH = 64
-"""Tokens of a text."""
+"""Tokens per text."""
 
 
 def _sum_each(parameters: list[torch.nn.Parameter]) -> None:
@@ -94,7 +98,7 @@ def work(rank: int, processes: int, port: int, shape: str, sizes: list[int], rou
             for name, times in seconds.items():
                 ratio = statistics.median(a / b for a, b in zip(times, seconds["flat"], strict=True))
                 print(
-                    f"  {name}: {statistics.median(times):.3f} s, {ratio:.2f} of flat; "
+                    f"  {name}: {statistics.median(times):.3f} s, {ratio:.2f} times flat; "
                     f"CPU {statistics.median(cpu[name]):.3f} s",
                     flush=True,
                 )

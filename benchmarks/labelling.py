@@ -1,13 +1,13 @@
-"""How many labels does choosing texts save? Labelled tables with their labels hidden, and the limits of the page.
+"""Measure how many labels the choice of texts saves, on tables with hidden labels, and the limits of the page.
 
-Each part prints one line per table, or its figures as JSON:
+Each part prints one line per table, or its results as JSON:
 
-- `needed`: labels until a regression on frozen MiniLM embeddings reaches 95 % of the macro-F1 that it has with all
-  labels of the table, and until 90 % of the rare classes (the third with the fewest texts) have three labels;
-- `quality`: coverage of the 95 % interval of the accuracy on the random share, over simulated projects;
-- `gain`: does the true gain from 300 more labels lie in the interval of the learning curve?
+- `needed`: number of labels until a regression on frozen MiniLM embeddings reaches 95 % of its macro-F1 with all
+  labels. Also the number until 90 % of the rare classes (the third with the fewest texts) have three labels;
+- `quality`: coverage of the 95 % interval of the accuracy on the random texts, over simulated projects;
+- `gain`: share of the intervals of the learning curve that contain the true gain from 300 more labels;
 - `speed`: seconds to choose 100 of 100,000 embedded texts, and peak memory;
-- `kills`: decisions lost in 100 kills of a process that labels.
+- `kills`: number of decisions lost in 100 kills of a process that labels.
 
     python benchmarks/labelling.py needed --tables ../shared/data --cache CACHE --seeds 3
 """
@@ -49,7 +49,7 @@ TASK = get_task(SINGLE_LABEL)
 
 
 class Pool(NamedTuple):
-    """A table whose labels are hidden, and its test table: embeddings, features of the regression, and classes."""
+    """A table with hidden labels, and its test table: embeddings, features of the regression, and classes."""
 
     embeddings: np.ndarray
     x: np.ndarray
@@ -74,9 +74,9 @@ def load(folder: Path, cache: Path) -> Pool:
             found[f"{split}_y"] = table["Label Text"].to_numpy(dtype=object)
         cache.mkdir(parents=True, exist_ok=True)
         np.savez(file, **found)
-    kept = np.load(file, allow_pickle=True)
-    e, test_e = (kept[f"{split}_e"].astype(np.float32) for split in ("train", "test"))
-    codes = np.unique(np.concatenate([kept["train_y"], kept["test_y"]]), return_inverse=True)[1]
+    saved = np.load(file, allow_pickle=True)
+    e, test_e = (saved[f"{split}_e"].astype(np.float32) for split in ("train", "test"))
+    codes = np.unique(np.concatenate([saved["train_y"], saved["test_y"]]), return_inverse=True)[1]
     return Pool(e, head_features(e), codes[: len(e)], head_features(test_e), codes[len(e) :])
 
 
@@ -98,7 +98,7 @@ def test_score(pool: Pool, model: Regression | None) -> float:
 def choose(
     pool: Pool, how: str, labelled: np.ndarray, model: Regression | None, n: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows to label next, and those of them that are random."""
+    """Return the rows to label next, and the random ones among them."""
     usable = np.ones(len(pool.y), dtype=bool)
     usable[labelled] = False
     left = np.flatnonzero(usable)
@@ -120,7 +120,7 @@ def choose(
 
 
 def needed(pool: Pool, how: str, seed: int, n: int, target: float, rare: np.ndarray) -> tuple[int, int]:
-    """Return the labels until the score reaches the target, and until 90 % of the rare classes have three labels."""
+    """Return the number of labels to reach the target score, and to give 90 % of the rare classes three labels."""
     labelled, model, enough, found = np.empty(0, dtype=np.int64), None, 0, 0
     while not (enough and found) and len(labelled) < min(MOST, len(pool.y)):
         labelled = np.concatenate([labelled, choose(pool, how, labelled, model, n, seed)[0]])
@@ -149,7 +149,7 @@ def print_needed(name: str, pool: Pool, seeds: int) -> None:
 
 
 def labelled_rows(pool: Pool, how: str, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return labelled rows, and whether each is random, of a project with rounds of 50."""
+    """Return the labelled rows of a project with rounds of 50, and whether each row is random."""
     rows, chance, model = np.empty(0, dtype=np.int64), set[int](), None
     while len(rows) < size:
         new, some = choose(pool, how, rows, model, 50, seed)
@@ -159,16 +159,16 @@ def labelled_rows(pool: Pool, how: str, size: int, seed: int) -> tuple[np.ndarra
 
 
 def print_quality(name: str, pool: Pool, draws: int) -> None:
-    """The accuracy on the random share, against that on all rows from which it was drawn."""
+    """Print the coverage of the accuracy on the random texts. The truth is the accuracy on all rows they come from."""
     inside, errors = [], []
     size = 1000 if pool.n_classes > 20 else 300
     for seed in range(draws):
         rows, is_random = labelled_rows(pool, "bertsmith", size, seed)
         found = score_on_random(pool.embeddings[rows], pool.y[rows], is_random, TASK, pool.n_classes, seed=seed)
-        # Rows that only the random sample may take represent the pool; the others lack the chosen, difficult texts.
-        others = np.flatnonzero(random_rows(priorities(len(pool.y), seed), np.ones(len(pool.y), dtype=bool), 0)[1])
-        predicted = fit(pool, rows[~is_random]).logits(pool.x[others]).argmax(axis=1)
-        truth = (predicted == pool.y[others]).mean()
+        # Rows reserved for the random sample represent the pool. The other unlabelled rows lack the chosen, hard texts.
+        reserved = np.flatnonzero(random_rows(priorities(len(pool.y), seed), np.ones(len(pool.y), dtype=bool), 0)[1])
+        predicted = fit(pool, rows[~is_random]).logits(pool.x[reserved]).argmax(axis=1)
+        truth = (predicted == pool.y[reserved]).mean()
         inside.append(found[1] <= truth <= found[2])
         errors.append(found[0] - truth)
     print(

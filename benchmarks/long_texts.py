@@ -1,9 +1,8 @@
-"""What reading the whole of a long text is worth: truncation, head and tail, and windows, in training and prediction.
+"""Compare the values of ``--long`` in training and prediction: truncate, head-tail and window.
 
-For each table and seed, a model is trained with each value of ``--long`` on the same texts. All models predict the same
-test texts. The model that was trained on the beginnings also predicts them by head and tail and by windows, as
-``--long auto`` does. Each row is compared with that model on the beginnings, by a paired interval over the test texts.
-Finished rows are printed at once.
+For each table and seed, the script trains a model with each value on the same texts. All models predict the same test
+texts. The model trained with ``truncate`` also predicts with the other values, as ``--long auto`` does. The reference
+is this model with ``truncate``: each row has the paired difference from it, with an interval over the test texts.
 
     python benchmarks/long_texts.py ../shared/data/movie_reviews --texts 160 --test 200
 """
@@ -26,7 +25,7 @@ LONGS = ("truncate", "head-tail", "window")
 
 
 def draw(folder: Path, texts: int, test: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return labelled texts with a split, a fifth for validation, and test texts, with the shares of the classes."""
+    """Return labelled texts, a fifth of them for validation, and test texts, stratified by class."""
 
     def sample(name: str, n: int) -> pd.DataFrame:
         table = pd.read_csv(folder / f"{name}.csv", keep_default_na=False, dtype={"Text": str})
@@ -40,7 +39,7 @@ def draw(folder: Path, texts: int, test: int, seed: int) -> tuple[pd.DataFrame, 
 
 
 def run_table(folder: Path, options: argparse.Namespace, seed: int) -> None:
-    """Train and score all ways to read, and print a row for each."""
+    """Train and score each combination, and print a row at once."""
     labelled, scored = draw(folder, options.texts, options.test, seed)
     table = pd.concat([labelled, scored.assign(Split="test")], ignore_index=True)
     texts, reference = scored["Text"].tolist(), None
@@ -92,7 +91,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()
-    print("| table | seed | trained with | read with | macro-F1 | difference | log loss | training | a text |")
+    print("| table | seed | trained with | read with | macro-F1 | difference | log loss | training | per text |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for folder in options.tables:
         for seed in range(options.seeds):

@@ -1,14 +1,21 @@
-"""Do the intervals of `bertsmith measure` contain the true share? Labelled tables with their labels hidden.
+"""Measure how often the intervals of `bertsmith measure` contain the true share, on tables with hidden labels.
 
-From each table, 2,000 texts train the models. The good one is a logistic regression on all of them, on frozen MiniLM
-embeddings or, for the long texts of reuters_r8, on 100 topics of their words. The poor one is a logistic regression on
-TF-IDF of 100 of them. The tuned one is MiniLM, fine-tuned by bertsmith on all of them. The noise is random. The other
-texts are the pool. Each draw makes a corpus of 2,000 texts of the pool, shifted:
+In each table, 2,000 texts train the models, and the other texts are the pool. The models are:
 
-- uniform: none; class: each class gets a random weight; group: each of five clusters of embeddings gets one;
-- topic: two of the five clusters alone.
+- good: a logistic regression on frozen MiniLM embeddings; for reuters_r8, on 100 components of TF-IDF;
+- poor: a logistic regression on TF-IDF of 100 of the texts;
+- tuned: MiniLM, fine-tuned by bertsmith;
+- noise: random probabilities.
 
-It hides the labels, and measures the corpus with 200 labelled texts or, with the adjusted count, with none.
+Each draw makes a corpus of the pool with a shift:
+
+- uniform: no shift;
+- class: each class has a random weight;
+- group: each of five clusters of embeddings has a random weight;
+- topic: texts of two of the five clusters only.
+
+The labelled part measures corpora of 2,000 texts with 200 labelled texts. The unlabelled part measures corpora of up to
+1,000 texts with the adjusted count.
 
     python benchmarks/measure.py --tables ../shared/data --cache CACHE --draws 200
 """
@@ -41,7 +48,7 @@ MOVED = 0.1
 
 
 class Pool(NamedTuple):
-    """Texts that no model was trained on: class, cluster, text, embedding, and probabilities by model; a good model."""
+    """Texts for the draws: class, cluster, text, embedding, probabilities by model; and the good model."""
 
     targets: np.ndarray
     clusters: np.ndarray
@@ -69,9 +76,9 @@ def load(folder: Path, cache: Path, names: Sequence[str] = ("good", "poor")) -> 
         cache.mkdir(parents=True, exist_ok=True)
         words = np.array(texts, dtype=object)
         np.savez(file, e=positions, text=words, y=table["Label Text"].to_numpy(dtype=object))
-    kept = np.load(file, allow_pickle=True)
-    positions, texts = kept["e"], kept["text"]
-    targets = np.unique(kept["y"], return_inverse=True)[1]
+    saved = np.load(file, allow_pickle=True)
+    positions, texts = saved["e"], saved["text"]
+    targets = np.unique(saved["y"], return_inverse=True)[1]
     k = targets.max() + 1
     good = LogisticRegression(C=10, max_iter=2000).fit(positions[:TRAIN], targets[:TRAIN])
     few = np.random.default_rng(1).choice(TRAIN, FEW, replace=False)
@@ -82,7 +89,7 @@ def load(folder: Path, cache: Path, names: Sequence[str] = ("good", "poor")) -> 
         models[name] = np.zeros((len(texts) - TRAIN, k))
         models[name][:, model.classes_] = model.predict_proba(x)
     if "tuned" in names:
-        models["tuned"] = tuned(texts, kept["y"], cache / f"{folder.name}.tuned.npy")
+        models["tuned"] = tuned(texts, saved["y"], cache / f"{folder.name}.tuned.npy")
     if "noise" in names:
         models["noise"] = np.random.default_rng(2).dirichlet(np.ones(k), len(texts) - TRAIN)
     models = {name: models[name] for name in names}
@@ -149,7 +156,7 @@ def draw(pool: Pool, rows: np.ndarray, shift: str, size: int, rng: np.random.Gen
 
 
 def corrected(pool: Pool, model: str, shift: str, draws: int) -> dict[str, float]:
-    """Return coverage and relative width of the intervals, means over draws and classes unless named otherwise."""
+    """Return coverage and relative width of the intervals, by default as means over draws and classes."""
     rng, outcomes, predictions = np.random.default_rng(0), np.eye(pool.n_classes)[pool.targets], pool.models[model]
     counted = np.eye(pool.n_classes)[predictions.argmax(axis=1)]
     inside: dict[str, list[np.ndarray]] = {"ppi": [], "dsl": [], "naive": []}
@@ -160,7 +167,7 @@ def corrected(pool: Pool, model: str, shift: str, draws: int) -> dict[str, float
         labelled = rng.choice(corpus, LABELLED, replace=False)
         sample = Sample(outcomes[labelled], predictions[labelled], np.full(LABELLED, LABELLED / n))
         alone = labelled_means(sample, totals)
-        # Uncertain texts are labelled more often, with a known chance.
+        # For DSL, uncertain texts are labelled more often, with a known probability.
         wanted = 1.1 - predictions[corpus].max(axis=1)
         chance = np.minimum(LABELLED * wanted / wanted.sum(), 1)
         chosen = rng.random(n) < chance
@@ -188,10 +195,10 @@ def corrected(pool: Pool, model: str, shift: str, draws: int) -> dict[str, float
 
 
 def adjusted(pool: Pool, model: str, draws: int) -> dict[str, dict[str, float]]:
-    """Return by shift how often label shift is rejected, and the coverage of adjusted (if not) and naive counts.
+    """Return how often the test refuses a draw, and the coverage of the adjusted and the naive count, by shift.
 
-    ``clear`` are the draws in which at least `MOVED` of the texts have another cluster than without a shift, and
-    ``wrong`` those with an interval that does not contain the share, by class.
+    ``clear`` is the share of draws in which at least `MOVED` of the texts move to another cluster. ``wrong`` is the
+    share of intervals that do not contain the true share; refused draws count as 0.
     """
     predictions, predicted, k = pool.models[model], pool.models[model].argmax(axis=1), pool.n_classes
     properties = text_features(pool.texts.tolist(), predictions, np.zeros((len(predicted), 0)))
@@ -270,10 +277,11 @@ def print_labelled(pools: dict[str, Pool], draws: int) -> None:
 
 
 def print_correlations(pools: dict[str, Pool]) -> None:
-    """Print the correlation of prediction and label, and the widths that theory expects, as means over the classes.
+    """Print the correlation of prediction and label, and the widths in theory, as means over the classes.
 
-    With the correlation r, the width is √(1 − r²). For calibrated probabilities f of a class with the share p, its
-    square is E[f(1 − f)] / p(1 − p). As f(1 − f) ≥ min(f, 1 − f) / 2, it is at least the error rate / 2p(1 − p).
+    With the correlation r, the width is √(1 − r²). Let f be the calibrated probabilities of a class with the share p.
+    Then the squared width is E[f(1 − f)] / p(1 − p). As f(1 − f) ≥ min(f, 1 − f) / 2, the squared width is at least the
+    error rate / 2p(1 − p).
     """
     print("| table | model (accuracy) | correlation | from | to | width | least width with this accuracy |")
     print("| --- | --- | --- | --- | --- | --- | --- |")

@@ -1,9 +1,11 @@
-"""The memory of training on a CPU: a step's beside what is reckoned, and a run's with more texts, epochs and batches.
+"""Measure the memory of training on a CPU, and compare it with the estimate of `bertsmith.compute.memory`.
 
-Every measurement is a process of its own. First what a model holds after a step: weights, gradients and moments, 16
-bytes a parameter in fp32. Then the most it held, less what it held with the model loaded, during three steps of AdamW
-on a micro-batch of 1,024 tokens, for which `bertsmith.compute.memory.plan_token_budget` has an upper bound; then during
-whole runs of a small model at that token budget, which should not grow with what is trained on.
+Each measurement runs in a separate process:
+
+1. the memory of a model after a step: weights, gradients and moments, 16 bytes per parameter in fp32;
+2. the peak memory of three steps of AdamW on a micro-batch of 1,024 tokens, without the loaded model. The estimate of
+   `bertsmith.compute.memory.estimate_memory` should be an upper bound;
+3. the peak memory of runs of a small model, which should not grow with texts, epochs or batch size.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import sys
 from pathlib import Path
 
 BUDGET = 1024
-"""Tokens at once."""
+"""Tokens per micro-batch."""
 SHAPES = {
     "MiniLM": {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6},
     "BERT-Base": {},
@@ -30,25 +32,25 @@ RUNS = {
     "512 texts, sixteen epochs": (512, 16, 16),
     "2,048 texts, eight epochs": (2048, 16, 8),
 }
-"""Texts, batch size and epochs of whole runs of a small model.
+"""Texts, batch size and epochs of runs of a small model.
 
-Lengths are drawn at random, and the most that any step has needed rises for some hundreds of steps, ever more slowly:
-so the same number of steps is done with more texts and more epochs, and twice as many with the same texts.
+Text lengths are random, so the peak of a run rises slowly for some hundreds of steps. For a fair comparison, runs with
+more texts or more epochs have the same number of steps. One run has twice as many steps with the same texts.
 """
 GROWTH = 1.1
-"""Times the memory of the first run that another may take."""
+"""Maximum memory of a run, relative to the first run."""
 
 
-def held(most: bool = False) -> int:
-    """Return the bytes of memory that this process holds, or the most it ever held."""
-    name = "VmHWM" if most else "VmRSS"
+def resident_memory(peak: bool = False) -> int:
+    """Return the resident memory of this process in bytes, or its peak."""
+    name = "VmHWM" if peak else "VmRSS"
     found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
     assert found
     return 1024 * int(found[1])
 
 
-def reckoned_and_measured(shape: str, length: int, precision: str) -> tuple[int, int]:
-    """Return the bytes reckoned and measured for texts of one length."""
+def estimated_and_measured(shape: str, length: int, precision: str) -> tuple[int, int]:
+    """Return the estimated and the measured bytes of steps on texts of one length."""
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -59,31 +61,31 @@ def reckoned_and_measured(shape: str, length: int, precision: str) -> tuple[int,
     texts = torch.randint(5, 30000, (BUDGET // length, length))
     labels = torch.zeros(len(texts), dtype=torch.long)
     assert plan_token_budget(model, length, training=True, free=None) == BUDGET
-    before = held()
+    before = resident_memory()
     for _ in range(3):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss = model(input_ids=texts, labels=labels).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return estimate_memory(model, length, BUDGET, training=True), held(most=True) - before
+    return estimate_memory(model, length, BUDGET, training=True), resident_memory(peak=True) - before
 
 
 def state(shape: str) -> tuple[int, int]:
-    """Return the bytes of weights, gradients and Adam's moments: computed and measured, after a step of one text."""
+    """Return the computed and the measured bytes of weights, gradients and Adam's moments, after a step on one text."""
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
-    before = held()
+    before = resident_memory()
     model = BertForSequenceClassification(BertConfig(**STATES[shape]))
     optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
     model(input_ids=torch.ones(1, 8, dtype=torch.long), labels=torch.zeros(1, dtype=torch.long)).loss.backward()
     optimizer.step()
-    return 16 * sum(p.numel() for p in model.parameters()), held() - before
+    return 16 * sum(p.numel() for p in model.parameters()), resident_memory() - before
 
 
 def measured_run(n_texts: int, batch_size: int, epochs: int) -> int:
-    """Return the bytes that a run takes; texts have 8 to 128 tokens, drawn at random."""
+    """Return the peak bytes of a run on texts of 8 to 128 tokens, drawn at random."""
     import logging
     import tempfile
 
@@ -115,7 +117,7 @@ def measured_run(n_texts: int, batch_size: int, epochs: int) -> int:
     device = torch.device("cpu")
     with tempfile.TemporaryDirectory() as name:
         settings = training_arguments(recipe, TrainConfig(), Path(name), device, saves=False)
-        before = held()
+        before = resident_memory()
         fit(
             Loaded(model, tokenizer, device, 128),
             train,
@@ -126,36 +128,36 @@ def measured_run(n_texts: int, batch_size: int, epochs: int) -> int:
             emit=lambda event: None,
             stop=lambda: False,
         )
-    return held(most=True) - before
+    return resident_memory(peak=True) - before
 
 
 def main() -> int:
-    """Print a line a measurement; 1 if more was needed than was reckoned, or a run took more than the first one."""
+    """Print one line per measurement; return 1 if an estimate is too low or the memory of a run grows."""
     context = multiprocessing.get_context("spawn")
     for shape in STATES:
         with context.Pool(1) as pool:
             computed, measured = pool.apply(state, (shape,))
         sys.stdout.write(
-            f"{shape}: {computed // 16 / 1e6:.1f} million parameters, weights, gradients and Adam's moments "
-            f"{computed / 1e9:.2f} GB, measured {measured / 1e9:.2f} GB\n"
+            f"{shape}: {computed // 16 / 1e6:.1f} million parameters, weights, gradients and Adam's moments: "
+            f"computed {computed / 1e9:.2f} GB, measured {measured / 1e9:.2f} GB\n"
         )
         sys.stdout.flush()
     ratios = []
     for shape, length, precision in itertools.product(SHAPES, (64, 128, 256, 512), ("fp32", "bf16")):
         with context.Pool(1) as pool:
-            reckoned, measured = pool.apply(reckoned_and_measured, (shape, length, precision))
-        ratios.append(reckoned / measured)
+            estimated, measured = pool.apply(estimated_and_measured, (shape, length, precision))
+        ratios.append(estimated / measured)
         sys.stdout.write(
-            f"{shape:<10} {length:>4} tokens a text, {precision}: "
-            f"reckoned {reckoned / 2**20:6,.0f} MiB, measured {measured / 2**20:6,.0f} MiB, ratio {ratios[-1]:.2f}\n"
+            f"{shape:<10} {length:>4} tokens per text, {precision}: "
+            f"estimated {estimated / 2**20:6,.0f} MiB, measured {measured / 2**20:6,.0f} MiB, ratio {ratios[-1]:.2f}\n"
         )
         sys.stdout.flush()
-    sys.stdout.write(f"reckoned over measured: {min(ratios):.2f} to {max(ratios):.2f}\n")
+    sys.stdout.write(f"estimated / measured: {min(ratios):.2f} to {max(ratios):.2f}\n")
     runs = []
-    for said, given in RUNS.items():
+    for description, given in RUNS.items():
         with context.Pool(1) as pool:
             runs.append(pool.apply(measured_run, given))
-        sys.stdout.write(f"{said}: {runs[-1] / 2**20:,.0f} MiB, ratio {runs[-1] / runs[0]:.2f}\n")
+        sys.stdout.write(f"{description}: {runs[-1] / 2**20:,.0f} MiB, ratio {runs[-1] / runs[0]:.2f}\n")
         sys.stdout.flush()
     return int(min(ratios) < 1 or max(runs) > GROWTH * runs[0])
 

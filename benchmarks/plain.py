@@ -1,7 +1,8 @@
-"""The script that `bertsmith train` is held against: `transformers.Trainer` at its best, and test figures at the end.
+"""Fine-tune with the fastest settings of `transformers.Trainer`, as a reference for `bertsmith train`.
 
-Dynamic padding, texts of like length in a batch, bf16 where the CPU or GPU is fast at it, fused AdamW; scored once an
-epoch, the best epoch is kept. It has no checks, baseline, calibration, intervals or report.
+The settings are dynamic padding, texts of similar length in a batch, fused AdamW, and bf16 with ``--bf16``. The Trainer
+scores each epoch and keeps the best one. The script writes test metrics, but has no checks, baselines, calibration,
+intervals or report.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def main() -> None:
     from datasets import Dataset
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="of train.csv, validation.csv and test.csv")
+    parser.add_argument("folder", type=Path, help="folder with train.csv, validation.csv and test.csv")
     parser.add_argument("output", type=Path)
     parser.add_argument("--model", required=True)
     parser.add_argument("--epochs", type=float, default=1)
@@ -84,8 +85,8 @@ def main() -> None:
     )
     trainer.train()
     trainer.save_model(str(given.output / "model"))
-    figures = trainer.predict(encoded["test"], metric_key_prefix="test").metrics
-    (given.output / "metrics.json").write_text(json.dumps(figures))
+    metrics = trainer.predict(encoded["test"], metric_key_prefix="test").metrics
+    (given.output / "metrics.json").write_text(json.dumps(metrics))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Peak memory of `bertsmith predict` or `bertsmith measure` over more and more rows: it should not grow.
+"""Measure the peak memory of `bertsmith predict` or `bertsmith measure` with more and more rows: it should not grow.
 
-A tiny random model labels generated texts, since memory that grows with the rows would do so with any model; every run
-is a process of its own, whose peak the kernel tells.
+A tiny random model labels generated texts: growth with the rows would not depend on the model. Each run is a separate
+process, and the kernel reports its peak.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ bs.train(tiny_table(150), output=f"{folder}/run", model=str(tiny_model(f"{folder
 
 
 def write_rows(path: Path, n: int, kind: str) -> None:
-    """Write texts of 3 to 40 words, with a number beside each, the same ones however many there are."""
+    """Write ``n`` rows with an id and a text of 3 to 40 words. A smaller file is the beginning of a larger one."""
     rng = np.random.default_rng(0)
     with path.open("w", newline="") as file:
         if kind == "csv":
@@ -50,7 +50,7 @@ def write_rows(path: Path, n: int, kind: str) -> None:
 
 
 def write_sample(path: Path, table: Path) -> None:
-    """Label the first 200 texts of a CSV table at random."""
+    """Write the first 200 texts of a CSV table with random labels."""
     rng = np.random.default_rng(0)
     with table.open(newline="") as rows, path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -60,7 +60,7 @@ def write_sample(path: Path, table: Path) -> None:
 
 
 def peak(command: list[str]) -> tuple[float, float]:
-    """Run a command; return its peak resident memory in MiB, and its seconds."""
+    """Run a command; return its peak resident memory in MiB, and its duration in seconds."""
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -77,12 +77,12 @@ def main() -> int:
     parser.add_argument("--command", default="predict", choices=["predict", "measure"])
     given = parser.parse_args()
     if given.command == "measure" and given.kinds != ["csv"]:
-        parser.error("measure reads CSV here")
+        parser.error("--command measure needs --kinds csv")
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run = folder / "run"
-        # Not in this process: what it needs at most would be the least that any other is said to need.
+        # In a separate process: the reported peak of a child process is at least the peak of this process.
         subprocess.run([sys.executable, "-c", MAKE, name], check=True)
         if given.runtime == "onnx":
             subprocess.run([sys.executable, "-m", "bertsmith", "export", str(run), "--accept"], check=True)

@@ -1,7 +1,8 @@
-"""Predictor many texts, and one: bertsmith beside `transformers.pipeline`, the same model, the same texts.
+"""Compare the speed of bertsmith and `transformers.pipeline` with one model, on many texts and on one text.
 
-The pipeline is tried with several batch sizes, in fp32 and bf16, with its input as it is and sorted by length: its best
-counts. Rounds are interleaved; medians are given. Every contender labels 64 texts before it is timed.
+The pipeline runs with several batch sizes, in fp32 and bf16, with unsorted input and with input sorted by length. The
+reference is the fastest of these. Rounds are interleaved; the script prints medians. Each contender labels 64 texts
+before the first round.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ BATCH_SIZES = (1, 8, 32, 64)
 
 
 def pipelines(model: Path, batch_sizes: list[int]) -> dict[str, Callable[[list[str]], object]]:
-    """Return the pipeline's configurations, by name; each takes texts."""
+    """Return a function for each configuration of the pipeline, by name."""
     import torch
     from transformers import pipeline
 
@@ -31,7 +32,7 @@ def pipelines(model: Path, batch_sizes: list[int]) -> dict[str, Callable[[list[s
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         piped = pipeline("text-classification", str(model), device="cpu", dtype=dtype)
         for size in batch_sizes:
-            contenders[f"pipeline, {precision}, batch {size}, as it is"] = lambda texts, p=piped, s=size: p(
+            contenders[f"pipeline, {precision}, batch {size}, unsorted"] = lambda texts, p=piped, s=size: p(
                 texts, batch_size=s, truncation=True
             )
             contenders[f"pipeline, {precision}, batch {size}, sorted"] = lambda texts, p=piped, s=size: p(
@@ -40,8 +41,8 @@ def pipelines(model: Path, batch_sizes: list[int]) -> dict[str, Callable[[list[s
     return contenders
 
 
-def ours(run: Path, exports: list[Path]) -> dict[str, Callable[[list[str]], object]]:
-    """Return what bertsmith has, by name; each takes texts."""
+def classifiers(run: Path, exports: list[Path]) -> dict[str, Callable[[list[str]], object]]:
+    """Return a function for the run and for each export, by name."""
     import bertsmith as bs
 
     found = {"bertsmith, torch": bs.load(run, device="cpu", runtime="torch")}
@@ -52,7 +53,7 @@ def ours(run: Path, exports: list[Path]) -> dict[str, Callable[[list[str]], obje
 
 
 def one_text(exports: list[Path], text: str, n: int = 300) -> None:
-    """Print how long a short text takes, one at a time."""
+    """Print the latency of a short text, for each export."""
     import bertsmith as bs
 
     for folder in exports:
@@ -77,15 +78,15 @@ session = onnxruntime.InferenceSession(sys.argv[1] + "/model.onnx", options, pro
 every = {"input_ids": encoded.ids, "attention_mask": encoded.attention_mask, "token_type_ids": encoded.type_ids}
 print(session.run(None, {i.name: numpy.array([every[i.name]]) for i in session.get_inputs()})[0].argmax())
 """
-"""What ONNX Runtime and tokenizers need for a label, with no checksums, no decision rule and no probabilities."""
+"""The least code that predicts with ONNX Runtime and tokenizers, without checksums, decision rule, probabilities."""
 
 
 def start(exports: list[Path], text: str, n: int = 30) -> None:
-    """Print how long the command takes for one text, from start to finish, in turn with `BARE`."""
+    """Print the duration of the command for one text, from start to finish, interleaved with `BARE`."""
     for folder in exports:
         commands = {"bertsmith predict": [sys.executable, "-m", "bertsmith", "predict", str(folder), "-"]}
         if (folder / "model.onnx").is_file():
-            commands["a script of ONNX Runtime and tokenizers"] = [
+            commands["a script with ONNX Runtime and tokenizers"] = [
                 sys.executable,
                 "-c",
                 BARE,
@@ -97,7 +98,7 @@ def start(exports: list[Path], text: str, n: int = 30) -> None:
             for name, command in commands.items():
                 began = time.perf_counter()
                 subprocess.run(command, input=text, text=True, check=True, capture_output=True)
-                if turn:  # what was read from disk first is not counted
+                if turn:  # the first round reads the files from disk
                     times[name].append(time.perf_counter() - began)
         for name, found in times.items():
             least, most = min(found), max(found)
@@ -111,7 +112,7 @@ def main() -> int:
     parser.add_argument("run", type=Path, help="a finished run")
     parser.add_argument("texts", type=Path, help="CSV with a column Text")
     parser.add_argument("--exports", type=Path, nargs="*", default=[])
-    parser.add_argument("--rows", type=int, default=None, help="texts to take, at random; all unless given")
+    parser.add_argument("--rows", type=int, default=None, help="number of random texts; all by default")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-sizes", type=int, nargs="*", default=BATCH_SIZES)
     given = parser.parse_args()
@@ -119,7 +120,7 @@ def main() -> int:
     if given.rows is not None:
         texts = pd.Series(texts).sample(given.rows, random_state=0).tolist()
     contenders = {
-        **ours(given.run, given.exports),
+        **classifiers(given.run, given.exports),
         **pipelines(given.run / "model", list(given.batch_sizes)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -133,7 +134,7 @@ def main() -> int:
     speeds = {name: len(texts) / statistics.median(times) for name, times in seconds.items()}
     best = max(speed for name, speed in speeds.items() if name.startswith("pipeline"))
     print(f"{len(texts):,} texts of {given.texts}, medians of {given.rounds} rounds\n")
-    print("| | texts/s | times the pipeline's best |\n| --- | --- | --- |")
+    print("| | texts/s | speed-up over the best pipeline |\n| --- | --- | --- |")
     for name, speed in sorted(speeds.items(), key=lambda item: -item[1]):
         print(f"| {name} | {speed:,.0f} | {speed / best:.2f} |")
     print()

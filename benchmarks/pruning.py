@@ -1,8 +1,9 @@
-"""Which trials of a study to give up early: the pruning rules of Optuna, on the learning curves of real trials.
+"""Compare the pruning rules of Optuna on the learning curves of complete trials.
 
-Trials with settings drawn at random from the search space of `bertsmith.tune` are run to their end, scored where a
-trial of a study is, and kept with the seconds to every score. Each rule then sees them again, in many random orders:
-what time would it have saved, and how much worse is the best trial it lets finish than the best of all?
+The script draws settings at random from the search space of `bertsmith.tune` and runs each trial to its end. It scores
+a trial at the same steps as a study does, and saves each score with its time. Then it replays the trials with each
+rule in many random orders. It prints the time that a rule saves, and the distance in score from the best trial that
+finishes to the best trial of all.
 """
 
 from __future__ import annotations
@@ -18,12 +19,9 @@ import numpy as np
 import optuna
 from tune import MODEL, TABLES, TOKENS, to_texts
 
-FIRST = 10
-"""Trials that are drawn by chance in a study, before its sampler models anything."""
 
-
-def run_trials(data: Path, table: str, trials: int, kept: Path) -> None:
-    """Run trials and keep their curves; goes on from what is kept."""
+def run_trials(data: Path, table: str, trials: int, file: Path) -> None:
+    """Run trials and save their curves in a file; skip the trials that the file already has."""
     from bertsmith.config import PRIMARY, Config
     from bertsmith.data.clean import clean
     from bertsmith.data.read import read_table
@@ -31,7 +29,7 @@ def run_trials(data: Path, table: str, trials: int, kept: Path) -> None:
     from bertsmith.workflows.prepare import choose_recipe
     from bertsmith.workflows.trials import TrialData, run_trial, with_evaluation_steps
 
-    folder = kept.parent / "texts"
+    folder = file.parent / "texts"
     folder.mkdir(parents=True, exist_ok=True)
     parts = {}
     for name, frame in to_texts(data / table, 0).items():
@@ -39,7 +37,7 @@ def run_trials(data: Path, table: str, trials: int, kept: Path) -> None:
         if name != "test":
             parts[name] = clean(read_table(folder / f"{table}-{name}.csv")).table
     trial_data = TrialData(parts["train"], parts["val"])
-    config = Config(model=MODEL, max_length=TOKENS, consistency=0.0)  # each text once: twice the trials in the time
+    config = Config(model=MODEL, max_length=TOKENS, consistency=0.0)  # R-Drop would double the time of a trial
     loaded, train, _ = trial_data.prepare(config)
     counts = trial_data.train.counts
     recipe = choose_recipe(config, trial_data.task, loaded, train)
@@ -53,7 +51,7 @@ def run_trials(data: Path, table: str, trials: int, kept: Path) -> None:
     )
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     study.enqueue_trial(usual)
-    found = json.loads(kept.read_text()) if kept.is_file() else []
+    found = json.loads(file.read_text()) if file.is_file() else []
     for number in range(trials):
         trial = study.ask()
         values = suggest(trial, space)
@@ -76,12 +74,12 @@ def run_trials(data: Path, table: str, trials: int, kept: Path) -> None:
         found.append(
             {"settings": values, "curve": curve, "seconds": time.perf_counter() - began, PRIMARY: outcome.score}
         )
-        kept.write_text(json.dumps(found))
+        file.write_text(json.dumps(found))
         print(f"{table}, trial {number}: {outcome.score:.3f} in {found[-1]['seconds']:.0f} s", file=sys.stderr)
 
 
 def rules(longest: int) -> dict[str, optuna.pruners.BasePruner]:
-    """Return the rules; steps are twelfths of an epoch."""
+    """Return the rules by name. A step of a rule is a twelfth of an epoch."""
     from optuna import pruners
 
     return {
@@ -98,35 +96,35 @@ def rules(longest: int) -> dict[str, optuna.pruners.BasePruner]:
 
 
 def replay(trials: list[dict], rule: optuna.pruners.BasePruner, order: np.ndarray, seed: int) -> tuple[float, list]:
-    """Show trials to a rule, in an order.
+    """Replay trials with a rule, in a given order.
 
     Returns:
-        The seconds all trials took, and after each the seconds so far and the best score so far.
+        The total seconds, and the seconds and the best score after each trial.
     """
     study = optuna.create_study(
         direction="maximize", pruner=rule, sampler=optuna.samplers.RandomSampler(seed), study_name=f"replay-{seed}"
     )
     spent, best, course = 0.0, float("nan"), []
     for index in order:
-        told = trials[index]
+        recorded = trials[index]
         trial = study.ask()
-        for epoch, score, seconds in told["curve"]:
+        for epoch, score, seconds in recorded["curve"]:
             trial.report(score, round(12 * epoch))
             if trial.should_prune():
                 study.tell(trial, state=optuna.trial.TrialState.PRUNED)
                 spent += seconds
                 break
         else:
-            value = max(score for _, score, _ in told["curve"])
+            value = max(score for _, score, _ in recorded["curve"])
             study.tell(trial, value)
-            spent += told["seconds"]
+            spent += recorded["seconds"]
             best = value if not best > value else best
         course.append((spent, best))
     return spent, course
 
 
 def report(table: str, trials: list[dict], orders: int) -> None:
-    """Print what each rule would have done."""
+    """Print the time that each rule saves, and the score that it loses."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
     rng = np.random.default_rng(0)
@@ -136,8 +134,8 @@ def report(table: str, trials: list[dict], orders: int) -> None:
     longest = max(round(12 * epoch) for t in trials for epoch, _, _ in t["curve"])
     print(f"\n{table}: {len(trials)} trials, {whole:,.0f} s, best {top:.3f}, each rule in {orders} orders\n")
     print(
-        "| rule | time of all trials | best trial finished | behind the best, mean "
-        "| behind it after a quarter, half of the time |"
+        "| rule | time, relative to no rule | orders in which the best trial finished | mean distance to the best "
+        "score | distance after a quarter, half of the time |"
     )
     print("| --- | --- | --- | --- | --- |")
     for name, rule in rules(longest).items():
@@ -149,23 +147,22 @@ def report(table: str, trials: list[dict], orders: int) -> None:
             for part, values in parts.items():
                 values.append(top - max((b for s, b in course if s <= part * whole), default=0.0))
         at = ", ".join(f"{np.nanmean(values):.4f}" for values in parts.values())
-        kept = np.mean(np.array(behind) < 1e-9)
-        print(f"| {name} | {100 * np.mean(shares):.0f} % | {100 * kept:.0f} % | {np.mean(behind):.4f} | {at} |")
+        finished = np.mean(np.array(behind) < 1e-9)
+        print(f"| {name} | {100 * np.mean(shares):.0f} % | {100 * finished:.0f} % | {np.mean(behind):.4f} | {at} |")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the tables")
-    parser.add_argument("--output", type=Path, default=Path("runs/pruning"), help="where what was run is kept")
+    parser.add_argument("--output", type=Path, default=Path("runs/pruning"), help="folder for the results")
     parser.add_argument("--tables", nargs="+", default=TABLES, choices=TABLES)
     parser.add_argument("--trials", type=int, default=16)
     parser.add_argument("--orders", type=int, default=100)
-    parser.add_argument("--run", action="store_true", help="run the trials that are not kept yet")
+    parser.add_argument("--run", action="store_true", help="run the trials that have no saved result")
     given = parser.parse_args()
     for table in given.tables:
-        kept = given.output / f"{table}.json"
         if given.run:
-            run_trials(given.data, table, given.trials, kept)
+            run_trials(given.data, table, given.trials, given.output / f"{table}.json")
     for table in given.tables:
         report(table, json.loads((given.output / f"{table}.json").read_text()), given.orders)
     return 0

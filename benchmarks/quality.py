@@ -1,15 +1,16 @@
-"""Our defaults beside what people use instead, from eight texts a class upwards: how good, how sure, and how long.
+"""Compare the quality and time of bertsmith's defaults with other programs, from eight texts per class upwards.
 
-- ``ours``: `bertsmith.train` on all labelled texts as one table, with no setting but the checkpoint.
-- ``plain``: `transformers.Trainer`, 3 epochs, batches of 8, 16 and 32 with 2e-5 and 5e-5; the best of the six.
-- ``frozen``: logistic regression on mean embeddings of the same checkpoint.
-- ``words``: a linear SVM on TF-IDF features, as in every report of ours.
-- ``setfit``: SetFit with 20 iterations and the same checkpoint, up to 64 texts a class, by an interpreter of its own.
+- ``ours``: `bertsmith.train` on all labelled texts as one table, with default settings and the given checkpoint.
+- ``plain``: the best of six trainings with `transformers.Trainer`: batches of 8, 16 and 32, rates of 2e-5 and 5e-5.
+- ``frozen``: a logistic regression on mean embeddings of the same checkpoint.
+- ``words``: a linear SVM on TF-IDF features, as in every report of bertsmith.
+- ``setfit``: SetFit with 20 iterations and the same checkpoint, up to 64 texts per class, with another interpreter.
 
-Everybody gets the same labelled texts, a pure function of table, size and seed, whatever they hold out of them. On
-folds (the default, and what choices are made on) both the labelled and the scored texts are training texts; on test
-the labelled ones are drawn from train and validation. Every run is a process of its own, timed whole, offline. What was
-run is kept and not run again: delete the output folder to begin anew.
+All contenders get the same labelled texts, which depend only on table, size and seed. Each may hold out some of them.
+With ``--on folds``, the default, labelled and scored texts are training texts; use it to choose settings.
+With ``--on test``, the labelled texts come from train and validation. Each run is a separate process without network,
+and the script times the whole process. It saves each result, and does not repeat a saved run. To repeat all runs,
+delete the output folder.
 """
 
 from __future__ import annotations
@@ -32,30 +33,31 @@ import pandas as pd
 
 TABLES = ("banking77", "clinc150_imbalanced", "tweet_emotion", "reuters_r8", "sst2", "tweet_hate")
 SIZES = ("8", "16", "64", "1000", "all")
-MOST = 10_000  # labelled texts, where all are to be
-SCORED = 2_000  # on folds, at most; and at most a third of the table
-A_CLASS = 200  # sizes up to this one are texts a class, larger ones texts in all
-SETFIT_MOST = 64  # texts a class: beyond, it takes hours
-PLAIN_TOKENS = 128  # the default of the example script of transformers
-FROZEN_TOKENS = 256  # of sentence-transformers with MiniLM
+MOST = 10_000  # labelled texts with size ``all``
+SCORED = 2_000  # maximum with ``--on folds``, which also scores at most a third of the table
+A_CLASS = 200  # sizes up to this one are texts per class, larger sizes are texts in total
+SETFIT_MOST = 64  # texts per class; SetFit takes hours with more
+PLAIN_TOKENS = 128  # default of the example script of transformers
+FROZEN_TOKENS = 256  # default of sentence-transformers with MiniLM
 RESAMPLES = 1000
 
 
-# -- which texts -------------------------------------------------------------------------------------------------------
+# -- texts -------------------------------------------------------------------------------------------------------------
 
 
 def draw(folder: Path, size: str, seed: int, on: str, most: int | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the labelled and the scored texts of a table; their index says which rows of it they are.
+    """Return the labelled and the scored texts of a table, with their row numbers as the index.
 
-    No text is in both, and no labelled text is there twice. The scored texts of a seed are the same for every size, and
-    a smaller size is a part of a larger one. On folds a class gives at most two thirds of its texts.
+    The two have no text in common, and labelled texts are unique. For a given seed, all sizes have the same scored
+    texts, and a larger size contains all texts of a smaller one. With ``folds``, at most two thirds of the texts of a
+    class are labelled.
 
     Args:
-        folder: of ``train.csv``, ``test.csv`` and maybe ``val.csv``, with the columns ``Label`` and ``Text``.
-        size: texts a class, texts in all if above `A_CLASS`, or ``all``.
+        folder: folder of ``train.csv``, ``test.csv`` and optionally ``val.csv``, with the columns ``Label``, ``Text``.
+        size: texts per class, texts in total if above `A_CLASS`, or ``all``.
         seed: of the draw.
         on: ``folds`` or ``test``.
-        most: score that many texts at most.
+        most: maximum number of scored texts.
     """
     pool = _read(folder / "train.csv")
     if on == "test":
@@ -85,30 +87,30 @@ def _words(table: pd.DataFrame) -> pd.Series:
 
 
 def _mixed(table: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Return the rows in random order, every first part of which has the classes in the shares of the whole."""
+    """Return the rows in a random order that is stratified: every prefix has about the class shares of the table."""
     table = table.iloc[np.random.default_rng(seed).permutation(len(table))]
     classes = table.groupby("Label")["Label"]
     return table.iloc[np.argsort((classes.cumcount() + 0.5) / classes.transform("size"), kind="stable")]
 
 
-# -- contenders: each returns probabilities of the scored texts, shape (texts, classes), and what else to keep ---------
+# -- contenders: each returns probabilities of the scored texts, shape (texts, classes), and further results ---------
 
 
 class Task(NamedTuple):
-    """What a contender gets: labelled texts with their classes, shape (n,), the scored texts, and how to run."""
+    """Input of a contender: labelled texts and their classes, shape (n,), the scored texts, and settings."""
 
     folder: Path
     texts: list[str]
     targets: np.ndarray
     numbers: np.ndarray
-    others: list[str]
+    scored_texts: list[str]
     seed: int
     model: str
     threads: int
 
 
 def ours(task: Task) -> tuple[np.ndarray, dict]:
-    """Train with no setting but the checkpoint."""
+    """Train with the default settings and the given checkpoint."""
     import bertsmith as bs
 
     with tempfile.TemporaryDirectory() as name:
@@ -116,11 +118,11 @@ def ours(task: Task) -> tuple[np.ndarray, dict]:
         files = {"table": task.folder / "labelled.csv", "test": str(task.folder / "scored.csv")}
         run = bs.train(**files, output=Path(name) / "run", **settings)
         frame, numbers, metrics, info = run.predictions, run.labels.numbers, run.metrics, run.info
-    said = np.zeros((len(task.others), len(task.numbers)))  # a text without a prediction has no class
+    probabilities = np.zeros((len(task.scored_texts), len(task.numbers)))  # texts without a prediction keep 0
     rows = frame["row"].to_numpy()[:, None] - 1
-    said[rows, np.searchsorted(task.numbers, numbers)] = np.stack(frame["probabilities"])
+    probabilities[rows, np.searchsorted(task.numbers, numbers)] = np.stack(frame["probabilities"])
     calibration = metrics["splits"]["test"]["calibration"]
-    return said, {
+    return probabilities, {
         "recipe": info["recipe"],
         "epochs": info["training"]["epoch"],
         "rule": metrics["decision_rule"]["used"],
@@ -131,7 +133,7 @@ def ours(task: Task) -> tuple[np.ndarray, dict]:
 
 
 def plain(task: Task) -> tuple[np.ndarray, dict]:
-    """Train as transformers shows, six times; macro-F1 on a tenth decides, and the loss there between equal ones."""
+    """Train six times as in the examples of transformers. Macro-F1 on a held-out tenth decides, and then the loss."""
     import transformers
     from datasets import Dataset
     from sklearn.metrics import f1_score
@@ -146,7 +148,7 @@ def plain(task: Task) -> tuple[np.ndarray, dict]:
     whole, held_out = encoded(task.texts, labels=y.tolist()), tenth(y, task.seed)
     train, validation = whole.select(np.flatnonzero(~held_out)), whole.select(np.flatnonzero(held_out))
     usual = {"num_train_epochs": 3, "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "seed": task.seed}
-    runs, best, kept = [], (-1.0, 0.0), None
+    runs, best, best_trainer = [], (-1.0, 0.0), None
     for batch, rate in itertools.product((8, 16, 32), (2e-5, 5e-5)):
         began = time.perf_counter()
         transformers.set_seed(task.seed)
@@ -155,20 +157,20 @@ def plain(task: Task) -> tuple[np.ndarray, dict]:
             given = transformers.TrainingArguments(name, per_device_train_batch_size=batch, learning_rate=rate, **usual)
             trainer = transformers.Trainer(model, given, collator, train_dataset=train)
             trainer.train()
-            said = trainer.predict(validation)
-        score = f1_score(y[held_out], said.predictions.argmax(axis=1), average="macro", zero_division=0)
-        by = (float(score), -float(said.metrics["test_loss"]))
+            found = trainer.predict(validation)
+        score = f1_score(y[held_out], found.predictions.argmax(axis=1), average="macro", zero_division=0)
+        by = (float(score), -float(found.metrics["test_loss"]))
         if by > best:
-            best, kept = by, trainer
+            best, best_trainer = by, trainer
         runs.append({"batch": batch, "rate": rate, "by": by, "seconds": time.perf_counter() - began})
-    logits = kept.predict(encoded(task.others)).predictions
+    logits = best_trainer.predict(encoded(task.scored_texts)).predictions
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
-    others = sum(run["seconds"] for run in runs if run["by"] != best)
-    return _spread(task, classes, p / p.sum(axis=1, keepdims=True)), {"runs": runs, "of_others": others}
+    other_seconds = sum(run["seconds"] for run in runs if run["by"] != best)
+    return _spread(task, classes, p / p.sum(axis=1, keepdims=True)), {"runs": runs, "of_others": other_seconds}
 
 
 def tenth(targets: np.ndarray, seed: int) -> np.ndarray:
-    """Return which texts to hold out, shape (n,): a tenth of each class, and one at least of a class with two."""
+    """Return which texts to hold out, shape (n,): a tenth of each class, at least one if the class has two texts."""
     held_out = np.zeros(len(targets), dtype=bool)
     rng = np.random.default_rng(seed)
     for c in np.unique(targets):
@@ -178,7 +180,7 @@ def tenth(targets: np.ndarray, seed: int) -> np.ndarray:
 
 
 def frozen(task: Task) -> tuple[np.ndarray, dict]:
-    """Fit a logistic regression (C=1, the head of SetFit too) on normalised mean embeddings."""
+    """Fit a logistic regression (C=1, as in the head of SetFit) on normalised mean embeddings."""
     import torch
     from sklearn.linear_model import LogisticRegression
     from transformers import AutoModel, AutoTokenizer
@@ -189,7 +191,7 @@ def frozen(task: Task) -> tuple[np.ndarray, dict]:
 
     @torch.inference_mode()
     def embeddings(texts: list[str]) -> np.ndarray:
-        order = np.argsort([len(text) for text in texts])  # texts of like length share a batch
+        order = np.argsort([len(text) for text in texts])  # texts of similar length share a batch
         found = []
         for start in range(0, len(texts), 32):
             some = [texts[i] for i in order[start : start + 32]]
@@ -201,19 +203,19 @@ def frozen(task: Task) -> tuple[np.ndarray, dict]:
         return np.concatenate(found)[np.argsort(order)]
 
     head = LogisticRegression(C=1.0, max_iter=1000).fit(embeddings(task.texts), task.targets)
-    return _spread(task, head.classes_, head.predict_proba(embeddings(task.others))), {}
+    return _spread(task, head.classes_, head.predict_proba(embeddings(task.scored_texts))), {}
 
 
 def words(task: Task) -> tuple[np.ndarray, dict]:
-    """Fit the bag of words that stands beside every model of ours."""
+    """Fit the bag-of-words baseline of every report."""
     from bertsmith.evaluation.baseline import bag_of_words
 
     n_classes = len(task.numbers)
-    return bag_of_words(task.texts, task.targets, task.others, n_classes=n_classes, seed=task.seed).scores, {}
+    return bag_of_words(task.texts, task.targets, task.scored_texts, n_classes=n_classes, seed=task.seed).scores, {}
 
 
 def setfit(task: Task) -> tuple[np.ndarray, dict]:
-    """Train as SetFit shows: 20 iterations of pairs, one epoch, batches of 16, a logistic regression on top."""
+    """Train as in the examples of SetFit: 20 iterations, one epoch, batches of 16, a logistic regression as head."""
     from datasets import Dataset
     from setfit import SetFitModel, Trainer, TrainingArguments
 
@@ -223,71 +225,71 @@ def setfit(task: Task) -> tuple[np.ndarray, dict]:
         given = TrainingArguments(name, num_iterations=20, num_epochs=1, batch_size=16, **usual)
         data = Dataset.from_dict({"text": task.texts, "label": task.targets.tolist()})
         Trainer(model=fitted, args=given, train_dataset=data).train()
-    return _spread(task, fitted.model_head.classes_, fitted.predict_proba(task.others, as_numpy=True)), {}
+    return _spread(task, fitted.model_head.classes_, fitted.predict_proba(task.scored_texts, as_numpy=True)), {}
 
 
 CONTENDERS = {"ours": ours, "plain": plain, "frozen": frozen, "words": words, "setfit": setfit}
 
 
 def _spread(task: Task, classes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Return probabilities of all classes from those of the classes that have labelled texts."""
+    """Return probabilities of all classes; classes without labelled texts have 0."""
     whole = np.zeros((len(probabilities), len(task.numbers)))
     whole[:, classes] = probabilities
     return whole
 
 
 def run_one(contender: str, folder: Path, seed: int, model: str, threads: int) -> None:
-    """Run in this process on the tables in a folder; keep classes as places in the sorted labels of both tables."""
+    """Run a contender on the tables in a folder. Saved classes are positions in the sorted labels of both tables."""
     labelled, scored = _read(folder / "labelled.csv"), _read(folder / "scored.csv")
     numbers = np.unique(pd.concat([labelled, scored])["Label"])
     targets = np.searchsorted(numbers, labelled["Label"])
     task = Task(folder, labelled["Text"].tolist(), targets, numbers, scored["Text"].tolist(), seed, model, threads)
-    said, more = CONTENDERS[contender](task)
-    predicted = np.where(said.any(axis=1), said.argmax(axis=1), -1).tolist()
-    kept = {"predicted": predicted, "confidence": said.max(axis=1).round(4).tolist(), **more}
-    (folder / "found.json").write_text(json.dumps(kept))
+    probabilities, more = CONTENDERS[contender](task)
+    predicted = np.where(probabilities.any(axis=1), probabilities.argmax(axis=1), -1).tolist()
+    result = {"predicted": predicted, "confidence": probabilities.max(axis=1).round(4).tolist(), **more}
+    (folder / "found.json").write_text(json.dumps(result))
 
 
 # -- the report --------------------------------------------------------------------------------------------------------
 
 
 class Score(NamedTuple):
-    """Of one run: macro-F1, the same over resamples, shape (resamples,), calibration error, and what was kept."""
+    """Scores of a run: macro-F1, macro-F1 of resamples, shape (resamples,), calibration error; and the saved result."""
 
     macro_f1: float
     resampled: np.ndarray
     ece: float
-    kept: dict
+    result: dict
 
 
-def score(targets: np.ndarray, drawn: np.ndarray, kept: dict) -> Score:
+def score(targets: np.ndarray, drawn: np.ndarray, result: dict) -> Score:
     """Score a run.
 
     Args:
         targets: class indices, shape (n,).
         drawn: how often each resample draws each text, shape (resamples, n).
-        kept: ``predicted`` and ``confidence``.
+        result: the saved result, with ``predicted`` and ``confidence``.
     """
     from bertsmith.evaluation.intervals import label_metrics, resampled_label_metrics
 
-    predicted, confidence = np.array(kept["predicted"]), np.array(kept["confidence"])
+    predicted, confidence = np.array(result["predicted"]), np.array(result["confidence"])
     n_classes = int(max(targets.max(), predicted.max())) + 2
-    index = np.where(predicted < 0, n_classes - 1, predicted)  # no prediction: one more class, always wrong
+    index = np.where(predicted < 0, n_classes - 1, predicted)  # without a prediction: an extra, always wrong class
     bins = np.minimum((confidence * 15).astype(int), 14)
     gaps = np.bincount(bins, weights=confidence - (targets == predicted), minlength=15)
     return Score(
         label_metrics(targets, index, n_classes)["macro_f1"],
         resampled_label_metrics(drawn, targets, index, n_classes)["macro_f1"],
         float(abs(gaps).sum() / len(targets)),
-        kept,
+        result,
     )
 
 
 def ahead(ours: dict, other: dict) -> tuple[float, float, float]:
-    """Return by how much ours is ahead in macro-F1, over the runs that both have, and the 95 % interval of that.
+    """Return the mean difference in macro-F1 over the runs that both have, and its 95 % interval.
 
     Args:
-        ours, other: a `Score` by table and seed. Seeds weigh alike within a table, and tables weigh alike.
+        ours, other: a `Score` by table and seed. All seeds of a table have equal weight, and so have all tables.
     """
     tables = sorted({table for table, seed in ours if (table, seed) in other})
     pairs = [[(ours[key], other[key]) for key in ours if key[0] == table and key in other] for table in tables]
@@ -298,19 +300,19 @@ def ahead(ours: dict, other: dict) -> tuple[float, float, float]:
 
 
 def report(given: argparse.Namespace) -> None:
-    """Print what is kept as Markdown."""
+    """Print the saved results as Markdown."""
     print(
         f"Model {given.model}, scored on {'the test texts' if given.on == 'test' else 'folds of the training texts'}. "
-        "Choices are made on folds. Figures are means over seeds; ECE has 15 bins; seconds of plain are those with the "
-        "best of its settings alone, and with all six. The last column is in macro-F1, over the runs that both have, "
-        "with a 95 % bootstrap interval over the scored texts. A text scored under several seeds is drawn as often "
-        "under each; the draw of the labelled texts is not in the interval."
+        "Choose settings on folds only. Values are means over seeds; ECE has 15 bins. plain has two values of seconds: "
+        "the best of its settings alone, and all six. The last column is the difference in macro-F1 over the runs that "
+        "both have, with a 95 % bootstrap interval over the scored texts. Each resample draws a text equally often for "
+        "all seeds. The interval does not show the variation from the choice of the labelled texts."
     )
     for size in given.sizes:
         found: dict[str, dict[tuple[str, int], Score]] = {}
         texts = {}
         for table, seed in itertools.product(given.tables, range(given.seeds)):
-            files = {c: kept_at(given, table, size, c, seed) for c in given.contenders}
+            files = {c: result_file(given, table, size, c, seed) for c in given.contenders}
             files = {c: file for c, file in files.items() if file.is_file()}
             if not files:
                 continue
@@ -319,10 +321,10 @@ def report(given: argparse.Namespace) -> None:
             texts[table], targets = len(labelled), np.searchsorted(numbers, scored["Label"])
             drawn = resamples(table, scored.index.to_numpy())
             for contender, file in files.items():
-                kept = json.loads(file.read_text())
-                if kept["draw"] != checksum(labelled, scored):
-                    raise SystemExit(f"{file} is of other texts: delete it, or give another --output")
-                found.setdefault(contender, {})[table, seed] = score(targets, drawn, kept)
+                result = json.loads(file.read_text())
+                if result["draw"] != checksum(labelled, scored):
+                    raise SystemExit(f"{file} comes from other texts: delete it, or pass another --output")
+                found.setdefault(contender, {})[table, seed] = score(targets, drawn, result)
         if found:
             print_size(size, found, texts)
 
@@ -334,15 +336,15 @@ def resamples(table: str, rows: np.ndarray) -> np.ndarray:
 
 
 def print_size(size: str, found: dict[str, dict[tuple[str, int], Score]], texts: dict[str, int]) -> None:
-    """Print the tables of a size: the contenders, and how far the confidence of ours can be believed.
+    """Print two tables for a size: the scores of the contenders, and the calibration of bertsmith.
 
     Args:
-        size: as `draw` takes it.
+        size: as in `draw`.
         found: scores by contender, then by table and seed.
         texts: number of labelled texts by table.
     """
-    print(f"\n## {'all texts' if size == 'all' else f'{size} texts' + ' a class' * (int(size) <= A_CLASS)}\n")
-    print_row("table", "texts", "contender", "seeds", "macro-F1", "ECE", "seconds", "ours is ahead by")
+    print(f"\n## {'all texts' if size == 'all' else f'{size} texts' + ' per class' * (int(size) <= A_CLASS)}\n")
+    print_row("table", "texts", "contender", "seeds", "macro-F1", "ECE", "seconds", "bertsmith is ahead by")
     print_row(*["---"] * 8)
     for table in (*texts, None) if len(texts) > 1 else texts:
         for contender, runs in found.items():
@@ -351,9 +353,9 @@ def print_size(size: str, found: dict[str, dict[tuple[str, int], Score]], texts:
                 continue
             n_tables, seeds = (len({key[i] for key in some}) for i in (0, 1))
             name, n = (f"mean of {n_tables}", "") if table is None else (table, f"{texts[table]:,}")
-            seconds = f"{mean(some, lambda run: run.kept['seconds']):,.0f}"
+            seconds = f"{mean(some, lambda run: run.result['seconds']):,.0f}"
             if contender == "plain":
-                seconds = f"{mean(some, lambda run: run.kept['seconds'] - run.kept['of_others']):,.0f}, {seconds}"
+                seconds = f"{mean(some, lambda run: run.result['seconds'] - run.result['of_others']):,.0f}, {seconds}"
             lead = ""
             if contender != "ours" and not some.keys().isdisjoint(found.get("ours", {})):
                 lead = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*ahead(found["ours"], some))
@@ -369,13 +371,13 @@ def mean(runs: dict[tuple[str, int], Score], value: Callable[[Score], float]) ->
 
 
 def print_confidence(runs: dict[tuple[str, int], Score]) -> None:
-    """Print how far the confidence of our runs can be believed, and whether their label sets keep their promise."""
+    """Print the calibration of the runs of bertsmith, and the coverage of their label sets."""
     print()
-    print_row("table", "seed", "ECE", "before calibration", "temperature", "true label in sets of 90 %", "expected")
+    print_row("table", "seed", "ECE", "before calibration", "temperature", "90 % sets with the true label", "expected")
     print_row(*["---"] * 7)
     for (table, seed), run in runs.items():
-        sets = next(e for e in run.kept["conformal"] if e["coverage"] == 0.9)
-        figures = [f"{value:.3f}" for value in (run.ece, run.kept["ece_before"], run.kept["temperature"])]
+        sets = next(e for e in run.result["conformal"] if e["coverage"] == 0.9)
+        figures = [f"{value:.3f}" for value in (run.ece, run.result["ece_before"], run.result["temperature"])]
         figures += [f"{sets['empirical_coverage']:.3f}", "{:.3f} to {:.3f}".format(*sets["expected"])]
         print_row(table, seed, *figures)
 
@@ -387,28 +389,28 @@ def print_row(*cells: object) -> None:
 # -- running -----------------------------------------------------------------------------------------------------------
 
 
-def kept_at(given: argparse.Namespace, table: str, size: str, contender: str, seed: int) -> Path:
-    """Return the file of a run."""
+def result_file(given: argparse.Namespace, table: str, size: str, contender: str, seed: int) -> Path:
+    """Return the file for the result of a run."""
     model = Path(given.model.removeprefix("packaged:")).name
     return given.output / f"{given.on}-{model}" / f"{table}-{size}-{contender}-{seed}.json"
 
 
 def checksum(labelled: pd.DataFrame, scored: pd.DataFrame) -> int:
-    """Return a number that tells draws apart."""
+    """Return a checksum of a draw."""
     return zlib.crc32(json.dumps([labelled.index.tolist(), scored.index.tolist()]).encode())
 
 
 def run(given: argparse.Namespace, table: str, size: str, contender: str, seed: int) -> bool:
-    """Run a contender unless that was done, keep what it found, and return whether that went well."""
+    """Run a contender unless its result is saved, save the result, and return whether the run succeeded."""
     from bertsmith.model import checkpoint
 
-    kept = kept_at(given, table, size, contender, seed)
-    if kept.is_file():
+    file = result_file(given, table, size, contender, seed)
+    if file.is_file():
         return True
     name = f"{table}, {size}, {contender}, seed {seed}"
     if contender == "setfit" and (given.setfit_python is None or size == "all" or int(size) > SETFIT_MOST):
-        why = "no --setfit-python" if given.setfit_python is None else f"for up to {SETFIT_MOST} texts a class"
-        print(f"{name}: left out, {why}", file=sys.stderr)
+        why = "needs --setfit-python" if given.setfit_python is None else f"at most {SETFIT_MOST} texts per class"
+        print(f"{name}: skipped ({why})", file=sys.stderr)
         return True
     model = given.model if contender == "ours" else str(checkpoint.resolve(given.model).path)
     labelled, scored = draw(given.data / table, size, seed, given.on, given.scored)
@@ -426,9 +428,9 @@ def run(given: argparse.Namespace, table: str, size: str, contender: str, seed: 
             print(f"{done.stderr[-2000:]}\n{name}: failed", file=sys.stderr)
             return False
         found = json.loads((Path(folder) / "found.json").read_text())
-    kept.parent.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     about = {"seconds": seconds, "threads": given.threads, "draw": checksum(labelled, scored)}
-    kept.write_text(json.dumps({**about, **found}))
+    file.write_text(json.dumps({**about, **found}))
     print(f"{name}: {seconds:,.0f} s", file=sys.stderr)
     return True
 
@@ -436,18 +438,20 @@ def run(given: argparse.Namespace, table: str, size: str, contender: str, seed: 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the tables")
-    parser.add_argument("--output", type=Path, default=Path("runs/quality"), help="where what was run is kept")
+    parser.add_argument("--output", type=Path, default=Path("runs/quality"), help="folder for the results")
     parser.add_argument("--tables", nargs="+", default=TABLES, choices=TABLES)
     parser.add_argument(
-        "--sizes", nargs="+", default=SIZES, help=f"texts a class up to {A_CLASS}, in all above, or all"
+        "--sizes", nargs="+", default=SIZES, help=f"texts per class up to {A_CLASS}, texts in total above it, or all"
     )
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
-    parser.add_argument("--on", default="folds", choices=("folds", "test"), help="what is scored; choose on folds")
+    parser.add_argument(
+        "--on", default="folds", choices=("folds", "test"), help="texts to score; choose settings on folds"
+    )
     parser.add_argument("--model", default="packaged:minilm", help="checkpoint: packaged:minilm or a folder")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1, help="of every process")
-    parser.add_argument("--setfit-python", help="interpreter that has setfit, for that contender")
-    parser.add_argument("--report-only", action="store_true", help="print what is kept, run nothing")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each process")
+    parser.add_argument("--setfit-python", help="Python interpreter with SetFit, for this contender")
+    parser.add_argument("--report-only", action="store_true", help="print the saved results without a run")
     parser.add_argument("--scored", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -455,13 +459,13 @@ def main() -> int:
         contender, folder, seed = given.one
         run_one(contender, Path(folder), int(seed), given.model, given.threads)
         return 0
-    well = True
+    succeeded = True
     if not given.report_only:
         for size, table, seed in itertools.product(given.sizes, given.tables, range(given.seeds)):
             for contender in given.contenders:
-                well &= run(given, table, size, contender, seed)
+                succeeded &= run(given, table, size, contender, seed)
     report(given)
-    return 0 if well else 1
+    return 0 if succeeded else 1
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Print the adjusted counts of QuaPy that `tests/unit/test_measure.py` compares ours with.
+"""Print the adjusted counts of QuaPy that `tests/unit/test_measure.py` compares with those of bertsmith.
 
-QuaPy (Moreo, Esuli and Sebastiani 2021, arXiv:2106.11057) is no dependency. Run this in an environment of its own:
+QuaPy (Moreo, Esuli and Sebastiani 2021, arXiv:2106.11057) is not a dependency. Run the script in a new environment:
 
     pip install quapy==0.2.3
     python benchmarks/quapy_oracle.py
@@ -18,7 +18,7 @@ COUNTS = ([300, 500, 200], [450, 300, 250], [600, 250, 150])
 
 
 def held_out() -> tuple[np.ndarray, np.ndarray]:
-    """Return targets and predicted classes of 200 texts, which the test makes in the same way."""
+    """Return the targets and predicted classes of 200 texts. The test makes the same ones."""
     targets, i = np.repeat([0, 1, 2], [90, 60, 50]), np.arange(200)
     return targets, np.where((i * 7919) % 101 < 76, targets, (targets + 1 + (i * 104729) % 2) % 3)
 

@@ -1,8 +1,7 @@
-"""The server under load: what it answers at most, and what it does when it is asked for four times that.
+"""Measure the throughput of the server, and its behaviour under four times the load that it can answer.
 
-The load comes from hey (in Debian: apt-get install hey), over loopback, on the same machine: generator and server share
-its cores. Every request has the same few texts. Batch prediction of these texts, in a process of its own, is the
-yardstick.
+hey generates the load (in Debian: apt-get install hey) over loopback, so generator and server share the cores. Every
+request has the same texts. The reference is batch prediction of these texts, in this process.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ import numpy as np
 import pandas as pd
 
 TEXTS = 8
-"""Texts in a request."""
+"""Texts per request."""
 
 
 def batch_speed(run: Path, texts: list[str]) -> float:
-    """Return texts a second of predict_proba, of the second of two goes."""
+    """Return the texts per second of the second of two calls of ``predict_proba``."""
     import bertsmith as bs
 
     classifier = bs.load(run, device="cpu")
@@ -42,14 +41,14 @@ def batch_speed(run: Path, texts: list[str]) -> float:
 
 
 def load(url: str, body: Path, seconds: int, clients: int, rate: float | None = None) -> pd.DataFrame:
-    """Ask for some time; return ``response-time`` (seconds), ``status-code`` and ``offset`` of every request.
+    """Send requests for some time; return ``response-time`` (seconds), ``status-code`` and ``offset`` of each.
 
     Args:
-        url: to post to.
-        body: file with what to post.
-        seconds: how long.
-        clients: at once.
-        rate: requests a second wanted of all of them together; ``None``: as many as are answered.
+        url: the URL to post to.
+        body: file with the body of each request.
+        seconds: duration of the load.
+        clients: number of concurrent clients.
+        rate: requests per second of all clients; ``None``: each client sends the next request after a response.
     """
     command = ["hey", "-z", f"{seconds}s", "-c", str(clients), "-m", "POST", "-T", "application/json", "-t", "60"]
     command += ["-D", str(body), "-o", "csv"]
@@ -61,15 +60,15 @@ def load(url: str, body: Path, seconds: int, clients: int, rate: float | None = 
 
 
 def memory(pid: int) -> float:
-    """Return MiB that a process holds."""
+    """Return the resident memory of a process in MiB."""
     return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) / 1024
 
 
 def ended_under_load(server: subprocess.Popen, url: str, body: bytes) -> tuple[int, int, int]:
-    """Ask the server to end under load; return its exit code, and how many requests it answered and dropped."""
+    """Send SIGTERM under load; return the exit code, and how many requests the server answered and dropped."""
     answered, dropped = [], []
 
-    def ask() -> None:
+    def send() -> None:
         while True:
             request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
             try:
@@ -85,7 +84,7 @@ def ended_under_load(server: subprocess.Popen, url: str, body: bytes) -> tuple[i
                 dropped.append(error)
                 return
 
-    threads = [threading.Thread(target=ask) for _ in range(16)]
+    threads = [threading.Thread(target=send) for _ in range(16)]
     for thread in threads:
         thread.start()
     time.sleep(2)
@@ -115,7 +114,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         body = Path(name) / "body.json"
         body.write_text(json.dumps({"inputs": [[text] for text in texts], "truncate": True}))
-        load(url, body, 5, given.clients)  # what is made once, and the measured speed
+        load(url, body, 5, given.clients)  # warms up the server
         most = load(url, body, given.seconds, given.clients)
         good = most[most["status-code"] == 200]
         sustained = len(good) / given.seconds
@@ -133,8 +132,9 @@ def main() -> int:
         f"p99 {np.percentile(good['response-time'], 99):.3f} s, {len(most) - len(good):,} refused"
     )
     print(
-        f"asked for {4 * sustained:,.0f} requests/s for {given.seconds} s, got {len(flood) / given.seconds:,.0f}: "
-        f"{counts}; accepted ones p50 {p50:.3f} s, p99 {p99:.3f} s; memory {before:,.0f} to {after:,.0f} MiB"
+        f"overload: target of {4 * sustained:,.0f} requests/s for {given.seconds} s, "
+        f"actual {len(flood) / given.seconds:,.0f}: {counts}; "
+        f"accepted requests: p50 {p50:.3f} s, p99 {p99:.3f} s; memory {before:,.0f} to {after:,.0f} MiB"
     )
     print(f"SIGTERM under load: exit code {code}, {answered:,} answered, {dropped} dropped")
     return 0

@@ -1,7 +1,9 @@
-"""How good each task is beside the strongest simple opponents, on one real table per task.
+"""Compare bertsmith with simple models on each kind of task, with one real table per task.
 
-Every opponent reads the same training texts and predicts the same test texts. Intervals are paired: both sides are
-scored on the same resamples of the test texts. Run it as ``python benchmarks/tasks.py ../shared/data``.
+All models read the same training texts and predict the same test texts. Intervals are paired: each comparison scores
+both models on the same resamples of the test texts.
+
+    python benchmarks/tasks.py ../shared/data
 """
 
 from __future__ import annotations
@@ -37,12 +39,12 @@ TABLES: dict[str, dict[str, Any]] = {
 
 
 def one_hot(scores: np.ndarray) -> np.ndarray:
-    """Return certain probabilities of the most likely classes, so that every rule decides for them."""
+    """Return probability 1 for the most likely class of each text, so that every decision rule chooses this class."""
     return np.eye(scores.shape[1])[scores.argmax(axis=1)]
 
 
 def overlap(first: Iterable[str], second: Iterable[str]) -> np.ndarray:
-    """Return the share of the words of two texts that both have, shape (pairs,)."""
+    """Return the Jaccard similarity of the words of two texts, shape (pairs,)."""
     words = [[set(text.lower().split()) for text in texts] for texts in (first, second)]
     return np.array([len(a & b) / max(len(a | b), 1) for a, b in zip(*words, strict=True)])
 
@@ -50,7 +52,7 @@ def overlap(first: Iterable[str], second: Iterable[str]) -> np.ndarray:
 def opponents(
     task: Task, train: list[str], targets: np.ndarray, texts: list[str], n_labels: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """Return the scores of the models that need no transformer, by name."""
+    """Return the scores of models without a transformer, by name."""
     words = task.words(train, targets, texts, n_labels, seed)
     found = {f"TF-IDF, {words.classifier}": words.scores}
     if task.name == "multi-label":
@@ -69,7 +71,7 @@ def opponents(
 
 
 def compare(name: str, data: Path, rows: int, test_rows: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Train on a table, and return every metric with its interval, and the difference from every opponent."""
+    """Train on a table; return each metric with its interval, and the difference from each opponent."""
     settings = TABLES[name]
     frames = {
         part: pd.read_csv(data / name.partition("-")[0] / f"{part}.csv").sample(frac=1, random_state=seed).head(n)
@@ -90,7 +92,7 @@ def compare(name: str, data: Path, rows: int, test_rows: int, seed: int, folder:
     )
     seconds = time.perf_counter() - began
     task, labels, saved = get_task(run.task), run.labels, run.predictions
-    targets, ours = task.stored_targets(saved, labels), task.stored_scores(saved)
+    targets, own_scores = task.stored_targets(saved, labels), task.stored_scores(saved)
     texts = saved["text"].tolist()
     pairs = saved.get("pair")
     both = texts if pairs is None else [f"{a} {b}" for a, b in zip(texts, pairs, strict=True)]
@@ -99,17 +101,17 @@ def compare(name: str, data: Path, rows: int, test_rows: int, seed: int, folder:
     used = split["row"][(split["split"] == "train")].to_numpy() - 1
     learned, known = table.frame.iloc[used], table.take(used).targets
     words = [" ".join(row) for row in learned[["text"] if pairs is None else ["text", "pair"]].to_numpy()]
-    found = opponents(task, words, known, both, ours.shape[1], seed)
+    found = opponents(task, words, known, both, own_scores.shape[1], seed)
     if pairs is not None:
         line = np.polyfit(overlap(learned["text"], learned["pair"]), known, 1)
         found["linear regression on shared words"] = np.polyval(line, overlap(texts, pairs))[:, None]
     if task.name == "ordinal":
-        found["MiniLM, most likely class"] = one_hot(ours)
+        found["MiniLM, most likely class"] = one_hot(own_scores)
     if task.name == "multi-label":
         found["MiniLM at 0.5, without tuned thresholds"] = bs.load(run, device="cpu", decide=False).predict_proba(texts)
     comparisons = []
     for opponent, scores in found.items():
-        value, low, high = task.difference(targets, ours, scores, seed=seed)
+        value, low, high = task.difference(targets, own_scores, scores, seed=seed)
         theirs = task.scalar_metrics(targets, scores)
         comparisons.append({"opponent": opponent, "metrics": theirs, "ahead": value, "interval": [low, high]})
     return {
@@ -125,7 +127,7 @@ def compare(name: str, data: Path, rows: int, test_rows: int, seed: int, folder:
 
 def main() -> None:
     """Print one JSON object per table, and a Markdown table of the comparisons."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of the tables")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--rows", type=int, default=1500)
@@ -138,7 +140,11 @@ def main() -> None:
             found = compare(name, arguments.data, arguments.rows, arguments.test_rows, arguments.seed, Path(folder))
             print(json.dumps(found), flush=True)
             results.append(found)
-    print("\n| table, task | metric | bertsmith | opponent | its value | ahead by |", "| --- " * 6 + "|", sep="\n")
+    print(
+        "\n| table, task | metric | bertsmith | opponent | metric of the opponent | bertsmith is ahead by |",
+        "| --- " * 6 + "|",
+        sep="\n",
+    )
     for found in results:
         title = get_task(found["task"]).primary_name
         own = found["metrics"][found["primary"]]

@@ -1,22 +1,23 @@
-"""How fast one epoch of fine-tuning is: the Trainer as it is, the Trainer at its best, and ours.
+"""Compare the speed of one epoch of fine-tuning: `transformers.Trainer`, its fastest settings, and bertsmith.
 
-Contenders take turns in one process, with the same texts, tokens, batch size, optimizer, threads and start, and in the
-same order where batches are drawn at random; figures are medians over rounds. Only training is timed, without
-evaluation and checkpoints.
+The contenders take turns in one process, with the same texts, tokens, batch size, optimizer, threads and initial
+weights. Contenders with random batches read the texts in the same order. The script prints medians over rounds. It
+times only training, without evaluation and checkpoints.
 
-trainer: `transformers.Trainer`, dynamic padding, fp32.
-trainer-fast: the same, bf16 where it is fast, fused AdamW.
-best: that with texts of like length in a batch.
-ours: the engine of bertsmith, random batches, in the precision it chooses.
-grouped: ours with texts of like length in a batch.
-compiled: ours with its layers compiled, on a GPU.
-unrecorded: ours without recordings of a GPU's work.
+trainer: `transformers.Trainer` with dynamic padding, in fp32.
+trainer-fast: trainer with fused AdamW, and bf16 or fp16 where bertsmith would choose it.
+best: trainer-fast with texts of similar length in a batch.
+ours: the engine of bertsmith with random batches, in the precision that it chooses.
+grouped: ours with texts of similar length in a batch.
+compiled: ours with compiled layers, on a GPU.
+unrecorded: ours without CUDA graphs.
 
-With ``--score`` every round has another seed, for the new head, the order and the dropout, and after its epoch a model
-labels the table's test texts, which is not timed: macro-F1 of all rounds, and by how much the last contender differs.
+With ``--score``, each round has another seed for the head, the order and the dropout. After its epoch, each model
+labels the test texts of the table, which is not timed. The script prints the macro-F1 of all rounds, and the difference
+of the last contender from each contender.
 
-With ``--whole`` whole processes take turns, from start to end, on the same splits (8 : 1 : 1): `bertsmith train` with
-its checks, scoring, baseline and report, and ``plain.py``, the Trainer at its best. Both read each text once an epoch.
+With ``--whole``, whole processes take turns on the same splits (8 : 1 : 1). One is `bertsmith train` with its checks,
+scores, baselines and report; the other is ``plain.py``. Both read each text once per epoch.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ CONTENDERS = ("trainer", "trainer-fast", "best", *OURS)
 
 
 def to_texts(name: str, data: Path, limit: int | None, seed: int = 0) -> tuple[list[str], np.ndarray]:
-    """Return texts and class indices of ``reuters_r8`` or ``bbc``, at most ``limit`` of them, drawn at random."""
+    """Return at most ``limit`` random texts of a table in a folder, or of ``bbc``, and their class indices."""
     if name == "bbc":
         from bertsmith.cli.demo import bbc_news
 
@@ -66,7 +67,7 @@ def test_texts_of(name: str, data: Path) -> tuple[list[str], np.ndarray]:
 
 
 def labelled(model: Any, tokenizer: Any, texts: list[str]) -> np.ndarray:
-    """Return the class index of every text, shape (n,), in fp32."""
+    """Return the predicted class index of each text, shape (n,), computed in fp32."""
     from bertsmith.compute.batching import micro_batches
 
     encoded = tokenizer(texts, truncation=True, max_length=tokenizer.model_max_length)
@@ -83,10 +84,10 @@ def labelled(model: Any, tokenizer: Any, texts: list[str]) -> np.ndarray:
 
 
 def compare(first: list[float], second: list[float]) -> str:
-    """Return the mean difference of the macro-F1 of two contenders, with its 95 % interval over seeds, in words.
+    """Return the mean difference in macro-F1 of two contenders, with its 95 % interval over seeds, as text.
 
     Args:
-        first, second: by round, each round with a seed of its own that both share.
+        first, second: macro-F1 of each round. In a round, both contenders have the same seed.
     """
     from scipy.stats import t
 
@@ -160,7 +161,7 @@ def run(
         settings = TrainingArguments(**arguments)
         if ours:
             loaded = Loaded(model, tokenizer, device, tokenizer.model_max_length)
-            recipe = Recipe(1, batch, 1e-4, 1, 0, 0, fast, 1, "none")  # each text once, as the others read it
+            recipe = Recipe(1, batch, 1e-4, 1, 0, 0, fast, 1, "none")  # without R-Drop, like the Trainer
             callback = EventCallback(lambda event: None, lambda: False)
             columns = {name: dataset[name][:] for name in loaded.columns}
             texts = TokenDataset(Tokens.from_lists(columns), np.array(dataset["labels"]))
@@ -189,7 +190,7 @@ def run(
 
 
 def peak(device: torch.device, dtype: torch.dtype, hidden: int) -> float:
-    """Return the FLOP a second of a product of matrices: as large as those of a feed-forward layer, on a GPU 8,192."""
+    """Return the FLOP per second of a matrix product, of the size of a feed-forward layer; on a GPU 8,192 squared."""
     n, k, m = (8192, 8192, 8192) if device.type == "cuda" else (1024, hidden, 4 * hidden)
     a = torch.randn(n, k, device=device, dtype=dtype)
     b = torch.randn(k, m, device=device, dtype=dtype)
@@ -204,12 +205,12 @@ def peak(device: torch.device, dtype: torch.dtype, hidden: int) -> float:
 
 
 def flops(model: Any, lengths: np.ndarray, *, firsts: bool) -> float:
-    """Return the FLOP of the products of matrices that an epoch needs, no padding counted, forward and backward.
+    """Return the FLOP of the matrix products of an epoch, forward and backward, without padding.
 
     Args:
-        model: of the shape of BERT.
-        lengths: tokens of every text.
-        firsts: the last layer is computed for the first tokens alone, but for keys and values.
+        model: a model with the architecture of BERT.
+        lengths: number of tokens of each text.
+        firsts: whether the last layer computes only the first token of each text, except for keys and values.
     """
     config = model.config
     hidden, inner, tokens, pairs = config.hidden_size, config.intermediate_size, lengths.sum(), (lengths**2).sum()
@@ -219,12 +220,12 @@ def flops(model: Any, lengths: np.ndarray, *, firsts: bool) -> float:
 
 
 def whole(table: str, given: argparse.Namespace, *, bf16: bool) -> None:
-    """Time whole processes in turn on a table; print a row each.
+    """Time whole processes in turn on a table, and print a row for each.
 
     Args:
         table: name of a table of `baseline.table_of`.
         given: the command line.
-        bf16: whether the script computes in bf16.
+        bf16: whether ``plain.py`` computes in bf16.
     """
     import pandas as pd
     from baseline import table_of
@@ -246,8 +247,7 @@ def whole(table: str, given: argparse.Namespace, *, bf16: bool) -> None:
             with tempfile.TemporaryDirectory() as place:
                 folder = Path(place)
                 for part, table_of_part in parts.items():
-                    kept = table_of_part[table_of_part["Label"].isin(known)]
-                    kept.to_csv(folder / f"{part}.csv", index=False)
+                    table_of_part[table_of_part["Label"].isin(known)].to_csv(folder / f"{part}.csv", index=False)
                 shared = [f"--epochs={given.epochs}", f"--max-length={given.max_length}"]
                 if name == "plain.py":
                     script = [str(Path(__file__).parent / name), str(folder), str(folder / "run"), f"--model={model}"]
@@ -292,14 +292,12 @@ def main() -> int:
     parser.add_argument("--contenders", nargs="+", default=["trainer", "best", "ours"], choices=CONTENDERS)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--tokenizer", default="packaged:minilm", help="checkpoint, or its folder without weights")
-    parser.add_argument(
-        "--texts", type=int, help="texts of an epoch; all for MiniLM and 256 for BERT-Base unless given"
-    )
+    parser.add_argument("--texts", type=int, help="texts per epoch; by default all for MiniLM, 256 for BERT-Base")
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--whole", action="store_true", help="time whole processes: bertsmith train and plain.py")
-    parser.add_argument("--epochs", type=float, default=1, help="of --whole")
-    parser.add_argument("--score", action="store_true", help="label the test texts too, with a seed a round")
+    parser.add_argument("--epochs", type=float, default=1, help="epochs of --whole")
+    parser.add_argument("--score", action="store_true", help="also label the test texts, with one seed per round")
     given = parser.parse_args()
 
     from datasets import Dataset
@@ -314,7 +312,9 @@ def main() -> int:
     device = choose_device("auto")
     fast = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[choose_precision(device)[0]]
     if given.whole:
-        print("| table | texts | process | seconds, median (all) | times plain.py | macro-F1 | of which |")
+        print(
+            "| table | texts | process | seconds, median (all) | speed-up over plain.py | macro-F1 | seconds by phase |"
+        )
         print("| --- " * 7 + "|")
         for table in given.tables:
             whole(table, given, bf16=fast == torch.bfloat16)
@@ -322,14 +322,14 @@ def main() -> int:
     packaged = given.tokenizer.startswith("packaged:")
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.resolve(given.tokenizer).path if packaged else given.tokenizer)
     tokenizer.model_max_length = given.max_length
-    # The same allocator for all: it cannot be put back for one of them alone.
-    kept = contextlib.ExitStack()
-    kept.enter_context(keep_freed_memory())
+    # All contenders use the same allocator settings, which apply to the whole process.
+    allocator = contextlib.ExitStack()
+    allocator.enter_context(keep_freed_memory())
     machine = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"{machine}, torch {torch.__version__}, batches of {given.batch}, {given.max_length} tokens", file=sys.stderr)
     print(
-        "| model | table | texts | contender | seconds, median (all) | texts/s | times the first "
-        "| share of matrix peak |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
+        "| model | table | texts | contender | seconds, median (all) | texts/s | speed-up over the first "
+        "| share of the matrix peak |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
     )
     for model_name in given.models:
         for table in given.tables:
@@ -340,7 +340,7 @@ def main() -> int:
             columns = {**encoded, "labels": targets.tolist(), "length": lengths.tolist()}
             dataset = Dataset.from_dict(columns)
             n_classes = int(targets.max()) + 1
-            if device.type == "cuda":  # what is done once in a process, and layers are compiled
+            if device.type == "cuda":  # warms up the process, and compiles the layers
                 for contender in given.contenders:
                     began = time.perf_counter()
                     first = dataset.select(range(min(len(texts), 8 * given.batch)))
@@ -381,7 +381,7 @@ def main() -> int:
                 of_rounds = ", ".join(f"{x:.3f}" for x in scores[contender])
                 print(
                     f"{contender}: test macro-F1 {np.mean(scores[contender]):.3f} ({of_rounds}); "
-                    f"{last} is {compare(scores[last], scores[contender])} from it",
+                    f"difference of {last}: {compare(scores[last], scores[contender])}",
                     flush=True,
                 )
     return 0

@@ -1,9 +1,10 @@
-"""Searching with `bertsmith.tune` and with `Trainer.hyperparameter_search`, the same time for both: how good, how soon.
+"""Compare `bertsmith.tune` with `Trainer.hyperparameter_search` in the same time.
 
-A study is a process of its own, on one core, and gets the same time from its start; only trials that ended by then
-count. Both get the same texts: some of the training texts of a table, so that the time holds several trials, and all
-validation and test texts, cut after the same number of tokens. Afterwards each trains its winner once more and scores
-it on test. The two contenders of a table and seed run at the same time, on a core each. What was run is kept.
+Each study is a separate process on one core. All studies have the same time limit, and only trials that end before it
+count. Both contenders get the same texts: a sample of the training texts, and all validation and test texts. With a
+sample, several trials fit in the time. Texts are truncated to the same number of tokens. Each contender then trains its
+winner again and scores it on the test split. The two contenders of a table and seed run at the same time, on one core
+each. The script saves all results, and does not repeat finished studies.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ TRAIN_TEXTS = 600
 
 
 def to_texts(folder: Path, seed: int) -> dict[str, pd.DataFrame]:
-    """Return train, validation and test; a tenth of train is held out where no validation table is there."""
+    """Return the train, validation and test splits. Without a validation table, hold out a tenth of train."""
     from sklearn.model_selection import train_test_split
 
     tables = {path.stem: pd.read_csv(path) for path in folder.glob("*.csv")}
@@ -49,7 +50,7 @@ def macro_f1(targets: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def trainer(tables: dict[str, pd.DataFrame], seed: int, minutes: float, began: float) -> dict:
-    """Search as the documentation of transformers shows, and train the winner once more."""
+    """Search as in the documentation of transformers, and train the winner again."""
     import optuna
     from datasets import Dataset
     from transformers import (
@@ -100,8 +101,8 @@ def trainer(tables: dict[str, pd.DataFrame], seed: int, minutes: float, began: f
             "per_device_train_batch_size": trial.suggest_categorical("per_device_train_batch_size", [16, 32, 64, 128]),
         }
 
-    class Noted(optuna.samplers.TPESampler):
-        """Optuna's default, which notes how trials end: the search keeps its study to itself."""
+    class RecordingSampler(optuna.samplers.TPESampler):
+        """Optuna's default sampler, which also records how trials end. The search does not return its study."""
 
         def after_trial(self, study, trial, state, values):
             super().after_trial(study, trial, state, values)
@@ -115,7 +116,7 @@ def trainer(tables: dict[str, pd.DataFrame], seed: int, minutes: float, began: f
             n_trials=1000,
             direction="maximize",
             backend="optuna",
-            sampler=Noted(seed=seed),
+            sampler=RecordingSampler(seed=seed),
             timeout=60 * minutes - (time.time() - began),
         )
         in_time = [e for e in ended if e[0] <= 60 * minutes]
@@ -132,7 +133,7 @@ def trainer(tables: dict[str, pd.DataFrame], seed: int, minutes: float, began: f
 
 
 def ours(tables: dict[str, pd.DataFrame], seed: int, minutes: float, began: float) -> dict:
-    """Search with `bertsmith.tune`; a trial's score is that of its best evaluation, without a decision rule's gain."""
+    """Search with `bertsmith.tune`. The score of a trial is its best evaluation, without a decision rule."""
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -165,7 +166,7 @@ def ours(tables: dict[str, pd.DataFrame], seed: int, minutes: float, began: floa
                 if seconds <= 60 * minutes and state in ("complete", "pruned"):
                     trials.append({"seconds": seconds, "state": state, "score": score if state == "complete" else None})
         frame = study.best.predictions
-        predicted = np.full(len(tables["test"]), -1)  # a text that cleaning left out counts as wrong
+        predicted = np.full(len(tables["test"]), -1)  # a dropped row counts as wrong
         predicted[frame["row"] - 1] = frame["predicted"]
         return {
             "trials": trials,
@@ -175,25 +176,25 @@ def ours(tables: dict[str, pd.DataFrame], seed: int, minutes: float, began: floa
         }
 
 
-def run_one(contender: str, data: Path, table: str, seed: int, minutes: float, kept: Path) -> None:
-    """Run a study in this process and keep what came of it."""
+def run_one(contender: str, data: Path, table: str, seed: int, minutes: float, file: Path) -> None:
+    """Run a study in this process, and save its result in a file."""
     began = time.time()
     tables = to_texts(data / table, seed)
     found = {"trainer": trainer, "ours": ours}[contender](tables, seed, minutes, began)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps({"minutes": minutes, "when": f"{datetime.now():%Y-%m-%d}", **found}))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"minutes": minutes, "when": f"{datetime.now():%Y-%m-%d}", **found}))
 
 
 def best_by(trials: list[dict], seconds: float) -> float:
-    """Return the best score of the trials that had ended by then; NaN if none had."""
+    """Return the best score of the trials that ended in these seconds; NaN without such a trial."""
     return max((t["score"] for t in trials if t["score"] is not None and t["seconds"] <= seconds), default=float("nan"))
 
 
 def report(output: Path, tables: list[str], seeds: int) -> None:
-    """Print what is kept as a Markdown table, and how soon ours had what the other ended with."""
+    """Print the saved results as a Markdown table, and when bertsmith reached the final score of trainer."""
     print(
-        "| table | seed | contender | trials ended (of them pruned) | best on validation after 1/4, 1/2, all of the "
-        "time | test macro-F1 | ours had the other's final score after |\n| --- | --- | --- | --- | --- | --- | --- |"
+        "| table | seed | contender | finished trials (pruned) | best validation score after 1/4, 1/2, all of the "
+        "time | test macro-F1 | bertsmith reached the final score of trainer after |\n" + "| --- " * 7 + "|"
     )
     for table in tables:
         shares, tests = [], {c: [] for c in CONTENDERS}
@@ -208,14 +209,16 @@ def report(output: Path, tables: list[str], seeds: int) -> None:
             ]
             budget = 60 * found["ours"]["minutes"]
             shares.append(min(reached, default=np.inf) / budget)
-            for contender, kept in found.items():
-                trials = kept["trials"]
+            for contender, result in found.items():
+                trials = result["trials"]
                 pruned = sum(t["state"] == "pruned" for t in trials)
                 course = ", ".join(f"{best_by(trials, part * budget):.3f}" for part in (0.25, 0.5, 1))
-                tests[contender].append(kept["test"])
-                said = f"{100 * shares[-1]:.0f} % of the time" if contender == "ours" else ""
-                test = f"{kept['test']:.3f}" + (f" (defaults {kept['defaults']:.3f})" if "defaults" in kept else "")
-                print(f"| {table} | {seed} | {contender} | {len(trials)} ({pruned}) | {course} | {test} | {said} |")
+                tests[contender].append(result["test"])
+                share = f"{100 * shares[-1]:.0f} % of the time" if contender == "ours" else ""
+                test = f"{result['test']:.3f}" + (
+                    f" (defaults {result['defaults']:.3f})" if "defaults" in result else ""
+                )
+                print(f"| {table} | {seed} | {contender} | {len(trials)} ({pruned}) | {course} | {test} | {share} |")
         if shares:
             means = {c: float(np.mean(values)) for c, values in tests.items()}
             print(
@@ -227,17 +230,17 @@ def report(output: Path, tables: list[str], seeds: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the tables")
-    parser.add_argument("--output", type=Path, default=Path("runs/tune"), help="where what was run is kept")
+    parser.add_argument("--output", type=Path, default=Path("runs/tune"), help="folder for the results")
     parser.add_argument("--tables", nargs="+", default=TABLES, choices=TABLES)
-    parser.add_argument("--seeds", type=int, default=3, help="studies of each contender")
-    parser.add_argument("--minutes", type=float, default=8.0, help="for each search")
-    parser.add_argument("--cores", default="0,1", help="one for each contender")
+    parser.add_argument("--seeds", type=int, default=3, help="number of studies of each contender")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time limit of each search")
+    parser.add_argument("--cores", default="0,1", help="a core for each contender")
     parser.add_argument("--one", nargs=3, metavar=("CONTENDER", "TABLE", "SEED"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         contender, table, seed = given.one
-        kept = given.output / f"{table}-{contender}-{seed}.json"
-        run_one(contender, given.data, table, int(seed), given.minutes, kept)
+        file = given.output / f"{table}-{contender}-{seed}.json"
+        run_one(contender, given.data, table, int(seed), given.minutes, file)
         return 0
     cores = given.cores.split(",")
     for table in given.tables:

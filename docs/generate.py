@@ -212,7 +212,7 @@ The columns of `labels.csv`:
 | `Text`, `Pair` | the text; the second text of a pair |
 | `Label Text`, `Label` | label text, several joined by `;`; number of an ordinal label |
 | `split` | `test` for random texts, otherwise `train` |
-| `random`, `inclusion_probability` | whether the text is in the random sample; its probability, for `measure` |
+| `random`, `inclusion_probability` | whether the text is random; its probability to be in the random sample |
 | `reason` | why the text was chosen: `uncertain`, `diverse`, `rare` or `random` |
 | `decided_by`, `share_of_coders` | origin of the label; share of coders who gave it |
 | `row`, `note` | row of the pool; notes of the coders |
@@ -283,7 +283,7 @@ _PRINTED: dict[str, tuple[type, dict[str, str]]] = {
             "otherwise, they are for the population that sample and corpus come from",
             "more_labels": "for each label text, how many more random texts to label for an interval of ±1 point",
             "least_widths": "for each label text, the least width of an interval with this model, relative to that of "
-            "the labelled texts alone: √(1 − ρ²), where ρ is the correlation of predictions and labels",
+            "the labelled texts alone. It is √(1 − ρ²), where ρ is the correlation of predictions and labels",
             "left_out": "number of rows of the sample that the estimates do not use, by reason",
             "empty": "number of rows of the corpus without a text",
             "notes": "the notes that the command also prints on standard error",
@@ -324,7 +324,7 @@ _PRINTED: dict[str, tuple[type, dict[str, str]]] = {
             "corpus": "name of the new texts",
             "texts": "number of new texts",
             "test_texts": "number of test texts of the run",
-            "sampled": "number of new texts in the random sample, for all properties but the predicted labels",
+            "sampled": "number of new texts in the random sample; all properties except the predicted labels use it",
             "differences": "one entry for each property; see below",
             "differs": "whether any property differs by more than chance explains",
         },
@@ -335,7 +335,7 @@ _PRINTED: dict[str, tuple[type, dict[str, str]]] = {
             "name": "the property",
             "before": "its mean in the test texts; `null` for embeddings and predicted labels",
             "after": "its mean in the new texts",
-            "distance": "distance between both, in standard deviations; for predicted labels, from 0 to 1",
+            "distance": "distance between the two, in standard deviations; for predicted labels, from 0 to 1",
             "threshold": "value that the distance rarely exceeds by chance",
             "differs": "whether the distance exceeds the threshold",
         },
