@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-os.environ["BERTSMITH_CV"] = "0"  # tables of tests are small; what cross-validates says so
+os.environ["BERTSMITH_CV"] = "0"  # test tables are small; tests of cross-validation set it
 
 MEMORY_DISK = Path("/dev/shm")
 if os.access(MEMORY_DISK, os.W_OK) and shutil.disk_usage(MEMORY_DISK).free > 2**32:
-    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY_DISK))  # a training waits 60 times until the disk synced
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY_DISK))  # training syncs the disk 60 times
 
 LONGEST = (
     "test_real_data",
@@ -69,7 +69,7 @@ _modules = 0
 
 
 def _out_of_the_search_for_garbage() -> None:
-    """Take what was imported since the last time out of the search for garbage, which takes long otherwise."""
+    """Exclude newly imported objects from garbage collection, which is slow otherwise."""
     global _modules
     if len(sys.modules) > _modules + 20:
         _modules = len(sys.modules)
@@ -149,7 +149,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pooled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint that says it is made for the mean of the hidden states."""
+    """A tiny checkpoint for sentence embeddings with mean pooling."""
     folder = tiny_model(tmp_path_factory.mktemp("pooled") / "model")
     (folder / "1_Pooling").mkdir()
     modes = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
@@ -235,7 +235,7 @@ def _mounted(folder: Path, options: str) -> Iterator[Path]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of its own, of 8 MiB."""
+    """A separate disk of 8 MiB."""
     yield from _mounted(tmp_path / "small", "size=8m")
 
 

@@ -41,7 +41,7 @@ _CLASSES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "InspectSettings": ("ReadSettings", "How to read a table and to count tokens.", tuple(ModelConfig.model_fields)),
     "TuneSettings": (
         "InspectSettings",
-        "How to read a table, to fine-tune and to decide; the folds of a study are a parameter.",
+        "How to read a table, to fine-tune and to decide, without ``cv``, which is a parameter of `tune`.",
         tuple(name for name in (*TrainConfig.model_fields, *EvalConfig.model_fields) if name not in ("cv", "effort")),
     ),
     "TrainSettings": ("TuneSettings", "How to read a table, to fine-tune and to decide.", ("cv", "effort")),

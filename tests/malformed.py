@@ -813,7 +813,7 @@ def _excel(c: _Corpus) -> None:
     c.refused("empty-sheet.xlsx", _book([]), "'s0'.*--sheet")
     c.refused("header-only.xlsx", _book(rows[:1]), "no rows")
     c.refused("title-above.xlsx", _book([["Survey of 2024"], *rows]), "--text-column")
-    # A formula without a stored result is an empty cell: its text is missing and says so.
+    # A formula without a stored result is an empty cell, so its row has no text.
     c.repaired(
         "formulas.xlsx",
         _book([rows[0], ['="c"&"at"', "a"], *rows[2:]]),

@@ -1,7 +1,7 @@
-"""Commands as processes that are forked from one with everything imported: they start within a moment.
+"""Run commands in processes that are forked from one with everything imported, so that they start at once.
 
-``python -m bertsmith`` imports PyTorch and Transformers for seconds. Tests of signals and kills need a process of its
-own for each command, not its imports.
+``python -m bertsmith`` imports PyTorch and Transformers for seconds. Tests of signals and kills need a separate process
+for each command, not its imports.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class _Socket:
 
 
 class Tab:
-    """A tab with its own storage, as that of another person."""
+    """A tab with separate storage, like that of another person."""
 
     def __init__(self, connection: _Socket, width: int = 1280, height: int = 900, *, mobile: bool = False) -> None:
         self.connection, self.numbers, self.session = connection, itertools.count(1), ""

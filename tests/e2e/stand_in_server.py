@@ -1,8 +1,9 @@
 """Start servers with a fake classifier whose load waits while a file exists; runs as a separate process.
 
-Each line on stdin is JSON: the folder of a server and its flags. In that folder the server writes its log, ``loads``
-gets a line per load, ``hold`` makes loads wait, ``hold-workers`` makes loads in worker processes wait, and ``code`` is
-the exit code. Servers are forked, so that imports happen once. At the end of stdin all remaining servers are killed.
+Each line on stdin is JSON: the folder of a server and its flags. In that folder the server writes its log, a line per
+load to ``loads``, and the exit code to ``code``. The file ``hold`` makes loads wait, and ``hold-workers`` makes loads
+in worker processes wait. Servers are forked, so that imports happen once. At the end of stdin all remaining servers are
+killed.
 """
 
 import contextlib

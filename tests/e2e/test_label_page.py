@@ -76,7 +76,7 @@ def test_two_coders_label_100_texts_with_the_keyboard(project, tmp_path):
                     press(tab, "s")
                 elif i == 5:
                     tab.key("n")
-                    tab.type("no 1 or 2")  # digits in a note are no labels
+                    tab.type("no 1 or 2")  # digits in a note are not labels
                     tab.key("Escape")
                     press(tab, "2")
                 else:

@@ -1,4 +1,4 @@
-"""The command as a process of its own: signals, and a network that is not there."""
+"""The command in a separate process: signals, and a network that is down."""
 
 import contextlib
 import io
@@ -136,7 +136,7 @@ KILLS = (
     ("scoring", "bertsmith.workflows.train:score_splits", 1),
     ("scoring", "bertsmith.workflows.train:write_report", 1),
 )
-"""What a kill leaves behind, and its moment: the start of a call of a function."""
+"""State of the run after a kill, and when the kill happens: the function, and the number of its call."""
 
 
 def _kill_at(name, call):
@@ -173,7 +173,7 @@ def test_a_run_killed_in_every_phase_resumes_to_the_same_result(csv, tiny, tmp_p
 
 
 def _limit_address_space(left):
-    """Leave this process so many MiB of further memory, and give it a large budget of tokens."""
+    """Limit this process to ``left`` further MiB of memory, and give it a large token budget."""
     import resource
 
     memory.TOKEN_BUDGETS["cpu"] = 2**20
@@ -183,7 +183,7 @@ def _limit_address_space(left):
 
 
 def test_address_space_limits_are_respected(csv, tiny, tmp_path):
-    """Where less is free than the usual budget needs, it is smaller; where not even a step fits, that is said."""
+    """If little memory is free, the token budget is smaller. If not even one text fits, an error reports it."""
     large = tiny_model(tmp_path / "large", hidden_size=768, intermediate_size=3072, num_hidden_layers=4)
     flags = ["--device", "cpu", "--epochs", "1", "--precision", "fp32"]
     for model, left, expected, said in (
@@ -220,7 +220,7 @@ def test_predictions_to_a_closed_stdout_are_refused(old_export, csv):
 
 @pytest.mark.parametrize("command", ["inspect {table} >&-", "predict {run} {table} <&- | head -1"])
 def test_closed_streams_are_not_internal_errors(command, old_export, csv):
-    """A shell may close standard output, and what reads a pipe may stop reading."""
+    """A shell may close standard output, and the reader of a pipe may stop reading."""
     line = command.format(run=old_export, table=csv).replace("predict", f"{sys.executable} -m bertsmith predict")
     line = line.replace("inspect", f"{sys.executable} -m bertsmith inspect")
     out = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True)

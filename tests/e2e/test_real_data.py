@@ -94,7 +94,7 @@ FIRST = {"tweet_emotion": 5, "reuters_r8": 5, "banking77": 3}
 
 @pytest.mark.parametrize("name", TABLES)
 def test_the_real_tables_train_with_their_given_test_rows(name, shared, tmp_path):
-    """The first texts of every class, a given test table, and 32 tokens: each kind of table, in seconds."""
+    """Train on the first texts of every class, with a given test table and 32 tokens."""
     given = []
     for part, option in (("train", None), ("val", "--validation"), ("test", "--test")):
         file = shared / name / f"{part}.csv"
@@ -186,7 +186,7 @@ def test_film_reviews_are_read_whole(shared, tmp_path, monkeypatch, capsys):
     length = 32
     monkeypatch.setattr("bertsmith.training.data.WINDOW_TOKENS", 2 * length)  # to be quick
     reviews = pd.read_csv(shared / "movie_reviews" / "train.csv")
-    shortest = reviews["Text"].str.len().sort_values().index[1:41]  # longer than that all the same
+    shortest = reviews["Text"].str.len().sort_values().index[1:41]  # even the shortest ones are long
     reviews = reviews.loc[shortest].sample(frac=1, random_state=0)
     reviews.head(30).to_csv(tmp_path / "reviews.csv", index=False)
     reviews.tail(10).to_csv(tmp_path / "later.csv", index=False)

@@ -1,4 +1,4 @@
-"""Studies as processes of their own: kills, several workers, and a database that they share."""
+"""Studies in separate processes: kills, several workers, and a database that they share."""
 
 import json
 import multiprocessing
@@ -40,7 +40,7 @@ def command(tiny, tmp_path):
 
 @pytest.fixture
 def here(cli, monkeypatch):
-    """Runs a command to its end in this process, which has everything imported; returns what it said."""
+    """Runs a command to its end in this process, which has everything imported; returns its output."""
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
@@ -98,7 +98,7 @@ class Shared:
         ended, told: exit code and messages of the first command.
         kept: the values of the trials that it left.
         ended_again, told_again: of the second command.
-        study: at last.
+        study: the study at the end.
     """
 
     ended: int
@@ -156,7 +156,7 @@ def test_other_workers_repeat_the_trial_of_a_killed_worker(shared_study):
 
 @pytest.fixture
 def postgres(tmp_path):
-    """A server of its own on a free port of this machine; the URL of its database."""
+    """A separate server on a free port of this machine; the URL of its database."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or [Path(p) for p in [shutil.which("initdb")] if p]
     if not found:
         pytest.skip("PostgreSQL is not installed")
@@ -189,7 +189,7 @@ def postgres(tmp_path):
 
 
 def _quick_heartbeat():
-    """Set signs of life that suit a test: a worker without one for four seconds counts as dead."""
+    """Shorten the heartbeats: a worker without a heartbeat for four seconds counts as dead."""
     store.HEARTBEAT, store.GRACE = 1, 4
 
 
@@ -215,9 +215,9 @@ def test_three_workers_on_a_real_database_lose_nothing_when_one_is_killed_and_it
     trials = optuna.load_study(study_name=name, storage=storage).trials
     storage.engine.dispose()
     states = [t.state.name for t in trials]
-    # Machines that do not see one another's lock may begin a trial each too many, and no more.
+    # Machines do not share a lock, so each may start one trial too many.
     assert 6 <= states.count("COMPLETE") + states.count("PRUNED") <= 8, states
-    assert "RUNNING" not in states  # a trial of the killed one may wait still, where a trial too many made up for it
+    assert "RUNNING" not in states  # a trial of the killed worker may still wait, if an extra trial replaced it
     results = [bs.Study(tmp_path / f"machine{i}").result for i in (1, 2)]
     assert results[0]["score"] == results[1]["score"]
     best = max(t.value for t in trials if t.state.name == "COMPLETE")

@@ -1,4 +1,4 @@
-"""Finding and loading checkpoints: from a folder, a package, and a hub, here a small server of our own."""
+"""Finding and loading checkpoints: from a folder, a package, and a hub, which a small local server simulates."""
 
 import importlib.util
 import json
@@ -287,7 +287,7 @@ for _ in sys.stdin:
 
 
 def test_a_downloaded_checkpoint_is_loaded_from_the_cache(served):
-    # In a process of its own, since huggingface_hub reads HF_ENDPOINT and HF_HUB_CACHE once, when it is imported.
+    # In a separate process, since huggingface_hub reads HF_ENDPOINT and HF_HUB_CACHE once, when it is imported.
     handler, server = served
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
     with subprocess.Popen([sys.executable, "-c", _FETCH], **pipes) as process:
@@ -327,7 +327,7 @@ def test_a_refused_connection_to_the_hub_is_reported_at_once(monkeypatch, tmp_pa
 
 
 def test_an_unresponsive_hub_is_reported_within_15_seconds(monkeypatch):
-    with socket.socket() as silent:  # takes connections and says nothing
+    with socket.socket() as silent:  # accepts connections and does not answer
         silent.bind(("127.0.0.1", 0))
         silent.listen(8)
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")

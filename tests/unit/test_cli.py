@@ -406,7 +406,7 @@ def test_numbers_of_the_input_are_unchanged(cli, finished, tmp_path):
 
 
 def test_types_of_the_input_are_kept_in_parquet(cli, finished, tmp_path, monkeypatch):
-    monkeypatch.setattr("bertsmith.data.stream.CHUNK_ROWS", 2)  # the first piece alone would say something else
+    monkeypatch.setattr("bertsmith.data.stream.CHUNK_ROWS", 2)  # the first chunk alone would have other types
     days = pd.to_datetime(["2026-01-02", "2026-01-03", None])
     frame = pd.DataFrame({"Text": ["a cat", "a dog", "red"], "n": [1, 2, 3], "f": [None, None, 0.5], "day": days})
     frame = frame.assign(right=[True, False, True], words=[["a"], [], ["b", "c"]], mixed=["1", "2", "x"])

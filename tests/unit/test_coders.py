@@ -144,7 +144,7 @@ def test_a_run_records_which_labels_it_is_trained_on(used, tmp_path, tiny, monke
     compare = soft_labels.compare_labels
     monkeypatch.setattr(soft_labels, "compare_labels", lambda *a: replace(compare(*a), used=used))
     monkeypatch.setattr(TokenDataset, "__getitems__", noted)
-    # With a column more, a model of the text alone is trained for comparison.
+    # With one more column, the run also trains a model on the text alone, for comparison.
     more = {"table": rows.assign(where="here"), "with_columns": ("where",), "cv": 3} if used else {"table": rows}
     run = train(tiny, tmp_path / "run", coder_column="coder", epochs=1, **more)
     recorded = run.info["soft_labels"]

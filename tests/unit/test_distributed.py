@@ -63,7 +63,7 @@ def _send_all_alone():
 
 
 def _run_out_of_memory():
-    """As `_send_all_alone`. Process 1 has more micro-batches, and once no memory in the middle of a backward pass."""
+    """As `_send_all_alone`. Process 1 has more micro-batches, and runs out of memory once during a backward pass."""
     _send_all_alone()
     batching.TOKEN_BUDGETS["cpu"] = 64
     if os.environ["RANK"] == "0":
@@ -130,10 +130,10 @@ def _assert_same(run, one):
 
 
 def test_two_processes_give_the_result_of_one(one, tmp_path, pooled):
-    """They begin with one head, too. One of them runs out of memory, and has no text in the last step of an epoch."""
+    """Both begin with the same head. One of them runs out of memory, and has no text in the last step of an epoch."""
     codes, printed = _forked(one.path.parent / "t.csv", tmp_path / "2", pooled, *MORE, before=_run_out_of_memory)
     assert codes == [0, 0], printed
-    assert printed.count("test macro-F1") == 1  # one of them speaks
+    assert printed.count("test macro-F1") == 1  # only one process prints
     assert printed.count("sent, then no memory") == 1
     _assert_same(open_run(tmp_path / "2"), one)
 
@@ -204,7 +204,7 @@ def test_interrupted_processes_resume_together(table, tmp_path, tiny):
 
 
 def test_an_error_ends_all_processes_with_one_message(table, tmp_path, tiny):
-    """Also if the process that speaks comes last."""
+    """This also holds if the process that prints is the last one."""
     slow = tmp_path / "slow.py"
     slow.write_text(
         "import os, sys, time\ntime.sleep(3 * (os.environ['RANK'] == '0'))\n"
@@ -228,7 +228,7 @@ def test_only_train_accepts_several_processes(rank, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["inspect", "t.csv"])
     if rank != "0":
-        sys.stdout.close()  # nobody's
+        sys.stdout.close()  # a devnull that `main` opened
     assert ended.value.code == 2
     assert "error: torchrun" in capsys.readouterr().err
 
@@ -276,7 +276,7 @@ def sums(monkeypatch):
 
 @pytest.mark.parametrize("failing", [None, 1, 2])
 def test_gradients_are_sent_during_the_backward_pass(failing, sums):
-    """If memory runs out when some are sent, a repeated step sends the others."""
+    """If memory runs out when some gradients are sent, a repeated step sends the others."""
     torch.manual_seed(0)
     table, frozen = torch.nn.Embedding(5, 4), torch.nn.Linear(4, 4).requires_grad_(False)
     first, second, unused = torch.nn.Linear(4, 3), torch.nn.Linear(3, 4), torch.nn.Linear(4, 5)

@@ -115,7 +115,7 @@ def _blocks(name):
 
 @pytest.fixture
 def reader(tmp_path, monkeypatch, tiny, cli):
-    """Who follows a tutorial, with a tiny model and a small table."""
+    """A reader who follows a tutorial, with a tiny model and a small table."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BERTSMITH_MODEL", str(tiny))
     monkeypatch.setenv("BERTSMITH_EPOCHS", "2")

@@ -54,7 +54,7 @@ def test_it_says_what_would_be_used_and_why(cli, monkeypatch):
 def test_it_names_the_missing_packages_and_their_extra(cli, lacking):
     lacking |= {"sqlalchemy", "openpyxl"}
     extras = {extra.name: extra.missing for extra in doctor.diagnose("cpu").extras}
-    del extras["trackio"]  # "all" does not bring it
+    del extras["trackio"]  # "all" does not include it
     assert {name: missing for name, missing in extras.items() if missing} == {
         "excel": ("openpyxl",),
         "sql": ("sqlalchemy",),

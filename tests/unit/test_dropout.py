@@ -1,4 +1,4 @@
-"""Dropout on a CPU: the right rate, independence, gradients, and attention that thins its weights."""
+"""Dropout on a CPU: the right rate, independence, gradients, and dropout of attention weights."""
 
 import numpy as np
 import pytest

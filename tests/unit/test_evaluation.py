@@ -195,7 +195,7 @@ def test_the_temperature_of_a_distorted_model_is_found(seed, distortion):
 
 @pytest.mark.parametrize("n", [6, 25])
 def test_a_temperature_fitted_on_few_texts_hardly_raises_the_loss(n):
-    """The most likely one costs 0.4 of log loss with six texts and 0.1 with 25."""
+    """The maximum-likelihood temperature raises the log loss by 0.4 with six texts and by 0.1 with 25."""
     rng = np.random.default_rng(0)
     worse = []
     for _ in range(100):
@@ -226,7 +226,7 @@ def test_a_paired_difference_has_a_narrower_interval():
     rng = np.random.default_rng(0)
     targets = rng.integers(0, 3, 400)
     one = np.where(rng.random(400) < 0.85, targets, rng.integers(0, 3, 400))
-    two = np.where(rng.random(400) < 0.9, one, (one + 1) % 3)  # wrong where `one` is, and a little more
+    two = np.where(rng.random(400) < 0.9, one, (one + 1) % 3)  # wrong where `one` is, and in some more places
     value, low, high = SINGLE.difference(targets, np.eye(3)[one], np.eye(3)[two], seed=0)
     assert value == pytest.approx(
         sk.f1_score(targets, one, average="macro") - sk.f1_score(targets, two, average="macro")

@@ -40,7 +40,7 @@ TEXTS = ["cat", "the red dog is here", "apple " * 90, "", "hammer and nail near 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, finished):
-    """A finished run of its own, so that exports in it disturb nobody."""
+    """A separate finished run, so that its exports do not disturb other tests."""
     folder = tmp_path_factory.mktemp("exports") / "run"
     shutil.copytree(finished, folder)
     return bs.Run(folder)
@@ -59,7 +59,7 @@ def copy(exported, tmp_path):
 
 @pytest.fixture
 def written(exported, tmp_path, monkeypatch):
-    """Exports of the run get the files that were written once, which takes no time."""
+    """Make exports of the run copy the files of the first export, which is fast."""
     kept = Path(shutil.copytree(exported.path, tmp_path / "kept", ignore=shutil.ignore_patterns("[!m]*")))
 
     def write(original, folder, precision, texts, conservative):
@@ -136,7 +136,7 @@ def test_exports_of_all_architectures_match_the_original(architecture, format, p
 
 @pytest.mark.parametrize("head", [16, 32])
 def test_int8_predictions_do_not_depend_on_padding(head, tmp_path):
-    """With AMX, OpenVINO was wrong where a text had as many tokens as a head of attention has numbers."""
+    """With AMX, OpenVINO was wrong if the number of tokens equals the head size."""
     _needs("openvino", "int8")
     sizes = {"hidden_size": 4 * head, "num_attention_heads": 4, "intermediate_size": 8 * head, "num_hidden_layers": 1}
     original, exported = _both(tmp_path, "bert", "openvino", "int8", initializer_range=0.2, **sizes)
@@ -219,7 +219,7 @@ def test_an_export_reports_its_parity(exported, run):
 
 
 def test_weights_are_in_a_file_of_their_own(exported):
-    """Which is mapped into memory: a model of BERT-Base's shape is loaded in half the time."""
+    """The file is memory-mapped, so a model of BERT-Base's shape loads in half the time."""
     onnx = pytest.importorskip("onnx")
     graph = onnx.load(str(exported.path / "model.onnx"), load_external_data=False).graph
     largest = max(graph.initializer, key=lambda tensor: np.prod(tensor.dims))
@@ -235,7 +235,7 @@ def in_openvino(run, tmp_path_factory):
 
 @pytest.fixture(params=["exported", "in_openvino"])
 def cut_small(request, monkeypatch):
-    """An export on two threads, in whose hands a few texts are many micro-batches."""
+    """An export on two threads, with a token budget that splits a few texts into many micro-batches."""
     for name, runtime in RUNTIMES.items():
         monkeypatch.setitem(RUNTIMES, name, replace(runtime, token_budget=64))
     return Exported.load(request.getfixturevalue(request.param).path, threads=2)
@@ -503,7 +503,7 @@ def test_the_description_of_an_export_has_a_checksum(copy):
 
 
 def test_an_export_whose_predictions_depend_on_the_batch_is_refused(run, written, tmp_path, monkeypatch):
-    """A single text of a rare length is enough."""
+    """A single wrong text of a rare length is enough."""
     predict = Exported.predict_proba
     lengths = bs.load(run).count_tokens(texts := [*run.validation_predictions["text"], *run.predictions["text"]])
     rare = texts[list(lengths).index(min(lengths, key=list(lengths).count))]

@@ -120,7 +120,7 @@ def test_embeddings_are_the_mean_of_the_last_hidden_states(architecture, budget,
 
 @pytest.mark.parametrize("architecture", forward.ARCHITECTURES)
 def test_logits_match_stored_values(architecture, models):
-    """A changed step shows, even if transformers changes the same way. Weights and texts come from fixed seeds."""
+    """Detects a changed step even if transformers changes alike. Weights and texts come from fixed seeds."""
     model = models[architecture].model
     with torch.no_grad():
         found = forward.logits(model, forward.pack_for(model, _texts(model, [7, 3, 12])))
@@ -144,7 +144,7 @@ def test_attention_groups_do_not_change_the_result(architecture, models, lengths
 
 
 def _by_text(query, key, value, query_starts, key_starts, most_queries, most_keys, p, around):
-    """Attention of variable length as torch documents it, one text at a time."""
+    """Variable-length attention as torch documents it, one text at a time."""
     found = []
     pairs = zip(itertools.pairwise(query_starts.tolist()), itertools.pairwise(key_starts.tolist()), strict=True)
     for (q, q_end), (k, k_end) in pairs:

@@ -1,4 +1,4 @@
-"""What only a GPU can show; without one these are skipped, and the same code is tested on the CPU elsewhere."""
+"""Tests that need a GPU, and are skipped without one; other tests run the same code on the CPU."""
 
 from functools import partial
 
@@ -92,7 +92,7 @@ def test_dropout_on_a_gpu_follows_its_generator(architecture, tmp_path):
 
 @pytest.fixture
 def trained(tmp_path):
-    """Return what trains a model on random texts, and returns its engine and weights."""
+    """Return a function that trains a model on random texts, and returns its engine and weights."""
     return partial(_trained, tmp_path / "model")
 
 
@@ -221,7 +221,7 @@ def test_no_step_waits_for_the_gpu(trained):
         step = engine.training_step
 
         def watched(*given):
-            # Within a step, and once all is warm, whatever waits raises.
+            # After the warm-up, every synchronization within a step raises an error.
             late = engine.state.global_step >= 30
             watched_late.append(late)
             torch.cuda.set_sync_debug_mode("error" if late else "default")

@@ -297,7 +297,7 @@ def test_predicting_tokenizes_each_text_once(long, cli, finished, tmp_path, toke
 
 @pytest.mark.parametrize("agrees", [True, False])
 def test_predictions_are_in_bf16_where_that_is_fast_and_changes_no_label(agrees, tiny, tmp_path, monkeypatch):
-    """The device is said to be fast in bf16; whether labels change is decided by the validation texts."""
+    """The test declares bf16 fast on this device; the validation texts decide whether labels change."""
     monkeypatch.setattr("bertsmith.workflows.score.choose_precision", lambda device: ("bf16", "for this test"))
     monkeypatch.setattr("bertsmith.inference.classifier.choose_precision", lambda device: ("bf16", "for this test"))
     if not agrees:

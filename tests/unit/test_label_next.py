@@ -234,4 +234,4 @@ def test_tasks_for_a_tool_have_the_chosen_texts(tool, pool, tmp_path, tiny, cli)
     assert len(texts) == 5
     facts = [task.get("data") or task.get("meta") or task.get("metadata") or task for task in tasks]
     assert [task["hidden"] for task in facts] == [text.columns["hidden"] for text in project.texts]
-    assert not any("Text" in task for task in facts)  # the text is there once
+    assert not any("Text" in task for task in facts)  # a task has the text only once

@@ -1,4 +1,4 @@
-"""What more labels buy: the power law, its interval, the rule to stop."""
+"""The gain of more labels: the power law, its interval, the rule to stop."""
 
 import numpy as np
 import pytest

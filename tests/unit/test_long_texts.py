@@ -62,7 +62,7 @@ def runs(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chosen(tiny, tmp_path_factory):
-    """A run on texts for which windows are worth a lot, without a setting."""
+    """A run with the default setting, on texts for which windows gain much."""
     table = long_table(900, own=0.25)
     return train(tiny, tmp_path_factory.mktemp("auto") / "run", table=table, epochs=6, validation_size=0.3, **SETTINGS)
 

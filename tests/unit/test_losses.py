@@ -99,7 +99,7 @@ def test_losses_match_manual_values():
     assert LOSSES["none"](COUNTS, 0.0)(logits, labels).item() == pytest.approx(plain)
     assert LOSSES["weights"](COUNTS, 0.0)(logits, labels).item() == pytest.approx(plain * 100 / 3)
     assert LOSSES["focal"](COUNTS, 0.0)(logits, labels).item() == pytest.approx((2 / 3) ** 2 * plain, rel=1e-5)
-    # With equal logits the adjusted model says the shares of train.
+    # With equal logits, the adjusted model predicts the class shares of the training texts.
     assert LOSSES["logit-adjustment"](COUNTS, 0.0)(logits, labels).item() == pytest.approx(-np.log(0.01), rel=1e-5)
     assert np.exp(log_prior(COUNTS)) == pytest.approx(COUNTS / 100)
     assert np.isfinite(log_prior(np.array([5, 0]))).all()
@@ -110,7 +110,7 @@ def test_losses_match_manual_values():
 
 
 def test_logit_adjustment_balances_an_uninformative_model():
-    """Trained with it, a model of one bias a class says nothing of the prior."""
+    """A model that has only one bias per class does not learn the class shares with it."""
     labels = torch.from_numpy(np.repeat([0, 1, 2], COUNTS))
     for name, expected in (("none", COUNTS / 100), ("logit-adjustment", np.full(3, 1 / 3))):
         bias = torch.zeros(3, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Messages repeat little of what is wrong, and say which argument or table it is."""
+"""Messages quote only a short part of a wrong value, and name the argument or table."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Whatever happens to a run: it goes on to the same end, or says what is wrong. The last good checkpoint survives."""
+"""A disturbed run reaches the same result, or reports what is wrong. The last intact checkpoint survives."""
 
 import functools
 import json
@@ -47,7 +47,7 @@ from tests.conftest import weights_of as _weights
 
 @pytest.fixture(autouse=True)
 def same_budget_everywhere(monkeypatch):
-    """Have a CPU with matrix units cut batches as any other does."""
+    """Make a CPU with matrix units split batches as other CPUs do."""
     monkeypatch.setattr(batching, "AMX_BUDGET_FACTOR", 1)
 
 
@@ -68,12 +68,12 @@ def _stop_after(steps):
 
 
 class _PowerCutError(Exception):
-    """Nothing is saved on the way out."""
+    """Ends the training without saving anything."""
 
 
 @pytest.fixture(scope="module")
 def whole(tiny, tmp_path_factory):
-    """A run that nothing disturbed, which tests compare with and do not change."""
+    """An undisturbed run, for comparison; tests do not change it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batching, "AMX_BUDGET_FACTOR", 1)
         return _train(tiny, tmp_path_factory.mktemp("whole") / "run")
@@ -88,7 +88,7 @@ def _stopped(tiny, tmp_path_factory):
 
 @pytest.fixture
 def stopped(_stopped, tmp_path):
-    """A run of its own that was interrupted after step 9 of 18."""
+    """A copy of a run that was interrupted after step 9 of 18."""
     return Run(shutil.copytree(_stopped, tmp_path / "run"))
 
 
@@ -339,10 +339,10 @@ def test_the_best_and_the_newest_checkpoints_are_kept(tmp_path):
 
 
 def _states_during(action, folder, monkeypatch):
-    """Do something and return what a kill would leave of a folder: a copy for every state it was in on the way.
+    """Run an action and return a copy of each state of a folder that a kill could leave.
 
-    States are taken after every line of the code that writes. Returns pairs of a copy and the files in it that had
-    not been forced to disk yet, of which a power cut may leave anything.
+    A state is recorded after every line of the code that writes. Returns pairs of a copy and its files that were not
+    synced to disk yet; a power cut may damage these files.
     """
     states, seen = [], set()
     synced = {p.stat().st_ino: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
@@ -356,7 +356,7 @@ def _states_during(action, folder, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", recorded)
     writers = {checkpoints.__file__, atomic.__file__}
-    # What computes and writes nothing, in thousands of lines.
+    # Code that only computes, and runs thousands of lines.
     apart = checkpoints._to_json.__code__
     computing = {apart, *(part for part in apart.co_consts if isinstance(part, types.CodeType))}
 
@@ -456,13 +456,13 @@ def test_out_of_memory_only_halves_the_token_budget(tiny, tmp_path, monkeypatch)
     expected = _train(tiny, tmp_path / "expected", **settings)
     monkeypatch.setitem(batching.TOKEN_BUDGETS, "cpu", 256)
     events = []
-    # More than 64 tokens never fit, and what fails is the second micro-batch of a step: one has left its gradient.
+    # More than 64 tokens never fit. The second micro-batch of a step fails, after the first has left its gradient.
     attempts = _fail_at(monkeypatch, lambda tokens, attempt: tokens > 64)
     run = _train(tiny, tmp_path / "run", on_event=events.append, **settings)
     assert [e.token_budget for e in events if isinstance(e, MemoryExceeded)] == [128, 64]
     assert max(attempts[3:]) <= 64
     weights, others = _weights(expected), _weights(run)
-    # The head has the temperature in it, of validation texts that were scored so many at once.
+    # The temperature in the head depends on how many validation texts are scored at once.
     assert all(w.equal(others[name]) or name.startswith("classifier.") for name, w in weights.items())
     assert all(w.allclose(others[name], rtol=1e-5) for name, w in weights.items())
     assert [e["train_loss"] for e in run.history] == [e["train_loss"] for e in expected.history]
@@ -477,7 +477,7 @@ def test_a_failed_step_changes_no_state(accumulation, tiny, tmp_path, monkeypatc
     run = _train(tiny, tmp_path / "run", **settings)
     assert len(attempts) > 6
     a, b = _weights(plain), _weights(run)
-    # From the sixth micro-batch on the budget is another one, and with it the dropout: close, not equal.
+    # From the sixth micro-batch on, budget and dropout masks differ, so the losses are close, but not equal.
     assert [e["train_loss"] for e in run.history] == pytest.approx([e["train_loss"] for e in plain.history], abs=0.05)
     assert not _same(a, b)
 
@@ -638,7 +638,7 @@ def test_the_first_token_budget_fits_memory_and_does_not_change_the_result(tiny,
 
 
 def _break(monkeypatch, when, change):
-    """Let ``change(logits)`` happen to the output of the model where ``when(model, steps done, inputs)`` says so."""
+    """Apply ``change`` to the logits of the model if ``when(model, steps done, inputs)`` is true."""
     logits, steps = forward.logits, []
 
     @functools.wraps(logits)
@@ -669,7 +669,7 @@ BROKEN = {
 
 @pytest.fixture(params=["at once", "later"])
 def check_time(request, monkeypatch):
-    """When a number is looked at; later, as on a GPU, the optimizer leaves the step out until then."""
+    """When the guard reads a check; ``later``, as on a GPU, the optimizer skips the step until then."""
     if request.param == "later":
         deferred = property(lambda self: can_skip_step(self.engine.optimizer.optimizer))
         monkeypatch.setattr(nan_guard.NanGuard, "deferred", deferred)
@@ -753,7 +753,7 @@ def test_the_text_with_a_nonfinite_loss_is_named(check_time, tiny, tmp_path, mon
         lambda model, n, ids: bool((ids == model.config.vocab_size - 1).sum(dim=1).eq(4).any()),
         lambda logits: logits * float("nan"),
     )
-    # It breaks its whole micro-batch, but of single texts only this one.
+    # In training, it breaks its whole micro-batch; scored one by one, only this text fails.
     with pytest.raises(TrainingError) as caught:
         _train(tiny, tmp_path / "run", table=table, set={"per_device_eval_batch_size": 1}, validation_size=0.1, seed=2)
     assert re.search(r"rows 6 of the data frame$", caught.value.where)
@@ -887,7 +887,7 @@ def test_cached_free_memory_is_released_above_a_limit():
     with system.keep_freed_memory():
         before = system.resident_memory()
         kept, pieces = [], []
-        for _ in range(64):  # what stays lies between what goes, so that nothing of it is at the end of the heap
+        for _ in range(64):  # kept blocks lie between freed ones, so that no free memory is at the end of the heap
             pieces.append(torch.zeros(2**20))  # 4 MiB
             kept.append(torch.zeros(2**12))
         del pieces

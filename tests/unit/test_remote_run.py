@@ -41,7 +41,7 @@ def _names():
 
 
 def _new_run(folder, created="2026-01-01", steps=(), status="running", **files):
-    """Write a run, as far as copies look into it."""
+    """Write the parts of a run that matter for copies."""
     folder.mkdir(parents=True)
     run = Run(folder)
     for name in ("labels.json", "splits.parquet", "history.jsonl"):

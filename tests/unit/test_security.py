@@ -1,4 +1,4 @@
-"""A checkpoint, a table or a name may try what it likes: nothing of it is run, followed or drawn as more than text."""
+"""Malicious checkpoints, tables and names: bertsmith runs no code, follows no path, and shows names only as text."""
 
 import json
 import pickle
@@ -83,7 +83,7 @@ def test_harmless_keys_are_accepted(folder):
 
 
 def test_malicious_checkpoints_run_no_code(folder, canary, monkeypatch):
-    """Everything at once that a folder can hold beside what is needed; the model and the tokenizer load without it."""
+    """The folder has every kind of malicious file at once; the model and the tokenizer load without them."""
     evil = f"open({str(canary)!r}, 'w').close()\nclass Evil: pass\n"
     for name in (
         "evil.py",
@@ -108,7 +108,7 @@ def test_malicious_checkpoints_run_no_code(folder, canary, monkeypatch):
     assert not canary.exists()
     model.save_pretrained(folder / "saved")
     tokenizer.save_pretrained(folder / "saved")
-    for name in ("config.json", "tokenizer_config.json"):  # nor is the address of the code carried on
+    for name in ("config.json", "tokenizer_config.json"):  # saving does not keep the address of the code
         assert "evil" not in (folder / "saved" / name).read_text().replace(str(folder), "")
 
 
@@ -216,7 +216,7 @@ def test_names_from_a_table_are_not_used_as_paths_or_code(tiny, tmp_path):
 
 
 def test_the_source_never_unpickles_or_runs_code_by_name():
-    """No call in the source that would: pickle, eval, exec, a shell, `torch.load`, remote code that is trusted."""
+    """The source has no such call: pickle, eval, exec, a shell, `torch.load`, or trusted remote code."""
     forbidden = re.compile(
         r"\bpickle\.\w|(?<![.\w])(eval|exec)\(|os\.system|shell=True|torch\.load\(|trust_remote_code=True|yaml\.load\(|__import__"
     )

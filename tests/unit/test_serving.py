@@ -793,7 +793,7 @@ def test_a_stopping_server_resets_no_connections():
     with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()) as early:
         stop_accepting(listening)
         accepted, _ = listening.accept()
-        with accepted:  # what was in before is still answered
+        with accepted:  # the server still answers earlier connections
             accepted.sendall(b"answer")
             assert early.recv(6) == b"answer"
         with pytest.raises(TimeoutError):

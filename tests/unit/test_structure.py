@@ -11,7 +11,7 @@ from pathlib import Path
 import bertsmith
 
 SRC = Path(bertsmith.__file__).parent
-# A package may import those left of it; within one of these groups nothing imports another group member.
+# A package may import those in earlier groups. Packages of one group do not import each other.
 ORDER = [
     {"errors"},
     {"config", "compute", "events"},
@@ -123,7 +123,7 @@ def test_import_is_light():
 
 
 def _worked() -> float:
-    """Return the seconds that processes started here have computed: what else the machine does does not count."""
+    """Return the CPU seconds of the child processes, which other load on the machine does not change."""
     used = os.times()
     return used.children_user + used.children_system
 

@@ -404,7 +404,7 @@ def _store(folder, **settings):
 
 
 UNTIRING = types.SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None)
-"""For `stores.time`: what else sleeps in this process must go on sleeping, or it would take all of a core."""
+"""Replaces `time` in the store only: other threads of this process must still sleep, or they would use a whole core."""
 SPACE = {"learning_rate": Range(1e-5, 1e-3, log=True), "epochs": Range(1, 9, whole=True)}
 
 
@@ -497,7 +497,7 @@ def test_a_temporarily_unavailable_storage_loses_no_trials(tiny, tmp_path, monke
     monkeypatch.setattr(optuna.Study, "tell", failing("tell", optuna.Study.tell))
     monkeypatch.setattr(optuna.Study, "ask", failing("ask", optuna.Study.ask))
     monkeypatch.setattr(optuna.Trial, "report", failing("report", optuna.Trial.report))
-    # What is read after the winner was trained, when a database may have been away for hours.
+    # The study reads this after training the winner, when a database may have been unavailable for hours.
     importances = optuna.importance.get_param_importances
     monkeypatch.setattr(optuna.importance, "get_param_importances", failing("importance", importances))
     monkeypatch.setattr(optuna.Study, "best_trials", property(failing("best", optuna.Study.best_trials.fget)))

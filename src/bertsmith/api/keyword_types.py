@@ -92,7 +92,7 @@ class InspectSettings(ReadSettings, total=False):
 
 
 class TuneSettings(InspectSettings, total=False):
-    """How to read a table, to fine-tune and to decide; the folds of a study are a parameter."""
+    """How to read a table, to fine-tune and to decide, without ``cv``, which is a parameter of `tune`."""
 
     epochs: float | None
     batch_size: int | None

@@ -59,7 +59,7 @@ _NEEDS = dict.fromkeys(COMMANDS, "train") | {
     "methods": None,
     "doctor": None,
 }
-"""The extra that a command needs as a whole; for the others the package that is missing decides."""
+"""The extra that a command needs as a whole. For other commands, the missing package determines the extra."""
 
 
 def _print_version(is_set: bool) -> None:
@@ -160,7 +160,7 @@ def _run(arguments: list[str], debug: bool) -> tuple[int, str]:
             message = error.format_message().replace(": Value error, ", ": ")  # pydantic's prefix, in typer
             return 2, f"[bold red]error:[/] {_escape(message)}\n  what to do: see {help_for} --help"
         if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what is left cannot fail again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that flushing stdout cannot fail again
             return 2, f"[bold red]error:[/] {write_error(Path(error.filename or 'standard output'), error)}"
         if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("bertsmith"):
             purpose = " ".join(["bertsmith", *arguments[:1]])

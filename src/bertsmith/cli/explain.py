@@ -22,7 +22,7 @@ MAX_WORDS = 10
 
 
 def _parse(text: str, template: Template) -> Any:
-    """Return a text, or for a template of several columns the object that the text is in JSON."""
+    """Return the text, or, for a template of several columns, the object that it contains as JSON."""
     from bertsmith.errors import ConfigError
 
     if template.is_plain:

@@ -28,7 +28,7 @@ READ_SETTINGS = (
     "max_unpacked",
 )
 MAX_SHOWN = 40
-"""Most shares in the summary."""
+"""Maximum number of shares in the summary."""
 
 
 @with_settings(DataConfig, ModelConfig, only=(*READ_SETTINGS, "device", "threads"))

@@ -204,7 +204,7 @@ def is_closed_pipe(error: OSError) -> bool:
 
 
 def own_port(listening: socket.socket) -> None:
-    """Allow a server to use a recently closed port, but no port of another server.
+    """Allow a server to use a recently closed port, but not the port of another server.
 
     On Windows, ``SO_REUSEADDR`` would let two servers share a port.
     """

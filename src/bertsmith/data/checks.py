@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from bertsmith.model.tokens import Tokens
 
 MAX_EXAMPLES = 5
-"""Most example rows of a finding."""
+"""Maximum number of example rows of a finding."""
 MAX_UNKNOWN_TEXTS = 100
-"""Most texts searched for examples of unknown words."""
+"""Maximum number of texts searched for examples of unknown words."""
 _HTML = re.compile(
     r"</?(?:p|br|div|span|a|b|i|em|strong|li|ul|td|tr|table|h\d|img|font)\b[^<>]*>|&(?:[a-z]{2,6}|#\d+);", re.I
 )
@@ -43,7 +43,7 @@ class Inspected:
         cleaned: the cleaned table.
         texts: the usable texts, the segments of pairs joined.
         lengths: their lengths in tokens, shape (usable rows,).
-        max_length: most tokens that training keeps of a text.
+        max_length: maximum number of tokens that training keeps of a text.
         tokens: the tokens of the usable texts, if a tokenizer is available.
         symbol_names: for each symbol that the tokenizer reads as its name, the name.
         config: the settings for the split, if they are known.
@@ -59,7 +59,7 @@ class Inspected:
     config: Config | None
 
     def rows(self, kind: str, severity: str, rows: pd.DataFrame, message: str, action: str) -> Finding:
-        """Return a finding about some rows of the table, which the message follows: ``"3 rows" + message``."""
+        """Return a finding about some rows of the table. The message follows their number: ``"3 rows" + message``."""
         return Finding(
             kind, severity, len(rows), f"{counted(len(rows), 'row')} {message}", action, self.name_rows(rows)
         )
@@ -84,7 +84,7 @@ def check_split(inspected: Inspected) -> Iterator[Finding]:
 
 
 def check_labels(inspected: Inspected) -> Iterator[Finding]:
-    """Report labels that cannot be learned, or hardly; see `bertsmith.data.label_checks`."""
+    """Report labels that a model cannot learn, or hardly learns; see `bertsmith.data.label_checks`."""
     yield from label_findings(inspected.cleaned.table)
 
 

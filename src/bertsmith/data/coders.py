@@ -24,7 +24,7 @@ def merge_coders(table: Table, column: str) -> Table:
     Rows without a coder stay as they are. A coder's later label of a text replaces an earlier one.
 
     Args:
-        table: the table, in whose ``extra`` the column is.
+        table: the table; its ``extra`` has the column.
         column: name of the column with the coders.
 
     Returns:

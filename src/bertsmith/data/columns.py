@@ -42,7 +42,7 @@ class Columns:
 
     @property
     def used(self) -> tuple[str, ...]:
-        """The names that are not ``None``, without those of further columns, which are also facts about a row."""
+        """The names that are not ``None``, without those of further columns, which `Table.extra` keeps."""
         names = (self.template.pair_column, *self.label_names, self.group, self.split)
         return (*self.template.text_column, *(name for name in names if name is not None))
 
@@ -53,7 +53,7 @@ def canonical(name: str) -> str:
 
 
 def find_columns(names: Sequence[str], source: str, config: DataConfig, *, label_required: bool = True) -> Columns:
-    """Find the columns in use: those that the settings name, in any case and spacing, or by their names.
+    """Find the columns in use: by the settings, ignoring case and spacing, or by usual names.
 
     Args:
         names: the column names of the source.

@@ -87,7 +87,7 @@ class Findings:
         classes: the classes.
         imbalance: size of the largest class relative to the smallest, among the rows to train on.
         characters, tokens: the distributions of text lengths.
-        max_length: most tokens that train keeps of a text.
+        max_length: maximum number of tokens that train keeps of a text.
         truncated: share of the texts that are longer.
         splits: number of usable rows by given split; a row without one counts as train.
         findings: the findings, in order of severity.
@@ -135,7 +135,7 @@ def join_names(names: Sequence[str], limit: int = 8) -> str:
 
 
 MAX_CLASSES = 30
-"""Most classes in a chart; of more classes, it shows the largest and the smallest."""
+"""Maximum number of classes in a chart; of more classes, it shows the largest and the smallest."""
 
 _STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
@@ -203,7 +203,7 @@ def class_chart(classes: tuple[ClassCount, ...], width: int = 30, rows: int | No
     Args:
         classes: the classes.
         width: of the longest bar.
-        rows: number of rows of which the shares are; by default the sum over the classes.
+        rows: total for the shares; by default the sum over the classes.
     """
     ordered = sorted(classes, key=lambda c: (-c.training, -c.rows))
     most = max(c.training for c in ordered) or 1

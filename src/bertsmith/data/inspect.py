@@ -22,7 +22,7 @@ PERCENTILES = (5, 25, 50, 75, 95, 99)
 COVERAGE = 99
 """Percentage of the texts that the chosen maximum length covers."""
 DEFAULT_MODEL_LIMIT = 512
-"""Most tokens of most BERT models."""
+"""Maximum number of tokens of most BERT models."""
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -41,7 +41,7 @@ def inspect(
         table: the table as read.
         tokens: the tokens of the usable texts; without them, lengths are estimated.
         symbol_names: for each symbol that the tokenizer reads as its name, the name.
-        max_length: most tokens that training keeps of a text; chosen by `choose_max_length` by default.
+        max_length: maximum number of tokens that training keeps of a text; chosen by `choose_max_length` by default.
         cleaned: the cleaned table, if it is available.
         config: the settings for the split; with them, a table that train refuses is a finding.
     """
@@ -122,7 +122,7 @@ def choose_max_length(lengths: np.ndarray, model_limit: int) -> int:
 
     Args:
         lengths: length of every text in tokens, shape (texts,).
-        model_limit: most tokens of the model.
+        model_limit: maximum number of tokens of the model.
 
     Returns:
         A multiple of 8 that is at most ``model_limit``, or ``model_limit``.

@@ -24,7 +24,7 @@ _DEGREES = re.compile(
 
 
 def label_findings(table: Table) -> Iterator[Finding]:
-    """Report classes that cannot be learned, or hardly, and what the labels suggest about the task.
+    """Report classes that a model cannot learn, or hardly learns, and what the labels suggest about the task.
 
     Args:
         table: a cleaned table.

@@ -210,10 +210,10 @@ def link_labels(
 def find_joined(texts: Sequence[str]) -> list[str]:
     """Return the label texts that join several labels, such as ``"love;sadness"`` or ``"['love', 'sadness']"``.
 
-    A text joins labels if each of its parts is a label: the part is a label text itself, or it has different positions
-    in several texts, or it is in several texts whose parts change positions. So ``"Health, Safety"`` is a single label
-    unless ``"Health"`` and ``"Safety"`` are labels. A level and a sublevel, such as ``"hotel;price"`` and
-    ``"hotel;staff"``, are single labels.
+    A text joins labels if each of its parts is a label. A part is a label if it is a label text itself, or has
+    different positions in several texts. It is also one if it is in several texts whose parts change positions. So
+    ``"Health, Safety"`` is a single label unless ``"Health"`` and ``"Safety"`` are labels. A level and a sublevel, such
+    as ``"hotel;price"`` and ``"hotel;staff"``, are single labels.
     """
     found: list[str] = []
     unpacked = {t: "\n".join(_NUMPY_SEPARATOR.split(t)) if t[:1] + t[-1:] == "[]" else t for t in texts}

@@ -132,7 +132,7 @@ def _read_levels(parts: Sequence[Part], where: str, config: DataConfig, known: L
 
 
 def _are_positions(parts: Sequence[Part]) -> bool:
-    """Return whether the table has only label words, so that label numbers are positions in the alphabet."""
+    """Return whether the table has only label words, so that label numbers are positions in alphabetical order."""
     return all(_parse_classes(part)[0] is None for part in parts)
 
 

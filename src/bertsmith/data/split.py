@@ -156,8 +156,8 @@ def assign_folds(cleaned: Cleaned, data: Table, rows: np.ndarray, k: int, config
 def stratify_sets(sets: np.ndarray, groups: np.ndarray, portions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Assign groups of texts to splits so that each split has its share of each label.
 
-    The groups with the rarest label are assigned first, each to the split that lacks most texts of this label
-    (iterative stratification, Sechidis et al. 2011, doi:10.1007/978-3-642-23808-6_10).
+    The groups with the rarest label are assigned first, each to the split that lacks the most texts of this label.
+    This is iterative stratification (Sechidis et al. 2011, doi:10.1007/978-3-642-23808-6_10).
 
     Args:
         sets: whether each text has each label, bool, shape (n, labels).

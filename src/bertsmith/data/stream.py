@@ -185,7 +185,7 @@ def _stream_lines(file: TableFile) -> Stream:
 
 
 def check_lines(template: Template, source: str) -> None:
-    """Check that a model reads single texts, which lines are.
+    """Check that a model reads single texts, because lines have no columns.
 
     Raises:
         DataError: if it reads several columns.

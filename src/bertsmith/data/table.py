@@ -66,11 +66,11 @@ class Table:
     """Labelled texts.
 
     Attributes:
-        frame: one row per text, index 0…n−1, with the columns ``source`` (file name), ``row`` (1 is the first row after
-            the header), ``text`` (may be missing), for pairs also ``pair`` (the second text), ``target`` (code of its
-            labels, −1 if they are missing), ``split`` (``"train"``, ``"validation"``, ``"test"``, or missing) and
-            ``group`` (may be missing); ``first``, the first text column, where ``text`` joins several; and ``votes``,
-            with ``--coder-column``: the share of the coders who gave each class, missing if they agree.
+        frame: one row per text, index 0…n−1. ``source`` is the file name. ``row`` is 1 for the first row after the
+            header. ``text`` may be missing; pairs also have ``pair``, the second text. ``target`` is the code of the
+            labels, −1 if they are missing. ``split`` is ``"train"``, ``"validation"``, ``"test"``, or missing.
+            ``group`` may be missing. ``first`` is the first text column, where ``text`` joins several. With
+            ``--coder-column``, ``votes`` is the share of the coders who gave each class, missing if they agree.
         labels: the classes; for a regression, the name of the number.
         columns: the names of the columns in the source.
         extra: the other columns and the further columns of the template, aligned with ``frame``.
@@ -78,7 +78,7 @@ class Table:
         notes: what the reader found or repaired.
         task: the kind of label, one of `TASKS`.
         outcomes: turns codes into targets.
-        coded: with ``--coder-column``, the label texts by text, a number, and coder.
+        coded: with ``--coder-column``, the label texts by the number of the text and the coder.
     """
 
     frame: pd.DataFrame
@@ -113,7 +113,8 @@ class Table:
     def vote_shares(self) -> np.ndarray | None:
         """Share of the coders who gave each class, shape (rows, classes), for a table without missing labels.
 
-        ``None`` if no text has different labels by coder. A label other than that of the majority was corrected.
+        ``None`` if no text has different labels by coder. A corrected label differs from that of the majority, and has
+        the share 1.
         """
         import numpy as np
 

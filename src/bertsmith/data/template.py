@@ -166,7 +166,7 @@ class Template:
         return DataConfig(**result)
 
     def check_long(self, long: str) -> None:
-        """Check that long texts of this template can be read in a way.
+        """Check that this template supports a way to read long texts.
 
         Raises:
             ConfigError: if only the beginning of a text can be read.

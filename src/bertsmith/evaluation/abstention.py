@@ -38,7 +38,7 @@ def accuracy_coverage_curve(confidence: np.ndarray, right: np.ndarray) -> list[d
 
 
 def min_texts(accuracy: float) -> int:
-    """Return how many texts a threshold for an accuracy below 1 needs: the number that has one mistake on average."""
+    """Return how many texts a threshold for an accuracy below 1 needs: with so many, one mistake is expected."""
     return math.ceil(1 / (1 - accuracy) - 1e-6)
 
 
@@ -114,8 +114,8 @@ def evaluate_abstention(
     Args:
         test: the evaluation texts.
         held_out: the texts that set the thresholds.
-        cover: returns for a threshold whether the label set of each evaluation text contains its true labels, and the
-            size of the set, each of shape (n,).
+        cover: returns two arrays of shape (n,) for a threshold: whether the label set of each evaluation text contains
+            its true labels, and the size of the set.
 
     Returns:
         JSON-ready. ``accuracy_coverage`` is the curve. ``thresholds`` has one entry per target accuracy.

@@ -1,6 +1,6 @@
 """How well coders agree: Krippendorff's alpha and Cohen's kappa, for all labels, each class and each pair of coders.
 
-The package krippendorff is under the GPL. Tests compare `alpha` with published examples.
+The package krippendorff is under the GPL, so bertsmith does not use it. Tests compare `alpha` with published examples.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def _order(labels: Sequence[str]) -> Callable[[LabelSet], list[int]]:
 
 
 def _distance(values: Sequence[LabelSet], totals: np.ndarray, task: str) -> np.ndarray:
-    """Return the distance of each two values, shape (values, values)."""
+    """Return the distance between each pair of values, shape (values, values)."""
     n = len(values)
     if task == ORDINAL:  # the number of labels between two ranks, squared
         until = np.cumsum(totals) - totals / 2

@@ -28,9 +28,9 @@ def bootstrap_intervals(
 ) -> dict[str, tuple[float, float]]:
     """Return the interval of every metric in `metrics.SCALAR_METRICS`.
 
-    Class averages are taken over the classes that occur in the resample, as in `metrics.scalar_metrics`. If all or no
-    predictions are correct, so are those of every resample. Accuracy then has the exact interval of Clopper and
-    Pearson (1934), with one trial per text or group.
+    Class averages are taken over the classes that occur in the resample, as in `metrics.scalar_metrics`. If all
+    predictions are correct, or all are wrong, the same holds in every resample. Accuracy then has the exact interval
+    of Clopper and Pearson (1934), with one trial per text or group.
 
     Args:
         targets: class indices, shape (n,).

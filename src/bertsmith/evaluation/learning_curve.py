@@ -18,11 +18,11 @@ FRACTIONS = (0.125, 0.25, 0.5, 0.75, 1.0)
 """Sizes of the nested subsets, as shares of the training folds."""
 FOLDS, REPEATS = 4, 4
 LARGEST = 2
-"""Smallest size whose scores show the variation between trainings on all labels."""
+"""Index in `FRACTIONS` from which on the scores show the variation between trainings on all labels."""
 RESAMPLES = 200
 EXPONENTS = np.linspace(0.1, 1.5, 15)
 FEWEST, MOST = 80, 2000
-"""Fewest labelled texts for a curve, and most that it uses."""
+"""Minimum number of labelled texts for a curve, and maximum number that it uses."""
 WORTHWHILE = 0.01
 """The labels are enough if more of them gain less than this."""
 Predict = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
@@ -77,7 +77,7 @@ class Estimate:
         labels: number of labelled texts.
         more: number of further labels that is considered.
         gain, low, high: expected gain of the score from these labels, with its 95 % interval; ``None`` if unknown.
-        most: upper bound of the gain in the mean over trainings, which does not vary with the choice of texts.
+        most: upper bound of the mean gain over trainings on different texts.
         hours: time for these labels; ``None`` if unknown.
         accuracy, accuracy_low, accuracy_high: on the random texts, with its 95 % interval; ``None`` if unknown.
         random: number of random texts.
@@ -162,7 +162,7 @@ def learning_curve(n: int, predict: Predict, score: Score, *, seed: int) -> Curv
             found = score(drawn, scores)
             total[:, i] += found / REPEATS
             alone[repeat, i] = found[0]
-    # The scores of a repeat come from several models, so they vary less than that of one model.
+    # The scores of a repeat come from several models, so they vary less than those of one model.
     noise = np.sqrt(FOLDS * alone[:, LARGEST:].var(axis=0, ddof=1).mean())
     return Curve(sizes, total, float(noise))
 

@@ -10,7 +10,7 @@ from bertsmith.evaluation.metrics import macro_f1
 def least_cost(probabilities: np.ndarray) -> np.ndarray:
     """Return the class with the least expected squared distance in steps, shape (n,).
 
-    The expectation of (level − c)² is least for the class c next to the expected level.
+    The expectation of (level − c)² is least for the class c nearest to the expected level.
 
     Args:
         probabilities: shape (n, classes), with the classes in order.

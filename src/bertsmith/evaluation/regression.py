@@ -75,7 +75,7 @@ def interval_width(residuals: np.ndarray, coverage: float) -> float:
         coverage: target, between 0 and 1.
 
     Returns:
-        The width; infinite if the held-out texts are too few for the coverage.
+        Half the width; infinite if the held-out texts are too few for the coverage.
     """
     n = len(residuals)
     k = math.ceil((n + 1) * coverage - 1e-9)

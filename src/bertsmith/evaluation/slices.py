@@ -29,7 +29,8 @@ def compare_slices(right: np.ndarray, columns: Mapping[str, pd.Series]) -> list[
     Returns:
         One entry per slice, worse ones first, then by accuracy: ``by`` (column), ``value``, ``texts``, ``accuracy``,
         its exact 95 % ``interval``, the accuracy of the ``rest``, ``p`` of Fisher's one-sided exact test, and
-        ``worse``: significant at `FALSE_DISCOVERY_RATE` over all slices (Benjamini and Hochberg 1995).
+        ``worse``. A slice is worse if the difference is significant at `FALSE_DISCOVERY_RATE` over all slices
+        (Benjamini and Hochberg 1995).
     """
     n, hits = len(right), int(right.sum())
     entries = []

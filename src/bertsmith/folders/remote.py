@@ -149,8 +149,8 @@ class RemoteRun:
     def put(self, folder: Path) -> None:
         """Copy new and changed files of a run to the URL, then remove there what the folder lacks.
 
-        The checksums of a checkpoint follow its files, and ``run.json`` is the last file, so that a checkpoint or a
-        finished run counts only when it is complete. A new run never inherits old checkpoints.
+        The checksums of a checkpoint follow its files, and ``run.json`` is the last file. So a checkpoint or a finished
+        run counts only when it is complete. A new run never inherits old checkpoints.
 
         Raises:
             RunFolderError: if another process has written a run to the URL.
@@ -233,7 +233,7 @@ class RemoteRun:
         self.storage.put_file(str(folder / name), f"{self._root}/{name}")
 
     def _remove(self, names: Set[str], there: Iterable[str] = ()) -> None:
-        """Remove files, those that make others count first, and then empty folders, which some storages have."""
+        """Remove files, those that mark others as complete first, and then empty folders, which some storages have."""
         for name in sorted(names, key=_order, reverse=True):
             with suppress(FileNotFoundError):
                 self.storage.rm_file(f"{self._root}/{name}")
@@ -269,7 +269,7 @@ _FOR_RESUMING = {path.name for path in (_LAYOUT.checkpoints, _LAYOUT.folds, _LAY
 
 
 def _files(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return size and time of change of each file by its relative name, without hidden ones."""
+    """Return size and modification time of each file by its relative name, without hidden ones."""
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     return {
         name: (path.stat().st_size, path.stat().st_mtime_ns) for name, path in found.items() if not _is_hidden(name)
@@ -286,7 +286,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _order(name: str) -> tuple[int, str]:
-    """Return the position of a file in a copy: files that make others count come last."""
+    """Return the sort key of a file in a copy: files that mark others as complete come last."""
     if name.rpartition("/")[2] == _RUN:
         return (3 if name == _RUN else 2, name)
     return (1 if name.endswith(f"/{MANIFEST}") else 0, name)

@@ -24,7 +24,7 @@ class Abstention:
 
     Attributes:
         confidence: texts with lower confidence get no label; ``None``: every text gets one.
-        in_set: what a prediction set needs, see `Task.conformal_threshold`; ``None``: no prediction sets.
+        in_set: threshold of prediction sets, from `conformal_threshold`; ``None``: no prediction sets.
     """
 
     confidence: float | None = None

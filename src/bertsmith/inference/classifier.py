@@ -148,7 +148,7 @@ class Classifier(ModelPredictor):
 
     @property
     def compute_type(self) -> str:
-        """What computes: see `ModelPredictor.compute_type`."""
+        """Device and runtime; see `ModelPredictor.compute_type`."""
         return f"{self.loaded.device.type}+torch"
 
     def __repr__(self) -> str:

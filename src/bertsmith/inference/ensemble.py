@@ -49,7 +49,7 @@ class Ensemble(Predictor):
         return [member.rule for member in self.members]
 
     def predict_proba(self, texts: Items, progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Return the probability of every class for every text, shape (texts, classes); rows sum to 1."""
+        """Return the mean of the probabilities of the members; see `Predictor.predict_proba`."""
         texts = self.template.read(texts)
         tokens = self.members[0].encode(texts, truncate=False)
         result: np.ndarray = np.mean([m.probabilities_of(m.reuse_tokens(tokens, texts)) for m in self.members], axis=0)

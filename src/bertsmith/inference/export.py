@@ -30,7 +30,7 @@ MAX_DIFFERENCE = {"fp32": 1e-3, "bf16": 0.1, "int8": 0.2}
 MAX_BATCH_DIFFERENCE = 0.005
 """Largest accepted difference of a probability between a text in a batch and the same text on its own."""
 MAX_PARITY_TEXTS = 2000
-"""Validation and test texts in the comparison, without their labels and without the texts used for calibration."""
+"""Maximum number of validation and test texts in the comparison, without the texts used for calibration."""
 TIE = 1e-3
 """If the two highest probabilities of the original are this close, both labels count as the same."""
 

@@ -30,7 +30,7 @@ TOKENIZER, HELD_OUT = "tokenizer.json", "validation.npz"
 MAX_PADDING = 64
 """Padding tokens in a micro-batch above which another micro-batch is cheaper; see benchmarks/LOG.md."""
 WIDTHS_PER_DOUBLING = 8
-"""Distinct widths of micro-batches between a number of tokens and its double, for runtimes with `Runtime.few_shapes`.
+"""Distinct widths of micro-batches between two consecutive powers of 2, for runtimes with `Runtime.few_shapes`.
 
 OpenVINO compiles for every new shape; see benchmarks/LOG.md.
 """
@@ -45,7 +45,7 @@ class ExportInfo:
         precision: number format of the arithmetic.
         labels: the classes.
         task: the kind of label.
-        inputs: of the model, of ``input_ids``, ``attention_mask`` and ``token_type_ids``.
+        inputs: of the model, among ``input_ids``, ``attention_mask`` and ``token_type_ids``.
         max_length: tokens of a text that the model reads.
         pad_token: id and side (``"left"``, ``"right"``).
         rule: temperature and offsets.
@@ -185,7 +185,7 @@ class Exported(ModelPredictor):
 
     @property
     def compute_type(self) -> str:
-        """What computes: see `ModelPredictor.compute_type`."""
+        """Device and runtime; see `ModelPredictor.compute_type`."""
         return f"cpu+{self.about.format}"
 
     @property

@@ -152,7 +152,7 @@ class ModelPredictor(Predictor):
         rule: temperature and offsets, fitted on validation.
         decide: whether to use the offsets, which were tuned for the primary metric.
         encoder: turns texts into token ids.
-        columns: inputs of the model, of `bertsmith.model.tokenizer.COLUMNS`.
+        columns: inputs of the model, among `bertsmith.model.tokenizer.COLUMNS`.
         max_length: tokens of a text that the model reads.
     """
 
@@ -163,7 +163,7 @@ class ModelPredictor(Predictor):
 
     @property
     def compute_type(self) -> str:
-        """What computes, for the server: device and runtime, such as ``"cpu+onnx"`` or ``"cuda+torch"``."""
+        """Device and runtime, for the server, such as ``"cpu+onnx"`` or ``"cuda+torch"``."""
         return "cpu"
 
     @property

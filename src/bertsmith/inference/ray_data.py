@@ -26,7 +26,7 @@ from bertsmith.inference.table_writers import to_arrow
 LOCAL = "local"
 """Address that starts Ray on this machine only."""
 RETRIES = 3
-"""Number of times that texts are labelled again after their worker died. Ray's default is without end."""
+"""Number of times that texts are labelled again after their worker died. By default, Ray repeats this without end."""
 
 
 @dataclass(frozen=True)

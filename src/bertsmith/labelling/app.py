@@ -31,7 +31,7 @@ class _Body(BaseModel):
 
 
 class DecisionBody(_Body):
-    """A decision of a coder, or without a coder one that settles a disagreement."""
+    """A decision of a coder. A decision without a coder settles a disagreement."""
 
     coder: Name | None
     text: int

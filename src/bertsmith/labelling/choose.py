@@ -19,17 +19,17 @@ from bertsmith.data.table import MULTI_LABEL
 UNCERTAIN, DIVERSE, RARE, CHANCE = REASONS = ("uncertain", "diverse", "rare", "random")
 RANDOM_SHARE = 0.2
 RARE_SHARE, DIVERSE_SHARE = 0.3, 0.1
-"""Most of the chosen texts, without the random ones. With a model, the others are uncertain texts."""
+"""Maximum shares of the chosen texts, without the random ones. With a model, the others are uncertain texts."""
 RARE_BELOW = 10
 """Number of labelled texts from which a class is not rare."""
 RESERVED = 1000
-"""Most rows of the pool that only the random sample may take, or a fifth of a small pool."""
+"""Maximum number of rows that only the random sample may take; of a small pool, a fifth."""
 SPREAD_ROWS = 10_000
 """Rows of the pool among which diverse texts are chosen."""
 PER_PICK = 5
 """Candidates for each text to choose, so that uncertain texts can be spread and near-duplicates be left out."""
 SPARE = 1.5
-"""Texts to rank for each text to choose, of which near-duplicates are left out."""
+"""Texts to rank for each text to choose, so that near-duplicates can be left out."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Candidates:
         return found
 
     def _diverse(self, free: np.ndarray, n: int, known: np.ndarray) -> list[int]:
-        """Take texts in the middle of clusters of the third of the texts that is farthest from all known ones."""
+        """Cluster the third of the texts that is farthest from all known ones; take texts in the middle of clusters."""
         rows = np.flatnonzero(free)[_smallest(self.priority[free], SPREAD_ROWS)]
         if len(known):
             nearest = np.full(len(rows), -1.0, dtype=np.float32)
@@ -206,7 +206,7 @@ class Candidates:
 def without_near_duplicates(
     ranked: Sequence[Choice], texts: Sequence[str], known: Iterable[str], n: int
 ) -> list[Choice]:
-    """Return the first n choices that nearly repeat neither an earlier one nor a known text.
+    """Return the first n choices that are not near-duplicates of an earlier choice or of a known text.
 
     Args:
         ranked: the choices, best first.

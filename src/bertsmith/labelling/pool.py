@@ -86,7 +86,7 @@ class PoolFile:
         self.done = len(self.hashes)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Return embeddings of rows, float32, shape (rows, hidden size), without a mapping that stays in memory."""
+        """Return embeddings of rows, float32, shape (rows, hidden size), without memory-mapping the file."""
         values = np.empty((len(rows), self.width), dtype=np.float16)
         with (self.folder / EMBEDDINGS).open("rb") as file:
             for i, row in enumerate(rows.tolist()):

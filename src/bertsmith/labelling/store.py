@@ -1,6 +1,6 @@
 """A labelling project: an SQLite file with texts, decisions and codebook. It survives a killed process.
 
-Decisions are only added, and an undo marks one. So no decision is lost, and the history of a text can be read.
+Decisions are never removed: an undo only marks one. So no decision is lost, and the history of a text can be read.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a project has at one time; ``pool_rows`` is the number of rows of its pool that have a text."""
+    """The content of a project; ``pool_rows`` is the number of rows of its pool that have a text."""
 
     labels: list[str]
     task: str
@@ -93,7 +93,7 @@ class Snapshot:
         return found
 
     def overview(self) -> dict[str, Any]:
-        """Return counts and agreement, JSON-ready. That of suggestions is from texts whose coders did not see them."""
+        """Return counts and agreement, JSON-ready. Agreement with suggestions is of coders who did not see them."""
         labelled = [each for each in self.labelled if each.labels is not None]
         counts = Counter(label for each in labelled for label in each.labels or ())
         blind = {
@@ -115,7 +115,7 @@ class Snapshot:
 
     @property
     def inclusion(self) -> float | None:
-        """Chance of a row of the pool to be among the random texts that were decided; ``None`` without any."""
+        """Probability that a row of the pool is a random text with a decision; ``None`` without such texts."""
         decided = {decision.text for decision in self.decisions}
         n = sum(text.random and text.id in decided for text in self.texts)
         return n / self.pool_rows if n and self.pool_rows else None

@@ -9,7 +9,7 @@ from statistics import NormalDist
 import numpy as np
 
 LEVEL = 0.95
-"""Without any change, all properties together stay below their thresholds with this probability."""
+"""Probability that all properties stay below their thresholds if nothing has changed."""
 DRAWS = 2000
 
 

@@ -19,7 +19,7 @@ LEVEL = 0.95
 TARGET = 0.01
 """Half the width of the interval that `labels_for_target` plans for: one percentage point."""
 RELEVANT = 0.1
-"""Difference between mean predictions of sample and corpus that is worth a note."""
+"""Smallest difference between the mean predictions of sample and corpus that `surprise` counts."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Totals:
         return cls(len(values), values.sum(axis=0), (values**2).sum(axis=0), counted.sum(axis=0).astype(np.float64))
 
     def __add__(self, other: Totals) -> Totals:
-        """Return the totals of both corpora together."""
+        """Return the totals of both corpora as one."""
         return Totals(
             self.texts + other.texts,
             self.sums + other.sums,
@@ -208,7 +208,7 @@ def share_interval(
     """
     plain = value * (1 - value)
     alone = plain * remaining / n
-    # A sample without mistakes has no variance: take that of one mistake, or that without a model if this is smaller.
+    # Without mistakes, the variance is 0: use that of one mistake, or that without a model if it is smaller.
     variance = np.maximum(variance, np.minimum(remaining * (mistake or 1 / n**2), alone))
     certain = variance < 1e-15  # a standard error below 3e-8 is a rounding error: all outcomes are equal
     worth = np.where(certain, n / max(remaining, 1e-12), plain / np.maximum(variance, 1e-15))
@@ -249,7 +249,7 @@ def correlations(sample: Sample) -> np.ndarray:
 
 
 def sum_totals(parts: Iterable[Totals]) -> Totals:
-    """Return the totals of several parts of a corpus, at least one, together."""
+    """Return the sum of the totals of one or more parts of a corpus."""
     first, *others = parts
     return sum(others, start=first)
 

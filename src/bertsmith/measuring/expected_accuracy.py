@@ -22,13 +22,13 @@ LEVEL = 0.95
 LENGTHS = 160
 """Bins of length in which texts are counted, eight for each doubling."""
 FEWEST_IN_CLASS = 10
-"""Held-out texts per class, in the mean, from which the shares of the classes are checked."""
+"""Minimum number of held-out texts per class, on average, for a check of the class shares."""
 UNEXPLAINED = 0.02
 """Label shift is implausible if class shares leave more than this share of the predicted labels unexplained."""
 VANISHED = 0.1
 """A class has vanished if its share is below this fraction of its share of the held-out texts."""
 UNLIKE = 0.2
-"""Texts are unlike if this share differs in length, or if vanished classes had this share of the held-out texts."""
+"""Texts are unlike if more than this share differs in length, or had classes that have vanished."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,8 @@ def _by_class(
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     """Return draws of the accuracy under label shift, from predicted classes, and from these and confidence.
 
-    Also return whether label shift is implausible. It is, if in nearly all draws no class shares explain the shares by
-    predicted class, or if large classes vanish.
+    Also return whether label shift is implausible: in nearly all draws, no class shares explain the shares by predicted
+    class, or large classes vanish.
 
     Args:
         predicted, by_bin: shares of the new texts by predicted class and by bin of confidence.

@@ -90,7 +90,7 @@ class Measurement:
             alone, by label text: √(1 − ρ²), where ρ is the correlation of predictions and labels.
         left_out: number of rows of the sample left out by reason.
         empty: number of rows of the corpus without a text.
-        notes: what to know about the shares, all of it in sentences: left-out rows, doubts, and how many more labels.
+        notes: sentences about the shares: left-out rows, doubts, and the number of further labels.
         means: for ordered labels the mean levels, of the whole corpus and of each group, as the shares.
     """
 

@@ -63,7 +63,7 @@ class Clusters:
         return cls(KMeans(k, n_init=3, random_state=0).fit(embeddings).cluster_centers_)
 
     def __call__(self, embeddings: np.ndarray) -> np.ndarray:
-        """Return indicators of the nearest cluster but the last, shape (texts, clusters − 1)."""
+        """Return indicators of the nearest cluster, without the last cluster, shape (texts, clusters − 1)."""
         distances = (self.centers**2).sum(axis=1) - 2 * embeddings @ self.centers.T
         indicators: np.ndarray = np.eye(len(self.centers))[distances.argmin(axis=1)][:, :-1]
         return indicators

@@ -1,7 +1,7 @@
 """Attention within each text of a batch.
 
-- CUDA, half precision: PyTorch's attention of variable length on the packed tokens.
-- Training on a CPU: small padded groups of texts, with a backward pass that saves weights and a bit mask.
+- CUDA, half precision: PyTorch's variable-length attention on the packed tokens.
+- Training on a CPU: small padded groups of texts, with a custom backward pass from saved weights and dropout masks.
 - Otherwise: `torch.nn.functional.scaled_dot_product_attention`, on a CPU in small padded groups of texts.
 """
 
@@ -123,7 +123,7 @@ def _masked_keys(
 
 
 class _CpuAttention(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
-    """Attention in padded groups of texts that saves only the weights and the dropout mask."""
+    """Attention in padded groups of texts that saves only inputs, attention weights and dropout masks."""
 
     @staticmethod
     def forward(
@@ -205,11 +205,11 @@ def _write(rows: torch.Tensor | None, matrices: torch.Tensor, group: AttentionGr
         rows[group.tokens] = _unpad(padded, group)
 
 
-# -- attention of variable length on CUDA -----------------------------------------------------------------------------
+# -- variable-length attention on CUDA ---------------------------------------------------------------------------------
 
 
 def has_kernel(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
-    """Return whether a device has a working kernel of attention of variable length."""
+    """Return whether a device has a working kernel of variable-length attention."""
     if dtype == torch.float32 and torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
     return (
@@ -218,7 +218,7 @@ def has_kernel(device: torch.device, dtype: torch.dtype, head_size: int) -> bool
 
 
 def _attend_packed(qkv: QKV, batch: PackedBatch, window: int | None, p: float) -> torch.Tensor:
-    """Attend with PyTorch's attention of variable length. The empty tokens form one more text."""
+    """Attend with PyTorch's variable-length attention. The empty tokens form one more text."""
     query, key, value = qkv
     window_size = (-1, -1) if window is None else (window, window)
     if torch.is_autocast_enabled(query.device.type):

@@ -17,7 +17,7 @@ from bertsmith.model import windows
 from bertsmith.model.tokens import Tokens
 
 SIZES_PER_DOUBLING = 16
-"""Packed batches are rounded up to one of this many sizes between a number of tokens and its double.
+"""Packed batches are rounded up to one of this many sizes between two consecutive powers of 2.
 
 This adds 3 % of the tokens on average. Later batches can then reuse freed memory: without it, training on a CPU takes
 about twice the memory (``benchmarks/memory.py``). On a GPU, few sizes mean few CUDA graphs.
@@ -39,7 +39,7 @@ class TokenBatch:
         input_ids: int64, shape (tokens,).
         lengths: number of tokens of each text, int64, shape (texts,); of each window if texts have windows.
         token_type_ids: int64, shape (tokens,); ``None`` if the model does not take them.
-        labels: class indices, int64, shape (texts,), or ``None``.
+        labels: targets, shape (texts,) or (texts, outputs), or ``None``.
         counts: number of windows of each text, int64, shape (texts,); ``None`` if texts have no windows.
     """
 
@@ -209,7 +209,7 @@ class PackedBatch:
         input_ids: shape (tokens,), including empty tokens.
         position_ids: position of each token in its text, counted as the model does, shape (tokens,).
         token_type_ids: shape (tokens,); ``None`` if the model does not take them, or if all are 0.
-        cu_seqlens: cumulative lengths as for attention of variable length, int32, shape (texts + 2,). The empty tokens
+        cu_seqlens: cumulative lengths as for variable-length attention, int32, shape (texts + 2,). The empty tokens
             form one more text.
         lengths: number of tokens of each text, on the host.
         max_seqlen: upper bound of the length of a text, and of the number of empty tokens.
@@ -314,7 +314,7 @@ def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def _members(sizes: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """Return the positions of the members of some groups, which lie one after another, from the sizes of all."""
+    """Return the positions of the members of some groups. All groups lie one after another and have the given sizes."""
     taken = sizes[groups]
     shifts = (sizes.cumsum(0) - sizes)[groups] - (taken.cumsum(0) - taken)
     return torch.arange(int(taken.sum())) + shifts.repeat_interleave(taken)

@@ -101,10 +101,10 @@ def _names() -> dict[str, str]:
 def _charsmap(replacements: Mapping[str, str]) -> bytes:
     """Encode replacements for the normalizer ``Precompiled``, in the format of SentencePiece.
 
-    The format: size in bytes of a double-array trie over the UTF-8 bytes of the keys, the trie, and the replacements,
-    each with a trailing zero byte. A unit of the trie has the label of the byte that leads to it, whether a key ends
-    there, and the offset of its children. The child for a byte is at the base XOR the byte. The child for byte 0 holds
-    the position of the replacement. See Aoe 1989, IEEE Transactions on Software Engineering 15(9), and Darts-clone.
+    The format: size in bytes of a double-array trie, the trie, and the replacements, each with a trailing zero byte.
+    The keys of the trie are in UTF-8. A unit has the byte that leads to it, a flag for the end of a key, and the offset
+    of its children. The child for a byte is at the base XOR the byte. The child for byte 0 holds the position of the
+    replacement. See Aoe 1989, IEEE Transactions on Software Engineering 15(9), and Darts-clone.
     """
     texts, trie = b"", dict[int, Any]()
     for key, replacement in replacements.items():

@@ -93,7 +93,7 @@ def outputs(
     dropout: Dropout | None = None,
     compiled: bool = False,
 ) -> torch.Tensor:
-    """Compute `logits` or `features` of packed texts, or the same of other texts with Hugging Face's forward pass.
+    """Compute `logits` or `features` of packed texts; for padded texts, use Hugging Face's forward pass.
 
     Args:
         loaded: any sequence-classification model. For padded texts, its mode decides about dropout in the encoder.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 TEMPLATE = "bertsmith_template"
-"""The template in the configuration of a model, so that the folder of the model is enough to use it."""
+"""Key of the template in the configuration of a model, so that the folder is enough to use the model."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Loaded:
         model: a sequence-classification model, in fp32, whose configuration has the label texts.
         tokenizer: its tokenizer.
         device: device of the model.
-        max_length: number of tokens after truncation.
+        max_length: maximum number of tokens of a text, by truncation.
         emoji_names: names of the emoji in the training texts that the original tokenizer does not know, by emoji.
         mean_pooling: whether a layer for mean pooling was added. The head of such a model starts as a regression.
         template: the columns that the model reads.
@@ -56,7 +56,7 @@ class Loaded:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The names in `COLUMNS` that the model takes. A model with a single token type gets none."""
+        """The names in `COLUMNS` that the model takes. A model with a single token type gets no ``token_type_ids``."""
         has_types = getattr(self.model.config, "type_vocab_size", 2) != 1
         return tuple(n for n in COLUMNS if n in self.input_names and (has_types or n != "token_type_ids"))
 
@@ -152,7 +152,7 @@ def load_model(
     if LOCKS_OPEN_FILES:  # the weights are views of the file
         for weights in (*model.parameters(), *model.buffers()):
             weights.data = weights.data.clone()
-    # Addresses of custom code; the others describe a head that is now replaced.
+    # The first two are addresses of custom code; the others describe a head that is now replaced.
     for key in ("auto_map", "custom_pipelines", *(["bertsmith", TEMPLATE] if labels is not None else [])):
         vars(model.config).pop(key, None)
     _check_complete(model, info, checkpoint, new_head=labels is not None)

@@ -1,9 +1,9 @@
 """Mean pooling inside of a plain checkpoint, for checkpoints trained for sentence embeddings.
 
-In such checkpoints, the mean of the last hidden states represents a text (Reimers and Gurevych 2019, arXiv:1908.10084),
-but classification heads of transformers read the first token. So one encoder layer is added, with uniform attention and
-identity elsewhere: its first token is the mean. The head starts as a regression on its input, and fine-tuning continues
-from there (Kumar et al. 2022, arXiv:2202.10054).
+In such checkpoints, the mean of the last hidden states represents a text (Reimers and Gurevych 2019, arXiv:1908.10084).
+Classification heads of transformers read the first token instead. So one encoder layer is added, with uniform attention
+and identity elsewhere: its first token is the mean. The head starts as a regression on its input, and fine-tuning
+continues from there (Kumar et al. 2022, arXiv:2202.10054).
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def set_head(model: PreTrainedModel, weight: np.ndarray, bias: np.ndarray) -> No
 
 
 def pooled_features(embeddings: np.ndarray) -> np.ndarray:
-    """Return the input of the last layer for embeddings that the new layer would compute, shape (n, hidden size)."""
+    """Return the input of the last layer of the head for given mean hidden states, both of shape (n, hidden size)."""
     centered = embeddings - embeddings.mean(axis=1, keepdims=True)
     result: np.ndarray = np.tanh(SLOPE * centered / np.maximum(centered.std(axis=1, keepdims=True), 1e-12))
     return result

@@ -54,7 +54,7 @@ def cut_parts(
 
     Args:
         parts: number of tokens of each part, shape (n, parts).
-        full_parts: the same before any truncation; of parts that are as long now, the longest keeps most.
+        full_parts: the same before any truncation; of equally long parts, the one that was longest keeps most.
         lengths: number of tokens of each text, shape (n,). Special tokens that are neither first nor last come before
             the last part.
         special: number of special tokens at the start and at the end.
@@ -62,8 +62,8 @@ def cut_parts(
         left: whether the beginning of a part is removed.
 
     Returns:
-        The number of tokens that each part keeps, shape (n, parts); and the blocks of tokens to keep, as the position
-        in the text and the number of tokens of each, both of shape (n, parts + 3).
+        The number of tokens that each part keeps, shape (n, parts), and the blocks of tokens to keep. A block has a
+        position in the text and a number of tokens, both of shape (n, parts + 3).
     """
     n, k = parts.shape
     between = lengths - parts.sum(axis=1) - sum(special)

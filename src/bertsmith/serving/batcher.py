@@ -104,7 +104,7 @@ class Batcher:
 
     @property
     def batch_tokens(self) -> int:
-        """Most tokens in a batch, at the current speed."""
+        """Maximum number of tokens in a batch, at the current speed."""
         return int(min(max(BATCH_SECONDS * self.speed, MIN_BATCH_TOKENS), MAX_BATCH_TOKENS))
 
     async def logits(self, classifier: ModelPredictor, tokens: Tokens) -> tuple[np.ndarray, float]:

@@ -20,7 +20,7 @@ FEWEST = 50
 LEVEL = 0.999
 """Confidence level of a threshold. It is higher than that of `bertsmith drift`, because a server compares often."""
 BINS = 10
-"""Bins of confidence, each with as many held-out texts."""
+"""Bins of confidence, each with the same number of held-out texts."""
 
 
 class DriftWatch:

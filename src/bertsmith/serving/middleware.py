@@ -34,7 +34,7 @@ KNOWN_PATHS = (
 )
 """Paths with separate metrics; the metrics call every other path ``other``."""
 MAX_PUBLIC_BODY = 1_000_000
-"""Bytes of a body that needs no token."""
+"""Maximum number of bytes of a body on a path that needs no token."""
 MAX_EXCESS = 10
 """A body that is too long is read up to this many times the limit, so that the client can receive the response."""
 Scope = MutableMapping[str, Any]

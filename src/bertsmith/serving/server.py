@@ -112,7 +112,7 @@ def _uvicorn_config(app: Any, host: str, **options: Any) -> uvicorn.Config:
 
 
 class _LoadingServer(_Server):
-    """Answer requests from the parent process until a worker has loaded the model: 503, but ``/health``.
+    """Answer requests from the parent process until a worker has loaded the model: with 503, except ``/health``.
 
     Workers accept connections only after the load. Without this server a request would wait until then.
     """

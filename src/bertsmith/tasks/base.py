@@ -26,7 +26,7 @@ Names = Mapping[str, tuple[str, str]]
 
 
 class Task(ABC):
-    """A kind of label. The rest of bertsmith asks it and does not know which kind it is.
+    """A kind of label. Most of bertsmith uses only this interface, whatever the kind.
 
     Targets have the shape (n,), or (n, labels) for sets of labels. Scores are what the model predicts, shape
     (n, outputs): probabilities, or numbers.
@@ -43,7 +43,7 @@ class Task(ABC):
         head_name: what `fit_head` fits, for messages.
         truth_column, predicted_column: the columns of labels and predictions for people to read.
         described: what a model with n labels is.
-        score_name, same_name, unit_name: of a score, of equal predictions, and of a difference of scores.
+        score_name, same_name, unit_name: words for a score, for equal predictions, and for the unit of a difference.
     """
 
     name: ClassVar[str]
@@ -96,7 +96,7 @@ class Task(ABC):
         """
 
     def complete(self, model: Any) -> Rule:
-        """Put what training standardised back into the weights; return what remains to be done to the outputs."""
+        """Undo the standardisation of the targets in the weights; return the rule for what the weights cannot undo."""
         return Rule()
 
     @abstractmethod
@@ -271,7 +271,7 @@ class Task(ABC):
 
     @abstractmethod
     def truth(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Return how well each text's label conforms, shape (n,): the threshold below which a set contains it."""
+        """Return the highest threshold at which the prediction set of each text contains its label, shape (n,)."""
 
     @abstractmethod
     def cover(self, targets: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:

@@ -114,7 +114,7 @@ class Ordinal(SingleLabel):
     ) -> Baseline:
         """Fit a linear SVM, and decide for the most likely class if that is better on a fifth of the training texts.
 
-        The probabilities of a bag of words are often so even that the least expected distance is in the middle.
+        The probabilities of a bag of words are often so even that the middle class has the least expected distance.
         """
         found = super().words(train, targets, texts, n_labels, seed)
         order = np.random.default_rng(seed).permutation(len(targets))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 NEVER = 2**31 - 1
-"""As a number of steps."""
+"""A number of steps that no training reaches."""
 _FLAGS = {"output_dir": "-o", "seed": "--seed", "data_seed": "--seed", "resume_from_checkpoint": "--resume"}
 
 
@@ -63,8 +63,8 @@ def training_arguments(
         device: device of the training.
         primary: the metric that selects the best epoch; higher is better.
         saves: whether to save checkpoints and load the best one at the end.
-        validates: whether to score validation texts. If not, the last weights are the result, and checkpoints are only
-            saved by time.
+        validates: whether to score validation texts. If not, the last weights are the result, and checkpoints are
+            saved only at time intervals.
 
     Raises:
         ConfigError: if transformers rejects the user's arguments.

@@ -1,4 +1,4 @@
-"""Turn the Trainer's callbacks into events, save checkpoints by time, and interrupt the training on request."""
+"""Turn the Trainer's callbacks into events, save checkpoints at intervals, and interrupt the training on request."""
 
 from __future__ import annotations
 

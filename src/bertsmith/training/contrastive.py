@@ -27,7 +27,7 @@ def contrastive_loss(features: torch.Tensor, labels: torch.Tensor) -> torch.Tens
         features: shape (texts, hidden size).
         labels: class indices, shape (texts,); or class probabilities, shape (texts, classes).
     """
-    with torch.autocast(features.device.type, enabled=False):  # the products are small: full precision
+    with torch.autocast(features.device.type, enabled=False):  # full precision, because the products are small
         unit = F.normalize(features.float(), dim=1)
         similarity = unit @ unit.T
         same = labels @ labels.T if labels.is_floating_point() else (labels[:, None] == labels).to(similarity.dtype)
@@ -57,7 +57,7 @@ def part_losses(
         return [partial(contrastive_loss, labels=labels[0])]
 
     def without_gradients(index: int) -> torch.Tensor:
-        with torch.no_grad():  # a setting of the thread
+        with torch.no_grad():  # this setting is local to the thread
             return compute(index)
 
     tasks = [partial(without_gradients, index) for index in range(len(labels))]

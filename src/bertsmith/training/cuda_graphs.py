@@ -18,9 +18,9 @@ from bertsmith.model.batch import SIZES_PER_DOUBLING, PackedBatch, to_device
 MAX_GRAPHS, MAX_FAILURES = 64, 2
 """Maximum number of graphs, and of failed captures per size."""
 COMPILE_AFTER_STEPS, MIN_MEASURED_STEPS = 200, 20
-"""Steps before the remaining time is estimated, and the number of steps since the last evaluation for the estimate."""
+"""Steps before the estimate of the remaining time, and minimum number of steps since the last evaluation for it."""
 COMPILE_SAVING, COMPILE_SECONDS = 0.1, 20.0
-"""Saved share of the time, and compile time: 0.12 and 15 seconds for BERT-Base on an H200."""
+"""Assumed saving by compiling, as a share, and compile time: 0.12 and 15 seconds for BERT-Base on an H200."""
 
 Work = Callable[[PackedBatch, torch.Tensor], torch.Tensor]
 """Adds to the gradients of the parameters and returns a loss, without synchronization."""

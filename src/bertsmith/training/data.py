@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 WINDOW_TOKENS = 1024
-"""Tokens of a text, in windows, that a step reads: a micro-batch on a CPU.
+"""Number of tokens that a step reads of a text in windows, the default token budget of a CPU.
 
 It does not depend on the token budget, so memory does not change the gradient. Each step samples the windows again.
 """
 MIN_WINDOWS = 2
-"""Minimum of windows of a text that a step reads: the loss is that of the mean, not of a single window."""
+"""Minimum number of windows of a text that a step reads, because the loss is that of the mean over several windows."""
 
 
 class TokenDataset(Dataset[Any]):  # type: ignore[misc]  # torch is untyped here
@@ -103,7 +103,7 @@ class EpochSampler(Sampler[int]):  # type: ignore[misc]  # torch is untyped here
 
     Args:
         n: number of texts.
-        arguments: for seed, which with the epoch determines the order, batch size and gradient accumulation.
+        arguments: for batch size, gradient accumulation and seed. Seed and epoch determine the order.
         step: returns the number of finished optimizer steps.
         probabilities: of each text, for sampling with replacement, shape (n,); ``None`` to sample each text once.
     """

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE")
 SENT_ALONE = 2**16
-"""Elements from which a gradient is sent alone. Smaller ones are 0.1 % of the gradients of BERT-Base."""
+"""Minimum number of elements of a gradient in a separate message. Smaller ones are 0.1 % of those of BERT-Base."""
 SHARED_BYTES = 2**26
 """Maximum number of bytes of a file per message to the other processes."""
 TIMEOUT = timedelta(days=7)
@@ -174,7 +174,7 @@ class GradientSum:
         self._sent.clear()
 
     def _send_ready(self, position: int, parameter: torch.nn.Parameter) -> None:
-        """Send the gradients that follow in the order and are computed, now that this one is."""
+        """Note that this gradient is computed, and send all computed gradients that are next in the order."""
         self._ready[position] = None
         while len(self._sent) < len(self._order) and self._order[len(self._sent)] in self._ready:
             self._send_next()

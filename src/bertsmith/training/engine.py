@@ -192,7 +192,7 @@ class Engine(ResumableTrainer):
             on_retry=restore,
         )
         if self.accelerator.sync_gradients:
-            self.gradient_sum.finish()  # before other sums: the backward pass has begun it
+            self.gradient_sum.finish()  # before other sums, because the backward pass has begun this one
         self.table_gradients.keep()
         loss = self.group.all_reduce(loss)
         self.guard.add(self._position, batch, loss)

@@ -23,8 +23,8 @@ EPOCHS, RDROP_EPOCHS, MAX_EPOCHS = 4, 3, 20
 MIN_STEPS, LEAST_STEPS = 300, 120
 """With fewer optimizer steps, fine-tuning on small data is unstable (Mosbach et al. 2021, arXiv:2006.04884)."""
 FITTED_STEPS, FITTED_EPOCHS, FITTED_TEXTS = 60, 8, 300
-"""Minimum of steps and epochs if the head begins as a regression. Below this number of texts, the epochs and half the
-learning rate apply, and a contrastive stage comes first.
+"""Minimum number of steps if the head begins as a regression. With fewer than `FITTED_TEXTS` texts, half the
+learning rate applies, and `FITTED_EPOCHS` epochs or a contrastive stage.
 """
 CONTRASTIVE_STEPS, LABEL_STEPS, MAX_CONTRASTIVE_CLASSES = 30, 30, 16
 """Steps of contrastive training, the minimum of steps on labels after it, and the maximum number of classes. With more

@@ -27,7 +27,7 @@ OVERRIDDEN = {
     "_load_rng_state": ("checkpoint",),
     "_get_grad_norm": ("model", "grad_norm"),
 }
-"""Parameters of the private methods. The last one is overridden to check the norm before the optimizer step."""
+"""Parameters of the private methods. The last method is overridden to check the norm before the optimizer step."""
 
 
 class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped

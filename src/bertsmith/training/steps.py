@@ -78,7 +78,7 @@ def plan_steps(
     return StepPlan(
         token_budget=budget,
         packed=packed,
-        # Attention in fp32 has no kernel; mean pooling depends on the lengths, windows on their number in a text.
+        # fp32 has no attention kernel. Mean pooling depends on the lengths of texts, windows on their number per text.
         use_cuda_graphs=packed
         and train.counts is None
         and device == "cuda"

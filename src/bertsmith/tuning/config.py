@@ -12,8 +12,8 @@ from bertsmith.errors import ConfigError, listing
 
 LATENCY = "latency"
 OBJECTIVES = {PRIMARY: "maximize", "quadratic_kappa": "maximize", "r2": "maximize", LATENCY: "minimize"}
-"""Objectives and their directions; latency is the milliseconds for a single text. A study has the primary metric of its
-task, whichever of them is given.
+"""Objectives and their directions; latency is the milliseconds for a single text. A study always uses the
+primary metric of its task.
 """
 
 

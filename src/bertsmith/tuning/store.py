@@ -33,7 +33,7 @@ ERROR, WORKER, RETRY = "error", "worker", "retry"
 """User attributes of a trial: why it failed, its worker, how many earlier workers were killed during it."""
 MAX_RETRIES = 2
 HEARTBEAT, GRACE = 30, 120
-"""Seconds between two heartbeats of a worker on a database, and without one after which it counts as dead."""
+"""Seconds between heartbeats of a worker on a database, and seconds without one after which the worker is dead."""
 RETRY_SECONDS = 600.0
 """How long to retry while the storage is unavailable."""
 STARTUP_TRIALS = 10
@@ -133,7 +133,7 @@ class Store:
     def claim(self, space: Space, n_trials: int | None) -> optuna.Trial | None:
         """Start a trial and choose its settings; return ``None`` if ``n_trials`` trials are done or running.
 
-        The lock of the folder prevents that two workers on a machine start the same trial, or one too many.
+        The lock of the folder prevents two workers on a machine from starting the same trial, or one too many.
         """
         with self.lock:
             self._requeue_abandoned()

@@ -1,1 +1,1 @@
-"""Where the packages meet: train, evaluate, tune, several seeds."""
+"""One module per command or step. Each module connects the packages that it needs."""

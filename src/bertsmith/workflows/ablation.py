@@ -59,8 +59,8 @@ def compare_columns(
 
     Returns:
         JSON-ready: ``added`` and ``alone`` (the columns), ``texts`` (training and scored texts), ``with`` and
-        ``without`` (the primary metric), ``difference`` and ``verdict``; ``None`` for a single column, without an
-        ablation, or if only the head is fitted.
+        ``without`` (the primary metric), ``difference`` and ``verdict``. The result is ``None`` for a single
+        column, without an ablation, or if only the head is fitted.
 
     Raises:
         Interrupted: if ``stop`` returned true.
@@ -112,7 +112,7 @@ def _train(
     """Train on the train split, select the epoch on validation, and return the scores of the test texts."""
     data = TrialData(tables["train"], tables["validation"], soft_labels=soft_labels)
     loaded = run_trial(data, config, on_score=lambda epoch, score: None, stop=stop).loaded
-    assert loaded is not None  # only with folds
+    assert loaded is not None  # `None` only with folds
     test = tables["test"]
     return Classifier(loaded, test.labels, get_task(test.task)).predict_proba(texts_of(test.frame))
 

@@ -85,7 +85,7 @@ class FrozenEmbeddings:
     def fit_regression(self, mask: np.ndarray | None = None, *, baseline: bool = False) -> Regression:
         """Fit a regression to the training texts, or to those of a mask, shape (training texts,).
 
-        It is the initial head of a model, or else the ``baseline``, which reads `features`.
+        By default, the regression is the initial head of a model. With ``baseline``, it reads `features`.
         """
         rows, features = self.rows["train"], (self.features if baseline else self.embeddings)["train"]
         inside = np.ones(len(rows), dtype=bool) if mask is None else mask[rows]

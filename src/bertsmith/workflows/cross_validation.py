@@ -44,7 +44,7 @@ FEW_TEXT_FOLDS, DEFAULT_FOLDS = 3, 5
 
 
 def are_few(texts: int, classes: int) -> bool:
-    """Return whether so few labelled texts of so many classes should all be trained on."""
+    """Return whether the labelled texts are so few, for their number of classes, that all should train the model."""
     return texts < max(FEW_TEXTS, FEW_TEXTS_PER_CLASS * classes)
 
 

@@ -66,7 +66,7 @@ class Evaluation:
 
 
 def _read(source: Any, config: Config, run: runs.Run) -> Table:
-    """Read a table with the settings, or else with the label columns that training was given.
+    """Read a table with the settings, or else with the label columns of the training.
 
     Raises:
         DataError: if neither finds labels.

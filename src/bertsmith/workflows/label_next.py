@@ -49,7 +49,7 @@ class Chosen:
 
     Attributes:
         texts: the chosen texts in a random order, so that the random ones are not together.
-        inclusion: chance of a usable row of the pool to be one of the random texts; ``None`` without any.
+        inclusion: probability that a usable row of the pool is one of the random texts; ``None`` without random texts.
         pool_rows: number of rows of the pool with a text.
     """
 
@@ -315,7 +315,7 @@ def read_rows(stream: Stream, rows: np.ndarray) -> dict[int, tuple[dict[str, Any
 
 
 def _rows_between(rows: np.ndarray, first: int, end: int) -> np.ndarray:
-    """Return those of some rows, in ascending order, that are in a chunk."""
+    """Return the rows that are in a chunk, from rows in ascending order."""
     return rows[np.searchsorted(rows, first) : np.searchsorted(rows, end)]
 
 

@@ -27,7 +27,7 @@ FEWEST_LABELLED = 20
 """Fewest labelled texts of a sample."""
 SEEN = "also in the training or validation texts of the run"
 UNLABELLED = 0.05
-"""Share of the drawn texts that may have no label: it moves a share by at most as much."""
+"""Largest accepted fraction of drawn texts without a label. They change an estimated share by at most as much."""
 NO_GROUP = "(missing)"
 """The group of a row without one."""
 

@@ -12,7 +12,7 @@ from bertsmith.events import CheckpointChosen, RunListener
 AUTO = "auto"
 MULTILINGUAL_MODEL = "FacebookAI/xlm-roberta-base"
 MAX_TEXTS = 2000
-"""Texts whose language is guessed, at most."""
+"""Maximum number of texts whose language is guessed."""
 MIN_SHARE = 0.9
 """Share of English among the guesses above which the checkpoint for English is chosen."""
 

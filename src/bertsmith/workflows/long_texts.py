@@ -51,8 +51,8 @@ def candidates(
     """Return the ways to read long texts that a run needs, the cheapest first.
 
     A choice of the user is compared with ``"truncate"`` at the end. With ``"auto"``, all ways are candidates if more
-    than `MIN_CUT` of the training texts are longer and enough validation texts exist. Windows must also fit the time,
-    which is estimated from numbers of tokens, so that all machines choose the same.
+    than `MIN_CUT` of the training texts are longer and enough validation texts exist. Windows are a
+    candidate only if they take little time. Numbers of tokens determine this, so that all machines choose the same.
 
     Args:
         config: the settings.
@@ -148,8 +148,8 @@ def measure_reading(
 
     Returns:
         JSON-ready entry ``long_texts`` of ``metrics.json``: ``long``, ``setting``, ``max_length``, ``cut``,
-        ``validation``, and ``test``, the difference to ``"truncate"``; ``None`` if the beginnings are read, or all of
-        every text.
+        ``validation``, and ``test``, the difference to ``"truncate"``. ``test`` is ``None`` if the choice is
+        ``"truncate"`` or every text is short enough.
     """
     longer = np.flatnonzero(tokens.full_lengths > classifier.max_length)
     measured = None

@@ -38,9 +38,9 @@ from bertsmith.workflows.labelled_sample import LabelledSample, group_name, read
 from bertsmith.workflows.predict import PredictOptions, open_model, opened
 
 MAX_GROUPS = 2000
-"""Most groups of a measurement."""
+"""Maximum number of groups of a measurement."""
 SURPRISING = 4
-"""Standard errors between the predictions of sample and corpus that no random sample has."""
+"""A sample is not random if its mean prediction differs from that of the corpus by more standard errors than this."""
 FEWEST_IN_GROUP = 2
 """Labelled texts, or clusters of them, that a group needs."""
 

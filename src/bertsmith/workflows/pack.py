@@ -73,7 +73,7 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes, sums: list[str]) -
 
 
 def _files(run: Run, *, texts: bool) -> Iterator[Path]:
-    """Yield the files of a run that belong into the archive."""
+    """Yield the files of a run that belong in the archive."""
     layout = run.layout
     folders = [layout.model, layout.predictions]
     single = [layout.run, layout.labels, layout.splits, layout.history, layout.metrics]

@@ -183,7 +183,7 @@ def run_prediction(
 
 
 def _unseen(run: Path, options: PredictOptions, held_out: Callable[[], HeldOutPredictions]) -> HeldOutPredictions:
-    """Return the predictions for the test texts of a run; the held-out ones of an export, or of a run without these."""
+    """Return the predictions for the test texts of a run. An export, or a run with few of them, gives held-out ones."""
     from bertsmith.inference.abstain import held_out_predictions
     from bertsmith.measuring.expected_accuracy import FEWEST
 

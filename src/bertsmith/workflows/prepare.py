@@ -99,7 +99,7 @@ class Inputs:
         checkpoint: the source of the weights.
         task: the kind of label, fitted to the training texts.
         loaded: the model.
-        tokens: the tokens of all texts, with all that any choice of ``config.long`` reads.
+        tokens: the tokens of all texts, enough for every choice of ``config.long``.
         train, validation: the training and validation texts, as the model reads them.
     """
 
@@ -217,7 +217,7 @@ def prepare_model(
 def embed(loaded: Loaded, tokens: Tokens) -> np.ndarray:
     """Return embeddings of n texts before fine-tuning, with values between −1 and 1, shape (n, hidden size).
 
-    With mean pooling, an embedding is the input of the head; otherwise it is the mean of the hidden states.
+    With mean pooling, an embedding is the input of the last layer; otherwise it comes from the mean hidden state.
     """
     loaded.model.to(loaded.device).eval()
     batch = TokenBatch.from_tokens(tokens.truncate(loaded.max_length))
@@ -262,7 +262,7 @@ def choose_recipe(
         task: the kind of label.
         loaded: the model.
         train: the training texts.
-        may_be_contrastive: whether one process trains, by `bertsmith.workflows.fine_tune`.
+        may_be_contrastive: whether one process trains, with `bertsmith.workflows.fine_tune`.
         validates: whether validation texts are scored in each epoch.
 
     Raises:

@@ -100,7 +100,7 @@ def copied_from_url(url: str, observe: RunListener) -> Iterator[tuple[Path, RunL
 
     try:
         yield copy, listener
-        if not (copy / "run.json").is_file():  # seeds, or the worker died after the last copy
+        if not (copy / "run.json").is_file():  # with several seeds, or if the worker died after the last copy
             remote.fetch(copy)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

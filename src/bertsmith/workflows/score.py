@@ -196,7 +196,7 @@ def choose_inference(classifier: Classifier, validation: Tokens, scores: np.ndar
         scores: their scores in fp32, shape (n, outputs).
 
     Returns:
-        JSON-ready: ``precision`` of predictions. If bf16 was tried also ``texts``, ``agreement`` (share of texts with
+        JSON-ready: ``precision`` of predictions. If bf16 was tried, also ``texts``, ``agreement`` (share of texts with
         the same label) and ``largest_difference`` (of a probability).
     """
     if choose_precision(classifier.loaded.device)[0] != "bf16" or len(validation) < FEWEST_TO_SELECT:

@@ -20,7 +20,7 @@ from bertsmith.tasks.base import Task
 from bertsmith.workflows.baselines import FrozenEmbeddings
 
 SMALLEST = 1e-4
-"""Lowest probability in the comparison: a class that is not among the training texts of a fold must not decide."""
+"""Lowest probability in the comparison. Otherwise, a class without training texts in a fold would decide alone."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class SoftLabels:
     Attributes:
         used: whether the model is trained on soft labels.
         disputed: number of training texts with different labels by coder.
-        log_loss, macro_f1: with the label of the majority as the truth: that of a regression fitted to these labels,
-            and that of one fitted to soft labels.
+        log_loss, macro_f1: of a regression fitted to the labels of the majority, and of one fitted to soft labels. The
+            label of the majority is the truth.
         gain, gain_error: reduction of the log loss by soft labels, and its standard error.
         macro_f1_error: standard error of the difference in macro-F1.
     """

@@ -63,7 +63,7 @@ def finish_study(
     observe: StudyListener,
     stop: Callable[[], bool],
 ) -> None:
-    """Train the winner, and ``config`` without the search for comparison; test each once; write the result."""
+    """Train the winner and, for comparison, ``config`` without the search; test each once; write the result."""
     study_config = search.study_config
     complete = [t for t in store.trials if t.state == TrialState.COMPLETE]
     if not complete:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 STEPS_PER_EPOCH = 12
-"""Steps of the pruner in an epoch: trials are evaluated after halves, thirds or quarters of an epoch."""
+"""Steps of the pruner in an epoch: trials are evaluated after halves or thirds of an epoch."""
 MAX_FAILURES = 3
 """Failed trials, without a successful one, after which the search ends with the error."""
 POLL_SECONDS = 0.5
@@ -173,7 +173,7 @@ def rank_key(trial: FrozenTrial, study_config: StudyConfig) -> tuple[float, floa
 
 
 def primary_score(trial: FrozenTrial, study_config: StudyConfig) -> float:
-    """Return the primary score of a complete trial, −1 for any other."""
+    """Return the primary score of a complete trial, −∞ for any other."""
     if trial.state != TrialState.COMPLETE:
         return float("-inf")
     return float(trial.values[study_config.objectives.index(study_config.primary)])
@@ -239,7 +239,7 @@ def _report_changes(store: Store, reported: dict[int, tuple[str, int]], observe:
 
 
 def has_ended(parent: BaseProcess | None) -> bool:
-    """Return whether a parent process has ended. Windows keeps reporting the id of a parent that has."""
+    """Return whether a parent process has ended. Windows keeps reporting the id of a parent that has ended."""
     return parent is not None and not parent.is_alive()
 
 

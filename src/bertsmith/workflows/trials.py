@@ -118,8 +118,8 @@ class TrialResult:
     """The result of a trial.
 
     Attributes:
-        score: best validation score, plus the gain of a decision rule on texts that it was not tuned on, if the rule
-            is used; with cross-validation the mean over the folds.
+        score: best validation score. If a decision rule is used, its gain on texts that it was not tuned on is added.
+            With cross-validation, the mean over the folds.
         curve: epoch (or fold, from 1) and score of every evaluation, without a decision rule.
         latency: milliseconds for a single text, if measured.
         loaded: model with the weights of the best evaluation; ``None`` with cross-validation.

@@ -59,7 +59,8 @@ def run_tuning(
             "test_size must be greater than 0: a study needs test texts that no trial uses",
             remedy="Leave out the setting test_size.",
         )
-    config = config.model_copy(update={"test_size": config.test_size})  # marks it as set: small tables get a test too
+    # Mark test_size as set, so that small tables have test texts, too.
+    config = config.model_copy(update={"test_size": config.test_size})
     if study_config.models:
         config = config.model_copy(update={"model": study_config.models[0]})
     changes = read_space(study_config.space, argument_problems) if study_config.space else {}

@@ -83,7 +83,7 @@ def _check_seals(run: Run) -> Check:
 
 
 def _check_scores(run: Run, device: str, observe: RunListener) -> list[Check]:
-    """Compute the metrics from the saved predictions, and these from the texts."""
+    """Compute the metrics from the saved predictions, and the predictions from the texts."""
     saved, test = run.predictions, run.metrics["splits"]["test"]
     task = get_task(run.task)
     scores = task.stored_scores(saved)

@@ -12,7 +12,7 @@ from bertsmith.data.table import Cells, ChunkedTable, OnBadRow
 from bertsmith.errors import DataError
 
 _BATCH_ROWS = 65536
-"""Most rows that are in memory both as Arrow and as Python values while a file is read whole."""
+"""Maximum number of rows in memory both as Arrow and as Python values while a file is read whole."""
 
 
 def read_arrow(

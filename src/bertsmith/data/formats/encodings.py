@@ -20,16 +20,16 @@ _BLOCK = 2**20
 _SAMPLE_BLOCKS = 16
 """Blocks of a file that a sample is taken from."""
 _SAMPLE_BYTES = 8_000
-"""Most bytes sampled from a block, and from a line."""
+"""Maximum number of bytes sampled from a block, and from a line."""
 _EXAMPLE_RANGE = _SAMPLE_BLOCKS * _BLOCK
-"""Largest distance of the example line from the first invalid byte: the lines up to it are counted."""
+"""Largest distance in bytes of the example line from the first invalid byte, because the lines between are counted."""
 _MAX_INVALID = 0.1
 """Largest share of invalid non-ASCII characters in a file that is still read as UTF-8."""
 _PARTIAL_START = re.compile(rb"\A[\x80-\xbf]{1,3}")
 _PARTIAL_END = re.compile(rb"[\xc0-\xff][\x80-\xbf]{0,2}\Z")
 """UTF-8 characters truncated at the start or the end of a part of a line."""
 _EXAMPLE_CHARS = 80
-"""Most characters shown of an example line."""
+"""Maximum number of characters shown of an example line."""
 _BYTE_ORDER_MARKS = (
     (b"\xef\xbb\xbf", "utf-8-sig"),
     (b"\xff\xfe\x00\x00", "utf-32"),
@@ -232,7 +232,7 @@ def _sample(binary: BinaryIO, invalid: _InvalidByte) -> list[tuple[int, bytes]]:
 
 
 def _is_mostly_utf_8(lines: list[bytes], truncated: bool) -> bool:
-    """Return whether few non-ASCII characters are invalid; in a truncated file, all but the last may be valid."""
+    """Return whether few non-ASCII characters are invalid, or only the last one of a truncated file."""
     joined = b"\n".join(lines)
     decoded = joined.decode("utf-8", errors="replace")
     n_non_ascii = sum(not character.isascii() for character in decoded)
@@ -243,7 +243,7 @@ def _is_mostly_utf_8(lines: list[bytes], truncated: bool) -> bool:
 def _example_rank(line: bytes, codec: str) -> tuple[int, int, int]:
     """Rank a line as an example of a codec.
 
-    The rank is the number of accents that the most similar codec decodes differently, of accents, and of non-ASCII
+    The rank is three numbers: accents that the most similar codec decodes differently, accents, and non-ASCII
     characters.
     """
     other = "cp1250" if codec == "cp1252" else "cp1252"

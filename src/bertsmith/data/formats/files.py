@@ -16,7 +16,7 @@ from bertsmith.data.formats.encodings import TextFile, open_text
 from bertsmith.errors import DISK_ERRNOS, DataError, did_you_mean, to_path, write_error
 
 _MAX_IN_MEMORY = 2**26
-"""Most bytes of an unpacked file in memory; a larger one goes to a temporary file."""
+"""Maximum number of bytes of an unpacked file in memory; a larger one goes to a temporary file."""
 _GZIP = b"\x1f\x8b"
 
 
@@ -50,7 +50,7 @@ def open_binary(path: Path, max_gb: float) -> BinaryIO:
 
     Args:
         path: the file.
-        max_gb: most GB that it may hold unpacked.
+        max_gb: maximum size in GB when unpacked.
 
     Raises:
         DataError: if the file is missing, a folder, unreadable, a damaged gzip, or too large unpacked.
@@ -104,7 +104,7 @@ def _unpack(file: BinaryIO, path: Path, max_gb: float) -> BinaryIO:
 
 
 def check_unpacked_size(n_bytes: int, max_gb: float, path: Path) -> None:
-    """Raise a `DataError` if so many unpacked bytes exceed ``max_gb``."""
+    """Raise a `DataError` if ``n_bytes`` unpacked bytes exceed ``max_gb``."""
     if n_bytes > max_gb * 1e9:
         raise DataError(
             f"the file unpacks to more than {max_gb:g} GB",

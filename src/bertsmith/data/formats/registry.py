@@ -24,7 +24,7 @@ class Format:
     Attributes:
         name: for messages.
         suffixes: endings of file names, in lower case.
-        read: reads a file in chunks of so many rows; ``None`` means chunks of any size, for reading whole. It reports
+        read: reads a file in chunks of the given number of rows; ``None`` means chunks of any size. It reports
             rows that cannot be read to the callback and skips them; without a callback, it raises a `RowError`.
         magic: first bytes of such files; empty for text formats.
     """
