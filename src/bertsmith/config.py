@@ -133,7 +133,7 @@ class DataConfig(Step):
     )
     pair_column: str | None = Field(None, description="Column with the second text, for pairs of texts.")
     with_columns: Annotated[tuple[str, ...], BeforeValidator(_as_column_list)] = Field(
-        (), description="Names of further columns to add to the text as NAME: VALUE; separated by commas."
+        (), description="Names of further columns, separated by commas, to add to the text as NAME: VALUE."
     )
     label_column: str | None = Field(None, description="Column with label numbers or words.")
     label_text_column: str | None = Field(None, description="Column with label texts.")
@@ -160,8 +160,8 @@ class DataConfig(Step):
     validation_size: Share = Field(0.1, description="Share of the rows for validation.")
     test_size: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1,
-        description="Share of the rows for the test. 0: cross-validate instead; "
-        "with few labelled texts, this is the default.",
+        description="Share of the rows for the test. 0 cross-validates instead, "
+        "as train does by default with few labelled texts.",
     )
     near_duplicates: Literal["together", "ignore"] = Field(
         "together", description="Keep near-duplicates in one split, or split them like other texts."
@@ -231,11 +231,11 @@ class TrainConfig(Step):
         None, description="Weight of R-Drop, a consistency loss between two passes with different dropout; 0: off."
     )
     patience: Annotated[int, Field(ge=1, le=1000)] | None = Field(
-        None, description="Number of epochs without a better primary metric after which training stops."
+        None, description="Stop training after this number of epochs without a better primary metric."
     )
     cv: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None,
-        description="Cross-validate with K folds, then train on all but the test texts; 0: use a validation split. "
+        description="Cross-validate with N folds, then train on all but the test texts; 0: use a validation split. "
         "Default: 3 with fewer than 300 labelled texts, or fewer than 10 per class on average; otherwise 0.",
     )
     imbalance: Literal[

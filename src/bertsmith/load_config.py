@@ -119,7 +119,7 @@ def _contradictions(config: Config, sources: Mapping[str, str], api: bool) -> li
         problems.append(f"{name('cv')}: cross-validation needs at least 2 folds; 0 uses a validation split")
     for other in ("validation", "validation_size"):
         if config.cv and other in sources:
-            problems.append(f"{name('cv')} and {name(other)} both define the validation: keep one of them")
+            problems.append(f"{name('cv')} and {name(other)} both define how to validate: keep one of them")
     validates = next((other for other in ("validation", "validation_size") if other in sources), None)
     if config.test_size == 0 and (config.cv == 0 or validates):
         other = name(validates) if validates else f"{name('cv')} 0"

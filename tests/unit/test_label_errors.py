@@ -62,7 +62,7 @@ def test_a_correction_round_trips(cli, flipped, tmp_path):
     truth = tiny_table(300)["Label Text"]
     names = [table.labels.texts[t] if t >= 0 else None for t in table.targets]
     assert names == [None if i == 39 else name for i, name in enumerate(truth)]
-    assert "corrections in done.csv: 1 corrected, 1 dropped, 1 already so" in [note.message for note in table.notes]
+    assert "corrections in done.csv: 1 corrected, 1 dropped, 1 unchanged" in [note.message for note in table.notes]
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def drift(
         means = "" if d.before is None or d.after is None else f", mean {d.before:.3f} before and {d.after:.3f} now"
         verdict = "differs" if d.differs else "as before"
         out.print(
-            f"{verdict:<10} {d.name}: distance {d.distance:.3f}, by chance {d.threshold:.3f}{means}", markup=False
+            f"{verdict:<10} {d.name}: distance {d.distance:.3f}, threshold {d.threshold:.3f}{means}", markup=False
         )
     if min(found.test_texts, found.sampled) < FEW:
         stderr_console().print(

@@ -61,9 +61,9 @@ def inspect(
         with claim(suspects, overwrite=overwrite), replaced_file(suspects.path) as part:
             write_csv(found, part)
         stderr_console().print(
-            f"{len(found):,} of {findings.usable:,} labels are probably wrong, most likely first: "
-            f"{label_errors}\n  Fill in the column 'corrected' where you agree, and pass the file to train with "
-            "--corrections",
+            f"{len(found):,} of {findings.usable:,} labels are probably wrong; {label_errors} lists them, "
+            "the most likely errors first\n  Fill in the column 'corrected' where you agree, and pass the file to "
+            "train with --corrections",
             markup=False,
         )
     if page:

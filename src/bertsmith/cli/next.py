@@ -20,10 +20,17 @@ PoolArgument = Annotated[
         metavar="POOL", show_default=False, help="Texts without labels: any table with a text column, or a .txt file."
     ),
 ]
-Number = Annotated[int, typer.Option("-n", "--number", min=1, max=100_000, metavar="N", help="Number of texts.")]
+Number = Annotated[
+    int, typer.Option("-n", "--number", min=1, max=100_000, metavar="N", help="Number of texts to choose at once.")
+]
 RandomShare = Annotated[
     float,
-    typer.Option(min=0, max=1, metavar="X", help="Share of the texts to draw at random, for tests and for measure."),
+    typer.Option(
+        min=0,
+        max=1,
+        metavar="X",
+        help="Share of the texts to draw at random, as test texts or as a sample for measure.",
+    ),
 ]
 
 

@@ -38,7 +38,7 @@ def push(
     yes: Annotated[bool, typer.Option("--yes", help="Send without asking.")] = False,
     json: Json = False,
 ) -> None:
-    """Push the model of a run to the Hugging Face hub with a model card, but no text of the table.
+    """Push the model of a run to the Hugging Face hub, with a model card but without texts of the table.
 
     The command lists the files to send, and asks for confirmation.
 
@@ -56,7 +56,7 @@ def push(
             err.print(f"  {size / 1e6:>9,.2f} MB  {name}", markup=False)
         err.print("the model card contains label texts and metrics; no file contains a text of the table")
         if license is None:
-            err.print("[yellow]note:[/] without --license, others may not use the model")
+            err.print("[yellow]note:[/] without --license, others are not permitted to use the model")
         if yes:
             return True
         if not sys.stdin.isatty():

@@ -71,7 +71,8 @@ def serve(
         wrong = [path for path in (vertex.health, vertex.predict) if path is not None and not path.startswith("/")]
         if wrong or (vertex.health is not None and vertex.health == vertex.predict):
             raise ConfigError(
-                f"these are not two different paths: {listing(path or '' for path in (vertex.health, vertex.predict))}",
+                "the paths for health checks and predictions must differ and begin with a slash: "
+                f"{listing(path or '' for path in (vertex.health, vertex.predict))}",
                 where="environment variables AIP_HEALTH_ROUTE and AIP_PREDICT_ROUTE",
                 remedy="Set two different paths that begin with a slash.",
             )

@@ -39,7 +39,10 @@ def tune(
     minutes: Annotated[float | None, _option("X", "Time limit for the search, in minutes.")] = None,
     jobs: Annotated[int, _option("N", "Number of worker processes on this machine.")] = 1,
     objective: Annotated[
-        list[str] | None, _option("NAME", "Objective, by default macro_f1; repeat the option to add latency.")
+        list[str] | None,
+        _option(
+            "NAME", "Objective, by default the primary metric, such as macro_f1; repeat the option to add latency."
+        ),
     ] = None,
     models: Annotated[str | None, _option("A,B,…", "Checkpoints to choose from, separated by commas.")] = None,
     space: Annotated[Path | None, _option("FILE.toml", "TOML file with changes to the search space.")] = None,
@@ -144,8 +147,8 @@ def _show(folder: Path, outcome: dict[str, Any]) -> None:
         out.print(f"the validation score of the best of {n} trials is optimistic: trust the test score")
     if outcome["told"] > 1:
         out.print(
-            f"this is test result number {outcome['told']} of this study; each result that you know before the search "
-            "continues makes the next one more optimistic"
+            f"this is test result number {outcome['told']} of this study; if you continue the search after a test "
+            "result, the next one is optimistic"
         )
     out.print(outcome["verdict"], markup=False)
     if not outcome["is_default"]:

@@ -102,7 +102,7 @@ _DROPPED = {
         "averaged",
         "info",
         "with the same text as another row, but another number",
-        "the first row of each text has the mean of its numbers",
+        "the first row of each text is used, with the mean of the numbers",
     ),
     IN_TEST: ("leak-test", "warning", "whose text is also in the test table", "dropped from train and validation"),
     IN_VALIDATION: ("leak-validation", "warning", "whose text is also in the validation table", "dropped from train"),
@@ -123,7 +123,11 @@ def check_cleaning(inspected: Inspected) -> Iterator[Finding]:
     if len(repeated):
         message = "that repeat another text of the same validation or test table"
         yield inspected.rows(
-            "duplicate-held-out", "info", repeated, message, "used, because bertsmith does not change given tables"
+            "duplicate-held-out",
+            "info",
+            repeated,
+            message,
+            "used, because bertsmith does not change validation and test tables",
         )
     if cleaned.normalised:
         message = f"{counted(cleaned.normalised, 'row')} with control characters or decomposed characters"
@@ -157,7 +161,7 @@ def check_near_duplicates(inspected: Inspected) -> Iterator[Finding]:
             "warning",
             is_near & is_held_out & has_other_split,
             leak,
-            "used, because bertsmith does not change given tables; the metrics may be too high",
+            "used, because bertsmith does not change validation and test tables; the metrics may be too high",
         ),
     ):
         if mask.any():

@@ -79,7 +79,7 @@ def merge_coders(table: Table, column: str) -> Table:
         )
         for severity, how, some in (
             ("info", "and the majority label counts", majority),
-            ("warning", "and no label has a majority: bertsmith drops these texts, as texts without a label", ties),
+            ("warning", "and no label has a majority, so bertsmith drops these texts", ties),
         )
         if some
     ]

@@ -214,5 +214,5 @@ def check_columns(names: list[str], n_rows: int, where: str, config: DataConfig)
             remedy="Give each column a different name.",
         )
     if not n_rows or not names:
-        encoding = f"--encoding {config.encoding} fits the file and that " if config.encoding else ""
-        raise DataError("the table has no rows", where=where, remedy=f"Check that {encoding}it is the right file.")
+        encoding = f" and that --encoding {config.encoding} fits" if config.encoding else ""
+        raise DataError("the table has no rows", where=where, remedy=f"Check that it is the right file{encoding}.")

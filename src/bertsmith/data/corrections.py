@@ -106,7 +106,7 @@ def apply_corrections(table: Table, file: Path, config: DataConfig) -> Table:
     changed = {position: target for position, target in corrected.items() if targets[position] != target}
     n_removed = list(changed.values()).count(MISSING)
     targets[list(changed)] = list(changed.values())
-    counts = {"corrected": len(changed) - n_removed, "dropped": n_removed, "already so": len(corrected) - len(changed)}
+    counts = {"corrected": len(changed) - n_removed, "dropped": n_removed, "unchanged": len(corrected) - len(changed)}
     if corrected:
         summary = ", ".join(f"{n:,} {what}" for what, n in counts.items() if n)
         notes = [Note("info", f"corrections in {raw.name}: {summary}", len(corrected))]

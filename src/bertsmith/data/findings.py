@@ -148,7 +148,7 @@ def render(findings: Findings) -> RenderableType:
     if findings.splits:
         given = ", ".join(f"{name} {n:,}" for name, n in findings.splits.items())
         absent = [name for name in SPLITS if name not in findings.splits and "train" in findings.splits]
-        held_out = f"; train also holds out {' and '.join(absent)}" if absent else ""
+        held_out = f"; bertsmith train also holds out {' and '.join(absent)}" if absent else ""
         parts.append(Text(f"given splits: {given}{held_out}", style="dim"))
     parts += ["", label_chart(findings), "", lengths_table(findings), Text(truncation), ""]
     if findings.findings:

@@ -44,7 +44,7 @@ def label_findings(table: Table) -> Iterator[Finding]:
         "untrained-class",
         [labels.texts[i] for i in np.flatnonzero(n_train == 0)],
         f"{several} without a usable training text",
-        f"the {one} cannot be learned, and its texts in validation and test count as errors",
+        f"such {several} cannot be learned, and their texts in validation and test count as errors",
     )
     n_held_out = 2 - sum(bool((split == name).any()) for name in ("validation", "test"))
     too_small, small = (
@@ -100,7 +100,7 @@ def label_findings(table: Table) -> Iterator[Finding]:
             "info",
             len(labels),
             f"the classes seem to be ordered, from {labels.texts[0]!r} to {labels.texts[-1]!r}",
-            "the order is not used; pass --task ordinal if a near miss is better than a far one",
+            "the order is not used; pass --task ordinal if a small error is better than a large one",
         )
 
 

@@ -88,7 +88,7 @@ def find_set_errors(texts: Sequence[str], targets: np.ndarray, *, seed: int) -> 
     used = np.flatnonzero(np.minimum(counts, len(targets) - counts) >= FOLDS)
     if not len(used):
         raise DataError(
-            f"finding label errors needs a label that at least {FOLDS} texts have, and {FOLDS} lack",
+            f"finding label errors needs a label with at least {FOLDS} texts, and {FOLDS} texts without this label",
             remedy="Add labelled texts.",
         )
     x = tfidf_features().fit_transform(list(texts))

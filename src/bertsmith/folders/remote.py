@@ -165,7 +165,7 @@ class RemoteRun:
             raise RunFolderError(
                 "another process has written a run to this URL",
                 where=self.url,
-                remedy="Wait until it finishes, and choose another URL with -o.",
+                remedy="Choose another URL with -o.",
             )
         if created != self.created:
             self._remove({name for name in there if name.partition("/")[0] in _FOR_RESUMING}, there)

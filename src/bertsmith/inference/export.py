@@ -168,7 +168,7 @@ def _failed_check(parity: dict[str, Any], precision: str, task: Task) -> str:
     if parity["agreement"] < MIN_AGREEMENT[precision] or not parity["largest_difference"] <= MAX_DIFFERENCE[precision]:
         return (
             f"the export differs from the original: {parity['agreement']:.2%} of {parity['texts']:,} held-out texts "
-            f"{task.same_name} (minimum {MIN_AGREEMENT[precision]:.1%}), and a "
+            f"{task.same_name} (minimum {MIN_AGREEMENT[precision]:.1%}). A "
             f"{task.score_name} differs by up to {parity['largest_difference']:.4f} "
             f"(maximum {MAX_DIFFERENCE[precision]:g}{task.unit_name})"
         )

@@ -95,7 +95,7 @@ class ExportInfo:
                 tuple(str(e["label_text"]) for e in content["labels"]),
             )
             if content.pop("seal", None) != _seal(content):
-                raise ValueError("it has changed since the export")
+                raise ValueError("the file has changed since the export")
             number, side = content["pad_token"]
             if content["format"] not in RUNTIMES:
                 raise ValueError(f"the format {content['format']!r} is unknown")

@@ -244,7 +244,7 @@ class Project:
             if wrong or several or not set(decision.labels) <= set(facts["labels"]):
                 what = f"{decision.status} {listing(decision.labels)} by {quoted(decision.coder)}"
                 raise DataError(
-                    f"this is not a decision of the project: {what} about text {decision.text}", where=str(self.file)
+                    f"the decision does not fit the project: text {decision.text}, {what}", where=str(self.file)
                 )
             database.execute(
                 "INSERT INTO decisions (text, coder, status, labels, note, seconds, time) VALUES (?, ?, ?, ?, ?, ?, ?)",

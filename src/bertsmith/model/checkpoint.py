@@ -269,10 +269,16 @@ def _check(checkpoint: Checkpoint, allow_pickle: bool) -> Checkpoint:
     where, model_type = str(checkpoint.path), checkpoint.model_type
     checkpoint_safety.check_files(checkpoint.path, checkpoint.config)
     if model_type not in SUPPORTED:
-        kind = f"has the type {model_type!r}" if model_type else "has no model_type"
-        code = " and needs custom code, which bertsmith never runs" if "auto_map" in checkpoint.config else ""
+        kind = (
+            f"transformers does not support classification with the model type {model_type!r}"
+            if model_type
+            else "the configuration of the checkpoint has no model_type"
+        )
+        code = (
+            "; the checkpoint needs custom code, which bertsmith never runs" if "auto_map" in checkpoint.config else ""
+        )
         raise ModelError(
-            f"the checkpoint {kind}, which transformers does not support for classification{code}",
+            f"{kind}{code}",
             where=where,
             remedy="Use a BERT-family checkpoint, such as google-bert/bert-base-uncased.",
         )

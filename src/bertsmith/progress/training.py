@@ -136,7 +136,7 @@ class TrainingProgress:
             best = next(
                 (f"epoch {e.epoch:g}" for e in self.evaluations if e.step == event.best_step), f"step {event.best_step}"
             )
-            selected = f"best: {best}" if event.selected else f"{best} (too few validation texts to select one)"
+            selected = f"best: {best}" if event.selected else f"{best} (too few validation texts to select an epoch)"
             score = "" if event.best_score is None else f"; {selected}, validation {self.metric} {event.best_score:.3f}"
             self.console.print(f"{reason} after {format_duration(event.seconds)}{score}")
             if self.evaluations:

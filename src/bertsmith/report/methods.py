@@ -138,7 +138,7 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
     excluded = f" We excluded {left_out}." if left_out else ""
     if "by" in test:
         unseen = ", each labelled by a model that was not trained on it"
-        evaluated = f"evaluated by {n('metrics.json', 'splits.test.folds')}-fold cross-validation"
+        evaluated = f"evaluated the model by {n('metrics.json', 'splits.test.folds')}-fold cross-validation"
     else:
         unseen = " that were not used for training or for any choice"
         held_out = " and ".join(f"{n('run.json', f'data.splits.{s}')} {s}" for s in ("validation", "test") if splits[s])
@@ -155,7 +155,7 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
     fitted = f"as a {task.described.format(n=count)}, on {n('run.json', 'data.splits.train')} labelled texts"
     if recipe["epochs"]:
         trained = (
-            f"We fine-tuned {model}, {fitted}, and {evaluated}.{excluded} "
+            f"We fine-tuned {model}, {fitted}. We {evaluated}.{excluded} "
             f"Training ran for at most {n('run.json', 'recipe.epochs', '{:g}'.format)} "
             f"{'epoch' if recipe['epochs'] == 1 else 'epochs'}, with "
             f"{n('run.json', 'recipe.batch_size')} texts per step, a peak learning rate of "
@@ -164,8 +164,8 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
         )
     else:
         trained = (
-            f"We fitted a regression on the mean of the last hidden states of {model}, {fitted}, and {evaluated}."
-            f"{excluded} "
+            f"We fitted only the head of {model}, {fitted}. The head is a regression on the mean of the last hidden "
+            f"states. We {evaluated}.{excluded} "
         )
     result.sentences.append(f"{trained}{_reading(run, n)}.{calibrated}")
     rest = ""
@@ -176,7 +176,8 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
     result.sentences.append(
         f"On {n('metrics.json', 'splits.test.texts')} texts{unseen}, the "
         f"{_name(task, first)} is {n('metrics.json', f'splits.test.metrics.{first}.value', three)} "
-        f"(95 % bootstrap interval [@efron1979bootstrap] {interval}){rest}; a bag-of-words baseline reaches "
+        f"(95 % bootstrap interval [@efron1979bootstrap] {interval}){rest}. "
+        f"The {_name(task, first)} of a bag-of-words baseline is "
         f"{n('metrics.json', f'baseline.bag_of_words.test.{first}', three)}. We used bertsmith "
         f"{n('run.json', 'versions.bertsmith', str)}, transformers {n('run.json', 'versions.transformers', str)} "
         f"[@wolf2020transformers] and PyTorch {n('run.json', 'versions.torch', str)}. The training table has the "
@@ -227,6 +228,6 @@ def _measured(measurement: Mapping[str, Any], n: Callable[..., str]) -> str:
         mean = f" The mean level is {value} ({low} to {high}; mean of the predicted levels {naive})."
     return (
         f"We estimated the share of each class among {n('measurement', f'shares.{first}.texts')} texts of the corpus "
-        f"by {method} [@{key}]{on}, because a count of predicted labels is biased. The shares with 95 % intervals are: "
+        f"by {method} [@{key}]{on}. A count of predicted labels would be biased. The shares with 95 % intervals are: "
         f"{shares}.{mean}"
     )

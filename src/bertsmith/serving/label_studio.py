@@ -173,7 +173,9 @@ def add_label_studio(app: FastAPI, endpoints: Endpoints) -> None:
         return {"versions": [_version(endpoints.service())]}
 
     problems = {status: about for status, about in endpoints.options["responses"].items() if status != 401}
-    answers: dict[int | str, dict[str, Any]] = {204: {"description": "The request is answered, without a body."}}
+    answers: dict[int | str, dict[str, Any]] = {
+        204: {"description": "The server received the event. The response has no body."}
+    }
     answers[501] = {"model": Problem, "description": "This server does not train."}
 
     @app.post("/webhook", status_code=204, responses={**problems, **answers})

@@ -308,7 +308,7 @@ def validation_message(error: RequestValidationError, template: Template, *, nes
         is_flat = entry["type"] == "list_type" and isinstance(entry["input"], str)
         if nested and "row" in parts and (is_flat or entry["type"] == "too_long"):
             return (
-                "inputs: a flat list, or two texts in one list, is a pair of texts, not a batch",
+                "inputs: in this format, a list of texts is a pair, not a batch",
                 'Write a batch as [["a"], ["b"]], or send it to POST /, which accepts flat lists as batches.',
             )
         column = parts.index("columns") + 1 if "columns" in parts else None

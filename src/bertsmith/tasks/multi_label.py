@@ -56,11 +56,11 @@ class MultiLabel(Task):
         "hamming_loss": ("Hamming loss", "the share of wrong decisions on single labels; lower is better"),
         "ranking_precision": (
             "Label ranking average precision",
-            "how well the probabilities rank the labels of a text above others",
+            "how well the probabilities rank the true labels of a text above the other labels",
         ),
         "macro_average_precision": (
             "Macro average precision",
-            "how well the probabilities rank the texts of each label above others, averaged over the labels",
+            "how well the probabilities rank the texts of each label above other texts, averaged over the labels",
         ),
         "log_loss": ("Log loss", "the error of the probabilities; lower is better"),
     }

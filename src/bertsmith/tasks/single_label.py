@@ -49,7 +49,7 @@ class SingleLabel(Task):
         "log_loss": ("Log loss", "the error of the probabilities; lower is better"),
         "macro_average_precision": (
             "Macro average precision",
-            "how well the probabilities rank the texts of each class above others, averaged over the classes",
+            "how well the probabilities rank the texts of each class above other texts, averaged over the classes",
         ),
     }
 

@@ -159,7 +159,7 @@ class NanGuard:
 
 def describe_positions(rows: Sequence[int]) -> str:
     """Describe training texts by their positions."""
-    return f"the training texts at {listing(rows)}, counted from 0"
+    return f"the training texts at the positions {listing(rows)} (the first is 0)"
 
 
 def safer_arguments(arguments: TrainingArguments) -> TrainingArguments:
@@ -204,7 +204,7 @@ def _source(error: NotFiniteError, describe_texts: DescribeTexts) -> str:
 
 def _cause(error: NotFiniteError, engine: Engine) -> str:
     if error.rows:
-        return "these texts, whose logits are not finite on their own"
+        return "these texts, whose logits are not finite even in a batch of one text"
     if engine.args.fp16 or engine.args.bf16:
         return f"training diverged, or overflowed in {'fp16' if engine.args.fp16 else 'bf16'}"
     return "training diverged: the learning rate is too high"

@@ -136,8 +136,10 @@ def choose(
         only = texts <= CONTRASTIVE_ONLY_TEXTS and not validates and config.epochs is None
         only = only and SCHEDULE_ARGUMENTS.isdisjoint(config.set)
         contrastive = "only" if only else "first"
-        after = "then a regression" if only else "then training on labels"
-        reasons["contrastive"] = f"{texts:,} training texts: first, texts with the same label become similar, {after}"
+        after = "then a regression fits the head" if only else "then the labels themselves"
+        reasons["contrastive"] = (
+            f"{texts:,} training texts: the model first learns from pairs whether their labels are equal, {after}"
+        )
     rdrop = tokens is not None and tokens <= RDROP_MAX_TOKENS and not many and dropout > 0 and not gentle
     consistency = setting(
         "consistency",
@@ -189,7 +191,9 @@ def choose(
     if imbalance == "auto":
         imbalance, present = "none", counts[counts > 0]
         ratio = float(present.max() / present.min()) if len(present) else 1.0
-        unequal = f"; the largest class has {ratio:.1f} times the training texts of the smallest" if classes > 1 else ""
+        unequal = (
+            f"; the largest class has {ratio:.1f} times as many training texts as the smallest" if classes > 1 else ""
+        )
         tried = "; a decision rule follows if it helps" if ratio >= UNEQUAL else ""
         reasons["imbalance"] = f"the loss has no weights{unequal}{tried}"
     return Recipe(

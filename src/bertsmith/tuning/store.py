@@ -206,7 +206,7 @@ class Store:
             return
         retry = trial.user_attrs.get(RETRY, 0) + killed
         if retry > MAX_RETRIES:
-            self.fail(number, f"its worker was killed, {retry} times")
+            self.fail(number, f"its worker was killed {retry} times")
             return
         self.retry(lambda: self.study.enqueue_trial(trial.params, user_attrs={RETRY: retry}))
         self._end(number, TrialState.FAIL)

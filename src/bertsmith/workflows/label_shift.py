@@ -158,17 +158,17 @@ def measure_under_label_shift(
 
     found = count(whole)
     if p_value < ALPHA or found.contradicts:
-        how = f"if only the shares differed, such a difference would have a probability of {_percent(p_value)}"
+        how = f"If only the shares differed, such a difference would have a probability of {_percent(p_value)}"
         if found.contradicts:
-            how = "no shares of the classes explain the predicted labels"
+            how = "No shares of the classes explain the predicted labels"
         raise DataError(
             "without labelled texts, the predictions cannot be corrected: corpus and test texts of the run differ in "
-            f"more than their class shares ({how})",
+            f"more than their class shares. {how}",
             where=corpus,
             remedy="Label about 200 random texts of the corpus, and pass them with --labelled.",
         )
     notes = [
-        "without labelled texts, the shares assume that the texts of each class are like the run's test texts; a "
+        "without labelled texts, the shares assume that the texts of each class are like the run's test texts. A "
         f"test does not reject this (p-value {p_value:.2g}; `measure` refuses below {ALPHA})"
     ]
     if (found.high - found.low).max() > USELESS_WIDTH:

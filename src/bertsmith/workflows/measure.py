@@ -199,7 +199,7 @@ def _corrected(
     if labelled.surplus.any():
         copies = [row for row, copy in zip(labelled.rows, labelled.surplus, strict=True) if copy]
         raise DataError(
-            f"the sample has {counted(len(copies), 'row')} with a text that the corpus contains less often "
+            f"the sample repeats texts more often than the corpus, in {counted(len(copies), 'row')} "
             f"(rows {listing(copies, 5)})",
             where=labelled.name,
             remedy="Keep one row for each text that you drew: copies would make the interval too narrow.",
@@ -253,10 +253,10 @@ def _corrected(
     widths = np.sqrt(1 - correlations(sample)[: len(asked.labels)] ** 2)
     least_widths = dict(zip(asked.labels.texts, widths.tolist(), strict=True))
     narrowest, widest = (f"{width:.2f}" for width in (widths.min(), widths.max()))
-    several = "" if narrowest == widest else f" to {widest}, depending on the class,"
+    several, by_class = ("", "") if narrowest == widest else (f" to {widest}", ", depending on the class")
     notes.append(
         f"with this model, an interval is at best about {narrowest}{several} times as wide as that of the labelled "
-        "texts alone"
+        f"texts alone{by_class}"
         if narrowest < "1.00"
         else "the predictions of this model do not narrow the intervals of the labelled texts"
     )
