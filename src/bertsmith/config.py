@@ -147,7 +147,8 @@ class DataConfig(Step):
         "auto", description="Kind of label: one class, several, one of ordered classes, or a number."
     )
     group_column: str | None = Field(
-        None, description="Column with groups, such as authors; all rows of a group are in the same split."
+        None,
+        description="Column with groups, such as authors. train keeps a group in one split; intervals resample groups.",
     )
     coder_column: str | None = Field(
         None,

@@ -9,6 +9,7 @@ import pytest
 import bertsmith as bs
 from bertsmith.errors import DataError, Interrupted, RunFolderError
 from bertsmith.evaluation.metrics import macro_f1
+from bertsmith.report.methods import write_methods
 from bertsmith.testing import tiny_table
 from tests.conftest import same_weights, train, weights_of
 
@@ -61,6 +62,7 @@ def test_comparison_and_card_agree_with_the_run(seeds):
             assert entry["metrics"][name]["interval"] == own[name]
     card = (seeds.path / "model" / "README.md").read_text()
     assert f"seed: {seeds.info['best_seed']}\n" in card
+    assert (str(seeds.info["best_seed"]), "run.json: best_seed") in write_methods(seeds).sources
     assert f"{seeds.metrics['seeds']['test']['macro_f1']['mean']:.3f} on average" in card
     assert seeds.metrics["splits"]["test"]["interval"]["method"] in card
 

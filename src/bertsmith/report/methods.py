@@ -154,12 +154,13 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
     model = f"`{n('run.json', 'model.name', str)}`, a pretrained model of the BERT family [@devlin2019bert]"
     fitted = f"as a {task.described.format(n=count)}, on {n('run.json', 'data.splits.train')} labelled texts"
     if recipe["epochs"]:
+        seed = "best_seed" if "best_seed" in info else "config.seed"
         trained = (
             f"We fine-tuned {model}, {fitted}. We {evaluated}.{excluded} "
             f"Training ran for at most {n('run.json', 'recipe.epochs', '{:g}'.format)} "
             f"{'epoch' if recipe['epochs'] == 1 else 'epochs'}, with "
             f"{n('run.json', 'recipe.batch_size')} texts per step, a peak learning rate of "
-            f"{n('run.json', 'recipe.learning_rate', '{:g}'.format)} and seed {n('run.json', 'config.seed', str)}. "
+            f"{n('run.json', 'recipe.learning_rate', '{:g}'.format)} and seed {n('run.json', seed, str)}. "
             f"{_CONTRASTIVE.get(recipe.get('contrastive', 'none'), '')}"
         )
     else:
