@@ -67,24 +67,24 @@ def bag_of_words(
 
 
 @dataclass(frozen=True)
-class Regression:
+class LinearModel:
     """A fitted linear model, such as a logistic regression.
 
     Attributes:
-        weight: shape (classes, hidden size).
-        bias: shape (classes,).
+        weight: shape (outputs, hidden size).
+        bias: shape (outputs,).
     """
 
     weight: np.ndarray
     bias: np.ndarray
 
     def logits(self, embeddings: np.ndarray) -> np.ndarray:
-        """Return logits of shape (n, classes) for embeddings of shape (n, hidden size)."""
+        """Return logits of shape (n, outputs) for embeddings of shape (n, hidden size)."""
         result: np.ndarray = embeddings @ self.weight.T + self.bias
         return result
 
 
-def fit_regression(embeddings: np.ndarray, targets: np.ndarray, *, n_classes: int) -> Regression:
+def fit_regression(embeddings: np.ndarray, targets: np.ndarray, *, n_classes: int) -> LinearModel:
     """Fit a logistic regression on embeddings, with class weights inverse to class frequency.
 
     Args:
@@ -105,7 +105,7 @@ def fit_regression(embeddings: np.ndarray, targets: np.ndarray, *, n_classes: in
         biases = np.concatenate([-biases, biases]) / 2
     weight, bias = np.zeros((n_classes, embeddings.shape[1])), np.full(n_classes, ABSENT_CLASS_BIAS)
     weight[model.classes_], bias[model.classes_] = coefficients, biases - coefficients @ center
-    return Regression(weight, bias)
+    return LinearModel(weight, bias)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from bertsmith.evaluation.baseline import (
     REGRESSION_C,
     SVM_C,
     Baseline,
-    Regression,
+    LinearModel,
     word_features,
 )
 from bertsmith.evaluation.multi_label import best_thresholds
@@ -92,7 +92,7 @@ def words_for_numbers(train: Sequence[Text], targets: np.ndarray, texts: Sequenc
     return Baseline(search.fit(x, targets).predict(others)[:, None], "ridge regression")
 
 
-def fit_set_regression(embeddings: np.ndarray, targets: np.ndarray) -> Regression:
+def fit_set_regression(embeddings: np.ndarray, targets: np.ndarray) -> LinearModel:
     """Fit a logistic regression per label on embeddings.
 
     Args:
@@ -113,10 +113,10 @@ def fit_set_regression(embeddings: np.ndarray, targets: np.ndarray) -> Regressio
             model = LogisticRegression(C=REGRESSION_C, max_iter=200).fit(embeddings - center, targets[:, c])
         weight[c] = model.coef_[0]
         bias[c] = model.intercept_[0] - model.coef_[0] @ center
-    return Regression(weight, bias)
+    return LinearModel(weight, bias)
 
 
-def fit_ridge(embeddings: np.ndarray, targets: np.ndarray) -> Regression:
+def fit_ridge(embeddings: np.ndarray, targets: np.ndarray) -> LinearModel:
     """Fit a ridge regression on embeddings.
 
     Args:
@@ -127,4 +127,4 @@ def fit_ridge(embeddings: np.ndarray, targets: np.ndarray) -> Regression:
 
     center = embeddings.mean(axis=0)
     model = RidgeCV(alphas=EMBEDDING_ALPHAS).fit(embeddings - center, targets)
-    return Regression(model.coef_[None], np.array([model.intercept_ - model.coef_ @ center]))
+    return LinearModel(model.coef_[None], np.array([model.intercept_ - model.coef_ @ center]))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from bertsmith.data.template import Text
-    from bertsmith.evaluation.baseline import Baseline, Regression
+    from bertsmith.evaluation.baseline import Baseline, LinearModel
     from bertsmith.evaluation.decision import Decision
     from bertsmith.training.losses import Loss
 
@@ -294,7 +294,7 @@ class Task(ABC):
         """Fit a linear model on TF-IDF features of training texts, and predict other texts."""
 
     @abstractmethod
-    def fit_head(self, embeddings: np.ndarray, targets: np.ndarray, n_labels: int) -> Regression:
+    def fit_head(self, embeddings: np.ndarray, targets: np.ndarray, n_labels: int) -> LinearModel:
         """Fit a linear model on embeddings, shape (n, hidden size), whose outputs are logits."""
 
     # -- tables --------------------------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ from bertsmith.errors import ModelError, listing
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.multi_label import MultiLabel
 from bertsmith.tasks.ordinal import Ordinal
-from bertsmith.tasks.regression import Regression
+from bertsmith.tasks.regression import RegressionTask
 from bertsmith.tasks.single_label import SingleLabel
 
-TASKS: dict[str, Task] = {task.name: task for task in (SingleLabel(), MultiLabel(), Ordinal(), Regression())}
+TASKS: dict[str, Task] = {task.name: task for task in (SingleLabel(), MultiLabel(), Ordinal(), RegressionTask())}
 
 
 def get_task(name: str = SINGLE_LABEL) -> Task:

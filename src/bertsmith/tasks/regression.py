@@ -16,14 +16,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from bertsmith.data.template import Text
-    from bertsmith.evaluation.baseline import Baseline
-    from bertsmith.evaluation.baseline import Regression as LinearModel
+    from bertsmith.evaluation.baseline import Baseline, LinearModel
     from bertsmith.evaluation.decision import Decision
     from bertsmith.training.losses import Loss
 
 
 @dataclass(frozen=True, repr=False)
-class Regression(Task):
+class RegressionTask(Task):
     """A number per text: one output, trained on standardised targets by squared error.
 
     Attributes:
@@ -59,7 +58,7 @@ class Regression(Task):
     def fitted(self, targets: np.ndarray) -> Task:
         """Return the task with mean and standard deviation of the training targets."""
         scale = float(targets.std())
-        return Regression(float(targets.mean()), scale if scale > 0 else 1.0)
+        return RegressionTask(float(targets.mean()), scale if scale > 0 else 1.0)
 
     def loss(self, imbalance: str, counts: np.ndarray, n_texts: int, smoothing: float) -> Loss:
         """Return the squared error, see `Task.loss`."""

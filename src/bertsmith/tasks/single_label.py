@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from bertsmith.data.template import Text
-    from bertsmith.evaluation.baseline import Baseline, Regression
+    from bertsmith.evaluation.baseline import Baseline, LinearModel
     from bertsmith.evaluation.decision import Decision
     from bertsmith.training.losses import Loss
 
@@ -170,7 +170,7 @@ class SingleLabel(Task):
 
         return bag_of_words(train, targets, texts, n_classes=n_labels, seed=seed)
 
-    def fit_head(self, embeddings: np.ndarray, targets: np.ndarray, n_labels: int) -> Regression:
+    def fit_head(self, embeddings: np.ndarray, targets: np.ndarray, n_labels: int) -> LinearModel:
         """Fit a logistic regression."""
         from bertsmith.evaluation.baseline import fit_regression
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from bertsmith.data.table import Table
 from bertsmith.data.template import texts_of
-from bertsmith.evaluation.baseline import Regression, combine_pairs, verdict
+from bertsmith.evaluation.baseline import LinearModel, combine_pairs, verdict
 from bertsmith.model.load import Loaded
 from bertsmith.model.tokenizer import encoder_for
 from bertsmith.model.tokens import Tokens
@@ -82,7 +82,7 @@ class FrozenEmbeddings:
         targets, n_labels = tables["train"].targets, len(tables["train"].labels)
         return cls(rows, embeddings, features, task, targets, n_labels, n_tokens / seconds)
 
-    def fit_regression(self, mask: np.ndarray | None = None, *, baseline: bool = False) -> Regression:
+    def fit_regression(self, mask: np.ndarray | None = None, *, baseline: bool = False) -> LinearModel:
         """Fit a regression to the training texts, or to those of a mask, shape (training texts,).
 
         By default, the regression is the initial head of a model. With ``baseline``, it reads `features`.

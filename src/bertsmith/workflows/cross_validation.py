@@ -19,7 +19,7 @@ from bertsmith.data.split import assign_folds, split_cleaned
 from bertsmith.data.table import Table
 from bertsmith.data.template import texts_of
 from bertsmith.errors import ConfigError, Interrupted
-from bertsmith.evaluation.baseline import Regression
+from bertsmith.evaluation.baseline import LinearModel
 from bertsmith.evaluation.rule import Rule
 from bertsmith.events import FoldDone, FoldStarted, Listener
 from bertsmith.folders import atomic
@@ -149,7 +149,7 @@ def cross_validate(
     inputs: Inputs,
     recipe: Recipe,
     names: tuple[str, ...],
-    fit_regression: Callable[[np.ndarray], Regression],
+    fit_regression: Callable[[np.ndarray], LinearModel],
     observe: Listener,
     stop: Callable[[], bool],
 ) -> CrossValidation | None:
@@ -185,7 +185,7 @@ def score_folds(
     table: Table,
     tokens: Tokens,
     fold: np.ndarray,
-    fit_regression: Callable[[np.ndarray], Regression],
+    fit_regression: Callable[[np.ndarray], LinearModel],
     folder: Path,
     *,
     readings: Sequence[str],
