@@ -24,7 +24,7 @@ from bertsmith.evaluation.multi_label import (
     tune_thresholds,
 )
 from bertsmith.evaluation.ordinal import least_cost
-from bertsmith.evaluation.regression import evaluate_intervals, interval_width, resampled_spearman
+from bertsmith.evaluation.regression import evaluate_intervals, interval_half_width, resampled_spearman
 from bertsmith.evaluation.rule import Rule
 from bertsmith.model.load import fold_calibration
 from bertsmith.tasks.ordinal import _prefer_likely
@@ -282,7 +282,7 @@ def test_a_temperature_per_label_corrects_each_label():
 @given(seeds, st.integers(1, 200), st.sampled_from([0.5, 0.8, 0.9]))
 def test_intervals_of_numbers_cover_the_held_out_texts(seed, n, coverage):
     residuals = np.abs(np.random.default_rng(seed).normal(size=n))
-    width = interval_width(residuals, coverage)
+    width = interval_half_width(residuals, coverage)
     assert (residuals <= width).mean() >= coverage
     if np.isfinite(width):
         assert (residuals < width).sum() < np.ceil((n + 1) * coverage)
@@ -290,7 +290,9 @@ def test_intervals_of_numbers_cover_the_held_out_texts(seed, n, coverage):
 
 def test_intervals_of_numbers_reach_their_coverage_on_new_texts():
     rng = np.random.default_rng(0)
-    covered = [(abs(rng.normal(size=50)) <= interval_width(abs(rng.normal(size=99)), 0.9)).mean() for _ in range(200)]
+    covered = [
+        (abs(rng.normal(size=50)) <= interval_half_width(abs(rng.normal(size=99)), 0.9)).mean() for _ in range(200)
+    ]
     assert np.mean(covered) == pytest.approx(0.9, abs=0.01)
     assert evaluate_intervals(np.ones(5), np.ones(2))[0]["half_width"] is None  # too few for 80 %
 
