@@ -10,7 +10,7 @@ from bertsmith.config import PRIMARY
 
 RESAMPLES = 1000
 RANKING_RESAMPLES = 200
-"""Fewer, because average precision is computed class by class."""
+"""Fewer, because average precision is computed class by class, and ranks resample by resample."""
 LEVEL = 0.95
 TAILS = [50 * (1 - LEVEL), 50 * (1 + LEVEL)]
 """Percentiles of the lower and the upper bound."""

@@ -9,8 +9,6 @@ import numpy as np
 
 from bertsmith.evaluation.abstention import TARGET_COVERAGES, coverage_interval
 
-RANKING_RESAMPLES = 200
-
 
 def number_metrics(targets: np.ndarray, predicted: np.ndarray) -> dict[str, float | None]:
     """Return the mean absolute error, root mean squared error, R² and Spearman's correlation.
