@@ -127,10 +127,5 @@ def confusion_matrix(targets: np.ndarray, predicted: np.ndarray, n_classes: int)
     return matrix
 
 
-def majority_class_probabilities(train_counts: np.ndarray, n: int) -> np.ndarray:
-    """Return the class shares of the training split as probabilities of n texts, shape (n, classes)."""
-    return np.tile(train_counts / train_counts.sum(), (n, 1))
-
-
 def _defined(value: float, is_defined: bool) -> float | None:
     return float(value) if is_defined else None

@@ -157,10 +157,8 @@ class SingleLabel(Task):
 
     def naive(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
         """Return the most frequent class, and the class shares as probabilities."""
-        from bertsmith.evaluation.metrics import majority_class_probabilities
-
         counts = np.bincount(targets, minlength=len(labels))
-        return labels.texts[int(counts.argmax())], majority_class_probabilities(counts, n)
+        return labels.texts[int(counts.argmax())], np.tile(counts / counts.sum(), (n, 1))
 
     def words(
         self, train: Sequence[Text], targets: np.ndarray, texts: Sequence[Text], n_labels: int, seed: int
