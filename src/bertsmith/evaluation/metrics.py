@@ -117,10 +117,6 @@ def per_class_metrics(
     ]
 
 
-FEW_TEXTS = 100
-"""With fewer test texts, the 95 % interval of an accuracy can extend ten percentage points to either side."""
-
-
 def confusion_matrix(targets: np.ndarray, predicted: np.ndarray, n_classes: int) -> np.ndarray:
     """Return counts of texts by class (rows) and predicted class (columns), shape (classes, classes)."""
     matrix: np.ndarray = sk.confusion_matrix(targets, predicted, labels=np.arange(n_classes))

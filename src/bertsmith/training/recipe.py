@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-FEW_TEXTS = 1000
+FEW_TRAINING_TEXTS = 1000
 """Fewer training texts get smaller batches."""
 MANY_CLASSES = 50
 RDROP_MAX_TOKENS = 100_000
@@ -124,7 +124,7 @@ def choose(
         reasons[name] = reason
         return default
 
-    few, many = texts < FEW_TEXTS, classes >= MANY_CLASSES
+    few, many = texts < FEW_TRAINING_TEXTS, classes >= MANY_CLASSES
     batch_size = setting(
         "batch_size",
         16 if few else 32,

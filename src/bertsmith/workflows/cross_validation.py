@@ -37,7 +37,7 @@ from bertsmith.workflows.fine_tune import fine_tune
 from bertsmith.workflows.prepare import Inputs, Splits, initialize_head, prepare_model
 from bertsmith.workflows.score import CrossValidation
 
-FEW_TEXTS, FEW_TEXTS_PER_CLASS = 300, 10
+FEW_LABELLED_TEXTS, FEW_LABELLED_TEXTS_PER_CLASS = 300, 10
 """Below one of these numbers of labelled texts, without those of a test table, cross-validation is the default."""
 FEW_TEXT_FOLDS, DEFAULT_FOLDS = 3, 5
 """Default number of folds with few texts, and with many texts but no test texts."""
@@ -45,7 +45,7 @@ FEW_TEXT_FOLDS, DEFAULT_FOLDS = 3, 5
 
 def are_few(texts: int, classes: int) -> bool:
     """Return whether the labelled texts are so few, for their number of classes, that all should train the model."""
-    return texts < max(FEW_TEXTS, FEW_TEXTS_PER_CLASS * classes)
+    return texts < max(FEW_LABELLED_TEXTS, FEW_LABELLED_TEXTS_PER_CLASS * classes)
 
 
 def choose_folds(config: Config, data: Table) -> tuple[int, float]:
