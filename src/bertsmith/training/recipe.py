@@ -44,7 +44,7 @@ SCHEDULE_ARGUMENTS = frozenset(
 CONTRASTIVE_ONLY_TEXTS = 48
 """Up to this number of texts, the contrastive stage is the only one."""
 HEAD_RATE = 10.0
-UNEQUAL = 10.0
+IMBALANCE_RATIO = 10.0
 """Classes are imbalanced if the largest one has this many times the texts of the smallest one."""
 
 
@@ -190,7 +190,7 @@ def choose(
         imbalance, present = "none", counts[counts > 0]
         ratio = float(present.max() / present.min()) if len(present) else 1.0
         unequal = f"; the largest class has {ratio:.1f} times the training texts of the smallest" if classes > 1 else ""
-        tried = "; a decision rule follows if it helps" if ratio >= UNEQUAL else ""
+        tried = "; a decision rule follows if it helps" if ratio >= IMBALANCE_RATIO else ""
         reasons["imbalance"] = f"the loss has no weights{unequal}{tried}"
     return Recipe(
         epochs=epochs,

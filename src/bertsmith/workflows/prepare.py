@@ -35,7 +35,7 @@ from bertsmith.training.recipe import Recipe, choose
 
 MAX_EMBEDDED_TEXTS = 4000
 """Maximum number of texts per split to embed before fine-tuning."""
-OF_TRAINING = (
+TRAINING_SETTINGS = (
     "epochs",
     "batch_size",
     "learning_rate",
@@ -272,7 +272,7 @@ def choose_recipe(
         task.check_imbalance(config.imbalance)
     if config.effort == "quick":
         defaults = Config()
-        for name in OF_TRAINING:
+        for name in TRAINING_SETTINGS:
             if getattr(config, name) != getattr(defaults, name):
                 flag = f"--{name.replace('_', '-')}"
                 raise ConfigError(
