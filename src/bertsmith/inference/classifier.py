@@ -91,7 +91,7 @@ class Classifier(ModelPredictor):
             folder, labels = run.layout.model, labels or run.labels
         if not folder.is_dir():
             raise RunFolderError("the model of the run is missing", where=str(folder), remedy="Train the run again.")
-        if folder != path and Run(path).layout.run.is_file():
+        if folder != path:
             Run(path).check_model()
         try:
             resolved = checkpoint.resolve(str(folder))
