@@ -35,8 +35,10 @@ def task_of_config(config: Any) -> Task:
     Args:
         config: of a sequence-classification model of transformers.
     """
-    noted = getattr(config, "bertsmith", None)
-    if isinstance(noted, dict) and isinstance(noted.get("task"), str):
-        return get_task(noted["task"])
+    from bertsmith.model.load import saved_settings
+
+    saved = saved_settings(config)
+    if isinstance(saved, dict) and isinstance(saved.get("task"), str):
+        return get_task(saved["task"])
     by_type = {task.problem_type: task for task in (TASKS["regression"], TASKS["multi-label"])}
     return by_type.get(getattr(config, "problem_type", None) or "", get_task())

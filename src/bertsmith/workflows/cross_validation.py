@@ -26,7 +26,7 @@ from bertsmith.folders import atomic
 from bertsmith.folders import run as runs
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model.checkpoint import Checkpoint
-from bertsmith.model.load import noted
+from bertsmith.model.load import saved_settings
 from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
@@ -257,7 +257,7 @@ def score_folds(
             )
         except Interrupted as error:
             raise Interrupted(f"stopped in fold {f + 1} of {k}; {f} folds are saved") from error
-        rule = Rule.from_dict(noted(loaded.model), len(table.labels))
+        rule = Rule.from_dict(saved_settings(loaded.model.config), len(table.labels))
         classifier = Classifier(loaded, table.labels, get_task(task.name), rule)
         for i, classifier.long in enumerate(readings):
             result[i, outside] = classifier.probabilities_of(tokens.take(outside))

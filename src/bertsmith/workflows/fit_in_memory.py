@@ -16,7 +16,7 @@ from bertsmith.data.table import Table
 from bertsmith.evaluation.rule import Rule
 from bertsmith.events import Listener
 from bertsmith.inference.classifier import Classifier
-from bertsmith.model.load import fold_calibration, noted
+from bertsmith.model.load import fold_calibration, saved_settings
 from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import training_arguments
 from bertsmith.workflows.cross_validation import are_few
@@ -80,7 +80,7 @@ def fit_in_memory(
         config=config,
     )
     final = get_task(data.task)
-    rule = Rule.from_dict(noted(loaded.model), len(data.labels))
+    rule = Rule.from_dict(saved_settings(loaded.model.config), len(data.labels))
     classifier = Classifier(loaded, data.labels, final, rule)
     if few:
         return classifier
@@ -90,6 +90,6 @@ def fit_in_memory(
     _, rule = final.fit_rule(data.targets[held_out], scores, seed=config.seed, use_offsets=tunes)
     if not rule.is_neutral:
         classifier.rule = replace(rule, folded=fold_calibration(loaded.model, rule.temperature, rule.offsets))
-        loaded.model.config.bertsmith = {**noted(loaded.model), **classifier.rule.to_dict()}
+        loaded.model.config.bertsmith = {**saved_settings(loaded.model.config), **classifier.rule.to_dict()}
         classifier.set_dtype(classifier.dtype)  # copies of the weights, if any, are out of date
     return classifier
