@@ -21,7 +21,7 @@ from bertsmith.data.read import read_table
 from bertsmith.errors import ConfigError, DataError, RunFolderError
 from bertsmith.evaluation.agreement import alpha, kappa, measure_agreement
 from bertsmith.labelling.app import create_app
-from bertsmith.labelling.store import FILE, SETTLED, Decision, Project, Queued
+from bertsmith.labelling.store import FILE, SETTLER, Decision, Project, Queued
 from bertsmith.labelling.table import Snapshot, export
 from bertsmith.measuring.design import read_design
 from bertsmith.workflows.label_rounds import Rounds
@@ -121,7 +121,7 @@ def test_only_projects_are_opened_and_other_files_stay(tmp_path, project):
     with pytest.raises(RunFolderError):
         Project(tmp_path / "full", {"labels": LABELS})
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["mine.txt"]
-    project.set_fact("version", 99)
+    project.set_setting("version", 99)
     with pytest.raises(RunFolderError):
         Project(project.path)
     project.file.write_bytes(b"SQLite format 3\0" + b"x" * 5000)
@@ -241,7 +241,7 @@ def test_the_table_has_the_labels_that_count_and_how_they_were_decided(project):
     for coder, labels in votes.items():
         for label in labels:
             decide(project, coder, label)
-    project.decide(Decision(4, SETTLED, "labelled", ("so so",)))
+    project.decide(Decision(4, SETTLER, "labelled", ("so so",)))
     assert export(project) == 4
     table = pd.read_csv(project.path / "labels.csv")
     assert table["Label Text"].fillna("").tolist() == ["good", "bad", "", "so so"]

@@ -18,7 +18,7 @@ from bertsmith.data.table import MULTI_LABEL, ORDINAL, SINGLE_LABEL
 from bertsmith.errors import ConfigError, DataError, RunFolderError, listing, quoted, write_error
 
 LABELLED, UNSURE, SKIPPED = STATUSES = ("labelled", "unsure", "skipped")
-SETTLED = "(settled)"
+SETTLER = "(settled)"
 """The coder of decisions that settle a disagreement."""
 TASKS = (SINGLE_LABEL, MULTI_LABEL, ORDINAL)
 FILE = "labels.sqlite"
@@ -156,13 +156,13 @@ class Project:
 
     # -- settings ------------------------------------------------------------------------------------------------------
 
-    def fact(self, name: str, default: Any = None) -> Any:
+    def setting(self, name: str, default: Any = None) -> Any:
         """Return a setting of the project."""
         with self._open() as database:
             row = database.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return default if row is None else json.loads(row[0])
 
-    def set_fact(self, name: str, value: Any) -> None:
+    def set_setting(self, name: str, value: Any) -> None:
         """Change a setting of the project."""
         with self._open(write=True) as database:
             database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
@@ -170,12 +170,12 @@ class Project:
     @property
     def labels(self) -> list[str]:
         """The labels; for ordinal labels in their order."""
-        return list(self.fact("labels"))
+        return list(self.setting("labels"))
 
     @property
     def task(self) -> str:
         """The kind of label."""
-        return str(self.fact("task"))
+        return str(self.setting("task"))
 
     def add_labels(self, labels: Sequence[str]) -> None:
         """Add labels that the project does not have yet.
@@ -183,7 +183,7 @@ class Project:
         Raises:
             ConfigError: if a label is empty or joins several labels.
         """
-        self.set_fact("labels", _checked_labels([*self.labels, *labels]))
+        self.set_setting("labels", _checked_labels([*self.labels, *labels]))
 
     # -- texts and decisions -------------------------------------------------------------------------------------------
 

@@ -51,7 +51,7 @@ def estimate_project(project: Project, config: Config, more: int = MORE) -> Esti
         hours=float(np.median(seconds)) * more / 3600 if seconds else None,
         ceiling=agreement.value if agreement.texts >= FEWEST_SHARED else None,
     )
-    project.set_fact("estimate", found.to_dict())
+    project.set_setting("estimate", found.to_dict())
     return found
 
 

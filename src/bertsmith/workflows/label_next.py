@@ -136,7 +136,7 @@ def choose_for_project(
     """
     with _opened(source, config, Template()) as stream:
         observe(InputOpened(stream.n_rows, stream.notes, stream.skipped))
-        name = project.fact("model") or embedding_model(config)
+        name = project.setting("model") or embedding_model(config)
         loaded = load_encoder(name, config)
         observe(ModelOpened(None))
         pool = PoolFile(project.path, name, loaded.model.config.hidden_size)
@@ -151,8 +151,8 @@ def choose_for_project(
                 where=stream.name,
                 remedy="Pass the same pool, with new rows only at its end.",
             )
-        project.set_fact("model", name)
-        project.set_fact("pool_rows", int((pool.hashes != EMPTY).sum()))
+        project.set_setting("model", name)
+        project.set_setting("pool_rows", int((pool.hashes != EMPTY).sum()))
         task = get_task(project.task)
         queued = project.rows
         usable = pool.hashes != EMPTY
@@ -179,7 +179,7 @@ def choose_for_project(
         )
     project.add_texts(chosen.texts)
     n_random = sum(text.random for text in project.texts)
-    return replace(chosen, inclusion=n_random / project.fact("pool_rows") if n_random else None)
+    return replace(chosen, inclusion=n_random / project.setting("pool_rows") if n_random else None)
 
 
 def choose_with_run(
