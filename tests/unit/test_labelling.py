@@ -83,6 +83,36 @@ def test_a_later_decision_replaces_an_earlier_one(project):
     assert [d.labels for d in project.decisions] == [("bad",)]
 
 
+def test_a_snapshot_is_consistent_while_coders_write(project, monkeypatch):
+    connect, written = sqlite3.connect, []
+
+    def write():
+        """Queue one more text and label it, unless a reader holds the file."""
+        with (
+            contextlib.closing(connect(project.file, timeout=0, isolation_level=None)) as other,
+            contextlib.suppress(sqlite3.OperationalError),
+        ):
+            other.execute("BEGIN IMMEDIATE")
+            insert = "INSERT INTO texts (row, text, columns, reason, random) VALUES (?, 'new', '{}', 'diverse', 0)"
+            number = other.execute(insert, (100 + len(written),)).lastrowid
+            insert = "INSERT INTO decisions (text, coder, status, labels, note, seconds, time)"
+            other.execute(f"{insert} VALUES (?, 'ann', 'unsure', '[]', '', 1, 1)", (number,))
+            other.execute("COMMIT")
+            written.append(number)
+
+    class Interrupted(sqlite3.Connection):
+        """A coder decides before every statement of this connection."""
+
+        def execute(self, *arguments):
+            write()
+            return super().execute(*arguments)
+
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, **k, factory=Interrupted))
+    found = Snapshot.of(project)
+    assert written
+    assert {decision.text for decision in found.decisions} == {text.id for text in found.texts if text.text == "new"}
+
+
 def test_rows_are_queued_once_and_labels_added_once(project):
     project.add_texts(queue(8))
     assert project.rows == list(range(1, 9))

@@ -57,7 +57,8 @@ class Snapshot:
     @classmethod
     def of(cls, project: Project) -> Snapshot:
         """Read a project."""
-        return cls(project.labels, project.task, project.texts, project.decisions, project.setting("pool_rows", 0))
+        settings, texts, decisions = project.read()
+        return cls(settings["labels"], settings["task"], texts, decisions, settings.get("pool_rows", 0))
 
     @property
     def labelled(self) -> list[Labelled]:
