@@ -172,12 +172,12 @@ def _estimate(sample: Sample, totals: Totals, tuning: np.ndarray | None) -> Esti
     n_units = int(units.max()) + 1
     whole = _moments(sample, np.zeros((1, len(sample)), dtype=bool))
     tuned = _tuning(whole, sample, totals) if tuning is None else tuning[None]
-    value = _difference(whole, tuned, totals)[0]
+    value = _estimates(whole, tuned, totals)[0]
     # In chunks, so that memory does not grow with the square of the sample.
     parts = []
     for some in np.array_split(np.arange(n_units), max(1, n_units * len(sample) // 4_000_000)):
         left = _moments(sample, units[None, :] == some[:, None])
-        parts.append(_difference(left, _tuning(left, sample, totals) if tuning is None else tuning[None], totals))
+        parts.append(_estimates(left, _tuning(left, sample, totals) if tuning is None else tuning[None], totals))
     deviations = np.concatenate(parts) - value
     remaining = np.ones(n_units)
     if sample.in_corpus:  # finite population correction
@@ -291,7 +291,7 @@ def _tuning(moments: _Moments, sample: Sample, totals: Totals) -> np.ndarray:
     return tuning * ratio if sample.in_corpus else tuning
 
 
-def _difference(moments: _Moments, tuning: np.ndarray, totals: Totals) -> np.ndarray:
+def _estimates(moments: _Moments, tuning: np.ndarray, totals: Totals) -> np.ndarray:
     """Return the estimate of each subset, shape (subsets, columns)."""
     result: np.ndarray = moments.outcome + tuning * (totals.mean - moments.prediction)
     return result
