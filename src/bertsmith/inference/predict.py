@@ -13,7 +13,7 @@ from bertsmith.data.table import REGRESSION, Cells
 from bertsmith.data.template import Text, Texts, flat, is_empty
 from bertsmith.errors import DataError, listing
 from bertsmith.inference.abstain import Abstention
-from bertsmith.inference.predictor import Label, Predictor
+from bertsmith.inference.predictor import Predictor, PredictProba
 from bertsmith.inference.table_writers import ABSTAINED, PROBABILITY
 from bertsmith.measuring.expected_accuracy import grid_of, length_bin
 
@@ -62,7 +62,7 @@ class _Prepared:
         cells: the input columns.
         n_rows: number of rows.
         rows: the rows with a text.
-        probabilities: computes the probabilities of the texts.
+        predict_proba: computes the probabilities of the texts.
         cut: number of truncated texts.
         lengths: characters of the texts.
     """
@@ -70,7 +70,7 @@ class _Prepared:
     cells: Cells
     n_rows: int
     rows: list[int]
-    probabilities: Label
+    predict_proba: PredictProba
     cut: int
     lengths: list[int]
 
@@ -78,8 +78,8 @@ class _Prepared:
 def _prepare(classifier: Predictor, chunk: Chunk) -> _Prepared:
     cells, texts = chunk
     rows = [i for i, text in enumerate(texts) if not is_empty(text)]
-    label, cut = classifier.prepare(Texts(texts[i] for i in rows))
-    return _Prepared(cells, len(texts), rows, label, cut, [len(flat(texts[i])) for i in rows])
+    predict_proba, cut = classifier.prepare(Texts(texts[i] for i in rows))
+    return _Prepared(cells, len(texts), rows, predict_proba, cut, [len(flat(texts[i])) for i in rows])
 
 
 def _label(
@@ -90,7 +90,7 @@ def _label(
     progress: Callable[[int], None] | None,
 ) -> Cells:
     task, labels = classifier.task, classifier.labels
-    scores = prepared.probabilities(progress)
+    scores = prepared.predict_proba(progress)
 
     def column(values: Iterable[Any]) -> list[Any]:
         result: list[Any] = [None] * prepared.n_rows
