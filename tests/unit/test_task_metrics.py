@@ -303,8 +303,8 @@ def test_the_sets_of_multi_label_predictions_contain_all_labels_as_often_as_clai
         rng = np.random.default_rng(seed)
         scores = rng.random((300, 4))
         targets = rng.random(scores.shape) < scores
-        threshold = np.sort(MULTI.truth(targets[:200], scores[:200]))[int(np.floor(0.1 * 201)) - 1]
-        covered.append(MULTI.cover(targets[200:], scores[200:], threshold)[0].mean())
+        threshold = np.sort(MULTI.conformity(targets[:200], scores[:200]))[int(np.floor(0.1 * 201)) - 1]
+        covered.append(MULTI.evaluate_sets(targets[200:], scores[200:], threshold)[0].mean())
     assert np.mean(covered) == pytest.approx(0.9, abs=0.02)
 
 
@@ -416,10 +416,10 @@ def test_the_bag_of_words_of_ordered_classes_uses_the_better_decision(noise):
     rng = np.random.default_rng(0)
     levels = rng.integers(0, 5, 400)
     texts = [" ".join([f"w{v}", *(f"x{i}" for i in rng.integers(0, 60, noise))]) for v in levels]
-    found = ORDINAL.words(texts[:300], levels[:300], texts[300:], 5, 0).scores
+    found = ORDINAL.bag_of_words(texts[:300], levels[:300], texts[300:], 5, 0).scores
     assert found.sum(axis=1) == pytest.approx(1, abs=1e-6)
     kappa = ORDINAL.scalar_metrics(levels[300:], found)["quadratic_kappa"]
-    plain = TASKS["single-label"].words(texts[:300], levels[:300], texts[300:], 5, 0).scores
+    plain = TASKS["single-label"].bag_of_words(texts[:300], levels[:300], texts[300:], 5, 0).scores
     assert kappa >= ORDINAL.scalar_metrics(levels[300:], plain)["quadratic_kappa"] - 0.02
 
 

@@ -104,25 +104,25 @@ class Ordinal(SingleLabel):
         decision = Decision(np.zeros(scores.shape[1]), False, 0.0, float("nan"))
         return decision, Rule(fit_temperature(targets, scores), folded=False)
 
-    def naive(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
+    def naive_baseline(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
         """Return the class with the least expected distance if texts are ignored, and the class shares."""
-        _, shares = super().naive(targets, n, labels)
+        _, shares = super().naive_baseline(targets, n, labels)
         return labels.texts[int(self.predicted(shares[:1])[0])] if n else labels.texts[0], shares
 
-    def words(
+    def bag_of_words(
         self, train: Sequence[Text], targets: np.ndarray, texts: Sequence[Text], n_labels: int, seed: int
     ) -> Baseline:
         """Fit a linear SVM, and decide for the most likely class if that is better on a fifth of the training texts.
 
         The probabilities of a bag of words are often so even that the middle class has the least expected distance.
         """
-        found = super().words(train, targets, texts, n_labels, seed)
+        found = super().bag_of_words(train, targets, texts, n_labels, seed)
         order = np.random.default_rng(seed).permutation(len(targets))
         outside, inside = np.split(order, [len(order) // 5])
         if len(outside) < MIN_TEXTS:
             return found
         parts = [[train[int(i)] for i in rows] for rows in (inside, outside)]
-        scores = super().words(parts[0], targets[inside], parts[1], n_labels, seed).scores
+        scores = super().bag_of_words(parts[0], targets[inside], parts[1], n_labels, seed).scores
         plain, certain = (
             self.scalar_metrics(targets[outside], s)[self.primary] or 0.0 for s in (scores, _prefer_likely(scores))
         )

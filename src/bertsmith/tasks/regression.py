@@ -66,8 +66,8 @@ class RegressionTask(Task):
 
         return SquaredError(self.mean, self.scale)
 
-    def complete(self, model: Any) -> Rule:
-        """Put mean and scale into the weights of the head; see `Task.complete`."""
+    def undo_standardisation(self, model: Any) -> Rule:
+        """Put mean and scale into the weights of the head; see `Task.undo_standardisation`."""
         from bertsmith.model.load import fold_calibration
 
         rule = Rule(1 / self.scale, (self.mean / self.scale,), folded=False)
@@ -194,25 +194,25 @@ class RegressionTask(Task):
         result: np.ndarray = abs(targets - self.predicted(scores))
         return result
 
-    def truth(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    def conformity(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Return the negative absolute errors, shape (n,)."""
         return -self.residuals(targets, scores)
 
-    def cover(self, targets: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    def evaluate_sets(self, targets: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
         """Return whether each interval contains its number, and its width, each shape (n,)."""
-        return self.truth(targets, scores) >= threshold, np.full(len(targets), -2 * threshold)
+        return self.conformity(targets, scores) >= threshold, np.full(len(targets), -2 * threshold)
 
     def set_columns(self, scores: np.ndarray, threshold: float, labels: Labels) -> dict[str, list[Any]]:
         """Return ``lower`` and ``upper``, the bounds of each interval."""
         predicted = self.predicted(scores)
         return {"lower": (predicted + threshold).tolist(), "upper": (predicted - threshold).tolist()}
 
-    def naive(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
+    def naive_baseline(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
         """Return the mean of the training texts."""
         mean = float(targets.mean())
         return f"{mean:.3g}", np.full((n, 1), mean)
 
-    def words(
+    def bag_of_words(
         self, train: Sequence[Text], targets: np.ndarray, texts: Sequence[Text], n_labels: int, seed: int
     ) -> Baseline:
         """Fit a ridge regression."""

@@ -157,7 +157,7 @@ def fit(
 
 
 def _finish(loaded: Loaded, task: Task, emit: Listener, finished: Finished) -> Finished:
-    if not (rule := task.complete(loaded.model)).is_neutral:
+    if not (rule := task.undo_standardisation(loaded.model)).is_neutral:
         loaded.model.config.bertsmith = {**saved_settings(loaded.model.config), **rule.to_dict()}
     emit(finished)
     return finished

@@ -117,7 +117,7 @@ def baselines(
     kind = "test texts" if len(rounds) == 1 else "cross-validated texts"
     bag_scores, regression_scores = np.empty((len(test), n_labels)), np.empty((len(rows), n_labels))
     for inside, outside in rounds:
-        bag = task.words(
+        bag = task.bag_of_words(
             list(compress(texts["train"], inside)),
             train.targets[inside],
             list(compress(texts["test"], outside)),
@@ -138,7 +138,7 @@ def baselines(
             "verdict": verdict(value, low, high, len(table), metric=task.primary_name, rival=name, kind=kind),
         }
 
-    naive, naive_scores = task.naive(train.targets, len(test), test.labels)
+    naive, naive_scores = task.naive_baseline(train.targets, len(test), test.labels)
     result = {
         "majority_class": {"label_text": naive, "test": task.scalar_metrics(test.targets, naive_scores)},
         "bag_of_words": compare(bag.classifier, bag_scores, scores, test, f"a bag of words ({bag.classifier})"),
