@@ -14,9 +14,9 @@ from bertsmith.evaluation.baseline import (
     FOLDS,
     MAX_CALIBRATION_TEXTS,
     REGRESSION_C,
-    SVM_C,
     Baseline,
     LinearModel,
+    svm_margins,
     word_features,
 )
 from bertsmith.evaluation.multi_label import best_thresholds
@@ -53,16 +53,7 @@ def words_for_sets(train: Sequence[Text], targets: np.ndarray, texts: Sequence[T
 
 def _margins(x: Any, targets: np.ndarray, others: Any) -> np.ndarray:
     """Return the margins of other texts, shape (others, labels); −1 for labels without texts."""
-    from sklearn.svm import LinearSVC
-
-    margins = np.full((others.shape[0], targets.shape[1]), -1.0)
-    for c in np.flatnonzero(targets.any(axis=0)):
-        if targets[:, c].all():
-            margins[:, c] = 1.0
-            continue
-        model = LinearSVC(C=SVM_C, class_weight="balanced", tol=0.1, random_state=0).fit(x, targets[:, c])
-        margins[:, c] = model.decision_function(others)
-    return margins
+    return np.stack([svm_margins(x, has_label, others, 2)[:, 1] for has_label in targets.T.astype(np.int64)], axis=1)
 
 
 def _platt(margins: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
