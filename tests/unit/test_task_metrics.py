@@ -14,7 +14,12 @@ from torch.nn import functional as F  # noqa: N812
 
 from bertsmith.data.table import Labels
 from bertsmith.evaluation.evaluate import evaluate
-from bertsmith.evaluation.linear_models import fit_ridge, fit_set_regression, words_for_numbers, words_for_sets
+from bertsmith.evaluation.linear_models import (
+    bag_of_words_for_numbers,
+    bag_of_words_for_sets,
+    fit_ridge,
+    fit_set_regression,
+)
 from bertsmith.evaluation.multi_label import (
     average_precisions,
     best_thresholds,
@@ -399,10 +404,10 @@ def test_linear_models_learn_label_sets_and_numbers():
     has = rng.random((240, 6)) < 0.4
     texts = [" ".join(words[row]) or "none" for row in has]
     targets = np.column_stack([has[:, :2], np.zeros(240, bool), np.ones(240, bool)])
-    sets = words_for_sets(texts[:160], targets[:160], texts[160:], seed=0).scores
+    sets = bag_of_words_for_sets(texts[:160], targets[:160], texts[160:], seed=0).scores
     assert ((sets > 0.5) == targets[160:]).all(axis=1).mean() > 0.9
     numbers = 10 + 3 * has[:, 0] - 2 * has[:, 1]
-    found = words_for_numbers(texts[:160], numbers[:160], texts[160:]).scores[:, 0]
+    found = bag_of_words_for_numbers(texts[:160], numbers[:160], texts[160:]).scores[:, 0]
     assert sk.r2_score(numbers[160:], found) > 0.7
     x = np.tanh(has + rng.normal(0, 0.1, has.shape))
     head = fit_set_regression(x, targets)

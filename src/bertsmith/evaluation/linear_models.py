@@ -26,7 +26,7 @@ EMBEDDING_ALPHAS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 """Strengths of the L2 penalty of the ridge regression on embeddings; leave-one-out errors choose."""
 
 
-def words_for_sets(train: Sequence[Text], targets: np.ndarray, texts: Sequence[Text], *, seed: int) -> Baseline:
+def bag_of_words_for_sets(train: Sequence[Text], targets: np.ndarray, texts: Sequence[Text], *, seed: int) -> Baseline:
     """Fit one linear SVM per label on TF-IDF features, and predict other texts.
 
     Cross-fitted margins of the training texts calibrate the margins (Platt 1999) and set a threshold per label for
@@ -66,7 +66,7 @@ def _platt(margins: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     return float(model.coef_[0, 0]), float(model.intercept_[0])
 
 
-def words_for_numbers(train: Sequence[Text], targets: np.ndarray, texts: Sequence[Text]) -> Baseline:
+def bag_of_words_for_numbers(train: Sequence[Text], targets: np.ndarray, texts: Sequence[Text]) -> Baseline:
     """Fit a ridge regression on TF-IDF features, with a cross-validated penalty, and predict other texts.
 
     Args:

@@ -235,9 +235,9 @@ class MultiLabel(Task):
         self, train: Sequence[Text], targets: np.ndarray, texts: Sequence[Text], n_labels: int, seed: int
     ) -> Baseline:
         """Fit one linear SVM per label."""
-        from bertsmith.evaluation.linear_models import words_for_sets
+        from bertsmith.evaluation.linear_models import bag_of_words_for_sets
 
-        return words_for_sets(train, targets, texts, seed=seed)
+        return bag_of_words_for_sets(train, targets, texts, seed=seed)
 
     def fit_head(self, embeddings: np.ndarray, targets: np.ndarray, n_labels: int) -> LinearModel:
         """Fit one logistic regression per label."""

@@ -216,9 +216,9 @@ class RegressionTask(Task):
         self, train: Sequence[Text], targets: np.ndarray, texts: Sequence[Text], n_labels: int, seed: int
     ) -> Baseline:
         """Fit a ridge regression."""
-        from bertsmith.evaluation.linear_models import words_for_numbers
+        from bertsmith.evaluation.linear_models import bag_of_words_for_numbers
 
-        return words_for_numbers(train, targets, texts)
+        return bag_of_words_for_numbers(train, targets, texts)
 
     def fit_head(self, embeddings: np.ndarray, targets: np.ndarray, n_labels: int) -> LinearModel:
         """Fit a ridge regression on the standardised targets."""
