@@ -35,7 +35,7 @@ def lacking(monkeypatch):
 
 def test_every_extra_is_described():
     assert set(doctor.ENABLES) == set(EXTRAS.values())
-    table = (ROOT / "README.md").read_text(encoding="utf-8").split("| extra | adds |")[1].split("\n\n")[0]
+    table = (ROOT / "README.md").read_text(encoding="utf-8").split("| extra | with it, bertsmith |")[1].split("\n\n")[0]
     assert set(re.findall(r"`([a-z-]+)`", table)) == set(doctor.ENABLES)
 
 
