@@ -169,13 +169,13 @@ def choose_for_project(
             usable,
             n,
             random_share,
-            Candidates(0, project.task, counts, config.seed),
-            scored,
-            lambda rows, texts: pool.read(rows),
-            pool.read(np.array(queued, dtype=np.int64) - 1),
-            [text.text for text in project.texts],
-            config.seed + len(queued),
-            suggestions,
+            candidates=Candidates(0, project.task, counts, config.seed),
+            scored=scored,
+            embed=lambda rows, texts: pool.read(rows),
+            known=pool.read(np.array(queued, dtype=np.int64) - 1),
+            known_texts=[text.text for text in project.texts],
+            order_seed=config.seed + len(queued),
+            suggestions=suggestions,
         )
     project.add_texts(chosen.texts)
     n_random = sum(text.random for text in project.texts)
@@ -227,21 +227,16 @@ def choose_with_run(
                 first += len(texts)
                 observe(RowsPredicted(len(texts)))
 
-        def embed(rows: np.ndarray, texts: Sequence[Text]) -> np.ndarray:
-            return embed_texts(classifier.loaded, texts)
-
         return _choose(
             stream,
             np.concatenate(parts),
             n,
             random_share,
-            Candidates(0, run.task, counts, config.seed),
-            scored,
-            embed,
-            np.empty((0, classifier.loaded.model.config.hidden_size), dtype=np.float32),
-            [],
-            config.seed,
-            None,
+            candidates=Candidates(0, run.task, counts, config.seed),
+            scored=scored,
+            embed=lambda rows, texts: embed_texts(classifier.loaded, texts),
+            known=np.empty((0, classifier.loaded.model.config.hidden_size), dtype=np.float32),
+            order_seed=config.seed,
         )
 
 
@@ -250,13 +245,14 @@ def _choose(
     usable: np.ndarray,
     n: int,
     random_share: float,
+    *,
     candidates: Candidates,
     scored: Callable[[np.ndarray], Iterable[Scored]],
     embed: Callable[[np.ndarray, Sequence[Text]], np.ndarray],
     known: np.ndarray,
-    known_texts: Sequence[str],
+    known_texts: Sequence[str] = (),
     order_seed: int,
-    suggestions: str | None,
+    suggestions: str | None = None,
 ) -> Chosen:
     """Choose the random sample, then the other texts, and read all of them from the pool."""
     n_usable = int(usable.sum())
