@@ -12,7 +12,7 @@ from bertsmith.data.table import ORDINAL, Labels
 from bertsmith.evaluation.calibration import calibration_metrics, fit_temperature
 from bertsmith.evaluation.decision import MIN_TEXTS, Decision
 from bertsmith.evaluation.rule import Rule
-from bertsmith.tasks.base import Names
+from bertsmith.tasks.base import Names, Task
 from bertsmith.tasks.single_label import SingleLabel
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Ordinal(SingleLabel):
         "within_one": ("Within one step", "the share of texts whose prediction is at most one step from the label"),
         "log_loss": SingleLabel.metric_names["log_loss"],
     }
+    intervals = Task.intervals  # those of `resampled`; `SingleLabel` has other metrics
 
     def validation_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float]:
         """Return macro-F1 and quadratic kappa."""
@@ -80,12 +81,6 @@ class Ordinal(SingleLabel):
         losses = -np.log(np.clip(scores[np.arange(len(targets)), targets], 1e-15, 1))
         metrics = resampled_level_metrics(drawn, targets, self.predicted(scores), scores.shape[1])
         return {**metrics, "log_loss": drawn @ losses / drawn.sum(axis=1)}
-
-    def intervals(
-        self, targets: np.ndarray, scores: np.ndarray, *, seed: int, groups: np.ndarray | None
-    ) -> dict[str, tuple[float, float]]:
-        """Return the 95 % interval of every metric."""
-        return super(SingleLabel, self).intervals(targets, scores, seed=seed, groups=groups)
 
     def calibration(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
         """Return calibration errors of the predicted classes, and the bins of a reliability diagram."""
