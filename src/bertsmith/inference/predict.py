@@ -28,7 +28,6 @@ def predict_rows(
     *,
     probabilities: bool = False,
     abstain: Abstention | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> Cells:
     """Predict rows.
 
@@ -38,7 +37,6 @@ def predict_rows(
         texts: n texts as the template renders them; an empty text gets no prediction.
         probabilities: add one column per class.
         abstain: thresholds for leaving texts unlabelled, or for label sets.
-        progress: called with the number of texts done since the last call.
 
     Returns:
         The input columns, ``predicted`` (label number), ``predicted_text`` and ``confidence``. With ``probabilities``,
@@ -51,7 +49,7 @@ def predict_rows(
         DataError: if the input has a column with one of these names.
     """
     prepared = _prepare(classifier, (cells, texts))
-    return _label(classifier, prepared, probabilities, abstain or Abstention(), progress)
+    return _label(classifier, prepared, probabilities, abstain or Abstention())
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def _label(
     prepared: _Prepared,
     probabilities: bool,
     abstain: Abstention,
-    progress: Callable[[int], None] | None,
+    progress: Callable[[int], None] | None = None,
 ) -> Cells:
     task, labels = classifier.task, classifier.labels
     scores = prepared.predict_proba(progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import gettempdir
@@ -14,7 +13,6 @@ from bertsmith.data.clean import clean
 from bertsmith.data.split import split_cleaned
 from bertsmith.data.table import Table
 from bertsmith.evaluation.rule import Rule
-from bertsmith.events import Listener
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model.load import fold_calibration, saved_settings
 from bertsmith.tasks.registry import get_task
@@ -31,13 +29,7 @@ from bertsmith.workflows.prepare import (
 )
 
 
-def fit_in_memory(
-    table: Table,
-    config: Config,
-    *,
-    emit: Listener = lambda event: None,
-    stop: Callable[[], bool] = lambda: False,
-) -> Classifier:
+def fit_in_memory(table: Table, config: Config) -> Classifier:
     """Fine-tune a classifier on a table. Nothing is written.
 
     A share of the rows validates: it selects the epoch, and sets the calibration and the decision rule. With few rows,
@@ -46,8 +38,6 @@ def fit_in_memory(
     Args:
         table: the rows; splits of the user are ignored.
         config: the settings.
-        emit: receives events.
-        stop: called after each step; ``True`` interrupts the training.
 
     Raises:
         UserError: for everything that the user can fix.
@@ -75,8 +65,8 @@ def fit_in_memory(
         arguments,
         recipe=recipe,
         task=task,
-        emit=emit,
-        stop=stop,
+        emit=lambda event: None,
+        stop=lambda: False,
         config=config,
     )
     final = get_task(data.task)
