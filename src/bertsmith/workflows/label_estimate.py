@@ -98,7 +98,7 @@ def estimate_gain(
     if curve is not None:
         gain = curve.gain(n, more, seed=seed)
         estimate = replace(estimate, gain=gain.value, low=gain.low, high=gain.high, most=gain.most)
-    found = score_on_random(features, targets, random, task, n_labels, seed=seed)
+    found = score_on_random(features, targets, random, task, n_labels)
     if found is not None:
         estimate = replace(estimate, accuracy=found[0], accuracy_low=found[1], accuracy_high=found[2])
     enough, reason = decide(estimate)
@@ -106,13 +106,13 @@ def estimate_gain(
 
 
 def score_on_random(
-    features: np.ndarray, targets: np.ndarray, random: np.ndarray, task: Task, n_labels: int, *, seed: int
+    features: np.ndarray, targets: np.ndarray, random: np.ndarray, task: Task, n_labels: int
 ) -> tuple[float, float, float] | None:
     """Train on the chosen texts, and score the random ones, which represent the pool.
 
     Args:
         features: from `head_features`, shape (n, hidden size).
-        targets, random, task, n_labels, seed: see `estimate_gain`.
+        targets, random, task, n_labels: see `estimate_gain`.
 
     Returns:
         The accuracy (of sets: exact matches) and its 95 % interval (Wilson 1927), or ``None`` if the texts are too few.
