@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from bertsmith.evaluation.intervals import LEVEL
+
 CURVE_POINTS = 50
 TARGET_COVERAGES = (0.8, 0.9, 0.95, 0.99)
 """Coverages of label sets that every run is evaluated at."""
@@ -180,8 +182,8 @@ def label_shift(held_out: np.ndarray, test: np.ndarray) -> dict[str, Any]:
     return {"distance": float(abs(shares[0] - shares[1]).sum() / 2), "p": p, "shifted": p < 0.001}
 
 
-def coverage_interval(coverage: float, held_out: int, texts: int, level: float = 0.95) -> tuple[float, float]:
-    """Return the interval that contains the coverage observed on new texts if the guarantee holds.
+def coverage_interval(coverage: float, held_out: int, texts: int) -> tuple[float, float]:
+    """Return the 95 % interval of the coverage observed on new texts if the guarantee holds.
 
     Given the held-out texts, the true coverage has a beta distribution (Vovk 2012, arXiv:1209.2673). The coverage
     observed on n texts is then beta-binomial.
@@ -190,13 +192,12 @@ def coverage_interval(coverage: float, held_out: int, texts: int, level: float =
         coverage: guaranteed coverage.
         held_out: number of texts that set the threshold.
         texts: number of new texts, n.
-        level: probability of the interval.
     """
     from scipy.stats import betabinom
 
     k = math.ceil((held_out + 1) * coverage - 1e-9)
     if k > held_out:
         return 1.0, 1.0
-    tail = (1 - level) / 2
+    tail = (1 - LEVEL) / 2
     low, high = betabinom.ppf([tail, 1 - tail], texts, k, held_out + 1 - k) / texts
     return float(low), float(high)

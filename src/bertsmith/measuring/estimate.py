@@ -219,19 +219,18 @@ def share_interval(
     return np.clip(center - half, 0, 1), np.clip(center + half, 0, 1)
 
 
-def labels_for_target(estimates: Estimates, n: int, n_corpus: int, *, target: float = TARGET) -> np.ndarray:
-    """Return how many labelled texts in all give intervals of ± ``target``, shape (columns,).
+def labels_for_target(estimates: Estimates, n: int, n_corpus: int) -> np.ndarray:
+    """Return how many labelled texts in all give intervals of ± `TARGET`, shape (columns,).
 
     Args:
         estimates: of a random sample.
         n: its number of texts.
         n_corpus: number of texts in the corpus.
-        target: half the width of the interval.
     """
     per_text = estimates.error**2 / max(1 / n - 1 / n_corpus, 1e-12)
     z = stats.norm.ppf(0.5 + LEVEL / 2)
-    needed = 1 / (target**2 / z**2 / np.maximum(per_text, 1e-12) + 1 / n_corpus)
-    needed = np.ceil(np.maximum(needed, z / target))  # the rule of one mistake, see `share_interval`
+    needed = 1 / (TARGET**2 / z**2 / np.maximum(per_text, 1e-12) + 1 / n_corpus)
+    needed = np.ceil(np.maximum(needed, z / TARGET))  # the rule of one mistake, see `share_interval`
     labels: np.ndarray = np.minimum(needed, n_corpus).astype(np.int64)
     return labels
 
