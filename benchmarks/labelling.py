@@ -32,7 +32,7 @@ import pandas as pd
 
 from bertsmith.config import Config
 from bertsmith.data.table import SINGLE_LABEL
-from bertsmith.evaluation.baseline import Regression, fit_regression
+from bertsmith.evaluation.baseline import LinearModel, fit_regression
 from bertsmith.evaluation.intervals import label_metrics
 from bertsmith.labelling.choose import RANDOM_SHARE, Candidates, priorities, random_rows
 from bertsmith.labelling.pool import PoolFile
@@ -80,13 +80,13 @@ def load(folder: Path, cache: Path) -> Pool:
     return Pool(e, head_features(e), codes[: len(e)], head_features(test_e), codes[len(e) :])
 
 
-def fit(pool: Pool, rows: np.ndarray) -> Regression | None:
+def fit(pool: Pool, rows: np.ndarray) -> LinearModel | None:
     if len(np.unique(pool.y[rows])) < 2:
         return None
     return fit_regression(pool.x[rows], pool.y[rows], n_classes=pool.n_classes)
 
 
-def test_score(pool: Pool, model: Regression | None) -> float:
+def test_score(pool: Pool, model: LinearModel | None) -> float:
     if model is None:
         return 0.0
     return label_metrics(pool.test_y, model.logits(pool.test_x).argmax(axis=1), pool.n_classes)["macro_f1"]
@@ -96,7 +96,7 @@ def test_score(pool: Pool, model: Regression | None) -> float:
 
 
 def choose(
-    pool: Pool, how: str, labelled: np.ndarray, model: Regression | None, n: int, seed: int
+    pool: Pool, how: str, labelled: np.ndarray, model: LinearModel | None, n: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows to label next, and the random ones among them."""
     usable = np.ones(len(pool.y), dtype=bool)
@@ -164,7 +164,7 @@ def print_quality(name: str, pool: Pool, draws: int) -> None:
     size = 1000 if pool.n_classes > 20 else 300
     for seed in range(draws):
         rows, is_random = labelled_rows(pool, "bertsmith", size, seed)
-        found = score_on_random(pool.embeddings[rows], pool.y[rows], is_random, TASK, pool.n_classes, seed=seed)
+        found = score_on_random(pool.x[rows], pool.y[rows], is_random, TASK, pool.n_classes)
         # Rows reserved for the random sample represent the pool. The other unlabelled rows lack the chosen, hard texts.
         reserved = np.flatnonzero(random_rows(priorities(len(pool.y), seed), np.ones(len(pool.y), dtype=bool), 0)[1])
         predicted = fit(pool, rows[~is_random]).logits(pool.x[reserved]).argmax(axis=1)

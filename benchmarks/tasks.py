@@ -53,7 +53,7 @@ def opponents(
     task: Task, train: list[str], targets: np.ndarray, texts: list[str], n_labels: int, seed: int
 ) -> dict[str, np.ndarray]:
     """Return the scores of models without a transformer, by name."""
-    words = task.words(train, targets, texts, n_labels, seed)
+    words = task.bag_of_words(train, targets, texts, n_labels, seed)
     found = {f"TF-IDF, {words.classifier}": words.scores}
     if task.name == "multi-label":
         from sklearn.linear_model import LogisticRegression

@@ -68,7 +68,7 @@ def _trains(item: pytest.Function) -> bool:
 _modules = 0
 
 
-def _out_of_the_search_for_garbage() -> None:
+def _exclude_imports_from_garbage_collection() -> None:
     """Exclude newly imported objects from garbage collection, which is slow otherwise."""
     global _modules
     if len(sys.modules) > _modules + 20:
@@ -78,11 +78,11 @@ def _out_of_the_search_for_garbage() -> None:
 
 
 def pytest_collection_finish() -> None:
-    _out_of_the_search_for_garbage()
+    _exclude_imports_from_garbage_collection()
 
 
 def pytest_runtest_logfinish() -> None:
-    _out_of_the_search_for_garbage()
+    _exclude_imports_from_garbage_collection()
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

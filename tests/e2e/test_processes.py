@@ -39,15 +39,15 @@ def csv(tmp_path):
 def test_ctrl_c_and_sigterm_save_and_say_how_to_resume(number, csv, tiny, tmp_path, cli):
     command = ["train", csv, "-o", tmp_path / "run", "--model", tiny, *ENDLESS]
     process = Command(*command)
-    told = []
+    messages = []
     for line in process.stderr:
-        told.append(line)
+        messages.append(line)
         if line.startswith("epoch 2,"):
             break
     process.send_signal(number)
-    told.append(process.finish())
-    assert process.returncode == 130, "".join(told)
-    assert "the same command with --resume" in "".join(told)
+    messages.append(process.finish())
+    assert process.returncode == 130, "".join(messages)
+    assert "the same command with --resume" in "".join(messages)
     info = json.loads((tmp_path / "run" / "run.json").read_text())
     assert info["status"] == "interrupted"
     assert list((tmp_path / "run" / "checkpoints").glob("checkpoint-*"))
@@ -163,12 +163,12 @@ def test_a_run_killed_in_every_phase_resumes_to_the_same_result(csv, tiny, tmp_p
         return process.finish(), process.returncode
 
     for expected, function, call in KILLS:
-        told, code = train("run", partial(_kill_at, function, call))
-        assert code == -signal.SIGKILL, told
+        messages, code = train("run", partial(_kill_at, function, call))
+        assert code == -signal.SIGKILL, messages
         assert state(tmp_path / "run") == expected
     for name in ("run", "whole"):
-        told, code = train(name)
-        assert code == 0, told
+        messages, code = train(name)
+        assert code == 0, messages
     assert remains(tmp_path / "run") == remains(tmp_path / "whole")
 
 
@@ -194,10 +194,10 @@ def test_address_space_limits_are_respected(csv, tiny, tmp_path):
             *("train", csv, "-o", tmp_path / "run", "--model", model, *flags, "--overwrite"),
             before=partial(_limit_address_space, left),
         )
-        told = process.finish()
-        assert process.returncode == expected, told
-        assert "Traceback" not in told
-        assert re.search(said, told), told
+        messages = process.finish()
+        assert process.returncode == expected, messages
+        assert "Traceback" not in messages
+        assert re.search(said, messages), messages
 
 
 def test_an_unreachable_hub_is_reported_within_15_seconds(csv, tmp_path):
@@ -245,12 +245,12 @@ def test_killed_predictions_resume(number, finished, tmp_path, cli, monkeypatch)
         time.sleep(0.01)
     time.sleep(0.05)  # until the process knows, too, that the chunk is written
     process.send_signal(number)
-    told = process.finish()
+    messages = process.finish()
     if number == signal.SIGKILL:
         assert process.returncode == -number
     else:
-        assert process.returncode == 130, told
-        assert "--resume" in told
+        assert process.returncode == 130, messages
+        assert "--resume" in messages
     assert not out.exists()
     code, _, refused = cli(*command)
     assert code == 2

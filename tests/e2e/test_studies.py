@@ -95,17 +95,17 @@ class Shared:
     """A study of two workers: ended by Ctrl-C, then begun again, when one worker was killed.
 
     Attributes:
-        ended, told: exit code and messages of the first command.
+        ended, messages: exit code and messages of the first command.
         kept: the values of the trials that it left.
-        ended_again, told_again: of the second command.
+        ended_again, messages_again: of the second command.
         study: the study at the end.
     """
 
     ended: int
-    told: str
+    messages: str
     kept: list[list[float]]
     ended_again: int
-    told_again: str
+    messages_again: str
     study: bs.Study
 
 
@@ -129,18 +129,18 @@ def shared_study(tiny, tmp_path_factory):
 
     first = until_a_trial_ends()
     first.send_signal(signal.SIGINT)
-    told = first.finish()
+    messages = first.finish()
     kept = [t.values for t in _trials(place / "s") if t.state.is_finished() and t.values]
     second = until_a_trial_ends(_fork_workers)
     children = subprocess.run(["pgrep", "-P", str(second.pid), "-f", "forkserver"], capture_output=True, text=True)
     os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
-    told_again = second.finish()
-    return Shared(first.returncode, told, kept, second.returncode, told_again, bs.Study(place / "s"))
+    messages_again = second.finish()
+    return Shared(first.returncode, messages, kept, second.returncode, messages_again, bs.Study(place / "s"))
 
 
 def test_two_workers_share_a_study_and_ctrl_c_keeps_it(shared_study):
-    assert shared_study.ended == 130, shared_study.told
-    assert "the same command" in shared_study.told
+    assert shared_study.ended == 130, shared_study.messages
+    assert "the same command" in shared_study.messages
     assert shared_study.kept
     found = shared_study.study.info["trials"]
     assert len({json.dumps(t["settings"]) for t in found}) == len(found) == 6
@@ -149,7 +149,7 @@ def test_two_workers_share_a_study_and_ctrl_c_keeps_it(shared_study):
 
 
 def test_other_workers_repeat_the_trial_of_a_killed_worker(shared_study):
-    assert shared_study.ended_again == 0, shared_study.told_again
+    assert shared_study.ended_again == 0, shared_study.messages_again
     assert len(shared_study.study.trials) == 6
     assert set(shared_study.study.trials["state"]) <= {"complete", "pruned"}
 
@@ -203,13 +203,13 @@ def test_three_workers_on_a_real_database_lose_nothing_when_one_is_killed_and_it
     workers[0].kill_group()
     workers[0].finish()
     for worker in workers[1:]:  # have found the database
-        told = []
-        assert any("split: " in line for line in worker.stderr if not told.append(line)), told
+        messages = []
+        assert any("split: " in line for line in worker.stderr if not messages.append(line)), messages
     stop()
     time.sleep(2)
     start()
-    told = [worker.finish() for worker in workers[1:]]
-    assert [worker.returncode for worker in workers[1:]] == [0, 0], "\n\n".join(told)
+    messages = [worker.finish() for worker in workers[1:]]
+    assert [worker.returncode for worker in workers[1:]] == [0, 0], "\n\n".join(messages)
     storage = optuna.storages.RDBStorage(url)
     (name,) = optuna.get_all_study_names(storage)
     trials = optuna.load_study(study_name=name, storage=storage).trials

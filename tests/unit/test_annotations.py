@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import bertsmith as bs
-from bertsmith.data.formats.annotations import TOOLS, as_task, flatten, write_tasks
+from bertsmith.data.formats.annotations import as_task, flatten, write_tasks
 from bertsmith.errors import DataError
 
 FILES = Path(__file__).parents[1] / "data" / "annotations"
@@ -27,6 +27,7 @@ PRODIGY = [
     }
     for i, label in enumerate(["TECHNOLOGY", "POLITICS"] * 4)
 ]
+TOOLS = ("labelstudio", "doccano", "prodigy", "argilla")
 ARGILLA_1 = [
     {
         "fields": {"text": f"Hello {i}"},

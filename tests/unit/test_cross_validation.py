@@ -16,8 +16,8 @@ from bertsmith.testing import tiny_table
 from bertsmith.workflows import baselines
 from bertsmith.workflows.cross_validation import (
     DEFAULT_FOLDS,
+    FEW_LABELLED_TEXTS,
     FEW_TEXT_FOLDS,
-    FEW_TEXTS,
     choose_folds,
     split_into_folds,
     split_or_fold,
@@ -152,7 +152,7 @@ def _steps_on_labels(events, of):
 
 def test_few_texts_are_cross_validated_unless_validation_texts_are_given(monkeypatch):
     monkeypatch.delenv("BERTSMITH_CV")
-    few, many = _table(), read_table(tiny_table(2 * FEW_TEXTS), Config())
+    few, many = _table(), read_table(tiny_table(2 * FEW_LABELLED_TEXTS), Config())
     given = read_table(tiny_table(90).assign(split=["validation", "test", "train"] * 30), Config(split_column="split"))
     assert choose_folds(Config(), few) == (FEW_TEXT_FOLDS, 0)
     assert choose_folds(Config(test_size=0.2), few) == (FEW_TEXT_FOLDS, 0.2)

@@ -3,12 +3,14 @@
 import json
 import re
 import shutil
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 import torch
 
 from bertsmith.compute import device as devices
+from bertsmith.compute import machine
 from bertsmith.errors import EXTRAS
 from bertsmith.workflows import doctor
 
@@ -19,14 +21,21 @@ ROOT = Path(__file__).parents[2]
 def lacking(monkeypatch):
     """Hide packages, as if they were not installed."""
     hidden = set()
-    real = doctor._is_installed
-    monkeypatch.setattr(doctor, "_is_installed", lambda name: name not in hidden and real(name))
+    is_installed, version = doctor._is_installed, machine.version
+
+    def visible_version(name):
+        if name in hidden:
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(doctor, "_is_installed", lambda name: name not in hidden and is_installed(name))
+    monkeypatch.setattr(machine, "version", visible_version)
     return hidden
 
 
 def test_every_extra_is_described():
     assert set(doctor.ENABLES) == set(EXTRAS.values())
-    table = (ROOT / "README.md").read_text(encoding="utf-8").split("| extra | adds |")[1].split("\n\n")[0]
+    table = (ROOT / "README.md").read_text(encoding="utf-8").split("| extra | with it, bertsmith |")[1].split("\n\n")[0]
     assert set(re.findall(r"`([a-z-]+)`", table)) == set(doctor.ENABLES)
 
 

@@ -23,7 +23,6 @@ from bertsmith.evaluation.intervals import (
 )
 from bertsmith.evaluation.metrics import (
     SCALAR_METRICS,
-    majority_class_probabilities,
     per_class_metrics,
     scalar_metrics,
     validation_metrics,
@@ -217,7 +216,8 @@ def test_texts_that_are_all_predicted_correctly_leave_the_temperature_at_one():
 
 
 def test_the_majority_baseline_predicts_training_shares():
-    probabilities = majority_class_probabilities(np.array([30, 10]), 3)
+    name, probabilities = SINGLE.naive_baseline(np.repeat([0, 1], [30, 10]), 3, Labels((1, 2), ("a", "b")))
+    assert name == "a"
     assert probabilities.tolist() == [[0.75, 0.25]] * 3
     assert scalar_metrics(np.array([0, 1, 0]), probabilities)["macro_f1"] == pytest.approx((2 * 2 / 5) / 2)
 

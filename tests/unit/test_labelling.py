@@ -21,7 +21,7 @@ from bertsmith.data.read import read_table
 from bertsmith.errors import ConfigError, DataError, RunFolderError
 from bertsmith.evaluation.agreement import alpha, kappa, measure_agreement
 from bertsmith.labelling.app import create_app
-from bertsmith.labelling.store import FILE, SETTLED, Decision, Project, Queued
+from bertsmith.labelling.store import FILE, SETTLER, Decision, Project, Queued
 from bertsmith.labelling.table import Snapshot, export
 from bertsmith.measuring.design import read_design
 from bertsmith.workflows.label_rounds import Rounds
@@ -83,6 +83,36 @@ def test_a_later_decision_replaces_an_earlier_one(project):
     assert [d.labels for d in project.decisions] == [("bad",)]
 
 
+def test_a_snapshot_is_consistent_while_coders_write(project, monkeypatch):
+    connect, written = sqlite3.connect, []
+
+    def write():
+        """Queue one more text and label it, unless a reader holds the file."""
+        with (
+            contextlib.closing(connect(project.file, timeout=0, isolation_level=None)) as other,
+            contextlib.suppress(sqlite3.OperationalError),
+        ):
+            other.execute("BEGIN IMMEDIATE")
+            insert = "INSERT INTO texts (row, text, columns, reason, random) VALUES (?, 'new', '{}', 'diverse', 0)"
+            number = other.execute(insert, (100 + len(written),)).lastrowid
+            insert = "INSERT INTO decisions (text, coder, status, labels, note, seconds, time)"
+            other.execute(f"{insert} VALUES (?, 'ann', 'unsure', '[]', '', 1, 1)", (number,))
+            other.execute("COMMIT")
+            written.append(number)
+
+    class Interrupted(sqlite3.Connection):
+        """A coder decides before every statement of this connection."""
+
+        def execute(self, *arguments):
+            write()
+            return super().execute(*arguments)
+
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, **k, factory=Interrupted))
+    found = Snapshot.of(project)
+    assert written
+    assert {decision.text for decision in found.decisions} == {text.id for text in found.texts if text.text == "new"}
+
+
 def test_rows_are_queued_once_and_labels_added_once(project):
     project.add_texts(queue(8))
     assert project.rows == list(range(1, 9))
@@ -121,7 +151,7 @@ def test_only_projects_are_opened_and_other_files_stay(tmp_path, project):
     with pytest.raises(RunFolderError):
         Project(tmp_path / "full", {"labels": LABELS})
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["mine.txt"]
-    project.set_fact("version", 99)
+    project.set_setting("version", 99)
     with pytest.raises(RunFolderError):
         Project(project.path)
     project.file.write_bytes(b"SQLite format 3\0" + b"x" * 5000)
@@ -241,7 +271,7 @@ def test_the_table_has_the_labels_that_count_and_how_they_were_decided(project):
     for coder, labels in votes.items():
         for label in labels:
             decide(project, coder, label)
-    project.decide(Decision(4, SETTLED, "labelled", ("so so",)))
+    project.decide(Decision(4, SETTLER, "labelled", ("so so",)))
     assert export(project) == 4
     table = pd.read_csv(project.path / "labels.csv")
     assert table["Label Text"].fillna("").tolist() == ["good", "bad", "", "so so"]

@@ -111,4 +111,4 @@ def test_the_estimate_of_a_project_is_saved(tmp_path, task):
     assert estimate.hours == pytest.approx(0.5)
     assert estimate.accuracy > 0.8
     assert estimate.high < 0.2
-    assert project.fact("estimate")["sentence"] == estimate.sentence
+    assert project.setting("estimate")["sentence"] == estimate.sentence

@@ -292,9 +292,9 @@ def test_an_export_reads_as_the_run_does(long, format, runs, tmp_path):
     run = runs[long]
     export = bs.export(run, format=format, output=tmp_path / "export")
     assert (ExportInfo.read(export.path).long, export.about.parity["agreement"]) == (long, 1)
-    for told in ("auto", *LONGS):
-        expected = bs.load(run.path, device="cpu", runtime="torch", long=told).predict_proba(TEXTS)
-        found = bs.load(export.path, long=told).predict_proba(TEXTS)
+    for reading in ("auto", *LONGS):
+        expected = bs.load(run.path, device="cpu", runtime="torch", long=reading).predict_proba(TEXTS)
+        found = bs.load(export.path, long=reading).predict_proba(TEXTS)
         assert found == pytest.approx(expected, abs=MAX_DIFFERENCE["fp32"])
     assert bs.load(export.path).predict_proba([]).shape == (0, 3)
 
@@ -304,8 +304,8 @@ def test_an_export_inside_of_a_run_is_read_as_the_run_says(runs, tmp_path):
     _needs("onnx")
     run = bs.Run(shutil.copytree(runs["window"].path, tmp_path / "run"))
     assert bs.export(run, long="truncate").about.long == "truncate"
-    for told, expected in (("auto", "window"), ("head-tail", "head-tail")):
-        assert bs.load(run.path, runtime="onnx", long=told).long == expected
+    for reading, expected in (("auto", "window"), ("head-tail", "head-tail")):
+        assert bs.load(run.path, runtime="onnx", long=reading).long == expected
 
 
 @pytest.mark.slow
@@ -408,9 +408,9 @@ def test_a_cross_validated_run_chooses_too(tiny, tmp_path):
     found = run.metrics["long_texts"]
     assert set(found["validation"]) == set(BY_COST)
     assert (found["long"] == "truncate") == (found["test"] is None)
-    told = train(tiny, tmp_path / "told", long="head-tail", **{**values, "epochs": 1})
-    assert told.metrics["long_texts"]["test"]["texts"] == 150
-    assert bs.load(told.path, device="cpu").long == "head-tail"
+    requested = train(tiny, tmp_path / "requested", long="head-tail", **{**values, "epochs": 1})
+    assert requested.metrics["long_texts"]["test"]["texts"] == 150
+    assert bs.load(requested.path, device="cpu").long == "head-tail"
 
 
 def _candidates(lengths, n_validation=100, long="auto", epochs=4.0):

@@ -88,7 +88,7 @@ def _checks_without_scoring(path):
     metrics = run.metrics
     metrics["splits"]["test"]["by"] = "cross-validation"
     (path / "metrics.json").write_text(json.dumps(metrics))
-    return [verify._check_seals(run), *verify._check_scores(run, "cpu", lambda event: None)]
+    return [verify._check_seals(run), *verify._check_scores(run, "cpu")]
 
 
 def test_training_again_gives_the_same_weights(copy, tmp_path):

@@ -277,17 +277,17 @@ def test_lines_from_stdin_go_to_every_format(suffix, cli, old_export, tmp_path, 
     if suffix == ".csv":  # from a real pipe
         command = [sys.executable, "-m", "bertsmith", *map(str, command)]
         done = subprocess.run(command, input=b"caf\xe9\ncat\n", capture_output=True)
-        code, told = done.returncode, done.stderr.decode()
+        code, messages = done.returncode, done.stderr.decode()
         command = command[3:]
     else:
         _stdin(monkeypatch, b"caf\xe9\ncat\n")
-        code, _, told = cli(*command)
-    assert code == 0, told
-    assert "stdin is not UTF-8; it was read as cp1252" in " ".join(told.split())
+        code, _, messages = cli(*command)
+    assert code == 0, messages
+    assert "stdin is not UTF-8; it was read as cp1252" in " ".join(messages.split())
     assert (tmp_path / f"out{suffix}").stat().st_size
     _stdin(monkeypatch, b"a")
-    code, _, told = cli(*command, "--text-column", "x")
-    assert (code, "--text-column" in told) == (2, True)
+    code, _, messages = cli(*command, "--text-column", "x")
+    assert (code, "--text-column" in messages) == (2, True)
 
 
 def test_lists_and_objects_are_json_in_csv(classifier, tmp_path):

@@ -108,14 +108,14 @@ def test_output_is_utf_8_wherever_it_goes(kind, tmp_path, monkeypatch):
     assert ended.value.code == 2
     sys.stdout.flush()
     sys.stderr.flush()
-    told = {name: content.getvalue() for name, content in bytes_of.items()}
+    output = {name: content.getvalue() for name, content in bytes_of.items()}
     if kind == "a pipe":
-        assert "żółw" in json.loads(told["stdout"].decode())["classes"][0].values()
-        assert "żó.csv" in told["stderr"].decode()
-        assert b"\r" not in told["stdout"]
+        assert "żółw" in json.loads(output["stdout"].decode())["classes"][0].values()
+        assert "żó.csv" in output["stderr"].decode()
+        assert b"\r" not in output["stdout"]
     else:
-        assert "?ó?w" in told["stdout"].decode("cp1252")
-        assert "?ó.csv" in told["stderr"].decode("cp1252")
+        assert "?ó?w" in output["stdout"].decode("cp1252")
+        assert "?ó.csv" in output["stderr"].decode("cp1252")
 
 
 class NoFloat64(TorchFunctionMode):

@@ -14,7 +14,12 @@ from torch.nn import functional as F  # noqa: N812
 
 from bertsmith.data.table import Labels
 from bertsmith.evaluation.evaluate import evaluate
-from bertsmith.evaluation.linear_models import fit_ridge, fit_set_regression, words_for_numbers, words_for_sets
+from bertsmith.evaluation.linear_models import (
+    bag_of_words_for_numbers,
+    bag_of_words_for_sets,
+    fit_ridge,
+    fit_set_regression,
+)
 from bertsmith.evaluation.multi_label import (
     average_precisions,
     best_thresholds,
@@ -24,7 +29,7 @@ from bertsmith.evaluation.multi_label import (
     tune_thresholds,
 )
 from bertsmith.evaluation.ordinal import least_cost
-from bertsmith.evaluation.regression import evaluate_intervals, interval_width, resampled_spearman
+from bertsmith.evaluation.regression import evaluate_intervals, interval_half_width, resampled_spearman
 from bertsmith.evaluation.rule import Rule
 from bertsmith.model.load import fold_calibration
 from bertsmith.tasks.ordinal import _prefer_likely
@@ -282,7 +287,7 @@ def test_a_temperature_per_label_corrects_each_label():
 @given(seeds, st.integers(1, 200), st.sampled_from([0.5, 0.8, 0.9]))
 def test_intervals_of_numbers_cover_the_held_out_texts(seed, n, coverage):
     residuals = np.abs(np.random.default_rng(seed).normal(size=n))
-    width = interval_width(residuals, coverage)
+    width = interval_half_width(residuals, coverage)
     assert (residuals <= width).mean() >= coverage
     if np.isfinite(width):
         assert (residuals < width).sum() < np.ceil((n + 1) * coverage)
@@ -290,7 +295,9 @@ def test_intervals_of_numbers_cover_the_held_out_texts(seed, n, coverage):
 
 def test_intervals_of_numbers_reach_their_coverage_on_new_texts():
     rng = np.random.default_rng(0)
-    covered = [(abs(rng.normal(size=50)) <= interval_width(abs(rng.normal(size=99)), 0.9)).mean() for _ in range(200)]
+    covered = [
+        (abs(rng.normal(size=50)) <= interval_half_width(abs(rng.normal(size=99)), 0.9)).mean() for _ in range(200)
+    ]
     assert np.mean(covered) == pytest.approx(0.9, abs=0.01)
     assert evaluate_intervals(np.ones(5), np.ones(2))[0]["half_width"] is None  # too few for 80 %
 
@@ -301,8 +308,8 @@ def test_the_sets_of_multi_label_predictions_contain_all_labels_as_often_as_clai
         rng = np.random.default_rng(seed)
         scores = rng.random((300, 4))
         targets = rng.random(scores.shape) < scores
-        threshold = np.sort(MULTI.truth(targets[:200], scores[:200]))[int(np.floor(0.1 * 201)) - 1]
-        covered.append(MULTI.cover(targets[200:], scores[200:], threshold)[0].mean())
+        threshold = np.sort(MULTI.conformity(targets[:200], scores[:200]))[int(np.floor(0.1 * 201)) - 1]
+        covered.append(MULTI.evaluate_sets(targets[200:], scores[200:], threshold)[0].mean())
     assert np.mean(covered) == pytest.approx(0.9, abs=0.02)
 
 
@@ -397,10 +404,10 @@ def test_linear_models_learn_label_sets_and_numbers():
     has = rng.random((240, 6)) < 0.4
     texts = [" ".join(words[row]) or "none" for row in has]
     targets = np.column_stack([has[:, :2], np.zeros(240, bool), np.ones(240, bool)])
-    sets = words_for_sets(texts[:160], targets[:160], texts[160:], seed=0).scores
+    sets = bag_of_words_for_sets(texts[:160], targets[:160], texts[160:], seed=0).scores
     assert ((sets > 0.5) == targets[160:]).all(axis=1).mean() > 0.9
     numbers = 10 + 3 * has[:, 0] - 2 * has[:, 1]
-    found = words_for_numbers(texts[:160], numbers[:160], texts[160:]).scores[:, 0]
+    found = bag_of_words_for_numbers(texts[:160], numbers[:160], texts[160:]).scores[:, 0]
     assert sk.r2_score(numbers[160:], found) > 0.7
     x = np.tanh(has + rng.normal(0, 0.1, has.shape))
     head = fit_set_regression(x, targets)
@@ -414,10 +421,10 @@ def test_the_bag_of_words_of_ordered_classes_uses_the_better_decision(noise):
     rng = np.random.default_rng(0)
     levels = rng.integers(0, 5, 400)
     texts = [" ".join([f"w{v}", *(f"x{i}" for i in rng.integers(0, 60, noise))]) for v in levels]
-    found = ORDINAL.words(texts[:300], levels[:300], texts[300:], 5, 0).scores
+    found = ORDINAL.bag_of_words(texts[:300], levels[:300], texts[300:], 5, 0).scores
     assert found.sum(axis=1) == pytest.approx(1, abs=1e-6)
     kappa = ORDINAL.scalar_metrics(levels[300:], found)["quadratic_kappa"]
-    plain = TASKS["single-label"].words(texts[:300], levels[:300], texts[300:], 5, 0).scores
+    plain = TASKS["single-label"].bag_of_words(texts[:300], levels[:300], texts[300:], 5, 0).scores
     assert kappa >= ORDINAL.scalar_metrics(levels[300:], plain)["quadratic_kappa"] - 0.02
 
 

@@ -403,7 +403,7 @@ def _store(folder, **settings):
     return Store(folder, "s", **{"url": None, "directions": ["maximize"], "pruner": pruner, "seed": 0, **settings})
 
 
-UNTIRING = types.SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None)
+WITHOUT_SLEEP = types.SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None)
 """Replaces `time` in the store only: other threads of this process must still sleep, or they would use a whole core."""
 SPACE = {"learning_rate": Range(1e-5, 1e-3, log=True), "epochs": Range(1, 9, whole=True)}
 
@@ -482,7 +482,7 @@ def test_a_truncated_journal_loses_only_its_last_line(tmp_path):
 
 
 def test_a_temporarily_unavailable_storage_loses_no_trials(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(stores, "time", UNTIRING)
+    monkeypatch.setattr(stores, "time", WITHOUT_SLEEP)
     away, events = {"tell": 2, "report": 3, "ask": 1, "importance": 1, "best": 1}, []
 
     def failing(name, action):
@@ -519,7 +519,7 @@ def test_a_temporarily_unavailable_storage_loses_no_trials(tiny, tmp_path, monke
 
 
 def test_a_storage_that_fails_after_the_commit(tmp_path, monkeypatch):
-    monkeypatch.setattr(stores, "time", UNTIRING)
+    monkeypatch.setattr(stores, "time", WITHOUT_SLEEP)
     store = _store(tmp_path, url=f"sqlite:///{tmp_path / 'study.db'}")
     tell, left = optuna.Study.tell, [1]
 
@@ -776,6 +776,6 @@ def test_creating_the_tables_is_retried(tmp_path, monkeypatch):
         return real(*given, **how)
 
     monkeypatch.setattr(stores, "RDBStorage", refused_once)
-    monkeypatch.setattr(stores, "time", UNTIRING)
+    monkeypatch.setattr(stores, "time", WITHOUT_SLEEP)
     stores._open_database(url).remove_session()
     assert len(tries) == 2

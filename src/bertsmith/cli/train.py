@@ -35,6 +35,8 @@ Track = Annotated[
         help="Experiment tracker that receives settings and metrics, but no texts.",
     ),
 ]
+FEW_TEST_TEXTS = 100
+"""With fewer test texts, the 95 % interval of an accuracy can extend ten percentage points to either side."""
 
 
 @with_settings(DataConfig, ModelConfig, TrainConfig, EvalConfig)
@@ -123,7 +125,6 @@ def run_and_show(
     from rich.markup import escape
 
     from bertsmith.errors import listing
-    from bertsmith.evaluation.metrics import FEW_TEXTS
     from bertsmith.report.report import environment
     from bertsmith.tasks.registry import get_task
 
@@ -144,7 +145,7 @@ def run_and_show(
             f"{source} {title(task.metric_names[name][0])}  [bold]{entry['value']:.3f}[/]  "
             f"(95 % interval {low:.3f} to {high:.3f}; {task.naive_name}: {baseline['test'][name]:.3f})"
         )
-    few = "; with so few texts, the metrics are imprecise" if test["texts"] < FEW_TEXTS else ""
+    few = "; with so few texts, the metrics are imprecise" if test["texts"] < FEW_TEST_TEXTS else ""
     how = "not used for training"
     if "by" in test:
         how = f"each predicted by one of {test['folds']} models that was not trained on it"

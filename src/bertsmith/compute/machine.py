@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from bertsmith import __version__
@@ -15,10 +16,13 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "s
 _limit: int | None = None
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that can change a result."""
-    ours = {"python": platform.python_version(), "bertsmith": __version__}
-    return ours | {name: version(name) for name in _PACKAGES}
+def versions(*further: str) -> dict[str, str]:
+    """Return the versions of Python, of the installed packages that can change a result, and of further packages."""
+    found = {"python": platform.python_version(), "bertsmith": __version__}
+    for name in (*_PACKAGES, *further):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def hardware(device: str) -> dict[str, Any]:

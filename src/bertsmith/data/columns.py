@@ -109,15 +109,12 @@ def find_columns(names: Sequence[str], source: str, config: DataConfig, *, label
             remedy="Leave out one of them.",
         )
     taken = [*parts, label, label_text, *labels]
-    if labels:
-        pass
-    elif label is None and label_text is None:
+    if label_text is None and not labels:
         label_text = search(LABEL_TEXT, "--label-text-column", taken)
-        label = search(LABEL, "--label-column", taken)
+        if label is None:
+            label = search(LABEL, "--label-column", taken)
         if label is None and label_text is None:
             label = search(LABEL_SYNONYMS, "--label-column", taken)
-    elif label_text is None:
-        label_text = search(LABEL_TEXT, "--label-text-column", taken)
     taken = [*parts, label, label_text, *labels]
     if not texts:
         text = search(TEXT, "--text-column", taken) or search(TEXT_SYNONYMS, "--text-column", taken)

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from bertsmith.evaluation.intervals import LEVEL
+
 CURVE_POINTS = 50
 TARGET_COVERAGES = (0.8, 0.9, 0.95, 0.99)
 """Coverages of label sets that every run is evaluated at."""
@@ -66,22 +68,22 @@ def _ranked(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.n
     return ranked, np.cumsum(right[order]), np.append(ranked[1:] != ranked[:-1], True)
 
 
-def conformal_threshold(truth: np.ndarray, coverage: float) -> float:
+def conformal_threshold(conformity: np.ndarray, coverage: float) -> float:
     """Return the probability at which a label joins the label set, by split conformal prediction.
 
     The score is the probability of the label (Sadinle et al. 2019, arXiv:1609.00451). On exchangeable new texts the
     set contains the true label with at least the stated probability, whatever the model.
 
     Args:
-        truth: probability of the true label of each held-out text, the lowest one of several labels, shape (n,).
+        conformity: probability of the true label of each held-out text, the lowest one of several labels, shape (n,).
         coverage: target, between 0 and 1.
 
     Returns:
         The threshold. It is 0, which admits every label, if the held-out texts are too few for the coverage.
     """
-    n = len(truth)
+    n = len(conformity)
     k = math.ceil((n + 1) * coverage - 1e-9)
-    return float(np.sort(truth)[::-1][k - 1]) if k <= n else 0.0
+    return float(np.sort(conformity)[::-1][k - 1]) if k <= n else 0.0
 
 
 def label_sets(probabilities: np.ndarray, threshold: float) -> np.ndarray:
@@ -92,30 +94,32 @@ def label_sets(probabilities: np.ndarray, threshold: float) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Judged:
+class CheckedPredictions:
     """Predictions of n texts, compared with their labels.
 
     Attributes:
         confidence: shape (n,).
         right: whether each prediction is correct, bool, shape (n,).
-        truth: probability of the true label, the lowest one of several labels, shape (n,).
+        conformity: probability of the true label, the lowest one of several labels, shape (n,).
     """
 
     confidence: np.ndarray
     right: np.ndarray
-    truth: np.ndarray
+    conformity: np.ndarray
 
 
 def evaluate_abstention(
-    test: Judged, held_out: Judged, cover: Callable[[float], tuple[np.ndarray, np.ndarray]]
+    test: CheckedPredictions,
+    held_out: CheckedPredictions,
+    evaluate_sets: Callable[[float], tuple[np.ndarray, np.ndarray]],
 ) -> dict[str, Any]:
     """Evaluate abstention and label sets on texts other than those that set the thresholds.
 
     Args:
         test: the evaluation texts.
         held_out: the texts that set the thresholds.
-        cover: returns two arrays of shape (n,) for a threshold: whether the label set of each evaluation text contains
-            its true labels, and the size of the set.
+        evaluate_sets: returns two arrays of shape (n,) for a threshold: whether the label set of each evaluation text
+            contains its true labels, and the size of the set.
 
     Returns:
         JSON-ready. ``accuracy_coverage`` is the curve. ``thresholds`` has one entry per target accuracy.
@@ -138,15 +142,15 @@ def evaluate_abstention(
         )
     conformal = []
     for coverage in TARGET_COVERAGES:
-        threshold = conformal_threshold(held_out.truth, coverage)
-        covered, sizes = cover(threshold)
+        threshold = conformal_threshold(held_out.conformity, coverage)
+        covered, sizes = evaluate_sets(threshold)
         conformal.append(
             {
                 "coverage": coverage,
                 "threshold": threshold,
                 "empirical_coverage": float(covered.mean()),
-                "by_threshold": float((test.truth >= threshold).mean()),
-                "expected": list(coverage_interval(coverage, len(held_out.truth), len(test.truth))),
+                "by_threshold": float((test.conformity >= threshold).mean()),
+                "expected": list(coverage_interval(coverage, len(held_out.conformity), len(test.conformity))),
                 "mean_labels": float(sizes.mean()),
                 "single_label": float((sizes == 1).mean()),
             }
@@ -178,8 +182,8 @@ def label_shift(held_out: np.ndarray, test: np.ndarray) -> dict[str, Any]:
     return {"distance": float(abs(shares[0] - shares[1]).sum() / 2), "p": p, "shifted": p < 0.001}
 
 
-def coverage_interval(coverage: float, held_out: int, texts: int, level: float = 0.95) -> tuple[float, float]:
-    """Return the interval that contains the coverage observed on new texts if the guarantee holds.
+def coverage_interval(coverage: float, held_out: int, texts: int) -> tuple[float, float]:
+    """Return the 95 % interval of the coverage observed on new texts if the guarantee holds.
 
     Given the held-out texts, the true coverage has a beta distribution (Vovk 2012, arXiv:1209.2673). The coverage
     observed on n texts is then beta-binomial.
@@ -188,13 +192,12 @@ def coverage_interval(coverage: float, held_out: int, texts: int, level: float =
         coverage: guaranteed coverage.
         held_out: number of texts that set the threshold.
         texts: number of new texts, n.
-        level: probability of the interval.
     """
     from scipy.stats import betabinom
 
     k = math.ceil((held_out + 1) * coverage - 1e-9)
     if k > held_out:
         return 1.0, 1.0
-    tail = (1 - level) / 2
+    tail = (1 - LEVEL) / 2
     low, high = betabinom.ppf([tail, 1 - tail], texts, k, held_out + 1 - k) / texts
     return float(low), float(high)

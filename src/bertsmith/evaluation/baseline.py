@@ -56,7 +56,7 @@ def bag_of_words(
     classes, y = np.unique(targets, return_inverse=True)
     sample = np.random.default_rng(seed).permutation(len(y))[:MAX_CALIBRATION_TEXTS]
     held_out = _cross_fitted_margins(x[sample], y[sample], len(classes), seed)
-    margins = _margins(x, y, others, len(classes))
+    margins = svm_margins(x, y, others, len(classes))
     variants = [_fit_softmax(held_out, y[sample], with_offsets=use) for use in (False, True)]
     scores = [macro_f1(y[sample], (held_out / t + b).argmax(axis=1)) for t, b in variants]
     best = int(np.argmax(scores))  # the simpler variant wins ties
@@ -67,24 +67,24 @@ def bag_of_words(
 
 
 @dataclass(frozen=True)
-class Regression:
+class LinearModel:
     """A fitted linear model, such as a logistic regression.
 
     Attributes:
-        weight: shape (classes, hidden size).
-        bias: shape (classes,).
+        weight: shape (outputs, hidden size).
+        bias: shape (outputs,).
     """
 
     weight: np.ndarray
     bias: np.ndarray
 
     def logits(self, embeddings: np.ndarray) -> np.ndarray:
-        """Return logits of shape (n, classes) for embeddings of shape (n, hidden size)."""
+        """Return logits of shape (n, outputs) for embeddings of shape (n, hidden size)."""
         result: np.ndarray = embeddings @ self.weight.T + self.bias
         return result
 
 
-def fit_regression(embeddings: np.ndarray, targets: np.ndarray, *, n_classes: int) -> Regression:
+def fit_regression(embeddings: np.ndarray, targets: np.ndarray, *, n_classes: int) -> LinearModel:
     """Fit a logistic regression on embeddings, with class weights inverse to class frequency.
 
     Args:
@@ -105,7 +105,7 @@ def fit_regression(embeddings: np.ndarray, targets: np.ndarray, *, n_classes: in
         biases = np.concatenate([-biases, biases]) / 2
     weight, bias = np.zeros((n_classes, embeddings.shape[1])), np.full(n_classes, ABSENT_CLASS_BIAS)
     weight[model.classes_], bias[model.classes_] = coefficients, biases - coefficients @ center
-    return Regression(weight, bias)
+    return LinearModel(weight, bias)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
@@ -119,12 +119,12 @@ def _cross_fitted_margins(x: Any, y: np.ndarray, n_classes: int, seed: int) -> n
     fold = stratified_folds(y, seed, FOLDS)
     for f in np.unique(fold):  # fewer than `FOLDS` if the texts are very few
         inside, outside = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
-        margins[outside] = _margins(x[inside], y[inside], x[outside], n_classes)
+        margins[outside] = svm_margins(x[inside], y[inside], x[outside], n_classes)
     return margins
 
 
-def _margins(x: Any, y: np.ndarray, others: Any, n_classes: int) -> np.ndarray:
-    """Fit a one-vs-rest SVM and return the margins of other texts, shape (others, classes).
+def svm_margins(x: Any, y: np.ndarray, others: Any, n_classes: int) -> np.ndarray:
+    """Fit a one-vs-rest SVM to class indices, and return the margins of other texts, shape (others, classes).
 
     Classes without training texts get margin −1, the boundary of "not this class".
     """

@@ -10,7 +10,7 @@ from bertsmith.config import PRIMARY
 
 RESAMPLES = 1000
 RANKING_RESAMPLES = 200
-"""Fewer, because average precision is computed class by class."""
+"""Fewer, because average precision is computed class by class, and ranks resample by resample."""
 LEVEL = 0.95
 TAILS = [50 * (1 - LEVEL), 50 * (1 + LEVEL)]
 """Percentiles of the lower and the upper bound."""
@@ -75,13 +75,7 @@ def bootstrap_intervals(
 
 
 def resampled_differences(
-    targets: np.ndarray,
-    first: np.ndarray,
-    second: np.ndarray,
-    n_classes: int,
-    *,
-    seed: int,
-    groups: np.ndarray | None = None,
+    targets: np.ndarray, first: np.ndarray, second: np.ndarray, n_classes: int, *, seed: int
 ) -> np.ndarray:
     """Return the difference of the primary metric between two classifiers on every resample, shape (resamples,).
 
@@ -92,10 +86,9 @@ def resampled_differences(
         first, second: predicted class indices, shape (n,).
         n_classes: number of classes.
         seed: of the resampling.
-        groups: as for `draw_resamples`.
     """
     differences = []
-    for drawn in draw_resamples(len(targets), groups, np.random.default_rng(seed), RESAMPLES):
+    for drawn in draw_resamples(len(targets), None, np.random.default_rng(seed), RESAMPLES):
         one, two = (resampled_label_metrics(drawn, targets, p, n_classes)[PRIMARY] for p in (first, second))
         differences.append(one - two)
     return np.concatenate(differences)

@@ -17,7 +17,7 @@ from bertsmith.evaluation.intervals import TAILS, draw_resamples
 FRACTIONS = (0.125, 0.25, 0.5, 0.75, 1.0)
 """Sizes of the nested subsets, as shares of the training folds."""
 FOLDS, REPEATS = 4, 4
-LARGEST = 2
+LARGE_FROM = 2
 """Index in `FRACTIONS` from which on the scores show the variation between trainings on all labels."""
 RESAMPLES = 200
 EXPONENTS = np.linspace(0.1, 1.5, 15)
@@ -163,7 +163,7 @@ def learning_curve(n: int, predict: Predict, score: Score, *, seed: int) -> Curv
             total[:, i] += found / REPEATS
             alone[repeat, i] = found[0]
     # The scores of a repeat come from several models, so they vary less than those of one model.
-    noise = np.sqrt(FOLDS * alone[:, LARGEST:].var(axis=0, ddof=1).mean())
+    noise = np.sqrt(FOLDS * alone[:, LARGE_FROM:].var(axis=0, ddof=1).mean())
     return Curve(sizes, total, float(noise))
 
 

@@ -14,9 +14,9 @@ from bertsmith.evaluation.baseline import (
     FOLDS,
     MAX_CALIBRATION_TEXTS,
     REGRESSION_C,
-    SVM_C,
     Baseline,
-    Regression,
+    LinearModel,
+    svm_margins,
     word_features,
 )
 from bertsmith.evaluation.multi_label import best_thresholds
@@ -26,7 +26,7 @@ EMBEDDING_ALPHAS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 """Strengths of the L2 penalty of the ridge regression on embeddings; leave-one-out errors choose."""
 
 
-def words_for_sets(train: Sequence[Text], targets: np.ndarray, texts: Sequence[Text], *, seed: int) -> Baseline:
+def bag_of_words_for_sets(train: Sequence[Text], targets: np.ndarray, texts: Sequence[Text], *, seed: int) -> Baseline:
     """Fit one linear SVM per label on TF-IDF features, and predict other texts.
 
     Cross-fitted margins of the training texts calibrate the margins (Platt 1999) and set a threshold per label for
@@ -53,16 +53,7 @@ def words_for_sets(train: Sequence[Text], targets: np.ndarray, texts: Sequence[T
 
 def _margins(x: Any, targets: np.ndarray, others: Any) -> np.ndarray:
     """Return the margins of other texts, shape (others, labels); −1 for labels without texts."""
-    from sklearn.svm import LinearSVC
-
-    margins = np.full((others.shape[0], targets.shape[1]), -1.0)
-    for c in np.flatnonzero(targets.any(axis=0)):
-        if targets[:, c].all():
-            margins[:, c] = 1.0
-            continue
-        model = LinearSVC(C=SVM_C, class_weight="balanced", tol=0.1, random_state=0).fit(x, targets[:, c])
-        margins[:, c] = model.decision_function(others)
-    return margins
+    return np.stack([svm_margins(x, has_label, others, 2)[:, 1] for has_label in targets.T.astype(np.int64)], axis=1)
 
 
 def _platt(margins: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
@@ -75,7 +66,7 @@ def _platt(margins: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     return float(model.coef_[0, 0]), float(model.intercept_[0])
 
 
-def words_for_numbers(train: Sequence[Text], targets: np.ndarray, texts: Sequence[Text]) -> Baseline:
+def bag_of_words_for_numbers(train: Sequence[Text], targets: np.ndarray, texts: Sequence[Text]) -> Baseline:
     """Fit a ridge regression on TF-IDF features, with a cross-validated penalty, and predict other texts.
 
     Args:
@@ -92,7 +83,7 @@ def words_for_numbers(train: Sequence[Text], targets: np.ndarray, texts: Sequenc
     return Baseline(search.fit(x, targets).predict(others)[:, None], "ridge regression")
 
 
-def fit_set_regression(embeddings: np.ndarray, targets: np.ndarray) -> Regression:
+def fit_set_regression(embeddings: np.ndarray, targets: np.ndarray) -> LinearModel:
     """Fit a logistic regression per label on embeddings.
 
     Args:
@@ -113,10 +104,10 @@ def fit_set_regression(embeddings: np.ndarray, targets: np.ndarray) -> Regressio
             model = LogisticRegression(C=REGRESSION_C, max_iter=200).fit(embeddings - center, targets[:, c])
         weight[c] = model.coef_[0]
         bias[c] = model.intercept_[0] - model.coef_[0] @ center
-    return Regression(weight, bias)
+    return LinearModel(weight, bias)
 
 
-def fit_ridge(embeddings: np.ndarray, targets: np.ndarray) -> Regression:
+def fit_ridge(embeddings: np.ndarray, targets: np.ndarray) -> LinearModel:
     """Fit a ridge regression on embeddings.
 
     Args:
@@ -127,4 +118,4 @@ def fit_ridge(embeddings: np.ndarray, targets: np.ndarray) -> Regression:
 
     center = embeddings.mean(axis=0)
     model = RidgeCV(alphas=EMBEDDING_ALPHAS).fit(embeddings - center, targets)
-    return Regression(model.coef_[None], np.array([model.intercept_ - model.coef_ @ center]))
+    return LinearModel(model.coef_[None], np.array([model.intercept_ - model.coef_ @ center]))

@@ -117,19 +117,10 @@ def per_class_metrics(
     ]
 
 
-FEW_TEXTS = 100
-"""With fewer test texts, the 95 % interval of an accuracy can extend ten percentage points to either side."""
-
-
 def confusion_matrix(targets: np.ndarray, predicted: np.ndarray, n_classes: int) -> np.ndarray:
     """Return counts of texts by class (rows) and predicted class (columns), shape (classes, classes)."""
     matrix: np.ndarray = sk.confusion_matrix(targets, predicted, labels=np.arange(n_classes))
     return matrix
-
-
-def majority_class_probabilities(train_counts: np.ndarray, n: int) -> np.ndarray:
-    """Return the class shares of the training split as probabilities of n texts, shape (n, classes)."""
-    return np.tile(train_counts / train_counts.sum(), (n, 1))
 
 
 def _defined(value: float, is_defined: bool) -> float | None:

@@ -128,10 +128,8 @@ def tune_thresholds(targets: np.ndarray, logits: np.ndarray, *, seed: int, model
         tuned[~inside] = logits[~inside] + best_thresholds(targets[inside], logits[inside]) > 0
     plain = logits > 0
     once = np.ones((1, n), dtype=np.int64)
-    gain, *_ = (
-        float(resampled_set_metrics(once, targets, tuned)["macro_f1"][0])
-        - float(resampled_set_metrics(once, targets, plain)["macro_f1"][0]),
-    )
+    after, before = (resampled_set_metrics(once, targets, decided)["macro_f1"][0] for decided in (tuned, plain))
+    gain = float(after) - float(before)
     differences = np.concatenate(
         [
             resampled_set_metrics(drawn, targets, tuned)["macro_f1"]

@@ -9,8 +9,6 @@ import numpy as np
 
 from bertsmith.evaluation.abstention import TARGET_COVERAGES, coverage_interval
 
-RANKING_RESAMPLES = 200
-
 
 def number_metrics(targets: np.ndarray, predicted: np.ndarray) -> dict[str, float | None]:
     """Return the mean absolute error, root mean squared error, R² and Spearman's correlation.
@@ -67,7 +65,7 @@ def resampled_spearman(drawn: np.ndarray, targets: np.ndarray, predicted: np.nda
     return np.array(values)
 
 
-def interval_width(residuals: np.ndarray, coverage: float) -> float:
+def interval_half_width(residuals: np.ndarray, coverage: float) -> float:
     """Return half the width of intervals with a coverage, by split conformal prediction (Lei et al. 2018).
 
     Args:
@@ -87,7 +85,7 @@ def evaluate_intervals(residuals: np.ndarray, held_out: np.ndarray) -> list[dict
 
     Args:
         residuals: absolute errors of the evaluation texts, shape (n,).
-        held_out: absolute errors of the texts that set the widths.
+        held_out: absolute errors of the texts that set the half-widths.
 
     Returns:
         One entry per target coverage: ``half_width`` (``None`` if the held-out texts are too few),
@@ -95,12 +93,12 @@ def evaluate_intervals(residuals: np.ndarray, held_out: np.ndarray) -> list[dict
     """
     entries = []
     for coverage in TARGET_COVERAGES:
-        width = interval_width(held_out, coverage)
+        half_width = interval_half_width(held_out, coverage)
         entries.append(
             {
                 "coverage": coverage,
-                "half_width": width if math.isfinite(width) else None,
-                "empirical_coverage": float((residuals <= width).mean()),
+                "half_width": half_width if math.isfinite(half_width) else None,
+                "empirical_coverage": float((residuals <= half_width).mean()),
                 "expected": list(coverage_interval(coverage, len(held_out), len(residuals))),
             }
         )

@@ -72,7 +72,7 @@ class OutputFolder(Output):
             ConfigError: with the reason.
         """
         path, remedy = self.path, "Choose another folder."
-        check_not_in_run(path / "file", "Choose a file in another folder.")
+        check_not_in_run(path / "file", "Choose a folder outside the run.")
         if not path.exists() and not path.is_symlink():
             return
         if not path.is_dir() or path.is_symlink():

@@ -145,5 +145,5 @@ def fit_abstention(
                 f"--coverage {coverage:g}: the run's {n:,} validation texts are too few for this coverage",
                 remedy=f"Pass at most {math.floor(1000 * n / (n + 1)) / 1000:g}, or train with more validation texts.",
             )
-        in_set = conformal_threshold(task.truth(targets, scores), coverage)
+        in_set = conformal_threshold(task.conformity(targets, scores), coverage)
     return Abstention(min_confidence, in_set)

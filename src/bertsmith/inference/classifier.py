@@ -23,7 +23,7 @@ from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.model import checkpoint
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.forward import supports
-from bertsmith.model.load import TEMPLATE, Loaded, check_vocabulary, load_model, load_tokenizer
+from bertsmith.model.load import TEMPLATE, Loaded, check_vocabulary, load_model, load_tokenizer, saved_settings
 from bertsmith.model.outputs import compute_logits, token_budget, with_layer_dtype
 from bertsmith.model.tokenizer import encoder_for
 from bertsmith.model.tokens import Tokens
@@ -91,7 +91,7 @@ class Classifier(ModelPredictor):
             folder, labels = run.layout.model, labels or run.labels
         if not folder.is_dir():
             raise RunFolderError("the model of the run is missing", where=str(folder), remedy="Train the run again.")
-        if folder != path and Run(path).layout.run.is_file():
+        if folder != path:
             Run(path).check_model()
         try:
             resolved = checkpoint.resolve(str(folder))
@@ -114,11 +114,11 @@ class Classifier(ModelPredictor):
                 where=str(path),
                 remedy="Restore the changed file from a copy, or train again with --overwrite.",
             )
-        saved = getattr(model.config, "bertsmith", None)
+        saved = saved_settings(model.config)
         try:
             rule = Rule.from_dict(saved, len(texts))
             template = Template.from_dict(getattr(model.config, TEMPLATE, None))
-            saved_long = (saved or {}).get("long", "truncate")
+            saved_long = saved.get("long", "truncate")
             if saved_long not in get_args(Long):
                 raise ValueError(f"long={saved_long!r} is unknown")
         except (ValueError, KeyError, TypeError) as error:

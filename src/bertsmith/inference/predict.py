@@ -13,7 +13,7 @@ from bertsmith.data.table import REGRESSION, Cells
 from bertsmith.data.template import Text, Texts, flat, is_empty
 from bertsmith.errors import DataError, listing
 from bertsmith.inference.abstain import Abstention
-from bertsmith.inference.predictor import Label, Predictor
+from bertsmith.inference.predictor import Predictor, PredictProba
 from bertsmith.inference.table_writers import ABSTAINED, PROBABILITY
 from bertsmith.measuring.expected_accuracy import grid_of, length_bin
 
@@ -28,7 +28,6 @@ def predict_rows(
     *,
     probabilities: bool = False,
     abstain: Abstention | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> Cells:
     """Predict rows.
 
@@ -38,7 +37,6 @@ def predict_rows(
         texts: n texts as the template renders them; an empty text gets no prediction.
         probabilities: add one column per class.
         abstain: thresholds for leaving texts unlabelled, or for label sets.
-        progress: called with the number of texts done since the last call.
 
     Returns:
         The input columns, ``predicted`` (label number), ``predicted_text`` and ``confidence``. With ``probabilities``,
@@ -51,7 +49,7 @@ def predict_rows(
         DataError: if the input has a column with one of these names.
     """
     prepared = _prepare(classifier, (cells, texts))
-    return _label(classifier, prepared, probabilities, abstain or Abstention(), progress)
+    return _label(classifier, prepared, probabilities, abstain or Abstention())
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class _Prepared:
         cells: the input columns.
         n_rows: number of rows.
         rows: the rows with a text.
-        probabilities: computes the probabilities of the texts.
+        predict_proba: computes the probabilities of the texts.
         cut: number of truncated texts.
         lengths: characters of the texts.
     """
@@ -70,7 +68,7 @@ class _Prepared:
     cells: Cells
     n_rows: int
     rows: list[int]
-    probabilities: Label
+    predict_proba: PredictProba
     cut: int
     lengths: list[int]
 
@@ -78,8 +76,8 @@ class _Prepared:
 def _prepare(classifier: Predictor, chunk: Chunk) -> _Prepared:
     cells, texts = chunk
     rows = [i for i, text in enumerate(texts) if not is_empty(text)]
-    label, cut = classifier.prepare(Texts(texts[i] for i in rows))
-    return _Prepared(cells, len(texts), rows, label, cut, [len(flat(texts[i])) for i in rows])
+    predict_proba, cut = classifier.prepare(Texts(texts[i] for i in rows))
+    return _Prepared(cells, len(texts), rows, predict_proba, cut, [len(flat(texts[i])) for i in rows])
 
 
 def _label(
@@ -87,10 +85,10 @@ def _label(
     prepared: _Prepared,
     probabilities: bool,
     abstain: Abstention,
-    progress: Callable[[int], None] | None,
+    progress: Callable[[int], None] | None = None,
 ) -> Cells:
     task, labels = classifier.task, classifier.labels
-    scores = prepared.probabilities(progress)
+    scores = prepared.predict_proba(progress)
 
     def column(values: Iterable[Any]) -> list[Any]:
         result: list[Any] = [None] * prepared.n_rows

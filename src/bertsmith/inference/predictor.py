@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-Label = Callable[[Callable[[int], None] | None], np.ndarray]
+PredictProba = Callable[[Callable[[int], None] | None], np.ndarray]
 """Takes a progress callback and predicts texts that `Predictor.prepare` tokenized; see `Predictor.predict_proba`."""
 
 
@@ -74,7 +74,7 @@ class Predictor(ABC):
             DeviceError: if even a single text does not fit into memory.
         """
 
-    def prepare(self, texts: Items) -> tuple[Label, int]:
+    def prepare(self, texts: Items) -> tuple[PredictProba, int]:
         """Tokenize texts; return a function that predicts them, and the number of truncated texts.
 
         This needs no model, so one thread can prepare texts while another predicts.
@@ -242,7 +242,7 @@ class ModelPredictor(Predictor):
         """Return the probabilities for the model's logits, both of shape (n, classes)."""
         return self.task.scores(self.rule.adjust(logits, decide=self.decide))
 
-    def prepare(self, texts: Items) -> tuple[Label, int]:
+    def prepare(self, texts: Items) -> tuple[PredictProba, int]:
         """Tokenize texts; see `Predictor.prepare`."""
         tokens = self.encode(texts)
         return partial(self.probabilities_of, tokens), int(tokens.is_truncated.sum())

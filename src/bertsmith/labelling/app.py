@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from bertsmith.errors import UserError
-from bertsmith.labelling.store import SETTLED, Decision, Project, Queued
+from bertsmith.labelling.store import SETTLER, Decision, Project, Queued
 from bertsmith.labelling.table import TABLE, Snapshot, export
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
     @app.get("/project", dependencies=checked)
     def about() -> dict[str, Any]:
         """Return the data for the start of the page."""
-        codebook = project.fact("codebook", {})
+        codebook = project.setting("codebook", {})
         return {
             "name": project.path.resolve().name,
             "task": project.task,
@@ -109,7 +109,7 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
     @app.post("/decide", dependencies=checked)
     def decide(body: DecisionBody) -> dict[str, Any]:
         """Record a decision, and return the next text."""
-        name = body.coder or SETTLED
+        name = body.coder or SETTLER
         labels = tuple(dict.fromkeys(body.labels))
         project.decide(Decision(body.text, name, body.status, labels, body.note.strip(), body.seconds))
         return {} if body.coder is None else answer(name, project.next_text(name))
@@ -125,7 +125,7 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
         label = " ".join(body.label.split())
         project.add_labels([label])
         entry = {"definition": body.definition.strip(), "examples": body.examples.strip()}
-        project.set_fact("codebook", {**project.fact("codebook", {}), label: entry})
+        project.set_setting("codebook", {**project.setting("codebook", {}), label: entry})
         return about()
 
     @app.get("/disputed", dependencies=checked)
@@ -144,7 +144,7 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
     @app.get("/overview", dependencies=checked)
     def overview() -> dict[str, Any]:
         """Return agreement, label counts, and the expected gain of more labels."""
-        return {**Snapshot.of(project).overview(), "estimate": project.fact("estimate"), "rounds": rounds.state()}
+        return {**Snapshot.of(project).overview(), "estimate": project.setting("estimate"), "rounds": rounds.state()}
 
     @app.post("/{work}", dependencies=checked)
     def begin(work: Literal["choose", "train"]) -> dict[str, Any]:

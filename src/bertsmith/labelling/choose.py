@@ -16,7 +16,7 @@ import numpy as np
 from bertsmith.data.near_duplicates import group_near_duplicates
 from bertsmith.data.table import MULTI_LABEL
 
-UNCERTAIN, DIVERSE, RARE, CHANCE = REASONS = ("uncertain", "diverse", "rare", "random")
+UNCERTAIN, DIVERSE, RARE, CHANCE = ("uncertain", "diverse", "rare", "random")
 RANDOM_SHARE = 0.2
 RARE_SHARE, DIVERSE_SHARE = 0.3, 0.1
 """Maximum shares of the chosen texts, without the random ones. With a model, the others are uncertain texts."""

@@ -18,7 +18,7 @@ from bertsmith.data.table import MULTI_LABEL, ORDINAL, SINGLE_LABEL
 from bertsmith.errors import ConfigError, DataError, RunFolderError, listing, quoted, write_error
 
 LABELLED, UNSURE, SKIPPED = STATUSES = ("labelled", "unsure", "skipped")
-SETTLED = "(settled)"
+SETTLER = "(settled)"
 """The coder of decisions that settle a disagreement."""
 TASKS = (SINGLE_LABEL, MULTI_LABEL, ORDINAL)
 FILE = "labels.sqlite"
@@ -36,8 +36,6 @@ CREATE TABLE decisions (
     undone INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX by_text ON decisions (text, coder);
 """
-_CURRENT = """SELECT * FROM decisions WHERE id IN
-    (SELECT MAX(id) FROM decisions WHERE undone = 0 GROUP BY text, coder)"""
 
 
 @dataclass(frozen=True)
@@ -133,18 +131,16 @@ class Project:
 
     @contextmanager
     def _open(self, *, write: bool = False) -> Iterator[sqlite3.Connection]:
-        """Open the file to read, or to write in a transaction that is committed if the block succeeds."""
+        """Open the file in a transaction, to read or to write. It is committed if the block succeeds."""
         try:
             database = sqlite3.connect(self.file, timeout=30, isolation_level=None)
         except sqlite3.Error as error:
             raise write_error(self.file, error) from error
         database.row_factory = sqlite3.Row
         try:
-            if write:
-                database.execute("BEGIN IMMEDIATE")
+            database.execute("BEGIN IMMEDIATE" if write else "BEGIN")
             yield database
-            if write:
-                database.execute("COMMIT")
+            database.execute("COMMIT")
         except sqlite3.OperationalError as error:
             raise write_error(self.file, error) from error
         except sqlite3.DatabaseError as error:
@@ -154,15 +150,20 @@ class Project:
         finally:
             database.close()  # rolls back what was not committed
 
+    def read(self) -> tuple[dict[str, Any], list[Queued], list[Decision]]:
+        """Return the settings, `texts` and `decisions` of the same moment, although coders may write meanwhile."""
+        with self._open() as database:
+            return _settings(database), _texts(database), _decisions(database)
+
     # -- settings ------------------------------------------------------------------------------------------------------
 
-    def fact(self, name: str, default: Any = None) -> Any:
+    def setting(self, name: str, default: Any = None) -> Any:
         """Return a setting of the project."""
         with self._open() as database:
             row = database.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return default if row is None else json.loads(row[0])
 
-    def set_fact(self, name: str, value: Any) -> None:
+    def set_setting(self, name: str, value: Any) -> None:
         """Change a setting of the project."""
         with self._open(write=True) as database:
             database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
@@ -170,12 +171,12 @@ class Project:
     @property
     def labels(self) -> list[str]:
         """The labels; for ordinal labels in their order."""
-        return list(self.fact("labels"))
+        return list(self.setting("labels"))
 
     @property
     def task(self) -> str:
         """The kind of label."""
-        return str(self.fact("task"))
+        return str(self.setting("task"))
 
     def add_labels(self, labels: Sequence[str]) -> None:
         """Add labels that the project does not have yet.
@@ -183,7 +184,7 @@ class Project:
         Raises:
             ConfigError: if a label is empty or joins several labels.
         """
-        self.set_fact("labels", _checked_labels([*self.labels, *labels]))
+        self.set_setting("labels", _checked_labels([*self.labels, *labels]))
 
     # -- texts and decisions -------------------------------------------------------------------------------------------
 
@@ -201,7 +202,7 @@ class Project:
     def texts(self) -> list[Queued]:
         """All texts of the queue, in order."""
         with self._open() as database:
-            return [_queued(row) for row in database.execute("SELECT * FROM texts ORDER BY id")]
+            return _texts(database)
 
     @property
     def rows(self) -> list[int]:
@@ -237,11 +238,11 @@ class Project:
         """
         values = (decision.text, decision.coder, decision.status, json.dumps(decision.labels), decision.note)
         with self._open(write=True) as database:
-            facts = {row["name"]: json.loads(row["value"]) for row in database.execute("SELECT * FROM facts")}
+            settings = _settings(database)
             known = database.execute("SELECT 1 FROM texts WHERE id = ?", (decision.text,)).fetchone()
             wrong = decision.status not in STATUSES or not decision.coder.strip() or not known
-            several = facts["task"] != MULTI_LABEL and len(decision.labels) != (decision.status == LABELLED)
-            if wrong or several or not set(decision.labels) <= set(facts["labels"]):
+            several = settings["task"] != MULTI_LABEL and len(decision.labels) != (decision.status == LABELLED)
+            if wrong or several or not set(decision.labels) <= set(settings["labels"]):
                 what = f"{decision.status} {listing(decision.labels)} by {quoted(decision.coder)}"
                 raise DataError(
                     f"the decision does not fit the project: text {decision.text}, {what}", where=str(self.file)
@@ -265,10 +266,7 @@ class Project:
     def decisions(self) -> list[Decision]:
         """The current decision of every coder about every text, in the order of the decisions."""
         with self._open() as database:
-            return [
-                Decision(r["text"], r["coder"], r["status"], tuple(json.loads(r["labels"])), r["note"], r["seconds"])
-                for r in database.execute(f"{_CURRENT} ORDER BY id")
-            ]
+            return _decisions(database)
 
     def progress(self, coder: str) -> dict[str, Any]:
         """Return numbers for the page of a coder: texts ``decided``, in the queue, and median ``seconds`` of a text."""
@@ -289,7 +287,19 @@ def _checked_labels(labels: Sequence[str]) -> list[str]:
     return names
 
 
+def _settings(database: sqlite3.Connection) -> dict[str, Any]:
+    return {row["name"]: json.loads(row["value"]) for row in database.execute("SELECT * FROM facts")}
+
+
+def _texts(database: sqlite3.Connection) -> list[Queued]:
+    return [_queued(row) for row in database.execute("SELECT * FROM texts ORDER BY id")]
+
+
 def _queued(row: sqlite3.Row) -> Queued:
-    columns = json.loads(row["columns"])
-    facts = {name: row[name] for name in ("row", "text", "reason", "pair", "suggestion", "id")}
-    return Queued(**facts, random=bool(row["random"]), columns=columns)
+    return Queued(**{**row, "random": bool(row["random"]), "columns": json.loads(row["columns"])})
+
+
+def _decisions(database: sqlite3.Connection) -> list[Decision]:
+    query = """SELECT text, coder, status, labels, note, seconds FROM decisions WHERE id IN
+        (SELECT MAX(id) FROM decisions WHERE undone = 0 GROUP BY text, coder) ORDER BY id"""
+    return [Decision(**{**row, "labels": tuple(json.loads(row["labels"]))}) for row in database.execute(query)]

@@ -14,12 +14,12 @@ from bertsmith.data.columns import LABEL, LABEL_TEXT, TEXT, canonical
 from bertsmith.data.table import ORDINAL
 from bertsmith.evaluation.agreement import Agreement, LabelSet, measure_agreement
 from bertsmith.folders.atomic import write_text
-from bertsmith.labelling.store import LABELLED, SETTLED, UNSURE, Decision, Project, Queued
+from bertsmith.labelling.store import LABELLED, SETTLER, UNSURE, Decision, Project, Queued
 from bertsmith.measuring.design import INCLUSION, RANDOM
 
 TABLE = "labels.csv"
 """The exported table in the folder of a project."""
-AGREED, MAJORITY, TIE, RESOLVED, SINGLE = "agreed", "majority", "tie", "settled", "one coder"
+AGREED, MAJORITY, TIE, SETTLED, SINGLE = "agreed", "majority", "tie", "settled", "one coder"
 SEPARATOR = ";"
 _ROLES = {*LABEL, *LABEL_TEXT, *TEXT, "split"}
 """Columns that `train` would read; those of the pool get another name."""
@@ -57,7 +57,8 @@ class Snapshot:
     @classmethod
     def of(cls, project: Project) -> Snapshot:
         """Read a project."""
-        return cls(project.labels, project.task, project.texts, project.decisions, project.fact("pool_rows", 0))
+        settings, texts, decisions = project.read()
+        return cls(settings["labels"], settings["task"], texts, decisions, settings.get("pool_rows", 0))
 
     @property
     def labelled(self) -> list[Labelled]:
@@ -74,7 +75,7 @@ class Snapshot:
         coded = {
             (d.text, d.coder): frozenset(d.labels)
             for d in self.decisions
-            if d.status == LABELLED and d.coder != SETTLED
+            if d.status == LABELLED and d.coder != SETTLER
         }
         return measure_agreement(coded, self.labels, self.task)
 
@@ -88,7 +89,7 @@ class Snapshot:
         for text in self.texts:
             some = by_text.get(text.id, {})
             differ = len({frozenset(d.labels) for d in some.values() if d.status == LABELLED}) > 1
-            if SETTLED not in some and (differ or any(d.status == UNSURE for d in some.values())):
+            if SETTLER not in some and (differ or any(d.status == UNSURE for d in some.values())):
                 found.append((text, some))
         return found
 
@@ -106,7 +107,7 @@ class Snapshot:
         return {
             "labelled": len(labelled),
             "random": sum(each.text.random for each in labelled),
-            "coders": sorted({d.coder for d in self.decisions} - {SETTLED}),
+            "coders": sorted({d.coder for d in self.decisions} - {SETTLER}),
             "counts": {label: counts[label] for label in self.labels},
             "agreement": self.agreement.to_dict(),
             "open": len(self.disputed),
@@ -171,12 +172,12 @@ def export(project: Project, path: Path | None = None) -> int:
 def _count_votes(text: Queued, decisions: Sequence[Decision]) -> Labelled:
     """Return the labels that most coders gave, or those that settled a disagreement."""
     notes = tuple(decision.note for decision in decisions if decision.note)
-    votes: Mapping[LabelSet, int] = Counter(frozenset(d.labels) for d in decisions if d.coder != SETTLED)
+    votes: Mapping[LabelSet, int] = Counter(frozenset(d.labels) for d in decisions if d.coder != SETTLER)
     n = sum(votes.values())
-    settled = [d for d in decisions if d.coder == SETTLED]
+    settled = [d for d in decisions if d.coder == SETTLER]
     if settled:
         labels = frozenset(settled[-1].labels)
-        return Labelled(text, labels, RESOLVED, votes.get(labels, 0) / n if n else 1.0, notes)
+        return Labelled(text, labels, SETTLED, votes.get(labels, 0) / n if n else 1.0, notes)
     (best, most), *others = sorted(votes.items(), key=lambda vote: -vote[1])
     if others and others[0][1] == most:
         return Labelled(text, None, TIE, most / n, notes)

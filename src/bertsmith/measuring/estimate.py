@@ -172,12 +172,12 @@ def _estimate(sample: Sample, totals: Totals, tuning: np.ndarray | None) -> Esti
     n_units = int(units.max()) + 1
     whole = _moments(sample, np.zeros((1, len(sample)), dtype=bool))
     tuned = _tuning(whole, sample, totals) if tuning is None else tuning[None]
-    value = _difference(whole, tuned, totals)[0]
+    value = _estimates(whole, tuned, totals)[0]
     # In chunks, so that memory does not grow with the square of the sample.
     parts = []
     for some in np.array_split(np.arange(n_units), max(1, n_units * len(sample) // 4_000_000)):
         left = _moments(sample, units[None, :] == some[:, None])
-        parts.append(_difference(left, _tuning(left, sample, totals) if tuning is None else tuning[None], totals))
+        parts.append(_estimates(left, _tuning(left, sample, totals) if tuning is None else tuning[None], totals))
     deviations = np.concatenate(parts) - value
     remaining = np.ones(n_units)
     if sample.in_corpus:  # finite population correction
@@ -219,19 +219,18 @@ def share_interval(
     return np.clip(center - half, 0, 1), np.clip(center + half, 0, 1)
 
 
-def labels_for_target(estimates: Estimates, n: int, n_corpus: int, *, target: float = TARGET) -> np.ndarray:
-    """Return how many labelled texts in all give intervals of ± ``target``, shape (columns,).
+def labels_for_target(estimates: Estimates, n: int, n_corpus: int) -> np.ndarray:
+    """Return how many labelled texts in all give intervals of ± `TARGET`, shape (columns,).
 
     Args:
         estimates: of a random sample.
         n: its number of texts.
         n_corpus: number of texts in the corpus.
-        target: half the width of the interval.
     """
     per_text = estimates.error**2 / max(1 / n - 1 / n_corpus, 1e-12)
     z = stats.norm.ppf(0.5 + LEVEL / 2)
-    needed = 1 / (target**2 / z**2 / np.maximum(per_text, 1e-12) + 1 / n_corpus)
-    needed = np.ceil(np.maximum(needed, z / target))  # the rule of one mistake, see `share_interval`
+    needed = 1 / (TARGET**2 / z**2 / np.maximum(per_text, 1e-12) + 1 / n_corpus)
+    needed = np.ceil(np.maximum(needed, z / TARGET))  # the rule of one mistake, see `share_interval`
     labels: np.ndarray = np.minimum(needed, n_corpus).astype(np.int64)
     return labels
 
@@ -291,7 +290,7 @@ def _tuning(moments: _Moments, sample: Sample, totals: Totals) -> np.ndarray:
     return tuning * ratio if sample.in_corpus else tuning
 
 
-def _difference(moments: _Moments, tuning: np.ndarray, totals: Totals) -> np.ndarray:
+def _estimates(moments: _Moments, tuning: np.ndarray, totals: Totals) -> np.ndarray:
     """Return the estimate of each subset, shape (subsets, columns)."""
     result: np.ndarray = moments.outcome + tuning * (totals.mean - moments.prediction)
     return result

@@ -221,9 +221,13 @@ def fold_calibration(
     return True
 
 
-def noted(model: PreTrainedModel) -> dict[str, Any]:
-    """Return what bertsmith has noted in the configuration of a model: its task, temperature and offsets."""
-    return dict(getattr(model.config, "bertsmith", None) or {})
+def saved_settings(config: Any) -> Any:
+    """Return what bertsmith saved in the configuration of a model: its task, decision rule and ``long``.
+
+    It is a dict, unless the configuration is damaged.
+    """
+    saved = getattr(config, "bertsmith", None)
+    return {} if saved is None else saved
 
 
 def _check_complete(model: PreTrainedModel, info: Any, checkpoint: Checkpoint, *, new_head: bool) -> None:

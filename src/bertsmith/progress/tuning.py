@@ -30,7 +30,7 @@ from bertsmith.progress.training import TrainingProgress, format_duration
 
 N_BEST = 5
 """Best trials in the table."""
-FEW_TEXTS = 200
+FEW_VALIDATION_TEXTS = 200
 """Validation texts below which scores vary by several hundredths by chance."""
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -124,7 +124,7 @@ class TuningProgress:
             f"split: {train:,} train, {validation:,} validation, {test:,} test for the final comparison"
             f"{f'; {left_out:,} rows dropped' if left_out else ''}"
         )
-        if validation < FEW_TEXTS:
+        if validation < FEW_VALIDATION_TEXTS:
             self.console.print(
                 f"[yellow]with {validation:,} validation texts, the best trial depends on luck:[/] "
                 "--cv 5 scores by cross-validation"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from bertsmith.data.template import Text
-    from bertsmith.evaluation.baseline import Baseline, Regression
+    from bertsmith.evaluation.baseline import Baseline, LinearModel
     from bertsmith.evaluation.decision import Decision
     from bertsmith.training.losses import Loss
 
@@ -39,7 +40,7 @@ class Task(ABC):
         metric_names: title and meaning of each metric, in order.
         imbalances: the values of ``--imbalance`` that apply.
         decides: whether a decision rule can be left out.
-        naive_name: what `naive` predicts, for messages.
+        naive_name: what `naive_baseline` predicts, for messages.
         head_name: what `fit_head` fits, for messages.
         truth_column, predicted_column: the columns of labels and predictions for people to read.
         described: what a model with n labels is.
@@ -95,7 +96,7 @@ class Task(ABC):
             smoothing: label smoothing.
         """
 
-    def complete(self, model: Any) -> Rule:
+    def undo_standardisation(self, model: Any) -> Rule:
         """Undo the standardisation of the targets in the weights; return the rule for what the weights cannot undo."""
         return Rule()
 
@@ -254,14 +255,14 @@ class Task(ABC):
         self, targets: np.ndarray, scores: np.ndarray, held_out: tuple[np.ndarray, np.ndarray]
     ) -> dict[str, Any]:
         """Evaluate thresholds and label sets on texts other than the held-out ones that set them, JSON-ready."""
-        from bertsmith.evaluation.abstention import Judged, evaluate_abstention, label_shift
+        from bertsmith.evaluation.abstention import CheckedPredictions, evaluate_abstention, label_shift
 
-        def judge(targets: np.ndarray, scores: np.ndarray) -> Judged:
-            return Judged(self.confidence(scores), self.is_right(targets, scores), self.truth(targets, scores))
+        def check(targets: np.ndarray, scores: np.ndarray) -> CheckedPredictions:
+            right, conformity = self.is_right(targets, scores), self.conformity(targets, scores)
+            return CheckedPredictions(self.confidence(scores), right, conformity)
 
-        evaluated = evaluate_abstention(
-            judge(targets, scores), judge(*held_out), lambda threshold: self.cover(targets, scores, threshold)
-        )
+        evaluate_sets = partial(self.evaluate_sets, targets, scores)
+        evaluated = evaluate_abstention(check(targets, scores), check(*held_out), evaluate_sets)
         counts = [self.label_counts(t, scores.shape[1]) for t in (held_out[0], targets)]
         return {**evaluated, "label_shift": label_shift(*counts)}
 
@@ -270,11 +271,11 @@ class Task(ABC):
         return np.bincount(targets, minlength=n_labels)
 
     @abstractmethod
-    def truth(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    def conformity(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Return the highest threshold at which the prediction set of each text contains its label, shape (n,)."""
 
     @abstractmethod
-    def cover(self, targets: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    def evaluate_sets(self, targets: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
         """Return whether each text's prediction set contains its label, and the size of the set, each shape (n,)."""
 
     @abstractmethod
@@ -284,17 +285,17 @@ class Task(ABC):
     # -- baselines -----------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def naive(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
+    def naive_baseline(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
         """Return the name and the scores, shape (n, outputs), of a prediction that ignores the texts."""
 
     @abstractmethod
-    def words(
+    def bag_of_words(
         self, train: Sequence[Text], targets: np.ndarray, texts: Sequence[Text], n_labels: int, seed: int
     ) -> Baseline:
         """Fit a linear model on TF-IDF features of training texts, and predict other texts."""
 
     @abstractmethod
-    def fit_head(self, embeddings: np.ndarray, targets: np.ndarray, n_labels: int) -> Regression:
+    def fit_head(self, embeddings: np.ndarray, targets: np.ndarray, n_labels: int) -> LinearModel:
         """Fit a linear model on embeddings, shape (n, hidden size), whose outputs are logits."""
 
     # -- tables --------------------------------------------------------------------------------------------------------
@@ -326,7 +327,7 @@ class Task(ABC):
         """Return the output of a text that is explained by default, from scores of shape (1, outputs)."""
         return int(scores[0].argmax())
 
-    def suspects(self, texts: Sequence[str], targets: np.ndarray, labels: Labels, *, seed: int) -> pd.DataFrame:
+    def label_errors(self, texts: Sequence[str], targets: np.ndarray, labels: Labels, *, seed: int) -> pd.DataFrame:
         """Return labels that are probably wrong; see `bertsmith.evaluation.label_errors`.
 
         ``given`` and ``suggested`` are as in files of corrections.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from bertsmith.data.template import Text
-    from bertsmith.evaluation.baseline import Baseline, Regression
+    from bertsmith.evaluation.baseline import Baseline, LinearModel
     from bertsmith.evaluation.decision import Decision
     from bertsmith.training.losses import Loss
 
@@ -209,14 +209,14 @@ class MultiLabel(Task):
         result: np.ndarray = targets.sum(axis=0)
         return result
 
-    def truth(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    def conformity(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Return the lowest probability of a text's labels, shape (n,); 1 for a text without labels."""
         result: np.ndarray = np.where(targets, scores, 1.0).min(axis=1)
         return result
 
-    def cover(self, targets: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    def evaluate_sets(self, targets: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
         """Return whether each set contains all labels of its text, and its size, each shape (n,)."""
-        return self.truth(targets, scores) >= threshold, (scores >= threshold).sum(axis=1)
+        return self.conformity(targets, scores) >= threshold, (scores >= threshold).sum(axis=1)
 
     def set_columns(self, scores: np.ndarray, threshold: float, labels: Labels) -> dict[str, list[Any]]:
         """Return ``label_set``: the label texts of each set, likeliest first."""
@@ -225,21 +225,21 @@ class MultiLabel(Task):
             "label_set": [[labels.texts[c] for c in row if scores[i, c] >= threshold] for i, row in enumerate(order)]
         }
 
-    def naive(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
+    def naive_baseline(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
         """Return the labels that most texts have, and the share of texts with each label."""
         shares = targets.mean(axis=0)
         names = [text for text, share in zip(labels.texts, shares, strict=True) if share > 0.5]
         return "; ".join(names) or "none", np.tile(shares, (n, 1))
 
-    def words(
+    def bag_of_words(
         self, train: Sequence[Text], targets: np.ndarray, texts: Sequence[Text], n_labels: int, seed: int
     ) -> Baseline:
         """Fit one linear SVM per label."""
-        from bertsmith.evaluation.linear_models import words_for_sets
+        from bertsmith.evaluation.linear_models import bag_of_words_for_sets
 
-        return words_for_sets(train, targets, texts, seed=seed)
+        return bag_of_words_for_sets(train, targets, texts, seed=seed)
 
-    def fit_head(self, embeddings: np.ndarray, targets: np.ndarray, n_labels: int) -> Regression:
+    def fit_head(self, embeddings: np.ndarray, targets: np.ndarray, n_labels: int) -> LinearModel:
         """Fit one logistic regression per label."""
         from bertsmith.evaluation.linear_models import fit_set_regression
 
@@ -258,7 +258,7 @@ class MultiLabel(Task):
         found = _lists(self.predicted(scores), labels, "predicted", self.predicted_column)
         return {**found, "confidence": self.confidence(scores).tolist()}
 
-    def suspects(self, texts: Sequence[str], targets: np.ndarray, labels: Labels, *, seed: int) -> pd.DataFrame:
+    def label_errors(self, texts: Sequence[str], targets: np.ndarray, labels: Labels, *, seed: int) -> pd.DataFrame:
         """Find wrong label sets by confident learning for each label."""
         from bertsmith.evaluation.label_errors import find_set_errors
 

@@ -12,7 +12,7 @@ from bertsmith.data.table import ORDINAL, Labels
 from bertsmith.evaluation.calibration import calibration_metrics, fit_temperature
 from bertsmith.evaluation.decision import MIN_TEXTS, Decision
 from bertsmith.evaluation.rule import Rule
-from bertsmith.tasks.base import Names
+from bertsmith.tasks.base import Names, Task
 from bertsmith.tasks.single_label import SingleLabel
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Ordinal(SingleLabel):
         "within_one": ("Within one step", "the share of texts whose prediction is at most one step from the label"),
         "log_loss": SingleLabel.metric_names["log_loss"],
     }
+    intervals = Task.intervals  # those of `resampled`; `SingleLabel` has other metrics
 
     def validation_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float]:
         """Return macro-F1 and quadratic kappa."""
@@ -81,12 +82,6 @@ class Ordinal(SingleLabel):
         metrics = resampled_level_metrics(drawn, targets, self.predicted(scores), scores.shape[1])
         return {**metrics, "log_loss": drawn @ losses / drawn.sum(axis=1)}
 
-    def intervals(
-        self, targets: np.ndarray, scores: np.ndarray, *, seed: int, groups: np.ndarray | None
-    ) -> dict[str, tuple[float, float]]:
-        """Return the 95 % interval of every metric."""
-        return super(SingleLabel, self).intervals(targets, scores, seed=seed, groups=groups)
-
     def calibration(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
         """Return calibration errors of the predicted classes, and the bins of a reliability diagram."""
         return calibration_metrics(targets, scores, self.predicted(scores))
@@ -104,25 +99,25 @@ class Ordinal(SingleLabel):
         decision = Decision(np.zeros(scores.shape[1]), False, 0.0, float("nan"))
         return decision, Rule(fit_temperature(targets, scores), folded=False)
 
-    def naive(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
+    def naive_baseline(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
         """Return the class with the least expected distance if texts are ignored, and the class shares."""
-        _, shares = super().naive(targets, n, labels)
+        _, shares = super().naive_baseline(targets, n, labels)
         return labels.texts[int(self.predicted(shares[:1])[0])] if n else labels.texts[0], shares
 
-    def words(
+    def bag_of_words(
         self, train: Sequence[Text], targets: np.ndarray, texts: Sequence[Text], n_labels: int, seed: int
     ) -> Baseline:
         """Fit a linear SVM, and decide for the most likely class if that is better on a fifth of the training texts.
 
         The probabilities of a bag of words are often so even that the middle class has the least expected distance.
         """
-        found = super().words(train, targets, texts, n_labels, seed)
+        found = super().bag_of_words(train, targets, texts, n_labels, seed)
         order = np.random.default_rng(seed).permutation(len(targets))
         outside, inside = np.split(order, [len(order) // 5])
         if len(outside) < MIN_TEXTS:
             return found
         parts = [[train[int(i)] for i in rows] for rows in (inside, outside)]
-        scores = super().words(parts[0], targets[inside], parts[1], n_labels, seed).scores
+        scores = super().bag_of_words(parts[0], targets[inside], parts[1], n_labels, seed).scores
         plain, certain = (
             self.scalar_metrics(targets[outside], s)[self.primary] or 0.0 for s in (scores, _prefer_likely(scores))
         )

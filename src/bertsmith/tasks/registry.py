@@ -9,10 +9,10 @@ from bertsmith.errors import ModelError, listing
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.multi_label import MultiLabel
 from bertsmith.tasks.ordinal import Ordinal
-from bertsmith.tasks.regression import Regression
+from bertsmith.tasks.regression import RegressionTask
 from bertsmith.tasks.single_label import SingleLabel
 
-TASKS: dict[str, Task] = {task.name: task for task in (SingleLabel(), MultiLabel(), Ordinal(), Regression())}
+TASKS: dict[str, Task] = {task.name: task for task in (SingleLabel(), MultiLabel(), Ordinal(), RegressionTask())}
 
 
 def get_task(name: str = SINGLE_LABEL) -> Task:
@@ -35,8 +35,10 @@ def task_of_config(config: Any) -> Task:
     Args:
         config: of a sequence-classification model of transformers.
     """
-    noted = getattr(config, "bertsmith", None)
-    if isinstance(noted, dict) and isinstance(noted.get("task"), str):
-        return get_task(noted["task"])
+    from bertsmith.model.load import saved_settings
+
+    saved = saved_settings(config)
+    if isinstance(saved, dict) and isinstance(saved.get("task"), str):
+        return get_task(saved["task"])
     by_type = {task.problem_type: task for task in (TASKS["regression"], TASKS["multi-label"])}
     return by_type.get(getattr(config, "problem_type", None) or "", get_task())

@@ -16,14 +16,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from bertsmith.data.template import Text
-    from bertsmith.evaluation.baseline import Baseline
-    from bertsmith.evaluation.baseline import Regression as LinearModel
+    from bertsmith.evaluation.baseline import Baseline, LinearModel
     from bertsmith.evaluation.decision import Decision
     from bertsmith.training.losses import Loss
 
 
 @dataclass(frozen=True, repr=False)
-class Regression(Task):
+class RegressionTask(Task):
     """A number per text: one output, trained on standardised targets by squared error.
 
     Attributes:
@@ -59,7 +58,7 @@ class Regression(Task):
     def fitted(self, targets: np.ndarray) -> Task:
         """Return the task with mean and standard deviation of the training targets."""
         scale = float(targets.std())
-        return Regression(float(targets.mean()), scale if scale > 0 else 1.0)
+        return RegressionTask(float(targets.mean()), scale if scale > 0 else 1.0)
 
     def loss(self, imbalance: str, counts: np.ndarray, n_texts: int, smoothing: float) -> Loss:
         """Return the squared error, see `Task.loss`."""
@@ -67,8 +66,8 @@ class Regression(Task):
 
         return SquaredError(self.mean, self.scale)
 
-    def complete(self, model: Any) -> Rule:
-        """Put mean and scale into the weights of the head; see `Task.complete`."""
+    def undo_standardisation(self, model: Any) -> Rule:
+        """Put mean and scale into the weights of the head; see `Task.undo_standardisation`."""
         from bertsmith.model.load import fold_calibration
 
         rule = Rule(1 / self.scale, (self.mean / self.scale,), folded=False)
@@ -137,8 +136,8 @@ class Regression(Task):
         self, targets: np.ndarray, scores: np.ndarray, *, seed: int, groups: np.ndarray | None
     ) -> dict[str, tuple[float, float]]:
         """Return the 95 % interval of every metric."""
-        from bertsmith.evaluation.intervals import TAILS, draw_resamples
-        from bertsmith.evaluation.regression import RANKING_RESAMPLES, resampled_spearman
+        from bertsmith.evaluation.intervals import RANKING_RESAMPLES, TAILS, draw_resamples
+        from bertsmith.evaluation.regression import resampled_spearman
 
         rng = np.random.default_rng(seed)
         ranks = np.concatenate(
@@ -195,31 +194,31 @@ class Regression(Task):
         result: np.ndarray = abs(targets - self.predicted(scores))
         return result
 
-    def truth(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    def conformity(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Return the negative absolute errors, shape (n,)."""
         return -self.residuals(targets, scores)
 
-    def cover(self, targets: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    def evaluate_sets(self, targets: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
         """Return whether each interval contains its number, and its width, each shape (n,)."""
-        return self.truth(targets, scores) >= threshold, np.full(len(targets), -2 * threshold)
+        return self.conformity(targets, scores) >= threshold, np.full(len(targets), -2 * threshold)
 
     def set_columns(self, scores: np.ndarray, threshold: float, labels: Labels) -> dict[str, list[Any]]:
         """Return ``lower`` and ``upper``, the bounds of each interval."""
         predicted = self.predicted(scores)
         return {"lower": (predicted + threshold).tolist(), "upper": (predicted - threshold).tolist()}
 
-    def naive(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
+    def naive_baseline(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
         """Return the mean of the training texts."""
         mean = float(targets.mean())
         return f"{mean:.3g}", np.full((n, 1), mean)
 
-    def words(
+    def bag_of_words(
         self, train: Sequence[Text], targets: np.ndarray, texts: Sequence[Text], n_labels: int, seed: int
     ) -> Baseline:
         """Fit a ridge regression."""
-        from bertsmith.evaluation.linear_models import words_for_numbers
+        from bertsmith.evaluation.linear_models import bag_of_words_for_numbers
 
-        return words_for_numbers(train, targets, texts)
+        return bag_of_words_for_numbers(train, targets, texts)
 
     def fit_head(self, embeddings: np.ndarray, targets: np.ndarray, n_labels: int) -> LinearModel:
         """Fit a ridge regression on the standardised targets."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from bertsmith.data.template import Text
-    from bertsmith.evaluation.baseline import Baseline, Regression
+    from bertsmith.evaluation.baseline import Baseline, LinearModel
     from bertsmith.evaluation.decision import Decision
     from bertsmith.training.losses import Loss
 
@@ -139,12 +139,12 @@ class SingleLabel(Task):
         """Return calibration errors and the bins of a reliability diagram."""
         return calibration_metrics(targets, scores)
 
-    def truth(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    def conformity(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Return the probability of each text's class, shape (n,)."""
         result: np.ndarray = scores[np.arange(len(targets)), targets]
         return result
 
-    def cover(self, targets: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    def evaluate_sets(self, targets: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
         """Return whether each label set contains the class, and its size, each shape (n,)."""
         sets = label_sets(scores, threshold)
         return sets[np.arange(len(targets)), targets], sets.sum(axis=1)
@@ -155,14 +155,12 @@ class SingleLabel(Task):
         order = np.argsort(-scores, axis=1, kind="stable")
         return {"label_set": [[labels.texts[c] for c in row if inside[i, c]] for i, row in enumerate(order)]}
 
-    def naive(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
+    def naive_baseline(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
         """Return the most frequent class, and the class shares as probabilities."""
-        from bertsmith.evaluation.metrics import majority_class_probabilities
-
         counts = np.bincount(targets, minlength=len(labels))
-        return labels.texts[int(counts.argmax())], majority_class_probabilities(counts, n)
+        return labels.texts[int(counts.argmax())], np.tile(counts / counts.sum(), (n, 1))
 
-    def words(
+    def bag_of_words(
         self, train: Sequence[Text], targets: np.ndarray, texts: Sequence[Text], n_labels: int, seed: int
     ) -> Baseline:
         """Fit a linear SVM, see `bertsmith.evaluation.baseline.bag_of_words`."""
@@ -170,7 +168,7 @@ class SingleLabel(Task):
 
         return bag_of_words(train, targets, texts, n_classes=n_labels, seed=seed)
 
-    def fit_head(self, embeddings: np.ndarray, targets: np.ndarray, n_labels: int) -> Regression:
+    def fit_head(self, embeddings: np.ndarray, targets: np.ndarray, n_labels: int) -> LinearModel:
         """Fit a logistic regression."""
         from bertsmith.evaluation.baseline import fit_regression
 
@@ -202,7 +200,7 @@ class SingleLabel(Task):
         """Return the predicted class of a text."""
         return int(self.predicted(scores)[0])
 
-    def suspects(self, texts: Sequence[str], targets: np.ndarray, labels: Labels, *, seed: int) -> pd.DataFrame:
+    def label_errors(self, texts: Sequence[str], targets: np.ndarray, labels: Labels, *, seed: int) -> pd.DataFrame:
         """Find wrong classes by confident learning."""
         from bertsmith.evaluation.label_errors import find_label_errors
 

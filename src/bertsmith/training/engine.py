@@ -177,7 +177,7 @@ class Engine(ResumableTrainer):
         batch = TokenBatch(**inputs).sample_windows(self.train_dataset.most_windows, (self.args.seed, *self._position))
         share = batch if self.group.size == 1 else batch.take(self.group.share(batch.text_lengths))
 
-        def restore(budget: int) -> None:
+        def reset_gradients(budget: int) -> None:
             for parameter, gradient in zip(model.parameters(), earlier, strict=True):
                 parameter.grad = None if gradient is None else gradient.clone()
             self.replicas.clear()
@@ -189,7 +189,7 @@ class Engine(ResumableTrainer):
             lambda budget: self._add_gradients(model, share, num_items_in_batch, budget),
             self.token_budget,
             min_budget=max(share.longest, MIN_TOKEN_BUDGET),
-            on_retry=restore,
+            on_retry=reset_gradients,
         )
         if self.accelerator.sync_gradients:
             self.gradient_sum.finish()  # before other sums, because the backward pass has begun this one
@@ -319,7 +319,7 @@ class Engine(ResumableTrainer):
             self.emit(Compiling(self.state.global_step, seconds))
             self.compiled, self.graphs = True, cuda_graphs.CudaGraphs(self.model)
 
-    def progress(self) -> dict[str, Any]:
+    def checkpoint_state(self) -> dict[str, Any]:
         """Return the state of the engine for a checkpoint."""
         return {
             "token_budget": self.token_budget,
@@ -328,10 +328,10 @@ class Engine(ResumableTrainer):
             "evaluated_at": self.evaluated_at,
         }
 
-    def restore(self, progress: dict[str, Any]) -> None:
-        """Restore the state that `progress` returned."""
-        self.token_budget = min(self.token_budget, progress["token_budget"])
-        self.loss_sum, self.evaluated_at = progress["loss_sum"], progress["evaluated_at"]
-        if self.halved and not progress["slower"]:  # the checkpoint has the original learning rate
+    def restore(self, state: dict[str, Any]) -> None:
+        """Restore the state that `checkpoint_state` returned."""
+        self.token_budget = min(self.token_budget, state["token_budget"])
+        self.loss_sum, self.evaluated_at = state["loss_sum"], state["evaluated_at"]
+        if self.halved and not state["slower"]:  # the checkpoint has the original learning rate
             halve_learning_rate(self.optimizer, self.lr_scheduler)
-        self.halved = self.halved or progress["slower"]
+        self.halved = self.halved or state["slower"]

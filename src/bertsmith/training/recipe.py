@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-FEW_TEXTS = 1000
+FEW_TRAINING_TEXTS = 1000
 """Fewer training texts get smaller batches."""
 MANY_CLASSES = 50
 RDROP_MAX_TOKENS = 100_000
@@ -44,7 +44,7 @@ SCHEDULE_ARGUMENTS = frozenset(
 CONTRASTIVE_ONLY_TEXTS = 48
 """Up to this number of texts, the contrastive stage is the only one."""
 HEAD_RATE = 10.0
-UNEQUAL = 10.0
+IMBALANCE_RATIO = 10.0
 """Classes are imbalanced if the largest one has this many times the texts of the smallest one."""
 
 
@@ -124,7 +124,7 @@ def choose(
         reasons[name] = reason
         return default
 
-    few, many = texts < FEW_TEXTS, classes >= MANY_CLASSES
+    few, many = texts < FEW_TRAINING_TEXTS, classes >= MANY_CLASSES
     batch_size = setting(
         "batch_size",
         16 if few else 32,
@@ -194,7 +194,7 @@ def choose(
         unequal = (
             f"; the largest class has {ratio:.1f} times as many training texts as the smallest" if classes > 1 else ""
         )
-        tried = "; a decision rule follows if it helps" if ratio >= UNEQUAL else ""
+        tried = "; a decision rule follows if it helps" if ratio >= IMBALANCE_RATIO else ""
         reasons["imbalance"] = f"the loss has no weights{unequal}{tried}"
     return Recipe(
         epochs=epochs,

@@ -50,12 +50,12 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
             super().__init__(**arguments)
 
     @abstractmethod
-    def progress(self) -> dict[str, Any]:
+    def checkpoint_state(self) -> dict[str, Any]:
         """Return the state besides weights, optimizer, scheduler and random numbers."""
 
     @abstractmethod
-    def restore(self, progress: dict[str, Any]) -> None:
-        """Restore the state that `progress` returned."""
+    def restore(self, state: dict[str, Any]) -> None:
+        """Restore the state that `checkpoint_state` returned."""
 
     def train(self, resume_from_checkpoint: str | None = None, **arguments: Any) -> Any:
         """Train to the end. If the checkpoint is the end, only load the best weights."""
@@ -92,7 +92,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
             "schedule": self.lr_scheduler.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
             "random": checkpoints.random_state(),
-            **self.progress(),
+            **self.checkpoint_state(),
         }
         checkpoints.save(
             self.checkpoint(step),

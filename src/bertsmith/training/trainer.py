@@ -17,7 +17,7 @@ from bertsmith.compute.system import keep_freed_memory
 from bertsmith.config import FEWEST_TO_SELECT
 from bertsmith.errors import DeviceError, Interrupted
 from bertsmith.events import Evaluated, Event, Finished, Listener
-from bertsmith.model.load import Loaded, noted, quiet_transformers
+from bertsmith.model.load import Loaded, quiet_transformers, saved_settings
 from bertsmith.training import nan_guard
 from bertsmith.training.arguments import arguments_error
 from bertsmith.training.callback import EventCallback
@@ -157,8 +157,8 @@ def fit(
 
 
 def _finish(loaded: Loaded, task: Task, emit: Listener, finished: Finished) -> Finished:
-    if not (rule := task.complete(loaded.model)).is_neutral:
-        loaded.model.config.bertsmith = {**noted(loaded.model), **rule.to_dict()}
+    if not (rule := task.undo_standardisation(loaded.model)).is_neutral:
+        loaded.model.config.bertsmith = {**saved_settings(loaded.model.config), **rule.to_dict()}
     emit(finished)
     return finished
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from bertsmith.config import Config, ModelConfig, TrainConfig
 from bertsmith.errors import ConfigError, did_you_mean, listing
 from bertsmith.load_config import SAME_ARGUMENT, read_toml
-from bertsmith.training.recipe import FEW_TEXTS, MAX_EPOCHS, Recipe
+from bertsmith.training.recipe import FEW_TRAINING_TEXTS, MAX_EPOCHS, Recipe
 
 if TYPE_CHECKING:
     import optuna
@@ -104,7 +104,7 @@ def default_space(
         )
     rate, epochs = recipe.learning_rate, recipe.epochs
     batch_sizes = tuple(
-        sorted({8, 16, 32, recipe.batch_size} if n_texts < FEW_TEXTS else {16, 32, 64, recipe.batch_size})
+        sorted({8, 16, 32, recipe.batch_size} if n_texts < FEW_TRAINING_TEXTS else {16, 32, 64, recipe.batch_size})
     )
     dimensions: dict[str, tuple[Dimension, Any]] = {
         "learning_rate": (Range(rate / 5, min(rate * 5, 1.0), log=True), rate),

@@ -11,7 +11,7 @@ import numpy as np
 
 from bertsmith.data.table import Table
 from bertsmith.data.template import texts_of
-from bertsmith.evaluation.baseline import Regression, combine_pairs, verdict
+from bertsmith.evaluation.baseline import LinearModel, combine_pairs, verdict
 from bertsmith.model.load import Loaded
 from bertsmith.model.tokenizer import encoder_for
 from bertsmith.model.tokens import Tokens
@@ -82,7 +82,7 @@ class FrozenEmbeddings:
         targets, n_labels = tables["train"].targets, len(tables["train"].labels)
         return cls(rows, embeddings, features, task, targets, n_labels, n_tokens / seconds)
 
-    def fit_regression(self, mask: np.ndarray | None = None, *, baseline: bool = False) -> Regression:
+    def fit_regression(self, mask: np.ndarray | None = None, *, baseline: bool = False) -> LinearModel:
         """Fit a regression to the training texts, or to those of a mask, shape (training texts,).
 
         By default, the regression is the initial head of a model. With ``baseline``, it reads `features`.
@@ -117,7 +117,7 @@ def baselines(
     kind = "test texts" if len(rounds) == 1 else "cross-validated texts"
     bag_scores, regression_scores = np.empty((len(test), n_labels)), np.empty((len(rows), n_labels))
     for inside, outside in rounds:
-        bag = task.words(
+        bag = task.bag_of_words(
             list(compress(texts["train"], inside)),
             train.targets[inside],
             list(compress(texts["test"], outside)),
@@ -138,7 +138,7 @@ def baselines(
             "verdict": verdict(value, low, high, len(table), metric=task.primary_name, rival=name, kind=kind),
         }
 
-    naive, naive_scores = task.naive(train.targets, len(test), test.labels)
+    naive, naive_scores = task.naive_baseline(train.targets, len(test), test.labels)
     result = {
         "majority_class": {"label_text": naive, "test": task.scalar_metrics(test.targets, naive_scores)},
         "bag_of_words": compare(bag.classifier, bag_scores, scores, test, f"a bag of words ({bag.classifier})"),

@@ -19,14 +19,14 @@ from bertsmith.data.split import assign_folds, split_cleaned
 from bertsmith.data.table import Table
 from bertsmith.data.template import texts_of
 from bertsmith.errors import ConfigError, Interrupted
-from bertsmith.evaluation.baseline import Regression
+from bertsmith.evaluation.baseline import LinearModel
 from bertsmith.evaluation.rule import Rule
 from bertsmith.events import FoldDone, FoldStarted, Listener
 from bertsmith.folders import atomic
 from bertsmith.folders import run as runs
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model.checkpoint import Checkpoint
-from bertsmith.model.load import noted
+from bertsmith.model.load import saved_settings
 from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
@@ -37,7 +37,7 @@ from bertsmith.workflows.fine_tune import fine_tune
 from bertsmith.workflows.prepare import Inputs, Splits, initialize_head, prepare_model
 from bertsmith.workflows.score import CrossValidation
 
-FEW_TEXTS, FEW_TEXTS_PER_CLASS = 300, 10
+FEW_LABELLED_TEXTS, FEW_LABELLED_TEXTS_PER_CLASS = 300, 10
 """Below one of these numbers of labelled texts, without those of a test table, cross-validation is the default."""
 FEW_TEXT_FOLDS, DEFAULT_FOLDS = 3, 5
 """Default number of folds with few texts, and with many texts but no test texts."""
@@ -45,7 +45,7 @@ FEW_TEXT_FOLDS, DEFAULT_FOLDS = 3, 5
 
 def are_few(texts: int, classes: int) -> bool:
     """Return whether the labelled texts are so few, for their number of classes, that all should train the model."""
-    return texts < max(FEW_TEXTS, FEW_TEXTS_PER_CLASS * classes)
+    return texts < max(FEW_LABELLED_TEXTS, FEW_LABELLED_TEXTS_PER_CLASS * classes)
 
 
 def choose_folds(config: Config, data: Table) -> tuple[int, float]:
@@ -149,7 +149,7 @@ def cross_validate(
     inputs: Inputs,
     recipe: Recipe,
     names: tuple[str, ...],
-    fit_regression: Callable[[np.ndarray], Regression],
+    fit_regression: Callable[[np.ndarray], LinearModel],
     observe: Listener,
     stop: Callable[[], bool],
 ) -> CrossValidation | None:
@@ -185,7 +185,7 @@ def score_folds(
     table: Table,
     tokens: Tokens,
     fold: np.ndarray,
-    fit_regression: Callable[[np.ndarray], Regression],
+    fit_regression: Callable[[np.ndarray], LinearModel],
     folder: Path,
     *,
     readings: Sequence[str],
@@ -257,7 +257,7 @@ def score_folds(
             )
         except Interrupted as error:
             raise Interrupted(f"stopped in fold {f + 1} of {k}; {f} folds are saved") from error
-        rule = Rule.from_dict(noted(loaded.model), len(table.labels))
+        rule = Rule.from_dict(saved_settings(loaded.model.config), len(table.labels))
         classifier = Classifier(loaded, table.labels, get_task(task.name), rule)
         for i, classifier.long in enumerate(readings):
             result[i, outside] = classifier.probabilities_of(tokens.take(outside))

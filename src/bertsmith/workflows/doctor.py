@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -11,8 +10,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from bertsmith import __version__
-from bertsmith.compute.machine import core_limits, cores
+from bertsmith.compute.machine import core_limits, cores, versions
 from bertsmith.errors import EXTRAS
 
 ENABLES = {
@@ -32,7 +30,6 @@ ENABLES = {
     "trackio": "metrics in Trackio",
 }
 """Purpose of each extra."""
-_PACKAGES = ("torch", "transformers", "tokenizers", "onnxruntime", "openvino", "numpy", "pandas", "pyarrow", "optuna")
 _DRIVERS = {"nvidia-smi": "NVIDIA", "rocm-smi": "AMD", "xpu-smi": "Intel"}
 """Programs of GPU drivers, and the makers of the GPUs."""
 
@@ -99,16 +96,13 @@ def diagnose(device: str = "auto") -> Diagnosis:
     Raises:
         DeviceError: if torch is installed and the device is not available.
     """
-    versions = {"python": platform.python_version(), "bertsmith": __version__}
-    for name in _PACKAGES:
-        if _is_installed(name):
-            versions[name] = importlib.metadata.version(name)
     extras = []
     for name, enables in ENABLES.items():
         packages = tuple(package for package, extra in EXTRAS.items() if extra == name)
         extras.append(Extra(name, enables, packages, tuple(p for p in packages if not _is_installed(p))))
     choices, devices, problems = _with_torch(device) if _is_installed("torch") else _without_torch()
-    return Diagnosis(_machine(), versions, devices, (*choices, *_other_choices()), tuple(extras), problems)
+    found = versions("onnxruntime", "openvino", "pyarrow", "optuna")
+    return Diagnosis(_machine(), found, devices, (*choices, *_other_choices()), tuple(extras), problems)
 
 
 def _is_installed(name: str) -> bool:

@@ -23,7 +23,7 @@ from bertsmith.measuring.drift import LEVEL, Difference, compare_counts, compare
 from bertsmith.measuring.text_features import Axes
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.corpus_sample import SIZE, CorpusSample, Embedder, validation_rows
-from bertsmith.workflows.measure import noted
+from bertsmith.workflows.measure import keep_texts
 from bertsmith.workflows.predict import PredictOptions, open_model, opened
 
 SCALARS = (
@@ -82,7 +82,7 @@ def compare_texts(
         classifier, *_ = open_model(path, config, options, observe)
         read: deque[Sequence[Text]] = deque()
         for cells, _counts in predict_chunks(
-            classifier, noted(stream, read), probabilities=True, progress=lambda n: observe(RowsPredicted(n))
+            classifier, keep_texts(stream, read), probabilities=True, progress=lambda n: observe(RowsPredicted(n))
         ):
             chunk = read.popleft()
             rows = [i for i, text in enumerate(chunk) if not is_empty(text)]

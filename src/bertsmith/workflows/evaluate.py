@@ -16,7 +16,6 @@ from bertsmith.data.table import Table
 from bertsmith.data.template import texts_of
 from bertsmith.errors import ConfigError, DataError
 from bertsmith.evaluation.evaluate import evaluate
-from bertsmith.events import Scored, Scoring, ScoringListener
 from bertsmith.folders import atomic
 from bertsmith.folders import run as runs
 from bertsmith.inference.classifier import Classifier
@@ -86,13 +85,7 @@ def _read(source: Any, config: Config, run: runs.Run) -> Table:
 
 
 def run_evaluation(
-    path: Path,
-    source: Any,
-    config: Config,
-    *,
-    name: str | None = None,
-    overwrite: bool = False,
-    observe: ScoringListener = lambda event: None,
+    path: Path, source: Any, config: Config, *, name: str | None = None, overwrite: bool = False
 ) -> Evaluation:
     """Score a finished run on another table; see `bertsmith.evaluate`."""
     run = runs.open_run(path)
@@ -119,10 +112,9 @@ def run_evaluation(
     }
     folder = _evaluation_folder(run, name, table.name, description, overwrite=overwrite)
     classifier = Classifier.load(path, device=config.device, long=config.long)
-    observe(Scoring(len(cleaned.table)))
     texts = texts_of(cleaned.table.frame)
     seen = int(hash_texts(texts).isin(run.training_hashes).sum())
-    probabilities = classifier.predict_proba(texts, lambda n: observe(Scored(n)))
+    probabilities = classifier.predict_proba(texts)
     metrics = evaluate(
         classifier.task,
         cleaned.table.targets,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import gettempdir
@@ -14,9 +13,8 @@ from bertsmith.data.clean import clean
 from bertsmith.data.split import split_cleaned
 from bertsmith.data.table import Table
 from bertsmith.evaluation.rule import Rule
-from bertsmith.events import Listener
 from bertsmith.inference.classifier import Classifier
-from bertsmith.model.load import fold_calibration, noted
+from bertsmith.model.load import fold_calibration, saved_settings
 from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import training_arguments
 from bertsmith.workflows.cross_validation import are_few
@@ -31,13 +29,7 @@ from bertsmith.workflows.prepare import (
 )
 
 
-def fit_in_memory(
-    table: Table,
-    config: Config,
-    *,
-    emit: Listener = lambda event: None,
-    stop: Callable[[], bool] = lambda: False,
-) -> Classifier:
+def fit_in_memory(table: Table, config: Config) -> Classifier:
     """Fine-tune a classifier on a table. Nothing is written.
 
     A share of the rows validates: it selects the epoch, and sets the calibration and the decision rule. With few rows,
@@ -46,8 +38,6 @@ def fit_in_memory(
     Args:
         table: the rows; splits of the user are ignored.
         config: the settings.
-        emit: receives events.
-        stop: called after each step; ``True`` interrupts the training.
 
     Raises:
         UserError: for everything that the user can fix.
@@ -75,12 +65,12 @@ def fit_in_memory(
         arguments,
         recipe=recipe,
         task=task,
-        emit=emit,
-        stop=stop,
+        emit=lambda event: None,
+        stop=lambda: False,
         config=config,
     )
     final = get_task(data.task)
-    rule = Rule.from_dict(noted(loaded.model), len(data.labels))
+    rule = Rule.from_dict(saved_settings(loaded.model.config), len(data.labels))
     classifier = Classifier(loaded, data.labels, final, rule)
     if few:
         return classifier
@@ -90,6 +80,6 @@ def fit_in_memory(
     _, rule = final.fit_rule(data.targets[held_out], scores, seed=config.seed, use_offsets=tunes)
     if not rule.is_neutral:
         classifier.rule = replace(rule, folded=fold_calibration(loaded.model, rule.temperature, rule.offsets))
-        loaded.model.config.bertsmith = {**noted(loaded.model), **classifier.rule.to_dict()}
+        loaded.model.config.bertsmith = {**saved_settings(loaded.model.config), **classifier.rule.to_dict()}
         classifier.set_dtype(classifier.dtype)  # copies of the weights, if any, are out of date
     return classifier

@@ -66,7 +66,7 @@ def inspect_table(table: Table, config: Config) -> Findings:
 def suspected_label_errors(table: Table, config: Config) -> pd.DataFrame:
     """Return the rows whose labels are probably wrong; see `bertsmith.label_errors`."""
     usable = clean(table).table
-    found = get_task(table.task).suspects(flat_texts(usable.frame), usable.targets, table.labels, seed=config.seed)
+    found = get_task(table.task).label_errors(flat_texts(usable.frame), usable.targets, table.labels, seed=config.seed)
     rows = usable.frame.iloc[found["position"].to_numpy()].reset_index(drop=True)
     rows = rows.assign(corrected="", **found.drop(columns="position"))
     return rows[[name for name in COLUMNS if name in rows.columns]]

@@ -51,7 +51,7 @@ def estimate_project(project: Project, config: Config, more: int = MORE) -> Esti
         hours=float(np.median(seconds)) * more / 3600 if seconds else None,
         ceiling=agreement.value if agreement.texts >= FEWEST_SHARED else None,
     )
-    project.set_fact("estimate", found.to_dict())
+    project.set_setting("estimate", found.to_dict())
     return found
 
 
@@ -98,7 +98,7 @@ def estimate_gain(
     if curve is not None:
         gain = curve.gain(n, more, seed=seed)
         estimate = replace(estimate, gain=gain.value, low=gain.low, high=gain.high, most=gain.most)
-    found = score_on_random(embeddings, targets, random, task, n_labels, seed=seed)
+    found = score_on_random(features, targets, random, task, n_labels)
     if found is not None:
         estimate = replace(estimate, accuracy=found[0], accuracy_low=found[1], accuracy_high=found[2])
     enough, reason = decide(estimate)
@@ -106,9 +106,13 @@ def estimate_gain(
 
 
 def score_on_random(
-    embeddings: np.ndarray, targets: np.ndarray, random: np.ndarray, task: Task, n_labels: int, *, seed: int
+    features: np.ndarray, targets: np.ndarray, random: np.ndarray, task: Task, n_labels: int
 ) -> tuple[float, float, float] | None:
-    """Train on the chosen texts, and score the random ones, which represent the pool; see `estimate_gain`.
+    """Train on the chosen texts, and score the random ones, which represent the pool.
+
+    Args:
+        features: from `head_features`, shape (n, hidden size).
+        targets, random, task, n_labels: see `estimate_gain`.
 
     Returns:
         The accuracy (of sets: exact matches) and its 95 % interval (Wilson 1927), or ``None`` if the texts are too few.
@@ -118,7 +122,6 @@ def score_on_random(
     counts = targets[chosen].sum(axis=0) if targets.ndim == 2 else np.bincount(targets[chosen], minlength=1)
     if len(drawn_at_random) < FEWEST_RANDOM or (counts > 0).sum() < 2:
         return None
-    features = head_features(embeddings)
     head = task.fit_head(features[chosen], targets[chosen], n_labels)
     right = task.is_right(targets[drawn_at_random], task.scores(head.logits(features[drawn_at_random])))
     interval = binomtest(int(right.sum()), len(right)).proportion_ci(LEVEL, method="wilson")

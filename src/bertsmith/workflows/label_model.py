@@ -11,7 +11,7 @@ import numpy as np
 from bertsmith.config import DEFAULT_MODEL, Config
 from bertsmith.data.table import MULTI_LABEL, Labels
 from bertsmith.data.template import Text, normalise_text
-from bertsmith.evaluation.baseline import Regression
+from bertsmith.evaluation.baseline import LinearModel
 from bertsmith.labelling.table import Snapshot
 from bertsmith.tasks.base import Task
 
@@ -62,7 +62,7 @@ def head_features(embeddings: np.ndarray) -> np.ndarray:
 
 def fit_head(
     snapshot: Snapshot, read: Callable[[np.ndarray], np.ndarray], task: Task
-) -> tuple[Regression | None, np.ndarray | None]:
+) -> tuple[LinearModel | None, np.ndarray | None]:
     """Fit a regression to the labels of a project.
 
     Args:

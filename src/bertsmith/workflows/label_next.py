@@ -136,7 +136,7 @@ def choose_for_project(
     """
     with _opened(source, config, Template()) as stream:
         observe(InputOpened(stream.n_rows, stream.notes, stream.skipped))
-        name = project.fact("model") or embedding_model(config)
+        name = project.setting("model") or embedding_model(config)
         loaded = load_encoder(name, config)
         observe(ModelOpened(None))
         pool = PoolFile(project.path, name, loaded.model.config.hidden_size)
@@ -151,8 +151,8 @@ def choose_for_project(
                 where=stream.name,
                 remedy="Pass the same pool, with new rows only at its end.",
             )
-        project.set_fact("model", name)
-        project.set_fact("pool_rows", int((pool.hashes != EMPTY).sum()))
+        project.set_setting("model", name)
+        project.set_setting("pool_rows", int((pool.hashes != EMPTY).sum()))
         task = get_task(project.task)
         queued = project.rows
         usable = pool.hashes != EMPTY
@@ -169,17 +169,17 @@ def choose_for_project(
             usable,
             n,
             random_share,
-            Candidates(0, project.task, counts, config.seed),
-            scored,
-            lambda rows, texts: pool.read(rows),
-            pool.read(np.array(queued, dtype=np.int64) - 1),
-            [text.text for text in project.texts],
-            config.seed + len(queued),
-            suggestions,
+            candidates=Candidates(0, project.task, counts, config.seed),
+            scored=scored,
+            embed=lambda rows, texts: pool.read(rows),
+            known=pool.read(np.array(queued, dtype=np.int64) - 1),
+            known_texts=[text.text for text in project.texts],
+            order_seed=config.seed + len(queued),
+            suggestions=suggestions,
         )
     project.add_texts(chosen.texts)
     n_random = sum(text.random for text in project.texts)
-    return replace(chosen, inclusion=n_random / project.fact("pool_rows") if n_random else None)
+    return replace(chosen, inclusion=n_random / project.setting("pool_rows") if n_random else None)
 
 
 def choose_with_run(
@@ -227,21 +227,16 @@ def choose_with_run(
                 first += len(texts)
                 observe(RowsPredicted(len(texts)))
 
-        def embed(rows: np.ndarray, texts: Sequence[Text]) -> np.ndarray:
-            return embed_texts(classifier.loaded, texts)
-
         return _choose(
             stream,
             np.concatenate(parts),
             n,
             random_share,
-            Candidates(0, run.task, counts, config.seed),
-            scored,
-            embed,
-            np.empty((0, classifier.loaded.model.config.hidden_size), dtype=np.float32),
-            [],
-            config.seed,
-            None,
+            candidates=Candidates(0, run.task, counts, config.seed),
+            scored=scored,
+            embed=lambda rows, texts: embed_texts(classifier.loaded, texts),
+            known=np.empty((0, classifier.loaded.model.config.hidden_size), dtype=np.float32),
+            order_seed=config.seed,
         )
 
 
@@ -250,13 +245,14 @@ def _choose(
     usable: np.ndarray,
     n: int,
     random_share: float,
+    *,
     candidates: Candidates,
     scored: Callable[[np.ndarray], Iterable[Scored]],
     embed: Callable[[np.ndarray, Sequence[Text]], np.ndarray],
     known: np.ndarray,
-    known_texts: Sequence[str],
+    known_texts: Sequence[str] = (),
     order_seed: int,
-    suggestions: str | None,
+    suggestions: str | None = None,
 ) -> Chosen:
     """Choose the random sample, then the other texts, and read all of them from the pool."""
     n_usable = int(usable.sum())

@@ -36,7 +36,7 @@ class Rounds:
         self.thread: threading.Thread | None = None
         self.child: subprocess.Popen[str] | None = None
         self.message, self.trained, self.exhausted = "", "", False
-        self.rows, self.of = 0, 0
+        self.rows_read, self.n_rows = 0, 0
         self.lines: deque[str] = deque(maxlen=20)
 
     @property
@@ -49,7 +49,7 @@ class Rounds:
         with self.lock:
             if self.is_choosing or self.exhausted:
                 return
-            self.message, self.rows, self.of = "", 0, 0
+            self.message, self.rows_read, self.n_rows = "", 0, 0
             self.thread = threading.Thread(target=self._run, daemon=True)
             self.thread.start()
 
@@ -68,9 +68,9 @@ class Rounds:
 
     def _observe(self, event: PredictionEvent) -> None:
         if isinstance(event, InputOpened):
-            self.of = event.n_rows or 0
+            self.n_rows = event.n_rows or 0
         elif isinstance(event, RowsPredicted):
-            self.rows += event.rows
+            self.rows_read += event.rows
 
     def train(self) -> None:
         """Train on the labels of the project in a child process, unless a training is running."""
@@ -101,8 +101,8 @@ class Rounds:
         code = None if self.child is None else self.child.poll()
         return {
             "choosing": self.is_choosing,
-            "rows": self.rows,
-            "of": self.of,
+            "rows": self.rows_read,
+            "of": self.n_rows,
             "exhausted": self.exhausted,
             "message": self.message,
             "training": self.child is not None and code is None,

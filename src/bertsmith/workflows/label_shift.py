@@ -84,7 +84,7 @@ class HeldOut:
         targets, scores = task.stored_targets(frame, run.labels), task.stored_scores(frame)
         return cls(run, targets, task.predicted(scores), scores, texts_of(frame))
 
-    def some(self) -> HeldOut:
+    def sample(self) -> HeldOut:
         """Return up to `SIZE` random texts, among them `FEWEST` of each class."""
         order = np.random.default_rng(0).permutation(len(self.targets))
         first = {int(i) for c in np.unique(self.targets) for i in order[self.targets[order] == c][:FEWEST]}
@@ -110,7 +110,7 @@ class LabelShiftTest:
     """
 
     def __init__(self, held_out: HeldOut, sample: CorpusSample, embedder: Embedder) -> None:
-        test, validation = held_out.some(), held_out.validation()
+        test, validation = held_out.sample(), held_out.validation()
         trained = "by" in held_out.run.metrics["splits"]["validation"]  # by cross-validation
         known = [test] if trained else [test, validation]
         fitted, before, now = (embedder.embeddings(some.texts) for some in (validation, test, sample))

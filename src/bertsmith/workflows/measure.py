@@ -84,7 +84,7 @@ def run_measurement(
             tally = Tally(get_task(run.task), asked, by, sample, outcomes)
             texts: deque[Sequence[Text]] = deque()
             chunks = predict_chunks(
-                classifier, noted(stream, texts), probabilities=True, progress=lambda n: observe(RowsPredicted(n))
+                classifier, keep_texts(stream, texts), probabilities=True, progress=lambda n: observe(RowsPredicted(n))
             )
             for cells, _counts in chunks:
                 tally.add(cells, texts.popleft())
@@ -101,7 +101,7 @@ def run_measurement(
             outcomes.close()
 
 
-def noted(stream: Stream, texts: deque[Sequence[Text]]) -> Iterator[Chunk]:
+def keep_texts(stream: Stream, texts: deque[Sequence[Text]]) -> Iterator[Chunk]:
     """Yield the chunks of a stream, and add their texts to a queue."""
     for cells, some in stream.chunks():
         texts.append(some)

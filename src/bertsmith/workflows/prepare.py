@@ -18,7 +18,7 @@ from bertsmith.data.inspect import choose_max_length, inspect
 from bertsmith.data.table import SPLITS, Labels, Table
 from bertsmith.data.template import Template, Text, flat, texts_of
 from bertsmith.errors import ConfigError
-from bertsmith.evaluation.baseline import Regression
+from bertsmith.evaluation.baseline import LinearModel
 from bertsmith.events import Prepared
 from bertsmith.model import pooling
 from bertsmith.model.batch import TokenBatch
@@ -35,7 +35,7 @@ from bertsmith.training.recipe import Recipe, choose
 
 MAX_EMBEDDED_TEXTS = 4000
 """Maximum number of texts per split to embed before fine-tuning."""
-OF_TRAINING = (
+TRAINING_SETTINGS = (
     "epochs",
     "batch_size",
     "learning_rate",
@@ -226,7 +226,7 @@ def embed(loaded: Loaded, tokens: Tokens) -> np.ndarray:
     return pooling.pooled_features(compute_embeddings(loaded, batch))
 
 
-def initialize_head(loaded: Loaded, regression: Regression) -> None:
+def initialize_head(loaded: Loaded, regression: LinearModel) -> None:
     """Initialize the head of a model with mean pooling as a regression on `embed`; leave other heads unchanged."""
     if loaded.mean_pooling:
         pooling.set_head(loaded.model, regression.weight, regression.bias)
@@ -272,7 +272,7 @@ def choose_recipe(
         task.check_imbalance(config.imbalance)
     if config.effort == "quick":
         defaults = Config()
-        for name in OF_TRAINING:
+        for name in TRAINING_SETTINGS:
             if getattr(config, name) != getattr(defaults, name):
                 flag = f"--{name.replace('_', '-')}"
                 raise ConfigError(

@@ -28,7 +28,7 @@ from bertsmith.folders import run as runs
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.predictor import to_frame
 from bertsmith.inference.spreadsheet import write_csv
-from bertsmith.model.load import fold_calibration, noted
+from bertsmith.model.load import fold_calibration, saved_settings
 from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
@@ -53,7 +53,7 @@ def apply_rule(classifier: Classifier, rule: Rule, run: runs.Run) -> None:
         model = classifier.loaded.model
         classifier.rule = replace(rule, folded=fold_calibration(model, rule.temperature, rule.offsets))
         long = {"long": classifier.long} if is_long else {}
-        model.config.bertsmith = {**noted(model), **classifier.rule.to_dict(), **long}
+        model.config.bertsmith = {**saved_settings(model.config), **classifier.rule.to_dict(), **long}
         run.save_model(classifier.loaded.save)
 
 

@@ -29,7 +29,6 @@ class SoftLabels:
 
     Attributes:
         used: whether the model is trained on soft labels.
-        disputed: number of training texts with different labels by coder.
         log_loss, macro_f1: of a regression fitted to the labels of the majority, and of one fitted to soft labels. The
             label of the majority is the truth.
         gain, gain_error: reduction of the log loss by soft labels, and its standard error.
@@ -37,7 +36,6 @@ class SoftLabels:
     """
 
     used: bool
-    disputed: int
     log_loss: tuple[float, float]
     macro_f1: tuple[float, float]
     gain: float
@@ -66,7 +64,8 @@ def choose_soft_labels(run: Run, train: Table, frozen: FrozenEmbeddings, seed: i
     if found is None:
         rows = frozen.rows["train"]
         compared = compare_labels(frozen.features["train"], train.codes[rows], shares[rows], frozen.task, seed)
-        found = None if compared is None else {**asdict(compared), "disputed": int((shares.max(axis=1) < 1).sum())}
+        disputed = int((shares.max(axis=1) < 1).sum())  # training texts with different labels by coder
+        found = None if compared is None else {**asdict(compared), "disputed": disputed}
         run.update(soft_labels=found)
     return shares if found and found["used"] else None
 
@@ -98,9 +97,8 @@ def compare_labels(x: np.ndarray, majority: np.ndarray, shares: np.ndarray, task
     gain, error = float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains)))
     f1_error = float(task.differences(majority, scores[1], scores[0], seed=seed).std())
     used = gain > error and macro_f1[1] - macro_f1[0] >= -f1_error
-    disputed = int((shares.max(axis=1) < 1).sum())
     means = float(losses[0].mean()), float(losses[1].mean())
-    return SoftLabels(used, disputed, means, (macro_f1[0], macro_f1[1]), gain, error, f1_error)
+    return SoftLabels(used, means, (macro_f1[0], macro_f1[1]), gain, error, f1_error)
 
 
 def _held_out(x: np.ndarray, targets: np.ndarray, majority: np.ndarray, fold: np.ndarray) -> np.ndarray:

@@ -157,7 +157,7 @@ def _run_claimed(
         raise
     values = tuple(result.score if name == study_config.primary else float(result.latency or 0) for name in objectives)
     with store.lock:
-        best = max((primary_score(t, study_config) for t in store.trials), default=-1.0)
+        best = max(primary_score(t, study_config) for t in store.trials)
         if result.loaded is not None and result.score > best:
             with atomic.replaced_folder(Study(search.folder).best_trial) as folder:
                 result.loaded.save(folder)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from tempfile import gettempdir
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -35,9 +34,6 @@ from bertsmith.workflows.prepare import (
     prepare_model,
     sample_balanced,
 )
-
-if TYPE_CHECKING:
-    pass
 
 LATENCY_TEXTS, LATENCY_WARMUP = 50, 5
 MAX_VALIDATION_SHARE = 1 / 4

@@ -11,7 +11,6 @@ from bertsmith.config import Config
 from bertsmith.data.read import read_table
 from bertsmith.data.template import normalise_text, texts_of
 from bertsmith.errors import ConfigError, counted
-from bertsmith.events import RunListener, Scored, Scoring
 from bertsmith.folders.atomic import checksum
 from bertsmith.folders.run import Run, open_run
 from bertsmith.inference.classifier import Classifier
@@ -37,14 +36,7 @@ class Check:
     detail: str
 
 
-def verify_run(
-    path: Path,
-    table: Any = None,
-    *,
-    retrain: bool = False,
-    device: str = "auto",
-    observe: RunListener = lambda event: None,
-) -> list[Check]:
+def verify_run(path: Path, table: Any = None, *, retrain: bool = False, device: str = "auto") -> list[Check]:
     """Compare a run with its records.
 
     Args:
@@ -52,7 +44,6 @@ def verify_run(
         table: the table that the run was trained on, to compare its texts.
         retrain: train again on the table with the settings of the run, and compare scores and weights.
         device: to compute on.
-        observe: called with each event of scoring and training.
 
     Returns:
         One check each for checksums, metrics and predictions; with a table, also for the texts and the training.
@@ -63,11 +54,11 @@ def verify_run(
     run = open_run(path)
     if retrain and table is None:
         raise ConfigError("--retrain needs the table of the run", remedy="Pass the table after the run.")
-    checks = [_check_seals(run), *_check_scores(run, device, observe)]
+    checks = [_check_seals(run), *_check_scores(run, device)]
     if table is not None:
         checks.append(_check_texts(run, table))
     if retrain:
-        checks += _retrain(run, table, observe)
+        checks += _retrain(run, table)
     return checks
 
 
@@ -82,7 +73,7 @@ def _check_seals(run: Run) -> Check:
     return Check("model files", bool(files) and not changed, detail)
 
 
-def _check_scores(run: Run, device: str, observe: RunListener) -> list[Check]:
+def _check_scores(run: Run, device: str) -> list[Check]:
     """Compute the metrics from the saved predictions, and the predictions from the texts."""
     saved, test = run.predictions, run.metrics["splits"]["test"]
     task = get_task(run.task)
@@ -95,8 +86,7 @@ def _check_scores(run: Run, device: str, observe: RunListener) -> list[Check]:
     if "by" in test:  # the models of the folds are not kept
         return checks
     classifier = Classifier.load(run.path, device=device)
-    observe(Scoring(len(saved)))
-    computed = classifier.predict_proba(texts_of(saved), lambda n: observe(Scored(n)))
+    computed = classifier.predict_proba(texts_of(saved))
     difference = float(abs(computed - scores).max()) / task.unit(scores)
     n_labels = int((~task.is_same(scores, computed)).sum())
     others = counted(n_labels, "different label")
@@ -125,7 +115,7 @@ def _settings(run: Run) -> Config:
     return Config.model_validate(known)
 
 
-def _retrain(run: Run, table: Any, observe: RunListener) -> list[Check]:
+def _retrain(run: Run, table: Any) -> list[Check]:
     from bertsmith.workflows.seeds import run_seeds
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -135,7 +125,7 @@ def _retrain(run: Run, table: Any, observe: RunListener) -> list[Check]:
             Path(folder) / "run",
             resume=False,
             overwrite=False,
-            observe=observe,
+            observe=lambda event: None,
             stop=lambda: False,
         )
         checks = []

@@ -173,14 +173,12 @@ _SHAPES: tuple[tuple[Callable[[Record], bool], Callable[[Iterable[Record]], Iter
 
 # -- tasks for these tools ---------------------------------------------------------------------------------------------
 
-TOOLS = ("labelstudio", "doccano", "prodigy", "argilla")
-
 
 def as_task(tool: str, text: str, facts: Record) -> Record:
     """Return a text as a task of a tool, with what is known about it.
 
     Args:
-        tool: one of `TOOLS`.
+        tool: ``"labelstudio"``, ``"doccano"``, ``"prodigy"`` or ``"argilla"``.
         text: the text.
         facts: the other columns of its row.
     """
