@@ -167,7 +167,7 @@ class Middleware:
             remedy,
             {"Connection": "close"},
         )
-        if not content_length.isdigit() or int(content_length) > limit:
+        if not content_length.isdigit() or int(content_length) > MAX_EXCESS * limit:
             return too_long
         body = bytearray()
         size = 0
