@@ -1,11 +1,15 @@
 """Losses against closed forms, and one contract that every one of them keeps."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bertsmith.config import TrainConfig
+from bertsmith.tasks.registry import get_task
 from bertsmith.training.losses import (
     LOSSES,
     CrossEntropy,
@@ -14,9 +18,16 @@ from bertsmith.training.losses import (
     inverse_weights,
     log_prior,
 )
+from bertsmith.tuning.space import IMBALANCES
 from tests.conftest import train
 
 COUNTS = np.array([90, 9, 1])
+
+
+def test_every_loss_is_a_setting_of_a_task():
+    assert set(get_args(TrainConfig.model_fields["imbalance"].annotation)) == {"auto", *LOSSES}
+    assert set(get_task("single-label").imbalances) == set(LOSSES)
+    assert set(IMBALANCES) < set(LOSSES)  # a search tries only some
 
 
 def _batch(seed=0, n=12):

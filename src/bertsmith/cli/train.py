@@ -152,9 +152,9 @@ def run_and_show(
     out.print(f"on {test['texts']:,} texts, {how}{few}")
     if never := [e["label_text"] for e in test.get("per_class", ()) if e["texts"] and not e["predicted"]]:
         out.print(f"[yellow]labels that are never predicted:[/] {escape(listing(never))}")
-    for name in ("bag_of_words", "frozen_embeddings"):
-        if name in metrics["baseline"]:  # with --effort quick, the model is the second baseline
-            out.print(f"the model is {metrics['baseline'][name]['verdict']}", markup=False)
+    for compared in metrics["baseline"].values():
+        if "verdict" in compared:
+            out.print(f"the model is {compared['verdict']}", markup=False)
     if columns := metrics.get("columns"):
         out.print(f"{columns['verdict']} (against {columns['alone']} alone)", markup=False)
     rule, name = metrics["decision_rule"], task.primary_name
