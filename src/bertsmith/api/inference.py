@@ -119,16 +119,16 @@ def predict(
     folder = run.path if isinstance(run, Run) else to_path(run, "run")
     file = None if output is None else to_path(output, "output")
     options = PredictOptions(
-        probabilities,
-        min_confidence,
-        target_accuracy,
-        coverage,
-        decide,
-        ensemble,
-        runtime,
-        on_error,
-        csv_dialect,
-        formula_guard,
+        probabilities=probabilities,
+        min_confidence=min_confidence,
+        target_accuracy=target_accuracy,
+        coverage=coverage,
+        decide=decide,
+        ensemble=ensemble,
+        runtime=runtime,
+        on_error=on_error,
+        csv_dialect=csv_dialect,
+        formula_guard=formula_guard,
     )
     if ray is not None:
         return run_prediction_on_ray(

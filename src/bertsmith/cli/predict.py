@@ -123,16 +123,16 @@ def predict(
     if json and csv_dialect != "plain":
         raise ConfigError("--csv-dialect applies only to CSV", remedy="Leave out --csv-dialect, or write a .csv file.")
     options = PredictOptions(
-        probabilities,
-        min_confidence,
-        target_accuracy,
-        coverage,
-        decision_rule,
-        ensemble,
-        runtime,
-        on_error,
-        csv_dialect,
-        formula_guard,
+        probabilities=probabilities,
+        min_confidence=min_confidence,
+        target_accuracy=target_accuracy,
+        coverage=coverage,
+        decide=decision_rule,
+        ensemble=ensemble,
+        runtime=runtime,
+        on_error=on_error,
+        csv_dialect=csv_dialect,
+        formula_guard=formula_guard,
     )
     if ray is not None:
         if json:

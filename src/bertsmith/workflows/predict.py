@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from bertsmith.measuring.expected_accuracy import ExpectedAccuracy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PredictOptions:
     """How texts are labelled and written; see `bertsmith.predict`."""
 
