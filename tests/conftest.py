@@ -165,6 +165,12 @@ def one_contrastive_epoch() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def without_contrastive_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train on labels only."""
+    monkeypatch.setattr("bertsmith.training.recipe.MAX_CONTRASTIVE_CLASSES", 0)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     """A finished run on a tiny table, with numbers 10, 20, 30."""

@@ -92,6 +92,7 @@ FIRST = {"tweet_emotion": 5, "reuters_r8": 5, "banking77": 3}
 """Training texts of a class."""
 
 
+@pytest.mark.usefixtures("without_contrastive_stage")
 @pytest.mark.parametrize("name", TABLES)
 def test_the_real_tables_train_with_their_given_test_rows(name, shared, tmp_path):
     """Train on the first texts of every class, with a given test table and 32 tokens."""
@@ -160,6 +161,7 @@ def test_every_kind_of_label_works_on_real_texts(name, shared, tmp_path, capsys)
 PAIRS = ("--text-column", "sentence_a", "--pair-column", "sentence_b", "--label-text-column", "entailment")
 
 
+@pytest.mark.usefixtures("without_contrastive_stage")
 def test_sentence_pairs_from_the_table_to_an_explanation(shared, tmp_path):
     for name, rows in (("train", 120), ("val", 40), ("test", 100)):
         pd.read_csv(shared / "sick" / f"{name}.csv").head(rows).to_csv(tmp_path / f"{name}.csv", index=False)
