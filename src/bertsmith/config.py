@@ -148,7 +148,8 @@ class DataConfig(Step):
     )
     group_column: str | None = Field(
         None,
-        description="Column with groups, such as authors. train keeps a group in one split; intervals resample groups.",
+        description="Column with groups, such as authors. "
+        "train keeps each group in one split, and computes intervals by resampling whole groups.",
     )
     coder_column: str | None = Field(
         None,
@@ -247,8 +248,8 @@ class TrainConfig(Step):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="Precision of training; the weights stay fp32. auto: the fastest suitable precision; "
-        "Apple GPUs also support bf16.",
+        description="Precision of training; the weights stay fp32. auto: the fastest suitable precision. "
+        "On Apple GPUs, auto uses fp32; bf16 also works.",
     )
     seed: int = Field(42, ge=0, lt=2**32, description="Seed for split, head initialization, shuffling and dropout.")
     seeds: int = Field(

@@ -74,7 +74,9 @@ def _options(
     ] = False,
     debug: Annotated[
         bool,
-        typer.Option("--debug", help="Show the traceback of an internal error; may follow any command."),
+        typer.Option(
+            "--debug", help="Show the traceback of an internal error. This option may also come after a command."
+        ),
     ] = False,
 ) -> None:
     pass

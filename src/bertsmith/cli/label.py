@@ -47,7 +47,10 @@ def label(
         typer.Option(metavar="COLUMN", help="Column of the pool with proposed labels, which the page shows on demand."),
     ] = None,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Address to listen on; other machines need BERTSMITH_TOKEN.")
+        str,
+        typer.Option(
+            metavar="ADDRESS", help="Address to listen on. If other machines can reach it, set BERTSMITH_TOKEN."
+        ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="Port; 0 selects a free one.")] = 8000,
     browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,

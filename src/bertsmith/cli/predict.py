@@ -66,7 +66,7 @@ def predict(
             min=0.01,
             max=0.999,
             metavar="X",
-            help="Add label_set: a set of labels that contains the true label at this rate.",
+            help="Add a column label_set: a set of labels that contains the true label for this share of the texts.",
         ),
     ] = None,
     decision_rule: DecisionRule = True,
@@ -90,7 +90,10 @@ def predict(
     json: Annotated[bool, typer.Option("--json", help="Write JSON Lines instead of CSV to stdout.")] = False,
     csv_dialect: Annotated[
         CsvDialect,
-        typer.Option(help="CSV dialect: excel adds a byte order mark; excel-semicolon also uses ; and decimal commas."),
+        typer.Option(
+            help="CSV dialect. excel adds a byte order mark; excel-semicolon also separates cells with semicolons and "
+            "writes decimal commas."
+        ),
     ] = "plain",
     formula_guard: Annotated[
         bool,

@@ -46,7 +46,9 @@ def serve(
     ] = 0.5,
     timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Time limit for a request.")] = 30.0,
 ) -> None:
-    """Serve a run over HTTP: POST /predict and POST / classify texts, /ui is a test page, /docs describes the API.
+    """Serve a run over HTTP.
+
+    To classify texts, send POST requests to / or to /predict. /ui is a test page, and /docs describes the API.
 
     If BERTSMITH_TOKEN is set, requests must send this token, as Authorization: Bearer TOKEN or X-API-Key: TOKEN.
 

@@ -41,7 +41,9 @@ def tune(
     objective: Annotated[
         list[str] | None,
         _option(
-            "NAME", "Objective, by default the primary metric, such as macro_f1; repeat the option to add latency."
+            "NAME",
+            "Objective; by default the primary metric, such as macro_f1. For a second objective, such as latency, "
+            "repeat the option.",
         ),
     ] = None,
     models: Annotated[str | None, _option("A,B,…", "Checkpoints to choose from, separated by commas.")] = None,

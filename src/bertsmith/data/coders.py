@@ -43,7 +43,7 @@ def merge_coders(table: Table, column: str) -> Table:
         )
     if table.task == REGRESSION:
         raise ConfigError(
-            "--coder-column does not apply to numbers", remedy="Write the mean number of each text into one row."
+            "--coder-column does not apply to numbers", remedy="Keep one row per text, with the mean of its numbers."
         )
     codes, rows = table.codes, table.frame["row"].tolist()
     splits, texts = table.frame["split"].tolist(), texts_of(table.frame.fillna({"text": "", "pair": ""}))

@@ -106,7 +106,7 @@ def find_columns(names: Sequence[str], source: str, config: DataConfig, *, label
         raise DataError(
             "--label-columns cannot be combined with --label-column and --label-text-column",
             where=where,
-            remedy="Leave out one of them.",
+            remedy="Leave out --label-columns, or leave out --label-column and --label-text-column.",
         )
     taken = [*parts, label, label_text, *labels]
     if label_text is None and not labels:

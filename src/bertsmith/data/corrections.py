@@ -52,7 +52,7 @@ def apply_corrections(table: Table, file: Path, config: DataConfig) -> Table:
     absent = [name for name in REQUIRED if name not in frame.columns]
     if absent:
         raise DataError(
-            f"corrections need the columns {listing(REQUIRED)}; {listing(absent)} is missing",
+            f"corrections need the columns {listing(REQUIRED)}; missing: {listing(absent)}",
             where=raw.name,
             remedy="Create the file with: bertsmith inspect TABLE --label-errors FILE.csv",
         )
@@ -99,8 +99,8 @@ def apply_corrections(table: Table, file: Path, config: DataConfig) -> Table:
         raise DataError(
             f"corrections do not match the table:\n{shown}{more}",
             where=raw.name,
-            remedy=f"In 'corrected', write a label of the table (a{SEPARATOR}b for several, {NO_LABELS} for none of "
-            f"them), {REMOVE} to drop a row, or nothing. "
+            remedy=f"In the column 'corrected', write a label of the table, several labels as a{SEPARATOR}b, "
+            f"{NO_LABELS} for no label, or {REMOVE} to drop the row. Leave the cell empty to change nothing. "
             "Use the file with the table from which it was created.",
         )
     changed = {position: target for position, target in corrected.items() if targets[position] != target}

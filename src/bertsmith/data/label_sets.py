@@ -13,7 +13,7 @@ from bertsmith.data.labels import SEPARATORS, link_labels, split_parts
 from bertsmith.data.outcomes import LabelSets
 from bertsmith.data.table import MISSING, Labels, Note
 from bertsmith.data.texts import is_missing, to_text
-from bertsmith.errors import DataError, listing, quoted, shorten
+from bertsmith.errors import DataError, counted, listing, quoted, shorten
 
 _INDICATORS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 _AMBIGUOUS = 0.5
@@ -110,7 +110,8 @@ def _link_columns(
         for row, (a, b) in enumerate(zip(by_role["label"], by_role["label_text"], strict=True), start=1):
             if len(a or ()) != len(b or ()):
                 raise DataError(
-                    f"row {row:,} has {len(a or ())} label numbers and {len(b or ())} label texts",
+                    f"row {row:,} has {counted(len(a or ()), 'label number')} and "
+                    f"{counted(len(b or ()), 'label text')}",
                     where=where,
                     remedy="Give each label a number and a text, in the same order, or name only one column.",
                 )

@@ -13,7 +13,7 @@ from bertsmith.config import DataConfig
 from bertsmith.data.clean import Cleaned
 from bertsmith.data.outcomes import CLASSES
 from bertsmith.data.table import Table
-from bertsmith.errors import ConfigError, DataError
+from bertsmith.errors import ConfigError, DataError, counted
 
 SMALL_CLASS_RULE = (
     "every class has at least one text in train and, if it has enough texts, in each held-out split. "
@@ -145,8 +145,8 @@ def assign_folds(cleaned: Cleaned, data: Table, rows: np.ndarray, k: int, config
             folds[:] = -1
     if len(np.unique(folds)) < k or (folds < 0).any():
         raise ConfigError(
-            f"--cv {k} needs more texts: the largest class has {n_largest:,} texts, and the texts form {n_groups:,} "
-            "groups that must each stay in one fold",
+            f"--cv {k} has too many folds: even the largest class has only {counted(n_largest, 'text')}, and the texts "
+            f"form only {counted(n_groups, 'group')}, each of which must stay in one fold",
             where=data.name,
             remedy=f"Use at most {min(n_largest, n_groups)} folds.",
         )
@@ -227,7 +227,7 @@ def _split_groups(
     n_groups = int(groups.max()) + 1
     if n_groups <= len(shares):
         raise DataError(
-            f"{n_groups} groups are too few for the splits train, {' and '.join(shares)}",
+            f"the texts form only {counted(n_groups, 'group')}, too few for the splits train, {' and '.join(shares)}",
             remedy="Leave out --group-column, pass --validation and --test tables, or, if the texts are "
             "near-duplicates, pass --near-duplicates ignore.",
         )

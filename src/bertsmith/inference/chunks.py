@@ -208,7 +208,8 @@ def _read_about(output: Path) -> dict[str, Any]:
         raise RunFolderError(
             "there are no unfinished predictions to resume",
             where=str(folder),
-            remedy="Leave out --resume. bertsmith cannot resume predictions for stdin, queries or few rows.",
+            remedy="Leave out --resume. bertsmith cannot resume predictions from stdin or a query, "
+            "or predictions of a small table.",
         )
     try:
         content: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))

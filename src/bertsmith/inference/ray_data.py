@@ -189,8 +189,9 @@ def cluster(address: str) -> Iterator[None]:
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"--ray {address}: cannot connect to the cluster: {str(error).splitlines()[0]}",
-            remedy=f"Pass {LOCAL}, or auto or HOST:PORT on a machine of the cluster. Check that the cluster runs. If "
-            "it requires a token, set RAY_AUTH_MODE=token.",
+            remedy=f"Pass {LOCAL} to start a cluster on this machine. For an existing cluster, run the command on one "
+            "of its machines and pass auto or HOST:PORT. Check that the cluster runs. If it requires a token, set "
+            "RAY_AUTH_MODE=token.",
         ) from error
     try:
         yield

@@ -242,7 +242,7 @@ def _from_hub(name: str, allow_pickle: bool) -> Checkpoint:
             raise ModelError(
                 f"the hub has no checkpoint {name!r}, or it is private",
                 where=hub.endpoint(),
-                remedy="Check the name, log in with: hf auth login, or pass a local folder or packaged:minilm.",
+                remedy="Check the name, log in (hf auth login), or pass a local folder or packaged:minilm.",
             ) from error
         except Exception as error:
             # The HTTP library's errors have different types in different versions.

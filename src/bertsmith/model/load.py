@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bertsmith.compute.system import LOCKS_OPEN_FILES
 from bertsmith.data.table import Labels
 from bertsmith.data.template import Template
-from bertsmith.errors import ModelError
+from bertsmith.errors import ModelError, counted
 from bertsmith.model.checkpoint import Checkpoint
 from bertsmith.model.tokenizer import COLUMNS
 
@@ -159,7 +159,8 @@ def load_model(
     not_finite = [name for name, weights in model.named_parameters() if not bool(weights.isfinite().all())]
     if not_finite:
         raise ModelError(
-            f"{len(not_finite):,} of the checkpoint's weights contain NaN or infinite numbers, such as {not_finite[0]}",
+            f"the checkpoint has NaN or infinite numbers in {counted(len(not_finite), 'weight')}, such as "
+            f"{not_finite[0]}",
             where=str(checkpoint.path),
             remedy="Use another copy, saved before its training diverged.",
         )

@@ -94,12 +94,14 @@ def run_evaluation(
     template = run.template
     table = source if isinstance(source, Table) else _read(source, config, run)
     if table.labels != run.labels or table.task != run.task:
-        raise DataError("the classes of the table and the run differ", remedy="Pass the file to evaluate, not a Table.")
+        raise DataError(
+            "the classes of the table and the run differ", remedy="Pass the path of the file instead of a Table."
+        )
     if table.columns.template != template and not (table.columns.template.is_plain and template.is_plain):
         raise DataError(
             f"the Table has {table.columns.template}, but the model reads {template}",
             where=table.name,
-            remedy="Pass the file to evaluate, not a Table, or read it with the same columns.",
+            remedy="Pass the path of the file instead of a Table, or read the Table with the columns used in training.",
         )
     # Rows of a test table are dropped only if they cannot be scored.
     cleaned = clean(dataclasses.replace(table, frame=table.frame.assign(split="test")))

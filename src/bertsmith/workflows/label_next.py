@@ -199,7 +199,7 @@ def choose_with_run(
     run = open_run(path)
     if run.task == REGRESSION:
         raise ConfigError(
-            "a regression has no classes to be uncertain about",
+            "the run is a regression: without classes, next cannot find the texts that the model is uncertain about",
             where=str(path),
             remedy="Pass a project folder of bertsmith label instead of the run.",
         )

@@ -62,7 +62,8 @@ class HeldOut:
         """
         if "by" in run.metrics["splits"]["test"]:  # by cross-validation
             raise DataError(
-                "counting without labelled texts needs test texts, but the model was trained on all texts",
+                "without --labelled, measure needs the test texts of the run, but this run has none: the model was "
+                "trained on all texts",
                 where=str(run.path),
                 remedy="Pass a labelled sample of the corpus with --labelled.",
             )
@@ -162,8 +163,8 @@ def measure_under_label_shift(
         if found.contradicts:
             how = "No shares of the classes explain the predicted labels"
         raise DataError(
-            "without labelled texts, the predictions cannot be corrected: corpus and test texts of the run differ in "
-            f"more than their class shares. {how}",
+            "without labelled texts, the predictions cannot be corrected: the corpus and the run's test texts "
+            f"differ in more than their class shares. {how}",
             where=corpus,
             remedy="Label about 200 random texts of the corpus, and pass them with --labelled.",
         )

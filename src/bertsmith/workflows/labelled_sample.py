@@ -179,8 +179,8 @@ def _check_blanks(table: Table, cleaned: Cleaned) -> list[str]:
     notes = []
     if len(gaps) > UNLABELLED * drawn:
         raise DataError(
-            f"{len(gaps):,} of {drawn:,} rows have no label (rows {listing(gaps.tolist(), 5)}): if these texts are the "
-            "difficult ones, the others are not a random sample",
+            f"no label in {len(gaps):,} of {drawn:,} rows (row{'s' if len(gaps) > 1 else ''} "
+            f"{listing(gaps.tolist(), 5)}): if such texts are the difficult ones, the others are not a random sample",
             where=table.name,
             remedy="Label these rows too, each with the label that fits best. Remove rows that you did not draw.",
         )

@@ -199,8 +199,8 @@ def _corrected(
     if labelled.surplus.any():
         copies = [row for row, copy in zip(labelled.rows, labelled.surplus, strict=True) if copy]
         raise DataError(
-            f"the sample repeats texts more often than the corpus, in {counted(len(copies), 'row')} "
-            f"(rows {listing(copies, 5)})",
+            "some texts occur more often in the sample than in the corpus "
+            f"({counted(len(copies), 'surplus row')}: {listing(copies, 5)})",
             where=labelled.name,
             remedy="Keep one row for each text that you drew: copies would make the interval too narrow.",
         )

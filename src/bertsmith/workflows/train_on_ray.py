@@ -23,6 +23,7 @@ from bertsmith.errors import (
     RunFolderError,
     TrainingError,
     UserError,
+    counted,
 )
 from bertsmith.events import RunListener
 from bertsmith.folders.claim import claim
@@ -135,12 +136,12 @@ def uses_gpus(device: str, workers: int, resources: Mapping[str, float]) -> bool
     cores, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     if workers > cores:
         raise DeviceError(
-            f"--workers {workers}: the cluster has {cores} cores",
+            f"--workers {workers}: the cluster has {counted(cores, 'core')}",
             remedy="Use fewer workers, or add machines to the cluster.",
         )
     if device not in ("auto", "cpu", "cuda") or (device == "cuda" and workers > gpus):
         raise DeviceError(
-            f"--device {device}: the cluster has {gpus} GPUs that support CUDA, for {workers} workers",
+            f"--device {device}: for {counted(workers, 'worker')}, the cluster has {counted(gpus, 'GPU')} with CUDA",
             remedy="Leave out --device, or use fewer workers.",
         )
     return device != "cpu" and gpus >= workers

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from bertsmith.data.formats.files import TableFile
 from bertsmith.data.table import Cells, ChunkedTable, Note, OnBadRow
-from bertsmith.errors import DataError, RowError, listing
+from bertsmith.errors import DataError, RowError, counted, listing
 
 _DELIMITERS = (",", ";", "\t", "|")
 _SAMPLE_CHARS = 65536
@@ -73,7 +73,8 @@ def _read(file: TableFile, dialect: _Dialect, chunk_rows: int | None, on_bad_row
         line, n_fields = ragged[0]
         delimiter = "tab" if dialect.delimiter == "\t" else dialect.delimiter
         raise RowError(
-            f"{len(ragged):,} of {n_rows + len(ragged):,} rows do not have the {len(header)} fields of the header: "
+            f"{len(ragged):,} of {n_rows + len(ragged):,} rows {'does' if len(ragged) == 1 else 'do'} not have the "
+            f"{counted(len(header), 'field')} of the header: "
             f"line {line:,} has {n_fields}",
             where=f"{name}, line{'s' if len(ragged) > 1 else ''} {listing([line for line, _ in ragged], 5)}",
             remedy=f"Put quotes around texts that contain the delimiter ({delimiter!r}), or save the table again.",
