@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -118,6 +119,17 @@ def test_rows_are_queued_once_and_labels_added_once(project):
     assert project.rows == list(range(1, 9))
     project.add_labels(["good", " so   so ", "new"])
     assert project.labels == [*LABELS, "new"]
+
+
+def test_coders_who_define_labels_at_the_same_time_lose_nothing(project):
+    names = [f"label {number}" for number in range(16)]
+    with ThreadPoolExecutor(len(names)) as coders:
+        list(coders.map(lambda name: project.define(name, f"about {name}", ""), names))
+        list(coders.map(lambda name: project.add_labels([f"more {name}"]), names))
+    assert set(project.labels) == {*LABELS, *names, *(f"more {name}" for name in names)}
+    assert {name: entry["definition"] for name, entry in project.setting("codebook").items()} == {
+        name: f"about {name}" for name in names
+    }
 
 
 @pytest.mark.parametrize(

@@ -122,10 +122,7 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
     @app.post("/codebook", dependencies=checked)
     def write_codebook(body: CodebookBody) -> dict[str, Any]:
         """Add a label, or change its definition and examples."""
-        label = " ".join(body.label.split())
-        project.add_labels([label])
-        entry = {"definition": body.definition.strip(), "examples": body.examples.strip()}
-        project.set_setting("codebook", {**project.setting("codebook", {}), label: entry})
+        project.define(body.label, body.definition, body.examples)
         return about()
 
     @app.get("/disputed", dependencies=checked)

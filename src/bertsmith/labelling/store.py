@@ -166,7 +166,7 @@ class Project:
     def set_setting(self, name: str, value: Any) -> None:
         """Change a setting of the project."""
         with self._open(write=True) as database:
-            database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
+            _set(database, name, value)
 
     @property
     def labels(self) -> list[str]:
@@ -184,7 +184,21 @@ class Project:
         Raises:
             ConfigError: if a label is empty or joins several labels.
         """
-        self.set_setting("labels", _checked_labels([*self.labels, *labels]))
+        with self._open(write=True) as database:
+            _set(database, "labels", _checked_labels([*_settings(database)["labels"], *labels]))
+
+    def define(self, label: str, definition: str, examples: str) -> None:
+        """Write the definition and the examples of a label, which may be new, into the codebook.
+
+        Raises:
+            ConfigError: if the label is empty or joins several labels.
+        """
+        (label,) = _checked_labels([label])
+        with self._open(write=True) as database:
+            settings = _settings(database)
+            _set(database, "labels", list(dict.fromkeys([*settings["labels"], label])))
+            entry = {"definition": definition.strip(), "examples": examples.strip()}
+            _set(database, "codebook", {**settings.get("codebook", {}), label: entry})
 
     # -- texts and decisions -------------------------------------------------------------------------------------------
 
@@ -285,6 +299,10 @@ def _checked_labels(labels: Sequence[str]) -> list[str]:
     if wrong := [label for label in names if not label or ";" in label]:
         raise ConfigError(f"these cannot be labels: {listing(wrong)}", remedy="Use words without semicolons.")
     return names
+
+
+def _set(database: sqlite3.Connection, name: str, value: Any) -> None:
+    database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
 
 
 def _settings(database: sqlite3.Connection) -> dict[str, Any]:
