@@ -159,8 +159,9 @@ def test_a_ray_cluster_gives_the_result_of_one_process_even_if_a_worker_is_kille
         where = {"output": (tmp_path / "ray").as_uri(), "ray": "local", "workers": workers}
         return bs.train(one.path.parent / "t.csv", **where, **settings, on_event=kill_a_worker)
 
-    for name, value in (("RAY_worker_niceness", "0"), ("RAY_USAGE_STATS_ENABLED", "0")):
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less, which imports torch too
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         with pytest.raises(DeviceError, match="9"):
