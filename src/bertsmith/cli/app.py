@@ -28,28 +28,15 @@ RANK_0_SECONDS = 30.0
 
 _COMPLETE = "_BERTSMITH_COMPLETE"
 """Environment variable of a shell that requests completions, in a call without arguments."""
-COMMANDS = (
-    "demo",
-    "label",
-    "next",
-    "inspect",
-    "train",
-    "tune",
-    "evaluate",
-    "predict",
-    "explain",
-    "export",
-    "serve",
-    "compare",
-    "measure",
-    "drift",
-    "methods",
-    "verify",
-    "pack",
-    "doctor",
-    "push",
-)
-"""Each is a function of this name in a module of this name."""
+PANELS = {
+    "First steps": ("demo", "doctor"),
+    "Label and check": ("label", "next", "inspect"),
+    "Train and evaluate": ("train", "tune", "evaluate", "compare", "explain"),
+    "Predict and deploy": ("predict", "export", "serve", "push"),
+    "Measure and publish": ("measure", "drift", "methods", "verify", "pack"),
+}
+"""Commands by their panel of `bertsmith --help`. Each is a function of this name in a module of this name."""
+COMMANDS = tuple(name for names in PANELS.values() for name in names)
 _NEEDS = dict.fromkeys(COMMANDS, "train") | {
     "tune": "tune",
     "explain": "explain",
@@ -94,8 +81,11 @@ def app(command: str = "") -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     )
     cli.callback()(_options)
-    for name in (command,) if command in COMMANDS else COMMANDS:
-        cli.command(cls=Command)(getattr(import_module(f"bertsmith.cli.{name}"), name))
+    for panel, names in PANELS.items():
+        for name in names:
+            if command not in COMMANDS or name == command:
+                function = getattr(import_module(f"bertsmith.cli.{name}"), name)
+                cli.command(cls=Command, rich_help_panel=panel)(function)
     return cli
 
 
