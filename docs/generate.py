@@ -187,8 +187,8 @@ _FILES = """# Files
 ## A run
 
 `bertsmith train` writes a run folder. At any time, the folder contains no run, a run that can be resumed, or a finished
-run. Row 1 is the first row after the header. A label is the number of a class in your table; a label text is the name
-of the class.
+run. Row 1 is the first row after the header. A label number is the number of a class in your table; a label text is the
+name of the class.
 
 """
 _STUDY = """## A study
@@ -247,7 +247,7 @@ The columns of `labels.csv`:
 
 | column | content |
 | --- | --- |
-| `predicted` | label; empty where a text is missing or the model abstains |
+| `predicted` | label number; empty where a text is missing or the model abstains |
 | `predicted_text` | label text |
 | `predicted_texts` | instead, for several labels: a list of label texts, joined by `;` in CSV and Excel |
 | `confidence` | calibrated probability of the predicted class |
@@ -358,10 +358,10 @@ _PREDICTIONS = {
     "row": "row of the source table",
     "text": "text as the model read it, after cleaning; the first text of a pair",
     "pair": "second text of a pair; with `--pair-column` only",
-    "label": "label from the table",
+    "label": "label number from the table",
     "label_text": "label text from the table",
     "group": "group of the text; with `--group-column` only",
-    "predicted": "predicted label",
+    "predicted": "predicted label number",
     "predicted_text": "predicted label text",
     "confidence": "calibrated probability of the predicted class",
     "probabilities": "probability of every class, in the order of `labels.json`; a JSON list in the CSV file",
