@@ -283,7 +283,7 @@ def print_correlations(pools: dict[str, Pool]) -> None:
     Then the squared width is E[f(1 − f)] / p(1 − p). As f(1 − f) ≥ min(f, 1 − f) / 2, the squared width is at least the
     error rate / 2p(1 − p).
     """
-    print("| table | model (accuracy) | correlation | from | to | width | least width with this accuracy |")
+    print("| table | model (accuracy) | correlation | from | to | width | bound for this accuracy |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, pool in pools.items():
         outcomes = np.eye(pool.n_classes)[pool.targets]

@@ -13,14 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import bertsmith as bs
-from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
+from bertsmith.config import DataConfig, EvalConfig, ModelConfig, Step, TrainConfig
 from bertsmith.measuring.drift import Difference
 from bertsmith.measuring.result import MeanLevel, Measurement, Share
 from bertsmith.workflows.drift import Drift
 
 REFERENCE = Path(__file__).parent / "reference"
 _NOTE = "<!-- docs/generate.py writes this page from the code: edit the code or the script. -->\n"
-_STEPS = {DataConfig: "Data", ModelConfig: "Model", TrainConfig: "Training", EvalConfig: "Evaluation"}
+_STEPS: dict[type[Step], str] = {
+    DataConfig: "Data",
+    ModelConfig: "Model",
+    TrainConfig: "Training",
+    EvalConfig: "Evaluation",
+}
 
 # -- settings --------------------------------------------------------------------------------------------------------
 
@@ -128,15 +133,21 @@ def commands() -> str:
         parts += [f"## {name}\n", *(f"{_plain(line)}\n" for line in about)]
         whole = " ".join(f"bertsmith {name} {usage} [OPTIONS]".split())
         parts.append(f"```console\n$ {example}\n```\n\nUsage: `{whole}`\n")
-        own = [p for p in options if p.name not in Config.model_fields]
+        own = [p for p in options if _step(p) is None]
         rows = [(f"`{p.metavar}`", "", p.help + _variable(p)) for p in arguments]
         rows += [(_flags(p), _shown_default(p), _plain(p.help) + _range(p) + _variable(p)) for p in own]
         parts.append(_table(("argument or option", "default", "meaning"), rows))
         for step, title in _STEPS.items():
-            flags = [f"`--{p.name.replace('_', '-')}`" for p in options if p.name in step.model_fields]
+            flags = [f"`--{p.name.replace('_', '-')}`" for p in options if _step(p) is step]
             if flags:
                 parts.append(f"[{title} settings](settings.md#{title.lower()}): {', '.join(flags)}.\n")
     return "\n".join(parts)
+
+
+def _step(option: Any) -> type[Step] | None:
+    """Return the group of a setting; ``None`` for an option of one command, even if it has the name of a setting."""
+    groups = (step for step, title in _STEPS.items() if title == option.rich_help_panel)
+    return next((step for step in groups if option.name in step.model_fields), None)
 
 
 def _flags(option: Any) -> str:
@@ -176,8 +187,8 @@ _FILES = """# Files
 ## A run
 
 `bertsmith train` writes a run folder. At any time, the folder contains no run, a run that can be resumed, or a finished
-run. Row 1 is the first row after the header. A label is the number of a class in your table; a label text is the name
-of the class.
+run. Row 1 is the first row after the header. A label number is the number of a class in your table; a label text is the
+name of the class.
 
 """
 _STUDY = """## A study
@@ -212,7 +223,8 @@ The columns of `labels.csv`:
 | `Text`, `Pair` | the text; the second text of a pair |
 | `Label Text`, `Label` | label text, several joined by `;`; number of an ordinal label |
 | `split` | `test` for random texts, otherwise `train` |
-| `random`, `inclusion_probability` | whether the text is random; its probability to be in the random sample |
+| `random` | whether the text was drawn at random |
+| `inclusion_probability` | for a random text, the probability that the random sample contains it; otherwise empty |
 | `reason` | why the text was chosen: `uncertain`, `diverse`, `rare` or `random` |
 | `decided_by`, `share_of_coders` | origin of the label; share of coders who gave it |
 | `row`, `note` | row of the pool; notes of the coders |
@@ -235,7 +247,7 @@ The columns of `labels.csv`:
 
 | column | content |
 | --- | --- |
-| `predicted` | label; empty where a text is missing or the model abstains |
+| `predicted` | label number; empty where a text is missing or the model abstains |
 | `predicted_text` | label text |
 | `predicted_texts` | instead, for several labels: a list of label texts, joined by `;` in CSV and Excel |
 | `confidence` | calibrated probability of the predicted class |
@@ -253,8 +265,8 @@ The columns of `labels.csv`:
 _CSV = """The CSV file of `-o` has one row for each entry of `shares` and `means`. Its columns are the keys of a share,
 with three differences. `low` and `high` replace `interval`, and `labelled_low` and `labelled_high` replace
 `labelled_interval`. `difference` is the naive value minus the corrected one. `group` is empty for the whole corpus. For
-ordered labels, the file also has the columns `mean` and `labelled_mean`, and its rows of the mean level have the label
-text `(level)`.
+ordered labels, the file also has the columns `mean` and `labelled_mean`. Rows with the mean level have the label text
+`(level)`.
 
 The file of `--for-regression` has one row for each text of the corpus:
 
@@ -346,10 +358,10 @@ _PREDICTIONS = {
     "row": "row of the source table",
     "text": "text as the model read it, after cleaning; the first text of a pair",
     "pair": "second text of a pair; with `--pair-column` only",
-    "label": "label from the table",
+    "label": "label number from the table",
     "label_text": "label text from the table",
     "group": "group of the text; with `--group-column` only",
-    "predicted": "predicted label",
+    "predicted": "predicted label number",
     "predicted_text": "predicted label text",
     "confidence": "calibrated probability of the predicted class",
     "probabilities": "probability of every class, in the order of `labels.json`; a JSON list in the CSV file",
@@ -385,7 +397,8 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "long": "how the model reads texts above the maximum length: `truncate`, `head-tail` or `window`",
             "model_files": "SHA-256 of the files in `model/`",
             "went_back": "step and reason, if a loss or gradient was not finite; otherwise absent",
-            "soft_labels": "whether soft labels are used, and the comparison; with `--coder-column` only",
+            "soft_labels": "whether soft labels are used, and their comparison with majority labels; with "
+            "`--coder-column` only",
             "best_seed": "seed of the best run; with `--seeds` only",
         },
     ),
@@ -432,7 +445,7 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "`r2` for numbers",
             "splits": "metrics of `train`, `validation` and `test`; see below",
             "baseline": "the three baselines: `majority_class`, `bag_of_words`, `frozen_embeddings`",
-            "inference": "number format for predictions, and how it was checked",
+            "inference": "precision of predictions, `fp32` or `bf16`; if bf16 was tried, its comparison with fp32",
             "abstention": "accuracy by coverage, thresholds, conformal sets, label shift",
             "slices": "accuracy on parts of the test split",
             "decision_rule": "offsets of the classes, gain, and whether the rule is in use",
@@ -483,10 +496,10 @@ def files() -> str:
 
 _HTTP = """# HTTP API
 
-`bertsmith serve` answers these requests. `/openapi.json` describes them for programs, and `/docs` is a page to try
-them. If `BERTSMITH_TOKEN` is set, requests need the header `Authorization: Bearer TOKEN` or `X-API-Key: TOKEN`, or
-Basic authentication with the token as the password. The paths `/health`, `/ready`, `/ping`, `/ui`, `/docs`,
-`/openapi.json` and `/webhook` never need the token.
+`bertsmith serve` answers these requests. On the page `/docs` (Swagger UI), you can try each request; `/openapi.json`
+describes all requests for programs. If `BERTSMITH_TOKEN` is set, requests need the header `Authorization: Bearer TOKEN`
+or `X-API-Key: TOKEN`, or Basic authentication with the token as the password. The paths `/health`, `/ready`, `/ping`,
+`/ui`, `/docs`, `/openapi.json` and `/webhook` never need the token.
 
 `AIP_HEALTH_ROUTE` and `AIP_PREDICT_ROUTE` stand for the values of the environment variables that Vertex AI sets.
 """
@@ -508,7 +521,10 @@ def http() -> str:
             parts.append(f"## {method.upper()} {path}\n\n{text}\n")
             if body := action.get("requestBody"):
                 schema = str(body["content"]["application/json"]["schema"])
-                for name in re.findall(r"#/components/schemas/(\w+)", schema):
+                names = list(dict.fromkeys(re.findall(r"#/components/schemas/(\w+)", schema)))
+                for name in names:
+                    if len(names) > 1:
+                        parts.append(f"{_plain(schemas[name]['description'])}\n")
                     parts.append(_table(("field", "type", "default", "meaning"), _fields(schemas, name)))
             answers = {code: _plain(answer["description"]) for code, answer in action["responses"].items()}
             statuses |= answers | {"200": "The request is answered."}
@@ -550,13 +566,16 @@ def _fields(schemas: dict[str, Any], name: str, prefix: str = "") -> Iterator[tu
 
 def _json_type(schema: dict[str, Any]) -> str:
     if alternatives := schema.get("anyOf") or schema.get("oneOf"):
-        return " or ".join(dict.fromkeys(_json_type(s) for s in alternatives if s.get("type") != "null"))
+        # Lists last: "a list of x or y" could be a list of both.
+        kinds = sorted((s for s in alternatives if s.get("type") != "null"), key=lambda s: s.get("type") == "array")
+        return " or ".join(dict.fromkeys(map(_json_type, kinds)))
     if "$ref" in schema:
         return str(schema["$ref"].rpartition("/")[2])
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if schema.get("type") == "array":
-        return f"list of {_json_type(schema['items'])}"
+        items = _json_type(schema["items"])
+        return f"list of ({items})" if " or " in items else f"list of {items}"
     if schema.get("type") == "object":
         return "object"
     return {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}[schema["type"]]

@@ -135,7 +135,7 @@ class DataConfig(Step):
     with_columns: Annotated[tuple[str, ...], BeforeValidator(_as_column_list)] = Field(
         (), description="Names of further columns, separated by commas, to add to the text as NAME: VALUE."
     )
-    label_column: str | None = Field(None, description="Column with label numbers or words.")
+    label_column: str | None = Field(None, description="Column with label numbers, or with label texts.")
     label_text_column: str | None = Field(None, description="Column with label texts.")
     label_columns: Annotated[tuple[str, ...], BeforeValidator(_as_column_list)] = Field(
         (), description="Names of columns of 0 and 1, one per label, separated by commas; for --task multi-label."
@@ -162,8 +162,8 @@ class DataConfig(Step):
     validation_size: Share = Field(0.1, description="Share of the rows for validation.")
     test_size: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1,
-        description="Share of the rows for the test. 0 cross-validates instead, "
-        "as train does by default with few labelled texts.",
+        description="Share of the rows for the test. 0: no test split; the metrics come from cross-validation, "
+        "as by default with few labelled texts.",
     )
     near_duplicates: Literal["together", "ignore"] = Field(
         "together", description="Keep near-duplicates in one split, or split them like other texts."
@@ -191,7 +191,7 @@ class ModelConfig(Step):
     long: Long = Field(
         "auto",
         description="How to read texts above the maximum length. truncate: the beginning; head-tail: beginning and "
-        "end; window: the whole text; auto: train chooses on validation, and other commands follow the run.",
+        "end; window: the whole text. auto: train chooses on validation; other commands read texts as the run does.",
     )
     device: Literal["auto", "cuda", "xpu", "mps", "cpu"] = Field(
         "auto", description="Device to compute on: cuda (NVIDIA, or AMD with ROCm), xpu (Intel), mps (Apple), cpu."
@@ -238,7 +238,8 @@ class TrainConfig(Step):
     cv: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None,
         description="Cross-validate with N folds, then train on all but the test texts; 0: use a validation split. "
-        "Default: 3 with fewer than 300 labelled texts, or fewer than 10 per class on average; otherwise 0.",
+        "Default: 3 with few labelled texts (below 300, or below 10 per class on average); otherwise 5 with "
+        "--test-size 0; otherwise 0. With validation texts or --validation-size, the default is 0.",
     )
     imbalance: Literal[
         "auto", "none", "weights", "effective-number", "focal", "logit-adjustment", "balanced-sampling"

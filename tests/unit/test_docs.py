@@ -45,6 +45,15 @@ def test_every_generated_page_is_checked(generate):
     assert set(generate.PAGES) == {"settings.md", "commands.md", "files.md", "http.md"}
 
 
+def test_an_option_of_a_command_with_the_name_of_a_setting_has_its_own_description(generate):
+    sections = dict(re.findall(r"(?ms)^## (\w+)\n(.*?)(?=^## |\Z)", generate.commands()))
+    assert "| `--precision` `fp32\\|bf16\\|int8` | `fp32` |" in sections["export"]
+    assert "settings.md#training" not in sections["export"]
+    for name in ("predict", "serve"):
+        assert "| `--decision-rule`, `--no-decision-rule` | `--decision-rule` |" in sections[name]
+    assert "[Training settings](settings.md#training): `--effort`" in sections["train"]
+
+
 def test_every_path_of_a_run_is_on_the_page_of_files(tmp_path):
     page = (DOCS / "reference" / "files.md").read_text(encoding="utf-8")
     paths = [path.relative_to(tmp_path).as_posix() for path in vars(bs.Run(tmp_path).layout).values()]

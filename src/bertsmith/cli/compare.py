@@ -19,7 +19,7 @@ def compare(
     ],
     json: Json = False,
 ) -> None:
-    """Compare finished runs on their common test rows, with paired confidence intervals.
+    """Compare finished runs that have the same test rows, with paired confidence intervals.
 
     Example: bertsmith compare runs/minilm runs/bert-base
     """

@@ -16,7 +16,7 @@ def export(
     run: RunArgument,
     format: Annotated[str, typer.Option(metavar="onnx|openvino", help="Format of the export.")] = "onnx",
     precision: Annotated[
-        str, typer.Option(metavar="fp32|bf16|int8", help="Number format: bf16 and int8 with openvino only.")
+        str, typer.Option(metavar="fp32|bf16|int8", help="Precision; bf16 and int8 need --format openvino.")
     ] = "fp32",
     output: Annotated[
         Path | None,

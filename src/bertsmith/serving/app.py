@@ -163,8 +163,8 @@ def create_app(
     async def pipeline(body: PipelineRequest, request: Request) -> Response:
         """Classify a text or a flat list of texts, as Hugging Face's `pipeline("text-classification")` does.
 
-        The model reads long texts as `long` of `/info` says. The header `x-truncated-texts` lists the positions,
-        from 0, of texts that the model does not read to the end.
+        The key `long` of `/info` shows how the model reads long texts. The header `x-truncated-texts` lists the
+        positions, from 0, of texts that the model does not read to the end.
         """
         single = not isinstance(body.inputs, list)
         items: list[Any] = body.inputs if isinstance(body.inputs, list) else [body.inputs]
@@ -208,8 +208,8 @@ def create_app(
     async def info() -> dict[str, Any]:
         """Return the name of the model, its labels, its test metrics, and the limits of a request.
 
-        `drift` compares the latest 1,000 texts of this process with the held-out texts of the model. It is null before
-        the first comparison, and for models without one class per text.
+        `drift` compares the latest 1,000 texts of this process with the held-out texts of the model. Its value is null
+        before the first comparison, for multi-label and regression models, and with fewer than 50 held-out texts.
         """
         service = require_service()
         return {

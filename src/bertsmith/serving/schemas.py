@@ -53,7 +53,7 @@ class _RequestModel(BaseModel):
 
 
 class PredictRequest(_RequestModel):
-    """Request of text-embeddings-inference: a text or a pair, or a batch with one list per text or pair."""
+    """Body in the format of text-embeddings-inference: a text or a pair, or a batch with one list per text or pair."""
 
     inputs: Annotated[_Text | _Pair | _Columns | _Rows, Discriminator(_nested_kind)] = Field(
         description='A text, or a batch such as [["first text"], ["second text"]]. In this format, a flat list of two '
@@ -123,7 +123,7 @@ class VertexRequest(_RequestModel):
 
 
 class TasksRequest(BaseModel):
-    """Request of Label Studio for predictions; its other fields are ignored."""
+    """Body of a request from Label Studio for predictions; the server ignores other fields."""
 
     tasks: list[dict[str, Any]] = Field(
         min_length=1,
@@ -163,7 +163,7 @@ class Score(BaseModel):
 
 
 class Predictions(BaseModel):
-    """Response of Vertex AI: the best label of each instance, or the best labels with ``top_k``."""
+    """Response in the format of Vertex AI: the best label of each instance, or several with ``top_k``."""
 
     predictions: list[Score] | list[list[Score]]
 
@@ -186,7 +186,7 @@ class Usage(BaseModel):
 
 
 class Classified(BaseModel):
-    """Response of vLLM's classification."""
+    """Response in the format of vLLM's classification API."""
 
     id: str
     object: str
