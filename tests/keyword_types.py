@@ -37,7 +37,11 @@ _CLASSES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "TableSettings": ("TypedDict", "How to read and split one table.", _TABLES),
     "EvaluateSettings": ("TableSettings", "How to read a table, and where to compute.", ("long", "device", "threads")),
     "ReadSettings": ("TableSettings", "How to read and split tables.", ("validation", "test")),
-    "LabelErrorSettings": ("ReadSettings", "How to read a table and to split it into folds.", ("seed",)),
+    "LabelErrorSettings": (
+        "ReadSettings",
+        "How to read a table, to embed its texts, and to split it into folds.",
+        ("seed", "model", "max_length", "device"),
+    ),
     "InspectSettings": ("ReadSettings", "How to read a table and to count tokens.", tuple(ModelConfig.model_fields)),
     "TuneSettings": (
         "InspectSettings",

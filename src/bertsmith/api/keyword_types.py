@@ -75,9 +75,12 @@ class ReadSettings(TableSettings, total=False):
 
 
 class LabelErrorSettings(ReadSettings, total=False):
-    """How to read a table and to split it into folds."""
+    """How to read a table, to embed its texts, and to split it into folds."""
 
     seed: int
+    model: str
+    max_length: int | None
+    device: Literal["auto", "cuda", "xpu", "mps", "cpu"]
 
 
 class InspectSettings(ReadSettings, total=False):

@@ -277,11 +277,14 @@ def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
 
 @needing("label-errors")
 def label_errors(table: Any, **settings: Unpack[LabelErrorSettings]) -> pd.DataFrame:
-    """Find labels that are probably wrong, by cross-validation with a bag of words.
+    """Find labels that are probably wrong, by cross-validation with a regression on the texts.
+
+    The regression reads embeddings if ``model`` is a local checkpoint made for sentence embeddings, and a bag of words
+    otherwise. By default, the model is MiniLM if it is installed and the texts are English.
 
     Args:
         table: a `Table`, or what `read_table` takes.
-        **settings: fields of `DataConfig`, and ``seed``.
+        **settings: fields of `DataConfig`, and ``seed``, ``model``, ``device`` and ``max_length``.
 
     Returns:
         The suspected rows, the least plausible label first. The columns are ``source``, ``row``, ``text`` (all columns

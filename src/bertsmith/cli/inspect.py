@@ -57,7 +57,7 @@ def inspect(
     if suspects:
         from bertsmith.inference.spreadsheet import write_csv
 
-        found = suspected_label_errors(read, settings)
+        found = suspected_label_errors(read, settings, _print_features)
         with claim(suspects, overwrite=overwrite), replaced_file(suspects.path) as part:
             write_csv(found, part)
         stderr_console().print(
@@ -81,6 +81,11 @@ def inspect(
     for finding in findings.findings:
         if finding.severity == "error":
             raise DataError(finding.message, where=findings.name, remedy=finding.action)
+
+
+def _print_features(model: str | None) -> None:
+    features = "a bag of words" if model is None else f"embeddings of {model}"
+    stderr_console().print(f"checking labels with a regression on {features}", markup=False)
 
 
 def _agreement(table: Table) -> Agreement:

@@ -1,35 +1,37 @@
-"""Probable label errors, by confident learning with cross-validated predictions of a bag of words."""
+"""Probable label errors, by confident learning with cross-validated predictions of a regression on the texts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bertsmith.errors import DataError, MissingPackageError
-from bertsmith.evaluation.baseline import tfidf_features
 from bertsmith.evaluation.decision import stratified_folds
 
 FOLDS = 5
 ALPHA = 1e-4
-"""Strength of the L2 penalty: the best of 1e-5, 3e-5 and 1e-4 on banking77 with a fifth of its labels flipped."""
+"""Strength of the L2 penalty on words: the best of 1e-5, 3e-5, 1e-4 on banking77 with a fifth of its labels flipped."""
+EMBEDDING_C = 1.0
+"""Inverse strength of the L2 penalty on embeddings; see benchmarks/LOG.md."""
 
 
-def find_label_errors(texts: Sequence[str], targets: np.ndarray, n_classes: int, *, seed: int) -> pd.DataFrame:
+def find_label_errors(featurize: Callable[[], Any], targets: np.ndarray, n_classes: int, *, seed: int) -> pd.DataFrame:
     """Find labels that are probably wrong (confident learning, Northcutt et al. 2021, arXiv:1911.00068).
 
     Classes with fewer than `FOLDS` texts are left out.
 
     Args:
-        texts: n texts.
+        featurize: returns the features of n texts, TF-IDF (sparse) or embeddings of unit length, shape (n, features).
+            It is called after all checks.
         targets: class indices, shape (n,).
         n_classes: number of classes.
         seed: of the folds.
 
     Returns:
-        One row per suspected label, least plausible first: ``position`` in ``texts``, ``suggested`` (class index),
+        One row per suspected label, least plausible first: ``position`` of the text, ``suggested`` (class index),
         ``given_probability`` and ``suggested_probability``.
 
     Raises:
@@ -48,8 +50,7 @@ def find_label_errors(texts: Sequence[str], targets: np.ndarray, n_classes: int,
             remedy="Add labelled texts.",
         )
     y = np.searchsorted(enough, targets[used])
-    x = tfidf_features().fit_transform([texts[int(i)] for i in used])
-    probabilities = _cross_validated(x, y, len(enough), seed)
+    probabilities = _cross_validated(featurize()[used], y, len(enough), seed)
     ranked = find_label_issues(y, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
     best = probabilities[ranked].argmax(axis=1)
     return pd.DataFrame(
@@ -62,13 +63,13 @@ def find_label_errors(texts: Sequence[str], targets: np.ndarray, n_classes: int,
     )
 
 
-def find_set_errors(texts: Sequence[str], targets: np.ndarray, *, seed: int) -> pd.DataFrame:
+def find_set_errors(featurize: Callable[[], Any], targets: np.ndarray, *, seed: int) -> pd.DataFrame:
     """Find label sets that are probably wrong, by confident learning for each label.
 
     Labels that fewer than `FOLDS` texts have, or lack, are left as they are.
 
     Args:
-        texts: n texts.
+        featurize: as for `find_label_errors`.
         targets: whether each text has each label, bool, shape (n, labels).
         seed: of the folds.
 
@@ -91,9 +92,8 @@ def find_set_errors(texts: Sequence[str], targets: np.ndarray, *, seed: int) -> 
             f"finding label errors needs a label with at least {FOLDS} texts, and {FOLDS} texts without this label",
             remedy="Add labelled texts.",
         )
-    x = tfidf_features().fit_transform(list(texts))
-    given = targets[:, used]
-    likely = np.stack([_cross_validated(x, truth.astype(np.int64), 2, seed)[:, 1] for truth in given.T], axis=1)
+    features, given = featurize(), targets[:, used]
+    likely = np.stack([_cross_validated(features, truth.astype(np.int64), 2, seed)[:, 1] for truth in given.T], axis=1)
     ranked = find_label_issues(
         [np.flatnonzero(row).tolist() for row in given], likely, return_indices_ranked_by="self_confidence", n_jobs=1
     )
@@ -115,12 +115,16 @@ def find_set_errors(texts: Sequence[str], targets: np.ndarray, *, seed: int) -> 
 
 def _cross_validated(x: Any, y: np.ndarray, n_classes: int, seed: int) -> np.ndarray:
     """Return probabilities of each text from a model that was not trained on it, shape (n, classes)."""
-    from sklearn.linear_model import SGDClassifier
+    from scipy.sparse import issparse
+    from sklearn.linear_model import LogisticRegression, SGDClassifier
 
+    if issparse(x):
+        model = SGDClassifier(loss="log_loss", alpha=ALPHA, max_iter=20, tol=1e-3, random_state=seed)
+    else:
+        model = LogisticRegression(C=EMBEDDING_C, max_iter=1000)
     probabilities = np.zeros((len(y), n_classes))
     fold = stratified_folds(y, seed, FOLDS)
     for f in range(FOLDS):
         inside, outside = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
-        model = SGDClassifier(loss="log_loss", alpha=ALPHA, max_iter=20, tol=1e-3, random_state=seed)
         probabilities[outside] = model.fit(x[inside], y[inside]).predict_proba(x[outside])
     return probabilities

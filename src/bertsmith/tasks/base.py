@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -327,7 +327,9 @@ class Task(ABC):
         """Return the output of a text that is explained by default, from scores of shape (1, outputs)."""
         return int(scores[0].argmax())
 
-    def label_errors(self, texts: Sequence[str], targets: np.ndarray, labels: Labels, *, seed: int) -> pd.DataFrame:
+    def label_errors(
+        self, featurize: Callable[[], Any], targets: np.ndarray, labels: Labels, *, seed: int
+    ) -> pd.DataFrame:
         """Return labels that are probably wrong; see `bertsmith.evaluation.label_errors`.
 
         ``given`` and ``suggested`` are as in files of corrections.

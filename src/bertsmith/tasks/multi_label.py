@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -258,11 +258,13 @@ class MultiLabel(Task):
         found = _lists(self.predicted(scores), labels, "predicted", self.predicted_column)
         return {**found, "confidence": self.confidence(scores).tolist()}
 
-    def label_errors(self, texts: Sequence[str], targets: np.ndarray, labels: Labels, *, seed: int) -> pd.DataFrame:
+    def label_errors(
+        self, featurize: Callable[[], Any], targets: np.ndarray, labels: Labels, *, seed: int
+    ) -> pd.DataFrame:
         """Find wrong label sets by confident learning for each label."""
         from bertsmith.evaluation.label_errors import find_set_errors
 
-        found = find_set_errors(texts, targets, seed=seed)
+        found = find_set_errors(featurize, targets, seed=seed)
         written = [
             [join_labels(row, labels) for row in rows] for rows in (targets[found["position"]], found["suggested"])
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -200,11 +200,13 @@ class SingleLabel(Task):
         """Return the predicted class of a text."""
         return int(self.predicted(scores)[0])
 
-    def label_errors(self, texts: Sequence[str], targets: np.ndarray, labels: Labels, *, seed: int) -> pd.DataFrame:
+    def label_errors(
+        self, featurize: Callable[[], Any], targets: np.ndarray, labels: Labels, *, seed: int
+    ) -> pd.DataFrame:
         """Find wrong classes by confident learning."""
         from bertsmith.evaluation.label_errors import find_label_errors
 
-        found = find_label_errors(texts, targets, len(labels), seed=seed)
+        found = find_label_errors(featurize, targets, len(labels), seed=seed)
         names = np.array(labels.texts, dtype=object)
         return found.assign(given=names[targets[found["position"]]], suggested=names[found["suggested"]])
 

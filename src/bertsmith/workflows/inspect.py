@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bertsmith.config import Config, DataConfig
+from bertsmith.config import DEFAULT_MODEL, Config, DataConfig
 from bertsmith.data.clean import clean
 from bertsmith.data.corrections import COLUMNS
 from bertsmith.data.inspect import inspect
@@ -14,12 +14,17 @@ from bertsmith.data.template import flat_texts, texts_of
 from bertsmith.errors import ConfigError, listing
 from bertsmith.model import checkpoint
 from bertsmith.tasks.registry import get_task
-from bertsmith.workflows.languages import with_checkpoint
+from bertsmith.workflows.languages import AUTO, with_checkpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pandas as pd
 
     from bertsmith.data.findings import Findings
+
+MAX_EMBEDDED_TEXTS = 10_000
+"""Number of texts up to which label errors are searched with embeddings, which take about 10 ms each on a CPU core."""
 
 
 def as_table(source: Any, config: Config) -> Table:
@@ -63,10 +68,45 @@ def inspect_table(table: Table, config: Config) -> Findings:
     )
 
 
-def suspected_label_errors(table: Table, config: Config) -> pd.DataFrame:
-    """Return the rows whose labels are probably wrong; see `bertsmith.label_errors`."""
+def suspected_label_errors(
+    table: Table, config: Config, observe: Callable[[str | None], None] = lambda model: None
+) -> pd.DataFrame:
+    """Return the rows whose labels are probably wrong; see `bertsmith.label_errors`.
+
+    Args:
+        table: the table as read.
+        config: the settings.
+        observe: called with the checkpoint whose embeddings are used, or ``None`` for a bag of words.
+    """
+    from bertsmith.evaluation.baseline import tfidf_features
+    from bertsmith.workflows.label_model import embed_texts, load_encoder
+
     usable = clean(table).table
-    found = get_task(table.task).label_errors(flat_texts(usable.frame), usable.targets, table.labels, seed=config.seed)
+
+    def featurize() -> Any:
+        model = _embedding_model(usable, config)
+        observe(model)
+        if model is None:
+            return tfidf_features().fit_transform(flat_texts(usable.frame))
+        return embed_texts(load_encoder(model, config), texts_of(usable.frame))
+
+    found = get_task(table.task).label_errors(featurize, usable.targets, table.labels, seed=config.seed)
     rows = usable.frame.iloc[found["position"].to_numpy()].reset_index(drop=True)
     rows = rows.assign(corrected="", **found.drop(columns="position"))
     return rows[[name for name in COLUMNS if name in rows.columns]]
+
+
+def _embedding_model(table: Table, config: Config) -> str | None:
+    """Return a local checkpoint that is made for embeddings and fits the texts, or ``None``."""
+    from bertsmith.workflows.label_model import embedding_model
+
+    if len(table) > MAX_EMBEDDED_TEXTS or table.columns.template.pair_column:
+        return None
+    name = embedding_model(with_checkpoint(config, table))
+    if (
+        name != config.model
+        and with_checkpoint(config.model_copy(update={"model": AUTO}), table).model != DEFAULT_MODEL
+    ):
+        return None  # MiniLM reads English
+    file = checkpoint.find_local_tokenizer(name)
+    return name if file and checkpoint.Checkpoint(name, file.parent).has_mean_pooling else None
