@@ -27,7 +27,7 @@ from bertsmith.config import Config, DataConfig
 from bertsmith.data.stream import open_stream
 from bertsmith.errors import ConfigError
 from bertsmith.inference.chunks import Chunks
-from bertsmith.inference.spreadsheet import write_csv
+from bertsmith.inference.spreadsheet import guarded_cell, write_csv
 from bertsmith.testing import tiny_table
 from tests.conftest import train
 
@@ -269,6 +269,36 @@ def test_cells_that_would_be_formulas_are_guarded_in_csv_unless_told_otherwise(c
     assert frame.iloc[:, 0].tolist() == frame["'=HYPERLINK()"].tolist() == expected
     assert frame["n"].tolist() == [str(n) for n in range(-4, 4)]
     assert pd.read_csv(plain, dtype=str).iloc[:, 0].tolist() == texts
+
+
+@pytest.mark.parametrize(
+    "number",
+    ["-3,20", "+4,5", "-,5", "-3,", "-1,5e-3", "-1.234,50", "-1,234.50", "+1 234 567,5", "-1'234.5", "-1\u202f234"],
+)
+def test_numbers_with_decimal_commas_and_thousands_are_not_guarded(number):
+    assert guarded_cell(number) == number
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        "-3,2+1",
+        "-3,20\n",
+        "+1,2,3",
+        "-1.23.456",
+        "-1 234 5",
+        "-A1",
+        "=-3,20",
+        "+49 30",
+        "-",
+        "-,",
+        "-1,234!A1",
+        "-٣",
+        "-5%",
+    ],
+)
+def test_everything_else_that_begins_like_a_formula_is_guarded(formula):
+    assert guarded_cell(formula) == f"'{formula}"
 
 
 AWKWARD = ["=1+1", "#N/A", " two  spaces ", "a\r\nb\x07", "_x0041_", "naïve; café, 😀", "007", "-3.5"]

@@ -3,6 +3,7 @@ import io
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -129,7 +130,7 @@ def test_a_data_frame_keeps_its_columns_and_its_index(classifier):
 @pytest.mark.parametrize(
     ("frame", "column", "error"),
     [
-        (pd.DataFrame({"Text": ["a"], "text": ["b"]}), None, DataError),
+        (pd.DataFrame({"TEXT": ["a"], "text": ["b"]}), None, DataError),
         (pd.DataFrame({"a": ["a"], "b": ["b"]}), None, DataError),
         (pd.DataFrame({"a": ["a"]}), "c", DataError),
         (pd.DataFrame({"text": [["a"]]}), None, DataError),
@@ -285,6 +286,68 @@ def test_predict_in_python_does_what_the_command_does(finished, cli, tmp_path):
         bs.predict(finished, tmp_path / "t.csv", output=tmp_path / "t.csv", overwrite=True)
     with pytest.raises(ConfigError, match="confidnce"):
         bs.predict(finished, frame, confidnce=1)
+
+
+def test_predictions_in_memory_keep_the_index_and_the_types(finished, classifier):
+    frame = pd.DataFrame(
+        {
+            "Text": pd.Series(["my cat", "a dog", "red and blue", None], dtype="string"),
+            "kind": pd.Categorical(["a", "b", "a", None]),
+            "n": pd.array([1, None, 3, 4], dtype="Int8"),
+            "day": pd.to_datetime(["2026-01-01"] * 4, utc=True),
+            5: [1, 2, 3, 4],
+        },
+    ).set_axis(["w", "x", "x", "z"])
+    found = bs.predict(finished, frame, device="cpu").frame
+    pd.testing.assert_frame_equal(found[["Text", "kind", "n", "day", "5"]], frame.rename(columns=str))
+    assert found["predicted_text"].tolist()[:3] == ["animals", "animals", "colours"]
+    lists = frame.astype({"Text": object}).assign(Text=["my cat", ["a"], "red and blue", "apple"])
+    kept = bs.predict(finished, lists, device="cpu", on_error="skip").frame
+    assert kept.index.tolist() == ["w", "x", "z"]
+    assert kept["n"].tolist() == [1, 3, 4]
+    assert kept["predicted_text"].tolist() == ["animals", "colours", "fruits"]
+    series = frame["Text"].iloc[:3]
+    assert classifier.predict_frame(series).index.tolist() == ["w", "x", "x"]
+    assert classifier.predict_frame(series.tolist()).index.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("min_confidence", [1.5, -1, "a", True, float("nan")]),
+        ("target_accuracy", [7, -0.1, "a"]),
+        ("coverage", [7, 0, 1, "a"]),
+        ("csv_dialect", ["tabs", None]),
+        ("on_error", ["ignore"]),
+    ],
+)
+def test_values_out_of_range_are_refused_in_python_too(name, values, finished, cli, tmp_path):
+    frame = pd.DataFrame({"Text": ["a cat"]})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    for value in values:
+        with pytest.raises(ConfigError) as error:
+            bs.predict(finished, frame, device="cpu", **{name: value})
+        assert error.value.what.startswith(f"{name} ")
+        assert (
+            cli("predict", finished, tmp_path / "t.csv", f"--{name.replace('_', '-')}", value)[0] == 2 or value is True
+        )
+
+
+def test_the_text_column_of_the_training_is_read_again(finished, cli, tmp_path):
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    info = json.loads((run / "run.json").read_text())
+    template = {**info["template"], "text_column": ["Bewertung"]}
+    (run / "run.json").write_text(json.dumps({**info, "template": template}))
+    labels = bs.Run(run).labels.numbers[:2]
+    frame = pd.DataFrame({"id": [1, 2], "Bewertung": ["my cat", "red and blue"], "Label": labels})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    assert cli("predict", run, tmp_path / "t.csv", "-o", tmp_path / "out.csv", "--device", "cpu")[0] == 0
+    expected = ["animals", "colours"]
+    assert pd.read_csv(tmp_path / "out.csv")["predicted_text"].tolist() == expected
+    loaded = bs.load(run, device="cpu", runtime="torch")
+    assert loaded.predict_frame(frame)["predicted_text"].tolist() == expected
+    assert loaded.predict_frame(frame.rename(columns={"Bewertung": "Text"}))["predicted_text"].tolist() == expected
+    assert cli("evaluate", run, tmp_path / "t.csv", "--device", "cpu")[0] == 0
 
 
 @pytest.mark.parametrize("long", ["truncate", "window"])

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -120,6 +121,18 @@ def test_items_that_do_not_fit_are_refused(template, items):
     assert caught.value.remedy
 
 
+@pytest.mark.parametrize("items", [np.array("good"), np.array([["good"]]), pd.DataFrame({"text": ["good"]})])
+def test_arrays_need_one_dimension(items):
+    with pytest.raises(DataError) as caught:
+        PLAIN.read(items)
+    assert caught.value.remedy
+
+
+def test_arrays_of_arrow_are_lists_of_texts():
+    for array in (pa.array(["a", "b"]), pa.chunked_array([["a"], ["b"]]), np.array(["a", "b"])):
+        assert PLAIN.read(array) == ["a", "b"]
+
+
 def test_missing_columns_are_named():
     with pytest.raises(DataError, match="'body', 'price'"):
         JOINED.read({"title": "a"})
@@ -142,6 +155,37 @@ def test_settings_map_columns_to_other_names():
     config = DataConfig(text_column=["headline", "article"], with_columns="cost")
     assert find_text_columns(names, "t", config, JOINED) == ("Head Line", "article", "cost")
     assert find_text_columns(["BODY", "title", "price"], "t", DataConfig(), JOINED) == ("title", "BODY", "price")
+
+
+@pytest.mark.parametrize(
+    ("names", "settings", "expected"),
+    [
+        (["id", "Bewertung"], {}, "Bewertung"),
+        (["Text", "Bewertung"], {}, "Bewertung"),
+        (["Text", "bewertung "], {}, "bewertung "),
+        (["Bewertung", "bewertung"], {}, "Bewertung"),
+        (["Bewertung", "Text"], {"text_column": "Text"}, "Text"),
+        (["id", "Review"], {}, "Review"),
+        (["anything"], {}, "anything"),
+    ],
+)
+def test_a_single_text_column_is_found_by_the_name_of_the_training(names, settings, expected):
+    assert find_text_columns(names, "t", DataConfig(**settings), Template(("Bewertung",))) == (expected,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({}, "Bewertung"), ({"label_column": "Bewertung"}, "Text"), ({"text_column": "Text"}, "Text")],
+)
+def test_labelled_tables_have_the_text_column_of_the_training_too(settings, expected):
+    frame = pd.DataFrame({"Text": ["a", "b", "c", "d"], "Bewertung": ["e", "f"] * 2, "Label": [0, 1] * 2})
+    read = read_table(frame, DataConfig(**settings), template=Template(("Bewertung",)))
+    assert read.frame["text"].tolist() == frame[expected].tolist()
+
+
+def test_a_column_with_neither_a_usual_name_nor_the_one_of_the_training_is_refused():
+    with pytest.raises(DataError):
+        find_text_columns(["id", "Kommentar"], "t", DataConfig(), Template(("Bewertung",)))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from bertsmith.compute.machine import use_cores
 from bertsmith.config import CsvDialect, Long, OnError
-from bertsmith.errors import needing, to_path
+from bertsmith.errors import naming_parameters, needing, to_path
 from bertsmith.folders.run import Run
 from bertsmith.load_config import resolve
 
@@ -95,7 +95,7 @@ def predict(
             fp32 export, else torch.
         on_error: ``"fail"`` refuses a table with unreadable rows, and ``"skip"`` skips these rows.
         ray: the address of a Ray cluster, or ``"local"``; ``source`` and ``output`` are folders of Parquet files.
-        resume: continue predictions that were interrupted.
+        resume: continue predictions that were interrupted, or begin if none are saved and ``output`` does not exist.
         overwrite: replace the output.
         csv_dialect: delimiter, decimal separator and byte order mark of CSV output.
         formula_guard: escape CSV cells that a spreadsheet would run as formulas.
@@ -104,7 +104,8 @@ def predict(
         **settings: fields of `DataConfig` and `ModelConfig` for reading the source, ``long``, and the device.
 
     Returns:
-        The number of rows, the label counts, and the predictions if they are in memory.
+        The number of rows, the label counts, and the predictions if they are in memory. A data frame of pandas keeps
+        its index and types.
 
     Raises:
         UserError: for everything that the user can fix.
@@ -112,24 +113,26 @@ def predict(
     """
     from bertsmith.progress.display import shown
     from bertsmith.progress.prediction import PredictionProgress
-    from bertsmith.workflows.predict import PredictOptions, predict_in_memory, run_prediction, run_prediction_on_ray
+    from bertsmith.workflows.predict import predict_in_memory, run_prediction, run_prediction_on_ray
+    from bertsmith.workflows.predict_options import PredictOptions
 
     config = resolve(settings, api=True)
     use_cores(config.threads)
     folder = run.path if isinstance(run, Run) else to_path(run, "run")
     file = None if output is None else to_path(output, "output")
-    options = PredictOptions(
-        probabilities=probabilities,
-        min_confidence=min_confidence,
-        target_accuracy=target_accuracy,
-        coverage=coverage,
-        decide=decide,
-        ensemble=ensemble,
-        runtime=runtime,
-        on_error=on_error,
-        csv_dialect=csv_dialect,
-        formula_guard=formula_guard,
-    )
+    with naming_parameters():
+        options = PredictOptions(
+            probabilities=probabilities,
+            min_confidence=min_confidence,
+            target_accuracy=target_accuracy,
+            coverage=coverage,
+            decide=decide,
+            ensemble=ensemble,
+            runtime=runtime,
+            on_error=on_error,
+            csv_dialect=csv_dialect,
+            formula_guard=formula_guard,
+        )
     if ray is not None:
         return run_prediction_on_ray(
             folder, source, config, options, output=file, resume=resume, overwrite=overwrite, address=ray

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _FORMULA = re.compile(r"[=+\-@\t\r]")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NUMBER = re.compile(
+    r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?"
+    r"|[+-]?\d{1,3}([.,' \u00a0\u202f\u2019])\d{3}(\3\d{3})*((?!\3)[.,]\d*)?",
+    re.ASCII,
+)
+"""Numbers with a decimal point or comma, also with separators of thousands, and nothing else."""
 ROWS, COLUMNS, CHARACTERS, DIGITS = 1_048_576, 16_384, 32_767, 15
 """Limits of Excel: rows per sheet with the header, columns per sheet, characters per cell, digits per number."""
 _FIRST_DAY = date(1900, 3, 1)

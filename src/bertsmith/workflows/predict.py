@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertsmith import __version__
-from bertsmith.config import Config, CsvDialect, OnError
-from bertsmith.data.stream import Stream, check_lines, open_stream
+from bertsmith.config import Config
+from bertsmith.data.stream import Stream, check_lines, file_of, open_stream
 from bertsmith.data.table import ORDINAL, SINGLE_LABEL, Cells
 from bertsmith.data.template import SETTINGS, Template
 from bertsmith.errors import ConfigError, RowError, UserError, rendered_by
@@ -21,9 +21,10 @@ from bertsmith.folders.atomic import checksum
 from bertsmith.folders.claim import claim
 from bertsmith.folders.files import OutputFolder
 from bertsmith.folders.run import open_run
-from bertsmith.inference.chunks import PredictionFile, write_stream
+from bertsmith.inference.chunks import PredictionFile, nothing_written, write_stream
 from bertsmith.inference.exported import is_export
-from bertsmith.inference.table_writers import DIALECTS, CsvStyle, output_format
+from bertsmith.inference.table_writers import output_format
+from bertsmith.workflows.predict_options import PredictOptions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,33 +32,6 @@ if TYPE_CHECKING:
     from bertsmith.inference.abstain import Abstention, HeldOutPredictions
     from bertsmith.inference.predictor import Predictor
     from bertsmith.measuring.expected_accuracy import ExpectedAccuracy
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictOptions:
-    """How texts are labelled and written; see `bertsmith.predict`."""
-
-    probabilities: bool = False
-    min_confidence: float | None = None
-    target_accuracy: float | None = None
-    coverage: float | None = None
-    decide: bool = True
-    ensemble: bool = False
-    runtime: str = "auto"
-    on_error: OnError = "fail"
-    csv_dialect: CsvDialect = "plain"
-    formula_guard: bool = True
-
-    @property
-    def thresholds(self) -> dict[str, Any]:
-        """The arguments of `bertsmith.inference.abstain.fit_abstention`."""
-        names = ("min_confidence", "target_accuracy", "coverage", "probabilities")
-        return {name: getattr(self, name) for name in names}
-
-    @property
-    def csv_style(self) -> CsvStyle:
-        """How CSV is written."""
-        return replace(DIALECTS[self.csv_dialect], guarded=self.formula_guard)
 
 
 @dataclass(frozen=True)
@@ -115,7 +89,7 @@ def run_prediction(
         options: how texts are labelled and written.
         output: the file to write.
         write: receives the cells of each chunk if no file is written.
-        resume: continue unfinished predictions.
+        resume: continue unfinished predictions; without any, begin, unless the file exists or the source is not one.
         overwrite: replace the file.
         inputs: other files that the command reads, which are never replaced.
         observe: called with each event.
@@ -134,10 +108,14 @@ def run_prediction(
         )
     if options.csv_dialect != "plain" and output is not None and output_format(output) != "csv":
         raise ConfigError("--csv-dialect applies only to CSV", remedy="Leave out --csv-dialect, or write a .csv file.")
+    begins = resume and not overwrite and output is not None and nothing_written(output) and file_of(source) is not None
+    resume = resume and not begins
     claimed: AbstractContextManager[None] = nullcontext()
     if output is not None:
         claimed = claim(PredictionFile(output, (source, config.db, *inputs)), resume=resume, overwrite=overwrite)
     with claimed, opened(source, config, template, options, observe) as stream:
+        if begins:
+            observe(RowsResumed(0))
         classifier, abstain, held_out = open_model(run, config, options, observe)
         label = partial(
             predict_chunks,
@@ -235,7 +213,10 @@ def predict_in_memory(
     resume: bool = False,
     observe: PredictionListener = lambda event: None,
 ) -> Predictions:
-    """Label texts, and return the predictions as a data frame; see `bertsmith.predict`."""
+    """Label texts, and return the predictions as a data frame; see `bertsmith.predict`.
+
+    The index and the types of a data frame of pandas stay.
+    """
     import pandas as pd
 
     columns: dict[str, list[Any]] = {}
@@ -248,6 +229,12 @@ def predict_in_memory(
     frame = pd.DataFrame(columns)
     if (predictions.empty or predictions.abstained) and "predicted_text" in frame.columns:
         frame = frame.astype({"predicted": "Int64"})  # integers with missing values
+    if isinstance(source, pd.DataFrame):
+        skipped = {int(where.removeprefix("row ").replace(",", "")) - 1 for where, _ in predictions.skipped}
+        given = source.iloc[[i for i in range(len(source)) if i not in skipped]]
+        frame = frame.set_axis(given.index)
+        for i in range(given.shape[1]):
+            frame.isetitem(i, given.iloc[:, i].array)  # with its type
     return replace(predictions, frame=frame)
 
 
