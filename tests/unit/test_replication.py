@@ -12,7 +12,7 @@ import pytest
 from bertsmith.folders.run import Run
 from bertsmith.report.methods import REFERENCES, write_methods
 from bertsmith.testing import tiny_table
-from bertsmith.workflows.verify import verify_run
+from bertsmith.workflows.verify import _check_metrics, verify_run
 
 
 @pytest.fixture
@@ -69,26 +69,92 @@ def test_an_unchanged_run_is_identical(finished, cli):
     assert len(json.loads(out)["checks"]) == 3
 
 
-def test_a_changed_model_and_a_changed_score_are_found(copy, cli):
-    metrics = json.loads((copy / "metrics.json").read_text())
-    metrics["splits"]["test"]["metrics"]["accuracy"]["value"] -= 0.1
-    (copy / "metrics.json").write_text(json.dumps(metrics))
+def _edit_metrics(path, change):
+    metrics = json.loads((path / "metrics.json").read_text())
+    change(metrics)
+    (path / "metrics.json").write_text(json.dumps(metrics))
+
+
+def _checks(path):
+    return {check.name: check for check in verify_run(path, device="cpu")}
+
+
+METRICS = "metrics of the saved predictions"
+
+
+def test_a_changed_model_is_found(copy):
     file = copy / "model" / "config.json"
     file.write_text(file.read_text() + " ")
-    run = json.loads((copy / "run.json").read_text())
-    checks = {check.name: check.identical for check in _checks_without_scoring(copy)}
-    assert run["model_files"]
-    assert checks == {"model files": False, "metrics of the saved predictions": False}
+    checks = {name: check.identical for name, check in _checks(copy).items()}
+    assert checks == {"model files": False, METRICS: True, "predictions": None}
 
 
-def _checks_without_scoring(path):
-    from bertsmith.workflows import verify
+@pytest.mark.parametrize("split", ["validation", "test"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "metrics.accuracy.value",
+        "metrics.log_loss.value",
+        "metrics.mcc.interval.1",
+        "per_class.1.f1",
+        "confusion.0.2",
+        "calibration.expected_calibration_error",
+        "calibration.by_chance",
+        "calibration.brier_score",
+        "calibration.bins.0.confidence",
+        "texts",
+    ],
+)
+def test_every_changed_metric_is_found_and_named(copy, split, key):
+    def change(metrics):
+        *path, last = (int(part) if part.isdigit() else part for part in key.split("."))
+        place = metrics["splits"][split]
+        for part in path:
+            place = place[part]
+        place[last] += 0.01
 
-    run = Run(path)
-    metrics = run.metrics
-    metrics["splits"]["test"]["by"] = "cross-validation"
-    (path / "metrics.json").write_text(json.dumps(metrics))
-    return [verify._check_seals(run), *verify._check_scores(run, "cpu")]
+    _edit_metrics(copy, change)
+    check = _check_metrics(Run(copy))
+    assert not check.identical
+    assert f"{split}: {key.removeprefix('metrics.').removesuffix('.value')} " in check.detail
+    assert len(check.detail.split("; ")) == 1
+
+
+def test_changed_thresholds_are_found(copy):
+    _edit_metrics(copy, lambda m: m["abstention"]["thresholds"][0].update(accuracy=0.123))
+    assert not _check_metrics(Run(copy)).identical
+
+
+@pytest.mark.parametrize(("change", "identical"), [("interval", True), ("added", True), ("value", False)])
+def test_runs_of_other_versions_are_compared_without_what_versions_compute_differently(copy, change, identical):
+    info = json.loads((copy / "run.json").read_text())
+    info["versions"]["bertsmith"] = "0.1.0"
+    (copy / "run.json").write_text(json.dumps(info))
+
+    def edit(metrics):
+        test = metrics["splits"]["test"]
+        if change == "interval":
+            test["metrics"]["mcc"]["interval"] = [0.0, 0.1]
+            test["calibration"]["bins"].pop()
+        elif change == "added":
+            del test["metrics"]["mcc"], test["per_class"][0]["f1"], metrics["abstention"]
+        else:
+            test["metrics"]["mcc"]["value"] += 0.1
+
+    _edit_metrics(copy, edit)
+    check = _check_metrics(Run(copy))
+    assert check.identical is identical
+    assert "interval" in check.detail
+
+
+def test_predictions_by_the_models_of_folds_are_named_as_not_checked(copy, cli):
+    _edit_metrics(copy, lambda m: m["splits"]["test"].update(by="cross-validation", folds=3))
+    checks = _checks(copy)
+    assert checks["predictions"].identical is None
+    assert checks[METRICS].identical
+    code, out, _ = cli("verify", copy, "--device", "cpu")
+    assert code == 0
+    assert len(out.splitlines()) == 4
 
 
 def test_training_again_gives_the_same_weights(copy, tmp_path):
