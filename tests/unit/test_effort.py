@@ -1,10 +1,12 @@
 """``effort="quick"`` fits the head alone."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 import bertsmith as bs
-from bertsmith.errors import ConfigError
+from bertsmith.errors import ConfigError, RunFolderError
 from bertsmith.evaluation.baseline import fit_regression
 from bertsmith.events import Evaluated, Finished, Started, TrainingEstimated
 from bertsmith.inference.classifier import Classifier
@@ -66,6 +68,21 @@ def test_few_texts_are_cross_validated(pooled, tmp_path, run):
     assert few.metrics["splits"]["test"]["folds"] == 2
     body = {name: weight for name, weight in weights_of(run).items() if "classifier" not in name}
     assert all(weights_of(few)[name].equal(weight) for name, weight in body.items() if "embeddings" not in name)
+
+
+def test_a_disk_with_room_for_the_model_alone_is_enough(pooled, tmp_path, monkeypatch, run):
+    def leave(copies):
+        free = int(4 * copies * run.info["model"]["parameters"])
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12, free))
+
+    leave(2.1)
+    settings = {"table": tiny_table(60), "cv": 0, "test_size": 0.2}
+    assert _quick(pooled, tmp_path / "run", **settings).info["status"] == "finished"
+    with pytest.raises(RunFolderError):
+        _train(pooled, tmp_path / "trained", **settings)
+    leave(0.9)
+    with pytest.raises(RunFolderError):
+        _quick(pooled, tmp_path / "full", **settings)
 
 
 def test_columns_are_not_compared(pooled, tmp_path):
