@@ -93,9 +93,9 @@ def test_columns_are_not_compared(pooled, tmp_path):
 
 
 @pytest.mark.parametrize("setting", [{"epochs": 2}, {"seeds": 2}, {"set": {"max_steps": 3}}])
-def test_settings_of_training_are_refused(pooled, tmp_path, setting):
+def test_settings_of_training_are_refused_before_table_and_model_are_read(tmp_path, setting):
     with pytest.raises(ConfigError):
-        _quick(pooled, tmp_path / "run", **setting)
+        _quick(tmp_path / "no model", tmp_path / "run", table=tmp_path / "absent.csv", **setting)
     assert not (tmp_path / "run").exists()
 
 
