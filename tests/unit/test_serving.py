@@ -401,6 +401,10 @@ def test_invalid_json_is_reported_with_its_position(ask):
     assert (status, answer["error_type"]) == (400, "Validation")
     assert "character 1: " in answer["error"]
     assert ask("/", b'{"inputs": "\xff"}')[0] == 400
+    for deep in (b"[" * 5000 + b"]" * 5000, b"[" * 5000):
+        status, answer, _ = ask("/", deep)
+        assert status == 400
+        assert "UTF-8" not in answer["error"]
     status, answer, _ = ask("/", b'"cat"')
     assert status == 422
     assert '{"inputs": "a text"}' in answer["error"]
