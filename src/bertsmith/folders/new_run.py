@@ -121,13 +121,13 @@ def check_same(run: Run, *, config: Mapping[str, Any], fingerprint: str, model: 
     """
     info = run.info
     changed = _changed_settings(run, config)
-    # Different settings can change the splits, so only the settings are reported.
-    if not changed and info.get("data", {}).get("fingerprint") != fingerprint:
-        changed.append("the texts, labels or splits of the table")
-    old_model = info.get("model", {})
-    if old_model.get("files") != model["files"]:
-        changed.append("the model's configuration or tokenizer")
-    changed += differences({**old_model, "files": None}, {**model, "files": None})
+    if not changed:  # different settings can change splits and model, so only the settings are reported
+        if info.get("data", {}).get("fingerprint") != fingerprint:
+            changed.append("the texts, labels or splits of the table")
+        old_model = info.get("model", {})
+        if old_model.get("files") != model["files"]:
+            changed.append("the model's configuration or tokenizer")
+        changed += differences({**old_model, "files": None}, {**model, "files": None})
     refuse_changes("run", run.path, changed)
 
 
