@@ -1,10 +1,12 @@
 """``effort="quick"`` fits the head alone."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 import bertsmith as bs
-from bertsmith.errors import ConfigError
+from bertsmith.errors import ConfigError, RunFolderError
 from bertsmith.evaluation.baseline import fit_regression
 from bertsmith.events import Evaluated, Finished, Started, TrainingEstimated
 from bertsmith.inference.classifier import Classifier
@@ -68,6 +70,21 @@ def test_few_texts_are_cross_validated(pooled, tmp_path, run):
     assert all(weights_of(few)[name].equal(weight) for name, weight in body.items() if "embeddings" not in name)
 
 
+def test_a_disk_with_room_for_the_model_alone_is_enough(pooled, tmp_path, monkeypatch, run):
+    def leave(copies):
+        free = int(4 * copies * run.info["model"]["parameters"])
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12, free))
+
+    leave(2.1)
+    settings = {"table": tiny_table(60), "cv": 0, "test_size": 0.2}
+    assert _quick(pooled, tmp_path / "run", **settings).info["status"] == "finished"
+    with pytest.raises(RunFolderError):
+        _train(pooled, tmp_path / "trained", **settings)
+    leave(0.9)
+    with pytest.raises(RunFolderError):
+        _quick(pooled, tmp_path / "full", **settings)
+
+
 def test_columns_are_not_compared(pooled, tmp_path):
     table = tiny_table(60)
     table["Title"] = table["Text"].str.slice(0, 9)
@@ -76,9 +93,9 @@ def test_columns_are_not_compared(pooled, tmp_path):
 
 
 @pytest.mark.parametrize("setting", [{"epochs": 2}, {"seeds": 2}, {"set": {"max_steps": 3}}])
-def test_settings_of_training_are_refused(pooled, tmp_path, setting):
+def test_settings_of_training_are_refused_before_table_and_model_are_read(tmp_path, setting):
     with pytest.raises(ConfigError):
-        _quick(pooled, tmp_path / "run", **setting)
+        _quick(tmp_path / "no model", tmp_path / "run", table=tmp_path / "absent.csv", **setting)
     assert not (tmp_path / "run").exists()
 
 

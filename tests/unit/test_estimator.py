@@ -53,7 +53,10 @@ def test_predictions_have_the_labels_and_shapes_of_scikit_learn(fitted):
     assert fitted.score(TEXTS, LABELS) > 0.9
 
 
-@pytest.mark.parametrize("kind", [np.array, pd.Series, lambda texts: pd.DataFrame({"Text": texts}), tuple, _arrow])
+@pytest.mark.parametrize(
+    "kind",
+    [np.array, pd.Series, lambda texts: pd.DataFrame({"Text": texts}), tuple, _arrow, iter, lambda x: (t for t in x)],
+)
 def test_every_container_of_texts_gives_the_same_predictions(fitted, kind):
     assert fitted.predict_proba(kind(TEXTS[:5])) == pytest.approx(fitted.predict_proba(TEXTS[:5]), abs=1e-6)
 
@@ -82,6 +85,11 @@ def test_scikit_learn_tools_take_it(estimator):
     assert calibrated.predict_proba(TEXTS[:2]).sum(axis=1) == pytest.approx(1)
 
 
+def test_whole_numbers_as_floats_and_iterators_are_accepted(estimator):
+    fitted = clone(estimator).set_params(epochs=1).fit(iter(TEXTS), iter(TABLE["Label"].astype(float)))
+    assert fitted.classes_.tolist() == [0, 1, 2]
+
+
 def test_enough_texts_validate_and_groups_stay_together(estimator):
     table = tiny_table(320, classes=2)
     groups = np.arange(320) // 4
@@ -99,6 +107,13 @@ def test_enough_texts_validate_and_groups_stay_together(estimator):
         (["a", "b"], [0, 0], "one class"),
         (np.zeros((3, 2)), [0, 1, 0], "shape (3, 2)"),
         (["a", "b"], [[0, 1], [1, 0]], "shape of y"),
+        ([], [], "X is empty"),
+        (pd.DataFrame({"Text": []}), [], "X is empty"),
+        (None, None, "X is missing"),
+        (["a", "b"], None, "y is missing"),
+        (["a", "b"], np.array([0.0, 0.5]), "item 1"),
+        (["a", "b"], pd.Series([1.5, 2.0], dtype="Float64"), "item 0"),
+        (["a", "b"], [0.0, float("inf")], "item 1"),
     ],
 )
 def test_input_that_cannot_be_used_is_an_error(estimator, texts, labels, expected):

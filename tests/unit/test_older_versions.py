@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import bertsmith as bs
+from bertsmith.workflows.verify import verify_run
 
 pytestmark = pytest.mark.slow
 WRITTEN = Path(__file__).parents[1] / "data" / "written-by-0.1.tar.xz"
@@ -42,6 +43,11 @@ def test_evaluations_of_older_runs_are_unchanged(older):
     test = bs.Run(Path("run")).predictions
     table = test[["text", "label", "label_text"]].set_axis(["Text", "Label", "Label Text"], axis=1)
     assert bs.evaluate("run", table)["metrics"]["macro_f1"]["value"] == pytest.approx(before)
+
+
+def test_an_older_run_is_verified(older):
+    checks = verify_run(Path("run"), device="cpu")
+    assert [check for check in checks if not check.identical] == []
 
 
 def test_an_interrupted_run_is_resumed(older, monkeypatch):

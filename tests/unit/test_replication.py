@@ -12,7 +12,7 @@ import pytest
 from bertsmith.folders.run import Run
 from bertsmith.report.methods import REFERENCES, write_methods
 from bertsmith.testing import tiny_table
-from bertsmith.workflows.verify import verify_run
+from bertsmith.workflows.verify import _check_metrics, verify_run
 
 
 @pytest.fixture
@@ -26,16 +26,76 @@ def _measurement():
 
 
 def test_every_number_of_the_methods_is_in_a_file_of_the_run(finished):
-    methods = write_methods(Run(finished))
+    assert "recipe.epochs" in _check_numbers(finished)[0]
+
+
+def _check_numbers(path):
+    """Check that every number of the methods comes from a file; return keys of the numbers, and citations."""
+    methods = write_methods(Run(path))
     prose = re.sub(r"\[@\w+\]|95 %|F1|SHA-256", "", " ".join(methods.sentences))
     for value in sorted({value for value, _ in methods.sources}, key=len, reverse=True):
         prose = prose.replace(value, "")
     assert not re.search(r"\d", prose), prose
     for _, place in methods.sources:
         file, key = place.split(": ")
-        value = json.loads((finished / file).read_text())
+        value = json.loads((path / file).read_text())
         for part in key.split("."):
             value = value[int(part)] if isinstance(value, list) else value[part]
+    return {place.split(": ")[1] for _, place in methods.sources}, set(methods.citations)
+
+
+def _edit(file, change):
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key", "citation"),
+    [
+        ({"consistency": 0.5}, "recipe.consistency", "wu2021rdrop"),
+        ({"layer_decay": 0.9}, "recipe.layer_decay", "howard2018ulmfit"),
+        ({"contrastive": "first"}, None, "tunstall2022setfit"),
+        ({"imbalance": "effective-number"}, None, "cui2019effective"),
+        ({"imbalance": "focal"}, None, "lin2017focal"),
+        ({"imbalance": "logit-adjustment"}, None, "menon2021logit"),
+        ({"label_smoothing_factor": 0.1}, "config.set.label_smoothing_factor", "szegedy2016inception"),
+    ],
+)
+def test_the_methods_name_what_training_used(copy, recipe, key, citation):
+    assert citation not in _check_numbers(copy)[1]
+    place = (lambda run: run["config"]["set"]) if key and key.startswith("config") else (lambda run: run["recipe"])
+    _edit(copy / "run.json", lambda run: place(run).update(recipe))
+    keys, citations = _check_numbers(copy)
+    assert citation in citations & set(REFERENCES)
+    assert key is None or key in keys
+
+
+@pytest.mark.parametrize("change", ["weights", "balanced-sampling", "soft labels", "decision rule"])
+def test_the_methods_say_what_has_no_citation(copy, change):
+    _edit(copy / "metrics.json", lambda metrics: metrics["decision_rule"].update(used=False))
+    before = write_methods(Run(copy)).sentences
+    if change == "decision rule":
+        _edit(copy / "metrics.json", lambda metrics: metrics["decision_rule"].update(used=True))
+    elif change == "soft labels":
+        _edit(copy / "run.json", lambda run: run.update(soft_labels={"used": True}))
+    else:
+        _edit(copy / "run.json", lambda run: run["recipe"].update(imbalance=change))
+    _check_numbers(copy)
+    assert len(write_methods(Run(copy)).sentences[0]) > len(before[0])
+
+
+def test_the_methods_count_a_single_row_and_name_an_exact_interval(copy):
+    def perfect(metrics):
+        metrics["splits"]["test"]["metrics"]["macro_f1"] = {"value": 1.0, "interval": [0.7, 1.0]}
+
+    _edit(copy / "metrics.json", perfect)
+    _edit(copy / "run.json", lambda run: run["data"].update(left_out={"duplicate": 1, "empty": 2}))
+    sentences = " ".join(write_methods(Run(copy)).sentences)
+    assert "1 row (duplicate) and 2 rows (empty)" in sentences
+    citations = _check_numbers(copy)[1]
+    assert "clopper1934exact" in citations
+    assert "efron1979bootstrap" not in citations
 
 
 def test_the_forms_of_the_methods_cite_the_same_works(finished):
@@ -69,26 +129,86 @@ def test_an_unchanged_run_is_identical(finished, cli):
     assert len(json.loads(out)["checks"]) == 3
 
 
-def test_a_changed_model_and_a_changed_score_are_found(copy, cli):
-    metrics = json.loads((copy / "metrics.json").read_text())
-    metrics["splits"]["test"]["metrics"]["accuracy"]["value"] -= 0.1
-    (copy / "metrics.json").write_text(json.dumps(metrics))
+def _checks(path):
+    return {check.name: check for check in verify_run(path, device="cpu")}
+
+
+METRICS = "metrics of the saved predictions"
+
+
+def test_a_changed_model_is_found(copy):
     file = copy / "model" / "config.json"
     file.write_text(file.read_text() + " ")
-    run = json.loads((copy / "run.json").read_text())
-    checks = {check.name: check.identical for check in _checks_without_scoring(copy)}
-    assert run["model_files"]
-    assert checks == {"model files": False, "metrics of the saved predictions": False}
+    checks = {name: check.identical for name, check in _checks(copy).items()}
+    assert checks == {"model files": False, METRICS: True, "predictions": None}
 
 
-def _checks_without_scoring(path):
-    from bertsmith.workflows import verify
+@pytest.mark.parametrize("split", ["validation", "test"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "metrics.accuracy.value",
+        "metrics.log_loss.value",
+        "metrics.mcc.interval.1",
+        "per_class.1.f1",
+        "confusion.0.2",
+        "calibration.expected_calibration_error",
+        "calibration.by_chance",
+        "calibration.brier_score",
+        "calibration.bins.0.confidence",
+        "texts",
+    ],
+)
+def test_every_changed_metric_is_found_and_named(copy, split, key):
+    def change(metrics):
+        *path, last = (int(part) if part.isdigit() else part for part in key.split("."))
+        place = metrics["splits"][split]
+        for part in path:
+            place = place[part]
+        place[last] += 0.01
 
-    run = Run(path)
-    metrics = run.metrics
-    metrics["splits"]["test"]["by"] = "cross-validation"
-    (path / "metrics.json").write_text(json.dumps(metrics))
-    return [verify._check_seals(run), *verify._check_scores(run, "cpu")]
+    _edit(copy / "metrics.json", change)
+    check = _check_metrics(Run(copy))
+    assert not check.identical
+    assert f"{split}: {key.removeprefix('metrics.').removesuffix('.value')} " in check.detail
+    assert len(check.detail.split("; ")) == 1
+
+
+def test_changed_thresholds_are_found(copy):
+    _edit(copy / "metrics.json", lambda m: m["abstention"]["thresholds"][0].update(accuracy=0.123))
+    assert not _check_metrics(Run(copy)).identical
+
+
+@pytest.mark.parametrize(("change", "identical"), [("interval", True), ("added", True), ("value", False)])
+def test_runs_of_other_versions_are_compared_without_what_versions_compute_differently(copy, change, identical):
+    info = json.loads((copy / "run.json").read_text())
+    info["versions"]["bertsmith"] = "0.1.0"
+    (copy / "run.json").write_text(json.dumps(info))
+
+    def edit(metrics):
+        test = metrics["splits"]["test"]
+        if change == "interval":
+            test["metrics"]["mcc"]["interval"] = [0.0, 0.1]
+            test["calibration"]["bins"].pop()
+        elif change == "added":
+            del test["metrics"]["mcc"], test["per_class"][0]["f1"], metrics["abstention"]
+        else:
+            test["metrics"]["mcc"]["value"] += 0.1
+
+    _edit(copy / "metrics.json", edit)
+    check = _check_metrics(Run(copy))
+    assert check.identical is identical
+    assert "interval" in check.detail
+
+
+def test_predictions_by_the_models_of_folds_are_named_as_not_checked(copy, cli):
+    _edit(copy / "metrics.json", lambda m: m["splits"]["test"].update(by="cross-validation", folds=3))
+    checks = _checks(copy)
+    assert checks["predictions"].identical is None
+    assert checks[METRICS].identical
+    code, out, _ = cli("verify", copy, "--device", "cpu")
+    assert code == 0
+    assert len(out.splitlines()) == 4
 
 
 def test_training_again_gives_the_same_weights(copy, tmp_path):

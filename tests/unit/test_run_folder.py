@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 
 import bertsmith as bs
+from bertsmith.config import Config
 from bertsmith.errors import Interrupted, RunFolderError
 from bertsmith.folders import atomic
 from bertsmith.folders.atomic import replaced_file, replaced_folder, write_json
+from bertsmith.folders.new_run import check_same
 from bertsmith.folders.run import open_run
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model.load import Loaded
@@ -305,3 +307,20 @@ def test_an_unfinished_run_with_a_damaged_file_resumes_or_names_it(file, content
         run = train(tiny, tmp_path / "run", epochs=1, resume=True)
         assert run.info["status"] == "finished"
         assert len(run.labels) == 3
+
+
+def test_a_changed_setting_is_named_once(tmp_path):
+    run = bs.Run(tmp_path)
+    model = {"files": "digest", "max_length": 32}
+    config = Config(max_length=32).dump()
+    run.update(config=config, data={"fingerprint": "table"}, model=model)
+    check_same(run, config=config, fingerprint="table", model=model)
+    longer = {**model, "max_length": 48}
+    for changed in ({"config": Config(max_length=48).dump(), "model": longer}, {"config": config, "model": longer}):
+        with pytest.raises(RunFolderError) as error:
+            check_same(run, fingerprint="table", **changed)
+        assert error.value.what.count("max_length") == 1
+    other_files = {**model, "files": "other"}
+    for changed in ({"fingerprint": "other", "model": model}, {"fingerprint": "table", "model": other_files}):
+        with pytest.raises(RunFolderError):
+            check_same(run, config=config, **changed)

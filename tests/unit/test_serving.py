@@ -12,6 +12,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,9 +27,10 @@ from bertsmith.tasks.registry import get_task
 
 uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
+from bertsmith.serving import batcher as batcher_module  # noqa: E402
 from bertsmith.serving.aliases import VertexRoutes  # noqa: E402
 from bertsmith.serving.app import create_app  # noqa: E402
-from bertsmith.serving.batcher import Batcher, QueueFullError  # noqa: E402
+from bertsmith.serving.batcher import Batcher, BatchSeconds, QueueFullError  # noqa: E402
 from bertsmith.serving.drift import WINDOW, DriftWatch  # noqa: E402
 from bertsmith.serving.loader import Loader, ServerConfig, Service  # noqa: E402
 from bertsmith.serving.middleware import Limits  # noqa: E402
@@ -399,6 +401,10 @@ def test_invalid_json_is_reported_with_its_position(ask):
     assert (status, answer["error_type"]) == (400, "Validation")
     assert "character 1: " in answer["error"]
     assert ask("/", b'{"inputs": "\xff"}')[0] == 400
+    for deep in (b"[" * 5000 + b"]" * 5000, b"[" * 5000):
+        status, answer, _ = ask("/", deep)
+        assert status == 400
+        assert "UTF-8" not in answer["error"]
     status, answer, _ = ask("/", b'"cat"')
     assert status == 422
     assert '{"inputs": "a text"}' in answer["error"]
@@ -714,6 +720,67 @@ def test_the_batcher_refuses_by_the_measured_speed():
         batcher.close()
 
     asyncio.run(main())
+
+
+class Clock(Fake):
+    """A classifier on a clock of its own: 20 ms for a batch, and 0.1 ms for a token; it waits for `free`."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.now, self.free = 0.0, threading.Event()
+        self.free.set()
+        monkeypatch.setattr(batcher_module, "time", SimpleNamespace(perf_counter=lambda: self.now))
+
+    def logits_of(self, tokens, progress=None):
+        assert self.free.wait(60)
+        self.now += 0.02 + 1e-4 * float(tokens.truncated_lengths.sum())
+        return super().logits_of(tokens)
+
+
+@pytest.mark.parametrize("before", [0, 300])
+def test_light_traffic_does_not_make_a_burst_look_too_long(monkeypatch, before):
+    async def main():
+        fake = Clock(monkeypatch)
+        batcher = Batcher(fake, max_wait=0.5)
+        one, many = fake.encode(["1" + "x" * 9]), fake.encode(["1" + "x" * 199])
+        for _ in range(before):
+            await batcher.logits(fake, one)
+
+        async def burst(tokens, times):
+            fake.free.clear()
+            waiting = [asyncio.create_task(batcher.logits(fake, tokens)) for _ in range(times)]
+            await asyncio.sleep(0.05)
+            fake.free.set()
+            found = await asyncio.gather(*waiting, return_exceptions=True)
+            return sum(isinstance(result, QueueFullError) for result in found)
+
+        assert await burst(one, 60) == 0  # 600 tokens in at most three batches: 0.12 s
+        assert await burst(many, 60) > 0  # 12,000 tokens: at least 1.2 s
+        for _ in range(before):
+            await batcher.logits(fake, one)
+        assert await burst(many, 16) == 0  # 3,200 tokens: 0.4 s
+        assert await burst(many, 60) > 20
+        batcher.close()
+
+    asyncio.run(main())
+
+
+def test_the_seconds_of_a_batch_have_a_fixed_part():
+    learned = BatchSeconds()
+    rng = np.random.default_rng(0)
+    for tokens in rng.integers(5, 500, 200):
+        learned.observe(int(tokens), 0.02 + 1e-4 * tokens)
+    assert (learned.fixed, learned.per_token) == pytest.approx((0.02, 1e-4), rel=0.02)
+    for tokens in rng.integers(8, 12, 500):  # tell both parts no longer apart
+        learned.observe(int(tokens), 0.04 + 1e-4 * tokens + rng.normal(scale=1e-3))
+    assert learned.fixed == pytest.approx(0.04, rel=0.05)
+    assert learned.per_token == pytest.approx(1e-4, abs=5e-5)
+    learned.observe(10, 60.0)  # a pause of the machine
+    assert learned.fixed < 0.08
+    for tokens in (1, 9000, 1):
+        learned.observe(tokens, 0.001)
+        assert learned.fixed >= 0
+        assert learned.per_token >= 0
 
 
 # -- the server ----------------------------------------------------------------------------------------------------

@@ -63,3 +63,21 @@ def test_classes_that_are_always_wrong_are_reported():
     label = pd.Series(["optimism"] * 9 + ["anger"] * 62 + ["joy"] * 49).astype("category")
     right = np.array([False] * 9 + [True] * 62 + [False] * 20 + [True] * 29)
     assert next(e for e in compare_slices(right, {"label": label}) if e["value"] == "optimism")["worse"]
+
+
+def test_the_bounds_of_quarters_are_values_of_the_column():
+    values = pd.Series([*range(1, 41)]).sample(frac=1, random_state=0)
+    right = np.arange(44) % 3 > 0
+    with_gaps = pd.concat([values, pd.Series([None] * 4)])
+    found = {e["value"]: e["texts"] for e in compare_slices(right, {"score": with_gaps})}
+    assert found == {"1 to 10": 10, "11 to 20": 10, "21 to 30": 10, "31 to 40": 10}
+    fractions = {e["value"] for e in compare_slices(right[:40], {"score": values / 100})}
+    assert fractions == {"0.01 to 0.1", "0.11 to 0.2", "0.21 to 0.3", "0.31 to 0.4"}
+
+
+def test_row_numbers_are_no_slices():
+    right = np.arange(40) % 3 > 0
+    rows = pd.Series(np.sort(np.random.default_rng(0).choice(500, 40, replace=False)))
+    assert compare_slices(right, {"row": rows, "as text": rows.map(str)}) == []
+    for column in (rows[::-1], rows + 0.5, rows // 2 * 2, rows.where(rows.index != 3)):
+        assert compare_slices(right, {"column": column})

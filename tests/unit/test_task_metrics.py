@@ -195,6 +195,33 @@ def test_every_metric_has_an_interval_around_its_value(name):
     assert (value, low, high) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("name", ["single-label", "multi-label", "ordinal"])
+@pytest.mark.parametrize("n_groups", [None, 4])
+def test_without_a_mistake_metrics_of_1_have_the_exact_interval_of_accuracy(name, n_groups):
+    levels = np.arange(12) % 3
+    targets = np.eye(3, dtype=bool)[levels] if name == "multi-label" else levels
+    labels = Labels((0, 1, 2), tuple("abc"))
+    groups = None if n_groups is None else np.arange(12) % n_groups
+    scores = 0.02 + 0.94 * np.eye(3)[levels]
+    metrics = evaluate(TASKS[name], targets, scores, labels, seed=0, groups=groups)["metrics"]
+    perfect = {metric for metric, entry in metrics.items() if entry["value"] == 1}
+    assert "macro_f1" in perfect
+    assert len(perfect) >= 5
+    low = 0.025 ** (1 / (n_groups or 12))  # of no mistakes in n trials, the closed form
+    for metric in perfect:
+        assert metrics[metric]["interval"] == pytest.approx([low, 1]), metric
+    wrong = scores.copy()
+    wrong[0] = scores[1]
+    metrics = evaluate(TASKS[name], targets, wrong, labels, seed=0, groups=groups)["metrics"]
+    assert metrics["macro_f1"]["interval"][0] != pytest.approx(low)
+
+
+def test_exact_numbers_have_no_interval_of_accuracy():
+    targets = np.arange(12.0)
+    metrics = evaluate(TASKS["regression"], targets, targets[:, None], Labels((0,), ("score",)), seed=0)["metrics"]
+    assert metrics["r2"] == {"value": 1, "interval": [1, 1]}
+
+
 def test_texts_and_labels_without_positives_are_defined():
     targets = np.zeros((4, 3), dtype=bool)
     scores = np.full((4, 3), 0.1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +83,8 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         """Fine-tune on texts and labels.
 
         Args:
-            X: n texts: a list, an array or a Series; or a data frame or Arrow table, whose columns are joined.
+            X: n texts: a list, an array, a Series or an iterator; or a data frame or Arrow table, whose columns are
+                joined.
             y: n labels of any type that can be sorted, one per text.
             groups: group of each text, such as its author; a group is either in training or in validation.
 
@@ -95,7 +96,11 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         X = _frame(X)  # noqa: N806
         self.template_ = _template(X)
         texts = _texts(X, self.template_)
-        labels = np.asarray(y)
+        if not len(texts):
+            raise DataError("X is empty", remedy="Pass at least one text of each class.")
+        if y is None:
+            raise DataError("y is missing", remedy="Pass one label per text.")
+        labels = np.asarray(list(y) if isinstance(y, Iterator) else y)
         if labels.ndim != 1 or len(labels) != len(texts):
             raise DataError(
                 f"y must hold one label per text: X has {len(texts):,} texts, but the shape of y is {labels.shape}",
@@ -110,6 +115,11 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             )
         if missing := [i for i, label in enumerate(labels.tolist()) if is_missing(label)]:
             raise DataError(f"y has no label for item {missing[0]}", remedy="Remove the texts without a label.")
+        if (i := next((i for i, label in enumerate(labels.tolist()) if _is_fraction(label)), None)) is not None:
+            raise DataError(
+                f"y holds continuous numbers, not classes: item {i} is {labels[i]}",
+                remedy="Pass classes. To predict numbers, use bertsmith.train with the task regression.",
+            )
         try:
             self.classes_, codes = np.unique(labels, return_inverse=True)
         except TypeError as error:
@@ -174,10 +184,17 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
 
 
 def _frame(X: Any) -> Any:  # noqa: N803
-    """Return X, as a data frame of pandas if it is a table of another library."""
+    """Return X, as a data frame of pandas if it is a table of another library, or as a list if it is an iterator."""
     from bertsmith.data.formats.registry import to_data_frame
 
+    if isinstance(X, Iterator):
+        return list(X)
     return to_data_frame(X) if hasattr(X, "columns") else X
+
+
+def _is_fraction(label: Any) -> bool:
+    """Return whether a label is a number with decimals, or infinite."""
+    return isinstance(label, float) and label % 1 != 0
 
 
 def _template(X: Any) -> Template:  # noqa: N803
@@ -195,6 +212,8 @@ def _texts(X: Any, template: Template) -> Texts:  # noqa: N803
     """
     from bertsmith.data.template import Template, Texts
 
+    if X is None:
+        raise DataError("X is missing", remedy="Pass a list of texts.")
     if isinstance(X, str):
         raise DataError("X must be a list of texts, not one text", remedy="Pass [text].")
     if hasattr(X, "columns"):

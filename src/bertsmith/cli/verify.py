@@ -23,7 +23,9 @@ def verify(
     json: Json = False,
     settings: Config,
 ) -> None:
-    """Check the model files, scores and predictions of a run. With TABLE, check the texts of the table too.
+    """Check the model files, metrics and predictions of a run. With TABLE, check the texts of the table too.
+
+    It computes all metrics that the saved predictions determine, and the predictions for the test texts, again.
 
     With --retrain, train again on TABLE and compare the results.
 
@@ -38,13 +40,14 @@ def verify(
 
     stderr_console().print("[dim]scoring the test texts again …[/]")
     checks = verify_run(run, table, retrain=retrain, device=settings.device)
-    identical = all(check.identical for check in checks)
+    identical = all(check.identical is not False for check in checks)
     if json:
         print_json({"identical": identical, "checks": [asdict(check) for check in checks]})
     else:
         out = stdout_console()
         for check in checks:
-            out.print(f"{'identical' if check.identical else 'DIFFERS':<10} {check.name}: {check.detail}", markup=False)
+            result = {True: "identical", False: "DIFFERS", None: "not checked"}[check.identical]
+            out.print(f"{result:<11} {check.name}: {check.detail}", markup=False)
         out.print("identical" if identical else "the run differs from its records", markup=False)
     if not identical:
         raise typer.Exit(2)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isclose
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bertsmith.data.table import Labels
-from bertsmith.evaluation.intervals import LEVEL, RESAMPLES
+from bertsmith.evaluation.intervals import LEVEL, RESAMPLES, exact_accuracy
 
 if TYPE_CHECKING:
     from bertsmith.tasks.base import Task
@@ -87,9 +88,17 @@ def compare_classifiers(
 def _metrics(
     task: Task, targets: np.ndarray, scores: np.ndarray, seed: int, groups: np.ndarray | None
 ) -> dict[str, dict[str, Any]]:
-    """Return the value and the interval of every single-number metric, by name."""
+    """Return the value and the interval of every single-number metric, by name.
+
+    If all predictions are correct, every metric of 1 has the interval of `exact_accuracy`.
+    """
+    values = task.scalar_metrics(targets, scores)
     intervals = task.intervals(targets, scores, seed=seed, groups=groups)
+    right = task.is_right(targets, scores)
+    if task.decides and right.all() and (exact := exact_accuracy(right, groups)):
+        perfect = [name for name, value in values.items() if value is not None and isclose(value, 1)]
+        intervals = {**intervals, **dict.fromkeys(perfect, exact)}
     return {
         name: {"value": value, "interval": None if value is None else list(intervals[name])}
-        for name, value in task.scalar_metrics(targets, scores).items()
+        for name, value in values.items()
     }

@@ -28,9 +28,8 @@ def bootstrap_intervals(
 ) -> dict[str, tuple[float, float]]:
     """Return the interval of every metric in `metrics.SCALAR_METRICS`.
 
-    Class averages are taken over the classes that occur in the resample, as in `metrics.scalar_metrics`. If all
-    predictions are correct, or all are wrong, the same holds in every resample. Accuracy then has the exact interval
-    of Clopper and Pearson (1934), with one trial per text or group.
+    Class averages are taken over the classes that occur in the resample, as in `metrics.scalar_metrics`. Accuracy has
+    the interval of `exact_accuracy`, if there is one.
 
     Args:
         targets: class indices, shape (n,).
@@ -42,8 +41,6 @@ def bootstrap_intervals(
     Returns:
         Lower and upper bound by metric name.
     """
-    from scipy.stats import binomtest  # the light base has no scipy
-
     n, n_classes = probabilities.shape
     predicted = probabilities.argmax(axis=1)
     normalised = probabilities.astype(np.float64)
@@ -65,13 +62,28 @@ def bootstrap_intervals(
         ]
     )
     intervals = {name: tuple(np.nanpercentile(v, TAILS).tolist()) for name, v in values.items()}
-    right = predicted == targets
-    if right.all() or not right.any():
-        trials = n if groups is None else len(np.unique(groups))
-        exact = binomtest(trials if right.all() else 0, trials).proportion_ci(LEVEL, method="exact")
+    if exact := exact_accuracy(predicted == targets, groups):
         # Recall weighted by support is accuracy.
-        intervals |= dict.fromkeys(("accuracy", "weighted_recall"), (exact.low, exact.high))
+        intervals |= dict.fromkeys(("accuracy", "weighted_recall"), exact)
     return intervals
+
+
+def exact_accuracy(right: np.ndarray, groups: np.ndarray | None = None) -> tuple[float, float] | None:
+    """Return the exact interval of accuracy by Clopper and Pearson (1934) if all or no predictions are correct.
+
+    The same then holds in every resample, so the bootstrap interval has no width.
+
+    Args:
+        right: whether each prediction is correct, bool, shape (n,).
+        groups: as for `draw_resamples`; a trial is a group, or else a text.
+    """
+    from scipy.stats import binomtest  # the light base has no scipy
+
+    if right.any() and not right.all():
+        return None
+    trials = len(right) if groups is None else len(np.unique(groups))
+    exact = binomtest(trials if right.all() else 0, trials).proportion_ci(LEVEL, method="exact")
+    return float(exact.low), float(exact.high)
 
 
 def resampled_differences(

@@ -62,23 +62,28 @@ def compare_slices(right: np.ndarray, columns: Mapping[str, pd.Series]) -> list[
 
 
 def _group_values(values: pd.Series) -> pd.Series:
-    """Return the column with few distinct values, numbers binned if necessary; all missing if it has too many."""
+    """Return the column with few distinct values, numbers binned if necessary.
+
+    All values are missing if the column has too many of them, or if it numbers the rows.
+    """
     values = values.reset_index(drop=True)
     if isinstance(values.dtype, pd.CategoricalDtype):
         return values.astype(object)
     skipped = pd.Series([None] * len(values), dtype=object)
     if values.map(lambda v: isinstance(v, list | dict | np.ndarray)).any():
         return skipped
-    numbers = pd.to_numeric(values, errors="coerce")
+    numbers = pd.to_numeric(values, errors="coerce").astype(np.float64)
     is_numeric = numbers.isna().sum() == values.isna().sum()
     if values.nunique() <= (MAX_NUMBERS if is_numeric else MAX_VALUES):
         return values.astype(object).where(values.notna(), None).map(str, na_action="ignore")
     if not is_numeric:
         return skipped
-    quarters = pd.qcut(numbers, 4, duplicates="drop")
-    return quarters.map(lambda i: f"{_format_bound(i.left)} to {_format_bound(i.right)}", na_action="ignore").astype(
-        object
-    )
+    if numbers.is_monotonic_increasing and numbers.is_unique and (numbers % 1 == 0).all():
+        return skipped  # row numbers
+    quarters = numbers.groupby(pd.qcut(numbers, 4, labels=False, duplicates="drop"))
+    low, high = quarters.transform("min"), quarters.transform("max")
+    names = [f"{_format_bound(a)} to {_format_bound(b)}" for a, b in zip(low, high, strict=True)]
+    return pd.Series(names, dtype=object).where(numbers.notna(), None)
 
 
 def _format_bound(value: float) -> str:

@@ -90,20 +90,27 @@ def check_room(path: Path, *, parameters: int, checkpoints: int) -> None:
     Args:
         path: the run folder, which need not exist.
         parameters: number of the model's parameters; a checkpoint has each in fp32, with two moments of the optimizer.
-        checkpoints: number of checkpoints to keep; one more exists while it is written.
+        checkpoints: number of checkpoints to keep; one more exists while it is written. 0 if the run writes none.
 
     Raises:
         RunFolderError: if the disk has too little room.
     """
     disk = next(folder for folder in (path.resolve(), *path.resolve().parents) if folder.exists())
-    needed, free = 4 * parameters * (3 * (checkpoints + 1) + 1), shutil.disk_usage(disk).free
+    # The model exists twice while it is replaced by the calibrated one.
+    copies = 3 * (checkpoints + 1) + 1 if checkpoints else 2
+    needed, free = 4 * parameters * copies, shutil.disk_usage(disk).free
     if free < needed:
+        fewer = ", or keep fewer checkpoints: --set save_total_limit=1" if checkpoints > 1 else ""
+        contents = "the model and its checkpoints need" if checkpoints else "the model needs"
         raise RunFolderError(
-            f"the disk is too full: {free / 1e9:.1f} GB are free, but the model and its checkpoints need about "
-            f"{needed / 1e9:.1f} GB",
+            f"the disk is too full: {_size(free)} are free, but {contents} about {_size(needed)}",
             where=str(path),
-            remedy="Free disk space, choose another path with -o, or keep fewer checkpoints: --set save_total_limit=1.",
+            remedy=f"Free disk space, or choose another path with -o{fewer}.",
         )
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.3g} MB"
 
 
 def check_same(run: Run, *, config: Mapping[str, Any], fingerprint: str, model: Mapping[str, Any]) -> None:
@@ -114,13 +121,13 @@ def check_same(run: Run, *, config: Mapping[str, Any], fingerprint: str, model: 
     """
     info = run.info
     changed = _changed_settings(run, config)
-    # Different settings can change the splits, so only the settings are reported.
-    if not changed and info.get("data", {}).get("fingerprint") != fingerprint:
-        changed.append("the texts, labels or splits of the table")
-    old_model = info.get("model", {})
-    if old_model.get("files") != model["files"]:
-        changed.append("the model's configuration or tokenizer")
-    changed += differences({**old_model, "files": None}, {**model, "files": None})
+    if not changed:  # different settings can change splits and model, so only the settings are reported
+        if info.get("data", {}).get("fingerprint") != fingerprint:
+            changed.append("the texts, labels or splits of the table")
+        old_model = info.get("model", {})
+        if old_model.get("files") != model["files"]:
+            changed.append("the model's configuration or tokenizer")
+        changed += differences({**old_model, "files": None}, {**model, "files": None})
     refuse_changes("run", run.path, changed)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bertsmith.data.table import MULTI_LABEL
 from bertsmith.errors import lower_first
 from bertsmith.folders.run import Run
 from bertsmith.tasks.base import Task
@@ -21,6 +22,30 @@ REFERENCES = {
   title = {Efficient Few-Shot Learning Without Prompts},
   author = {Tunstall, Lewis and Reimers, Nils and Jo, Unso Eun Seo and others},
   year = {2022}, eprint = {2209.11055}, archivePrefix = {arXiv}}""",
+    "wu2021rdrop": """@inproceedings{wu2021rdrop,
+  title = {{R-Drop}: Regularized Dropout for Neural Networks},
+  author = {Wu, Lijun and Li, Juntao and Wang, Yue and Meng, Qi and Qin, Tao and Chen, Wei and others},
+  booktitle = {Advances in Neural Information Processing Systems}, year = {2021}}""",
+    "howard2018ulmfit": """@inproceedings{howard2018ulmfit,
+  title = {Universal Language Model Fine-tuning for Text Classification},
+  author = {Howard, Jeremy and Ruder, Sebastian},
+  booktitle = {Proceedings of ACL}, year = {2018}, pages = {328--339}}""",
+    "szegedy2016inception": """@inproceedings{szegedy2016inception,
+  title = {Rethinking the Inception Architecture for Computer Vision},
+  author = {Szegedy, Christian and Vanhoucke, Vincent and Ioffe, Sergey and Shlens, Jon and Wojna, Zbigniew},
+  booktitle = {Proceedings of CVPR}, year = {2016}, pages = {2818--2826}}""",
+    "cui2019effective": """@inproceedings{cui2019effective,
+  title = {Class-Balanced Loss Based on Effective Number of Samples},
+  author = {Cui, Yin and Jia, Menglin and Lin, Tsung-Yi and Song, Yang and Belongie, Serge},
+  booktitle = {Proceedings of CVPR}, year = {2019}, pages = {9268--9277}}""",
+    "lin2017focal": """@inproceedings{lin2017focal,
+  title = {Focal Loss for Dense Object Detection},
+  author = {Lin, Tsung-Yi and Goyal, Priya and Girshick, Ross and He, Kaiming and Doll{\\'a}r, Piotr},
+  booktitle = {Proceedings of ICCV}, year = {2017}, pages = {2980--2988}}""",
+    "menon2021logit": """@inproceedings{menon2021logit,
+  title = {Long-tail Learning via Logit Adjustment},
+  author = {Menon, Aditya Krishna and Jayasumana, Sadeep and Rawat, Ankit Singh and Jain, Himanshu and others},
+  booktitle = {Proceedings of ICLR}, year = {2021}}""",
     "wolf2020transformers": """@inproceedings{wolf2020transformers,
   title = {Transformers: State-of-the-Art Natural Language Processing},
   author = {Wolf, Thomas and others},
@@ -32,6 +57,10 @@ REFERENCES = {
     "efron1979bootstrap": """@article{efron1979bootstrap,
   title = {Bootstrap Methods: Another Look at the Jackknife}, author = {Efron, Bradley},
   journal = {The Annals of Statistics}, volume = {7}, number = {1}, year = {1979}, pages = {1--26}}""",
+    "clopper1934exact": """@article{clopper1934exact,
+  title = {The Use of Confidence or Fiducial Limits Illustrated in the Case of the Binomial},
+  author = {Clopper, C. J. and Pearson, E. S.},
+  journal = {Biometrika}, volume = {26}, number = {4}, year = {1934}, pages = {404--413}}""",
     "angelopoulos2023ppi": """@article{angelopoulos2023ppi,
   title = {{PPI++}: Efficient Prediction-Powered Inference},
   author = {Angelopoulos, Anastasios N. and Duchi, John C. and Zrnic, Tijana},
@@ -63,6 +92,15 @@ _CONTRASTIVE = {
     "then fitted by logistic regression. ",
 }
 """Sentences by the setting ``contrastive`` of the recipe."""
+_IMBALANCE = {
+    "weights": "The loss gave more weight to rare labels. ",
+    "effective-number": "The loss weighted each class by the inverse of its effective number of texts "
+    "[@cui2019effective]. ",
+    "focal": "We used the focal loss, which gives more weight to difficult texts [@lin2017focal]. ",
+    "logit-adjustment": "In the loss, the logarithms of the class shares were added to the logits [@menon2021logit]. ",
+    "balanced-sampling": "Training drew texts of all classes equally often. ",
+}
+"""Sentences by the setting ``imbalance`` of the recipe."""
 
 
 @dataclass
@@ -133,7 +171,8 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
     info, test = run.info, run.metrics["splits"]["test"]
     splits = info["data"]["splits"]
     left_out = " and ".join(
-        f"{n('run.json', f'data.left_out.{reason}')} rows ({reason})" for reason in info["data"]["left_out"]
+        f"{n('run.json', f'data.left_out.{reason}')} {'row' if count == 1 else 'rows'} ({reason})"
+        for reason, count in info["data"]["left_out"].items()
     )
     excluded = f" We excluded {left_out}." if left_out else ""
     if "by" in test:
@@ -161,14 +200,14 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
             f"{'epoch' if recipe['epochs'] == 1 else 'epochs'}, with "
             f"{n('run.json', 'recipe.batch_size')} texts per step, a peak learning rate of "
             f"{n('run.json', 'recipe.learning_rate', '{:g}'.format)} and seed {n('run.json', seed, str)}. "
-            f"{_CONTRASTIVE.get(recipe.get('contrastive', 'none'), '')}"
+            f"{_CONTRASTIVE.get(recipe.get('contrastive', 'none'), '')}{_loss(info, n)}"
         )
     else:
         trained = (
             f"We fitted only the head of {model}, {fitted}. The head is a regression on the mean of the last hidden "
             f"states. We {evaluated}.{excluded} "
         )
-    result.sentences.append(f"{trained}{_reading(run, n)}.{calibrated}")
+    result.sentences.append(f"{trained}{_reading(run, n)}.{_rule(run)}{calibrated}")
     rest = ""
     if test["metrics"][second]["interval"]:
         value = n("metrics.json", f"splits.test.metrics.{second}.value", three)
@@ -177,7 +216,7 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
     result.sentences.append(
         f"On {n('metrics.json', 'splits.test.texts')} texts{unseen}, the "
         f"{_name(task, first)} is {n('metrics.json', f'splits.test.metrics.{first}.value', three)} "
-        f"(95 % bootstrap interval [@efron1979bootstrap] {interval}){rest}. "
+        f"(95 % {_interval_name(test['metrics'][first])} {interval}){rest}. "
         f"The {_name(task, first)} of a bag-of-words baseline is "
         f"{n('metrics.json', f'baseline.bag_of_words.test.{first}', three)}. We used bertsmith "
         f"{n('run.json', 'versions.bertsmith', str)}, transformers {n('run.json', 'versions.transformers', str)} "
@@ -188,6 +227,41 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
         files["measurement"] = dict(measurement)
         result.sentences.append(_measured(measurement, n))
     return result
+
+
+def _loss(info: Mapping[str, Any], n: Callable[..., str]) -> str:
+    """Return what the loss and the learning rates had beyond the default, and on what labels the model was trained."""
+    recipe, number = info["recipe"], "{:g}".format
+    sentences = [_IMBALANCE.get(recipe["imbalance"], "")]
+    if recipe.get("consistency"):
+        weight = n("run.json", "recipe.consistency", number)
+        sentences.append(
+            f"R-Drop [@wu2021rdrop] with weight {weight} made predictions under different dropout similar. "
+        )
+    if info["config"].get("set", {}).get("label_smoothing_factor") and recipe.get("contrastive") != "only":
+        factor = n("run.json", "config.set.label_smoothing_factor", number)
+        sentences.append(f"We smoothed the labels [@szegedy2016inception] by {factor}. ")
+    if recipe.get("layer_decay", 1) != 1:
+        decay = n("run.json", "recipe.layer_decay", number)
+        sentences.append(f"Each layer had {decay} times the learning rate of the layer above it [@howard2018ulmfit]. ")
+    if (info.get("soft_labels") or {}).get("used"):
+        sentences.append("The model was trained on the shares of the labels that the coders gave to a text. ")
+    return "".join(sentences)
+
+
+def _rule(run: Run) -> str:
+    """Return what decides for a label, if it is not the most likely one."""
+    if not run.metrics.get("decision_rule", {}).get("used"):
+        return ""
+    task = get_task(run.task)
+    what = "A threshold for each label" if task.name == MULTI_LABEL else "An offset to the logit of each class"
+    return f" {what}, tuned on held-out texts for the {_name(task, task.primary)}, decides the predicted labels."
+
+
+def _interval_name(metric: Mapping[str, Any]) -> str:
+    """Return how the interval of the first metric was computed: the bootstrap needs a mistake."""
+    exact = metric["value"] == 1 and metric["interval"][0] < 1
+    return "exact interval of accuracy [@clopper1934exact]" if exact else "bootstrap interval [@efron1979bootstrap]"
 
 
 def _reading(run: Run, n: Callable[..., str]) -> str:

@@ -276,6 +276,8 @@ def create_app(
     @app.exception_handler(HTTPException)
     async def on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
         headers, method, path = dict(error.headers or {}), request.method, request.url.path[:100]
+        if isinstance(error.__cause__, RecursionError):
+            return error_response(400, "the body is nested too deeply", "/docs describes the requests.", headers)
         what, remedy = {
             400: ("the body is not JSON in UTF-8", "Encode it in UTF-8."),  # FastAPI cannot decode it
             404: (f"the path {path} does not exist", "/docs lists the paths."),

@@ -22,8 +22,12 @@ MIN_BATCH_TOKENS, MAX_BATCH_TOKENS = 512, 65536
 """Bounds of the tokens in a batch, without padding."""
 INITIAL_SPEED = 2000.0
 """Assumed tokens per second before the first batch."""
-SPEED_WEIGHT = 0.2
-"""Weight of the newest batch in the moving average of the speed."""
+BATCH_WEIGHT = 0.1
+"""Weight of the newest batch in the estimate of seconds."""
+MAX_SURPRISE = 4.0
+"""A batch counts as at most this many times as long as expected: the first one is often slow."""
+RIDGE = 1000.0
+"""Variance of the tokens of batches (tokens²) below which the seconds per token hardly change."""
 
 
 class QueueFullError(Exception):
@@ -47,12 +51,51 @@ class _Job:
     tokens: int
     future: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
-    created: float = field(default_factory=time.perf_counter)
+    created: float = field(default_factory=lambda: time.perf_counter())
 
     def can_join(self, other: _Job) -> bool:
         """Return whether both jobs can be in one batch."""
         are_texts = isinstance(self.work, Tokens) and isinstance(other.work, Tokens)
         return are_texts and self.classifier is other.classifier
+
+
+class BatchSeconds:
+    """Seconds of a batch: a fixed part, and a part for each token. Both are learned from the batches so far.
+
+    They are fitted by least squares, with weights that decay exponentially. Batches of equal size do not say how the
+    seconds divide into both parts. A ridge penalty therefore draws the seconds per token towards the last estimate.
+
+    Attributes:
+        fixed: seconds of a batch without tokens, at least 0.
+        per_token: seconds per token, at least 0.
+    """
+
+    def __init__(self) -> None:
+        self.fixed, self.per_token = 0.0, 1 / INITIAL_SPEED
+        self._batches = 0
+        self._tokens = self._seconds = self._variance = self._covariance = 0.0
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        """Learn from a batch of at least one token."""
+        self._batches += 1
+        weight = max(BATCH_WEIGHT, 1 / self._batches)
+        seconds = min(seconds, MAX_SURPRISE * self.expect(tokens))
+        more_tokens, more_seconds = tokens - self._tokens, seconds - self._seconds
+        self._tokens += weight * more_tokens
+        self._seconds += weight * more_seconds
+        self._variance = (1 - weight) * (self._variance + weight * more_tokens**2)
+        self._covariance = (1 - weight) * (self._covariance + weight * more_tokens * more_seconds)
+        slope = (self._covariance + RIDGE * self.per_token) / (self._variance + RIDGE)
+        self.per_token = min(max(slope, 0.0), self._seconds / self._tokens)
+        self.fixed = self._seconds - self.per_token * self._tokens
+
+    def expect(self, tokens: int, batches: int = 1) -> float:
+        """Return the expected seconds of some batches that have this number of tokens together."""
+        return self.fixed * batches + self.per_token * tokens
+
+    def tokens_within(self, seconds: float) -> float:
+        """Return the number of tokens that a batch computes in this time."""
+        return max(seconds - self.fixed, 0.0) / max(self.per_token, 1e-9)
 
 
 class Batcher:
@@ -65,7 +108,7 @@ class Batcher:
         classifier: used for new requests; may be replaced at any time.
         max_wait: longest expected wait in seconds; a request that would wait longer is refused.
         on_batch: called after every batch with its requests, texts, tokens and seconds.
-        speed: moving average of tokens per second.
+        batch_seconds: the expected seconds of a batch.
         queued_tokens: tokens that are waiting or running.
     """
 
@@ -77,7 +120,7 @@ class Batcher:
         on_batch: Callable[[int, int, int, float], None] = lambda requests, texts, tokens, seconds: None,
     ) -> None:
         self.classifier, self.max_wait, self.on_batch = classifier, max_wait, on_batch
-        self.speed = INITIAL_SPEED
+        self.batch_seconds = BatchSeconds()
         self.queued_tokens = self._running_tokens = 0
         self._last_end = 0.0
         self._requests: collections.deque[collections.deque[_Job]] = collections.deque()
@@ -90,7 +133,9 @@ class Batcher:
     def expected_wait(self) -> float:
         """Seconds until a new request starts, after one part of every other request."""
         with self._condition:
-            return (sum(request[0].tokens for request in self._requests) + self._running_tokens) / self.speed
+            waiting = sum(request[0].tokens for request in self._requests)
+            batches = math.ceil(waiting / self.batch_tokens) + (self._running_tokens > 0)
+            return self.batch_seconds.expect(waiting + self._running_tokens, batches)
 
     @property
     def is_full(self) -> bool:
@@ -105,7 +150,8 @@ class Batcher:
     @property
     def batch_tokens(self) -> int:
         """Maximum number of tokens in a batch, at the current speed."""
-        return int(min(max(BATCH_SECONDS * self.speed, MIN_BATCH_TOKENS), MAX_BATCH_TOKENS))
+        wanted = self.batch_seconds.tokens_within(BATCH_SECONDS)
+        return int(min(max(wanted, MIN_BATCH_TOKENS), MAX_BATCH_TOKENS))
 
     async def logits(self, classifier: ModelPredictor, tokens: Tokens) -> tuple[np.ndarray, float]:
         """Return the logits of one request's texts, shape (texts, classes), and the seconds in the queue.
@@ -208,8 +254,7 @@ class Batcher:
         end = time.perf_counter()
         if parts:
             # Under load, measure from the end of the last batch: time between batches delays the queue as well.
-            elapsed = end - max(self._last_end, jobs[0].created)
-            self.speed += SPEED_WEIGHT * (tokens / max(elapsed, 1e-6) - self.speed)
+            self.batch_seconds.observe(max(tokens, 1), max(end - max(self._last_end, jobs[0].created), 1e-6))
         self._last_end = end
         # Count the batch before its clients get a response and can read the metrics.
         self.on_batch(len(jobs), sum(map(len, parts)), tokens, end - start)

@@ -21,6 +21,7 @@ from bertsmith.workflows.cross_validation import are_few
 from bertsmith.workflows.fine_tune import fine_tune
 from bertsmith.workflows.prepare import (
     MAX_EMBEDDED_TEXTS,
+    check_effort,
     choose_recipe,
     embed,
     initialize_head,
@@ -42,6 +43,7 @@ def fit_in_memory(table: Table, config: Config) -> Classifier:
     Raises:
         UserError: for everything that the user can fix.
     """
+    check_effort(config)
     cleaned = clean(table)
     few = are_few(len(cleaned.table), len(cleaned.table.labels))
     size = 0.0 if few else config.validation_size

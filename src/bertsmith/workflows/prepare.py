@@ -111,6 +111,22 @@ class Inputs:
     validation: TokenDataset
 
 
+def check_effort(config: Config) -> None:
+    """Refuse settings of training if only the head is fitted; neither table nor model is needed.
+
+    Raises:
+        ConfigError: naming the first such setting.
+    """
+    defaults = Config()
+    changed = (name for name in TRAINING_SETTINGS if getattr(config, name) != getattr(defaults, name))
+    if config.effort == "quick" and (name := next(changed, None)):
+        flag = f"--{name.replace('_', '-')}"
+        raise ConfigError(
+            f"--effort quick fits only the head, so {flag} has no effect",
+            remedy=f"Leave out {flag} or --effort quick.",
+        )
+
+
 def prepare_inputs(data: Table, config: Config) -> Inputs:
     """Load the checkpoint with a new head, and tokenize every text once.
 
@@ -270,15 +286,6 @@ def choose_recipe(
     """
     if config.imbalance != "auto":
         task.check_imbalance(config.imbalance)
-    if config.effort == "quick":
-        defaults = Config()
-        for name in TRAINING_SETTINGS:
-            if getattr(config, name) != getattr(defaults, name):
-                flag = f"--{name.replace('_', '-')}"
-                raise ConfigError(
-                    f"--effort quick fits only the head, so {flag} has no effect",
-                    remedy=f"Leave out {flag} or --effort quick.",
-                )
     if config.effort == "quick" and not loaded.mean_pooling:
         raise ConfigError(
             "--effort quick needs a checkpoint made for sentence embeddings",

@@ -84,7 +84,7 @@ def begin_run(
         config: the settings.
         splits, inputs, prepared: data, model and recipe.
         phases: the time so far.
-        checkpoints: number of checkpoints to keep.
+        checkpoints: number of checkpoints to keep, 0 if the run writes none.
         before_writing: called before the first write.
 
     Raises:

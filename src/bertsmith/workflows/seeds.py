@@ -24,6 +24,7 @@ from bertsmith.report.report import write_report
 from bertsmith.tasks.registry import get_task
 from bertsmith.training.distributed import rank_and_world_size
 from bertsmith.workflows.inspect import as_table
+from bertsmith.workflows.prepare import check_effort
 from bertsmith.workflows.run_record import record_failure
 from bertsmith.workflows.score import stored_groups
 from bertsmith.workflows.train import run_training, train_into
@@ -44,6 +45,7 @@ def run_seeds(
     Each seed is a run in ``RUN/seeds``, with the same split. The files of the seed with the best validation score are
     copied to the run. Its metrics include the spread over the seeds.
     """
+    check_effort(config)
     if config.seeds == 1:
         return run_training(source, config, output, resume=resume, overwrite=overwrite, observe=observe, stop=stop)
     if config.effort == "quick":

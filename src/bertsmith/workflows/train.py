@@ -138,7 +138,7 @@ def train_into(
         prepared = prepared_event(table, splits, inputs, recipe)
         checkpoint = None
         if resumed is None:
-            limit = arguments.save_total_limit or 3
+            limit = (arguments.save_total_limit or 3) if recipe.epochs else 0
             run = begin_run(
                 output, config, splits, inputs, prepared, phases, checkpoints=limit, before_writing=before_writing
             )

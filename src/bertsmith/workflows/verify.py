@@ -1,24 +1,34 @@
-"""Verify a run: checksums, scores and predictions; with its table, the texts and the training."""
+"""Verify a run: checksums, metrics and predictions; with its table, the texts and the training."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isclose, isfinite
 from pathlib import Path
 from typing import Any
 
+from bertsmith import __version__
 from bertsmith.config import Config
 from bertsmith.data.read import read_table
 from bertsmith.data.template import normalise_text, texts_of
-from bertsmith.errors import ConfigError, counted
+from bertsmith.errors import ConfigError, RunFolderError, counted, quoted
+from bertsmith.evaluation.evaluate import evaluate
 from bertsmith.folders.atomic import checksum
-from bertsmith.folders.run import Run, open_run
+from bertsmith.folders.run import Run, damage_errors, open_run
 from bertsmith.inference.classifier import Classifier
 from bertsmith.tasks.registry import get_task
-from bertsmith.workflows.score import hash_texts
+from bertsmith.workflows.score import hash_texts, stored_groups
 
 TOLERANCE = 1e-3
 """Probabilities that differ by less are called the same: devices and library versions round differently."""
+NOISE = 1e-6
+"""Metrics that differ by less are called the same, relative to the larger one if it is above 1."""
+BY_VERSION = ("interval", "bins", "by_chance", "expected_calibration_error", "abstention")
+"""Keys of ``metrics.json`` whose values depend on resamples, bins and thresholds, so versions of bertsmith differ."""
+MAX_SHOWN = 10
+"""Most differences in a message."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +37,12 @@ class Check:
 
     Attributes:
         name: what was compared.
-        identical: whether it is as recorded.
-        detail: how much it differs, or what it was compared on.
+        identical: whether it is as recorded; ``None`` if it cannot be checked.
+        detail: how much it differs, what it was compared on, or why it cannot be checked.
     """
 
     name: str
-    identical: bool
+    identical: bool | None
     detail: str
 
 
@@ -54,7 +64,7 @@ def verify_run(path: Path, table: Any = None, *, retrain: bool = False, device: 
     run = open_run(path)
     if retrain and table is None:
         raise ConfigError("--retrain needs the table of the run", remedy="Pass the table after the run.")
-    checks = [_check_seals(run), *_check_scores(run, device)]
+    checks = [_check_seals(run), _check_metrics(run), _check_predictions(run, device)]
     if table is not None:
         checks.append(_check_texts(run, table))
     if retrain:
@@ -73,25 +83,90 @@ def _check_seals(run: Run) -> Check:
     return Check("model files", bool(files) and not changed, detail)
 
 
-def _check_scores(run: Run, device: str) -> list[Check]:
-    """Compute the metrics from the saved predictions, and the predictions from the texts."""
-    saved, test = run.predictions, run.metrics["splits"]["test"]
-    task = get_task(run.task)
+def _check_metrics(run: Run) -> Check:
+    """Compare ``metrics.json`` with what the saved predictions of validation and test determine.
+
+    Another version of bertsmith may have computed the values of `BY_VERSION` in another way, so they are then left out.
+    """
+    task, info = get_task(run.task), run.info
+    written_by = info.get("versions", {}).get("bertsmith")
+    frames = {"validation": run.validation_predictions, "test": run.predictions}
+    with damage_errors(run.layout.metrics):
+        stored = run.metrics
+        saved = {name: (task.stored_targets(f, run.labels), task.stored_scores(f)) for name, f in frames.items()}
+        seed = info.get("best_seed", info["config"]["seed"])
+        pairs = {
+            name: (
+                stored["splits"][name],
+                evaluate(task, *saved[name], run.labels, seed=seed, groups=stored_groups(frame)),
+            )
+            for name, frame in frames.items()
+        }
+        if "by" not in stored["splits"]["test"] and "abstention" in stored:
+            again = {**task.abstention(*saved["test"], saved["validation"]), "texts": len(frames["test"])}
+            pairs["abstention"] = stored["abstention"], again
+    left_out = BY_VERSION if written_by != __version__ else ()
+    values = [
+        (f"{name}: {key}", before, now)
+        for name, (recorded, computed) in pairs.items()
+        for key, before, now in _common_values(recorded, computed)
+        if not set(left_out) & {name, *key.split(".")}
+    ]
+    different = [
+        f"{name.replace('metrics.', '', 1).removesuffix('.value')} {_shown(before)}, recomputed {_shown(now)}"
+        for name, before, now in values
+        if not _is_equal(before, now)
+    ]
+    detail = f"{counted(len(values), 'value')} of {' and '.join(frames)}"
+    if different:
+        more = f"; and {len(different) - MAX_SHOWN:,} more" if len(different) > MAX_SHOWN else ""
+        detail = "; ".join(different[:MAX_SHOWN]) + more
+    if left_out:
+        detail += f"; not compared, because bertsmith {written_by} wrote the run: {', '.join(left_out)}"
+    return Check("metrics of the saved predictions", not different, detail)
+
+
+def _common_values(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield the values that two JSON contents both have, each with its key."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        parts = [(name, before[name], now[name]) for name in before if name in now]
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        parts = [(str(i), *values) for i, values in enumerate(zip(before, now, strict=True))]
+    else:
+        yield key, before, now
+        return
+    for name, *values in parts:
+        yield from _common_values(*values, f"{key}.{name}" if key else name)
+
+
+def _is_equal(before: Any, now: Any) -> bool:
+    if isinstance(now, float) and not isfinite(now):
+        return before is None  # as in JSON
+    if isinstance(before, int | float) and isinstance(now, int | float):
+        return isclose(before, now, rel_tol=NOISE, abs_tol=NOISE)
+    return bool(before == now)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else quoted(value)
+
+
+def _check_predictions(run: Run, device: str) -> Check:
+    """Compute the predictions from the test texts."""
+    if "by" in run.metrics["splits"]["test"]:
+        return Check("predictions", None, "the models of the folds made them, and the run does not keep these models")
+    try:
+        classifier = Classifier.load(run.path, device=device)
+    except RunFolderError as error:  # other checks still say what differs
+        return Check("predictions", None, f"the model cannot be loaded: {error.what}")
+    task, saved = get_task(run.task), run.predictions
     scores = task.stored_scores(saved)
-    again = task.scalar_metrics(task.stored_targets(saved, run.labels), scores)
-    values = {m: (float(test["metrics"][m]["value"]), float(again[m] or 0.0)) for m in task.headline}
-    differences = {m: abs(a - b) for m, (a, b) in values.items()}
-    detail = ", ".join(f"{m} {a:.4f}, now {b:.4f}" for m, (a, b) in values.items())
-    checks = [Check("metrics of the saved predictions", max(differences.values()) < 1e-6, detail)]
-    if "by" in test:  # the models of the folds are not kept
-        return checks
-    classifier = Classifier.load(run.path, device=device)
     computed = classifier.predict_proba(texts_of(saved))
     difference = float(abs(computed - scores).max()) / task.unit(scores)
     n_labels = int((~task.is_same(scores, computed)).sum())
     others = counted(n_labels, "different label")
     detail = f"{counted(len(saved), 'test text')}: {others}, scores differ by at most {difference:.1e}"
-    return [*checks, Check("predictions", n_labels == 0 and difference < TOLERANCE, detail)]
+    return Check("predictions", n_labels == 0 and difference < TOLERANCE, detail)
 
 
 def _check_texts(run: Run, table: Any) -> Check:
