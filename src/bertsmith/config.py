@@ -135,8 +135,10 @@ class DataConfig(Step):
     with_columns: Annotated[tuple[str, ...], BeforeValidator(_as_column_list)] = Field(
         (), description="Names of further columns, separated by commas, to add to the text as NAME: VALUE."
     )
-    label_column: str | None = Field(None, description="Column with label numbers, or with label texts.")
-    label_text_column: str | None = Field(None, description="Column with label texts.")
+    label_column: str | None = Field(None, description="Column with labels: label numbers or label texts.")
+    label_text_column: str | None = Field(
+        None, description="Column with label texts, the names of the labels; --label-column may have their numbers."
+    )
     label_columns: Annotated[tuple[str, ...], BeforeValidator(_as_column_list)] = Field(
         (), description="Names of columns of 0 and 1, one per label, separated by commas; for --task multi-label."
     )
@@ -149,12 +151,12 @@ class DataConfig(Step):
     group_column: str | None = Field(
         None,
         description="Column with groups, such as authors. "
-        "train keeps each group in one split, and computes intervals by resampling whole groups.",
+        "bertsmith train keeps each group in one split, and computes intervals by resampling whole groups.",
     )
     coder_column: str | None = Field(
         None,
         description="Column with coders, if the table has one row per text and coder; "
-        "train uses the majority label or soft labels.",
+        "bertsmith train uses the majority label or soft labels.",
     )
     split_column: str | None = Field(None, description="Column with train, validation or test for each row.")
     validation: TableSource = Field(None, description="Validation table; a share of the rows by default.")
@@ -224,7 +226,8 @@ class TrainConfig(Step):
     )
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
-        description="Learning rate of each layer, as a share of that of the layer above; 1: no decay.",
+        description="Layer-wise learning-rate decay: learning rate of a layer, divided by that of the layer above; "
+        "1: no decay.",
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="Dropout probability; from the checkpoint by default."
@@ -257,7 +260,8 @@ class TrainConfig(Step):
         1,
         ge=1,
         le=100,
-        description="Number of seeds to train with; train keeps the best on validation and reports the spread.",
+        description="Number of seeds to train with; bertsmith train keeps the best on validation and reports the "
+        "spread.",
     )
     set: dict[str, Any] = Field(
         default_factory=dict,

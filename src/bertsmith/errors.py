@@ -241,9 +241,14 @@ def listing(values: Iterable[object], limit: int = 10) -> str:
     return shown + (f" and {len(items) - limit:,} more" if len(items) > limit else "")
 
 
-def counted(n: int, noun: str) -> str:
-    """Format a number with its noun: ``"1 row"``, ``"2,000 rows"``."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+def counted(n: int, noun: str, plural: str | None = None) -> str:
+    """Format a number with its noun: ``"1 row"``, ``"2,000 rows"``; ``plural`` is for other endings and for verbs."""
+    return f"{n:,} {number_form(n, noun, plural)}"
+
+
+def number_form(n: int, noun: str, plural: str | None = None) -> str:
+    """Return the singular for 1, otherwise the plural, by default with an ``s``."""
+    return noun if n == 1 else plural or f"{noun}s"
 
 
 def lower_first(title: str) -> str:

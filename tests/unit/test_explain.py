@@ -114,7 +114,7 @@ def test_unread_characters_are_reported(cli, finished, classifier):
     found = explain(classifier, text)
     assert found.unread == len(text) - found.words[-1].end > 0
     out = cli("explain", finished, "--text", text, "--device", "cpu")[1]
-    assert f"other {found.unread:,} characters" in " ".join(out.split())
+    assert f"by the model: {found.unread:,} characters" in " ".join(out.split())
     assert explain(classifier, "a cat").unread == 0
 
 

@@ -50,7 +50,7 @@ def test_label_sets_are_counted_by_label_and_row():
     assert [c.rows for c in findings.classes] == [30, 30]
     (found,) = [f for f in findings.findings if f.kind == "label-sets"]
     assert found.count == 60
-    assert "15 rows have several" in found.message
+    assert "several labels: 15" in found.message
     assert "2 labels" in str(findings)
     assert "50.0%" in str(findings)  # of the rows, not of the labels
     assert json.loads(json.dumps(findings.to_dict()))["task"] == "multi-label"

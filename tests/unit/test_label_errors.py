@@ -131,7 +131,7 @@ def test_rows_whose_label_changed_since_the_file_was_created_are_reported(flippe
     notes = bs.read_table(tmp_path / "t.csv", corrections=tmp_path / "c.csv").notes
     (warning,) = [note for note in notes if note.severity == "warning"]
     assert warning.count == 1
-    assert "rows 50)" in warning.message
+    assert "row 50)" in warning.message
 
 
 def test_a_row_corrected_twice_must_get_the_same_label(flipped, tmp_path):

@@ -228,9 +228,9 @@ def test_all_inconsistent_pairs_are_listed():
         link_labels([1, 1, 2, 3], ["a", "b", "c", "c"], "t")
     _, number, text = caught.value.what.splitlines()
     assert "1" in number
-    assert "'a' (1 rows), 'b' (1 rows)" in number
+    assert "'a' (1 row), 'b' (1 row)" in number
     assert "'c'" in text
-    assert "2 (1 rows), 3 (1 rows)" in text
+    assert "2 (1 row), 3 (1 row)" in text
 
 
 def test_labels_that_no_row_pairs_are_refused():

@@ -523,7 +523,7 @@ def test_drawn_texts_without_a_label_are_named_or_refused(finished, corpus, tmp_
     assert any("4, 10" in note for note in few.notes)  # row 1 is the first below the header
     rest = measured(range(80, 120))
     assert rest.shares[0].labelled == 80
-    assert any("40 rows" in note for note in rest.notes)
+    assert any("label: 40;" in note for note in rest.notes)
     with pytest.raises(DataError) as error:
         measured(range(10, 50))
     assert error.value.where == "s.csv"

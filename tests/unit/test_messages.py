@@ -3,11 +3,13 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import bertsmith as bs
-from bertsmith.errors import ConfigError, DataError, UserError, listing, shorten, to_path
+from bertsmith.errors import ConfigError, DataError, UserError, counted, listing, shorten, to_path
+from bertsmith.evaluation.learning_curve import Estimate
 from bertsmith.testing import tiny_table
 
 CONTENT = tiny_table(300).to_csv(index=False)
@@ -150,3 +152,30 @@ def test_commands_refuse_invalid_paths(command, cli, tmp_path, monkeypatch):
     assert code == 2
     assert len(err) < 600
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+
+
+def test_numbers_agree_with_their_nouns():
+    assert [counted(n, "row") for n in (0, 1, 2000)] == ["0 rows", "1 row", "2,000 rows"]
+    assert [counted(n, "row has", "rows have") for n in (1, 2)] == ["1 row has", "2 rows have"]
+    assert [counted(n, "class", "classes") for n in (1, 2)] == ["1 class", "2 classes"]
+
+
+def _refusal(table, **settings):
+    with pytest.raises(DataError) as caught:
+        bs.read_table(table, **settings)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        lambda: _refusal(_rows(**{"Label": [1, 1, 1, 2, 2, 2], "Label Text": [*"aaabbc"]})),
+        lambda: _refusal(_rows(**{"Label Text": ["a;b", "a,b", *"aabb"]}), task="multi-label"),
+        lambda: repr(bs.read_table(_rows(Label=[*"aaabbb"])).take(np.arange(6) < 1)),
+        lambda: Estimate(1, 1, 0.1, 0.0, 0.2, 0.2, None, 0.9, 0.8, 1.0, random=1).sentence,
+    ],
+)
+def test_messages_about_one_thing_have_no_plural(message):
+    text = message()
+    assert re.search(r"\b1 \w+", text)
+    assert re.findall(r"\b1 (?!class\b)\w+s\b", text) == []

@@ -756,7 +756,7 @@ def test_the_text_with_a_nonfinite_loss_is_named(check_time, tiny, tmp_path, mon
     # In training, it breaks its whole micro-batch; scored one by one, only this text fails.
     with pytest.raises(TrainingError) as caught:
         _train(tiny, tmp_path / "run", table=table, set={"per_device_eval_batch_size": 1}, validation_size=0.1, seed=2)
-    assert re.search(r"rows 6 of the data frame$", caught.value.where)
+    assert re.search(r"row 6 of the data frame$", caught.value.where)
 
 
 def test_nonfinite_logits_are_not_scored(tiny, tmp_path, monkeypatch):

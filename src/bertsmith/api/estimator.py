@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from bertsmith.compute.machine import use_cores
 from bertsmith.data.texts import is_missing
-from bertsmith.errors import ConfigError, DataError, listing
+from bertsmith.errors import ConfigError, DataError, counted, listing, number_form
 from bertsmith.load_config import resolve
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         labels = np.asarray(list(y) if isinstance(y, Iterator) else y)
         if labels.ndim != 1 or len(labels) != len(texts):
             raise DataError(
-                f"y must hold one label per text: X has {len(texts):,} texts, but the shape of y is {labels.shape}",
+                f"y must hold one label per text: X has {counted(len(texts), 'text')}, but y has shape {labels.shape}",
                 remedy="Pass one label per text. For several labels per text, use bertsmith.train.",
             )
         config = self._config()
@@ -218,7 +218,10 @@ def _texts(X: Any, template: Template) -> Texts:  # noqa: N803
         raise DataError("X must be a list of texts, not one text", remedy="Pass [text].")
     if hasattr(X, "columns"):
         if absent := [name for name in template.columns if name not in X.columns and not template.is_plain]:
-            raise DataError(f"X lacks the columns {listing(absent)}", remedy="Pass the same columns as to fit.")
+            raise DataError(
+                f"X lacks the {number_form(len(absent), 'column')} {listing(absent)}",
+                remedy="Pass the same columns as to fit.",
+            )
         names = list(X.columns)[:1] if template.is_plain else list(template.columns)
         return Texts(template.texts(template.read_cells(X, names, "X")))
     array = np.asarray(X, dtype=object)

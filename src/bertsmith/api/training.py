@@ -249,7 +249,7 @@ def evaluate(
 
     if others := [name for name in ("validation", "test") if settings.get(name) is not None]:
         raise ConfigError(
-            f"evaluate scores a single table, and cannot be combined with {listing(others)}",
+            f"bertsmith.evaluate scores a single table, and cannot be combined with {listing(others)}",
             remedy="Pass the table to score as the second argument.",
         )
     folder = run.path if isinstance(run, Run) else to_path(run, "run")

@@ -167,7 +167,7 @@ def _run(arguments: list[str], debug: bool) -> tuple[int, str]:
         return 1, (
             f"[bold red]internal error:[/] {type(error).__name__}: {_escape(str(error)[:300])}\n"
             f"  where: the traceback is in {log.name}\n"
-            "  what to do: report this error with that file; --debug shows the traceback"
+            "  what to do: report this error, with that file, to the maintainers; --debug shows the traceback"
         )
     return 0, ""
 

@@ -28,10 +28,11 @@ def demo(*, output: Output = DEMO_RUN, resume: Resume = False, overwrite: Overwr
 
     RunFolder(output).check(resume=resume, overwrite=overwrite)
     articles = bbc_news()
-    stderr_console().print("BBC News: 2,225 articles in 5 classes, fine-tuned with MiniLM, offline")
+    stderr_console().print("fine-tuning MiniLM offline, on BBC News: 2,225 articles in 5 classes")
     run_and_show(articles, resolve(SETTINGS, environ={}), output, resume=resume, overwrite=overwrite)
     stdout_console().print(
-        "\nNews topics are easy: a bag of words can do as well or better. The report of your own run compares both.\n"
+        "\nNews topics are easy: a bag of words can do as well or better. The report of each run compares the model "
+        "with a bag of words.\n"
         "\nNext, with your own table (columns such as Text and Label or Label Text):\n"
         "  bertsmith inspect reviews.csv\n"
         "  bertsmith train reviews.csv -o runs/reviews --model packaged:minilm\n"

@@ -56,8 +56,8 @@ def evaluate(
         stderr_console().print(f"dropped: {counted(n, 'row')} ({reason})", markup=False)
     if seen := metrics["seen_in_training"]:
         stderr_console().print(
-            f"[yellow]warning:[/] {seen:,} of these texts were in the run's train or validation split: the metrics are "
-            "too optimistic"
+            f"[yellow]warning:[/] {counted(seen, 'of these texts was', 'of these texts were')} in the train or "
+            "validation split of the run: the metrics are too optimistic"
         )
     if json:
         print_json(metrics)

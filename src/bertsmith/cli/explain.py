@@ -13,6 +13,7 @@ from rich.text import Text
 from bertsmith.cli.options import Json, RunArgument, with_settings
 from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.config import Config, ModelConfig
+from bertsmith.errors import counted
 
 if TYPE_CHECKING:
     from bertsmith.data.template import Template
@@ -100,7 +101,7 @@ def explain(
             line.append(word.text, style=style).append(word.after)
             end = word.end
         if explanation.unread:
-            line.append(f" … (the model does not read the other {explanation.unread:,} characters)", "dim")
+            line.append(f" … (not read by the model: {counted(explanation.unread, 'character')})", "dim")
         else:
             line.append(explanation.text[end:])
         out.print(line)
@@ -108,8 +109,8 @@ def explain(
         for word in sorted(explanation.words, key=lambda w: -abs(w.attribution))[:MAX_WORDS]:
             out.print(f"  {word.attribution:+8.3f}  {word.text}", markup=False)
         if len(explanation.words) > MAX_WORDS:
-            more = len(explanation.words) - MAX_WORDS
-            out.print(f"  … and {more:,} more word{'s' if more > 1 else ''} with smaller attributions", markup=False)
+            more = counted(len(explanation.words) - MAX_WORDS, "more word")
+            out.print(f"  … and {more} with smaller attributions", markup=False)
         out.print(
             f"  the attributions sum to {explanation.change + explanation.gap:+.3f}; "
             f"compared with an empty text, the {explanation.output_name} changes by {explanation.change:+.3f}",

@@ -55,7 +55,7 @@ def export(
     speeds = parity["texts_per_second"]
     out.print(
         f"{parity['agreement']:.2%} of {parity['texts']:,} validation and test texts {task.same_name} from export and "
-        f"original; the largest difference of a {task.score_name} is {parity['largest_difference']:.2g}{task.unit_name}"
+        f"original. The largest difference of a {task.score_name} is {parity['largest_difference']:.2g}{task.unit_name}"
     )
     if precision != "fp32":
         bound = f"up to {parity['others_at_most']:.1%} of other texts may get a different prediction"

@@ -10,7 +10,7 @@ import typer
 from bertsmith.cli.options import Json, TableArgument, with_settings
 from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig
-from bertsmith.errors import DataError
+from bertsmith.errors import DataError, counted, number_form
 
 if TYPE_CHECKING:
     from bertsmith.data.table import Table
@@ -34,9 +34,9 @@ def inspect(
     settings: Config,
     config: Path | None,
 ) -> None:
-    """Check a table for problems, and show how train would handle each of them.
+    """Check a table for problems, and show how bertsmith train would handle each of them.
 
-    The exit code is 2 if train would refuse the table.
+    The exit code is 2 if bertsmith train would refuse the table.
 
     Example: bertsmith inspect reviews.csv --html findings.html
     """
@@ -61,9 +61,9 @@ def inspect(
         with claim(suspects, overwrite=overwrite), replaced_file(suspects.path) as part:
             write_csv(found, part)
         stderr_console().print(
-            f"{len(found):,} of {findings.usable:,} labels are probably wrong; {label_errors} lists them, "
-            "the most likely errors first\n  Fill in the column 'corrected' where you agree, and pass the file to "
-            "train with --corrections",
+            f"{len(found):,} of {findings.usable:,} labels {number_form(len(found), 'is', 'are')} probably wrong; "
+            f"{label_errors} lists the most likely errors first\n  Where a label is wrong, write the correct label "
+            "into the column 'corrected'. Then pass the file to bertsmith train with --corrections.",
             markup=False,
         )
     if page:
@@ -102,7 +102,7 @@ def _print_agreement(table: Table) -> None:
         if found.value is not None and found.interval is not None:
             low, high = found.interval
             stdout_console().print(
-                f"  {found.value:.2f}  (95 % interval {low:.2f} to {high:.2f}, {found.texts:,} texts)  {name}",
+                f"  {found.value:.2f}  (95 % interval {low:.2f} to {high:.2f}, {counted(found.texts, 'text')})  {name}",
                 markup=False,
             )
 
@@ -110,7 +110,7 @@ def _print_agreement(table: Table) -> None:
     if not found.alpha.texts:
         stdout_console().print("\nThe agreement of coders is unknown: no text has the labels of two coders.")
         return
-    stdout_console().print(f"\nagreement of coders, who differ on {len(found.disputed):,} texts")
+    stdout_console().print(f"\nagreement of coders, who differ on {counted(len(found.disputed), 'text')}")
     show("Krippendorff's alpha", found.alpha)
     for label, coefficient in found.classes.items():
         show(f"alpha of {label}", coefficient)

@@ -56,7 +56,7 @@ def label(
     browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
     settings: Config,
 ) -> None:
-    """Label texts on a local page, one by one. bertsmith chooses the texts in rounds, and needs no labels to begin.
+    """Label texts on a local page, one by one. bertsmith chooses the next texts, and needs no labels to begin.
 
     The page saves every decision at once in PROJECT. At the end, PROJECT/labels.csv is a table for bertsmith train.
 

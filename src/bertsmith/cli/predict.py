@@ -195,12 +195,12 @@ def _print_summary(predictions: Predictions) -> None:
     for text, n in list(predictions.label_counts.items())[:MAX_LABELS]:
         stderr_console().print(f"  {n:>{len(f'{total:,}')},}  {n / total:6.1%}  {text}", markup=False)
     if (more := len(predictions.label_counts) - MAX_LABELS) > 0:
-        stderr_console().print(f"  … and {more:,} labels with fewer rows", markup=False)
+        stderr_console().print(f"  … and {counted(more, 'label')} with fewer rows", markup=False)
     if predictions.without_labels:
         stderr_console().print(f"  {counted(predictions.without_labels, 'row')} with none of the labels", markup=False)
     if predictions.threshold is not None:
         stderr_console().print(
-            f"{predictions.abstained:,} of {predictions.rows:,} rows left unlabelled: "
+            f"{predictions.abstained:,} of {counted(predictions.rows, 'row')} left unlabelled: "
             f"confidence below {predictions.threshold:.3f}",
             markup=False,
         )
@@ -212,8 +212,8 @@ def _print_summary(predictions: Predictions) -> None:
         )
         if expected.unlike:
             stderr_console().print(
-                "[yellow]note:[/] these texts differ from the held-out texts, so the interval begins at 0; "
-                "bertsmith drift shows the differences"
+                "[yellow]note:[/] these texts differ from the held-out texts, so the lower bound of the accuracy is "
+                "unknown (0); bertsmith drift shows the differences"
             )
     if predictions.cut:
         stderr_console().print(

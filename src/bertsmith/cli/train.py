@@ -18,7 +18,7 @@ import typer
 from bertsmith.cli.options import Json, TableArgument, with_settings
 from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
-from bertsmith.errors import ConfigError
+from bertsmith.errors import ConfigError, counted
 from bertsmith.folders.remote import RemoteRun, run_output
 from bertsmith.folders.run import Run
 from bertsmith.tracking.trackers import TrackerName
@@ -149,7 +149,7 @@ def run_and_show(
     how = "not used for training"
     if "by" in test:
         how = f"each predicted by one of {test['folds']} models that was not trained on it"
-    out.print(f"on {test['texts']:,} texts, {how}{few}")
+    out.print(f"on {counted(test['texts'], 'text')}, {how}{few}")
     if never := [e["label_text"] for e in test.get("per_class", ()) if e["texts"] and not e["predicted"]]:
         out.print(f"[yellow]labels that are never predicted:[/] {escape(listing(never))}")
     for compared in metrics["baseline"].values():

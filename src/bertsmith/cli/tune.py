@@ -11,7 +11,7 @@ from bertsmith.cli.options import Json, TableArgument, with_settings
 from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.cli.train import Track, stoppable
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
-from bertsmith.errors import ConfigError, Interrupted
+from bertsmith.errors import ConfigError, Interrupted, counted
 from bertsmith.tuning.config import StudyConfig
 
 _SETTINGS = tuple(
@@ -128,29 +128,29 @@ def _show(folder: Path, outcome: dict[str, Any]) -> None:
     counts = outcome["trials"]
     n = sum(counts.values())
     out.print(
-        f"{n} trial{'s' if n > 1 else ''}: {counts['complete']} complete, {counts['pruned']} pruned, "
-        f"{counts['failed']} failed"
+        f"{counted(n, 'trial')}: {counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed"
     )
     latency = f", {outcome['values']['latency']:.1f} ms per text" if "latency" in outcome["values"] else ""
     out.print(
         f"winner: trial {outcome['trial']}, validation {metric} {outcome['score']:.3f}{latency}; "
         f"test {metric} [bold]{outcome['test']['value']:.3f}[/]  (95 % interval {low:.3f} to {high:.3f}) "
-        f"on {outcome['texts']:,} texts"
+        f"on {counted(outcome['texts'], 'text')}"
     )
     if seeds := outcome.get("seeds"):
         best, defaults = (
-            "{mean:.3f} ± {standard_deviation:.3f}".format(**s) for s in (seeds, outcome["defaults"]["seeds"])
+            "{mean:.3f} (standard deviation {standard_deviation:.3f})".format(**s)
+            for s in (seeds, outcome["defaults"]["seeds"])
         )
         out.print(
-            f"this score is from the best seed on validation; over {seeds['n']} seeds, test {metric} is {best}"
-            + ("" if outcome["is_default"] else f", and {defaults} with the default settings")
+            f"this score is from the best seed on validation. Over {seeds['n']} seeds, the mean test {metric} is {best}"
+            + ("" if outcome["is_default"] else f". With the default settings, it is {defaults}")
         )
     if n > 1:
         out.print(f"the validation score of the best of {n} trials is optimistic: trust the test score")
     if outcome["told"] > 1:
         out.print(
-            f"this is test result number {outcome['told']} of this study; if you continue the search after a test "
-            "result, the next one is optimistic"
+            f"this is test result number {outcome['told']} of this study; a test result is slightly optimistic if the "
+            "search continued after an earlier one"
         )
     out.print(outcome["verdict"], markup=False)
     if not outcome["is_default"]:

@@ -80,7 +80,9 @@ def check_split(inspected: Inspected) -> Iterator[Finding]:
         try:
             split_cleaned(inspected.cleaned, inspected.config, inspected.config.seed)
         except DataError as error:
-            yield Finding("refused", "error", 1, f"train refuses this table: {error.what}", error.remedy or "")
+            yield Finding(
+                "refused", "error", 1, f"bertsmith train refuses this table: {error.what}", error.remedy or ""
+            )
 
 
 def check_labels(inspected: Inspected) -> Iterator[Finding]:
@@ -121,7 +123,7 @@ def check_cleaning(inspected: Inspected) -> Iterator[Finding]:
     texts = [name for name in ("split", "text", "pair") if name in frame.columns]
     repeated = frame[frame["split"].isin(["validation", "test"]) & frame.duplicated(texts)]
     if len(repeated):
-        message = "that repeat another text of the same validation or test table"
+        message = "with the same text as another row of the same validation or test table"
         yield inspected.rows(
             "duplicate-held-out",
             "info",
@@ -223,7 +225,7 @@ def check_languages(inspected: Inspected) -> Iterator[Finding]:
             "languages",
             "warning",
             int(mask.sum()),
-            f"{scope} {n_main / total:.1%} seem to be {main}, others {shares}",
+            f"{scope} {n_main / total:.1%} seem to be {main}, {shares}",
             "used unchanged; choose a multilingual checkpoint, such as FacebookAI/xlm-roberta-base",
             inspected.name_rows(inspected.cleaned.table.frame[mask]),
         )
@@ -276,7 +278,7 @@ def check_lengths(inspected: Inspected) -> Iterator[Finding]:
     if len(long) and long.mean() > 0.011:
         message = f"longer than {inspected.max_length} tokens ({long.mean():.1%})"
         yield inspected.texts_where(
-            "truncated", "warning", long, message, "train reads the beginning, or the part that --long selects"
+            "truncated", "warning", long, message, "the model reads the beginning, or the part that --long selects"
         )
 
 

@@ -12,7 +12,7 @@ from bertsmith.data.columns import canonical
 from bertsmith.data.table import MISSING, REGRESSION, SINGLE_LABEL, Note, Table
 from bertsmith.data.template import texts_of
 from bertsmith.data.texts import is_missing, to_text
-from bertsmith.errors import ConfigError, DataError, did_you_mean, listing
+from bertsmith.errors import ConfigError, DataError, counted, did_you_mean, listing
 
 SHARE = "share_of_coders"
 """Column with the share of the coders who gave the label of a text."""
@@ -73,13 +73,13 @@ def merge_coders(table: Table, column: str) -> Table:
     notes = [
         Note(
             severity,
-            f"coders disagree on {len(some):,} texts, {how}; first rows: {listing(some)}",
+            f"coders disagree {where} {counted(len(some), 'text')}, and bertsmith {how}; first rows: {listing(some)}",
             len(some),
             tuple(some),
         )
-        for severity, how, some in (
-            ("info", "and the majority label counts", majority),
-            ("warning", "and no label has a majority, so bertsmith drops these texts", ties),
+        for severity, where, how, some in (
+            ("info", "on", "uses the majority label", majority),
+            ("warning", "without a majority on", "drops such texts", ties),
         )
         if some
     ]

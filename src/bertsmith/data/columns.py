@@ -99,7 +99,7 @@ def find_columns(
     known = {canonical(name) for name in names}
     if len(absent := [name for name in wanted if name not in names and canonical(name) not in known]) > 1:
         raise DataError(
-            f"the table has no columns {listing(absent)}",
+            f"the table lacks the columns {listing(absent)}",
             where=where,
             remedy="Pass --text-column, --pair-column and --with-columns with names of the table.",
         )
@@ -147,8 +147,8 @@ def find_columns(
         raise DataError(
             "no column name suggests labels (Label, Label Text, Category, Class, Target, …)",
             where=where,
-            remedy="Pass --label-column (numbers or words) or --label-text-column with the name of the column, or "
-            "--label-columns with several columns of 0 and 1.",
+            remedy="Pass --label-column (label numbers or label texts) or --label-text-column with the name of the "
+            "column, or --label-columns with several columns of 0 and 1.",
         )
     template = Template(tuple(texts), pair, tuple(further))
     roles = [*template.columns, *labels, *(name for name in (label, label_text) if name is not None)]

@@ -14,7 +14,7 @@ from bertsmith.data.outcomes import NO_LABELS, SEPARATOR, Outcomes
 from bertsmith.data.sources import read_raw
 from bertsmith.data.table import MISSING, Labels, Note, Table
 from bertsmith.data.texts import normalise, to_texts
-from bertsmith.errors import DataError, listing
+from bertsmith.errors import DataError, counted, listing, number_form
 
 COLUMNS = (
     "source",
@@ -114,8 +114,9 @@ def apply_corrections(table: Table, file: Path, config: DataConfig) -> Table:
         notes = [Note("warning", f"{raw.name} has no corrections: its column 'corrected' is empty", 0)]
     if relabelled:
         message = (
-            f"{raw.name}: {len(relabelled):,} corrected rows had another label when the file was created "
-            f"(rows {listing(relabelled)}). The table has changed since, or is a different table"
+            f"{raw.name}: {counted(len(relabelled), 'corrected row')} had another label when the file was created "
+            f"({number_form(len(relabelled), 'row')} {listing(relabelled)}). The table has changed since, or is a "
+            "different table"
         )
         notes.append(Note("warning", message, len(relabelled)))
     frame = table.frame.assign(target=pd.Series(targets))

@@ -12,7 +12,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from bertsmith.data.table import MULTI_LABEL, SINGLE_LABEL, SPLITS
-from bertsmith.errors import rendered_by
+from bertsmith.errors import counted, number_form, rendered_by
 
 if TYPE_CHECKING:
     from rich.console import ConsoleOptions, RenderResult
@@ -144,7 +144,8 @@ def render(findings: Findings) -> RenderableType:
     """Render findings for ``rich``."""
     columns = "columns: " + ", ".join(f"{role.replace('_', ' ')} = {name!r}" for role, name in findings.columns.items())
     parts: list[RenderableType] = [headline(findings), Text(columns, style="dim")]
-    truncation = f"train keeps {findings.max_length} tokens of a text; {findings.truncated:.1%} of the texts are longer"
+    longer = f"{findings.truncated:.1%} of the texts are longer"
+    truncation = f"bertsmith train keeps {findings.max_length} tokens of a text; {longer}"
     if findings.splits:
         given = ", ".join(f"{name} {n:,}" for name, n in findings.splits.items())
         absent = [name for name in SPLITS if name not in findings.splits and "train" in findings.splits]
@@ -164,7 +165,7 @@ def headline(findings: Findings) -> Text:
     unused = findings.rows - findings.usable
     return Text.assemble(
         (findings.name, "bold"),
-        f": {findings.rows:,} rows",
+        f": {counted(findings.rows, 'row')}",
         f", {findings.usable:,} usable" if unused else "",
         f", {label_count(findings)}",
         _imbalance(findings),
@@ -176,7 +177,7 @@ def label_count(findings: Findings) -> str:
     if findings.numbers:
         return "numbers from {minimum:g} to {maximum:g}".format(**findings.numbers)
     one, several = ("label", "labels") if findings.task == MULTI_LABEL else ("class", "classes")
-    return f"{len(findings.classes)} {one if len(findings.classes) == 1 else several}"
+    return counted(len(findings.classes), one, several)
 
 
 def label_chart(findings: Findings) -> RenderableType:
@@ -249,7 +250,7 @@ def finding_lines(finding: Finding) -> RenderableType:
     """Render a finding: its severity, message, example rows, and what train will do."""
     text = Text.assemble((f"{finding.severity:<8}", _STYLES[finding.severity]), finding.message)
     if finding.rows:
-        text.append(f" (row{'s' if len(finding.rows) > 1 else ''} {', '.join(map(str, finding.rows))}", style="dim")
+        text.append(f" ({number_form(len(finding.rows), 'row')} {', '.join(map(str, finding.rows))}", style="dim")
         text.append(", …)" if finding.count > len(finding.rows) else ")", style="dim")
     text.append(f"\n        → {finding.action}", style="dim")
     return text

@@ -100,7 +100,8 @@ def label_findings(table: Table) -> Iterator[Finding]:
             "info",
             len(labels),
             f"the classes seem to be ordered, from {labels.texts[0]!r} to {labels.texts[-1]!r}",
-            "the order is not used; pass --task ordinal if a small error is better than a large one",
+            "the order is not used; pass --task ordinal if confusing distant classes is worse than confusing "
+            "neighbouring ones",
         )
 
 
@@ -111,8 +112,8 @@ def _sets(table: Table) -> Finding:
         "label-sets",
         "info",
         len(table),
-        f"{sizes.mean():.2f} labels per row: {int((sizes > 1).sum()):,} rows have several (at most {sizes.max()}), "
-        f"{int((sizes == 0).sum()):,} have none",
+        f"{sizes.mean():.2f} labels per row; rows with several labels: {int((sizes > 1).sum()):,} (at most "
+        f"{sizes.max()}), without labels: {int((sizes == 0).sum()):,}",
         "each label has its own probability and threshold",
     )
 

@@ -83,7 +83,7 @@ def read_label_sets(
             ]
             if used is not None:
                 n = sum(len(labels or ()) > 1 for labels in by_role[role])
-                notes += (Note("info", f"labels are separated by {used!r}: {n:,} rows have several", n),)
+                notes += (Note("info", f"labels are separated by {used!r}; rows with several labels: {n:,}", n),)
     rows = by_role.get("label_text") or by_role["label"]
     numbers, texts = _link_columns(by_role, class_names, where)
     row_numbers = np.repeat(np.arange(len(rows)), [len(row or ()) for row in rows])
@@ -103,7 +103,7 @@ def _link_columns(
     if numbers is not None and not all(n.lstrip("+-").isdigit() for n in numbers):
         if texts is not None:
             raise DataError(
-                "the column of label numbers holds words", where=where, remedy="Pass only --label-text-column."
+                "the column of label numbers holds label texts", where=where, remedy="Pass only --label-text-column."
             )
         return None, list(numbers)
     if numbers is not None and texts is not None:
@@ -184,7 +184,8 @@ def _find_separator(cells: Sequence[Any], where: str) -> str | None:
         return None
     if n_split[second] >= _AMBIGUOUS * n_split[best]:
         raise DataError(
-            f"labels may be separated by {best!r} ({n_split[best]:,} rows) or {second!r} ({n_split[second]:,} rows)",
+            f"labels may be separated by {best!r} ({counted(n_split[best], 'row')}) or {second!r} "
+            f"({counted(n_split[second], 'row')})",
             where=where,
             remedy=f"Pass the right one, such as --label-separator {best!r}.",
         )

@@ -12,7 +12,7 @@ import pandas as pd
 
 from bertsmith.data.table import MISSING, Labels
 from bertsmith.data.texts import check_scalar, is_missing, to_text, with_decimal_points
-from bertsmith.errors import DataError, listing, quoted, shorten
+from bertsmith.errors import DataError, counted, listing, quoted, shorten
 
 _INTEGER = re.compile(r"[+-]?\d{1,18}(\.0*)?")
 _TOO_LARGE = re.compile(r"[+-]?[1-9]\d{18,}(\.0*)?")
@@ -122,12 +122,12 @@ def parse_label_numbers(cells: Iterable[Any], where: str) -> list[int | None] | 
         if len(words) <= n_numbers:
             majority, (row, example) = "numbers", words[0]
         else:
-            majority = "words"
+            majority = "label texts"
             row, example = next((row, str(n)) for row, n in enumerate(numbers, 1) if n is not None)
         raise DataError(
-            f"the label column mixes numbers and words: most are {majority}, but row {row} has {quoted(example)}",
+            f"the label column mixes numbers and label texts: most are {majority}, but row {row} has {quoted(example)}",
             where=where,
-            remedy="Correct these labels, or pass the column as --label-text-column to read all of them as words.",
+            remedy="Correct these labels, or pass the column as --label-text-column to read all as label texts.",
         )
     if words:
         return None
@@ -203,7 +203,7 @@ def link_labels(
         unknown = frame[is_unknown]
         names = unknown["text"].where(unknown["text"].notna(), unknown["number"].astype(object))
         n_wrong = len(unknown) if rows is None else len(np.unique(rows[unknown.index]))
-        n_unknown = "1 row has" if n_wrong == 1 else f"{n_wrong:,} rows have"
+        n_unknown = counted(n_wrong, "row has", "rows have")
         first = int(unknown.index[0] if rows is None else rows[unknown.index[0]]) + 1
         raise DataError(
             f"{n_unknown} an unknown label: {listing(names.unique())} (first in row {first})",
@@ -306,7 +306,8 @@ def _check_one_to_one(pairs: pd.DataFrame, where: str) -> None:
         for value, group in pairs.groupby(one, sort=True):
             if len(group) > 1:
                 linked = [
-                    f"{quoted(v)} ({n:,} rows)" for v, n in zip(group[other].tolist(), group["rows"], strict=True)
+                    f"{quoted(v)} ({counted(n, 'row')})"
+                    for v, n in zip(group[other].tolist(), group["rows"], strict=True)
                 ]
                 problems.append(f"{one} {quoted(value)} has the {other}s {', '.join(linked)}")
     if problems:
@@ -315,7 +316,7 @@ def _check_one_to_one(pairs: pd.DataFrame, where: str) -> None:
         raise DataError(
             f"label numbers and label texts are not paired one to one:\n{shown}{more}",
             where=where,
-            remedy="Correct the pairs, or use only one of the columns (--label-text-column to use the words).",
+            remedy="Correct the pairs, or use only one of the columns (--label-text-column to use the label texts).",
         )
 
 

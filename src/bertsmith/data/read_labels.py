@@ -132,7 +132,7 @@ def _read_levels(parts: Sequence[Part], where: str, config: DataConfig, known: L
 
 
 def _are_positions(parts: Sequence[Part]) -> bool:
-    """Return whether the table has only label words, so that label numbers are positions in alphabetical order."""
+    """Return whether the table has only label texts, so that label numbers are positions in alphabetical order."""
     return all(_parse_classes(part)[0] is None for part in parts)
 
 
@@ -154,7 +154,7 @@ def _parse_classes(part: Part) -> tuple[list[int | None] | None, list[str | None
         return numbers, texts
     if texts is not None:
         raise DataError(
-            f"columns {quoted(columns.label)} and {quoted(columns.label_text)} both hold words, "
+            f"columns {quoted(columns.label)} and {quoted(columns.label_text)} both hold label texts, "
             "but the first should hold label numbers",
             where=name,
             remedy="Pass only the column of label texts, with --label-text-column.",

@@ -144,11 +144,12 @@ def assign_folds(cleaned: Cleaned, data: Table, rows: np.ndarray, k: int, config
         except ValueError:  # every class has fewer texts than folds
             folds[:] = -1
     if len(np.unique(folds)) < k or (folds < 0).any():
+        most = min(n_largest, n_groups)
         raise ConfigError(
-            f"--cv {k} has too many folds: even the largest class has only {counted(n_largest, 'text')}, and the texts "
-            f"form only {counted(n_groups, 'group')}, each of which must stay in one fold",
+            f"--cv {k} has too many folds: the largest class has only {counted(n_largest, 'text')}, and the texts form "
+            f"only {counted(n_groups, 'group')}, which stay together",
             where=data.name,
-            remedy=f"Use at most {min(n_largest, n_groups)} folds.",
+            remedy=f"Use at most {most} folds." if most > 1 else "Label more texts, or leave out --cv.",
         )
     return folds
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.data.outcomes import CLASSES, Outcomes
+from bertsmith.errors import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,8 +96,8 @@ class Table:
         return len(self.frame)
 
     def __repr__(self) -> str:
-        classes = "1 class" if len(self.labels) == 1 else f"{len(self.labels)} classes"
-        return f"Table({self.name!r}, {len(self):,} rows, {classes})"
+        classes = counted(len(self.labels), "class", "classes")
+        return f"Table({self.name!r}, {counted(len(self), 'row')}, {classes})"
 
     @property
     def codes(self) -> np.ndarray:

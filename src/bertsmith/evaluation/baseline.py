@@ -217,7 +217,7 @@ def verdict(
     metric: str = "macro-F1",
     rival: str = "a bag of words with a linear SVM",
     kind: str = "test texts",
-    if_worse: str = ": use the baseline, or label more texts",
+    if_worse: str = ". Label more texts, or use a scikit-learn model instead",
 ) -> str:
     """Phrase a difference in the primary metric and its 95 % interval as a sentence that follows "The model is"."""
     interval = f"[{low:+.3f}, {high:+.3f}]"

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bertsmith.errors import counted
 from bertsmith.evaluation.intervals import TAILS, draw_resamples
 
 FRACTIONS = (0.125, 0.25, 0.5, 0.75, 1.0)
@@ -109,13 +110,14 @@ class Estimate:
         parts = []
         if self.accuracy is not None:
             parts.append(
-                f"Accuracy is {self.accuracy:.2f} ({self.accuracy_low:.2f} to {self.accuracy_high:.2f}) on "
-                f"{self.random:,} random texts."
+                f"Accuracy is {self.accuracy:.2f} (95 % interval {self.accuracy_low:.2f} to {self.accuracy_high:.2f}) "
+                f"on {counted(self.random, 'random text')}."
             )
         if self.gain is not None:
-            time = "" if self.hours is None else f", about {self.hours:.1f} h at your pace"
-            interval = f"({self.low:+.2f} to {self.high:+.2f})"
-            parts.append(f"{self.more:,} more labels: {self.gain:+.2f} {self.metric} {interval}{time}.")
+            time = "" if self.hours is None else f", and take about {self.hours:.1f} h"
+            interval = f"(95 % interval {self.low:+.2f} to {self.high:+.2f})"
+            labels = counted(self.more, "more label changes", "more labels change")
+            parts.append(f"{labels} {self.metric} by about {self.gain:+.2f} {interval}{time}.")
         return " ".join([*parts, f"{'Enough' if self.enough else 'Not enough yet'}: {self.reason}."])
 
     def to_dict(self) -> dict[str, Any]:
@@ -170,7 +172,8 @@ def learning_curve(n: int, predict: Predict, score: Score, *, seed: int) -> Curv
 def decide(estimate: Estimate) -> tuple[bool, str]:
     """Return whether the labels are enough, and why."""
     if estimate.most is None:
-        return False, f"{estimate.labels:,} labels are too few for an estimate"
+        few = estimate.labels < FEWEST
+        return False, f"an estimate needs {f'at least {FEWEST} labelled texts' if few else 'more texts of rare labels'}"
     if estimate.ceiling is not None and estimate.accuracy_low is not None and estimate.accuracy_low >= estimate.ceiling:
         return (
             True,
@@ -178,8 +181,10 @@ def decide(estimate: Estimate) -> tuple[bool, str]:
             f"({estimate.ceiling:.2f})",
         )
     if estimate.most < WORTHWHILE:
-        return True, f"{estimate.more:,} more labels gain less than {WORTHWHILE:g} {estimate.metric} on average"
-    return False, f"the mean gain of {estimate.more:,} more labels can be up to {estimate.most:.2f} {estimate.metric}"
+        gain = f"less than {WORTHWHILE:g} on average"
+        return True, f"{counted(estimate.more, 'more label')} would raise {estimate.metric} by {gain}"
+    gain = f"up to {estimate.most:.2f} on average"
+    return False, f"{counted(estimate.more, 'more label')} may raise {estimate.metric} by {gain}"
 
 
 def _extrapolate(sizes: np.ndarray, scores: np.ndarray, now: int, more: int) -> np.ndarray:

@@ -56,7 +56,7 @@ class Rule:
         if content is None:
             return cls()
         if not isinstance(content, Mapping):
-            raise ValueError("it is not an object")
+            raise ValueError("the decision rule is not an object")
         temperature, offsets = content.get("temperature", 1.0), tuple(content.get("offsets", ()))
         temperatures = tuple(temperature) if isinstance(temperature, list) else (temperature,)
         if not all(isinstance(x, int | float) and np.isfinite(x) for x in (*temperatures, *offsets)):
@@ -65,7 +65,7 @@ class Rule:
             raise ValueError("the temperature must be positive")
         for name, values in (("offsets", offsets), ("temperatures", temperatures)):
             if len(values) not in (0, n_classes) and not (name == "temperatures" and not isinstance(temperature, list)):
-                raise ValueError(f"it has {len(values)} {name} for {n_classes} classes")
+                raise ValueError(f"number of {name}: {len(values)}, number of classes: {n_classes}")
         per_label = isinstance(temperature, list)
         return cls(
             tuple(map(float, temperatures)) if per_label else float(temperature),

@@ -10,7 +10,7 @@ import numpy as np
 
 from bertsmith.data.table import REGRESSION
 from bertsmith.data.template import flat_texts
-from bertsmith.errors import ConfigError
+from bertsmith.errors import ConfigError, counted
 from bertsmith.evaluation.abstention import confidence_threshold, conformal_threshold, min_texts
 from bertsmith.evaluation.rule import Rule
 from bertsmith.folders.run import Run
@@ -130,7 +130,7 @@ def fit_abstention(
         if min_confidence is None:
             needed = min_texts(target_accuracy)
             why = (
-                f"it needs {needed:,} validation texts, but the run has {n:,}"
+                f"it needs {counted(needed, 'validation text')}, but the run has {n:,}"
                 if needed > n
                 else f"no threshold reaches this accuracy on at least {needed:,} of the {n:,} validation texts"
             )
@@ -142,7 +142,7 @@ def fit_abstention(
     if coverage is not None:
         if math.ceil((n + 1) * coverage - 1e-9) > n:
             raise ConfigError(
-                f"--coverage {coverage:g}: the run's {n:,} validation texts are too few for this coverage",
+                f"--coverage {coverage:g} needs more than {counted(n, 'validation text')}",
                 remedy=f"Pass at most {math.floor(1000 * n / (n + 1)) / 1000:g}, or train with more validation texts.",
             )
         in_set = conformal_threshold(task.conformity(targets, scores), coverage)

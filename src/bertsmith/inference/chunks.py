@@ -13,7 +13,7 @@ from typing import Any
 
 from bertsmith.data.stream import CHUNK_ROWS, Chunk, Stream
 from bertsmith.data.table import Cells
-from bertsmith.errors import Interrupted, RunFolderError, needing
+from bertsmith.errors import Interrupted, RunFolderError, counted, needing
 from bertsmith.folders.atomic import RESUME_REMEDY, checksum, disk_errors, replaced_file, write_json
 from bertsmith.folders.claim import differences, refuse_changes
 from bertsmith.folders.files import OutputFile
@@ -183,7 +183,7 @@ def write_stream(
         if not chunks.done:
             raise
         raise Interrupted(
-            f"the predictions of {chunks.counts['rows']:,} rows are saved in {chunks.folder}\n"
+            f"the predictions of {counted(chunks.counts['rows'], 'row')} are saved in {chunks.folder}\n"
             "  to resume: run the same command with --resume"
         ) from None
     except OSError:

@@ -16,7 +16,7 @@ from bertsmith.compute.memory import memory_errors
 from bertsmith.config import Long
 from bertsmith.data.table import Labels
 from bertsmith.data.template import Template
-from bertsmith.errors import ModelError, RunFolderError, UserError
+from bertsmith.errors import ModelError, RunFolderError, UserError, counted
 from bertsmith.evaluation.rule import Rule
 from bertsmith.folders.run import Run, open_run
 from bertsmith.inference.predictor import ModelPredictor
@@ -125,7 +125,7 @@ class Classifier(ModelPredictor):
                 raise ValueError(f"long={saved_long!r} is unknown")
         except (ValueError, KeyError, TypeError) as error:
             raise RunFolderError(
-                f"the decision rule or the template of the model is damaged: {error}",
+                f"the settings of bertsmith in config.json are damaged: {error}",
                 where=str(folder / "config.json"),
                 remedy="Restore the folder from a copy, or train again with --overwrite.",
             ) from error
@@ -154,7 +154,8 @@ class Classifier(ModelPredictor):
         return f"{self.loaded.device.type}+torch"
 
     def __repr__(self) -> str:
-        return f"Classifier({len(self.labels)} classes, {self.loaded.model.config.model_type}, {self.loaded.device})"
+        classes = counted(len(self.labels), "class", "classes")
+        return f"Classifier({classes}, {self.loaded.model.config.model_type}, {self.loaded.device})"
 
     @property
     def max_length(self) -> int:

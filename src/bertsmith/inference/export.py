@@ -21,7 +21,7 @@ from bertsmith.inference.export_formats import CALIBRATION_TEXTS, PRECISIONS, wr
 from bertsmith.inference.exported import ABOUT, HELD_OUT, TOKENIZER, Exported, ExportInfo, file_digest
 from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.tasks.base import Task
-from bertsmith.tasks.registry import get_task
+from bertsmith.tasks.registry import describe, get_task
 
 MIN_AGREEMENT = {"fp32": 1.0, "bf16": 0.995, "int8": 0.995}
 """Required share of texts with the same label as from the original, by precision."""
@@ -114,11 +114,9 @@ def export(
                 if not failure:
                     break
             if failure and not accept:
-                raise ModelError(
-                    failure,
-                    where=str(target),
-                    remedy="Nothing was written. Pass --precision fp32, or --accept to accept the difference.",
-                )
+                other = "" if precision == "fp32" else "Pass --precision fp32, or "
+                accepting = f"{other or 'Pass '}--accept to accept the difference."
+                raise ModelError(failure, where=str(target), remedy=f"Nothing was written. {accepting}")
             parity |= {"held": not failure, "calibrated_with": len(calibration)}
             atomic.write_text(folder / "README.md", _readme(about, parity, evaluated))
             files = {p.name: file_digest(p) for p in sorted(folder.iterdir()) if p.name not in (ABOUT, "README.md")}
@@ -206,7 +204,7 @@ def _readme(about: ExportInfo, parity: dict[str, Any], evaluated: str) -> str:
     )
     return f"""# {about.run["name"]}, exported
 
-A {task.described.format(n=len(about.labels))}, fine-tuned from {base}, in {about.format} and {about.precision}.
+A {describe(task, len(about.labels))}, fine-tuned from {base}, in {about.format} and {about.precision}.
 It needs neither torch nor transformers. Two lines install and run it:
 
 ```console

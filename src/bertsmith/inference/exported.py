@@ -16,7 +16,7 @@ from bertsmith.compute.batching import micro_batches
 from bertsmith.compute.machine import cores
 from bertsmith.data.table import SINGLE_LABEL, Labels
 from bertsmith.data.template import Template
-from bertsmith.errors import MissingPackageError, RunFolderError
+from bertsmith.errors import MissingPackageError, RunFolderError, counted
 from bertsmith.evaluation.rule import Rule
 from bertsmith.inference.abstain import HeldOutPredictions
 from bertsmith.inference.predictor import ModelPredictor
@@ -181,7 +181,7 @@ class Exported(ModelPredictor):
         return exported
 
     def __repr__(self) -> str:
-        return f"Exported({len(self.labels)} classes, {self.about.format} {self.about.precision})"
+        return f"Exported({counted(len(self.labels), 'class', 'classes')}, {self.about.format} {self.about.precision})"
 
     @property
     def compute_type(self) -> str:

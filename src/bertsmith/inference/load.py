@@ -57,11 +57,17 @@ def open_classifier(
         )
     if is_export(path):
         about = ExportInfo.read(path)
-        if ensemble or device not in ("auto", "cpu") or runtime not in ("auto", about.format):
+        refused = {
+            f"--device {device}": device not in ("auto", "cpu"),
+            f"--runtime {runtime}": runtime not in ("auto", about.format),
+            "--ensemble": ensemble,
+        }
+        if any(refused.values()):
+            flags = " and ".join(flag for flag, given in refused.items() if given)
             raise ConfigError(
-                f"this is an export of a single model for {about.format} on the CPU",
+                f"an export has a single model for {about.format} on the CPU, so it does not support {flags}",
                 where=str(path),
-                remedy="Leave out --device, --runtime and --ensemble, or pass the run itself.",
+                remedy=f"Leave out {flags}, or pass the run itself.",
             )
         exported = Exported.load(path, decide=decide, long=long)
         return exported, lambda: exported.held_out

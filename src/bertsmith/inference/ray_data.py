@@ -16,7 +16,7 @@ from bertsmith.data.columns import check_columns, find_text_columns
 from bertsmith.data.formats.arrow import parquet_schema
 from bertsmith.data.stream import CHUNK_ROWS
 from bertsmith.data.template import Template
-from bertsmith.errors import ConfigError, DataError, MissingPackageError, OutputError, UserError
+from bertsmith.errors import ConfigError, DataError, MissingPackageError, OutputError, UserError, counted
 from bertsmith.folders.atomic import replaced_folder
 from bertsmith.inference.abstain import fit_abstention
 from bertsmith.inference.load import open_classifier, template_of
@@ -101,7 +101,7 @@ def predict_on_ray(request: RayRequest, source: Path, output: Path, config: Data
         written = sum(parquet_schema(file)[1] for file in sorted(folder.glob("*.parquet")))
         if written != n_rows:
             raise OutputError(
-                f"the output has {written:,} rows instead of {n_rows:,}",
+                f"the output has {counted(written, 'row')} instead of {n_rows:,}",
                 where=str(output),
                 remedy="Check that all machines write to the same folder.",
             )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
 """Host names of requests from this machine; other names indicate DNS rebinding."""
 AHEAD = 10
-"""Number of remaining texts of a coder at which the next round starts."""
+"""Number of remaining texts of a coder at which the choice of the next texts begins."""
 Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[^()]*\S[^()]*$")]
 """The name of a coder; parentheses are for names that bertsmith gives."""
 
@@ -145,7 +145,7 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
 
     @app.post("/{work}", dependencies=checked)
     def begin(work: Literal["choose", "train"]) -> dict[str, Any]:
-        """Choose the next round, or train on the labels, in the background."""
+        """Choose the next texts, or train on the labels, in the background."""
         getattr(rounds, work)()
         return rounds.state()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bertsmith.data.table import MULTI_LABEL, ORDINAL, SINGLE_LABEL
-from bertsmith.errors import ConfigError, DataError, RunFolderError, listing, quoted, write_error
+from bertsmith.errors import ConfigError, DataError, RunFolderError, counted, listing, quoted, write_error
 
 LABELLED, UNSURE, SKIPPED = STATUSES = ("labelled", "unsure", "skipped")
 SETTLER = "(settled)"
@@ -241,7 +241,7 @@ class Project:
         with self._open() as database:
             row = database.execute("SELECT * FROM texts WHERE id = ?", (number,)).fetchone()
         if row is None:
-            raise DataError(f"the project has no text {number}", where=str(self.file))
+            raise DataError(f"the project has no text {number}", where=str(self.file), remedy="Reload the page.")
         return _queued(row)
 
     def decide(self, decision: Decision) -> None:
@@ -252,14 +252,12 @@ class Project:
         """
         values = (decision.text, decision.coder, decision.status, json.dumps(decision.labels), decision.note)
         with self._open(write=True) as database:
-            settings = _settings(database)
             known = database.execute("SELECT 1 FROM texts WHERE id = ?", (decision.text,)).fetchone()
-            wrong = decision.status not in STATUSES or not decision.coder.strip() or not known
-            several = settings["task"] != MULTI_LABEL and len(decision.labels) != (decision.status == LABELLED)
-            if wrong or several or not set(decision.labels) <= set(settings["labels"]):
-                what = f"{decision.status} {listing(decision.labels)} by {quoted(decision.coder)}"
+            if wrong := _misfit(decision, _settings(database), is_queued=known is not None):
                 raise DataError(
-                    f"the decision does not fit the project: text {decision.text}, {what}", where=str(self.file)
+                    f"the decision about text {decision.text} does not fit the project: {wrong}",
+                    where=str(self.file),
+                    remedy="Reload the page, and decide again.",
                 )
             database.execute(
                 "INSERT INTO decisions (text, coder, status, labels, note, seconds, time) VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -292,6 +290,22 @@ class Project:
             seconds = [row[0] for row in database.execute(mine, (coder,))]
         worked = [value for value in seconds if 0 < value < PAUSE]
         return {"decided": len(seconds), "texts": total, "seconds": worked[len(worked) // 2] if worked else None}
+
+
+def _misfit(decision: Decision, settings: Mapping[str, Any], *, is_queued: bool) -> str:
+    """Return why a decision does not fit the project, or an empty string."""
+    expected = int(decision.status == LABELLED)
+    if not is_queued:
+        return "the queue has no such text"
+    if not decision.coder.strip():
+        return "the name of the coder is empty"
+    if decision.status not in STATUSES:
+        return f"the status {quoted(decision.status)} is unknown"
+    if unknown := [label for label in decision.labels if label not in settings["labels"]]:
+        return f"the codebook lacks {listing(unknown)}"
+    if settings["task"] != MULTI_LABEL and len(decision.labels) != expected:
+        return f"{counted(len(decision.labels), 'label')} given, {expected} expected"
+    return ""
 
 
 def _checked_labels(labels: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 from bertsmith.data.formats.registry import to_data_frame
-from bertsmith.errors import ConfigError, DataError, did_you_mean, listing
+from bertsmith.errors import ConfigError, DataError, counted, did_you_mean, listing
 from bertsmith.measuring.estimate import LEVEL
 from bertsmith.measuring.pseudo_outcomes import LEVEL_NAME, OUTCOME
 
@@ -62,7 +62,7 @@ class Regression:
         )
 
     def __repr__(self) -> str:
-        return f"{self.to_frame().to_string(float_format='{:.4g}'.format)}\n{self.texts:,} texts"
+        return f"{self.to_frame().to_string(float_format='{:.4g}'.format)}\n{counted(self.texts, 'text')}"
 
 
 def fit_regression(
@@ -85,7 +85,7 @@ def fit_regression(
                 where=str(table) if isinstance(table, str | Path) else "the data frame",
                 remedy=f"Name one of {listing(frame.columns)}."
                 if any(str(known).startswith(OUTCOME) for known in frame.columns)
-                else "Pass the file that measure --for-regression wrote.",
+                else "Pass the file that bertsmith measure --for-regression wrote.",
             )
     if missing := [name for name in on if frame[name].isna().any()]:
         raise DataError(

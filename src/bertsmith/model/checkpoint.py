@@ -168,7 +168,11 @@ def load_encoder(tokenizer_json: Path, texts: Sequence[str]) -> tuple[FastEncode
         content, names = add_names_to_json(tokenizer_json.read_text(encoding="utf-8"), texts)
         return FastEncoder(content), names
     except Exception as error:  # the Rust library raises plain Exception
-        raise ModelError(f"the tokenizer cannot be read: {error}", where=str(tokenizer_json)) from error
+        raise ModelError(
+            f"the tokenizer cannot be read: {error}",
+            where=str(tokenizer_json),
+            remedy="Download the checkpoint again, or pass another one with --model.",
+        ) from error
 
 
 def _package_folder(name: str) -> Path | None:

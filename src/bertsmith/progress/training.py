@@ -12,6 +12,7 @@ from rich.text import Text
 
 from bertsmith.compute.memory import format_bytes
 from bertsmith.data.findings import finding_lines, headline, label_chart
+from bertsmith.errors import counted
 from bertsmith.events import (
     AblationStarted,
     CheckpointChosen,
@@ -78,7 +79,7 @@ class TrainingProgress:
             if self.live is not None:
                 self.live.start()
             else:
-                self.console.print(f"training for at most {event.steps:,} steps")
+                self.console.print(f"training for at most {counted(event.steps, 'step')}")
         elif isinstance(event, StepDone):
             self.last_step = event
         elif isinstance(event, Evaluated):
@@ -90,7 +91,7 @@ class TrainingProgress:
             steps = ", ".join(f"{step:,}" for step in event.damaged)
             origin = f"the checkpoint of step {event.step:,}" if event.step else "the beginning"
             self.console.print(
-                f"[yellow]damaged or incomplete checkpoints (step {steps}) are skipped:[/] resuming from {origin}"
+                f"[yellow]skipping damaged or incomplete checkpoints (step {steps}):[/] resuming from {origin}"
             )
         elif isinstance(event, MemoryExceeded):
             self.console.print(
@@ -103,10 +104,10 @@ class TrainingProgress:
                 f"training with micro-batches of {event.token_budget:,} tokens; the result stays the same"
             )
         elif isinstance(event, Slowed):
-            load = f" (load {event.load:.1f} on {event.cores} cores)" if event.load is not None else ""
+            load = f" (load {event.load:.1f} on {counted(event.cores, 'core')})" if event.load is not None else ""
             self.console.print(
                 f"[yellow]steps take {event.times:.0f} times as long as at the start:[/] "
-                f"another program seems to use the CPU{load}; use fewer cores with --threads"
+                f"another program seems to use the CPU{load}. Use fewer cores with --threads"
             )
         elif isinstance(event, Compiling):
             self.console.print(f"compiling the layers, because {format_duration(event.seconds)} of training remain")
@@ -156,13 +157,15 @@ class TrainingProgress:
             self.console.print(f"[bold]seed {event.seed}[/] ({event.number} of {event.of})")
         elif isinstance(event, AblationStarted):
             added = ", ".join(event.added)
-            self.console.print(Text(f"training on {event.alone} alone, to measure what {added} adds …", style="dim"))
+            self.console.print(
+                Text(f"training on {event.alone} alone, to measure the effect of {added} …", style="dim")
+            )
         elif isinstance(event, TrackingFailed):
             self.console.print(
                 Text(f"{event.tracker} failed, and training continues without it: {event.why}"), style="yellow"
             )
         elif isinstance(event, Scoring):
-            self.console.print(f"[dim]scoring {event.texts:,} texts …[/]")
+            self.console.print(f"[dim]scoring {counted(event.texts, 'text')} …[/]")
         if isinstance(self.live, NotebookDisplay):
             self.live.refresh()
 

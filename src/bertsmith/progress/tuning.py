@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table as Grid
 from rich.text import Text
 
-from bertsmith.errors import listing
+from bertsmith.errors import counted, listing, number_form
 from bertsmith.events import (
     CheckpointChosen,
     FinalStarted,
@@ -120,20 +120,20 @@ class TuningProgress:
     def _show_study(self, event: StudyStarted) -> None:
         self.study, self.start = event, time.perf_counter()
         train, validation, test, left_out = event.texts
+        dropped = f"; {counted(left_out, 'row')} dropped" if left_out else ""
         self.console.print(
-            f"split: {train:,} train, {validation:,} validation, {test:,} test for the final comparison"
-            f"{f'; {left_out:,} rows dropped' if left_out else ''}"
+            f"split: {train:,} train, {validation:,} validation, {test:,} test for the final comparison{dropped}"
         )
         if validation < FEW_VALIDATION_TEXTS:
             self.console.print(
-                f"[yellow]with {validation:,} validation texts, the best trial depends on luck:[/] "
-                "--cv 5 scores by cross-validation"
+                f"[yellow]with {counted(validation, 'validation text')}, the best trial depends on chance:[/] "
+                "pass --cv 5 to score trials by cross-validation"
             )
-        if event.unseen:
+        if n := len(event.unseen):
             self.console.print(
                 Text(
-                    f"no validation text has the label {listing(event.unseen)}: trials gain nothing by predicting "
-                    "this label"
+                    f"no validation text has {number_form(n, 'the label', 'any of the labels')} "
+                    f"{listing(event.unseen)}: trials gain nothing by predicting {number_form(n, 'it', 'them')}"
                 ),
                 style="yellow",
             )
@@ -145,12 +145,14 @@ class TuningProgress:
             more = f"; other studies in the database: {others}" if others else ""
             self.console.print(f"study {name} in the database{new}{more}", markup=False)
         if event.trials is not None and event.done >= event.trials:
-            self.console.print(f"{event.done} of {event.trials} trials are done: the search is complete")
+            self.console.print(
+                f"the search is complete: {event.done} of {counted(event.trials, 'trial is', 'trials are')} done"
+            )
         elif event.done:
-            of = f" of {event.trials}" if event.trials is not None and event.trials > event.done else ""
+            of = f"of {event.trials} trials " if event.trials is not None and event.trials > event.done else ""
             best = f", the best with {event.best:.3f}" if event.best is not None else ""
-            are = "trial is" if event.done == 1 and not of else "trials are"
-            self.console.print(f"resuming: {event.done}{of} {are} done{best}")
+            done = counted(event.done, f"{of or 'trial '}is", f"{of or 'trials '}are")
+            self.console.print(f"resuming: {done} done{best}")
         self.live = display_of(self.console, self._table)
         if self.live is not None:
             self.live.start()
@@ -192,7 +194,9 @@ class TuningProgress:
             done = self.study.done + sum(t.ended is not None for t in self.trials.values())
             bar = Grid.grid(padding=(0, 1))
             left = self._time_left()
-            status = f"{done} of {self.study.trials} trials{f', {left} left for the search' if left else ''}"
+            status = f"{done} of {counted(self.study.trials, 'trial')}" + (
+                f", {left} left for the search" if left else ""
+            )
             bar.add_row(ProgressBar(total=self.study.trials, completed=done, width=40), Text(status, style="dim"))
             parts.append(bar)
         return Group(*parts)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bertsmith.errors import ConfigError, did_you_mean, listing
+from bertsmith.errors import ConfigError, did_you_mean, listing, number_form
 from bertsmith.folders.atomic import write_text
 from bertsmith.folders.run import Run
 from bertsmith.report.report import best_epoch, environment, text_names
-from bertsmith.tasks.registry import get_task
+from bertsmith.tasks.registry import describe, get_task
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -62,9 +62,8 @@ class Details:
 
     def __post_init__(self) -> None:
         if wrong := [code for code in self.language if not LANGUAGE.fullmatch(code)]:
-            raise ConfigError(
-                f"language: {listing(wrong)} is not a language code", remedy="Use an ISO 639 code, such as en."
-            )
+            what = number_form(len(wrong), "is not a language code", "are not language codes")
+            raise ConfigError(f"language: {listing(wrong)} {what}", remedy="Use an ISO 639 code, such as en.")
         if self.license is not None and self.license not in LICENSES:
             raise ConfigError(
                 f"license: the hub does not know {self.license!r}.{did_you_mean(self.license, LICENSES)}",
@@ -72,7 +71,8 @@ class Details:
             )
         ids = [*self.datasets, *([] if self.repository is None else [self.repository])]
         if wrong := [name for name in ids if not HUB_ID.fullmatch(name) or ".." in name or "--" in name]:
-            raise ConfigError(f"{listing(wrong)} is not the name of a hub repository", remedy="Write it as owner/name.")
+            what = number_form(len(wrong), "is not the name of a hub repository", "are not names of hub repositories")
+            raise ConfigError(f"{listing(wrong)} {what}", remedy="Write a name as owner/name.")
 
 
 def write_card(run: Run) -> None:
@@ -116,7 +116,7 @@ def card_text(run: Run, details: Details = Details()) -> str:
             primary=task.primary,
             primary_name=task.primary_name,
             task=task.name,
-            described=task.described.format(n=len(run.labels)),
+            described=describe(task, len(run.labels)),
             seeds=metrics.get("seeds"),
             best_epoch=best_epoch(run),
             verdict=metrics["baseline"]["bag_of_words"]["verdict"],

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup, escape
 
+from bertsmith.errors import counted
+
 HALF_WIDTH, FULL_WIDTH, HEIGHT = 440, 760, 240
 """Sizes in user units (pixels); two figures of half width share a row."""
 LEFT, RIGHT, TOP, BOTTOM = 62, 16, 14, 40
@@ -139,8 +141,8 @@ def histogram(
         parts.append(
             Markup(
                 '<rect class="bar" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">'
-                "<title>{} to {}: {:,} texts</title></rect>"
-            ).format(left, top, max(right - left - 1, 0.5), y_axis(0) - top, low, high - 1, n)
+                "<title>{} to {}: {}</title></rect>"
+            ).format(left, top, max(right - left - 1, 0.5), y_axis(0) - top, low, high - 1, counted(n, "text"))
         )
     if mark is not None:
         parts.append(_mark(x_axis, mark, mark_label))
@@ -182,12 +184,12 @@ def _dots(bins: Sequence[Mapping[str, float]], x: str, y: str, limits: tuple[flo
         parts.append(
             Markup(
                 '<circle class="dot c1" cx="{:.1f}" cy="{:.1f}" r="{:.1f}" fill-opacity="0.75">'
-                "<title>{:,} texts: {} {:.3f}, {} {:.3f}</title></circle>"
+                "<title>{}: {} {:.3f}, {} {:.3f}</title></circle>"
             ).format(
                 x_axis(entry[x]),
                 y_axis(entry[y]),
                 3 + 11 * (entry["texts"] / total) ** 0.5,
-                entry["texts"],
+                counted(int(entry["texts"]), "text"),
                 x,
                 entry[x],
                 y,
@@ -215,7 +217,7 @@ def heatmap(matrix: np.ndarray, names: Sequence[str], size: int = 900, *, confus
         parts.append(
             Markup(
                 '<rect class="{}" x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}" fill-opacity="{:.2f}"'
-                ' data-cell="{} {} {}: {:,} of {:,} texts"/>'
+                ' data-cell="{} {} {}: {:,} of {}"/>'
             ).format(
                 "right" if i == j or not confusion else "wrong",
                 j * cell,
@@ -227,7 +229,7 @@ def heatmap(matrix: np.ndarray, names: Sequence[str], size: int = 900, *, confus
                 "→" if confusion else "+",
                 names[j],
                 int(matrix[i, j]),
-                int(totals[i]),
+                counted(int(totals[i]), "text"),
             )
         )
     return Markup('<svg class="heatmap" viewBox="0 0 {0} {0}" role="img" aria-label="{1}">{2}</svg>').format(

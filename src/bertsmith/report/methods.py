@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bertsmith.data.table import MULTI_LABEL
-from bertsmith.errors import lower_first
+from bertsmith.errors import lower_first, number_form
 from bertsmith.folders.run import Run
 from bertsmith.tasks.base import Task
-from bertsmith.tasks.registry import get_task
+from bertsmith.tasks.registry import describe, get_task
 
 REFERENCES = {
     "devlin2019bert": """@inproceedings{devlin2019bert,
@@ -86,10 +86,10 @@ _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textas
     c: f"\\{c}" for c in "&%$#_{}"
 }
 _CONTRASTIVE = {
-    "first": "Before that, the model learned from pairs of texts whether their labels are equal "
-    "[@tunstall2022setfit], and its head was fitted by logistic regression. ",
-    "only": "The model learned from pairs of texts whether their labels are equal [@tunstall2022setfit]. Its head was "
-    "then fitted by logistic regression. ",
+    "first": "Before that, the model learned whether two texts have the same label [@tunstall2022setfit], and its head "
+    "was fitted by logistic regression. ",
+    "only": "The model learned whether two texts have the same label [@tunstall2022setfit]. Its head was then fitted "
+    "by logistic regression. ",
 }
 """Sentences by the setting ``contrastive`` of the recipe."""
 _IMBALANCE = {
@@ -171,15 +171,15 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
     info, test = run.info, run.metrics["splits"]["test"]
     splits = info["data"]["splits"]
     left_out = " and ".join(
-        f"{n('run.json', f'data.left_out.{reason}')} {'row' if count == 1 else 'rows'} ({reason})"
-        for reason, count in info["data"]["left_out"].items()
+        f"{n('run.json', f'data.left_out.{reason}')} {number_form(rows, 'row')} ({reason})"
+        for reason, rows in info["data"]["left_out"].items()
     )
     excluded = f" We excluded {left_out}." if left_out else ""
     if "by" in test:
-        unseen = ", each labelled by a model that was not trained on it"
+        unseen = "Each of the {} texts was labelled by a model that was not trained on it."
         evaluated = f"evaluated the model by {n('metrics.json', 'splits.test.folds')}-fold cross-validation"
     else:
-        unseen = " that were not used for training or for any choice"
+        unseen = "The {} test texts were not used for training or for any choice."
         held_out = " and ".join(f"{n('run.json', f'data.splits.{s}')} {s}" for s in ("validation", "test") if splits[s])
         evaluated = f"held out {held_out} texts"
     task = get_task(run.task)
@@ -191,14 +191,14 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
         calibrated = " The probabilities are calibrated by temperature scaling [@guo2017calibration] on held-out texts."
     recipe = info["recipe"]
     model = f"`{n('run.json', 'model.name', str)}`, a pretrained model of the BERT family [@devlin2019bert]"
-    fitted = f"as a {task.described.format(n=count)}, on {n('run.json', 'data.splits.train')} labelled texts"
+    fitted = f"as a {describe(task, count)}. The training set has {n('run.json', 'data.splits.train')} labelled texts"
     if recipe["epochs"]:
         seed = "best_seed" if "best_seed" in info else "config.seed"
         trained = (
             f"We fine-tuned {model}, {fitted}. We {evaluated}.{excluded} "
             f"Training ran for at most {n('run.json', 'recipe.epochs', '{:g}'.format)} "
-            f"{'epoch' if recipe['epochs'] == 1 else 'epochs'}, with "
-            f"{n('run.json', 'recipe.batch_size')} texts per step, a peak learning rate of "
+            f"{number_form(recipe['epochs'], 'epoch')}, with a batch size of "
+            f"{n('run.json', 'recipe.batch_size')}, a peak learning rate of "
             f"{n('run.json', 'recipe.learning_rate', '{:g}'.format)} and seed {n('run.json', seed, str)}. "
             f"{_CONTRASTIVE.get(recipe.get('contrastive', 'none'), '')}{_loss(info, n)}"
         )
@@ -212,11 +212,11 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
     if test["metrics"][second]["interval"]:
         value = n("metrics.json", f"splits.test.metrics.{second}.value", three)
         low, high = (n("metrics.json", f"splits.test.metrics.{second}.interval.{i}", three) for i in (0, 1))
-        rest = f" and the {_name(task, second)} {value} ({low} to {high})"
+        rest = f" The {_name(task, second)} is {value} ({low} to {high})."
     result.sentences.append(
-        f"On {n('metrics.json', 'splits.test.texts')} texts{unseen}, the "
+        f"{unseen.format(n('metrics.json', 'splits.test.texts'))} The "
         f"{_name(task, first)} is {n('metrics.json', f'splits.test.metrics.{first}.value', three)} "
-        f"(95 % {_interval_name(test['metrics'][first])} {interval}){rest}. "
+        f"(95 % {_interval_name(test['metrics'][first])} {interval}).{rest} "
         f"The {_name(task, first)} of a bag-of-words baseline is "
         f"{n('metrics.json', f'baseline.bag_of_words.test.{first}', three)}. We used bertsmith "
         f"{n('run.json', 'versions.bertsmith', str)}, transformers {n('run.json', 'versions.transformers', str)} "
@@ -283,9 +283,9 @@ def _measured(measurement: Mapping[str, Any], n: Callable[..., str]) -> str:
     whole = [(i, s) for i, s in enumerate(measurement["shares"]) if s["group"] is None]
     method, key = _BY_ESTIMATOR[whole[0][1]["estimator"]]
     first = whole[0][0]
-    on = ""
+    sample = ""
     if whole[0][1]["labelled"]:
-        on = f", on a random sample of {n('measurement', f'shares.{first}.labelled')} texts that we labelled"
+        sample = f" We labelled a random sample of {n('measurement', f'shares.{first}.labelled')} texts of the corpus."
     shares = "; ".join(
         "{}: {} ({} to {}; naive count {})".format(
             s["label_text"],
@@ -303,6 +303,6 @@ def _measured(measurement: Mapping[str, Any], n: Callable[..., str]) -> str:
         mean = f" The mean level is {value} ({low} to {high}; mean of the predicted levels {naive})."
     return (
         f"We estimated the share of each class among {n('measurement', f'shares.{first}.texts')} texts of the corpus "
-        f"by {method} [@{key}]{on}. A count of predicted labels would be biased. The shares with 95 % intervals are: "
-        f"{shares}.{mean}"
+        f"by {method} [@{key}].{sample} A count of predicted labels would be biased. The shares with 95 % intervals "
+        f"are: {shares}.{mean}"
     )

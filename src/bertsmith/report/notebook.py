@@ -11,6 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from bertsmith.data.table import REGRESSION
+from bertsmith.errors import counted
 from bertsmith.folders.atomic import write_text
 from bertsmith.folders.run import Run
 from bertsmith.folders.study import Study
@@ -144,7 +145,7 @@ def run_html(run: Run) -> str:
         head = ("metric", "cross-validated texts" if "by" in test else "test texts", "95 % interval")
         entries = [(title, test["metrics"][name]) for name, (title, _) in task.metric_names.items()]
         rows = [(title, _number(e["value"]), _interval(e.get("interval"))) for title, e in entries]
-        after = [f"{test['texts']:,} texts · {info['model']['name']}", f"report: {run.layout.report}"]
+        after = [f"{counted(test['texts'], 'text')} · {info['model']['name']}", f"report: {run.layout.report}"]
     else:
         head, last = ("validation", "last evaluation"), run.history[-1:]
         rows = [(task.metric_names[name][0], _number(v)) for e in last for name, v in e["metrics"].items()]
@@ -157,7 +158,7 @@ def study_html(study: Study) -> str:
     info, result = study.info, study.result
     best = sorted((t for t in info.get("trials", []) if t["values"]), key=lambda t: -t["values"][-1])[:ROWS]
     rows = [(t["number"], _number(t["values"][-1]), _settings(t["settings"])) for t in best]
-    after = [f"{len(info.get('trials', []))} trials; the score is from the validation texts"]
+    after = [f"{counted(len(info.get('trials', [])), 'trial')}; the score is from the validation texts"]
     if result is not None:
         test = result["test"]
         after.append(
@@ -171,11 +172,11 @@ def predictions_html(predictions: Predictions) -> str:
     """Return the number of rows per label, and the first rows of predictions in memory."""
     counts = list(predictions.label_counts.items())
     more = len(counts) - LABELS
-    after = [f"and {more:,} more labels"] if more > 0 else []
-    after += [f"{n:,} rows {what}" for what, n in _without_label(predictions) if n]
+    after = [f"and {counted(more, 'more label')}"] if more > 0 else []
+    after += [f"{counted(n, 'row')} {what}" for what, n in _without_label(predictions) if n]
     if predictions.path is not None:
         after.append(f"file: {predictions.path}")
-    page = _card(f"{predictions.rows:,} predictions", ("label", "rows"), counts[:LABELS], after)
+    page = _card(counted(predictions.rows, "prediction"), ("label", "rows"), counts[:LABELS], after)
     if predictions.frame is not None:
         page += predictions.frame.head(ROWS).to_html(max_cols=12, escape=True, border=0)
     return page

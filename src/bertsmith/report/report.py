@@ -16,7 +16,7 @@ from markupsafe import Markup
 from bertsmith.data.findings import Findings, label_count
 from bertsmith.data.table import MULTI_LABEL, ORDINAL, REGRESSION
 from bertsmith.data.template import flat_texts
-from bertsmith.errors import lower_first
+from bertsmith.errors import counted, lower_first
 from bertsmith.folders.atomic import write_text
 from bertsmith.folders.run import Run
 from bertsmith.report.figures import Line, heatmap, histogram, line_chart, number_diagram, reliability_diagram
@@ -47,6 +47,7 @@ def environment() -> jinja2.Environment:
     )
     result.filters["number"] = lambda value, digits=3: "–" if value is None else f"{value:,.{digits}f}"
     result.filters["integer"] = lambda value: f"{value:,}"
+    result.filters["counted"] = counted
     result.filters["lower_first"] = lower_first
     result.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}\u00a0%"
     return result

@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from bertsmith.config import PRIMARY
+from bertsmith.errors import number_form
 from bertsmith.folders.atomic import write_text
 from bertsmith.report.figures import Line, line_chart, parallel_coordinates
 from bertsmith.report.report import environment
@@ -111,8 +112,8 @@ def advice(info: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
     unimportant = [name for name, share in result["importance"].items() if share < MIN_IMPORTANCE]
     if unimportant:
         sentences.append(
-            f"The score hardly depends on {', '.join(unimportant)}: fix these settings, so that more trials vary the "
-            "others."
+            f"The score hardly depends on {', '.join(unimportant)}: fix {number_form(len(unimportant), 'it', 'them')}, "
+            "so that the search varies the other settings more."
         )
     if difference := result.get("difference"):
         low, high = difference["interval"]
@@ -123,8 +124,7 @@ def advice(info: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
             )
         elif low <= 0:
             sentences.append(
-                "On test, the best trial and the defaults are not distinguishable: more texts will help more than more "
-                "trials."
+                "On test, the best trial and the defaults are not distinguishable: add texts rather than trials."
             )
     return sentences
 

@@ -34,7 +34,7 @@ class MultiLabel(Task):
     headline = ("macro_f1", "micro_f1")
     imbalances = ("none", "weights", "focal")
     naive_name = "share of each label"
-    described = "text classifier with {n} labels, which gives a text any number of them"
+    described = "multi-label text classifier with {labels}"
     same_name = "get the same labels"
     truth_column, predicted_column = "label_texts", "predicted_texts"
     metric_names: ClassVar[Names] = {
@@ -44,11 +44,12 @@ class MultiLabel(Task):
         "samples_f1": ("Samples F1", "the F1 score of the labels of each text, averaged over the texts"),
         "macro_precision": (
             "Macro precision",
-            "the share of correct predictions among the texts that received a label, averaged over the labels",
+            "for each label, the share of correct predictions among the texts that received it; averaged over "
+            "the labels",
         ),
         "macro_recall": (
             "Macro recall",
-            "the share of correct predictions among the texts that have a label, averaged over the labels",
+            "for each label, the share of correct predictions among the texts that have it; averaged over the labels",
         ),
         "micro_precision": ("Micro precision", "the share of the predicted labels that are correct"),
         "micro_recall": ("Micro recall", "the share of the true labels that are predicted"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bertsmith.data.table import SINGLE_LABEL
-from bertsmith.errors import ModelError, listing
+from bertsmith.errors import ModelError, counted, listing
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.multi_label import MultiLabel
 from bertsmith.tasks.ordinal import Ordinal
@@ -27,6 +27,11 @@ def get_task(name: str = SINGLE_LABEL) -> Task:
             remedy="Use the version of bertsmith that trained the model, or a newer one.",
         )
     return TASKS[name]
+
+
+def describe(task: Task, n: int) -> str:
+    """Return what a model of a task with n labels is."""
+    return task.described.format(n=n, labels=counted(n, "label"))
 
 
 def task_of_config(config: Any) -> Task:

@@ -36,11 +36,12 @@ class SingleLabel(Task):
         "balanced_accuracy": ("Balanced accuracy", "the accuracy within each class, averaged over the classes"),
         "macro_precision": (
             "Macro precision",
-            "the share of correct predictions among the texts that received a label, averaged over the classes",
+            "for each class, the share of correct predictions among the texts that received it; averaged over "
+            "the classes",
         ),
         "macro_recall": (
             "Macro recall",
-            "the share of correct predictions among the texts that have a label, averaged over the classes",
+            "for each class, the share of correct predictions among the texts that have it; averaged over the classes",
         ),
         "weighted_f1": ("Weighted F1", "F1 averaged with each class weighted by its number of texts"),
         "weighted_precision": ("Weighted precision", "precision averaged with the same weights"),

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import TrainingArguments
 
-from bertsmith.errors import TrainingError, listing
+from bertsmith.errors import TrainingError, listing, number_form
 from bertsmith.events import RolledBack
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.outputs import compute_logits
@@ -159,7 +159,8 @@ class NanGuard:
 
 def describe_positions(rows: Sequence[int]) -> str:
     """Describe training texts by their positions."""
-    return f"the training texts at the positions {listing(rows)} (the first is 0)"
+    texts, at = number_form(len(rows), "text"), number_form(len(rows), "position")
+    return f"the training {texts} at {at} {listing(rows)} (the first is 0)"
 
 
 def safer_arguments(arguments: TrainingArguments) -> TrainingArguments:
@@ -186,11 +187,13 @@ def retry_event(
 
 def final_error(error: NotFiniteError, engine: Engine, describe_texts: DescribeTexts) -> TrainingError:
     """Return the error that ends training if the retry fails, too."""
+    named = len(error.rows or error.batch)
+    check = f"Check {number_form(named, 'the text', 'the texts')}, pass" if named else "Pass"
     return TrainingError(
         f"{error.what} is again not a finite number, after a retry with fp32 and half the learning rate",
         where=_source(error, describe_texts),
-        remedy=f"Likely cause: {_cause(error, engine)}. Check these texts, pass a smaller --learning-rate "
-        f"(the last one was {engine.args.learning_rate:g}), or use another --model. Checkpoints are kept.",
+        remedy=f"Likely cause: {_cause(error, engine)}. {check} a smaller --learning-rate (the last one was "
+        f"{engine.args.learning_rate:g}), or use another --model. The checkpoints are kept.",
     )
 
 
@@ -204,7 +207,9 @@ def _source(error: NotFiniteError, describe_texts: DescribeTexts) -> str:
 
 def _cause(error: NotFiniteError, engine: Engine) -> str:
     if error.rows:
-        return "these texts, whose logits are not finite even in a batch of one text"
+        return (
+            f"the {number_form(len(error.rows), 'text')}, with logits that are not finite even in a batch of one text"
+        )
     if engine.args.fp16 or engine.args.bf16:
         return f"training diverged, or overflowed in {'fp16' if engine.args.fp16 else 'bf16'}"
     return "training diverged: the learning rate is too high"

@@ -136,9 +136,9 @@ def choose(
         only = texts <= CONTRASTIVE_ONLY_TEXTS and not validates and config.epochs is None
         only = only and SCHEDULE_ARGUMENTS.isdisjoint(config.set)
         contrastive = "only" if only else "first"
-        after = "then a regression fits the head" if only else "then the labels themselves"
+        after = "a regression fits the head" if only else "the model learns the labels"
         reasons["contrastive"] = (
-            f"{texts:,} training texts: the model first learns from pairs whether their labels are equal, {after}"
+            f"{texts:,} training texts: the model first learns whether two texts have the same label, then {after}"
         )
     rdrop = tokens is not None and tokens <= RDROP_MAX_TOKENS and not many and dropout > 0 and not gentle
     consistency = setting(

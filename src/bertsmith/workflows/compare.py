@@ -28,7 +28,9 @@ def compare_runs(opened: Sequence[Run]) -> list[dict[str, Any]]:
     for run, frame in zip(opened[1:], frames[1:], strict=True):
         if run.labels != opened[0].labels or run.task != opened[0].task:
             raise RunFolderError(
-                "the classes of the runs differ, so they cannot be compared", where=f"{names[0]} and {run.path}"
+                "the classes of the runs differ, so they cannot be compared",
+                where=f"{names[0]} and {run.path}",
+                remedy="Compare runs that were trained on the same labels.",
             )
         columns = [*texts, task.truth_column]
         if len(frame) != len(first) or not (frame[columns].map(repr) == first[columns].map(repr)).all(axis=None):

@@ -256,7 +256,7 @@ def score_folds(
                 stop=stop,
             )
         except Interrupted as error:
-            raise Interrupted(f"stopped in fold {f + 1} of {k}; {f} folds are saved") from error
+            raise Interrupted(f"stopped in fold {f + 1} of {k}; saved folds: {f}") from error
         rule = Rule.from_dict(saved_settings(loaded.model.config), len(table.labels))
         classifier = Classifier(loaded, table.labels, get_task(task.name), rule)
         for i, classifier.long in enumerate(readings):

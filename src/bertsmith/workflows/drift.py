@@ -72,7 +72,7 @@ def compare_texts(
     task = get_task(run.task)
     if run.task not in (SINGLE_LABEL, ORDINAL):
         raise ConfigError(
-            f"drift needs one class per text, but the task of the run is {run.task}",
+            f"bertsmith drift needs one class per text, but the task of the run is {run.task}",
             where=str(path),
             remedy="Pass a run whose texts have one class each.",
         )
@@ -93,7 +93,7 @@ def compare_texts(
             sample.add([chunk[i] for i in rows], table, [""] * len(rows))
             counts += np.bincount(task.predicted(table), minlength=k)
     if not sample.texts:
-        raise DataError("the corpus has no texts", where=stream.name)
+        raise DataError("all new texts are empty", where=stream.name, remedy="Check the file and --text-column.")
     predicted = task.predicted(task.stored_scores(frame))
     chosen = np.random.default_rng(0).permutation(len(frame))[:SIZE]
     texts, scores = texts_of(frame.iloc[chosen]), task.stored_scores(frame)[chosen]

@@ -106,7 +106,11 @@ def run_evaluation(
     # Rows of a test table are dropped only if they cannot be scored.
     cleaned = clean(dataclasses.replace(table, frame=table.frame.assign(split="test")))
     if not len(cleaned.table):
-        raise DataError("no row has both a text and a label", where=table.name)
+        raise DataError(
+            "no row has both a text and a label",
+            where=table.name,
+            remedy="Check --text-column and --label-column.",
+        )
     is_file = isinstance(source, str | Path) and Path(source).is_file()
     description = {
         "source": str(Path(source).resolve()) if is_file else table.name,

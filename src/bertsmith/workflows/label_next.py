@@ -17,7 +17,7 @@ from bertsmith.data.stream import Stream, open_stream
 from bertsmith.data.table import REGRESSION, Cells
 from bertsmith.data.template import Template, Text, Texts, flat, is_empty, normalise_text
 from bertsmith.data.texts import is_missing
-from bertsmith.errors import ConfigError, DataError
+from bertsmith.errors import ConfigError, DataError, counted
 from bertsmith.events import InputOpened, ModelOpened, PredictionListener, RowsPredicted
 from bertsmith.folders.run import Run, open_run, read_json
 from bertsmith.labelling.choose import (
@@ -147,7 +147,7 @@ def choose_for_project(
             observe(RowsPredicted(len(texts)))
         if first < pool.done:
             raise DataError(
-                f"the pool has {first:,} rows, but had {pool.done:,} when it was embedded",
+                f"the pool has {counted(first, 'row')}, but had {pool.done:,} when it was embedded",
                 where=stream.name,
                 remedy="Pass the same pool, with new rows only at its end.",
             )
@@ -199,7 +199,7 @@ def choose_with_run(
     run = open_run(path)
     if run.task == REGRESSION:
         raise ConfigError(
-            "the run is a regression: without classes, next cannot find the texts that the model is uncertain about",
+            "the run predicts numbers, but finding the texts that the model is uncertain about needs classes",
             where=str(path),
             remedy="Pass a project folder of bertsmith label instead of the run.",
         )
@@ -257,7 +257,9 @@ def _choose(
     """Choose the random sample, then the other texts, and read all of them from the pool."""
     n_usable = int(usable.sum())
     if not n_usable:
-        raise DataError("every text of the pool is labelled, queued or empty", where=stream.name)
+        raise DataError(
+            "every text of the pool is labelled, queued or empty", where=stream.name, remedy="Add texts to the pool."
+        )
     priority = priorities(len(usable), candidates.seed)
     chance, reserved = random_rows(priority, usable, round(random_share * n))
     candidates.n = n - len(chance)

@@ -26,7 +26,7 @@ class Rounds:
 
     Args:
         project: the project.
-        choose: chooses the texts of a round.
+        choose: chooses texts and queues them.
         train_flags: further arguments of ``bertsmith train``.
     """
 
@@ -64,7 +64,11 @@ class Rounds:
         except UserError as error:
             self.message, self.exhausted = str(error), True
         except Exception as error:  # a thread can report errors only to the page
-            self.message, self.exhausted = f"internal error: {type(error).__name__}: {error}", True
+            self.exhausted = True
+            self.message = (
+                f"Choosing texts failed with an internal error. All labels are saved. Restart bertsmith label. If the "
+                f"error comes back, report it to the maintainers of bertsmith: {type(error).__name__}: {error}"
+            )
 
     def _observe(self, event: PredictionEvent) -> None:
         if isinstance(event, InputOpened):

@@ -62,8 +62,8 @@ class HeldOut:
         """
         if "by" in run.metrics["splits"]["test"]:  # by cross-validation
             raise DataError(
-                "without --labelled, measure needs the test texts of the run, but this run has none: the model was "
-                "trained on all texts",
+                "without --labelled, bertsmith measure needs the test texts of the run, but this run has none: "
+                "the model was trained on all texts",
                 where=str(run.path),
                 remedy="Pass a labelled sample of the corpus with --labelled.",
             )
@@ -73,7 +73,7 @@ class HeldOut:
             c = int(n_texts.argmin())
             raise DataError(
                 f"the run has {counted(n_texts[c], 'test text')} of the class {quoted(run.labels.texts[c])}, but "
-                f"counting without labelled texts needs {FEWEST} of each class",
+                f"without --labelled, bertsmith measure needs {FEWEST} of each class",
                 where=str(run.path),
                 remedy="Pass a labelled sample of the corpus with --labelled.",
             )
@@ -159,9 +159,9 @@ def measure_under_label_shift(
 
     found = count(whole)
     if p_value < ALPHA or found.contradicts:
-        how = f"If only the shares differed, such a difference would have a probability of {_percent(p_value)}"
+        how = f"A test rejects the hypothesis that only the class shares differ (p-value {_p_value(p_value)})"
         if found.contradicts:
-            how = "No shares of the classes explain the predicted labels"
+            how = "No mix of the classes would give these predicted labels"
         raise DataError(
             "without labelled texts, the predictions cannot be corrected: the corpus and the run's test texts "
             f"differ in more than their class shares. {how}",
@@ -169,11 +169,14 @@ def measure_under_label_shift(
             remedy="Label about 200 random texts of the corpus, and pass them with --labelled.",
         )
     notes = [
-        "without labelled texts, the shares assume that the texts of each class are like the run's test texts. A "
-        f"test does not reject this (p-value {p_value:.2g}; `measure` refuses below {ALPHA})"
+        "without labelled texts, the shares assume that, within each class, the corpus resembles the run's test texts. "
+        f"A test does not reject this assumption (p-value {p_value:.2g}, significance level {ALPHA})"
     ]
     if (found.high - found.low).max() > USELESS_WIDTH:
-        notes.append("an interval is wider than half of the range: label about 200 random texts of the corpus")
+        notes.append(
+            "at least one 95 % interval covers more than half of the possible values: label about 200 random texts of "
+            "the corpus"
+        )
     results, changed, untested = Results(asked, "adjusted count"), [], 0
 
     def estimates(adjusted: AdjustedCount) -> Estimates:
@@ -191,7 +194,7 @@ def measure_under_label_shift(
             changed.append(group)
         results.add(group, None if differs else estimates(found), totals)
     if changed:
-        notes.append(f"these groups differ from the run's test texts, and have no estimate: {listing(changed)}")
+        notes.append(f"groups without an estimate, because they differ from the run's test texts: {listing(changed)}")
     if untested:
         notes.append(f"too small for a separate test: {counted(untested, 'group')}")
     notes += empty_rows(tally.empty)
@@ -206,5 +209,5 @@ def measure_under_label_shift(
     )
 
 
-def _percent(probability: float) -> str:
-    return "less than 0.1 %" if probability < 0.001 else f"{100 * probability:.1f} %"
+def _p_value(p_value: float) -> str:
+    return "below 0.001" if p_value < 0.001 else f"{p_value:.2g}"

@@ -16,7 +16,7 @@ from bertsmith.data.read import read_table
 from bertsmith.data.table import Table
 from bertsmith.data.template import Texts, flat, texts_of
 from bertsmith.data.texts import is_missing, to_text
-from bertsmith.errors import DataError, counted, listing
+from bertsmith.errors import DataError, counted, listing, number_form
 from bertsmith.folders.run import Run
 from bertsmith.measuring.design import NOT_RANDOM, read_design, was_drawn
 from bertsmith.measuring.estimate import Sample
@@ -179,20 +179,20 @@ def _check_blanks(table: Table, cleaned: Cleaned) -> list[str]:
     notes = []
     if len(gaps) > UNLABELLED * drawn:
         raise DataError(
-            f"no label in {len(gaps):,} of {drawn:,} rows (row{'s' if len(gaps) > 1 else ''} "
+            f"no label in {len(gaps):,} of {drawn:,} rows ({number_form(len(gaps), 'row')} "
             f"{listing(gaps.tolist(), 5)}): if such texts are the difficult ones, the others are not a random sample",
             where=table.name,
             remedy="Label these rows too, each with the label that fits best. Remove rows that you did not draw.",
         )
     if len(gaps):
         notes.append(
-            f"rows of the sample without a label: {listing(gaps.tolist(), 5)}; if these texts are unlike the others, a "
-            f"share can be off by up to {100 * len(gaps) / drawn:.1f} points"
+            f"rows of the sample without a label: {listing(gaps.tolist(), 5)}. If these texts are unlike the others, "
+            f"each share can be off by up to {100 * len(gaps) / drawn:.1f} percentage points"
         )
     if len(rows) > len(gaps):
         notes.append(
-            f"the last {counted(len(rows) - len(gaps), 'row')} of the sample without a label: the others are a random "
-            "sample only if the rows are in random order"
+            f"rows at the end of the sample without a label: {len(rows) - len(gaps):,}; the others are a random sample "
+            "only if the rows are in random order"
         )
     return notes
 

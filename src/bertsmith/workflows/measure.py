@@ -61,7 +61,9 @@ def run_measurement(
     run = open_run(path)
     if run.task == REGRESSION:
         raise ConfigError(
-            "a regression has no shares", where=str(path), remedy="Train on classes, such as ranges of numbers."
+            "the run predicts numbers, so it has no classes whose shares could be measured",
+            where=str(path),
+            remedy="Train on classes, such as ranges of numbers.",
         )
     if run.task == MULTI_LABEL and labelled is None:
         raise ConfigError(
@@ -90,7 +92,9 @@ def run_measurement(
             for cells, _counts in chunks:
                 tally.add(cells, texts.popleft())
         if not tally.totals:
-            raise DataError("the corpus has no texts", where=stream.name)
+            raise DataError(
+                "all texts of the corpus are empty", where=stream.name, remedy="Check the file and --text-column."
+            )
         if sample is None:
             assert held_out is not None
             embedder = Embedder(run, classifier, config.device)
@@ -211,8 +215,8 @@ def _corrected(
             "the predictions for the labelled texts differ from those for the corpus by more than chance, so the "
             "sample is not random",
             where=labelled.name,
-            remedy="Draw the texts at random from this corpus. If their probabilities differ, give them in the column "
-            "inclusion_probability.",
+            remedy="Draw the texts at random from this corpus. If some texts were more likely to be drawn than others, "
+            "write the probability of each text into the column inclusion_probability.",
         )
     results = Results(asked, "PPI++" if sample.equal_chances else "DSL")
     estimates = corrected_means(sample, whole)
@@ -220,8 +224,8 @@ def _corrected(
     notes, found = list(labelled.notes), int(labelled.found.sum())
     if not sample.in_corpus:
         notes.append(
-            f"{len(sample) - found:,} of {len(sample):,} labelled texts are not in the corpus: the intervals are for "
-            "the population that sample and corpus come from"
+            f"labelled texts that are not in the corpus: {len(sample) - found:,} of {len(sample):,}; the intervals are "
+            "for the population that sample and corpus come from"
             + ("" if found else ". Check that the sample belongs to this corpus")
         )
     for text, everywhere in zip(asked.labels.texts, labelled.outcomes.min(axis=0) == 1, strict=True):
@@ -230,7 +234,8 @@ def _corrected(
     if outcomes is not None:
         if not sample.in_corpus:
             raise DataError(
-                f"--for-regression: {len(sample) - found:,} labelled texts are not in the corpus",
+                f"--for-regression: {counted(len(sample) - found, 'labelled text is', 'labelled texts are')} not in "
+                "the corpus",
                 where=labelled.name,
                 remedy="Pass the corpus from which the sample was drawn.",
             )
@@ -256,14 +261,14 @@ def _corrected(
     narrowest, widest = (f"{width:.2f}" for width in (widths.min(), widths.max()))
     several, by_class = ("", "") if narrowest == widest else (f" to {widest}", ", depending on the class")
     notes.append(
-        f"with this model, an interval is at best about {narrowest}{several} times as wide as that of the labelled "
-        f"texts alone{by_class}"
+        f"with this model, each interval is at best {narrowest}{several} times as wide as from the labelled texts "
+        f"alone{by_class}"
         if narrowest < "1.00"
         else "the predictions of this model do not narrow the intervals of the labelled texts"
     )
     notes += empty_rows(tally.empty)
     if more := max(more_labels.values()):
-        notes.append(f"{counted(more, 'more labelled text')} would give every class an interval of ±1 point")
+        notes.append(f"{counted(more, 'more labelled text')} would give every class an interval of ±1 percentage point")
     return Measurement(
         corpus,
         labelled.name,

@@ -70,7 +70,7 @@ def finish_study(
         errors = [t.user_attrs[ERROR] for t in store.trials if ERROR in t.user_attrs]
         raise ConfigError(
             f"the study has no complete trial: {errors[0] if errors else 'the time limit was reached'}",
-            remedy="Change the settings or the search space." if errors else "Increase minutes.",
+            remedy="Change the settings or the search space." if errors else "Allow a longer search with --minutes.",
         )
     try:
         with FileLock(study.path / ".finish.lock", timeout=0):

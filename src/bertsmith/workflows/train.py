@@ -14,7 +14,7 @@ from bertsmith.config import Config
 from bertsmith.data.clean import clean
 from bertsmith.data.split import split_cleaned
 from bertsmith.data.table import Table
-from bertsmith.errors import ConfigError, DeviceError, Interrupted, listing
+from bertsmith.errors import ConfigError, DeviceError, Interrupted, listing, number_form
 from bertsmith.events import Finished, RunFinished, RunListener, Scored, Scoring, ScoringListener, TrainingEstimated
 from bertsmith.folders.atomic import write_json
 from bertsmith.folders.claim import claim
@@ -346,4 +346,4 @@ def _memory_errors() -> Iterator[None]:
 def _source_rows(table: Table, positions: Sequence[int]) -> str:
     """Describe the source rows of some texts of a split."""
     rows = table.frame.iloc[list(positions)].groupby("source")["row"]
-    return "; ".join(f"rows {listing(sorted(map(int, numbers)), 16)} of {source}" for source, numbers in rows)
+    return "; ".join(f"{number_form(len(n), 'row')} {listing(sorted(map(int, n)), 16)} of {name}" for name, n in rows)

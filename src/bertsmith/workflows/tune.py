@@ -139,7 +139,10 @@ def _start_search(
         if value is not None:
             defaults[name] = value
     if not space:
-        raise ConfigError("the search space is empty: every setting is fixed", remedy="Leave some settings out.")
+        raise ConfigError(
+            "the search space is empty: every setting is fixed",
+            remedy="Fix fewer settings, so that the search can vary the others.",
+        )
     searched = {
         "settings": fixed.dump(),
         "space": {name: asdict(dimension) for name, dimension in space.items()},

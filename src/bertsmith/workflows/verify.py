@@ -79,7 +79,7 @@ def _check_seals(run: Run) -> Check:
         for name, digest in files.items()
         if not (run.layout.model / name).is_file() or checksum(run.layout.model / name) != digest
     ]
-    detail = f"changed or missing: {', '.join(changed)}" if changed else f"{len(files)} files, SHA-256"
+    detail = f"changed or missing: {', '.join(changed)}" if changed else f"{counted(len(files), 'file')}, SHA-256"
     return Check("model files", bool(files) and not changed, detail)
 
 
@@ -131,12 +131,12 @@ def _common_values(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, 
     if isinstance(before, dict) and isinstance(now, dict):
         parts = [(name, before[name], now[name]) for name in before if name in now]
     elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        parts = [(str(i), *values) for i, values in enumerate(zip(before, now, strict=True))]
+        parts = [(str(i), *pair) for i, pair in enumerate(zip(before, now, strict=True))]
     else:
         yield key, before, now
         return
-    for name, *values in parts:
-        yield from _common_values(*values, f"{key}.{name}" if key else name)
+    for name, old, new in parts:
+        yield from _common_values(old, new, f"{key}.{name}" if key else name)
 
 
 def _is_equal(before: Any, now: Any) -> bool:
@@ -164,7 +164,7 @@ def _check_predictions(run: Run, device: str) -> Check:
     computed = classifier.predict_proba(texts_of(saved))
     difference = float(abs(computed - scores).max()) / task.unit(scores)
     n_labels = int((~task.is_same(scores, computed)).sum())
-    others = counted(n_labels, "different label")
+    others = counted(n_labels, "different prediction")
     detail = f"{counted(len(saved), 'test text')}: {others}, scores differ by at most {difference:.1e}"
     return Check("predictions", n_labels == 0 and difference < TOLERANCE, detail)
 
@@ -180,7 +180,7 @@ def _check_texts(run: Run, table: Any) -> Check:
     detail = (
         counted(len(used), "text")
         if not missing
-        else f"{missing:,} of {len(used):,} texts of the run are not in the table"
+        else f"texts of the run that are missing from the table: {missing:,} of {len(used):,}"
     )
     return Check("texts of the table", not missing, detail)
 

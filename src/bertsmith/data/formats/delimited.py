@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from bertsmith.data.formats.files import TableFile
 from bertsmith.data.table import Cells, ChunkedTable, Note, OnBadRow
-from bertsmith.errors import DataError, RowError, counted, listing
+from bertsmith.errors import DataError, RowError, counted, listing, number_form
 
 _DELIMITERS = (",", ";", "\t", "|")
 _SAMPLE_CHARS = 65536
@@ -73,16 +73,16 @@ def _read(file: TableFile, dialect: _Dialect, chunk_rows: int | None, on_bad_row
         line, n_fields = ragged[0]
         delimiter = "tab" if dialect.delimiter == "\t" else dialect.delimiter
         raise RowError(
-            f"{len(ragged):,} of {n_rows + len(ragged):,} rows {'does' if len(ragged) == 1 else 'do'} not have the "
+            f"{len(ragged):,} of {n_rows + len(ragged):,} rows {number_form(len(ragged), 'does', 'do')} not have the "
             f"{counted(len(header), 'field')} of the header: "
             f"line {line:,} has {n_fields}",
-            where=f"{name}, line{'s' if len(ragged) > 1 else ''} {listing([line for line, _ in ragged], 5)}",
+            where=f"{name}, {number_form(len(ragged), 'line')} {listing([line for line, _ in ragged], 5)}",
             remedy="Remove lines that are not part of the table, such as titles and totals. Put quotes around texts "
             f"that contain the delimiter ({delimiter!r}).",
         )
     for line, n_fields in ragged:
         assert on_bad_row is not None
-        on_bad_row(f"line {line:,}", f"{n_fields} fields, but the header has {len(header)}")
+        on_bad_row(f"line {line:,}", f"{counted(n_fields, 'field')}, but the header has {len(header)}")
     columns = [column.strip() or f"column {i}" for i, column in enumerate(header, start=1)]
 
     def chunks() -> Iterator[Cells]:

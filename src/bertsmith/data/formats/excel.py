@@ -10,7 +10,7 @@ from typing import Any
 
 from bertsmith.data.formats.files import TableFile, check_unpacked_size
 from bertsmith.data.table import Cells, ChunkedTable, Note, OnBadRow
-from bertsmith.errors import DataError, MissingPackageError, listing, quoted
+from bertsmith.errors import DataError, MissingPackageError, counted, listing, quoted
 
 
 def read_excel(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRow | None = None) -> ChunkedTable:
@@ -68,7 +68,7 @@ def read_excel(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRow | N
         notes.append(Note("info", f"sheet {name!r} was read; {path.name} also has {listing(names[1:])}"))
     if n_formulas := _count_formulas_without_value(content):
         message = (
-            f"{n_formulas:,} formulas in {path.name} have no stored value and were read as empty cells. "
+            f"{counted(n_formulas, 'formula')} without a stored value in {path.name}, read as empty. "
             "Open the file in a spreadsheet program and save it again"
         )
         notes.append(Note("warning", message, n_formulas))
