@@ -137,7 +137,7 @@ def parse_label_numbers(cells: Iterable[Any], where: str) -> list[int | None] | 
         is_unclear = read is written and any("," in text for _, text in fractions)
         raise DataError(
             f"the label column holds numbers that are not integers, such as {shorten(text)} in row {row}: the column "
-            f"looks like a score ({n_distinct:,} different values)",
+            f"looks like a score ({counted(n_distinct, 'different value')})",
             where=where,
             remedy=(f"{USE_POINTS} Then pass" if is_unclear else "Pass")
             + " --task regression to predict the number, or name the column of the classes with --label-column.",
