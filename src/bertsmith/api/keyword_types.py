@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 
-
 class PredictSettings(TypedDict, total=False):
     """How to read texts, and where to compute."""
 
