@@ -429,7 +429,7 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "epoch": "epochs so far",
             "train_loss": "mean loss over the steps since the last evaluation",
             "validation_loss": "mean loss over the validation texts",
-            "metrics": "accuracy and macro-F1 on validation",
+            "metrics": "metrics on validation: accuracy and macro-F1; other tasks have their primary metric",
             "learning_rate": "learning rate at this step",
             "texts_per_second": "training texts per second since the last evaluation",
             "tokens_per_second": "training tokens per second since the last evaluation",

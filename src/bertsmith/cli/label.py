@@ -58,7 +58,7 @@ def label(
 ) -> None:
     """Label texts on a local page, one by one. bertsmith chooses the next texts, and needs no labels to begin.
 
-    The page saves every decision at once in PROJECT. At the end, PROJECT/labels.csv is a table for bertsmith train.
+    The page saves each decision in PROJECT immediately. At the end, PROJECT/labels.csv is a table for bertsmith train.
 
     Example: bertsmith label pool.csv -o projects/reviews --labels good,bad
     """

@@ -62,7 +62,9 @@ class PredictRequest(_RequestModel):
         examples=["great phone", [["great phone"], ["never again"]]],
     )
     truncate: bool = Field(
-        False, description="Accept texts that the model does not read to the end; otherwise they get status 413."
+        False,
+        description="Accept texts that the model does not read to the end. Otherwise, a request with such a text gets "
+        "status 413.",
     )
     truncation_direction: Literal["Left", "Right", "left", "right"] = Field(
         "Right", description="Side that is truncated; Right keeps the beginning."
