@@ -148,7 +148,7 @@ def run_and_show(
     few = "; with so few texts, the metrics are imprecise" if test["texts"] < FEW_TEST_TEXTS else ""
     how = "not used for training"
     if "by" in test:
-        how = f"each predicted by one of {test['folds']} models that was not trained on it"
+        how = f"each predicted by a model that was not trained on it ({test['folds']} folds)"
     out.print(f"on {counted(test['texts'], 'text')}, {how}{few}")
     if never := [e["label_text"] for e in test.get("per_class", ()) if e["texts"] and not e["predicted"]]:
         out.print(f"[yellow]labels that are never predicted:[/] {escape(listing(never))}")

@@ -66,7 +66,7 @@ class Rounds:
         except Exception as error:  # a thread can report errors only to the page
             self.exhausted = True
             self.message = (
-                f"Choosing texts failed with an internal error. All labels are saved. Restart bertsmith label. If the "
+                "Choosing texts failed with an internal error. All labels are saved. Restart bertsmith label. If the "
                 f"error comes back, report it to the maintainers of bertsmith: {type(error).__name__}: {error}"
             )
 
