@@ -9,6 +9,7 @@ from bertsmith.data.labels import check_classes, find_joined, link_labels, parse
 from bertsmith.data.read import read_table
 from bertsmith.data.table import Labels
 from bertsmith.errors import DataError
+from bertsmith.inference.table_writers import DIALECTS, open_writer
 
 
 @pytest.mark.parametrize(
@@ -32,13 +33,78 @@ def test_scores_are_refused_with_an_example():
         parse_label_numbers(["1", "0.75"], "t")
 
 
-@pytest.mark.parametrize("values", [["1,0", "0,5", "0,25"], ["1", "0", "0,5"], ["0,5", "0.5", "1,5e-3"]])
-def test_scores_with_a_decimal_comma_are_refused(values):
+@pytest.mark.parametrize(
+    ("values", "example"),
+    [
+        (["1,0", "0,5", "0,25"], "0,5"),
+        (["1", "0", "0,5"], "0,5"),
+        (["0,5", "0.5", "1,5e-3"], "0,5"),
+        (["1,234", "2,345", "3"], "1,234"),
+    ],
+)
+def test_scores_with_a_decimal_comma_are_refused(values, example):
     frame = pd.DataFrame({"Label": values * 4, "Text": [f"text {i}" for i in range(12)]})
     with pytest.raises(DataError) as caught:
         read_table(frame)
-    assert next(value for value in values if "," in value) in caught.value.what
+    assert example in caught.value.what
     assert "--label-column" in caught.value.remedy
+
+
+CLEAR = {
+    "one decimal": ["4,0", "2,5", "1"],
+    "own output": ["-0,771559", "1,5e-07", "12,0"],
+    "three decimals next to others": ["1,234", "0,5", "3", None],
+    "a zero before three decimals": ["0,234", "-0,500", "1,000"],
+    "cells of Excel": [4, 2.5, "3,5"],
+}
+
+
+@pytest.mark.parametrize("values", CLEAR.values(), ids=CLEAR)
+def test_decimal_commas_are_read_as_numbers_where_they_are_certain(values):
+    frame = pd.DataFrame({"Label": values * 4, "Text": [f"text {i}" for i in range(4 * len(values))]}, dtype=object)
+    table = read_table(frame, DataConfig(task="regression"))
+    expected = [float(str(v).replace(",", ".")) for v in values if v is not None]
+    present = table.frame["target"].to_numpy() >= 0
+    assert table.take(present).targets.tolist() == expected * 4
+
+
+UNCLEAR = {
+    "thousands or decimals": ["1,234", "2,345", "3"],
+    "points and commas": ["0,5", "0.5", "1"],
+    "points that separate thousands": ["1.234,5", "2,5", "3"],
+    "two commas": ["1,234,567", "2,5", "3"],
+    "a word": ["2,5", "1", "n/a"],
+}
+
+
+@pytest.mark.parametrize("values", UNCLEAR.values(), ids=UNCLEAR)
+def test_uncertain_commas_are_refused_with_the_row(values):
+    frame = pd.DataFrame({"Label": values * 4, "Text": [f"text {i}" for i in range(12)]}, dtype=object)
+    with pytest.raises(DataError) as caught:
+        read_table(frame, DataConfig(task="regression"))
+    assert "row " in caught.value.what
+    with pytest.raises(DataError):
+        parse_label_numbers(values, "t")
+
+
+def test_label_numbers_with_decimal_commas_are_label_numbers():
+    assert parse_label_numbers(["1,0", "2,00", "3", None], "t") == [1, 2, 3, None]
+    with pytest.raises(DataError):
+        parse_label_numbers(["1,000", "2,000", "3"], "t")
+
+
+@pytest.mark.parametrize("task", ["regression", "single-label"])
+def test_numeric_labels_of_semicolon_output_are_read_back(task, tmp_path):
+    labels = [1.0, 2.5 if task == "regression" else 2.0, 3.0, None] * 4
+    cells = {"Text": [f"text {i}" for i in range(16)], "Label": labels}
+    with open_writer("csv", tmp_path / "t.csv", style=DIALECTS["excel-semicolon"]) as writer:
+        writer.write(cells)
+    table = read_table(tmp_path / "t.csv", DataConfig(task=task))
+    present = table.frame["target"].to_numpy() >= 0
+    targets = table.take(present).targets.tolist()
+    assert (targets if task == "regression" else [table.labels.numbers[t] for t in targets]) == [
+        v for v in labels if v is not None
+    ]
 
 
 @pytest.mark.parametrize("value", ["inf", "-Infinity", "1e-3"])

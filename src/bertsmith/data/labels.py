@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from bertsmith.data.table import MISSING, Labels
-from bertsmith.data.texts import check_scalar, is_missing, to_text
+from bertsmith.data.texts import check_scalar, is_missing, to_text, with_decimal_points
 from bertsmith.errors import DataError, listing, quoted, shorten
 
 _INTEGER = re.compile(r"[+-]?\d{1,18}(\.0*)?")
@@ -38,6 +38,8 @@ _NUMPY_SEPARATOR = re.compile(r"""(?<=['"])\s+(?=['"])|(?<=[\d.])\s+(?=\d)""")
 _LINE_BREAK = re.compile(r"\S[\n\r\t]+\S")
 _MIN_JOINED = 3
 """Fewest distinct joined label texts that count as several labels per row."""
+USE_POINTS = "Write decimals with a point, and thousands without a separator."
+"""Remedy for numbers whose commas can be decimal commas or separate thousands."""
 _MISSING_WORDS = frozenset({"", "na", "n/a", "nan", "null", "none", "nat", "<na>"})
 
 
@@ -72,7 +74,7 @@ def parse_label_texts(cells: Iterable[Any], where: str) -> list[str | None]:
 
 
 def parse_label_numbers(cells: Iterable[Any], where: str) -> list[int | None] | None:
-    """Parse a column of label numbers.
+    """Parse a column of label numbers; decimal commas are read as `with_decimal_points` does.
 
     Args:
         cells: the cells of the column.
@@ -88,16 +90,19 @@ def parse_label_numbers(cells: Iterable[Any], where: str) -> list[int | None] | 
     fractions: list[tuple[int, str]] = []
     words: list[tuple[int, str]] = []
     n_numbers = 0
-    for row, cell in enumerate(cells, start=1):
+    written = list(cells)
+    read = with_decimal_points(written)
+    for row, (cell, number_cell) in enumerate(zip(written, read, strict=True), start=1):
         check_scalar(cell, row, where, "--label-column")
         text = "" if is_missing(cell) else to_text(cell).strip()
+        value = to_text(number_cell).strip()
         number: int | None = None
         if text.casefold() in _MISSING_WORDS:
             pass
         elif isinstance(cell, bool | np.bool_) or _LEADING_ZERO.fullmatch(text):
             words.append((row, text))
-        elif _INTEGER.fullmatch(text):
-            number = int(text.partition(".")[0])
+        elif _INTEGER.fullmatch(value):
+            number = int(value.partition(".")[0])
             n_numbers += 1
         elif _TOO_LARGE.fullmatch(text):
             raise DataError(
@@ -129,12 +134,13 @@ def parse_label_numbers(cells: Iterable[Any], where: str) -> list[int | None] | 
     if fractions:
         row, text = fractions[0]
         n_distinct = len({text for _, text in fractions})
+        is_unclear = read is written and any("," in text for _, text in fractions)
         raise DataError(
             f"the label column holds numbers that are not integers, such as {shorten(text)} in row {row}: the column "
             f"looks like a score ({n_distinct:,} different values)",
             where=where,
-            remedy="Pass --task regression to predict the number, or name the column of the classes with "
-            "--label-column.",
+            remedy=(f"{USE_POINTS} Then pass" if is_unclear else "Pass")
+            + " --task regression to predict the number, or name the column of the classes with --label-column.",
         )
     return numbers
 

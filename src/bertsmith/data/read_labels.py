@@ -13,10 +13,10 @@ from bertsmith.config import DataConfig
 from bertsmith.data.columns import Columns
 from bertsmith.data.formats.annotations import unpack_labels
 from bertsmith.data.label_sets import is_list, read_label_sets
-from bertsmith.data.labels import check_classes, link_labels, parse_label_numbers, parse_label_texts
+from bertsmith.data.labels import USE_POINTS, check_classes, link_labels, parse_label_numbers, parse_label_texts
 from bertsmith.data.outcomes import CLASSES, Numbers, Outcomes
 from bertsmith.data.table import MISSING, MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL, Labels, Note, RawTable
-from bertsmith.data.texts import check_scalar, is_missing, to_text
+from bertsmith.data.texts import check_scalar, is_missing, to_text, with_decimal_points
 from bertsmith.errors import DataError, quoted, shorten
 
 
@@ -200,13 +200,13 @@ def _read_numbers(parts: Sequence[Part], where: str, config: DataConfig, known: 
 
 
 def _parse_values(cells: Sequence[object], where: str) -> list[float]:
-    """Return the number in every cell, NaN for an empty cell.
+    """Return the number in every cell, NaN for an empty cell; see `with_decimal_points` for decimal commas.
 
     Raises:
         DataError: if a cell is not a finite number.
     """
     values: list[float] = []
-    for row, cell in enumerate(cells, start=1):
+    for row, cell in enumerate(with_decimal_points(cells), start=1):
         check_scalar(cell, row, where, "--label-column")
         text = "" if is_missing(cell) else to_text(cell).strip()
         try:
@@ -214,7 +214,7 @@ def _parse_values(cells: Sequence[object], where: str) -> list[float]:
         except ValueError:
             value = float("inf")
         if np.isinf(value) or (text and np.isnan(value)) or "_" in text:
-            comma = " Write decimals with a point." if "," in text else ""
+            comma = f" {USE_POINTS}" if "," in text else ""
             raise DataError(
                 f"row {row:,} holds {shorten(repr(text))}, not a number",
                 where=where,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Number
 from typing import Any
 
@@ -12,6 +12,8 @@ from bertsmith.errors import RowError
 
 _WHITE_SPACE = "\x0b\x0c\x1c\x1d\x1e\x1f\x85"
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]")
+_DECIMAL_COMMA = re.compile(r"[+-]?(\d+(,\d*)?|,\d+)([eE][+-]?\d+)?", re.ASCII)
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}", re.ASCII)
 
 
 def _replacement(code: int) -> str:
@@ -70,6 +72,23 @@ def to_texts(cells: Iterable[Any], where: str, first_row: int = 1, *, flag: str 
 def to_text(cell: Any) -> str:
     """Convert a cell to a text; a whole number is written as an integer."""
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
+
+
+def with_decimal_points(cells: Sequence[Any]) -> Sequence[Any]:
+    """Return numbers with decimal commas as numbers with decimal points, and any other column unchanged.
+
+    Commas are decimal commas if all filled cells are numbers, none of them has a decimal point, and a comma cannot
+    separate thousands: ``2,5`` can only be a decimal, ``1,234`` can be both.
+    """
+    texts = [cell.strip() for cell in cells if isinstance(cell, str) and cell.strip()]
+    others = (cell for cell in cells if not isinstance(cell, str) and not is_missing(cell))
+    if (
+        any("," in text and not _THOUSANDS.fullmatch(text) for text in texts)
+        and all(map(_DECIMAL_COMMA.fullmatch, texts))
+        and all(isinstance(cell, Number) and not isinstance(cell, bool) for cell in others)
+    ):
+        return [cell.replace(",", ".") if isinstance(cell, str) else cell for cell in cells]
+    return cells
 
 
 def is_missing(cell: Any) -> bool:
