@@ -217,6 +217,7 @@ def test_an_export_reports_its_parity(exported, run):
     }
     assert "bertsmith predict ." in (exported.path / "README.md").read_text()
     assert ExportInfo.read(exported.path) == exported.about
+    assert exported.about.template == run.template
 
 
 def test_weights_are_in_a_file_of_their_own(exported):

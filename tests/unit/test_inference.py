@@ -3,6 +3,7 @@ import io
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -129,7 +130,7 @@ def test_a_data_frame_keeps_its_columns_and_its_index(classifier):
 @pytest.mark.parametrize(
     ("frame", "column", "error"),
     [
-        (pd.DataFrame({"Text": ["a"], "text": ["b"]}), None, DataError),
+        (pd.DataFrame({"TEXT": ["a"], "text": ["b"]}), None, DataError),
         (pd.DataFrame({"a": ["a"], "b": ["b"]}), None, DataError),
         (pd.DataFrame({"a": ["a"]}), "c", DataError),
         (pd.DataFrame({"text": [["a"]]}), None, DataError),
@@ -285,6 +286,23 @@ def test_predict_in_python_does_what_the_command_does(finished, cli, tmp_path):
         bs.predict(finished, tmp_path / "t.csv", output=tmp_path / "t.csv", overwrite=True)
     with pytest.raises(ConfigError, match="confidnce"):
         bs.predict(finished, frame, confidnce=1)
+
+
+def test_the_text_column_of_the_training_is_read_again(finished, cli, tmp_path):
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    info = json.loads((run / "run.json").read_text())
+    template = {**info["template"], "text_column": ["Bewertung"]}
+    (run / "run.json").write_text(json.dumps({**info, "template": template}))
+    labels = bs.Run(run).labels.numbers[:2]
+    frame = pd.DataFrame({"id": [1, 2], "Bewertung": ["my cat", "red and blue"], "Label": labels})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    assert cli("predict", run, tmp_path / "t.csv", "-o", tmp_path / "out.csv", "--device", "cpu")[0] == 0
+    expected = ["animals", "colours"]
+    assert pd.read_csv(tmp_path / "out.csv")["predicted_text"].tolist() == expected
+    loaded = bs.load(run, device="cpu", runtime="torch")
+    assert loaded.predict_frame(frame)["predicted_text"].tolist() == expected
+    assert loaded.predict_frame(frame.rename(columns={"Bewertung": "Text"}))["predicted_text"].tolist() == expected
+    assert cli("evaluate", run, tmp_path / "t.csv", "--device", "cpu")[0] == 0
 
 
 @pytest.mark.parametrize("long", ["truncate", "window"])

@@ -145,6 +145,37 @@ def test_settings_map_columns_to_other_names():
 
 
 @pytest.mark.parametrize(
+    ("names", "settings", "expected"),
+    [
+        (["id", "Bewertung"], {}, "Bewertung"),
+        (["Text", "Bewertung"], {}, "Bewertung"),
+        (["Text", "bewertung "], {}, "bewertung "),
+        (["Bewertung", "bewertung"], {}, "Bewertung"),
+        (["Bewertung", "Text"], {"text_column": "Text"}, "Text"),
+        (["id", "Review"], {}, "Review"),
+        (["anything"], {}, "anything"),
+    ],
+)
+def test_a_single_text_column_is_found_by_the_name_of_the_training(names, settings, expected):
+    assert find_text_columns(names, "t", DataConfig(**settings), Template(("Bewertung",))) == (expected,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({}, "Bewertung"), ({"label_column": "Bewertung"}, "Text"), ({"text_column": "Text"}, "Text")],
+)
+def test_labelled_tables_have_the_text_column_of_the_training_too(settings, expected):
+    frame = pd.DataFrame({"Text": ["a", "b", "c", "d"], "Bewertung": ["e", "f"] * 2, "Label": [0, 1] * 2})
+    read = read_table(frame, DataConfig(**settings), template=Template(("Bewertung",)))
+    assert read.frame["text"].tolist() == frame[expected].tolist()
+
+
+def test_a_column_with_neither_a_usual_name_nor_the_one_of_the_training_is_refused():
+    with pytest.raises(DataError):
+        find_text_columns(["id", "Kommentar"], "t", DataConfig(), Template(("Bewertung",)))
+
+
+@pytest.mark.parametrize(
     ("template", "settings"),
     [
         (PLAIN, {"pair_column": "a"}),

@@ -52,7 +52,14 @@ def canonical(name: str) -> str:
     return re.sub(r"[\W_]+", "", name).casefold()
 
 
-def find_columns(names: Sequence[str], source: str, config: DataConfig, *, label_required: bool = True) -> Columns:
+def find_columns(
+    names: Sequence[str],
+    source: str,
+    config: DataConfig,
+    *,
+    label_required: bool = True,
+    template: Template | None = None,
+) -> Columns:
     """Find the columns in use: by the settings, ignoring case and spacing, or by usual names.
 
     Args:
@@ -60,6 +67,7 @@ def find_columns(names: Sequence[str], source: str, config: DataConfig, *, label
         source: the name of the source, for messages.
         config: the settings.
         label_required: whether a table without a label column is an error.
+        template: of a finished run, whose single text column comes before the usual names.
 
     Raises:
         DataError: if a configured or required column is missing, or several columns match.
@@ -98,10 +106,14 @@ def find_columns(names: Sequence[str], source: str, config: DataConfig, *, label
     texts = [column for name in named if (column := lookup(name, "--text-column"))]
     pair = lookup(config.pair_column, "--pair-column")
     further = [column for name in config.with_columns if (column := lookup(name, "--with-columns"))]
-    parts = [*texts, pair, *further]
     label = lookup(config.label_column, "--label-column")
     label_text = lookup(config.label_text_column, "--label-text-column")
     labels = tuple(str(lookup(name, "--label-columns")) for name in config.label_columns)
+    if not texts and template is not None and template.is_plain:
+        texts = _same_name(
+            template.text_column[0], [name for name in names if name not in (label, label_text, *labels)]
+        )
+    parts = [*texts, pair, *further]
     if labels and (label or label_text):
         raise DataError(
             "--label-columns cannot be combined with --label-column and --label-text-column",
@@ -157,13 +169,19 @@ def find_columns(names: Sequence[str], source: str, config: DataConfig, *, label
     )
 
 
+def _same_name(name: str, names: Sequence[str]) -> list[str]:
+    """Return the column of this name; without one, the column whose name differs only in case and spacing, if any."""
+    similar = [other for other in names if canonical(other) == canonical(name)]
+    return [name] if name in names else similar if len(similar) == 1 else []
+
+
 def find_text_columns(
     names: list[str], source: str, config: DataConfig, template: Template | None = None
 ) -> tuple[str, ...]:
     """Return the columns of the texts to predict, in the order of `Template.columns`.
 
-    A single text column is the configured one, the only one, or the one that its name suggests. Other templates need
-    their columns by name, unless the settings map them to other names.
+    A single text column is the configured one, the only one, the one of the template, or the one that its name
+    suggests. Other templates need their columns by name, unless the settings map them to other names.
 
     Args:
         names: the column names of the source.
@@ -179,7 +197,7 @@ def find_text_columns(
     settings = template.settings(config)
     if len(names) == 1 and template.is_plain and settings.text_column is None:
         return (names[0],)
-    return find_columns(names, source, settings, label_required=False).template.columns
+    return find_columns(names, source, settings, label_required=False, template=template).template.columns
 
 
 def check_single_level(frame: pd.DataFrame, where: str) -> None:

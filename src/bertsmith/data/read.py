@@ -42,7 +42,8 @@ def read_table(
             ``None`` with ``config.sql``.
         config: the columns, found by name by default, and the validation and test tables.
         known: the classes of a finished run, to which the labels must belong.
-        template: the template of a finished run, whose columns the table must have.
+        template: the template of a finished run, whose columns the table must have. A single text column may have
+            another usual name.
 
     Raises:
         DataError: if a table cannot be read, a column is uncertain, or the labels are inconsistent.
@@ -72,7 +73,7 @@ def _combine(
     names = [f"{raw.name} ({split})" if split and names.count(raw.name) > 1 else raw.name for raw, split in parts]
     for (raw, split), name in zip(parts, names, strict=True):
         part_config = config if split is None else config.model_copy(update={"split_column": None})
-        columns = find_columns(list(raw.frame.columns), name, part_config)
+        columns = find_columns(list(raw.frame.columns), name, part_config, template=template)
         labelled.append(Part(raw, columns, name))
         n_rows = len(raw.frame)
         cells = columns.template.read_cells(raw.frame, columns.template.columns, name)

@@ -149,7 +149,7 @@ class Template:
     def settings(self, config: DataConfig) -> DataConfig:
         """Return settings that name the columns of another table, by default those of the template.
 
-        A single text column has no default: it is found by its name.
+        A single text column has no default: `bertsmith.data.columns.find_columns` searches for it.
 
         Raises:
             ConfigError: if the settings name more or fewer columns than the template has.

@@ -118,6 +118,8 @@ class Classifier(ModelPredictor):
         try:
             rule = Rule.from_dict(saved, len(texts))
             template = Template.from_dict(getattr(model.config, TEMPLATE, None))
+            if folder != path and template.is_plain:  # the model does not store the name of a single text column
+                template = Run(path).template
             saved_long = saved.get("long", "truncate")
             if saved_long not in get_args(Long):
                 raise ValueError(f"long={saved_long!r} is unknown")
