@@ -288,6 +288,28 @@ def test_predict_in_python_does_what_the_command_does(finished, cli, tmp_path):
         bs.predict(finished, frame, confidnce=1)
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("min_confidence", [1.5, -1, "a", True, float("nan")]),
+        ("target_accuracy", [7, -0.1, "a"]),
+        ("coverage", [7, 0, 1, "a"]),
+        ("csv_dialect", ["tabs", None]),
+        ("on_error", ["ignore"]),
+    ],
+)
+def test_values_out_of_range_are_refused_in_python_too(name, values, finished, cli, tmp_path):
+    frame = pd.DataFrame({"Text": ["a cat"]})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    for value in values:
+        with pytest.raises(ConfigError) as error:
+            bs.predict(finished, frame, device="cpu", **{name: value})
+        assert error.value.what.startswith(f"{name} ")
+        assert (
+            cli("predict", finished, tmp_path / "t.csv", f"--{name.replace('_', '-')}", value)[0] == 2 or value is True
+        )
+
+
 def test_the_text_column_of_the_training_is_read_again(finished, cli, tmp_path):
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     info = json.loads((run / "run.json").read_text())

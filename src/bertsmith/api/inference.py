@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from bertsmith.compute.machine import use_cores
 from bertsmith.config import CsvDialect, Long, OnError
-from bertsmith.errors import needing, to_path
+from bertsmith.errors import naming_parameters, needing, to_path
 from bertsmith.folders.run import Run
 from bertsmith.load_config import resolve
 
@@ -112,24 +112,26 @@ def predict(
     """
     from bertsmith.progress.display import shown
     from bertsmith.progress.prediction import PredictionProgress
-    from bertsmith.workflows.predict import PredictOptions, predict_in_memory, run_prediction, run_prediction_on_ray
+    from bertsmith.workflows.predict import predict_in_memory, run_prediction, run_prediction_on_ray
+    from bertsmith.workflows.predict_options import PredictOptions
 
     config = resolve(settings, api=True)
     use_cores(config.threads)
     folder = run.path if isinstance(run, Run) else to_path(run, "run")
     file = None if output is None else to_path(output, "output")
-    options = PredictOptions(
-        probabilities=probabilities,
-        min_confidence=min_confidence,
-        target_accuracy=target_accuracy,
-        coverage=coverage,
-        decide=decide,
-        ensemble=ensemble,
-        runtime=runtime,
-        on_error=on_error,
-        csv_dialect=csv_dialect,
-        formula_guard=formula_guard,
-    )
+    with naming_parameters():
+        options = PredictOptions(
+            probabilities=probabilities,
+            min_confidence=min_confidence,
+            target_accuracy=target_accuracy,
+            coverage=coverage,
+            decide=decide,
+            ensemble=ensemble,
+            runtime=runtime,
+            on_error=on_error,
+            csv_dialect=csv_dialect,
+            formula_guard=formula_guard,
+        )
     if ray is not None:
         return run_prediction_on_ray(
             folder, source, config, options, output=file, resume=resume, overwrite=overwrite, address=ray

@@ -112,7 +112,8 @@ def predict(
     from bertsmith.errors import ConfigError, DataError
     from bertsmith.inference.table_writers import open_writer
     from bertsmith.progress.prediction import PredictionProgress
-    from bertsmith.workflows.predict import PredictOptions, run_prediction, run_prediction_on_ray
+    from bertsmith.workflows.predict import run_prediction, run_prediction_on_ray
+    from bertsmith.workflows.predict_options import PredictOptions
 
     if source is None and settings.sql is None:
         raise DataError("INPUT is missing", remedy="Pass a file, - for stdin, or --sql with --db.")

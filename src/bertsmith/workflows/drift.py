@@ -24,7 +24,8 @@ from bertsmith.measuring.text_features import Axes
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.corpus_sample import SIZE, CorpusSample, Embedder, validation_rows
 from bertsmith.workflows.measure import keep_texts
-from bertsmith.workflows.predict import PredictOptions, open_model, opened
+from bertsmith.workflows.predict import open_model, opened
+from bertsmith.workflows.predict_options import PredictOptions
 
 SCALARS = (
     "confidence",

@@ -35,7 +35,8 @@ from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.corpus_sample import CorpusSample, Embedder
 from bertsmith.workflows.label_shift import HeldOut, measure_under_label_shift
 from bertsmith.workflows.labelled_sample import LabelledSample, group_name, read_sample
-from bertsmith.workflows.predict import PredictOptions, open_model, opened
+from bertsmith.workflows.predict import open_model, opened
+from bertsmith.workflows.predict_options import PredictOptions
 
 MAX_GROUPS = 2000
 """Maximum number of groups of a measurement."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertsmith import __version__
-from bertsmith.config import Config, CsvDialect, OnError
+from bertsmith.config import Config
 from bertsmith.data.stream import Stream, check_lines, open_stream
 from bertsmith.data.table import ORDINAL, SINGLE_LABEL, Cells
 from bertsmith.data.template import SETTINGS, Template
@@ -23,7 +23,8 @@ from bertsmith.folders.files import OutputFolder
 from bertsmith.folders.run import open_run
 from bertsmith.inference.chunks import PredictionFile, write_stream
 from bertsmith.inference.exported import is_export
-from bertsmith.inference.table_writers import DIALECTS, CsvStyle, output_format
+from bertsmith.inference.table_writers import output_format
+from bertsmith.workflows.predict_options import PredictOptions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,33 +32,6 @@ if TYPE_CHECKING:
     from bertsmith.inference.abstain import Abstention, HeldOutPredictions
     from bertsmith.inference.predictor import Predictor
     from bertsmith.measuring.expected_accuracy import ExpectedAccuracy
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictOptions:
-    """How texts are labelled and written; see `bertsmith.predict`."""
-
-    probabilities: bool = False
-    min_confidence: float | None = None
-    target_accuracy: float | None = None
-    coverage: float | None = None
-    decide: bool = True
-    ensemble: bool = False
-    runtime: str = "auto"
-    on_error: OnError = "fail"
-    csv_dialect: CsvDialect = "plain"
-    formula_guard: bool = True
-
-    @property
-    def thresholds(self) -> dict[str, Any]:
-        """The arguments of `bertsmith.inference.abstain.fit_abstention`."""
-        names = ("min_confidence", "target_accuracy", "coverage", "probabilities")
-        return {name: getattr(self, name) for name in names}
-
-    @property
-    def csv_style(self) -> CsvStyle:
-        """How CSV is written."""
-        return replace(DIALECTS[self.csv_dialect], guarded=self.formula_guard)
 
 
 @dataclass(frozen=True)
