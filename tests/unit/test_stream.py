@@ -1,8 +1,10 @@
 """Reading in chunks gives the same texts as reading whole; resumed predictions give the same file."""
 
+import errno
 import gzip
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,13 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+import bertsmith as bs
 from bertsmith.config import DataConfig
 from bertsmith.data.columns import find_text_columns
 from bertsmith.data.sources import read_raw
 from bertsmith.data.stream import open_stream
 from bertsmith.data.texts import to_texts
-from bertsmith.errors import DataError, Interrupted, RunFolderError, UserError
-from bertsmith.inference.chunks import PredictionFile, chunks_folder, write_stream
+from bertsmith.errors import DataError, Interrupted, OutputError, RunFolderError, UserError
+from bertsmith.folders.claim import claim
+from bertsmith.inference.chunks import Chunks, PredictionFile, chunks_folder, write_stream
 from bertsmith.inference.predict import CONFIDENCE, LABELLED, LENGTH, predict_chunks
 from tests.malformed import corpus
 
@@ -215,6 +219,77 @@ def test_unfinished_predictions_are_neither_mixed_nor_removed(classifier, tmp_pa
     with pytest.raises(RunFolderError) as error:
         PredictionFile(tmp_path / "mine.csv").check(resume=False, overwrite=True)
     assert error.value.where == str(tmp_path / "mine.csv.unfinished")
+
+
+def test_a_full_disk_keeps_the_finished_chunks(classifier, tmp_path, monkeypatch):
+    source, output, whole = _table(tmp_path / "t.csv"), tmp_path / "out.csv", tmp_path / "whole.csv"
+    _predict(classifier, source, whole, {})
+    add = Chunks.add
+
+    def fill(chunks, *given):
+        if chunks.done == n_chunks:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(chunks.folder / "00000001.csv"))
+        add(chunks, *given)
+
+    monkeypatch.setattr(Chunks, "add", fill)
+    for n_chunks in (0, 2):
+        with pytest.raises(OutputError) as error, claim(PredictionFile(output)):
+            _predict(classifier, source, output, {})
+        assert error.value.where == str(output)
+        assert ("--resume" in error.value.remedy) == chunks_folder(output).exists() == (n_chunks > 0)
+    monkeypatch.setattr(Chunks, "add", add)
+    _predict(classifier, source, output, {}, resume=True)
+    assert output.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("rows", [2, 11])
+def test_predictions_interrupted_before_the_first_chunk_begin_again(rows, cli, finished, tmp_path, monkeypatch):
+    source, output, whole = _table(tmp_path / "t.csv", rows), tmp_path / "out.csv", tmp_path / "whole.csv"
+    assert cli("predict", finished, source, "-o", whole)[0] == 0
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    command = ("predict", finished, source, "-o", output)
+    for where in ("workflows.predict.open_model", "inference.predict._prepare"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"bertsmith.{where}", interrupt)
+            code, _, err = cli(*command)
+        assert (code, len(err.strip().splitlines())) == (130, 2)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["t.csv", "whole.csv"]
+    code, _, err = cli(*command, "--resume")
+    assert (code, "first row" in err) == (0, True)
+    assert output.read_bytes() == whole.read_bytes()
+    assert cli(*command, "--resume")[0] == 2  # nothing is unfinished, and the output exists
+
+
+def test_an_interrupted_start_of_resuming_keeps_the_chunks(cli, finished, tmp_path, monkeypatch):
+    source, output = _table(tmp_path / "t.csv"), tmp_path / "out.csv"
+    command = ("predict", finished, source, "-o", output, "--resume")
+    add = Chunks.add
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Chunks, "add", lambda chunks, *given: interrupt() if chunks.done else add(chunks, *given))
+        assert cli(*command)[0] == 130
+    with monkeypatch.context() as patch:
+        patch.setattr("bertsmith.workflows.predict.open_model", interrupt)
+        code, _, err = cli(*command)
+    assert (code, str(chunks_folder(output)) in err) == (130, True)
+    assert cli(*command)[0] == 0
+    assert len(pd.read_csv(output)) == 11
+
+
+def test_sources_that_are_not_files_are_not_resumed(cli, finished, tmp_path, monkeypatch):
+    output = tmp_path / "out.csv"
+    _stdin(monkeypatch, b"a cat\n")
+    assert cli("predict", finished, "-", "-o", output, "--resume")[0] == 2
+    with pytest.raises(RunFolderError) as error:
+        bs.predict(finished, pd.DataFrame({"Text": ["a cat"]}), output=output, resume=True)
+    assert error.value.where == str(chunks_folder(output))
+    assert not output.exists()
 
 
 DAMAGE = {

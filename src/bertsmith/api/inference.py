@@ -95,7 +95,7 @@ def predict(
             fp32 export, else torch.
         on_error: ``"fail"`` refuses a table with unreadable rows, and ``"skip"`` skips these rows.
         ray: the address of a Ray cluster, or ``"local"``; ``source`` and ``output`` are folders of Parquet files.
-        resume: continue predictions that were interrupted.
+        resume: continue predictions that were interrupted, or begin if none are saved and ``output`` does not exist.
         overwrite: replace the output.
         csv_dialect: delimiter, decimal separator and byte order mark of CSV output.
         formula_guard: escape CSV cells that a spreadsheet would run as formulas.

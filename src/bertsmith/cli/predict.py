@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -154,7 +155,7 @@ def predict(
             show = PredictionProgress(stderr_console(), counts=False)
             predictions = run_prediction(run, texts, settings, options, write=writer.write, resume=resume, observe=show)
     else:
-        with PredictionProgress(stderr_console()) as progress, sigterm_like_ctrl_c():
+        with PredictionProgress(stderr_console()) as progress, sigterm_like_ctrl_c(), _advice(output, resume=resume):
             predictions = run_prediction(
                 run,
                 texts,
@@ -168,6 +169,24 @@ def predict(
             )
         stderr_console().print(f"{counted(predictions.rows, 'row')} written to {output}", markup=False)
     _print_summary(predictions)
+
+
+@contextmanager
+def _advice(output: Path, *, resume: bool) -> Iterator[None]:
+    """Say how to continue after Ctrl-C before the first chunk.
+
+    Raises:
+        Interrupted: with the advice.
+    """
+    from bertsmith.errors import Interrupted
+    from bertsmith.inference.chunks import chunks_folder
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        folder = chunks_folder(output)
+        saved = f"the saved predictions stay in {folder}" if resume and folder.exists() else "no predictions are saved"
+        raise Interrupted(f"{saved}\n  to continue: run the same command again") from None
 
 
 def _print_summary(predictions: Predictions) -> None:

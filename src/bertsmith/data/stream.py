@@ -74,7 +74,7 @@ def open_stream(
         skipped.setdefault(where, reason)
 
     on_bad_row, template = record if skip else None, template or Template()
-    path = Path(source) if isinstance(source, str | Path) and not str(source).startswith("hf://") else None
+    path = file_of(source)
     if is_arrow_table(source):
         read = needing(purpose="reading this input")(read_stream)
         table = read(source, f"the {type(source).__name__}", CHUNK_ROWS)
@@ -90,6 +90,11 @@ def open_stream(
         with open_table(path, config) as (file_format, file):
             table = needing(purpose="reading this input")(file_format.read)(file, CHUNK_ROWS, on_bad_row)
             yield replace(_stream(table, config, template, on_bad_row, skipped), path=path)
+
+
+def file_of(source: Any) -> Path | None:
+    """Return the path of a source that is a file, and therefore the same when predictions are resumed."""
+    return Path(source) if isinstance(source, str | Path) and not str(source).startswith("hf://") else None
 
 
 def _stream(

@@ -14,7 +14,7 @@ from typing import Any
 from bertsmith.data.stream import CHUNK_ROWS, Chunk, Stream
 from bertsmith.data.table import Cells
 from bertsmith.errors import Interrupted, RunFolderError, needing
-from bertsmith.folders.atomic import checksum, replaced_file, write_json
+from bertsmith.folders.atomic import RESUME_REMEDY, checksum, disk_errors, replaced_file, write_json
 from bertsmith.folders.claim import differences, refuse_changes
 from bertsmith.folders.files import OutputFile
 from bertsmith.inference.spreadsheet import check_fits
@@ -186,6 +186,11 @@ def write_stream(
             f"the predictions of {chunks.counts['rows']:,} rows are saved in {chunks.folder}\n"
             "  to resume: run the same command with --resume"
         ) from None
+    except OSError:
+        if not chunks.done:
+            raise
+        with disk_errors(output, f"The predictions of {chunks.counts['rows']:,} rows are saved. {RESUME_REMEDY}"):
+            raise
     finally:
         if not chunks.done:
             chunks.remove()
@@ -195,6 +200,11 @@ def write_stream(
 def chunks_folder(output: Path) -> Path:
     """Return the folder of the unfinished chunks of a file."""
     return output.with_name(output.name + SUFFIX)
+
+
+def nothing_written(output: Path) -> bool:
+    """Return whether neither a file nor its unfinished chunks exist."""
+    return not output.exists() and not chunks_folder(output).exists()
 
 
 def _read_about(output: Path) -> dict[str, Any]:
@@ -208,8 +218,9 @@ def _read_about(output: Path) -> dict[str, Any]:
         raise RunFolderError(
             "there are no unfinished predictions to resume",
             where=str(folder),
-            remedy="Leave out --resume. bertsmith cannot resume predictions from stdin or a query, "
-            "or predictions of a small table.",
+            remedy="Leave out --resume, and pass --overwrite to replace the file."
+            if output.exists()
+            else "Leave out --resume. bertsmith cannot resume predictions from stdin, a query or a table in memory.",
         )
     try:
         content: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))

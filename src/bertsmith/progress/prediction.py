@@ -60,6 +60,8 @@ class PredictionProgress:
             if self.notebook is not None:
                 self.notebook.start()
         elif isinstance(event, RowsResumed):
+            if not event.rows:
+                self.console.print("[dim]there are no saved predictions: bertsmith begins with the first row[/]")
             self.done = self.resumed = event.rows
             self.bar.update(self.task, completed=event.rows)
         elif self.counts:

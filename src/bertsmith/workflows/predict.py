@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bertsmith import __version__
 from bertsmith.config import Config
-from bertsmith.data.stream import Stream, check_lines, open_stream
+from bertsmith.data.stream import Stream, check_lines, file_of, open_stream
 from bertsmith.data.table import ORDINAL, SINGLE_LABEL, Cells
 from bertsmith.data.template import SETTINGS, Template
 from bertsmith.errors import ConfigError, RowError, UserError, rendered_by
@@ -21,7 +21,7 @@ from bertsmith.folders.atomic import checksum
 from bertsmith.folders.claim import claim
 from bertsmith.folders.files import OutputFolder
 from bertsmith.folders.run import open_run
-from bertsmith.inference.chunks import PredictionFile, write_stream
+from bertsmith.inference.chunks import PredictionFile, nothing_written, write_stream
 from bertsmith.inference.exported import is_export
 from bertsmith.inference.table_writers import output_format
 from bertsmith.workflows.predict_options import PredictOptions
@@ -89,7 +89,7 @@ def run_prediction(
         options: how texts are labelled and written.
         output: the file to write.
         write: receives the cells of each chunk if no file is written.
-        resume: continue unfinished predictions.
+        resume: continue unfinished predictions; without any, begin, unless the file exists or the source is not one.
         overwrite: replace the file.
         inputs: other files that the command reads, which are never replaced.
         observe: called with each event.
@@ -108,10 +108,14 @@ def run_prediction(
         )
     if options.csv_dialect != "plain" and output is not None and output_format(output) != "csv":
         raise ConfigError("--csv-dialect applies only to CSV", remedy="Leave out --csv-dialect, or write a .csv file.")
+    begins = resume and not overwrite and output is not None and nothing_written(output) and file_of(source) is not None
+    resume = resume and not begins
     claimed: AbstractContextManager[None] = nullcontext()
     if output is not None:
         claimed = claim(PredictionFile(output, (source, config.db, *inputs)), resume=resume, overwrite=overwrite)
     with claimed, opened(source, config, template, options, observe) as stream:
+        if begins:
+            observe(RowsResumed(0))
         classifier, abstain, held_out = open_model(run, config, options, observe)
         label = partial(
             predict_chunks,
