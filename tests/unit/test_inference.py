@@ -288,6 +288,29 @@ def test_predict_in_python_does_what_the_command_does(finished, cli, tmp_path):
         bs.predict(finished, frame, confidnce=1)
 
 
+def test_predictions_in_memory_keep_the_index_and_the_types(finished, classifier):
+    frame = pd.DataFrame(
+        {
+            "Text": pd.Series(["my cat", "a dog", "red and blue", None], dtype="string"),
+            "kind": pd.Categorical(["a", "b", "a", None]),
+            "n": pd.array([1, None, 3, 4], dtype="Int8"),
+            "day": pd.to_datetime(["2026-01-01"] * 4, utc=True),
+            5: [1, 2, 3, 4],
+        },
+    ).set_axis(["w", "x", "x", "z"])
+    found = bs.predict(finished, frame, device="cpu").frame
+    pd.testing.assert_frame_equal(found[["Text", "kind", "n", "day", "5"]], frame.rename(columns=str))
+    assert found["predicted_text"].tolist()[:3] == ["animals", "animals", "colours"]
+    lists = frame.astype({"Text": object}).assign(Text=["my cat", ["a"], "red and blue", "apple"])
+    kept = bs.predict(finished, lists, device="cpu", on_error="skip").frame
+    assert kept.index.tolist() == ["w", "x", "z"]
+    assert kept["n"].tolist() == [1, 3, 4]
+    assert kept["predicted_text"].tolist() == ["animals", "colours", "fruits"]
+    series = frame["Text"].iloc[:3]
+    assert classifier.predict_frame(series).index.tolist() == ["w", "x", "x"]
+    assert classifier.predict_frame(series.tolist()).index.tolist() == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("name", "values"),
     [

@@ -104,7 +104,8 @@ def predict(
         **settings: fields of `DataConfig` and `ModelConfig` for reading the source, ``long``, and the device.
 
     Returns:
-        The number of rows, the label counts, and the predictions if they are in memory.
+        The number of rows, the label counts, and the predictions if they are in memory. A data frame of pandas keeps
+        its index and types.
 
     Raises:
         UserError: for everything that the user can fix.

@@ -99,8 +99,8 @@ class Predictor(ABC):
         For sets of labels, ``predicted`` and ``predicted_texts`` are lists; a regression has only ``predicted``.
 
         Args:
-            texts: n texts, or a data frame or Arrow table of n rows, whose columns and index are part of the result.
-                Rows without a text get missing values.
+            texts: n texts, or a data frame or Arrow table of n rows, whose columns are part of the result. A data frame
+                or series keeps its index. Rows of a table without a text get missing values.
             progress: called with the number of texts done since the last call.
             text_column: of the data frame; by default found by its name, as in tables.
             pair_column, with_columns: other columns of the data frame, for a model that reads them; by default those of
@@ -119,7 +119,8 @@ class Predictor(ABC):
             raise ConfigError(
                 "column names require a data frame", remedy="Leave out the column names, or pass a data frame."
             )
-        return to_frame(self.task, self.predict_proba(texts, progress), self.labels)
+        frame = to_frame(self.task, self.predict_proba(texts, progress), self.labels)
+        return frame.set_axis(cast("pd.Series", texts).index) if hasattr(texts, "iloc") else frame
 
     def _predict_data_frame(
         self, frame: pd.DataFrame, progress: Callable[[int], None] | None, config: DataConfig

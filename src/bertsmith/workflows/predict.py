@@ -213,7 +213,10 @@ def predict_in_memory(
     resume: bool = False,
     observe: PredictionListener = lambda event: None,
 ) -> Predictions:
-    """Label texts, and return the predictions as a data frame; see `bertsmith.predict`."""
+    """Label texts, and return the predictions as a data frame; see `bertsmith.predict`.
+
+    The index and the types of a data frame of pandas stay.
+    """
     import pandas as pd
 
     columns: dict[str, list[Any]] = {}
@@ -226,6 +229,12 @@ def predict_in_memory(
     frame = pd.DataFrame(columns)
     if (predictions.empty or predictions.abstained) and "predicted_text" in frame.columns:
         frame = frame.astype({"predicted": "Int64"})  # integers with missing values
+    if isinstance(source, pd.DataFrame):
+        skipped = {int(where.removeprefix("row ").replace(",", "")) - 1 for where, _ in predictions.skipped}
+        given = source.iloc[[i for i in range(len(source)) if i not in skipped]]
+        frame = frame.set_axis(given.index)
+        for i in range(given.shape[1]):
+            frame.isetitem(i, given.iloc[:, i].array)  # with its type
     return replace(predictions, frame=frame)
 
 
