@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -118,6 +119,18 @@ def test_items_that_do_not_fit_are_refused(template, items):
     with pytest.raises(DataError) as caught:
         template.read(items)
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("items", [np.array("good"), np.array([["good"]]), pd.DataFrame({"text": ["good"]})])
+def test_arrays_need_one_dimension(items):
+    with pytest.raises(DataError) as caught:
+        PLAIN.read(items)
+    assert caught.value.remedy
+
+
+def test_arrays_of_arrow_are_lists_of_texts():
+    for array in (pa.array(["a", "b"]), pa.chunked_array([["a"], ["b"]]), np.array(["a", "b"])):
+        assert PLAIN.read(array) == ["a", "b"]
 
 
 def test_missing_columns_are_named():

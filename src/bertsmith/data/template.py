@@ -189,11 +189,14 @@ class Template:
         """
         if isinstance(items, Texts):
             return items
-        if not isinstance(items, Iterable) or hasattr(items, "columns"):
+        dimensions = getattr(items, "ndim", 1)
+        if not isinstance(items, Iterable) or hasattr(items, "columns") or dimensions != 1:
             raise DataError(
-                f"texts must be a list, not {type(items).__name__}",
+                f"texts must be a list, not {type(items).__name__}"
+                + (f" of {dimensions} dimensions" if dimensions != 1 else ""),
                 remedy="Pass a list of texts, or the text column of a data frame.",
             )
+        items = items.to_pylist() if hasattr(items, "to_pylist") else items  # an array of Arrow
         items = [items] if isinstance(items, str | Mapping) or _is_pair(items) else items
         return Texts(self._read_item(item, i) for i, item in enumerate(items))
 
