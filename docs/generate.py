@@ -356,7 +356,8 @@ _PRINTED: dict[str, tuple[type, dict[str, str]]] = {
 """What a command prints with ``--json``: the type of a result or entry, and its keys."""
 _PREDICTIONS = {
     "row": "row of the source table",
-    "text": "text as the model read it, after cleaning; the first text of a pair",
+    "text": "text as the model read it, after cleaning; the first text of a pair. In CSV, a `'` precedes texts that a "
+    "spreadsheet would run as formulas",
     "pair": "second text of a pair; with `--pair-column` only",
     "label": "label number from the table",
     "label_text": "label text from the table",
