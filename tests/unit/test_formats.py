@@ -231,6 +231,7 @@ def test_a_guessed_encoding_is_reported_and_can_be_overridden(tmp_path):
     with pytest.raises(DataError, match="no-such-encoding") as caught:
         read_table(tmp_path / "t.csv", DataConfig(encoding="no-such-encoding"))
     assert "--encoding" in caught.value.remedy
+    assert "cp1252" in caught.value.remedy
 
 
 def test_a_few_nul_bytes_do_not_make_utf_16():

@@ -77,7 +77,8 @@ def _read(file: TableFile, dialect: _Dialect, chunk_rows: int | None, on_bad_row
             f"{counted(len(header), 'field')} of the header: "
             f"line {line:,} has {n_fields}",
             where=f"{name}, line{'s' if len(ragged) > 1 else ''} {listing([line for line, _ in ragged], 5)}",
-            remedy=f"Put quotes around texts that contain the delimiter ({delimiter!r}), or save the table again.",
+            remedy="Remove lines that are not part of the table, such as titles and totals. Put quotes around texts "
+            f"that contain the delimiter ({delimiter!r}).",
         )
     for line, n_fields in ragged:
         assert on_bad_row is not None

@@ -103,7 +103,9 @@ def open_text(binary: BinaryIO, name: str, encoding: str | None = None) -> TextF
             invalid = _InvalidByte(str(error))
         if invalid:
             raise DataError(
-                f"the file cannot be decoded as {encoding}: {invalid.reason}", where=name, remedy="Check --encoding."
+                f"the file cannot be decoded as {encoding}: {invalid.reason}",
+                where=name,
+                remedy="Leave out --encoding, and bertsmith detects it. Or pass the right one, such as cp1252.",
             )
         return TextFile(binary, encoding, "strict", ())
     binary.seek(0)
