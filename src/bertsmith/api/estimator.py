@@ -102,8 +102,9 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             raise DataError("y is missing", remedy="Pass one label per text.")
         labels = np.asarray(list(y) if isinstance(y, Iterator) else y)
         if labels.ndim != 1 or len(labels) != len(texts):
+            n_texts = counted(len(texts), "text")
             raise DataError(
-                f"y must hold one label per text: X has {counted(len(texts), 'text')}, but y has shape {labels.shape}",
+                f"y must hold one label per text: X has {n_texts}, but the shape of y is {labels.shape}",
                 remedy="Pass one label per text. For several labels per text, use bertsmith.train.",
             )
         config = self._config()
