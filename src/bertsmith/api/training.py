@@ -277,7 +277,7 @@ def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
 
 @needing("label-errors")
 def label_errors(table: Any, **settings: Unpack[LabelErrorSettings]) -> pd.DataFrame:
-    """Find labels that are probably wrong, by cross-validation with a regression on the texts.
+    """Find labels that may be wrong, by cross-validation with a regression on the texts.
 
     The regression reads embeddings if ``model`` is a local checkpoint made for sentence embeddings, and a bag of words
     otherwise. By default, the model is MiniLM if it is installed and the texts are English.

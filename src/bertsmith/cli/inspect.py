@@ -10,7 +10,7 @@ import typer
 from bertsmith.cli.options import Json, TableArgument, with_settings
 from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig
-from bertsmith.errors import DataError, counted, number_form
+from bertsmith.errors import DataError, counted
 
 if TYPE_CHECKING:
     from bertsmith.data.table import Table
@@ -27,7 +27,7 @@ def inspect(
         Path | None,
         typer.Option(
             metavar="FILE.csv",
-            help="CSV file to write, with labels that are probably wrong; train --corrections reads it.",
+            help="CSV file to write, with labels that may be wrong; train --corrections reads it.",
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
@@ -61,7 +61,7 @@ def inspect(
         with claim(suspects, overwrite=overwrite), replaced_file(suspects.path) as part:
             write_csv(found, part)
         stderr_console().print(
-            f"{len(found):,} of {findings.usable:,} labels {number_form(len(found), 'is', 'are')} probably wrong; "
+            f"{len(found):,} of {findings.usable:,} labels may be wrong; "
             f"{label_errors} lists the most likely errors first\n  Where a label is wrong, write the correct label "
             "into the column 'corrected'. Then pass the file to bertsmith train with --corrections.",
             markup=False,

@@ -19,7 +19,7 @@ EMBEDDING_C = 1.0
 
 
 def find_label_errors(featurize: Callable[[], Any], targets: np.ndarray, n_classes: int, *, seed: int) -> pd.DataFrame:
-    """Find labels that are probably wrong (confident learning, Northcutt et al. 2021, arXiv:1911.00068).
+    """Find labels that may be wrong (confident learning, Northcutt et al. 2021, arXiv:1911.00068).
 
     Classes with fewer than `FOLDS` texts are left out.
 
@@ -64,7 +64,7 @@ def find_label_errors(featurize: Callable[[], Any], targets: np.ndarray, n_class
 
 
 def find_set_errors(featurize: Callable[[], Any], targets: np.ndarray, *, seed: int) -> pd.DataFrame:
-    """Find label sets that are probably wrong, by confident learning for each label.
+    """Find label sets that may be wrong, by confident learning for each label.
 
     Labels that fewer than `FOLDS` texts have, or lack, are left as they are.
 

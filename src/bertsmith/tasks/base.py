@@ -330,7 +330,7 @@ class Task(ABC):
     def label_errors(
         self, featurize: Callable[[], Any], targets: np.ndarray, labels: Labels, *, seed: int
     ) -> pd.DataFrame:
-        """Return labels that are probably wrong; see `bertsmith.evaluation.label_errors`.
+        """Return labels that may be wrong; see `bertsmith.evaluation.label_errors`.
 
         ``given`` and ``suggested`` are as in files of corrections.
         """

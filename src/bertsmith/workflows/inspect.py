@@ -71,7 +71,7 @@ def inspect_table(table: Table, config: Config) -> Findings:
 def suspected_label_errors(
     table: Table, config: Config, observe: Callable[[str | None], None] = lambda model: None
 ) -> pd.DataFrame:
-    """Return the rows whose labels are probably wrong; see `bertsmith.label_errors`.
+    """Return the rows whose labels may be wrong; see `bertsmith.label_errors`.
 
     Args:
         table: the table as read.
