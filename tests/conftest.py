@@ -172,15 +172,23 @@ def without_contrastive_stage(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
-    """A finished run on a tiny table, with numbers 10, 20, 30."""
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Path]:
+    """A finished run on a tiny table, with numbers 10, 20, 30. Tests that write into it use `own_run`."""
     import bertsmith as bs
 
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     table = tiny_table(150)
     table["Label"] = (table["Label"] + 1) * 10
     bs.train(table, output=folder, model=str(tiny), **{**FAST, "epochs": 12})
-    return folder
+    files = {*folder.rglob("*")}
+    yield folder
+    assert {*folder.rglob("*")} == files
+
+
+@pytest.fixture
+def own_run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, for tests that write into it: other tests must not see what they write."""
+    return Path(shutil.copytree(finished, tmp_path / "own"))
 
 
 @pytest.fixture(scope="session")

@@ -78,8 +78,8 @@ def test_inspect_prints_json_and_writes_a_page(cli, csv, tmp_path):
     assert "Class balance" in (tmp_path / "f.html").read_text()
 
 
-def test_texts_seen_in_training_are_reported(cli, csv, finished, tmp_path):
-    splits = pd.read_parquet(finished / "splits.parquet")
+def test_texts_seen_in_training_are_reported(cli, csv, own_run, tmp_path):
+    splits = pd.read_parquet(own_run / "splits.parquet")
     used = splits["split"].isin(["train", "validation"]).sum()
     table = tiny_table(150)  # of which the run was made
     table["Label"] = (table["Label"] + 1) * 10
@@ -91,22 +91,22 @@ def test_texts_seen_in_training_are_reported(cli, csv, finished, tmp_path):
         (pd.concat([new, table.head(3)]), splits["split"][:3].ne("test").sum()),
     ):
         frame.to_csv(tmp_path / "again.csv", index=False)
-        code, out, err = cli("evaluate", finished, tmp_path / "again.csv", "--device", "cpu", "--json", "--overwrite")
+        code, out, err = cli("evaluate", own_run, tmp_path / "again.csv", "--device", "cpu", "--json", "--overwrite")
         assert code == 0
         assert json.loads(out)["seen_in_training"] == seen
         assert ("of these texts" in err) == (seen > 0)
 
 
-def test_train_and_evaluate_take_tables_in_memory(tiny, finished, tmp_path):
+def test_train_and_evaluate_take_tables_in_memory(tiny, own_run, tmp_path):
     tables = {"test": tiny_table(20, seed=5), "validation": tiny_table(25, seed=6)}
     run = train(tiny, tmp_path / "run", epochs=1, **tables)
     assert run.metrics["splits"]["test"]["texts"] == 20
     assert run.info["data"]["splits"] == {"train": 120, "validation": 25, "test": 20}
     assert run.info["config"]["test"] == "a DataFrame in memory"
     new = tables["test"].assign(Label=(tables["test"]["Label"] + 1) * 10)
-    assert bs.evaluate(finished, new, name="in-memory", device="cpu")["texts"] == 20
+    assert bs.evaluate(own_run, new, name="in-memory", device="cpu")["texts"] == 20
     with pytest.raises(ConfigError, match="test"):
-        bs.evaluate(finished, new, test=new)
+        bs.evaluate(own_run, new, test=new)
 
 
 def test_train_evaluate_predict(cli, csv, tiny, tmp_path, monkeypatch):
@@ -533,39 +533,37 @@ def test_output_pages_need_the_suffix_html(cli, csv, tmp_path):
         assert not (tmp_path / name).exists()
 
 
-def test_a_damaged_model_of_a_run_is_reported(cli, finished, csv, tmp_path):
-    shutil.copytree(finished, tmp_path / "run")
-    weights = tmp_path / "run" / "model" / "model.safetensors"
+def test_a_damaged_model_of_a_run_is_reported(cli, own_run, csv, tmp_path):
+    weights = own_run / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     for damage in (lambda: None, weights.unlink):
         damage()
-        code, _, err = cli("predict", tmp_path / "run", csv)
+        code, _, err = cli("predict", own_run, csv)
         assert code == 2
         assert str(weights) in err.replace("\n", "")
         assert "--overwrite" in err
 
 
-def test_a_changed_byte_of_a_model_is_reported(cli, finished, csv, tmp_path):
-    shutil.copytree(finished, tmp_path / "run")
+def test_a_changed_byte_of_a_model_is_reported(cli, own_run, csv):
     for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
-        file = tmp_path / "run" / "model" / name
+        file = own_run / "model" / name
         before = file.read_bytes()
         middle = len(before) // 2
         file.write_bytes(before[:middle] + bytes([before[middle] ^ 1]) + before[middle + 1 :])
-        for command in (("predict", tmp_path / "run", csv), ("evaluate", tmp_path / "run", csv)):
+        for command in (("predict", own_run, csv), ("evaluate", own_run, csv)):
             code, out, err = cli(*command)
             assert (code, out) == (2, "")
             assert str(file) in err.replace("\n", "")
             assert "--overwrite" in err
         file.write_bytes(before)
-    (tmp_path / "run" / "model" / "notes.txt").write_text("mine")
-    (tmp_path / "run" / "model" / "README.md").write_text("my card")
-    assert cli("predict", tmp_path / "run", csv)[0] == 0
+    (own_run / "model" / "notes.txt").write_text("mine")
+    (own_run / "model" / "README.md").write_text("my card")
+    assert cli("predict", own_run, csv)[0] == 0
 
 
 def test_overwrite_refuses_folders_with_other_files(cli, finished, csv, tiny, tmp_path):
     run = tmp_path / "run"
-    shutil.copytree(finished, run, ignore=shutil.ignore_patterns("evaluations"))
+    shutil.copytree(finished, run)
     command = ("train", csv, "-o", run, "--model", tiny, "--epochs", 1, "--device", "cpu", "--overwrite")
     for name in ("notes.txt", "evaluations/later/metrics.json"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
@@ -607,46 +605,46 @@ def test_bytes_are_written_as_base64_to_text_formats(cli, finished, tmp_path):
     assert pd.read_csv(io.StringIO(out), dtype=str)[["b", "n"]].iloc[0].tolist() == ["AP8=", "7"]
 
 
-def test_an_evaluation_of_a_changed_table_needs_overwrite(cli, finished, csv):
+def test_an_evaluation_of_a_changed_table_needs_overwrite(cli, own_run, csv):
     table = pd.read_csv(csv).drop(columns="Label")
     table.to_csv(csv, index=False)
-    command = ("evaluate", finished, csv, "--device", "cpu", "--name", "changed")
+    command = ("evaluate", own_run, csv, "--device", "cpu", "--name", "changed")
     assert cli(*command)[0] == 0
     assert cli(*command)[0] == 0  # the same again
     table.iloc[:60].to_csv(csv, index=False)
     code, _, err = cli(*command)
     assert code == 2
-    assert str(finished / "evaluations" / "changed") in err.replace("\n", "")
+    assert str(own_run / "evaluations" / "changed") in err.replace("\n", "")
     assert "--overwrite" in err
     assert cli(*command, "--overwrite")[0] == 0
-    assert json.loads((finished / "evaluations" / "changed" / "metrics.json").read_text())["texts"] == 60
+    assert json.loads((own_run / "evaluations" / "changed" / "metrics.json").read_text())["texts"] == 60
 
 
-def test_tables_with_the_same_name_in_two_folders_are_distinguished(cli, finished, csv, tmp_path):
+def test_tables_with_the_same_name_in_two_folders_are_distinguished(cli, own_run, csv, tmp_path):
     (tmp_path / "b").mkdir()
     table = pd.read_csv(csv).drop(columns="Label")
     table.to_csv(tmp_path / "same.csv", index=False)
     table.to_csv(tmp_path / "b" / "same.csv", index=False)
-    assert cli("evaluate", finished, tmp_path / "same.csv", "--device", "cpu")[0] == 0
-    code, _, err = cli("evaluate", finished, tmp_path / "b" / "same.csv", "--device", "cpu")
+    assert cli("evaluate", own_run, tmp_path / "same.csv", "--device", "cpu")[0] == 0
+    code, _, err = cli("evaluate", own_run, tmp_path / "b" / "same.csv", "--device", "cpu")
     assert code == 2
     assert str(tmp_path / "same.csv") in err.replace("\n", "")
     assert "--name" in err
 
 
-def test_a_new_table_does_not_replace_the_evaluation_of_another(cli, finished, csv):
+def test_a_new_table_does_not_replace_the_evaluation_of_another(cli, own_run, csv):
     table = pd.read_csv(csv).drop(columns="Label")
     table.to_csv(csv, index=False)
     table.to_json(csv.with_suffix(".json"), orient="records")
-    assert cli("evaluate", finished, csv, "--device", "cpu")[0] == 0
-    assert cli("evaluate", finished, csv, "--device", "cpu")[0] == 0
-    code, _, err = cli("evaluate", finished, csv.with_suffix(".json"), "--device", "cpu")
+    assert cli("evaluate", own_run, csv, "--device", "cpu")[0] == 0
+    assert cli("evaluate", own_run, csv, "--device", "cpu")[0] == 0
+    code, _, err = cli("evaluate", own_run, csv.with_suffix(".json"), "--device", "cpu")
     assert code == 2
     assert f"'{csv.resolve()}'" in err
-    assert cli("evaluate", finished, csv.with_suffix(".json"), "--device", "cpu", "--name", "t_2.x")[0] == 0
-    assert json.loads((finished / "evaluations" / "t_2.x" / "metrics.json").read_text())["table"] == "t.json"
+    assert cli("evaluate", own_run, csv.with_suffix(".json"), "--device", "cpu", "--name", "t_2.x")[0] == 0
+    assert json.loads((own_run / "evaluations" / "t_2.x" / "metrics.json").read_text())["table"] == "t.json"
     for name in ("", "../x", "a b", ".x"):
-        code, _, err = cli("evaluate", finished, csv, "--name", name)
+        code, _, err = cli("evaluate", own_run, csv, "--name", name)
         assert code == 2
         assert "cannot be the name of a folder" in err
 

@@ -138,13 +138,12 @@ def test_every_interface_applies_the_rule_and_can_leave_it_out(cli, finished, ru
     "damage",
     [5, {"temperature": 0}, {"temperature": "x"}, {"offsets": [1.0]}, {"offsets": [None] * 3}, {"temperature": 1e999}],
 )
-def test_a_damaged_rule_is_an_error(damage, finished, tmp_path):
-    shutil.copytree(finished, tmp_path / "run")
-    file = tmp_path / "run" / "model" / "config.json"
+def test_a_damaged_rule_is_an_error(damage, own_run, tmp_path):
+    file = own_run / "model" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "bertsmith": damage}))
-    bs.Run(tmp_path / "run").finish(keep_checkpoints=True)  # its checksums
+    bs.Run(own_run).finish(keep_checkpoints=True)  # its checksums
     with pytest.raises(RunFolderError) as error:
-        bs.load(tmp_path / "run", device="cpu")
+        bs.load(own_run, device="cpu")
     assert error.value.where == str(file)
 
 

@@ -3,7 +3,6 @@ import io
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -190,28 +189,27 @@ def test_unknown_output_formats_are_errors(tmp_path):
         output_format(tmp_path / "x.xls")
 
 
-def test_a_run_is_scored_on_another_table(finished, tmp_path):
+def test_a_run_is_scored_on_another_table(own_run, tmp_path):
     table = tiny_table(30, seed=8)
     table["Label"] = (table["Label"] + 1) * 10
     table.loc[3, "Text"] = " "
     table.to_csv(tmp_path / "new data.v2.csv", index=False)
-    metrics = bs.evaluate(finished, tmp_path / "new data.v2.csv", device="cpu")
+    metrics = bs.evaluate(own_run, tmp_path / "new data.v2.csv", device="cpu")
     assert metrics["texts"] == 29
     assert metrics["metrics"]["macro_f1"]["value"] > 0.8
-    kept = json.loads((finished / "evaluations" / "new-data" / "metrics.json").read_text())
+    kept = json.loads((own_run / "evaluations" / "new-data" / "metrics.json").read_text())
     assert kept["left_out"] == {"empty text": 1}
     with pytest.raises(DataError, match="'dragons'"):
-        bs.evaluate(finished, table.assign(**{"Label Text": "dragons"}).drop(columns="Label"))
+        bs.evaluate(own_run, table.assign(**{"Label Text": "dragons"}).drop(columns="Label"))
     with pytest.raises(DataError, match="10 = 'colours'"):
-        bs.evaluate(finished, table.assign(Label=table["Label"].replace({10: 20, 20: 10})))
+        bs.evaluate(own_run, table.assign(Label=table["Label"].replace({10: 20, 20: 10})))
 
 
-def test_a_missing_model_is_not_searched_on_the_hub(finished, tmp_path):
-    shutil.copytree(finished, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "model")
+def test_a_missing_model_is_not_searched_on_the_hub(own_run, tmp_path):
+    shutil.rmtree(own_run / "model")
     with pytest.raises(bs.UserError) as error:
-        bs.load(tmp_path / "run")
-    assert error.value.where == str(tmp_path / "run" / "model")
+        bs.load(own_run)
+    assert error.value.where == str(own_run / "model")
 
 
 def test_runs_are_compared_on_the_same_rows_only(finished, tiny, tmp_path):
@@ -333,8 +331,8 @@ def test_values_out_of_range_are_refused_in_python_too(name, values, finished, c
         )
 
 
-def test_the_text_column_of_the_training_is_read_again(finished, cli, tmp_path):
-    run = Path(shutil.copytree(finished, tmp_path / "run"))
+def test_the_text_column_of_the_training_is_read_again(own_run, cli, tmp_path):
+    run = own_run
     info = json.loads((run / "run.json").read_text())
     template = {**info["template"], "text_column": ["Bewertung"]}
     (run / "run.json").write_text(json.dumps({**info, "template": template}))
