@@ -75,6 +75,18 @@ def test_the_bounds_of_quarters_are_values_of_the_column():
     assert fractions == {"0.01 to 0.1", "0.11 to 0.2", "0.21 to 0.3", "0.31 to 0.4"}
 
 
+@pytest.mark.parametrize("zone", [None, "UTC"])
+def test_dates_are_binned_into_quarters(zone):
+    dates = pd.Series(pd.date_range("2024-01-01", periods=40, tz=zone)).sample(frac=1, random_state=0)
+    dates.iloc[[0, 1, 2, 3]] = pd.NaT
+    found = compare_slices(np.arange(40) % 2 == 0, {"day": dates})
+    bounds = sorted(entry["value"].split(" to ") for entry in found)
+    assert len(bounds) == 4
+    known = {str(day.date()) for day in dates.dropna()}
+    assert {day for pair in bounds for day in pair} <= known
+    assert [len(found), sum(entry["texts"] for entry in found)] == [4, 36]
+
+
 def test_row_numbers_are_no_slices():
     right = np.arange(40) % 3 > 0
     rows = pd.Series(np.sort(np.random.default_rng(0).choice(500, 40, replace=False)))

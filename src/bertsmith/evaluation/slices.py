@@ -72,7 +72,7 @@ def _group_values(values: pd.Series) -> pd.Series:
     skipped = pd.Series([None] * len(values), dtype=object)
     if values.map(lambda v: isinstance(v, list | dict | np.ndarray)).any():
         return skipped
-    numbers = pd.to_numeric(values, errors="coerce").astype(np.float64)
+    numbers = pd.to_numeric(values, errors="coerce").astype(np.float64).where(values.notna())  # of NaT, a number
     is_numeric = numbers.isna().sum() == values.isna().sum()
     if values.nunique() <= (MAX_NUMBERS if is_numeric else MAX_VALUES):
         return values.astype(object).where(values.notna(), None).map(str, na_action="ignore")
@@ -80,10 +80,12 @@ def _group_values(values: pd.Series) -> pd.Series:
         return skipped
     if numbers.is_monotonic_increasing and numbers.is_unique and (numbers % 1 == 0).all():
         return skipped  # row numbers
-    quarters = numbers.groupby(pd.qcut(numbers, 4, labels=False, duplicates="drop"))
-    low, high = quarters.transform("min"), quarters.transform("max")
-    names = [f"{_format_bound(a)} to {_format_bound(b)}" for a, b in zip(low, high, strict=True)]
-    return pd.Series(names, dtype=object).where(numbers.notna(), None)
+    is_date = pd.api.types.is_datetime64_any_dtype(values.dtype)
+    bounded = values if is_date else numbers
+    quarters = bounded.groupby(pd.qcut(numbers, 4, labels=False, duplicates="drop"))
+    bounds = [quarters.transform(name) for name in ("min", "max")]
+    low, high = (bound.dt.date.map(str) if is_date else bound.map(_format_bound) for bound in bounds)
+    return (low + " to " + high).astype(object).where(numbers.notna(), None)
 
 
 def _format_bound(value: float) -> str:
