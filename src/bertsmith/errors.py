@@ -8,6 +8,8 @@ import functools
 import importlib
 import os
 import re
+import tempfile
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -326,3 +328,10 @@ def write_error(path: Path, error: Exception, remedy: str | None = None) -> Outp
     if isinstance(error, PermissionError) and path.exists() and os.name == "nt":
         default = "Close the programs that have it open, or choose another path."
     return OutputError(f"the path cannot be written: {reason}", where=str(path), remedy=remedy or default)
+
+
+def save_traceback(error: BaseException) -> str:
+    """Write the traceback of an internal error to a temporary file, and return its path."""
+    with tempfile.NamedTemporaryFile("w", prefix="bertsmith-", suffix=".log", delete=False, encoding="utf-8") as log:
+        log.writelines(traceback.format_exception(error))
+    return log.name

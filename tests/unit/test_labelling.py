@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -461,3 +462,15 @@ def test_a_page_for_other_machines_needs_a_token(cli, tmp_path):
     assert cli(*arguments, "--labels", "a;b,c")[0] == 2
     assert cli(*arguments, "--suggestions", "nothing")[0] == 2
     assert not (tmp_path / "p").exists()
+
+
+def test_an_internal_error_of_a_choice_is_reported_with_its_traceback(project):
+    def fail(observe):
+        raise RuntimeError("for this test")
+
+    rounds = Rounds(project, fail)
+    rounds.choose()
+    rounds.wait()
+    [log] = map(Path, re.findall(r"\S+\.log", rounds.state()["message"]))
+    assert "in fail" in log.read_text()
+    log.unlink()

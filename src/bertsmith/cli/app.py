@@ -6,9 +6,7 @@ import atexit
 import gc
 import os
 import sys
-import tempfile
 import time
-import traceback
 import warnings
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +18,7 @@ from bertsmith import __version__
 from bertsmith.cli.options import Command, Group
 from bertsmith.cli.terminal import stderr_console, use_utf8
 from bertsmith.compute.system import is_closed_pipe
-from bertsmith.errors import DISK_ERRNOS, Interrupted, MissingPackageError, UserError, write_error
+from bertsmith.errors import DISK_ERRNOS, Interrupted, MissingPackageError, UserError, save_traceback, write_error
 from bertsmith.training.distributed import rank_and_world_size
 
 RANK_0_SECONDS = 30.0
@@ -160,13 +158,9 @@ def _run(arguments: list[str], debug: bool) -> tuple[int, str]:
             return missing.exit_code, f"[bold red]error:[/] {_escape(str(missing))}"
         if debug:
             raise
-        with tempfile.NamedTemporaryFile(
-            "w", prefix="bertsmith-", suffix=".log", delete=False, encoding="utf-8"
-        ) as log:
-            log.write(traceback.format_exc())
         return 1, (
             f"[bold red]internal error:[/] {type(error).__name__}: {_escape(str(error)[:300])}\n"
-            f"  where: the traceback is in {log.name}\n"
+            f"  where: the traceback is in {save_traceback(error)}\n"
             "  what to do: report this error, with that file, to the maintainers; --debug shows the traceback"
         )
     return 0, ""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bertsmith.errors import UserError
+from bertsmith.errors import UserError, save_traceback
 from bertsmith.events import InputOpened, PredictionEvent, PredictionListener, RowsPredicted
 from bertsmith.labelling.store import Project
 from bertsmith.labelling.table import TABLE, export
@@ -67,7 +67,8 @@ class Rounds:
             self.exhausted = True
             self.message = (
                 "Choosing texts failed with an internal error. All labels are saved. Restart bertsmith label. If the "
-                f"error comes back, report it to the maintainers of bertsmith: {type(error).__name__}: {error}"
+                f"error comes back, report it, with the traceback in {save_traceback(error)}, to the maintainers: "
+                f"{type(error).__name__}: {error}"
             )
 
     def _observe(self, event: PredictionEvent) -> None:
