@@ -216,7 +216,7 @@ _STUDY = """## A study
 | `embeddings.f16`, `embeddings.hashes`, `embeddings.json` | embeddings of the pool, hashes of its texts, checkpoint |
 | `runs/` | the runs that the page trained |
 
-The columns of `labels.csv`:
+The columns of `labels.csv`, before those of the pool:
 
 | column | content |
 | --- | --- |
@@ -252,8 +252,8 @@ The columns of `labels.csv`:
 | `predicted_texts` | instead, for several labels: a list of label texts, joined by `;` in CSV and Excel |
 | `confidence` | calibrated probability of the predicted class |
 | `abstained` | with `--min-confidence` or `--target-accuracy`: whether the model abstains from this row |
-| `label_set` | with `--coverage`: a set of label texts, which contains the true label at this rate |
-| `lower`, `upper` | instead, for numbers: bounds of an interval that contains the number at this rate |
+| `label_set` | with `--coverage`: a set of label texts, which contains the true label for this share of the texts |
+| `lower`, `upper` | instead, for numbers: bounds of an interval that contains the number for this share of the texts |
 | `probability of LABEL TEXT` | with `--probabilities`: one column for each class |
 
 [Several labels, ordered labels, numbers](../how-to/other-labels.md) lists the columns of each `--task`.
@@ -346,7 +346,7 @@ _PRINTED: dict[str, tuple[type, dict[str, str]]] = {
         {
             "name": "the property",
             "before": "its mean in the test texts; `null` for embeddings and predicted labels",
-            "after": "its mean in the new texts",
+            "after": "its mean in the new texts; `null` in the same cases",
             "distance": "distance between the two, in standard deviations; for predicted labels, from 0 to 1",
             "threshold": "value that the distance rarely exceeds by chance",
             "differs": "whether the distance exceeds the threshold",
@@ -429,7 +429,7 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "epoch": "epochs so far",
             "train_loss": "mean loss over the steps since the last evaluation",
             "validation_loss": "mean loss over the validation texts",
-            "metrics": "metrics on validation: accuracy and macro-F1; other tasks have their primary metric",
+            "metrics": "two metrics on validation, one of them primary: accuracy and macro-F1, for example",
             "learning_rate": "learning rate at this step",
             "texts_per_second": "training texts per second since the last evaluation",
             "tokens_per_second": "training tokens per second since the last evaluation",
@@ -445,7 +445,8 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "primary": "metric that chooses the best epoch: `macro_f1`; `quadratic_kappa` for ordinal labels; "
             "`r2` for numbers",
             "splits": "metrics of `train`, `validation` and `test`; see below",
-            "baseline": "the three baselines: `majority_class`, `bag_of_words`, `frozen_embeddings`",
+            "baseline": "the baselines: `majority_class`, `bag_of_words` and, except with `--effort quick`, "
+            "`frozen_embeddings`",
             "inference": "precision of predictions, `fp32` or `bf16`; if bf16 was tried, its comparison with fp32",
             "abstention": "accuracy by coverage, thresholds, conformal sets, label shift",
             "slices": "accuracy on parts of the test split",
@@ -463,7 +464,7 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "table": "name of the table",
             "source": "path of the table",
             "fingerprint": "SHA-256 over texts, labels and splits",
-            "long": "how texts above the maximum length were read",
+            "long": "how the model read texts above the maximum length",
             "left_out": "dropped rows by reason",
             "seen_in_training": "number of texts of the table that the model was trained or validated on",
         },
@@ -500,7 +501,7 @@ _HTTP = """# HTTP API
 `bertsmith serve` answers these requests. On the page `/docs` (Swagger UI), you can try each request; `/openapi.json`
 describes all requests for programs. If `BERTSMITH_TOKEN` is set, requests need the header `Authorization: Bearer TOKEN`
 or `X-API-Key: TOKEN`, or Basic authentication with the token as the password. The paths `/health`, `/ready`, `/ping`,
-`/ui`, `/docs`, `/openapi.json` and `/webhook` never need the token.
+`/ui`, `/docs`, `/openapi.json`, `/webhook` and `AIP_HEALTH_ROUTE` never need the token.
 
 `AIP_HEALTH_ROUTE` and `AIP_PREDICT_ROUTE` stand for the values of the environment variables that Vertex AI sets.
 """

@@ -137,7 +137,9 @@ class DataConfig(Step):
     )
     label_column: str | None = Field(None, description="Column with labels: label numbers or label texts.")
     label_text_column: str | None = Field(
-        None, description="Column with label texts, the names of the labels; --label-column may have their numbers."
+        None,
+        description="Column with label texts, the names of the labels. "
+        "The column of --label-column may have their numbers.",
     )
     label_columns: Annotated[tuple[str, ...], BeforeValidator(_as_column_list)] = Field(
         (), description="Names of columns of 0 and 1, one per label, separated by commas; for --task multi-label."
@@ -281,7 +283,9 @@ class EvalConfig(Step):
         False, description="Skip the comparison with a model that reads only the first text column."
     )
     explanations: Literal["auto", "off"] = Field(
-        "auto", description="Explain the most confident test mistakes, within 5 % of the training time."
+        "auto",
+        description="Explain the most confident test mistakes, within 5 % of the training time, or 2 seconds if that "
+        "is more.",
     )
 
 

@@ -27,7 +27,9 @@ def next_texts(
     on_event: PredictionListener | None = None,
     **settings: Unpack[NextSettings],
 ) -> pd.DataFrame:
-    """Choose the texts to label next: uncertain, diverse and rare ones without near-duplicates, and a random sample.
+    """Choose the texts to label next: uncertain and diverse texts, texts of rare classes, and a random sample.
+
+    Except in the random sample, no chosen text is a near-duplicate of another.
 
     Args:
         run: the run, its folder, or the folder of a project of ``bertsmith label``. A project also queues the texts.

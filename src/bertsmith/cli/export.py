@@ -35,7 +35,7 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing export.")] = False,
     json: Json = False,
 ) -> None:
-    """Export a run to a runtime without torch, and compare it with the original on validation and test texts.
+    """Export a run to a runtime without torch, and compare the export with the original on validation and test texts.
 
     Example: bertsmith export runs/reviews --format onnx
     """

@@ -63,7 +63,9 @@ def next(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
     settings: Config,
 ) -> None:
-    """Choose the texts to label next: uncertain, diverse and rare ones without near-duplicates, and a random sample.
+    """Choose the texts to label next: uncertain and diverse texts, texts of rare classes, and a random sample.
+
+    Except in the random sample, no chosen text is a near-duplicate of another.
 
     The output has the columns of the pool, plus row, reason, random and inclusion_probability.
 

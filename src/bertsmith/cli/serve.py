@@ -52,7 +52,7 @@ def serve(
 
     If BERTSMITH_TOKEN is set, requests must send this token, as Authorization: Bearer TOKEN or X-API-Key: TOKEN.
 
-    On SIGTERM the server answers the open requests and exits; on SIGHUP it reloads the folder.
+    On SIGTERM, the server answers the open requests and exits. On SIGHUP, it loads the model again.
 
     Example: bertsmith serve runs/reviews --port 8080
     """

@@ -129,7 +129,8 @@ class TasksRequest(BaseModel):
 
     tasks: list[dict[str, Any]] = Field(
         min_length=1,
-        description="Tasks of Label Studio. The object data of a task has the fields of the imported table.",
+        description="Tasks of Label Studio. The field `data` of a task is an object with the fields of the imported "
+        "table.",
         examples=[[{"id": 1, "data": {"text": "great phone"}}]],
     )
     label_config: str = Field(description="The labelling interface, in XML, with a choice for each label of the model.")
@@ -219,7 +220,7 @@ class ModelVersion(BaseModel):
 
 
 class ModelVersions(BaseModel):
-    """Response to Label Studio with the versions of the model: the present one."""
+    """Response to Label Studio with a list of the versions of the model: only the current version."""
 
     versions: list[str]
 
