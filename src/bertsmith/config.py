@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from bertsmith.errors import is_valid_path
+from bertsmith.errors import is_valid_path, with_article
 
 PRIMARY = "macro_f1"
 """The metric that chooses the best epoch, the decision rule and the winner of a study."""
@@ -60,7 +60,7 @@ class Source:
         self.table = table
 
     def __repr__(self) -> str:
-        return self.table if isinstance(self.table, str) else f"a {type(self.table).__name__} in memory"
+        return self.table if isinstance(self.table, str) else f"{with_article(self.table)} in memory"
 
 
 def _as_source(value: Any) -> Any:
@@ -164,8 +164,8 @@ class DataConfig(Step):
     validation_size: Share = Field(0.1, description="Share of the rows for validation.")
     test_size: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1,
-        description="Share of the rows for the test. 0: no test split; the metrics come from cross-validation, "
-        "as by default with few labelled texts.",
+        description="Share of the rows for the test. With 0, there is no test split, and the metrics come from "
+        "cross-validation; this is the default with few labelled texts.",
     )
     near_duplicates: Literal["together", "ignore"] = Field(
         "together", description="Keep near-duplicates in one split, or split them like other texts."
@@ -281,7 +281,9 @@ class EvalConfig(Step):
         False, description="Skip the comparison with a model that reads only the first text column."
     )
     explanations: Literal["auto", "off"] = Field(
-        "auto", description="Explain the most confident test mistakes, within 5 % of the training time."
+        "auto",
+        description="Explain the most confident test mistakes, in at most 5 % of the training time or 2 seconds, "
+        "whichever is longer.",
     )
 
 

@@ -35,7 +35,7 @@ Runtime = Annotated[
     str,
     typer.Option(
         metavar="auto|torch|onnx|openvino",
-        help="Runtime; auto uses an fp32 export of the run if one exists, otherwise torch.",
+        help="Runtime; auto uses an fp32 export of the run on a CPU if one exists, otherwise torch.",
     ),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", show_default=False, help="Run folder of bertsmith train.")]

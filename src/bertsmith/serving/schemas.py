@@ -63,7 +63,7 @@ class PredictRequest(_RequestModel):
     )
     truncate: bool = Field(
         False,
-        description="Accept texts that the model does not read to the end. Otherwise, a request with such a text gets "
+        description="Accept texts that the model does not read completely. Otherwise, a request with such a text gets "
         "status 413.",
     )
     truncation_direction: Literal["Left", "Right", "left", "right"] = Field(
@@ -129,7 +129,7 @@ class TasksRequest(BaseModel):
 
     tasks: list[dict[str, Any]] = Field(
         min_length=1,
-        description="Tasks of Label Studio. The object data of a task has the fields of the imported table.",
+        description="Tasks of Label Studio. In each task, data is an object with the fields of the imported table.",
         examples=[[{"id": 1, "data": {"text": "great phone"}}]],
     )
     label_config: str = Field(description="The labelling interface, in XML, with a choice for each label of the model.")
