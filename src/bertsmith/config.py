@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from bertsmith.errors import is_valid_path
+from bertsmith.errors import is_valid_path, with_article
 
 PRIMARY = "macro_f1"
 """The metric that chooses the best epoch, the decision rule and the winner of a study."""
@@ -60,7 +60,7 @@ class Source:
         self.table = table
 
     def __repr__(self) -> str:
-        return self.table if isinstance(self.table, str) else f"a {type(self.table).__name__} in memory"
+        return self.table if isinstance(self.table, str) else f"{with_article(self.table)} in memory"
 
 
 def _as_source(value: Any) -> Any:

@@ -253,6 +253,12 @@ def number_form(n: int, noun: str, plural: str | None = None) -> str:
     return noun if n == 1 else plural or f"{noun}s"
 
 
+def with_article(value: object) -> str:
+    """Return the type of a value with its article: ``"an int"``, ``"a DataFrame"``."""
+    name = type(value).__name__
+    return f"{'an' if name[:1] in 'aeioAEIO' or name == 'ndarray' else 'a'} {name}"
+
+
 def lower_first(title: str) -> str:
     """Return a title as it is written within a sentence: ``"Macro-F1"`` becomes ``"macro-F1"``, ``"R²"`` stays."""
     return title[:1].lower() + title[1:] if title[1:2].islower() else title
@@ -270,9 +276,7 @@ def to_path(value: Any, name: str, error_type: type[UserError] = ConfigError) ->
         UserError: of class ``error_type``, if the value is not a path or no file system accepts it.
     """
     if not isinstance(value, str | os.PathLike):
-        raise error_type(
-            f"{name} should be a path, not a {type(value).__name__}", remedy="Pass a str or a pathlib.Path."
-        )
+        raise error_type(f"{name} should be a path, not {with_article(value)}", remedy="Pass a str or a pathlib.Path.")
     if not is_valid_path(value):
         raise error_type(
             f"{name} is not a valid path: {quoted(str(value))} ({len(str(value)):,} characters)",

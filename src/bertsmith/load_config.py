@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bertsmith.config import Config
-from bertsmith.errors import ConfigError, did_you_mean, listing, quoted, shorten
+from bertsmith.errors import ConfigError, did_you_mean, listing, quoted, shorten, with_article
 
 ENV_PREFIX = "BERTSMITH_"
 TOKEN, RUN, HOST = "BERTSMITH_TOKEN", "BERTSMITH_RUN", "BERTSMITH_HOST"
@@ -90,7 +90,7 @@ def _shown(value: Any) -> str:
     """Return a value for a message, or its type if it is not a string, a number or a short list."""
     parts = value if isinstance(value, list | tuple) else [value]
     if not all(isinstance(part, str | int | float | Path | None) for part in parts):
-        return f"a {type(value).__name__}"
+        return with_article(value)
     return quoted(value) if isinstance(value, str) else shorten(repr(value))
 
 

@@ -167,7 +167,7 @@ def test_train_evaluate_predict(cli, csv, tiny, tmp_path, monkeypatch):
         (("train", "T", "-o", "r", "--max-length", "100", "--model", "M"), "takes at most 64 tokens"),
         (
             ("train", "T", "-o", "r", "--test", "T", "--model", "M"),
-            "train split (dropped rows: 120 also in test)",
+            "dropped: 120 rows (also in test)",
         ),
         (("train", "T", "-o", "T"), "this is a file"),
         (("train", "T", "-o", "r", "--text-column", "txet"), "no column 'txet'. Did you mean 'Text'?"),

@@ -663,7 +663,7 @@ def test_final_seeds_are_reported_and_compared(tiny, tmp_path, monkeypatch):
     assert low <= result["difference"]["value"] <= high
     assert "2 seeds" in result["verdict"]
     assert result["told"] == 2
-    assert "test result number 2 of this study" in study.report.read_text()
+    assert "2 test results" in study.report.read_text()
     assert "Over 2 seeds" in study.report.read_text()
 
 

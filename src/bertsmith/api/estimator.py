@@ -229,8 +229,11 @@ def _texts(X: Any, template: Template) -> Texts:  # noqa: N803
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1 or not template.is_plain:
-        wanted = "one-dimensional" if template.is_plain else f"a DataFrame with {listing(template.columns)}"
-        raise DataError(f"X must be {wanted}, not of shape {array.shape}", remedy="Pass X in the same form as to fit.")
+        wanted = "one-dimensional" if template.is_plain else f"a DataFrame with the columns {listing(template.columns)}"
+        raise DataError(
+            f"X must be {wanted}, but its shape is {array.shape}",
+            remedy="Pass a list of texts, or X in the same form as to fit.",
+        )
     return Template().read([str(item) if isinstance(item, np.str_) else item for item in array.tolist()])
 
 

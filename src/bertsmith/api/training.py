@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from bertsmith.compute.machine import use_cores
 from bertsmith.config import Config
 from bertsmith.data.table import Table
-from bertsmith.errors import ConfigError, listing, needing, to_path
+from bertsmith.errors import ConfigError, needing, number_form, to_path
 from bertsmith.folders.remote import run_output
 from bertsmith.folders.run import Run, open_run
 from bertsmith.load_config import resolve
@@ -249,8 +249,10 @@ def evaluate(
 
     if others := [name for name in ("validation", "test") if settings.get(name) is not None]:
         raise ConfigError(
-            f"bertsmith.evaluate scores a single table, and cannot be combined with {listing(others)}",
-            remedy="Pass the table to score as the second argument.",
+            f"bertsmith.evaluate scores a single table, so it has no {number_form(len(others), 'parameter')} "
+            f"{' and '.join(others)}",
+            remedy=f"Leave {number_form(len(others), 'it', 'them')} out, and pass the table to score as the second "
+            "argument.",
         )
     folder = run.path if isinstance(run, Run) else to_path(run, "run")
     return run_evaluation(folder, table, resolve(settings, api=True), name=name, overwrite=overwrite).metrics

@@ -71,6 +71,6 @@ def drift(
         )
     if found.differs:
         stderr_console().print(
-            "[yellow]note:[/] the scores of the run may not hold for these texts: label some of them, and run "
+            "[yellow]note:[/] the metrics of the run may not hold for these texts: label some of them, and run "
             "bertsmith evaluate"
         )

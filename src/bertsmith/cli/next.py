@@ -52,7 +52,12 @@ def next(
     random_share: RandomShare = 0.2,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="OUT", help="File to write: .csv, .jsonl, .parquet or .xlsx."),
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="OUT",
+            help="File to write: .csv, .jsonl, .parquet or .xlsx, or .json for tasks; stdout by default.",
+        ),
     ] = None,
     format: Annotated[
         Literal["table", "labelstudio", "doccano", "prodigy", "argilla"],

@@ -185,8 +185,11 @@ def _advice(output: Path, *, resume: bool) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         folder = chunks_folder(output)
-        saved = f"the saved predictions stay in {folder}" if resume and folder.exists() else "no predictions are saved"
-        raise Interrupted(f"{saved}\n  to continue: run the same command again") from None
+        if resume and folder.exists():
+            advice = f"the saved predictions stay in {folder}\n  to continue: run the same command again"
+        else:
+            advice = "no predictions are saved\n  to begin again: run the same command"
+        raise Interrupted(advice) from None
 
 
 def _print_summary(predictions: Predictions) -> None:
@@ -212,8 +215,8 @@ def _print_summary(predictions: Predictions) -> None:
         )
         if expected.unlike:
             stderr_console().print(
-                "[yellow]note:[/] these texts differ from the held-out texts, so the lower bound of the accuracy is "
-                "unknown (0); bertsmith drift shows the differences"
+                "[yellow]note:[/] these texts differ from the held-out texts, so the interval begins at 0; bertsmith "
+                "drift shows the differences"
             )
     if predictions.cut:
         stderr_console().print(

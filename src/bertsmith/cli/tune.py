@@ -34,7 +34,12 @@ def tune(
     table: TableArgument = None,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="STUDY", help="Study folder to write.")],
     trials: Annotated[
-        int | None, _option("N", f"Number of trials, including those of earlier commands (default: {DEFAULT_TRIALS}).")
+        int | None,
+        _option(
+            "N",
+            f"Number of trials, including those of earlier commands (default: {DEFAULT_TRIALS}, or no limit with "
+            "--minutes).",
+        ),
     ] = None,
     minutes: Annotated[float | None, _option("X", "Time limit for the search, in minutes.")] = None,
     jobs: Annotated[int, _option("N", "Number of worker processes on this machine.")] = 1,
@@ -97,7 +102,9 @@ def tune(
             raise Interrupted(f"{what}; unfinished trials start again\n  to resume: run the same command") from None
     outcome = study.result
     if outcome is None:
-        stderr_console().print("another process is training the winner of this study")
+        stderr_console().print(
+            "another process is training the winner of this study: run the same command again for the result"
+        )
         return
     if json:
         print_json({"study": str(study.path), **outcome})
@@ -149,8 +156,8 @@ def _show(folder: Path, outcome: dict[str, Any]) -> None:
         out.print(f"the validation score of the best of {n} trials is optimistic: trust the test score")
     if outcome["told"] > 1:
         out.print(
-            f"this is test result number {outcome['told']} of this study; a test result is slightly optimistic if the "
-            "search continued after an earlier one"
+            f"this study has shown {outcome['told']} test results: if the search continued after the first, the later "
+            "ones are slightly optimistic"
         )
     out.print(outcome["verdict"], markup=False)
     if not outcome["is_default"]:

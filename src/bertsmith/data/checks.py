@@ -92,13 +92,13 @@ def check_labels(inspected: Inspected) -> Iterator[Finding]:
 
 _DROPPED = {
     EMPTY: ("empty-text", "warning", "without a text", "dropped"),
-    NO_LABEL: ("missing-label", "warning", "without a label", "dropped; predict can label them later"),
+    NO_LABEL: ("missing-label", "warning", "without a label", "dropped; predict can label such texts later"),
     DUPLICATE: ("duplicate", "info", "with the same text and label as another row", "only the first is used"),
     CONFLICT: (
         "conflict",
         "warning",
         "whose text has another label in another row",
-        "dropped; correct the labels to use them",
+        "dropped; such a text is used if all its rows have the same label",
     ),
     AVERAGED: (
         "averaged",
@@ -226,7 +226,8 @@ def check_languages(inspected: Inspected) -> Iterator[Finding]:
             "warning",
             int(mask.sum()),
             f"{scope} {n_main / total:.1%} seem to be {main}, {shares}",
-            "used unchanged; choose a multilingual checkpoint, such as FacebookAI/xlm-roberta-base",
+            "used unchanged; unless the checkpoint is multilingual, choose one that is, such as "
+            "FacebookAI/xlm-roberta-base",
             inspected.name_rows(inspected.cleaned.table.frame[mask]),
         )
     if main != "English" and n_main > total / 2:

@@ -73,13 +73,13 @@ def merge_coders(table: Table, column: str) -> Table:
     notes = [
         Note(
             severity,
-            f"coders disagree {where} {counted(len(some), 'text')}, and bertsmith {how}; first rows: {listing(some)}",
+            f"coders {where} {counted(len(some), 'text')}, and bertsmith {how}; first rows: {listing(some)}",
             len(some),
             tuple(some),
         )
         for severity, where, how, some in (
-            ("info", "on", "uses the majority label", majority),
-            ("warning", "without a majority on", "drops such texts", ties),
+            ("info", "disagree on", "uses the majority label", majority),
+            ("warning", "are tied on", "drops such texts", ties),
         )
         if some
     ]

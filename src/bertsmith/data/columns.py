@@ -90,7 +90,9 @@ def find_columns(
         matches = [name for name in names if canonical(name) in known and name not in taken]
         if len(matches) > 1:
             raise DataError(
-                f"several columns match: {listing(matches)}", where=source, remedy=f"Name the right one with {flag}."
+                f"several columns could be the one for {flag}: {listing(matches)}",
+                where=source,
+                remedy=f"Name the right one with {flag}.",
             )
         return matches[0] if matches else None
 
@@ -101,7 +103,7 @@ def find_columns(
         raise DataError(
             f"the table lacks the columns {listing(absent)}",
             where=where,
-            remedy="Pass --text-column, --pair-column and --with-columns with names of the table.",
+            remedy="Pass --text-column, --pair-column and --with-columns with names of columns of the table.",
         )
     texts = [column for name in named if (column := lookup(name, "--text-column"))]
     pair = lookup(config.pair_column, "--pair-column")

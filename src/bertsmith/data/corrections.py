@@ -86,7 +86,7 @@ def apply_corrections(table: Table, file: Path, config: DataConfig) -> Table:
             problems.append(f"row {line:,}: {error}")
             continue
         if position is None:
-            problems.append(f"row {line:,}: {source} has no row {row}")
+            problems.append(f"row {line:,}: " + (f"{source} has no row {row}" if row else "the cell 'row' is empty"))
         elif not all(map(_is_same_text, texts, table.frame[segments].iloc[position])):
             problems.append(f"row {line:,}: row {number} of {source} has a different text")
         elif corrected.setdefault(position, target) != target:

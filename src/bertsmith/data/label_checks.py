@@ -12,6 +12,7 @@ from bertsmith.data.findings import Finding, join_names
 from bertsmith.data.labels import find_joined
 from bertsmith.data.split import SMALL_CLASS_RULE
 from bertsmith.data.table import MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL, Labels, Table
+from bertsmith.errors import counted
 
 MANY_CLASSES = 20
 """Above this number of classes, a single text in most of them suggests that the column does not hold classes."""
@@ -113,7 +114,7 @@ def _sets(table: Table) -> Finding:
         "info",
         len(table),
         f"{sizes.mean():.2f} labels per row; rows with several labels: {int((sizes > 1).sum()):,} (at most "
-        f"{sizes.max()}), without labels: {int((sizes == 0).sum()):,}",
+        f"{counted(int(sizes.max()), 'label')}), without labels: {int((sizes == 0).sum()):,}",
         "each label has its own probability and threshold",
     )
 

@@ -13,7 +13,7 @@ from bertsmith.data.labels import SEPARATORS, link_labels, split_parts
 from bertsmith.data.outcomes import LabelSets
 from bertsmith.data.table import MISSING, Labels, Note
 from bertsmith.data.texts import is_missing, to_text
-from bertsmith.errors import DataError, counted, listing, quoted, shorten
+from bertsmith.errors import DataError, counted, listing, quoted, shorten, with_article
 
 _INDICATORS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 _AMBIGUOUS = 0.5
@@ -164,7 +164,7 @@ def _split_cells(cells: Sequence[Any], separator: str | None, where: str) -> lis
 
 def _item(item: Any, row: int, where: str) -> str:
     if is_list(item) or isinstance(item, dict | bytes) or is_missing(item):
-        what = "a missing value" if is_missing(item) else f"a {type(item).__name__}"
+        what = "a missing value" if is_missing(item) else with_article(item)
         raise DataError(
             f"row {row:,} has {what} in its list of labels", where=where, remedy="Use a flat list of label texts."
         )

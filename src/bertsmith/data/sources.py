@@ -15,7 +15,7 @@ from bertsmith.data.formats.arrow import read_stream
 from bertsmith.data.formats.registry import collect, read_file
 from bertsmith.data.table import RawTable
 from bertsmith.data.texts import replace_surrogates
-from bertsmith.errors import DataError, MissingPackageError, quoted, shorten
+from bertsmith.errors import DataError, MissingPackageError, quoted, shorten, with_article
 
 
 def read_raw(source: Any, config: DataConfig, role: str | None = None) -> RawTable:
@@ -51,7 +51,7 @@ def read_raw(source: Any, config: DataConfig, role: str | None = None) -> RawTab
         raw = read_file(Path(source), config)
     else:
         raise DataError(
-            f"a {type(source).__name__} is not a table",
+            f"{with_article(source)} is not a table",
             remedy="Pass a path, a data frame, an Arrow table, a datasets.Dataset, or hf://owner/name.",
         )
     check_columns(list(raw.frame.columns), len(raw.frame), raw.name, config)

@@ -12,7 +12,7 @@ import pandas as pd
 from bertsmith.config import DataConfig
 from bertsmith.data.clean import Cleaned
 from bertsmith.data.outcomes import CLASSES
-from bertsmith.data.table import Table
+from bertsmith.data.table import REGRESSION, Table
 from bertsmith.errors import ConfigError, DataError, counted
 
 SMALL_CLASS_RULE = (
@@ -102,8 +102,8 @@ def split_cleaned(
     except DataError as error:
         if not cleaned.counts:
             raise
-        dropped = ", ".join(f"{n:,} {reason}" for reason, n in cleaned.counts.items())
-        raise DataError(f"{error.what} (dropped rows: {dropped})", where=error.where, remedy=error.remedy) from error
+        dropped = ", ".join(f"{counted(n, 'row')} ({reason})" for reason, n in cleaned.counts.items())
+        raise DataError(f"{error.what}; dropped: {dropped}", where=error.where, remedy=error.remedy) from error
 
 
 def assign_folds(cleaned: Cleaned, data: Table, rows: np.ndarray, k: int, config: DataConfig, seed: int) -> np.ndarray:
@@ -145,9 +145,12 @@ def assign_folds(cleaned: Cleaned, data: Table, rows: np.ndarray, k: int, config
             folds[:] = -1
     if len(np.unique(folds)) < k or (folds < 0).any():
         most = min(n_largest, n_groups)
+        why = f"the texts form only {counted(n_groups, 'group')} that must not be divided"
+        if strata.ndim == 1 and n_largest < k:
+            kind = "quantile bin of the numbers" if data.task == REGRESSION else "class"
+            why = f"the largest {kind} has only {counted(n_largest, 'text')}"
         raise ConfigError(
-            f"--cv {k} has too many folds: the largest class has only {counted(n_largest, 'text')}, and the texts form "
-            f"only {counted(n_groups, 'group')}, which stay together",
+            f"--cv {k} has too many folds: {why}",
             where=data.name,
             remedy=f"Use at most {most} folds." if most > 1 else "Label more texts, or leave out --cv.",
         )

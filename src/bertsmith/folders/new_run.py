@@ -103,7 +103,7 @@ def check_room(path: Path, *, parameters: int, checkpoints: int) -> None:
         fewer = ", or keep fewer checkpoints: --set save_total_limit=1" if checkpoints > 1 else ""
         contents = "the model and its checkpoints need" if checkpoints else "the model needs"
         raise RunFolderError(
-            f"the disk is too full: {_size(free)} are free, but {contents} about {_size(needed)}",
+            f"the disk is too full: {_size(free)} is free, but {contents} about {_size(needed)}",
             where=str(path),
             remedy=f"Free disk space, or choose another path with -o{fewer}.",
         )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bertsmith.data.table import SINGLE_LABEL, Labels
 from bertsmith.data.template import Template
-from bertsmith.errors import RunFolderError, needing, rendered_by, to_path
+from bertsmith.errors import RunFolderError, needing, rendered_by, to_path, with_article
 from bertsmith.folders.atomic import (
     checksum,
     checksums,
@@ -319,7 +319,7 @@ def read_json(path: Path) -> dict[str, Any]:
     with damage_errors(path):
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
-            raise ValueError(f"it contains a {type(content).__name__}, not an object")
+            raise ValueError(f"it contains {with_article(content)}, not an object")
         return content
 
 

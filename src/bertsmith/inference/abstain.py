@@ -114,7 +114,7 @@ def fit_abstention(
         flags = " and ".join(flag for flag, given in refused.items() if given)
         raise ConfigError(
             f"{flags}: the model predicts numbers, which have no probabilities and no confidence",
-            remedy="Leave out these options, or pass --coverage for an interval around each number.",
+            remedy=f"Leave out {flags}; --coverage gives an interval around each number.",
         )
     if target_accuracy is None and coverage is None:
         return Abstention(min_confidence)

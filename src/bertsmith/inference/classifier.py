@@ -169,7 +169,9 @@ class Classifier(ModelPredictor):
             return np.empty((0, len(self.labels)))
         budget = token_budget(self.loaded, batch.longest, self.token_budget)
         message = f"memory is too small for a single text of {batch.longest:,} tokens"
-        with memory_errors(message, "Free memory, raise the memory limit, or pass --device cpu."):
+        on_cpu = self.loaded.device.type == "cpu"
+        remedy = "Free memory, or raise the memory limit." if on_cpu else "Free memory, or pass --device cpu."
+        with memory_errors(message, remedy):
             logits, sufficed = compute_logits(
                 self._compute_model, batch, budget, dtype=self.dtype, progress=progress, on_retry=_warn_about_memory
             )

@@ -10,7 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bertsmith.errors import DataError, MissingPackageError
+from bertsmith.errors import DataError, MissingPackageError, lower_first
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +46,7 @@ class Workbook:
             from openpyxl.cell import WriteOnlyCell
         except ImportError as error:
             raise MissingPackageError(
-                "openpyxl", "writing Excel", where=str(path), otherwise=f"Or: {_OTHER_FORMATS}"
+                "openpyxl", "writing Excel", where=str(path), otherwise=f"Or {lower_first(_OTHER_FORMATS)}"
             ) from error
         self.path, self.cell_class = path, WriteOnlyCell
         self.book = openpyxl.Workbook(write_only=True)

@@ -96,7 +96,7 @@ def fit_regression(
     x = np.column_stack([np.ones(len(frame)), columns.to_numpy(dtype=np.float64)])
     y = frame[outcome].to_numpy(dtype=np.float64)
     if np.linalg.matrix_rank(x) < x.shape[1]:
-        raise DataError("the columns are linearly dependent", remedy="Leave out one of these columns.")
+        raise DataError(f"the columns {listing(on)} are linearly dependent", remedy="Leave out one of them.")
     coefficients = _linear(x, y) if model == "linear" else _logistic(x, y)
     groups = None if clusters is None else pd.factorize(frame[clusters])[0]
     covariance = _sandwich(x, y, coefficients, logistic=model == "logistic", groups=groups)

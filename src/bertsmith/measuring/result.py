@@ -128,7 +128,7 @@ class Measurement:
 
 def empty_rows(n: int) -> list[str]:
     """Return the note on rows of the corpus without a text, if there are any."""
-    return [f"{counted(n, 'row')} of the corpus without a text"] if n else []
+    return [f"{counted(n, 'row of the corpus has', 'rows of the corpus have')} no text"] if n else []
 
 
 def _rows(estimates: Sequence[Share | MeanLevel]) -> list[dict[str, Any]]:

@@ -128,7 +128,10 @@ def resolve(name: str, *, allow_pickle: bool = False) -> Checkpoint:
     elif Path(name).is_dir():
         checkpoint = Checkpoint(name, Path(name))
     elif Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError("the checkpoint folder does not exist", where=name, remedy="Pass the folder with config.json.")
+        what = (
+            "this is a file, not a checkpoint folder" if Path(name).exists() else "the checkpoint folder does not exist"
+        )
+        raise ModelError(what, where=name, remedy="Pass the folder with config.json.")
     else:
         checkpoint = _from_hub(name, allow_pickle)
     return _check(checkpoint, allow_pickle)

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from bertsmith.compute.memory import format_bytes
 from bertsmith.data.findings import finding_lines, headline, label_chart
-from bertsmith.errors import counted
+from bertsmith.errors import counted, number_form
 from bertsmith.events import (
     AblationStarted,
     CheckpointChosen,
@@ -89,9 +89,10 @@ class TrainingProgress:
                 self.console.print(line, markup=False)
         elif isinstance(event, CheckpointsDamaged):
             steps = ", ".join(f"{step:,}" for step in event.damaged)
+            named = number_form(len(event.damaged), "step")
             origin = f"the checkpoint of step {event.step:,}" if event.step else "the beginning"
             self.console.print(
-                f"[yellow]skipping damaged or incomplete checkpoints (step {steps}):[/] resuming from {origin}"
+                f"[yellow]skipping damaged or incomplete checkpoints ({named} {steps}):[/] resuming from {origin}"
             )
         elif isinstance(event, MemoryExceeded):
             self.console.print(
@@ -137,7 +138,9 @@ class TrainingProgress:
             best = next(
                 (f"epoch {e.epoch:g}" for e in self.evaluations if e.step == event.best_step), f"step {event.best_step}"
             )
-            selected = f"best: {best}" if event.selected else f"{best} (too few validation texts to select an epoch)"
+            selected = (
+                f"best: {best}" if event.selected else f"last: {best} (too few validation texts to select an epoch)"
+            )
             score = "" if event.best_score is None else f"; {selected}, validation {self.metric} {event.best_score:.3f}"
             self.console.print(f"{reason} after {format_duration(event.seconds)}{score}")
             if self.evaluations:

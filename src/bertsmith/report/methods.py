@@ -170,11 +170,12 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
     three = "{:.3f}".format
     info, test = run.info, run.metrics["splits"]["test"]
     splits = info["data"]["splits"]
-    left_out = " and ".join(
+    left_out = [
         f"{n('run.json', f'data.left_out.{reason}')} {number_form(rows, 'row')} ({reason})"
         for reason, rows in info["data"]["left_out"].items()
-    )
-    excluded = f" We excluded {left_out}." if left_out else ""
+    ]
+    listed = " and ".join([*([", ".join(left_out[:-1])] if left_out[1:] else []), *left_out[-1:]])
+    excluded = f" We excluded {listed}." if listed else ""
     if "by" in test:
         unseen = "Each of the {} texts was labelled by a model that was not trained on it."
         evaluated = f"evaluated the model by {n('metrics.json', 'splits.test.folds')}-fold cross-validation"
@@ -285,7 +286,8 @@ def _measured(measurement: Mapping[str, Any], n: Callable[..., str]) -> str:
     first = whole[0][0]
     sample = ""
     if whole[0][1]["labelled"]:
-        sample = f" We labelled a random sample of {n('measurement', f'shares.{first}.labelled')} texts of the corpus."
+        origin = "of the corpus" if measurement.get("in_corpus", True) else "from the population of the corpus"
+        sample = f" We labelled a random sample of {n('measurement', f'shares.{first}.labelled')} texts {origin}."
     shares = "; ".join(
         "{}: {} ({} to {}; naive count {})".format(
             s["label_text"],

@@ -272,7 +272,7 @@ def curves(history: list[dict[str, Any]], best: float | None, task: Task) -> lis
 
 def _abstention_figure(curve: list[dict[str, float]]) -> Markup:
     line = Line("accuracy of these texts", "c1", [(e["coverage"], e["accuracy"]) for e in curve])
-    return line_chart([line], x_label="share of the texts that the model answers", y_label="accuracy", legend=False)
+    return line_chart([line], x_label="share of the texts that the model labels", y_label="accuracy", legend=False)
 
 
 def _confused_pairs(matrix: np.ndarray, names: list[str], mistakes: pd.DataFrame) -> list[dict[str, Any]]:

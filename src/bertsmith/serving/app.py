@@ -146,7 +146,7 @@ def create_app(
     async def predict(body: PredictBody, request: Request) -> Response:
         """Classify a text or a batch, in the format of text-embeddings-inference: all labels, best first.
 
-        The header `x-truncated-texts` lists the positions, from 0, of texts that the model does not read to the end.
+        The header `x-truncated-texts` lists the positions, from 0, of texts that the model does not read completely.
         A body with `tasks` is a request of Label Studio, and the answer has the predictions of the tasks.
         """
         if isinstance(body, TasksRequest):
@@ -164,7 +164,7 @@ def create_app(
         """Classify a text or a flat list of texts, as Hugging Face's `pipeline("text-classification")` does.
 
         The key `long` of `/info` shows how the model reads long texts. The header `x-truncated-texts` lists the
-        positions, from 0, of texts that the model does not read to the end.
+        positions, from 0, of texts that the model does not read completely.
         """
         single = not isinstance(body.inputs, list)
         items: list[Any] = body.inputs if isinstance(body.inputs, list) else [body.inputs]

@@ -63,7 +63,7 @@ class PredictRequest(_RequestModel):
     )
     truncate: bool = Field(
         False,
-        description="Accept texts that the model does not read to the end. Otherwise, a request with such a text gets "
+        description="Accept texts that the model does not read completely. Otherwise, a request with such a text gets "
         "status 413.",
     )
     truncation_direction: Literal["Left", "Right", "left", "right"] = Field(

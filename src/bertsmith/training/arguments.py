@@ -115,9 +115,9 @@ def training_arguments(
 
 def arguments_error(user_arguments: Mapping[str, Any], error: Exception) -> ConfigError:
     """Return the error for training arguments that transformers rejects."""
-    flags = ", ".join(f"{name}={value}" for name, value in user_arguments.items()) or "the defaults"
+    flags = ", ".join(f"{name}={value}" for name, value in user_arguments.items())
     return ConfigError(
         f"transformers refuses these training arguments: {' '.join(str(error).split())}",
-        where=f"--set {flags}",
+        where=f"--set {flags}" if flags else None,
         remedy="Change or leave out the argument that the message names.",
     )

@@ -199,17 +199,16 @@ def final_error(error: NotFiniteError, engine: Engine, describe_texts: DescribeT
 
 def _source(error: NotFiniteError, describe_texts: DescribeTexts) -> str:
     if error.rows:
-        return f"caused by {describe_texts(sorted(error.rows))}"
+        return f"found in {describe_texts(sorted(error.rows))}"
     if error.batch:
         return f"in a batch of {describe_texts(sorted(error.batch))}"
-    return "not caused by a single text"
+    return "text unknown"
 
 
 def _cause(error: NotFiniteError, engine: Engine) -> str:
     if error.rows:
-        return (
-            f"the {number_form(len(error.rows), 'text')}, with logits that are not finite even in a batch of one text"
-        )
+        texts = number_form(len(error.rows), "the text, because its", "the texts, because their")
+        return f"{texts} logits are not finite even in a batch of one text"
     if engine.args.fp16 or engine.args.bf16:
         return f"training diverged, or overflowed in {'fp16' if engine.args.fp16 else 'bf16'}"
     return "training diverged: the learning rate is too high"

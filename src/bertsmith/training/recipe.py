@@ -131,7 +131,7 @@ def choose(
         f"{texts:,} training texts: {'small batches give more steps' if few else 'enough for batches of this size'}",
     )
     gentle = fitted and texts < FITTED_TEXTS
-    contrastive, reasons["contrastive"] = "none", "training on labels alone"
+    contrastive, reasons["contrastive"] = "none", "training without a contrastive stage"
     if gentle and may_be_contrastive and config.effort != "quick" and classes <= MAX_CONTRASTIVE_CLASSES:
         only = texts <= CONTRASTIVE_ONLY_TEXTS and not validates and config.epochs is None
         only = only and SCHEDULE_ARGUMENTS.isdisjoint(config.set)

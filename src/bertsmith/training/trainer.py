@@ -128,9 +128,10 @@ def fit(
             retry = nan_guard.retry_event(error, engine, describe_texts, resume)
         except (ValueError, TypeError, RuntimeError, ImportError, MemoryError) as error:
             if is_out_of_memory(error):
+                other = " or free memory" if loaded.device.type == "cpu" else " free memory, or pass --device cpu"
                 raise DeviceError(
-                    f"memory is too small even for one text of {longest_text(train, validation):,} tokens at once",
-                    remedy="Pass a smaller --max-length or --model, free memory, or pass --device cpu.",
+                    f"memory is too small even for one text of {longest_text(train, validation):,} tokens",
+                    remedy=f"Pass a smaller --max-length or --model,{other}.",
                 ) from error
             if not user_arguments or callback.started:
                 raise

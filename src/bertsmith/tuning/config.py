@@ -61,10 +61,10 @@ class StudyConfig:
             if value is not None and value < minimum:
                 problems.append(f"{name}: must be at least {minimum}, not {value}")
         if self.minutes is not None and not 0 < self.minutes < float("inf"):
-            problems.append(f"minutes: must be greater than 0, not {self.minutes:g}")
+            problems.append(f"minutes: must be a finite number greater than 0, not {self.minutes:g}")
         for name in self.objectives:
             if name not in OBJECTIVES:
-                problems.append(f"objective: unknown objective {name!r}, use {listing(OBJECTIVES)}")
+                problems.append(f"objective: unknown objective {name!r}; choose from {listing(OBJECTIVES)}")
         if set(self.objectives) <= {LATENCY}:
             problems.append("objective: must include a metric, such as macro_f1")
         if "latency" in self.objectives and self.jobs > 1:

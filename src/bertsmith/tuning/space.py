@@ -186,7 +186,7 @@ def _name_problem(name: str) -> str | None:
             return f"use {setting} instead"
     managed = ("eval_", "save_", "load_best", "output_", "logging_", "metric_for", "greater_")
     if name in _FIXED or name in Config.model_fields.keys() - _TUNABLE.keys() or name.startswith(managed):
-        return "this setting is not tunable"
+        return "tune cannot vary this setting: remove it"
     if name not in _TUNABLE and name not in arguments:
         return f"unknown setting.{did_you_mean(name, {*_TUNABLE, *arguments})}"
     return None

@@ -28,7 +28,7 @@ def compare_runs(opened: Sequence[Run]) -> list[dict[str, Any]]:
     for run, frame in zip(opened[1:], frames[1:], strict=True):
         if run.labels != opened[0].labels or run.task != opened[0].task:
             raise RunFolderError(
-                "the classes of the runs differ, so they cannot be compared",
+                "the runs have different labels or tasks, so bertsmith cannot compare them",
                 where=f"{names[0]} and {run.path}",
                 remedy="Compare runs that were trained on the same labels.",
             )
@@ -36,7 +36,7 @@ def compare_runs(opened: Sequence[Run]) -> list[dict[str, Any]]:
         if len(frame) != len(first) or not (frame[columns].map(repr) == first[columns].map(repr)).all(axis=None):
             common = len(frame[texts].drop_duplicates().merge(first[texts].drop_duplicates()))
             raise RunFolderError(
-                "the test rows of the runs differ, so they cannot be compared: "
+                "the runs have different test rows, so bertsmith cannot compare them: "
                 f"{len(first):,} and {len(frame):,} texts, {common:,} in common",
                 where=f"{names[0]} and {run.path}",
                 remedy="Train both with the same table, --seed and split settings, or with the same --test table.",

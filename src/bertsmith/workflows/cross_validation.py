@@ -130,7 +130,8 @@ def split_or_fold(
     if k and not single_process:
         if required:
             raise ConfigError(
-                "cross-validation needs a single process", remedy="Leave out --cv, or train without torchrun and --ray."
+                "cross-validation needs a single process",
+                remedy="Leave out --cv or --test-size 0, or train without torchrun and --ray.",
             )
         k = 0
     if k:

@@ -46,10 +46,13 @@ def _evaluation_folder(
         before = {} if folder.exists() else description
     if before == description or overwrite:
         return folder
-    other = before.get("source") != description["source"]
-    which = f"another table, {before.get('source')!r}" if other else "an earlier version of this table"
+    which = "an evaluation of an earlier version of this table"
+    if not before:
+        which = "other files, or an evaluation that cannot be read"
+    elif before["source"] != description["source"]:
+        which = f"an evaluation of another table, {before['source']!r}"
     raise ConfigError(
-        f"the folder contains an evaluation of {which}",
+        f"the folder contains {which}",
         where=str(folder),
         remedy="Pass --name with another name, or --overwrite to replace it.",
     )
@@ -95,7 +98,8 @@ def run_evaluation(
     table = source if isinstance(source, Table) else _read(source, config, run)
     if table.labels != run.labels or table.task != run.task:
         raise DataError(
-            "the classes of the table and the run differ", remedy="Pass the path of the file instead of a Table."
+            "the Table and the run have different labels or tasks",
+            remedy="Pass the path of the file instead of a Table.",
         )
     if table.columns.template != template and not (table.columns.template.is_plain and template.is_plain):
         raise DataError(

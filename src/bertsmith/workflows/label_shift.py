@@ -196,7 +196,7 @@ def measure_under_label_shift(
     if changed:
         notes.append(f"groups without an estimate, because they differ from the run's test texts: {listing(changed)}")
     if untested:
-        notes.append(f"too small for a separate test: {counted(untested, 'group')}")
+        notes.append(f"{counted(untested, 'group is', 'groups are')} too small for a separate test")
     notes += empty_rows(tally.empty)
     return Measurement(
         corpus,

@@ -130,7 +130,9 @@ def read_sample(
         SEEN: int((design.usable & seen).sum()),
     }
     left_out = {reason: n for reason, n in left_out.items() if n}
-    notes = [f"{counted(n, 'row')} of the sample left out: {why}" for why, n in left_out.items() if why != NO_LABEL]
+    notes = [
+        f"bertsmith left out {counted(n, 'row')} of the sample: {why}" for why, n in left_out.items() if why != NO_LABEL
+    ]
     if len(usable) < FEWEST_LABELLED:
         reasons = "; ".join(f"{counted(n, 'row')} left out: {reason}" for reason, n in left_out.items())
         raise DataError(
@@ -186,13 +188,16 @@ def _check_blanks(table: Table, cleaned: Cleaned) -> list[str]:
         )
     if len(gaps):
         notes.append(
-            f"rows of the sample without a label: {listing(gaps.tolist(), 5)}. If these texts are unlike the others, "
-            f"each share can be off by up to {100 * len(gaps) / drawn:.1f} percentage points"
+            f"{number_form(len(gaps), 'row')} {listing(gaps.tolist(), 5)} of the sample "
+            f"{number_form(len(gaps), 'has', 'have')} no label. If "
+            f"{number_form(len(gaps), 'this text is', 'these texts are')} unlike the others, each share can be off by "
+            f"up to {100 * len(gaps) / drawn:.1f} percentage points"
         )
     if len(rows) > len(gaps):
         notes.append(
-            f"rows at the end of the sample without a label: {len(rows) - len(gaps):,}; the others are a random sample "
-            "only if the rows are in random order"
+            f"{counted(len(rows) - len(gaps), 'row')} at the end of the sample "
+            f"{number_form(len(rows) - len(gaps), 'has', 'have')} no label; the others are a random sample only if the "
+            "rows are in random order"
         )
     return notes
 

@@ -261,8 +261,8 @@ def _corrected(
     narrowest, widest = (f"{width:.2f}" for width in (widths.min(), widths.max()))
     several, by_class = ("", "") if narrowest == widest else (f" to {widest}", ", depending on the class")
     notes.append(
-        f"with this model, each interval is at best {narrowest}{several} times as wide as from the labelled texts "
-        f"alone{by_class}"
+        f"the best width of an interval with this model is {narrowest}{several} of that from the labelled texts alone"
+        f"{by_class}"
         if narrowest < "1.00"
         else "the predictions of this model do not narrow the intervals of the labelled texts"
     )

@@ -258,7 +258,10 @@ def run_prediction_on_ray(
 
     unused = {"--resume": resume, "--on-error skip": options.on_error == "skip", "--sql": config.sql}
     if clash := [name for name, value in unused.items() if value]:
-        raise ConfigError(f"--ray cannot be combined with {', '.join(clash)}", remedy="Leave out one of them.")
+        raise ConfigError(
+            f"--ray cannot be combined with {', '.join(clash)}",
+            remedy=f"Leave out --ray, or leave out {' and '.join(clash)}.",
+        )
     if output is None or not isinstance(source, str | Path) or str(source) == "-":
         raise ConfigError("--ray needs a folder of Parquet files and an output folder", remedy="Pass INPUT and -o.")
     opening = {

@@ -154,7 +154,9 @@ def _shown(value: Any) -> str:
 def _check_predictions(run: Run, device: str) -> Check:
     """Compute the predictions from the test texts."""
     if "by" in run.metrics["splits"]["test"]:
-        return Check("predictions", None, "the models of the folds made them, and the run does not keep these models")
+        return Check(
+            "predictions", None, "the models of the folds predicted the texts, and the run does not keep these models"
+        )
     try:
         classifier = Classifier.load(run.path, device=device)
     except RunFolderError as error:  # other checks still say what differs

@@ -68,7 +68,8 @@ def read_excel(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRow | N
         notes.append(Note("info", f"sheet {name!r} was read; {path.name} also has {listing(names[1:])}"))
     if n_formulas := _count_formulas_without_value(content):
         message = (
-            f"{counted(n_formulas, 'formula')} without a stored value in {path.name}, read as empty. "
+            f"{path.name} has {counted(n_formulas, 'formula')} without a stored value, and bertsmith reads such cells "
+            "as empty. "
             "Open the file in a spreadsheet program and save it again"
         )
         notes.append(Note("warning", message, n_formulas))

@@ -26,7 +26,9 @@ def read_json_array(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRo
     try:
         records = json.loads(content, object_pairs_hook=_refuse_repeated_keys)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"the file is not JSON: {error}", where=name, remedy="Save the table again.") from error
+        raise DataError(
+            f"the file cannot be read as JSON: {error}", where=name, remedy="Correct the file, or save the table again."
+        ) from error
     for number, record in enumerate(records, start=1):
         _check_record(record, f"{name}, entry {number:,}")
     records = list(flatten(records))
@@ -84,9 +86,9 @@ def _parse_lines(lines: Iterable[str], name: str, on_bad_row: OnBadRow | None) -
                 record = json.loads(line, object_pairs_hook=_refuse_repeated_keys)
             except (ValueError, RecursionError) as error:
                 raise RowError(
-                    f"the line is not JSON: {error}",
+                    f"the line cannot be read as JSON: {error}",
                     where=where,
-                    remedy="Write one object per line, or a single array of objects: [{…}, {…}].",
+                    remedy="Write one object per line, with each key once, or a single array of objects: [{…}, {…}].",
                 ) from error
             _check_record(record, where, RowError)
         except RowError as error:
