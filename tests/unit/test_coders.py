@@ -15,8 +15,8 @@ from bertsmith.evaluation.calibration import softmax
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_table
 from bertsmith.training.data import TokenDataset
-from bertsmith.workflows import soft_labels
-from bertsmith.workflows.soft_labels import compare_labels
+from bertsmith.workflows import training_labels
+from bertsmith.workflows.training_labels import compare_labels
 from tests.conftest import train
 
 
@@ -141,8 +141,8 @@ def test_a_run_records_which_labels_it_is_trained_on(used, tmp_path, tiny, monke
         seen.append(batch["labels"])
         return batch
 
-    compare = soft_labels.compare_labels
-    monkeypatch.setattr(soft_labels, "compare_labels", lambda *a: replace(compare(*a), used=used))
+    compare = training_labels.compare_labels
+    monkeypatch.setattr(training_labels, "compare_labels", lambda *a: replace(compare(*a), used=used))
     monkeypatch.setattr(TokenDataset, "__getitems__", noted)
     # With one more column, the run also trains a model on the text alone, for comparison.
     more = {"table": rows.assign(where="here"), "with_columns": ("where",), "cv": 3} if used else {"table": rows}

@@ -84,7 +84,18 @@ def test_every_part_of_a_file_of_a_run_is_described(generate, finished, tmp_path
     }
     described = {name: set(content) for name, (_, content) in generate.CONTENT.items()}
     assert found.keys() == described.keys()
-    only_sometimes = {"went_back", "best_seed", "soft_labels", "seeds", "by", "folds", "group", "pair", "columns"}
+    only_sometimes = {
+        "went_back",
+        "best_seed",
+        "soft_labels",
+        "label_noise",
+        "seeds",
+        "by",
+        "folds",
+        "group",
+        "pair",
+        "columns",
+    }
     for name in found:
         assert found[name] - described[name] == set(), name
         assert described[name] - found[name] <= only_sometimes, name

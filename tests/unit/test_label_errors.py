@@ -8,7 +8,7 @@ import pytest
 
 import bertsmith as bs
 from bertsmith.config import Config
-from bertsmith.errors import DataError, MissingPackageError
+from bertsmith.errors import DataError
 from bertsmith.evaluation.baseline import tfidf_features
 from bertsmith.evaluation.label_errors import FOLDS, find_label_errors
 from bertsmith.testing import tiny_table
@@ -165,13 +165,6 @@ def test_rare_classes_are_excluded_and_too_few_texts_are_an_error():
     with pytest.raises(DataError) as error:
         find_label_errors(words(texts[:6]), targets[:6], 3, seed=0)
     assert str(FOLDS) in error.value.what
-
-
-def test_a_missing_package_is_named(flipped, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "cleanlab.filter", None)
-    with pytest.raises(MissingPackageError) as caught:
-        bs.label_errors(flipped)
-    assert (caught.value.package, caught.value.extra) == ("cleanlab", "label-errors")
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ NEEDED_BY_FUNCTION = {
     "bs.tune('T', output='OUT')": "tune",
     "bs.export('RUN')": "export",
     "bs.push('RUN', 'owner/name')": "train",
-    "bs.label_errors('T')": "label-errors",
+    "bs.label_errors('T')": "train",
     "bs.Run(Path('RUN')).predictions": "tables",
 }
 

@@ -71,6 +71,13 @@ def test_the_methods_name_what_training_used(copy, recipe, key, citation):
     assert key is None or key in keys
 
 
+def test_the_methods_name_the_search_for_label_errors(copy):
+    _edit(copy / "run.json", lambda run: run.update(label_noise={"used": True, "suspects": 12}))
+    keys, citations = _check_numbers(copy)
+    assert "label_noise.suspects" in keys
+    assert "northcutt2021confident" in citations & set(REFERENCES)
+
+
 @pytest.mark.parametrize("change", ["weights", "balanced-sampling", "soft labels", "decision rule"])
 def test_the_methods_say_what_has_no_citation(copy, change):
     _edit(copy / "metrics.json", lambda metrics: metrics["decision_rule"].update(used=False))

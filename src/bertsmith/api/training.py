@@ -277,7 +277,7 @@ def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
     return compare_runs([run if isinstance(run, Run) else open_run(run) for run in runs])
 
 
-@needing("label-errors")
+@needing("train")
 def label_errors(table: Any, **settings: Unpack[LabelErrorSettings]) -> pd.DataFrame:
     """Find labels that may be wrong, by cross-validation with a regression on the texts.
 

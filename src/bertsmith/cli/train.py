@@ -157,6 +157,12 @@ def run_and_show(
             out.print(f"the model is {compared['verdict']}", markup=False)
     if columns := metrics.get("columns"):
         out.print(f"{columns['verdict']} (against {columns['alone']} alone)", markup=False)
+    if (noise := run.info.get("label_noise")) and noise["used"]:
+        out.print(
+            f"the labels of {counted(noise['suspects'], 'training text')} are probably wrong and have less weight; "
+            "bertsmith inspect TABLE --label-errors FILE.csv lists such labels",
+            markup=False,
+        )
     rule, name = metrics["decision_rule"], task.primary_name
     if worth := metrics["long_texts"]["test"]:
         (low, high), how = worth["interval"], metrics["long_texts"]["long"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bertsmith.errors import DataError, MissingPackageError
+from bertsmith.errors import DataError
 from bertsmith.evaluation.decision import stratified_folds
 
 FOLDS = 5
@@ -35,13 +35,10 @@ def find_label_errors(featurize: Callable[[], Any], targets: np.ndarray, n_class
         ``given_probability`` and ``suggested_probability``.
 
     Raises:
-        MissingPackageError: if the package cleanlab is missing.
         DataError: if fewer than two classes have `FOLDS` texts.
     """
-    try:
-        from cleanlab.filter import find_label_issues
-    except ImportError as error:
-        raise MissingPackageError("cleanlab", "finding label errors") from error
+    from cleanlab.filter import find_label_issues
+
     enough = np.flatnonzero(np.bincount(targets, minlength=n_classes) >= FOLDS)
     used = np.flatnonzero(np.isin(targets, enough))
     if len(enough) < 2:
@@ -78,13 +75,10 @@ def find_set_errors(featurize: Callable[[], Any], targets: np.ndarray, *, seed: 
         least certain label of each set.
 
     Raises:
-        MissingPackageError: if the package cleanlab is missing.
         DataError: if no label has `FOLDS` texts.
     """
-    try:
-        from cleanlab.multilabel_classification.filter import find_label_issues
-    except ImportError as error:
-        raise MissingPackageError("cleanlab", "finding label errors") from error
+    from cleanlab.multilabel_classification.filter import find_label_issues
+
     counts = targets.sum(axis=0)
     used = np.flatnonzero(np.minimum(counts, len(targets) - counts) >= FOLDS)
     if not len(used):

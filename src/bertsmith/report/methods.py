@@ -34,6 +34,10 @@ REFERENCES = {
   title = {Rethinking the Inception Architecture for Computer Vision},
   author = {Szegedy, Christian and Vanhoucke, Vincent and Ioffe, Sergey and Shlens, Jon and Wojna, Zbigniew},
   booktitle = {Proceedings of CVPR}, year = {2016}, pages = {2818--2826}}""",
+    "northcutt2021confident": """@article{northcutt2021confident,
+  title = {Confident Learning: Estimating Uncertainty in Dataset Labels},
+  author = {Northcutt, Curtis G. and Jiang, Lu and Chuang, Isaac L.},
+  journal = {Journal of Artificial Intelligence Research}, volume = {70}, year = {2021}, pages = {1373--1411}}""",
     "cui2019effective": """@inproceedings{cui2019effective,
   title = {Class-Balanced Loss Based on Effective Number of Samples},
   author = {Cui, Yin and Jia, Menglin and Lin, Tsung-Yi and Song, Yang and Belongie, Serge},
@@ -247,6 +251,10 @@ def _loss(info: Mapping[str, Any], n: Callable[..., str]) -> str:
         sentences.append(f"Each layer had {decay} times the learning rate of the layer above it [@howard2018ulmfit]. ")
     if (info.get("soft_labels") or {}).get("used"):
         sentences.append("The model was trained on the shares of the labels that the coders gave to a text. ")
+    if (info.get("label_noise") or {}).get("used"):
+        suspects = n("run.json", "label_noise.suspects")
+        what = "soft labels replaced these labels" if recipe["epochs"] else "the regression was fitted without them"
+        sentences.append(f"Confident learning [@northcutt2021confident] found {suspects} label errors, and {what}. ")
     return "".join(sentences)
 
 

@@ -18,7 +18,6 @@ ENABLES = {
     "train": "training, tuning and evaluation; predictions from runs",
     "excel": "Excel files",
     "sql": "tables from databases",
-    "label-errors": "finding labels that may be wrong",
     "explain": "the words that influenced a prediction",
     "tune": "the search for better settings",
     "export": "exports for ONNX Runtime and OpenVINO",

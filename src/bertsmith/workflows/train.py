@@ -47,7 +47,7 @@ from bertsmith.workflows.score import (
     score_splits,
     write_predictions,
 )
-from bertsmith.workflows.soft_labels import choose_soft_labels
+from bertsmith.workflows.training_labels import choose_training_labels
 
 
 def run_training(
@@ -152,8 +152,9 @@ def train_into(
             with phases.timed("baseline"):
                 is_model = not recipe.epochs
                 frozen = FrozenEmbeddings.embed(task, loaded, tables, tokens, config.seed, is_model=is_model)
-                soft_labels = None if is_model else choose_soft_labels(run, tables["train"], frozen, config.seed)
-                head, inputs.train.soft_labels = group.broadcast((frozen.fit_regression(), soft_labels))
+                labels = choose_training_labels(run, tables["train"], frozen, config, folds=splits.n_folds)
+                head = frozen.fit_regression(labels.plausible)
+                head, inputs.train.soft_labels = group.broadcast((head, labels.soft))
                 initialize_head(loaded, head)
             if checkpoint is None and recipe.epochs:
                 stage = recipe.contrastive_stage(len(inputs.train)).epochs if recipe.contrastive == "first" else 0.0

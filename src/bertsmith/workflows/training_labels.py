@@ -1,0 +1,235 @@
+"""The labels to train on: cross-validation chooses between the given labels and soft labels.
+
+Coders who disagree show how ambiguous a text is, and a model can learn that from soft labels (Peterson et al. 2019,
+arXiv:1908.07086). If they disagree by mistake, the label of the majority is better (Uma et al. 2021,
+doi:10.1613/jair.1.12752).
+
+Without votes of coders, some labels may be wrong. Cross-validated predictions find suspects (confident learning,
+Northcutt et al. 2021, arXiv:1911.00068), and soft labels lower their weight. They are used if a regression without the
+suspects agrees better with the given labels of held-out texts. Some of these are wrong too, but the better model agrees
+with more of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from bertsmith.config import Config
+from bertsmith.data.table import SINGLE_LABEL, Table
+from bertsmith.evaluation.baseline import FOLDS, REGRESSION_C
+from bertsmith.evaluation.calibration import fit_temperature, scale
+from bertsmith.evaluation.decision import stratified_folds
+from bertsmith.evaluation.label_errors import FOLDS as SEARCH_FOLDS
+from bertsmith.evaluation.label_errors import find_label_errors
+from bertsmith.folders.run import Run
+from bertsmith.tasks.base import Task
+from bertsmith.workflows.baselines import FrozenEmbeddings
+
+SMALLEST = 1e-4
+"""Lowest probability in the comparison. Otherwise, a class without training texts in a fold would decide alone."""
+MIN_TEXTS = 300
+"""With fewer training texts, the search for label errors is off."""
+
+
+class TrainingLabels(NamedTuple):
+    """The labels to train on.
+
+    Attributes:
+        soft: soft labels, shape (texts, classes); ``None`` to train on the given labels.
+        plausible: mask of the texts that the initial head is fitted to, shape (texts,); ``None`` for all.
+    """
+
+    soft: np.ndarray | None = None
+    plausible: np.ndarray | None = None
+
+
+def choose_training_labels(
+    run: Run, train: Table, frozen: FrozenEmbeddings, config: Config, *, folds: int
+) -> TrainingLabels:
+    """Choose the labels to train on, and record the choice in ``run.json``.
+
+    A resumed run uses its first choice.
+
+    Args:
+        run: the run.
+        train: the n training texts, each with one label.
+        frozen: embeddings before fine-tuning.
+        config: the settings.
+        folds: number of folds of a cross-validation. Then, no suspects are searched, because the labels of a held-out
+            fold would have an influence on the others.
+    """
+    if train.task != SINGLE_LABEL:
+        return TrainingLabels()
+    if train.vote_shares is not None:
+        if config.effort == "quick":
+            return TrainingLabels()
+        return TrainingLabels(_choose_soft_labels(run, train, train.vote_shares, frozen, config.seed))
+    if folds or not MIN_TEXTS <= len(train) == len(frozen.rows["train"]):
+        return TrainingLabels()
+    x, y, n_classes = frozen.features["train"], train.codes, len(train.labels)
+    found = run.info.get("label_noise")
+    if found is None:
+        compared = compare_without_suspects(x, y, n_classes, frozen.task, config.seed)
+        found = None if compared is None else asdict(compared)
+        run.update(label_noise=found)
+    return soften_suspects(x, y, n_classes, config.seed) if found and found["used"] else TrainingLabels()
+
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """Which labels a regression on frozen embeddings learns better from, by cross-validation on the training texts.
+
+    Attributes:
+        used: whether the model is trained on soft labels.
+        log_loss, macro_f1: of a regression fitted to the labels of the majority, and of one fitted to soft labels. The
+            label of the majority is the truth.
+        gain, gain_error: reduction of the log loss by soft labels, and its standard error.
+        macro_f1_error: standard error of the difference in macro-F1.
+    """
+
+    used: bool
+    log_loss: tuple[float, float]
+    macro_f1: tuple[float, float]
+    gain: float
+    gain_error: float
+    macro_f1_error: float
+
+
+@dataclass(frozen=True)
+class LabelNoise:
+    """Whether labels that are probably wrong become soft labels, by cross-validation on the training texts.
+
+    Attributes:
+        used: whether the model is trained on soft labels.
+        suspects: number of training texts with a label that is probably wrong.
+        accuracy, macro_f1: agreement with the given labels of held-out texts: of a regression fitted to all labels, and
+            of one fitted without the suspects.
+        gain_error: standard error of the gain in accuracy.
+    """
+
+    used: bool
+    suspects: int
+    accuracy: tuple[float, float]
+    macro_f1: tuple[float, float]
+    gain_error: float
+
+
+def _choose_soft_labels(
+    run: Run, train: Table, shares: np.ndarray, frozen: FrozenEmbeddings, seed: int
+) -> np.ndarray | None:
+    """Choose between the votes of coders and their majority; ``None`` for the labels of the majority."""
+    found = run.info.get("soft_labels")
+    if found is None:
+        rows = frozen.rows["train"]
+        compared = compare_labels(frozen.features["train"], train.codes[rows], shares[rows], frozen.task, seed)
+        disputed = int((shares.max(axis=1) < 1).sum())  # training texts with different labels by coder
+        found = None if compared is None else {**asdict(compared), "disputed": disputed}
+        run.update(soft_labels=found)
+    return shares if found and found["used"] else None
+
+
+def compare_labels(x: np.ndarray, majority: np.ndarray, shares: np.ndarray, task: Task, seed: int) -> SoftLabels | None:
+    """Compare regressions on both kinds of labels, each with a fitted temperature as the final model has.
+
+    Soft labels are used if they reduce the log loss by more than a standard error, and do not reduce macro-F1 by more
+    than one.
+
+    Args:
+        x: embeddings of n texts, shape (n, hidden size).
+        majority: class index of the majority, shape (n,).
+        shares: share of the coders who gave each class, shape (n, classes).
+        task: one class per text.
+        seed: of folds and resamples.
+
+    Returns:
+        The comparison; ``None`` if a fold has a single class.
+    """
+    fold = stratified_folds(majority, seed, FOLDS)
+    if any(len(np.unique(majority[fold != f])) < 2 for f in range(FOLDS)):
+        return None
+    hard = np.eye(shares.shape[1])[majority]
+    scores = [_held_out(x, targets, majority, fold) for targets in (hard, shares)]
+    losses = [-np.log(p[np.arange(len(p)), majority]) for p in scores]
+    macro_f1 = [float(task.scalar_metrics(majority, p)["macro_f1"] or 0.0) for p in scores]
+    gains = losses[0] - losses[1]
+    gain, error = float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains)))
+    f1_error = float(task.differences(majority, scores[1], scores[0], seed=seed).std())
+    used = gain > error and macro_f1[1] - macro_f1[0] >= -f1_error
+    means = float(losses[0].mean()), float(losses[1].mean())
+    return SoftLabels(used, means, (macro_f1[0], macro_f1[1]), gain, error, f1_error)
+
+
+def _held_out(x: np.ndarray, targets: np.ndarray, majority: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Return the probabilities of each text under a regression on the other folds, shape (n, classes).
+
+    A text counts once for each of its labels, with the share of the label as its weight.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    p = np.zeros(targets.shape)
+    for f in range(FOLDS):
+        inside, outside = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
+        row, label = np.nonzero(targets[inside])
+        model = LogisticRegression(C=REGRESSION_C, max_iter=1000)
+        model.fit(x[inside][row], label, sample_weight=targets[inside][row, label])
+        p[np.ix_(outside, model.classes_)] = model.predict_proba(x[outside])
+    p = np.maximum(p, SMALLEST)
+    return scale(p, fit_temperature(majority, p))
+
+
+def compare_without_suspects(x: np.ndarray, y: np.ndarray, n_classes: int, task: Task, seed: int) -> LabelNoise | None:
+    """Compare regressions on all labels and on the plausible ones.
+
+    Args:
+        x: embeddings of n texts, shape (n, hidden size).
+        y: their given class indices, shape (n,).
+        n_classes: number of classes.
+        task: one class per text.
+        seed: of the folds.
+
+    The suspects become soft labels if accuracy grows by more than a standard error, and macro-F1 does not fall.
+
+    Returns:
+        The comparison; ``None`` if fewer than two classes have enough texts to search for label errors.
+    """
+    if (np.bincount(y) >= 2 * SEARCH_FOLDS).sum() < 2:  # so that enough of them are outside of each fold
+        return None
+    fold, scores = stratified_folds(y, seed, FOLDS), np.zeros((2, len(y), n_classes))
+    for f in range(FOLDS):
+        inside, outside = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
+        plausible = np.delete(inside, find_suspects(x[inside], y[inside], n_classes, seed)["position"])
+        for i, rows in enumerate((inside, plausible)):
+            scores[i, outside] = task.scores(task.fit_head(x[rows], y[rows], n_classes).logits(x[outside]))
+    right = scores.argmax(axis=2) == y
+    gains = right[1].astype(np.float64) - right[0]
+    error = float(gains.std(ddof=1) / np.sqrt(len(y)))
+    macro_f1 = [float(task.scalar_metrics(y, p)["macro_f1"] or 0.0) for p in scores]
+    suspects = len(find_suspects(x, y, n_classes, seed))
+    used = bool(gains.mean() > error and macro_f1[1] >= macro_f1[0])
+    accuracy = float(right[0].mean()), float(right[1].mean())
+    return LabelNoise(used, suspects, accuracy, (macro_f1[0], macro_f1[1]), error)
+
+
+def soften_suspects(x: np.ndarray, y: np.ndarray, n_classes: int, seed: int) -> TrainingLabels:
+    """Return the labels to train on with suspects; see `compare_without_suspects` for the arguments.
+
+    A suspect has two labels, the given and the suggested one, in proportion to their cross-validated probabilities.
+    """
+    found = find_suspects(x, y, n_classes, seed)
+    rows, p = found["position"].to_numpy(), found[["given_probability", "suggested_probability"]].to_numpy()
+    shares = p / p.sum(axis=1, keepdims=True)
+    soft = np.eye(n_classes)[y]
+    soft[rows] = 0.0
+    for labels, share in ((y[rows], shares[:, 0]), (found["suggested"].to_numpy(), shares[:, 1])):
+        soft[rows, labels] += share
+    return TrainingLabels(soft, ~np.isin(np.arange(len(y)), rows))
+
+
+def find_suspects(x: np.ndarray, y: np.ndarray, n_classes: int, seed: int) -> pd.DataFrame:
+    """Find labels that may be wrong; see `find_label_errors`, and `compare_without_suspects` for the arguments."""
+    unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    return find_label_errors(lambda: unit, y, n_classes, seed=seed)
