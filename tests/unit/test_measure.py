@@ -29,6 +29,7 @@ from bertsmith.measuring.text_features import Axes, Clusters
 from bertsmith.testing import tiny_table
 from bertsmith.workflows.corpus_sample import CorpusSample
 from bertsmith.workflows.label_shift import HeldOut
+from bertsmith.workflows.labelled_sample import LabelledSample
 from tests.conftest import ArrowTable
 
 
@@ -343,6 +344,35 @@ def test_a_design_that_is_not_valid_is_refused(columns):
     assert caught.value.remedy
 
 
+def _labelled(groups):
+    n = len(groups)
+    return LabelledSample("s", list(range(1, n + 1)), ["ok"] * n, np.eye(n, 2), None, None, list(groups), {})
+
+
+def test_equal_texts_stay_in_the_group_that_the_sample_states():
+    sample = _labelled(["Feb", "Feb", "Jan"])
+    for row, group in enumerate(["Jan", "Jan", "Feb", "Feb", "Feb", "Mar"], 1):
+        sample.see("ok", row, group)
+    matched = sample.match()
+    assert {row: sample.groups[i] for row, i in matched.items()}.items() <= dict(
+        enumerate(["Jan"] * 2 + ["Feb"] * 3, 1)
+    ).items()
+    assert sample.groups == ["Feb", "Feb", "Jan"]
+    elsewhere = _labelled(["2025-01"])  # written in another way in the corpus
+    elsewhere.see("ok", 1, "2025-01-01")
+    assert (elsewhere.match(), elsewhere.groups) == ({1: 0}, ["2025-01-01"])
+
+
+def test_equal_texts_without_a_group_are_matched_at_random():
+    groups = ["Jan"] * 50 + ["Feb"] * 50
+    sample = _labelled([None] * 40)
+    for row, group in enumerate(groups, 1):
+        sample.see("ok", row, group)
+    assert len(sample.match()) == 40
+    assert sample.found.all()
+    assert 10 < sample.groups.count("Feb") < 30
+
+
 # -- regressions -------------------------------------------------------------------------------------------------------
 
 
@@ -523,7 +553,7 @@ def test_drawn_texts_without_a_label_are_named_or_refused(finished, corpus, tmp_
     assert any("4, 10" in note for note in few.notes)  # row 1 is the first below the header
     rest = measured(range(80, 120))
     assert rest.shares[0].labelled == 80
-    assert any("label: 40;" in note for note in rest.notes)
+    assert any("40 rows" in note for note in rest.notes)
     with pytest.raises(DataError) as error:
         measured(range(10, 50))
     assert error.value.where == "s.csv"

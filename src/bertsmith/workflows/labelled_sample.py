@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,22 +60,41 @@ class LabelledSample:
     left_out: dict[str, int]
     notes: tuple[str, ...] = ()
     found: np.ndarray = field(init=False)
-    _waiting: dict[str, list[int]] = field(init=False, default_factory=dict)
+    _positions: dict[str, list[int]] = field(init=False, default_factory=dict)
+    _copies: dict[str, dict[str | None, list[tuple[float, int]]]] = field(init=False, default_factory=dict)
+    _rng: np.random.Generator = field(init=False, default_factory=lambda: np.random.default_rng(0))
 
     def __post_init__(self) -> None:
         self.found = np.zeros(len(self.texts), dtype=bool)
-        for i in reversed(range(len(self.texts))):
-            self._waiting.setdefault(flat(self.texts[i]), []).append(i)
+        for i, text in enumerate(self.texts):
+            self._positions.setdefault(flat(text), []).append(i)
 
-    def match(self, text: str, group: str | None) -> int | None:
-        """Return the position of a text of the corpus in the sample. Each text of the sample is matched once."""
-        waiting = self._waiting.get(text)
-        if not waiting:
-            return None
-        i = waiting.pop()
-        self.found[i] = True
-        self.groups[i] = group or self.groups[i]
-        return i
+    def see(self, text: str, row: int, group: str | None) -> None:
+        """Keep a row of the corpus for `match` if the sample has its text.
+
+        Of the copies of a text in a group, a random choice is kept: as many as the sample has.
+        """
+        if text in self._positions:
+            copies = self._copies.setdefault(text, {}).setdefault(group, [])
+            insort(copies, (float(self._rng.random()), row))
+            del copies[len(self._positions[text]) :]
+
+    def match(self) -> dict[int, int]:
+        """Match the sample with the corpus after reading it; return positions in the sample by row of the corpus.
+
+        Each row is matched at most once. A text takes a copy in the group that the sample states; if there is none, a
+        random copy, and its group. Taking the first copy would move texts into the first groups of the corpus.
+        """
+        matched = {}
+        for text, by_group in self._copies.items():
+            copies = sorted((key, row, group) for group, kept in by_group.items() for key, row in kept)
+            for same_group in (True, False):
+                for i in [i for i in self._positions[text] if not self.found[i]]:
+                    copy = next((c for c in copies if c[2] == self.groups[i] or not same_group), None)
+                    if copy is not None:
+                        copies.remove(copy)
+                        matched[copy[1]], self.groups[i], self.found[i] = i, copy[2], True
+        return matched
 
     @property
     def surplus(self) -> np.ndarray:
