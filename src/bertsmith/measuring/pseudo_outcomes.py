@@ -40,6 +40,7 @@ class OutcomeFile:
         self._spool = tempfile.TemporaryFile("w+", newline="", encoding="utf-8")  # noqa: SIM115 - see `close`
         self._writer = csv.writer(self._spool)
         self._columns: list[str] | None = None
+        self._texts = 0
 
     def close(self) -> None:
         """Remove the temporary file."""
@@ -65,6 +66,7 @@ class OutcomeFile:
         if self._columns is None:
             self._columns = [name for name, column in cells.items() if list(map(str, column)) != list(texts)]
         for i, number, values in zip(rows, numbers, predictions.tolist(), strict=True):
+            self._texts += 1
             self._writer.writerow([number, *(cells[name][i] for name in self._columns), *values])
 
     def finish(self, sample: Sample, tuning: np.ndarray, labelled: Mapping[int, int]) -> None:
@@ -77,8 +79,11 @@ class OutcomeFile:
         """
         self._spool.seek(0)
         k = len(self.names)
-        # Each labelled text also represents the unlabelled texts, by the inverse of its inclusion probability.
-        corrections = (sample.outcomes - tuning * sample.predictions) / sample.inclusion[:, None]
+        # Each labelled text also represents unlabelled texts, by the inverse of its inclusion probability. The weights
+        # are scaled to sum to the corpus, as in the corrected shares: rows may have been left out of the sample.
+        weights = 1 / sample.inclusion
+        weights *= self._texts / weights.sum()
+        corrections = (sample.outcomes - tuning * sample.predictions) * weights[:, None]
         with replaced_file(self.path) as file, file.open("w", newline="", encoding="utf-8") as output:
             writer = csv.writer(output)
             outcomes = [f"{OUTCOME}{name}" for name in self.names]
