@@ -416,6 +416,14 @@ def test_outcomes_have_the_corrected_share_as_mean_if_rows_of_the_sample_are_lef
     assert pd.read_csv(tmp_path / "o.csv")["outcome hate"].mean() == pytest.approx(estimate.value[0])
 
 
+def test_rows_without_a_cluster_are_clusters_of_their_own():
+    frame = _outcomes(0, n=300, labelled=60)
+    author = pd.Series([f"a{i % 40}" for i in range(300)]).mask(np.arange(300) % 3 == 0)
+    own = author.fillna(pd.Series([f"row {i}" for i in range(300)]))
+    found, expected = (fit_regression(frame.assign(a=a), "hate", ["late"], clusters="a").errors for a in (author, own))
+    assert found.tolist() == pytest.approx(expected.tolist())
+
+
 @pytest.mark.parametrize(
     ("label", "on", "model", "error"),
     [

@@ -99,6 +99,9 @@ def fit_regression(
         raise DataError(f"the columns {listing(on)} are linearly dependent", remedy="Leave out one of them.")
     coefficients = _linear(x, y) if model == "linear" else _logistic(x, y)
     groups = None if clusters is None else pd.factorize(frame[clusters])[0]
+    if groups is not None:  # a row without a cluster is one of its own
+        missing = groups < 0
+        groups[missing] = groups.max() + 1 + np.arange(missing.sum())
     covariance = _sandwich(x, y, coefficients, logistic=model == "logistic", groups=groups)
     return Regression((INTERCEPT, *map(str, columns.columns)), coefficients, covariance, len(frame))
 
