@@ -133,6 +133,16 @@ def test_the_columns_of_a_data_frame_are_joined_and_needed_again(estimator):
     assert "title" in error.value.what
 
 
+def test_predictions_read_long_texts_as_the_training_did(estimator):
+    settings = {**SETTINGS["settings"], "long": "window"}
+    fitted = clone(estimator).set_params(epochs=1, max_length=8, settings=settings).fit(TEXTS, LABELS)
+    same_beginning = [" ".join(TEXTS[:2]), " ".join([TEXTS[0], *TEXTS[2:5]])]
+    for one in (fitted, pickle.loads(pickle.dumps(fitted))):
+        assert one.classifier_.long == "window"
+        first, second = one.predict_proba(same_beginning)
+        assert abs(first - second).max() > 1e-6
+
+
 def test_an_unknown_setting_is_an_error(estimator):
     with pytest.raises(bs.UserError) as error:
         clone(estimator).set_params(settings={"lerning_rate": 1}).fit(TEXTS, LABELS)

@@ -182,6 +182,7 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
                 loaded = Classifier.load(folder, device=self.device)
             opened = replace(loaded.loaded, template=self.template_)
             self.classifier_ = Classifier(opened, loaded.labels, loaded.task, loaded.rule)
+            self.classifier_.long = loaded.long
 
 
 def _frame(X: Any) -> Any:  # noqa: N803
