@@ -416,6 +416,18 @@ def test_outcomes_have_the_corrected_share_as_mean_if_rows_of_the_sample_are_lef
     assert pd.read_csv(tmp_path / "o.csv")["outcome hate"].mean() == pytest.approx(estimate.value[0])
 
 
+@pytest.mark.parametrize("model", ["linear", "logistic"])
+def test_columns_of_large_numbers_have_coefficients(model):
+    frame = _outcomes(0, n=20_000, labelled=2000)
+    found = fit_regression(frame.assign(time=1.6e9 + 1e7 * frame["late"]), "hate", ["time"], model=model).to_frame()
+    expected = fit_regression(frame, "hate", ["late"], model=model).to_frame()
+    assert found.loc["time"].mul([1e7] * 4 + [1]).tolist() == pytest.approx(expected.loc["late"].tolist())
+    intercept = expected["coefficient"] @ [1, -160]
+    assert found.loc["(intercept)", "coefficient"] == pytest.approx(intercept)
+    with pytest.raises(DataError):
+        fit_regression(frame.assign(same=1.6e9), "hate", ["late", "same"], model=model)
+
+
 def test_rows_without_a_cluster_are_clusters_of_their_own():
     frame = _outcomes(0, n=300, labelled=60)
     author = pd.Series([f"a{i % 40}" for i in range(300)]).mask(np.arange(300) % 3 == 0)
