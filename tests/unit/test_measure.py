@@ -607,6 +607,15 @@ def test_copies_of_labelled_texts_are_refused(label, finished, corpus, tmp_path)
     assert ("121, 122, 123" in error.value.what) == (label is None)
 
 
+def test_a_sample_of_a_single_group_is_refused(finished, corpus, tmp_path):
+    pd.read_csv(corpus / "sample.csv").assign(author="a").to_csv(tmp_path / "s.csv", index=False)
+    with pytest.raises(DataError) as error:
+        bs.measure(
+            finished, corpus / "corpus.csv", labelled=tmp_path / "s.csv", random_sample=True, group_column="author"
+        )
+    assert error.value.where == "s.csv"
+
+
 def test_a_sample_with_other_predictions_than_the_corpus_is_noticed():
     outcomes, predictions = _population()
     whole = Totals.of(predictions, predictions > 0.5)

@@ -17,7 +17,7 @@ from bertsmith.data.read import read_table
 from bertsmith.data.table import Table
 from bertsmith.data.template import Texts, flat, texts_of
 from bertsmith.data.texts import is_missing, to_text
-from bertsmith.errors import DataError, counted, listing, number_form
+from bertsmith.errors import DataError, counted, listing, number_form, quoted
 from bertsmith.folders.run import Run
 from bertsmith.measuring.design import NOT_RANDOM, read_design, was_drawn
 from bertsmith.measuring.estimate import Sample
@@ -161,19 +161,26 @@ def read_sample(
             where=table.name,
             remedy="Label more texts that are drawn at random from the corpus and that the run was not trained on.",
         )
+    clusters = table.frame["group"].to_numpy()[usable] if table.columns.group else None
+    if clusters is not None and len(np.unique(clusters)) < 2:
+        raise DataError(
+            f"all labelled texts have the same value in the column {quoted(table.columns.group)}, but an interval "
+            "needs 2 groups that were drawn at random",
+            where=table.name,
+            remedy="Label the texts of more groups. If you drew texts and not groups, leave out --group-column.",
+        )
     notes += _check_blanks(whole, cleaned)
     groups = table.frame["group"] if by and table.columns.group == by else None
     name = next((name for name in extra if by and canonical(name) == canonical(by)), None)
     cells: Sequence[Any] = groups.tolist() if groups is not None else extra.get(name or "", [None] * len(rows))
     known = name is not None or groups is not None
-    clusters = table.frame["group"].to_numpy() if table.columns.group else None
     return LabelledSample(
         table.name,
         [rows[i] for i in usable],
         Texts(texts[i] for i in usable),
         get_task(run.task).indicators(table.targets[usable], len(run.labels)),
         None if design.inclusion is None else design.inclusion[usable],
-        None if clusters is None else clusters[usable],
+        clusters,
         [group_name(cells[int(i)]) if known else None for i in usable],
         left_out,
         tuple(notes),
