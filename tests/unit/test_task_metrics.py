@@ -1,6 +1,8 @@
 """Metrics, losses and rules of label sets, ordered classes and numbers, against scikit-learn, scipy and torch."""
 
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -133,6 +135,19 @@ def test_metrics_of_ordered_classes_agree_with_scikit_learn(seed, n, k):
     assert ORDINAL.validation_metrics(targets, scores) == pytest.approx(
         {name: values[name] for name in ("macro_f1", "quadratic_kappa")}
     )
+
+
+def test_the_light_base_predicts_every_task():
+    code = """
+import sys
+for name in "torch transformers pandas sklearn scipy".split():
+    sys.modules[name] = None
+import numpy as np
+from bertsmith.tasks.registry import TASKS
+for task in TASKS.values():
+    task.predicted(np.array([[0.6, 0.4]]))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @few
