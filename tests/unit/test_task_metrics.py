@@ -137,6 +137,13 @@ def test_metrics_of_ordered_classes_agree_with_scikit_learn(seed, n, k):
     )
 
 
+def test_the_set_of_ordered_labels_contains_the_predicted_one():
+    scores = np.array([[0.45, 0.1, 0.45]])
+    sets = ORDINAL.set_columns(scores, 0.3, Labels((1, 2, 3), ("a", "b", "c")))["label_set"]
+    assert sets == [["a", "c", "b"]]
+    assert [part.tolist() for part in ORDINAL.evaluate_sets(np.array([1]), scores, 0.3)] == [[True], [3]]
+
+
 def test_the_light_base_predicts_every_task():
     code = """
 import sys
