@@ -116,7 +116,7 @@ def _expected_of_levels(targets, scores):
         if by_chance
         else 0.0,
         "mae": sk.mean_absolute_error(targets, predicted),
-        "spearman": 0.0 if constant else stats.spearmanr(targets, predicted).statistic,
+        "spearman": None if constant else stats.spearmanr(targets, predicted).statistic,
         "macro_f1": sk.f1_score(targets, predicted, average="macro"),
         "accuracy": sk.accuracy_score(targets, predicted),
         "within_one": (abs(targets - predicted) <= 1).mean(),
