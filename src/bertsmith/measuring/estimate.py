@@ -276,7 +276,7 @@ def _moments(sample: Sample, left_out: np.ndarray) -> _Moments:
 
 
 def _tuning(moments: _Moments, sample: Sample, totals: Totals) -> np.ndarray:
-    """Return the weights of the predictions that make the variances smallest, shape (subsets, columns); see `Estimates`."""
+    """Return the weights of the predictions with the smallest variances, shape (subsets, columns)."""
     f = sample.predictions.astype(np.float64)
     n, sums, squares, unlabelled = totals.texts, totals.sums, totals.squares, totals.texts
     if sample.in_corpus:
