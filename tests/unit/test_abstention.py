@@ -64,7 +64,7 @@ def test_the_threshold_is_the_lowest_that_reaches_the_accuracy_on_enough_texts(s
 @given(seeds, st.integers(1, 200), st.sampled_from([0.5, 0.8, 0.9, 0.95]))
 def test_label_sets_reach_the_coverage_on_the_held_out_texts(seed, n, coverage):
     targets, said = _world(np.random.default_rng(seed), n)
-    sets = label_sets(said, conformal_threshold(SINGLE.conformity(targets, said), coverage))
+    sets = label_sets(said, conformal_threshold(SINGLE.conformity(targets, said), coverage), SINGLE.predicted(said))
     assert sets[np.arange(n), targets].mean() >= coverage - 1e-9
     assert sets[np.arange(n), said.argmax(axis=1)].all()
 
@@ -75,7 +75,8 @@ def test_label_sets_reach_the_coverage_on_new_texts_on_average():
     covered, inside = [], 0
     for _ in range(300):
         targets, said = _world(rng, held + texts)
-        sets = label_sets(said[held:], conformal_threshold(SINGLE.conformity(targets[:held], said[:held]), coverage))
+        threshold = conformal_threshold(SINGLE.conformity(targets[:held], said[:held]), coverage)
+        sets = label_sets(said[held:], threshold, SINGLE.predicted(said[held:]))
         covered.append(sets[np.arange(texts), targets[held:]].mean())
         low, high = coverage_interval(coverage, held, texts)
         inside += low <= covered[-1] <= high
@@ -90,7 +91,7 @@ def test_the_expected_coverage_is_the_binomial_one_where_the_held_out_texts_are_
 
 def test_too_few_texts_for_a_coverage_put_every_label_into_the_set():
     targets, said = _world(np.random.default_rng(0), 8)
-    assert label_sets(said, conformal_threshold(SINGLE.conformity(targets, said), 0.9)).all()
+    assert label_sets(said, conformal_threshold(SINGLE.conformity(targets, said), 0.9), SINGLE.predicted(said)).all()
     assert coverage_interval(0.9, 8, 100) == (1.0, 1.0)
 
 

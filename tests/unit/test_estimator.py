@@ -1,5 +1,6 @@
 """`BertClassifier` in scikit-learn's tools."""
 
+import copy
 import pickle
 
 import numpy as np
@@ -14,6 +15,8 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import check_estimator
 
 import bertsmith as bs
+from bertsmith.data.template import Template
+from bertsmith.errors import DataError
 from bertsmith.testing import tiny_model, tiny_table
 from tests.conftest import ArrowTable
 
@@ -131,6 +134,34 @@ def test_the_columns_of_a_data_frame_are_joined_and_needed_again(estimator):
     with pytest.raises(bs.UserError) as error:
         fitted.predict(frame[["body"]])
     assert "title" in error.value.what
+
+
+def test_predictions_read_long_texts_as_the_training_did(estimator):
+    settings = {**SETTINGS["settings"], "long": "window"}
+    fitted = clone(estimator).set_params(epochs=1, max_length=8, settings=settings).fit(TEXTS, LABELS)
+    same_beginning = [" ".join(TEXTS[:2]), " ".join([TEXTS[0], *TEXTS[2:5]])]
+    for one in (fitted, pickle.loads(pickle.dumps(fitted))):
+        assert one.classifier_.long == "window"
+        first, second = one.predict_proba(same_beginning)
+        assert abs(first - second).max() > 1e-6
+
+
+def test_a_single_column_is_found_by_its_name(fitted):
+    named = copy.copy(fitted)
+    named.template_ = Template(("Text",))  # as after fit(frame[["Text"]], …)
+    frame = pd.DataFrame({"id": range(5), "Text": TEXTS[:5]})
+    expected = fitted.predict_proba(TEXTS[:5])
+    assert named.predict_proba(frame) == pytest.approx(expected, abs=1e-6)
+    assert named.predict_proba(frame[["Text"]].set_axis(["other"], axis=1)) == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(DataError):
+        named.predict(frame.rename(columns={"Text": "other"}))
+
+
+def test_the_names_of_columns_may_be_numbers(estimator):
+    frame = pd.DataFrame([[text, text] for text in TEXTS])
+    with pytest.raises(DataError) as error:
+        clone(estimator).fit(frame, None)
+    assert error.value.what.startswith("y ")
 
 
 def test_an_unknown_setting_is_an_error(estimator):

@@ -227,3 +227,9 @@ def test_saved_predictions_give_back_targets_and_scores(name, tmp_path):
     assert json.loads(stored.drop(columns="probabilities").to_json(orient="records"))
     wrong = task.mistakes(frame)
     assert name == "regression" or len(wrong) == (~task.is_right(table.targets, scores)).sum()
+
+
+def test_a_text_without_labels_and_predictions_is_no_mistake(tmp_path):
+    frame = pd.DataFrame({"labels": [[], [1], []], "predicted": [[], [], []], "confidence": [0.9, 0.8, 0.7]})
+    frame.to_parquet(tmp_path / "p.parquet")
+    assert get_task("multi-label").mistakes(pd.read_parquet(tmp_path / "p.parquet")).index.tolist() == [1]

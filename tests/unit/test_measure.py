@@ -24,11 +24,13 @@ from bertsmith.measuring.estimate import (
     surprise,
 )
 from bertsmith.measuring.label_shift import adjusted_count, combined_p_value, label_shift_test
+from bertsmith.measuring.pseudo_outcomes import OutcomeFile
 from bertsmith.measuring.regression import fit_regression
 from bertsmith.measuring.text_features import Axes, Clusters
 from bertsmith.testing import tiny_table
 from bertsmith.workflows.corpus_sample import CorpusSample
 from bertsmith.workflows.label_shift import HeldOut
+from bertsmith.workflows.labelled_sample import LabelledSample
 from tests.conftest import ArrowTable
 
 
@@ -343,6 +345,33 @@ def test_a_design_that_is_not_valid_is_refused(columns):
     assert caught.value.remedy
 
 
+def _labelled(groups):
+    n = len(groups)
+    return LabelledSample("s", list(range(1, n + 1)), ["ok"] * n, np.eye(n, 2), None, None, list(groups), {})
+
+
+def test_equal_texts_stay_in_the_group_that_the_sample_states():
+    sample = _labelled(["Feb", "Feb", "Jan"])
+    corpus = ["Jan", "Jan", "Feb", "Feb", "Feb", "Mar"]
+    for row, group in enumerate(corpus):
+        sample.see("ok", row, group)
+    assert sorted(corpus[row] for row in sample.match()) == ["Feb", "Feb", "Jan"]
+    assert sample.groups == ["Feb", "Feb", "Jan"]
+    elsewhere = _labelled(["2025-01"])  # written in another way in the corpus
+    elsewhere.see("ok", 1, "2025-01-01")
+    assert (elsewhere.match(), elsewhere.groups) == ({1: 0}, ["2025-01-01"])
+
+
+def test_equal_texts_without_a_group_are_matched_at_random():
+    groups = ["Jan"] * 50 + ["Feb"] * 50
+    sample = _labelled([None] * 40)
+    for row, group in enumerate(groups, 1):
+        sample.see("ok", row, group)
+    assert len(sample.match()) == 40
+    assert sample.found.all()
+    assert 10 < sample.groups.count("Feb") < 30
+
+
 # -- regressions -------------------------------------------------------------------------------------------------------
 
 
@@ -373,6 +402,38 @@ def test_a_logistic_regression_gives_the_log_odds():
     frame = _outcomes(3, n=20_000, labelled=4000)
     found = fit_regression(frame, "hate", ["late"], model="logistic").to_frame().loc["late"]
     assert found["low"] < np.log(0.4 / 0.6) - np.log(0.2 / 0.8) < found["high"]
+
+
+def test_outcomes_have_the_corrected_share_as_mean_if_rows_of_the_sample_are_left_out(tmp_path):
+    outcomes, predictions = _population(n=1000)
+    rows = np.random.default_rng(0).permutation(1000)[:90]  # of 100 drawn
+    sample = Sample(outcomes[rows], predictions[rows], np.where(outcomes[rows, 0] == 1, 0.2, 0.1))
+    file = OutcomeFile(tmp_path / "o.csv", ["hate"], np.zeros(1), np.ones(1))
+    file.add({"x": [0] * 1000}, range(1000), range(1000), predictions, ["t"] * 1000)
+    estimate = corrected_means(sample, Totals.of(predictions, predictions > 0.5))
+    file.finish(sample, estimate.tuning, {int(row): i for i, row in enumerate(rows)})
+    file.close()
+    assert pd.read_csv(tmp_path / "o.csv")["outcome hate"].mean() == pytest.approx(estimate.value[0])
+
+
+@pytest.mark.parametrize("model", ["linear", "logistic"])
+def test_columns_of_large_numbers_have_coefficients(model):
+    frame = _outcomes(0, n=20_000, labelled=2000)
+    found = fit_regression(frame.assign(time=1.6e9 + 1e7 * frame["late"]), "hate", ["time"], model=model).to_frame()
+    expected = fit_regression(frame, "hate", ["late"], model=model).to_frame()
+    assert found.loc["time"].mul([1e7] * 4 + [1]).tolist() == pytest.approx(expected.loc["late"].tolist())
+    intercept = expected["coefficient"] @ [1, -160]
+    assert found.loc["(intercept)", "coefficient"] == pytest.approx(intercept)
+    with pytest.raises(DataError):
+        fit_regression(frame.assign(same=1.6e9), "hate", ["late", "same"], model=model)
+
+
+def test_rows_without_a_cluster_are_clusters_of_their_own():
+    frame = _outcomes(0, n=300, labelled=60)
+    author = pd.Series([f"a{i % 40}" for i in range(300)]).mask(np.arange(300) % 3 == 0)
+    own = author.fillna(pd.Series([f"row {i}" for i in range(300)]))
+    found, expected = (fit_regression(frame.assign(a=a), "hate", ["late"], clusters="a").errors for a in (author, own))
+    assert found.tolist() == pytest.approx(expected.tolist())
 
 
 @pytest.mark.parametrize(
@@ -523,7 +584,7 @@ def test_drawn_texts_without_a_label_are_named_or_refused(finished, corpus, tmp_
     assert any("4, 10" in note for note in few.notes)  # row 1 is the first below the header
     rest = measured(range(80, 120))
     assert rest.shares[0].labelled == 80
-    assert any("label: 40;" in note for note in rest.notes)
+    assert any("40 rows" in note for note in rest.notes)
     with pytest.raises(DataError) as error:
         measured(range(10, 50))
     assert error.value.where == "s.csv"
@@ -544,6 +605,15 @@ def test_copies_of_labelled_texts_are_refused(label, finished, corpus, tmp_path)
         bs.measure(finished, corpus / "corpus.csv", labelled=tmp_path / "s.csv", random_sample=True)
     assert error.value.where == "s.csv"
     assert ("121, 122, 123" in error.value.what) == (label is None)
+
+
+def test_a_sample_of_a_single_group_is_refused(finished, corpus, tmp_path):
+    pd.read_csv(corpus / "sample.csv").assign(author="a").to_csv(tmp_path / "s.csv", index=False)
+    with pytest.raises(DataError) as error:
+        bs.measure(
+            finished, corpus / "corpus.csv", labelled=tmp_path / "s.csv", random_sample=True, group_column="author"
+        )
+    assert error.value.where == "s.csv"
 
 
 def test_a_sample_with_other_predictions_than_the_corpus_is_noticed():

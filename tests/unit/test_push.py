@@ -233,6 +233,8 @@ def test_the_card_has_each_metric_with_its_interval(finished):
         entry = run.metrics["splits"]["test"]["metrics"][name]
         assert found[title].metric_value == entry["value"]
         assert found[title].metric_args["interval"] == entry["interval"]
+    types = {result.metric_type for result in data.eval_results}
+    assert {"f1", "accuracy", "balanced_accuracy", "precision", "macro_average_precision"} <= types
     assert {result.dataset_type for result in data.eval_results} == {"org/reviews"}
     assert data.datasets == ["org/reviews"]
     assert data.pipeline_tag == "text-classification"

@@ -78,6 +78,13 @@ def test_the_methods_name_the_search_for_label_errors(copy):
     assert "northcutt2021confident" in citations & set(REFERENCES)
 
 
+def test_the_methods_name_the_number_of_seeds_and_the_folds_that_calibrated(copy):
+    assert not {"config.seeds", "data.folds"} & _check_numbers(copy)[0]
+    _edit(copy / "run.json", lambda run: run.update(best_seed=43, config={**run["config"], "seeds": 3}))
+    _edit(copy / "run.json", lambda run: run["data"].update(folds=4))
+    assert {"best_seed", "config.seeds", "data.folds"} <= _check_numbers(copy)[0]
+
+
 @pytest.mark.parametrize("change", ["weights", "balanced-sampling", "soft labels", "decision rule"])
 def test_the_methods_say_what_has_no_citation(copy, change):
     _edit(copy / "metrics.json", lambda metrics: metrics["decision_rule"].update(used=False))

@@ -75,6 +75,22 @@ def test_the_bounds_of_quarters_are_values_of_the_column():
     assert fractions == {"0.01 to 0.1", "0.11 to 0.2", "0.21 to 0.3", "0.31 to 0.4"}
 
 
+def test_infinities_are_in_no_quarter():
+    values = pd.Series([-np.inf] * 12 + list(np.arange(40) / 4) + [np.inf] * 12)
+    found = compare_slices(np.arange(64) % 3 > 0, {"score": values})
+    assert {e["value"]: e["texts"] for e in found} == {
+        "0 to 2.25": 10,
+        "2.5 to 4.75": 10,
+        "5 to 7.25": 10,
+        "7.5 to 9.75": 10,
+    }
+
+
+@pytest.mark.parametrize("values", [[{i % 3} for i in range(40)], [10**310 + i for i in range(40)]])
+def test_columns_of_sets_and_of_huge_integers_are_skipped(values):
+    assert compare_slices(np.arange(40) % 3 > 0, {"odd": pd.Series(values)}) == []
+
+
 @pytest.mark.parametrize("zone", [None, "UTC"])
 def test_dates_are_binned_into_quarters(zone):
     dates = pd.Series(pd.date_range("2024-01-01", periods=40, tz=zone)).sample(frac=1, random_state=0)

@@ -1,6 +1,8 @@
 """Metrics, losses and rules of label sets, ordered classes and numbers, against scikit-learn, scipy and torch."""
 
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -114,7 +116,7 @@ def _expected_of_levels(targets, scores):
         if by_chance
         else 0.0,
         "mae": sk.mean_absolute_error(targets, predicted),
-        "spearman": 0.0 if constant else stats.spearmanr(targets, predicted).statistic,
+        "spearman": None if constant else stats.spearmanr(targets, predicted).statistic,
         "macro_f1": sk.f1_score(targets, predicted, average="macro"),
         "accuracy": sk.accuracy_score(targets, predicted),
         "within_one": (abs(targets - predicted) <= 1).mean(),
@@ -133,6 +135,26 @@ def test_metrics_of_ordered_classes_agree_with_scikit_learn(seed, n, k):
     assert ORDINAL.validation_metrics(targets, scores) == pytest.approx(
         {name: values[name] for name in ("macro_f1", "quadratic_kappa")}
     )
+
+
+def test_the_set_of_ordered_labels_contains_the_predicted_one():
+    scores = np.array([[0.45, 0.1, 0.45]])
+    sets = ORDINAL.set_columns(scores, 0.3, Labels((1, 2, 3), ("a", "b", "c")))["label_set"]
+    assert sets == [["a", "c", "b"]]
+    assert [part.tolist() for part in ORDINAL.evaluate_sets(np.array([1]), scores, 0.3)] == [[True], [3]]
+
+
+def test_the_light_base_predicts_every_task():
+    code = """
+import sys
+for name in "torch transformers pandas sklearn scipy".split():
+    sys.modules[name] = None
+import numpy as np
+from bertsmith.tasks.registry import TASKS
+for task in TASKS.values():
+    task.predicted(np.array([[0.6, 0.4]]))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @few

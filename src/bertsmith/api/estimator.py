@@ -182,6 +182,7 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
                 loaded = Classifier.load(folder, device=self.device)
             opened = replace(loaded.loaded, template=self.template_)
             self.classifier_ = Classifier(opened, loaded.labels, loaded.task, loaded.rule)
+            self.classifier_.long = loaded.long
 
 
 def _frame(X: Any) -> Any:  # noqa: N803
@@ -218,20 +219,21 @@ def _texts(X: Any, template: Template) -> Texts:  # noqa: N803
     if isinstance(X, str):
         raise DataError("X must be a list of texts, not one text", remedy="Pass [text].")
     if hasattr(X, "columns"):
-        if absent := [name for name in template.columns if name not in X.columns and not template.is_plain]:
+        by_name = {str(name): name for name in X.columns}
+        wanted = list(by_name) if template.is_plain and len(by_name) == 1 else template.columns
+        if absent := [name for name in wanted if name not in by_name]:
             raise DataError(
                 f"X lacks the {number_form(len(absent), 'column')} {listing(absent)}",
                 remedy="Pass the same columns as to fit.",
             )
-        names = list(X.columns)[:1] if template.is_plain else list(template.columns)
-        return Texts(template.texts(template.read_cells(X, names, "X")))
+        return Texts(template.texts(template.read_cells(X, [by_name[name] for name in wanted], "X")))
     array = np.asarray(X, dtype=object)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1 or not template.is_plain:
-        wanted = "one-dimensional" if template.is_plain else f"a DataFrame with the columns {listing(template.columns)}"
+        form = "one-dimensional" if template.is_plain else f"a DataFrame with the columns {listing(template.columns)}"
         raise DataError(
-            f"X must be {wanted}, but its shape is {array.shape}",
+            f"X must be {form}, but its shape is {array.shape}",
             remedy="Pass a list of texts, or X in the same form as to fit.",
         )
     return Template().read([str(item) if isinstance(item, np.str_) else item for item in array.tolist()])

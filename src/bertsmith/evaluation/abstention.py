@@ -86,10 +86,10 @@ def conformal_threshold(conformity: np.ndarray, coverage: float) -> float:
     return float(np.sort(conformity)[::-1][k - 1]) if k <= n else 0.0
 
 
-def label_sets(probabilities: np.ndarray, threshold: float) -> np.ndarray:
-    """Return which labels are in each text's set, bool of shape (n, classes); the most likely one always is."""
+def label_sets(probabilities: np.ndarray, threshold: float, predicted: np.ndarray) -> np.ndarray:
+    """Return which labels are in each text's set, bool of shape (n, classes); the predicted one always is."""
     sets: np.ndarray = probabilities >= threshold
-    sets[np.arange(len(sets)), probabilities.argmax(axis=1)] = True
+    sets[np.arange(len(sets)), predicted] = True
     return sets
 
 
@@ -125,7 +125,7 @@ def evaluate_abstention(
         JSON-ready. ``accuracy_coverage`` is the curve. ``thresholds`` has one entry per target accuracy.
         ``conformal`` has one entry per target coverage.
         Its ``empirical_coverage`` is the coverage of the label sets. ``by_threshold`` counts only labels above the
-        threshold, without the most likely label that a set may contain in addition. ``expected`` is the 95 % interval
+        threshold, without the predicted label that a set may contain in addition. ``expected`` is the 95 % interval
         of ``by_threshold`` if the guarantee holds.
     """
     thresholds = []

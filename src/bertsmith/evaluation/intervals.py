@@ -140,11 +140,13 @@ def resampled_average_precision(truth: np.ndarray, probabilities: np.ndarray, dr
     classes = np.zeros(len(drawn))
     for c in np.flatnonzero(truth.any(axis=0)):
         order = np.argsort(-probabilities[:, c], kind="stable")
-        times = weights[:, order]
+        times, ordered = weights[:, order], -probabilities[order, c]
         positions = np.flatnonzero(truth[order, c])
-        ranked = np.cumsum(times, axis=1)[:, positions]
+        # Texts with equal probabilities have the same rank, the last one of them, as in scikit-learn.
+        ranked = np.cumsum(times, axis=1)[:, np.searchsorted(ordered, ordered[positions], side="right") - 1]
         times = times[:, positions]
-        hits = np.cumsum(times, axis=1)
+        last = np.searchsorted(ordered[positions], ordered[positions], side="right") - 1
+        hits = np.cumsum(times, axis=1)[:, last]
         positives = hits[:, -1]
         precision = (times * hits / np.maximum(ranked, 1)).sum(axis=1)
         total += np.where(positives > 0, precision / np.maximum(positives, 1), 0)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from bertsmith.evaluation.metrics import macro_f1
-
 
 def least_cost(probabilities: np.ndarray) -> np.ndarray:
     """Return the class with the least expected squared distance in steps, shape (n,).
@@ -62,8 +60,8 @@ def level_metrics(targets: np.ndarray, predicted: np.ndarray) -> dict[str, float
     """
     n_classes = int(max(targets.max(), predicted.max())) + 1
     once = np.ones((1, len(targets)))
-    kappa = resampled_level_metrics(once, targets, predicted, n_classes)["quadratic_kappa"][0]
-    return {"macro_f1": macro_f1(targets, predicted), "quadratic_kappa": float(kappa)}
+    values = resampled_level_metrics(once, targets, predicted, n_classes)
+    return {name: float(values[name][0]) for name in ("macro_f1", "quadratic_kappa")}
 
 
 def _rank_correlation(table: np.ndarray, rows: np.ndarray, columns: np.ndarray, n: np.ndarray) -> np.ndarray:

@@ -70,16 +70,19 @@ def _group_values(values: pd.Series) -> pd.Series:
     if isinstance(values.dtype, pd.CategoricalDtype):
         return values.astype(object)
     skipped = pd.Series([None] * len(values), dtype=object)
-    if values.map(lambda v: isinstance(v, list | dict | np.ndarray)).any():
+    try:
+        distinct = values.nunique()
+        numbers = pd.to_numeric(values, errors="coerce").astype(np.float64).where(values.notna())  # of NaT, a number
+    except (TypeError, OverflowError):  # such as lists, or integers above 1e308
         return skipped
-    numbers = pd.to_numeric(values, errors="coerce").astype(np.float64).where(values.notna())  # of NaT, a number
     is_numeric = numbers.isna().sum() == values.isna().sum()
-    if values.nunique() <= (MAX_NUMBERS if is_numeric else MAX_VALUES):
+    if distinct <= (MAX_NUMBERS if is_numeric else MAX_VALUES):
         return values.astype(object).where(values.notna(), None).map(str, na_action="ignore")
     if not is_numeric:
         return skipped
     if numbers.is_monotonic_increasing and numbers.is_unique and (numbers % 1 == 0).all():
         return skipped  # row numbers
+    numbers = numbers.where(np.isfinite(numbers))
     is_date = pd.api.types.is_datetime64_any_dtype(values.dtype)
     bounded = values if is_date else numbers
     quarters = bounded.groupby(pd.qcut(numbers, 4, labels=False, duplicates="drop"))

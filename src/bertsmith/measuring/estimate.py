@@ -121,7 +121,8 @@ class Estimates:
         value: the corrected means.
         low, high: bounds of the intervals.
         error: standard errors.
-        tuning: weight of the predictions, from 0 (not used) to 1.
+        tuning: weight of the predictions, from 0 (not used) to 1; if the sample is in the corpus, to 1 plus the ratio
+            of labelled to other texts.
     """
 
     value: np.ndarray
@@ -275,7 +276,7 @@ def _moments(sample: Sample, left_out: np.ndarray) -> _Moments:
 
 
 def _tuning(moments: _Moments, sample: Sample, totals: Totals) -> np.ndarray:
-    """Return the weights of the predictions that make the variances smallest, from 0 to 1, shape (subsets, columns)."""
+    """Return the weights of the predictions with the smallest variances, shape (subsets, columns)."""
     f = sample.predictions.astype(np.float64)
     n, sums, squares, unlabelled = totals.texts, totals.sums, totals.squares, totals.texts
     if sample.in_corpus:

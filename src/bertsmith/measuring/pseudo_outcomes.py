@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,7 @@ class OutcomeFile:
         self._spool = tempfile.TemporaryFile("w+", newline="", encoding="utf-8")  # noqa: SIM115 - see `close`
         self._writer = csv.writer(self._spool)
         self._columns: list[str] | None = None
-        self._labelled: dict[int, int] = {}
-        self._rows = 0
+        self._texts = 0
 
     def close(self) -> None:
         """Remove the temporary file."""
@@ -51,46 +50,47 @@ class OutcomeFile:
         self,
         cells: Cells,
         rows: Iterable[int],
+        numbers: Iterable[int],
         predictions: np.ndarray,
-        matched: Iterable[int | None],
         texts: Sequence[str],
     ) -> None:
         """Add rows of the corpus.
 
         Args:
             cells: the input columns of a chunk.
-            rows: its n rows with a text.
+            rows: positions of its n rows with a text.
+            numbers: their row numbers in the corpus.
             predictions: of these texts, shape (n, outcomes).
-            matched: the position of each text in the sample, or ``None``.
             texts: of all rows; their column is not repeated.
         """
         if self._columns is None:
             self._columns = [name for name, column in cells.items() if list(map(str, column)) != list(texts)]
-        for i, values, position in zip(rows, predictions.tolist(), matched, strict=True):
-            row = self._rows + i + 1
-            if position is not None:
-                self._labelled[row] = position
-            self._writer.writerow([row, *(cells[name][i] for name in self._columns), *values])
-        self._rows += len(texts)
+        for i, number, values in zip(rows, numbers, predictions.tolist(), strict=True):
+            self._texts += 1
+            self._writer.writerow([number, *(cells[name][i] for name in self._columns), *values])
 
-    def finish(self, sample: Sample, tuning: np.ndarray) -> None:
+    def finish(self, sample: Sample, tuning: np.ndarray, labelled: Mapping[int, int]) -> None:
         """Write the table.
 
         Args:
             sample: the labelled texts, all of them in the corpus.
             tuning: weight of the predictions, shape (outcomes,).
+            labelled: the position in the sample of each labelled row, by row number.
         """
         self._spool.seek(0)
         k = len(self.names)
-        # Each labelled text also represents the unlabelled texts, by the inverse of its inclusion probability.
-        corrections = (sample.outcomes - tuning * sample.predictions) / sample.inclusion[:, None]
+        # Each labelled text also represents unlabelled texts, by the inverse of its inclusion probability. The weights
+        # are scaled to sum to the corpus, as in the corrected shares: rows may have been left out of the sample.
+        weights = 1 / sample.inclusion
+        weights *= self._texts / weights.sum()
+        corrections = (sample.outcomes - tuning * sample.predictions) * weights[:, None]
         with replaced_file(self.path) as file, file.open("w", newline="", encoding="utf-8") as output:
             writer = csv.writer(output)
             outcomes = [f"{OUTCOME}{name}" for name in self.names]
             writer.writerow([ROW, *(self._columns or []), LABELLED, INCLUSION, *outcomes])
             for line in csv.reader(self._spool):
                 values = tuning * np.array(line[-k:], dtype=np.float64)
-                position = self._labelled.get(int(line[0]))
+                position = labelled.get(int(line[0]))
                 known: list[Any] = [0, ""]
                 if position is not None:
                     values, known = values + corrections[position], [1, f"{sample.inclusion[position]:.8g}"]

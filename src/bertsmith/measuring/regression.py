@@ -93,14 +93,24 @@ def fit_regression(
             remedy="Remove the rows without a value, or fill in the values.",
         )
     columns = pd.get_dummies(frame[list(on)], drop_first=True, dtype=float)
-    x = np.column_stack([np.ones(len(frame)), columns.to_numpy(dtype=np.float64)])
+    values = columns.to_numpy(dtype=np.float64)
+    # Of standardised columns, so that large numbers, such as times in seconds, lose no precision.
+    center, spread = values.mean(axis=0), values.std(axis=0)
+    spread[spread == 0] = 1
+    x = np.column_stack([np.ones(len(frame)), (values - center) / spread])
     y = frame[outcome].to_numpy(dtype=np.float64)
     if np.linalg.matrix_rank(x) < x.shape[1]:
         raise DataError(f"the columns {listing(on)} are linearly dependent", remedy="Leave out one of them.")
     coefficients = _linear(x, y) if model == "linear" else _logistic(x, y)
     groups = None if clusters is None else pd.factorize(frame[clusters])[0]
+    if groups is not None:  # a row without a cluster is one of its own
+        missing = groups < 0
+        groups[missing] = groups.max() + 1 + np.arange(missing.sum())
     covariance = _sandwich(x, y, coefficients, logistic=model == "logistic", groups=groups)
-    return Regression((INTERCEPT, *map(str, columns.columns)), coefficients, covariance, len(frame))
+    original = np.diag([1, *1 / spread])
+    original[0, 1:] = -center / spread
+    names = (INTERCEPT, *map(str, columns.columns))
+    return Regression(names, original @ coefficients, original @ covariance @ original.T, len(frame))
 
 
 def _linear(x: np.ndarray, y: np.ndarray) -> np.ndarray:

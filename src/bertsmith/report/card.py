@@ -35,10 +35,9 @@ LICENSES = frozenset(_LICENSES.split())
 _METRIC_TYPES = {
     "mcc": "matthews_correlation",
     "spearman": "spearmanr",
-    "pearson": "pearsonr",
     "r2": "r_squared",
 }
-"""Types of metrics on the hub; other names end in ``f1``, ``accuracy``, ``precision`` or ``recall``, or stay."""
+"""Types of metrics on the hub. Averages of ``f1``, ``precision`` or ``recall`` have its type; other names stay."""
 
 
 @dataclass(frozen=True)
@@ -197,8 +196,9 @@ def _hub_datasets(sources: list[str]) -> list[str]:
 
 
 def _metric_type(name: str) -> str:
-    last = name.rpartition("_")[2]
-    return _METRIC_TYPES.get(name, last if last in ("f1", "accuracy", "precision", "recall") else name)
+    average, _, last = name.rpartition("_")
+    is_average = average in ("macro", "micro", "weighted", "samples") and last in ("f1", "precision", "recall")
+    return _METRIC_TYPES.get(name, last if is_average else name)
 
 
 def _escape(text: str) -> str:

@@ -193,18 +193,23 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
     count, calibrated = len(run.labels), ""
     if task.decides:
         count = int(n("labels.json", "classes", lambda v: str(len(v))))
-        calibrated = " The probabilities are calibrated by temperature scaling [@guo2017calibration] on held-out texts."
+        held_out = "held-out texts"
+        if info["data"].get("folds") and "by" not in test:
+            held_out = f"training texts, each predicted in {n('run.json', 'data.folds')}-fold cross-validation"
+        calibrated = f" The probabilities are calibrated by temperature scaling [@guo2017calibration] on {held_out}."
     recipe = info["recipe"]
     model = f"`{n('run.json', 'model.name', str)}`, a pretrained model of the BERT family [@devlin2019bert]"
     fitted = f"as a {describe(task, count)}. The training set has {n('run.json', 'data.splits.train')} labelled texts"
     if recipe["epochs"]:
-        seed = "best_seed" if "best_seed" in info else "config.seed"
+        seed = n("run.json", "best_seed" if "best_seed" in info else "config.seed", str)
+        if "best_seed" in info:
+            seed += f", the best on held-out texts of {n('run.json', 'config.seeds')} models with different seeds"
         trained = (
             f"We fine-tuned {model}, {fitted}. We {evaluated}.{excluded} "
             f"Training ran for at most {n('run.json', 'recipe.epochs', '{:g}'.format)} "
             f"{number_form(recipe['epochs'], 'epoch')}, with a batch size of "
             f"{n('run.json', 'recipe.batch_size')}, a peak learning rate of "
-            f"{n('run.json', 'recipe.learning_rate', '{:g}'.format)} and seed {n('run.json', seed, str)}. "
+            f"{n('run.json', 'recipe.learning_rate', '{:g}'.format)} and seed {seed}. "
             f"{_CONTRASTIVE.get(recipe.get('contrastive', 'none'), '')}{_loss(info, n)}"
         )
     else:

@@ -320,7 +320,8 @@ class Task(ABC):
     def mistakes(self, predictions: pd.DataFrame) -> pd.DataFrame:
         """Return the rows of saved predictions that are wrong, the most confident first."""
         name = "labels" if "labels" in predictions.columns else "label"
-        truth, predicted = (predictions[name].map(repr) for name in (name, "predicted"))
+        # Tuples, because the type of an empty array depends on the other rows of its column.
+        truth, predicted = (predictions[n].map(lambda v: tuple(np.atleast_1d(v).tolist())) for n in (name, "predicted"))
         return predictions[truth != predicted].sort_values("confidence", ascending=False, kind="stable")
 
     def explained(self, scores: np.ndarray) -> int:

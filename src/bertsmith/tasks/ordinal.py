@@ -67,11 +67,13 @@ class Ordinal(SingleLabel):
         return result
 
     def scalar_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float | None]:
-        """Return every metric."""
+        """Return every metric; Spearman's correlation is ``None`` if the labels or the predictions are all the same."""
         from bertsmith.evaluation.metrics import log_loss
 
         once = np.ones((1, len(targets)))
-        values = {name: float(value[0]) for name, value in self.resampled(once, targets, scores).items()}
+        values: dict[str, float | None] = {k: float(v[0]) for k, v in self.resampled(once, targets, scores).items()}
+        if min(len(np.unique(levels)) for levels in (targets, self.predicted(scores))) < 2:
+            values["spearman"] = None
         return {**values, "log_loss": log_loss(targets, scores)}
 
     def resampled(self, drawn: np.ndarray, targets: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:

@@ -147,12 +147,12 @@ class SingleLabel(Task):
 
     def evaluate_sets(self, targets: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
         """Return whether each label set contains the class, and its size, each shape (n,)."""
-        sets = label_sets(scores, threshold)
+        sets = label_sets(scores, threshold, self.predicted(scores))
         return sets[np.arange(len(targets)), targets], sets.sum(axis=1)
 
     def set_columns(self, scores: np.ndarray, threshold: float, labels: Labels) -> dict[str, list[Any]]:
         """Return ``label_set``: the label texts of each set, likeliest first."""
-        inside = label_sets(scores, threshold)
+        inside = label_sets(scores, threshold, self.predicted(scores))
         order = np.argsort(-scores, axis=1, kind="stable")
         return {"label_set": [[labels.texts[c] for c in row if inside[i, c]] for i, row in enumerate(order)]}
 

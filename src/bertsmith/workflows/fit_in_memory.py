@@ -74,10 +74,13 @@ def fit_in_memory(table: Table, config: Config) -> Classifier:
     final = get_task(data.task)
     rule = Rule.from_dict(saved_settings(loaded.model.config), len(data.labels))
     classifier = Classifier(loaded, data.labels, final, rule)
+    if config.long not in ("auto", "truncate"):
+        classifier.long = config.long
+        loaded.model.config.bertsmith = {**saved_settings(loaded.model.config), "long": config.long}
     if few:
         return classifier
     held_out = np.flatnonzero(data.frame["split"] == "validation")
-    scores = classifier.probabilities_of(inputs.tokens.take(held_out).truncate(loaded.max_length))
+    scores = classifier.probabilities_of(inputs.tokens.take(held_out))
     tunes = config.decision_rule == "auto"
     _, rule = final.fit_rule(data.targets[held_out], scores, seed=config.seed, use_offsets=tunes)
     if not rule.is_neutral:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from bertsmith.data.read import read_table
 from bertsmith.data.table import Table
 from bertsmith.data.template import Texts, flat, texts_of
 from bertsmith.data.texts import is_missing, to_text
-from bertsmith.errors import DataError, counted, listing, number_form
+from bertsmith.errors import DataError, counted, listing, number_form, quoted
 from bertsmith.folders.run import Run
 from bertsmith.measuring.design import NOT_RANDOM, read_design, was_drawn
 from bertsmith.measuring.estimate import Sample
@@ -59,22 +60,41 @@ class LabelledSample:
     left_out: dict[str, int]
     notes: tuple[str, ...] = ()
     found: np.ndarray = field(init=False)
-    _waiting: dict[str, list[int]] = field(init=False, default_factory=dict)
+    _positions: dict[str, list[int]] = field(init=False, default_factory=dict)
+    _copies: dict[str, dict[str | None, list[tuple[float, int]]]] = field(init=False, default_factory=dict)
+    _rng: np.random.Generator = field(init=False, default_factory=lambda: np.random.default_rng(0))
 
     def __post_init__(self) -> None:
         self.found = np.zeros(len(self.texts), dtype=bool)
-        for i in reversed(range(len(self.texts))):
-            self._waiting.setdefault(flat(self.texts[i]), []).append(i)
+        for i, text in enumerate(self.texts):
+            self._positions.setdefault(flat(text), []).append(i)
 
-    def match(self, text: str, group: str | None) -> int | None:
-        """Return the position of a text of the corpus in the sample. Each text of the sample is matched once."""
-        waiting = self._waiting.get(text)
-        if not waiting:
-            return None
-        i = waiting.pop()
-        self.found[i] = True
-        self.groups[i] = group or self.groups[i]
-        return i
+    def see(self, text: str, row: int, group: str | None) -> None:
+        """Keep a row of the corpus for `match` if the sample has its text.
+
+        Of the copies of a text in a group, a random choice is kept: as many as the sample has.
+        """
+        if text in self._positions:
+            copies = self._copies.setdefault(text, {}).setdefault(group, [])
+            insort(copies, (float(self._rng.random()), row))
+            del copies[len(self._positions[text]) :]
+
+    def match(self) -> dict[int, int]:
+        """Match the sample with the corpus after reading it; return positions in the sample by row of the corpus.
+
+        Each row is matched at most once. A text takes a copy in the group that the sample states; if there is none, a
+        random copy, and its group. Taking the first copy would move texts into the first groups of the corpus.
+        """
+        matched = {}
+        for text, by_group in self._copies.items():
+            copies = sorted((key, row, group) for group, kept in by_group.items() for key, row in kept)
+            for same_group in (True, False):
+                for i in [i for i in self._positions[text] if not self.found[i]]:
+                    copy = next((c for c in copies if c[2] == self.groups[i] or not same_group), None)
+                    if copy is not None:
+                        copies.remove(copy)
+                        matched[copy[1]], self.groups[i], self.found[i] = i, copy[2], True
+        return matched
 
     @property
     def surplus(self) -> np.ndarray:
@@ -141,19 +161,26 @@ def read_sample(
             where=table.name,
             remedy="Label more texts that are drawn at random from the corpus and that the run was not trained on.",
         )
+    clusters = table.frame["group"].to_numpy()[usable] if table.columns.group else None
+    if clusters is not None and len(np.unique(clusters)) < 2:
+        raise DataError(
+            f"all labelled texts have the same value in the column {quoted(table.columns.group)}, but an interval "
+            "needs 2 groups that were drawn at random",
+            where=table.name,
+            remedy="Label the texts of more groups. If you drew texts and not groups, leave out --group-column.",
+        )
     notes += _check_blanks(whole, cleaned)
     groups = table.frame["group"] if by and table.columns.group == by else None
     name = next((name for name in extra if by and canonical(name) == canonical(by)), None)
     cells: Sequence[Any] = groups.tolist() if groups is not None else extra.get(name or "", [None] * len(rows))
     known = name is not None or groups is not None
-    clusters = table.frame["group"].to_numpy() if table.columns.group else None
     return LabelledSample(
         table.name,
         [rows[i] for i in usable],
         Texts(texts[i] for i in usable),
         get_task(run.task).indicators(table.targets[usable], len(run.labels)),
         None if design.inclusion is None else design.inclusion[usable],
-        None if clusters is None else clusters[usable],
+        clusters,
         [group_name(cells[int(i)]) if known else None for i in usable],
         left_out,
         tuple(notes),

@@ -119,6 +119,7 @@ class Tally:
     Attributes:
         totals: sums of the predictions by group.
         kept: a random sample of the corpus, if there is no labelled sample.
+        rows: number of rows.
         empty: number of rows without a text.
     """
 
@@ -133,14 +134,15 @@ class Tally:
         self.task, self.asked, self.by, self.sample = task, asked, by, sample
         self.outcomes, self.kept = outcomes, CorpusSample()
         self.totals: dict[str, Totals] = {}
-        self.empty = 0
+        self.rows = self.empty = 0
 
     def add(self, cells: Cells, texts: Sequence[Text]) -> None:
         """Add a chunk of n rows: its columns, predictions among them, and its texts."""
         label_texts, outcomes = self.asked.labels.texts, self.asked.outcomes
         rows = [i for i, text in enumerate(texts) if not is_empty(text)]
         read = [flat(normalise_text(texts[i])) for i in rows]
-        self.empty += len(texts) - len(rows)
+        numbers = [self.rows + i + 1 for i in rows]
+        self.rows, self.empty = self.rows + len(texts), self.empty + len(texts) - len(rows)
         if not rows:
             return
         names = self._groups(cells, rows)
@@ -161,12 +163,10 @@ class Tally:
                 remedy="Name a column with fewer values, such as the month of a date.",
             )
         if self.sample is not None:
-            matched = [
-                self.sample.match(text, name if self.by else None) for text, name in zip(read, names, strict=True)
-            ]
-            if self.outcomes is not None:
-                read = [flat(text) for text in texts]
-                self.outcomes.add(self._inputs(cells), rows, predictions, matched, read)
+            for text, number, name in zip(read, numbers, names, strict=True):
+                self.sample.see(text, number, name if self.by else None)
+        if self.outcomes is not None:
+            self.outcomes.add(self._inputs(cells), rows, numbers, predictions, [flat(text) for text in texts])
 
     @property
     def groups(self) -> list[str]:
@@ -200,7 +200,7 @@ def _corrected(
     outcomes: OutcomeFile | None,
 ) -> Measurement:
     """Correct the predictions by the labelled sample, whose probabilities have shape (n, classes)."""
-    whole = sum_totals(tally.totals.values())
+    whole, matched = sum_totals(tally.totals.values()), labelled.match()
     if labelled.surplus.any():
         copies = [row for row, copy in zip(labelled.rows, labelled.surplus, strict=True) if copy]
         raise DataError(
@@ -239,7 +239,7 @@ def _corrected(
                 where=labelled.name,
                 remedy="Pass the corpus from which the sample was drawn.",
             )
-        outcomes.finish(sample, estimates.tuning)
+        outcomes.finish(sample, estimates.tuning, matched)
     few = []
     groups = np.array([group or "" for group in labelled.groups], dtype=object)
     for group in tally.groups:
