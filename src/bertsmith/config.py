@@ -296,5 +296,5 @@ class Config(DataConfig, ModelConfig, TrainConfig, EvalConfig):
     """All settings of a run."""
 
     def dump(self) -> dict[str, Any]:
-        """Return the settings as JSON-ready values."""
-        return self.model_dump(mode="json")
+        """Return the settings as JSON-ready values, without the database URL, which can contain a password."""
+        return self.model_dump(mode="json", exclude={"db"})

@@ -9,9 +9,12 @@ import zipfile
 import pandas as pd
 import pytest
 
+from bertsmith.config import Config
+from bertsmith.folders.new_run import check_same_settings
 from bertsmith.folders.run import Run
 from bertsmith.report.methods import REFERENCES, write_methods
 from bertsmith.testing import tiny_table
+from bertsmith.workflows.pack import pack_run
 from bertsmith.workflows.verify import _check_metrics, verify_run
 
 
@@ -247,3 +250,15 @@ def test_an_archive_has_the_run_and_its_checksums(finished, cli, tmp_path, texts
         everything = b"".join(p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file())
         assert not any(text.encode() in everything for text in saved)
     assert cli("pack", finished, "-o", file)[0] == 2
+
+
+def test_no_record_has_the_database_url(copy, tmp_path):
+    config = Config(sql="select 1", db="postgresql://me:secret@host/reviews")
+    stored = json.loads((copy / "run.json").read_text())["config"]
+    assert stored.keys() == config.dump().keys()
+    assert "secret" not in str(config.dump())
+    _edit(copy / "run.json", lambda run: run["config"].update(db=config.db))  # as older versions did
+    check_same_settings(Run(copy), stored)
+    pack_run(copy, tmp_path / "run.zip")
+    with zipfile.ZipFile(tmp_path / "run.zip") as archive:
+        assert json.loads(archive.read("run/run.json"))["config"] == stored
