@@ -25,6 +25,7 @@ from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.data import TokenDataset
+from bertsmith.training.recipe import Recipe
 from bertsmith.workflows.fine_tune import fine_tune
 from bertsmith.workflows.prepare import (
     MAX_EMBEDDED_TEXTS,
@@ -128,7 +129,13 @@ class TrialResult:
 
 
 def run_trial(
-    data: TrialData, config: Config, *, on_score: OnScore, stop: Callable[[], bool], measure_latency: bool = False
+    data: TrialData,
+    config: Config,
+    *,
+    on_score: OnScore,
+    stop: Callable[[], bool],
+    measure_latency: bool = False,
+    recipe: Recipe | None = None,
 ) -> TrialResult:
     """Fine-tune and score with the settings of a trial.
 
@@ -138,16 +145,17 @@ def run_trial(
         on_score: called with every score; may raise an exception to prune the trial.
         stop: called after every step; returns whether to stop.
         measure_latency: whether to measure the time for a single text.
+        recipe: the training settings; by default, those that the settings and the texts give.
 
     Raises:
         Interrupted: if ``stop`` returned true.
         UserError: if training fails.
     """
     if data.folds is None:
-        return _fit(data, config, None, on_score, stop, measure_latency)
+        return _fit(data, config, None, on_score, stop, measure_latency, recipe)
     results = []
     for fold in range(int(data.folds.max()) + 1):
-        results.append(_fit(data, config, fold, lambda at, score: None, stop, measure_latency))
+        results.append(_fit(data, config, fold, lambda at, score: None, stop, measure_latency, recipe))
         on_score(fold + 1, results[-1].score)
     latencies = [result.latency for result in results if result.latency is not None]
     return TrialResult(
@@ -165,10 +173,11 @@ def _fit(
     on_score: OnScore,
     stop: Callable[[], bool],
     measure_latency: bool,
+    recipe: Recipe | None,
 ) -> TrialResult:
     loaded, train, validation = data.prepare(config, fold)
     task = data.task
-    recipe = choose_recipe(config, task, loaded, train)
+    recipe = recipe or choose_recipe(config, task, loaded, train)
     arguments = training_arguments(recipe, config, Path(gettempdir()), loaded.device, primary=task.primary, saves=False)
     curve: list[tuple[float, float]] = []
     last_scores = np.empty(0)
