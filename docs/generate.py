@@ -385,7 +385,7 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "status": "`running`, `interrupted`, `failed` or `finished`",
             "created": "start of the run, UTC",
             "finished": "end of the run, UTC",
-            "config": "every setting",
+            "config": "every setting except `db`, which can contain a password",
             "task": "kind of label: `single-label`, `multi-label`, `ordinal` or `regression`",
             "versions": "versions of Python and of the main packages",
             "hardware": "device, CPU, cores, threads and system",

@@ -53,6 +53,10 @@ def _as_name(value: Any) -> Any:
 FilePath = Annotated[Path | None, BeforeValidator(_as_path)]
 
 
+IN_MEMORY = " in memory"
+"""The end of the recorded name of a table that is not a file."""
+
+
 class Source:
     """A table that is not a file: a data frame, an Arrow table, a dataset, or ``hf://owner/name``."""
 
@@ -60,7 +64,7 @@ class Source:
         self.table = table
 
     def __repr__(self) -> str:
-        return self.table if isinstance(self.table, str) else f"{with_article(self.table)} in memory"
+        return self.table if isinstance(self.table, str) else f"{with_article(self.table)}{IN_MEMORY}"
 
 
 def _as_source(value: Any) -> Any:
@@ -296,5 +300,5 @@ class Config(DataConfig, ModelConfig, TrainConfig, EvalConfig):
     """All settings of a run."""
 
     def dump(self) -> dict[str, Any]:
-        """Return the settings as JSON-ready values."""
-        return self.model_dump(mode="json")
+        """Return the settings as JSON-ready values, without the database URL, which can contain a password."""
+        return self.model_dump(mode="json", exclude={"db"})

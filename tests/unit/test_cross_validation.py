@@ -12,6 +12,7 @@ from bertsmith.errors import ConfigError, Interrupted
 from bertsmith.events import Finished, FoldDone, FoldStarted, StepDone
 from bertsmith.folders.run import Run
 from bertsmith.inference.abstain import held_out_predictions
+from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_table
 from bertsmith.workflows import baselines
 from bertsmith.workflows.cross_validation import (
@@ -19,6 +20,7 @@ from bertsmith.workflows.cross_validation import (
     FEW_LABELLED_TEXTS,
     FEW_TEXT_FOLDS,
     choose_folds,
+    score_folds,
     split_into_folds,
     split_or_fold,
 )
@@ -128,6 +130,40 @@ def test_a_resumed_run_trains_only_the_remaining_folds(tmp_path, pooled):
     assert [e.number for e in events if isinstance(e, FoldDone)] == [1, 2, 3]
     assert same_weights(weights_of(whole), weights_of(resumed))
     assert whole.metrics["splits"] == resumed.metrics["splits"]
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_a_saved_fold_is_trained_again_only_if_it_is_damaged(is_damaged, tmp_path, monkeypatch):
+    class Began(Exception):
+        pass
+
+    def prepare_model(*args, **settings):
+        raise Began
+
+    def emit(event):
+        raise ValueError if isinstance(event, FoldDone) else Began
+
+    monkeypatch.setattr("bertsmith.workflows.cross_validation.prepare_model", prepare_model)
+    table = _table()
+    file = tmp_path / "0.npy"
+    np.save(file, np.full((1, 45, 3), 1 / 3))
+    if is_damaged:
+        file.write_bytes(b"")
+    with pytest.raises(Began if is_damaged else ValueError):
+        score_folds(
+            None,
+            get_task(table.task),
+            Config(),
+            None,
+            table,
+            None,
+            np.arange(90) % 2,
+            None,
+            tmp_path,
+            readings=("truncate",),
+            emit=emit,
+            stop=lambda: False,
+        )
 
 
 def test_training_on_all_texts_is_resumed_from_its_checkpoint(tmp_path, pooled):

@@ -110,6 +110,17 @@ def test_what_cannot_be_read_has_no_html(tmp_path):
     assert "running" in bs.Run(tmp_path)._repr_html_()
 
 
+@pytest.mark.parametrize("objectives", [["macro_f1", "latency"], ["latency", "macro_f1"]])
+def test_a_study_shows_its_scores(tmp_path, objectives):
+    study = bs.Study(tmp_path)
+    scores, settings = {"macro_f1": [0.5, 0.9], "latency": [9.0, 5.0]}, {"model": "m"}
+    trials = [{"number": i, "values": [scores[o][i] for o in objectives], "settings": settings} for i in (0, 1)]
+    study.file.write_text(json.dumps({"searched": {"objectives": objectives}, "trials": trials}))
+    page = study._repr_html_()
+    assert 0 < page.index("0.900") < page.index("0.500")
+    assert "5.000" not in page
+
+
 def test_texts_are_escaped(tmp_path, table):
     table["Label Text"] = table["Label Text"] + EVIL
     table.attrs["name"] = EVIL
@@ -119,7 +130,8 @@ def test_texts_are_escaped(tmp_path, table):
     study = bs.Study(tmp_path)
     trial = {"number": 0, "values": [0.5], "settings": {"model": EVIL}}
     result = {"trial": 0, "test": {"value": 0.5, "interval": [0.4, 0.6]}, "verdict": EVIL}
-    study.file.write_text(json.dumps({"trials": [trial], "result": result}))
+    searched = {"objectives": ["macro_f1"]}
+    study.file.write_text(json.dumps({"searched": searched, "trials": [trial], "result": result}))
     pages.append(study._repr_html_())
     for page in pages:
         assert "canary" in page

@@ -1,5 +1,6 @@
 """Pairs and several columns through tokenizer, model, run, export and server, against Hugging Face."""
 
+import dataclasses
 import json
 import shutil
 
@@ -27,7 +28,7 @@ from bertsmith.model.tokenizer import encoder_for
 from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import WORDS, tiny_model, tiny_table
-from bertsmith.workflows import ablation
+from bertsmith.workflows import ablation, trials
 from bertsmith.workflows.prepare import prepare_model
 from tests.conftest import train
 
@@ -240,7 +241,14 @@ def test_the_report_says_what_the_pair_is_worth(paired):
 
 def test_the_ablation_of_many_texts_trains_both_models_on_a_sample(tmp_path, tiny, monkeypatch):
     monkeypatch.setattr(ablation, "MAX_TEXTS", 60)
-    events = []
+    events, recipes = [], []
+    fine_tune = trials.fine_tune
+
+    def recorded(*args, recipe, **settings):
+        recipes.append(recipe)
+        return fine_tune(*args, recipe=recipe, **settings)
+
+    monkeypatch.setattr(trials, "fine_tune", recorded)
     run = train(
         tiny,
         tmp_path / "run",
@@ -252,6 +260,7 @@ def test_the_ablation_of_many_texts_trains_both_models_on_a_sample(tmp_path, tin
         on_event=lambda event: events.append(type(event).__name__),
     )
     assert run.metrics["columns"]["texts"]["train"] == 60
+    assert [dataclasses.asdict(recipe) for recipe in recipes] == [run.info["recipe"]] * 2
     assert events.count("AblationStarted") == 1
 
 

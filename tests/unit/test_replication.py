@@ -8,11 +8,17 @@ import zipfile
 
 import pandas as pd
 import pytest
+import torch
 
+from bertsmith.config import Config
+from bertsmith.errors import ConfigError
+from bertsmith.folders.new_run import check_same_settings
 from bertsmith.folders.run import Run
+from bertsmith.inference.classifier import Classifier
 from bertsmith.report.methods import REFERENCES, write_methods
 from bertsmith.testing import tiny_table
-from bertsmith.workflows.verify import _check_metrics, verify_run
+from bertsmith.workflows.pack import pack_run
+from bertsmith.workflows.verify import _check_metrics, _check_texts, _retrain, verify_run
 
 
 @pytest.fixture
@@ -225,6 +231,64 @@ def test_predictions_by_the_models_of_folds_are_named_as_not_checked(copy, cli):
     assert len(out.splitlines()) == 4
 
 
+def test_a_run_that_predicts_in_bf16_is_compared_in_fp32(copy, monkeypatch):
+    _edit(copy / "metrics.json", lambda metrics: metrics["inference"].update(precision="bf16"))
+    monkeypatch.setattr("bertsmith.inference.classifier.choose_precision", lambda device: ("bf16", ""))
+    dtypes = []
+    predict_proba = Classifier.predict_proba
+
+    def recorded(self, texts):
+        dtypes.append(self.dtype)
+        return predict_proba(self, texts)
+
+    monkeypatch.setattr(Classifier, "predict_proba", recorded)
+    assert _checks(copy)["predictions"].identical
+    assert dtypes == [torch.float32]
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [
+        {"sql": "select * from reviews"},
+        {"sql": "select * from reviews", "db": "sqlite:///reviews.db"},  # as older versions wrote it
+        {"validation": "a DataFrame in memory", "test": "a DataFrame in memory"},
+    ],
+)
+def test_texts_are_compared_whatever_the_run_was_trained_on(copy, sources):
+    table = tiny_table(150).assign(Label=lambda frame: (frame["Label"] + 1) * 10)
+    _edit(copy / "run.json", lambda run: run["config"].update(sources))
+    splits = pd.read_parquet(copy / "splits.parquet")
+    if "test" in sources:
+        table = table.iloc[splits["row"][splits["split"] == "train"] - 1]
+    checks = {check.name: check.identical for check in verify_run(copy, table, device="cpu")}
+    assert checks["texts of the table"]
+    assert not _check_texts(Run(copy), table.iloc[20:]).identical
+    if "test" in sources:
+        with pytest.raises(ConfigError):
+            verify_run(copy, table, retrain=True)
+
+
+def test_pairs_without_a_second_text_are_compared(copy):
+    table = tiny_table(150).assign(pair=[None, *["x"] * 149], Label=lambda frame: (frame["Label"] + 1) * 10)
+    template = {"text_column": ["Text"], "pair_column": "pair", "with_columns": []}
+    _edit(copy / "run.json", lambda run: run.update(template=template))
+    assert not _check_texts(Run(copy), table).identical  # the run has single texts
+
+
+def test_training_again_uses_the_given_device(copy, monkeypatch):
+    used = []
+
+    def run_seeds(table, config, *args, **settings):
+        used.append(config.device)
+        return Run(copy)
+
+    monkeypatch.setattr("bertsmith.workflows.seeds.run_seeds", run_seeds)
+    _edit(copy / "run.json", lambda run: run["config"].update(device="mps"))
+    for device in ("cpu", "auto"):
+        assert all(check.identical for check in _retrain(Run(copy), tiny_table(), device))
+    assert used == ["cpu", "mps"]
+
+
 def test_training_again_gives_the_same_weights(copy, tmp_path):
     table = tiny_table(150)
     table["Label"] = (table["Label"] + 1) * 10
@@ -260,4 +324,18 @@ def test_an_archive_has_the_run_and_its_checksums(finished, cli, tmp_path, texts
     if not texts:
         everything = b"".join(p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file())
         assert not any(text.encode() in everything for text in saved)
+        checks = {name: check.identical for name, check in _checks(tmp_path / "out" / "run").items()}
+        assert checks == {"model files": True, METRICS: True, "predictions": None}
     assert cli("pack", finished, "-o", file)[0] == 2
+
+
+def test_no_record_has_the_database_url(copy, tmp_path):
+    config = Config(sql="select 1", db="postgresql://me:secret@host/reviews")
+    stored = json.loads((copy / "run.json").read_text())["config"]
+    assert stored.keys() == config.dump().keys()
+    assert "secret" not in str(config.dump())
+    _edit(copy / "run.json", lambda run: run["config"].update(db=config.db))  # as older versions did
+    check_same_settings(Run(copy), stored)
+    pack_run(copy, tmp_path / "run.zip")
+    with zipfile.ZipFile(tmp_path / "run.zip") as archive:
+        assert json.loads(archive.read("run/run.json"))["config"] == stored

@@ -1,6 +1,7 @@
 """Several seeds: spread of the scores, best model and ensemble."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -108,3 +109,18 @@ def test_an_invalid_table_replaces_no_files(seeds, tiny):
         train(tiny, seeds.path, table=tiny_table(2), seeds=2, overwrite=True)
     assert bs.Run(seeds.path).info["status"] == "finished"
     assert len(seeds.members) == 3
+
+
+def test_overwrite_trains_every_seed_again(seeds, tmp_path, monkeypatch):
+    folder, trained = tmp_path / "run", []
+    shutil.copytree(seeds.path, folder)
+
+    def train_into(path, *args, before_writing, **settings):
+        before_writing()
+        trained.append(path.name)
+
+    monkeypatch.setattr("bertsmith.workflows.seeds.train_into", train_into)
+    monkeypatch.setattr("bertsmith.workflows.seeds._finish", lambda run, config: None)
+    bs.train(tiny_table(), output=folder, seeds=4, seed=7, overwrite=True)
+    assert trained == ["7", "8", "9", "10"]
+    assert bs.Run(folder).members == []  # those of the old run are gone

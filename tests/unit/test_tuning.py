@@ -9,6 +9,7 @@ import types
 
 import numpy as np
 import optuna
+import pandas as pd
 import pytest
 from optuna.trial import TrialState
 from rich.console import Console
@@ -16,8 +17,10 @@ from sqlalchemy.exc import OperationalError
 
 import bertsmith as bs
 from bertsmith.config import Config
+from bertsmith.data.template import texts_of
 from bertsmith.errors import ConfigError, DeviceError, Interrupted, RunFolderError
 from bertsmith.events import StorageUnavailable, StudyStarted, TrialStarted
+from bertsmith.inference.classifier import Classifier
 from bertsmith.progress.tuning import TuningProgress
 from bertsmith.report.study import advice
 from bertsmith.testing import tiny_table
@@ -257,6 +260,7 @@ def test_advice_depends_on_the_space_and_the_curve():
     info = {
         "searched": {
             "cv": None,
+            "objectives": ["latency", "macro_f1"],
             "space": {
                 "learning_rate": {"low": 1e-5, "high": 1e-3, "log": True, "whole": False},
                 "layer_decay": {"low": 0.7, "high": 1.0, "log": False, "whole": False},
@@ -264,7 +268,7 @@ def test_advice_depends_on_the_space_and_the_curve():
             },
         },
         "trials": [
-            {"number": n, "state": "complete", "values": [n / 100], "curve": [[1.0, 0.5], [2.0, 0.6]]}
+            {"number": n, "state": "complete", "values": [5.0 + n, n / 100], "curve": [[1.0, 0.5], [2.0, 0.6]]}
             for n in range(12)
         ],
     }
@@ -290,7 +294,7 @@ def test_advice_depends_on_the_space_and_the_curve():
     result["importance"]["dropout"] = 0.5
     assert advice(info, result) == []
     for trial in info["trials"]:
-        trial["values"] = [0.2]
+        trial["values"][1] = 0.2
     assert any("learned nothing" in s for s in advice(info, result))
 
 
@@ -464,6 +468,22 @@ def test_a_trial_score_includes_the_gain_of_the_decision_rule(tiny, tmp_path, mo
     ruled = tune(tiny, tmp_path / "auto", trials=1, epochs=1)
     assert ruled.result["score"] == pytest.approx(plain.result["score"] + 0.25)
     assert ruled.info["trials"][0]["curve"] == plain.info["trials"][0]["curve"]
+
+
+def test_a_multi_label_trial_counts_the_gain_of_the_thresholds_once(tiny):
+    rows = tiny_table(120)
+    second = tiny_table(120, seed=1).sample(frac=1, random_state=0, ignore_index=True)
+    texts = rows["Text"] + " " + second["Text"]
+    names = [";".join(sorted({*pair})) for pair in zip(rows["Label Text"], second["Label Text"], strict=True)]
+    table = bs.read_table(pd.DataFrame({"Text": texts, "Labels": names}), task="multi-label")
+    data = TrialData(table.take(np.arange(60)), table.take(np.arange(60, 120)))
+    config = Config(model=str(tiny), **{**QUICK, "epochs": 1})
+    result = trying.run_trial(data, config, on_score=lambda epoch, score: None, stop=lambda: False)
+    task, test = data.task, data.validation
+    scores = Classifier(result.loaded, test.labels, task).predict_proba(texts_of(test.frame))
+    rule, _ = task.fit_rule(test.targets, scores, seed=config.seed)
+    assert rule.used
+    assert result.score == pytest.approx(task.scalar_metrics(test.targets, scores)["macro_f1"] + rule.gain)
 
 
 def test_a_truncated_journal_loses_only_its_last_line(tmp_path):

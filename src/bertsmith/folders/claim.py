@@ -146,7 +146,8 @@ def check_empty(path: Path) -> None:
 
 def known_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return stored settings in the form of this version: defaults for new settings, without removed settings."""
-    return {**Config().dump(), **{name: value for name, value in stored.items() if name in Config.model_fields}}
+    defaults = Config().dump()
+    return {**defaults, **{name: value for name, value in stored.items() if name in defaults}}
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -17,6 +17,7 @@ from bertsmith.folders.run import Run
 from bertsmith.folders.study import Study
 from bertsmith.report.figures import heatmap, number_diagram
 from bertsmith.report.report import best_epoch, curves, draw_reliability
+from bertsmith.report.study import score_index
 from bertsmith.tasks.registry import get_task
 
 if TYPE_CHECKING:
@@ -156,8 +157,9 @@ def run_html(run: Run) -> str:
 def study_html(study: Study) -> str:
     """Return the result of a study and its best trials."""
     info, result = study.info, study.result
-    best = sorted((t for t in info.get("trials", []) if t["values"]), key=lambda t: -t["values"][-1])[:ROWS]
-    rows = [(t["number"], _number(t["values"][-1]), _settings(t["settings"])) for t in best]
+    index = score_index(info["searched"]["objectives"])
+    best = sorted((t for t in info.get("trials", []) if t["values"]), key=lambda t: -t["values"][index])[:ROWS]
+    rows = [(t["number"], _number(t["values"][index]), _settings(t["settings"])) for t in best]
     after = [f"{counted(len(info.get('trials', [])), 'trial')}; the score is from the validation texts"]
     if result is not None:
         test = result["test"]

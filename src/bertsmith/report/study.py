@@ -46,7 +46,7 @@ def write_study_report(folder: Path, info: Mapping[str, Any]) -> Path:
     """
     trials, result = info["trials"], info["result"]
     space, objectives = info["searched"]["space"], info["searched"]["objectives"]
-    index = next(i for i, name in enumerate(objectives) if name != "latency")
+    index = score_index(objectives)
     task = next(task for task in TASKS.values() if task.primary == objectives[index])
     metric, meaning = task.metric_names[task.primary]
     complete = [t for t in trials if t["state"] == "complete"]
@@ -80,6 +80,11 @@ def write_study_report(folder: Path, info: Mapping[str, Any]) -> Path:
     return folder / "report.html"
 
 
+def score_index(objectives: Sequence[str]) -> int:
+    """Return the position of the score among the objectives of a study, and so among the values of a trial."""
+    return next(i for i, name in enumerate(objectives) if name != "latency")
+
+
 def advice(info: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
     """Return sentences on what to try next; none with fewer than `MIN_TRIALS` complete trials.
 
@@ -91,8 +96,8 @@ def advice(info: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
     complete = [t for t in trials if t["state"] == "complete"]
     if len(complete) < MIN_TRIALS:
         return []
-    sentences = []
-    if len({t["values"][0] for t in complete}) == 1:
+    sentences, index = [], score_index(info["searched"]["objectives"])
+    if len({t["values"][index] for t in complete}) == 1:
         sentences.append("Every trial has the same score: the models learned nothing. Add texts, or allow more epochs.")
     for name, value in {} if result["is_default"] else result["settings"].items():
         dimension = space.get(name, {})

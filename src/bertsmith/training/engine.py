@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from bertsmith.tasks.base import Task
     from bertsmith.training.callback import EventCallback
 
-OnScores = Callable[[np.ndarray, np.ndarray], None]
+OnScores = Callable[[np.ndarray], None]
 
 
 class Engine(ResumableTrainer):
@@ -68,7 +68,7 @@ class Engine(ResumableTrainer):
         callback: EventCallback,
         group: ProcessGroup = SINGLE_PROCESS,
         *,
-        on_scores: OnScores = lambda targets, scores: None,
+        on_scores: OnScores = lambda scores: None,
         halved: bool = False,
     ) -> None:
         self.loaded, self.recipe, self.task, self.callback = loaded, recipe, task, callback
@@ -149,7 +149,7 @@ class Engine(ResumableTrainer):
         self.callback.only_label = self.task.only_label(scores, self.model.config.id2label)
         loss = self.step_loss.loss.plain()(table, batch.labels).mean()
         values = {"loss": loss, **self.task.validation_metrics(targets, scores)}
-        self.on_scores(targets, scores)
+        self.on_scores(scores)
         metrics = {f"eval_{name}": float(value) for name, value in values.items()}
         self.log({**metrics})  # adds the epoch
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -44,7 +44,7 @@ def fit(
     recipe: Recipe,
     task: Task,
     emit: Listener,
-    on_scores: OnScores = lambda targets, scores: None,
+    on_scores: OnScores = lambda scores: None,
     stop: Callable[[], bool] = lambda: False,
     resume: Path | None = None,
     user_arguments: Mapping[str, Any] | None = None,
@@ -65,7 +65,7 @@ def fit(
         recipe: for the settings that ``arguments`` do not have.
         task: the kind of label, fitted to the training texts.
         emit: receives events.
-        on_scores: receives targets and scores of the validation texts at every evaluation.
+        on_scores: receives the scores of the validation texts at every evaluation.
         stop: called after each step; ``True`` saves a checkpoint and interrupts the training.
         resume: checkpoint to resume from.
         user_arguments: training arguments set by the user, for error messages.

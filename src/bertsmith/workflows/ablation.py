@@ -82,8 +82,8 @@ def compare_columns(
             rows = np.sort(np.random.default_rng(config.seed).permutation(len(tables["train"]))[:n_train])
             tables, alone = ({**some, "train": some["train"].take(rows)} for some in (tables, alone))
             soft_labels = None if soft_labels is None else soft_labels[rows]
-            predicted = _train(tables, soft_labels, config, stop)
-        without = _train(alone, soft_labels, config, stop)
+            predicted = _train(tables, soft_labels, config, recipe, stop)
+        without = _train(alone, soft_labels, config, recipe, stop)
     task, groups = get_task(scored.task), table_groups(scored)
     value, low, high = task.difference(scored.targets, predicted, without, seed=config.seed, groups=groups)
     values = [task.scalar_metrics(scored.targets, scores)[task.primary] for scores in (predicted, without)]
@@ -107,11 +107,11 @@ def _first_column(table: Table) -> Table:
 
 
 def _train(
-    tables: dict[str, Table], soft_labels: np.ndarray | None, config: Config, stop: Callable[[], bool]
+    tables: dict[str, Table], soft_labels: np.ndarray | None, config: Config, recipe: Recipe, stop: Callable[[], bool]
 ) -> np.ndarray:
     """Train on the train split, select the epoch on validation, and return the scores of the test texts."""
     data = TrialData(tables["train"], tables["validation"], soft_labels=soft_labels)
-    loaded = run_trial(data, config, on_score=lambda epoch, score: None, stop=stop).loaded
+    loaded = run_trial(data, config, on_score=lambda epoch, score: None, stop=stop, recipe=recipe).loaded
     assert loaded is not None  # `None` only with folds
     test = tables["test"]
     return Classifier(loaded, test.labels, get_task(test.task)).predict_proba(texts_of(test.frame))

@@ -227,9 +227,11 @@ def score_folds(
 
     for f in range(k):
         inside, outside = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
-        file = folder / f"{f}.npy"
-        with contextlib.suppress(OSError, ValueError):
+        file, saved = folder / f"{f}.npy", False
+        with contextlib.suppress(OSError, ValueError, EOFError):  # no saved fold, or a damaged one
             result[:, outside] = np.load(file, allow_pickle=False)
+            saved = True
+        if saved:
             emit(FoldDone(f + 1, k, score(outside)))
             continue
         emit(FoldStarted(f + 1, k))

@@ -35,7 +35,7 @@ def fine_tune(
     config: Config,
     emit: Listener,
     emit_contrastive: Listener | None = None,
-    on_scores: OnScores = lambda targets, scores: None,
+    on_scores: OnScores = lambda scores: None,
     stop: Callable[[], bool] = lambda: False,
     resume: Path | None = None,
     group: ProcessGroup = SINGLE_PROCESS,

@@ -60,8 +60,8 @@ def pack_run(path: Path, output: Path, *, texts: bool = True) -> int:
             content_bytes = source.read_bytes()
             if not texts and source.parent.name == "predictions":
                 content_bytes = _hashed(source)
-            elif not texts and source.name == "run.json":
-                content_bytes = _without_quotes(content_bytes)
+            elif source == run.layout.run:
+                content_bytes = _to_share(content_bytes, texts=texts)
             _add(archive, f"run/{source.relative_to(run.path).as_posix()}", content_bytes, sums)
         archive.writestr(MANIFEST, "".join(f"{line}\n" for line in sums))
     return len(sums) + 1
@@ -99,8 +99,10 @@ def _hashed(file: Path) -> bytes:
     return buffer.getvalue()
 
 
-def _without_quotes(content: bytes) -> bytes:
-    """Return ``run.json`` without the findings, whose messages quote words of the texts."""
+def _to_share(content: bytes, *, texts: bool) -> bytes:
+    """Return ``run.json`` without a database URL; without texts, also without findings, whose messages quote them."""
     info = json.loads(content)
-    info["data"]["findings"] = {**info["data"]["findings"], "findings": []}
+    info["config"].pop("db", None)  # of runs of older versions: it can contain a password
+    if not texts:
+        info["data"]["findings"] = {**info["data"]["findings"], "findings": []}
     return (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode()

@@ -71,7 +71,7 @@ def run_seeds(
         table = as_table(source, config)
         try:
             for number in range(config.seeds):
-                _train_seed(table, config, run, number, observe, stop, create_once)
+                _train_seed(table, config, run, number, observe, stop, create_once, resume=created)
         except BaseException:
             if not created:  # a run to overwrite is unchanged
                 raise
@@ -90,10 +90,12 @@ def _train_seed(
     observe: RunListener,
     stop: Callable[[], bool],
     before_writing: Callable[[], None],
+    *,
+    resume: bool,
 ) -> None:
     seed = (config.seed + number) % 2**32
     member = Run(run.layout.seeds / str(seed))
-    exists = member.layout.run.is_file()
+    exists = resume and member.layout.run.is_file()  # otherwise the seed belongs to the run that is overwritten
     if exists and member.info.get("status") == "finished":
         return
     observe(SeedStarted(seed, number + 1, config.seeds))

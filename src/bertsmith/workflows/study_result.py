@@ -19,6 +19,7 @@ from bertsmith.evaluation.baseline import verdict
 from bertsmith.evaluation.intervals import TAILS
 from bertsmith.events import FinalStarted, StudyListener
 from bertsmith.folders import atomic
+from bertsmith.folders.claim import known_settings
 from bertsmith.folders.run import Run
 from bertsmith.folders.study import Study
 from bertsmith.report.study import advice, write_study_report
@@ -108,7 +109,7 @@ def _train_final(
     name: str, run: Run, table: Table, config: Config, observe: StudyListener, stop: Callable[[], bool]
 ) -> Run:
     info = run.info if run.layout.run.is_file() else {}
-    is_same = info.get("config") == config.dump()
+    is_same = bool(info) and known_settings(info["config"]) == config.dump()
     if is_same and info.get("status") == "finished":
         return run
     observe(FinalStarted(name))
@@ -193,7 +194,7 @@ def _without_defaults(config: Config) -> dict[str, Any]:
 
 def _toml(config: Config) -> str:
     """Return the settings that differ from their defaults, as a file for ``train --config``."""
-    omitted = ("validation", "test", "sql", "db", "corrections", "set")
+    omitted = ("validation", "test", "sql", "corrections", "set")
     lines = ["# Settings of the winner: bertsmith train TABLE -o RUN --config best.toml"]
     lines += [
         f"{name} = {json.dumps(value)}" for name, value in _without_defaults(config).items() if name not in omitted

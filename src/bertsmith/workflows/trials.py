@@ -25,6 +25,7 @@ from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.data import TokenDataset
+from bertsmith.training.recipe import Recipe
 from bertsmith.workflows.fine_tune import fine_tune
 from bertsmith.workflows.prepare import (
     MAX_EMBEDDED_TEXTS,
@@ -114,9 +115,9 @@ class TrialResult:
     """The result of a trial.
 
     Attributes:
-        score: best validation score. If a decision rule is used, its gain on texts that it was not tuned on is added.
-            With cross-validation, the mean over the folds.
-        curve: epoch (or fold, from 1) and score of every evaluation, without a decision rule.
+        score: of the best evaluation, without a decision rule. If a rule is used, its gain on texts that it was not
+            tuned on is added. With cross-validation, the mean over the folds.
+        curve: epoch (or fold, from 1) and `Task.validation_metrics` of every evaluation.
         latency: milliseconds for a single text, if measured.
         loaded: model with the weights of the best evaluation; ``None`` with cross-validation.
     """
@@ -128,7 +129,13 @@ class TrialResult:
 
 
 def run_trial(
-    data: TrialData, config: Config, *, on_score: OnScore, stop: Callable[[], bool], measure_latency: bool = False
+    data: TrialData,
+    config: Config,
+    *,
+    on_score: OnScore,
+    stop: Callable[[], bool],
+    measure_latency: bool = False,
+    recipe: Recipe | None = None,
 ) -> TrialResult:
     """Fine-tune and score with the settings of a trial.
 
@@ -138,16 +145,17 @@ def run_trial(
         on_score: called with every score; may raise an exception to prune the trial.
         stop: called after every step; returns whether to stop.
         measure_latency: whether to measure the time for a single text.
+        recipe: the training settings; by default, those that the settings and the texts give.
 
     Raises:
         Interrupted: if ``stop`` returned true.
         UserError: if training fails.
     """
     if data.folds is None:
-        return _fit(data, config, None, on_score, stop, measure_latency)
+        return _fit(data, config, None, on_score, stop, measure_latency, recipe)
     results = []
     for fold in range(int(data.folds.max()) + 1):
-        results.append(_fit(data, config, fold, lambda at, score: None, stop, measure_latency))
+        results.append(_fit(data, config, fold, lambda at, score: None, stop, measure_latency, recipe))
         on_score(fold + 1, results[-1].score)
     latencies = [result.latency for result in results if result.latency is not None]
     return TrialResult(
@@ -165,25 +173,26 @@ def _fit(
     on_score: OnScore,
     stop: Callable[[], bool],
     measure_latency: bool,
+    recipe: Recipe | None,
 ) -> TrialResult:
     loaded, train, validation = data.prepare(config, fold)
     task = data.task
-    recipe = choose_recipe(config, task, loaded, train)
+    recipe = recipe or choose_recipe(config, task, loaded, train)
     arguments = training_arguments(recipe, config, Path(gettempdir()), loaded.device, primary=task.primary, saves=False)
-    best: Evaluated | None = None
     curve: list[tuple[float, float]] = []
-    last_outputs = best_outputs = (np.empty(0), np.empty(0))
+    last_scores = np.empty(0)
+    best_scores: np.ndarray | None = None
 
-    def on_scores(targets: np.ndarray, scores: np.ndarray) -> None:
-        nonlocal last_outputs
-        last_outputs = (targets, scores)
+    def on_scores(scores: np.ndarray) -> None:
+        nonlocal last_scores
+        last_scores = scores
 
     def on_event(event: Event) -> None:
-        nonlocal best, best_outputs
+        nonlocal best_scores
         if isinstance(event, Evaluated):
             curve.append((event.epoch, event.metrics[task.primary]))
             if event.best:
-                best, best_outputs = event, last_outputs
+                best_scores = last_scores
             on_score(event.epoch, event.metrics[task.primary])
 
     fine_tune(
@@ -199,15 +208,20 @@ def _fit(
         stop=stop,
         config=config,
     )
-    if best is None:
+    if best_scores is None:
         raise ConfigError(
             "a trial ended before its first evaluation",
             where=f"training argument eval_steps={config.set.get('eval_steps')}",
             remedy="Remove eval_steps: trials are evaluated at fractions of an epoch.",
         )
-    rule = task.fit_rule(*best_outputs, seed=config.seed)[0] if config.decision_rule == "auto" else None
+    targets = validation.labels  # bool for label sets; a batch has numbers
+    # The epoch metric of label sets already has the best thresholds, so the gain is added to the score without them.
+    score = float(task.resampled(np.ones((1, len(targets))), targets, best_scores)[task.primary][0])
+    if config.decision_rule == "auto":
+        rule, _ = task.fit_rule(targets, best_scores, seed=config.seed)
+        score += rule.gain if rule.used else 0.0
     return TrialResult(
-        score=best.metrics[task.primary] + (rule.gain if rule is not None and rule.used else 0.0),
+        score=score,
         curve=curve,
         latency=_measure_latency(loaded, validation) if measure_latency else None,
         loaded=loaded if fold is None else None,

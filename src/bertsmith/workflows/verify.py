@@ -9,8 +9,11 @@ from math import isclose, isfinite
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import torch
+
 from bertsmith import __version__
-from bertsmith.config import Config
+from bertsmith.config import IN_MEMORY, Config
 from bertsmith.data.read import read_table
 from bertsmith.data.template import normalise_text, texts_of
 from bertsmith.errors import ConfigError, RunFolderError, counted, quoted
@@ -64,11 +67,17 @@ def verify_run(path: Path, table: Any = None, *, retrain: bool = False, device: 
     run = open_run(path)
     if retrain and table is None:
         raise ConfigError("--retrain needs the table of the run", remedy="Pass the table after the run.")
+    if retrain and (lost := _in_memory(run)):
+        raise ConfigError(
+            f"--retrain needs the {' and '.join(lost)} texts of the run, which were in memory",
+            where=str(path),
+            remedy="Leave out --retrain.",
+        )
     checks = [_check_seals(run), _check_metrics(run), _check_predictions(run, device)]
     if table is not None:
         checks.append(_check_texts(run, table))
     if retrain:
-        checks += _retrain(run, table)
+        checks += _retrain(run, table, device)
     return checks
 
 
@@ -162,8 +171,11 @@ def _check_predictions(run: Run, device: str) -> Check:
     except RunFolderError as error:  # other checks still say what differs
         return Check("predictions", None, f"the model cannot be loaded: {error.what}")
     task, saved = get_task(run.task), run.predictions
+    if saved["text"].isin(_splits(run).get("hash", [])).all():
+        return Check("predictions", None, "the run has hashes in place of its texts, as an archive without texts")
     scores = task.stored_scores(saved)
-    computed = classifier.predict_proba(texts_of(saved))
+    # The saved scores are in fp32, even if the run predicts in bf16.
+    computed = classifier.set_dtype(torch.float32).predict_proba(texts_of(saved))
     difference = float(abs(computed - scores).max()) / task.unit(scores)
     n_labels = int((~task.is_same(scores, computed)).sum())
     others = counted(n_labels, "different prediction")
@@ -173,11 +185,11 @@ def _check_predictions(run: Run, device: str) -> Check:
 
 def _check_texts(run: Run, table: Any) -> Check:
     """Compare the texts of a table with the hashes of those that the run used."""
-    import pandas as pd
-
-    used = set(pd.read_parquet(run.layout.splits)["hash"].dropna())
+    splits = _splits(run)
+    used = set(splits["hash"][~splits["split"].isin(_in_memory(run))].dropna())
     settings = _settings(run).model_copy(update={"task": run.task})
-    given = texts_of(read_table(table, settings, known=run.labels, template=run.template).frame.fillna({"text": ""}))
+    read = read_table(table, settings, known=run.labels, template=run.template)
+    given = texts_of(read.frame.fillna({"text": "", "pair": ""}))
     missing = len(used - set(hash_texts(normalise_text(text) for text in given)))
     detail = (
         counted(len(used), "text")
@@ -187,18 +199,31 @@ def _check_texts(run: Run, table: Any) -> Check:
     return Check("texts of the table", not missing, detail)
 
 
+def _splits(run: Run) -> pd.DataFrame:
+    with damage_errors(run.layout.splits):
+        return pd.read_parquet(run.layout.splits)
+
+
+def _in_memory(run: Run) -> list[str]:
+    """Return the splits of a run whose table was not a file, so that it cannot be read again."""
+    config = run.info["config"]
+    return [name for name in ("validation", "test") if str(config.get(name)).endswith(IN_MEMORY)]
+
+
 def _settings(run: Run) -> Config:
+    """Return the settings to read a table with, or to train on it: those of the run without its sources."""
     known = {name: value for name, value in run.info["config"].items() if name in Config.model_fields}
-    return Config.model_validate(known)
+    return Config.model_validate({**known, **dict.fromkeys(("sql", "db", *_in_memory(run)))})
 
 
-def _retrain(run: Run, table: Any) -> list[Check]:
+def _retrain(run: Run, table: Any, device: str) -> list[Check]:
     from bertsmith.workflows.seeds import run_seeds
 
+    settings = _settings(run)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         again = run_seeds(
             table,
-            _settings(run),
+            settings if device == "auto" else settings.model_copy(update={"device": device}),
             Path(folder) / "run",
             resume=False,
             overwrite=False,
