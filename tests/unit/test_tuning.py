@@ -3,12 +3,14 @@
 import dataclasses
 import io
 import json
+import shutil
 import threading
 import time
 import types
 
 import numpy as np
 import optuna
+import pandas as pd
 import pytest
 from optuna.trial import TrialState
 from rich.console import Console
@@ -18,6 +20,7 @@ import bertsmith as bs
 from bertsmith.config import Config
 from bertsmith.errors import ConfigError, DeviceError, Interrupted, RunFolderError
 from bertsmith.events import StorageUnavailable, StudyStarted, TrialStarted
+from bertsmith.folders.run import Run
 from bertsmith.progress.tuning import TuningProgress
 from bertsmith.report.study import advice
 from bertsmith.testing import tiny_table
@@ -28,6 +31,7 @@ from bertsmith.tuning.config import StudyConfig
 from bertsmith.tuning.space import Choice, Range, apply_changes, default_space, read_space, with_values
 from bertsmith.tuning.store import Store, is_done
 from bertsmith.workflows import trials as trying
+from bertsmith.workflows.study_result import _difference
 from bertsmith.workflows.trials import TrialData, evaluation_steps, with_evaluation_steps
 from tests.conftest import same_weights, train, weights_of
 
@@ -93,6 +97,19 @@ def test_a_file_changes_the_space(tmp_path):
     assert "dropout" not in space
     assert config.dropout == 0.2
     assert with_values(config, {"adam_beta2": 0.95, "epochs": 2}).set == {"adam_beta2": 0.95}
+
+
+def test_the_settings_of_a_trial_keep_what_the_user_set():
+    config = with_values(Config(test_size=0.1), {"epochs": 2, "adam_beta2": 0.95})
+    assert config.model_fields_set == {"test_size", "epochs", "set"}  # others, such as validation_size, stay unset
+
+
+def test_runs_with_different_test_texts_are_not_compared(own_run, tmp_path):
+    other = Run(shutil.copytree(own_run, tmp_path / "other"))
+    file = other.layout.predictions / "test.parquet"
+    pd.read_parquet(file).iloc[1:].to_parquet(file)
+    with pytest.raises(RunFolderError):
+        _difference(Run(own_run), other)
 
 
 @pytest.mark.parametrize(

@@ -274,4 +274,5 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     """Return settings with new values; names that are not settings become training arguments of transformers."""
     settings = {name: value for name, value in values.items() if name in _TUNABLE}
     arguments = {name: value for name, value in values.items() if name not in _TUNABLE}
-    return Config(**{**config.model_dump(), **settings, "set": {**config.set, **arguments}})
+    given = config.model_dump(exclude_unset=True)  # a default has another meaning if the user sets it
+    return Config(**{**given, **settings, "set": {**config.set, **arguments}})

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from bertsmith.config import Config
 from bertsmith.data.table import Table
-from bertsmith.errors import ConfigError
+from bertsmith.errors import ConfigError, RunFolderError
 from bertsmith.evaluation.baseline import verdict
 from bertsmith.evaluation.intervals import TAILS
 from bertsmith.events import FinalStarted, StudyListener
@@ -156,10 +156,21 @@ def _result(
 
 
 def _difference(best: Run, baseline: Run) -> tuple[float, float, float]:
-    """Return the difference of two runs in the primary test metric, averaged over seeds, and its interval."""
+    """Return the difference of two runs in the primary test metric, averaged over seeds, and its interval.
+
+    Raises:
+        RunFolderError: if the runs have different test texts.
+    """
     values, draws, task = [], [], get_task(best.task)
     for pair in zip(best.members or [best], baseline.members or [baseline], strict=True):
         frames = [run.predictions.sort_values(["row", "text"], ignore_index=True) for run in pair]
+        texts = [frame[["row", "text"]] for frame in frames]
+        if not texts[0].equals(texts[1]):  # as in an unfinished study of an older version
+            raise RunFolderError(
+                "the winner and the defaults have different test texts, so bertsmith cannot compare them",
+                where=str(best.path.parent),
+                remedy=f"Delete its folders {best.path.name} and {baseline.path.name}, and run the command again.",
+            )
         first, second = (task.stored_scores(frame) for frame in frames)
         targets, groups = task.stored_targets(frames[0], best.labels), stored_groups(frames[0])
         seed = best.info["config"]["seed"]  # the same resamples for every seed of the models
