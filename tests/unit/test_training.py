@@ -17,6 +17,7 @@ from bertsmith.events import Evaluated, Finished, Saved, Started, StepDone
 from bertsmith.load_config import resolve
 from bertsmith.model import checkpoint, forward
 from bertsmith.model.load import load_model
+from bertsmith.tasks.registry import get_task
 from bertsmith.testing import ARCHITECTURES, tiny_model
 from bertsmith.training.arguments import argument_problems, training_arguments
 from bertsmith.training.engine import Engine
@@ -165,6 +166,30 @@ def test_any_training_argument_can_be_set(tmp_path):
     with pytest.raises(ConfigError) as caught:
         training_arguments(recipe, bad, tmp_path, CPU)
     assert caught.value.where == "--set eval_strategy=sometimes"
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "metric", "greater"),
+    [
+        ("single-label", None, "macro_f1", True),
+        ("single-label", "loss", "loss", False),
+        ("multi-label", "eval_micro_f1", "micro_f1", True),
+        ("regression", "mae", "mae", False),
+    ],
+)
+def test_the_metric_of_the_best_epoch_has_a_direction(task, given, metric, greater, tmp_path):
+    config = Config(set={"metric_for_best_model": given} if given else {})
+    recipe = choose(config, counts=np.array([10]), parameters=1, device=CPU)
+    arguments = training_arguments(recipe, config, tmp_path, CPU, task=get_task(task))
+    assert (arguments.metric_for_best_model, arguments.greater_is_better) == (metric, greater)
+
+
+def test_an_unknown_metric_of_the_best_epoch_is_an_error(tmp_path):
+    config = Config(set={"metric_for_best_model": "accuracy"})
+    recipe = choose(config, counts=np.array([10]), parameters=1, device=CPU)
+    with pytest.raises(ConfigError) as caught:
+        training_arguments(recipe, config, tmp_path, CPU, task=get_task("multi-label"))
+    assert caught.value.where == "--set metric_for_best_model=accuracy"
 
 
 @pytest.fixture(scope="module")

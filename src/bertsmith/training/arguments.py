@@ -12,11 +12,13 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from bertsmith.config import PRIMARY, TrainConfig
-from bertsmith.errors import ConfigError, did_you_mean
+from bertsmith.errors import ConfigError, did_you_mean, listing
 from bertsmith.training.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
+
+    from bertsmith.tasks.base import Task
 
 NEVER = 2**31 - 1
 """A number of steps that no training reaches."""
@@ -50,7 +52,7 @@ def training_arguments(
     folder: Path,
     device: torch.device | None = None,
     *,
-    primary: str = PRIMARY,
+    task: Task | None = None,
     saves: bool = True,
     validates: bool = True,
 ) -> TrainingArguments:
@@ -61,14 +63,22 @@ def training_arguments(
         config: with the user's arguments.
         folder: for checkpoints.
         device: device of the training.
-        primary: the metric that selects the best epoch; higher is better.
+        task: its primary metric selects the best epoch, unless the user chose another one; ``None`` if no epoch is
+            selected.
         saves: whether to save checkpoints and load the best one at the end.
         validates: whether to score validation texts. If not, the last weights are the result, and checkpoints are
             saved only at time intervals.
 
     Raises:
-        ConfigError: if transformers rejects the user's arguments.
+        ConfigError: if transformers rejects the user's arguments, or if the task has no such metric.
     """
+    metric = str(config.set.get("metric_for_best_model") or (task.primary if task else PRIMARY)).removeprefix("eval_")
+    if task is not None and metric not in (metrics := ("loss", *task.epoch_metrics)):
+        raise ConfigError(
+            f"{metric!r} cannot select the best epoch of --task {task.name}",
+            where=f"--set metric_for_best_model={metric}",
+            remedy=f"Use one of {listing(metrics)}, or leave out the argument.",
+        )
     arguments: dict[str, Any] = {
         "output_dir": str(folder),
         "seed": config.seed,
@@ -86,14 +96,13 @@ def training_arguments(
         "save_total_limit": 3,  # the best, the newest, and the one before, in case the newest is damaged
         "restore_callback_states_from_checkpoint": True,
         "load_best_model_at_end": True,
-        "metric_for_best_model": primary,
-        "greater_is_better": True,
+        "greater_is_better": metric not in ("loss", "mae"),
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": False,  # micro-batches are pinned after the split
         "logging_nan_inf_filter": False,  # would synchronize with the GPU in each step; see `NanGuard`
     }
-    arguments |= config.set
+    arguments |= {**config.set, "metric_for_best_model": metric}
     # Each evaluated model is saved, so that the best one can be loaded.
     arguments.setdefault("save_strategy", arguments["eval_strategy"])
     if "eval_steps" in arguments:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from bertsmith.config import PRIMARY
 from bertsmith.events import Collapsed, Evaluated, Listener, Saved, Started, StepDone
 
 if TYPE_CHECKING:
@@ -94,8 +93,7 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
         """Report the evaluation, and decide whether it is the best one."""
         engine = self.engine
         values = {name.removeprefix("eval_"): float(value) for name, value in metrics.items()}
-        metric = (args.metric_for_best_model or PRIMARY).removeprefix("eval_")
-        score = (_sign(args) * values[metric], -values["loss"])
+        score = (_sign(args) * values[args.metric_for_best_model], -values["loss"])
         self.is_best = score >= self.best or not self.selects
         if self.is_best:
             self.best = score

@@ -169,7 +169,7 @@ def _fit(
     loaded, train, validation = data.prepare(config, fold)
     task = data.task
     recipe = choose_recipe(config, task, loaded, train)
-    arguments = training_arguments(recipe, config, Path(gettempdir()), loaded.device, primary=task.primary, saves=False)
+    arguments = training_arguments(recipe, config, Path(gettempdir()), loaded.device, task=task, saves=False)
     best: Evaluated | None = None
     curve: list[tuple[float, float]] = []
     last_outputs = best_outputs = (np.empty(0), np.empty(0))
