@@ -192,6 +192,14 @@ def test_an_unknown_metric_of_the_best_epoch_is_an_error(tmp_path):
     assert caught.value.where == "--set metric_for_best_model=accuracy"
 
 
+@pytest.mark.parametrize("settings", [{"precision": "fp16"}, {"set": {"fp16": True}}])
+def test_fp16_needs_a_gpu(settings, tmp_path):
+    config = Config(**settings)
+    recipe = choose(config, counts=np.array([10]), parameters=1, device=CPU)
+    with pytest.raises(ConfigError):
+        training_arguments(recipe, config, tmp_path, CPU)
+
+
 @pytest.fixture(scope="module")
 def story(tiny, tmp_path_factory):
     """A run of three epochs, and its events."""

@@ -70,7 +70,7 @@ def training_arguments(
             saved only at time intervals.
 
     Raises:
-        ConfigError: if transformers rejects the user's arguments, or if the task has no such metric.
+        ConfigError: if transformers rejects the user's arguments, if the task has no such metric, or for fp16 on a CPU.
     """
     metric = str(config.set.get("metric_for_best_model") or (task.primary if task else PRIMARY)).removeprefix("eval_")
     if task is not None and metric not in (metrics := ("loss", *task.epoch_metrics)):
@@ -117,6 +117,10 @@ def training_arguments(
         result = TrainingArguments(**arguments)
     except (ValueError, TypeError, ImportError) as error:
         raise arguments_error(config.set, error) from error
+    if result.fp16 and device is not None and device.type == "cpu":  # the loss is scaled on a GPU only
+        raise ConfigError(
+            "fp16 training needs a GPU: on a CPU, small gradients become 0", remedy="Pass --precision fp32 or bf16."
+        )
     if device is not None and device.type == "cuda":
         result._n_gpu = min(result.n_gpu, 1)  # DataParallel would silently multiply the batch size
     return result
