@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import shutil
 import threading
 import time
@@ -481,6 +482,15 @@ def test_a_trial_score_includes_the_gain_of_the_decision_rule(tiny, tmp_path, mo
     ruled = tune(tiny, tmp_path / "auto", trials=1, epochs=1)
     assert ruled.result["score"] == pytest.approx(plain.result["score"] + 0.25)
     assert ruled.info["trials"][0]["curve"] == plain.info["trials"][0]["curve"]
+
+
+def test_a_journal_needs_no_symbolic_links(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("a required privilege is not held by the client")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    monkeypatch.setattr(stores, "RETRY_SECONDS", 0.0)
+    _store(tmp_path).close()
 
 
 def test_a_truncated_journal_loses_only_its_last_line(tmp_path):
