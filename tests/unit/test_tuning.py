@@ -461,6 +461,19 @@ def test_the_trial_of_a_killed_worker_is_repeated_at_most_three_times(tmp_path):
     assert "killed" in survivor.trials[-1].user_attrs["error"]
 
 
+def test_the_file_of_a_killed_worker_may_stay(tmp_path, monkeypatch):
+    store = _store(tmp_path)
+    store._alive_file("killed").touch()
+
+    def refuse(self, missing_ok=False):
+        raise PermissionError("another process uses the file")  # as on Windows
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tmp_path), "unlink", refuse)
+        assert not store._is_alive("killed")
+        store.close()
+
+
 def test_repeated_ctrl_c_loses_no_trials(tmp_path):
     store = _store(tmp_path)
     for _ in range(9):
