@@ -1,5 +1,8 @@
 """Batches, CUDA graphs with a fake capture, deferred checks and compilation, on a CPU."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +14,7 @@ from bertsmith.compute import machine, threads
 from bertsmith.data.table import Labels
 from bertsmith.events import Compiling
 from bertsmith.model import checkpoint, forward
-from bertsmith.model.batch import TokenBatch
+from bertsmith.model.batch import TokenBatch, pack
 from bertsmith.model.load import load_model
 from bertsmith.model.tokens import Tokens
 from bertsmith.testing import tiny_model
@@ -132,6 +135,14 @@ def test_cuda_graphs_match_eager_losses_and_gradients(folder, parts, failures, m
         assert recorder.replayed == 8 * parts - 1  # all but the very first
     if failures == 99:
         assert recorder.replayed == 0
+
+
+def test_a_cuda_graph_cannot_contain_groups_of_texts(monkeypatch):
+    packed = pack(TokenBatch(torch.ones(10, dtype=torch.long), torch.tensor([5, 5])))
+    packed = replace(packed, cu_seqlens=SimpleNamespace(device=torch.device("cuda")))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError):  # they come from the lengths on the host, which another batch does not share
+        _ = packed.groups
 
 
 def _question(losses, norm):
