@@ -206,6 +206,18 @@ def test_layers_are_compiled_only_if_this_saves_time(seconds, expected, folder, 
     assert events == ([Compiling(100, pytest.approx(seconds))] if expected else [])
 
 
+def test_batches_are_made_without_worker_processes():
+    engine = object.__new__(engines.Engine)
+    engine.train_dataset = TokenDataset(Tokens.from_lists({"input_ids": [[5], [6], [7]]}), np.array([0, 1, 0]))
+    engine.sampler, engine.data_collator = range(3), lambda batch: batch
+    engine.args = SimpleNamespace(
+        train_batch_size=2, train_sampling_strategy="random", dataloader_drop_last=False, dataloader_num_workers=2
+    )
+    loader = engine.get_train_dataloader()
+    assert loader.num_workers == 0
+    assert [len(batch["labels"]) for batch in loader] == [2, 1]
+
+
 def test_steps_that_become_much_slower_are_noticed_once():
     pace = SlowdownDetector()
     calm = [pace.update(1.0, 1000) for _ in range(20)]
