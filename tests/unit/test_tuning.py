@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 import time
+import tomllib
 import types
 
 import numpy as np
@@ -32,7 +33,7 @@ from bertsmith.tuning.config import StudyConfig
 from bertsmith.tuning.space import Choice, Range, apply_changes, default_space, read_space, with_values
 from bertsmith.tuning.store import Store, is_done
 from bertsmith.workflows import trials as trying
-from bertsmith.workflows.study_result import _difference
+from bertsmith.workflows.study_result import _difference, _toml
 from bertsmith.workflows.trials import TrialData, evaluation_steps, with_evaluation_steps
 from tests.conftest import same_weights, train, weights_of
 
@@ -103,6 +104,17 @@ def test_a_file_changes_the_space(tmp_path):
 def test_the_settings_of_a_trial_keep_what_the_user_set():
     config = with_values(Config(test_size=0.1), {"epochs": 2, "adam_beta2": 0.95})
     assert config.model_fields_set == {"test_size", "epochs", "set"}  # others, such as validation_size, stay unset
+
+
+def test_the_settings_of_the_winner_are_valid_toml():
+    arguments = {"lr_scheduler_kwargs": {"min lr": 1e-6, "no": None}, "optim_args": None, "logging_dir": 'a\x7f"🙂\n'}
+    config = Config(with_columns=("größe", "🙂"), epochs=2.5, set={**arguments, "max_grad_norm": float("inf")})
+    expected = {"lr_scheduler_kwargs": {"min lr": 1e-6}, "logging_dir": arguments["logging_dir"]}
+    assert tomllib.loads(_toml(config)) == {
+        "with_columns": ["größe", "🙂"],
+        "epochs": 2.5,
+        "set": {**expected, "max_grad_norm": float("inf")},
+    }
 
 
 def test_runs_with_different_test_texts_are_not_compared(own_run, tmp_path):

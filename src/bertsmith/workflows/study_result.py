@@ -206,11 +206,26 @@ def _toml(config: Config) -> str:
     """Return the settings that differ from their defaults, as a file for ``train --config``."""
     omitted = ("validation", "test", "sql", "db", "corrections", "set")
     lines = ["# Settings of the winner: bertsmith train TABLE -o RUN --config best.toml"]
-    lines += [
-        f"{name} = {json.dumps(value)}" for name, value in _without_defaults(config).items() if name not in omitted
-    ]
+    lines += _toml_pairs({name: value for name, value in _without_defaults(config).items() if name not in omitted})
     if config.set:
-        lines += ["", "[set]", *(f"{name} = {json.dumps(value)}" for name, value in config.set.items())]
+        lines += ["", "[set]", *_toml_pairs(config.set)]
         if "eval_steps" in config.set:
             lines.append("# eval_strategy and eval_steps fit the size of this table; remove both for a larger table.")
     return "\n".join(lines) + "\n"
+
+
+def _toml_pairs(values: Mapping[str, Any]) -> list[str]:
+    """Return values by name; TOML has no null."""
+    return [f"{name} = {_toml_value(value)}" for name, value in values.items() if value is not None]
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        quoted = {_toml_value(str(name)): entry for name, entry in value.items()}
+        return f"{{ {', '.join(_toml_pairs(quoted))} }}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_toml_value(entry) for entry in value if entry is not None)}]"
+    if isinstance(value, float):  # JSON has no infinity
+        return float.__repr__(value)
+    # Strings are as in JSON, but without surrogate pairs, and with an escape for DEL.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
