@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModel
 
 from bertsmith.compute.device import choose_device
 from bertsmith.data import hub
@@ -34,13 +35,20 @@ def test_a_folder_becomes_a_classifier_that_knows_its_labels(tiny):
     assert load_tokenizer(found)("cat")["input_ids"]
 
 
-@pytest.mark.parametrize(("model_type", "limit"), [("bert", 64), ("roberta", 64)])
-def test_position_ids_match_the_architecture(model_type, limit, tmp_path):
-    folder = tiny_model(tmp_path / "m", model_type)
+@pytest.mark.parametrize(
+    ("model_type", "padding", "limit"),
+    [("bert", 1, 64), ("roberta", 1, 62), ("roberta", 3, 60), ("data2vec-text", 1, 62), ("mpnet", 0, 62)],
+)
+def test_position_ids_match_the_architecture(model_type, padding, limit, tmp_path):
+    folder = tiny_model(tmp_path / "m", model_type, pad_token_id=padding, max_position_embeddings=64)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     config["model_max_length"] = 10**30
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     assert checkpoint.resolve(str(folder)).max_positions == limit
+    body = AutoModel.from_pretrained(folder)
+    body(torch.full((1, limit), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        body(torch.full((1, limit + 1), 5))
 
 
 def _copy(tiny: Path, to: Path) -> Path:
