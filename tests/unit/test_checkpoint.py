@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
+from bertsmith.compute import threads
 from bertsmith.compute.device import choose_device
 from bertsmith.data import hub
 from bertsmith.data.table import Labels
@@ -217,6 +218,21 @@ def test_torch_has_no_more_threads_than_the_container_has_cores(monkeypatch):
             assert torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_higher_limit_of_cores_restores_what_a_lower_one_took(monkeypatch):
+    before, pools = torch.get_num_threads(), []
+    torch.set_num_threads(4)
+    try:
+        for limit in (2, 8, 3):
+            monkeypatch.setattr("bertsmith.compute.device.cores", lambda limit=limit: limit)
+            monkeypatch.setattr("bertsmith.compute.threads.cores", lambda limit=limit: limit)
+            choose_device("cpu")
+            assert torch.get_num_threads() == min(limit, 4)
+            pools.append(len({*threads.run([lambda: time.sleep(0.02) or threading.get_ident()] * 2 * limit)}))
+    finally:
+        torch.set_num_threads(before)
+    assert pools == [2, 8, 3]
 
 
 # -- the hub ---------------------------------------------------------------------------------------------------------
