@@ -60,8 +60,6 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Report the step, and decide whether to save or stop."""
         self.engine.meter.lap("optimizer")
-        if control.should_evaluate or control.should_save or control.should_training_stop:
-            self.engine.guard.finish()
         self.emit(StepDone(state.global_step, float(state.epoch or 0), self.engine.meter.texts_per_second))
         # At the end of an epoch, the Trainer evaluates and then saves.
         can_save = args.save_strategy != "no" and not self.engine.at_epoch_end
@@ -69,6 +67,8 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
         is_due, stop = self.engine.group.any(is_due, self.stop())
         if is_due and can_save:
             control.should_save = True
+        if stop or control.should_evaluate or control.should_save or control.should_training_stop:
+            self.engine.guard.finish()  # no checkpoint of a step whose loss is not finite
         if stop and not control.should_training_stop:
             self.interrupted = control.should_training_stop = True
             control.should_save = can_save
