@@ -17,13 +17,16 @@ from bertsmith.events import Evaluated, Finished, Saved, Started, StepDone
 from bertsmith.load_config import resolve
 from bertsmith.model import checkpoint, forward
 from bertsmith.model.load import load_model
+from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import ARCHITECTURES, tiny_model
 from bertsmith.training.arguments import argument_problems, training_arguments
+from bertsmith.training.data import TokenDataset
 from bertsmith.training.engine import Engine
 from bertsmith.training.optimizer import lr_factors, set_param_groups
 from bertsmith.training.recipe import choose, choose_precision
 from bertsmith.training.resumable import OVERRIDDEN, ResumableTrainer
+from bertsmith.training.timing import estimate_seconds
 from tests.conftest import same_weights as _same
 from tests.conftest import train as _train
 from tests.conftest import weights_of as _weights
@@ -100,6 +103,24 @@ def test_fitted_heads_get_fewer_steps_and_smaller_learning_rates(counts, epochs)
 def test_very_few_texts_still_make_steps(counts, steps):
     recipe = _choose(counts)
     assert recipe.epochs * math.ceil(sum(counts) / recipe.batch_size) == steps
+
+
+def test_the_recipe_counts_steps_as_transformers_does():
+    accumulated = _choose([150, 150], set={"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4})
+    plain = _choose([150, 150], batch_size=8)
+    assert (plain.epochs, plain.batch_size) == (8, 8)
+    assert (accumulated.epochs, accumulated.batch_size) == (20, 8)
+
+
+def test_the_estimated_time_counts_accumulated_batches(tmp_path):
+    texts = TokenDataset(Tokens.from_lists({"input_ids": [[5, 6]] * 40}), np.zeros(40, dtype=np.int64))
+
+    def seconds(**arguments):
+        config = Config(set={"max_steps": 5, **arguments})
+        recipe = _choose([20, 20], set=config.set)
+        return estimate_seconds(texts, texts, training_arguments(recipe, config, tmp_path, CPU), tokens_per_second=1.0)
+
+    assert seconds(gradient_accumulation_steps=2) == pytest.approx(2 * seconds())
 
 
 def test_many_classes_and_small_models_get_higher_learning_rates():

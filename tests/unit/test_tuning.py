@@ -75,11 +75,12 @@ def test_the_space_contains_the_defaults_of_train(texts, ratio):
 
 
 def test_settings_of_the_user_are_not_in_the_space():
-    config = Config(epochs=3, imbalance="focal", max_length=64, set={"weight_decay": 0.1})
+    arguments = {"weight_decay": 0.1, "per_device_train_batch_size": 24}
+    config = Config(epochs=3, imbalance="focal", max_length=64, set=arguments)
     space, _ = default_space(
         config, RECIPE, n_texts=500, imbalance_ratio=30, max_length=256, dropout=0.1, models=("a", "b")
     )
-    assert not {"epochs", "imbalance", "max_length", "weight_decay"} & space.keys()
+    assert not {"epochs", "imbalance", "max_length", "weight_decay", "batch_size"} & space.keys()
     assert space["model"] == Choice(("a", "b"))
     assert "learning_rate" in space
 
@@ -767,7 +768,7 @@ def test_a_checkpoint_can_be_a_choice(tiny, tmp_path):
 
 @pytest.mark.parametrize("steps", range(1, 200))
 def test_evaluation_steps_divide_the_epoch(steps):
-    between = evaluation_steps(steps * 8, 8)
+    between = evaluation_steps(steps)
     if between is None:
         assert all(steps % parts for parts in (2, 3, 4))
     else:
@@ -779,6 +780,8 @@ def test_evaluation_steps_divide_the_epoch(steps):
 def test_many_validation_texts_are_evaluated_once_per_epoch(validation, expected):
     data = TrialData(range(80), range(validation))
     assert with_evaluation_steps(Config(model="m"), data, 8).set == expected
+    accumulated = {"gradient_accumulation_steps": 2}
+    assert with_evaluation_steps(Config(set=accumulated), data, 4).set == {**accumulated, **expected}
 
 
 # -- the command ---------------------------------------------------------------------------------------------------

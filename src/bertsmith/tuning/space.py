@@ -134,9 +134,8 @@ def default_space(
 
 
 def _is_set(config: Config, name: str) -> bool:
-    if name in _TUNABLE:
-        return name != "model" and getattr(config, name) != _TUNABLE[name].default
-    return name in config.set
+    is_changed = name in _TUNABLE and name != "model" and getattr(config, name) != _TUNABLE[name].default
+    return is_changed or SAME_ARGUMENT.get(name, name) in config.set
 
 
 def read_space(source: Path | Mapping[str, Any], check_arguments: CheckArguments) -> dict[str, Dimension | Any]:
