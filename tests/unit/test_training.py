@@ -175,6 +175,13 @@ def test_training_arguments_are_checked_all_at_once():
     assert "adafactor" not in message
 
 
+def test_training_arguments_that_would_do_harm_or_nothing_are_refused():
+    refused = {"neftune_noise_alpha": 5, "auto_find_batch_size": True, "eval_on_start": True, "fsdp": "full_shard"}
+    refused["deepspeed"] = "zero.json"
+    assert argument_problems(refused).keys() == refused.keys()
+    assert argument_problems({"neftune_noise_alpha": None, "auto_find_batch_size": False, "eval_on_start": False}) == {}
+
+
 def test_any_training_argument_can_be_set(tmp_path):
     config = Config(set={"weight_decay": 0.5, "eval_strategy": "steps", "eval_steps": 7, "num_train_epochs": 9})
     arguments = training_arguments(

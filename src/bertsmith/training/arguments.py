@@ -24,9 +24,18 @@ NEVER = 2**31 - 1
 """A number of steps that no training reaches."""
 _FLAGS = {"output_dir": "-o", "seed": "--seed", "data_seed": "--seed", "resume_from_checkpoint": "--resume"}
 
+_UNSUPPORTED = {
+    "auto_find_batch_size": "bertsmith itself splits the batches that do not fit into memory",
+    "deepspeed": "bertsmith trains on several GPUs with torchrun or --ray",
+    "eval_on_start": "an evaluation before the first step cannot select the best epoch",
+    "fsdp": "bertsmith trains on several GPUs with torchrun or --ray",
+    "neftune_noise_alpha": "bertsmith adds no noise to embeddings",
+}
+"""Training arguments that bertsmith cannot apply, and why."""
+
 
 def argument_problems(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return the problems of training arguments set by the user, by name: unknown names and wrong types."""
+    """Return the problems of training arguments set by the user, by name: unknown or unsupported names, wrong types."""
     known = {f.name for f in dataclasses.fields(TrainingArguments)}
     hints = typing.get_type_hints(TrainingArguments)
     problems: dict[str, str] = {}
@@ -35,6 +44,8 @@ def argument_problems(settings: Mapping[str, Any]) -> dict[str, str]:
             problems[name] = f"use {_FLAGS[name]} instead"
         elif name == "eval_strategy" and str(value) == "no":
             problems[name] = "must be epoch or steps, because bertsmith chooses the best epoch on validation"
+        elif name in _UNSUPPORTED and value:
+            problems[name] = f"not supported: {_UNSUPPORTED[name]}"
         elif name not in known:
             problems[name] = f"unknown training argument.{did_you_mean(name, known)}"
         else:

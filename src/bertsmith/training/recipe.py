@@ -38,7 +38,6 @@ SCHEDULE_ARGUMENTS = frozenset(
         "gradient_accumulation_steps",
         "lr_scheduler_type",
         "lr_scheduler_kwargs",
-        "eval_on_start",
     )
 )
 """Training arguments of the user that apply to training on labels only."""
