@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModel
 
+from bertsmith.compute import threads
 from bertsmith.compute.device import choose_device
 from bertsmith.data import hub
 from bertsmith.data.table import Labels
@@ -34,13 +36,20 @@ def test_a_folder_becomes_a_classifier_that_knows_its_labels(tiny):
     assert load_tokenizer(found)("cat")["input_ids"]
 
 
-@pytest.mark.parametrize(("model_type", "limit"), [("bert", 64), ("roberta", 64)])
-def test_position_ids_match_the_architecture(model_type, limit, tmp_path):
-    folder = tiny_model(tmp_path / "m", model_type)
+@pytest.mark.parametrize(
+    ("model_type", "padding", "limit"),
+    [("bert", 1, 64), ("roberta", 1, 62), ("roberta", 3, 60), ("data2vec-text", 1, 62), ("mpnet", 0, 62)],
+)
+def test_position_ids_match_the_architecture(model_type, padding, limit, tmp_path):
+    folder = tiny_model(tmp_path / "m", model_type, pad_token_id=padding, max_position_embeddings=64)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     config["model_max_length"] = 10**30
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     assert checkpoint.resolve(str(folder)).max_positions == limit
+    body = AutoModel.from_pretrained(folder)
+    body(torch.full((1, limit), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        body(torch.full((1, limit + 1), 5))
 
 
 def _copy(tiny: Path, to: Path) -> Path:
@@ -209,6 +218,21 @@ def test_torch_has_no_more_threads_than_the_container_has_cores(monkeypatch):
             assert torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_higher_limit_of_cores_restores_what_a_lower_one_took(monkeypatch):
+    before, pools = torch.get_num_threads(), []
+    torch.set_num_threads(4)
+    try:
+        for limit in (2, 8, 3):
+            monkeypatch.setattr("bertsmith.compute.device.cores", lambda limit=limit: limit)
+            monkeypatch.setattr("bertsmith.compute.threads.cores", lambda limit=limit: limit)
+            choose_device("cpu")
+            assert torch.get_num_threads() == min(limit, 4)
+            pools.append(len({*threads.run([lambda: time.sleep(0.02) or threading.get_ident()] * 2 * limit)}))
+    finally:
+        torch.set_num_threads(before)
+    assert pools == [2, 8, 3]
 
 
 # -- the hub ---------------------------------------------------------------------------------------------------------

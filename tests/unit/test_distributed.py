@@ -243,6 +243,16 @@ def test_unrelated_rank_variables_are_ignored(monkeypatch):
     assert rank_and_world_size() == (3, 4)
 
 
+def test_a_process_stays_in_its_group(monkeypatch):
+    monkeypatch.setattr(distributed, "_joined", SINGLE_PROCESS)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    for _ in range(2):  # the first training removes the variables
+        assert init_process_group() == ProcessGroup(1, 2)
+        assert rank_and_world_size() == (1, 2)
+
+
 def test_texts_are_distributed_by_length():
     lengths = torch.tensor([3, 9, 1, 7, 7])
     shares = [ProcessGroup(rank, 3).share(lengths).tolist() for rank in range(3)]

@@ -1,5 +1,6 @@
 """Emoji that a tokenizer does not know are read as their names, by whoever loads the model."""
 
+import json
 import unicodedata
 
 import numpy as np
@@ -52,6 +53,16 @@ def test_symbols_skin_tones_and_flags_are_read(tmp_path):
     assert encoder.encode(texts).has_unknown.tolist() == [False, True]
     assert [encoder.unknown_words(text) for text in texts] == [[], ["an", "ox", "🐂", "or"]]
     assert add_names_to_json(named, ["a dog 🐕"]) == (named, {})  # it knows them now
+
+
+def test_variation_selectors_are_skipped(tmp_path):
+    content = json.loads((tiny_model(tmp_path / "m") / "tokenizer.json").read_text())
+    content["normalizer"] = None  # as for cased text
+    named, _ = add_names_to_json(json.dumps(content), ["a dog 🐕"])
+    plain, *others = (
+        FastEncoder(named).encode(["cat 🐕 1", "cat 🐕\ufe0f 1", "cat 🐕\ufe0e 1\ufe0f\u20e3"]).split()["input_ids"]
+    )
+    assert all(other.tolist() == plain.tolist() for other in others)
 
 
 @pytest.fixture(scope="module")

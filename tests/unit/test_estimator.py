@@ -70,6 +70,13 @@ def test_a_pickled_classifier_predicts_the_same(fitted):
     assert again.get_params() == fitted.get_params()
 
 
+def test_a_fitted_classifier_predicts_in_its_own_precision(tmp_path):
+    folder = tiny_model(tmp_path / "m", "albert")  # its forward pass is that of transformers
+    fitted = bs.BertClassifier(str(folder), **{**SETTINGS, "epochs": 1}, precision="bf16").fit(TEXTS[:9], LABELS[:9])
+    again = pickle.loads(pickle.dumps(fitted))
+    assert again.predict_proba(TEXTS[:5]) == pytest.approx(fitted.predict_proba(TEXTS[:5]), abs=1e-6)
+
+
 def test_a_clone_is_not_fitted_and_the_same_seed_gives_the_same_model(fitted):
     again = clone(fitted)
     with pytest.raises(NotFittedError):

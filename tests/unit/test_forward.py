@@ -152,8 +152,8 @@ def _by_text(query, key, value, query_starts, key_starts, most_queries, most_key
         assert k_end - k <= most_keys
         far = torch.zeros(q_end - q, k_end - k, dtype=torch.bool)
         if around[0] >= 0:
-            place = torch.arange(k_end - k)
-            far = (place[: q_end - q, None] - place).abs() > around[0]
+            place = torch.arange(k_end - k)  # the last query belongs to the last key
+            far = (place[k_end - k - (q_end - q) :, None] - place).abs() > around[0]
         parts = (x.transpose(0, 1) for x in (query[q:q_end], key[k:k_end], value[k:k_end]))
         found.append(F.scaled_dot_product_attention(*parts, ~far, p).transpose(0, 1))
     return torch.cat(found)

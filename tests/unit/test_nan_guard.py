@@ -704,6 +704,20 @@ def test_training_returns_to_a_checkpoint_after_one_nonfinite_loss(
     assert rates == pytest.approx([r / 2 if half else r for r, half in zip(plain, halved, strict=True)])
 
 
+def test_no_checkpoint_follows_a_nonfinite_step(check_time, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(callback, "SAVE_SECONDS", -1.0)
+    done = []
+    count = _break(monkeypatch, lambda model, n, _: model.training and n == 2 and not done, BROKEN["NaN loss"])
+
+    def listen(event):
+        count(event)
+        if isinstance(event, RolledBack):
+            done.append(event)
+
+    _train(tiny, tmp_path / "run", on_event=listen, epochs=1)
+    assert [back.to_step for back in done] == [2]
+
+
 @pytest.mark.parametrize("kind", ["NaN loss", "NaN gradient"])
 def test_training_ends_after_two_nonfinite_losses_and_keeps_checkpoints(
     kind, check_time, whole, tiny, tmp_path, monkeypatch

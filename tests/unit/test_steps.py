@@ -1,5 +1,8 @@
 """Batches, CUDA graphs with a fake capture, deferred checks and compilation, on a CPU."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +14,7 @@ from bertsmith.compute import machine, threads
 from bertsmith.data.table import Labels
 from bertsmith.events import Compiling
 from bertsmith.model import checkpoint, forward
-from bertsmith.model.batch import TokenBatch
+from bertsmith.model.batch import TokenBatch, pack
 from bertsmith.model.load import load_model
 from bertsmith.model.tokens import Tokens
 from bertsmith.testing import tiny_model
@@ -134,6 +137,14 @@ def test_cuda_graphs_match_eager_losses_and_gradients(folder, parts, failures, m
         assert recorder.replayed == 0
 
 
+def test_a_cuda_graph_cannot_contain_groups_of_texts(monkeypatch):
+    packed = pack(TokenBatch(torch.ones(10, dtype=torch.long), torch.tensor([5, 5])))
+    packed = replace(packed, cu_seqlens=SimpleNamespace(device=torch.device("cuda")))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError):  # they come from the lengths on the host, which another batch does not share
+        _ = packed.groups
+
+
 def _question(losses, norm):
     parts = [
         BatchLoss((3, i), TokenBatch(torch.zeros(0), torch.zeros(0)), torch.tensor(loss))
@@ -193,6 +204,18 @@ def test_layers_are_compiled_only_if_this_saves_time(seconds, expected, folder, 
         engine._compile_if_worthwhile()
     assert engine.compiled is expected
     assert events == ([Compiling(100, pytest.approx(seconds))] if expected else [])
+
+
+def test_batches_are_made_without_worker_processes():
+    engine = object.__new__(engines.Engine)
+    engine.train_dataset = TokenDataset(Tokens.from_lists({"input_ids": [[5], [6], [7]]}), np.array([0, 1, 0]))
+    engine.sampler, engine.data_collator = range(3), lambda batch: batch
+    engine.args = SimpleNamespace(
+        train_batch_size=2, train_sampling_strategy="random", dataloader_drop_last=False, dataloader_num_workers=2
+    )
+    loader = engine.get_train_dataloader()
+    assert loader.num_workers == 0
+    assert [len(batch["labels"]) for batch in loader] == [2, 1]
 
 
 def test_steps_that_become_much_slower_are_noticed_once():

@@ -170,6 +170,13 @@ def test_metrics_of_numbers_agree_with_scikit_learn(seed, n):
         assert values["spearman"] == pytest.approx(stats.spearmanr(targets, scores[:, 0]).statistic)
 
 
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_every_epoch_logs_the_named_metrics(task):
+    sample = {"multi-label": _sets, "regression": lambda seed, n, k: _numbers(seed, n)}.get(task.name, _levels)
+    assert tuple(task.validation_metrics(*sample(0, 9, 3))) == task.epoch_metrics
+    assert task.epoch_metrics[-1] == task.primary
+
+
 @few
 @given(seeds, st.integers(2, 30), st.integers(2, 5), st.sampled_from(["multi-label", "ordinal", "regression"]))
 def test_a_resample_gives_the_metrics_of_its_rows(seed, n, k, name):

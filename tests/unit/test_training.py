@@ -17,12 +17,16 @@ from bertsmith.events import Evaluated, Finished, Saved, Started, StepDone
 from bertsmith.load_config import resolve
 from bertsmith.model import checkpoint, forward
 from bertsmith.model.load import load_model
+from bertsmith.model.tokens import Tokens
+from bertsmith.tasks.registry import get_task
 from bertsmith.testing import ARCHITECTURES, tiny_model
 from bertsmith.training.arguments import argument_problems, training_arguments
+from bertsmith.training.data import TokenDataset
 from bertsmith.training.engine import Engine
 from bertsmith.training.optimizer import lr_factors, set_param_groups
 from bertsmith.training.recipe import choose, choose_precision
 from bertsmith.training.resumable import OVERRIDDEN, ResumableTrainer
+from bertsmith.training.timing import estimate_seconds
 from tests.conftest import same_weights as _same
 from tests.conftest import train as _train
 from tests.conftest import weights_of as _weights
@@ -101,6 +105,24 @@ def test_very_few_texts_still_make_steps(counts, steps):
     assert recipe.epochs * math.ceil(sum(counts) / recipe.batch_size) == steps
 
 
+def test_the_recipe_counts_steps_as_transformers_does():
+    accumulated = _choose([150, 150], set={"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4})
+    plain = _choose([150, 150], batch_size=8)
+    assert (plain.epochs, plain.batch_size) == (8, 8)
+    assert (accumulated.epochs, accumulated.batch_size) == (20, 8)
+
+
+def test_the_estimated_time_counts_accumulated_batches(tmp_path):
+    texts = TokenDataset(Tokens.from_lists({"input_ids": [[5, 6]] * 40}), np.zeros(40, dtype=np.int64))
+
+    def seconds(**arguments):
+        config = Config(set={"max_steps": 5, **arguments})
+        recipe = _choose([20, 20], set=config.set)
+        return estimate_seconds(texts, texts, training_arguments(recipe, config, tmp_path, CPU), tokens_per_second=1.0)
+
+    assert seconds(gradient_accumulation_steps=2) == pytest.approx(2 * seconds())
+
+
 def test_many_classes_and_small_models_get_higher_learning_rates():
     for parameters in (2 * 10**7, 10**8, 3 * 10**8):
         assert _choose([200] * 77, parameters).learning_rate > _choose([2000] * 7, parameters).learning_rate
@@ -153,6 +175,13 @@ def test_training_arguments_are_checked_all_at_once():
     assert "adafactor" not in message
 
 
+def test_training_arguments_that_would_do_harm_or_nothing_are_refused():
+    refused = {"neftune_noise_alpha": 5, "auto_find_batch_size": True, "eval_on_start": True, "fsdp": "full_shard"}
+    refused["deepspeed"] = "zero.json"
+    assert argument_problems(refused).keys() == refused.keys()
+    assert argument_problems({"neftune_noise_alpha": None, "auto_find_batch_size": False, "eval_on_start": False}) == {}
+
+
 def test_any_training_argument_can_be_set(tmp_path):
     config = Config(set={"weight_decay": 0.5, "eval_strategy": "steps", "eval_steps": 7, "num_train_epochs": 9})
     arguments = training_arguments(
@@ -165,6 +194,38 @@ def test_any_training_argument_can_be_set(tmp_path):
     with pytest.raises(ConfigError) as caught:
         training_arguments(recipe, bad, tmp_path, CPU)
     assert caught.value.where == "--set eval_strategy=sometimes"
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "metric", "greater"),
+    [
+        ("single-label", None, "macro_f1", True),
+        ("single-label", "loss", "loss", False),
+        ("multi-label", "eval_micro_f1", "micro_f1", True),
+        ("regression", "mae", "mae", False),
+    ],
+)
+def test_the_metric_of_the_best_epoch_has_a_direction(task, given, metric, greater, tmp_path):
+    config = Config(set={"metric_for_best_model": given} if given else {})
+    recipe = choose(config, counts=np.array([10]), parameters=1, device=CPU)
+    arguments = training_arguments(recipe, config, tmp_path, CPU, task=get_task(task))
+    assert (arguments.metric_for_best_model, arguments.greater_is_better) == (metric, greater)
+
+
+def test_an_unknown_metric_of_the_best_epoch_is_an_error(tmp_path):
+    config = Config(set={"metric_for_best_model": "accuracy"})
+    recipe = choose(config, counts=np.array([10]), parameters=1, device=CPU)
+    with pytest.raises(ConfigError) as caught:
+        training_arguments(recipe, config, tmp_path, CPU, task=get_task("multi-label"))
+    assert caught.value.where == "--set metric_for_best_model=accuracy"
+
+
+@pytest.mark.parametrize("settings", [{"precision": "fp16"}, {"set": {"fp16": True}}])
+def test_fp16_needs_a_gpu(settings, tmp_path):
+    config = Config(**settings)
+    recipe = choose(config, counts=np.array([10]), parameters=1, device=CPU)
+    with pytest.raises(ConfigError):
+        training_arguments(recipe, config, tmp_path, CPU)
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,11 @@
 import dataclasses
 import io
 import json
+import os
+import shutil
 import threading
 import time
+import tomllib
 import types
 
 import numpy as np
@@ -20,6 +23,7 @@ from bertsmith.config import Config
 from bertsmith.data.template import texts_of
 from bertsmith.errors import ConfigError, DeviceError, Interrupted, RunFolderError
 from bertsmith.events import StorageUnavailable, StudyStarted, TrialStarted
+from bertsmith.folders.run import Run
 from bertsmith.inference.classifier import Classifier
 from bertsmith.progress.tuning import TuningProgress
 from bertsmith.report.study import advice
@@ -31,6 +35,7 @@ from bertsmith.tuning.config import StudyConfig
 from bertsmith.tuning.space import Choice, Range, apply_changes, default_space, read_space, with_values
 from bertsmith.tuning.store import Store, is_done
 from bertsmith.workflows import trials as trying
+from bertsmith.workflows.study_result import _difference, _toml
 from bertsmith.workflows.trials import TrialData, evaluation_steps, with_evaluation_steps
 from tests.conftest import same_weights, train, weights_of
 
@@ -72,11 +77,12 @@ def test_the_space_contains_the_defaults_of_train(texts, ratio):
 
 
 def test_settings_of_the_user_are_not_in_the_space():
-    config = Config(epochs=3, imbalance="focal", max_length=64, set={"weight_decay": 0.1})
+    arguments = {"weight_decay": 0.1, "per_device_train_batch_size": 24}
+    config = Config(epochs=3, imbalance="focal", max_length=64, set=arguments)
     space, _ = default_space(
         config, RECIPE, n_texts=500, imbalance_ratio=30, max_length=256, dropout=0.1, models=("a", "b")
     )
-    assert not {"epochs", "imbalance", "max_length", "weight_decay"} & space.keys()
+    assert not {"epochs", "imbalance", "max_length", "weight_decay", "batch_size"} & space.keys()
     assert space["model"] == Choice(("a", "b"))
     assert "learning_rate" in space
 
@@ -96,6 +102,30 @@ def test_a_file_changes_the_space(tmp_path):
     assert "dropout" not in space
     assert config.dropout == 0.2
     assert with_values(config, {"adam_beta2": 0.95, "epochs": 2}).set == {"adam_beta2": 0.95}
+
+
+def test_the_settings_of_a_trial_keep_what_the_user_set():
+    config = with_values(Config(test_size=0.1), {"epochs": 2, "adam_beta2": 0.95})
+    assert config.model_fields_set == {"test_size", "epochs", "set"}  # others, such as validation_size, stay unset
+
+
+def test_the_settings_of_the_winner_are_valid_toml():
+    arguments = {"lr_scheduler_kwargs": {"min lr": 1e-6, "no": None}, "optim_args": None, "logging_dir": 'a\x7f"🙂\n'}
+    config = Config(with_columns=("größe", "🙂"), epochs=2.5, set={**arguments, "max_grad_norm": float("inf")})
+    expected = {"lr_scheduler_kwargs": {"min lr": 1e-6}, "logging_dir": arguments["logging_dir"]}
+    assert tomllib.loads(_toml(config)) == {
+        "with_columns": ["größe", "🙂"],
+        "epochs": 2.5,
+        "set": {**expected, "max_grad_norm": float("inf")},
+    }
+
+
+def test_runs_with_different_test_texts_are_not_compared(own_run, tmp_path):
+    other = Run(shutil.copytree(own_run, tmp_path / "other"))
+    file = other.layout.predictions / "test.parquet"
+    pd.read_parquet(file).iloc[1:].to_parquet(file)
+    with pytest.raises(RunFolderError):
+        _difference(Run(own_run), other)
 
 
 @pytest.mark.parametrize(
@@ -447,6 +477,19 @@ def test_the_trial_of_a_killed_worker_is_repeated_at_most_three_times(tmp_path):
     assert "killed" in survivor.trials[-1].user_attrs["error"]
 
 
+def test_the_file_of_a_killed_worker_may_stay(tmp_path, monkeypatch):
+    store = _store(tmp_path)
+    store._alive_file("killed").touch()
+
+    def refuse(self, missing_ok=False):
+        raise PermissionError("another process uses the file")  # as on Windows
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tmp_path), "unlink", refuse)
+        assert not store._is_alive("killed")
+        store.close()
+
+
 def test_repeated_ctrl_c_loses_no_trials(tmp_path):
     store = _store(tmp_path)
     for _ in range(9):
@@ -484,6 +527,15 @@ def test_a_multi_label_trial_counts_the_gain_of_the_thresholds_once(tiny):
     rule, _ = task.fit_rule(test.targets, scores, seed=config.seed)
     assert rule.used
     assert result.score == pytest.approx(task.scalar_metrics(test.targets, scores)["macro_f1"] + rule.gain)
+
+
+def test_a_journal_needs_no_symbolic_links(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("a required privilege is not held by the client")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    monkeypatch.setattr(stores, "RETRY_SECONDS", 0.0)
+    _store(tmp_path).close()
 
 
 def test_a_truncated_journal_loses_only_its_last_line(tmp_path):
@@ -735,7 +787,7 @@ def test_a_checkpoint_can_be_a_choice(tiny, tmp_path):
 
 @pytest.mark.parametrize("steps", range(1, 200))
 def test_evaluation_steps_divide_the_epoch(steps):
-    between = evaluation_steps(steps * 8, 8)
+    between = evaluation_steps(steps)
     if between is None:
         assert all(steps % parts for parts in (2, 3, 4))
     else:
@@ -747,6 +799,8 @@ def test_evaluation_steps_divide_the_epoch(steps):
 def test_many_validation_texts_are_evaluated_once_per_epoch(validation, expected):
     data = TrialData(range(80), range(validation))
     assert with_evaluation_steps(Config(model="m"), data, 8).set == expected
+    accumulated = {"gradient_accumulation_steps": 2}
+    assert with_evaluation_steps(Config(set=accumulated), data, 4).set == {**accumulated, **expected}
 
 
 # -- the command ---------------------------------------------------------------------------------------------------

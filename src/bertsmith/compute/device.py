@@ -10,6 +10,9 @@ from bertsmith.errors import DeviceError
 if TYPE_CHECKING:
     import torch
 
+_lowered = 0, 0
+"""PyTorch's number of threads without and with the limit."""
+
 
 def choose_device(name: str = "auto") -> torch.device:
     """Return the named device; with ``"auto"`` the first available of CUDA (also ROCm), XPU, MPS and CPU.
@@ -21,8 +24,7 @@ def choose_device(name: str = "auto") -> torch.device:
     """
     import torch
 
-    if torch.get_num_threads() > cores():
-        torch.set_num_threads(cores())
+    _limit_threads()
     available = available_devices()
     if name == "auto":
         return torch.device(next(device for device, usable in available.items() if usable))
@@ -34,6 +36,18 @@ def choose_device(name: str = "auto") -> torch.device:
             remedy="Leave out --device, or install the torch build for your GPU.",
         )
     return torch.device(name)
+
+
+def _limit_threads() -> None:
+    """Limit PyTorch's threads to `cores`; with a higher limit than before, restore what this function has lowered."""
+    import torch
+
+    global _lowered
+    threads = torch.get_num_threads()
+    usual = _lowered[0] if threads == _lowered[1] else threads
+    _lowered = usual, min(usual, cores())
+    if threads != _lowered[1]:
+        torch.set_num_threads(_lowered[1])
 
 
 def available_devices() -> dict[str, bool]:

@@ -38,25 +38,28 @@ def run(tasks: Sequence[Callable[[], T]]) -> list[T]:
     if len(tasks) == 1:
         return [tasks[0]()]
     with _worker_threads():
-        futures = [_pool().submit(task) for task in tasks]
+        pool = _pool(cores())
+        futures = [pool.submit(task) for task in tasks]
         for future in futures:
             future.exception()  # waits
         return [future.result() for future in futures]
 
 
-@lru_cache
-def _pool() -> ThreadPoolExecutor:
+@lru_cache(maxsize=1)
+def _pool(n_cores: int) -> ThreadPoolExecutor:
     import torch
 
-    threads = (_threads_per_worker(),)
-    return ThreadPoolExecutor(num_workers(), "bertsmith", initializer=torch.set_num_threads, initargs=threads)
+    threads = (_threads_per_worker(n_cores),)
+    return ThreadPoolExecutor(
+        min(n_cores, MAX_WORKERS), "bertsmith", initializer=torch.set_num_threads, initargs=threads
+    )
 
 
 call_after_fork(_pool.cache_clear)  # threads do not survive a fork
 
 
-def _threads_per_worker() -> int:
-    return max(cores() // num_workers(), 1)
+def _threads_per_worker(n_cores: int) -> int:
+    return max(n_cores // MAX_WORKERS, 1)
 
 
 @contextmanager
@@ -68,7 +71,7 @@ def _worker_threads() -> Iterator[None]:
     with _lock:
         if not _active:
             _threads_before = torch.get_num_threads()
-            torch.set_num_threads(_threads_per_worker())
+            torch.set_num_threads(_threads_per_worker(cores()))
         _active += 1
     try:
         yield

@@ -220,6 +220,9 @@ def has_kernel(device: torch.device, dtype: torch.dtype, head_size: int) -> bool
 def _attend_packed(qkv: QKV, batch: PackedBatch, window: int | None, p: float) -> torch.Tensor:
     """Attend with PyTorch's variable-length attention. The empty tokens form one more text."""
     query, key, value = qkv
+    if window is not None and len(query) != len(key):  # the kernel would align the window with the end of each text
+        rows = torch.zeros_like(key).index_copy(0, batch.cu_seqlens[:-2].long(), query)
+        return batch.first_tokens(_attend_packed((rows, key, value), batch, window, p))
     window_size = (-1, -1) if window is None else (window, window)
     if torch.is_autocast_enabled(query.device.type):
         query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
@@ -274,7 +277,8 @@ def _kernel_matches(device: torch.device, dtype: torch.dtype, head_size: int) ->
                 _attend_in_groups((q, key, value), batch, None, window, 0.0)[:tokens],
                 atol=0.03,
             )
-            for q, window in ((query, None), (query, 4), (batch.first_tokens(query), None))
+            for q in (query, batch.first_tokens(query))
+            for window in (None, 4)
         )
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             dropped = _attend_packed((query, key, torch.ones_like(value)), batch, None, 0.5)[:tokens].float()

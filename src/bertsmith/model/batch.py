@@ -253,6 +253,7 @@ class PackedBatch:
     def groups(self) -> list[AttentionGroup]:
         """Groups of texts whose attention is computed at once: small ones on a CPU, a single one on other devices."""
         device = self.cu_seqlens.device
+        _refuse_capture(device)
         split: list[list[int]] = []
         for n in self.lengths:
             if split and (device.type != "cpu" or (len(split[-1]) + 1) * max(n, *split[-1]) ** 2 <= MAX_CPU_SCORES):
@@ -308,9 +309,13 @@ def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """
     if device.type != "cuda" or values.device.type != "cpu":
         return values.to(device)
-    if torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("a CUDA graph cannot contain values from the host")
+    _refuse_capture(device)
     return values.pin_memory().to(device, non_blocking=True)
+
+
+def _refuse_capture(device: torch.device) -> None:
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("a CUDA graph cannot contain values from the host")
 
 
 def _members(sizes: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:

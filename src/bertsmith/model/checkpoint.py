@@ -40,8 +40,24 @@ _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 POOLING_CONFIG = "1_Pooling/config.json"
 """Where sentence-transformers stores how the hidden states of a text become one vector."""
 
-POSITION_OFFSET = {"roberta": 2, "xlm-roberta": 2, "xlm-roberta-xl": 2, "camembert": 2, "mpnet": 2, "longformer": 2}
-"""Number of positions that a model type cannot use, because its positions start at ``pad_token_id + 1``."""
+POSITIONS_AFTER_PADDING = frozenset(
+    (
+        "camembert",
+        "data2vec-text",
+        "ibert",
+        "lilt",
+        "longformer",
+        "luke",
+        "markuplm",
+        "mpnet",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+    )
+)
+"""Model types whose positions start at ``pad_token_id + 1``: they cannot use the positions before."""
 _NO_LIMIT = 10**6
 
 
@@ -101,7 +117,11 @@ class Checkpoint:
     def max_positions(self) -> int:
         """Maximum number of tokens of a text, including special tokens."""
         limit = self.config.get("max_position_embeddings")
-        limit = limit - POSITION_OFFSET.get(self.model_type, 0) if isinstance(limit, int) and limit > 0 else _NO_LIMIT
+        if not isinstance(limit, int) or limit <= 0:
+            limit = _NO_LIMIT
+        elif self.model_type in POSITIONS_AFTER_PADDING:
+            padding = self.config.get("pad_token_id")
+            limit -= padding + 1 if isinstance(padding, int) and self.model_type != "mpnet" else 2
         if self.has_file("tokenizer_config.json"):
             max_length = checkpoint_safety.read_json(self.path / "tokenizer_config.json").get("model_max_length")
             if isinstance(max_length, int | float) and 0 < max_length < limit:

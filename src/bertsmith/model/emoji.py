@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _RANGES = ((0x203C, 0x203C), (0x2049, 0x2049), (0x2600, 0x27BF), (0x2B00, 0x2BFF), (0x1F000, 0x1FAFF))
 _EMOJI = re.compile("[" + "".join(f"{chr(low)}-{chr(high)}" for low, high in _RANGES) + "]")
-_SKIN_TONES, _LETTERS, _KEYCAP = range(0x1F3FB, 0x1F400), range(0x1F1E6, 0x1F200), 0x20E3
+_SKIN_TONES, _LETTERS = range(0x1F3FB, 0x1F400), range(0x1F1E6, 0x1F200)
+_KEYCAP, _AS_TEXT, _AS_PICTURE = 0x20E3, 0xFE0E, 0xFE0F
 
 
 def add_names_to_json(content: str, texts: Sequence[str]) -> tuple[str, dict[str, str]]:
@@ -95,7 +96,7 @@ def _names() -> dict[str, str]:
             if name := unicodedata.name(emoji, ""):
                 names[emoji] = f" {name.lower().replace('-', ' ')} "
     flags = {chr(code): chr(ord("a") + i) for i, code in enumerate(_LETTERS)}  # a flag is a pair of letters
-    return names | flags | {chr(code): "" for code in (*_SKIN_TONES, _KEYCAP)}
+    return names | flags | {chr(code): "" for code in (*_SKIN_TONES, _KEYCAP, _AS_TEXT, _AS_PICTURE)}
 
 
 def _charsmap(replacements: Mapping[str, str]) -> bytes:

@@ -37,6 +37,7 @@ class Task(ABC):
         problem_type: as in the configs of transformers.
         primary: the metric that selects epochs, decision rules and trials; higher is better.
         headline: the metrics that summaries show, the primary one first.
+        epoch_metrics: the metrics logged at every epoch, the primary one last.
         metric_names: title and meaning of each metric, in order.
         imbalances: the values of ``--imbalance`` that apply.
         decides: whether a decision rule can be left out.
@@ -51,6 +52,7 @@ class Task(ABC):
     problem_type: ClassVar[str] = "single_label_classification"
     primary: ClassVar[str]
     headline: ClassVar[tuple[str, ...]]
+    epoch_metrics: ClassVar[tuple[str, ...]]
     metric_names: ClassVar[Names]
     imbalances: ClassVar[tuple[str, ...]]
     decides: ClassVar[bool] = True
@@ -102,7 +104,7 @@ class Task(ABC):
 
     @abstractmethod
     def validation_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-        """Return the metrics logged at every epoch, the primary one last."""
+        """Return the values of `epoch_metrics`."""
 
     # -- scores and decisions ------------------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ class MultiLabel(Task):
     problem_type = "multi_label_classification"
     primary = "macro_f1"
     headline = ("macro_f1", "micro_f1")
+    epoch_metrics = ("micro_f1", "macro_f1")
     imbalances = ("none", "weights", "focal")
     naive_name = "share of each label"
     described = "multi-label text classifier with {labels}"
@@ -85,7 +86,7 @@ class MultiLabel(Task):
         logits = self.logits(scores)
         predicted = logits + best_thresholds(targets.astype(bool), logits) > 0
         values = resampled_set_metrics(np.ones((1, len(targets))), targets.astype(bool), predicted)
-        return {name: float(values[name][0]) for name in ("micro_f1", "macro_f1")}
+        return {name: float(values[name][0]) for name in self.epoch_metrics}
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
         """Return the sigmoid."""

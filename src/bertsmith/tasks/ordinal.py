@@ -26,6 +26,7 @@ class Ordinal(SingleLabel):
     name = ORDINAL
     primary = "quadratic_kappa"
     headline = ("quadratic_kappa", "mae")
+    epoch_metrics = ("macro_f1", "quadratic_kappa")
     described = "text classifier with {n} ordered classes"
     metric_names: ClassVar[Names] = {
         "quadratic_kappa": (

@@ -37,6 +37,7 @@ class RegressionTask(Task):
     problem_type = "regression"
     primary = "r2"
     headline = ("r2", "mae")
+    epoch_metrics = ("mae", "r2")
     imbalances = ("none",)
     decides = False
     naive_name = "the mean"
@@ -78,7 +79,7 @@ class RegressionTask(Task):
     def validation_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float]:
         """Return the mean absolute error and R²."""
         values = self.resampled(np.ones((1, len(targets))), targets, scores)
-        return {name: float(values[name][0]) for name in ("mae", "r2")}
+        return {name: float(values[name][0]) for name in self.epoch_metrics}
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
         """Return the numbers, shape (n, 1)."""

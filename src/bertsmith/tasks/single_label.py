@@ -29,6 +29,7 @@ class SingleLabel(Task):
     name = SINGLE_LABEL
     primary = "macro_f1"
     headline = ("macro_f1", "accuracy")
+    epoch_metrics = ("accuracy", "macro_f1")
     imbalances = ("none", "weights", "effective-number", "focal", "logit-adjustment", "balanced-sampling")
     metric_names: ClassVar[Names] = {
         "macro_f1": ("Macro-F1", "the F1 score of each class, averaged; every class has the same weight"),

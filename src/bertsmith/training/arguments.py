@@ -12,19 +12,30 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from bertsmith.config import PRIMARY, TrainConfig
-from bertsmith.errors import ConfigError, did_you_mean
+from bertsmith.errors import ConfigError, did_you_mean, listing
 from bertsmith.training.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
 
+    from bertsmith.tasks.base import Task
+
 NEVER = 2**31 - 1
 """A number of steps that no training reaches."""
 _FLAGS = {"output_dir": "-o", "seed": "--seed", "data_seed": "--seed", "resume_from_checkpoint": "--resume"}
 
+_UNSUPPORTED = {
+    "auto_find_batch_size": "bertsmith itself splits the batches that do not fit into memory",
+    "deepspeed": "bertsmith trains on several GPUs with torchrun or --ray",
+    "eval_on_start": "an evaluation before the first step cannot select the best epoch",
+    "fsdp": "bertsmith trains on several GPUs with torchrun or --ray",
+    "neftune_noise_alpha": "bertsmith adds no noise to embeddings",
+}
+"""Training arguments that bertsmith cannot apply, and why."""
+
 
 def argument_problems(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return the problems of training arguments set by the user, by name: unknown names and wrong types."""
+    """Return the problems of training arguments set by the user, by name: unknown or unsupported names, wrong types."""
     known = {f.name for f in dataclasses.fields(TrainingArguments)}
     hints = typing.get_type_hints(TrainingArguments)
     problems: dict[str, str] = {}
@@ -33,6 +44,8 @@ def argument_problems(settings: Mapping[str, Any]) -> dict[str, str]:
             problems[name] = f"use {_FLAGS[name]} instead"
         elif name == "eval_strategy" and str(value) == "no":
             problems[name] = "must be epoch or steps, because bertsmith chooses the best epoch on validation"
+        elif name in _UNSUPPORTED and value:
+            problems[name] = f"not supported: {_UNSUPPORTED[name]}"
         elif name not in known:
             problems[name] = f"unknown training argument.{did_you_mean(name, known)}"
         else:
@@ -50,7 +63,7 @@ def training_arguments(
     folder: Path,
     device: torch.device | None = None,
     *,
-    primary: str = PRIMARY,
+    task: Task | None = None,
     saves: bool = True,
     validates: bool = True,
 ) -> TrainingArguments:
@@ -61,14 +74,22 @@ def training_arguments(
         config: with the user's arguments.
         folder: for checkpoints.
         device: device of the training.
-        primary: the metric that selects the best epoch; higher is better.
+        task: its primary metric selects the best epoch, unless the user chose another one; ``None`` if no epoch is
+            selected.
         saves: whether to save checkpoints and load the best one at the end.
         validates: whether to score validation texts. If not, the last weights are the result, and checkpoints are
             saved only at time intervals.
 
     Raises:
-        ConfigError: if transformers rejects the user's arguments.
+        ConfigError: if transformers rejects the user's arguments, if the task has no such metric, or for fp16 on a CPU.
     """
+    metric = str(config.set.get("metric_for_best_model") or (task.primary if task else PRIMARY)).removeprefix("eval_")
+    if task is not None and metric not in (metrics := ("loss", *task.epoch_metrics)):
+        raise ConfigError(
+            f"{metric!r} cannot select the best epoch of --task {task.name}",
+            where=f"--set metric_for_best_model={metric}",
+            remedy=f"Use one of {listing(metrics)}, or leave out the argument.",
+        )
     arguments: dict[str, Any] = {
         "output_dir": str(folder),
         "seed": config.seed,
@@ -86,14 +107,13 @@ def training_arguments(
         "save_total_limit": 3,  # the best, the newest, and the one before, in case the newest is damaged
         "restore_callback_states_from_checkpoint": True,
         "load_best_model_at_end": True,
-        "metric_for_best_model": primary,
-        "greater_is_better": True,
+        "greater_is_better": metric not in ("loss", "mae"),
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": False,  # micro-batches are pinned after the split
         "logging_nan_inf_filter": False,  # would synchronize with the GPU in each step; see `NanGuard`
     }
-    arguments |= config.set
+    arguments |= {**config.set, "metric_for_best_model": metric}
     # Each evaluated model is saved, so that the best one can be loaded.
     arguments.setdefault("save_strategy", arguments["eval_strategy"])
     if "eval_steps" in arguments:
@@ -108,6 +128,10 @@ def training_arguments(
         result = TrainingArguments(**arguments)
     except (ValueError, TypeError, ImportError) as error:
         raise arguments_error(config.set, error) from error
+    if result.fp16 and device is not None and device.type == "cpu":  # the loss is scaled on a GPU only
+        raise ConfigError(
+            "fp16 training needs a GPU: on a CPU, small gradients become 0", remedy="Pass --precision fp32 or bf16."
+        )
     if device is not None and device.type == "cuda":
         result._n_gpu = min(result.n_gpu, 1)  # DataParallel would silently multiply the batch size
     return result

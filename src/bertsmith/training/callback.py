@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from bertsmith.config import PRIMARY
 from bertsmith.events import Collapsed, Evaluated, Listener, Saved, Started, StepDone
 
 if TYPE_CHECKING:
@@ -61,8 +60,6 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Report the step, and decide whether to save or stop."""
         self.engine.meter.lap("optimizer")
-        if control.should_evaluate or control.should_save or control.should_training_stop:
-            self.engine.guard.finish()
         self.emit(StepDone(state.global_step, float(state.epoch or 0), self.engine.meter.texts_per_second))
         # At the end of an epoch, the Trainer evaluates and then saves.
         can_save = args.save_strategy != "no" and not self.engine.at_epoch_end
@@ -70,6 +67,8 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
         is_due, stop = self.engine.group.any(is_due, self.stop())
         if is_due and can_save:
             control.should_save = True
+        if stop or control.should_evaluate or control.should_save or control.should_training_stop:
+            self.engine.guard.finish()  # no checkpoint of a step whose loss is not finite
         if stop and not control.should_training_stop:
             self.interrupted = control.should_training_stop = True
             control.should_save = can_save
@@ -94,8 +93,7 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
         """Report the evaluation, and decide whether it is the best one."""
         engine = self.engine
         values = {name.removeprefix("eval_"): float(value) for name, value in metrics.items()}
-        metric = (args.metric_for_best_model or PRIMARY).removeprefix("eval_")
-        score = (_sign(args) * values[metric], -values["loss"])
+        score = (_sign(args) * values[args.metric_for_best_model], -values["loss"])
         self.is_best = score >= self.best or not self.selects
         if self.is_best:
             self.best = score

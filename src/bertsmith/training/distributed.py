@@ -114,6 +114,8 @@ class ProcessGroup:
 
 
 SINGLE_PROCESS = ProcessGroup()
+_joined = SINGLE_PROCESS
+"""The group of this process since its first training, which removes the variables of torchrun."""
 
 
 class GradientSum:
@@ -198,7 +200,7 @@ def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
 def rank_and_world_size() -> tuple[int, int]:
     """Return rank and number of the processes that torchrun started; 0 and 1 without torchrun."""
     size = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
-    return (int(os.environ["RANK"]), size) if size > 1 else (0, 1)
+    return (int(os.environ["RANK"]), size) if size > 1 else (_joined.rank, _joined.size)
 
 
 def init_process_group() -> ProcessGroup:
@@ -207,9 +209,10 @@ def init_process_group() -> ProcessGroup:
     Raises:
         ConfigError: if the machine has GPUs, but fewer than processes.
     """
+    global _joined
     rank, size = rank_and_world_size()
-    if size == 1:
-        return SINGLE_PROCESS
+    if (rank, size) == (_joined.rank, _joined.size):
+        return _joined
     import torch
     import torch.distributed as dist
 
@@ -217,7 +220,8 @@ def init_process_group() -> ProcessGroup:
     for name in _TORCHRUN:  # or transformers would distribute, too
         os.environ.pop(name, None)
     if dist.is_initialized():  # Ray has connected them, with one GPU each
-        return ProcessGroup(rank, size)
+        _joined = ProcessGroup(rank, size)
+        return _joined
     gpus = torch.cuda.device_count()
     if gpus:
         if local_rank >= gpus:
@@ -230,4 +234,5 @@ def init_process_group() -> ProcessGroup:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[local_rank]  # before CUDA is initialized
     dist.init_process_group("nccl" if gpus else "gloo", rank=rank, world_size=size, timeout=TIMEOUT)
     atexit.register(dist.destroy_process_group)  # otherwise its threads crash at exit
-    return ProcessGroup(rank, size)
+    _joined = ProcessGroup(rank, size)
+    return _joined

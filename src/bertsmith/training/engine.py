@@ -111,14 +111,16 @@ class Engine(ResumableTrainer):
         return optimizer
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return batches in the order of `EpochSampler`, or of the sampling strategy in the training arguments."""
+        """Return batches in the order of `EpochSampler`, or of the sampling strategy in the training arguments.
+
+        This process makes them, whatever the argument dataloader_num_workers: they are slices of arrays.
+        """
         data, random = self.train_dataset, self.args.train_sampling_strategy == "random"
         return DataLoader(
             data,
             batch_size=self.args.train_batch_size,
             sampler=self.sampler if random else self._get_train_sampler(data),
             collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
             drop_last=self.args.dataloader_drop_last,
         )
 

@@ -118,7 +118,7 @@ class NanGuard:
         if self.deferred:
             self._pending = FiniteCheck(losses, norm)
             self.engine.optimizer.optimizer.found_inf = self._pending.found_inf
-        elif not self.engine.args.fp16 and not math.isfinite(norm):  # fp16 skips such steps anyway
+        elif self.engine.accelerator.scaler is None and not math.isfinite(norm):  # a scaler skips such steps
             raise self._gradient_error(losses[-1])
 
     def finish(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,6 @@ SCHEDULE_ARGUMENTS = frozenset(
         "gradient_accumulation_steps",
         "lr_scheduler_type",
         "lr_scheduler_kwargs",
-        "eval_on_start",
     )
 )
 """Training arguments of the user that apply to training on labels only."""
@@ -86,6 +86,11 @@ class Recipe:
         return replace(self, contrastive="only", epochs=epochs, consistency=0.0)
 
 
+def steps_per_epoch(texts: int, batch_size: int, arguments: Mapping[str, Any]) -> int:
+    """Return the number of optimizer steps in an epoch; ``arguments`` are the training arguments of the user."""
+    return math.ceil(texts / (batch_size * max(1, int(arguments.get("gradient_accumulation_steps", 1)))))
+
+
 def choose(
     config: TrainConfig,
     *,
@@ -125,7 +130,7 @@ def choose(
         return default
 
     few, many = texts < FEW_TRAINING_TEXTS, classes >= MANY_CLASSES
-    batch_size = setting(
+    batch_size = max(0, int(config.set.get("per_device_train_batch_size", 0))) or setting(
         "batch_size",
         16 if few else 32,
         f"{texts:,} training texts: {'small batches give more steps' if few else 'enough for batches of this size'}",
@@ -148,8 +153,8 @@ def choose(
         if rdrop
         else "each text is read once",
     )
-    steps_per_epoch = math.ceil(texts / batch_size)
-    default_epochs, steps = EPOCHS, min(MIN_STEPS, max(MAX_EPOCHS * steps_per_epoch, LEAST_STEPS))
+    per_epoch = steps_per_epoch(texts, batch_size, config.set)
+    default_epochs, steps = EPOCHS, min(MIN_STEPS, max(MAX_EPOCHS * per_epoch, LEAST_STEPS))
     if consistency:
         default_epochs = RDROP_EPOCHS
     if fitted:
@@ -158,7 +163,7 @@ def choose(
         steps = CONTRASTIVE_STEPS if contrastive == "only" else LABEL_STEPS
     if gentle and not consistency:
         default_epochs = FITTED_EPOCHS if contrastive == "none" else 1
-    min_epochs = math.ceil(steps / steps_per_epoch)
+    min_epochs = math.ceil(steps / per_epoch)
     epochs = setting(
         "epochs",
         float(max(min_epochs, default_epochs)),

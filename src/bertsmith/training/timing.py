@@ -126,7 +126,8 @@ def estimate_seconds(
     """
     epochs = float(arguments.num_train_epochs)
     if arguments.max_steps > 0:
-        epochs = arguments.max_steps * arguments.train_batch_size / max(1, len(train))
+        batch_size = arguments.train_batch_size * arguments.gradient_accumulation_steps
+        epochs = arguments.max_steps * batch_size / max(1, len(train))
     trained = epochs * int(train.lengths.sum()) * (1 + max(0, folds - 1))
     scored = epochs * int(validation.lengths.sum())
     return (BACKWARD * passes * trained + scored) / tokens_per_second

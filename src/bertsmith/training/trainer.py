@@ -100,7 +100,6 @@ def fit(
             halved = halved or bool(load_state(resume)["slower"])
         # An earlier training of this process, or a stage or attempt of this one, may have had another precision.
         AcceleratorState._reset_state()
-        extract_model_from_parallel(loaded.model, keep_fp32_wrapper=False)
         settings = nan_guard.safer_arguments(arguments) if halved else arguments
         try:
             with quiet_transformers(), keep_freed_memory():
@@ -136,6 +135,8 @@ def fit(
             if not user_arguments or callback.started:
                 raise
             raise arguments_error(user_arguments, error) from error
+        finally:  # accelerate makes each call of the model compute in the precision of the training
+            extract_model_from_parallel(loaded.model, keep_fp32_wrapper=False)
         emit(retry)
         if resume is None and callback.initial is not None:
             loaded.model.load_state_dict(callback.initial)

@@ -134,9 +134,8 @@ def default_space(
 
 
 def _is_set(config: Config, name: str) -> bool:
-    if name in _TUNABLE:
-        return name != "model" and getattr(config, name) != _TUNABLE[name].default
-    return name in config.set
+    is_changed = name in _TUNABLE and name != "model" and getattr(config, name) != _TUNABLE[name].default
+    return is_changed or SAME_ARGUMENT.get(name, name) in config.set
 
 
 def read_space(source: Path | Mapping[str, Any], check_arguments: CheckArguments) -> dict[str, Dimension | Any]:
@@ -274,4 +273,5 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     """Return settings with new values; names that are not settings become training arguments of transformers."""
     settings = {name: value for name, value in values.items() if name in _TUNABLE}
     arguments = {name: value for name, value in values.items() if name not in _TUNABLE}
-    return Config(**{**config.model_dump(), **settings, "set": {**config.set, **arguments}})
+    given = config.model_dump(exclude_unset=True)  # a default has another meaning if the user sets it
+    return Config(**{**given, **settings, "set": {**config.set, **arguments}})

@@ -80,10 +80,14 @@ class Store:
     def close(self) -> None:
         """Release the lock that marks this worker as alive."""
         self.alive_lock.release()
-        self._alive_file(self.worker).unlink(missing_ok=True)
+        self._remove_alive_file(self.worker)
 
     def _alive_file(self, worker: str) -> Path:
         return self.folder / ".workers" / f"{worker}.lock"
+
+    def _remove_alive_file(self, worker: str) -> None:
+        with contextlib.suppress(OSError):  # Windows removes no file that is open, here or in another worker
+            self._alive_file(worker).unlink()
 
     def retry(self, action: Callable[[], Any]) -> Any:
         """Call a function that uses the storage; retry while the storage is unavailable.
@@ -194,7 +198,7 @@ class Store:
             return True
         try:
             with FileLock(self._alive_file(worker), timeout=0):
-                self._alive_file(worker).unlink(missing_ok=True)
+                self._remove_alive_file(worker)
             return False
         except Timeout:
             return True

@@ -58,7 +58,7 @@ def fit_in_memory(table: Table, config: Config) -> Classifier:
         initialize_head(loaded, task.fit_head(embeddings, data.targets[chosen], len(data.labels)))
     recipe = choose_recipe(config, task, loaded, inputs.train, validates=not few)
     arguments = training_arguments(
-        recipe, config, Path(gettempdir()), loaded.device, primary=task.primary, saves=False, validates=not few
+        recipe, config, Path(gettempdir()), loaded.device, task=task, saves=False, validates=not few
     )
     fine_tune(
         loaded,

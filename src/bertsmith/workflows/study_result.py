@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from bertsmith.config import Config
 from bertsmith.data.table import Table
-from bertsmith.errors import ConfigError
+from bertsmith.errors import ConfigError, RunFolderError
 from bertsmith.evaluation.baseline import verdict
 from bertsmith.evaluation.intervals import TAILS
 from bertsmith.events import FinalStarted, StudyListener
@@ -157,10 +157,21 @@ def _result(
 
 
 def _difference(best: Run, baseline: Run) -> tuple[float, float, float]:
-    """Return the difference of two runs in the primary test metric, averaged over seeds, and its interval."""
+    """Return the difference of two runs in the primary test metric, averaged over seeds, and its interval.
+
+    Raises:
+        RunFolderError: if the runs have different test texts.
+    """
     values, draws, task = [], [], get_task(best.task)
     for pair in zip(best.members or [best], baseline.members or [baseline], strict=True):
         frames = [run.predictions.sort_values(["row", "text"], ignore_index=True) for run in pair]
+        texts = [frame[["row", "text"]] for frame in frames]
+        if not texts[0].equals(texts[1]):  # as in an unfinished study of an older version
+            raise RunFolderError(
+                "the winner and the defaults have different test texts, so bertsmith cannot compare them",
+                where=str(best.path.parent),
+                remedy=f"Delete its folders {best.path.name} and {baseline.path.name}, and run the command again.",
+            )
         first, second = (task.stored_scores(frame) for frame in frames)
         targets, groups = task.stored_targets(frames[0], best.labels), stored_groups(frames[0])
         seed = best.info["config"]["seed"]  # the same resamples for every seed of the models
@@ -196,11 +207,26 @@ def _toml(config: Config) -> str:
     """Return the settings that differ from their defaults, as a file for ``train --config``."""
     omitted = ("validation", "test", "sql", "corrections", "set")
     lines = ["# Settings of the winner: bertsmith train TABLE -o RUN --config best.toml"]
-    lines += [
-        f"{name} = {json.dumps(value)}" for name, value in _without_defaults(config).items() if name not in omitted
-    ]
+    lines += _toml_pairs({name: value for name, value in _without_defaults(config).items() if name not in omitted})
     if config.set:
-        lines += ["", "[set]", *(f"{name} = {json.dumps(value)}" for name, value in config.set.items())]
+        lines += ["", "[set]", *_toml_pairs(config.set)]
         if "eval_steps" in config.set:
             lines.append("# eval_strategy and eval_steps fit the size of this table; remove both for a larger table.")
     return "\n".join(lines) + "\n"
+
+
+def _toml_pairs(values: Mapping[str, Any]) -> list[str]:
+    """Return values by name; TOML has no null."""
+    return [f"{name} = {_toml_value(value)}" for name, value in values.items() if value is not None]
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        quoted = {_toml_value(str(name)): entry for name, entry in value.items()}
+        return f"{{ {', '.join(_toml_pairs(quoted))} }}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_toml_value(entry) for entry in value if entry is not None)}]"
+    if isinstance(value, float):  # JSON has no infinity
+        return float.__repr__(value)
+    # Strings are as in JSON, but without surrogate pairs, and with an escape for DEL.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

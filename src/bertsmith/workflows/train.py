@@ -132,9 +132,7 @@ def train_into(
                     remedy="Resume the run without torchrun or --ray.",
                 )
         checkpoints = Layout(output).checkpoints
-        arguments = training_arguments(
-            recipe, config, checkpoints, loaded.device, primary=task.primary, validates=validates
-        )
+        arguments = training_arguments(recipe, config, checkpoints, loaded.device, task=task, validates=validates)
         prepared = prepared_event(table, splits, inputs, recipe)
         checkpoint = None
         if resumed is None:
@@ -258,7 +256,7 @@ def _assist(group: ProcessGroup, source: Any, config: Config, output: Path, stop
         inputs.loaded,
         inputs.train,
         inputs.validation,
-        training_arguments(recipe, config, checkpoints, inputs.loaded.device, primary=inputs.task.primary),
+        training_arguments(recipe, config, checkpoints, inputs.loaded.device, task=inputs.task),
         task=inputs.task,
         emit=lambda event: None,
         recipe=recipe,

@@ -45,7 +45,7 @@ class Search:
         config: settings of the user.
         study_config: configuration of the study.
         space: the search space.
-        batch_size: texts per step if neither the user nor the space sets it.
+        batch_size: texts per batch if neither the user nor the space sets it.
         name: name of the study in its storage.
         folder: folder of the study.
         deadline: end of the search in seconds since the epoch; ``None`` without a time limit.

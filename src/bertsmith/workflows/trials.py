@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.data import TokenDataset
-from bertsmith.training.recipe import Recipe
+from bertsmith.training.recipe import Recipe, steps_per_epoch
 from bertsmith.workflows.fine_tune import fine_tune
 from bertsmith.workflows.prepare import (
     MAX_EMBEDDED_TEXTS,
@@ -178,7 +177,7 @@ def _fit(
     loaded, train, validation = data.prepare(config, fold)
     task = data.task
     recipe = recipe or choose_recipe(config, task, loaded, train)
-    arguments = training_arguments(recipe, config, Path(gettempdir()), loaded.device, primary=task.primary, saves=False)
+    arguments = training_arguments(recipe, config, Path(gettempdir()), loaded.device, task=task, saves=False)
     curve: list[tuple[float, float]] = []
     last_scores = np.empty(0)
     best_scores: np.ndarray | None = None
@@ -228,9 +227,8 @@ def _fit(
     )
 
 
-def evaluation_steps(n_texts: int, batch_size: int) -> int | None:
-    """Return the steps between evaluations: 1/2 or 1/3 of an epoch, or ``None`` if no fraction is whole."""
-    steps = math.ceil(n_texts / batch_size)
+def evaluation_steps(steps: int) -> int | None:
+    """Return the steps between evaluations: 1/2 or 1/3 of those of an epoch, or ``None`` if no fraction is whole."""
     return next((steps // parts for parts in (2, 3) if steps % parts == 0), None)
 
 
@@ -240,11 +238,11 @@ def with_evaluation_steps(config: Config, data: TrialData, batch_size: int) -> C
     Args:
         config: the settings.
         data: the texts.
-        batch_size: texts per step.
+        batch_size: texts per batch.
     """
     if len(data.validation) > MAX_VALIDATION_SHARE * len(data.train):
         return config
-    steps = evaluation_steps(len(data.train), batch_size)
+    steps = evaluation_steps(steps_per_epoch(len(data.train), batch_size, config.set))
     whole_epochs = config.epochs is None or float(config.epochs).is_integer()
     if steps is None or not whole_epochs or "eval_strategy" in config.set or "eval_steps" in config.set:
         return config

@@ -133,7 +133,7 @@ def _start_search(
         models=study_config.models,
     )
     space, fixed = apply_changes(space, config, changes)
-    arguments = training_arguments(recipe, config, Path(gettempdir()), loaded.device, saves=False)
+    arguments = training_arguments(recipe, config, Path(gettempdir()), loaded.device, task=data.task, saves=False)
     for name in space.keys() - defaults.keys():  # dimensions that only the user's space has
         value = loaded.max_length if name == "max_length" else getattr(config, name, getattr(arguments, name, None))
         if value is not None:
