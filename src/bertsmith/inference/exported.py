@@ -160,9 +160,12 @@ class Exported(ModelPredictor):
         Raises:
             RunFolderError: if the export is damaged.
             MissingPackageError: if its runtime is not installed.
+            ConfigError: if ``long`` does not suit the columns that the model reads.
         """
         folder = Path(folder)
         about = ExportInfo.read(folder)
+        long = about.long if long == "auto" else long
+        about.template.check_long(long)
         for name, expected in about.files.items():
             file = folder / name
             if not file.is_file():
@@ -177,7 +180,7 @@ class Exported(ModelPredictor):
         except Exception as error:
             raise _damaged(folder, f"{runtime.package} cannot load it: {str(error).splitlines()[0]}") from error
         exported = cls(folder, about, session, decide=decide)
-        exported.long = about.long if long == "auto" else long
+        exported.long = long
         return exported
 
     def __repr__(self) -> str:
