@@ -480,6 +480,14 @@ def test_auto_uses_only_exports_of_the_same_model(run, exported):
         bs.load(run, long="all")
 
 
+def test_a_tokenizer_in_python_is_not_exported(own_run, monkeypatch):
+    monkeypatch.setattr(type(Classifier.load(own_run, device="cpu").loaded.tokenizer), "is_fast", False)
+    with pytest.raises(ModelError) as error:
+        bs.export(own_run)
+    assert error.value.where == str(own_run)
+    assert not (own_run / "export").exists()
+
+
 def test_an_export_of_several_columns_refuses_what_its_run_refuses(old_export):
     about = ExportInfo.read(old_export)
     for template, long in ((Template(("Title", "Text")), "head-tail"), (Template(pair_column="Other"), "window")):

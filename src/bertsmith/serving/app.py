@@ -181,7 +181,7 @@ def create_app(
         service = require_service()
         explainer = service.explain
         if explainer is None:
-            what = "this server cannot explain predictions: that needs the package captum, and torch as the runtime"
+            what = "this server cannot explain predictions: that needs captum, torch, and a tokenizer.json of the model"
             raise RequestError(404, what, "Install 'bertsmith[explain]' and serve the run with --runtime torch.")
         classifier = service.batcher.classifier
         texts = read_items([body.inputs], classifier.template, limits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import threading
@@ -183,9 +182,15 @@ def _model_info(path: Path, classifier: ModelPredictor) -> dict[str, Any]:
     return info
 
 
-def _explainer(classifier: ModelPredictor) -> Any:
-    if isinstance(classifier, Exported) or importlib.util.find_spec("captum") is None:
+def _explainer(classifier: Any) -> Callable[[ModelPredictor, Texts], Any] | None:
+    if isinstance(classifier, Exported):
         return None
-    from bertsmith.inference.explain import explain
+    from bertsmith.inference.explain import can_explain, explain
 
-    return lambda classifier, texts: explain(classifier, texts).to_dict()
+    if not can_explain(classifier):
+        return None
+
+    def explained(classifier: Any, texts: Texts) -> dict[str, Any]:
+        return explain(classifier, texts).to_dict()
+
+    return explained
