@@ -21,6 +21,7 @@ import bertsmith as bs
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError
 from bertsmith.evaluation.rule import Rule
+from bertsmith.inference.explain import OutOfTimeError
 from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.model.tokenizer import Encoder
 from bertsmith.tasks.registry import get_task
@@ -285,6 +286,28 @@ def test_explanations_depend_on_the_runtime(ask, finished):
     with running(lambda: Service(batcher, {})) as other:
         assert other("/explain", {"inputs": "1"})[0] == 404
         assert not other("/info")[1]["explains"]
+    batcher.close()
+
+
+def test_an_explanation_has_a_deadline_and_its_cost_counts():
+    batcher, deadlines, started, finish = Batcher(Fake(), max_wait=0.5), [], threading.Event(), threading.Event()
+
+    def explain(classifier, texts, deadline):
+        deadlines.append(deadline - time.perf_counter())
+        started.set()
+        finish.wait(20)
+        raise OutOfTimeError
+
+    limits = Limits(seconds=20)
+    with running(lambda: Service(batcher, {}, explain), limits=limits) as ask, ThreadPoolExecutor(1) as pool:
+        explained = pool.submit(ask, "/explain", {"inputs": "1" * 1000})
+        assert started.wait(20)
+        status, _, headers = ask("/predict", {"inputs": "1"})
+        finish.set()
+        assert (status, int(headers["Retry-After"]) > 1) == (429, True)
+        assert explained.result()[0] == 503
+        assert ask("/predict", {"inputs": "1"})[0] == 200
+        assert 10 < deadlines[0] <= 20
     batcher.close()
 
 

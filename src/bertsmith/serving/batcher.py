@@ -255,9 +255,9 @@ class Batcher:
         if parts:
             # Under load, measure from the end of the last batch: time between batches delays the queue as well.
             self.batch_seconds.observe(max(tokens, 1), max(end - max(self._last_end, jobs[0].created), 1e-6))
+            # Count the batch before its clients get a response and can read the metrics.
+            self.on_batch(len(jobs), sum(map(len, parts)), tokens, end - start)
         self._last_end = end
-        # Count the batch before its clients get a response and can read the metrics.
-        self.on_batch(len(jobs), sum(map(len, parts)), tokens, end - start)
         for job, result in zip(jobs, results, strict=True):
             _resolve(job, result, None)
 

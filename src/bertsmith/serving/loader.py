@@ -26,6 +26,8 @@ from bertsmith.serving.middleware import Limits
 from bertsmith.serving.prometheus import ServerMetrics
 
 log = logging.getLogger("bertsmith.serving")
+Explain = Callable[[ModelPredictor, Texts, float], dict[str, Any]]
+"""Computes an explanation until a deadline, on the clock of `time.perf_counter`."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Service:
 
     batcher: Batcher
     info: dict[str, Any]
-    explain: Callable[[ModelPredictor, Texts], Any] | None = None
+    explain: Explain | None = None
     draining: bool = False
     watch: DriftWatch | None = None
 
@@ -182,7 +184,7 @@ def _model_info(path: Path, classifier: ModelPredictor) -> dict[str, Any]:
     return info
 
 
-def _explainer(classifier: Any) -> Callable[[ModelPredictor, Texts], Any] | None:
+def _explainer(classifier: Any) -> Explain | None:
     if isinstance(classifier, Exported):
         return None
     from bertsmith.inference.explain import can_explain, explain
@@ -190,7 +192,7 @@ def _explainer(classifier: Any) -> Callable[[ModelPredictor, Texts], Any] | None
     if not can_explain(classifier):
         return None
 
-    def explained(classifier: Any, texts: Texts) -> dict[str, Any]:
-        return explain(classifier, texts).to_dict()
+    def explained(classifier: Any, texts: Texts, deadline: float) -> dict[str, Any]:
+        return explain(classifier, texts, deadline=deadline).to_dict()
 
     return explained
