@@ -14,6 +14,7 @@ from bertsmith.folders import atomic
 from bertsmith.folders.atomic import replaced_file, replaced_folder, write_json
 from bertsmith.folders.new_run import check_same
 from bertsmith.folders.run import open_run
+from bertsmith.inference.chunks import _CHUNK_FILE
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model.load import Loaded
 from bertsmith.report.report import write_report
@@ -225,6 +226,16 @@ def test_files_and_folders_are_written_atomically(tmp_path):
         raise ZeroDivisionError
     assert (tmp_path / "f.txt").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["f.txt"]
+
+
+def test_threads_that_write_one_file_do_not_disturb_each_other(tmp_path):
+    path = tmp_path / "f.txt"
+    with replaced_file(path) as first, replaced_file(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["f.txt"]
+    assert _CHUNK_FILE.fullmatch(first.name.replace("f.txt", "about.json"))
 
 
 def test_json_never_contains_nan(tmp_path):

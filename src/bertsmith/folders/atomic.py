@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -40,8 +41,8 @@ def write_json(path: Path, content: Any) -> None:
 def replaced_file(path: Path) -> Iterator[Path]:
     """Yield a temporary file in the same folder, and rename it to ``path`` if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Writers choose the format by the suffix.
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    # Other threads, processes and machines may write the same file. Writers choose the format by the suffix.
+    temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
     try:
         yield temporary
         _sync(temporary)
