@@ -238,6 +238,15 @@ def test_threads_that_write_one_file_do_not_disturb_each_other(tmp_path):
     assert _CHUNK_FILE.fullmatch(first.name.replace("f.txt", "about.json"))
 
 
+@pytest.mark.parametrize("name", ["v1", "v[1]"])
+def test_only_the_temporary_folders_of_a_name_are_removed(name, tmp_path):
+    others = [f".{name}.onnx.abcd.part", f".{name}.abcd.parts", ".v1x.abcd.part", ".notes"]
+    for folder in (f".{name}.abcd.part", f".{name}.abcd.part.before", f".{name}.0.part", *others):
+        (tmp_path / folder).mkdir()
+    atomic.remove_temporary_folders(tmp_path, name)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(others)
+
+
 def test_json_never_contains_nan(tmp_path):
     write_json(tmp_path / "x.json", {"a": float("nan"), "b": [float("inf"), 1.5], 3: (1,)})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [None, 1.5], "3": [1]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -88,10 +89,12 @@ def rename(path: Path, new: Path) -> None:
             time.sleep(0.05)
 
 
-def remove_temporary_folders(folder: Path, name: str = "*") -> None:
-    """Remove the temporary folders that a killed process left for ``name``."""
-    for path in folder.glob(f".{name}.*{PART}*"):
-        shutil.rmtree(path, ignore_errors=True)
+def remove_temporary_folders(folder: Path, name: str | None = None) -> None:
+    """Remove the temporary folders that a killed process left for ``name``, or for any name."""
+    temporary = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.[^.]+{re.escape(PART)}(\.before)?")
+    for path in folder.glob(f".*{PART}*"):
+        if temporary.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def checksums(folder: Path) -> dict[str, str]:
