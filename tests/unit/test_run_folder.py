@@ -12,8 +12,9 @@ from bertsmith.config import Config
 from bertsmith.errors import Interrupted, RunFolderError
 from bertsmith.folders import atomic
 from bertsmith.folders.atomic import replaced_file, replaced_folder, write_json
-from bertsmith.folders.new_run import check_same
+from bertsmith.folders.new_run import RunFolder, check_same
 from bertsmith.folders.run import open_run
+from bertsmith.folders.study import Study
 from bertsmith.inference.chunks import _CHUNK_FILE
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model.load import Loaded
@@ -245,6 +246,19 @@ def test_only_the_temporary_folders_of_a_name_are_removed(name, tmp_path):
         (tmp_path / folder).mkdir()
     atomic.remove_temporary_folders(tmp_path, name)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(others)
+
+
+@pytest.mark.parametrize(("output", "file"), [(RunFolder, "run.json"), (Study, "study.json")])
+def test_hidden_files_of_the_user_are_not_overwritten(output, file, tmp_path):
+    for name in (file, f".12.{file}", f".0a1b2c3d.{file}", ".model.x_1.part", ".report.html.lock", ".DS_Store"):
+        (tmp_path / name).write_text("{}")
+    output(tmp_path).check(overwrite=True)
+    for hidden in (".git", ".env", ".dvc"):
+        (tmp_path / hidden).write_text("mine")
+        with pytest.raises(RunFolderError) as error:
+            output(tmp_path).check(overwrite=True)
+        assert hidden in error.value.what
+        (tmp_path / hidden).unlink()
 
 
 def test_json_never_contains_nan(tmp_path):

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ RESUME_REMEDY = "Free disk space or repair the disk, then run the same command w
 """Remedy for disk errors during training."""
 PART = ".part"
 """Suffix of temporary folders."""
+_HIDDEN = re.compile(r"\.([0-9]+|[0-9a-f]{8})\..+|\..+\.(lock|part|part\.before)|\.workers|\.DS_Store")
+"""Names of hidden files and folders that bertsmith writes: temporary ones and locks. Finder adds one."""
 RENAME_SECONDS = 2.0 if LOCKS_OPEN_FILES else 0.0
 """How long to repeat a refused rename: virus scanners and search indexes open a new file for a moment."""
 
@@ -95,6 +97,11 @@ def remove_temporary_folders(folder: Path, name: str | None = None) -> None:
     for path in folder.glob(f".*{PART}*"):
         if temporary.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def foreign_names(folder: Path, own: Collection[str]) -> list[str]:
+    """Return the sorted names of a folder's entries that are neither in ``own`` nor hidden files of bertsmith."""
+    return sorted(p.name for p in folder.iterdir() if p.name not in own and not _HIDDEN.fullmatch(p.name))
 
 
 def checksums(folder: Path) -> dict[str, str]:
