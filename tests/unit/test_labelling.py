@@ -1,5 +1,6 @@
 """Labelling: the project file, the agreement of coders, the exported table."""
 
+import asyncio
 import contextlib
 import io
 import re
@@ -22,7 +23,7 @@ from bertsmith.config import DataConfig
 from bertsmith.data.read import read_table
 from bertsmith.errors import ConfigError, DataError, RunFolderError
 from bertsmith.evaluation.agreement import alpha, kappa, measure_agreement
-from bertsmith.labelling.app import create_app
+from bertsmith.labelling.app import MAX_BODY, create_app
 from bertsmith.labelling.store import FILE, SETTLER, Decision, Project, Queued
 from bertsmith.labelling.table import Snapshot, export
 from bertsmith.measuring.design import read_design
@@ -411,8 +412,12 @@ def test_only_pages_of_this_machine_and_with_json_are_answered(page, project):
     client, _ = page
     assert client.get("/project", headers={"Host": "evil.example"}).status_code == 400
     body = '{"coder": "ann", "text": 1, "status": "skipped"}'
-    assert client.post("/decide", content=body, headers={"Content-Type": "text/plain"}).status_code == 422
+    for sent in ({"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}, {}):
+        for path in ("/decide", "/train", "/choose"):  # a page of another site can send only such requests
+            assert client.post(path, content=body, headers=sent).status_code == 415
     assert project.decisions == []
+    assert page[1].state()["exit_code"] is None
+    assert page[1].asked == 0
     index = client.get("/")
     assert "default-src 'none'" in index.headers["Content-Security-Policy"]
     assert not re.findall(r"(?:src|href)=\"http", index.text)
@@ -423,6 +428,25 @@ def test_a_token_replaces_the_check_of_the_host(project):
     assert client.get("/").status_code == 200
     assert client.get("/project").status_code == 401
     assert client.get("/project", headers={"X-API-Key": "secret"}).status_code == 200
+
+
+def test_a_body_is_read_only_with_the_token_and_up_to_a_limit(project):
+    async def send(*headers):
+        """Return the status of a request whose body must not be read."""
+        statuses = []
+
+        async def respond(message):
+            statuses.append(message.get("status"))
+
+        given = [(b"host", b"a"), (b"content-type", b"application/json"), *headers]
+        scope = {"type": "http", "method": "POST", "path": "/decide", "query_string": b"", "headers": given}
+        await create_app(project, NoRounds(project), token="secret")(scope, None, respond)
+        return statuses[0]
+
+    token = (b"x-api-key", b"secret")
+    assert asyncio.run(send((b"content-length", b"99"))) == 401
+    assert asyncio.run(send(token, (b"content-length", b"%d" % (MAX_BODY + 1)))) == 413
+    assert asyncio.run(send(token)) == 411
 
 
 def test_a_round_that_fails_is_reported_on_the_page(project):

@@ -6,9 +6,10 @@ import hmac
 import importlib.resources
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from fastapi import Depends, FastAPI, Header, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import Headers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from bertsmith.errors import UserError
@@ -16,14 +17,49 @@ from bertsmith.labelling.store import SETTLER, Decision, Project, Queued
 from bertsmith.labelling.table import TABLE, Snapshot, export
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
     from bertsmith.workflows.label_rounds import Rounds
 
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
 """Host names of requests from this machine; other names indicate DNS rebinding."""
 AHEAD = 10
 """Number of remaining texts of a coder at which the choice of the next texts begins."""
+MAX_BODY = 1_000_000
+"""Maximum number of bytes of a body."""
 Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[^()]*\S[^()]*$")]
 """The name of a coder; parentheses are for names that bertsmith gives."""
+
+
+class _Guard:
+    """Check the headers of a request before its body is read: the token, the type and the size.
+
+    A page of another site can send no JSON, because its browser asks for permission first.
+    """
+
+    def __init__(self, app: ASGIApp, token: str | None) -> None:
+        self.app, self.token = app, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = self._refusal(scope, Headers(scope=scope)) if scope["type"] == "http" else None
+        if refused is None:
+            await self.app(scope, receive, send)
+        else:
+            status, detail = refused
+            await JSONResponse({"detail": detail}, status, {"Connection": "close"})(scope, receive, send)
+
+    def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
+        sent, length = headers.get("x-api-key", ""), headers.get("content-length", "")
+        is_public = self.token is None or scope["path"] == "/"
+        if not is_public and not hmac.compare_digest(sent.encode(), str(self.token).encode()):
+            return 401, "the token is missing or wrong"
+        if scope["method"] != "POST":
+            return None
+        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            return 415, "the content type of the body is not application/json"
+        if not length.isdigit():
+            return 411, "the request has no content length"
+        return (413, f"the body is longer than {MAX_BODY:,} bytes") if int(length) > MAX_BODY else None
 
 
 class _Body(BaseModel):
@@ -64,13 +100,7 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
         coder: the name that the page begins with.
         token: token that requests must send; ``None`` allows requests from this machine only.
     """
-
-    def check_token(x_api_key: Annotated[str, Header()] = "") -> None:
-        if token is not None and not hmac.compare_digest(x_api_key.encode(), token.encode()):
-            raise HTTPException(401, "the token is missing or wrong")
-
     app = FastAPI(title="bertsmith label", docs_url=None, redoc_url=None, openapi_url=None)
-    checked = [Depends(check_token)]
     page = importlib.resources.files("bertsmith.labelling").joinpath("page.html").read_text(encoding="utf-8")
 
     def answer(name: str, text: Queued | None) -> dict[str, Any]:
@@ -90,7 +120,7 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
         headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
         return HTMLResponse(page, headers={**headers, "X-Frame-Options": "DENY"})
 
-    @app.get("/project", dependencies=checked)
+    @app.get("/project")
     def about() -> dict[str, Any]:
         """Return the data for the start of the page."""
         codebook = project.setting("codebook", {})
@@ -101,12 +131,12 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
             "coder": coder,
         }
 
-    @app.post("/next", dependencies=checked)
+    @app.post("/next")
     def next_text(body: CoderBody) -> dict[str, Any]:
         """Return the next text of a coder."""
         return answer(body.coder, project.next_text(body.coder))
 
-    @app.post("/decide", dependencies=checked)
+    @app.post("/decide")
     def decide(body: DecisionBody) -> dict[str, Any]:
         """Record a decision, and return the next text."""
         name = body.coder or SETTLER
@@ -114,18 +144,18 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
         project.decide(Decision(body.text, name, body.status, labels, body.note.strip(), body.seconds))
         return {} if body.coder is None else answer(name, project.next_text(name))
 
-    @app.post("/undo", dependencies=checked)
+    @app.post("/undo")
     def undo(body: CoderBody) -> dict[str, Any]:
         """Undo the last decision of a coder, and return its text."""
         return answer(body.coder, project.undo(body.coder) or project.next_text(body.coder))
 
-    @app.post("/codebook", dependencies=checked)
+    @app.post("/codebook")
     def write_codebook(body: CodebookBody) -> dict[str, Any]:
         """Add a label, or change its definition and examples."""
         project.define(body.label, body.definition, body.examples)
         return about()
 
-    @app.get("/disputed", dependencies=checked)
+    @app.get("/disputed")
     def disputed() -> list[dict[str, Any]]:
         """Return the texts to settle, with all decisions."""
         return [
@@ -138,18 +168,18 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
             for text, some in Snapshot.of(project).disputed
         ]
 
-    @app.get("/overview", dependencies=checked)
+    @app.get("/overview")
     def overview() -> dict[str, Any]:
         """Return agreement, label counts, and the expected gain of more labels."""
         return {**Snapshot.of(project).overview(), "estimate": project.setting("estimate"), "rounds": rounds.state()}
 
-    @app.post("/{work}", dependencies=checked)
+    @app.post("/{work}")
     def begin(work: Literal["choose", "train"]) -> dict[str, Any]:
         """Choose the next texts, or train on the labels, in the background."""
         getattr(rounds, work)()
         return rounds.state()
 
-    @app.get("/labels.csv", dependencies=checked)
+    @app.get("/labels.csv")
     def table() -> FileResponse:
         """Return the labels as a table."""
         export(project)
@@ -159,6 +189,7 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
     async def on_user_error(request: Request, error: UserError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 422)
 
+    app.add_middleware(_Guard, token=token)
     if token is None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOCAL))
     return app
