@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import sqlite3
@@ -23,6 +24,7 @@ import typer
 
 import bertsmith as bs
 from bertsmith.cli.app import COMMANDS, app, main
+from bertsmith.cli.terminal import stdout_console
 from bertsmith.config import Config, DataConfig
 from bertsmith.data.stream import open_stream
 from bertsmith.errors import ConfigError
@@ -30,6 +32,40 @@ from bertsmith.inference.chunks import Chunks
 from bertsmith.inference.spreadsheet import guarded_cell, write_csv
 from bertsmith.testing import tiny_table
 from tests.conftest import train
+
+
+def _command_that(monkeypatch, action):
+    """Replace all commands by one."""
+    made = typer.Typer()
+    made.command()(action)
+    monkeypatch.setattr("bertsmith.cli.app.app", lambda name="": made)
+
+
+def _exit_code():
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    return caught.value.code
+
+
+@pytest.mark.parametrize("write", [lambda: sys.stdout.write("a" * 100_000), lambda: stdout_console().print("a")])
+def test_a_reader_that_ends_early_is_no_error(write, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        monkeypatch.setattr("sys.stdout", closed)
+        _command_that(monkeypatch, lambda: write() and None)
+        assert _exit_code() == 0
+
+
+def test_another_broken_pipe_is_an_internal_error(monkeypatch, tmp_path, capsys):
+    def lose_a_child():
+        raise BrokenPipeError
+
+    with (tmp_path / "out").open("w") as file:
+        monkeypatch.setattr("sys.stdout", file)
+        _command_that(monkeypatch, lose_a_child)
+        assert _exit_code() == 1
+    assert "BrokenPipeError" in capsys.readouterr().err
 
 
 @pytest.fixture

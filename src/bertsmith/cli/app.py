@@ -142,7 +142,7 @@ def _run(arguments: list[str], debug: bool) -> tuple[int, str]:
     except (KeyboardInterrupt, typer.Abort):
         return 130, "[yellow]interrupted[/]"
     except Exception as error:
-        if isinstance(error, OSError) and is_closed_pipe(error):  # the reader has ended, as head does
+        if isinstance(error, OSError) and is_closed_pipe(error, sys.stdout):  # the reader has ended, as head does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0, ""
         if hasattr(error, "format_message"):  # the parser rejected the command line
