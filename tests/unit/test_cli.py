@@ -1,5 +1,6 @@
 """Commands: exit codes, what goes to stdout and what to stderr, and that no mistake shows a traceback."""
 
+import errno
 import io
 import json
 import os
@@ -66,6 +67,17 @@ def test_another_broken_pipe_is_an_internal_error(monkeypatch, tmp_path, capsys)
         _command_that(monkeypatch, lose_a_child)
         assert _exit_code() == 1
     assert "BrokenPipeError" in capsys.readouterr().err
+
+
+def test_paths_with_brackets_are_shown_as_they_are(monkeypatch, tmp_path, capsys):
+    def fill_the_disk():
+        raise OSError(errno.ENOSPC, "full", "runs[1]/[/bold].csv")
+
+    with (tmp_path / "out").open("w") as file:
+        monkeypatch.setattr("sys.stdout", file)
+        _command_that(monkeypatch, fill_the_disk)
+        assert _exit_code() == 2
+    assert str(Path("runs[1]/[/bold].csv")) in capsys.readouterr().err
 
 
 @pytest.fixture
