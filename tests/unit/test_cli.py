@@ -28,9 +28,9 @@ from bertsmith.cli.app import COMMANDS, app, main
 from bertsmith.cli.terminal import stdout_console
 from bertsmith.config import Config, DataConfig
 from bertsmith.data.stream import open_stream
-from bertsmith.errors import ConfigError
+from bertsmith.errors import ConfigError, DataError
 from bertsmith.inference.chunks import Chunks
-from bertsmith.inference.spreadsheet import guarded_cell, write_csv
+from bertsmith.inference.spreadsheet import check_fits, guarded_cell, write_csv
 from bertsmith.testing import tiny_table
 from tests.conftest import train
 
@@ -433,6 +433,15 @@ def test_csv_for_excel_is_resumed_and_read_back(dialect, delimiter, decimal, cli
     assert (code, "csv_dialect" in err) == (2, True)
     assert cli(*command, "-o", parts, "--csv-dialect", dialect, "--resume")[0] == 0
     assert parts.read_bytes() == content
+
+
+def test_the_header_counts_in_an_excel_sheet_before_any_prediction(monkeypatch):
+    chunks = [{"Text": ["a", "b"]}, {"Text": ["c"]}]
+    monkeypatch.setattr("bertsmith.inference.spreadsheet.ROWS", 4)
+    check_fits(chunks)
+    monkeypatch.setattr("bertsmith.inference.spreadsheet.ROWS", 3)
+    with pytest.raises(DataError):
+        check_fits(chunks)
 
 
 def test_a_csv_dialect_is_for_csv(cli, finished, csv, tmp_path):
