@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import os
 import re
 import sqlite3
 import subprocess
@@ -464,6 +465,8 @@ def test_a_round_that_fails_is_reported_on_the_page(project):
 def test_training_runs_in_a_child_process_and_reports_its_end(project):
     rounds = Rounds(project, lambda observe: 0, ("--no-such-flag",))
     rounds.train()
+    if hasattr(os, "getpgid"):  # Ctrl-C of the terminal would be its first signal, and `close` sends the second one
+        assert os.getpgid(rounds.child.pid) != os.getpgrp()
     rounds.child.wait()
     deadline = time.monotonic() + 30
     while not rounds.lines and time.monotonic() < deadline:
