@@ -121,6 +121,19 @@ class ExportInfo:
         except (OSError, ValueError) as error:
             raise _damaged(folder / ABOUT, str(error)) from error
 
+    def check_files(self, folder: Path) -> None:
+        """Check that the files of an export folder have not changed since the export.
+
+        Raises:
+            RunFolderError: naming the file that changed or is missing.
+        """
+        for name, expected in self.files.items():
+            file = folder / name
+            if not file.is_file():
+                raise _damaged(file, "the file is missing")
+            if file_digest(file) != expected:
+                raise _damaged(file, "the file has changed since the export")
+
 
 class Exported(ModelPredictor):
     """Predicts with an export.
@@ -166,12 +179,7 @@ class Exported(ModelPredictor):
         about = ExportInfo.read(folder)
         long = about.long if long == "auto" else long
         about.template.check_long(long)
-        for name, expected in about.files.items():
-            file = folder / name
-            if not file.is_file():
-                raise _damaged(file, "the file is missing")
-            if file_digest(file) != expected:
-                raise _damaged(file, "the file has changed since the export")
+        about.check_files(folder)
         runtime = RUNTIMES[about.format]
         try:
             session = runtime.open(folder, about.precision, threads or cores())
