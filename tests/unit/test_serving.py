@@ -36,7 +36,7 @@ from bertsmith.serving.drift import WINDOW, DriftWatch  # noqa: E402
 from bertsmith.serving.loader import Loader, ServerConfig, Service  # noqa: E402
 from bertsmith.serving.middleware import Limits  # noqa: E402
 from bertsmith.serving.prometheus import ServerMetrics  # noqa: E402
-from bertsmith.serving.server import listen  # noqa: E402
+from bertsmith.serving.server import address_of, listen  # noqa: E402
 from bertsmith.serving.signals import stop_accepting  # noqa: E402
 
 
@@ -858,6 +858,14 @@ def test_an_address_in_use_is_an_error():
     taken.close()
     with pytest.raises(ConfigError, match=r"no\.such\.host\.invalid"):
         listen("no.such.host.invalid", 0)
+
+
+@pytest.mark.parametrize(
+    ("bound", "expected"),
+    [(("127.0.0.1", 8080), "http://127.0.0.1:8080"), (("::1", 8080, 0, 0), "http://[::1]:8080")],
+)
+def test_the_address_of_the_log_can_be_opened(bound, expected):
+    assert address_of(SimpleNamespace(getsockname=lambda: bound)) == expected
 
 
 def test_responses_do_not_wait_for_more_data():

@@ -261,9 +261,14 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _log_address(listening: socket.socket, config: ServerConfig) -> None:
+def address_of(listening: socket.socket) -> str:
+    """Return the address of the pages, such as ``http://127.0.0.1:8080`` or ``http://[::1]:8080``."""
     host, port = listening.getsockname()[:2]
-    address = f"http://{host}:{port}"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _log_address(listening: socket.socket, config: ServerConfig) -> None:
+    host, address = listening.getsockname()[0], address_of(listening)
     has_token = config.token is not None
     log_event("listening", address=address, page=f"{address}/ui", workers=config.workers, token=has_token)
     if not has_token and not ipaddress.ip_address(host).is_loopback:
