@@ -698,6 +698,15 @@ def test_a_failed_request_does_not_affect_other_requests():
     batcher.close()
 
 
+def test_the_tokens_in_the_queue_are_measured_at_every_change():
+    measured = []
+    batcher = Batcher(Fake(0.2), max_wait=9, on_queue=measured.append)
+    with running(lambda: Service(batcher, {}), limits=Limits(seconds=0.05)) as ask:
+        assert ask("/predict", {"inputs": "123"})[0] == 503
+        batcher.close()
+    assert measured == [3, 0]
+
+
 def test_a_slow_request_times_out():
     batcher = Batcher(Fake(seconds=1.0), max_wait=10)
     with running(lambda: Service(batcher, {}), limits=Limits(seconds=0.2)) as ask:

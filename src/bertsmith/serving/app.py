@@ -123,7 +123,6 @@ def create_app(
         end = time.perf_counter()
         server_metrics.queue_seconds.observe(queue_seconds)
         server_metrics.truncated_texts.inc(len(too_long))
-        server_metrics.queue_tokens.set(batcher.queued_tokens)
         request.state.log_fields = {"texts": len(texts), "tokens": n_tokens, "queue_ms": round(1000 * queue_seconds, 2)}
         request.state.headers = {
             "x-compute-type": classifier.compute_type,

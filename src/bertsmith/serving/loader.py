@@ -116,7 +116,8 @@ class Loader:
         log_event("loaded", model=info["model"], runtime=info["runtime"], trained=info.get("trained"))
         if self.service is None:
             limits = self.config.limits
-            batcher = Batcher(classifier, max_wait=limits.max_wait, on_batch=self.metrics.observe_batch)
+            on_batch, on_queue = self.metrics.observe_batch, self.metrics.queue_tokens.set
+            batcher = Batcher(classifier, max_wait=limits.max_wait, on_batch=on_batch, on_queue=on_queue)
             self.service = Service(batcher, info, explain, watch=watch)
         else:
             service = self.service

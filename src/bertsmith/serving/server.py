@@ -24,6 +24,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 from filelock import FileLock
+from prometheus_client.multiprocess import mark_process_dead
 
 from bertsmith.compute.machine import cores
 from bertsmith.compute.system import RELOAD_SIGNAL, block_terminal_signals, own_port
@@ -151,8 +152,11 @@ def _serve_from_workers(config: ServerConfig, listening: socket.socket, signals:
                 super().init_processes()
 
         def keep_subprocess_alive(self) -> None:
+            before = {process.pid for process in self.processes}
             with block_terminal_signals():
                 super().keep_subprocess_alive()
+            for ended in before - {process.pid for process in self.processes}:
+                mark_process_dead(ended)  # its tokens in the queue are no part of the sum
 
         def handle_signals(self) -> None:
             if signals.reload:
