@@ -378,7 +378,7 @@ def test_suggestions_are_not_shown_for_random_texts(tmp_path):
 def test_the_page_asks_for_the_next_round_before_the_queue_ends(page, project):
     client, rounds = page
     client.post("/next", json={"coder": "ann"})
-    rounds.wait()
+    rounds.thread.join()
     assert rounds.asked == 1
     assert project.rows[-1] == 101
 
@@ -456,7 +456,7 @@ def test_a_round_that_fails_is_reported_on_the_page(project):
 
     rounds = Rounds(project, fail)
     rounds.choose()
-    rounds.wait()
+    rounds.thread.join()
     assert "the pool is gone" in rounds.state()["message"]
     rounds.choose()
     assert not rounds.is_choosing
@@ -497,7 +497,7 @@ def test_an_internal_error_of_a_choice_is_reported_with_its_traceback(project):
 
     rounds = Rounds(project, fail)
     rounds.choose()
-    rounds.wait()
+    rounds.thread.join()
     [log] = map(Path, re.findall(r"\S+\.log", rounds.state()["message"]))
     assert "in fail" in log.read_text()
     log.unlink()

@@ -56,11 +56,6 @@ class Rounds:
             self.thread = threading.Thread(target=self._run, daemon=True)
             self.thread.start()
 
-    def wait(self) -> None:
-        """Wait until the texts are chosen."""
-        if self.thread is not None:
-            self.thread.join()
-
     def _run(self) -> None:
         try:
             self.exhausted = not self._choose(self._observe)
