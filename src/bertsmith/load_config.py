@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ from bertsmith.errors import ConfigError, did_you_mean, listing, quoted, shorten
 ENV_PREFIX = "BERTSMITH_"
 TOKEN, RUN, HOST = "BERTSMITH_TOKEN", "BERTSMITH_RUN", "BERTSMITH_HOST"
 """Environment variables of a server, which are not settings: its token, and its arguments."""
+_OF_A_SERVICE = re.compile(r"BERTSMITH_(\w+_)?(SERVICE_(HOST|PORT)|PORT)(_\w+)?")
+"""Variables that Kubernetes sets in every container, if a service is called ``bertsmith`` or ``bertsmith-NAME``."""
 
 
 def resolve(
@@ -135,7 +138,8 @@ def _contradictions(config: Config, sources: Mapping[str, str], api: bool) -> li
 def _environment_layer(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
     layer: dict[str, tuple[Any, str]] = {}
     for key, text in environ.items():
-        if key.upper().startswith(ENV_PREFIX) and key not in (TOKEN, RUN, HOST) and text:
+        is_other = key in (TOKEN, RUN, HOST) or _OF_A_SERVICE.fullmatch(key)
+        if key.upper().startswith(ENV_PREFIX) and not is_other and text:
             name = key[len(ENV_PREFIX) :].lower()
             layer[name] = parse_assignments(text.split()) if name == "set" else text, f"environment variable {key}"
     return layer

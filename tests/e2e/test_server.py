@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import re
 import shutil
 import signal
@@ -167,6 +168,23 @@ def test_workers_serve_and_sum_their_metrics(old_export):
         assert float(counted.rsplit(" ", 1)[1]) == 30
         server.send_signal(signal.SIGTERM)
         assert server.wait(timeout=60) == 0
+
+
+def test_a_worker_that_ended_is_not_measured(old_export, tmp_path):
+    environment = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP"), str(tmp_path))}
+    with serving(old_export, "--workers", "2", environment=environment, start=_Fresh) as server:
+        _ready(server.port)
+        assert _ask(server.port, body={"inputs": "my cat"})[0] == 200
+        files = set(tmp_path.glob("bertsmith-*/gauge_live*.db"))
+        assert files
+        for file in files:
+            os.kill(int(file.stem.rpartition("_")[2]), signal.SIGTERM)
+        for _ in range(300):
+            if not any(file.exists() for file in files):
+                break
+            time.sleep(0.1)
+        assert not any(file.exists() for file in files)
+        _ready(server.port)
 
 
 def test_a_missing_run_exits_with_2(tmp_path):

@@ -52,6 +52,41 @@ def test_position_ids_match_the_architecture(model_type, padding, limit, tmp_pat
         body(torch.full((1, limit + 1), 5))
 
 
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, ("huggingface.co", 443)),
+        ({"HF_ENDPOINT": "http://mirror:8080"}, ("mirror", 8080)),
+        ({"HTTPS_PROXY": "proxy.corp:3128"}, ("proxy.corp", 3128)),
+        ({"https_proxy": "http://user:word@proxy.corp"}, ("proxy.corp", 80)),
+        ({"ALL_PROXY": "socks5://proxy.corp"}, ("proxy.corp", 1080)),
+        ({"HTTPS_PROXY": "http://proxy.corp:3128", "HF_ENDPOINT": "http://mirror"}, ("mirror", 80)),
+        (
+            {"HTTPS_PROXY": "proxy.corp:3128", "NO_PROXY": ".internal", "HF_ENDPOINT": "https://hub.internal"},
+            ("hub.internal", 443),
+        ),
+        ({"HTTPS_PROXY": "http://proxy.corp:port"}, None),
+    ],
+)
+def test_the_proxy_of_the_environment_is_asked_for(variables, expected, monkeypatch):
+    asked = []
+    for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    for name in ("HF_ENDPOINT", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    def connect(address, timeout):
+        asked.append(address)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr("bertsmith.data.hub.socket.create_connection", connect)
+    assert hub.unreachable_reason()
+    assert asked == ([] if expected is None else [expected])
+
+
 def _copy(tiny: Path, to: Path) -> Path:
     return Path(shutil.copytree(tiny, to / "copy"))
 

@@ -1,7 +1,9 @@
 """Commands: exit codes, what goes to stdout and what to stderr, and that no mistake shows a traceback."""
 
+import errno
 import io
 import json
+import os
 import re
 import shutil
 import sqlite3
@@ -23,13 +25,59 @@ import typer
 
 import bertsmith as bs
 from bertsmith.cli.app import COMMANDS, app, main
+from bertsmith.cli.terminal import stdout_console
 from bertsmith.config import Config, DataConfig
 from bertsmith.data.stream import open_stream
-from bertsmith.errors import ConfigError
+from bertsmith.errors import ConfigError, DataError
 from bertsmith.inference.chunks import Chunks
-from bertsmith.inference.spreadsheet import guarded_cell, write_csv
+from bertsmith.inference.spreadsheet import check_fits, guarded_cell, write_csv
 from bertsmith.testing import tiny_table
 from tests.conftest import train
+
+
+def _command_that(monkeypatch, action):
+    """Replace all commands by one."""
+    made = typer.Typer()
+    made.command()(action)
+    monkeypatch.setattr("bertsmith.cli.app.app", lambda name="": made)
+
+
+def _exit_code():
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    return caught.value.code
+
+
+@pytest.mark.parametrize("write", [lambda: sys.stdout.write("a" * 100_000), lambda: stdout_console().print("a")])
+def test_a_reader_that_ends_early_is_no_error(write, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        monkeypatch.setattr("sys.stdout", closed)
+        _command_that(monkeypatch, lambda: write() and None)
+        assert _exit_code() == 0
+
+
+def test_another_broken_pipe_is_an_internal_error(monkeypatch, tmp_path, capsys):
+    def lose_a_child():
+        raise BrokenPipeError
+
+    with (tmp_path / "out").open("w") as file:
+        monkeypatch.setattr("sys.stdout", file)
+        _command_that(monkeypatch, lose_a_child)
+        assert _exit_code() == 1
+    assert "BrokenPipeError" in capsys.readouterr().err
+
+
+def test_paths_with_brackets_are_shown_as_they_are(monkeypatch, tmp_path, capsys):
+    def fill_the_disk():
+        raise OSError(errno.ENOSPC, "full", "runs[1]/[/bold].csv")
+
+    with (tmp_path / "out").open("w") as file:
+        monkeypatch.setattr("sys.stdout", file)
+        _command_that(monkeypatch, fill_the_disk)
+        assert _exit_code() == 2
+    assert str(Path("runs[1]/[/bold].csv")) in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -385,6 +433,15 @@ def test_csv_for_excel_is_resumed_and_read_back(dialect, delimiter, decimal, cli
     assert (code, "csv_dialect" in err) == (2, True)
     assert cli(*command, "-o", parts, "--csv-dialect", dialect, "--resume")[0] == 0
     assert parts.read_bytes() == content
+
+
+def test_the_header_counts_in_an_excel_sheet_before_any_prediction(monkeypatch):
+    chunks = [{"Text": ["a", "b"]}, {"Text": ["c"]}]
+    monkeypatch.setattr("bertsmith.inference.spreadsheet.ROWS", 4)
+    check_fits(chunks)
+    monkeypatch.setattr("bertsmith.inference.spreadsheet.ROWS", 3)
+    with pytest.raises(DataError):
+        check_fits(chunks)
 
 
 def test_a_csv_dialect_is_for_csv(cli, finished, csv, tmp_path):

@@ -27,6 +27,21 @@ def test_flags_win_over_environment_over_file_over_defaults(tmp_path):
     assert config.patience == Config().patience
 
 
+def test_variables_of_a_kubernetes_service_are_no_settings():
+    environ = {
+        "BERTSMITH_SERVICE_HOST": "10.0.0.1",
+        "BERTSMITH_SERVICE_PORT_HTTP": "80",
+        "BERTSMITH_PORT": "tcp://10.0.0.1:80",
+        "BERTSMITH_PORT_80_TCP": "tcp://10.0.0.1:80",
+        "BERTSMITH_REVIEWS_SERVICE_HOST": "10.0.0.2",
+        "BERTSMITH_REVIEWS_PORT_80_TCP_ADDR": "10.0.0.2",
+    }
+    assert resolve({}, environ=environ) == Config()
+    for name in ("BERTSMITH_SEEED", "BERTSMITH_REPORTS"):
+        with pytest.raises(ConfigError):
+            resolve({}, environ={name: "1"})
+
+
 def test_all_invalid_settings_are_reported_with_their_source(tmp_path):
     file = tmp_path / "c.toml"
     file.write_text("epoch = 3\npatience = 0\n")

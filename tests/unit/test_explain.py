@@ -5,13 +5,14 @@ import json
 import re
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import bertsmith as bs
-from bertsmith.errors import ConfigError, DataError
+from bertsmith.errors import ConfigError, DataError, ModelError
 from bertsmith.inference.classifier import Classifier
-from bertsmith.inference.explain import TOLERANCE, OutOfTimeError, explain, explain_mistakes
+from bertsmith.inference.explain import TOLERANCE, OutOfTimeError, can_explain, explain, explain_mistakes
 from bertsmith.testing import ARCHITECTURES, WORDS, tiny_model, tiny_table
 from tests.conftest import FAST
 
@@ -126,6 +127,16 @@ def test_inputs_that_cannot_be_explained_are_errors(cli, finished, classifier, m
         explain(classifier, " \n")
     monkeypatch.setitem(__import__("sys").modules, "captum.attr", None)
     with pytest.raises(ConfigError, match="captum"):
+        explain(classifier, "a cat")
+
+
+def test_a_tokenizer_in_python_is_not_explained(classifier, monkeypatch):
+    """It cannot say where a token comes from; training such a model must still finish."""
+    predictions = pd.DataFrame({"row": [0], "text": ["a cat"], "label": 0, "predicted": 1, "confidence": 0.9})
+    monkeypatch.setattr(type(classifier.loaded.tokenizer), "is_fast", False)
+    assert explain_mistakes(classifier, predictions, np.array([4]), seconds=0.0) == []
+    assert not can_explain(classifier)
+    with pytest.raises(ModelError):
         explain(classifier, "a cat")
 
 

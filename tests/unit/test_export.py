@@ -19,6 +19,7 @@ import bertsmith as bs
 from bertsmith.compute.machine import cores
 from bertsmith.compute.system import control_group_cores
 from bertsmith.data.table import Labels
+from bertsmith.data.template import Template
 from bertsmith.errors import ConfigError, DataError, DeviceError, MissingPackageError, ModelError, RunFolderError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.inference import export as exporting
@@ -477,6 +478,23 @@ def test_auto_uses_only_exports_of_the_same_model(run, exported):
         bs.load(run, device="gpu")
     with pytest.raises(ConfigError, match="long='all'"):
         bs.load(run, long="all")
+
+
+def test_a_tokenizer_in_python_is_not_exported(own_run, monkeypatch):
+    monkeypatch.setattr(type(Classifier.load(own_run, device="cpu").loaded.tokenizer), "is_fast", False)
+    with pytest.raises(ModelError) as error:
+        bs.export(own_run)
+    assert error.value.where == str(own_run)
+    assert not (own_run / "export").exists()
+
+
+def test_an_export_of_several_columns_refuses_what_its_run_refuses(old_export):
+    about = ExportInfo.read(old_export)
+    for template, long in ((Template(("Title", "Text")), "head-tail"), (Template(pair_column="Other"), "window")):
+        (old_export / "export.json").write_text(json.dumps(replace(about, template=template).to_dict()))
+        with pytest.raises(ConfigError):
+            bs.load(old_export, long=long)
+        assert bs.load(old_export).long == "truncate"
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json", "validation.npz"])

@@ -1,7 +1,9 @@
 """Labelling: the project file, the agreement of coders, the exported table."""
 
+import asyncio
 import contextlib
 import io
+import os
 import re
 import sqlite3
 import subprocess
@@ -22,7 +24,7 @@ from bertsmith.config import DataConfig
 from bertsmith.data.read import read_table
 from bertsmith.errors import ConfigError, DataError, RunFolderError
 from bertsmith.evaluation.agreement import alpha, kappa, measure_agreement
-from bertsmith.labelling.app import create_app
+from bertsmith.labelling.app import MAX_BODY, create_app
 from bertsmith.labelling.store import FILE, SETTLER, Decision, Project, Queued
 from bertsmith.labelling.table import Snapshot, export
 from bertsmith.measuring.design import read_design
@@ -376,7 +378,7 @@ def test_suggestions_are_not_shown_for_random_texts(tmp_path):
 def test_the_page_asks_for_the_next_round_before_the_queue_ends(page, project):
     client, rounds = page
     client.post("/next", json={"coder": "ann"})
-    rounds.wait()
+    rounds.thread.join()
     assert rounds.asked == 1
     assert project.rows[-1] == 101
 
@@ -411,8 +413,12 @@ def test_only_pages_of_this_machine_and_with_json_are_answered(page, project):
     client, _ = page
     assert client.get("/project", headers={"Host": "evil.example"}).status_code == 400
     body = '{"coder": "ann", "text": 1, "status": "skipped"}'
-    assert client.post("/decide", content=body, headers={"Content-Type": "text/plain"}).status_code == 422
+    for sent in ({"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}, {}):
+        for path in ("/decide", "/train", "/choose"):  # a page of another site can send only such requests
+            assert client.post(path, content=body, headers=sent).status_code == 415
     assert project.decisions == []
+    assert page[1].state()["exit_code"] is None
+    assert page[1].asked == 0
     index = client.get("/")
     assert "default-src 'none'" in index.headers["Content-Security-Policy"]
     assert not re.findall(r"(?:src|href)=\"http", index.text)
@@ -425,13 +431,32 @@ def test_a_token_replaces_the_check_of_the_host(project):
     assert client.get("/project", headers={"X-API-Key": "secret"}).status_code == 200
 
 
+def test_a_body_is_read_only_with_the_token_and_up_to_a_limit(project):
+    async def send(*headers):
+        """Return the status of a request whose body must not be read."""
+        statuses = []
+
+        async def respond(message):
+            statuses.append(message.get("status"))
+
+        given = [(b"host", b"a"), (b"content-type", b"application/json"), *headers]
+        scope = {"type": "http", "method": "POST", "path": "/decide", "query_string": b"", "headers": given}
+        await create_app(project, NoRounds(project), token="secret")(scope, None, respond)
+        return statuses[0]
+
+    token = (b"x-api-key", b"secret")
+    assert asyncio.run(send((b"content-length", b"99"))) == 401
+    assert asyncio.run(send(token, (b"content-length", b"%d" % (MAX_BODY + 1)))) == 413
+    assert asyncio.run(send(token)) == 411
+
+
 def test_a_round_that_fails_is_reported_on_the_page(project):
     def fail(observe):
         raise DataError("the pool is gone")
 
     rounds = Rounds(project, fail)
     rounds.choose()
-    rounds.wait()
+    rounds.thread.join()
     assert "the pool is gone" in rounds.state()["message"]
     rounds.choose()
     assert not rounds.is_choosing
@@ -440,6 +465,8 @@ def test_a_round_that_fails_is_reported_on_the_page(project):
 def test_training_runs_in_a_child_process_and_reports_its_end(project):
     rounds = Rounds(project, lambda observe: 0, ("--no-such-flag",))
     rounds.train()
+    if hasattr(os, "getpgid"):  # Ctrl-C of the terminal would be its first signal, and `close` sends the second one
+        assert os.getpgid(rounds.child.pid) != os.getpgrp()
     rounds.child.wait()
     deadline = time.monotonic() + 30
     while not rounds.lines and time.monotonic() < deadline:
@@ -470,7 +497,7 @@ def test_an_internal_error_of_a_choice_is_reported_with_its_traceback(project):
 
     rounds = Rounds(project, fail)
     rounds.choose()
-    rounds.wait()
+    rounds.thread.join()
     [log] = map(Path, re.findall(r"\S+\.log", rounds.state()["message"]))
     assert "in fail" in log.read_text()
     log.unlink()

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -14,6 +15,7 @@ from huggingface_hub import ModelCard
 import bertsmith as bs
 from bertsmith.errors import ConfigError, HubError, RunFolderError
 from bertsmith.folders.run import open_run
+from bertsmith.inference.exported import ExportInfo
 from bertsmith.report.card import Details, card_text
 from bertsmith.testing import tiny_table
 from tests.conftest import train
@@ -146,15 +148,29 @@ def test_a_push_sends_the_model_and_no_text(finished, hub, cli):
     assert '"me/topics"' in sent["files"]["README.md"].decode()
 
 
-def test_exports_are_sent_if_asked_for(finished, hub, tmp_path):
-    with pytest.raises(ConfigError):
-        bs.push(finished, "me/topics", exports=True)
+@pytest.mark.parametrize("harm", ["another file", "a changed file"])
+def test_only_the_unchanged_files_of_an_export_are_sent(harm, own_run, old_export, hub):
+    folder = own_run / "export" / "onnx"
+    shutil.copytree(old_export, folder)
+    (own_run / "key").write_text("secret")
+    about = ExportInfo.read(folder)
+    if harm == "another file":
+        changed = replace(about, files={**about.files, "../../key": "0" * 32})
+        (folder / "export.json").write_text(json.dumps(changed.to_dict()))
+    else:
+        (folder / next(iter(about.files))).write_text("secret")
+    with pytest.raises(RunFolderError):
+        bs.push(own_run, "me/topics", exports=True)
     assert hub.requests == []
-    run = bs.Run(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_exports_are_sent_if_asked_for(own_run, old_export, hub):
+    run = bs.Run(own_run)
+    with pytest.raises(ConfigError):
+        bs.push(run, "me/topics", exports=True)
+    assert hub.requests == []
     folder = run.layout.exports / "onnx"
-    folder.mkdir(parents=True)
-    (folder / "export.json").write_text('{"files": {"model.onnx": "x"}}')
-    (folder / "model.onnx").write_bytes(b"graph")
+    shutil.copytree(old_export, folder)
     (folder / "notes.txt").write_text("mine")
     (run.layout.model / "notes.txt").write_text("mine")
     assert bs.push(run, "org/topics", exports=True, private=False) == f"{hub.address}/org/topics"

@@ -12,8 +12,10 @@ from bertsmith.config import Config
 from bertsmith.errors import Interrupted, RunFolderError
 from bertsmith.folders import atomic
 from bertsmith.folders.atomic import replaced_file, replaced_folder, write_json
-from bertsmith.folders.new_run import check_same
+from bertsmith.folders.new_run import RunFolder, check_same
 from bertsmith.folders.run import open_run
+from bertsmith.folders.study import Study
+from bertsmith.inference.chunks import _CHUNK_FILE
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model.load import Loaded
 from bertsmith.report.report import write_report
@@ -225,6 +227,38 @@ def test_files_and_folders_are_written_atomically(tmp_path):
         raise ZeroDivisionError
     assert (tmp_path / "f.txt").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["f.txt"]
+
+
+def test_threads_that_write_one_file_do_not_disturb_each_other(tmp_path):
+    path = tmp_path / "f.txt"
+    with replaced_file(path) as first, replaced_file(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["f.txt"]
+    assert _CHUNK_FILE.fullmatch(first.name.replace("f.txt", "about.json"))
+
+
+@pytest.mark.parametrize("name", ["v1", "v[1]"])
+def test_only_the_temporary_folders_of_a_name_are_removed(name, tmp_path):
+    others = [f".{name}.onnx.abcd.part", f".{name}.abcd.parts", ".v1x.abcd.part", ".notes"]
+    for folder in (f".{name}.abcd.part", f".{name}.abcd.part.before", f".{name}.0.part", *others):
+        (tmp_path / folder).mkdir()
+    atomic.remove_temporary_folders(tmp_path, name)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(others)
+
+
+@pytest.mark.parametrize(("output", "file"), [(RunFolder, "run.json"), (Study, "study.json")])
+def test_hidden_files_of_the_user_are_not_overwritten(output, file, tmp_path):
+    for name in (file, f".12.{file}", f".0a1b2c3d.{file}", ".model.x_1.part", ".report.html.lock", ".DS_Store"):
+        (tmp_path / name).write_text("{}")
+    output(tmp_path).check(overwrite=True)
+    for hidden in (".git", ".env", ".dvc"):
+        (tmp_path / hidden).write_text("mine")
+        with pytest.raises(RunFolderError) as error:
+            output(tmp_path).check(overwrite=True)
+        assert hidden in error.value.what
+        (tmp_path / hidden).unlink()
 
 
 def test_json_never_contains_nan(tmp_path):

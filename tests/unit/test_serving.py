@@ -21,6 +21,7 @@ import bertsmith as bs
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError
 from bertsmith.evaluation.rule import Rule
+from bertsmith.inference.explain import OutOfTimeError
 from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.model.tokenizer import Encoder
 from bertsmith.tasks.registry import get_task
@@ -35,7 +36,7 @@ from bertsmith.serving.drift import WINDOW, DriftWatch  # noqa: E402
 from bertsmith.serving.loader import Loader, ServerConfig, Service  # noqa: E402
 from bertsmith.serving.middleware import Limits  # noqa: E402
 from bertsmith.serving.prometheus import ServerMetrics  # noqa: E402
-from bertsmith.serving.server import listen  # noqa: E402
+from bertsmith.serving.server import address_of, listen  # noqa: E402
 from bertsmith.serving.signals import stop_accepting  # noqa: E402
 
 
@@ -285,6 +286,28 @@ def test_explanations_depend_on_the_runtime(ask, finished):
     with running(lambda: Service(batcher, {})) as other:
         assert other("/explain", {"inputs": "1"})[0] == 404
         assert not other("/info")[1]["explains"]
+    batcher.close()
+
+
+def test_an_explanation_has_a_deadline_and_its_cost_counts():
+    batcher, deadlines, started, finish = Batcher(Fake(), max_wait=0.5), [], threading.Event(), threading.Event()
+
+    def explain(classifier, texts, deadline):
+        deadlines.append(deadline - time.perf_counter())
+        started.set()
+        finish.wait(20)
+        raise OutOfTimeError
+
+    limits = Limits(seconds=20)
+    with running(lambda: Service(batcher, {}, explain), limits=limits) as ask, ThreadPoolExecutor(1) as pool:
+        explained = pool.submit(ask, "/explain", {"inputs": "1" * 1000})
+        assert started.wait(20)
+        status, _, headers = ask("/predict", {"inputs": "1"})
+        finish.set()
+        assert (status, int(headers["Retry-After"]) > 1) == (429, True)
+        assert explained.result()[0] == 503
+        assert ask("/predict", {"inputs": "1"})[0] == 200
+        assert 10 < deadlines[0] <= 20
     batcher.close()
 
 
@@ -675,6 +698,15 @@ def test_a_failed_request_does_not_affect_other_requests():
     batcher.close()
 
 
+def test_the_tokens_in_the_queue_are_measured_at_every_change():
+    measured = []
+    batcher = Batcher(Fake(0.2), max_wait=9, on_queue=measured.append)
+    with running(lambda: Service(batcher, {}), limits=Limits(seconds=0.05)) as ask:
+        assert ask("/predict", {"inputs": "123"})[0] == 503
+        batcher.close()
+    assert measured == [3, 0]
+
+
 def test_a_slow_request_times_out():
     batcher = Batcher(Fake(seconds=1.0), max_wait=10)
     with running(lambda: Service(batcher, {}), limits=Limits(seconds=0.2)) as ask:
@@ -835,6 +867,14 @@ def test_an_address_in_use_is_an_error():
     taken.close()
     with pytest.raises(ConfigError, match=r"no\.such\.host\.invalid"):
         listen("no.such.host.invalid", 0)
+
+
+@pytest.mark.parametrize(
+    ("bound", "expected"),
+    [(("127.0.0.1", 8080), "http://127.0.0.1:8080"), (("::1", 8080, 0, 0), "http://[::1]:8080")],
+)
+def test_the_address_of_the_log_can_be_opened(bound, expected):
+    assert address_of(SimpleNamespace(getsockname=lambda: bound)) == expected
 
 
 def test_responses_do_not_wait_for_more_data():

@@ -282,6 +282,25 @@ def test_an_interrupted_start_of_resuming_keeps_the_chunks(cli, finished, tmp_pa
     assert len(pd.read_csv(output)) == 11
 
 
+def test_predictions_of_another_sheet_are_not_resumed(cli, finished, tmp_path, monkeypatch):
+    source, output = tmp_path / "t.xlsx", tmp_path / "out.csv"
+    with pd.ExcelWriter(source) as book:
+        for sheet in ("first", "second"):
+            pd.DataFrame({"Text": [f"{sheet} cat {i}" for i in range(11)]}).to_excel(
+                book, sheet_name=sheet, index=False
+            )
+    command, add = ("predict", finished, source, "-o", output), Chunks.add
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Chunks, "add", lambda chunks, *given: interrupt() if chunks.done else add(chunks, *given))
+        assert cli(*command, "--sheet", "first")[0] == 130
+    assert cli(*command, "--sheet", "second", "--resume")[0] == 2
+    assert cli(*command, "--sheet", "first", "--resume")[0] == 0
+
+
 def test_sources_that_are_not_files_are_not_resumed(cli, finished, tmp_path, monkeypatch):
     output = tmp_path / "out.csv"
     _stdin(monkeypatch, b"a cat\n")

@@ -346,11 +346,11 @@ def test_a_server_owns_its_port_on_windows(monkeypatch):
 
 def test_a_closed_pipe_is_an_invalid_argument_on_windows(monkeypatch):
     error = OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    assert system.is_closed_pipe(BrokenPipeError())
-    assert not system.is_closed_pipe(error)
+    assert not system.is_closed_pipe(error, sys.stdout)
     monkeypatch.setattr(system.os, "name", "nt")
-    assert system.is_closed_pipe(error)
-    assert not system.is_closed_pipe(OSError(errno.EINVAL, "", "a file"))
+    assert system.is_closed_pipe(BrokenPipeError(), sys.stdout)
+    assert system.is_closed_pipe(error, sys.stdout)
+    assert not system.is_closed_pipe(OSError(errno.EINVAL, "", "a file"), sys.stdout)
 
 
 def test_workers_notice_that_their_parent_has_ended():

@@ -142,7 +142,7 @@ def _run(arguments: list[str], debug: bool) -> tuple[int, str]:
     except (KeyboardInterrupt, typer.Abort):
         return 130, "[yellow]interrupted[/]"
     except Exception as error:
-        if isinstance(error, OSError) and is_closed_pipe(error):  # the reader has ended, as head does
+        if isinstance(error, OSError) and is_closed_pipe(error, sys.stdout):  # the reader has ended, as head does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0, ""
         if hasattr(error, "format_message"):  # the parser rejected the command line
@@ -151,7 +151,8 @@ def _run(arguments: list[str], debug: bool) -> tuple[int, str]:
             return 2, f"[bold red]error:[/] {_escape(message)}\n  what to do: see {help_for} --help"
         if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that flushing stdout cannot fail again
-            return 2, f"[bold red]error:[/] {write_error(Path(error.filename or 'standard output'), error)}"
+            failed = write_error(Path(error.filename or "standard output"), error)
+            return failed.exit_code, f"[bold red]error:[/] {_escape(str(failed))}"
         if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("bertsmith"):
             purpose = " ".join(["bertsmith", *arguments[:1]])
             missing = MissingPackageError(error.name, purpose, needs=_NEEDS.get("".join(arguments[:1])))

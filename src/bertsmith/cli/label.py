@@ -104,18 +104,17 @@ def _serve(
 ) -> None:
     from bertsmith.labelling.app import create_app
     from bertsmith.labelling.table import TABLE, export
-    from bertsmith.serving.server import listen, run_app
+    from bertsmith.serving.server import address_of, listen, run_app
     from bertsmith.workflows.label_rounds import train_arguments
 
     err = stderr_console()
     with handle_signals() as signals, contextlib.closing(listen(host, port)) as listening:
-        address, number = listening.getsockname()[:2]
-        shown = f"[{address}]" if ":" in address else address
-        err.print(f"page: http://{shown}:{number}/  (Ctrl-C stops the server; every decision is saved)", markup=False)
+        page = f"{address_of(listening)}/"
+        err.print(f"page: {page}  (Ctrl-C stops the server; every decision is saved)", markup=False)
         if not project.rows:
             rounds.choose()
         if browser:
-            webbrowser.open(f"http://{shown}:{number}/")
+            webbrowser.open(page)
         try:
             run_app(create_app(project, rounds, coder=coder, token=token), listening, signals)
         finally:

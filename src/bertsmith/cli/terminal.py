@@ -46,7 +46,12 @@ def stdout_console() -> Console:
     """Return the console for results."""
     from rich.console import Console
 
-    return Console(file=sys.stdout, highlight=False, soft_wrap=True, width=_width(sys.stdout))
+    class Results(Console):
+        def on_broken_pipe(self) -> None:
+            """Let `bertsmith.cli.app.main` end the command; rich would exit with 1."""
+            raise BrokenPipeError
+
+    return Results(file=sys.stdout, highlight=False, soft_wrap=True, width=_width(sys.stdout))
 
 
 @contextmanager

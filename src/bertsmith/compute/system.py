@@ -7,13 +7,14 @@ import ctypes
 import errno
 import os
 import re
+import select
 import signal
 import socket
 import struct
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 NO_LIMIT = 2**16
 """Cores of a control group without a limit."""
@@ -196,11 +197,19 @@ def unblock(number: int) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
 
 
-def is_closed_pipe(error: OSError) -> bool:
-    """Return whether an error means that the reader of a pipe has ended; on Windows, it is an invalid argument."""
-    return isinstance(error, BrokenPipeError) or (
-        os.name == "nt" and error.errno == errno.EINVAL and error.filename is None
-    )
+def is_closed_pipe(error: OSError, output: IO[str]) -> bool:
+    """Return whether an error means that the reader of an output has ended, and not the reader of another pipe.
+
+    On Windows, the error is an invalid argument, and nothing tells whose pipe it was.
+    """
+    if os.name == "nt":
+        return isinstance(error, BrokenPipeError) or (error.errno == errno.EINVAL and error.filename is None)
+    if isinstance(error, BrokenPipeError):
+        with contextlib.suppress(OSError, ValueError):  # the output is closed, or not a file
+            poll = select.poll()
+            poll.register(output.fileno(), 0)
+            return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    return False
 
 
 def own_port(listening: socket.socket) -> None:

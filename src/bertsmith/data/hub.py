@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 TIMEOUT = 10.0
 """Seconds to wait for a connection."""
@@ -20,13 +21,15 @@ def unreachable_reason() -> str | None:
     """Return why the hub cannot be reached, or ``None`` if a connection succeeds."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return "HF_HUB_OFFLINE is set"
-    address = urlsplit(os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy") or endpoint())
-    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        host, port = _server()
+    except ValueError as error:
+        return f"the address of the hub or of its proxy is invalid: {error}"
     outcome: list[OSError | None] = []
 
     def connect() -> None:
         try:
-            socket.create_connection((address.hostname or "", port), timeout=TIMEOUT).close()
+            socket.create_connection((host, port), timeout=TIMEOUT).close()
             outcome.append(None)
         except OSError as error:
             outcome.append(error)
@@ -36,5 +39,19 @@ def unreachable_reason() -> str | None:
     thread.start()
     thread.join(TIMEOUT)
     if not outcome:
-        return f"{address.hostname}:{port} does not answer within {TIMEOUT:.0f} s"
-    return None if outcome[0] is None else f"{address.hostname}:{port} does not answer ({outcome[0]})"
+        return f"{host}:{port} does not answer within {TIMEOUT:.0f} s"
+    return None if outcome[0] is None else f"{host}:{port} does not answer ({outcome[0]})"
+
+
+def _server() -> tuple[str, int]:
+    """Return host and port of the hub, or of the proxy to it that the HTTP client uses.
+
+    Raises:
+        ValueError: if an address is invalid.
+    """
+    address, proxies = urlsplit(endpoint()), getproxies()
+    proxy = proxies.get(address.scheme) or proxies.get("all")
+    if proxy and not proxy_bypass(address.netloc):
+        address = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    default = 1080 if address.scheme.startswith("socks") else 443 if address.scheme == "https" else 80
+    return address.hostname or "", address.port or default

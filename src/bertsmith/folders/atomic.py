@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ RESUME_REMEDY = "Free disk space or repair the disk, then run the same command w
 """Remedy for disk errors during training."""
 PART = ".part"
 """Suffix of temporary folders."""
+_HIDDEN = re.compile(r"\.([0-9]+|[0-9a-f]{8})\..+|\..+\.(lock|part|part\.before)|\.workers|\.DS_Store")
+"""Names of hidden files and folders that bertsmith writes: temporary ones and locks. Finder adds one."""
 RENAME_SECONDS = 2.0 if LOCKS_OPEN_FILES else 0.0
 """How long to repeat a refused rename: virus scanners and search indexes open a new file for a moment."""
 
@@ -40,8 +44,8 @@ def write_json(path: Path, content: Any) -> None:
 def replaced_file(path: Path) -> Iterator[Path]:
     """Yield a temporary file in the same folder, and rename it to ``path`` if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Writers choose the format by the suffix.
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    # Other threads, processes and machines may write the same file. Writers choose the format by the suffix.
+    temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
     try:
         yield temporary
         _sync(temporary)
@@ -87,10 +91,17 @@ def rename(path: Path, new: Path) -> None:
             time.sleep(0.05)
 
 
-def remove_temporary_folders(folder: Path, name: str = "*") -> None:
-    """Remove the temporary folders that a killed process left for ``name``."""
-    for path in folder.glob(f".{name}.*{PART}*"):
-        shutil.rmtree(path, ignore_errors=True)
+def remove_temporary_folders(folder: Path, name: str | None = None) -> None:
+    """Remove the temporary folders that a killed process left for ``name``, or for any name."""
+    temporary = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.[^.]+{re.escape(PART)}(\.before)?")
+    for path in folder.glob(f".*{PART}*"):
+        if temporary.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def foreign_names(folder: Path, own: Collection[str]) -> list[str]:
+    """Return the sorted names of a folder's entries that are neither in ``own`` nor hidden files of bertsmith."""
+    return sorted(p.name for p in folder.iterdir() if p.name not in own and not _HIDDEN.fullmatch(p.name))
 
 
 def checksums(folder: Path) -> dict[str, str]:

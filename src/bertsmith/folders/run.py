@@ -20,6 +20,7 @@ from bertsmith.errors import RunFolderError, needing, rendered_by, to_path, with
 from bertsmith.folders.atomic import (
     checksum,
     checksums,
+    foreign_names,
     is_intact,
     remove_temporary_folders,
     replaced_folder,
@@ -103,7 +104,7 @@ class Run:
     def foreign_files(self) -> list[str]:
         """Return the names of files and folders that training did not write, such as evaluations."""
         names = {path.name for path in vars(self.layout).values()} - {self.layout.evaluations.name}
-        return sorted(p.name for p in self.path.iterdir() if p.name not in names and not p.name.startswith("."))
+        return foreign_names(self.path, names)
 
     @property
     def info(self) -> dict[str, Any]:

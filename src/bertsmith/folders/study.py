@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from filelock import FileLock, Timeout
 
 from bertsmith.errors import RunFolderError, needing, rendered_by
-from bertsmith.folders.atomic import write_json
+from bertsmith.folders.atomic import foreign_names, write_json
 from bertsmith.folders.claim import Output, check_contents, check_empty, differences, known_settings, refuse_changes
 from bertsmith.folders.run import Run, now, read_json
 
@@ -53,7 +53,7 @@ class Study(Output):
                 "report.html",
                 "tensorboard",
             }
-            foreign = [p.name for p in self.path.iterdir() if p.name not in ours and not p.name.startswith(".")]
+            foreign = foreign_names(self.path, ours)
             if self.best.path.is_dir():
                 foreign += [f"best/{name}" for name in self.best.foreign_files()]
             for worker in (self.path / ".workers").glob("*.lock"):

@@ -23,7 +23,7 @@ from bertsmith.inference.table_writers import DIALECTS, TYPED, CsvStyle, join, o
 ABOUT = "about.json"
 SUFFIX = ".unfinished"
 """Suffix of the folder of unfinished chunks, after the name of the output file."""
-_CHUNK_FILE = re.compile(r"(\.\d+\.)?(about\.json|\d{8}\.\w+)")
+_CHUNK_FILE = re.compile(r"(\.[0-9a-f]+\.)?(about\.json|\d{8}\.\w+)")
 """Names of the files in this folder, temporary files included."""
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from bertsmith.compute.memory import memory_errors, retry_on_out_of_memory
 from bertsmith.data.template import Texts, flat, is_empty, normalise_text, segments, texts_of
-from bertsmith.errors import ConfigError, DataError, MissingPackageError, did_you_mean, listing
+from bertsmith.errors import ConfigError, DataError, MissingPackageError, ModelError, did_you_mean, listing
 from bertsmith.model import forward
 from bertsmith.model.batch import TokenBatch
 
@@ -109,8 +109,13 @@ class Explanation:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-class OutOfTimeError(Exception):
+class OutOfTimeError(TimeoutError):
     """An explanation would miss its deadline."""
+
+
+def can_explain(classifier: Classifier) -> bool:
+    """Return whether captum is installed, and the tokenizer knows the position of each token in the text."""
+    return importlib.util.find_spec("captum") is not None and bool(classifier.loaded.tokenizer.is_fast)
 
 
 def explain(
@@ -132,12 +137,18 @@ def explain(
         OutOfTimeError: as soon as the deadline cannot be met.
         MissingPackageError: if the package captum is missing.
         ConfigError: if the label does not exist, or the model predicts a number.
+        ModelError: if the tokenizer does not know the position of each token in the text.
         DataError: if the text is empty.
         DeviceError: if memory is too small.
     """
-    import numpy as np
     import torch
 
+    tokenizer = classifier.loaded.tokenizer
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"the tokenizer {type(tokenizer).__name__} does not know the position of each token in the text",
+            remedy="Explain a model whose checkpoint has a tokenizer.json.",
+        )
     (item,) = (normalise_text(text) for text in classifier.template.read(text))
     if is_empty(item):
         raise DataError("the text is empty", remedy="Pass a text to explain.")
@@ -151,7 +162,6 @@ def explain(
     tokens = classifier.encode(Texts([item]), truncate=False)
     scores = classifier.probabilities_of(classifier.read(tokens))
     target = classifier.task.explained(scores) if label is None else names.index(label)
-    tokenizer = classifier.loaded.tokenizer
     encoded = tokenizer(*segments(item), truncation=False, return_offsets_mapping=True, verbose=False)
     segment = encoded.sequence_ids()
     special = np.array([part is None for part in segment])
@@ -202,7 +212,7 @@ def _answer(classifier: Classifier, scores: np.ndarray, target: int) -> dict[str
 def explain_mistakes(
     classifier: Classifier, predictions: pd.DataFrame, lengths: np.ndarray, seconds: float
 ) -> list[dict[str, Any]]:
-    """Explain the most confident mistakes, within `EXPLAINED_TOKENS` and the time limit; none without captum.
+    """Explain the most confident mistakes, within `EXPLAINED_TOKENS` and the time limit; none if not `can_explain`.
 
     Args:
         classifier: the fitted model.
@@ -213,7 +223,7 @@ def explain_mistakes(
     Returns:
         JSON-ready `Explanation` entries with ``row``, the row of the text in the source.
     """
-    if importlib.util.find_spec("captum") is None:
+    if not can_explain(classifier):
         return []
     wrong = classifier.task.mistakes(predictions)
     explained, left = [], EXPLAINED_TOKENS

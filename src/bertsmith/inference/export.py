@@ -77,6 +77,13 @@ def export(
     from bertsmith.inference.classifier import Classifier
 
     original = Classifier.load(opened.path, device="cpu", long=long).set_dtype(torch.float32)
+    tokenizer = original.loaded.tokenizer
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"bertsmith does not export the tokenizer {type(tokenizer).__name__}, which is written in Python",
+            where=str(opened.path),
+            remedy="Serve or predict with the run itself, or train a checkpoint that has a tokenizer.json.",
+        )
     validation, n = opened.validation_predictions, CALIBRATION_TEXTS.get((format, precision), 0)
     calibration = validation.sample(min(n, len(validation)), random_state=0)
     others = (validation.drop(calibration.index), opened.predictions)
@@ -84,7 +91,6 @@ def export(
     with atomic.disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic.replaced_folder(target) as folder:
-            tokenizer = original.loaded.tokenizer
             tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
             held_out = held_out_predictions(opened)
             probabilities = held_out.scores[0].astype(np.float32)

@@ -121,6 +121,19 @@ class ExportInfo:
         except (OSError, ValueError) as error:
             raise _damaged(folder / ABOUT, str(error)) from error
 
+    def check_files(self, folder: Path) -> None:
+        """Check that the files of an export folder have not changed since the export.
+
+        Raises:
+            RunFolderError: naming the file that changed or is missing.
+        """
+        for name, expected in self.files.items():
+            file = folder / name
+            if not file.is_file():
+                raise _damaged(file, "the file is missing")
+            if file_digest(file) != expected:
+                raise _damaged(file, "the file has changed since the export")
+
 
 class Exported(ModelPredictor):
     """Predicts with an export.
@@ -160,15 +173,13 @@ class Exported(ModelPredictor):
         Raises:
             RunFolderError: if the export is damaged.
             MissingPackageError: if its runtime is not installed.
+            ConfigError: if ``long`` does not suit the columns that the model reads.
         """
         folder = Path(folder)
         about = ExportInfo.read(folder)
-        for name, expected in about.files.items():
-            file = folder / name
-            if not file.is_file():
-                raise _damaged(file, "the file is missing")
-            if file_digest(file) != expected:
-                raise _damaged(file, "the file has changed since the export")
+        long = about.long if long == "auto" else long
+        about.template.check_long(long)
+        about.check_files(folder)
         runtime = RUNTIMES[about.format]
         try:
             session = runtime.open(folder, about.precision, threads or cores())
@@ -177,7 +188,7 @@ class Exported(ModelPredictor):
         except Exception as error:
             raise _damaged(folder, f"{runtime.package} cannot load it: {str(error).splitlines()[0]}") from error
         exported = cls(folder, about, session, decide=decide)
-        exported.long = about.long if long == "auto" else long
+        exported.long = long
         return exported
 
     def __repr__(self) -> str:

@@ -86,13 +86,13 @@ def check_fits(chunks: Iterable[Mapping[str, list[Any]]]) -> None:
     Raises:
         DataError: with the row and column that do not fit.
     """
-    rows = 0
+    rows = 1  # the header
     for cells in chunks:
         rows += len(next(iter(_excel_cells(cells, rows).values())))
 
 
 def _excel_cells(cells: Mapping[str, list[Any]], written: int) -> dict[str, list[Any]]:
-    """Return the columns with cells as Excel stores them; ``written`` counts rows already in the sheet."""
+    """Return the columns with cells as Excel stores them; ``written`` counts rows in the sheet, with the header."""
     first = max(written, 1)
     if first + len(next(iter(cells.values()))) > ROWS:
         raise DataError(

@@ -123,7 +123,6 @@ def create_app(
         end = time.perf_counter()
         server_metrics.queue_seconds.observe(queue_seconds)
         server_metrics.truncated_texts.inc(len(too_long))
-        server_metrics.queue_tokens.set(batcher.queued_tokens)
         request.state.log_fields = {"texts": len(texts), "tokens": n_tokens, "queue_ms": round(1000 * queue_seconds, 2)}
         request.state.headers = {
             "x-compute-type": classifier.compute_type,
@@ -181,14 +180,19 @@ def create_app(
         service = require_service()
         explainer = service.explain
         if explainer is None:
-            what = "this server cannot explain predictions: that needs the package captum, and torch as the runtime"
+            what = "this server cannot explain predictions: that needs captum, torch, and a tokenizer.json of the model"
             raise RequestError(404, what, "Install 'bertsmith[explain]' and serve the run with --runtime torch.")
+        from bertsmith.inference.explain import FORWARD_PASSES, STEPS  # needs torch, which an export does not
+
         classifier = service.batcher.classifier
         texts = read_items([body.inputs], classifier.template, limits)
         n_tokens = int(classifier.encode(texts).truncated_lengths[0])
         request.state.log_fields = {"texts": 1, "tokens": n_tokens}
+        # The timeout stops only the wait for the answer; the deadline stops the model.
+        deadline = time.perf_counter() + limits.seconds
         async with asyncio.timeout(limits.seconds):
-            answer = await service.batcher.run(lambda classifier: explainer(classifier, texts), n_tokens)
+            cost = FORWARD_PASSES * STEPS[0] * n_tokens
+            answer = await service.batcher.run(lambda classifier: explainer(classifier, texts, deadline), cost)
         return JSONResponse(answer)
 
     @app.head("/health", include_in_schema=False)

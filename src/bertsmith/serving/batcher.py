@@ -108,6 +108,7 @@ class Batcher:
         classifier: used for new requests; may be replaced at any time.
         max_wait: longest expected wait in seconds; a request that would wait longer is refused.
         on_batch: called after every batch with its requests, texts, tokens and seconds.
+        on_queue: called with `queued_tokens` after every change.
         batch_seconds: the expected seconds of a batch.
         queued_tokens: tokens that are waiting or running.
     """
@@ -118,8 +119,9 @@ class Batcher:
         *,
         max_wait: float,
         on_batch: Callable[[int, int, int, float], None] = lambda requests, texts, tokens, seconds: None,
+        on_queue: Callable[[int], None] = lambda tokens: None,
     ) -> None:
-        self.classifier, self.max_wait, self.on_batch = classifier, max_wait, on_batch
+        self.classifier, self.max_wait, self.on_batch, self.on_queue = classifier, max_wait, on_batch, on_queue
         self.batch_seconds = BatchSeconds()
         self.queued_tokens = self._running_tokens = 0
         self._last_end = 0.0
@@ -194,7 +196,7 @@ class Batcher:
                 raise QueueFullError(self.retry_after)
             jobs = [_Job(classifier, work, tokens, loop.create_future(), loop) for work, tokens in parts]
             self._requests.append(collections.deque(jobs))
-            self.queued_tokens += sum(job.tokens for job in jobs)
+            self._queue(sum(job.tokens for job in jobs))
             self._condition.notify()
         return [job.future for job in jobs]
 
@@ -216,8 +218,12 @@ class Batcher:
                 self._running_tokens = sum(job.tokens for job in batch)
             self._run_batch(batch, self._running_tokens)
             with self._condition:
-                self.queued_tokens -= self._running_tokens
+                self._queue(-self._running_tokens)
                 self._running_tokens = 0
+
+    def _queue(self, tokens: int) -> None:
+        self.queued_tokens += tokens
+        self.on_queue(self.queued_tokens)
 
     def _next_batch(self) -> list[_Job]:
         """Return the next part of every request in turn, as long as they fit in one batch."""
@@ -255,9 +261,9 @@ class Batcher:
         if parts:
             # Under load, measure from the end of the last batch: time between batches delays the queue as well.
             self.batch_seconds.observe(max(tokens, 1), max(end - max(self._last_end, jobs[0].created), 1e-6))
+            # Count the batch before its clients get a response and can read the metrics.
+            self.on_batch(len(jobs), sum(map(len, parts)), tokens, end - start)
         self._last_end = end
-        # Count the batch before its clients get a response and can read the metrics.
-        self.on_batch(len(jobs), sum(map(len, parts)), tokens, end - start)
         for job, result in zip(jobs, results, strict=True):
             _resolve(job, result, None)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import threading
@@ -27,6 +26,8 @@ from bertsmith.serving.middleware import Limits
 from bertsmith.serving.prometheus import ServerMetrics
 
 log = logging.getLogger("bertsmith.serving")
+Explain = Callable[[ModelPredictor, Texts, float], dict[str, Any]]
+"""Computes an explanation until a deadline, on the clock of `time.perf_counter`."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Service:
 
     batcher: Batcher
     info: dict[str, Any]
-    explain: Callable[[ModelPredictor, Texts], Any] | None = None
+    explain: Explain | None = None
     draining: bool = False
     watch: DriftWatch | None = None
 
@@ -115,7 +116,8 @@ class Loader:
         log_event("loaded", model=info["model"], runtime=info["runtime"], trained=info.get("trained"))
         if self.service is None:
             limits = self.config.limits
-            batcher = Batcher(classifier, max_wait=limits.max_wait, on_batch=self.metrics.observe_batch)
+            on_batch, on_queue = self.metrics.observe_batch, self.metrics.queue_tokens.set
+            batcher = Batcher(classifier, max_wait=limits.max_wait, on_batch=on_batch, on_queue=on_queue)
             self.service = Service(batcher, info, explain, watch=watch)
         else:
             service = self.service
@@ -183,9 +185,15 @@ def _model_info(path: Path, classifier: ModelPredictor) -> dict[str, Any]:
     return info
 
 
-def _explainer(classifier: ModelPredictor) -> Any:
-    if isinstance(classifier, Exported) or importlib.util.find_spec("captum") is None:
+def _explainer(classifier: Any) -> Explain | None:
+    if isinstance(classifier, Exported):
         return None
-    from bertsmith.inference.explain import explain
+    from bertsmith.inference.explain import can_explain, explain
 
-    return lambda classifier, texts: explain(classifier, texts).to_dict()
+    if not can_explain(classifier):
+        return None
+
+    def explained(classifier: Any, texts: Texts, deadline: float) -> dict[str, Any]:
+        return explain(classifier, texts, deadline=deadline).to_dict()
+
+    return explained

@@ -24,6 +24,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 from filelock import FileLock
+from prometheus_client.multiprocess import mark_process_dead
 
 from bertsmith.compute.machine import cores
 from bertsmith.compute.system import RELOAD_SIGNAL, block_terminal_signals, own_port
@@ -151,8 +152,11 @@ def _serve_from_workers(config: ServerConfig, listening: socket.socket, signals:
                 super().init_processes()
 
         def keep_subprocess_alive(self) -> None:
+            before = {process.pid for process in self.processes}
             with block_terminal_signals():
                 super().keep_subprocess_alive()
+            for ended in before - {process.pid for process in self.processes}:
+                mark_process_dead(ended)  # its tokens in the queue are no part of the sum
 
         def handle_signals(self) -> None:
             if signals.reload:
@@ -261,9 +265,14 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _log_address(listening: socket.socket, config: ServerConfig) -> None:
+def address_of(listening: socket.socket) -> str:
+    """Return the address of the pages, such as ``http://127.0.0.1:8080`` or ``http://[::1]:8080``."""
     host, port = listening.getsockname()[:2]
-    address = f"http://{host}:{port}"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _log_address(listening: socket.socket, config: ServerConfig) -> None:
+    host, address = listening.getsockname()[0], address_of(listening)
     has_token = config.token is not None
     log_event("listening", address=address, page=f"{address}/ui", workers=config.workers, token=has_token)
     if not has_token and not ipaddress.ip_address(host).is_loopback:

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from bertsmith.labelling.table import TABLE, export
 
 RUNS = "runs"
 """Folder in the project with a run for each training."""
+CLOSE_SECONDS = 30.0
+"""Time for a training to save a checkpoint when the server stops."""
 Choose = Callable[[PredictionListener], int]
 """Chooses and queues texts, reports events, and returns the number of texts."""
 
@@ -53,11 +56,6 @@ class Rounds:
             self.thread = threading.Thread(target=self._run, daemon=True)
             self.thread.start()
 
-    def wait(self) -> None:
-        """Wait until the texts are chosen."""
-        if self.thread is not None:
-            self.thread.join()
-
     def _run(self) -> None:
         try:
             self.exhausted = not self._choose(self._observe)
@@ -91,7 +89,12 @@ class Rounds:
             self.lines.clear()
             self.trained = str(folder / f"{number:03}")
             self.child = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                encoding="utf-8",
+                start_new_session=True,  # Ctrl-C and `close` would be two signals, which stop it at once
             )
             threading.Thread(target=self._read, args=(self.child,), daemon=True).start()
 
@@ -118,9 +121,10 @@ class Rounds:
 
     def close(self) -> None:
         """Stop a running training; it can be resumed."""
-        if self.child is not None and self.child.poll() is None:
-            self.child.terminate()
-            self.child.wait()
+        while self.child is not None and self.child.poll() is None:
+            self.child.terminate()  # the first time after a step, then at once
+            with suppress(subprocess.TimeoutExpired):
+                self.child.wait(CLOSE_SECONDS)
 
 
 def train_arguments(table: Path, run: Path, task: str) -> list[str]:

@@ -331,6 +331,7 @@ def _description(
         "input": None if stream.path is None else checksum(stream.path),
         **{name: getattr(config, name) for name in SETTINGS if name == "text_column" or getattr(config, name)},
         "encoding": config.encoding,
+        "sheet": config.sheet,
         "model": identity(run, ensemble=options.ensemble),
         "labelled by": repr(classifier),
         "long": classifier.long if config.long == "auto" else config.long,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from bertsmith.data import hub
 from bertsmith.errors import ConfigError, HubError, UserError
-from bertsmith.folders.run import Run, damage_errors, open_run, read_json
-from bertsmith.inference.exported import ABOUT, HELD_OUT, is_export
+from bertsmith.folders.run import Run, open_run
+from bertsmith.inference.exported import ABOUT, ExportInfo, is_export
 from bertsmith.report.card import Details, card_text
 
 if TYPE_CHECKING:
@@ -115,9 +115,9 @@ def _files(run: Run, details: Details, *, exports: bool) -> dict[str, Path | byt
                 "the run has no export", where=str(run.layout.exports), remedy="Run bertsmith export first."
             )
         for folder in folders:
-            with damage_errors(folder / ABOUT):
-                listed = [*read_json(folder / ABOUT)["files"], ABOUT, CARD, HELD_OUT]
-            found = [name for name in dict.fromkeys(listed) if (folder / name).is_file()]
+            about = ExportInfo.read(folder)
+            about.check_files(folder)  # a changed description could name other files of this machine
+            found = [name for name in (*about.files, ABOUT, CARD) if (folder / name).is_file()]
             files |= {f"export/{folder.name}/{name}": folder / name for name in sorted(found)}
     return files
 
