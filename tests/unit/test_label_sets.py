@@ -52,6 +52,30 @@ def test_printed_lists_are_read():
     _check(_read([str(row) for row in SETS], task="multi-label"))
 
 
+@pytest.mark.parametrize("show", [str, json.dumps, lambda row: str(np.array(row)), lambda row: str(tuple(row))])
+def test_printed_lists_keep_separators_in_labels(show):
+    rows = [["food, drinks", "it's 'ok'; fine"], ["food, drinks"], [], ["refund (partial)"]] * 2
+    table = _read([show(row) for row in rows], task="multi-label")
+    assert table.labels.texts == ("food, drinks", "it's 'ok'; fine", "refund (partial)")
+    assert _named(table) == rows
+
+
+@pytest.mark.parametrize("show", [lambda n: str(np.array(n)), lambda n: f"[{', '.join(map(str, n))}]"])
+def test_printed_lists_of_numbers_are_read(show):
+    assert _read([show([1, 2]), show([12]), *["[]"] * 6], task="multi-label").labels.numbers == (1, 2, 12)
+
+
+def test_brackets_around_all_cells_are_removed():
+    _check(_read(["{" + ",".join(row) + "}" for row in SETS], task="multi-label"))
+
+
+def test_brackets_in_labels_are_kept():
+    rows = [["billing", "refund (partial)"], ["refund (partial)"], ["[urgent]"], ["(other)"]] * 2
+    table = _read([";".join(row) for row in rows], task="multi-label")
+    assert table.labels.texts == ("(other)", "[urgent]", "billing", "refund (partial)")
+    assert _named(table) == rows
+
+
 def test_files_keep_lists(tmp_path):
     frame = pd.DataFrame({"Text": TEXTS, "Labels": SETS})
     frame.to_parquet(tmp_path / "t.parquet")

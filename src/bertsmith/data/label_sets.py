@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from bertsmith.data.columns import Columns
-from bertsmith.data.labels import SEPARATORS, link_labels, split_parts
+from bertsmith.data.joined_labels import SEPARATORS, split_parts, unpack_lists
+from bertsmith.data.labels import link_labels
 from bertsmith.data.outcomes import LabelSets
 from bertsmith.data.table import MISSING, Labels, Note
 from bertsmith.data.texts import is_missing, to_text
@@ -75,11 +76,19 @@ def read_label_sets(
     for role in ("label", "label_text"):
         cells = [(getattr(columns, role), frame, name) for frame, columns, name in parts]
         if cells[0][0] is not None:
-            used = separator or _find_separator([c for column, frame, _ in cells for c in frame[column]], where)
+            read = [frame[column].tolist() for column, frame, _ in cells]
+            unpacked = unpack_lists([cell for some in read for cell in some])
+            used = separator or _find_separator(unpacked, where)
+            rest = iter(unpacked)
             by_role[role] = [
                 labels
-                for column, frame, name in cells
-                for labels in _split_cells(frame[column].tolist(), used, f"{name}, column {quoted(column)}")
+                for (column, _, name), some in zip(cells, read, strict=True)
+                for labels in _split_cells(
+                    [next(rest) for _ in some],
+                    used,
+                    f"{name}, column {quoted(column)}",
+                    has_lists=any(map(is_list, some)),
+                )
             ]
             if used is not None:
                 n = sum(len(labels or ()) > 1 for labels in by_role[role])
@@ -134,9 +143,8 @@ def _code(rows: Sequence[RowLabels], flat: Sequence[int] | np.ndarray, labels: L
     return LabelSets(sets), result
 
 
-def _split_cells(cells: Sequence[Any], separator: str | None, where: str) -> list[RowLabels]:
-    """Return the labels of every row, without repetitions."""
-    has_lists = any(map(is_list, cells))
+def _split_cells(cells: Sequence[Any], separator: str | None, where: str, *, has_lists: bool) -> list[RowLabels]:
+    """Return the labels of every row, without repetitions; ``has_lists`` is false if all lists were printed ones."""
     rows: list[RowLabels] = []
     for row, cell in enumerate(cells, start=1):
         if is_list(cell):
