@@ -26,7 +26,7 @@ from bertsmith.labelling.app import create_app
 from bertsmith.labelling.store import FILE, SETTLER, Decision, Project, Queued
 from bertsmith.labelling.table import Snapshot, export
 from bertsmith.measuring.design import read_design
-from bertsmith.workflows.label_rounds import Rounds
+from bertsmith.workflows.label_rounds import Rounds, train_arguments
 
 LABELS = ["bad", "good", "so so"]
 
@@ -313,6 +313,19 @@ def test_tables_of_several_and_of_ordered_labels_are_read(tmp_path):
         else:
             assert table.task == task
     assert (tmp_path / "ordinal" / FILE).is_file()
+
+
+def test_training_on_several_labels_keeps_separators_in_labels(tmp_path):
+    labels = ["food & drinks", "refund (partial)", "service"]
+    project = Project(tmp_path / "p", {"labels": labels, "task": "multi-label", "pool_rows": 9})
+    project.add_texts(queue(12))
+    for given in [labels[:1], labels[1:2], labels[:2], labels[2:]] * 3:
+        decide(project, "ann", *given)
+    export(project)
+    arguments = train_arguments(project.path / "labels.csv", tmp_path / "run", project.task)
+    separator = arguments[arguments.index("--label-separator") + 1]
+    table = read_table(project.path / "labels.csv", DataConfig(task="multi-label", label_separator=separator))
+    assert table.labels.texts == tuple(labels)
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bertsmith.data.columns import LABEL, LABEL_TEXT, TEXT, canonical
+from bertsmith.data.outcomes import SEPARATOR
 from bertsmith.data.table import ORDINAL
 from bertsmith.evaluation.agreement import Agreement, LabelSet, measure_agreement
 from bertsmith.folders.atomic import write_text
@@ -20,7 +21,6 @@ from bertsmith.measuring.design import INCLUSION, RANDOM
 TABLE = "labels.csv"
 """The exported table in the folder of a project."""
 AGREED, MAJORITY, TIE, SETTLED, SINGLE = "agreed", "majority", "tie", "settled", "one coder"
-SEPARATOR = ";"
 _ROLES = {*LABEL, *LABEL_TEXT, *TEXT, "split"}
 """Columns that `train` would read; those of the pool get another name."""
 
