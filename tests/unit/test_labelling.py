@@ -315,6 +315,18 @@ def test_tables_of_several_and_of_ordered_labels_are_read(tmp_path):
     assert (tmp_path / "ordinal" / FILE).is_file()
 
 
+def test_a_tie_between_sets_of_labels_is_not_exported_as_no_label(tmp_path):
+    project = Project(tmp_path / "p", {"labels": ["a", "b"], "task": "multi-label", "pool_rows": 9})
+    project.add_texts(queue(3))
+    for coder, sets in {"ann": ["ab", "a", ""], "ben": ["b", "a", ""]}.items():
+        for labels in sets:
+            decide(project, coder, *labels)
+    assert export(project) == 2
+    table = pd.read_csv(project.path / "labels.csv", keep_default_na=False)
+    assert table["Label Text"].tolist() == ["a", ""]
+    assert table["decided_by"].tolist() == ["agreed", "agreed"]
+
+
 def test_training_on_several_labels_keeps_separators_in_labels(tmp_path):
     labels = ["food & drinks", "refund (partial)", "service"]
     project = Project(tmp_path / "p", {"labels": labels, "task": "multi-label", "pool_rows": 9})

@@ -12,7 +12,7 @@ from typing import Any
 
 from bertsmith.data.columns import LABEL, LABEL_TEXT, TEXT, canonical
 from bertsmith.data.outcomes import SEPARATOR
-from bertsmith.data.table import ORDINAL
+from bertsmith.data.table import MULTI_LABEL, ORDINAL
 from bertsmith.evaluation.agreement import Agreement, LabelSet, measure_agreement
 from bertsmith.folders.atomic import write_text
 from bertsmith.labelling.store import LABELLED, SETTLER, UNSURE, Decision, Project, Queued
@@ -125,10 +125,13 @@ class Snapshot:
         """Return one record per labelled text, with the columns that `train` and `measure` read.
 
         The split is test for random texts and train for the others, because chosen texts do not represent the pool.
+        Ties of a project with several labels per text are left out, because an empty cell means none of the labels.
         """
         numbers = {label: i for i, label in enumerate(self.labels, start=1)}
         records = []
         for each in self.labelled:
+            if each.labels is None and self.task == MULTI_LABEL:
+                continue
             text = each.text
             given = sorted(each.labels or (), key=numbers.__getitem__)
             record: dict[str, Any] = {"Text": text.text}
