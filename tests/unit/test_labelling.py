@@ -327,6 +327,14 @@ def test_a_tie_between_sets_of_labels_is_not_exported_as_no_label(tmp_path):
     assert table["decided_by"].tolist() == ["agreed", "agreed"]
 
 
+def test_a_carriage_return_in_a_text_does_not_break_the_table(project):
+    project.add_texts([Queued(50, "one\rtwo", "diverse", False), Queued(51, "one\r\ntwo", "diverse", False)])
+    while project.next_text("ann"):
+        decide(project, "ann", ["good", "bad"][project.next_text("ann").row % 2])
+    export(project)
+    assert read_table(project.path / "labels.csv").frame["text"].tolist()[-2:] == ["one\rtwo", "one\r\ntwo"]
+
+
 def test_training_on_several_labels_keeps_separators_in_labels(tmp_path):
     labels = ["food & drinks", "refund (partial)", "service"]
     project = Project(tmp_path / "p", {"labels": labels, "task": "multi-label", "pool_rows": 9})

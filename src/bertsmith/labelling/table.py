@@ -15,6 +15,7 @@ from bertsmith.data.outcomes import SEPARATOR
 from bertsmith.data.table import MULTI_LABEL, ORDINAL
 from bertsmith.evaluation.agreement import Agreement, LabelSet, measure_agreement
 from bertsmith.folders.atomic import write_text
+from bertsmith.inference.spreadsheet import quoting
 from bertsmith.labelling.store import LABELLED, SETTLER, UNSURE, Decision, Project, Queued
 from bertsmith.measuring.design import INCLUSION, RANDOM
 
@@ -165,7 +166,8 @@ def export(project: Project, path: Path | None = None) -> int:
     records = Snapshot.of(project).records()
     columns = list(dict.fromkeys(name for record in records for name in record))
     content = StringIO()
-    writer = csv.DictWriter(content, columns, lineterminator="\n", restval="")
+    mode = quoting([*columns, *(value for record in records for value in record.values())])
+    writer = csv.DictWriter(content, columns, lineterminator="\n", restval="", quoting=mode)
     writer.writeheader()
     writer.writerows(records)
     write_text(path or project.path / TABLE, content.getvalue())
