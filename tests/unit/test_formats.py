@@ -117,6 +117,7 @@ def test_sql_gives_the_same_rows(tmp_path):
         FRAME.to_sql("reviews", db, index=False)
     url = f"sqlite:///{tmp_path / 'd.db'}"
     _check(read_table(None, DataConfig(sql="select * from reviews", db=url)))
+    _check(read_table(None, DataConfig(sql="select * from reviews where text not like '% :D%'", db=url)))
     with pytest.raises(DataError, match="no such table: reviewz"):
         read_table(None, DataConfig(sql="select * from reviewz", db=url))
     with pytest.raises(DataError, match="does not exist"):
