@@ -137,8 +137,9 @@ def _from_datasets(source: Any, name: str) -> RawTable:
     for split, dataset in parts:
         frame = pd.DataFrame({c: pd.Series(dataset[c][:], dtype=object) for c in dataset.column_names})
         for column, feature in dataset.features.items():
-            if type(feature).__name__ == "ClassLabel":
-                class_names[column] = list(feature.names)
+            item = getattr(feature, "feature", feature)  # of a list
+            if type(item).__name__ == "ClassLabel":
+                class_names[column] = list(item.names)
         frames.append(frame)
         splits += [split] * len(frame)
     split_column = pd.Series(splits, dtype=object) if any(splits) else None
