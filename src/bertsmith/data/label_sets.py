@@ -114,9 +114,7 @@ def _link_columns(
     for part, numbered, named in zip(parts, with_numbers, with_texts, strict=True):
         names = part.class_names
         if names is not None and numbered is not None and is_number:  # -1 is a missing label
-            numbered = [
-                row if row is None or all(0 <= int(n) < len(names) for n in row) else None for row in numbered
-            ]
+            numbered = [row if row is None or all(0 <= int(n) < len(names) for n in row) else None for row in numbered]
         for row, (a, b) in enumerate(zip(numbered or (), named or (), strict=False), start=1):
             if len(a or ()) != len(b or ()):
                 raise DataError(
@@ -223,9 +221,7 @@ def _read_indicators(parts: Sequence[LabelPart], where: str, known: Labels | Non
     return SetsOfLabels(labels, *_code(rows, [labels.label2id[t] for row in rows for t in row or ()], labels), ())
 
 
-def _indicator_rows(
-    frame: pd.DataFrame, columns: Sequence[str], labels: Sequence[str], name: str
-) -> list[RowLabels]:
+def _indicator_rows(frame: pd.DataFrame, columns: Sequence[str], labels: Sequence[str], name: str) -> list[RowLabels]:
     """Return the labels of every row from columns of 0 and 1."""
     values = np.zeros((len(frame), len(columns)), dtype=bool)
     missing = np.zeros((len(frame), len(columns)), dtype=bool)
