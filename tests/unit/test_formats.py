@@ -1,10 +1,12 @@
 """All formats give the same rows; every damaged table gives an error that names the file and a remedy."""
 
 import gzip
+import io
 import json
 import os
 import re
 import sqlite3
+import zipfile
 
 import datasets
 import pandas as pd
@@ -154,6 +156,14 @@ def test_tables_in_memory_become_splits(tmp_path):
     assert bs.read_table(FRAME, test=both).frame["split"].tolist()[4:] == ["test"] * 2
 
 
+def _damaged_workbook():
+    """Return a ZIP file whose central directory is damaged, but not the end of the file, which marks it as ZIP."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as packed:
+        packed.writestr("xl/workbook.xml", "<workbook/>")
+    return content.getvalue().replace(b"PK\x01\x02", b"XX\x01\x02")
+
+
 DAMAGED = {
     "no-such.csv": (None, "does not exist"),
     "empty.csv": (b"", "empty"),
@@ -168,6 +178,7 @@ DAMAGED = {
     "cut.csv.gz": (gzip.compress(b"Text,Label\n" + b"a,1\n" * 1000)[:30], "gzip"),
     "cut.parquet": (b"PAR1 and nothing more", "Parquet"),
     "not.parquet": (b"Text,Label\na,1\n", "Parquet"),
+    "cut.xlsx": (_damaged_workbook(), "Excel"),
     "not.xlsx": (b"PK\x03\x04 nothing", "Excel"),
     "bad.jsonl": (b'{"Text": "a", "Label": 1}\n{"Text": \n', "line 2"),
     "scalar.jsonl": (b'{"Text": "a", "Label": 1}\n3\n', "found int"),
@@ -279,6 +290,11 @@ def test_formulas_without_a_stored_value_are_reported(tmp_path):
     raw = read_raw(tmp_path / "t.xlsx", DataConfig())
     assert raw.frame["Text"].tolist() == ["a", None, "c"]
     assert [(note.severity, note.count) for note in raw.notes] == [("warning", 1)]
+    with pd.ExcelWriter(tmp_path / "t.xlsx") as book:
+        frame.head(1).to_excel(book, sheet_name="Texts & labels", index=False)
+        frame.to_excel(book, sheet_name="draft", index=False)
+    for sheet, n in (("Texts & labels", 0), ("draft", 1)):
+        assert len(read_raw(tmp_path / "t.xlsx", DataConfig(sheet=sheet)).notes) == n
 
 
 def test_a_repeated_json_key_is_refused(tmp_path):
