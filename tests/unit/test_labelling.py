@@ -339,8 +339,8 @@ def test_training_on_several_labels_keeps_separators_in_labels(tmp_path):
     labels = ["food & drinks", "refund (partial)", "service"]
     project = Project(tmp_path / "p", {"labels": labels, "task": "multi-label", "pool_rows": 9})
     project.add_texts(queue(12))
-    for given in [labels[:1], labels[1:2], labels[:2], labels[2:]] * 3:
-        decide(project, "ann", *given)
+    for some in [labels[:1], labels[1:2], labels[:2], labels[2:]] * 3:
+        decide(project, "ann", *some)
     export(project)
     arguments = train_arguments(project.path / "labels.csv", tmp_path / "run", project.task)
     separator = arguments[arguments.index("--label-separator") + 1]
