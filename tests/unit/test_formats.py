@@ -114,6 +114,19 @@ def test_arrow_tables_are_predicted_as_data_frames(finished, tmp_path):
         bs.predict(finished, arrow, text_column="nothing")
 
 
+def test_other_splits_of_a_dataset_are_not_used_in_training():
+    part = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
+    other = datasets.Dataset.from_dict({"text": ["c", "d", "e"], "label": [-1, -1, -1]})
+    source = datasets.DatasetDict({"train": part, "unsupervised": other, "test": part})
+    table = read_table(source)
+    assert table.frame["split"].tolist() == ["train"] * 2 + ["test"] * 2
+    assert table.labels.numbers == (0, 1)
+    assert [(note.severity, note.count) for note in table.notes] == [("warning", 3)]
+    assert len(read_raw(source, DataConfig()).frame) == 7
+    with pytest.raises(DataError):
+        read_table(datasets.DatasetDict({"unsupervised": part}))
+
+
 def test_sql_gives_the_same_rows(tmp_path):
     with sqlite3.connect(tmp_path / "d.db") as db:
         FRAME.to_sql("reviews", db, index=False)
