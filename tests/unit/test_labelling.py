@@ -85,6 +85,20 @@ def test_a_later_decision_replaces_an_earlier_one(project):
     assert [d.labels for d in project.decisions] == [("bad",)]
 
 
+def test_a_project_whose_creation_was_killed_is_created_again(tmp_path):
+    path = tmp_path / "p"
+    path.mkdir()
+    (path / FILE).touch()
+    assert not Project.exists(path)
+    with pytest.raises(RunFolderError):
+        Project(path)
+    assert Project(path, {"labels": LABELS}).labels == LABELS
+    with contextlib.closing(sqlite3.connect(path / FILE)) as database:
+        database.execute("DROP TABLE facts")
+    with pytest.raises(RunFolderError):
+        Project(path)
+
+
 def test_a_snapshot_is_consistent_while_coders_write(project, monkeypatch):
     connect, written = sqlite3.connect, []
 
@@ -421,6 +435,27 @@ def test_the_codebook_adds_labels_for_everybody(page, project):
     assert answer["labels"][-1] == {"label": "new", "definition": "Neither.", "examples": ""}
     assert project.labels[-1] == "new"
     assert client.post("/codebook", json={"label": "a;b"}).status_code == 422
+
+
+def test_text_and_numbers_that_json_cannot_write_are_refused(page, project):
+    body = '{"coder": %s, "text": %s, "status": "labelled", "labels": ["good"], "note": %s, "seconds": %s}'
+    surrogate = '"\\ud800"'
+    requests = [
+        ("/decide", body % ('"ann"', 1, '""', "NaN")),
+        ("/decide", body % ('"ann"', 1, '""', "1e999")),
+        ("/decide", body % ('"ann"', 2**63, '""', 0)),
+        ("/decide", body % ('"ann"', 1, surrogate, 0)),
+        ("/decide", body % (surrogate, 1, '""', 0)),
+        ("/next", f'{{"coder": {surrogate}}}'),
+        ("/next", f'{{"coder": "ann", {surrogate}: 1}}'),
+        ("/codebook", f'{{"label": "x", "definition": {surrogate}}}'),
+    ]
+    for path, content in requests:
+        answer = page[0].post(path, content=content, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 422, content
+        assert answer.json()["detail"]
+    assert project.decisions == []
+    assert page[0].get("/project").status_code == 200
 
 
 @pytest.mark.parametrize(
