@@ -71,9 +71,8 @@ def read_excel(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRow | N
         notes.append(Note("info", f"sheet {name!r} was read; {path.name} also has {listing(names[1:])}"))
     if n_formulas:
         message = (
-            f"sheet {name!r} of {path.name} has {counted(n_formulas, 'formula')} without a stored value, and bertsmith reads such cells "
-            "as empty. "
-            "Open the file in a spreadsheet program and save it again"
+            f"sheet {name!r} of {path.name} has {counted(n_formulas, 'formula')} without a stored value, and bertsmith "
+            "reads such cells as empty. Open the file in a spreadsheet program and save it again"
         )
         notes.append(Note("warning", message, n_formulas))
     return ChunkedTable(path.name, header, chunks, len(rows) - 1, notes=tuple(notes))
