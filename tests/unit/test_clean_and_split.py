@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertsmith.config import DataConfig
+from bertsmith.data import near_duplicates
 from bertsmith.data.clean import (
     AVERAGED,
     CONFLICT,
@@ -207,6 +208,14 @@ def test_near_duplicates_are_grouped():
     assert group_near_duplicates([]).tolist() == []
 
 
+def test_the_work_per_text_does_not_grow_with_the_number_of_near_duplicates(monkeypatch):
+    found, root = [], near_duplicates._root
+    monkeypatch.setattr(near_duplicates, "_root", lambda group, i: found.append(i) or root(group, i))
+    texts = [f"Your order number {i} has been shipped and will arrive at your home in three days." for i in range(600)]
+    assert len(set(group_near_duplicates(texts))) < 20
+    assert len(found) < 150 * len(texts)
+
+
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.text(max_size=40), max_size=12), st.integers(0, 10**6))
 def test_equal_texts_form_one_group(texts, seed):
@@ -245,6 +254,17 @@ def test_near_duplicates_stay_in_one_split(grouped):
     apart = split(cleaned.table, validation_size=0.2, test_size=0.2, seed=0)
     if not grouped:
         assert (apart.frame.assign(near=groups).groupby("near")["split"].nunique() > 1).any()
+
+
+def test_groups_in_several_given_splits_are_reported():
+    frame = tiny_table(60).assign(author=[f"author {i % 10}" for i in range(60)], part=["train"] * 50 + ["test"] * 10)
+    frame.loc[55:, "author"] = ["new", "new", None, "", "newer"]
+    config = DataConfig(group_column="author", split_column="part")
+    found = {f.kind: f for f in inspect(read_table(frame, config)).findings}
+    assert (found["group-leak"].severity, found["group-leak"].count) == ("warning", 5)
+    assert found["group-leak"].rows == (51, 52, 53, 54, 55)
+    kinds = {f.kind for f in inspect(read_table(frame, DataConfig(group_column="author"))).findings}
+    assert "group-leak" not in kinds
 
 
 def test_near_duplicates_with_other_labels_or_splits_are_reported():

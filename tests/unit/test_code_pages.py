@@ -3,7 +3,7 @@
 import pytest
 
 from bertsmith.data.formats.code_pages import detect_code_page
-from bertsmith.data.formats.encodings import decode
+from bertsmith.data.formats.encodings import decode, decode_blocks
 from bertsmith.data.read import read_table
 from bertsmith.errors import DataError
 
@@ -225,3 +225,44 @@ def test_a_long_line_and_a_distant_invalid_byte_are_sampled():
     assert "line 1" in note.message
     long = "x" * 2**21 + " żółć " + "x" * 2**21
     assert (decode(long.encode("cp1250"), "t.csv")[0] == long) is True
+
+
+def _decoded(lines, codec, encoding=None, damage=lambda block: block):
+    """Return the lines of a pipe that is read two lines at a time, and the notes."""
+    notes = []
+    *parts, last = damage("".join(f"{line}\n" for line in lines).encode(codec)).split(b"\n")
+    parts = [*(part + b"\n" for part in parts), last]
+    blocks = [b"".join(parts[i : i + 2]) for i in range(0, len(parts), 2)]
+    return "".join(decode_blocks(blocks, "stdin", encoding, notes.append)).splitlines(), notes
+
+
+POLISH = [
+    "plain",
+    "text",
+    "Kupi\u0119 dobr\u0105 ksi\u0105\u017ck\u0119",
+    "Za\u017c\u00f3\u0142\u0107 g\u0119\u015bl\u0105 ja\u017a\u0144",
+    "kupi\u0119",
+    "tak",
+]
+
+
+def test_all_lines_of_a_pipe_have_the_same_encoding():
+    text, notes = _decoded(POLISH, "cp1250")
+    assert text == POLISH
+    assert len(notes) == 1
+    text, notes = _decoded(
+        ["\u00e9t\u00e9", "\u00e0", "un caf\u00e9", "!"], "utf-8", damage=lambda b: b.replace(b"!", b"\xff")
+    )
+    assert text == ["\u00e9t\u00e9", "\u00e0", "un caf\u00e9", "\ufffd"]
+    assert [note.severity for note in notes] == ["warning"]
+
+
+@pytest.mark.parametrize("codec", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_unicode_from_a_pipe_may_be_split_inside_characters(codec):
+    lines = ["one", "two", "\u010a \u0a05", "four \U0001f600", "caf\u00e9"]
+    assert _decoded(lines, codec, codec if codec.endswith("e") else None)[0] == lines
+
+
+def test_a_pipe_in_another_encoding_than_the_given_one_is_refused():
+    with pytest.raises(DataError):
+        _decoded(["a", "b", "c", "\u00e9"], "cp1252", "utf-8")

@@ -50,11 +50,13 @@ def test_the_label_of_the_majority_counts_and_ties_are_reported(table):
     assert clean(read).counts == {NO_LABEL: 1}
 
 
-def test_rows_without_a_coder_or_a_label_are_kept():
+@pytest.mark.parametrize("no_coder", [None, "", " "])
+def test_rows_without_a_coder_or_a_label_are_kept(no_coder):
     read = bs.read_table(
-        coded(*[("x", "a", "ann"), ("x", None, "ben"), ("y", None, "ann"), ("z", "b", None), ("z", "a", None)] * 1),
+        coded(("x", "a", "ann"), ("x", None, "ben"), ("y", None, "ann"), ("z", "b", no_coder), ("z", "a", no_coder)),
         coder_column="Coder",
     )
+    assert set(read.coded) == {(0, "ann")}
     assert list(zip(read.frame["text"], read.codes, strict=True)) == [("x", 0), ("y", -1), ("z", 1), ("z", 0)]
 
 

@@ -1,10 +1,12 @@
 """All formats give the same rows; every damaged table gives an error that names the file and a remedy."""
 
 import gzip
+import io
 import json
 import os
 import re
 import sqlite3
+import zipfile
 
 import datasets
 import pandas as pd
@@ -112,11 +114,25 @@ def test_arrow_tables_are_predicted_as_data_frames(finished, tmp_path):
         bs.predict(finished, arrow, text_column="nothing")
 
 
+def test_other_splits_of_a_dataset_are_not_used_in_training():
+    part = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
+    other = datasets.Dataset.from_dict({"text": ["c", "d", "e"], "label": [-1, -1, -1]})
+    source = datasets.DatasetDict({"train": part, "unsupervised": other, "test": part})
+    table = read_table(source)
+    assert table.frame["split"].tolist() == ["train"] * 2 + ["test"] * 2
+    assert table.labels.numbers == (0, 1)
+    assert [(note.severity, note.count) for note in table.notes] == [("warning", 3)]
+    assert len(read_raw(source, DataConfig()).frame) == 7
+    with pytest.raises(DataError):
+        read_table(datasets.DatasetDict({"unsupervised": part}))
+
+
 def test_sql_gives_the_same_rows(tmp_path):
     with sqlite3.connect(tmp_path / "d.db") as db:
         FRAME.to_sql("reviews", db, index=False)
     url = f"sqlite:///{tmp_path / 'd.db'}"
     _check(read_table(None, DataConfig(sql="select * from reviews", db=url)))
+    _check(read_table(None, DataConfig(sql="select * from reviews where text not like '% :D%'", db=url)))
     with pytest.raises(DataError, match="no such table: reviewz"):
         read_table(None, DataConfig(sql="select * from reviewz", db=url))
     with pytest.raises(DataError, match="does not exist"):
@@ -153,6 +169,14 @@ def test_tables_in_memory_become_splits(tmp_path):
     assert bs.read_table(FRAME, test=both).frame["split"].tolist()[4:] == ["test"] * 2
 
 
+def _damaged_workbook():
+    """Return a ZIP file whose central directory is damaged, but not the end of the file, which marks it as ZIP."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as packed:
+        packed.writestr("xl/workbook.xml", "<workbook/>")
+    return content.getvalue().replace(b"PK\x01\x02", b"XX\x01\x02")
+
+
 DAMAGED = {
     "no-such.csv": (None, "does not exist"),
     "empty.csv": (b"", "empty"),
@@ -167,6 +191,7 @@ DAMAGED = {
     "cut.csv.gz": (gzip.compress(b"Text,Label\n" + b"a,1\n" * 1000)[:30], "gzip"),
     "cut.parquet": (b"PAR1 and nothing more", "Parquet"),
     "not.parquet": (b"Text,Label\na,1\n", "Parquet"),
+    "cut.xlsx": (_damaged_workbook(), "Excel"),
     "not.xlsx": (b"PK\x03\x04 nothing", "Excel"),
     "bad.jsonl": (b'{"Text": "a", "Label": 1}\n{"Text": \n', "line 2"),
     "scalar.jsonl": (b'{"Text": "a", "Label": 1}\n3\n', "found int"),
@@ -278,6 +303,11 @@ def test_formulas_without_a_stored_value_are_reported(tmp_path):
     raw = read_raw(tmp_path / "t.xlsx", DataConfig())
     assert raw.frame["Text"].tolist() == ["a", None, "c"]
     assert [(note.severity, note.count) for note in raw.notes] == [("warning", 1)]
+    with pd.ExcelWriter(tmp_path / "t.xlsx") as book:
+        frame.head(1).to_excel(book, sheet_name="Texts & labels", index=False)
+        frame.to_excel(book, sheet_name="draft", index=False)
+    for sheet, n in (("Texts & labels", 0), ("draft", 1)):
+        assert len(read_raw(tmp_path / "t.xlsx", DataConfig(sheet=sheet)).notes) == n
 
 
 def test_a_repeated_json_key_is_refused(tmp_path):

@@ -195,6 +195,13 @@ def test_a_table_that_train_refuses_is_reported_with_the_reason_and_exit_code_2(
     assert f"{classes} {'class' if classes == 1 else 'classes'}," in cli("inspect", tmp_path / "t.csv")[1]
 
 
+def test_the_json_of_a_table_without_usable_rows_is_valid(cli, tmp_path):
+    pd.DataFrame({"Text": ["", "", "", ""], "Label": list("abab")}).to_csv(tmp_path / "t.csv", index=False)
+    code, out, _ = cli("inspect", tmp_path / "t.csv", "--json")
+    assert code == 2
+    assert json.loads(out, parse_constant=pytest.fail)["usable"] == 0
+
+
 def test_a_table_that_train_accepts_has_no_error(cli, tmp_path):
     tiny_table(60).to_csv(tmp_path / "t.csv", index=False)
     code, out, _ = cli("inspect", tmp_path / "t.csv", "--json")

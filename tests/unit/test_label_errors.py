@@ -214,6 +214,13 @@ def test_wrong_label_sets_are_found_and_corrected(cli, flipped_sets, tmp_path):
         bs.read_table(tmp_path / "t.jsonl", corrections=tmp_path / "bad.csv")
 
 
+def test_a_dash_that_is_a_label_does_not_drop_the_row(tmp_path):
+    table = pd.DataFrame({"Text": [f"text {i}" for i in range(8)], "Label": ["+", "-"] * 4})
+    lines = [{"row": 1, "text": "text 0", "corrected": "-"}, {"row": 3, "text": "text 2", "corrected": "\u2013"}]
+    pd.DataFrame(lines).to_csv(tmp_path / "c.csv", index=False)
+    assert bs.read_table(table, corrections=tmp_path / "c.csv").codes.tolist() == [1, 1, -1, 1, 0, 1, 0, 1]
+
+
 def test_numbers_are_corrected_but_their_errors_are_not_searched(cli, tmp_path):
     frame = pd.DataFrame({"Text": [f"text {i}" for i in range(40)], "Label": np.arange(40) / 4})
     frame.to_csv(tmp_path / "t.csv", index=False)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import bertsmith as bs
 from bertsmith.data.near_duplicates import group_near_duplicates
 from bertsmith.errors import ConfigError, DataError, RunFolderError
+from bertsmith.folders.claim import lock
 from bertsmith.labelling.choose import (
     RESERVED,
     Candidates,
@@ -183,6 +184,13 @@ def test_rounds_of_a_project(pool, tmp_path, tiny, cli):
     code, _, err = cli("next", project.path, pool, "--model", tiny)
     assert code == 2
     assert "row 4" in err
+
+
+def test_one_process_at_a_time_chooses_texts_for_a_project(pool, tmp_path, tiny):
+    project = Project(tmp_path / "project", {"labels": ["animals", "colours", "fruits"]})
+    with lock(project.path, "choosing"), pytest.raises(RunFolderError):
+        bs.next_texts(project.path, pool, n=5, model=str(tiny))
+    assert project.rows == []
 
 
 def test_a_run_chooses_new_texts_the_same_with_the_same_seed(finished, pool, tmp_path, cli):

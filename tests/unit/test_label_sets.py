@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ from bertsmith.config import DataConfig
 from bertsmith.data.clean import clean
 from bertsmith.data.read import read_table
 from bertsmith.data.split import assign_folds, split, stratify_sets
+from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, DataError
 from bertsmith.tasks.registry import get_task
 
@@ -52,6 +54,30 @@ def test_printed_lists_are_read():
     _check(_read([str(row) for row in SETS], task="multi-label"))
 
 
+@pytest.mark.parametrize("show", [str, json.dumps, lambda row: str(np.array(row)), lambda row: str(tuple(row))])
+def test_printed_lists_keep_separators_in_labels(show):
+    rows = [["food, drinks", "it's 'ok'; fine"], ["food, drinks"], [], ["refund (partial)"]] * 2
+    table = _read([show(row) for row in rows], task="multi-label")
+    assert table.labels.texts == ("food, drinks", "it's 'ok'; fine", "refund (partial)")
+    assert _named(table) == rows
+
+
+@pytest.mark.parametrize("show", [lambda n: str(np.array(n)), lambda n: f"[{', '.join(map(str, n))}]"])
+def test_printed_lists_of_numbers_are_read(show):
+    assert _read([show([1, 2]), show([12]), *["[]"] * 6], task="multi-label").labels.numbers == (1, 2, 12)
+
+
+def test_brackets_around_all_cells_are_removed():
+    _check(_read(["{" + ",".join(row) + "}" for row in SETS], task="multi-label"))
+
+
+def test_brackets_in_labels_are_kept():
+    rows = [["billing", "refund (partial)"], ["refund (partial)"], ["[urgent]"], ["(other)"]] * 2
+    table = _read([";".join(row) for row in rows], task="multi-label")
+    assert table.labels.texts == ("(other)", "[urgent]", "billing", "refund (partial)")
+    assert _named(table) == rows
+
+
 def test_files_keep_lists(tmp_path):
     frame = pd.DataFrame({"Text": TEXTS, "Labels": SETS})
     frame.to_parquet(tmp_path / "t.parquet")
@@ -82,6 +108,48 @@ def test_numbers_and_texts_of_labels_are_paired():
     table = read_table(frame, DataConfig(task="multi-label"))
     assert dict(zip(table.labels.texts, table.labels.numbers, strict=True)) == numbers
     assert _named(table) == [sorted(row) for row in SETS]
+
+
+def test_a_second_table_may_write_the_columns_differently():
+    frame = pd.DataFrame({"Text": TEXTS, "toxic": [1, 0] * 4, "rude": [0, 1] * 4})
+    test = pd.DataFrame({"Text": ["a", "b"], "Toxic": [1, 0], "rude": [1, 0]})
+    columns = ("toxic", "rude")
+    table = read_table(frame, DataConfig(label_columns=columns, test=test))
+    assert table.labels.texts == columns
+    assert _named(table)[-2:] == [["rude", "toxic"], []]
+    with pytest.raises(DataError) as caught:
+        read_table(frame.assign(new=0), DataConfig(label_columns=(*columns, "new")), known=table.labels)
+    assert "new" in caught.value.what
+
+
+def test_a_second_table_may_lack_the_label_texts():
+    frame = pd.DataFrame({"Text": TEXTS, "Label": [[1], [1, 2]] * 4, "Label Text": [["a"], ["a", "b"]] * 4})
+    test = pd.DataFrame({"Text": ["x", "y"], "Label": [[2], [2, 1]]})
+    for config, tables in ((DataConfig(test=test), frame), (DataConfig(test=frame), test)):
+        table = read_table(tables, config)
+        assert table.labels.texts == ("a", "b")
+        named = dict(zip(table.frame["text"], _named(table), strict=True))
+        assert (named["x"], named["y"], named["text two"]) == (["b"], ["a", "b"], ["a", "b"])
+
+
+def test_class_names_of_datasets_are_used_and_differ_between_tables():
+    def dataset(names, rows, many):
+        kind = datasets.ClassLabel(names=names)
+        features = datasets.Features({"text": datasets.Value("string"), "label": datasets.List(kind) if many else kind})
+        texts = [f"{names} {i}" for i in range(len(rows))]
+        return datasets.Dataset.from_dict({"text": texts, "label": rows}, features=features)
+
+    train = dataset(["joy", "love", "fear"], [[0], [0, 1], [], [2]] * 2, many=True)
+    table = read_table(train)
+    assert table.labels == Labels((0, 1, 2), ("joy", "love", "fear"))
+    assert _named(table)[:3] == [["joy"], ["joy", "love"], []]
+    single = dataset(["joy", "love"], [0, 1, -1, 0, 1, 1], many=False)
+    table = read_table(single, DataConfig(task="multi-label"))
+    assert table.codes[2] == -1
+    assert _named(table.take(table.codes >= 0)) == [["joy"], ["love"], ["joy"], ["love"], ["love"]]
+    other = dataset(["love", "joy"], [0, 1], many=False)
+    with pytest.raises(DataError):  # 0 is joy in one table and love in the other
+        read_table(single, DataConfig(task="multi-label", test=other))
 
 
 def test_a_missing_list_is_not_an_empty_one():

@@ -28,7 +28,7 @@ from bertsmith.labelling.app import MAX_BODY, create_app
 from bertsmith.labelling.store import FILE, SETTLER, Decision, Project, Queued
 from bertsmith.labelling.table import Snapshot, export
 from bertsmith.measuring.design import read_design
-from bertsmith.workflows.label_rounds import Rounds
+from bertsmith.workflows.label_rounds import Rounds, train_arguments
 
 LABELS = ["bad", "good", "so so"]
 
@@ -85,6 +85,20 @@ def test_a_later_decision_replaces_an_earlier_one(project):
     text = decide(project, "ann", "good")
     project.decide(Decision(text.id, "ann", "labelled", ("bad",)))
     assert [d.labels for d in project.decisions] == [("bad",)]
+
+
+def test_a_project_whose_creation_was_killed_is_created_again(tmp_path):
+    path = tmp_path / "p"
+    path.mkdir()
+    (path / FILE).touch()
+    assert not Project.exists(path)
+    with pytest.raises(RunFolderError):
+        Project(path)
+    assert Project(path, {"labels": LABELS}).labels == LABELS
+    with contextlib.closing(sqlite3.connect(path / FILE)) as database:
+        database.execute("DROP TABLE facts")
+    with pytest.raises(RunFolderError):
+        Project(path)
 
 
 def test_a_snapshot_is_consistent_while_coders_write(project, monkeypatch):
@@ -317,6 +331,39 @@ def test_tables_of_several_and_of_ordered_labels_are_read(tmp_path):
     assert (tmp_path / "ordinal" / FILE).is_file()
 
 
+def test_a_tie_between_sets_of_labels_is_not_exported_as_no_label(tmp_path):
+    project = Project(tmp_path / "p", {"labels": ["a", "b"], "task": "multi-label", "pool_rows": 9})
+    project.add_texts(queue(3))
+    for coder, sets in {"ann": ["ab", "a", ""], "ben": ["b", "a", ""]}.items():
+        for labels in sets:
+            decide(project, coder, *labels)
+    assert export(project) == 2
+    table = pd.read_csv(project.path / "labels.csv", keep_default_na=False)
+    assert table["Label Text"].tolist() == ["a", ""]
+    assert table["decided_by"].tolist() == ["agreed", "agreed"]
+
+
+def test_a_carriage_return_in_a_text_does_not_break_the_table(project):
+    project.add_texts([Queued(50, "one\rtwo", "diverse", False), Queued(51, "one\r\ntwo", "diverse", False)])
+    while project.next_text("ann"):
+        decide(project, "ann", ["good", "bad"][project.next_text("ann").row % 2])
+    export(project)
+    assert read_table(project.path / "labels.csv").frame["text"].tolist()[-2:] == ["one\rtwo", "one\r\ntwo"]
+
+
+def test_training_on_several_labels_keeps_separators_in_labels(tmp_path):
+    labels = ["food & drinks", "refund (partial)", "service"]
+    project = Project(tmp_path / "p", {"labels": labels, "task": "multi-label", "pool_rows": 9})
+    project.add_texts(queue(12))
+    for some in [labels[:1], labels[1:2], labels[:2], labels[2:]] * 3:
+        decide(project, "ann", *some)
+    export(project)
+    arguments = train_arguments(project.path / "labels.csv", tmp_path / "run", project.task)
+    separator = arguments[arguments.index("--label-separator") + 1]
+    table = read_table(project.path / "labels.csv", DataConfig(task="multi-label", label_separator=separator))
+    assert table.labels.texts == tuple(labels)
+
+
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
@@ -390,6 +437,27 @@ def test_the_codebook_adds_labels_for_everybody(page, project):
     assert answer["labels"][-1] == {"label": "new", "definition": "Neither.", "examples": ""}
     assert project.labels[-1] == "new"
     assert client.post("/codebook", json={"label": "a;b"}).status_code == 422
+
+
+def test_text_and_numbers_that_json_cannot_write_are_refused(page, project):
+    body = '{"coder": %s, "text": %s, "status": "labelled", "labels": ["good"], "note": %s, "seconds": %s}'
+    surrogate = '"\\ud800"'
+    requests = [
+        ("/decide", body % ('"ann"', 1, '""', "NaN")),
+        ("/decide", body % ('"ann"', 1, '""', "1e999")),
+        ("/decide", body % ('"ann"', 2**63, '""', 0)),
+        ("/decide", body % ('"ann"', 1, surrogate, 0)),
+        ("/decide", body % (surrogate, 1, '""', 0)),
+        ("/next", f'{{"coder": {surrogate}}}'),
+        ("/next", f'{{"coder": "ann", {surrogate}: 1}}'),
+        ("/codebook", f'{{"label": "x", "definition": {surrogate}}}'),
+    ]
+    for path, content in requests:
+        answer = page[0].post(path, content=content, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 422, content
+        assert answer.json()["detail"]
+    assert project.decisions == []
+    assert page[0].get("/project").status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertsmith.config import DataConfig
-from bertsmith.data.labels import check_classes, find_joined, link_labels, parse_label_numbers, parse_label_texts
+from bertsmith.data.joined_labels import find_joined
+from bertsmith.data.labels import check_classes, link_labels, parse_label_numbers, parse_label_texts
 from bertsmith.data.read import read_table
 from bertsmith.data.table import Labels
 from bertsmith.errors import DataError

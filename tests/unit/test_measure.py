@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import io
 import json
 
 import numpy as np
@@ -26,7 +27,9 @@ from bertsmith.measuring.estimate import (
 from bertsmith.measuring.label_shift import adjusted_count, combined_p_value, label_shift_test
 from bertsmith.measuring.pseudo_outcomes import OutcomeFile
 from bertsmith.measuring.regression import fit_regression
+from bertsmith.measuring.result import Measurement, Share
 from bertsmith.measuring.text_features import Axes, Clusters
+from bertsmith.report.shares import shares_csv
 from bertsmith.testing import tiny_table
 from bertsmith.workflows.corpus_sample import CorpusSample
 from bertsmith.workflows.label_shift import HeldOut
@@ -223,6 +226,12 @@ def _texts(rng, shares, n, moved=0.0):
         [np.eye(len(shares))[predicted][:, :-1], rng.normal(targets[:, None] * 0.3 + moved, 1, (n, 4))]
     )
     return targets, predicted, features
+
+
+def test_the_csv_file_of_shares_has_no_formulas():
+    shares = (Share("=1+1", "@group", 0.5, (0.4, 0.6), 0.5, "PPI++", 10, 100),)
+    (row,) = csv.DictReader(io.StringIO(shares_csv(Measurement("corpus", None, "by", shares))))
+    assert (row["group"], row["label_text"]) == ("'@group", "'=1+1")
 
 
 def test_the_adjusted_count_finds_the_shares_under_label_shift():

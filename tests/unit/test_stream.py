@@ -86,6 +86,13 @@ def test_every_line_of_a_text_file_is_a_text(tmp_path):
         assert [texts for _, texts in stream.chunks()] == [["a", "b"]]
 
 
+def test_an_empty_line_of_a_table_with_one_column_is_an_empty_text(tmp_path):
+    (tmp_path / "t.csv").write_text("\nText\none\n\n\ntwo\n\n")
+    with open_stream(tmp_path / "t.csv", DataConfig()) as stream:
+        assert [text for _, texts in stream.chunks() for text in texts] == ["one", "", "", "two"]
+        assert stream.n_rows == 4
+
+
 def test_a_stream_needs_no_label_column():
     with open_stream(pd.DataFrame({"id": [1, 2], "Review": ["a", None]}), DataConfig()) as stream:
         ((cells, texts),) = stream.chunks()

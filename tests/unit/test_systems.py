@@ -40,6 +40,17 @@ from tests.conftest import train
 CP1252 = {"encoding": "cp1252", "newline": "\r\n"}
 
 
+def test_line_breaks_of_texts_stay_as_they_are_on_windows(tmp_path, monkeypatch):
+    write = Path.write_text
+
+    def as_on_windows(path, data, encoding=None, errors=None, newline=None):
+        return write(path, data, encoding=encoding, errors=errors, newline=newline or "\r\n")
+
+    monkeypatch.setattr(Path, "write_text", as_on_windows)
+    atomic.write_text(tmp_path / "t.csv", '"a\nb"\n"a\r\nb"\n')
+    assert (tmp_path / "t.csv").read_bytes() == b'"a\nb"\n"a\r\nb"\n'
+
+
 def test_delimited_tables_are_read_if_c_long_has_32_bits(tmp_path, monkeypatch):
     set_limit = csv.field_size_limit
 

@@ -123,7 +123,9 @@ def _serve(
     table = project.path / TABLE
     err.print(f"{counted(n, 'labelled text')} written to {table}", markup=False)
     if n:
-        command = " ".join(train_arguments(table, project.path / "runs" / "001", project.task))
+        arguments = train_arguments(table, project.path / "runs" / "001", project.task)
+        # Double quotes, which all shells understand.
+        command = " ".join(f'"{part}"' if {" ", ";"} & {*part} else part for part in arguments)
         stdout_console().print(f"bertsmith {command}", markup=False)
 
 

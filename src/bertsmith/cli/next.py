@@ -106,7 +106,7 @@ def next(
             with open_writer(kind, target, style=style) as writer:
                 writer.write(cells)
         elif isinstance(target, Path):
-            target.write_text(chosen.tasks(format), encoding="utf-8")
+            target.write_text(chosen.tasks(format), encoding="utf-8", newline="\n")
         else:
             target.write(chosen.tasks(format))
 

@@ -19,6 +19,7 @@ from bertsmith.errors import counted
 
 if TYPE_CHECKING:
     from bertsmith.data.stream import Chunk, Stream
+    from bertsmith.data.table import Note
     from bertsmith.workflows.predict import Predictions
 
 STDIN = 1024
@@ -234,7 +235,7 @@ def _stdin(settings: Config) -> Stream:
     Raises:
         DataError: if stdin has no text.
     """
-    from bertsmith.data.formats.encodings import decode
+    from bertsmith.data.formats.encodings import decode_blocks
     from bertsmith.data.stream import Stream, lines_chunk
     from bertsmith.data.template import is_empty
     from bertsmith.errors import DataError
@@ -242,16 +243,18 @@ def _stdin(settings: Config) -> Stream:
     if sys.stdin.isatty():
         stderr_console().print("[dim]reading texts, one per line, until the end of the input (Ctrl-D)[/]")
 
-    shown: set[str] = set()
+    def show(note: Note) -> None:
+        stderr_console().print(f"{note.severity}: {note.message}", markup=False)
 
     def read_chunks() -> Iterator[Chunk]:
-        while lines := list(itertools.islice(sys.stdin.buffer, STDIN)):
-            text, notes = decode(b"".join(lines), "stdin", settings.encoding)
-            for note in notes:
-                if note.severity not in shown:
-                    stderr_console().print(f"{note.severity}: {note.message}", markup=False)
-                    shown.add(note.severity)
-            yield lines_chunk([line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")])
+        blocks = iter(lambda: b"".join(itertools.islice(sys.stdin.buffer, STDIN)), b"")
+        rest = ""
+        for text in decode_blocks(blocks, "stdin", settings.encoding, show):
+            *lines, rest = (rest + text).split("\n")
+            if lines:
+                yield lines_chunk([line.removesuffix("\r") for line in lines])
+        if rest:
+            yield lines_chunk([rest])
 
     chunks = read_chunks()
     first: list[Chunk] = []

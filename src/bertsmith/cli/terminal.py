@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import sys
@@ -77,5 +76,7 @@ def check_stdout() -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print JSON on stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
+    """Print JSON on stdout; ``NaN`` and infinity become ``null``."""
+    from bertsmith.folders.atomic import to_json
+
+    sys.stdout.write(to_json(value))

@@ -181,6 +181,21 @@ def check_near_duplicates(inspected: Inspected) -> Iterator[Finding]:
             )
 
 
+def check_groups(inspected: Inspected) -> Iterator[Finding]:
+    """Report groups that are in several given splits."""
+    frame = inspected.cleaned.table.frame
+    n_splits = frame.assign(split=frame["split"].fillna("")).groupby("group")["split"].transform("nunique")
+    rows = frame[frame["split"].isin(["validation", "test"]) & (n_splits > 1)]
+    if len(rows):
+        yield inspected.rows(
+            "group-leak",
+            "warning",
+            rows,
+            "of the given validation and test tables whose group is also in another split",
+            "used, because bertsmith does not change validation and test tables; the metrics may be too high",
+        )
+
+
 def check_texts(inspected: Inspected) -> Iterator[Finding]:
     """Report damaged characters and HTML."""
     from ftfy.badness import is_bad
@@ -294,6 +309,7 @@ CHECKS: tuple[Callable[[Inspected], Iterator[Finding]], ...] = (
     check_labels,
     check_cleaning,
     check_near_duplicates,
+    check_groups,
     check_texts,
     check_languages,
     check_tokens,

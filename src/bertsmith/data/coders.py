@@ -51,13 +51,14 @@ def merge_coders(table: Table, column: str) -> Table:
     first: dict[tuple[object, object], int] = {}
     keep = np.zeros(len(table), dtype=bool)
     for i, cell in enumerate(table.extra[name].tolist()):
-        if is_missing(cell):
+        coder = "" if is_missing(cell) else to_text(cell).strip()  # CSV has "" for an empty cell
+        if not coder:
             keep[i] = True
             continue
         key: tuple[object, object] = (splits[i], texts[i])
         keep[first.setdefault(key, i)] = True
         if codes[i] != MISSING:
-            votes.setdefault(key, {})[to_text(cell).strip()] = int(codes[i])
+            votes.setdefault(key, {})[coder] = int(codes[i])
     target, share = codes.copy(), np.full(len(table), np.nan)
     shares: list[tuple[float, ...] | None] = [None] * len(table)
     majority, ties = list[int](), list[int]()

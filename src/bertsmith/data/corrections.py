@@ -124,8 +124,12 @@ def apply_corrections(table: Table, file: Path, config: DataConfig) -> Table:
 
 
 def _code(label: str, outcomes: Outcomes, labels: Labels) -> tuple[int, Outcomes]:
-    """Return the code of a label, `MISSING` for `REMOVE`, and outcomes that have this code; see `Outcomes.find`."""
-    return (MISSING, outcomes) if label in _DASHES else outcomes.find(label, labels)
+    """Return the code of a label, `MISSING` for `REMOVE`, and outcomes that have this code; see `Outcomes.find`.
+
+    A dash that is a label of the table stands for this label.
+    """
+    is_remove = label in _DASHES and label not in labels.texts
+    return (MISSING, outcomes) if is_remove else outcomes.find(label, labels)
 
 
 def _before(label: str, outcomes: Outcomes, labels: Labels) -> int | None:

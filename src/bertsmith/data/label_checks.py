@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from bertsmith.data.findings import Finding, join_names
-from bertsmith.data.labels import find_joined
+from bertsmith.data.joined_labels import find_joined
 from bertsmith.data.split import SMALL_CLASS_RULE
 from bertsmith.data.table import MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL, Labels, Table
 from bertsmith.errors import counted

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from bertsmith.data.columns import Columns
-from bertsmith.data.labels import SEPARATORS, link_labels, split_parts
+from bertsmith.data.joined_labels import SEPARATORS, split_parts, unpack_lists
+from bertsmith.data.labels import link_labels
 from bertsmith.data.outcomes import LabelSets
 from bertsmith.data.table import MISSING, Labels, Note
 from bertsmith.data.texts import is_missing, to_text
@@ -21,6 +22,15 @@ _AMBIGUOUS = 0.5
 
 RowLabels = list[str] | None
 """The labels of a row; ``None`` if they are missing."""
+
+
+class LabelPart(NamedTuple):
+    """A file of a table: its cells, its columns in use, its name, and the names of labels that are numbers, if any."""
+
+    frame: pd.DataFrame
+    columns: Columns
+    name: str
+    class_names: Sequence[str] | None = None
 
 
 class SetsOfLabels(NamedTuple):
@@ -38,12 +48,7 @@ def is_list(cell: Any) -> bool:
 
 
 def read_label_sets(
-    parts: Sequence[tuple[pd.DataFrame, Columns, str]],
-    where: str,
-    *,
-    separator: str | None,
-    class_names: list[str] | None,
-    known: Labels | None,
+    parts: Sequence[LabelPart], where: str, *, separator: str | None, known: Labels | None
 ) -> SetsOfLabels:
     """Read the labels of all rows.
 
@@ -51,41 +56,39 @@ def read_label_sets(
     lists means that the labels are missing.
 
     Args:
-        parts: cells, columns and name of each file.
+        parts: the files.
         where: files and columns, for messages.
         separator: between labels in a cell; found by default.
-        class_names: the label texts by number, for labels that are numbers.
         known: the classes of a finished run, to which the labels must belong.
 
     Raises:
         DataError: if a cell does not hold labels, the separator is ambiguous, or no row has a label.
     """
+    if parts[0].columns.labels:
+        return _read_indicators(parts, where, known)
     notes: tuple[Note, ...] = ()
-    if parts[0][1].labels:
-        rows = [row for frame, columns, name in parts for row in _indicator_rows(frame, columns.labels, name)]
-        labels = known or Labels(tuple(range(len(parts[0][1].labels))), parts[0][1].labels)
-        if missing := [name for name in labels.texts if name not in parts[0][1].labels]:
-            raise DataError(
-                f"--label-columns lacks labels of the run: {listing(missing)}", where=where, remedy="Add these columns."
-            )
-        if known is None:
-            _check_any(rows, where)
-        return SetsOfLabels(labels, *_code(rows, [labels.label2id[t] for row in rows for t in row or ()], labels), ())
-    by_role: dict[str, list[RowLabels]] = {}
+    by_role: dict[str, list[list[RowLabels] | None]] = {}
     for role in ("label", "label_text"):
-        cells = [(getattr(columns, role), frame, name) for frame, columns, name in parts]
-        if cells[0][0] is not None:
-            used = separator or _find_separator([c for column, frame, _ in cells for c in frame[column]], where)
-            by_role[role] = [
-                labels
-                for column, frame, name in cells
-                for labels in _split_cells(frame[column].tolist(), used, f"{name}, column {quoted(column)}")
-            ]
-            if used is not None:
-                n = sum(len(labels or ()) > 1 for labels in by_role[role])
-                notes += (Note("info", f"labels are separated by {used!r}; rows with several labels: {n:,}", n),)
-    rows = by_role.get("label_text") or by_role["label"]
-    numbers, texts = _link_columns(by_role, class_names, where)
+        columns = [getattr(part.columns, role) for part in parts]
+        cells = [[] if c is None else part.frame[c].tolist() for part, c in zip(parts, columns, strict=True)]
+        unpacked = unpack_lists([cell for some in cells for cell in some])
+        used = separator or _find_separator(unpacked, where)
+        rest = iter(unpacked)
+        by_role[role] = [
+            None
+            if column is None
+            else _split_cells(
+                [next(rest) for _ in some],
+                used,
+                f"{part.name}, column {quoted(column)}",
+                has_lists=any(map(is_list, some)),
+            )
+            for part, column, some in zip(parts, columns, cells, strict=True)
+        ]
+        if used is not None and any(columns):
+            n = sum(len(labels or ()) > 1 for some in by_role[role] for labels in some or ())
+            notes += (Note("info", f"labels are separated by {used!r}; rows with several labels: {n:,}", n),)
+    rows, numbers, texts = _link_columns(parts, by_role["label"], by_role["label_text"], where)
     row_numbers = np.repeat(np.arange(len(rows)), [len(row or ()) for row in rows])
     labels, flat = link_labels(numbers, texts, where, known=known, rows=row_numbers)
     if known is None:
@@ -94,20 +97,25 @@ def read_label_sets(
 
 
 def _link_columns(
-    by_role: dict[str, list[RowLabels]], class_names: list[str] | None, where: str
-) -> tuple[list[int | None] | None, list[str | None] | None]:
-    """Return the numbers and the texts of all labels of all rows, in order."""
-    flat = {role: [label for row in rows for label in row or ()] for role, rows in by_role.items()}
-    numbers = flat.get("label")
-    texts = flat.get("label_text")
-    if numbers is not None and not all(n.lstrip("+-").isdigit() for n in numbers):
-        if texts is not None:
-            raise DataError(
-                "the column of label numbers holds label texts", where=where, remedy="Pass only --label-text-column."
-            )
-        return None, list(numbers)
-    if numbers is not None and texts is not None:
-        for row, (a, b) in enumerate(zip(by_role["label"], by_role["label_text"], strict=True), start=1):
+    parts: Sequence[LabelPart],
+    with_numbers: Sequence[list[RowLabels] | None],
+    with_texts: Sequence[list[RowLabels] | None],
+    where: str,
+) -> tuple[list[RowLabels], list[int | None], list[str | None]]:
+    """Return the labels of all rows, and the numbers and the texts of all these labels, in order."""
+    rows: list[RowLabels] = []
+    numbers: list[int | None] = []
+    texts: list[str | None] = []
+    is_number = all(n.lstrip("+-").isdigit() for some in with_numbers for row in some or () for n in row or ())
+    if not is_number and any(some is not None for some in with_texts):
+        raise DataError(
+            "the column of label numbers holds label texts", where=where, remedy="Pass only --label-text-column."
+        )
+    for part, numbered, named in zip(parts, with_numbers, with_texts, strict=True):
+        names = part.class_names
+        if names is not None and numbered is not None and is_number:  # -1 is a missing label
+            numbered = [row if row is None or all(0 <= int(n) < len(names) for n in row) else None for row in numbered]
+        for row, (a, b) in enumerate(zip(numbered or (), named or (), strict=False), start=1):
             if len(a or ()) != len(b or ()):
                 raise DataError(
                     f"row {row:,} has {counted(len(a or ()), 'label number')} and "
@@ -115,10 +123,16 @@ def _link_columns(
                     where=where,
                     remedy="Give each label a number and a text, in the same order, or name only one column.",
                 )
-    values = None if numbers is None else [int(n) for n in numbers]
-    if values is not None and class_names is not None and texts is None:
-        texts = [class_names[n] for n in values]
-    return None if values is None else list(values), None if texts is None else list(texts)
+        used = named if named is not None else numbered or []
+        given = [label for row in used for label in row or ()]
+        values = [int(n) for row in numbered or () for n in row or ()] if is_number else []
+        rows += used
+        numbers += values or [None] * len(given)
+        if names is not None and named is None and is_number:
+            texts += [names[n] for n in values]
+        else:
+            texts += given if named is not None or not is_number else [None] * len(given)
+    return rows, numbers, texts
 
 
 def _code(rows: Sequence[RowLabels], flat: Sequence[int] | np.ndarray, labels: Labels) -> tuple[LabelSets, np.ndarray]:
@@ -134,9 +148,8 @@ def _code(rows: Sequence[RowLabels], flat: Sequence[int] | np.ndarray, labels: L
     return LabelSets(sets), result
 
 
-def _split_cells(cells: Sequence[Any], separator: str | None, where: str) -> list[RowLabels]:
-    """Return the labels of every row, without repetitions."""
-    has_lists = any(map(is_list, cells))
+def _split_cells(cells: Sequence[Any], separator: str | None, where: str, *, has_lists: bool) -> list[RowLabels]:
+    """Return the labels of every row, without repetitions; ``has_lists`` is false if all lists were printed ones."""
     rows: list[RowLabels] = []
     for row, cell in enumerate(cells, start=1):
         if is_list(cell):
@@ -192,7 +205,23 @@ def _find_separator(cells: Sequence[Any], where: str) -> str | None:
     return best
 
 
-def _indicator_rows(frame: pd.DataFrame, columns: Sequence[str], name: str) -> list[RowLabels]:
+def _read_indicators(parts: Sequence[LabelPart], where: str, known: Labels | None) -> SetsOfLabels:
+    """Read columns of 0 and 1, which have the names of the labels in the first file."""
+    names = parts[0].columns.labels
+    rows = [row for part in parts for row in _indicator_rows(part.frame, part.columns.labels, names, part.name)]
+    labels = known or Labels(tuple(range(len(names))), names)
+    for what, wrong, remedy in (
+        ("lacks labels of the run", {*labels.texts}.difference(names), "Add these columns."),
+        ("names labels that the run does not have", {*names}.difference(labels.texts), "Leave out these columns."),
+    ):
+        if wrong:
+            raise DataError(f"--label-columns {what}: {listing(sorted(wrong))}", where=where, remedy=remedy)
+    if known is None:
+        _check_any(rows, where)
+    return SetsOfLabels(labels, *_code(rows, [labels.label2id[t] for row in rows for t in row or ()], labels), ())
+
+
+def _indicator_rows(frame: pd.DataFrame, columns: Sequence[str], labels: Sequence[str], name: str) -> list[RowLabels]:
     """Return the labels of every row from columns of 0 and 1."""
     values = np.zeros((len(frame), len(columns)), dtype=bool)
     missing = np.zeros((len(frame), len(columns)), dtype=bool)
@@ -216,7 +245,7 @@ def _indicator_rows(frame: pd.DataFrame, columns: Sequence[str], name: str) -> l
             remedy="Write 0 or 1, or leave all of them empty to drop the row.",
         )
     return [
-        None if missing[i].all() else [t for t, yes in zip(columns, values[i], strict=True) if yes]
+        None if missing[i].all() else [t for t, yes in zip(labels, values[i], strict=True) if yes]
         for i in range(len(frame))
     ]
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from bertsmith.data.joined_labels import check_single_label
 from bertsmith.data.table import MISSING, Labels
 from bertsmith.data.texts import check_scalar, is_missing, to_text, with_decimal_points
 from bertsmith.errors import DataError, counted, listing, quoted, shorten
@@ -20,24 +20,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
 """Control characters other than white space, which a terminal might interpret."""
 _LEADING_ZERO = re.compile(r"[+-]?0\d+")
 _NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?")
-SEPARATORS = {
-    name: re.compile(pattern)
-    for name, pattern in (
-        (";", "[;；]"),
-        ("|", r"\|"),
-        (",", "[,，、]"),
-        ("+", r"\+"),
-        ("&", "&"),
-        ("·", "[·•]"),
-        ("\n", r"[\n\r\t]"),
-    )
-}
-"""Separators between several labels. ``/``, space and ``-`` are missing, since many class names contain them."""
-_NUMPY_SEPARATOR = re.compile(r"""(?<=['"])\s+(?=['"])|(?<=[\d.])\s+(?=\d)""")
-"""What separates the items of a printed NumPy array: ``['love' 'joy']``, ``[1 2]``."""
 _LINE_BREAK = re.compile(r"\S[\n\r\t]+\S")
-_MIN_JOINED = 3
-"""Fewest distinct joined label texts that count as several labels per row."""
 USE_POINTS = "Write decimals with a point, and thousands without a separator."
 """Remedy for numbers whose commas can be decimal commas or separate thousands."""
 _MISSING_WORDS = frozenset({"", "na", "n/a", "nan", "null", "none", "nat", "<na>"})
@@ -211,69 +194,6 @@ def link_labels(
             remedy=f"The classes are {listing(labels.texts, 30)}. Correct these labels or remove the rows.",
         )
     return labels, targets.fillna(MISSING).to_numpy(dtype=np.int64)
-
-
-def find_joined(texts: Sequence[str]) -> list[str]:
-    """Return the label texts that join several labels, such as ``"love;sadness"`` or ``"['love', 'sadness']"``.
-
-    A text joins labels if each of its parts is a label. A part is a label if it is a label text itself, or has
-    different positions in several texts. It is also one if it is in several texts whose parts change positions. So
-    ``"Health, Safety"`` is a single label unless ``"Health"`` and ``"Safety"`` are labels. A level and a sublevel, such
-    as ``"hotel;price"`` and ``"hotel;staff"``, are single labels.
-    """
-    found: list[str] = []
-    unpacked = {t: "\n".join(_NUMPY_SEPARATOR.split(t)) if t[:1] + t[-1:] == "[]" else t for t in texts}
-    for separator in SEPARATORS:
-        parts = {text: split_parts(original, separator) for text, original in unpacked.items()}
-        positions: dict[str, set[int]] = {}  # −1: the whole text
-        n_texts: Counter[str] = Counter()
-        for text_parts in parts.values():
-            for position, part in enumerate(text_parts):
-                positions.setdefault(part, set()).add(position if len(text_parts) > 1 else -1)
-            n_texts.update(set(text_parts))
-        recurring = {part for part, n in n_texts.items() if n > 1}
-        labels = {part for part, found_at in positions.items() if -1 in found_at or len(found_at) > 1}
-        # In sorted sets of labels, most parts other than the first and the last change positions.
-        if 3 * sum(len(positions[part] - {-1}) > 1 for part in recurring) >= len(recurring):
-            labels |= recurring
-        joined = [text for text in texts if len(parts[text]) > 1 and labels.issuperset(parts[text])]
-        found = max(found, joined, key=len)
-    return found
-
-
-def split_parts(text: str, separator: str | None) -> list[str]:
-    """Return the labels in a cell, without brackets, quotes and outer white space.
-
-    Args:
-        text: the cell.
-        separator: a key of `SEPARATORS`, or any other string; ``None`` for a cell with one label.
-    """
-    pattern = SEPARATORS.get(separator or "") or re.compile(re.escape(separator) if separator else r"(?!)")
-    parts = (part.strip(" \r\n\t'\"") for part in pattern.split(text.strip("[](){} ")))
-    return [part for part in parts if part]
-
-
-def check_single_label(texts: Sequence[str], where: str) -> None:
-    """Check that a label column has a single label per row.
-
-    Args:
-        texts: the label text of every row.
-        where: file and column, for messages.
-
-    Raises:
-        DataError: if at least 3 distinct label texts, and 10 % of them, join several labels.
-    """
-    distinct = sorted(set(texts))
-    joined = find_joined(distinct)
-    if len(joined) < max(_MIN_JOINED, len(distinct) / 10):
-        return
-    n_rows = sum(map(set(joined).__contains__, texts))
-    raise DataError(
-        f"{n_rows:,} of {len(texts):,} rows have several labels, such as {listing(joined, 3)}",
-        where=where,
-        remedy="Pass --task multi-label to train on several labels per text. Or keep one label in each row; if each "
-        "combination is a class, write it without the separator.",
-    )
 
 
 def check_classes(labels: Labels, targets: np.ndarray, where: str) -> None:

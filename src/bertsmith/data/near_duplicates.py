@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 import xxhash
-from datasketch import MinHash, MinHashLSH
+from datasketch import MinHash
 
 SIMILARITY = 0.8
 """Smallest Jaccard similarity of the shingles of two near-duplicates."""
 SHINGLE_CHARS = 5
-PERMUTATIONS = 64
+PERMUTATIONS, BANDS, ROWS = 64, 5, 11
+"""Hashes of a text, bands, and hashes of a band. Candidates have all hashes of a band in common.
+
+These numbers balance missed and unnecessary candidates at the threshold `SIMILARITY`.
+"""
+MEMBERS = 4
+"""Number of texts of a group to which a candidate is compared, for each band."""
 _SEPARATORS = re.compile(r"[\W_]+")
 
 
@@ -34,22 +41,27 @@ def group_near_duplicates(texts: Sequence[str]) -> np.ndarray:
         num_perm=PERMUTATIONS,
         hashfunc=xxhash.xxh32_intdigest,
     )
-    index = MinHashLSH(threshold=SIMILARITY, num_perm=PERMUTATIONS)
-    group = np.arange(len(texts))
+    group = list(range(len(texts)))
+    index: defaultdict[tuple[int, bytes], list[int]] = defaultdict(list)
     for i, signature in enumerate(signatures):
-        for j in index.query(signature):
+        values = signature.hashvalues
+        buckets = [index[start, values[start : start + ROWS].tobytes()] for start in range(0, BANDS * ROWS, ROWS)]
+        for j in sorted({j for bucket in buckets for j in bucket}):
             a, b = _root(group, i), _root(group, j)
             if a != b and _is_similar(texts[i], texts[j]):
                 group[max(a, b)] = min(a, b)
-        index.insert(i, signature, check_duplication=False)
+        for bucket in buckets:
+            # Some texts stand for a group, or the time would grow with the square of its size.
+            if sum(_root(group, j) == _root(group, i) for j in bucket) < MEMBERS:
+                bucket.append(i)
     return np.array([_root(group, i) for i in range(len(texts))], dtype=np.int64)
 
 
-def _root(group: np.ndarray, i: int) -> int:
+def _root(group: list[int], i: int) -> int:
     """Return the first text of the group of text ``i``, and shorten the path to it (union-find)."""
     while group[i] != i:
         group[i] = group[group[i]]
-        i = int(group[i])
+        i = group[i]
     return i
 
 

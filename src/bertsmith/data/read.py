@@ -71,7 +71,8 @@ def _combine(
     labelled: list[Part] = []
     names = [raw.name for raw, _ in parts]
     names = [f"{raw.name} ({split})" if split and names.count(raw.name) > 1 else raw.name for raw, split in parts]
-    for (raw, split), name in zip(parts, names, strict=True):
+    for (given, split), name in zip(parts, names, strict=True):
+        raw = given if split is not None or config.split_column is not None else _without_unknown_splits(given)
         part_config = config if split is None else config.model_copy(update={"split_column": None})
         columns = find_columns(list(raw.frame.columns), name, part_config, template=template)
         labelled.append(Part(raw, columns, name))
@@ -106,6 +107,23 @@ def _combine(
         (*notes, *read.notes),
         read.task,
         read.outcomes,
+    )
+
+
+def _without_unknown_splits(raw: RawTable) -> RawTable:
+    """Return a dataset without the splits that are neither train, validation nor test, such as ``unsupervised``."""
+    if raw.split is None:
+        return raw
+    is_known = raw.split.map(lambda name: canonical(str(name)) in _SPLIT_SYNONYMS).to_numpy(dtype=bool)
+    if is_known.all() or not is_known.any():
+        return raw
+    unknown = listing(sorted(set(raw.split[~is_known])))
+    message = f"bertsmith does not use the splits {unknown} of {raw.name}, only train, validation and test"
+    return replace(
+        raw,
+        frame=raw.frame[is_known].reset_index(drop=True),
+        split=raw.split[is_known].reset_index(drop=True),
+        notes=(*raw.notes, Note("warning", message, int((~is_known).sum()))),
     )
 
 

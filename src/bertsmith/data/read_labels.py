@@ -12,7 +12,7 @@ import pandas as pd
 from bertsmith.config import DataConfig
 from bertsmith.data.columns import Columns
 from bertsmith.data.formats.annotations import unpack_labels
-from bertsmith.data.label_sets import is_list, read_label_sets
+from bertsmith.data.label_sets import LabelPart, is_list, read_label_sets
 from bertsmith.data.labels import USE_POINTS, check_classes, link_labels, parse_label_numbers, parse_label_texts
 from bertsmith.data.outcomes import CLASSES, Numbers, Outcomes
 from bertsmith.data.table import MISSING, MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL, Labels, Note, RawTable
@@ -164,16 +164,11 @@ def _parse_classes(part: Part) -> tuple[list[int | None] | None, list[str | None
 
 def _read_sets(parts: Sequence[Part], where: str, config: DataConfig, known: Labels | None) -> ReadLabels:
     """Read any number of labels per row."""
-    frames = [part.raw.frame for part in parts]
-    columns = parts[0].columns
-    class_names = parts[0].raw.class_names.get(columns.label or "")
-    found = read_label_sets(
-        [(frame, part.columns, part.name) for frame, part in zip(frames, parts, strict=True)],
-        where,
-        separator=config.label_separator,
-        class_names=class_names,
-        known=known,
-    )
+    sets = [
+        LabelPart(part.raw.frame, part.columns, part.name, part.raw.class_names.get(part.columns.label or ""))
+        for part in parts
+    ]
+    found = read_label_sets(sets, where, separator=config.label_separator, known=known)
     return ReadLabels(MULTI_LABEL, found.labels, found.outcomes, found.codes, found.notes)
 
 

@@ -86,7 +86,8 @@ def _read_sql(query: str, db: str) -> RawTable:
             if not path.is_file():  # SQLite would create an empty database
                 raise DataError("the database file does not exist", where=str(path), remedy="Check --db.")
         with engine.connect() as connection:
-            result = connection.execute(sqlalchemy.text(query))
+            # As written: `text` takes ":D" in a string for a parameter, and some drivers take "%".
+            result = connection.exec_driver_sql(query, execution_options={"no_parameters": True})
             if not result.returns_rows:
                 raise DataError("the statement returns no table", where=url, remedy="Write a SELECT query.")
             names = list(result.keys())
@@ -136,8 +137,9 @@ def _from_datasets(source: Any, name: str) -> RawTable:
     for split, dataset in parts:
         frame = pd.DataFrame({c: pd.Series(dataset[c][:], dtype=object) for c in dataset.column_names})
         for column, feature in dataset.features.items():
-            if type(feature).__name__ == "ClassLabel":
-                class_names[column] = list(feature.names)
+            item = getattr(feature, "feature", feature)  # of a list
+            if type(item).__name__ == "ClassLabel":
+                class_names[column] = list(item.names)
         frames.append(frame)
         splits += [split] * len(frame)
     split_column = pd.Series(splits, dtype=object) if any(splits) else None

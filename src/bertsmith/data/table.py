@@ -172,7 +172,7 @@ class RawTable:
         frame: the columns under their original names, with cells as the format gives them.
         name: the name of the source, for messages.
         notes: what the reader found or repaired.
-        class_names: for each column that is a ``datasets.ClassLabel``, the label texts by number.
+        class_names: for each column of ``datasets.ClassLabel`` or lists of it, the label texts by number.
         split: the split of every row, for a source with splits (a ``DatasetDict``).
     """
 

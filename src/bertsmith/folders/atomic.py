@@ -32,12 +32,17 @@ RENAME_SECONDS = 2.0 if LOCKS_OPEN_FILES else 0.0
 def write_text(path: Path, content: str) -> None:
     """Write a text file atomically."""
     with replaced_file(path) as temporary:
-        temporary.write_text(content, encoding="utf-8")
+        temporary.write_text(content, encoding="utf-8", newline="\n")  # Windows would change the line breaks of texts
+
+
+def to_json(content: Any) -> str:
+    """Return JSON with a line break at its end; ``NaN`` and infinity become ``null``."""
+    return json.dumps(_finite(content), indent=2, ensure_ascii=False, default=str) + "\n"
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically; ``NaN`` and infinity become ``null``."""
-    write_text(path, json.dumps(_finite(content), indent=2, ensure_ascii=False, default=str) + "\n")
+    """Write JSON atomically; see `to_json`."""
+    write_text(path, to_json(content))
 
 
 @contextmanager

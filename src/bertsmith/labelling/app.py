@@ -7,6 +7,7 @@ import importlib.resources
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import Headers
@@ -70,11 +71,11 @@ class DecisionBody(_Body):
     """A decision of a coder. A decision without a coder settles a disagreement."""
 
     coder: Name | None
-    text: int
+    text: int = Field(ge=0, lt=2**63)
     status: Literal["labelled", "unsure", "skipped"]
     labels: list[str] = Field([], max_length=1000)
     note: str = Field("", max_length=5000)
-    seconds: float = Field(0.0, ge=0)
+    seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
 
 
 class CoderBody(_Body):
@@ -188,6 +189,12 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
     @app.exception_handler(UserError)
     async def on_user_error(request: Request, error: UserError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 422)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid_body(request: Request, error: RequestValidationError) -> JSONResponse:
+        # Without the input, which JSON cannot have if it is NaN or a lone surrogate.
+        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        return JSONResponse({"detail": wrong.encode("ascii", "backslashreplace").decode()}, 422)
 
     app.add_middleware(_Guard, token=token)
     if token is None:

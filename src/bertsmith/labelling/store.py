@@ -88,7 +88,7 @@ class Project:
 
     def __init__(self, path: Path, create: Mapping[str, Any] | None = None) -> None:
         self.path, self.file = path, path / FILE
-        if not self.file.is_file():
+        if not self.exists(path):
             if create is None:
                 raise RunFolderError(
                     "this folder contains no labelling project",
@@ -108,10 +108,13 @@ class Project:
     @classmethod
     def exists(cls, path: Path) -> bool:
         """Return whether a folder contains a project."""
-        return (path / FILE).is_file()
+        file = path / FILE
+        return file.is_file() and file.stat().st_size > 0  # it is empty if a process was killed while it created it
 
     def _create(self, settings: Mapping[str, Any]) -> None:
-        others = [p.name for p in self.path.iterdir() if not p.name.startswith(".")] if self.path.is_dir() else []
+        others = (
+            [p.name for p in self.path.iterdir() if not p.name.startswith((".", FILE))] if self.path.is_dir() else []
+        )
         if others or self.path.is_file():
             raise RunFolderError(
                 "this path is a file, or a folder with other files",
@@ -141,9 +144,10 @@ class Project:
             database.execute("BEGIN IMMEDIATE" if write else "BEGIN")
             yield database
             database.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            raise write_error(self.file, error) from error
         except sqlite3.DatabaseError as error:
+            # The code of other operational errors says what is wrong with the disk; this one means a missing table.
+            if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+                raise write_error(self.file, error) from error
             raise RunFolderError(
                 f"the file of the project is damaged: {error}", where=str(self.file), remedy="Restore it from a copy."
             ) from error

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from bertsmith.data.columns import LABEL, LABEL_TEXT, TEXT, canonical
-from bertsmith.data.table import ORDINAL
+from bertsmith.data.outcomes import SEPARATOR
+from bertsmith.data.table import MULTI_LABEL, ORDINAL
 from bertsmith.evaluation.agreement import Agreement, LabelSet, measure_agreement
 from bertsmith.folders.atomic import write_text
+from bertsmith.inference.spreadsheet import quoting
 from bertsmith.labelling.store import LABELLED, SETTLER, UNSURE, Decision, Project, Queued
 from bertsmith.measuring.design import INCLUSION, RANDOM
 
 TABLE = "labels.csv"
 """The exported table in the folder of a project."""
 AGREED, MAJORITY, TIE, SETTLED, SINGLE = "agreed", "majority", "tie", "settled", "one coder"
-SEPARATOR = ";"
 _ROLES = {*LABEL, *LABEL_TEXT, *TEXT, "split"}
 """Columns that `train` would read; those of the pool get another name."""
 
@@ -125,10 +126,13 @@ class Snapshot:
         """Return one record per labelled text, with the columns that `train` and `measure` read.
 
         The split is test for random texts and train for the others, because chosen texts do not represent the pool.
+        Ties of a project with several labels per text are left out, because an empty cell means none of the labels.
         """
         numbers = {label: i for i, label in enumerate(self.labels, start=1)}
         records = []
         for each in self.labelled:
+            if each.labels is None and self.task == MULTI_LABEL:
+                continue
             text = each.text
             given = sorted(each.labels or (), key=numbers.__getitem__)
             record: dict[str, Any] = {"Text": text.text}
@@ -162,7 +166,8 @@ def export(project: Project, path: Path | None = None) -> int:
     records = Snapshot.of(project).records()
     columns = list(dict.fromkeys(name for record in records for name in record))
     content = StringIO()
-    writer = csv.DictWriter(content, columns, lineterminator="\n", restval="")
+    mode = quoting([*columns, *(value for record in records for value in record.values())])
+    writer = csv.DictWriter(content, columns, lineterminator="\n", restval="", quoting=mode)
     writer.writeheader()
     writer.writerows(records)
     write_text(path or project.path / TABLE, content.getvalue())

@@ -102,7 +102,7 @@ def fit_regression(
     if np.linalg.matrix_rank(x) < x.shape[1]:
         raise DataError(f"the columns {listing(on)} are linearly dependent", remedy="Leave out one of them.")
     coefficients = _linear(x, y) if model == "linear" else _logistic(x, y)
-    groups = None if clusters is None else pd.factorize(frame[clusters])[0]
+    groups = None if clusters is None else np.asarray(pd.factorize(frame[clusters])[0])
     if groups is not None:  # a row without a cluster is one of its own
         missing = groups < 0
         groups[missing] = groups.max() + 1 + np.arange(missing.sum())

@@ -19,6 +19,7 @@ from bertsmith.data.template import Template, Text, Texts, flat, is_empty, norma
 from bertsmith.data.texts import is_missing
 from bertsmith.errors import ConfigError, DataError, counted
 from bertsmith.events import InputOpened, ModelOpened, PredictionListener, RowsPredicted
+from bertsmith.folders.claim import lock
 from bertsmith.folders.run import Run, open_run, read_json
 from bertsmith.labelling.choose import (
     CHANCE,
@@ -132,9 +133,11 @@ def choose_for_project(
         observe: called with each event.
 
     Raises:
-        UserError: if the pool cannot be read, has changed, or has no text left.
+        UserError: if the pool cannot be read, has changed, or has no text left, or if another process is choosing texts
+            for the project.
     """
-    with _opened(source, config, Template()) as stream:
+    # Two processes that add embeddings at the same time would mix them up.
+    with lock(project.path, "choosing texts for this project"), _opened(source, config, Template()) as stream:
         observe(InputOpened(stream.n_rows, stream.notes, stream.skipped))
         name = project.setting("model") or embedding_model(config)
         loaded = load_encoder(name, config)
@@ -177,9 +180,9 @@ def choose_for_project(
             order_seed=config.seed + len(queued),
             suggestions=suggestions,
         )
-    project.add_texts(chosen.texts)
-    n_random = sum(text.random for text in project.texts)
-    return replace(chosen, inclusion=n_random / project.setting("pool_rows") if n_random else None)
+        project.add_texts(chosen.texts)
+        n_random = sum(text.random for text in project.texts)
+        return replace(chosen, inclusion=n_random / project.setting("pool_rows") if n_random else None)
 
 
 def choose_with_run(

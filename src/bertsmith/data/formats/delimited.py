@@ -110,7 +110,9 @@ class _Dialect:
     has_separator_line: bool
 
     def rows(self, text: TextIO, name: str, on_ragged: Callable[[int, int], None]) -> Iterator[list[str]]:
-        """Yield the fields of every row, the header first; empty lines are skipped.
+        """Yield the fields of every row, the header first.
+
+        Empty lines are skipped. In a table with one column, they are empty cells, except at the end.
 
         Args:
             text: the file, opened with ``newline=""``.
@@ -124,7 +126,7 @@ class _Dialect:
         # A blank line replaces the separator line, so that line numbers stay the same.
         first = ["\n"] if self.has_separator_line and next(text, "") else []
         reader = csv.reader(itertools.chain(first, text), delimiter=self.delimiter, strict=True, **self.options)
-        start, n_fields = 1, 0
+        start, n_fields, n_empty = 1, 0, 0
         while True:
             previous = csv.field_size_limit(_MAX_FIELD_CHARS)
             try:
@@ -143,7 +145,11 @@ class _Dialect:
                 on_ragged(start, len(fields))
             elif fields:
                 n_fields = n_fields or len(fields)
+                yield from itertools.repeat([""], n_empty)
+                n_empty = 0
                 yield fields
+            elif n_fields == 1:
+                n_empty += 1
             start = reader.line_num + 1
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import codecs
 import io
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -85,6 +86,52 @@ def decode(content: bytes, name: str, encoding: str | None = None) -> tuple[str,
         return text.read(), file.notes
 
 
+def decode_blocks(
+    blocks: Iterable[bytes], name: str, encoding: str | None, on_note: Callable[[Note], None]
+) -> Iterator[str]:
+    """Decode the lines of a pipe as `open_text` does. The first block with other characters than ASCII decides.
+
+    Args:
+        blocks: the bytes, in blocks that end with the byte of a line feed.
+        name: the name of the source, for messages.
+        encoding: the encoding that the user gave.
+        on_note: receives what the user should know about the encoding.
+
+    Raises:
+        DataError: if the bytes do not match ``encoding``, or are not text.
+    """
+    decoder: codecs.IncrementalDecoder | None = None
+    has_note, errors = False, "replace" if encoding is None else "strict"
+    for block in itertools.chain(blocks, [b""]):
+        if decoder is None and (encoding or b"\0" in block or not block.isascii()):
+            # The last character of UTF-16 is incomplete if its first byte is that of a line feed.
+            whole = block.removesuffix(b"\n") if len(block) % 2 else block
+            file = open_text(io.BytesIO(whole), name, encoding)
+            for note in file.notes:
+                on_note(note)
+            has_note, decoder = bool(file.notes), codecs.getincrementaldecoder(file.codec)(errors)
+        if decoder is None:
+            yield block.decode("ascii")
+            continue
+        try:
+            text = decoder.decode(block, final=not block)
+        except UnicodeError as error:
+            raise _not_in(str(encoding), name, str(error)) from error
+        if not has_note and "\ufffd" in text and "\ufffd".encode(file.codec, "ignore") not in block:
+            has_note = True
+            message = f"{name} has bytes that are not {file.codec}; they were read as U+FFFD"
+            on_note(Note("warning", f"{message}. If the encoding is another one, pass --encoding"))
+        yield text.removeprefix("\ufeff")
+
+
+def _not_in(encoding: str, name: str, reason: str) -> DataError:
+    return DataError(
+        f"the file cannot be decoded as {encoding}: {reason}",
+        where=name,
+        remedy="Leave out --encoding, and bertsmith detects it. Or pass the right one, such as cp1252.",
+    )
+
+
 def open_text(binary: BinaryIO, name: str, encoding: str | None = None) -> TextFile:
     """Detect the encoding of a file: by its byte order mark, as UTF-8, or by a guess that is reported in a note.
 
@@ -102,11 +149,7 @@ def open_text(binary: BinaryIO, name: str, encoding: str | None = None) -> TextF
         except LookupError as error:
             invalid = _InvalidByte(str(error))
         if invalid:
-            raise DataError(
-                f"the file cannot be decoded as {encoding}: {invalid.reason}",
-                where=name,
-                remedy="Leave out --encoding, and bertsmith detects it. Or pass the right one, such as cp1252.",
-            )
+            raise _not_in(encoding, name, invalid.reason)
         return TextFile(binary, encoding, "strict", ())
     binary.seek(0)
     head = binary.read(4096)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import posixpath
 import re
 import zipfile
 from collections.abc import Iterator
 from typing import Any
+from xml.etree import ElementTree
 
 from bertsmith.data.formats.files import TableFile, check_unpacked_size
 from bertsmith.data.table import Cells, ChunkedTable, Note, OnBadRow
@@ -28,11 +30,11 @@ def read_excel(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRow | N
         ) from error
     file.binary.seek(0)
     content = io.BytesIO(file.binary.read())
-    if zipfile.is_zipfile(content):
-        with zipfile.ZipFile(content) as packed:
-            n_bytes = sum(entry.file_size for entry in packed.infolist())
-        check_unpacked_size(n_bytes, file.config.max_unpacked, path)
     try:
+        if zipfile.is_zipfile(content):
+            with zipfile.ZipFile(content) as packed:
+                n_bytes = sum(entry.file_size for entry in packed.infolist())
+            check_unpacked_size(n_bytes, file.config.max_unpacked, path)
         content.seek(0)
         book = python_calamine.CalamineWorkbook.from_filelike(content)
         names = book.sheet_names
@@ -44,7 +46,8 @@ def read_excel(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRow | N
             )
         name = sheet or names[0]
         rows = book.get_sheet_by_name(name).to_python(skip_empty_area=True)
-    except python_calamine.CalamineError as error:
+        n_formulas = _count_formulas_without_value(content, name)
+    except (python_calamine.CalamineError, zipfile.BadZipFile) as error:
         raise DataError(
             f"the Excel file cannot be read: {error}", where=str(path), remedy="Save it again as .xlsx."
         ) from error
@@ -66,23 +69,34 @@ def read_excel(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRow | N
     notes = []
     if not sheet and len(names) > 1:
         notes.append(Note("info", f"sheet {name!r} was read; {path.name} also has {listing(names[1:])}"))
-    if n_formulas := _count_formulas_without_value(content):
+    if n_formulas:
         message = (
-            f"{path.name} has {counted(n_formulas, 'formula')} without a stored value, and bertsmith reads such cells "
-            "as empty. "
-            "Open the file in a spreadsheet program and save it again"
+            f"sheet {name!r} of {path.name} has {counted(n_formulas, 'formula')} without a stored value, and bertsmith "
+            "reads such cells as empty. Open the file in a spreadsheet program and save it again"
         )
         notes.append(Note("warning", message, n_formulas))
     return ChunkedTable(path.name, header, chunks, len(rows) - 1, notes=tuple(notes))
 
 
-def _count_formulas_without_value(content: io.BytesIO) -> int:
-    """Count the cells of an .xlsx file with a formula that no spreadsheet has calculated yet."""
+def _count_formulas_without_value(content: io.BytesIO, sheet: str) -> int:
+    """Count the cells of a sheet of an .xlsx file with a formula that no spreadsheet has calculated yet."""
     if not zipfile.is_zipfile(content):
         return 0
     with zipfile.ZipFile(content) as packed:
-        sheets = [name for name in packed.namelist() if re.fullmatch(r"xl/worksheets/[^/]+\.xml", name)]
-        return sum(len(re.findall(rb"</f>\s*(?:<v\s*/>|<v></v>|</c>)", packed.read(name))) for name in sheets)
+        try:
+            ids = [
+                value
+                for entry in ElementTree.fromstring(packed.read("xl/workbook.xml")).iter()
+                if entry.get("name") == sheet
+                for attribute, value in entry.items()
+                if attribute.endswith("}id")
+            ]
+            links = ElementTree.fromstring(packed.read("xl/_rels/workbook.xml.rels"))
+            target = next(link.get("Target", "") for link in links if link.get("Id") in ids)
+            cells = packed.read(posixpath.join("xl", target).lstrip("/"))
+        except (KeyError, StopIteration, ElementTree.ParseError):  # another format, such as .ods
+            return 0
+    return len(re.findall(rb"</f>\s*(?:<v\s*/>|<v></v>|</c>)", cells))
 
 
 def _cell_value(cell: Any) -> Any:
