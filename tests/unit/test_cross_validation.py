@@ -134,14 +134,12 @@ def test_a_resumed_run_trains_only_the_remaining_folds(tmp_path, pooled):
 
 @pytest.mark.parametrize("is_damaged", [False, True])
 def test_a_saved_fold_is_trained_again_only_if_it_is_damaged(is_damaged, tmp_path, monkeypatch):
-    class BeganError(Exception):
-        pass
-
     def prepare_model(*args, **settings):
-        raise BeganError
+        raise Interrupted("training begins")
 
     def emit(event):
-        raise ValueError if isinstance(event, FoldDone) else BeganError
+        if isinstance(event, FoldDone):
+            raise ValueError
 
     monkeypatch.setattr("bertsmith.workflows.cross_validation.prepare_model", prepare_model)
     table = _table()
@@ -149,7 +147,7 @@ def test_a_saved_fold_is_trained_again_only_if_it_is_damaged(is_damaged, tmp_pat
     np.save(file, np.full((1, 45, 3), 1 / 3))
     if is_damaged:
         file.write_bytes(b"")
-    with pytest.raises(BeganError if is_damaged else ValueError):
+    with pytest.raises(Interrupted if is_damaged else ValueError):
         score_folds(
             None,
             get_task(table.task),

@@ -12,7 +12,7 @@ from bertsmith.errors import DataError, Interrupted, RunFolderError
 from bertsmith.evaluation.metrics import macro_f1
 from bertsmith.report.methods import write_methods
 from bertsmith.testing import tiny_table
-from tests.conftest import same_weights, train, weights_of
+from tests.conftest import FAST, same_weights, train, weights_of
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +124,24 @@ def test_overwrite_trains_every_seed_again(seeds, tmp_path, monkeypatch):
     bs.train(tiny_table(), output=folder, seeds=4, seed=7, overwrite=True)
     assert trained == ["7", "8", "9", "10"]
     assert bs.Run(folder).members == []  # those of the old run are gone
+
+
+def test_r2_may_be_undefined(cli, tiny, tmp_path):
+    table = tiny_table(60)[["Text"]].assign(
+        number=np.arange(60) % 7, split=["train"] * 40 + ["validation", "test"] * 10
+    )
+    table.loc[40:, "number"] = 3
+    table.to_csv(tmp_path / "t.csv", index=False)
+    settings = {**FAST, "epochs": 1, "seeds": 2, "model": tiny, "task": "regression", "label_column": "number"}
+    flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", value)]
+    code, _, err = cli("train", tmp_path / "t.csv", "-o", tmp_path / "run", "--split-column", "split", *flags)
+    assert code == 0, err
+    summary = bs.Run(tmp_path / "run").metrics["seeds"]
+    assert summary["test"]["r2"] == {"mean": None, "standard_deviation": None}
+    assert summary["test"]["mae"]["mean"] > 0
+    assert [entry["validation"]["r2"] for entry in summary["each"]] == [None, None]
+    members = [tmp_path / "run" / "seeds" / seed for seed in ("42", "43")]
+    assert cli("compare", *members)[0] == 0
+    assert {place for _, place in write_methods(bs.Run(members[0])).sources} >= {
+        "metrics.json: splits.test.metrics.mae.value"
+    }

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bertsmith.cli.options import Json
-from bertsmith.cli.terminal import print_json, stdout_console
+from bertsmith.cli.terminal import decimals, print_json, stdout_console
 
 
 def compare(
@@ -42,14 +42,15 @@ def compare(
         table.add_column(heading, no_wrap=True, header_style="dim")
     for entry in entries:
         metrics, difference = entry["metrics"], entry["difference"]
-        change = ""
+        first, change = metrics[shown[0]], ""
+        low, high = map(decimals, first["interval"] or (None, None))
         if difference is not None:
             change = f"{difference['value']:+.3f} " + "[{:+.3f}, {:+.3f}]".format(*difference["interval"])
             change += "" if difference["distinguishable"] else " not distinguishable"
         table.add_row(
             Text(entry["name"], overflow="fold"),
-            Text("{:.3f} [{:.3f}, {:.3f}]".format(metrics[shown[0]]["value"], *metrics[shown[0]]["interval"])),
-            *(f"{metrics[name]['value']:.3f}" for name in shown[1:]),
+            Text(f"{decimals(first['value'])} [{low}, {high}]"),
+            *(decimals(metrics[name]["value"]) for name in shown[1:]),
             Text(change),
         )
     out = stdout_console()

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from bertsmith.cli.options import Json, TableArgument, with_settings
-from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
+from bertsmith.cli.terminal import decimals, print_json, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
 from bertsmith.errors import ConfigError, counted
 from bertsmith.folders.remote import RemoteRun, run_output
@@ -140,10 +140,10 @@ def run_and_show(
     title = environment().filters["lower_first"]
     for name in task.headline:
         entry = test["metrics"][name]
-        low, high = entry["interval"]
+        low, high = map(decimals, entry["interval"] or (None, None))
         out.print(
-            f"{source} {title(task.metric_names[name][0])}  [bold]{entry['value']:.3f}[/]  "
-            f"(95 % interval {low:.3f} to {high:.3f}; {task.naive_name}: {baseline['test'][name]:.3f})"
+            f"{source} {title(task.metric_names[name][0])}  [bold]{decimals(entry['value'])}[/]  "
+            f"(95 % interval {low} to {high}; {task.naive_name}: {decimals(baseline['test'][name])})"
         )
     few = "; with so few texts, the metrics are imprecise" if test["texts"] < FEW_TEST_TEXTS else ""
     how = "not used for training"
@@ -179,9 +179,9 @@ def run_and_show(
     if seeds := metrics.get("seeds"):
         spread, ensemble = seeds["test"][task.primary], seeds["ensemble"]["metrics"][task.primary]["value"]
         out.print(
-            f"over {len(seeds['each'])} seeds, {name} is {spread['mean']:.3f} with a standard deviation of "
-            f"{spread['standard_deviation']:.3f}. The model comes from seed {seeds['best']}, the best on validation. "
-            f"The ensemble reaches {ensemble:.3f} (predict --ensemble)."
+            f"over {len(seeds['each'])} seeds, {name} is {decimals(spread['mean'])} with a standard deviation of "
+            f"{decimals(spread['standard_deviation'])}. The model comes from seed {seeds['best']}, the best on "
+            f"validation. The ensemble reaches {decimals(ensemble)} (predict --ensemble)."
         )
     if isinstance(output, str):
         get = f"fs, path = fsspec.url_to_fs('{output}'); fs.get(path + '/', '{run.path.name}/', recursive=True)"

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from bertsmith.cli.options import Json, TableArgument, with_settings
-from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
+from bertsmith.cli.terminal import decimals, print_json, stderr_console, stdout_console
 from bertsmith.cli.train import Track, stoppable
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
 from bertsmith.errors import ConfigError, Interrupted, counted
@@ -130,7 +130,7 @@ def _show(folder: Path, outcome: dict[str, Any]) -> None:
     from bertsmith.tasks.registry import get_task
 
     out = stdout_console()
-    low, high = outcome["test"]["interval"]
+    low, high = map(decimals, outcome["test"]["interval"] or (None, None))
     metric = get_task(Study(folder).best.task).primary_name
     counts = outcome["trials"]
     n = sum(counts.values())
@@ -140,12 +140,12 @@ def _show(folder: Path, outcome: dict[str, Any]) -> None:
     latency = f", {outcome['values']['latency']:.1f} ms per text" if "latency" in outcome["values"] else ""
     out.print(
         f"winner: trial {outcome['trial']}, validation {metric} {outcome['score']:.3f}{latency}; "
-        f"test {metric} [bold]{outcome['test']['value']:.3f}[/]  (95 % interval {low:.3f} to {high:.3f}) "
+        f"test {metric} [bold]{decimals(outcome['test']['value'])}[/]  (95 % interval {low} to {high}) "
         f"on {counted(outcome['texts'], 'text')}"
     )
     if seeds := outcome.get("seeds"):
         best, defaults = (
-            "{mean:.3f} (standard deviation {standard_deviation:.3f})".format(**s)
+            f"{decimals(s['mean'])} (standard deviation {decimals(s['standard_deviation'])})"
             for s in (seeds, outcome["defaults"]["seeds"])
         )
         out.print(

@@ -188,7 +188,7 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
         held_out = " and ".join(f"{n('run.json', f'data.splits.{s}')} {s}" for s in ("validation", "test") if splits[s])
         evaluated = f"held out {held_out} texts"
     task = get_task(run.task)
-    first, second = task.headline
+    first, *others = (name for name in task.headline if test["metrics"][name]["interval"])  # those that are defined
     interval = " to ".join(n("metrics.json", f"splits.test.metrics.{first}.interval.{i}", three) for i in (0, 1))
     count, calibrated = len(run.labels), ""
     if task.decides:
@@ -219,7 +219,7 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
         )
     result.sentences.append(f"{trained}{_reading(run, n)}.{_rule(run)}{calibrated}")
     rest = ""
-    if test["metrics"][second]["interval"]:
+    for second in others:
         value = n("metrics.json", f"splits.test.metrics.{second}.value", three)
         low, high = (n("metrics.json", f"splits.test.metrics.{second}.interval.{i}", three) for i in (0, 1))
         rest = f" The {_name(task, second)} is {value} ({low} to {high})."

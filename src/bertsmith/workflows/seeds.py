@@ -117,7 +117,7 @@ def _finish(run: Run, config: Config) -> None:
     members = run.members
     primary = get_task(members[0].task).primary
     scores = [m.metrics["splits"]["validation"]["metrics"][primary]["value"] for m in members]
-    best = members[int(np.argmax(scores))]
+    best = members[int(np.argmax([-np.inf if score is None else score for score in scores]))]
     metrics = {**best.metrics, "seeds": _compare(members, best, config.seed)}
     if columns := next((found for m in members if (found := m.metrics.get("columns"))), None):
         metrics["columns"] = columns
@@ -136,8 +136,9 @@ def _finish(run: Run, config: Config) -> None:
 
 
 def _compare(members: list[Run], best: Run, seed: int) -> dict[str, Any]:
-    def value(member: Run, split: str, metric: str) -> float:
-        return float(member.metrics["splits"][split]["metrics"][metric]["value"])
+    def value(member: Run, split: str, metric: str) -> float | None:
+        found: float | None = member.metrics["splits"][split]["metrics"][metric]["value"]
+        return found
 
     task = get_task(best.task)
     metrics = task.headline
@@ -145,10 +146,11 @@ def _compare(members: list[Run], best: Run, seed: int) -> dict[str, Any]:
         {"seed": int(m.path.name), **{s: {k: value(m, s, k) for k in metrics} for s in ("validation", "test")}}
         for m in members
     ]
-    spread = {}
+    spread: dict[str, dict[str, float | None]] = {}
     for metric in metrics:
-        values = [value(m, "test", metric) for m in members]
-        spread[metric] = {"mean": float(np.mean(values)), "standard_deviation": float(np.std(values, ddof=1))}
+        values = [v for m in members if (v := value(m, "test", metric)) is not None]  # undefined for all or for none
+        mean, deviation = (float(np.mean(values)), float(np.std(values, ddof=1))) if values else (None, None)
+        spread[metric] = {"mean": mean, "standard_deviation": deviation}
     scores = np.mean([task.stored_scores(m.predictions) for m in members], axis=0)
     targets = task.stored_targets(best.predictions, best.labels)
     groups = stored_groups(best.predictions)
