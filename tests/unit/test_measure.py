@@ -522,10 +522,13 @@ def test_chunks_do_not_change_the_result(finished, corpus, monkeypatch):
         assert one.share == pytest.approx(two.share, abs=1e-6)
 
 
-def test_a_run_without_test_texts_needs_labelled_texts(finished, monkeypatch):
+def test_a_run_without_test_texts_measures_and_compares_no_others(finished, monkeypatch):
     monkeypatch.setattr("bertsmith.folders.run.Run.metrics", {"splits": {"test": {"by": "cross-validation"}}})
     with pytest.raises(DataError, match="trained on all"):
         HeldOut.of(open_run(finished))
+    with pytest.raises(DataError) as error:
+        bs.drift(finished, ["a text"])
+    assert error.value.where == str(finished)
 
 
 def test_without_labels_the_shares_are_counted_with_a_note(finished, corpus, monkeypatch):
