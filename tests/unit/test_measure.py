@@ -428,6 +428,16 @@ def test_columns_of_large_numbers_have_coefficients(model):
         fit_regression(frame.assign(same=1.6e9), "hate", ["late", "same"], model=model)
 
 
+def test_names_that_look_like_missing_values_are_names(tmp_path):
+    country = ["NA", "None", "DE"] * 100
+    _outcomes(0, n=300, labelled=60).assign(country=country).to_csv(tmp_path / "o.csv", index=False)
+    found = fit_regression(tmp_path / "o.csv", "hate", ["country"])
+    assert found.names[1:] == ("country_NA", "country_None")
+    _outcomes(0, n=300, labelled=60).assign(country=[*country[1:], ""]).to_csv(tmp_path / "o.csv", index=False)
+    with pytest.raises(DataError):
+        fit_regression(tmp_path / "o.csv", "hate", ["country"])
+
+
 def test_rows_without_a_cluster_are_clusters_of_their_own():
     frame = _outcomes(0, n=300, labelled=60)
     author = pd.Series([f"a{i % 40}" for i in range(300)]).mask(np.arange(300) % 3 == 0)
