@@ -430,7 +430,8 @@ def test_columns_of_large_numbers_have_coefficients(model):
 
 def test_names_that_look_like_missing_values_are_names(tmp_path):
     country = ["NA", "None", "DE"] * 100
-    _outcomes(0, n=300, labelled=60).assign(country=country).to_csv(tmp_path / "o.csv", index=False)
+    frame = _outcomes(0, n=300, labelled=60).assign(country=country, other="x")
+    frame.rename(columns={"other": "country"}).to_csv(tmp_path / "o.csv", index=False)
     found = fit_regression(tmp_path / "o.csv", "hate", ["country"])
     assert found.names[1:] == ("country_NA", "country_None")
     _outcomes(0, n=300, labelled=60).assign(country=[*country[1:], ""]).to_csv(tmp_path / "o.csv", index=False)

@@ -447,6 +447,17 @@ def test_weights_give_rare_labels_more_weight_and_extreme_logits_stay_finite():
 # -- baselines ---------------------------------------------------------------------------------------------------------
 
 
+def test_the_penalty_does_not_depend_on_the_order_of_the_numbers():
+    rng = np.random.default_rng(2)
+    numbers = np.repeat([0.0, 1.0, 2.0], 40)
+    texts = [" ".join([f"level{n:.0f}", *(f"w{i}" for i in rng.integers(200, size=4))]) for n in numbers]
+    spreads = []
+    for rows in (np.arange(120), rng.permutation(120)):
+        found = bag_of_words_for_numbers([texts[i] for i in rows], numbers[rows], ["level0", "level2"])
+        spreads.append(np.ptp(found.scores))
+    assert spreads[0] == pytest.approx(spreads[1], rel=0.01)
+
+
 def test_linear_models_learn_label_sets_and_numbers():
     rng = np.random.default_rng(0)
     words = np.array(["cat", "dog", "red", "blue", "house", "tree"])

@@ -120,7 +120,7 @@ def _read(path: Path) -> pd.DataFrame:
     frame = pd.read_csv(path, low_memory=False)
     texts = [name for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name])]
     if texts:
-        frame[texts] = pd.read_csv(path, usecols=texts, dtype=str, keep_default_na=False, na_values=[""])
+        frame[texts] = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])[texts]
     return frame
 
 
