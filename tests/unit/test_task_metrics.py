@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -142,6 +143,15 @@ def test_the_set_of_ordered_labels_contains_the_predicted_one():
     sets = ORDINAL.set_columns(scores, 0.3, Labels((1, 2, 3), ("a", "b", "c")))["label_set"]
     assert sets == [["a", "c", "b"]]
     assert [part.tolist() for part in ORDINAL.evaluate_sets(np.array([1]), scores, 0.3)] == [[True], [3]]
+
+
+def test_many_levels_need_little_memory():
+    targets, scores = _levels(0, 3000, 101)
+    tracemalloc.start()
+    ORDINAL.scalar_metrics(targets, scores)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30e6  # one fp32 number per text and pair of levels has 122 MB
 
 
 def test_the_light_base_predicts_every_task():
