@@ -26,7 +26,9 @@ from bertsmith.measuring.estimate import (
 from bertsmith.measuring.label_shift import adjusted_count, combined_p_value, label_shift_test
 from bertsmith.measuring.pseudo_outcomes import OutcomeFile
 from bertsmith.measuring.regression import fit_regression
+from bertsmith.measuring.result import Measurement, Share
 from bertsmith.measuring.text_features import Axes, Clusters
+from bertsmith.report.shares import shares_csv
 from bertsmith.testing import tiny_table
 from bertsmith.workflows.corpus_sample import CorpusSample
 from bertsmith.workflows.label_shift import HeldOut
@@ -659,6 +661,12 @@ def test_what_does_not_fit_is_refused(finished, corpus, cli, flags):
     code, _, err = cli("measure", finished, corpus / "corpus.csv", *labelled, *flags)
     assert code == 2
     assert "what to do" in err
+
+
+def test_no_cell_of_the_shares_is_a_formula():
+    share = Share("=1+1", "@group", 0.5, (0.4, 0.6), 0.5, "PPI++", 20, 100)
+    (row,) = csv.DictReader(shares_csv(Measurement("c", "s", "by", (share,))).splitlines())
+    assert (row["label_text"], row["group"]) == ("'=1+1", "'@group")
 
 
 # -- drift -------------------------------------------------------------------------------------------------------------

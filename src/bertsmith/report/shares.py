@@ -11,6 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from bertsmith.data.texts import guarded_cell
 from bertsmith.measuring.pseudo_outcomes import LEVEL_NAME
 from bertsmith.measuring.result import MeanLevel, Measurement, Share
 from bertsmith.report.figures import BOTTOM, FULL_WIDTH, HALF_WIDTH, HEIGHT, LEFT, RIGHT, TOP, Axis, svg
@@ -42,7 +43,15 @@ def shares_csv(measurement: Measurement) -> str:
         )
         first = (share, *(e.interval or (None, None)), e.naive, e.difference)
         rest = (alone, *(e.labelled_interval or (None, None)), *(mean if means else ()))
-        row = [e.group or "", name, *map(_six, first), e.estimator, e.labelled, e.texts, *map(_six, rest)]
+        row = [
+            guarded_cell(e.group or ""),
+            guarded_cell(name),
+            *map(_six, first),
+            e.estimator,
+            e.labelled,
+            e.texts,
+            *map(_six, rest),
+        ]
         writer.writerow(row)
     return file.getvalue()
 
