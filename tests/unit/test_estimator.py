@@ -16,7 +16,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 import bertsmith as bs
 from bertsmith.data.template import Template
-from bertsmith.errors import DataError
+from bertsmith.errors import ConfigError, DataError
 from bertsmith.testing import tiny_model, tiny_table
 from tests.conftest import ArrowTable
 
@@ -175,6 +175,13 @@ def test_an_unknown_setting_is_an_error(estimator):
     with pytest.raises(bs.UserError) as error:
         clone(estimator).set_params(settings={"lerning_rate": 1}).fit(TEXTS, LABELS)
     assert "lerning_rate" in error.value.what
+
+
+@pytest.mark.parametrize("name", ["seeds", "cv", "test_size", "explanations", "text_column"])
+def test_a_setting_without_effect_is_an_error(estimator, name):
+    with pytest.raises(ConfigError) as error:
+        clone(estimator).set_params(settings={name: 3}).fit(TEXTS, LABELS)
+    assert repr(name) in error.value.what
 
 
 def test_the_checks_of_scikit_learn_that_apply_pass(estimator):

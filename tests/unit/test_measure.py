@@ -437,6 +437,17 @@ def test_columns_of_large_numbers_have_coefficients(model):
         fit_regression(frame.assign(same=1.6e9), "hate", ["late", "same"], model=model)
 
 
+def test_names_that_look_like_missing_values_are_names(tmp_path):
+    country = ["NA", "None", "DE"] * 100
+    frame = _outcomes(0, n=300, labelled=60).assign(country=country, other="x")
+    frame.rename(columns={"other": "country"}).to_csv(tmp_path / "o.csv", index=False)
+    found = fit_regression(tmp_path / "o.csv", "hate", ["country"])
+    assert found.names[1:] == ("country_NA", "country_None")
+    _outcomes(0, n=300, labelled=60).assign(country=[*country[1:], ""]).to_csv(tmp_path / "o.csv", index=False)
+    with pytest.raises(DataError):
+        fit_regression(tmp_path / "o.csv", "hate", ["country"])
+
+
 def test_rows_without_a_cluster_are_clusters_of_their_own():
     frame = _outcomes(0, n=300, labelled=60)
     author = pd.Series([f"a{i % 40}" for i in range(300)]).mask(np.arange(300) % 3 == 0)
@@ -531,10 +542,13 @@ def test_chunks_do_not_change_the_result(finished, corpus, monkeypatch):
         assert one.share == pytest.approx(two.share, abs=1e-6)
 
 
-def test_a_run_without_test_texts_needs_labelled_texts(finished, monkeypatch):
+def test_a_run_without_test_texts_measures_and_compares_no_others(finished, monkeypatch):
     monkeypatch.setattr("bertsmith.folders.run.Run.metrics", {"splits": {"test": {"by": "cross-validation"}}})
     with pytest.raises(DataError, match="trained on all"):
         HeldOut.of(open_run(finished))
+    with pytest.raises(DataError) as error:
+        bs.drift(finished, ["a text"])
+    assert error.value.where == str(finished)
 
 
 def test_without_labels_the_shares_are_counted_with_a_note(finished, corpus, monkeypatch):
@@ -654,6 +668,12 @@ def test_what_does_not_fit_is_refused(finished, corpus, cli, flags):
     code, _, err = cli("measure", finished, corpus / "corpus.csv", *labelled, *flags)
     assert code == 2
     assert "what to do" in err
+
+
+def test_no_cell_of_the_shares_is_a_formula():
+    share = Share("=1+1", "@group", 0.5, (0.4, 0.6), 0.5, "PPI++", 20, 100)
+    (row,) = csv.DictReader(shares_csv(Measurement("c", "s", "by", (share,))).splitlines())
+    assert (row["label_text"], row["group"]) == ("'=1+1", "'@group")
 
 
 # -- drift -------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -142,6 +143,15 @@ def test_the_set_of_ordered_labels_contains_the_predicted_one():
     sets = ORDINAL.set_columns(scores, 0.3, Labels((1, 2, 3), ("a", "b", "c")))["label_set"]
     assert sets == [["a", "c", "b"]]
     assert [part.tolist() for part in ORDINAL.evaluate_sets(np.array([1]), scores, 0.3)] == [[True], [3]]
+
+
+def test_many_levels_need_little_memory():
+    targets, scores = _levels(0, 3000, 101)
+    tracemalloc.start()
+    ORDINAL.scalar_metrics(targets, scores)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30e6  # one fp32 number per text and pair of levels has 122 MB
 
 
 def test_the_light_base_predicts_every_task():
@@ -452,6 +462,17 @@ def test_weights_give_rare_labels_more_weight_and_extreme_logits_stay_finite():
 
 
 # -- baselines ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_penalty_does_not_depend_on_the_order_of_the_numbers():
+    rng = np.random.default_rng(2)
+    numbers = np.repeat([0.0, 1.0, 2.0], 40)
+    texts = [" ".join([f"level{n:.0f}", *(f"w{i}" for i in rng.integers(200, size=4))]) for n in numbers]
+    spreads = []
+    for rows in (np.arange(120), rng.permutation(120)):
+        found = bag_of_words_for_numbers([texts[i] for i in rows], numbers[rows], ["level0", "level2"])
+        spreads.append(np.ptp(found.scores))
+    assert spreads[0] == pytest.approx(spreads[1], rel=0.01)
 
 
 def test_linear_models_learn_label_sets_and_numbers():

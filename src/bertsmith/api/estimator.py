@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from bertsmith.compute.machine import use_cores
+from bertsmith.config import DataConfig
 from bertsmith.data.texts import is_missing
 from bertsmith.errors import ConfigError, DataError, counted, listing, number_form
 from bertsmith.load_config import resolve
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
     from bertsmith.data.table import Table
     from bertsmith.data.template import Template, Texts
     from bertsmith.inference.classifier import Classifier
+
+_WITHOUT_EFFECT = {"cv", "seeds", "keep_checkpoints", "no_ablation", "explanations", *DataConfig.model_fields} - {
+    "task",
+    "validation_size",
+    "near_duplicates",
+}
+"""Settings of `bertsmith.train` that read a table, test a model or write files."""
 
 
 class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
@@ -35,7 +43,7 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         max_length, epochs, batch_size, learning_rate: as for `bertsmith.train`; ``None``: chosen from the data.
         validation_size, imbalance, decision_rule, precision, device, threads: as for `bertsmith.train`.
         random_state: seed of split, head initialization, shuffling and dropout.
-        settings: other settings of `bertsmith.train`.
+        settings: other settings of `bertsmith.train`; those that read tables, test or write files are refused.
 
     Attributes:
         classes_: the labels, sorted, shape (classes,).
@@ -147,6 +155,11 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         return logs[:, 1] - logs[:, 0] if logs.shape[1] == 2 else logs
 
     def _config(self) -> Config:
+        if idle := [name for name in self.settings or () if name in _WITHOUT_EFFECT]:
+            raise ConfigError(
+                f"BertClassifier does not support the {number_form(len(idle), 'setting')} {listing(idle)}",
+                remedy=f"Leave {number_form(len(idle), 'it', 'them')} out, or use bertsmith.train.",
+            )
         given = {k: v for k, v in self.get_params(deep=False).items() if k not in ("settings", "random_state")}
         given = {name: value for name, value in given.items() if value is not None}
         return resolve({**given, "seed": self.random_state, **(self.settings or {})}, api=True)

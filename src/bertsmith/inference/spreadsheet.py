@@ -10,18 +10,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from bertsmith.data.texts import guarded_cell
 from bertsmith.errors import DataError, MissingPackageError, lower_first
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_FORMULA = re.compile(r"[=+\-@\t\r]")
-_NUMBER = re.compile(
-    r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?"
-    r"|[+-]?\d{1,3}([.,' \u00a0\u202f\u2019])\d{3}(\3\d{3})*((?!\3)[.,]\d*)?",
-    re.ASCII,
-)
-"""Numbers with a decimal point or comma, also with separators of thousands, and nothing else."""
 ROWS, COLUMNS, CHARACTERS, DIGITS = 1_048_576, 16_384, 32_767, 15
 """Limits of Excel: rows per sheet with the header, columns per sheet, characters per cell, digits per number."""
 _FIRST_DAY = date(1900, 3, 1)
@@ -165,10 +159,3 @@ def write_csv(frame: pd.DataFrame, file: Path) -> None:
     safe = guard(frame)
     texts = (value for column in safe.select_dtypes(exclude="number") for value in safe[column])
     safe.to_csv(file, index=False, quoting=quoting([*safe.columns, *texts]))
-
-
-def guarded_cell(cell: Any) -> Any:
-    """Guard a single cell; see `guard`."""
-    if isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBER.fullmatch(cell):
-        return f"'{cell}"
-    return cell

@@ -76,7 +76,7 @@ def fit_regression(
     if model == "logistic" and label_text == LEVEL_NAME:
         raise ConfigError("a logistic regression needs a class, not a level", remedy="Use a linear regression.")
     table = to_data_frame(table)
-    frame = table if isinstance(table, pd.DataFrame) else pd.read_csv(Path(table), low_memory=False)
+    frame = table if isinstance(table, pd.DataFrame) else _read(Path(table))
     outcome = f"{OUTCOME}{label_text}"
     for name in (outcome, *on, *([clusters] if clusters else [])):
         if name not in frame.columns:
@@ -111,6 +111,17 @@ def fit_regression(
     original[0, 1:] = -center / spread
     names = (INTERCEPT, *map(str, columns.columns))
     return Regression(names, original @ coefficients, original @ covariance @ original.T, len(frame))
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """Read a CSV file. In columns of texts, only an empty cell is missing: ``NA`` or ``None`` can be a name."""
+    import pandas as pd
+
+    frame = pd.read_csv(path, low_memory=False)
+    texts = [name for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name])]
+    if texts:
+        frame[texts] = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])[texts]
+    return frame
 
 
 def _linear(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -76,6 +76,13 @@ def compare_texts(
             where=str(path),
             remedy="Pass a run whose texts have one class each.",
         )
+    if "by" in run.metrics["splits"]["test"]:  # by cross-validation
+        raise DataError(
+            "bertsmith drift needs the test texts of the run, but this run has none: the model was trained on all "
+            "texts, so that it represents other texts differently",
+            where=str(path),
+            remedy="Train again with --test-size 0.1, or label some new texts and run bertsmith evaluate.",
+        )
     frame, k = run.predictions, len(run.labels)
     counts, sample = np.zeros(k, dtype=np.int64), CorpusSample()
     options = PredictOptions(probabilities=True)
