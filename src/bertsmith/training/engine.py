@@ -149,7 +149,8 @@ class Engine(ResumableTrainer):
             raise NotFiniteError(f"a logit of the validation texts at step {self.state.global_step:,}", [], [])
         targets, scores = batch.labels.numpy(), self.task.scores(table.numpy())
         self.callback.only_label = self.task.only_label(scores, self.model.config.id2label)
-        loss = self.step_loss.loss.plain()(table, batch.labels).mean()
+        plain = self.step_loss.loss.plain()
+        loss = plain(table, plain.targets(batch.labels)).mean()
         values = {"loss": loss, **self.task.validation_metrics(targets, scores)}
         self.on_scores(targets, scores)
         metrics = {f"eval_{name}": float(value) for name, value in values.items()}
@@ -264,7 +265,7 @@ class Engine(ResumableTrainer):
         assert part.labels is not None
         return {
             "batch": forward.pack_for(self.model, part) if self.plan.packed else part,
-            "labels": to_device(part.labels, self.args.device),
+            "labels": to_device(self.step_loss.loss.targets(part.labels), self.args.device),
             "counts": None if part.counts is None else to_device(part.counts, self.args.device),
             "dropout": Dropout(*seed),
         }

@@ -20,6 +20,10 @@ FOCAL_GAMMA = 2.0
 class Loss(ABC):
     """The loss of single texts."""
 
+    def targets(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return the labels of a batch, on the host, in the form that `__call__` takes."""
+        return labels
+
     @abstractmethod
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the loss of each text, shape (texts,).
@@ -27,7 +31,7 @@ class Loss(ABC):
         Args:
             logits: fp32, shape (texts, outputs).
             labels: class indices, shape (texts,); or numbers, shape (texts,) or (texts, outputs). Class probabilities
-                have the shape (texts, classes).
+                have the shape (texts, classes). See `targets`.
         """
 
     @abstractmethod
@@ -135,9 +139,13 @@ class SquaredError(Loss):
     def __init__(self, mean: float, scale: float) -> None:
         self.mean, self.scale = mean, scale
 
+    def targets(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return standardised numbers in fp32, which cannot hold large ones such as dates exactly."""
+        return ((labels.double() - self.mean) / self.scale).float()
+
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the loss of each text; see `Loss`."""
-        return (logits[:, 0] - (labels.to(logits.dtype) - self.mean) / self.scale) ** 2
+        return (logits[:, 0] - labels) ** 2
 
     def divergence(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Return the squared distance."""
