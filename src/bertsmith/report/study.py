@@ -16,6 +16,7 @@ from bertsmith.folders.atomic import write_text
 from bertsmith.report.figures import Line, line_chart, parallel_coordinates
 from bertsmith.report.report import environment
 from bertsmith.tasks.registry import TASKS
+from bertsmith.tuning.config import LATENCY
 
 EDGE = 0.05
 """A value is at the edge of its range within this share of it."""
@@ -46,7 +47,7 @@ def write_study_report(folder: Path, info: Mapping[str, Any]) -> Path:
     """
     trials, result = info["trials"], info["result"]
     space, objectives = info["searched"]["space"], info["searched"]["objectives"]
-    index = next(i for i, name in enumerate(objectives) if name != "latency")
+    index = next(i for i, name in enumerate(objectives) if name != LATENCY)
     task = next(task for task in TASKS.values() if task.primary == objectives[index])
     metric, meaning = task.metric_names[task.primary]
     complete = [t for t in trials if t["state"] == "complete"]
