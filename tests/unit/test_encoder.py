@@ -99,6 +99,7 @@ def _lists(tokens):
 def test_truncated_ids_match_the_tokenizer(made, family, side, slow, texts, lengths):
     tokenizer = made[family, side]
     encoder = encoder_for(Slow(tokenizer) if slow else tokenizer)
+    texts = [text for text in texts if tokenizer(text)["input_ids"]]
     whole = encoder.encode(texts, NAMES)
     if not texts:
         assert len(whole) == 0
@@ -118,6 +119,17 @@ def test_truncated_ids_match_the_tokenizer(made, family, side, slow, texts, leng
     assert _lists(whole.truncate(shorter, left=True)) == {name: end[name] for name in NAMES}
     order = np.arange(len(texts))[::-1]
     assert _lists(whole.take(order)) == {name: values[::-1] for name, values in _lists(whole).items()}
+
+
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("texts", [["", "a"], [("", ""), ("a", "")]])
+def test_a_text_without_tokens_is_unknown(made, texts, slow):
+    tokenizer = made["no special tokens", "right"]
+    encoder = encoder_for(Slow(tokenizer) if slow else tokenizer)
+    tokens = encoder.encode(texts, NAMES, 8)
+    assert _lists(tokens) == {"input_ids": [[1], [4]], "token_type_ids": [[0], [0]]}
+    assert tokens.has_unknown.tolist() == [True, False]
+    assert tokens.truncate(4).full_lengths.tolist() == [1, 1]
 
 
 @settings(max_examples=60, deadline=None)

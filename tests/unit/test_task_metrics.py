@@ -35,8 +35,10 @@ from bertsmith.evaluation.ordinal import least_cost
 from bertsmith.evaluation.regression import evaluate_intervals, interval_half_width, resampled_spearman
 from bertsmith.evaluation.rule import Rule
 from bertsmith.model.load import fold_calibration
+from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.ordinal import _prefer_likely
 from bertsmith.tasks.registry import TASKS
+from bertsmith.training.data import TokenDataset
 from bertsmith.training.losses import BinaryCrossEntropy, SquaredError, StepLoss
 
 MULTI, ORDINAL, REGRESSION = (TASKS[name] for name in ("multi-label", "ordinal", "regression"))
@@ -435,13 +437,22 @@ def test_losses_are_one_per_text_and_divergences_are_symmetric(name):
     assert (apart > 0).all()
     assert torch.allclose(apart, loss.divergence(second, first), atol=1e-6)
     assert (loss.divergence(first, first) == 0).all()
-    plain = loss.plain()(first, labels).mean()  # evaluation uses no weights and no smoothing
+    plain = loss.plain()(first, loss.targets(labels)).mean()  # evaluation uses no weights and no smoothing
     expected = (
         ((first[:, 0] * 2 + 1.5 - labels) ** 2).mean() / 4
         if name == "numbers"
         else F.binary_cross_entropy_with_logits(first, labels.float())
     )
     assert plain == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_large_numbers_are_standardised_exactly():
+    dates = 20240101.0 + np.arange(8)
+    texts = TokenDataset(Tokens.from_lists({"input_ids": [[5]] * len(dates)}), dates)
+    loss = REGRESSION.fitted(dates).loss("none", np.zeros(0), len(dates), 0.0)
+    standardised = loss.targets(texts.as_batch().labels)
+    assert standardised.dtype == torch.float32
+    assert standardised.numpy() == pytest.approx((dates - dates.mean()) / dates.std(), abs=1e-6)
 
 
 def test_the_divergence_of_label_sets_is_the_mean_of_both_kullback_leibler_divergences():

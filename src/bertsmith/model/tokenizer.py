@@ -71,10 +71,20 @@ class Encoder(ABC):
         parts = []
         for start in range(0, max(len(texts), 1), CHUNK):
             rows = self.tokenize(texts[start : start + CHUNK], names)
+            if not any(self.special_counts):
+                self._fill_empty(rows)
             lengths = rows.pop(PARTS, None)
             part = Tokens.from_lists(rows, self, lengths)
             parts.append(part if max_length is None else part.truncate(max_length))
         return Tokens.concatenate(parts)
+
+    def _fill_empty(self, rows: dict[str, list[list[int]]]) -> None:
+        """Give texts without tokens the unknown token: a model reads at least one token."""
+        for i, ids in enumerate(rows["input_ids"]):
+            if not ids:
+                for name, values in rows.items():
+                    values[i] = [*values[i][:-1], 1] if name == PARTS else [0]
+                rows["input_ids"][i] = [self.unknown_id or 0]
 
 
 class FastEncoder(Encoder):

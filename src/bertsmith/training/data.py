@@ -79,7 +79,7 @@ class TokenDataset(Dataset[Any]):  # type: ignore[misc]  # torch is untyped here
         return {name: values[start : start + length] for name, values in self.columns.items()}
 
     def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        """Return the fields of a batch, int64; label sets, numbers and soft labels are fp32."""
+        """Return the fields of a batch, int64; numbers are fp64, label sets and soft labels fp32."""
         lengths = self.sizes[rows]
         tokens = ranges(self.starts[rows], lengths)
         batch = {"lengths": lengths, **{name: values[tokens] for name, values in self.columns.items()}}
@@ -88,10 +88,9 @@ class TokenDataset(Dataset[Any]):  # type: ignore[misc]  # torch is untyped here
             batch |= {"lengths": self.window_sizes[ranges(self.first[rows], counts)], "counts": counts}
         result = {name: torch.from_numpy(values.astype(np.int64)) for name, values in batch.items()}
         labels = (self.labels if self.soft_labels is None else self.soft_labels)[rows]
-        return {
-            "labels": torch.from_numpy(labels.astype(np.float32 if labels.dtype.kind in "bf" else np.int64)),
-            **result,
-        }
+        is_class = labels.dtype.kind not in "bf"
+        dtype = np.int64 if is_class else np.float64 if labels.ndim == 1 else np.float32
+        return {"labels": torch.from_numpy(labels.astype(dtype)), **result}
 
     def as_batch(self) -> TokenBatch:
         """Return all texts as one batch."""

@@ -48,8 +48,10 @@ class Engine(ResumableTrainer):
     """The training loop.
 
     Batches are split into micro-batches by a token budget, which is halved when memory runs out. Order and dropout
-    depend only on seed, epoch and step, so a run can be resumed from any step. Batches are created and split on the
-    host. Steps on a GPU never synchronize: losses stay on the device, and errors follow in the next step.
+    depend only on seed, epoch and step, so a run can be resumed from any step. With a training argument
+    train_sampling_strategy other than random, a run resumed within an epoch can draw another order. Batches are created
+    and split on the host. With CUDA, a fused AdamW, and bf16 or fp32, steps do not synchronize: losses stay on the
+    device, and errors follow in the next step.
 
     Args:
         halved: whether ``arguments`` have half the original learning rate, after a number that was not finite.
@@ -144,12 +146,14 @@ class Engine(ResumableTrainer):
         )
         table = torch.zeros(len(batch), logits.shape[1])
         table[share] = torch.from_numpy(logits).float()
-        table = self.group.all_reduce(to_device(table, self.args.device)).cpu()
+        if self.group.size > 1:
+            table = self.group.all_reduce(to_device(table, self.args.device)).cpu()
         if not bool(table.isfinite().all()):
             raise NotFiniteError(f"a logit of the validation texts at step {self.state.global_step:,}", [], [])
         targets, scores = batch.labels.numpy(), self.task.scores(table.numpy())
         self.callback.only_label = self.task.only_label(scores, self.model.config.id2label)
-        loss = self.step_loss.loss.plain()(table, batch.labels).mean()
+        plain = self.step_loss.loss.plain()
+        loss = plain(table, plain.targets(batch.labels)).mean()
         values = {"loss": loss, **self.task.validation_metrics(targets, scores)}
         self.on_scores(scores)
         metrics = {f"eval_{name}": float(value) for name, value in values.items()}
@@ -264,7 +268,7 @@ class Engine(ResumableTrainer):
         assert part.labels is not None
         return {
             "batch": forward.pack_for(self.model, part) if self.plan.packed else part,
-            "labels": to_device(part.labels, self.args.device),
+            "labels": to_device(self.step_loss.loss.targets(part.labels), self.args.device),
             "counts": None if part.counts is None else to_device(part.counts, self.args.device),
             "dropout": Dropout(*seed),
         }

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 FOCAL_GAMMA = 2.0
 """Exponent of the focal loss, as in its paper."""
@@ -20,6 +20,10 @@ FOCAL_GAMMA = 2.0
 class Loss(ABC):
     """The loss of single texts."""
 
+    def targets(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return the labels of a batch, on the host, in the form that `__call__` takes."""
+        return labels
+
     @abstractmethod
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the loss of each text, shape (texts,).
@@ -27,7 +31,7 @@ class Loss(ABC):
         Args:
             logits: fp32, shape (texts, outputs).
             labels: class indices, shape (texts,); or numbers, shape (texts,) or (texts, outputs). Class probabilities
-                have the shape (texts, classes).
+                have the shape (texts, classes). See `targets`.
         """
 
     @abstractmethod
@@ -118,7 +122,7 @@ class BinaryCrossEntropy(Loss):
     def divergence(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Return the mean of both Kullback-Leibler divergences, averaged over the labels."""
         difference = torch.sigmoid(a) - torch.sigmoid(b)
-        return (difference * (logsigmoid(a) - logsigmoid(-a) - logsigmoid(b) + logsigmoid(-b))).mean(dim=-1) / 2
+        return (difference * (a - b)).mean(dim=-1) / 2
 
     def plain(self) -> Loss:
         """Return binary cross-entropy without weights."""
@@ -135,9 +139,13 @@ class SquaredError(Loss):
     def __init__(self, mean: float, scale: float) -> None:
         self.mean, self.scale = mean, scale
 
+    def targets(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return standardised numbers in fp32, which cannot hold large ones such as dates exactly."""
+        return ((labels.double() - self.mean) / self.scale).float()
+
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the loss of each text; see `Loss`."""
-        return (logits[:, 0] - (labels.to(logits.dtype) - self.mean) / self.scale) ** 2
+        return (logits[:, 0] - labels) ** 2
 
     def divergence(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Return the squared distance."""

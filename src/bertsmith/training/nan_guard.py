@@ -89,8 +89,8 @@ class FiniteCheck:
 class NanGuard:
     """Raises `NotFiniteError` for losses and gradients of an engine.
 
-    On a CPU it checks each step at once. On a GPU that would synchronize, so the optimizer skips a bad step and the
-    error follows in the next step.
+    It checks each step at once. With CUDA that would synchronize; there, a fused optimizer in bf16 or fp32 skips a bad
+    step, and the error follows in the next step.
     """
 
     def __init__(self, engine: Engine) -> None:

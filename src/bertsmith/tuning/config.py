@@ -67,7 +67,7 @@ class StudyConfig:
                 problems.append(f"objective: unknown objective {name!r}; choose from {listing(OBJECTIVES)}")
         if set(self.objectives) <= {LATENCY}:
             problems.append("objective: must include a metric, such as macro_f1")
-        if "latency" in self.objectives and self.jobs > 1:
+        if LATENCY in self.objectives and self.jobs > 1:
             problems.append("jobs: must be 1 with the objective latency, because parallel trials distort latencies")
         for name, values in (("objective", self.objectives), ("models", self.models)):
             if len(set(values)) < len(values):

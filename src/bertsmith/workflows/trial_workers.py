@@ -19,7 +19,7 @@ from bertsmith.errors import ConfigError, Interrupted, UserError
 from bertsmith.events import StorageUnavailable, StudyListener, TrialEnded, TrialScored, TrialStarted
 from bertsmith.folders import atomic
 from bertsmith.folders.study import Study
-from bertsmith.tuning.config import OBJECTIVES, StudyConfig
+from bertsmith.tuning.config import LATENCY, OBJECTIVES, StudyConfig
 from bertsmith.tuning.space import Space, with_values
 from bertsmith.tuning.store import ERROR, Store, TakenOverError, ignore_optuna_warnings, is_done
 from bertsmith.workflows.trials import TrialData, run_trial, with_evaluation_steps
@@ -138,7 +138,7 @@ def _run_claimed(
                 search.trial_config(trial.params),
                 on_score=on_score,
                 stop=lambda: stop() or search.is_over,
-                measure_latency="latency" in objectives,
+                measure_latency=LATENCY in objectives,
             )
     except optuna.TrialPruned:
         store.set_attributes(trial, seconds=time.perf_counter() - start)
@@ -168,7 +168,7 @@ def _run_claimed(
 
 def rank_key(trial: FrozenTrial, study_config: StudyConfig) -> tuple[float, float, int]:
     """Return a sort key of complete trials, largest for the best: by score, then speed, then age."""
-    latency = dict(zip(study_config.objectives, trial.values, strict=True)).get("latency", 0.0)
+    latency = dict(zip(study_config.objectives, trial.values, strict=True)).get(LATENCY, 0.0)
     return primary_score(trial, study_config), -latency, -trial.number
 
 
