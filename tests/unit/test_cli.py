@@ -24,10 +24,11 @@ import typer
 import bertsmith as bs
 from bertsmith.cli.app import COMMANDS, app, main
 from bertsmith.config import Config, DataConfig
+from bertsmith.data.csv_cells import guarded_cell
 from bertsmith.data.stream import open_stream
 from bertsmith.errors import ConfigError
 from bertsmith.inference.chunks import Chunks
-from bertsmith.inference.spreadsheet import guarded_cell, write_csv
+from bertsmith.inference.spreadsheet import write_csv
 from bertsmith.testing import tiny_table
 from tests.conftest import train
 

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from bertsmith.data.csv_cells import guarded_cell, quoting
 from bertsmith.errors import DataError, MissingPackageError, lower_first
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_FORMULA = re.compile(r"[=+\-@\t\r]")
-_NUMBER = re.compile(
-    r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?"
-    r"|[+-]?\d{1,3}([.,' \u00a0\u202f\u2019])\d{3}(\3\d{3})*((?!\3)[.,]\d*)?",
-    re.ASCII,
-)
-"""Numbers with a decimal point or comma, also with separators of thousands, and nothing else."""
 ROWS, COLUMNS, CHARACTERS, DIGITS = 1_048_576, 16_384, 32_767, 15
 """Limits of Excel: rows per sheet with the header, columns per sheet, characters per cell, digits per number."""
 _FIRST_DAY = date(1900, 3, 1)
@@ -135,10 +128,7 @@ def _cell(value: Any, row: str, column: str) -> Any:
 
 
 def guard(frame: pd.DataFrame) -> pd.DataFrame:
-    """Put an apostrophe before every cell and column name that a spreadsheet would evaluate as a formula.
-
-    These begin with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return and are not numbers (OWASP, CSV Injection).
-    """
+    """Guard all cells and column names; see `guarded_cell`."""
     import pandas as pd
 
     is_text = [not pd.api.types.is_numeric_dtype(dtype) for dtype in frame.dtypes]
@@ -154,21 +144,8 @@ def guard(frame: pd.DataFrame) -> pd.DataFrame:
     return guarded
 
 
-def quoting(values: Iterable[Any]) -> Literal[0, 1]:
-    """Return the ``csv`` quoting of a row: all cells if one has a carriage return, which ``csv`` does not quote."""
-    has_return = any(isinstance(value, str) and "\r" in value for value in values)
-    return csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL
-
-
 def write_csv(frame: pd.DataFrame, file: Path) -> None:
     """Write a frame as CSV that a spreadsheet opens cell by cell, without formulas."""
     safe = guard(frame)
     texts = (value for column in safe.select_dtypes(exclude="number") for value in safe[column])
     safe.to_csv(file, index=False, quoting=quoting([*safe.columns, *texts]))
-
-
-def guarded_cell(cell: Any) -> Any:
-    """Guard a single cell; see `guard`."""
-    if isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBER.fullmatch(cell):
-        return f"'{cell}"
-    return cell
