@@ -15,8 +15,6 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]")
 _DECIMAL_COMMA = re.compile(r"[+-]?(\d+(,\d*)?|,\d+)([eE][+-]?\d+)?", re.ASCII)
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}", re.ASCII)
 
-_FORMULA = re.compile(r"[=+\-@\t\r]")
-_NUMBER = re.compile(
     r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?"
     r"|[+-]?\d{1,3}([.,' \u00a0\u202f\u2019])\d{3}(\3\d{3})*((?!\3)[.,]\d*)?",
     re.ASCII,
@@ -125,10 +123,3 @@ def check_scalar(cell: Any, row: int, where: str, flag: str) -> None:
             remedy=f"Name another column with {flag}"
             + (", or pass --task multi-label for lists of labels." if flag == "--label-column" else "."),
         )
-
-
-def guarded_cell(cell: Any) -> Any:
-    """Put an apostrophe before a cell that a spreadsheet would evaluate as a formula; numbers do not change."""
-    if isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBER.fullmatch(cell):
-        return f"'{cell}"
-    return cell

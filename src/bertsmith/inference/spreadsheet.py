@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from bertsmith.data.texts import guarded_cell
+from bertsmith.data.csv_cells import guarded_cell, quoting
 from bertsmith.errors import DataError, MissingPackageError, lower_first
 
 if TYPE_CHECKING:
@@ -129,10 +128,7 @@ def _cell(value: Any, row: str, column: str) -> Any:
 
 
 def guard(frame: pd.DataFrame) -> pd.DataFrame:
-    """Put an apostrophe before every cell and column name that a spreadsheet would evaluate as a formula.
-
-    These begin with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return and are not numbers (OWASP, CSV Injection).
-    """
+    """Guard all cells and column names; see `guarded_cell`."""
     import pandas as pd
 
     is_text = [not pd.api.types.is_numeric_dtype(dtype) for dtype in frame.dtypes]
@@ -146,12 +142,6 @@ def guard(frame: pd.DataFrame) -> pd.DataFrame:
     guarded = pd.concat(columns, axis=1) if columns else frame.copy()
     guarded.columns = [guarded_cell(name) for name in frame.columns]
     return guarded
-
-
-def quoting(values: Iterable[Any]) -> Literal[0, 1]:
-    """Return the ``csv`` quoting of a row: all cells if one has a carriage return, which ``csv`` does not quote."""
-    has_return = any(isinstance(value, str) and "\r" in value for value in values)
-    return csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL
 
 
 def write_csv(frame: pd.DataFrame, file: Path) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from bertsmith.data.columns import LABEL, LABEL_TEXT, TEXT, canonical
+from bertsmith.data.csv_cells import quoting
 from bertsmith.data.outcomes import SEPARATOR
 from bertsmith.data.table import MULTI_LABEL, ORDINAL
 from bertsmith.evaluation.agreement import Agreement, LabelSet, measure_agreement
 from bertsmith.folders.atomic import write_text
-from bertsmith.inference.spreadsheet import quoting
 from bertsmith.labelling.store import LABELLED, SETTLER, UNSURE, Decision, Project, Queued
 from bertsmith.measuring.design import INCLUSION, RANDOM
 
