@@ -15,12 +15,6 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]")
 _DECIMAL_COMMA = re.compile(r"[+-]?(\d+(,\d*)?|,\d+)([eE][+-]?\d+)?", re.ASCII)
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}", re.ASCII)
 
-    r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?"
-    r"|[+-]?\d{1,3}([.,' \u00a0\u202f\u2019])\d{3}(\3\d{3})*((?!\3)[.,]\d*)?",
-    re.ASCII,
-)
-"""Numbers with a decimal point or comma, also with separators of thousands, and nothing else."""
-
 
 def _replacement(code: int) -> str:
     if chr(code) in _WHITE_SPACE:

@@ -320,9 +320,8 @@ class Task(ABC):
         return rows
 
     def mistakes(self, predictions: pd.DataFrame) -> pd.DataFrame:
-        """Return the rows of saved predictions that are wrong, the most confident first."""
+        """Return the wrong rows of saved predictions, the most confident first. Arrays that are equal may differ in type."""
         name = "labels" if "labels" in predictions.columns else "label"
-        # Tuples, because the type of an empty array depends on the other rows of its column.
         truth, predicted = (predictions[n].map(lambda v: tuple(np.atleast_1d(v).tolist())) for n in (name, "predicted"))
         return predictions[truth != predicted].sort_values("confidence", ascending=False, kind="stable")
 
