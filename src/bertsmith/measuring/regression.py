@@ -104,8 +104,8 @@ def fit_regression(
     coefficients = _linear(x, y) if model == "linear" else _logistic(x, y)
     groups = None if clusters is None else pd.factorize(frame[clusters])[0]
     if groups is not None:  # a row without a cluster is one of its own
-        missing = groups < 0
-        groups[missing] = groups.max() + 1 + np.arange(missing.sum())
+        alone = groups < 0
+        groups[alone] = groups.max() + 1 + np.arange(alone.sum())
     covariance = _sandwich(x, y, coefficients, logistic=model == "logistic", groups=groups)
     original = np.diag([1, *1 / spread])
     original[0, 1:] = -center / spread
