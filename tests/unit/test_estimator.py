@@ -115,7 +115,7 @@ def test_enough_texts_validate_and_groups_stay_together(estimator):
         ("a text", [0], "list of texts"),
         (["a", "b"], [0, 1, 1], "2 texts"),
         (["a", "b"], [0, 0], "one class"),
-        (np.zeros((3, 2)), [0, 1, 0], "shape (3, 2)"),
+        (np.zeros((3, 2)), [0, 1, 0], "(3, 2)"),
         (["a", "b"], [[0, 1], [1, 0]], "shape of y"),
         ([], [], "X is empty"),
         (pd.DataFrame({"Text": []}), [], "X is empty"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from bertsmith.config import PRIMARY
 from bertsmith.evaluation.calibration import to_logits
-from bertsmith.evaluation.intervals import label_metrics, resampled_differences
+from bertsmith.evaluation.intervals import RESAMPLES, draw_resamples, resampled_label_metrics
 
 GRID = np.arange(-3.0, 3.01, 0.25)
 """Candidate offsets, in logits."""
@@ -40,7 +41,6 @@ class Decision:
         """Return the JSON-ready entry ``decision_rule`` of ``metrics.json``."""
         return {
             "used": self.used,
-            "metric": PRIMARY,
             "gain": self.gain,
             "standard_error": self.standard_error,
             "offsets": self.offsets.tolist(),
@@ -62,21 +62,53 @@ def tune_offsets(
         seed: of the folds and of the bootstrap.
         model: number of the model that predicted each text, shape (n,); ``None`` if one model predicted all texts.
     """
-    n, n_classes = probabilities.shape
-    no_offsets = np.zeros(n_classes)
+    logits, n_classes = to_logits(probabilities), probabilities.shape[1]
+    return tune(
+        targets,
+        logits,
+        stratified_folds(targets, seed, FOLDS) if model is None or len(np.unique(model)) < 2 else model,
+        fit=best_offsets,
+        decide=lambda moved: moved.argmax(axis=1),
+        score=lambda drawn, decided: resampled_label_metrics(drawn, targets, decided, n_classes)[PRIMARY],
+        seed=seed,
+    )
+
+
+def tune(
+    targets: np.ndarray,
+    logits: np.ndarray,
+    fold: np.ndarray,
+    *,
+    fit: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    decide: Callable[[np.ndarray], np.ndarray],
+    score: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    seed: int,
+) -> Decision:
+    """Tune offsets on held-out texts, and use them if their cross-fitted gain exceeds its standard error.
+
+    Args:
+        targets: of n texts.
+        logits: shape (n, outputs).
+        fold: the fold of each text, shape (n,).
+        fit: returns the best offsets, shape (outputs,), for targets and logits.
+        decide: returns the decisions, shaped as targets, for logits with offsets.
+        score: returns the metric of every resample, for how often each resample draws each text and decisions.
+        seed: of the bootstrap.
+    """
+    n, n_outputs = logits.shape
     if n < MIN_TEXTS:
-        return Decision(no_offsets, False, 0.0, float("nan"))
-    logits = to_logits(probabilities)
-    fold = stratified_folds(targets, seed, FOLDS) if model is None or len(np.unique(model)) < 2 else model
-    ruled = np.empty(n, dtype=np.int64)
+        return Decision(np.zeros(n_outputs), False, 0.0, float("nan"))
+    plain = decide(logits)
+    tuned = np.empty_like(plain)
     for f in np.unique(fold):
         inside = fold != f
-        ruled[~inside] = (logits[~inside] + best_offsets(targets[inside], logits[inside])).argmax(axis=1)
-    plain = logits.argmax(axis=1)
-    gain = label_metrics(targets, ruled, n_classes)[PRIMARY] - label_metrics(targets, plain, n_classes)[PRIMARY]
-    error = float(np.std(resampled_differences(targets, ruled, plain, n_classes, seed=seed)))
+        tuned[~inside] = decide(logits[~inside] + fit(targets[inside], logits[inside]))
+    once = np.ones((1, n), dtype=np.int64)
+    gain = float(score(once, tuned)[0] - score(once, plain)[0])
+    resamples = draw_resamples(n, None, np.random.default_rng(seed), RESAMPLES)
+    error = float(np.concatenate([score(drawn, tuned) - score(drawn, plain) for drawn in resamples]).std())
     used = gain > error
-    return Decision(best_offsets(targets, logits) if used else no_offsets, bool(used), float(gain), error)
+    return Decision(fit(targets, logits) if used else np.zeros(n_outputs), used, gain, error)
 
 
 def best_offsets(targets: np.ndarray, logits: np.ndarray, sweeps: int = 2) -> np.ndarray:

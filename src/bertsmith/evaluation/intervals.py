@@ -6,8 +6,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bertsmith.config import PRIMARY
-
 RESAMPLES = 1000
 RANKING_RESAMPLES = 200
 """Fewer, because average precision is computed class by class, and ranks resample by resample."""
@@ -84,26 +82,6 @@ def exact_accuracy(right: np.ndarray, groups: np.ndarray | None = None) -> tuple
     trials = len(right) if groups is None else len(np.unique(groups))
     exact = binomtest(trials if right.all() else 0, trials).proportion_ci(LEVEL, method="exact")
     return float(exact.low), float(exact.high)
-
-
-def resampled_differences(
-    targets: np.ndarray, first: np.ndarray, second: np.ndarray, n_classes: int, *, seed: int
-) -> np.ndarray:
-    """Return the difference of the primary metric between two classifiers on every resample, shape (resamples,).
-
-    Both are scored on the same resamples, so variation that affects both cancels.
-
-    Args:
-        targets: class indices, shape (n,).
-        first, second: predicted class indices, shape (n,).
-        n_classes: number of classes.
-        seed: of the resampling.
-    """
-    differences = []
-    for drawn in draw_resamples(len(targets), None, np.random.default_rng(seed), RESAMPLES):
-        one, two = (resampled_label_metrics(drawn, targets, p, n_classes)[PRIMARY] for p in (first, second))
-        differences.append(one - two)
-    return np.concatenate(differences)
 
 
 def draw_resamples(n: int, groups: np.ndarray | None, rng: np.random.Generator, resamples: int) -> Iterator[np.ndarray]:

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from bertsmith.evaluation.calibration import fit_temperature
-from bertsmith.evaluation.decision import FOLDS, GRID, MIN_TEXTS, SHRINKAGE, Decision
-from bertsmith.evaluation.intervals import RESAMPLES, draw_resamples
+from bertsmith.evaluation.decision import FOLDS, GRID, SHRINKAGE, Decision, tune
 
 
 def resampled_set_metrics(drawn: np.ndarray, targets: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
@@ -117,29 +116,17 @@ def tune_thresholds(targets: np.ndarray, logits: np.ndarray, *, seed: int, model
         seed: of folds and bootstrap.
         model: number of the model that predicted each text, shape (n,); ``None`` if one model predicted all texts.
     """
-    n, n_labels = logits.shape
-    no_offsets = np.zeros(n_labels)
-    if n < MIN_TEXTS:
-        return Decision(no_offsets, False, 0.0, float("nan"))
-    fold = np.random.default_rng(seed).permutation(n) % FOLDS if model is None or len(np.unique(model)) < 2 else model
-    tuned = np.zeros((n, n_labels), dtype=bool)
-    for f in np.unique(fold):
-        inside = fold != f
-        tuned[~inside] = logits[~inside] + best_thresholds(targets[inside], logits[inside]) > 0
-    plain = logits > 0
-    once = np.ones((1, n), dtype=np.int64)
-    after, before = (resampled_set_metrics(once, targets, decided)["macro_f1"][0] for decided in (tuned, plain))
-    gain = float(after) - float(before)
-    differences = np.concatenate(
-        [
-            resampled_set_metrics(drawn, targets, tuned)["macro_f1"]
-            - resampled_set_metrics(drawn, targets, plain)["macro_f1"]
-            for drawn in draw_resamples(n, None, np.random.default_rng(seed), RESAMPLES)
-        ]
+    return tune(
+        targets,
+        logits,
+        np.random.default_rng(seed).permutation(len(logits)) % FOLDS
+        if model is None or len(np.unique(model)) < 2
+        else model,
+        fit=best_thresholds,
+        decide=lambda moved: moved > 0,
+        score=lambda drawn, decided: resampled_set_metrics(drawn, targets, decided)["macro_f1"],
+        seed=seed,
     )
-    error = float(differences.std())
-    used = gain > error
-    return Decision(best_thresholds(targets, logits) if used else no_offsets, bool(used), gain, error)
 
 
 def best_thresholds(targets: np.ndarray, logits: np.ndarray) -> np.ndarray:
