@@ -19,7 +19,7 @@ import numpy as np
 import optuna
 from filelock import FileLock, Timeout
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from bertsmith.errors import ConfigError, OutputError
@@ -189,7 +189,8 @@ class Store:
             content = path.read_bytes()
             if content and not content.endswith(b"\n"):  # the last write is incomplete: the disk was full, or a kill
                 os.truncate(path, content.rfind(b"\n") + 1)
-        return JournalStorage(JournalFileBackend(str(path)))
+        # The default lock is a symbolic link, which Windows and some disks do not allow.
+        return JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
 
     def _is_alive(self, worker: str | None) -> bool:
         if worker is None:  # killed before it could write its name
