@@ -320,7 +320,7 @@ class Task(ABC):
         return rows
 
     def mistakes(self, predictions: pd.DataFrame) -> pd.DataFrame:
-        """Return the wrong rows of saved predictions, the most confident first. Arrays that are equal may differ in type."""
+        """Return the wrong rows of saved predictions, the most confident first; equal arrays may differ in type."""
         name = "labels" if "labels" in predictions.columns else "label"
         truth, predicted = (predictions[n].map(lambda v: tuple(np.atleast_1d(v).tolist())) for n in (name, "predicted"))
         return predictions[truth != predicted].sort_values("confidence", ascending=False, kind="stable")
