@@ -400,8 +400,8 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "went_back": "step and reason, if a loss or gradient was not finite; otherwise absent",
             "soft_labels": "whether soft labels are used, and their comparison with majority labels; with "
             "`--coder-column` only",
-            "label_noise": "whether labels that are probably wrong have less weight, and the comparison that decided "
-            "this; with 300 to 4,000 training texts and one label per text",
+            "label_noise": "whether training left out texts with a label that is probably wrong, and the comparison "
+            "that decided this; with 300 to 4,000 training texts and one label per text",
             "best_seed": "seed of the best run; with `--seeds` only",
         },
     ),

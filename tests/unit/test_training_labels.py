@@ -1,17 +1,17 @@
 """Training with labels of which some are wrong."""
 
 from dataclasses import replace
+from math import ceil
 
 import numpy as np
 import pytest
-import torch
 
+import bertsmith as bs
+from bertsmith.events import Started
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_table
-from bertsmith.training.data import TokenDataset
 from bertsmith.workflows import training_labels
-from bertsmith.workflows.training_labels import compare_without_suspects, soften_suspects
-from tests.conftest import train
+from bertsmith.workflows.training_labels import compare_without_suspects, find_suspects
 
 TASK = get_task("single-label")
 
@@ -26,18 +26,15 @@ def texts(seed, wrong, n=400, classes=3):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_wrong_labels_are_softened(seed):
+def test_texts_with_wrong_labels_are_left_out(seed):
     x, truth, given = texts(seed, wrong=0.25)
     compared = compare_without_suspects(x, given, 3, TASK, 0)
     assert compared.used
     assert compared.accuracy[1] - compared.accuracy[0] > compared.gain_error
-    soft, plausible = soften_suspects(x, given, 3, 0)
-    assert compared.suspects == (~plausible).sum()
-    assert (truth == given)[plausible].mean() > 0.95
-    assert soft.sum(axis=1) == pytest.approx(1)
-    assert (soft[plausible] == np.eye(3)[given[plausible]]).all()
-    wrong = ~plausible & (truth != given)
-    assert soft[wrong, truth[wrong]].mean() > 0.5
+    suspects = find_suspects(x, given, 3, 0)["position"]
+    assert compared.suspects == len(suspects)
+    assert (truth == given)[suspects].mean() < 0.2
+    assert (truth == given)[np.delete(np.arange(len(x)), suspects)].mean() > 0.95
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -50,22 +47,24 @@ def test_small_classes_are_not_compared():
     assert compare_without_suspects(np.eye(20), np.array([0] * 15 + [1] * 5), 2, TASK, 0) is None
 
 
+@pytest.mark.parametrize("effort", ["normal", "quick"])
 @pytest.mark.parametrize("used", [True, False])
-def test_a_run_records_whether_labels_are_softened(used, tmp_path, tiny, monkeypatch):
-    table, seen, batch_of = tiny_table(120), [], TokenDataset.__getitems__
+def test_a_run_records_whether_texts_are_left_out(used, effort, tmp_path, pooled, monkeypatch):
+    table, sizes, fit_head = tiny_table(120), [], type(TASK).fit_head
     table.loc[::7, ["Label", "Label Text"]] = (2, "fruits")
-
-    def noted(self, positions):
-        seen.append(batch_of(self, positions))
-        return seen[-1]
-
     compare = training_labels.compare_without_suspects
     monkeypatch.setattr(training_labels, "MIN_TEXTS", 50)
     monkeypatch.setattr(training_labels, "compare_without_suspects", lambda *a: replace(compare(*a), used=used))
-    monkeypatch.setattr(TokenDataset, "__getitems__", noted)
-    run = train(tiny, tmp_path / "run", table=table, epochs=1)
-    assert run.info["label_noise"]["used"] == used
-    labels = [batch["labels"] for batch in seen if batch["labels"].is_floating_point()]
-    assert bool(labels) == used
-    assert all(one.sum(dim=1).allclose(torch.ones(len(one))) for one in labels)
-    assert ("soft labels of these texts" in run.layout.report.read_text(encoding="utf-8")) == used
+    monkeypatch.setattr(type(TASK), "fit_head", lambda *a: sizes.append(len(a[1])) or fit_head(*a))
+    settings = {"effort": effort} if effort == "quick" else {"epochs": 1}
+    seen = []
+    settings |= {"model": str(pooled), "device": "cpu", "explanations": "off", "on_event": seen.append}
+    run = bs.train(table, output=tmp_path / "run", **settings)
+    noise, n = run.info["label_noise"], run.info["data"]["splits"]["train"]
+    assert noise["used"] == used
+    assert noise["suspects"] > 0
+    kept = n - noise["suspects"] if used else n
+    assert sizes[6] == kept  # after six fits of the comparison
+    steps = [event.steps for event in seen if isinstance(event, Started)]
+    assert steps[-1:] == ([] if effort == "quick" else [ceil(kept / run.info["recipe"]["batch_size"])])
+    assert ("Training left out" in run.layout.report.read_text(encoding="utf-8")) == used

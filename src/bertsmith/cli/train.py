@@ -159,7 +159,7 @@ def run_and_show(
         out.print(f"{columns['verdict']} (against {columns['alone']} alone)", markup=False)
     if (noise := run.info.get("label_noise")) and noise["used"]:
         out.print(
-            f"the labels of {counted(noise['suspects'], 'training text')} are probably wrong and have less weight; "
+            f"training left out {counted(noise['suspects'], 'text')} with a label that is probably wrong; "
             "bertsmith inspect TABLE --label-errors FILE.csv lists such labels",
             markup=False,
         )

@@ -258,8 +258,10 @@ def _loss(info: Mapping[str, Any], n: Callable[..., str]) -> str:
         sentences.append("The model was trained on the shares of the labels that the coders gave to a text. ")
     if (info.get("label_noise") or {}).get("used"):
         suspects = n("run.json", "label_noise.suspects")
-        what = "soft labels replaced these labels" if recipe["epochs"] else "the regression was fitted without them"
-        sentences.append(f"Confident learning [@northcutt2021confident] found {suspects} label errors, and {what}. ")
+        sentences.append(
+            f"Training left out {suspects} texts whose labels are probably wrong, found by confident learning "
+            "[@northcutt2021confident]. "
+        )
     return "".join(sentences)
 
 

@@ -64,9 +64,9 @@ class TokenDataset(Dataset[Any]):  # type: ignore[misc]  # torch is untyped here
         read = tokens.read(max_length, "truncate" if long == "auto" else long)
         return cls(read, labels, max_length)
 
-    def empty(self) -> TokenDataset:
-        """Return a dataset without texts."""
-        return TokenDataset(self.tokens.take(np.array([], dtype=np.int64)), self.labels[:0])
+    def take(self, rows: np.ndarray) -> TokenDataset:
+        """Return the texts at some positions, with their labels."""
+        return TokenDataset(self.tokens.take(rows), self.labels[rows], self.width)
 
     def __len__(self) -> int:
         return len(self.sizes)

@@ -7,6 +7,8 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from bertsmith.config import Config
 from bertsmith.events import Finished, Listener
 from bertsmith.model.load import Loaded
@@ -65,7 +67,7 @@ def fine_tune(
         fit(
             loaded,
             train,
-            train.empty(),
+            train.take(np.array([], dtype=np.int64)),
             training_arguments(stage, stage_config, Path(gettempdir()), loaded.device, saves=False, validates=False),
             recipe=stage,
             task=task,

@@ -110,6 +110,17 @@ class Inputs:
     train: TokenDataset
     validation: TokenDataset
 
+    def training_on(self, soft_labels: np.ndarray | None, kept: np.ndarray | None) -> Inputs:
+        """Set the labels to train on, and leave texts out.
+
+        Args:
+            soft_labels: class probabilities, shape (training texts, classes); ``None`` to train on the labels.
+            kept: mask of the texts to train on, shape (training texts,); ``None`` for all.
+        """
+        train = self.train if kept is None else self.train.take(np.flatnonzero(kept))
+        train.soft_labels = soft_labels
+        return replace(self, train=train)
+
 
 def check_effort(config: Config) -> None:
     """Refuse settings of training if only the head is fitted; neither table nor model is needed.

@@ -151,9 +151,10 @@ def train_into(
                 is_model = not recipe.epochs
                 frozen = FrozenEmbeddings.embed(task, loaded, tables, tokens, config.seed, is_model=is_model)
                 labels = choose_training_labels(run, tables["train"], frozen, config, folds=splits.n_folds)
-                head = frozen.fit_regression(labels.plausible)
-                head, inputs.train.soft_labels = group.broadcast((head, labels.soft))
+                head, labels = group.broadcast((frozen.fit_regression(labels.kept), labels))
                 initialize_head(loaded, head)
+                inputs = inputs.training_on(*labels)
+                trained = tables if labels.kept is None else {**tables, "train": tables["train"].take(labels.kept)}
             if checkpoint is None and recipe.epochs:
                 stage = recipe.contrastive_stage(len(inputs.train)).epochs if recipe.contrastive == "first" else 0.0
                 seconds = estimate_seconds(
@@ -186,7 +187,7 @@ def train_into(
                     stop=stop,
                     resume=checkpoint,
                     group=group,
-                    describe_texts=partial(_source_rows, tables["train"]),
+                    describe_texts=partial(_source_rows, trained["train"]),
                 )
                 run.save_model(loaded.save)
             with phases.timed("evaluation"):
@@ -225,8 +226,8 @@ def train_into(
                 columns = None
                 if group.size == 1:
                     predicted = task.without_offsets(classifier.rule, scores.scores["test"])
-                    trained = (run, tables, predicted, inputs, recipe, config, cross_validation)
-                    columns = compare_columns(*trained, observe=observe, stop=stop)
+                    compared = (run, trained, predicted, inputs, recipe, config, cross_validation)
+                    columns = compare_columns(*compared, observe=observe, stop=stop)
                 _write_scores(run, tables, scores, analysis, comparison, columns)
             with phases.timed("explanations"):
                 _check(stop, _STOPPED_SCORING)
@@ -250,8 +251,9 @@ def _assist(group: ProcessGroup, source: Any, config: Config, output: Path, stop
     inputs = prepare_inputs(data.take((data.frame["split"] != "test").to_numpy()), config)
     recipe, checkpoint = group.broadcast(None)
     checkpoints = Layout(output).checkpoints  # with another path on another machine
-    head, inputs.train.soft_labels = group.broadcast(None)
+    head, labels = group.broadcast(None)
     initialize_head(inputs.loaded, head)
+    inputs = inputs.training_on(*labels)
     fit(
         inputs.loaded,
         inputs.train,

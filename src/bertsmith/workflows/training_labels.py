@@ -1,13 +1,12 @@
-"""The labels to train on: cross-validation chooses between the given labels and soft labels.
+"""The labels to train on: those that a regression on frozen embeddings learns best from, by cross-validation.
 
 Coders who disagree show how ambiguous a text is, and a model can learn that from soft labels (Peterson et al. 2019,
 arXiv:1908.07086). If they disagree by mistake, the label of the majority is better (Uma et al. 2021,
 doi:10.1613/jair.1.12752).
 
-Without votes of coders, some labels may be wrong. Cross-validated predictions find suspects (confident learning,
-Northcutt et al. 2021, arXiv:1911.00068), and soft labels lower their weight. They are used if a regression without the
-suspects agrees better with the given labels of held-out texts. Some of these are wrong too, but the better model agrees
-with more of them.
+Without votes of coders, some labels may be wrong. Confident learning finds suspects (Northcutt et al. 2021,
+arXiv:1911.00068). Training leaves them out if a regression without the suspects agrees better with the given labels of
+held-out texts. Some of these are wrong too, but the better model agrees with more of them.
 """
 
 from __future__ import annotations
@@ -40,11 +39,11 @@ class TrainingLabels(NamedTuple):
 
     Attributes:
         soft: soft labels, shape (texts, classes); ``None`` to train on the given labels.
-        plausible: mask of the texts that the initial head is fitted to, shape (texts,); ``None`` for all.
+        kept: mask of the texts to train on, shape (texts,); ``None`` for all.
     """
 
     soft: np.ndarray | None = None
-    plausible: np.ndarray | None = None
+    kept: np.ndarray | None = None
 
 
 def choose_training_labels(
@@ -76,7 +75,10 @@ def choose_training_labels(
         compared = compare_without_suspects(x, y, n_classes, frozen.task, config.seed)
         found = None if compared is None else asdict(compared)
         run.update(label_noise=found)
-    return soften_suspects(x, y, n_classes, config.seed) if found and found["used"] else TrainingLabels()
+    if not (found and found["used"]):
+        return TrainingLabels()
+    suspects = find_suspects(x, y, n_classes, config.seed)["position"]
+    return TrainingLabels(kept=~np.isin(np.arange(len(y)), suspects))
 
 
 @dataclass(frozen=True)
@@ -101,11 +103,11 @@ class SoftLabels:
 
 @dataclass(frozen=True)
 class LabelNoise:
-    """Whether labels that are probably wrong become soft labels, by cross-validation on the training texts.
+    """Whether training leaves out texts with a label that is probably wrong, by cross-validation.
 
     Attributes:
-        used: whether the model is trained on soft labels.
-        suspects: number of training texts with a label that is probably wrong.
+        used: whether they are left out.
+        suspects: number of these texts.
         accuracy, macro_f1: agreement with the given labels of held-out texts: of a regression fitted to all labels, and
             of one fitted without the suspects.
         gain_error: standard error of the gain in accuracy.
@@ -191,7 +193,7 @@ def compare_without_suspects(x: np.ndarray, y: np.ndarray, n_classes: int, task:
         task: one class per text.
         seed: of the folds.
 
-    The suspects become soft labels if accuracy grows by more than a standard error, and macro-F1 does not fall.
+    The suspects are left out if accuracy grows by more than a standard error, and macro-F1 does not fall.
 
     Returns:
         The comparison; ``None`` if fewer than two classes have enough texts to search for label errors.
@@ -212,21 +214,6 @@ def compare_without_suspects(x: np.ndarray, y: np.ndarray, n_classes: int, task:
     used = bool(gains.mean() > error and macro_f1[1] >= macro_f1[0])
     accuracy = float(right[0].mean()), float(right[1].mean())
     return LabelNoise(used, suspects, accuracy, (macro_f1[0], macro_f1[1]), error)
-
-
-def soften_suspects(x: np.ndarray, y: np.ndarray, n_classes: int, seed: int) -> TrainingLabels:
-    """Return the labels to train on with suspects; see `compare_without_suspects` for the arguments.
-
-    A suspect has two labels, the given and the suggested one, in proportion to their cross-validated probabilities.
-    """
-    found = find_suspects(x, y, n_classes, seed)
-    rows, p = found["position"].to_numpy(), found[["given_probability", "suggested_probability"]].to_numpy()
-    shares = p / p.sum(axis=1, keepdims=True)
-    soft = np.eye(n_classes)[y]
-    soft[rows] = 0.0
-    for labels, share in ((y[rows], shares[:, 0]), (found["suggested"].to_numpy(), shares[:, 1])):
-        soft[rows, labels] += share
-    return TrainingLabels(soft, ~np.isin(np.arange(len(y)), rows))
 
 
 def find_suspects(x: np.ndarray, y: np.ndarray, n_classes: int, seed: int) -> pd.DataFrame:
