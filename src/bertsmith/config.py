@@ -256,6 +256,10 @@ class TrainConfig(Step):
         "auto",
         description="Handling of imbalanced classes; auto: tune a decision rule after training.",
     )
+    label_noise: Literal["auto", "off"] = Field(
+        "auto",
+        description="Leave texts with probably wrong labels out of training if cross-validation shows that this helps.",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
         description="Precision of training; the weights stay fp32. auto: the fastest suitable precision. "

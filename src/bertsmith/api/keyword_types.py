@@ -106,6 +106,7 @@ class TuneSettings(InspectSettings, total=False):
     consistency: float | None
     patience: int | None
     imbalance: Literal["auto", "none", "weights", "effective-number", "focal", "logit-adjustment", "balanced-sampling"]
+    label_noise: Literal["auto", "off"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     seed: int
     seeds: int

@@ -67,7 +67,7 @@ def choose_training_labels(
         if config.effort == "quick":
             return TrainingLabels()
         return TrainingLabels(_choose_soft_labels(run, train, train.vote_shares, frozen, config.seed))
-    if folds or not MIN_TEXTS <= len(train) == len(frozen.rows["train"]):
+    if config.label_noise == "off" or folds or not MIN_TEXTS <= len(train) == len(frozen.rows["train"]):
         return TrainingLabels()
     x, y, n_classes = frozen.features["train"], train.codes, len(train.labels)
     found = run.info.get("label_noise")
