@@ -594,6 +594,29 @@ def test_texts_of_the_training_are_left_out(finished, corpus, tmp_path):
     assert sum(measurement.left_out.values()) == len(validation)
 
 
+def test_shares_are_for_the_texts_that_the_sample_represents(finished, corpus, tmp_path):
+    """The corpus repeats validation texts. If some were drawn, the sample without them represents the other texts."""
+    frame = pd.read_parquet(finished / "predictions" / "validation.parquet")
+    known = frame[["text", "label_text"]].set_axis(["Text", "Label Text"], axis=1)
+    table = pd.concat([pd.read_csv(corpus / "truth.csv")[["Text", "Label Text"]], *[known] * 5])
+    table["Text"].to_csv(tmp_path / "corpus.csv", index=False)
+    drawn = table.sample(150, random_state=0)
+    seen = drawn["Text"].isin(known["Text"])
+    assert seen.any()
+
+    def measured(sample, **given):
+        sample.to_csv(tmp_path / "s.csv", index=False)
+        found = bs.measure(finished, tmp_path / "corpus.csv", labelled=tmp_path / "s.csv", **given)
+        return found.whole[0].texts, found.whole[0].labelled
+
+    assert measured(drawn, random_sample=True) == (500, (~seen).sum())
+    # None of them was drawn: they may have been chosen after the draw.
+    assert measured(drawn[~seen], random_sample=True) == (len(table), (~seen).sum())
+    # The table says that they were not drawn, as that of a labelling project.
+    listed = pd.concat([drawn[~seen].assign(random=True), known.assign(random=False)])
+    assert measured(listed) == (len(table), (~seen).sum())
+
+
 def test_drawn_texts_without_a_label_are_named_or_refused(finished, corpus, tmp_path):
     sample = pd.read_csv(corpus / "sample.csv")
 

@@ -47,6 +47,7 @@ class LabelledSample:
         groups: group of each text if known, from the sample or from the corpus.
         left_out: number of rows left out by reason.
         notes: what to know about the rows that are left out.
+        trained: hashes of the training and validation texts, without those that the sample lists as not drawn.
         found: whether each text occurs in the corpus, shape (n,).
     """
 
@@ -59,6 +60,7 @@ class LabelledSample:
     groups: list[str | None]
     left_out: dict[str, int]
     notes: tuple[str, ...] = ()
+    trained: frozenset[str] = frozenset()
     found: np.ndarray = field(init=False)
     _positions: dict[str, list[int]] = field(init=False, default_factory=dict)
     _copies: dict[str, dict[str | None, list[tuple[float, int]]]] = field(init=False, default_factory=dict)
@@ -95,6 +97,16 @@ class LabelledSample:
                         copies.remove(copy)
                         matched[copy[1]], self.groups[i], self.found[i] = i, copy[2], True
         return matched
+
+    @property
+    def without_trained(self) -> bool:
+        """Whether the estimate is for the corpus without the texts in ``trained``.
+
+        Some of them were drawn, and are left out. So the others represent the texts outside ``trained``. If none was
+        drawn, they may have been chosen among the texts that were not drawn. Then the sample represents the whole
+        corpus, as the random texts of a project do; its table lists the other texts as not drawn.
+        """
+        return SEEN in self.left_out
 
     @property
     def surplus(self) -> np.ndarray:
@@ -142,7 +154,8 @@ def read_sample(
     extra = {str(name): table.extra[name].tolist() for name in table.extra.columns}
     _check_labels(texts, table.targets, rows, table.name)
     design = read_design(extra, rows, table.name, declared_random=random_sample)
-    seen = hash_texts(texts).isin(run.training_hashes).to_numpy()
+    hashes, trained = hash_texts(texts), run.training_hashes
+    seen = hashes.isin(trained).to_numpy()
     usable = np.flatnonzero(design.usable & ~seen)
     left_out = {
         **cleaned.counts,
@@ -184,6 +197,7 @@ def read_sample(
         [group_name(cells[int(i)]) if known else None for i in usable],
         left_out,
         tuple(notes),
+        frozenset(trained.difference(hashes[~design.usable])),
     )
 
 
