@@ -27,7 +27,7 @@ from bertsmith.evaluation.agreement import alpha, kappa, measure_agreement
 from bertsmith.labelling.app import MAX_BODY, create_app
 from bertsmith.labelling.store import FILE, SETTLER, Decision, Project, Queued
 from bertsmith.labelling.table import Snapshot, export
-from bertsmith.measuring.design import read_design
+from bertsmith.measuring.design import read_design, was_drawn
 from bertsmith.workflows.label_rounds import Rounds, train_arguments
 
 LABELS = ["bad", "good", "so so"]
@@ -312,6 +312,23 @@ def test_the_table_has_the_labels_that_count_and_how_they_were_decided(project):
     design = read_design(table.to_dict("list"), range(1, 5), "table")
     assert design.usable.tolist() == [True, True, False, False]
     assert design.inclusion[:2].tolist() == [2 / 40] * 2
+
+
+def test_random_texts_without_a_label_stay_in_the_table(project):
+    for status in ("skipped", "unsure", "skipped"):  # the first two are random
+        decide(project, "ann", status=status)
+    decide(project, "ann", "good")
+    for status in ("unsure", "skipped"):
+        decide(project, "ben", status=status)
+    assert export(project) == 1
+    table = pd.read_csv(project.path / "labels.csv")
+    assert table["decided_by"].tolist() == ["unsure", "unsure", "one coder"]
+    assert table["Label Text"].fillna("").tolist() == ["", "", "good"]
+    assert was_drawn(table.to_dict("list"), 3).tolist() == [True, True, False]
+    assert Snapshot.of(project).overview()["without_label"] == 2
+    project.decide(Decision(1, SETTLER, "labelled", ("bad",)))
+    export(project)
+    assert pd.read_csv(project.path / "labels.csv")["Label Text"].fillna("").tolist() == ["bad", "", "good"]
 
 
 def test_tables_of_several_and_of_ordered_labels_are_read(tmp_path):

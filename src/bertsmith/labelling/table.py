@@ -16,7 +16,7 @@ from bertsmith.data.outcomes import SEPARATOR
 from bertsmith.data.table import MULTI_LABEL, ORDINAL
 from bertsmith.evaluation.agreement import Agreement, LabelSet, measure_agreement
 from bertsmith.folders.atomic import write_text
-from bertsmith.labelling.store import LABELLED, SETTLER, UNSURE, Decision, Project, Queued
+from bertsmith.labelling.store import LABELLED, SETTLER, SKIPPED, UNSURE, Decision, Project, Queued
 from bertsmith.measuring.design import INCLUSION, RANDOM
 
 TABLE = "labels.csv"
@@ -32,8 +32,9 @@ class Labelled:
 
     Attributes:
         text: the text.
-        labels: its labels; ``None`` if coders disagree and none of them is in the majority.
-        how: one of ``"one coder"``, ``"agreed"``, ``"majority"``, ``"tie"`` and ``"settled"``.
+        labels: its labels; ``None`` if coders disagree and none of them is in the majority, or nobody gave a label.
+        how: one of ``"one coder"``, ``"agreed"``, ``"majority"``, ``"tie"``, ``"settled"``, ``"unsure"`` and
+            ``"skipped"``.
         share: share of the coders who gave these labels.
         notes: notes of the coders.
     """
@@ -69,6 +70,18 @@ class Snapshot:
             if decision.status == LABELLED:
                 by_text.setdefault(decision.text, []).append(decision)
         return [_count_votes(text, by_text[text.id]) for text in self.texts if text.id in by_text]
+
+    @property
+    def without_label(self) -> list[Labelled]:
+        """The random texts that coders skipped or were unsure about, and that nobody labelled."""
+        decided: dict[int, set[str]] = {}
+        for decision in self.decisions:
+            decided.setdefault(decision.text, set()).add(decision.status)
+        return [
+            Labelled(text, None, UNSURE if UNSURE in decided[text.id] else SKIPPED, 0.0)
+            for text in self.texts
+            if text.random and text.id in decided and LABELLED not in decided[text.id]
+        ]
 
     @property
     def agreement(self) -> Agreement:
@@ -112,6 +125,7 @@ class Snapshot:
             "counts": {label: counts[label] for label in self.labels},
             "agreement": self.agreement.to_dict(),
             "open": len(self.disputed),
+            "without_label": len(self.without_label),
             "suggestions": vars(measure_agreement(blind, self.labels, self.task).alpha) if blind else None,
         }
 
@@ -126,11 +140,13 @@ class Snapshot:
         """Return one record per labelled text, with the columns that `train` and `measure` read.
 
         The split is test for random texts and train for the others, because chosen texts do not represent the pool.
-        Ties of a project with several labels per text are left out, because an empty cell means none of the labels.
+        Random texts that nobody labelled have an empty label: without these records, `measure` could not see that the
+        others are no random sample. With several labels per text, records without a label and ties are left out,
+        because an empty cell means none of the labels.
         """
         numbers = {label: i for i, label in enumerate(self.labels, start=1)}
         records = []
-        for each in self.labelled:
+        for each in sorted([*self.labelled, *self.without_label], key=lambda each: each.text.id):
             if each.labels is None and self.task == MULTI_LABEL:
                 continue
             text = each.text
@@ -157,7 +173,7 @@ class Snapshot:
 
 
 def export(project: Project, path: Path | None = None) -> int:
-    """Write the labels of a project as CSV, and return the number of rows.
+    """Write the labels of a project as CSV, and return the number of labelled texts.
 
     Args:
         project: the project.
@@ -171,7 +187,7 @@ def export(project: Project, path: Path | None = None) -> int:
     writer.writeheader()
     writer.writerows(records)
     write_text(path or project.path / TABLE, content.getvalue())
-    return len(records)
+    return sum(record["decided_by"] not in (UNSURE, SKIPPED) for record in records)
 
 
 def _count_votes(text: Queued, decisions: Sequence[Decision]) -> Labelled:
