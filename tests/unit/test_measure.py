@@ -637,6 +637,8 @@ def test_drawn_texts_without_a_label_are_named_or_refused(finished, corpus, tmp_
     assert "11, 12" in error.value.what
     not_drawn = measured(range(10, 50), random=~sample.index.isin(range(10, 50)))
     assert not_drawn.shares[0].labelled == 80
+    with pytest.raises(DataError):  # 8 of 80 drawn rows, of 120 rows
+        measured(range(8), random=sample.index < 80)
 
 
 @pytest.mark.parametrize("label", [None, "another"], ids=["copies", "contradictions"])

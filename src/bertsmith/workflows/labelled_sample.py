@@ -216,9 +216,10 @@ def _check_blanks(table: Table, cleaned: Cleaned) -> list[str]:
     """
     extra = {str(name): table.extra[name].tolist() for name in table.extra.columns}
     blank = table.frame["row"].isin(cleaned.dropped["row"][cleaned.dropped["reason"] == NO_LABEL]).to_numpy()
-    rows = table.frame["row"].to_numpy()[blank & was_drawn(extra, len(table))]
-    gaps = rows[rows < cleaned.table.frame["row"].max()]
-    drawn = len(gaps) + len(cleaned.table)
+    labelled, drawn_rows = cleaned.table.frame["row"], table.frame["row"][was_drawn(extra, len(table))]
+    rows = drawn_rows[np.isin(drawn_rows, table.frame["row"][blank])].to_numpy()
+    gaps = rows[rows < labelled.max()]
+    drawn = len(gaps) + int(labelled.isin(drawn_rows).sum())  # rows that were not drawn say nothing about the sample
     notes = []
     if len(gaps) > UNLABELLED * drawn:
         raise DataError(
