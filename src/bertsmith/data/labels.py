@@ -180,7 +180,8 @@ def link_labels(
     number_index = {number: index for index, number in enumerate(labels.numbers)}
     if not labels.numbered:  # a number has the text of other rows, or is the text itself, such as a year
         linked = dict(zip(pairs["number"], pairs["text"], strict=True))
-        number_index = {n: text_index.get(linked.get(n, str(n))) for n in frame["number"].dropna().unique()}
+        named = {n: linked.get(n, str(n)) for n in frame["number"].dropna().unique()}
+        number_index = {n: text_index[text] for n, text in named.items() if text in text_index}
     # The number decides only where the text is missing.
     targets = frame["text"].map(text_index).astype(float)
     targets = targets.mask(frame["text"].isna(), frame["number"].map(number_index).astype(float))

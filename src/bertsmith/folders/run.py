@@ -134,7 +134,7 @@ class Run:
         if numbers != tuple(range(len(texts))) or texts != tuple(sorted(texts)):
             return True
         columns = self.info.get("data", {}).get("findings", {}).get("columns", {})
-        return {"label", "label_text"} <= columns.keys()
+        return "label" in columns and "label_text" in columns
 
     @property
     def task(self) -> str:

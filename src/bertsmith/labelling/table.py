@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from bertsmith.data.outcomes import SEPARATOR
 from bertsmith.data.table import MULTI_LABEL, ORDINAL
 from bertsmith.evaluation.agreement import Agreement, LabelSet, measure_agreement
 from bertsmith.folders.atomic import write_text
+from bertsmith.labelling.choose import inclusion_probabilities
 from bertsmith.labelling.store import LABELLED, SETTLER, SKIPPED, UNSURE, Decision, Project, Queued
 from bertsmith.measuring.design import INCLUSION, RANDOM
 
@@ -48,19 +50,21 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The content of a project; ``pool_rows`` is the number of rows of its pool that have a text."""
+    """The content of a project; ``pool_sizes`` is what `inclusion_probabilities` takes."""
 
     labels: list[str]
     task: str
     texts: list[Queued]
     decisions: list[Decision]
-    pool_rows: int
+    pool_sizes: list[tuple[int, int]]
 
     @classmethod
     def of(cls, project: Project) -> Snapshot:
         """Read a project."""
         settings, texts, decisions = project.read()
-        return cls(settings["labels"], settings["task"], texts, decisions, settings.get("pool_rows", 0))
+        # Older versions count the texts of the whole pool only.
+        sizes = settings.get("pool_sizes", [(sys.maxsize, settings.get("pool_rows", 0))])
+        return cls(settings["labels"], settings["task"], texts, decisions, sizes)
 
     @property
     def labelled(self) -> list[Labelled]:
@@ -130,11 +134,11 @@ class Snapshot:
         }
 
     @property
-    def inclusion(self) -> float | None:
-        """Probability that a row of the pool is a random text with a decision; ``None`` without such texts."""
+    def inclusion(self) -> dict[int, float]:
+        """Inclusion probability of the random texts with a decision, by row; see `inclusion_probabilities`."""
         decided = {decision.text for decision in self.decisions}
-        n = sum(text.random and text.id in decided for text in self.texts)
-        return n / self.pool_rows if n and self.pool_rows else None
+        rows = [text.row for text in self.texts if text.random and text.id in decided]
+        return inclusion_probabilities(rows, self.pool_sizes)
 
     def records(self) -> list[dict[str, Any]]:
         """Return one record per labelled text, with the columns that `train` and `measure` read.
@@ -145,7 +149,7 @@ class Snapshot:
         because an empty cell means none of the labels.
         """
         numbers = {label: i for i, label in enumerate(self.labels, start=1)}
-        records = []
+        records, inclusion = [], self.inclusion
         for each in sorted([*self.labelled, *self.without_label], key=lambda each: each.text.id):
             if each.labels is None and self.task == MULTI_LABEL:
                 continue
@@ -159,8 +163,8 @@ class Snapshot:
             record |= {
                 "Label Text": SEPARATOR.join(given),
                 "split": "test" if text.random else "train",
-                RANDOM: str(text.random).lower(),
-                INCLUSION: self.inclusion if text.random else "",
+                RANDOM: str(text.row in inclusion).lower(),
+                INCLUSION: inclusion.get(text.row, ""),
                 "reason": text.reason,
                 "decided_by": each.how,
                 "share_of_coders": round(each.share, 3),
