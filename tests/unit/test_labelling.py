@@ -136,6 +136,29 @@ def test_rows_are_queued_once_and_labels_added_once(project):
     assert project.rows == list(range(1, 9))
     project.add_labels(["good", " so   so ", "new"])
     assert project.labels == [*LABELS, "new"]
+    for add in (lambda: project.add_labels(["GOOD"]), lambda: project.define("Bad", "", "")):
+        with pytest.raises(ConfigError):
+            add()
+    assert project.labels == [*LABELS, "new"]
+
+
+def test_ordinal_labels_keep_an_order(tmp_path):
+    project = Project(tmp_path / "p", {"labels": ["bad", "fair", "good"], "task": "ordinal"})
+    for add in (lambda: project.add_labels(["poor", "good"]), lambda: project.define("poor", "", "")):
+        with pytest.raises(ConfigError):
+            add()
+    project.add_labels(["bad", "good"])
+    project.define("bad", "not good", "")
+    assert project.labels == ["bad", "fair", "good"]
+    assert project.add_labels(["bad", "poor", "fair", "good"]) == ["poor"]
+    assert project.labels == ["bad", "poor", "fair", "good"]
+
+
+def test_another_task_for_a_project_is_refused(cli, project, tmp_path):
+    arguments = ["label", "-o", project.path, "--no-browser", "--port", "0"]
+    code, _, _ = cli(*arguments, "--task", "multi-label")
+    assert code == 2
+    assert project.task == "single-label"
 
 
 def test_coders_who_define_labels_at_the_same_time_lose_nothing(project):

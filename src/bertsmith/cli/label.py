@@ -15,7 +15,7 @@ from bertsmith.cli.next import READING, Number, PoolArgument, RandomShare
 from bertsmith.cli.options import with_settings
 from bertsmith.cli.terminal import stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig, TrainConfig
-from bertsmith.errors import ConfigError, counted
+from bertsmith.errors import ConfigError, counted, listing
 from bertsmith.load_config import TOKEN
 from bertsmith.serving.signals import handle_signals
 
@@ -35,8 +35,9 @@ def label(
         str | None, typer.Option(metavar="A,B,C", help="Labels, separated by commas; ordinal labels in their order.")
     ] = None,
     task: Annotated[
-        Literal["single-label", "multi-label", "ordinal"], typer.Option(help="Kind of label of a new project.")
-    ] = "single-label",
+        Literal["single-label", "multi-label", "ordinal"] | None,
+        typer.Option(help="Kind of label of a new project, by default single-label."),
+    ] = None,
     coder: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of the coder; by default, the coder enters it on the page.")
     ] = None,
@@ -83,8 +84,16 @@ def label(
             raise ConfigError("ordinal labels need an order", remedy="Pass them with --labels, the lowest first.")
         with open_stream(pool, settings) as stream:  # create no project for a pool that cannot be used
             check_suggestions(suggestions, next(stream.chunks())[0], stream.name)
-    project = Project(output, {"task": task, "labels": names})
-    project.add_labels(names)
+    is_new = not Project.exists(output)
+    project = Project(output, {"task": task or "single-label", "labels": names})
+    if task not in (None, project.task):
+        raise ConfigError(
+            f"the project has the task {project.task}, not {task}",
+            where=str(output),
+            remedy="Leave out --task, or create another project with -o.",
+        )
+    if (added := project.add_labels(names)) and not is_new:
+        stderr_console().print(f"new labels in the project: {listing(added)}", markup=False)
 
     def choose(observe: PredictionListener) -> int:
         chosen = choose_for_project(

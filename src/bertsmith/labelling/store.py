@@ -182,25 +182,30 @@ class Project:
         """The kind of label."""
         return str(self.setting("task"))
 
-    def add_labels(self, labels: Sequence[str]) -> None:
-        """Add labels that the project does not have yet.
+    def add_labels(self, labels: Sequence[str]) -> list[str]:
+        """Add labels that the project does not have yet, and return them. All ordinal labels together give the order.
 
         Raises:
-            ConfigError: if a label is empty or joins several labels.
+            ConfigError: if a label is empty, joins several labels or differs from another in case only, or the place of
+                a new ordinal label is unknown.
         """
+        given = _checked_labels(labels)
         with self._open(write=True) as database:
-            _set(database, "labels", _checked_labels([*_settings(database)["labels"], *labels]))
+            settings = _settings(database)
+            before = settings["labels"]
+            _set(database, "labels", _joined_labels(before, given, settings["task"]))
+        return [label for label in given if label not in before]
 
     def define(self, label: str, definition: str, examples: str) -> None:
         """Write the definition and the examples of a label, which may be new, into the codebook.
 
         Raises:
-            ConfigError: if the label is empty or joins several labels.
+            ConfigError: as `add_labels`.
         """
         (label,) = _checked_labels([label])
         with self._open(write=True) as database:
             settings = _settings(database)
-            _set(database, "labels", list(dict.fromkeys([*settings["labels"], label])))
+            _set(database, "labels", _joined_labels(settings["labels"], [label], settings["task"]))
             entry = {"definition": definition.strip(), "examples": examples.strip()}
             _set(database, "codebook", {**settings.get("codebook", {}), label: entry})
 
@@ -317,6 +322,26 @@ def _checked_labels(labels: Sequence[str]) -> list[str]:
     if wrong := [label for label in names if not label or ";" in label]:
         raise ConfigError(f"these cannot be labels: {listing(wrong)}", remedy="Use words without semicolons.")
     return names
+
+
+def _joined_labels(before: Sequence[str], given: Sequence[str], task: str) -> list[str]:
+    """Return the labels of a project, and those given later."""
+    if task == ORDINAL and set(before) <= set(given):
+        return list(given)
+    new = [label for label in given if label not in before]
+    known = {label.casefold(): label for label in before}
+    if task == ORDINAL and new:
+        raise ConfigError(
+            f"the place of {listing(new)} among the ordinal labels {listing(before)} is unknown",
+            remedy="Stop the page, and run bertsmith label with --labels and all labels, the lowest first.",
+        )
+    if alike := [label for label in new if label.casefold() in known]:
+        raise ConfigError(
+            f"the project has the labels {listing([known[label.casefold()] for label in alike])}, which differ from "
+            f"{listing(alike)} in case only",
+            remedy="Write the labels as in the project.",
+        )
+    return [*before, *new]
 
 
 def _set(database: sqlite3.Connection, name: str, value: Any) -> None:
