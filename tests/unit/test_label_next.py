@@ -163,6 +163,10 @@ def test_each_text_is_embedded_once_also_after_an_interruption(tmp_path):
         again.update(["one", "", "changed"], 0, embed, "pool")
     with pytest.raises(RunFolderError):
         PoolFile(tmp_path, "other", 2)
+    for damage in ("{", "[]", "{}"):
+        (tmp_path / "embeddings.json").write_text(damage)
+        with pytest.raises(RunFolderError):
+            PoolFile(tmp_path, "model", 2)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from bertsmith.data.read import read_table
 from bertsmith.errors import ConfigError, DataError, RunFolderError
 from bertsmith.evaluation.agreement import alpha, kappa, measure_agreement
 from bertsmith.labelling.app import MAX_BODY, create_app
+from bertsmith.labelling.pool import PoolExhausted
 from bertsmith.labelling.store import FILE, SETTLER, Decision, Project, Queued
 from bertsmith.labelling.table import Snapshot, export
 from bertsmith.measuring.design import read_design, was_drawn
@@ -566,8 +567,24 @@ def test_a_round_that_fails_is_reported_on_the_page(project):
     rounds.choose()
     rounds.thread.join()
     assert "the pool is gone" in rounds.state()["message"]
-    rounds.choose()
+    rounds.choose(automatic=True)  # the page asks after each decision
     assert not rounds.is_choosing
+
+
+def test_only_an_empty_pool_ends_the_rounds(project):
+    errors = [RunFolderError("another process chooses"), RuntimeError("for this test"), PoolExhausted("all is queued")]
+    failed = []
+
+    def fail(observe):
+        failed.append(errors[len(failed)])
+        raise failed[-1]
+
+    rounds = Rounds(project, fail)
+    for exhausted in (False, False, True, True):
+        rounds.choose()
+        rounds.thread.join()
+        assert rounds.exhausted == exhausted
+    assert failed == errors
 
 
 def test_training_runs_in_a_child_process_and_reports_its_end(project):

@@ -108,7 +108,7 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
         """Return the text to label, without what could bias a coder: reason, and suggestion of a random text."""
         progress = project.progress(name)
         if progress["texts"] - progress["decided"] <= AHEAD:
-            rounds.choose()
+            rounds.choose(automatic=True)
         shown = None
         if text is not None:
             suggestion = None if text.random else text.suggestion

@@ -31,7 +31,7 @@ from bertsmith.labelling.choose import (
     random_rows,
     without_near_duplicates,
 )
-from bertsmith.labelling.pool import EMPTY, PoolFile
+from bertsmith.labelling.pool import EMPTY, PoolExhausted, PoolFile
 from bertsmith.labelling.store import Project, Queued
 from bertsmith.labelling.table import Snapshot
 from bertsmith.tasks.registry import get_task
@@ -264,7 +264,7 @@ def _choose(
     """Choose the random sample, then the other texts, and read all of them from the pool."""
     n_usable = int(usable.sum())
     if not n_usable:
-        raise DataError(
+        raise PoolExhausted(
             "every text of the pool is labelled, queued or empty", where=stream.name, remedy="Add texts to the pool."
         )
     priority = priorities(len(usable), candidates.seed)
