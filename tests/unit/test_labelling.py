@@ -20,15 +20,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
-from bertsmith.config import DataConfig
+from bertsmith.cli.label import _train_flags
+from bertsmith.config import Config, DataConfig
 from bertsmith.data.read import read_table
 from bertsmith.errors import ConfigError, DataError, RunFolderError
 from bertsmith.evaluation.agreement import alpha, kappa, measure_agreement
 from bertsmith.labelling.app import MAX_BODY, create_app
-from bertsmith.labelling.pool import PoolExhausted
+from bertsmith.labelling.pool import EmptyPoolError
 from bertsmith.labelling.store import FILE, SETTLER, Decision, Project, Queued
 from bertsmith.labelling.table import Snapshot, export
 from bertsmith.measuring.design import read_design, was_drawn
+from bertsmith.workflows.label_next import Chosen
 from bertsmith.workflows.label_rounds import Rounds, train_arguments
 
 LABELS = ["bad", "good", "so so"]
@@ -338,6 +340,18 @@ def test_the_table_has_the_labels_that_count_and_how_they_were_decided(project):
     assert design.inclusion[:2].tolist() == [2 / 40] * 2
 
 
+def test_columns_of_the_pool_keep_their_cells_under_another_name(project):
+    columns = {"row": "id 7", "Random": "never", "text": "whole", "reason": "why", "date": "2024-09"}
+    project.add_texts([Queued(50, "one", "diverse", False, columns=columns)])
+    while project.next_text("ann"):
+        decide(project, "ann", "good")
+    [record] = [r for r in Snapshot.of(project).records() if r["row"] == 50]
+    assert record["random"] == "false"
+    assert {name: record.get(f"pool {name}", record.get(name)) for name in columns} == columns
+    cells = Chosen(project.texts[-1:], {}, 40).cells()
+    assert (cells["row"], cells["pool row"], cells["pool Random"]) == ([50], ["id 7"], ["never"])
+
+
 def test_random_texts_without_a_label_stay_in_the_table(project):
     for status in ("skipped", "unsure", "skipped"):  # the first two are random
         decide(project, "ann", status=status)
@@ -448,6 +462,12 @@ def test_two_coders_label_over_the_page_and_disagreements_are_settled(page, proj
     table = pd.read_csv(io.StringIO(client.get("/labels.csv").text))
     assert table["Label Text"].tolist() == ["good", "so so"]
     assert client.post("/undo", json={"coder": "ben"}).json()["text"]["id"] == 2
+
+
+def test_a_coder_has_one_name(page, project):
+    for name, text in (("Anna ", 1), ("Anna", 2)):
+        assert page[0].post("/decide", json={"coder": name, "text": text, "status": "skipped"}).status_code == 200
+    assert {decision.coder for decision in project.decisions} == {"Anna"}
 
 
 def test_suggestions_are_not_shown_for_random_texts(tmp_path):
@@ -572,7 +592,7 @@ def test_a_round_that_fails_is_reported_on_the_page(project):
 
 
 def test_only_an_empty_pool_ends_the_rounds(project):
-    errors = [RunFolderError("another process chooses"), RuntimeError("for this test"), PoolExhausted("all is queued")]
+    errors = [RunFolderError("another process chooses"), RuntimeError("for this test"), EmptyPoolError("all is queued")]
     failed = []
 
     def fail(observe):
@@ -626,3 +646,9 @@ def test_an_internal_error_of_a_choice_is_reported_with_its_traceback(project):
     [log] = map(Path, re.findall(r"\S+\.log", rounds.state()["message"]))
     assert "in fail" in log.read_text()
     log.unlink()
+
+
+def test_training_uses_the_checkpoint_of_the_project(project):
+    project.set_setting("model", "another")
+    flags = _train_flags(project, Config())
+    assert flags[flags.index("--model") + 1] == "another"

@@ -102,7 +102,7 @@ def label(
         estimate_project(project, settings)
         return len(chosen.texts)
 
-    rounds = Rounds(project, choose, _train_flags(settings))
+    rounds = Rounds(project, choose, _train_flags(project, settings))
     if pool is None and settings.sql is None:
         rounds.exhausted, rounds.message = True, "Every text in the queue has a decision. Pass POOL for more texts."
     _serve(project, rounds, coder, token, host, port, browser)
@@ -132,7 +132,7 @@ def _serve(
     table = project.path / TABLE
     err.print(f"{counted(n, 'labelled text')} written to {table}", markup=False)
     if n:
-        arguments = train_arguments(table, project.path / "runs" / "001", project.task)
+        arguments = train_arguments(table, project.path / "runs" / "001", project.task) + list(rounds.train_flags)
         # Double quotes, which all shells understand.
         command = " ".join(f'"{part}"' if {" ", ";"} & {*part} else part for part in arguments)
         stdout_console().print(f"bertsmith {command}", markup=False)
@@ -145,9 +145,9 @@ def _is_local(host: str) -> bool:
         return host == "localhost"
 
 
-def _train_flags(settings: Config) -> tuple[str, ...]:
-    """Return the flags with which the page trains: the checkpoint and the device of the project."""
+def _train_flags(project: Project, settings: Config) -> tuple[str, ...]:
+    """Return the flags that train on the labels: the checkpoint of the project, and the device."""
     from bertsmith.workflows.label_model import embedding_model
 
     threads = () if settings.threads is None else ("--threads", str(settings.threads))
-    return ("--model", embedding_model(settings), "--device", settings.device, *threads)
+    return ("--model", project.setting("model") or embedding_model(settings), "--device", settings.device, *threads)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.datastructures import Headers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -28,8 +28,10 @@ AHEAD = 10
 """Number of remaining texts of a coder at which the choice of the next texts begins."""
 MAX_BODY = 1_000_000
 """Maximum number of bytes of a body."""
-Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[^()]*\S[^()]*$")]
-"""The name of a coder; parentheses are for names that bertsmith gives."""
+Name = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=80, pattern=r"^[^()]*\S[^()]*$")
+]
+"""The name of a coder without outer spaces; parentheses are for names that bertsmith gives."""
 
 
 class _Guard:

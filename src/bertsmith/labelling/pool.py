@@ -19,7 +19,7 @@ EMPTY = 0
 """The hash of a row without a text."""
 
 
-class PoolExhausted(DataError):
+class EmptyPoolError(DataError):
     """No text of a pool is left to choose."""
 
 

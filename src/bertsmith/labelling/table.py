@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -171,9 +171,14 @@ class Snapshot:
                 "row": text.row,
                 "note": " | ".join(each.notes),
             }
-            others = {f"pool {n}" if canonical(n) in _ROLES else n: v for n, v in text.columns.items()}
-            records.append(record | {n: v for n, v in others.items() if n not in record})
+            records.append(record | pool_columns(text.columns, [*record, *_ROLES]))
         return records
+
+
+def pool_columns(columns: Mapping[str, Any], taken: Iterable[str]) -> dict[str, Any]:
+    """Return the columns of a pool under names of their own: ``pool NAME`` if another column has this name."""
+    used = set(map(canonical, taken))
+    return {f"pool {name}" if canonical(name) in used else name: value for name, value in columns.items()}
 
 
 def export(project: Project, path: Path | None = None) -> int:

@@ -31,9 +31,9 @@ from bertsmith.labelling.choose import (
     random_rows,
     without_near_duplicates,
 )
-from bertsmith.labelling.pool import EMPTY, PoolExhausted, PoolFile
+from bertsmith.labelling.pool import EMPTY, EmptyPoolError, PoolFile
 from bertsmith.labelling.store import Project, Queued
-from bertsmith.labelling.table import Snapshot
+from bertsmith.labelling.table import Snapshot, pool_columns
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.label_model import embed_texts, embedding_model, fit_head, head_features, load_encoder
 
@@ -62,13 +62,13 @@ class Chosen:
     def cells(self) -> Cells:
         """Return the columns of the pool, and why each text was chosen."""
         names = list(dict.fromkeys(name for text in self.texts for name in text.columns))
-        return {
-            **{name: [text.columns.get(name) for text in self.texts] for name in names},
+        added: Cells = {
             "row": [text.row for text in self.texts],
             "reason": [text.reason for text in self.texts],
             "random": [text.random for text in self.texts],
             "inclusion_probability": [self.inclusion.get(text.row) for text in self.texts],
         }
+        return pool_columns({name: [text.columns.get(name) for text in self.texts] for name in names}, added) | added
 
     def tasks(self, tool: str) -> str:
         """Return the texts as a file of tasks for an annotation tool, with the other columns of `cells`."""
@@ -264,7 +264,7 @@ def _choose(
     """Choose the random sample, then the other texts, and read all of them from the pool."""
     n_usable = int(usable.sum())
     if not n_usable:
-        raise PoolExhausted(
+        raise EmptyPoolError(
             "every text of the pool is labelled, queued or empty", where=stream.name, remedy="Add texts to the pool."
         )
     priority = priorities(len(usable), candidates.seed)

@@ -16,7 +16,7 @@ from bertsmith.data.outcomes import SEPARATOR
 from bertsmith.data.table import MULTI_LABEL
 from bertsmith.errors import UserError, save_traceback
 from bertsmith.events import InputOpened, PredictionEvent, PredictionListener, RowsPredicted
-from bertsmith.labelling.pool import PoolExhausted
+from bertsmith.labelling.pool import EmptyPoolError
 from bertsmith.labelling.store import Project
 from bertsmith.labelling.table import TABLE, export
 
@@ -71,7 +71,7 @@ class Rounds:
         try:
             self.exhausted = not self._choose(self._observe)
         except UserError as error:
-            self.message, self.exhausted = str(error), isinstance(error, PoolExhausted)
+            self.message, self.exhausted = str(error), isinstance(error, EmptyPoolError)
             self._retry = time.monotonic() + RETRY_SECONDS
         except Exception as error:  # a thread can report errors only to the page
             self._retry = time.monotonic() + RETRY_SECONDS
