@@ -30,7 +30,7 @@ from bertsmith.labelling.pool import EmptyPoolError
 from bertsmith.labelling.store import FILE, SETTLER, Decision, Project, Queued
 from bertsmith.labelling.table import Snapshot, export
 from bertsmith.measuring.design import read_design, was_drawn
-from bertsmith.workflows.label_next import Chosen
+from bertsmith.workflows.label_next import Chosen, choose_texts
 from bertsmith.workflows.label_rounds import Rounds, train_arguments
 
 LABELS = ["bad", "good", "so so"]
@@ -206,6 +206,12 @@ def test_only_projects_are_opened_and_other_files_stay(tmp_path, project):
     with pytest.raises(RunFolderError):
         Project(tmp_path / "full", {"labels": LABELS})
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["mine.txt"]
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "lost" / "labels.csv").write_text("Text\n")
+    for use in (lambda path: Project(path, {"labels": LABELS}), lambda path: choose_texts(path, "p.csv", Config(), 5)):
+        with pytest.raises(RunFolderError) as error:
+            use(tmp_path / "lost")
+        assert error.value.where.endswith(FILE)
     project.set_setting("version", 99)
     with pytest.raises(RunFolderError):
         Project(project.path)

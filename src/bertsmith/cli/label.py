@@ -112,7 +112,8 @@ def _serve(
     project: Project, rounds: Any, coder: str | None, token: str | None, host: str, port: int, browser: bool
 ) -> None:
     from bertsmith.labelling.app import create_app
-    from bertsmith.labelling.table import TABLE, export
+    from bertsmith.labelling.store import TABLE
+    from bertsmith.labelling.table import export
     from bertsmith.serving.server import address_of, listen, run_app
     from bertsmith.workflows.label_rounds import train_arguments
 

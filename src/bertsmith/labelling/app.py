@@ -14,8 +14,8 @@ from starlette.datastructures import Headers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from bertsmith.errors import UserError
-from bertsmith.labelling.store import SETTLER, Decision, Project, Queued
-from bertsmith.labelling.table import TABLE, Snapshot, export
+from bertsmith.labelling.store import SETTLER, TABLE, Decision, Project, Queued
+from bertsmith.labelling.table import Snapshot, export
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send

@@ -21,7 +21,8 @@ LABELLED, UNSURE, SKIPPED = STATUSES = ("labelled", "unsure", "skipped")
 SETTLER = "(settled)"
 """The coder of decisions that settle a disagreement."""
 TASKS = (SINGLE_LABEL, MULTI_LABEL, ORDINAL)
-FILE = "labels.sqlite"
+FILE, TABLE = "labels.sqlite", "labels.csv"
+"""The file of a project, and the exported table."""
 VERSION = 1
 PAUSE = 300.0
 """Longer decisions, in seconds, count as pauses."""
@@ -89,6 +90,13 @@ class Project:
     def __init__(self, path: Path, create: Mapping[str, Any] | None = None) -> None:
         self.path, self.file = path, path / FILE
         if not self.exists(path):
+            if (path / TABLE).is_file():
+                raise RunFolderError(
+                    f"this folder contains {TABLE}, but the file of the project is missing or empty",
+                    where=str(self.file),
+                    remedy=f"Restore {FILE} from a copy. Without a copy, train on {TABLE}, and choose texts with the run: "
+                    "bertsmith next RUN POOL.",
+                )
             if create is None:
                 raise RunFolderError(
                     "this folder contains no labelling project",

@@ -18,11 +18,9 @@ from bertsmith.data.table import MULTI_LABEL, ORDINAL
 from bertsmith.evaluation.agreement import Agreement, LabelSet, measure_agreement
 from bertsmith.folders.atomic import write_text
 from bertsmith.labelling.choose import inclusion_probabilities
-from bertsmith.labelling.store import LABELLED, SETTLER, SKIPPED, UNSURE, Decision, Project, Queued
+from bertsmith.labelling.store import LABELLED, SETTLER, SKIPPED, TABLE, UNSURE, Decision, Project, Queued
 from bertsmith.measuring.design import INCLUSION, RANDOM
 
-TABLE = "labels.csv"
-"""The exported table in the folder of a project."""
 AGREED, MAJORITY, TIE, SETTLED, SINGLE = "agreed", "majority", "tie", "settled", "one coder"
 _ROLES = {*LABEL, *LABEL_TEXT, *TEXT, "split"}
 """Columns that `train` would read; those of the pool get another name."""

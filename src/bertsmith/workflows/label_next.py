@@ -32,7 +32,7 @@ from bertsmith.labelling.choose import (
     without_near_duplicates,
 )
 from bertsmith.labelling.pool import EMPTY, EmptyPoolError, PoolFile
-from bertsmith.labelling.store import Project, Queued
+from bertsmith.labelling.store import TABLE, Project, Queued
 from bertsmith.labelling.table import Snapshot, pool_columns
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.label_model import embed_texts, embedding_model, fit_head, head_features, load_encoder
@@ -107,7 +107,7 @@ def choose_texts(
             f"n must be at least 1, and random_share between 0 and 1; they are {n} and {random_share}",
             remedy="Pass other values.",
         )
-    if Project.exists(path):
+    if Project.exists(path) or (path / TABLE).is_file():  # a table without its project is an error
         return choose_for_project(Project(path), source, config, n, random_share=random_share, observe=observe)
     return choose_with_run(path, source, config, n, random_share=random_share, observe=observe)
 

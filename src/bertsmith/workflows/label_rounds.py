@@ -17,8 +17,8 @@ from bertsmith.data.table import MULTI_LABEL
 from bertsmith.errors import UserError, save_traceback
 from bertsmith.events import InputOpened, PredictionEvent, PredictionListener, RowsPredicted
 from bertsmith.labelling.pool import EmptyPoolError
-from bertsmith.labelling.store import Project
-from bertsmith.labelling.table import TABLE, export
+from bertsmith.labelling.store import TABLE, Project
+from bertsmith.labelling.table import export
 
 RUNS = "runs"
 """Folder in the project with a run for each training."""
