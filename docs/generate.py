@@ -212,7 +212,7 @@ _STUDY = """## A study
 | file | content |
 | --- | --- |
 | `labels.sqlite` | texts, all decisions of all coders, codebook, settings |
-| `labels.csv` | the table for `bertsmith train`: one row for each labelled text, and for each random text that coders skipped or were unsure about |
+| `labels.csv` | the table for `bertsmith train`: a row for each labelled text, and each random text without a label |
 | `embeddings.f16`, `embeddings.hashes`, `embeddings.json` | embeddings of the pool, hashes of its texts, checkpoint |
 | `runs/` | the runs that the page trained |
 

@@ -94,8 +94,8 @@ class Project:
                 raise RunFolderError(
                     f"this folder contains {TABLE}, but the file of the project is missing or empty",
                     where=str(self.file),
-                    remedy=f"Restore {FILE} from a copy. Without a copy, train on {TABLE}, and choose texts with the run: "
-                    "bertsmith next RUN POOL.",
+                    remedy=f"Restore {FILE} from a copy. Without a copy, train on {TABLE}, and choose texts with the "
+                    "run: bertsmith next RUN POOL.",
                 )
             if create is None:
                 raise RunFolderError(

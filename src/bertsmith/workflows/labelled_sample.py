@@ -20,7 +20,7 @@ from bertsmith.data.texts import is_missing, to_text
 from bertsmith.errors import DataError, counted, listing, number_form, quoted
 from bertsmith.folders.run import Run
 from bertsmith.measuring.design import NOT_RANDOM, read_design, was_drawn
-from bertsmith.measuring.estimate import Sample
+from bertsmith.measuring.estimate import Sample, order_trend
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.score import hash_texts
 
@@ -29,6 +29,8 @@ FEWEST_LABELLED = 20
 SEEN = "also in the training or validation texts of the run"
 UNLABELLED = 0.05
 """Largest accepted fraction of drawn texts without a label. They change an estimated share by at most as much."""
+SORTED = 4
+"""A sample whose last rows have no label is sorted if its labels have a stronger trend, in standard errors."""
 NO_GROUP = "(missing)"
 """The group of a row without one."""
 
@@ -153,6 +155,8 @@ def read_sample(
     rows, texts = table.frame["row"].tolist(), texts_of(table.frame)
     extra = {str(name): table.extra[name].tolist() for name in table.extra.columns}
     _check_labels(texts, table.targets, rows, table.name)
+    outcomes = get_task(run.task).indicators(table.targets, len(run.labels))
+    blank_notes = _check_blanks(whole, cleaned, outcomes)
     design = read_design(extra, rows, table.name, declared_random=random_sample)
     hashes, trained = hash_texts(texts), run.training_hashes
     seen = hashes.isin(trained).to_numpy()
@@ -182,7 +186,7 @@ def read_sample(
             where=table.name,
             remedy="Label the texts of more groups. If you drew texts and not groups, leave out --group-column.",
         )
-    notes += _check_blanks(whole, cleaned)
+    notes += blank_notes
     groups = table.frame["group"] if by and table.columns.group == by else None
     name = next((name for name in extra if by and canonical(name) == canonical(by)), None)
     cells: Sequence[Any] = groups.tolist() if groups is not None else extra.get(name or "", [None] * len(rows))
@@ -191,7 +195,7 @@ def read_sample(
         table.name,
         [rows[i] for i in usable],
         Texts(texts[i] for i in usable),
-        get_task(run.task).indicators(table.targets[usable], len(run.labels)),
+        outcomes[usable],
         None if design.inclusion is None else design.inclusion[usable],
         clusters,
         [group_name(cells[int(i)]) if known else None for i in usable],
@@ -201,25 +205,28 @@ def read_sample(
     )
 
 
-def _check_blanks(table: Table, cleaned: Cleaned) -> list[str]:
+def _check_blanks(table: Table, cleaned: Cleaned, outcomes: np.ndarray) -> list[str]:
     """Check that few drawn texts have no label: without its difficult texts, a sample is not random.
 
     Args:
         table: the sample as read.
-        cleaned: the sample without rows that have no label.
+        cleaned: the n rows of the sample that have a label.
+        outcomes: 0 or 1 for each of their labels, shape (n, labels).
 
     Returns:
         Notes on rows without a label. Those after the last labelled row are the rest of an unfinished sample.
 
     Raises:
-        DataError: if more than `UNLABELLED` of the drawn texts before the last label have none.
+        DataError: if more than `UNLABELLED` of the drawn texts before the last label have none, or the rows are sorted
+            and the last ones have none.
     """
     extra = {str(name): table.extra[name].tolist() for name in table.extra.columns}
     blank = table.frame["row"].isin(cleaned.dropped["row"][cleaned.dropped["reason"] == NO_LABEL]).to_numpy()
     labelled, drawn_rows = cleaned.table.frame["row"], table.frame["row"][was_drawn(extra, len(table))]
     rows = drawn_rows[np.isin(drawn_rows, table.frame["row"][blank])].to_numpy()
     gaps = rows[rows < labelled.max()]
-    drawn = len(gaps) + int(labelled.isin(drawn_rows).sum())  # rows that were not drawn say nothing about the sample
+    is_drawn = labelled.isin(drawn_rows).to_numpy()  # the other rows say nothing about the sample
+    drawn = len(gaps) + int(is_drawn.sum())
     notes = []
     if len(gaps) > UNLABELLED * drawn:
         raise DataError(
@@ -236,6 +243,13 @@ def _check_blanks(table: Table, cleaned: Cleaned) -> list[str]:
             f"up to {100 * len(gaps) / drawn:.1f} percentage points"
         )
     if len(rows) > len(gaps):
+        if is_drawn.sum() > 1 and order_trend(outcomes[is_drawn]) > SORTED:
+            raise DataError(
+                f"the last {len(rows) - len(gaps):,} drawn rows have no label, and the labels of the others change "
+                "along the rows, so these are not a random sample",
+                where=table.name,
+                remedy="The rows are sorted. Label all of them, or shuffle the rows before you label the first ones.",
+            )
         notes.append(
             f"{counted(len(rows) - len(gaps), 'row')} at the end of the sample "
             f"{number_form(len(rows) - len(gaps), 'has', 'have')} no label; the others are a random sample only if the "
