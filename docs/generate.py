@@ -469,6 +469,7 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "long": "how the model read texts above the maximum length",
             "left_out": "dropped rows by reason",
             "seen_in_training": "number of texts of the table that the model was trained or validated on",
+            "notes": "labels that no text has, and texts with different labels",
         },
     ),
 }
