@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from bertsmith.data.table import MULTI_LABEL, ORDINAL, SINGLE_LABEL
-from bertsmith.errors import ConfigError, DataError, RunFolderError, counted, listing, quoted, write_error
+from bertsmith.errors import DataError, RunFolderError, counted, listing, quoted, write_error
+from bertsmith.labelling.label_names import checked_labels, joined_labels
 
 LABELLED, UNSURE, SKIPPED = STATUSES = ("labelled", "unsure", "skipped")
 SETTLER = "(settled)"
@@ -129,7 +130,7 @@ class Project:
                 where=str(self.path),
                 remedy="Choose another folder with -o.",
             )
-        labels = _checked_labels(settings.get("labels", []))
+        labels = checked_labels(settings.get("labels", []))
         facts = {"task": SINGLE_LABEL, "codebook": {}, "version": VERSION, **settings, "labels": labels}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -197,11 +198,11 @@ class Project:
             ConfigError: if a label is empty, joins several labels or differs from another in case only, or the place of
                 a new ordinal label is unknown.
         """
-        given = _checked_labels(labels)
+        given = checked_labels(labels)
         with self._open(write=True) as database:
             settings = _settings(database)
             before = settings["labels"]
-            _set(database, "labels", _joined_labels(before, given, settings["task"]))
+            _set(database, "labels", joined_labels(before, given, settings["task"]))
         return [label for label in given if label not in before]
 
     def define(self, label: str, definition: str, examples: str) -> None:
@@ -210,10 +211,10 @@ class Project:
         Raises:
             ConfigError: as `add_labels`.
         """
-        (label,) = _checked_labels([label])
+        (label,) = checked_labels([label])
         with self._open(write=True) as database:
             settings = _settings(database)
-            _set(database, "labels", _joined_labels(settings["labels"], [label], settings["task"]))
+            _set(database, "labels", joined_labels(settings["labels"], [label], settings["task"]))
             entry = {"definition": definition.strip(), "examples": examples.strip()}
             _set(database, "codebook", {**settings.get("codebook", {}), label: entry})
 
@@ -323,33 +324,6 @@ def _misfit(decision: Decision, settings: Mapping[str, Any], *, is_queued: bool)
     if settings["task"] != MULTI_LABEL and len(decision.labels) != expected:
         return f"{counted(len(decision.labels), 'label')} given, {expected} expected"
     return ""
-
-
-def _checked_labels(labels: Sequence[str]) -> list[str]:
-    names = list(dict.fromkeys(" ".join(label.split()) for label in labels))
-    if wrong := [label for label in names if not label or ";" in label]:
-        raise ConfigError(f"these cannot be labels: {listing(wrong)}", remedy="Use words without semicolons.")
-    return names
-
-
-def _joined_labels(before: Sequence[str], given: Sequence[str], task: str) -> list[str]:
-    """Return the labels of a project, and those given later."""
-    if task == ORDINAL and set(before) <= set(given):
-        return list(given)
-    new = [label for label in given if label not in before]
-    known = {label.casefold(): label for label in before}
-    if task == ORDINAL and new:
-        raise ConfigError(
-            f"the place of {listing(new)} among the ordinal labels {listing(before)} is unknown",
-            remedy="Stop the page, and run bertsmith label with --labels and all labels, the lowest first.",
-        )
-    if alike := [label for label in new if label.casefold() in known]:
-        raise ConfigError(
-            f"the project has the labels {listing([known[label.casefold()] for label in alike])}, which differ from "
-            f"{listing(alike)} in case only",
-            remedy="Write the labels as in the project.",
-        )
-    return [*before, *new]
 
 
 def _set(database: sqlite3.Connection, name: str, value: Any) -> None:
